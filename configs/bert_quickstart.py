@@ -1,0 +1,44 @@
+"""BERT on the World English Bible, from nothing, on two CPU cores.
+
+python train.py configs/bert_quickstart.py --workdir runs/bert
+"""
+
+from jaxformer.config import Checkpoint, Evaluation, Experiment, Log
+from jaxformer.data.loader import Data
+from jaxformer.data.sources import Tfds
+from jaxformer.data.tasks import MaskedSentencePairs
+from jaxformer.data.tokenizers import SentencePiece
+from jaxformer.layers.norms import LayerNorm
+from jaxformer.layers.transformer import Transformer
+from jaxformer.models.bert import Bert
+from jaxformer.objectives.masked_lm import MaskedLM
+from jaxformer.optimizers import AdamW, Schedule
+
+experiment = Experiment(
+    model=Bert(
+        Transformer(
+            width=128,
+            depth=3,
+            heads=4,
+            norm=LayerNorm(1e-12),
+            norm_position="after",
+            dropout=0.0,
+            attention_dropout=0.0,
+        ),
+        vocab=4096,
+        positions=64,
+    ),
+    objective=MaskedLM(),
+    data=Data(
+        train=Tfds("bible/web", split="train"),
+        validation=Tfds("bible/web", split="validation"),
+        task=MaskedSentencePairs(length=64, predictions=10),
+        batch=32,
+    ),
+    tokenizer=SentencePiece(vocab=4096),
+    optimizer=AdamW(schedule=Schedule(peak=1.5e-3, warmup=300, decay="cosine")),
+    steps=3600,
+    evaluation=Evaluation(every=1200),
+    checkpoint=Checkpoint(every=600),
+    log=Log(every=50),
+)

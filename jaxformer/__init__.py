@@ -1,0 +1,35 @@
+"""Transformers and their pretraining in JAX.
+
+import jaxformer as jf
+run = jf.fit(jf.load("configs/bert_quickstart.py"), workdir="runs/bert")
+run = jf.open_run("runs/bert")
+run.predict("In the beginning [MASK] created the heavens")
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxformer.config import Experiment, load
+    from jaxformer.errors import InputError
+    from jaxformer.runs import Run, open_run
+    from jaxformer.training import fit
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Experiment": "config",
+    "InputError": "errors",
+    "Run": "runs",
+    "fit": "training",
+    "load": "config",
+    "open_run": "runs",
+}
+__all__ = ["Experiment", "InputError", "Run", "fit", "load", "open_run"]
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when asked for: the processes that prepare data import jaxformer.data, and need no jax.
+    if name not in _HOMES:
+        raise AttributeError(f"module 'jaxformer' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"jaxformer.{_HOMES[name]}"), name)

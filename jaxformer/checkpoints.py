@@ -1,0 +1,97 @@
+"""Checkpoints of a run: the training state and the data's lanes together, saved in the background by Orbax."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.sharding import NamedSharding, PartitionSpec
+from orbax.checkpoint import checkpoint_managers as policies
+
+from jaxformer.config import Checkpoint
+from jaxformer.errors import InputError
+
+Tree = Any
+
+
+class Checkpoints:
+    """The checkpoints in one folder, each of several named trees of arrays.
+
+    A save is atomic: a process killed while it writes leaves the checkpoint before it as the latest.
+    """
+
+    def __init__(self, folder: Path, settings: Checkpoint | None = None):
+        """Opens the folder; without `settings` for reading only."""
+        keep = [] if settings is None else [policies.LatestN(settings.keep)]
+        if settings is not None and settings.best is not None:
+            sign = 1 if settings.best_is == "highest" else -1
+            keep.append(
+                policies.BestN(
+                    get_metric_fn=lambda metrics: sign * metrics[settings.best],
+                    n=1,
+                    keep_checkpoints_without_metrics=False,
+                )
+            )
+        self._settings = settings
+        self._manager = ocp.CheckpointManager(
+            folder.absolute(),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=policies.AnyPreservationPolicy(keep) if keep else None,
+                read_only=settings is None,
+                cleanup_tmp_directories=settings is not None,
+            ),
+        )
+
+    @property
+    def latest(self) -> int | None:
+        """The step of the newest checkpoint."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, trees: Mapping[str, Tree], metrics: Mapping[str, float] | None) -> None:
+        """Starts to save; the arrays may be donated at once. Saving a step again does nothing.
+
+        Args:
+          step: the number of updates done.
+          trees: arrays on the mesh, by the name that `restore` will ask for; None is left out.
+          metrics: the evaluation at this step, if there was one, to find the best checkpoint.
+
+        Raises:
+          InputError: the metrics lack the one by which the best is kept.
+        """
+        best = None if self._settings is None else self._settings.best
+        if metrics is not None and best is not None and best not in metrics:
+            known = ", ".join(sorted(metrics))
+            raise InputError(f"checkpoint.best={best}: no such metric; the evaluation gives {known}")
+        if step in self._manager.all_steps():
+            return
+        items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items() if tree is not None}
+        self._manager.save(step, args=ocp.args.Composite(**items), metrics=dict(metrics or {}) or None)
+
+    def restore(self, abstract: Mapping[str, Tree], step: int | None = None) -> dict[str, Tree]:
+        """Reads some of the trees of a checkpoint (the latest by default) onto the shardings asked for.
+
+        Args:
+          abstract: jax.ShapeDtypeStruct with shardings, by name; None is left out.
+          step: which checkpoint.
+        """
+        items = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items() if tree is not None}
+        step = self.latest if step is None else step
+        restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+        return {name: restored[name] if name in items else None for name in abstract}
+
+    def wait(self) -> None:
+        """Returns when all saves are on disk; raises the error that one of them met."""
+        self._manager.wait_until_finished()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._manager.close()
+
+
+def replicated(shape: tuple[int, ...], dtype: np.dtype, mesh: jax.sharding.Mesh) -> jax.ShapeDtypeStruct:
+    """An array of which every device is to hold the whole."""
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec()))

@@ -1,0 +1,140 @@
+"""The command line: `jaxformer train | evaluate | predict`."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxformer.errors import InputError
+
+USAGE = """usage: jaxformer COMMAND ...
+
+  train CONFIG.py [--field value ...] [--workdir RUN]   train a run, or go on with it; --help lists the fields
+  evaluate RUN                                          metrics on the run's held-out data
+  predict RUN [TEXT ...] [--input FILE]                 what the run's model does: a masked LM fills [MASK]
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; the exit status is 0, or 2 where the input was wrong."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    commands = {"train": train, "evaluate": evaluate, "predict": predict}
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0 if arguments else 2
+    try:
+        if arguments[0] not in commands:
+            raise InputError(f"{arguments[0]}: no such command; expected {', '.join(commands)}")
+        commands[arguments[0]](arguments[1:])
+    except InputError as error:
+        print(f"jaxformer: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # The reader of our output, such as head, has gone.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return 0
+
+
+def command() -> None:
+    """The program `jaxformer`."""
+    sys.exit(main())
+
+
+def train(arguments: list[str]) -> None:
+    """Trains the experiment of a config file."""
+    from jaxformer import config
+
+    arguments, workdir = _take_workdir(arguments)
+    paths = [argument for argument in arguments[:1] if not argument.startswith("-")]
+    if not paths:
+        raise InputError("train: expected a config file first, such as configs/bert_quickstart.py")
+    experiment = config.parse(paths[0], arguments[1:], "jaxformer train CONFIG.py [--workdir RUN]")
+    _start_jax()
+    from jaxformer.training import fit
+
+    fit(experiment, workdir or Path("runs") / Path(paths[0]).stem)
+
+
+def evaluate(arguments: list[str]) -> None:
+    """Prints the metrics of a run on its held-out data."""
+    parser = _Parser("evaluate", "Metrics on the run's held-out data.")
+    parser.add_argument("run", metavar="RUN", help="the run's folder")
+    options = parser.parse_args(arguments)
+    run = _open(options.run)
+    results = run.evaluate()
+    print(f"{run.folder} · step {run.step:,}")
+    for name, value in results.items():
+        print(f"{name:32} {value:.4f}")
+
+
+def predict(arguments: list[str]) -> None:
+    """Prints what a run's model makes of each text."""
+    parser = _Parser("predict", "Fills each [MASK] of the texts with what the run's model finds likeliest.")
+    parser.add_argument("run", metavar="RUN", help="the run's folder")
+    parser.add_argument("texts", metavar="TEXT", nargs="*", help='such as "In the beginning [MASK] created"')
+    parser.add_argument("--input", metavar="FILE", help="a UTF-8 file with a text a line; - for standard input")
+    options = parser.parse_args(arguments)
+    texts = options.texts + (_read_lines(options.input) if options.input else [])
+    if not texts:
+        raise InputError("predict: no text; give one after the run, or a file with --input")
+    for answer in _open(options.run).predict(texts):
+        print(answer)
+
+
+def _open(folder: str):
+    _start_jax()
+    from jaxformer.runs import open_run
+
+    return open_run(folder)
+
+
+def _start_jax() -> None:
+    """Keeps compiled programs on disk, and joins the other processes where there are some."""
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is None:
+        home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        jax.config.update("jax_compilation_cache_dir", os.path.join(home, "jaxformer", "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
+    tasks = int(os.environ.get("SLURM_NTASKS", "1"))
+    if "JAX_COORDINATOR_ADDRESS" in os.environ or len(hosts) > 1 or tasks > 1:
+        jax.distributed.initialize()
+
+
+def _take_workdir(arguments: list[str]) -> tuple[list[str], str | None]:
+    """The arguments without `--workdir RUN`, and RUN."""
+    rest, workdir = [], None
+    words = iter(arguments)
+    for word in words:
+        if word == "--workdir" or word.startswith("--workdir="):
+            workdir = word.partition("=")[2] or next(words, None)
+            if not workdir:
+                raise InputError("--workdir: expected the run's folder")
+        else:
+            rest.append(word)
+    return rest, workdir
+
+
+def _read_lines(path: str) -> list[str]:
+    try:
+        text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"--input {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"--input {path}: not UTF-8 text, at byte {error.start}") from error
+    lines = [line for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise InputError(f"--input {path}: empty; expected a text a line")
+    return lines
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with errors of one line."""
+
+    def __init__(self, command: str, description: str):
+        super().__init__(prog=f"jaxformer {command}", description=description)
+
+    def error(self, message: str):
+        raise InputError(f"{self.prog.removeprefix('jaxformer ')}: {message}")

@@ -1,0 +1,338 @@
+"""Experiments: typed values in a Python file, overridden field by field, checked, kept as JSON.
+
+A config file holds `experiment = Experiment(...)`, and its docstring opens `--help`. Everything in
+an experiment is a frozen dataclass, a Linen module (one too), a tuple, a string, a number, a bool
+or None. So every field has a dotted path, such as `model.transformer.width`, by which the command
+line and `load` set it.
+"""
+
+import dataclasses
+import difflib
+import json
+import os
+import re
+import sys
+import traceback
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NoReturn, Protocol
+
+import flax.linen as nn
+
+from jaxformer import fields
+from jaxformer.data.loader import Data
+from jaxformer.data.tokenizers import Tokenizer
+from jaxformer.errors import InputError
+from jaxformer.optimizers import Optimizer
+from jaxformer.sharding import Mesh
+
+
+class Objective(Protocol):
+    """What an experiment asks of its objective, such as `MaskedLM`."""
+
+    @property
+    def loss_weights(self) -> Mapping[str, float]:
+        """The weight in the loss of each mean that is part of it."""
+
+    def __call__(self, model: nn.Module, params: Any, batch: Mapping[str, Any], key: Any = None) -> dict[str, Any]:
+        """The means of a batch by name, as `Mean`; `key` is for dropout, and None evaluates."""
+
+
+class TokenizerConfig(Protocol):
+    """What an experiment asks of its tokenizer, such as `SentencePiece`."""
+
+    def build(self, open_source: Callable[[], Sequence], folder: str) -> Tokenizer:
+        """The tokenizer kept in `folder`; made and saved there if there is none yet."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """When to evaluate, and on how much."""
+
+    every: int = 1000
+    """Steps between evaluations; the last step is always evaluated."""
+    batches: int | None = None
+    """Batches an evaluation reads at most; None reads all of the held-out data."""
+
+    def __post_init__(self):
+        fields.check(self)
+        fields.at_least("evaluation.every", self.every, 1)
+        fields.at_least("evaluation.batches", self.batches, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """When to save, and what to keep."""
+
+    every: int = 1000
+    """Steps between checkpoints; the last step is always saved."""
+    keep: int = 3
+    """Latest checkpoints to keep."""
+    best: str | None = None
+    """Metric of the evaluation, such as `validation/loss`, whose best checkpoint is kept too."""
+    best_is: Literal["lowest", "highest"] = "lowest"
+    """Which value of `best` is the best one."""
+
+    def __post_init__(self):
+        fields.check(self)
+        fields.at_least("checkpoint.every", self.every, 1)
+        fields.at_least("checkpoint.keep", self.keep, 1)
+        # Keeping the worst checkpoint is found out when it is too late.
+        other, bad = {
+            "lowest": ("highest", "accuracy"),
+            "highest": ("lowest", ("loss", "perplexity")),
+        }[self.best_is]
+        if self.best and self.best.endswith(bad):
+            worst = f"the {self.best_is} {self.best} is the worst"
+            raise InputError(f"checkpoint.best_is={self.best_is}: {worst}; expected {other}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Log:
+    """When to report."""
+
+    every: int = 50
+    """Steps between the lines of `metrics.jsonl`; only then does the host wait for the device."""
+
+    def __post_init__(self):
+        fields.check(self)
+        fields.at_least("log.every", self.every, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Everything that decides a run.
+
+    Raises:
+      InputError: if a field at any depth has a value of another type than its annotation's, or is
+        out of range.
+    """
+
+    model: nn.Module
+    """The model, and with it all its hyperparameters."""
+    objective: Objective
+    """The loss: a pure function of (model, params, batch, key)."""
+    data: Data
+    """Sources, task and batch."""
+    tokenizer: TokenizerConfig
+    """The tokenizer, loaded or trained on the training source."""
+    optimizer: Optimizer
+    """The update rule and its schedule."""
+    steps: int
+    """Updates of the parameters in the whole run."""
+    seed: int = 0
+    """Seed of the parameters, the data's order and dropout."""
+    mesh: Mesh = dataclasses.field(default_factory=Mesh)
+    """How many ways to split the batch, the state and the matrices."""
+    init: str | None = None
+    """Folder of a run to take the first parameters from; None draws them at random."""
+    evaluation: Evaluation = Evaluation()
+    """When to evaluate."""
+    checkpoint: Checkpoint = Checkpoint()
+    """When to save."""
+    log: Log = Log()
+    """When to report."""
+
+    def __post_init__(self):
+        fields.check(self)
+        fields.at_least("steps", self.steps, 1)
+        fields.at_least("seed", self.seed, 0)
+
+
+def load(path: str | os.PathLike, overrides: Mapping[str, Any] | None = None) -> Experiment:
+    """The experiment of a config file, with some fields set anew.
+
+    Args:
+      path: the config file.
+      overrides: values by dotted path, `{"steps": 200, "model.transformer.width": "64"}`, as
+        `override` takes them.
+
+    Raises:
+      InputError: if the file cannot be read or run or holds no experiment, or an override is wrong.
+    """
+    return override(_read_file(Path(path))[0], overrides or {})
+
+
+def parse(path: str | os.PathLike, argv: Sequence[str], command: str | None = None) -> Experiment:
+    """The experiment of a config file, with the fields that a command line sets.
+
+    Args:
+      path: the config file.
+      argv: `["--steps", "200", "--model.transformer.width=64"]`. `-h` or `--help` prints the
+        config's docstring and every field with its default and its meaning, and exits with 0.
+      command: what the help's usage line begins with; default: `train.py PATH --workdir RUN`.
+
+    Raises:
+      InputError: as `load` does.
+    """
+    experiment, docstring = _read_file(Path(path))
+    if {"-h", "--help"}.intersection(argv):
+        _print_help(experiment, docstring, command or f"train.py {path} --workdir RUN")
+    return fields.replace(experiment, _flags(argv), "--")
+
+
+def override(experiment: Experiment, overrides: Mapping[str, Any]) -> Experiment:
+    """The experiment with some fields set anew, all at once.
+
+    Args:
+      experiment: what to start from.
+      overrides: values by dotted path. A string, or several in a list, is read as on the command
+        line; any other value stays as it is. A whole part can be set too: `{"mesh": Mesh(2)}`.
+
+    Raises:
+      InputError: if there is no such field, or the value is of a wrong type or refused by the
+        object that it belongs to.
+    """
+    return fields.replace(experiment, overrides)
+
+
+def to_json(experiment: Experiment) -> str:
+    """The experiment as indented JSON, each class by the name under which it can be imported.
+
+    Raises:
+      InputError: if it holds a class that cannot be imported by name, or a value that JSON has no
+        form for.
+    """
+    return json.dumps(fields.encode(experiment), indent=2, ensure_ascii=False) + "\n"
+
+
+def from_json(text: str) -> Experiment:
+    """The experiment that `to_json` wrote; fields that the text lacks take their default.
+
+    Raises:
+      InputError: if the text is no such JSON, or names a class or a field that this version does
+        not have.
+    """
+    try:
+        experiment = fields.decode(json.loads(text))
+    except json.JSONDecodeError as error:
+        raise InputError(f"experiment: not valid JSON: {error}") from error
+    if not isinstance(experiment, Experiment):
+        raise InputError(f"experiment: expected an Experiment in JSON, found {fields.show(experiment)}")
+    return experiment
+
+
+def differences(before: Any, now: Any, path: str = "") -> list[str]:
+    """The fields that differ, a line each, as `model.transformer.width: 128 in the run, 256 now`.
+
+    Args:
+      before: an experiment, or a part of one.
+      now: what to compare it with.
+      path: the path of both, to begin each line with.
+    """
+    if before == now:
+        return []
+    parts, others = fields.children(before), fields.children(now)
+    if type(before) is not type(now) or len(parts) != len(others) or not parts:
+        return [f"{path or 'experiment'}: {fields.show(before)} in the run, {fields.show(now)} now"]
+    lines = []
+    for (name, _, a), (_, _, b) in zip(parts, others, strict=True):
+        lines += differences(a, b, fields.join(path, name))
+    return lines
+
+
+def _read_file(path: Path) -> tuple[Experiment, str]:
+    """The experiment of a config file, and the file's docstring."""
+    try:
+        source = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        others = [file.name for file in path.parent.glob("*.py")]
+        perhaps = [str(path.with_name(name)) for name in difflib.get_close_matches(path.name, others, 1)]
+        raise InputError("; perhaps ".join([f"{path}: no such config file", *perhaps])) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: expected a Python file: {fields.one_line(error)}") from error
+    # Dataclasses look their module up by name; the name tells `to_json` that nobody else can.
+    module = types.ModuleType(f"__config__:{path}")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module
+    try:
+        exec(compile(source, str(path), "exec", dont_inherit=True), vars(module))
+    except Exception as error:
+        raise InputError(_blame(path, error, module)) from error
+    experiment = getattr(module, "experiment", None)
+    if not isinstance(experiment, Experiment):
+        raise InputError(f"{path}: expected `experiment = Experiment(...)`, found {fields.show(experiment)}")
+    return experiment, module.__doc__ or ""
+
+
+def _blame(path: Path, error: Exception, module: types.ModuleType) -> str:
+    """Where in a config file something went wrong, and what, in one line."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+    line = lines[-1] if lines else getattr(error, "lineno", None)
+    message = fields.one_line(error)
+    if not isinstance(error, InputError):
+        message = f"{type(error).__name__}: {message}{_perhaps(message, module)}"
+    return f"{path}, line {line}: {message}"
+
+
+def _perhaps(message: str, module: types.ModuleType) -> str:
+    """What a misspelt field of a class should be, as Python itself does not say."""
+    found = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", message)
+    cls = found and getattr(module, found[1], None)
+    if not dataclasses.is_dataclass(cls):
+        return ""
+    perhaps = fields.nearest(found[2], list(fields.hints(cls)))
+    return f"; perhaps {perhaps}" if perhaps else ""
+
+
+def _flags(argv: Sequence[str]) -> dict[str, list[str]]:
+    """The words of each `--path word ...` or `--path=word ...`; in paths, - is taken for _."""
+    flags = {}
+    for argument in argv:
+        if argument.startswith("--"):
+            name, equals, word = argument[2:].partition("=")
+            words = flags[name.replace("-", "_")] = [word] if equals else []
+        elif flags:
+            words.append(argument)
+        else:
+            raise InputError(f"{argument}: expected a field, such as --steps 200")
+    return flags
+
+
+def _print_help(experiment: Experiment, docstring: str, command: str) -> NoReturn:
+    """Prints every field with its default and meaning, and exits."""
+    import tyro  # Only help needs it.
+
+    registry = tyro.constructors.ConstructorRegistry()
+    registry.struct_rule(_fields_of_default)
+    tyro.cli(
+        Experiment,
+        default=experiment,
+        args=["--help"],
+        prog=command,
+        description=docstring,
+        use_underscores=True,
+        # One way to set a field, whatever it holds: `--path value`.
+        config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
+        registry=registry,
+    )
+
+
+def _fields_of_default(info):
+    """A rule for tyro: what to set are the fields of the default, whatever the annotation says."""
+    import tyro
+
+    default = info.default
+    if isinstance(default, tuple) and any(map(fields.is_config, default)):
+        items = [(str(index), item) for index, item in enumerate(default)]
+        specs = tuple(tyro.constructors.StructFieldSpec(name, type(item), item) for name, item in items)
+        return tyro.constructors.StructConstructorSpec(instantiate=tuple, fields=specs)
+    if fields.is_config(default) and _EXACT not in info.markers:
+        exact = dataclasses.replace(info, type=type(default), markers=(*info.markers, _EXACT))
+        spec = tyro.constructors.ConstructorRegistry.get_struct_spec(exact)
+        return dataclasses.replace(spec, fields=tuple(map(_with_plain_none, spec.fields)))
+    return None
+
+
+_EXACT = "exact"
+"""Marks what the rule has been applied to."""
+
+
+def _with_plain_none(field):
+    """The field; one that could have fields of its own but is None is shown as None, not hidden."""
+    if field.default is None and any(map(dataclasses.is_dataclass, typing.get_args(field.type))):
+        return dataclasses.replace(field, type=type(None))
+    return field

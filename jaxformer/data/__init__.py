@@ -1,0 +1,1 @@
+"""From files to rows: sources, tokenizers, tasks, lanes, loader. NumPy only."""

@@ -1,0 +1,183 @@
+"""Text and JSON files as random-access documents, and documents as sentences."""
+
+import array
+import glob
+import gzip
+import io
+import json
+import mmap
+import os
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from jaxformer.errors import InputError
+
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+# An end of sentence: punctuation, closing quotes, a space, and no small letter after it. Titles and
+# initials before a full stop do not end one. East Asian full stops need no space.
+_SENTENCE_END = re.compile(
+    r"(?<!\b[A-Z]\.)(?<!\b(?:Mr|Dr|St|Jr|Sr|vs)\.)(?<!\b(?:Mrs|Rev|etc)\.)(?<!\b(?:Prof)\.)"
+    r"(?:(?<=[.!?…])|(?<=[.!?…][\"'”’»)\]]))\s+(?=[^a-zà-öø-ÿ\s])|(?<=[。！？])(?=[^”’」』）])"
+)
+
+
+def expand(patterns: Sequence[str]) -> list[str]:
+    """Paths of the files that the globs match, sorted; each file once."""
+    if isinstance(patterns, str) or not patterns:
+        raise InputError(f"paths: {patterns!r}; give a tuple of at least one file or glob")
+    found: dict[str, None] = {}
+    for pattern in map(os.path.expanduser, patterns):
+        is_glob = glob.has_magic(pattern) and not os.path.exists(pattern)
+        matches = sorted(glob.glob(pattern, recursive=True)) if is_glob else [pattern]
+        matches = [path for path in matches if not is_glob or os.path.isfile(path)]
+        if not matches:
+            raise InputError(f"{pattern}: no file matches this glob")
+        found.update(dict.fromkeys(matches))
+    return list(found)
+
+
+class _Pieces(Sequence):
+    """Byte ranges of files, found once on opening and read when asked for."""
+
+    def __init__(self):
+        self.buffers: list[mmap.mmap | bytes] = []
+        self.paths: list[str] = []
+        self.files, self.starts, self.stops = (array.array("q") for _ in range(3))
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def add(self, start: int, stop: int) -> None:
+        self.files.append(len(self.buffers) - 1)
+        self.starts.append(start)
+        self.stops.append(stop)
+
+    def lines(self, path: str) -> Iterator[tuple[int, bytes, str]]:
+        """(byte offset, bytes, text) of each line; the file becomes the one that `add` means."""
+        buffer = _read(path)
+        self.buffers.append(buffer)
+        self.paths.append(path)
+        stream = io.BytesIO(buffer) if isinstance(buffer, bytes) else buffer
+        offset = 0
+        for line in iter(stream.readline, b""):
+            skip = len(_BYTE_ORDER_MARK) if not offset and line.startswith(_BYTE_ORDER_MARK) else 0
+            try:
+                yield offset + skip, line[skip:], line[skip:].decode()
+            except UnicodeDecodeError as error:
+                raise InputError(
+                    f"{path}: not UTF-8 at byte {offset + skip + error.start}; convert the file to UTF-8"
+                ) from error
+            offset += len(line)
+
+    def piece(self, index: int) -> str:
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        buffer = self.buffers[self.files[index]]
+        return buffer[self.starts[index] : self.stops[index]].decode()
+
+    def check_not_empty(self, path: str, count_before: int) -> None:
+        if len(self) == count_before:
+            raise InputError(f"{path}: the file is empty; give a file with at least one document")
+
+
+class TextDocuments(_Pieces):
+    """Documents {"text": str} of plain text files, separated as `TextFiles.documents` says."""
+
+    def __init__(self, paths: list[str], separator: str):
+        super().__init__()
+        for path in paths:
+            before = len(self)
+            start = stop = None
+            for offset, line, text in self.lines(path):
+                blank = not text.strip()
+                if not blank:
+                    start, stop = (offset if start is None else start), offset + len(line)
+                ends = separator == "line" or (separator == "blank_line" and blank)
+                if ends and start is not None:
+                    self.add(start, stop)
+                    start = None
+            if start is not None:
+                self.add(start, stop)
+            self.check_not_empty(path, before)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"text": self.piece(index).strip()}
+
+
+class JsonDocuments(_Pieces):
+    """The objects of JSON-lines files."""
+
+    def __init__(self, paths: list[str]):
+        super().__init__()
+        for path in paths:
+            before = len(self)
+            for number, (offset, line, text) in enumerate(self.lines(path), 1):
+                if text.strip():
+                    _check_object(path, number, text)
+                    self.add(offset, offset + len(line))
+            self.check_not_empty(path, before)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return json.loads(self.piece(index))
+
+
+def _check_object(path: str, number: int, text: str) -> None:
+    try:
+        value = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
+        raise InputError(f"{path}: line {number} is not valid JSON ({reason}); give one object a line") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: line {number} is {type(value).__name__}, not an object; give one object a line")
+
+
+def _read(path: str) -> mmap.mmap | bytes:
+    try:
+        if path.endswith(".gz"):
+            with gzip.open(path) as file:
+                return file.read()
+        with open(path, "rb") as file:
+            if not os.fstat(file.fileno()).st_size:
+                return b""  # an empty file cannot be mapped
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except EOFError as error:
+        raise InputError(f"{path}: the gzip file is cut off; fetch it again") from error
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise InputError(f"{path}: not a valid gzip file ({error}); fetch it again") from error
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise InputError(f"{path}: {reason}; give the path of a readable file") from error
+
+
+def sentences(example: dict[str, Any], column: str | None = None) -> list[str]:
+    """The sentences of an example, none of them empty.
+
+    Args:
+        example: columns by name.
+        column: which column holds a str or a list of str; None takes `sentences` or `text`.
+
+    Returns:
+        A list as it stands; a text of several lines by line; any other text by punctuation.
+
+    Raises:
+        InputError: no such column (the message names those that exist), or it holds no text.
+    """
+    keys = ("sentences", "text") if column is None else (column,)
+    value = next((example[key] for key in keys if key in example), None)
+    if isinstance(value, str):
+        lines = value.splitlines()
+        parts = lines if sum(map(bool, map(str.strip, lines))) > 1 else split_sentences(value)
+    elif isinstance(value, list | tuple) and all(isinstance(part, str) for part in value):
+        parts = value
+    else:
+        wanted = " or ".join(map(repr, keys))
+        there = ", ".join(map(repr, example))
+        raise InputError(f"a document has no column {wanted} of text; it has {there}: set the task's `column`")
+    return [part for part in map(str.strip, parts) if part]
+
+
+def split_sentences(text: str) -> list[str]:
+    """Splits at the ends of sentences: 'He came. "Why?" She left.' gives three."""
+    return [part for part in map(str.strip, _SENTENCE_END.split(text)) if part]

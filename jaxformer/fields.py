@@ -1,0 +1,293 @@
+"""The fields of a config value as a tree: their paths, types, words for them, and JSON.
+
+A config value is a frozen dataclass or a Linen module, which is one too. Its fields hold other
+config values, tuples, strings, numbers, bools and None.
+"""
+
+import dataclasses
+import difflib
+import functools
+import importlib
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import flax.linen as nn
+
+from jaxformer.errors import InputError
+
+
+def check(value: Any) -> None:
+    """Raises InputError if a field at any depth holds what its annotation does not allow."""
+    for path, hint, child in walk(value):
+        if not _accepts(hint, child):
+            raise InputError(f"{path}={child!r}: expected {_describe(hint)}")
+
+
+def at_least(name: str, value: float | None, least: float) -> None:
+    """Raises InputError if there is a value and it is below `least`."""
+    if value is not None and not value >= least:
+        raise InputError(f"{name}={value}: expected at least {least}")
+
+
+def within(name: str, value: float | None, low: float, high: float, below: bool = False) -> None:
+    """Raises InputError if there is a value and it is not from `low` to `high`, or `below` high."""
+    if value is not None and not (low <= value < high or (value == high and not below)):
+        raise InputError(f"{name}={value}: expected {low} to {high}" + (f", below {high}" if below else ""))
+
+
+def walk(value: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(path, type, value) of every field below `value`, in order, parents before their children."""
+    for name, hint, child in children(value):
+        yield join(path, name), hint, child
+        yield from walk(child, join(path, name))
+
+
+def children(value: Any) -> list[tuple[str, Any, Any]]:
+    """(name, type, value) of each field; a tuple of config values has its indices for names."""
+    if is_config(value):
+        return [(name, hint, getattr(value, name)) for name, hint in hints(type(value)).items()]
+    if isinstance(value, tuple) and any(map(is_config, value)):
+        return [(str(index), Any, item) for index, item in enumerate(value)]
+    return []
+
+
+def is_config(value: Any) -> bool:
+    """Whether `value` is a config value: an instance, not a class."""
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
+
+
+def join(path: str, name: str) -> str:
+    """The dotted path of the field `name` of what lies at `path`."""
+    return f"{path}.{name}" if path else name
+
+
+def show(value: Any) -> str:
+    """A few words for `value`: a config value's class, or the value itself."""
+    return type(value).__name__ if is_config(value) else repr(value)
+
+
+def nearest(name: str, names: Sequence[str]) -> str | None:
+    """What `name` was probably meant to be: a name that ends in it, or is spelt much like it."""
+    ends = {path.rpartition(".")[2]: path for path in reversed(names)}
+    whole = [path for path in names if path.endswith(f".{name}")]
+    alike = whole or difflib.get_close_matches(name, names, 1)
+    alike = alike or [ends[end] for end in difflib.get_close_matches(name, ends, 1)]
+    return alike[0] if alike else None
+
+
+def replace(value: Any, overrides: Mapping[str, Any], prefix: str = "") -> Any:
+    """`value` with the fields at some dotted paths set anew, all at once.
+
+    Args:
+      value: a config value.
+      overrides: values by path. Strings, one or a list of them, are read as words of a command
+        line.
+      prefix: what a path begins with in messages, `--` on a command line.
+
+    Raises:
+      InputError: if there is no such field, or what it is set to is of a wrong type or refused by
+        its owner.
+    """
+    nodes = {path: (hint, child) for path, hint, child in walk(value)}
+    changes = {}
+    for path, new in overrides.items():
+        if path not in nodes:
+            perhaps = nearest(path, list(nodes))
+            suggestion = f"; perhaps {prefix}{perhaps}" if perhaps else ""
+            raise InputError(f"{prefix}{path}: no such field{suggestion}")
+        for whole in overrides:
+            if path.startswith(f"{whole}."):
+                raise InputError(f"{prefix}{path}: {prefix}{whole} is set too; set one of the two")
+        changes[tuple(path.split("."))] = _converted(prefix + path, *nodes[path], new)
+    return _rebuild(value, changes, "") if changes else value
+
+
+def _converted(name: str, hint: Any, current: Any, new: Any) -> Any:
+    """`new` as a value for a field of type `hint` that holds `current` now."""
+    words = [new] if isinstance(new, str) else new
+    if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
+        new = tuple(new) if isinstance(new, list) else new
+        if not _accepts(hint, new):
+            raise InputError(f"{name}={new!r}: expected {_describe(hint)}")
+        return new
+    try:
+        return _read(hint, words)
+    except ValueError:
+        if is_config(current):
+            names = ", ".join(child for child, _, _ in children(current)) or "none"
+            expected = f"one of the fields of {show(current)}: {names}"
+        else:
+            expected = _describe(hint)
+        given = " ".join([name, *words]) if words else f"{name} with no value"
+        raise InputError(f"{given}: expected {expected}") from None
+
+
+def _rebuild(value: Any, changes: Mapping[tuple[str, ...], Any], path: str) -> Any:
+    """`value` with all changes. Each object is made once, for fields that only fit together."""
+    new = {}
+    for name, _, child in children(value):
+        below = {parts[1:]: change for parts, change in changes.items() if parts[0] == name}
+        if below:
+            new[name] = below[()] if () in below else _rebuild(child, below, join(path, name))
+    if isinstance(value, tuple):
+        return tuple(new.get(str(index), item) for index, item in enumerate(value))
+    try:
+        return dataclasses.replace(value, **new)
+    except InputError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path or type(value).__name__}: {one_line(error)}") from error
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an exception in one line."""
+    return " ".join(str(getattr(error, "msg", error)).split())
+
+
+# Types: whether a value has one, how to read one from words, and what to call it.
+
+
+@functools.cache
+def hints(cls: type) -> dict[str, Any]:
+    """The types of the fields that a person sets, by name."""
+    hidden = {"parent", "name"} if issubclass(cls, nn.Module) else ()
+    annotated = typing.get_type_hints(cls)
+    names = [field.name for field in dataclasses.fields(cls) if field.init]
+    return {name: annotated[name] for name in names if name not in hidden}
+
+
+def _is_union(hint: Any) -> bool:
+    return typing.get_origin(hint) in (typing.Union, types.UnionType)
+
+
+def _items(hint: Any, count: int) -> list[Any]:
+    """The types of the items of a tuple type, of which there are `count` if it lets one choose."""
+    arguments = typing.get_args(hint)
+    return [arguments[0]] * count if arguments[1:] == (...,) else list(arguments)
+
+
+def _choices(hint: Any) -> Sequence[Any]:
+    """All values of a type that has but a few."""
+    if typing.get_origin(hint) is Literal:
+        return typing.get_args(hint)
+    if hint is bool:
+        return (True, False)
+    return (None,) if hint is type(None) else ()
+
+
+def _accepts(hint: Any, value: Any) -> bool:
+    """Whether `value` is of the type, or has a protocol's members; callables are taken on trust."""
+    if _is_union(hint):
+        return any(_accepts(choice, value) for choice in typing.get_args(hint))
+    if choices := _choices(hint):
+        return any(value == choice and type(value) is type(choice) for choice in choices)
+    if typing.get_origin(hint) is tuple:
+        items = _items(hint, len(value)) if isinstance(value, tuple) else None
+        return items is not None and len(items) == len(value) and all(map(_accepts, items, value))
+    if hint is Any or not isinstance(hint, type):
+        return True
+    if getattr(hint, "_is_protocol", False):
+        members = [name for name in vars(hint) if name == "__call__" or not name.startswith("_")]
+        return not isinstance(value, type) and all(hasattr(value, name) for name in members)
+    allowed = (int, float) if hint is float else hint
+    return isinstance(value, allowed) and not isinstance(value, bool)
+
+
+def _read(hint: Any, words: Sequence[str]) -> Any:
+    """The value of the type that the words stand for. Raises ValueError if there is none."""
+    if _is_union(hint):
+        # Any word is a str, so str comes last: None and numbers have their chance first.
+        for choice in sorted(typing.get_args(hint), key=lambda choice: choice is str):
+            try:
+                return _read(choice, words)
+            except ValueError:
+                pass
+        raise ValueError
+    if typing.get_origin(hint) is tuple:
+        items = _items(hint, len(words))
+        return tuple(_read(item, [word]) for item, word in zip(items, words, strict=True))
+    (word,) = words
+    if hint in (int, float):
+        return hint(word)
+    if hint in (str, Any):
+        return word
+    for choice in _choices(hint):
+        if str(choice) == word:
+            return choice
+    raise ValueError
+
+
+def _describe(hint: Any) -> str:
+    """What a value of the type is called in a message."""
+    if _is_union(hint):
+        return " or ".join(map(_describe, typing.get_args(hint)))
+    if choices := _choices(hint):
+        words = list(map(str, choices))
+        return " or ".join(words) if len(words) < 3 else "one of " + ", ".join(words)
+    if typing.get_origin(hint) is tuple:
+        first, *rest = typing.get_args(hint)
+        return f"values, each {_describe(first)}" if rest == [...] else f"{len(rest) + 1} values"
+    name = getattr(hint, "__name__", str(hint))
+    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
+
+
+# JSON: {"class": "module.Class", field: value, ...} for a config value, a list for a tuple.
+
+
+def encode(value: Any, path: str = "") -> Any:
+    """`value` as `json.dumps` takes it. Raises InputError if something could not be read back."""
+    if is_config(value):
+        fields = {name: encode(child, join(path, name)) for name, _, child in children(value)}
+        return {"class": class_name(type(value)), **fields}
+    if type(value) is tuple:
+        return [encode(item, join(path, str(index))) for index, item in enumerate(value)]
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    raise InputError(
+        f"{path}={value!r}: a {type(value).__name__} cannot be kept in JSON; "
+        "expected a dataclass, a tuple, a str, a number, a bool or None"
+    )
+
+
+def decode(value: Any, path: str = "") -> Any:
+    """What `encode` made `value` from; fields that are missing take their default.
+
+    Raises InputError if a class cannot be imported, has no such field, or refuses a value.
+    """
+    if isinstance(value, list):
+        return tuple(decode(item, join(path, str(index))) for index, item in enumerate(value))
+    if not isinstance(value, dict):
+        return value
+    name, cls = value.get("class"), _imported(str(value.get("class")))
+    if not isinstance(cls, type) or not dataclasses.is_dataclass(cls):
+        raise InputError(f"{join(path, 'class')}={name!r}: expected the name of a dataclass")
+    given = {key: decode(item, join(path, key)) for key, item in value.items() if key != "class"}
+    for key in given.keys() - hints(cls).keys():
+        expected = ", ".join(hints(cls))
+        raise InputError(f"{join(path, key)}: {name} has no such field; expected {expected}")
+    try:
+        return cls(**given)
+    except InputError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path or name}: {one_line(error)}") from error
+
+
+def class_name(cls: type) -> str:
+    """The name to import `cls` by. Raises InputError if another process could not import it."""
+    name = f"{cls.__module__}.{cls.__qualname__}"
+    # `__main__` and config files are modules of this process only.
+    if cls.__module__.startswith("__") or _imported(name) is not cls:
+        raise InputError(f"class {cls.__qualname__}: cannot be imported by name; move it to a module of its own")
+    return name
+
+
+def _imported(name: str) -> Any:
+    """What `module.Class` names, or None."""
+    module, _, attribute = name.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), attribute, None) if module else None
+    except ImportError:
+        return None

@@ -1,0 +1,75 @@
+"""Linear maps whose einsum names every axis, and the numbers' types."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxformer import sharding
+
+DType = Literal["auto", "float32", "bfloat16"]
+"""What to compute in; auto is bfloat16 on accelerators and float32 on CPU. Parameters are float32 always."""
+
+truncated_normal = nn.initializers.truncated_normal
+
+
+def compute_dtype(dtype: DType) -> jnp.dtype:
+    """The jax dtype that `dtype` stands for on this process's default device."""
+    if dtype == "auto":
+        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return jnp.dtype(dtype)
+
+
+class Linear(nn.Module):
+    """`y = x · kernel + bias`, written as an einsum such as `btd,dhk->bthk`.
+
+    The kernel's axes are the letters after the comma, named by the glossary in `sharding`. Its contracted axes are
+    the last ones of `x` and its first ones; its other axes, which are also the bias's, end the output.
+    """
+
+    equation: str
+    """Input axes, kernel axes and output axes."""
+    shape: Sequence[int]
+    """The kernel's shape."""
+    bias: bool = True
+    """Whether to add a bias."""
+    dtype: DType = "auto"
+    """What to compute in."""
+    kernel_init: nn.initializers.Initializer = truncated_normal(0.02)
+    """Initializer of the kernel."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        inputs, kernel_axes, outputs = self.equation.replace("->", ",").split(",")
+        contracted = sum(axis in inputs for axis in kernel_axes)
+        kernel = self.param("kernel", sharding.with_axes(self.kernel_init, kernel_axes), tuple(self.shape))
+        dtype = compute_dtype(self.dtype)
+        # One matrix product over all tokens at once: with batch and position apart, XLA on CPU turns the kernel's
+        # gradient into a strided transposing copy that costs more than the product itself.
+        tokens, features = x.shape[: x.ndim - contracted], self.shape[contracted:]
+        rows = int(np.prod(self.shape[:contracted]))
+        y = x.astype(dtype).reshape(-1, rows) @ kernel.astype(dtype).reshape(rows, -1)
+        if self.bias:
+            axes = kernel_axes[contracted:]
+            bias = self.param("bias", sharding.with_axes(nn.initializers.zeros, axes), tuple(features))
+            y = y + bias.astype(dtype).reshape(-1)
+        return y.reshape(*tokens, *features)
+
+
+@flax.struct.dataclass
+class Decoder:
+    """The map from hidden vectors to a vocabulary's logits: `x · tableᵀ + bias`."""
+
+    table: jax.Array
+    """[v, d], float32; the token embeddings, where the two are tied."""
+    bias: jax.Array
+    """[v], float32."""
+
+    def logits(self, x: jax.Array) -> jax.Array:
+        """float32 [..., v] of vectors [..., d]."""
+        table = self.table.astype(x.dtype)
+        return jnp.einsum("...d,vd->...v", x, table, preferred_element_type=jnp.float32) + self.bias

@@ -1,0 +1,42 @@
+"""The position-wise feed-forward network."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import flax.linen as nn
+import jax
+
+from jaxformer.layers.linear import DType, Linear
+
+Activation = Literal["gelu", "gelu_tanh", "relu", "silu", "tanh"]
+
+
+def activation(name: Activation) -> Callable[[jax.Array], jax.Array]:
+    """The function of that name; `gelu` is exact, `gelu_tanh` its approximation (Hendrycks & Gimpel 2016)."""
+    functions = {
+        "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+        "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+        "relu": jax.nn.relu,
+        "silu": jax.nn.silu,
+        "tanh": jax.numpy.tanh,
+    }
+    return functions[name]
+
+
+class Mlp(nn.Module):
+    """`down(activation(up(x)))` (Vaswani et al. 2017, §3.3): [b, t, d] → [b, t, d]."""
+
+    width: int | None = None
+    """Inner width; by default four times the model's."""
+    activation: Activation = "gelu"
+    """The function between the two maps."""
+    bias: bool = True
+    """Whether the two maps have biases."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, dtype: DType = "auto") -> jax.Array:
+        embed = x.shape[-1]
+        width = self.width or 4 * embed
+        x = Linear("btd,df->btf", (embed, width), self.bias, dtype, name="up")(x)
+        x = activation(self.activation)(x)
+        return Linear("btf,fd->btd", (width, embed), self.bias, dtype, name="down")(x)

@@ -1,0 +1,136 @@
+"""The one block that every family is made of, and the stack of it."""
+
+from typing import Literal
+
+import flax.linen as nn
+import jax
+
+from jaxformer import sharding
+from jaxformer.errors import InputError
+from jaxformer.layers.attention import Attention
+from jaxformer.layers.dropout import Dropout
+from jaxformer.layers.linear import DType
+from jaxformer.layers.mlp import Mlp
+from jaxformer.layers.norms import LayerNorm
+
+REMAT_POLICIES = {
+    "full": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+class Block(nn.Module):
+    """Self-attention and MLP, each with dropout, a residual connection and a norm before or after."""
+
+    heads: int
+    mlp: nn.Module
+    norm: nn.Module
+    norm_position: Literal["before", "after"]
+    dropout: float
+    attention_dropout: float
+    dtype: DType
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None, train: bool = False) -> tuple[jax.Array, jax.Array]:
+        """Maps x [b, t, d] to the block's output [b, t, d] and its attention weights [b, h, t, s]."""
+        attention = Attention(self.heads, self.attention_dropout, dtype=self.dtype, name="attention")
+        attention_norm = self.norm.copy(name="attention_norm")
+        mlp_norm = self.norm.copy(name="mlp_norm")
+        drop = Dropout(self.dropout)
+        if self.norm_position == "before":
+            y, weights = attention(attention_norm(x), mask=mask, train=train)
+            x = x + drop(y, train)
+            x = x + drop(self.mlp(mlp_norm(x), self.dtype), train)
+        else:
+            y, weights = attention(x, mask=mask, train=train)
+            x = attention_norm(x + drop(y, train))
+            x = mlp_norm(x + drop(self.mlp(x, self.dtype), train))
+        return sharding.constrain(x, "btd"), weights
+
+
+class Transformer(nn.Module):
+    """A stack of blocks: the hyperparameters that the families share (Vaswani et al. 2017)."""
+
+    width: int = 768
+    """Size of the residual stream."""
+    depth: int = 12
+    """Number of blocks."""
+    heads: int = 12
+    """Attention heads; they divide the width."""
+    mlp: nn.Module = Mlp()
+    """The feed-forward network of each block."""
+    norm: nn.Module = LayerNorm()
+    """The normalisation, two in each block."""
+    norm_position: Literal["before", "after"] = "before"
+    """Norm before each layer (pre-norm, stable when deep), or after its residual sum (post-norm, the paper's)."""
+    dropout: float = 0.1
+    """Rate of dropout on embeddings and on each layer's output."""
+    attention_dropout: float = 0.1
+    """Rate of dropout on attention weights."""
+    dtype: DType = "auto"
+    """What to compute in; auto is bfloat16 on accelerators and float32 on CPU."""
+    remat: Literal["none", "dots", "full"] = "none"
+    """What the backward pass computes again to save memory: nothing, all but matrix products, or whole blocks."""
+    unroll: int | None = None
+    """Blocks a loop iteration: more is faster to run and slower to compile. By default all on CPU, 1 elsewhere."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        for field in ("width", "depth", "heads"):
+            if getattr(self, field) < 1:
+                raise InputError(f"transformer.{field}={getattr(self, field)}: expected at least 1")
+        if self.width % self.heads:
+            raise InputError(
+                f"transformer.heads={self.heads} does not divide transformer.width={self.width}: "
+                f"{_nearest_divisor(self.width, self.heads)} would"
+            )
+        for field in ("dropout", "attention_dropout"):
+            if not 0 <= getattr(self, field) < 1:
+                raise InputError(f"transformer.{field}={getattr(self, field)}: expected 0 or more, below 1")
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, mask: jax.Array | None = None, train: bool = False, return_attention: bool = False
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """Runs all blocks.
+
+        Args:
+          x: embeddings [b, t, d].
+          mask: boolean [b, 1, t, s], True where a query may look; None for everywhere.
+          train: whether to drop out; needs the rng stream `dropout`.
+          return_attention: whether to return the attention weights too.
+
+        Returns:
+          The last block's output [b, t, d], and the weights, float32 [l, b, h, t, s], or None.
+        """
+
+        def layer(block, x, _):
+            x, weights = block(x, mask, train)
+            return x, weights if return_attention else None
+
+        if self.remat != "none":
+            layer = nn.remat(layer, prevent_cse=False, policy=REMAT_POLICIES[self.remat])
+        unroll = self.unroll or (self.depth if jax.default_backend() == "cpu" else 1)
+        stack = nn.scan(
+            layer,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            length=self.depth,
+            unroll=min(unroll, self.depth),
+            metadata_params={nn.PARTITION_NAME: "l"},
+        )
+        return stack(self._block(), x, None)
+
+    def _block(self) -> Block:
+        fields = (self.norm_position, self.dropout, self.attention_dropout, self.dtype)
+        return Block(self.heads, fresh(self.mlp), fresh(self.norm), *fields, name="blocks")
+
+
+def fresh(module: nn.Module) -> nn.Module:
+    """The same hyperparameters with no parameters yet: whoever calls a module that others call shares theirs."""
+    return module.clone(parent=None, name=None)
+
+
+def _nearest_divisor(number: int, near: int) -> int:
+    divisors = [i for i in range(1, number + 1) if number % i == 0]
+    return min(divisors, key=lambda divisor: abs(divisor - near))

@@ -1,0 +1,168 @@
+"""What a run says: one bar and a few lines in the terminal, `metrics.jsonl`, TensorBoard."""
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import tensorboardX
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from jaxformer import metrics
+from jaxformer.config import Experiment
+from jaxformer.runs import Run
+from jaxformer.state import TrainState
+
+METRICS = "metrics.jsonl"
+
+
+class Meter:
+    """The means since the last report, and the speed."""
+
+    def __init__(self, experiment: Experiment, began: float):
+        """`began`: time.monotonic() when the work began that the first step ended."""
+        self._experiment, self._began = experiment, began
+        self._tokens = experiment.data.batch * experiment.data.task.row["tokens"].capacity
+        self._means: list[dict[str, metrics.Mean]] = []
+        self._timed = 0
+        self.first_step: float | None = None
+        """Seconds from the beginning to the end of the first step."""
+
+    def add(self, means: dict[str, metrics.Mean]) -> None:
+        """Takes the means of a step, which may not be computed yet."""
+        self._means.append(means)
+        self._timed += 1
+        if self.first_step is None:
+            jax.block_until_ready(means)
+            self.first_step = time.monotonic() - self._began
+            self.restart()
+        # The step before the last: the device has work in hand, and the queue stays short for who must stop soon.
+        jax.block_until_ready(self._means[-3:-2])
+
+    def restart(self) -> None:
+        """Starts the clock anew, after something else than training took time."""
+        self._timed, self._since = 0, time.monotonic()
+
+    def report(self, step: int, state: TrainState) -> dict[str, float]:
+        """The metrics of the steps since the last report; waits for the device."""
+        means = metrics.merge(self._means)
+        speed = self._timed * self._tokens / (time.monotonic() - self._since)
+        self._means = []
+        self.restart()
+        good = step - int(state.skipped)
+        return self._experiment.objective.report(means) | {
+            "gradient_norm": float(means["gradient_norm"].value),
+            "learning_rate": float(self._experiment.optimizer.schedule(self._experiment.steps)(good - 1)),
+            "skipped_steps": int(state.skipped),
+            "tokens_per_second": speed,
+        }
+
+
+class Logs:
+    """The logs of a run that writes; a context manager. A process that is not the first says nothing."""
+
+    def __init__(self, folder: Path, steps: int, start: int, quiet: bool = False):
+        """Opens the logs at step `start`; what an earlier run of them logged after it is taken back.
+
+        Args:
+          folder: the run's.
+          steps: the run's length.
+          start: updates already done.
+          quiet: whether to write and print nothing.
+        """
+        quiet = quiet or jax.process_index() > 0
+        self._quiet, self._steps, self._started = quiet, steps, False
+        self._console = Console(quiet=quiet, highlight=False, soft_wrap=True)
+        self._bar = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[status]}"),
+            TextColumn("eta"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=quiet or not self._console.is_terminal,
+            transient=True,
+        )
+        self._task = self._bar.add_task("compiling", total=steps, completed=start, status="")
+        if not quiet:
+            _forget_after(folder / METRICS, start)
+            self._lines = (folder / METRICS).open("a", encoding="utf-8", buffering=1)
+            self._board = tensorboardX.SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
+
+    def __enter__(self) -> "Logs":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._bar.stop()
+        if not self._quiet:
+            self._lines.close()
+            self._board.close()
+
+    def say(self, text: str) -> None:
+        """Prints a line above the bar."""
+        self._console.print(text, markup=False)
+
+    def advance(self, step: int, meter: Meter) -> None:
+        """Moves the bar."""
+        if self._started is False:
+            self._started = True
+            self._bar.reset(self._task, completed=step, total=self._steps, description="training")
+            self.say(f"first step after {meter.first_step:.1f} s")
+        self._bar.update(self._task, completed=step)
+
+    def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        """One line of `metrics.jsonl`, the same to TensorBoard, and a summary for the person watching."""
+        if self._quiet:
+            return
+        numbers = {name: float(value) for name, value in values.items()}
+        self._lines.write(json.dumps({"step": step, "split": split, **numbers}) + "\n")
+        for name, value in numbers.items():
+            self._board.add_scalar(f"{split}/{name}", value, step)
+        if split == "train":
+            status = f"loss {values['loss']:.3f}  {values['tokens_per_second']:,.0f} tokens/s"
+            self._bar.update(self._task, status=status)
+            if not self._console.is_terminal:
+                self.say(f"step {step}/{self._steps}  {status}")
+        else:
+            self.say(f"step {step}/{self._steps}  {split}  " + summary(values))
+
+    def end(self, run: Run, results: Mapping[str, float]) -> None:
+        """Shows the last evaluation, and what the model does on held-out data."""
+        if self._quiet:
+            return
+        self._bar.stop()
+        if results:
+            table = Table(title=f"validation after {run.step:,} steps", title_justify="left", show_header=False)
+            for name, value in results.items():
+                table.add_row(name.replace("_", " "), f"{value:.4f}")
+            self._console.print(table)
+            for line in run.demonstrate():
+                self.say(line)
+        self.say(f"the run is in {run.folder}: try `jaxformer predict {run.folder}`")
+
+
+def summary(values: Mapping[str, float]) -> str:
+    """The metrics in a line."""
+    return "  ".join(f"{name} {value:.4f}" for name, value in values.items())
+
+
+def _forget_after(path: Path, step: int) -> None:
+    """Drops the lines of later steps: a run that was killed will reach them again."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        try:
+            if json.loads(line)["step"] <= step and line.endswith("\n"):
+                kept.append(line)
+        except (json.JSONDecodeError, KeyError):
+            continue  # The line that a kill cut in two.
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    os.replace(temporary, path)

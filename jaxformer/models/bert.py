@@ -1,0 +1,145 @@
+"""BERT: a bidirectional encoder with a masked-LM and a next-sentence head (Devlin et al. 2019)."""
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from jaxformer import sharding
+from jaxformer.layers.dropout import Dropout
+from jaxformer.layers.linear import Decoder, DType, Linear, compute_dtype, truncated_normal
+from jaxformer.layers.masks import segment_mask
+from jaxformer.layers.mlp import Activation, activation
+from jaxformer.layers.norms import LayerNorm
+from jaxformer.layers.transformer import Transformer, fresh
+
+
+@flax.struct.dataclass
+class BertOutput:
+    """What BERT computed."""
+
+    hidden: jax.Array
+    """The last block's output, [b, t, d]."""
+    prediction: jax.Array
+    """The masked-LM head's hidden vectors, [b, m, d] (m = t where no positions were named)."""
+    decoder: Decoder
+    """From `prediction` to logits: the token embeddings, and a bias."""
+    pooled: jax.Array
+    """tanh of a linear map of each first token, [b, c, d]: c sentence pairs a row, 1 without packing."""
+    next_sentence_logits: jax.Array
+    """float32 [b, c, 2]: class 0 says the second sentence follows the first, class 1 that it is random."""
+    attention: jax.Array | None
+    """Attention weights, float32 [l, b, h, t, s], where they were asked for."""
+
+    @property
+    def logits(self) -> jax.Array:
+        """Masked-LM logits, float32 [b, m, v]; computed when read, so that a loss can do without all of them."""
+        return sharding.constrain(self.decoder.logits(self.prediction), "bmv")
+
+
+class Embeddings(nn.Module):
+    """The sum of token, position and token-type embeddings, normalised: [b, t] → [b, t, d]."""
+
+    width: int
+    vocab: int
+    positions: int
+    token_types: int
+    norm: nn.Module
+    dropout: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, tokens, positions, token_types, train):
+        """Returns the embeddings in the compute dtype, and the token table, float32 [v, d]."""
+
+        def table(name, axes, size):
+            return self.param(name, sharding.with_axes(truncated_normal(0.02), axes), (size, self.width))
+
+        tokens_vd = table("token", "vd", self.vocab)
+        # The lookup needs whole rows: gathering them from a table split over the width would make the compiler
+        # rebuild the table for every use. The tensor axis keeps the vocabulary.
+        x = jnp.take(sharding.constrain(tokens_vd, "v_"), tokens, axis=0)
+        positions_td = table("position", "td", self.positions)
+        x = x + (positions_td[: tokens.shape[1]] if positions is None else positions_td[positions])
+        # Two rows: a product with one-hot types, as a gather's gradient would be a slow scatter into them.
+        types = jax.nn.one_hot(token_types, self.token_types)
+        x = x + jnp.einsum("btc,cd->btd", types, table("token_type", "cd", self.token_types))
+        x = self.norm(x).astype(self.dtype)
+        return sharding.constrain(Dropout(self.dropout)(x, train), "btd"), tokens_vd
+
+
+class PredictionHead(nn.Module):
+    """The masked-LM head without its decoder, the token table: linear, activation, norm; and the decoder's bias."""
+
+    vocab: int
+    activation: Activation
+    norm: nn.Module
+    dtype: DType
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Maps [b, m, d] to the vectors to decode, [b, m, d], and the bias of their logits, [v]."""
+        x = Linear("bmi,id->bmd", (x.shape[-1], x.shape[-1]), dtype=self.dtype, name="dense")(x)
+        x = self.norm(activation(self.activation)(x))
+        return x, self.param("bias", sharding.with_axes(nn.initializers.zeros, "v"), (self.vocab,))
+
+
+class Bert(nn.Module):
+    """The encoder with both pretraining heads."""
+
+    transformer: Transformer = Transformer(norm=LayerNorm(1e-12), norm_position="after")
+    """The stack of blocks."""
+    vocab: int = 30_522
+    """Size of the vocabulary; at least the tokenizer's."""
+    positions: int = 512
+    """The longest input, in tokens."""
+    token_types: int = 2
+    """Kinds of sentence (A and B)."""
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: jax.Array,
+        segments: jax.Array | None = None,
+        positions: jax.Array | None = None,
+        token_types: jax.Array | None = None,
+        masked_positions: jax.Array | None = None,
+        cls_positions: jax.Array | None = None,
+        train: bool = False,
+        return_attention: bool = False,
+    ) -> BertOutput:
+        """Encodes the tokens.
+
+        Args:
+          tokens: integers [b, t].
+          segments: integers [b, t]; tokens attend within their segment, 0 is padding. Default: one segment.
+          positions: integers [b, t]. Default: 0, 1, 2, ...
+          token_types: integers [b, t]: 0 in sentence A, 1 in B. Default: 0.
+          masked_positions: integers [b, m]: where to predict tokens. Default: everywhere.
+          cls_positions: integers [b, c]: the first token of each sentence pair. Default: 0.
+          train: whether to drop out; needs the rng stream `dropout`.
+          return_attention: whether to return the attention weights.
+        """
+        config = self.transformer
+        dtype = compute_dtype(config.dtype)
+        sizes = (config.width, self.vocab, self.positions, self.token_types)
+        token_types = jnp.zeros_like(tokens) if token_types is None else token_types
+        embeddings = Embeddings(*sizes, fresh(config.norm), config.dropout, dtype, name="embeddings")
+        x, table = embeddings(tokens, positions, token_types, train)
+        mask = None if segments is None else segment_mask(segments, segments)
+        hidden, attention = config(x, mask, train, return_attention)
+
+        masked = hidden if masked_positions is None else _take(hidden, masked_positions)
+        head = (self.vocab, config.mlp.activation, fresh(config.norm), config.dtype)
+        prediction, bias = PredictionHead(*head, name="masked_lm")(masked)
+        firsts = hidden[:, :1] if cls_positions is None else _take(hidden, cls_positions)
+        pooler = Linear("bmi,id->bmd", (config.width, config.width), dtype=config.dtype, name="pooler")
+        pooled = jnp.tanh(pooler(firsts))
+        next_sentence = Linear("bmd,dc->bmc", (config.width, 2), dtype=config.dtype, name="next_sentence")
+        next_sentence_logits = next_sentence(pooled).astype(jnp.float32)
+        return BertOutput(hidden, prediction, Decoder(table, bias), pooled, next_sentence_logits, attention)
+
+
+def _take(x: jax.Array, positions: jax.Array) -> jax.Array:
+    """The vectors of `x` [b, t, d] at `positions` [b, m]: [b, m, d]."""
+    return jnp.take_along_axis(x, positions[..., None], axis=1)

@@ -1,0 +1,102 @@
+"""Filling the `[MASK]`s of a text with a masked LM."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxformer.data.tokenizers import Tokenizer
+from jaxformer.errors import InputError
+from jaxformer.models.bert import Bert
+
+ROWS, BUCKET = 16, 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Filled:
+    """A text and what may stand in its blanks."""
+
+    text: str
+    """The text as it was given."""
+    blanks: tuple[tuple[tuple[str, float], ...], ...]
+    """For each blank the likeliest tokens, the best first, each with its probability."""
+
+    def __str__(self) -> str:
+        lines = [self.text]
+        for number, blank in enumerate(self.blanks, 1):
+            lines += [f"  blank {number}"] if len(self.blanks) > 1 else []
+            lines += [f"  {probability:6.1%}  {piece}" for piece, probability in blank]
+        return "\n".join(lines)
+
+
+def fill_masks(model: Bert, params, tokenizer: Tokenizer, texts: Sequence[str], top: int = 5) -> list[Filled]:
+    """The likeliest tokens in each `[MASK]` of each text.
+
+    Raises:
+      InputError: a text without `[MASK]`, or longer than the model's positions.
+    """
+    rows = [_encode(text, tokenizer, model.positions) for text in texts]
+    filled = []
+    for start in range(0, len(rows), ROWS):
+        part = rows[start : start + ROWS]
+        probabilities, pieces = _predict(model, params, tokenizer, part, top)
+        for index, tokens in enumerate(part):
+            places = np.flatnonzero(tokens == tokenizer.mask_id)
+            blanks = (zip(pieces[index, place], probabilities[index, place], strict=True) for place in places)
+            named = tuple(tuple((tokenizer.piece(int(p)), float(q)) for p, q in blank) for blank in blanks)
+            filled.append(Filled(texts[start + index], named))
+    return filled
+
+
+def demonstrate(model: Bert, params, tokenizer: Tokenizer, batch: dict[str, np.ndarray], count: int = 4) -> list[str]:
+    """The first rows of a batch with their masked tokens as the model fills them: `[light]`, or `[dark, was light]`."""
+    batch = {name: array[:count] for name, array in batch.items()}
+    output = jax.jit(model.apply)({"params": params}, batch["tokens"], batch["segments"], batch["positions"])
+    lines = []
+    for row, guesses in enumerate(np.asarray(jnp.argmax(output.logits, -1))):
+        words = [_spaced(tokenizer, token) for token in batch["tokens"][row]]
+        used = batch["weights"][row] > 0
+        for place, target in zip(batch["masked_positions"][row][used], batch["targets"][row][used], strict=True):
+            guess, truth = (_spaced(tokenizer, token) for token in (guesses[place], target))
+            space = " " if truth.startswith(" ") else ""
+            wrong = "" if guess == truth else f", was {truth.strip()}"
+            words[place] = f"{space}[{guess.strip()}{wrong}]"
+        special = tokenizer.is_special[batch["tokens"][row]]
+        hidden = special & ~np.isin(np.arange(len(words)), batch["masked_positions"][row][used])
+        lines.append("".join("" if hide else word for hide, word in zip(hidden, words, strict=True)).strip())
+    return lines
+
+
+def _encode(text: str, tokenizer: Tokenizer, longest: int) -> np.ndarray:
+    tokens = np.array([tokenizer.cls_id, *tokenizer.encode_with_masks(text), tokenizer.sep_id], np.int32)
+    shown = text if len(text) < 60 else text[:57] + "..."
+    if tokenizer.mask_id not in tokens:
+        raise InputError(f"{shown!r}: no [MASK] to fill; write [MASK] where a word is missing")
+    if len(tokens) > longest:
+        raise InputError(f"{shown!r}: {len(tokens)} tokens; the model has positions for {longest}")
+    return tokens
+
+
+def _predict(model, params, tokenizer, rows, top):
+    """Probabilities and ids of the likeliest tokens at every position, [rows, t, top]."""
+    longest = max(map(len, rows))
+    length = min(model.positions, -(-longest // BUCKET) * BUCKET)  # Few lengths, so few compilations.
+    tokens = np.full((len(rows), length), tokenizer.pad_id, np.int32)
+    segments = np.zeros_like(tokens)
+    for index, row in enumerate(rows):
+        tokens[index, : len(row)] = row
+        segments[index, : len(row)] = 1
+    return jax.device_get(_top(model, params, tokens, segments, min(top, model.vocab)))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def _top(model, params, tokens, segments, top):
+    logits = model.apply({"params": params}, tokens, segments).logits
+    return jax.lax.top_k(jax.nn.softmax(logits), top)
+
+
+def _spaced(tokenizer: Tokenizer, token: int) -> str:
+    return (" " if tokenizer.word_start[token] else "") + tokenizer.piece(int(token))

@@ -1,0 +1,366 @@
+"""Optimizers and learning rates: config values that make Optax transformations.
+
+Parameters are told apart by their path, such as `transformer/blocks/attention/query/kernel`. Blocks
+are stacked: below `blocks` every parameter begins with a layer axis, and each layer is treated as
+if it were alone.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+import optax.contrib
+
+from jaxformer import fields
+from jaxformer.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """The learning rate over the run: a linear warm-up from 0, then a decay."""
+
+    peak: float = 1e-4
+    """The highest learning rate, reached at the end of the warm-up."""
+    warmup: int = 0
+    """Steps of the warm-up."""
+    decay: Literal["constant", "linear", "cosine", "inverse_sqrt"] = "linear"
+    """The shape after the warm-up; inverse_sqrt (Vaswani et al. 2017) needs a warm-up."""
+    end: float = 0.0
+    """Where linear and cosine end with the run, as a fraction of the peak."""
+
+    def __post_init__(self):
+        fields.check(self)
+        fields.at_least("optimizer.schedule.peak", self.peak, 0)
+        fields.at_least("optimizer.schedule.warmup", self.warmup, 0)
+        fields.within("optimizer.schedule.end", self.end, 0, 1)
+        if self.decay == "inverse_sqrt" and self.warmup < 1:
+            raise InputError(f"optimizer.schedule.warmup={self.warmup}: expected at least 1 for inverse_sqrt")
+        if self.decay in ("constant", "inverse_sqrt") and self.end:
+            raise InputError(f"optimizer.schedule.end={self.end}: expected 0 with decay={self.decay}")
+
+    def __call__(self, steps: int) -> Callable[[jax.typing.ArrayLike], jax.Array]:
+        """The learning rate as a function of the updates done so far, for a run of `steps` updates.
+
+        Update 0 of a warm-up has rate 0, update `warmup` the peak; `end` would be the rate of
+        update `steps`. A warm-up longer than the run is cut off by its end, so that a config can be
+        tried for a few steps.
+        """
+
+        def rate(step: jax.typing.ArrayLike) -> jax.Array:
+            step = jnp.asarray(step, jnp.float32)
+            progress = jnp.clip((step - self.warmup) / max(1, steps - self.warmup), 0, 1)
+            match self.decay:
+                case "constant":
+                    share = jnp.ones_like(step)
+                case "linear":
+                    share = 1 - (1 - self.end) * progress
+                case "cosine":
+                    share = self.end + (1 - self.end) * (1 + jnp.cos(jnp.pi * progress)) / 2
+                case "inverse_sqrt":
+                    share = jnp.sqrt(self.warmup / jnp.maximum(step, self.warmup))
+            return self.peak * share * jnp.minimum(1, step / self.warmup if self.warmup else 1)
+
+        return rate
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """What all optimizers share. Use one of its subclasses."""
+
+    schedule: Schedule = Schedule()
+    """The learning rate."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay, times the learning rate; never on biases and scales of norms."""
+    clip: float | None = 1.0
+    """Largest global norm of the gradient, of all parameters that train; None does not clip."""
+    accumulate: int = 1
+    """Micro-batches whose gradients make one update."""
+    ema: float | None = None
+    """Decay of the moving average of the parameters that evaluation uses; None keeps none."""
+    freeze: tuple[str, ...] = ()
+    """Regular expressions; parameters in whose path one is found neither train nor cost memory."""
+
+    def __post_init__(self):
+        fields.check(self)
+        fields.at_least("optimizer.weight_decay", self.weight_decay, 0)
+        fields.at_least("optimizer.accumulate", self.accumulate, 1)
+        if self.clip is not None and not self.clip > 0:
+            raise InputError(f"optimizer.clip={self.clip}: expected above 0, or None")
+        fields.within("optimizer.ema", self.ema, 0, 1, below=True)
+        for pattern in self.freeze:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise InputError(f"optimizer.freeze={pattern!r}: expected a regular expression: {error}") from error
+
+    def transform(self, steps: int) -> optax.GradientTransformation:
+        """The whole update in a run of `steps`: clip, the optimizer's own rule, zero where frozen.
+
+        Raises:
+          InputError: at once if the schedule does not fit the run; at `init` if a pattern of
+            `freeze` finds no parameter, or nothing is left to train.
+        """
+        clip = [] if self.clip is None else [_clip_by_global_norm(self.clip)]
+        update = optax.chain(*clip, self.rule(self.schedule(steps)))
+        if not self.freeze:
+            return update
+        return optax.partition({"train": update, "freeze": optax.set_to_zero()}, self._labels)
+
+    def _labels(self, params: optax.Params) -> Any:
+        frozen = frozen_mask(params, self.freeze)
+        return jax.tree.map(lambda is_frozen: "freeze" if is_frozen else "train", frozen)
+
+
+@dataclasses.dataclass(frozen=True)
+class AdamW(Optimizer):
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019). Two moments a parameter."""
+
+    b1: float = 0.9
+    """Decay of the gradient's mean."""
+    b2: float = 0.999
+    """Decay of its mean square."""
+    eps: float = 1e-6
+    """Added to the root of the mean square."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        _check_moments(self.b1, self.b2, self.eps)
+
+    def rule(self, rate: optax.Schedule) -> optax.GradientTransformation:
+        """Gradients to updates, at a learning rate."""
+        return optax.adamw(rate, self.b1, self.b2, self.eps, weight_decay=self.weight_decay, mask=decay_mask)
+
+
+@dataclasses.dataclass(frozen=True)
+class Lion(Optimizer):
+    """The sign of an interpolated momentum (Chen et al. 2023). One moment a parameter.
+
+    It wants a third to a tenth of AdamW's learning rate, and as much more weight decay.
+    """
+
+    b1: float = 0.9
+    """Weight of the momentum against the gradient in an update."""
+    b2: float = 0.99
+    """Decay of the momentum."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        _check_moments(self.b1, self.b2)
+
+    def rule(self, rate: optax.Schedule) -> optax.GradientTransformation:
+        """Gradients to updates, at a learning rate."""
+        return optax.lion(rate, self.b1, self.b2, weight_decay=self.weight_decay, mask=decay_mask)
+
+
+@dataclasses.dataclass(frozen=True)
+class Adafactor(Optimizer):
+    """Adam's mean square from its row and column means (Shazeer & Stern 2018): next to no memory.
+
+    Every kernel counts as the matrix it applies, its heads and their dimensions as one axis, and
+    each layer by itself. Matrices with a side below 128 keep their whole mean square.
+    """
+
+    decay: float = 0.8
+    """The mean square of update t decays by 1 − t^−decay."""
+    relative: bool = True
+    """Whether the learning rate is relative to the root mean square of the parameter."""
+    threshold: float = 1.0
+    """Largest root mean square of an update, before the learning rate."""
+    momentum: float | None = None
+    """Decay of the updates' mean, which costs one moment a parameter; None keeps none."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        fields.within("optimizer.decay", self.decay, 0, 1)
+        fields.within("optimizer.momentum", self.momentum, 0, 1, below=True)
+        if not self.threshold > 0:
+            raise InputError(f"optimizer.threshold={self.threshold}: expected above 0")
+
+    def rule(self, rate: optax.Schedule) -> optax.GradientTransformation:
+        """Gradients to updates, at a learning rate."""
+        return optax.chain(
+            _on_matrices(optax.scale_by_factored_rms(decay_rate=self.decay)),
+            _limit_by_layer(self.threshold, self.relative),
+            optax.identity() if self.momentum is None else optax.ema(self.momentum, debias=False),
+            optax.add_decayed_weights(self.weight_decay, decay_mask),
+            optax.scale_by_learning_rate(rate),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Muon(Optimizer):
+    """Orthogonalised momentum (Jordan 2024) for the kernels of the blocks, AdamW for all else.
+
+    Updates are scaled to AdamW's usual size (Liu et al. 2025), so that both take one learning rate,
+    AdamW's.
+    """
+
+    momentum: float = 0.95
+    """Decay of the momentum that is orthogonalised (Nesterov's)."""
+    b1: float = 0.9
+    """Decay of the gradient's mean in AdamW."""
+    b2: float = 0.999
+    """Decay of its mean square."""
+    eps: float = 1e-6
+    """Added to the root of the mean square."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        fields.within("optimizer.momentum", self.momentum, 0, 1, below=True)
+        _check_moments(self.b1, self.b2, self.eps)
+
+    def rule(self, rate: optax.Schedule) -> optax.GradientTransformation:
+        """Gradients to updates, at a learning rate."""
+        orthogonal = optax.chain(
+            optax.contrib.scale_by_muon(beta=self.momentum, weight_dimension_numbers=_dimension_numbers),
+            optax.stateless(lambda updates, _: _map(_scale_to_adamw, updates)),
+            optax.add_decayed_weights(self.weight_decay),
+            optax.scale_by_learning_rate(rate),
+        )
+        adamw = optax.adamw(rate, self.b1, self.b2, self.eps, weight_decay=self.weight_decay, mask=decay_mask)
+        return optax.partition({"orthogonal": orthogonal, "adamw": adamw}, _muon_labels)
+
+
+def decay_mask(params: optax.Params) -> Any:
+    """True for each parameter that decays: all but those named `bias` or `scale`."""
+    return _map(lambda path, _: path.rpartition("/")[2] not in ("bias", "scale"), params)
+
+
+def frozen_mask(params: optax.Params, patterns: Sequence[str]) -> Any:
+    """True for each parameter in whose path one of the patterns is found.
+
+    Raises:
+      InputError: if a pattern finds no parameter, or together they find all.
+    """
+    paths = jax.tree.leaves(_map(lambda path, _: path, params))
+    for pattern in patterns:
+        if not any(re.search(pattern, path) for path in paths):
+            problem = f"optimizer.freeze={pattern!r}: found in no parameter's path"
+            raise InputError(f"{problem}; they are like {paths[0]}")
+    mask = _map(lambda path, _: any(re.search(pattern, path) for pattern in patterns), params)
+    if all(jax.tree.leaves(mask)):
+        raise InputError(f"optimizer.freeze={patterns}: nothing is left to train")
+    return mask
+
+
+def _clip_by_global_norm(limit: float) -> optax.GradientTransformation:
+    def clip(updates, params):
+        # One factor for all. Optax's own chooses leaf by leaf, and XLA on CPU then keeps a clipped
+        # copy of everything, which makes the whole update twice as slow.
+        factor = jnp.minimum(1, limit / optax.tree.norm(updates))
+        return jax.tree.map(lambda update: update * factor, updates)
+
+    return optax.stateless(clip)
+
+
+# Parameters by path.
+
+
+def _map(function: Callable[..., Any], params: Any, *others: Any) -> Any:
+    """A tree of `function(path, parameter, ...)`; a box around a parameter is the parameter."""
+
+    def named(keys, *leaves):
+        return function(jax.tree_util.keystr(keys, simple=True, separator="/"), *leaves)
+
+    return jax.tree_util.tree_map_with_path(named, params, *others, is_leaf=_is_box)
+
+
+def _is_box(leaf: Any) -> bool:
+    return isinstance(leaf, nn.meta.AxisMetadata)
+
+
+def _is_stacked(path: str) -> bool:
+    return "blocks" in path.split("/")
+
+
+def _matrix_axes(path: str, ndim: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The axes over which a kernel sums, and those of its result; others are layers or experts."""
+    first = int(_is_stacked(path))
+    name = path.split("/")[-2:][0]
+    if name in ("query", "key", "value"):
+        return (first,), tuple(range(first + 1, ndim))
+    if name == "output":
+        return tuple(range(first, ndim - 1)), (ndim - 1,)
+    return (ndim - 2,), (ndim - 1,)
+
+
+# Muon's parts.
+
+
+def _muon_labels(params: optax.Params) -> Any:
+    def label(path, _):
+        return "orthogonal" if _is_stacked(path) and path.endswith("/kernel") else "adamw"
+
+    return _map(label, params)
+
+
+def _dimension_numbers(updates: optax.Updates) -> Any:
+    return _map(
+        lambda path, leaf: optax.contrib.MuonDimensionNumbers(*_matrix_axes(path, leaf.ndim)),
+        updates,
+    )
+
+
+def _scale_to_adamw(path: str, update: jax.Array) -> jax.Array:
+    """Orthogonal matrices with the root mean square of AdamW's updates (Liu et al. 2025, §2.2)."""
+    rows, columns = (math.prod(update.shape[axis] for axis in axes) for axes in _matrix_axes(path, update.ndim))
+    return 0.2 * math.sqrt(max(rows, columns)) * update
+
+
+# Adafactor's parts.
+
+
+def _on_matrices(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`inner` on kernels as [layers, rows, columns]: it factors each layer's matrix, heads or not.
+
+    Its statistics name no axes, as they are small: every device keeps them whole.
+    """
+
+    def flat(tree):
+        return _map(lambda path, leaf: leaf.reshape(_matrix_shape(path, leaf.shape)), tree)
+
+    def init(params):
+        return inner.init(flat(nn.meta.unbox(params)))
+
+    def update(updates, state, params=None):
+        new, state = inner.update(flat(updates), state, flat(params))
+        return jax.tree.map(lambda new, old: new.reshape(old.shape), new, updates), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def _matrix_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a parameter with the axes of each side of its matrix merged."""
+    if not path.endswith("kernel"):
+        return shape
+    sides = _matrix_axes(path, len(shape))
+    batch = [size for axis, size in enumerate(shape) if axis not in sides[0] + sides[1]]
+    return (*batch, *(math.prod(shape[axis] for axis in axes) for axes in sides))
+
+
+def _limit_by_layer(threshold: float, relative: bool) -> optax.GradientTransformation:
+    """Limits the root mean square of a layer's update; `relative` multiplies by its parameter's."""
+
+    def limit(path, update, param):
+        axes = tuple(range(int(_is_stacked(path)), update.ndim))
+
+        def size(x):
+            return jnp.sqrt(jnp.mean(jnp.square(x), axes, keepdims=True))
+
+        update = update / jnp.maximum(1, size(update) / threshold)
+        # Parameters that begin at zero must still be able to leave it.
+        return update * jnp.maximum(size(param), 1e-3) if relative else update
+
+    return optax.stateless(lambda updates, params: _map(limit, updates, params))
+
+
+def _check_moments(b1: float, b2: float, eps: float = 0.0) -> None:
+    fields.within("optimizer.b1", b1, 0, 1, below=True)
+    fields.within("optimizer.b2", b2, 0, 1, below=True)
+    fields.at_least("optimizer.eps", eps, 0)

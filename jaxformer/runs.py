@@ -1,0 +1,203 @@
+"""A run's folder: what is in it, who may write to it, and reading a run back.
+
+experiment.json   the experiment, whole
+tokenizer/        the tokenizer
+checkpoints/      a folder a step
+metrics.jsonl     one JSON object a line: step, split, metrics
+tensorboard/      the same for TensorBoard
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import math
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jax.experimental import multihost_utils
+
+from jaxformer import config, sharding, state
+from jaxformer.checkpoints import Checkpoints
+from jaxformer.config import Experiment
+from jaxformer.data.loader import evaluation_batches
+from jaxformer.data.tokenizers import Tokenizer, load_tokenizer
+from jaxformer.errors import InputError
+from jaxformer.evaluation import Evaluator
+
+EXPERIMENT, TOKENIZER, CHECKPOINTS, LOCK = "experiment.json", "tokenizer", "checkpoints", ".lock"
+
+MAY_CHANGE = ("steps", "mesh", "init", "evaluation", "checkpoint", "log", "data.workers", "data.prefetch")
+"""Fields that a resumed run may have otherwise than when it began: they change no weight's meaning."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run read back from its folder."""
+
+    folder: Path
+    """Where it is."""
+    experiment: Experiment
+    """What it ran."""
+    tokenizer: Tokenizer
+    """Its tokenizer."""
+    step: int
+    """Updates done."""
+    params: Any
+    """Its parameters (their average, where the run keeps one), on `mesh`."""
+    mesh: jax.sharding.Mesh
+    """The run's own mesh, or one of the devices that are here."""
+
+    @property
+    def model(self) -> nn.Module:
+        """Its model."""
+        return self.experiment.model
+
+    def predict(self, text: str | Sequence[str]) -> Any:
+        """What the run's model does: a masked LM fills the `[MASK]`s. One answer for one text, a list for several."""
+        texts = [text] if isinstance(text, str) else list(text)
+        answers = self.experiment.objective.predict(self.model, self.params, self.tokenizer, texts)
+        return answers[0] if isinstance(text, str) else answers
+
+    def demonstrate(self) -> list[str]:
+        """Lines that show what the model makes of the first held-out examples."""
+        data, seed = self.experiment.data, self.experiment.seed
+        batch = next(evaluation_batches(data.validation, data, self.tokenizer, seed, range(data.batch)))
+        return self.experiment.objective.demonstrate(self.model, self.params, self.tokenizer, batch)
+
+    def evaluate(self) -> dict[str, float]:
+        """Metrics on the held-out data.
+
+        Raises:
+          InputError: the experiment has no held-out data.
+        """
+        if self.experiment.data.validation is None:
+            raise InputError(f"{self.folder}: data.validation is None: the run has no held-out data to evaluate on")
+        return Evaluator(self.experiment, self.tokenizer, self.mesh)(self.params)
+
+
+def open_run(folder: str | os.PathLike) -> Run:
+    """Reads a run: its latest checkpoint and all that is needed to use it.
+
+    Raises:
+      InputError: the folder is not a run's, or has no checkpoint yet.
+    """
+    folder = Path(folder)
+    experiment = read_experiment(folder)
+    if not (folder / CHECKPOINTS).is_dir():
+        raise InputError(f"{folder}: the run has no checkpoint yet; train it first")
+    mesh = sharding.make_mesh(_mesh_for(experiment, len(jax.devices())))
+    step, params = read_params(folder, experiment, mesh)
+    return Run(folder, experiment, load_tokenizer(str(folder / TOKENIZER)), step, params, mesh)
+
+
+def read_params(folder: Path, experiment: Experiment, mesh: jax.sharding.Mesh) -> tuple[int, Any]:
+    """The step and the parameters (their average, where there is one) of a run's latest checkpoint."""
+    checkpoints = Checkpoints(folder / CHECKPOINTS)
+    if checkpoints.latest is None:
+        raise InputError(f"{folder}: the run has no checkpoint yet; train it first")
+    name = "params" if experiment.optimizer.ema is None else "average"
+    params = checkpoints.restore({name: state.abstract_params(experiment, mesh)})[name]
+    return checkpoints.latest, params
+
+
+def read_experiment(folder: Path) -> Experiment:
+    """The experiment of a run; InputError where the folder is not a run's."""
+    try:
+        text = (folder / EXPERIMENT).read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{folder}: not a run's folder: {EXPERIMENT}: {error.strerror}") from error
+    return config.from_json(text)
+
+
+@contextlib.contextmanager
+def writer(folder: Path, experiment: Experiment) -> Iterator[None]:
+    """The right to write to a run's folder, for one process at a time; the kernel takes it back from a dead one.
+
+    A folder that was made here and has no experiment yet when an error ends the block is removed again.
+
+    Raises:
+      InputError: another process writes there, the folder cannot be written, or holds something else or another run.
+    """
+    if jax.process_index():
+        yield  # The first process has the right for all.
+        return
+    made = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / LOCK).open("a+", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"--workdir {folder}: cannot be written: {error.strerror}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise InputError(f"--workdir {folder}: another process is writing this run; use another folder") from error
+        try:
+            _check_belongs(folder, experiment)
+            yield
+        finally:
+            if not (folder / EXPERIMENT).exists():
+                for ours in (folder / TOKENIZER, folder / CHECKPOINTS):
+                    shutil.rmtree(ours, ignore_errors=True)
+                (folder / LOCK).unlink(missing_ok=True)
+                if made:
+                    folder.rmdir()
+
+
+def prepare_tokenizer(folder: Path, experiment: Experiment) -> Tokenizer:
+    """The run's tokenizer: its own, or that of the experiment, which the first process makes and saves."""
+    train, home = experiment.data.train, folder / TOKENIZER
+    if jax.process_index() == 0:
+        experiment.tokenizer.build(train.open, str(home))
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("tokenizer")
+    return load_tokenizer(str(home))
+
+
+def first_params(folder: Path, experiment: Experiment, mesh: jax.sharding.Mesh) -> Any:
+    """Parameters for `experiment` from another run; InputError where its model is another."""
+    other = read_experiment(folder)
+    if changed := config.differences(other.model, experiment.model, "model"):
+        raise InputError(f"init={folder}: the run has another model: {changed[0]}")
+    return read_params(folder, other, mesh)[1]
+
+
+def write_experiment(folder: Path, experiment: Experiment) -> None:
+    """Makes the folder a run's; at once or not at all."""
+    if jax.process_index():
+        return
+    temporary = folder / (EXPERIMENT + ".tmp")
+    temporary.write_text(config.to_json(experiment), encoding="utf-8")
+    os.replace(temporary, folder / EXPERIMENT)
+
+
+def _check_belongs(folder: Path, experiment: Experiment) -> None:
+    if not (folder / EXPERIMENT).exists():
+        ours = {LOCK, TOKENIZER, CHECKPOINTS, EXPERIMENT + ".tmp"}
+        if foreign := sorted(path.name for path in folder.iterdir() if path.name not in ours):
+            raise InputError(f"--workdir {folder}: holds {foreign[0]} but no run; expected a new or a run's folder")
+        # What a killed start has left may be of another experiment.
+        shutil.rmtree(folder / TOKENIZER, ignore_errors=True)
+        return
+    changed = [
+        line
+        for line in config.differences(read_experiment(folder), experiment)
+        if not line.startswith(tuple(f"{field}{end}" for field in MAY_CHANGE for end in ".:"))
+    ]
+    if changed:
+        more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+        raise InputError(f"--workdir {folder}: another experiment's run: {changed[0]}{more}; use another folder")
+
+
+def _mesh_for(experiment: Experiment, devices: int) -> sharding.Mesh:
+    """The run's own mesh if the devices here can hold it, or as many copies as divide the batch."""
+    with contextlib.suppress(InputError):
+        data, fsdp, _ = experiment.mesh.shape(devices)
+        if experiment.data.batch % (data * fsdp) == 0:
+            return experiment.mesh
+    return sharding.Mesh(data=math.gcd(experiment.data.batch, devices))

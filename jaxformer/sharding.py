@@ -1,0 +1,182 @@
+"""The mesh of devices, the glossary of axes, and where each axis lies on the mesh.
+
+Every array axis in jaxformer has a letter. The letters of an einsum are its documentation, the computation and
+the sharding at once: `Linear("btd,dhk->bthk")` gives its kernel the axes embed, heads, head_dim, and `RULES` lays
+them on the mesh.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from jaxformer.errors import InputError
+
+AXES: Mapping[str, str] = {
+    "b": "batch",
+    "t": "query_position",
+    "s": "key_position",
+    "v": "vocab",
+    "l": "layers",
+    "d": "embed",
+    "h": "heads",
+    "g": "kv_heads",
+    "k": "head_dim",
+    "f": "mlp",
+    "e": "experts",
+    "p": "patches",
+    "m": "predictions",
+    "c": "classes",
+    "i": "embed_in",
+    "_": "whole",
+}
+"""The glossary: one letter for one kind of axis, everywhere. `i` is the input side of a width × width kernel, and
+`_` an axis that is whole here on purpose, whatever it is."""
+
+RULES: Mapping[str, tuple[str, ...]] = {
+    "batch": ("data", "fsdp"),
+    "embed": ("fsdp",),
+    "embed_in": ("fsdp",),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "mlp": ("tensor",),
+    "vocab": ("tensor",),
+    "query_position": (),
+    "key_position": (),
+    "layers": (),
+    "head_dim": (),
+    "experts": (),
+    "patches": (),
+    "predictions": (),
+    "classes": (),
+    "whole": (),
+}
+"""Which mesh axes an axis is split over. An array uses each mesh axis once: the first of its axes to ask has it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+    """The shape of the device mesh. Exactly one size may be -1: it takes all devices that are left."""
+
+    data: int = -1
+    """Copies of the model, each with its share of the batch."""
+    fsdp: int = 1
+    """Ways that parameters and optimizer state are split; the batch is split over these devices too."""
+    tensor: int = 1
+    """Ways that heads, MLP width and vocabulary are split."""
+
+    def __post_init__(self):
+        sizes = dataclasses.asdict(self)
+        for name, size in sizes.items():
+            if size != -1 and size < 1:
+                raise InputError(f"mesh.{name}={size}: expected at least 1, or -1 for the rest")
+        if list(sizes.values()).count(-1) > 1:
+            raise InputError(f"mesh: only one of {', '.join(sizes)} can be -1")
+
+    def shape(self, devices: int) -> tuple[int, int, int]:
+        """The mesh's three sizes on so many devices; InputError where they do not fit."""
+        sizes = (self.data, self.fsdp, self.tensor)
+        fixed = int(np.prod([size for size in sizes if size != -1]))
+        if fixed > devices or (-1 in sizes and devices % fixed):
+            wanted = "×".join(str(size) for size in sizes)
+            raise InputError(
+                f"mesh data×fsdp×tensor={wanted} does not fit {devices} device(s): "
+                f"its sizes must multiply to {devices} or fewer, and divide it where one of them is -1"
+            )
+        return tuple(devices // fixed if size == -1 else size for size in sizes)
+
+
+def make_mesh(mesh: Mesh, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+    """The mesh over `devices` (default: all). In several processes every device must be in it."""
+    devices = jax.devices() if devices is None else list(devices)
+    shape = mesh.shape(len(devices))
+    used = int(np.prod(shape))
+    if used != len(devices) and jax.process_count() > 1:
+        raise InputError(f"mesh of {used} devices: {len(devices)} in {jax.process_count()} processes must all be used")
+    names = tuple(field.name for field in dataclasses.fields(Mesh))
+    # Linen's parameters meet only automatic axes; make_mesh's own default is explicit ones.
+    return jax.make_mesh(shape, names, axis_types=(AxisType.Auto,) * 3, devices=devices[:used])
+
+
+def partition_spec(letters: Sequence[str], shape: Sequence[int], mesh: jax.sharding.Mesh) -> PartitionSpec:
+    """The spec of an array with these axes; a dimension that its mesh axes do not divide stays whole.
+
+    Args:
+      letters: one letter of `AXES` a dimension.
+      shape: the array's shape.
+      mesh: a mesh with the axes of `Mesh`.
+
+    Raises:
+      ValueError: a letter that the glossary does not know, or another number of letters than dimensions.
+    """
+    if len(letters) != len(shape):
+        raise ValueError(f"axes {''.join(letters)!r} do not describe an array of shape {tuple(shape)}")
+    if unknown := [letter for letter in letters if letter not in AXES]:
+        raise ValueError(f"unknown axis {unknown[0]!r}: the glossary has {', '.join(AXES)}")
+    taken, entries = set(), []
+    for letter, size in zip(letters, shape, strict=True):
+        axes = tuple(axis for axis in RULES[AXES[letter]] if axis not in taken and mesh.shape[axis] > 1)
+        if size % int(np.prod([mesh.shape[axis] for axis in axes], dtype=int)):
+            axes = ()
+        taken.update(axes)
+        entries.append(axes if len(axes) > 1 else axes[0] if axes else None)
+    return PartitionSpec(*entries)
+
+
+def constrain(x: jax.Array, letters: str) -> jax.Array:
+    """Asks the compiler to lay `x` on the current mesh (`jax.set_mesh`) by its axes; without a mesh, `x` itself."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, partition_spec(letters, x.shape, mesh))
+
+
+def with_axes(init: nn.initializers.Initializer, letters: str) -> nn.initializers.Initializer:
+    """An initializer whose parameter carries its axes' letters until `state_shardings` has read them."""
+    return nn.with_partitioning(init, tuple(letters))
+
+
+def state_shardings(abstract_state, mesh: jax.sharding.Mesh):
+    """A tree of NamedSharding for a tree of (boxed) abstract arrays; what carries no axes is replicated."""
+
+    def sharding(leaf):
+        if isinstance(leaf, nn.Partitioned):
+            return NamedSharding(mesh, partition_spec(leaf.names, leaf.value.shape, mesh))
+        return NamedSharding(mesh, PartitionSpec())
+
+    return jax.tree.map(sharding, abstract_state, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned))
+
+
+def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
+    """Rows over data and fsdp; all other axes whole."""
+    return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
+
+
+def local_rows(batch: int, mesh: jax.sharding.Mesh) -> list[int]:
+    """The rows of a global batch that this process's devices hold, in order."""
+    index_of = batch_sharding(mesh).addressable_devices_indices_map((batch,))
+    return sorted({row for (rows,) in index_of.values() for row in range(batch)[rows]})
+
+
+def global_batch(local: Mapping[str, np.ndarray], rows: Sequence[int], batch: int, mesh) -> dict[str, jax.Array]:
+    """Host arrays of this process's `rows` as jax.Arrays of the whole batch, laid on the mesh.
+
+    Args:
+      local: arrays [len(rows), ...], in the order of `rows`.
+      rows: as `local_rows` gave them.
+      batch: rows of the global batch.
+    """
+    sharding = batch_sharding(mesh)
+    place = {row: index for index, row in enumerate(rows)}
+
+    def lay(array):
+        def shard(index):
+            first, last, _ = index[0].indices(batch)
+            return array[place[first] : place[last - 1] + 1]
+
+        return jax.make_array_from_callback((batch, *array.shape[1:]), sharding, shard)
+
+    return {key: lay(array) for key, array in local.items()}

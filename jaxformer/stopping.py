@@ -1,0 +1,45 @@
+"""Being told to stop: a signal asks, the training loop decides when."""
+
+import signal
+import threading
+
+import jax
+from jax.experimental import multihost_utils
+
+
+class Stop:
+    """While entered, SIGTERM and Ctrl-C only set a flag; a second Ctrl-C interrupts at once.
+
+    Cloud machines send SIGTERM before they take the machine away. In several processes jax.distributed
+    receives it, and all of them agree on the step at which to stop.
+    """
+
+    def __init__(self):
+        self.signal: str | None = None
+        self._before = {}
+
+    def __enter__(self) -> "Stop":
+        if threading.current_thread() is threading.main_thread():
+            handled = [signal.SIGINT] + [signal.SIGTERM] * (jax.process_count() == 1)
+            self._before = {number: signal.signal(number, self._receive) for number in handled}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, _) -> None:
+        if self.signal and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = signal.Signals(number).name
+
+    def requested(self) -> bool:
+        """Whether this process was asked to stop; in several processes only `at` can tell."""
+        return self.signal is not None and jax.process_count() == 1
+
+    def at(self, step: int) -> bool:
+        """Whether to stop after this step; the same answer in every process."""
+        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
+            self.signal = self.signal or "SIGTERM"
+            return True
+        return self.requested()

@@ -1,0 +1,239 @@
+"""The training step, and `fit`, which reads from top to bottom."""
+
+import contextlib
+import functools
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxformer import runs, sharding
+from jaxformer.checkpoints import Checkpoints, replicated
+from jaxformer.config import Experiment
+from jaxformer.data import loader
+from jaxformer.data.tokenizers import Tokenizer
+from jaxformer.errors import InputError
+from jaxformer.evaluation import SPLIT, Evaluator
+from jaxformer.logs import Logs, Meter
+from jaxformer.metrics import Mean
+from jaxformer.runs import Run
+from jaxformer.state import TrainState, abstract_state, init_state
+from jaxformer.stopping import Stop
+
+MOST_SKIPPED = 10
+"""Steps in a row whose gradient is not finite, after which a run stops."""
+
+Means = dict[str, Mean]
+
+
+def loss_and_gradient(experiment: Experiment, params, batch, key) -> tuple[Means, Any]:
+    """The means of a batch, and the gradient of its loss, exact for any number of micro-batches.
+
+    The loss is Σ weight · sum / weight of the means that the objective names. With micro-batches each sum is divided
+    by the weight of the whole batch, so that their gradients add up to the whole batch's, however uneven they are.
+    """
+    objective, model, parts = experiment.objective, experiment.model, experiment.optimizer.accumulate
+
+    def gradient(micro, key, totals):
+        def loss(params):
+            means = objective(model, params, micro, key)
+            named = objective.loss_weights.items()
+            return sum(
+                weight * Mean(means[name].sum, totals[name] if totals else means[name].weight).value
+                for name, weight in named
+            ), means
+
+        (_, means), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+        return means, gradient
+
+    if parts == 1:
+        return gradient(batch, key, None)
+    # Only the weights are used: the compiler leaves the rest of this pass out.
+    totals = {name: mean.weight for name, mean in objective(model, params, batch).items()}
+
+    def split(array):  # Every part takes rows of every device.
+        return sharding.constrain(
+            array.reshape(-1, parts, *array.shape[1:]).swapaxes(0, 1), "_b" + "_" * (array.ndim - 1)
+        )
+
+    def body(total, numbered):
+        number, micro = numbered
+        means, part = gradient(micro, jax.random.fold_in(key, number), totals)
+        return jax.tree.map(jnp.add, total, part), means
+
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    micros = (jnp.arange(parts), jax.tree.map(split, batch))
+    total, means = jax.lax.scan(body, zeros, micros)
+    return jax.tree.map(lambda array: array.sum(0), means), total
+
+
+def train_step(experiment: Experiment, state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, Means]:
+    """One update. A gradient that is not finite changes nothing but the counts.
+
+    Args:
+      experiment: what is trained and how; static under jit.
+      state: the state before; to be donated.
+      batch: arrays [b, ...], as the objective documents them.
+
+    Returns:
+      The state after, and the batch's means, with the gradient's norm among them.
+    """
+    key = jax.random.fold_in(jax.random.key(experiment.seed), state.step)
+    means, gradient = loss_and_gradient(experiment, state.params, batch, key)
+    norm = optax.tree.norm(gradient)
+    finite = jnp.isfinite(norm)
+    transform = experiment.optimizer.transform(experiment.steps)
+    updates, optimizer = transform.update(gradient, state.optimizer, state.params)
+
+    def keep(new, old):  # Fused into the update: no further pass over the state.
+        return jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, old)
+
+    params = keep(optax.apply_updates(state.params, updates), state.params)
+    decay = experiment.optimizer.ema
+    average = state.average
+    if decay is not None:
+        average = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, average, params)
+    skipped = 1 - finite.astype(jnp.int32)
+    after = TrainState(
+        step=state.step + 1,
+        params=params,
+        optimizer=keep(optimizer, state.optimizer),
+        average=average,
+        skipped=state.skipped + skipped,
+        skipped_in_a_row=(state.skipped_in_a_row + 1) * skipped,
+    )
+    return after, means | {"gradient_norm": Mean(norm, jnp.ones(()))}
+
+
+def fit(experiment: Experiment, workdir: str | os.PathLike, quiet: bool = False) -> Run:
+    """Trains a run from where its folder says that it is, or from the start, to `experiment.steps`.
+
+    SIGTERM, or Ctrl-C, saves and returns; the same call goes on from there, bit for bit.
+
+    Args:
+      experiment: what to do.
+      workdir: the run's folder; made where it is missing.
+      quiet: whether to print nothing.
+
+    Returns:
+      The run as it stands.
+
+    Raises:
+      InputError: something about the experiment, its data or the folder is wrong, or its gradients are.
+    """
+    began, folder, data, steps = time.monotonic(), Path(workdir), experiment.data, experiment.steps
+    mesh = sharding.make_mesh(experiment.mesh)
+    check_batch(experiment, mesh)
+    rows = sharding.local_rows(data.batch, mesh)
+    lay = functools.partial(sharding.global_batch, rows=rows, batch=data.batch, mesh=mesh)
+    train = jax.jit(train_step, static_argnums=0, donate_argnums=1)
+
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(Stop())
+        stack.enter_context(runs.writer(folder, experiment))
+        tokenizer = runs.prepare_tokenizer(folder, experiment)
+        check_tokenizer(experiment, tokenizer)
+        saved = stack.enter_context(Checkpoints(folder / runs.CHECKPOINTS, experiment.checkpoint))
+        state, all_lanes = restore_or_init(saved, experiment, mesh)
+        step, lanes = int(state.step), all_lanes[rows]
+        batches = stack.enter_context(loader.train_batches(data, tokenizer, experiment.seed, rows, lanes))
+        runs.write_experiment(folder, experiment)
+        logs = stack.enter_context(Logs(folder, steps, step, quiet))
+        stack.enter_context(jax.set_mesh(mesh))
+        evaluate = Evaluator(experiment, tokenizer, mesh) if data.validation else None
+        logs.say(describe(experiment, state, mesh))
+        meter, results = Meter(experiment, began), None
+
+        for batch, lanes_after in batches:
+            if step == steps or stop.at(step):
+                break
+            state, means = train(experiment, state, lay(batch))
+            step, lanes, results = step + 1, lanes_after, None
+            meter.add(means)
+            logs.advance(step, meter)
+            if due(step, experiment.log.every, steps):
+                logs.write(step, "train", meter.report(step, state))
+                check_gradients(state, step, saved)
+            if evaluate and due(step, experiment.evaluation.every, steps):
+                if results := evaluate(state.best_params, stop.requested):
+                    logs.write(step, SPLIT, results)
+                meter.restart()
+            if due(step, experiment.checkpoint.every, steps) or (results and experiment.checkpoint.best):
+                saved.save(step, {**state.trees(), "lanes": lay({"lanes": lanes})}, results)
+
+        saved.save(step, {**state.trees(), "lanes": lay({"lanes": lanes})}, results)
+        saved.wait()
+        run = Run(folder, experiment, tokenizer, step, state.best_params, mesh)
+        if step < steps:
+            logs.say(f"stopped by {stop.signal} at step {step}, saved; the same command goes on from there")
+        else:
+            logs.end(run, results or (run.evaluate() if evaluate else {}))
+        return run
+
+
+def due(step: int, every: int, steps: int) -> bool:
+    """Whether something that happens every so many steps, and at the end, happens after this one."""
+    return step % every == 0 or step == steps
+
+
+def restore_or_init(
+    saved: Checkpoints, experiment: Experiment, mesh: jax.sharding.Mesh
+) -> tuple[TrainState, np.ndarray]:
+    """The state and all lanes: of the latest checkpoint; else new ones, from the parameters of `init` if that is set."""
+    abstract, lanes = abstract_state(experiment, mesh), loader.initial_state(experiment.data)
+    if saved.latest is not None:
+        trees = {**abstract.trees(), "lanes": {"lanes": replicated(lanes.shape, lanes.dtype, mesh)}}
+        restored = saved.restore(trees)
+        return TrainState.from_trees(restored), np.asarray(restored["lanes"]["lanes"])
+    state = init_state(experiment, abstract)
+    if experiment.init is not None:
+        params = runs.first_params(Path(experiment.init), experiment, mesh)
+        average = None if state.average is None else jax.tree.map(jnp.copy, params)
+        state = state.replace(params=params, average=average)
+    return state, lanes
+
+
+def check_batch(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:
+    """Raises InputError where the batch does not divide by the mesh and the micro-batches."""
+    batch, parts = experiment.data.batch, experiment.optimizer.accumulate
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    if batch % (ways * parts):
+        shares = f"{ways} shares (mesh.data × mesh.fsdp)" + (f" × {parts} micro-batches" if parts > 1 else "")
+        nearest = max(1, round(batch / (ways * parts))) * ways * parts
+        raise InputError(f"data.batch={batch} does not divide into {shares}; {nearest} would")
+
+
+def check_tokenizer(experiment: Experiment, tokenizer: Tokenizer) -> None:
+    """Raises InputError where the model is too small for the tokenizer or the rows."""
+    model, length = experiment.model, experiment.data.task.row["tokens"].capacity
+    if model.vocab < tokenizer.vocab_size:
+        size = tokenizer.vocab_size
+        raise InputError(f"model.vocab={model.vocab} is smaller than the tokenizer's {size}: expected at least {size}")
+    if model.positions < length:
+        raise InputError(f"model.positions={model.positions} is shorter than data.task.length={length}")
+
+
+def check_gradients(state: TrainState, step: int, saved: Checkpoints) -> None:
+    """Raises InputError where no gradient was finite for too long."""
+    if int(state.skipped_in_a_row) >= MOST_SKIPPED:
+        raise InputError(
+            f"step {step}: the last {int(state.skipped_in_a_row)} gradients were not finite and were skipped: lower "
+            f"optimizer.schedule.peak or optimizer.clip; the latest checkpoint is of step {saved.latest}"
+        )
+
+
+def describe(experiment: Experiment, state: TrainState, mesh: jax.sharding.Mesh) -> str:
+    """Device, mesh, parameters and tokens a step, in a line."""
+    device, sizes = mesh.devices.flat[0], " × ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    tokens = experiment.data.batch * experiment.data.task.row["tokens"].capacity
+    start = f", from step {int(state.step):,}" if int(state.step) else ""
+    return (
+        f"{mesh.devices.size} × {device.device_kind} · mesh {sizes} · {parameters:,} parameters · "
+        f"{tokens:,} tokens a step · {experiment.steps:,} steps{start}"
+    )

@@ -1,0 +1,42 @@
+"""Installs jaxformer: `pip install .`, or with extras such as `pip install '.[cuda]'`."""
+
+from setuptools import find_packages, setup
+
+REQUIRED = [
+    "jax>=0.10.2",
+    "flax>=0.12.8",
+    "optax>=0.2.8",
+    "orbax-checkpoint>=0.12.8",
+    "grain>=0.2.18",
+    # TFDS reads array_record without TensorFlow, with these two that it does not ask for itself.
+    "tensorflow-datasets>=4.9.10",
+    "importlib_resources",
+    "pillow",
+    "sentencepiece>=0.2.1",
+    "tokenizers>=0.21",
+    "tyro>=1.0",
+    "rich>=13",
+    "tensorboardX>=2.6",
+    "numpy>=2",
+]
+
+EXTRAS = {
+    "cuda": ["jax[cuda12]>=0.10.2"],
+    "tpu": ["jax[tpu]>=0.10.2"],
+    # This version has a build without CUDA where the newest brings gigabytes of it.
+    "torch": ["torch==2.13.0", "transformers>=5.23", "safetensors"],
+    "test": ["pytest>=8", "hypothesis>=6", "ruff>=0.17,<0.18"],
+}
+EXTRAS["test"] += EXTRAS["torch"]
+
+setup(
+    name="jaxformer",
+    version="0.1.0",
+    description="Transformers and their pretraining in JAX, for TPUs and GPUs",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["jaxformer", "jaxformer.*"]),
+    install_requires=REQUIRED,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["jaxformer=jaxformer.cli:command"]},
+)

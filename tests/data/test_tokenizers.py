@@ -1,0 +1,160 @@
+import pickle
+
+import numpy as np
+import pytest
+
+from jaxformer.data.tokenizers import SentencePiece, WordPiece, load_tokenizer
+from jaxformer.errors import InputError
+
+VERSE = "In the beginning, God created the heavens and the earth."
+TEXTS = [
+    {"text": f"{VERSE}\nThe {a} of the {b} said: let there be {c}'s {a}, and there was; {b}!"}
+    for a in ("earth", "waters", "sky", "lights", "fruit")
+    for b in ("deep", "garden", "morning", "evening", "Jerusalem")
+    for c in ("light", "day", "night", "darkness")
+]
+
+
+@pytest.fixture(scope="module", params=[SentencePiece(60), WordPiece(90, lowercase=False)])
+def config(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def trained(config, tmp_path_factory):
+    return config.build(lambda: TEXTS, str(tmp_path_factory.mktemp("run") / "tokenizer"))
+
+
+def test_ids_and_round_trip(trained, config):
+    assert [trained.pad_id, trained.unk_id, trained.cls_id, trained.sep_id, trained.mask_id] == [*range(5)]
+    assert trained.vocab_size == config.vocab and sorted(trained.special_ids) == [*range(5)]
+    ids = trained.encode(VERSE)
+    assert ids.dtype == np.int32 and ids.min() >= 5
+    spaced = VERSE if trained.file == "tokenizer.model" else VERSE.replace(" .", ".")
+    assert trained.decode(ids) == spaced
+    assert trained.decode([trained.cls_id, *ids, trained.sep_id, trained.pad_id]) == spaced
+    batch = trained.encode_batch([VERSE, "", "God"])
+    assert np.array_equal(batch[0], ids) and len(batch[1]) == 0
+    assert np.array_equal(batch[2], trained.encode("God"))
+
+
+def test_masks_of_a_corpus_are_text(trained):
+    assert trained.mask_id not in trained.encode("the [MASK] of")
+    assert trained.cls_id not in trained.encode("[CLS] the [SEP]")
+
+
+@pytest.mark.parametrize(
+    "text, without",
+    [
+        ("In the [MASK] God", "In the God"),
+        ("God [MASK], and the earth [MASK].", "God, and the earth."),
+        ("[MASK]", ""),
+        ("[MASK] [MASK] the", "the"),
+    ],
+)
+def test_a_mask_is_one_token_and_its_surroundings_stay(trained, text, without):
+    ids = trained.encode_with_masks(text)
+    assert np.sum(ids == trained.mask_id) == text.count("[MASK]")
+    assert np.array_equal(ids[ids != trained.mask_id], trained.encode(without))
+    assert trained.decode(ids).split() == text.split()
+
+
+def test_pieces_are_readable(trained):
+    pieces = [trained.piece(number) for number in range(trained.vocab_size)]
+    assert not any(sign in "".join(pieces) for sign in ("▁", "##"))
+    assert all(pieces)
+    starts = trained.word_start
+    assert starts.dtype == bool and starts.shape == (trained.vocab_size,) and starts[:5].all()
+    assert any(piece.startswith("…") for piece in pieces)
+    assert all(starts[number] != piece.startswith("…") for number, piece in enumerate(pieces))
+    assert trained.word_start[trained.encode("the,")].all()
+    words = trained.encode("the earthheavens")
+    assert trained.word_start[words].sum() == 2 < len(words)
+
+
+def test_it_is_trained_once_and_the_same_again(config, trained, tmp_path):
+    folder = str(tmp_path / "tokenizer")
+    first = config.build(lambda: TEXTS, folder)
+    assert first.serialize() == trained.serialize()
+    loaded = config.build(None, folder)  # nothing to train on: it must be the kept one
+    assert loaded.serialize() == load_tokenizer(folder).serialize() == first.serialize()
+    copied = pickle.loads(pickle.dumps(first))
+    assert np.array_equal(copied.encode(VERSE), first.encode(VERSE))
+    assert [path.name for path in tmp_path.iterdir()] == ["tokenizer"]
+
+
+def test_training_is_silent(config, tmp_path, capfd):
+    config.build(lambda: TEXTS, str(tmp_path / "tokenizer"))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_lowercase(tmp_path):
+    for config in (SentencePiece(60, lowercase=True), WordPiece(90)):
+        tokenizer = config.build(lambda: TEXTS, str(tmp_path / type(config).__name__))
+        assert np.array_equal(tokenizer.encode("GOD"), tokenizer.encode("god"))
+
+
+def test_pairs_of_languages_train_on_both(tmp_path):
+    pairs = [{"en": "the light", "de": "das Licht", "n": 3}] * 9
+    tokenizer = WordPiece(60).build(lambda: pairs, str(tmp_path / "t"))
+    assert tokenizer.unk_id not in tokenizer.encode("light Licht")
+
+
+def test_load_from_files(tmp_path):
+    sentencepiece = SentencePiece(60).build(lambda: TEXTS, str(tmp_path / "a"))
+    wordpiece = WordPiece(90).build(lambda: TEXTS, str(tmp_path / "b"))
+    vocab = tmp_path / "vocab.txt"
+    vocab.write_text("\n".join(wordpiece.pieces) + "\n")
+    for number, config in enumerate(
+        [
+            SentencePiece(path=str(tmp_path / "a" / "tokenizer.model")),
+            WordPiece(path=str(tmp_path / "b" / "tokenizer.json")),
+            WordPiece(path=str(tmp_path / "b")),
+            WordPiece(path=str(vocab)),
+        ]
+    ):
+        tokenizer = config.build(None, str(tmp_path / f"kept{number}"))
+        original = wordpiece if number else sentencepiece
+        assert np.array_equal(tokenizer.encode(VERSE), original.encode(VERSE))
+
+
+def test_special_names_of_other_families(tmp_path):
+    vocab = tmp_path / "vocab.txt"
+    vocab.write_text("<s>\n<pad>\n</s>\n[UNK]\na\n<mask>\n")
+    tokenizer = WordPiece(path=str(vocab)).build(None, str(tmp_path / "t"))
+    ids = [tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id]
+    assert [*ids, tokenizer.mask_id] == [1, 3, 0, 2, 5]
+    assert list(tokenizer.ordinary_ids) == [4]
+
+
+def test_errors_are_one_line(tmp_path):
+    (tmp_path / "vocab.txt").write_text("[UNK]\n[CLS]\na\nb\n")
+    (tmp_path / "bad.model").write_bytes(b"bad")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+
+    def build(config, folder="t"):
+        return config.build(lambda: TEXTS, str(tmp_path / folder))
+
+    maskless = build(WordPiece(path=str(tmp_path / "vocab.txt")))
+    for action, words in [
+        (lambda: maskless.mask_id, r"has no \[MASK\] or <mask>"),
+        (lambda: build(SentencePiece(6000), "u"), "tokenizer.vocab 6000: .*<= [0-9]+"),
+        (lambda: build(SentencePiece(path=str(tmp_path / "none")), "u"), "none: no such file"),
+        (
+            lambda: build(SentencePiece(path=str(tmp_path / "bad.model")), "u"),
+            "bad.model: not a Se",
+        ),
+        (
+            lambda: build(WordPiece(path=str(tmp_path / "tokenizer.json")), "u"),
+            "not a tokenizer.json",
+        ),
+        (lambda: build(WordPiece(path=str(tmp_path / "empty")), "u"), "empty: .*neither"),
+        (lambda: build(WordPiece(90), "file/t"), "cannot be saved"),
+        (lambda: load_tokenizer(str(tmp_path / "empty")), "holds no tokenizer"),
+    ]:
+        with pytest.raises(InputError, match=words) as caught:
+            action()
+        assert "\n" not in str(caught.value)
+    assert not list(tmp_path.glob("*tmp*"))

@@ -1,0 +1,107 @@
+import re
+import subprocess
+from collections import Counter
+
+import pytest
+import tensorflow_datasets as tfds
+
+from jaxformer.data.sources import Tfds
+from jaxformer.datasets.bible import bible_dataset_builder as bible
+from jaxformer.errors import InputError
+
+
+@pytest.fixture(scope="session")
+def read(tmp_path_factory):
+    """Reads a split; prepared once in a folder of this session, from the real package."""
+    folder = str(tmp_path_factory.mktemp("bible"))
+
+    def make(name, split):
+        documents = Tfds(f"bible/{name}", split, folder).open()
+        return [documents[index] for index in range(len(documents))]
+
+    return make
+
+
+@pytest.mark.parametrize("name", ["web", "kjv"])
+def test_documents(read, name):
+    train, validation = read(name, "train"), read(name, "validation")
+    assert (len(train), len(validation)) == (1129, 60)
+    titles = [document["title"] for document in train + validation]
+    assert len(set(titles)) == 1189 and {"Genesis 1", "1 John 5", "Revelation 22"} <= set(titles)
+    verses = [verse for document in train + validation for verse in document["sentences"]]
+    assert len(verses) == 31_102
+    assert all(verse == " ".join(verse.split()) and verse for verse in verses)
+    assert not any(re.search(r"[\[\]`<>{}]|\bPsalm \d|BOOK I", verse) for verse in verses)
+    books = Counter(document["title"].rsplit(" ", 1)[0] for document in validation)
+    assert len(books) > 35 and max(books.values()) <= 8
+
+
+def test_the_first_verse(read):
+    genesis = {document["title"]: document for document in read("web", "train")}["Genesis 1"]
+    assert genesis["sentences"][0] == "In the beginning God created the heavens and the earth."
+    assert "God's Spirit was hovering" in genesis["sentences"][1]
+
+
+@pytest.mark.parametrize(
+    "language, first",
+    [
+        ("de", "Im Anfang schuf Gott die Himmel und die Erde."),
+        pytest.param("fr", "Au commencement, Dieu créa les cieux et la terre.", marks=pytest.mark.slow),
+        pytest.param("es", "EN el principio crió Dios los cielos y la tierra.", marks=pytest.mark.slow),
+        pytest.param("it", "NEL principio Iddio creò il cielo e la terra.", marks=pytest.mark.slow),
+        pytest.param("ru", "В начале сотворил Бог небо и землю.", marks=pytest.mark.slow),
+    ],
+)
+def test_pairs(read, language, first):
+    splits = {split: read(f"en-{language}", split) for split in ("train", "validation", "test")}
+    pairs = {pair["reference"]: pair for split in splits.values() for pair in split}
+    assert 31_000 < len(pairs) == sum(map(len, splits.values())) <= 31_102
+    assert pairs["Genesis 1:1"][language] == first
+    books = {split: {pair["reference"].rsplit(" ", 1)[0] for pair in pairs} for split, pairs in splits.items()}
+    assert books["validation"] == bible._VALIDATION_BOOKS and books["test"] == bible._TEST_BOOKS
+    assert not books["train"] & (books["validation"] | books["test"])
+    for pair in pairs.values():
+        assert pair["en"] and pair[language]
+        assert not re.search(r"[\[\]<>*+\t\n\u00ad]|\(\d+:\d+\)|ADDED|MISSING", pair[language])
+
+
+@pytest.mark.parametrize(
+    "code, text, clean",
+    [
+        ("4", "the way. Psalm 3 A Psalm by David, when he fled.", "the way."),
+        ("4", "full of days. BOOK I Psalm 1", "full of days."),
+        ("4", "God`s [even] an offering", "God's even an offering"),
+        ("e", "(MISSING) [KJV: And] From Schlachter: Da", ""),
+        ("e", "auf ewig. * * *", "auf ewig."),
+        ("e", "geschaffen wurden. -", "geschaffen wurden."),
+        ("e", "essen, - so sei", "essen, - so sei"),
+        ("l", "(9:1) Au chef. (9:2) Je", "Au chef. Je"),
+        ("v", "dijo: \u00adMoisés, Moisés!", "dijo: ¡Moisés, Moisés!"),
+        ("d", "ogni tempo,\n\t\t\t", "ogni tempo,"),
+        ("r", "(ADDED FROM KJV: The song. => Песня Песней.)", "Песня Песней."),
+        ("r", "Гихон (Геон): она", "Гихон (Геон): она"),
+    ],
+)
+def test_clean(code, text, clean):
+    assert bible._clean(text, code) == clean
+
+
+def test_a_failed_download_is_one_line(monkeypatch, tmp_path):
+    def fail(command, **_):
+        return subprocess.CompletedProcess(command, 1, "", "WARNING: x\nERROR: no network\n")
+
+    monkeypatch.setattr(subprocess, "run", fail)
+    with pytest.raises(InputError, match="failed: ERROR: no network;") as caught:
+        Tfds("bible/web", data_dir=str(tmp_path)).open()
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_config_is_one_line(tmp_path):
+    with pytest.raises(InputError, match="bible/vulgate") as caught:
+        Tfds("bible/vulgate", data_dir=str(tmp_path)).open()
+    assert "\n" not in str(caught.value)
+
+
+def test_the_description_tells_the_licence(read, tmp_path):
+    read("web", "validation")
+    assert "public domain" in tfds.builder("bible/web", data_dir=str(tmp_path)).info.description

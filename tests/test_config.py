@@ -1,0 +1,492 @@
+"""Config files, overrides from Python and from the command line, help, and JSON."""
+
+import dataclasses
+import json
+import math
+import subprocess
+import sys
+import textwrap
+
+import flax.linen as nn
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxformer import config, fields
+from jaxformer.config import Checkpoint, Evaluation, Experiment, Log
+from jaxformer.data.loader import Data
+from jaxformer.data.sources import Mixture, TextFiles, Tfds
+from jaxformer.data.tasks import MaskedSentencePairs
+from jaxformer.data.tokenizers import SentencePiece, WordPiece
+from jaxformer.errors import InputError
+from jaxformer.layers.transformer import Transformer
+from jaxformer.models.bert import Bert
+from jaxformer.objectives.masked_lm import MaskedLM
+from jaxformer.optimizers import AdamW, Lion, Schedule
+from jaxformer.sharding import Mesh
+
+CONFIG = '''
+"""Learns little from two files.
+
+Expect nothing.
+"""
+
+from jaxformer.config import Experiment
+from jaxformer.data.loader import Data
+from jaxformer.data.sources import Mixture, TextFiles
+from jaxformer.data.tasks import MaskedSentencePairs
+from jaxformer.data.tokenizers import SentencePiece
+from jaxformer.layers.transformer import Transformer
+from jaxformer.models.bert import Bert
+from jaxformer.objectives.masked_lm import MaskedLM
+from jaxformer.optimizers import AdamW, Schedule
+
+experiment = Experiment(
+    model=Bert(Transformer(width=64, depth=2, heads=4), vocab=300),
+    objective=MaskedLM(),
+    data=Data(
+        train=Mixture((TextFiles(("a.txt", "b.txt")), TextFiles(("c.txt",))), weights=(1.0, 2.0)),
+        task=MaskedSentencePairs(),
+        batch=8,
+    ),
+    tokenizer=SentencePiece(300),
+    optimizer=AdamW(Schedule(1e-3, warmup=5), freeze=("pooler",)),
+    steps=100,
+)
+'''
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "tiny.py"
+    path.write_text(CONFIG.lstrip())
+    return path
+
+
+@pytest.fixture
+def experiment(file):
+    return config.load(file)
+
+
+def message(call, *arguments):
+    """The one line of the InputError that the call raises."""
+    with pytest.raises(InputError) as caught:
+        call(*arguments)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+class TestLoad:
+    def test_it_is_what_the_file_says(self, experiment):
+        assert experiment.model == Bert(Transformer(width=64, depth=2, heads=4), vocab=300)
+        assert (experiment.steps, experiment.seed, experiment.mesh) == (100, 0, Mesh())
+        assert hash(experiment) == hash(dataclasses.replace(experiment))
+
+    @pytest.mark.parametrize("width", [128, "128"])
+    def test_overrides(self, file, width):
+        loaded = config.load(file, {"steps": 7, "model.transformer.width": width, "data.train.weights": [1, 3]})
+        assert (loaded.steps, loaded.model.transformer.width, loaded.data.train.weights) == (
+            7,
+            128,
+            (1, 3),
+        )
+        assert loaded.model.transformer.depth == 2
+
+    def test_fields_that_fit_only_together(self, file):
+        transformer = config.load(file, {"model.transformer.heads": 5, "model.transformer.width": 65}).model.transformer
+        assert (transformer.width, transformer.heads) == (65, 5)
+
+    def test_a_whole_part(self, file):
+        assert config.load(file, {"optimizer": Lion()}).optimizer == Lion()
+
+    def test_nothing_given_changes_nothing(self, file, experiment):
+        assert config.override(experiment, {}) is experiment
+        assert config.load(file, {}) == experiment
+
+    @pytest.mark.parametrize(
+        "overrides, expected",
+        [
+            ({"step": 3}, "step: no such field; perhaps steps"),
+            (
+                {"model.transformer.widht": 3},
+                "model.transformer.widht: no such field; perhaps model.transformer.width",
+            ),
+            ({"width": 3}, "width: no such field; perhaps model.transformer.width"),
+            (
+                {"train.sources.0.pathes": "x"},
+                "train.sources.0.pathes: no such field; perhaps data.train.sources.0.paths",
+            ),
+            ({"zzzzzz": 3}, "zzzzzz: no such field"),
+            ({"model.name": "x"}, "model.name: no such field; perhaps"),
+            ({"steps": 2.5}, "steps=2.5: expected an int"),
+            ({"steps": True}, "steps=True: expected an int"),
+            ({"steps": None}, "steps=None: expected an int"),
+            ({"steps": 0}, "steps=0: expected at least 1"),
+            ({"seed": -1}, "seed=-1: expected at least 0"),
+            ({"optimizer": Lion}, "expected an Optimizer"),
+            ({"objective": WordPiece()}, "expected an Objective"),
+            ({"tokenizer": MaskedLM()}, "expected a TokenizerConfig"),
+            (
+                {"optimizer": "Lion"},
+                "optimizer Lion: expected one of the fields of AdamW: schedule, ",
+            ),
+            ({"data": Lion(), "data.batch": 3}, "data="),
+            (
+                {"optimizer": Lion(), "optimizer.b1": 0.5},
+                "optimizer.b1: optimizer is set too; set one of the two",
+            ),
+            ({"model.transformer.heads": 5}, "heads=5 does not divide transformer.width=64"),
+        ],
+    )
+    def test_wrong_overrides(self, file, overrides, expected):
+        assert expected in message(config.load, file, overrides)
+
+    @pytest.mark.parametrize(
+        "line, expected",
+        [
+            ("nonsense(", "line 1: SyntaxError: '(' was never closed"),
+            (
+                "\nfrom jaxformer.nowhere import X",
+                "line 2: ModuleNotFoundError: No module named 'jaxformer.nowhere'",
+            ),
+            ("\n\nraise RuntimeError('two\\nlines')", "line 3: RuntimeError: two lines"),
+            (
+                "from jaxformer.layers.transformer import Transformer\nTransformer(widht=3)",
+                "__init__() got an unexpected keyword argument 'widht'; perhaps width",
+            ),
+            (
+                "from jaxformer.layers.transformer import *\nTransformer(width=64, heads=5)",
+                "line 2: transformer.heads=5 does not divide",
+            ),
+            ("experiment = 3", "expected `experiment = Experiment(...)`, found 3"),
+            ("experimnt = 3", "expected `experiment = Experiment(...)`, found None"),
+        ],
+    )
+    def test_bad_files(self, tmp_path, line, expected):
+        path = tmp_path / "bad.py"
+        path.write_text(line)
+        assert message(config.load, path).startswith(f"{path}")
+        assert expected in message(config.load, path)
+
+    def test_a_wrong_type_in_a_file(self, file):
+        file.write_text(CONFIG.replace("steps=100", "steps='ten'"))
+        assert "steps='ten': expected an int" in message(config.load, file)
+
+    def test_files_that_cannot_be_read(self, file, tmp_path):
+        assert message(config.load, tmp_path / "tyni.py") == f"{tmp_path}/tyni.py: no such config file; perhaps {file}"
+        assert message(config.load, tmp_path / "other.py") == f"{tmp_path}/other.py: no such config file"
+        assert message(config.load, tmp_path).startswith(f"{tmp_path}: expected a Python file")
+        (tmp_path / "latin.py").write_bytes(b"# \xe9")
+        assert message(config.load, tmp_path / "latin.py").startswith(f"{tmp_path}/latin.py: expected a Python file")
+
+
+class TestParse:
+    def parse(self, file, *argv):
+        return config.parse(file, argv)
+
+    def test_all_forms(self, file):
+        parsed = self.parse(
+            file,
+            *(
+                "--steps=7",
+                "--model.transformer.width",
+                "128",
+                "--data.pack",
+                "True",
+                "--optimizer.clip",
+                "None",
+            ),
+            *(
+                "--optimizer.weight-decay",
+                "1e-2",
+                "--mesh.data",
+                "-1",
+                "--data.train.sources.0.paths",
+                "x",
+                "y",
+            ),
+            *(
+                "--optimizer.freeze",
+                "--optimizer.schedule.decay",
+                "cosine",
+                "--init",
+                "--log.every",
+                "3",
+                "--init=--x",
+            ),
+        )
+        assert (parsed.steps, parsed.model.transformer.width, parsed.data.pack) == (7, 128, True)
+        assert (parsed.optimizer.clip, parsed.optimizer.weight_decay, parsed.optimizer.freeze) == (
+            None,
+            0.01,
+            (),
+        )
+        assert parsed.data.train.sources == (TextFiles(("x", "y")), TextFiles(("c.txt",)))
+        assert (parsed.optimizer.schedule.decay, parsed.log.every, parsed.init) == (
+            "cosine",
+            3,
+            "--x",
+        )
+
+    def test_the_same_as_load(self, file):
+        overrides = {"steps": "7", "evaluation.batches": "3", "data.train.weights": ["1", "2.5"]}
+        argv = ["--steps", "7", "--evaluation.batches", "3", "--data.train.weights", "1", "2.5"]
+        assert config.parse(file, argv) == config.load(file, overrides)
+
+    def test_a_union_of_text_and_none(self, file):
+        assert self.parse(file, "--init", "None").init is None
+        assert self.parse(file, "--init", "7").init == "7"
+
+    @pytest.mark.parametrize(
+        "argv, expected",
+        [
+            (
+                "--model.transformer.widht 3",
+                "--model.transformer.widht: no such field; perhaps --model.transformer.width",
+            ),
+            ("--steps ten", "--steps ten: expected an int"),
+            ("--steps 1 2", "--steps 1 2: expected an int"),
+            ("--steps", "--steps with no value: expected an int"),
+            ("--steps --seed 1", "--steps with no value: expected an int"),
+            ("--data.pack yes", "--data.pack yes: expected True or False"),
+            ("--optimizer.clip no", "--optimizer.clip no: expected a float or None"),
+            (
+                "--optimizer.schedule.decay cos",
+                "decay cos: expected one of constant, linear, cosine, inverse_sqrt",
+            ),
+            ("--model.transformer.norm_position middle", "expected before or after"),
+            ("--data.train.weights 1 x", "--data.train.weights 1 x: expected values, each a float"),
+            (
+                "--mesh",
+                "--mesh with no value: expected one of the fields of Mesh: data, fsdp, tensor",
+            ),
+            ("--data.train.sources.2.paths x", "perhaps --data.train.sources.1.paths"),
+            ("7", "7: expected a field, such as --steps 200"),
+        ],
+    )
+    def test_wrong_words(self, file, argv, expected):
+        assert message(config.parse, file, argv.split()).endswith(expected)
+
+    @pytest.mark.parametrize("flag", ["--help", "-h"])
+    def test_help_shows_every_field_with_default_and_meaning(self, file, experiment, flag, capsys, monkeypatch):
+        monkeypatch.setenv("COLUMNS", "200")
+        with pytest.raises(SystemExit) as caught:
+            self.parse(file, "--steps", "3", flag)
+        text = capsys.readouterr().out
+        assert caught.value.code == 0
+        assert text.index("Learns little from two files.") < text.index("--steps INT")
+        leaves = [path for path, _, value in fields.walk(experiment) if not fields.children(value)]
+        assert len(leaves) > 50
+        for path in leaves:
+            assert f"--{path} " in text, path
+        assert "--model.parent" not in text
+        words = " ".join(text.replace("│", " ").split())
+        assert "Updates of the parameters in the whole run. (default: 100)" in words
+        assert "Attention heads; they divide the width. (default: 4)" in words
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    number: int | float | bool | str | None = None
+    items: tuple[float, ...] = ()
+
+
+class Tree(nn.Module):
+    left: Leaf = Leaf()
+    pair: tuple[Leaf, Leaf] = (Leaf(), Leaf())
+
+
+@dataclasses.dataclass(frozen=True)
+class Whatever:
+    """An objective that may hold anything."""
+
+    value: object = None
+
+    @property
+    def loss_weights(self):
+        return {}
+
+    def __call__(self, model, params, batch, key=None):
+        return {}
+
+
+plain = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
+leaves = st.builds(Leaf, plain, st.lists(st.floats(allow_nan=False)).map(tuple))
+trees = st.builds(Tree, leaves, st.tuples(leaves, leaves))
+
+
+def same(a, b):
+    """Equal, and of the same types all the way down: 1, 1.0 and True are not the same."""
+    assert type(a) is type(b)
+    if not fields.is_config(a) and not isinstance(a, tuple):
+        assert a == b
+        assert not isinstance(a, float) or math.copysign(1, a) == math.copysign(1, b)
+        return
+    mine, theirs = (list(x) if isinstance(x, tuple) else [value for _, _, value in fields.children(x)] for x in (a, b))
+    assert len(mine) == len(theirs)
+    for x, y in zip(mine, theirs, strict=True):
+        same(x, y)
+
+
+class TestJson:
+    def test_a_whole_experiment(self, file):
+        experiment = config.load(file, {"data.validation": Tfds("bible/web"), "optimizer.clip": 1})
+        again = config.from_json(config.to_json(experiment))
+        assert again == experiment
+        same(again, experiment)
+        assert config.to_json(again) == config.to_json(experiment)
+
+    @given(tree=trees)
+    @settings(max_examples=100, deadline=None)
+    def test_every_value_comes_back(self, tree):
+        again = fields.decode(json.loads(json.dumps(fields.encode(tree))))
+        assert again == tree
+        same(again, tree)
+
+    def test_it_reads_well(self, experiment):
+        text = config.to_json(experiment)
+        assert text.startswith('{\n  "class": "jaxformer.config.Experiment",\n  "model": {\n    "cl')
+        assert '\n    "class": "jaxformer.models.bert.Bert",\n' in text
+        assert '"width": 64,\n' in text
+        assert text.endswith("}\n")
+
+    def test_in_another_process(self, experiment, tmp_path):
+        path = tmp_path / "experiment.json"
+        path.write_text(config.to_json(experiment))
+        code = (
+            "import sys; from jaxformer.config import from_json, to_json; "
+            "print(to_json(from_json(open(sys.argv[1]).read())), end='')"
+        )
+        command = [sys.executable, "-c", code, str(path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert done.stdout == path.read_text()
+
+    def test_missing_fields_take_their_default(self, experiment):
+        values = json.loads(config.to_json(experiment))
+        del values["seed"], values["optimizer"]["clip"], values["model"]["transformer"]["mlp"]
+        assert config.from_json(json.dumps(values)) == experiment
+
+    @pytest.mark.parametrize(
+        "change, expected",
+        [
+            (
+                lambda v: v["model"]["transformer"].update(widht=3),
+                "model.transformer.widht: jaxformer.layers.transformer.Tran",
+            ),
+            (lambda v: v.update(steps="ten"), "steps='ten': expected an int"),
+            (
+                lambda v: v.pop("steps"),
+                "Experiment.__init__() missing 1 required positional argument: 'steps'",
+            ),
+            (
+                lambda v: v["model"].pop("class"),
+                "model.class=None: expected the name of a dataclass",
+            ),
+            (
+                lambda v: v["model"].update({"class": "jaxformer.models.bert.Bart"}),
+                "model.class='jaxformer.models.bert.Bart'",
+            ),
+            (lambda v: v["model"].update({"class": "nowhere.Bert"}), "model.class='nowhere.Bert'"),
+            (lambda v: v["model"].update({"class": "os.system"}), "model.class='os.system'"),
+            (lambda v: v["model"]["transformer"].update(heads=5), "heads=5 does not divide"),
+        ],
+    )
+    def test_bad_json(self, experiment, change, expected):
+        values = json.loads(config.to_json(experiment))
+        change(values)
+        assert expected in message(config.from_json, json.dumps(values))
+
+    @pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"class": "jaxformer.config.Log"}'])
+    def test_other_text(self, text):
+        assert message(config.from_json, text).startswith("experiment: ")
+
+    def test_a_class_of_the_config_file_itself(self, file):
+        own = textwrap.dedent("""
+            import dataclasses
+
+            @dataclasses.dataclass(frozen=True)
+            class Mine(MaskedLM):
+                temperature: "float" = 1.0
+
+            experiment = dataclasses.replace(experiment, objective=Mine())
+            """)
+        file.write_text(CONFIG + own)
+        experiment = config.load(file, {"objective.temperature": "2"})
+        assert experiment.objective.temperature == 2.0
+        expected = "class Mine: cannot be imported by name; move it to a module of its own"
+        assert message(config.to_json, experiment) == expected
+
+    def test_a_value_without_a_form(self, experiment):
+        odd = config.override(experiment, {"objective": Whatever([1])})
+        assert message(config.to_json, odd).startswith("objective.value=[1]: a list cannot be kept in JSON; expected")
+
+
+class TestDifferences:
+    def test_none(self, experiment):
+        assert config.differences(experiment, dataclasses.replace(experiment)) == []
+
+    def test_fields(self, experiment):
+        now = config.override(experiment, {"model.transformer.width": 256, "data.train.sources.1.documents": "line"})
+        assert config.differences(experiment, now) == [
+            "model.transformer.width: 64 in the run, 256 now",
+            "data.train.sources.1.documents: 'blank_line' in the run, 'line' now",
+        ]
+        assert config.differences(experiment.model, now.model, "model") == [
+            "model.transformer.width: 64 in the run, 256 now"
+        ]
+
+    def test_another_class_is_one_difference(self, experiment):
+        now = config.override(experiment, {"optimizer": Lion(), "data.validation": Tfds()})
+        assert config.differences(experiment, now) == [
+            "data.validation: None in the run, Tfds now",
+            "optimizer: AdamW in the run, Lion now",
+        ]
+
+    def test_another_number_of_parts(self, experiment):
+        now = config.override(experiment, {"data.train": Mixture((TextFiles(("a",)),), (1.0,))})
+        assert config.differences(experiment, now)[0].startswith("data.train.sources: ")
+
+
+@pytest.mark.parametrize(
+    "make, expected",
+    [
+        (lambda: Evaluation(every=0), "evaluation.every=0: expected at least 1"),
+        (lambda: Evaluation(batches=0), "evaluation.batches=0: expected at least 1"),
+        (lambda: Evaluation(batches="all"), "batches='all': expected an int or None"),
+        (lambda: Checkpoint(every=0), "checkpoint.every=0: expected at least 1"),
+        (lambda: Checkpoint(keep=0), "checkpoint.keep=0: expected at least 1"),
+        (
+            lambda: Checkpoint(best="validation/accuracy"),
+            "the lowest validation/accuracy is the worst; expected highest",
+        ),
+        (
+            lambda: Checkpoint(best="loss", best_is="highest"),
+            "the highest loss is the worst; expected lowest",
+        ),
+        (lambda: Log(every=0), "log.every=0: expected at least 1"),
+    ],
+)
+def test_bad_fields(make, expected):
+    assert expected in message(make)
+
+
+def test_the_best_checkpoint_by_either_order():
+    assert Checkpoint(best="validation/accuracy", best_is="highest").best_is == "highest"
+    assert Checkpoint(best="validation/loss").best_is == "lowest"
+
+
+def test_all_that_an_experiment_needs():
+    experiment = Experiment(
+        Bert(),
+        MaskedLM(),
+        Data(Tfds(), MaskedSentencePairs(), 8),
+        WordPiece(),
+        AdamW(Schedule()),
+        steps=1,
+    )
+    assert (experiment.evaluation, experiment.checkpoint, experiment.log) == (
+        Evaluation(),
+        Checkpoint(),
+        Log(),
+    )
+    assert dataclasses.replace(experiment, tokenizer=SentencePiece()) != experiment

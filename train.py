@@ -1,0 +1,8 @@
+"""Trains the experiment of a config file: python train.py CONFIG.py [--field value ...] --workdir RUN."""
+
+import sys
+
+from jaxformer import cli
+
+if __name__ == "__main__":
+    sys.exit(cli.main(["train", *sys.argv[1:]]))
