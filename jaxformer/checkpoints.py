@@ -1,17 +1,18 @@
 """Checkpoints of a run: the training state and the data's lanes together, saved in the background by Orbax."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint import checkpoint_managers as policies
 
 from jaxformer.config import Checkpoint
-from jaxformer.errors import InputError
 
 Tree = Any
 
@@ -24,25 +25,14 @@ class Checkpoints:
 
     def __init__(self, folder: Path, settings: Checkpoint | None = None):
         """Opens the folder; without `settings` for reading only."""
-        keep = [] if settings is None else [policies.LatestN(settings.keep)]
-        if settings is not None and settings.best is not None:
-            sign = 1 if settings.best_is == "highest" else -1
-            keep.append(
-                policies.BestN(
-                    get_metric_fn=lambda metrics: sign * metrics[settings.best],
-                    n=1,
-                    keep_checkpoints_without_metrics=False,
-                )
+        reading = settings is None
+        with _errors_only() if reading else contextlib.nullcontext():
+            options = ocp.CheckpointManagerOptions(
+                preservation_policy=None if reading else _preserved(settings),
+                read_only=reading,
+                cleanup_tmp_directories=not reading,
             )
-        self._settings = settings
-        self._manager = ocp.CheckpointManager(
-            folder.absolute(),
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=policies.AnyPreservationPolicy(keep) if keep else None,
-                read_only=settings is None,
-                cleanup_tmp_directories=settings is not None,
-            ),
-        )
+            self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
     @property
     def latest(self) -> int | None:
@@ -56,14 +46,7 @@ class Checkpoints:
           step: the number of updates done.
           trees: arrays on the mesh, by the name that `restore` will ask for; None is left out.
           metrics: the evaluation at this step, if there was one, to find the best checkpoint.
-
-        Raises:
-          InputError: the metrics lack the one by which the best is kept.
         """
-        best = None if self._settings is None else self._settings.best
-        if metrics is not None and best is not None and best not in metrics:
-            known = ", ".join(sorted(metrics))
-            raise InputError(f"checkpoint.best={best}: no such metric; the evaluation gives {known}")
         if step in self._manager.all_steps():
             return
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items() if tree is not None}
@@ -90,6 +73,29 @@ class Checkpoints:
 
     def __exit__(self, *_) -> None:
         self._manager.close()
+
+
+def _preserved(settings: Checkpoint) -> policies.PreservationPolicy:
+    """The latest checkpoints, and the best one of those that were evaluated."""
+    latest = policies.LatestN(settings.keep)
+    if settings.best is None:
+        return latest
+    sign = 1 if settings.best_is == "highest" else -1
+    best = policies.BestN(
+        get_metric_fn=lambda metrics: sign * metrics[settings.best], n=1, keep_checkpoints_without_metrics=False
+    )
+    return policies.AnyPreservationPolicy([latest, best])
+
+
+@contextlib.contextmanager
+def _errors_only() -> Iterator[None]:
+    """Silences Orbax's warnings, of which reading only causes three."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def replicated(shape: tuple[int, ...], dtype: np.dtype, mesh: jax.sharding.Mesh) -> jax.ShapeDtypeStruct:

@@ -10,7 +10,7 @@ from jaxformer.errors import InputError
 
 USAGE = """usage: jaxformer COMMAND ...
 
-  train CONFIG.py [--field value ...] [--workdir RUN]   train a run, or go on with it; --help lists the fields
+  train CONFIG.py [--field value ...] [--workdir RUN]   train a run, or go on with it; with --help, lists the fields
   evaluate RUN                                          metrics on the run's held-out data
   predict RUN [TEXT ...] [--input FILE]                 what the run's model does: a masked LM fills [MASK]
 """
@@ -30,6 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"jaxformer: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130  # As the shell has it: 128 and the signal's number.
     except BrokenPipeError:  # The reader of our output, such as head, has gone.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -46,6 +48,9 @@ def train(arguments: list[str]) -> None:
     from jaxformer import config
 
     arguments, workdir = _take_workdir(arguments)
+    if arguments in (["-h"], ["--help"]):
+        print(USAGE, end="")
+        return
     paths = [argument for argument in arguments[:1] if not argument.startswith("-")]
     if not paths:
         raise InputError("train: expected a config file first, such as configs/bert_quickstart.py")
@@ -100,7 +105,9 @@ def _start_jax() -> None:
     hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
     tasks = int(os.environ.get("SLURM_NTASKS", "1"))
     if "JAX_COORDINATOR_ADDRESS" in os.environ or len(hosts) > 1 or tasks > 1:
-        jax.distributed.initialize()
+        given = (os.environ.get(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
+        processes, number = (None if value is None else int(value) for value in given)
+        jax.distributed.initialize(num_processes=processes, process_id=number)  # None: the cluster tells.
 
 
 def _take_workdir(arguments: list[str]) -> tuple[list[str], str | None]:
@@ -110,7 +117,7 @@ def _take_workdir(arguments: list[str]) -> tuple[list[str], str | None]:
     for word in words:
         if word == "--workdir" or word.startswith("--workdir="):
             workdir = word.partition("=")[2] or next(words, None)
-            if not workdir:
+            if not workdir or workdir.startswith("-"):
                 raise InputError("--workdir: expected the run's folder")
         else:
             rest.append(word)

@@ -71,7 +71,7 @@ class Checkpoint:
     keep: int = 3
     """Latest checkpoints to keep."""
     best: str | None = None
-    """Metric of the evaluation, such as `validation/loss`, whose best checkpoint is kept too."""
+    """Metric of the evaluation, such as `loss`, whose best checkpoint is kept too."""
     best_is: Literal["lowest", "highest"] = "lowest"
     """Which value of `best` is the best one."""
 
@@ -139,6 +139,8 @@ class Experiment:
         fields.check(self)
         fields.at_least("steps", self.steps, 1)
         fields.at_least("seed", self.seed, 0)
+        if self.checkpoint.best is not None and self.data.validation is None:
+            raise InputError(f"checkpoint.best={self.checkpoint.best}: needs held-out data; set data.validation")
 
 
 def load(path: str | os.PathLike, overrides: Mapping[str, Any] | None = None) -> Experiment:

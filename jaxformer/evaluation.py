@@ -1,5 +1,6 @@
 """The evaluation loop: one pass over held-out data, every document once."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 
 import jax
@@ -11,18 +12,26 @@ from jaxformer.config import Experiment
 from jaxformer.data.lanes import empty_batch
 from jaxformer.data.loader import Batch, evaluation_batches
 from jaxformer.data.tokenizers import Tokenizer
+from jaxformer.errors import InputError
+from jaxformer.state import abstract_params
 
 SPLIT = "validation"
 
 
 class Evaluator:
-    """Evaluates parameters on an experiment's held-out data; compiles once, at the first call."""
+    """Evaluates parameters on an experiment's held-out data; compiles once, at the first call.
+
+    Raises:
+      InputError: the held-out data gives no batch, or `checkpoint.best` is none of the metrics.
+    """
 
     def __init__(self, experiment: Experiment, tokenizer: Tokenizer, mesh: jax.sharding.Mesh):
         self._experiment, self._tokenizer, self._mesh = experiment, tokenizer, mesh
         self._rows = sharding.local_rows(experiment.data.batch, mesh)
         objective, model = experiment.objective, experiment.model
         self._step = jax.jit(lambda params, batch: objective(model, params, batch))
+        with contextlib.closing(self._batches()) as batches:
+            self._check_best(next(batches))
 
     def __call__(self, params, stopped: Callable[[], bool] = lambda: False) -> dict[str, float] | None:
         """The metrics by name, exact over all held-out documents; None if `stopped` turned true on the way.
@@ -38,6 +47,16 @@ class Evaluator:
                 if stopped():
                     return None
         return self._experiment.objective.report(total)
+
+    def _check_best(self, batch: dict[str, jax.Array]) -> None:
+        best = self._experiment.checkpoint.best
+        if best is None:
+            return
+        params = abstract_params(self._experiment, self._mesh)
+        means = jax.eval_shape(self._step, params, batch)
+        known = self._experiment.objective.report(jax.tree.map(lambda leaf: np.zeros(leaf.shape), means))
+        if best not in known:
+            raise InputError(f"checkpoint.best={best}: no such metric; expected one of {', '.join(sorted(known))}")
 
     def _batches(self) -> Iterator[dict[str, jax.Array]]:
         experiment, limit = self._experiment, self._experiment.evaluation.batches

@@ -26,7 +26,7 @@ class Mean:
     @property
     def value(self) -> jax.Array:
         """The mean; 0 where nothing was weighed."""
-        return self.sum / jnp.where(self.weight == 0, 1, self.weight)
+        return self.sum / (self.weight + (self.weight == 0))
 
 
 def merge(parts: Iterable[Mapping[str, Mean]]) -> dict[str, Mean]:

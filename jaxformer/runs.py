@@ -111,14 +111,18 @@ def read_experiment(folder: Path) -> Experiment:
         text = (folder / EXPERIMENT).read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(f"{folder}: not a run's folder: {EXPERIMENT}: {error.strerror}") from error
-    return config.from_json(text)
+    try:
+        return config.from_json(text)
+    except InputError as error:
+        raise InputError(f"{folder / EXPERIMENT}: {error}") from error
 
 
 @contextlib.contextmanager
 def writer(folder: Path, experiment: Experiment) -> Iterator[None]:
     """The right to write to a run's folder, for one process at a time; the kernel takes it back from a dead one.
 
-    A folder that was made here and has no experiment yet when an error ends the block is removed again.
+    What was made here, the folder and those above it, is removed again when an error ends the block before there is an
+    experiment in it.
 
     Raises:
       InputError: another process writes there, the folder cannot be written, or holds something else or another run.
@@ -126,7 +130,7 @@ def writer(folder: Path, experiment: Experiment) -> Iterator[None]:
     if jax.process_index():
         yield  # The first process has the right for all.
         return
-    made = not folder.exists()
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / LOCK).open("a+", encoding="utf-8")
@@ -142,11 +146,10 @@ def writer(folder: Path, experiment: Experiment) -> Iterator[None]:
             yield
         finally:
             if not (folder / EXPERIMENT).exists():
-                for ours in (folder / TOKENIZER, folder / CHECKPOINTS):
-                    shutil.rmtree(ours, ignore_errors=True)
+                _remove_beginnings(folder)
                 (folder / LOCK).unlink(missing_ok=True)
-                if made:
-                    folder.rmdir()
+                for path in made:
+                    path.rmdir()
 
 
 def prepare_tokenizer(folder: Path, experiment: Experiment) -> Tokenizer:
@@ -178,11 +181,10 @@ def write_experiment(folder: Path, experiment: Experiment) -> None:
 
 def _check_belongs(folder: Path, experiment: Experiment) -> None:
     if not (folder / EXPERIMENT).exists():
-        ours = {LOCK, TOKENIZER, CHECKPOINTS, EXPERIMENT + ".tmp"}
-        if foreign := sorted(path.name for path in folder.iterdir() if path.name not in ours):
+        ours = {folder / LOCK, *_beginnings(folder)}
+        if foreign := sorted(path.name for path in folder.iterdir() if path not in ours):
             raise InputError(f"--workdir {folder}: holds {foreign[0]} but no run; expected a new or a run's folder")
-        # What a killed start has left may be of another experiment.
-        shutil.rmtree(folder / TOKENIZER, ignore_errors=True)
+        _remove_beginnings(folder)  # What a killed start has left may be of another experiment.
         return
     changed = [
         line
@@ -192,6 +194,16 @@ def _check_belongs(folder: Path, experiment: Experiment) -> None:
     if changed:
         more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
         raise InputError(f"--workdir {folder}: another experiment's run: {changed[0]}{more}; use another folder")
+
+
+def _beginnings(folder: Path) -> list[Path]:
+    """What a run makes before its experiment, each also under the temporary name that a killed process leaves."""
+    return [path for name in (EXPERIMENT, TOKENIZER, CHECKPOINTS) for path in folder.glob(f"{name}*")]
+
+
+def _remove_beginnings(folder: Path) -> None:
+    for path in _beginnings(folder):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _mesh_for(experiment: Experiment, devices: int) -> sharding.Mesh:

@@ -7,8 +7,10 @@ them on the mesh.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import flax.linen as nn
+import flax.struct
 import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -134,20 +136,50 @@ def constrain(x: jax.Array, letters: str) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, partition_spec(letters, x.shape, mesh))
 
 
+@flax.struct.dataclass
+class Boxed(nn.meta.AxisMetadata):
+    """A new parameter with its axes' letters; Linen's own box would ask for shardings by names that no mesh has."""
+
+    value: Any
+    """The parameter."""
+    letters: str = flax.struct.field(pytree_node=False)
+    """One letter a dimension."""
+
+    def unbox(self) -> Any:
+        return self.value
+
+    def replace_boxed(self, val: Any) -> "Boxed":
+        return self.replace(value=val)
+
+    def add_axis(self, index: int, params: Mapping[str, str]) -> "Boxed":
+        """The letters of a value that has got one more axis, of the letter `params["letter"]`."""
+        return self.replace(letters=self.letters[:index] + params["letter"] + self.letters[index:])
+
+    def remove_axis(self, index: int, params: Mapping[str, str]) -> "Boxed":
+        """The letters of a value that has lost an axis."""
+        del params
+        return self.replace(letters=self.letters[:index] + self.letters[index + 1 :])
+
+
+def is_boxed(leaf: Any) -> bool:
+    """Whether this is a parameter in its box; for `jax.tree.map(is_leaf=...)`."""
+    return isinstance(leaf, Boxed)
+
+
 def with_axes(init: nn.initializers.Initializer, letters: str) -> nn.initializers.Initializer:
     """An initializer whose parameter carries its axes' letters until `state_shardings` has read them."""
-    return nn.with_partitioning(init, tuple(letters))
+    return lambda *args: Boxed(init(*args), letters)
 
 
 def state_shardings(abstract_state, mesh: jax.sharding.Mesh):
     """A tree of NamedSharding for a tree of (boxed) abstract arrays; what carries no axes is replicated."""
 
     def sharding(leaf):
-        if isinstance(leaf, nn.Partitioned):
-            return NamedSharding(mesh, partition_spec(leaf.names, leaf.value.shape, mesh))
+        if is_boxed(leaf):
+            return NamedSharding(mesh, partition_spec(leaf.letters, leaf.value.shape, mesh))
         return NamedSharding(mesh, PartitionSpec())
 
-    return jax.tree.map(sharding, abstract_state, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned))
+    return jax.tree.map(sharding, abstract_state, is_leaf=is_boxed)
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxformer import runs, sharding
+from jaxformer import host, runs, sharding
 from jaxformer.checkpoints import Checkpoints, replicated
 from jaxformer.config import Experiment
 from jaxformer.data import loader
@@ -88,26 +88,41 @@ def train_step(experiment: Experiment, state: TrainState, batch: dict[str, jax.A
     norm = optax.tree.norm(gradient)
     finite = jnp.isfinite(norm)
     transform = experiment.optimizer.transform(experiment.steps)
-    updates, optimizer = transform.update(gradient, state.optimizer, state.params)
 
-    def keep(new, old):  # Fused into the update: no further pass over the state.
-        return jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, old)
+    def update(params, optimizer, average):
+        updates, optimizer = transform.update(gradient, optimizer, params)
+        params = optax.apply_updates(params, updates)
+        decay = experiment.optimizer.ema
+        if decay is not None:
+            average = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, average, params)
+        return params, optimizer, average
 
-    params = keep(optax.apply_updates(state.params, updates), state.params)
-    decay = experiment.optimizer.ema
-    average = state.average
-    if decay is not None:
-        average = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, average, params)
+    # A condition, not a choice between two results, lets the donated arrays be updated in place.
+    before = state.params, state.optimizer, state.average
+    params, optimizer, average = jax.lax.cond(finite, update, lambda *before: before, *before)
     skipped = 1 - finite.astype(jnp.int32)
     after = TrainState(
         step=state.step + 1,
         params=params,
-        optimizer=keep(optimizer, state.optimizer),
+        optimizer=optimizer,
         average=average,
         skipped=state.skipped + skipped,
         skipped_in_a_row=(state.skipped_in_a_row + 1) * skipped,
     )
     return after, means | {"gradient_norm": Mean(norm, jnp.ones(()))}
+
+
+def compile_step(experiment: Experiment, mesh: jax.sharding.Mesh):
+    """`train_step` of an experiment on a mesh: (state, batch) → (state, means); the state is donated."""
+    if mesh.devices.flat[0].platform == "cpu":
+        host.keep_freed_memory()
+    step = jax.jit(functools.partial(train_step, experiment), donate_argnums=0)
+
+    def run(state, batch):
+        with jax.set_mesh(mesh):
+            return step(state, batch)
+
+    return run
 
 
 def fit(experiment: Experiment, workdir: str | os.PathLike, quiet: bool = False) -> Run:
@@ -131,28 +146,27 @@ def fit(experiment: Experiment, workdir: str | os.PathLike, quiet: bool = False)
     check_batch(experiment, mesh)
     rows = sharding.local_rows(data.batch, mesh)
     lay = functools.partial(sharding.global_batch, rows=rows, batch=data.batch, mesh=mesh)
-    train = jax.jit(train_step, static_argnums=0, donate_argnums=1)
+    train = compile_step(experiment, mesh)
 
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(Stop())
         stack.enter_context(runs.writer(folder, experiment))
         tokenizer = runs.prepare_tokenizer(folder, experiment)
         check_tokenizer(experiment, tokenizer)
+        evaluate = Evaluator(experiment, tokenizer, mesh) if data.validation else None
         saved = stack.enter_context(Checkpoints(folder / runs.CHECKPOINTS, experiment.checkpoint))
         state, all_lanes = restore_or_init(saved, experiment, mesh)
         step, lanes = int(state.step), all_lanes[rows]
         batches = stack.enter_context(loader.train_batches(data, tokenizer, experiment.seed, rows, lanes))
         runs.write_experiment(folder, experiment)
         logs = stack.enter_context(Logs(folder, steps, step, quiet))
-        stack.enter_context(jax.set_mesh(mesh))
-        evaluate = Evaluator(experiment, tokenizer, mesh) if data.validation else None
         logs.say(describe(experiment, state, mesh))
         meter, results = Meter(experiment, began), None
 
         for batch, lanes_after in batches:
-            if step == steps or stop.at(step):
+            if step >= steps or stop.at(step):
                 break
-            state, means = train(experiment, state, lay(batch))
+            state, means = train(state, lay(batch))
             step, lanes, results = step + 1, lanes_after, None
             meter.add(means)
             logs.advance(step, meter)
@@ -184,7 +198,7 @@ def due(step: int, every: int, steps: int) -> bool:
 def restore_or_init(
     saved: Checkpoints, experiment: Experiment, mesh: jax.sharding.Mesh
 ) -> tuple[TrainState, np.ndarray]:
-    """The state and all lanes: of the latest checkpoint; else new ones, from the parameters of `init` if that is set."""
+    """The state and all lanes: the latest checkpoint's, or new ones, with the parameters of `init` if it is set."""
     abstract, lanes = abstract_state(experiment, mesh), loader.initial_state(experiment.data)
     if saved.latest is not None:
         trees = {**abstract.trees(), "lanes": {"lanes": replicated(lanes.shape, lanes.dtype, mesh)}}

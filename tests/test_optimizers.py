@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import math
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,6 +25,7 @@ from jaxformer.optimizers import (
     decay_mask,
     frozen_mask,
 )
+from jaxformer.sharding import Boxed
 
 EACH = [AdamW, Adafactor, Lion, Muon]
 CONSTANT = Schedule(1e-2, decay="constant")
@@ -365,15 +365,15 @@ def test_a_regression_is_learnt(optimizer):
 @pytest.mark.parametrize("kind, moments", [(AdamW, 24), (Adafactor, 0), (Lion, 12), (Muon, 20)])
 def test_moments_inherit_the_axes_of_boxed_parameters(kind, moments):
     # As a sharded state is made: from parameters in boxes that name their axes.
-    boxed = jax.tree.map(lambda leaf: nn.Partitioned(leaf, "ldhk"[: leaf.ndim]), parameters())
+    boxed = jax.tree.map(lambda leaf: Boxed(leaf, "ldhk"[: leaf.ndim]), parameters())
     mesh = sharding.make_mesh(sharding.Mesh(1, 1, 1))
     for freeze in (("pooler",), ()):
         transform = kind(freeze=freeze).transform(10)
         state, plain = (jax.eval_shape(transform.init, params) for params in (boxed, parameters()))
         assert jax.tree.structure(sharding.state_shardings(state, mesh)) == jax.tree.structure(plain)
         assert [leaf.shape for leaf in jax.tree.leaves(state)] == [leaf.shape for leaf in jax.tree.leaves(plain)]
-    leaves = jax.tree.leaves(state, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned))
-    assert sum(isinstance(leaf, nn.Partitioned) for leaf in leaves) == moments
+    leaves = jax.tree.leaves(state, is_leaf=lambda leaf: isinstance(leaf, Boxed))
+    assert sum(isinstance(leaf, Boxed) for leaf in leaves) == moments
 
 
 @pytest.mark.parametrize(

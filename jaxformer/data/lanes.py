@@ -26,6 +26,7 @@ from jaxformer.errors import InputError
 # Characters of encoded documents that a reader keeps; about four bytes of memory each.
 _CACHE_SIZE = 2**25
 _NO_VISIT = -1
+_COUNT = np.arange(65_536, dtype=np.int32)
 
 
 class Reader:
@@ -207,4 +208,4 @@ def write_row(batch: dict[str, np.ndarray], number: int, row: list[Example], fea
             batch[key][number, end:stop] = values + start if feature.offset and start else values
         stop = ends["tokens"]
         batch["segments"][number, start:stop] = segment
-        batch["positions"][number, start:stop] = np.arange(stop - start)
+        batch["positions"][number, start:stop] = _COUNT[: stop - start]

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Self
 
 import grain
@@ -88,10 +88,14 @@ def train_batches(
         InputError: nothing can be made of the source, or the state is of another setting.
     """
     check(data, tokenizer)
-    _open(data.train, data, tokenizer, seed, shuffle=True).check(str(data.train))
     state = _check_state(data, rows, state)
-    part = _LaneBatches(data, data.train, tokenizer, seed, list(rows), state, shuffle=True)
-    return Batches(part, data.prefetch, min(data.workers, len(rows)))
+    read = functools.partial(_open, data.train, data, tokenizer, seed, shuffle=True)
+    reader = read()
+    reader.check(str(data.train))
+    workers = min(data.workers, len(rows))
+    # What is open stays in this process; each of the others opens the source by itself.
+    batches = _LaneBatches(data, read if workers else lambda: reader, rows, state)
+    return Batches(batches, data.prefetch, workers)
 
 
 def evaluation_batches(
@@ -103,10 +107,11 @@ def evaluation_batches(
     `rows` has. Arguments as those of `train_batches`.
     """
     check(data, tokenizer)
-    _open(source, data, tokenizer, seed, shuffle=False).check(str(source))
     state = _check_state(data, rows, None)
-    part = _LaneBatches(data, source, tokenizer, seed, list(rows), state, shuffle=False)
-    return _without_states(Batches(part, data.prefetch, workers=0))
+    reader = _open(source, data, tokenizer, seed, shuffle=False)
+    reader.check(str(source))
+    batches = _LaneBatches(data, lambda: reader, rows, state)
+    return _without_states(Batches(batches, data.prefetch, workers=0))
 
 
 class Batches(Iterator[tuple[Batch, np.ndarray]]):
@@ -148,11 +153,16 @@ def _close(iterators: list[grain.DatasetIterator]) -> None:
 class _LaneBatches(grain.IterDataset):
     """Batches of the lanes `rows`. Its parent is the rows, which Grain divides among processes."""
 
-    def __init__(self, data, source, tokenizer, seed, rows: list[int], state, shuffle: bool):
-        parent = grain.MapDataset.source(list(zip(rows, state.tolist(), strict=True)))
-        super().__init__(parent.to_iter_dataset(grain.ReadOptions(num_threads=0)))
-        self._data = data
-        self._read = functools.partial(_open, source, data, tokenizer, seed, shuffle)
+    def __init__(
+        self,
+        data: Data,
+        read: Callable[[], lanes.Reader],
+        rows: Sequence[int],
+        state: np.ndarray,
+    ):
+        marked = grain.MapDataset.source(list(zip(map(int, rows), state.tolist(), strict=True)))
+        super().__init__(marked.to_iter_dataset(grain.ReadOptions(num_threads=0)))
+        self._data, self._read = data, read
 
     def __iter__(self) -> "_LaneIterator":
         data, reader = self._data, self._read()
@@ -190,7 +200,7 @@ class _LaneIterator(grain.DatasetIterator):
         raise NotImplementedError("pass the lanes' state to train_batches")
 
 
-def _open(source: Source, data: Data, tokenizer: Tokenizer, seed: int, shuffle: bool):
+def _open(source: Source, data: Data, tokenizer: Tokenizer, seed: int, shuffle: bool) -> lanes.Reader:
     documents = source.open()
     order = shuffled(documents, seed) if shuffle else in_order(documents)
     return lanes.Reader(documents, order, data.task, tokenizer, seed)

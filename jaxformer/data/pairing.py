@@ -71,10 +71,14 @@ def _random_pair(first, following, aim, room, rng, draw) -> Pair | None:
         second = _stretch(other, _below(len(other), rng), max(1, aim - len(first)))
         head, tail, skipped = truncate(first, second, room, rng)
         # The true next would have been shown from its beginning, or cut in the same way.
-        true = following[: len(tail)], following[skipped : skipped + len(tail)]
-        if len(tail) and not any(np.array_equal(tail, part) for part in true):
+        if len(tail) and not (_begins(following, tail) or _begins(following[skipped:], tail)):
             return Pair(head, tail, 1)
     return None
+
+
+def _begins(tokens: np.ndarray, part: np.ndarray) -> bool:
+    # The first token alone tells most apart, and comparing one is cheap.
+    return len(tokens) > 0 and tokens[0] == part[0] and np.array_equal(tokens[: len(part)], part)
 
 
 def stretches(sentences: list[np.ndarray], room: int, short_rate: float, rng: np.random.Generator) -> list[np.ndarray]:
@@ -93,7 +97,7 @@ def stretches(sentences: list[np.ndarray], room: int, short_rate: float, rng: np
                 aim = _aim(room, short_rate, rng, least=1)
             parts.append(part)
             count += len(part)
-    return found + [np.concatenate(parts)] if parts else found
+    return [*found, np.concatenate(parts)] if parts else found
 
 
 def truncate(

@@ -30,7 +30,7 @@ _FEW = 65_536
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where documents come from. The name of a source is what error messages call it."""
+    """Where documents come from."""
 
     def open(self) -> Sequence[dict[str, Any]]:
         """A random-access sequence of examples; raises InputError where there is none."""

@@ -181,6 +181,8 @@ class MaskedSentencePairs(Task):
                 f"task.examples_per_row {self.examples_per_row}: without data.pack a row holds one "
                 "example; set data.pack or task.examples_per_row 1"
             )
+        if pack and self.next_sentence and self.examples_per_row == 1:
+            raise InputError("data.pack: task.examples_per_row 1 leaves nothing to pack; set it to 4, for example")
 
     def encode(self, example: dict[str, Any], tokenizer: Tokenizer) -> Sentences:
         return Sentences(sentences(example, self.column), tokenizer)

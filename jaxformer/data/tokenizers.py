@@ -4,30 +4,27 @@
 `build` gives a `Tokenizer`, which a run keeps in a folder of its own and `load_tokenizer` reads.
 """
 
-import collections
 import dataclasses
 import functools
-import io
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 
-from jaxformer.data.files import sentences
+from jaxformer.data import tokenizer_training
+from jaxformer.data.tokenizer_training import CLS, MASK, PAD, SEP, UNK
 from jaxformer.errors import InputError
 
-MASK = "[MASK]"
+# By these names vocabularies of the BERT, ALBERT, RoBERTa and T5 families call them.
 _SPECIALS = {
-    "pad": ("[PAD]", "<pad>"),
-    "unk": ("[UNK]", "<unk>"),
-    "cls": ("[CLS]", "<cls>", "<s>"),
-    "sep": ("[SEP]", "<sep>", "</s>"),
+    "pad": (PAD, "<pad>"),
+    "unk": (UNK, "<unk>"),
+    "cls": (CLS, "<cls>", "<s>"),
+    "sep": (SEP, "<sep>", "</s>"),
     "mask": (MASK, "<mask>"),
 }
-_OWN_SPECIALS = [names[0] for names in _SPECIALS.values()]
-_ALPHABET = 1000  # characters of a trained WordPiece vocabulary, at most
 _SPACE = "\u2581"  # SentencePiece's sign for a space
 
 
@@ -258,38 +255,13 @@ class SentencePiece:
         if self.path:
             tokenizer = _load(SentencePieceTokenizer, self.path)
         else:
-            tokenizer = SentencePieceTokenizer(self._train(_texts(open_source(), self.sample)))
+            tokenizer = SentencePieceTokenizer(
+                tokenizer_training.train_sentencepiece(
+                    open_source(), self.sample, self.vocab, self.model_type, self.lowercase
+                )
+            )
         tokenizer.save(folder)
         return tokenizer
-
-    def _train(self, texts: Iterator[str]) -> bytes:
-        import sentencepiece
-
-        model = io.BytesIO()
-        try:
-            sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=texts,
-                model_writer=model,
-                model_type=self.model_type,
-                vocab_size=self.vocab,
-                normalization_rule_name="nmt_nfkc_cf" if self.lowercase else "nmt_nfkc",
-                max_sentence_length=65_536,
-                pad_id=0,
-                pad_piece=_OWN_SPECIALS[0],
-                unk_id=1,
-                unk_piece=_OWN_SPECIALS[1],
-                bos_id=-1,
-                eos_id=-1,
-                control_symbols=_OWN_SPECIALS[2:],
-                num_threads=1,  # more of them add up in another order: another model
-                minloglevel=2,
-            )
-        except RuntimeError as error:
-            raise InputError(
-                f"tokenizer.vocab {self.vocab}: SentencePiece cannot make it of this text: "
-                f"{_reason(error).split('] ')[-1]}"
-            ) from error
-        return model.getvalue()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -309,10 +281,13 @@ class WordPiece:
         """The tokenizer kept in `folder`; made and saved there if there is none yet."""
         if _saved(folder):
             return load_tokenizer(folder)
-        if self.path:
-            tokenizer = self._load(self.path)
-        else:
-            tokenizer = self._from_vocab(self._train(open_source()))
+        tokenizer = (
+            self._load(self.path)
+            if self.path
+            else self._from_vocab(
+                tokenizer_training.train_wordpiece(open_source(), self.sample, self.vocab, self.lowercase)
+            )
+        )
         tokenizer.save(folder)
         return tokenizer
 
@@ -327,42 +302,10 @@ class WordPiece:
         pieces = _read(path).decode(errors="replace").splitlines()
         return self._from_vocab({piece: number for number, piece in enumerate(pieces)})
 
-    def _empty(self, vocab: dict[str, int]):
-        import tokenizers
-
-        model = tokenizers.models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=100)
-        tokenizer = tokenizers.Tokenizer(model)
-        tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=self.lowercase)
-        tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
-        tokenizer.decoder = tokenizers.decoders.WordPiece()
-        return tokenizer
-
     def _from_vocab(self, vocab: dict[str, int]) -> Tokenizer:
-        if "[UNK]" not in vocab:
-            raise InputError("tokenizer.path: the vocabulary has no [UNK]; WordPiece needs one")
-        return WordPieceTokenizer(self._empty(vocab).to_str())
-
-    def _train(self, documents: Sequence[dict[str, Any]]) -> dict[str, int]:
-        import tokenizers
-
-        tokenizer = self._empty({})
-        counts = collections.Counter()
-        for text in _texts(documents, self.sample):
-            counts.update("".join(tokenizer.normalizer.normalize_str(text).split()))
-        alphabet = sorted(sorted(counts), key=counts.get, reverse=True)[:_ALPHABET]
-        # The trainer numbers the characters that continue a word in the order of a hash table, and
-        # numbers break its ties. Named beforehand they have an order, and the vocabulary is one.
-        continuations = ["##" + character for character in alphabet]
-        trainer = tokenizers.trainers.WordPieceTrainer(
-            vocab_size=self.vocab,
-            special_tokens=_OWN_SPECIALS + continuations,
-            initial_alphabet=alphabet,
-            limit_alphabet=len(alphabet),
-            show_progress=False,
-        )
-        tokenizer.train_from_iterator(_texts(documents, self.sample), trainer)
-        vocab = tokenizer.get_vocab()
-        return dict(sorted(vocab.items(), key=lambda item: item[1]))
+        if UNK not in vocab:
+            raise InputError(f"tokenizer.path: the vocabulary has no {UNK}; WordPiece needs one")
+        return WordPieceTokenizer(tokenizer_training.wordpiece(vocab, self.lowercase).to_str())
 
 
 def load_tokenizer(folder: str) -> Tokenizer:
@@ -387,7 +330,7 @@ def _load(kind: type[Tokenizer], path: str) -> Tokenizer:
         return kind(data.decode() if kind is WordPieceTokenizer else data)
     except Exception as error:  # both libraries raise bare Exception or RuntimeError
         what = "SentencePiece model" if kind is SentencePieceTokenizer else "tokenizer.json"
-        raise InputError(f"{path}: not a {what} ({_reason(error)})") from error
+        raise InputError(f"{path}: not a {what} ({tokenizer_training.reason(error)})") from error
 
 
 def _read(path: str) -> bytes:
@@ -397,20 +340,3 @@ def _read(path: str) -> bytes:
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise InputError(f"{path}: {reason}; give the path of a tokenizer's file") from error
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
-def _texts(documents: Sequence[dict[str, Any]], sample: int) -> Iterator[str]:
-    count = min(len(documents), sample)
-    for number in range(count):
-        yield from _example_texts(documents[number * len(documents) // count])
-
-
-def _example_texts(example: dict[str, Any]) -> list[str]:
-    """Sentences where there are any; otherwise every column of text, as in a pair {en, de}."""
-    if "sentences" in example or "text" in example:
-        return sentences(example)
-    return [value for value in example.values() if isinstance(value, str) and value.strip()]

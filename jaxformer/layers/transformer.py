@@ -4,6 +4,7 @@ from typing import Literal
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from jaxformer import sharding
 from jaxformer.errors import InputError
@@ -31,19 +32,25 @@ class Block(nn.Module):
     dtype: DType
 
     @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array | None = None, train: bool = False) -> tuple[jax.Array, jax.Array]:
-        """Maps x [b, t, d] to the block's output [b, t, d] and its attention weights [b, h, t, s]."""
+    def __call__(
+        self, x: jax.Array, mask: jax.Array | None = None, train: bool = False, at: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Maps x [b, t, d] to the block's output, [b, t, d], and its attention weights, [b, h, t, s].
+
+        With `at`, integers [b, m], both are computed at these positions alone: [b, m, d] and [b, h, m, s].
+        """
         attention = Attention(self.heads, self.attention_dropout, dtype=self.dtype, name="attention")
-        attention_norm = self.norm.copy(name="attention_norm")
-        mlp_norm = self.norm.copy(name="mlp_norm")
+        attention_norm, mlp_norm = self.norm.copy(name="attention_norm"), self.norm.copy(name="mlp_norm")
         drop = Dropout(self.dropout)
+        mask = mask if mask is None or at is None else jnp.take_along_axis(mask, at[:, None, :, None], axis=2)
         if self.norm_position == "before":
-            y, weights = attention(attention_norm(x), mask=mask, train=train)
-            x = x + drop(y, train)
+            memory = attention_norm(x)
+            y, weights = attention(take(memory, at), memory, mask, train)
+            x = take(x, at) + drop(y, train)
             x = x + drop(self.mlp(mlp_norm(x), self.dtype), train)
         else:
-            y, weights = attention(x, mask=mask, train=train)
-            x = attention_norm(x + drop(y, train))
+            y, weights = attention(take(x, at), x, mask, train)
+            x = attention_norm(take(x, at) + drop(y, train))
             x = mlp_norm(x + drop(self.mlp(x, self.dtype), train))
         return sharding.constrain(x, "btd"), weights
 
@@ -90,7 +97,12 @@ class Transformer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, mask: jax.Array | None = None, train: bool = False, return_attention: bool = False
+        self,
+        x: jax.Array,
+        mask: jax.Array | None = None,
+        train: bool = False,
+        return_attention: bool = False,
+        at: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array | None]:
         """Runs all blocks.
 
@@ -98,37 +110,56 @@ class Transformer(nn.Module):
           x: embeddings [b, t, d].
           mask: boolean [b, 1, t, s], True where a query may look; None for everywhere.
           train: whether to drop out; needs the rng stream `dropout`.
-          return_attention: whether to return the attention weights too.
+          return_attention: whether to return the attention weights too; not together with `at`.
+          at: integers [b, m]: the positions whose output is wanted. The last block leaves the others out, which
+            with BERT's 15% saves most of it.
 
         Returns:
-          The last block's output [b, t, d], and the weights, float32 [l, b, h, t, s], or None.
+          The last block's output, [b, t, d] or [b, m, d], and the weights, float32 [l, b, h, t, s], or None.
         """
+        block = self._block()
+        stacked = self.param("blocks", _stacked(block.init, self.depth), x)
+        key = self.make_rng("dropout") if train else None
 
-        def layer(block, x, _):
-            x, weights = block(x, mask, train)
+        def layer(x, numbered, at=None):
+            number, params = numbered
+            rngs = {"dropout": jax.random.fold_in(key, number)} if train else None
+            x, weights = block.apply({"params": params}, x, mask, train, at, rngs=rngs)
             return x, weights if return_attention else None
 
         if self.remat != "none":
-            layer = nn.remat(layer, prevent_cse=False, policy=REMAT_POLICIES[self.remat])
+            layer = jax.checkpoint(layer, prevent_cse=False, policy=REMAT_POLICIES[self.remat])
         unroll = self.unroll or (self.depth if jax.default_backend() == "cpu" else 1)
-        stack = nn.scan(
-            layer,
-            variable_axes={"params": 0},
-            split_rngs={"params": True, "dropout": True},
-            length=self.depth,
-            unroll=min(unroll, self.depth),
-            metadata_params={nn.PARTITION_NAME: "l"},
-        )
-        return stack(self._block(), x, None)
+        blocks = jnp.arange(self.depth), stacked
+        if at is None:
+            return jax.lax.scan(layer, x, blocks, unroll=min(unroll, self.depth))
+        first, last = (jax.tree.map(lambda array: array[part], blocks) for part in (slice(-1), -1))
+        x, _ = jax.lax.scan(layer, x, first, unroll=max(1, min(unroll, self.depth - 1)))
+        return layer(x, last, at)
 
     def _block(self) -> Block:
         fields = (self.norm_position, self.dropout, self.attention_dropout, self.dtype)
-        return Block(self.heads, fresh(self.mlp), fresh(self.norm), *fields, name="blocks")
+        return Block(self.heads, fresh(self.mlp), fresh(self.norm), *fields, parent=None)
+
+
+def take(x: jax.Array, at: jax.Array | None) -> jax.Array:
+    """The vectors of `x` [b, t, d] at the positions `at` [b, m]: [b, m, d]; all of them where `at` is None."""
+    return x if at is None else jnp.take_along_axis(x, at[..., None], axis=1)
 
 
 def fresh(module: nn.Module) -> nn.Module:
     """The same hyperparameters with no parameters yet: whoever calls a module that others call shares theirs."""
     return module.clone(parent=None, name=None)
+
+
+def _stacked(init, depth: int):
+    """An initializer of the parameters of `depth` blocks, with a leading layer axis: the layout is one, however run."""
+
+    def stacked(key, x):
+        params = jax.vmap(lambda key: init(key, x)["params"])(jax.random.split(key, depth))
+        return jax.tree.map(lambda box: box.add_axis(0, {"letter": "l"}), params, is_leaf=sharding.is_boxed)
+
+    return stacked
 
 
 def _nearest_divisor(number: int, near: int) -> int:

@@ -11,15 +11,15 @@ from jaxformer.layers.linear import Decoder, DType, Linear, compute_dtype, trunc
 from jaxformer.layers.masks import segment_mask
 from jaxformer.layers.mlp import Activation, activation
 from jaxformer.layers.norms import LayerNorm
-from jaxformer.layers.transformer import Transformer, fresh
+from jaxformer.layers.transformer import Transformer, fresh, take
 
 
 @flax.struct.dataclass
 class BertOutput:
     """What BERT computed."""
 
-    hidden: jax.Array
-    """The last block's output, [b, t, d]."""
+    hidden: jax.Array | None
+    """The last block's output, [b, t, d]; None where only some positions were asked for."""
     prediction: jax.Array
     """The masked-LM head's hidden vectors, [b, m, d] (m = t where no positions were named)."""
     decoder: Decoder
@@ -127,19 +127,22 @@ class Bert(nn.Module):
         embeddings = Embeddings(*sizes, fresh(config.norm), config.dropout, dtype, name="embeddings")
         x, table = embeddings(tokens, positions, token_types, train)
         mask = None if segments is None else segment_mask(segments, segments)
-        hidden, attention = config(x, mask, train, return_attention)
-
-        masked = hidden if masked_positions is None else _take(hidden, masked_positions)
+        at = None
+        if masked_positions is not None and not return_attention:
+            # The last block computes what the heads read, and nothing else.
+            firsts = jnp.zeros_like(tokens[:, :1]) if cls_positions is None else cls_positions
+            at = jnp.concatenate([firsts, masked_positions], axis=1)
+        hidden, attention = config(x, mask, train, return_attention, at)
+        if at is not None:
+            pairs = firsts.shape[1]
+            firsts, masked, hidden = hidden[:, :pairs], hidden[:, pairs:], None
+        else:
+            masked = take(hidden, masked_positions)
+            firsts = hidden[:, :1] if cls_positions is None else take(hidden, cls_positions)
         head = (self.vocab, config.mlp.activation, fresh(config.norm), config.dtype)
         prediction, bias = PredictionHead(*head, name="masked_lm")(masked)
-        firsts = hidden[:, :1] if cls_positions is None else _take(hidden, cls_positions)
         pooler = Linear("bmi,id->bmd", (config.width, config.width), dtype=config.dtype, name="pooler")
         pooled = jnp.tanh(pooler(firsts))
         next_sentence = Linear("bmd,dc->bmc", (config.width, 2), dtype=config.dtype, name="next_sentence")
         next_sentence_logits = next_sentence(pooled).astype(jnp.float32)
         return BertOutput(hidden, prediction, Decoder(table, bias), pooled, next_sentence_logits, attention)
-
-
-def _take(x: jax.Array, positions: jax.Array) -> jax.Array:
-    """The vectors of `x` [b, t, d] at `positions` [b, m]: [b, m, d]."""
-    return jnp.take_along_axis(x, positions[..., None], axis=1)

@@ -54,19 +54,19 @@ def fill_masks(model: Bert, params, tokenizer: Tokenizer, texts: Sequence[str], 
 def demonstrate(model: Bert, params, tokenizer: Tokenizer, batch: dict[str, np.ndarray], count: int = 4) -> list[str]:
     """The first rows of a batch with their masked tokens as the model fills them: `[light]`, or `[dark, was light]`."""
     batch = {name: array[:count] for name, array in batch.items()}
-    output = jax.jit(model.apply)({"params": params}, batch["tokens"], batch["segments"], batch["positions"])
+    inputs = {name: batch[name] for name in ("tokens", "segments", "positions", "token_types")}
+    output = jax.jit(model.apply)({"params": params}, **inputs)
     lines = []
     for row, guesses in enumerate(np.asarray(jnp.argmax(output.logits, -1))):
-        words = [_spaced(tokenizer, token) for token in batch["tokens"][row]]
         used = batch["weights"][row] > 0
-        for place, target in zip(batch["masked_positions"][row][used], batch["targets"][row][used], strict=True):
-            guess, truth = (_spaced(tokenizer, token) for token in (guesses[place], target))
-            space = " " if truth.startswith(" ") else ""
-            wrong = "" if guess == truth else f", was {truth.strip()}"
-            words[place] = f"{space}[{guess.strip()}{wrong}]"
-        special = tokenizer.is_special[batch["tokens"][row]]
-        hidden = special & ~np.isin(np.arange(len(words)), batch["masked_positions"][row][used])
-        lines.append("".join("" if hide else word for hide, word in zip(hidden, words, strict=True)).strip())
+        places, targets = batch["masked_positions"][row][used], batch["targets"][row][used]
+        line, start = "", 0
+        for place, target in sorted(zip(places, targets, strict=True)):
+            right, wrong = tokenizer.piece(target), f"{tokenizer.piece(guesses[place])}, was {tokenizer.piece(target)}"
+            line += _text(tokenizer, batch["tokens"][row, start:place]) + " " * bool(tokenizer.word_start[target])
+            line += f"[{right if guesses[place] == target else wrong}]"
+            start = place + 1
+        lines.append((line + _text(tokenizer, batch["tokens"][row, start:])).strip())
     return lines
 
 
@@ -98,5 +98,7 @@ def _top(model, params, tokens, segments, top):
     return jax.lax.top_k(jax.nn.softmax(logits), top)
 
 
-def _spaced(tokenizer: Tokenizer, token: int) -> str:
-    return (" " if tokenizer.word_start[token] else "") + tokenizer.piece(int(token))
+def _text(tokenizer: Tokenizer, tokens: np.ndarray) -> str:
+    """A stretch of a row for a person to read, with the space before it that its first token asks for."""
+    shown = tokens[~tokenizer.is_special[tokens]]
+    return " " * bool(len(shown) and tokenizer.word_start[shown[0]]) + tokenizer.decode(shown)

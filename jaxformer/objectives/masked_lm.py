@@ -62,7 +62,7 @@ class MaskedLM:
         return means
 
     def report(self, means: Mapping[str, Mean]) -> dict[str, float]:
-        """What a person reads of merged means: the loss, its parts, perplexity, and what always guessing one token gives."""
+        """What a person reads of merged means; the unigram accuracy is that of always guessing the commonest target."""
         values = {name: float(mean.value) for name, mean in means.items() if name in NAMES}
         loss = sum(weight * values[name] for name, weight in self.loss_weights.items())
         values["masked_lm_perplexity"] = math.exp(min(values["masked_lm_loss"], 700.0))

@@ -267,7 +267,7 @@ def test_one_document_has_no_other_to_draw(tokenizer, tmp_path):
     path = tmp_path / "a.txt.gz"
     path.write_bytes(gzip.compress(b"w1 w2\nw3 w4"))
     data = Data(TextFiles((str(path),)), MaskedSentencePairs(), 4)
-    with pytest.raises(InputError, match="a.txt.gz.*: holds 1 document; .*needs 2 or more"):
+    with pytest.raises(InputError, match=r"a.txt.gz.*: holds 1 document; .*needs 2 or more"):
         train_batches(data, tokenizer, 0, range(4))
     alone = dataclasses.replace(data, task=MaskedSentencePairs(next_sentence=False))
     assert take(alone, tokenizer, 3, range(4))[2][0]["tokens"][3].any()

@@ -104,6 +104,9 @@ def test_a_tokenizer_without_mask_is_refused(tmp_path):
 
 
 def test_more_examples_than_one_need_packing(tokenizer):
-    with pytest.raises(InputError, match="examples_per_row 4: without data.pack"):
+    with pytest.raises(InputError, match=r"examples_per_row 4: without data.pack"):
         MaskedSentencePairs(examples_per_row=4).check(tokenizer, pack=False)
+    with pytest.raises(InputError, match=r"examples_per_row 1 leaves nothing to pack"):
+        MaskedSentencePairs().check(tokenizer, pack=True)
     MaskedSentencePairs(examples_per_row=4).check(tokenizer, pack=True)
+    MaskedSentencePairs(next_sentence=False).check(tokenizer, pack=True)

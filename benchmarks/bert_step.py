@@ -1,0 +1,168 @@
+"""One training step of BERT here and in PyTorch: tokens a second, in turns, in one run.
+
+    pip install '.[torch]' && python benchmarks/bert_step.py
+
+The same model on both sides: 4 layers × 256, 4 heads, vocabulary 30,522, 32 rows of 128 tokens, 15% of them masked,
+masked LM and next sentences, dropout 0.1, AdamW with clipping, float32. PyTorch's side is transformers'
+BertForPreTraining, eager and through torch.compile. Each side has a process of its own, and they take turns, so that
+neither a noisy machine nor the other's threads favour one of them.
+"""
+
+import argparse
+import json
+import multiprocessing
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+ROWS, LENGTH, MASKED, VOCAB, WIDTH, DEPTH, HEADS = 32, 128, 20, 30_522, 256, 4, 4
+GOALS = {"eager": 6.0, "compiled": 4.0}
+
+
+def jaxformer_step() -> Callable[[], None]:
+    """Our training step: what `fit` runs, on random tokens."""
+    import jax
+
+    from jaxformer.config import Experiment
+    from jaxformer.data.loader import Data
+    from jaxformer.data.sources import TextFiles
+    from jaxformer.data.tasks import MaskedSentencePairs
+    from jaxformer.data.tokenizers import WordPiece
+    from jaxformer.layers.norms import LayerNorm
+    from jaxformer.layers.transformer import Transformer
+    from jaxformer.models.bert import Bert
+    from jaxformer.objectives.masked_lm import MaskedLM
+    from jaxformer.optimizers import AdamW
+    from jaxformer.sharding import batch_sharding, make_mesh
+    from jaxformer.state import abstract_state, init_state
+    from jaxformer.training import compile_step
+
+    transformer = Transformer(WIDTH, DEPTH, HEADS, norm=LayerNorm(1e-12), norm_position="after", dtype="float32")
+    experiment = Experiment(
+        model=Bert(transformer, VOCAB),
+        objective=MaskedLM(),
+        data=Data(TextFiles(("not read",)), MaskedSentencePairs(LENGTH, MASKED), ROWS),
+        tokenizer=WordPiece(VOCAB),
+        optimizer=AdamW(weight_decay=0.01, clip=1.0),
+        steps=1_000_000,
+    )
+    mesh = make_mesh(experiment.mesh)
+    state = init_state(experiment, abstract_state(experiment, mesh))
+    batch = jax.device_put(random_batch(), batch_sharding(mesh))
+    compiled = compile_step(experiment, mesh)
+
+    def step():
+        nonlocal state
+        state, means = compiled(state, batch)
+        jax.block_until_ready((state, means))
+
+    return step
+
+
+def torch_step(compiled: bool) -> Callable[[], None]:
+    """transformers' BertForPreTraining with the same data and the same optimizer."""
+    import torch
+    from transformers import BertConfig, BertForPreTraining
+
+    config = BertConfig(
+        vocab_size=VOCAB,
+        hidden_size=WIDTH,
+        num_hidden_layers=DEPTH,
+        num_attention_heads=HEADS,
+        intermediate_size=4 * WIDTH,
+    )
+    model = BertForPreTraining(config).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01)
+    batch = {name: torch.from_numpy(array).long() for name, array in random_batch().items() if name != "weights"}
+    labels = torch.full((ROWS, LENGTH), -100).scatter(1, batch["masked_positions"], batch["targets"])
+    forward = torch.compile(model) if compiled else model
+
+    def step():
+        loss = forward(
+            input_ids=batch["tokens"],
+            attention_mask=batch["segments"],
+            token_type_ids=batch["token_types"],
+            labels=labels,
+            next_sentence_label=batch["next_sentence"][:, 0],
+        ).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def random_batch() -> dict[str, np.ndarray]:
+    """The rows that both sides train on."""
+    draw = np.random.default_rng(0)
+    masked = np.stack([draw.permutation(LENGTH - 1)[:MASKED] + 1 for _ in range(ROWS)])
+    return {
+        "tokens": draw.integers(5, VOCAB, (ROWS, LENGTH)).astype(np.int32),
+        "segments": np.ones((ROWS, LENGTH), np.int32),
+        "positions": np.tile(np.arange(LENGTH, dtype=np.int32), (ROWS, 1)),
+        "token_types": (np.arange(LENGTH) > draw.integers(30, 90, (ROWS, 1))).astype(np.int32),
+        "masked_positions": masked.astype(np.int32),
+        "targets": draw.integers(5, VOCAB, (ROWS, MASKED)).astype(np.int32),
+        "weights": np.ones((ROWS, MASKED), np.float32),
+        "cls_positions": np.zeros((ROWS, 1), np.int32),
+        "next_sentence": draw.integers(0, 2, (ROWS, 1)).astype(np.int32),
+        "next_sentence_weights": np.ones((ROWS, 1), np.float32),
+    }
+
+
+def serve(name: str, pipe) -> None:
+    """Times one side's steps, each when it is asked for."""
+    step = {
+        "jaxformer": jaxformer_step,
+        "eager": lambda: torch_step(compiled=False),
+        "compiled": lambda: torch_step(compiled=True),
+    }[name]()
+    step()
+    step()
+    pipe.send(None)
+    while pipe.recv():
+        start = time.perf_counter()
+        step()
+        pipe.send(time.perf_counter() - start)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--turns", type=int, default=10, help="timed steps of each side")
+    parser.add_argument("--no_compile", action="store_true", help="leave torch.compile out")
+    options = parser.parse_args()
+    names = ["jaxformer", "eager"] + ["compiled"] * (not options.no_compile)
+    spawn, pipes, processes = multiprocessing.get_context("spawn"), {}, []
+    for name in names:
+        pipes[name], theirs = spawn.Pipe()
+        processes.append(spawn.Process(target=serve, args=(name, theirs), daemon=True))
+        processes[-1].start()
+        theirs.close()  # So that a side that dies ends the wait for it.
+        pipes[name].recv()
+    seconds = {name: [] for name in names}
+    for _ in range(options.turns):
+        for name in names:
+            pipes[name].send(True)
+            seconds[name].append(pipes[name].recv())
+    speeds = {name: ROWS * LENGTH / statistics.median(times) for name, times in seconds.items()}
+    for name, speed in speeds.items():
+        print(f"{name:10} {speed:8,.0f} tokens/s   {statistics.median(seconds[name]) * 1e3:7.0f} ms a step")
+    results = [
+        {
+            "benchmark": f"bert_step/{name}",
+            "ratio": round(speeds["jaxformer"] / speeds[name], 2),
+            "goal": GOALS[name],
+            "met": speeds["jaxformer"] >= GOALS[name] * speeds[name],
+        }
+        for name in names[1:]
+    ]
+    print(json.dumps(results))
+    return 0 if all(result["met"] for result in results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,53 @@
+"""BERT base as in the paper (Devlin et al. 2019, appendix A.2), in bfloat16, on any TFDS text.
+
+    python train.py configs/bert_base.py --workdir runs/bert_base
+    python train.py configs/bert_base.py --data.train.name lm1b --data.validation.name lm1b --workdir runs/lm1b
+
+The paper trains 900,000 steps on rows of 128 tokens, then 100,000 on rows of 512:
+
+    python train.py configs/bert_base.py --workdir runs/short --steps 900000 \
+        --data.task.length 128 --data.task.predictions 20
+    python train.py configs/bert_base.py --workdir runs/base --steps 100000 --init runs/short
+
+Not run to its end yet: no accelerator was at hand. The paper's result is GLUE 79.6 after fine-tuning.
+"""
+
+from jaxformer.config import Checkpoint, Evaluation, Experiment, Log
+from jaxformer.data.loader import Data
+from jaxformer.data.sources import Tfds
+from jaxformer.data.tasks import MaskedSentencePairs
+from jaxformer.data.tokenizers import WordPiece
+from jaxformer.layers.norms import LayerNorm
+from jaxformer.layers.transformer import Transformer
+from jaxformer.models.bert import Bert
+from jaxformer.objectives.masked_lm import MaskedLM
+from jaxformer.optimizers import AdamW, Schedule
+
+experiment = Experiment(
+    model=Bert(
+        Transformer(
+            width=768,
+            depth=12,
+            heads=12,
+            norm=LayerNorm(1e-12),
+            norm_position="after",
+            dtype="bfloat16",
+            remat="dots",
+        ),
+        vocab=30_522,
+    ),
+    objective=MaskedLM(),
+    data=Data(
+        train=Tfds("wikipedia/20230601.en", split="train[1%:]"),
+        validation=Tfds("wikipedia/20230601.en", split="train[:1%]"),
+        task=MaskedSentencePairs(length=512, predictions=76),
+        batch=256,
+        workers=8,
+    ),
+    tokenizer=WordPiece(vocab=30_522),
+    optimizer=AdamW(schedule=Schedule(peak=1e-4, warmup=10_000, decay="linear"), weight_decay=0.01),
+    steps=1_000_000,
+    evaluation=Evaluation(every=10_000, batches=100),
+    checkpoint=Checkpoint(every=5_000, best="loss"),
+    log=Log(every=100),
+)

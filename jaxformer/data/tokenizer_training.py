@@ -1,0 +1,103 @@
+"""Training of SentencePiece models and WordPiece vocabularies; the same text gives the same ones."""
+
+import collections
+import io
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from jaxformer.data.files import sentences
+from jaxformer.errors import InputError
+
+PAD, UNK, CLS, SEP, MASK = SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+_ALPHABET = 1000  # characters of a WordPiece vocabulary, at most
+_LONGEST_SENTENCE = 65_536  # bytes
+
+
+def train_sentencepiece(
+    documents: Sequence[dict[str, Any]], sample: int, vocab: int, model_type: str, lowercase: bool
+) -> bytes:
+    """A SentencePiece model of `vocab` pieces (Kudo & Richardson 2018), special ones first.
+
+    Raises:
+        InputError: the text has too few, or too many, different pieces for `vocab`.
+    """
+    import sentencepiece
+
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=texts(documents, sample),
+            model_writer=model,
+            model_type=model_type,
+            vocab_size=vocab,
+            normalization_rule_name="nmt_nfkc_cf" if lowercase else "nmt_nfkc",
+            max_sentence_length=_LONGEST_SENTENCE,
+            pad_id=0,
+            pad_piece=PAD,
+            unk_id=1,
+            unk_piece=UNK,
+            bos_id=-1,
+            eos_id=-1,
+            control_symbols=[CLS, SEP, MASK],
+            num_threads=1,  # more of them add up in another order: another model
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise InputError(
+            f"tokenizer.vocab {vocab}: SentencePiece cannot make it of this text: {reason(error).split('] ')[-1]}"
+        ) from error
+    return model.getvalue()
+
+
+def wordpiece(vocab: dict[str, int], lowercase: bool):
+    """BERT's tokenizer with this vocabulary, as a `tokenizers.Tokenizer`."""
+    import tokenizers
+
+    model = tokenizers.models.WordPiece(vocab, unk_token=UNK, max_input_chars_per_word=100)
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=lowercase)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = tokenizers.decoders.WordPiece()
+    return tokenizer
+
+
+def train_wordpiece(documents: Sequence[dict[str, Any]], sample: int, vocab: int, lowercase: bool) -> dict[str, int]:
+    """A WordPiece vocabulary of at most `vocab` pieces (Devlin et al. 2019), special ones first."""
+    import tokenizers
+
+    tokenizer = wordpiece({}, lowercase)
+    counts = collections.Counter()
+    for text in texts(documents, sample):
+        counts.update("".join(tokenizer.normalizer.normalize_str(text).split()))
+    alphabet = sorted(sorted(counts), key=counts.get, reverse=True)[:_ALPHABET]
+    # The trainer numbers the characters that continue a word in the order of a hash table, and
+    # numbers break its ties. Named beforehand they have an order, and the vocabulary is one.
+    continuations = ["##" + character for character in alphabet]
+    trainer = tokenizers.trainers.WordPieceTrainer(
+        vocab_size=vocab,
+        special_tokens=SPECIALS + continuations,
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts(documents, sample), trainer)
+    return dict(sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]))
+
+
+def texts(documents: Sequence[dict[str, Any]], sample: int) -> Iterator[str]:
+    """The texts of `sample` documents, or of all if there are fewer, evenly spaced."""
+    count = min(len(documents), sample)
+    for number in range(count):
+        yield from _example_texts(documents[number * len(documents) // count])
+
+
+def _example_texts(example: dict[str, Any]) -> list[str]:
+    """Sentences where there are any; otherwise every column of text, as in a pair {en, de}."""
+    if "sentences" in example or "text" in example:
+        return sentences(example)
+    return [value for value in example.values() if isinstance(value, str) and value.strip()]
+
+
+def reason(error: Exception) -> str:
+    """An error's message on one line."""
+    return " ".join(str(error).split())

@@ -1,0 +1,24 @@
+"""Eight simulated devices and quick compilation, for all tests: set before anything imports jax."""
+
+import os
+
+import pytest
+
+# Compiling is most of a test's time, and the code that LLVM optimises less is quick enough for tiny models.
+QUICK = "--xla_backend_optimization_level=0"
+
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 {QUICK}"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tmp_path_factory):
+    """The config file of a tiny run on generated text; compiled programs are shared with the processes of a test."""
+    import jax
+    import tiny
+
+    home = tmp_path_factory.mktemp("cache")
+    os.environ["XDG_CACHE_HOME"] = str(home)
+    jax.config.update("jax_compilation_cache_dir", str(home / "jaxformer" / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    return tiny.write_corpus(tmp_path_factory.mktemp("corpus"))

@@ -1,0 +1,118 @@
+"""What is kept, what is given back, and what a half-written checkpoint does."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxformer import sharding
+from jaxformer.checkpoints import Checkpoints, replicated
+from jaxformer.config import Checkpoint
+from jaxformer.sharding import Mesh
+
+
+@pytest.fixture
+def mesh():
+    return sharding.make_mesh(Mesh(2, 2, 2))
+
+
+@pytest.fixture
+def trees(mesh):
+    """Makes the trees of a step, each array laid on the mesh in its own way."""
+
+    def make(step):
+        split = NamedSharding(mesh, PartitionSpec("fsdp", "tensor"))
+        kernel = jax.device_put(jnp.arange(32.0).reshape(8, 4) + step, split)
+        count = jax.device_put(jnp.int32(step), NamedSharding(mesh, PartitionSpec()))
+        return {"params": {"kernel": kernel}, "average": None, "training": {"step": count, "moments": [kernel * 2]}}
+
+    return make
+
+
+def abstract(tree):
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), tree)
+
+
+def steps_kept(folder):
+    return sorted(int(path.name) for path in folder.iterdir())
+
+
+def save_all(folder, settings, trees, values, metric="loss"):
+    """Saves a step for each value of a metric; None was not evaluated."""
+    with Checkpoints(folder, settings) as saved:
+        for step, value in enumerate(values, 1):
+            saved.save(step, trees(step), None if value is None else {metric: value})
+        saved.wait()
+
+
+def test_a_checkpoint_gives_back_every_bit_and_leaves_out_none(trees, tmp_path):
+    save_all(tmp_path, Checkpoint(), trees, [None])
+    restored = Checkpoints(tmp_path).restore(abstract(trees(1)))
+    assert restored["average"] is None
+    for ours, theirs in zip(jax.tree.leaves(restored), jax.tree.leaves(trees(1)), strict=True):
+        np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
+        assert (ours.dtype, ours.sharding) == (theirs.dtype, theirs.sharding)
+
+
+def test_one_tree_is_read_alone_and_onto_another_mesh(trees, tmp_path):
+    save_all(tmp_path, Checkpoint(), trees, [None])
+    other = sharding.make_mesh(Mesh(1, 1, 1))
+    restored = Checkpoints(tmp_path).restore({"params": {"kernel": replicated((8, 4), jnp.float32, other)}})
+    assert restored.keys() == {"params"}
+    assert restored["params"]["kernel"].sharding.mesh == other
+    np.testing.assert_array_equal(np.asarray(restored["params"]["kernel"]), np.arange(32.0).reshape(8, 4) + 1)
+
+
+def test_arrays_may_be_donated_as_soon_as_they_are_given_to_save(trees, tmp_path):
+    with Checkpoints(tmp_path, Checkpoint()) as saved:
+        given, expected = trees(1), abstract(trees(1))
+        saved.save(1, given, None)
+        jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf * 0, tree), donate_argnums=0)(given)
+        saved.wait()
+        kernel = saved.restore(expected)["params"]["kernel"]
+    np.testing.assert_array_equal(np.asarray(kernel), np.arange(32.0).reshape(8, 4) + 1)
+
+
+def test_the_latest_are_kept(trees, tmp_path):
+    save_all(tmp_path, Checkpoint(keep=2), trees, [None] * 5)
+    assert steps_kept(tmp_path) == [4, 5]
+    assert Checkpoints(tmp_path).latest == 5
+
+
+@pytest.mark.parametrize("metric, best_is, best", [("loss", "lowest", 2), ("accuracy", "highest", 3)])
+def test_the_best_is_kept_beside_the_latest(metric, best_is, best, trees, tmp_path):
+    values = [None, 3.0, 7.0, 5.0, None]
+    save_all(tmp_path, Checkpoint(keep=1, best=metric, best_is=best_is), trees, values, metric)
+    assert steps_kept(tmp_path) == [best, 5]
+
+
+def test_saving_a_step_again_does_nothing(trees, tmp_path):
+    with Checkpoints(tmp_path, Checkpoint()) as saved:
+        saved.save(3, trees(3), None)
+        saved.save(3, trees(4), None)
+        saved.wait()
+        saved.save(3, trees(5), None)
+        assert int(saved.restore(abstract(trees(3)))["training"]["step"]) == 3
+    assert steps_kept(tmp_path) == [3]
+
+
+def test_a_half_written_checkpoint_is_not_the_latest_and_is_cleared_away(trees, tmp_path):
+    save_all(tmp_path, Checkpoint(), trees, [None])
+    half = tmp_path / "2.orbax-checkpoint-tmp"
+    half.mkdir()
+    assert Checkpoints(tmp_path).latest == 1 and half.exists(), "a reader touches nothing"
+    with Checkpoints(tmp_path, Checkpoint()) as saved:
+        assert saved.latest == 1
+    assert not half.exists()
+
+
+def test_an_empty_folder_has_no_latest(tmp_path):
+    assert Checkpoints(tmp_path).latest is None
+
+
+def test_reading_says_nothing(trees, tmp_path, caplog):
+    save_all(tmp_path, Checkpoint(), trees, [None])
+    caplog.clear()
+    Checkpoints(tmp_path).restore(abstract(trees(1)))
+    assert not caplog.records
