@@ -64,7 +64,9 @@ class Run:
         return answers[0] if isinstance(text, str) else answers
 
     def demonstrate(self) -> list[str]:
-        """Lines that show what the model makes of the first held-out examples."""
+        """Lines that show what the model makes of the first held-out examples; none in several processes."""
+        if jax.process_count() > 1:
+            return []  # Only the first process speaks, and a mesh of all of them does not compute for it alone.
         data, seed = self.experiment.data, self.experiment.seed
         batch = next(evaluation_batches(data.validation, data, self.tokenizer, seed, range(data.batch)))
         return self.experiment.objective.demonstrate(self.model, self.params, self.tokenizer, batch)

@@ -66,7 +66,7 @@ def test_parameters_moments_and_average_are_split_as_the_rules_say(train):
         blocks = tree["transformer"]["blocks"]
         expected = [
             (tree["embeddings"]["token"], ("tensor", "fsdp"), (64, 8)),
-            (tree["embeddings"]["norm"]["scale"], (None,), (16,)),
+            (tree["embeddings"]["norm"]["scale"], ("fsdp",), (8,)),
             (tree["pooler"]["kernel"], ("fsdp", None), (8, 16)),
             (blocks["attention"]["query"]["kernel"], (None, "fsdp", "tensor", None), (2, 8, 4, 2)),
             (blocks["attention"]["output"]["kernel"], (None, "tensor", None, "fsdp"), (2, 4, 2, 8)),

@@ -44,7 +44,7 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        inputs, kernel_axes, outputs = self.equation.replace("->", ",").split(",")
+        inputs, kernel_axes, _ = self.equation.replace("->", ",").split(",")
         contracted = sum(axis in inputs for axis in kernel_axes)
         kernel = self.param("kernel", sharding.with_axes(self.kernel_init, kernel_axes), tuple(self.shape))
         dtype = compute_dtype(self.dtype)

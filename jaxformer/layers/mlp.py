@@ -6,6 +6,7 @@ from typing import Literal
 import flax.linen as nn
 import jax
 
+from jaxformer.errors import InputError
 from jaxformer.layers.linear import DType, Linear
 
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu", "tanh"]
@@ -32,6 +33,11 @@ class Mlp(nn.Module):
     """The function between the two maps."""
     bias: bool = True
     """Whether the two maps have biases."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.width is not None and self.width < 1:
+            raise InputError(f"mlp.width={self.width}: expected at least 1")
 
     @nn.compact
     def __call__(self, x: jax.Array, dtype: DType = "auto") -> jax.Array:

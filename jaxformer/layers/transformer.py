@@ -79,13 +79,15 @@ class Transformer(nn.Module):
     remat: Literal["none", "dots", "full"] = "none"
     """What the backward pass computes again to save memory: nothing, all but matrix products, or whole blocks."""
     unroll: int | None = None
-    """Blocks a loop iteration: more is faster to run and slower to compile. By default all on CPU, 1 elsewhere."""
+    """Blocks a loop iteration: more is faster to run and slower to compile, and saves less memory by remat. By default
+    all on CPU without remat, else 1."""
 
     def __post_init__(self):
         super().__post_init__()
-        for field in ("width", "depth", "heads"):
-            if getattr(self, field) < 1:
-                raise InputError(f"transformer.{field}={getattr(self, field)}: expected at least 1")
+        for field in ("width", "depth", "heads", "unroll"):
+            value = getattr(self, field)
+            if value is not None and value < 1:
+                raise InputError(f"transformer.{field}={value}: expected at least 1")
         if self.width % self.heads:
             raise InputError(
                 f"transformer.heads={self.heads} does not divide transformer.width={self.width}: "
@@ -127,13 +129,17 @@ class Transformer(nn.Module):
             x, weights = block.apply({"params": params}, x, mask, train, at, rngs=rngs)
             return x, weights if return_attention else None
 
+        # Unrolled, the compiler computes all blocks again at once, and saves no memory.
+        fast = jax.default_backend() == "cpu" and self.remat == "none"
+        unroll = self.unroll or (self.depth if fast else 1)
         if self.remat != "none":
-            layer = jax.checkpoint(layer, prevent_cse=False, policy=REMAT_POLICIES[self.remat])
-        unroll = self.unroll or (self.depth if jax.default_backend() == "cpu" else 1)
+            # Outside a loop the compiler would see that something is computed twice, and keep it instead.
+            alone = unroll > 1 or at is not None
+            layer = jax.checkpoint(layer, prevent_cse=alone, policy=REMAT_POLICIES[self.remat])
         blocks = jnp.arange(self.depth), stacked
         if at is None:
             return jax.lax.scan(layer, x, blocks, unroll=min(unroll, self.depth))
-        first, last = (jax.tree.map(lambda array: array[part], blocks) for part in (slice(-1), -1))
+        first, last = jax.tree.map(lambda array: array[:-1], blocks), jax.tree.map(lambda array: array[-1], blocks)
         x, _ = jax.lax.scan(layer, x, first, unroll=max(1, min(unroll, self.depth - 1)))
         return layer(x, last, at)
 

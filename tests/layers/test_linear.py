@@ -51,8 +51,8 @@ def test_parameters_carry_the_letters_of_their_axes(equation):
     linear, _, x = case(equation)
     boxed = linear.init(jax.random.key(0), x)["params"]
     _, kernel, outputs = equation.replace("->", ",").split(",")
-    assert boxed["kernel"].names == tuple(kernel)
-    assert boxed["bias"].names == tuple(letter for letter in kernel if letter in outputs)
+    assert boxed["kernel"].letters == kernel
+    assert boxed["bias"].letters == "".join(letter for letter in kernel if letter in outputs)
 
 
 def test_bfloat16_computes_in_bfloat16_from_float32_parameters():

@@ -130,6 +130,15 @@ def test_returned_attention_has_a_row_a_query_that_sums_to_one():
     np.testing.assert_allclose(without, output, atol=1e-6)
 
 
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("position", ["before", "after"])
+def test_the_output_at_some_positions_is_that_of_all_positions(position, depth):
+    transformer = small(norm_position=position, depth=depth)
+    params, at = noisy_params(transformer, X), np.array([[0, 7, 3, 3], [11, 2, 0, 5]])
+    expected = np.take_along_axis(np.asarray(apply(transformer, params)[0]), at[..., None], 1)
+    np.testing.assert_allclose(apply(transformer, params, at=at)[0], expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("position", ["before", "after"])
 def test_a_segments_output_has_no_gradient_in_another_segment(position):
     transformer = small(norm_position=position)

@@ -18,8 +18,13 @@ EXAMPLES = random_examples(0, (9, 5, 8))
 
 @functools.partial(jax.jit, static_argnames=("model", "return_attention"))
 def run(params, batch, model=MODEL, return_attention=False):
-    output = model.apply({"params": params}, **OBJECTIVE.inputs(batch), return_attention=return_attention)
-    return output, output.logits
+    """What BERT says where it is asked, with the hidden vectors everywhere, and the logits."""
+    inputs = OBJECTIVE.inputs(batch)
+    output = model.apply({"params": params}, **inputs, return_attention=return_attention)
+    everywhere = model.apply(
+        {"params": params}, **{name: inputs[name] for name in inputs if name != "masked_positions"}
+    )
+    return output.replace(hidden=everywhere.hidden), output.logits
 
 
 def example_outputs(output, logits, row, place, example, start):
@@ -66,21 +71,33 @@ def test_a_segments_outputs_have_no_gradient_in_another_segments_embeddings():
     batch = lay_out([EXAMPLES]) | {"tokens": np.arange(1, LENGTH + 1)[None]}
 
     @jax.jit
-    def influence(params, hidden_weights, pair_weights):
+    def influence(params, tokens, predictions, pairs):
         def weighed(params):
             output, _ = run(params, batch)
-            everything = jnp.sum(jnp.sin(output.hidden) * hidden_weights[..., None])
-            return everything + jnp.sum(output.next_sentence_logits * pair_weights[..., None])
+            parts = (output.hidden, tokens), (output.prediction, predictions), (output.next_sentence_logits, pairs)
+            return sum(jnp.sum(jnp.sin(values) * chosen[..., None]) for values, chosen in parts)
 
         return jax.grad(weighed)(params)["embeddings"]["token"]
 
+    predicted = np.where(batch["weights"] > 0, np.take_along_axis(batch["segments"], batch["masked_positions"], 1), -1)
     for segment in range(4):
         pairs = (np.arange(3) + 1 == segment)[None]
-        gradient = np.asarray(influence(PARAMS, batch["segments"] == segment, pairs))
+        gradient = np.asarray(influence(PARAMS, batch["segments"] == segment, predicted == segment, pairs))
         inside = np.zeros(VOCAB, bool)
         inside[batch["tokens"][batch["segments"] == segment]] = True
         assert not gradient[~inside].any(), "exactly zero"
         assert np.abs(gradient[inside]).max(-1).all(), "every token of the segment counts"
+
+
+def test_predictions_at_some_positions_are_those_of_all_positions():
+    """The last block leaves out what no head reads; nothing else may change by it, attention asked for or not."""
+    batch = lay_out([EXAMPLES])
+    everywhere = MODEL.apply({"params": PARAMS}, **(OBJECTIVE.inputs(batch) | {"masked_positions": None}))
+    expected = np.take_along_axis(np.asarray(everywhere.logits), batch["masked_positions"][..., None], 1)
+    for return_attention in (False, True):
+        output, logits = run(PARAMS, batch, return_attention=return_attention)
+        np.testing.assert_allclose(logits, expected, atol=1e-5)
+        np.testing.assert_allclose(output.pooled, everywhere.pooled, atol=1e-5)
 
 
 @pytest.mark.parametrize("more", [1, 8])

@@ -1,0 +1,96 @@
+"""What the README and the guides say, done: with fewer steps, in a folder of its own."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+FEW = "--steps 8 --log.every 4 --optimizer.schedule.warmup 4"
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def run(command, folder, **variables):
+    """A line of the README as it stands, but with this environment's programs, in `folder`."""
+    programs = Path(sys.executable).parent
+    environment = os.environ | {"PATH": f"{programs}:{os.environ['PATH']}", "XLA_FLAGS": ""} | variables
+    return subprocess.run(
+        command, shell=True, cwd=folder, env=environment, capture_output=True, text=True, timeout=500, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder like the repository's, where a run has been trained by the README's first command."""
+    folder = tmp_path_factory.mktemp("readme")
+    for name in ("train.py", "configs", "jaxformer", "setup.py", "pyproject.toml", "benchmarks"):
+        (folder / name).symlink_to(ROOT / name)
+    install, *commands = [part.strip() for part in blocks("bash")[0].split("&&")][1:]
+    assert install == ".venv/bin/pip install -q ."
+    for command in commands:
+        few = FEW if "train.py" in command else ""
+        done = run(f"{command.replace('.venv/bin/', '')} {few}", folder)
+        assert done.returncode == 0, done.stderr
+    assert re.search(r"^ +\d+\.\d%  \S", done.stdout, re.MULTILINE), done.stdout
+    return folder
+
+
+@pytest.mark.slow
+def test_the_commands_that_it_lists(folder):
+    (folder / "FILE").write_text("In the [MASK]\nGod [MASK] the light\n")
+    lines = [line.split("#")[0].strip() for line in blocks("bash")[2].splitlines()]
+    assert len(lines) == 5
+    for line in lines:
+        command = line.replace("CONFIG.py", "configs/bert_quickstart.py").replace(
+            "[--field value ...]", FEW if "RUN" in line else ""
+        )
+        done = run(command.replace("RUN", "runs/bert"), folder)
+        assert done.returncode == 0, (command, done.stderr)
+        assert done.stdout
+
+
+@pytest.mark.slow
+def test_the_python_that_it_shows(folder):
+    use, sources = blocks("python")
+    shorter = use.replace('{"steps": 200}', '{"steps": 8}').replace('workdir="runs/bert"', 'workdir="runs/python"')
+    assert shorter.count("runs/python") == 1
+    script = shorter.replace('open_run("runs/bert")', 'open_run("runs/python")') + "\nprint(output.logits.shape)"
+    done = run(f"{sys.executable} -c {shlex.quote(script)}", folder, PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, done.stderr
+    assert "4096)" in done.stdout.splitlines()[-1]
+    done = run(f"{sys.executable} -c {shlex.quote(sources)}", folder, PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_the_errors_that_it_quotes(folder):
+    quoted = re.search(r"^```\n(jaxformer: .*?)^```", README, re.MULTILINE | re.DOTALL)[1].splitlines()
+    for flag, line in zip(("widht 256", "heads 5"), quoted, strict=True):
+        done = run(f"python train.py configs/bert_quickstart.py --model.transformer.{flag}", folder)
+        assert (done.returncode, done.stderr.strip()) == (2, line)
+
+
+def test_ci_runs_the_test_command():
+    assert len(re.findall(r"^python3 -m venv .*pytest$", README, re.MULTILINE)) == 1
+    assert "README.md" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_links_lead_somewhere():
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page}: {target}"
+
+
+def test_the_house_is_as_architecture_says():
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    house = page.split("```")[1]
+    listed = set(re.findall(r"^  (\w+\.py) ", house, re.MULTILINE)) | {"fields.py", "__init__.py"}
+    assert listed == {path.name for path in (ROOT / "jaxformer").glob("*.py")}
