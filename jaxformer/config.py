@@ -15,7 +15,7 @@ import sys
 import traceback
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Protocol
 
@@ -36,8 +36,23 @@ class Objective(Protocol):
     def loss_weights(self) -> Mapping[str, float]:
         """The weight in the loss of each mean that is part of it."""
 
+    def check(self, model: nn.Module, row: Collection[str]) -> None:
+        """Raises InputError where rows with these arrays cannot train the model."""
+
+    def inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of the model in a batch."""
+
     def __call__(self, model: nn.Module, params: Any, batch: Mapping[str, Any], key: Any = None) -> dict[str, Any]:
         """The means of a batch by name, as `Mean`; `key` is for dropout, and None evaluates."""
+
+    def report(self, means: Mapping[str, Any]) -> dict[str, float]:
+        """The metrics that a person reads, `loss` among them, of merged means."""
+
+    def predict(self, model: nn.Module, params: Any, tokenizer: Tokenizer, texts: Sequence[str]) -> list[Any]:
+        """What the model makes of each text; printed with `str`."""
+
+    def demonstrate(self, model: nn.Module, params: Any, tokenizer: Tokenizer, batch: Mapping[str, Any]) -> list[str]:
+        """Lines that show what the model makes of a held-out batch."""
 
 
 class TokenizerConfig(Protocol):

@@ -144,6 +144,7 @@ def fit(experiment: Experiment, workdir: str | os.PathLike, quiet: bool = False)
     began, folder, data, steps = time.monotonic(), Path(workdir), experiment.data, experiment.steps
     mesh = sharding.make_mesh(experiment.mesh)
     check_batch(experiment, mesh)
+    experiment.objective.check(experiment.model, data.task.row)
     rows = sharding.local_rows(data.batch, mesh)
     lay = functools.partial(sharding.global_batch, rows=rows, batch=data.batch, mesh=mesh)
     train = compile_step(experiment, mesh)

@@ -259,7 +259,7 @@ def test_clipping_looks_at_trained_parameters_only():
 
 
 def test_a_pattern_that_finds_nothing():
-    with pytest.raises(InputError, match="optimizer.freeze='embedings': found in no parameter's path"):
+    with pytest.raises(InputError, match=r"optimizer.freeze='embedings': found in no parameter's path"):
         AdamW(freeze=("embedings",)).transform(10).init(parameters())
 
 

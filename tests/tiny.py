@@ -103,7 +103,10 @@ def start(*arguments: object, devices: int = 1) -> subprocess.Popen:
 def finish(process: subprocess.Popen, status: int = 0) -> str:
     """Waits for the end, which must have this exit status; what was printed."""
     with process:
-        out, err = process.communicate(timeout=300)
+        try:
+            out, err = process.communicate(timeout=300)
+        finally:
+            process.kill()  # One that hangs.
     assert process.returncode == status, f"{process.args} ended with {process.returncode}:\n{out}\n{err}"
     return out + err
 

@@ -223,7 +223,7 @@ class WordPieceTokenizer(Tokenizer):
         hidden = self.is_special.copy()
         hidden[[i for i in self.special_ids if self.pieces[i] in _SPECIALS["mask"]]] = False
         shown = [int(number) for number in ids if not hidden[number]]
-        return self._tokenizer.decode(shown, skip_special_tokens=False)
+        return self._tokenizer.decode(shown, skip_special_tokens=False).removeprefix("##")
 
     def piece(self, token: int) -> str:
         piece = self.pieces[token]

@@ -16,7 +16,7 @@ def keep_mask(key: jax.Array, rate: float, shape: tuple[int, ...]) -> tuple[jax.
     """
     bits = 8 if abs(round(rate * 256) / 256 - rate) < 0.02 * rate else 16
     levels, lanes = 1 << bits, 32 // bits
-    threshold = round(rate * levels)
+    threshold = min(round(rate * levels), levels - 1)
     *leading, last = shape
     words = jax.random.bits(key, (*leading, -(-last // lanes)), jnp.uint32)
     parts = jax.lax.bitcast_convert_type(words, jnp.dtype(f"uint{bits}"))

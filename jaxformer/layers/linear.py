@@ -44,8 +44,12 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        inputs, kernel_axes, _ = self.equation.replace("->", ",").split(",")
+        inputs, kernel_axes, outputs = self.equation.replace("->", ",").split(",")
         contracted = sum(axis in inputs for axis in kernel_axes)
+        if inputs[len(inputs) - contracted :] != kernel_axes[:contracted] or outputs != (
+            inputs[: len(inputs) - contracted] + kernel_axes[contracted:]
+        ):
+            raise ValueError(f"{self.equation!r}: expected an equation such as 'btd,dhk->bthk'")
         kernel = self.param("kernel", sharding.with_axes(self.kernel_init, kernel_axes), tuple(self.shape))
         dtype = compute_dtype(self.dtype)
         # One matrix product over all tokens at once: with batch and position apart, XLA on CPU turns the kernel's

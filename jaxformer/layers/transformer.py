@@ -119,6 +119,8 @@ class Transformer(nn.Module):
         Returns:
           The last block's output, [b, t, d] or [b, m, d], and the weights, float32 [l, b, h, t, s], or None.
         """
+        if return_attention and at is not None:
+            raise ValueError("return_attention and at: the last block's weights would have another shape")
         block = self._block()
         stacked = self.param("blocks", _stacked(block.init, self.depth), x)
         key = self.make_rng("dropout") if train else None

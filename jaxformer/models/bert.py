@@ -120,6 +120,8 @@ class Bert(nn.Module):
           train: whether to drop out; needs the rng stream `dropout`.
           return_attention: whether to return the attention weights.
         """
+        if tokens.shape[1] > self.positions:
+            raise ValueError(f"{tokens.shape[1]} tokens: the model has positions for {self.positions}")
         config = self.transformer
         dtype = compute_dtype(config.dtype)
         sizes = (config.width, self.vocab, self.positions, self.token_types)

@@ -58,8 +58,7 @@ def _scan_chunks(x, decoder, targets, weights, with_gradient):
     chunks = _chunks(rows, positions, len(decoder.bias))
     one = functools.partial(_chunk, decoder=decoder, with_gradient=with_gradient)
     if chunks == 1:
-        sums, gradients = one(x, targets, weights)
-        return sums, gradients
+        return one(x, targets, weights)
     size = -(-positions // chunks)
 
     def split(array):  # [b, m, ...] -> [chunk, b, size, ...]; the rows keep their place on the mesh

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxformer.data.tokenizers import Tokenizer
+from jaxformer.errors import InputError
 from jaxformer.metrics import Mean
 from jaxformer.models.bert import Bert
 from jaxformer.objectives.cross_entropy import class_cross_entropy, decoded_cross_entropy
@@ -32,6 +33,16 @@ class MaskedLM:
         """The means that make the loss, with their weights in it."""
         weights = {"masked_lm_loss": 1.0, "next_sentence_loss": self.next_sentence}
         return {name: weight for name, weight in weights.items() if weight}
+
+    def check(self, model: Bert, row: Collection[str]) -> None:
+        """Raises InputError where rows with these arrays cannot train the model."""
+        if self.next_sentence and "next_sentence" not in row:
+            raise InputError(
+                f"objective.next_sentence={self.next_sentence}: the rows have no sentence pairs; expected 0 with "
+                "data.task.next_sentence=False"
+            )
+        if "next_sentence" in row and model.token_types < 2:
+            raise InputError(f"model.token_types={model.token_types}: expected at least 2 for sentence pairs")
 
     def inputs(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """The part of a batch that the model takes."""
