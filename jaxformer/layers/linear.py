@@ -39,8 +39,6 @@ class Linear(nn.Module):
     """Whether to add a bias."""
     dtype: DType = "auto"
     """What to compute in."""
-    kernel_init: nn.initializers.Initializer = truncated_normal(0.02)
-    """Initializer of the kernel."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -50,12 +48,14 @@ class Linear(nn.Module):
             inputs[: len(inputs) - contracted] + kernel_axes[contracted:]
         ):
             raise ValueError(f"{self.equation!r}: expected an equation such as 'btd,dhk->bthk'")
-        kernel = self.param("kernel", sharding.with_axes(self.kernel_init, kernel_axes), tuple(self.shape))
+        rows = int(np.prod(self.shape[:contracted]))
+        # BERT's 0.02 at its width of 768, and as much of the input's size at any other.
+        init = truncated_normal((3 * rows) ** -0.5)
+        kernel = self.param("kernel", sharding.with_axes(init, kernel_axes), tuple(self.shape))
         dtype = compute_dtype(self.dtype)
         # One matrix product over all tokens at once: with batch and position apart, XLA on CPU turns the kernel's
         # gradient into a strided transposing copy that costs more than the product itself.
         tokens, features = x.shape[: x.ndim - contracted], self.shape[contracted:]
-        rows = int(np.prod(self.shape[:contracted]))
         y = x.astype(dtype).reshape(-1, rows) @ kernel.astype(dtype).reshape(rows, -1)
         if self.bias:
             axes = kernel_axes[contracted:]
