@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import jax
-import tensorboardX
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -72,10 +71,10 @@ class Logs:
           folder: the run's.
           steps: the run's length.
           start: updates already done.
-          quiet: whether to write and print nothing.
+          quiet: whether to print nothing.
         """
-        quiet = quiet or jax.process_index() > 0
-        self._quiet, self._steps, self._started = quiet, steps, False
+        self._writes, self._steps, self._started = jax.process_index() == 0, steps, False
+        quiet = quiet or not self._writes
         self._console = Console(quiet=quiet, highlight=False, soft_wrap=True)
         self._bar = Progress(
             TextColumn("[bold]{task.description}"),
@@ -89,8 +88,15 @@ class Logs:
             transient=True,
         )
         self._task = self._bar.add_task("compiling", total=steps, completed=start, status="")
-        if not quiet:
-            _forget_after(folder / METRICS, start)
+        self.evaluated, self.results = 0, None
+        """The step of the last evaluation and its metrics, as the first process knows them."""
+        if self._writes:
+            import tensorboardX  # Slow: it imports torch where that is installed.
+
+            for line in _forget_after(folder / METRICS, start):
+                if line["split"] != "train":
+                    self.evaluated = line.pop("step")
+                    self.results = {name: value for name, value in line.items() if name != "split"}
             self._lines = (folder / METRICS).open("a", encoding="utf-8", buffering=1)
             self._board = tensorboardX.SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
 
@@ -100,7 +106,7 @@ class Logs:
 
     def __exit__(self, *_) -> None:
         self._bar.stop()
-        if not self._quiet:
+        if self._writes:
             self._lines.close()
             self._board.close()
 
@@ -118,7 +124,7 @@ class Logs:
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """One line of `metrics.jsonl`, the same to TensorBoard, and a summary for the person watching."""
-        if self._quiet:
+        if not self._writes:
             return
         numbers = {name: float(value) for name, value in values.items()}
         self._lines.write(json.dumps({"step": step, "split": split, **numbers}) + "\n")
@@ -132,9 +138,9 @@ class Logs:
         else:
             self.say(f"step {step}/{self._steps}  {split}  " + summary(values))
 
-    def end(self, run: Run, results: Mapping[str, float]) -> None:
+    def end(self, run: Run, results: Mapping[str, float] | None) -> None:
         """Shows the last evaluation, and what the model does on held-out data."""
-        if self._quiet:
+        if self._console.quiet:
             return
         self._bar.stop()
         if results:
@@ -152,10 +158,10 @@ def summary(values: Mapping[str, float]) -> str:
     return "  ".join(f"{name} {value:.4f}" for name, value in values.items())
 
 
-def _forget_after(path: Path, step: int) -> None:
-    """Drops the lines of later steps: a run that was killed will reach them again."""
+def _forget_after(path: Path, step: int) -> list[dict]:
+    """Drops the lines of later steps, which a run that was killed will reach again; returns the others."""
     if not path.exists():
-        return
+        return []
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
         try:
@@ -166,3 +172,4 @@ def _forget_after(path: Path, step: int) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(kept), encoding="utf-8")
     os.replace(temporary, path)
+    return [json.loads(line) for line in kept]

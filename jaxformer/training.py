@@ -162,38 +162,43 @@ def fit(experiment: Experiment, workdir: str | os.PathLike, quiet: bool = False)
         runs.write_experiment(folder, experiment)
         logs = stack.enter_context(Logs(folder, steps, step, quiet))
         logs.say(describe(experiment, state, mesh))
-        meter, results = Meter(experiment, began), None
+        meter, results = Meter(experiment, began), logs.results
+        # Evaluations are interrupted, to be made up for, in a run of one process only.
+        evaluated = step if jax.process_count() > 1 else logs.evaluated
 
         for batch, lanes_after in batches:
-            if step >= steps or stop.at(step):
+            if evaluate and evaluated < step and due(step, experiment.evaluation.every, steps):
+                if results := evaluate(state.best_params, stop.requested):
+                    logs.write(step, SPLIT, results)
+                    evaluated = step
+                meter.restart()
+            ending = step >= steps or stop.at(step)
+            best = evaluated == step and experiment.checkpoint.best
+            if ending or best or due(step, experiment.checkpoint.every, steps):
+                trees = {**state.trees(), "lanes": lay({"lanes": lanes})}
+                saved.save(step, trees, results if evaluated == step else None)
+            if ending:
                 break
             state, means = train(state, lay(batch))
-            step, lanes, results = step + 1, lanes_after, None
+            step, lanes = step + 1, lanes_after
             meter.add(means)
             logs.advance(step, meter)
             if due(step, experiment.log.every, steps):
                 logs.write(step, "train", meter.report(step, state))
                 check_gradients(state, step, saved)
-            if evaluate and due(step, experiment.evaluation.every, steps):
-                if results := evaluate(state.best_params, stop.requested):
-                    logs.write(step, SPLIT, results)
-                meter.restart()
-            if due(step, experiment.checkpoint.every, steps) or (results and experiment.checkpoint.best):
-                saved.save(step, {**state.trees(), "lanes": lay({"lanes": lanes})}, results)
 
-        saved.save(step, {**state.trees(), "lanes": lay({"lanes": lanes})}, results)
         saved.wait()
         run = Run(folder, experiment, tokenizer, step, state.best_params, mesh)
-        if step < steps:
+        if stop.signal and (step < steps or (evaluate and evaluated < step)):
             logs.say(f"stopped by {stop.signal} at step {step}, saved; the same command goes on from there")
         else:
-            logs.end(run, results or (run.evaluate() if evaluate else {}))
+            logs.end(run, results)
         return run
 
 
 def due(step: int, every: int, steps: int) -> bool:
     """Whether something that happens every so many steps, and at the end, happens after this one."""
-    return step % every == 0 or step == steps
+    return step > 0 and (step % every == 0 or step == steps)
 
 
 def restore_or_init(

@@ -58,7 +58,7 @@ class Embeddings(nn.Module):
         tokens_vd = table("token", "vd", self.vocab)
         # The lookup needs whole rows: gathering them from a table split over the width would make the compiler
         # rebuild the table for every use. The tensor axis keeps the vocabulary.
-        x = jnp.take(sharding.constrain(tokens_vd, "v_"), tokens, axis=0)
+        x = sharding.constrain(jnp.take(sharding.constrain(tokens_vd, "v_"), tokens, axis=0), "btd")
         positions_td = table("position", "td", self.positions)
         x = x + (positions_td[: tokens.shape[1]] if positions is None else positions_td[positions])
         # Two rows: a product with one-hot types, as a gather's gradient would be a slow scatter into them.
