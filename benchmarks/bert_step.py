@@ -24,6 +24,9 @@ GOALS = {"eager": 6.0, "compiled": 4.0}
 
 def jaxformer_step() -> Callable[[], None]:
     """Our training step: what `fit` runs, on random tokens."""
+    from jaxformer import host
+
+    host.keep_freed_memory()  # As the command line does, before jax starts its threads.
     import jax
 
     from jaxformer.config import Experiment

@@ -17,6 +17,7 @@ from pathlib import Path
 import jax
 
 import jaxformer as jf
+from jaxformer import host
 from jaxformer.data.loader import Data, train_batches
 from jaxformer.sharding import global_batch, make_mesh
 from jaxformer.state import abstract_state, init_state
@@ -69,6 +70,7 @@ def main() -> int:
     parser.add_argument("--passes", type=int, default=4, help="passes over the chapters")
     parser.add_argument("--seconds", type=float, default=8.0, help="how long to time the training step")
     options = parser.parse_args()
+    host.keep_freed_memory()  # As the command line does, before jax starts its threads.
     experiment = jf.load(CONFIG)
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = experiment.tokenizer.build(experiment.data.train.open, os.path.join(folder, "tokenizer"))

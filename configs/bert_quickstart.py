@@ -12,7 +12,7 @@ from jaxformer.layers.norms import LayerNorm
 from jaxformer.layers.transformer import Transformer
 from jaxformer.models.bert import Bert
 from jaxformer.objectives.masked_lm import MaskedLM
-from jaxformer.optimizers import AdamW, Schedule
+from jaxformer.optimizers import Muon, Schedule
 
 experiment = Experiment(
     model=Bert(
@@ -36,9 +36,9 @@ experiment = Experiment(
         batch=32,
     ),
     tokenizer=SentencePiece(vocab=4096),
-    optimizer=AdamW(schedule=Schedule(peak=1.5e-3, warmup=300, decay="cosine")),
-    steps=3600,
-    evaluation=Evaluation(every=1200),
-    checkpoint=Checkpoint(every=600),
+    optimizer=Muon(schedule=Schedule(peak=2e-3, warmup=100, decay="cosine")),
+    steps=2500,
+    evaluation=Evaluation(every=1000),
+    checkpoint=Checkpoint(every=500),
     log=Log(every=50),
 )

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from jaxformer import host
 from jaxformer.errors import InputError
 
 USAGE = """usage: jaxformer COMMAND ...
@@ -96,6 +97,7 @@ def _open(folder: str):
 
 def _start_jax() -> None:
     """Keeps compiled programs on disk, and joins the other processes where there are some."""
+    host.keep_freed_memory()  # Before jax starts its threads: each would have an allocator of its own.
     import jax
 
     if jax.config.jax_compilation_cache_dir is None:

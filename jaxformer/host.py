@@ -14,8 +14,11 @@ def keep_freed_memory() -> None:
     """Tells the C library to keep freed memory for the next step, in huge pages, instead of giving it back.
 
     XLA on CPU allocates a step's buffers anew each time. Large ones would come from the kernel, small page by zeroed
-    small page, and go back to it: a fifth of a step's time. Reserves addresses, not memory: a page that nobody writes
-    to takes none. Does nothing where the C library is not glibc.
+    small page, and go back to it: up to a third of a step's time. Threads that run already may have allocators of their
+    own, which this does not reach: call it before jax starts its threads.
+
+    It reserves addresses, not memory: a page that nobody writes to takes none. Does nothing where the C library is not
+    glibc.
     """
     if not sys.platform.startswith("linux"):
         return
