@@ -68,11 +68,12 @@ def test_auto_is_float32_on_cpu():
     assert compute_dtype("auto") == jnp.float32
 
 
-def test_kernels_begin_normal_cut_at_two_deviations_of_0_02_and_biases_at_zero():
-    params = Linear("btd,df->btf", (100, 200)).init(jax.random.key(0), np.zeros((1, 1, 100)))["params"]
+def test_kernels_begin_normal_cut_at_two_deviations_by_the_inputs_size_and_biases_at_zero():
+    params = Linear("btd,df->btf", (300, 200)).init(jax.random.key(0), np.zeros((1, 1, 300)))["params"]
     kernel, bias = params["kernel"].value, params["bias"].value
-    assert 0.039 < float(jnp.abs(kernel).max()) < 0.0401
-    assert float(kernel.std()) == pytest.approx(0.02 * 0.8796, rel=0.03)  # Cutting takes an eighth.
+    deviation = (3 * 300) ** -0.5
+    assert 1.95 * deviation < float(jnp.abs(kernel).max()) < 2.001 * deviation
+    assert float(kernel.std()) == pytest.approx(deviation * 0.8796, rel=0.03)  # Cutting takes an eighth.
     assert not bias.any()
 
 
