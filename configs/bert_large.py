@@ -3,8 +3,8 @@
     python train.py configs/bert_large.py --workdir runs/bert_large
     python train.py configs/bert_large.py --mesh.fsdp 4 --mesh.tensor 2 --workdir runs/bert_large
 
-The two phases of bert_base.py apply here too. Not run to its end yet: no accelerator was at hand. The paper's result
-is GLUE 82.1 after fine-tuning.
+Written out, not derived from bert_base.py, so that each config reads by itself; its two phases apply here too. Not run
+to its end yet: no accelerator was at hand. The paper's result is GLUE 82.1 after fine-tuning.
 """
 
 from jaxformer.config import Checkpoint, Evaluation, Experiment, Log

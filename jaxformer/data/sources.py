@@ -30,7 +30,7 @@ _FEW = 65_536
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where documents come from."""
+    """Where documents come from. Use one of its subclasses."""
 
     def open(self) -> Sequence[dict[str, Any]]:
         """A random-access sequence of examples; raises InputError where there is none."""

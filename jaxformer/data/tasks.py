@@ -60,7 +60,7 @@ class Sentences(Sequence):
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What is learned from a document."""
+    """What is learned from a document. Use one of its subclasses."""
 
     @property
     def row(self) -> dict[str, Feature]:

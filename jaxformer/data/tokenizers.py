@@ -29,7 +29,7 @@ _SPACE = "\u2581"  # SentencePiece's sign for a space
 
 
 class Tokenizer:
-    """Text to ids and back. Ids of special tokens are never made by `encode`.
+    """Text to ids and back; use one of its subclasses. Ids of special tokens are never made by `encode`.
 
     Attributes:
         pieces: every piece as the vocabulary spells it, by id.

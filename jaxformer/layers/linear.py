@@ -44,9 +44,8 @@ class Linear(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         inputs, kernel_axes, outputs = self.equation.replace("->", ",").split(",")
         contracted = sum(axis in inputs for axis in kernel_axes)
-        if inputs[len(inputs) - contracted :] != kernel_axes[:contracted] or outputs != (
-            inputs[: len(inputs) - contracted] + kernel_axes[contracted:]
-        ):
+        summed, kept = kernel_axes[:contracted], kernel_axes[contracted:]
+        if not inputs.endswith(summed) or outputs != inputs.removesuffix(summed) + kept:
             raise ValueError(f"{self.equation!r}: expected an equation such as 'btd,dhk->bthk'")
         rows = int(np.prod(self.shape[:contracted]))
         # BERT's 0.02 at its width of 768, and as much of the input's size at any other.
@@ -58,8 +57,7 @@ class Linear(nn.Module):
         tokens, features = x.shape[: x.ndim - contracted], self.shape[contracted:]
         y = x.astype(dtype).reshape(-1, rows) @ kernel.astype(dtype).reshape(rows, -1)
         if self.bias:
-            axes = kernel_axes[contracted:]
-            bias = self.param("bias", sharding.with_axes(nn.initializers.zeros, axes), tuple(features))
+            bias = self.param("bias", sharding.with_axes(nn.initializers.zeros, kept), tuple(features))
             y = y + bias.astype(dtype).reshape(-1)
         return y.reshape(*tokens, *features)
 

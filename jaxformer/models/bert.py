@@ -129,18 +129,15 @@ class Bert(nn.Module):
         embeddings = Embeddings(*sizes, fresh(config.norm), config.dropout, dtype, name="embeddings")
         x, table = embeddings(tokens, positions, token_types, train)
         mask = None if segments is None else segment_mask(segments, segments)
-        at = None
-        if masked_positions is not None and not return_attention:
-            # The last block computes what the heads read, and nothing else.
-            firsts = jnp.zeros_like(tokens[:, :1]) if cls_positions is None else cls_positions
-            at = jnp.concatenate([firsts, masked_positions], axis=1)
-        hidden, attention = config(x, mask, train, return_attention, at)
-        if at is not None:
-            pairs = firsts.shape[1]
-            firsts, masked, hidden = hidden[:, :pairs], hidden[:, pairs:], None
+        cls_positions = jnp.zeros_like(tokens[:, :1]) if cls_positions is None else cls_positions
+        if masked_positions is None or return_attention:
+            hidden, attention = config(x, mask, train, return_attention)
+            firsts, masked = take(hidden, cls_positions), take(hidden, masked_positions)
         else:
-            masked = take(hidden, masked_positions)
-            firsts = hidden[:, :1] if cls_positions is None else take(hidden, cls_positions)
+            # The last block computes what the heads read, and nothing else.
+            at, pairs = jnp.concatenate([cls_positions, masked_positions], axis=1), cls_positions.shape[1]
+            read, attention = config(x, mask, train, at=at)
+            firsts, masked, hidden = read[:, :pairs], read[:, pairs:], None
         head = (self.vocab, config.mlp.activation, fresh(config.norm), config.dtype)
         prediction, bias = PredictionHead(*head, name="masked_lm")(masked)
         pooler = Linear("bmi,id->bmd", (config.width, config.width), dtype=config.dtype, name="pooler")
