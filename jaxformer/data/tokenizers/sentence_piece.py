@@ -1,0 +1,78 @@
+"""SentencePiece models (Kudo & Richardson 2018)."""
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxformer.data import tokenizer_training
+from jaxformer.data.tokenizers.tokenizer import Tokenizer
+from jaxformer.errors import InputError
+
+_SPACE = "\u2581"  # SentencePiece's sign for a space
+
+
+class SentencePieceTokenizer(Tokenizer):
+    """A SentencePiece model."""
+
+    file = "tokenizer.model"
+
+    def __init__(self, model: bytes):
+        import sentencepiece
+
+        self._model = model
+        self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        size = self._processor.get_piece_size()
+        pieces = [self._processor.id_to_piece(number) for number in range(size)]
+        starts = [piece.startswith(_SPACE) or not any(map(str.isalnum, piece)) for piece in pieces]
+        super().__init__(pieces, np.array(starts))
+
+    def __reduce__(self):
+        return type(self), (self._model,)
+
+    def encode(self, text: str) -> np.ndarray:
+        return np.array(self._processor.encode(text), np.int32)
+
+    def _encode_continuation(self, text: str) -> np.ndarray:
+        return np.array(self._continuing.encode(text), np.int32)
+
+    @functools.cached_property
+    def _continuing(self):
+        """The same model without the space that SentencePiece writes before every text."""
+        import sentencepiece
+        from sentencepiece import sentencepiece_model_pb2
+
+        model = sentencepiece_model_pb2.ModelProto.FromString(self._model)
+        model.normalizer_spec.add_dummy_prefix = False
+        return sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
+
+    def decode(self, ids: Sequence[int]) -> str:
+        ids = [int(number) for number in ids if 0 <= number < self.vocab_size]
+        pieces = [
+            _SPACE + self._shown[number] if number in self._shown else self.pieces[number]
+            for number in ids
+            if number in self._shown or not self._processor.is_control(number)
+        ]
+        return self._processor.decode_pieces(pieces).replace(_SPACE, " ").strip()
+
+    def piece(self, token: int) -> str:
+        piece = self.pieces[token]
+        if piece == _SPACE:
+            return "␣"
+        if self.word_start[token]:
+            return piece.removeprefix(_SPACE)
+        return "…" + piece
+
+    def serialize(self) -> bytes:
+        return self._model
+
+    def with_sentinels(self, count: int) -> "SentencePieceTokenizer":
+        """The same model with sentinels behind its pieces; raises InputError if it has another number of its own."""
+        if len(self.sentinel_ids) == count:
+            return self
+        if len(self.sentinel_ids):
+            raise InputError(
+                f"tokenizer.sentinels {count}: the model has {len(self.sentinel_ids)} of its own; "
+                f"set {len(self.sentinel_ids)}, or 0 to leave it as it is"
+            )
+        return type(self)(tokenizer_training.with_sentinels(self._model, count))

@@ -1,0 +1,144 @@
+"""What a tokenizer is to the tasks, the objectives and the runs."""
+
+import functools
+import os
+import re
+import shutil
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxformer.data import special_tokens
+from jaxformer.data.special_tokens import MASK
+from jaxformer.errors import InputError
+
+
+class Tokenizer:
+    """Text to ids and back; use one of its subclasses. Ids of special tokens are never made by `encode`.
+
+    Attributes:
+        pieces: every piece as the vocabulary spells it, by id.
+        word_start: bool [vocab]; does the piece begin a word? True for special pieces and for
+            punctuation, which is a word of its own.
+    """
+
+    file: str
+    """Name of the tokenizer's file in its folder."""
+
+    def __init__(self, pieces: list[str], word_start: np.ndarray):
+        self.pieces, self.word_start = pieces, word_start
+        self.word_start[self.special_ids] = True
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.pieces)
+
+    @functools.cached_property
+    def special_ids(self) -> list[int]:
+        """Ids of the special pieces that the vocabulary has."""
+        return special_tokens.special(self._ids)
+
+    @functools.cached_property
+    def sentinel_ids(self) -> np.ndarray:
+        """int32 ids of `<extra_id_0>`, `<extra_id_1>`, ..., each of which stands for a span; mostly descending."""
+        return np.array(special_tokens.sentinels(self._ids), np.int32)
+
+    @functools.cached_property
+    def _ids(self) -> dict[str, int]:
+        return {piece: number for number, piece in enumerate(self.pieces)}
+
+    @functools.cached_property
+    def is_special(self) -> np.ndarray:
+        """bool [vocab]."""
+        return np.isin(np.arange(self.vocab_size), self.special_ids)
+
+    @functools.cached_property
+    def ordinary_ids(self) -> np.ndarray:
+        """int32 ids of all pieces that are not special."""
+        return np.flatnonzero(~self.is_special).astype(np.int32)
+
+    def _special(self, key: str) -> int:
+        for name in special_tokens.NAMES[key]:
+            if name in self._ids:
+                return self._ids[name]
+        names = " or ".join(special_tokens.NAMES[key])
+        raise InputError(
+            f"tokenizer: the vocabulary of {self.vocab_size} pieces has no {names}; "
+            "give one that has it, or leave `tokenizer.path` out to train one"
+        )
+
+    # Looked up when asked for: which of them a vocabulary must have is for the task to say.
+    pad_id = functools.cached_property(lambda self: self._special("pad"))
+    unk_id = functools.cached_property(lambda self: self._special("unk"))
+    cls_id = functools.cached_property(lambda self: self._special("cls"))
+    sep_id = functools.cached_property(lambda self: self._special("sep"))
+    mask_id = functools.cached_property(lambda self: self._special("mask"))
+    bos_id = functools.cached_property(lambda self: self._special("bos"))
+    eos_id = functools.cached_property(lambda self: self._special("eos"))
+
+    def encode(self, text: str) -> np.ndarray:
+        """int32 [n]; no special tokens are added, and `[MASK]` in a text is but text."""
+        raise NotImplementedError
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """int32 [n] each."""
+        return [self.encode(text) for text in texts]
+
+    def encode_with_masks(self, text: str) -> np.ndarray:
+        """int32 [n]; every literal `[MASK]` is the one token `mask_id`.
+
+        What follows it begins a new word only where the text has a space: "the [MASK]." ends in the
+        piece of a full stop, as it does in training.
+        """
+        return self._encode_around(text, {MASK: self.mask_id} if MASK in text else {})
+
+    def encode_with_sentinels(self, text: str) -> np.ndarray:
+        """int32 [n]; every literal `<extra_id_0>` is the one token of that name, if there is one."""
+        return self._encode_around(text, {self.pieces[number]: int(number) for number in self.sentinel_ids})
+
+    def _encode_around(self, text: str, ids: dict[str, int]) -> np.ndarray:
+        """The tokens of a text in which some words stand for ids."""
+        words = re.split(f"({'|'.join(map(re.escape, ids))})", text) if ids else [text]
+        parts = [self.encode(words[0])]
+        for name, part in zip(words[1::2], words[2::2], strict=True):
+            continues = bool(part) and not part[0].isspace()
+            parts.append(np.array([ids[name]], np.int32))
+            parts.append(self._encode_continuation(part) if continues else self.encode(part))
+        return np.concatenate(parts)
+
+    def _encode_continuation(self, text: str) -> np.ndarray:
+        return self.encode(text)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Readable text; of the special tokens only `[MASK]` and sentinels are shown, ids of no piece are left out."""
+        raise NotImplementedError
+
+    @functools.cached_property
+    def _shown(self) -> dict[int, str]:
+        """The special tokens that `decode` shows, and how."""
+        masks = {number: MASK for number in self.special_ids if self.pieces[number] in special_tokens.NAMES["mask"]}
+        return masks | {int(number): self.pieces[number] for number in self.sentinel_ids}
+
+    def piece(self, token: int) -> str:
+        """A piece for a person to read: '…ing' continues a word, '␣' is a space by itself."""
+        raise NotImplementedError
+
+    def serialize(self) -> bytes:
+        raise NotImplementedError
+
+    def save(self, folder: str) -> None:
+        """Writes the folder at once, or not at all: first under another name, then renamed."""
+        folder = os.path.abspath(folder)
+        temporary = f"{folder}.tmp-{os.getpid()}"
+        try:
+            os.makedirs(temporary)
+            with open(os.path.join(temporary, self.file), "wb") as file:
+                file.write(self.serialize())
+            os.replace(temporary, folder)
+        except OSError as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            if not os.path.exists(os.path.join(folder, self.file)):  # by another process, in the meantime
+                reason = (error.strerror or str(error)).lower()
+                raise InputError(
+                    f"{folder}: the tokenizer cannot be saved here ({reason}); give a folder that can be written"
+                ) from error
