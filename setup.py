@@ -19,6 +19,7 @@ REQUIRED = [
     "tokenizers>=0.21",
     "tyro>=1.0",
     "sacrebleu>=2.4",
+    "rouge-score>=0.1.2",
     "rich>=13",
     "tensorboardX>=2.6",
     "numpy>=2",

@@ -102,7 +102,7 @@ class Checkpoint:
         fields.at_least("checkpoint.keep", self.keep, 1)
         # Keeping the worst checkpoint is found out when it is too late.
         other, bad = {
-            "lowest": ("highest", ("accuracy", "bleu", "chrf")),
+            "lowest": ("highest", ("accuracy", "bleu", "chrf", "rouge_1", "rouge_2", "rouge_l")),
             "highest": ("lowest", ("loss", "perplexity")),
         }[self.best_is]
         if self.best and self.best.endswith(bad):

@@ -34,7 +34,7 @@ EXPERIMENT, TOKENIZER, CHECKPOINTS, LOCK = "experiment.json", "tokenizer", "chec
 
 MAY_CHANGE = (
     *("steps", "mesh", "init", "evaluation", "checkpoint", "log", "data.workers", "data.prefetch"),
-    *("objective.decoding", "objective.scored"),
+    *("objective.decoding", "objective.scored", "objective.scores"),
 )
 """Fields that a resumed run may have otherwise than when it began: they change no weight's meaning."""
 

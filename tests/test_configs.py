@@ -12,7 +12,8 @@ import tiny
 import jaxformer as jf
 from jaxformer import config, sharding
 from jaxformer.data.language_tasks import TextToText
-from jaxformer.data.sources import JsonLines, TextFiles
+from jaxformer.data.multi_task import MultiTask
+from jaxformer.data.sources import JsonLines, Mixture, TextFiles
 from jaxformer.sharding import Mesh
 from jaxformer.state import abstract_state
 from jaxformer.training import check_tokenizer
@@ -39,16 +40,20 @@ def shrunk(experiment):
 
 
 def tiny_sources(experiment, folder):
-    """Texts in place of the config's own, or pairs where its task reads two columns."""
+    """Texts in place of the config's own, or pairs where its task reads two columns, or both where it reads both."""
     task = experiment.data.task
-    if not isinstance(task, TextToText):
-        return {f"data.{split}": TextFiles((str(folder / f"{split}.txt"),)) for split in ("train", "validation")}
+    pairing = task.text_to_text if isinstance(task, MultiTask) else task
     sources = {}
     for split in ("train", "validation"):
-        lines = (folder / f"{split}.txt").read_text().split("\n")
-        pairs = [{task.inputs: line, task.targets: line[::-1]} for line in lines if line]
-        (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, pairs)))
-        sources[f"data.{split}"] = JsonLines((str(folder / f"{split}.jsonl"),))
+        texts = TextFiles((str(folder / f"{split}.txt"),))
+        sources[f"data.{split}"] = texts
+        if isinstance(pairing, TextToText):
+            lines = (folder / f"{split}.txt").read_text().split("\n")
+            pairs = [{pairing.inputs: f"saw {line}", pairing.targets: line[::-1]} for line in lines if line]
+            (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+            sources[f"data.{split}"] = JsonLines((str(folder / f"{split}.jsonl"),))
+        if isinstance(task, MultiTask):
+            sources[f"data.{split}"] = Mixture((texts, sources[f"data.{split}"]), (1.0, 3.0))
     return sources
 
 

@@ -83,14 +83,16 @@ class Denoising(Task):
 
     def check(self, tokenizer: Tokenizer, pack: bool) -> None:
         _ = tokenizer.eos_id, tokenizer.pad_id  # each raises if there is none
-        need = 0
+        have, need = len(tokenizer.sentinel_ids), {}
         for recipe, mode in zip(self._used, self._modes(tokenizer), strict=True):
             length = self._check_room(recipe, len(mode))
-            need = max(need, denoising.sizes(length, recipe.rate, recipe.mean_span).sentinels)
-        if need > len(tokenizer.sentinel_ids):
+            need[recipe] = denoising.sizes(length, recipe.rate, recipe.mean_span).sentinels
+        recipe = max(need, key=need.get)
+        if need[recipe] > have:
             raise InputError(
-                f"{type(self).__name__}: up to {need} spans a row, and the tokenizer has {len(tokenizer.sentinel_ids)} "
-                f"sentinels; set tokenizer.sentinels to {need} or more, or task.mean_span higher"
+                f"{type(self).__name__}: up to {need[recipe]} spans a row, and the tokenizer has {have} sentinels; set "
+                f"tokenizer.sentinels to {need[recipe]} or more, or shorter rows (rate {recipe.rate} in spans of "
+                f"{recipe.mean_span} of {self.stretch_length(recipe)} tokens)"
             )
 
     def encode(self, example: dict[str, Any], tokenizer: Tokenizer) -> Document:
@@ -194,7 +196,8 @@ MIXTURE = (
 class UL2(Denoising):
     """A mixture of denoisers (Tay et al. 2022, §3.1): each example is made by one of several recipes.
 
-    Rows as those of `TextToText`. The tokenizer needs a sentinel for each span, here up to 128 with 512 inputs.
+    Rows as those of `TextToText`. The tokenizer needs a sentinel for each span, here up to 128 with 512 inputs:
+    `SentencePiece(sentinels=128)`.
     """
 
     input_length: int | None = 512

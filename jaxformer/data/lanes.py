@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import grain
 import numpy as np
 
-from jaxformer.data.sources import random_index
+from jaxformer.data.sources import components, random_index
 from jaxformer.data.tasks import Example, Feature, Task
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import InputError
@@ -51,21 +51,25 @@ class Reader:
     def examples(self, visit: int) -> list[Example]:
         """The examples of a visit, a function of (seed, visit) alone."""
         index = int(self._order[visit])
-        rng = np.random.default_rng((self._seed, visit))
-        return self._task.examples(self._document(index), self._tokenizer, rng, lambda rng: self._draw(index, rng))
+        return self._read(index, np.random.default_rng((self._seed, visit)))
 
     def check(self, name: str) -> None:
-        """Raises InputError if no document gives an example; looks only as far as the first."""
+        """Raises InputError if no document, or none of a mixture's component, gives an example; looks only as far as
+        the first."""
         if len(self._documents) < self._task.least_documents:
             raise InputError(
                 f"{name}: holds {len(self._documents)} document; {type(self._task).__name__} needs "
                 f"{self._task.least_documents} or more"
             )
-        if not any(self.examples(visit) for visit in range(len(self._documents))):
-            raise InputError(
-                f"{name}: has no {self._task.need}, so {type(self._task).__name__} makes no example; "
-                "give other documents or another task"
-            )
+        for part, indices in components(self._documents, name):
+            if not any(self._read(index, np.random.default_rng((self._seed, index))) for index in indices):
+                raise InputError(
+                    f"{part}: has no {self._task.need}, so {type(self._task).__name__} makes no example; "
+                    "give other documents or another task"
+                )
+
+    def _read(self, index: int, rng: np.random.Generator) -> list[Example]:
+        return self._task.examples(self._document(index), self._tokenizer, rng, lambda rng: self._draw(index, rng))
 
     def _draw(self, index: int, rng: np.random.Generator) -> Any:
         other = index

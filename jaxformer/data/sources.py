@@ -11,7 +11,7 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import grain
@@ -120,7 +120,7 @@ class Columns(Source):
 
     def _wrap(self, documents: Sequence) -> Sequence[dict[str, Any]]:
         if isinstance(documents, Mixed):  # its order is by weights, which must stay in sight
-            return Mixed([self._wrap(part) for part in documents.parts], documents.weights)
+            return Mixed([self._wrap(part) for part in documents.parts], documents.weights, documents.names)
         return Renamed(documents, self)
 
 
@@ -144,14 +144,15 @@ class Mixture(Source):
 
     def open(self) -> "Mixed":
         used = [pair for pair in zip(self.sources, self.weights, strict=True) if pair[1] > 0]
-        return Mixed([source.open() for source, _ in used], [weight for _, weight in used])
+        sources, weights = zip(*used, strict=True)
+        return Mixed([source.open() for source in sources], list(weights), list(map(str, sources)))
 
 
 class Mixed(Sequence):
     """The opened components of a mixture, one behind the other."""
 
-    def __init__(self, parts: list[Sequence], weights: list[float]):
-        self.parts, self.weights = parts, weights
+    def __init__(self, parts: list[Sequence], weights: list[float], names: list[str]):
+        self.parts, self.weights, self.names = parts, weights, names
         self.starts = np.cumsum([0] + [len(part) for part in parts])
         self.thresholds = np.cumsum(weights) / np.sum(weights)
 
@@ -221,8 +222,26 @@ def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def in_order(documents: Sequence) -> grain.MapDataset:
-    """Every document once, from the first to the last: a dataset of indices into `documents`."""
-    return grain.MapDataset.range(len(documents))
+    """Every document once, from the first to the last: a dataset of indices into `documents`.
+
+    Those of a mixture's components are spread evenly, so that any part of the whole is like the whole.
+    """
+    if not isinstance(documents, Mixed):
+        return grain.MapDataset.range(len(documents))
+    orders = [
+        start + np.array([*in_order(part)]) for part, start in zip(documents.parts, documents.starts[:-1], strict=True)
+    ]
+    places = [(np.arange(len(order)) + 0.5) / len(order) for order in orders]
+    return grain.MapDataset.source(np.concatenate(orders)[np.argsort(np.concatenate(places), kind="stable")])
+
+
+def components(documents: Sequence, name: str, start: int = 0) -> Iterator[tuple[str, range]]:
+    """The name of each component, those of a mixture's mixtures too, and its indices; `name` is for the whole."""
+    if not isinstance(documents, Mixed):
+        yield name, range(start, start + len(documents))
+        return
+    for part, part_name, part_start in zip(documents.parts, documents.names, documents.starts[:-1], strict=True):
+        yield from components(part, part_name, start + int(part_start))
 
 
 def random_index(documents: Sequence, rng: np.random.Generator) -> int:

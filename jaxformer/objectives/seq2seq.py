@@ -1,7 +1,9 @@
 """The objective of an encoder–decoder: each next token of the output, given the inputs (Vaswani et al. 2017)."""
 
+import collections
 import dataclasses
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,10 +17,13 @@ from jaxformer.decoding.settings import Decoding
 from jaxformer.errors import InputError
 from jaxformer.metrics import Mean
 from jaxformer.models.encoder_decoder import EncoderDecoder
-from jaxformer.objectives.text_scores import scores, text_scores
+from jaxformer.objectives.text_scores import Scores, scores, text_scores
 from jaxformer.objectives.token_loss import check_terms, report_tokens, token_means
 
 INPUTS = ("inputs", "tokens", "input_segments", "segments", "input_positions", "positions")
+
+Example = tuple[np.ndarray, np.ndarray]
+"""Inputs and targets, each with its end token."""
 
 SHOWN = 3
 """Examples of a demonstration."""
@@ -48,12 +53,18 @@ class Seq2Seq:
     decoding: Decoding = Decoding(max_new=128, beams=4)
     """How it writes; changes nothing in training."""
     scored: int = 0
-    """Held-out examples that an evaluation answers, the first ones, to report BLEU and chrF of; 0 for none."""
+    """Held-out examples that an evaluation answers and scores, the first ones (of each prefix); 0 for none."""
+    scores: tuple[Scores, ...] = (Scores(),)
+    """What they are scored by; with several prefixes, each task for itself."""
 
     def __post_init__(self):
         fields.check(self)
         check_terms(self)
         fields.at_least("objective.scored", self.scored, 0)
+        labels = [part.label for part in self.scores]
+        for part in self.scores:
+            if labels.count(part.label) > 1:
+                raise InputError(f"objective.scores: twice the prefix {part.prefix!r}; expected one of each")
 
     @property
     def loss_weights(self) -> Mapping[str, float]:
@@ -85,20 +96,28 @@ class Seq2Seq:
     def text_scores(
         self, model: EncoderDecoder, params, tokenizer: Tokenizer, batch: Mapping[str, Any], means: Mapping[str, Mean]
     ) -> dict[str, Mean]:
-        """Counts for BLEU and chrF of the batch's examples, as far as `scored` is not reached by the means so far.
+        """Counts for the scores of the batch's examples, as far as `scored` is not reached by the means so far.
 
         The references are the targets as the tokenizer decodes them.
         """
-        room = self.scored - int(means["bleu"].weight if "bleu" in means else 0)
-        examples = [example for example, _ in zip(_examples(batch), range(room), strict=False)]
-        if not self.scored:
-            return {}
-        outputs = self._answer(model, params, tokenizer, [inputs for inputs, _ in examples])
-        return text_scores(outputs, [tokenizer.decode(targets) for _, targets in examples])
+        found = {}
+        for part in self.scores if self.scored else ():
+            done = means.get(part.label + part.names[0])
+            room = self.scored - int(done.weight if done else 0)
+            starts = _starts_with(part.prefix, tokenizer)
+            examples = list(itertools.islice((pair for pair in _examples(batch) if starts(pair[0])), room))
+            outputs = self._answer(model, params, tokenizer, [inputs for inputs, _ in examples])
+            counts = text_scores(outputs, [tokenizer.decode(targets) for _, targets in examples], part.by)
+            found |= {part.label + name: mean for name, mean in counts.items()}
+        return found
 
     def report(self, means: Mapping[str, Mean]) -> dict[str, float]:
         """What a person reads of merged means."""
-        return report_tokens(means) | scores(means)
+        found = report_tokens(means)
+        for part in self.scores:
+            own = {name: means[part.label + name] for name in part.names if part.label + name in means}
+            found |= {part.label + name: score for name, score in scores(own).items()}
+        return found
 
     def predict(self, model: EncoderDecoder, params, tokenizer: Tokenizer, texts: Sequence[str]) -> list[Answered]:
         """Answers each text.
@@ -110,8 +129,8 @@ class Seq2Seq:
         return [Answered(text, answer) for text, answer in zip(texts, answers, strict=True)]
 
     def demonstrate(self, model: EncoderDecoder, params, tokenizer: Tokenizer, batch: Mapping[str, Any]) -> list[str]:
-        """A few held-out inputs, what should come of them, and what does."""
-        examples = [example for example, _ in zip(_examples(batch), range(SHOWN), strict=False)]
+        """A few held-out inputs, of different tasks where there are some, what should come of them, and what does."""
+        examples = self._in_turns(tokenizer, list(_examples(batch)))[:SHOWN]
         outputs = self._answer(model, params, tokenizer, [inputs for inputs, _ in examples])
         lines = []
         for (inputs, targets), output in zip(examples, outputs, strict=True):
@@ -148,11 +167,27 @@ class Seq2Seq:
         """The tokens of the answer to each prompt."""
         return generate(model, params, prompts, self.decoding, tokenizer.eos_id, tokenizer.pad_id)
 
+    def _in_turns(self, tokenizer: Tokenizer, examples: list[Example]) -> list[Example]:
+        """The examples, the first one of each prefix and of none before the second ones, and so on."""
+        prefixes = {part.prefix: _starts_with(part.prefix, tokenizer) for part in self.scores}
+        seen, turns = collections.Counter(), []
+        for inputs, _ in examples:
+            prefix = next((prefix for prefix, starts in prefixes.items() if starts(inputs)), None)
+            turns.append(seen[prefix])
+            seen[prefix] += 1
+        return [examples[number] for number in np.argsort(turns, kind="stable")]
+
     def _answer(self, model, params, tokenizer: Tokenizer, inputs: Sequence[np.ndarray]) -> list[str]:
         return [tokenizer.decode(output) for output in self.write(model, params, tokenizer, inputs)]
 
 
-def _examples(batch: Mapping[str, Any]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _starts_with(prefix: str, tokenizer: Tokenizer) -> Callable[[np.ndarray], bool]:
+    """Whether inputs begin with the prefix, as the tokenizer has it."""
+    start = tokenizer.decode(tokenizer.encode(prefix))
+    return lambda inputs: not start or tokenizer.decode(inputs).startswith(start)
+
+
+def _examples(batch: Mapping[str, Any]) -> Iterator[Example]:
     """Inputs and targets of each example in a batch, row after row."""
     rows = (batch[name] for name in ("inputs", "input_segments", "targets", "segments"))
     for inputs, input_segments, targets, segments in zip(*rows, strict=True):

@@ -128,7 +128,10 @@ def test_modes_stand_before_the_inputs(sentinel_tokenizer, input_length, length)
 def test_too_few_sentinels_are_named(tokenizer, sentinel_tokenizer):
     for task, words in [
         (SpanCorruption(512), "SpanCorruption: up to 28 spans a row, and the tokenizer has 0 sentinels; "),
-        (UL2(512), "UL2: up to 128 spans a row, .* set tokenizer.sentinels to 128 or more"),
+        (
+            UL2(512),
+            r"UL2: up to 128 spans a row, .* set tokenizer.sentinels to 128 or .* \(rate 0.5 in spans of 3.0 of 766",
+        ),
     ]:
         with pytest.raises(InputError, match=words) as caught:
             task.check(tokenizer, pack=False)

@@ -140,6 +140,16 @@ def test_in_order():
     assert [int(index) for index in in_order(range(7))] == list(range(7))
 
 
+def test_in_order_spreads_the_components_of_a_mixture_evenly():
+    inner = Mixture((Range(2), Range(4)), (1, 1))
+    order = [int(index) for index in in_order(Mixture((Range(3), inner), (9, 1)).open())]
+    assert sorted(order) == list(range(9))
+    # The inner mixture is 3, 4 and 5 to 8; each component keeps its order.
+    assert [index for index in order if index < 3] == [0, 1, 2]
+    assert [index for index in order if index >= 3] == [5, 3, 6, 7, 4, 8]
+    assert all(len({index < 3 for index in order[start : start + 3]}) == 2 for start in (0, 3, 6))
+
+
 def test_mixture_keeps_its_weights_and_each_component_its_epochs():
     mixed = Mixture((Range(10), Range(1000), Range(5)), (1, 3, 0)).open()
     assert len(mixed) == 1010 and mixed[9] == 9 and mixed[10] == 0 and mixed[1009] == 999

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 import sacrebleu
+from rouge_score import rouge_scorer
 from small_bert import noisy_params, small_bert
 from small_writer import END, PAD, PIECES, QUIET, small_tokenizer
 
@@ -15,7 +16,7 @@ from jaxformer.metrics import Mean, merge
 from jaxformer.models.encoder_decoder import EncoderDecoder
 from jaxformer.models.t5 import T5, t5_stack
 from jaxformer.objectives.seq2seq import Seq2Seq
-from jaxformer.objectives.text_scores import scores, text_scores
+from jaxformer.objectives.text_scores import Scores, scores, text_scores
 
 MODELS = {
     "paper": EncoderDecoder(*[Transformer(16, 2, 2, norm_position="after", **QUIET)] * 2, len(PIECES), 24),
@@ -136,6 +137,56 @@ def test_the_first_examples_are_scored_however_they_lie(scored, tokenizer):
             assert total == {}
 
 
+def test_rouge_is_the_mean_of_rouge_score_however_it_is_merged():
+    scorer = rouge_scorer.RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
+    single = [scorer.score(*pair) for pair in zip(REFERENCES, OUTPUTS, strict=True)]
+    means = {name: 100 * np.mean([score[name].fmeasure for score in single]) for name in single[0]}
+    expected = {"rouge_1": means["rouge1"], "rouge_2": means["rouge2"], "rouge_l": means["rougeL"]}
+    assert 20 < expected["rouge_2"] < expected["rouge_1"] < 80
+    parts = [text_scores(OUTPUTS[:3], REFERENCES[:3], ["rouge"]), text_scores(OUTPUTS[3:], REFERENCES[3:], ["rouge"])]
+    assert scores(merge(parts)) == pytest.approx(expected)
+    assert list(scores(text_scores([], [], ["rouge", "bleu"]))) == ["bleu", "rouge_1", "rouge_2", "rouge_l"]
+
+
+TASKS = (Scores("w1 w2: ", ("rouge",)), Scores("w3", ("chrf",)))
+
+
+def draw_tasks(tokenizer):
+    """Examples that begin with the one prefix, the other, or neither, in turns."""
+    examples = draw_examples(9)
+    starts = [tokenizer.encode(part.prefix) for part in TASKS] + [tokenizer.encode("w4")]
+    return [(np.concatenate([starts[number % 3], source]), target) for number, (source, target) in enumerate(examples)]
+
+
+@pytest.mark.parametrize("scored", [1, 2, 9])
+def test_the_first_examples_of_each_task_are_scored_for_themselves(scored, tokenizer):
+    model, params = MODELS["t5"], PARAMS["t5"]
+    objective, examples = Seq2Seq(decoding=QUICK, scored=scored, scores=TASKS), draw_tasks(tokenizer)
+    total = {}
+    for start in range(0, 9, 3):
+        batch = lay_out([examples[start : start + 1], examples[start + 1 : start + 3]], 32, 24)
+        total = merge([total, objective.text_scores(model, params, tokenizer, batch, total)])
+    expected = {}
+    for number, part in enumerate(TASKS):
+        own = examples[number::3][:scored]
+        outputs = generate(model, params, [source for source, _ in own], QUICK, END, PAD)
+        texts = [[tokenizer.decode(ids) for ids in column] for column in (outputs, [target for _, target in own])]
+        expected |= {part.label + name: score for name, score in scores(text_scores(*texts, part.by)).items()}
+    assert list(expected) == ["w1_w2_rouge_1", "w1_w2_rouge_2", "w1_w2_rouge_l", "w3_chrf"]
+    terms = dict.fromkeys(("loss", "cross_entropy", "accuracy"), Mean(1.0, 2.0))
+    assert dict(list(objective.report(terms | total).items())[5:]) == pytest.approx(expected)
+    assert total["w3_chrf"].weight == total["w1_w2_rouge_l"].weight == min(scored, 3)
+
+
+def test_a_demonstration_has_an_example_of_each_task(tokenizer):
+    examples = draw_tasks(tokenizer)
+    batch = lay_out([examples[:1], examples[3:5], examples[6:9]], 48, 40)
+    objective = Seq2Seq(decoding=QUICK, scores=TASKS)
+    lines = objective.demonstrate(MODELS["t5"], PARAMS["t5"], tokenizer, batch)
+    shown = [line.removeprefix("inputs: ") for line in lines[::3]]
+    assert shown == [tokenizer.decode(examples[number][0]) for number in (0, 4, 8)]
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_texts_are_answered(name, tokenizer):
     texts = ["w1 w2", "w3 <extra_id_0> w4 <extra_id_1>", "w7 w8 w9 w10 w11"]
@@ -189,8 +240,14 @@ def test_rows_and_models_that_do_not_go_with_it_are_refused(model, row, message)
         ({"label_smoothing": -0.1}, "objective.label_smoothing=-0.1: expected 0 to 1, below 1"),
         ({"z_loss": float("nan")}, "objective.z_loss=nan: expected at least 0"),
         ({"scored": -1}, "objective.scored=-1: expected at least 0"),
+        ({"scores": (Scores("a: "), Scores("a:"))}, "objective.scores: twice the prefix 'a: '"),
     ],
 )
 def test_impossible_fields_are_refused(fields, message):
     with pytest.raises(InputError, match=message):
         Seq2Seq(**fields)
+
+
+def test_scores_without_a_metric_are_refused():
+    with pytest.raises(InputError, match=r"objective.scores.by: empty; expected bleu, chrf or rouge"):
+        Scores("a: ", ())
