@@ -1,5 +1,7 @@
 """The encoder–decoder (Vaswani et al. 2017)."""
 
+from typing import Literal
+
 import flax.linen as nn
 import flax.struct
 import jax
@@ -106,7 +108,7 @@ class EncoderDecoder(nn.Module):
         if input_segments is not None and segments is None:
             segments = jnp.ones_like(tokens)
         memory_mask = None if input_segments is None else Mask.of_segments(segments, input_segments)
-        x, table = self._embed(tokens, positions, train)
+        x, table = self._embed(tokens, positions, train, "decoder")
         mask = Mask.causal(tokens.shape[1], segments)
         others = {"positions": positions, "memory": encoded, "memory_mask": memory_mask}
         hidden = self.decoder(x, mask, train, **others).hidden
@@ -120,7 +122,7 @@ class EncoderDecoder(nn.Module):
         train: bool = False,
     ) -> jax.Array:
         """The encoder's output, [b, s, d]; arguments as those of the whole, without `input_`."""
-        x, _ = self._embed(inputs, positions, train)
+        x, _ = self._embed(inputs, positions, train, "encoder")
         mask = None if segments is None else Mask.of_segments(segments, segments)
         return self._end(self.encoder(x, mask, train, positions=positions).hidden, train)
 
@@ -135,7 +137,7 @@ class EncoderDecoder(nn.Module):
           cache: of the tokens before these. The segments of what was encoded are in it.
           encoded: the encoder's output; needed in the first call only, which puts its keys and values into the cache.
         """
-        x, table = self._embed(tokens, positions, False)
+        x, table = self._embed(tokens, positions, False, "decoder")
         output = self.decoder(x, positions=positions, memory=encoded, cache=cache)
         return EncoderDecoderOutput(*self._head(output.hidden, table, False), cache=output.cache)
 
@@ -143,7 +145,9 @@ class EncoderDecoder(nn.Module):
         """The decoder's cache without tokens."""
         return self.decoder.new_cache(rows, slots)
 
-    def _embed(self, tokens, positions, train):
+    def _embed(self, tokens, positions, train: bool, side: Literal["encoder", "decoder"]):
+        """What enters a stack, and the token table."""
+        del side
         if tokens.shape[1] > self.positions:
             raise ValueError(f"{tokens.shape[1]} tokens: the model has positions for {self.positions}")
         return self.embeddings(tokens, positions, train=train)

@@ -1,0 +1,131 @@
+"""Our parameters from a folder's tensors and back, tensor by tensor: a model is never in memory twice."""
+
+import collections
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxformer.errors import InputError
+from jaxformer.interop.stored import FLOATS, Stored
+from jaxformer.interop.table import Slot, Sources, Table, match
+from jaxformer.models.encoder_decoder import EncoderDecoder
+
+ALIGNMENT = 64
+"""Bytes; jax takes an array that begins at a multiple of them as it is, without a copy."""
+STRIP = 64
+"""Rows copied at a time where an array is transposed: their cache lines are still there for the next row."""
+
+
+def abstract(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The shapes of a model's parameters, by path."""
+    tokens = [jax.ShapeDtypeStruct((1, 2), jnp.int32)] * (2 if isinstance(model, EncoderDecoder) else 1)
+    tree = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), *tokens))["params"]
+    return {path: leaf.shape for path, leaf in flat(tree).items()}
+
+
+def flat(params: Any) -> dict[str, Any]:
+    """The leaves of a tree by path, such as `transformer/blocks/mlp/up/kernel`."""
+    return flax.traverse_util.flatten_dict(params, sep="/")
+
+
+def read(
+    table: Table, shapes: Mapping[str, tuple[int, ...]], stored: Mapping[str, Stored], dtype: np.dtype, where: str
+) -> Any:
+    """The tree of parameters that is stored.
+
+    Args:
+      table: the family's.
+      shapes: of our arrays, by path.
+      stored: tensors by name.
+      dtype: of the parameters.
+      where: what messages begin with.
+
+    Raises:
+      InputError: tensors are missing, not known, not of the right shape or of no float type, or copies differ.
+    """
+    sources = match(table, shapes, {name: tensor.shape for name, tensor in stored.items()}, where)
+    _check_types(sources, stored, where)
+    for name, copy in sources.copies:
+        if not _same(stored[name].read(), stored[copy].read()):
+            raise InputError(f"{where}: {copy} differs from {name}; this model has one tensor for both")
+    for name, compute in table.known.items():
+        if callable(compute) and name in stored:
+            kept = stored[name].read().astype(np.float32)
+            if not np.allclose(kept, compute(kept.shape), atol=1e-3 if stored[name].dtype != np.float32 else 1e-5):
+                raise InputError(f"{where}: {name} is not what is computed here; such a table cannot be imported")
+    waiting = collections.Counter(path for slot in sources.slots for path in slot.paths)
+    arrays: dict[str, np.ndarray] = {}
+    done: dict[str, jax.Array] = {}
+    for slot, name in zip(sources.slots, sources.names, strict=True):
+        for path, part in zip(slot.paths, slot.to_ours(stored[name].read()), strict=True):
+            if path not in arrays:
+                arrays[path] = _aligned(shapes[path], dtype)
+            copy_into(arrays[path][... if slot.layer is None else slot.layer], part)
+            waiting[path] -= 1
+            if not waiting[path]:
+                done[path] = jax.device_put(arrays.pop(path))
+    return flax.traverse_util.unflatten_dict(done, sep="/")
+
+
+def written(slots: Sequence[Slot], arrays: Mapping[str, Any], dtype: np.dtype) -> Iterator[np.ndarray]:
+    """Each tensor of theirs, in the order of the slots, made when it is asked for.
+
+    Raises:
+      InputError: a number does not fit the type.
+    """
+    last: dict[str, np.ndarray] = {}
+    for slot in slots:
+        # Of a stack that lies on a device, all layers come over at once, and wait for the next tensors of theirs.
+        last = {path: last[path] if path in last else np.asarray(arrays[path]) for path in slot.paths}
+        parts = [last[path][... if slot.layer is None else slot.layer] for path in slot.paths]
+        tensor = np.empty(slot.shape, dtype)
+        for ours, theirs in zip(parts, slot.to_ours(tensor), strict=True):
+            with np.errstate(over="ignore"):
+                copy_into(theirs, ours)
+        if dtype == np.float16 and not np.isfinite(tensor).all():
+            raise InputError(f"--dtype float16: {slot.name} has numbers beyond 65,504; expected bfloat16 or float32")
+        yield tensor
+
+
+def copy_into(target: np.ndarray, source: np.ndarray) -> None:
+    """`target[...] = source`, in strips where the two have their axes in another order in memory."""
+    target, source = _merged(target, source)
+    if target.ndim < 2 or (target.strides[-2] > target.strides[-1]) == (source.strides[-2] > source.strides[-1]):
+        target[...] = source
+        return
+    for first in range(0, target.shape[-1], STRIP):
+        target[..., first : first + STRIP] = source[..., first : first + STRIP]
+
+
+def _merged(target: np.ndarray, source: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Views of both in which axes are one that lie behind each other in the memory of both."""
+    axis = 0
+    while axis + 1 < target.ndim:
+        if all(array.strides[axis] == array.strides[axis + 1] * array.shape[axis + 1] for array in (target, source)):
+            shape = (*target.shape[:axis], target.shape[axis] * target.shape[axis + 1], *target.shape[axis + 2 :])
+            target, source = target.reshape(shape), source.reshape(shape)
+        else:
+            axis += 1
+    return target, source
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    size = int(np.prod(shape)) * dtype.itemsize
+    memory = np.empty(size + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def _same(one: np.ndarray, other: np.ndarray) -> bool:
+    return one.dtype == other.dtype and np.array_equal(one, other, equal_nan=True)
+
+
+def _check_types(sources: Sources, stored: Mapping[str, Stored], where: str) -> None:
+    for name in sources.names:
+        if stored[name].dtype not in FLOATS.values():
+            raise InputError(f"{where}: {name} is {stored[name].dtype}; expected one of {', '.join(FLOATS)}")
