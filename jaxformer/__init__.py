@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jaxformer.config import Experiment, load
     from jaxformer.errors import InputError
+    from jaxformer.interop.hf_runs import export_run, import_run
+    from jaxformer.interop.huggingface import export_hf, import_hf
     from jaxformer.runs import Run, open_run
     from jaxformer.training import fit
 
@@ -21,11 +23,26 @@ _HOMES = {
     "Experiment": "config",
     "InputError": "errors",
     "Run": "runs",
+    "export_hf": "interop.huggingface",
+    "export_run": "interop.hf_runs",
     "fit": "training",
+    "import_hf": "interop.huggingface",
+    "import_run": "interop.hf_runs",
     "load": "config",
     "open_run": "runs",
 }
-__all__ = ["Experiment", "InputError", "Run", "fit", "load", "open_run"]
+__all__ = [
+    "Experiment",
+    "InputError",
+    "Run",
+    "export_hf",
+    "export_run",
+    "fit",
+    "import_hf",
+    "import_run",
+    "load",
+    "open_run",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The command line: `jaxformer train | evaluate | predict`."""
+"""The command line: `jaxformer train | evaluate | predict | export | import`."""
 
 import argparse
 import os
@@ -14,13 +14,15 @@ USAGE = """usage: jaxformer COMMAND ...
   train CONFIG.py [--field value ...] [--workdir RUN]   train a run, or go on with it; with --help, lists the fields
   evaluate RUN                                          metrics on the run's held-out data
   predict RUN [TEXT ...] [--input FILE] [--field value] what the run's model does: fills [MASK], goes on, answers
+  export RUN OUT [--dtype TYPE] [--no-certificate]      a Hugging Face folder of the run, which transformers loads
+  import HF_DIR RUN                                     a run of a Hugging Face folder: predicts, exports, begins others
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; the exit status is 0, or 2 where the input was wrong."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    commands = {"train": train, "evaluate": evaluate, "predict": predict}
+    commands = {"train": train, "evaluate": evaluate, "predict": predict, "export": export, "import": import_}
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
         return 0 if arguments else 2
@@ -113,6 +115,47 @@ def predict(arguments: list[str]) -> None:
     else:
         for answer in run.predict(texts):
             print(answer)
+
+
+def export(arguments: list[str]) -> None:
+    """Writes the Hugging Face folder of a run."""
+    parser = _Parser("export", "Writes a folder that transformers loads: weights, config, tokenizer, model card.")
+    parser.add_argument("run", metavar="RUN", help="the run's folder")
+    parser.add_argument("out", metavar="OUT", help="the folder to write, which must not be there yet")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the weights")
+    parser.add_argument("--no-certificate", action="store_true", help="leave the comparison with PyTorch out")
+    options = parser.parse_args(arguments)
+    if os.path.lexists(options.out):  # Before anything large is read.
+        raise InputError(f"{options.out}: is there already; expected a new folder's name")
+    run = _open(options.run)
+    from jaxformer.interop.hf_runs import export_run
+
+    export_run(run, options.out, options.dtype, None if options.no_certificate else _certifier())
+    print(f"{options.out} · {type(run.model).__name__} · step {run.step:,}")
+
+
+def _certifier():
+    """What compares an exported folder with PyTorch's model of it, where that is installed."""
+    try:
+        from jaxformer.interop.certificate import certify
+    except ImportError:
+        return None
+    return certify
+
+
+def import_(arguments: list[str]) -> None:
+    """Makes a run of a Hugging Face folder."""
+    parser = _Parser("import", "Makes a run of a Hugging Face folder, for predict, export and init=RUN.")
+    parser.add_argument("folder", metavar="HF_DIR", help="a folder with config.json, weights and tokenizer")
+    parser.add_argument("run", metavar="RUN", help="the run's folder, which must not be there yet")
+    options = parser.parse_args(arguments)
+    _start_jax()
+    from jaxformer.interop.hf_runs import import_run
+
+    for note in import_run(options.folder, options.run):
+        print(f"note: {note}", file=sys.stderr)
+    run = _open(options.run)
+    print(f"{run.folder} · {type(run.model).__name__} · {type(run.objective).__name__}")
 
 
 def _open(folder: str):

@@ -145,6 +145,8 @@ class Attention(nn.Module):
     """Whether the four maps have biases."""
     scaled: bool = True
     """Whether scores are divided by sqrt(head_dim); T5's are not, and its queries begin smaller instead."""
+    head_norm: nn.Module | None = None
+    """The norm of each head's queries and of its keys, such as `HeadRMSNorm()`; None: none."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -202,12 +204,16 @@ class Attention(nn.Module):
             return Linear(f"btd,d{letters}->bt{letters}", shape, self.bias, dtype, gain, name=name)(inputs)
 
         query = project("query", "hk", x, heads, gain=1.0 if self.scaled else head_dim**-0.5)
+        if self.head_norm is not None:
+            query = self.head_norm.copy(name="query_norm")(query)
         if isinstance(memory, KeyValue):
             keys = memory
         else:
             memory = x if memory is None else memory
             letters = "hk" if groups == heads else "gk"
             key, value = project("key", letters, memory, groups), project("value", letters, memory, groups)
+            if self.head_norm is not None:
+                key = self.head_norm.copy(name="key_norm")(key)
             if placement.key is not None:
                 key = rotate(key, placement.key)
             keys = KeyValue(key.swapaxes(1, 2), value.swapaxes(1, 2))

@@ -38,6 +38,8 @@ class Embeddings(nn.Module):
     """Rate of dropout on the result."""
     dtype: DType = "auto"
     """The type of the result."""
+    offset: int = 0
+    """Rows of a table of positions before that of position 0, which nothing reads; RoBERTa and BART have two."""
 
     @nn.compact
     def __call__(
@@ -64,8 +66,9 @@ class Embeddings(nn.Module):
             x = x + sinusoidal(places, self.width)
         elif self.added == "learned":
             init = sharding.with_axes(first_positions, "td")
-            positions_td = self.param("position", init, (self.positions, self.width))
-            x = x + (positions_td[: tokens.shape[1]] if positions is None else positions_td[positions])
+            positions_td = self.param("position", init, (self.offset + self.positions, self.width))
+            first = slice(self.offset, self.offset + tokens.shape[1])
+            x = x + (positions_td[first] if positions is None else positions_td[positions + self.offset])
         if self.token_types:
             # Few rows: a product with one-hot types, as a gather's gradient would be a slow scatter into them.
             types = jax.nn.one_hot(jnp.zeros_like(tokens) if token_types is None else token_types, self.token_types)

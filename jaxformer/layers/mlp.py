@@ -39,10 +39,14 @@ class Mlp(nn.Module):
         if self.width is not None and self.width < 1:
             raise InputError(f"mlp.width={self.width}: expected at least 1")
 
+    def inner(self, embed: int) -> int:
+        """The inner width in a model of that width."""
+        return self.width or 4 * embed
+
     @nn.compact
     def __call__(self, x: jax.Array, dtype: DType = "auto") -> jax.Array:
         embed = x.shape[-1]
-        width = self.width or 4 * embed
+        width = self.inner(embed)
         x = Linear("btd,df->btf", (embed, width), self.bias, dtype, name="up")(x)
         x = activation(self.activation)(x)
         return Linear("btf,fd->btd", (width, embed), self.bias, dtype, name="down")(x)
@@ -63,10 +67,14 @@ class GatedMlp(nn.Module):
         if self.width is not None and self.width < 1:
             raise InputError(f"mlp.width={self.width}: expected at least 1")
 
+    def inner(self, embed: int) -> int:
+        """The inner width in a model of that width."""
+        return self.width or -(-8 * embed // (3 * 32)) * 32
+
     @nn.compact
     def __call__(self, x: jax.Array, dtype: DType = "auto") -> jax.Array:
         embed = x.shape[-1]
-        width = self.width or -(-8 * embed // (3 * 32)) * 32
+        width = self.inner(embed)
         gate = Linear("btd,df->btf", (embed, width), self.bias, dtype, name="gate")(x)
         x = Linear("btd,df->btf", (embed, width), self.bias, dtype, name="up")(x)
         x = activation(self.activation)(gate) * x

@@ -1,4 +1,6 @@
-"""Normalisation over the width, computed in float32."""
+"""Normalisation over the last axis, computed in float32."""
+
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -33,9 +35,19 @@ class RMSNorm(nn.Module):
     epsilon: float = 1e-6
     """Added to the mean square."""
 
+    axis: ClassVar[str] = "d"
+    """The letter of the last axis."""
+
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        scale = self.param("scale", sharding.with_axes(nn.initializers.ones, "d"), (x.shape[-1],))
+        scale = self.param("scale", sharding.with_axes(nn.initializers.ones, self.axis), (x.shape[-1],))
         wide = x.astype(jnp.float32)
         y = wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + self.epsilon) * scale
         return y.astype(x.dtype)
+
+
+class HeadRMSNorm(RMSNorm):
+    """The same over the dimensions of a head, of queries and keys (Dehghani et al. 2023, §2)."""
+
+    axis: ClassVar[str] = "k"
+    """The letter of the last axis."""

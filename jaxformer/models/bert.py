@@ -1,11 +1,14 @@
 """BERT: a bidirectional encoder with a masked-LM and a next-sentence head (Devlin et al. 2019)."""
 
+from typing import Literal
+
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 
 from jaxformer import sharding
+from jaxformer.errors import InputError
 from jaxformer.layers.embeddings import Embeddings
 from jaxformer.layers.linear import Decoder, DType, Linear
 from jaxformer.layers.masks import Mask
@@ -13,20 +16,23 @@ from jaxformer.layers.mlp import Activation, activation
 from jaxformer.layers.norms import LayerNorm
 from jaxformer.layers.transformer import Transformer, fresh, take
 
+Head = Literal["masked_lm", "pooler", "next_sentence"]
+"""What reads the encoder: a prediction of tokens, a vector of a sentence pair, and a class of it."""
+
 
 @flax.struct.dataclass
 class BertOutput:
-    """What BERT computed."""
+    """What BERT computed; None for what comes of a head that the model has not."""
 
     hidden: jax.Array | None
     """The last block's output, [b, t, d]; None where only some positions were asked for."""
-    prediction: jax.Array
+    prediction: jax.Array | None
     """The masked-LM head's hidden vectors, [b, m, d] (m = t where no positions were named)."""
-    decoder: Decoder
+    decoder: Decoder | None
     """From `prediction` to logits: the token embeddings, and a bias."""
-    pooled: jax.Array
+    pooled: jax.Array | None
     """tanh of a linear map of each first token, [b, c, d]: c sentence pairs a row, 1 without packing."""
-    next_sentence_logits: jax.Array
+    next_sentence_logits: jax.Array | None
     """float32 [b, c, 2]: class 0 says the second sentence follows the first, class 1 that it is random."""
     attention: jax.Array | None
     """Attention weights, float32 [l, b, h, t, s], where they were asked for."""
@@ -54,7 +60,7 @@ class PredictionHead(nn.Module):
 
 
 class Bert(nn.Module):
-    """The encoder with both pretraining heads."""
+    """The encoder with its heads: both of pretraining, unless fewer are named."""
 
     transformer: Transformer = Transformer(norm=LayerNorm(1e-12), norm_position="after")
     """The stack of blocks."""
@@ -63,7 +69,16 @@ class Bert(nn.Module):
     positions: int = 512
     """The longest input, in tokens."""
     token_types: int = 2
-    """Kinds of sentence (A and B)."""
+    """Kinds of sentence (A and B); 0 for no embeddings of them."""
+    position_offset: int = 0
+    """Rows of the table of positions before that of position 0; RoBERTa has two."""
+    heads: tuple[Head, ...] = ("masked_lm", "pooler", "next_sentence")
+    """What reads the encoder; the next-sentence head reads the pooler."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if "next_sentence" in self.heads and "pooler" not in self.heads:
+            raise InputError(f"model.heads={self.heads}: the next-sentence head reads the pooler; expected both")
 
     @nn.compact
     def __call__(
@@ -100,6 +115,7 @@ class Bert(nn.Module):
             norm=fresh(config.norm),
             dropout=config.dropout,
             dtype=config.dtype,
+            offset=self.position_offset,
             name="embeddings",
         )
         x, table = embeddings(tokens, positions, token_types, train)
@@ -114,10 +130,15 @@ class Bert(nn.Module):
             at, pairs = jnp.concatenate([cls_positions, masked_positions], axis=1), cls_positions.shape[1]
             output = config(x, mask, train, at=at, positions=positions)
             firsts, masked, hidden = output.hidden[:, :pairs], output.hidden[:, pairs:], None
-        head = (self.vocab, config.mlp.activation, fresh(config.norm), config.dtype)
-        prediction, bias = PredictionHead(*head, name="masked_lm")(masked)
-        pooler = Linear("bmi,id->bmd", (config.width, config.width), dtype=config.dtype, name="pooler")
-        pooled = jnp.tanh(pooler(firsts))
-        next_sentence = Linear("bmd,dc->bmc", (config.width, 2), dtype=config.dtype, name="next_sentence")
-        next_sentence_logits = next_sentence(pooled).astype(jnp.float32)
-        return BertOutput(hidden, prediction, Decoder(table, bias), pooled, next_sentence_logits, output.attention)
+        prediction = decoder = pooled = next_sentence_logits = None
+        if "masked_lm" in self.heads:
+            head = (self.vocab, config.mlp.activation, fresh(config.norm), config.dtype)
+            prediction, bias = PredictionHead(*head, name="masked_lm")(masked)
+            decoder = Decoder(table, bias)
+        if "pooler" in self.heads:
+            pooler = Linear("bmi,id->bmd", (config.width, config.width), dtype=config.dtype, name="pooler")
+            pooled = jnp.tanh(pooler(firsts))
+        if "next_sentence" in self.heads:
+            next_sentence = Linear("bmd,dc->bmc", (config.width, 2), dtype=config.dtype, name="next_sentence")
+            next_sentence_logits = next_sentence(pooled).astype(jnp.float32)
+        return BertOutput(hidden, prediction, decoder, pooled, next_sentence_logits, output.attention)

@@ -36,6 +36,9 @@ class MaskedLM:
 
     def check(self, model: Bert, row: Collection[str]) -> None:
         """Raises InputError where rows with these arrays cannot train the model."""
+        needed = ("masked_lm", "next_sentence") if self.next_sentence else ("masked_lm",)
+        if missing := [name for name in needed if name not in model.heads]:
+            raise InputError(f"model.heads={model.heads}: expected {missing[0]} among them for objective=MaskedLM")
         if self.next_sentence and "next_sentence" not in row:
             raise InputError(
                 f"objective.next_sentence={self.next_sentence}: the rows have no sentence pairs; expected 0 with "

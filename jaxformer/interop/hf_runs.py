@@ -1,0 +1,205 @@
+"""A Hugging Face folder becomes a run, and a run becomes one."""
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxformer import runs
+from jaxformer.checkpoints import Checkpoints
+from jaxformer.config import Checkpoint, Experiment, Objective
+from jaxformer.data.language_tasks import NextToken, TextToText
+from jaxformer.data.loader import Data
+from jaxformer.data.sources import TextFiles
+from jaxformer.data.tasks import MaskedSentencePairs
+from jaxformer.data.tokenizers import Tokenizer, load_tokenizer
+from jaxformer.decoding.settings import Decoding
+from jaxformer.errors import InputError
+from jaxformer.interop import sentence_transformers
+from jaxformer.interop.folders import Folder, new_folder, open_folder, read_json, write_json
+from jaxformer.interop.huggingface import Origin, check_vocabulary, export_hf, load
+from jaxformer.interop.model_card import write_card
+from jaxformer.interop.stored import DType
+from jaxformer.models.bert import Bert
+from jaxformer.models.encoder_decoder import EncoderDecoder
+from jaxformer.objectives.language_model import LanguageModel
+from jaxformer.objectives.masked_lm import MaskedLM
+from jaxformer.objectives.sentence_embedding import SentenceEmbedding
+from jaxformer.objectives.seq2seq import Seq2Seq
+from jaxformer.optimizers import AdamW, Schedule
+from jaxformer.runs import Run
+
+ORIGIN = "origin.json"
+"""In a run's folder: what its Hugging Face folder said beside the model."""
+LENGTH = 512
+"""Tokens of a row of an imported experiment, at most."""
+GENERATION = {
+    "max_new": "max_new_tokens",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "repetition_penalty": "repetition_penalty",
+    "beams": "num_beams",
+    "length_penalty": "length_penalty",
+}
+"""transformers' names of what `Decoding` has."""
+STOPPING = {"unlikely": False, "full": True, "impossible": "never"}
+
+
+@dataclasses.dataclass(frozen=True)
+class HuggingFaceTokenizer:
+    """The tokenizer of a Hugging Face folder."""
+
+    path: str
+    """The folder."""
+
+    def build(self, open_source: Callable, folder: str) -> Tokenizer:
+        """The tokenizer kept in `folder`; read from the other one and saved there if there is none yet."""
+        del open_source
+        if not os.path.isdir(folder):
+            import_tokenizer(Path(self.path)).save(folder)
+        return load_tokenizer(folder)
+
+
+def import_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer in a Hugging Face folder."""
+    from jaxformer.interop import tokenizers
+
+    return tokenizers.import_tokenizer(folder)
+
+
+def import_run(folder: str | os.PathLike, run: str | os.PathLike) -> list[str]:
+    """Makes a run of a Hugging Face folder, which predicts, exports, and begins others (`init=RUN`).
+
+    Args:
+      folder: with config.json, weights and tokenizer.
+      run: the run's folder, which must not be there yet.
+
+    Returns:
+      What of the config acts in training and does not here, a line each.
+
+    Raises:
+      InputError: as `import_hf`; the tokenizer has more pieces than the model; `run` is there.
+    """
+    run = Path(run)
+    with new_folder(run) as home:  # First, so that nothing large is read for a name that is taken.
+        source = open_folder(folder)
+        imported = load(source)
+        tokenizer = import_tokenizer(source.path)
+        check_vocabulary(imported.model, tokenizer)
+        objective = _objective(source, imported.model)
+        experiment = _experiment(source.path, imported.model, objective)
+        tokenizer.save(str(home / runs.TOKENIZER))
+        write_json(home / ORIGIN, dataclasses.asdict(imported.origin))
+        with Checkpoints(home / runs.CHECKPOINTS, Checkpoint()) as checkpoints:
+            checkpoints.save(0, {"params": imported.params}, None)
+            checkpoints.wait()
+        runs.write_experiment(home, experiment)
+    return list(imported.notes)
+
+
+def export_run(
+    run: Run | str | os.PathLike,
+    out: str | os.PathLike,
+    dtype: DType = "float32",
+    certify: Callable[[Run, Path], str] | None = None,
+) -> None:
+    """Writes the Hugging Face folder of a run, with its tokenizer and a model card.
+
+    Args:
+      run: a run or its folder.
+      out: the folder to write, which must not be there yet.
+      dtype: of the weights.
+      certify: what checks the written folder, adds its files to it, and returns a line about it for the card.
+
+    Raises:
+      InputError: as `export_hf`.
+    """
+    run = run if isinstance(run, Run) else runs.open_run(run)
+    origin = read_origin(run.folder)
+
+    def finish(folder: Path) -> None:
+        if isinstance(run.objective, SentenceEmbedding):
+            sentence_transformers.write(folder, run.objective, run.model)
+        told = certify(run, folder) if certify else "There is none: it was exported without."
+        write_card(folder, run, dtype, told)
+
+    decoding = getattr(run.objective, "decoding", None)
+    settings = {"dtype": dtype, "origin": origin, "generation": decoding and generation_fields(decoding)}
+    export_hf(run.model, run.params, run.tokenizer, out, finish=finish, **settings)
+
+
+def read_origin(folder: Path) -> Origin | None:
+    """What an imported run's folder keeps of where it came from."""
+    if not (folder / ORIGIN).is_file():
+        return None
+    try:
+        return Origin(**read_json(folder / ORIGIN))
+    except TypeError as error:
+        raise InputError(f"{folder / ORIGIN}: not as it was written: {error}") from error
+
+
+def generation_fields(decoding: Decoding) -> dict[str, Any]:
+    """Our settings by transformers' names."""
+    fields = {theirs: getattr(decoding, ours) for ours, theirs in GENERATION.items()}
+    fields |= {"do_sample": decoding.temperature > 0, "early_stopping": STOPPING[decoding.early_stopping]}
+    fields |= {"temperature": decoding.temperature} if decoding.temperature else {"temperature": None, "top_p": None}
+    if not decoding.temperature:
+        fields |= {"top_k": None, "min_p": None}
+    # What is at its neutral value is left out: transformers warns of settings that have no effect.
+    neutral = {"min_p": 0.0, "repetition_penalty": 1.0, "length_penalty": 1.0, "early_stopping": False}
+    return {name: value for name, value in fields.items() if value is not None and neutral.get(name, ...) != value}
+
+
+def decoding_of(fields: Mapping[str, Any], default: Decoding) -> Decoding:
+    """Our settings of a generation_config.json (or of what an old config.json says of it)."""
+    found = {ours: fields[theirs] for ours, theirs in GENERATION.items() if fields.get(theirs) is not None}
+    if not fields.get("do_sample"):
+        found = {name: value for name, value in found.items() if name not in ("top_k", "top_p", "min_p")}
+    found["temperature"] = float(fields.get("temperature") or 1.0) if fields.get("do_sample") else 0.0
+    if found.get("top_k") == 0:
+        found["top_k"] = None
+    stopping = {theirs: ours for ours, theirs in STOPPING.items()}
+    if fields.get("early_stopping") in stopping:
+        found["early_stopping"] = stopping[fields["early_stopping"]]
+    if found.get("beams", default.beams) > 1:
+        found["temperature"] = 0.0  # A beam search draws nothing here.
+    found = {name: float(value) if name in FLOATS else value for name, value in found.items()}
+    return dataclasses.replace(default, **found)
+
+
+FLOATS = ("top_p", "min_p", "repetition_penalty", "length_penalty", "temperature")
+
+
+def _objective(folder: Folder, model: Any) -> Objective:
+    """What the architecture is for."""
+    if isinstance(model, Bert):
+        if "masked_lm" in model.heads:
+            return MaskedLM(next_sentence=float("next_sentence" in model.heads))
+        return sentence_transformers.read(folder.path, model)
+    said = {**folder.config, **folder.generation}
+    if isinstance(model, EncoderDecoder):
+        return Seq2Seq(decoding=decoding_of(said, Decoding(max_new=128)))
+    return LanguageModel(decoding=decoding_of(said, Decoding()), beginning=_begins(folder.path))
+
+
+def _begins(folder: Path) -> bool:
+    """Whether texts begin with a token that says so: as the tokenizer's config says, or as LLaMA's does."""
+    path = folder / "tokenizer_config.json"
+    said = read_json(path) if path.is_file() else {}
+    llama = str(said.get("tokenizer_class", "")).startswith("Llama")
+    return bool(said.get("add_bos_token", llama))
+
+
+def _experiment(folder: Path, model: Any, objective: Objective) -> Experiment:
+    """An experiment that says what the model is; its data is for a config to give that begins with it."""
+    length = min(model.positions, LENGTH)
+    if isinstance(model, Bert):
+        pairs = "next_sentence" in model.heads and model.token_types > 1
+        task = MaskedSentencePairs(length, max(1, length * 15 // 100), next_sentence=pairs)
+    else:
+        task = TextToText(length, length) if isinstance(model, EncoderDecoder) else NextToken(length)
+    data = Data(TextFiles(()), task, batch=8)
+    optimizer = AdamW(Schedule(1e-5))
+    return Experiment(model, objective, data, HuggingFaceTokenizer(str(folder.absolute())), optimizer, steps=1)

@@ -1,0 +1,206 @@
+"""Models from Hugging Face folders and to them."""
+
+import contextlib
+import dataclasses
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import numpy as np
+
+from jaxformer.data.tokenizers import Tokenizer
+from jaxformer.errors import InputError
+from jaxformer.interop import parameters
+from jaxformer.interop.families import family_of_config, family_of_model
+from jaxformer.interop.folders import (
+    CONFIG,
+    GENERATION,
+    SHARD,
+    Folder,
+    new_folder,
+    open_folder,
+    write_json,
+    write_weights,
+)
+from jaxformer.interop.settings import HARMLESS, Settings
+from jaxformer.interop.stored import FLOATS, DType
+from jaxformer.interop.table import Slot, slots
+from jaxformer.models.bert import Bert
+from jaxformer.models.encoder_decoder import EncoderDecoder
+
+REWRITTEN = {"architectures", "model_type", "torch_dtype", "dtype", "transformers_version", "_name_or_path"}
+"""Fields of a config.json that are of that folder alone."""
+PARTS = {"pad_token_id": "pad_id", "bos_token_id": "bos_id", "eos_token_id": "eos_id"}
+"""A tokenizer's attributes, by the config's fields."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """What a folder said that is no part of the model, and travels with it."""
+
+    architecture: str
+    """The class of transformers that it was."""
+    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Fields of its config.json that nothing here depends on: special tokens, label names."""
+    generation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Its generation_config.json."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Imported:
+    """A folder's model."""
+
+    model: nn.Module
+    """Ours."""
+    params: Any
+    """Its parameters."""
+    origin: Origin
+    """What else there was."""
+    notes: tuple[str, ...]
+    """What of its config acts in training, and does not here."""
+
+
+def import_hf(folder: str | os.PathLike, dtype: DType = "float32") -> tuple[nn.Module, Any]:
+    """The model in a Hugging Face folder, and its parameters on the default device.
+
+    Reads safetensors, `pytorch_model.bin` and `flax_model.msgpack`, one tensor at a time; no code of the folder is run
+    and PyTorch is not needed.
+
+    Args:
+      folder: with a config.json and weights.
+      dtype: of the parameters.
+
+    Raises:
+      InputError: an architecture, a field of the config or a tensor that is not known here, or a file that is wrong.
+    """
+    imported = load(open_folder(folder), dtype)
+    for note in imported.notes:
+        warnings.warn(f"{folder}: {note}", stacklevel=2)
+    return imported.model, imported.params
+
+
+def load(folder: Folder, dtype: DType = "float32") -> Imported:
+    """The model of a folder with all that travels with it."""
+    if dtype not in FLOATS:
+        raise InputError(f"dtype={dtype!r}: expected one of {', '.join(FLOATS)}")
+    where = str(folder.path / CONFIG)
+    family, architecture = family_of_config(folder.config, folder.tensors, where)
+    settings = Settings(folder.config, where)
+    model = family.build(settings, folder.tensors)
+    settings.finish()
+    shapes = parameters.abstract(model)
+    params = parameters.read(family.table, shapes, folder.tensors, FLOATS[dtype], str(folder.path))
+    kept = {name: value for name, value in folder.config.items() if name in HARMLESS - REWRITTEN}
+    return Imported(model, params, Origin(architecture, kept, folder.generation), tuple(settings.notes))
+
+
+def export_hf(
+    model: nn.Module,
+    params: Any,
+    tokenizer: Tokenizer | None,
+    out: str | os.PathLike,
+    *,
+    dtype: DType = "float32",
+    origin: Origin | None = None,
+    generation: Mapping[str, Any] | None = None,
+    shard: int = SHARD,
+    finish: Callable[[Path], None] | None = None,
+) -> None:
+    """Writes a folder that `transformers` loads: `AutoModel...from_pretrained(out)`.
+
+    It appears under its name when all of it is there.
+
+    Args:
+      model: ours.
+      params: its parameters.
+      tokenizer: theirs too; None writes none.
+      out: the folder, which must not be there yet.
+      dtype: of the weights.
+      origin: of an imported model, whose special tokens and names of labels are kept.
+      generation: how a model that writes does so, by transformers' names.
+      shard: bytes of a file of weights, at most.
+      finish: what adds more files to the folder, given its path, before it has its name.
+
+    Raises:
+      InputError: no family of transformers has this model's form, the tokenizer has more pieces than the model, or
+        `out` is there already or cannot be written.
+    """
+    if dtype not in FLOATS:
+        raise InputError(f"dtype={dtype!r}: expected one of {', '.join(FLOATS)}")
+    family, described = family_of_model(model, origin and origin.architecture)
+    config = {"model_type": family.model_type, **described}
+    architecture = config["architectures"][0]
+    if origin is not None and origin.architecture in family.architectures:
+        config = {**origin.config, **config}
+    check_vocabulary(model, tokenizer)
+    tokens = special_tokens(model, tokenizer, origin)
+    if family.own_pad and tokenizer is not None and tokens["pad_token_id"] != config["pad_token_id"]:
+        raise InputError(
+            f"the tokenizer's padding is {tokens['pad_token_id']}; this model's positions need {config['pad_token_id']}"
+        )
+    config = {**config, **tokens} if not family.own_pad else {**tokens, **config}
+    config |= {"torch_dtype": dtype}
+    arrays = parameters.flat(params)
+    shapes = {path: tuple(array.shape) for path, array in arrays.items()}
+    if shapes != parameters.abstract(model):
+        raise InputError("the parameters are not the model's: other paths or shapes")
+    own = _without_copies(slots(family.table, shapes, architecture in family.bare), arrays)
+    tensors = {slot.name: (FLOATS[dtype], slot.shape) for slot in own}
+    with new_folder(out) as folder:
+        write_json(folder / CONFIG, config)
+        if not isinstance(model, Bert):
+            write_json(folder / GENERATION, _generation(tokens, origin, generation))
+        if tokenizer is not None:
+            from jaxformer.interop.tokenizers import export_tokenizer
+
+            export_tokenizer(tokenizer, folder)
+        write_weights(folder, tensors, parameters.written(own, arrays, FLOATS[dtype]), shard)
+        if finish is not None:
+            finish(folder)
+
+
+def check_vocabulary(model: nn.Module, tokenizer: Tokenizer | None) -> None:
+    """Raises InputError where the tokenizer has pieces for which the model has no embedding."""
+    if tokenizer is not None and tokenizer.vocab_size > model.vocab:
+        raise InputError(
+            f"the tokenizer has {tokenizer.vocab_size:,} pieces and the model a vocabulary of {model.vocab:,}; "
+            "expected one that belongs to the model"
+        )
+
+
+def special_tokens(model: nn.Module, tokenizer: Tokenizer | None, origin: Origin | None) -> dict[str, Any]:
+    """The special tokens of a config.json; null for what there is none of, as transformers has numbers of its own."""
+    found: dict[str, Any] = dict.fromkeys(PARTS)
+    for name, attribute in PARTS.items():
+        # An encoder's vocabulary has no beginning and end but [CLS] and [SEP], which are not called so.
+        if tokenizer is not None and (name == "pad_token_id" or not isinstance(model, Bert)):
+            with contextlib.suppress(InputError):
+                found[name] = getattr(tokenizer, attribute)
+    if isinstance(model, EncoderDecoder) and found["pad_token_id"] is not None:
+        found["decoder_start_token_id"] = found["pad_token_id"]  # As `Seq2Seq` begins.
+    kept = {} if origin is None else origin.config
+    return found | {name: value for name, value in kept.items() if name.endswith("_token_id")}
+
+
+def _generation(
+    tokens: Mapping[str, Any], origin: Origin | None, generation: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """What generation_config.json says."""
+    known = {name: value for name, value in tokens.items() if value is not None}
+    return {**known, **({} if origin is None else origin.generation), **(generation or {})}
+
+
+def _without_copies(slots: list[Slot], arrays: Mapping[str, Any]) -> list[Slot]:
+    """The tensors to write: a head that is the embeddings to the bit is told by its absence, as transformers does."""
+    paths = {slot.name: slot.paths[0] for slot in slots}
+
+    def is_copy(slot):
+        if slot.otherwise not in paths:
+            return False
+        one, other = (np.asarray(arrays[path]) for path in (slot.paths[0], paths[slot.otherwise]))
+        return np.array_equal(one, other)
+
+    return [slot for slot in slots if not is_copy(slot)]

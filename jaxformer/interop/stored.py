@@ -1,0 +1,42 @@
+"""Tensors in a file, of any format: described at once, read one by one."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import ml_dtypes
+import numpy as np
+
+from jaxformer.errors import InputError
+
+DType = Literal["float32", "bfloat16", "float16"]
+"""A type of parameters in a folder."""
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+FLOATS = {"float32": np.dtype(np.float32), "bfloat16": BFLOAT16, "float16": np.dtype(np.float16)}
+"""Types of parameters that a folder may have, by the names of `--dtype`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """A tensor in a file."""
+
+    dtype: np.dtype
+    """Its type."""
+    shape: tuple[int, ...]
+    """Its shape."""
+    read: Callable[[], np.ndarray]
+    """Reads it, each time anew."""
+
+
+def read_block(path: Path, offset: int, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+    """An array that lies in a file as its bytes are in memory.
+
+    Raises:
+      InputError: the file has become shorter.
+    """
+    count = int(np.prod(shape))
+    array = np.fromfile(path, dtype, count, offset=offset)
+    if len(array) != count:
+        raise InputError(f"{path}: ends before byte {offset + count * dtype.itemsize:,}")
+    return array.reshape(shape)
