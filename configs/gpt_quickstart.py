@@ -45,7 +45,7 @@ experiment = Experiment(
     ),
     tokenizer=SentencePiece(vocab=4096),
     optimizer=Muon(schedule=Schedule(peak=4e-3, warmup=100, decay="cosine")),
-    steps=1500,
+    steps=1000,
     evaluation=Evaluation(every=500),
     checkpoint=Checkpoint(every=500),
     log=Log(every=50),

@@ -79,7 +79,7 @@ def test_the_errors_that_it_quotes(folder):
 
 
 def test_ci_runs_the_test_command():
-    assert len(re.findall(r"^python3 -m venv .*pytest$", README, re.MULTILINE)) == 1
+    assert len(re.findall(r"^python3 -m venv .*pytest -n 2 --dist loadfile$", README, re.MULTILINE)) == 1
     assert "README.md" in (ROOT / ".ci" / "run").read_text()
 
 
