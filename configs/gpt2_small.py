@@ -10,7 +10,7 @@ from jaxformer.config import Checkpoint, Evaluation, Experiment, Log
 from jaxformer.data.language_tasks import NextToken
 from jaxformer.data.loader import Data
 from jaxformer.data.sources import Tfds
-from jaxformer.data.tokenizers import SentencePiece
+from jaxformer.data.tokenizers import ByteLevelBpe
 from jaxformer.layers.mlp import Mlp
 from jaxformer.layers.norms import LayerNorm
 from jaxformer.layers.transformer import Transformer
@@ -43,7 +43,7 @@ experiment = Experiment(
         pack=True,
         workers=8,
     ),
-    tokenizer=SentencePiece(vocab=50_257, model_type="bpe"),
+    tokenizer=ByteLevelBpe(vocab=50_257),
     optimizer=AdamW(
         schedule=Schedule(peak=6e-4, warmup=715, decay="cosine", end=0.1), weight_decay=0.1, b2=0.95, eps=1e-8
     ),

@@ -169,8 +169,9 @@ class TextToText(Task):
         inputs = files.text(example, self.inputs, "task.inputs")
         targets = files.text(example, self.targets, "task.targets")
         if not inputs:
-            return Pair(np.zeros(0, np.int32), tokenizer.encode(targets), len(targets))
-        return Pair(tokenizer.encode(self.prefix + inputs), tokenizer.encode(targets), len(inputs) + len(targets))
+            return Pair(np.zeros(0, np.int32), tokenizer.target.encode(targets), len(targets))
+        encoded = tokenizer.encode(self.prefix + inputs), tokenizer.target.encode(targets)
+        return Pair(*encoded, len(inputs) + len(targets))
 
     def examples(
         self,

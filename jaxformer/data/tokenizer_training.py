@@ -1,4 +1,4 @@
-"""Training of SentencePiece models and WordPiece vocabularies; the same text gives the same ones."""
+"""Training of SentencePiece models, WordPiece vocabularies and byte-level BPE; the same text gives the same ones."""
 
 import collections
 import io
@@ -71,13 +71,13 @@ def with_sentinels(model: bytes, count: int) -> bytes:
     return proto.SerializeToString()
 
 
-def wordpiece(vocab: dict[str, int], lowercase: bool):
-    """BERT's tokenizer with this vocabulary, as a `tokenizers.Tokenizer`."""
+def wordpiece(vocab: dict[str, int], lowercase: bool, unk: str = UNK, **normalizer: Any):
+    """BERT's tokenizer with this vocabulary, as a `tokenizers.Tokenizer`; others are of its normalizer."""
     import tokenizers
 
-    model = tokenizers.models.WordPiece(vocab, unk_token=UNK, max_input_chars_per_word=100)
+    model = tokenizers.models.WordPiece(vocab, unk_token=unk, max_input_chars_per_word=100)
     tokenizer = tokenizers.Tokenizer(model)
-    tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=lowercase)
+    tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=lowercase, **normalizer)
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = tokenizers.decoders.WordPiece()
     return tokenizer
@@ -104,6 +104,43 @@ def train_wordpiece(documents: Sequence[dict[str, Any]], sample: int, vocab: int
     )
     tokenizer.train_from_iterator(texts(documents, sample), trainer)
     return dict(sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]))
+
+
+def vocab_of_lines(content: bytes) -> dict[str, int]:
+    """Ids of the pieces of a vocab.txt, a piece a line."""
+    # Not `splitlines`: some pieces are separators of lines in Unicode.
+    lines = content.decode(errors="replace").removesuffix("\n").split("\n")
+    return {piece.removesuffix("\r"): number for number, piece in enumerate(lines)}
+
+
+def byte_level(vocab: dict[str, int], merges: list[tuple[str, str]], prefix: bool = False):
+    """GPT-2's tokenizer with this vocabulary and these merges, as a `tokenizers.Tokenizer`.
+
+    `prefix`: whether a space is written before every text.
+    """
+    import tokenizers
+
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, merges))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=prefix)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    names = [name for names in special_tokens.NAMES.values() for name in names]
+    tokenizer.add_special_tokens([name for name in dict.fromkeys(names) if name in vocab])
+    return tokenizer
+
+
+def train_byte_level(documents: Sequence[dict[str, Any]], sample: int, vocab: int):
+    """A byte-level BPE of at most `vocab` pieces (Radford et al. 2019), special ones first, then the bytes."""
+    import tokenizers
+
+    tokenizer = byte_level({}, [])
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=vocab,
+        special_tokens=SPECIALS,
+        initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts(documents, sample), trainer)
+    return tokenizer
 
 
 def texts(documents: Sequence[dict[str, Any]], sample: int) -> Iterator[str]:

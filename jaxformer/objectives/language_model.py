@@ -191,4 +191,6 @@ class LanguageModel:
             return "\n  " + tokenizer.decode(output)
         # Decoded together: whether there is a space between the two is not in the output alone.
         before, whole = tokenizer.decode(prompt), tokenizer.decode(np.append(prompt, output))
+        if not whole.startswith(before):  # The bytes of the prompt's last character may go on in the output.
+            before = before.rstrip("\N{REPLACEMENT CHARACTER}")
         return whole.removeprefix(before) if whole.startswith(before) else f" {tokenizer.decode(output)}"

@@ -1,13 +1,15 @@
 """Tokenizers as an experiment names them: trained on its source on first use, or loaded."""
 
 import dataclasses
+import json
 import os
 from collections.abc import Callable, Sequence
 from typing import Literal
 
 from jaxformer.data import tokenizer_training
-from jaxformer.data.special_tokens import UNK
-from jaxformer.data.tokenizers.loading import load, load_tokenizer, read, saved
+from jaxformer.data.special_tokens import SPECIALS, UNK
+from jaxformer.data.tokenizers.byte_level import ByteLevelTokenizer
+from jaxformer.data.tokenizers.loading import load, load_json, load_tokenizer, read, saved
 from jaxformer.data.tokenizers.sentence_piece import SentencePieceTokenizer
 from jaxformer.data.tokenizers.tokenizer import Tokenizer
 from jaxformer.data.tokenizers.word_piece import WordPieceTokenizer
@@ -82,17 +84,90 @@ class WordPiece:
         return tokenizer
 
     def _load(self, path: str) -> Tokenizer:
-        if os.path.isdir(path):
-            names = [name for name in ("tokenizer.json", "vocab.txt") if name in os.listdir(path)]
-            if not names:
-                raise InputError(f"{path}: this folder has neither tokenizer.json nor vocab.txt")
-            path = os.path.join(path, names[0])
+        path = _file(path, "tokenizer.json", "vocab.txt")
         if path.endswith(".json"):
-            return load(WordPieceTokenizer, path)
-        pieces = read(path).decode(errors="replace").splitlines()
-        return self._from_vocab({piece: number for number, piece in enumerate(pieces)})
+            return _checked(load_json(path), WordPieceTokenizer, path)
+        return self._from_vocab(tokenizer_training.vocab_of_lines(read(path)))
 
     def _from_vocab(self, vocab: dict[str, int]) -> Tokenizer:
         if UNK not in vocab:
             raise InputError(f"tokenizer.path: the vocabulary has no {UNK}; WordPiece needs one")
         return WordPieceTokenizer(tokenizer_training.wordpiece(vocab, self.lowercase).to_str())
+
+
+@dataclasses.dataclass(frozen=True)
+class ByteLevelBpe:
+    """Byte-level BPE as GPT-2 has it: trained on the training source on first use, or loaded."""
+
+    vocab: int = 50_257
+    """Pieces to train, the 256 bytes and the special ones included; a small text gives fewer."""
+    path: str | None = None
+    """A tokenizer.json, or a folder with one, with vocab.json and merges.txt, or with GPT-2's encoder.json and
+    vocab.bpe; None trains one."""
+    sample: int = 100_000
+    """Documents to train on, evenly spaced over the source."""
+
+    def __post_init__(self):
+        least = 256 + len(SPECIALS)
+        if self.vocab < least:
+            raise InputError(f"tokenizer.vocab {self.vocab}: the bytes and the special pieces alone are {least}")
+
+    def build(self, open_source: Callable[[], Sequence], folder: str) -> Tokenizer:
+        """The tokenizer kept in `folder`; made and saved there if there is none yet."""
+        if saved(folder):
+            return load_tokenizer(folder)
+        if self.path:
+            tokenizer = self._load(self.path)
+        else:
+            trained = tokenizer_training.train_byte_level(open_source(), self.sample, self.vocab)
+            tokenizer = ByteLevelTokenizer(trained.to_str())
+        tokenizer.save(folder)
+        return tokenizer
+
+    def _load(self, path: str) -> Tokenizer:
+        path = _file(path, "tokenizer.json", "vocab.json", "encoder.json")
+        merges = {"vocab.json": "merges.txt", "encoder.json": "vocab.bpe"}.get(os.path.basename(path))
+        if merges is None:
+            return _checked(load_json(path), ByteLevelTokenizer, path)
+        return byte_level_of_files(path, os.path.join(os.path.dirname(path), merges))
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """The tokenizer that lies in the run's folder already, since the model came with it."""
+
+    def build(self, open_source: Callable[[], Sequence], folder: str) -> Tokenizer:
+        """The tokenizer kept in `folder`."""
+        return load_tokenizer(folder)
+
+
+def byte_level_of_files(vocab: str, merges: str, prefix: bool = False) -> ByteLevelTokenizer:
+    """A byte-level BPE of GPT-2's two files; `prefix`: whether a space is written before every text."""
+    try:
+        ids, lines = json.loads(read(vocab)), read(merges).decode().split("\n")
+        pairs = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+        return ByteLevelTokenizer(tokenizer_training.byte_level(ids, pairs, prefix).to_str())
+    except InputError:
+        raise
+    except Exception as error:  # the library raises bare Exception
+        reason = tokenizer_training.reason(error)
+        raise InputError(f"{vocab}, {merges}: not the vocabulary and the merges of a BPE ({reason})") from error
+
+
+def _file(path: str, *names: str) -> str:
+    """The path, or the first of these files in it if it is a folder."""
+    path = os.path.expanduser(path)
+    if not os.path.isdir(path):
+        return path
+    for name in names:
+        if os.path.exists(os.path.join(path, name)):
+            return os.path.join(path, name)
+    said = f"neither {names[0]} nor {names[1]}" if len(names) == 2 else f"none of {', '.join(names)}"
+    raise InputError(f"{path}: this folder has {said}")
+
+
+def _checked(tokenizer: Tokenizer, kind: type[Tokenizer], path: str) -> Tokenizer:
+    if not isinstance(tokenizer, kind):
+        expected, found = (cls.__name__.removesuffix("Tokenizer") for cls in (kind, type(tokenizer)))
+        raise InputError(f"{path}: a tokenizer of the kind {found}; expected {expected}")
+    return tokenizer

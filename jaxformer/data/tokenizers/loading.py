@@ -1,43 +1,100 @@
 """Tokenizers from their files."""
 
+import json
 import os
+from collections.abc import Mapping
+from typing import Any
 
 from jaxformer.data import tokenizer_training
-from jaxformer.data.tokenizers.sentence_piece import SentencePieceTokenizer
+from jaxformer.data.tokenizers.byte_level import ByteLevelTokenizer
+from jaxformer.data.tokenizers.json_tokenizer import ROLES, JsonTokenizer, parts
+from jaxformer.data.tokenizers.marian import MarianTokenizer
+from jaxformer.data.tokenizers.metaspace import MetaspaceTokenizer
+from jaxformer.data.tokenizers.sentence_piece import SPACE, SentencePieceTokenizer
 from jaxformer.data.tokenizers.tokenizer import Tokenizer
 from jaxformer.data.tokenizers.word_piece import WordPieceTokenizer
 from jaxformer.errors import InputError
 
+KINDS = (SentencePieceTokenizer, MarianTokenizer, JsonTokenizer)
+
 
 def load_tokenizer(folder: str) -> Tokenizer:
     """The tokenizer that `save` wrote into this folder."""
-    for kind in (SentencePieceTokenizer, WordPieceTokenizer):
+    for kind in KINDS:
         path = os.path.join(folder, kind.file)
         if os.path.exists(path):
-            return load(kind, path)
-    raise InputError(
-        f"{folder}: holds no tokenizer; expected {SentencePieceTokenizer.file} or {WordPieceTokenizer.file}"
-    )
+            return load_json(path, _roles(folder)) if kind is JsonTokenizer else load(kind, path)
+    names = [kind.file for kind in KINDS]
+    raise InputError(f"{folder}: holds no tokenizer; expected {', '.join(names[:-1])} or {names[-1]}")
 
 
 def saved(folder: str) -> bool:
-    kinds = (SentencePieceTokenizer, WordPieceTokenizer)
-    return any(os.path.exists(os.path.join(folder, kind.file)) for kind in kinds)
+    """Whether there is a tokenizer in the folder."""
+    return any(os.path.exists(os.path.join(folder, kind.file)) for kind in KINDS)
 
 
 def load(kind: type[Tokenizer], path: str) -> Tokenizer:
-    data = read(path)
+    """A SentencePiece model, or Marian's two of them and their vocabulary, from its file."""
+    if kind is MarianTokenizer:
+        folder = os.path.dirname(os.path.expanduser(path))
+        contents = [read(os.path.join(folder, name)) for name in MarianTokenizer.FILES]
+    else:
+        contents = [read(path)]
     try:
-        return kind(data.decode() if kind is WordPieceTokenizer else data)
-    except Exception as error:  # both libraries raise bare Exception or RuntimeError
-        what = "SentencePiece model" if kind is SentencePieceTokenizer else "tokenizer.json"
-        raise InputError(f"{path}: not a {what} ({tokenizer_training.reason(error)})") from error
+        return kind(*contents)
+    except InputError:
+        raise
+    except Exception as error:  # the library raises bare Exception or RuntimeError
+        raise InputError(f"{path}: not a SentencePiece model ({tokenizer_training.reason(error)})") from error
+
+
+def load_json(path: str, roles: Mapping[str, str] | None = None) -> JsonTokenizer:
+    """A tokenizer.json; `roles` as `JsonTokenizer` has them.
+
+    Raises:
+        InputError: it is none, or not one of the kinds that are here.
+    """
+    text = read(path)
+    try:
+        config = json.loads(text)
+        kind = kind_of(config)
+        tokenizer = kind(text.decode(), roles) if kind else None
+    except Exception as error:  # the library raises bare Exception
+        raise InputError(f"{path}: not a tokenizer.json ({tokenizer_training.reason(error)})") from error
+    if tokenizer is None:
+        raise InputError(
+            f"{path}: a {config['model'].get('type')} model with other pieces than WordPiece's, SentencePiece's "
+            "or byte-level BPE's; expected one of these"
+        )
+    return tokenizer
+
+
+def kind_of(config: Mapping[str, Any]) -> type[JsonTokenizer] | None:
+    """How the pieces of a tokenizer.json spell words; None for a way that is not here."""
+    model, around = config["model"], list(parts(config, "normalizer", "pre_tokenizer", "decoder"))
+    types = {part["type"] for part in around}
+    # Old files do not name their model.
+    if model.get("type") == "WordPiece" or "max_input_chars_per_word" in model:
+        return WordPieceTokenizer
+    if "merges" in model and "ByteLevel" in types:
+        return ByteLevelTokenizer
+    if "Metaspace" in types or any(SPACE in (part.get("content"), part.get("prepend")) for part in around):
+        return MetaspaceTokenizer
+    return None
 
 
 def read(path: str) -> bytes:
+    """A file's content; InputError where it cannot be read."""
     try:
         with open(os.path.expanduser(path), "rb") as file:
             return file.read()
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise InputError(f"{path}: {reason}; give the path of a tokenizer's file") from error
+
+
+def _roles(folder: str) -> dict[str, str]:
+    path = os.path.join(folder, ROLES)
+    if not os.path.exists(path):
+        return {}
+    return {key.removesuffix("_token"): name for key, name in json.loads(read(path)).items()}

@@ -9,7 +9,20 @@ from jaxformer.data import tokenizer_training
 from jaxformer.data.tokenizers.tokenizer import Tokenizer
 from jaxformer.errors import InputError
 
-_SPACE = "\u2581"  # SentencePiece's sign for a space
+SPACE = "\u2581"
+"""SentencePiece's sign for a space."""
+
+
+def starts_word(piece: str) -> bool:
+    """Whether a piece begins a word; punctuation is a word of its own."""
+    return piece.startswith(SPACE) or not any(map(str.isalnum, piece))
+
+
+def readable(piece: str, starts: bool) -> str:
+    """A piece for a person to read."""
+    if piece == SPACE:
+        return "␣"
+    return piece.removeprefix(SPACE) if starts else "…" + piece
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -24,8 +37,7 @@ class SentencePieceTokenizer(Tokenizer):
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         size = self._processor.get_piece_size()
         pieces = [self._processor.id_to_piece(number) for number in range(size)]
-        starts = [piece.startswith(_SPACE) or not any(map(str.isalnum, piece)) for piece in pieces]
-        super().__init__(pieces, np.array(starts))
+        super().__init__(pieces, np.array([starts_word(piece) for piece in pieces]))
 
     def __reduce__(self):
         return type(self), (self._model,)
@@ -49,19 +61,14 @@ class SentencePieceTokenizer(Tokenizer):
     def decode(self, ids: Sequence[int]) -> str:
         ids = [int(number) for number in ids if 0 <= number < self.vocab_size]
         pieces = [
-            _SPACE + self._shown[number] if number in self._shown else self.pieces[number]
+            SPACE + self._shown[number] if number in self._shown else self.pieces[number]
             for number in ids
             if number in self._shown or not self._processor.is_control(number)
         ]
-        return self._processor.decode_pieces(pieces).replace(_SPACE, " ").strip()
+        return self._processor.decode_pieces(pieces).replace(SPACE, " ").strip()
 
     def piece(self, token: int) -> str:
-        piece = self.pieces[token]
-        if piece == _SPACE:
-            return "␣"
-        if self.word_start[token]:
-            return piece.removeprefix(_SPACE)
-        return "…" + piece
+        return readable(self.pieces[token], self.word_start[token])
 
     def serialize(self) -> bytes:
         return self._model

@@ -4,7 +4,7 @@ import functools
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -20,13 +20,22 @@ class Tokenizer:
         pieces: every piece as the vocabulary spells it, by id.
         word_start: bool [vocab]; does the piece begin a word? True for special pieces and for
             punctuation, which is a word of its own.
+        roles: the special pieces that are called otherwise than in `special_tokens.NAMES`, by what they are for.
     """
 
     file: str
     """Name of the tokenizer's file in its folder."""
 
-    def __init__(self, pieces: list[str], word_start: np.ndarray):
-        self.pieces, self.word_start = pieces, word_start
+    def __init__(
+        self,
+        pieces: list[str],
+        word_start: np.ndarray,
+        roles: Mapping[str, str] | None = None,
+        special: Sequence[str] = (),
+    ):
+        """`special`: pieces that are special by more than their name."""
+        self.pieces, self.word_start, self.roles = pieces, word_start, dict(roles or {})
+        self._more_special = [*self.roles.values(), *special]
         self.word_start[self.special_ids] = True
 
     @property
@@ -36,7 +45,8 @@ class Tokenizer:
     @functools.cached_property
     def special_ids(self) -> list[int]:
         """Ids of the special pieces that the vocabulary has."""
-        return special_tokens.special(self._ids)
+        more = [self._ids[name] for name in self._more_special if name in self._ids]
+        return list(dict.fromkeys(special_tokens.special(self._ids) + more))
 
     @functools.cached_property
     def sentinel_ids(self) -> np.ndarray:
@@ -58,10 +68,11 @@ class Tokenizer:
         return np.flatnonzero(~self.is_special).astype(np.int32)
 
     def _special(self, key: str) -> int:
-        for name in special_tokens.NAMES[key]:
+        choices = [self.roles[key]] if key in self.roles else special_tokens.NAMES[key]
+        for name in choices:
             if name in self._ids:
                 return self._ids[name]
-        names = " or ".join(special_tokens.NAMES[key])
+        names = " or ".join(choices)
         raise InputError(
             f"tokenizer: the vocabulary of {self.vocab_size} pieces has no {names}; "
             "give one that has it, or leave `tokenizer.path` out to train one"
@@ -116,15 +127,26 @@ class Tokenizer:
     @functools.cached_property
     def _shown(self) -> dict[int, str]:
         """The special tokens that `decode` shows, and how."""
-        masks = {number: MASK for number in self.special_ids if self.pieces[number] in special_tokens.NAMES["mask"]}
+        names = (*special_tokens.NAMES["mask"], self.roles.get("mask"))
+        masks = {number: MASK for number in self.special_ids if self.pieces[number] in names}
         return masks | {int(number): self.pieces[number] for number in self.sentinel_ids}
 
     def piece(self, token: int) -> str:
         """A piece for a person to read: '…ing' continues a word, '␣' is a space by itself."""
         raise NotImplementedError
 
+    @property
+    def target(self) -> "Tokenizer":
+        """The tokenizer of what is to be written for a text; itself, but where inputs and outputs have one each."""
+        return self
+
     def serialize(self) -> bytes:
+        """What is in the tokenizer's file."""
         raise NotImplementedError
+
+    def files(self) -> dict[str, bytes]:
+        """What its folder holds, by name."""
+        return {self.file: self.serialize()}
 
     def save(self, folder: str) -> None:
         """Writes the folder at once, or not at all: first under another name, then renamed."""
@@ -132,8 +154,9 @@ class Tokenizer:
         temporary = f"{folder}.tmp-{os.getpid()}"
         try:
             os.makedirs(temporary)
-            with open(os.path.join(temporary, self.file), "wb") as file:
-                file.write(self.serialize())
+            for name, content in self.files().items():
+                with open(os.path.join(temporary, name), "wb") as file:
+                    file.write(content)
             os.replace(temporary, folder)
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,75 @@
+"""Marian's tokenizer (Junczys-Dowmunt et al. 2018): SentencePiece models of both languages, and one vocabulary."""
+
+import copy
+import json
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxformer.data.tokenizers.sentence_piece import SPACE, readable, starts_word
+from jaxformer.data.tokenizers.tokenizer import Tokenizer
+from jaxformer.errors import InputError
+
+
+class MarianTokenizer(Tokenizer):
+    """Encodes what is to be translated; its `target` encodes translations. A piece's id is that of the vocabulary.
+
+    A text may begin with the token of the language to translate to, such as `>>fra<<`.
+    """
+
+    file = "source.spm"
+    FILES = (file, "target.spm", "vocab.json")
+
+    def __init__(self, source: bytes, target: bytes, vocab: bytes):
+        import sentencepiece
+
+        self._contents = source, target, vocab
+        self._source, self._target = (
+            sentencepiece.SentencePieceProcessor(model_proto=model) for model in (source, target)
+        )
+        self._processor = self._source
+        ids = json.loads(vocab)
+        if sorted(ids.values()) != list(range(len(ids))) or "<unk>" not in ids:
+            raise InputError("vocab.json: expected the ids 0, 1, 2, ... by piece, <unk> among them")
+        pieces = sorted(ids, key=ids.get)
+        languages = [piece for piece in pieces if piece.startswith(">>") and piece.endswith("<<")]
+        super().__init__(pieces, np.array([starts_word(piece) for piece in pieces]), special=languages)
+
+    def __reduce__(self):
+        return type(self), self._contents
+
+    @property
+    def target(self) -> "MarianTokenizer":
+        """The same for translations."""
+        other = copy.copy(self)
+        other._processor = self._target
+        return other
+
+    def encode(self, text: str) -> np.ndarray:
+        language, text = self._divided(text)
+        pieces = self._processor.encode(text, out_type=str)
+        return np.array([*language, *(self._ids.get(piece, self.unk_id) for piece in pieces)], np.int32)
+
+    def _divided(self, text: str) -> tuple[list[int], str]:
+        """The token of a language at a text's beginning, and the rest."""
+        end = text.find("<<") + 2
+        if not text.startswith(">>") or end < 2:
+            return [], text
+        return [self._ids.get(text[:end], self.unk_id)], text[end:]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        shown = [int(number) for number in ids if 0 <= number < self.vocab_size and not self._hidden(int(number))]
+        text = self._target.decode_pieces([self.pieces[number] for number in shown])
+        return text.replace(SPACE, " ").strip()
+
+    def _hidden(self, number: int) -> bool:
+        return bool(self.is_special[number]) and number != self.unk_id
+
+    def piece(self, token: int) -> str:
+        return readable(self.pieces[token], self.word_start[token])
+
+    def serialize(self) -> bytes:
+        return self._contents[0]
+
+    def files(self) -> dict[str, bytes]:
+        return dict(zip(self.FILES, self._contents, strict=True))

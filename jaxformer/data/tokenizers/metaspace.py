@@ -1,0 +1,25 @@
+"""SentencePiece's way of spelling in a tokenizer.json: a word begins with U+2581."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxformer.data.tokenizers.json_tokenizer import JsonTokenizer
+from jaxformer.data.tokenizers.sentence_piece import SPACE, readable, starts_word
+
+
+class MetaspaceTokenizer(JsonTokenizer):
+    """A unigram or BPE model whose pieces are those of SentencePiece."""
+
+    def _starts(self, pieces: list[str]) -> np.ndarray:
+        return np.array([starts_word(piece) for piece in pieces])
+
+    def decode(self, ids: Sequence[int]) -> str:
+        pieces = [
+            SPACE + self._shown[number] if number in self._shown else self.pieces[number]
+            for number in self._visible(ids)
+        ]
+        return self._tokenizer.decoder.decode(pieces).replace(SPACE, " ").strip()
+
+    def piece(self, token: int) -> str:
+        return readable(self.pieces[token], self.word_start[token])
