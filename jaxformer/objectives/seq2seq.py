@@ -147,7 +147,7 @@ class Seq2Seq:
           InputError: a text or an answer without a token, or longer than the model's positions.
         """
         inputs = self.prompts(tokenizer, texts)
-        return score(model, params, inputs, [tokenizer.encode(answer) for answer in answers], tokenizer.pad_id)
+        return score(model, params, inputs, [tokenizer.target.encode(answer) for answer in answers], tokenizer.pad_id)
 
     def prompts(self, tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
         """What the encoder reads of each text; `<extra_id_0>` and so on are sentinels.
