@@ -5,6 +5,7 @@ tokenizer/        the tokenizer
 checkpoints/      a folder a step
 metrics.jsonl     one JSON object a line: step, split, metrics
 tensorboard/      the same for TensorBoard
+origin.json       of an imported run: what its Hugging Face folder said beside the model
 """
 
 import contextlib

@@ -58,6 +58,16 @@ def test_the_commands_that_it_lists(folder):
 
 
 @pytest.mark.slow
+def test_the_weights_go_and_come_back(folder):
+    lines = [line.split("  #")[0].strip() for line in blocks("bash")[3].splitlines()]
+    assert [line.split()[1] for line in lines] == ["export", "import", "predict"]
+    for line in lines:
+        done = run(line, folder)
+        assert done.returncode == 0, (line, done.stderr)
+    assert re.search(r"^ +\d+\.\d%  \S", done.stdout, re.MULTILINE), done.stdout
+
+
+@pytest.mark.slow
 def test_the_python_that_it_shows(folder):
     use, sources = blocks("python")
     shorter = use.replace('{"steps": 200}', '{"steps": 8}').replace('workdir="runs/bert"', 'workdir="runs/python"')

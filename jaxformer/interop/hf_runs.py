@@ -18,9 +18,10 @@ from jaxformer.decoding.settings import Decoding
 from jaxformer.errors import InputError
 from jaxformer.interop import sentence_transformers
 from jaxformer.interop.folders import Folder, new_folder, open_folder, read_json, write_json
-from jaxformer.interop.huggingface import Origin, check_vocabulary, export_hf, load
+from jaxformer.interop.huggingface import Origin, export_hf, load
 from jaxformer.interop.model_card import write_card
 from jaxformer.interop.stored import DType
+from jaxformer.interop.tokenizers import check_vocabulary, import_tokenizer
 from jaxformer.models.bert import Bert
 from jaxformer.models.encoder_decoder import EncoderDecoder
 from jaxformer.objectives.language_model import LanguageModel
@@ -58,15 +59,8 @@ class HuggingFaceTokenizer:
         """The tokenizer kept in `folder`; read from the other one and saved there if there is none yet."""
         del open_source
         if not os.path.isdir(folder):
-            import_tokenizer(Path(self.path)).save(folder)
+            import_tokenizer(self.path).save(folder)
         return load_tokenizer(folder)
-
-
-def import_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer in a Hugging Face folder."""
-    from jaxformer.interop import tokenizers
-
-    return tokenizers.import_tokenizer(folder)
 
 
 def import_run(folder: str | os.PathLike, run: str | os.PathLike) -> list[str]:
@@ -87,7 +81,7 @@ def import_run(folder: str | os.PathLike, run: str | os.PathLike) -> list[str]:
         source = open_folder(folder)
         imported = load(source)
         tokenizer = import_tokenizer(source.path)
-        check_vocabulary(imported.model, tokenizer)
+        check_vocabulary(tokenizer, imported.model.vocab, source.path)
         objective = _objective(source, imported.model)
         experiment = _experiment(source.path, imported.model, objective)
         tokenizer.save(str(home / runs.TOKENIZER))
@@ -127,6 +121,7 @@ def export_run(
 
     decoding = getattr(run.objective, "decoding", None)
     settings = {"dtype": dtype, "origin": origin, "generation": decoding and generation_fields(decoding)}
+    settings["beginning"] = getattr(run.objective, "beginning", False)
     export_hf(run.model, run.params, run.tokenizer, out, finish=finish, **settings)
 
 

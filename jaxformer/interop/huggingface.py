@@ -28,6 +28,7 @@ from jaxformer.interop.folders import (
 from jaxformer.interop.settings import HARMLESS, Settings
 from jaxformer.interop.stored import FLOATS, DType
 from jaxformer.interop.table import Slot, slots
+from jaxformer.interop.tokenizers import check_vocabulary, export_tokenizer
 from jaxformer.models.bert import Bert
 from jaxformer.models.encoder_decoder import EncoderDecoder
 
@@ -106,6 +107,7 @@ def export_hf(
     dtype: DType = "float32",
     origin: Origin | None = None,
     generation: Mapping[str, Any] | None = None,
+    beginning: bool = False,
     shard: int = SHARD,
     finish: Callable[[Path], None] | None = None,
 ) -> None:
@@ -121,6 +123,7 @@ def export_hf(
       dtype: of the weights.
       origin: of an imported model, whose special tokens and names of labels are kept.
       generation: how a model that writes does so, by transformers' names.
+      beginning: whether the tokenizer is to begin texts with its beginning token.
       shard: bytes of a file of weights, at most.
       finish: what adds more files to the folder, given its path, before it has its name.
 
@@ -135,7 +138,8 @@ def export_hf(
     architecture = config["architectures"][0]
     if origin is not None and origin.architecture in family.architectures:
         config = {**origin.config, **config}
-    check_vocabulary(model, tokenizer)
+    if tokenizer is not None:
+        check_vocabulary(tokenizer, model.vocab, out)
     tokens = special_tokens(model, tokenizer, origin)
     if family.own_pad and tokenizer is not None and tokens["pad_token_id"] != config["pad_token_id"]:
         raise InputError(
@@ -154,21 +158,10 @@ def export_hf(
         if not isinstance(model, Bert):
             write_json(folder / GENERATION, _generation(tokens, origin, generation))
         if tokenizer is not None:
-            from jaxformer.interop.tokenizers import export_tokenizer
-
-            export_tokenizer(tokenizer, folder)
+            export_tokenizer(tokenizer, folder, family.model_type, beginning)
         write_weights(folder, tensors, parameters.written(own, arrays, FLOATS[dtype]), shard)
         if finish is not None:
             finish(folder)
-
-
-def check_vocabulary(model: nn.Module, tokenizer: Tokenizer | None) -> None:
-    """Raises InputError where the tokenizer has pieces for which the model has no embedding."""
-    if tokenizer is not None and tokenizer.vocab_size > model.vocab:
-        raise InputError(
-            f"the tokenizer has {tokenizer.vocab_size:,} pieces and the model a vocabulary of {model.vocab:,}; "
-            "expected one that belongs to the model"
-        )
 
 
 def special_tokens(model: nn.Module, tokenizer: Tokenizer | None, origin: Origin | None) -> dict[str, Any]:

@@ -33,6 +33,11 @@ def flat(params: Any) -> dict[str, Any]:
     return flax.traverse_util.flatten_dict(params, sep="/")
 
 
+def nested(leaves: Mapping[str, Any]) -> Any:
+    """The tree of such leaves."""
+    return flax.traverse_util.unflatten_dict(dict(leaves), sep="/")
+
+
 def read(
     table: Table, shapes: Mapping[str, tuple[int, ...]], stored: Mapping[str, Stored], dtype: np.dtype, where: str
 ) -> Any:
@@ -69,7 +74,7 @@ def read(
             waiting[path] -= 1
             if not waiting[path]:
                 done[path] = jax.device_put(arrays.pop(path))
-    return flax.traverse_util.unflatten_dict(done, sep="/")
+    return nested(done)
 
 
 def written(slots: Sequence[Slot], arrays: Mapping[str, Any], dtype: np.dtype) -> Iterator[np.ndarray]:
