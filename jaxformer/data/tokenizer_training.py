@@ -58,15 +58,17 @@ def train_sentencepiece(
 
 
 def with_sentinels(model: bytes, count: int) -> bytes:
-    """A SentencePiece model with `count` sentinels behind its pieces, the first of them last (Raffel et al. 2020).
+    """A SentencePiece model with `count` sentinels behind its pieces, the first of them last (Raffel et al. 2020)."""
+    return with_pieces(model, [special_tokens.sentinel(number) for number in reversed(range(count))])
 
-    They are control symbols: no text is encoded as one.
-    """
+
+def with_pieces(model: bytes, names: Sequence[str]) -> bytes:
+    """A SentencePiece model with more pieces behind its own. They are control symbols: no text is encoded as one."""
     from sentencepiece import sentencepiece_model_pb2
 
     proto = sentencepiece_model_pb2.ModelProto.FromString(model)
-    for number in reversed(range(count)):
-        proto.pieces.add(piece=special_tokens.sentinel(number), score=0.0, type=proto.SentencePiece.CONTROL)
+    for name in names:
+        proto.pieces.add(piece=name, score=0.0, type=proto.SentencePiece.CONTROL)
     proto.trainer_spec.vocab_size = len(proto.pieces)
     return proto.SerializeToString()
 

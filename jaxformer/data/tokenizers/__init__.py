@@ -1,12 +1,11 @@
 """Step 2 of the way of the data: text to token ids and back.
 
 `SentencePiece` (Kudo & Richardson 2018), `WordPiece` (Devlin et al. 2019) and `ByteLevelBpe` (Radford et al. 2019) are
-configs; their `build` gives a `Tokenizer`, which a run keeps in a folder of its own and `load_tokenizer` reads. `Kept`
-is the config of a tokenizer that came with a model.
+configs; their `build` gives a `Tokenizer`, which a run keeps in a folder of its own and `load_tokenizer` reads.
 """
 
-from jaxformer.data.tokenizers.configs import ByteLevelBpe, Kept, SentencePiece, WordPiece
+from jaxformer.data.tokenizers.configs import ByteLevelBpe, SentencePiece, WordPiece
 from jaxformer.data.tokenizers.loading import load_tokenizer
 from jaxformer.data.tokenizers.tokenizer import Tokenizer
 
-__all__ = ["ByteLevelBpe", "Kept", "SentencePiece", "Tokenizer", "WordPiece", "load_tokenizer"]
+__all__ = ["ByteLevelBpe", "SentencePiece", "Tokenizer", "WordPiece", "load_tokenizer"]

@@ -132,15 +132,6 @@ class ByteLevelBpe:
         return byte_level_of_files(path, os.path.join(os.path.dirname(path), merges))
 
 
-@dataclasses.dataclass(frozen=True)
-class Kept:
-    """The tokenizer that lies in the run's folder already, since the model came with it."""
-
-    def build(self, open_source: Callable[[], Sequence], folder: str) -> Tokenizer:
-        """The tokenizer kept in `folder`."""
-        return load_tokenizer(folder)
-
-
 def byte_level_of_files(vocab: str, merges: str, prefix: bool = False) -> ByteLevelTokenizer:
     """A byte-level BPE of GPT-2's two files; `prefix`: whether a space is written before every text."""
     try:

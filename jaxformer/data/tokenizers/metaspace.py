@@ -1,9 +1,11 @@
 """SentencePiece's way of spelling in a tokenizer.json: a word begins with U+2581."""
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
 
+from jaxformer.data import special_tokens
 from jaxformer.data.tokenizers.json_tokenizer import JsonTokenizer
 from jaxformer.data.tokenizers.sentence_piece import SPACE, readable, starts_word
 
@@ -13,6 +15,12 @@ class MetaspaceTokenizer(JsonTokenizer):
 
     def _starts(self, pieces: list[str]) -> np.ndarray:
         return np.array([starts_word(piece) for piece in pieces])
+
+    @functools.cached_property
+    def _shown(self) -> dict[int, str]:
+        unknown = [self.roles.get("unk"), *special_tokens.NAMES["unk"]]
+        found = {number: "⁇ " for number in self.special_ids if self.pieces[number] in unknown}  # As SentencePiece.
+        return super()._shown | found
 
     def decode(self, ids: Sequence[int]) -> str:
         pieces = [
