@@ -22,6 +22,7 @@ from jaxformer.interop.huggingface import Origin, export_hf, load
 from jaxformer.interop.model_card import write_card
 from jaxformer.interop.stored import DType
 from jaxformer.interop.tokenizers import check_vocabulary, import_tokenizer
+from jaxformer.models.bart import Bart
 from jaxformer.models.bert import Bert
 from jaxformer.models.encoder_decoder import EncoderDecoder
 from jaxformer.objectives.language_model import LanguageModel
@@ -175,8 +176,18 @@ def _objective(folder: Folder, model: Any) -> Objective:
         return sentence_transformers.read(folder.path, model)
     said = {**folder.config, **folder.generation}
     if isinstance(model, EncoderDecoder):
-        return Seq2Seq(decoding=decoding_of(said, Decoding(max_new=128)))
+        decoding = decoding_of(said, Decoding(max_new=128))
+        return Seq2Seq(decoding=decoding, start=_start(said, folder), beginning=isinstance(model, Bart))
     return LanguageModel(decoding=decoding_of(said, Decoding()), beginning=_begins(folder.path))
+
+
+def _start(said: Mapping[str, Any], folder: Folder) -> str:
+    """The token behind which answers stand, padding or the end; InputError where it is another."""
+    names = {said.get("eos_token_id"): "end", said.get("pad_token_id"): "padding", None: "padding"}
+    start = said.get("decoder_start_token_id")
+    if start not in names:
+        raise InputError(f"{folder.path}: decoder_start_token_id={start}: expected the padding's or the end's number")
+    return names[start]
 
 
 def _begins(folder: Path) -> bool:

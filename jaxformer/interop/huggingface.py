@@ -29,6 +29,7 @@ from jaxformer.interop.settings import HARMLESS, Settings
 from jaxformer.interop.stored import FLOATS, DType
 from jaxformer.interop.table import Slot, slots
 from jaxformer.interop.tokenizers import check_vocabulary, export_tokenizer
+from jaxformer.models.bart import Bart
 from jaxformer.models.bert import Bert
 from jaxformer.models.encoder_decoder import EncoderDecoder
 
@@ -172,8 +173,10 @@ def special_tokens(model: nn.Module, tokenizer: Tokenizer | None, origin: Origin
         if tokenizer is not None and (name == "pad_token_id" or not isinstance(model, Bert)):
             with contextlib.suppress(InputError):
                 found[name] = getattr(tokenizer, attribute)
-    if isinstance(model, EncoderDecoder) and found["pad_token_id"] is not None:
-        found["decoder_start_token_id"] = found["pad_token_id"]  # As `Seq2Seq` begins.
+    if isinstance(model, EncoderDecoder):
+        # As `Seq2Seq` begins: a BART of its paper behind the end token, the others behind padding.
+        start = found["eos_token_id" if isinstance(model, Bart) else "pad_token_id"]
+        found |= {} if start is None else {"decoder_start_token_id": start}
     kept = {} if origin is None else origin.config
     return found | {name: value for name, value in kept.items() if name.endswith("_token_id")}
 

@@ -88,6 +88,9 @@ def written(slots: Sequence[Slot], arrays: Mapping[str, Any], dtype: np.dtype) -
         # Of a stack that lies on a device, all layers come over at once, and wait for the next tensors of theirs.
         last = {path: last[path] if path in last else np.asarray(arrays[path]) for path in slot.paths}
         parts = [last[path][... if slot.layer is None else slot.layer] for path in slot.paths]
+        if len(parts) == 1 and slot.order == tuple(range(len(slot.order))) and parts[0].dtype == dtype:
+            yield parts[0].reshape(slot.shape)  # As it is: the token table is often the largest tensor.
+            continue
         tensor = np.empty(slot.shape, dtype)
         for ours, theirs in zip(parts, slot.to_ours(tensor), strict=True):
             with np.errstate(over="ignore"):

@@ -6,7 +6,8 @@ from typing import Any
 from jaxformer.errors import InputError
 
 _HARMLESS = """
-architectures model_type transformers_version _name_or_path name_or_path torch_dtype dtype _attn_implementation
+architectures model_type is_encoder_decoder
+transformers_version _name_or_path name_or_path torch_dtype dtype _attn_implementation
 _attn_implementation_autoset attn_implementation use_cache return_dict return_dict_in_generate output_attentions
 output_hidden_states output_scores output_past torchscript use_bfloat16 initializer_range initializer_factor
 init_std gradient_checkpointing finetuning_task task_specific_params tokenizer_class problem_type num_labels

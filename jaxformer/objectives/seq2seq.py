@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -56,6 +56,10 @@ class Seq2Seq:
     """Held-out examples that an evaluation answers and scores, the first ones (of each prefix); 0 for none."""
     scores: tuple[Scores, ...] = (Scores(),)
     """What they are scored by; with several prefixes, each task for itself."""
+    start: Literal["padding", "end"] = "padding"
+    """The token behind which it answers: padding, as in the rows of `TextToText`, or the end, as an imported BART."""
+    beginning: bool = False
+    """Begin inputs with the tokenizer's beginning token, for a model that has learned from inputs that do."""
 
     def __post_init__(self):
         fields.check(self)
@@ -147,7 +151,9 @@ class Seq2Seq:
           InputError: a text or an answer without a token, or longer than the model's positions.
         """
         inputs = self.prompts(tokenizer, texts)
-        return score(model, params, inputs, [tokenizer.target.encode(answer) for answer in answers], tokenizer.pad_id)
+        return score(
+            model, params, inputs, [tokenizer.target.encode(answer) for answer in answers], self._first(tokenizer)
+        )
 
     def prompts(self, tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
         """What the encoder reads of each text; `<extra_id_0>` and so on are sentinels.
@@ -159,13 +165,18 @@ class Seq2Seq:
         for text, tokens in zip(texts, encoded, strict=True):
             if not len(tokens):
                 raise InputError(f"{text!r}: an empty text; expected some words to answer")
-        return [np.append(tokens, tokenizer.eos_id) for tokens in encoded]
+        before = [tokenizer.bos_id] if self.beginning else []
+        return [np.array([*before, *tokens, tokenizer.eos_id], np.int32) for tokens in encoded]
 
     def write(
         self, model: EncoderDecoder, params, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]]
     ) -> list[np.ndarray]:
         """The tokens of the answer to each prompt."""
-        return generate(model, params, prompts, self.decoding, tokenizer.eos_id, tokenizer.pad_id)
+        return generate(model, params, prompts, self.decoding, tokenizer.eos_id, self._first(tokenizer))
+
+    def _first(self, tokenizer: Tokenizer) -> int:
+        """The token behind which an answer stands."""
+        return tokenizer.pad_id if self.start == "padding" else tokenizer.eos_id
 
     def _in_turns(self, tokenizer: Tokenizer, examples: list[Example]) -> list[Example]:
         """The examples, the first one of each prefix and of none before the second ones, and so on."""

@@ -77,7 +77,6 @@ def stacks(settings: Settings) -> dict[str, Transformer]:
     """Both stacks of Marian's and BART's config."""
     for name in ("normalize_before", "add_final_layer_norm", "add_bias_logits"):
         settings.must(name, False)
-    settings.get("is_encoder_decoder")
     settings.get("num_hidden_layers")  # The encoder's, again.
     for name in ("activation_dropout", "encoder_layerdrop", "decoder_layerdrop"):
         settings.only_training(name)

@@ -82,7 +82,7 @@ def _build(settings: Settings, tied: bool, form: str) -> T5:
     forms |= {f"gated-{name}": (GatedMlp, act) for name, act in ACTIVATIONS.items()}
     forms["gated-gelu"] = (GatedMlp, "gelu_tanh")  # By this name it means the approximation.
     kind, act = settings.choice("feed_forward_proj", forms, form)
-    for name in ("dense_act_fn", "is_gated_act", "scale_decoder_outputs", "is_encoder_decoder"):
+    for name in ("dense_act_fn", "is_gated_act", "scale_decoder_outputs"):
         settings.get(name)  # Said by the two before, or always so.
     sizes = {
         "width": settings.integer("d_model", 512),

@@ -1,0 +1,212 @@
+"""A run leaves for transformers and comes back: the same numbers, the same writing, from the command line."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+import torch
+import transformers
+from hf_models import VOCAB, redrawn
+from small_bert import assert_trees_identical, noisy_params, paths
+from small_writer import ENCODER_DECODER, GPT, PIECES, small_run, small_tokenizer
+
+import jaxformer as jf
+from jaxformer import cli, config, runs, state
+from jaxformer.checkpoints import Checkpoints
+from jaxformer.config import Checkpoint
+from jaxformer.decoding.settings import Decoding
+from jaxformer.errors import InputError
+from jaxformer.interop.hf_runs import decoding_of, export_run, generation_fields, import_run
+from jaxformer.layers.norms import LayerNorm
+from jaxformer.models.bart import Bart
+from jaxformer.models.bert import Bert
+from jaxformer.objectives.language_model import LanguageModel
+from jaxformer.objectives.masked_lm import MaskedLM
+from jaxformer.objectives.sentence_embedding import SentenceEmbedding
+from jaxformer.objectives.seq2seq import Seq2Seq
+
+del VOCAB, redrawn  # Importing their module keeps transformers quiet.
+
+
+def kept(run, folder):
+    """The run, written as one that was trained."""
+    run.tokenizer.save(str(folder / "tokenizer"))
+    with Checkpoints(folder / runs.CHECKPOINTS, Checkpoint()) as checkpoints:
+        checkpoints.save(7, {"params": run.params}, None)
+        checkpoints.wait()
+    runs.write_experiment(folder, run.experiment)
+    return folder
+
+
+def writing_run(folder, tokenizer, answers, bart=False):
+    """A run of a GPT-2, of a Marian or of a BART, such as their families have."""
+    settings = {"start": "end", "beginning": True} if bart else {}
+    objective = LanguageModel(decoding=Decoding(9))
+    if answers:
+        objective = Seq2Seq(decoding=Decoding(max_new=9, beams=3), **settings)
+    run = small_run(tokenizer, objective)
+    stack = dataclasses.replace(GPT.transformer, norm_position="after" if answers else "before", norm=LayerNorm(1e-5))
+    fields = {"encoder": stack, "decoder": stack} if answers else {"transformer": stack}
+    model = dataclasses.replace(ENCODER_DECODER if answers else GPT, **fields)
+    if bart:
+        model = Bart(stack, stack, vocab=len(PIECES), positions=32)
+    params = noisy_params(model, *[np.zeros((1, 4), np.int32)] * (2 if answers else 1))
+    experiment = dataclasses.replace(run.experiment, model=model)
+    return kept(dataclasses.replace(run, experiment=experiment, params=params), folder)
+
+
+@pytest.fixture
+def tokenizer(tmp_path):
+    (tmp_path / "vocab").mkdir()
+    return small_tokenizer(tmp_path / "vocab")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["gpt2", "marian", "bart"])
+def test_a_run_that_writes_goes_and_comes_back(family, tmp_path, tokenizer):
+    (tmp_path / "run").mkdir()
+    answers = family != "gpt2"
+    before = jf.open_run(writing_run(tmp_path / "run", tokenizer, answers, family == "bart"))
+    out = tmp_path / "new" / "out"
+    assert cli.main(["export", str(before.folder), str(out), "--no-certificate"]) == 0
+    assert cli.main(["import", str(out), str(tmp_path / "back")]) == 0
+    after = jf.open_run(tmp_path / "back")
+    assert_trees_identical(after.params, before.params)
+    assert after.objective == before.objective
+    text = "w1 w2 w3x ."
+    assert str(after.predict(text)) == str(before.predict(text))
+    with pytest.raises(InputError, match="no held-out data"):
+        after.evaluate()
+    # What transformers writes of the same text, by its own beam search, is what we do.
+    auto = transformers.AutoModelForSeq2SeqLM if answers else transformers.AutoModelForCausalLM
+    theirs = auto.from_pretrained(out).eval()
+    assert theirs.generation_config.num_beams == before.objective.decoding.beams
+    prompt = before.objective.prompts(before.tokenizer, [text])[0]
+    tokens = torch.tensor(np.asarray(prompt)[None], dtype=torch.long)
+    written = theirs.generate(tokens, attention_mask=torch.ones_like(tokens))[0].numpy()
+    ours = before.objective.write(before.model, before.params, before.tokenizer, [prompt])[0]
+    np.testing.assert_array_equal(written[1 if answers else len(prompt) :][: len(ours)], ours)
+    card = (out / "README.md").read_text()
+    assert "There is none: it was exported without." in card and "7 of 1 steps" in card
+    assert f'from_pretrained("{out.name}")' in card
+
+
+def bert_run(folder, tokenizer, model, objective):
+    base = small_run(tokenizer)
+    task = dataclasses.replace(base.experiment.data, task=jf_task(model))
+    experiment = dataclasses.replace(base.experiment, model=model, objective=objective, data=task)
+    return kept(
+        dataclasses.replace(base, experiment=experiment, params=noisy_params(model, np.zeros((1, 4), np.int32))), folder
+    )
+
+
+def jf_task(model):
+    from jaxformer.data.tasks import MaskedSentencePairs
+
+    return MaskedSentencePairs(16, 2, next_sentence="next_sentence" in model.heads)
+
+
+STACK = dataclasses.replace(GPT.transformer, norm_position="after", norm=LayerNorm(1e-12))
+
+
+@pytest.mark.parametrize("heads", [("masked_lm", "pooler", "next_sentence"), ("masked_lm",), ()])
+def test_a_bert_goes_and_comes_back(heads, tmp_path, tokenizer):
+    (tmp_path / "run").mkdir()
+    model = Bert(STACK, vocab=len(PIECES), positions=32, heads=heads)
+    objective = MaskedLM(next_sentence=float(len(heads) == 3)) if heads else SentenceEmbedding("first", True, 9)
+    before = jf.open_run(bert_run(tmp_path / "run", tokenizer, model, objective))
+    export_run(before, tmp_path / "out")
+    assert import_run(tmp_path / "out", tmp_path / "back") == []
+    after = jf.open_run(tmp_path / "back")
+    assert_trees_identical(after.params, before.params)
+    assert after.objective == before.objective
+    texts = ["w1 [MASK] w3", "w4 w5 [MASK] ."]
+    assert list(map(str, after.predict(texts))) == list(map(str, before.predict(texts)))
+
+
+def test_a_config_begins_with_an_imported_run(tmp_path, tokenizer):
+    (tmp_path / "run").mkdir()
+    model = Bert(STACK, vocab=len(PIECES), positions=32)
+    export_run(bert_run(tmp_path / "run", tokenizer, model, MaskedLM()), tmp_path / "out")
+    import_run(tmp_path / "out", tmp_path / "back")
+    run = jf.open_run(tmp_path / "back")
+    params = runs.first_params(run.folder, run.experiment, run.mesh)
+    assert_trees_identical(params, run.params)
+    assert paths(params).keys() == paths(state.abstract_params(run.experiment, run.mesh)).keys()
+    assert config.from_json(config.to_json(run.experiment)) == run.experiment
+
+
+def test_special_tokens_labels_and_generation_travel(tmp_path, tokenizer):
+    (tmp_path / "run").mkdir()
+    export_run(writing_run(tmp_path / "run", tokenizer, False), tmp_path / "out")
+    path = tmp_path / "out" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"id2label": {"0": "yes"}, "eos_token_id": 7}))
+    path = tmp_path / "out" / "generation_config.json"
+    path.write_text(json.dumps({"do_sample": True, "temperature": 0.5, "top_k": 4, "no_repeat_ngram_size": 3}))
+    import_run(tmp_path / "out", tmp_path / "back")
+    assert jf.open_run(tmp_path / "back").objective.decoding == Decoding(temperature=0.5, top_k=4)
+    export_run(tmp_path / "back", tmp_path / "again")
+    again = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert again["id2label"] == {"0": "yes"} and again["eos_token_id"] == 7
+    generation = json.loads((tmp_path / "again" / "generation_config.json").read_text())
+    assert generation["no_repeat_ngram_size"] == 3 and generation["temperature"] == 0.5 and generation["top_k"] == 4
+
+
+@pytest.mark.parametrize(
+    "decoding",
+    [
+        Decoding(9),
+        Decoding(9, temperature=0.7, top_k=5, top_p=0.9, min_p=0.1, repetition_penalty=1.2),
+        Decoding(9, beams=4, length_penalty=0.5, early_stopping="full"),
+        Decoding(9, beams=2, early_stopping="impossible"),
+    ],
+)
+def test_settings_of_writing_go_and_come_back(decoding):
+    assert decoding_of(generation_fields(decoding), Decoding()) == decoding
+
+
+class TestSentenceEmbedding:
+    MODEL = Bert(STACK, vocab=len(PIECES), positions=32, heads=("pooler",))
+    PARAMS = noisy_params(MODEL, np.zeros((1, 4), np.int32))
+    TEXTS = ("w1 w2 w3", "w4", "w5 w6 w7x w8 w9")
+
+    def vector(self, tokenizer, text, pooling):
+        tokens = np.array([[tokenizer.cls_id, *tokenizer.encode(text), tokenizer.sep_id]])
+        output = self.MODEL.apply({"params": self.PARAMS}, tokens)
+        return {"mean": output.hidden[0].mean(0), "first": output.hidden[0, 0], "pooler": output.pooled[0, 0]}[pooling]
+
+    @pytest.mark.parametrize("pooling", ["mean", "first", "pooler"])
+    def test_padding_and_the_other_texts_change_no_vector(self, tokenizer, pooling):
+        objective = SentenceEmbedding(pooling, normalized=False)
+        vectors = objective.embed(self.MODEL, self.PARAMS, tokenizer, self.TEXTS)
+        for text, vector in zip(self.TEXTS, vectors, strict=True):
+            np.testing.assert_allclose(vector, self.vector(tokenizer, text, pooling), atol=1e-5)
+
+    def test_cosines(self, tokenizer):
+        first, second, _ = SentenceEmbedding().predict(self.MODEL, self.PARAMS, tokenizer, self.TEXTS)
+        one, other = (self.vector(tokenizer, text, "mean") for text in self.TEXTS[:2])
+        cosine = float(one @ other / np.linalg.norm(one) / np.linalg.norm(other))
+        assert first.cosines[0] == ("w4", pytest.approx(cosine, abs=1e-5))
+        assert second.cosines[0][0] == "w1 w2 w3" and len(str(second).splitlines()) == 3
+        assert np.linalg.norm(first.vector) == pytest.approx(1, abs=1e-5)
+
+    def test_a_text_that_is_too_long_loses_its_end(self, tokenizer):
+        long, short = "w1 w2 w3 w4", "w1 w2"
+        objective = SentenceEmbedding(longest=4)
+        vectors = objective.embed(self.MODEL, self.PARAMS, tokenizer, [long, short])
+        np.testing.assert_allclose(vectors[0], vectors[1], atol=1e-6)
+
+    def test_it_does_not_train(self):
+        with pytest.raises(InputError, match="predicts only"):
+            SentenceEmbedding().check(self.MODEL, ["tokens"])
+
+
+def test_masked_lm_needs_its_heads():
+    model = Bert(STACK, vocab=9, heads=("pooler",))
+    with pytest.raises(InputError, match=r"model.heads=\('pooler',\): expected masked_lm among them"):
+        MaskedLM(next_sentence=0.0).check(model, ["tokens"])
+    with pytest.raises(InputError, match="the next-sentence head reads the pooler"):
+        Bert(STACK, heads=("next_sentence",))
+    assert jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 2), np.int32))["params"].keys() >= {"pooler"}
