@@ -23,6 +23,7 @@ REQUIRED = [
     "rich>=13",
     "tensorboardX>=2.6",
     "numpy>=2",
+    "ml_dtypes",
 ]
 
 EXTRAS = {
