@@ -9,6 +9,7 @@ from small_bert import noisy_params
 from jaxformer.errors import InputError
 from jaxformer.layers.attention import Attention, KeyValue, attention_weights, mix
 from jaxformer.layers.masks import Mask
+from jaxformer.layers.norms import HeadRMSNorm
 from jaxformer.layers.positions import Placement, Rotary, rotate
 
 
@@ -183,6 +184,26 @@ def test_a_placement_rotates_queries_and_keys_and_adds_its_bias():
     np.testing.assert_allclose(keys.key, key.swapaxes(1, 2), atol=1e-5)
     expected = softmax(np.einsum("bthk,bsk->bhts", query, key[:, :, 0]) / 2 + bias)
     np.testing.assert_allclose(weights, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("memory", [None, MEMORY], ids=["itself", "memory"])
+def test_each_heads_queries_and_keys_are_normalised_and_its_values_not(memory):
+    layer = Attention(kv_heads=1, head_norm=HeadRMSNorm(1e-3))
+    params = params_of(layer)
+
+    def normed(name, inputs):
+        heads = project(params, name, inputs)
+        size = np.sqrt(np.square(heads).mean(-1, keepdims=True) + 1e-3)
+        return heads / size * params[f"{name}_norm"]["scale"]
+
+    output, weights, keys = apply(layer, params, X, memory, return_weights=True)
+    seen = X if memory is None else memory
+    query, key = normed("query", X), normed("key", seen)
+    np.testing.assert_allclose(np.swapaxes(keys.key, 1, 2), key, atol=1e-5)
+    np.testing.assert_allclose(np.swapaxes(keys.value, 1, 2), project(params, "value", seen), atol=1e-5)
+    expected = softmax(np.einsum("bthk,bshk->bhts", query, np.repeat(key, 3, axis=2)) / 2)
+    np.testing.assert_allclose(weights, expected, atol=1e-5)
+    assert output.shape == X.shape
 
 
 def test_dropout_is_on_the_weights_that_mix_and_not_on_those_returned():

@@ -96,3 +96,13 @@ def test_learned_positions_begin_as_sinusoids_and_tokens_at_the_size_that_is_ask
     expected = 0.1 * sinusoidal(np.arange(LONGEST), width + width % 2)[:, :width]
     np.testing.assert_allclose(boxed["position"].value, expected, atol=1e-6)
     assert (boxed["token"].letters, boxed["position"].letters) == ("vd", "td")
+
+
+@pytest.mark.parametrize("positions", [None, POSITIONS], ids=["counted", "given"])
+def test_rows_before_the_first_position_are_read_by_nothing(positions):
+    module = embeddings(offset=2)
+    params = noisy_params(module, TOKENS)
+    assert params["position"].shape == (LONGEST + 2, WIDTH)
+    later = params | {"position": params["position"][2:]}
+    expected = embed(embeddings(), later, TOKENS, positions)
+    np.testing.assert_array_equal(embed(module, params, TOKENS, positions), expected)

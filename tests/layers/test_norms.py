@@ -7,9 +7,10 @@ import pytest
 import torch
 from small_bert import noisy_params
 
-from jaxformer.layers.norms import LayerNorm, RMSNorm
+from jaxformer.layers.norms import HeadRMSNorm, LayerNorm, RMSNorm
 
 CASES = [LayerNorm(1e-12), LayerNorm(1e-2), LayerNorm(1e-6, bias=False), RMSNorm(1e-6), RMSNorm(1e-2)]
+CASES.append(HeadRMSNorm(1e-3))
 each_norm = pytest.mark.parametrize("norm", CASES, ids=lambda norm: f"{type(norm).__name__}-{norm.epsilon}")
 
 
@@ -54,3 +55,8 @@ def test_a_great_mean_does_not_drown_the_variance():
     params = noisy_params(norm, x)
     apart = norm.apply({"params": params}, x + np.float32(4096))
     np.testing.assert_allclose(apart, norm.apply({"params": params}, x), atol=2e-3)
+
+
+def test_the_norm_of_heads_has_their_axis():
+    boxes = jax.eval_shape(HeadRMSNorm().init, jax.random.key(0), np.zeros((2, 3, 4)))["params"]
+    assert boxes["scale"].letters == "k"
