@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 import torch
 import transformers
-from hf_weights import gpt2_params, llama_params, marian_params, redraw, t5_params
+from hf_weights import as_ours, redraw
 
 from jaxformer.decoding import generate as generating
 from jaxformer.decoding import loops, steps
@@ -30,15 +30,13 @@ def gpt2():
     config = transformers.GPT2Config(
         vocab_size=VOCAB, n_positions=LONGEST, n_embd=16, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0, **EAGER
     )
-    return transformers.GPT2LMHeadModel(config), gpt2_params
+    return transformers.GPT2LMHeadModel(config), as_ours
 
 
 def llama():
     sizes = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "head_dim": 6}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": LONGEST}
-    return transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(vocab_size=VOCAB, **sizes, **heads, **EAGER)
-    ), llama_params
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=VOCAB, **sizes, **heads, **EAGER)), as_ours
 
 
 def t5():
@@ -47,7 +45,7 @@ def t5():
         vocab_size=VOCAB, relative_attention_num_buckets=8, relative_attention_max_distance=12, **sizes
     )
     config._attn_implementation = "eager"
-    return transformers.T5ForConditionalGeneration(config), t5_params
+    return transformers.T5ForConditionalGeneration(config), as_ours
 
 
 def marian():
@@ -55,9 +53,7 @@ def marian():
     for side, layers in (("encoder", 2), ("decoder", 1)):
         sizes |= {f"{side}_layers": layers, f"{side}_attention_heads": 2, f"{side}_ffn_dim": 24}
     tokens = {"pad_token_id": START, "decoder_start_token_id": START, "eos_token_id": 0, "forced_eos_token_id": None}
-    return transformers.MarianMTModel(
-        transformers.MarianConfig(vocab_size=VOCAB, **sizes, **tokens, **EAGER)
-    ), marian_params
+    return transformers.MarianMTModel(transformers.MarianConfig(vocab_size=VOCAB, **sizes, **tokens, **EAGER)), as_ours
 
 
 MODELS = {"gpt2": gpt2, "llama": llama, "t5": t5, "marian": marian}

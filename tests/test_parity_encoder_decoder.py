@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from hf_weights import TOLERANCE, assert_same, marian_params, redraw, t5_params
+from hf_weights import TOLERANCE, as_ours, assert_same, redraw
 from small_bert import assert_trees_close, paths
 
 from jaxformer.layers import attention
@@ -41,7 +41,7 @@ def t5(heads, head_dim, width, depths, inner, vocab, buckets=32, longest=128, ki
     if untied:
         # As loading a checkpoint of v1.1 would: the class itself ties the head always.
         model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
-    return model, t5_params
+    return model, as_ours
 
 
 def marian(heads, width, depths, inner, activation, vocab, scaled):
@@ -62,7 +62,7 @@ def marian(heads, width, depths, inner, activation, vocab, scaled):
         decoder_start_token_id=0,
         attn_implementation="eager",
     )
-    return transformers.MarianMTModel(config), marian_params
+    return transformers.MarianMTModel(config), as_ours
 
 
 CASES = {

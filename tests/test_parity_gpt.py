@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from hf_weights import TOLERANCE, assert_same, gpt2_params, llama_params, redraw
+from hf_weights import TOLERANCE, as_ours, assert_same, redraw
 from small_bert import assert_trees_close, paths
 
 from jaxformer.layers import attention
@@ -34,7 +34,7 @@ def gpt2(heads, head_dim, depth, inner, activation, vocab, epsilon, tied):
         eos_token_id=0,
         attn_implementation="eager",
     )
-    return transformers.GPT2LMHeadModel(config), gpt2_params
+    return transformers.GPT2LMHeadModel(config), as_ours
 
 
 def llama(heads, groups, width, head_dim, depth, inner, activation, vocab, epsilon, tied, bias, **rope):
@@ -57,7 +57,7 @@ def llama(heads, groups, width, head_dim, depth, inner, activation, vocab, epsil
         eos_token_id=0,
         attn_implementation="eager",
     )
-    return transformers.LlamaForCausalLM(config), llama_params
+    return transformers.LlamaForCausalLM(config), as_ours
 
 
 LLAMA3 = {
