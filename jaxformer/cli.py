@@ -1,6 +1,7 @@
 """The command line: `jaxformer train | evaluate | predict | export | import`."""
 
 import argparse
+import importlib.util
 import os
 import sys
 from collections.abc import Sequence
@@ -136,11 +137,13 @@ def export(arguments: list[str]) -> None:
 
 def _certifier():
     """What compares an exported folder with PyTorch's model of it, where that is installed."""
-    try:
-        from jaxformer.interop.certificate import certify
-    except ImportError:
-        return None
-    return certify
+    for name in ("torch", "transformers"):
+        if importlib.util.find_spec(name) is None:
+            print(f"note: no parity certificate: {name} is not installed", file=sys.stderr)
+            return None
+    from jaxformer.interop.certificate import certify_run
+
+    return certify_run
 
 
 def import_(arguments: list[str]) -> None:
