@@ -115,7 +115,8 @@ class Log:
     """When to report."""
 
     every: int = 50
-    """Steps between the lines of `metrics.jsonl`; only then does the host wait for the device."""
+    """Steps between the lines of `metrics.jsonl`, each of the means since the line before, or since the run went on;
+    only then does the host wait for the device."""
 
     def __post_init__(self):
         fields.check(self)

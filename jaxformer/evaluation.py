@@ -20,17 +20,16 @@ SPLIT = "validation"
 
 
 class Evaluator:
-    """Evaluates parameters on an experiment's held-out data; compiles once, at the first call.
-
-    Raises:
-      InputError: the held-out data gives no batch, or `checkpoint.best` is none of the metrics.
-    """
+    """Evaluates parameters on an experiment's held-out data; compiles once, at the first call."""
 
     def __init__(self, experiment: Experiment, tokenizer: Tokenizer, mesh: jax.sharding.Mesh):
         self._experiment, self._tokenizer, self._mesh = experiment, tokenizer, mesh
         self._rows = sharding.local_rows(experiment.data.batch, mesh)
         objective, model = experiment.objective, experiment.model
         self._step = jax.jit(lambda params, batch: objective(model, params, batch))
+
+    def check(self) -> None:
+        """Raises InputError where the held-out data gives no batch, or `checkpoint.best` is none of the metrics."""
         with contextlib.closing(self._batches()) as batches:
             self._check_best(next(batches))
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -47,7 +48,7 @@ class Meter:
         self._timed, self._since = 0, time.monotonic()
 
     def report(self, step: int, state: TrainState) -> dict[str, float]:
-        """The metrics of the steps since the last report; waits for the device."""
+        """The metrics of the steps since the last report, or since the run went on; waits for the device."""
         means = metrics.merge(self._means)
         speed = self._timed * self._tokens / (time.monotonic() - self._since)
         self._means = []
@@ -91,14 +92,12 @@ class Logs:
         self.evaluated, self.results = 0, None
         """The step of the last evaluation and its metrics, as the first process knows them."""
         if self._writes:
-            import tensorboardX  # Slow: it imports torch where that is installed.
-
             for line in _forget_after(folder / METRICS, start):
                 if line["split"] != "train":
                     self.evaluated = line.pop("step")
                     self.results = {name: value for name, value in line.items() if name != "split"}
             self._lines = (folder / METRICS).open("a", encoding="utf-8", buffering=1)
-            self._board = tensorboardX.SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
+            self._board = _tensorboard().SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
 
     def __enter__(self) -> "Logs":
         self._bar.start()
@@ -156,6 +155,19 @@ class Logs:
 def summary(values: Mapping[str, float]) -> str:
     """The metrics in a line."""
     return "  ".join(f"{name} {value:.4f}" for name, value in values.items())
+
+
+def _tensorboard():
+    """tensorboardX, without torch: it would import that, where it is installed, for seconds, to name a type."""
+    hide = "torch" not in sys.modules
+    if hide:
+        sys.modules["torch"] = None
+    try:
+        import tensorboardX
+    finally:
+        if hide:
+            del sys.modules["torch"]
+    return tensorboardX
 
 
 def _forget_after(path: Path, step: int) -> list[dict]:

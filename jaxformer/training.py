@@ -155,6 +155,8 @@ def fit(experiment: Experiment, workdir: str | os.PathLike, quiet: bool = False)
         tokenizer = runs.prepare_tokenizer(folder, experiment)
         check_tokenizer(experiment, tokenizer)
         evaluate = Evaluator(experiment, tokenizer, mesh) if data.validation else None
+        if evaluate:
+            evaluate.check()  # What is wrong with the held-out data is to be known before the first step.
         saved = stack.enter_context(Checkpoints(folder / runs.CHECKPOINTS, experiment.checkpoint))
         state, all_lanes = restore_or_init(saved, experiment, mesh)
         step, lanes = int(state.step), all_lanes[rows]

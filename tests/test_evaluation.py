@@ -94,7 +94,9 @@ def test_what_the_best_checkpoint_is_chosen_by_must_be_a_metric(experiment, toke
         best_is = "highest" if name.endswith("accuracy") else "lowest"
         assert evaluate(checkpoint=config.Checkpoint(best=name, best_is=best_is))
     with pytest.raises(InputError, match=r"checkpoint.best=validation/loss: .* loss, masked_lm_accuracy"):
-        Evaluator(override(experiment, {"checkpoint.best": "validation/loss"}), tokenizer, sharding.make_mesh(Mesh()))
+        Evaluator(
+            override(experiment, {"checkpoint.best": "validation/loss"}), tokenizer, sharding.make_mesh(Mesh())
+        ).check()
 
 
 def test_a_best_checkpoint_without_held_out_data_is_refused(experiment):

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -51,20 +51,29 @@ def fill_masks(model: Bert, params, tokenizer: Tokenizer, texts: Sequence[str], 
     return filled
 
 
-def demonstrate(model: Bert, params, tokenizer: Tokenizer, batch: dict[str, np.ndarray], count: int = 4) -> list[str]:
-    """The first rows of a batch with their masked tokens as the model fills them: `[light]`, or `[dark, was light]`."""
+def demonstrate(
+    model: Bert,
+    params,
+    tokenizer: Tokenizer,
+    batch: Mapping[str, np.ndarray],
+    inputs: Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]],
+    count: int = 4,
+) -> list[str]:
+    """The first rows of a batch with their masked tokens as the model fills them: `[light]`, or `[dark, was light]`.
+
+    `inputs` is the part of a batch that the model takes.
+    """
     batch = {name: array[:count] for name, array in batch.items()}
-    inputs = {name: batch[name] for name in ("tokens", "segments", "positions", "token_types")}
-    output = jax.jit(model.apply)({"params": params}, **inputs)
+    logits = jax.jit(model.apply)({"params": params}, **inputs(batch)).logits
     lines = []
-    for row, guesses in enumerate(np.asarray(jnp.argmax(output.logits, -1))):
+    for row, guesses in enumerate(np.asarray(jnp.argmax(logits, -1))):
         used = batch["weights"][row] > 0
-        places, targets = batch["masked_positions"][row][used], batch["targets"][row][used]
+        masked = (batch["masked_positions"][row][used], batch["targets"][row][used], guesses[used])
         line, start = "", 0
-        for place, target in sorted(zip(places, targets, strict=True)):
-            right, wrong = tokenizer.piece(target), f"{tokenizer.piece(guesses[place])}, was {tokenizer.piece(target)}"
+        for place, target, guess in sorted(zip(*masked, strict=True)):
+            right, wrong = tokenizer.piece(target), f"{tokenizer.piece(guess)}, was {tokenizer.piece(target)}"
             line += _text(tokenizer, batch["tokens"][row, start:place]) + " " * bool(tokenizer.word_start[target])
-            line += f"[{right if guesses[place] == target else wrong}]"
+            line += f"[{right if guess == target else wrong}]"
             start = place + 1
         lines.append((line + _text(tokenizer, batch["tokens"][row, start:])).strip())
     return lines

@@ -90,4 +90,4 @@ class MaskedLM:
 
     def demonstrate(self, model: Bert, params, tokenizer: Tokenizer, batch: Mapping[str, Any]) -> list[str]:
         """A few masked texts as the model fills them."""
-        return demonstrate(model, params, tokenizer, batch)
+        return demonstrate(model, params, tokenizer, batch, self.inputs)
