@@ -1,6 +1,8 @@
 """What a run writes down, and what remains of it after a kill."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import tiny
@@ -119,3 +121,10 @@ def test_a_quiet_run_prints_nothing_and_still_writes(tmp_path, capsys):
 
 def test_a_summary_is_one_line():
     assert summary({"loss": 1.0, "accuracy": 0.25}) == "loss 1.0000  accuracy 0.2500"
+
+
+def test_tensorboard_is_imported_without_torch_which_can_be_imported_later():
+    script = (
+        "import sys; from jaxformer import logs; logs._tensorboard(); assert 'torch' not in sys.modules; import torch"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
