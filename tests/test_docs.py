@@ -68,8 +68,27 @@ def test_the_weights_go_and_come_back(folder):
 
 
 @pytest.mark.slow
+def test_what_it_says_of_writing(folder):
+    (folder / "FILE").write_text("Jesus wept.\nRejoice always.\n")
+    few = f"{FEW} --evaluation.batches 1 --objective.decoding.max_new 8"
+    lines = [line.split("  #")[0].strip() for line in blocks("bash")[4].splitlines()]
+    assert [line.split()[1] for line in lines] == ["train.py", "predict", "predict", "train.py", "predict", "evaluate"]
+    for line in lines:
+        extra = few + " --objective.scored 2" * ("translation" in line) if "train.py" in line else ""
+        done = run(f"{line} {extra}", folder)
+        assert done.returncode == 0, (line, done.stderr)
+        if "days" in line:
+            assert done.stdout.startswith("And it happened in those days")
+    assert {"bleu", "chrf"} < {shown.split()[0] for shown in done.stdout.splitlines()}
+    assert len((folder / "german.txt").read_text().splitlines()) == 2
+    done = run(f"{sys.executable} -c {shlex.quote(blocks('python')[2])}", folder, PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] in ("0.0", "0.5", "1.0")
+
+
+@pytest.mark.slow
 def test_the_python_that_it_shows(folder):
-    use, sources = blocks("python")
+    use, sources, _ = blocks("python")
     shorter = use.replace('{"steps": 200}', '{"steps": 8}').replace('workdir="runs/bert"', 'workdir="runs/python"')
     assert shorter.count("runs/python") == 1
     script = shorter.replace('open_run("runs/bert")', 'open_run("runs/python")') + "\nprint(output.logits.shape)"

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxformer.errors import InputError
+from jaxformer.layers import kernels
 from jaxformer.layers.dropout import dropout
 from jaxformer.layers.linear import DType, Linear
 from jaxformer.layers.masks import Mask
@@ -63,11 +64,8 @@ def mix(weights_bhts: jax.Array, value_bgsk: jax.Array) -> jax.Array:
     return jnp.einsum("bgrts,bgsk->btgrk", weights, value_bgsk).reshape(batch, queries, heads, size)
 
 
-def attend(query_bthk, keys: KeyValue, mask=None, bias_hts=None, scale=None, rate=0.0, key=None):
-    """Attention part by part of the queries.
-
-    Where no query sees a later key, each part leaves out the keys behind it. A part of many queries goes block by
-    block, so that memory grows with a row's length and not with its square.
+def attend(query_bthk, keys: KeyValue, mask=None, bias_hts=None, scale=None, rate=0.0, key=None, kernel="auto"):
+    """Attention without a whole matrix of scores: memory grows with a row's length and not with its square.
 
     Args:
       query_bthk: queries.
@@ -77,9 +75,24 @@ def attend(query_bthk, keys: KeyValue, mask=None, bias_hts=None, scale=None, rat
       scale: as in `attention_weights`.
       rate: of dropout on the weights.
       key: for dropout; None for none.
+      kernel: as in `Attention`.
 
     Returns:
       [b, t, h, k].
+    """
+    way = kernels.choose(kernel, query_bthk, keys.key, mask, bias_hts is not None, key is not None)
+    by_parts = functools.partial(_attend_by_parts, query_bthk, keys, mask, bias_hts, scale, rate, key)
+    if way == "blocks":
+        return by_parts()
+    arrays = query_bthk, keys.key, keys.value, mask, query_bthk.shape[-1] ** -0.5 if scale is None else scale
+    return kernels.splash(*arrays) if way == "splash" else kernels.cudnn(*arrays, otherwise=by_parts)
+
+
+def _attend_by_parts(query_bthk, keys, mask, bias_hts, scale, rate, key):
+    """Attention part by part of the queries.
+
+    Where no query sees a later key, each part leaves out the keys behind it. A part of many queries goes block by
+    block.
     """
     length = query_bthk.shape[1]
     in_order = mask is not None and mask.in_order
@@ -147,6 +160,8 @@ class Attention(nn.Module):
     """Whether scores are divided by sqrt(head_dim); T5's are not, and its queries begin smaller instead."""
     head_norm: nn.Module | None = None
     """The norm of each head's queries and of its keys, such as `HeadRMSNorm()`; None: none."""
+    kernel: kernels.Kernel = "auto"
+    """What computes it: auto, splash on TPU, cuDNN on GPU, or blocks of queries on CPU and where neither serves."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -229,7 +244,7 @@ class Attention(nn.Module):
             weights = attention_weights(query, keys.key, seen, bias, scale)
             mixed = mix(_dropout(weights, dropout, key), keys.value)
         else:
-            mixed = attend(query, keys, mask, bias, scale, dropout, key)
+            mixed = attend(query, keys, mask, bias, scale, dropout, key, self.kernel)
         output = Linear("bthk,hkd->btd", (heads, head_dim, width), self.bias, dtype, name="output")
         return output(mixed), weights, keys
 

@@ -20,7 +20,7 @@ class Mask:
     key_order: jax.Array | None = None
     """Integers [b, s] or [1, s]."""
     in_order: bool = flax.struct.field(pytree_node=False, default=False)
-    """Whether query i surely sees no key behind the i-th, so that attention need not compute what is behind."""
+    """Whether query i sees its segment's keys up to the i-th, so that attention need not compute what is behind."""
 
     @classmethod
     def of_segments(cls, query_segments: jax.Array, key_segments: jax.Array) -> Self:

@@ -1,0 +1,67 @@
+"""A parity certificate for a person to read: one HTML file, which needs no other."""
+
+import html
+from collections.abc import Mapping
+from typing import Any
+
+PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Parity certificate: {architecture}</title>
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a;
+  background: #fff }}
+h1 {{ font-size: 1.5rem; margin-bottom: 0 }}
+.verdict {{ display: inline-block; padding: .2rem .8rem; border-radius: .3rem; color: #fff; font-weight: 600;
+  background: #1a7f37 }}
+.verdict.failed {{ background: #b42318 }}
+table {{ border-collapse: collapse; width: 100%; margin: 1rem 0 2rem }}
+th, td {{ text-align: left; padding: .35rem .7rem; border-bottom: 1px solid #ddd; vertical-align: top }}
+th {{ border-bottom: 2px solid #888 }}
+td.number, th.number {{ text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }}
+td.passed {{ color: #1a7f37 }}
+td.failed, tr.failed td {{ color: #b42318; font-weight: 600 }}
+small {{ color: #555 }}
+</style>
+<h1>Parity certificate</h1>
+<p>{architecture}, {parameters:,} parameters, weights in {dtype}</p>
+<p class="verdict{failed}">{verdict}</p>
+<p>The same inputs went through the model in JAX and through PyTorch's model of this folder, both in float32 on the CPU.
+Logits are measured against the largest of them, the loss against itself, gradients against each tensor's largest; of
+greedy tokens the number is how far apart the logits are of the first two that differ, 0 where none does; of tokenizers,
+how many texts they encode differently.</p>
+<table>
+<thead><tr><th>Compared</th><th>On</th><th class="number">Difference</th><th class="number">Allowed</th><th></th>
+<th>Note</th></tr></thead>
+<tbody>
+{lines}
+</tbody>
+</table>
+<p><small>{versions}</small></p>
+</html>
+"""
+LINE = (
+    '<tr{row}><td>{what}</td><td>{where}</td><td class="number">{measured}</td><td class="number">{tolerance}</td>'
+    '<td class="{mark}">{mark}</td><td>{note}</td></tr>'
+)
+
+
+def page(certificate: Mapping[str, Any]) -> str:
+    """The page of what `parity.json` holds."""
+    lines = []
+    for line in certificate["lines"]:
+        texts = {name: html.escape(str(line[name])) for name in ("what", "where", "note")}
+        numbers = {name: f"{line[name]:.1e}" if line[name] else "0" for name in ("measured", "tolerance")}
+        mark = "passed" if line["passed"] else "failed"
+        lines.append(LINE.format(**texts, **numbers, mark=mark, row="" if line["passed"] else ' class="failed"'))
+    passed = certificate["passed"]
+    return PAGE.format(
+        architecture=html.escape(certificate["architecture"]),
+        parameters=certificate["parameters"],
+        dtype=html.escape(certificate["dtype"]),
+        failed="" if passed else " failed",
+        verdict="passed: PyTorch computes the same" if passed else "failed: PyTorch computes something else",
+        lines="\n".join(lines),
+        versions=html.escape(" · ".join(f"{name} {version}" for name, version in certificate["versions"].items())),
+    )

@@ -1,0 +1,276 @@
+"""The same inputs through a model of ours and through PyTorch's of its exported folder, both in float32."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+import transformers
+
+from jaxformer.decoding.generate import generate
+from jaxformer.decoding.settings import Decoding
+from jaxformer.errors import InputError
+from jaxformer.interop import parameters
+from jaxformer.interop.families import family_of_config
+from jaxformer.interop.folders import CONFIG, read_json
+from jaxformer.interop.table import slots
+from jaxformer.layers.transformer import Transformer
+from jaxformer.models.bert import Bert
+from jaxformer.models.encoder_decoder import EncoderDecoder
+
+LONGEST = 512
+"""Tokens of the long input, at most."""
+ROWS, LENGTH = 3, 16
+"""Of the other inputs."""
+NEW = 64
+"""Tokens that both write."""
+OUTPUTS = {
+    "logits": ("logits", "prediction_logits"),
+    "next-sentence logits": ("seq_relationship_logits",),
+    "hidden": ("last_hidden_state",),
+    "pooled": ("pooler_output",),
+}
+"""What PyTorch's models call what ours compute."""
+SMALL = 1e-3
+"""A tensor's gradient is measured against its own largest number, or this share of the largest of all: that of the
+keys' bias, for one, is nothing but rounding."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """Rows for both; integers [b, t] with 0 in `mask` where there is padding."""
+
+    name: str
+    tokens: np.ndarray
+    mask: np.ndarray
+    targets: np.ndarray
+    types: np.ndarray
+    read: np.ndarray
+    """What an encoder reads for them."""
+    read_mask: np.ndarray
+
+
+def inputs(model: nn.Module, texts: Sequence[np.ndarray], pad: int, seed: int = 0) -> Iterator[Inputs]:
+    """Short, long, padded and random rows.
+
+    Args:
+      model: ours.
+      texts: ids of texts; what is random is drawn from the whole vocabulary.
+      pad: the id in padding, and nowhere else.
+      seed: of what is drawn.
+    """
+    rng = np.random.default_rng(seed)
+    every = np.delete(np.arange(model.vocab), pad)
+    stream = np.concatenate([*texts, rng.choice(every, 2 * LONGEST)])
+    stream = np.tile(stream[stream != pad], 3)
+    length = min(LENGTH, model.positions)
+
+    def rows(name, tokens, lengths=None):
+        lengths = np.full(len(tokens), tokens.shape[1]) if lengths is None else lengths
+        mask = (np.arange(tokens.shape[1]) < lengths[:, None]).astype(np.int32)
+        targets = rng.choice(every, tokens.shape)
+        read, read_mask = np.flip(tokens, 1), np.flip(mask, 0)
+        tokens, read = np.where(mask, tokens, pad), np.where(read_mask, read, pad)
+        types = (np.arange(tokens.shape[1]) >= tokens.shape[1] // 2) * mask
+        return Inputs(
+            name, *(np.ascontiguousarray(part, np.int32) for part in (tokens, mask, targets, types, read, read_mask))
+        )
+
+    yield rows("short", stream[: ROWS * length].reshape(ROWS, length))
+    yield rows("long", stream[None, : min(LONGEST, model.positions)])
+    padded = np.array([length, max(1, length // 2), 1])
+    yield rows("padded", stream[-ROWS * length :].reshape(ROWS, length), padded)
+    yield rows("random", rng.choice(every, (ROWS, length)))
+
+
+class Ours:
+    """A model of ours, in float32 on the CPU."""
+
+    def __init__(self, model: nn.Module, params: Any, dtype: str):
+        """`dtype`: what the folder's weights are rounded to."""
+        parts = {name: getattr(model, name, None) for name in ("transformer", "encoder", "decoder")}
+        stacks = {
+            name: dataclasses.replace(part, dtype="float32", dropout=0.0, attention_dropout=0.0)
+            for name, part in parts.items()
+            if isinstance(part, Transformer)
+        }
+        self.model = dataclasses.replace(model, **stacks)
+        with on_cpu():
+            self.params = jax.tree.map(
+                lambda array: jnp.asarray(np.asarray(array)).astype(dtype).astype(jnp.float32), jax.device_get(params)
+            )
+
+    def __call__(self, rows: Inputs, names: Sequence[str]) -> tuple[dict[str, np.ndarray], float]:
+        """What is called so of what it computes, and the loss."""
+        with on_cpu():
+            loss, outputs = jax.jit(self._loss, static_argnums=2)(self.params, _arrays(rows), tuple(names))
+        return jax.device_get(outputs), float(loss)
+
+    def gradients(self, rows: Inputs, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """Of the loss, by path."""
+        with on_cpu():
+            compute = jax.jit(jax.grad(self._loss, has_aux=True), static_argnums=2)
+            gradients, _ = compute(self.params, _arrays(rows), tuple(names))
+        return parameters.flat(jax.device_get(gradients))
+
+    def _loss(self, params, rows, names):
+        outputs = self._outputs(params, rows)
+        outputs = {name: outputs[name] for name in names}
+        return _loss(self.model, outputs, rows), outputs
+
+    def _outputs(self, params, rows):
+        tokens, mask = rows["tokens"], rows["mask"]
+        if isinstance(self.model, EncoderDecoder):
+            names = {"input_segments": rows["read_mask"], "segments": mask}
+            output = self.model.apply({"params": params}, rows["read"], tokens, **names)
+        elif isinstance(self.model, Bert):
+            types = {"token_types": rows["types"]} if self.model.token_types > 1 else {}
+            output = self.model.apply({"params": params}, tokens, mask, **types)
+            found = {
+                "hidden": lambda: output.hidden,
+                "logits": lambda: output.logits,
+                "pooled": lambda: output.pooled[:, 0],
+                "next-sentence logits": lambda: output.next_sentence_logits[:, 0],
+            }
+            return {name: found[name]() for name in computed(self.model)}
+        else:
+            output = self.model.apply({"params": params}, tokens, mask)
+        return {"logits": output.logits}
+
+    def write(self, prompts: Sequence[np.ndarray], new: int, start: int | None) -> list[np.ndarray]:
+        """Greedily so many tokens behind each prompt."""
+        with on_cpu():
+            return generate(self.model, self.params, prompts, Decoding(max_new=new), start=start)
+
+
+class Theirs:
+    """The model of transformers that a folder describes."""
+
+    def __init__(self, folder: Path):
+        config = read_json(folder / CONFIG)
+        self.config, self.architecture = config, config["architectures"][0]
+        network = getattr(transformers, self.architecture, None)
+        if network is None:
+            raise InputError(f"{folder}: transformers {transformers.__version__} has no {self.architecture}")
+        settings = {"dtype": torch.float32, "attn_implementation": "eager", "local_files_only": True}
+        transformers.utils.logging.disable_progress_bar()
+        self.network = network.from_pretrained(folder, **settings).eval()
+
+    def __call__(self, rows: Inputs, model: nn.Module) -> tuple[dict[str, np.ndarray], float]:
+        """All that it computes of what ours do too, and the loss."""
+        with torch.no_grad():
+            outputs, loss = self._run(rows, model)
+        return {name: output.numpy() for name, output in outputs.items()}, float(loss)
+
+    def gradients(self, rows: Inputs, model: nn.Module) -> dict[str, np.ndarray]:
+        """Of the loss, by name; zeros where nothing depends on a parameter."""
+        self.network.zero_grad()
+        self._run(rows, model)[1].backward()
+        named = self.network.named_parameters()
+        return {
+            name: (torch.zeros_like(tensor) if tensor.grad is None else tensor.grad).numpy() for name, tensor in named
+        }
+
+    def _run(self, rows: Inputs, model: nn.Module):
+        arrays = {name: torch.from_numpy(array).long() for name, array in _arrays(rows).items()}
+        tokens, mask = arrays["tokens"], arrays["mask"]
+        # transformers shifts the targets of a decoder alone by itself: to the token that each comes after.
+        labels = arrays["targets"] if isinstance(model, (Bert, EncoderDecoder)) else tokens
+        given: dict[str, Any] = {"labels": torch.where(mask > 0, labels, -100)}
+        if isinstance(model, EncoderDecoder):
+            given |= {"input_ids": arrays["read"], "attention_mask": arrays["read_mask"], "decoder_input_ids": tokens}
+        else:
+            given |= {"input_ids": tokens, "attention_mask": mask}
+        if isinstance(model, Bert) and model.token_types > 1:
+            given["token_type_ids"] = arrays["types"]
+        if isinstance(model, Bert) and "masked_lm" not in model.heads:
+            given.pop("labels")
+        elif isinstance(model, Bert) and "next_sentence" in model.heads:
+            given["next_sentence_label"] = arrays["types"][:, -1]
+        output = self.network(**given)
+        found = {}
+        for name, attributes in OUTPUTS.items():
+            values = [value for one in attributes if (value := getattr(output, one, None)) is not None]
+            # A pooler that the folder has no weights for is drawn at random.
+            if values and name in computed(model):
+                found[name] = values[0]
+        loss = getattr(output, "loss", None)
+        if loss is None:
+            loss = (found["hidden"] ** 2 * mask[..., None]).sum() / mask.sum()
+        return found, loss
+
+    def write(self, prompt: np.ndarray, new: int, start: int | None, pad: int) -> tuple[np.ndarray, np.ndarray]:
+        """Greedily so many tokens behind a prompt, and the logits [n, v] by which each was chosen."""
+        plain = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False, "num_beams": 1, "use_cache": True}
+        tokens = {"pad_token_id": pad, "eos_token_id": None, "bos_token_id": None, "decoder_start_token_id": start}
+        settings = transformers.GenerationConfig(**plain, **tokens, output_logits=True, return_dict_in_generate=True)
+        self.network.generation_config = settings
+        ids = torch.from_numpy(prompt).long()[None]
+        with torch.no_grad():
+            output = self.network.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
+        return output.sequences[0, -len(output.logits) :].numpy(), torch.cat(output.logits).numpy()
+
+
+def computed(model: nn.Module) -> list[str]:
+    """Those of the `OUTPUTS` that a model of ours has."""
+    if not isinstance(model, Bert):
+        return ["logits"]
+    named = {"logits": "masked_lm", "next-sentence logits": "next_sentence", "pooled": "pooler"}
+    return ["hidden", *(name for name, head in named.items() if head in model.heads)]
+
+
+def by_their_names(config: Mapping[str, Any], ours: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Arrays of our parameters' shapes as their tensors, through the table by which weights are exported."""
+    family, architecture = family_of_config(config, (), CONFIG)
+    shapes = {path: tuple(array.shape) for path, array in ours.items()}
+    found = {}
+    for slot in slots(family.table, shapes, architecture in family.bare):
+        parts = [np.asarray(ours[path][... if slot.layer is None else slot.layer]) for path in slot.paths]
+        found[slot.name] = slot.to_theirs(parts)
+    return found
+
+
+def largest_difference(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]) -> tuple[float, str]:
+    """The largest difference of gradients relative to their size, and whose it is.
+
+    Raises:
+      InputError: no tensor is on both sides.
+    """
+    names = [name for name in ours if name in theirs]
+    if not names:
+        raise InputError("the export's table names none of the parameters that PyTorch's model has")
+    most = max(np.abs(theirs[name]).max(initial=0) for name in names)
+    sizes = {name: max(np.abs(theirs[name]).max(initial=0), SMALL * most, 1e-30) for name in names}
+    return max((float(np.abs(ours[name] - theirs[name]).max(initial=0) / sizes[name]), name) for name in names)
+
+
+def on_cpu():
+    """Computes where PyTorch does, in full precision."""
+    return jax.default_device(jax.local_devices(backend="cpu")[0])
+
+
+def _arrays(rows: Inputs) -> dict[str, np.ndarray]:
+    return {name: value for name, value in vars(rows).items() if name != "name"}
+
+
+def _loss(model: nn.Module, outputs: Mapping[str, jax.Array], rows: Mapping[str, jax.Array]) -> jax.Array:
+    """What transformers gives for these labels."""
+    mask = rows["mask"]
+    if "logits" not in outputs:
+        return (outputs["hidden"] ** 2 * mask[..., None]).sum() / mask.sum()
+    logits, targets = outputs["logits"], rows["targets"]
+    if not isinstance(model, (Bert, EncoderDecoder)):
+        logits, targets, mask = logits[:, :-1], rows["tokens"][:, 1:], mask[:, 1:]
+    loss = (_surprise(logits, targets) * mask).sum() / mask.sum()
+    if "next-sentence logits" in outputs:
+        loss += _surprise(outputs["next-sentence logits"], rows["types"][:, -1]).mean()
+    return loss
+
+
+def _surprise(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    return -jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], axis=-1)[..., 0]

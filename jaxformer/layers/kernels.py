@@ -1,0 +1,201 @@
+"""Attention by kernels that hold no matrix of scores: splash attention on TPU, cuDNN's flash attention on GPU."""
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from jaxformer import sharding
+from jaxformer.errors import InputError
+from jaxformer.layers.masks import Mask
+
+Kernel = Literal["auto", "blocks", "splash", "cudnn"]
+"""How attention is computed; auto is splash on TPU, cudnn on GPU, and blocks on CPU and where neither serves."""
+
+PLATFORMS = {"splash": "tpu", "cudnn": "gpu"}
+"""What each kernel runs on."""
+SHORTEST = 256
+"""Queries, and keys, that a kernel is worth while for: with fewer, there is little to save."""
+TILES = (512, 384, 256, 128)
+"""Positions that splash attention takes at once; lengths are padded to a multiple of the last."""
+
+
+def platform() -> str:
+    """What a program that is traced now will run on: the current mesh's devices, or the default ones.
+
+    A mesh may be of devices that are not here, where a program is only compiled for them.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
+def choose(kernel: Kernel, query_bthk, key_bgsk, mask: Mask | None, biased: bool, dropped: bool) -> str:
+    """How to compute this attention: `blocks`, `splash` or `cudnn`.
+
+    Even a kernel asked for by its name leaves to blocks what is short, and masks with an order of their own, such as a
+    cache's and a prefix's.
+
+    Args:
+      kernel: what was asked for.
+      query_bthk: queries.
+      key_bgsk: keys.
+      mask: a `Mask`, or None.
+      biased: whether something is added to the scores.
+      dropped: whether dropout acts on the weights.
+
+    Raises:
+      InputError: a kernel asked for by its name does not run here, or serves no such layer.
+    """
+    here = platform()
+    name = kernel
+    if kernel == "auto":
+        name = next((name for name, home in PLATFORMS.items() if home == here), "blocks")
+    if name == "blocks":
+        return name
+    problem = _problem(name, here, query_bthk, key_bgsk, biased, dropped)
+    if problem and kernel != "auto":
+        raise InputError(f"attention.kernel={kernel}: {problem}")
+    queries, keys = query_bthk.shape[1], key_bgsk.shape[2]
+    plain = mask is None or mask.query_order is None or (mask.in_order and queries == keys)
+    return name if plain and min(queries, keys) >= SHORTEST and not problem else "blocks"
+
+
+def _problem(name, here, query_bthk, key_bgsk, biased, dropped) -> str | None:
+    """Why that kernel serves no layer such as this one."""
+    size, dtype = query_bthk.shape[-1], query_bthk.dtype
+    if here != PLATFORMS[name]:
+        return f"it runs on {PLATFORMS[name].upper()}, and this is {here.upper()}"
+    if biased:
+        return "it adds nothing to scores, as relative positions do"
+    if dropped:
+        return "it drops no weights: transformer.attention_dropout must be 0"
+    if name == "cudnn" and (size % 8 or size > 128):
+        return f"expected a head_dim that is a multiple of 8 and at most 128, not {size}"
+    if name == "cudnn" and not (dtype == key_bgsk.dtype and dtype in (jnp.bfloat16, jnp.float16)):
+        return f"it computes in bfloat16 or float16, not in {dtype}"
+    return None
+
+
+def splash(query_bthk, key_bgsk, value_bgsk, mask: Mask | None, scale: float, interpret: bool = False) -> jax.Array:
+    """Attention by JAX's splash kernel for TPUs: blocks that a causal mask hides are not computed.
+
+    Args:
+      query_bthk: queries.
+      key_bgsk: keys.
+      value_bgsk: values.
+      mask: None, or segments, causal or not.
+      scale: of the scores.
+      interpret: whether to run without a TPU, slowly.
+
+    Returns:
+      [b, t, h, k].
+    """
+    # Here, since nobody else need wait for Pallas.
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    causal = mask is not None and mask.in_order
+
+    def attend(query, key, value, segments):
+        rows, queries, heads, _ = query.shape
+        keys = key.shape[2]
+        missing = -queries % TILES[-1], -keys % TILES[-1]
+        if any(missing) and segments is None:
+            segments = jnp.zeros((rows, queries), jnp.int32), jnp.zeros((rows, keys), jnp.int32)
+        if segments is not None:  # No token has the segment of what is padded here.
+            segments = kernels.SegmentIds(*map(lambda ids, by: _pad(ids, 1, by, -1), segments, missing))
+        query = _pad((query * scale).swapaxes(1, 2), 2, missing[0])
+        key, value = _pad(key, 2, missing[1]), _pad(value, 2, missing[1])
+        shape = query.shape[2], key.shape[2]
+        seen = masks.CausalMask(shape) if causal else masks.FullMask(shape)
+        tiles = [next(tile for tile in TILES if length % tile == 0) for length in shape]
+        parts = {"block_q": tiles[0], "block_kv": tiles[1]}
+        for gradient in ("dq", "dkv"):
+            parts |= {f"block_q_{gradient}": tiles[0], f"block_kv_{gradient}": tiles[1]}
+        options = {"block_sizes": kernels.BlockSizes(**parts), "head_shards": 1, "q_seq_shards": 1}
+        kernel = kernels.make_splash_mha(masks.MultiHeadMask([seen] * heads), interpret=interpret, **options)
+        return jax.vmap(kernel)(query, key, value, segments).swapaxes(1, 2)[:, :queries]
+
+    return _on_mesh(attend, query_bthk, key_bgsk, value_bgsk, _segments(mask))
+
+
+def cudnn(query_bthk, key_bgsk, value_bgsk, mask: Mask | None, scale: float, otherwise: Callable[[], jax.Array]):
+    """Attention by cuDNN where each row is one segment with only padding behind it, else what `otherwise` computes.
+
+    cuDNN takes a row's length, and other segments only as a matrix, which would cost more memory than blocks. Which
+    rows there are is seen when the program runs. The output of padding is of no use.
+
+    Args:
+      query_bthk: queries.
+      key_bgsk: keys.
+      value_bgsk: values.
+      mask: None, or segments, causal or not.
+      scale: of the scores.
+      otherwise: computes the same in another way.
+
+    Returns:
+      [b, t, h, k].
+    """
+    segments = _segments(mask)
+
+    def by_kernel():
+        return _on_mesh(flash(mask, scale), query_bthk, key_bgsk, value_bgsk, segments)
+
+    return by_kernel() if segments is None else jax.lax.cond(_alone(*segments), by_kernel, otherwise)
+
+
+def flash(mask: Mask | None, scale: float, implementation: str = "cudnn") -> Callable[..., jax.Array]:
+    """A function of queries, keys, values and the mask's segments, in JAX's own implementation of that name."""
+
+    def attend(query, key, value, segments):
+        lengths = {}
+        if segments is not None:
+            counts = [jnp.sum(ids != 0, axis=1, dtype=jnp.int32) for ids in segments]
+            lengths = dict(zip(("query_seq_lengths", "key_value_seq_lengths"), counts, strict=True))
+        options = {"scale": scale, "is_causal": mask is not None and mask.in_order, "implementation": implementation}
+        return jax.nn.dot_product_attention(query, key.swapaxes(1, 2), value.swapaxes(1, 2), **lengths, **options)
+
+    return attend
+
+
+def _segments(mask: Mask | None) -> tuple[jax.Array, jax.Array] | None:
+    """Those of queries and of keys, int32."""
+    if mask is None or mask.query_segments is None:
+        return None
+    return jnp.asarray(mask.query_segments, jnp.int32), jnp.asarray(mask.key_segments, jnp.int32)
+
+
+def _alone(query_segments, key_segments) -> jax.Array:
+    """Whether each row begins with one segment, of queries and keys alike, and has only padding behind it."""
+
+    def alone(ids):
+        first = jnp.arange(ids.shape[1]) < jnp.sum(ids != 0, axis=1, keepdims=True)
+        return jnp.all(ids == jnp.where(first, query_segments[:, :1], 0)) & jnp.all(ids[:, 0] != 0)
+
+    return alone(query_segments) & alone(key_segments)
+
+
+def _on_mesh(attend, query_bthk, key_bgsk, value_bgsk, segments) -> jax.Array:
+    """`attend` on each device's rows and heads: the compiler cannot split a kernel by itself."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return attend(query_bthk, key_bgsk, value_bgsk, segments)
+    of_queries = sharding.partition_spec("bthk", query_bthk.shape, mesh)
+    groups = key_bgsk.shape[1]
+    if of_queries[2] is not None and groups % mesh.shape[of_queries[2]]:
+        # Each device needs a head of keys of its own.
+        copies = math.lcm(groups, mesh.shape[of_queries[2]]) // groups
+        key_bgsk, value_bgsk = jnp.repeat(key_bgsk, copies, axis=1), jnp.repeat(value_bgsk, copies, axis=1)
+    of_keys = sharding.partition_spec("bgsk", key_bgsk.shape, mesh)
+    of_rows = jax.sharding.PartitionSpec(of_queries[0])
+    specs = of_queries, of_keys, of_keys, of_rows
+    split = jax.shard_map(attend, in_specs=specs, out_specs=of_queries, check_vma=False)
+    return split(query_bthk, key_bgsk, value_bgsk, segments)
+
+
+def _pad(array: jax.Array, axis: int, by: int, value: int = 0) -> jax.Array:
+    widths = [(0, 0)] * array.ndim
+    widths[axis] = (0, by)
+    return jnp.pad(array, widths, constant_values=value)

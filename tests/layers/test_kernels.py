@@ -1,0 +1,217 @@
+"""Attention by kernels equals attention by blocks, and each case goes to the way that serves it."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from attention_cases import MASKS, case, documents, values_and_gradients
+
+from jaxformer import sharding
+from jaxformer.errors import InputError
+from jaxformer.layers import kernels
+from jaxformer.layers.attention import Attention, KeyValue, attend
+from jaxformer.layers.masks import Mask
+from jaxformer.layers.mlp import Mlp
+from jaxformer.layers.positions import Rotary
+from jaxformer.layers.transformer import Transformer
+from jaxformer.models.gpt import Gpt
+
+SCALE = 0.7
+PADDING = np.array([[1] * 200 + [0] * 56, [3] * 256], np.int32)
+
+
+def by_blocks(mask, query, key, value):
+    return attend(query, KeyValue(key, value), mask, scale=SCALE, kernel="blocks")
+
+
+def by_splash(mask, query, key, value):
+    return kernels.splash(query, key, value, mask, SCALE, interpret=True)
+
+
+def assert_equal(ours, theirs, arrays):
+    run = jax.jit(lambda arrays: [values_and_gradients(function, arrays) for function in (ours, theirs)])
+    actual, expected = jax.device_get(run(arrays))
+    for name in expected:
+        assert np.abs(expected[name]).max() > 0.1
+        np.testing.assert_allclose(actual[name], expected[name], atol=2e-5, err_msg=name)
+
+
+def inputs(queries, keys=None, **sizes):
+    arrays = case(queries, keys or queries, **sizes)
+    del arrays["bias"]
+    return arrays
+
+
+class TestSplash:
+    @pytest.mark.parametrize("name", ["everywhere", "segments", "causal", "causal in segments"])
+    def test_values_and_gradients_are_those_of_blocks(self, name, monkeypatch):
+        """At a length that is padded, of three tiles."""
+        monkeypatch.setattr(kernels, "TILES", (128,))
+        mask = MASKS[name](300)
+        ways = (functools.partial(way, mask) for way in (by_splash, by_blocks))
+        assert_equal(*ways, inputs(300, heads=2, groups=1))
+
+    def test_keys_may_be_fewer_than_queries(self):
+        segments = documents(300)
+        mask = Mask.of_segments(segments, segments[:, :280])
+        assert_equal(functools.partial(by_splash, mask), functools.partial(by_blocks, mask), inputs(300, 280))
+
+    @pytest.mark.parametrize(("heads", "groups"), [(4, 1), (3, 3)])
+    def test_rows_and_heads_are_split_over_the_mesh(self, heads, groups):
+        """Where the devices of the tensor axis are more than the heads of keys, and where they do not divide the heads."""
+        mask, arrays = Mask.causal(128, documents(128, rows=4)), inputs(128, heads=heads, groups=groups, rows=4)
+        mesh = sharding.make_mesh(sharding.Mesh(2, 2, 2))
+        with jax.set_mesh(mesh):
+            assert_equal(functools.partial(by_splash, mask), functools.partial(by_blocks, mask), arrays)
+            call = jax.jit(functools.partial(by_splash, mask))
+            output = call(arrays["query"], arrays["key"], arrays["value"])
+        spec = sharding.partition_spec("bthk", output.shape, mesh)
+        assert spec[0] == ("data", "fsdp") and spec[2] == (None if heads == 3 else "tensor")
+        assert output.sharding.is_equivalent_to(jax.sharding.NamedSharding(mesh, spec), 4)
+
+
+class TestFlash:
+    """The arguments of cuDNN's function, with its twin that runs everywhere."""
+
+    @pytest.mark.parametrize("causal", [True, False])
+    @pytest.mark.parametrize("segments", [None, PADDING], ids=["whole", "padded"])
+    def test_values_and_gradients_are_those_of_blocks(self, causal, segments):
+        mask = None if segments is None else Mask.of_segments(segments, segments)
+        mask = Mask.causal(256, segments) if causal else mask
+        real = np.ones((2, 256, 1, 1)) if segments is None else (segments > 0)[..., None, None]
+        pair = None if segments is None else (jnp.asarray(segments),) * 2
+
+        def by_flash(query, key, value):
+            return real * kernels.flash(mask, SCALE, "xla")(query, key, value, pair)
+
+        def theirs(query, key, value):
+            return real * by_blocks(mask, query, key, value)
+
+        assert_equal(by_flash, theirs, inputs(256, heads=4, groups=2, rows=2))
+
+    @pytest.mark.parametrize(
+        ("queries", "keys", "taken"),
+        [
+            ([1, 1, 1, 1], [1, 1, 1, 1], True),
+            ([2, 2, 2, 0], [2, 2, 0, 0], True),
+            ([1, 1, 2, 0], [1, 1, 2, 0], False),
+            ([0, 1, 1, 1], [0, 1, 1, 1], False),
+            ([1, 0, 1, 1], [1, 0, 1, 1], False),
+            ([1, 1, 1, 0], [2, 2, 2, 0], False),
+            ([0, 0, 0, 0], [0, 0, 0, 0], False),
+            ([1, 1, 1, 0], [1, 1, 2, 0], False),
+            ([1, 1, 1, 0], [0, 0, 0, 0], False),
+        ],
+    )
+    def test_rows_of_more_than_a_segment_and_its_padding_go_otherwise(self, queries, keys, taken, monkeypatch):
+        monkeypatch.setattr(kernels, "flash", functools.partial(kernels.flash, implementation="xla"))
+        arrays = inputs(4, rows=2)
+        mask = Mask.of_segments(np.array([[5] * 4, queries]), np.array([[5] * 4, keys]))
+        otherwise = functools.partial(jnp.full, arrays["query"].shape, 7.0)
+        arrays = [arrays[name] for name in ("query", "key", "value")]
+        output = jax.jit(lambda *arrays: kernels.cudnn(*arrays, mask, SCALE, otherwise))(*arrays)
+        assert (output != 7).all() if taken else (output == 7).all()
+
+
+def sizes(queries=512, keys=512, size=64, dtype=jnp.bfloat16):
+    return jax.ShapeDtypeStruct((2, queries, 4, size), dtype), jax.ShapeDtypeStruct((2, 2, keys, size), dtype)
+
+
+CAUSAL, PREFIX = Mask.causal(512, np.ones((2, 512), int)), Mask.prefix(np.ones((2, 512), bool))
+ELIGIBLE = {
+    "no mask": {},
+    "causal": {"mask": CAUSAL},
+    "segments": {"mask": Mask.of_segments(np.ones((2, 512)), np.ones((2, 512)))},
+    "other keys": {"keys": 300},
+}
+BY_BLOCKS = {
+    "a bias": {"biased": True},
+    "dropout": {"dropped": True},
+    "a prefix": {"mask": PREFIX},
+    "a cache": {"mask": Mask(None, None, np.zeros((2, 512)), np.zeros((2, 600))), "keys": 600},
+    "causal with other keys": {"mask": CAUSAL, "keys": 600},
+    "few queries": {"queries": 255},
+    "few keys": {"keys": 255},
+}
+
+
+def choose(kernel="auto", mask=None, biased=False, dropped=False, **shape):
+    return kernels.choose(kernel, *sizes(**shape), mask, biased, dropped)
+
+
+class TestChoice:
+    @pytest.mark.parametrize(("here", "way"), [("tpu", "splash"), ("gpu", "cudnn"), ("cpu", "blocks")])
+    def test_each_platform_has_its_own_where_it_serves(self, here, way, monkeypatch):
+        monkeypatch.setattr(jax, "default_backend", lambda: here)
+        assert {name: choose(**options) for name, options in ELIGIBLE.items()} == dict.fromkeys(ELIGIBLE, way)
+        assert {name: choose(**options) for name, options in BY_BLOCKS.items()} == dict.fromkeys(BY_BLOCKS, "blocks")
+        assert choose("blocks") == "blocks"
+
+    @pytest.mark.parametrize("shape", [{"dtype": jnp.float32}, {"size": 68}, {"size": 136}], ids=str)
+    def test_cudnn_takes_half_precision_and_some_sizes_of_heads(self, shape, monkeypatch):
+        monkeypatch.setattr(kernels, "platform", lambda: "gpu")
+        assert choose(**shape) == "blocks"
+        with pytest.raises(InputError, match=r"attention\.kernel=cudnn: (expected a head_dim|it computes in bfloat16)"):
+            choose("cudnn", **shape)
+        monkeypatch.setattr(kernels, "platform", lambda: "tpu")
+        assert choose(**shape) == "splash"
+
+    def test_the_mesh_says_what_it_compiles_for(self):
+        device = jax.sharding.AbstractDevice(device_kind="TPU v5 lite", num_cores=1, platform="tpu")
+        mesh = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=device)
+        with jax.sharding.use_abstract_mesh(mesh):
+            assert kernels.platform() == "tpu" and choose() == "splash"
+        assert kernels.platform() == "cpu"
+
+    def test_a_kernel_asked_for_in_vain_is_an_error(self, monkeypatch):
+        with pytest.raises(InputError, match=r"attention\.kernel=splash: it runs on TPU, and this is CPU"):
+            choose("splash")
+        monkeypatch.setattr(kernels, "platform", lambda: "tpu")
+        with pytest.raises(InputError, match=r"attention\.kernel=splash: it drops no weights: .*attention_dropout"):
+            choose("splash", dropped=True)
+        with pytest.raises(InputError, match=r"attention\.kernel=splash: it adds nothing to scores"):
+            choose("splash", biased=True)
+        assert choose("splash", queries=1, mask=PREFIX) == "blocks", "as decoding needs it"
+
+    def test_the_layer_passes_on_what_was_asked_for(self):
+        x = np.zeros((1, 4, 8), np.float32)
+        with pytest.raises(InputError, match=r"attention\.kernel=cudnn: it runs on GPU, and this is CPU"):
+            Attention(kernel="cudnn").init(jax.random.key(0), x, heads=2)
+
+
+@pytest.mark.slow
+def test_a_sharded_model_learns_by_splash_what_it_learns_by_blocks(monkeypatch):
+    config = {"width": 16, "depth": 2, "heads": 4, "dropout": 0.0, "attention_dropout": 0.0, "remat": "full"}
+    stack = Transformer(**config, attention=Attention(kv_heads=2), mlp=Mlp(width=16), positions=Rotary())
+    model = Gpt(stack, vocab=32, positions=256)
+    tokens, segments = np.arange(4 * 256).reshape(4, 256) % 29, documents(256, rows=4)
+    called = []
+
+    def splash(*arrays):
+        called.append(len(arrays))
+        return original(*arrays, interpret=True)
+
+    def gradients():
+        @jax.jit
+        def step(tokens, segments):
+            def loss(params):
+                return jnp.sum(jnp.square(model.apply({"params": params}, tokens, segments).logits))
+
+            params = sharding.nn.unbox(model.init(jax.random.key(0), tokens))["params"]
+            return jax.value_and_grad(loss)(params)
+
+        return jax.device_get(step(tokens, segments))
+
+    with jax.set_mesh(sharding.make_mesh(sharding.Mesh(2, 2, 2))):
+        expected = gradients()
+        assert not called
+        original = kernels.splash
+        monkeypatch.setattr(kernels, "platform", lambda: "tpu")
+        monkeypatch.setattr(kernels, "splash", splash)
+        actual = gradients()
+    assert called
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * np.abs(b).max()), actual, expected
+    )
