@@ -1,0 +1,73 @@
+"""The classifier's head: what it reads of each example of a row, and what it refuses."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small_bert import noisy_params, small_bert, small_transformer
+
+from jaxformer.errors import InputError
+from jaxformer.models.bert import Bert
+from jaxformer.models.classifier import Classifier
+from jaxformer.models.gpt import Gpt
+from jaxformer.models.t5 import T5
+
+LABELS = ("negative", "neutral", "positive")
+ROWS = np.array([[5, 6, 7, 8, 9, 10, 0, 0]], np.int32)
+SEGMENTS = np.array([[1, 1, 1, 1, 2, 2, 0, 0]], np.int32)
+POSITIONS = np.array([[0, 1, 2, 3, 0, 1, 0, 0]], np.int32)
+
+
+def bert():
+    return dataclasses.replace(small_bert(), heads=("pooler",))
+
+
+@pytest.mark.parametrize("reads", ["pooler", "first", "mean", "last"])
+@pytest.mark.parametrize("backbone", [bert(), Gpt(small_transformer(), 96, 24)], ids=["bert", "gpt"])
+def test_packed_examples_have_the_logits_that_they_have_alone(backbone, reads):
+    if reads == "pooler" and isinstance(backbone, Gpt):
+        pytest.skip("a decoder has no pooler")
+    model = Classifier(backbone, LABELS, reads)
+    params = noisy_params(model, ROWS)
+    packed = model.apply({"params": params}, ROWS, SEGMENTS, POSITIONS, cls_positions=np.array([[0, 4]])).logits
+    for example, (start, stop) in enumerate([(0, 4), (4, 6)]):
+        alone = model.apply({"params": params}, ROWS[:, start:stop]).logits
+        np.testing.assert_allclose(packed[0, example], alone[0, 0], atol=1e-5)
+    assert np.abs(packed[0, 0] - packed[0, 1]).max() > 1e-3
+
+
+def test_each_token_is_classified_by_its_own_vector():
+    model = Classifier(bert(), LABELS, "tokens")
+    params = noisy_params(model, ROWS)
+    output = model.apply({"params": params}, ROWS, SEGMENTS, POSITIONS)
+    hidden = model.backbone.apply({"params": params["backbone"]}, ROWS, SEGMENTS, POSITIONS).hidden
+    expected = hidden @ params["head"]["kernel"] + params["head"]["bias"]
+    np.testing.assert_allclose(output.logits, expected, atol=1e-5)
+    assert output.logits.dtype == jnp.float32
+
+
+def test_it_drops_out_only_in_training():
+    model = Classifier(bert(), LABELS, dropout=0.5)
+    params = noisy_params(model, ROWS)
+    outputs = [
+        model.apply({"params": params}, ROWS, train=train, rngs={"dropout": jax.random.key(seed)}).logits
+        for train, seed in [(False, 0), (False, 1), (True, 0), (True, 1)]
+    ]
+    assert (outputs[0] == outputs[1]).all() and (outputs[2] != outputs[3]).any()
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: Classifier(T5(), LABELS), "model.backbone=T5: expected a Bert or a Gpt"),
+        (lambda: Classifier(Bert(heads=()), LABELS), "model.reads=pooler: the backbone has none"),
+        (lambda: Classifier(bert(), ("a", "a")), "expected one name or more, each once"),
+        (lambda: Classifier(bert(), ()), "expected one name or more"),
+        (lambda: Classifier(bert(), LABELS, dropout=1.0), "model.dropout=1.0"),
+    ],
+)
+def test_what_cannot_be_is_said_in_one_line(make, message):
+    with pytest.raises(InputError, match=message.replace("(", r"\(")):
+        make()
