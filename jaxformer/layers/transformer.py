@@ -83,6 +83,7 @@ class Block(nn.Module):
     dropout: float
     attention_dropout: float
     dtype: DType
+    residual: nn.Module | None = None
 
     @nn.compact
     def __call__(
@@ -97,10 +98,12 @@ class Block(nn.Module):
         memory_mask: Mask | None = None,
         cache: KeyValue | None = None,
         slot: jax.Array | None = None,
+        depth: jax.Array | float = 1.0,
     ) -> BlockOutput:
         """Maps x [b, t, d] to the block's output; arguments as those of `Attention`.
 
-        With `at`, integers [b, m], the output is computed at these positions alone.
+        With `at`, integers [b, m], the output is computed at these positions alone. `depth` is where the block stands
+        in its stack, from 0 for the first to 1 for the last.
         """
         drop, rate = Dropout(self.dropout), self.attention_dropout
         settings = {"heads": self.heads, "dropout": rate, "dtype": self.dtype, "train": train}
@@ -110,6 +113,8 @@ class Block(nn.Module):
             """x + dropout(function(x)), with the norm in its place; the function's other results too."""
             norm = self.norm.copy(name=f"{name}_norm")
             y, *others = function(norm(x) if before else x)
+            if self.residual is not None:
+                y = self.residual.copy(name=f"{name}_residual")(y, depth, train)
             x = take(x, at if name == "attention" else None) + drop(y, train)
             return x if before else norm(x), others
 
@@ -176,6 +181,8 @@ class Transformer(nn.Module):
     unroll: int | None = None
     """Blocks a loop iteration: more is faster to run and slower to compile, and saves less memory by remat. By default
     all on CPU without remat, else 1."""
+    residual: nn.Module | None = None
+    """What a layer's output goes through before it is added, such as `Residual(drop_path=0.1)`; None: nothing."""
 
     def __post_init__(self):
         for field in ("norm", "positions"):
@@ -246,7 +253,8 @@ class Transformer(nn.Module):
             number, params = numbered
             rngs = {"dropout": jax.random.fold_in(key, number)} if train else None
             others = (return_attention, at, placement, memory, memory_mask)
-            output = block.apply({"params": params}, x, mask, train, *others, rngs=rngs)
+            depth = number / max(1, self.depth - 1)
+            output = block.apply({"params": params}, x, mask, train, *others, depth=depth, rngs=rngs)
             return output.hidden, output.attention
 
         # Unrolled, the compiler computes all blocks again at once, and saves no memory.
@@ -312,7 +320,8 @@ class Transformer(nn.Module):
     def _block(self) -> Block:
         parts = (fresh(self.attention), fresh(self.mlp), fresh(self.norm))
         rest = (self.norm_position, self.dropout, self.attention_dropout, self.dtype)
-        return Block(self.heads, *parts, *rest, parent=None)
+        residual = None if self.residual is None else fresh(self.residual)
+        return Block(self.heads, *parts, *rest, residual, parent=None)
 
 
 def take(x: jax.Array, at: jax.Array | None) -> jax.Array:

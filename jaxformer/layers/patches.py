@@ -1,0 +1,169 @@
+"""Images as rows of patches (Dosovitskiy et al. 2021, §3.1), and where each stands."""
+
+import functools
+from typing import Literal
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxformer import sharding
+from jaxformer.errors import InputError
+from jaxformer.layers.linear import DType, Linear, truncated_normal
+from jaxformer.layers.positions import sinusoidal
+
+ImagePositions = Literal["learned", "sinusoidal"]
+"""How positions are added to patches: a table, or sines and cosines of a patch's column and row."""
+
+
+@flax.struct.dataclass
+class Embedded:
+    """What enters a stack: the tokens that are no patches, and the patches."""
+
+    leading: jax.Array
+    """The class token, where there is one, and the registers, [b, r, d]."""
+    patches: jax.Array
+    """[b, p, d], row by row of the image."""
+
+
+def patchify(images: jax.Array, size: int) -> jax.Array:
+    """Images [b, height, width, n] as patches [b, p, size, size, n], row by row."""
+    batch, height, width, channels = images.shape
+    if height % size or width % size:
+        raise ValueError(f"images of {height} × {width} do not divide into patches of {size} × {size}")
+    rows = images.reshape(batch, height // size, size, width // size, size, channels)
+    return rows.swapaxes(2, 3).reshape(batch, -1, size, size, channels)
+
+
+def unpatchify(patches: jax.Array, columns: int) -> jax.Array:
+    """The images of patches [b, p, size, size, n], `columns` of them side by side: [b, height, width, n]."""
+    batch, count, size, _, channels = patches.shape
+    rows = patches.reshape(batch, count // columns, columns, size, size, channels)
+    return rows.swapaxes(2, 3).reshape(batch, count // columns * size, columns * size, channels)
+
+
+def normalise(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
+    """Pixels of uint8 as (pixel / 255 - mean) / std, float32; any other type is taken as normalised already."""
+    if images.dtype != jnp.uint8:
+        return images.astype(jnp.float32)
+    mean, std = np.array(mean, np.float32), np.array(std, np.float32)
+    return images.astype(jnp.float32) / (255 * std) - mean / std
+
+
+def check_geometry(image: int, patch: int, channels: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    """Raises InputError where images of this size cannot be cut into patches, or normalised."""
+    for name, value in (("image", image), ("patch", patch), ("channels", channels)):
+        if value < 1:
+            raise InputError(f"model.{name}={value}: expected at least 1")
+    if image % patch:
+        nearest = max(1, round(image / patch)) * patch
+        raise InputError(f"model.image={image} is not a multiple of model.patch={patch}; {nearest} would be")
+    for name, values in (("mean", mean), ("std", std)):
+        if len(values) not in (1, channels):
+            raise InputError(f"model.{name}={values}: expected one number, or one for each of {channels} channels")
+    if not all(value > 0 for value in std):
+        raise InputError(f"model.std={std}: expected numbers above 0")
+
+
+def check_images(shape: tuple[int, ...], patch: int, channels: int) -> None:
+    """Raises InputError where images of this shape, (height, width, channels), are not for a model of such patches."""
+    height, width, given = shape
+    if height % patch or width % patch:
+        nearest = max(1, round(height / patch)) * patch
+        raise InputError(f"data.task.size={height} is not a multiple of model.patch={patch}; {nearest} would be")
+    if given != channels:
+        raise InputError(f"data.task.channels={given} differs from model.channels={channels}")
+
+
+def sinusoidal_2d(rows: int, columns: int, width: int) -> jax.Array:
+    """Sinusoids of each patch's column in the first half of the width, of its row in the second: [rows · columns, d].
+
+    The order of He et al.'s checkpoints. The width must be divisible by 4.
+    """
+    if width % 4:
+        raise ValueError(f"width {width} is not divisible by 4: sines and cosines of columns and rows take a part each")
+    row, column = (grid.reshape(-1) for grid in np.indices((rows, columns)))
+    return jnp.concatenate([sinusoidal(jnp.asarray(place), width // 2) for place in (column, row)], axis=-1)
+
+
+@functools.cache
+def bicubic(old: int, new: int) -> np.ndarray:
+    """The matrix [new, old] that resamples a line by cubic convolution (Keys 1981) as PyTorch's `interpolate` does.
+
+    Its constant is -0.75, ends are repeated, and nothing is smoothed where there are fewer points after.
+    """
+    a, matrix = -0.75, np.zeros((new, old), np.float32)
+    place = (np.arange(new) + 0.5) * old / new - 0.5
+    first = np.floor(place).astype(int) - 1
+    for tap in range(4):
+        distance = np.abs(place - (first + tap))
+        near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
+        far = ((a * distance - 5 * a) * distance + 8 * a) * distance - 4 * a
+        np.add.at(matrix, (np.arange(new), np.clip(first + tap, 0, old - 1)), np.where(distance <= 1, near, far))
+    return matrix
+
+
+def interpolate(table: jax.Array, rows: int, columns: int) -> jax.Array:
+    """Positions of a square grid, [side · side, d], for a grid of another size, [rows · columns, d]."""
+    side = round(len(table) ** 0.5)
+    if (side, side) == (rows, columns):
+        return table
+    square = table.reshape(side, side, -1)
+    return jnp.einsum("ry,cx,yxd->rcd", bicubic(side, rows), bicubic(side, columns), square).reshape(rows * columns, -1)
+
+
+class ImageEmbeddings(nn.Module):
+    """Patches as vectors with their positions, and the tokens before them: [b, height, width, n] → `Embedded`."""
+
+    width: int
+    """Size of the vectors."""
+    image: int
+    """Height and width of the images that a table of positions is for; it is interpolated to others."""
+    patch: int
+    """Height and width of a patch."""
+    positions: ImagePositions = "learned"
+    """How positions are added."""
+    class_token: bool = True
+    """Whether a learned token stands before the patches, whose output tells of the whole image."""
+    registers: int = 0
+    """Learned tokens without a position between the two (Darcet et al. 2024)."""
+    dtype: DType = "auto"
+    """The type of the result."""
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> Embedded:
+        size, width, channels = self.patch, self.width, images.shape[-1]
+        shape = (size, size, channels, width)
+        patches = Linear("bpyxn,yxnd->bpd", shape, dtype=self.dtype, name="patch")(patchify(images, size))
+        rows, columns = images.shape[1] // size, images.shape[2] // size
+        first, places = self._positions(rows, columns)
+        x = patches + places.astype(patches.dtype)
+        leading = jnp.zeros((0, width))
+        if self.class_token:
+            init = sharding.with_axes(truncated_normal(0.02), "d")
+            leading = (self.param("class_token", init, (width,)) + first)[None]
+        if self.registers:
+            init = sharding.with_axes(truncated_normal(0.02), "_d")
+            leading = jnp.concatenate([leading, self.param("registers", init, (self.registers, width))])
+        leading = jnp.broadcast_to(leading.astype(x.dtype), (len(x), *leading.shape))
+        return Embedded(leading, x)
+
+    def _positions(self, rows: int, columns: int) -> tuple[jax.Array | float, jax.Array]:
+        """Those of the class token and of the patches, [p, d]."""
+        if self.positions == "sinusoidal":
+            return 0.0, sinusoidal_2d(rows, columns, self.width)
+        side, leading = self.image // self.patch, int(self.class_token)
+        init = sharding.with_axes(functools.partial(first_table, leading=leading), "td")
+        table = self.param("position", init, (leading + side * side, self.width))
+        return table[0] if leading else 0.0, interpolate(table[leading:], rows, columns)
+
+
+def first_table(key: jax.Array, shape: tuple[int, int], leading: int) -> jax.Array:
+    """Learned positions begin as sinusoids, so that neighbours are told apart from the first step; that of the class
+    token as 0."""
+    del key
+    side, width = round((shape[0] - leading) ** 0.5), shape[1]
+    table = 0.5 * sinusoidal_2d(side, side, width + -width % 4)[:, :width]
+    return jnp.concatenate([jnp.zeros((leading, width)), table])

@@ -1,0 +1,41 @@
+"""What a layer's output goes through on its way into the residual stream: layer scale and drop path."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxformer import sharding
+from jaxformer.errors import InputError
+
+
+class Residual(nn.Module):
+    """`keep · scale · y`: of each dimension a learned scale, of each example all or nothing while training."""
+
+    layer_scale: float | None = None
+    """What the scale of each dimension begins with (Touvron et al. 2021, CaiT); None: no scales."""
+    drop_path: float = 0.0
+    """Probability that an example leaves a layer of the last block out in training; it grows linearly from 0 in the
+    first block (stochastic depth, Huang et al. 2016)."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 <= self.drop_path < 1:
+            raise InputError(f"residual.drop_path={self.drop_path}: expected 0 or more, below 1")
+
+    @nn.compact
+    def __call__(self, y: jax.Array, depth: jax.Array | float = 1.0, train: bool = False) -> jax.Array:
+        """Maps a layer's output to what is added, [b, t, d] both.
+
+        Args:
+          y: [b, t, d].
+          depth: where the block stands in the stack, from 0 for the first to 1 for the last.
+          train: whether to drop paths; needs the rng stream `dropout`.
+        """
+        if self.layer_scale is not None:
+            init = sharding.with_axes(nn.initializers.constant(self.layer_scale), "d")
+            y = y * self.param("scale", init, (y.shape[-1],)).astype(y.dtype)
+        if train and self.drop_path:
+            stays = 1.0 - self.drop_path * jnp.asarray(depth, jnp.float32)
+            keep = jax.random.bernoulli(self.make_rng("dropout"), stays, (len(y), 1, 1))
+            y = jnp.where(keep, y / stays.astype(y.dtype), 0)
+        return y

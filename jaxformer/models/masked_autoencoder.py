@@ -1,0 +1,113 @@
+"""The masked autoencoder (He et al. 2022): a ViT sees a quarter of the patches, a light decoder paints the others."""
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from jaxformer import sharding
+from jaxformer.errors import InputError
+from jaxformer.layers.dropout import Dropout
+from jaxformer.layers.linear import Linear, truncated_normal
+from jaxformer.layers.norms import LayerNorm
+from jaxformer.layers.patches import ImageEmbeddings, check_geometry, normalise, patchify, sinusoidal_2d
+from jaxformer.layers.transformer import Transformer, take
+
+
+@flax.struct.dataclass
+class MaskedAutoencoderOutput:
+    """What a masked autoencoder computed; None for what a model without a decoder has not."""
+
+    hidden: jax.Array
+    """The encoder's output, [b, 1 + visible, d]: class token, and the visible patches in the order of their noise."""
+    masked: jax.Array
+    """float32 [b, p]: 1 where the encoder did not see a patch."""
+    pixels: jax.Array | None
+    """What the decoder paints, float32 [b, p, patch · patch · n]."""
+    targets: jax.Array
+    """The normalised pixels of each patch, float32, of the same shape."""
+
+
+class MaskedAutoencoder(nn.Module):
+    """A ViT's encoder with a decoder of pixels. A `Vit` with the same stack and sinusoidal positions has its encoder's
+    parameters at the same paths."""
+
+    transformer: Transformer = Transformer(norm=LayerNorm(1e-6), dropout=0.0, attention_dropout=0.0)
+    """The encoder's stack of blocks."""
+    decoder: Transformer | None = Transformer(512, 8, 16, norm=LayerNorm(1e-6), dropout=0.0, attention_dropout=0.0)
+    """The decoder's; None for the encoder alone."""
+    image: int = 224
+    """Height and width of the images."""
+    patch: int = 16
+    """Height and width of a patch."""
+    channels: int = 3
+    """Channels of an image."""
+    mask_rate: float = 0.75
+    """Share of the patches that the encoder does not see."""
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    """Of each channel, or of all, what is subtracted from pixels between 0 and 1."""
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    """What they are divided by then."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_geometry(self.image, self.patch, self.channels, self.mean, self.std)
+        if not 0 <= self.mask_rate < 1 or not self.visible:
+            raise InputError(f"model.mask_rate={self.mask_rate}: leaves {self.visible} of {self.patches} patches")
+        for name, stack in (("transformer", self.transformer), ("decoder", self.decoder)):
+            if stack is not None and stack.width % 4:
+                raise InputError(f"model.{name}.width={stack.width}: sinusoidal positions need a multiple of 4")
+
+    @property
+    def patches(self) -> int:
+        """Patches of an image."""
+        return (self.image // self.patch) ** 2
+
+    @property
+    def visible(self) -> int:
+        """Patches that the encoder sees."""
+        return int(self.patches * (1 - self.mask_rate))
+
+    def blank(self) -> jax.ShapeDtypeStruct:
+        """The shape of an image for it, in a batch of one."""
+        return jax.ShapeDtypeStruct((1, self.image, self.image, self.channels), jnp.float32)
+
+    @nn.compact
+    def __call__(
+        self, images: jax.Array, noise: jax.Array | None = None, train: bool = False
+    ) -> MaskedAutoencoderOutput:
+        """Paints the patches that it does not see.
+
+        Args:
+          images: uint8 [b, image, image, n], or floats that are normalised already.
+          noise: [b, p]; the patches with the least of it are seen. Default: the first ones are.
+          train: whether to drop out; needs the rng stream `dropout`.
+        """
+        config = self.transformer
+        pixels = normalise(images, self.mean, self.std)
+        fields = (config.width, self.image, self.patch, "sinusoidal")
+        embedded = ImageEmbeddings(*fields, dtype=config.dtype, name="embeddings")(pixels)
+        if noise is None:
+            noise = jnp.broadcast_to(jnp.arange(self.patches, dtype=jnp.float32), embedded.patches.shape[:2])
+        order = jnp.argsort(noise, axis=1)
+        place = jnp.argsort(order, axis=1)  # Of each patch in that order.
+        x = jnp.concatenate([embedded.leading, take(embedded.patches, order[:, : self.visible])], axis=1)
+        hidden = config(Dropout(config.dropout)(x, train), None, train).hidden
+        masked = (place >= self.visible).astype(jnp.float32)
+        painted = None if self.decoder is None else self._paint(hidden, place, train)
+        targets = patchify(pixels, self.patch).reshape(*place.shape, -1)
+        return MaskedAutoencoderOutput(hidden, masked, painted, targets)
+
+    def _paint(self, hidden: jax.Array, place: jax.Array, train: bool) -> jax.Array:
+        """The pixels of every patch, of the visible ones' vectors and of one for all that are masked."""
+        config, count = self.decoder, place.shape[1]
+        shape = (hidden.shape[-1], config.width)
+        x = Linear("bti,id->btd", shape, dtype=config.dtype, name="decoder_embedding")(hidden)
+        mask_token = self.param("mask_token", sharding.with_axes(truncated_normal(0.02), "d"), (config.width,))
+        absent = jnp.broadcast_to(mask_token.astype(x.dtype), (len(x), count + 1 - x.shape[1], config.width))
+        patches = take(jnp.concatenate([x[:, 1:], absent], axis=1), place)
+        side = self.image // self.patch
+        patches = patches + sinusoidal_2d(side, side, config.width).astype(x.dtype)
+        x = config(jnp.concatenate([x[:, :1], patches], axis=1), None, train).hidden[:, 1:]
+        shape = (config.width, self.patch * self.patch * self.channels)
+        return Linear("bpd,df->bpf", shape, dtype=config.dtype, name="pixels")(x).astype(jnp.float32)
