@@ -58,7 +58,7 @@ def convert(side: str, source: str, target: str) -> None:
     else:
         from jaxformer.interop.hf_runs import export_run, import_run
 
-        (import_run if side == "import" else export_run)(source, target)
+        (import_run if side == "import" else export_run)(source, target, certificate=False)
     for path in Path(target).rglob("*"):
         if path.is_file():
             with path.open("rb") as file:

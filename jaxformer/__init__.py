@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jaxformer.config import Experiment, load
     from jaxformer.errors import InputError
-    from jaxformer.interop.hf_runs import export_run, import_run
+    from jaxformer.interop.hf_runs import export_run, from_pretrained, import_run
     from jaxformer.interop.huggingface import export_hf, import_hf
     from jaxformer.runs import Run, open_run
     from jaxformer.training import fit
@@ -26,6 +26,7 @@ _HOMES = {
     "export_hf": "interop.huggingface",
     "export_run": "interop.hf_runs",
     "fit": "training",
+    "from_pretrained": "interop.hf_runs",
     "import_hf": "interop.huggingface",
     "import_run": "interop.hf_runs",
     "load": "config",
@@ -38,6 +39,7 @@ __all__ = [
     "export_hf",
     "export_run",
     "fit",
+    "from_pretrained",
     "import_hf",
     "import_run",
     "load",

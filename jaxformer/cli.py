@@ -1,7 +1,6 @@
 """The command line: `jaxformer train | evaluate | predict | export | import`."""
 
 import argparse
-import importlib.util
 import os
 import sys
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ USAGE = """usage: jaxformer COMMAND ...
   evaluate RUN                                          metrics on the run's held-out data
   predict RUN [TEXT ...] [--input FILE] [--field value] what the run's model does: fills [MASK], goes on, answers
   export RUN OUT [--dtype TYPE] [--no-certificate]      a Hugging Face folder of the run, which transformers loads
-  import HF_DIR RUN                                     a run of a Hugging Face folder: predicts, exports, begins others
+  import HF_DIR RUN [--dtype TYPE] [--no-certificate]   a run of a Hugging Face folder: predicts, exports, begins others
 """
 
 
@@ -123,27 +122,16 @@ def export(arguments: list[str]) -> None:
     parser = _Parser("export", "Writes a folder that transformers loads: weights, config, tokenizer, model card.")
     parser.add_argument("run", metavar="RUN", help="the run's folder")
     parser.add_argument("out", metavar="OUT", help="the folder to write, which must not be there yet")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the weights")
-    parser.add_argument("--no-certificate", action="store_true", help="leave the comparison with PyTorch out")
+    _add_weights_options(parser)
     options = parser.parse_args(arguments)
     if os.path.lexists(options.out):  # Before anything large is read.
         raise InputError(f"{options.out}: is there already; expected a new folder's name")
     run = _open(options.run)
     from jaxformer.interop.hf_runs import export_run
 
-    export_run(run, options.out, options.dtype, None if options.no_certificate else _certifier())
+    told = export_run(run, options.out, options.dtype, not options.no_certificate)
     print(f"{options.out} · {type(run.model).__name__} · step {run.step:,}")
-
-
-def _certifier():
-    """What compares an exported folder with PyTorch's model of it, where that is installed."""
-    for name in ("torch", "transformers"):
-        if importlib.util.find_spec(name) is None:
-            print(f"note: no parity certificate: {name} is not installed", file=sys.stderr)
-            return None
-    from jaxformer.interop.certificate import certify_run
-
-    return certify_run
+    print(told)
 
 
 def import_(arguments: list[str]) -> None:
@@ -151,14 +139,20 @@ def import_(arguments: list[str]) -> None:
     parser = _Parser("import", "Makes a run of a Hugging Face folder, for predict, export and init=RUN.")
     parser.add_argument("folder", metavar="HF_DIR", help="a folder with config.json, weights and tokenizer")
     parser.add_argument("run", metavar="RUN", help="the run's folder, which must not be there yet")
+    _add_weights_options(parser)
     options = parser.parse_args(arguments)
     _start_jax()
     from jaxformer.interop.hf_runs import import_run
 
-    for note in import_run(options.folder, options.run):
+    for note in import_run(options.folder, options.run, options.dtype, not options.no_certificate):
         print(f"note: {note}", file=sys.stderr)
     run = _open(options.run)
     print(f"{run.folder} · {type(run.model).__name__} · {type(run.objective).__name__}")
+
+
+def _add_weights_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the weights")
+    parser.add_argument("--no-certificate", action="store_true", help="leave the comparison with PyTorch out")
 
 
 def _open(folder: str):

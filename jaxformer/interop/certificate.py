@@ -1,10 +1,11 @@
-"""The parity certificate: what an exported folder computes in PyTorch is what the model computes here.
+"""The parity certificate: what a Hugging Face folder computes in PyTorch is what the model computes here.
 
 `certify` measures logits, loss, gradients, greedy decoding and tokens on both sides, in float32 and on the CPU, and
-writes `parity.json` and `parity.html` into the folder.
+writes `parity.json` and `parity.html`.
 """
 
 import dataclasses
+import importlib.util
 import json
 import os
 import platform
@@ -18,14 +19,22 @@ import numpy as np
 
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import InputError
+from jaxformer.interop import parameters
 from jaxformer.interop.certificate_page import page
+from jaxformer.interop.families import family_of_config
+from jaxformer.interop.folders import CONFIG, open_folder
 from jaxformer.interop.hard_strings import HARD_STRINGS
+from jaxformer.interop.table import slots
 
 JSON, HTML = "parity.json", "parity.html"
 LOGITS, LOSS, GRADIENTS, TIE = 2e-5, 1e-5, 1e-3, 1e-4
 """Tolerances: of logits against the largest of them (or 1), of the loss against itself (or 1), of gradients against
-each tensor's largest, and of the logits of two tokens of which either may be chosen."""
+each tensor's largest, and of the logits of two tokens of which either may be chosen, against the largest too."""
 PACKAGES = ("jaxformer", "jax", "flax", "torch", "transformers", "tokenizers", "sentencepiece", "numpy")
+
+
+class Unreadable(InputError):
+    """transformers cannot load a folder."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,76 +93,82 @@ class Certificate:
         return f"{told}{passed} of {len(self.lines)} comparisons with {versions} passed; all are in `{HTML}`."
 
 
-def certify(model: nn.Module, params: Any, tokenizer: Tokenizer | None, folder: str | os.PathLike) -> Certificate:
-    """Compares a model with PyTorch's of the folder that it was exported to, and writes the certificate there.
+def certify(
+    model: nn.Module,
+    params: Any,
+    tokenizer: Tokenizer | None,
+    source: str | os.PathLike,
+    out: str | os.PathLike | None = None,
+    dtype: str | None = None,
+) -> Certificate:
+    """Compares a model with PyTorch's of a folder, and writes the certificate.
 
     Args:
       model: ours.
       params: its parameters.
       tokenizer: its tokenizer, if the folder has one.
-      folder: with config.json, weights and tokenizer.
+      source: the Hugging Face folder that the model was exported to or imported from.
+      out: where to write; by default, there.
+      dtype: of the weights that are compared; by default, what the folder says.
 
     Raises:
-      InputError: the two differ by more than the tolerances, or torch or transformers is not there.
+      Unreadable: transformers cannot load the folder.
+      InputError: the two differ by more than the tolerances, or there is an `obstacle`.
     """
-    _check_installed()
+    if problem := obstacle(model):
+        raise InputError(f"no parity certificate: {problem}")
     from jaxformer.interop import parity
 
-    folder = Path(folder)
-    theirs = parity.Theirs(folder)
-    dtype = str(theirs.config.get("dtype") or theirs.config.get("torch_dtype") or "float32")
-    ours = parity.Ours(model, params, dtype)
-    lines = tuple(_lines(ours, theirs, tokenizer, folder))
-    count = sum(int(np.prod(array.shape)) for array in parity.parameters.flat(ours.params).values())
-    certificate = Certificate(theirs.architecture, count, dtype, lines, _versions())
+    folder, out = open_folder(source), Path(source if out is None else out)
+    family, architecture = family_of_config(folder.config, folder.tensors, str(folder.path / CONFIG))
+    dtype = dtype or str(folder.config.get("dtype") or folder.config.get("torch_dtype") or "float32")
+    shapes = {path: tuple(array.shape) for path, array in parameters.flat(params).items()}
+    theirs = parity.Theirs(folder, slots(family.table, shapes, architecture in family.bare), architecture, dtype)
+    lines = tuple(_lines(parity.Ours(model, params, dtype), theirs, tokenizer, folder.path))
+    count = sum(int(np.prod(shape)) for shape in shapes.values())
+    certificate = Certificate(architecture, count, dtype, lines, _versions())
     content = certificate.to_json()
-    (folder / JSON).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    (folder / HTML).write_text(page(content), encoding="utf-8")
+    (out / JSON).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (out / HTML).write_text(page(content), encoding="utf-8")
     if wrong := [line for line in lines if not line.passed]:
         told = [
             f"{line.what} ({line.where}) differ by {line.measured:.1e}, above {line.tolerance:.0e}" for line in wrong
         ]
         more = f"; and {len(told) - 4} more" if len(told) > 4 else ""
-        raise InputError(f"{folder}: not what PyTorch computes: {'; '.join(told[:4])}{more}")
+        raise InputError(f"not what PyTorch computes: {'; '.join(told[:4])}{more}")
     return certificate
 
 
-def certify_run(run: Any, folder: Path) -> str:
-    """The certificate of an exported run, as a line for its model card; raises as `certify` does."""
-    return str(certify(run.model, run.params, run.tokenizer, folder))
-
-
-def _check_installed() -> None:
+def obstacle(model: nn.Module) -> str | None:
+    """Why no certificate can be made here, if so."""
     for name in ("torch", "transformers"):
-        try:
-            __import__(name)
-        except ImportError as error:
-            raise InputError(
-                f"the parity certificate needs {name} ({error}): pip install 'jaxformer[torch]', "
-                "or leave the certificate out with --no-certificate"
-            ) from error
+        if importlib.util.find_spec(name) is None:
+            return f"{name} is not installed; pip install 'jaxformer[torch]'"
+    from jaxformer.interop import parity
+
+    kinds = ", ".join(kind.__name__ for kind in parity.MODELS)
+    return None if isinstance(model, parity.MODELS) else f"model={type(model).__name__} is none of {kinds}"
 
 
 def _lines(ours: Any, theirs: Any, tokenizer: Tokenizer | None, folder: Path) -> Iterator[Line]:
     from jaxformer.interop import parity
 
-    model = ours.model
-    pad = theirs.config.get("pad_token_id")
+    pad = theirs.config.get("pad_token_id") or 0
     texts = [] if tokenizer is None else [tokenizer.encode(text) for text in HARD_STRINGS]
-    every = list(parity.inputs(model, texts, 0 if pad is None else pad))
+    every = list(parity.inputs(ours.model, texts, pad))
     for rows in every:
-        found, loss = theirs(rows, model)
-        mine, my_loss = ours(rows, list(found))
-        shape = f"{rows.name}: {' × '.join(map(str, rows.tokens.shape))} tokens"
-        for name, expected in found.items():
-            yield _compared(name, shape, mine[name], expected, rows.mask)
-        yield Line("loss", shape, abs(my_loss - loss) / max(1.0, abs(loss)), LOSS, f"{my_loss:.6f} and {loss:.6f}")
-    names = list(found)
-    gradients = parity.by_their_names(theirs.config, ours.gradients(every[2], names))
-    difference, name = parity.largest_difference(gradients, theirs.gradients(every[2], model))
-    yield Line("gradients", "padded", difference, GRADIENTS, f"of {len(gradients)} tensors, most in {name}")
-    if not isinstance(model, parity.Bert):
-        yield _written(ours, theirs, every, 0 if pad is None else pad)
+        expected = theirs(rows, ours.model)
+        actual = ours(rows, list(expected.outputs))
+        where = f"{rows.name}: {' × '.join(map(str, rows.tokens.shape))} tokens"
+        for name, output in expected.outputs.items():
+            yield _compared(name, where, actual.outputs[name], output, rows.mask)
+        apart = abs(actual.loss - expected.loss) / max(1.0, abs(expected.loss))
+        yield Line("loss", where, apart, LOSS, f"{actual.loss:.6f} and {expected.loss:.6f}")
+        gradients = theirs.named(actual.gradients)
+        difference, name = parity.largest_difference(gradients, expected.gradients)
+        yield Line("gradients", where, difference, GRADIENTS, f"of {len(gradients)} tensors, most in {name}")
+    if not isinstance(ours.model, parity.Bert):
+        yield _written(ours, theirs, every, pad)
     if tokenizer is not None:
         yield _tokens(tokenizer, folder)
 
@@ -174,25 +189,24 @@ def _written(ours: Any, theirs: Any, every: list[Any], pad: int) -> Line:
     answers = isinstance(ours.model, parity.EncoderDecoder)
     start = theirs.config.get("decoder_start_token_id", pad) if answers else None
     prompts = [row for rows in (every[0], every[3]) for row in (rows.read if answers else rows.tokens)[:2, :8]]
-    room = ours.model.positions - (1 if answers else prompts[0].size)
-    new = max(1, min(parity.NEW, room))
-    gap, equal = 0.0, 0
+    new = max(1, min(parity.NEW, ours.model.positions - (1 if answers else prompts[0].size)))
+    gaps = []
     for prompt, mine in zip(prompts, ours.write(prompts, new, start), strict=True):
         expected, logits = theirs.write(prompt, new, start, pad)
-        differ = np.flatnonzero(mine != expected) if mine.shape == expected.shape else [0]
-        equal += not len(differ)
+        differ = np.flatnonzero(mine != expected)
         if len(differ):
-            one, other = logits[differ[0], [mine[differ[0]], expected[differ[0]]]]
-            gap = max(gap, float(abs(one - other)))
-    note = f"{equal} of {len(prompts)} outputs of {new} tokens are equal"
-    return Line("greedy tokens", f"{len(prompts)} prompts", gap, TIE, note)
+            row = logits[differ[0]]
+            one, other = row[[mine[differ[0]], expected[differ[0]]]]
+            gaps.append(abs(one - other) / max(1.0, np.abs(row).max()))
+    note = f"{len(prompts) - len(gaps)} of {len(prompts)} outputs of {new} tokens are equal"
+    return Line("greedy tokens", f"{len(prompts)} prompts", float(np.max(gaps, initial=0.0)), TIE, note)
 
 
 def _tokens(tokenizer: Tokenizer, folder: Path) -> Line:
     """How many hard strings the two tokenizers encode differently."""
-    import transformers
+    from jaxformer.interop import parity
 
-    theirs = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    theirs = parity.their_tokenizer(folder)
     differing = [
         text
         for text in HARD_STRINGS

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from jaxformer.data.tasks import MaskedSentencePairs
 from jaxformer.data.tokenizers import Tokenizer, load_tokenizer
 from jaxformer.decoding.settings import Decoding
 from jaxformer.errors import InputError
+from jaxformer.interop import certificate as certificates
 from jaxformer.interop import sentence_transformers
-from jaxformer.interop.folders import Folder, new_folder, open_folder, read_json, write_json
-from jaxformer.interop.huggingface import Origin, export_hf, load
+from jaxformer.interop.folders import CONFIG, Folder, new_folder, open_folder, read_json, write_json
+from jaxformer.interop.huggingface import Imported, Origin, export_hf, load, origin_of
 from jaxformer.interop.model_card import write_card
 from jaxformer.interop.stored import DType
 from jaxformer.interop.tokenizers import check_vocabulary, import_tokenizer
@@ -31,9 +33,11 @@ from jaxformer.objectives.sentence_embedding import SentenceEmbedding
 from jaxformer.objectives.seq2seq import Seq2Seq
 from jaxformer.optimizers import AdamW, Schedule
 from jaxformer.runs import Run
+from jaxformer.sharding import Mesh, make_mesh
 
 ORIGIN = "origin.json"
 """In a run's folder: what its Hugging Face folder said beside the model."""
+LEFT_OUT = "no parity certificate: it was left out"
 LENGTH = 512
 """Tokens of a row of an imported experiment, at most."""
 GENERATION = {
@@ -64,70 +68,117 @@ class HuggingFaceTokenizer:
         return load_tokenizer(folder)
 
 
-def import_run(folder: str | os.PathLike, run: str | os.PathLike) -> list[str]:
+def from_pretrained(folder: str | os.PathLike, dtype: DType = "float32") -> Run:
+    """A Hugging Face folder as a run of which nothing is on disk: it predicts, and `export_run` writes it again.
+
+    Args:
+      folder: with config.json, weights and tokenizer.
+      dtype: of the parameters.
+
+    Raises:
+      InputError: as `import_hf`; the tokenizer has more pieces than the model.
+    """
+    run, imported = _read(folder, dtype)
+    for note in imported.notes:
+        warnings.warn(f"{folder}: {note}", stacklevel=2)
+    return run
+
+
+def import_run(
+    folder: str | os.PathLike, run: str | os.PathLike, dtype: DType = "float32", certificate: bool = True
+) -> list[str]:
     """Makes a run of a Hugging Face folder, which predicts, exports, and begins others (`init=RUN`).
 
     Args:
       folder: with config.json, weights and tokenizer.
       run: the run's folder, which must not be there yet.
+      dtype: what the weights are rounded to and kept as; what reads the run has them in float32.
+      certificate: whether to compare it with PyTorch's model of the folder, where PyTorch is installed.
 
     Returns:
-      What of the config acts in training and does not here, a line each.
+      What of the config acts in training and does not here, and what the comparison gave, a line each.
 
     Raises:
-      InputError: as `import_hf`; the tokenizer has more pieces than the model; `run` is there.
+      InputError: as `from_pretrained`; `run` is there; PyTorch computes something else.
     """
-    run = Path(run)
     with new_folder(run) as home:  # First, so that nothing large is read for a name that is taken.
-        source = open_folder(folder)
-        imported = load(source)
-        tokenizer = import_tokenizer(source.path)
-        check_vocabulary(tokenizer, imported.model.vocab, source.path)
-        objective = _objective(source, imported.model)
-        experiment = _experiment(source.path, imported.model, objective)
-        tokenizer.save(str(home / runs.TOKENIZER))
+        read, imported = _read(folder, dtype)
+        told = _compared(read, read.folder, home, dtype, ours=False) if certificate else LEFT_OUT
+        read.tokenizer.save(str(home / runs.TOKENIZER))
         write_json(home / ORIGIN, dataclasses.asdict(imported.origin))
         with Checkpoints(home / runs.CHECKPOINTS, Checkpoint()) as checkpoints:
-            checkpoints.save(0, {"params": imported.params}, None)
+            checkpoints.save(0, {"params": read.params}, None)
             checkpoints.wait()
-        runs.write_experiment(home, experiment)
-    return list(imported.notes)
+        runs.write_experiment(home, read.experiment)
+    return [*imported.notes, told]
 
 
 def export_run(
-    run: Run | str | os.PathLike,
-    out: str | os.PathLike,
-    dtype: DType = "float32",
-    certify: Callable[[Run, Path], str] | None = None,
-) -> None:
-    """Writes the Hugging Face folder of a run, with its tokenizer and a model card.
+    run: Run | str | os.PathLike, out: str | os.PathLike, dtype: DType = "float32", certificate: bool = True
+) -> str:
+    """Writes the Hugging Face folder of a run, with its tokenizer, a model card and a parity certificate.
 
     Args:
       run: a run or its folder.
       out: the folder to write, which must not be there yet.
       dtype: of the weights.
-      certify: what checks the written folder, adds its files to it, and returns a line about it for the card.
+      certificate: whether to compare it with PyTorch's model of the folder, where PyTorch is installed.
+
+    Returns:
+      What the comparison gave, as the card says it.
 
     Raises:
-      InputError: as `export_hf`.
+      InputError: as `export_hf`; PyTorch computes something else.
     """
     run = run if isinstance(run, Run) else runs.open_run(run)
-    origin = read_origin(run.folder)
+    told = LEFT_OUT
 
     def finish(folder: Path) -> None:
+        nonlocal told
         if isinstance(run.objective, SentenceEmbedding):
             sentence_transformers.write(folder, run.objective, run.model)
-        told = certify(run, folder) if certify else "There is none: it was exported without."
+        if certificate:
+            told = _compared(run, folder, folder, dtype, ours=True)
         write_card(folder, run, dtype, told)
 
     decoding = getattr(run.objective, "decoding", None)
-    settings = {"dtype": dtype, "origin": origin, "generation": decoding and generation_fields(decoding)}
-    settings["beginning"] = getattr(run.objective, "beginning", False)
-    export_hf(run.model, run.params, run.tokenizer, out, finish=finish, **settings)
+    settings = {"dtype": dtype, "origin": read_origin(run.folder), "finish": finish}
+    settings |= {"generation": decoding and generation_fields(decoding)}
+    settings |= {"beginning": getattr(run.objective, "beginning", False)}
+    export_hf(run.model, run.params, run.tokenizer, out, **settings)
+    return told
+
+
+def _read(folder: str | os.PathLike, dtype: DType) -> tuple[Run, Imported]:
+    """The run of a Hugging Face folder, and what else it says."""
+    source = open_folder(folder)
+    imported = load(source, dtype)
+    tokenizer = import_tokenizer(source.path)
+    check_vocabulary(tokenizer, imported.model.vocab, source.path)
+    experiment = _experiment(source.path, imported.model, _objective(source, imported.model))
+    return Run(source.path, experiment, tokenizer, 0, imported.params, make_mesh(Mesh(1))), imported
+
+
+def _compared(run: Run, source: Path, out: Path, dtype: DType, ours: bool) -> str:
+    """Makes the parity certificate if it can be made; a line about it.
+
+    transformers must load a folder that is `ours`. Others may be older than what it still loads.
+    """
+    problem = certificates.obstacle(run.model)
+    if problem is None:
+        try:
+            return str(certificates.certify(run.model, run.params, run.tokenizer, source, out, dtype))
+        except certificates.Unreadable as error:
+            if ours:
+                raise
+            problem = str(error)
+    return f"no parity certificate: {problem}"
 
 
 def read_origin(folder: Path) -> Origin | None:
-    """What an imported run's folder keeps of where it came from."""
+    """What an imported run's folder keeps of where it came from, or what a Hugging Face folder says itself."""
+    if (folder / CONFIG).is_file():
+        return origin_of(open_folder(folder))
     if not (folder / ORIGIN).is_file():
         return None
     try:

@@ -89,14 +89,20 @@ def load(folder: Folder, dtype: DType = "float32") -> Imported:
     if dtype not in FLOATS:
         raise InputError(f"dtype={dtype!r}: expected one of {', '.join(FLOATS)}")
     where = str(folder.path / CONFIG)
-    family, architecture = family_of_config(folder.config, folder.tensors, where)
+    family, _ = family_of_config(folder.config, folder.tensors, where)
     settings = Settings(folder.config, where)
     model = family.build(settings, folder.tensors)
     settings.finish()
     shapes = parameters.abstract(model)
     params = parameters.read(family.table, shapes, folder.tensors, FLOATS[dtype], str(folder.path))
+    return Imported(model, params, origin_of(folder), tuple(settings.notes))
+
+
+def origin_of(folder: Folder) -> Origin:
+    """What a folder says that is no part of the model."""
+    _, architecture = family_of_config(folder.config, folder.tensors, str(folder.path / CONFIG))
     kept = {name: value for name, value in folder.config.items() if name in HARMLESS - REWRITTEN}
-    return Imported(model, params, Origin(architecture, kept, folder.generation), tuple(settings.notes))
+    return Origin(architecture, kept, folder.generation)
 
 
 def export_hf(

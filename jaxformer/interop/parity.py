@@ -1,5 +1,6 @@
 """The same inputs through a model of ours and through PyTorch's of its exported folder, both in float32."""
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,23 +13,27 @@ import numpy as np
 import torch
 import transformers
 
+from jaxformer import sharding
 from jaxformer.decoding.generate import generate
 from jaxformer.decoding.settings import Decoding
 from jaxformer.errors import InputError
 from jaxformer.interop import parameters
-from jaxformer.interop.families import family_of_config
-from jaxformer.interop.folders import CONFIG, read_json
-from jaxformer.interop.table import slots
+from jaxformer.interop.certificate import Unreadable
+from jaxformer.interop.folders import Folder
+from jaxformer.interop.table import Slot
 from jaxformer.layers.transformer import Transformer
 from jaxformer.models.bert import Bert
 from jaxformer.models.encoder_decoder import EncoderDecoder
+from jaxformer.models.gpt import Gpt
 
-LONGEST = 512
+LONGEST = 1024
 """Tokens of the long input, at most."""
 ROWS, LENGTH = 3, 16
 """Of the other inputs."""
 NEW = 64
 """Tokens that both write."""
+MODELS = (Bert, Gpt, EncoderDecoder)
+"""What can be compared."""
 OUTPUTS = {
     "logits": ("logits", "prediction_logits"),
     "next-sentence logits": ("seq_relationship_logits",),
@@ -56,11 +61,11 @@ class Inputs:
 
 
 def inputs(model: nn.Module, texts: Sequence[np.ndarray], pad: int, seed: int = 0) -> Iterator[Inputs]:
-    """Short, long, padded and random rows.
+    """Rows of text, short, as long as the model takes and padded, and rows of tokens that no text has.
 
     Args:
       model: ours.
-      texts: ids of texts; what is random is drawn from the whole vocabulary.
+      texts: ids of texts.
       pad: the id in padding, and nowhere else.
       seed: of what is drawn.
     """
@@ -77,15 +82,26 @@ def inputs(model: nn.Module, texts: Sequence[np.ndarray], pad: int, seed: int = 
         read, read_mask = np.flip(tokens, 1), np.flip(mask, 0)
         tokens, read = np.where(mask, tokens, pad), np.where(read_mask, read, pad)
         types = (np.arange(tokens.shape[1]) >= tokens.shape[1] // 2) * mask
-        return Inputs(
-            name, *(np.ascontiguousarray(part, np.int32) for part in (tokens, mask, targets, types, read, read_mask))
-        )
+        # Copies: torch takes no array of negative strides, which flipping leaves.
+        return Inputs(name, *(np.array(part, np.int32) for part in (tokens, mask, targets, types, read, read_mask)))
 
     yield rows("short", stream[: ROWS * length].reshape(ROWS, length))
     yield rows("long", stream[None, : min(LONGEST, model.positions)])
     padded = np.array([length, max(1, length // 2), 1])
     yield rows("padded", stream[-ROWS * length :].reshape(ROWS, length), padded)
-    yield rows("random", rng.choice(every, (ROWS, length)))
+    yield rows("out of distribution", rng.choice(every, (ROWS, length)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Computed:
+    """What one side made of one input."""
+
+    outputs: dict[str, np.ndarray]
+    """Those of the `OUTPUTS` that it has."""
+    loss: float
+    """Their loss, as transformers defines it for the model."""
+    gradients: dict[str, np.ndarray]
+    """The loss's, by our paths or by their names."""
 
 
 class Ours:
@@ -104,43 +120,33 @@ class Ours:
             self.params = jax.tree.map(
                 lambda array: jnp.asarray(np.asarray(array)).astype(dtype).astype(jnp.float32), jax.device_get(params)
             )
+        # One program for each shape of inputs.
+        self._compute = jax.jit(jax.value_and_grad(self._loss, has_aux=True), static_argnums=2)
 
-    def __call__(self, rows: Inputs, names: Sequence[str]) -> tuple[dict[str, np.ndarray], float]:
-        """What is called so of what it computes, and the loss."""
+    def __call__(self, rows: Inputs, names: Sequence[str]) -> Computed:
+        """What it makes of rows: of its outputs those that are called so."""
         with on_cpu():
-            loss, outputs = jax.jit(self._loss, static_argnums=2)(self.params, _arrays(rows), tuple(names))
-        return jax.device_get(outputs), float(loss)
-
-    def gradients(self, rows: Inputs, names: Sequence[str]) -> dict[str, np.ndarray]:
-        """Of the loss, by path."""
-        with on_cpu():
-            compute = jax.jit(jax.grad(self._loss, has_aux=True), static_argnums=2)
-            gradients, _ = compute(self.params, _arrays(rows), tuple(names))
-        return parameters.flat(jax.device_get(gradients))
+            (loss, outputs), gradients = self._compute(self.params, _arrays(rows), tuple(names))
+        return Computed(jax.device_get(outputs), float(loss), parameters.flat(jax.device_get(gradients)))
 
     def _loss(self, params, rows, names):
         outputs = self._outputs(params, rows)
-        outputs = {name: outputs[name] for name in names}
-        return _loss(self.model, outputs, rows), outputs
+        return _loss(self.model, outputs, rows), {name: outputs[name] for name in names}
 
     def _outputs(self, params, rows):
         tokens, mask = rows["tokens"], rows["mask"]
         if isinstance(self.model, EncoderDecoder):
             names = {"input_segments": rows["read_mask"], "segments": mask}
-            output = self.model.apply({"params": params}, rows["read"], tokens, **names)
-        elif isinstance(self.model, Bert):
-            types = {"token_types": rows["types"]} if self.model.token_types > 1 else {}
-            output = self.model.apply({"params": params}, tokens, mask, **types)
-            found = {
-                "hidden": lambda: output.hidden,
-                "logits": lambda: output.logits,
-                "pooled": lambda: output.pooled[:, 0],
-                "next-sentence logits": lambda: output.next_sentence_logits[:, 0],
-            }
-            return {name: found[name]() for name in computed(self.model)}
-        else:
-            output = self.model.apply({"params": params}, tokens, mask)
-        return {"logits": output.logits}
+            return {"logits": self.model.apply({"params": params}, rows["read"], tokens, **names).logits}
+        types = {"token_types": rows["types"]} if getattr(self.model, "token_types", 0) > 1 else {}
+        output = self.model.apply({"params": params}, tokens, mask, **types)
+        found = {
+            "hidden": lambda: output.hidden,
+            "logits": lambda: output.logits,
+            "pooled": lambda: output.pooled[:, 0],
+            "next-sentence logits": lambda: output.next_sentence_logits[:, 0],
+        }
+        return {name: found[name]() for name in computed(self.model)}
 
     def write(self, prompts: Sequence[np.ndarray], new: int, start: int | None) -> list[np.ndarray]:
         """Greedily so many tokens behind each prompt."""
@@ -151,30 +157,47 @@ class Ours:
 class Theirs:
     """The model of transformers that a folder describes."""
 
-    def __init__(self, folder: Path):
-        config = read_json(folder / CONFIG)
-        self.config, self.architecture = config, config["architectures"][0]
-        network = getattr(transformers, self.architecture, None)
-        if network is None:
-            raise InputError(f"{folder}: transformers {transformers.__version__} has no {self.architecture}")
-        settings = {"dtype": torch.float32, "attn_implementation": "eager", "local_files_only": True}
-        transformers.utils.logging.disable_progress_bar()
-        self.network = network.from_pretrained(folder, **settings).eval()
+    def __init__(self, folder: Folder, slots: Sequence[Slot], architecture: str, dtype: str):
+        """Loads it.
 
-    def __call__(self, rows: Inputs, model: nn.Module) -> tuple[dict[str, np.ndarray], float]:
-        """All that it computes of what ours do too, and the loss."""
-        with torch.no_grad():
-            outputs, loss = self._run(rows, model)
-        return {name: output.numpy() for name, output in outputs.items()}, float(loss)
+        Args:
+          folder: a Hugging Face folder.
+          slots: its tensors that are a model of ours.
+          architecture: transformers' class.
+          dtype: what those tensors are rounded to, if they are of another.
 
-    def gradients(self, rows: Inputs, model: nn.Module) -> dict[str, np.ndarray]:
-        """Of the loss, by name; zeros where nothing depends on a parameter."""
+        Raises:
+          Unreadable: transformers cannot.
+        """
+        self.config, self.slots = folder.config, slots
+        with _reading(architecture):
+            kind = getattr(transformers, architecture)
+            settings = {"dtype": torch.float32, "attn_implementation": "eager", "local_files_only": True}
+            self.network = kind.from_pretrained(folder.path, **settings).eval()
+        names = {slot.name for slot in slots}
+        for name, tensor in self.network.state_dict().items():
+            if name in names:
+                tensor.copy_(tensor.to(getattr(torch, dtype)))
+
+    def __call__(self, rows: Inputs, model: nn.Module) -> Computed:
+        """What it makes of rows, as far as ours makes it too."""
         self.network.zero_grad()
-        self._run(rows, model)[1].backward()
-        named = self.network.named_parameters()
-        return {
-            name: (torch.zeros_like(tensor) if tensor.grad is None else tensor.grad).numpy() for name, tensor in named
+        outputs, loss = self._run(rows, model)
+        loss.backward()
+        gradients = {
+            # Nothing depends on some: a pooler that no loss reads.
+            name: (torch.zeros_like(tensor) if tensor.grad is None else tensor.grad).numpy().copy()
+            for name, tensor in self.network.named_parameters()
         }
+        return Computed({name: part.detach().numpy() for name, part in outputs.items()}, loss.item(), gradients)
+
+    def named(self, ours: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Arrays of our parameters' shapes as their tensors, through the table by which weights are exported."""
+        found = {}
+        for slot in self.slots:
+            parts = [np.asarray(ours[path][... if slot.layer is None else slot.layer]) for path in slot.paths]
+            found[slot.name] = slot.to_theirs(parts)
+        return found
 
     def _run(self, rows: Inputs, model: nn.Module):
         arrays = {name: torch.from_numpy(array).long() for name, array in _arrays(rows).items()}
@@ -216,6 +239,23 @@ class Theirs:
         return output.sequences[0, -len(output.logits) :].numpy(), torch.cat(output.logits).numpy()
 
 
+def their_tokenizer(folder: Path) -> Any:
+    """What AutoTokenizer makes of a folder; Unreadable where it cannot."""
+    with _reading("the tokenizer"):
+        return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+@contextlib.contextmanager
+def _reading(what: str) -> Iterator[None]:
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    except Exception as error:  # Whatever it is: the folder's fault, or that of a version too old or too new for it.
+        told = (str(error).splitlines() or [type(error).__name__])[0]
+        version = f"transformers {transformers.__version__}"
+        raise Unreadable(f"{version} cannot load {what}: {told}") from error
+
+
 def computed(model: nn.Module) -> list[str]:
     """Those of the `OUTPUTS` that a model of ours has."""
     if not isinstance(model, Bert):
@@ -224,19 +264,8 @@ def computed(model: nn.Module) -> list[str]:
     return ["hidden", *(name for name, head in named.items() if head in model.heads)]
 
 
-def by_their_names(config: Mapping[str, Any], ours: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Arrays of our parameters' shapes as their tensors, through the table by which weights are exported."""
-    family, architecture = family_of_config(config, (), CONFIG)
-    shapes = {path: tuple(array.shape) for path, array in ours.items()}
-    found = {}
-    for slot in slots(family.table, shapes, architecture in family.bare):
-        parts = [np.asarray(ours[path][... if slot.layer is None else slot.layer]) for path in slot.paths]
-        found[slot.name] = slot.to_theirs(parts)
-    return found
-
-
 def largest_difference(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]) -> tuple[float, str]:
-    """The largest difference of gradients relative to their size, and whose it is.
+    """The largest difference of gradients relative to their size, and whose it is; infinite where it is no number.
 
     Raises:
       InputError: no tensor is on both sides.
@@ -245,13 +274,22 @@ def largest_difference(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.n
     if not names:
         raise InputError("the export's table names none of the parameters that PyTorch's model has")
     most = max(np.abs(theirs[name]).max(initial=0) for name in names)
-    sizes = {name: max(np.abs(theirs[name]).max(initial=0), SMALL * most, 1e-30) for name in names}
-    return max((float(np.abs(ours[name] - theirs[name]).max(initial=0) / sizes[name]), name) for name in names)
+    differences = {}
+    for name in names:
+        size = max(np.abs(theirs[name]).max(initial=0), SMALL * most, 1e-30)
+        difference = float(np.abs(ours[name] - theirs[name]).max(initial=0) / size)
+        differences[name] = difference if np.isfinite(difference) else np.inf
+    worst = max(differences, key=differences.get)
+    return differences[worst], worst
 
 
-def on_cpu():
+@contextlib.contextmanager
+def on_cpu() -> Iterator[None]:
     """Computes where PyTorch does, in full precision."""
-    return jax.default_device(jax.local_devices(backend="cpu")[0])
+    device = jax.local_devices(backend="cpu")[0]
+    # The mesh tells what is traced for which device, where others are there too.
+    with jax.default_device(device), jax.set_mesh(sharding.make_mesh(sharding.Mesh(1), [device])):
+        yield
 
 
 def _arrays(rows: Inputs) -> dict[str, np.ndarray]:

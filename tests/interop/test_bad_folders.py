@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -210,6 +213,20 @@ def test_an_out_that_exists_and_a_kill_halfway(written, tmp_path):
     assert not list(tmp_path.iterdir())
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot be written"), new_folder(tmp_path / "file" / "out"):
+        pass
+
+
+def test_a_process_killed_halfway_leaves_nothing_under_the_name(tmp_path):
+    script = (
+        "import os, signal, sys; from jaxformer.interop.folders import new_folder\n"
+        "with new_folder(sys.argv[1]) as folder:\n"
+        "    (folder / 'config.json').touch(); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, tmp_path / "out"], check=False)
+    assert done.returncode == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith("out.tmp-") and (left / "config.json").exists()
+    with new_folder(tmp_path / "out"):
         pass
 
 

@@ -1,8 +1,8 @@
 """The parity certificate: it passes what is the same, and names what is not."""
 
-import builtins
 import dataclasses
 import html.parser
+import importlib.util
 import json
 from pathlib import Path
 
@@ -14,8 +14,9 @@ import safetensors.numpy
 
 from jaxformer.data.tokenizers import ByteLevelBpe, SentencePiece, WordPiece
 from jaxformer.errors import InputError
-from jaxformer.interop.certificate import LOGITS, Certificate, certify
+from jaxformer.interop.certificate import LOGITS, Certificate, certify, obstacle
 from jaxformer.interop.huggingface import export_hf
+from jaxformer.interop.parity import LONGEST, largest_difference
 from jaxformer.layers.attention import Attention
 from jaxformer.layers.mlp import GatedMlp, Mlp
 from jaxformer.layers.norms import LayerNorm, RMSNorm
@@ -77,8 +78,8 @@ def test_an_export_passes(name, tokenizers, tmp_path):
     heads = {"bert": {"logits", "next-sentence logits"}, "encoder": {"hidden"}}.get(name, {"logits"})
     assert compared == {*heads, "loss", "gradients", "tokens"} | ({"greedy tokens"} if writes else set())
     where = {line.where for line in certificate.lines if line.what == "loss"}
-    assert {place.split(":")[0] for place in where} == {"short", "long", "padded", "random"}
-    longest = min(512, model.positions)
+    assert {place.split(":")[0] for place in where} == {"short", "long", "padded", "out of distribution"}
+    longest = min(LONGEST, model.positions)
     assert f"long: 1 × {longest} tokens" in where
     if writes:
         (line,) = [line for line in certificate.lines if line.what == "greedy tokens"]
@@ -131,17 +132,24 @@ def test_another_tokenizer_fails(gpt2, tokenizers):
         certify(model, params, tokenizers["bert"], folder)
 
 
-def test_without_pytorch_it_says_what_to_install(gpt2, monkeypatch):
-    find = builtins.__import__
+@pytest.mark.parametrize("name", ["torch", "transformers"])
+def test_without_pytorch_it_says_what_to_install(name, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda asked: None if asked == name else find(asked))
+    with pytest.raises(
+        InputError, match=rf"no parity certificate: {name} is not installed; pip install 'jaxformer\[to"
+    ):
+        certify(BERT, {}, None, "nowhere")
 
-    def missing(name, *rest, **others):
-        if name == "torch":
-            raise ImportError("No module named 'torch'")
-        return find(name, *rest, **others)
 
-    monkeypatch.setattr(builtins, "__import__", missing)
-    with pytest.raises(InputError, match=r"pip install 'jaxformer\[torch\]', .* --no-certificate"):
-        certify(*gpt2)
+def test_a_model_that_it_does_not_know_is_told():
+    assert "Transformer is none of Bert, Gpt, EncoderDecoder" in obstacle(Transformer(*SIZES))
+
+
+def test_gradients_that_are_no_numbers_are_infinitely_far():
+    one, other = {"a": np.ones(2), "b": np.array([1, np.nan])}, {"a": np.ones(2), "b": np.ones(2)}
+    assert largest_difference(one, other) == largest_difference(other, one) == (np.inf, "b")
+    assert largest_difference(other, {"a": np.array([1, 1.5])}) == (pytest.approx(1 / 3), "a")
 
 
 def test_the_page_stands_alone_and_holds_every_line(gpt2):

@@ -1,11 +1,18 @@
 """A run leaves for transformers and comes back: the same numbers, the same writing, from the command line."""
 
+import contextlib
 import dataclasses
+import io
 import json
+import re
+import shutil
 
+import flax.serialization
+import flax.traverse_util
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
 import transformers
 from hf_models import VOCAB, redrawn
@@ -18,7 +25,8 @@ from jaxformer.checkpoints import Checkpoints
 from jaxformer.config import Checkpoint
 from jaxformer.decoding.settings import Decoding
 from jaxformer.errors import InputError
-from jaxformer.interop.hf_runs import decoding_of, export_run, generation_fields, import_run
+from jaxformer.interop import certificate
+from jaxformer.interop.hf_runs import LEFT_OUT, decoding_of, export_run, generation_fields, import_run
 from jaxformer.layers.norms import LayerNorm
 from jaxformer.models.bart import Bart
 from jaxformer.models.bert import Bert
@@ -71,7 +79,7 @@ def test_a_run_that_writes_goes_and_comes_back(family, tmp_path, tokenizer):
     before = jf.open_run(writing_run(tmp_path / "run", tokenizer, answers, family == "bart"))
     out = tmp_path / "new" / "out"
     assert cli.main(["export", str(before.folder), str(out), "--no-certificate"]) == 0
-    assert cli.main(["import", str(out), str(tmp_path / "back")]) == 0
+    assert cli.main(["import", str(out), str(tmp_path / "back"), "--no-certificate"]) == 0
     after = jf.open_run(tmp_path / "back")
     assert_trees_identical(after.params, before.params)
     assert after.objective == before.objective
@@ -89,7 +97,7 @@ def test_a_run_that_writes_goes_and_comes_back(family, tmp_path, tokenizer):
     ours = before.objective.write(before.model, before.params, before.tokenizer, [prompt])[0]
     np.testing.assert_array_equal(written[1 if answers else len(prompt) :][: len(ours)], ours)
     card = (out / "README.md").read_text()
-    assert "There is none: it was exported without." in card and "7 of 1 steps" in card
+    assert "no parity certificate: it was left out" in card and "7 of 1 steps" in card
     assert f'from_pretrained("{out.name}")' in card
 
 
@@ -117,8 +125,8 @@ def test_a_bert_goes_and_comes_back(heads, tmp_path, tokenizer):
     model = Bert(STACK, vocab=len(PIECES), positions=32, heads=heads)
     objective = MaskedLM(next_sentence=float(len(heads) == 3)) if heads else SentenceEmbedding("first", True, 9)
     before = jf.open_run(bert_run(tmp_path / "run", tokenizer, model, objective))
-    export_run(before, tmp_path / "out")
-    assert import_run(tmp_path / "out", tmp_path / "back") == []
+    export_run(before, tmp_path / "out", certificate=False)
+    assert import_run(tmp_path / "out", tmp_path / "back", certificate=False) == [LEFT_OUT]
     after = jf.open_run(tmp_path / "back")
     assert_trees_identical(after.params, before.params)
     assert after.objective == before.objective
@@ -129,8 +137,8 @@ def test_a_bert_goes_and_comes_back(heads, tmp_path, tokenizer):
 def test_a_config_begins_with_an_imported_run(tmp_path, tokenizer):
     (tmp_path / "run").mkdir()
     model = Bert(STACK, vocab=len(PIECES), positions=32)
-    export_run(bert_run(tmp_path / "run", tokenizer, model, MaskedLM()), tmp_path / "out")
-    import_run(tmp_path / "out", tmp_path / "back")
+    export_run(bert_run(tmp_path / "run", tokenizer, model, MaskedLM()), tmp_path / "out", certificate=False)
+    import_run(tmp_path / "out", tmp_path / "back", certificate=False)
     run = jf.open_run(tmp_path / "back")
     params = runs.first_params(run.folder, run.experiment, run.mesh)
     assert_trees_identical(params, run.params)
@@ -140,18 +148,86 @@ def test_a_config_begins_with_an_imported_run(tmp_path, tokenizer):
 
 def test_special_tokens_labels_and_generation_travel(tmp_path, tokenizer):
     (tmp_path / "run").mkdir()
-    export_run(writing_run(tmp_path / "run", tokenizer, False), tmp_path / "out")
+    export_run(writing_run(tmp_path / "run", tokenizer, False), tmp_path / "out", certificate=False)
     path = tmp_path / "out" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"id2label": {"0": "yes"}, "eos_token_id": 7}))
     path = tmp_path / "out" / "generation_config.json"
     path.write_text(json.dumps({"do_sample": True, "temperature": 0.5, "top_k": 4, "no_repeat_ngram_size": 3}))
-    import_run(tmp_path / "out", tmp_path / "back")
+    import_run(tmp_path / "out", tmp_path / "back", certificate=False)
     assert jf.open_run(tmp_path / "back").objective.decoding == Decoding(temperature=0.5, top_k=4)
-    export_run(tmp_path / "back", tmp_path / "again")
+    export_run(tmp_path / "back", tmp_path / "again", certificate=False)
+    export_run(jf.from_pretrained(tmp_path / "out"), tmp_path / "straight", certificate=False)
+    for name in ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
     again = json.loads((tmp_path / "again" / "config.json").read_text())
     assert again["id2label"] == {"0": "yes"} and again["eos_token_id"] == 7
     generation = json.loads((tmp_path / "again" / "generation_config.json").read_text())
     assert generation["no_repeat_ngram_size"] == 3 and generation["temperature"] == 0.5 and generation["top_k"] == 4
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A BERT's run, its Hugging Face folder with a certificate, and what the command printed."""
+    home = tmp_path_factory.mktemp("exported")
+    (home / "run").mkdir()
+    model = Bert(STACK, vocab=len(PIECES), positions=32)
+    bert_run(home / "run", small_tokenizer(home), model, MaskedLM())
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert cli.main(["export", str(home / "run"), str(home / "out")]) == 0
+    return home / "run", home / "out", printed.getvalue()
+
+
+def test_the_command_line_proves_what_it_exports(exported):
+    _, out, printed = exported
+    content = json.loads((out / "parity.json").read_text())
+    assert content["passed"] and (out / "parity.html").is_file()
+    told = re.search(r"logits differ by \d.*; (\d+) of \1 comparisons with transformers .* passed", printed)
+    assert told and told[0] in (out / "README.md").read_text()
+
+
+def test_an_export_that_is_something_else_leaves_nothing(exported, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(certificate, "LOGITS", 1e-12)
+    monkeypatch.setattr(certificate, "HARD_STRINGS", ("w1 w2",))
+    assert cli.main(["export", str(exported[0]), str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("jaxformer: not what PyTorch computes: logits (short: ") and len(error.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_import_is_proved_too_and_rounded_if_asked(exported, tmp_path, capsys):
+    _, out, _ = exported
+    assert cli.main(["import", str(out), str(tmp_path / "run"), "--dtype", "bfloat16"]) == 0
+    assert "comparisons with transformers" in capsys.readouterr().err
+    content = json.loads((tmp_path / "run" / "parity.json").read_text())
+    assert content["passed"] and content["dtype"] == "bfloat16"
+    run, whole = jf.open_run(tmp_path / "run"), jf.from_pretrained(out)
+    for actual, expected in zip(jax.tree.leaves(run.params), jax.tree.leaves(whole.params), strict=True):
+        assert actual.dtype == np.float32
+        np.testing.assert_array_equal(actual, expected.astype("bfloat16").astype(np.float32))
+    assert str(whole.predict("w1 [MASK] w3")) == str(jf.open_run(exported[0]).predict("w1 [MASK] w3"))
+
+
+def test_what_transformers_no_longer_reads_is_imported_without_a_certificate(exported, tmp_path):
+    folder = shutil.copytree(exported[1], tmp_path / "old")
+    tree = jax.tree.map(np.asarray, transformers_tree(folder))
+    (folder / "model.safetensors").unlink()
+    (folder / "flax_model.msgpack").write_bytes(flax.serialization.to_bytes(tree))
+    (told,) = import_run(folder, tmp_path / "run")
+    assert told.startswith("no parity certificate: transformers ") and "cannot load BertForPreTraining" in told
+    assert_trees_identical(jf.open_run(tmp_path / "run").params, jf.open_run(exported[0]).params)
+
+
+def transformers_tree(folder):
+    """The tensors as the Flax models of transformers kept them."""
+    names = {"LayerNorm.weight": "LayerNorm.scale", "embeddings.weight": "embeddings.embedding"}
+    flat = {}
+    for name, array in safetensors.numpy.load_file(folder / "model.safetensors").items():
+        for theirs, flax_name in names.items():
+            name = name.replace(theirs, flax_name)
+        if name.endswith(".weight"):
+            name, array = name.removesuffix("weight") + "kernel", array.T
+        flat[name] = array
+    return flax.traverse_util.unflatten_dict(flat, sep=".")
 
 
 @pytest.mark.parametrize(

