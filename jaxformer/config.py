@@ -163,6 +163,9 @@ class Experiment:
         fields.at_least("seed", self.seed, 0)
         if self.checkpoint.best is not None and self.data.validation is None:
             raise InputError(f"checkpoint.best={self.checkpoint.best}: needs held-out data; set data.validation")
+        names, known = getattr(self.data.task, "labels", None), getattr(self.model, "labels", None)
+        if names is not None and known is not None and names != known:
+            raise InputError(f"data.task.labels={names}: expected the model's, {known}")
 
 
 def load(path: str | os.PathLike, overrides: Mapping[str, Any] | None = None) -> Experiment:

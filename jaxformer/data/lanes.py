@@ -68,6 +68,10 @@ class Reader:
                     "give other documents or another task"
                 )
 
+    def check_source(self, name: str) -> None:
+        """Raises InputError where the task can learn nothing from such documents."""
+        self._task.check_source(self._documents, name)
+
     def _read(self, index: int, rng: np.random.Generator) -> list[Example]:
         return self._task.examples(self._document(index), self._tokenizer, rng, lambda rng: self._draw(index, rng))
 

@@ -74,7 +74,23 @@ def ended(tokens: np.ndarray, tokenizer: Tokenizer, limit: int | None = None) ->
     return np.append(kept, tokenizer.eos_id).astype(np.int32)
 
 
+def between_marks(tokens: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
+    """[CLS], the tokens, [SEP]: int32 [n + 2]."""
+    return np.array([tokenizer.cls_id, *tokens, tokenizer.sep_id], np.int32)
+
+
 def at_least(field: str, value: int | None, least: int) -> None:
     """Raises InputError if there is a value and it is below `least`."""
     if value is not None and value < least:
         raise InputError(f"task.{field} {value}: must be {least} or more")
+
+
+def check_packing(examples_per_row: int, pack: bool) -> None:
+    """Raises InputError where rows have room for another number of examples than they are packed with."""
+    if examples_per_row > 1 and not pack:
+        raise InputError(
+            f"task.examples_per_row {examples_per_row}: without data.pack a row holds one example; set data.pack or "
+            "task.examples_per_row 1"
+        )
+    if pack and examples_per_row == 1:
+        raise InputError("data.pack: task.examples_per_row 1 leaves nothing to pack; set it to 4, for example")

@@ -92,6 +92,7 @@ def train_batches(
     read = functools.partial(_open, data.train, data, tokenizer, seed, shuffle=True)
     reader = read()
     reader.check(str(data.train))
+    reader.check_source(str(data.train))
     workers = min(data.workers, len(rows))
     # What is open stays in this process; each of the others opens the source by itself.
     batches = _LaneBatches(data, read if workers else lambda: reader, rows, state)
@@ -106,6 +107,7 @@ def evaluation_batches(
     Lanes that have come to their end give rows of zeros (no weight, no segment) until the last of
     `rows` has. Arguments as those of `train_batches`.
     """
+    data = dataclasses.replace(data, task=data.task.evaluated)
     check(data, tokenizer)
     state = _check_state(data, rows, None)
     reader = _open(source, data, tokenizer, seed, shuffle=False)

@@ -81,6 +81,14 @@ class Task:
     def check(self, tokenizer: Tokenizer, pack: bool) -> None:
         """Raises InputError where tokenizer or packing do not go with the task."""
 
+    def check_source(self, documents: Sequence[dict[str, Any]], name: str) -> None:
+        """Raises InputError where nothing can be learned from the training source `name`, whatever its examples."""
+
+    @property
+    def evaluated(self) -> "Task":
+        """The task on held-out data; itself, but for what changes examples at random in training alone."""
+        return self
+
     def encode(self, example: dict[str, Any], tokenizer: Tokenizer) -> Any:
         """The document in the form that `examples` takes; has a `size` in characters."""
         raise NotImplementedError

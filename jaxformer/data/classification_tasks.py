@@ -1,0 +1,191 @@
+"""Tasks in which a text, or a pair of texts, has a label: one of a few, several of them, or a number."""
+
+import dataclasses
+import functools
+import numbers
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from jaxformer.data import files, layouts
+from jaxformer.data.tasks import Example, Feature, Task
+from jaxformer.data.text_augmentation import TextAugmentation
+from jaxformer.data.tokenizers import Tokenizer
+from jaxformer.errors import InputError
+
+LOOKED_AT = 1000
+"""Examples of a source of which one must have another label than the first."""
+
+Form = Literal["encoder", "decoder"]
+"""For whom a text is laid out: with [CLS] and [SEP] for an encoder, with an end token for a decoder."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Labelled:
+    """An encoded text or pair with what is to be predicted of it."""
+
+    first: np.ndarray
+    """int32 [n], without special tokens."""
+    second: np.ndarray | None
+    """int32 [n] of the second text of a pair."""
+    target: np.ndarray
+    """int32 [1], the label's number; float32 [labels], 1 for each that holds; float32 [1], a number."""
+    size: int
+    """Characters of both."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Classify(Task):
+    """The label of a text, or of a pair of texts (Devlin et al. 2019, section 4.1).
+
+    Rows: `tokens`, with the lanes' `segments` and `positions`, and `token_types` (for an encoder: 1 in the second
+    text) int32 [b, length]; `cls_positions` int32 [b, c], each example's first token; `targets` int32 [b, c], or
+    float32 [b, c * labels] where `kind` is many, or float32 [b, c] where it is a number; `weights` float32 [b, c], 1
+    for each example. c is `examples_per_row`.
+    """
+
+    text: str = "text"
+    """Column with the text, or with the first one of a pair."""
+    pair: str | None = None
+    """Column with the second text; None: there is none."""
+    label: str = "label"
+    """Column with the label: its name or its number; a list of them where `kind` is many; a number to be predicted."""
+    labels: tuple[str, ...] = ()
+    """Names of the labels in the order of their numbers, those of the model; of a number, its one name."""
+    kind: Literal["one", "many", "number"] = "one"
+    """What is predicted: one label, any of the labels, or a number."""
+    length: int = 128
+    """Tokens a row; the longer text of what does not fit loses its end."""
+    form: Form = "encoder"
+    """Laid out as [CLS] a [SEP] b [SEP] for an encoder, or as a and b with end tokens for a decoder."""
+    examples_per_row: int = 1
+    """Examples a row has room for; more than one only with packing."""
+    augmentation: TextAugmentation | None = None
+    """How texts are changed at each visit in training."""
+
+    def __post_init__(self):
+        layouts.at_least("length", self.length, 4)
+        layouts.at_least("examples_per_row", self.examples_per_row, 1)
+        if not self.labels or len(set(self.labels)) < len(self.labels):
+            raise InputError(f"task.labels {self.labels}: give the model's names, one or more, each once")
+        if self.kind == "one" and len(self.labels) < 2:
+            raise InputError(f"task.labels {self.labels}: one class only; there is nothing to tell apart")
+        if self.kind == "number" and len(self.labels) > 1:
+            raise InputError(f"task.labels {self.labels}: a number has one name")
+
+    @functools.cached_property
+    def row(self) -> dict[str, Feature]:
+        examples, tokens = Feature(self.examples_per_row), Feature(self.length)
+        each = len(self.labels) if self.kind == "many" else 1
+        row = {"tokens": tokens} | ({"token_types": tokens} if self.form == "encoder" else {})
+        return row | {
+            "cls_positions": dataclasses.replace(examples, offset=True),
+            "targets": Feature(each * self.examples_per_row, "int32" if self.kind == "one" else "float32"),
+            "weights": dataclasses.replace(examples, dtype="float32"),
+        }
+
+    @property
+    def evaluated(self) -> "Classify":
+        return dataclasses.replace(self, augmentation=None)
+
+    @property
+    def need(self) -> str:
+        return f"example with text in {self.text!r}"
+
+    def check(self, tokenizer: Tokenizer, pack: bool) -> None:
+        _ = (tokenizer.cls_id, tokenizer.sep_id) if self.form == "encoder" else tokenizer.eos_id
+        layouts.check_packing(self.examples_per_row, pack)
+
+    def check_source(self, documents: Sequence[Mapping[str, Any]], name: str) -> None:
+        if self.kind != "one":
+            return
+        spread = np.linspace(0, len(documents) - 1, min(len(documents), LOOKED_AT)).astype(int)
+        found = {self._number(documents[index]) for index in spread}
+        if len(found) == 1:
+            [number] = found
+            raise InputError(f"{name}: one class only: every label is {self.labels[number]!r}; give other examples too")
+
+    def encode(self, example: dict[str, Any], tokenizer: Tokenizer) -> Labelled:
+        texts = [files.text(example, self.text, "task.text")]
+        if self.pair is not None:
+            texts.append(files.text(example, self.pair, "task.pair"))
+        tokens = [tokenizer.encode(text) for text in texts]
+        second = None if self.pair is None else tokens[1]
+        return Labelled(tokens[0], second, self._target(example), sum(map(len, texts)))
+
+    def examples(
+        self,
+        document: Labelled,
+        tokenizer: Tokenizer,
+        rng: np.random.Generator,
+        draw: Callable[[np.random.Generator], Labelled],
+    ) -> list[Example]:
+        first, second = document.first, document.second
+        if not len(first) or (second is not None and not len(second)):
+            return []
+        if self.augmentation is not None:
+            first = self.augmentation(first, tokenizer, rng)
+            second = None if second is None else self.augmentation(second, tokenizer, rng)
+        tokens, token_types = lay_out(first, second, tokenizer, self.length, self.form)
+        example = {"tokens": tokens, "cls_positions": np.zeros(1, np.int32), "targets": document.target}
+        example |= {"token_types": token_types} if self.form == "encoder" else {}
+        return [example | {"weights": np.ones(1, np.float32)}]
+
+    def _target(self, example: Mapping[str, Any]) -> np.ndarray:
+        if self.kind == "one":
+            return np.array([self._number(example)], np.int32)
+        if self.kind == "many":
+            value = self._value(example)
+            if not isinstance(value, list | tuple | np.ndarray):
+                raise InputError(f"task.label: {self.label!r} holds {value!r}; expected a list of labels")
+            target = np.zeros(len(self.labels), np.float32)
+            target[[number_of(label, self.labels) for label in value]] = 1
+            return target
+        value = self._value(example)
+        try:
+            return np.array([float(value)], np.float32)
+        except (TypeError, ValueError):
+            raise InputError(f"task.label: {self.label!r} holds {value!r}; expected a number") from None
+
+    def _number(self, example: Mapping[str, Any]) -> int:
+        return number_of(self._value(example), self.labels)
+
+    def _value(self, example: Mapping[str, Any]) -> Any:
+        if self.label not in example:
+            there = ", ".join(map(repr, example))
+            raise InputError(f"an example has no column {self.label!r}; it has {there}: set task.label")
+        return example[self.label]
+
+
+def number_of(label: Any, labels: Sequence[str]) -> int:
+    """The number of a label given by its name or its number; InputError where it is none of the labels."""
+    if isinstance(label, str) and label in labels:
+        return labels.index(label)
+    if isinstance(label, numbers.Integral) and not isinstance(label, bool) and 0 <= label < len(labels):
+        return int(label)
+    raise InputError(f"label {label!r}: not known; expected one of {', '.join(labels)}, or their numbers from 0")
+
+
+def lay_out(
+    first: np.ndarray, second: np.ndarray | None, tokenizer: Tokenizer, length: int, form: Form
+) -> tuple[np.ndarray, np.ndarray]:
+    """A text or a pair as a model reads it, cut to `length`: tokens and token types, int32 [n] each.
+
+    An encoder reads [CLS] first [SEP] second [SEP], a decoder both texts, each with an end token behind it.
+    """
+    encoder = form == "encoder"
+    end = np.array([tokenizer.sep_id if encoder else tokenizer.eos_id], np.int32)
+    begin = np.array([tokenizer.cls_id] if encoder else [], np.int32)
+    if second is None:
+        tokens = np.concatenate([begin, first[: length - len(begin) - 1], end]).astype(np.int32)
+        return tokens, np.zeros_like(tokens)
+    first, second = cut_longest(first, second, length - len(begin) - 2)
+    tokens = np.concatenate([begin, first, end, second, end]).astype(np.int32)
+    return tokens, (np.arange(len(tokens)) > len(begin) + len(first)).astype(np.int32)
+
+
+def cut_longest(first: np.ndarray, second: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
+    """Both texts without as many of their last tokens as have no room, always one of the longer text's."""
+    first_length = min(len(first), max(room - len(second), (room + 1) // 2))
+    return first[:first_length], second[: room - first_length]

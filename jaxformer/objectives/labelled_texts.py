@@ -1,0 +1,83 @@
+"""What objectives of classifiers share: which rows they take, and the logits of texts that a person gives."""
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxformer.data.classification_tasks import lay_out
+from jaxformer.data.tokenizers import Tokenizer
+from jaxformer.errors import InputError
+from jaxformer.models.bert import Bert
+from jaxformer.models.classifier import Classifier
+
+INPUTS = ("tokens", "segments", "positions", "token_types", "cls_positions")
+"""The part of a batch that a classifier takes."""
+ROWS, BUCKET, SHOWN = 32, 32, 4
+"""Texts at a time; lengths are multiples of the bucket, so that few programs are compiled; texts of a demonstration."""
+PAIR = "\t"
+"""What stands between the two texts of a pair that is given as one."""
+
+
+def check_rows(objective: str, model: Any, row: Mapping[str, Any]) -> None:
+    """Raises InputError where the model is no classifier of whole texts, or the rows are not those of its form."""
+    if not isinstance(model, Classifier) or model.reads == "tokens":
+        found = f"{type(model).__name__} that reads tokens" if isinstance(model, Classifier) else type(model).__name__
+        raise InputError(f"objective={objective}: needs a Classifier of whole texts; the model is a {found}")
+    if missing := [name for name in ("cls_positions", "targets", "weights") if name not in row]:
+        raise InputError(f"objective={objective}: the task's rows have no {missing[0]}; use one such as Classify")
+    form = form_of(model)
+    if ("token_types" in row) != (form == "encoder"):
+        raise InputError(f"data.task.form: the rows are laid out for another kind of model; expected {form}")
+
+
+def form_of(model: Classifier) -> str:
+    """How texts are laid out for the model: `encoder` or `decoder`."""
+    return "encoder" if isinstance(model.backbone, Bert) else "decoder"
+
+
+def text_logits(model: Classifier, params, tokenizer: Tokenizer, texts: Sequence[str]) -> np.ndarray:
+    """float32 [texts, labels]: of texts, or of pairs with a tab between their two texts; the longer loses its end."""
+    rows = []
+    for text in texts:
+        parts = tokenizer.encode_batch([part.strip() for part in text.split(PAIR, 1)])
+        second = parts[1] if len(parts) > 1 else None
+        rows.append(lay_out(parts[0], second, tokenizer, model.positions, form_of(model)))
+    logits = np.zeros((len(rows), len(model.labels)), np.float32)
+    order = sorted(range(len(rows)), key=lambda row: len(rows[row][0]))  # Rows of like lengths need little padding.
+    for start in range(0, len(order), ROWS):
+        part = order[start : start + ROWS]
+        length = min(model.positions, -(-len(rows[part[-1]][0]) // BUCKET) * BUCKET)
+        batch = {name: np.zeros((len(part), length), np.int32) for name in ("tokens", "segments", "token_types")}
+        batch["tokens"][:] = tokenizer.pad_id
+        for index, row in enumerate(part):
+            tokens, token_types = rows[row]
+            batch["tokens"][index, : len(tokens)], batch["segments"][index, : len(tokens)] = tokens, 1
+            batch["token_types"][index, : len(tokens)] = token_types
+        logits[part] = _logits(model, params, batch)[:, 0]
+    return logits
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(model, params, batch):
+    return model.apply({"params": params}, **batch).logits
+
+
+def batch_logits(model: Classifier, params, batch: Mapping[str, np.ndarray]) -> jax.Array:
+    """float32 [b, c, labels] of a batch as the lanes lay it out."""
+    return _logits(model, params, {name: batch[name] for name in INPUTS if name in batch})
+
+
+def held_out_texts(
+    model: Classifier, params, tokenizer: Tokenizer, batch: Mapping[str, np.ndarray]
+) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """The first examples of a batch: (text, logits, float32 [n]; target, of a batch's kind, [1] or [n])."""
+    batch = {name: array[:SHOWN] for name, array in batch.items()}
+    logits, weights = np.asarray(batch_logits(model, params, batch)), batch["weights"]
+    targets = batch["targets"].reshape(*weights.shape, -1)
+    for row, example in np.argwhere(weights > 0)[:SHOWN]:
+        tokens = batch["tokens"][row][batch["segments"][row] == example + 1]
+        shown = tokenizer.decode(tokens[~tokenizer.is_special[tokens]])
+        yield shown, logits[row, example], targets[row, example]

@@ -1,0 +1,88 @@
+"""A number for each text or pair of texts, such as how alike the two are."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxformer.data.tokenizers import Tokenizer
+from jaxformer.errors import InputError
+from jaxformer.metrics import Mean
+from jaxformer.models.classifier import Classifier
+from jaxformer.objectives.labelled_texts import INPUTS, check_rows, held_out_texts, text_logits
+
+
+@dataclasses.dataclass(frozen=True)
+class Rated:
+    """A text, or a pair with a tab between its two texts, and the number predicted of it."""
+
+    text: str
+    """As it was given."""
+    name: str
+    """What the number is."""
+    value: float
+    """The number."""
+
+    def __str__(self) -> str:
+        return f"{self.text}\n  {self.value:.4f}  {self.name}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Regression:
+    """The number of each example, by its squared error; the model has one label, the number's name."""
+
+    @property
+    def loss_weights(self) -> Mapping[str, float]:
+        """The means that make the loss, with their weights in it."""
+        return {"loss": 1.0}
+
+    def check(self, model: Classifier, row: Mapping[str, Any]) -> None:
+        """Raises InputError where rows with these arrays cannot train the model."""
+        check_rows("Regression", model, row)
+        if len(model.labels) > 1:
+            raise InputError(f"model.labels={model.labels}: expected one, the name of the number that is predicted")
+        if row["targets"].dtype != "float32":
+            raise InputError("objective=Regression: the task's rows have labels; set data.task.kind=number")
+
+    def inputs(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """The part of a batch that the model takes."""
+        return {name: batch[name] for name in INPUTS if name in batch}
+
+    def __call__(self, model: Classifier, params, batch: Mapping[str, jax.Array], key=None) -> dict[str, Mean]:
+        """The squared error of a batch as a weighted mean, and what Pearson's correlation is made of.
+
+        Args:
+          model: a classifier with one label.
+          params: its parameters.
+          batch: the arrays of `inputs`; targets and weights float32 [b, c].
+          key: for dropout; None evaluates.
+        """
+        rngs = None if key is None else {"dropout": key}
+        logits = model.apply({"params": params}, **self.inputs(batch), train=key is not None, rngs=rngs).logits
+        x, y, weights = logits[..., 0], batch["targets"], batch["weights"]
+        moments = jnp.stack([x, y, x * x, y * y, x * y]) * weights
+        return {
+            "loss": Mean.of((x - y) ** 2, weights),
+            "absolute_error": Mean.of(jnp.abs(x - y), weights),
+            "moments": Mean(moments.reshape(5, -1).sum(-1), weights.sum()),
+        }
+
+    def report(self, means: Mapping[str, Mean]) -> dict[str, float]:
+        """The mean squared and the mean absolute error, and Pearson's correlation (0 where all numbers are alike)."""
+        values = {name: float(means[name].value) for name in ("loss", "absolute_error")}
+        x, y, xx, yy, xy = map(float, means["moments"].value)
+        spread = math.sqrt(max(0.0, (xx - x * x) * (yy - y * y)))
+        return values | {"pearson": (xy - x * y) / spread if spread else 0.0}
+
+    def predict(self, model: Classifier, params, tokenizer: Tokenizer, texts: Sequence[str]) -> list[Rated]:
+        """The number of each text, or of each pair with a tab between its two texts."""
+        logits = text_logits(model, params, tokenizer, texts)
+        return [Rated(text, model.labels[0], float(value)) for text, [value] in zip(texts, logits, strict=True)]
+
+    def demonstrate(self, model: Classifier, params, tokenizer: Tokenizer, batch: Mapping[str, Any]) -> list[str]:
+        """A few held-out texts with their numbers, predicted and true."""
+        shown = held_out_texts(model, params, tokenizer, batch)
+        return [f"[{logits[0]:.2f}, was {target[0]:.2f}] {text}" for text, logits, target in shown]

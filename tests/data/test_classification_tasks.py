@@ -1,0 +1,163 @@
+import numpy as np
+import pytest
+
+from jaxformer.data import lanes
+from jaxformer.data.classification_tasks import Classify, cut_longest
+from jaxformer.data.loader import Data, evaluation_batches, train_batches
+from jaxformer.data.sources import JsonLines
+from jaxformer.data.text_augmentation import TextAugmentation
+from jaxformer.errors import InputError
+
+LABELS = ("no", "maybe", "yes")
+
+
+def example(task, tokenizer, columns, seed=0):
+    document = task.encode(columns, tokenizer)
+    [made] = task.examples(document, tokenizer, np.random.default_rng(seed), None)
+    assert set(made) == set(task.row)
+    for key, feature in task.row.items():
+        assert made[key].dtype == feature.dtype and len(made[key]) <= feature.capacity, key
+    return made
+
+
+def words(tokenizer, tokens):
+    return " ".join(tokenizer.pieces[token] for token in tokens)
+
+
+def test_a_text_and_its_label(tokenizer):
+    made = example(Classify(labels=LABELS, length=16), tokenizer, {"text": "w1 w2", "label": "yes"})
+    assert words(tokenizer, made["tokens"]) == "[CLS] w1 w2 [SEP]"
+    assert made["targets"].tolist() == [2] and made["weights"].tolist() == [1] and made["cls_positions"].tolist() == [0]
+    assert not made["token_types"].any()
+
+
+@pytest.mark.parametrize("label", ["maybe", 1, np.int64(1)])
+def test_a_label_is_a_name_or_a_number(tokenizer, label):
+    task = Classify(labels=LABELS, text="words", label="class")
+    assert example(task, tokenizer, {"words": "w1", "class": label})["targets"].tolist() == [1]
+
+
+def test_a_pair_is_cut_at_its_longer_text(tokenizer):
+    task = Classify(text="a", pair="b", labels=LABELS, length=9)
+    columns = {"a": "w1 w2 w3 w4 w5 w6 w7", "b": "w8 w9", "label": 0}
+    made = example(task, tokenizer, columns)
+    assert words(tokenizer, made["tokens"]) == "[CLS] w1 w2 w3 w4 [SEP] w8 w9 [SEP]"
+    assert made["token_types"].tolist() == [0] * 6 + [1] * 3
+    made = example(task, tokenizer, columns | {"a": columns["b"], "b": columns["a"]})
+    assert words(tokenizer, made["tokens"]) == "[CLS] w8 w9 [SEP] w1 w2 w3 w4 [SEP]"
+
+
+def test_cutting_takes_from_the_longer_until_both_are_alike():
+    for one, other, room in [(9, 9, 7), (3, 9, 7), (9, 2, 7), (1, 1, 7), (9, 9, 6)]:
+        first, second = cut_longest(np.arange(one), np.arange(other), room)
+        lengths = [one, other]
+        while sum(lengths) > room:
+            lengths[int(lengths[1] >= lengths[0])] -= 1
+        assert [len(first), len(second)] == lengths
+        assert first.tolist() == list(range(len(first))) and second.tolist() == list(range(len(second)))
+
+
+def test_a_decoder_reads_texts_with_end_tokens(tokenizer):
+    task = Classify(text="a", pair="b", labels=LABELS, length=8, form="decoder")
+    made = example(task, tokenizer, {"a": "w1 w2", "b": "w3", "label": 0})
+    assert words(tokenizer, made["tokens"]) == "w1 w2 [SEP] w3 [SEP]" and "token_types" not in made
+
+
+def test_many_labels_and_numbers(tokenizer):
+    many = Classify(labels=LABELS, kind="many")
+    assert example(many, tokenizer, {"text": "w1", "label": ["yes", 0]})["targets"].tolist() == [1, 0, 1]
+    assert example(many, tokenizer, {"text": "w1", "label": []})["targets"].tolist() == [0, 0, 0]
+    number = Classify(labels=("likeness",), kind="number")
+    assert example(number, tokenizer, {"text": "w1", "label": "3.5"})["targets"].tolist() == [3.5]
+
+
+def test_packed_rows_know_where_each_example_begins(tokenizer):
+    task = Classify(labels=LABELS, kind="many", length=16, examples_per_row=3)
+    made = [example(task, tokenizer, {"text": f"w{n} w9", "label": [n]}) for n in (0, 2)]
+    batch = lanes.empty_batch(1, task.row)
+    lanes.write_row(batch, 0, made, task.row)
+    assert batch["cls_positions"].tolist() == [[0, 4, 0]] and batch["weights"].tolist() == [[1, 1, 0]]
+    assert batch["targets"].reshape(3, 3).tolist() == [[1, 0, 0], [0, 0, 1], [0, 0, 0]]
+    assert batch["segments"][0, :9].tolist() == [1] * 4 + [2] * 4 + [0]
+
+
+def test_a_text_without_words_gives_no_example(tokenizer):
+    task = Classify(labels=LABELS)
+    assert task.examples(task.encode({"text": " ", "label": 0}, tokenizer), tokenizer, None, None) == []
+
+
+@pytest.mark.parametrize(
+    "columns, words",
+    [
+        ({"text": "w1", "label": "perhaps"}, "label 'perhaps': not known; expected one of no, maybe, yes"),
+        ({"text": "w1", "label": 3}, "label 3: not known"),
+        ({"text": "w1", "label": -1}, "label -1: not known"),
+        ({"text": "w1", "label": True}, "label True: not known"),
+        ({"text": "w1", "class": 1}, "no column 'label'; it has 'text', 'class': set task.label"),
+    ],
+)
+def test_labels_that_are_not_known(tokenizer, columns, words):
+    with pytest.raises(InputError, match=words):
+        Classify(labels=LABELS).encode(columns, tokenizer)
+
+
+@pytest.mark.parametrize(
+    "kind, label, words",
+    [("many", "yes", "holds 'yes'; expected a list of labels"), ("number", "high", "holds 'high'; expected a number")],
+)
+def test_targets_of_another_kind(tokenizer, kind, label, words):
+    with pytest.raises(InputError, match=words):
+        Classify(labels=("yes",), kind=kind).encode({"text": "w1", "label": label}, tokenizer)
+
+
+@pytest.mark.parametrize(
+    "fields, words",
+    [
+        ({}, "task.labels"),
+        ({"labels": ("a", "a")}, "each once"),
+        ({"labels": ("a",)}, "one class only"),
+        ({"labels": ("a", "b"), "kind": "number"}, "a number has one name"),
+        ({"labels": LABELS, "length": 3}, "task.length 3"),
+    ],
+)
+def test_fields_that_cannot_be(fields, words):
+    with pytest.raises(InputError, match=words):
+        Classify(**fields)
+
+
+def test_a_source_of_one_class_is_refused(tokenizer, tmp_path):
+    (tmp_path / "train.jsonl").write_text('{"text": "w1", "label": "yes"}\n' * 5)
+    data = Data(JsonLines((str(tmp_path / "train.jsonl"),)), Classify(labels=LABELS), 2)
+    with pytest.raises(InputError, match="one class only: every label is 'yes'"):
+        train_batches(data, tokenizer, 0, range(2))
+
+
+def test_augmentation_deletes_swaps_and_drops(tokenizer):
+    tokens = tokenizer.encode("w1x3 w2 w3 w4 w5 w6 w7 w8")
+    pieces = set(tokens.tolist())
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        shorter = TextAugmentation(deletion=0.9)(tokens, tokenizer, rng)
+        assert 1 <= len(shorter) < len(tokens) and set(shorter.tolist()) <= pieces
+        swapped = TextAugmentation(swap=0.5)(tokens, tokenizer, rng)
+        assert sorted(swapped) == sorted(tokens)
+        at = np.flatnonzero(swapped == tokens[0])[0]
+        assert swapped[at + 1] == tokens[1]  # a word of two pieces stays one
+        dropped = TextAugmentation(dropout=0.5)(tokens, tokenizer, rng)
+        assert len(dropped) == len(tokens) and set(dropped[dropped != tokens].tolist()) <= {tokenizer.unk_id}
+    assert (swapped != tokens).any()
+    with pytest.raises(InputError, match="task.augmentation.swap 1"):
+        TextAugmentation(swap=1.0)
+
+
+def test_augmentation_is_for_training_alone(tokenizer, tmp_path):
+    lines = [f'{{"text": "w{n} w{n + 1} w{n + 2} w{n + 3}", "label": {n % 2}}}' for n in range(8)]
+    (tmp_path / "train.jsonl").write_text("\n".join(lines))
+    source = JsonLines((str(tmp_path / "train.jsonl"),))
+    task = Classify(labels=LABELS, length=16, augmentation=TextAugmentation(dropout=0.5))
+    data = Data(source, task, 8)
+    held_out = next(evaluation_batches(source, data, tokenizer, 0, range(8)))
+    assert not (held_out["tokens"] == tokenizer.unk_id).any()
+    with train_batches(data, tokenizer, 0, range(8)) as batches:
+        first, second = next(batches)[0]["tokens"], next(batches)[0]["tokens"]
+    assert (first == tokenizer.unk_id).any() and (second == tokenizer.unk_id).any()
