@@ -64,6 +64,20 @@ def test_a_mask_is_one_token_and_its_surroundings_stay(trained, text, without):
     assert trained.decode(ids).split() == text.split()
 
 
+@pytest.mark.parametrize("text", [VERSE, " God  created naïve\nlight\t日本 the 😀 earth ", "", "e\u0301a", "[MASK]"])
+def test_tokens_know_where_they_stand(trained, text):
+    ids, offsets = trained.encode_with_offsets(text)
+    assert np.array_equal(ids, trained.encode(text)) and offsets.shape == (len(ids), 2)
+    covered = np.zeros(len(text), bool)
+    for start, stop in offsets:
+        assert start == stop or not text[start].isspace()
+        covered[start:stop] = True
+    assert all(covered[place] for place, letter in enumerate(text) if not letter.isspace() and letter != "\u0301")
+    if text == VERSE:
+        for number, (start, stop) in zip(ids, offsets, strict=True):
+            assert trained.piece(number).strip("…␣") == text[start:stop]
+
+
 def test_pieces_are_readable(trained):
     pieces = [trained.piece(number) for number in range(trained.vocab_size)]
     assert not any(sign in "".join(pieces) for sign in ("▁", "##"))

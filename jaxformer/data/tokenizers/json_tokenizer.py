@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxformer.data.tokenizers.tokenizer import Tokenizer
+from jaxformer.data.tokenizers.tokenizer import Tokenizer, without_spaces
 
 ROLES = "special_tokens_map.json"
 """Name of the file beside tokenizer.json that says which tokens are special for what, as transformers writes it."""
@@ -52,6 +52,10 @@ class JsonTokenizer(Tokenizer):
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         encoded = self._encoder.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(one.ids, np.int32) for one in encoded]
+
+    def encode_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        encoded = self._encoder.encode(text, add_special_tokens=False)
+        return np.array(encoded.ids, np.int32), without_spaces(text, encoded.offsets)
 
     def _encode_continuation(self, text: str) -> np.ndarray:
         return np.array(self._continuing.encode(text, add_special_tokens=False).ids, np.int32)

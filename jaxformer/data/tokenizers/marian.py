@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxformer.data.tokenizers.sentence_piece import SPACE, readable, starts_word
+from jaxformer.data.tokenizers.sentence_piece import SPACE, readable, spelt, starts_word
 from jaxformer.data.tokenizers.tokenizer import Tokenizer
 from jaxformer.errors import InputError
 
@@ -49,6 +49,14 @@ class MarianTokenizer(Tokenizer):
         language, text = self._divided(text)
         pieces = self._processor.encode(text, out_type=str)
         return np.array([*language, *(self._ids.get(piece, self.unk_id) for piece in pieces)], np.int32)
+
+    def encode_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        language, rest = self._divided(text)
+        found, offsets = spelt(self._processor, rest)
+        ids = [*language, *(self._ids.get(piece, self.unk_id) for piece, _ in found)]
+        before = len(text) - len(rest)
+        stretches = np.concatenate([np.array([(0, before)] * len(language), np.int32).reshape(-1, 2), offsets + before])
+        return np.array(ids, np.int32), stretches.astype(np.int32)
 
     def _divided(self, text: str) -> tuple[list[int], str]:
         """The token of a language at a text's beginning, and the rest."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxformer.data import tokenizer_training
-from jaxformer.data.tokenizers.tokenizer import Tokenizer
+from jaxformer.data.tokenizers.tokenizer import Tokenizer, characters, without_spaces
 from jaxformer.errors import InputError
 
 SPACE = "\u2581"
@@ -23,6 +23,16 @@ def readable(piece: str, starts: bool) -> str:
     if piece == SPACE:
         return "␣"
     return piece.removeprefix(SPACE) if starts else "…" + piece
+
+
+def spelt(processor, text: str) -> tuple[list[tuple[str, int]], np.ndarray]:
+    """Piece and id of each token that a SentencePiece processor finds, and its stretch of the text, int32 [n, 2]."""
+    from sentencepiece import sentencepiece_pb2
+
+    # Serialized: the only form with offsets that every version has.
+    found = sentencepiece_pb2.SentencePieceText.FromString(processor.encode(text, out_type="serialized_proto")).pieces
+    offsets = characters(text, [(piece.begin, piece.end) for piece in found])
+    return [(piece.piece, piece.id) for piece in found], without_spaces(text, offsets)
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -44,6 +54,10 @@ class SentencePieceTokenizer(Tokenizer):
 
     def encode(self, text: str) -> np.ndarray:
         return np.array(self._processor.encode(text), np.int32)
+
+    def encode_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        found, offsets = spelt(self._processor, text)
+        return np.array([number for _, number in found], np.int32), offsets
 
     def _encode_continuation(self, text: str) -> np.ndarray:
         return np.array(self._continuing.encode(text), np.int32)

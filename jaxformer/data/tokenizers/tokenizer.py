@@ -95,6 +95,13 @@ class Tokenizer:
         """int32 [n] each."""
         return [self.encode(text) for text in texts]
 
+    def encode_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """The ids, int32 [n], as `encode` gives them, and the stretch of the text that each stands for, int32 [n, 2].
+
+        A stretch is its first character, which is no space, and the one behind its last.
+        """
+        raise NotImplementedError
+
     def encode_with_masks(self, text: str) -> np.ndarray:
         """int32 [n]; every literal `[MASK]` is the one token `mask_id`.
 
@@ -165,3 +172,18 @@ class Tokenizer:
                 raise InputError(
                     f"{folder}: the tokenizer cannot be saved here ({reason}); give a folder that can be written"
                 ) from error
+
+
+def without_spaces(text: str, offsets: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Stretches of a text, int32 [n, 2], each from its first character on that is no space."""
+    trimmed = np.array(offsets, np.int32).reshape(-1, 2)
+    for stretch in trimmed:
+        while stretch[0] < stretch[1] and text[stretch[0]].isspace():
+            stretch[0] += 1
+    return trimmed
+
+
+def characters(text: str, offsets: Sequence[tuple[int, int]]) -> np.ndarray:
+    """The same stretches, int32 [n, 2], in characters; `offsets` are in the bytes of the text's UTF-8."""
+    starts = (np.frombuffer(text.encode(), np.uint8) & 0xC0) != 0x80
+    return np.append(0, np.cumsum(starts))[np.array(offsets, np.int64).reshape(-1, 2)].astype(np.int32)

@@ -205,6 +205,14 @@ def test_marian_has_two_models(marian, text):
     assert theirs(text_target=text).input_ids == [*ours.target.encode(text), ours.eos_id]
 
 
+def test_marian_knows_where_tokens_stand(marian):
+    ours = import_tokenizer(marian)
+    for text in ("the light", ">>de<< the light"):
+        ids, offsets = ours.encode_with_offsets(text)
+        assert ids.tolist() == ours.encode(text).tolist() and len(ids) == len(offsets)
+        assert "".join(text[start:stop] for start, stop in offsets) == text.replace(" ", "")
+
+
 def test_marian_travels(marian, tmp_path):
     read = import_tokenizer(marian)
     assert (read.eos_id, read.unk_id, read.pad_id) == (0, 1, read.vocab_size - 1)
