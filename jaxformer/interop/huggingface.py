@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import warnings
 from collections.abc import Callable, Mapping
@@ -25,6 +26,7 @@ from jaxformer.interop.folders import (
     write_json,
     write_weights,
 )
+from jaxformer.interop.images import IMAGE_MODELS, with_pixels, write_preprocessor
 from jaxformer.interop.settings import HARMLESS, Settings
 from jaxformer.interop.stored import FLOATS, DType
 from jaxformer.interop.table import Slot, slots
@@ -93,6 +95,7 @@ def load(folder: Folder, dtype: DType = "float32") -> Imported:
     settings = Settings(folder.config, where)
     model = family.build(settings, folder.tensors)
     settings.finish()
+    model = with_pixels(model, folder.path)
     shapes = parameters.abstract(model)
     params = parameters.read(family.table, shapes, folder.tensors, FLOATS[dtype], str(folder.path))
     return Imported(model, params, origin_of(folder), tuple(settings.notes))
@@ -147,7 +150,7 @@ def export_hf(
         config = {**origin.config, **config}
     if tokenizer is not None:
         check_vocabulary(tokenizer, model.vocab, out)
-    tokens = special_tokens(model, tokenizer, origin)
+    tokens = {} if isinstance(model, IMAGE_MODELS) else special_tokens(model, tokenizer, origin)
     if family.own_pad and tokenizer is not None and tokens["pad_token_id"] != config["pad_token_id"]:
         raise InputError(
             f"the tokenizer's padding is {tokens['pad_token_id']}; this model's positions need {config['pad_token_id']}"
@@ -159,14 +162,20 @@ def export_hf(
     if shapes != parameters.abstract(model):
         raise InputError("the parameters are not the model's: other paths or shapes")
     own = _without_copies(slots(family.table, shapes, architecture in family.bare), arrays)
-    tensors = {slot.name: (FLOATS[dtype], slot.shape) for slot in own}
+    constants = family.constants(model) if family.constants else {}
+    shapes = {slot.name: slot.shape for slot in own} | {name: array.shape for name, array in constants.items()}
+    tensors = {name: (FLOATS[dtype], shape) for name, shape in shapes.items()}
+    computed = (array.astype(FLOATS[dtype]) for array in constants.values())
     with new_folder(out) as folder:
         write_json(folder / CONFIG, config)
-        if not isinstance(model, Bert):
+        if isinstance(model, IMAGE_MODELS):
+            write_preprocessor(folder, model)
+        elif not isinstance(model, Bert):
             write_json(folder / GENERATION, _generation(tokens, origin, generation))
         if tokenizer is not None:
             export_tokenizer(tokenizer, folder, family.model_type, beginning)
-        write_weights(folder, tensors, parameters.written(own, arrays, FLOATS[dtype]), shard)
+        written = itertools.chain(parameters.written(own, arrays, FLOATS[dtype]), computed)
+        write_weights(folder, tensors, written, shard)
         if finish is not None:
             finish(folder)
 

@@ -23,8 +23,10 @@ STRIP = 64
 
 def abstract(model: nn.Module) -> dict[str, tuple[int, ...]]:
     """The shapes of a model's parameters, by path."""
-    tokens = [jax.ShapeDtypeStruct((1, 2), jnp.int32)] * (2 if isinstance(model, EncoderDecoder) else 1)
-    tree = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), *tokens))["params"]
+    inputs = [jax.ShapeDtypeStruct((1, 2), jnp.int32)] * (2 if isinstance(model, EncoderDecoder) else 1)
+    if hasattr(model, "blank"):  # It reads images.
+        inputs = [model.blank()]
+    tree = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), *inputs))["params"]
     return {path: leaf.shape for path, leaf in flat(tree).items()}
 
 

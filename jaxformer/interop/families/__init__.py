@@ -6,7 +6,7 @@ from typing import Any
 import flax.linen as nn
 
 from jaxformer.errors import InputError
-from jaxformer.interop.families import bart, bert, distilbert, gpt2, llama, marian, roberta, t5
+from jaxformer.interop.families import bart, bert, dinov2, distilbert, gpt2, llama, marian, roberta, t5, vit, vit_mae
 from jaxformer.interop.families.family import Family, differences
 from jaxformer.interop.parameters import abstract
 from jaxformer.interop.settings import Settings
@@ -23,6 +23,10 @@ FAMILIES: tuple[Family, ...] = (
     t5.MT5_FAMILY,
     marian.FAMILY,
     bart.FAMILY,
+    vit.FAMILY,
+    dinov2.FAMILY,
+    dinov2.WITH_REGISTERS,
+    vit_mae.FAMILY,
 )
 """In the order in which a model of ours is offered to them: a LLaMA is one before it is a Mistral."""
 ARCHITECTURES: Mapping[str, Family] = {name: family for family in FAMILIES for name in family.architectures}

@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import flax.linen as nn
+import numpy as np
 
 from jaxformer import config
 from jaxformer.errors import InputError
@@ -12,6 +13,7 @@ from jaxformer.interop.settings import Settings
 from jaxformer.interop.table import Table
 from jaxformer.layers.attention import Attention
 from jaxformer.layers.mlp import GatedMlp, Mlp
+from jaxformer.layers.residual import Residual
 from jaxformer.layers.transformer import Transformer
 
 ACTIVATIONS = {
@@ -49,6 +51,8 @@ class Family:
     """How parameters correspond."""
     bare: tuple[str, ...] = ()
     """Those of the architectures whose tensors lack the table's prefix."""
+    constants: Callable[[Any], Mapping[str, np.ndarray]] | None = None
+    """Tensors of theirs that our model computes and transformers keeps, by name: written too."""
     own_pad: bool = False
     """Whether `describe` says which token is padding, for positions depend on it."""
 
@@ -67,6 +71,8 @@ def explicit(model: nn.Module) -> nn.Module:
     for name in ("transformer", "encoder", "decoder"):
         if isinstance(part := getattr(model, name, None), Transformer):
             changes[name] = _explicit_stack(part)
+    if hasattr(model, "mean"):  # Of pixels: no config.json says it.
+        changes |= {"mean": (0.5,), "std": (0.5,)}
     return dataclasses.replace(model, **changes)
 
 
@@ -82,5 +88,8 @@ def _explicit_stack(stack: Transformer) -> Transformer:
         attention = dataclasses.replace(attention, kv_heads=groups, head_dim=head_dim)
     if isinstance(mlp, Mlp | GatedMlp):
         mlp = dataclasses.replace(mlp, width=mlp.inner(stack.width))
+    residual = stack.residual
+    if isinstance(residual, Residual):
+        residual = None if residual.layer_scale is None else Residual(residual.layer_scale)
     plain = {field: Transformer.__dataclass_fields__[field].default for field in NOT_COMPUTED}
-    return dataclasses.replace(stack, attention=attention, mlp=mlp, **plain)
+    return dataclasses.replace(stack, attention=attention, mlp=mlp, residual=residual, **plain)
