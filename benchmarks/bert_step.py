@@ -122,6 +122,17 @@ def torch_compiled() -> Callable[[], None]:
     return torch_step(compiled=True)
 
 
+def products() -> float:
+    """Floating-point operations of our step's matrix products: forward once, backward twice."""
+
+    def block(queries):  # Of all tokens there are keys and values.
+        return 4 * ROWS * LENGTH * WIDTH**2 + queries * (20 * WIDTH**2 + 4 * LENGTH * WIDTH)
+
+    predicted = ROWS * MASKED
+    heads = predicted * (2 * WIDTH**2 + 2 * WIDTH * VOCAB)
+    return 3.0 * ((DEPTH - 1) * block(ROWS * LENGTH) + block(predicted + ROWS) + heads)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--turns", type=int, default=10, help="timed steps of each side")
@@ -130,7 +141,7 @@ def main() -> int:
     sides = {"jaxformer": jaxformer_step, "eager": torch_eager}
     if not options.no_compile:
         sides["compiled"] = torch_compiled
-    return conclude(compare("bert_step", take_turns(sides, options.turns), GOALS, ROWS * LENGTH))
+    return conclude(compare("bert_step", take_turns(sides, options.turns), GOALS, ROWS * LENGTH, products()))
 
 
 if __name__ == "__main__":

@@ -107,6 +107,13 @@ def random_batch() -> dict[str, np.ndarray]:
     }
 
 
+def products() -> float:
+    """Floating-point operations of our step's matrix products: forward once, backward twice."""
+    tokens = ROWS * LENGTH
+    maps, attention, head = 24 * WIDTH**2, 4 * WIDTH * LENGTH / 2, 2 * WIDTH * VOCAB
+    return 3.0 * tokens * (DEPTH * (maps + attention) + head)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--turns", type=int, default=15, help="timed steps of each side")
@@ -115,7 +122,7 @@ def main() -> int:
     sides = {"jaxformer": jaxformer_step, "eager": torch_eager}
     if not options.no_compile:
         sides["compiled"] = torch_compiled
-    return conclude(compare("gpt_step", take_turns(sides, options.turns), GOALS, ROWS * LENGTH))
+    return conclude(compare("gpt_step", take_turns(sides, options.turns), GOALS, ROWS * LENGTH, products()))
 
 
 if __name__ == "__main__":

@@ -44,7 +44,9 @@ def _serve(make: Callable[[], Step], pipe) -> None:
         pipe.send(time.perf_counter() - start)
 
 
-def compare(benchmark: str, seconds: Mapping[str, float], goals: Mapping[str, float], tokens: int) -> list[dict]:
+def compare(
+    benchmark: str, seconds: Mapping[str, float], goals: Mapping[str, float], tokens: int, products: float = 0.0
+) -> list[dict]:
     """Prints each side's speed, and returns how many times the first side's is each of the others'.
 
     Args:
@@ -52,15 +54,41 @@ def compare(benchmark: str, seconds: Mapping[str, float], goals: Mapping[str, fl
       seconds: of each side's step.
       goals: by the name of the side compared with, what the ratio should be.
       tokens: of a step.
+      products: floating-point operations of the matrix products in a step of the first side. If there are any, each
+        result has `most` too: the ratio of a step that did nothing else, at the speed of a large product here.
     """
     for name, time_ in seconds.items():
         print(f"{name:10} {tokens / time_:8,.0f} tokens/s   {time_ * 1e3:7.0f} ms a step")
     ours = next(iter(seconds.values()))
-    ratios = {name: seconds[name] / ours for name in goals if name in seconds}
-    return [
-        {"benchmark": f"{benchmark}/{name}", "ratio": round(ratio, 2), "goal": goals[name], "met": ratio >= goals[name]}
-        for name, ratio in ratios.items()
-    ]
+    least = 0.0
+    if products:
+        speed = product_speed()
+        least = products / speed
+        print(f"products   {products / 1e9:8,.0f} GFLOP      {least * 1e3:7.0f} ms at {speed / 1e9:,.0f} GFLOP/s")
+    results = []
+    for name in (name for name in goals if name in seconds):
+        ratio, most = seconds[name] / ours, {"most": round(seconds[name] / least, 2)} if least else {}
+        goal = {"goal": goals[name], "met": ratio >= goals[name]}
+        results.append({"benchmark": f"{benchmark}/{name}", "ratio": round(ratio, 2), **goal, **most})
+    return results
+
+
+def product_speed(size: int = 2048, times: int = 15) -> float:
+    """Floating-point operations a second of a large matrix product in JAX, in a process of its own: the best time."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return 2 * size**3 / pool.apply(_fastest_product, (size, times))
+
+
+def _fastest_product(size: int, times: int) -> float:
+    import jax
+    import jax.numpy as jnp
+
+    x, product, seconds = jnp.ones((size, size)), jax.jit(jnp.matmul), []
+    for _ in range(times):
+        start = time.perf_counter()
+        product(x, x).block_until_ready()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
 
 
 def conclude(results: list[dict]) -> int:
