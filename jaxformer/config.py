@@ -138,8 +138,8 @@ class Experiment:
     """The loss: a pure function of (model, params, batch, key)."""
     data: Data
     """Sources, task and batch."""
-    tokenizer: TokenizerConfig
-    """The tokenizer, loaded or trained on the training source."""
+    tokenizer: TokenizerConfig | None
+    """The tokenizer, loaded or trained on the training source; None where nothing reads text."""
     optimizer: Optimizer
     """The update rule and its schedule."""
     steps: int
@@ -161,6 +161,10 @@ class Experiment:
         fields.check(self)
         fields.at_least("steps", self.steps, 1)
         fields.at_least("seed", self.seed, 0)
+        if self.data.task.reads_text != (self.tokenizer is not None):
+            needs = "reads text: expected a tokenizer" if self.data.task.reads_text else "reads no text: expected None"
+            task = type(self.data.task).__name__
+            raise InputError(f"tokenizer={fields.show(self.tokenizer)}: data.task={task} {needs}")
         if self.checkpoint.best is not None and self.data.validation is None:
             raise InputError(f"checkpoint.best={self.checkpoint.best}: needs held-out data; set data.validation")
         names, known = getattr(self.data.task, "labels", None), getattr(self.model, "labels", None)

@@ -18,6 +18,7 @@ from jaxformer.runs import Run
 from jaxformer.state import TrainState
 
 METRICS = "metrics.jsonl"
+PER_SECOND = "_per_second"
 
 
 class Meter:
@@ -26,7 +27,8 @@ class Meter:
     def __init__(self, experiment: Experiment, began: float):
         """`began`: time.monotonic() when the work began that the first step ended."""
         self._experiment, self._began = experiment, began
-        self._tokens = experiment.data.batch * experiment.data.task.row["tokens"].capacity
+        self._counted, in_row = experiment.data.task.counted
+        self._in_step = experiment.data.batch * in_row
         self._means: list[dict[str, metrics.Mean]] = []
         self._timed = 0
         self.first_step: float | None = None
@@ -50,7 +52,7 @@ class Meter:
     def report(self, step: int, state: TrainState) -> dict[str, float]:
         """The metrics of the steps since the last report, or since the run went on; waits for the device."""
         means = metrics.merge(self._means)
-        speed = self._timed * self._tokens / (time.monotonic() - self._since)
+        speed = self._timed * self._in_step / (time.monotonic() - self._since)
         self._means = []
         self.restart()
         good = step - int(state.skipped)
@@ -58,7 +60,7 @@ class Meter:
             "gradient_norm": float(means["gradient_norm"].value),
             "learning_rate": float(self._experiment.optimizer.schedule(self._experiment.steps)(good - 1)),
             "skipped_steps": int(state.skipped),
-            "tokens_per_second": speed,
+            f"{self._counted}{PER_SECOND}": speed,
         }
 
 
@@ -130,7 +132,8 @@ class Logs:
         for name, value in numbers.items():
             self._board.add_scalar(f"{split}/{name}", value, step)
         if split == "train":
-            status = f"loss {values['loss']:.3f}  {values['tokens_per_second']:,.0f} tokens/s"
+            [(name, speed)] = [pair for pair in values.items() if pair[0].endswith(PER_SECOND)]
+            status = f"loss {values['loss']:.3f}  {speed:,.0f} {name.removesuffix(PER_SECOND)}/s"
             self._bar.update(self._task, status=status)
             if not self._console.is_terminal:
                 self.say(f"step {step}/{self._steps}  {status}")

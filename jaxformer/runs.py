@@ -48,8 +48,8 @@ class Run:
     """Where it is."""
     experiment: Experiment
     """What it ran."""
-    tokenizer: Tokenizer
-    """Its tokenizer."""
+    tokenizer: Tokenizer | None
+    """Its tokenizer; None where it reads no text."""
     step: int
     """Updates done."""
     params: Any
@@ -68,14 +68,17 @@ class Run:
         return self.experiment.objective
 
     def predict(self, text: str | Sequence[str]) -> Any:
-        """What the run's model does: it fills the `[MASK]`s, goes on with the text or answers it.
+        """What the run's model does: it fills the `[MASK]`s, goes on with the text, answers it or names the image.
+
+        Args:
+          text: a text, or the path of an image; or several.
 
         Returns:
           One answer for one text, a list for several; each as `str` is for a person to read.
         """
-        texts = [text] if isinstance(text, str) else list(text)
+        asked = self.experiment.data.task.asked([text] if isinstance(text, str) else list(text))
         with jax.set_mesh(self.mesh):
-            answers = self.objective.predict(self.model, self.params, self.tokenizer, texts)
+            answers = self.objective.predict(self.model, self.params, self.tokenizer, asked)
         return answers[0] if isinstance(text, str) else answers
 
     def stream(self, text: str) -> Iterator[str]:
@@ -148,7 +151,8 @@ def open_run(folder: str | os.PathLike) -> Run:
         raise InputError(f"{folder}: the run has no checkpoint yet; train it first")
     mesh = sharding.make_mesh(_mesh_for(experiment, len(jax.devices())))
     step, params = read_params(folder, experiment, mesh)
-    return Run(folder, experiment, load_tokenizer(str(folder / TOKENIZER)), step, params, mesh)
+    tokenizer = None if experiment.tokenizer is None else load_tokenizer(str(folder / TOKENIZER))
+    return Run(folder, experiment, tokenizer, step, params, mesh)
 
 
 def read_params(folder: Path, experiment: Experiment, mesh: jax.sharding.Mesh) -> tuple[int, Any]:
@@ -208,8 +212,10 @@ def writer(folder: Path, experiment: Experiment) -> Iterator[None]:
                     path.rmdir()
 
 
-def prepare_tokenizer(folder: Path, experiment: Experiment) -> Tokenizer:
+def prepare_tokenizer(folder: Path, experiment: Experiment) -> Tokenizer | None:
     """The run's tokenizer: its own, or that of the experiment, which the first process makes and saves."""
+    if experiment.tokenizer is None:
+        return None
     train, home = experiment.data.train, folder / TOKENIZER
     if jax.process_index() == 0:
         experiment.tokenizer.build(train.open, str(home))

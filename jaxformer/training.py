@@ -230,8 +230,10 @@ def check_batch(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:
         raise InputError(f"data.batch={batch} does not divide into {shares}; {nearest} would")
 
 
-def check_tokenizer(experiment: Experiment, tokenizer: Tokenizer) -> None:
+def check_tokenizer(experiment: Experiment, tokenizer: Tokenizer | None) -> None:
     """Raises InputError where the model is too small for the tokenizer or the rows."""
+    if tokenizer is None:
+        return
     model, row = experiment.model, experiment.data.task.row
     if model.vocab < tokenizer.vocab_size:
         size = tokenizer.vocab_size
@@ -251,12 +253,12 @@ def check_gradients(state: TrainState, step: int, saved: Checkpoints) -> None:
 
 
 def describe(experiment: Experiment, state: TrainState, mesh: jax.sharding.Mesh) -> str:
-    """Device, mesh, parameters and tokens a step, in a line."""
+    """Device, mesh, parameters and tokens or images a step, in a line."""
     device, sizes = mesh.devices.flat[0], " × ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    tokens = experiment.data.batch * experiment.data.task.row["tokens"].capacity
+    counted, in_row = experiment.data.task.counted
     start = f", from step {int(state.step):,}" if int(state.step) else ""
     return (
         f"{mesh.devices.size} × {device.device_kind} · mesh {sizes} · {parameters:,} parameters · "
-        f"{tokens:,} tokens a step · {experiment.steps:,} steps{start}"
+        f"{experiment.data.batch * in_row:,} {counted} a step · {experiment.steps:,} steps{start}"
     )

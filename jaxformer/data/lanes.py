@@ -199,8 +199,10 @@ def initial_state(lanes: int, opened: int, lookahead: int) -> np.ndarray:
 
 
 def empty_batch(rows: int, features: dict[str, Feature]) -> dict[str, np.ndarray]:
-    """Arrays of zeros [rows, capacity] for `features`, and segments and positions beside `tokens` and `inputs`."""
-    batch = {key: np.zeros((rows, feature.capacity), feature.dtype) for key, feature in features.items()}
+    """Arrays of zeros [rows, capacity, ...] for `features`, and segments and positions beside `tokens` and `inputs`."""
+    batch = {
+        key: np.zeros((rows, feature.capacity, *feature.shape), feature.dtype) for key, feature in features.items()
+    }
     for key, names in _NUMBERED.items():
         if key in features:
             batch |= {name: np.zeros((rows, features[key].capacity), np.int32) for name in names}
@@ -214,7 +216,7 @@ def write_row(batch: dict[str, np.ndarray], number: int, row: list[Example], fea
     """
     ends = dict.fromkeys(features, 0)
     for segment, example in enumerate(row, 1):
-        start = ends["tokens"]
+        start = ends.get("tokens", 0)
         for key, feature in features.items():
             values = example[key]
             end = ends[key]

@@ -54,8 +54,10 @@ class Data:
         return self.lookahead if self.pack else 0
 
 
-def check(data: Data, tokenizer: Tokenizer) -> None:
+def check(data: Data, tokenizer: Tokenizer | None) -> None:
     """Raises InputError where task, tokenizer and packing do not go together."""
+    if data.task.reads_text and tokenizer is None:
+        raise InputError(f"tokenizer=None: data.task={type(data.task).__name__} reads text and needs one")
     data.task.check(tokenizer, data.pack)
 
 
@@ -66,7 +68,7 @@ def initial_state(data: Data) -> np.ndarray:
 
 def train_batches(
     data: Data,
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer | None,
     seed: int,
     rows: Sequence[int],
     state: np.ndarray | None = None,
@@ -75,7 +77,7 @@ def train_batches(
 
     Args:
         data: what to read and how.
-        tokenizer: encodes the documents.
+        tokenizer: encodes the documents; None where the task reads no text.
         seed: with the number of the step, decides everything in a batch.
         rows: global numbers, below data.batch, of the rows that this process feeds.
         state: int32 [len(rows), S], lanes as a batch before has left them; None begins anew.
@@ -100,7 +102,7 @@ def train_batches(
 
 
 def evaluation_batches(
-    source: Source, data: Data, tokenizer: Tokenizer, seed: int, rows: Sequence[int]
+    source: Source, data: Data, tokenizer: Tokenizer | None, seed: int, rows: Sequence[int]
 ) -> Iterator[Batch]:
     """One pass over a source in its order, every document once, masked the same way every time.
 

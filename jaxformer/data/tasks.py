@@ -30,6 +30,8 @@ class Feature:
     """NumPy's name of the type."""
     offset: bool = False
     """Are the values indices of tokens, to be shifted to where the example begins?"""
+    shape: tuple[int, ...] = ()
+    """Shape of an entry: an image's entries are its rows, so that one image fills a row of the batch."""
 
 
 class Sentences(Sequence):
@@ -69,6 +71,16 @@ class Task:
         raise NotImplementedError
 
     @property
+    def reads_text(self) -> bool:
+        """Whether it needs a tokenizer."""
+        return True
+
+    @property
+    def counted(self) -> tuple[str, int]:
+        """What a person counts, such as tokens, and how many of them a row has room for."""
+        return "tokens", self.row["tokens"].capacity
+
+    @property
     def least_documents(self) -> int:
         """Documents that a source must have."""
         return 1
@@ -88,6 +100,10 @@ class Task:
     def evaluated(self) -> "Task":
         """The task on held-out data; itself, but for what changes examples at random in training alone."""
         return self
+
+    def asked(self, words: Sequence[str]) -> Sequence[Any]:
+        """What `predict` is asked about, as the objective takes it; texts are taken as they are."""
+        return words
 
     def encode(self, example: dict[str, Any], tokenizer: Tokenizer) -> Any:
         """The document in the form that `examples` takes; has a `size` in characters."""
