@@ -1,17 +1,13 @@
 """Optimizers and learning rates: config values that make Optax transformations.
 
-Parameters are told apart by their path, such as `transformer/blocks/attention/query/kernel`. Blocks
-are stacked: below `blocks` every parameter begins with a layer axis, and each layer is treated as
-if it were alone.
+Parameters are told apart by their path: see `parameter_paths`.
 """
 
 import dataclasses
-import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -19,6 +15,8 @@ import optax.contrib
 
 from jaxformer import fields
 from jaxformer.errors import InputError
+from jaxformer.matrix_updates import dimension_numbers, limit_by_layer, muon_labels, on_matrices, scale_to_adamw
+from jaxformer.parameter_paths import decay_mask, frozen_mask, map_paths
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,8 +183,8 @@ class Adafactor(Optimizer):
     def rule(self, rate: optax.Schedule) -> optax.GradientTransformation:
         """Gradients to updates, at a learning rate."""
         return optax.chain(
-            _on_matrices(optax.scale_by_factored_rms(decay_rate=self.decay)),
-            _limit_by_layer(self.threshold, self.relative),
+            on_matrices(optax.scale_by_factored_rms(decay_rate=self.decay)),
+            limit_by_layer(self.threshold, self.relative),
             optax.identity() if self.momentum is None else optax.ema(self.momentum, debias=False),
             optax.add_decayed_weights(self.weight_decay, decay_mask),
             optax.scale_by_learning_rate(rate),
@@ -218,35 +216,13 @@ class Muon(Optimizer):
     def rule(self, rate: optax.Schedule) -> optax.GradientTransformation:
         """Gradients to updates, at a learning rate."""
         orthogonal = optax.chain(
-            optax.contrib.scale_by_muon(beta=self.momentum, weight_dimension_numbers=_dimension_numbers),
-            optax.stateless(lambda updates, _: _map(_scale_to_adamw, updates)),
+            optax.contrib.scale_by_muon(beta=self.momentum, weight_dimension_numbers=dimension_numbers),
+            optax.stateless(lambda updates, _: map_paths(scale_to_adamw, updates)),
             optax.add_decayed_weights(self.weight_decay),
             optax.scale_by_learning_rate(rate),
         )
         adamw = optax.adamw(rate, self.b1, self.b2, self.eps, weight_decay=self.weight_decay, mask=decay_mask)
-        return optax.partition({"orthogonal": orthogonal, "adamw": adamw}, _muon_labels)
-
-
-def decay_mask(params: optax.Params) -> Any:
-    """True for each parameter that decays: all but those named `bias` or `scale`."""
-    return _map(lambda path, _: path.rpartition("/")[2] not in ("bias", "scale"), params)
-
-
-def frozen_mask(params: optax.Params, patterns: Sequence[str]) -> Any:
-    """True for each parameter in whose path one of the patterns is found.
-
-    Raises:
-      InputError: if a pattern finds no parameter, or together they find all.
-    """
-    paths = jax.tree.leaves(_map(lambda path, _: path, params))
-    for pattern in patterns:
-        if not any(re.search(pattern, path) for path in paths):
-            problem = f"optimizer.freeze={pattern!r}: found in no parameter's path"
-            raise InputError(f"{problem}; they are like {paths[0]}")
-    mask = _map(lambda path, _: any(re.search(pattern, path) for pattern in patterns), params)
-    if all(jax.tree.leaves(mask)):
-        raise InputError(f"optimizer.freeze={patterns}: nothing is left to train")
-    return mask
+        return optax.partition({"orthogonal": orthogonal, "adamw": adamw}, muon_labels)
 
 
 def _clip_by_global_norm(limit: float) -> optax.GradientTransformation:
@@ -257,107 +233,6 @@ def _clip_by_global_norm(limit: float) -> optax.GradientTransformation:
         return jax.tree.map(lambda update: update * factor, updates)
 
     return optax.stateless(clip)
-
-
-# Parameters by path.
-
-
-def _map(function: Callable[..., Any], params: Any, *others: Any) -> Any:
-    """A tree of `function(path, parameter, ...)`; a box around a parameter is the parameter."""
-
-    def named(keys, *leaves):
-        return function(jax.tree_util.keystr(keys, simple=True, separator="/"), *leaves)
-
-    return jax.tree_util.tree_map_with_path(named, params, *others, is_leaf=_is_box)
-
-
-def _is_box(leaf: Any) -> bool:
-    return isinstance(leaf, nn.meta.AxisMetadata)
-
-
-def _is_stacked(path: str) -> bool:
-    return "blocks" in path.split("/")
-
-
-def _matrix_axes(path: str, ndim: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The axes over which a kernel sums, and those of its result; others are layers or experts."""
-    first = int(_is_stacked(path))
-    name = path.split("/")[-2:][0]
-    if name in ("query", "key", "value"):
-        return (first,), tuple(range(first + 1, ndim))
-    if name == "output":
-        return tuple(range(first, ndim - 1)), (ndim - 1,)
-    return (ndim - 2,), (ndim - 1,)
-
-
-# Muon's parts.
-
-
-def _muon_labels(params: optax.Params) -> Any:
-    def label(path, _):
-        return "orthogonal" if _is_stacked(path) and path.endswith("/kernel") else "adamw"
-
-    return _map(label, params)
-
-
-def _dimension_numbers(updates: optax.Updates) -> Any:
-    return _map(
-        lambda path, leaf: optax.contrib.MuonDimensionNumbers(*_matrix_axes(path, leaf.ndim)),
-        updates,
-    )
-
-
-def _scale_to_adamw(path: str, update: jax.Array) -> jax.Array:
-    """Orthogonal matrices with the root mean square of AdamW's updates (Liu et al. 2025, §2.2)."""
-    rows, columns = (math.prod(update.shape[axis] for axis in axes) for axes in _matrix_axes(path, update.ndim))
-    return 0.2 * math.sqrt(max(rows, columns)) * update
-
-
-# Adafactor's parts.
-
-
-def _on_matrices(inner: optax.GradientTransformation) -> optax.GradientTransformation:
-    """`inner` on kernels as [layers, rows, columns]: it factors each layer's matrix, heads or not.
-
-    Its statistics name no axes, as they are small: every device keeps them whole.
-    """
-
-    def flat(tree):
-        return _map(lambda path, leaf: leaf.reshape(_matrix_shape(path, leaf.shape)), tree)
-
-    def init(params):
-        return inner.init(flat(nn.meta.unbox(params)))
-
-    def update(updates, state, params=None):
-        new, state = inner.update(flat(updates), state, flat(params))
-        return jax.tree.map(lambda new, old: new.reshape(old.shape), new, updates), state
-
-    return optax.GradientTransformation(init, update)
-
-
-def _matrix_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of a parameter with the axes of each side of its matrix merged."""
-    if not path.endswith("kernel"):
-        return shape
-    sides = _matrix_axes(path, len(shape))
-    batch = [size for axis, size in enumerate(shape) if axis not in sides[0] + sides[1]]
-    return (*batch, *(math.prod(shape[axis] for axis in axes) for axes in sides))
-
-
-def _limit_by_layer(threshold: float, relative: bool) -> optax.GradientTransformation:
-    """Limits the root mean square of a layer's update; `relative` multiplies by its parameter's."""
-
-    def limit(path, update, param):
-        axes = tuple(range(int(_is_stacked(path)), update.ndim))
-
-        def size(x):
-            return jnp.sqrt(jnp.mean(jnp.square(x), axes, keepdims=True))
-
-        update = update / jnp.maximum(1, size(update) / threshold)
-        # Parameters that begin at zero must still be able to leave it.
-        return update * jnp.maximum(size(param), 1e-3) if relative else update
-
-    return optax.stateless(lambda updates, params: _map(limit, updates, params))
 
 
 def _check_moments(b1: float, b2: float, eps: float = 0.0) -> None:

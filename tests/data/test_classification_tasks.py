@@ -146,7 +146,7 @@ def test_augmentation_deletes_swaps_and_drops(tokenizer):
         dropped = TextAugmentation(dropout=0.5)(tokens, tokenizer, rng)
         assert len(dropped) == len(tokens) and set(dropped[dropped != tokens].tolist()) <= {tokenizer.unk_id}
     assert (swapped != tokens).any()
-    with pytest.raises(InputError, match="task.augmentation.swap 1"):
+    with pytest.raises(InputError, match=r"task\.augmentation\.swap 1"):
         TextAugmentation(swap=1.0)
 
 

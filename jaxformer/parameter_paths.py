@@ -1,0 +1,75 @@
+"""Parameters told apart by their path, such as `transformer/blocks/attention/query/kernel`.
+
+Blocks are stacked: below `blocks` every parameter begins with a layer axis, and each layer is treated
+as if it were alone.
+"""
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from jaxformer.errors import InputError
+
+
+def map_paths(function: Callable[..., Any], params: Any, *others: Any) -> Any:
+    """A tree of `function(path, parameter, ...)`; a box around a parameter is the parameter."""
+
+    def named(keys, *leaves):
+        return function(jax.tree_util.keystr(keys, simple=True, separator="/"), *leaves)
+
+    return jax.tree_util.tree_map_with_path(named, params, *others, is_leaf=_is_box)
+
+
+def _is_box(leaf: Any) -> bool:
+    return isinstance(leaf, nn.meta.AxisMetadata)
+
+
+def is_stacked(path: str) -> bool:
+    """Whether the parameter's first axis is that of the layers."""
+    return "blocks" in path.split("/")
+
+
+def matrix_axes(path: str, ndim: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The axes over which a kernel sums, and those of its result; others are layers or experts."""
+    first = int(is_stacked(path))
+    name = path.split("/")[-2:][0]
+    if name in ("query", "key", "value"):
+        return (first,), tuple(range(first + 1, ndim))
+    if name == "output":
+        return tuple(range(first, ndim - 1)), (ndim - 1,)
+    return (ndim - 2,), (ndim - 1,)
+
+
+def matrix_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a parameter with the axes of each side of its matrix merged."""
+    if not path.endswith("kernel"):
+        return shape
+    sides = matrix_axes(path, len(shape))
+    batch = [size for axis, size in enumerate(shape) if axis not in sides[0] + sides[1]]
+    return (*batch, *(math.prod(shape[axis] for axis in axes) for axes in sides))
+
+
+def decay_mask(params: Any) -> Any:
+    """True for each parameter that decays: all but those named `bias` or `scale`."""
+    return map_paths(lambda path, _: path.rpartition("/")[2] not in ("bias", "scale"), params)
+
+
+def frozen_mask(params: Any, patterns: Sequence[str]) -> Any:
+    """True for each parameter in whose path one of the patterns is found.
+
+    Raises:
+      InputError: if a pattern finds no parameter, or together they find all.
+    """
+    paths = jax.tree.leaves(map_paths(lambda path, _: path, params))
+    for pattern in patterns:
+        if not any(re.search(pattern, path) for path in paths):
+            problem = f"optimizer.freeze={pattern!r}: found in no parameter's path"
+            raise InputError(f"{problem}; they are like {paths[0]}")
+    mask = map_paths(lambda path, _: any(re.search(pattern, path) for pattern in patterns), params)
+    if all(jax.tree.leaves(mask)):
+        raise InputError(f"optimizer.freeze={patterns}: nothing is left to train")
+    return mask
