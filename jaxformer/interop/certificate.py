@@ -159,11 +159,11 @@ def _lines(ours: Any, theirs: Any, tokenizer: Tokenizer | None, folder: Path) ->
     for rows in every:
         expected = theirs(rows, ours.model)
         actual = ours(rows, list(expected.outputs))
-        where = f"{rows.name}: {' × '.join(map(str, rows.tokens.shape))} tokens"
+        where = f"{rows.name}, {' × '.join(map(str, rows.tokens.shape))}"
         for name, output in expected.outputs.items():
             yield _compared(name, where, actual.outputs[name], output, rows.mask)
         apart = abs(actual.loss - expected.loss) / max(1.0, abs(expected.loss))
-        yield Line("loss", where, apart, LOSS, f"{actual.loss:.6f} and {expected.loss:.6f}")
+        yield Line("loss", where, apart, LOSS, f"{actual.loss:.6f} here, {expected.loss:.6f} in PyTorch")
         gradients = theirs.named(actual.gradients)
         difference, name = parity.largest_difference(gradients, expected.gradients)
         yield Line("gradients", where, difference, GRADIENTS, f"of {len(gradients)} tensors, most in {name}")
@@ -210,7 +210,7 @@ def _tokens(tokenizer: Tokenizer, folder: Path) -> Line:
     differing = [
         text
         for text in HARD_STRINGS
-        if theirs(text, add_special_tokens=False).input_ids != tokenizer.encode(text).tolist()
+        if theirs(text, add_special_tokens=False, verbose=False).input_ids != tokenizer.encode(text).tolist()
     ]
     note = f"first {differing[0]!r}" if differing else "all ids are equal"
     return Line("tokens", f"{len(HARD_STRINGS)} hard strings", float(len(differing)), 0.0, note)

@@ -10,8 +10,9 @@ PAGE = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Parity certificate: {architecture}</title>
 <style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a;
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 66rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a;
   background: #fff }}
+div {{ overflow-x: auto }}
 h1 {{ font-size: 1.5rem; margin-bottom: 0 }}
 .verdict {{ display: inline-block; padding: .2rem .8rem; border-radius: .3rem; color: #fff; font-weight: 600;
   background: #1a7f37 }}
@@ -20,6 +21,7 @@ table {{ border-collapse: collapse; width: 100%; margin: 1rem 0 2rem }}
 th, td {{ text-align: left; padding: .35rem .7rem; border-bottom: 1px solid #ddd; vertical-align: top }}
 th {{ border-bottom: 2px solid #888 }}
 td.number, th.number {{ text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }}
+td.name {{ white-space: nowrap }}
 td.passed {{ color: #1a7f37 }}
 td.failed, tr.failed td {{ color: #b42318; font-weight: 600 }}
 small {{ color: #555 }}
@@ -27,10 +29,12 @@ small {{ color: #555 }}
 <h1>Parity certificate</h1>
 <p>{architecture}, {parameters:,} parameters, weights in {dtype}</p>
 <p class="verdict{failed}">{verdict}</p>
-<p>The same inputs went through the model in JAX and through PyTorch's model of this folder, both in float32 on the CPU.
-Logits are measured against the largest of them, the loss against itself, gradients against each tensor's largest; of
-greedy tokens the number is how far apart the logits are of the first two that differ, 0 where none does; of tokenizers,
-how many texts they encode differently.</p>
+<p>The same inputs, rows × tokens, went through the model in JAX and through PyTorch's model of the folder, both in
+float32 on the CPU: short texts, one as long as the model takes or 1,024 tokens, padded ones, and tokens drawn at random
+from the whole vocabulary, which are out of distribution. Logits are measured against the largest of them, the loss
+against itself, gradients against each tensor's largest; of greedy tokens the number is how far apart the logits are of
+the first two that differ, 0 where none does; of tokenizers, how many texts they encode differently.</p>
+<div>
 <table>
 <thead><tr><th>Compared</th><th>On</th><th class="number">Difference</th><th class="number">Allowed</th><th></th>
 <th>Note</th></tr></thead>
@@ -38,12 +42,13 @@ how many texts they encode differently.</p>
 {lines}
 </tbody>
 </table>
+</div>
 <p><small>{versions}</small></p>
 </html>
 """
 LINE = (
-    '<tr{row}><td>{what}</td><td>{where}</td><td class="number">{measured}</td><td class="number">{tolerance}</td>'
-    '<td class="{mark}">{mark}</td><td>{note}</td></tr>'
+    '<tr{row}><td class="name">{what}</td><td class="name">{where}</td><td class="number">{measured}</td>'
+    '<td class="number">{tolerance}</td><td class="{mark}">{mark}</td><td>{note}</td></tr>'
 )
 
 

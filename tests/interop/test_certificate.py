@@ -78,9 +78,9 @@ def test_an_export_passes(name, tokenizers, tmp_path):
     heads = {"bert": {"logits", "next-sentence logits"}, "encoder": {"hidden"}}.get(name, {"logits"})
     assert compared == {*heads, "loss", "gradients", "tokens"} | ({"greedy tokens"} if writes else set())
     where = {line.where for line in certificate.lines if line.what == "loss"}
-    assert {place.split(":")[0] for place in where} == {"short", "long", "padded", "out of distribution"}
+    assert {place.split(",")[0] for place in where} == {"short", "long", "padded", "out of distribution"}
     longest = min(LONGEST, model.positions)
-    assert f"long: 1 × {longest} tokens" in where
+    assert f"long, 1 × {longest}" in where
     if writes:
         (line,) = [line for line in certificate.lines if line.what == "greedy tokens"]
         assert "4 of 4 outputs" in line.note

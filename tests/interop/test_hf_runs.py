@@ -190,7 +190,10 @@ def test_an_export_that_is_something_else_leaves_nothing(exported, tmp_path, mon
     monkeypatch.setattr(certificate, "HARD_STRINGS", ("w1 w2",))
     assert cli.main(["export", str(exported[0]), str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("jaxformer: not what PyTorch computes: logits (short: ") and len(error.splitlines()) == 1
+    assert (
+        error.startswith("jaxformer: not what PyTorch computes: logits (short, 3 × 16)")
+        and len(error.splitlines()) == 1
+    )
     assert not list(tmp_path.iterdir())
 
 
