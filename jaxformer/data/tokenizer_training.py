@@ -153,9 +153,11 @@ def texts(documents: Sequence[dict[str, Any]], sample: int) -> Iterator[str]:
 
 
 def _example_texts(example: dict[str, Any]) -> list[str]:
-    """Sentences where there are any; otherwise every column of text, as in a pair {en, de}."""
+    """Sentences or words where there are any; otherwise every column of text, as in a pair {en, de}."""
     if "sentences" in example or "text" in example:
         return sentences(example)
+    if isinstance(example.get("words"), list):
+        return [" ".join(example["words"])]
     return [value for value in example.values() if isinstance(value, str) and value.strip()]
 
 

@@ -1,0 +1,142 @@
+"""A task in which each word of a text has a tag: parts of speech, names (Devlin et al. 2019, §5.3)."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxformer.data import layouts
+from jaxformer.data.classification_tasks import number_of
+from jaxformer.data.tasks import Example, Feature, Task
+from jaxformer.data.tokenizers import Tokenizer
+from jaxformer.errors import InputError
+
+OUTSIDE, BEGIN, INSIDE = "O", "B-", "I-"
+"""How BIO tags are written: a word outside of all entities, the first word of one, and another one of it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Words:
+    """Encoded words in the order of a text, without special tokens."""
+
+    tokens: np.ndarray
+    """int32 [n]."""
+    owners: np.ndarray
+    """int [n]: the number of the word that a token is of."""
+    first: np.ndarray
+    """bool [n]: is the token the first one of its word?"""
+    tags: np.ndarray
+    """int32 [n]: the number of its tag where a token is the first one of a word; otherwise 0."""
+    size: int
+    """Characters of the words."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TagTokens(Task):
+    """The tag of each word, predicted at its first token. A source has the words and the tags of a sentence in lists.
+
+    Long sentences are cut into windows before a word, and not within an entity of BIO tags where that can be helped.
+
+    Rows: `tokens`, `targets` int32 and `weights` float32 [b, length], with the lanes' `segments` and `positions`; each
+    example is between [CLS] and [SEP], and weights are 0 but at the first token of each word.
+    """
+
+    labels: tuple[str, ...] = ()
+    """Names of the tags in the order of their numbers, those of the model."""
+    length: int = 128
+    """Tokens a row."""
+    words: str = "words"
+    """Column of the source with the list of words."""
+    tags: str = "tags"
+    """Column of the source with the list of their tags, as many: names, or numbers in the order of `labels`."""
+
+    def __post_init__(self):
+        layouts.at_least("length", self.length, 3)
+        if not self.labels or len(set(self.labels)) < len(self.labels):
+            raise InputError(f"task.labels {self.labels}: give the name of each tag, each once")
+
+    @functools.cached_property
+    def row(self) -> dict[str, Feature]:
+        return layouts.text_row(self.length)
+
+    @property
+    def need(self) -> str:
+        return f"sentence with words in {self.words!r}"
+
+    def check(self, tokenizer: Tokenizer, pack: bool) -> None:
+        _ = tokenizer.cls_id, tokenizer.sep_id  # each raises if there is none
+
+    def encode(self, example: dict[str, Any], tokenizer: Tokenizer) -> Words:
+        words, tags = (self._column(example, name) for name in (self.words, self.tags))
+        if len(words) != len(tags):
+            raise InputError(
+                f"a sentence has {len(words)} words in {self.words!r} and {len(tags)} tags in {self.tags!r}: "
+                f"{' '.join(map(str, words))[:60]!r}; each word needs one"
+            )
+        return encode_words(words, tokenizer, [number_of(tag, self.labels) for tag in tags])
+
+    def examples(
+        self,
+        document: Words,
+        tokenizer: Tokenizer,
+        rng: np.random.Generator,
+        draw: Callable[[np.random.Generator], Words],
+    ) -> list[Example]:
+        inside = np.array([label.startswith(INSIDE) for label in self.labels])
+        cuttable = document.first & ~inside[document.tags]
+        return [self._example(document, part, tokenizer) for part in windows(document.first, self.length - 2, cuttable)]
+
+    def _example(self, words: Words, part: slice, tokenizer: Tokenizer) -> Example:
+        return {
+            "tokens": layouts.between_marks(words.tokens[part], tokenizer),
+            "targets": np.pad(words.tags[part], 1),
+            "weights": np.pad(words.first[part], 1).astype(np.float32),
+        }
+
+    def _column(self, example: dict[str, Any], name: str) -> Sequence:
+        column = example.get(name)
+        if not isinstance(column, list | tuple | np.ndarray):
+            there = ", ".join(map(repr, example))
+            raise InputError(
+                f"a sentence has no list {name!r}; it has {there}: set task.words and task.tags to those that hold "
+                "the words and their tags"
+            )
+        return column
+
+
+def encode_words(words: Sequence[str], tokenizer: Tokenizer, tags: Sequence[int] | None = None) -> Words:
+    """The words, encoded as a text with a space between two; each with the number of its tag, if there are tags.
+
+    A word of which the tokenizer makes nothing has no token. One token of two words is the first one of the latter.
+    """
+    text = " ".join(words)
+    tokens, offsets = tokenizer.encode_with_offsets(text)
+    starts = np.cumsum([0, *(len(word) + 1 for word in words)])[:-1]
+    owners = np.searchsorted(starts, offsets[:, 0], side="right") - 1
+    first = np.diff(owners, prepend=-1) > 0
+    numbers = np.zeros(len(tokens), np.int32) if tags is None else np.array(tags, np.int32)[owners]
+    return Words(tokens, owners, first, np.where(first, numbers, 0).astype(np.int32), len(text))
+
+
+def windows(first: np.ndarray, room: int, cuttable: np.ndarray | None = None) -> list[slice]:
+    """Stretches of up to `room` tokens that are all tokens together.
+
+    Args:
+        first: bool [n]: is the token the first one of a word? A window begins at a word, where one fits.
+        room: tokens of a window, at most.
+        cuttable: bool [n]: where to cut rather than at any other word.
+    """
+    stretches, start = [], 0
+    while start < len(first):
+        stop = min(start + room, len(first))
+        if stop < len(first):
+            for places in (cuttable, first):
+                found = np.flatnonzero(places[start + 1 : stop + 1]) if places is not None else ()
+                if len(found):
+                    stop = start + 1 + int(found[-1])
+                    break
+        stretches.append(slice(start, stop))
+        start = stop
+    return stretches

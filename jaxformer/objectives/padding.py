@@ -1,0 +1,39 @@
+"""Texts of any length as rows of few lengths, so that predicting compiles seldom."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+ROWS, BUCKET = 32, 32
+
+
+def padded(
+    rows: Sequence[np.ndarray], pad_id: int, longest: int, more: Sequence[np.ndarray] | None = None
+) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+    """Batches of rows of like lengths, padded.
+
+    Args:
+      rows: the tokens of each, int [n].
+      pad_id: what to pad tokens with.
+      longest: the longest row that there may be.
+      more: token types of each row, int [n], if there are any.
+
+    Yields:
+      The places of up to 32 rows in `rows`, and their arrays, int32 [r, t]: `tokens`, `segments`, and `token_types` of
+      `more`. r is a power of 2, and rows behind those of the places are padding; t is a multiple of 32, or `longest`.
+    """
+    order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
+    for start in range(0, len(order), ROWS):
+        places = np.array(order[start : start + ROWS])
+        length = min(longest, -(-max(len(rows[place]) for place in places) // BUCKET) * BUCKET)
+        count = min(ROWS, 1 << (len(places) - 1).bit_length())
+        tokens = np.full((count, length), pad_id, np.int32)
+        batch = {"tokens": tokens, "segments": np.zeros_like(tokens)}
+        if more is not None:
+            batch["token_types"] = np.zeros_like(tokens)
+        for number, place in enumerate(places):
+            size = len(rows[place])
+            batch["tokens"][number, :size], batch["segments"][number, :size] = rows[place], 1
+            if more is not None:
+                batch["token_types"][number, :size] = more[place]
+        yield places, batch
