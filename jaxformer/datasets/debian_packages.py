@@ -1,0 +1,76 @@
+"""Files of Debian packages, for data that comes in them: fetched by apt, unpacked without being installed."""
+
+import glob
+import os
+import shutil
+import subprocess
+
+from jaxformer.errors import InputError
+
+_CONFIG = """
+APT::Sandbox::User "";
+APT::Update::Post-Invoke {{ }};
+Acquire::Languages "none";
+Dir::State::lists "{folder}/lists";
+Dir::Cache "{folder}/cache";
+"""
+
+
+def package_file(name: str, member: str, folder: str) -> str:
+    """The path of a file of a package, from the distribution that this machine's apt is set up for.
+
+    Needs no special rights and changes nothing in the system: apt has lists of its own in `folder`.
+
+    Args:
+        name: of the package.
+        member: the file's path as the package would install it, such as `usr/share/doc/opencv-doc/...`.
+        folder: where to keep the package and the file.
+
+    Raises:
+        InputError: apt-get or dpkg-deb is missing or fails, or the package has no such file.
+    """
+    path = os.path.join(folder, member)
+    if os.path.isfile(path):
+        return path
+    missing = [tool for tool in ("apt-get", "dpkg-deb") if shutil.which(tool) is None]
+    if missing:
+        raise InputError(
+            f"{name}: needs {missing[0]}, which this machine lacks; prepare the data set on a Debian or Ubuntu and "
+            f"give the path of its folder, or put the file at {path}"
+        )
+    archive = _archive(name, folder)
+    # All of the package is unpacked beside, and the file alone is kept.
+    unpacked = os.path.join(folder, "unpacked")
+    _run(["dpkg-deb", "--extract", archive, unpacked], folder)
+    found = os.path.join(unpacked, member)
+    if not os.path.isfile(found):
+        raise InputError(
+            f"{name}: {os.path.basename(archive)} has no {member}; another version of the package is needed"
+        )
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    os.replace(found, path)
+    shutil.rmtree(unpacked)
+    os.remove(archive)
+    return path
+
+
+def _archive(name: str, folder: str) -> str:
+    pattern = os.path.join(folder, f"{name}_*.deb")
+    if not glob.glob(pattern):
+        for part in ("lists/partial", "cache/archives/partial"):
+            os.makedirs(os.path.join(folder, part), exist_ok=True)
+        config = os.path.join(folder, "apt.conf")
+        with open(config, "w") as file:
+            file.write(_CONFIG.format(folder=folder))
+        _run(["apt-get", "update", "-q", "-c", config], folder)
+        _run(["apt-get", "download", "-q", "-c", config, name], folder)
+    return glob.glob(pattern)[0]
+
+
+def _run(command: list[str], folder: str) -> None:
+    environment = os.environ | {"LC_ALL": "C"}
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=folder)
+    if result.returncode:
+        lines = (result.stderr.strip() or result.stdout.strip() or "no output").splitlines()
+        shown = " ".join([command[0], command[1], command[-1]])
+        raise InputError(f"'{shown}' failed: {lines[-1]}; a mirror of the distribution is needed once")

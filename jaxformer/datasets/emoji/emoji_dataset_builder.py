@@ -1,0 +1,109 @@
+"""Emoji: images of 64 × 64 pixels with their names and categories."""
+
+import dataclasses
+import io
+import json
+import os
+import tarfile
+from collections.abc import Iterator, Mapping
+from typing import ClassVar
+
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from jaxformer.datasets import downloads
+
+_DESCRIPTION = """
+Emoji on white, 64 × 64 pixels, each with its name and one of nine categories, from the npm packages
+emoji-datasource-google and emoji-datasource-twitter, version 16.0.0. `emoji/google` and `emoji/twitter` are those of
+one designer, `emoji/all` both.
+
+Every tenth name of a category is held out: an emoji in all its skin tones, by both designers, is in one split.
+
+The images by Google (Noto) are under the Apache License 2.0, those by Twitter (Twemoji) under CC-BY 4.0; the data about
+them is under the MIT licence.
+"""
+
+CATEGORIES = (
+    "Smileys & Emotion",
+    "People & Body",
+    "Animals & Nature",
+    "Food & Drink",
+    "Travel & Places",
+    "Activities",
+    "Objects",
+    "Symbols",
+    "Flags",
+)
+"""The labels; the skin tones by themselves, a category of five, are left out."""
+_VERSION, _SIZE, _EVERY = "16.0.0", 64, 10
+
+
+@dataclasses.dataclass
+class EmojiConfig(tfds.core.BuilderConfig):
+    """The emoji of some designers."""
+
+    designers: tuple[str, ...] = ()
+    """As the packages name them."""
+
+
+class Builder(tfds.core.GeneratorBasedBuilder):
+    """See `_DESCRIPTION`."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS: ClassVar = [
+        EmojiConfig(name="all", description="By Google and Twitter", designers=("google", "twitter")),
+        EmojiConfig(name="google", description="By Google", designers=("google",)),
+        EmojiConfig(name="twitter", description="By Twitter", designers=("twitter",)),
+    ]
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        text = tfds.features.Text()
+        features = {
+            "image": tfds.features.Image(shape=(_SIZE, _SIZE, 3)),
+            "label": tfds.features.ClassLabel(names=list(CATEGORIES)),
+            "name": text,
+            "designer": text,
+        }
+        return tfds.core.DatasetInfo(
+            builder=self, description=_DESCRIPTION, features=tfds.features.FeaturesDict(features)
+        )
+
+    def _split_generators(self, dl_manager) -> dict:
+        folder = os.path.join(str(dl_manager.download_dir), "emoji")
+        archives = {
+            designer: downloads.npm_package(f"emoji-datasource-{designer}", _VERSION, folder)
+            for designer in self.builder_config.designers
+        }
+        return {split: self._generate_examples(archives, split) for split in ("train", "validation")}
+
+    def _generate_examples(self, archives: Mapping[str, str], split: str) -> Iterator[tuple[str, dict]]:
+        for designer, path in archives.items():
+            with tarfile.open(path) as archive:
+                files = {
+                    os.path.basename(member.name): member for member in archive if f"/{designer}/64/" in member.name
+                }
+                entries = json.load(archive.extractfile("package/emoji.json"))
+                for file, name, category in _images(entries, split):
+                    if file in files:
+                        pixels = on_white(archive.extractfile(files[file]).read())
+                        example = {"image": pixels, "label": category, "name": name, "designer": designer}
+                        yield f"{designer}/{file}", example
+
+
+def _images(entries: list[dict], split: str) -> Iterator[tuple[str, str, str]]:
+    """(file, name, category) of each image of a split."""
+    for category in CATEGORIES:
+        there = sorted((entry for entry in entries if entry["category"] == category), key=lambda e: e["sort_order"])
+        for number, entry in enumerate(there):
+            if (number % _EVERY == _EVERY - 1) == (split == "validation"):
+                for form in (entry, *entry.get("skin_variations", {}).values()):
+                    yield form["image"], (entry["name"] or entry["short_name"]).lower(), category
+
+
+def on_white(data: bytes) -> Image.Image:
+    """A picture of 64 × 64 pixels, what is transparent white; no array, which TFDS would encode by TensorFlow."""
+    with Image.open(io.BytesIO(data)) as file:
+        picture = file.convert("RGBA").resize((_SIZE, _SIZE))
+    white = Image.new("RGBA", picture.size, "white")
+    return Image.alpha_composite(white, picture).convert("RGB")
