@@ -1,0 +1,263 @@
+"""Tasks on images: their labels, and patches that are hidden.
+
+An image of h × w pixels has h entries of [w, n] in a row of the batch, so that one example fills it.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from jaxformer.data import augmentations, images
+from jaxformer.data.augmentations import Augmentation, Resample, cutmix, mixup, pixels
+from jaxformer.data.classification_tasks import number_of
+from jaxformer.data.tasks import Example, Feature, Task
+from jaxformer.data.tokenizers import Tokenizer
+from jaxformer.errors import InputError
+
+LOOKED_AT = 100
+"""Examples of a source that are looked at for a second class, at most, where looking means decoding."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """An image in memory."""
+
+    picture: Image.Image | None
+    """None: it could not be decoded."""
+    label: int | None
+    """The number of its class, where it has one."""
+    size: int
+    """Memory, in units of four bytes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """An image that a person asks about."""
+
+    path: str
+    """The file."""
+    pixels: np.ndarray
+    """uint8 [size, size, channels]."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageTask(Task):
+    """What tasks on images share. Use one of its subclasses."""
+
+    size: int = 224
+    """Height and width of the images in a batch."""
+    channels: int = 3
+    """1 for grey, 3 for colours."""
+    image: str = "image"
+    """Column with the image: pixels, the bytes of a file, or its path."""
+    augmentation: Augmentation | None = None
+    """How images are changed at each visit in training."""
+    fit: Literal["crop", "stretch"] = "crop"
+    """How an image that is no square becomes one, where it is not augmented: its middle, or all of it pressed."""
+    crop: float = 1.0
+    """Share of the shorter side that is seen then; 0.875 is usual for ImageNet."""
+    resample: Resample = "bicubic"
+    """How pixels are interpolated."""
+    strict: bool = False
+    """Stop at an image that cannot be decoded, instead of leaving it out and saying so."""
+
+    def __post_init__(self):
+        if self.size < 1:
+            raise InputError(f"task.size {self.size}: must be 1 or more")
+        if self.channels not in images.MODES:
+            raise InputError(f"task.channels {self.channels}: must be 1, for grey, or 3")
+        if not 0 < self.crop <= 1:
+            raise InputError(f"task.crop {self.crop}: must be above 0, and 1 at most")
+
+    @property
+    def reads_text(self) -> bool:
+        return False
+
+    @property
+    def counted(self) -> tuple[str, int]:
+        return "images", 1
+
+    @property
+    def need(self) -> str:
+        return "image that can be decoded"
+
+    @property
+    def evaluated(self) -> Task:
+        return dataclasses.replace(self, augmentation=None)
+
+    @property
+    def _images(self) -> Feature:
+        return Feature(self.size, "uint8", shape=(self.size, self.channels))
+
+    def check(self, tokenizer: Tokenizer | None, pack: bool) -> None:
+        if pack:
+            raise InputError("data.pack: an image fills a row; set it to False")
+
+    def asked(self, words: Sequence[str]) -> list[Prepared]:
+        """The images in files, prepared as in an evaluation; InputError where one cannot be decoded."""
+        found = []
+        for path in words:
+            try:
+                found.append(Prepared(path, self.prepared(images.read_picture(path, self.channels))))
+            except images.Undecodable as error:
+                raise InputError(str(error)) from error
+        return found
+
+    def encode(self, example: Mapping[str, Any], tokenizer: Tokenizer | None) -> Picture:
+        if self.image not in example:
+            there = ", ".join(map(repr, example))
+            raise InputError(f"an example has no column {self.image!r}; it has {there}: set task.image")
+        try:
+            picture = images.read_picture(example[self.image], self.channels, "an image of the source")
+        except images.Undecodable as error:
+            if self.strict:
+                raise InputError(f"{error}; without task.strict it would be skipped") from error
+            images.skip(str(error))
+            return Picture(None, None, 1)
+        return Picture(picture, self._label(example), picture.width * picture.height * self.channels // 4 + 1)
+
+    def prepared(self, picture: Image.Image) -> np.ndarray:
+        """The pixels of a picture that is not augmented: uint8 [size, size, channels]."""
+        box = (0, 0, *picture.size)
+        if self.fit == "crop":
+            side = self.crop * min(picture.size)
+            box = augmentations.middle(*picture.size, side, side)
+        return pixels(augmentations.resized(picture, self.size, box, self.resample))
+
+    def seen(self, picture: Image.Image, rng: np.random.Generator) -> np.ndarray:
+        """The pixels of a picture at a visit."""
+        if self.augmentation is None:
+            return self.prepared(picture)
+        return self.augmentation(picture, self.size, self.resample, rng)
+
+    def _label(self, example: Mapping[str, Any]) -> int | None:
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelledImages(ImageTask):
+    """The class of an image.
+
+    Rows: `images` uint8 [b, size, size, channels]; `labels` int32 and `weights` float32 [b, 2]: of a mixed image both
+    labels with their shares, else its label with weight 1 and nothing.
+    """
+
+    label: str = "label"
+    """Column with the label, its name or its number."""
+    labels: tuple[str, ...] = ()
+    """Names of the labels in the order of their numbers, those of the model."""
+    mixup: float = 0.0
+    """With what parameter the beta distribution gives the shares of two images laid over each other; 0: none are."""
+    cutmix: float = 0.0
+    """The same of two images of which one has a box of the other; with both, each visit draws which of them."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if len(self.labels) < 2 or len(set(self.labels)) < len(self.labels):
+            raise InputError(f"task.labels {_shown(self.labels)}: give the model's names, two or more, each once")
+        for field in ("mixup", "cutmix"):
+            if getattr(self, field) < 0:
+                raise InputError(f"task.{field} {getattr(self, field)}: must be 0 or more")
+
+    @functools.cached_property
+    def row(self) -> dict[str, Feature]:
+        return {"images": self._images, "labels": Feature(2), "weights": Feature(2, "float32")}
+
+    @property
+    def evaluated(self) -> Task:
+        return dataclasses.replace(self, augmentation=None, mixup=0.0, cutmix=0.0)
+
+    def check_source(self, documents: Sequence[Mapping[str, Any]], name: str) -> None:
+        found = getattr(documents, "labels", None)  # A folder for each class knows without looking.
+        if found is None:
+            spread = np.linspace(0, len(documents) - 1, min(len(documents), LOOKED_AT)).astype(int)
+            found = (documents[int(index)].get(self.label) for index in spread)
+        numbers = {self._number(label) for label in found}
+        if len(numbers) == 1:
+            [number] = numbers
+            raise InputError(f"{name}: one class only: every label is {self.labels[number]!r}; give other examples too")
+
+    def examples(
+        self,
+        document: Picture,
+        tokenizer: Tokenizer | None,
+        rng: np.random.Generator,
+        draw: Callable[[np.random.Generator], Picture],
+    ) -> list[Example]:
+        if document.picture is None:
+            return []
+        image = self.seen(document.picture, rng)
+        labels, share = [document.label, 0], 1.0
+        if self.mixup or self.cutmix:
+            image, labels[1], share = self._mixed(image, rng, draw)
+        weights = np.array([share, 1 - share], np.float32)
+        return [{"images": image, "labels": np.array(labels, np.int32), "weights": weights}]
+
+    def _mixed(self, image, rng, draw) -> tuple[np.ndarray, int, float]:
+        """The image with another one in it, that one's label, and the share of the first."""
+        other = draw(rng)
+        if other.picture is None:
+            return image, 0, 1.0
+        cuts = self.cutmix and (not self.mixup or rng.random() < 0.5)
+        share = rng.beta(*[self.cutmix if cuts else self.mixup] * 2)
+        second = self.seen(other.picture, rng)
+        if cuts:
+            image, share = cutmix(image, second, share, rng)
+        else:
+            image = mixup(image, second, share)
+        return image, other.label, share
+
+    def _label(self, example: Mapping[str, Any]) -> int:
+        if self.label not in example:
+            there = ", ".join(map(repr, example))
+            raise InputError(f"an example has no column {self.label!r}; it has {there}: set task.label")
+        return self._number(example[self.label])
+
+    def _number(self, label: Any) -> int:
+        try:
+            return number_of(label, self.labels)
+        except InputError as error:
+            raise InputError(f"label {label!r}: not known; task.labels are {_shown(self.labels)}") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedPatches(ImageTask):
+    """Images whose patches are hidden by noise (He et al. 2022).
+
+    Rows: `images` uint8 [b, size, size, channels]; `noise` float32 [b, p], of each patch: those with the least of it
+    are seen; `weights` float32 [b, 1], 1 for each image.
+    """
+
+    patch: int = 16
+    """Height and width of a patch, those of the model."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.patch < 1 or self.size % self.patch:
+            raise InputError(f"task.size {self.size}: must be a multiple of task.patch {self.patch}")
+
+    @functools.cached_property
+    def row(self) -> dict[str, Feature]:
+        patches = (self.size // self.patch) ** 2
+        return {"images": self._images, "noise": Feature(patches, "float32"), "weights": Feature(1, "float32")}
+
+    def examples(
+        self,
+        document: Picture,
+        tokenizer: Tokenizer | None,
+        rng: np.random.Generator,
+        draw: Callable[[np.random.Generator], Picture],
+    ) -> list[Example]:
+        if document.picture is None:
+            return []
+        image = self.seen(document.picture, rng)
+        noise = rng.random(self.row["noise"].capacity, np.float32)
+        return [{"images": image, "noise": noise, "weights": np.ones(1, np.float32)}]
+
+
+def _shown(labels: Sequence[str]) -> str:
+    return ", ".join(labels[:10]) + (f" and {len(labels) - 10} more" if len(labels) > 10 else "")
