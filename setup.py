@@ -15,6 +15,7 @@ REQUIRED = [
     "array_record",
     "sentencepiece>=0.2.1",
     "protobuf",
+    "flatbuffers",
     "absl-py",
     "tokenizers>=0.21",
     "tyro>=1.0",

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from jaxformer.errors import InputError
     from jaxformer.interop.hf_runs import export_run, from_pretrained, import_run
     from jaxformer.interop.huggingface import export_hf, import_hf
+    from jaxformer.interop.stablehlo import export_stablehlo
     from jaxformer.runs import Run, open_run
     from jaxformer.training import fit
 
@@ -25,6 +26,7 @@ _HOMES = {
     "Run": "runs",
     "export_hf": "interop.huggingface",
     "export_run": "interop.hf_runs",
+    "export_stablehlo": "interop.stablehlo",
     "fit": "training",
     "from_pretrained": "interop.hf_runs",
     "import_hf": "interop.huggingface",
@@ -38,6 +40,7 @@ __all__ = [
     "Run",
     "export_hf",
     "export_run",
+    "export_stablehlo",
     "fit",
     "from_pretrained",
     "import_hf",

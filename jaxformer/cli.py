@@ -14,7 +14,8 @@ USAGE = """usage: jaxformer COMMAND ...
   train CONFIG.py [--field value ...] [--workdir RUN]   train a run, or go on with it; with --help, lists the fields
   evaluate RUN                                          metrics on the run's held-out data
   predict RUN [TEXT ...] [--input FILE] [--field value] what the run's model does: fills [MASK], goes on, answers
-  export RUN OUT [--dtype TYPE] [--no-certificate]      a Hugging Face folder of the run, which transformers loads
+  export RUN OUT [--dtype TYPE] [--no-certificate]      a Hugging Face folder of the run, which transformers loads;
+                                                        with --format stablehlo a program, which jax alone runs
   import HF_DIR RUN [--dtype TYPE] [--no-certificate]   a run of a Hugging Face folder: predicts, exports, begins others
 """
 
@@ -118,18 +119,25 @@ def predict(arguments: list[str]) -> None:
 
 
 def export(arguments: list[str]) -> None:
-    """Writes the Hugging Face folder of a run."""
-    parser = _Parser("export", "Writes a folder that transformers loads: weights, config, tokenizer, model card.")
+    """Writes a run's model for others."""
+    parser = _Parser("export", "Writes a folder that transformers loads, or a program that jax alone runs.")
     parser.add_argument("run", metavar="RUN", help="the run's folder")
     parser.add_argument("out", metavar="OUT", help="the folder to write, which must not be there yet")
+    parser.add_argument("--format", choices=("huggingface", "stablehlo"), default="huggingface", help="of the folder")
     _add_weights_options(parser)
     options = parser.parse_args(arguments)
     if os.path.lexists(options.out):  # Before anything large is read.
         raise InputError(f"{options.out}: is there already; expected a new folder's name")
     run = _open(options.run)
-    from jaxformer.interop.hf_runs import export_run
+    if options.format == "stablehlo":
+        from jaxformer.interop.stablehlo import export_stablehlo
 
-    told = export_run(run, options.out, options.dtype, not options.no_certificate)
+        export_stablehlo(run, options.out, options.dtype)
+        told = "README.md there says how jax alone runs it"
+    else:
+        from jaxformer.interop.hf_runs import export_run
+
+        told = export_run(run, options.out, options.dtype, not options.no_certificate)
     print(f"{options.out} · {type(run.model).__name__} · step {run.step:,}")
     print(told)
 

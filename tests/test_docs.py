@@ -18,6 +18,12 @@ def blocks(language):
     return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
 
+def python(name):
+    """The block of Python that has this name in it."""
+    (found,) = [block for block in blocks("python") if name in block]
+    return found
+
+
 def run(command, folder, **variables):
     """A line of the README as it stands, but with this environment's programs, in `folder`."""
     programs = Path(sys.executable).parent
@@ -60,11 +66,17 @@ def test_the_commands_that_it_lists(folder):
 @pytest.mark.slow
 def test_the_weights_go_and_come_back(folder):
     lines = [line.split("  #")[0].strip() for line in blocks("bash")[3].splitlines()]
-    assert [line.split()[1] for line in lines] == ["export", "import", "predict"]
+    assert [line.split()[1] for line in lines] == ["export", "import", "predict", "export"]
+    said = []
     for line in lines:
         done = run(line, folder)
         assert done.returncode == 0, (line, done.stderr)
-    assert re.search(r"^ +\d+\.\d%  \S", done.stdout, re.MULTILINE), done.stdout
+        said.append(done.stdout)
+    assert "comparisons with transformers" in said[0]
+    assert re.search(r"^ +\d+\.\d%  \S", said[2], re.MULTILINE), said[2]
+    done = run(f"{sys.executable} -c {shlex.quote(python('from_pretrained'))}", folder, PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, done.stderr
+    assert (folder / "hf" / "again" / "model.safetensors").exists() and "was left out" in done.stdout
 
 
 @pytest.mark.slow
@@ -81,14 +93,14 @@ def test_what_it_says_of_writing(folder):
             assert done.stdout.startswith("And it happened in those days")
     assert {"bleu", "chrf"} < {shown.split()[0] for shown in done.stdout.splitlines()}
     assert len((folder / "german.txt").read_text().splitlines()) == 2
-    done = run(f"{sys.executable} -c {shlex.quote(blocks('python')[2])}", folder, PYTHONPATH=str(ROOT))
+    done = run(f"{sys.executable} -c {shlex.quote(python('few_shot'))}", folder, PYTHONPATH=str(ROOT))
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] in ("0.0", "0.5", "1.0")
 
 
 @pytest.mark.slow
 def test_the_python_that_it_shows(folder):
-    use, sources, _ = blocks("python")
+    use, sources = python("jf.fit"), python("JsonLines")
     shorter = use.replace('{"steps": 200}', '{"steps": 8}').replace('workdir="runs/bert"', 'workdir="runs/python"')
     assert shorter.count("runs/python") == 1
     script = shorter.replace('open_run("runs/bert")', 'open_run("runs/python")') + "\nprint(output.logits.shape)"

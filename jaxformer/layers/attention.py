@@ -5,6 +5,7 @@ import functools
 import flax.linen as nn
 import flax.struct
 import jax
+import jax.export
 import jax.numpy as jnp
 
 from jaxformer.errors import InputError
@@ -95,6 +96,8 @@ def _attend_by_parts(query_bthk, keys, mask, bias_hts, scale, rate, key):
     block.
     """
     length = query_bthk.shape[1]
+    if jax.export.is_symbolic_dim(length):  # A program for rows of any length, which has no parts of a length.
+        return _attend_at_once(keys, scale, rate, query_bthk, mask, bias_hts, key)
     in_order = mask is not None and mask.in_order
     size = max(SHORTEST_PART, -(-length // CAUSAL_PARTS)) if in_order else length
     mixed = []
@@ -111,14 +114,15 @@ def _attend_by_parts(query_bthk, keys, mask, bias_hts, scale, rate, key):
     return mixed[0] if len(mixed) == 1 else jnp.concatenate(mixed, axis=1)
 
 
+def _attend_at_once(keys, scale, rate, query, mask, bias, key):
+    weights = attention_weights(query, keys.key, mask and mask.dense(), bias, scale)
+    return mix(dropout(weights, rate, key), keys.value)
+
+
 def _attend_part(keys, scale, rate, query_bthk, mask, bias_hts, key):
     """All queries at once where they are few, or in a loop over blocks of them."""
     length = query_bthk.shape[1]
-
-    def attend_block(query, mask, bias, key):
-        weights = attention_weights(query, keys.key, mask and mask.dense(), bias, scale)
-        return mix(dropout(weights, rate, key), keys.value)
-
+    attend_block = functools.partial(_attend_at_once, keys, scale, rate)
     if length <= BLOCK:
         return attend_block(query_bthk, mask, bias_hts, key)
     count = -(-length // BLOCK)

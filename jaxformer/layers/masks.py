@@ -50,7 +50,7 @@ class Mask:
         def take(array):
             if array is None:
                 return None
-            return jnp.take_along_axis(jnp.broadcast_to(array, (len(positions), array.shape[1])), positions, axis=1)
+            return jnp.take_along_axis(jnp.broadcast_to(array, (positions.shape[0], array.shape[1])), positions, axis=1)
 
         taken = {"query_segments": take(self.query_segments), "query_order": take(self.query_order)}
         return self.replace(**taken, in_order=False)

@@ -56,7 +56,7 @@ class Placement:
         """That of the queries at `positions`, integers [b, m], alone."""
         query, bias = self.query, self.bias
         if query is not None:
-            rows = [jnp.broadcast_to(array, (len(positions), *array.shape[1:])) for array in query]
+            rows = [jnp.broadcast_to(array, (positions.shape[0], *array.shape[1:])) for array in query]
             query = tuple(jnp.take_along_axis(array, positions[..., None, None], axis=1) for array in rows)
         if bias is not None:
             bias = jnp.moveaxis(bias[:, positions], 1, 0)

@@ -1,0 +1,182 @@
+"""A model as a StableHLO program, which jax alone runs: the program, its weights beside it, and how to call it."""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+
+from jaxformer import runs
+from jaxformer.errors import InputError
+from jaxformer.interop import parameters
+from jaxformer.interop.folders import new_folder
+from jaxformer.interop.stored import BFLOAT16, FLOATS, DType
+from jaxformer.models.bert import Bert
+from jaxformer.models.classifier import Classifier
+from jaxformer.models.encoder_decoder import EncoderDecoder
+from jaxformer.models.gpt import Gpt
+from jaxformer.runs import Run
+
+PROGRAM, WEIGHTS = "model.stablehlo", "params.npz"
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+"""What the one program runs on."""
+OUTPUTS = ("hidden", "logits", "pooled", "next_sentence_logits")
+"""What of our models' outputs a program returns."""
+MEANINGS = {
+    "tokens": "ids of the tokens",
+    "segments": "1 where there is a token, 0 for padding",
+    "token_types": "0 in sentence A, 1 in sentence B",
+    "inputs": "ids of the tokens that the encoder reads",
+    "input_segments": "as `segments`, of `inputs`",
+}
+"""A program's arguments, behind the parameters."""
+README = """# {kind} as a StableHLO program
+
+`{program}` is the forward pass of a model, exported by jaxformer through `jax.export`; `{weights}` are its {count:,}
+parameters in {dtype}. It runs on CPU, GPU and TPU by `pip install jax flatbuffers`:
+
+```python
+import jax
+import jax.export
+import numpy as np
+
+with open("{program}", "rb") as file:
+    program = jax.export.deserialize(bytearray(file.read()))
+params = dict(np.load("{weights}"))
+{example}
+outputs = jax.jit(program.call)(params, {names})
+print({{name: array.shape for name, array in outputs.items()}})
+```
+
+| argument | type | meaning |
+|---|---|---|
+{arguments}
+
+There may be any number of rows (b), each of up to {longest:,} tokens. The program computes in float32 and returns
+{outputs}. `tokenizer/` is the tokenizer.
+
+It was written by jax {version}; later versions run it for six months at least, as jax promises.
+"""
+
+
+def export_stablehlo(run: Run | str | os.PathLike, out: str | os.PathLike, dtype: DType = "float32") -> None:
+    """Writes a folder with the forward pass of a run's model as a program, its weights, and how jax alone calls it.
+
+    Args:
+      run: a run or its folder.
+      out: the folder to write, which must not be there yet.
+      dtype: of the weights; the program computes in float32.
+
+    Raises:
+      InputError: the model reads no text, or `out` is there already or cannot be written.
+    """
+    run = run if isinstance(run, Run) else runs.open_run(run)
+    with new_folder(out) as folder:
+        arrays = parameters.flat(jax.device_get(run.params))
+        params = {path: _stored(array, FLOATS[dtype]) for path, array in arrays.items()}
+        exported = forward_pass(run.model, params, dtype)
+        (folder / PROGRAM).write_bytes(exported.serialize())
+        np.savez(folder / WEIGHTS, **params)
+        run.tokenizer.save(str(folder / "tokenizer"))
+        (folder / "README.md").write_text(_readme(run.model, params, dtype, exported), encoding="utf-8")
+
+
+def forward_pass(model: nn.Module, params: Mapping[str, Any], dtype: DType) -> jax.export.Exported:
+    """The program: from parameters by path and int32 arrays, `arguments` of the model, to outputs by name.
+
+    Args:
+      model: ours.
+      params: what `params.npz` holds.
+      dtype: of the parameters.
+
+    Raises:
+      InputError: the model reads no text.
+    """
+    shapes = arguments(model)
+    model = _portable(model)
+    letters = sorted(set("".join(shapes.values())))
+    limits = [f"{letter} <= {model.positions}" for letter in letters if letter != "b"]
+    sizes = dict(zip(letters, jax.export.symbolic_shape(", ".join(letters), constraints=limits), strict=True))
+
+    def forward(params, *arrays):
+        if dtype == "bfloat16":  # NumPy has no such type: its files hold the bits.
+            params = {path: jax.lax.bitcast_convert_type(array, jnp.bfloat16) for path, array in params.items()}
+        tree = parameters.nested({path: array.astype(jnp.float32) for path, array in params.items()})
+        output = model.apply({"params": tree}, **dict(zip(shapes, arrays, strict=True)))
+        found = {name: getattr(output, name, None) for name in OUTPUTS if _has(output, name)}
+        return {name: array for name, array in found.items() if array is not None}
+
+    arrays = [jax.ShapeDtypeStruct([sizes[letter] for letter in axes], jnp.int32) for axes in shapes.values()]
+    weights = {path: jax.ShapeDtypeStruct(array.shape, array.dtype) for path, array in params.items()}
+    return jax.export.export(jax.jit(forward), platforms=PLATFORMS)(weights, *arrays)
+
+
+def arguments(model: nn.Module) -> dict[str, str]:
+    """The letters of the axes of each array that a model's program takes, by the array's name.
+
+    Raises:
+      InputError: the model reads no text.
+    """
+    if isinstance(model, EncoderDecoder):
+        return {"inputs": "bs", "tokens": "bt", "input_segments": "bs", "segments": "bt"}
+    backbone = model.backbone if isinstance(model, Classifier) else model
+    if not isinstance(backbone, Bert | Gpt):
+        raise InputError(f"model={type(model).__name__}: expected a model of text for --format stablehlo")
+    types = {"token_types": "bt"} if getattr(backbone, "token_types", 0) > 1 else {}
+    return {"tokens": "bt", "segments": "bt"} | types
+
+
+def _portable(model: nn.Module) -> nn.Module:
+    """The model with its layers in a loop, in float32, and with no kernel that one platform alone has."""
+    if isinstance(model, Classifier):
+        return dataclasses.replace(model, backbone=_portable(model.backbone))
+    changed = {}
+    for name in ("transformer", "encoder", "decoder"):
+        if (stack := getattr(model, name, None)) is not None:
+            attention = dataclasses.replace(stack.attention, kernel="blocks")
+            changed[name] = dataclasses.replace(stack, dtype="float32", unroll=1, attention=attention)
+    return dataclasses.replace(model, **changed)
+
+
+def _has(output: Any, name: str) -> bool:
+    """Whether it has such a part: logits need a head."""
+    return name != "logits" or getattr(output, "decoder", output) is not None
+
+
+def _stored(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """The array as `params.npz` holds it.
+
+    Raises:
+      InputError: a number does not fit the type.
+    """
+    with np.errstate(over="ignore"):
+        array = np.asarray(array).astype(dtype)
+    if dtype == np.float16 and not np.isfinite(array).all():
+        raise InputError("--dtype float16: a parameter has numbers beyond 65,504; expected bfloat16 or float32")
+    return array.view(np.uint16) if dtype == BFLOAT16 else array
+
+
+def _readme(model: nn.Module, params: Mapping[str, np.ndarray], dtype: DType, exported: jax.export.Exported) -> str:
+    shapes = arguments(model)
+    example = [f"{name} = np.{'zeros' if 'types' in name else 'ones'}((2, 8), np.int32)" for name in shapes]
+    rows = [f"| `{name}` | int32 [{', '.join(axes)}] | {MEANINGS[name]} |" for name, axes in shapes.items()]
+    outputs = jax.tree.unflatten(exported.out_tree, exported.out_avals)
+    told = [f"`{name}` [{', '.join(map(str, array.shape))}]" for name, array in outputs.items()]
+    return README.format(
+        kind=type(model).__name__,
+        program=PROGRAM,
+        weights=WEIGHTS,
+        count=sum(array.size for array in params.values()),
+        dtype=f"{dtype} (as its bits, in uint16)" if dtype == "bfloat16" else dtype,
+        example="\n".join(example),
+        names=", ".join(shapes),
+        arguments="\n".join(rows),
+        longest=model.positions,
+        outputs=" and ".join(told),
+        version=jax.__version__,
+    )

@@ -1,0 +1,123 @@
+"""A StableHLO program computes what the model does, in a process that has no jaxformer."""
+
+import dataclasses
+import re
+import subprocess
+import sys
+
+import jax
+import jax.export
+import numpy as np
+import pytest
+from small_bert import noisy_params
+from small_writer import GPT, PIECES, STACK, small_run, small_tokenizer
+
+import jaxformer as jf
+from jaxformer import cli
+from jaxformer.errors import InputError
+from jaxformer.interop import parameters
+from jaxformer.interop.stablehlo import PROGRAM, WEIGHTS, arguments, forward_pass
+from jaxformer.layers.attention import Attention
+from jaxformer.layers.positions import Rotary
+from jaxformer.models.bert import Bert
+from jaxformer.models.classifier import Classifier
+from jaxformer.models.t5 import T5, t5_stack
+
+ALONE = "import sys; sys.modules['jaxformer'] = sys.modules['flax'] = None\n"
+"""What makes importing them an error."""
+SIZES = {"width": 16, "depth": 2, "heads": 2, "mlp": 24, "head_dim": 8}
+BERT = Bert(STACK, vocab=len(PIECES), positions=32)
+LLAMA = dataclasses.replace(STACK, attention=Attention(kv_heads=1), positions=Rotary(), norm_position="before")
+MODELS = {
+    "bert": BERT,
+    "encoder": dataclasses.replace(BERT, heads=(), token_types=0),
+    "llama": dataclasses.replace(GPT, transformer=LLAMA, positions=600, tied=False),
+    "t5": T5(t5_stack(**SIZES), t5_stack(**SIZES, bidirectional=False), vocab=len(PIECES), positions=32),
+    "classifier": Classifier(BERT, ("yes", "no", "perhaps")),
+}
+OUTPUTS = {
+    "bert": {"hidden", "logits", "pooled", "next_sentence_logits"},
+    "encoder": {"hidden"},
+    "llama": {"hidden", "logits"},
+    "t5": {"hidden", "logits"},
+    "classifier": {"logits"},
+}
+RNG = np.random.default_rng(0)
+
+
+def arrays_for(model, **lengths):
+    """Arrays of two rows, the first of them half padding."""
+    arrays = []
+    for name, axes in arguments(model).items():
+        shape = (2, lengths[axes[1]])
+        array = RNG.integers(1, 3 if "types" in name else len(PIECES), shape) - ("types" in name)
+        if "segments" in name:
+            array = np.ones(shape)
+            array[0, shape[1] // 2 :] = 0
+        arrays.append(array.astype(np.int32))
+    return arrays
+
+
+def assert_same(outputs, model, tree, arrays):
+    """What our own code makes of them is the same."""
+    output = model.apply({"params": tree}, **dict(zip(arguments(model), arrays, strict=True)))
+    for name, array in outputs.items():
+        np.testing.assert_allclose(array, getattr(output, name), atol=2e-5, err_msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_a_program_takes_any_rows_of_any_length(name):
+    model = MODELS[name]
+    tree = noisy_params(model, *[np.zeros((1, 4), np.int32)] * (2 if name == "t5" else 1))
+    params = parameters.flat(jax.tree.map(np.asarray, tree))
+    exported = jax.export.deserialize(forward_pass(model, params, "float32").serialize())
+    assert set(exported.platforms) == {"cpu", "cuda", "rocm", "tpu"}
+    # Above 512 tokens, attention would go block by block.
+    for arrays in (arrays_for(model, s=5, t=7), arrays_for(model, s=3, t=600 if name == "llama" else 32)):
+        outputs = exported.call(params, *arrays)
+        assert outputs.keys() == OUTPUTS[name]
+        assert_same(outputs, model, tree, arrays)
+
+
+def test_longer_rows_than_the_model_takes_are_refused():
+    params = parameters.flat(noisy_params(BERT, np.zeros((1, 4), np.int32)))
+    exported = forward_pass(BERT, params, "float32")
+    with pytest.raises(ValueError, match="t <= 32"):
+        exported.call(params, *arrays_for(BERT, t=33))
+
+
+def test_what_is_no_model_of_text_is_told():
+    with pytest.raises(InputError, match="model=Transformer: expected a model of text for --format stablehlo"):
+        arguments(STACK)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_its_readme_runs_without_jaxformer(dtype, tmp_path, monkeypatch, capsys):
+    run = small_run(small_tokenizer(tmp_path))
+    monkeypatch.setattr(cli, "_open", lambda folder: run)
+    command = ["export", "nowhere", str(tmp_path / "out"), "--format", "stablehlo", "--dtype", dtype]
+    assert cli.main(command) == 0
+    assert "jax alone runs it" in capsys.readouterr().out
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"README.md", PROGRAM, WEIGHTS, "tokenizer"}
+    page = (tmp_path / "out" / "README.md").read_text()
+    assert "up to 32 tokens" in page and f"`logits` [b, t, {len(PIECES)}]" in page
+    script = ALONE + re.search(r"```python\n(.*?)```", page, re.DOTALL)[1] + "np.savez('found.npz', **outputs)\n"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path / "out", capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"'logits': (2, 8, {len(PIECES)})" in done.stdout
+    tree = jax.tree.map(lambda array: array.astype(dtype).astype("float32"), run.params)
+    assert_same(np.load(tmp_path / "out" / "found.npz"), run.model, tree, [np.ones((2, 8), np.int32)] * 2)
+    assert cli.main(command) == 2
+    assert "is there already" in capsys.readouterr().err
+
+
+def test_a_number_beyond_float16_is_refused(tmp_path):
+    run = small_run(small_tokenizer(tmp_path))
+    params = jax.tree.map(lambda array: array * 1e6, run.params)
+    with pytest.raises(InputError, match=r"--dtype float16: .* beyond 65,504"):
+        jf.export_stablehlo(dataclasses.replace(run, params=params), tmp_path / "out", "float16")
+    assert not (tmp_path / "out").exists()
