@@ -47,7 +47,18 @@ class Evaluator:
                 total = metrics.merge([total, self._text_scores(params, batch, total)])
                 if stopped():
                     return None
+            total |= self._document_scores(params)
         return self._experiment.objective.report(total)
+
+    def _document_scores(self, params, none: bool = False) -> dict[str, metrics.Mean]:
+        """What the objective makes of whole documents, of which rows are parts, or of `none`; nothing in several
+        processes."""
+        document_scores = getattr(self._experiment.objective, "document_scores", None)
+        if document_scores is None or jax.process_count() > 1:
+            return {}
+        data = self._experiment.data
+        documents = [] if none else data.validation.open()
+        return document_scores(self._experiment.model, params, self._tokenizer, data.task, documents)
 
     def _text_scores(
         self, params, batch: dict[str, jax.Array], total: dict[str, metrics.Mean]
@@ -65,6 +76,7 @@ class Evaluator:
         params = abstract_params(self._experiment, self._mesh)
         means = jax.tree.map(lambda leaf: np.zeros(leaf.shape), jax.eval_shape(self._step, params, batch))
         means |= self._text_scores(params, jax.tree.map(jnp.zeros_like, batch), {})  # A batch without examples.
+        means |= self._document_scores(params, none=True)
         known = self._experiment.objective.report(means)
         if best not in known:
             raise InputError(f"checkpoint.best={best}: no such metric; expected one of {', '.join(sorted(known))}")

@@ -1,0 +1,188 @@
+"""Extractive question answering: spans of texts that answer (Rajpurkar et al. 2016; Devlin et al. 2019, §4.2)."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxformer.data import files, layouts
+from jaxformer.data.tasks import Example, Feature, Task
+from jaxformer.data.tokenizers import Tokenizer
+from jaxformer.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Passage:
+    """A question and its context, encoded without special tokens."""
+
+    question: np.ndarray
+    """int32 [q]."""
+    context: np.ndarray
+    """int32 [n]."""
+    offsets: np.ndarray
+    """int32 [n, 2]: the characters of the context that each of its tokens stands for."""
+    answer: tuple[int, int] | None
+    """The first and the last token of the first answer, as indices into `context`; None where there is no answer."""
+    size: int
+    """Characters of both."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """A part of a context behind its question, as a model reads it."""
+
+    tokens: np.ndarray
+    """int32 [t]: [CLS] question [SEP] part of the context [SEP]."""
+    token_types: np.ndarray
+    """int32 [t]: 1 from the context on."""
+    before: int
+    """Tokens before the part's first one."""
+    start: int
+    """The place in the context of the part's first token."""
+
+    @property
+    def spannable(self) -> np.ndarray:
+        """int32 [t]: 1 at [CLS], which stands for no answer, and in the context."""
+        place = np.arange(len(self.tokens))
+        return ((place == 0) | ((place >= self.before) & (place < len(place) - 1))).astype(np.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class AnswerSpans(Task):
+    """The first and the last token of a question's answer, in windows of its context that overlap.
+
+    A source has the columns of SQuAD: a question, a context, and `answers` with lists `text` and `answer_start`, the
+    first character of each in the context; the first answer is learned, and empty lists are no answer. In a window
+    without the answer, or with a part of it, [CLS] is the answer.
+
+    Rows: `tokens`, `token_types` and `spannable` int32 [b, length], with the lanes' `segments` and `positions`;
+    `spannable` is 1 where answers may begin and end: at [CLS] and in the context. `starts`, `ends` int32 and `weights`
+    float32 [b, examples_per_row]: first and last token of the answer, as indices into the row.
+    """
+
+    length: int = 384
+    """Tokens a row: [CLS] question [SEP] context [SEP]."""
+    stride: int = 128
+    """Tokens of the context from the beginning of a window to that of the next."""
+    question_length: int = 64
+    """Tokens of a question, at most; a longer one loses its end."""
+    question: str = "question"
+    """Column with the question."""
+    context: str = "context"
+    """Column with the text that answers it."""
+    answers: str = "answers"
+    """Column with the answers."""
+    examples_per_row: int = 1
+    """Examples a row has room for; more than one only with packing."""
+
+    def __post_init__(self):
+        for name, least in (("stride", 1), ("question_length", 1), ("examples_per_row", 1)):
+            layouts.at_least(name, getattr(self, name), least)
+        room = self.length - self.question_length - 3
+        if room < 1:
+            raise InputError(
+                f"task.length {self.length}: too short for a question of {self.question_length} tokens, 3 special ones "
+                f"and context; at least {self.question_length + 4}"
+            )
+        if self.stride > room:
+            raise InputError(
+                f"task.stride {self.stride}: skips tokens; at most {room}, what a window has of the context behind a "
+                "question of task.question_length"
+            )
+
+    @functools.cached_property
+    def row(self) -> dict[str, Feature]:
+        tokens, examples = Feature(self.length), Feature(self.examples_per_row)
+        places = dataclasses.replace(examples, offset=True)
+        row = dict.fromkeys(("tokens", "token_types", "spannable"), tokens) | {"starts": places, "ends": places}
+        return row | {"weights": dataclasses.replace(examples, dtype="float32")}
+
+    @property
+    def need(self) -> str:
+        return f"example with text in {self.question!r} and {self.context!r}"
+
+    def check(self, tokenizer: Tokenizer, pack: bool) -> None:
+        _ = tokenizer.cls_id, tokenizer.sep_id  # each raises if there is none
+        layouts.check_packing(self.examples_per_row, pack)
+
+    def encode(self, example: dict[str, Any], tokenizer: Tokenizer) -> Passage:
+        question, context, answers = self.columns(example)
+        passage = encode_passage(question, context, tokenizer)
+        if not answers or not len(passage.context):
+            return passage
+        text, start = answers[0]
+        # An answer that is a part of tokens is all of them.
+        inside = (passage.offsets[:, 1] > start) & (passage.offsets[:, 0] < start + len(text))
+        places = np.flatnonzero(inside)
+        return dataclasses.replace(passage, answer=(int(places[0]), int(places[-1])) if len(places) else None)
+
+    def examples(
+        self,
+        document: Passage,
+        tokenizer: Tokenizer,
+        rng: np.random.Generator,
+        draw: Callable[[np.random.Generator], Passage],
+    ) -> list[Example]:
+        return [self._example(window, document.answer) for window in self.windows(document, tokenizer)]
+
+    def windows(self, passage: Passage, tokenizer: Tokenizer) -> list[Window]:
+        """The windows of a passage, which have all of its context's tokens; none where question or context is empty."""
+        if not len(passage.question) or not len(passage.context):
+            return []
+        before = layouts.between_marks(passage.question[: self.question_length], tokenizer)
+        room = self.length - len(before) - 1
+        last = max(len(passage.context) - room, 0)
+        starts = [*range(0, last, self.stride), last]
+        return [_window(before, passage.context[start : start + room], start, tokenizer) for start in starts]
+
+    def columns(self, example: Mapping[str, Any]) -> tuple[str, str, list[tuple[str, int]]]:
+        """Question, context, and the answers with their first characters.
+
+        Raises:
+            InputError: no such columns, or an answer that is not where it should be in the context.
+        """
+        question = files.text(example, self.question, "task.question")
+        context, answers = example.get(self.context), example.get(self.answers)
+        if not isinstance(context, str):
+            context = files.text(example, self.context, "task.context")
+        if not isinstance(answers, Mapping) or not {"text", "answer_start"} <= answers.keys():
+            there = ", ".join(map(repr, example))
+            raise InputError(
+                f"an example has no {self.answers!r} with 'text' and 'answer_start'; it has {there}: set task.answers"
+            )
+        pairs = list(zip(answers["text"], map(int, answers["answer_start"]), strict=False))
+        for text, start in pairs:
+            if not text.strip() or start < 0 or context[start : start + len(text)] != text:
+                raise InputError(
+                    f"answer {text[:60]!r}: not in its context at character {start}, where "
+                    f"{context[max(start, 0) :][: max(len(text), 1)][:60]!r} is; the question is {question[:60]!r}"
+                )
+        return question, context, pairs
+
+    def _example(self, window: Window, answer: tuple[int, int] | None) -> Example:
+        places = np.zeros(2, np.int32)
+        if answer is not None:
+            stop = window.start + len(window.tokens) - window.before - 1
+            if window.start <= answer[0] and answer[1] < stop:
+                places = np.array(answer, np.int32) - window.start + window.before
+        return {
+            "tokens": window.tokens,
+            "token_types": window.token_types,
+            "spannable": window.spannable,
+            "starts": places[:1],
+            "ends": places[1:],
+            "weights": np.ones(1, np.float32),
+        }
+
+
+def encode_passage(question: str, context: str, tokenizer: Tokenizer) -> Passage:
+    """A question and its context, without an answer."""
+    tokens, offsets = tokenizer.encode_with_offsets(context)
+    return Passage(tokenizer.encode(question), tokens, offsets, None, len(question) + len(context))
+
+
+def _window(before: np.ndarray, part: Sequence[int], start: int, tokenizer: Tokenizer) -> Window:
+    tokens = np.array([*before, *part, tokenizer.sep_id], np.int32)
+    return Window(tokens, (np.arange(len(tokens)) >= len(before)).astype(np.int32), len(before), start)

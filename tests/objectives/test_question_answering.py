@@ -1,0 +1,239 @@
+"""Question answering: the same logits as transformers, spans that stay in the context, whole documents' scores."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+import torch
+import transformers
+from hf_weights import TOLERANCE, as_ours, redraw
+from small_bert import noisy_params, small_transformer
+
+from jaxformer.config import Checkpoint, Evaluation, Experiment, Log
+from jaxformer.data import lanes
+from jaxformer.data.loader import Data
+from jaxformer.data.question_answering_tasks import AnswerSpans
+from jaxformer.data.sources import JsonLines
+from jaxformer.data.tokenizers import WordPiece
+from jaxformer.errors import InputError
+from jaxformer.models.bert import Bert
+from jaxformer.models.classifier import Classifier
+from jaxformer.objectives.question_answering import LABELS, QuestionAnswering
+from jaxformer.optimizers import AdamW, Schedule
+from jaxformer.training import fit
+
+CONTEXT = "w1 w2x0, w3 w4 w5x2 w6 w7"
+EXAMPLES = [
+    {"question": "w30 w31", "context": CONTEXT, "answers": {"text": ["w5x2"], "answer_start": [15]}},
+    {"question": "w32", "context": "w8 w9", "answers": {"text": [], "answer_start": []}},
+    {"question": "w30", "context": "w3 w4", "answers": {"text": ["w4", "w3 w4"], "answer_start": [3, 0]}},
+]
+TASK = AnswerSpans(24, 6, 4)
+ANYTIME = QuestionAnswering()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("vocabulary")
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", ",", *(f"w{n}" for n in range(40)), *(f"##x{n}" for n in range(5))]
+    (folder / "vocab.txt").write_text("\n".join(pieces))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder):
+    return WordPiece(path=str(folder)).build(None, str(folder / "kept"))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return Classifier(Bert(small_transformer(), 60, 24, heads=()), LABELS, "tokens")
+
+
+@pytest.fixture(scope="module")
+def params(model):
+    return noisy_params(model, np.zeros((1, 4), np.int32))
+
+
+def batch_of(rows, tokenizer, task=TASK):
+    """A batch whose rows hold these examples, each in one window, laid out as the lanes do it."""
+    batch = lanes.empty_batch(len(rows), task.row)
+    for number, row in enumerate(rows):
+        some = [task.examples(task.encode(EXAMPLES[one], tokenizer), tokenizer, None, None)[0] for one in row]
+        lanes.write_row(batch, number, some, task.row)
+    return batch
+
+
+def test_logits_are_those_of_transformers(tokenizer):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    config = transformers.BertConfig(vocab_size=60, max_position_embeddings=24, **sizes)
+    theirs = redraw(transformers.BertForQuestionAnswering(config), seed=0)
+    backbone, params = as_ours(theirs.bert)
+    head = {
+        name: value.detach().numpy().T
+        for name, value in (("kernel", theirs.qa_outputs.weight), ("bias", theirs.qa_outputs.bias))
+    }
+    ours = Classifier(backbone, LABELS, "tokens")
+    batch = batch_of([[0], [1], [2]], tokenizer)
+    tokens, mask, types = (torch.from_numpy(batch[name]).long() for name in ("tokens", "segments", "token_types"))
+    expected = theirs(input_ids=tokens, attention_mask=mask, token_type_ids=types)
+    logits = ours.apply({"params": {"backbone": params, "head": head}}, **ANYTIME.inputs(batch)).logits
+    real = batch["segments"] > 0
+    for number, scores in enumerate((expected.start_logits, expected.end_logits)):
+        found = np.asarray(logits[..., number])[real]
+        np.testing.assert_allclose(found, scores.detach().numpy()[real], atol=TOLERANCE, rtol=TOLERANCE)
+
+
+def test_the_loss_is_that_of_the_tokens_where_answers_may_be(model, params, tokenizer):
+    batch = batch_of([[0], [1]], tokenizer)
+    logits = np.asarray(model.apply({"params": params}, **ANYTIME.inputs(batch)).logits, np.float64)
+    losses = []
+    for row in range(2):
+        may = batch["spannable"][row] > 0
+        for number, name in enumerate(("starts", "ends")):
+            scores = logits[row, :, number]
+            losses.append(np.log(np.exp(scores[may]).sum()) - scores[batch[name][row, 0]])
+    means = ANYTIME(model, params, batch)
+    assert float(means["loss"].value) == pytest.approx(np.mean(losses), abs=1e-5)
+
+
+def test_packing_and_padding_change_nothing(model, params, tokenizer):
+    packed = dataclasses.replace(TASK, examples_per_row=3)
+    results = [
+        ANYTIME.report(jax.device_get(ANYTIME(model, params, batch_of(rows, tokenizer, task))))
+        for rows, task in (([[0], [1], [2]], TASK), ([[0, 2], [1]], packed), ([[0], [1, 2], []], packed))
+    ]
+    assert results[0]["loss"] > 0.1
+    for result in results[1:]:
+        assert result == pytest.approx(results[0], abs=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_span_is_in_the_context_and_not_too_long(seed, model, params, tokenizer):
+    """Whatever the head says: with its weights so large that the question's tokens would often be the likeliest."""
+    rng = np.random.default_rng(seed)
+    head = jax.tree.map(lambda leaf: leaf * 0 + rng.normal(0, 20, leaf.shape).astype(np.float32), params["head"])
+    words = [f"w{number}" for number in rng.integers(0, 40, 60)]
+    pairs = [(" ".join(words[:3]), " ".join(words[3 : 3 + size])) for size in (1, 5, 20, 57)]
+    objective = QuestionAnswering(longest=4)
+    for answer in objective.answer(model, params | {"head": head}, tokenizer, TASK, pairs):
+        assert answer.context[answer.start : answer.stop] == answer.text != ""
+        assert (
+            answer.text.split()
+            == answer.context.split()[len(answer.context[: answer.start].split()) :][: len(answer.text.split())]
+        )
+        assert 1 <= len(answer.text.split()) <= 4 and 0 < answer.probability <= 1
+
+
+def test_the_best_span_of_all_windows_is_the_answer(model, params, tokenizer):
+    context = " ".join(f"w{number}" for number in (3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8, 4, 6, 2, 6))
+    (answer,) = ANYTIME.answer(model, params, tokenizer, TASK, [("w30 w31", context)])
+    passage = dataclasses.replace(TASK).encode(
+        {"question": "w30 w31", "context": context, "answers": {"text": [], "answer_start": []}}, tokenizer
+    )
+    windows = TASK.windows(passage, tokenizer)
+    assert len(windows) > 1
+    spans, totals, offsets = [], [[], []], passage.offsets
+    for window in windows:
+        logits = np.asarray(
+            model.apply({"params": params}, window.tokens[None], token_types=window.token_types[None]).logits[0],
+            np.float64,
+        )
+        for total, scores in zip(totals, logits.T, strict=True):
+            total += [scores[0], *scores[window.before : -1]]
+        size = len(window.tokens) - window.before - 1
+        spans += [
+            (
+                logits[window.before + i, 0] + logits[window.before + j, 1],
+                offsets[window.start + i, 0],
+                offsets[window.start + j, 1],
+            )
+            for i in range(size)
+            for j in range(i, size)
+        ]
+    score, start, stop = max(spans)
+    assert (answer.start, answer.stop) == (start, stop)
+    assert answer.probability == pytest.approx(
+        np.exp(score) / np.prod([np.exp(total).sum() for total in totals]), rel=1e-4
+    )
+    never, always = (
+        QuestionAnswering(no_answer=by).answer(model, params, tokenizer, TASK, [("w30 w31", context)])[0]
+        for by in (99, -99)
+    )
+    assert never == answer and always.text == "" and "(no answer)" in str(always)
+
+
+def test_documents_are_scored_whole(model, params, tokenizer):
+    def scores(objective):
+        answers = objective.answer(
+            model, params, tokenizer, TASK, [(one["question"], one["context"]) for one in EXAMPLES]
+        )
+        return objective.document_scores(model, params, tokenizer, TASK, EXAMPLES), answers
+
+    means, answers = scores(QuestionAnswering(no_answer=-99.0))
+    assert [one.text for one in answers] == ["", "", ""]
+    assert float(means["exact_match"].value) == float(means["f1"].value) == pytest.approx(1 / 3)
+    means, answers = scores(QuestionAnswering(longest=2))
+    assert means["f1"].weight == 3
+    right = {"w3 w4": 1.0, "w4": 1.0, "w3": 2 / 3}
+    assert means["f1"].sum == pytest.approx(right[answers[2].text] + (answers[0].text == "w5x2"))
+    first = QuestionAnswering(scored=1).document_scores(model, params, tokenizer, TASK, EXAMPLES)
+    assert first["f1"].weight == 1
+    assert QuestionAnswering(scored=0).document_scores(model, params, tokenizer, TASK, EXAMPLES) == {}
+
+
+def test_what_a_person_reads(model, params, tokenizer):
+    (answer,) = ANYTIME.predict(model, params, tokenizer, [f"w30\t{CONTEXT}"])
+    assert (
+        str(answer).startswith("w30\n")
+        and f"[{answer.text}]" in str(answer)
+        and f"{answer.probability:.1%}" in str(answer)
+    )
+    lines = ANYTIME.demonstrate(model, params, tokenizer, batch_of([[0], [1], []], tokenizer))
+    assert len(lines) == 2 and lines[0].startswith("w30 w31 [") and ", was w5x2]" in lines[0]
+    assert ", was (no answer)]" in lines[1]
+
+
+def test_it_learns_where_the_answer_stands(folder, tmp_path):
+    """Behind the word of the question: a few steps are enough, and evaluations score documents."""
+    import json
+
+    rng = np.random.default_rng(0)
+    lines = []
+    for _ in range(64):
+        words = [f"w{number}" for number in rng.permutation(30)[:6]]
+        place = int(rng.integers(5))
+        start = len(" ".join(words[: place + 1])) + 1
+        answers = {"text": [words[place + 1]], "answer_start": [start]}
+        lines.append(json.dumps({"question": words[place], "context": " ".join(words), "answers": answers}))
+    (tmp_path / "all.jsonl").write_text("\n".join(lines))
+    source = JsonLines((str(tmp_path / "all.jsonl"),))
+    experiment = Experiment(
+        model=Classifier(Bert(small_transformer(depth=1), 60, 16, heads=()), LABELS, "tokens", dropout=0.0),
+        objective=QuestionAnswering(longest=3, scored=10),
+        data=Data(source, AnswerSpans(16, 8, 2), 16, validation=source),
+        tokenizer=WordPiece(path=str(folder)),
+        optimizer=AdamW(Schedule(1e-2, 5)),
+        steps=40,
+        evaluation=Evaluation(every=40),
+        checkpoint=Checkpoint(every=40, best="f1", best_is="highest"),
+        log=Log(every=20),
+    )
+    run = fit(experiment, tmp_path / "run", quiet=True)
+    values = run.evaluate()
+    assert values["loss"] < 1.2 and 0 <= values["exact_match"] <= values["f1"] <= 100
+    assert np.isfinite(values["start_accuracy"])
+
+
+def test_what_cannot_be_is_refused(model, params, tokenizer):
+    with pytest.raises(InputError, match="expected \\('start', 'end'\\) for objective=QuestionAnswering"):
+        ANYTIME.check(dataclasses.replace(model, labels=("a", "b")), TASK.row)
+    with pytest.raises(InputError, match="the task's rows have no spannable; use AnswerSpans"):
+        ANYTIME.check(model, {"tokens": None})
+    one_type = dataclasses.replace(model, backbone=dataclasses.replace(model.backbone, token_types=1))
+    with pytest.raises(InputError, match=r"model.backbone.token_types=1: expected 2, or 0"):
+        ANYTIME.check(one_type, TASK.row)
+    for text in ("w1 w2", "w1\t ", "\tw1"):
+        with pytest.raises(InputError, match="expected a question, a tab, and the text"):
+            ANYTIME.predict(model, params, tokenizer, [text])
