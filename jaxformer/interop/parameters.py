@@ -60,7 +60,8 @@ def read(
     for name, copy in sources.copies:
         if not _same(stored[name].read(), stored[copy].read()):
             raise InputError(f"{where}: {copy} differs from {name}; this model has one tensor for both")
-    for name, compute in table.known.items():
+    for full_name, compute in table.known.items():
+        name = full_name if full_name in stored else full_name.removeprefix(table.prefix)
         if callable(compute) and name in stored:
             kept = stored[name].read().astype(np.float32)
             if not np.allclose(kept, compute(kept.shape), atol=1e-3 if stored[name].dtype != np.float32 else 1e-5):
