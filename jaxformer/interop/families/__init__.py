@@ -6,7 +6,20 @@ from typing import Any
 import flax.linen as nn
 
 from jaxformer.errors import InputError
-from jaxformer.interop.families import bart, bert, dinov2, distilbert, gpt2, llama, marian, roberta, t5, vit, vit_mae
+from jaxformer.interop.families import (
+    bart,
+    bert,
+    classifiers,
+    dinov2,
+    distilbert,
+    gpt2,
+    llama,
+    marian,
+    roberta,
+    t5,
+    vit,
+    vit_mae,
+)
 from jaxformer.interop.families.family import Family, differences
 from jaxformer.interop.parameters import abstract
 from jaxformer.interop.settings import Settings
@@ -27,10 +40,11 @@ FAMILIES: tuple[Family, ...] = (
     dinov2.FAMILY,
     dinov2.WITH_REGISTERS,
     vit_mae.FAMILY,
+    *classifiers.FAMILIES,
 )
 """In the order in which a model of ours is offered to them: a LLaMA is one before it is a Mistral."""
 ARCHITECTURES: Mapping[str, Family] = {name: family for family in FAMILIES for name in family.architectures}
-MODEL_TYPES: Mapping[str, Family] = {family.model_type: family for family in FAMILIES}
+MODEL_TYPES: Mapping[str, Family] = {family.model_type: family for family in reversed(FAMILIES)}
 
 
 def family_of_config(config: Mapping[str, Any], names: Collection[str], where: str) -> tuple[Family, str]:

@@ -71,6 +71,8 @@ def explicit(model: nn.Module) -> nn.Module:
     for name in ("transformer", "encoder", "decoder"):
         if isinstance(part := getattr(model, name, None), Transformer):
             changes[name] = _explicit_stack(part)
+    if isinstance(backbone := getattr(model, "backbone", None), nn.Module):
+        changes |= {"backbone": explicit(backbone), "dropout": 0.0}
     if hasattr(model, "mean"):  # Of pixels: no config.json says it.
         changes |= {"mean": (0.5,), "std": (0.5,)}
     return dataclasses.replace(model, **changes)
