@@ -56,7 +56,7 @@ class _Pieces(Sequence):
 
     def lines(self, path: str) -> Iterator[tuple[int, bytes, str]]:
         """(byte offset, bytes, text) of each line; the file becomes the one that `add` means."""
-        buffer = _read(path)
+        buffer = read(path)
         self.buffers.append(buffer)
         self.paths.append(path)
         stream = io.BytesIO(buffer) if isinstance(buffer, bytes) else buffer
@@ -174,7 +174,8 @@ def _check_object(path: str, number: int, text: str) -> None:
         raise InputError(f"{path}: line {number} is {type(value).__name__}, not an object; give one object a line")
 
 
-def _read(path: str) -> mmap.mmap | bytes:
+def read(path: str) -> mmap.mmap | bytes:
+    """The bytes of a file, mapped or, of a `.gz`, decompressed; InputError where they cannot be read."""
     try:
         if path.endswith(".gz"):
             with gzip.open(path) as file:
