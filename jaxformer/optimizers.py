@@ -4,9 +4,9 @@ Parameters are told apart by their path: see `parameter_paths`.
 """
 
 import dataclasses
-import re
+import functools
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ import optax.contrib
 from jaxformer import fields
 from jaxformer.errors import InputError
 from jaxformer.matrix_updates import dimension_numbers, limit_by_layer, muon_labels, on_matrices, scale_to_adamw
-from jaxformer.parameter_paths import decay_mask, frozen_mask, map_paths
+from jaxformer.parameter_paths import check_pattern, decay_mask, is_embedding, is_stacked, map_paths
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +82,10 @@ class Optimizer:
     ema: float | None = None
     """Decay of the moving average of the parameters that evaluation uses; None keeps none."""
     freeze: tuple[str, ...] = ()
-    """Regular expressions; parameters in whose path one is found neither train nor cost memory."""
+    """Regular expressions; parameters in whose path one is found stay as they are, without gradient and state."""
+    layer_decay: float = 1.0
+    """The learning rate of each block as a share of that of the block above it (Clark et al. 2020); heads have the
+    whole rate, embeddings the least."""
 
     def __post_init__(self):
         fields.check(self)
@@ -91,28 +94,19 @@ class Optimizer:
         if self.clip is not None and not self.clip > 0:
             raise InputError(f"optimizer.clip={self.clip}: expected above 0, or None")
         fields.within("optimizer.ema", self.ema, 0, 1, below=True)
+        fields.within("optimizer.layer_decay", self.layer_decay, 0, 1)
         for pattern in self.freeze:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise InputError(f"optimizer.freeze={pattern!r}: expected a regular expression: {error}") from error
+            check_pattern("optimizer.freeze", pattern)
 
     def transform(self, steps: int) -> optax.GradientTransformation:
-        """The whole update in a run of `steps`: clip, the optimizer's own rule, zero where frozen.
+        """The whole update of the parameters that train in a run of `steps`: clip, the optimizer's own rule, layers.
 
         Raises:
-          InputError: at once if the schedule does not fit the run; at `init` if a pattern of
-            `freeze` finds no parameter, or nothing is left to train.
+          InputError: at once if the schedule does not fit the run.
         """
         clip = [] if self.clip is None else [_clip_by_global_norm(self.clip)]
-        update = optax.chain(*clip, self.rule(self.schedule(steps)))
-        if not self.freeze:
-            return update
-        return optax.partition({"train": update, "freeze": optax.set_to_zero()}, self._labels)
-
-    def _labels(self, params: optax.Params) -> Any:
-        frozen = frozen_mask(params, self.freeze)
-        return jax.tree.map(lambda is_frozen: "freeze" if is_frozen else "train", frozen)
+        layers = [] if self.layer_decay == 1 else [_scale_by_layer(self.layer_decay)]
+        return optax.chain(*clip, self.rule(self.schedule(steps)), *layers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,6 +227,20 @@ def _clip_by_global_norm(limit: float) -> optax.GradientTransformation:
         return jax.tree.map(lambda update: update * factor, updates)
 
     return optax.stateless(clip)
+
+
+def _scale_by_layer(decay: float) -> optax.GradientTransformation:
+    def scale(path, update, depth):
+        if is_stacked(path):
+            powers = decay ** jnp.arange(len(update), 0, -1, dtype=update.dtype)
+            return update * powers.reshape(-1, *[1] * (update.ndim - 1))
+        return update * decay ** (depth + 1) if is_embedding(path) else update
+
+    def scaled(updates, _):
+        depths = map_paths(lambda path, update: len(update) if is_stacked(path) else 0, updates)
+        return map_paths(functools.partial(scale, depth=max(jax.tree.leaves(depths))), updates)
+
+    return optax.stateless(scaled)
 
 
 def _check_moments(b1: float, b2: float, eps: float = 0.0) -> None:

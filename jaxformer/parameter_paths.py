@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
+import flax.traverse_util
 import jax
 
 from jaxformer.errors import InputError
@@ -31,6 +32,11 @@ def _is_box(leaf: Any) -> bool:
 def is_stacked(path: str) -> bool:
     """Whether the parameter's first axis is that of the layers."""
     return "blocks" in path.split("/")
+
+
+def is_embedding(path: str) -> bool:
+    """Whether the parameter is one of those that make tokens or patches into vectors."""
+    return "embeddings" in path.split("/")
 
 
 def matrix_axes(path: str, ndim: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -58,6 +64,19 @@ def decay_mask(params: Any) -> Any:
     return map_paths(lambda path, _: path.rpartition("/")[2] not in ("bias", "scale"), params)
 
 
+def found_in(path: str, patterns: Sequence[str]) -> bool:
+    """Whether one of the regular expressions is found in the path."""
+    return any(re.search(pattern, path) for pattern in patterns)
+
+
+def check_pattern(field: str, pattern: str) -> None:
+    """Raises InputError where a pattern is no regular expression."""
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise InputError(f"{field}={pattern!r}: expected a regular expression: {error}") from error
+
+
 def frozen_mask(params: Any, patterns: Sequence[str]) -> Any:
     """True for each parameter in whose path one of the patterns is found.
 
@@ -69,7 +88,21 @@ def frozen_mask(params: Any, patterns: Sequence[str]) -> Any:
         if not any(re.search(pattern, path) for path in paths):
             problem = f"optimizer.freeze={pattern!r}: found in no parameter's path"
             raise InputError(f"{problem}; they are like {paths[0]}")
-    mask = map_paths(lambda path, _: any(re.search(pattern, path) for pattern in patterns), params)
+    mask = map_paths(lambda path, _: found_in(path, patterns), params)
     if all(jax.tree.leaves(mask)):
         raise InputError(f"optimizer.freeze={patterns}: nothing is left to train")
     return mask
+
+
+def split(params: Any, is_held: Callable[[str], bool]) -> tuple[Any, Any]:
+    """Two trees of nested dicts: the parameters that train, and those that are held, by path."""
+    trained, held = {}, {}
+    for keys, leaf in flax.traverse_util.flatten_dict(params).items():
+        (held if is_held("/".join(keys)) else trained)[keys] = leaf
+    return flax.traverse_util.unflatten_dict(trained), flax.traverse_util.unflatten_dict(held)
+
+
+def join(params: Any, others: Any) -> Any:
+    """`others` with those of `params` in their places; `params` itself where it has them all."""
+    own, rest = flax.traverse_util.flatten_dict(params), flax.traverse_util.flatten_dict(others)
+    return params if own.keys() >= rest.keys() else flax.traverse_util.unflatten_dict(rest | own)

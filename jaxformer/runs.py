@@ -14,7 +14,7 @@ import fcntl
 import math
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,11 @@ from jaxformer.checkpoints import Checkpoints
 from jaxformer.config import Experiment
 from jaxformer.data.loader import evaluation_batches
 from jaxformer.data.tokenizers import Tokenizer, load_tokenizer
+from jaxformer.data.tokenizers.loading import saved
 from jaxformer.decoding.scoring import Score
 from jaxformer.errors import InputError
 from jaxformer.evaluation import Evaluator
+from jaxformer.parameter_paths import join
 
 EXPERIMENT, TOKENIZER, CHECKPOINTS, LOCK = "experiment.json", "tokenizer", "checkpoints", ".lock"
 
@@ -51,7 +53,7 @@ class Run:
     tokenizer: Tokenizer | None
     """Its tokenizer; None where it reads no text."""
     step: int
-    """Updates done."""
+    """Updates done to the parameters."""
     params: Any
     """Its parameters (their average, where the run keeps one), on `mesh`."""
     mesh: jax.sharding.Mesh
@@ -139,8 +141,23 @@ class Run:
         return Evaluator(self.experiment, self.tokenizer, self.mesh)(self.params)
 
 
+@dataclasses.dataclass(frozen=True)
+class RunTokenizer:
+    """The tokenizer of a run, for one that begins with its parameters."""
+
+    run: str
+    """The run's folder."""
+
+    def build(self, open_source: Callable[[], Sequence], folder: str) -> Tokenizer:
+        """The tokenizer kept in `folder`; the run's, saved there, if there is none yet."""
+        if not saved(folder):
+            read_experiment(Path(self.run))  # It says what is wrong with a folder that is no run's.
+            load_tokenizer(str(Path(self.run) / TOKENIZER)).save(folder)
+        return load_tokenizer(folder)
+
+
 def open_run(folder: str | os.PathLike) -> Run:
-    """Reads a run: its latest checkpoint and all that is needed to use it.
+    """Reads a run: its latest checkpoint (the best, with `checkpoint.best`) and all that is needed to use it.
 
     Raises:
       InputError: the folder is not a run's, or has no checkpoint yet.
@@ -156,13 +173,27 @@ def open_run(folder: str | os.PathLike) -> Run:
 
 
 def read_params(folder: Path, experiment: Experiment, mesh: jax.sharding.Mesh) -> tuple[int, Any]:
-    """The step and the parameters (their average, where there is one) of a run's latest checkpoint."""
-    checkpoints = Checkpoints(folder / CHECKPOINTS)
+    """The step and the model's parameters (their average, where there is one) of a run's best checkpoint.
+
+    That is the latest one, unless `checkpoint.best` says by what to choose.
+    """
+    checkpoints, stored = Checkpoints(folder / CHECKPOINTS), state.abstract_state(experiment, mesh)
     if checkpoints.latest is None:
         raise InputError(f"{folder}: the run has no checkpoint yet; train it first")
-    name = "params" if experiment.optimizer.ema is None else "average"
-    params = checkpoints.restore({name: state.abstract_params(experiment, mesh)})[name]
-    return checkpoints.latest, params
+    best = checkpoints.best(experiment.checkpoint) if experiment.checkpoint.best else None
+    step = checkpoints.latest if best is None else best
+    covered = stored.average is not None and join(stored.average, stored.params) is stored.average
+    trees = {"params": None if covered else stored.params, "average": stored.average}
+    restored = checkpoints.restore(trees, step)
+    return step, used_params(experiment, join(restored["average"] or {}, restored["params"] or {}), mesh)
+
+
+def used_params(experiment: Experiment, params: Any, mesh: jax.sharding.Mesh) -> Any:
+    """The parameters of the model, of those of the run, on the mesh."""
+    if experiment.lora is None:
+        return params
+    places = jax.tree.map(lambda leaf: leaf.sharding, state.abstract_params(experiment, mesh))
+    return jax.jit(experiment.lora.merge, out_shardings=places)(params)
 
 
 def read_experiment(folder: Path) -> Experiment:
@@ -222,14 +253,6 @@ def prepare_tokenizer(folder: Path, experiment: Experiment) -> Tokenizer | None:
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("tokenizer")
     return load_tokenizer(str(home))
-
-
-def first_params(folder: Path, experiment: Experiment, mesh: jax.sharding.Mesh) -> Any:
-    """Parameters for `experiment` from another run; InputError where its model is another."""
-    other = read_experiment(folder)
-    if changed := config.differences(other.model, experiment.model, "model"):
-        raise InputError(f"init={folder}: the run has another model: {changed[0]}")
-    return read_params(folder, other, mesh)[1]
 
 
 def write_experiment(folder: Path, experiment: Experiment) -> None:

@@ -1,4 +1,8 @@
-"""What training carries from step to step, and how it comes to lie on the mesh."""
+"""What training carries from step to step, and how it comes to lie on the mesh.
+
+Some parameters may be held (`optimizer.freeze`, `lora`): they have no gradient, no optimizer state and no average. With
+LoRA the parameters of a run are not yet those of its model: `model_params` makes them.
+"""
 
 from typing import Any
 
@@ -9,6 +13,10 @@ import jax.numpy as jnp
 
 from jaxformer import sharding
 from jaxformer.config import Experiment
+from jaxformer.parameter_paths import found_in, frozen_mask, join, split
+
+LORA = 1
+"""What is folded into the key of the parameters for those of LoRA."""
 
 
 @flax.struct.dataclass
@@ -18,11 +26,11 @@ class TrainState:
     step: jax.Array
     """int32: batches seen."""
     params: Any
-    """Parameters, float32."""
+    """Parameters, float32, those that are held too."""
     optimizer: Any
-    """Optax's state."""
+    """Optax's state, of the parameters that train."""
     average: Any
-    """Moving average of the parameters, or None."""
+    """Moving average of the parameters that train, or None."""
     skipped: jax.Array
     """int32: steps whose gradient was not finite, and which changed nothing else."""
     skipped_in_a_row: jax.Array
@@ -31,7 +39,7 @@ class TrainState:
     @property
     def best_params(self) -> Any:
         """What to evaluate and to predict with."""
-        return self.params if self.average is None else self.average
+        return self.params if self.average is None else join(self.average, self.params)
 
     def trees(self) -> dict[str, Any]:
         """The state as the separate trees of a checkpoint, so that the parameters can be read alone."""
@@ -52,12 +60,35 @@ def init_params(experiment: Experiment, key: jax.Array) -> Any:
     return experiment.model.init(key, **experiment.objective.inputs(batch))["params"]
 
 
+def trained_and_held(experiment: Experiment, params: Any) -> tuple[Any, Any]:
+    """The parameters of a run as two trees: those that train, and those that are held.
+
+    Raises:
+      InputError: `optimizer.freeze` names no parameter, or leaves none to train.
+    """
+    patterns, lora = experiment.optimizer.freeze, experiment.lora
+    if lora is not None:
+        return split(params, lora.is_held)
+    if not patterns:
+        return params, {}
+    frozen_mask(params, patterns)  # It knows what is wrong with a pattern.
+    return split(params, lambda path: found_in(path, patterns))
+
+
+def model_params(experiment: Experiment, params: Any) -> Any:
+    """The parameters of the model, of those of the run."""
+    return params if experiment.lora is None else experiment.lora.merge(params)
+
+
 def create(experiment: Experiment) -> TrainState:
     """The state before the first step, its arrays in boxes that name their axes."""
-    params = init_params(experiment, jax.random.key(experiment.seed))
-    zero = jnp.zeros((), jnp.int32)
-    optimizer = experiment.optimizer.transform(experiment.steps).init(params)
-    average = None if experiment.optimizer.ema is None else params
+    key = jax.random.key(experiment.seed)
+    params = init_params(experiment, key)
+    if experiment.lora is not None:
+        params = {"base": params, "lora": experiment.lora.init(jax.random.fold_in(key, LORA), params)}
+    zero, (trained, _) = jnp.zeros((), jnp.int32), trained_and_held(experiment, params)
+    optimizer = experiment.optimizer.transform(experiment.steps).init(trained)
+    average = None if experiment.optimizer.ema is None else trained
     return TrainState(zero, params, optimizer, average, zero, zero)
 
 
@@ -68,7 +99,7 @@ def abstract_state(experiment: Experiment, mesh: jax.sharding.Mesh) -> TrainStat
 
 
 def abstract_params(experiment: Experiment, mesh: jax.sharding.Mesh) -> Any:
-    """The shapes and shardings of the parameters; computes nothing."""
+    """The shapes and shardings of the model's parameters; computes nothing."""
     boxed = jax.eval_shape(lambda: init_params(experiment, jax.random.key(0)))
     return _with_shardings(nn.unbox(boxed), sharding.state_shardings(boxed, mesh))
 

@@ -1,9 +1,11 @@
 """The training step, and `fit`, which reads from top to bottom."""
 
 import contextlib
+import dataclasses
 import functools
 import os
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxformer import host, runs, sharding
-from jaxformer.checkpoints import Checkpoints, replicated
+from jaxformer import host, runs, sharding, warm_start
+from jaxformer.checkpoints import Checkpoints, goodness, replicated
 from jaxformer.config import Experiment
 from jaxformer.data import loader
 from jaxformer.data.tokenizers import Tokenizer
@@ -21,8 +23,9 @@ from jaxformer.errors import InputError
 from jaxformer.evaluation import SPLIT, Evaluator
 from jaxformer.logs import Logs, Meter
 from jaxformer.metrics import Mean
+from jaxformer.parameter_paths import join
 from jaxformer.runs import Run
-from jaxformer.state import TrainState, abstract_state, init_state
+from jaxformer.state import TrainState, abstract_state, init_state, model_params, trained_and_held
 from jaxformer.stopping import Stop
 
 MOST_SKIPPED = 10
@@ -32,15 +35,18 @@ Means = dict[str, Mean]
 
 
 def loss_and_gradient(experiment: Experiment, params, batch, key) -> tuple[Means, Any]:
-    """The means of a batch, and the gradient of its loss, exact for any number of micro-batches.
+    """The means of a batch, and the gradient of its loss by the parameters that train.
 
+    It is exact for any number of micro-batches.
     The loss is Σ weight · sum / weight of the means that the objective names. With micro-batches each sum is divided
     by the weight of the whole batch, so that their gradients add up to the whole batch's, however uneven they are.
     """
     objective, model, parts = experiment.objective, experiment.model, experiment.optimizer.accumulate
+    trained, held = trained_and_held(experiment, params)
 
     def gradient(micro, key, totals):
-        def loss(params):
+        def loss(trained):
+            params = model_params(experiment, join(trained, held))
             means = objective(model, params, micro, key)
             named = objective.loss_weights.items()
             return sum(
@@ -48,13 +54,13 @@ def loss_and_gradient(experiment: Experiment, params, batch, key) -> tuple[Means
                 for name, weight in named
             ), means
 
-        (_, means), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+        (_, means), gradient = jax.value_and_grad(loss, has_aux=True)(trained)
         return means, gradient
 
     if parts == 1:
         return gradient(batch, key, None)
     # Only the weights are used: the compiler leaves the rest of this pass out.
-    totals = {name: mean.weight for name, mean in objective(model, params, batch).items()}
+    totals = {name: mean.weight for name, mean in objective(model, model_params(experiment, params), batch).items()}
 
     def split(array):  # Every part takes rows of every device.
         return sharding.constrain(
@@ -66,7 +72,7 @@ def loss_and_gradient(experiment: Experiment, params, batch, key) -> tuple[Means
         means, part = gradient(micro, jax.random.fold_in(key, number), totals)
         return jax.tree.map(jnp.add, total, part), means
 
-    zeros = jax.tree.map(jnp.zeros_like, params)
+    zeros = jax.tree.map(jnp.zeros_like, trained)
     micros = (jnp.arange(parts), jax.tree.map(split, batch))
     total, means = jax.lax.scan(body, zeros, micros)
     return jax.tree.map(lambda array: array.sum(0), means), total
@@ -98,12 +104,13 @@ def train_step(experiment: Experiment, state: TrainState, batch: dict[str, jax.A
         return params, optimizer, average
 
     # A condition, not a choice between two results, lets the donated arrays be updated in place.
-    before = state.params, state.optimizer, state.average
-    params, optimizer, average = jax.lax.cond(finite, update, lambda *before: before, *before)
+    trained, held = trained_and_held(experiment, state.params)
+    before = trained, state.optimizer, state.average
+    trained, optimizer, average = jax.lax.cond(finite, update, lambda *before: before, *before)
     skipped = 1 - finite.astype(jnp.int32)
     after = TrainState(
         step=state.step + 1,
-        params=params,
+        params=join(trained, held),
         optimizer=optimizer,
         average=average,
         skipped=state.skipped + skipped,
@@ -158,23 +165,24 @@ def fit(experiment: Experiment, workdir: str | os.PathLike, quiet: bool = False)
         if evaluate:
             evaluate.check()  # What is wrong with the held-out data is to be known before the first step.
         saved = stack.enter_context(Checkpoints(folder / runs.CHECKPOINTS, experiment.checkpoint))
-        state, all_lanes = restore_or_init(saved, experiment, mesh)
+        state, all_lanes, begun = restore_or_init(saved, experiment, mesh)
         step, lanes = int(state.step), all_lanes[rows]
         batches = stack.enter_context(loader.train_batches(data, tokenizer, experiment.seed, rows, lanes))
         runs.write_experiment(folder, experiment)
         logs = stack.enter_context(Logs(folder, steps, step, quiet))
-        logs.say(describe(experiment, state, mesh))
+        logs.say("\n".join(filter(None, [describe(experiment, state, mesh), begun])))
         meter, results = Meter(experiment, began), logs.results
         # Evaluations are interrupted, to be made up for, in a run of one process only.
-        evaluated = step if jax.process_count() > 1 else logs.evaluated
+        evaluated, history = step if jax.process_count() > 1 else logs.evaluated, logs.history
 
         for batch, lanes_after in batches:
             if evaluate and evaluated < step and due(step, experiment.evaluation.every, steps):
-                if results := evaluate(state.best_params, stop.requested):
+                if results := evaluate(runs.used_params(experiment, state.best_params, mesh), stop.requested):
                     logs.write(step, SPLIT, results)
+                    history.append(results)
                     evaluated = step
                 meter.restart()
-            ending = step >= steps or stop.at(step)
+            ending = step >= steps or out_of_patience(experiment, history) or stop.at(step)
             best = evaluated == step and experiment.checkpoint.best
             if ending or best or due(step, experiment.checkpoint.every, steps):
                 trees = {**state.trees(), "lanes": lay({"lanes": lanes})}
@@ -190,10 +198,16 @@ def fit(experiment: Experiment, workdir: str | os.PathLike, quiet: bool = False)
                 check_gradients(state, step, saved)
 
         saved.wait()
-        run = Run(folder, experiment, tokenizer, step, state.best_params, mesh)
+        run = Run(folder, experiment, tokenizer, step, runs.used_params(experiment, state.best_params, mesh), mesh)
+        if experiment.checkpoint.best and history:
+            used, params = runs.read_params(folder, experiment, mesh)
+            run, results = dataclasses.replace(run, step=used, params=params), saved.results(used)
         if stop.signal and (step < steps or (evaluate and evaluated < step)):
             logs.say(f"stopped by {stop.signal} at step {step}, saved; the same command goes on from there")
         else:
+            if step < steps:
+                named = f"no better {experiment.checkpoint.best} in {experiment.evaluation.patience} evaluations"
+                logs.say(f"{named}: ended at step {step}, the best was at {run.step}")
             logs.end(run, results)
         return run
 
@@ -203,21 +217,34 @@ def due(step: int, every: int, steps: int) -> bool:
     return step > 0 and (step % every == 0 or step == steps)
 
 
+def out_of_patience(experiment: Experiment, history: Sequence[Mapping[str, float]]) -> bool:
+    """Whether the best evaluation is as many evaluations ago as `evaluation.patience` says."""
+    patience, settings = experiment.evaluation.patience, experiment.checkpoint
+    values = [goodness(results[settings.best], settings) for results in history if settings.best in results]
+    return bool(patience and values) and len(values) - 1 - values.index(max(values)) >= patience
+
+
 def restore_or_init(
     saved: Checkpoints, experiment: Experiment, mesh: jax.sharding.Mesh
-) -> tuple[TrainState, np.ndarray]:
-    """The state and all lanes: the latest checkpoint's, or new ones, with the parameters of `init` if it is set."""
+) -> tuple[TrainState, np.ndarray, str]:
+    """The state and all lanes: the latest checkpoint's, or new ones, with the parameters of `init` if it is set.
+
+    The third is a line about those parameters, or empty.
+    """
     abstract, lanes = abstract_state(experiment, mesh), loader.initial_state(experiment.data)
     if saved.latest is not None:
         trees = {**abstract.trees(), "lanes": {"lanes": replicated(lanes.shape, lanes.dtype, mesh)}}
         restored = saved.restore(trees)
-        return TrainState.from_trees(restored), np.asarray(restored["lanes"]["lanes"])
+        return TrainState.from_trees(restored), np.asarray(restored["lanes"]["lanes"]), ""
     state = init_state(experiment, abstract)
-    if experiment.init is not None:
-        params = runs.first_params(Path(experiment.init), experiment, mesh)
-        average = None if state.average is None else jax.tree.map(jnp.copy, params)
-        state = state.replace(params=params, average=average)
-    return state, lanes
+    if experiment.init is None:
+        return state, lanes, ""
+    params = state.params if experiment.lora is None else state.params["base"]
+    start = warm_start.start_from(experiment.init, experiment.model, params, mesh)
+    params = start.params if experiment.lora is None else state.params | {"base": start.params}
+    trained, _ = trained_and_held(experiment, params)
+    average = None if state.average is None else jax.tree.map(jnp.copy, trained)
+    return state.replace(params=params, average=average), lanes, start.told
 
 
 def check_batch(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:
@@ -255,10 +282,14 @@ def check_gradients(state: TrainState, step: int, saved: Checkpoints) -> None:
 def describe(experiment: Experiment, state: TrainState, mesh: jax.sharding.Mesh) -> str:
     """Device, mesh, parameters and tokens or images a step, in a line."""
     device, sizes = mesh.devices.flat[0], " × ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    parameters, trained = (
+        sum(leaf.size for leaf in jax.tree.leaves(tree))
+        for tree in (state.params, trained_and_held(experiment, state.params)[0])
+    )
+    of_them = f", of which {trained:,} train" if trained < parameters else ""
     counted, in_row = experiment.data.task.counted
     start = f", from step {int(state.step):,}" if int(state.step) else ""
     return (
-        f"{mesh.devices.size} × {device.device_kind} · mesh {sizes} · {parameters:,} parameters · "
+        f"{mesh.devices.size} × {device.device_kind} · mesh {sizes} · {parameters:,} parameters{of_them} · "
         f"{experiment.data.batch * in_row:,} {counted} a step · {experiment.steps:,} steps{start}"
     )

@@ -52,7 +52,7 @@ def review_experiment(folder: Path, steps=6, **fields) -> Experiment:
         "model": Classifier(small_backbone(), LABELS),
         "objective": Classification(),
         "tokenizer": WordPiece(path=str(folder / "vocab.txt")),
-        "optimizer": AdamW(Schedule(1e-2)),
+        "optimizer": AdamW(Schedule(3e-3, warmup=5)),
         "evaluation": Evaluation(every=2),
         "checkpoint": Checkpoint(every=2),
         "log": Log(every=1),

@@ -104,7 +104,8 @@ def test_a_half_written_checkpoint_is_not_the_latest_and_is_cleared_away(trees, 
     assert Checkpoints(tmp_path).latest == 1 and half.exists(), "a reader touches nothing"
     with Checkpoints(tmp_path, Checkpoint()) as saved:
         assert saved.latest == 1
-    assert not half.exists()
+        saved.save(3, trees(3), None)  # Orbax clears away in the background, and waits for it before it saves.
+    assert not half.exists() and Checkpoints(tmp_path).latest == 3
 
 
 def test_an_empty_folder_has_no_latest(tmp_path):
@@ -116,3 +117,17 @@ def test_reading_says_nothing(trees, tmp_path, caplog):
     caplog.clear()
     Checkpoints(tmp_path).restore(abstract(trees(1)))
     assert not caplog.records
+
+
+@pytest.mark.parametrize("best_is, expected", [("lowest", 2), ("highest", 1)])
+def test_the_best_one_is_found_and_kept_by_who_opens_the_folder_again(best_is, expected, trees, tmp_path):
+    settings = Checkpoint(keep=1, best="score", best_is=best_is)
+    save_all(tmp_path, settings, trees, [3.0, 1.0, None, 1.5, 2.0], metric="score")
+    with Checkpoints(tmp_path, settings) as saved:
+        assert saved.best(settings) == expected
+        saved.save(6, trees(6), {"score": float("nan")})
+        saved.wait()
+    assert steps_kept(tmp_path) == [expected, 6]
+    reading = Checkpoints(tmp_path)
+    assert reading.best(settings) == expected and reading.results(expected) == {"score": 3.0 if expected == 1 else 1.0}
+    assert reading.best(Checkpoint(best="other")) is None

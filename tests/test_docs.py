@@ -135,3 +135,15 @@ def test_the_house_is_as_architecture_says():
     house = page.split("```")[1]
     listed = set(re.findall(r"^  (\w+\.py) ", house, re.MULTILINE)) | {"fields.py", "__init__.py", "__main__.py"}
     assert listed == {path.name for path in (ROOT / "jaxformer").glob("*.py")}
+
+
+@pytest.mark.slow
+def test_a_text_is_classified_by_weights_that_come_as_a_package(folder):
+    (block,) = [block for block in blocks("bash") if "configs/sentiment.py" in block]
+    train, predict = [line.split("  #")[0].strip() for line in block.splitlines()]
+    done = run(f"{train} {FEW} --data.batch 8 --evaluation.batches 2", folder)
+    assert done.returncode == 0 and "new: head" in done.stdout, done.stderr
+    done = run(predict, folder)
+    assert done.returncode == 0 and re.search(r"^ +\d+\.\d%  (positive|negative)$", done.stdout, re.MULTILINE), (
+        done.stdout
+    )

@@ -22,9 +22,8 @@ from jaxformer.optimizers import (
     Muon,
     Optimizer,
     Schedule,
-    decay_mask,
-    frozen_mask,
 )
+from jaxformer.parameter_paths import decay_mask, found_in, frozen_mask, join, split
 from jaxformer.sharding import Boxed
 
 EACH = [AdamW, Adafactor, Lion, Muon]
@@ -235,9 +234,12 @@ class Sgd(Optimizer):
 @pytest.mark.parametrize("kind", EACH)
 def test_frozen_parameters_stay_and_take_no_memory(kind):
     params = parameters()
-    optimizer = kind(CONSTANT, freeze=("^embeddings/", "query/kernel$"))
-    after = run(optimizer, params, [parameters(seed=1)] * 3)
-    frozen = paths(frozen_mask(params, optimizer.freeze))
+    patterns = ("^embeddings/", "query/kernel$")
+    (trained, held), (gradient, _) = (
+        split(tree, lambda path: found_in(path, patterns)) for tree in (params, parameters(seed=1))
+    )
+    after = join(run(kind(CONSTANT), trained, [gradient] * 3), held)
+    frozen = paths(frozen_mask(params, patterns))
     assert {path for path, is_frozen in frozen.items() if is_frozen} == {
         "embeddings/token",
         "embeddings/norm/scale",
@@ -246,26 +248,42 @@ def test_frozen_parameters_stay_and_take_no_memory(kind):
     }
     for path, leaf in paths(after).items():
         assert np.array_equal(leaf, paths(params)[path]) == frozen[path], path
-    state = paths(optimizer.transform(10).init(params))
+    state = paths(kind(CONSTANT).transform(10).init(trained))
     assert not [path for path in state if "embeddings" in path or "query/kernel" in path]
     assert [path for path in state if "pooler/kernel" in path]
 
 
-def test_clipping_looks_at_trained_parameters_only():
-    params = {"a": jnp.array([3.0]), "b": jnp.array([4.0])}
-    transform = Sgd(CONSTANT, clip=1.0, freeze=("a",)).transform(1)
-    clipped, _ = transform.update(params, transform.init(params))
-    assert (clipped["a"][0], clipped["b"][0]) == (0, 1)
-
-
 def test_a_pattern_that_finds_nothing():
     with pytest.raises(InputError, match=r"optimizer.freeze='embedings': found in no parameter's path"):
-        AdamW(freeze=("embedings",)).transform(10).init(parameters())
+        frozen_mask(parameters(), ("embedings",))
 
 
 def test_nothing_left_to_train():
     with pytest.raises(InputError, match="nothing is left to train"):
-        AdamW(freeze=(".",)).transform(10).init(parameters())
+        frozen_mask(parameters(), (".",))
+
+
+@pytest.mark.parametrize("kind", [AdamW, Muon])
+def test_each_layer_has_a_share_of_the_rate_of_the_one_above(kind):
+    params, gradient = parameters(layers=3), parameters(layers=3, seed=1)
+    before, plain, decayed = (
+        paths(tree)
+        for tree in (
+            params,
+            run(kind(CONSTANT), params, [gradient]),
+            run(kind(CONSTANT, layer_decay=0.5), params, [gradient]),
+        )
+    )
+    shares = np.array([0.125, 0.25, 0.5])
+    for path, start in before.items():
+        whole, scaled = plain[path] - start, decayed[path] - start
+        share = 1.0
+        if "blocks" in path:
+            share = shares.reshape(-1, *[1] * (start.ndim - 1))
+        elif "embeddings" in path:
+            share = 0.0625
+        np.testing.assert_allclose(scaled, share * whole, atol=1e-6, err_msg=path)
+    assert any("pooler" in path for path in before)
 
 
 def layer(tree, index):
@@ -367,8 +385,8 @@ def test_moments_inherit_the_axes_of_boxed_parameters(kind, moments):
     # As a sharded state is made: from parameters in boxes that name their axes.
     boxed = jax.tree.map(lambda leaf: Boxed(leaf, "ldhk"[: leaf.ndim]), parameters())
     mesh = sharding.make_mesh(sharding.Mesh(1, 1, 1))
-    for freeze in (("pooler",), ()):
-        transform = kind(freeze=freeze).transform(10)
+    for decay in (0.5, 1.0):
+        transform = kind(layer_decay=decay).transform(10)
         state, plain = (jax.eval_shape(transform.init, params) for params in (boxed, parameters()))
         assert jax.tree.structure(sharding.state_shardings(state, mesh)) == jax.tree.structure(plain)
         assert [leaf.shape for leaf in jax.tree.leaves(state)] == [leaf.shape for leaf in jax.tree.leaves(plain)]
@@ -385,6 +403,7 @@ def test_moments_inherit_the_axes_of_boxed_parameters(kind, moments):
         (lambda: AdamW(ema=1.0), "optimizer.ema=1.0: expected 0 to 1, below 1"),
         (lambda: AdamW(freeze=("(",)), r"optimizer.freeze='\(': expected a regular expression"),
         (lambda: AdamW(freeze="embeddings"), "freeze='embeddings': expected values, each a str"),
+        (lambda: AdamW(layer_decay=1.5), "optimizer.layer_decay=1.5: expected 0 to 1"),
         (lambda: AdamW(b1=1.0), "optimizer.b1=1.0: expected 0 to 1, below 1"),
         (lambda: AdamW(eps=-1.0), "optimizer.eps=-1.0: expected at least 0"),
         (lambda: AdamW(schedule=1e-3), "schedule=0.001: expected a Schedule"),

@@ -1,0 +1,96 @@
+"""LoRA: a kernel W is held, and W + α/r · A B is used, of which only the thin A and B train (Hu et al. 2022)."""
+
+import dataclasses
+import math
+from typing import Any
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+
+from jaxformer import fields, sharding
+from jaxformer.errors import InputError
+from jaxformer.parameter_paths import check_pattern, found_in, matrix_axes, matrix_shape
+
+KERNEL = "/kernel"
+
+
+@dataclasses.dataclass(frozen=True)
+class Lora:
+    """Which kernels are adapted, and how.
+
+    The parameters of such a run are `{"base": the model's, "lora": {path of a linear map: {"a", "b"}}}`.
+    """
+
+    rank: int = 8
+    """Columns of A and rows of B."""
+    alpha: float = 16.0
+    """What A B is multiplied by is this over the rank, so that one learning rate serves all ranks."""
+    at: tuple[str, ...] = ("attention/(query|value)/kernel$",)
+    """Regular expressions; the kernels in whose path one is found are adapted."""
+    whole: tuple[str, ...] = ("^head/",)
+    """Regular expressions; the model's parameters in whose path one is found train as they are: those that are new."""
+
+    def __post_init__(self):
+        fields.check(self)
+        fields.at_least("lora.rank", self.rank, 1)
+        for name in ("at", "whole"):
+            for pattern in getattr(self, name):
+                check_pattern(f"lora.{name}", pattern)
+
+    def init(self, key: jax.Array, base: Any) -> Any:
+        """A and B of each kernel, in boxes where the kernel is in one; A is random and B zero, so that nothing changes.
+
+        Raises:
+          InputError: a pattern of `at` finds no kernel.
+        """
+        kernels = {path: leaf for path, leaf in _flat(base).items() if path.endswith(KERNEL)}
+        for pattern in self.at:
+            if not any(found_in(path, [pattern]) for path in kernels):
+                raise InputError(f"lora.at={pattern!r}: found in no kernel's path; they are like {next(iter(kernels))}")
+        found = {}
+        for number, (path, kernel) in enumerate(kernels.items()):
+            if found_in(path, self.at):
+                pair = self._pair(jax.random.fold_in(key, number), path, kernel)
+                found |= {f"{path.removesuffix(KERNEL)}/{name}": part for name, part in pair.items()}
+        return flax.traverse_util.unflatten_dict(found, sep="/")
+
+    def merge(self, params: Any) -> Any:
+        """The model's parameters: `base` with A B added to each kernel that has them."""
+        merged, pairs = _flat(params["base"]), _flat(params["lora"])
+        for name in pairs:
+            path, _, part = name.rpartition("/")
+            if part == "a":
+                kernel = merged[path + KERNEL]
+                shape = matrix_shape(path + KERNEL, kernel.shape)
+                a = pairs[f"{path}/a"].reshape(*shape[:-1], self.rank)
+                b = pairs[f"{path}/b"].reshape(*shape[:-2], self.rank, shape[-1])
+                merged[path + KERNEL] = kernel + self.alpha / self.rank * (a @ b).reshape(kernel.shape)
+        return flax.traverse_util.unflatten_dict(merged, sep="/")
+
+    def is_held(self, path: str) -> bool:
+        """Whether a parameter of the run, such as `base/embeddings/token`, does not train."""
+        return path.startswith("base/") and not found_in(path.removeprefix("base/"), self.whole)
+
+    def _pair(self, key: jax.Array, path: str, kernel: Any) -> dict[str, Any]:
+        boxed = sharding.is_boxed(kernel)
+        shape = kernel.value.shape if boxed else kernel.shape
+        summed, kept = matrix_axes(path, len(shape))
+        stacked = [axis for axis in range(len(shape)) if axis not in summed + kept]
+        bound = math.prod(shape[axis] for axis in summed) ** -0.5
+        sides = {"a": [*stacked, *summed, None], "b": [*stacked, None, *kept]}  # None: the rank's axis.
+        sizes = {
+            name: tuple(self.rank if axis is None else shape[axis] for axis in axes) for name, axes in sides.items()
+        }
+        pair = {"a": jax.random.uniform(key, sizes["a"], minval=-bound, maxval=bound), "b": jnp.zeros(sizes["b"])}
+        if not boxed:
+            return pair
+        letters = {
+            name: "".join("_" if axis is None else kernel.letters[axis] for axis in axes)
+            for name, axes in sides.items()
+        }
+        return {name: sharding.Boxed(part, letters[name]) for name, part in pair.items()}
+
+
+def _flat(params: Any) -> dict[str, Any]:
+    return flax.traverse_util.flatten_dict(params, sep="/")
