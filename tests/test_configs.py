@@ -11,10 +11,11 @@ import tiny
 
 import jaxformer as jf
 from jaxformer import config, sharding
+from jaxformer.data.classification_tasks import Classify
 from jaxformer.data.language_tasks import TextToText
 from jaxformer.data.multi_task import MultiTask
 from jaxformer.data.sources import JsonLines, Mixture, TextFiles
-from jaxformer.data.tokenizers import ByteLevelBpe
+from jaxformer.data.tokenizers import ByteLevelBpe, WordPiece
 from jaxformer.sharding import Mesh
 from jaxformer.state import abstract_state
 from jaxformer.training import check_tokenizer
@@ -24,22 +25,26 @@ CONFIGS = sorted((tiny.ROOT / "configs").glob("*.py"))
 
 def shrunk(experiment):
     """Overrides that make a config small enough for a test, whatever its family."""
-    names = ["transformer"] if hasattr(experiment.model, "transformer") else ["encoder", "decoder"]
+    model = getattr(experiment.model, "backbone", experiment.model)
+    path = "model" if model is experiment.model else "model.backbone"
+    names = ["transformer"] if hasattr(model, "transformer") else ["encoder", "decoder"]
     sizes = {"width": 16, "depth": 1, "heads": 2}  # Compiling takes the time, and takes it by the layer.
-    small = {f"model.{name}.{field}": size for name in names for field, size in sizes.items()}
+    small = {f"{path}.{name}.{field}": size for name in names for field, size in sizes.items()}
     task = experiment.data.task
     for name in ("length", "input_length"):
         if getattr(task, name, None) is not None:
             small[f"data.task.{name}"] = min(64, getattr(task, name))
     if hasattr(task, "predictions"):
         small["data.task.predictions"] = 10
-    if hasattr(experiment.objective, "scored"):
+    if hasattr(experiment.objective, "decoding"):
         small |= {"objective.scored": min(2, experiment.objective.scored)}
         small |= {"objective.decoding.max_new": 4, "objective.decoding.beams": 1}
     sentinels = getattr(experiment.tokenizer, "sentinels", 0)
     least = 280 if isinstance(experiment.tokenizer, ByteLevelBpe) else 60
-    vocab = {"model.vocab": 300, "tokenizer.vocab": least + sentinels, "tokenizer.path": None}
-    return small | vocab | {"data.batch": 8, "data.workers": 0, "steps": 2, "mesh": Mesh(1)}
+    vocab = {f"{path}.vocab": 300, "tokenizer.vocab": least + sentinels, "tokenizer.path": None}
+    if not hasattr(experiment.tokenizer, "vocab"):  # It comes with weights, which are not fetched here.
+        vocab = {f"{path}.vocab": 300, "tokenizer": WordPiece(60)}
+    return small | vocab | {"data.batch": 8, "data.workers": 0, "steps": 2, "mesh": Mesh(1), "init": None}
 
 
 def tiny_sources(experiment, folder):
@@ -54,6 +59,11 @@ def tiny_sources(experiment, folder):
             lines = (folder / f"{split}.txt").read_text().split("\n")
             pairs = [{pairing.inputs: f"saw {line}", pairing.targets: line[::-1]} for line in lines if line]
             (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+            sources[f"data.{split}"] = JsonLines((str(folder / f"{split}.jsonl"),))
+        if isinstance(task, Classify):
+            lines = (folder / f"{split}.txt").read_text().split("\n")
+            columns = [{task.text: line, task.pair or "other": line[::-1], task.label: len(line) % 2} for line in lines]
+            (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, columns)))
             sources[f"data.{split}"] = JsonLines((str(folder / f"{split}.jsonl"),))
         if isinstance(task, MultiTask):
             sources[f"data.{split}"] = Mixture((texts, sources[f"data.{split}"]), (1.0, 3.0))
@@ -80,12 +90,15 @@ def test_its_docstring_is_the_command_and_it_is_short(file):
 def test_its_state_can_be_planned_and_its_rows_fit_its_model(file):
     experiment = jf.load(file)
     state = abstract_state(experiment, sharding.make_mesh(Mesh(1, 1, 1)))
-    table = state.params["embeddings"]["token"]
-    stack = getattr(experiment.model, "transformer", None) or experiment.model.encoder
-    assert table.shape == (experiment.model.vocab, stack.width)
-    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(state.params))
-    assert experiment.model.vocab >= experiment.tokenizer.vocab
-    check_tokenizer(experiment, types.SimpleNamespace(vocab_size=experiment.tokenizer.vocab))
+    params = state.params if experiment.lora is None else state.params["base"]
+    table = params.get("backbone", params)["embeddings"]["token"]
+    model = getattr(experiment.model, "backbone", experiment.model)
+    stack = getattr(model, "transformer", None) or model.encoder
+    assert table.shape == (model.vocab, stack.width)
+    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(params))
+    if hasattr(experiment.tokenizer, "vocab"):
+        assert model.vocab >= experiment.tokenizer.vocab
+        check_tokenizer(experiment, types.SimpleNamespace(vocab_size=experiment.tokenizer.vocab))
 
 
 @pytest.mark.slow

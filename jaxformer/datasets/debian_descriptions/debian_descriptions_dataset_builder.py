@@ -20,15 +20,23 @@ one made from it). They are fetched by `apt-get update` into a folder of their o
 changes nothing in the system. Debian 12 gives 61,000 summaries, 33,000 German pairs and 50,000 French ones.
 
 `debian_descriptions/summaries` has each package's long description, its paragraphs separated by empty lines, and the
-summary in a line. `debian_descriptions/en-de` and `en-fr` are pairs of a summary or a paragraph in two languages, as
-translated by volunteers (the Debian Description Translation Project).
+summary in a line. `debian_descriptions/topics` has summary and description as one text, and one of 16 sections as its
+label, those that say what a package is about, not in what language it is written. `debian_descriptions/en-de` and
+`en-fr` are pairs of a summary or a paragraph in two languages, as translated by volunteers (the Debian Description
+Translation Project).
 
-Of every hundred source packages two are for validation and two for testing, chosen by name. Digits do not count: gcc-12
-is where gcc-11 is, texts that differ in nothing else are there once, and a text of the training split is in no other.
+Of every hundred source packages two are for validation and two for testing, ten each of `topics`, chosen by name.
+Digits do not count: gcc-12 is where gcc-11 is, texts that differ in nothing else are there once, and a text of the
+training split is in no other.
 
 The texts are under the licences of their packages, free software all of them.
 """
 
+TOPICS = (
+    *("admin", "comm", "database", "editors", "electronics", "games", "graphics", "hamradio"),
+    *("mail", "math", "net", "science", "sound", "video", "web", "x11"),
+)
+"""The sections of `topics`."""
 _LANGUAGES = {"de": "German", "fr": "French"}
 _CONFIG = """
 #clear Acquire::Languages;
@@ -40,6 +48,7 @@ Dir::State::lists "{folder}/lists";
 Dir::Cache "{folder}/cache";
 """
 _HELD_OUT = 2  # of every hundred source packages, in validation and again in test
+_TOPICS_HELD_OUT = 10
 
 
 @dataclasses.dataclass
@@ -48,6 +57,8 @@ class DescriptionsConfig(tfds.core.BuilderConfig):
 
     language: str | None = None
     """Language beside English; None is English descriptions and summaries."""
+    topics: bool = False
+    """Whether each text has a label instead of a summary."""
 
 
 @dataclasses.dataclass
@@ -67,6 +78,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS: ClassVar = [
         DescriptionsConfig(name="summaries", description="Long descriptions and summaries, in English"),
+        DescriptionsConfig(name="topics", description="Summaries with descriptions, by section", topics=True),
         *(
             DescriptionsConfig(name=f"en-{code}", description=f"English and {name}, by paragraph", language=code)
             for code, name in _LANGUAGES.items()
@@ -75,11 +87,12 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
     def _info(self) -> tfds.core.DatasetInfo:
         columns = ["en", self.builder_config.language] if self.builder_config.language else ["description", "summary"]
-        names = ["package", "source", "section", *columns]
+        columns = ["text"] if self.builder_config.topics else columns
+        features = {name: tfds.features.Text() for name in ("package", "source", "section", *columns)}
+        if self.builder_config.topics:
+            features["label"] = tfds.features.ClassLabel(names=list(TOPICS))
         return tfds.core.DatasetInfo(
-            builder=self,
-            description=_DESCRIPTION,
-            features=tfds.features.FeaturesDict({name: tfds.features.Text() for name in names}),
+            builder=self, description=_DESCRIPTION, features=tfds.features.FeaturesDict(features)
         )
 
     def _split_generators(self, dl_manager) -> dict:
@@ -87,7 +100,10 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         language = self.builder_config.language
         english = _entries(lists, "en")
         examples = _pairs(english, _entries(lists, language), language) if language else _summaries(english)
-        splits = _split(_with_origin(examples, _origins(lists)))
+        examples, held_out = _with_origin(examples, _origins(lists)), _HELD_OUT
+        if self.builder_config.topics:
+            examples, held_out = _topics(examples), _TOPICS_HELD_OUT
+        splits = _split(examples, held_out)
         return {split: self._generate_examples(part) for split, part in splits.items()}
 
     def _generate_examples(self, examples: list[dict]) -> Iterator[tuple[int, dict]]:
@@ -206,11 +222,23 @@ def _with_origin(examples: list[dict], origins: dict[str, tuple[str, str]]) -> l
     return found
 
 
-def _split(examples: list[dict]) -> dict[str, list[dict]]:
+def _topics(examples: list[dict]) -> list[dict]:
+    """Those of the sections that are topics: the archive's areas, as in contrib/games, do not count."""
+    found = []
+    for example in examples:
+        label = example["section"].rpartition("/")[2]
+        if label in TOPICS:
+            text = f"{example['summary']}\n\n{example['description']}"
+            kept = {name: example[name] for name in ("package", "source", "section")}
+            found.append(kept | {"text": text, "label": label})
+    return found
+
+
+def _split(examples: list[dict], held_out: int = _HELD_OUT) -> dict[str, list[dict]]:
     """By source package, each example once; a held-out one has no text in common with the training split."""
     splits = {"train": {}, "validation": {}, "test": {}}
     for example in examples:
-        splits[_split_of(example["source"])].setdefault(_texts(example), example)
+        splits[_split_of(example["source"], held_out)].setdefault(_texts(example), example)
     seen = {text for texts in splits["train"] for text in texts}
     return {
         split: [example for texts, example in found.items() if split == "train" or not seen & texts]
@@ -218,13 +246,13 @@ def _split(examples: list[dict]) -> dict[str, list[dict]]:
     }
 
 
-def _split_of(source: str) -> str:
+def _split_of(source: str, held_out: int = _HELD_OUT) -> str:
     digest = hashlib.sha256(re.sub(r"\d", "", source).encode()).digest()
     number = int.from_bytes(digest[:4], "big") % 100
-    return "validation" if number < _HELD_OUT else "test" if number < 2 * _HELD_OUT else "train"
+    return "validation" if number < held_out else "test" if number < 2 * held_out else "train"
 
 
 def _texts(example: dict) -> frozenset[str]:
     """The texts of an example without digits."""
-    columns = example.keys() - {"package", "source", "section"}
+    columns = example.keys() - {"package", "source", "section", "label"}
     return frozenset(re.sub(r"\d", "", example[column]) for column in columns)

