@@ -1,9 +1,13 @@
-"""Vectors of sentences from an encoder that was trained for them (Reimers & Gurevych 2019); it only predicts."""
+"""Vectors of sentences: near where texts belong together, by a contrastive loss (Reimers & Gurevych 2019).
+
+Of the second texts of a whole batch, each first text is to be nearest to its own (Gao et al. 2021, with the loss that
+van den Oord et al. 2018 call InfoNCE).
+"""
 
 import dataclasses
 import functools
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +16,15 @@ import numpy as np
 from jaxformer import fields
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import InputError
+from jaxformer.layers.transformer import take
 from jaxformer.metrics import Mean
 from jaxformer.models.bert import Bert
-from jaxformer.objectives.masked_lm import INPUTS
+from jaxformer.objectives.cross_entropy import class_cross_entropy
+from jaxformer.objectives.padding import padded
 
-ROWS, BUCKET = 32, 32
+NAMES = ("loss", "accuracy")
+SHOWN = 4
+"""Pairs of a demonstration."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,34 +55,80 @@ class SentenceEmbedding:
     longest: int | None = None
     """Tokens of a text that are read, at most; None: as many as the model has positions."""
 
+    temperature: float = 0.05
+    """What cosines are divided by in training; the lower, the more the nearest wrong texts count."""
+
     def __post_init__(self):
         fields.check(self)
         fields.at_least("objective.longest", self.longest, 3)
+        if not self.temperature > 0:
+            raise InputError(f"objective.temperature={self.temperature}: expected above 0")
 
     @property
     def loss_weights(self) -> Mapping[str, float]:
-        """None: it does not train."""
-        return {}
+        """The means that make the loss, with their weights in it."""
+        return {"loss": 1.0}
 
     def check(self, model: Bert, row: Collection[str]) -> None:
-        """Raises InputError: nothing trains the model for this here."""
-        self._refuse()
+        """Raises InputError where rows with these arrays cannot train the model."""
+        if not isinstance(model, Bert):
+            raise InputError(f"objective=SentenceEmbedding: needs a Bert; the model is a {type(model).__name__}")
+        if self.pooling == "pooler" and "pooler" not in model.heads:
+            raise InputError("objective.pooling=pooler: the model has none; expected mean or first")
+        if missing := [name for name in ("inputs", "tokens", "weights") if name not in row]:
+            raise InputError(f"objective=SentenceEmbedding: the task's rows have no {missing[0]}; use TextPairs")
+        if "targets" in row:
+            raise InputError("objective=SentenceEmbedding: the task's rows are for an encoder-decoder; use TextPairs")
 
     def inputs(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        """The part of a batch that the model takes."""
-        return {name: batch[name] for name in INPUTS if name in batch}
+        """The part of a batch that the model takes: the second texts."""
+        return {name: batch[name] for name in ("tokens", "segments", "positions") if name in batch}
 
     def __call__(self, model: Bert, params, batch: Mapping[str, jax.Array], key=None) -> dict[str, Mean]:
-        """Raises InputError, as `check` does."""
-        self._refuse()
+        """The loss (nats), and how often the nearest of all second texts is the right one, over a batch's first texts.
+
+        All second texts of the batch are there to be told apart, whatever devices their rows lie on; with
+        `optimizer.accumulate`, those of a micro-batch.
+
+        Args:
+          model: a BERT.
+          params: its parameters.
+          batch: inputs, input_segments, input_positions, tokens, segments, positions [b, t]; weights [b, c].
+          key: for dropout; None evaluates.
+        """
+        weights = batch["weights"].reshape(-1)
+        firsts, seconds = self._both(model, params, batch, key)
+        scores = jnp.where(weights > 0, firsts @ seconds.T / self.temperature, jnp.finfo(jnp.float32).min)
+        loss, accuracy = class_cross_entropy(scores, jnp.arange(len(weights)), weights)
+        return {"loss": loss, "accuracy": accuracy}
+
+    def _both(self, model: Bert, params, batch: Mapping[str, jax.Array], key) -> list[jax.Array]:
+        """The vectors of the first texts and of the second ones, float32 [b · c, d] each, of length 1."""
+        keys = (None, None) if key is None else jax.random.split(key)
+        sides = [("inputs", "input_segments", "input_positions"), ("tokens", "segments", "positions")]
+        count = batch["weights"].shape[1]
+        vectors = [
+            pooled(model, params, self.pooling, *(batch[name] for name in names), count, key)
+            for names, key in zip(sides, keys, strict=True)
+        ]
+        return [_unit(part.reshape(-1, part.shape[-1])) for part in vectors]
 
     def report(self, means: Mapping[str, Mean]) -> dict[str, float]:
-        """Raises InputError, as `check` does."""
-        self._refuse()
+        """What a person reads of merged means."""
+        return {name: float(means[name].value) for name in NAMES}
 
     def demonstrate(self, model: Bert, params, tokenizer: Tokenizer, batch: Mapping[str, Any]) -> list[str]:
-        """Nothing to show of a batch."""
-        return []
+        """A few held-out pairs, and how near their vectors are."""
+        batch = {name: np.asarray(array)[:SHOWN] for name, array in batch.items()}
+        firsts, seconds = (np.asarray(part) for part in _evaluated(model, self, params, batch))
+        count, lines = batch["weights"].shape[1], []
+        for row, pair in np.argwhere(batch["weights"] > 0)[:SHOWN]:
+            sides = ("inputs", "input_segments"), ("tokens", "segments")
+            texts = [batch[tokens][row][batch[segments][row] == pair + 1] for tokens, segments in sides]
+            shown = [tokenizer.decode(text[1:-1]) for text in texts]
+            cosine = firsts[row * count + pair] @ seconds[row * count + pair]
+            lines.append(f"{cosine:6.3f}  {shown[0]}\n        {shown[1]}")
+        return lines
 
     def predict(self, model: Bert, params, tokenizer: Tokenizer, texts: Sequence[str]) -> list[Embedded]:
         """The vector of each text, with the cosines to the others; what is too long loses its end."""
@@ -97,29 +151,47 @@ class SentenceEmbedding:
             np.array([tokenizer.cls_id, *tokens[: longest - 2], tokenizer.sep_id], np.int32)
             for tokens in tokenizer.encode_batch(texts)
         ]
-        order = sorted(range(len(rows)), key=lambda row: len(rows[row]))  # Rows of like lengths need little padding.
         vectors = np.zeros((len(rows), model.transformer.width), np.float32)
-        for start in range(0, len(order), ROWS):
-            part = order[start : start + ROWS]
-            length = min(model.positions, -(-len(rows[part[-1]]) // BUCKET) * BUCKET)
-            tokens = np.full((len(part), length), tokenizer.pad_id, np.int32)
-            segments = np.zeros_like(tokens)
-            for index, row in enumerate(part):
-                tokens[index, : len(rows[row])], segments[index, : len(rows[row])] = rows[row], 1
-            vectors[part] = _vectors(model, self, params, tokens, segments)
+        for places, batch in padded(rows, tokenizer.pad_id, model.positions):
+            vectors[places] = _vectors(model, self, params, **batch)[: len(places)]
         return vectors
 
-    def _refuse(self) -> NoReturn:
-        raise InputError("objective=SentenceEmbedding: predicts only; expected one that trains, such as MaskedLM")
+
+def pooled(model: Bert, params, pooling: str, tokens, segments, positions, count: int, key=None) -> jax.Array:
+    """One vector for each of the `count` texts that a row may have, float32 [b, c, d].
+
+    Args:
+      model: a BERT.
+      params: its parameters.
+      pooling: as of `SentenceEmbedding`.
+      tokens: integers [b, t].
+      segments: integers [b, t]: the c-th text of a row has number c + 1, 0 is padding.
+      positions: integers [b, t], or None: 0, 1, 2, ...
+      count: c.
+      key: for dropout; None evaluates.
+    """
+    belongs = segments[:, None] == jnp.arange(1, count + 1)[:, None]  # [b, c, t]
+    begins = belongs.argmax(-1)
+    rngs = None if key is None else {"dropout": key}
+    arrays = {"segments": segments, "positions": positions, "cls_positions": begins}
+    output = model.apply({"params": params}, tokens, **arrays, train=key is not None, rngs=rngs)
+    if pooling == "mean":
+        share = belongs / jnp.maximum(belongs.sum(-1, keepdims=True), 1)
+        return jnp.einsum("bct,btd->bcd", share, output.hidden.astype(jnp.float32))
+    return (take(output.hidden, begins) if pooling == "first" else output.pooled).astype(jnp.float32)
+
+
+def _unit(vectors: jax.Array) -> jax.Array:
+    # Of rows without a text too: a vector of zeros has no direction, and its gradient would be no number.
+    return vectors * jax.lax.rsqrt(jnp.maximum(jnp.sum(vectors**2, -1, keepdims=True), 1e-24))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _vectors(model: Bert, objective: SentenceEmbedding, params, tokens, segments) -> jax.Array:
-    output = model.apply({"params": params}, tokens, segments)
-    if objective.pooling == "mean":
-        real = jnp.float32(segments > 0)[..., None]
-        vectors = (output.hidden.astype(jnp.float32) * real).sum(1) / real.sum(1)
-    else:
-        chosen = output.hidden if objective.pooling == "first" else output.pooled
-        vectors = chosen[:, 0].astype(jnp.float32)
-    return vectors / jnp.linalg.norm(vectors, axis=-1, keepdims=True) if objective.normalized else vectors
+    vectors = pooled(model, params, objective.pooling, tokens, segments, None, 1)[:, 0]
+    return _unit(vectors) if objective.normalized else vectors
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _evaluated(model: Bert, objective: SentenceEmbedding, params, batch) -> list[jax.Array]:
+    return objective._both(model, params, batch, None)

@@ -277,10 +277,6 @@ class TestSentenceEmbedding:
         vectors = objective.embed(self.MODEL, self.PARAMS, tokenizer, [long, short])
         np.testing.assert_allclose(vectors[0], vectors[1], atol=1e-6)
 
-    def test_it_does_not_train(self):
-        with pytest.raises(InputError, match="predicts only"):
-            SentenceEmbedding().check(self.MODEL, ["tokens"])
-
 
 def test_masked_lm_needs_its_heads():
     model = Bert(STACK, vocab=9, heads=("pooler",))

@@ -1,0 +1,68 @@
+"""Pairs of texts that mean the same, each by itself: what sentence embeddings learn from (Reimers & Gurevych 2019)."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from jaxformer.data import files, layouts
+from jaxformer.data.language_tasks import Pair
+from jaxformer.data.tasks import Example, Feature, Task
+from jaxformer.data.tokenizers import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class TextPairs(Task):
+    """Two texts that belong together, such as a question and its answer; or one text twice, which dropout makes two
+    (Gao et al. 2021).
+
+    Rows: `inputs` int32 [b, length] is the first text with the lanes' `input_segments` and `input_positions`, `tokens`
+    the second one with `segments` and `positions`, each between [CLS] and [SEP]; `weights` float32 [b,
+    examples_per_row] is 1 for each pair.
+    """
+
+    length: int = 64
+    """Tokens a row of either text; a longer one loses its end."""
+    first: str = "first"
+    """Column with the first text."""
+    second: str = "second"
+    """Column with the second text; the same column as `first` is that text again."""
+    examples_per_row: int = 1
+    """Pairs a row has room for; more than one only with packing."""
+
+    def __post_init__(self):
+        layouts.at_least("length", self.length, 3)
+        layouts.at_least("examples_per_row", self.examples_per_row, 1)
+
+    @functools.cached_property
+    def row(self) -> dict[str, Feature]:
+        tokens = Feature(self.length)
+        return {"tokens": tokens, "inputs": tokens, "weights": Feature(self.examples_per_row, "float32")}
+
+    @property
+    def need(self) -> str:
+        return f"example with text in {self.first!r} and {self.second!r}"
+
+    def check(self, tokenizer: Tokenizer, pack: bool) -> None:
+        _ = tokenizer.cls_id, tokenizer.sep_id  # each raises if there is none
+        layouts.check_packing(self.examples_per_row, pack)
+
+    def encode(self, example: dict[str, Any], tokenizer: Tokenizer) -> Pair:
+        first = files.text(example, self.first, "task.first")
+        second = files.text(example, self.second, "task.second")
+        return Pair(*tokenizer.encode_batch([first, second]), len(first) + len(second))
+
+    def examples(
+        self,
+        document: Pair,
+        tokenizer: Tokenizer,
+        rng: np.random.Generator,
+        draw: Callable[[np.random.Generator], Pair],
+    ) -> list[Example]:
+        if not len(document.inputs) or not len(document.targets):
+            return []
+        texts = document.inputs, document.targets
+        inputs, tokens = (layouts.between_marks(text[: self.length - 2], tokenizer) for text in texts)
+        return [{"inputs": inputs, "tokens": tokens, "weights": np.ones(1, np.float32)}]

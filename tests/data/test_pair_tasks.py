@@ -1,0 +1,34 @@
+"""Pairs of texts side by side."""
+
+import numpy as np
+import pytest
+
+from jaxformer.data.pair_tasks import TextPairs
+from jaxformer.errors import InputError
+
+
+def examples(task, tokenizer, **columns):
+    return task.examples(task.encode(columns, tokenizer), tokenizer, np.random.default_rng(0), None)
+
+
+def test_each_text_is_between_marks(tokenizer):
+    (example,) = examples(TextPairs(length=5), tokenizer, first="w1 w2", second="w3 w4 w5 w6")
+    spelt = {name: [tokenizer.pieces[number] for number in example[name]] for name in ("inputs", "tokens")}
+    assert spelt == {"inputs": ["[CLS]", "w1", "w2", "[SEP]"], "tokens": ["[CLS]", "w3", "w4", "w5", "[SEP]"]}
+    assert example["weights"].tolist() == [1] and example.keys() == TextPairs().row.keys()
+
+
+def test_one_text_twice(tokenizer):
+    (example,) = examples(TextPairs(first="text", second="text"), tokenizer, text="w1 w2")
+    assert example["inputs"].tolist() == example["tokens"].tolist()
+
+
+def test_nothing_comes_of_an_empty_text(tokenizer):
+    assert examples(TextPairs(), tokenizer, first="w1", second=" ") == []
+
+
+def test_what_cannot_be_is_refused(tokenizer):
+    with pytest.raises(InputError, match=r"no column 'second' of text; it has 'first': set task.second"):
+        examples(TextPairs(), tokenizer, first="w1")
+    with pytest.raises(InputError, match=r"task.length 2: must be 3 or more"):
+        TextPairs(length=2)
