@@ -59,7 +59,7 @@ def report_entities(totals: Mapping[str, Mean]) -> dict[str, float]:
     values = {"entity_precision": right / max(found, 1), "entity_recall": right / max(there, 1)}
     values["entity_f1"] = _f1(right, found, there)
     return {name: float(value) for name, value in values.items()} | {
-        f"f1_{kind}": float(_f1(*part)) for kind, part in sums.items()
+        f"f1/{kind}": float(_f1(*part)) for kind, part in sums.items()
     }
 
 

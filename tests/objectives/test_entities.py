@@ -50,7 +50,7 @@ def test_the_counts_are_those_of_spans(seed):
     same, ours, theirs = sum(expected.values())
     assert reported["entity_precision"] == same / ours and reported["entity_recall"] == same / theirs
     assert reported["entity_f1"] == pytest.approx(2 * same / (ours + theirs))
-    assert reported["f1_LOC"] == pytest.approx(2 * expected["LOC"][0] / expected["LOC"][1:].sum())
+    assert reported["f1/LOC"] == pytest.approx(2 * expected["LOC"][0] / expected["LOC"][1:].sum())
 
 
 def test_padding_and_what_is_given_to_it_change_nothing():
