@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+import torch
+import transformers
 from jax.sharding import PartitionSpec
 from small_bert import assert_trees_close, assert_trees_identical, noisy_params, paths
 from small_classifier import LABELS, review_experiment, small_backbone, write_reviews
@@ -17,6 +19,7 @@ from jaxformer import config, runs, sharding
 from jaxformer.config import Checkpoint, Evaluation
 from jaxformer.data.sources import JsonLines
 from jaxformer.errors import InputError
+from jaxformer.interop.hf_runs import export_run, from_pretrained
 from jaxformer.interop.huggingface import export_hf
 from jaxformer.layers.lora import Lora
 from jaxformer.models.bert import Bert
@@ -75,6 +78,18 @@ def test_it_learns_and_says_what_it_has_learned(run):
     answer = run.predict("the film is great")
     assert answer.labels[0][0] == "good" and answer.labels[0][1] > 0.5
     assert all(line.startswith("[") for line in run.demonstrate())
+
+
+def test_it_leaves_for_transformers_with_its_labels_and_comes_back(run, tmp_path):
+    assert export_run(run, tmp_path / "out", certificate=False)
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
+    assert theirs.config.id2label == dict(enumerate(LABELS))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    with torch.no_grad():
+        [shares] = theirs(**tokenizer("the film is great", return_tensors="pt")).logits.softmax(-1).numpy()
+    ours, again = (each.predict("the film is great").labels for each in (run, from_pretrained(tmp_path / "out")))
+    assert dict(ours) == pytest.approx(dict(zip(LABELS, shares, strict=True)), abs=1e-5)
+    assert dict(again) == pytest.approx(dict(ours), abs=1e-6)
 
 
 class TestWhereItBegins:

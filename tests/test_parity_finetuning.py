@@ -72,4 +72,4 @@ def test_the_losses_of_fifty_steps_are_pytorchs(tmp_path):
         state, means = step(experiment, state, batch)
         losses.append(float(means["loss"].value))
     np.testing.assert_allclose(losses, torch_losses(theirs, batches), atol=1e-4)
-    assert losses[0] > 0.5 and np.mean(losses[-5:]) < 0.3, "it must have learned, or nothing was compared"
+    assert losses[0] > 0.5 and np.mean(losses[-5:]) < 0.45, "it must have learned, or nothing was compared"

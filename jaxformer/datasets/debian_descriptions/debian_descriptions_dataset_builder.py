@@ -33,7 +33,7 @@ The texts are under the licences of their packages, free software all of them.
 """
 
 TOPICS = (
-    *("admin", "comm", "database", "editors", "electronics", "games", "graphics", "hamradio"),
+    *("database", "editors", "electronics", "fonts", "games", "graphics", "hamradio", "localization"),
     *("mail", "math", "net", "science", "sound", "video", "web", "x11"),
 )
 """The sections of `topics`."""
@@ -108,6 +108,12 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, examples: list[dict]) -> Iterator[tuple[int, dict]]:
         yield from enumerate(examples)
+
+
+def summaries(folder: str) -> dict[str, list[dict]]:
+    """The examples of `debian_descriptions/summaries` by split; `folder` has apt's lists, or they are fetched into it."""
+    lists = _fetch(folder)
+    return _split(_with_origin(_summaries(_entries(lists, "en")), _origins(lists)))
 
 
 def _fetch(folder: str) -> str:

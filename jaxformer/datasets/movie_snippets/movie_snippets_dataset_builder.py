@@ -7,6 +7,7 @@ import re
 import tarfile
 from collections.abc import Iterator
 
+import numpy as np
 import tensorflow_datasets as tfds
 
 from jaxformer.datasets import downloads
@@ -38,7 +39,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
                 {
                     "text": tfds.features.Text(),
                     "label": tfds.features.ClassLabel(names=list(LABELS)),
-                    "rating": tfds.features.Scalar("float32"),
+                    "rating": tfds.features.Scalar(np.float32),
                 }
             ),
             supervised_keys=("text", "label"),
