@@ -1,6 +1,8 @@
 """Eight simulated devices and quick compilation, for all tests: set before anything imports jax."""
 
 import os
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +11,17 @@ QUICK = "--xla_backend_optimization_level=0"
 
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 {QUICK}"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+MAPS, MOST_MAPS = Path("/proc/self/maps"), 20_000
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_programs():
+    """Drops compiled programs before they are too many: each takes a few of the 65,530 memory maps that Linux gives a
+    process, and XLA crashes without them."""
+    yield
+    if "jax" in sys.modules and MAPS.exists() and len(MAPS.read_bytes().splitlines()) > MOST_MAPS:
+        sys.modules["jax"].clear_caches()
 
 
 @pytest.fixture(scope="session")
