@@ -46,7 +46,7 @@ def start_from(name: str, model: nn.Module, params: Any, mesh: jax.sharding.Mesh
     """
     folder = locate(name)
     if (folder / CONFIG).is_file():
-        from jaxformer.interop.huggingface import load
+        from jaxformer.interop.huggingface import load  # All families: only who needs them waits for them.
 
         imported = load(open_folder(folder))
         check_model(name, imported.model, model)

@@ -65,7 +65,8 @@ class Lora:
                 shape = matrix_shape(path + KERNEL, kernel.shape)
                 a = pairs[f"{path}/a"].reshape(*shape[:-1], self.rank)
                 b = pairs[f"{path}/b"].reshape(*shape[:-2], self.rank, shape[-1])
-                merged[path + KERNEL] = kernel + self.alpha / self.rank * (a @ b).reshape(kernel.shape)
+                product = jnp.matmul(a, b, precision="highest")  # As exact on accelerators as the kernel itself.
+                merged[path + KERNEL] = kernel + self.alpha / self.rank * product.reshape(kernel.shape)
         return flax.traverse_util.unflatten_dict(merged, sep="/")
 
     def is_held(self, path: str) -> bool:
