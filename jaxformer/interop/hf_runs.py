@@ -25,6 +25,8 @@ from jaxformer.interop import sentence_transformers
 from jaxformer.interop.families.classifiers import SPAN
 from jaxformer.interop.folders import CONFIG, Folder, new_folder, open_folder, read_json, write_json
 from jaxformer.interop.huggingface import Imported, Origin, export_hf, load, origin_of
+from jaxformer.interop.image_runs import image_experiment, write_preparation
+from jaxformer.interop.images import IMAGE_MODELS
 from jaxformer.interop.locations import locate
 from jaxformer.interop.model_card import write_card
 from jaxformer.interop.stored import DType
@@ -115,7 +117,8 @@ def import_run(
     with new_folder(run) as home:  # First, so that nothing large is read for a name that is taken.
         read, imported = _read(folder, dtype)
         told = _compared(read, read.folder, home, dtype, ours=False) if certificate else LEFT_OUT
-        read.tokenizer.save(str(home / runs.TOKENIZER))
+        if read.tokenizer is not None:
+            read.tokenizer.save(str(home / runs.TOKENIZER))
         write_json(home / ORIGIN, dataclasses.asdict(imported.origin))
         with Checkpoints(home / runs.CHECKPOINTS, Checkpoint()) as checkpoints:
             checkpoints.save(0, {"params": read.params}, None)
@@ -148,6 +151,8 @@ def export_run(
         nonlocal told
         if isinstance(run.objective, SentenceEmbedding):
             sentence_transformers.write(folder, run.objective, run.model)
+        if isinstance(run.model, IMAGE_MODELS):
+            write_preparation(folder, run)
         if certificate:
             told = _compared(run, folder, folder, dtype, ours=True)
         write_card(folder, run, dtype, told)
@@ -164,9 +169,12 @@ def _read(folder: str | os.PathLike, dtype: DType) -> tuple[Run, Imported]:
     """The run of a Hugging Face folder, and what else it says."""
     source = open_folder(folder)
     imported = load(source, dtype)
-    tokenizer = import_tokenizer(source.path)
-    check_vocabulary(tokenizer, imported.model.vocab, source.path)
-    experiment = _experiment(source.path, imported.model, _objective(source, imported.model))
+    if isinstance(imported.model, IMAGE_MODELS):
+        tokenizer, experiment = None, image_experiment(source.path, imported.model)
+    else:
+        tokenizer = import_tokenizer(source.path)
+        check_vocabulary(tokenizer, imported.model.vocab, source.path)
+        experiment = _experiment(source.path, imported.model, _objective(source, imported.model))
     return Run(source.path, experiment, tokenizer, 0, imported.params, make_mesh(Mesh(1))), imported
 
 

@@ -12,6 +12,8 @@ CLASSES = {
     "MaskedLM": "AutoModelForMaskedLM",
     "LanguageModel": "AutoModelForCausalLM",
     "Seq2Seq": "AutoModelForSeq2SeqLM",
+    "ImageClassification": "AutoModelForImageClassification",
+    "MaskedAutoencoding": "AutoModelForPreTraining",
 }
 """What loads a model, by its objective."""
 
@@ -26,9 +28,9 @@ tags:
 {parameters:,} parameters in {dtype}, exported from a jaxformer run.
 
 ```python
-from transformers import AutoTokenizer, {auto}
+from transformers import {reader}, {auto}
 
-tokenizer = AutoTokenizer.from_pretrained("{folder}")
+{reads} = {reader}.from_pretrained("{folder}")
 model = {auto}.from_pretrained("{folder}")
 ```
 
@@ -60,6 +62,8 @@ def write_card(folder: Path, run: Run, dtype: str, certificate: str) -> None:
         dtype=dtype,
         auto="AutoModelForPreTraining" if pretraining else CLASSES.get(name, "AutoModel"),
         folder=folder.name.rpartition(".tmp-")[0] or folder.name,
+        reader="AutoImageProcessor" if run.tokenizer is None else "AutoTokenizer",
+        reads="processor" if run.tokenizer is None else "tokenizer",
         training=_training(run),
         certificate=certificate,
     )

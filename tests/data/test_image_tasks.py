@@ -1,0 +1,232 @@
+"""Images by themselves and in lanes: decoding, augmentation, mixing, and what cannot be read."""
+
+import dataclasses
+import io
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxformer.data import images, loader
+from jaxformer.data.augmentations import OPERATIONS, Augmentation, cutmix, mixup, pixels, random_box
+from jaxformer.data.image_tasks import LabelledImages, MaskedPatches
+from jaxformer.data.images import ImageFolders, read_picture
+from jaxformer.data.loader import Data
+from jaxformer.errors import InputError
+
+LABELS = ("cat", "dog")
+TASK = LabelledImages(size=8, labels=LABELS)
+STRONG = Augmentation(scale=(0.3, 1.0), operations=2)
+MIXED = dataclasses.replace(TASK, augmentation=STRONG, mixup=0.8, cutmix=1.0)
+
+
+def write(path, seed=0, width=12, height=10):
+    """A picture of random colours in a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    Image.fromarray(noise).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Ten pictures in two folders, one of which is a folder deeper."""
+    home = tmp_path_factory.mktemp("photos")
+    for number in range(10):
+        write(home / LABELS[number % 2] / ("far" if number == 4 else ".") / f"{number}.png", seed=number)
+    (home / "cat" / "notes.txt").write_text("no picture")
+    return home
+
+
+def batches(folder, task, rows=range(4), state=None, **fields):
+    """Endless (batch, state) of a folder, four rows each."""
+    data = Data(ImageFolders(str(folder)), task, batch=4, open_documents=2, **fields)
+    return loader.train_batches(data, None, 7, rows, state)
+
+
+def message(function, *arguments):
+    with pytest.raises(InputError) as caught:
+        function(*arguments)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_folder_for_each_class(folder):
+    source = ImageFolders(str(folder))
+    examples = source.open()
+    assert source.labels == LABELS and len(examples) == 10
+    assert [example["label"] for example in examples] == ["cat"] * 5 + ["dog"] * 5
+    assert examples[9] == {"image": str(folder / "dog" / "9.png"), "label": "dog"}
+    assert "give a folder" in message(ImageFolders(str(folder / "none")).open)
+    assert "holds no image in a folder of its class" in message(ImageFolders(str(folder / "dog")).open)
+
+
+@pytest.mark.parametrize("task", [TASK, MIXED, MaskedPatches(size=8, patch=4, augmentation=STRONG)])
+def test_a_batch_depends_on_the_seed_and_its_number_alone(folder, task):
+    with batches(folder, task) as whole, batches(folder, task, rows=[2]) as one:
+        parts = [next(whole) for _ in range(5)]
+        for batch, _ in parts:
+            part, _ = next(one)
+            for key, array in part.items():
+                np.testing.assert_array_equal(array[0], batch[key][2])
+    with batches(folder, task, state=parts[2][1]) as again:
+        for batch, _ in parts[3:]:
+            continued, _ = next(again)
+            assert all(np.array_equal(continued[key], batch[key]) for key in batch)
+
+
+def test_several_processes_prepare_the_same(folder):
+    with batches(folder, MIXED) as one, batches(folder, MIXED, workers=2) as two:
+        for _ in range(2):
+            (left, _), (right, _) = next(one), next(two)
+            assert all(np.array_equal(left[key], right[key]) for key in left)
+
+
+def test_rows_hold_an_image_its_label_and_a_weight(folder):
+    with batches(folder, TASK) as stream:
+        batch, _ = next(stream)
+    assert batch["images"].shape == (4, 8, 8, 3) and batch["images"].dtype == np.uint8
+    np.testing.assert_array_equal(batch["weights"], [[1, 0]] * 4)
+    expected = {
+        TASK.prepared(read_picture(example["image"], 3)).tobytes(): LABELS.index(example["label"])
+        for example in ImageFolders(str(folder)).open()
+    }
+    assert [expected[image.tobytes()] for image in batch["images"]] == batch["labels"][:, 0].tolist()
+
+
+def test_an_evaluation_sees_every_image_once_and_changes_none(folder):
+    data = Data(ImageFolders(str(folder)), MIXED, batch=4, open_documents=1)
+    seen = list(loader.evaluation_batches(data.train, data, None, 0, range(4)))
+    weights = np.concatenate([batch["weights"] for batch in seen])
+    assert weights[:, 0].sum() == 10 and not weights[:, 1].any() and len(weights) == 12
+    images_ = {image.tobytes() for batch in seen for image in batch["images"][batch["weights"][:, 0] > 0]}
+    plain = {TASK.prepared(read_picture(example["image"], 3)).tobytes() for example in data.train.open()}
+    assert images_ == plain
+
+
+def test_pictures_of_all_kinds_are_of_the_channels_that_are_asked_for(tmp_path):
+    grey = np.arange(12, dtype=np.uint8).reshape(3, 4, 1)
+    np.testing.assert_array_equal(pixels(read_picture(grey, 1)), grey)
+    assert pixels(read_picture(grey, 3)).shape == (3, 4, 3)
+    hidden = np.zeros((2, 2, 4), np.uint8)  # Black, and nothing of it is seen.
+    assert (pixels(read_picture(hidden, 3)) == 255).all()
+    buffer = io.BytesIO()
+    Image.fromarray(grey[..., 0]).save(buffer, "PNG")
+    np.testing.assert_array_equal(pixels(read_picture(buffer.getvalue(), 1)), grey)
+
+
+def test_an_image_that_cannot_be_decoded_is_named_skipped_and_counted(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(images, "_skipped", {})
+    for number in range(4):
+        write(tmp_path / LABELS[number % 2] / f"{number}.png", seed=number)
+    whole = write(tmp_path / "cat" / "cut.png").read_bytes()
+    (tmp_path / "cat" / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "dog" / "text.jpg").write_text("no picture")
+    data = Data(ImageFolders(str(tmp_path)), TASK, batch=2, open_documents=1)
+    seen = list(loader.evaluation_batches(data.train, data, None, 0, range(2)))
+    assert sum(batch["weights"].sum() for batch in seen) == 4
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert re.fullmatch(r"skipped: .*cut\.png: cannot be decoded: .* \(1 until now\)", lines[0])
+    assert re.fullmatch(r"skipped: .*text\.jpg: cannot be decoded: .* \(2 until now\)", lines[1])
+    strict = dataclasses.replace(data, task=dataclasses.replace(TASK, strict=True))
+    line = message(lambda: list(loader.evaluation_batches(data.train, strict, None, 0, range(2))))
+    assert re.search(r"cut\.png: cannot be decoded: .*; without task.strict it would be skipped", line)
+    assert "text.jpg: cannot be decoded" in message(TASK.asked, [str(tmp_path / "dog" / "text.jpg")])
+    assert "none.png: cannot be decoded: No such file" in message(TASK.asked, ["none.png"]).replace("[Errno 2] ", "")
+
+
+def test_labels_that_the_task_does_not_know(folder, tmp_path):
+    write(tmp_path / "owl" / "0.png")
+    write(tmp_path / "cat" / "0.png")
+    assert message(batches, tmp_path, TASK) == "label 'owl': not known; task.labels are cat, dog"
+    picture = np.zeros((2, 2, 3), np.uint8)
+    assert "label 2: not known" in message(TASK.encode, {"image": picture, "label": 2}, None)
+    assert TASK.encode({"image": picture, "label": np.int64(1)}, None).label == 1
+    assert "no column 'label'; it has 'image'" in message(TASK.encode, {"image": picture}, None)
+    assert "no column 'image'; it has 'photo'" in message(TASK.encode, {"photo": picture}, None)
+
+
+def test_one_class_only(tmp_path):
+    write(tmp_path / "cat" / "0.png")
+    write(tmp_path / "cat" / "1.png")
+    assert "one class only: every label is 'cat'; give other examples too" in message(batches, tmp_path, TASK)
+
+
+@pytest.mark.parametrize(
+    ("make", "line"),
+    [
+        (lambda: LabelledImages(labels=("cat",)), "task.labels cat: give the model's names, two or more, each once"),
+        (lambda: LabelledImages(labels=LABELS, size=0), "task.size 0: must be 1 or more"),
+        (lambda: LabelledImages(labels=LABELS, channels=4), "task.channels 4: must be 1, for grey, or 3"),
+        (lambda: LabelledImages(labels=LABELS, crop=0.0), "task.crop 0.0: must be above 0, and 1 at most"),
+        (lambda: LabelledImages(labels=LABELS, mixup=-1.0), "task.mixup -1.0: must be 0 or more"),
+        (lambda: MaskedPatches(size=20, patch=16), "task.size 20: must be a multiple of task.patch 16"),
+        (lambda: Augmentation(scale=(0.0, 1.0)), "task.augmentation.scale (0.0, 1.0): must be two shares"),
+        (lambda: Augmentation(among=("spin",)), "task.augmentation.among: no operation 'spin'; there are identity"),
+    ],
+)
+def test_what_is_no_task(make, line):
+    assert message(make).startswith(line)
+
+
+def test_images_are_not_packed(folder):
+    with pytest.raises(InputError, match=r"data\.pack: an image fills a row; set it to False"):
+        batches(folder, TASK, pack=True)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_operation_keeps_the_shape_and_all_but_one_change_the_picture(channels):
+    noise = np.random.default_rng(0).integers(40, 200, (16, 16, channels), np.uint8)
+    picture = read_picture(noise, channels)
+    for name, operation in OPERATIONS.items():
+        changed = operation(picture, 0.9)
+        assert pixels(changed).shape == noise.shape and changed.mode == picture.mode
+        # A grey picture has no colour to change.
+        assert np.array_equal(pixels(changed), noise) == (name == "identity" or (name, channels) == ("color", 1))
+
+
+def test_boxes_have_the_areas_and_ratios_that_are_asked_for():
+    rng = np.random.default_rng(0)
+    boxes = [random_box(100, 80, (0.2, 0.5), (0.5, 2.0), rng) for _ in range(300)]
+    for left, upper, right, lower in boxes:
+        assert 0 <= left < right <= 100 and 0 <= upper < lower <= 80
+        assert 0.2 <= (right - left) * (lower - upper) / 8000 <= 0.5 + 1e-9
+        assert 0.5 - 1e-9 <= (right - left) / (lower - upper) <= 2 + 1e-9
+    assert np.std([box[0] for box in boxes]) > 10
+    assert random_box(10, 100, (1.0, 1.0), (1.0, 1.0), rng) == (0, 45, 10, 55)
+
+
+def test_augmentation_is_the_generators_choice_alone_and_mirrors_half_of_the_pictures():
+    noise = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+    picture = read_picture(noise, 3)
+    augment = Augmentation(scale=(1.0, 1.0), ratio=(1.0, 1.0))
+    seen = [augment(picture, 8, "bicubic", np.random.default_rng(seed)) for seed in range(60)]
+    mirrored = [np.array_equal(image, noise[:, ::-1]) for image in seen]
+    assert all(flipped or np.array_equal(image, noise) for flipped, image in zip(mirrored, seen, strict=True))
+    assert 18 < sum(mirrored) < 42
+    one, other, third = (STRONG(picture, 8, "bicubic", np.random.default_rng(seed)) for seed in (1, 1, 2))
+    assert np.array_equal(one, other) and not np.array_equal(one, third)
+
+
+def test_mixed_images_have_the_shares_that_their_weights_say(folder):
+    white, black = np.full((8, 8, 1), 255, np.uint8), np.zeros((8, 8, 1), np.uint8)
+    np.testing.assert_array_equal(mixup(white, black, 0.6), np.full((8, 8, 1), 153))
+    for seed in range(20):
+        mixed, share = cutmix(white, black, 0.7, np.random.default_rng(seed))
+        assert np.isclose(mixed.mean() / 255, share) and share >= 0.7 - 0.15
+    with batches(folder, MIXED) as stream:
+        parts = [next(stream)[0] for _ in range(20)]
+    weights = np.concatenate([batch["weights"] for batch in parts])
+    np.testing.assert_allclose(weights.sum(1), 1, atol=1e-6)
+    assert weights[:, 1].min() < 0.1 and weights[:, 1].max() > 0.4
+
+
+def test_the_middle_of_a_wide_image_or_all_of_it_pressed():
+    wide = np.zeros((8, 24, 1), np.uint8)
+    wide[:, 8:16] = 255
+    grey = dataclasses.replace(TASK, channels=1, size=8)
+    assert (grey.prepared(read_picture(wide, 1)) == 255).all()
+    pressed = dataclasses.replace(grey, fit="stretch").prepared(read_picture(wide, 1))
+    assert pressed[:, 0].max() < 30 and pressed[:, 3:5].min() > 225
