@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -147,3 +148,20 @@ def test_a_text_is_classified_by_weights_that_come_as_a_package(folder):
     assert done.returncode == 0 and re.search(r"^ +\d+\.\d%  (positive|negative)$", done.stdout, re.MULTILINE), (
         done.stdout
     )
+
+
+@pytest.mark.slow
+def test_what_it_says_of_images(folder):
+    Image.new("L", (20, 20), 200).save(folder / "DIGIT.png")
+    (block,) = [block for block in blocks("bash") if "configs/vit_digits.py" in block]
+    lines = [line.split("  #")[0].strip() for line in block.splitlines()]
+    assert [line.split()[1] for line in lines] == ["train.py", "predict", "train.py", "train.py"]
+    for line in lines:
+        small = "--steps 2 --log.every 2 --optimizer.schedule.warmup 1 --data.batch 8 --evaluation.batches 1"
+        done = run(f"{line} {small}" if "train.py" in line else line, folder)
+        assert done.returncode == 0, (line, done.stderr)
+        if "predict" in line:
+            assert re.search(r"^ +\d+\.\d%  \d$", done.stdout, re.MULTILINE), done.stdout
+    assert "new: head" in done.stdout
+    done = run(f"{sys.executable} -c {shlex.quote(python('LabelledImages'))}", folder, PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, done.stderr
