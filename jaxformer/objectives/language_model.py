@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from jaxformer import fields
+from jaxformer.data.dialogue_tasks import DialogueTemplate
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.decoding.generate import generate, stream
 from jaxformer.decoding.scoring import Score, score
@@ -49,12 +50,17 @@ class LanguageModel:
     model); or inputs to answer, which do so too and have an end token (rows of text to text)."""
     beginning: bool = False
     """Begin prompts with the tokenizer's beginning token, for a model that has learned from texts that do."""
+    template: DialogueTemplate | None = None
+    """How dialogues are written, as in the rows of `Dialogue`: a prompt is one, or what a user says, and the model
+    answers. None: it goes on with texts."""
     decoding: Decoding = Decoding(temperature=0.8, top_p=0.95)
     """How it writes; changes nothing in training."""
 
     def __post_init__(self):
         fields.check(self)
         check_terms(self)
+        if self.template is not None and self.prompt != "text":
+            raise InputError(f"objective.prompt={self.prompt}: expected text with a template of dialogues")
 
     @property
     def loss_weights(self) -> Mapping[str, float]:
@@ -153,11 +159,16 @@ class LanguageModel:
         """
         before = [tokenizer.bos_id] if self.beginning else []
         after = [tokenizer.eos_id] if self.prompt == "inputs" else []
-        encoded = [tokenizer.encode_with_sentinels(text) for text in texts]
+        encoded = [self._read(tokenizer, text) for text in texts]
         for text, tokens in zip(texts, encoded, strict=True):
             if not len(tokens) and not before:
                 raise InputError(f"{text!r}: an empty prompt; expected some text to go on with")
         return [np.concatenate([before, tokens, after]).astype(np.int32) for tokens in encoded]
+
+    def _read(self, tokenizer: Tokenizer, text: str) -> np.ndarray:
+        if self.template is None:
+            return tokenizer.encode_with_sentinels(text)
+        return self.template.prompt(text, tokenizer) if text.strip() else np.zeros(0, np.int32)
 
     def write(self, model: Gpt, params, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]]) -> list[np.ndarray]:
         """The tokens behind each prompt."""
@@ -169,14 +180,18 @@ class LanguageModel:
         first = tokens[segments == 1]
         if not len(first):
             return []
-        given = batch["prefix"][0][segments == 1].sum() if "prefix" in batch else min(len(first) // 2 + 1, SHOWN)
+        given = min(len(first) // 2 + 1, SHOWN)
+        if "prefix" in batch:
+            given = batch["prefix"][0][segments == 1].sum()
+        elif self.template is not None:  # Up to the first answer.
+            given = np.argmax(batch["weights"][0][segments == 1] > 0) + 1
         prompt = first[:given]
         (output,) = self.write(model, params, tokenizer, [prompt])
         return [f"{tokenizer.decode(prompt)} […]{self._written(tokenizer, prompt, output)}"]
 
     def _divided(self, tokenizer: Tokenizer, text: str, continuation: str) -> tuple[np.ndarray, np.ndarray]:
         """The tokens of a text and of its continuation, as they are encoded together."""
-        if self.prompt == "inputs":
+        if self.prompt == "inputs" or self.template is not None:
             return self.prompts(tokenizer, [text])[0], tokenizer.encode(continuation)
         given = text.rstrip()
         continuation = text[len(given) :] + continuation
@@ -187,6 +202,8 @@ class LanguageModel:
 
     def _written(self, tokenizer: Tokenizer, prompt: np.ndarray, output: np.ndarray) -> str:
         """The output as text that may stand behind the prompt's."""
+        if self.template is not None:
+            return f"\n{self.template.assistant} {tokenizer.decode(output)}"
         if self.prompt == "inputs":
             return "\n  " + tokenizer.decode(output)
         # Decoded together: whether there is a space between the two is not in the output alone.
