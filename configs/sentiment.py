@@ -1,7 +1,7 @@
 """Whether a snippet of a movie review is positive: MiniLM fine-tuned on two CPU cores.
 
-python train.py configs/sentiment.py --workdir runs/sentiment
-jaxformer predict runs/sentiment "A thoughtful, provocative, insistently humanizing film."
+    python train.py configs/sentiment.py --workdir runs/sentiment
+    jaxformer predict runs/sentiment "A thoughtful, provocative, insistently humanizing film."
 
 Measured: accuracy 0.859 on held-out snippets, where the best checkpoint was at step 600, and 0.863 on the test split
 (logistic regression on TF-IDF of words and pairs of words: 0.784 and 0.784). It took 13 minutes on two cores that other

