@@ -8,13 +8,16 @@ import jax
 import numpy as np
 import pytest
 import tiny
+import tiny_images
 
 import jaxformer as jf
 from jaxformer import config, sharding
 from jaxformer.data.classification_tasks import Classify
 from jaxformer.data.language_tasks import TextToText
 from jaxformer.data.multi_task import MultiTask
+from jaxformer.data.question_answering_tasks import AnswerSpans
 from jaxformer.data.sources import JsonLines, Mixture, TextFiles
+from jaxformer.data.tagging_tasks import TagTokens
 from jaxformer.data.tokenizers import ByteLevelBpe, WordPiece
 from jaxformer.sharding import Mesh
 from jaxformer.state import abstract_state
@@ -25,6 +28,8 @@ CONFIGS = sorted((tiny.ROOT / "configs").glob("*.py"))
 
 def shrunk(experiment):
     """Overrides that make a config small enough for a test, whatever its family."""
+    if not experiment.data.task.reads_text:
+        return tiny_images.shrunk(experiment)
     model = getattr(experiment.model, "backbone", experiment.model)
     path = "model" if model is experiment.model else "model.backbone"
     names = ["transformer"] if hasattr(model, "transformer") else ["encoder", "decoder"]
@@ -36,8 +41,11 @@ def shrunk(experiment):
             small[f"data.task.{name}"] = min(64, getattr(task, name))
     if hasattr(task, "predictions"):
         small["data.task.predictions"] = 10
+    if isinstance(task, AnswerSpans):
+        small |= {"data.task.stride": 16, "data.task.question_length": 16}
+    if hasattr(experiment.objective, "scored"):
+        small["objective.scored"] = 2 if experiment.objective.scored is None else min(2, experiment.objective.scored)
     if hasattr(experiment.objective, "decoding"):
-        small |= {"objective.scored": min(2, experiment.objective.scored)}
         small |= {"objective.decoding.max_new": 4, "objective.decoding.beams": 1}
     sentinels = getattr(experiment.tokenizer, "sentinels", 0)
     least = 280 if isinstance(experiment.tokenizer, ByteLevelBpe) else 60
@@ -50,6 +58,8 @@ def shrunk(experiment):
 def tiny_sources(experiment, folder):
     """Texts in place of the config's own, or pairs where its task reads two columns, or both where it reads both."""
     task = experiment.data.task
+    if not task.reads_text:
+        return tiny_images.sources(folder)
     pairing = task.text_to_text if isinstance(task, MultiTask) else task
     sources = {}
     for split in ("train", "validation"):
@@ -65,9 +75,26 @@ def tiny_sources(experiment, folder):
             columns = [{task.text: line, task.pair or "other": line[::-1], task.label: len(line) % 2} for line in lines]
             (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, columns)))
             sources[f"data.{split}"] = JsonLines((str(folder / f"{split}.jsonl"),))
+        if isinstance(task, TagTokens | AnswerSpans):
+            lines = (folder / f"{split}.txt").read_text().split("\n")
+            examples = [tagged(line, task) if isinstance(task, TagTokens) else asked(line) for line in lines if line]
+            (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, examples)))
+            sources[f"data.{split}"] = JsonLines((str(folder / f"{split}.jsonl"),))
         if isinstance(task, MultiTask):
             sources[f"data.{split}"] = Mixture((texts, sources[f"data.{split}"]), (1.0, 3.0))
     return sources
+
+
+def tagged(line, task):
+    """The words of a line, each with one of the task's tags."""
+    words = line.split()
+    return {"words": words, "tags": [task.labels[len(word) % len(task.labels)] for word in words]}
+
+
+def asked(line):
+    """A question on a line that its last word answers."""
+    start = line.rfind(" ") + 1
+    return {"question": "What is last?", "context": line, "answers": {"text": [line[start:]], "answer_start": [start]}}
 
 
 @pytest.fixture(params=CONFIGS, ids=lambda path: path.stem)
@@ -91,11 +118,14 @@ def test_its_state_can_be_planned_and_its_rows_fit_its_model(file):
     experiment = jf.load(file)
     state = abstract_state(experiment, sharding.make_mesh(Mesh(1, 1, 1)))
     params = state.params if experiment.lora is None else state.params["base"]
+    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(params))
+    if experiment.tokenizer is None:
+        experiment.objective.check(experiment.model, experiment.data.task.row)
+        return
     table = params.get("backbone", params)["embeddings"]["token"]
     model = getattr(experiment.model, "backbone", experiment.model)
     stack = getattr(model, "transformer", None) or model.encoder
     assert table.shape == (model.vocab, stack.width)
-    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(params))
     if hasattr(experiment.tokenizer, "vocab"):
         assert model.vocab >= experiment.tokenizer.vocab
         check_tokenizer(experiment, types.SimpleNamespace(vocab_size=experiment.tokenizer.vocab))
@@ -108,6 +138,9 @@ def test_it_trains_when_it_is_shrunk(file, tiny_config, tmp_path):
     run = jf.fit(experiment, tmp_path / "run", quiet=True)
     assert run.step == 2
     assert np.isfinite(tiny.metrics(run.folder, "validation")[-1]["loss"])
+    if file.stem in ("bert_quickstart", "gpt_quickstart", "t5_quickstart", "translation_quickstart"):
+        told = jf.export_run(run, tmp_path / "hf")  # PyTorch loads it and computes the same.
+        assert re.search(r"(\d+) of \1 comparisons", told)
 
 
 @pytest.mark.slow

@@ -1,0 +1,1 @@
+"""TFDS builder of questions on descriptions of Debian packages."""

@@ -1,0 +1,71 @@
+"""Cloze questions on descriptions of Debian packages: a word of the summary is left out, and the description has it."""
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from jaxformer.datasets.debian_descriptions import debian_descriptions_dataset_builder as descriptions
+
+_DESCRIPTION = """
+Questions whose answers are words of a text, made as Hermann et al. 2015 made them of news and their highlights: of a
+package's summary a word is left out, an underscore stands for it, and the package's long description is the text to
+find it in. The columns are those of SQuAD; every place in the text where the word stands is an answer.
+
+The word is drawn, by a digest of the package's name, from those of the summary that have four letters or more, stand in
+the description too, whatever their case, and are none of a few very common ones. Some of these questions can be
+answered without reading, some not with certainty: a person would not be right every time.
+
+The texts and their splits are those of `debian_descriptions/summaries`, which says where they are from; packages of one
+source are in one split.
+"""
+
+BLANK = "_"
+"""What stands for the word."""
+
+_WORD = re.compile(r"[^\W\d_][\w+-]{2,}\w")
+_COMMON = {"also", "based", "from", "have", "into", "library", "package", "provides", "that", "their"}
+_COMMON |= {"this", "using", "which", "with", "your"}
+_LONGEST = 1000  # characters of a description
+
+
+class Builder(tfds.core.GeneratorBasedBuilder):
+    """See `_DESCRIPTION`."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        text, sequence = tfds.features.Text(), tfds.features.Sequence
+        answers = sequence({"text": text, "answer_start": tfds.features.Scalar(np.int32)})
+        columns = {"package": text, "question": text, "context": text, "answers": answers}
+        return tfds.core.DatasetInfo(
+            builder=self, description=_DESCRIPTION, features=tfds.features.FeaturesDict(columns)
+        )
+
+    def _split_generators(self, dl_manager) -> dict:
+        folder = os.path.join(os.path.abspath(str(dl_manager.download_dir)), "debian_descriptions")
+        splits = descriptions.summaries(folder)
+        return {split: self._generate_examples(examples) for split, examples in splits.items()}
+
+    def _generate_examples(self, examples: list[dict]) -> Iterator[tuple[int, dict]]:
+        yield from enumerate(filter(None, map(_question, examples)))
+
+
+def _question(example: dict) -> dict | None:
+    """The question on a description; None where it is longer than a page, or has none of the summary's words."""
+    summary, context = example["summary"], example["description"]
+    found: dict[str, list[re.Match]] = {}
+    for word in _WORD.finditer(context):
+        found.setdefault(word[0].lower(), []).append(word)
+    words = [word for word in _WORD.finditer(summary) if word[0].lower() in found and word[0].lower() not in _COMMON]
+    if not words or len(context) > _LONGEST:
+        return None
+    digest = hashlib.sha256(example["package"].encode()).digest()
+    word = words[int.from_bytes(digest[:4], "big") % len(words)]
+    places = found[word[0].lower()]
+    answers = {"text": [place[0] for place in places], "answer_start": [place.start() for place in places]}
+    question = summary[: word.start()] + BLANK + summary[word.end() :]
+    return {"package": example["package"], "question": question, "context": context, "answers": answers}
