@@ -3,6 +3,11 @@
 run = open_run("runs/gpt")
 questions = [Question("Q: Is the sky blue?\\nA:", (" yes", " no"), 0), ...]
 few_shot(run, questions, FewShot(shots=2), pool=others).accuracy
+
+What fine-tuning learns from can be asked too, so that both can be compared:
+
+data = load("configs/sentiment.py").data
+questions, pool = (questions_of(source, data.task, "{text}\\nThis is") for source in (data.validation, data.train))
 """
 
 import dataclasses
@@ -12,6 +17,9 @@ from typing import Literal
 import numpy as np
 
 from jaxformer import fields
+from jaxformer.data import files
+from jaxformer.data.classification_tasks import Classify, number_of
+from jaxformer.data.sources import Source
 from jaxformer.errors import InputError
 from jaxformer.runs import Run
 
@@ -30,6 +38,42 @@ class Question:
     def __post_init__(self):
         if not 0 <= self.answer < len(self.choices):
             raise InputError(f"answer={self.answer}: the question has {len(self.choices)} choices, from 0 on")
+
+
+def questions_of(
+    source: Source,
+    task: Classify,
+    template: str = "{text}\nAnswer:",
+    choices: Sequence[str] | None = None,
+    most: int | None = None,
+) -> list[Question]:
+    """Questions on the labels of texts, from what a classifier is trained or evaluated on.
+
+    Args:
+      source: texts, or pairs of texts, with their labels.
+      task: which columns they are in, and what labels there are.
+      template: how a question is put, with {text} and, for a pair, {pair}.
+      choices: how each label is said, in their order; default: a space and its name.
+      most: questions to make, at most, evenly spaced over the source; None makes all.
+
+    Raises:
+      InputError: a label that is none of the task's, another number of choices, or a task without one label a text.
+    """
+    choices = tuple(f" {label}" for label in task.labels) if choices is None else tuple(choices)
+    if task.kind != "one":
+        raise InputError(f"task.kind={task.kind}: expected one; a question has one right answer")
+    if len(choices) != len(task.labels):
+        raise InputError(f"choices {choices}: expected one for each of the labels {', '.join(task.labels)}")
+    examples = source.open()
+    count = len(examples) if most is None else min(most, len(examples))
+    questions = []
+    for number in range(count):
+        example = examples[number * len(examples) // count]
+        texts = {"text": files.text(example, task.text, "task.text")}
+        if task.pair is not None:
+            texts["pair"] = files.text(example, task.pair, "task.pair")
+        questions.append(Question(template.format(**texts), choices, number_of(example.get(task.label), task.labels)))
+    return questions
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,14 +1,19 @@
 """Few-shot evaluation: how questions are put, and what is picked."""
 
+import dataclasses
+import json
+
 import numpy as np
 import pytest
 from small_bert import bert_params, small_bert, small_experiment
 from small_writer import END, small_run, small_tokenizer
 
 from jaxformer import sharding
+from jaxformer.data.classification_tasks import Classify
+from jaxformer.data.sources import JsonLines
 from jaxformer.decoding.scoring import score
 from jaxformer.errors import InputError
-from jaxformer.few_shot import FewShot, Question, few_shot
+from jaxformer.few_shot import FewShot, Question, few_shot, questions_of
 from jaxformer.objectives.language_model import LanguageModel
 from jaxformer.objectives.seq2seq import Seq2Seq
 from jaxformer.runs import Run
@@ -112,6 +117,25 @@ def test_inputs_to_answer_end_with_their_end_token(tokenizer):
     assert found.log_probability == pytest.approx(expected.log_probability, abs=1e-4)
     plain = score(run.model, run.params, [[6, 7, END]], [[8]])[0]
     assert found.log_probability != pytest.approx(plain.log_probability, abs=1e-4)
+
+
+def test_what_is_classified_can_be_asked(run, tmp_path):
+    """The same file and task as fine-tuning has, so that both are compared on the same examples."""
+    lines = [{"review": f"w{n} w{n + 1}", "other": "w9", "label": n % 2} for n in range(7)]
+    (tmp_path / "reviews.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    source = JsonLines((str(tmp_path / "reviews.jsonl"),))
+    task = Classify("review", labels=("w20", "w21"))
+    questions = questions_of(source, task, "w3 {text} w4")
+    assert questions == [Question(f"w3 w{n} w{n + 1} w4", (" w20", " w21"), n % 2) for n in range(7)]
+    assert 0 <= few_shot(run, questions, FewShot(shots=2, separator=" "), pool=questions).accuracy <= 1
+    pairs = questions_of(source, dataclasses.replace(task, pair="other"), "{text} {pair}", (" w1", " w2"), most=3)
+    assert pairs == [Question(f"w{n} w{n + 1} w9", (" w1", " w2"), n % 2) for n in (0, 2, 4)]
+    with pytest.raises(InputError, match="label 'w0 w1': not known; expected one of w20, w21"):
+        questions_of(source, dataclasses.replace(task, label="review"))
+    with pytest.raises(InputError, match="expected one for each of the labels w20, w21"):
+        questions_of(source, task, choices=(" w1",))
+    with pytest.raises(InputError, match=r"task.kind=number: expected one"):
+        questions_of(source, Classify("review", labels=("w20",), kind="number"))
 
 
 def test_what_cannot_be_asked_is_refused(run, tokenizer):
