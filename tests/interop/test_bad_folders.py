@@ -1,6 +1,8 @@
 """What is wrong with a folder is told in one line, and nothing is written."""
 
 import json
+import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from small_bert import noisy_params
-from small_writer import small_tokenizer
+from small_writer import PIECES, small_tokenizer
 
 from jaxformer import cli
 from jaxformer.errors import InputError
@@ -238,6 +240,51 @@ def test_a_vocabulary_larger_than_the_models(tmp_path):
     ):
         export_hf(BERT, {}, tokenizer, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+class Evil:
+    """What would make a folder if it were unpickled."""
+
+    def __reduce__(self):
+        return os.mkdir, ("evil",)
+
+
+def lying_header(folder):
+    text = json.dumps({"x": {"dtype": "F32", "shape": [999], "data_offsets": [0, 3996]}}).encode()
+    (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)
+
+
+def outside(folder):
+    (folder / "model.safetensors").unlink()
+    index = {"weight_map": {"x": "../../weights.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def malicious(folder):
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"x": Evil()}, protocol=2))
+
+
+BAD = {
+    "has no config.json": lambda folder: (folder / "config.json").unlink(),
+    "['Gpt9Model'] is not supported; expected one of ": lambda folder: change(folder, architectures=["Gpt9Model"]),
+    "cut short": lambda folder: os.truncate(folder / "model.safetensors", 5000),
+    "x ends at byte": lying_header,
+    "is outside of the folder; refused": outside,
+    "its pickle asks for posix.mkdir; refused": malicious,
+    "pieces, the model a vocabulary of 11": lambda folder: (folder / "vocab.txt").write_text("\n".join(PIECES)),
+}
+
+
+@pytest.mark.parametrize("line", BAD)
+def test_an_import_of_a_bad_folder_is_one_line_and_writes_nothing(line, folder, tmp_path, capsys, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    BAD[line](folder)
+    assert cli.main(["import", str(folder), "run"]) == 2
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told.startswith("jaxformer: ") and line in told
+    assert not list((tmp_path / "here").iterdir())
 
 
 def test_the_command_line_says_it_in_one_line(written, tmp_path, capsys):
