@@ -159,7 +159,7 @@ def _lines(ours: Any, theirs: Any, tokenizer: Tokenizer | None, folder: Path) ->
     for rows in every:
         expected = theirs(rows, ours.model)
         actual = ours(rows, list(expected.outputs))
-        where = f"{rows.name}, {' × '.join(map(str, rows.tokens.shape))}"
+        where = f"{rows.name}, {' × '.join(map(str, rows.shape))}"
         for name, output in expected.outputs.items():
             yield _compared(name, where, actual.outputs[name], output, rows.mask)
         apart = abs(actual.loss - expected.loss) / max(1.0, abs(expected.loss))
@@ -167,17 +167,17 @@ def _lines(ours: Any, theirs: Any, tokenizer: Tokenizer | None, folder: Path) ->
         gradients = theirs.named(actual.gradients)
         difference, name = parity.largest_difference(gradients, expected.gradients)
         yield Line("gradients", where, difference, GRADIENTS, f"of {len(gradients)} tensors, most in {name}")
-    if not isinstance(ours.model, parity.Bert):
+    if isinstance(ours.model, parity.WRITERS):
         yield _written(ours, theirs, every, pad)
     if tokenizer is not None:
         yield _tokens(tokenizer, folder)
 
 
-def _compared(name: str, where: str, ours: np.ndarray, theirs: np.ndarray, mask: np.ndarray) -> Line:
+def _compared(name: str, where: str, ours: np.ndarray, theirs: np.ndarray, mask: np.ndarray | None) -> Line:
     """The largest difference where there are tokens, relative to the largest number."""
     if ours.shape != theirs.shape:
         return Line(name, where, float("inf"), LOGITS, f"shapes {ours.shape} and {theirs.shape}")
-    real = mask > 0 if ours.ndim == 3 else np.ones(len(ours), bool)
+    real = mask > 0 if ours.ndim == 3 and mask is not None else np.ones(len(ours), bool)
     difference, size = np.abs(ours - theirs)[real].max(), max(1.0, np.abs(theirs[real]).max())
     return Line(name, where, float(difference / size), LOGITS, f"{difference:.1e}, where they reach {size:.1f}")
 

@@ -31,9 +31,9 @@ small {{ color: #555 }}
 <p class="verdict{failed}">{verdict}</p>
 <p>The same inputs, rows × tokens, went through the model in JAX and through PyTorch's model of the folder, both in
 float32 on the CPU: short texts, one as long as the model takes or 1,024 tokens, padded ones, and tokens drawn at random
-from the whole vocabulary, which are out of distribution. Logits are measured against the largest of them, the loss
-against itself, gradients against each tensor's largest; of greedy tokens the number is how far apart the logits are of
-the first two that differ, 0 where none does; of tokenizers, how many texts they encode differently.</p>
+from the whole vocabulary, which are out of distribution; or images. Logits are measured against the largest of them,
+the loss against itself, gradients against each tensor's largest; of greedy tokens the number is how far apart the
+logits are of the first two that differ, 0 where none does; of tokenizers, how many texts they encode differently.</p>
 <div>
 <table>
 <thead><tr><th>Compared</th><th>On</th><th class="number">Difference</th><th class="number">Allowed</th><th></th>

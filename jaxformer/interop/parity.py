@@ -21,10 +21,11 @@ from jaxformer.interop import parameters
 from jaxformer.interop.certificate import Unreadable
 from jaxformer.interop.folders import Folder
 from jaxformer.interop.table import Slot
-from jaxformer.layers.transformer import Transformer
 from jaxformer.models.bert import Bert
+from jaxformer.models.classifier import Classifier
 from jaxformer.models.encoder_decoder import EncoderDecoder
 from jaxformer.models.gpt import Gpt
+from jaxformer.models.vit import Vit
 
 LONGEST = 1024
 """Tokens of the long input, at most."""
@@ -32,7 +33,9 @@ ROWS, LENGTH = 3, 16
 """Of the other inputs."""
 NEW = 64
 """Tokens that both write."""
-MODELS = (Bert, Gpt, EncoderDecoder)
+WRITERS = (Gpt, EncoderDecoder)
+"""What writes."""
+MODELS = (Bert, *WRITERS, Classifier, Vit)
 """What can be compared."""
 OUTPUTS = {
     "logits": ("logits", "prediction_logits"),
@@ -59,9 +62,28 @@ class Inputs:
     """What an encoder reads for them."""
     read_mask: np.ndarray
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Rows and tokens."""
+        return self.tokens.shape
 
-def inputs(model: nn.Module, texts: Sequence[np.ndarray], pad: int, seed: int = 0) -> Iterator[Inputs]:
-    """Rows of text, short, as long as the model takes and padded, and rows of tokens that no text has.
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """Images for both: normalised floats [b, height, width, n]."""
+
+    name: str
+    images: np.ndarray
+    mask = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As the images'."""
+        return self.images.shape
+
+
+def inputs(model: nn.Module, texts: Sequence[np.ndarray], pad: int, seed: int = 0) -> Iterator[Inputs | Images]:
+    """Rows of text, short, as long as the model takes and padded, and rows of tokens that no text has; or images.
 
     Args:
       model: ours.
@@ -70,6 +92,11 @@ def inputs(model: nn.Module, texts: Sequence[np.ndarray], pad: int, seed: int = 
       seed: of what is drawn.
     """
     rng = np.random.default_rng(seed)
+    if isinstance(model, Vit):
+        shape = (ROWS, *model.blank().shape[1:])
+        yield Images("within range", rng.uniform(-1, 1, shape).astype(np.float32))
+        yield Images("out of distribution", rng.normal(0, 10, shape).astype(np.float32))
+        return
     every = np.delete(np.arange(model.vocab), pad)
     stream = np.concatenate([*texts, rng.choice(every, 2 * LONGEST)])
     stream = np.tile(stream[stream != pad], 3)
@@ -109,13 +136,7 @@ class Ours:
 
     def __init__(self, model: nn.Module, params: Any, dtype: str):
         """`dtype`: what the folder's weights are rounded to."""
-        parts = {name: getattr(model, name, None) for name in ("transformer", "encoder", "decoder")}
-        stacks = {
-            name: dataclasses.replace(part, dtype="float32", dropout=0.0, attention_dropout=0.0)
-            for name, part in parts.items()
-            if isinstance(part, Transformer)
-        }
-        self.model = dataclasses.replace(model, **stacks)
+        self.model = _quiet(model)
         with on_cpu():
             self.params = jax.tree.map(
                 lambda array: jnp.asarray(np.asarray(array)).astype(dtype).astype(jnp.float32), jax.device_get(params)
@@ -134,15 +155,19 @@ class Ours:
         return _loss(self.model, outputs, rows), {name: outputs[name] for name in names}
 
     def _outputs(self, params, rows):
+        if isinstance(self.model, Vit):
+            output = self.model.apply({"params": params}, rows["images"])
+            return {name: getattr(output, name) for name in computed(self.model)}
         tokens, mask = rows["tokens"], rows["mask"]
         if isinstance(self.model, EncoderDecoder):
             names = {"input_segments": rows["read_mask"], "segments": mask}
             return {"logits": self.model.apply({"params": params}, rows["read"], tokens, **names).logits}
-        types = {"token_types": rows["types"]} if getattr(self.model, "token_types", 0) > 1 else {}
+        types = {"token_types": rows["types"]} if _types(self.model) else {}
         output = self.model.apply({"params": params}, tokens, mask, **types)
+        of_texts = isinstance(self.model, Classifier) and self.model.reads != "tokens"
         found = {
             "hidden": lambda: output.hidden,
-            "logits": lambda: output.logits,
+            "logits": lambda: output.logits[:, 0] if of_texts else output.logits,
             "pooled": lambda: output.pooled[:, 0],
             "next-sentence logits": lambda: output.next_sentence_logits[:, 0],
         }
@@ -200,32 +225,18 @@ class Theirs:
         return found
 
     def _run(self, rows: Inputs, model: nn.Module):
-        arrays = {name: torch.from_numpy(array).long() for name, array in _arrays(rows).items()}
-        tokens, mask = arrays["tokens"], arrays["mask"]
-        # transformers shifts the targets of a decoder alone by itself: to the token that each comes after.
-        labels = arrays["targets"] if isinstance(model, (Bert, EncoderDecoder)) else tokens
-        given: dict[str, Any] = {"labels": torch.where(mask > 0, labels, -100)}
-        if isinstance(model, EncoderDecoder):
-            given |= {"input_ids": arrays["read"], "attention_mask": arrays["read_mask"], "decoder_input_ids": tokens}
-        else:
-            given |= {"input_ids": tokens, "attention_mask": mask}
-        if isinstance(model, Bert) and model.token_types > 1:
-            given["token_type_ids"] = arrays["types"]
-        if isinstance(model, Bert) and "masked_lm" not in model.heads:
-            given.pop("labels")
-        elif isinstance(model, Bert) and "next_sentence" in model.heads:
-            given["next_sentence_label"] = arrays["types"][:, -1]
-        output = self.network(**given)
+        arrays = {name: torch.from_numpy(array) for name, array in _arrays(rows).items()}
+        output = self.network(**_given(model, arrays))
         found = {}
         for name, attributes in OUTPUTS.items():
             values = [value for one in attributes if (value := getattr(output, one, None)) is not None]
             # A pooler that the folder has no weights for is drawn at random.
             if values and name in computed(model):
                 found[name] = values[0]
+        if hasattr(output, "start_logits"):
+            found = {"logits": torch.stack([output.start_logits, output.end_logits], -1)}
         loss = getattr(output, "loss", None)
-        if loss is None:
-            loss = (found["hidden"] ** 2 * mask[..., None]).sum() / mask.sum()
-        return found, loss
+        return found, _size(found, arrays.get("mask")) if loss is None else loss
 
     def write(self, prompt: np.ndarray, new: int, start: int | None, pad: int) -> tuple[np.ndarray, np.ndarray]:
         """Greedily so many tokens behind a prompt, and the logits [n, v] by which each was chosen."""
@@ -258,6 +269,8 @@ def _reading(what: str) -> Iterator[None]:
 
 def computed(model: nn.Module) -> list[str]:
     """Those of the `OUTPUTS` that a model of ours has."""
+    if isinstance(model, Vit):
+        return ["hidden", *["logits"] * bool(model.labels), *["pooled"] * model.pooler]
     if not isinstance(model, Bert):
         return ["logits"]
     named = {"logits": "masked_lm", "next-sentence logits": "next_sentence", "pooled": "pooler"}
@@ -292,22 +305,64 @@ def on_cpu() -> Iterator[None]:
         yield
 
 
-def _arrays(rows: Inputs) -> dict[str, np.ndarray]:
+def _quiet(model: nn.Module) -> nn.Module:
+    """The model in float32, without dropout."""
+    if isinstance(model, Classifier):
+        return dataclasses.replace(model, backbone=_quiet(model.backbone))
+    parts = {name: getattr(model, name, None) for name in ("transformer", "encoder", "decoder")}
+    changes = {"dtype": "float32", "dropout": 0.0, "attention_dropout": 0.0}
+    stacks = {name: dataclasses.replace(part, **changes) for name, part in parts.items() if part is not None}
+    return dataclasses.replace(model, **stacks)
+
+
+def _types(model: nn.Module) -> bool:
+    """Whether it tells sentences A and B apart."""
+    return getattr(getattr(model, "backbone", model), "token_types", 0) > 1
+
+
+def _arrays(rows: Inputs | Images) -> dict[str, np.ndarray]:
     return {name: value for name, value in vars(rows).items() if name != "name"}
 
 
+def _given(model: nn.Module, arrays: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What a model of transformers is called with, labels too where it has a loss of its own that is compared."""
+    if isinstance(model, Vit):
+        return {"pixel_values": arrays["images"].permute(0, 3, 1, 2)}
+    arrays = {name: array.long() for name, array in arrays.items()}
+    tokens, mask = arrays["tokens"], arrays["mask"]
+    # transformers shifts the targets of a decoder alone by itself: to the token that each comes after.
+    labels = torch.where(mask > 0, tokens if isinstance(model, Gpt) else arrays["targets"], -100)
+    if isinstance(model, EncoderDecoder):
+        read = {"input_ids": arrays["read"], "attention_mask": arrays["read_mask"]}
+        return {**read, "decoder_input_ids": tokens, "labels": labels}
+    given = {"input_ids": tokens, "attention_mask": mask}
+    given |= {"token_type_ids": arrays["types"]} if _types(model) else {}
+    if isinstance(model, Gpt) or (isinstance(model, Bert) and "masked_lm" in model.heads):
+        given["labels"] = labels
+    if isinstance(model, Bert) and "next_sentence" in model.heads:
+        given["next_sentence_label"] = arrays["types"][:, -1]
+    return given
+
+
 def _loss(model: nn.Module, outputs: Mapping[str, jax.Array], rows: Mapping[str, jax.Array]) -> jax.Array:
-    """What transformers gives for these labels."""
-    mask = rows["mask"]
-    if "logits" not in outputs:
-        return (outputs["hidden"] ** 2 * mask[..., None]).sum() / mask.sum()
-    logits, targets = outputs["logits"], rows["targets"]
-    if not isinstance(model, (Bert, EncoderDecoder)):
+    """What transformers gives for these labels, or the outputs' size where it is given none."""
+    if isinstance(model, Classifier | Vit) or "logits" not in outputs:
+        return _size(outputs, rows.get("mask"))
+    logits, targets, mask = outputs["logits"], rows["targets"], rows["mask"]
+    if isinstance(model, Gpt):
         logits, targets, mask = logits[:, :-1], rows["tokens"][:, 1:], mask[:, 1:]
     loss = (_surprise(logits, targets) * mask).sum() / mask.sum()
     if "next-sentence logits" in outputs:
         loss += _surprise(outputs["next-sentence logits"], rows["types"][:, -1]).mean()
     return loss
+
+
+def _size(outputs: Mapping[str, Any], mask: Any) -> Any:
+    """The mean square of logits, or of hidden vectors, where there are tokens; of arrays of either library."""
+    squares = (outputs["logits"] if "logits" in outputs else outputs["hidden"]) ** 2
+    if mask is None or squares.ndim < 3:
+        return squares.mean()
+    return (squares * mask[..., None]).sum() / mask.sum()
 
 
 def _surprise(logits: jax.Array, targets: jax.Array) -> jax.Array:

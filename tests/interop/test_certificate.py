@@ -21,11 +21,14 @@ from jaxformer.layers.attention import Attention
 from jaxformer.layers.mlp import GatedMlp, Mlp
 from jaxformer.layers.norms import LayerNorm, RMSNorm
 from jaxformer.layers.positions import Rotary
+from jaxformer.layers.residual import Residual
 from jaxformer.layers.transformer import Transformer
 from jaxformer.models.bert import Bert
+from jaxformer.models.classifier import Classifier
 from jaxformer.models.encoder_decoder import EncoderDecoder
 from jaxformer.models.gpt import Gpt
 from jaxformer.models.t5 import T5, t5_stack
+from jaxformer.models.vit import Vit
 
 PAGE = (Path(__file__).parents[2] / "docs" / "architecture.md").read_text(encoding="utf-8")
 TEXTS = [{"text": part} for part in PAGE.split("\n\n")]
@@ -37,6 +40,7 @@ LLAMA = Transformer(
 T5_SIZES = {"width": 16, "depth": 2, "heads": 2, "mlp": 24, "head_dim": 8}
 MARIAN = Transformer(*SIZES, mlp=Mlp(activation="relu"), norm=LayerNorm(1e-5), norm_position="after")
 BERT = Bert(Transformer(*SIZES, norm=LayerNorm(1e-12), norm_position="after"), VOCAB, 64)
+BERT_ALONE = dataclasses.replace(BERT, heads=("pooler",))
 MODELS = {
     "bert": (BERT, WordPiece(300)),
     "encoder": (dataclasses.replace(BERT, heads=()), WordPiece(300)),
@@ -51,11 +55,21 @@ MODELS = {
     ),
     "marian": (EncoderDecoder(MARIAN, MARIAN, vocab=VOCAB, positions=64, head_bias=True), SentencePiece(300, "bpe")),
 }
+GPT2 = MODELS["gpt2"][0]
+PICTURES = Transformer(*SIZES, norm=LayerNorm(1e-6))
+OTHERS = {
+    "bert's classes": Classifier(BERT_ALONE, ("a", "b", "c")),
+    "bert's spans": Classifier(dataclasses.replace(BERT_ALONE, heads=()), ("start", "end"), "tokens"),
+    "gpt2's classes": Classifier(GPT2, ("a", "b", "c"), "last", bias=False),
+    "vit": Vit(PICTURES, ("a", "b", "c"), image=8, patch=4),
+    "dinov2": Vit(dataclasses.replace(PICTURES, residual=Residual(0.5)), image=8, patch=4),
+}
 
 
 def drawn(model, size=0.2):
     """Parameters drawn anew, those too that begin as zeros or ones."""
     tokens = [np.zeros((1, 2), np.int32)] * (2 if isinstance(model, EncoderDecoder) else 1)
+    tokens = [np.zeros(model.blank().shape, np.float32)] if isinstance(model, Vit) else tokens
     params = nn.unbox(jax.jit(model.init)(jax.random.key(0), *tokens))["params"]
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda array: array + rng.normal(0, size, array.shape).astype(np.float32), params)
@@ -88,6 +102,19 @@ def test_an_export_passes(name, tokenizers, tmp_path):
     content = json.loads((tmp_path / "out" / "parity.json").read_text())
     assert content["passed"] and content["parameters"] == sum(leaf.size for leaf in jax.tree.leaves(params))
     assert len(content["lines"]) == len(certificate.lines) and content["versions"]["torch"].startswith("2.")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OTHERS)
+def test_classifiers_and_models_of_images_pass_too(name, tokenizers, tmp_path):
+    model, params = OTHERS[name], drawn(OTHERS[name])
+    tokenizer = None if isinstance(model, Vit) else tokenizers["gpt2" if "gpt2" in name else "bert"]
+    export_hf(model, params, tokenizer, tmp_path / "out")
+    certificate = certify(model, params, tokenizer, tmp_path / "out")
+    assert certificate.passed
+    outputs = {line.what for line in certificate.lines} - {"tokens"}
+    assert outputs == {"hidden" if name == "dinov2" else "logits", "loss", "gradients"}
+    assert len(certificate.lines) == (6 if tokenizer is None else 13)
 
 
 def test_half_precision_is_compared_with_what_the_folder_has(tokenizers, tmp_path):
@@ -143,7 +170,7 @@ def test_without_pytorch_it_says_what_to_install(name, monkeypatch):
 
 
 def test_a_model_that_it_does_not_know_is_told():
-    assert "Transformer is none of Bert, Gpt, EncoderDecoder" in obstacle(Transformer(*SIZES))
+    assert "Transformer is none of Bert, Gpt, EncoderDecoder, Classifier, Vit" in obstacle(Transformer(*SIZES))
 
 
 def test_gradients_that_are_no_numbers_are_infinitely_far():
