@@ -14,7 +14,6 @@ from jaxformer.data.question_answering_tasks import AnswerSpans, Passage, encode
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import InputError
 from jaxformer.metrics import Mean
-from jaxformer.models.bert import Bert
 from jaxformer.models.classifier import Classifier
 from jaxformer.objectives.labelled_texts import PAIR
 from jaxformer.objectives.padding import padded
@@ -87,8 +86,6 @@ class QuestionAnswering:
         check_tokens(model, "QuestionAnswering")
         if model.labels != LABELS:
             raise InputError(f"model.labels={model.labels}: expected {LABELS} for objective=QuestionAnswering")
-        if isinstance(model.backbone, Bert) and model.backbone.token_types == 1:
-            raise InputError("model.backbone.token_types=1: expected 2, or 0, for questions and their contexts")
         if missing := [name for name in ("spannable", "starts", "ends", "weights") if name not in row]:
             raise InputError(f"objective=QuestionAnswering: the task's rows have no {missing[0]}; use AnswerSpans")
 
@@ -108,7 +105,8 @@ class QuestionAnswering:
           key: for dropout; None evaluates.
         """
         rngs = None if key is None else {"dropout": key}
-        logits = model.apply({"params": params}, **self.inputs(batch), train=key is not None, rngs=rngs).logits
+        inputs = _known(model, self.inputs(batch))
+        logits = model.apply({"params": params}, **inputs, train=key is not None, rngs=rngs).logits
         examples = jnp.arange(1, batch["weights"].shape[1] + 1)
         allowed = (batch["segments"][:, None] == examples[:, None]) & (batch["spannable"][:, None] > 0)  # [b, c, t]
         found = []
@@ -208,6 +206,13 @@ class QuestionAnswering:
         return lines
 
 
+def _known(model: Classifier, inputs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """The inputs without token types where the model has but one, as RoBERTa: it tells texts apart by what separates
+    them."""
+    one = getattr(model.backbone, "token_types", 0) < 2
+    return {name: array for name, array in inputs.items() if not (one and name == "token_types")}
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def _logits(model: Classifier, params, batch) -> jax.Array:
-    return model.apply({"params": params}, **batch).logits
+    return model.apply({"params": params}, **_known(model, batch)).logits

@@ -39,6 +39,10 @@ def test_a_word_without_a_token_shifts_no_tag(tokenizer):
     assert words.tags.tolist() == [1, 3] and words.owners.tolist() == [0, 2]
 
 
+def test_nothing_comes_of_no_words(tokenizer):
+    assert examples(TagTokens(LABELS), tokenizer, [], []) == []
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_windows_are_all_tokens_and_begin_with_words(seed):
     rng = np.random.default_rng(seed)

@@ -226,14 +226,27 @@ def test_it_learns_where_the_answer_stands(folder, tmp_path):
     assert np.isfinite(values["start_accuracy"])
 
 
+def test_a_model_of_one_token_type_has_that_of_all_tokens(params, model, tokenizer):
+    """As RoBERTa: the type of what comes second is none of its own, and must not be left out."""
+    one = dataclasses.replace(model, backbone=dataclasses.replace(model.backbone, token_types=1))
+    types = params["backbone"]["embeddings"]["token_type"]
+    embeddings = params["backbone"]["embeddings"] | {"token_type": types[:1]}
+    less = params | {"backbone": params["backbone"] | {"embeddings": embeddings}}
+    batch = batch_of([[0], [2]], tokenizer)
+    without = {name: array for name, array in batch.items() if name != "token_types"}
+    losses = [float(ANYTIME(*given)["loss"].value) for given in ((one, less, batch), (model, params, without))]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    pair = [(EXAMPLES[0]["question"], EXAMPLES[0]["context"])]
+    zeros = params | {"backbone": params["backbone"] | {"embeddings": embeddings | {"token_type": types[np.array([0, 0])]}}}
+    answers = [ANYTIME.answer(*given, tokenizer, TASK, pair)[0] for given in ((one, less), (model, zeros))]
+    assert answers[0].probability == pytest.approx(answers[1].probability, rel=1e-4)
+
+
 def test_what_cannot_be_is_refused(model, params, tokenizer):
     with pytest.raises(InputError, match="expected \\('start', 'end'\\) for objective=QuestionAnswering"):
         ANYTIME.check(dataclasses.replace(model, labels=("a", "b")), TASK.row)
     with pytest.raises(InputError, match="the task's rows have no spannable; use AnswerSpans"):
         ANYTIME.check(model, {"tokens": None})
-    one_type = dataclasses.replace(model, backbone=dataclasses.replace(model.backbone, token_types=1))
-    with pytest.raises(InputError, match=r"model.backbone.token_types=1: expected 2, or 0"):
-        ANYTIME.check(one_type, TASK.row)
     for text in ("w1 w2", "w1\t ", "\tw1"):
         with pytest.raises(InputError, match="expected a question, a tab, and the text"):
             ANYTIME.predict(model, params, tokenizer, [text])
