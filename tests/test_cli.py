@@ -71,7 +71,7 @@ BAD_FIELDS = {
     "a glob without a match": (["--data.train.paths", "no/such*.txt"], "no/such*.txt", "no file matches"),
     "a missing held-out file": (["--data.validation.paths", "no/such.txt"], "no/such.txt", "no such file"),
     "a missing tokenizer": (["--tokenizer.path", "no/such.txt"], "no/such.txt", "no such file"),
-    "no such run to begin from": (["--init", "no/such/run"], "no/such/run", "not a run"),
+    "no such run to begin from": (["--init", "no/such/run"], "no/such/run", "no such folder"),
     "a stray word": (["stray"], "stray", "expected a field"),
 }
 
