@@ -1,0 +1,39 @@
+"""The one-line summary of a Debian package from its description, by a small T5 v1.1, from nothing, on two CPU cores.
+
+    python train.py configs/summarisation.py --workdir runs/summaries
+    jaxformer predict runs/summaries "This package contains the documentation of GNU tar, a program that makes archives."
+
+Not run to its end yet.
+"""
+
+from jaxformer.config import Checkpoint, Evaluation, Experiment, Log
+from jaxformer.data.language_tasks import TextToText
+from jaxformer.data.loader import Data
+from jaxformer.data.sources import Tfds
+from jaxformer.data.tokenizers import SentencePiece
+from jaxformer.decoding.settings import Decoding
+from jaxformer.models.t5 import T5, t5_stack
+from jaxformer.objectives.seq2seq import Seq2Seq
+from jaxformer.objectives.text_scores import Scores
+from jaxformer.optimizers import Muon, Schedule
+
+SHAPE = {"width": 192, "depth": 2, "heads": 6, "mlp": 512, "head_dim": 32, "gated": True}
+SHAPE |= {"dropout": 0.0, "attention_dropout": 0.0}
+
+experiment = Experiment(
+    model=T5(t5_stack(**SHAPE), t5_stack(**SHAPE, bidirectional=False), vocab=4096),
+    objective=Seq2Seq(decoding=Decoding(max_new=32, beams=4), scored=200, scores=(Scores(by=("rouge",)),)),
+    data=Data(
+        train=Tfds("debian_descriptions/summaries", split="train"),
+        validation=Tfds("debian_descriptions/summaries", split="validation"),
+        task=TextToText(input_length=128, length=32, inputs="description", targets="summary"),
+        batch=16,
+        pack=True,
+    ),
+    tokenizer=SentencePiece(vocab=4096, sample=20_000),
+    optimizer=Muon(schedule=Schedule(peak=3e-3, warmup=100, decay="cosine")),
+    steps=2000,
+    evaluation=Evaluation(every=1000),
+    checkpoint=Checkpoint(every=1000),
+    log=Log(every=50),
+)
