@@ -62,6 +62,8 @@ class Tfds(Source):
             ) from error
         if not len(examples):
             raise InputError(f"{self.name}: split {self.split!r} is empty")
+        with _quiet():
+            examples[0]  # The first image makes TFDS recommend another decoder than Pillow.
         return Decoded(examples)
 
 
@@ -182,7 +184,7 @@ class Renamed(Sequence):
 
 
 class Decoded(Sequence):
-    """Examples of TFDS with their bytes as str."""
+    """Examples of TFDS with their bytes as str, but for what is no text, such as the bytes of an image's file."""
 
     def __init__(self, examples: Sequence):
         self.examples = examples
@@ -259,7 +261,8 @@ def _seed(seed: int, number: int) -> int:
 
 def _decode(value: Any) -> Any:
     if isinstance(value, bytes):
-        return value.decode()
+        with contextlib.suppress(UnicodeDecodeError):
+            return value.decode()
     if isinstance(value, dict):
         return {key: _decode(item) for key, item in value.items()}
     if isinstance(value, list) or (isinstance(value, np.ndarray) and value.dtype == object):

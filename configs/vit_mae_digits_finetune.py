@@ -1,0 +1,60 @@
+"""The encoder of configs/vit_mae_digits.py becomes a classifier of handwritten digits.
+
+    python train.py configs/vit_mae_digits.py --workdir runs/digits_mae
+    python train.py configs/vit_mae_digits_finetune.py --init runs/digits_mae --workdir runs/digits_finetuned
+
+Measured on two cores that had other work to do: after 600 steps (10 epochs, a minute and a half) 97.3% of the 1,000
+held-out digits are named rightly. The same command without --init reaches 91.8%, and configs/vit_digits.py 98.2% after
+five times as many steps.
+"""
+
+from jaxformer.config import Checkpoint, Evaluation, Experiment, Log
+from jaxformer.data.augmentations import Augmentation
+from jaxformer.data.image_tasks import LabelledImages
+from jaxformer.data.loader import Data
+from jaxformer.data.sources import Tfds
+from jaxformer.layers.norms import LayerNorm
+from jaxformer.layers.residual import Residual
+from jaxformer.layers.transformer import Transformer
+from jaxformer.models.vit import Vit
+from jaxformer.objectives.image_classification import ImageClassification
+from jaxformer.optimizers import AdamW, Schedule
+
+LABELS = tuple("0123456789")
+STACK = {"norm": LayerNorm(1e-6), "dropout": 0.0, "attention_dropout": 0.0, "residual": Residual(drop_path=0.1)}
+
+experiment = Experiment(
+    model=Vit(
+        Transformer(width=96, depth=6, heads=3, **STACK),
+        LABELS,
+        image=20,
+        patch=4,
+        channels=1,
+        positions="sinusoidal",
+        pooling="mean",
+    ),
+    objective=ImageClassification(label_smoothing=0.1),
+    data=Data(
+        train=Tfds("handwritten_digits", split="train"),
+        validation=Tfds("handwritten_digits", split="validation"),
+        task=LabelledImages(
+            size=20,
+            channels=1,
+            labels=LABELS,
+            augmentation=Augmentation(
+                scale=(0.6, 1.0),
+                flip=0.0,
+                operations=1,
+                magnitude=5.0,
+                among=("identity", "rotate", "shear_x", "shear_y", "translate_x", "translate_y"),
+            ),
+        ),
+        batch=64,
+    ),
+    tokenizer=None,
+    optimizer=AdamW(schedule=Schedule(peak=1e-3, warmup=60, decay="cosine"), weight_decay=0.05),
+    steps=600,
+    evaluation=Evaluation(every=200),
+    checkpoint=Checkpoint(every=600),
+    log=Log(every=100),
+)
