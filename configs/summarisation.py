@@ -1,9 +1,11 @@
 """The one-line summary of a Debian package from its description, by a small T5 v1.1, from nothing, on two CPU cores.
 
     python train.py configs/summarisation.py --workdir runs/summaries
-    jaxformer predict runs/summaries "This package contains the documentation of GNU tar, a program that makes archives."
+    jaxformer predict runs/summaries "This package contains the manual of GNU tar, a program that makes archives."
 
-Not run to its end yet.
+Not run to its end yet: on one core of a busy machine a step took 0.7 seconds, and the loss was 5.2 after 350 steps. What
+it has to be compared with is a description's first sentence, whose ROUGE-1, -2 and -L are 31.6, 13.1 and 27.8 on 200
+packages held out.
 """
 
 from jaxformer.config import Checkpoint, Evaluation, Experiment, Log
@@ -17,11 +19,11 @@ from jaxformer.objectives.seq2seq import Seq2Seq
 from jaxformer.objectives.text_scores import Scores
 from jaxformer.optimizers import Muon, Schedule
 
-SHAPE = {"width": 192, "depth": 2, "heads": 6, "mlp": 512, "head_dim": 32, "gated": True}
+SHAPE = {"width": 192, "depth": 3, "heads": 6, "mlp": 512, "head_dim": 32, "gated": True}
 SHAPE |= {"dropout": 0.0, "attention_dropout": 0.0}
 
 experiment = Experiment(
-    model=T5(t5_stack(**SHAPE), t5_stack(**SHAPE, bidirectional=False), vocab=4096),
+    model=T5(t5_stack(**SHAPE), t5_stack(**SHAPE, bidirectional=False), vocab=4096, tied=False),
     objective=Seq2Seq(decoding=Decoding(max_new=32, beams=4), scored=200, scores=(Scores(by=("rouge",)),)),
     data=Data(
         train=Tfds("debian_descriptions/summaries", split="train"),
@@ -31,9 +33,9 @@ experiment = Experiment(
         pack=True,
     ),
     tokenizer=SentencePiece(vocab=4096, sample=20_000),
-    optimizer=Muon(schedule=Schedule(peak=3e-3, warmup=100, decay="cosine")),
-    steps=2000,
-    evaluation=Evaluation(every=1000),
-    checkpoint=Checkpoint(every=1000),
+    optimizer=Muon(schedule=Schedule(peak=4e-3, warmup=100, decay="cosine")),
+    steps=1600,
+    evaluation=Evaluation(every=800),
+    checkpoint=Checkpoint(every=800),
     log=Log(every=50),
 )
