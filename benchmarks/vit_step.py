@@ -1,0 +1,136 @@
+"""One training step of a ViT here and in PyTorch: images a second, in turns, in one run.
+
+    pip install '.[torch]' && python benchmarks/vit_step.py
+
+The same model on both sides: ViT-Ti/16 (12 layers × 192, 3 heads) on 32 images of 96 × 96 pixels, 1,000 classes,
+dropout 0, AdamW with clipping, float32. PyTorch's side is transformers' ViTForImageClassification, eager and through
+torch.compile. Each side has a process of its own, and they take turns.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+
+import numpy as np
+from turns import compare, conclude, take_turns
+
+ROWS, SIZE, PATCH, WIDTH, DEPTH, HEADS, CLASSES = 32, 96, 16, 192, 12, 3, 1000
+GOALS = {"eager": 1.6, "compiled": 1.0}
+TOKENS = (SIZE // PATCH) ** 2 + 1
+
+
+def vit_experiment():
+    """What `fit` would run, its data left out."""
+    from jaxformer.config import Experiment
+    from jaxformer.data.image_tasks import LabelledImages
+    from jaxformer.data.images import ImageFolders
+    from jaxformer.data.loader import Data
+    from jaxformer.layers.norms import LayerNorm
+    from jaxformer.layers.transformer import Transformer
+    from jaxformer.models.vit import Vit
+    from jaxformer.objectives.image_classification import ImageClassification
+    from jaxformer.optimizers import AdamW
+
+    fields = {"dropout": 0.0, "attention_dropout": 0.0, "dtype": "float32", "norm": LayerNorm(1e-12)}
+    labels = tuple(map(str, range(CLASSES)))
+    return Experiment(
+        model=Vit(Transformer(WIDTH, DEPTH, HEADS, **fields), labels, image=SIZE, patch=PATCH),
+        objective=ImageClassification(),
+        data=Data(ImageFolders("not read"), LabelledImages(size=SIZE, labels=labels), ROWS),
+        tokenizer=None,
+        optimizer=AdamW(weight_decay=0.01, clip=1.0),
+        steps=1_000_000,
+    )
+
+
+def jaxformer_step() -> Callable[[], None]:
+    """Our training step, on random images."""
+    from jaxformer import host
+
+    host.keep_freed_memory()  # As the command line does, before jax starts its threads.
+    import jax
+
+    from jaxformer.sharding import batch_sharding, make_mesh
+    from jaxformer.state import abstract_state, init_state
+    from jaxformer.training import compile_step
+
+    experiment = vit_experiment()
+    mesh = make_mesh(experiment.mesh)
+    state = init_state(experiment, abstract_state(experiment, mesh))
+    batch = jax.device_put(random_batch(), batch_sharding(mesh))
+    compiled = compile_step(experiment, mesh)
+
+    def step():
+        nonlocal state
+        state, means = compiled(state, batch)
+        jax.block_until_ready((state, means))
+
+    return step
+
+
+def torch_step(compiled: bool) -> Callable[[], None]:
+    """transformers' ViTForImageClassification with the same data and the same optimizer."""
+    import torch
+    from transformers import ViTConfig, ViTForImageClassification
+
+    sizes = {"hidden_size": WIDTH, "num_hidden_layers": DEPTH, "num_attention_heads": HEADS}
+    sizes |= {"intermediate_size": 4 * WIDTH, "image_size": SIZE, "patch_size": PATCH, "num_labels": CLASSES}
+    model = ViTForImageClassification(ViTConfig(**sizes)).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01)
+    batch = random_batch()
+    images = torch.from_numpy(batch["images"]).permute(0, 3, 1, 2).float() / 127.5 - 1
+    labels = torch.from_numpy(batch["labels"][:, 0]).long()
+    forward = torch.compile(model) if compiled else model
+
+    def step():
+        loss = torch.nn.functional.cross_entropy(forward(images).logits, labels)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def torch_eager() -> Callable[[], None]:
+    return torch_step(compiled=False)
+
+
+def torch_compiled() -> Callable[[], None]:
+    return torch_step(compiled=True)
+
+
+def random_batch() -> dict[str, np.ndarray]:
+    """The images that both sides train on."""
+    rng = np.random.default_rng(0)
+    return {
+        "images": rng.integers(0, 256, (ROWS, SIZE, SIZE, 3), np.uint8),
+        "labels": np.stack([rng.integers(0, CLASSES, ROWS), np.zeros(ROWS, int)], 1).astype(np.int32),
+        "weights": np.tile(np.array([1, 0], np.float32), (ROWS, 1)),
+    }
+
+
+def products() -> float:
+    """Floating-point operations of our step's matrix products: forward once, backward twice.
+
+    The last block computes keys and values of all tokens, and everything else of the class token alone.
+    """
+    maps, attention, keys = 24 * WIDTH**2, 4 * WIDTH * TOKENS, 4 * WIDTH**2
+    blocks = (DEPTH - 1) * TOKENS * (maps + attention) + TOKENS * keys + maps - keys + attention
+    patches = 2 * (TOKENS - 1) * PATCH * PATCH * 3 * WIDTH
+    return 3.0 * ROWS * (blocks + 2 * WIDTH * CLASSES) + 2.0 * ROWS * patches
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--turns", type=int, default=15, help="timed steps of each side")
+    parser.add_argument("--no_compile", action="store_true", help="leave torch.compile out")
+    options = parser.parse_args()
+    sides = {"jaxformer": jaxformer_step, "eager": torch_eager}
+    if not options.no_compile:
+        sides["compiled"] = torch_compiled
+    return conclude(compare("vit_step", take_turns(sides, options.turns), GOALS, ROWS * TOKENS, products()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
