@@ -237,7 +237,8 @@ def test_a_model_of_one_token_type_has_that_of_all_tokens(params, model, tokeniz
     losses = [float(ANYTIME(*given)["loss"].value) for given in ((one, less, batch), (model, params, without))]
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
     pair = [(EXAMPLES[0]["question"], EXAMPLES[0]["context"])]
-    zeros = params | {"backbone": params["backbone"] | {"embeddings": embeddings | {"token_type": types[np.array([0, 0])]}}}
+    twice = embeddings | {"token_type": types[np.array([0, 0])]}
+    zeros = params | {"backbone": params["backbone"] | {"embeddings": twice}}
     answers = [ANYTIME.answer(*given, tokenizer, TASK, pair)[0] for given in ((one, less), (model, zeros))]
     assert answers[0].probability == pytest.approx(answers[1].probability, rel=1e-4)
 
