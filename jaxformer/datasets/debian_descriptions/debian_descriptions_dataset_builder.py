@@ -111,7 +111,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
 
 def summaries(folder: str) -> dict[str, list[dict]]:
-    """The examples of `debian_descriptions/summaries` by split; `folder` has apt's lists, or they are fetched into it."""
+    """The examples of `debian_descriptions/summaries` by split; apt's lists are kept in `folder`."""
     lists = _fetch(folder)
     return _split(_with_origin(_summaries(_entries(lists, "en")), _origins(lists)))
 
