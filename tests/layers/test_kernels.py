@@ -60,7 +60,7 @@ class TestSplash:
 
     @pytest.mark.parametrize(("heads", "groups"), [(4, 1), (3, 3)])
     def test_rows_and_heads_are_split_over_the_mesh(self, heads, groups):
-        """Where the devices of the tensor axis are more than the heads of keys, and where they do not divide the heads."""
+        """Where the tensor axis has more devices than there are heads of keys, and where it does not divide them."""
         mask, arrays = Mask.causal(128, documents(128, rows=4)), inputs(128, heads=heads, groups=groups, rows=4)
         mesh = sharding.make_mesh(sharding.Mesh(2, 2, 2))
         with jax.set_mesh(mesh):
