@@ -36,7 +36,8 @@ class Objective(Protocol):
     One of a model that writes has more: `decoding` says how it does, `stream(model, params, tokenizer, text)` gives
     what it writes in pieces, `log_likelihoods(model, params, tokenizer, texts, continuations)` scores given texts, and
     `text_scores(model, params, tokenizer, batch, means)` gives further means of a held-out batch, of what the model
-    writes for it, given what has been merged so far.
+    writes for it, given what has been merged so far. One that answers of whole documents, of which rows are parts, has
+    `document_scores(model, params, tokenizer, task, documents)`, which gives further means of the held-out documents.
     """
 
     @property
@@ -181,9 +182,17 @@ class Experiment:
             raise InputError(f"evaluation.patience={self.evaluation.patience}: needs a metric; set checkpoint.best")
         if self.checkpoint.best is not None and self.data.validation is None:
             raise InputError(f"checkpoint.best={self.checkpoint.best}: needs held-out data; set data.validation")
-        names, known = getattr(self.data.task, "labels", None), getattr(self.model, "labels", None)
-        if names is not None and known is not None and names != known:
-            raise InputError(f"data.task.labels={names}: expected the model's, {known}")
+        self._check_same("labels", "model")
+        self._check_same("template", "objective")
+
+    def _check_same(self, field: str, owner: str) -> None:
+        """Raises InputError where what the task and another part both have is not the same."""
+        task, other = self.data.task, getattr(self, owner)
+        if not (hasattr(task, field) and hasattr(other, field)):
+            return
+        mine, theirs = getattr(task, field), getattr(other, field)
+        if mine is not None and mine != theirs:
+            raise InputError(f"data.task.{field}={mine!r}: expected the {owner}'s, {theirs!r}")
 
 
 def load(path: str | os.PathLike, overrides: Mapping[str, Any] | None = None) -> Experiment:

@@ -7,12 +7,16 @@ from small_config import CONFIG, message, write_config
 
 from jaxformer import config, fields
 from jaxformer.config import Checkpoint, Evaluation, Experiment, Log
+from jaxformer.data.dialogue_tasks import Dialogue, DialogueTemplate
 from jaxformer.data.loader import Data
 from jaxformer.data.sources import TextFiles, Tfds
 from jaxformer.data.tasks import MaskedSentencePairs
 from jaxformer.data.tokenizers import SentencePiece, WordPiece
+from jaxformer.errors import InputError
 from jaxformer.layers.transformer import Transformer
 from jaxformer.models.bert import Bert
+from jaxformer.models.gpt import Gpt
+from jaxformer.objectives.language_model import LanguageModel
 from jaxformer.objectives.masked_lm import MaskedLM
 from jaxformer.optimizers import AdamW, Lion, Schedule
 from jaxformer.sharding import Mesh
@@ -286,3 +290,15 @@ def test_all_that_an_experiment_needs():
         Log(),
     )
     assert dataclasses.replace(experiment, tokenizer=SentencePiece()) != experiment
+
+
+def test_a_dialogue_is_asked_in_the_template_that_was_learned():
+    names = DialogueTemplate(user="Q:", assistant="A:")
+    parts = {"model": Gpt(Transformer(16, 1, 2)), "tokenizer": SentencePiece(300), "optimizer": AdamW(), "steps": 1}
+    data = Data(TextFiles(("a.txt",)), Dialogue(64, template=names), batch=1)
+    assert Experiment(data=data, objective=LanguageModel(template=names), **parts).steps == 1
+    for wrong in (None, DialogueTemplate()):
+        with pytest.raises(
+            InputError, match=r"^data.task.template=DialogueTemplate\(.*'A:'\): expected the objective's"
+        ):
+            Experiment(data=data, objective=LanguageModel(template=wrong), **parts)
