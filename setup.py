@@ -33,7 +33,10 @@ EXTRAS = {
     # This version has a build without CUDA where the newest brings gigabytes of it.
     "torch": ["torch==2.13.0", "transformers>=5.23", "safetensors"],
     "lm_eval": ["lm_eval>=0.4.9"],
-    "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "ruff>=0.17,<0.18", "scikit-learn", "scipy"],
+    "test": [
+        *("pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "ruff>=0.17,<0.18", "scikit-learn", "scipy"),
+        *("jupytext>=1.16", "nbclient>=0.10", "nbformat>=5", "ipykernel>=6"),
+    ],
 }
 EXTRAS["test"] += EXTRAS["torch"]
 

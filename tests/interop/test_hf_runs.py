@@ -16,7 +16,7 @@ import safetensors.numpy
 import torch
 import transformers
 from hf_models import VOCAB, redrawn
-from small_bert import assert_trees_identical, noisy_params, paths
+from small_bert import assert_trees_identical, noisy_params
 from small_writer import ENCODER_DECODER, GPT, PIECES, small_run, small_tokenizer
 
 import jaxformer as jf
@@ -34,6 +34,7 @@ from jaxformer.objectives.language_model import LanguageModel
 from jaxformer.objectives.masked_lm import MaskedLM
 from jaxformer.objectives.sentence_embedding import SentenceEmbedding
 from jaxformer.objectives.seq2seq import Seq2Seq
+from jaxformer.warm_start import start_from
 
 del VOCAB, redrawn  # Importing their module keeps transformers quiet.
 
@@ -140,9 +141,8 @@ def test_a_config_begins_with_an_imported_run(tmp_path, tokenizer):
     export_run(bert_run(tmp_path / "run", tokenizer, model, MaskedLM()), tmp_path / "out", certificate=False)
     import_run(tmp_path / "out", tmp_path / "back", certificate=False)
     run = jf.open_run(tmp_path / "back")
-    params = runs.first_params(run.folder, run.experiment, run.mesh)
-    assert_trees_identical(params, run.params)
-    assert paths(params).keys() == paths(state.abstract_params(run.experiment, run.mesh)).keys()
+    drawn = state.init_state(run.experiment, state.abstract_state(run.experiment, run.mesh)).params
+    assert_trees_identical(start_from(str(run.folder), run.model, drawn, run.mesh).params, run.params)
     assert config.from_json(config.to_json(run.experiment)) == run.experiment
 
 
