@@ -3,8 +3,9 @@
     python train.py configs/summarisation.py --workdir runs/summaries
     jaxformer predict runs/summaries "This package contains the manual of GNU tar, a program that makes archives."
 
-Not run to its end yet: a step took 0.7 seconds on one core of a busy machine, and the loss was 5.2 after 350 steps. To
-compare with: a description's first sentence has ROUGE-1, -2 and -L of 31.6, 13.1 and 27.8 on 200 packages held out.
+Measured: ROUGE-1, -2 and -L of 20.2, 7.1 and 19.3 on 200 packages held out, where a description's first sentence has
+31.6, 13.1 and 27.8: 25,600 examples from nothing teach the form of a summary, and not yet which words to take. A step
+takes 0.34 seconds on two cores, all of it ten minutes. With `--init` a run of a pretrained T5 of this shape begins it.
 """
 
 from jaxformer.config import Checkpoint, Evaluation, Experiment, Log
