@@ -3,7 +3,8 @@
     python train.py configs/bert_quickstart.py --workdir runs/bert
 
 Measured on two cores: on held-out chapters masked-LM accuracy 0.364 (always guessing the commonest token: 0.078),
-next-sentence accuracy 0.768, in 7 minutes 30 seconds in all, with nothing fetched or compiled before.
+next-sentence accuracy 0.768, in all 3 minutes 56 seconds where the two multiply float32 matrices at 215 GFLOP/s, and 7
+minutes 30 seconds at 124, with nothing fetched or compiled before.
 
 Learned positions that begin as sinusoids leave the plateau of guessing by frequency before step 800; random ones, of
 0.02, took until 1,400. AdamW at 1.5e-3 with random ones had not left it after 3,600 (0.166, next sentences 0.726).
