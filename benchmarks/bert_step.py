@@ -8,12 +8,11 @@ BertForPreTraining, eager and through torch.compile. Each side has a process of 
 neither a noisy machine nor the other's threads favour one of them.
 """
 
-import argparse
 import sys
 from collections.abc import Callable
 
 import numpy as np
-from turns import compare, conclude, take_turns
+from turns import compare_with_torch, training_step
 
 ROWS, LENGTH, MASKED, VOCAB, WIDTH, DEPTH, HEADS = 32, 128, 20, 30_522, 256, 4, 4
 GOALS = {"eager": 6.0, "compiled": 4.0}
@@ -24,8 +23,6 @@ def jaxformer_step() -> Callable[[], None]:
     from jaxformer import host
 
     host.keep_freed_memory()  # As the command line does, before jax starts its threads.
-    import jax
-
     from jaxformer.config import Experiment
     from jaxformer.data.loader import Data
     from jaxformer.data.sources import TextFiles
@@ -36,9 +33,6 @@ def jaxformer_step() -> Callable[[], None]:
     from jaxformer.models.bert import Bert
     from jaxformer.objectives.masked_lm import MaskedLM
     from jaxformer.optimizers import AdamW
-    from jaxformer.sharding import batch_sharding, make_mesh
-    from jaxformer.state import abstract_state, init_state
-    from jaxformer.training import compile_step
 
     transformer = Transformer(WIDTH, DEPTH, HEADS, norm=LayerNorm(1e-12), norm_position="after", dtype="float32")
     experiment = Experiment(
@@ -49,17 +43,7 @@ def jaxformer_step() -> Callable[[], None]:
         optimizer=AdamW(weight_decay=0.01, clip=1.0),
         steps=1_000_000,
     )
-    mesh = make_mesh(experiment.mesh)
-    state = init_state(experiment, abstract_state(experiment, mesh))
-    batch = jax.device_put(random_batch(), batch_sharding(mesh))
-    compiled = compile_step(experiment, mesh)
-
-    def step():
-        nonlocal state
-        state, means = compiled(state, batch)
-        jax.block_until_ready((state, means))
-
-    return step
+    return training_step(experiment, random_batch())
 
 
 def torch_step(compiled: bool) -> Callable[[], None]:
@@ -114,14 +98,6 @@ def random_batch() -> dict[str, np.ndarray]:
     }
 
 
-def torch_eager() -> Callable[[], None]:
-    return torch_step(compiled=False)
-
-
-def torch_compiled() -> Callable[[], None]:
-    return torch_step(compiled=True)
-
-
 def products() -> float:
     """Floating-point operations of our step's matrix products: forward once, backward twice."""
 
@@ -133,16 +109,6 @@ def products() -> float:
     return 3.0 * ((DEPTH - 1) * block(ROWS * LENGTH) + block(predicted + ROWS) + heads)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--turns", type=int, default=10, help="timed steps of each side")
-    parser.add_argument("--no_compile", action="store_true", help="leave torch.compile out")
-    options = parser.parse_args()
-    sides = {"jaxformer": jaxformer_step, "eager": torch_eager}
-    if not options.no_compile:
-        sides["compiled"] = torch_compiled
-    return conclude(compare("bert_step", take_turns(sides, options.turns), GOALS, ROWS * LENGTH, products()))
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sides = jaxformer_step, torch_step
+    sys.exit(compare_with_torch("bert_step", __doc__, *sides, GOALS, ROWS * LENGTH, products(), turns=10))

@@ -7,12 +7,11 @@ clipping, float32. PyTorch's side is transformers' GPT2LMHeadModel, eager and th
 process of its own, and they take turns.
 """
 
-import argparse
 import sys
 from collections.abc import Callable
 
 import numpy as np
-from turns import compare, conclude, take_turns
+from turns import compare_with_torch, training_step
 
 ROWS, LENGTH, VOCAB, WIDTH, DEPTH, HEADS = 8, 256, 8192, 256, 6, 4
 GOALS = {"eager": 2.0, "compiled": 1.4}
@@ -23,8 +22,6 @@ def jaxformer_step() -> Callable[[], None]:
     from jaxformer import host
 
     host.keep_freed_memory()  # As the command line does, before jax starts its threads.
-    import jax
-
     from jaxformer.config import Experiment
     from jaxformer.data.language_tasks import NextToken
     from jaxformer.data.loader import Data
@@ -36,9 +33,6 @@ def jaxformer_step() -> Callable[[], None]:
     from jaxformer.models.gpt import Gpt
     from jaxformer.objectives.language_model import LanguageModel
     from jaxformer.optimizers import AdamW
-    from jaxformer.sharding import batch_sharding, make_mesh
-    from jaxformer.state import abstract_state, init_state
-    from jaxformer.training import compile_step
 
     fields = {"dropout": 0.0, "attention_dropout": 0.0, "dtype": "float32"}
     transformer = Transformer(WIDTH, DEPTH, HEADS, mlp=Mlp(activation="gelu_tanh"), norm=LayerNorm(1e-5), **fields)
@@ -50,17 +44,7 @@ def jaxformer_step() -> Callable[[], None]:
         optimizer=AdamW(weight_decay=0.01, clip=1.0),
         steps=1_000_000,
     )
-    mesh = make_mesh(experiment.mesh)
-    state = init_state(experiment, abstract_state(experiment, mesh))
-    batch = jax.device_put(random_batch(), batch_sharding(mesh))
-    compiled = compile_step(experiment, mesh)
-
-    def step():
-        nonlocal state
-        state, means = compiled(state, batch)
-        jax.block_until_ready((state, means))
-
-    return step
+    return training_step(experiment, random_batch())
 
 
 def torch_step(compiled: bool) -> Callable[[], None]:
@@ -87,14 +71,6 @@ def torch_step(compiled: bool) -> Callable[[], None]:
     return step
 
 
-def torch_eager() -> Callable[[], None]:
-    return torch_step(compiled=False)
-
-
-def torch_compiled() -> Callable[[], None]:
-    return torch_step(compiled=True)
-
-
 def random_batch() -> dict[str, np.ndarray]:
     """The rows that both sides train on."""
     text = np.random.default_rng(0).integers(5, VOCAB, (ROWS, LENGTH + 1)).astype(np.int32)
@@ -114,16 +90,6 @@ def products() -> float:
     return 3.0 * tokens * (DEPTH * (maps + attention) + head)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--turns", type=int, default=15, help="timed steps of each side")
-    parser.add_argument("--no_compile", action="store_true", help="leave torch.compile out")
-    options = parser.parse_args()
-    sides = {"jaxformer": jaxformer_step, "eager": torch_eager}
-    if not options.no_compile:
-        sides["compiled"] = torch_compiled
-    return conclude(compare("gpt_step", take_turns(sides, options.turns), GOALS, ROWS * LENGTH, products()))
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sides = jaxformer_step, torch_step
+    sys.exit(compare_with_torch("gpt_step", __doc__, *sides, GOALS, ROWS * LENGTH, products(), turns=15))

@@ -17,6 +17,7 @@ import time
 
 import numpy as np
 from PIL import Image
+from turns import use_one_core
 
 from jaxformer.data.augmentations import Augmentation
 from jaxformer.data.image_tasks import LabelledImages
@@ -62,13 +63,6 @@ def step_rate(seconds: float) -> float:
         step()
         count += 1
     return count * ROWS / (time.perf_counter() - start)
-
-
-def use_one_core() -> None:
-    """All threads of this process, those of libraries too, on one core from now on."""
-    if hasattr(os, "sched_setaffinity"):
-        for thread in os.listdir("/proc/self/task"):
-            os.sched_setaffinity(int(thread), {min(os.sched_getaffinity(0))})
 
 
 def main() -> int:

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import jax
+from turns import use_one_core
 
 import jaxformer as jf
 from jaxformer import host
@@ -56,13 +57,6 @@ def pipeline_rates(data: Data, tokenizer, passes: int) -> list[float]:
             found.append(STEPS * data.batch * data.task.length / (stop - start))
             start = stop
     return found
-
-
-def use_one_core() -> None:
-    """All threads of this process, those of libraries too, on one core from now on."""
-    if hasattr(os, "sched_setaffinity"):
-        for thread in os.listdir("/proc/self/task"):
-            os.sched_setaffinity(int(thread), {min(os.sched_getaffinity(0))})
 
 
 def main() -> int:

@@ -1,7 +1,10 @@
 """What the benchmarks that compare two programs share: each side in a process of its own, in turns."""
 
+import argparse
+import functools
 import json
 import multiprocessing
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -42,6 +45,69 @@ def _serve(make: Callable[[], Step], pipe) -> None:
         start = time.perf_counter()
         step()
         pipe.send(time.perf_counter() - start)
+
+
+def training_step(experiment, batch) -> Step:
+    """Our training step, what `fit` runs, on one batch of arrays.
+
+    Call `host.keep_freed_memory()` before jax is imported for the first time, as the command line does.
+    """
+    import jax
+
+    from jaxformer.sharding import batch_sharding, make_mesh
+    from jaxformer.state import abstract_state, init_state
+    from jaxformer.training import compile_step
+
+    mesh = make_mesh(experiment.mesh)
+    state = init_state(experiment, abstract_state(experiment, mesh))
+    batch = jax.device_put(batch, batch_sharding(mesh))
+    compiled = compile_step(experiment, mesh)
+
+    def step():
+        nonlocal state
+        state, means = compiled(state, batch)
+        jax.block_until_ready((state, means))
+
+    return step
+
+
+def compare_with_torch(
+    benchmark: str,
+    description: str,
+    ours: Callable[[], Step],
+    theirs: Callable[[bool], Step],
+    goals: Mapping[str, float],
+    tokens: int,
+    products: float,
+    turns: int,
+) -> int:
+    """The program of a benchmark of training steps, here and in PyTorch; its exit status.
+
+    Args:
+      benchmark: its name.
+      description: what it does; the first line is its help's.
+      ours: a function at the top of a module that makes our step.
+      theirs: one that makes PyTorch's, given `compiled`, whether by torch.compile.
+      goals: what the ratios to `eager` and to `compiled` should be.
+      tokens: of a step.
+      products: as of `compare`.
+      turns: timed steps of each side, unless a flag says otherwise.
+    """
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("--turns", type=int, default=turns, help="timed steps of each side")
+    parser.add_argument("--no_compile", action="store_true", help="leave torch.compile out")
+    options = parser.parse_args()
+    sides = {"jaxformer": ours, "eager": functools.partial(theirs, compiled=False)}
+    if not options.no_compile:
+        sides["compiled"] = functools.partial(theirs, compiled=True)
+    return conclude(compare(benchmark, take_turns(sides, options.turns), goals, tokens, products))
+
+
+def use_one_core() -> None:
+    """All threads of this process, those of libraries too, on one core from now on."""
+    if hasattr(os, "sched_setaffinity"):
+        for thread in os.listdir("/proc/self/task"):
+            os.sched_setaffinity(int(thread), {min(os.sched_getaffinity(0))})
 
 
 def compare(

@@ -7,12 +7,11 @@ dropout 0, AdamW with clipping, float32. PyTorch's side is transformers' ViTForI
 torch.compile. Each side has a process of its own, and they take turns.
 """
 
-import argparse
 import sys
 from collections.abc import Callable
 
 import numpy as np
-from turns import compare, conclude, take_turns
+from turns import compare_with_torch, training_step
 
 ROWS, SIZE, PATCH, WIDTH, DEPTH, HEADS, CLASSES = 32, 96, 16, 192, 12, 3, 1000
 GOALS = {"eager": 1.6, "compiled": 1.0}
@@ -48,24 +47,7 @@ def jaxformer_step() -> Callable[[], None]:
     from jaxformer import host
 
     host.keep_freed_memory()  # As the command line does, before jax starts its threads.
-    import jax
-
-    from jaxformer.sharding import batch_sharding, make_mesh
-    from jaxformer.state import abstract_state, init_state
-    from jaxformer.training import compile_step
-
-    experiment = vit_experiment()
-    mesh = make_mesh(experiment.mesh)
-    state = init_state(experiment, abstract_state(experiment, mesh))
-    batch = jax.device_put(random_batch(), batch_sharding(mesh))
-    compiled = compile_step(experiment, mesh)
-
-    def step():
-        nonlocal state
-        state, means = compiled(state, batch)
-        jax.block_until_ready((state, means))
-
-    return step
+    return training_step(vit_experiment(), random_batch())
 
 
 def torch_step(compiled: bool) -> Callable[[], None]:
@@ -92,14 +74,6 @@ def torch_step(compiled: bool) -> Callable[[], None]:
     return step
 
 
-def torch_eager() -> Callable[[], None]:
-    return torch_step(compiled=False)
-
-
-def torch_compiled() -> Callable[[], None]:
-    return torch_step(compiled=True)
-
-
 def random_batch() -> dict[str, np.ndarray]:
     """The images that both sides train on."""
     rng = np.random.default_rng(0)
@@ -121,16 +95,6 @@ def products() -> float:
     return 3.0 * ROWS * (blocks + 2 * WIDTH * CLASSES) + 2.0 * ROWS * patches
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--turns", type=int, default=15, help="timed steps of each side")
-    parser.add_argument("--no_compile", action="store_true", help="leave torch.compile out")
-    options = parser.parse_args()
-    sides = {"jaxformer": jaxformer_step, "eager": torch_eager}
-    if not options.no_compile:
-        sides["compiled"] = torch_compiled
-    return conclude(compare("vit_step", take_turns(sides, options.turns), GOALS, ROWS * TOKENS, products()))
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sides = jaxformer_step, torch_step
+    sys.exit(compare_with_torch("vit_step", __doc__, *sides, GOALS, ROWS * TOKENS, products(), turns=15))
