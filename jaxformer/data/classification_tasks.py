@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import numbers
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -100,11 +100,7 @@ class Classify(Task):
     def check_source(self, documents: Sequence[Mapping[str, Any]], name: str) -> None:
         if self.kind != "one":
             return
-        spread = np.linspace(0, len(documents) - 1, min(len(documents), LOOKED_AT)).astype(int)
-        found = {self._number(documents[index]) for index in spread}
-        if len(found) == 1:
-            [number] = found
-            raise InputError(f"{name}: one class only: every label is {self.labels[number]!r}; give other examples too")
+        check_classes(map(self._number, spread(documents, LOOKED_AT)), self.labels, name)
 
     def encode(self, example: dict[str, Any], tokenizer: Tokenizer) -> Labelled:
         texts = [files.text(example, self.text, "task.text")]
@@ -152,10 +148,21 @@ class Classify(Task):
         return number_of(self._value(example), self.labels)
 
     def _value(self, example: Mapping[str, Any]) -> Any:
-        if self.label not in example:
-            there = ", ".join(map(repr, example))
-            raise InputError(f"an example has no column {self.label!r}; it has {there}: set task.label")
-        return example[self.label]
+        return files.value(example, self.label, "task.label")
+
+
+def spread(documents: Sequence[Any], count: int) -> Iterator[Any]:
+    """As many of the documents, all where there are fewer, from the first to the last."""
+    for index in np.linspace(0, len(documents) - 1, min(len(documents), count)).astype(int):
+        yield documents[int(index)]
+
+
+def check_classes(numbers: Iterable[int], labels: Sequence[str], name: str) -> None:
+    """Raises InputError where the examples of the source `name` all have one label, given by its number."""
+    found = set(numbers)
+    if len(found) == 1:
+        [number] = found
+        raise InputError(f"{name}: one class only: every label is {labels[number]!r}; give other examples too")
 
 
 def number_of(label: Any, labels: Sequence[str]) -> int:

@@ -9,7 +9,7 @@ import mmap
 import os
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from jaxformer.errors import InputError
@@ -228,6 +228,14 @@ def text(example: dict[str, Any], column: str | None = None, field: str = "task.
     """
     value = _column(example, column, f"{field} to one that holds text")
     return (value if isinstance(value, str) else "\n".join(value)).strip()
+
+
+def value(example: Mapping[str, Any], column: str, field: str) -> Any:
+    """What an example has in a column that `field` names; InputError where it has none such."""
+    if column not in example:
+        there = ", ".join(map(repr, example))
+        raise InputError(f"an example has no column {column!r}; it has {there}: set {field}")
+    return example[column]
 
 
 def _column(example: dict[str, Any], column: str | None, advice: str) -> str | Sequence[str]:

@@ -11,9 +11,9 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from jaxformer.data import augmentations, images
+from jaxformer.data import augmentations, files, images
 from jaxformer.data.augmentations import Augmentation, Resample, cutmix, mixup, pixels
-from jaxformer.data.classification_tasks import number_of
+from jaxformer.data.classification_tasks import check_classes, number_of, spread
 from jaxformer.data.tasks import Example, Feature, Task
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import InputError
@@ -108,11 +108,9 @@ class ImageTask(Task):
         return found
 
     def encode(self, example: Mapping[str, Any], tokenizer: Tokenizer | None) -> Picture:
-        if self.image not in example:
-            there = ", ".join(map(repr, example))
-            raise InputError(f"an example has no column {self.image!r}; it has {there}: set task.image")
+        image = files.value(example, self.image, "task.image")
         try:
-            picture = images.read_picture(example[self.image], self.channels, "an image of the source")
+            picture = images.read_picture(image, self.channels, "an image of the source")
         except images.Undecodable as error:
             if self.strict:
                 raise InputError(f"{error}; without task.strict it would be skipped") from error
@@ -174,12 +172,8 @@ class LabelledImages(ImageTask):
     def check_source(self, documents: Sequence[Mapping[str, Any]], name: str) -> None:
         found = getattr(documents, "labels", None)  # A folder for each class knows without looking.
         if found is None:
-            spread = np.linspace(0, len(documents) - 1, min(len(documents), LOOKED_AT)).astype(int)
-            found = (documents[int(index)].get(self.label) for index in spread)
-        numbers = {self._number(label) for label in found}
-        if len(numbers) == 1:
-            [number] = numbers
-            raise InputError(f"{name}: one class only: every label is {self.labels[number]!r}; give other examples too")
+            found = (document.get(self.label) for document in spread(documents, LOOKED_AT))
+        check_classes(map(self._number, found), self.labels, name)
 
     def examples(
         self,
@@ -212,10 +206,7 @@ class LabelledImages(ImageTask):
         return image, other.label, share
 
     def _label(self, example: Mapping[str, Any]) -> int:
-        if self.label not in example:
-            there = ", ".join(map(repr, example))
-            raise InputError(f"an example has no column {self.label!r}; it has {there}: set task.label")
-        return self._number(example[self.label])
+        return self._number(files.value(example, self.label, "task.label"))
 
     def _number(self, label: Any) -> int:
         try:

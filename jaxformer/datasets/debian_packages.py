@@ -4,16 +4,36 @@ import glob
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 
 from jaxformer.errors import InputError
 
 _CONFIG = """
+#clear Acquire::Languages;
+Acquire::Languages {{ {languages} }};
+Acquire::GzipIndexes "false";
 APT::Sandbox::User "";
 APT::Update::Post-Invoke {{ }};
-Acquire::Languages "none";
 Dir::State::lists "{folder}/lists";
 Dir::Cache "{folder}/cache";
 """
+
+
+def apt_config(folder: str, languages: Sequence[str] = ("none",)) -> str:
+    """The path of a configuration with which apt has lists and a cache of its own in `folder`, made there.
+
+    It needs no special rights and changes nothing in the system.
+
+    Args:
+        folder: where all of it is.
+        languages: of the descriptions to fetch.
+    """
+    for name in ("lists/partial", "cache/archives/partial"):
+        os.makedirs(os.path.join(folder, name), exist_ok=True)
+    path = os.path.join(folder, "apt.conf")
+    with open(path, "w") as file:
+        file.write(_CONFIG.format(languages=" ".join(f'"{code}";' for code in languages), folder=folder))
+    return path
 
 
 def package_file(name: str, member: str, folder: str) -> str:
@@ -57,11 +77,7 @@ def package_file(name: str, member: str, folder: str) -> str:
 def _archive(name: str, folder: str) -> str:
     pattern = os.path.join(folder, f"{name}_*.deb")
     if not glob.glob(pattern):
-        for part in ("lists/partial", "cache/archives/partial"):
-            os.makedirs(os.path.join(folder, part), exist_ok=True)
-        config = os.path.join(folder, "apt.conf")
-        with open(config, "w") as file:
-            file.write(_CONFIG.format(folder=folder))
+        config = apt_config(folder)
         _run(["apt-get", "update", "-q", "-c", config], folder)
         _run(["apt-get", "download", "-q", "-c", config, name], folder)
     return glob.glob(pattern)[0]

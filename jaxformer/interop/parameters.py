@@ -98,9 +98,14 @@ def written(slots: Sequence[Slot], arrays: Mapping[str, Any], dtype: np.dtype) -
         for ours, theirs in zip(parts, slot.to_ours(tensor), strict=True):
             with np.errstate(over="ignore"):
                 copy_into(theirs, ours)
-        if dtype == np.float16 and not np.isfinite(tensor).all():
-            raise InputError(f"--dtype float16: {slot.name} has numbers beyond 65,504; expected bfloat16 or float32")
+        check_range(tensor, slot.name)
         yield tensor
+
+
+def check_range(array: np.ndarray, name: str) -> None:
+    """Raises InputError where numbers were too large for the float16 that they were made."""
+    if array.dtype == np.float16 and not np.isfinite(array).all():
+        raise InputError(f"--dtype float16: {name} has numbers beyond 65,504; expected bfloat16 or float32")
 
 
 def copy_into(target: np.ndarray, source: np.ndarray) -> None:

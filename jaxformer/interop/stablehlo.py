@@ -78,7 +78,7 @@ def export_stablehlo(run: Run | str | os.PathLike, out: str | os.PathLike, dtype
     run = run if isinstance(run, Run) else runs.open_run(run)
     with new_folder(out) as folder:
         arrays = parameters.flat(jax.device_get(run.params))
-        params = {path: _stored(array, FLOATS[dtype]) for path, array in arrays.items()}
+        params = {path: _stored(path, array, FLOATS[dtype]) for path, array in arrays.items()}
         exported = forward_pass(run.model, params, dtype)
         (folder / PROGRAM).write_bytes(exported.serialize())
         np.savez(folder / WEIGHTS, **params)
@@ -148,16 +148,15 @@ def _has(output: Any, name: str) -> bool:
     return name != "logits" or getattr(output, "decoder", output) is not None
 
 
-def _stored(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """The array as `params.npz` holds it.
+def _stored(path: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """The parameter of that path as `params.npz` holds it.
 
     Raises:
       InputError: a number does not fit the type.
     """
     with np.errstate(over="ignore"):
         array = np.asarray(array).astype(dtype)
-    if dtype == np.float16 and not np.isfinite(array).all():
-        raise InputError("--dtype float16: a parameter has numbers beyond 65,504; expected bfloat16 or float32")
+    parameters.check_range(array, path)
     return array.view(np.uint16) if dtype == BFLOAT16 else array
 
 

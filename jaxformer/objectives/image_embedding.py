@@ -12,7 +12,7 @@ import numpy as np
 from jaxformer.data.image_tasks import Prepared
 from jaxformer.errors import InputError
 from jaxformer.models.vit import Vit
-from jaxformer.objectives.sentence_embedding import Embedded
+from jaxformer.objectives.sentence_embedding import Embedded, with_cosines
 
 ROWS = 32
 """Images at a time."""
@@ -51,15 +51,7 @@ class ImageEmbedding:
         """The vector of each image, with the cosines to the others."""
         parts = [np.stack([image.pixels for image in images[i : i + ROWS]]) for i in range(0, len(images), ROWS)]
         vectors = np.concatenate([np.asarray(_vectors(model, params, part)) for part in parts])
-        cosines = vectors @ vectors.T
-        return [
-            Embedded(
-                image.path,
-                vectors[row],
-                tuple((other.path, float(cosines[row, at])) for at, other in enumerate(images) if at != row),
-            )
-            for row, image in enumerate(images)
-        ]
+        return with_cosines([image.path for image in images], vectors)
 
     def _refuse(self) -> NoReturn:
         raise InputError("objective=ImageEmbedding: predicts only; expected one that trains: ImageClassification")

@@ -12,11 +12,12 @@ from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import InputError
 from jaxformer.models.bert import Bert
 from jaxformer.models.classifier import Classifier
+from jaxformer.objectives.padding import padded
 
 INPUTS = ("tokens", "segments", "positions", "token_types", "cls_positions")
 """The part of a batch that a classifier takes."""
-ROWS, BUCKET, SHOWN = 32, 32, 4
-"""Texts at a time; lengths are multiples of the bucket, so that few programs are compiled; texts of a demonstration."""
+SHOWN = 4
+"""Texts of a demonstration."""
 PAIR = "\t"
 """What stands between the two texts of a pair that is given as one."""
 
@@ -46,17 +47,9 @@ def text_logits(model: Classifier, params, tokenizer: Tokenizer, texts: Sequence
         second = parts[1] if len(parts) > 1 else None
         rows.append(lay_out(parts[0], second, tokenizer, model.positions, form_of(model)))
     logits = np.zeros((len(rows), len(model.labels)), np.float32)
-    order = sorted(range(len(rows)), key=lambda row: len(rows[row][0]))  # Rows of like lengths need little padding.
-    for start in range(0, len(order), ROWS):
-        part = order[start : start + ROWS]
-        length = min(model.positions, -(-len(rows[part[-1]][0]) // BUCKET) * BUCKET)
-        batch = {name: np.zeros((len(part), length), np.int32) for name in ("tokens", "segments", "token_types")}
-        batch["tokens"][:] = tokenizer.pad_id
-        for index, row in enumerate(part):
-            tokens, token_types = rows[row]
-            batch["tokens"][index, : len(tokens)], batch["segments"][index, : len(tokens)] = tokens, 1
-            batch["token_types"][index, : len(tokens)] = token_types
-        logits[part] = _logits(model, params, batch)[:, 0]
+    tokens, token_types = ([row[part] for row in rows] for part in (0, 1))
+    for places, batch in padded(tokens, tokenizer.pad_id, model.positions, token_types):
+        logits[places] = _logits(model, params, batch)[: len(places), 0]
     return logits
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxformer import fields
+from jaxformer.data import layouts
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import InputError
 from jaxformer.layers.transformer import take
@@ -44,6 +45,20 @@ class Embedded:
         return "\n".join([self.text, *(f"  {cosine:6.3f}  {other}" for other, cosine in self.cosines)])
 
 
+def with_cosines(names: Sequence[str], vectors: np.ndarray) -> list[Embedded]:
+    """Each vector of [n, d] with its name, and with the cosines between it and the others."""
+    lengths = np.linalg.norm(vectors, axis=-1)
+    cosines = vectors @ vectors.T / np.maximum(np.outer(lengths, lengths), np.finfo(np.float32).tiny)
+    return [
+        Embedded(
+            name,
+            vectors[row],
+            tuple((other, float(cosines[row, at])) for at, other in enumerate(names) if at != row),
+        )
+        for row, name in enumerate(names)
+    ]
+
+
 @dataclasses.dataclass(frozen=True)
 class SentenceEmbedding:
     """One vector a text, near to those of texts that mean the same."""
@@ -54,7 +69,6 @@ class SentenceEmbedding:
     """Whether vectors have length 1."""
     longest: int | None = None
     """Tokens of a text that are read, at most; None: as many as the model has positions."""
-
     temperature: float = 0.05
     """What cosines are divided by in training; the lower, the more the nearest wrong texts count."""
 
@@ -132,25 +146,13 @@ class SentenceEmbedding:
 
     def predict(self, model: Bert, params, tokenizer: Tokenizer, texts: Sequence[str]) -> list[Embedded]:
         """The vector of each text, with the cosines to the others; what is too long loses its end."""
-        vectors = self.embed(model, params, tokenizer, texts)
-        lengths = np.linalg.norm(vectors, axis=-1)
-        cosines = vectors @ vectors.T / np.maximum(np.outer(lengths, lengths), np.finfo(np.float32).tiny)
-        return [
-            Embedded(
-                text,
-                vectors[row],
-                tuple((other, float(cosines[row, at])) for at, other in enumerate(texts) if at != row),
-            )
-            for row, text in enumerate(texts)
-        ]
+        return with_cosines(texts, self.embed(model, params, tokenizer, texts))
 
     def embed(self, model: Bert, params, tokenizer: Tokenizer, texts: Sequence[str]) -> np.ndarray:
         """The vectors of the texts, float32 [n, d]."""
         longest = min(self.longest or model.positions, model.positions)
-        rows = [
-            np.array([tokenizer.cls_id, *tokens[: longest - 2], tokenizer.sep_id], np.int32)
-            for tokens in tokenizer.encode_batch(texts)
-        ]
+        encoded = tokenizer.encode_batch(texts)
+        rows = [layouts.between_marks(tokens[: longest - 2], tokenizer) for tokens in encoded]
         vectors = np.zeros((len(rows), model.transformer.width), np.float32)
         for places, batch in padded(rows, tokenizer.pad_id, model.positions):
             vectors[places] = _vectors(model, self, params, **batch)[: len(places)]

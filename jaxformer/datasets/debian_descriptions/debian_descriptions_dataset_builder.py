@@ -12,6 +12,7 @@ from typing import ClassVar
 
 import tensorflow_datasets as tfds
 
+from jaxformer.datasets.debian_packages import apt_config
 from jaxformer.errors import InputError
 
 _DESCRIPTION = """
@@ -38,15 +39,6 @@ TOPICS = (
 )
 """The sections of `topics`."""
 _LANGUAGES = {"de": "German", "fr": "French"}
-_CONFIG = """
-#clear Acquire::Languages;
-Acquire::Languages {{ {languages} }};
-Acquire::GzipIndexes "false";
-APT::Sandbox::User "";
-APT::Update::Post-Invoke {{ }};
-Dir::State::lists "{folder}/lists";
-Dir::Cache "{folder}/cache";
-"""
 _HELD_OUT = 2  # of every hundred source packages, in validation and again in test
 _TOPICS_HELD_OUT = 10
 
@@ -126,13 +118,7 @@ def _fetch(folder: str) -> str:
             "debian_descriptions: needs apt-get, which this machine lacks; prepare the data set on a Debian or Ubuntu "
             "and give the path of its folder"
         )
-    for name in ("lists/partial", "cache/archives/partial"):
-        os.makedirs(os.path.join(folder, name), exist_ok=True)
-    path = os.path.join(folder, "apt.conf")
-    languages = " ".join(f'"{code}";' for code in ("en", *_LANGUAGES))
-    with open(path, "w") as file:
-        file.write(_CONFIG.format(languages=languages, folder=folder))
-    command = ["apt-get", "update", "-q", "-c", path]
+    command = ["apt-get", "update", "-q", "-c", apt_config(folder, ("en", *_LANGUAGES))]
     result = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"LC_ALL": "C"})
     missing = [code for code in ("en", *_LANGUAGES) if not glob.glob(os.path.join(lists, f"*Translation-{code}"))]
     if missing:
