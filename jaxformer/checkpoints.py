@@ -10,18 +10,23 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
+from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint import checkpoint_managers as policies
 
 from jaxformer.config import Checkpoint
+from jaxformer.errors import InputError
 
 Tree = Any
+AT_ONCE = 1 << 28
+"""Bytes of arrays that are read at the same time, unless one has more: each is in memory three times meanwhile."""
 
 
 class Checkpoints:
     """The checkpoints in one folder, each of several named trees of arrays.
 
-    A save is atomic: a process killed while it writes leaves the checkpoint before it as the latest.
+    A save is atomic: a process killed while it writes leaves the checkpoint before it as the latest. Nothing is
+    compressed: numbers of a trained model hardly become smaller, and compressing takes longer than writing.
     """
 
     def __init__(self, folder: Path, settings: Checkpoint | None = None):
@@ -34,7 +39,7 @@ class Checkpoints:
                 read_only=reading,
                 cleanup_tmp_directories=not reading,
             )
-            self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+            self._manager = ocp.CheckpointManager(folder.absolute(), options=options, handler_registry=_registry())
 
     @property
     def latest(self) -> int | None:
@@ -61,7 +66,7 @@ class Checkpoints:
         """
         if step in self._manager.all_steps():
             return
-        items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items() if tree is not None}
+        items = {name: ocp.args.PyTreeSave(tree) for name, tree in trees.items() if tree is not None}
         with _errors_only():  # It warns where there are no metrics.
             self._manager.save(step, args=ocp.args.Composite(**items), metrics=dict(metrics or {}) or None)
 
@@ -71,11 +76,13 @@ class Checkpoints:
         Args:
           abstract: jax.ShapeDtypeStruct with shardings, by name; None is left out.
           step: which checkpoint.
+
+        Raises:
+          InputError: it has other arrays, or of other shapes, or of types that would be rounded.
         """
-        items = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items() if tree is not None}
         step = self.latest if step is None else step
-        restored = self._manager.restore(step, args=ocp.args.Composite(**items))
-        return {name: restored[name] if name in items else None for name in abstract}
+        folder = self._manager.directory / str(step)
+        return {name: None if tree is None else _restored(folder / name, tree) for name, tree in abstract.items()}
 
     def wait(self) -> None:
         """Returns when all saves are on disk; raises the error that one of them met."""
@@ -106,6 +113,74 @@ def _preserved(settings: Checkpoint) -> policies.PreservationPolicy:
         keep_checkpoints_without_metrics=False,
     )
     return policies.AnyPreservationPolicy([latest, best])
+
+
+def _registry() -> ocp.handlers.CheckpointHandlerRegistry:
+    """Trees under any name, written without compression."""
+    registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+    registry.add(None, ocp.args.PyTreeSave, ocp.PyTreeCheckpointHandler(use_compression=False))
+    return registry
+
+
+def _restored(folder: epath.Path, abstract: Tree) -> Tree:
+    """The tree in a folder, its large arrays one after the other; compressed or not."""
+    if not folder.is_dir():
+        raise InputError(f"{folder.parent}: the checkpoint has no {folder.name}")
+    reader = ocp.PyTreeCheckpointHandler()
+    arguments = _restore_arguments(folder, reader.metadata(folder).tree, abstract)
+    leaves, structure = jax.tree.flatten(abstract)
+    arrays = [ocp.PLACEHOLDER] * len(leaves)
+    for part in _parts(leaves):
+        asked = structure.unflatten(leaf if place in part else ocp.PLACEHOLDER for place, leaf in enumerate(leaves))
+        read = reader.restore(folder, args=ocp.args.PyTreeRestore(asked, restore_args=arguments))
+        arrays = [
+            old if new is ocp.PLACEHOLDER else new for old, new in zip(arrays, jax.tree.leaves(read), strict=True)
+        ]
+        jax.block_until_ready([arrays[place] for place in part])
+    return structure.unflatten(arrays)
+
+
+def _parts(leaves: list[jax.ShapeDtypeStruct]) -> Iterator[set[int]]:
+    """Which arrays are read at the same time: as many as have `AT_ONCE` bytes together, or one that has more.
+
+    The largest come first: the others find room where what was needed to read these has been given back.
+    """
+    sizes = [math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves]
+    part, used = set(), 0
+    for place in sorted(range(len(leaves)), key=lambda place: -sizes[place]):
+        if part and used + sizes[place] > AT_ONCE:
+            yield part
+            part, used = set(), 0
+        part, used = part | {place}, used + sizes[place]
+    if part:
+        yield part
+
+
+def _restore_arguments(folder: epath.Path, stored: Tree, abstract: Tree) -> Tree:
+    """How each array is to be read; raises InputError where the stored ones are not those asked for.
+
+    Of themselves, Orbax would round to another type without a word. A type is named to it only where the numbers become
+    wider: then it keeps each array until the next garbage collection.
+    """
+    stored, wanted = ocp.tree.to_flat_dict(stored), ocp.tree.to_flat_dict(abstract)
+    for path in sorted(stored.keys() ^ wanted.keys(), key=str):
+        name, has = "/".join(map(str, (folder.name, *path))), "has no" if path in wanted else "also has"
+        raise InputError(f"{folder.parent}: the checkpoint {has} {name}; it is of another model or optimizer")
+    for path, leaf in wanted.items():
+        found = stored[path]
+        if tuple(found.shape) != leaf.shape or not np.can_cast(found.dtype, leaf.dtype):
+            name = "/".join(map(str, (folder.name, *path)))
+            ours, theirs = (f"{array.dtype} {list(array.shape)}" for array in (leaf, found))
+            raise InputError(f"{folder.parent}: {name} is {theirs} in the checkpoint; expected {ours}")
+    arguments = {
+        path: ocp.ArrayRestoreArgs(
+            sharding=leaf.sharding,
+            global_shape=leaf.shape,
+            dtype=None if stored[path].dtype == leaf.dtype else leaf.dtype,
+        )
+        for path, leaf in wanted.items()
+    }
+    return ocp.tree.from_flat_dict(arguments, target=abstract)
 
 
 @contextlib.contextmanager

@@ -3,12 +3,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxformer import sharding
+from jaxformer import checkpoints, sharding
 from jaxformer.checkpoints import Checkpoints, replicated
 from jaxformer.config import Checkpoint
+from jaxformer.errors import InputError
 from jaxformer.sharding import Mesh
 
 
@@ -53,6 +55,77 @@ def test_a_checkpoint_gives_back_every_bit_and_leaves_out_none(trees, tmp_path):
     for ours, theirs in zip(jax.tree.leaves(restored), jax.tree.leaves(trees(1)), strict=True):
         np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
         assert (ours.dtype, ours.sharding) == (theirs.dtype, theirs.sharding)
+
+
+def test_arrays_are_read_in_parts_where_there_are_many(trees, tmp_path, monkeypatch):
+    save_all(tmp_path, Checkpoint(), trees, [None])
+    monkeypatch.setattr(checkpoints, "AT_ONCE", 4)
+    restored = Checkpoints(tmp_path).restore(abstract(trees(1)))
+    jax.tree.map(np.testing.assert_array_equal, restored, trees(1))
+
+
+def bytes_in(folder):
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def test_nothing_is_compressed_and_what_once_was_is_read(mesh, tmp_path):
+    zeros = {"params": {"zeros": jax.device_put(jnp.zeros(100_000), NamedSharding(mesh, PartitionSpec()))}}
+    save_all(tmp_path / "new", Checkpoint(), lambda _: zeros, [None])
+    assert bytes_in(tmp_path / "new") > 400_000
+    with ocp.CheckpointManager(tmp_path / "old") as old:
+        old.save(1, args=ocp.args.Composite(params=ocp.args.StandardSave(zeros["params"])))
+    assert bytes_in(tmp_path / "old") < 40_000
+    for folder in ("new", "old"):
+        restored = Checkpoints(tmp_path / folder).restore(abstract(zeros))
+        np.testing.assert_array_equal(restored["params"]["zeros"], np.zeros(100_000))
+
+
+def test_a_checkpoint_of_the_time_of_compression_is_read(trees, tmp_path):
+    saved = {name: ocp.args.StandardSave(tree) for name, tree in trees(1).items() if tree is not None}
+    with ocp.CheckpointManager(tmp_path) as old:
+        old.save(1, args=ocp.args.Composite(**saved))
+    restored = Checkpoints(tmp_path).restore(abstract(trees(1)))
+    jax.tree.map(np.testing.assert_array_equal, restored, trees(1))
+
+
+@pytest.mark.parametrize(
+    "wanted, said",
+    [
+        (
+            {"kernel": ((4, 8), jnp.float32)},
+            "params/kernel is float32 [8, 4] in the checkpoint; expected float32 [4, 8]",
+        ),
+        (
+            {"kernel": ((8, 4), jnp.bfloat16)},
+            "params/kernel is float32 [8, 4] in the checkpoint; expected bfloat16 [8, 4]",
+        ),
+        ({"kernel": ((8, 4), jnp.int32)}, "expected int32 [8, 4]"),
+        ({"kernel": ((8, 4), jnp.float32), "bias": ((4,), jnp.float32)}, "the checkpoint has no params/bias"),
+        ({"weights": {"kernel": ((8, 4), jnp.float32)}}, "the checkpoint also has params/kernel"),
+    ],
+)
+def test_what_is_not_what_was_asked_for_is_refused_in_a_line(wanted, said, trees, mesh, tmp_path):
+    save_all(tmp_path, Checkpoint(), trees, [None])
+    tree = jax.tree.map(lambda leaf: replicated(*leaf, mesh), wanted, is_leaf=lambda leaf: isinstance(leaf, tuple))
+    with pytest.raises(InputError) as caught:
+        Checkpoints(tmp_path).restore({"params": tree})
+    assert said in str(caught.value) and str(tmp_path / "1") in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_tree_that_was_not_saved_is_refused_in_a_line(trees, mesh, tmp_path):
+    save_all(tmp_path, Checkpoint(), trees, [None])
+    with pytest.raises(InputError, match=r"the checkpoint has no average$"):
+        Checkpoints(tmp_path).restore({"average": {"kernel": replicated((8, 4), jnp.float32, mesh)}})
+
+
+def test_numbers_may_become_wider(mesh, tmp_path):
+    kept = jax.device_put(jnp.arange(8, dtype=jnp.bfloat16) / 7, NamedSharding(mesh, PartitionSpec()))
+    with Checkpoints(tmp_path, Checkpoint()) as saved:
+        saved.save(1, {"params": {"scale": kept}}, None)
+        saved.wait()
+    restored = Checkpoints(tmp_path).restore({"params": {"scale": replicated((8,), jnp.float32, mesh)}})
+    assert restored["params"]["scale"].dtype == jnp.float32
+    np.testing.assert_array_equal(restored["params"]["scale"], np.asarray(kept, np.float32))
 
 
 def test_one_tree_is_read_alone_and_onto_another_mesh(trees, tmp_path):
