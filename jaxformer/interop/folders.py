@@ -13,7 +13,7 @@ from jaxformer.errors import InputError
 from jaxformer.interop.flax_msgpack import open_flax
 from jaxformer.interop.pytorch import open_pytorch
 from jaxformer.interop.safetensors import open_safetensors, size_of, write_safetensors
-from jaxformer.interop.stored import Stored
+from jaxformer.interop.stored import Stored, ahead
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 READERS = {
@@ -153,6 +153,7 @@ def write_weights(path: Path, tensors: Mapping[str, tuple], arrays: Iterator, sh
       arrays: the tensors in that order, made when they are asked for.
       shard: bytes of a file, at most.
     """
+    arrays = ahead(arrays)
     parts: list[dict[str, tuple]] = [{}]
     used = 0
     for name, (dtype, shape) in tensors.items():

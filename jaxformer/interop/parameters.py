@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxformer.errors import InputError
-from jaxformer.interop.stored import FLOATS, Stored
+from jaxformer.interop.stored import FLOATS, Stored, ahead
 from jaxformer.interop.table import Slot, Sources, Table, match
 from jaxformer.models.encoder_decoder import EncoderDecoder
 
@@ -69,8 +69,9 @@ def read(
     waiting = collections.Counter(path for slot in sources.slots for path in slot.paths)
     arrays: dict[str, np.ndarray] = {}
     done: dict[str, jax.Array] = {}
-    for slot, name in zip(sources.slots, sources.names, strict=True):
-        for path, part in zip(slot.paths, slot.to_ours(stored[name].read()), strict=True):
+    tensors = ahead(stored[name].read() for name in sources.names)
+    for slot, tensor in zip(sources.slots, tensors, strict=True):
+        for path, part in zip(slot.paths, slot.to_ours(tensor), strict=True):
             if path not in arrays:
                 arrays[path] = _aligned(shapes[path], dtype)
             copy_into(arrays[path][... if slot.layer is None else slot.layer], part)
@@ -110,7 +111,8 @@ def check_range(array: np.ndarray, name: str) -> None:
 
 def copy_into(target: np.ndarray, source: np.ndarray) -> None:
     """`target[...] = source`, in strips where the two have their axes in another order in memory."""
-    target, source = _merged(target, source)
+    axes = sorted(range(target.ndim), key=lambda axis: -target.strides[axis])  # Memory is best written in its order.
+    target, source = _merged(target.transpose(axes), source.transpose(axes))
     if target.ndim < 2 or (target.strides[-2] > target.strides[-1]) == (source.strides[-2] > source.strides[-1]):
         target[...] = source
         return

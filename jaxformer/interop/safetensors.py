@@ -7,6 +7,7 @@ once.
 import json
 import os
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -77,12 +78,17 @@ def write_safetensors(path: Path, tensors: Mapping[str, tuple[np.dtype, tuple[in
         header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
+    with path.open("wb") as file, ThreadPoolExecutor(1) as other:
+        flushing = other.submit(lambda: None)
         file.write(len(text).to_bytes(8, "little") + text)
         for (name, (dtype, shape)), array in zip(tensors.items(), arrays, strict=True):
             if (array.dtype, array.shape) != (dtype, tuple(shape)):
                 raise ValueError(f"{name}: {array.dtype} {array.shape}, announced as {dtype} {shape}")
             file.write(memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8)))
+            if flushing.done():  # The disk begins while there is more to come.
+                flushing.result()
+                flushing = other.submit(os.fdatasync, file.fileno())
+        flushing.result()
         file.flush()
         os.fsync(file.fileno())
 

@@ -1,15 +1,17 @@
 """Tensors in a file, of any format: described at once, read one by one."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import ml_dtypes
 import numpy as np
 
 from jaxformer.errors import InputError
 
+Item = TypeVar("Item")
 DType = Literal["float32", "bfloat16", "float16"]
 """A type of parameters in a folder."""
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -40,3 +42,12 @@ def read_block(path: Path, offset: int, dtype: np.dtype, shape: tuple[int, ...])
     if len(array) != count:
         raise InputError(f"{path}: ends before byte {offset + count * dtype.itemsize:,}")
     return array.reshape(shape)
+
+
+def ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """The same items, each made by another thread while the one before it is used."""
+    with ThreadPoolExecutor(1) as other:
+        following = other.submit(next, items, None)
+        while (item := following.result()) is not None:
+            following = other.submit(next, items, None)
+            yield item
