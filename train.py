@@ -5,4 +5,4 @@ import sys
 from jaxformer import cli
 
 if __name__ == "__main__":
-    sys.exit(cli.main(["train", *sys.argv[1:]]))
+    cli.command(["train", *sys.argv[1:]])

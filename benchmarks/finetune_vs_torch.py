@@ -11,15 +11,14 @@ training with reading and compiling, without evaluation.
 
 import argparse
 import functools
-import multiprocessing
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
-from turns import conclude
+from turns import OURS, alone, conclude
 
 CONFIG = Path(__file__).parent.parent / "configs" / "sentiment.py"
 GOALS = {"accuracy_difference": -0.01, "time": 1.0}
@@ -137,24 +136,18 @@ def classify(model, batch: Mapping[str, np.ndarray]):
     return logits, torch.from_numpy(batch["targets"][batch["weights"] > 0]).long()
 
 
-def alone(function: Callable, *arguments):
-    """What a function of this file gives in a process of its own."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, arguments)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", default="0,1,2", help="of the head, the data's order and dropout")
     parser.add_argument("--steps", type=int, default=300, help="of each training")
     options = parser.parse_args()
-    sides = {"jaxformer": train_ours, "torch": train_theirs}
+    sides = {OURS: train_ours, "torch": train_theirs}
     found = {name: [] for name in sides}
     with tempfile.TemporaryDirectory() as folder:
-        alone(prepare, Path(folder))
+        alone(OURS, prepare, Path(folder))
         for seed in map(int, options.seeds.split(",")):
             for name, train in sides.items():
-                seconds, accuracy = alone(train, Path(folder), options.steps, seed)
+                seconds, accuracy = alone(name, train, Path(folder), options.steps, seed)
                 found[name].append((seconds, accuracy))
                 print(f"{name:10} seed {seed}   {seconds:7.1f} s   accuracy {accuracy:.4f}", flush=True)
     (seconds, accuracy), (their_seconds, their_accuracy) = (np.mean(results, axis=0) for results in found.values())

@@ -11,15 +11,14 @@ own, one after the other. Times are of training with reading and compiling, with
 
 import argparse
 import functools
-import multiprocessing
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from turns import conclude
+from turns import OURS, alone, conclude
 
 CONFIG = Path(__file__).parent.parent / "configs" / "translation_quickstart.py"
 GOALS = {"bleu_difference": -0.5, "time": 1.0}
@@ -225,25 +224,19 @@ def write_theirs(model, decoding, prompts: list[np.ndarray]) -> list[np.ndarray]
     return outputs
 
 
-def alone(function: Callable, *arguments):
-    """What a function of this file gives in a process of its own."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, arguments)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", default="0,1", help="of the first weights, the data's order and dropout")
     parser.add_argument("--steps", type=int, help="of each training; the quickstart's own by default")
     options = parser.parse_args()
     seeds = list(map(int, options.seeds.split(",")))
-    sides = {"jaxformer": train_ours, "torch": train_theirs}
+    sides = {OURS: train_ours, "torch": train_theirs}
     found = {name: [] for name in sides}
     with tempfile.TemporaryDirectory() as folder:
-        steps, references = alone(prepare, Path(folder), options.steps, seeds)
+        steps, references = alone(OURS, prepare, Path(folder), options.steps, seeds)
         for seed in seeds:
             for name, train in sides.items():
-                seconds, outputs = alone(train, Path(folder), steps, seed)
+                seconds, outputs = alone(name, train, Path(folder), steps, seed)
                 bleu, chrf = scores(outputs, references)
                 found[name].append((seconds, bleu))
                 print(f"{name:10} seed {seed}   {seconds:7.1f} s   BLEU {bleu:5.2f}   chrF {chrf:5.2f}", flush=True)

@@ -1,15 +1,18 @@
 """What the benchmarks that compare two programs share: each side in a process of its own, in turns."""
 
 import argparse
+import contextlib
 import functools
 import json
 import multiprocessing
 import os
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 Step = Callable[[], object]
+OURS = "jaxformer"
+"""The name of our side."""
 
 
 def take_turns(sides: Mapping[str, Callable[[], Step]], turns: int) -> dict[str, float]:
@@ -24,7 +27,8 @@ def take_turns(sides: Mapping[str, Callable[[], Step]], turns: int) -> dict[str,
     spawn, pipes, seconds = multiprocessing.get_context("spawn"), {}, {name: [] for name in sides}
     for name, make in sides.items():
         pipes[name], theirs = spawn.Pipe()
-        spawn.Process(target=_serve, args=(make, theirs), daemon=True).start()
+        with as_command_line() if name == OURS else contextlib.nullcontext():
+            spawn.Process(target=_serve, args=(make, theirs), daemon=True).start()
         theirs.close()  # So that a side that dies ends the wait for it.
         pipes[name].recv()
     for _ in range(turns):
@@ -34,6 +38,28 @@ def take_turns(sides: Mapping[str, Callable[[], Step]], turns: int) -> dict[str,
     for pipe in pipes.values():
         pipe.send(False)
     return {name: statistics.median(times) for name, times in seconds.items()}
+
+
+@contextlib.contextmanager
+def as_command_line() -> Iterator[None]:
+    """What begins in it has the C library's settings with which our command line begins: see `jaxformer.host`."""
+    from jaxformer import host
+
+    before = os.environ.get("GLIBC_TUNABLES")
+    os.environ["GLIBC_TUNABLES"] = host.HUGE_PAGES
+    try:
+        yield
+    finally:
+        del os.environ["GLIBC_TUNABLES"]
+        if before is not None:
+            os.environ["GLIBC_TUNABLES"] = before
+
+
+def alone(name: str, function: Callable, *arguments):
+    """What a function at the top of a module gives in a process of its own, for the side of that name."""
+    context = as_command_line() if name == OURS else contextlib.nullcontext()
+    with context, multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
 
 
 def _serve(make: Callable[[], Step], pipe) -> None:

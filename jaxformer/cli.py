@@ -42,9 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def command() -> None:
-    """The program `jaxformer`."""
-    sys.exit(main())
+def command(arguments: Sequence[str] | None = None) -> None:
+    """The program `jaxformer`, or with the arguments of a command that one."""
+    host.restart_with_huge_pages()
+    sys.exit(main(arguments))
 
 
 def train(arguments: list[str]) -> None:

@@ -121,11 +121,14 @@ def train_step(experiment: Experiment, state: TrainState, batch: dict[str, jax.A
 
 def compile_step(experiment: Experiment, mesh: jax.sharding.Mesh):
     """`train_step` of an experiment on a mesh: (state, batch) → (state, means); the state is donated."""
-    if mesh.devices.flat[0].platform == "cpu":
+    on_host = mesh.devices.flat[0].platform == "cpu"
+    if on_host:
         host.keep_freed_memory()
-    step = jax.jit(functools.partial(train_step, experiment), donate_argnums=0)
+    step, kept = jax.jit(functools.partial(train_step, experiment), donate_argnums=0), host.KeptMemory()
 
     def run(state, batch):
+        if on_host:
+            kept.check()
         with jax.set_mesh(mesh):
             return step(state, batch)
 
