@@ -20,6 +20,7 @@ from jaxformer.models.bert import Bert
 from jaxformer.models.classifier import Classifier
 from jaxformer.models.encoder_decoder import EncoderDecoder
 from jaxformer.models.gpt import Gpt
+from jaxformer.models.vit import Vit
 from jaxformer.runs import Run
 
 PROGRAM, WEIGHTS = "model.stablehlo", "params.npz"
@@ -33,6 +34,7 @@ MEANINGS = {
     "token_types": "0 in sentence A, 1 in sentence B",
     "inputs": "ids of the tokens that the encoder reads",
     "input_segments": "as `segments`, of `inputs`",
+    "images": "pixels, from 0 to 255",
 }
 """A program's arguments, behind the parameters."""
 README = """# {kind} as a StableHLO program
@@ -57,8 +59,8 @@ print({{name: array.shape for name, array in outputs.items()}})
 |---|---|---|
 {arguments}
 
-There may be any number of rows (b), each of up to {longest:,} tokens. The program computes in float32 and returns
-{outputs}. `tokenizer/` is the tokenizer.
+There may be any number of {rows}. The program computes in float32 and returns
+{outputs}.{beside}
 
 It was written by jax {version}; later versions run it for six months at least, as jax promises.
 """
@@ -73,7 +75,7 @@ def export_stablehlo(run: Run | str | os.PathLike, out: str | os.PathLike, dtype
       dtype: of the weights; the program computes in float32.
 
     Raises:
-      InputError: the model reads no text, or `out` is there already or cannot be written.
+      InputError: the model is of another kind, or `out` is there already or cannot be written.
     """
     run = run if isinstance(run, Run) else runs.open_run(run)
     with new_folder(out) as folder:
@@ -82,12 +84,13 @@ def export_stablehlo(run: Run | str | os.PathLike, out: str | os.PathLike, dtype
         exported = forward_pass(run.model, params, dtype)
         (folder / PROGRAM).write_bytes(exported.serialize())
         np.savez(folder / WEIGHTS, **params)
-        run.tokenizer.save(str(folder / "tokenizer"))
+        if run.tokenizer is not None:
+            run.tokenizer.save(str(folder / "tokenizer"))
         (folder / "README.md").write_text(_readme(run.model, params, dtype, exported), encoding="utf-8")
 
 
 def forward_pass(model: nn.Module, params: Mapping[str, Any], dtype: DType) -> jax.export.Exported:
-    """The program: from parameters by path and int32 arrays, `arguments` of the model, to outputs by name.
+    """The program: from parameters by path and the `arguments` of the model to outputs by name.
 
     Args:
       model: ours.
@@ -95,13 +98,14 @@ def forward_pass(model: nn.Module, params: Mapping[str, Any], dtype: DType) -> j
       dtype: of the parameters.
 
     Raises:
-      InputError: the model reads no text.
+      InputError: the model is of another kind.
     """
     shapes = arguments(model)
     model = _portable(model)
-    letters = sorted(set("".join(shapes.values())))
+    sizes = _fixed_sizes(model)
+    letters = sorted(set("".join(shapes.values())) - sizes.keys())
     limits = [f"{letter} <= {model.positions}" for letter in letters if letter != "b"]
-    sizes = dict(zip(letters, jax.export.symbolic_shape(", ".join(letters), constraints=limits), strict=True))
+    sizes |= zip(letters, jax.export.symbolic_shape(", ".join(letters), constraints=limits), strict=True)
 
     def forward(params, *arrays):
         if dtype == "bfloat16":  # NumPy has no such type: its files hold the bits.
@@ -111,7 +115,9 @@ def forward_pass(model: nn.Module, params: Mapping[str, Any], dtype: DType) -> j
         found = {name: getattr(output, name, None) for name in OUTPUTS if _has(output, name)}
         return {name: array for name, array in found.items() if array is not None}
 
-    arrays = [jax.ShapeDtypeStruct([sizes[letter] for letter in axes], jnp.int32) for axes in shapes.values()]
+    arrays = [
+        jax.ShapeDtypeStruct([sizes[letter] for letter in axes], _argument_type(name)) for name, axes in shapes.items()
+    ]
     weights = {path: jax.ShapeDtypeStruct(array.shape, array.dtype) for path, array in params.items()}
     return jax.export.export(jax.jit(forward), platforms=PLATFORMS)(weights, *arrays)
 
@@ -120,15 +126,26 @@ def arguments(model: nn.Module) -> dict[str, str]:
     """The letters of the axes of each array that a model's program takes, by the array's name.
 
     Raises:
-      InputError: the model reads no text.
+      InputError: the model is of another kind.
     """
     if isinstance(model, EncoderDecoder):
         return {"inputs": "bs", "tokens": "bt", "input_segments": "bs", "segments": "bt"}
+    if isinstance(model, Vit):
+        return {"images": "bhwc"}
     backbone = model.backbone if isinstance(model, Classifier) else model
     if not isinstance(backbone, Bert | Gpt):
-        raise InputError(f"model={type(model).__name__}: expected a model of text for --format stablehlo")
+        raise InputError(f"model={type(model).__name__}: expected a model of text, or Vit, for --format stablehlo")
     types = {"token_types": "bt"} if getattr(backbone, "token_types", 0) > 1 else {}
     return {"tokens": "bt", "segments": "bt"} | types
+
+
+def _fixed_sizes(model: nn.Module) -> dict[str, int]:
+    """The axes that are as long in every call: height, width and channels of images."""
+    return {"h": model.image, "w": model.image, "c": model.channels} if isinstance(model, Vit) else {}
+
+
+def _argument_type(name: str) -> np.dtype:
+    return np.dtype(np.uint8 if name == "images" else np.int32)
 
 
 def _portable(model: nn.Module) -> nn.Module:
@@ -161,9 +178,14 @@ def _stored(path: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 
 def _readme(model: nn.Module, params: Mapping[str, np.ndarray], dtype: DType, exported: jax.export.Exported) -> str:
-    shapes = arguments(model)
-    example = [f"{name} = np.{'zeros' if 'types' in name else 'ones'}((2, 8), np.int32)" for name in shapes]
-    rows = [f"| `{name}` | int32 [{', '.join(axes)}] | {MEANINGS[name]} |" for name, axes in shapes.items()]
+    shapes, fixed = arguments(model), _fixed_sizes(model)
+    example, rows = [], []
+    for name, axes in shapes.items():
+        dtype_, fill = _argument_type(name), "zeros" if "types" in name else "ones"
+        sizes = {"b": 2, "s": 8, "t": 8} | fixed
+        example.append(f"{name} = np.{fill}(({', '.join(str(sizes[letter]) for letter in axes)}), np.{dtype_})")
+        shape = ", ".join(str(fixed.get(letter, letter)) for letter in axes)
+        rows.append(f"| `{name}` | {dtype_} [{shape}] | {MEANINGS[name]} |")
     outputs = jax.tree.unflatten(exported.out_tree, exported.out_avals)
     told = [f"`{name}` [{', '.join(map(str, array.shape))}]" for name, array in outputs.items()]
     return README.format(
@@ -175,7 +197,8 @@ def _readme(model: nn.Module, params: Mapping[str, np.ndarray], dtype: DType, ex
         example="\n".join(example),
         names=", ".join(shapes),
         arguments="\n".join(rows),
-        longest=model.positions,
+        rows="images (b)" if fixed else f"rows (b), each of up to {model.positions:,} tokens",
         outputs=" and ".join(told),
+        beside="" if fixed else " `tokenizer/` is the tokenizer.",
         version=jax.__version__,
     )

@@ -147,7 +147,7 @@ class ImageEmbeddings(nn.Module):
         if self.registers:
             init = sharding.with_axes(truncated_normal(0.02), "_d")
             leading = jnp.concatenate([leading, self.param("registers", init, (self.registers, width))])
-        leading = jnp.broadcast_to(leading.astype(x.dtype), (len(x), *leading.shape))
+        leading = jnp.broadcast_to(leading.astype(x.dtype), (x.shape[0], *leading.shape))
         return Embedded(leading, x)
 
     def _positions(self, rows: int, columns: int) -> tuple[jax.Array | float, jax.Array]:

@@ -10,6 +10,7 @@ import jax.export
 import numpy as np
 import pytest
 from small_bert import noisy_params
+from small_vit import IMAGES, SCALED, VIT, noisy
 from small_writer import GPT, PIECES, STACK, small_run, small_tokenizer
 
 import jaxformer as jf
@@ -87,8 +88,18 @@ def test_longer_rows_than_the_model_takes_are_refused():
         exported.call(params, *arrays_for(BERT, t=33))
 
 
-def test_what_is_no_model_of_text_is_told():
-    with pytest.raises(InputError, match="model=Transformer: expected a model of text for --format stablehlo"):
+@pytest.mark.parametrize("model", [VIT, SCALED])
+def test_a_program_takes_any_number_of_images(model):
+    tree = noisy(model)
+    exported = forward_pass(model, params := parameters.flat(jax.tree.map(np.asarray, tree)), "float32")
+    for images in (IMAGES[:1], IMAGES):
+        outputs = exported.call(params, images)
+        assert outputs.keys() == {"hidden", "pooled", "logits"}
+        assert_same(outputs, model, tree, [images])
+
+
+def test_what_is_no_model_that_it_knows_is_told():
+    with pytest.raises(InputError, match="model=Transformer: expected a model of text, or Vit, for --format stablehlo"):
         arguments(STACK)
 
 
@@ -103,16 +114,38 @@ def test_its_readme_runs_without_jaxformer(dtype, tmp_path, monkeypatch, capsys)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"README.md", PROGRAM, WEIGHTS, "tokenizer"}
     page = (tmp_path / "out" / "README.md").read_text()
     assert "up to 32 tokens" in page and f"`logits` [b, t, {len(PIECES)}]" in page
-    script = ALONE + re.search(r"```python\n(.*?)```", page, re.DOTALL)[1] + "np.savez('found.npz', **outputs)\n"
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path / "out", capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert f"'logits': (2, 8, {len(PIECES)})" in done.stdout
+    found = run_readme(tmp_path / "out")
     tree = jax.tree.map(lambda array: array.astype(dtype).astype("float32"), run.params)
-    assert_same(np.load(tmp_path / "out" / "found.npz"), run.model, tree, [np.ones((2, 8), np.int32)] * 2)
+    assert found["logits"].shape == (2, 8, len(PIECES))
+    assert_same(found, run.model, tree, [np.ones((2, 8), np.int32)] * 2)
     assert cli.main(command) == 2
     assert "is there already" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_readme_of_an_image_model_runs_without_jaxformer(tmp_path):
+    text = small_run(small_tokenizer(tmp_path))
+    experiment = dataclasses.replace(text.experiment, model=VIT)
+    run = dataclasses.replace(text, experiment=experiment, params=noisy(VIT), tokenizer=None)
+    jf.export_stablehlo(run, tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"README.md", PROGRAM, WEIGHTS}
+    page = (tmp_path / "out" / "README.md").read_text()
+    assert "| `images` | uint8 [b, 12, 12, 1] |" in page and "any number of images (b). The" in page
+    found = run_readme(tmp_path / "out")
+    assert found["logits"].shape == (2, 3)
+    assert_same(found, VIT, run.params, [np.ones((2, 12, 12, 1), np.uint8)])
+
+
+def run_readme(folder):
+    """The outputs of the program in a README, run in a process without jaxformer."""
+    page = (folder / "README.md").read_text()
+    script = ALONE + re.search(r"```python\n(.*?)```", page, re.DOTALL)[1] + "np.savez('found.npz', **outputs)\n"
+    done = subprocess.run([sys.executable, "-c", script], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = dict(np.load(folder / "found.npz"))
+    for name, array in found.items():
+        assert f"'{name}': {array.shape}" in done.stdout
+    return found
 
 
 def test_a_number_beyond_float16_is_refused(tmp_path):
