@@ -25,6 +25,7 @@ from jaxformer.models.bert import Bert
 from jaxformer.models.classifier import Classifier
 from jaxformer.models.encoder_decoder import EncoderDecoder
 from jaxformer.models.gpt import Gpt
+from jaxformer.models.masked_autoencoder import MaskedAutoencoder
 from jaxformer.models.vit import Vit
 
 LONGEST = 1024
@@ -35,7 +36,9 @@ NEW = 64
 """Tokens that both write."""
 WRITERS = (Gpt, EncoderDecoder)
 """What writes."""
-MODELS = (Bert, *WRITERS, Classifier, Vit)
+SEERS = (Vit, MaskedAutoencoder)
+"""What sees images."""
+MODELS = (Bert, *WRITERS, Classifier, *SEERS)
 """What can be compared."""
 OUTPUTS = {
     "logits": ("logits", "prediction_logits"),
@@ -70,10 +73,11 @@ class Inputs:
 
 @dataclasses.dataclass(frozen=True)
 class Images:
-    """Images for both: normalised floats [b, height, width, n]."""
+    """Images for both: normalised floats [b, height, width, n]; noise [b, p] where it says which patches are seen."""
 
     name: str
     images: np.ndarray
+    noise: np.ndarray | None
     mask = None
 
     @property
@@ -92,10 +96,11 @@ def inputs(model: nn.Module, texts: Sequence[np.ndarray], pad: int, seed: int = 
       seed: of what is drawn.
     """
     rng = np.random.default_rng(seed)
-    if isinstance(model, Vit):
+    if isinstance(model, SEERS):
         shape = (ROWS, *model.blank().shape[1:])
-        yield Images("within range", rng.uniform(-1, 1, shape).astype(np.float32))
-        yield Images("out of distribution", rng.normal(0, 10, shape).astype(np.float32))
+        noise = rng.random((ROWS, model.patches), np.float32) if isinstance(model, MaskedAutoencoder) else None
+        yield Images("within range", rng.uniform(-1, 1, shape).astype(np.float32), noise)
+        yield Images("out of distribution", rng.normal(0, 10, shape).astype(np.float32), noise)
         return
     every = np.delete(np.arange(model.vocab), pad)
     stream = np.concatenate([*texts, rng.choice(every, 2 * LONGEST)])
@@ -158,6 +163,9 @@ class Ours:
         if isinstance(self.model, Vit):
             output = self.model.apply({"params": params}, rows["images"])
             return {name: getattr(output, name) for name in computed(self.model)}
+        if isinstance(self.model, MaskedAutoencoder):
+            output = self.model.apply({"params": params}, rows["images"], rows["noise"])
+            return {"hidden": output.hidden} if output.pixels is None else {"logits": output.pixels}
         tokens, mask = rows["tokens"], rows["mask"]
         if isinstance(self.model, EncoderDecoder):
             names = {"input_segments": rows["read_mask"], "segments": mask}
@@ -235,7 +243,8 @@ class Theirs:
                 found[name] = values[0]
         if hasattr(output, "start_logits"):
             found = {"logits": torch.stack([output.start_logits, output.end_logits], -1)}
-        loss = getattr(output, "loss", None)
+        # A masked autoencoder's own loss depends on what pixels are compared with, of which its export says nothing.
+        loss = None if isinstance(model, MaskedAutoencoder) else getattr(output, "loss", None)
         return found, _size(found, arrays.get("mask")) if loss is None else loss
 
     def write(self, prompt: np.ndarray, new: int, start: int | None, pad: int) -> tuple[np.ndarray, np.ndarray]:
@@ -271,6 +280,8 @@ def computed(model: nn.Module) -> list[str]:
     """Those of the `OUTPUTS` that a model of ours has."""
     if isinstance(model, Vit):
         return ["hidden", *["logits"] * bool(model.labels), *["pooled"] * model.pooler]
+    if isinstance(model, MaskedAutoencoder):
+        return ["hidden" if model.decoder is None else "logits"]
     if not isinstance(model, Bert):
         return ["logits"]
     named = {"logits": "masked_lm", "next-sentence logits": "next_sentence", "pooled": "pooler"}
@@ -321,13 +332,14 @@ def _types(model: nn.Module) -> bool:
 
 
 def _arrays(rows: Inputs | Images) -> dict[str, np.ndarray]:
-    return {name: value for name, value in vars(rows).items() if name != "name"}
+    return {name: value for name, value in vars(rows).items() if name != "name" and value is not None}
 
 
 def _given(model: nn.Module, arrays: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """What a model of transformers is called with, labels too where it has a loss of its own that is compared."""
-    if isinstance(model, Vit):
-        return {"pixel_values": arrays["images"].permute(0, 3, 1, 2)}
+    if isinstance(model, SEERS):
+        noise = {"noise": arrays["noise"]} if "noise" in arrays else {}
+        return {"pixel_values": arrays["images"].permute(0, 3, 1, 2)} | noise
     arrays = {name: array.long() for name, array in arrays.items()}
     tokens, mask = arrays["tokens"], arrays["mask"]
     # transformers shifts the targets of a decoder alone by itself: to the token that each comes after.
@@ -346,7 +358,7 @@ def _given(model: nn.Module, arrays: Mapping[str, torch.Tensor]) -> dict[str, to
 
 def _loss(model: nn.Module, outputs: Mapping[str, jax.Array], rows: Mapping[str, jax.Array]) -> jax.Array:
     """What transformers gives for these labels, or the outputs' size where it is given none."""
-    if isinstance(model, Classifier | Vit) or "logits" not in outputs:
+    if isinstance(model, Classifier | Vit | MaskedAutoencoder) or "logits" not in outputs:
         return _size(outputs, rows.get("mask"))
     logits, targets, mask = outputs["logits"], rows["targets"], rows["mask"]
     if isinstance(model, Gpt):

@@ -11,7 +11,7 @@ from jaxformer.layers.dropout import Dropout
 from jaxformer.layers.linear import Linear, truncated_normal
 from jaxformer.layers.norms import LayerNorm
 from jaxformer.layers.patches import ImageEmbeddings, check_geometry, normalise, patchify, sinusoidal_2d
-from jaxformer.layers.transformer import Transformer, take
+from jaxformer.layers.transformer import Transformer, fresh, take
 
 
 @flax.struct.dataclass
@@ -50,6 +50,9 @@ class MaskedAutoencoder(nn.Module):
     """What they are divided by then."""
 
     def __post_init__(self):
+        if self.decoder is self.transformer:
+            # Linen takes one instance for one set of parameters; the two stacks have their own.
+            object.__setattr__(self, "decoder", fresh(self.transformer))
         super().__post_init__()
         check_geometry(self.image, self.patch, self.channels, self.mean, self.std)
         if not 0 <= self.mask_rate < 1 or not self.visible:

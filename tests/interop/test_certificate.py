@@ -27,6 +27,7 @@ from jaxformer.models.bert import Bert
 from jaxformer.models.classifier import Classifier
 from jaxformer.models.encoder_decoder import EncoderDecoder
 from jaxformer.models.gpt import Gpt
+from jaxformer.models.masked_autoencoder import MaskedAutoencoder
 from jaxformer.models.t5 import T5, t5_stack
 from jaxformer.models.vit import Vit
 
@@ -62,6 +63,8 @@ OTHERS = {
     "bert's spans": Classifier(dataclasses.replace(BERT_ALONE, heads=()), ("start", "end"), "tokens"),
     "gpt2's classes": Classifier(GPT2, ("a", "b", "c"), "last", bias=False),
     "vit": Vit(PICTURES, ("a", "b", "c"), image=8, patch=4),
+    "masked autoencoder": MaskedAutoencoder(PICTURES, PICTURES, image=12, patch=4),
+    "its encoder": MaskedAutoencoder(PICTURES, None, image=12, patch=4),
     "dinov2": Vit(dataclasses.replace(PICTURES, residual=Residual(0.5)), image=8, patch=4),
 }
 
@@ -69,7 +72,7 @@ OTHERS = {
 def drawn(model, size=0.2):
     """Parameters drawn anew, those too that begin as zeros or ones."""
     tokens = [np.zeros((1, 2), np.int32)] * (2 if isinstance(model, EncoderDecoder) else 1)
-    tokens = [np.zeros(model.blank().shape, np.float32)] if isinstance(model, Vit) else tokens
+    tokens = [np.zeros(model.blank().shape, np.float32)] if isinstance(model, Vit | MaskedAutoencoder) else tokens
     params = nn.unbox(jax.jit(model.init)(jax.random.key(0), *tokens))["params"]
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda array: array + rng.normal(0, size, array.shape).astype(np.float32), params)
@@ -108,12 +111,12 @@ def test_an_export_passes(name, tokenizers, tmp_path):
 @pytest.mark.parametrize("name", OTHERS)
 def test_classifiers_and_models_of_images_pass_too(name, tokenizers, tmp_path):
     model, params = OTHERS[name], drawn(OTHERS[name])
-    tokenizer = None if isinstance(model, Vit) else tokenizers["gpt2" if "gpt2" in name else "bert"]
+    tokenizer = None if isinstance(model, Vit | MaskedAutoencoder) else tokenizers["gpt2" if "gpt2" in name else "bert"]
     export_hf(model, params, tokenizer, tmp_path / "out")
     certificate = certify(model, params, tokenizer, tmp_path / "out")
     assert certificate.passed
     outputs = {line.what for line in certificate.lines} - {"tokens"}
-    assert outputs == {"hidden" if name == "dinov2" else "logits", "loss", "gradients"}
+    assert outputs == {"hidden" if name in ("dinov2", "its encoder") else "logits", "loss", "gradients"}
     assert len(certificate.lines) == (6 if tokenizer is None else 13)
 
 
@@ -170,7 +173,9 @@ def test_without_pytorch_it_says_what_to_install(name, monkeypatch):
 
 
 def test_a_model_that_it_does_not_know_is_told():
-    assert "Transformer is none of Bert, Gpt, EncoderDecoder, Classifier, Vit" in obstacle(Transformer(*SIZES))
+    assert "Transformer is none of Bert, Gpt, EncoderDecoder, Classifier, Vit, MaskedAutoencoder" in obstacle(
+        Transformer(*SIZES)
+    )
 
 
 def test_gradients_that_are_no_numbers_are_infinitely_far():
