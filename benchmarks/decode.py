@@ -22,7 +22,7 @@ def jaxformer_generate(rows: int) -> Callable[[], None]:
     """Our `generate`, from ids to ids."""
     from jaxformer import host
 
-    host.keep_freed_memory()  # As the command line does, before jax starts its threads.
+    host.keep_freed_memory()  # As the command line does.
     import flax.linen as nn
     import jax
 

@@ -76,7 +76,7 @@ def _serve(make: Callable[[], Step], pipe) -> None:
 def training_step(experiment, batch) -> Step:
     """Our training step, what `fit` runs, on one batch of arrays.
 
-    Call `host.keep_freed_memory()` before jax is imported for the first time, as the command line does.
+    Call `host.keep_freed_memory()` before, as the command line does.
     """
     import jax
 

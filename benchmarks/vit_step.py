@@ -46,7 +46,7 @@ def jaxformer_step() -> Callable[[], None]:
     """Our training step, on random images."""
     from jaxformer import host
 
-    host.keep_freed_memory()  # As the command line does, before jax starts its threads.
+    host.keep_freed_memory()  # As the command line does.
     return training_step(vit_experiment(), random_batch())
 
 

@@ -173,7 +173,7 @@ def _open(folder: str):
 
 def _start_jax() -> None:
     """Keeps compiled programs on disk, and joins the other processes where there are some."""
-    host.keep_freed_memory()  # Before jax starts its threads: each would have an allocator of its own.
+    host.keep_freed_memory()
     import jax
 
     if jax.config.jax_compilation_cache_dir is None:

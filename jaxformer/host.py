@@ -14,7 +14,7 @@ import sys
 
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
 SETTING = "/sys/kernel/mm/transparent_hugepage/enabled"
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -3, -4, -8
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
 LARGE, NEVER = 32 << 20, -1
 """Bytes; from `LARGE` on an allocation is the kernel's own again, as large as glibc lets that limit be."""
 GROWTH, SPARED = 2, 1 << 30
@@ -27,7 +27,7 @@ def restart_with_huge_pages() -> None:
     glibc reads that setting when a process begins, and at no other time. For the very beginning of a program.
     """
     tunables = os.environ.get("GLIBC_TUNABLES", "")
-    if "glibc.malloc.hugetlb" in tunables or platform.libc_ver()[0] != "glibc" or not sys.orig_argv:
+    if "glibc.malloc.hugetlb" in tunables or platform.libc_ver()[0] != "glibc" or not sys.executable:
         return
     try:
         with open(SETTING, encoding="ascii") as file:
@@ -43,10 +43,10 @@ def restart_with_huge_pages() -> None:
 def keep_freed_memory() -> None:
     """Tells the C library to keep freed memory for the next step instead of giving it back.
 
-    Threads that run already may have allocators of their own, which this does not reach: call it before jax starts its
-    threads. Does nothing where the C library is not glibc.
+    Each thread may have an allocator of its own for what is small: in one with a step's buffers, small things would lie
+    where the next step's would have found room. Does nothing where the C library is not glibc.
     """
-    _set_malloc({M_MMAP_MAX: 0, M_TRIM_THRESHOLD: NEVER, M_ARENA_MAX: 1})
+    _set_malloc({M_MMAP_MAX: 0, M_TRIM_THRESHOLD: NEVER})
 
 
 class KeptMemory:
