@@ -22,7 +22,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from turns import as_command_line
+from turns import OURS, surroundings
 
 GOAL, MEMORY_GOAL = 0.5, 1.0
 SPARED = 1 << 30
@@ -98,7 +98,7 @@ def measure(side: str, source: Path, target: Path) -> tuple[float, int]:
     spawn = multiprocessing.get_context("spawn")
     ours, theirs = spawn.Pipe()
     process = spawn.Process(target=turn, args=(side, str(source), str(target), theirs))
-    with as_command_line():
+    with surroundings(OURS):
         process.start()
     theirs.close()
     result = ours.recv()

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 
 import numpy as np
-from turns import compare, conclude, take_turns
+from turns import OURS, compare, conclude, take_turns
 
 PROMPT, NEW, VOCAB, WIDTH, DEPTH, HEADS = 32, 128, 8192, 256, 6, 4
 GOALS = {1: 4.0, 16: 3.0}
@@ -76,7 +76,7 @@ def main() -> int:
     results = []
     for rows, goal in GOALS.items():
         sides = {
-            "jaxformer": functools.partial(jaxformer_generate, rows),
+            OURS: functools.partial(jaxformer_generate, rows),
             "generate": functools.partial(torch_generate, rows),
         }
         seconds = take_turns(sides, options.turns)

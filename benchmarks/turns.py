@@ -8,7 +8,8 @@ import multiprocessing
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from unittest import mock
 
 Step = Callable[[], object]
 OURS = "jaxformer"
@@ -27,7 +28,7 @@ def take_turns(sides: Mapping[str, Callable[[], Step]], turns: int) -> dict[str,
     spawn, pipes, seconds = multiprocessing.get_context("spawn"), {}, {name: [] for name in sides}
     for name, make in sides.items():
         pipes[name], theirs = spawn.Pipe()
-        with as_command_line() if name == OURS else contextlib.nullcontext():
+        with surroundings(name):
             spawn.Process(target=_serve, args=(make, theirs), daemon=True).start()
         theirs.close()  # So that a side that dies ends the wait for it.
         pipes[name].recv()
@@ -40,25 +41,16 @@ def take_turns(sides: Mapping[str, Callable[[], Step]], turns: int) -> dict[str,
     return {name: statistics.median(times) for name, times in seconds.items()}
 
 
-@contextlib.contextmanager
-def as_command_line() -> Iterator[None]:
-    """What begins in it has the C library's settings with which our command line begins: see `jaxformer.host`."""
+def surroundings(name: str) -> contextlib.AbstractContextManager:
+    """Processes begun in it are of the side of that name: ours begin as the command line does, see `jaxformer.host`."""
     from jaxformer import host
 
-    before = os.environ.get("GLIBC_TUNABLES")
-    os.environ["GLIBC_TUNABLES"] = host.HUGE_PAGES
-    try:
-        yield
-    finally:
-        del os.environ["GLIBC_TUNABLES"]
-        if before is not None:
-            os.environ["GLIBC_TUNABLES"] = before
+    return mock.patch.dict(os.environ, {"GLIBC_TUNABLES": host.HUGE_PAGES} if name == OURS else {})
 
 
 def alone(name: str, function: Callable, *arguments):
     """What a function at the top of a module gives in a process of its own, for the side of that name."""
-    context = as_command_line() if name == OURS else contextlib.nullcontext()
-    with context, multiprocessing.get_context("spawn").Pool(1) as pool:
+    with surroundings(name), multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(function, arguments)
 
 
@@ -123,7 +115,7 @@ def compare_with_torch(
     parser.add_argument("--turns", type=int, default=turns, help="timed steps of each side")
     parser.add_argument("--no_compile", action="store_true", help="leave torch.compile out")
     options = parser.parse_args()
-    sides = {"jaxformer": ours, "eager": functools.partial(theirs, compiled=False)}
+    sides = {OURS: ours, "eager": functools.partial(theirs, compiled=False)}
     if not options.no_compile:
         sides["compiled"] = functools.partial(theirs, compiled=True)
     return conclude(compare(benchmark, take_turns(sides, options.turns), goals, tokens, products))

@@ -20,6 +20,7 @@ from jaxformer.errors import InputError
 from jaxformer.interop import parameters
 from jaxformer.interop.certificate import Unreadable
 from jaxformer.interop.folders import Folder
+from jaxformer.interop.images import IMAGE_MODELS
 from jaxformer.interop.table import Slot
 from jaxformer.models.bert import Bert
 from jaxformer.models.classifier import Classifier
@@ -36,9 +37,7 @@ NEW = 64
 """Tokens that both write."""
 WRITERS = (Gpt, EncoderDecoder)
 """What writes."""
-SEERS = (Vit, MaskedAutoencoder)
-"""What sees images."""
-MODELS = (Bert, *WRITERS, Classifier, *SEERS)
+MODELS = (Bert, *WRITERS, Classifier, *IMAGE_MODELS)
 """What can be compared."""
 OUTPUTS = {
     "logits": ("logits", "prediction_logits"),
@@ -96,7 +95,7 @@ def inputs(model: nn.Module, texts: Sequence[np.ndarray], pad: int, seed: int = 
       seed: of what is drawn.
     """
     rng = np.random.default_rng(seed)
-    if isinstance(model, SEERS):
+    if isinstance(model, IMAGE_MODELS):
         shape = (ROWS, *model.blank().shape[1:])
         noise = rng.random((ROWS, model.patches), np.float32) if isinstance(model, MaskedAutoencoder) else None
         yield Images("within range", rng.uniform(-1, 1, shape).astype(np.float32), noise)
@@ -337,7 +336,7 @@ def _arrays(rows: Inputs | Images) -> dict[str, np.ndarray]:
 
 def _given(model: nn.Module, arrays: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """What a model of transformers is called with, labels too where it has a loss of its own that is compared."""
-    if isinstance(model, SEERS):
+    if isinstance(model, IMAGE_MODELS):
         noise = {"noise": arrays["noise"]} if "noise" in arrays else {}
         return {"pixel_values": arrays["images"].permute(0, 3, 1, 2)} | noise
     arrays = {name: array.long() for name, array in arrays.items()}
@@ -358,7 +357,7 @@ def _given(model: nn.Module, arrays: Mapping[str, torch.Tensor]) -> dict[str, to
 
 def _loss(model: nn.Module, outputs: Mapping[str, jax.Array], rows: Mapping[str, jax.Array]) -> jax.Array:
     """What transformers gives for these labels, or the outputs' size where it is given none."""
-    if isinstance(model, Classifier | Vit | MaskedAutoencoder) or "logits" not in outputs:
+    if isinstance(model, (Classifier, *IMAGE_MODELS)) or "logits" not in outputs:
         return _size(outputs, rows.get("mask"))
     logits, targets, mask = outputs["logits"], rows["targets"], rows["mask"]
     if isinstance(model, Gpt):

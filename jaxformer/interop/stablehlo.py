@@ -181,11 +181,11 @@ def _readme(model: nn.Module, params: Mapping[str, np.ndarray], dtype: DType, ex
     shapes, fixed = arguments(model), _fixed_sizes(model)
     example, rows = [], []
     for name, axes in shapes.items():
-        dtype_, fill = _argument_type(name), "zeros" if "types" in name else "ones"
+        kind, fill = _argument_type(name), "zeros" if "types" in name else "ones"
         sizes = {"b": 2, "s": 8, "t": 8} | fixed
-        example.append(f"{name} = np.{fill}(({', '.join(str(sizes[letter]) for letter in axes)}), np.{dtype_})")
+        example.append(f"{name} = np.{fill}(({', '.join(str(sizes[letter]) for letter in axes)}), np.{kind})")
         shape = ", ".join(str(fixed.get(letter, letter)) for letter in axes)
-        rows.append(f"| `{name}` | {dtype_} [{shape}] | {MEANINGS[name]} |")
+        rows.append(f"| `{name}` | {kind} [{shape}] | {MEANINGS[name]} |")
     outputs = jax.tree.unflatten(exported.out_tree, exported.out_avals)
     told = [f"`{name}` [{', '.join(map(str, array.shape))}]" for name, array in outputs.items()]
     return README.format(
