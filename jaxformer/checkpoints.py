@@ -1,8 +1,10 @@
 """Checkpoints of a run: the training state and the data's lanes together, saved in the background by Orbax."""
 
 import contextlib
+import dataclasses
+import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,32 @@ from jaxformer.errors import InputError
 Tree = Any
 AT_ONCE = 1 << 28
 """Bytes of arrays that are read at the same time, unless one has more: each is in memory three times meanwhile."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredArray:
+    """An array of a checkpoint, not in memory: `np.asarray` of it reads it, each time anew."""
+
+    shape: tuple[int, ...]
+    """Its shape."""
+    dtype: np.dtype
+    """Its type."""
+    sharding: jax.sharding.Sharding
+    """Where `loaded` puts it."""
+    read: Callable[[], np.ndarray]
+    """Reads it."""
+
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
+        return self.read().astype(dtype or self.dtype, copy=False)
+
+
+def loaded(tree: Tree) -> Tree:
+    """The same tree, of which no array is a `StoredArray`."""
+
+    def load(leaf):
+        return jax.device_put(np.asarray(leaf), leaf.sharding) if isinstance(leaf, StoredArray) else leaf
+
+    return jax.tree.map(load, tree)
 
 
 class Checkpoints:
@@ -84,6 +112,19 @@ class Checkpoints:
         folder = self._manager.directory / str(step)
         return {name: None if tree is None else _restored(folder / name, tree) for name, tree in abstract.items()}
 
+    def stored(self, abstract: Mapping[str, Tree], step: int) -> dict[str, Tree]:
+        """The same trees, of arrays that are read when they are asked for.
+
+        Args:
+          abstract: as of `restore`.
+          step: which checkpoint.
+
+        Raises:
+          InputError: as `restore`.
+        """
+        folder = self._manager.directory / str(step)
+        return {name: None if tree is None else _stored(folder / name, tree) for name, tree in abstract.items()}
+
     def wait(self) -> None:
         """Returns when all saves are on disk; raises the error that one of them met."""
         self._manager.wait_until_finished()
@@ -124,20 +165,37 @@ def _registry() -> ocp.handlers.CheckpointHandlerRegistry:
 
 def _restored(folder: epath.Path, abstract: Tree) -> Tree:
     """The tree in a folder, its large arrays one after the other; compressed or not."""
-    if not folder.is_dir():
-        raise InputError(f"{folder.parent}: the checkpoint has no {folder.name}")
-    reader = ocp.PyTreeCheckpointHandler()
-    arguments = _restore_arguments(folder, reader.metadata(folder).tree, abstract)
+    arguments = _restore_arguments(folder, abstract)
     leaves, structure = jax.tree.flatten(abstract)
-    arrays = [ocp.PLACEHOLDER] * len(leaves)
+    arrays = [None] * len(leaves)
     for part in _parts(leaves):
-        asked = structure.unflatten(leaf if place in part else ocp.PLACEHOLDER for place, leaf in enumerate(leaves))
-        read = reader.restore(folder, args=ocp.args.PyTreeRestore(asked, restore_args=arguments))
-        arrays = [
-            old if new is ocp.PLACEHOLDER else new for old, new in zip(arrays, jax.tree.leaves(read), strict=True)
-        ]
+        for place, array in _read(folder, abstract, arguments, part).items():
+            arrays[place] = array
         jax.block_until_ready([arrays[place] for place in part])
     return structure.unflatten(arrays)
+
+
+def _stored(folder: epath.Path, abstract: Tree) -> Tree:
+    """The tree in a folder, of arrays to be read one by one."""
+    _restore_arguments(folder, abstract)  # It raises where they are others.
+    arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), abstract)
+    leaves, structure = jax.tree.flatten(abstract)
+
+    def array(place, leaf):
+        return StoredArray(
+            leaf.shape, leaf.dtype, leaf.sharding, lambda: _read(folder, abstract, arguments, {place})[place]
+        )
+
+    return structure.unflatten(itertools.starmap(array, enumerate(leaves)))
+
+
+def _read(folder: epath.Path, abstract: Tree, arguments: Tree, places: set[int]) -> dict[int, Any]:
+    """Some leaves of the tree in a folder, by their places among all."""
+    leaves, structure = jax.tree.flatten(abstract)
+    asked = structure.unflatten(leaf if place in places else ocp.PLACEHOLDER for place, leaf in enumerate(leaves))
+    arguments = ocp.args.PyTreeRestore(asked, restore_args=arguments)
+    read = jax.tree.leaves(ocp.PyTreeCheckpointHandler().restore(folder, args=arguments))
+    return {place: read[place] for place in places}
 
 
 def _parts(leaves: list[jax.ShapeDtypeStruct]) -> Iterator[set[int]]:
@@ -156,13 +214,16 @@ def _parts(leaves: list[jax.ShapeDtypeStruct]) -> Iterator[set[int]]:
         yield part
 
 
-def _restore_arguments(folder: epath.Path, stored: Tree, abstract: Tree) -> Tree:
+def _restore_arguments(folder: epath.Path, abstract: Tree) -> Tree:
     """How each array is to be read; raises InputError where the stored ones are not those asked for.
 
     Of themselves, Orbax would round to another type without a word. A type is named to it only where the numbers become
     wider: then it keeps each array until the next garbage collection.
     """
-    stored, wanted = ocp.tree.to_flat_dict(stored), ocp.tree.to_flat_dict(abstract)
+    if not folder.is_dir():
+        raise InputError(f"{folder.parent}: the checkpoint has no {folder.name}")
+    stored = ocp.tree.to_flat_dict(ocp.PyTreeCheckpointHandler().metadata(folder).tree)
+    wanted = ocp.tree.to_flat_dict(abstract)
     for path in sorted(stored.keys() ^ wanted.keys(), key=str):
         name, has = "/".join(map(str, (folder.name, *path))), "has no" if path in wanted else "also has"
         raise InputError(f"{folder.parent}: the checkpoint {has} {name}; it is of another model or optimizer")

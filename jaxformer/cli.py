@@ -129,7 +129,7 @@ def export(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     if os.path.lexists(options.out):  # Before anything large is read.
         raise InputError(f"{options.out}: is there already; expected a new folder's name")
-    run = _open(options.run)
+    run = _open(options.run, in_memory=options.format == "stablehlo")
     if options.format == "stablehlo":
         from jaxformer.interop.stablehlo import export_stablehlo
 
@@ -155,7 +155,7 @@ def import_(arguments: list[str]) -> None:
 
     for note in import_run(options.folder, options.run, options.dtype, not options.no_certificate):
         print(f"note: {note}", file=sys.stderr)
-    run = _open(options.run)
+    run = _open(options.run, in_memory=False)
     print(f"{run.folder} · {type(run.model).__name__} · {type(run.objective).__name__}")
 
 
@@ -164,11 +164,11 @@ def _add_weights_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-certificate", action="store_true", help="leave the comparison with PyTorch out")
 
 
-def _open(folder: str):
+def _open(folder: str, in_memory: bool = True):
     _start_jax()
     from jaxformer.runs import open_run
 
-    return open_run(folder)
+    return open_run(folder, in_memory)
 
 
 def _start_jax() -> None:

@@ -156,8 +156,13 @@ class RunTokenizer:
         return load_tokenizer(folder)
 
 
-def open_run(folder: str | os.PathLike) -> Run:
+def open_run(folder: str | os.PathLike, in_memory: bool = True) -> Run:
     """Reads a run: its latest checkpoint (the best, with `checkpoint.best`) and all that is needed to use it.
+
+    Args:
+      folder: the run's.
+      in_memory: whether to read the parameters now. Else they are `StoredArray`s, which `np.asarray` reads one by one
+        and `loaded` all; those of LoRA, which are computed, are read in any case.
 
     Raises:
       InputError: the folder is not a run's, or has no checkpoint yet.
@@ -167,15 +172,17 @@ def open_run(folder: str | os.PathLike) -> Run:
     if not (folder / CHECKPOINTS).is_dir():
         raise InputError(f"{folder}: the run has no checkpoint yet; train it first")
     mesh = sharding.make_mesh(_mesh_for(experiment, len(jax.devices())))
-    step, params = read_params(folder, experiment, mesh)
+    step, params = read_params(folder, experiment, mesh, in_memory)
     tokenizer = None if experiment.tokenizer is None else load_tokenizer(str(folder / TOKENIZER))
     return Run(folder, experiment, tokenizer, step, params, mesh)
 
 
-def read_params(folder: Path, experiment: Experiment, mesh: jax.sharding.Mesh) -> tuple[int, Any]:
+def read_params(
+    folder: Path, experiment: Experiment, mesh: jax.sharding.Mesh, in_memory: bool = True
+) -> tuple[int, Any]:
     """The step and the model's parameters (their average, where there is one) of a run's best checkpoint.
 
-    That is the latest one, unless `checkpoint.best` says by what to choose.
+    That is the latest one, unless `checkpoint.best` says by what to choose. For `in_memory` see `open_run`.
     """
     checkpoints, stored = Checkpoints(folder / CHECKPOINTS), state.abstract_state(experiment, mesh)
     if checkpoints.latest is None:
@@ -184,7 +191,8 @@ def read_params(folder: Path, experiment: Experiment, mesh: jax.sharding.Mesh) -
     step = checkpoints.latest if best is None else best
     covered = stored.average is not None and join(stored.average, stored.params) is stored.average
     trees = {"params": None if covered else stored.params, "average": stored.average}
-    restored = checkpoints.restore(trees, step)
+    read = checkpoints.restore if in_memory or experiment.lora is not None else checkpoints.stored
+    restored = read(trees, step)
     return step, used_params(experiment, join(restored["average"] or {}, restored["params"] or {}), mesh)
 
 

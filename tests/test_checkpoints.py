@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxformer import checkpoints, sharding
-from jaxformer.checkpoints import Checkpoints, replicated
+from jaxformer.checkpoints import Checkpoints, loaded, replicated
 from jaxformer.config import Checkpoint
 from jaxformer.errors import InputError
 from jaxformer.sharding import Mesh
@@ -62,6 +62,28 @@ def test_arrays_are_read_in_parts_where_there_are_many(trees, tmp_path, monkeypa
     monkeypatch.setattr(checkpoints, "AT_ONCE", 4)
     restored = Checkpoints(tmp_path).restore(abstract(trees(1)))
     jax.tree.map(np.testing.assert_array_equal, restored, trees(1))
+
+
+def test_stored_arrays_are_read_when_asked_for(trees, tmp_path):
+    save_all(tmp_path, Checkpoint(), trees, [None])
+    stored = Checkpoints(tmp_path).stored(abstract(trees(1)), 1)
+    assert stored["average"] is None
+    for ours, theirs in zip(jax.tree.leaves(stored), jax.tree.leaves(trees(1)), strict=True):
+        assert (ours.shape, ours.dtype, ours.sharding) == (theirs.shape, theirs.dtype, theirs.sharding)
+        np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
+    for ours, theirs in zip(jax.tree.leaves(loaded(stored)), jax.tree.leaves(trees(1)), strict=True):
+        np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
+        assert ours.sharding == theirs.sharding
+    for file in tmp_path.rglob("d/*"):
+        file.write_bytes(b"")
+    with pytest.raises(ValueError):
+        np.asarray(jax.tree.leaves(stored)[0])
+
+
+def test_stored_arrays_of_other_shapes_are_refused_before_they_are_read(trees, mesh, tmp_path):
+    save_all(tmp_path, Checkpoint(), trees, [None])
+    with pytest.raises(InputError, match="expected float32"):
+        Checkpoints(tmp_path).stored({"params": {"kernel": replicated((8, 5), np.float32, mesh)}}, 1)
 
 
 def bytes_in(folder):

@@ -10,6 +10,7 @@ import tiny
 
 import jaxformer as jf
 from jaxformer import config, runs
+from jaxformer.checkpoints import StoredArray
 from jaxformer.errors import InputError
 from jaxformer.sharding import Mesh
 
@@ -55,6 +56,10 @@ def test_a_run_with_an_average_is_used_with_it(run):
     for path, leaf in mine.items():
         name = jax.tree_util.keystr(path)
         np.testing.assert_array_equal(np.asarray(leaf), saved["['average']" + name])
+    stored = dict(jax.tree.leaves_with_path(jf.open_run(run.folder, in_memory=False).params))
+    assert stored.keys() == mine.keys() and all(isinstance(leaf, StoredArray) for leaf in stored.values())
+    for path, leaf in mine.items():
+        np.testing.assert_array_equal(np.asarray(leaf), np.asarray(stored[path]))
     differing = [path for path in saved if path.startswith("['average']")]
     assert any((saved[path] != saved[path.replace("average", "params")]).any() for path in differing)
 

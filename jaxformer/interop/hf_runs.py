@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxformer import runs
-from jaxformer.checkpoints import Checkpoints
+from jaxformer.checkpoints import Checkpoints, loaded
 from jaxformer.config import Checkpoint, Experiment, Objective
 from jaxformer.data.classification_tasks import Classify
 from jaxformer.data.language_tasks import NextToken, TextToText
@@ -144,7 +144,8 @@ def export_run(
     Raises:
       InputError: as `export_hf`; PyTorch computes something else.
     """
-    run = run if isinstance(run, Run) else runs.open_run(run)
+    # What only goes to files goes there array by array.
+    run = run if isinstance(run, Run) else runs.open_run(run, in_memory=False)
     told = LEFT_OUT
 
     def finish(folder: Path) -> None:
@@ -186,7 +187,7 @@ def _compared(run: Run, source: Path, out: Path, dtype: DType, ours: bool) -> st
     problem = certificates.obstacle(run.model)
     if problem is None:
         try:
-            return str(certificates.certify(run.model, run.params, run.tokenizer, source, out, dtype))
+            return str(certificates.certify(run.model, loaded(run.params), run.tokenizer, source, out, dtype))
         except certificates.Unreadable as error:
             if ours:
                 raise

@@ -163,6 +163,7 @@ def export_hf(
     if shapes != parameters.abstract(model):
         raise InputError("the parameters are not the model's: other paths or shapes")
     own = _without_copies(slots(family.table, shapes, architecture in family.bare), arrays)
+    own.sort(key=lambda slot: np.prod(shapes[slot.paths[0]]))  # While a small one is written, a large one is read.
     constants = family.constants(model) if family.constants else {}
     shapes = {slot.name: slot.shape for slot in own} | {name: array.shape for name, array in constants.items()}
     tensors = {name: (FLOATS[dtype], shape) for name, shape in shapes.items()}

@@ -1,7 +1,9 @@
 """Our parameters from a folder's tensors and back, tensor by tensor: a model is never in memory twice."""
 
 import collections
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import flax.linen as nn
@@ -17,6 +19,8 @@ from jaxformer.models.encoder_decoder import EncoderDecoder
 
 ALIGNMENT = 64
 """Bytes; jax takes an array that begins at a multiple of them as it is, without a copy."""
+AT_ONCE = 2
+"""Tensors that are read at the same time."""
 STRIP = 64
 """Rows copied at a time where an array is transposed: their cache lines are still there for the next row."""
 
@@ -67,17 +71,17 @@ def read(
             if not np.allclose(kept, compute(kept.shape), atol=1e-3 if stored[name].dtype != np.float32 else 1e-5):
                 raise InputError(f"{where}: {name} is not what is computed here; such a table cannot be imported")
     waiting = collections.Counter(path for slot in sources.slots for path in slot.paths)
-    arrays: dict[str, np.ndarray] = {}
+    arrays = {path: _aligned(shape, dtype) for path, shape in shapes.items()}  # Not in memory before they are written.
     done: dict[str, jax.Array] = {}
-    tensors = ahead(stored[name].read() for name in sources.names)
-    for slot, tensor in zip(sources.slots, tensors, strict=True):
-        for path, part in zip(slot.paths, slot.to_ours(tensor), strict=True):
-            if path not in arrays:
-                arrays[path] = _aligned(shapes[path], dtype)
+
+    def fill(slot, name):
+        for path, part in zip(slot.paths, slot.to_ours(stored[name].read()), strict=True):
             copy_into(arrays[path][... if slot.layer is None else slot.layer], part)
-            waiting[path] -= 1
-            if not waiting[path]:
-                done[path] = jax.device_put(arrays.pop(path))
+
+    with ThreadPoolExecutor(AT_ONCE) as others:
+        for slot, _ in zip(sources.slots, others.map(fill, sources.slots, sources.names), strict=True):
+            waiting.subtract(slot.paths)
+            done |= {path: jax.device_put(arrays.pop(path)) for path in slot.paths if not waiting[path]}
     return nested(done)
 
 
@@ -87,11 +91,11 @@ def written(slots: Sequence[Slot], arrays: Mapping[str, Any], dtype: np.dtype) -
     Raises:
       InputError: a number does not fit the type.
     """
-    last: dict[str, np.ndarray] = {}
-    for slot in slots:
-        # Of a stack that lies on a device, all layers come over at once, and wait for the next tensors of theirs.
-        last = {path: last[path] if path in last else np.asarray(arrays[path]) for path in slot.paths}
-        parts = [last[path][... if slot.layer is None else slot.layer] for path in slot.paths]
+    groups = [list(group) for _, group in itertools.groupby(slots, key=lambda slot: slot.paths)]
+    # All layers of a stack on a device or in a checkpoint come over at once, while those before them are written.
+    stacks = ahead([np.asarray(arrays[path]) for path in group[0].paths] for group in groups)
+    for slot, stack in ((slot, stack) for group, stack in zip(groups, stacks, strict=True) for slot in group):
+        parts = [array[... if slot.layer is None else slot.layer] for array in stack]
         if len(parts) == 1 and slot.order == tuple(range(len(slot.order))) and parts[0].dtype == dtype:
             yield parts[0].reshape(slot.shape)  # As it is: the token table is often the largest tensor.
             continue
