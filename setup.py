@@ -38,7 +38,8 @@ EXTRAS = {
         *("jupytext>=1.16", "nbclient>=0.10", "nbformat>=5", "ipykernel>=6"),
     ],
 }
-EXTRAS["test"] += EXTRAS["torch"]
+EXTRAS["onnx"] = [*EXTRAS["torch"], "onnxscript>=0.5", "onnxruntime>=1.20"]
+EXTRAS["test"] += EXTRAS["onnx"]
 
 setup(
     name="jaxformer",

@@ -15,7 +15,8 @@ USAGE = """usage: jaxformer COMMAND ...
   evaluate RUN                                          metrics on the run's held-out data
   predict RUN [TEXT ...] [--input FILE] [--field value] what the run's model does: fills [MASK], goes on, answers
   export RUN OUT [--dtype TYPE] [--no-certificate]      a Hugging Face folder of the run, which transformers loads;
-                                                        with --format stablehlo a program, which jax alone runs
+                                                        with --format stablehlo a program, which jax alone runs;
+                                                        with --format onnx one for ONNX Runtime
   import HF_DIR RUN [--dtype TYPE] [--no-certificate]   a run of a Hugging Face folder: predicts, exports, begins others
 """
 
@@ -121,10 +122,12 @@ def predict(arguments: list[str]) -> None:
 
 def export(arguments: list[str]) -> None:
     """Writes a run's model for others."""
-    parser = _Parser("export", "Writes a folder that transformers loads, or a program that jax alone runs.")
+    parser = _Parser("export", "Writes a folder that transformers loads, or a program for jax alone or ONNX Runtime.")
     parser.add_argument("run", metavar="RUN", help="the run's folder")
     parser.add_argument("out", metavar="OUT", help="the folder to write, which must not be there yet")
-    parser.add_argument("--format", choices=("huggingface", "stablehlo"), default="huggingface", help="of the folder")
+    parser.add_argument(
+        "--format", choices=("huggingface", "stablehlo", "onnx"), default="huggingface", help="of the folder"
+    )
     _add_weights_options(parser)
     options = parser.parse_args(arguments)
     if os.path.lexists(options.out):  # Before anything large is read.
@@ -135,6 +138,10 @@ def export(arguments: list[str]) -> None:
 
         export_stablehlo(run, options.out, options.dtype)
         told = "README.md there says how jax alone runs it"
+    elif options.format == "onnx":
+        from jaxformer.interop.onnx import export_onnx
+
+        told = f"README.md there says how ONNX Runtime runs it; {export_onnx(run, options.out, options.dtype)}"
     else:
         from jaxformer.interop.hf_runs import export_run
 

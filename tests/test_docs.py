@@ -67,7 +67,7 @@ def test_the_commands_that_it_lists(folder):
 @pytest.mark.slow
 def test_the_weights_go_and_come_back(folder):
     lines = [line.split("  #")[0].strip() for line in blocks("bash")[3].splitlines()]
-    assert [line.split()[1] for line in lines] == ["export", "import", "predict", "export"]
+    assert [line.split()[1] for line in lines] == ["export", "import", "predict", "export", "export"]
     said = []
     for line in lines:
         done = run(line, folder)
