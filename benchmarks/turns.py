@@ -23,7 +23,7 @@ def take_turns(sides: Mapping[str, Callable[[], Step]], turns: int) -> dict[str,
 
     Args:
       sides: by name, a function at the top of a module that makes a step. It runs in a new process.
-      turns: timed steps of each side; two more come before.
+      turns: timed steps of each side, each behind one that is not; two more come first.
     """
     spawn, pipes, seconds = multiprocessing.get_context("spawn"), {}, {name: [] for name in sides}
     for name, make in sides.items():
@@ -60,6 +60,9 @@ def _serve(make: Callable[[], Step], pipe) -> None:
     step()
     pipe.send(None)
     while pipe.recv():
+        # Steps of a training follow each other. During the others' turns this process has lost the caches, and a virtual
+        # machine may have given its free memory back to its host: one step to have them again.
+        step()
         start = time.perf_counter()
         step()
         pipe.send(time.perf_counter() - start)

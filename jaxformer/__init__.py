@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from jaxformer.errors import InputError
     from jaxformer.interop.hf_runs import export_run, from_pretrained, import_run
     from jaxformer.interop.huggingface import export_hf, import_hf
+    from jaxformer.interop.onnx import export_onnx
     from jaxformer.interop.stablehlo import export_stablehlo
     from jaxformer.runs import Run, open_run
     from jaxformer.training import fit
@@ -25,6 +26,7 @@ _HOMES = {
     "InputError": "errors",
     "Run": "runs",
     "export_hf": "interop.huggingface",
+    "export_onnx": "interop.onnx",
     "export_run": "interop.hf_runs",
     "export_stablehlo": "interop.stablehlo",
     "fit": "training",
@@ -39,6 +41,7 @@ __all__ = [
     "InputError",
     "Run",
     "export_hf",
+    "export_onnx",
     "export_run",
     "export_stablehlo",
     "fit",

@@ -71,6 +71,13 @@ def test_logits_are_transformers_and_tensors_and_labels_survive_the_round_trip(f
     assert Classification().inputs({"tokens": tokens, "other": 1}) == {"tokens": tokens}
 
 
+def test_what_answers_questions_is_written_as_such_without_an_origin(tmp_path):
+    theirs = transformers.BertForQuestionAnswering(transformers.BertConfig(**ENCODER))
+    imported = load(open_folder(saved(theirs, tmp_path / "theirs")))
+    export_hf(imported.model, imported.params, None, tmp_path / "ours")
+    assert read_json(tmp_path / "ours" / "config.json")["architectures"] == ["BertForQuestionAnswering"]
+
+
 def test_a_head_that_no_class_has_is_refused(tmp_path):
     config = transformers.BertConfig(**ENCODER, **LABELS)
     theirs = transformers.BertForSequenceClassification(config)
