@@ -60,7 +60,7 @@ def _serve(make: Callable[[], Step], pipe) -> None:
     step()
     pipe.send(None)
     while pipe.recv():
-        # Steps of a training follow each other. During the others' turns this process has lost the caches, and a virtual
+        # Steps of a training follow each other. In the others' turns this process has lost the caches, and a virtual
         # machine may have given its free memory back to its host: one step to have them again.
         step()
         start = time.perf_counter()
