@@ -174,12 +174,16 @@ def _lines(ours: Any, theirs: Any, tokenizer: Tokenizer | None, folder: Path) ->
 
 
 def _compared(name: str, where: str, ours: np.ndarray, theirs: np.ndarray, mask: np.ndarray | None) -> Line:
-    """The largest difference where there are tokens, relative to the largest number."""
     if ours.shape != theirs.shape:
         return Line(name, where, float("inf"), LOGITS, f"shapes {ours.shape} and {theirs.shape}")
-    real = mask > 0 if ours.ndim == 3 and mask is not None else np.ones(len(ours), bool)
-    difference, size = np.abs(ours - theirs)[real].max(), max(1.0, np.abs(theirs[real]).max())
-    return Line(name, where, float(difference / size), LOGITS, f"{difference:.1e}, where they reach {size:.1f}")
+    difference, size = largest(ours - theirs, mask), max(1.0, largest(theirs, mask))
+    return Line(name, where, difference / size, LOGITS, f"{difference:.1e}, where they reach {size:.1f}")
+
+
+def largest(array: np.ndarray, mask: np.ndarray | None) -> float:
+    """The largest magnitude where there are tokens."""
+    real = mask > 0 if array.ndim == 3 and mask is not None else slice(None)
+    return float(np.abs(array[real]).max())
 
 
 def _written(ours: Any, theirs: Any, every: list[Any], pad: int) -> Line:

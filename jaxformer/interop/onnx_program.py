@@ -15,7 +15,7 @@ import torch
 from jaxformer.checkpoints import loaded
 from jaxformer.errors import InputError
 from jaxformer.interop import parity
-from jaxformer.interop.certificate import LOGITS
+from jaxformer.interop.certificate import LOGITS, largest
 from jaxformer.interop.folders import Folder
 from jaxformer.interop.hard_strings import HARD_STRINGS
 from jaxformer.interop.onnx import Argument
@@ -107,20 +107,14 @@ def compared(
         for name, parts in outputs.items():
             found = session.run(parts, _given(rows, taken))
             found = found[0] if len(found) == 1 else np.stack(found, -1)
-            apart = _difference(expected[name], found, rows.mask)
+            apart = float("inf")
+            if found.shape == expected[name].shape:
+                apart = largest(expected[name] - found, rows.mask) / max(1.0, largest(expected[name], rows.mask))
             if not apart <= LOGITS:
                 where = f"{name} ({rows.name}, {' × '.join(map(str, rows.shape))})"
                 raise InputError(f"not what ONNX Runtime computes: {where} differ by {apart:.1e}, above {LOGITS:.0e}")
             most = max(most, apart)
     return f"outputs differ by {most:.1e} at most, relative to the largest"
-
-
-def _difference(ours: np.ndarray, theirs: np.ndarray, mask: np.ndarray | None) -> float:
-    """The largest difference where there are tokens, relative to the largest number or 1."""
-    if ours.shape != theirs.shape:
-        return float("inf")
-    real = mask > 0 if ours.ndim == 3 and mask is not None else slice(None)
-    return float(np.abs(ours - theirs)[real].max() / max(1.0, np.abs(ours[real]).max()))
 
 
 def _given(rows: parity.Inputs | parity.Images, taken: Mapping[str, Argument]) -> dict[str, np.ndarray]:
