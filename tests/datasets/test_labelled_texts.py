@@ -91,3 +91,5 @@ def test_topics_are_split_by_source_and_labelled_by_section():
     sources = [{example["source"] for example in split} for split in splits.values()]
     assert len(set.union(*sources)) == 200 == sum(map(len, sources))
     assert 8 < len(sources[1]) < 35 and 8 < len(sources[2]) < 35
+    # Each source has two: with at most one to be held out, all are for training.
+    assert list(map(len, descriptions._split(distinct, 10, 1).values())) == [len(distinct), 0, 0]

@@ -1,8 +1,10 @@
 """Descriptions of Debian packages: long ones with their summaries, and English ones with their translations."""
 
+import collections
 import dataclasses
 import glob
 import hashlib
+import math
 import os
 import re
 import shutil
@@ -28,7 +30,8 @@ Translation Project).
 
 Of every hundred source packages two are for validation and two for testing, ten each of `topics`, chosen by name.
 Digits do not count: gcc-12 is where gcc-11 is, texts that differ in nothing else are there once, and a text of the
-training split is in no other.
+training split is in no other. Of `topics`, sources of more than 20 packages are for training: their texts are alike,
+and the 161 languages of one program would be an eighth of the validation split.
 
 The texts are under the licences of their packages, free software all of them.
 """
@@ -41,6 +44,7 @@ TOPICS = (
 _LANGUAGES = {"de": "German", "fr": "French"}
 _HELD_OUT = 2  # of every hundred source packages, in validation and again in test
 _TOPICS_HELD_OUT = 10
+_TOPICS_LARGEST = 20  # packages of a source that may be held out
 
 
 @dataclasses.dataclass
@@ -70,7 +74,12 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS: ClassVar = [
         DescriptionsConfig(name="summaries", description="Long descriptions and summaries, in English"),
-        DescriptionsConfig(name="topics", description="Summaries with descriptions, by section", topics=True),
+        DescriptionsConfig(
+            name="topics",
+            description="Summaries with descriptions, by section",
+            topics=True,
+            version=tfds.core.Version("1.1.0"),
+        ),
         *(
             DescriptionsConfig(name=f"en-{code}", description=f"English and {name}, by paragraph", language=code)
             for code, name in _LANGUAGES.items()
@@ -92,10 +101,11 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         language = self.builder_config.language
         english = _entries(lists, "en")
         examples = _pairs(english, _entries(lists, language), language) if language else _summaries(english)
-        examples, held_out = _with_origin(examples, _origins(lists)), _HELD_OUT
+        examples = _with_origin(examples, _origins(lists))
         if self.builder_config.topics:
-            examples, held_out = _topics(examples), _TOPICS_HELD_OUT
-        splits = _split(examples, held_out)
+            splits = _split(_topics(examples), _TOPICS_HELD_OUT, _TOPICS_LARGEST)
+        else:
+            splits = _split(examples)
         return {split: self._generate_examples(part) for split, part in splits.items()}
 
     def _generate_examples(self, examples: list[dict]) -> Iterator[tuple[int, dict]]:
@@ -226,11 +236,17 @@ def _topics(examples: list[dict]) -> list[dict]:
     return found
 
 
-def _split(examples: list[dict], held_out: int = _HELD_OUT) -> dict[str, list[dict]]:
-    """By source package, each example once; a held-out one has no text in common with the training split."""
+def _split(examples: list[dict], held_out: int = _HELD_OUT, largest: float = math.inf) -> dict[str, list[dict]]:
+    """By source package, each example once; a held-out one has no text in common with the training split.
+
+    What is of a source with more than `largest` examples is for training.
+    """
+    sizes = collections.Counter(example["source"] for example in examples)
     splits = {"train": {}, "validation": {}, "test": {}}
     for example in examples:
-        splits[_split_of(example["source"], held_out)].setdefault(_texts(example), example)
+        source = example["source"]
+        split = "train" if sizes[source] > largest else _split_of(source, held_out)
+        splits[split].setdefault(_texts(example), example)
     seen = {text for texts in splits["train"] for text in texts}
     return {
         split: [example for texts, example in found.items() if split == "train" or not seen & texts]
