@@ -24,6 +24,7 @@ REQUIRED = [
     "rich>=13",
     "tensorboardX>=2.6",
     "numpy>=2",
+    "scipy>=1.13",
     "ml_dtypes",
 ]
 
@@ -34,7 +35,7 @@ EXTRAS = {
     "torch": ["torch==2.13.0", "transformers>=5.23", "safetensors"],
     "lm_eval": ["lm_eval>=0.4.9"],
     "test": [
-        *("pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "ruff>=0.17,<0.18", "scikit-learn", "scipy"),
+        *("pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "ruff>=0.17,<0.18", "scikit-learn"),
         *("jupytext>=1.16", "nbclient>=0.10", "nbformat>=5", "ipykernel>=6"),
     ],
 }

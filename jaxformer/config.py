@@ -109,7 +109,10 @@ class Checkpoint:
         other, bad = {
             "lowest": (
                 "highest",
-                ("accuracy", "f1", "matthews", "pearson", "bleu", "chrf", "rouge_1", "rouge_2", "rouge_l"),
+                (
+                    *("accuracy", "f1", "matthews", "pearson", "spearman"),
+                    *("bleu", "chrf", "rouge_1", "rouge_2", "rouge_l"),
+                ),
             ),
             "highest": ("lowest", ("loss", "perplexity", "error")),
         }[self.best_is]

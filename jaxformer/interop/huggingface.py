@@ -5,7 +5,7 @@ import dataclasses
 import itertools
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import InputError
 from jaxformer.interop import parameters
 from jaxformer.interop.families import family_of_config, family_of_model
+from jaxformer.interop.families.family import Family
 from jaxformer.interop.folders import (
     CONFIG,
     GENERATION,
@@ -71,8 +72,8 @@ class Imported:
 def import_hf(folder: str | os.PathLike, dtype: DType = "float32") -> tuple[nn.Module, Any]:
     """The model in a Hugging Face folder, and its parameters on the default device.
 
-    Reads safetensors, `pytorch_model.bin` and `flax_model.msgpack`, one tensor at a time; no code of the folder is run
-    and PyTorch is not needed.
+    Reads safetensors, `pytorch_model.bin` and `flax_model.msgpack`, a tensor or two at a time; no code of the folder is
+    run and PyTorch is not needed.
 
     Args:
       folder: with a config.json and weights.
@@ -145,29 +146,11 @@ def export_hf(
     if dtype not in FLOATS:
         raise InputError(f"dtype={dtype!r}: expected one of {', '.join(FLOATS)}")
     family, described = family_of_model(model, origin and origin.architecture)
-    config = {"model_type": family.model_type, **described}
-    architecture = config["architectures"][0]
-    if origin is not None and origin.architecture in family.architectures:
-        config = {**origin.config, **config}
     if tokenizer is not None:
         check_vocabulary(tokenizer, model.vocab, out)
     tokens = {} if isinstance(model, IMAGE_MODELS) else special_tokens(model, tokenizer, origin)
-    if family.own_pad and tokenizer is not None and tokens["pad_token_id"] != config["pad_token_id"]:
-        raise InputError(
-            f"the tokenizer's padding is {tokens['pad_token_id']}; this model's positions need {config['pad_token_id']}"
-        )
-    config = {**config, **tokens} if not family.own_pad else {**tokens, **config}
-    config |= {"torch_dtype": dtype}
-    arrays = parameters.flat(params)
-    shapes = {path: tuple(array.shape) for path, array in arrays.items()}
-    if shapes != parameters.abstract(model):
-        raise InputError("the parameters are not the model's: other paths or shapes")
-    own = _without_copies(slots(family.table, shapes, architecture in family.bare), arrays)
-    own.sort(key=lambda slot: np.prod(shapes[slot.paths[0]]))  # While a small one is written, a large one is read.
-    constants = family.constants(model) if family.constants else {}
-    shapes = {slot.name: slot.shape for slot in own} | {name: array.shape for name, array in constants.items()}
-    tensors = {name: (FLOATS[dtype], shape) for name, shape in shapes.items()}
-    computed = (array.astype(FLOATS[dtype]) for array in constants.values())
+    config = _config(family, described, tokens, tokenizer is not None, origin) | {"torch_dtype": dtype}
+    tensors, arrays = _tensors(model, params, family, config["architectures"][0], FLOATS[dtype])
     with new_folder(out) as folder:
         write_json(folder / CONFIG, config)
         if isinstance(model, IMAGE_MODELS):
@@ -176,10 +159,50 @@ def export_hf(
             write_json(folder / GENERATION, _generation(tokens, origin, generation))
         if tokenizer is not None:
             export_tokenizer(tokenizer, folder, family.model_type, beginning)
-        written = itertools.chain(parameters.written(own, arrays, FLOATS[dtype]), computed)
-        write_weights(folder, tensors, written, shard)
+        write_weights(folder, tensors, arrays, shard)
         if finish is not None:
             finish(folder)
+
+
+def _config(
+    family: Family, described: dict[str, Any], tokens: dict[str, Any], has_tokenizer: bool, origin: Origin | None
+) -> dict[str, Any]:
+    """What config.json says.
+
+    Raises:
+      InputError: the model's positions need another padding than the tokenizer's.
+    """
+    config = {"model_type": family.model_type, **described}
+    if origin is not None and origin.architecture in family.architectures:
+        config = {**origin.config, **config}
+    if not family.own_pad:
+        return {**config, **tokens}
+    if has_tokenizer and tokens["pad_token_id"] != config["pad_token_id"]:
+        raise InputError(
+            f"the tokenizer's padding is {tokens['pad_token_id']}; this model's positions need {config['pad_token_id']}"
+        )
+    return {**tokens, **config}
+
+
+def _tensors(
+    model: nn.Module, params: Any, family: Family, architecture: str, dtype: np.dtype
+) -> tuple[dict[str, tuple], Iterator[np.ndarray]]:
+    """Type and shape of each tensor to write, by name, and the tensors in that order, made when they are asked for.
+
+    Raises:
+      InputError: the parameters are not the model's.
+    """
+    arrays = parameters.flat(params)
+    shapes = {path: tuple(array.shape) for path, array in arrays.items()}
+    if shapes != parameters.abstract(model):
+        raise InputError("the parameters are not the model's: other paths or shapes")
+    own = _without_copies(slots(family.table, shapes, architecture in family.bare), arrays)
+    own.sort(key=lambda slot: np.prod(shapes[slot.paths[0]]))  # While a small one is written, a large one is read.
+    constants = family.constants(model) if family.constants else {}
+    computed = (array.astype(dtype) for array in constants.values())
+    theirs = {slot.name: slot.shape for slot in own} | {name: array.shape for name, array in constants.items()}
+    announced = {name: (dtype, shape) for name, shape in theirs.items()}
+    return announced, itertools.chain(parameters.written(own, arrays, dtype), computed)
 
 
 def special_tokens(model: nn.Module, tokenizer: Tokenizer | None, origin: Origin | None) -> dict[str, Any]:

@@ -41,14 +41,31 @@ def form_of(model: Classifier) -> str:
 
 def text_logits(model: Classifier, params, tokenizer: Tokenizer, texts: Sequence[str]) -> np.ndarray:
     """float32 [texts, labels]: of texts, or of pairs with a tab between their two texts; the longer loses its end."""
-    rows = []
-    for text in texts:
-        parts = tokenizer.encode_batch([part.strip() for part in text.split(PAIR, 1)])
-        second = parts[1] if len(parts) > 1 else None
-        rows.append(lay_out(parts[0], second, tokenizer, model.positions, form_of(model)))
+    parts = [tokenizer.encode_batch([part.strip() for part in text.split(PAIR, 1)]) for text in texts]
+    pairs = [(first, second[0] if second else None) for first, *second in parts]
+    return token_logits(model, params, tokenizer, pairs, model.positions)
+
+
+def token_logits(
+    model: Classifier,
+    params,
+    tokenizer: Tokenizer,
+    pairs: Sequence[tuple[np.ndarray, np.ndarray | None]],
+    length: int,
+) -> np.ndarray:
+    """The same of texts as tokens, the second one None where there is no pair.
+
+    Args:
+      model: a classifier of whole texts.
+      params: its parameters.
+      tokenizer: the texts'.
+      pairs: int32 [t] each.
+      length: tokens of a row, at most.
+    """
+    rows = [lay_out(first, second, tokenizer, length, form_of(model)) for first, second in pairs]
     logits = np.zeros((len(rows), len(model.labels)), np.float32)
     tokens, token_types = ([row[part] for row in rows] for part in (0, 1))
-    for places, batch in padded(tokens, tokenizer.pad_id, model.positions, token_types):
+    for places, batch in padded(tokens, tokenizer.pad_id, length, token_types):
         logits[places] = _logits(model, params, batch)[: len(places), 0]
     return logits
 

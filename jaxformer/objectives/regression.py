@@ -7,12 +7,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import scipy.stats
 
+from jaxformer.data.classification_tasks import Classify
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import InputError
 from jaxformer.metrics import Mean
 from jaxformer.models.classifier import Classifier
-from jaxformer.objectives.labelled_texts import INPUTS, check_rows, held_out_texts, text_logits
+from jaxformer.objectives.labelled_texts import INPUTS, check_rows, held_out_texts, text_logits, token_logits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,12 +73,28 @@ class Regression:
             "moments": Mean(moments.reshape(5, -1).sum(-1), weights.sum()),
         }
 
+    def document_scores(
+        self, model: Classifier, params, tokenizer: Tokenizer, task: Classify, documents: Sequence[Mapping[str, Any]]
+    ) -> dict[str, Mean]:
+        """Spearman's correlation over all documents, as ranks do not add up from batch to batch."""
+        texts = [task.encode(documents[number], tokenizer) for number in range(len(documents))]
+        texts = [text for text in texts if len(text.first)]
+        pairs, truth = [(text.first, text.second) for text in texts], [text.target[0] for text in texts]
+        values = token_logits(model, params, tokenizer, pairs, task.length)[:, 0]
+        alike = len(set(truth)) < 2 or len(set(values.tolist())) < 2
+        correlation = 0.0 if alike else scipy.stats.spearmanr(values, truth).statistic
+        return {"spearman": Mean(np.float64(correlation), np.float64(1))}
+
     def report(self, means: Mapping[str, Mean]) -> dict[str, float]:
-        """The mean squared and the mean absolute error, and Pearson's correlation (0 where all numbers are alike)."""
+        """The mean squared and the mean absolute error, and the correlations, 0 where all numbers are alike.
+
+        Spearman's is there where there are `document_scores`: in an evaluation in one process.
+        """
         values = {name: float(means[name].value) for name in ("loss", "absolute_error")}
         x, y, xx, yy, xy = map(float, means["moments"].value)
         spread = math.sqrt(max(0.0, (xx - x * x) * (yy - y * y)))
-        return values | {"pearson": (xy - x * y) / spread if spread else 0.0}
+        values["pearson"] = (xy - x * y) / spread if spread else 0.0
+        return values | {name: float(means[name].value) for name in ("spearman",) if name in means}
 
     def predict(self, model: Classifier, params, tokenizer: Tokenizer, texts: Sequence[str]) -> list[Rated]:
         """The number of each text, or of each pair with a tab between its two texts."""

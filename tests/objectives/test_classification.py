@@ -1,5 +1,6 @@
 """Losses and scores equal PyTorch's and scikit-learn's; padding and packing change nothing."""
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -87,6 +88,33 @@ def test_a_number_has_torchs_loss_and_scipys_correlation():
     assert report["loss"] == pytest.approx(np.mean((values - truth) ** 2), rel=1e-5)
     assert report["absolute_error"] == pytest.approx(np.abs(values - truth).mean(), rel=1e-5)
     assert report["pearson"] == pytest.approx(stats.pearsonr(values, truth)[0], abs=1e-4)
+
+
+def test_ranks_are_of_all_documents(tokenizer):
+    model = Classifier(small_backbone(), ("likeness",), "mean")
+    params, objective = noisy_params(model, np.zeros((1, 4), np.int32)), Regression()
+    words = [*LABELS, "film", "plot", "dull", "warm", "great", "poor"]
+    apply = jax.jit(lambda inputs: model.apply({"params": params}, **inputs).logits[0, 0, 0])
+    documents = [
+        {"text": " ".join(RNG.choice(words, size)), "other": "a film " * 9, "label": round(float(RNG.normal()), 1)}
+        for size in RNG.integers(1, 20, 30)
+    ]
+    for pair in (None, "other"):
+        task = Classify(pair=pair, labels=("likeness",), kind="number", length=12)
+        found = objective.document_scores(model, params, tokenizer, task, documents)
+        values = []
+        for document in documents:
+            [row] = task.examples(task.encode(document, tokenizer), tokenizer, None, None)
+            inputs = {name: row[name][None] for name in ("tokens", "token_types", "cls_positions")}
+            values.append(float(apply(inputs)))
+        expected = stats.spearmanr(values, [document["label"] for document in documents]).statistic
+        assert float(found["spearman"].value) == pytest.approx(expected, abs=1e-3)
+        batch = objective(model, params, batch_of([1.0, 2.0], "number", labels=("likeness",)))
+        assert objective.report(batch | found)["spearman"] == pytest.approx(expected, abs=1e-3)
+        assert "spearman" not in objective.report(batch)
+        same = [documents[0] | {"label": label} for label in (0.0, 1.0)]
+        for rows in ([], same):
+            assert float(objective.document_scores(model, params, tokenizer, task, rows)["spearman"].value) == 0
 
 
 @pytest.mark.parametrize("kind", ["one", "many"])
