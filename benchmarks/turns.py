@@ -14,6 +14,9 @@ from unittest import mock
 Step = Callable[[], object]
 OURS = "jaxformer"
 """The name of our side."""
+WARM = 3
+"""Steps before a timed one, as a training's follow each other. In the others' turns a process has lost the caches; a
+virtual machine may have given free memory back to its host, and two steps' buffers may be there at once."""
 
 
 def take_turns(sides: Mapping[str, Callable[[], Step]], turns: int) -> dict[str, float]:
@@ -23,7 +26,7 @@ def take_turns(sides: Mapping[str, Callable[[], Step]], turns: int) -> dict[str,
 
     Args:
       sides: by name, a function at the top of a module that makes a step. It runs in a new process.
-      turns: timed steps of each side, each behind one that is not; two more come first.
+      turns: timed steps of each side, each behind `WARM` that are not; two more come first.
     """
     spawn, pipes, seconds = multiprocessing.get_context("spawn"), {}, {name: [] for name in sides}
     for name, make in sides.items():
@@ -60,9 +63,8 @@ def _serve(make: Callable[[], Step], pipe) -> None:
     step()
     pipe.send(None)
     while pipe.recv():
-        # Steps of a training follow each other. In the others' turns this process has lost the caches, and a virtual
-        # machine may have given its free memory back to its host: one step to have them again.
-        step()
+        for _ in range(WARM):
+            step()
         start = time.perf_counter()
         step()
         pipe.send(time.perf_counter() - start)
