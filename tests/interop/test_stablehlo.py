@@ -107,7 +107,7 @@ def test_what_is_no_model_that_it_knows_is_told():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_its_readme_runs_without_jaxformer(dtype, tmp_path, monkeypatch, capsys):
     run = small_run(small_tokenizer(tmp_path))
-    monkeypatch.setattr(cli, "_open", lambda folder: run)
+    monkeypatch.setattr(cli, "_open", lambda folder, in_memory: run)
     command = ["export", "nowhere", str(tmp_path / "out"), "--format", "stablehlo", "--dtype", dtype]
     assert cli.main(command) == 0
     assert "jax alone runs it" in capsys.readouterr().out
