@@ -161,7 +161,7 @@ def _lines(ours: Any, theirs: Any, tokenizer: Tokenizer | None, folder: Path) ->
         actual = ours(rows, list(expected.outputs))
         where = f"{rows.name}, {' × '.join(map(str, rows.shape))}"
         for name, output in expected.outputs.items():
-            yield _compared(name, where, actual.outputs[name], output, rows.mask)
+            yield compared(name, where, actual.outputs[name], output, rows.mask)
         apart = abs(actual.loss - expected.loss) / max(1.0, abs(expected.loss))
         yield Line("loss", where, apart, LOSS, f"{actual.loss:.6f} here, {expected.loss:.6f} in PyTorch")
         gradients = theirs.named(actual.gradients)
@@ -173,14 +173,15 @@ def _lines(ours: Any, theirs: Any, tokenizer: Tokenizer | None, folder: Path) ->
         yield _tokens(tokenizer, folder)
 
 
-def _compared(name: str, where: str, ours: np.ndarray, theirs: np.ndarray, mask: np.ndarray | None) -> Line:
+def compared(name: str, where: str, ours: np.ndarray, theirs: np.ndarray, mask: np.ndarray | None) -> Line:
+    """How far an output is from theirs where there are tokens, relative to the largest number of theirs, or 1."""
     if ours.shape != theirs.shape:
         return Line(name, where, float("inf"), LOGITS, f"shapes {ours.shape} and {theirs.shape}")
-    difference, size = largest(ours - theirs, mask), max(1.0, largest(theirs, mask))
+    difference, size = _largest(ours - theirs, mask), max(1.0, _largest(theirs, mask))
     return Line(name, where, difference / size, LOGITS, f"{difference:.1e}, where they reach {size:.1f}")
 
 
-def largest(array: np.ndarray, mask: np.ndarray | None) -> float:
+def _largest(array: np.ndarray, mask: np.ndarray | None) -> float:
     """The largest magnitude where there are tokens."""
     real = mask > 0 if array.ndim == 3 and mask is not None else slice(None)
     return float(np.abs(array[real]).max())

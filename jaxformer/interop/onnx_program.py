@@ -14,8 +14,7 @@ import torch
 
 from jaxformer.checkpoints import loaded
 from jaxformer.errors import InputError
-from jaxformer.interop import parity
-from jaxformer.interop.certificate import LOGITS, largest
+from jaxformer.interop import certificate, parity
 from jaxformer.interop.folders import Folder
 from jaxformer.interop.hard_strings import HARD_STRINGS
 from jaxformer.interop.onnx import Argument
@@ -107,13 +106,11 @@ def compared(
         for name, parts in outputs.items():
             found = session.run(parts, _given(rows, taken))
             found = found[0] if len(found) == 1 else np.stack(found, -1)
-            apart = float("inf")
-            if found.shape == expected[name].shape:
-                apart = largest(expected[name] - found, rows.mask) / max(1.0, largest(expected[name], rows.mask))
-            if not apart <= LOGITS:
-                where = f"{name} ({rows.name}, {' × '.join(map(str, rows.shape))})"
-                raise InputError(f"not what ONNX Runtime computes: {where} differ by {apart:.1e}, above {LOGITS:.0e}")
-            most = max(most, apart)
+            line = certificate.compared(name, " × ".join(map(str, rows.shape)), found, expected[name], rows.mask)
+            if not line.passed:
+                told = f"{name} ({rows.name}, {line.where}) differ by {line.measured:.1e}, above {line.tolerance:.0e}"
+                raise InputError(f"not what ONNX Runtime computes: {told}")
+            most = max(most, line.measured)
     return f"outputs differ by {most:.1e} at most, relative to the largest"
 
 

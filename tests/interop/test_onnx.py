@@ -16,7 +16,7 @@ from small_writer import PAD, PIECES, QUIET, small_run, small_tokenizer
 
 from jaxformer import cli
 from jaxformer.errors import InputError
-from jaxformer.interop import onnx_program
+from jaxformer.interop import certificate, onnx_program
 from jaxformer.interop.folders import write_json
 from jaxformer.interop.hf_runs import ORIGIN
 from jaxformer.interop.image_runs import image_experiment
@@ -200,7 +200,7 @@ def test_the_readmes_of_other_kinds_run_without_jaxformer(name, tmp_path):
 
 def test_what_computes_something_else_leaves_nothing_behind(tmp_path, monkeypatch):
     run = run_of(VIT, tmp_path)
-    monkeypatch.setattr(onnx_program, "LOGITS", 0.0)
+    monkeypatch.setattr(certificate, "LOGITS", 0.0)
     line = r"not what ONNX Runtime computes: logits \(within range, 3 × 12 × 12 × 1\) differ by \d.*, above 0e\+00"
     with pytest.raises(InputError, match=line):
         export_onnx(run, tmp_path / "new" / "out")
