@@ -20,9 +20,6 @@ GOALS = {"eager": 6.0, "compiled": 4.0}
 
 def jaxformer_step() -> Callable[[], None]:
     """Our training step: what `fit` runs, on random tokens."""
-    from jaxformer import host
-
-    host.keep_freed_memory()  # As the command line does.
     from jaxformer.config import Experiment
     from jaxformer.data.loader import Data
     from jaxformer.data.sources import TextFiles

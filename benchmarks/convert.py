@@ -73,9 +73,6 @@ def convert(side: str, source: str, target: str) -> None:
 
 def turn(side: str, source: str, target: str, pipe) -> None:
     """A turn in a process of its own: its seconds, and its memory above what the libraries take, in bytes."""
-    from jaxformer import host
-
-    host.keep_freed_memory()  # As the command line does.
     import jaxformer.interop.hf_runs  # noqa: F401 (not part of what is timed)
 
     touch_memory()

@@ -20,9 +20,6 @@ GOALS = {1: 4.0, 16: 3.0}
 
 def jaxformer_generate(rows: int) -> Callable[[], None]:
     """Our `generate`, from ids to ids."""
-    from jaxformer import host
-
-    host.keep_freed_memory()  # As the command line does.
     import flax.linen as nn
     import jax
 

@@ -58,9 +58,6 @@ def prepare(home: Path) -> None:
 
 def train_ours(home: Path, steps: int, seed: int) -> tuple[float, float]:
     """Seconds of the training, and the accuracy on held-out snippets."""
-    from jaxformer import host
-
-    host.keep_freed_memory()  # As the command line does.
     import jax
 
     import jaxformer as jf

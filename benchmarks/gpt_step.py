@@ -19,9 +19,6 @@ GOALS = {"eager": 2.0, "compiled": 1.4}
 
 def jaxformer_step() -> Callable[[], None]:
     """Our training step: what `fit` runs, on random tokens."""
-    from jaxformer import host
-
-    host.keep_freed_memory()  # As the command line does.
     from jaxformer.config import Experiment
     from jaxformer.data.language_tasks import NextToken
     from jaxformer.data.loader import Data

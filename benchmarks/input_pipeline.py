@@ -65,7 +65,6 @@ def main() -> int:
     parser.add_argument("--passes", type=int, default=4, help="passes over the chapters")
     parser.add_argument("--seconds", type=float, default=8.0, help="how long to time the training step")
     options = parser.parse_args()
-    host.keep_freed_memory()
     experiment = jf.load(CONFIG)
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = experiment.tokenizer.build(experiment.data.train.open, os.path.join(folder, "tokenizer"))

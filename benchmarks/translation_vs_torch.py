@@ -88,9 +88,6 @@ def marian_tensors(params: Mapping) -> dict[str, np.ndarray]:
 
 def train_ours(home: Path, steps: int, seed: int) -> tuple[float, list[str]]:
     """Seconds of the training, and what the model then makes of the held-out verses."""
-    from jaxformer import host
-
-    host.keep_freed_memory()  # As the command line does.
     import jaxformer as jf
 
     ours = experiment(home, steps, seed)

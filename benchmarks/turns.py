@@ -71,10 +71,7 @@ def _serve(make: Callable[[], Step], pipe) -> None:
 
 
 def training_step(experiment, batch) -> Step:
-    """Our training step, what `fit` runs, on one batch of arrays.
-
-    Call `host.keep_freed_memory()` before, as the command line does.
-    """
+    """Our training step, what `fit` runs, on one batch of arrays."""
     import jax
 
     from jaxformer.sharding import batch_sharding, make_mesh

@@ -44,9 +44,6 @@ def vit_experiment():
 
 def jaxformer_step() -> Callable[[], None]:
     """Our training step, on random images."""
-    from jaxformer import host
-
-    host.keep_freed_memory()  # As the command line does.
     return training_step(vit_experiment(), random_batch())
 
 

@@ -180,7 +180,6 @@ def _open(folder: str, in_memory: bool = True):
 
 def _start_jax() -> None:
     """Keeps compiled programs on disk, and joins the other processes where there are some."""
-    host.keep_freed_memory()
     import jax
 
     if jax.config.jax_compilation_cache_dir is None:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxformer import host, runs, sharding, warm_start
+from jaxformer import runs, sharding, warm_start
 from jaxformer.checkpoints import Checkpoints, goodness, replicated
 from jaxformer.config import Experiment
 from jaxformer.data import loader
@@ -121,14 +121,9 @@ def train_step(experiment: Experiment, state: TrainState, batch: dict[str, jax.A
 
 def compile_step(experiment: Experiment, mesh: jax.sharding.Mesh):
     """`train_step` of an experiment on a mesh: (state, batch) → (state, means); the state is donated."""
-    on_host = mesh.devices.flat[0].platform == "cpu"
-    if on_host:
-        host.keep_freed_memory()
-    step, kept = jax.jit(functools.partial(train_step, experiment), donate_argnums=0), host.KeptMemory()
+    step = jax.jit(functools.partial(train_step, experiment), donate_argnums=0)
 
     def run(state, batch):
-        if on_host:
-            kept.check()
         with jax.set_mesh(mesh):
             return step(state, batch)
 

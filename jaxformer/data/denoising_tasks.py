@@ -1,5 +1,6 @@
 """Tasks of the T5 family: hidden spans of a text are to be written (Raffel et al. 2020), by one recipe or several."""
 
+import abc
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -53,9 +54,9 @@ class Denoising(Task):
     modes: bool = False
 
     @property
+    @abc.abstractmethod
     def recipes(self) -> tuple[Denoiser, ...]:
         """How tokens are hidden."""
-        raise NotImplementedError
 
     @functools.cached_property
     def row(self) -> dict[str, Feature]:

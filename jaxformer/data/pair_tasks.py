@@ -18,13 +18,15 @@ class TextPairs(Task):
     """Two texts that belong together, such as a question and its answer; or one text twice, which dropout makes two
     (Gao et al. 2021).
 
-    Rows: `inputs` int32 [b, length] is the first text with the lanes' `input_segments` and `input_positions`, `tokens`
-    the second one with `segments` and `positions`, each between [CLS] and [SEP]; `weights` float32 [b,
-    examples_per_row] is 1 for each pair.
+    Rows: `inputs` int32 [b, first_length] is the first text with the lanes' `input_segments` and `input_positions`,
+    `tokens` int32 [b, length] the second one with `segments` and `positions`, each between [CLS] and [SEP]; `weights`
+    float32 [b, examples_per_row] is 1 for each pair.
     """
 
     length: int = 64
     """Tokens a row of either text; a longer one loses its end."""
+    first_length: int | None = None
+    """Tokens a row of the first text, where that is shorter, as questions are; None: `length`."""
     first: str = "first"
     """Column with the first text."""
     second: str = "second"
@@ -34,12 +36,18 @@ class TextPairs(Task):
 
     def __post_init__(self):
         layouts.at_least("length", self.length, 3)
+        layouts.at_least("first_length", self.first_length, 3)
         layouts.at_least("examples_per_row", self.examples_per_row, 1)
+
+    @property
+    def inputs_length(self) -> int:
+        """Tokens a row of the first text."""
+        return self.length if self.first_length is None else self.first_length
 
     @functools.cached_property
     def row(self) -> dict[str, Feature]:
-        tokens = Feature(self.length)
-        return {"tokens": tokens, "inputs": tokens, "weights": Feature(self.examples_per_row, "float32")}
+        texts = {"tokens": Feature(self.length), "inputs": Feature(self.inputs_length)}
+        return texts | {"weights": Feature(self.examples_per_row, "float32")}
 
     @property
     def need(self) -> str:
@@ -63,6 +71,6 @@ class TextPairs(Task):
     ) -> list[Example]:
         if not len(document.inputs) or not len(document.targets):
             return []
-        texts = document.inputs, document.targets
-        inputs, tokens = (layouts.between_marks(text[: self.length - 2], tokenizer) for text in texts)
+        inputs = layouts.between_marks(document.inputs[: self.inputs_length - 2], tokenizer)
+        tokens = layouts.between_marks(document.targets[: self.length - 2], tokenizer)
         return [{"inputs": inputs, "tokens": tokens, "weights": np.ones(1, np.float32)}]

@@ -4,6 +4,7 @@ A source is a frozen dataclass of plain values; `source.open()` gives a random-a
 examples. `shuffled` and `in_order` say in which order the documents of such a sequence are visited.
 """
 
+import abc
 import contextlib
 import dataclasses
 import functools
@@ -29,12 +30,12 @@ _FEW = 65_536
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class Source(abc.ABC):
     """Where documents come from. Use one of its subclasses."""
 
+    @abc.abstractmethod
     def open(self) -> Sequence[dict[str, Any]]:
         """A random-access sequence of examples; raises InputError where there is none."""
-        raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,6 +5,7 @@ source into what the lanes keep in their cache, `examples` turns that and a rand
 examples, and `row` says how a lane lays examples into rows.
 """
 
+import abc
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
@@ -61,14 +62,14 @@ class Sentences(Sequence):
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
+class Task(abc.ABC):
     """What is learned from a document. Use one of its subclasses."""
 
     @property
+    @abc.abstractmethod
     def row(self) -> dict[str, Feature]:
         """The arrays of an example by name. Beside `tokens`, and `inputs` if there are any, the lanes lay segments
         and positions."""
-        raise NotImplementedError
 
     @property
     def reads_text(self) -> bool:
@@ -90,10 +91,10 @@ class Task:
         """What a document must be to give an example; for a message."""
         return "document with text"
 
-    def check(self, tokenizer: Tokenizer, pack: bool) -> None:
+    def check(self, tokenizer: Tokenizer, pack: bool) -> None:  # noqa: B027 (most have nothing to check)
         """Raises InputError where tokenizer or packing do not go with the task."""
 
-    def check_source(self, documents: Sequence[dict[str, Any]], name: str) -> None:
+    def check_source(self, documents: Sequence[dict[str, Any]], name: str) -> None:  # noqa: B027 (as above)
         """Raises InputError where nothing can be learned from the training source `name`, whatever its examples."""
 
     @property
@@ -105,10 +106,11 @@ class Task:
         """What `predict` is asked about, as the objective takes it; texts are taken as they are."""
         return words
 
+    @abc.abstractmethod
     def encode(self, example: dict[str, Any], tokenizer: Tokenizer) -> Any:
         """The document in the form that `examples` takes; has a `size` in characters."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def examples(
         self,
         document: Any,
@@ -124,7 +126,6 @@ class Task:
             rng: the visit's own.
             draw: gives another encoded document at random; deterministic given its generator.
         """
-        raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,6 +18,14 @@ def test_each_text_is_between_marks(tokenizer):
     assert example["weights"].tolist() == [1] and example.keys() == TextPairs().row.keys()
 
 
+def test_rows_of_first_texts_may_be_shorter(tokenizer):
+    task = TextPairs(length=6, first_length=4)
+    (example,) = examples(task, tokenizer, first="w1 w2 w3 w4", second="w3 w4 w5 w6")
+    spelt = {name: [tokenizer.pieces[number] for number in example[name]] for name in ("inputs", "tokens")}
+    assert spelt == {"inputs": ["[CLS]", "w1", "w2", "[SEP]"], "tokens": ["[CLS]", "w3", "w4", "w5", "w6", "[SEP]"]}
+    assert (task.row["inputs"].capacity, task.row["tokens"].capacity) == (4, 6)
+
+
 def test_one_text_twice(tokenizer):
     (example,) = examples(TextPairs(first="text", second="text"), tokenizer, text="w1 w2")
     assert example["inputs"].tolist() == example["tokens"].tolist()
@@ -32,3 +40,5 @@ def test_what_cannot_be_is_refused(tokenizer):
         examples(TextPairs(), tokenizer, first="w1")
     with pytest.raises(InputError, match=r"task.length 2: must be 3 or more"):
         TextPairs(length=2)
+    with pytest.raises(InputError, match=r"task.first_length 2: must be 3 or more"):
+        TextPairs(first_length=2)

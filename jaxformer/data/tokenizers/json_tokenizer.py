@@ -1,5 +1,6 @@
 """A `tokenizer.json` of the `tokenizers` library, whatever its model; subclasses say how its pieces spell words."""
 
+import abc
 import functools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -42,9 +43,9 @@ class JsonTokenizer(Tokenizer):
         """What is in the tokenizer.json."""
         return json.loads(self._model)
 
+    @abc.abstractmethod
     def _starts(self, pieces: list[str]) -> np.ndarray:
         """bool [vocab]: does the piece begin a word?"""
-        raise NotImplementedError
 
     def encode(self, text: str) -> np.ndarray:
         return np.array(self._encoder.encode(text, add_special_tokens=False).ids, np.int32)

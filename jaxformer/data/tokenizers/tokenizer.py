@@ -1,5 +1,6 @@
 """What a tokenizer is to the tasks, the objectives and the runs."""
 
+import abc
 import functools
 import os
 import re
@@ -13,7 +14,7 @@ from jaxformer.data.special_tokens import MASK
 from jaxformer.errors import InputError
 
 
-class Tokenizer:
+class Tokenizer(abc.ABC):
     """Text to ids and back; use one of its subclasses. Ids of special tokens are never made by `encode`.
 
     Attributes:
@@ -87,20 +88,20 @@ class Tokenizer:
     bos_id = functools.cached_property(lambda self: self._special("bos"))
     eos_id = functools.cached_property(lambda self: self._special("eos"))
 
+    @abc.abstractmethod
     def encode(self, text: str) -> np.ndarray:
         """int32 [n]; no special tokens are added, and `[MASK]` in a text is but text."""
-        raise NotImplementedError
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """int32 [n] each."""
         return [self.encode(text) for text in texts]
 
+    @abc.abstractmethod
     def encode_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         """The ids, int32 [n], as `encode` gives them, and the stretch of the text that each stands for, int32 [n, 2].
 
         A stretch is its first character, which is no space, and the one behind its last.
         """
-        raise NotImplementedError
 
     def encode_with_masks(self, text: str) -> np.ndarray:
         """int32 [n]; every literal `[MASK]` is the one token `mask_id`.
@@ -127,9 +128,9 @@ class Tokenizer:
     def _encode_continuation(self, text: str) -> np.ndarray:
         return self.encode(text)
 
+    @abc.abstractmethod
     def decode(self, ids: Sequence[int]) -> str:
         """Readable text; of the special tokens only `[MASK]` and sentinels are shown, ids of no piece are left out."""
-        raise NotImplementedError
 
     @functools.cached_property
     def _shown(self) -> dict[int, str]:
@@ -138,18 +139,18 @@ class Tokenizer:
         masks = {number: MASK for number in self.special_ids if self.pieces[number] in names}
         return masks | {int(number): self.pieces[number] for number in self.sentinel_ids}
 
+    @abc.abstractmethod
     def piece(self, token: int) -> str:
         """A piece for a person to read: '…ing' continues a word, '␣' is a space by itself."""
-        raise NotImplementedError
 
     @property
     def target(self) -> "Tokenizer":
         """The tokenizer of what is to be written for a text; itself, but where inputs and outputs have one each."""
         return self
 
+    @abc.abstractmethod
     def serialize(self) -> bytes:
         """What is in the tokenizer's file."""
-        raise NotImplementedError
 
     def files(self) -> dict[str, bytes]:
         """What its folder holds, by name."""
