@@ -3,10 +3,10 @@
     python train.py configs/topics.py --workdir runs/topics
     jaxformer predict runs/topics "plays chess against you, with a board in three dimensions"
 
-Measured: accuracy 0.833 on held-out packages and 0.829 on the test split, of the first 64 tokens of each text, in 7
-minutes 23 seconds on two cores. On TF-IDF of whole texts a logistic regression has 0.817 and 0.812, a linear support
-vector machine without stop words 0.836 and 0.846: not beaten. No source package is in two splits, and those of many
-near copies are for training.
+Measured: accuracy 0.858 on held-out packages and 0.844 on the test split, of the first 128 tokens of each text, after
+1,300 steps of 2,048 tokens (15 minutes at 2,900 tokens a second on two cores). On TF-IDF of whole texts a logistic
+regression has 0.817 and 0.812, the best of nine linear support vector machines 0.836 and 0.846. No source package is in
+two splits, and those of many near copies are for training.
 """
 
 from jaxformer.config import Checkpoint, Evaluation, Experiment, Log
@@ -33,18 +33,19 @@ experiment = Experiment(
         LABELS,
         reads="mean",
     ),
-    objective=Classification(),
+    objective=Classification(label_smoothing=0.1),
     data=Data(
         train=Tfds("debian_descriptions/topics", split="train"),
         validation=Tfds("debian_descriptions/topics", split="validation"),
-        task=Classify(labels=LABELS, length=64),
-        batch=32,
+        task=Classify(labels=LABELS, length=128, examples_per_row=8),
+        batch=16,
+        pack=True,
     ),
     tokenizer=HuggingFaceTokenizer(WEIGHTS),
     init=WEIGHTS,
-    optimizer=AdamW(schedule=Schedule(peak=3e-4, warmup=40), freeze=("embeddings/",)),
-    steps=560,
-    evaluation=Evaluation(every=280),
-    checkpoint=Checkpoint(every=280, best="accuracy", best_is="highest"),
+    optimizer=AdamW(schedule=Schedule(peak=3e-4, warmup=40), freeze=("embeddings/",), layer_decay=0.85, ema=0.995),
+    steps=1300,
+    evaluation=Evaluation(every=325),
+    checkpoint=Checkpoint(every=325, best="accuracy", best_is="highest"),
     log=Log(every=50),
 )

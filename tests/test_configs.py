@@ -15,6 +15,7 @@ from jaxformer import config, sharding
 from jaxformer.data.classification_tasks import Classify
 from jaxformer.data.language_tasks import TextToText
 from jaxformer.data.multi_task import MultiTask
+from jaxformer.data.pair_tasks import TextPairs
 from jaxformer.data.question_answering_tasks import AnswerSpans
 from jaxformer.data.sources import JsonLines, Mixture, TextFiles
 from jaxformer.data.tagging_tasks import TagTokens
@@ -73,6 +74,11 @@ def tiny_sources(experiment, folder):
         if isinstance(task, Classify):
             lines = (folder / f"{split}.txt").read_text().split("\n")
             columns = [{task.text: line, task.pair or "other": line[::-1], task.label: len(line) % 2} for line in lines]
+            (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, columns)))
+            sources[f"data.{split}"] = JsonLines((str(folder / f"{split}.jsonl"),))
+        if isinstance(task, TextPairs):
+            lines = (folder / f"{split}.txt").read_text().split("\n")
+            columns = [{task.first: line[::-1], task.second: line} for line in lines if line]
             (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, columns)))
             sources[f"data.{split}"] = JsonLines((str(folder / f"{split}.jsonl"),))
         if isinstance(task, TagTokens | AnswerSpans):

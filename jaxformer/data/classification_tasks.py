@@ -194,5 +194,5 @@ def lay_out(
 
 def cut_longest(first: np.ndarray, second: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
     """Both texts without as many of their last tokens as have no room, always one of the longer text's."""
-    first_length = min(len(first), max(room - len(second), (room + 1) // 2))
-    return first[:first_length], second[: room - first_length]
+    input_length = min(len(first), max(room - len(second), (room + 1) // 2))
+    return first[:input_length], second[: room - input_length]

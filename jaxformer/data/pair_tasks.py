@@ -10,6 +10,7 @@ import numpy as np
 from jaxformer.data import files, layouts
 from jaxformer.data.language_tasks import Pair
 from jaxformer.data.tasks import Example, Feature, Task
+from jaxformer.data.text_augmentation import TextAugmentation
 from jaxformer.data.tokenizers import Tokenizer
 
 
@@ -18,36 +19,37 @@ class TextPairs(Task):
     """Two texts that belong together, such as a question and its answer; or one text twice, which dropout makes two
     (Gao et al. 2021).
 
-    Rows: `inputs` int32 [b, first_length] is the first text with the lanes' `input_segments` and `input_positions`,
+    Rows: `inputs` int32 [b, input_length] is the first text with the lanes' `input_segments` and `input_positions`,
     `tokens` int32 [b, length] the second one with `segments` and `positions`, each between [CLS] and [SEP]; `weights`
     float32 [b, examples_per_row] is 1 for each pair.
     """
 
     length: int = 64
     """Tokens a row of either text; a longer one loses its end."""
-    first_length: int | None = None
-    """Tokens a row of the first text, where that is shorter, as questions are; None: `length`."""
     first: str = "first"
     """Column with the first text."""
     second: str = "second"
     """Column with the second text; the same column as `first` is that text again."""
+    input_length: int | None = None
+    """Tokens a row of the first text, where that is shorter, as questions are; None: `length`."""
     examples_per_row: int = 1
     """Pairs a row has room for; more than one only with packing."""
+    augmentation: TextAugmentation | None = None
+    """How both texts are changed at each visit in training."""
 
     def __post_init__(self):
         layouts.at_least("length", self.length, 3)
-        layouts.at_least("first_length", self.first_length, 3)
+        layouts.at_least("input_length", self.input_length, 3)
         layouts.at_least("examples_per_row", self.examples_per_row, 1)
-
-    @property
-    def inputs_length(self) -> int:
-        """Tokens a row of the first text."""
-        return self.length if self.first_length is None else self.first_length
 
     @functools.cached_property
     def row(self) -> dict[str, Feature]:
-        texts = {"tokens": Feature(self.length), "inputs": Feature(self.inputs_length)}
+        texts = {"tokens": Feature(self.length), "inputs": Feature(self.input_length or self.length)}
         return texts | {"weights": Feature(self.examples_per_row, "float32")}
+
+    @property
+    def evaluated(self) -> "TextPairs":
+        return dataclasses.replace(self, augmentation=None)
 
     @property
     def need(self) -> str:
@@ -71,6 +73,11 @@ class TextPairs(Task):
     ) -> list[Example]:
         if not len(document.inputs) or not len(document.targets):
             return []
-        inputs = layouts.between_marks(document.inputs[: self.inputs_length - 2], tokenizer)
-        tokens = layouts.between_marks(document.targets[: self.length - 2], tokenizer)
-        return [{"inputs": inputs, "tokens": tokens, "weights": np.ones(1, np.float32)}]
+        first, second = document.inputs, document.targets
+        if self.augmentation is not None:
+            first, second = (self.augmentation(text, tokenizer, rng) for text in (first, second))
+        texts = {
+            name: layouts.between_marks(text[: self.row[name].capacity - 2], tokenizer)
+            for name, text in (("inputs", first), ("tokens", second))
+        }
+        return [texts | {"weights": np.ones(1, np.float32)}]

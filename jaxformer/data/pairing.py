@@ -111,9 +111,9 @@ def truncate(
     excess = len(first) + len(second) - room
     if excess <= 0:
         return first, second, 0
-    first_length = min(len(first), max(room - len(second), (room + 1) // 2))
-    first, _ = _trim(first, first_length, rng)
-    second, skipped = _trim(second, room - first_length, rng)
+    input_length = min(len(first), max(room - len(second), (room + 1) // 2))
+    first, _ = _trim(first, input_length, rng)
+    second, skipped = _trim(second, room - input_length, rng)
     return first, second, skipped
 
 

@@ -1,4 +1,4 @@
-"""Texts changed at random, so that a classifier sees few of them twice."""
+"""Texts changed at random, so that training sees few of them twice."""
 
 import dataclasses
 

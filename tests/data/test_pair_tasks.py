@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from jaxformer.data.pair_tasks import TextPairs
+from jaxformer.data.text_augmentation import TextAugmentation
 from jaxformer.errors import InputError
 
 
@@ -19,11 +20,21 @@ def test_each_text_is_between_marks(tokenizer):
 
 
 def test_rows_of_first_texts_may_be_shorter(tokenizer):
-    task = TextPairs(length=6, first_length=4)
+    task = TextPairs(length=6, input_length=4)
     (example,) = examples(task, tokenizer, first="w1 w2 w3 w4", second="w3 w4 w5 w6")
     spelt = {name: [tokenizer.pieces[number] for number in example[name]] for name in ("inputs", "tokens")}
     assert spelt == {"inputs": ["[CLS]", "w1", "w2", "[SEP]"], "tokens": ["[CLS]", "w3", "w4", "w5", "w6", "[SEP]"]}
     assert (task.row["inputs"].capacity, task.row["tokens"].capacity) == (4, 6)
+
+
+def test_both_texts_are_changed_in_training_alone(tokenizer):
+    task = TextPairs(augmentation=TextAugmentation(dropout=0.5))
+    words = " ".join(f"w{number}" for number in range(1, 9))
+    (example,) = examples(task, tokenizer, first=words, second=words)
+    assert tokenizer.unk_id in example["inputs"] and tokenizer.unk_id in example["tokens"]
+    assert example["inputs"].tolist() != example["tokens"].tolist()
+    (example,) = examples(task.evaluated, tokenizer, first=words, second=words)
+    assert tokenizer.unk_id not in example["inputs"] and tokenizer.unk_id not in example["tokens"]
 
 
 def test_one_text_twice(tokenizer):
@@ -40,5 +51,5 @@ def test_what_cannot_be_is_refused(tokenizer):
         examples(TextPairs(), tokenizer, first="w1")
     with pytest.raises(InputError, match=r"task.length 2: must be 3 or more"):
         TextPairs(length=2)
-    with pytest.raises(InputError, match=r"task.first_length 2: must be 3 or more"):
-        TextPairs(first_length=2)
+    with pytest.raises(InputError, match=r"task.input_length 2: must be 3 or more"):
+        TextPairs(input_length=2)
