@@ -3,8 +3,8 @@
     python train.py configs/sentence_embeddings.py --workdir runs/sentence_embeddings
     jaxformer predict runs/sentence_embeddings "a chess game" "play chess online" "mail server" "an SMTP daemon"
 
-Measured: of the 128 descriptions in a batch of held-out packages, the nearest to a summary is its own for 83% after 2,000
-steps; without dropout and deletion for 80% after 1,500, when the training has little left to learn from (99%).
+Measured: of the 128 descriptions in a batch of held-out packages, the nearest to a summary is its own for 83% after
+2,000 steps; without dropout and deletion for 80% after 1,500, when the training has little left to learn from (99%).
 """
 
 from jaxformer.config import Checkpoint, Evaluation, Experiment, Log

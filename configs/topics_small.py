@@ -5,9 +5,9 @@
 
 Measured, means of three seeds: accuracy 0.835 on held-out packages, and 0.817 by the same model from nothing (`--init
 None --optimizer.schedule.peak 1e-3`, the better rate for it); on the test split 0.822 and 0.823, no difference. Where
-labels are few there is one: with a tenth of them (`--data.train.split train[:10%] --steps 240`, evaluated every 80) 0.737
-and 0.624 on held-out packages, 0.744 and 0.644 on the test split. The pretraining has read the texts of held-out packages
-too, without their sections.
+labels are few there is one: with a tenth of them (`--data.train.split train[:10%] --steps 240`, evaluated every 80)
+0.737 and 0.624 on held-out packages, 0.744 and 0.644 on the test split. The pretraining has read the texts of
+held-out packages too, without their sections.
 """
 
 from jaxformer.config import Checkpoint, Evaluation, Experiment, Log
