@@ -46,7 +46,10 @@ class Prepared:
 
 @dataclasses.dataclass(frozen=True)
 class ImageTask(Task):
-    """What tasks on images share. Use one of its subclasses."""
+    """Images alone, as a model that has no labels takes them, and what tasks on images share.
+
+    Rows: `images` uint8 [b, size, size, channels].
+    """
 
     size: int = 224
     """Height and width of the images in a batch."""
@@ -93,6 +96,10 @@ class ImageTask(Task):
     def _images(self) -> Feature:
         return Feature(self.size, "uint8", shape=(self.size, self.channels))
 
+    @functools.cached_property
+    def row(self) -> dict[str, Feature]:
+        return {"images": self._images}
+
     def check(self, tokenizer: Tokenizer | None, pack: bool) -> None:
         if pack:
             raise InputError("data.pack: an image fills a row; set it to False")
@@ -131,6 +138,15 @@ class ImageTask(Task):
         if self.augmentation is None:
             return self.prepared(picture)
         return self.augmentation(picture, self.size, self.resample, rng)
+
+    def examples(
+        self,
+        document: Picture,
+        tokenizer: Tokenizer | None,
+        rng: np.random.Generator,
+        draw: Callable[[np.random.Generator], Picture],
+    ) -> list[Example]:
+        return [] if document.picture is None else [{"images": self.seen(document.picture, rng)}]
 
     def _label(self, example: Mapping[str, Any]) -> int | None:
         return None

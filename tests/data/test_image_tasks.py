@@ -10,7 +10,7 @@ from PIL import Image
 
 from jaxformer.data import images, loader
 from jaxformer.data.augmentations import OPERATIONS, Augmentation, cutmix, mixup, pixels, random_box
-from jaxformer.data.image_tasks import LabelledImages, MaskedPatches
+from jaxformer.data.image_tasks import ImageTask, LabelledImages, MaskedPatches
 from jaxformer.data.images import ImageFolders, read_picture
 from jaxformer.data.loader import Data
 from jaxformer.errors import InputError
@@ -50,6 +50,15 @@ def message(function, *arguments):
         function(*arguments)
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+def test_images_alone(folder):
+    task = ImageTask(size=8)
+    with batches(folder, task) as found:
+        batch, _ = next(found)
+    seen = {image.tobytes() for image in batch["images"]}
+    paths = [example["image"] for example in ImageFolders(str(folder)).open()]
+    assert len(seen) == 4 and seen <= {picture.pixels.tobytes() for picture in task.asked(paths)}
 
 
 def test_a_folder_for_each_class(folder):
