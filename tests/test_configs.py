@@ -66,29 +66,27 @@ def tiny_sources(experiment, folder):
     for split in ("train", "validation"):
         texts = TextFiles((str(folder / f"{split}.txt"),))
         sources[f"data.{split}"] = texts
-        if isinstance(pairing, TextToText):
-            lines = (folder / f"{split}.txt").read_text().split("\n")
-            pairs = [{pairing.inputs: f"saw {line}", pairing.targets: line[::-1]} for line in lines if line]
-            (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, pairs)))
-            sources[f"data.{split}"] = JsonLines((str(folder / f"{split}.jsonl"),))
-        if isinstance(task, Classify):
-            lines = (folder / f"{split}.txt").read_text().split("\n")
-            columns = [{task.text: line, task.pair or "other": line[::-1], task.label: len(line) % 2} for line in lines]
-            (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, columns)))
-            sources[f"data.{split}"] = JsonLines((str(folder / f"{split}.jsonl"),))
-        if isinstance(task, TextPairs):
-            lines = (folder / f"{split}.txt").read_text().split("\n")
-            columns = [{task.first: line[::-1], task.second: line} for line in lines if line]
-            (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, columns)))
-            sources[f"data.{split}"] = JsonLines((str(folder / f"{split}.jsonl"),))
-        if isinstance(task, TagTokens | AnswerSpans):
-            lines = (folder / f"{split}.txt").read_text().split("\n")
-            examples = [tagged(line, task) if isinstance(task, TagTokens) else asked(line) for line in lines if line]
+        lines = [line for line in (folder / f"{split}.txt").read_text().split("\n") if line]
+        examples = [example(pairing, line) for line in lines]
+        if any(examples):
             (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, examples)))
             sources[f"data.{split}"] = JsonLines((str(folder / f"{split}.jsonl"),))
         if isinstance(task, MultiTask):
             sources[f"data.{split}"] = Mixture((texts, sources[f"data.{split}"]), (1.0, 3.0))
     return sources
+
+
+def example(task, line):
+    """What a task that reads columns is given of a line; None for one that reads texts."""
+    if isinstance(task, TextToText):
+        return {task.inputs: f"saw {line}", task.targets: line[::-1]}
+    if isinstance(task, TextPairs):
+        return {task.first: line[::-1], task.second: line}
+    if isinstance(task, Classify):
+        return {task.text: line, task.pair or "other": line[::-1], task.label: len(line) % 2}
+    if isinstance(task, TagTokens):
+        return tagged(line, task)
+    return asked(line) if isinstance(task, AnswerSpans) else None
 
 
 def tagged(line, task):

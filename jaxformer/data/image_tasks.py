@@ -146,7 +146,13 @@ class ImageTask(Task):
         rng: np.random.Generator,
         draw: Callable[[np.random.Generator], Picture],
     ) -> list[Example]:
-        return [] if document.picture is None else [{"images": self.seen(document.picture, rng)}]
+        if document.picture is None:
+            return []
+        return [self._example(self.seen(document.picture, rng), document, rng, draw)]
+
+    def _example(self, image: np.ndarray, document: Picture, rng: np.random.Generator, draw: Callable) -> Example:
+        """The arrays of a visit to a document, as which `image` is seen."""
+        return {"images": image}
 
     def _label(self, example: Mapping[str, Any]) -> int | None:
         return None
@@ -191,21 +197,12 @@ class LabelledImages(ImageTask):
             found = (document.get(self.label) for document in spread(documents, LOOKED_AT))
         check_classes(map(self._number, found), self.labels, name)
 
-    def examples(
-        self,
-        document: Picture,
-        tokenizer: Tokenizer | None,
-        rng: np.random.Generator,
-        draw: Callable[[np.random.Generator], Picture],
-    ) -> list[Example]:
-        if document.picture is None:
-            return []
-        image = self.seen(document.picture, rng)
+    def _example(self, image: np.ndarray, document: Picture, rng: np.random.Generator, draw: Callable) -> Example:
         labels, share = [document.label, 0], 1.0
         if self.mixup or self.cutmix:
             image, labels[1], share = self._mixed(image, rng, draw)
         weights = np.array([share, 1 - share], np.float32)
-        return [{"images": image, "labels": np.array(labels, np.int32), "weights": weights}]
+        return {"images": image, "labels": np.array(labels, np.int32), "weights": weights}
 
     def _mixed(self, image, rng, draw) -> tuple[np.ndarray, int, float]:
         """The image with another one in it, that one's label, and the share of the first."""
@@ -252,18 +249,9 @@ class MaskedPatches(ImageTask):
         patches = (self.size // self.patch) ** 2
         return {"images": self._images, "noise": Feature(patches, "float32"), "weights": Feature(1, "float32")}
 
-    def examples(
-        self,
-        document: Picture,
-        tokenizer: Tokenizer | None,
-        rng: np.random.Generator,
-        draw: Callable[[np.random.Generator], Picture],
-    ) -> list[Example]:
-        if document.picture is None:
-            return []
-        image = self.seen(document.picture, rng)
+    def _example(self, image: np.ndarray, document: Picture, rng: np.random.Generator, draw: Callable) -> Example:
         noise = rng.random(self.row["noise"].capacity, np.float32)
-        return [{"images": image, "noise": noise, "weights": np.ones(1, np.float32)}]
+        return {"images": image, "noise": noise, "weights": np.ones(1, np.float32)}
 
 
 def _shown(labels: Sequence[str]) -> str:
