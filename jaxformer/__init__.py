@@ -9,6 +9,8 @@ run.predict("In the beginning [MASK] created the heavens")
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from jaxformer import field_docs
+
 if TYPE_CHECKING:
     from jaxformer.config import Experiment, load
     from jaxformer.errors import InputError
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOMES = {
+_MODULES = {
     "Experiment": "config",
     "InputError": "errors",
     "Run": "runs",
@@ -36,6 +38,7 @@ _HOMES = {
     "load": "config",
     "open_run": "runs",
 }
+"""The module of each public name."""
 __all__ = [
     "Experiment",
     "InputError",
@@ -52,9 +55,15 @@ __all__ = [
     "open_run",
 ]
 
+field_docs.install()
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
+
 
 def __getattr__(name: str) -> Any:
-    # Imported when asked for: the processes that prepare data import jaxformer.data, and need no jax.
-    if name not in _HOMES:
+    # Imports on first use: the processes that prepare data import jaxformer.data, and need no jax.
+    if name not in _MODULES:
         raise AttributeError(f"module 'jaxformer' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"jaxformer.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module(f"jaxformer.{_MODULES[name]}"), name)

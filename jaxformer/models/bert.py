@@ -38,6 +38,11 @@ class BertOutput:
     """Attention weights, float32 [l, b, h, t, s], where they were asked for."""
 
     @property
+    def features(self) -> jax.Array | None:
+        """A vector for each token, [b, t, d]."""
+        return self.hidden
+
+    @property
     def logits(self) -> jax.Array:
         """Masked-LM logits, float32 [b, m, v]; computed when read, so that a loss can do without all of them."""
         return sharding.constrain(self.decoder.logits(self.prediction), "bmv")

@@ -27,6 +27,11 @@ class ClassifierOutput:
     vectors: jax.Array
     """What the head read, [b, c, d] or [b, t, d]."""
 
+    @property
+    def features(self) -> jax.Array:
+        """What the head reads."""
+        return self.vectors
+
 
 class Classifier(nn.Module):
     """A model of text with one linear head; its parameters are `backbone`, those of the model alone, and `head`."""

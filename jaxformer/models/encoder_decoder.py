@@ -31,6 +31,11 @@ class EncoderDecoderOutput:
     """The decoder's cache with these tokens in it, where there was one."""
 
     @property
+    def features(self) -> jax.Array | None:
+        """A vector for each token of the inputs, [b, s, d]."""
+        return self.encoded
+
+    @property
     def logits(self) -> jax.Array:
         """Logits of each next token, float32 [b, t, v]; computed when read: a loss can do without all of them."""
         return sharding.constrain(self.decoder.logits(self.hidden), "btv")

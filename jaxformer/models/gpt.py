@@ -28,6 +28,11 @@ class GptOutput:
     """The cache with these tokens in it, where there was one."""
 
     @property
+    def features(self) -> jax.Array:
+        """A vector for each token, [b, t, d]."""
+        return self.hidden
+
+    @property
     def logits(self) -> jax.Array:
         """Logits of each next token, float32 [b, t, v]; computed when read: a loss can do without all of them."""
         return sharding.constrain(self.decoder.logits(self.hidden), "btv")

@@ -33,6 +33,11 @@ class VitOutput:
     attention: jax.Array | None
     """Attention weights, float32 [l, b, h, t, s], where they were asked for."""
 
+    @property
+    def features(self) -> jax.Array:
+        """A vector for each image, [b, d]."""
+        return self.pooled
+
 
 class Vit(nn.Module):
     """An encoder of images, and their classifier where it has labels. `Vit()` is ViT-B/16."""

@@ -14,7 +14,7 @@ from jaxformer.errors import InputError
 from jaxformer.metrics import Mean
 from jaxformer.models.classifier import Classifier
 from jaxformer.objectives.label_scores import label_counts, label_scores, matthews
-from jaxformer.objectives.labelled_texts import INPUTS, check_rows, held_out_texts, text_logits
+from jaxformer.objectives.labelled_texts import INPUTS, check_rows, encode_texts, held_out_texts, text_logits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +98,10 @@ class Classification:
         if scores := label_scores(means):
             values |= {} if self.many else {"matthews": matthews(means)}
         return values | scores
+
+    def encode(self, model: Classifier, tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, np.ndarray]:
+        """The model's arguments for texts, or for pairs with a tab between their two texts."""
+        return encode_texts(model, tokenizer, texts)
 
     def predict(self, model: Classifier, params, tokenizer: Tokenizer, texts: Sequence[str]) -> list[Classified]:
         """The labels of each text, or of each pair with a tab between its two texts."""

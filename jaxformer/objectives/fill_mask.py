@@ -38,7 +38,11 @@ def fill_masks(model: Bert, params, tokenizer: Tokenizer, texts: Sequence[str], 
     Raises:
       InputError: a text without `[MASK]`, or longer than the model's positions.
     """
-    rows = [_encode(text, tokenizer, model.positions) for text in texts]
+    rows = [encode(text, tokenizer, model.positions) for text in texts]
+    for text, tokens in zip(texts, rows, strict=True):
+        if tokenizer.mask_id not in tokens:
+            shown = text if len(text) < 60 else text[:57] + "..."
+            raise InputError(f"{shown!r}: no [MASK] to fill; write [MASK] where a word is missing")
     filled = []
     for start in range(0, len(rows), ROWS):
         part = rows[start : start + ROWS]
@@ -79,12 +83,15 @@ def demonstrate(
     return lines
 
 
-def _encode(text: str, tokenizer: Tokenizer, longest: int) -> np.ndarray:
+def encode(text: str, tokenizer: Tokenizer, longest: int) -> np.ndarray:
+    """[CLS], the text's tokens, [SEP]: int32 [n]; `[MASK]` in the text is one token.
+
+    Raises:
+      InputError: more than `longest` tokens.
+    """
     tokens = np.array([tokenizer.cls_id, *tokenizer.encode_with_masks(text), tokenizer.sep_id], np.int32)
-    shown = text if len(text) < 60 else text[:57] + "..."
-    if tokenizer.mask_id not in tokens:
-        raise InputError(f"{shown!r}: no [MASK] to fill; write [MASK] where a word is missing")
     if len(tokens) > longest:
+        shown = text if len(text) < 60 else text[:57] + "..."
         raise InputError(f"{shown!r}: {len(tokens)} tokens; the model has positions for {longest}")
     return tokens
 

@@ -100,6 +100,10 @@ class ImageClassification:
         names = [name for name in ("loss", "accuracy", "top_5_accuracy") if name in means]
         return {name: float(means[name].value) for name in names} | label_scores(means)
 
+    def encode(self, model: Vit, tokenizer: None, images: Sequence[Prepared]) -> dict[str, np.ndarray]:
+        """The model's arguments for the images."""
+        return {"images": np.stack([image.pixels for image in images])}
+
     def predict(self, model: Vit, params, tokenizer: None, images: Sequence[Prepared]) -> list[Recognised]:
         """The labels of each image, with their probabilities."""
         if not model.labels:

@@ -47,6 +47,10 @@ class ImageEmbedding:
         """Nothing to show of a batch."""
         return []
 
+    def encode(self, model: Vit, tokenizer: None, images: Sequence[Prepared]) -> dict[str, np.ndarray]:
+        """The model's arguments for the images."""
+        return {"images": np.stack([image.pixels for image in images])}
+
     def predict(self, model: Vit, params, tokenizer: None, images: Sequence[Prepared]) -> list[Embedded]:
         """The vector of each image, with the cosines to the others."""
         parts = [np.stack([image.pixels for image in images[i : i + ROWS]]) for i in range(0, len(images), ROWS)]

@@ -12,7 +12,7 @@ from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import InputError
 from jaxformer.models.bert import Bert
 from jaxformer.models.classifier import Classifier
-from jaxformer.objectives.padding import padded
+from jaxformer.objectives.padding import padded, stacked
 
 INPUTS = ("tokens", "segments", "positions", "token_types", "cls_positions")
 """The part of a batch that a classifier takes."""
@@ -41,9 +41,20 @@ def form_of(model: Classifier) -> str:
 
 def text_logits(model: Classifier, params, tokenizer: Tokenizer, texts: Sequence[str]) -> np.ndarray:
     """float32 [texts, labels]: of texts, or of pairs with a tab between their two texts; the longer loses its end."""
+    return token_logits(model, params, tokenizer, _tokens(tokenizer, texts), model.positions)
+
+
+def encode_texts(model: Classifier, tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, np.ndarray]:
+    """The model's arguments for texts, or for pairs with a tab between their two texts; the longer loses its end."""
+    form = form_of(model)
+    rows = [lay_out(*pair, tokenizer, model.positions, form) for pair in _tokens(tokenizer, texts)]
+    types = [row[1] for row in rows] if form == "encoder" else None
+    return stacked([row[0] for row in rows], tokenizer.pad_id, types)
+
+
+def _tokens(tokenizer: Tokenizer, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray | None]]:
     parts = [tokenizer.encode_batch([part.strip() for part in text.split(PAIR, 1)]) for text in texts]
-    pairs = [(first, second[0] if second else None) for first, *second in parts]
-    return token_logits(model, params, tokenizer, pairs, model.positions)
+    return [(first, second[0] if second else None) for first, *second in parts]
 
 
 def token_logits(

@@ -16,6 +16,7 @@ from jaxformer.decoding.settings import Decoding
 from jaxformer.errors import InputError
 from jaxformer.metrics import Mean
 from jaxformer.models.gpt import Gpt
+from jaxformer.objectives.padding import stacked
 from jaxformer.objectives.token_loss import check_terms, report_tokens, token_means
 
 INPUTS = ("tokens", "segments", "positions", "prefix")
@@ -101,6 +102,11 @@ class LanguageModel:
     def report(self, means: Mapping[str, Mean]) -> dict[str, float]:
         """What a person reads of merged means."""
         return report_tokens(means)
+
+    def encode(self, model: Gpt, tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, np.ndarray]:
+        """The model's arguments for the texts as prompts."""
+        batch = stacked(self.prompts(tokenizer, texts), tokenizer.pad_id)
+        return batch if self.prompt == "text" else batch | {"prefix": batch["segments"] > 0}
 
     def predict(self, model: Gpt, params, tokenizer: Tokenizer, texts: Sequence[str]) -> list[Continued]:
         """Goes on with each text.

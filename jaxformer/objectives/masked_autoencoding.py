@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxformer import fields
+from jaxformer.data.image_tasks import Prepared
 from jaxformer.errors import InputError
 from jaxformer.layers.patches import check_images
 from jaxformer.metrics import Mean
@@ -71,6 +72,10 @@ class MaskedAutoencoding:
     def report(self, means: Mapping[str, Mean]) -> dict[str, float]:
         """The loss; painting every hidden patch grey has 1, where patches are normalised."""
         return {"loss": float(means["loss"].value)}
+
+    def encode(self, model: MaskedAutoencoder, tokenizer: None, images: Sequence[Prepared]) -> dict[str, np.ndarray]:
+        """The model's arguments for the images."""
+        return {"images": np.stack([image.pixels for image in images])}
 
     def predict(self, model: MaskedAutoencoder, params, tokenizer: None, images: Sequence[Any]) -> NoReturn:
         """Raises InputError: there is nothing to say of an image."""

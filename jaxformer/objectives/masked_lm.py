@@ -14,7 +14,8 @@ from jaxformer.errors import InputError
 from jaxformer.metrics import Mean
 from jaxformer.models.bert import Bert
 from jaxformer.objectives.cross_entropy import class_cross_entropy, decoded_cross_entropy
-from jaxformer.objectives.fill_mask import Filled, demonstrate, fill_masks
+from jaxformer.objectives.fill_mask import Filled, demonstrate, encode, fill_masks
+from jaxformer.objectives.padding import stacked
 
 INPUTS = ("tokens", "segments", "positions", "token_types", "masked_positions", "cls_positions")
 
@@ -83,6 +84,11 @@ class MaskedLM:
         if counts := means.get("target_counts"):
             values["masked_lm_unigram_accuracy"] = float(np.max(counts.sum) / max(np.sum(counts.sum), 1.0))
         return {"loss": loss, **values}
+
+    def encode(self, model: Bert, tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, np.ndarray]:
+        """The model's arguments for the texts, each between [CLS] and [SEP]."""
+        rows = [encode(text, tokenizer, model.positions) for text in texts]
+        return stacked(rows, tokenizer.pad_id)
 
     def predict(self, model: Bert, params, tokenizer: Tokenizer, texts: Sequence[str]) -> list[Filled]:
         """Fills the blanks of each text."""

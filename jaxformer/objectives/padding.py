@@ -37,3 +37,16 @@ def padded(
             if more is not None:
                 batch["token_types"][number, :size] = more[place]
         yield places, batch
+
+
+def stacked(rows: Sequence[np.ndarray], pad_id: int, more: Sequence[np.ndarray] | None = None) -> dict[str, np.ndarray]:
+    """All rows as one batch, int32 [n, t] with t the length of the longest row; arguments and arrays as of `padded`."""
+    shape = (len(rows), max(map(len, rows), default=0))
+    batch = {"tokens": np.full(shape, pad_id, np.int32), "segments": np.zeros(shape, np.int32)}
+    if more is not None:
+        batch["token_types"] = np.zeros(shape, np.int32)
+    for number, row in enumerate(rows):
+        batch["tokens"][number, : len(row)], batch["segments"][number, : len(row)] = row, 1
+        if more is not None:
+            batch["token_types"][number, : len(row)] = more[number]
+    return batch

@@ -16,7 +16,7 @@ from jaxformer.errors import InputError
 from jaxformer.metrics import Mean
 from jaxformer.models.classifier import Classifier
 from jaxformer.objectives.labelled_texts import PAIR
-from jaxformer.objectives.padding import padded
+from jaxformer.objectives.padding import padded, stacked
 from jaxformer.objectives.span_scores import best_span, exact_match, f1
 from jaxformer.objectives.tagging import check_tokens
 
@@ -142,19 +142,20 @@ class QuestionAnswering:
         values = {name: float(means[name].value) for name in NAMES}
         return values | {name: 100 * float(means[name].value) for name in SCORES if name in means}
 
+    def encode(self, model: Classifier, tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, np.ndarray]:
+        """The model's arguments for the windows of all texts, a row each; a text is as in `predict`."""
+        task = _windows_of(model)
+        windows = [part for pair in _pairs(texts) for part in task.windows(encode_passage(*pair, tokenizer), tokenizer)]
+        types = [part.token_types for part in windows]
+        return _known(model, stacked([part.tokens for part in windows], tokenizer.pad_id, types))
+
     def predict(self, model: Classifier, params, tokenizer: Tokenizer, texts: Sequence[str]) -> list[Answer]:
         """Answers each text, a question and its context with a tab between the two.
 
         Raises:
           InputError: a text without a tab, or nothing before it or behind it.
         """
-        pairs = [tuple(part.strip() for part in text.partition(PAIR)[::2]) for text in texts]
-        for text, pair in zip(texts, pairs, strict=True):
-            if not all(pair):
-                raise InputError(f"{text[:60]!r}: expected a question, a tab, and the text that answers it")
-        asked = min(64, model.positions // 4)
-        task = AnswerSpans(model.positions, (model.positions - asked - 3) // 2, asked)
-        return self.answer(model, params, tokenizer, task, pairs)
+        return self.answer(model, params, tokenizer, _windows_of(model), _pairs(texts))
 
     def answer(
         self, model: Classifier, params, tokenizer: Tokenizer, task: AnswerSpans, pairs: Sequence[tuple[str, str]]
@@ -204,6 +205,21 @@ class QuestionAnswering:
             wanted = f", was {wanted or '(no answer)'}" * (found != right)
             lines.append(f"{tokenizer.decode(tokens[:before])} [{shown}{wanted}]")
         return lines
+
+
+def _pairs(texts: Sequence[str]) -> list[tuple[str, str]]:
+    """The question and the context of each text, which a tab separates."""
+    pairs = [tuple(part.strip() for part in text.partition(PAIR)[::2]) for text in texts]
+    for text, pair in zip(texts, pairs, strict=True):
+        if not all(pair):
+            raise InputError(f"{text[:60]!r}: expected a question, a tab, and the text that answers it")
+    return pairs
+
+
+def _windows_of(model: Classifier) -> AnswerSpans:
+    """The task that cuts contexts into windows of the model's longest input."""
+    asked = min(64, model.positions // 4)
+    return AnswerSpans(model.positions, (model.positions - asked - 3) // 2, asked)
 
 
 def _known(model: Classifier, inputs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:

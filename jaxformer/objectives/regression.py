@@ -15,7 +15,14 @@ from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import InputError
 from jaxformer.metrics import Mean
 from jaxformer.models.classifier import Classifier
-from jaxformer.objectives.labelled_texts import INPUTS, check_rows, held_out_texts, text_logits, token_logits
+from jaxformer.objectives.labelled_texts import (
+    INPUTS,
+    check_rows,
+    encode_texts,
+    held_out_texts,
+    text_logits,
+    token_logits,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +102,10 @@ class Regression:
         spread = math.sqrt(max(0.0, (xx - x * x) * (yy - y * y)))
         values["pearson"] = (xy - x * y) / spread if spread else 0.0
         return values | {name: float(means[name].value) for name in ("spearman",) if name in means}
+
+    def encode(self, model: Classifier, tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, np.ndarray]:
+        """The model's arguments for texts, or for pairs with a tab between their two texts."""
+        return encode_texts(model, tokenizer, texts)
 
     def predict(self, model: Classifier, params, tokenizer: Tokenizer, texts: Sequence[str]) -> list[Rated]:
         """The number of each text, or of each pair with a tab between its two texts."""

@@ -21,7 +21,7 @@ from jaxformer.layers.transformer import take
 from jaxformer.metrics import Mean
 from jaxformer.models.bert import Bert
 from jaxformer.objectives.cross_entropy import class_cross_entropy
-from jaxformer.objectives.padding import padded
+from jaxformer.objectives.padding import padded, stacked
 
 NAMES = ("loss", "accuracy")
 SHOWN = 4
@@ -144,19 +144,25 @@ class SentenceEmbedding:
             lines.append(f"{cosine:6.3f}  {shown[0]}\n        {shown[1]}")
         return lines
 
+    def encode(self, model: Bert, tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, np.ndarray]:
+        """The model's arguments for the texts; what is too long loses its end."""
+        return stacked(self._rows(model, tokenizer, texts), tokenizer.pad_id)
+
     def predict(self, model: Bert, params, tokenizer: Tokenizer, texts: Sequence[str]) -> list[Embedded]:
         """The vector of each text, with the cosines to the others; what is too long loses its end."""
         return with_cosines(texts, self.embed(model, params, tokenizer, texts))
 
     def embed(self, model: Bert, params, tokenizer: Tokenizer, texts: Sequence[str]) -> np.ndarray:
         """The vectors of the texts, float32 [n, d]."""
-        longest = min(self.longest or model.positions, model.positions)
-        encoded = tokenizer.encode_batch(texts)
-        rows = [layouts.between_marks(tokens[: longest - 2], tokenizer) for tokens in encoded]
+        rows = self._rows(model, tokenizer, texts)
         vectors = np.zeros((len(rows), model.transformer.width), np.float32)
         for places, batch in padded(rows, tokenizer.pad_id, model.positions):
             vectors[places] = _vectors(model, self, params, **batch)[: len(places)]
         return vectors
+
+    def _rows(self, model: Bert, tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
+        longest = min(self.longest or model.positions, model.positions)
+        return [layouts.between_marks(tokens[: longest - 2], tokenizer) for tokens in tokenizer.encode_batch(texts)]
 
 
 def pooled(model: Bert, params, pooling: str, tokens, segments, positions, count: int, key=None) -> jax.Array:

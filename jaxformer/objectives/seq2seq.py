@@ -17,6 +17,7 @@ from jaxformer.decoding.settings import Decoding
 from jaxformer.errors import InputError
 from jaxformer.metrics import Mean
 from jaxformer.models.encoder_decoder import EncoderDecoder
+from jaxformer.objectives.padding import stacked
 from jaxformer.objectives.text_scores import Scores, scores, text_scores
 from jaxformer.objectives.token_loss import check_terms, report_tokens, token_means
 
@@ -122,6 +123,13 @@ class Seq2Seq:
             own = {name: means[part.label + name] for name in part.names if part.label + name in means}
             found |= {part.label + name: score for name, score in scores(own).items()}
         return found
+
+    def encode(self, model: EncoderDecoder, tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, np.ndarray]:
+        """The model's arguments for the texts: inputs, and the token that each answer follows."""
+        batch = stacked(self.prompts(tokenizer, texts), tokenizer.pad_id)
+        first = np.full((len(texts), 1), self._first(tokenizer), np.int32)
+        arrays = {"inputs": batch["tokens"], "input_segments": batch["segments"]}
+        return arrays | {"tokens": first, "segments": np.ones_like(first)}
 
     def predict(self, model: EncoderDecoder, params, tokenizer: Tokenizer, texts: Sequence[str]) -> list[Answered]:
         """Answers each text.

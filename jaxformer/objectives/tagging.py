@@ -17,7 +17,7 @@ from jaxformer.metrics import Mean
 from jaxformer.models.classifier import Classifier
 from jaxformer.objectives.cross_entropy import class_cross_entropy
 from jaxformer.objectives.entities import counts, is_bio, kinds, report_entities
-from jaxformer.objectives.padding import padded
+from jaxformer.objectives.padding import padded, stacked
 
 INPUTS = ("tokens", "segments", "positions")
 
@@ -86,6 +86,12 @@ class Tagging:
         return values | report_entities(
             {name.removeprefix(prefix): mean for name, mean in means.items() if name.startswith(prefix)}
         )
+
+    def encode(self, model: Classifier, tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, np.ndarray]:
+        """The model's arguments for the words of the texts, which are cut to the longest input."""
+        words = [encode_words(WORD.findall(text), tokenizer).tokens for text in texts]
+        rows = [layouts.between_marks(tokens[: model.positions - 2], tokenizer) for tokens in words]
+        return stacked(rows, tokenizer.pad_id)
 
     def predict(self, model: Classifier, params, tokenizer: Tokenizer, texts: Sequence[str]) -> list[Tagged]:
         """Tags the words of each text, long ones in windows.

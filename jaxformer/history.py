@@ -1,0 +1,33 @@
+"""`metrics.jsonl`: one JSON object a line, with `step`, `split` (train, or the evaluation's name) and the metrics."""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+METRICS = "metrics.jsonl"
+
+
+def read_history(path: Path, last: float = math.inf, rewrite: bool = False) -> list[dict[str, Any]]:
+    """Reads the lines of a file of metrics, without a last one that was cut short.
+
+    Args:
+      path: the file; no lines where it is missing.
+      last: the last step to read.
+      rewrite: whether to remove the other lines from the file: a resumed run reaches their steps again.
+    """
+    if not path.exists():
+        return []
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        try:
+            if json.loads(line)["step"] <= last and line.endswith("\n"):
+                kept.append(line)
+        except (json.JSONDecodeError, KeyError):
+            continue  # Cut short by a kill.
+    if rewrite:
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(kept), encoding="utf-8")
+        os.replace(temporary, path)
+    return [json.loads(line) for line in kept]
