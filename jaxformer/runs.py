@@ -26,6 +26,7 @@ from jax.experimental import multihost_utils
 from jaxformer import config, sharding, state, summaries
 from jaxformer.checkpoints import Checkpoints
 from jaxformer.config import Experiment
+from jaxformer.data.images import is_single
 from jaxformer.data.loader import evaluation_batches
 from jaxformer.data.tokenizers import Tokenizer, load_tokenizer
 from jaxformer.data.tokenizers.loading import saved
@@ -87,16 +88,16 @@ class Run:
     def _repr_html_(self) -> str:
         return summaries.card(self)
 
-    def encode(self, text: str | Sequence[str]) -> dict[str, np.ndarray]:
+    def encode(self, text: Any) -> dict[str, np.ndarray]:
         """The model's arguments for a text, or the path of an image, as `predict` lays it out; or for several.
 
         `run.model.apply({"params": run.params}, **run.encode("some text"))` is the model's output. A text of a BERT is
         between [CLS] and [SEP]; arrays are [b, t] with padding after the shorter texts, which `segments` marks with 0.
         """
-        asked = self.experiment.data.task.asked([text] if isinstance(text, str) else list(text))
+        asked = self.experiment.data.task.asked([text] if is_single(text) else list(text))
         return self.objective.encode(self.model, self.tokenizer, asked)
 
-    def embed(self, text: str | Sequence[str]) -> np.ndarray:
+    def embed(self, text: Any) -> np.ndarray:
         """The vector of a text, or of the image of a path, float32 [d]; of several, [n, d].
 
         The vectors of sentence embeddings are those that were trained. Any other model of texts gives the mean of its
@@ -105,24 +106,24 @@ class Run:
         Raises:
           InputError: the model has no such vectors, or a text is refused by `predict`.
         """
-        texts = [text] if isinstance(text, str) else list(text)
+        texts = [text] if is_single(text) else list(text)
         with jax.set_mesh(self.mesh):
             vectors = embed(self, texts)
-        return vectors[0] if isinstance(text, str) else vectors
+        return vectors[0] if is_single(text) else vectors
 
-    def predict(self, text: str | Sequence[str]) -> Any:
+    def predict(self, text: Any) -> Any:
         """What the run's model does: it fills the `[MASK]`s, goes on with the text, answers it or names the image.
 
         Args:
-          text: a text, or the path of an image; or several.
+          text: a text; the path of an image, the content of its file, its pixels or Pillow's picture; or a sequence.
 
         Returns:
           One answer for one text, a list for several; each as `str` is for a person to read.
         """
-        asked = self.experiment.data.task.asked([text] if isinstance(text, str) else list(text))
+        asked = self.experiment.data.task.asked([text] if is_single(text) else list(text))
         with jax.set_mesh(self.mesh):
             answers = self.objective.predict(self.model, self.params, self.tokenizer, asked)
-        return answers[0] if isinstance(text, str) else answers
+        return answers[0] if is_single(text) else answers
 
     def stream(self, text: str) -> Iterator[str]:
         """What `predict` gives for a text as a string, piece by piece as the model writes it, where it can."""

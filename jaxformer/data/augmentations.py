@@ -14,9 +14,12 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from jaxformer.errors import InputError
 
-Resample = Literal["bilinear", "bicubic"]
-"""How pixels are interpolated; both average over what one pixel of a smaller image covers."""
-RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+Resample = Literal["bilinear", "bicubic", "lanczos", "box", "hamming", "nearest"]
+"""Pillow's filters for resizing; all but nearest average over the area that a pixel of a smaller image covers."""
+Fit = Literal["crop", "stretch", "none"]
+"""How a picture becomes a square: by its shorter side, by both sides, or without resizing."""
+LONGEST = 32
+"""Ratio of a picture's sides above which its ends are cut off before it is resized, so that memory is bounded."""
 STRONGEST = 10
 """The magnitude of RandAugment's strongest operations."""
 
@@ -124,7 +127,33 @@ def resized(picture: Image.Image, size: int, box: Box, resample: Resample) -> Im
     """What is in a box of the picture, as a square of `size` pixels."""
     if box == (0, 0, size, size) == (0, 0, *picture.size):
         return picture
-    return picture.resize((size, size), RESAMPLING[resample], box, reducing_gap=3.0)
+    return picture.resize((size, size), Image.Resampling[resample.upper()], box, reducing_gap=3.0)
+
+
+def fitted(picture: Image.Image, size: int, edge: int, fit: Fit, resample: Resample) -> Image.Image:
+    """The middle of a resized picture, as image processors of transformers compute it, to the pixel.
+
+    Args:
+        picture: of any size; with `fit="none"` at least that of the result.
+        size: height and width of the result.
+        edge: length of the shorter side after resizing, or of both with `fit="stretch"`.
+        fit: how it is resized.
+        resample: the filter.
+    """
+    width, height = picture.size
+    if fit == "stretch":
+        width, height = edge, edge
+    elif fit == "crop":
+        short = min(width, height)
+        if max(width, height) > LONGEST * short:
+            box = middle(width, height, min(width, LONGEST * short), min(height, LONGEST * short))
+            picture = picture.crop(tuple(map(int, box)))
+            width, height = picture.size
+        width, height = int(edge * width / short), int(edge * height / short)
+    if (width, height) != picture.size:
+        picture = picture.resize((width, height), Image.Resampling[resample.upper()])
+    left, upper = (width - size) // 2, (height - size) // 2
+    return picture.crop((left, upper, left + size, upper + size))
 
 
 def pixels(picture: Image.Image) -> np.ndarray:

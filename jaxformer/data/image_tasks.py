@@ -6,13 +6,13 @@ An image of h × w pixels has h entries of [w, n] in a row of the batch, so that
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from jaxformer.data import augmentations, files, images
-from jaxformer.data.augmentations import Augmentation, Resample, cutmix, mixup, pixels
+from jaxformer.data import files, images
+from jaxformer.data.augmentations import Augmentation, Fit, Resample, cutmix, fitted, mixup, pixels
 from jaxformer.data.classification_tasks import check_classes, number_of, spread
 from jaxformer.data.tasks import Example, Feature, Task
 from jaxformer.data.tokenizers import Tokenizer
@@ -39,7 +39,7 @@ class Prepared:
     """An image that a person asks about."""
 
     path: str
-    """The file."""
+    """The file, or another name of the image."""
     pixels: np.ndarray
     """uint8 [size, size, channels]."""
 
@@ -56,15 +56,16 @@ class ImageTask(Task):
     channels: int = 3
     """1 for grey, 3 for colours."""
     image: str = "image"
-    """Column with the image: pixels, the bytes of a file, or its path."""
+    """Column with the image: its path, the bytes of a file, or pixels, as `images.read_picture` takes them."""
     augmentation: Augmentation | None = None
     """How images are changed at each visit in training."""
-    fit: Literal["crop", "stretch"] = "crop"
-    """How an image that is no square becomes one, where it is not augmented: its middle, or all of it pressed."""
+    fit: Fit = "crop"
+    """How an image that is not augmented becomes a square: `crop` resizes its shorter side, `stretch` both sides, and
+    `none` neither. The middle is cut out then."""
     crop: float = 1.0
-    """Share of the shorter side that is seen then; 0.875 is usual for ImageNet."""
+    """Share of the resized sides that is seen: they have size / crop pixels. 0.875 is usual for ImageNet."""
     resample: Resample = "bicubic"
-    """How pixels are interpolated."""
+    """The filter that images are resized with."""
     strict: bool = False
     """Stop at an image that cannot be decoded, instead of leaving it out and saying so."""
 
@@ -79,6 +80,11 @@ class ImageTask(Task):
     @property
     def reads_text(self) -> bool:
         return False
+
+    @property
+    def edge(self) -> int:
+        """Length of the resized sides, in pixels, of which the middle `size` are seen."""
+        return round(self.size / self.crop)
 
     @property
     def counted(self) -> tuple[str, int]:
@@ -104,12 +110,13 @@ class ImageTask(Task):
         if pack:
             raise InputError("data.pack: an image fills a row; set it to False")
 
-    def asked(self, words: Sequence[str]) -> list[Prepared]:
-        """The images in files, prepared as in an evaluation; InputError where one cannot be decoded."""
+    def asked(self, words: Sequence[images.ImageLike]) -> list[Prepared]:
+        """Images in files or in memory, prepared as in an evaluation; InputError where one cannot be decoded."""
         found = []
-        for path in words:
+        for number, image in enumerate(words, 1):
+            name = images.name_of(image, f"image {number}")
             try:
-                found.append(Prepared(path, self.prepared(images.read_picture(path, self.channels))))
+                found.append(Prepared(name, self.prepared(self._read(image, name))))
             except images.Undecodable as error:
                 raise InputError(str(error)) from error
         return found
@@ -117,7 +124,7 @@ class ImageTask(Task):
     def encode(self, example: Mapping[str, Any], tokenizer: Tokenizer | None) -> Picture:
         image = files.value(example, self.image, "task.image")
         try:
-            picture = images.read_picture(image, self.channels, "an image of the source")
+            picture = self._read(image, images.name_of(image, "an image of the source"))
         except images.Undecodable as error:
             if self.strict:
                 raise InputError(f"{error}; without task.strict it would be skipped") from error
@@ -127,11 +134,14 @@ class ImageTask(Task):
 
     def prepared(self, picture: Image.Image) -> np.ndarray:
         """The pixels of a picture that is not augmented: uint8 [size, size, channels]."""
-        box = (0, 0, *picture.size)
-        if self.fit == "crop":
-            side = self.crop * min(picture.size)
-            box = augmentations.middle(*picture.size, side, side)
-        return pixels(augmentations.resized(picture, self.size, box, self.resample))
+        return pixels(fitted(picture, self.size, self.edge, self.fit, self.resample))
+
+    def _read(self, image: images.ImageLike, name: str) -> Image.Image:
+        picture = images.read_picture(image, self.channels, name)
+        if self.fit == "none" and min(picture.size) < self.size:
+            given = f"{picture.width} × {picture.height} pixels"
+            raise images.Undecodable(f"{name}: {given}: expected {self.size} × {self.size} or more with task.fit=none")
+        return picture
 
     def seen(self, picture: Image.Image, rng: np.random.Generator) -> np.ndarray:
         """The pixels of a picture at a visit."""

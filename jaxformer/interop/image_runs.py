@@ -18,7 +18,8 @@ from jaxformer.runs import Run
 
 def image_experiment(folder: Path, model: Vit | MaskedAutoencoder) -> Experiment:
     """An experiment that says what the model is; its data is for a config to give that begins with it."""
-    fields = {"size": model.image, "channels": model.channels, **read_preparation(folder)}
+    preparation = read_preparation(folder, model)
+    fields = {"size": model.image, "channels": model.channels} | (preparation.task if preparation else {})
     if isinstance(model, MaskedAutoencoder):
         objective, task = MaskedAutoencoding(), MaskedPatches(patch=model.patch, **fields)
     else:
@@ -32,5 +33,4 @@ def image_experiment(folder: Path, model: Vit | MaskedAutoencoder) -> Experiment
 
 def write_preparation(folder: Path, run: Run) -> None:
     """Writes how the run prepares images that it does not augment."""
-    task = run.experiment.data.task
-    write_preprocessor(folder, run.model, task.crop, task.fit, task.resample)
+    write_preprocessor(folder, run.model, run.experiment.data.task)

@@ -11,8 +11,10 @@ import torch
 import transformers
 from hf_models import redrawn
 from safetensors.numpy import load_file, save_file
+from small_vit import AUTOENCODER, noisy
 
 from jaxformer.errors import InputError
+from jaxformer.interop.certificate import certify
 from jaxformer.interop.families.family import differences
 from jaxformer.interop.families.vit_mae import positions
 from jaxformer.interop.folders import open_folder
@@ -90,6 +92,17 @@ def test_outputs_are_transformers_and_tensors_survive_the_round_trip(name, tmp_p
     assert not differences(import_hf(tmp_path / "ours")[0], imported.model)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("decoder", [AUTOENCODER.decoder, None])
+def test_a_masked_autoencoder_of_grey_images_is_exported_certified_and_read_again(decoder, tmp_path):
+    model = dataclasses.replace(AUTOENCODER, decoder=decoder, mean=(0.3,), std=(0.2,))
+    params = noisy(model)
+    export_hf(model, params, None, tmp_path / "out")
+    assert certify(model, params, None, tmp_path / "out").passed
+    again, _ = import_hf(tmp_path / "out")
+    assert not differences(again, model) and again.mean == (0.3,) and again.std == (0.2,)
+
+
 def test_the_masked_autoencoders_loss_is_theirs_of_plain_and_of_normalised_pixels(tmp_path):
     for normalised in (False, True):
         model = theirs("ViTMAEForPreTraining", norm_pix_loss=normalised)
@@ -117,7 +130,7 @@ def test_positions_for_another_resolution_are_interpolated_as_theirs(name, tmp_p
 
 def test_names_of_labels_and_the_preparation_of_images_travel(tmp_path):
     theirs("ViTForImageClassification").save_pretrained(tmp_path / "theirs")
-    preparation = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.1, 0.2, 0.3]}
+    preparation = {"size": 12, "image_mean": [0.4, 0.5, 0.6], "image_std": [0.1, 0.2, 0.3]}
     (tmp_path / "theirs" / "preprocessor_config.json").write_text(json.dumps(preparation))
     model, params = import_hf(tmp_path / "theirs")
     assert model.labels == ("cat", "dog", "owl") and model.mean == (0.4, 0.5, 0.6) and model.std == (0.1, 0.2, 0.3)

@@ -71,8 +71,11 @@ def image_model(settings: Settings, module: type, **fields: Any) -> Any:
     """A model with the geometry that the config says; what our fields refuse is the config's fault."""
     geometry = {"image": "image_size", "patch": "patch_size"}
     fields |= {ours: settings.integer(theirs, {"image": 224, "patch": 16}[ours]) for ours, theirs in geometry.items()}
+    channels = settings.integer("num_channels", 3)
+    if channels != 3:  # No config.json says what pixels are normalised by, and a default for colours has three numbers.
+        fields |= {"mean": (0.5,), "std": (0.5,)}
     try:
-        return module(channels=settings.integer("num_channels", 3), **fields)
+        return module(channels=channels, **fields)
     except InputError as error:
         raise InputError(f"{settings.where}: {error}") from error
 
