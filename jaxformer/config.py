@@ -22,12 +22,14 @@ from typing import Any, Literal, NoReturn, Protocol
 import flax.linen as nn
 
 from jaxformer import fields
+from jaxformer.choices import choose
 from jaxformer.data.loader import Data
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import InputError
 from jaxformer.layers.lora import Lora
 from jaxformer.optimizers import Optimizer
 from jaxformer.sharding import Mesh
+from jaxformer.suggestions import nearest
 
 
 class Objective(Protocol):
@@ -231,7 +233,7 @@ def parse(path: str | os.PathLike, argv: Sequence[str], command: str | None = No
     experiment, docstring = _read_file(Path(path))
     if {"-h", "--help"}.intersection(argv):
         _print_help(experiment, docstring, command or f"train.py {path} --workdir RUN")
-    return fields.replace(experiment, _flags(argv), "--")
+    return fields.replace(experiment, choose(experiment, _flags(argv), "--"), "--")
 
 
 def override(experiment: Experiment, overrides: Mapping[str, Any]) -> Experiment:
@@ -240,13 +242,14 @@ def override(experiment: Experiment, overrides: Mapping[str, Any]) -> Experiment
     Args:
       experiment: what to start from.
       overrides: values by dotted path. A string, or several in a list, is read as on the command
-        line; any other value stays as it is. A whole part can be set too: `{"mesh": Mesh(2)}`.
+        line; any other value stays as it is. A whole part can be set too: `{"mesh": Mesh(2)}`, or
+        `{"optimizer": "Lion"}`, which keeps the fields that both classes have.
 
     Raises:
       InputError: if there is no such field, or the value is of a wrong type or refused by the
         object that it belongs to.
     """
-    return fields.replace(experiment, overrides)
+    return fields.replace(experiment, choose(experiment, overrides))
 
 
 def to_json(experiment: Experiment) -> str:
@@ -335,7 +338,7 @@ def _perhaps(message: str, module: types.ModuleType) -> str:
     cls = found and getattr(module, found[1], None)
     if not dataclasses.is_dataclass(cls):
         return ""
-    perhaps = fields.nearest(found[2], list(fields.hints(cls)))
+    perhaps = nearest(found[2], list(fields.hints(cls)))
     return f"; perhaps {perhaps}" if perhaps else ""
 
 

@@ -5,7 +5,6 @@ config values, tuples, strings, numbers, bools and None.
 """
 
 import dataclasses
-import difflib
 import functools
 import importlib
 import types
@@ -16,6 +15,7 @@ from typing import Any, Literal
 import flax.linen as nn
 
 from jaxformer.errors import InputError
+from jaxformer.suggestions import nearest
 
 
 def check(value: Any) -> None:
@@ -68,15 +68,6 @@ def show(value: Any) -> str:
     return type(value).__name__ if is_config(value) else repr(value)
 
 
-def nearest(name: str, names: Sequence[str]) -> str | None:
-    """What `name` was probably meant to be: a name that ends in it, or is spelt much like it."""
-    ends = {path.rpartition(".")[2]: path for path in reversed(names)}
-    whole = [path for path in names if path.endswith(f".{name}")]
-    alike = whole or difflib.get_close_matches(name, names, 1)
-    alike = alike or [ends[end] for end in difflib.get_close_matches(name, ends, 1)]
-    return alike[0] if alike else None
-
-
 def replace(value: Any, overrides: Mapping[str, Any], prefix: str = "") -> Any:
     """`value` with the fields at some dotted paths set anew, all at once.
 
@@ -94,18 +85,22 @@ def replace(value: Any, overrides: Mapping[str, Any], prefix: str = "") -> Any:
     changes = {}
     for path, new in overrides.items():
         if path not in nodes:
-            perhaps = nearest(path, list(nodes))
+            perhaps = nearest(path, [*nodes, *(["workdir"] if prefix == "--" else [])])
             suggestion = f"; perhaps {prefix}{perhaps}" if perhaps else ""
             raise InputError(f"{prefix}{path}: no such field{suggestion}")
         for whole in overrides:
             if path.startswith(f"{whole}."):
                 raise InputError(f"{prefix}{path}: {prefix}{whole} is set too; set one of the two")
-        changes[tuple(path.split("."))] = _converted(prefix + path, *nodes[path], new)
+        changes[tuple(path.split("."))] = converted(prefix + path, *nodes[path], new)
     return _rebuild(value, changes, "") if changes else value
 
 
-def _converted(name: str, hint: Any, current: Any, new: Any) -> Any:
-    """`new` as a value for a field of type `hint` that holds `current` now."""
+def converted(name: str, hint: Any, current: Any, new: Any) -> Any:
+    """`new` as a value for a field of type `hint` that holds `current` now.
+
+    Raises:
+      InputError: it is of another type.
+    """
     words = [new] if isinstance(new, str) else new
     if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
         new = tuple(new) if isinstance(new, list) else new

@@ -83,8 +83,9 @@ class TestLoad:
             ({"objective": WordPiece()}, "expected an Objective"),
             ({"tokenizer": MaskedLM()}, "expected a TokenizerConfig"),
             (
-                {"optimizer": "Lion"},
-                "optimizer Lion: expected one of the fields of AdamW: schedule, ",
+                {"optimizer": "Lio"},
+                "optimizer Lio: expected a class, one of Adafactor, AdamW, Lion, Muon, "
+                "or one of the fields of AdamW: schedule, ",
             ),
             ({"data": Lion(), "data.batch": 3}, "data="),
             (

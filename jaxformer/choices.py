@@ -1,0 +1,115 @@
+"""Choosing the class of a part of an experiment by its name: `--optimizer Lion`, `--model.transformer.norm RMSNorm`."""
+
+import dataclasses
+import inspect
+import sys
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from jaxformer import fields
+from jaxformer.errors import InputError
+
+PACKAGE = __name__.partition(".")[0]
+
+
+def choose(value: Any, overrides: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The overrides with an instance wherever they name a class for a part of a config value.
+
+    The instance keeps the fields that the part before has too, where they were not at their default there. Overrides of
+    its fields are part of it.
+
+    Args:
+      value: a config value.
+      overrides: values by dotted path, as `fields.replace` takes them.
+      prefix: precedes a path in messages, `--` on a command line.
+
+    Raises:
+      InputError: no such class for this field, or a field of the class without default is not given.
+    """
+    nodes = {path: (hint, child) for path, hint, child in fields.walk(value)}
+    chosen = {}
+    for path in sorted(overrides):  # Parents before their children.
+        word = _class_name(overrides[path])
+        if not word or path not in nodes or any(path.startswith(f"{parent}.") for parent in chosen):
+            continue
+        hint, current = nodes[path]
+        known = candidates(hint, current)
+        if word in known:
+            start = f"{path}."
+            below = {name.removeprefix(start): new for name, new in overrides.items() if name.startswith(start)}
+            part = _converted(known[word], current, below, prefix + path)
+            chosen[path] = fields.replace(part, choose(part, below, prefix + start), prefix + start)
+        elif known:
+            names = ", ".join(sorted(known))
+            also = f", or one of the fields of {fields.show(current)}: {_names(current)}" if _names(current) else ""
+            raise InputError(f"{prefix}{path} {word}: expected a class, one of {names}{also}")
+    parents = tuple(f"{path}." for path in chosen)
+    return {path: new for path, new in overrides.items() if not path.startswith(parents)} | chosen
+
+
+def candidates(hint: Any, current: Any) -> dict[str, type]:
+    """The classes that a field can hold, by name.
+
+    These are the subclasses of its type, and the classes in the module of what it holds now that have its type.
+    """
+    types = [one for one in typing.get_args(hint) or (hint,) if isinstance(one, type)]
+    found = [cls for one in types if one.__module__.startswith(f"{PACKAGE}.") for cls in _subclasses(one)]
+    if fields.is_config(current):
+        beside = list(vars(sys.modules[type(current).__module__]).values())
+        found += [cls for cls in beside if getattr(cls, "__module__", None) == type(current).__module__]
+    bases = [one for one in types if one.__subclasses__()]
+    usable = [cls for cls in found if _usable(cls) and cls not in bases]
+    return {cls.__name__: cls for cls in usable if any(_fits(cls, one) for one in types)}
+
+
+def _converted(cls: type, current: Any, below: Mapping[str, Any], path: str) -> Any:
+    """An instance of the class with the fields of `current` that were set, and those without default from `below`."""
+    hints, defaults = fields.hints(cls), _defaults(type(current))
+    kept = {name: value for name, _, value in fields.children(current) if name in hints}
+    kept = {name: value for name, value in kept.items() if name not in defaults or value != defaults[name]}
+    for name in hints.keys() - kept.keys() - _defaults(cls).keys():
+        if name not in below:
+            raise InputError(f"{path} {cls.__name__}: needs {path}.{name} too")
+        kept[name] = fields.converted(f"{path}.{name}", hints[name], None, below[name])
+    return cls(**kept)
+
+
+def _class_name(new: Any) -> str | None:
+    """The name of a class that a value for a field may be."""
+    words = [new] if isinstance(new, str) else new
+    if isinstance(words, list | tuple) and len(words) == 1 and isinstance(words[0], str):
+        word = words[0]
+        return word if word.isidentifier() and word[0].isupper() and word not in ("None", "True", "False") else None
+    return None
+
+
+def _subclasses(cls: type) -> list[type]:
+    """All subclasses, or the class itself if it has none."""
+    return [leaf for child in cls.__subclasses__() for leaf in {child, *_subclasses(child)}] or [cls]
+
+
+def _usable(cls: Any) -> bool:
+    public = isinstance(cls, type) and not cls.__name__.startswith("_")
+    return public and dataclasses.is_dataclass(cls) and not inspect.isabstract(cls)
+
+
+def _fits(cls: type, wanted: type) -> bool:
+    if getattr(wanted, "_is_protocol", False):
+        return all(hasattr(cls, name) for name in vars(wanted) if name == "__call__" or not name.startswith("_"))
+    return issubclass(cls, wanted)
+
+
+def _defaults(cls: type) -> dict[str, Any]:
+    """The defaults of a dataclass's fields, by name."""
+    found = {}
+    for field in dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ():
+        if field.default is not dataclasses.MISSING:
+            found[field.name] = field.default
+        elif field.default_factory is not dataclasses.MISSING:
+            found[field.name] = field.default_factory()
+    return found
+
+
+def _names(value: Any) -> str:
+    return ", ".join(name for name, _, _ in fields.children(value))
