@@ -18,6 +18,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from jaxformer.config import Checkpoint
 from jaxformer.errors import InputError
+from jaxformer.progress import phase
 
 Tree = Any
 AT_ONCE = 1 << 28
@@ -84,6 +85,7 @@ class Checkpoints:
         """The evaluation at the step of a checkpoint, if there was one."""
         return self._manager.metrics(step)
 
+    @phase("saving")
     def save(self, step: int, trees: Mapping[str, Tree], metrics: Mapping[str, float] | None) -> None:
         """Starts to save; the arrays may be donated at once. Saving a step again does nothing.
 
@@ -98,6 +100,7 @@ class Checkpoints:
         with _errors_only():  # It warns where there are no metrics.
             self._manager.save(step, args=ocp.args.Composite(**items), metrics=dict(metrics or {}) or None)
 
+    @phase("reading the checkpoint")
     def restore(self, abstract: Mapping[str, Tree], step: int | None = None) -> dict[str, Tree]:
         """Reads some of the trees of a checkpoint (the latest by default) onto the shardings asked for.
 
@@ -125,6 +128,7 @@ class Checkpoints:
         folder = self._manager.directory / str(step)
         return {name: None if tree is None else _stored(folder / name, tree) for name, tree in abstract.items()}
 
+    @phase("saving")
     def wait(self) -> None:
         """Returns when all saves are on disk; raises the error that one of them met."""
         self._manager.wait_until_finished()

@@ -14,6 +14,7 @@ from jaxformer.data.lanes import empty_batch
 from jaxformer.data.loader import Batch, evaluation_batches
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import InputError
+from jaxformer.progress import phase
 from jaxformer.state import abstract_params
 
 SPLIT = "validation"
@@ -41,10 +42,11 @@ class Evaluator:
           stopped: asked after every batch.
         """
         total: dict[str, metrics.Mean] = {}
-        with jax.set_mesh(self._mesh):
-            for batch in self._batches():
+        with jax.set_mesh(self._mesh), phase("evaluating") as show:
+            for number, batch in enumerate(self._batches(), 1):
                 total = metrics.merge([total, self._step(params, batch)])
                 total = metrics.merge([total, self._text_scores(params, batch, total)])
+                show(f"batch {number:,}")
                 if stopped():
                     return None
             total |= self._document_scores(params)

@@ -1,5 +1,6 @@
-"""What a run says: one bar and a few lines in the terminal, `metrics.jsonl`, TensorBoard."""
+"""What a run reports: lines and a bar in the terminal, `metrics.jsonl`, TensorBoard."""
 
+import contextlib
 import json
 import sys
 import time
@@ -7,17 +8,19 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import jax
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from jaxformer import metrics
+from jaxformer import metrics, progress
 from jaxformer.config import Experiment
 from jaxformer.history import METRICS, read_history
+from jaxformer.progress import duration
 from jaxformer.runs import Run
-from jaxformer.state import TrainState
+from jaxformer.state import TrainState, trained_and_held
+from jaxformer.summaries import headline
+from jaxformer.utilization import memory_in_use, peak_flops, step_flops
 
 PER_SECOND = "_per_second"
+UTILIZATION = "model_flops_utilization"
 
 
 class Meter:
@@ -60,7 +63,21 @@ class Meter:
             "learning_rate": float(self._experiment.optimizer.schedule(self._experiment.steps)(good - 1)),
             "skipped_steps": int(state.skipped),
             f"{self._counted}{PER_SECOND}": speed,
+            **self._utilization(speed / self._in_step, state),
         }
+
+    def _utilization(self, steps_per_second: float, state: TrainState) -> dict[str, float]:
+        """The share of the devices' peak that the steps use, by the estimate of `step_flops`; empty if not known."""
+        peak, model = peak_flops(jax.devices()[0]), self._experiment.model
+        in_row = getattr(model, "patches", None) if self._counted == "images" else self._in_step
+        if peak is None or in_row is None:
+            return {}
+        tokens = in_row * (self._experiment.data.batch if self._counted == "images" else 1)
+        sizes = [
+            sum(leaf.size for leaf in jax.tree.leaves(tree))
+            for tree in (state.params, trained_and_held(self._experiment, state.params)[0])
+        ]
+        return {UTILIZATION: steps_per_second * step_flops(*sizes, tokens) / (peak * jax.device_count())}
 
 
 class Logs:
@@ -76,20 +93,7 @@ class Logs:
           quiet: whether to print nothing.
         """
         self._writes, self._steps, self._started = jax.process_index() == 0, steps, False
-        quiet = quiet or not self._writes
-        self._console = Console(quiet=quiet, highlight=False, soft_wrap=True)
-        self._bar = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[status]}"),
-            TextColumn("eta"),
-            TimeRemainingColumn(),
-            console=self._console,
-            disable=quiet or not self._console.is_terminal,
-            transient=True,
-        )
-        self._task = self._bar.add_task("compiling", total=steps, completed=start, status="")
+        self._quiet, self._start, self._stack = quiet or not self._writes, start, contextlib.ExitStack()
         self.evaluated, self.results = 0, None
         """The step of the last evaluation and its metrics."""
         self.history: list[dict[str, float]] = []
@@ -103,26 +107,30 @@ class Logs:
             self._board = _tensorboard().SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
 
     def __enter__(self) -> "Logs":
-        self._bar.start()
+        self._display = self._stack.enter_context(progress.display(self._quiet))
+        self._display.start_bar("training", self._steps, self._start)
+        self._compiling = self._stack.enter_context(contextlib.ExitStack())
+        self._compiling.enter_context(self._display.phase("compiling the training step"))
         return self
 
     def __exit__(self, *_) -> None:
-        self._bar.stop()
+        self._display.end_bar()
+        self._stack.close()
         if self._writes:
             self._lines.close()
             self._board.close()
 
     def say(self, text: str) -> None:
         """Prints a line above the bar."""
-        self._console.print(text, markup=False)
+        self._display.say(text)
 
     def advance(self, step: int, meter: Meter) -> None:
         """Moves the bar."""
         if self._started is False:
             self._started = True
-            self._bar.reset(self._task, completed=step, total=self._steps, description="training")
+            self._compiling.close()
             self.say(f"first step after {meter.first_step:.1f} s")
-        self._bar.update(self._task, completed=step)
+        self._display.advance(step)
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """One line of `metrics.jsonl`, the same to TensorBoard, and a summary for the person watching."""
@@ -132,25 +140,23 @@ class Logs:
         self._lines.write(json.dumps({"step": step, "split": split, **numbers}) + "\n")
         for name, value in numbers.items():
             self._board.add_scalar(f"{split}/{name}", value, step)
-        if split == "train":
-            [(name, speed)] = [pair for pair in values.items() if pair[0].endswith(PER_SECOND)]
-            status = f"loss {values['loss']:.3f}  {speed:,.0f} {name.removesuffix(PER_SECOND)}/s"
-            self._bar.update(self._task, status=status)
-            if not self._console.is_terminal:
-                self.say(f"step {step}/{self._steps}  {status}")
-        else:
-            self.say(f"step {step}/{self._steps}  {split}  " + summary(values))
+        width = len(str(self._steps))
+        shown = train_summary(values, self._display.remaining) if split == "train" else f"{split}  {summary(values)}"
+        self.say(f"step {step:{width}}/{self._steps}  {shown}")
 
     def end(self, run: Run, results: Mapping[str, float] | None) -> None:
         """Shows the last evaluation, and what the model does on held-out data."""
-        if self._console.quiet:
+        if self._quiet:
             return
-        self._bar.stop()
+        self._display.end_bar()
         if results:
             table = Table(title=f"validation after {run.step:,} steps", title_justify="left", show_header=False)
-            for name, value in results.items():
+            shown = headline(results)
+            for name, value in shown.items():
                 table.add_row(name.replace("_", " "), f"{value:.4f}")
-            self._console.print(table)
+            self._display.show(table)
+            if len(shown) < len(results):
+                self.say(f"{len(results) - len(shown)} more, of single labels: `jaxformer evaluate {run.folder} --all`")
             for line in run.demonstrate():
                 self.say(line)
         self.say(f"the run is in {run.folder}: try `jaxformer predict {run.folder}`")
@@ -159,6 +165,25 @@ class Logs:
 def summary(values: Mapping[str, float]) -> str:
     """The metrics in a line, but those of single classes, such as `f1/positive`."""
     return "  ".join(f"{name} {value:.4f}" for name, value in values.items() if "/" not in name)
+
+
+def train_summary(values: Mapping[str, float], remaining: float | None) -> str:
+    """What a person wants to know of the last steps, in a line; `remaining` are the seconds to the end, if known."""
+    [(name, speed)] = [pair for pair in values.items() if pair[0].endswith(PER_SECOND)]
+    parts = [
+        f"loss {values['loss']:.4f}",
+        f"lr {values['learning_rate']:.2e}",
+        f"grad norm {values['gradient_norm']:.3g}",
+        f"{speed:,.0f} {name.removesuffix(PER_SECOND)}/s",
+    ]
+    if UTILIZATION in values:
+        parts.append(f"{values[UTILIZATION]:.0%} of peak")
+    if values["skipped_steps"]:
+        parts.append(f"{values['skipped_steps']:.0f} skipped")
+    parts.append(f"{memory_in_use() / 2**30:.1f} GiB")
+    if remaining:
+        parts.append(f"eta {duration(remaining)}")
+    return "  ".join(parts)
 
 
 def _tensorboard():

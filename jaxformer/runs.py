@@ -36,6 +36,7 @@ from jaxformer.errors import InputError
 from jaxformer.evaluation import Evaluator
 from jaxformer.history import METRICS, read_history
 from jaxformer.parameter_paths import join
+from jaxformer.progress import phase
 
 EXPERIMENT, TOKENIZER, CHECKPOINTS, LOCK = "experiment.json", "tokenizer", "checkpoints", ".lock"
 
@@ -163,6 +164,7 @@ class Run:
         overrides = {f"objective.decoding.{name}": value for name, value in settings.items()}
         return dataclasses.replace(self, experiment=config.override(self.experiment, overrides))
 
+    @phase("trying held-out examples")
     def demonstrate(self) -> list[str]:
         """Lines that show what the model makes of the first held-out examples; none in several processes."""
         if jax.process_count() > 1:

@@ -10,8 +10,8 @@ import numpy as np
 if typing.TYPE_CHECKING:
     from jaxformer.runs import Run
 
-WORST = 3
-"""Labels with the lowest F1 that a summary of metrics names."""
+FEW, WORST = 10, 3
+"""Labels whose metrics are all shown, at most; of more, how many with the lowest F1 are."""
 
 
 class Summary(str):
@@ -55,9 +55,11 @@ def card(run: "Run") -> str:
 
 
 def headline(values: Mapping[str, float]) -> dict[str, float]:
-    """The metrics without those of single labels, of which only the lowest F1 scores are kept."""
+    """The metrics; of many labels, only the lowest F1 scores."""
     labels = {name: value for name, value in values.items() if name.startswith("f1/")}
-    worst = sorted(labels, key=labels.get)[:WORST] if len(labels) > WORST else labels
+    if len(labels) <= FEW:
+        return dict(values)
+    worst = sorted(labels, key=labels.get)[:WORST]
     return {name: value for name, value in values.items() if "/" not in name} | {name: labels[name] for name in worst}
 
 

@@ -24,6 +24,7 @@ from jaxformer.evaluation import SPLIT, Evaluator
 from jaxformer.logs import Logs, Meter
 from jaxformer.metrics import Mean
 from jaxformer.parameter_paths import join
+from jaxformer.progress import display, phase
 from jaxformer.runs import Run
 from jaxformer.state import TrainState, abstract_state, init_state, model_params, trained_and_held
 from jaxformer.stopping import Stop
@@ -155,13 +156,15 @@ def fit(experiment: Experiment, workdir: str | os.PathLike, quiet: bool = False)
     train = compile_step(experiment, mesh)
 
     with contextlib.ExitStack() as stack:
+        stack.enter_context(display(quiet or jax.process_index() > 0))
         stop = stack.enter_context(Stop())
         stack.enter_context(runs.writer(folder, experiment))
         tokenizer = runs.prepare_tokenizer(folder, experiment)
         check_tokenizer(experiment, tokenizer)
         evaluate = Evaluator(experiment, tokenizer, mesh) if data.validation else None
         if evaluate:
-            evaluate.check()  # What is wrong with the held-out data is to be known before the first step.
+            with phase("checking the held-out data"):
+                evaluate.check()  # What is wrong with the held-out data is to be known before the first step.
         saved = stack.enter_context(Checkpoints(folder / runs.CHECKPOINTS, experiment.checkpoint))
         state, all_lanes, begun = restore_or_init(saved, experiment, mesh)
         step, lanes = int(state.step), all_lanes[rows]
@@ -222,6 +225,7 @@ def out_of_patience(experiment: Experiment, history: Sequence[Mapping[str, float
     return bool(patience and values) and len(values) - 1 - values.index(max(values)) >= patience
 
 
+@phase("initialising the state")
 def restore_or_init(
     saved: Checkpoints, experiment: Experiment, mesh: jax.sharding.Mesh
 ) -> tuple[TrainState, np.ndarray, str]:

@@ -15,6 +15,7 @@ from jaxformer.data.sources import Source, in_order, shuffled
 from jaxformer.data.tasks import Task
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import InputError
+from jaxformer.progress import phase
 
 Batch = dict[str, np.ndarray]
 
@@ -66,6 +67,7 @@ def initial_state(data: Data) -> np.ndarray:
     return lanes.initial_state(data.batch, data.open_documents, data.waiting)
 
 
+@phase("opening the training data")
 def train_batches(
     data: Data,
     tokenizer: Tokenizer | None,

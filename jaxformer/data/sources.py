@@ -20,6 +20,7 @@ import numpy as np
 
 from jaxformer.data import files
 from jaxformer.errors import InputError
+from jaxformer.progress import phase
 
 # Grain mixes in a fixed pattern. Lanes take every B-th document, so without a shuffle of the
 # pattern one lane could see nothing but one component.
@@ -295,7 +296,8 @@ def _builder(name: str, data_dir: str | None):
                 "give a name of its catalog, bible/web, or the path of a prepared folder"
             ) from error
         if not builder.is_prepared():
-            _prepare(builder, name)
+            with phase(f"preparing {name}"):
+                _prepare(builder, name)
     return builder
 
 

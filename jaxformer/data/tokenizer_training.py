@@ -9,11 +9,13 @@ from jaxformer.data import special_tokens
 from jaxformer.data.files import sentences
 from jaxformer.data.special_tokens import CLS, MASK, PAD, SEP, SPECIALS, UNK
 from jaxformer.errors import InputError
+from jaxformer.progress import phase
 
 _ALPHABET = 1000  # characters of a WordPiece vocabulary, at most
 _LONGEST_SENTENCE = 65_536  # bytes
 
 
+@phase("training the tokenizer")
 def train_sentencepiece(
     documents: Sequence[dict[str, Any]],
     sample: int,
@@ -85,6 +87,7 @@ def wordpiece(vocab: dict[str, int], lowercase: bool, unk: str = UNK, **normaliz
     return tokenizer
 
 
+@phase("training the tokenizer")
 def train_wordpiece(documents: Sequence[dict[str, Any]], sample: int, vocab: int, lowercase: bool) -> dict[str, int]:
     """A WordPiece vocabulary of at most `vocab` pieces (Devlin et al. 2019), special ones first."""
     import tokenizers
@@ -130,6 +133,7 @@ def byte_level(vocab: dict[str, int], merges: list[tuple[str, str]], prefix: boo
     return tokenizer
 
 
+@phase("training the tokenizer")
 def train_byte_level(documents: Sequence[dict[str, Any]], sample: int, vocab: int):
     """A byte-level BPE of at most `vocab` pieces (Radford et al. 2019), special ones first, then the bytes."""
     import tokenizers

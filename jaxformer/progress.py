@@ -1,0 +1,134 @@
+"""What people see of work that takes time: phases with names, the bar of the training, and lines that stay above both.
+
+    with display():
+        with phase("training the tokenizer"):
+            ...
+
+In a terminal, its last lines are the running phases with their time. Elsewhere, a phase that takes more than two
+seconds is a line. Without a display, phases show nothing.
+"""
+
+import contextlib
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import TimeRemainingColumn as Remaining
+
+SILENCE = 2.0
+"""Seconds after which a phase is worth a line."""
+
+_shown: "Display | None" = None
+
+
+class Display:
+    """Phases, a bar and lines on one console."""
+
+    def __init__(self, quiet: bool = False, stderr: bool = False):
+        """Makes a display.
+
+        Args:
+          quiet: whether to print nothing.
+          stderr: whether to print to standard error, for commands whose results go to standard output.
+        """
+        # The file is fixed: some libraries redirect standard output while they work.
+        self._console = Console(file=sys.stderr if stderr else sys.stdout, quiet=quiet, highlight=False, soft_wrap=True)
+        self.live = self._console.is_terminal and not quiet
+        """Whether phases and the bar are drawn anew all the time."""
+        self.quiet = quiet
+        count = TextColumn("{task.fields[count]}")
+        self._phases = Progress(SpinnerColumn(), TextColumn("{task.description}"), count, TimeElapsedColumn())
+        columns = TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn()
+        self._bar = Progress(*columns, TextColumn("eta"), Remaining())
+        self._task = None
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator["Display"]:
+        """Draws in a terminal until the block ends."""
+        with contextlib.ExitStack() as stack:
+            if self.live:
+                drawn = Group(self._phases, self._bar)
+                options = {"refresh_per_second": 8, "transient": True, "vertical_overflow": "visible"}
+                stack.enter_context(Live(drawn, console=self._console, **options))
+            yield self
+
+    def say(self, text: str) -> None:
+        """Prints lines that stay."""
+        self._console.print(text, markup=False)
+
+    def show(self, renderable: object) -> None:
+        """Prints a table that stays."""
+        self._console.print(renderable)
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[Callable[[str], None]]:
+        """Shows that something is being done; yields a function that shows how much of it, such as "12 batches"."""
+        began, task = time.monotonic(), self._phases.add_task(name, total=None, count="")
+        timer = threading.Timer(SILENCE, self.say, [f"{name} …"])
+        timer.daemon = True
+        if not self.live and not self.quiet:
+            timer.start()
+        try:
+            yield lambda count: self._phases.update(task, count=count)
+        finally:
+            timer.cancel()
+            self._phases.remove_task(task)
+        if self.live and (seconds := time.monotonic() - began) > SILENCE:
+            self._console.print(f"{name}: {duration(seconds)}", style="dim", markup=False)
+
+    def start_bar(self, name: str, total: int, completed: int) -> None:
+        """Shows a bar, from now on."""
+        self._task = self._bar.add_task(name, total=total, completed=completed)
+
+    def advance(self, completed: int) -> None:
+        """Moves the bar."""
+        self._bar.update(self._task, completed=completed)
+
+    def end_bar(self) -> None:
+        """Removes the bar."""
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+            self._task = None
+
+    @property
+    def remaining(self) -> float | None:
+        """Seconds to the bar's end at the speed of the last steps; None if that is not known yet."""
+        return None if self._task is None else self._bar.tasks[0].time_remaining
+
+
+@contextlib.contextmanager
+def display(quiet: bool = False, stderr: bool = False) -> Iterator[Display]:
+    """Opens a display for the phases of the block; one that is open already serves."""
+    global _shown
+    if _shown is not None:
+        yield _shown
+        return
+    _shown = Display(quiet, stderr)
+    try:
+        with _shown.open() as shown:
+            yield shown
+    finally:
+        _shown = None
+
+
+@contextlib.contextmanager
+def phase(name: str) -> Iterator[Callable[[str], None]]:
+    """Shows on the open display, if there is one, what is being done; also a decorator. See `Display.phase`."""
+    if _shown is None:
+        yield lambda count: None
+        return
+    with _shown.phase(name) as update:
+        yield update
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people write them: 4.2 s, 42 s, 3:07, 1:02:45."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
