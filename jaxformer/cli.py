@@ -1,6 +1,7 @@
 """The command line: `jaxformer train | evaluate | predict | export | import`."""
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -51,7 +52,10 @@ def command(arguments: Sequence[str] | None = None) -> None:
 
 def train(arguments: list[str]) -> None:
     """Trains the experiment of a config file."""
-    from jaxformer import config
+    from jaxformer.progress import display, phase
+
+    with display(), phase("starting"):  # Importing takes seconds.
+        from jaxformer import config
 
     arguments, workdir = _take_workdir(arguments)
     if arguments in (["-h"], ["--help"]):
@@ -71,12 +75,20 @@ def evaluate(arguments: list[str]) -> None:
     """Prints the metrics of a run on its held-out data."""
     parser = _Parser("evaluate", "Metrics on the run's held-out data.")
     parser.add_argument("run", metavar="RUN", help="the run's folder")
+    parser.add_argument("--all", action="store_true", help="print the metrics of every label, however many there are")
     options = parser.parse_args(arguments)
     run = _open(options.run)
-    results = run.evaluate()
+    from jaxformer.progress import display
+    from jaxformer.summaries import headline
+
+    with display(stderr=True):
+        results = run.evaluate()
+    shown = results if options.all else headline(results)
     print(f"{run.folder} · step {run.step:,}")
-    for name, value in results.items():
+    for name, value in shown.items():
         print(f"{name:32} {value:.4f}")
+    if len(shown) < len(results):
+        print(f"and {len(results) - len(shown)} more, of single labels: --all shows them", file=sys.stderr)
 
 
 DECODING = {
@@ -101,23 +113,37 @@ def predict(arguments: list[str]) -> None:
     parser.add_argument("run", metavar="RUN", help="the run's folder")
     parser.add_argument("texts", metavar="TEXT", nargs="*", help='such as "In the beginning [MASK] created"')
     parser.add_argument("--input", metavar="FILE", help="a UTF-8 file with a text a line; - for standard input")
+    parser.add_argument("--json", action="store_true", help="print each answer as a JSON object, one a line")
     writing = parser.add_argument_group("of a model that writes; by default as its config says")
     for name, (kind, meaning) in DECODING.items():
         names = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
         writing.add_argument(*names, type=kind, metavar="VALUE", help=meaning)
+    samples = dict.fromkeys(("--num_samples", "--num-samples", "--num_return_sequences"))
+    writing.add_argument(*samples, type=int, default=1, metavar="N", help="answers to each text, drawn at random")
     options = parser.parse_args(arguments)
     texts = options.texts + (_read_lines(options.input) if options.input else [])
     if not texts:
         raise InputError("predict: no text; give one after the run, or a file with --input")
     given = {name: value for name in DECODING if (value := getattr(options, name)) is not None}
     run = _open(options.run).with_decoding(**given)
-    if len(texts) == 1 and run.streams:
+    if len(texts) == 1 and run.streams and not options.json and options.num_samples == 1:
         for piece in run.stream(texts[0]):
             print(piece, end="", flush=True)
         print()
-    else:
-        for answer in run.predict(texts):
-            print(answer)
+        return
+    _print_answers(run, texts, options)
+
+
+def _print_answers(run, texts: Sequence[str], options: argparse.Namespace) -> None:
+    from jaxformer.answers import as_json
+    from jaxformer.progress import display, phase
+
+    with display(stderr=True), phase("predicting"):
+        answers = run.predict(texts, options.num_samples)
+    if options.num_samples > 1:
+        answers = [sample for samples in answers for sample in samples]
+    for answer in answers:
+        print(json.dumps(as_json(answer), ensure_ascii=False) if options.json else answer)
 
 
 def export(arguments: list[str]) -> None:
@@ -174,10 +200,13 @@ def _add_weights_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _open(folder: str, in_memory: bool = True):
-    _start_jax()
-    from jaxformer.runs import open_run
+    from jaxformer.progress import display, phase
 
-    return open_run(folder, in_memory)
+    with display(stderr=True), phase(f"opening {folder}"):
+        _start_jax()
+        from jaxformer.runs import open_run
+
+        return open_run(folder, in_memory)
 
 
 def _start_jax() -> None:

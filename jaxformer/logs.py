@@ -13,6 +13,7 @@ from rich.table import Table
 from jaxformer import metrics, progress
 from jaxformer.config import Experiment
 from jaxformer.history import METRICS, read_history
+from jaxformer.next_command import next_command, program
 from jaxformer.progress import duration
 from jaxformer.runs import Run
 from jaxformer.state import TrainState, trained_and_held
@@ -156,10 +157,11 @@ class Logs:
                 table.add_row(name.replace("_", " "), f"{value:.4f}")
             self._display.show(table)
             if len(shown) < len(results):
-                self.say(f"{len(results) - len(shown)} more, of single labels: `jaxformer evaluate {run.folder} --all`")
+                more = f"{len(results) - len(shown)} more, of single labels"
+                self.say(f"{more}: {program()} evaluate {run.folder} --all")
             for line in run.demonstrate():
                 self.say(line)
-        self.say(f"the run is in {run.folder}: try `jaxformer predict {run.folder}`")
+        self.say(f"The run is in {run.folder}. Try it:\n{next_command(run)}")
 
 
 def summary(values: Mapping[str, float]) -> str:

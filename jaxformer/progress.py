@@ -5,7 +5,7 @@
             ...
 
 In a terminal, its last lines are the running phases with their time. Elsewhere, a phase that takes more than two
-seconds is a line. Without a display, phases show nothing.
+seconds is a line on standard error. Without a display, phases show nothing.
 """
 
 import contextlib
@@ -33,13 +33,15 @@ class Display:
 
         Args:
           quiet: whether to print nothing.
-          stderr: whether to print to standard error, for commands whose results go to standard output.
+          stderr: whether to draw on standard error, for commands whose results go to standard output; where that is no
+            terminal, phases are not shown.
         """
         # The file is fixed: some libraries redirect standard output while they work.
         self._console = Console(file=sys.stderr if stderr else sys.stdout, quiet=quiet, highlight=False, soft_wrap=True)
+        self._errors = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
         self.live = self._console.is_terminal and not quiet
         """Whether phases and the bar are drawn anew all the time."""
-        self.quiet = quiet
+        self._lines = not (quiet or stderr or self.live)
         count = TextColumn("{task.fields[count]}")
         self._phases = Progress(SpinnerColumn(), TextColumn("{task.description}"), count, TimeElapsedColumn())
         columns = TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn()
@@ -68,9 +70,9 @@ class Display:
     def phase(self, name: str) -> Iterator[Callable[[str], None]]:
         """Shows that something is being done; yields a function that shows how much of it, such as "12 batches"."""
         began, task = time.monotonic(), self._phases.add_task(name, total=None, count="")
-        timer = threading.Timer(SILENCE, self.say, [f"{name} …"])
+        timer = threading.Timer(SILENCE, self._errors.print, [f"{name} …"], {"markup": False})
         timer.daemon = True
-        if not self.live and not self.quiet:
+        if self._lines:
             timer.start()
         try:
             yield lambda count: self._phases.update(task, count=count)

@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxformer import config, sharding, state, summaries
+from jaxformer import config, fields, sharding, state, summaries
 from jaxformer.checkpoints import Checkpoints
 from jaxformer.config import Experiment
 from jaxformer.data.images import is_single
@@ -112,19 +112,39 @@ class Run:
             vectors = embed(self, texts)
         return vectors[0] if is_single(text) else vectors
 
-    def predict(self, text: Any) -> Any:
+    def predict(self, text: Any, num_samples: int = 1) -> Any:
         """What the run's model does: it fills the `[MASK]`s, goes on with the text, answers it or names the image.
 
         Args:
           text: a text; the path of an image, the content of its file, its pixels or Pillow's picture; or a sequence.
+          num_samples: answers to each text, drawn at random; more than one needs a model that draws tokens.
 
         Returns:
-          One answer for one text, a list for several; each as `str` is for a person to read.
+          One answer for one text, a list for several; each as `str` is for a person to read. With several samples, a
+          list of them in the place of each answer.
+
+        Raises:
+          InputError: a text that the model cannot answer, or several samples of a model that draws nothing.
         """
+        self._check_samples(num_samples)
         asked = self.experiment.data.task.asked([text] if is_single(text) else list(text))
+        asked = [one for one in asked for _ in range(num_samples)] if num_samples > 1 else asked
         with jax.set_mesh(self.mesh):
             answers = self.objective.predict(self.model, self.params, self.tokenizer, asked)
+        if num_samples > 1:
+            answers = [answers[start : start + num_samples] for start in range(0, len(answers), num_samples)]
         return answers[0] if is_single(text) else answers
+
+    def _check_samples(self, num_samples: int) -> None:
+        fields.at_least("num_samples", num_samples, 1)
+        if num_samples > 1:
+            decoding = getattr(self.objective, "decoding", None)
+            if decoding is None:
+                raise InputError(
+                    f"num_samples={num_samples}: {type(self.objective).__name__} does not write; expected 1"
+                )
+            if decoding.temperature == 0 or decoding.beams > 1:
+                raise InputError(f"num_samples={num_samples}: all would be alike; set temperature=1 and beams=1")
 
     def stream(self, text: str) -> Iterator[str]:
         """What `predict` gives for a text as a string, piece by piece as the model writes it, where it can."""

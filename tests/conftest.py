@@ -24,6 +24,12 @@ def few_programs():
         sys.modules["jax"].clear_caches()
 
 
+@pytest.fixture(autouse=True)
+def no_lines_of_slow_phases(monkeypatch):
+    """What is printed does not depend on the machine's speed."""
+    monkeypatch.setattr("jaxformer.progress.SILENCE", 600)
+
+
 @pytest.fixture(scope="session")
 def tiny_config(tmp_path_factory):
     """The config file of a tiny run on generated text; compiled programs are shared with the processes of a test."""

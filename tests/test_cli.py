@@ -213,13 +213,17 @@ def test_an_unknown_command_is_named_with_those_that_exist(refused):
 
 def test_training_shows_where_it_runs_how_it_goes_and_what_it_has_learned(run):
     folder, text = run
+    text = re.sub(r"^.* …\n?", "", text, flags=re.MULTILINE)  # Phases that took long.
     assert re.match(
         r"1 × cpu · mesh data 1 × fsdp 1 × tensor 1 · [\d,]+ parameters · 256 tokens a step · 24 steps", text
     )
     assert "first step after" in text and "step 24/24  loss" in text
     assert "masked lm unigram accuracy" in text
     assert re.search(r"\[\S+(, was \S+)?\]", text), "some filled blanks"
-    assert text.rstrip().endswith(f"jaxformer predict {folder}`")
+    *_, before, command = text.rstrip().splitlines()
+    assert before == f"The run is in {folder}. Try it:"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=tiny.ROOT)
+    assert (done.returncode, done.stderr) == (0, "") and "[MASK]" in done.stdout.splitlines()[0]
     names = {".lock", "experiment.json", "tokenizer", "checkpoints", "metrics.jsonl", "tensorboard"}
     assert {path.name for path in folder.iterdir()} == names
 

@@ -50,7 +50,7 @@ def test_elsewhere_only_a_long_phase_is_a_line(capsys, monkeypatch):
             pass
         with phase("fetching a==1"):
             time.sleep(0.3)
-    assert capsys.readouterr().out == "fetching a==1 …\n"
+    assert capsys.readouterr() == ("", "fetching a==1 …\n")
 
 
 def test_a_quiet_display_and_phases_without_one_print_nothing(capsys, monkeypatch):
@@ -88,9 +88,7 @@ def test_the_time_that_remains_is_known_after_some_steps():
     assert 5 < shown.remaining < 500
 
 
-@pytest.mark.parametrize(
-    "seconds, shown", [(4.24, "4.2 s"), (42.4, "42 s"), (187, "3:07"), (3765, "1:02:45"), (60, "1:00")]
-)
+@pytest.mark.parametrize("seconds, shown", [(4.24, "4.2 s"), (42.4, "42 s"), (60, "1:00"), (3765, "1:02:45")])
 def test_durations(seconds, shown):
     assert duration(seconds) == shown
 

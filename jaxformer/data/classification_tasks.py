@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import numbers
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -101,6 +102,10 @@ class Classify(Task):
         if self.kind != "one":
             return
         check_classes(map(self._number, spread(documents, LOOKED_AT)), self.labels, name)
+
+    def requests(self, example: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
+        columns = [("task.text", self.text), *([("task.pair", self.pair)] if self.pair is not None else [])]
+        return ("\t".join(files.first_words(files.text(example, column, name)) for name, column in columns),)
 
     def encode(self, example: dict[str, Any], tokenizer: Tokenizer) -> Labelled:
         texts = [files.text(example, self.text, "task.text")]

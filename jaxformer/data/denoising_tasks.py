@@ -3,14 +3,15 @@
 import abc
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxformer.data import denoising, layouts
+from jaxformer.data import denoising, files, layouts
 from jaxformer.data.layouts import Document
-from jaxformer.data.tasks import Example, Feature, Task
+from jaxformer.data.tasks import Example, Feature, Task, with_blank
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import InputError
 
@@ -95,6 +96,9 @@ class Denoising(Task):
                 f"tokenizer.sentinels to {need[recipe]} or more, or shorter rows (rate {recipe.rate} in spans of "
                 f"{recipe.mean_span} of {self.stretch_length(recipe)} tokens)"
             )
+
+    def requests(self, example: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
+        return (with_blank(files.text(example, self.column), "<extra_id_0>"),)
 
     def encode(self, example: dict[str, Any], tokenizer: Tokenizer) -> Document:
         return layouts.document(example, self.column, tokenizer)

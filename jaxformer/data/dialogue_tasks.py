@@ -3,11 +3,12 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxformer.data import layouts
+from jaxformer.data import files, layouts
 from jaxformer.data.tasks import Example, Feature, Task
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import InputError
@@ -117,6 +118,10 @@ class Dialogue(Task):
 
     def check(self, tokenizer: Tokenizer, pack: bool) -> None:
         _ = tokenizer.eos_id  # raises if there is none
+
+    def requests(self, example: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
+        asked = [content for role, content in self._turns(example) if role == "user"]
+        return tuple(map(files.first_words, asked[:1]))
 
     def encode(self, example: dict[str, Any], tokenizer: Tokenizer) -> Turns:
         turns = self._turns(example)

@@ -230,6 +230,11 @@ def text(example: dict[str, Any], column: str | None = None, field: str = "task.
     return (value if isinstance(value, str) else "\n".join(value)).strip()
 
 
+def first_words(text: str, count: int = 25) -> str:
+    """The first words of a text, with one space between two."""
+    return " ".join(text.split()[:count])
+
+
 def value(example: Mapping[str, Any], column: str, field: str) -> Any:
     """What an example has in a column that `field` names; InputError where it has none such."""
     if column not in example:

@@ -5,7 +5,9 @@ An image of h × w pixels has h entries of [w, n] in a row of the batch, so that
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,10 @@ from jaxformer.errors import InputError
 
 LOOKED_AT = 100
 """Examples of a source that are looked at for a second class, at most, where looking means decoding."""
+
+
+EXAMPLE = "example.png"
+"""In a run's folder: an image to try `predict` with."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,6 +126,16 @@ class ImageTask(Task):
             except images.Undecodable as error:
                 raise InputError(str(error)) from error
         return found
+
+    def requests(self, example: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
+        image = files.value(example, self.image, "task.image")
+        if isinstance(image, str | os.PathLike):
+            return (str(image),)
+        try:
+            self._read(image, "the example").save(folder / EXAMPLE)
+        except images.Undecodable as error:
+            raise InputError(str(error)) from error
+        return (str(folder / EXAMPLE),)
 
     def encode(self, example: Mapping[str, Any], tokenizer: Tokenizer | None) -> Picture:
         image = files.value(example, self.image, "task.image")
@@ -258,6 +274,9 @@ class MaskedPatches(ImageTask):
     def row(self) -> dict[str, Feature]:
         patches = (self.size // self.patch) ** 2
         return {"images": self._images, "noise": Feature(patches, "float32"), "weights": Feature(1, "float32")}
+
+    def requests(self, example: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
+        return ()  # A masked autoencoder answers nothing.
 
     def _example(self, image: np.ndarray, document: Picture, rng: np.random.Generator, draw: Callable) -> Example:
         noise = rng.random(self.row["noise"].capacity, np.float32)

@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -39,6 +40,9 @@ class NextToken(Task):
 
     def check(self, tokenizer: Tokenizer, pack: bool) -> None:
         _ = tokenizer.eos_id, self.beginning and tokenizer.bos_id  # each raises if there is none
+
+    def requests(self, example: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
+        return (files.first_words(files.text(example, self.column), 5),)
 
     def encode(self, example: dict[str, Any], tokenizer: Tokenizer) -> Document:
         return layouts.document(example, self.column, tokenizer)
@@ -88,6 +92,9 @@ class PrefixLM(Task):
 
     def check(self, tokenizer: Tokenizer, pack: bool) -> None:
         _ = tokenizer.eos_id, tokenizer.pad_id  # each raises if there is none
+
+    def requests(self, example: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
+        return (files.first_words(files.text(example, self.column), 5),)
 
     def encode(self, example: dict[str, Any], tokenizer: Tokenizer) -> Document:
         return layouts.document(example, self.column, tokenizer)
@@ -164,6 +171,9 @@ class TextToText(Task):
 
     def check(self, tokenizer: Tokenizer, pack: bool) -> None:
         _ = tokenizer.eos_id, tokenizer.pad_id  # each raises if there is none
+
+    def requests(self, example: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
+        return (self.prefix + files.first_words(files.text(example, self.inputs, "task.inputs")),)
 
     def encode(self, example: dict[str, Any], tokenizer: Tokenizer) -> Pair:
         inputs = files.text(example, self.inputs, "task.inputs")

@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -64,10 +65,16 @@ class MultiTask(Task):
         for task in self._tasks:
             task.check(tokenizer, pack)
 
+    def requests(self, example: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
+        return self._task_of(example).requests(example, folder)
+
     def encode(self, example: dict[str, Any], tokenizer: Tokenizer) -> Routed:
-        columns = self.text_to_text.inputs, self.text_to_text.targets
-        task = self.text_to_text if all(column in example for column in columns) else self.denoising
+        task = self._task_of(example)
         return Routed(task, task.encode(example, tokenizer))
+
+    def _task_of(self, example: Mapping[str, Any]) -> Task:
+        columns = self.text_to_text.inputs, self.text_to_text.targets
+        return self.text_to_text if all(column in example for column in columns) else self.denoising
 
     def examples(
         self,

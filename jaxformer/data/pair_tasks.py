@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,10 @@ class TextPairs(Task):
     def check(self, tokenizer: Tokenizer, pack: bool) -> None:
         _ = tokenizer.cls_id, tokenizer.sep_id  # each raises if there is none
         layouts.check_packing(self.examples_per_row, pack)
+
+    def requests(self, example: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
+        columns = ("task.first", self.first), ("task.second", self.second)
+        return tuple(files.first_words(files.text(example, column, name)) for name, column in columns)
 
     def encode(self, example: dict[str, Any], tokenizer: Tokenizer) -> Pair:
         first = files.text(example, self.first, "task.first")

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -106,6 +107,11 @@ class AnswerSpans(Task):
     def check(self, tokenizer: Tokenizer, pack: bool) -> None:
         _ = tokenizer.cls_id, tokenizer.sep_id  # each raises if there is none
         layouts.check_packing(self.examples_per_row, pack)
+
+    def requests(self, example: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
+        question, context, answers = self.columns(example)
+        start = max(0, context.rfind(". ", 0, answers[0][1]) + 1) if answers else 0
+        return (f"{files.first_words(question)}\t{files.first_words(context[start:])}",)
 
     def encode(self, example: dict[str, Any], tokenizer: Tokenizer) -> Passage:
         question, context, answers = self.columns(example)

@@ -2,12 +2,13 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxformer.data import layouts
+from jaxformer.data import files, layouts
 from jaxformer.data.classification_tasks import number_of
 from jaxformer.data.tasks import Example, Feature, Task
 from jaxformer.data.tokenizers import Tokenizer
@@ -67,6 +68,9 @@ class TagTokens(Task):
 
     def check(self, tokenizer: Tokenizer, pack: bool) -> None:
         _ = tokenizer.cls_id, tokenizer.sep_id  # each raises if there is none
+
+    def requests(self, example: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
+        return (files.first_words(" ".join(map(str, self._column(example, self.words)))),)
 
     def encode(self, example: dict[str, Any], tokenizer: Tokenizer) -> Words:
         words, tags = (self._column(example, name) for name in (self.words, self.tags))

@@ -8,13 +8,15 @@ examples, and `row` says how a lane lays examples into rows.
 import abc
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxformer.data import masking, pairing
-from jaxformer.data.files import sentences
+from jaxformer.data.files import first_words, sentences
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import InputError
 
@@ -106,6 +108,18 @@ class Task(abc.ABC):
         """What `predict` is asked about, as the objective takes it; texts are taken as they are."""
         return words
 
+    def requests(self, example: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
+        """What `predict` can be asked about an example of a source, as words of a command line; empty if nothing.
+
+        Args:
+            example: columns by name.
+            folder: where to write what must be a file.
+
+        Raises:
+            InputError: the example is not one of this task.
+        """
+        return ()
+
     @abc.abstractmethod
     def encode(self, example: dict[str, Any], tokenizer: Tokenizer) -> Any:
         """The document in the form that `examples` takes; has a `size` in characters."""
@@ -126,6 +140,14 @@ class Task(abc.ABC):
             rng: the visit's own.
             draw: gives another encoded document at random; deterministic given its generator.
         """
+
+
+def with_blank(text: str, blank: str = "[MASK]") -> str:
+    """The first words of a text with a blank in the place of one of them."""
+    words = first_words(text, 10).split(" ")
+    middle = len(words) // 2
+    words[middle] = re.sub(r"\w+(\W\w+)*", blank, words[middle], count=1) if words[middle].strip(".,;:!?") else blank
+    return " ".join(words)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,6 +231,9 @@ class MaskedSentencePairs(Task):
             )
         if pack and self.next_sentence and self.examples_per_row == 1:
             raise InputError("data.pack: task.examples_per_row 1 leaves nothing to pack; set it to 4, for example")
+
+    def requests(self, example: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
+        return tuple(map(with_blank, sentences(example, self.column)[:1]))
 
     def encode(self, example: dict[str, Any], tokenizer: Tokenizer) -> Sentences:
         return Sentences(sentences(example, self.column), tokenizer)

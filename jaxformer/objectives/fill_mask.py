@@ -23,9 +23,11 @@ class Filled:
     """The text as it was given."""
     blanks: tuple[tuple[tuple[str, float], ...], ...]
     """For each blank the likeliest tokens, the best first, each with its probability."""
+    filled: str = ""
+    """The text with the likeliest token in each blank, as the tokenizer decodes it."""
 
     def __str__(self) -> str:
-        lines = [self.text]
+        lines = [self.text, *([f"  {self.filled}"] if self.filled else [])]
         for number, blank in enumerate(self.blanks, 1):
             lines += [f"  blank {number}"] if len(self.blanks) > 1 else []
             lines += [f"  {probability:6.1%}  {piece}" for piece, probability in blank]
@@ -51,7 +53,9 @@ def fill_masks(model: Bert, params, tokenizer: Tokenizer, texts: Sequence[str], 
             places = np.flatnonzero(tokens == tokenizer.mask_id)
             blanks = (zip(pieces[index, place], probabilities[index, place], strict=True) for place in places)
             named = tuple(tuple((tokenizer.piece(int(p)), float(q)) for p, q in blank) for blank in blanks)
-            filled.append(Filled(texts[start + index], named))
+            best = tokens.copy()
+            best[places] = pieces[index, places, 0]
+            filled.append(Filled(texts[start + index], named, tokenizer.decode(best)))
     return filled
 
 
@@ -75,9 +79,9 @@ def demonstrate(
         masked = (batch["masked_positions"][row][used], batch["targets"][row][used], guesses[used])
         line, start = "", 0
         for place, target, guess in sorted(zip(*masked, strict=True)):
-            right, wrong = tokenizer.piece(target), f"{tokenizer.piece(guess)}, was {tokenizer.piece(target)}"
+            right, said = _shown(tokenizer, target), _shown(tokenizer, guess)
             line += _text(tokenizer, batch["tokens"][row, start:place]) + " " * bool(tokenizer.word_start[target])
-            line += f"[{right if guess == target else wrong}]"
+            line += f"[{right}]" if guess == target else f"[{said}, was {right}]"
             start = place + 1
         lines.append((line + _text(tokenizer, batch["tokens"][row, start:])).strip())
     return lines
@@ -112,6 +116,12 @@ def _predict(model, params, tokenizer, rows, top):
 def _top(model, params, tokens, segments, top):
     logits = model.apply({"params": params}, tokens, segments).logits
     return jax.lax.top_k(jax.nn.softmax(logits), top)
+
+
+def _shown(tokenizer: Tokenizer, token: int) -> str:
+    """A piece for a person to read; signs are quoted, as they stand beside others."""
+    piece = tokenizer.piece(token)
+    return piece if any(map(str.isalnum, piece)) else f"'{piece}'"
 
 
 def _text(tokenizer: Tokenizer, tokens: np.ndarray) -> str:
