@@ -13,13 +13,11 @@ from jaxformer.data import files, layouts
 from jaxformer.data.tasks import Example, Feature, Task
 from jaxformer.data.text_augmentation import TextAugmentation
 from jaxformer.data.tokenizers import Tokenizer
+from jaxformer.data.tokenizers.tokenizer import Form
 from jaxformer.errors import InputError
 
 LOOKED_AT = 1000
 """Examples of a source of which one must have another label than the first."""
-
-Form = Literal["encoder", "decoder"]
-"""For whom a text is laid out: with [CLS] and [SEP] for an encoder, with an end token for a decoder."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +57,8 @@ class Classify(Task):
     length: int = 128
     """Tokens a row; the longer text of what does not fit loses its end."""
     form: Form = "encoder"
-    """Laid out as [CLS] a [SEP] b [SEP] for an encoder, or as a and b with end tokens for a decoder."""
+    """The kind of model: an encoder reads [CLS] a [SEP] b [SEP], a decoder a and b with end tokens; either as the
+    template of an imported tokenizer says, where there is one."""
     examples_per_row: int = 1
     """Examples a row has room for; more than one only with packing."""
     augmentation: TextAugmentation | None = None
@@ -95,7 +94,7 @@ class Classify(Task):
         return f"example with text in {self.text!r}"
 
     def check(self, tokenizer: Tokenizer, pack: bool) -> None:
-        _ = (tokenizer.cls_id, tokenizer.sep_id) if self.form == "encoder" else tokenizer.eos_id
+        layouts.check_template(tokenizer, self.form, self.length, pair=self.pair is not None)
         layouts.check_packing(self.examples_per_row, pack)
 
     def check_source(self, documents: Sequence[Mapping[str, Any]], name: str) -> None:
@@ -128,9 +127,9 @@ class Classify(Task):
         if self.augmentation is not None:
             first = self.augmentation(first, tokenizer, rng)
             second = None if second is None else self.augmentation(second, tokenizer, rng)
-        tokens, token_types = lay_out(first, second, tokenizer, self.length, self.form)
-        example = {"tokens": tokens, "cls_positions": np.zeros(1, np.int32), "targets": document.target}
-        example |= {"token_types": token_types} if self.form == "encoder" else {}
+        laid = layouts.lay_out(tokenizer, self.form, self.length, first, second)
+        example = {"tokens": laid.tokens, "cls_positions": np.zeros(1, np.int32), "targets": document.target}
+        example |= {"token_types": laid.token_types} if self.form == "encoder" else {}
         return [example | {"weights": np.ones(1, np.float32)}]
 
     def _target(self, example: Mapping[str, Any]) -> np.ndarray:
@@ -177,27 +176,3 @@ def number_of(label: Any, labels: Sequence[str]) -> int:
     if isinstance(label, numbers.Integral) and not isinstance(label, bool) and 0 <= label < len(labels):
         return int(label)
     raise InputError(f"label {label!r}: not known; expected one of {', '.join(labels)}, or their numbers from 0")
-
-
-def lay_out(
-    first: np.ndarray, second: np.ndarray | None, tokenizer: Tokenizer, length: int, form: Form
-) -> tuple[np.ndarray, np.ndarray]:
-    """A text or a pair as a model reads it, cut to `length`: tokens and token types, int32 [n] each.
-
-    An encoder reads [CLS] first [SEP] second [SEP], a decoder both texts, each with an end token behind it.
-    """
-    encoder = form == "encoder"
-    end = np.array([tokenizer.sep_id if encoder else tokenizer.eos_id], np.int32)
-    begin = np.array([tokenizer.cls_id] if encoder else [], np.int32)
-    if second is None:
-        tokens = np.concatenate([begin, first[: length - len(begin) - 1], end]).astype(np.int32)
-        return tokens, np.zeros_like(tokens)
-    first, second = cut_longest(first, second, length - len(begin) - 2)
-    tokens = np.concatenate([begin, first, end, second, end]).astype(np.int32)
-    return tokens, (np.arange(len(tokens)) > len(begin) + len(first)).astype(np.int32)
-
-
-def cut_longest(first: np.ndarray, second: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
-    """Both texts without as many of their last tokens as have no room, always one of the longer text's."""
-    input_length = min(len(first), max(room - len(second), (room + 1) // 2))
-    return first[:input_length], second[: room - input_length]

@@ -8,6 +8,8 @@ import numpy as np
 from jaxformer.data import files
 from jaxformer.data.tasks import Example, Feature
 from jaxformer.data.tokenizers import Tokenizer
+from jaxformer.data.tokenizers.template import LaidOut
+from jaxformer.data.tokenizers.tokenizer import Form
 from jaxformer.errors import InputError
 
 
@@ -74,9 +76,41 @@ def ended(tokens: np.ndarray, tokenizer: Tokenizer, limit: int | None = None) ->
     return np.append(kept, tokenizer.eos_id).astype(np.int32)
 
 
-def between_marks(tokens: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
-    """[CLS], the tokens, [SEP]: int32 [n + 2]."""
-    return np.array([tokenizer.cls_id, *tokens, tokenizer.sep_id], np.int32)
+def lay_out(
+    tokenizer: Tokenizer, form: Form, length: int, first: np.ndarray, second: np.ndarray | None = None
+) -> LaidOut:
+    """A text or a pair with its special tokens, cut to at most `length` tokens.
+
+    A pair that is too long loses the end of its longer text.
+
+    Args:
+        tokenizer: gives the template.
+        form: the kind of model.
+        length: tokens of the result, at most.
+        first: int [n], without special tokens.
+        second: int [n] of a pair's second text.
+    """
+    template = tokenizer.template(form)
+    room = max(length - template.added(second is not None), 0)
+    if second is None:
+        return template.lay_out(first[:room])
+    return template.lay_out(*cut_longest(first, second, room))
+
+
+def check_template(tokenizer: Tokenizer, form: Form, length: int, pair: bool = False) -> None:
+    """Raises InputError if the special tokens are missing from the vocabulary, or leave no room for text."""
+    added = tokenizer.template(form).added(pair)
+    if added >= length:
+        raise InputError(
+            f"task.length {length}: leaves no room for text; the tokenizer adds {added} special tokens: set it to "
+            f"{added + 1} or more"
+        )
+
+
+def cut_longest(first: np.ndarray, second: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
+    """Two texts cut to `room` tokens together, the last token of the longer one first."""
+    size = min(len(first), max(room - len(second), (room + 1) // 2))
+    return first[:size], second[: room - size]
 
 
 def at_least(field: str, value: int | None, least: int) -> None:

@@ -21,8 +21,9 @@ class TextPairs(Task):
     (Gao et al. 2021).
 
     Rows: `inputs` int32 [b, input_length] is the first text with the lanes' `input_segments` and `input_positions`,
-    `tokens` int32 [b, length] the second one with `segments` and `positions`, each between [CLS] and [SEP]; `weights`
-    float32 [b, examples_per_row] is 1 for each pair.
+    `tokens` int32 [b, length] the second one with `segments` and `positions`, each with the special
+    tokens of the tokenizer's template, such as [CLS] and [SEP]; `weights` float32 [b, examples_per_row] is 1 for each
+    pair.
     """
 
     length: int = 64
@@ -57,7 +58,7 @@ class TextPairs(Task):
         return f"example with text in {self.first!r} and {self.second!r}"
 
     def check(self, tokenizer: Tokenizer, pack: bool) -> None:
-        _ = tokenizer.cls_id, tokenizer.sep_id  # each raises if there is none
+        layouts.check_template(tokenizer, "encoder", min(self.row[name].capacity for name in ("inputs", "tokens")))
         layouts.check_packing(self.examples_per_row, pack)
 
     def requests(self, example: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
@@ -82,7 +83,7 @@ class TextPairs(Task):
         if self.augmentation is not None:
             first, second = (self.augmentation(text, tokenizer, rng) for text in (first, second))
         texts = {
-            name: layouts.between_marks(text[: self.row[name].capacity - 2], tokenizer)
+            name: layouts.lay_out(tokenizer, "encoder", self.row[name].capacity, text).tokens
             for name, text in (("inputs", first), ("tokens", second))
         }
         return [texts | {"weights": np.ones(1, np.float32)}]

@@ -11,6 +11,7 @@ import numpy as np
 from jaxformer.data import files, layouts
 from jaxformer.data.tasks import Example, Feature, Task
 from jaxformer.data.tokenizers import Tokenizer
+from jaxformer.data.tokenizers.template import Template
 from jaxformer.errors import InputError
 
 
@@ -32,22 +33,24 @@ class Passage:
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-    """A part of a context behind its question, as a model reads it."""
+    """A question and a part of its context, as a model reads them."""
 
     tokens: np.ndarray
-    """int32 [t]: [CLS] question [SEP] part of the context [SEP]."""
+    """int32 [t]: the question and the part with special tokens, for BERT [CLS] question [SEP] part [SEP]."""
     token_types: np.ndarray
-    """int32 [t]: 1 from the context on."""
+    """int32 [t], as the tokenizer's template has them; BERT's are 1 from the part on."""
     before: int
-    """Tokens before the part's first one."""
+    """Index of the part's first token."""
+    stop: int
+    """Index after the part's last token."""
     start: int
-    """The place in the context of the part's first token."""
+    """Index in the context of the part's first token."""
 
     @property
     def spannable(self) -> np.ndarray:
-        """int32 [t]: 1 at [CLS], which stands for no answer, and in the context."""
-        place = np.arange(len(self.tokens))
-        return ((place == 0) | ((place >= self.before) & (place < len(place) - 1))).astype(np.int32)
+        """int32 [t]: 1 at the first token, [CLS], which stands for no answer, and in the context."""
+        index = np.arange(len(self.tokens))
+        return ((index == 0) | ((index >= self.before) & (index < self.stop))).astype(np.int32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +67,7 @@ class AnswerSpans(Task):
     """
 
     length: int = 384
-    """Tokens a row: [CLS] question [SEP] context [SEP]."""
+    """Tokens a row: the question, the context and the special tokens around them."""
     stride: int = 128
     """Tokens of the context from the beginning of a window to that of the next."""
     question_length: int = 64
@@ -81,11 +84,15 @@ class AnswerSpans(Task):
     def __post_init__(self):
         for name, least in (("stride", 1), ("question_length", 1), ("examples_per_row", 1)):
             layouts.at_least(name, getattr(self, name), least)
-        room = self.length - self.question_length - 3
+        self._check_room(3)  # BERT's; `check` knows how many the tokenizer adds.
+
+    def _check_room(self, special: int) -> None:
+        """Raises InputError if windows with so many special tokens have no room for the context or skip some of it."""
+        room = self.length - self.question_length - special
         if room < 1:
             raise InputError(
-                f"task.length {self.length}: too short for a question of {self.question_length} tokens, 3 special ones "
-                f"and context; at least {self.question_length + 4}"
+                f"task.length {self.length}: too short for a question of {self.question_length} tokens, {special} "
+                f"special ones and context; at least {self.question_length + special + 1}"
             )
         if self.stride > room:
             raise InputError(
@@ -105,7 +112,13 @@ class AnswerSpans(Task):
         return f"example with text in {self.question!r} and {self.context!r}"
 
     def check(self, tokenizer: Tokenizer, pack: bool) -> None:
-        _ = tokenizer.cls_id, tokenizer.sep_id  # each raises if there is none
+        template = tokenizer.template("encoder")
+        if isinstance(template.pair[0].content, str):
+            raise InputError(
+                "the tokenizer puts no special token before a question, which stands for no answer; expected one with "
+                "a template such as [CLS] A [SEP] B [SEP]"
+            )
+        self._check_room(template.added(pair=True))
         layouts.check_packing(self.examples_per_row, pack)
 
     def requests(self, example: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
@@ -137,11 +150,11 @@ class AnswerSpans(Task):
         """The windows of a passage, which have all of its context's tokens; none where question or context is empty."""
         if not len(passage.question) or not len(passage.context):
             return []
-        before = layouts.between_marks(passage.question[: self.question_length], tokenizer)
-        room = self.length - len(before) - 1
+        template, question = tokenizer.template("encoder"), passage.question[: self.question_length]
+        room = self.length - len(question) - template.added(pair=True)
         last = max(len(passage.context) - room, 0)
         starts = [*range(0, last, self.stride), last]
-        return [_window(before, passage.context[start : start + room], start, tokenizer) for start in starts]
+        return [_window(template, question, passage.context[start : start + room], start) for start in starts]
 
     def columns(self, example: Mapping[str, Any]) -> tuple[str, str, list[tuple[str, int]]]:
         """Question, context, and the answers with their first characters.
@@ -170,7 +183,7 @@ class AnswerSpans(Task):
     def _example(self, window: Window, answer: tuple[int, int] | None) -> Example:
         places = np.zeros(2, np.int32)
         if answer is not None:
-            stop = window.start + len(window.tokens) - window.before - 1
+            stop = window.start + window.stop - window.before
             if window.start <= answer[0] and answer[1] < stop:
                 places = np.array(answer, np.int32) - window.start + window.before
         return {
@@ -189,6 +202,7 @@ def encode_passage(question: str, context: str, tokenizer: Tokenizer) -> Passage
     return Passage(tokenizer.encode(question), tokens, offsets, None, len(question) + len(context))
 
 
-def _window(before: np.ndarray, part: Sequence[int], start: int, tokenizer: Tokenizer) -> Window:
-    tokens = np.array([*before, *part, tokenizer.sep_id], np.int32)
-    return Window(tokens, (np.arange(len(tokens)) >= len(before)).astype(np.int32), len(before), start)
+def _window(template: Template, question: np.ndarray, part: np.ndarray, start: int) -> Window:
+    laid = template.lay_out(question, part)
+    before = laid.starts[1]
+    return Window(laid.tokens, laid.token_types, before, before + len(part), start)

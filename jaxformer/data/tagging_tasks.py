@@ -41,7 +41,8 @@ class TagTokens(Task):
     Long sentences are cut into windows before a word, and not within an entity of BIO tags where that can be helped.
 
     Rows: `tokens`, `targets` int32 and `weights` float32 [b, length], with the lanes' `segments` and `positions`; each
-    example is between [CLS] and [SEP], and weights are 0 but at the first token of each word.
+    example has the special tokens of the tokenizer's template, such as [CLS] and [SEP], and weights are 0 but at the
+    first token of each word.
     """
 
     labels: tuple[str, ...] = ()
@@ -67,7 +68,7 @@ class TagTokens(Task):
         return f"sentence with words in {self.words!r}"
 
     def check(self, tokenizer: Tokenizer, pack: bool) -> None:
-        _ = tokenizer.cls_id, tokenizer.sep_id  # each raises if there is none
+        layouts.check_template(tokenizer, "encoder", self.length)
 
     def requests(self, example: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
         return (files.first_words(" ".join(map(str, self._column(example, self.words)))),)
@@ -90,13 +91,17 @@ class TagTokens(Task):
     ) -> list[Example]:
         inside = np.array([label.startswith(INSIDE) for label in self.labels])
         cuttable = document.first & ~inside[document.tags]
-        return [self._example(document, part, tokenizer) for part in windows(document.first, self.length - 2, cuttable)]
+        room = self.length - tokenizer.template("encoder").added()
+        return [self._example(document, part, tokenizer) for part in windows(document.first, room, cuttable)]
 
     def _example(self, words: Words, part: slice, tokenizer: Tokenizer) -> Example:
+        laid = tokenizer.template("encoder").lay_out(words.tokens[part])
+        [before], size = laid.starts, part.stop - part.start
+        around = before, len(laid.tokens) - before - size
         return {
-            "tokens": layouts.between_marks(words.tokens[part], tokenizer),
-            "targets": np.pad(words.tags[part], 1),
-            "weights": np.pad(words.first[part], 1).astype(np.float32),
+            "tokens": laid.tokens,
+            "targets": np.pad(words.tags[part], around),
+            "weights": np.pad(words.first[part], around).astype(np.float32),
         }
 
     def _column(self, example: dict[str, Any], name: str) -> Sequence:

@@ -85,7 +85,7 @@ class Classifier(nn.Module):
           tokens: integers [b, t].
           segments: integers [b, t]: the c-th example of a row has number c + 1, 0 is padding. Default: one example.
           positions: integers [b, t]. Default: 0, 1, 2, ...
-          token_types: integers [b, t], for a Bert: 0 in sentence A, 1 in B. Default: 0.
+          token_types: integers [b, t], for a Bert with several types: 0 in sentence A, 1 in B. Default: 0.
           cls_positions: integers [b, c]: the first token of each example. Default: 0.
           train: whether to drop out; needs the rng stream `dropout`.
         """
@@ -93,7 +93,9 @@ class Classifier(nn.Module):
         cls_positions = jnp.zeros_like(tokens[:, :1]) if cls_positions is None else cls_positions
         inputs = {"tokens": tokens, "segments": segments, "positions": positions, "train": train}
         if isinstance(self.backbone, Bert):
-            inputs |= {"token_types": token_types, "cls_positions": cls_positions}
+            inputs |= {"cls_positions": cls_positions}
+            # RoBERTa has one type: it tells two texts apart by the tokens between them.
+            inputs |= {"token_types": token_types} if self.backbone.token_types > 1 else {}
         if self.reads == "pooler":
             # No tokens are asked for: the last block computes the first ones alone.
             vectors = self.backbone(**inputs, masked_positions=tokens[:, :0]).pooled

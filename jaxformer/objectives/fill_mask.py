@@ -88,12 +88,12 @@ def demonstrate(
 
 
 def encode(text: str, tokenizer: Tokenizer, longest: int) -> np.ndarray:
-    """[CLS], the text's tokens, [SEP]: int32 [n]; `[MASK]` in the text is one token.
+    """The text's tokens with the special tokens of the tokenizer's template: int32 [n]; `[MASK]` is one token.
 
     Raises:
       InputError: more than `longest` tokens.
     """
-    tokens = np.array([tokenizer.cls_id, *tokenizer.encode_with_masks(text), tokenizer.sep_id], np.int32)
+    tokens = tokenizer.template("encoder").lay_out(tokenizer.encode_with_masks(text)).tokens
     if len(tokens) > longest:
         shown = text if len(text) < 60 else text[:57] + "..."
         raise InputError(f"{shown!r}: {len(tokens)} tokens; the model has positions for {longest}")

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxformer.data.classification_tasks import lay_out
+from jaxformer.data import layouts
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import InputError
 from jaxformer.models.bert import Bert
@@ -47,9 +47,10 @@ def text_logits(model: Classifier, params, tokenizer: Tokenizer, texts: Sequence
 def encode_texts(model: Classifier, tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, np.ndarray]:
     """The model's arguments for texts, or for pairs with a tab between their two texts; the longer loses its end."""
     form = form_of(model)
-    rows = [lay_out(*pair, tokenizer, model.positions, form) for pair in _tokens(tokenizer, texts)]
-    types = [row[1] for row in rows] if form == "encoder" else None
-    return stacked([row[0] for row in rows], tokenizer.pad_id, types)
+    pairs = _tokens(tokenizer, texts)
+    rows = [layouts.lay_out(tokenizer, form, model.positions, *pair) for pair in pairs]
+    types = [row.token_types for row in rows] if form == "encoder" else None
+    return stacked([row.tokens for row in rows], types)
 
 
 def _tokens(tokenizer: Tokenizer, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray | None]]:
@@ -73,10 +74,12 @@ def token_logits(
       pairs: int32 [t] each.
       length: tokens of a row, at most.
     """
-    rows = [lay_out(first, second, tokenizer, length, form_of(model)) for first, second in pairs]
+    rows = [layouts.lay_out(tokenizer, form_of(model), length, first, second) for first, second in pairs]
+    if not all(len(row.tokens) for row in rows):
+        raise InputError("an empty text; expected some words to classify")
     logits = np.zeros((len(rows), len(model.labels)), np.float32)
-    tokens, token_types = ([row[part] for row in rows] for part in (0, 1))
-    for places, batch in padded(tokens, tokenizer.pad_id, length, token_types):
+    tokens, token_types = ([getattr(row, name) for row in rows] for name in ("tokens", "token_types"))
+    for places, batch in padded(tokens, length, token_types):
         logits[places] = _logits(model, params, batch)[: len(places), 0]
     return logits
 

@@ -105,7 +105,7 @@ class LanguageModel:
 
     def encode(self, model: Gpt, tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, np.ndarray]:
         """The model's arguments for the texts as prompts."""
-        batch = stacked(self.prompts(tokenizer, texts), tokenizer.pad_id)
+        batch = stacked(self.prompts(tokenizer, texts))
         return batch if self.prompt == "text" else batch | {"prefix": batch["segments"] > 0}
 
     def predict(self, model: Gpt, params, tokenizer: Tokenizer, texts: Sequence[str]) -> list[Continued]:

@@ -88,7 +88,7 @@ class MaskedLM:
     def encode(self, model: Bert, tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, np.ndarray]:
         """The model's arguments for the texts, each between [CLS] and [SEP]."""
         rows = [encode(text, tokenizer, model.positions) for text in texts]
-        return stacked(rows, tokenizer.pad_id)
+        return stacked(rows)
 
     def predict(self, model: Bert, params, tokenizer: Tokenizer, texts: Sequence[str]) -> list[Filled]:
         """Fills the blanks of each text."""

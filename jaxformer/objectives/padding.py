@@ -8,13 +8,12 @@ ROWS, BUCKET = 32, 32
 
 
 def padded(
-    rows: Sequence[np.ndarray], pad_id: int, longest: int, more: Sequence[np.ndarray] | None = None
+    rows: Sequence[np.ndarray], longest: int, more: Sequence[np.ndarray] | None = None
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
-    """Batches of rows of like lengths, padded.
+    """Batches of rows of like lengths, padded with zeros, which segments of 0 hide from the model.
 
     Args:
       rows: the tokens of each, int [n].
-      pad_id: what to pad tokens with.
       longest: the longest row that there may be.
       more: token types of each row, int [n], if there are any.
 
@@ -27,7 +26,7 @@ def padded(
         places = np.array(order[start : start + ROWS])
         length = min(longest, -(-max(len(rows[place]) for place in places) // BUCKET) * BUCKET)
         count = min(ROWS, 1 << (len(places) - 1).bit_length())
-        tokens = np.full((count, length), pad_id, np.int32)
+        tokens = np.zeros((count, length), np.int32)
         batch = {"tokens": tokens, "segments": np.zeros_like(tokens)}
         if more is not None:
             batch["token_types"] = np.zeros_like(tokens)
@@ -39,10 +38,10 @@ def padded(
         yield places, batch
 
 
-def stacked(rows: Sequence[np.ndarray], pad_id: int, more: Sequence[np.ndarray] | None = None) -> dict[str, np.ndarray]:
+def stacked(rows: Sequence[np.ndarray], more: Sequence[np.ndarray] | None = None) -> dict[str, np.ndarray]:
     """All rows as one batch, int32 [n, t] with t the length of the longest row; arguments and arrays as of `padded`."""
     shape = (len(rows), max(map(len, rows), default=0))
-    batch = {"tokens": np.full(shape, pad_id, np.int32), "segments": np.zeros(shape, np.int32)}
+    batch = {"tokens": np.zeros(shape, np.int32), "segments": np.zeros(shape, np.int32)}
     if more is not None:
         batch["token_types"] = np.zeros(shape, np.int32)
     for number, row in enumerate(rows):

@@ -105,8 +105,7 @@ class QuestionAnswering:
           key: for dropout; None evaluates.
         """
         rngs = None if key is None else {"dropout": key}
-        inputs = _known(model, self.inputs(batch))
-        logits = model.apply({"params": params}, **inputs, train=key is not None, rngs=rngs).logits
+        logits = model.apply({"params": params}, **self.inputs(batch), train=key is not None, rngs=rngs).logits
         examples = jnp.arange(1, batch["weights"].shape[1] + 1)
         allowed = (batch["segments"][:, None] == examples[:, None]) & (batch["spannable"][:, None] > 0)  # [b, c, t]
         found = []
@@ -144,10 +143,10 @@ class QuestionAnswering:
 
     def encode(self, model: Classifier, tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, np.ndarray]:
         """The model's arguments for the windows of all texts, a row each; a text is as in `predict`."""
-        task = _windows_of(model)
+        task = _windows_of(model, tokenizer)
         windows = [part for pair in _pairs(texts) for part in task.windows(encode_passage(*pair, tokenizer), tokenizer)]
         types = [part.token_types for part in windows]
-        return _known(model, stacked([part.tokens for part in windows], tokenizer.pad_id, types))
+        return stacked([part.tokens for part in windows], types)
 
     def predict(self, model: Classifier, params, tokenizer: Tokenizer, texts: Sequence[str]) -> list[Answer]:
         """Answers each text, a question and its context with a tab between the two.
@@ -155,7 +154,7 @@ class QuestionAnswering:
         Raises:
           InputError: a text without a tab, or nothing before it or behind it.
         """
-        return self.answer(model, params, tokenizer, _windows_of(model), _pairs(texts))
+        return self.answer(model, params, tokenizer, _windows_of(model, tokenizer), _pairs(texts))
 
     def answer(
         self, model: Classifier, params, tokenizer: Tokenizer, task: AnswerSpans, pairs: Sequence[tuple[str, str]]
@@ -165,7 +164,7 @@ class QuestionAnswering:
         windows = [(number, part) for number, one in enumerate(passages) for part in task.windows(one, tokenizer)]
         scores: list[list] = [[] for _ in pairs]
         rows, types = [part.tokens for _, part in windows], [part.token_types for _, part in windows]
-        for places, batch in padded(rows, tokenizer.pad_id, model.positions, types):
+        for places, batch in padded(rows, model.positions, types):
             logits = np.asarray(_logits(model, params, batch), np.float64)
             for row, place in enumerate(places):
                 number, part = windows[place]
@@ -184,7 +183,7 @@ class QuestionAnswering:
         none = min(float(logits[0].sum()) for _, logits in scores)
         best, start, stop = -np.inf, 0, 0
         for part, logits in scores:
-            score, first, last = best_span(*logits[part.before : -1].T, self.longest)
+            score, first, last = best_span(*logits[part.before : part.stop].T, self.longest)
             if score > best:
                 best, start, stop = score, part.start + first, part.start + last
         if self.no_answer is not None and none > best + self.no_answer:
@@ -197,9 +196,10 @@ class QuestionAnswering:
         logits = np.asarray(_logits(model, params, self.inputs(batch)))
         lines = []
         for row in np.flatnonzero(batch["weights"][:, 0] > 0):
-            tokens, types = (batch[name][row][batch["segments"][row] == 1] for name in ("tokens", "token_types"))
-            before = int(np.argmax(types))
-            _, first, last = best_span(*logits[row, before : len(tokens) - 1].T, self.longest)
+            tokens = batch["tokens"][row]
+            context = np.flatnonzero((batch["segments"][row] == 1) & (batch["spannable"][row] > 0))[1:]
+            before = int(context[0])
+            _, first, last = best_span(*logits[row, before : context[-1] + 1].T, self.longest)
             found, right = (before + first, before + last), (batch["starts"][row, 0], batch["ends"][row, 0])
             shown, wanted = (tokenizer.decode(tokens[start : stop + 1]) for start, stop in (found, right))
             wanted = f", was {wanted or '(no answer)'}" * (found != right)
@@ -216,19 +216,12 @@ def _pairs(texts: Sequence[str]) -> list[tuple[str, str]]:
     return pairs
 
 
-def _windows_of(model: Classifier) -> AnswerSpans:
+def _windows_of(model: Classifier, tokenizer: Tokenizer) -> AnswerSpans:
     """The task that cuts contexts into windows of the model's longest input."""
-    asked = min(64, model.positions // 4)
-    return AnswerSpans(model.positions, (model.positions - asked - 3) // 2, asked)
-
-
-def _known(model: Classifier, inputs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """The inputs without token types where the model has but one, as RoBERTa: it tells texts apart by what separates
-    them."""
-    one = getattr(model.backbone, "token_types", 0) < 2
-    return {name: array for name, array in inputs.items() if not (one and name == "token_types")}
+    asked, special = min(64, model.positions // 4), tokenizer.template("encoder").added(pair=True)
+    return AnswerSpans(model.positions, (model.positions - asked - special) // 2, asked)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _logits(model: Classifier, params, batch) -> jax.Array:
-    return model.apply({"params": params}, **_known(model, batch)).logits
+    return model.apply({"params": params}, **batch).logits

@@ -139,14 +139,14 @@ class SentenceEmbedding:
         for row, pair in np.argwhere(batch["weights"] > 0)[:SHOWN]:
             sides = ("inputs", "input_segments"), ("tokens", "segments")
             texts = [batch[tokens][row][batch[segments][row] == pair + 1] for tokens, segments in sides]
-            shown = [tokenizer.decode(text[1:-1]) for text in texts]
+            shown = [tokenizer.decode(text[~tokenizer.is_special[text]]) for text in texts]
             cosine = firsts[row * count + pair] @ seconds[row * count + pair]
             lines.append(f"{cosine:6.3f}  {shown[0]}\n        {shown[1]}")
         return lines
 
     def encode(self, model: Bert, tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, np.ndarray]:
         """The model's arguments for the texts; what is too long loses its end."""
-        return stacked(self._rows(model, tokenizer, texts), tokenizer.pad_id)
+        return stacked(self._rows(model, tokenizer, texts))
 
     def predict(self, model: Bert, params, tokenizer: Tokenizer, texts: Sequence[str]) -> list[Embedded]:
         """The vector of each text, with the cosines to the others; what is too long loses its end."""
@@ -156,13 +156,14 @@ class SentenceEmbedding:
         """The vectors of the texts, float32 [n, d]."""
         rows = self._rows(model, tokenizer, texts)
         vectors = np.zeros((len(rows), model.transformer.width), np.float32)
-        for places, batch in padded(rows, tokenizer.pad_id, model.positions):
+        for places, batch in padded(rows, model.positions):
             vectors[places] = _vectors(model, self, params, **batch)[: len(places)]
         return vectors
 
     def _rows(self, model: Bert, tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
         longest = min(self.longest or model.positions, model.positions)
-        return [layouts.between_marks(tokens[: longest - 2], tokenizer) for tokens in tokenizer.encode_batch(texts)]
+        encoded = tokenizer.encode_batch(texts)
+        return [layouts.lay_out(tokenizer, "encoder", longest, tokens).tokens for tokens in encoded]
 
 
 def pooled(model: Bert, params, pooling: str, tokens, segments, positions, count: int, key=None) -> jax.Array:

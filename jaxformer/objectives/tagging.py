@@ -90,8 +90,7 @@ class Tagging:
     def encode(self, model: Classifier, tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, np.ndarray]:
         """The model's arguments for the words of the texts, which are cut to the longest input."""
         words = [encode_words(WORD.findall(text), tokenizer).tokens for text in texts]
-        rows = [layouts.between_marks(tokens[: model.positions - 2], tokenizer) for tokens in words]
-        return stacked(rows, tokenizer.pad_id)
+        return stacked([layouts.lay_out(tokenizer, "encoder", model.positions, tokens).tokens for tokens in words])
 
     def predict(self, model: Classifier, params, tokenizer: Tokenizer, texts: Sequence[str]) -> list[Tagged]:
         """Tags the words of each text, long ones in windows.
@@ -111,18 +110,19 @@ class Tagging:
     ) -> list[tuple[tuple[str, ...], tuple[float, ...]]]:
         """The likeliest tag of each word of each sentence, and its probability; of a word without a token, the first
         tag and 0."""
-        encoded = [encode_words(words, tokenizer) for words in sentences]
+        encoded, template = [encode_words(words, tokenizer) for words in sentences], tokenizer.template("encoder")
         places, rows = [], []
         for number, words in enumerate(encoded):
-            for part in windows(words.first, model.positions - 2):
+            for part in windows(words.first, model.positions - template.added()):
                 places.append((number, part))
-                rows.append(layouts.between_marks(words.tokens[part], tokenizer))
+                rows.append(template.lay_out(words.tokens[part]))
         best = [np.zeros((len(words.tokens), 2)) for words in encoded]
-        for some, batch in padded(rows, tokenizer.pad_id, model.positions):
+        for some, batch in padded([row.tokens for row in rows], model.positions):
             tags, probabilities = jax.device_get(_best(model, params, batch))
             for row, place in enumerate(some):
                 number, part = places[place]
-                inner = slice(1, 1 + part.stop - part.start)
+                [start] = rows[place].starts
+                inner = slice(start, start + part.stop - part.start)
                 best[number][part] = np.stack([tags[row, inner], probabilities[row, inner]], -1)
         return [
             _of_words(model.labels, words.owners, words.first, best[number], len(sentences[number]))
@@ -163,8 +163,8 @@ def _of_words(labels, owners, first, best, count) -> tuple[tuple[str, ...], tupl
 
 
 def _shown(labels, tokenizer: Tokenizer, tokens, weights, tags, targets) -> str:
-    """A sentence with a tag behind each word."""
-    starts, end = np.flatnonzero(weights), len(tokens) - 1  # The last token is [SEP].
+    """A sentence with a tag after each word."""
+    starts, end = np.flatnonzero(weights), len(tokens)
     words = []
     for start, stop in zip(starts, [*starts[1:], end], strict=True):
         tag, right = labels[tags[start]], labels[targets[start]]

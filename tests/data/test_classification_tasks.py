@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from jaxformer.data import lanes
-from jaxformer.data.classification_tasks import Classify, cut_longest
+from jaxformer.data.classification_tasks import Classify
+from jaxformer.data.layouts import cut_longest
 from jaxformer.data.loader import Data, evaluation_batches, train_batches
 from jaxformer.data.sources import JsonLines
 from jaxformer.data.text_augmentation import TextAugmentation

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxformer.data.tokenizers.template import Template, template_of
 from jaxformer.data.tokenizers.tokenizer import Tokenizer, without_spaces
 
 ROLES = "special_tokens_map.json"
@@ -42,6 +43,10 @@ class JsonTokenizer(Tokenizer):
     def config(self) -> dict[str, Any]:
         """What is in the tokenizer.json."""
         return json.loads(self._model)
+
+    @functools.cached_property
+    def own_template(self) -> Template | None:
+        return template_of(self.config.get("post_processor"))
 
     @abc.abstractmethod
     def _starts(self, pieces: list[str]) -> np.ndarray:

@@ -6,12 +6,17 @@ import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 
 from jaxformer.data import special_tokens
 from jaxformer.data.special_tokens import MASK
+from jaxformer.data.tokenizers.template import Template, decoder_template, encoder_template
 from jaxformer.errors import InputError
+
+Form = Literal["encoder", "decoder"]
+"""What a text is laid out for: a model that reads both ways, or one that reads from left to right."""
 
 
 class Tokenizer(abc.ABC):
@@ -68,11 +73,16 @@ class Tokenizer(abc.ABC):
         """int32 ids of all pieces that are not special."""
         return np.flatnonzero(~self.is_special).astype(np.int32)
 
+    def special_id(self, key: str) -> int | None:
+        """The id of the special token for a purpose, such as `pad`; None if the vocabulary has none."""
+        special = set(self.special_ids)
+        names = [self.roles[key]] if key in self.roles else special_tokens.NAMES[key]
+        return next((self._ids[name] for name in names if self._ids.get(name) in special), None)
+
     def _special(self, key: str) -> int:
+        if (found := self.special_id(key)) is not None:
+            return found
         choices = [self.roles[key]] if key in self.roles else special_tokens.NAMES[key]
-        for name in choices:
-            if name in self._ids:
-                return self._ids[name]
         names = " or ".join(choices)
         raise InputError(
             f"tokenizer: the vocabulary of {self.vocab_size} pieces has no {names}; "
@@ -87,6 +97,32 @@ class Tokenizer(abc.ABC):
     mask_id = functools.cached_property(lambda self: self._special("mask"))
     bos_id = functools.cached_property(lambda self: self._special("bos"))
     eos_id = functools.cached_property(lambda self: self._special("eos"))
+
+    @property
+    def own_template(self) -> Template | None:
+        """The template that came with the tokenizer; None for one that is trained here or does not say."""
+        return None
+
+    def template(self, form: Form) -> Template:
+        """The special tokens around a text and around a pair of texts.
+
+        It is the tokenizer's own template if there is one. Otherwise an encoder reads [CLS] A [SEP] B [SEP], and a
+        decoder each text with an end token.
+
+        Raises:
+            InputError: the vocabulary has no such special tokens.
+        """
+        return self._encoder_template if form == "encoder" else self._decoder_template
+
+    @functools.cached_property
+    def _encoder_template(self) -> Template:
+        return self.own_template or encoder_template(self.cls_id, self.sep_id)
+
+    @functools.cached_property
+    def _decoder_template(self) -> Template:
+        own = self.own_template
+        # A classifier reads a decoder's last token that is not padding: an end token that is padding is never read.
+        return decoder_template(self.eos_id) if own is None else own.without_end(self.special_id("pad"))
 
     @abc.abstractmethod
     def encode(self, text: str) -> np.ndarray:

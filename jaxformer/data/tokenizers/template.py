@@ -1,0 +1,145 @@
+"""Templates: which special tokens a tokenizer puts around one text and around two, and each token's type."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxformer.errors import InputError
+
+
+class Slot(NamedTuple):
+    """One part of a template."""
+
+    content: str | int
+    """`A` or `B` for a text, or the id of a special token."""
+    token_type: int = 0
+    """Token type of the part, as BERT has it: 0 or 1."""
+
+
+class LaidOut(NamedTuple):
+    """One text or a pair with the special tokens around it."""
+
+    tokens: np.ndarray
+    """int32 [t]."""
+    token_types: np.ndarray
+    """int32 [t]."""
+    starts: tuple[int, ...]
+    """Index of each text's first token."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Template:
+    """Special tokens around one text and around two."""
+
+    single: tuple[Slot, ...]
+    """Around one text, `A`."""
+    pair: tuple[Slot, ...]
+    """Around two texts, `A` and `B`."""
+
+    def slots(self, pair: bool) -> tuple[Slot, ...]:
+        """The parts around one text or around two."""
+        return self.pair if pair else self.single
+
+    def added(self, pair: bool = False) -> int:
+        """Number of special tokens around one text or around two."""
+        return sum(isinstance(slot.content, int) for slot in self.slots(pair))
+
+    def without_end(self, token: int | None) -> "Template":
+        """The same without a special token at its end."""
+
+        def cut(slots: tuple[Slot, ...]) -> tuple[Slot, ...]:
+            return cut(slots[:-1]) if token is not None and slots[-1].content == token else slots
+
+        return Template(cut(self.single), cut(self.pair))
+
+    def lay_out(self, first: np.ndarray, second: np.ndarray | None = None) -> LaidOut:
+        """A text, or a pair, int [n] each, with the special tokens around it."""
+        texts = {"A": first, "B": second}
+        parts, types, starts, size = [], [], [], 0
+        for content, token_type in self.slots(second is not None):
+            part = texts[content] if isinstance(content, str) else [content]
+            starts += [size] if isinstance(content, str) else []
+            parts.append(np.asarray(part, np.int32))
+            types.append(np.full(len(part), token_type, np.int32))
+            size += len(part)
+        return LaidOut(np.concatenate(parts), np.concatenate(types), tuple(starts))
+
+
+PLAIN = Template((Slot("A"),), (Slot("A"), Slot("B", 1)))
+"""Nothing but the texts."""
+
+
+def encoder_template(cls: int, sep: int) -> Template:
+    """BERT's: [CLS] A [SEP], and [CLS] A [SEP] B [SEP] with type 1 from B on (Devlin et al. 2019)."""
+    single = (Slot(cls), Slot("A"), Slot(sep))
+    return Template(single, (*single, Slot("B", 1), Slot(sep, 1)))
+
+
+def decoder_template(end: int) -> Template:
+    """An end token after each text (Radford et al. 2018)."""
+    return Template((Slot("A"), Slot(end)), (Slot("A"), Slot(end), Slot("B", 1), Slot(end, 1)))
+
+
+def template_of(processor: Mapping[str, Any] | None) -> Template | None:
+    """The template that the `post_processor` of a tokenizer.json describes; None where it has none.
+
+    Raises:
+        InputError: a kind of post-processor that is not known here.
+    """
+    if processor is None:
+        return None
+    kind = processor["type"]
+    if kind == "Sequence":
+        found = [template for part in processor["processors"] if (template := template_of(part)) is not None]
+        adding = [template for template in found if template.added() or template.added(pair=True)]
+        if len(adding) > 1:
+            raise InputError("tokenizer: several post-processors add special tokens; expected one at most")
+        return (adding or found or [None])[0]
+    if kind not in PROCESSORS:
+        raise InputError(f"tokenizer: post_processor {kind!r} is not known; expected one of {', '.join(PROCESSORS)}")
+    return PROCESSORS[kind](processor)
+
+
+def to_processor(template: Template, pieces: list[str]) -> dict[str, Any]:
+    """The same as a `post_processor`; `pieces` names the special tokens by their ids."""
+
+    def part(slot: Slot) -> dict[str, Any]:
+        if isinstance(slot.content, int):
+            return {"SpecialToken": {"id": pieces[slot.content], "type_id": slot.token_type}}
+        return {"Sequence": {"id": slot.content, "type_id": slot.token_type}}
+
+    ids = sorted({slot.content for slot in (*template.single, *template.pair) if isinstance(slot.content, int)})
+    tokens = {pieces[number]: {"id": pieces[number], "ids": [number], "tokens": [pieces[number]]} for number in ids}
+    single, pair = ([part(slot) for slot in slots] for slots in (template.single, template.pair))
+    return {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": tokens}
+
+
+def _of_parts(processor: Mapping[str, Any]) -> Template:
+    def slots(part: Mapping[str, Any]) -> list[Slot]:
+        [(kind, said)] = part.items()
+        if kind == "Sequence":
+            return [Slot(said["id"], said["type_id"])]
+        return [Slot(int(number), said["type_id"]) for number in processor["special_tokens"][said["id"]]["ids"]]
+
+    single, pair = (tuple(slot for part in processor[name] for slot in slots(part)) for name in ("single", "pair"))
+    return Template(single, pair)
+
+
+def _of_bert(processor: Mapping[str, Any]) -> Template:
+    return encoder_template(processor["cls"][1], processor["sep"][1])
+
+
+def _of_roberta(processor: Mapping[str, Any]) -> Template:
+    cls, sep = Slot(processor["cls"][1]), Slot(processor["sep"][1])
+    single = (cls, Slot("A"), sep)
+    return Template(single, (*single, sep, Slot("B"), sep))
+
+
+PROCESSORS: Mapping[str, Callable[[Mapping[str, Any]], Template]] = {
+    "TemplateProcessing": _of_parts,
+    "BertProcessing": _of_bert,
+    "RobertaProcessing": _of_roberta,
+    "ByteLevel": lambda processor: PLAIN,  # It changes offsets alone.
+}
