@@ -1,4 +1,9 @@
-"""Texts on which tokenizers tend to differ: spaces, combining marks, scripts, emoji, signs with a plain form, code."""
+"""Texts on which tokenizers tend to differ: spaces, combining marks, scripts, emoji, signs with a plain form, code.
+
+Names of special tokens are text too: only a tokenizer that has such a token may read them as one.
+"""
+
+from jaxformer.data.special_tokens import NAMES
 
 HARD_STRINGS = (
     "In the beginning God created the heavens and the earth.",
@@ -19,3 +24,9 @@ HARD_STRINGS = (
     "",
     " ",
 )
+
+_SPECIAL = dict.fromkeys(name for names in NAMES.values() for name in names)
+NAMED_STRINGS = tuple(
+    text for name in (*_SPECIAL, "<|im_start|>", "<extra_id_0>", ">>fra<<") for text in (f"a{name}b", f"a {name} b")
+)
+"""Each with the name of one special token."""

@@ -30,8 +30,8 @@ from jaxformer.interop.images import IMAGE_MODELS
 from jaxformer.interop.locations import locate
 from jaxformer.interop.model_card import write_card
 from jaxformer.interop.stored import DType
+from jaxformer.interop.tokenizer_files import begins_texts
 from jaxformer.interop.tokenizers import check_vocabulary, import_tokenizer
-from jaxformer.models.bart import Bart
 from jaxformer.models.bert import Bert
 from jaxformer.models.classifier import Classifier
 from jaxformer.models.encoder_decoder import EncoderDecoder
@@ -177,7 +177,7 @@ def _read(folder: str | os.PathLike, dtype: DType) -> tuple[Run, Imported]:
     else:
         tokenizer = import_tokenizer(source.path)
         check_vocabulary(tokenizer, imported.model.vocab, source.path)
-        experiment = _experiment(source.path, imported.model, _objective(source, imported.model))
+        experiment = _experiment(source.path, imported.model, _objective(source, imported.model, tokenizer))
     return Run(source.path, experiment, tokenizer, 0, imported.params, make_mesh(Mesh(1))), imported
 
 
@@ -241,7 +241,7 @@ def decoding_of(fields: Mapping[str, Any], default: Decoding) -> Decoding:
 FLOATS = ("top_p", "min_p", "repetition_penalty", "length_penalty", "temperature")
 
 
-def _objective(folder: Folder, model: Any) -> Objective:
+def _objective(folder: Folder, model: Any, tokenizer: Tokenizer) -> Objective:
     """What the architecture is for."""
     if isinstance(model, Bert):
         if "masked_lm" in model.heads:
@@ -250,10 +250,11 @@ def _objective(folder: Folder, model: Any) -> Objective:
     said = {**folder.config, **folder.generation}
     if isinstance(model, Classifier):
         return _classifier_objective(said, model)
+    begins = begins_texts(tokenizer, folder.path)
     if isinstance(model, EncoderDecoder):
         decoding = decoding_of(said, Decoding(max_new=128))
-        return Seq2Seq(decoding=decoding, start=_start(said, folder), beginning=isinstance(model, Bart))
-    return LanguageModel(decoding=decoding_of(said, Decoding()), beginning=_begins(folder.path))
+        return Seq2Seq(decoding=decoding, start=_start(said, folder), beginning=begins)
+    return LanguageModel(decoding=decoding_of(said, Decoding()), beginning=begins)
 
 
 def _classifier_objective(said: Mapping[str, Any], model: Classifier) -> Objective:
@@ -272,14 +273,6 @@ def _start(said: Mapping[str, Any], folder: Folder) -> str:
     if start not in names:
         raise InputError(f"{folder.path}: decoder_start_token_id={start}: expected the padding's or the end's number")
     return names[start]
-
-
-def _begins(folder: Path) -> bool:
-    """Whether texts begin with a token that says so: as the tokenizer's config says, or as LLaMA's does."""
-    path = folder / "tokenizer_config.json"
-    said = read_json(path) if path.is_file() else {}
-    llama = str(said.get("tokenizer_class", "")).startswith("Llama")
-    return bool(said.get("add_bos_token", llama))
 
 
 def _experiment(folder: Path, model: Any, objective: Objective) -> Experiment:

@@ -1,6 +1,5 @@
 """Models from Hugging Face folders and to them."""
 
-import contextlib
 import dataclasses
 import itertools
 import os
@@ -32,16 +31,17 @@ from jaxformer.interop.locations import locate
 from jaxformer.interop.settings import HARMLESS, Settings
 from jaxformer.interop.stored import FLOATS, DType
 from jaxformer.interop.table import Slot, slots
-from jaxformer.interop.tokenizers import check_vocabulary, export_tokenizer
+from jaxformer.interop.tokenizers import check_vocabulary, export_tokenizer, names_beginning
 from jaxformer.models.bart import Bart
 from jaxformer.models.bert import Bert
 from jaxformer.models.classifier import Classifier
 from jaxformer.models.encoder_decoder import EncoderDecoder
+from jaxformer.objectives.labelled_texts import form_of
 
 REWRITTEN = {"architectures", "model_type", "torch_dtype", "dtype", "transformers_version", "_name_or_path"}
 """Fields of a config.json that are of that folder alone."""
-PARTS = {"pad_token_id": "pad_id", "bos_token_id": "bos_id", "eos_token_id": "eos_id"}
-"""A tokenizer's attributes, by the config's fields."""
+PARTS = {"pad_token_id": "pad", "bos_token_id": "bos", "eos_token_id": "eos"}
+"""What special tokens are for, by the config's fields."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +150,7 @@ def export_hf(
     family, described = family_of_model(model, origin and origin.architecture)
     if tokenizer is not None:
         check_vocabulary(tokenizer, model.vocab, out)
-    tokens = {} if isinstance(model, IMAGE_MODELS) else special_tokens(model, tokenizer, origin)
+    tokens = {} if isinstance(model, IMAGE_MODELS) else special_tokens(model, tokenizer, origin, beginning)
     config = _config(family, described, tokens, tokenizer is not None, origin) | {"torch_dtype": dtype}
     tensors, arrays = _tensors(model, params, family, config["architectures"][0], FLOATS[dtype])
     with new_folder(out) as folder:
@@ -160,7 +160,8 @@ def export_hf(
         elif not isinstance(model, Bert | Classifier):
             write_json(folder / GENERATION, _generation(tokens, origin, generation))
         if tokenizer is not None:
-            export_tokenizer(tokenizer, folder, family.model_type, beginning)
+            template = tokenizer.template(form_of(model)) if isinstance(model, Classifier) else None
+            export_tokenizer(tokenizer, folder, family.model_type, beginning, template)
         write_weights(folder, tensors, arrays, shard)
         if finish is not None:
             finish(folder)
@@ -207,15 +208,18 @@ def _tensors(
     return announced, itertools.chain(parameters.written(own, arrays, dtype), computed)
 
 
-def special_tokens(model: nn.Module, tokenizer: Tokenizer | None, origin: Origin | None) -> dict[str, Any]:
+def special_tokens(
+    model: nn.Module, tokenizer: Tokenizer | None, origin: Origin | None, beginning: bool
+) -> dict[str, Any]:
     """The special tokens of a config.json; null for what there is none of, as transformers has numbers of its own."""
     found: dict[str, Any] = dict.fromkeys(PARTS)
-    for name, attribute in PARTS.items():
-        # An encoder's vocabulary has no beginning and end but [CLS] and [SEP], which are not called so.
-        is_encoder = isinstance(getattr(model, "backbone", model), Bert)
-        if tokenizer is not None and (name == "pad_token_id" or not is_encoder):
-            with contextlib.suppress(InputError):
-                found[name] = getattr(tokenizer, attribute)
+    if tokenizer is not None:
+        found |= {field: tokenizer.special_id(key) for field, key in PARTS.items()}
+        if isinstance(getattr(model, "backbone", model), Bert):
+            # An encoder's vocabulary has no beginning and end but [CLS] and [SEP], which are not called so.
+            found |= {"bos_token_id": None, "eos_token_id": None}
+        elif not names_beginning(tokenizer, beginning):
+            found["bos_token_id"] = None
     if isinstance(model, EncoderDecoder):
         # As `Seq2Seq` begins: a BART of its paper behind the end token, the others behind padding.
         start = found["eos_token_id" if isinstance(model, Bart) else "pad_token_id"]

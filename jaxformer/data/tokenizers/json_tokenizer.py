@@ -32,8 +32,10 @@ class JsonTokenizer(Tokenizer):
         pieces = [""] * (max(ids.values(), default=-1) + 1)
         for piece, number in ids.items():
             pieces[number] = piece
+        self._unknown = _unknown(self.config["model"])
         special = [token.content for token in self._tokenizer.get_added_tokens_decoder().values() if token.special]
-        super().__init__(pieces, self._starts(pieces), roles, special)
+        # A vocabulary may have a word of such a name, as Qwen's have `<s>`, where the special tokens are others.
+        super().__init__(pieces, self._starts(pieces), roles, [*special, *self._unknown], by_name=not special)
         self._encoder = self._of_text(lambda config: None)
 
     def __reduce__(self):
@@ -80,7 +82,7 @@ class JsonTokenizer(Tokenizer):
         vocab = config["model"].get("vocab")
         if isinstance(vocab, list):
             # A unigram model would find them as pieces; by these names it does not.
-            hidden = {self.pieces[number] for number in self.special_ids} - {self._unknown(config["model"])}
+            hidden = {self.pieces[number] for number in self.special_ids} - set(self._unknown)
             config["model"]["vocab"] = [[f"\uffff{name}" if name in hidden else name, *rest] for name, *rest in vocab]
             config["added_tokens"] = [token for token in config["added_tokens"] if token["content"] not in hidden]
             config["post_processor"] = None  # It names them.
@@ -89,11 +91,6 @@ class JsonTokenizer(Tokenizer):
         tokenizer.no_truncation()
         tokenizer.encode_special_tokens = True
         return tokenizer
-
-    def _unknown(self, model: Mapping[str, Any]) -> str | None:
-        """The piece of a unigram model that stands for what it has no piece for."""
-        number = model.get("unk_id")
-        return None if number is None else model["vocab"][number][0]
 
     def _visible(self, ids: Sequence[int]) -> list[int]:
         """The ids that `decode` shows something of."""
@@ -111,6 +108,12 @@ class JsonTokenizer(Tokenizer):
     def files(self) -> dict[str, bytes]:
         roles = {f"{key}_token": name for key, name in self.roles.items()}
         return super().files() | ({ROLES: json.dumps(roles, ensure_ascii=False).encode()} if roles else {})
+
+
+def _unknown(model: Mapping[str, Any]) -> list[str]:
+    """The piece for what the model has no piece for, if there is one."""
+    number, name = model.get("unk_id"), model.get("unk_token")
+    return [name] if name else [] if number is None else [model["vocab"][number][0]]
 
 
 def parts(config: Mapping[str, Any], *names: str) -> Iterator[dict[str, Any]]:

@@ -77,6 +77,12 @@ def encoder_template(cls: int, sep: int) -> Template:
     return Template(single, (*single, Slot("B", 1), Slot(sep, 1)))
 
 
+def roberta_template(cls: int, sep: int) -> Template:
+    """RoBERTa's and BART's: <s> A </s>, and <s> A </s></s> B </s>, all of one type (Liu et al. 2019)."""
+    single = (Slot(cls), Slot("A"), Slot(sep))
+    return Template(single, (*single, Slot(sep), Slot("B"), Slot(sep)))
+
+
 def decoder_template(end: int) -> Template:
     """An end token after each text (Radford et al. 2018)."""
     return Template((Slot("A"), Slot(end)), (Slot("A"), Slot(end), Slot("B", 1), Slot(end, 1)))
@@ -93,17 +99,22 @@ def template_of(processor: Mapping[str, Any] | None) -> Template | None:
     kind = processor["type"]
     if kind == "Sequence":
         found = [template for part in processor["processors"] if (template := template_of(part)) is not None]
-        adding = [template for template in found if template.added() or template.added(pair=True)]
-        if len(adding) > 1:
-            raise InputError("tokenizer: several post-processors add special tokens; expected one at most")
-        return (adding or found or [None])[0]
+        if len(found) > 1:
+            raise InputError("tokenizer: several post-processors put tokens around texts; expected one at most")
+        return found[0] if found else None
     if kind not in PROCESSORS:
         raise InputError(f"tokenizer: post_processor {kind!r} is not known; expected one of {', '.join(PROCESSORS)}")
     return PROCESSORS[kind](processor)
 
 
-def to_processor(template: Template, pieces: list[str]) -> dict[str, Any]:
-    """The same as a `post_processor`; `pieces` names the special tokens by their ids."""
+def to_processor(template: Template, pieces: list[str], beside: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The `post_processor` of a template, for a tokenizer.json.
+
+    Args:
+        template: what it adds.
+        pieces: the vocabulary, by id.
+        beside: a post-processor that adds nothing, and stays.
+    """
 
     def part(slot: Slot) -> dict[str, Any]:
         if isinstance(slot.content, int):
@@ -112,8 +123,9 @@ def to_processor(template: Template, pieces: list[str]) -> dict[str, Any]:
 
     ids = sorted({slot.content for slot in (*template.single, *template.pair) if isinstance(slot.content, int)})
     tokens = {pieces[number]: {"id": pieces[number], "ids": [number], "tokens": [pieces[number]]} for number in ids}
-    single, pair = ([part(slot) for slot in slots] for slots in (template.single, template.pair))
-    return {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": tokens}
+    single, pair = (list(map(part, slots)) for slots in (template.single, template.pair))
+    processor = {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": tokens}
+    return {"type": "Sequence", "processors": [beside, processor]} if beside else processor
 
 
 def _of_parts(processor: Mapping[str, Any]) -> Template:
@@ -132,14 +144,12 @@ def _of_bert(processor: Mapping[str, Any]) -> Template:
 
 
 def _of_roberta(processor: Mapping[str, Any]) -> Template:
-    cls, sep = Slot(processor["cls"][1]), Slot(processor["sep"][1])
-    single = (cls, Slot("A"), sep)
-    return Template(single, (*single, sep, Slot("B"), sep))
+    return roberta_template(processor["cls"][1], processor["sep"][1])
 
 
-PROCESSORS: Mapping[str, Callable[[Mapping[str, Any]], Template]] = {
+PROCESSORS: Mapping[str, Callable[[Mapping[str, Any]], Template | None]] = {
     "TemplateProcessing": _of_parts,
     "BertProcessing": _of_bert,
     "RobertaProcessing": _of_roberta,
-    "ByteLevel": lambda processor: PLAIN,  # It changes offsets alone.
+    "ByteLevel": lambda processor: None,  # It changes offsets alone.
 }

@@ -26,7 +26,7 @@ class Tokenizer(abc.ABC):
         pieces: every piece as the vocabulary spells it, by id.
         word_start: bool [vocab]; does the piece begin a word? True for special pieces and for
             punctuation, which is a word of its own.
-        roles: the special pieces that are called otherwise than in `special_tokens.NAMES`, by what they are for.
+        roles: special pieces by what they are for, where that does not follow from `special_tokens.NAMES`.
     """
 
     file: str
@@ -38,8 +38,18 @@ class Tokenizer(abc.ABC):
         word_start: np.ndarray,
         roles: Mapping[str, str] | None = None,
         special: Sequence[str] = (),
+        by_name: bool = True,
     ):
-        """`special`: pieces that are special by more than their name."""
+        """Makes the parts that all tokenizers have.
+
+        Args:
+            pieces: as the attribute.
+            word_start: as the attribute.
+            roles: as the attribute.
+            special: pieces that are special whatever their names are.
+            by_name: whether pieces with the names of `special_tokens.NAMES` are special.
+        """
+        self._by_name = by_name
         self.pieces, self.word_start, self.roles = pieces, word_start, dict(roles or {})
         self._more_special = [*self.roles.values(), *special]
         self.word_start[self.special_ids] = True
@@ -52,7 +62,8 @@ class Tokenizer(abc.ABC):
     def special_ids(self) -> list[int]:
         """Ids of the special pieces that the vocabulary has."""
         more = [self._ids[name] for name in self._more_special if name in self._ids]
-        return list(dict.fromkeys(special_tokens.special(self._ids) + more))
+        named = [number for number in special_tokens.special(self._ids) if self._by_name or number in more]
+        return list(dict.fromkeys(named + more))
 
     @functools.cached_property
     def sentinel_ids(self) -> np.ndarray:
