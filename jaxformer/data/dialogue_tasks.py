@@ -21,10 +21,10 @@ ANSWERS = "assistant"
 
 @dataclasses.dataclass(frozen=True)
 class DialogueTemplate:
-    """What stands before a turn of each role; behind it stands the tokenizer's end token."""
+    """What comes before a turn of each role; the tokenizer's end token comes after it."""
 
     system: str = "System:"
-    """Before what says how to answer."""
+    """Before instructions."""
     user: str = "User:"
     """Before what is asked."""
     assistant: str = "Assistant:"
@@ -40,18 +40,32 @@ class DialogueTemplate:
         """What stands before the turns of each role."""
         return dataclasses.asdict(self)
 
-    def encode(self, turn: Turn, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
-        """The tokens before a turn, and those of the turn with its end token: int32 [m], [n]."""
+    def space(self, role: str) -> str:
+        """What separates a turn from what comes before it: the white space there, or else a space."""
+        before = self.roles[role]
+        return before[len(before.rstrip()) :] or " "
+
+    def text(self, turn: Turn) -> str:
+        """A turn with what comes before it."""
         role, content = turn
-        return tokenizer.encode(self.roles[role]), layouts.ended(tokenizer.encode(content), tokenizer)
+        return self.roles[role].rstrip() + (self.space(role) + content if content else "")
+
+    def encode(self, turn: Turn, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
+        """The tokens before a turn, and those of the turn with its end token: int32 [m], [n].
+
+        Both are encoded as one text.
+        """
+        tokens, offsets = tokenizer.encode_with_offsets(self.text(turn))
+        size = int(np.sum(offsets[:, 0] < len(self.roles[turn[0]].rstrip())))
+        return tokens[:size], layouts.ended(tokens[size:], tokenizer)
 
     def prompt(self, text: str, tokenizer: Tokenizer) -> np.ndarray:
         """A dialogue and the beginning of its next answer, int32 [n], from a text.
 
-        A line that begins as the template has it begins a turn; what is before the first one is a user's.
+        A line that begins with the name of a role begins a turn; a user says what comes before the first one.
         """
         parts = [part for turn in self.turns(text) for part in self.encode(turn, tokenizer)]
-        return np.concatenate([*parts, tokenizer.encode(self.assistant)]).astype(np.int32)
+        return np.concatenate([*parts, tokenizer.encode(self.assistant.rstrip())]).astype(np.int32)
 
     def turns(self, text: str) -> list[Turn]:
         """The turns of a text, those with nothing in them left out."""

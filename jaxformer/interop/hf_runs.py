@@ -164,6 +164,7 @@ def export_run(
     settings = {"dtype": dtype, "origin": read_origin(run.folder), "finish": finish}
     settings |= {"generation": decoding and generation_fields(decoding)}
     settings |= {"beginning": getattr(run.objective, "beginning", False)}
+    settings |= {"dialogue": getattr(run.objective, "template", None)}
     export_hf(run.model, run.params, run.tokenizer, out, **settings)
     return told
 

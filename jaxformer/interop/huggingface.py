@@ -11,9 +11,11 @@ from typing import Any
 import flax.linen as nn
 import numpy as np
 
+from jaxformer.data.dialogue_tasks import DialogueTemplate
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import InputError
 from jaxformer.interop import parameters
+from jaxformer.interop.chat_templates import chat_template, read_chat_template, write_chat_template
 from jaxformer.interop.families import family_of_config, family_of_model
 from jaxformer.interop.families.family import Family
 from jaxformer.interop.folders import (
@@ -54,6 +56,8 @@ class Origin:
     """Fields of its config.json that nothing here depends on: special tokens, label names."""
     generation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Its generation_config.json."""
+    chat_template: Any = None
+    """How its tokenizer writes dialogues: Jinja, or a list of {"name", "template"}."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +113,7 @@ def origin_of(folder: Folder) -> Origin:
     """What a folder says that is no part of the model."""
     _, architecture = family_of_config(folder.config, folder.tensors, str(folder.path / CONFIG))
     kept = {name: value for name, value in folder.config.items() if name in HARMLESS - REWRITTEN}
-    return Origin(architecture, kept, folder.generation)
+    return Origin(architecture, kept, folder.generation, read_chat_template(folder.path))
 
 
 def export_hf(
@@ -122,6 +126,7 @@ def export_hf(
     origin: Origin | None = None,
     generation: Mapping[str, Any] | None = None,
     beginning: bool = False,
+    dialogue: DialogueTemplate | None = None,
     shard: int = SHARD,
     finish: Callable[[Path], None] | None = None,
 ) -> None:
@@ -135,9 +140,10 @@ def export_hf(
       tokenizer: theirs too; None writes none.
       out: the folder, which must not be there yet.
       dtype: of the weights.
-      origin: of an imported model, whose special tokens and names of labels are kept.
+      origin: of an imported model, whose special tokens, chat template and names of labels are kept.
       generation: how a model that writes does so, by transformers' names.
       beginning: whether the tokenizer is to begin texts with its beginning token.
+      dialogue: how the model's dialogues are written, which becomes the chat template.
       shard: bytes of a file of weights, at most.
       finish: what adds more files to the folder, given its path, before it has its name.
 
@@ -162,6 +168,11 @@ def export_hf(
         if tokenizer is not None:
             template = tokenizer.template(form_of(model)) if isinstance(model, Classifier) else None
             export_tokenizer(tokenizer, folder, family.model_type, beginning, template)
+            chat = origin and origin.chat_template
+            if dialogue is not None:
+                chat = chat_template(dialogue, tokenizer, folder, beginning)
+            if chat is not None:
+                write_chat_template(folder, chat)
         write_weights(folder, tensors, arrays, shard)
         if finish is not None:
             finish(folder)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from jaxformer import fields
-from jaxformer.data.dialogue_tasks import DialogueTemplate
+from jaxformer.data.dialogue_tasks import ANSWERS, DialogueTemplate
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.decoding.generate import generate, stream
 from jaxformer.decoding.scoring import Score, score
@@ -197,7 +197,10 @@ class LanguageModel:
 
     def _divided(self, tokenizer: Tokenizer, text: str, continuation: str) -> tuple[np.ndarray, np.ndarray]:
         """The tokens of a text and of its continuation, as they are encoded together."""
-        if self.prompt == "inputs" or self.template is not None:
+        if self.template is not None:
+            answer = self.template.encode((ANSWERS, continuation.strip()), tokenizer)[1]
+            return self.prompts(tokenizer, [text])[0], answer[:-1]  # Without the end token.
+        if self.prompt == "inputs":
             return self.prompts(tokenizer, [text])[0], tokenizer.encode(continuation)
         given = text.rstrip()
         continuation = text[len(given) :] + continuation
@@ -209,7 +212,7 @@ class LanguageModel:
     def _written(self, tokenizer: Tokenizer, prompt: np.ndarray, output: np.ndarray) -> str:
         """The output as text that may stand behind the prompt's."""
         if self.template is not None:
-            return f"\n{self.template.assistant} {tokenizer.decode(output)}"
+            return f"\n{self.template.text((ANSWERS, tokenizer.decode(output).lstrip()))}"
         if self.prompt == "inputs":
             return "\n  " + tokenizer.decode(output)
         # Decoded together: whether there is a space between the two is not in the output alone.

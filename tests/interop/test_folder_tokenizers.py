@@ -1,4 +1,4 @@
-"""Tokenizers of folders that transformers wrote: added tokens, special tokens and templates are those of AutoTokenizer."""
+"""Tokenizers of other folders: added tokens, special tokens and templates are those of AutoTokenizer."""
 
 import io
 import json
@@ -12,7 +12,9 @@ from test_hf_tokenizers import TEXTS
 from jaxformer.data import layouts
 from jaxformer.data.special_tokens import NAMES
 from jaxformer.data.tokenizers import ByteLevelBpe, WordPiece, load_tokenizer
+from jaxformer.interop import certificate
 from jaxformer.interop.hard_strings import HARD_STRINGS, NAMED_STRINGS
+from jaxformer.interop.sentencepiece import to_json_tokenizer
 from jaxformer.interop.tokenizers import export_tokenizer, import_tokenizer
 
 ADDED = ("foo bar", "foobar", "a foo b", "(foo)", "foo", "Foo foo<new>bar", "x <new> y")
@@ -171,3 +173,26 @@ def test_a_decoder_that_never_begins_names_no_beginning_token(tmp_path):
         theirs = transformers.AutoTokenizer.from_pretrained(folder)
         assert theirs.bos_token == expected and theirs.eos_token == "[SEP]"
         assert import_tokenizer(folder).own_template.added() == beginning
+
+
+def llama2_folder(path):
+    """A folder as LLaMA-2's, whose tokenizer.json transformers 5 replaces by its class's own rules."""
+    folder = write(path, tokenizer__model=sentencepiece_model("llama"))
+    written = to_json_tokenizer((folder / "tokenizer.model").read_bytes())
+    written.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer.model").unlink()
+    config = {"model_type": "llama", "vocab_size": 400}
+    settings = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True}
+    return write(folder, config__json=config, tokenizer_config__json=settings)
+
+
+def test_a_refusal_names_the_strings_that_differ_and_the_flag(tmp_path):
+    folder = llama2_folder(tmp_path / "hf")
+    ours, theirs = import_tokenizer(folder), transformers.AutoTokenizer.from_pretrained(folder)
+    assert theirs(" ", add_special_tokens=False).input_ids != ours.encode(" ").tolist()
+    line = certificate._tokens(ours, folder)
+    differing = ("  Leading, trailing  and   double spaces  ", " ")
+    assert not line.passed and line.measured == len(differing)
+    told = certificate._refusal([line])
+    assert f"differ in 2 under transformers {transformers.__version__}: '  Leading, trailing" in told
+    assert "--no-certificate" in told and "\n" not in told

@@ -20,7 +20,11 @@ from jaxformer.models.classifier import Classifier
 from jaxformer.models.gpt import Gpt
 from jaxformer.objectives.labelled_texts import text_logits
 
-PAIRS = [("the dog ran", "the cat saw"), ("day", "and darkness, night; naïve café"), ("a longer text than the other", "x")]
+PAIRS = [
+    ("the dog ran", "the cat saw"),
+    ("day", "and darkness, night; naïve café"),
+    ("a longer text than the other", "x"),
+]
 SINGLES = [first for first, _ in PAIRS] + ["called day"]
 LABELS = {"id2label": {0: "sad", 1: "so-so", 2: "glad"}, "label2id": {"sad": 0, "so-so": 1, "glad": 2}}
 SIZES = {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 20}
@@ -73,7 +77,9 @@ def test_questions_for_a_roberta_reader(tmp_path):
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = transformers.AutoModelForQuestionAnswering.from_pretrained(folder).eval()
     questions = [("who ran", "the dog ran and the cat saw"), ("what was day", "the light was called day")]
-    for (question, context), answer in zip(questions, run.predict(["\t".join(pair) for pair in questions]), strict=True):
+    for (question, context), answer in zip(
+        questions, run.predict(["\t".join(pair) for pair in questions]), strict=True
+    ):
         given = tokenizer(question, context, return_tensors="pt", return_offsets_mapping=True)
         offsets = given.pop("offset_mapping")[0].tolist()
         with torch.no_grad():
@@ -81,7 +87,8 @@ def test_questions_for_a_roberta_reader(tmp_path):
         inside = [number for number, part in enumerate(given.sequence_ids(0)) if part == 1]
         allowed = [0, *inside]
         starts, ends = (
-            torch.log_softmax(logits[0, allowed].double(), -1)[1:] for logits in (output.start_logits, output.end_logits)
+            torch.log_softmax(logits[0, allowed].double(), -1)[1:]
+            for logits in (output.start_logits, output.end_logits)
         )
         scores = starts[:, None] + ends[None, :]
         first, last = divmod(int(torch.triu(scores.exp()).argmax()), len(inside))
