@@ -192,20 +192,21 @@ class TextToText(Task):
     ) -> list[Example]:
         if not len(document.inputs) or not len(document.targets):
             return []
-        inputs, targets = self._cut(document, tokenizer)
-        whole = len(inputs) > len(document.inputs) and len(targets) > len(document.targets)
+        inputs, targets, whole = self._cut(document, tokenizer)
         if self.too_long == "drop" and not whole:
             return []
         return [layouts.pair_example(inputs, targets, tokenizer, encoder=self.input_length is not None)]
 
-    def _cut(self, pair: Pair, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
-        """Inputs and targets, each with its end token, as long as there is room."""
+    def _cut(self, pair: Pair, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray, bool]:
+        """Inputs and targets, each with its end token, as long as there is room, and whether there is for all."""
         if self.input_length is not None:
-            inputs = layouts.ended(pair.inputs, tokenizer, self.input_length)
-            return inputs, layouts.ended(pair.targets, tokenizer, self.length)
+            inputs, whole = layouts.encoder_inputs(pair.inputs, tokenizer, self.input_length)
+            targets = layouts.ended(pair.targets, tokenizer, self.length)
+            return inputs, targets, whole and len(targets) > len(pair.targets)
         # The last token is only a target. The inputs are cut first, to no less than a token and their end.
         targets = layouts.ended(pair.targets, tokenizer, self.length - 1)
-        return layouts.ended(pair.inputs, tokenizer, self.length + 1 - len(targets)), targets
+        inputs = layouts.ended(pair.inputs, tokenizer, self.length + 1 - len(targets))
+        return inputs, targets, len(inputs) > len(pair.inputs) and len(targets) > len(pair.targets)
 
 
 def overlapping(ids: np.ndarray, length: int) -> list[np.ndarray]:

@@ -97,6 +97,17 @@ def lay_out(
     return template.lay_out(*cut_longest(first, second, room))
 
 
+def encoder_inputs(tokens: np.ndarray, tokenizer: Tokenizer, limit: int) -> tuple[np.ndarray, bool]:
+    """What an encoder–decoder reads, int32 of at most `limit` tokens, and whether none was cut off.
+
+    The end token follows the text. BART's beginning token comes first, as the template of an imported tokenizer says.
+    """
+    own = tokenizer.own_template
+    first = [] if own is None else [slot.content for slot in own.single[:1] if isinstance(slot.content, int)]
+    inputs = ended(np.array([*first, *tokens], np.int32), tokenizer, limit)
+    return inputs, len(inputs) == len(first) + len(tokens) + 1
+
+
 def check_template(tokenizer: Tokenizer, form: Form, length: int, pair: bool = False) -> None:
     """Raises InputError if the special tokens are missing from the vocabulary, or leave no room for text."""
     added = tokenizer.template(form).added(pair)

@@ -17,6 +17,7 @@ from lm_eval.api.model import LM
 
 from jaxformer.decoding.scoring import score
 from jaxformer.errors import InputError
+from jaxformer.interop.tokenizers import names_beginning
 from jaxformer.objectives.language_model import LanguageModel
 from jaxformer.runs import Run, open_run
 
@@ -49,7 +50,8 @@ class RunLM(LM):
         run, tokenizer = self.run, self.run.tokenizer
         if not isinstance(run.objective, LanguageModel):
             raise InputError(f"{run.folder}: only a language model has the probability of a text")
-        first = tokenizer.bos_id if run.objective.beginning else tokenizer.eos_id
+        begins = names_beginning(tokenizer, run.objective.beginning)
+        first = tokenizer.bos_id if begins else tokenizer.eos_id
         owners, prompts, continuations = [], [], []
         for number, request in enumerate(requests):
             tokens = tokenizer.encode(request.args[0]).tolist()

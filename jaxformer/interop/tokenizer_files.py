@@ -172,12 +172,13 @@ def _roles(settings: Mapping[str, Any], pieces: list[str]) -> dict[str, str]:
 
 def _completed(tokenizer: JsonTokenizer, settings: Mapping[str, Any]) -> JsonTokenizer:
     """The tokenizer with added tokens, special tokens and a template as the folder's other files describe them."""
-    config, kind = tokenizer.config, type(tokenizer)
-    roles, known = _roles(settings, tokenizer.pieces), {token["content"] for token in config.get("added_tokens") or []}
+    config, kind, changed = tokenizer.config, type(tokenizer), False
+    known = {token["content"] for token in config.get("added_tokens") or []}
     added = [token for _, token in sorted(settings["added_tokens_decoder"].items()) if token["content"] not in known]
-    changed = bool(added)
     if added:
         config["added_tokens"] = _with_added(tokenizer.serialize(), added)
+        tokenizer = kind(json.dumps(config, ensure_ascii=False))
+    roles = _roles(settings, tokenizer.pieces)
     special = {*roles.values(), *_more_special(settings)}
     for token in config.get("added_tokens") or []:
         changed |= token["content"] in special and not token["special"]

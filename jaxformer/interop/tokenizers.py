@@ -96,10 +96,13 @@ def _special_names(tokenizer: Tokenizer, family: str, beginning: bool) -> dict[s
 def names_beginning(tokenizer: Tokenizer, beginning: bool) -> bool:
     """Whether an export names a beginning token.
 
-    It does where texts begin with it, where the imported folder named one, and where it is the end token too. Other
-    programs put a token of this name before texts, where a model that never read it would be misled.
+    It does where texts begin with it, where the imported folder named one, and where one token is both the beginning
+    and the end, as GPT-2's. Other programs put a token of this name before texts, which a model that never read it
+    does not expect.
     """
-    return beginning or "bos" in tokenizer.roles or tokenizer.special_id("bos") == tokenizer.special_id("eos")
+    if beginning or tokenizer.roles:
+        return beginning or "bos" in tokenizer.roles
+    return tokenizer.special_id("bos") == tokenizer.special_id("eos")
 
 
 def _family_template(tokenizer: Tokenizer, family: str, beginning: bool) -> Template:

@@ -10,6 +10,7 @@ import transformers
 from test_hf_tokenizers import TEXTS
 
 from jaxformer.data import layouts
+from jaxformer.data.language_tasks import TextToText
 from jaxformer.data.special_tokens import NAMES
 from jaxformer.data.tokenizers import ByteLevelBpe, WordPiece, load_tokenizer
 from jaxformer.interop import certificate
@@ -196,3 +197,44 @@ def test_a_refusal_names_the_strings_that_differ_and_the_flag(tmp_path):
     told = certificate._refusal([line])
     assert f"differ in 2 under transformers {transformers.__version__}: '  Leading, trailing" in told
     assert "--no-certificate" in told and "\n" not in told
+
+
+@pytest.mark.parametrize("kind", ["bart", "t5"])
+def test_an_encoder_decoder_reads_what_transformers_gives_it(kind, tmp_path):
+    folder = folder_of(kind, tmp_path)
+    ours, theirs = import_tokenizer(folder), transformers.AutoTokenizer.from_pretrained(folder)
+    expected = theirs("the light was").input_ids
+    pair = TextToText(99).encode({"inputs": "the light was", "targets": "called day"}, ours)
+    for limit in (99, len(expected), len(expected) - 1):
+        [example] = TextToText(limit).examples(pair, ours, None, None)
+        fits = limit >= len(expected)
+        assert example["inputs"].tolist() == (expected if fits else [*expected[: limit - 1], expected[-1]])
+        assert bool(TextToText(limit, too_long="drop").examples(pair, ours, None, None)) == fits
+
+
+def test_a_tokenizer_json_is_completed_by_its_config(tmp_path):
+    """Tokens that only tokenizer_config.json adds are found in texts, and those that it names are special."""
+    ours = ByteLevelBpe(400).build(lambda: TEXTS, str(tmp_path / "kept"))
+    write(tmp_path / "out", config__json={"model_type": "gpt2"})
+    export_tokenizer(ours, tmp_path / "out")
+    path = tmp_path / "out" / "tokenizer_config.json"
+    new = {
+        "content": "foo",
+        "lstrip": False,
+        "rstrip": False,
+        "single_word": False,
+        "normalized": True,
+        "special": False,
+    }
+    end = new | {"content": "<|im_end|>", "normalized": False, "special": True}
+    settings = json.loads(path.read_text())
+    old = json.loads((tmp_path / "out" / "tokenizer.json").read_text())["added_tokens"]
+    decoder = {str(token["id"]): {key: token[key] for key in new} for token in old} | {"400": new, "401": end}
+    path.write_text(json.dumps(settings | {"added_tokens_decoder": decoder, "eos_token": "<|im_end|>"}))
+    read, theirs = import_tokenizer(tmp_path / "out"), transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert (len(theirs), theirs.eos_token_id) == (read.vocab_size, read.eos_id) == (402, 401)
+    assert_equal_tokens(read, theirs, (*HARD_STRINGS, *ADDED, *NAMED_STRINGS))
+    assert (
+        theirs("a foo", "b").input_ids
+        == read.template("decoder").lay_out(*map(read.encode, ("a foo", "b"))).tokens.tolist()
+    )
