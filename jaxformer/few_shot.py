@@ -11,15 +11,14 @@ questions, pool = (questions_of(source, data.task, "{text}\\nThis is") for sourc
 """
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 
 from jaxformer import fields
-from jaxformer.data import files
-from jaxformer.data.classification_tasks import Classify, number_of
-from jaxformer.data.sources import Source
+from jaxformer.data.classification_tasks import Classify
+from jaxformer.data.sources import Source, read_each
 from jaxformer.errors import InputError
 from jaxformer.runs import Run
 
@@ -66,14 +65,12 @@ def questions_of(
         raise InputError(f"choices {choices}: expected one for each of the labels {', '.join(task.labels)}")
     examples = source.open()
     count = len(examples) if most is None else min(most, len(examples))
-    questions = []
-    for number in range(count):
-        example = examples[number * len(examples) // count]
-        texts = {"text": files.text(example, task.text, "task.text")}
-        if task.pair is not None:
-            texts["pair"] = files.text(example, task.pair, "task.pair")
-        questions.append(Question(template.format(**texts), choices, number_of(example.get(task.label), task.labels)))
-    return questions
+
+    def question(example: Mapping[str, Any]) -> Question:
+        texts, target = task.read(example)
+        return Question(template.format(**dict(zip(("text", "pair"), texts, strict=False))), choices, int(target[0]))
+
+    return read_each(examples, question, [number * len(examples) // count for number in range(count)])
 
 
 @dataclasses.dataclass(frozen=True)

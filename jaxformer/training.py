@@ -159,6 +159,7 @@ def fit(experiment: Experiment, workdir: str | os.PathLike, quiet: bool = False)
         stack.enter_context(display(quiet or jax.process_index() > 0))
         stop = stack.enter_context(Stop())
         stack.enter_context(runs.writer(folder, experiment))
+        loader.check_documents(data)  # Before a tokenizer is trained on them.
         tokenizer = runs.prepare_tokenizer(folder, experiment)
         check_tokenizer(experiment, tokenizer)
         evaluate = Evaluator(experiment, tokenizer, mesh) if data.validation else None

@@ -2,14 +2,18 @@
 
 import dataclasses
 import functools
+import math
 import numbers
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from jaxformer.data import files, layouts
+from jaxformer.data.messages import listed, shown
+from jaxformer.data.sources import located, place
 from jaxformer.data.tasks import Example, Feature, Task
 from jaxformer.data.text_augmentation import TextAugmentation
 from jaxformer.data.tokenizers import Tokenizer
@@ -17,7 +21,9 @@ from jaxformer.data.tokenizers.tokenizer import Form
 from jaxformer.errors import InputError
 
 LOOKED_AT = 1000
-"""Examples of a source of which one must have another label than the first."""
+"""Examples, spread over a source, that are searched for a second class before all others are."""
+
+_NUMERAL = re.compile(r"(\d{1,9})(\.0*)?", re.ASCII)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +55,9 @@ class Classify(Task):
     pair: str | None = None
     """Column with the second text; None: there is none."""
     label: str = "label"
-    """Column with the label: its name or its number; a list of them where `kind` is many; a number to be predicted."""
+    """Column with the label: its name, or its number from 0. Where `kind` is many: a list of them, or as many zeros and
+    ones as there are labels, which is multi-hot (so with two labels [0, 1] is the second label alone). Where `kind` is
+    number: a finite number."""
     labels: tuple[str, ...] = ()
     """Names of the labels in the order of their numbers, those of the model; of a number, its one name."""
     kind: Literal["one", "many", "number"] = "one"
@@ -98,21 +106,27 @@ class Classify(Task):
         layouts.check_packing(self.examples_per_row, pack)
 
     def check_source(self, documents: Sequence[Mapping[str, Any]], name: str) -> None:
-        if self.kind != "one":
-            return
-        check_classes(map(self._number, spread(documents, LOOKED_AT)), self.labels, name)
+        if self.kind == "one":
+            check_classes(documents, self._number, self.labels, name, LOOKED_AT)
+        elif self.kind == "many" and len(self.labels) < 3:
+            self._check_one_reading(documents)
 
     def requests(self, example: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
         columns = [("task.text", self.text), *([("task.pair", self.pair)] if self.pair is not None else [])]
         return ("\t".join(files.first_words(files.text(example, column, name)) for name, column in columns),)
 
-    def encode(self, example: dict[str, Any], tokenizer: Tokenizer) -> Labelled:
+    def read(self, example: Mapping[str, Any]) -> tuple[list[str], np.ndarray]:
+        """The text or both texts, and the target."""
         texts = [files.text(example, self.text, "task.text")]
         if self.pair is not None:
             texts.append(files.text(example, self.pair, "task.pair"))
+        return texts, self._target(example)
+
+    def encode(self, example: dict[str, Any], tokenizer: Tokenizer) -> Labelled:
+        texts, target = self.read(example)
         tokens = [tokenizer.encode(text) for text in texts]
         second = None if self.pair is None else tokens[1]
-        return Labelled(tokens[0], second, self._target(example), sum(map(len, texts)))
+        return Labelled(tokens[0], second, target, sum(map(len, texts)))
 
     def examples(
         self,
@@ -136,43 +150,152 @@ class Classify(Task):
         if self.kind == "one":
             return np.array([self._number(example)], np.int32)
         if self.kind == "many":
-            value = self._value(example)
-            if not isinstance(value, list | tuple | np.ndarray):
-                raise InputError(f"task.label: {self.label!r} holds {value!r}; expected a list of labels")
-            target = np.zeros(len(self.labels), np.float32)
-            target[[number_of(label, self.labels) for label in value]] = 1
-            return target
-        value = self._value(example)
-        try:
-            return np.array([float(value)], np.float32)
-        except (TypeError, ValueError):
-            raise InputError(f"task.label: {self.label!r} holds {value!r}; expected a number") from None
+            return multi_hot(self._items(example), self.labels)
+        value = files.value(example, self.label, "task.label")
+        number = None if isinstance(value, bool | np.bool_) else _real(value)
+        if number is None:
+            raise InputError(f"task.label: {self.label!r} holds {shown(value)}; expected a number")
+        if not math.isfinite(number):
+            raise InputError(f"task.label: {self.label!r} holds {shown(value)}; expected a finite number of 32 bits")
+        return np.array([number], np.float32)
 
     def _number(self, example: Mapping[str, Any]) -> int:
-        return number_of(self._value(example), self.labels)
+        return number_of(files.value(example, self.label, "task.label"), self.labels)
 
-    def _value(self, example: Mapping[str, Any]) -> Any:
-        return files.value(example, self.label, "task.label")
+    def _items(self, example: Mapping[str, Any]) -> list[Any]:
+        value = files.value(example, self.label, "task.label")
+        value = value.tolist() if isinstance(value, np.ndarray) else value
+        if not isinstance(value, list | tuple):
+            raise InputError(f"task.label: {self.label!r} holds {shown(value)}; expected a list of labels")
+        return list(value)
+
+    def _check_one_reading(self, documents: Sequence[Mapping[str, Any]]) -> None:
+        """Raises InputError where a list such as [0, 1] of two labels would be multi-hot among lists of numbers."""
+        both = numbered = None
+        for index in range(len(documents)):
+            with located(documents, index):
+                items = self._items(documents[index])
+                multi_hot(items, self.labels)
+            if not _is_multi_hot(items, len(self.labels)):
+                # An empty list too: a multi-hot one would have zeros.
+                numbered = index if not any(isinstance(item, str) for item in items) else numbered
+            elif set(map(type, items)) == {int} and len(set(items)) == len(items) and max(items) < len(self.labels):
+                both = index
+        if both is not None and numbered is not None:
+            raise InputError(
+                f"{place(documents, both)}: {self._items(documents[both])} may be multi-hot or the numbers of labels, "
+                f"and {place(documents, numbered)} has numbers, {self._items(documents[numbered])}; give the names of "
+                "the labels, or multi-hot lists alone"
+            )
 
 
-def spread(documents: Sequence[Any], count: int) -> Iterator[Any]:
-    """As many of the documents, all where there are fewer, from the first to the last."""
-    for index in np.linspace(0, len(documents) - 1, min(len(documents), count)).astype(int):
-        yield documents[int(index)]
+def first_spread(count: int, some: int) -> Iterator[int]:
+    """Indices from 0 to below `count`: first some that are spread evenly, then all."""
+    yield from np.linspace(0, count - 1, min(count, some)).astype(int).tolist()
+    yield from range(count)
 
 
-def check_classes(numbers: Iterable[int], labels: Sequence[str], name: str) -> None:
-    """Raises InputError where the examples of the source `name` all have one label, given by its number."""
-    found = set(numbers)
-    if len(found) == 1:
-        [number] = found
-        raise InputError(f"{name}: one class only: every label is {labels[number]!r}; give other examples too")
+def check_classes(
+    documents: Sequence[Any], number: Callable[[Any], int], labels: Sequence[str], name: str, some: int
+) -> None:
+    """Raises InputError if all documents of a source have the same label; reads on until it finds a second one.
+
+    Args:
+        documents: of the source.
+        number: gives the number of a document's label.
+        labels: the names of the labels.
+        name: the source's.
+        some: documents to look at first, spread over the source.
+    """
+    found: set[int] = set()
+    for index in first_spread(len(documents), some):
+        with located(documents, index):
+            found.add(number(documents[index]))
+        if len(found) > 1:
+            return
+    for only in found:
+        raise InputError(f"{name}: one class only: every label is {labels[only]!r}; give other examples too")
 
 
 def number_of(label: Any, labels: Sequence[str]) -> int:
-    """The number of a label given by its name or its number; InputError where it is none of the labels."""
-    if isinstance(label, str) and label in labels:
-        return labels.index(label)
-    if isinstance(label, numbers.Integral) and not isinstance(label, bool) and 0 <= label < len(labels):
-        return int(label)
-    raise InputError(f"label {label!r}: not known; expected one of {', '.join(labels)}, or their numbers from 0")
+    """The number of a label given by its name or its number; InputError if it is none of the labels.
+
+    A text is a name first, then a number: "1" is the label named 1, or else that with number 1. Blanks around it do
+    not count.
+    """
+    if isinstance(label, str):
+        if label in labels:
+            return labels.index(label)
+        stripped = label.strip()
+        for number, name in enumerate(labels):
+            if name.strip() == stripped:
+                return number
+        numeral = _NUMERAL.fullmatch(stripped)
+        number = int(numeral[1]) if numeral else None
+    else:
+        value = None if isinstance(label, bool | np.bool_) else _real(label)
+        number = int(value) if value is not None and value.is_integer() else None
+    if number is not None and 0 <= number < len(labels):
+        return number
+    raise InputError(f"label {shown(label)}: not known; expected one of {listed(labels)}, or their numbers from 0")
+
+
+def multi_hot(items: Sequence[Any], labels: Sequence[str]) -> np.ndarray:
+    """float32 [labels], 1 for each label that holds; InputError if an item is no label.
+
+    Args:
+        items: names or numbers of labels; or, for each label, 0 or 1 (or False or True), which is multi-hot.
+        labels: the names of the labels.
+    """
+    if _is_multi_hot(items, len(labels)):
+        return np.array(items, np.float32)
+    target = np.zeros(len(labels), np.float32)
+    found = [number_of(item, labels) for item in items]
+    if len(set(found)) < len(found) and not all(isinstance(item, str) for item in items):
+        raise InputError(
+            f"labels {shown(list(items))}: a number is there twice; expected each once, or {len(labels)} zeros and ones"
+        )
+    target[found] = 1
+    return target
+
+
+def _is_multi_hot(items: Sequence[Any], count: int) -> bool:
+    are_numbers = all(isinstance(item, numbers.Real | np.bool_) for item in items)
+    return len(items) == count and are_numbers and all(item in (0, 1) for item in items)
+
+
+def _real(value: Any) -> float | None:
+    """A number as float, infinite if 32 bits do not hold it; None if it is no number."""
+    if not isinstance(value, str | numbers.Real | np.number):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return math.inf
+    except ValueError:
+        return None
+    return number if abs(number) <= np.finfo(np.float32).max else math.copysign(math.inf, number)
+
+
+def lay_out(
+    first: np.ndarray, second: np.ndarray | None, tokenizer: Tokenizer, length: int, form: Form
+) -> tuple[np.ndarray, np.ndarray]:
+    """A text or a pair as a model reads it, cut to `length`: tokens and token types, int32 [n] each.
+
+    An encoder reads [CLS] first [SEP] second [SEP], a decoder both texts, each with an end token behind it.
+    """
+    encoder = form == "encoder"
+    end = np.array([tokenizer.sep_id if encoder else tokenizer.eos_id], np.int32)
+    begin = np.array([tokenizer.cls_id] if encoder else [], np.int32)
+    if second is None:
+        tokens = np.concatenate([begin, first[: length - len(begin) - 1], end]).astype(np.int32)
+        return tokens, np.zeros_like(tokens)
+    first, second = cut_longest(first, second, length - len(begin) - 2)
+    tokens = np.concatenate([begin, first, end, second, end]).astype(np.int32)
+    return tokens, (np.arange(len(tokens)) > len(begin) + len(first)).astype(np.int32)
+
+
+def cut_longest(first: np.ndarray, second: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
+    """Both texts without as many of their last tokens as have no room, always one of the longer text's."""
+    input_length = min(len(first), max(room - len(second), (room + 1) // 2))
+    return first[:input_length], second[: room - input_length]

@@ -97,11 +97,14 @@ class Denoising(Task):
                 f"{recipe.mean_span} of {self.stretch_length(recipe)} tokens)"
             )
 
+    def read(self, example: Mapping[str, Any]) -> str:
+        return files.text(example, self.column)
+
     def requests(self, example: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
         return (with_blank(files.text(example, self.column), "<extra_id_0>"),)
 
     def encode(self, example: dict[str, Any], tokenizer: Tokenizer) -> Document:
-        return layouts.document(example, self.column, tokenizer)
+        return layouts.document(self.read(example), tokenizer)
 
     def examples(
         self,

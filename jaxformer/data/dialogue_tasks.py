@@ -133,12 +133,25 @@ class Dialogue(Task):
     def check(self, tokenizer: Tokenizer, pack: bool) -> None:
         _ = tokenizer.eos_id  # raises if there is none
 
+    def read(self, example: Mapping[str, Any]) -> list[Turn]:
+        turns = []
+        for number, message in enumerate(files.items(example, self.messages, "task.messages")):
+            role, content = (message.get(key) if isinstance(message, Mapping) else None for key in ("role", "content"))
+            if not isinstance(role, str) or role not in self.template.roles or not isinstance(content, str):
+                raise InputError(
+                    f"turn {str(message)[:80]!r}: expected a role, one of {', '.join(self.template.roles)}, and its "
+                    "content, a text"
+                )
+            files.check_text(content, f"turn {number}")
+            turns.append((role, content.strip()))
+        return turns
+
     def requests(self, example: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
-        asked = [content for role, content in self._turns(example) if role == "user"]
+        asked = [content for role, content in self.read(example) if role == "user"]
         return tuple(map(files.first_words, asked[:1]))
 
     def encode(self, example: dict[str, Any], tokenizer: Tokenizer) -> Turns:
-        turns = self._turns(example)
+        turns = self.read(example)
         encoded = [Part(*self.template.encode(turn, tokenizer), turn[0] == ANSWERS) for turn in turns]
         return Turns(tuple(encoded), sum(len(content) for _, content in turns))
 
@@ -171,22 +184,6 @@ class Dialogue(Task):
         if not weights.any():
             return None
         return layouts.text_example(ids) | {"weights": weights}
-
-    def _turns(self, example: Mapping[str, Any]) -> list[Turn]:
-        messages = example.get(self.messages)
-        if not isinstance(messages, list | tuple):
-            there = ", ".join(map(repr, example))
-            raise InputError(f"a dialogue has no list {self.messages!r}; it has {there}: set task.messages")
-        turns = []
-        for message in messages:
-            role, content = (message.get(key) if isinstance(message, Mapping) else None for key in ("role", "content"))
-            if role not in self.template.roles or not isinstance(content, str):
-                raise InputError(
-                    f"turn {str(message)[:80]!r}: expected a role, one of {', '.join(self.template.roles)}, and its "
-                    "content, a text"
-                )
-            turns.append((role, content.strip()))
-        return turns
 
 
 def _exchanges(parts: Sequence[Part]) -> Iterator[list[Part]]:

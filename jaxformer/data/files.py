@@ -1,6 +1,7 @@
 """Text and JSON files as random-access documents, and documents as sentences."""
 
 import array
+import codecs
 import glob
 import gzip
 import io
@@ -12,9 +13,14 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from jaxformer.data.messages import Problems, note, shown
 from jaxformer.errors import InputError
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_CHUNK = 2**20
+_SURROGATE = re.compile("[\ud800-\udfff]")
 # An end of sentence: punctuation, closing quotes, a space, and no small letter after it. Titles and
 # initials before a full stop do not end one. East Asian full stops need no space.
 _SENTENCE_END = re.compile(
@@ -38,10 +44,32 @@ def expand(patterns: Sequence[str]) -> list[str]:
     return list(found)
 
 
-class _Pieces(Sequence):
-    """Byte ranges of files, found once on opening and read when asked for."""
+def check_encoding(encoding: str) -> None:
+    """Raises InputError if Python has no such text encoding."""
+    try:
+        "".encode(encoding)
+    except LookupError:
+        raise InputError(f"encoding {encoding!r}: not known; expected a name such as utf-8 or latin-1") from None
 
-    def __init__(self):
+
+def check_not_empty(paths: Sequence[str], empty: Sequence[str], need: str = "document") -> None:
+    """Raises InputError if all files are empty; otherwise says once how many are skipped."""
+    if not empty:
+        return
+    more = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
+    if len(empty) == len(paths):
+        is_empty = "the files are empty" if more else "the file is empty"
+        raise InputError(f"{empty[0]}{more}: {is_empty}; give a file with at least one {need}")
+    note(f"{empty[0]}{more}: skipped, empty; {len(paths) - len(empty)} of {len(paths)} files are read")
+
+
+class _Pieces(Sequence):
+    """Byte ranges of files, found when the files are opened and read when an item is indexed."""
+
+    scan = True  # Reading every document is cheap enough to check them all.
+
+    def __init__(self, encoding: str = "utf-8"):
+        self.encoding = encoding
         self.buffers: list[mmap.mmap | bytes] = []
         self.paths: list[str] = []
         self.files, self.starts, self.stops = (array.array("q") for _ in range(3))
@@ -55,20 +83,19 @@ class _Pieces(Sequence):
         self.stops.append(stop)
 
     def lines(self, path: str) -> Iterator[tuple[int, bytes, str]]:
-        """(byte offset, bytes, text) of each line; the file becomes the one that `add` means."""
-        buffer = read(path)
+        """(byte offset, bytes, text) of each line; `add` refers to the last file whose lines were read."""
+        buffer = read(path, self.encoding)
         self.buffers.append(buffer)
         self.paths.append(path)
         stream = io.BytesIO(buffer) if isinstance(buffer, bytes) else buffer
+        stream.seek(0)
         offset = 0
-        for line in iter(stream.readline, b""):
+        for number, line in enumerate(iter(stream.readline, b""), 1):
             skip = len(_BYTE_ORDER_MARK) if not offset and line.startswith(_BYTE_ORDER_MARK) else 0
             try:
                 yield offset + skip, line[skip:], line[skip:].decode()
             except UnicodeDecodeError as error:
-                raise InputError(
-                    f"{path}: not UTF-8 at byte {offset + skip + error.start}; convert the file to UTF-8"
-                ) from error
+                raise _undecodable(path, "utf-8", offset + skip + error.start, number) from error
             offset += len(line)
 
     def piece(self, index: int) -> str:
@@ -77,16 +104,18 @@ class _Pieces(Sequence):
         buffer = self.buffers[self.files[index]]
         return buffer[self.starts[index] : self.stops[index]].decode()
 
-    def check_not_empty(self, path: str, count_before: int) -> None:
-        if len(self) == count_before:
-            raise InputError(f"{path}: the file is empty; give a file with at least one document")
+    def place(self, index: int) -> str:
+        """File and line at which a document begins."""
+        file = self.files[index]
+        return f"{self.paths[file]}: line {_line_number(self.buffers[file], self.starts[index])}"
 
 
 class TextDocuments(_Pieces):
     """Documents {"text": str} of plain text files, separated as `TextFiles.documents` says."""
 
-    def __init__(self, paths: list[str], separator: str):
-        super().__init__()
+    def __init__(self, paths: list[str], separator: str, encoding: str = "utf-8"):
+        super().__init__(encoding)
+        empty = []
         for path in paths:
             before = len(self)
             start = stop = None
@@ -100,7 +129,8 @@ class TextDocuments(_Pieces):
                     start = None
             if start is not None:
                 self.add(start, stop)
-            self.check_not_empty(path, before)
+            empty += [path] if len(self) == before else []
+        check_not_empty(paths, empty)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {"text": self.piece(index).strip()}
@@ -109,15 +139,21 @@ class TextDocuments(_Pieces):
 class JsonDocuments(_Pieces):
     """The objects of JSON-lines files."""
 
-    def __init__(self, paths: list[str]):
-        super().__init__()
+    def __init__(self, paths: list[str], encoding: str = "utf-8"):
+        super().__init__(encoding)
+        empty, problems = [], Problems("give one object a line")
         for path in paths:
-            before = len(self)
+            blank = True
             for number, (offset, line, text) in enumerate(self.lines(path), 1):
-                if text.strip():
-                    _check_object(path, number, text)
-                    self.add(offset, offset + len(line))
-            self.check_not_empty(path, before)
+                if not text.strip():
+                    continue
+                blank = False
+                if problem := _no_object(text):
+                    problems.add(f"{path}: line {number} {problem}")
+                self.add(offset, offset + len(line))
+            empty += [path] if blank else []
+        problems.check()
+        check_not_empty(paths, empty)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return json.loads(self.piece(index))
@@ -126,8 +162,10 @@ class JsonDocuments(_Pieces):
 class ParallelLines(Sequence):
     """{"inputs", "targets"} of two files, line by line, where neither line is empty."""
 
-    def __init__(self, inputs: str, targets: str):
-        self.sides = [_Lines(inputs), _Lines(targets)]
+    scan = True
+
+    def __init__(self, inputs: str, targets: str, encoding: str = "utf-8"):
+        self.sides = [_Lines(inputs, encoding), _Lines(targets, encoding)]
         counts = list(map(len, self.sides))
         if counts[0] != counts[1]:
             raise InputError(
@@ -148,12 +186,16 @@ class ParallelLines(Sequence):
         number = self.numbers[index]
         return {key: side[number] for key, side in zip(("inputs", "targets"), self.sides, strict=True)}
 
+    def place(self, index: int) -> str:
+        """File and line of a pair's inputs; its targets are in the same line of the other file."""
+        return self.sides[0].place(self.numbers[index])
+
 
 class _Lines(_Pieces):
     """Every line of a file, empty ones too."""
 
-    def __init__(self, path: str):
-        super().__init__()
+    def __init__(self, path: str, encoding: str):
+        super().__init__(encoding)
         self.blank = set()
         for number, (offset, line, text) in enumerate(self.lines(path)):
             self.add(offset, offset + len(line))
@@ -164,17 +206,45 @@ class _Lines(_Pieces):
         return self.piece(index).strip()
 
 
-def _check_object(path: str, number: int, text: str) -> None:
+def _no_object(text: str) -> str:
+    """What is wrong with a line that should hold a JSON object; empty if nothing is."""
     try:
         value = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
-        raise InputError(f"{path}: line {number} is not valid JSON ({reason}); give one object a line") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: line {number} is {type(value).__name__}, not an object; give one object a line")
+    except (ValueError, RecursionError) as error:
+        reason = {json.JSONDecodeError: getattr(error, "msg", ""), RecursionError: "nested too deeply"}
+        return f"is not valid JSON ({reason.get(type(error)) or error})"
+    return "" if isinstance(value, dict) else f"is {type(value).__name__}, not an object"
 
 
-def read(path: str) -> mmap.mmap | bytes:
+def _line_number(buffer: mmap.mmap | bytes, offset: int) -> int:
+    """The number, from 1, of the line that begins at a byte offset."""
+    steps = range(0, offset, _CHUNK)
+    return 1 + sum(buffer[start : min(start + _CHUNK, offset)].count(b"\n") for start in steps)
+
+
+def _undecodable(path: str, encoding: str, offset: int, line: int | None = None) -> InputError:
+    name = "UTF-8" if encoding.lower().startswith("utf-8") else encoding
+    where = "" if line is None else f" (line {line})"
+    return InputError(f"{path}: not {name} at byte {offset}{where}; set encoding to the file's own, such as latin-1")
+
+
+def decoded(path: str, encoding: str = "utf-8") -> str:
+    """The text of a file, without a byte order mark; InputError where it cannot be read or decoded."""
+    content = bytes(read_bytes(path))
+    try:
+        return content.decode(encoding).removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise _undecodable(path, encoding, error.start, content.count(b"\n", 0, error.start) + 1) from error
+
+
+def read(path: str, encoding: str = "utf-8") -> mmap.mmap | bytes:
+    """The bytes of a file as UTF-8: mapped, or held in memory if it is compressed or in another encoding."""
+    if codecs.lookup(encoding).name == "utf-8":
+        return read_bytes(path)
+    return decoded(path, encoding).encode()
+
+
+def read_bytes(path: str) -> mmap.mmap | bytes:
     """The bytes of a file, mapped or, of a `.gz`, decompressed; InputError where they cannot be read."""
     try:
         if path.endswith(".gz"):
@@ -193,7 +263,7 @@ def read(path: str) -> mmap.mmap | bytes:
         raise InputError(f"{path}: {reason}; give the path of a readable file") from error
 
 
-def sentences(example: dict[str, Any], column: str | None = None) -> list[str]:
+def sentences(example: Mapping[str, Any], column: str | None = None) -> list[str]:
     """The sentences of an example, none of them empty.
 
     Args:
@@ -201,12 +271,12 @@ def sentences(example: dict[str, Any], column: str | None = None) -> list[str]:
         column: which column holds a str or a list of str; None takes `sentences` or `text`.
 
     Returns:
-        A list as it stands; a text of several lines by line; any other text by punctuation.
+        A list as it is; a text of several lines split at its lines; any other text split by punctuation.
 
     Raises:
         InputError: no such column (the message names those that exist), or it holds no text.
     """
-    value = _column(example, column, "the task's `column`")
+    value = _text_column(example, column, "the task's `column`")
     if isinstance(value, str):
         lines = value.splitlines()
         parts = lines if sum(map(bool, map(str.strip, lines))) > 1 else split_sentences(value)
@@ -215,18 +285,18 @@ def sentences(example: dict[str, Any], column: str | None = None) -> list[str]:
     return [part for part in map(str.strip, parts) if part]
 
 
-def text(example: dict[str, Any], column: str | None = None, field: str = "task.column") -> str:
-    """The text of an example as it stands, stripped; of a list of sentences one a line.
+def text(example: Mapping[str, Any], column: str | None = None, field: str = "task.column") -> str:
+    """The text of an example, stripped; the sentences of a list are joined by newlines.
 
     Args:
         example: columns by name.
         column: which column holds a str or a list of str; None takes `sentences` or `text`.
-        field: the field that says which; for a message.
+        field: the config field that names the column, for messages.
 
     Raises:
         InputError: no such column (the message names those that exist), or it holds no text.
     """
-    value = _column(example, column, f"{field} to one that holds text")
+    value = _text_column(example, column, f"{field} to one that holds text")
     return (value if isinstance(value, str) else "\n".join(value)).strip()
 
 
@@ -236,23 +306,63 @@ def first_words(text: str, count: int = 25) -> str:
 
 
 def value(example: Mapping[str, Any], column: str, field: str) -> Any:
-    """What an example has in a column that `field` names; InputError where it has none such."""
+    """The value of a column that the config field `field` names; InputError if there is no such column."""
     if column not in example:
-        there = ", ".join(map(repr, example))
-        raise InputError(f"an example has no column {column!r}; it has {there}: set {field}")
+        raise InputError(f"an example has no column {column!r}; it has {_names(example)}: set {field}")
     return example[column]
 
 
-def _column(example: dict[str, Any], column: str | None, advice: str) -> str | Sequence[str]:
+def items(example: Mapping[str, Any], column: str, field: str) -> list[Any]:
+    """The items of a column that holds a list or an array; InputError if it holds something else."""
+    found = value(example, column, field)
+    found = found.tolist() if isinstance(found, np.ndarray) else found
+    if not isinstance(found, list | tuple):
+        raise InputError(
+            f"column {column!r} holds {shown(found)}; expected a list; the columns are {_names(example)}: set {field}"
+        )
+    return list(found)
+
+
+def strings(example: Mapping[str, Any], column: str, field: str) -> list[str]:
+    """The texts of a column that holds a list of them; InputError if it holds something else."""
+    found = items(example, column, field)
+    for number, item in enumerate(found):
+        check_text(item, f"item {number} of column {column!r}")
+    return found
+
+
+def check_text(value: Any, owner: str) -> None:
+    """Raises InputError if a value is not a text of Unicode characters; `owner` names it in the message."""
+    if not isinstance(value, str):
+        raise InputError(f"{owner} holds {shown(value)}; expected a text")
+    if found := _SURROGATE.search(value):
+        raise InputError(
+            f"{owner} has half a character, {ascii(found[0])[1:-1]}, at character {found.start()}, which is no Unicode "
+            "text; write the whole character, or leave it out"
+        )
+
+
+def _text_column(example: Mapping[str, Any], column: str | None, advice: str) -> str | Sequence[str]:
     keys = ("sentences", "text") if column is None else (column,)
-    value = next((example[key] for key in keys if key in example), None)
-    if isinstance(value, str):
-        return value
-    if isinstance(value, list | tuple) and all(isinstance(part, str) for part in value):
-        return value
-    wanted = " or ".join(map(repr, keys))
-    there = ", ".join(map(repr, example))
-    raise InputError(f"a document has no column {wanted} of text; it has {there}: set {advice}")
+    key = next((key for key in keys if key in example), None)
+    if key is None:
+        wanted = " or ".join(map(repr, keys))
+        raise InputError(f"a document has no column {wanted} of text; it has {_names(example)}: set {advice}")
+    found = example[key]
+    if isinstance(found, str):
+        check_text(found, f"column {key!r}")
+        return found
+    if not isinstance(found, list | tuple):
+        raise InputError(
+            f"column {key!r} holds {shown(found)}; expected a text; the columns are {_names(example)}: set {advice}"
+        )
+    for number, item in enumerate(found):
+        check_text(item, f"item {number} of column {key!r}")
+    return found
+
+
+def _names(example: Mapping[str, Any]) -> str:
+    return ", ".join(map(repr, example)) or "none"
 
 
 def split_sentences(text: str) -> list[str]:

@@ -15,13 +15,13 @@ from PIL import Image
 
 from jaxformer.data import files, images
 from jaxformer.data.augmentations import Augmentation, Fit, Resample, cutmix, fitted, mixup, pixels
-from jaxformer.data.classification_tasks import check_classes, number_of, spread
+from jaxformer.data.classification_tasks import check_classes, number_of
 from jaxformer.data.tasks import Example, Feature, Task
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import InputError
 
 LOOKED_AT = 100
-"""Examples of a source that are looked at for a second class, at most, where looking means decoding."""
+"""Examples, spread over a source, that are searched for a second class before all others are; each is decoded."""
 
 
 EXAMPLE = "example.png"
@@ -137,8 +137,15 @@ class ImageTask(Task):
             raise InputError(str(error)) from error
         return (str(folder / EXAMPLE),)
 
-    def encode(self, example: Mapping[str, Any], tokenizer: Tokenizer | None) -> Picture:
+    def read(self, example: Mapping[str, Any]) -> tuple[Any, int | None]:
+        """The image, not decoded yet, and the number of its class."""
         image = files.value(example, self.image, "task.image")
+        if isinstance(image, str):
+            files.check_text(image, f"column {self.image!r}")
+        return image, self._label(example)
+
+    def encode(self, example: Mapping[str, Any], tokenizer: Tokenizer | None) -> Picture:
+        image, label = self.read(example)
         try:
             picture = self._read(image, images.name_of(image, "an image of the source"))
         except images.Undecodable as error:
@@ -146,7 +153,7 @@ class ImageTask(Task):
                 raise InputError(f"{error}; without task.strict it would be skipped") from error
             images.skip(str(error))
             return Picture(None, None, 1)
-        return Picture(picture, self._label(example), picture.width * picture.height * self.channels // 4 + 1)
+        return Picture(picture, label, picture.width * picture.height * self.channels // 4 + 1)
 
     def prepared(self, picture: Image.Image) -> np.ndarray:
         """The pixels of a picture that is not augmented: uint8 [size, size, channels]."""
@@ -218,10 +225,9 @@ class LabelledImages(ImageTask):
         return dataclasses.replace(self, augmentation=None, mixup=0.0, cutmix=0.0)
 
     def check_source(self, documents: Sequence[Mapping[str, Any]], name: str) -> None:
-        found = getattr(documents, "labels", None)  # A folder for each class knows without looking.
-        if found is None:
-            found = (document.get(self.label) for document in spread(documents, LOOKED_AT))
-        check_classes(map(self._number, found), self.labels, name)
+        for label in getattr(documents, "labels", ()):  # The names of all folders.
+            self._number(label)
+        check_classes(documents, self._label, self.labels, name, LOOKED_AT)
 
     def _example(self, image: np.ndarray, document: Picture, rng: np.random.Generator, draw: Callable) -> Example:
         labels, share = [document.label, 0], 1.0

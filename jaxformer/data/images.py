@@ -178,6 +178,8 @@ class ImageFolders(Source):
 class _LabelledFiles(Sequence):
     """{"image": path, "label": name} of each file; `labels` are all that there are."""
 
+    scan = True
+
     def __init__(self, found: list[tuple[str, str]]):
         self.found = found
         self.labels = tuple(dict.fromkeys(label for _, label in found))
@@ -188,6 +190,10 @@ class _LabelledFiles(Sequence):
     def __getitem__(self, index: int) -> dict[str, Any]:
         image, label = self.found[int(index)]
         return {"image": image, "label": label}
+
+    def place(self, index: int) -> str:
+        """The example's file."""
+        return self.found[index][0]
 
 
 _skipped: dict[str, int] = {}

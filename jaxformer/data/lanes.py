@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import grain
 import numpy as np
 
-from jaxformer.data.sources import components, random_index
+from jaxformer.data.sources import components, located, random_index
 from jaxformer.data.tasks import Example, Feature, Task
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import InputError
@@ -86,7 +86,8 @@ class Reader:
         if document is not None:
             self._cache.move_to_end(index)
             return document
-        document = self._task.encode(self._documents[index], self._tokenizer)
+        with located(self._documents, index):
+            document = self._task.encode(self._documents[index], self._tokenizer)
         self._cache[index] = document
         self._cached += document.size
         while self._cached > _CACHE_SIZE and len(self._cache) > 1:

@@ -41,11 +41,14 @@ class NextToken(Task):
     def check(self, tokenizer: Tokenizer, pack: bool) -> None:
         _ = tokenizer.eos_id, self.beginning and tokenizer.bos_id  # each raises if there is none
 
+    def read(self, example: Mapping[str, Any]) -> str:
+        return files.text(example, self.column)
+
     def requests(self, example: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
         return (files.first_words(files.text(example, self.column), 5),)
 
     def encode(self, example: dict[str, Any], tokenizer: Tokenizer) -> Document:
-        return layouts.document(example, self.column, tokenizer)
+        return layouts.document(self.read(example), tokenizer)
 
     def examples(
         self,
@@ -93,11 +96,14 @@ class PrefixLM(Task):
     def check(self, tokenizer: Tokenizer, pack: bool) -> None:
         _ = tokenizer.eos_id, tokenizer.pad_id  # each raises if there is none
 
+    def read(self, example: Mapping[str, Any]) -> str:
+        return files.text(example, self.column)
+
     def requests(self, example: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
         return (files.first_words(files.text(example, self.column), 5),)
 
     def encode(self, example: dict[str, Any], tokenizer: Tokenizer) -> Document:
-        return layouts.document(example, self.column, tokenizer)
+        return layouts.document(self.read(example), tokenizer)
 
     def examples(
         self,
@@ -175,9 +181,12 @@ class TextToText(Task):
     def requests(self, example: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
         return (self.prefix + files.first_words(files.text(example, self.inputs, "task.inputs")),)
 
-    def encode(self, example: dict[str, Any], tokenizer: Tokenizer) -> Pair:
+    def read(self, example: Mapping[str, Any]) -> tuple[str, str]:
         inputs = files.text(example, self.inputs, "task.inputs")
-        targets = files.text(example, self.targets, "task.targets")
+        return inputs, files.text(example, self.targets, "task.targets")
+
+    def encode(self, example: dict[str, Any], tokenizer: Tokenizer) -> Pair:
+        inputs, targets = self.read(example)
         if not inputs:
             return Pair(np.zeros(0, np.int32), tokenizer.target.encode(targets), len(targets))
         encoded = tokenizer.encode(self.prefix + inputs), tokenizer.target.encode(targets)

@@ -1,11 +1,9 @@
 """How the examples of language tasks lie in rows: text alone, or inputs and targets with or without an encoder."""
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 
-from jaxformer.data import files
 from jaxformer.data.tasks import Example, Feature
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.data.tokenizers.template import LaidOut
@@ -23,9 +21,8 @@ class Document:
     """Characters of the text."""
 
 
-def document(example: dict[str, Any], column: str | None, tokenizer: Tokenizer) -> Document:
-    """The text of an example's column, encoded."""
-    text = files.text(example, column)
+def document(text: str, tokenizer: Tokenizer) -> Document:
+    """A text, encoded."""
     return Document(tokenizer.encode(text), len(text))
 
 

@@ -11,13 +11,16 @@ import grain
 import numpy as np
 
 from jaxformer.data import lanes
-from jaxformer.data.sources import Source, in_order, shuffled
+from jaxformer.data.messages import Problems
+from jaxformer.data.sources import Source, in_order, located, scanned, shuffled
 from jaxformer.data.tasks import Task
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import InputError
 from jaxformer.progress import phase
 
 Batch = dict[str, np.ndarray]
+
+_CHECKED = 100_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +63,27 @@ def check(data: Data, tokenizer: Tokenizer | None) -> None:
     if data.task.reads_text and tokenizer is None:
         raise InputError(f"tokenizer=None: data.task={type(data.task).__name__} reads text and needs one")
     data.task.check(tokenizer, data.pack)
+
+
+def check_documents(data: Data) -> None:
+    """Reads the columns of the documents in files, before anything is made of them.
+
+    Up to 100,000 documents of each source are read, evenly spaced.
+
+    Raises:
+        InputError: lists the first ten documents without what the task reads, by file and line.
+    """
+    for source in filter(None, (data.train, data.validation)):
+        documents, problems, read = source.open(), Problems(), 0
+        for indices in scanned(documents, _CHECKED):
+            read += len(indices)
+            for index in indices:
+                try:
+                    with located(documents, index):
+                        data.task.read(documents[index])
+                except InputError as error:
+                    problems.add(str(error))
+        problems.check("" if read == len(documents) else f" of {read:,} documents read")
 
 
 def initial_state(data: Data) -> np.ndarray:

@@ -65,6 +65,9 @@ class MultiTask(Task):
         for task in self._tasks:
             task.check(tokenizer, pack)
 
+    def read(self, example: Mapping[str, Any]) -> Any:
+        return self._task_of(example).read(example)
+
     def requests(self, example: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
         return self._task_of(example).requests(example, folder)
 

@@ -65,9 +65,12 @@ class TextPairs(Task):
         columns = ("task.first", self.first), ("task.second", self.second)
         return tuple(files.first_words(files.text(example, column, name)) for name, column in columns)
 
-    def encode(self, example: dict[str, Any], tokenizer: Tokenizer) -> Pair:
+    def read(self, example: Mapping[str, Any]) -> tuple[str, str]:
         first = files.text(example, self.first, "task.first")
-        second = files.text(example, self.second, "task.second")
+        return first, files.text(example, self.second, "task.second")
+
+    def encode(self, example: dict[str, Any], tokenizer: Tokenizer) -> Pair:
+        first, second = self.read(example)
         return Pair(*tokenizer.encode_batch([first, second]), len(first) + len(second))
 
     def examples(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxformer.data import files, layouts
+from jaxformer.data.messages import shown
 from jaxformer.data.tasks import Example, Feature, Task
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.data.tokenizers.template import Template
@@ -121,13 +122,53 @@ class AnswerSpans(Task):
         self._check_room(template.added(pair=True))
         layouts.check_packing(self.examples_per_row, pack)
 
+    def read(self, example: Mapping[str, Any]) -> tuple[str, str, list[tuple[str, int]]]:
+        """Question, context, and the answers with their first characters.
+
+        Raises:
+            InputError: no such columns, or an answer that is not where it should be in the context.
+        """
+        question = files.text(example, self.question, "task.question")
+        context = files.value(example, self.context, "task.context")
+        if isinstance(context, str):  # as it is: answers say at which of its characters they begin
+            files.check_text(context, f"column {self.context!r}")
+        else:
+            context = files.text(example, self.context, "task.context")
+        answers = self._answers(example)
+        for text, start in answers:
+            if not text.strip() or start < 0 or context[start : start + len(text)] != text:
+                raise InputError(
+                    f"answer {text[:60]!r}: not in its context at character {start}, where "
+                    f"{context[max(start, 0) :][: max(len(text), 1)][:60]!r} is; the question is {question[:60]!r}"
+                )
+        return question, context, answers
+
+    def _answers(self, example: Mapping[str, Any]) -> list[tuple[str, int]]:
+        answers = files.value(example, self.answers, "task.answers")
+        if not isinstance(answers, Mapping) or not {"text", "answer_start"} <= answers.keys():
+            raise InputError(
+                f"column {self.answers!r} holds {shown(answers)}; expected lists 'text' and 'answer_start', as SQuAD "
+                "has them: set task.answers"
+            )
+        texts = files.strings(answers, "text", "task.answers")
+        starts = files.items(answers, "answer_start", "task.answers")
+        if len(texts) != len(starts):
+            raise InputError(
+                f"column {self.answers!r} has {len(texts)} items in 'text' and {len(starts)} in 'answer_start'; "
+                "expected as many"
+            )
+        for start in starts:
+            if not isinstance(start, int) or isinstance(start, bool):
+                raise InputError(f"column {self.answers!r}: 'answer_start' holds {shown(start)}; expected an integer")
+        return list(zip(texts, starts, strict=True))
+
     def requests(self, example: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
-        question, context, answers = self.columns(example)
+        question, context, answers = self.read(example)
         start = max(0, context.rfind(". ", 0, answers[0][1]) + 1) if answers else 0
         return (f"{files.first_words(question)}\t{files.first_words(context[start:])}",)
 
     def encode(self, example: dict[str, Any], tokenizer: Tokenizer) -> Passage:
-        question, context, answers = self.columns(example)
+        question, context, answers = self.read(example)
         passage = encode_passage(question, context, tokenizer)
         if not answers or not len(passage.context):
             return passage
@@ -155,30 +196,6 @@ class AnswerSpans(Task):
         last = max(len(passage.context) - room, 0)
         starts = [*range(0, last, self.stride), last]
         return [_window(template, question, passage.context[start : start + room], start) for start in starts]
-
-    def columns(self, example: Mapping[str, Any]) -> tuple[str, str, list[tuple[str, int]]]:
-        """Question, context, and the answers with their first characters.
-
-        Raises:
-            InputError: no such columns, or an answer that is not where it should be in the context.
-        """
-        question = files.text(example, self.question, "task.question")
-        context, answers = example.get(self.context), example.get(self.answers)
-        if not isinstance(context, str):
-            context = files.text(example, self.context, "task.context")
-        if not isinstance(answers, Mapping) or not {"text", "answer_start"} <= answers.keys():
-            there = ", ".join(map(repr, example))
-            raise InputError(
-                f"an example has no {self.answers!r} with 'text' and 'answer_start'; it has {there}: set task.answers"
-            )
-        pairs = list(zip(answers["text"], map(int, answers["answer_start"]), strict=False))
-        for text, start in pairs:
-            if not text.strip() or start < 0 or context[start : start + len(text)] != text:
-                raise InputError(
-                    f"answer {text[:60]!r}: not in its context at character {start}, where "
-                    f"{context[max(start, 0) :][: max(len(text), 1)][:60]!r} is; the question is {question[:60]!r}"
-                )
-        return question, context, pairs
 
     def _example(self, window: Window, answer: tuple[int, int] | None) -> Example:
         places = np.zeros(2, np.int32)

@@ -12,7 +12,7 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import grain
@@ -66,44 +66,59 @@ class Tfds(Source):
             raise InputError(f"{self.name}: split {self.split!r} is empty")
         with _quiet():
             examples[0]  # The first image makes TFDS recommend another decoder than Pillow.
-        return Decoded(examples)
+        return Decoded(examples, f"{self.name}: split {self.split}")
 
 
 @dataclasses.dataclass(frozen=True)
 class TextFiles(Source):
-    """Plain text in UTF-8; `.gz` is held decompressed in memory, anything else is mapped."""
+    """Plain text; `.gz` and encodings other than UTF-8 are held decoded in memory, anything else is mapped."""
 
     paths: tuple[str, ...] = ()
     """Files or globs."""
     documents: Literal["blank_line", "line", "file"] = "blank_line"
     """What separates documents: an empty line, every line, or the end of the file."""
+    encoding: str = "utf-8"
+    """Encoding of the files, as Python names it: utf-8, latin-1, cp1252, utf-16."""
+
+    def __post_init__(self):
+        files.check_encoding(self.encoding)
 
     def open(self) -> Sequence[dict[str, Any]]:
-        return files.TextDocuments(files.expand(self.paths), self.documents)
+        return files.TextDocuments(files.expand(self.paths), self.documents, self.encoding)
 
 
 @dataclasses.dataclass(frozen=True)
 class JsonLines(Source):
-    """One JSON object a line, in UTF-8; `.gz` is held decompressed in memory."""
+    """One JSON object a line; `.gz` and encodings other than UTF-8 are held decoded in memory."""
 
     paths: tuple[str, ...] = ()
     """Files or globs."""
+    encoding: str = "utf-8"
+    """Encoding of the files, as Python names it."""
+
+    def __post_init__(self):
+        files.check_encoding(self.encoding)
 
     def open(self) -> Sequence[dict[str, Any]]:
-        return files.JsonDocuments(files.expand(self.paths))
+        return files.JsonDocuments(files.expand(self.paths), self.encoding)
 
 
 @dataclasses.dataclass(frozen=True)
 class ParallelFiles(Source):
-    """Pairs of two text files in UTF-8, line by line; pairs of which one line is empty are left out."""
+    """Pairs of two text files, line by line; pairs of which one line is empty are left out."""
 
     inputs: str
     """File of the texts to read."""
     targets: str
     """File of the texts to write: line n belongs to line n of `inputs`."""
+    encoding: str = "utf-8"
+    """Encoding of both files, as Python names it."""
+
+    def __post_init__(self):
+        files.check_encoding(self.encoding)
 
     def open(self) -> Sequence[dict[str, Any]]:
-        return files.ParallelLines(*map(os.path.expanduser, (self.inputs, self.targets)))
+        return files.ParallelLines(*map(os.path.expanduser, (self.inputs, self.targets)), self.encoding)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,8 +179,16 @@ class Mixed(Sequence):
         return int(self.starts[-1])
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        part, index = self._find(index)
+        return part[index]
+
+    def place(self, index: int) -> str:
+        """Where a document is, as its component says."""
+        return place(*self._find(index))
+
+    def _find(self, index: int) -> tuple[Sequence, int]:
         part = int(np.searchsorted(self.starts, index, side="right")) - 1
-        return self.parts[part][int(index - self.starts[part])]
+        return self.parts[part], int(index - self.starts[part])
 
 
 class Renamed(Sequence):
@@ -173,9 +196,14 @@ class Renamed(Sequence):
 
     def __init__(self, examples: Sequence, columns: Columns):
         self.examples, self.columns = examples, columns
+        self.scan = getattr(examples, "scan", False)
 
     def __len__(self) -> int:
         return len(self.examples)
+
+    def place(self, index: int) -> str:
+        """Where an example is, as its own source says."""
+        return place(self.examples, index)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         example, columns = self.examples[index], self.columns
@@ -186,16 +214,56 @@ class Renamed(Sequence):
 
 
 class Decoded(Sequence):
-    """Examples of TFDS with their bytes as str, but for what is no text, such as the bytes of an image's file."""
+    """Examples of TFDS with bytes decoded to str where they are UTF-8, which those of an image's file are not."""
 
-    def __init__(self, examples: Sequence):
-        self.examples = examples
+    def __init__(self, examples: Sequence, name: str):
+        self.examples, self.name = examples, name
+
+    def place(self, index: int) -> str:
+        """The split and the index in it."""
+        return f"{self.name}, example {index}"
 
     def __len__(self) -> int:
         return len(self.examples)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return _decode(self.examples[int(index)])
+
+
+def place(documents: Sequence, index: int) -> str:
+    """Where a document comes from, for messages: file and line, or split and index."""
+    own = getattr(documents, "place", None)
+    return own(index) if own else f"example {index}"
+
+
+@contextlib.contextmanager
+def located(documents: Sequence, index: int) -> Iterator[None]:
+    """Adds to the errors of a block where document `index`, which it reads, comes from."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{place(documents, index)}: {error}") from error
+    except Exception as error:
+        error.add_note(f"while reading {place(documents, index)}")
+        raise
+
+
+def read_each(documents: Sequence, function: Callable[[Any], Any], indices: Iterable[int] | None = None) -> list[Any]:
+    """What a function makes of each document, or of those with the given indices; errors say which one fails."""
+    found = []
+    for index in range(len(documents)) if indices is None else indices:
+        with located(documents, index):
+            found.append(function(documents[index]))
+    return found
+
+
+def scanned(documents: Sequence, most: int, start: int = 0) -> Iterator[range]:
+    """Indices of the documents that are cheap to read, up to `most` of each component, evenly spaced."""
+    if isinstance(documents, Mixed):
+        for part, part_start in zip(documents.parts, documents.starts[:-1], strict=True):
+            yield from scanned(part, most, start + int(part_start))
+    elif getattr(documents, "scan", False):
+        yield range(start, start + len(documents), 1 + (len(documents) - 1) // most)
 
 
 def shuffled(documents: Sequence, seed: int) -> grain.MapDataset:

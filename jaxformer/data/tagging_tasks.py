@@ -73,14 +73,19 @@ class TagTokens(Task):
     def requests(self, example: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
         return (files.first_words(" ".join(map(str, self._column(example, self.words)))),)
 
-    def encode(self, example: dict[str, Any], tokenizer: Tokenizer) -> Words:
-        words, tags = (self._column(example, name) for name in (self.words, self.tags))
+    def read(self, example: Mapping[str, Any]) -> tuple[list[str], list[int]]:
+        words = files.strings(example, self.words, "task.words")
+        tags = files.items(example, self.tags, "task.tags")
         if len(words) != len(tags):
             raise InputError(
                 f"a sentence has {len(words)} words in {self.words!r} and {len(tags)} tags in {self.tags!r}: "
-                f"{' '.join(map(str, words))[:60]!r}; each word needs one"
+                f"{' '.join(words)[:60]!r}; each word needs one"
             )
-        return encode_words(words, tokenizer, [number_of(tag, self.labels) for tag in tags])
+        return words, [number_of(tag, self.labels) for tag in tags]
+
+    def encode(self, example: dict[str, Any], tokenizer: Tokenizer) -> Words:
+        words, tags = self.read(example)
+        return encode_words(words, tokenizer, tags)
 
     def examples(
         self,
@@ -103,16 +108,6 @@ class TagTokens(Task):
             "targets": np.pad(words.tags[part], around),
             "weights": np.pad(words.first[part], around).astype(np.float32),
         }
-
-    def _column(self, example: dict[str, Any], name: str) -> Sequence:
-        column = example.get(name)
-        if not isinstance(column, list | tuple | np.ndarray):
-            there = ", ".join(map(repr, example))
-            raise InputError(
-                f"a sentence has no list {name!r}; it has {there}: set task.words and task.tags to those that hold "
-                "the words and their tags"
-            )
-        return column
 
 
 def encode_words(words: Sequence[str], tokenizer: Tokenizer, tags: Sequence[int] | None = None) -> Words:

@@ -1,8 +1,9 @@
 """Step 3 of the way of the data: an encoded document becomes training examples.
 
-A task is a frozen dataclass with three methods, all pure: `encode` (step 2) turns an example of a
-source into what the lanes keep in their cache, `examples` turns that and a random generator into
-examples, and `row` says how a lane lays examples into rows.
+A task is a frozen dataclass with four methods, all pure: `read` checks the columns of a source's
+example and returns their values, `encode` (step 2) turns an example into what the lanes keep in
+their cache, `examples` turns that and a random generator into examples, and `row` says how a lane
+lays examples into rows.
 """
 
 import abc
@@ -107,6 +108,14 @@ class Task(abc.ABC):
     def asked(self, words: Sequence[str]) -> Sequence[Any]:
         """What `predict` is asked about, as the objective takes it; texts are taken as they are."""
         return words
+
+    def read(self, example: Mapping[str, Any]) -> Any:
+        """The values of the columns that the task reads, checked; `encode` begins with it.
+
+        Raises:
+            InputError: a column is missing or holds a value of a wrong type.
+        """
+        return example
 
     def requests(self, example: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
         """What `predict` can be asked about an example of a source, as words of a command line; empty if nothing.
@@ -232,11 +241,14 @@ class MaskedSentencePairs(Task):
         if pack and self.next_sentence and self.examples_per_row == 1:
             raise InputError("data.pack: task.examples_per_row 1 leaves nothing to pack; set it to 4, for example")
 
+    def read(self, example: Mapping[str, Any]) -> list[str]:
+        return sentences(example, self.column)
+
     def requests(self, example: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
         return tuple(map(with_blank, sentences(example, self.column)[:1]))
 
     def encode(self, example: dict[str, Any], tokenizer: Tokenizer) -> Sentences:
-        return Sentences(sentences(example, self.column), tokenizer)
+        return Sentences(self.read(example), tokenizer)
 
     def examples(
         self,

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from jaxformer.data import special_tokens
-from jaxformer.data.files import sentences
+from jaxformer.data.files import check_text, sentences, strings
+from jaxformer.data.sources import located
 from jaxformer.data.special_tokens import CLS, MASK, PAD, SEP, SPECIALS, UNK
 from jaxformer.errors import InputError
 from jaxformer.progress import phase
@@ -31,10 +32,10 @@ def train_sentencepiece(
     """
     import sentencepiece
 
-    model = io.BytesIO()
+    model, failed = io.BytesIO(), []
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=texts(documents, sample),
+            sentence_iterator=_kept_error(texts(documents, sample), failed),
             model_writer=model,
             model_type=model_type,
             vocab_size=vocab - sentinels,
@@ -51,6 +52,8 @@ def train_sentencepiece(
             minloglevel=2,
         )
     except RuntimeError as error:
+        if failed:
+            raise failed[0] from None
         without = f" ({vocab - sentinels} without its sentinels)" if sentinels else ""
         raise InputError(
             f"tokenizer.vocab {vocab}{without}: "
@@ -153,7 +156,19 @@ def texts(documents: Sequence[dict[str, Any]], sample: int) -> Iterator[str]:
     """The texts of `sample` documents, or of all if there are fewer, evenly spaced."""
     count = min(len(documents), sample)
     for number in range(count):
-        yield from _example_texts(documents[number * len(documents) // count])
+        index = number * len(documents) // count
+        with located(documents, index):
+            found = _example_texts(documents[index])
+        yield from found
+
+
+def _kept_error(found: Iterator[str], failed: list[InputError]) -> Iterator[str]:
+    """The same texts; appends the error that ends them, of which SentencePiece raises only the message."""
+    try:
+        yield from found
+    except InputError as error:
+        failed.append(error)
+        raise
 
 
 def _example_texts(example: dict[str, Any]) -> list[str]:
@@ -161,8 +176,11 @@ def _example_texts(example: dict[str, Any]) -> list[str]:
     if "sentences" in example or "text" in example:
         return sentences(example)
     if isinstance(example.get("words"), list):
-        return [" ".join(example["words"])]
-    return [value for value in example.values() if isinstance(value, str) and value.strip()]
+        return [" ".join(strings(example, "words", "the source's column"))]
+    found = [(name, value) for name, value in example.items() if isinstance(value, str) and value.strip()]
+    for name, value in found:
+        check_text(value, f"column {name!r}")
+    return [value for _, value in found]
 
 
 def reason(error: Exception) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxformer import fields
 from jaxformer.data.question_answering_tasks import AnswerSpans, Passage, encode_passage
+from jaxformer.data.sources import read_each
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import InputError
 from jaxformer.metrics import Mean
@@ -125,7 +126,7 @@ class QuestionAnswering:
         count = len(documents) if self.scored is None else min(self.scored, len(documents))
         if not count and self.scored == 0:
             return {}
-        columns = [task.columns(documents[number]) for number in range(count)]
+        columns = read_each(documents, task.read, range(count))
         answers = self.answer(model, params, tokenizer, task, [pair[:2] for pair in columns])
         references = [[text for text, _ in found] for *_, found in columns]
         return {

@@ -11,6 +11,7 @@ import numpy as np
 import scipy.stats
 
 from jaxformer.data.classification_tasks import Classify
+from jaxformer.data.sources import read_each
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import InputError
 from jaxformer.metrics import Mean
@@ -84,7 +85,7 @@ class Regression:
         self, model: Classifier, params, tokenizer: Tokenizer, task: Classify, documents: Sequence[Mapping[str, Any]]
     ) -> dict[str, Mean]:
         """Spearman's correlation over all documents, as ranks do not add up from batch to batch."""
-        texts = [task.encode(documents[number], tokenizer) for number in range(len(documents))]
+        texts = read_each(documents, lambda document: task.encode(document, tokenizer))
         texts = [text for text in texts if len(text.first)]
         pairs, truth = [(text.first, text.second) for text in texts], [text.target[0] for text in texts]
         values = token_logits(model, params, tokenizer, pairs, task.length)[:, 0]

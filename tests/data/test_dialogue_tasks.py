@@ -77,7 +77,7 @@ def test_turns_of_a_text():
         ([{"role": "robot", "content": "w1"}], "expected a role, one of system, user, assistant, and its content"),
         ([{"role": "user"}], "turn \"{'role': 'user'}\": expected a role"),
         (["w1"], "turn 'w1': expected a role"),
-        ("w1", "a dialogue has no list 'messages'; it has 'messages': set task.messages"),
+        ("w1", "column 'messages' holds 'w1'; expected a list; the columns are 'messages': set task.messages"),
     ],
 )
 def test_what_is_wrong_with_a_dialogue_is_one_line(turns, message, tokenizer):

@@ -55,7 +55,10 @@ def test_a_missing_column_is_named(tokenizer):
         (NextToken(), "no column 'sentences' or 'text' of text; it has 'en', 'de', 'count': set task.column"),
         (PrefixLM(column="fr"), "no column 'fr' of text; it has 'en', 'de', 'count': set task.column"),
         (TextToText(targets="de"), "no column 'inputs' of text; it has 'en', 'de', 'count': set task.inputs"),
-        (TextToText(inputs="en", targets="count"), "no column 'count' of text; .* set task.targets"),
+        (
+            TextToText(inputs="en", targets="count"),
+            "column 'count' holds 3; expected a text; the columns are .* set task.targets",
+        ),
     ]:
         with pytest.raises(InputError, match=words) as caught:
             task.encode(example, tokenizer)

@@ -190,7 +190,8 @@ def test_errors_of_the_background_come_as_they_are(tokenizer, source, monkeypatc
     with batches, pytest.raises(InputError) as caught:
         for _ in range(50):
             next(batches)
-    assert str(caught.value) == "a broken document"
+    path, line = str(caught.value).removesuffix(": a broken document").split(": line ")
+    assert path.endswith(".jsonl") and 1 <= int(line) <= len(data.train.open())
 
 
 def test_closing_stops_the_work(tokenizer, source):

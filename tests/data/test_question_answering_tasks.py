@@ -98,8 +98,8 @@ def test_a_long_question_loses_its_end(tokenizer):
         ),
         ({"answers": {"text": [""], "answer_start": [3]}}, "answer '': not in its context"),
         ({"answers": {"text": ["w9x"], "answer_start": [999]}}, "answer 'w9x': not in its context at character 999"),
-        ({"answers": ["w3"]}, "no 'answers' with 'text' and 'answer_start'; it has 'question', 'context', 'answers'"),
-        ({"context": 3}, "no column 'context' of text"),
+        ({"answers": ["w3"]}, "column 'answers' holds ['w3']; expected lists 'text' and 'answer_start'"),
+        ({"context": 3}, "column 'context' holds 3; expected a text; the columns are 'question', 'context', 'answers'"),
     ],
 )
 def test_what_is_wrong_with_an_example_is_one_line(changes, message, tokenizer):

@@ -76,8 +76,11 @@ def test_an_entity_stays_whole_where_it_fits(tokenizer):
         ({"words": ["w1"], "tags": ["Z"]}, "label 'Z': not known; expected one of O, B-x"),
         ({"words": ["w1"], "tags": [5]}, "label 5: not known"),
         ({"words": ["w1", "w2"], "tags": ["O"]}, "2 words in 'words' and 1 tags in 'tags': 'w1 w2'"),
-        ({"words": "w1 w2", "tags": ["O"]}, "a sentence has no list 'words'; it has 'words', 'tags'"),
-        ({"words": ["w1"]}, "a sentence has no list 'tags'; it has 'words'"),
+        (
+            {"words": "w1 w2", "tags": ["O"]},
+            "column 'words' holds 'w1 w2'; expected a list; the columns are 'words', 'tags': set task.words",
+        ),
+        ({"words": ["w1"]}, "an example has no column 'tags'; it has 'words': set task.tags"),
     ],
 )
 def test_what_is_wrong_with_a_sentence_is_one_line(example, message, tokenizer):
