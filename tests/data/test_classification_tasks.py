@@ -1,11 +1,14 @@
+import json
+
 import numpy as np
 import pytest
 
 from jaxformer.data import lanes
-from jaxformer.data.classification_tasks import Classify
+from jaxformer.data.classification_tasks import Classify, number_of
 from jaxformer.data.layouts import cut_longest
-from jaxformer.data.loader import Data, evaluation_batches, train_batches
+from jaxformer.data.loader import Data, check_documents, evaluation_batches, train_batches
 from jaxformer.data.sources import JsonLines
+from jaxformer.data.tables import Csv
 from jaxformer.data.text_augmentation import TextAugmentation
 from jaxformer.errors import InputError
 
@@ -162,3 +165,113 @@ def test_augmentation_is_for_training_alone(tokenizer, tmp_path):
     with train_batches(data, tokenizer, 0, range(8)) as batches:
         first, second = next(batches)[0]["tokens"], next(batches)[0]["tokens"]
     assert (first == tokenizer.unk_id).any() and (second == tokenizer.unk_id).any()
+
+
+@pytest.mark.parametrize(
+    "value, holds",
+    [
+        ([0, 1, 0], [0, 1, 0]),
+        ([0.0, 1.0, 1.0], [0, 1, 1]),
+        ([True, False, False], [1, 0, 0]),
+        ([0, 0, 0], [0, 0, 0]),
+        (np.array([1, 1, 0]), [1, 1, 0]),
+        (np.array([0.0, 0.0, 1.0], np.float32), [0, 0, 1]),
+        ([2, 0], [1, 0, 1]),
+        ([0, 2, 1], [1, 1, 1]),
+        ([1], [0, 1, 0]),
+        (["yes", "yes"], [0, 0, 1]),
+        (["1", " no "], [1, 1, 0]),
+    ],
+)
+def test_as_many_zeros_and_ones_as_labels_are_multi_hot(tokenizer, value, holds):
+    task = Classify(labels=LABELS, kind="many")
+    assert example(task, tokenizer, {"text": "w1", "label": value})["targets"].tolist() == holds
+
+
+@pytest.mark.parametrize(
+    "value, words",
+    [
+        ([1, 1], r"labels \[1, 1\]: a number is there twice; expected each once, or 3 zeros and ones"),
+        ([2, 2, 0], "a number is there twice"),
+        (["yes", 2], "a number is there twice"),
+        ([0, 1, 0, 0], "a number is there twice"),
+        ([True, False], "label True: not known"),
+        ([0.5, 0.5, 0], "label 0.5: not known"),
+        ([0, 1, 3], "label 3: not known"),
+    ],
+)
+def test_other_lists_are_refused(tokenizer, value, words):
+    with pytest.raises(InputError, match=words):
+        Classify(labels=LABELS, kind="many").encode({"text": "w1", "label": value}, tokenizer)
+
+
+def test_two_labels_are_multi_hot_unless_other_lists_are_numbers(tokenizer, tmp_path):
+    """[0, 1] of two labels is the second alone; beside [0], which is a number, it could be both."""
+    path = tmp_path / "a.jsonl"
+    task = Classify(labels=("a", "b"), kind="many", length=8)
+    assert example(task, tokenizer, {"text": "w1", "label": [0, 1]})["targets"].tolist() == [0, 1]
+
+    def start(*labels):
+        path.write_text("".join(f'{{"text": "w1", "label": {json.dumps(label)}}}\n' for label in labels))
+        train_batches(Data(JsonLines((str(path),)), task, 2), tokenizer, 0, range(2)).close()
+
+    start([0, 1], [1, 1], [0, 0], [1, 0])
+    start([0], [1], [])
+    start(["a"], ["a", "b"], [])
+    start([0.0, 1.0], [])  # Fractions are no numbers of labels.
+    for other in ([0], []):
+        with pytest.raises(
+            InputError, match=r"a.jsonl: line 2: \[0, 1\] may be .*a.jsonl: line 1 has numbers, \["
+        ) as caught:
+            start(other, [0, 1], [1, 1])
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("label", ["1", " 1", "1.0", 1.0, " maybe\t", np.float32(1)])
+def test_labels_as_tables_have_them(tokenizer, label):
+    assert example(Classify(labels=LABELS), tokenizer, {"text": "w1", "label": label})["targets"].tolist() == [1]
+
+
+def test_a_name_comes_before_a_number():
+    assert [number_of(label, ("1", "2", " 0")) for label in ("1", "2", "0", 0, 1)] == [0, 1, 2, 0, 1]
+    for label in ("3", "-1", "1e0", "²", "", "1_0", 1.5, "1.5"):
+        with pytest.raises(InputError, match="not known"):
+            number_of(label, ("1", "2", " 0"))
+
+
+def test_many_labels_are_not_all_in_a_message():
+    with pytest.raises(InputError, match=r"expected one of c0, .*, c9 and 990 more, or their numbers from 0"):
+        number_of("x", [f"c{n}" for n in range(1000)])
+
+
+def test_a_rare_class_is_found_in_all_of_the_data(tokenizer, tmp_path):
+    """Two rows of 3,000 have the second class, where no sample of 1,000 evenly spaced ones sees them."""
+    sample = set(np.linspace(0, 2999, 1000).astype(int))
+    rare = [n for n in range(1500, 3000) if n not in sample][:2]
+    rows = [f"w{n},{'yes' if n in rare else 'no'}" for n in range(3000)]
+    path = tmp_path / "train.csv"
+    path.write_text("\n".join(["text,label", *rows]))
+    data = Data(Csv((str(path),)), Classify(labels=LABELS, length=8), 2)
+    train_batches(data, tokenizer, 0, range(2)).close()
+    path.write_text("\n".join(["text,label", *rows]).replace("yes", "no"))
+    with pytest.raises(InputError, match="one class only: every label is 'no'"):
+        train_batches(data, tokenizer, 0, range(2))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "-inf", "NaN", 1e39, 10**400])
+def test_a_number_to_be_predicted_is_finite(tokenizer, value):
+    task = Classify(labels=("likeness",), kind="number")
+    with pytest.raises(InputError, match=r"task\.label: 'label' holds .*; expected a finite number of 32 bits"):
+        task.encode({"text": "w1", "label": value}, tokenizer)
+
+
+def test_rows_without_a_finite_number_are_listed(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("text,label\nw1,2\nw2,nan\nw3,\nw4,1e99\n")
+    with pytest.raises(InputError) as caught:
+        check_documents(Data(Csv((str(path),)), Classify(labels=("likeness",), kind="number"), 1))
+    assert [part.split(": ", 2)[1] for part in str(caught.value).split("; ") if part.startswith(str(path))] == [
+        "line 3",
+        "line 4",
+        "line 5",
+    ]
