@@ -121,7 +121,8 @@ def predict(arguments: list[str]) -> None:
     samples = dict.fromkeys(("--num_samples", "--num-samples", "--num_return_sequences"))
     writing.add_argument(*samples, type=int, default=1, metavar="N", help="answers to each text, drawn at random")
     options = parser.parse_args(arguments)
-    texts = options.texts + (_read_lines(options.input) if options.input else [])
+    lines = _read_lines(options.input) if options.input else []
+    texts = options.texts + lines
     if not texts:
         raise InputError("predict: no text; give one after the run, or a file with --input")
     given = {name: value for name in DECODING if (value := getattr(options, name)) is not None}
@@ -131,19 +132,30 @@ def predict(arguments: list[str]) -> None:
             print(piece, end="", flush=True)
         print()
         return
-    _print_answers(run, texts, options)
+    _print_answers(run, options, lines)
 
 
-def _print_answers(run, texts: Sequence[str], options: argparse.Namespace) -> None:
+def _print_answers(run, options: argparse.Namespace, lines: Sequence[str]) -> None:
     from jaxformer.answers import as_json
     from jaxformer.progress import display, phase
 
     with display(stderr=True), phase("predicting"):
-        answers = run.predict(texts, options.num_samples)
-    if options.num_samples > 1:
-        answers = [sample for samples in answers for sample in samples]
+        answers = _predict_each(run, options.texts, lines, options.num_samples)
     for answer in answers:
-        print(json.dumps(as_json(answer), ensure_ascii=False) if options.json else answer)
+        print(
+            json.dumps(as_json(answer) if answer else {"text": ""}, ensure_ascii=False)
+            if options.json
+            else answer or ""
+        )
+
+
+def _predict_each(run, texts: Sequence[str], lines: Sequence[str], num_samples: int) -> list:
+    """As many answers to each text and each line, one after the other; None for an empty line."""
+    asked = [*texts, *filter(None, lines)]
+    found = run.predict(asked, num_samples)
+    answers = iter(found if num_samples > 1 else [[answer] for answer in found])
+    order = [True] * len(texts) + list(map(bool, lines))
+    return [answer for given in order for answer in (next(answers) if given else [None] * num_samples)]
 
 
 def export(arguments: list[str]) -> None:
@@ -240,16 +252,19 @@ def _take_workdir(arguments: list[str]) -> tuple[list[str], str | None]:
 
 
 def _read_lines(path: str) -> list[str]:
+    """The lines of a file, or of standard input for `-`; of a blank line the empty text."""
     try:
-        text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
+        content = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+        text = content.decode("utf-8-sig")
     except OSError as error:
         raise InputError(f"--input {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"--input {path}: not UTF-8 text, at byte {error.start}") from error
-    lines = [line for line in text.splitlines() if line.strip()]
-    if not lines:
+    # Not `splitlines`: only a newline ends a line, other separators of Unicode are part of a text.
+    lines = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+    if not any(map(str.strip, lines)):
         raise InputError(f"--input {path}: empty; expected a text a line")
-    return lines
+    return [line if line.strip() else "" for line in lines]
 
 
 class _Parser(argparse.ArgumentParser):

@@ -235,12 +235,36 @@ def test_predict_fills_the_blanks_of_each_text(run, capsys, tmp_path):
     assert [line for line in out.splitlines() if not line.startswith(" ")] == [
         "The dog [MASK].",
         "The [MASK] ran.",
+        "",
         "A [MASK] saw [MASK] boy.",
     ]
     rates = [float(rate) for rate in re.findall(r"(\d+\.\d)%", out)]
     assert len(rates) == 4 * 5 and all(sum(rates[i : i + 5]) <= 100.3 for i in range(0, 20, 5))
     assert all(rates[i : i + 5] == sorted(rates[i : i + 5], reverse=True) for i in range(0, 20, 5))
     assert "blank 2" in out
+
+
+@pytest.mark.parametrize(
+    "content, lines",
+    [
+        (b"\xef\xbb\xbfone\r\n\r\ntwo", ["one", "", "two"]),
+        ("a\u2028b\n\x85c\x0c d\n \t\n\n".encode(), ["a\u2028b", "\x85c\x0c d", "", ""]),
+        (b"a\rb\x1cc\n", ["a\rb\x1cc"]),
+    ],
+)
+def test_lines_of_a_file_end_at_newlines_alone(content, lines, tmp_path):
+    (tmp_path / "texts.txt").write_bytes(content)
+    assert cli._read_lines(str(tmp_path / "texts.txt")) == lines
+
+
+def test_an_empty_line_has_an_empty_answer_without_the_model():
+    class Run:
+        def predict(self, texts, num_samples):
+            assert all(map(str.strip, texts))
+            return [f"{text}!" if num_samples == 1 else [f"{text}{n}" for n in range(num_samples)] for text in texts]
+
+    assert cli._predict_each(Run(), ["zero"], ["one", "", "two", ""], 1) == ["zero!", "one!", None, "two!", None]
+    assert cli._predict_each(Run(), [], ["", "a"], 2) == [None, None, "a0", "a1"]
 
 
 def test_predict_reads_standard_input(run):

@@ -25,6 +25,9 @@ LOOKED_AT = 1000
 
 _NUMERAL = re.compile(r"(\d{1,9})(\.0*)?", re.ASCII)
 
+PAIR = "\t"
+"""Separates the two texts of a pair that is given as one."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Labelled:
@@ -104,6 +107,12 @@ class Classify(Task):
     def check(self, tokenizer: Tokenizer, pack: bool) -> None:
         layouts.check_template(tokenizer, self.form, self.length, pair=self.pair is not None)
         layouts.check_packing(self.examples_per_row, pack)
+
+    def asked(self, words: Sequence[str]) -> list[str | tuple[str, str]]:
+        """Texts; where the task reads pairs, a tab separates the two texts of one."""
+        if self.pair is None:
+            return list(words)
+        return [tuple(map(str.strip, text.split(PAIR, 1))) if PAIR in text else text for text in words]
 
     def check_source(self, documents: Sequence[Mapping[str, Any]], name: str) -> None:
         if self.kind == "one":

@@ -297,4 +297,5 @@ def _classifier_task(model: Classifier, objective: Objective, length: int) -> Ta
     if isinstance(objective, QuestionAnswering):
         return AnswerSpans(length)
     kind = "number" if isinstance(objective, Regression) else "many" if objective.many else "one"
-    return Classify(labels=model.labels, kind=kind, length=length, form=form_of(model))
+    # The folder does not say whether the model reads pairs: a tab makes one.
+    return Classify(pair="pair", labels=model.labels, kind=kind, length=length, form=form_of(model))

@@ -14,7 +14,15 @@ from jaxformer.errors import InputError
 from jaxformer.metrics import Mean
 from jaxformer.models.classifier import Classifier
 from jaxformer.objectives.label_scores import label_counts, label_scores, matthews
-from jaxformer.objectives.labelled_texts import INPUTS, check_rows, encode_texts, held_out_texts, text_logits
+from jaxformer.objectives.labelled_texts import (
+    INPUTS,
+    Text,
+    as_given,
+    check_rows,
+    encode_texts,
+    held_out_texts,
+    text_logits,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,14 +107,14 @@ class Classification:
             values |= {} if self.many else {"matthews": matthews(means)}
         return values | scores
 
-    def encode(self, model: Classifier, tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, np.ndarray]:
-        """The model's arguments for texts, or for pairs with a tab between their two texts."""
+    def encode(self, model: Classifier, tokenizer: Tokenizer, texts: Sequence[Text]) -> dict[str, np.ndarray]:
+        """The model's arguments for texts, or for pairs of texts."""
         return encode_texts(model, tokenizer, texts)
 
-    def predict(self, model: Classifier, params, tokenizer: Tokenizer, texts: Sequence[str]) -> list[Classified]:
-        """The labels of each text, or of each pair with a tab between its two texts."""
+    def predict(self, model: Classifier, params, tokenizer: Tokenizer, texts: Sequence[Text]) -> list[Classified]:
+        """The labels of each text, or of each pair of texts."""
         return [
-            Classified(text, self._ranked(model, logits))
+            Classified(as_given(text), self._ranked(model, logits))
             for text, logits in zip(texts, text_logits(model, params, tokenizer, texts), strict=True)
         ]
 

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from jaxformer.data import layouts
+from jaxformer.data.classification_tasks import PAIR
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import InputError
 from jaxformer.models.bert import Bert
@@ -16,10 +17,15 @@ from jaxformer.objectives.padding import padded, stacked
 
 INPUTS = ("tokens", "segments", "positions", "token_types", "cls_positions")
 """The part of a batch that a classifier takes."""
+Text = str | tuple[str, str]
+"""A text, or a pair of texts."""
 SHOWN = 4
 """Texts of a demonstration."""
-PAIR = "\t"
-"""What stands between the two texts of a pair that is given as one."""
+
+
+def as_given(text: str | tuple[str, str]) -> str:
+    """A text, or a pair as one text with a tab between the two."""
+    return text if isinstance(text, str) else PAIR.join(text)
 
 
 def check_rows(objective: str, model: Any, row: Mapping[str, Any]) -> None:
@@ -39,13 +45,13 @@ def form_of(model: Classifier) -> str:
     return "encoder" if isinstance(model.backbone, Bert) else "decoder"
 
 
-def text_logits(model: Classifier, params, tokenizer: Tokenizer, texts: Sequence[str]) -> np.ndarray:
-    """float32 [texts, labels]: of texts, or of pairs with a tab between their two texts; the longer loses its end."""
+def text_logits(model: Classifier, params, tokenizer: Tokenizer, texts: Sequence[Text]) -> np.ndarray:
+    """float32 [texts, labels]: of texts, or of pairs; the longer text of a pair loses its end."""
     return token_logits(model, params, tokenizer, _tokens(tokenizer, texts), model.positions)
 
 
-def encode_texts(model: Classifier, tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, np.ndarray]:
-    """The model's arguments for texts, or for pairs with a tab between their two texts; the longer loses its end."""
+def encode_texts(model: Classifier, tokenizer: Tokenizer, texts: Sequence[Text]) -> dict[str, np.ndarray]:
+    """The model's arguments for texts, or for pairs; the longer text of a pair loses its end."""
     form = form_of(model)
     pairs = _tokens(tokenizer, texts)
     rows = [layouts.lay_out(tokenizer, form, model.positions, *pair) for pair in pairs]
@@ -53,8 +59,8 @@ def encode_texts(model: Classifier, tokenizer: Tokenizer, texts: Sequence[str]) 
     return stacked([row.tokens for row in rows], types)
 
 
-def _tokens(tokenizer: Tokenizer, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray | None]]:
-    parts = [tokenizer.encode_batch([part.strip() for part in text.split(PAIR, 1)]) for text in texts]
+def _tokens(tokenizer: Tokenizer, texts: Sequence[Text]) -> list[tuple[np.ndarray, np.ndarray | None]]:
+    parts = [tokenizer.encode_batch([text.strip()] if isinstance(text, str) else list(text)) for text in texts]
     return [(first, second[0] if second else None) for first, *second in parts]
 
 

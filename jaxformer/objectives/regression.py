@@ -18,6 +18,8 @@ from jaxformer.metrics import Mean
 from jaxformer.models.classifier import Classifier
 from jaxformer.objectives.labelled_texts import (
     INPUTS,
+    Text,
+    as_given,
     check_rows,
     encode_texts,
     held_out_texts,
@@ -104,14 +106,16 @@ class Regression:
         values["pearson"] = (xy - x * y) / spread if spread else 0.0
         return values | {name: float(means[name].value) for name in ("spearman",) if name in means}
 
-    def encode(self, model: Classifier, tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, np.ndarray]:
-        """The model's arguments for texts, or for pairs with a tab between their two texts."""
+    def encode(self, model: Classifier, tokenizer: Tokenizer, texts: Sequence[Text]) -> dict[str, np.ndarray]:
+        """The model's arguments for texts, or for pairs of texts."""
         return encode_texts(model, tokenizer, texts)
 
-    def predict(self, model: Classifier, params, tokenizer: Tokenizer, texts: Sequence[str]) -> list[Rated]:
-        """The number of each text, or of each pair with a tab between its two texts."""
+    def predict(self, model: Classifier, params, tokenizer: Tokenizer, texts: Sequence[Text]) -> list[Rated]:
+        """The number of each text, or of each pair of texts."""
         logits = text_logits(model, params, tokenizer, texts)
-        return [Rated(text, model.labels[0], float(value)) for text, [value] in zip(texts, logits, strict=True)]
+        return [
+            Rated(as_given(text), model.labels[0], float(value)) for text, [value] in zip(texts, logits, strict=True)
+        ]
 
     def demonstrate(self, model: Classifier, params, tokenizer: Tokenizer, batch: Mapping[str, Any]) -> list[str]:
         """A few held-out texts with their numbers, predicted and true."""

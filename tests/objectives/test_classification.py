@@ -142,7 +142,8 @@ def tokenizer(tmp_path_factory):
 
 def test_texts_and_pairs_are_predicted_with_probabilities(tokenizer):
     texts = ["a great film", "the plot is dull\tand it is poor", "great " * 90]
-    answers = Classification().predict(MODEL, PARAMS, tokenizer, texts)
+    pairs = Classify(pair="b", labels=NAMES).asked(texts)
+    answers = Classification().predict(MODEL, PARAMS, tokenizer, pairs)
     assert [answer.text for answer in answers] == texts
     for answer in answers:
         assert sum(share for _, share in answer.labels) == pytest.approx(1, abs=1e-5)
@@ -158,6 +159,16 @@ def test_texts_and_pairs_are_predicted_with_probabilities(tokenizer):
     assert answers[1].labels[0][0] == NAMES[logits.argmax()]
     top = np.exp(logits.max()) / np.exp(logits).sum()
     assert answers[1].labels[0][1] == pytest.approx(top, abs=1e-5)
+
+
+def test_a_tab_is_a_blank_for_a_model_of_single_texts(tokenizer):
+    texts = ["the plot is dull\tand it is poor", "the plot is dull and it is poor"]
+    asked = Classify(labels=NAMES).asked(texts)
+    assert asked == texts
+    tab, blank = Classification().predict(MODEL, PARAMS, tokenizer, asked)
+    assert tab.labels == blank.labels and tab.text == texts[0]
+    [pair] = Classification().predict(MODEL, PARAMS, tokenizer, Classify(pair="b", labels=NAMES).asked(texts[:1]))
+    assert pair.labels != blank.labels and pair.text == texts[0]
 
 
 def test_held_out_texts_are_shown_with_what_they_are(tokenizer):
