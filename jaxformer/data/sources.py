@@ -8,8 +8,6 @@ import abc
 import contextlib
 import dataclasses
 import functools
-import importlib
-import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,9 +16,8 @@ from typing import Any, Literal
 import grain
 import numpy as np
 
-from jaxformer.data import files
+from jaxformer.data import files, tfds_builders
 from jaxformer.errors import InputError
-from jaxformer.progress import phase
 
 # Grain mixes in a fixed pattern. Lanes take every B-th document, so without a shuffle of the
 # pattern one lane could see nothing but one component.
@@ -41,17 +38,24 @@ class Source(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class Tfds(Source):
-    """Any TensorFlow Datasets data set, read as array_record without TensorFlow."""
+    """Any TensorFlow Datasets data set, read as array_record without TensorFlow.
+
+    A data set is prepared on first use. Some need more for that than this library installs: Apache Beam (wikipedia, c4,
+    wiki40b, natural_questions and others of their size), TensorFlow, or files that are fetched by hand (imagenet2012).
+    Prepare these elsewhere, `tfds build NAME --file_format=array_record --data_dir=DIR`, copy DIR here and set
+    `data_dir` to it; reading them needs none of that.
+    """
 
     name: str = "bible/web"
-    """Name of the data set, with its config: bible/web. Or the path of a prepared folder."""
+    """Name of the data set, with its config and version: bible/web, glue/mrpc, glue/mrpc:2.0.0. Or the path of a
+    prepared folder."""
     split: str = "train"
     """Split, in the notation of TFDS: train, validation, train[:10%]."""
     data_dir: str | None = None
     """Folder of the prepared data sets; None is the default of TFDS."""
 
     def open(self) -> Sequence[dict[str, Any]]:
-        builder = _builder(self.name, self.data_dir)
+        builder = tfds_builders.prepared(self.name, self.data_dir)
         try:
             examples = builder.as_data_source(split=self.split)
         except ValueError as error:
@@ -59,12 +63,13 @@ class Tfds(Source):
             raise InputError(f"{self.name}: no split {self.split!r}; there are: {splits}") from error
         except NotImplementedError as error:
             raise InputError(
-                f"{builder.data_dir}: prepared as {builder.info.file_format.value}, "
-                "which has no random access; prepare it as array_record"
+                f"{builder.data_dir}: prepared as {builder.info.file_format.value}, which has no random access; "
+                f"tfds convert_format --dataset_dir={builder.data_dir} --out_file_format=array_record adds that, where "
+                "TensorFlow is installed"
             ) from error
         if not len(examples):
             raise InputError(f"{self.name}: split {self.split!r} is empty")
-        with _quiet():
+        with tfds_builders.quiet():
             examples[0]  # The first image makes TFDS recommend another decoder than Pillow.
         return Decoded(examples, f"{self.name}: split {self.split}")
 
@@ -338,74 +343,3 @@ def _decode(value: Any) -> Any:
     if isinstance(value, list) or (isinstance(value, np.ndarray) and value.dtype == object):
         return [_decode(item) for item in value]
     return value
-
-
-def _builder(name: str, data_dir: str | None):
-    """The prepared builder of a data set; prepares it on first use."""
-    import tensorflow_datasets as tfds
-
-    folder = os.path.expanduser(name)
-    has_info = os.path.isfile(os.path.join(folder, "dataset_info.json"))
-    if has_info or os.path.isabs(folder) or name.startswith("."):
-        try:
-            return tfds.builder_from_directory(folder)
-        except Exception as error:
-            raise InputError(
-                f"{name}: this folder holds no prepared TFDS data set (no dataset_info.json); "
-                "give the folder of one version, such as .../web/1.0.0"
-            ) from error
-    _register(name.split("/")[0].split(":")[0])
-    with _quiet():
-        try:
-            builder = tfds.builder(name, data_dir=data_dir, try_gcs=False)
-        except Exception as error:
-            raise InputError(
-                f"no TFDS data set {name!r}: {_first_line(error)}; "
-                "give a name of its catalog, bible/web, or the path of a prepared folder"
-            ) from error
-        if not builder.is_prepared():
-            with phase(f"preparing {name}"):
-                _prepare(builder, name)
-    return builder
-
-
-def _register(name: str) -> None:
-    """A builder of this project is registered by its import."""
-    if name.isidentifier() and importlib.util.find_spec(f"jaxformer.datasets.{name}"):
-        importlib.import_module(f"jaxformer.datasets.{name}.{name}_dataset_builder")
-
-
-def _prepare(builder, name: str) -> None:
-    import tensorflow_datasets as tfds
-
-    tfds.disable_progress_bar()
-    config = tfds.download.DownloadConfig(try_download_gcs=False)
-    try:
-        builder.download_and_prepare(file_format="array_record", download_config=config)
-    except InputError:
-        raise
-    except Exception as error:
-        if builder.is_prepared():  # by another process, in the meantime
-            return
-        raise InputError(
-            f"{name}: could not be prepared: {_first_line(error)}; "
-            "prepare it elsewhere as array_record and give the path of its folder"
-        ) from error
-
-
-@contextlib.contextmanager
-def _quiet():
-    """TFDS announces its work on standard output, and warns of what preparing puts right."""
-    from absl import logging
-
-    before = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
-    try:
-        with contextlib.redirect_stdout(None):
-            yield
-    finally:
-        logging.set_verbosity(before)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(" .:")

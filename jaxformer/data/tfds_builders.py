@@ -1,0 +1,256 @@
+"""Data sets of TensorFlow Datasets, found by name and prepared on first use, without TensorFlow."""
+
+import contextlib
+import difflib
+import functools
+import importlib
+import importlib.util
+import os
+import pkgutil
+import re
+import socket
+import urllib.parse
+import urllib.request
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from jaxformer.data.messages import listed, note
+from jaxformer.errors import InputError
+from jaxformer.progress import phase
+
+FORMAT = "array_record"
+"""The file format with random access."""
+_INFO = "dataset_info.json"
+_VERSION = re.compile(r"\d+\.\d+\.\d+")
+_NO_BUILDERS = ("core", "scripts", "testing", "proto")
+_SECONDS = 5
+"""How long a host may take to answer before it counts as out of reach."""
+
+
+def prepared(name: str, data_dir: str | None) -> Any:
+    """The builder of a prepared data set; prepares it if it is not yet.
+
+    Args:
+        name: a name of the catalog, with config and version or without; or the path of a prepared folder.
+        data_dir: the folder with the prepared data sets; None is TFDS' own.
+
+    Raises:
+        InputError: no such data set, or it cannot be prepared; the message says what is missing, and what to do.
+    """
+    folder = os.path.expanduser(name)
+    if os.path.isfile(os.path.join(folder, _INFO)) or os.path.isabs(folder) or name.startswith("."):
+        return _of_folder(folder)
+    with quiet():
+        builder = find(name, data_dir)
+        if builder.is_prepared():
+            return _with_random_access(builder)
+        if (other := _other_version(builder, name, data_dir)) is not None:
+            return _with_random_access(other)
+        with phase(f"preparing {name}"):
+            _prepare(builder, name)
+    return builder
+
+
+def find(name: str, data_dir: str | None) -> Any:
+    """The builder of a name of the catalog, prepared or not; nothing is fetched."""
+    import tensorflow_datasets as tfds
+
+    base = re.split("[/:]", name)[0]
+    if base.isidentifier() and importlib.util.find_spec(f"jaxformer.datasets.{base}"):
+        importlib.import_module(f"jaxformer.datasets.{base}.{base}_dataset_builder")
+    if base == "huggingface":
+        _check_hub(name)
+    make = functools.partial(tfds.builder, name, data_dir=data_dir, try_gcs=False)
+    try:
+        try:
+            return make()
+        except tfds.core.DatasetNotFoundError:
+            # TFDS imports the packages of its older data sets one after the other, up to the first that fails.
+            import_builders()
+            return make()
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"{name}: its builder needs {error.name}, which is not installed; pip install {error.name}"
+        ) from error
+    except Exception as error:
+        raise InputError(
+            f"no TFDS data set {name!r}: {_first_line(error)}{_perhaps(base, name)}; "
+            "give a name of its catalog, such as bible/web, or the path of a prepared folder"
+        ) from error
+
+
+@functools.cache
+def import_builders() -> None:
+    """Imports all packages of TFDS with builders, which registers these; leaves out those that lack a dependency."""
+    import tensorflow_datasets as tfds
+
+    names = [module.name for module in pkgutil.iter_modules(tfds.__path__) if module.ispkg]
+    for name in (*names, "rlds.datasets"):
+        if name not in _NO_BUILDERS:
+            with contextlib.suppress(ImportError):
+                importlib.import_module(f"tensorflow_datasets.{name}")
+
+
+def _perhaps(base: str, name: str) -> str:
+    """What else could be meant: a data set of a similar name, or the configs of this one."""
+    import tensorflow_datasets as tfds
+
+    names = tfds.list_builders(with_community_datasets=False)
+    if base in names:
+        configs = list(tfds.builder_cls(base).builder_configs)
+        return f"; its configs are {listed(configs)}" if configs and "/" in name else ""
+    alike = difflib.get_close_matches(base, names, 1) if ":" not in name else []
+    return f"; perhaps {alike[0]}" if alike else ""
+
+
+def _of_folder(folder: str) -> Any:
+    """The builder of the data set that was prepared in a folder; of several versions there, the latest."""
+    import tensorflow_datasets as tfds
+
+    found = _folders_with_info(folder)
+    versions = [path for path in found if _VERSION.fullmatch(os.path.relpath(path, folder))]
+    if folder not in found and len(versions) < max(len(found), 1):
+        inside = [os.path.relpath(path, folder) for path in found]
+        raise InputError(
+            f"{folder}: this folder holds no prepared TFDS data set (no {_INFO}); give the folder of one version, such "
+            f"as {f'one of {listed(inside)} in it' if inside else '.../web/1.0.0'}"
+        )
+    path = folder if folder in found else max(versions, key=_version_of)
+    try:
+        with quiet():
+            return _with_random_access(tfds.builder_from_directory(path))
+    except Exception as error:
+        raise InputError(f"{path}: holds no readable TFDS data set: {_first_line(error)}") from error
+
+
+def _folders_with_info(folder: str) -> list[str]:
+    """The folder itself, or those up to three levels below it, that hold prepared data sets."""
+    folders, found = [folder], []
+    for _ in range(4):
+        found += [path for path in folders if os.path.isfile(os.path.join(path, _INFO))]
+        if found:
+            break
+        folders = [
+            entry.path for path in folders if os.path.isdir(path) for entry in os.scandir(path) if entry.is_dir()
+        ]
+    return sorted(found)
+
+
+def _version_of(path: str) -> tuple[int, ...]:
+    return tuple(map(int, os.path.basename(path).split(".")))
+
+
+def _with_random_access(builder: Any) -> Any:
+    """The same data set, read from its array_record files if it was prepared in several formats."""
+    import tensorflow_datasets as tfds
+
+    others = {other.value for other in builder.info.alternative_file_formats}
+    if FORMAT in others and builder.info.file_format.value != FORMAT:
+        return tfds.core.read_only_builder.builder_from_directory(builder.data_dir, file_format=FORMAT)
+    return builder
+
+
+def _other_version(builder: Any, name: str, data_dir: str | None) -> Any:
+    """The data set as it was prepared by another version of its code; None if it was not."""
+    import tensorflow_datasets as tfds
+
+    if ":" in name:
+        return None
+    try:
+        other = tfds.core.read_only_builder.builder_from_files(name, data_dir=data_dir)
+    except (tfds.core.DatasetNotFoundError, ValueError):
+        return None
+    note(f"{name}: version {builder.version} is not prepared; version {other.version} in {other.data_dir} is read")
+    return other
+
+
+def _prepare(builder: Any, name: str) -> None:
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.download import downloader
+
+    with_beam = isinstance(builder, tfds.core.BeamBasedBuilder)
+    if with_beam and importlib.util.find_spec("apache_beam") is None:
+        raise InputError(f"{name}: needs Apache Beam to be prepared, which is not installed; {_elsewhere(name, True)}")
+    tfds.disable_progress_bar()
+    config = tfds.download.DownloadConfig(try_download_gcs=False)
+    retries = downloader.MAX_RETRIES
+    # Without a network TFDS would try each file again for 200 seconds.
+    downloader.MAX_RETRIES = retries if _in_reach(builder.url_infos or ()) else 0
+    try:
+        builder.download_and_prepare(file_format=FORMAT, download_config=config)
+    except InputError:
+        raise
+    except Exception as error:
+        if builder.is_prepared():  # by another process, in the meantime
+            return
+        raise InputError(f"{name}: could not be prepared: {_reason(error)}; {_elsewhere(name, with_beam)}") from error
+    finally:
+        downloader.MAX_RETRIES = retries
+
+
+def _elsewhere(name: str, with_beam: bool) -> str:
+    """How to prepare a data set on another machine."""
+    packages = "tensorflow-datasets tensorflow apache-beam" if with_beam else "tensorflow-datasets tensorflow"
+    return (
+        f"prepare it where that is possible (pip install {packages}; tfds build {name} --file_format={FORMAT} "
+        "--data_dir=DIR), copy DIR here and set data_dir to it"
+    )
+
+
+def _reason(error: BaseException) -> str:
+    """Why preparing failed, on one line: what is not installed, or which host is out of reach."""
+    chain: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    for cause in chain:
+        if isinstance(cause, ModuleNotFoundError) and cause.name:
+            return f"it needs {cause.name.split('.')[0]}, which is not installed"
+        url = getattr(getattr(cause, "request", None), "url", None)
+        if url and isinstance(cause, OSError):
+            return f"{urllib.parse.urlsplit(url).hostname} cannot be reached"
+    if "MANUAL" in type(error).__name__.upper() or "Manual directory" in str(error):
+        return " ".join(str(error).split()).rstrip(" .")
+    return _first_line(error)
+
+
+def _in_reach(urls: Iterable[str]) -> bool:
+    """Whether one of the hosts answers; True if there is none, or a proxy to ask for them."""
+    parts = [urllib.parse.urlsplit(url) for url in urls]
+    hosts = sorted({(part.hostname, 80 if part.scheme == "http" else 443) for part in parts if part.hostname})
+    if not hosts or urllib.request.getproxies():
+        return True
+    for address in hosts[:3]:
+        with contextlib.suppress(OSError), socket.create_connection(address, _SECONDS):
+            return True
+    return False
+
+
+def _check_hub(name: str) -> None:
+    """Raises InputError if the hub, of which TFDS asks the data sets' names, cannot be reached."""
+    try:
+        from huggingface_hub.constants import ENDPOINT
+    except ImportError:
+        raise InputError(f"{name}: needs the packages datasets and huggingface_hub; pip install datasets") from None
+    if not _in_reach([ENDPOINT]):
+        host = urllib.parse.urlsplit(ENDPOINT).hostname
+        raise InputError(f"{name}: {host} cannot be reached; write its texts elsewhere, for JsonLines to read here")
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps TFDS from announcing its work on standard output, and from warnings that preparing settles."""
+    from absl import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(None):
+            yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(" .:")

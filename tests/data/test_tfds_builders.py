@@ -1,0 +1,170 @@
+"""Names of TFDS are found without a network; prepared folders of every layout are read."""
+
+import json
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from jaxformer.data import tfds_builders
+from jaxformer.data.sources import Tfds
+from jaxformer.errors import InputError
+
+ROOT = Path(__file__).parents[2]
+NAMES = sorted(
+    {name for path in ROOT.glob("configs/*.py") for name in re.findall(r'Tfds\("([^"]+)"', path.read_text())}
+)
+SECONDS = 10
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    """Every look at the network fails at once."""
+
+    def refuse(*_, **__):
+        raise socket.gaierror(-2, "Name or service not known")
+
+    for name in ("getaddrinfo", "create_connection", "gethostbyname"):
+        monkeypatch.setattr(socket, name, refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_the_names_of_all_configs_are_tried():
+    assert {"wikipedia/20230601.en", "c4/en", "glue/mrpc", "cnn_dailymail", "wmt14_translate/de-en"} <= set(NAMES)
+    calls = sum(len(re.findall(r"Tfds\(", path.read_text())) for path in ROOT.glob("configs/*.py"))
+    assert calls == sum(len(re.findall(r'Tfds\("', path.read_text())) for path in ROOT.glob("configs/*.py"))
+
+
+@pytest.mark.parametrize("name", [*NAMES, "imdb_reviews", "glue/mrpc:2.0.0", "trivia_qa", "unified_qa", "mnist"])
+def test_a_name_is_found_without_a_network_in_seconds(name, no_network, tmp_path):
+    began = time.monotonic()
+    builder = tfds_builders.find(name, str(tmp_path))
+    base, *config = re.split("[/:]", name)
+    assert builder.name == base and not builder.is_prepared()
+    assert not config or name.endswith(":2.0.0") or builder.builder_config.name == config[0]
+    assert time.monotonic() - began < SECONDS
+
+
+def test_nothing_else_needs_to_be_imported_before():
+    """In a process of its own, where no other test has imported a builder."""
+    script = (
+        "import sys; from jaxformer.data import tfds_builders\n"
+        "print([tfds_builders.find(name, '/nowhere').name for name in ('wikipedia/20230601.en', 'cnn_dailymail')])\n"
+        "assert 'tensorflow' not in sys.modules and 'jax' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout == "['wikipedia', 'cnn_dailymail']\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("imdb_reviews", r"imdb_reviews: could not be prepared: \S+ cannot be reached; prepare it where"),
+        (
+            "glue/mrpc",
+            r"could not be prepared: \S+ cannot be reached; .*tfds build glue/mrpc --file_format=array_record",
+        ),
+        ("wikipedia/20230601.en", r"needs Apache Beam to be prepared, .*apache-beam; tfds build wikipedia/20230601.en"),
+        ("c4/en", "needs Apache Beam to be prepared, .*copy DIR here and set data_dir to it"),
+        ("imagenet2012", "could not be prepared: Manual directory .* should contain two files"),
+        ("huggingface:imdb", "huggingface:imdb: "),
+        ("glu", "no TFDS data set 'glu': .*; perhaps glue; give a name of its catalog"),
+        ("glue/mrpx", "no TFDS data set 'glue/mrpx': .*; its configs are cola, sst2, mrpc, "),
+        ("nobody:glue", "no TFDS data set 'nobody:glue': Namespace nobody not found"),
+    ],
+)
+def test_what_cannot_be_prepared_says_what_to_do_in_seconds(name, words, no_network, tmp_path, monkeypatch, capfd):
+    monkeypatch.setitem(sys.modules, "apache_beam", None)
+    find_spec = tfds_builders.importlib.util.find_spec
+    monkeypatch.setattr(
+        tfds_builders.importlib.util, "find_spec", lambda name: None if name == "apache_beam" else find_spec(name)
+    )
+    began = time.monotonic()
+    with pytest.raises(InputError, match=words) as caught:
+        Tfds(name, data_dir=str(tmp_path)).open()
+    assert "\n" not in str(caught.value) and time.monotonic() - began < SECONDS
+    assert "Retrying" not in "".join(capfd.readouterr())
+
+
+BUILDER = """
+import tensorflow_datasets as tfds
+class Builder(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version("1.2.0")
+    def _info(self):
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict({"text": tfds.features.Text()}))
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples()}
+    def _generate_examples(self):
+        for n in range(3):
+            yield n, {"text": f"Größe {n}"}
+"""
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """The folder of a data set that was prepared as array_record, and its builder's module."""
+    folder = tmp_path_factory.mktemp("prepared")
+    (folder / "measures_dataset_builder.py").write_text(BUILDER)
+    sys.path.insert(0, str(folder))
+    import measures_dataset_builder  # noqa: F401
+
+    Tfds("measures", data_dir=str(folder / "data")).open()
+    sys.path.remove(str(folder))
+    return folder / "data" / "measures" / "1.2.0"
+
+
+def texts(name, data_dir=None):
+    documents = Tfds(name, data_dir=data_dir and str(data_dir)).open()
+    return sorted(documents[n]["text"] for n in range(len(documents)))
+
+
+def copied(prepared, folder, name, version):
+    """A copy of the prepared data set under another name and version, of which there is no code."""
+    target = folder / name / version
+    shutil.copytree(prepared, target)
+    for path in target.glob("measures-*"):
+        path.rename(target / path.name.replace("measures", name, 1))
+    info = json.loads((target / "dataset_info.json").read_text()) | {"name": name, "version": version}
+    (target / "dataset_info.json").write_text(json.dumps(info))
+    return target
+
+
+EXPECTED = [f"Größe {n}" for n in range(3)]
+
+
+def test_a_prepared_folder_needs_no_code(prepared, tmp_path):
+    folder = copied(prepared, tmp_path, "widths", "1.0.3")
+    copied(prepared, tmp_path, "widths", "1.0.12")
+    assert texts("widths", tmp_path) == texts("widths:1.0.3", tmp_path) == EXPECTED
+    assert texts(str(folder)) == texts(str(folder.parent)) == EXPECTED
+    assert tfds_builders.prepared(str(folder.parent), None).version == "1.0.12"
+
+
+def test_another_version_than_that_of_the_code_is_read_and_said(prepared, tmp_path, capsys):
+    copied(prepared, tmp_path, "measures", "0.9.0")
+    assert texts("measures", tmp_path) == EXPECTED
+    assert not (tmp_path / "measures" / "1.2.0").exists()
+    assert "measures: version 1.2.0 is not prepared; version 0.9.0 in " in capsys.readouterr().err
+    assert texts("measures:0.9.0", tmp_path) == EXPECTED
+
+
+def test_a_folder_of_several_data_sets_lists_them(prepared, tmp_path):
+    for name in ("widths", "heights"):
+        copied(prepared, tmp_path, name, "1.0.0")
+    with pytest.raises(InputError, match=r"give .* such as one of heights/1\.0\.0, widths/1\.0\.0 in it"):
+        Tfds(str(tmp_path)).open()
+
+
+def test_a_folder_that_is_damaged_is_named(prepared, tmp_path):
+    folder = copied(prepared, tmp_path, "widths", "1.0.0")
+    (folder / "dataset_info.json").write_text("{")
+    with pytest.raises(InputError, match=r"widths/1\.0\.0: holds no readable TFDS data set") as caught:
+        Tfds(str(folder)).open()
+    assert "\n" not in str(caught.value)
