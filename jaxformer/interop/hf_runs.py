@@ -22,15 +22,27 @@ from jaxformer.decoding.settings import Decoding
 from jaxformer.errors import InputError
 from jaxformer.interop import certificate as certificates
 from jaxformer.interop import sentence_transformers
+from jaxformer.interop.adapters import base_folder
 from jaxformer.interop.families.classifiers import SPAN
-from jaxformer.interop.folders import CONFIG, Folder, new_folder, open_folder, read_json, write_json
+from jaxformer.interop.folders import (
+    ADAPTER,
+    CONFIG,
+    Folder,
+    is_model_folder,
+    new_folder,
+    open_folder,
+    read_json,
+    write_json,
+)
 from jaxformer.interop.huggingface import Imported, Origin, export_hf, load, origin_of
 from jaxformer.interop.image_runs import image_experiment, write_preparation
 from jaxformer.interop.images import IMAGE_MODELS
+from jaxformer.interop.labels import MANY, REGRESSION, SINGLE, read_problem_type
 from jaxformer.interop.locations import locate
 from jaxformer.interop.model_card import write_card
+from jaxformer.interop.sentence_modules import transformer_folder
 from jaxformer.interop.stored import DType
-from jaxformer.interop.tokenizer_files import begins_texts
+from jaxformer.interop.tokenizer_files import begins_texts, has_tokenizer
 from jaxformer.interop.tokenizers import check_vocabulary, import_tokenizer
 from jaxformer.models.bert import Bert
 from jaxformer.models.classifier import Classifier
@@ -39,7 +51,7 @@ from jaxformer.objectives.classification import Classification
 from jaxformer.objectives.labelled_texts import form_of
 from jaxformer.objectives.language_model import LanguageModel
 from jaxformer.objectives.masked_lm import MaskedLM
-from jaxformer.objectives.question_answering import QuestionAnswering
+from jaxformer.objectives.question_answering import QuestionAnswering, answer_spans
 from jaxformer.objectives.regression import Regression
 from jaxformer.objectives.sentence_embedding import SentenceEmbedding
 from jaxformer.objectives.seq2seq import Seq2Seq
@@ -77,7 +89,7 @@ class HuggingFaceTokenizer:
         """The tokenizer kept in `folder`; read from the other one and saved there if there is none yet."""
         del open_source
         if not os.path.isdir(folder):
-            import_tokenizer(locate(self.path)).save(folder)
+            read_tokenizer(locate(self.path)).save(folder)
         return load_tokenizer(folder)
 
 
@@ -148,12 +160,12 @@ def export_run(
     """
     # What only goes to files goes there array by array.
     run = run if isinstance(run, Run) else runs.open_run(run, in_memory=False)
-    told = LEFT_OUT
+    told, origin = LEFT_OUT, read_origin(run.folder)
 
     def finish(folder: Path) -> None:
         nonlocal told
         if isinstance(run.objective, SentenceEmbedding):
-            sentence_transformers.write(folder, run.objective, run.model)
+            sentence_transformers.write(folder, run.objective, run.model, origin and origin.sentence_transformers)
         if isinstance(run.model, IMAGE_MODELS):
             write_preparation(folder, run)
         if certificate:
@@ -161,7 +173,8 @@ def export_run(
         write_card(folder, run, dtype, told)
 
     decoding = getattr(run.objective, "decoding", None)
-    settings = {"dtype": dtype, "origin": read_origin(run.folder), "finish": finish}
+    settings = {"dtype": dtype, "origin": origin, "finish": finish}
+    settings |= {"problem_type": getattr(run.objective, "problem_type", None)}
     settings |= {"generation": decoding and generation_fields(decoding)}
     settings |= {"beginning": getattr(run.objective, "beginning", False)}
     settings |= {"dialogue": getattr(run.objective, "template", None)}
@@ -171,15 +184,34 @@ def export_run(
 
 def _read(folder: str | os.PathLike, dtype: DType) -> tuple[Run, Imported]:
     """The run of a Hugging Face folder, and what else it says."""
-    source = open_folder(locate(os.fspath(folder)))
+    home = locate(os.fspath(folder))
+    source = open_folder(home)
     imported = load(source, dtype)
     if isinstance(imported.model, IMAGE_MODELS):
+        if labels := getattr(imported.model, "labels", ()):
+            where = str(source.path / CONFIG)
+            if (found := read_problem_type(source.config, labels, where)) != SINGLE:
+                raise InputError(f"{where}: problem_type={found!r} of images is not supported; expected {SINGLE}")
         tokenizer, experiment = None, image_experiment(source.path, imported.model)
     else:
-        tokenizer = import_tokenizer(source.path)
+        tokenizer = read_tokenizer(home)
         check_vocabulary(tokenizer, imported.model.vocab, source.path)
-        experiment = _experiment(source.path, imported.model, _objective(source, imported.model, tokenizer))
-    return Run(source.path, experiment, tokenizer, 0, imported.params, make_mesh(Mesh(1))), imported
+        experiment = _experiment(home, imported.model, _objective(home, source, imported.model, tokenizer), tokenizer)
+    return Run(home, experiment, tokenizer, 0, imported.params, make_mesh(Mesh(1))), imported
+
+
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a folder: its own, or that of its encoder's folder, or that of the base of an adapter.
+
+    Raises:
+      InputError: as `import_tokenizer`.
+    """
+    return sentence_transformers.with_case(import_tokenizer(_tokenizer_folder(folder)), folder)
+
+
+def _tokenizer_folder(folder: Path) -> Path:
+    encoder = transformer_folder(folder)
+    return base_folder(encoder) if (encoder / ADAPTER).is_file() and not has_tokenizer(encoder) else encoder
 
 
 def _compared(run: Run, source: Path, out: Path, dtype: DType, ours: bool) -> str:
@@ -188,9 +220,14 @@ def _compared(run: Run, source: Path, out: Path, dtype: DType, ours: bool) -> st
     transformers must load a folder that is `ours`. Others may be older than what it still loads.
     """
     problem = certificates.obstacle(run.model)
+    if not ours and open_folder(source).base is not None:
+        problem = "of a PEFT adapter; export what was imported, which merges it"
     if problem is None:
+        tokenizer = run.tokenizer
+        if not ours and tokenizer is not None:
+            tokenizer = import_tokenizer(_tokenizer_folder(source))  # Without what modules beside it ask for.
         try:
-            return str(certificates.certify(run.model, loaded(run.params), run.tokenizer, source, out, dtype))
+            return str(certificates.certify(run.model, loaded(run.params), tokenizer, source, out, dtype))
         except certificates.Unreadable as error:
             if ours:
                 raise
@@ -200,7 +237,7 @@ def _compared(run: Run, source: Path, out: Path, dtype: DType, ours: bool) -> st
 
 def read_origin(folder: Path) -> Origin | None:
     """What an imported run's folder keeps of where it came from, or what a Hugging Face folder says itself."""
-    if (folder / CONFIG).is_file():
+    if is_model_folder(folder):
         return origin_of(open_folder(folder))
     if not (folder / ORIGIN).is_file():
         return None
@@ -242,15 +279,17 @@ def decoding_of(fields: Mapping[str, Any], default: Decoding) -> Decoding:
 FLOATS = ("top_p", "min_p", "repetition_penalty", "length_penalty", "temperature")
 
 
-def _objective(folder: Folder, model: Any, tokenizer: Tokenizer) -> Objective:
-    """What the architecture is for."""
+def _objective(home: Path, folder: Folder, model: Any, tokenizer: Tokenizer) -> Objective:
+    """What the architecture is for, or what sentence-transformers does with it."""
+    if isinstance(model, Classifier):
+        return _classifier_objective(folder, model)
+    if sentence_transformers.is_sentence_encoder(home):
+        return sentence_transformers.read(home, model, folder.path)
     if isinstance(model, Bert):
         if "masked_lm" in model.heads:
             return MaskedLM(next_sentence=float("next_sentence" in model.heads))
-        return sentence_transformers.read(folder.path, model)
+        return sentence_transformers.read(home, model, folder.path)
     said = {**folder.config, **folder.generation}
-    if isinstance(model, Classifier):
-        return _classifier_objective(said, model)
     begins = begins_texts(tokenizer, folder.path)
     if isinstance(model, EncoderDecoder):
         decoding = decoding_of(said, Decoding(max_new=128))
@@ -258,13 +297,12 @@ def _objective(folder: Folder, model: Any, tokenizer: Tokenizer) -> Objective:
     return LanguageModel(decoding=decoding_of(said, Decoding()), beginning=begins)
 
 
-def _classifier_objective(said: Mapping[str, Any], model: Classifier) -> Objective:
+def _classifier_objective(folder: Folder, model: Classifier) -> Objective:
     """What a classifier is for, by what it reads, its labels and the kind of its problem."""
     if model.reads == "tokens":
         return QuestionAnswering() if model.labels == SPAN else Tagging()
-    if said.get("problem_type") == "regression" or len(model.labels) == 1:
-        return Regression()
-    return Classification(many=said.get("problem_type") == "multi_label_classification")
+    found = read_problem_type(folder.config, model.labels, str(folder.path / CONFIG))
+    return Regression() if found == REGRESSION else Classification(many=found == MANY)
 
 
 def _start(said: Mapping[str, Any], folder: Folder) -> str:
@@ -276,14 +314,14 @@ def _start(said: Mapping[str, Any], folder: Folder) -> str:
     return names[start]
 
 
-def _experiment(folder: Path, model: Any, objective: Objective) -> Experiment:
+def _experiment(folder: Path, model: Any, objective: Objective, tokenizer: Tokenizer) -> Experiment:
     """An experiment that says what the model is; its data is for a config to give that begins with it."""
     length = min(model.positions, LENGTH)
     if isinstance(model, Bert):
         pairs = "next_sentence" in model.heads and model.token_types > 1
         task = MaskedSentencePairs(length, max(1, length * 15 // 100), next_sentence=pairs)
     elif isinstance(model, Classifier):
-        task = _classifier_task(model, objective, length)
+        task = _classifier_task(model, objective, length, tokenizer)
     else:
         task = TextToText(length, length) if isinstance(model, EncoderDecoder) else NextToken(length)
     data = Data(TextFiles(()), task, batch=8)
@@ -291,11 +329,11 @@ def _experiment(folder: Path, model: Any, objective: Objective) -> Experiment:
     return Experiment(model, objective, data, HuggingFaceTokenizer(str(folder.absolute())), optimizer, steps=1)
 
 
-def _classifier_task(model: Classifier, objective: Objective, length: int) -> Task:
+def _classifier_task(model: Classifier, objective: Objective, length: int, tokenizer: Tokenizer) -> Task:
     if isinstance(objective, Tagging):
         return TagTokens(model.labels, length)
     if isinstance(objective, QuestionAnswering):
-        return AnswerSpans(length)
+        return answer_spans(length, tokenizer)
     kind = "number" if isinstance(objective, Regression) else "many" if objective.many else "one"
     # The folder does not say whether the model reads pairs: a tab makes one.
     return Classify(pair="pair", labels=model.labels, kind=kind, length=length, form=form_of(model))

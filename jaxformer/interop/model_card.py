@@ -6,21 +6,30 @@ import jax
 import numpy as np
 
 from jaxformer.interop.folders import CONFIG, read_json
+from jaxformer.interop.sentence_modules import MODULES
 from jaxformer.runs import Run
 
 CLASSES = {
-    "MaskedLM": "AutoModelForMaskedLM",
-    "LanguageModel": "AutoModelForCausalLM",
-    "Seq2Seq": "AutoModelForSeq2SeqLM",
-    "ImageClassification": "AutoModelForImageClassification",
-    "MaskedAutoencoding": "AutoModelForPreTraining",
+    "BertForPreTraining": ("AutoModelForPreTraining", "fill-mask"),
+    "ForPreTraining": ("AutoModelForPreTraining", None),
+    "ForMaskedLM": ("AutoModelForMaskedLM", "fill-mask"),
+    "ForSequenceClassification": ("AutoModelForSequenceClassification", "text-classification"),
+    "ForTokenClassification": ("AutoModelForTokenClassification", "token-classification"),
+    "ForQuestionAnswering": ("AutoModelForQuestionAnswering", "question-answering"),
+    "ForCausalLM": ("AutoModelForCausalLM", "text-generation"),
+    "LMHeadModel": ("AutoModelForCausalLM", "text-generation"),
+    "ForConditionalGeneration": ("AutoModelForSeq2SeqLM", "text2text-generation"),
+    "MTModel": ("AutoModelForSeq2SeqLM", "text2text-generation"),
+    "ForImageClassification": ("AutoModelForImageClassification", "image-classification"),
+    "Model": ("AutoModel", "feature-extraction"),
 }
-"""What loads a model, by its objective."""
+"""The auto class that loads a model, and the hub's name of what it is for, by the end of its class's name."""
+IMAGES = "image-feature-extraction"
 
 CARD = """---
-library_name: transformers
-tags:
-- jaxformer
+library_name: {library}
+{pipeline}tags:
+{tags}
 ---
 
 # {architecture}
@@ -28,10 +37,7 @@ tags:
 {parameters:,} parameters in {dtype}, exported from a jaxformer run.
 
 ```python
-from transformers import {reader}, {auto}
-
-{reads} = {reader}.from_pretrained("{folder}")
-model = {auto}.from_pretrained("{folder}")
+{usage}
 ```
 
 ## Training
@@ -43,6 +49,17 @@ model = {auto}.from_pretrained("{folder}")
 {certificate}
 """
 
+LOADING = """from transformers import {reader}, {auto}
+
+{reads} = {reader}.from_pretrained("{folder}")
+model = {auto}.from_pretrained("{folder}")"""
+
+EMBEDDING = """from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("{folder}")
+embeddings = model.encode(["A sentence.", "Another one."])
+print(model.similarity(embeddings, embeddings))"""
+
 
 def write_card(folder: Path, run: Run, dtype: str, certificate: str) -> None:
     """Writes README.md.
@@ -53,17 +70,28 @@ def write_card(folder: Path, run: Run, dtype: str, certificate: str) -> None:
       dtype: of the weights.
       certificate: a line about it.
     """
-    config = read_json(folder / CONFIG)
-    name = type(run.objective).__name__
-    pretraining = config["architectures"] == ["BertForPreTraining"]
-    card = CARD.format(
-        architecture=config["architectures"][0],
-        parameters=sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(run.params)),
-        dtype=dtype,
-        auto="AutoModelForPreTraining" if pretraining else CLASSES.get(name, "AutoModel"),
+    architecture = read_json(folder / CONFIG)["architectures"][0]
+    auto, pipeline = next(found for ending, found in CLASSES.items() if architecture.endswith(ending))
+    library, tags, usage = "transformers", ["jaxformer"], LOADING
+    if (folder / MODULES).is_file():
+        library, pipeline, usage = "sentence-transformers", "sentence-similarity", EMBEDDING
+        tags = ["sentence-transformers", "sentence-similarity", "feature-extraction", *tags]
+    elif run.tokenizer is None and pipeline == "feature-extraction":
+        pipeline = IMAGES
+    usage = usage.format(
+        auto=auto,
         folder=folder.name.rpartition(".tmp-")[0] or folder.name,
         reader="AutoImageProcessor" if run.tokenizer is None else "AutoTokenizer",
         reads="processor" if run.tokenizer is None else "tokenizer",
+    )
+    card = CARD.format(
+        library=library,
+        pipeline=f"pipeline_tag: {pipeline}\n" if pipeline else "",
+        tags="\n".join(f"- {tag}" for tag in tags),
+        architecture=architecture,
+        parameters=sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(run.params)),
+        dtype=dtype,
+        usage=usage,
         training=_training(run),
         certificate=certificate,
     )
@@ -82,5 +110,5 @@ def _training(run: Run) -> str:
         f"Data: `{experiment.data.train}`.",
     ]
     if experiment.init:
-        lines.append(f"It began with the parameters of `{Path(experiment.init).name}`.")
+        lines.append(f"Initialised from `{Path(experiment.init).name}`.")
     return "\n\n".join(lines)

@@ -69,6 +69,12 @@ MODEL_CLASSES: Mapping[str, str] = {
 """The tokenizer class of each `model_type`, where tokenizer_config.json names none."""
 
 
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds files of a tokenizer."""
+    names = (JsonTokenizer.file, MarianTokenizer.file, *MODELS, "vocab.txt", "vocab.json")
+    return any((folder / name).is_file() for name in names)
+
+
 def import_tokenizer(folder: str | os.PathLike) -> Tokenizer:
     """The tokenizer in a Hugging Face folder.
 

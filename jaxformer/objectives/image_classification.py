@@ -49,6 +49,11 @@ class ImageClassification:
         fields.within("objective.label_smoothing", self.label_smoothing, 0, 1, below=True)
 
     @property
+    def problem_type(self) -> str:
+        """What transformers calls it in a config.json."""
+        return "single_label_classification"
+
+    @property
     def loss_weights(self) -> Mapping[str, float]:
         """The means that make the loss, with their weights in it."""
         return {"loss": 1.0}

@@ -155,7 +155,7 @@ class QuestionAnswering:
         Raises:
           InputError: a text without a tab, or nothing before it or behind it.
         """
-        return self.answer(model, params, tokenizer, _windows_of(model, tokenizer), _pairs(texts))
+        return self.answer(model, params, tokenizer, answer_spans(model.positions, tokenizer), _pairs(texts))
 
     def answer(
         self, model: Classifier, params, tokenizer: Tokenizer, task: AnswerSpans, pairs: Sequence[tuple[str, str]]
@@ -217,10 +217,10 @@ def _pairs(texts: Sequence[str]) -> list[tuple[str, str]]:
     return pairs
 
 
-def _windows_of(model: Classifier, tokenizer: Tokenizer) -> AnswerSpans:
-    """The task that cuts contexts into windows of the model's longest input."""
-    asked, special = min(64, model.positions // 4), tokenizer.template("encoder").added(pair=True)
-    return AnswerSpans(model.positions, (model.positions - asked - special) // 2, asked)
+def answer_spans(length: int, tokenizer: Tokenizer) -> AnswerSpans:
+    """Windows of so many tokens that overlap by half, with at most a quarter of them, and 64, for the question."""
+    asked, special = min(64, length // 4), tokenizer.template("encoder").added(pair=True)
+    return AnswerSpans(length, max(1, (length - asked - special) // 2), asked)
 
 
 @functools.partial(jax.jit, static_argnums=0)

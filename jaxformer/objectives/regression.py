@@ -48,6 +48,11 @@ class Regression:
     """The number of each example, by its squared error; the model has one label, the number's name."""
 
     @property
+    def problem_type(self) -> str:
+        """What transformers calls it in a config.json."""
+        return "regression"
+
+    @property
     def loss_weights(self) -> Mapping[str, float]:
         """The means that make the loss, with their weights in it."""
         return {"loss": 1.0}

@@ -26,6 +26,8 @@ from jaxformer.objectives.padding import padded, stacked
 NAMES = ("loss", "accuracy")
 SHOWN = 4
 """Pairs of a demonstration."""
+Pooling = Literal["mean", "max", "first", "last", "pooler"]
+"""How the vectors of a text's tokens become one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,20 +65,29 @@ def with_cosines(names: Sequence[str], vectors: np.ndarray) -> list[Embedded]:
 class SentenceEmbedding:
     """One vector a text, near to those of texts that mean the same."""
 
-    pooling: Literal["mean", "first", "pooler"] = "mean"
-    """What the vector is: the mean of all tokens' vectors, the first token's, or what the pooler makes of it."""
+    pooling: Pooling = "mean"
+    """How the tokens' vectors become one: their mean, their maximum in each dimension, the first token's, the last
+    token's, or the pooler's output."""
     normalized: bool = True
     """Whether vectors have length 1."""
     longest: int | None = None
-    """Tokens of a text that are read, at most; None: as many as the model has positions."""
+    """The longest input in tokens, with [CLS] and [SEP]; None: as many as the model has positions."""
     temperature: float = 0.05
     """What cosines are divided by in training; the lower, the more the nearest wrong texts count."""
+    prompts: tuple[tuple[str, str], ...] = ()
+    """Names and texts of prompts. A prompt is put before each text that is embedded; the training data has its own."""
+    default_prompt_name: str | None = None
+    """The prompt that is used where none is asked for; None: no prompt."""
+    include_prompt: bool = True
+    """Whether the pooling reads the tokens of the prompt, and [CLS] before it."""
 
     def __post_init__(self):
         fields.check(self)
         fields.at_least("objective.longest", self.longest, 3)
         if not self.temperature > 0:
             raise InputError(f"objective.temperature={self.temperature}: expected above 0")
+        if self.default_prompt_name is not None:
+            self._prompt(self.default_prompt_name, "objective.default_prompt_name")
 
     @property
     def loss_weights(self) -> Mapping[str, float]:
@@ -88,7 +99,7 @@ class SentenceEmbedding:
         if not isinstance(model, Bert):
             raise InputError(f"objective=SentenceEmbedding: needs a Bert; the model is a {type(model).__name__}")
         if self.pooling == "pooler" and "pooler" not in model.heads:
-            raise InputError("objective.pooling=pooler: the model has none; expected mean or first")
+            raise InputError("objective.pooling=pooler: the model has none; expected mean, max, first or last")
         if missing := [name for name in ("inputs", "tokens", "weights") if name not in row]:
             raise InputError(f"objective=SentenceEmbedding: the task's rows have no {missing[0]}; use TextPairs")
         if "targets" in row:
@@ -152,12 +163,31 @@ class SentenceEmbedding:
         """The vector of each text, with the cosines to the others; what is too long loses its end."""
         return with_cosines(texts, self.embed(model, params, tokenizer, texts))
 
-    def embed(self, model: Bert, params, tokenizer: Tokenizer, texts: Sequence[str]) -> np.ndarray:
-        """The vectors of the texts, float32 [n, d]."""
-        rows = self._rows(model, tokenizer, texts)
+    def embed(
+        self, model: Bert, params, tokenizer: Tokenizer, texts: Sequence[str], prompt_name: str | None = None
+    ) -> np.ndarray:
+        """Computes the vectors of texts, float32 [n, d].
+
+        Args:
+          model: a BERT.
+          params: its parameters.
+          tokenizer: the texts'.
+          texts: what to embed; what is too long loses its end.
+          prompt_name: one of `prompts`, put before each text; None: the default one.
+
+        Raises:
+          InputError: no prompt has this name.
+        """
+        name = self.default_prompt_name if prompt_name is None else prompt_name
+        prompt = "" if name is None else self._prompt(name, "prompt_name")
+        rows = self._rows(model, tokenizer, [prompt + text for text in texts])
+        skipped = 0
+        if prompt and not self.include_prompt:
+            [beginning] = self._rows(model, tokenizer, [prompt])
+            skipped = len(beginning) - bool(tokenizer.is_special[beginning[-1]])
         vectors = np.zeros((len(rows), model.transformer.width), np.float32)
         for places, batch in padded(rows, model.positions):
-            vectors[places] = _vectors(model, self, params, **batch)[: len(places)]
+            vectors[places] = _vectors(model, self, params, **batch, skipped=skipped)[: len(places)]
         return vectors
 
     def _rows(self, model: Bert, tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
@@ -165,9 +195,17 @@ class SentenceEmbedding:
         encoded = tokenizer.encode_batch(texts)
         return [layouts.lay_out(tokenizer, "encoder", longest, tokens).tokens for tokens in encoded]
 
+    def _prompt(self, name: str, field: str) -> str:
+        prompts = dict(self.prompts)
+        if name not in prompts:
+            raise InputError(f"{field}={name!r}: expected one of objective.prompts: {', '.join(prompts) or 'none'}")
+        return prompts[name]
 
-def pooled(model: Bert, params, pooling: str, tokens, segments, positions, count: int, key=None) -> jax.Array:
-    """One vector for each of the `count` texts that a row may have, float32 [b, c, d].
+
+def pooled(
+    model: Bert, params, pooling: Pooling, tokens, segments, positions, count: int, key=None, skipped: int = 0
+) -> jax.Array:
+    """Computes one vector for each of the `count` texts that a row may have, float32 [b, c, d].
 
     Args:
       model: a BERT.
@@ -178,16 +216,27 @@ def pooled(model: Bert, params, pooling: str, tokens, segments, positions, count
       positions: integers [b, t], or None: 0, 1, 2, ...
       count: c.
       key: for dropout; None evaluates.
+      skipped: tokens at the beginning of a row that the pooling does not read.
     """
     belongs = segments[:, None] == jnp.arange(1, count + 1)[:, None]  # [b, c, t]
-    begins = belongs.argmax(-1)
+    arrays = {"segments": segments, "positions": positions, "cls_positions": belongs.argmax(-1)}
     rngs = None if key is None else {"dropout": key}
-    arrays = {"segments": segments, "positions": positions, "cls_positions": begins}
     output = model.apply({"params": params}, tokens, **arrays, train=key is not None, rngs=rngs)
-    if pooling == "mean":
-        share = belongs / jnp.maximum(belongs.sum(-1, keepdims=True), 1)
-        return jnp.einsum("bct,btd->bcd", share, output.hidden.astype(jnp.float32))
-    return (take(output.hidden, begins) if pooling == "first" else output.pooled).astype(jnp.float32)
+    if pooling == "pooler":
+        return output.pooled.astype(jnp.float32)
+    index = jnp.arange(tokens.shape[1])
+    read = belongs & (index >= skipped)
+    if pooling == "first":
+        return take(output.hidden, read.argmax(-1)).astype(jnp.float32)
+    if pooling == "last":
+        return take(output.hidden, jnp.max(jnp.where(read, index, 0), -1)).astype(jnp.float32)
+    hidden = output.hidden.astype(jnp.float32)
+    if pooling == "max":
+        # Where a row has no such text, 0 instead of a number without end.
+        found = jnp.max(jnp.where(read[..., None], hidden[:, None], -jnp.inf), 2)
+        return jnp.where(read.any(-1)[..., None], found, 0.0)
+    share = read / jnp.maximum(read.sum(-1, keepdims=True), 1)
+    return jnp.einsum("bct,btd->bcd", share, hidden)
 
 
 def _unit(vectors: jax.Array) -> jax.Array:
@@ -196,8 +245,8 @@ def _unit(vectors: jax.Array) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _vectors(model: Bert, objective: SentenceEmbedding, params, tokens, segments) -> jax.Array:
-    vectors = pooled(model, params, objective.pooling, tokens, segments, None, 1)[:, 0]
+def _vectors(model: Bert, objective: SentenceEmbedding, params, tokens, segments, skipped) -> jax.Array:
+    vectors = pooled(model, params, objective.pooling, tokens, segments, None, 1, skipped=skipped)[:, 0]
     return _unit(vectors) if objective.normalized else vectors
 
 
