@@ -19,11 +19,32 @@ from jaxformer.interop.table import Table
 MERGE = "merge it where PEFT is: model.merge_and_unload().save_pretrained(FOLDER)"
 """What to do with an adapter that cannot be read."""
 IGNORED = frozenset(
-    """
-    auto_mapping base_model_name_or_path bias exclude_modules fan_in_fan_out inference_mode init_lora_weights
-    layers_pattern layers_to_transform lora_alpha alpha_pattern lora_dropout megatron_core modules_to_save peft_type
-    peft_version qalora_group_size r rank_pattern revision runtime_config target_modules task_type use_rslora
-    """.split()
+    [
+        "auto_mapping",
+        "base_model_name_or_path",
+        "bias",
+        "exclude_modules",
+        "fan_in_fan_out",
+        "inference_mode",
+        "init_lora_weights",
+        "layers_pattern",
+        "layers_to_transform",
+        "lora_alpha",
+        "alpha_pattern",
+        "lora_dropout",
+        "megatron_core",
+        "modules_to_save",
+        "peft_type",
+        "peft_version",
+        "qalora_group_size",
+        "r",
+        "rank_pattern",
+        "revision",
+        "runtime_config",
+        "target_modules",
+        "task_type",
+        "use_rslora",
+    ]
 )
 """Fields that are read, or that choose what is trained, which the names of the tensors show too."""
 INITIAL = (True, False, None, "gaussian", "eva", "orthogonal")

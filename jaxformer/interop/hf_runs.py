@@ -13,7 +13,6 @@ from jaxformer.config import Checkpoint, Experiment, Objective
 from jaxformer.data.classification_tasks import Classify
 from jaxformer.data.language_tasks import NextToken, TextToText
 from jaxformer.data.loader import Data
-from jaxformer.data.question_answering_tasks import AnswerSpans
 from jaxformer.data.sources import TextFiles
 from jaxformer.data.tagging_tasks import TagTokens
 from jaxformer.data.tasks import MaskedSentencePairs, Task
