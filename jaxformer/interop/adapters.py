@@ -19,32 +19,12 @@ from jaxformer.interop.table import Table
 MERGE = "merge it where PEFT is: model.merge_and_unload().save_pretrained(FOLDER)"
 """What to do with an adapter that cannot be read."""
 IGNORED = frozenset(
-    [
-        "auto_mapping",
-        "base_model_name_or_path",
-        "bias",
-        "exclude_modules",
-        "fan_in_fan_out",
-        "inference_mode",
-        "init_lora_weights",
-        "layers_pattern",
-        "layers_to_transform",
-        "lora_alpha",
-        "alpha_pattern",
-        "lora_dropout",
-        "megatron_core",
-        "modules_to_save",
-        "peft_type",
-        "peft_version",
-        "qalora_group_size",
-        "r",
-        "rank_pattern",
-        "revision",
-        "runtime_config",
-        "target_modules",
-        "task_type",
-        "use_rslora",
-    ]
+    (
+        *("auto_mapping", "base_model_name_or_path", "bias", "exclude_modules", "fan_in_fan_out", "inference_mode"),
+        *("init_lora_weights", "layers_pattern", "layers_to_transform", "lora_alpha", "alpha_pattern", "lora_dropout"),
+        *("megatron_core", "modules_to_save", "peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern"),
+        *("revision", "runtime_config", "target_modules", "task_type", "use_rslora"),
+    )
 )
 """Fields that are read, or that choose what is trained, which the names of the tensors show too."""
 INITIAL = (True, False, None, "gaussian", "eva", "orthogonal")
@@ -55,6 +35,12 @@ HEADS = {
     "QUESTION_ANS": "ForQuestionAnswering",
 }
 """Endings of the classes that a task_type stands for, where it is not the base's own class."""
+PRETRAINED_HEADS = {
+    "masked_lm": ("ForMaskedLM", "ForPreTraining"),
+    "next_sentence": ("ForPreTraining",),
+    "pooler": ("ForSequenceClassification", "ForPreTraining", "Model"),
+}
+"""Endings of the classes that have these parts of ours."""
 OUTER = "base_model.model."
 WRAPPERS = re.compile(r"\.(base_layer|modules_to_save|original_module)(?=\.)")
 """What PEFT puts into the names of the tensors that it replaces."""
@@ -101,7 +87,7 @@ def base_folder(folder: Path) -> Path:
     name = read_json(path).get("base_model_name_or_path")
     if not isinstance(name, str) or not name:
         raise InputError(f"{path}: base_model_name_or_path={name!r}: expected the base's folder or name")
-    beside = folder / name
+    beside = folder.absolute().parent / name  # A relative path is often that of the folder in which both were saved.
     try:
         return beside if not Path(name).is_dir() and (beside / CONFIG).is_file() else locate(name)
     except InputError as error:
@@ -131,7 +117,7 @@ def open_adapter(folder: Path) -> Folder:
         raise InputError(f"{where}: adapts {missing[0]}, which the base {base.path} does not have")
     tensors = dict(base.tensors)
     if architecture not in (base.config.get("architectures") or [architecture]):
-        tensors = _of_table(tensors, family.table)  # Without the base's own head.
+        tensors = _without_heads(tensors, family.table, architecture)
     # All names without the prefix, as those of a model without heads: new heads and the base agree then.
     tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     for name, pair in pairs.items():
@@ -216,9 +202,11 @@ def _of_pattern(patterns: Mapping[str, Any] | None, module: str, default: Any) -
     return default
 
 
-def _of_table(tensors: Mapping[str, Stored], table: Table) -> dict[str, Stored]:
-    """Those of the tensors that a family's models have."""
-    names = [name.removeprefix(table.prefix) for row in table.rows for name in (row.theirs, *row.copies)]
+def _without_heads(tensors: Mapping[str, Stored], table: Table, architecture: str) -> dict[str, Stored]:
+    """The base's tensors that an architecture has too, without the base's own heads."""
+    parts = {part for part, endings in PRETRAINED_HEADS.items() if not architecture.endswith(endings)}
+    rows = [row for row in table.rows if row.paths[0].removeprefix("backbone/").split("/")[0] not in parts]
+    names = [name.removeprefix(table.prefix) for row in rows for name in (row.theirs, *row.copies)]
     names += [name.removeprefix(table.prefix) for name in table.known]
     pattern = "|".join(re.escape(name).replace(r"\{l\}", r"\d+") for name in names)
     return {name: tensor for name, tensor in tensors.items() if re.fullmatch(pattern, name.removeprefix(table.prefix))}
