@@ -39,6 +39,9 @@ EXTRAS = {
         *("jupytext>=1.16", "nbclient>=0.10", "nbformat>=5", "ipykernel>=6"),
     ],
 }
+# Clients of exported folders, for the tests that compare with them.
+EXTRAS["sentence_transformers"] = [*EXTRAS["torch"], "sentence-transformers>=6"]
+EXTRAS["peft"] = [*EXTRAS["torch"], "peft>=0.18"]
 EXTRAS["onnx"] = [*EXTRAS["torch"], "onnxscript>=0.5", "onnxruntime>=1.20"]
 EXTRAS["test"] += EXTRAS["onnx"]
 

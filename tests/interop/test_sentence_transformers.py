@@ -16,7 +16,8 @@ from jaxformer.models.bert import Bert
 from jaxformer.objectives.sentence_embedding import SentenceEmbedding
 
 sentence_transformers = pytest.importorskip(
-    "sentence_transformers", reason="sentence-transformers is not installed; pip install 'jaxformer[sentence]'"
+    "sentence_transformers",
+    reason="sentence-transformers is not installed; pip install 'jaxformer[sentence_transformers]'",
 )
 
 from sentence_transformers.sentence_transformer import modules  # noqa: E402
