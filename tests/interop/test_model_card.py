@@ -1,4 +1,4 @@
-"""Model cards: the class, the pipeline and the library that they name are those of transformers, and their code runs."""
+"""Model cards: the class, the pipeline and the library that they name are transformers', and their code runs."""
 
 import contextlib
 import re
