@@ -144,7 +144,7 @@ class QuestionAnswering:
 
     def encode(self, model: Classifier, tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, np.ndarray]:
         """The model's arguments for the windows of all texts, a row each; a text is as in `predict`."""
-        task = _windows_of(model, tokenizer)
+        task = answer_spans(model.positions, tokenizer)
         windows = [part for pair in _pairs(texts) for part in task.windows(encode_passage(*pair, tokenizer), tokenizer)]
         types = [part.token_types for part in windows]
         return stacked([part.tokens for part in windows], types)

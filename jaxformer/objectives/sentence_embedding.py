@@ -86,8 +86,7 @@ class SentenceEmbedding:
         fields.at_least("objective.longest", self.longest, 3)
         if not self.temperature > 0:
             raise InputError(f"objective.temperature={self.temperature}: expected above 0")
-        if self.default_prompt_name is not None:
-            self._prompt(self.default_prompt_name, "objective.default_prompt_name")
+        self._prompt(self.default_prompt_name, "objective.default_prompt_name")
 
     @property
     def loss_weights(self) -> Mapping[str, float]:
@@ -156,8 +155,9 @@ class SentenceEmbedding:
         return lines
 
     def encode(self, model: Bert, tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, np.ndarray]:
-        """The model's arguments for the texts; what is too long loses its end."""
-        return stacked(self._rows(model, tokenizer, texts))
+        """The model's arguments for the texts after the default prompt; what is too long loses its end."""
+        prompt = self._prompt(self.default_prompt_name, "prompt_name")
+        return stacked(self._rows(model, tokenizer, [prompt + text for text in texts]))
 
     def predict(self, model: Bert, params, tokenizer: Tokenizer, texts: Sequence[str]) -> list[Embedded]:
         """The vector of each text, with the cosines to the others; what is too long loses its end."""
@@ -178,8 +178,7 @@ class SentenceEmbedding:
         Raises:
           InputError: no prompt has this name.
         """
-        name = self.default_prompt_name if prompt_name is None else prompt_name
-        prompt = "" if name is None else self._prompt(name, "prompt_name")
+        prompt = self._prompt(self.default_prompt_name if prompt_name is None else prompt_name, "prompt_name")
         rows = self._rows(model, tokenizer, [prompt + text for text in texts])
         skipped = 0
         if prompt and not self.include_prompt:
@@ -195,8 +194,10 @@ class SentenceEmbedding:
         encoded = tokenizer.encode_batch(texts)
         return [layouts.lay_out(tokenizer, "encoder", longest, tokens).tokens for tokens in encoded]
 
-    def _prompt(self, name: str, field: str) -> str:
+    def _prompt(self, name: str | None, field: str) -> str:
         prompts = dict(self.prompts)
+        if name is None:
+            return ""
         if name not in prompts:
             raise InputError(f"{field}={name!r}: expected one of objective.prompts: {', '.join(prompts) or 'none'}")
         return prompts[name]
