@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from jaxformer import field_docs
 
 if TYPE_CHECKING:
+    from jaxformer.classes import allow
     from jaxformer.config import Experiment, load
     from jaxformer.errors import InputError
     from jaxformer.interop.hf_runs import export_run, from_pretrained, import_run
@@ -27,6 +28,7 @@ _MODULES = {
     "Experiment": "config",
     "InputError": "errors",
     "Run": "runs",
+    "allow": "classes",
     "export_hf": "interop.huggingface",
     "export_onnx": "interop.onnx",
     "export_run": "interop.hf_runs",
@@ -43,6 +45,7 @@ __all__ = [
     "Experiment",
     "InputError",
     "Run",
+    "allow",
     "export_hf",
     "export_onnx",
     "export_run",

@@ -2,27 +2,42 @@
 
 import contextlib
 import dataclasses
+import functools
+import gc
 import itertools
+import logging as stdlib_logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
+from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint import checkpoint_managers as policies
 
+from jaxformer import fields
 from jaxformer.config import Checkpoint
 from jaxformer.errors import InputError
 from jaxformer.progress import phase
+from jaxformer.run_folder import CHECKPOINTS, Claim
 
 Tree = Any
+Read = TypeVar("Read")
 AT_ONCE = 1 << 28
 """Bytes of arrays that are read at the same time, unless one has more: each is in memory three times meanwhile."""
+MOST_SAID = 300
+"""Characters of what a library says of a damaged file."""
+
+
+class Damaged(InputError):
+    """A checkpoint of which a part is missing or cannot be read."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +66,15 @@ def loaded(tree: Tree) -> Tree:
     return jax.tree.map(load, tree)
 
 
+class _Manager(ocp.CheckpointManager):
+    """Orbax's, which opens a folder in which the metrics of a checkpoint are damaged: that one was not evaluated."""
+
+    def metrics(self, step: int) -> dict[str, float] | None:
+        with contextlib.suppress(ValueError, OSError):
+            return super().metrics(step)
+        return None
+
+
 class Checkpoints:
     """The checkpoints in one folder, each of several named trees of arrays.
 
@@ -58,9 +82,16 @@ class Checkpoints:
     compressed: numbers of a trained model hardly become smaller, and compressing takes longer than writing.
     """
 
-    def __init__(self, folder: Path, settings: Checkpoint | None = None):
-        """Opens the folder; without `settings` for reading only."""
+    def __init__(self, folder: Path, settings: Checkpoint | None = None, claim: Claim | None = None):
+        """Opens the folder; without `settings` for reading only.
+
+        Args:
+          folder: the checkpoints'.
+          settings: what to keep.
+          claim: the right to write to the run's folder; nothing is saved when that is not at its place any more.
+        """
         reading = settings is None
+        self._folder, self._check = folder, claim.check if claim else lambda: None
         with _errors_only() if reading else contextlib.nullcontext():
             options = ocp.CheckpointManagerOptions(
                 preservation_policy=None if reading else _preserved(settings),
@@ -68,18 +99,33 @@ class Checkpoints:
                 read_only=reading,
                 cleanup_tmp_directories=not reading,
             )
-            self._manager = ocp.CheckpointManager(folder.absolute(), options=options, handler_registry=_registry())
+            home = claim.home / CHECKPOINTS if claim else folder
+            self._manager = _Manager(home.absolute(), options=options, handler_registry=_registry())
 
     @property
     def latest(self) -> int | None:
         """The step of the newest checkpoint."""
         return self._manager.latest_step()
 
+    @property
+    def steps(self) -> list[int]:
+        """The steps of all checkpoints, the newest first."""
+        return sorted(self._manager.all_steps(), reverse=True)
+
+    def best_first(self, settings: Checkpoint) -> list[int]:
+        """The steps of all checkpoints, the best ones by `settings.best` first, then those that were not evaluated.
+
+        Of several that are equally good, the earliest comes first.
+        """
+        results = {step: self.results(step) or {} for step in self.steps}
+        values = {step: found[settings.best] for step, found in results.items() if settings.best in found}
+        evaluated = sorted(values, key=lambda step: (-goodness(values[step], settings), step))
+        return evaluated + [step for step in self.steps if step not in values]
+
     def best(self, settings: Checkpoint) -> int | None:
         """The step of the best checkpoint by `settings.best`, the first of several; None where none was evaluated."""
-        evaluated = {step: results for step in sorted(self._manager.all_steps()) if (results := self.results(step))}
-        values = {step: results[settings.best] for step, results in evaluated.items() if settings.best in results}
-        return max(values, key=lambda step: goodness(values[step], settings), default=None)
+        first = next(iter(self.best_first(settings)), None)
+        return first if first is not None and settings.best in (self.results(first) or {}) else None
 
     def results(self, step: int) -> dict[str, float] | None:
         """The evaluation at the step of a checkpoint, if there was one."""
@@ -97,7 +143,7 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         items = {name: ocp.args.PyTreeSave(tree) for name, tree in trees.items() if tree is not None}
-        with _errors_only():  # It warns where there are no metrics.
+        with self._in_place(), _errors_only():  # It warns where there are no metrics.
             self._manager.save(step, args=ocp.args.Composite(**items), metrics=dict(metrics or {}) or None)
 
     @phase("reading the checkpoint")
@@ -110,10 +156,13 @@ class Checkpoints:
 
         Raises:
           InputError: it has other arrays, or of other shapes, or of types that would be rounded.
+          Damaged: a part of it is missing or cannot be read.
         """
-        step = self.latest if step is None else step
-        folder = self._manager.directory / str(step)
-        return {name: None if tree is None else _restored(folder / name, tree) for name, tree in abstract.items()}
+        folder = self._of(self.latest if step is None else step)
+        return {
+            name: tree and _unless_damaged(folder, functools.partial(_restored, folder / name, tree))
+            for name, tree in abstract.items()
+        }
 
     def stored(self, abstract: Mapping[str, Tree], step: int) -> dict[str, Tree]:
         """The same trees, of arrays that are read when they are asked for.
@@ -125,19 +174,71 @@ class Checkpoints:
         Raises:
           InputError: as `restore`.
         """
-        folder = self._manager.directory / str(step)
-        return {name: None if tree is None else _stored(folder / name, tree) for name, tree in abstract.items()}
+        folder = self._of(step)
+        return {
+            name: tree and _unless_damaged(folder, functools.partial(_stored, folder / name, tree))
+            for name, tree in abstract.items()
+        }
+
+    def set_aside(self, after: int, folder: Path) -> None:
+        """Moves the checkpoints of later steps, which are damaged, to another folder: their steps are saved again."""
+        later = [step for step in self.steps if step > after]
+        if not later:
+            return
+        if jax.process_index() == 0:
+            folder.mkdir(exist_ok=True)
+            for step in later:
+                names = itertools.chain([f"{step}"], (f"{step}-{number}" for number in itertools.count(2)))
+                os.rename(self._of(step), next(folder / name for name in names if not (folder / name).exists()))
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("set_aside")
+        self._manager.reload()
 
     @phase("saving")
     def wait(self) -> None:
         """Returns when all saves are on disk; raises the error that one of them met."""
-        self._manager.wait_until_finished()
+        with self._in_place():
+            self._manager.wait_until_finished()
+
+    def _of(self, step: int) -> epath.Path:
+        return epath.Path(self._folder).absolute() / str(step)
+
+    @contextlib.contextmanager
+    def _in_place(self) -> Iterator[None]:
+        """Raises InputError where the run's folder is not at its place, before and instead of any other error."""
+        self._check()
+        try:
+            yield
+        except Exception:
+            self._check()
+            raise
 
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_) -> None:
-        self._manager.close()
+    def __exit__(self, kind: type | None, *_) -> None:
+        # An error that is on its way says more than what it makes fail here.
+        with contextlib.nullcontext() if kind is None else contextlib.suppress(Exception):
+            self._manager.close()
+
+
+def first_good(steps: Iterable[int], read: Callable[[int], Read]) -> tuple[int, Read, list[str]]:
+    """The first of some steps of which the checkpoint is not damaged, what `read` gives for it, and what is damaged.
+
+    Args:
+      steps: in the order in which to try them.
+      read: reads the checkpoint of a step.
+
+    Raises:
+      Damaged: all of them are.
+    """
+    damaged: list[str] = []
+    for step in steps:
+        try:
+            return step, read(step), damaged
+        except Damaged as error:
+            damaged.append(str(error))
+    raise Damaged("; ".join(damaged))
 
 
 def goodness(value: float, settings: Checkpoint) -> float:
@@ -167,6 +268,37 @@ def _registry() -> ocp.handlers.CheckpointHandlerRegistry:
     return registry
 
 
+def _unless_damaged(folder: epath.Path, read: Callable[[], Read]) -> Read:
+    """What `read` gives of a checkpoint; raises `Damaged` for whatever it raises, but for a lack of memory."""
+    with _errors_of_others_dropped():
+        try:
+            return read()
+        except (InputError, MemoryError, jax.errors.JaxRuntimeError):
+            raise
+        except Exception as error:
+            said = _first_cause(error)
+        gc.collect()
+    raise Damaged(f"{folder}: damaged: {said}")
+
+
+def _first_cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    said = fields.one_line(error) or type(error).__name__
+    return said if len(said) <= MOST_SAID else f"{said[:MOST_SAID]} …"
+
+
+@contextlib.contextmanager
+def _errors_of_others_dropped() -> Iterator[None]:
+    """Silences the errors of arrays that were read at the same time as one that failed, when they are collected."""
+    hook, log = sys.unraisablehook, stdlib_logging.getLogger("asyncio")
+    sys.unraisablehook, log.disabled = lambda _: None, True
+    try:
+        yield
+    finally:
+        sys.unraisablehook, log.disabled = hook, False
+
+
 def _restored(folder: epath.Path, abstract: Tree) -> Tree:
     """The tree in a folder, its large arrays one after the other; compressed or not."""
     arguments = _restore_arguments(folder, abstract)
@@ -186,9 +318,10 @@ def _stored(folder: epath.Path, abstract: Tree) -> Tree:
     leaves, structure = jax.tree.flatten(abstract)
 
     def array(place, leaf):
-        return StoredArray(
-            leaf.shape, leaf.dtype, leaf.sharding, lambda: _read(folder, abstract, arguments, {place})[place]
-        )
+        def read():
+            return _read(folder, abstract, arguments, {place})[place]
+
+        return StoredArray(leaf.shape, leaf.dtype, leaf.sharding, lambda: _unless_damaged(folder.parent, read))
 
     return structure.unflatten(itertools.starmap(array, enumerate(leaves)))
 
@@ -225,7 +358,7 @@ def _restore_arguments(folder: epath.Path, abstract: Tree) -> Tree:
     wider: then it keeps each array until the next garbage collection.
     """
     if not folder.is_dir():
-        raise InputError(f"{folder.parent}: the checkpoint has no {folder.name}")
+        raise Damaged(f"{folder.parent}: the checkpoint has no {folder.name}")
     stored = ocp.tree.to_flat_dict(ocp.PyTreeCheckpointHandler().metadata(folder).tree)
     wanted = ocp.tree.to_flat_dict(abstract)
     for path in sorted(stored.keys() ^ wanted.keys(), key=str):

@@ -4,21 +4,26 @@ import argparse
 import json
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxformer import host
+from jaxformer import classes, host
 from jaxformer.errors import InputError
 
 USAGE = """usage: jaxformer COMMAND ...
 
-  train CONFIG.py [--field value ...] [--workdir RUN]   train a run, or go on with it; with --help, lists the fields
+  train CONFIG.py [--field value ...] [--workdir RUN]   train a run, or go on with it; with --help, lists the fields;
+                                                        with --fork RUN, train on from another run's state
   evaluate RUN                                          metrics on the run's held-out data
   predict RUN [TEXT ...] [--input FILE] [--field value] what the run's model does: fills [MASK], goes on, answers
   export RUN OUT [--dtype TYPE] [--no-certificate]      a Hugging Face folder of the run, which transformers loads;
                                                         with --format stablehlo a program, which jax alone runs;
                                                         with --format onnx one for ONNX Runtime
   import HF_DIR RUN [--dtype TYPE] [--no-certificate]   a run of a Hugging Face folder: predicts, exports, begins others
+
+evaluate, predict and export take --step N, another checkpoint than the latest (or the best). All commands take
+--allow PACKAGE, a package of your own whose classes a run may use; others than jaxformer's are not imported otherwise.
 """
 
 
@@ -32,7 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if arguments[0] not in commands:
             raise InputError(f"{arguments[0]}: no such command; expected {', '.join(commands)}")
-        commands[arguments[0]](arguments[1:])
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            commands[arguments[0]](arguments[1:])
     except InputError as error:
         print(f"jaxformer: {error}", file=sys.stderr)
         return 2
@@ -57,7 +64,9 @@ def train(arguments: list[str]) -> None:
     with display(), phase("starting"):  # Importing takes seconds.
         from jaxformer import config
 
-    arguments, workdir = _take_workdir(arguments)
+    arguments, workdir = _take(arguments, "workdir", "the run's folder")
+    arguments, allowed = _take(arguments, "allow", "a package")
+    classes.allow(*allowed)
     if arguments in (["-h"], ["--help"]):
         print(USAGE, end="")
         return
@@ -68,7 +77,7 @@ def train(arguments: list[str]) -> None:
     _start_jax()
     from jaxformer.training import fit
 
-    fit(experiment, workdir or Path("runs") / Path(paths[0]).stem)
+    fit(experiment, workdir[-1] if workdir else Path("runs") / Path(paths[0]).stem)
 
 
 def evaluate(arguments: list[str]) -> None:
@@ -76,8 +85,9 @@ def evaluate(arguments: list[str]) -> None:
     parser = _Parser("evaluate", "Metrics on the run's held-out data.")
     parser.add_argument("run", metavar="RUN", help="the run's folder")
     parser.add_argument("--all", action="store_true", help="print the metrics of every label, however many there are")
-    options = parser.parse_args(arguments)
-    run = _open(options.run)
+    _add_step(parser)
+    options = parser.parse(arguments)
+    run = _open(options.run, step=options.step)
     from jaxformer.progress import display
     from jaxformer.summaries import headline
 
@@ -114,19 +124,20 @@ def predict(arguments: list[str]) -> None:
     parser.add_argument("texts", metavar="TEXT", nargs="*", help='such as "In the beginning [MASK] created"')
     parser.add_argument("--input", metavar="FILE", help="a UTF-8 file with a text a line; - for standard input")
     parser.add_argument("--json", action="store_true", help="print each answer as a JSON object, one a line")
+    _add_step(parser)
     writing = parser.add_argument_group("of a model that writes; by default as its config says")
     for name, (kind, meaning) in DECODING.items():
         names = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
         writing.add_argument(*names, type=kind, metavar="VALUE", help=meaning)
     samples = dict.fromkeys(("--num_samples", "--num-samples", "--num_return_sequences"))
     writing.add_argument(*samples, type=int, default=1, metavar="N", help="answers to each text, drawn at random")
-    options = parser.parse_args(arguments)
+    options = parser.parse(arguments)
     lines = _read_lines(options.input) if options.input else []
     texts = options.texts + lines
     if not texts:
         raise InputError("predict: no text; give one after the run, or a file with --input")
     given = {name: value for name in DECODING if (value := getattr(options, name)) is not None}
-    run = _open(options.run).with_decoding(**given)
+    run = _open(options.run, step=options.step).with_decoding(**given)
     if len(texts) == 1 and run.streams and not options.json and options.num_samples == 1:
         for piece in run.stream(texts[0]):
             print(piece, end="", flush=True)
@@ -166,11 +177,12 @@ def export(arguments: list[str]) -> None:
     parser.add_argument(
         "--format", choices=("huggingface", "stablehlo", "onnx"), default="huggingface", help="of the folder"
     )
+    _add_step(parser)
     _add_weights_options(parser)
-    options = parser.parse_args(arguments)
+    options = parser.parse(arguments)
     if os.path.lexists(options.out):  # Before anything large is read.
         raise InputError(f"{options.out}: is there already; expected a new folder's name")
-    run = _open(options.run, in_memory=options.format == "stablehlo")
+    run = _open(options.run, options.format == "stablehlo", options.step)
     if options.format == "stablehlo":
         from jaxformer.interop.stablehlo import export_stablehlo
 
@@ -196,7 +208,7 @@ def import_(arguments: list[str]) -> None:
     )
     parser.add_argument("run", metavar="RUN", help="the run's folder, which must not be there yet")
     _add_weights_options(parser)
-    options = parser.parse_args(arguments)
+    options = parser.parse(arguments)
     _start_jax()
     from jaxformer.interop.hf_runs import import_run
 
@@ -206,19 +218,29 @@ def import_(arguments: list[str]) -> None:
     print(f"{run.folder} · {type(run.model).__name__} · {type(run.objective).__name__}")
 
 
+def _add_step(parser: argparse.ArgumentParser) -> None:
+    meaning = "the checkpoint of this step; by default the latest, or the best where the config says what is best"
+    parser.add_argument("--step", metavar="N", type=int, help=meaning)
+
+
 def _add_weights_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the weights")
     parser.add_argument("--no-certificate", action="store_true", help="leave the comparison with PyTorch out")
 
 
-def _open(folder: str, in_memory: bool = True):
+def _open(folder: str, in_memory: bool = True, step: int | None = None):
     from jaxformer.progress import display, phase
 
     with display(stderr=True), phase(f"opening {folder}"):
         _start_jax()
         from jaxformer.runs import open_run
 
-        return open_run(folder, in_memory)
+        return open_run(folder, in_memory, step)
+
+
+def _show_warning(message: Warning | str, *_) -> None:
+    """Prints a warning in one line, without the place in the code."""
+    print(f"warning: {message}", file=sys.stderr)
 
 
 def _start_jax() -> None:
@@ -237,18 +259,19 @@ def _start_jax() -> None:
         jax.distributed.initialize(num_processes=processes, process_id=number)  # None: the cluster tells.
 
 
-def _take_workdir(arguments: list[str]) -> tuple[list[str], str | None]:
-    """The arguments without `--workdir RUN`, and RUN."""
-    rest, workdir = [], None
+def _take(arguments: list[str], flag: str, expected: str) -> tuple[list[str], list[str]]:
+    """The arguments without each `--flag VALUE`, and the values."""
+    rest, values = [], []
     words = iter(arguments)
     for word in words:
-        if word == "--workdir" or word.startswith("--workdir="):
-            workdir = word.partition("=")[2] or next(words, None)
-            if not workdir or workdir.startswith("-"):
-                raise InputError("--workdir: expected the run's folder")
+        if word == f"--{flag}" or word.startswith(f"--{flag}="):
+            value = word.partition("=")[2] or next(words, None)
+            if not value or value.startswith("-"):
+                raise InputError(f"--{flag}: expected {expected}")
+            values.append(value)
         else:
             rest.append(word)
-    return rest, workdir
+    return rest, values
 
 
 def _read_lines(path: str) -> list[str]:
@@ -272,6 +295,14 @@ class _Parser(argparse.ArgumentParser):
 
     def __init__(self, command: str, description: str):
         super().__init__(prog=f"jaxformer {command}", description=description)
+        meaning = "a package of your own whose classes a run may use; may be given again"
+        self.add_argument("--allow", metavar="PACKAGE", action="append", default=[], help=meaning)
+
+    def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """The options, which may stand before, between and after what has no name; allows the packages named."""
+        options = self.parse_intermixed_args(arguments)
+        classes.allow(*options.allow)
+        return options
 
     def error(self, message: str):
         raise InputError(f"{self.prog.removeprefix('jaxformer ')}: {message}")

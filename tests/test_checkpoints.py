@@ -1,5 +1,8 @@
 """What is kept, what is given back, and what a half-written checkpoint does."""
 
+import functools
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +11,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxformer import checkpoints, sharding
-from jaxformer.checkpoints import Checkpoints, loaded, replicated
+from jaxformer.checkpoints import Checkpoints, Damaged, first_good, loaded, replicated
 from jaxformer.config import Checkpoint
 from jaxformer.errors import InputError
 from jaxformer.sharding import Mesh
@@ -226,3 +229,73 @@ def test_the_best_one_is_found_and_kept_by_who_opens_the_folder_again(best_is, e
     reading = Checkpoints(tmp_path)
     assert reading.best(settings) == expected and reading.results(expected) == {"score": 3.0 if expected == 1 else 1.0}
     assert reading.best(Checkpoint(best="other")) is None
+
+
+def damages(file):
+    """Harm to a file: it is gone, empty, or cut in two."""
+    yield file.unlink
+    yield lambda: file.write_bytes(b"")
+    yield lambda: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def test_whatever_file_of_a_checkpoint_is_damaged_it_is_read_rightly_or_not_at_all(trees, tmp_path):
+    wanted = {"params": abstract(trees(1))["params"]}
+    save_all(tmp_path / "good", Checkpoint(best="loss"), lambda step: {"params": trees(step)["params"]}, [2.0, 1.0])
+    files = [path for path in (tmp_path / "good" / "2").rglob("*") if path.is_file() and path.stat().st_size]
+    refused = 0
+    for number, (file, harm) in enumerate((file, harm) for file in files for harm in range(3)):
+        copy = shutil.copytree(tmp_path / "good", tmp_path / str(number))
+        list(damages(copy / file.relative_to(tmp_path / "good")))[harm]()
+        saved = Checkpoints(copy)
+        step, restored, lines = first_good(saved.steps, functools.partial(saved.restore, wanted))
+        jax.tree.map(np.testing.assert_array_equal, restored["params"], trees(step)["params"])
+        assert saved.best_first(Checkpoint(best="loss"))[0] in (1, 2)
+        refused += step == 1
+        assert [line.startswith(f"{copy / '2'}: ") and "\n" not in line for line in lines] == [True] * (step == 1)
+    assert refused > len(files) // 2
+
+
+def test_a_folder_of_a_checkpoint_that_is_gone_makes_it_a_damaged_one(trees, tmp_path):
+    save_all(tmp_path, Checkpoint(), trees, [None] * 3)
+    shutil.rmtree(tmp_path / "3" / "training")
+    shutil.rmtree(tmp_path / "2" / "params" / "d")
+    saved = Checkpoints(tmp_path)
+    step, _, [newest, older] = first_good(saved.steps, lambda step: saved.restore(abstract(trees(1)), step))
+    assert step == 1 and newest == f"{tmp_path / '3'}: the checkpoint has no training" and f"{tmp_path / '2'}" in older
+    shutil.rmtree(tmp_path / "1" / "params")
+    with pytest.raises(Damaged, match=r"3: the checkpoint has no training; .*2: .*; .*1: the checkpoint has no params"):
+        first_good(saved.steps, lambda step: saved.restore(abstract(trees(1)), step))
+
+
+def test_a_lack_of_memory_is_no_damage(trees, tmp_path, monkeypatch):
+    def fail(*_):
+        raise MemoryError
+
+    save_all(tmp_path, Checkpoint(), trees, [None])
+    monkeypatch.setattr(checkpoints, "_restored", fail)
+    with pytest.raises(MemoryError):
+        Checkpoints(tmp_path).restore(abstract(trees(1)))
+
+
+def test_damaged_checkpoints_are_moved_and_their_steps_saved_again(trees, tmp_path):
+    save_all(tmp_path / "c", Checkpoint(), trees, [None] * 3)
+    for _ in range(2):
+        (tmp_path / "c" / "3" / "mine").write_text("mine")
+        with Checkpoints(tmp_path / "c", Checkpoint()) as saved:
+            saved.set_aside(2, tmp_path / "damaged")
+            assert saved.latest == 2
+            saved.save(3, trees(3), None)
+            saved.wait()
+    assert steps_kept(tmp_path / "c") == [1, 2, 3]
+    assert all((tmp_path / "damaged" / name / "mine").exists() for name in ("3", "3-2"))
+    with Checkpoints(tmp_path / "c", Checkpoint()) as saved:
+        saved.set_aside(3, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_an_error_on_its_way_is_not_replaced_by_one_of_closing(trees, tmp_path, monkeypatch):
+    with pytest.raises(ZeroDivisionError), Checkpoints(tmp_path / "c", Checkpoint()) as saved:
+        saved.save(1, trees(1), None)
+        saved.wait()
+        monkeypatch.setattr(saved._manager, "close", lambda: (saved._manager.wait_until_finished(), 1 / "no number"))
+        raise ZeroDivisionError

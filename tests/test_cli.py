@@ -275,6 +275,55 @@ def test_predict_reads_standard_input(run):
     assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("A [MASK].\n")
 
 
+def test_options_may_stand_before_between_and_after_the_texts(run, capsys):
+    folder, options = str(run[0]), ["--step", "20"]
+    for words in (
+        [folder, *options, "A [MASK].", "The [MASK]."],
+        [*options, folder, "A [MASK].", "The [MASK]."],
+        [folder, "A [MASK].", *options, "The [MASK]."],
+        [folder, "A [MASK].", "The [MASK].", *options],
+    ):
+        assert cli.main(["predict", *words]) == 0
+        out = capsys.readouterr().out
+        assert [line for line in out.splitlines() if not line.startswith(" ")] == ["A [MASK].", "The [MASK]."]
+
+
+def test_a_text_that_looks_like_an_option_stands_after_two_dashes(run, capsys):
+    assert cli.main(["predict", str(run[0]), "--", "-- [MASK].", "--step [MASK]."]) == 0
+    out = capsys.readouterr().out
+    assert [line for line in out.splitlines() if not line.startswith(" ")] == ["-- [MASK].", "--step [MASK]."]
+
+
+def test_step_chooses_a_checkpoint(run, capsys, refused, tmp_path):
+    assert cli.main(["evaluate", "--step", "20", str(run[0])]) == 0
+    assert "step 20" in capsys.readouterr().out
+    assert cli.main(["export", str(run[0]), str(tmp_path / "out"), "--step", "16", "--no-certificate"]) == 0
+    assert "step 16" in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "out")
+    for command in (["evaluate"], ["predict", "A [MASK]."], ["export", tmp_path / "out"]):
+        line = refused(command[0], run[0], *command[1:], "--step", "21")
+        assert f"{run[0]}: no checkpoint of step 21; there are 16, 20, 24" in line
+    assert "--step: invalid int value: 'last'" in refused("evaluate", run[0], "--step", "last")
+
+
+def test_a_damaged_checkpoint_is_named_in_a_line_and_another_one_used(run, tmp_path):
+    shutil.copytree(run[0], tmp_path / "run")
+    for file in (tmp_path / "run" / "checkpoints" / "24" / "params").rglob("d/*"):
+        file.unlink()
+    command = [sys.executable, "-c", "from jaxformer.cli import command; command()", "predict", "run", "A [MASK]."]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0 and done.stdout.startswith("A [MASK].\n")
+    assert re.fullmatch(r"warning: \S*run/checkpoints/24: damaged: .*; using step 20\n", done.stderr)
+
+
+def test_fork_and_allow_are_flags_of_train(run, tiny_config, refused, tmp_path):
+    line = refused("train", tiny_config, "--fork", run[0], "--workdir", tmp_path / "fork")
+    assert f"steps=24: fork={run[0]} is at step 24 already" in line
+    line = refused("train", tiny_config, "--allow", "not a package", "--workdir", tmp_path / "fork")
+    assert "--allow not a package: expected the name of a package" in line
+    assert "--allow: expected a package" in refused("train", tiny_config, "--workdir", tmp_path / "run", "--allow")
+
+
 def test_evaluate_prints_what_training_measured_at_its_end(run, capsys):
     assert cli.main(["evaluate", str(run[0])]) == 0
     first, *lines = capsys.readouterr().out.splitlines()
@@ -295,12 +344,13 @@ def test_help_tells_what_each_command_takes(tiny_config, capsys):
 
     assert all(command in shown("--help") for command in ("train", "evaluate", "predict"))
     assert all(word in shown("evaluate", "--help") for word in ("RUN", "held-out"))
-    assert all(word in shown("predict", "--help") for word in ("RUN", "TEXT", "--input", "[MASK]"))
-    assert all(word in shown("train", "--help") for word in ("CONFIG", "--workdir", "--field"))
+    assert all(word in shown("predict", "--help") for word in ("RUN", "TEXT", "--input", "[MASK]", "--step", "--allow"))
+    assert all(word in shown("train", "--help") for word in ("CONFIG", "--workdir", "--field", "--fork"))
     fields = shown("train", tiny_config, "--help")
     for word in ("two thin layers", "--model.transformer.width", "--data.batch", "--optimizer.schedule.peak", "--seed"):
         assert word in fields
     assert "Size of the residual stream" in fields and "--workdir" in fields
+    assert all(word in fields for word in ("--fork", "another learning rate from there"))
 
 
 def test_without_a_command_the_usage_is_shown(capsys):

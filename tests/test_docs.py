@@ -54,12 +54,13 @@ def folder(tmp_path_factory):
 def test_the_commands_that_it_lists(folder):
     (folder / "FILE").write_text("In the [MASK]\nGod [MASK] the light\n")
     lines = [line.split("#")[0].strip() for line in blocks("bash")[2].splitlines()]
-    assert len(lines) == 5
+    assert len(lines) == 7
     for line in lines:
-        command = line.replace("CONFIG.py", "configs/bert_quickstart.py").replace(
-            "[--field value ...]", FEW if "RUN" in line else ""
-        )
-        done = run(command.replace("RUN", "runs/bert"), folder)
+        command = line.replace("CONFIG.py", "configs/bert_quickstart.py")
+        command = command.replace("[--field value ...]", FEW if "RUN" in line else "")
+        for steps, few in (("--steps 9000", 10), ("--steps 12000", 12)):
+            command = command.replace(steps, FEW.replace("--steps 8", f"--steps {few}"))
+        done = run(command.replace("RUN", "runs/bert").replace("NEW", "runs/new"), folder)
         assert done.returncode == 0, (command, done.stderr)
         assert done.stdout
 

@@ -8,6 +8,7 @@ import pytest
 import tiny
 
 from jaxformer import cli, runs
+from jaxformer.run_folder import STARTING
 
 STEPS = 24
 
@@ -52,7 +53,7 @@ def kill(process):
 @pytest.mark.parametrize("flags", [(), tiny.PACKED], ids=["plain", "packed"])
 def test_a_run_killed_at_random_moments_ends_as_if_it_had_not_been(flags, undisturbed, tiny_config, tmp_path):
     folder, chance = tmp_path / "run", random.Random(repr(flags))
-    for vocab, moment in [(100, folder.exists), (110, lambda: any(folder.glob("tokenizer*")))]:
+    for vocab, moment in [(100, folder.exists), (110, lambda: any((folder / STARTING).glob("tokenizer*")))]:
         process = tiny.start(tiny_config, "--tokenizer.vocab", vocab, "--workdir", folder)
         tiny.wait_for(moment, process)
         kill(process)  # What it leaves is of another experiment, and must not stand in the way.
@@ -119,6 +120,30 @@ def test_a_packed_run_goes_on_with_fewer_devices_where_it_stopped(undisturbed, t
     assert ours[lanes].tolist() == theirs[lanes].tolist()
     pairs = zip(tiny.metrics(folder), tiny.metrics(expected), strict=True)
     assert all(one["loss"] == pytest.approx(other["loss"], abs=1e-5) for one, other in pairs)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_renamed_while_it_trains_ends_in_a_line_and_loses_nothing(undisturbed, tiny_config, tmp_path):
+    moments = {
+        "saving": lambda folder: is_saving(folder),
+        "training": lambda folder: tiny.step_reached(folder) >= 30,
+        "early": lambda folder: tiny.step_reached(folder) >= 1,
+    }
+    flags = ("--checkpoint.every", "5", "--evaluation.every", "100000")
+    for name, moment in moments.items():
+        folder, elsewhere = tmp_path / name, tmp_path / f"{name}-elsewhere"
+        process = tiny.start(tiny_config, *flags, "--steps", "100000", "--workdir", folder)
+        tiny.wait_for(functools.partial(moment, folder), process)
+        folder.rename(elsewhere)
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 2, out + err
+        assert err.count("\n") == 1 and f"--workdir {folder}: the run was moved to {elsewhere}" in err
+        assert not folder.exists() and (elsewhere / "experiment.json").exists()
+        assert tiny.step_reached(elsewhere) < 100000
+    # What is there goes on from its last checkpoint, at its new place.
+    steps = tiny.step_reached(elsewhere) + 20
+    tiny.finish(tiny.start(tiny_config, *flags, "--steps", steps, "--workdir", elsewhere))
+    assert [line["step"] for line in tiny.metrics(elsewhere)] == list(range(1, steps + 1))
 
 
 CONSTANT = ("--optimizer.schedule.decay", "constant")

@@ -2,16 +2,20 @@
 
 import dataclasses
 import shutil
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 import tiny
+from trees import tree
 
 import jaxformer as jf
 from jaxformer import config, runs
 from jaxformer.checkpoints import StoredArray
 from jaxformer.errors import InputError
+from jaxformer.forking import rate_change
+from jaxformer.optimizers import Lion
 from jaxformer.sharding import Mesh
 
 
@@ -78,10 +82,31 @@ def test_a_run_that_has_ended_does_nothing_more(run, copy):
     tiny.assert_equal(tiny.saved(copy), before)
 
 
-def test_a_run_asked_for_fewer_steps_than_it_has_done_stays_as_it_is(run, copy):
-    before = tiny.saved(copy)
-    assert jf.fit(dataclasses.replace(run.experiment, steps=4), copy, quiet=True).step == 6
+def test_a_run_asked_for_fewer_steps_than_it_has_done_says_so_and_stays_as_it_is(run, copy, capsys):
+    before, kept = tiny.saved(copy), tree(copy)
+    shorter = dataclasses.replace(run.experiment, steps=4)
+    assert jf.fit(shorter, copy, quiet=True).step == 6
+    assert capsys.readouterr().out == ""
+    again = jf.fit(shorter, copy)
+    assert (again.step, again.experiment) == (6, run.experiment)
+    assert capsys.readouterr().out == (
+        f"--steps 4: the run in {copy} has done 6 already: nothing is trained or changed; more than 6 train on\n"
+    )
     tiny.assert_equal(tiny.saved(copy), before)
+    assert tree(copy) == kept
+
+
+def test_more_steps_say_what_becomes_of_the_learning_rate(run, copy, capsys):
+    jf.fit(dataclasses.replace(run.experiment, steps=7), copy)
+    line = "steps: 6 before, 7 now: the learning rate goes from 0 to 0.005, and the linear schedule from there"
+    assert line in capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize("decay, rates", [("cosine", "0 to 0.00854"), ("constant", None), ("inverse_sqrt", None)])
+def test_a_schedule_that_does_not_depend_on_the_steps_says_nothing(decay, rates, experiment):
+    before = config.override(experiment, {"optimizer.schedule.decay": decay})
+    [*lines] = rate_change(before, dataclasses.replace(before, steps=9), SimpleNamespace(step=6, skipped=0))
+    assert len(lines) == bool(rates) and all(f"the learning rate goes from {rates}, " in line for line in lines)
 
 
 @pytest.mark.parametrize(
@@ -121,36 +146,6 @@ def test_what_would_make_it_another_experiment_is_refused_and_the_run_untouched(
     with pytest.raises(InputError, match=rf"{copy}: another experiment's run: {path}: .* in the run, .* now"):
         jf.fit(config.override(run.experiment, change), copy, quiet=True)
     assert contents(copy) == before
-
-
-def test_a_folder_with_something_else_is_refused_and_untouched(experiment, tmp_path):
-    (tmp_path / "thesis").mkdir()
-    (tmp_path / "thesis" / "text.tex").write_text("mine")
-    before = contents(tmp_path)
-    with pytest.raises(InputError, match="holds thesis but no run"):
-        jf.fit(experiment, tmp_path, quiet=True)
-    assert contents(tmp_path) == before
-
-
-def test_what_a_killed_start_has_left_is_cleared_away(experiment, tmp_path):
-    for name in ("tokenizer", "tokenizer.tmp-123", "checkpoints"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "part").touch()
-    (tmp_path / "experiment.json.tmp").touch()
-    with runs.writer(tmp_path, experiment):
-        assert [path.name for path in tmp_path.iterdir()] == [".lock"]
-
-
-def test_a_writer_that_fails_removes_what_it_made_and_nothing_else(experiment, tmp_path):
-    def fail(folder):
-        with pytest.raises(ZeroDivisionError), runs.writer(folder, experiment):
-            (folder / "tokenizer").mkdir()
-            raise ZeroDivisionError
-
-    (tmp_path / "there").mkdir()
-    fail(tmp_path / "there")
-    fail(tmp_path / "new" / "deep" / "run")
-    assert [path.name for path in tmp_path.rglob("*")] == ["there"]
 
 
 def test_a_second_writer_is_refused_until_the_first_has_ended(experiment, tmp_path):
@@ -193,3 +188,120 @@ def test_the_best_checkpoint_is_kept_and_all_evaluations_are_saved(experiment, t
     jf.fit(config.override(experiment, best), tmp_path / "run", quiet=True)
     kept = sorted(int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir())
     assert kept[-1] == 6 and len(kept) == 2 and kept[0] in (2, 4)
+
+
+def damage(folder, step, tree="average"):
+    """Cuts the files in two in which a tree of a checkpoint says where its arrays are."""
+    for file in (folder / "checkpoints" / str(step) / tree / "d").iterdir():
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def test_a_damaged_latest_checkpoint_is_named_and_the_newest_good_one_trained_on(run, copy, capsys):
+    damage(copy, 6, "training")
+    assert jf.open_run(copy).step == 6, "what is not read does no harm"
+    damage(copy, 6)
+    with pytest.warns(UserWarning) as caught:
+        opened = jf.open_run(copy)
+    [line] = [str(warning.message) for warning in caught]
+    assert opened.step == 3 and line.startswith(f"{copy / 'checkpoints' / '6'}: damaged: ") and "\n" not in line
+    assert line.endswith("; using step 3")
+    jf.fit(run.experiment, copy)
+    out = capsys.readouterr().out
+    assert f"{copy / 'checkpoints' / '6'}: damaged: " in out and "going on from step 3" in out
+    assert (copy / "damaged" / "6").is_dir(), "it is kept"
+    tiny.assert_equal(tiny.saved(copy), tiny.saved(run.folder))
+    for split in ("train", "validation"):
+        steps = [[line["step"] for line in tiny.metrics(folder, split)] for folder in (copy, run.folder)]
+        assert steps[0] == steps[1]
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_refused_in_a_line_and_kept(run, copy):
+    for step in (3, 6):
+        damage(copy, step)
+    before = contents(copy)
+    for call in (jf.open_run, lambda folder: jf.fit(run.experiment, folder, quiet=True)):
+        with pytest.raises(InputError, match=r"checkpoints/6: damaged: .*; .*checkpoints/3: damaged: "):
+            call(copy)
+    assert contents(copy) == before
+
+
+def test_a_checkpoint_is_chosen_by_its_step(run, copy):
+    assert jf.open_run(copy, step=3).step == 3
+    with pytest.raises(InputError, match=rf"{copy}: no checkpoint of step 4; there are 3, 6"):
+        jf.open_run(copy, step=4)
+    damage(copy, 6)
+    with pytest.raises(InputError, match=r"checkpoints/6: damaged"):
+        jf.open_run(copy, step=6)
+
+
+def test_the_next_best_checkpoint_is_used_where_the_best_is_damaged(run, copy):
+    losses = {line["step"]: line["loss"] for line in tiny.metrics(copy, "validation")}
+    best = min(losses, key=losses.get)
+    other = config.override(run.experiment, {"checkpoint.best": "loss"})
+    runs.write_experiment(copy, other)
+    assert jf.open_run(copy).step == best
+    damage(copy, best)
+    with pytest.warns(UserWarning, match=f"using step {9 - best}"):
+        assert jf.open_run(copy).step == 9 - best
+
+
+class TestFork:
+    """A run that begins from another one's state."""
+
+    def test_with_the_same_settings_it_ends_as_the_run_would_have(self, run, experiment, tmp_path):
+        forked = config.override(experiment, {"fork": str(run.folder), "fork_step": 3})
+        assert jf.fit(forked, tmp_path / "run", quiet=True).step == 6
+        tiny.assert_equal(tiny.saved(tmp_path / "run"), tiny.saved(run.folder))
+        assert [line["step"] for line in tiny.metrics(tmp_path / "run")] == [4, 5, 6]
+        assert jf.fit(forked, tmp_path / "run", quiet=True).step == 6  # The same command again resumes.
+
+    def test_settings_may_change_and_the_log_says_which(self, run, experiment, tmp_path, capsys):
+        before = tree(run.folder)
+        changes = {"optimizer.schedule.peak": 0.001, "optimizer.clip": None, "optimizer.ema": None, "steps": 8}
+        first = config.override(experiment, changes | {"fork": str(run.folder)})
+        jf.fit(first, tmp_path / "first")
+        lines = capsys.readouterr().out.splitlines()
+        assert f"continues from step 6 of {run.folder}" in lines
+        assert "optimizer.schedule.peak: 0.01 in the run, 0.001 now" in lines
+        assert "optimizer.clip: 1.0 in the run, None now" in lines
+        assert any(line.startswith("steps: 6 before, 8 now: the learning rate goes from 0 to 0.00") for line in lines)
+        assert not any("beginning" in line for line in lines)
+        assert sorted(int(path.name) for path in (tmp_path / "first" / "checkpoints").iterdir()) == [6, 8]
+        assert tree(run.folder) == before
+
+        changes = {"optimizer.schedule.peak": 0.0, "optimizer.ema": 0.5, "data.batch": 16, "steps": 9}
+        jf.fit(config.override(first, changes | {"fork": str(tmp_path / "first")}), tmp_path / "second")
+        assert "the data starts from its beginning: data.batch: 8 in the run, 16 now" in capsys.readouterr().out
+        saved, parents = tiny.saved(tmp_path / "second"), tiny.saved(tmp_path / "first")
+        averages = [path for path in saved if path.startswith("['average']")]
+        assert averages, "an average starts from the parameters"
+        for path in averages:
+            np.testing.assert_allclose(saved[path], parents[path.replace("average", "params")], rtol=1e-6, atol=1e-6)
+
+    @pytest.mark.parametrize(
+        "change, said",
+        [
+            ({"steps": 6}, "steps=6: fork=.* is at step 6 already"),
+            ({"fork_step": 4}, "no checkpoint of step 4; there are 3, 6"),
+            ({"model.transformer.norm_position": "before"}, "model.transformer.norm_position: 'after' in the run"),
+            ({"model.transformer.depth": 3}, "model.transformer.depth: 2 in the run, 3 now"),
+            ({"tokenizer.vocab": 100}, "tokenizer.vocab: 120 in the run, 100 now; a fork keeps"),
+            ({"optimizer": Lion()}, "of another model or optimizer; init=.* would take its parameters alone"),
+            ({"fork": "/nowhere"}, "/nowhere: not a run's folder"),
+        ],
+        ids=str,
+    )
+    def test_what_cannot_be_is_refused_in_a_line_and_leaves_nothing(self, change, said, run, experiment, tmp_path):
+        forked = config.override(experiment, {"fork": str(run.folder), "steps": 8} | change)
+        with pytest.raises(InputError, match=said) as caught:
+            jf.fit(forked, tmp_path / "deep" / "run", quiet=True)
+        assert "\n" not in str(caught.value) and not (tmp_path / "deep").exists()
+
+    @pytest.mark.parametrize(
+        "change, said",
+        [({"fork": "a", "init": "b"}, "init=b: fork=a gives"), ({"fork_step": 3}, "fork_step=3: needs a run")],
+        ids=str,
+    )
+    def test_fields_that_do_not_go_together_are_refused(self, change, said, experiment):
+        with pytest.raises(InputError, match=said):
+            config.override(experiment, change)

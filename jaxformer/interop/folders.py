@@ -5,7 +5,7 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -154,19 +154,28 @@ def new_folder(path: str | os.PathLike) -> Iterator[Path]:
     if path.exists() or path.is_symlink():
         raise InputError(f"{path}: is there already; expected a new folder's name")
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    made = [parent for parent in path.parents if not parent.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
     except OSError as error:
+        _remove_empty(made)
         raise InputError(f"{path}: cannot be written: {error.strerror}") from error
     try:
         yield temporary
         os.rename(temporary, path)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        _remove_empty(made)
         if isinstance(error, OSError) and error.errno is not None and not isinstance(error, InputError):
             raise InputError(f"{path}: cannot be written: {error.strerror}") from error
         raise
+
+
+def _remove_empty(folders: Iterable[Path]) -> None:
+    for folder in folders:
+        with contextlib.suppress(OSError):  # Somebody else may have put something there.
+            folder.rmdir()
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -1,0 +1,117 @@
+"""The classes that JSON may name: those of jaxformer, and of packages that the user allows.
+
+Importing a module runs its code. The JSON of a run comes with the run, which may be anybody's, so it does not decide
+what is imported.
+"""
+
+import contextlib
+import dataclasses
+import importlib
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from jaxformer.errors import InputError
+
+OWN = "jaxformer"
+PACKAGE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
+
+_allowed: set[str] = set()
+
+
+def allow(*packages: str) -> None:
+    """Lets the runs that this process reads use classes of these packages.
+
+    Args:
+      packages: names as `import` takes them, such as `"my_models"`. Their modules are imported when a run names a class
+        of theirs, but never from the current directory or from the folder of the run.
+
+    Raises:
+      InputError: one of them is not a package's name.
+    """
+    for package in packages:
+        if not PACKAGE.fullmatch(package):
+            raise InputError(f"--allow {package}: expected the name of a package, as import takes it")
+    _allowed.update(packages)
+
+
+def foreign_packages(names: Iterable[str]) -> list[str]:
+    """The packages of classes, by their names, that are not jaxformer's."""
+    return sorted({name.partition(".")[0] for name in names} - {OWN})
+
+
+def class_name(cls: type) -> str:
+    """The name to import `cls` by. Raises InputError if another process could not import it."""
+    name = f"{cls.__module__}.{cls.__qualname__}"
+    # `__main__` and config files are modules of this process only.
+    if cls.__module__.startswith("__") or getattr(sys.modules.get(cls.__module__), cls.__qualname__, None) is not cls:
+        raise InputError(
+            f"class {cls.__qualname__}: cannot be imported by name; move it to a module of its own, in a package that "
+            "is installed, and name the package with --allow where the run is read"
+        )
+    return name
+
+
+def dataclass_named(name: Any, path: str) -> type:
+    """The dataclass that a `module.Class` of the JSON names, imported if it may be.
+
+    Args:
+      name: the name.
+      path: where in the JSON it is, for messages.
+
+    Raises:
+      InputError: it is not of an allowed package, or there is no such dataclass.
+    """
+    module, _, attribute = name.rpartition(".") if isinstance(name, str) else ("", "", "")
+    package = module.partition(".")[0]
+    if PACKAGE.fullmatch(module) and not _is_allowed(module):
+        raise InputError(
+            f"{path}={name!r}: package {package} is neither jaxformer nor allowed; if you trust it, add --allow "
+            f'{package}, in Python jf.allow("{package}")'
+        )
+    cls = getattr(_imported(module, f"{path}={name!r}"), attribute, None) if _is_allowed(module) else None
+    if not isinstance(cls, type) or not dataclasses.is_dataclass(cls):
+        raise InputError(f"{path}={name!r}: expected the name of a dataclass")
+    return cls
+
+
+@contextlib.contextmanager
+def installed_only(*folders: str | os.PathLike) -> Iterator[None]:
+    """While entered, nothing is imported from the current directory or from these folders.
+
+    `python -m` and PYTHONPATH put such folders before all others.
+    """
+    excluded = {os.path.realpath(folder) for folder in (os.getcwd(), *folders)}
+    before = sys.path[:]
+    sys.path[:] = [entry for entry in before if os.path.realpath(entry) not in excluded]
+    try:
+        yield
+    finally:
+        sys.path[:] = before + [entry for entry in sys.path if entry not in before]
+
+
+def _is_allowed(module: str) -> bool:
+    parts = module.split(".")
+    # A private module of ours, such as __main__, may do something when it is imported.
+    own = parts[0] == OWN and not any(part.startswith("_") for part in parts)
+    return own or any(".".join(parts[:count]) in _allowed for count in range(1, len(parts) + 1))
+
+
+def _imported(module: str, what: str) -> Any:
+    """A module, or None where there is none; InputError where it fails, or is where nothing is imported from."""
+    if module in sys.modules:
+        return sys.modules[module]
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        package = module.partition(".")[0]
+        if package == OWN:
+            return None
+        raise InputError(
+            f"{what}: no module {error.name} is installed; the current directory and the run's folder are never "
+            "imported from"
+        ) from error
+    except Exception as error:
+        raise InputError(f"{what}: importing {module} failed: {type(error).__name__}: {error}") from error

@@ -1,0 +1,108 @@
+"""Training on from a state with other settings: what is kept of it, what changes, and what a person is told."""
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxformer import config, runs
+from jaxformer.checkpoints import Checkpoints, first_good, replicated
+from jaxformer.config import Experiment
+from jaxformer.data import loader
+from jaxformer.errors import InputError
+from jaxformer.interop.families.family import differences
+from jaxformer.state import TrainState, abstract_state, trained_and_held
+
+BESIDE_BATCHES = ("data.validation", "data.workers", "data.prefetch")
+"""Fields of the data that no training batch depends on."""
+NOT_TOLD = ("fork", "fork_step", "init")
+"""Fields in which a fork always differs."""
+MOST_TOLD = 10
+"""Changed settings that are listed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Fork:
+    """Where a fork begins."""
+
+    state: TrainState
+    """The state, on the mesh."""
+    lanes: np.ndarray
+    """The states of all lanes."""
+    told: str
+    """The run and the step, and what is otherwise than there; lines."""
+
+
+def fork_from(experiment: Experiment, mesh: jax.sharding.Mesh) -> Fork:
+    """The state of the run `experiment.fork`, for an experiment with other settings.
+
+    Args:
+      experiment: of the fork.
+      mesh: where the state is to lie.
+
+    Raises:
+      InputError: the run cannot be read, has another model, tokenizer or optimizer, or is not before `steps`.
+    """
+    folder = Path(experiment.fork)
+    other = _check_same_state(experiment, runs.read_experiment(folder, known=experiment))
+    checkpoints = Checkpoints(folder / runs.CHECKPOINTS)
+    settings = dataclasses.replace(other.checkpoint, best=None)  # The state to train on from is the latest.
+    order = runs.checkpoint_order(folder, checkpoints, settings, experiment.fork_step)
+    wanted = abstract_state(experiment, mesh)
+    averaged = wanted.average is not None and other.optimizer.ema is not None
+    places = loader.initial_state(other.data)
+    trees = wanted.trees() | {"lanes": {"lanes": replicated(places.shape, places.dtype, mesh)}}
+    trees |= {} if averaged else {"average": None}
+    try:
+        step, restored, damaged = first_good(order, functools.partial(checkpoints.restore, trees))
+    except InputError as error:
+        raise InputError(f"fork={folder}: {error}; init={folder} would take its parameters alone") from error
+    if step >= experiment.steps:
+        raise InputError(f"steps={experiment.steps}: fork={folder} is at step {step} already; expected more steps")
+    state = TrainState.from_trees(restored)
+    if wanted.average is not None and not averaged:
+        trained, _ = trained_and_held(experiment, state.params)
+        state = state.replace(average=jax.tree.map(jnp.copy, trained))
+    moved = _other_batches(other, experiment)
+    lanes = loader.initial_state(experiment.data) if moved else np.asarray(restored["lanes"]["lanes"])
+    told = [f"{line}; using step {step}" for line in damaged]
+    told += [f"continues from step {step:,} of {folder}", *_changes(other, experiment)]
+    told += [f"the data starts from its beginning: {moved[0]}"] if moved else []
+    return Fork(state, lanes, "\n".join([*told, *rate_change(other, experiment, state)]))
+
+
+def rate_change(before: Experiment, now: Experiment, state: TrainState) -> list[str]:
+    """A line about how the learning rate of the next update changes with the experiment; none where it does not."""
+    updates = int(state.step) - int(state.skipped)
+    old, new = (float(each.optimizer.schedule(each.steps)(updates)) for each in (before, now))
+    if old == new:
+        return []
+    why = f"steps: {before.steps:,} before, {now.steps:,} now: " if before.steps != now.steps else ""
+    shape = now.optimizer.schedule.decay
+    return [f"{why}the learning rate goes from {old:.3g} to {new:.3g}, and the {shape} schedule from there"]
+
+
+def _check_same_state(experiment: Experiment, other: Experiment) -> Experiment:
+    """The other experiment; InputError where its parameters mean something else."""
+    changed = differences(other.model, experiment.model)
+    changed += config.differences(other.tokenizer, experiment.tokenizer, "tokenizer")
+    if changed:
+        raise InputError(f"fork={experiment.fork}: {changed[0]}; a fork keeps the model and the tokenizer")
+    return other
+
+
+def _other_batches(other: Experiment, experiment: Experiment) -> list[str]:
+    """What makes the batches of an experiment others, a line each."""
+    seeds = [f"seed: {other.seed} in the run, {experiment.seed} now"] if other.seed != experiment.seed else []
+    lines = config.differences(other.data, experiment.data, "data")
+    return seeds + [line for line in lines if not line.startswith(BESIDE_BATCHES)]
+
+
+def _changes(other: Experiment, experiment: Experiment) -> list[str]:
+    """The settings that are otherwise than in the run, a line each, and how many more there are."""
+    lines = [line for line in config.differences(other, experiment) if line.partition(":")[0] not in NOT_TOLD]
+    more = [f"and {len(lines) - MOST_TOLD} more settings"] if len(lines) > MOST_TOLD else []
+    return lines[:MOST_TOLD] + more
