@@ -14,10 +14,9 @@ import re
 import sys
 import traceback
 import types
-import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn, Protocol
+from typing import Any, Literal, Protocol
 
 import flax.linen as nn
 
@@ -242,7 +241,9 @@ def parse(path: str | os.PathLike, argv: Sequence[str], command: str | None = No
     """
     experiment, docstring = _read_file(Path(path))
     if {"-h", "--help"}.intersection(argv):
-        _print_help(experiment, docstring, command or f"train.py {path} --workdir RUN")
+        from jaxformer.config_help import print_help  # tyro, which only help needs.
+
+        print_help(experiment, docstring, command or f"train.py {path} --workdir RUN")
     return fields.replace(experiment, choose(experiment, _flags(argv), "--"), "--")
 
 
@@ -373,49 +374,3 @@ def _flags(argv: Sequence[str]) -> dict[str, list[str]]:
         else:
             raise InputError(f"{argument}: expected a field, such as --steps 200")
     return flags
-
-
-def _print_help(experiment: Experiment, docstring: str, command: str) -> NoReturn:
-    """Prints every field with its default and meaning, and exits."""
-    import tyro  # Only help needs it.
-
-    registry = tyro.constructors.ConstructorRegistry()
-    registry.struct_rule(_fields_of_default)
-    tyro.cli(
-        Experiment,
-        default=experiment,
-        args=["--help"],
-        prog=command,
-        description=docstring,
-        use_underscores=True,
-        # One way to set a field, whatever it holds: `--path value`.
-        config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
-        registry=registry,
-    )
-
-
-def _fields_of_default(info):
-    """A rule for tyro: what to set are the fields of the default, whatever the annotation says."""
-    import tyro
-
-    default = info.default
-    if isinstance(default, tuple) and any(map(fields.is_config, default)):
-        items = [(str(index), item) for index, item in enumerate(default)]
-        specs = tuple(tyro.constructors.StructFieldSpec(name, type(item), item) for name, item in items)
-        return tyro.constructors.StructConstructorSpec(instantiate=tuple, fields=specs)
-    if fields.is_config(default) and _EXACT not in info.markers:
-        exact = dataclasses.replace(info, type=type(default), markers=(*info.markers, _EXACT))
-        spec = tyro.constructors.ConstructorRegistry.get_struct_spec(exact)
-        return dataclasses.replace(spec, fields=tuple(map(_with_plain_none, spec.fields)))
-    return None
-
-
-_EXACT = "exact"
-"""Marks what the rule has been applied to."""
-
-
-def _with_plain_none(field):
-    """The field; one that could have fields of its own but is None is shown as None, not hidden."""
-    if field.default is None and any(map(dataclasses.is_dataclass, typing.get_args(field.type))):
-        return dataclasses.replace(field, type=type(None))
-    return field

@@ -1,0 +1,51 @@
+"""The help of `train CONFIG --help`: every field of an experiment with its default and its meaning."""
+
+import dataclasses
+import typing
+from typing import Any, NoReturn
+
+import tyro
+
+from jaxformer import fields
+
+
+def print_help(experiment: Any, docstring: str, command: str) -> NoReturn:
+    """Prints every field with its default and meaning, and exits."""
+    registry = tyro.constructors.ConstructorRegistry()
+    registry.struct_rule(_fields_of_default)
+    tyro.cli(
+        type(experiment),
+        default=experiment,
+        args=["--help"],
+        prog=command,
+        description=docstring,
+        use_underscores=True,
+        # One way to set a field, whatever it holds: `--path value`.
+        config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
+        registry=registry,
+    )
+
+
+def _fields_of_default(info):
+    """A rule for tyro: what to set are the fields of the default, whatever the annotation says."""
+    default = info.default
+    if isinstance(default, tuple) and any(map(fields.is_config, default)):
+        items = [(str(index), item) for index, item in enumerate(default)]
+        specs = tuple(tyro.constructors.StructFieldSpec(name, type(item), item) for name, item in items)
+        return tyro.constructors.StructConstructorSpec(instantiate=tuple, fields=specs)
+    if fields.is_config(default) and _EXACT not in info.markers:
+        exact = dataclasses.replace(info, type=type(default), markers=(*info.markers, _EXACT))
+        spec = tyro.constructors.ConstructorRegistry.get_struct_spec(exact)
+        return dataclasses.replace(spec, fields=tuple(map(_with_plain_none, spec.fields)))
+    return None
+
+
+_EXACT = "exact"
+"""Marks what the rule has been applied to."""
+
+
+def _with_plain_none(field):
+    """The field; one that could have fields of its own but is None is shown as None, not hidden."""
+    if field.default is None and any(map(dataclasses.is_dataclass, typing.get_args(field.type))):
+        return dataclasses.replace(field, type=type(None))
+    return field
