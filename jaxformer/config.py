@@ -158,8 +158,7 @@ class Experiment:
     optimizer: Optimizer
     """The update rule and its schedule."""
     steps: int
-    """Updates of the parameters in the whole run. A linear or cosine schedule ends with it: a run that goes on with
-    another number has another learning rate from there on, and says so."""
+    """Updates of the parameters in the whole run."""
     seed: int = 0
     """Seed of the parameters, the data's order and dropout."""
     mesh: Mesh = dataclasses.field(default_factory=Mesh)

@@ -28,7 +28,8 @@ class Schedule:
     warmup: int = 0
     """Steps of the warm-up."""
     decay: Literal["constant", "linear", "cosine", "inverse_sqrt"] = "linear"
-    """The shape after the warm-up; inverse_sqrt (Vaswani et al. 2017) needs a warm-up."""
+    """The shape after the warm-up; inverse_sqrt (Vaswani et al. 2017) needs a warm-up. linear and cosine end with
+    `steps`: a run that is continued with other steps has another learning rate from there on, and says so."""
     end: float = 0.0
     """Where linear and cosine end with the run, as a fraction of the peak."""
 

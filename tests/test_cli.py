@@ -350,7 +350,8 @@ def test_help_tells_what_each_command_takes(tiny_config, capsys):
     for word in ("two thin layers", "--model.transformer.width", "--data.batch", "--optimizer.schedule.peak", "--seed"):
         assert word in fields
     assert "Size of the residual stream" in fields and "--workdir" in fields
-    assert all(word in fields for word in ("--fork", "another learning rate from there"))
+    told = " ".join(fields.replace("│", " ").split())
+    assert "--fork" in told and "has another learning rate from there on" in told
 
 
 def test_without_a_command_the_usage_is_shown(capsys):
