@@ -262,6 +262,18 @@ def override(experiment: Experiment, overrides: Mapping[str, Any]) -> Experiment
     return fields.replace(experiment, choose(experiment, overrides))
 
 
+def with_vocabulary(experiment: Experiment, size: int | None) -> Experiment:
+    """The experiment with the size of the tokenizer's vocabulary where the model leaves its own open (`vocab=None`)."""
+    return override(experiment, dict.fromkeys(open_vocabularies(experiment), size)) if size is not None else experiment
+
+
+def open_vocabularies(experiment: Experiment) -> list[str]:
+    """The paths of the model's fields `vocab` that are None."""
+    return [
+        f"model.{path}" for path, _, value in fields.walk(experiment.model) if path.endswith("vocab") and value is None
+    ]
+
+
 def to_json(experiment: Experiment) -> str:
     """The experiment as indented JSON, each class by the name under which it can be imported.
 

@@ -347,9 +347,12 @@ def _check_belongs(folder: Path, experiment: Experiment) -> None:
     """Raises InputError where a folder holds another experiment's run."""
     if not (folder / EXPERIMENT).exists():
         return
+    stored = read_experiment(folder, known=experiment)
+    sizes = {f"model.{path}": value for path, _, value in fields.walk(stored.model)}
+    known = {path: sizes[path] for path in config.open_vocabularies(experiment) if path in sizes}
     changed = [
         line
-        for line in config.differences(read_experiment(folder, known=experiment), experiment)
+        for line in config.differences(stored, config.override(experiment, known))
         if not line.startswith(tuple(f"{field}{end}" for field in MAY_CHANGE for end in ".:"))
     ]
     if changed:

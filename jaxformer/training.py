@@ -154,7 +154,6 @@ def fit(experiment: Experiment, workdir: str | os.PathLike, quiet: bool = False)
     experiment.objective.check(experiment.model, data.task.row)
     rows = sharding.local_rows(data.batch, mesh)
     lay = functools.partial(sharding.global_batch, rows=rows, batch=data.batch, mesh=mesh)
-    train = compile_step(experiment, mesh)
 
     with contextlib.ExitStack() as stack:
         shown = stack.enter_context(display(quiet or jax.process_index() > 0))
@@ -163,7 +162,9 @@ def fit(experiment: Experiment, workdir: str | os.PathLike, quiet: bool = False)
         before = runs.read_experiment(folder, known=experiment) if claim.is_run else None
         loader.check_documents(data)  # Before a tokenizer is trained on them.
         tokenizer = runs.prepare_tokenizer(claim, experiment)
+        experiment = config.with_vocabulary(experiment, tokenizer and tokenizer.vocab_size)
         check_tokenizer(experiment, tokenizer)
+        train = compile_step(experiment, mesh)
         evaluate = Evaluator(experiment, tokenizer, mesh) if data.validation else None
         if evaluate:
             with phase("checking the held-out data"):

@@ -305,3 +305,20 @@ class TestFork:
     def test_fields_that_do_not_go_together_are_refused(self, change, said, experiment):
         with pytest.raises(InputError, match=said):
             config.override(experiment, change)
+
+
+@pytest.mark.slow
+def test_a_model_may_take_the_size_of_the_tokenizers_vocabulary(tiny_config, tmp_path):
+    changes = {"model.vocab": "None", "steps": "1", "data.validation": "None", "checkpoint.every": "1"}
+    experiment = config.load(tiny_config, changes)
+    with pytest.raises(InputError, match="model.vocab=None"):
+        jax.eval_shape(experiment.model.init, jax.random.key(0), jax.numpy.zeros((1, 4), int))
+    run = jf.fit(experiment, tmp_path / "run", quiet=True)
+    size = run.tokenizer.vocab_size
+    assert size < 128 and run.model.vocab == size
+    assert jf.open_run(tmp_path / "run").experiment == run.experiment
+    assert run.params["embeddings"]["token"].shape[0] == size
+    assert jf.fit(experiment, tmp_path / "run", quiet=True).step == 1  # The same experiment, not another one.
+    other = dataclasses.replace(experiment, seed=experiment.seed + 1)
+    with pytest.raises(InputError, match="another experiment's run: seed"):
+        jf.fit(other, tmp_path / "run", quiet=True)

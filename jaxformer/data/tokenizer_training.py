@@ -2,11 +2,13 @@
 
 import collections
 import io
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from jaxformer.data import special_tokens
 from jaxformer.data.files import check_text, sentences, strings
+from jaxformer.data.messages import note
 from jaxformer.data.sources import located
 from jaxformer.data.special_tokens import CLS, MASK, PAD, SEP, SPECIALS, UNK
 from jaxformer.errors import InputError
@@ -27,19 +29,38 @@ def train_sentencepiece(
 ) -> bytes:
     """A SentencePiece model of `vocab` pieces (Kudo & Richardson 2018), special ones first, sentinels last.
 
+    A text with too few different pieces gives a smaller vocabulary, and a note.
+
     Raises:
-        InputError: the text has too few, or too many, different pieces for `vocab`.
+        InputError: the text has more different characters than `vocab` has room for, or none.
     """
+    settings = {
+        "model_type": model_type,
+        "vocab_size": vocab - sentinels,
+        "normalization_rule_name": "nmt_nfkc_cf" if lowercase else "nmt_nfkc",
+    }
+    try:
+        model = _sentencepiece(texts(documents, sample), **settings)
+    except RuntimeError as error:
+        if "too high" not in str(error):
+            raise InputError(_too_low(vocab, sentinels, str(error))) from error
+        # Only now, as another way to count could give other pieces to a text that has enough of them.
+        model = _sentencepiece(texts(documents, sample), **settings, hard_vocab_limit=False)
+    model = with_sentinels(model, sentinels) if sentinels else model
+    if (size := _pieces(model)) < vocab:
+        note(f"tokenizer.vocab {vocab}: the text has fewer different pieces; the vocabulary has {size}")
+    return model
+
+
+def _sentencepiece(found: Iterator[str], **settings: Any) -> bytes:
+    """A SentencePiece model of some texts; RuntimeError where SentencePiece makes none, InputError of the texts."""
     import sentencepiece
 
     model, failed = io.BytesIO(), []
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_kept_error(texts(documents, sample), failed),
+            sentence_iterator=_kept_error(found, failed),
             model_writer=model,
-            model_type=model_type,
-            vocab_size=vocab - sentinels,
-            normalization_rule_name="nmt_nfkc_cf" if lowercase else "nmt_nfkc",
             max_sentence_length=_LONGEST_SENTENCE,
             pad_id=0,
             pad_piece=PAD,
@@ -50,16 +71,28 @@ def train_sentencepiece(
             control_symbols=[CLS, SEP, MASK],
             num_threads=1,  # more of them add up in another order: another model
             minloglevel=2,
+            **settings,
         )
     except RuntimeError as error:
         if failed:
             raise failed[0] from None
-        without = f" ({vocab - sentinels} without its sentinels)" if sentinels else ""
-        raise InputError(
-            f"tokenizer.vocab {vocab}{without}: "
-            f"SentencePiece cannot make it of this text: {reason(error).split('] ')[-1]}"
-        ) from error
-    return with_sentinels(model.getvalue(), sentinels) if sentinels else model.getvalue()
+        raise RuntimeError(reason(error)) from error
+    return model.getvalue()
+
+
+def _too_low(vocab: int, sentinels: int, said: str) -> str:
+    """Why SentencePiece makes no model of so many pieces."""
+    without = f" ({vocab - sentinels} without its sentinels)" if sentinels else ""
+    if found := re.search(r"required_chars\. \d+ vs (\d+)", said):
+        needed = int(found[1]) + sentinels
+        return f"tokenizer.vocab {vocab}{without}: the text's characters alone need {needed}; expected {needed} or more"
+    return f"tokenizer.vocab {vocab}{without}: SentencePiece cannot make it of this text: {said.split('] ')[-1]}"
+
+
+def _pieces(model: bytes) -> int:
+    from sentencepiece import sentencepiece_model_pb2
+
+    return len(sentencepiece_model_pb2.ModelProto.FromString(model).pieces)
 
 
 def with_sentinels(model: bytes, count: int) -> bytes:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxformer import sharding
+from jaxformer.errors import InputError
 from jaxformer.layers.dropout import Dropout
 from jaxformer.layers.linear import DType, compute_dtype, truncated_normal
 from jaxformer.layers.positions import sinusoidal
@@ -20,8 +21,8 @@ class Embeddings(nn.Module):
 
     width: int
     """Size of the embeddings."""
-    vocab: int
-    """Size of the vocabulary."""
+    vocab: int | None
+    """Size of the vocabulary; None stands for the tokenizer's, until a run has one."""
     positions: int
     """The longest input, in tokens."""
     added: AddedPositions = "learned"
@@ -57,6 +58,8 @@ class Embeddings(nn.Module):
           token_types: integers [b, t]. Default: 0.
           train: whether to drop out; needs the rng stream `dropout`.
         """
+        if self.vocab is None:
+            raise InputError("model.vocab=None: a run takes the tokenizer's size; without a run, expected a number")
         tokens_vd = self._table("token", "vd", self.vocab, self.token_size)
         # The lookup needs whole rows: gathering them from a table split over the width would make the compiler
         # rebuild the table for every use. The tensor axis keeps the vocabulary.

@@ -50,8 +50,8 @@ class Bart(EncoderDecoder):
     """The stack over the inputs."""
     decoder: Transformer = BASE
     """The stack over the outputs; each block attends to the encoder's output too."""
-    vocab: int = 50_265
-    """Size of the vocabulary, one for inputs and outputs; at least the tokenizer's."""
+    vocab: int | None = 50_265
+    """Size of the vocabulary, one for inputs and outputs; at least the tokenizer's. None: the tokenizer's."""
     positions: int = 1024
     """The longest input and output, in tokens."""
     added: AddedPositions = "none"

@@ -69,8 +69,8 @@ class Bert(nn.Module):
 
     transformer: Transformer = Transformer(norm=LayerNorm(1e-12), norm_position="after")
     """The stack of blocks."""
-    vocab: int = 30_522
-    """Size of the vocabulary; at least the tokenizer's."""
+    vocab: int | None = 30_522
+    """Size of the vocabulary; at least the tokenizer's. None: the tokenizer's."""
     positions: int = 512
     """The longest input, in tokens."""
     token_types: int = 2

@@ -52,8 +52,8 @@ class EncoderDecoder(nn.Module):
     """The stack over the inputs."""
     decoder: Transformer = BASE
     """The stack over the outputs; each block attends to the encoder's output too."""
-    vocab: int = 37_000
-    """Size of the vocabulary, one for inputs and outputs; at least the tokenizer's."""
+    vocab: int | None = 37_000
+    """Size of the vocabulary, one for inputs and outputs; at least the tokenizer's. None: the tokenizer's."""
     positions: int = 512
     """The longest input and output, in tokens."""
     added: AddedPositions = "sinusoidal"

@@ -43,8 +43,8 @@ class Gpt(nn.Module):
 
     transformer: Transformer = Transformer(mlp=Mlp(activation="gelu_tanh"), norm=LayerNorm(1e-5))
     """The stack of blocks. Positions are learned and added to the embeddings, unless it has a scheme of its own."""
-    vocab: int = 50_257
-    """Size of the vocabulary; at least the tokenizer's."""
+    vocab: int | None = 50_257
+    """Size of the vocabulary; at least the tokenizer's. None: the tokenizer's."""
     positions: int = 1024
     """The longest input, in tokens."""
     tied: bool = True

@@ -54,8 +54,8 @@ class T5(EncoderDecoder):
     """The stack over the inputs."""
     decoder: Transformer = t5_stack(768, 12, 12, 3072, bidirectional=False)
     """The stack over the outputs; each block attends to the encoder's output too."""
-    vocab: int = 32_128
-    """Size of the vocabulary, sentinels included; at least the tokenizer's."""
+    vocab: int | None = 32_128
+    """Size of the vocabulary, sentinels included; at least the tokenizer's. None: the tokenizer's."""
     added: AddedPositions = "none"
     """How positions are added to embeddings."""
     scaled: bool = False
