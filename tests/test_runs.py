@@ -311,7 +311,7 @@ class TestFork:
 def test_a_model_may_take_the_size_of_the_tokenizers_vocabulary(tiny_config, tmp_path):
     changes = {"model.vocab": "None", "steps": "1", "data.validation": "None", "checkpoint.every": "1"}
     experiment = config.load(tiny_config, changes)
-    with pytest.raises(InputError, match="model.vocab=None"):
+    with pytest.raises(InputError, match=r"model\.vocab=None"):
         jax.eval_shape(experiment.model.init, jax.random.key(0), jax.numpy.zeros((1, 4), int))
     run = jf.fit(experiment, tmp_path / "run", quiet=True)
     size = run.tokenizer.vocab_size

@@ -14,8 +14,11 @@ from jaxformer.data.tasks import Example, Feature, Task
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import InputError
 
-OUTSIDE, BEGIN, INSIDE = "O", "B-", "I-"
-"""How BIO tags are written: a word outside of all entities, the first word of one, and another one of it."""
+OUTSIDE = "O"
+"""The tag of a word outside all entities."""
+BEGINS, CONTINUES, ENDS = ("B-", "S-", "U-"), ("I-", "E-", "L-"), ("E-", "L-", "S-", "U-")
+"""Prefixes of the tags of an entity's first word, of its other words, and of its last one: BIO has B and I, BIOES also
+E for the end and S for a single word, BILOU L for the last word and U for a unit of one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,11 +41,12 @@ class Words:
 class TagTokens(Task):
     """The tag of each word, predicted at its first token. A source has the words and the tags of a sentence in lists.
 
-    Long sentences are cut into windows before a word, and not within an entity of BIO tags where that can be helped.
+    Long sentences are cut into windows before a word, and not within an entity where that can be helped.
 
     Rows: `tokens`, `targets` int32 and `weights` float32 [b, length], with the lanes' `segments` and `positions`; each
     example has the special tokens of the tokenizer's template, such as [CLS] and [SEP], and weights are 0 but at the
-    first token of each word.
+    first token of each word. With the tags of entities also `partial` int32 [b, length], 1 in the windows of sentences
+    that have several.
     """
 
     labels: tuple[str, ...] = ()
@@ -61,7 +65,8 @@ class TagTokens(Task):
 
     @functools.cached_property
     def row(self) -> dict[str, Feature]:
-        return layouts.text_row(self.length)
+        row = layouts.text_row(self.length)
+        return row | {"partial": Feature(self.length)} if has_entities(self.labels) else row
 
     @property
     def need(self) -> str:
@@ -71,7 +76,7 @@ class TagTokens(Task):
         layouts.check_template(tokenizer, "encoder", self.length)
 
     def requests(self, example: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
-        return (files.first_words(" ".join(map(str, self._column(example, self.words)))),)
+        return (files.first_words(" ".join(files.strings(example, self.words, "task.words"))),)
 
     def read(self, example: Mapping[str, Any]) -> tuple[list[str], list[int]]:
         words = files.strings(example, self.words, "task.words")
@@ -94,20 +99,35 @@ class TagTokens(Task):
         rng: np.random.Generator,
         draw: Callable[[np.random.Generator], Words],
     ) -> list[Example]:
-        inside = np.array([label.startswith(INSIDE) for label in self.labels])
-        cuttable = document.first & ~inside[document.tags]
-        room = self.length - tokenizer.template("encoder").added()
-        return [self._example(document, part, tokenizer) for part in windows(document.first, room, cuttable)]
+        parts = self.windows(document, tokenizer)
+        return [self._example(document, part, tokenizer, len(parts) > 1) for part in parts]
 
-    def _example(self, words: Words, part: slice, tokenizer: Tokenizer) -> Example:
+    def windows(self, document: Words, tokenizer: Tokenizer) -> list[slice]:
+        """The stretches of a sentence's tokens that are rows, together all of its tokens."""
+        inside = np.array([label.startswith(CONTINUES) for label in self.labels])
+        room = self.length - tokenizer.template("encoder").added()
+        return windows(document.first, room, document.first & ~inside[document.tags])
+
+    def _example(self, words: Words, part: slice, tokenizer: Tokenizer, partial: bool) -> Example:
         laid = tokenizer.template("encoder").lay_out(words.tokens[part])
         [before], size = laid.starts, part.stop - part.start
         around = before, len(laid.tokens) - before - size
-        return {
+        example = {
             "tokens": laid.tokens,
             "targets": np.pad(words.tags[part], around),
             "weights": np.pad(words.first[part], around).astype(np.float32),
         }
+        return example | ({"partial": np.full(len(laid.tokens), partial, np.int32)} if "partial" in self.row else {})
+
+
+def has_entities(labels: Sequence[str]) -> bool:
+    """Whether tags are those of entities: `O`, and B-x, I-x and so on of BIO, BIOES or BILOU."""
+    return bool(kinds(labels)) and all(label == OUTSIDE or label.startswith(BEGINS + CONTINUES) for label in labels)
+
+
+def kinds(labels: Sequence[str]) -> tuple[str, ...]:
+    """The kinds of entities, in the order of the labels."""
+    return tuple(dict.fromkeys(label[2:] for label in labels if label.startswith(BEGINS + CONTINUES)))
 
 
 def encode_words(words: Sequence[str], tokenizer: Tokenizer, tags: Sequence[int] | None = None) -> Words:

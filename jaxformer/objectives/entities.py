@@ -1,4 +1,4 @@
-"""Entities of BIO tags, counted by exact spans, as the conlleval script of CoNLL-2000 does (Tjong Kim Sang 2002)."""
+"""Entities of BIO, BIOES and BILOU tags, counted by exact spans as conlleval does (Tjong Kim Sang 2002)."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -7,18 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxformer.data.tagging_tasks import BEGIN, INSIDE, OUTSIDE
+from jaxformer.data.tagging_tasks import BEGINS, ENDS, OUTSIDE, kinds
 from jaxformer.metrics import Mean
-
-
-def is_bio(labels: Sequence[str]) -> bool:
-    """Whether tags are `O`, `B-x` and `I-x`, with one entity or more."""
-    return bool(kinds(labels)) and all(label == OUTSIDE or label.startswith((BEGIN, INSIDE)) for label in labels)
-
-
-def kinds(labels: Sequence[str]) -> tuple[str, ...]:
-    """What entities there are, in the order of the labels."""
-    return tuple(dict.fromkeys(label[2:] for label in labels if label.startswith((BEGIN, INSIDE))))
 
 
 def counts(
@@ -26,8 +16,8 @@ def counts(
 ) -> dict[str, Mean]:
     """How many entities of each kind were found rightly, were found, and are there, as sums [3] of a mean.
 
-    An entity begins with a B, or with an I behind anything but the same kind; it is right if its first word, its last
-    one and its kind are.
+    An entity begins with a B, S or U, and with any other tag of its kind after another kind, after O, or after the end
+    of an entity (E, L, S or U). It is right if its first word, its last word and its kind are.
 
     Args:
       labels: the tags.
@@ -78,11 +68,13 @@ class _Spans(NamedTuple):
 def _spans(labels: Sequence[str], tags: jax.Array, segments: jax.Array) -> _Spans:
     names = kinds(labels)
     kind_of = jnp.array([names.index(label[2:]) if label != OUTSIDE else -1 for label in labels])
-    begins_with = jnp.array([label.startswith(BEGIN) for label in labels])
+    begins_with = jnp.array([label.startswith(BEGINS) for label in labels])
+    ends_with = jnp.array([label.startswith(ENDS) for label in labels])
     kind = jnp.where(segments > 0, kind_of[tags], -1)
     before = jnp.pad(kind[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
     apart = jnp.diff(segments, axis=-1, prepend=0) != 0
-    begins = (kind >= 0) & (begins_with[tags] | apart | (before != kind))
+    ended = jnp.pad(ends_with[tags][:, :-1], ((0, 0), (1, 0)))
+    begins = (kind >= 0) & (begins_with[tags] | apart | ended | (before != kind))
     # An entity goes on to the word before the next one that begins another, or is in none.
     stops = jnp.pad((begins | (kind < 0) | apart)[:, 1:], ((0, 0), (0, 1)), constant_values=True)
     index = jnp.where(stops, jnp.arange(tags.shape[1]), tags.shape[1])

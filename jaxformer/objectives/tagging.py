@@ -1,25 +1,28 @@
-"""Tags of words by a classifier of tokens: parts of speech, and entities in BIO tags (Devlin et al. 2019, §5.3)."""
+"""Tags of words by a classifier of tokens: parts of speech, and entities (Devlin et al. 2019, §5.3)."""
 
 import dataclasses
 import functools
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from jaxformer.data import layouts
-from jaxformer.data.tagging_tasks import encode_words, windows
+from jaxformer.data.sources import read_each
+from jaxformer.data.tagging_tasks import TagTokens, Words, encode_words, has_entities, windows
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import InputError
-from jaxformer.metrics import Mean
+from jaxformer.metrics import Mean, merge
 from jaxformer.models.classifier import Classifier
 from jaxformer.objectives.cross_entropy import class_cross_entropy
-from jaxformer.objectives.entities import counts, is_bio, kinds, report_entities
+from jaxformer.objectives.entities import counts, report_entities
 from jaxformer.objectives.padding import padded, stacked
 
 INPUTS = ("tokens", "segments", "positions")
+WHOLE, PARTS, DOCUMENTS = "entities_", "window_entities_", "document_entities_"
+"""Prefixes of the means with counts of entities: of sentences in one row, of windows of others, and of these whole."""
 
 WORD = re.compile(r"\w+(?:[.'’-]\w+)*|[^\w\s]")
 """A word, with the points, apostrophes and hyphens in it, or a sign by itself."""
@@ -62,7 +65,7 @@ class Tagging:
         return {name: batch[name] for name in INPUTS if name in batch}
 
     def __call__(self, model: Classifier, params, batch: Mapping[str, jax.Array], key=None) -> dict[str, Mean]:
-        """The loss (nats) and the accuracy of a batch's words; of BIO tags, counts of entities too.
+        """The loss (nats) and the accuracy of a batch's words; with the tags of entities, their counts too.
 
         Args:
           model: a classifier that reads tokens.
@@ -74,18 +77,55 @@ class Tagging:
         logits = model.apply({"params": params}, **self.inputs(batch), train=key is not None, rngs=rngs).logits
         loss, accuracy = class_cross_entropy(logits, batch["targets"], batch["weights"])
         means = {"loss": loss, "accuracy": accuracy}
-        if key is None and is_bio(model.labels):
-            found = counts(model.labels, logits.argmax(-1), batch["targets"], batch["weights"], batch["segments"])
-            means |= {f"entities_{kind}": found[kind] for kind in kinds(model.labels)}
+        if key is None and has_entities(model.labels):
+            tags, partial = logits.argmax(-1), batch.get("partial", 0)
+            for prefix, weights in ((WHOLE, batch["weights"] * (1 - partial)), (PARTS, batch["weights"] * partial)):
+                found = counts(model.labels, tags, batch["targets"], weights, batch["segments"])
+                means |= {prefix + kind: mean for kind, mean in found.items()}
         return means
 
-    def report(self, means: Mapping[str, Mean]) -> dict[str, float]:
-        """What a person reads of merged means; of BIO tags the F1 of all entities and of each kind, from 0 to 1."""
-        values = {name: float(means[name].value) for name in ("loss", "accuracy")}
-        prefix = "entities_"
-        return values | report_entities(
-            {name.removeprefix(prefix): mean for name, mean in means.items() if name.startswith(prefix)}
+    def document_scores(
+        self, model: Classifier, params, tokenizer: Tokenizer, task: TagTokens, documents: Sequence[Mapping[str, Any]]
+    ) -> dict[str, Mean]:
+        """Counts of the entities of sentences with several windows, in which an entity may be longer than a row."""
+        if not has_entities(model.labels):
+            return {}
+
+        def long(document: Mapping[str, Any]) -> tuple[Words, list[slice]] | None:
+            words = task.encode(document, tokenizer)
+            parts = task.windows(words, tokenizer)
+            return (words, parts) if len(parts) > 1 else None
+
+        sentences = [found for found in read_each(documents, long) if found is not None]
+        if not sentences:
+            return {}
+        best = _token_tags(model, params, tokenizer, sentences, task.length)
+        size = 2 ** int(np.ceil(np.log2(sum(len(words.tokens) for words, _ in sentences))))  # Few sizes to compile for.
+
+        def joined(arrays: Iterable[np.ndarray]) -> np.ndarray:
+            row = np.concatenate(list(arrays)).astype(np.int32)
+            return np.pad(row, (0, size - len(row)))[None]
+
+        found = counts(
+            model.labels,
+            joined(tags[:, 0] for tags in best),
+            joined(words.tags for words, _ in sentences),
+            joined(words.first for words, _ in sentences),
+            joined(np.full(len(words.tokens), number) for number, (words, _) in enumerate(sentences, 1)),
         )
+        return {DOCUMENTS + kind: mean for kind, mean in found.items()}
+
+    def report(self, means: Mapping[str, Mean]) -> dict[str, float]:
+        """Loss and accuracy of merged means; with the tags of entities the F1 of all and of each kind, from 0 to 1.
+
+        Where there are `document_scores`, in an evaluation in one process, an entity longer than a row is one entity;
+        otherwise its part in each row counts as one.
+        """
+        values = {name: float(means[name].value) for name in ("loss", "accuracy")}
+        others = DOCUMENTS if any(name.startswith(DOCUMENTS) for name in means) else PARTS
+        names = {name.removeprefix(WHOLE): name for name in means if name.startswith(WHOLE)}
+        merged = {kind: merge([{"": means[name]}, {"": means[others + kind]}])[""] for kind, name in names.items()}
+        return values | report_entities(merged)
 
     def encode(self, model: Classifier, tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, np.ndarray]:
         """The model's arguments for the words of the texts, which are cut to the longest input."""
@@ -110,20 +150,10 @@ class Tagging:
     ) -> list[tuple[tuple[str, ...], tuple[float, ...]]]:
         """The likeliest tag of each word of each sentence, and its probability; of a word without a token, the first
         tag and 0."""
-        encoded, template = [encode_words(words, tokenizer) for words in sentences], tokenizer.template("encoder")
-        places, rows = [], []
-        for number, words in enumerate(encoded):
-            for part in windows(words.first, model.positions - template.added()):
-                places.append((number, part))
-                rows.append(template.lay_out(words.tokens[part]))
-        best = [np.zeros((len(words.tokens), 2)) for words in encoded]
-        for some, batch in padded([row.tokens for row in rows], model.positions):
-            tags, probabilities = jax.device_get(_best(model, params, batch))
-            for row, place in enumerate(some):
-                number, part = places[place]
-                [start] = rows[place].starts
-                inner = slice(start, start + part.stop - part.start)
-                best[number][part] = np.stack([tags[row, inner], probabilities[row, inner]], -1)
+        room = model.positions - tokenizer.template("encoder").added()
+        encoded = [encode_words(words, tokenizer) for words in sentences]
+        parts = [(words, windows(words.first, room)) for words in encoded]
+        best = _token_tags(model, params, tokenizer, parts, model.positions)
         return [
             _of_words(model.labels, words.owners, words.first, best[number], len(sentences[number]))
             for number, words in enumerate(encoded)
@@ -147,6 +177,26 @@ def check_tokens(model: Any, objective: str) -> None:
         raise InputError(f"objective={objective}: needs a Classifier; the model is a {type(model).__name__}")
     if model.reads != "tokens":
         raise InputError(f"model.reads={model.reads}: expected tokens for objective={objective}")
+
+
+def _token_tags(
+    model: Classifier, params, tokenizer: Tokenizer, sentences: Sequence[tuple[Words, Sequence[slice]]], length: int
+) -> list[np.ndarray]:
+    """The likeliest tag of each token and its probability, [n, 2], of sentences and their windows of up to `length`."""
+    template, places, rows = tokenizer.template("encoder"), [], []
+    for number, (words, parts) in enumerate(sentences):
+        for part in parts:
+            places.append((number, part))
+            rows.append(template.lay_out(words.tokens[part]))
+    best = [np.zeros((len(words.tokens), 2)) for words, _ in sentences]
+    for some, batch in padded([row.tokens for row in rows], length):
+        tags, probabilities = jax.device_get(_best(model, params, batch))
+        for row, place in enumerate(some):
+            number, part = places[place]
+            [start] = rows[place].starts
+            inner = slice(start, start + part.stop - part.start)
+            best[number][part] = np.stack([tags[row, inner], probabilities[row, inner]], -1)
+    return best
 
 
 @functools.partial(jax.jit, static_argnums=0)

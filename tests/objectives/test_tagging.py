@@ -1,6 +1,8 @@
 """Tagging: the same logits as transformers' token classifier, what it counts, and what it answers."""
 
 import dataclasses
+import json
+import types
 
 import jax
 import numpy as np
@@ -11,9 +13,12 @@ from hf_weights import TOLERANCE, as_ours, redraw
 from small_bert import noisy_params, small_transformer
 
 from jaxformer.data import lanes
+from jaxformer.data.loader import Data, evaluation_batches
+from jaxformer.data.sources import JsonLines
 from jaxformer.data.tagging_tasks import TagTokens
 from jaxformer.data.tokenizers import WordPiece
 from jaxformer.errors import InputError
+from jaxformer.metrics import merge
 from jaxformer.models.bert import Bert
 from jaxformer.models.classifier import Classifier
 from jaxformer.models.gpt import Gpt
@@ -129,3 +134,42 @@ def test_what_cannot_be_is_refused(model, params, tokenizer):
         Tagging().check(model, {"tokens": None})
     with pytest.raises(InputError, match="no words to tag"):
         Tagging().predict(model, params, tokenizer, ["w1", " "])
+
+
+class Oracle:
+    """A model that finds the tag of each token in a table."""
+
+    labels, positions = ("O", "B-x", "I-x"), 64
+
+    def __init__(self, table):
+        self.table = jax.numpy.array(table)
+
+    def apply(self, params, tokens, **_):
+        return types.SimpleNamespace(logits=jax.nn.one_hot(self.table[tokens], 3))
+
+
+def test_an_entity_longer_than_a_row_is_one_entity(tokenizer, tmp_path):
+    """Nine words of which the model misses the last: one entity that is wrong, and not a right part of one."""
+    sentences = [
+        {"words": [f"w{n}" for n in range(10)], "tags": ["O", "B-x", *["I-x"] * 8]},
+        {"words": ["w11", "w12"], "tags": ["B-x", "O"]},
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(f"{json.dumps(sentence)}\n" for sentence in sentences))
+    table = np.zeros(tokenizer.vocab_size, int)
+    for sentence in sentences:
+        for word, tag in zip(sentence["words"], sentence["tags"], strict=True):
+            table[tokenizer.encode(word)[0]] = Oracle.labels.index(tag)
+    table[tokenizer.encode("w9")[0]] = 0
+    model, objective, task = Oracle(table), Tagging(), TagTokens(Oracle.labels, length=6)
+    source = JsonLines((str(tmp_path / "a.jsonl"),))
+    total = {}
+    for batch in evaluation_batches(source, Data(source, task, 2), tokenizer, 0, range(2)):
+        total = merge([total, objective(model, {}, batch)])
+    by_row = objective.report(total)
+    documents = objective.document_scores(model, {}, tokenizer, task, source.open())
+    whole = objective.report(total | documents)
+    assert whole["entity_f1"] == whole["entity_precision"] == whole["entity_recall"] == 0.5
+    assert by_row["entity_f1"] == pytest.approx(6 / 7), "two parts of three, and the short entity"
+    assert whole["accuracy"] == by_row["accuracy"] == pytest.approx(11 / 12)
+    short = TagTokens(Oracle.labels, length=20)
+    assert objective.document_scores(model, {}, tokenizer, short, source.open()) == {}
