@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -66,7 +67,8 @@ def first_state(experiment):
 
 
 def batch_of(experiment):
-    tokenizer = experiment.tokenizer.build(None, "/nowhere")
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer = experiment.tokenizer.build(None, f"{folder}/tokenizer")
     with train_batches(experiment.data, tokenizer, 0, range(8)) as batches:
         return next(batches)[0]
 
