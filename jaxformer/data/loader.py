@@ -65,6 +65,7 @@ def check(data: Data, tokenizer: Tokenizer | None) -> None:
     data.task.check(tokenizer, data.pack)
 
 
+@phase("checking the documents")
 def check_documents(data: Data) -> None:
     """Reads the columns of the documents in files, before anything is made of them.
 

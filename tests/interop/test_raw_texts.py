@@ -123,7 +123,7 @@ def test_a_gpt_classifier_of_our_own_is_exported_with_its_end_token(tmp_path):
     model = Classifier(backbone, ("sad", "so-so", "glad"), "last", bias=False)
     params = noisy_params(model, np.zeros((1, 4), np.int32))
     export_hf(model, params, tokenizer, tmp_path / "out")
-    logits = text_logits(model, params, tokenizer, ["\t".join(pair) for pair in PAIRS] + SINGLES)
+    logits = text_logits(model, params, tokenizer, [*PAIRS, *SINGLES])
     expected = theirs_on(tmp_path / "out", PAIRS + SINGLES)
     shares = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     order = np.argsort(["sad", "so-so", "glad"])
