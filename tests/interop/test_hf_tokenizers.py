@@ -14,6 +14,7 @@ from jaxformer.data.tokenizers import ByteLevelBpe, SentencePiece, WordPiece, lo
 from jaxformer.data.tokenizers.byte_level import ByteLevelTokenizer
 from jaxformer.data.tokenizers.metaspace import MetaspaceTokenizer
 from jaxformer.errors import InputError
+from jaxformer.interop import certificate
 from jaxformer.interop.hard_strings import HARD_STRINGS
 from jaxformer.interop.sentencepiece import _native
 from jaxformer.interop.tokenizers import check_vocabulary, export_tokenizer, import_tokenizer
@@ -82,6 +83,13 @@ def test_hard_strings(both):
     ours, theirs, _ = both
     for text in HARD_STRINGS:
         assert theirs(text, add_special_tokens=False).input_ids == ours.encode(text).tolist(), text
+
+
+def test_names_of_special_tokens_are_compared_as_text(both):
+    ours, _, folder = both
+    line = certificate._tokens(ours, folder)
+    assert line.passed, line.note
+    assert int(line.where.split()[0]) > len(HARD_STRINGS) + 30
 
 
 def test_what_is_put_around_a_text(both):
@@ -203,6 +211,11 @@ def test_marian_has_two_models(marian, text):
     assume(not any(name in text for name in theirs.all_special_tokens))
     assert theirs(text).input_ids == [*ours.encode(text), ours.eos_id]
     assert theirs(text_target=text).input_ids == [*ours.target.encode(text), ours.eos_id]
+
+
+def test_marian_reads_names_of_special_tokens_as_text(marian):
+    line = certificate._tokens(import_tokenizer(marian), marian)
+    assert line.passed, line.note
 
 
 def test_marian_knows_where_tokens_stand(marian):
