@@ -25,6 +25,7 @@ from jaxformer.interop.families import family_of_config
 from jaxformer.interop.folders import CONFIG, open_folder
 from jaxformer.interop.hard_strings import HARD_STRINGS, NAMED_STRINGS
 from jaxformer.interop.table import slots
+from jaxformer.runs import Run
 
 JSON, HTML = "parity.json", "parity.html"
 LOGITS, LOSS, GRADIENTS, TIE = 2e-5, 1e-5, 1e-3, 1e-4
@@ -100,6 +101,7 @@ def certify(
     source: str | os.PathLike,
     out: str | os.PathLike | None = None,
     dtype: str | None = None,
+    run: Run | None = None,
 ) -> Certificate:
     """Compares a model with PyTorch's of a folder, and writes the certificate.
 
@@ -110,6 +112,7 @@ def certify(
       source: the Hugging Face folder that the model was exported to or imported from.
       out: where to write; by default, there.
       dtype: of the weights that are compared; by default, what the folder says.
+      run: the model's run, whose answers to raw inputs are compared too; None compares only the two models.
 
     Raises:
       Unreadable: transformers cannot load the folder.
@@ -124,7 +127,12 @@ def certify(
     dtype = dtype or str(folder.config.get("dtype") or folder.config.get("torch_dtype") or "float32")
     shapes = {path: tuple(array.shape) for path, array in parameters.flat(params).items()}
     theirs = parity.Theirs(folder, slots(family.table, shapes, architecture in family.bare), architecture, dtype)
-    lines = tuple(_lines(parity.Ours(model, params, dtype), theirs, tokenizer, folder.path))
+    ours = parity.Ours(model, params, dtype)
+    lines = tuple(_lines(ours, theirs, tokenizer, folder.path))
+    if run is not None:
+        from jaxformer.interop.end_to_end import compare_answers
+
+        lines += tuple(compare_answers(run, ours, folder.path))
     count = sum(int(np.prod(shape)) for shape in shapes.values())
     certificate = Certificate(architecture, count, dtype, lines, _versions())
     content = certificate.to_json()

@@ -226,7 +226,8 @@ def _compared(run: Run, source: Path, out: Path, dtype: DType, ours: bool) -> st
         if not ours and tokenizer is not None:
             tokenizer = import_tokenizer(_tokenizer_folder(source))  # Without what modules beside it ask for.
         try:
-            return str(certificates.certify(run.model, loaded(run.params), tokenizer, source, out, dtype))
+            run = dataclasses.replace(run, params=loaded(run.params), tokenizer=tokenizer)
+            return str(certificates.certify(run.model, run.params, tokenizer, source, out, dtype, run))
         except certificates.Unreadable as error:
             if ours:
                 raise

@@ -202,7 +202,7 @@ class Theirs:
           Unreadable: transformers cannot.
         """
         self.config, self.slots = folder.config, slots
-        with _reading(architecture):
+        with reading(architecture):
             kind = getattr(transformers, architecture)
             settings = {"dtype": torch.float32, "attn_implementation": "eager", "local_files_only": True}
             self.network = kind.from_pretrained(folder.path, **settings).eval()
@@ -260,12 +260,13 @@ class Theirs:
 
 def their_tokenizer(folder: Path) -> Any:
     """What AutoTokenizer makes of a folder; Unreadable where it cannot."""
-    with _reading("the tokenizer"):
+    with reading("the tokenizer"):
         return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 @contextlib.contextmanager
-def _reading(what: str) -> Iterator[None]:
+def reading(what: str) -> Iterator[None]:
+    """Raises Unreadable where transformers raises anything while it loads `what`."""
     transformers.utils.logging.disable_progress_bar()
     try:
         yield

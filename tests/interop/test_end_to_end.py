@@ -1,0 +1,171 @@
+"""Raw inputs through `predict` and through transformers: equal for what is exported, and not once a folder is edited."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from hf_models import redrawn
+from small_bert import noisy_params
+from test_certificate import BERT, BERT_ALONE, GPT2, MODELS, PICTURES, TEXTS
+
+from jaxformer.config import Experiment
+from jaxformer.data.classification_tasks import Classify
+from jaxformer.data.image_tasks import ImageTask, LabelledImages
+from jaxformer.data.images import ImageFolders
+from jaxformer.data.language_tasks import NextToken, TextToText
+from jaxformer.data.loader import Data
+from jaxformer.data.question_answering_tasks import AnswerSpans
+from jaxformer.data.sources import TextFiles
+from jaxformer.data.tagging_tasks import TagTokens
+from jaxformer.data.tasks import MaskedSentencePairs
+from jaxformer.data.tokenizers import ByteLevelBpe, SentencePiece, WordPiece
+from jaxformer.decoding.settings import Decoding
+from jaxformer.interop.end_to_end import compare_answers
+from jaxformer.interop.hf_runs import export_run
+from jaxformer.interop.parity import Ours
+from jaxformer.layers.residual import Residual
+from jaxformer.models.classifier import Classifier
+from jaxformer.models.vit import Vit
+from jaxformer.objectives.classification import Classification
+from jaxformer.objectives.image_classification import ImageClassification
+from jaxformer.objectives.image_embedding import ImageEmbedding
+from jaxformer.objectives.language_model import LanguageModel
+from jaxformer.objectives.masked_lm import MaskedLM
+from jaxformer.objectives.question_answering import QuestionAnswering
+from jaxformer.objectives.regression import Regression
+from jaxformer.objectives.sentence_embedding import SentenceEmbedding
+from jaxformer.objectives.seq2seq import Seq2Seq
+from jaxformer.objectives.tagging import Tagging
+from jaxformer.optimizers import AdamW, Schedule
+from jaxformer.runs import Run
+from jaxformer.sharding import Mesh, make_mesh
+
+del redrawn  # Importing its module keeps transformers quiet.
+
+NAMES = ("a", "b", "c")
+WRITING = Decoding(max_new=12)
+SPANS = dataclasses.replace(BERT_ALONE, heads=())
+
+
+def pairs(kind="one", labels=NAMES, **fields):
+    return Classify(pair="other", labels=labels, kind=kind, length=64, **fields)
+
+
+RUNS = {
+    "filled masks": ("word_piece", BERT, MaskedLM(), MaskedSentencePairs(64)),
+    "labels": ("word_piece", Classifier(BERT_ALONE, NAMES), Classification(), pairs()),
+    "many labels": ("word_piece", Classifier(BERT_ALONE, NAMES), Classification(many=True), pairs("many")),
+    "numbers": ("word_piece", Classifier(BERT_ALONE, ("n",)), Regression(), pairs("number", ("n",))),
+    "labels by a decoder": (
+        "byte_level",
+        Classifier(GPT2, NAMES, "last", bias=False),
+        Classification(),
+        Classify(labels=NAMES, length=64, form="decoder"),
+    ),
+    "tags": ("word_piece", Classifier(SPANS, NAMES, "tokens"), Tagging(), TagTokens(NAMES, 64)),
+    "spans": ("word_piece", Classifier(SPANS, ("start", "end"), "tokens"), QuestionAnswering(), AnswerSpans(64, 16, 16)),
+    "continuations": ("byte_level", GPT2, LanguageModel(decoding=WRITING), NextToken(64)),
+    "translations": (
+        "sentence_piece",
+        MODELS["marian"][0],
+        Seq2Seq(decoding=dataclasses.replace(WRITING, beams=3)),
+        TextToText(64, 64),
+    ),
+    "vectors": ("word_piece", dataclasses.replace(BERT, heads=()), SentenceEmbedding(), MaskedSentencePairs(64)),
+    "labels of pictures": (
+        None,
+        Vit(PICTURES, NAMES, image=8, patch=4),
+        ImageClassification(),
+        LabelledImages(size=8, channels=3, labels=NAMES),
+    ),
+    "vectors of pictures": (
+        None,
+        Vit(dataclasses.replace(PICTURES, residual=Residual(0.5)), image=8, patch=4),
+        ImageEmbedding(),
+        ImageTask(size=8, channels=3),
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizers(tmp_path_factory):
+    home = tmp_path_factory.mktemp("tokenizers")
+    recipes = {
+        "word_piece": WordPiece(300),
+        "byte_level": ByteLevelBpe(300),
+        "sentence_piece": SentencePiece(300, "bpe"),
+    }
+    return {name: recipe.build(lambda: TEXTS, str(home / name)) for name, recipe in recipes.items()}
+
+
+def run_of(name: str, tokenizers) -> Run:
+    """A run with parameters drawn at random."""
+    tokenizer, model, objective, task = RUNS[name]
+    if tokenizer is None:
+        inputs = [np.zeros(model.blank().shape, np.uint8)]
+    else:
+        inputs = [np.zeros((1, 4), np.int32)] * (2 if isinstance(objective, Seq2Seq) else 1)
+    source = ImageFolders("") if tokenizer is None else TextFiles(())
+    recipe = None if tokenizer is None else WordPiece(300)
+    data = Data(source, task, batch=8)
+    experiment = Experiment(model, objective, data, recipe, AdamW(Schedule(1e-5)), steps=1)
+    params = noisy_params(model, *inputs)
+    return Run(Path("run"), experiment, tokenizers.get(tokenizer), 0, params, make_mesh(Mesh(1), jax.devices()[:1]))
+
+
+def exported(name, tokenizers, out):
+    """A run, and its exported folder."""
+    run = run_of(name, tokenizers)
+    export_run(run, out, certificate=False)
+    return run, out
+
+
+def lines_of(run, folder):
+    return list(compare_answers(run, Ours(run.model, run.params, "float32"), folder))
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_an_export_answers_as_the_run_does(name, tokenizers, tmp_path):
+    lines = lines_of(*exported(name, tokenizers, tmp_path / "out"))
+    assert lines and all(line.passed for line in lines), lines
+    assert all(re.match(r"[1-9]", line.where) for line in lines), lines
+
+
+def edit(file, **fields):
+    """An edit of a folder's JSON file; a field that is None is removed."""
+
+    def apply(folder):
+        path = folder / file
+        content = json.loads(path.read_text()) | fields
+        path.write_text(json.dumps({name: value for name, value in content.items() if value is not None}))
+
+    return apply
+
+
+def without_end_token(folder):
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["post_processor"] = None
+    path.write_text(json.dumps(content))
+
+
+EDITS = {
+    "the layout of texts": ("labels", without_end_token),
+    "the kind of problem": ("many labels", edit("config.json", problem_type="single_label_classification")),
+    "a function on numbers": ("numbers", edit("config.json", problem_type="multi_label_classification")),
+    "a token that is never written": ("continuations", edit("generation_config.json", min_length=None, top_k=None)),
+    "the scale of pixels": ("labels of pictures", edit("preprocessor_config.json", rescale_factor=1.0)),
+    "a crop that is left out": ("labels of pictures", edit("preprocessor_config.json", do_center_crop=False, size=8)),
+}
+
+
+@pytest.mark.parametrize("fault", EDITS)
+def test_an_edited_folder_fails(fault, tokenizers, tmp_path):
+    name, apply = EDITS[fault]
+    run, folder = exported(name, tokenizers, tmp_path / "out")
+    apply(folder)
+    assert not all(line.passed for line in lines_of(run, folder))
