@@ -7,6 +7,7 @@ writes `parity.json` and `parity.html`.
 import dataclasses
 import importlib.util
 import json
+import math
 import os
 import platform
 from collections.abc import Iterator
@@ -57,6 +58,10 @@ class Line:
     def passed(self) -> bool:
         """Whether they are near enough; what is not a number is not."""
         return bool(self.measured <= self.tolerance)
+
+    def __str__(self) -> str:
+        more = f": {self.note}" if self.tolerance == 0 or not math.isfinite(self.measured) else ""
+        return f"{self.what} ({self.where}) differ by {self.measured:.1e}, above {self.tolerance:.0e}{more}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,11 +241,7 @@ def _quoted(texts: list[str]) -> str:
 
 def _refusal(lines: list[Line]) -> str:
     """What to say of comparisons that failed."""
-    told = [
-        f"{line.what} ({line.where}) differ by {line.measured:.1e}, above {line.tolerance:.0e}"
-        for line in lines
-        if line.what != "tokens"
-    ]
+    told = [str(line) for line in lines if line.what != "tokens"]
     more = f"; and {len(told) - 4} more" if len(told) > 4 else ""
     told = ["; ".join(told[:4]) + more] if told else []
     told += [

@@ -33,7 +33,10 @@ small {{ color: #555 }}
 float32 on the CPU: short texts, one as long as the model takes or 1,024 tokens, padded ones, and tokens drawn at random
 from the whole vocabulary, which are out of distribution; or images. Logits are measured against the largest of them,
 the loss against itself, gradients against each tensor's largest; of greedy tokens the number is how far apart the
-logits are of the first two that differ, 0 where none does; of tokenizers, how many texts they encode differently.</p>
+logits are of the first two that differ, 0 where none does; of tokenizers, how many texts they encode differently. Where
+the note says "from raw inputs", or texts were generated, raw texts, pairs of texts, prompts or pictures went through
+the whole of both sides: the run's predict here, and the tokenizer or image processor, generate with the folder's own
+generation config, or the pipeline there.</p>
 <div>
 <table>
 <thead><tr><th>Compared</th><th>On</th><th class="number">Difference</th><th class="number">Allowed</th><th></th>

@@ -19,12 +19,13 @@ import transformers
 from PIL import Image
 
 from jaxformer import sharding
+from jaxformer.data.classification_tasks import PAIR
+from jaxformer.errors import InputError
 from jaxformer.interop.certificate import Line
 from jaxformer.interop.parity import Ours, on_cpu, reading, their_tokenizer
 from jaxformer.objectives.classification import Classification
 from jaxformer.objectives.image_classification import ImageClassification
 from jaxformer.objectives.image_embedding import ImageEmbedding
-from jaxformer.objectives.labelled_texts import PAIR
 from jaxformer.objectives.language_model import LanguageModel
 from jaxformer.objectives.masked_lm import MaskedLM
 from jaxformer.objectives.question_answering import QuestionAnswering
@@ -36,7 +37,7 @@ from jaxformer.runs import Run
 
 ANSWERS = 1e-4
 """Tolerance of probabilities and unit vectors, and of regressed numbers relative to the largest (or 1)."""
-TEXTS = ("The dog ran.", "It has 3 naïve cats!", "a  light\tshone")
+TEXTS = ("The dog ran.", "It has 3 naïve cats!", "a  light  shone ")
 PAIRS = (("the dog ran", "the cat saw"), ("Is it light?", "No, it is dark."))
 MASKED = ("the [MASK] ran", "[MASK] shone in the [MASK].")
 SPECIALS = 8
@@ -90,7 +91,13 @@ def compare_answers(run: Run, ours: Ours, folder: Path) -> Iterator[Line]:
         return
     mesh = sharding.make_mesh(sharding.Mesh(1), jax.local_devices(backend="cpu")[:1])
     experiment = dataclasses.replace(run.experiment, model=ours.model)
-    yield from compare(Sides(dataclasses.replace(run, experiment=experiment, params=ours.params, mesh=mesh), folder))
+    sides = Sides(dataclasses.replace(run, experiment=experiment, params=ours.params, mesh=mesh), folder)
+    try:
+        yield from compare(sides)
+    except InputError:
+        raise
+    except Exception as error:  # Whatever transformers raises for an input that the run answers is a difference too.
+        yield Line("answers", "raw inputs", float("inf"), 0.0, f"{type(error).__name__}: {error}"[:200])
 
 
 def _filled(sides: Sides) -> Iterator[Line]:
@@ -119,7 +126,8 @@ def _rated(sides: Sides) -> Iterator[Line]:
 
 def _of_texts(sides: Sides, values: Callable[[Any], list[float]], names: Sequence[str]) -> Iterator[Line]:
     classify = sides.pipeline("text-classification", top_k=None)
-    for where, asked in (("texts", [(text,) for text in TEXTS]), ("pairs of texts", PAIRS)):
+    pairs = PAIRS if sides.run.experiment.data.task.pair is not None else ()
+    for where, asked in (("texts", [(text,) for text in TEXTS]), *[("pairs of texts", pairs)] * bool(pairs)):
         asked = sides.short(asked, lambda parts: parts)
         ours = [values(answer) for answer in sides.predict([PAIR.join(parts) for parts in asked])]
         given = [dict(zip(("text", "text_pair"), parts, strict=False)) for parts in asked]

@@ -151,7 +151,7 @@ class Ours:
     def __call__(self, rows: Inputs, names: Sequence[str]) -> Computed:
         """What it makes of rows: of its outputs those that are called so."""
         with on_cpu():
-            (loss, outputs), gradients = self._compute(self.params, _arrays(rows), tuple(names))
+            (loss, outputs), gradients = self._compute(self.params, arrays_of(rows), tuple(names))
         return Computed(jax.device_get(outputs), float(loss), parameters.flat(jax.device_get(gradients)))
 
     def _loss(self, params, rows, names):
@@ -232,8 +232,8 @@ class Theirs:
         return found
 
     def _run(self, rows: Inputs, model: nn.Module):
-        arrays = {name: torch.from_numpy(array) for name, array in _arrays(rows).items()}
-        output = self.network(**_given(model, arrays))
+        arrays = {name: torch.from_numpy(array) for name, array in arrays_of(rows).items()}
+        output = self.network(**given_to(model, arrays))
         found = {}
         for name, attributes in OUTPUTS.items():
             values = [value for one in attributes if (value := getattr(output, one, None)) is not None]
@@ -331,11 +331,12 @@ def _types(model: nn.Module) -> bool:
     return getattr(getattr(model, "backbone", model), "token_types", 0) > 1
 
 
-def _arrays(rows: Inputs | Images) -> dict[str, np.ndarray]:
+def arrays_of(rows: Inputs | Images) -> dict[str, np.ndarray]:
+    """The arrays of rows by name."""
     return {name: value for name, value in vars(rows).items() if name != "name" and value is not None}
 
 
-def _given(model: nn.Module, arrays: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def given_to(model: nn.Module, arrays: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """What a model of transformers is called with, labels too where it has a loss of its own that is compared."""
     if isinstance(model, IMAGE_MODELS):
         noise = {"noise": arrays["noise"]} if "noise" in arrays else {}

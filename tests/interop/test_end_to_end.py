@@ -1,4 +1,4 @@
-"""Raw inputs through `predict` and through transformers: equal for what is exported, and not once a folder is edited."""
+"""`predict` and transformers give the same answers to raw inputs, until the exported folder is edited."""
 
 import dataclasses
 import json
@@ -48,6 +48,7 @@ del redrawn  # Importing its module keeps transformers quiet.
 
 NAMES = ("a", "b", "c")
 WRITING = Decoding(max_new=12)
+SPAN_LABELS = ("start", "end")
 SPANS = dataclasses.replace(BERT_ALONE, heads=())
 
 
@@ -67,7 +68,7 @@ RUNS = {
         Classify(labels=NAMES, length=64, form="decoder"),
     ),
     "tags": ("word_piece", Classifier(SPANS, NAMES, "tokens"), Tagging(), TagTokens(NAMES, 64)),
-    "spans": ("word_piece", Classifier(SPANS, ("start", "end"), "tokens"), QuestionAnswering(), AnswerSpans(64, 16, 16)),
+    "spans": ("word_piece", Classifier(SPANS, SPAN_LABELS, "tokens"), QuestionAnswering(), AnswerSpans(64, 16, 16)),
     "continuations": ("byte_level", GPT2, LanguageModel(decoding=WRITING), NextToken(64)),
     "translations": (
         "sentence_piece",
@@ -157,7 +158,7 @@ EDITS = {
     "the layout of texts": ("labels", without_end_token),
     "the kind of problem": ("many labels", edit("config.json", problem_type="single_label_classification")),
     "a function on numbers": ("numbers", edit("config.json", problem_type="multi_label_classification")),
-    "a token that is never written": ("continuations", edit("generation_config.json", min_length=None, top_k=None)),
+    "a setting of generation": ("continuations", edit("generation_config.json", no_repeat_ngram_size=1)),
     "the scale of pixels": ("labels of pictures", edit("preprocessor_config.json", rescale_factor=1.0)),
     "a crop that is left out": ("labels of pictures", edit("preprocessor_config.json", do_center_crop=False, size=8)),
 }
