@@ -37,7 +37,8 @@ from jaxformer.runs import Run
 
 ANSWERS = 1e-4
 """Tolerance of probabilities and unit vectors, and of regressed numbers relative to the largest (or 1)."""
-TEXTS = ("The dog ran.", "It has 3 naïve cats!", "a  light  shone ")
+# No blanks at the ends: `predict` strips them, as tasks do, and transformers does not.
+TEXTS = ("The dog ran.", "It has 3 naïve cats!", "a  light  shone")
 PAIRS = (("the dog ran", "the cat saw"), ("Is it light?", "No, it is dark."))
 MASKED = ("the [MASK] ran", "[MASK] shone in the [MASK].")
 SPECIALS = 8
