@@ -44,6 +44,13 @@ MASKED = ("the [MASK] ran", "[MASK] shone in the [MASK].")
 SPECIALS = 8
 """More special tokens than any layout adds to a text or a pair."""
 NEW_TOKENS = 16
+POOLINGS = {
+    "mean": lambda hidden: hidden.mean(0),
+    "max": lambda hidden: hidden.max(0),
+    "first": lambda hidden: hidden[0],
+    "last": lambda hidden: hidden[-1],
+}
+"""How the vectors of tokens, [t, d], become one."""
 PICTURES = ((53, 37), (24, 64))
 """Heights and widths in pixels: neither is square, one is wider and one is higher than the model's."""
 
@@ -208,17 +215,19 @@ def _generated(sides: Sides, auto: Any, written: Callable[[Any], str]) -> Iterat
 
 
 def _embedded(sides: Sides) -> Iterator[Line]:
-    """Vectors of texts, pooled as the folder's modules say."""
+    """Vectors of texts without a prompt, pooled as the run pools them: transformers alone knows of neither."""
     texts, tokenizer = sides.short(TEXTS), their_tokenizer(sides.folder)
-    network, objective = sides.network(transformers.AutoModel), sides.run.objective
-    ours = [answer.vector for answer in sides.predict(texts)]
-    theirs = []
+    objective = dataclasses.replace(sides.run.objective, prompts=(), default_prompt_name=None)
+    experiment = dataclasses.replace(sides.run.experiment, objective=objective)
+    sides = dataclasses.replace(sides, run=dataclasses.replace(sides.run, experiment=experiment))
+    network, ours, theirs = sides.network(transformers.AutoModel), [one.vector for one in sides.predict(texts)], []
     for text in texts:
         with torch.no_grad():
             output = network(**tokenizer(text, return_tensors="pt"))
-        hidden = output.last_hidden_state[0]
-        vector = {"mean": hidden.mean(0), "first": hidden[0], "pooler": output.get("pooler_output", [None])[0]}
-        vector = vector[objective.pooling].numpy()
+        if objective.pooling == "pooler":
+            vector = output.pooler_output[0].numpy()
+        else:
+            vector = POOLINGS[objective.pooling](output.last_hidden_state[0].numpy())
         theirs.append(vector / np.linalg.norm(vector) if objective.normalized else vector)
     yield _line("vectors", f"{len(texts)} texts", ours, theirs)
 
