@@ -9,6 +9,7 @@ import os
 import pkgutil
 import re
 import socket
+import types
 import urllib.parse
 import urllib.request
 from collections.abc import Iterable, Iterator
@@ -177,7 +178,8 @@ def _prepare(builder: Any, name: str) -> None:
     # Without a network TFDS would try each file again for 200 seconds.
     downloader.MAX_RETRIES = retries if _in_reach(builder.url_infos or ()) else 0
     try:
-        builder.download_and_prepare(file_format=FORMAT, download_config=config)
+        with _archives_without_tensorflow():
+            builder.download_and_prepare(file_format=FORMAT, download_config=config)
     except InputError:
         raise
     except Exception as error:
@@ -186,6 +188,23 @@ def _prepare(builder: Any, name: str) -> None:
         raise InputError(f"{name}: could not be prepared: {_reason(error)}; {_elsewhere(name, with_beam)}") from error
     finally:
         downloader.MAX_RETRIES = retries
+
+
+@contextlib.contextmanager
+def _archives_without_tensorflow() -> Iterator[None]:
+    """Lets TFDS open archives as Python opens files, where it would open them by TensorFlow, which is not installed."""
+    from tensorflow_datasets.core.download import extractor
+
+    if importlib.util.find_spec("tensorflow"):
+        yield
+        return
+    before = extractor.tf
+    gfile, compat = types.SimpleNamespace(GFile=open), types.SimpleNamespace(as_text=str)
+    extractor.tf = types.SimpleNamespace(io=types.SimpleNamespace(gfile=gfile), compat=compat)
+    try:
+        yield
+    finally:
+        extractor.tf = before
 
 
 def _elsewhere(name: str, with_beam: bool) -> str:

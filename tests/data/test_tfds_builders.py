@@ -1,12 +1,15 @@
 """Names of TFDS are found without a network; prepared folders of every layout are read."""
 
+import gzip
 import json
 import re
 import shutil
 import socket
 import subprocess
 import sys
+import tarfile
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -168,3 +171,58 @@ def test_a_folder_that_is_damaged_is_named(prepared, tmp_path):
     with pytest.raises(InputError, match=r"widths/1\.0\.0: holds no readable TFDS data set") as caught:
         Tfds(str(folder)).open()
     assert "\n" not in str(caught.value)
+
+
+ARCHIVES = """
+import tensorflow_datasets as tfds
+class Builder(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=name) for name in ("zip", "tar.gz", "gz")]
+    def _info(self):
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict({"text": tfds.features.Text()}))
+    def _split_generators(self, dl_manager):
+        kind = self.builder_config.name
+        archive, name = f"{FOLDER}/a.{kind}", "" if kind == "gz" else "a.txt"
+        parts = {"extracted": self._generate_examples([(dl_manager.extract(archive) / name).read_bytes()])}
+        if name:
+            parts["read"] = self._generate_examples([file.read() for _, file in dl_manager.iter_archive(archive)])
+        return parts
+    def _generate_examples(self, texts):
+        for number, text in enumerate(texts):
+            yield number, {"text": text.decode()}
+"""
+
+
+def test_archives_are_opened_without_tensorflow(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("Größe")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.write(tmp_path / "a.txt", "a.txt")
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / "a.txt", "a.txt")
+    (tmp_path / "a.gz").write_bytes(gzip.compress((tmp_path / "a.txt").read_bytes()))
+    (tmp_path / "archived_dataset_builder.py").write_text(f"FOLDER = {str(tmp_path)!r}\n{ARCHIVES}")
+    monkeypatch.syspath_prepend(tmp_path)
+    import archived_dataset_builder  # noqa: F401
+
+    for kind in ("zip", "tar.gz", "gz"):
+        for split in ("extracted",) if kind == "gz" else ("extracted", "read"):
+            assert Tfds(f"archived/{kind}", split, str(tmp_path / "data")).open()[0] == {"text": "Größe"}
+    assert "tensorflow" not in sys.modules
+
+
+def test_the_page_of_data_sets_says_which_need_beam():
+    import tensorflow_datasets as tfds
+
+    page = (ROOT / "docs" / "datasets.md").read_text()
+    listed = re.search(r"need Apache Beam: (.*?)\. Some", page, re.DOTALL)[1]
+    tfds_builders.import_builders()
+    with_beam = set()
+    for name in tfds.list_builders(with_community_datasets=False):
+        try:
+            if issubclass(tfds.builder_cls(name), tfds.core.BeamBasedBuilder):
+                with_beam.add(name)
+        except ImportError:  # A builder whose own dependency is not installed.
+            continue
+    assert set(re.findall(r"`(\w+)`", listed)) == with_beam
+    table = page[page.index("| data sets") : page.index("These data sets")]
+    assert set(re.findall(r"`(\w+)`", table)) == {re.split("[/:]", name)[0] for name in NAMES}
