@@ -46,7 +46,11 @@ class RunLM(LM):
         return answers
 
     def loglikelihood_rolling(self, requests: Sequence[Instance]) -> list[float]:
-        """For each (text,): its log-probability after the beginning or end token, window by window where it is long."""
+        """For each (text,): its log-probability after the beginning or end token, window by window where it is long.
+
+        The harness's own model of an exported folder gives the same. Where the tokenizer adds the beginning token, it
+        does so with `add_bos_token=False`; otherwise it counts that token too, after another one.
+        """
         run, tokenizer = self.run, self.run.tokenizer
         if not isinstance(run.objective, LanguageModel):
             raise InputError(f"{run.folder}: only a language model has the probability of a text")

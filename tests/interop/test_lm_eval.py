@@ -1,14 +1,19 @@
 """A run in lm-evaluation-harness: what it is asked, and a whole evaluation of a task."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
-from small_writer import END, POSITIONS, small_run, small_tokenizer
+from small_bert import noisy_params
+from small_writer import END, GPT, POSITIONS, small_run, small_tokenizer
 
 from jaxformer.decoding.scoring import score
 from jaxformer.decoding.settings import Decoding
 from jaxformer.errors import InputError
+from jaxformer.interop.hf_runs import export_run
+from jaxformer.layers.norms import LayerNorm
+from jaxformer.objectives.language_model import LanguageModel
 from jaxformer.objectives.seq2seq import Seq2Seq
 
 lm_eval = pytest.importorskip("lm_eval")
@@ -59,6 +64,35 @@ def test_a_long_text_is_predicted_token_by_token_once_each(model, run):
     assert found == pytest.approx(sum(expected), abs=1e-3)
     short = model.loglikelihood_rolling(ask("loglikelihood_rolling", ("w1 w2",), ("w3",)))
     assert short == pytest.approx([model.loglikelihood(ask("loglikelihood", ("", t)))[0][0] for t in ("w1 w2", "w3")])
+
+
+@pytest.mark.parametrize("beginning", [False, True], ids=["plain", "beginning"])
+def test_the_harness_says_the_same_of_the_exported_folder(run, beginning, tmp_path):
+    """Its own model of transformers' folders, and ours of the run: log-probabilities, long texts, answers."""
+    from lm_eval.models.huggingface import HFLM
+
+    stack = dataclasses.replace(GPT.transformer, norm_position="before", norm=LayerNorm(1e-5))
+    network = dataclasses.replace(GPT, transformer=stack)
+    objective = LanguageModel(decoding=Decoding(6), beginning=beginning)
+    experiment = dataclasses.replace(run.experiment, model=network, objective=objective)
+    params = noisy_params(network, np.zeros((1, 4), np.int32))
+    ours = dataclasses.replace(run, experiment=experiment, params=params, folder=tmp_path / "nowhere")
+    export_run(ours, tmp_path / "out", certificate=False)
+    settings = {"pretrained": str(tmp_path / "out"), "device": "cpu", "batch_size": 1, "dtype": "float32"}
+    theirs = HFLM(**settings)
+    long = " ".join(f"w{number}" for number in np.random.default_rng(0).integers(0, 30, 3 * POSITIONS // 2))
+    texts = ask("loglikelihood_rolling", ("w1 w2",), ("w3",), (long,))
+    # It would count the beginning token, which the tokenizer adds, after one of its own.
+    once = HFLM(**settings, add_bos_token=False) if beginning else theirs
+    expected = once.loglikelihood_rolling(texts, disable_tqdm=True)
+    assert RunLM(ours).loglikelihood_rolling(texts) == pytest.approx(expected, rel=1e-4)
+    pairs = ask("loglikelihood", ("w1 w2", " w3"), ("w4", " w5 w6 w7"), ("", "w8 w9"), ("w1 w2", " w9x"))
+    found = RunLM(ours).loglikelihood(pairs)
+    for mine, [log_probability, greedy] in zip(found, theirs.loglikelihood(pairs, disable_tqdm=True), strict=True):
+        assert mine == (pytest.approx(log_probability, rel=1e-4), greedy)
+    asked = ask("generate_until", ("w1 w2", {"max_gen_toks": 6, "until": ["."]}), ("w7", {"max_gen_toks": 6}))
+    answers = theirs.generate_until(asked, disable_tqdm=True)
+    assert [text.split() for text in RunLM(ours).generate_until(asked)] == [text.split() for text in answers]
 
 
 def test_generation_follows_the_settings_of_the_task_and_ends_where_it_says(model, run):
