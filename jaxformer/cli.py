@@ -7,9 +7,13 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jaxformer import classes, host
 from jaxformer.errors import InputError
+
+if TYPE_CHECKING:
+    from jaxformer.runs import Run
 
 USAGE = """usage: jaxformer COMMAND ...
 
@@ -183,21 +187,33 @@ def export(arguments: list[str]) -> None:
     if os.path.lexists(options.out):  # Before anything large is read.
         raise InputError(f"{options.out}: is there already; expected a new folder's name")
     run = _open(options.run, options.format == "stablehlo", options.step)
+    from jaxformer.checkpoints import Damaged
+
+    try:
+        told = _exported(run, options)
+    except Damaged:
+        if options.step is not None:
+            raise
+        run = _open(options.run)  # Reads all arrays now, and another checkpoint's where that fails.
+        told = _exported(run, options)
+    print(f"{options.out} · {type(run.model).__name__} · step {run.step:,}")
+    print(told)
+
+
+def _exported(run: "Run", options: argparse.Namespace) -> str:
+    """Writes what `export` is asked for; a line about it."""
     if options.format == "stablehlo":
         from jaxformer.interop.stablehlo import export_stablehlo
 
         export_stablehlo(run, options.out, options.dtype)
-        told = "README.md there says how jax alone runs it"
-    elif options.format == "onnx":
+        return "README.md there says how jax alone runs it"
+    if options.format == "onnx":
         from jaxformer.interop.onnx import export_onnx
 
-        told = f"README.md there says how ONNX Runtime runs it; {export_onnx(run, options.out, options.dtype)}"
-    else:
-        from jaxformer.interop.hf_runs import export_run
+        return f"README.md there says how ONNX Runtime runs it; {export_onnx(run, options.out, options.dtype)}"
+    from jaxformer.interop.hf_runs import export_run
 
-        told = export_run(run, options.out, options.dtype, not options.no_certificate)
-    print(f"{options.out} · {type(run.model).__name__} · step {run.step:,}")
-    print(told)
+    return export_run(run, options.out, options.dtype, not options.no_certificate)
 
 
 def import_(arguments: list[str]) -> None:

@@ -316,6 +316,19 @@ def test_a_damaged_checkpoint_is_named_in_a_line_and_another_one_used(run, tmp_p
     assert re.fullmatch(r"warning: \S*run/checkpoints/24: damaged: .*; using step 20\n", done.stderr)
 
 
+def test_an_export_that_meets_a_damaged_array_takes_another_checkpoint(run, tmp_path, capsys):
+    shutil.copytree(run[0], tmp_path / "run")
+    for file in (tmp_path / "run" / "checkpoints" / "24" / "params").rglob("ocdbt.process_0/d/*"):
+        file.write_bytes(file.read_bytes()[:100])  # What is there is found, and where it should be is nothing.
+    out = str(tmp_path / "out")
+    assert cli.main(["export", str(tmp_path / "run"), out, "--no-certificate", "--step", "24"]) == 2
+    assert re.fullmatch(r"jaxformer: \S*run/checkpoints/24: damaged: .*\n", capsys.readouterr().err)
+    assert cli.main(["export", str(tmp_path / "run"), out, "--no-certificate"]) == 0
+    shown = capsys.readouterr()
+    assert re.fullmatch(r"warning: \S*run/checkpoints/24: damaged: .*; using step 20\n", shown.err)
+    assert "step 20" in shown.out and (tmp_path / "out" / "model.safetensors").exists()
+
+
 def test_fork_and_allow_are_flags_of_train(run, tiny_config, refused, tmp_path):
     line = refused("train", tiny_config, "--fork", run[0], "--workdir", tmp_path / "fork")
     assert f"steps=24: fork={run[0]} is at step 24 already" in line
