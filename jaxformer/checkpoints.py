@@ -3,15 +3,12 @@
 import contextlib
 import dataclasses
 import functools
-import gc
 import itertools
-import logging as stdlib_logging
 import math
 import os
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import numpy as np
@@ -22,22 +19,15 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint import checkpoint_managers as policies
 
-from jaxformer import fields
 from jaxformer.config import Checkpoint
+from jaxformer.damage import Damaged, unless_damaged
 from jaxformer.errors import InputError
 from jaxformer.progress import phase
 from jaxformer.run_folder import CHECKPOINTS, Claim
 
 Tree = Any
-Read = TypeVar("Read")
 AT_ONCE = 1 << 28
 """Bytes of arrays that are read at the same time, unless one has more: each is in memory three times meanwhile."""
-MOST_SAID = 300
-"""Characters of what a library says of a damaged file."""
-
-
-class Damaged(InputError):
-    """A checkpoint of which a part is missing or cannot be read."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +81,7 @@ class Checkpoints:
           claim: the right to write to the run's folder; nothing is saved when that is not at its place any more.
         """
         reading = settings is None
-        self._folder, self._check = folder, claim.check if claim else lambda: None
+        self._folder, self._claim = folder, claim
         with _errors_only() if reading else contextlib.nullcontext():
             options = ocp.CheckpointManagerOptions(
                 preservation_policy=None if reading else _preserved(settings),
@@ -160,7 +150,7 @@ class Checkpoints:
         """
         folder = self._of(self.latest if step is None else step)
         return {
-            name: tree and _unless_damaged(folder, functools.partial(_restored, folder / name, tree))
+            name: tree and unless_damaged(folder, functools.partial(_restored, folder / name, tree))
             for name, tree in abstract.items()
         }
 
@@ -176,7 +166,7 @@ class Checkpoints:
         """
         folder = self._of(step)
         return {
-            name: tree and _unless_damaged(folder, functools.partial(_stored, folder / name, tree))
+            name: tree and unless_damaged(folder, functools.partial(_stored, folder / name, tree))
             for name, tree in abstract.items()
         }
 
@@ -206,11 +196,13 @@ class Checkpoints:
     @contextlib.contextmanager
     def _in_place(self) -> Iterator[None]:
         """Raises InputError where the run's folder is not at its place, before and instead of any other error."""
-        self._check()
+        if self._claim:
+            self._claim.check()
         try:
             yield
         except Exception:
-            self._check()
+            if self._claim:
+                self._claim.check_here()
             raise
 
     def __enter__(self) -> "Checkpoints":
@@ -220,25 +212,6 @@ class Checkpoints:
         # An error that is on its way says more than what it makes fail here.
         with contextlib.nullcontext() if kind is None else contextlib.suppress(Exception):
             self._manager.close()
-
-
-def first_good(steps: Iterable[int], read: Callable[[int], Read]) -> tuple[int, Read, list[str]]:
-    """The first of some steps of which the checkpoint is not damaged, what `read` gives for it, and what is damaged.
-
-    Args:
-      steps: in the order in which to try them.
-      read: reads the checkpoint of a step.
-
-    Raises:
-      Damaged: all of them are.
-    """
-    damaged: list[str] = []
-    for step in steps:
-        try:
-            return step, read(step), damaged
-        except Damaged as error:
-            damaged.append(str(error))
-    raise Damaged("; ".join(damaged))
 
 
 def goodness(value: float, settings: Checkpoint) -> float:
@@ -268,37 +241,6 @@ def _registry() -> ocp.handlers.CheckpointHandlerRegistry:
     return registry
 
 
-def _unless_damaged(folder: epath.Path, read: Callable[[], Read]) -> Read:
-    """What `read` gives of a checkpoint; raises `Damaged` for whatever it raises, but for a lack of memory."""
-    with _errors_of_others_dropped():
-        try:
-            return read()
-        except (InputError, MemoryError, jax.errors.JaxRuntimeError):
-            raise
-        except Exception as error:
-            said = _first_cause(error)
-        gc.collect()
-    raise Damaged(f"{folder}: damaged: {said}")
-
-
-def _first_cause(error: BaseException) -> str:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    said = fields.one_line(error) or type(error).__name__
-    return said if len(said) <= MOST_SAID else f"{said[:MOST_SAID]} …"
-
-
-@contextlib.contextmanager
-def _errors_of_others_dropped() -> Iterator[None]:
-    """Silences the errors of arrays that were read at the same time as one that failed, when they are collected."""
-    hook, log = sys.unraisablehook, stdlib_logging.getLogger("asyncio")
-    sys.unraisablehook, log.disabled = lambda _: None, True
-    try:
-        yield
-    finally:
-        sys.unraisablehook, log.disabled = hook, False
-
-
 def _restored(folder: epath.Path, abstract: Tree) -> Tree:
     """The tree in a folder, its large arrays one after the other; compressed or not."""
     arguments = _restore_arguments(folder, abstract)
@@ -321,7 +263,7 @@ def _stored(folder: epath.Path, abstract: Tree) -> Tree:
         def read():
             return _read(folder, abstract, arguments, {place})[place]
 
-        return StoredArray(leaf.shape, leaf.dtype, leaf.sharding, lambda: _unless_damaged(folder.parent, read))
+        return StoredArray(leaf.shape, leaf.dtype, leaf.sharding, lambda: unless_damaged(folder.parent, read))
 
     return structure.unflatten(itertools.starmap(array, enumerate(leaves)))
 

@@ -187,7 +187,7 @@ def export(arguments: list[str]) -> None:
     if os.path.lexists(options.out):  # Before anything large is read.
         raise InputError(f"{options.out}: is there already; expected a new folder's name")
     run = _open(options.run, options.format == "stablehlo", options.step)
-    from jaxformer.checkpoints import Damaged
+    from jaxformer.damage import Damaged
 
     try:
         told = _exported(run, options)

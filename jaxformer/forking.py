@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxformer import config, runs
-from jaxformer.checkpoints import Checkpoints, first_good, replicated
+from jaxformer.checkpoints import Checkpoints, replicated
 from jaxformer.config import Experiment
+from jaxformer.damage import first_good
 from jaxformer.data import loader
 from jaxformer.errors import InputError
 from jaxformer.interop.families.family import differences

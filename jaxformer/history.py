@@ -20,12 +20,12 @@ def read_history(path: Path, last: float = math.inf, rewrite: bool = False) -> l
     if not path.exists():
         return []
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
         try:
             if json.loads(line)["step"] <= last and line.endswith("\n"):
                 kept.append(line)
-        except (json.JSONDecodeError, KeyError):
-            continue  # Cut short by a kill.
+        except (json.JSONDecodeError, KeyError, TypeError):
+            continue  # Cut short by a kill, or damaged.
     if rewrite:
         temporary = path.with_suffix(".tmp")
         temporary.write_text("".join(kept), encoding="utf-8")

@@ -59,6 +59,13 @@ class Claim:
         moved = self.moved()
         if jax.process_count() > 1 and multihost_utils.broadcast_one_to_all(np.int32(bool(moved))):
             moved = moved or "the run was moved"
+        self._raise_if(moved)
+
+    def check_here(self) -> None:
+        """As `check`, in this process alone."""
+        self._raise_if(self.moved())
+
+    def _raise_if(self, moved: str) -> None:
         if moved:
             raise InputError(f"--workdir {self.folder}: {moved}; training has ended, and all that is saved is kept")
 

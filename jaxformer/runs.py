@@ -25,8 +25,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxformer import config, fields, sharding, state, summaries
-from jaxformer.checkpoints import Checkpoints, first_good
+from jaxformer.checkpoints import Checkpoints
 from jaxformer.config import Experiment
+from jaxformer.damage import first_good
 from jaxformer.data.images import is_single
 from jaxformer.data.loader import evaluation_batches
 from jaxformer.data.tokenizers import Tokenizer, load_tokenizer

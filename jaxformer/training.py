@@ -15,8 +15,9 @@ import numpy as np
 import optax
 
 from jaxformer import config, forking, runs, sharding, warm_start
-from jaxformer.checkpoints import Checkpoints, first_good, goodness, replicated
+from jaxformer.checkpoints import Checkpoints, goodness, replicated
 from jaxformer.config import Experiment
+from jaxformer.damage import first_good
 from jaxformer.data import loader
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import InputError

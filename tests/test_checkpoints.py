@@ -11,8 +11,9 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxformer import checkpoints, sharding
-from jaxformer.checkpoints import Checkpoints, Damaged, first_good, loaded, replicated
+from jaxformer.checkpoints import Checkpoints, loaded, replicated
 from jaxformer.config import Checkpoint
+from jaxformer.damage import Damaged, first_good
 from jaxformer.errors import InputError
 from jaxformer.sharding import Mesh
 

@@ -9,6 +9,7 @@ import pytest
 import tiny
 
 import jaxformer as jf
+from jaxformer.history import read_history
 from jaxformer.logs import Logs, summary
 
 TRAIN = {"loss", "masked_lm_loss", "masked_lm_accuracy", "masked_lm_perplexity", "next_sentence_loss"}
@@ -92,6 +93,15 @@ def test_a_whole_last_line_without_its_end_is_dropped_too(tmp_path):
     with Logs(tmp_path, 9, 2):
         pass
     assert [line["step"] for line in tiny.metrics(tmp_path)] == [1]
+
+
+def test_damaged_lines_are_dropped(tmp_path):
+    good = [json.dumps({"step": step, "split": "train", "loss": 1.0}) for step in (1, 2)]
+    (tmp_path / "metrics.jsonl").write_bytes(
+        "\n".join([good[0], "[1]", "7", "{", ""]).encode() + b"\xff\x00\n" + good[1].encode() + b"\n"
+    )
+    assert [line["step"] for line in read_history(tmp_path / "metrics.jsonl", rewrite=True)] == [1, 2]
+    assert (tmp_path / "metrics.jsonl").read_text().splitlines() == good
 
 
 def test_a_line_is_on_disk_as_soon_as_it_is_written(tmp_path):
