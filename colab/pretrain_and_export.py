@@ -20,20 +20,34 @@
 # %% [markdown]
 # ## Installation
 #
-# On Colab, upload the repository or clone it, and let `SOURCE` be its folder; any address that pip takes will do.
+# On Colab, either let `SOURCE` be the address of the repository, as `git+https://...`, or clone it or upload a wheel
+# of it beside this notebook, which is found then. The runtime's own JAX and PyTorch stay as they are.
 
 # %%
 import importlib.util
 import os
 import subprocess
 import sys
+from pathlib import Path
 
-SOURCE = os.environ.get("SOURCE", "..")
+SOURCE = os.environ.get("SOURCE", "")  # @param {type: "string"}
 STEPS = int(os.environ.get("STEPS", "1000"))
 
+
+def find_source() -> str:
+    """What pip installs: an address, a wheel in this folder, or a clone in this folder or around it."""
+    if "://" in SOURCE:
+        return f"jaxformer[torch] @ {SOURCE}"
+    here = Path.cwd()
+    places = [Path(SOURCE)] if SOURCE else [*here.glob("jaxformer-*.whl"), here / "jaxformer", here, *here.parents]
+    for place in places:
+        if place.suffix == ".whl" or ((place / "setup.py").is_file() and (place / "jaxformer").is_dir()):
+            return f"{place}[torch]"
+    raise SystemExit("jaxformer is not here: set SOURCE to git+https://... of its repository, or upload a wheel")
+
+
 if importlib.util.find_spec("jaxformer") is None:
-    wanted = [SOURCE, "torch", "transformers>=5.23", "safetensors"]
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", *wanted], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", find_source()], check=True)
 
 # %% [markdown]
 # ## An experiment
@@ -111,7 +125,6 @@ print(jf.export_run(run, "hf/llama"))
 
 # %%
 import html
-from pathlib import Path
 
 from IPython.display import HTML
 

@@ -1,6 +1,7 @@
 """The notebooks of colab/ are their sources, and run from top to bottom: with fewer steps, in a folder of their own."""
 
 import os
+import sys
 from pathlib import Path
 
 import jupytext
@@ -31,3 +32,33 @@ def test_pretrain_and_export_runs_from_top_to_bottom(tmp_path, monkeypatch):
     printed = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
     assert "comparisons with transformers" in printed and printed.count("And God said") == 2
     assert (tmp_path / "hf" / "llama" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    "source, files, wanted",
+    [
+        ("git+https://host/jaxformer", [], "jaxformer[torch] @ git+https://host/jaxformer"),
+        ("", ["jaxformer-0.1.0-py3-none-any.whl"], "{here}/jaxformer-0.1.0-py3-none-any.whl[torch]"),
+        ("", ["jaxformer/setup.py", "jaxformer/jaxformer/__init__.py"], "{here}/jaxformer[torch]"),
+        ("{here}/clone", ["clone/setup.py", "clone/jaxformer/__init__.py"], "{here}/clone[torch]"),
+        ("", [], None),
+    ],
+    ids=["an address", "a wheel", "a clone", "a clone elsewhere", "nothing"],
+)
+def test_the_first_cell_installs_what_it_finds(source, files, wanted, tmp_path, monkeypatch):
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    monkeypatch.setenv("SOURCE", source.format(here=tmp_path))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    commands = []
+    monkeypatch.setattr("subprocess.run", lambda command, check: commands.append(command))
+    notebook = jupytext.read(ROOT / "colab" / "pretrain_and_export.ipynb")
+    first = next(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    if wanted is None:
+        with pytest.raises(SystemExit, match="set SOURCE"):
+            exec(first, {})
+    else:
+        exec(first, {})
+        assert commands == [[sys.executable, "-m", "pip", "install", "-q", wanted.format(here=tmp_path)]]
