@@ -37,6 +37,8 @@ EXTRAS = {
     "test": [
         *("pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "ruff>=0.17,<0.18", "scikit-learn"),
         *("jupytext>=1.16", "nbclient>=0.10", "nbformat>=5", "ipykernel>=6"),
+        # What parity is tested with; this version of PyTorch has a build without CUDA on the package index.
+        *("torch==2.13.0", "transformers>=5.23"),
     ],
 }
 # Clients of exported folders, for the tests that compare with them.

@@ -1,5 +1,9 @@
 """What the README and the guides say, done: with fewer steps, in a folder of its own."""
 
+import ast
+import gzip
+import importlib
+import json
 import os
 import re
 import shlex
@@ -15,14 +19,39 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 FEW = "--steps 8 --log.every 4 --optimizer.schedule.warmup 4"
 
 
+MAILS = "python train.py mails.py"
+QUICKSTART, PYTEST = ".venv/bin/python train.py", "-m pytest"
+BASH = (QUICKSTART, PYTEST, "'.[cuda]'", "jaxformer evaluate RUN", "configs/sentiment.py", MAILS)
+BASH += ("jaxformer import", "configs/gpt_quickstart.py", "configs/vit_digits.py")
+PYTHON = ("jf.fit", "JsonLines", "# mails.py", "from_pretrained", "few_shot", "LabelledImages")
+"""What tells each block of the README from the others; the tests below run all of them."""
+
+
 def blocks(language):
     return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
 
+def block(language, name):
+    """The block that has this in it."""
+    (found,) = [one for one in blocks(language) if name in one]
+    return found
+
+
+def lines(name):
+    """The commands of the block that has this in it, without their comments."""
+    return [line.split("  #")[0].strip() for line in block("bash", name).splitlines()]
+
+
 def python(name):
     """The block of Python that has this name in it."""
-    (found,) = [block for block in blocks("python") if name in block]
-    return found
+    return block("python", name)
+
+
+def run_python(script, folder):
+    """The standard output of a script in this environment."""
+    done = run(f"{sys.executable} -c {shlex.quote(script)}", folder, PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def run(command, folder, **variables):
@@ -40,7 +69,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("readme")
     for name in ("train.py", "configs", "jaxformer", "setup.py", "pyproject.toml", "benchmarks"):
         (folder / name).symlink_to(ROOT / name)
-    install, *commands = [part.strip() for part in blocks("bash")[0].split("&&")][1:]
+    install, *commands = [part.strip() for part in block("bash", QUICKSTART).split("&&")][1:]
     assert install == ".venv/bin/pip install -q ."
     for command in commands:
         few = FEW if "train.py" in command else ""
@@ -53,9 +82,9 @@ def folder(tmp_path_factory):
 @pytest.mark.slow
 def test_the_commands_that_it_lists(folder):
     (folder / "FILE").write_text("In the [MASK]\nGod [MASK] the light\n")
-    lines = [line.split("#")[0].strip() for line in blocks("bash")[2].splitlines()]
-    assert len(lines) == 7
-    for line in lines:
+    commands = lines("jaxformer evaluate RUN")
+    assert len(commands) == 7
+    for line in commands:
         command = line.replace("CONFIG.py", "configs/bert_quickstart.py")
         command = command.replace("[--field value ...]", FEW if "RUN" in line else "")
         for steps, few in (("--steps 9000", 10), ("--steps 12000", 12)):
@@ -67,58 +96,106 @@ def test_the_commands_that_it_lists(folder):
 
 @pytest.mark.slow
 def test_the_weights_go_and_come_back(folder):
-    lines = [line.split("  #")[0].strip() for line in blocks("bash")[3].splitlines()]
-    assert [line.split()[1] for line in lines] == ["export", "import", "predict", "export", "export"]
+    commands = lines("jaxformer import")
+    assert [line.split()[1] for line in commands] == ["export", "import", "predict", "export", "export"]
     said = []
-    for line in lines:
+    for line in commands:
         done = run(line, folder)
         assert done.returncode == 0, (line, done.stderr)
         said.append(done.stdout)
     assert "comparisons with transformers" in said[0]
     assert re.search(r"^ +\d+\.\d%  \S", said[2], re.MULTILINE), said[2]
-    done = run(f"{sys.executable} -c {shlex.quote(python('from_pretrained'))}", folder, PYTHONPATH=str(ROOT))
-    assert done.returncode == 0, done.stderr
-    assert (folder / "hf" / "again" / "model.safetensors").exists() and "was left out" in done.stdout
+    printed = run_python(python("from_pretrained"), folder)
+    assert (folder / "hf" / "again" / "model.safetensors").exists() and "was left out" in printed
 
 
 @pytest.mark.slow
 def test_what_it_says_of_writing(folder):
     (folder / "FILE").write_text("Jesus wept.\nRejoice always.\n")
     few = f"{FEW} --evaluation.batches 1 --objective.decoding.max_new 8"
-    lines = [line.split("  #")[0].strip() for line in blocks("bash")[4].splitlines()]
-    assert [line.split()[1] for line in lines] == ["train.py", "predict", "predict", "train.py", "predict", "evaluate"]
-    for line in lines:
+    commands = lines("configs/gpt_quickstart.py")
+    kinds = ["train.py", "predict", "predict", "predict", "train.py", "predict", "evaluate"]
+    assert [line.split()[1] for line in commands] == kinds
+    for line in commands:
         extra = few + " --objective.scored 2" * ("translation" in line) if "train.py" in line else ""
         done = run(f"{line} {extra}", folder)
         assert done.returncode == 0, (line, done.stderr)
         if "days" in line:
             assert done.stdout.startswith("And it happened in those days")
+        if "--num_samples 3" in line:
+            assert done.stdout.count("And he said") >= 3
     assert {"bleu", "chrf"} < {shown.split()[0] for shown in done.stdout.splitlines()}
     assert len((folder / "german.txt").read_text().splitlines()) == 2
-    done = run(f"{sys.executable} -c {shlex.quote(python('few_shot'))}", folder, PYTHONPATH=str(ROOT))
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] in ("0.0", "0.5", "1.0")
+    assert run_python(python("few_shot"), folder).splitlines()[-1] in ("0.0", "0.5", "1.0")
 
 
 @pytest.mark.slow
 def test_the_python_that_it_shows(folder):
-    use, sources = python("jf.fit"), python("JsonLines")
-    shorter = use.replace('{"steps": 200}', '{"steps": 8}').replace('workdir="runs/bert"', 'workdir="runs/python"')
-    assert shorter.count("runs/python") == 1
-    script = shorter.replace('open_run("runs/bert")', 'open_run("runs/python")') + "\nprint(output.logits.shape)"
-    done = run(f"{sys.executable} -c {shlex.quote(script)}", folder, PYTHONPATH=str(ROOT))
-    assert done.returncode == 0, done.stderr
-    assert "4096)" in done.stdout.splitlines()[-1]
-    done = run(f"{sys.executable} -c {shlex.quote(sources)}", folder, PYTHONPATH=str(ROOT))
-    assert done.returncode == 0, done.stderr
+    shorter = python("jf.fit").replace("steps=200", "steps=8").replace("runs/bert", "runs/python")
+    assert shorter.count("runs/python") == 2 and "steps=8" in shorter
+    check = "\nprint(vectors.shape, inputs['tokens'].shape[0], output.pooled.shape, output.logits.shape)"
+    printed = run_python(shorter + check, folder).splitlines()
+    assert re.search(r"<Run runs/python: Bert, [\d,]+ parameters, step 8 of 8>", "\n".join(printed))
+    assert re.fullmatch(r"\(2, 128\) 1 \(1, 1, 128\) \(1, \d+, 4096\)", printed[-1])
+
+
+def test_the_sources_that_it_shows_read_files(tmp_path):
+    (tmp_path / "corpus").mkdir()
+    with gzip.open(tmp_path / "corpus" / "a.txt.gz", "wt") as file:
+        file.write("One.\n\nTwo.\n")
+    (tmp_path / "corpus" / "a.jsonl").write_text('{"text": "Three."}\n')
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text("Four.\n\nFive.\n")
+    imports, *expressions = [ast.unparse(one) for one in ast.parse(python("JsonLines")).body]
+    opened = [f"print(len({one}.open()))" for one in expressions if not one.startswith("Tfds(")]
+    made = [one for one in expressions if one.startswith("Tfds(")]
+    assert (len(opened), len(made)) == (3, 1)
+    assert run_python("\n".join([imports, *made, *opened]), tmp_path).split() == ["2", "1", "4"]
 
 
 @pytest.mark.slow
 def test_the_errors_that_it_quotes(folder):
     quoted = re.search(r"^```\n(jaxformer: .*?)^```", README, re.MULTILINE | re.DOTALL)[1].splitlines()
-    for flag, line in zip(("widht 256", "heads 5"), quoted, strict=True):
-        done = run(f"python train.py configs/bert_quickstart.py --model.transformer.{flag}", folder)
+    flags = ("model.transformer.widht 256", "learning_rate 1", "model.transformer.heads 5")
+    for flag, line in zip(flags, quoted, strict=True):
+        done = run(f"python train.py configs/bert_quickstart.py --{flag}", folder)
         assert (done.returncode, done.stderr.strip()) == (2, line)
+
+
+def test_every_block_of_the_readme_is_run():
+    """A new block needs a test here, and a name in `BASH` or `PYTHON`."""
+    assert [sum(name in one for name in BASH) for one in blocks("bash")] == [1] * len(BASH)
+    assert [sum(name in one for name in PYTHON) for one in blocks("python")] == [1] * len(PYTHON)
+    assert README.count("```") == 2 * (len(BASH) + len(PYTHON) + 1), "one more block quotes errors"
+
+
+def test_the_extras_that_it_installs_exist(monkeypatch):
+    found = {}
+    monkeypatch.setattr("setuptools.setup", lambda **fields: found.update(fields))
+    monkeypatch.chdir(ROOT)
+    exec((ROOT / "setup.py").read_text(), {})
+    extras = set(re.findall(r"\.\[(\w+)\]", README))
+    assert extras >= {"cuda", "tpu", "torch", "onnx", "test"} and extras <= found["extras_require"].keys()
+    pinned = {name for name, needs in found["extras_require"].items() if any("==" in need for need in needs)}
+    assert pinned == {"test"} and not any("==" in need for need in found["install_requires"])
+
+
+def test_names_with_dots_exist():
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for name in re.findall(r"`(jaxformer\.[\w.]+)[`(]", page.read_text(encoding="utf-8")):
+            module, _, attribute = name.rpartition(".")
+            assert name == "jaxformer.interop.lm_eval.RunLM" or hasattr(importlib.import_module(module), attribute)
+
+
+def test_the_recipes_list_each_config_once():
+    text = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    measured, others = text.split("## No result yet")
+    names = re.findall(r"`(\w+)` \(a small|`(\w+)` \(parts|^\| `(\w+)`", text, re.MULTILINE)
+    configs = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "configs").glob("*.py")}
+    assert sorted(map("".join, names)) == sorted(configs)
+    for name, source in configs.items():
+        unmeasured = "Not run" in source or "Measured" not in source
+        assert f"`{name}`" in (others if unmeasured else measured), name
 
 
 def test_ci_runs_the_test_command():
@@ -141,8 +218,7 @@ def test_the_house_is_as_architecture_says():
 
 @pytest.mark.slow
 def test_a_text_is_classified_by_weights_that_come_as_a_package(folder):
-    (block,) = [block for block in blocks("bash") if "configs/sentiment.py" in block]
-    train, predict = [line.split("  #")[0].strip() for line in block.splitlines()]
+    train, predict = lines("configs/sentiment.py")
     done = run(f"{train} {FEW} --data.batch 8 --evaluation.batches 2", folder)
     assert done.returncode == 0 and "new: head" in done.stdout, done.stderr
     done = run(predict, folder)
@@ -152,17 +228,46 @@ def test_a_text_is_classified_by_weights_that_come_as_a_package(folder):
 
 
 @pytest.mark.slow
+def test_the_config_for_a_table_of_ones_own(folder):
+    (folder / "mails.py").write_text(python("# mails.py"))
+    rows = [("win a free cruise", "spam"), ("see you on monday", "ham")] * 4
+    for name in ("mails.csv", "held_out.csv"):
+        (folder / name).write_text("\n".join(["body,kind", *map(",".join, rows)]) + "\n")
+    *training, predict = lines(MAILS)
+    few = "--steps 2 --optimizer.schedule.warmup 1 --log.every 1 --data.batch 2 --data.task.length 32"
+    assert len(training) == 3
+    for line, trains in zip(training, ("", "770 train", "train"), strict=True):
+        done = run(f"{line} {few}", folder)
+        assert done.returncode == 0 and trains in done.stdout and "new: head" in done.stdout, (line, done.stderr)
+    answer = json.loads(run(predict, folder).stdout)
+    assert answer["text"] == "Win a free cruise now"
+    assert {label["label"] for label in answer["labels"]} == {"ham", "spam"}
+
+
+@pytest.mark.slow
 def test_what_it_says_of_images(folder):
     Image.new("L", (20, 20), 200).save(folder / "DIGIT.png")
-    (block,) = [block for block in blocks("bash") if "configs/vit_digits.py" in block]
-    lines = [line.split("  #")[0].strip() for line in block.splitlines()]
-    assert [line.split()[1] for line in lines] == ["train.py", "predict", "train.py", "train.py"]
-    for line in lines:
+    commands = lines("configs/vit_digits.py")
+    assert [line.split()[1] for line in commands] == ["train.py", "predict", "train.py", "train.py"]
+    for line in commands:
         small = "--steps 2 --log.every 2 --optimizer.schedule.warmup 1 --data.batch 8 --evaluation.batches 1"
         done = run(f"{line} {small}" if "train.py" in line else line, folder)
         assert done.returncode == 0, (line, done.stderr)
         if "predict" in line:
             assert re.search(r"^ +\d+\.\d%  \d$", done.stdout, re.MULTILINE), done.stdout
     assert "new: head" in done.stdout
-    done = run(f"{sys.executable} -c {shlex.quote(python('LabelledImages'))}", folder, PYTHONPATH=str(ROOT))
-    assert done.returncode == 0, done.stderr
+
+
+def test_the_task_of_images_makes_batches(tmp_path):
+    for label in ("cat", "dog"):
+        (tmp_path / label).mkdir()
+        for number in range(2):
+            Image.new("RGB", (40, 30), (90 * number, 200, 10)).save(tmp_path / label / f"{number}.png")
+    *imports, task = [ast.unparse(one) for one in ast.parse(python("LabelledImages")).body]
+    lay_out = f"""
+from jaxformer.data.loader import Data, train_batches
+from jaxformer.data.images import ImageFolders
+with train_batches(Data(ImageFolders("."), {task}, batch=2), None, 0, range(2)) as batches:
+    print(next(batches)[0]["images"].shape)
+"""
+    assert run_python("\n".join(imports) + lay_out, tmp_path) == "(2, 224, 224, 3)\n"
