@@ -65,7 +65,7 @@ def train(arguments: list[str]) -> None:
     """Trains the experiment of a config file."""
     from jaxformer.progress import display, phase
 
-    with display(), phase("starting"):  # Importing takes seconds.
+    with display(stderr=True), phase("starting"):  # Importing takes seconds.
         from jaxformer import config
 
     arguments, workdir = _take(arguments, "workdir", "the run's folder")
