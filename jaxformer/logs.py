@@ -159,8 +159,8 @@ class Logs:
             if len(shown) < len(results):
                 more = f"{len(results) - len(shown)} more, of single labels"
                 self.say(f"{more}: {program()} evaluate {run.folder} --all")
-            for line in run.demonstrate():
-                self.say(line)
+            if examples := run.demonstrate():
+                self.say("\n".join(["held-out examples:", *examples]))
         self.say(f"The run is in {run.folder}. Try it:\n{next_command(run)}")
 
 

@@ -42,6 +42,7 @@ class Display:
         self.live = self._console.is_terminal and not quiet
         """Whether phases and the bar are drawn anew all the time."""
         self._lines = not (quiet or stderr or self.live)
+        self._keeps_times = self.live and not stderr
         count = TextColumn("{task.fields[count]}")
         self._phases = Progress(SpinnerColumn(), TextColumn("{task.description}"), count, TimeElapsedColumn())
         columns = TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn()
@@ -79,7 +80,7 @@ class Display:
         finally:
             timer.cancel()
             self._phases.remove_task(task)
-        if self.live and (seconds := time.monotonic() - began) > SILENCE:
+        if self._keeps_times and (seconds := time.monotonic() - began) > SILENCE:
             self._console.print(f"{name}: {duration(seconds)}", style="dim", markup=False)
 
     def start_bar(self, name: str, total: int, completed: int) -> None:
