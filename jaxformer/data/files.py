@@ -66,8 +66,6 @@ def check_not_empty(paths: Sequence[str], empty: Sequence[str], need: str = "doc
 class _Pieces(Sequence):
     """Byte ranges of files, found when the files are opened and read when an item is indexed."""
 
-    scan = True  # Reading every document is cheap enough to check them all.
-
     def __init__(self, encoding: str = "utf-8"):
         self.encoding = encoding
         self.buffers: list[mmap.mmap | bytes] = []
@@ -139,6 +137,8 @@ class TextDocuments(_Pieces):
 class JsonDocuments(_Pieces):
     """The objects of JSON-lines files."""
 
+    scan = True
+
     def __init__(self, paths: list[str], encoding: str = "utf-8"):
         super().__init__(encoding)
         empty, problems = [], Problems("give one object a line")
@@ -161,8 +161,6 @@ class JsonDocuments(_Pieces):
 
 class ParallelLines(Sequence):
     """{"inputs", "targets"} of two files, line by line, where neither line is empty."""
-
-    scan = True
 
     def __init__(self, inputs: str, targets: str, encoding: str = "utf-8"):
         self.sides = [_Lines(inputs, encoding), _Lines(targets, encoding)]

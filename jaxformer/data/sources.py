@@ -263,7 +263,11 @@ def read_each(documents: Sequence, function: Callable[[Any], Any], indices: Iter
 
 
 def scanned(documents: Sequence, most: int, start: int = 0) -> Iterator[range]:
-    """Indices of the documents that are cheap to read, up to `most` of each component, evenly spaced."""
+    """Indices of the documents to check, up to `most` of each component, evenly spaced.
+
+    Only sources with `scan` are checked: those whose documents are cheap to read, and not plain text, which is what a
+    task reads once it could be opened.
+    """
     if isinstance(documents, Mixed):
         for part, part_start in zip(documents.parts, documents.starts[:-1], strict=True):
             yield from scanned(part, most, start + int(part_start))

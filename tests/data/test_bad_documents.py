@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from jaxformer.data import loader
 from jaxformer.data.classification_tasks import Classify
 from jaxformer.data.denoising_tasks import SpanCorruption
 from jaxformer.data.dialogue_tasks import Dialogue
@@ -93,6 +94,14 @@ def test_the_first_ten_are_listed_and_the_others_counted(tmp_path):
     )
     assert problems[0] == f"{path}: line 2: column 'text' holds None"
     assert len(problems) == 11 and problems[-1] == "and 10 more"
+
+
+def test_of_many_documents_some_are_read_and_the_message_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(loader, "_CHECKED", 50)
+    (tmp_path / "a.jsonl").write_text('{"text": 5}\n' * 100)
+    with pytest.raises(InputError, match=r"; and 40 more of 50 documents read$") as caught:
+        check_documents(Data(JsonLines((str(tmp_path / "a.jsonl"),)), NextToken(8), 1))
+    assert "line 1: " in str(caught.value) and "line 3: " in str(caught.value) and "line 2: " not in str(caught.value)
 
 
 def test_held_out_documents_are_read_too(tmp_path):
