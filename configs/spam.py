@@ -6,6 +6,8 @@
 Measured: accuracy 0.967 on held-out e-mails, of which it reads the first 96 tokens, and 0.981 on the test split; after
 100 steps it was 0.957. Logistic regression on TF-IDF of words and pairs of words of the whole e-mails has 0.978 and
 0.983. It took 14 minutes on two cores that other programs used too, 8 minutes of processor time.
+
+It reads the mean of the tokens' vectors, which no class of transformers does: StableHLO and ONNX are its exports.
 """
 
 from jaxformer.config import Checkpoint, Evaluation, Experiment, Log

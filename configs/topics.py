@@ -7,6 +7,8 @@ Measured: accuracy 0.858 on held-out packages and 0.844 on the test split, of th
 1,300 steps of 2,048 tokens (17 minutes at 2,550 tokens a second on two cores). On TF-IDF of whole texts a logistic
 regression has 0.817 and 0.812, the best of nine linear support vector machines 0.836 and 0.846. No source package is in
 two splits, and those of many near copies are for training.
+
+It reads the mean of the tokens' vectors, which no class of transformers does: StableHLO and ONNX are its exports.
 """
 
 from jaxformer.config import Checkpoint, Evaluation, Experiment, Log
