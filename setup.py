@@ -33,6 +33,9 @@ EXTRAS = {
     "tpu": ["jax[tpu]>=0.10.2"],
     # Wide ranges: an installation that works, such as one with its own build for CUDA, stays as it is.
     "torch": ["torch>=2.6", "transformers>=4.57", "safetensors>=0.4"],
+    "onnx": ["onnx-ir>=1.0", "onnxruntime>=1.20"],
+    # With an older transformers than the tests: for an environment of its own.
+    "optimum": ["optimum-onnx[onnxruntime]>=0.1"],
     "lm_eval": ["lm_eval>=0.4.9"],
     "test": [
         *("pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "ruff>=0.17,<0.18", "scikit-learn"),
@@ -44,8 +47,7 @@ EXTRAS = {
 # Clients of exported folders, for the tests that compare with them.
 EXTRAS["sentence_transformers"] = [*EXTRAS["torch"], "sentence-transformers>=6"]
 EXTRAS["peft"] = [*EXTRAS["torch"], "peft>=0.18"]
-EXTRAS["onnx"] = [*EXTRAS["torch"], "onnxscript>=0.5", "onnxruntime>=1.20"]
-EXTRAS["test"] += EXTRAS["onnx"]
+EXTRAS["test"] += [*EXTRAS["torch"], *EXTRAS["onnx"]]
 
 setup(
     name="jaxformer",

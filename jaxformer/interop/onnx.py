@@ -1,80 +1,85 @@
-"""A model as an ONNX file, which ONNX Runtime runs: through its Hugging Face folder and PyTorch's exporter."""
+"""A run's model as ONNX files, which ONNX Runtime, optimum and transformers.js run."""
 
-import dataclasses
 import importlib.util
 import math
 import os
-import shutil
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 
-import flax.linen as nn
 import jax
 
 from jaxformer import runs
 from jaxformer.errors import InputError
-from jaxformer.interop.folders import new_folder, open_folder
-from jaxformer.interop.hf_runs import export_run
+from jaxformer.interop.folders import CONFIG, new_folder, read_json
 from jaxformer.interop.stored import DType
-from jaxformer.models.bert import Bert
-from jaxformer.models.classifier import Classifier
-from jaxformer.models.encoder_decoder import EncoderDecoder
-from jaxformer.models.gpt import Gpt
-from jaxformer.models.vit import Vit
 from jaxformer.runs import Run
 
-PROGRAM = "model.onnx"
-PACKAGES = ("torch", "transformers", "onnxscript", "onnxruntime")
-"""What writing and comparing it takes."""
-LEFT_OUT = ("README.md", "*.safetensors", "*.safetensors.index.json")
-"""What of the Hugging Face folder does not come with the program."""
+HOME = "onnx"
+"""The folder of the programs in that of the export."""
+PACKAGES = ("onnx_ir", "onnxruntime")
+"""What writing and comparing takes."""
 README = """# {kind} for ONNX Runtime
 
-`{program}` is the forward pass of a model, transformers' `{architecture}`, exported by jaxformer through PyTorch;
-`{program}.data` are its {count:,} parameters in float32. It runs by `pip install onnxruntime numpy`:
+{files} computed by a model that jaxformer has trained, exported from JAX; its {count:,} parameters are
+stored in float32 beside the programs. `pip install onnxruntime numpy` runs them:
 
 ```python
 import numpy as np
 import onnxruntime
 
-session = onnxruntime.InferenceSession("{program}")
-inputs = {{
 {example}
-}}
-names = [output.name for output in session.get_outputs()]
-outputs = dict(zip(names, session.run(names, inputs)))
 print({{name: array.shape for name, array in outputs.items()}})
 ```
+{clients}
+{tables}
+There may be any number of {many}.
 
-| argument | type | axes | meaning |
+ONNX Runtime was given the same inputs as the model in jaxformer before this was written: {told}.
+"""
+CALL = """def run(name, inputs):
+    session = onnxruntime.InferenceSession(f"{home}/{{name}}.onnx")
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, inputs)))
+
+
+"""
+ANSWERING = """inputs = {{
+    "input_ids": np.full((2, 6), {token}, np.int64),
+    "attention_mask": np.full((2, 6), 1, np.int64),
+    "decoder_input_ids": np.full((2, 8), {token}, np.int64),
+}}
+encoded = run("encoder_model", {{name: inputs[name] for name in ("input_ids", "attention_mask")}})
+outputs = run(
+    "decoder_model",
+    {{
+        "input_ids": inputs["decoder_input_ids"],
+        "encoder_attention_mask": inputs["attention_mask"],
+        "encoder_hidden_states": encoded["last_hidden_state"],
+    }},
+)"""
+CLIENTS = """
+{config} and the files of {beside} are those that `transformers` and transformers.js read. optimum
+(`pip install "optimum-onnx[onnxruntime]"`) loads the folder by `ORTModel...from_pretrained`, transformers.js by
+`pipeline(task, folder, {{dtype: "fp32"}})`.{problem}
+"""
+TABLE = """
+| argument of `{file}` | type | axes | meaning |
 |---|---|---|---|
 {arguments}
 
 | output | type | axes |
 |---|---|---|
 {outputs}
-
-There may be any number of {many}. Beside it are the model's
-configuration and {beside}, as transformers reads them.
-
-ONNX Runtime was given the same inputs as the model in jaxformer before this was written: {told}.
 """
 
 
-@dataclasses.dataclass(frozen=True)
-class Argument:
-    """An array that a program takes."""
-
-    part: str
-    """What of `parity.Inputs` or `parity.Images` it is."""
-    axes: tuple[str | int, ...]
-    """Names of those of any length, and sizes."""
-    meaning: str
-    type: str = "int64"
-
-
 def export_onnx(run: Run | str | os.PathLike, out: str | os.PathLike, dtype: DType = "float32") -> str:
-    """Writes a folder with the forward pass of a run's model as an ONNX file, its tokenizer, and how it is called.
+    """Writes a folder with a run's model as ONNX programs, its tokenizer, and how they are called.
+
+    Files have the names and places that optimum and transformers.js look for: `onnx/model.onnx`, which is a decoder
+    with a cache where the model generates text; of an encoder–decoder `onnx/encoder_model.onnx`, `decoder_model.onnx`,
+    `decoder_with_past_model.onnx` and `decoder_model_merged.onnx`. The programs come from the model in JAX, so that
+    models for which transformers has no class are exported too.
 
     Args:
       run: a run or its folder.
@@ -85,90 +90,88 @@ def export_onnx(run: Run | str | os.PathLike, out: str | os.PathLike, dtype: DTy
       How far what ONNX Runtime computes is from what the model does.
 
     Raises:
-      InputError: another `dtype`, a package that is missing, a model of another kind or one that PyTorch cannot export;
-        ONNX Runtime computes something else; `out` is there already or cannot be written.
+      InputError: another `dtype`, a package that is missing, or a model of another kind; ONNX Runtime computes
+        something else; `out` is there already or cannot be written.
     """
     if dtype != "float32":
         raise InputError(f"--dtype {dtype}: expected float32 for --format onnx")
     for name in PACKAGES:
         if importlib.util.find_spec(name) is None:
             raise InputError(f"--format onnx: {name} is not installed; pip install 'jaxformer[onnx]'")
-    from jaxformer.interop import onnx_program
+    from jaxformer.interop import onnx_config, onnx_program, onnx_programs
 
     run = run if isinstance(run, Run) else runs.open_run(run, in_memory=False)
-    taken = arguments(run.model)
+    found = onnx_programs.programs(run)
     with new_folder(out) as folder:
-        source = folder / "huggingface"
-        export_run(run, source, certificate=False)
-        theirs = open_folder(source)
-        outputs = onnx_program.write(run.model, theirs, folder / PROGRAM, taken)
-        session = onnx_program.open_session(folder / PROGRAM)
-        told = onnx_program.compared(run, theirs, session, taken, outputs)
-        shutil.copytree(source, folder, ignore=shutil.ignore_patterns(*LEFT_OUT), dirs_exist_ok=True)
-        shutil.rmtree(source)
-        returned = {output.name: output.shape for output in session.get_outputs()}
-        (folder / "README.md").write_text(_readme(run, theirs.config, taken, returned, told), encoding="utf-8")
+        with_data = [name for name in found if name not in (onnx_programs.DECODER, onnx_programs.WITH_PAST)]
+        problem = onnx_config.write_files(run, folder, with_data)
+        home = folder / HOME
+        home.mkdir()
+        params = onnx_program.flat(run)
+        onnx_program.write(found, params, home)
+        sessions = {name: onnx_program.open_session(home / f"{name}.onnx") for name in found}
+        told = onnx_program.compared(run, found, params, sessions)
+        _write_readme(folder, run, found, sessions, problem, told)
     return told
 
 
-def arguments(model: nn.Module) -> dict[str, Argument]:
-    """What a model's program takes, by transformers' names.
-
-    Raises:
-      InputError: the model is of another kind.
-    """
-    if isinstance(model, Vit):
-        axes, given = ("batch", model.channels, model.image, model.image), "preprocessor_config.json"
-        meaning = f"pixels from 0 to 1, less the mean and divided by the deviation that `{given}` has"
-        return {"pixel_values": Argument("images", axes, meaning, "float32")}
-    axes, mask = ("batch", "length"), "1 where there is a token, 0 for padding, which stands behind"
-    if isinstance(model, EncoderDecoder):
-        return {
-            "input_ids": Argument("read", ("batch", "input_length"), "ids of the tokens that the encoder reads"),
-            "attention_mask": Argument("read_mask", ("batch", "input_length"), mask),
-            "decoder_input_ids": Argument("tokens", axes, "ids of the tokens that the decoder goes on from"),
-        }
-    backbone = model.backbone if isinstance(model, Classifier) else model
-    if not isinstance(backbone, Bert | Gpt):
-        raise InputError(f"model={type(model).__name__}: expected a model of text, or Vit, for --format onnx")
-    taken = {
-        "input_ids": Argument("tokens", axes, "ids of the tokens"),
-        "attention_mask": Argument("mask", axes, mask),
-        "token_type_ids": Argument("types", axes, "0 in sentence A, 1 in sentence B"),
-    }
-    if getattr(backbone, "token_types", 0) < 2:
-        del taken["token_type_ids"]
-    return taken
-
-
-def _readme(
-    run: Run, config: Mapping[str, Any], taken: Mapping[str, Argument], returned: Mapping[str, list], told: str
-) -> str:
-    sizes = {"batch": 2, "input_length": 6, "length": 8}
+def _write_readme(folder: Path, run: Run, found: Mapping, sessions: Mapping, problem: str | None, told: str) -> None:
+    config = read_json(folder / CONFIG)
     token = int(not config.get("pad_token_id"))  # Any but padding.
-    fills = {"tokens": token, "read": token, "mask": 1, "read_mask": 1}
-    example, rows = [], []
-    for name, argument in taken.items():
-        shape = tuple(sizes.get(axis, axis) for axis in argument.axes)
-        example.append(f'    "{name}": np.full({shape}, {fills.get(argument.part, 0)}, np.{argument.type}),')
-        rows.append(f"| `{name}` | {argument.type} | {_listed(argument.axes)} | {argument.meaning} |")
-    if "pixel_values" in taken:
-        many, beside = "images (batch)", "that of the images' preparation"
-    else:
-        many, beside = f"rows (batch), each of up to {run.model.positions:,} tokens", "the tokenizer"
-    return README.format(
+    images = any("pixel_values" in program.arguments for program in found.values())
+    names = ", ".join(f"`{HOME}/{name}.onnx`" for name in found)
+    architecture = config["architectures"][0]
+    page = README.format(
         kind=type(run.model).__name__,
-        architecture=config["architectures"][0],
-        program=PROGRAM,
+        files=f"{names} {'is' if len(found) == 1 else 'are'}",
         count=sum(math.prod(array.shape) for array in jax.tree.leaves(run.params)),
-        example="\n".join(example),
-        arguments="\n".join(rows),
-        outputs="\n".join(f"| `{name}` | float32 | {_listed(axes)} |" for name, axes in returned.items()),
-        many=many,
-        beside=beside,
+        example=CALL.format(home=HOME) + (ANSWERING.format(token=token) if len(found) > 1 else _example(found, token)),
+        clients=CLIENTS.format(
+            config="`config.json`",
+            beside="the images' preparation" if images else "the tokenizer",
+            problem=""
+            if problem is None
+            else f"\nThe parameters are not those of transformers' `{architecture}`, whose arguments and outputs the "
+            f"programs have: {problem}.",
+        ),
+        tables="".join(_table(name, found[name], sessions[name]) for name in found),
+        many="images (batch_size)" if images else f"rows (batch_size), each of up to {run.model.positions:,} tokens",
         told=told,
     )
+    (folder / "README.md").write_text(page, encoding="utf-8")
 
 
-def _listed(axes) -> str:
-    return ", ".join(map(str, axes))
+def _example(found: Mapping, token: int) -> str:
+    """A call with arrays of ones, and no earlier tokens."""
+    (name, program), sizes = *found.items(), {"batch_size": 2, "sequence_length": 8, "past_sequence_length": 0}
+    sizes["past_sequence_length + sequence_length"] = 8
+    lines, cached = [], {}
+    for argument, spec in program.arguments.items():
+        shape = tuple(sizes.get(axis, axis) for axis in spec.axes)
+        if argument.startswith("past_key_values"):
+            cached[argument] = shape
+            continue
+        fill = {"input_ids": token, "attention_mask": 1, "prefix_mask": 1}.get(argument, 0)
+        lines.append(f'    "{argument}": np.full({shape}, {fill}, np.{spec.dtype}),')
+    if cached:
+        layers = len(cached) // 2
+        each = f'for layer in range({layers}) for part in ("key", "value")'
+        past = '{f"past_key_values.{layer}.{part}": none ' + each + "}"
+        none = f"none = np.zeros({next(iter(cached.values()))}, np.float32)  # Keys and values of no earlier tokens.\n"
+        return "\n".join([f"{none}inputs = {{", *lines, f"    **{past},", "}", f'outputs = run("{name}", inputs)'])
+    return "\n".join(["inputs = {", *lines, "}", f'outputs = run("{name}", inputs)'])
+
+
+def _table(name: str, program, session) -> str:
+    arguments = _rows((given, spec.dtype, spec.axes, spec.meaning) for given, spec in program.arguments.items())
+    outputs = _rows((given.name, "float32", given.shape) for given in session.get_outputs())
+    return TABLE.format(file=f"{HOME}/{name}.onnx", arguments=arguments, outputs=outputs)
+
+
+def _rows(cells: Iterable[tuple]) -> str:
+    """Rows of a table; those that differ in a layer's number alone are one."""
+    lines = {}
+    for name, dtype, axes, *rest in cells:
+        general = ".".join("{layer}" if part.isdigit() else part for part in name.split("."))
+        lines[general] = " | ".join([f"| `{general}`", dtype, ", ".join(map(str, axes)), *rest]) + " |"
+    return "\n".join(lines.values())

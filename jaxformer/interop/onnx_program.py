@@ -1,83 +1,76 @@
-"""An ONNX file of the model in a Hugging Face folder, and its outputs beside those of ours."""
+"""ONNX files of a run's programs, and what ONNX Runtime computes with them beside what the model does."""
 
-import contextlib
-import logging
-import warnings
+import dataclasses
+import functools
+import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-import flax.linen as nn
+import jax
 import numpy as np
+import onnx_ir as ir
 import onnx_ir.passes.common
 import onnxruntime
-import torch
 
-from jaxformer.checkpoints import loaded
 from jaxformer.errors import InputError
-from jaxformer.interop import certificate, parity
-from jaxformer.interop.folders import Folder
+from jaxformer.interop import certificate, parameters
 from jaxformer.interop.hard_strings import HARD_STRINGS
-from jaxformer.interop.onnx import Argument
+from jaxformer.interop.onnx_graph import build
+from jaxformer.interop.onnx_programs import DECODER, ENCODER, MERGED, PAST, SINGLE, WITH_PAST, Program, apply
+from jaxformer.interop.stablehlo import portable
+from jaxformer.models.encoder_decoder import EncoderDecoder
+from jaxformer.models.gpt import Gpt
 from jaxformer.runs import Run
 
-Outputs = Mapping[str, list[str]]
-"""Attributes of what a model of transformers returns, by what `parity` calls them."""
+LEAST = 256
+"""Bytes of an array that is stored beside a file rather than in it, at least."""
+ROWS, LENGTH, LONGEST = 3, 16, 256
+"""Rows and tokens of the inputs that are compared, and tokens of the longest."""
+
+Arrays = Mapping[str, np.ndarray]
+Sessions = Mapping[str, onnxruntime.InferenceSession]
 
 
-class Program(torch.nn.Module):
-    """A model of transformers as a function from arrays to arrays."""
+def write(found: Mapping[str, Program], params: Arrays, folder: Path) -> None:
+    """Writes NAME.onnx of each program and the parameters in NAME.onnx_data.
 
-    def __init__(self, network: torch.nn.Module, arguments: list[str], outputs: list[str]):
-        """Takes and returns what is called so."""
-        super().__init__()
-        self.network, self.arguments, self.outputs = network, arguments, outputs
-
-    def forward(self, *arrays):
-        """Its outputs, in their order."""
-        output = self.network(**dict(zip(self.arguments, arrays, strict=True)))
-        return tuple(getattr(output, name) for name in self.outputs)
-
-
-def write(model: nn.Module, folder: Folder, path: Path, taken: Mapping[str, Argument]) -> Outputs:
-    """Writes the file, and another one with the weights beside it.
+    Files of the same parameters, those of an encoder–decoder's decoders, share the data of `decoder_model_merged`.
 
     Args:
-      model: ours, of which the folder is the export.
-      folder: the Hugging Face folder.
-      path: where to write.
-      taken: what the program takes.
-
-    Returns:
-      What it gives.
+      found: the programs, by name.
+      params: the parameters by path.
+      folder: where to write; it is there.
 
     Raises:
-      InputError: PyTorch cannot export the model.
+      InputError: a model does something that has no translation to ONNX.
     """
-    with _quiet():
-        network = parity.Theirs(folder, (), folder.config["architectures"][0], "float32").network
-        network.config.use_cache = False
-        rows = next(parity.inputs(model, [], _pad(folder)))
-        given = {name: torch.from_numpy(array) for name, array in _given(rows, taken).items()}
-        if "decoder_input_ids" in given:  # Lengths that are the same by chance would be held for one.
-            given["decoder_input_ids"] = given["decoder_input_ids"][:, :-1]
-        with torch.no_grad():
-            outputs = _outputs(network(**given), model)
-        names = [name for parts in outputs.values() for name in parts]
-        axes = tuple(
-            {number: axis for number, axis in enumerate(argument.axes) if isinstance(axis, str)}
-            for argument in taken.values()
-        )
-        settings = {"input_names": list(given), "output_names": names, "dynamic_shapes": (axes,)}
-        program = Program(network, list(given), names)
-        try:
-            exported = torch.onnx.export(program, tuple(given.values()), dynamo=True, verbose=False, **settings)
-        except Exception as error:  # Whatever it is: the exporter is made of many parts.
-            told = (str(error).splitlines() or [type(error).__name__])[0]
-            raise InputError(f"torch {torch.__version__} cannot export {type(network).__name__}: {told}") from error
-        # Most of the file would be where in which source file of this machine each operation comes from.
-        onnx_ir.passes.common.ClearMetadataAndDocStringPass()(exported.model)
-        exported.save(path, external_data=True)
-    return outputs
+    stored: dict[tuple, ir.ExternalTensor] = {}
+    for name in sorted(found, key=lambda name: (name != MERGED, name)):
+        program = found[name]
+        model = build(program.function, params, program.arguments, program.limits)
+        onnx_ir.passes.common.RemoveUnusedNodesPass()(model)
+        path = folder / f"{name}.onnx"
+        if name in (DECODER, WITH_PAST):
+            _share(model, stored)
+            ir.save(model, path)
+            continue
+        ir.save(model, path, external_data=f"{name}.onnx_data", size_threshold_bytes=LEAST)
+        if name == MERGED:
+            tensors = [value.const_value for value in ir.load(path).graph.initializers.values()]
+            stored = {_content(tensor): tensor for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
+
+
+def _content(tensor: Any) -> tuple:
+    return tensor.dtype, tuple(tensor.shape), hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
+
+
+def _share(model: ir.Model, stored: Mapping[tuple, ir.ExternalTensor]) -> None:
+    """Replaces arrays by the equal ones in another program's file."""
+    for value in model.graph.initializers.values():
+        if (same := stored.get(_content(value.const_value))) is not None:
+            place = (same.location, same.offset, same.length, same.dtype)
+            value.const_value = ir.ExternalTensor(*place, shape=same.shape, name=value.name, base_dir=same.base_dir)
 
 
 def open_session(path: Path) -> onnxruntime.InferenceSession:
@@ -87,58 +80,163 @@ def open_session(path: Path) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
-def compared(
-    run: Run,
-    folder: Folder,
-    session: onnxruntime.InferenceSession,
-    taken: Mapping[str, Argument],
-    outputs: Outputs,
-) -> str:
-    """How far the program's outputs are from those of the run's model, on the certificate's inputs, as a sentence.
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Inputs that are compared."""
+
+    name: str
+    arrays: Arrays
+    """By the names of the programs' arguments; `tokens` and `read` are what a decoder and an encoder get."""
+    mask: np.ndarray | None
+    """1 where outputs of tokens are compared, [b, t]; None: everywhere."""
+
+
+def compared(run: Run, found: Mapping[str, Program], params: Arrays, sessions: Sessions) -> str:
+    """How far what the files compute is from what the model does, as a sentence.
+
+    A decoder reads each row in two parts, the second with the keys and values of the first, and is compared with the
+    model without a cache.
 
     Raises:
       InputError: further than the certificate's tolerance.
     """
-    ours, most = parity.Ours(run.model, loaded(run.params), "float32"), 0.0
-    texts = [] if run.tokenizer is None else [run.tokenizer.encode(text) for text in HARD_STRINGS]
-    for rows in parity.inputs(run.model, texts, _pad(folder)):
-        expected = ours(rows, list(outputs)).outputs
-        for name, parts in outputs.items():
-            found = session.run(parts, _given(rows, taken))
-            found = found[0] if len(found) == 1 else np.stack(found, -1)
-            line = certificate.compared(name, " × ".join(map(str, rows.shape)), found, expected[name], rows.mask)
-            if not line.passed:
-                told = f"{name} ({rows.name}, {line.where}) differ by {line.measured:.1e}, above {line.tolerance:.0e}"
-                raise InputError(f"not what ONNX Runtime computes: {told}")
-            most = max(most, line.measured)
+    most = 0.0
+    for rows in _inputs(run, found):
+        expected = _expected(run, found, params, rows)
+        for outputs in _computed(run, sessions, rows):
+            for name, array in outputs.items():
+                where = " × ".join(map(str, rows.arrays[next(iter(rows.arrays))].shape))
+                line = certificate.compared(name, where, array, np.asarray(expected[name]), rows.mask)
+                if not line.passed:
+                    told = (
+                        f"{name} ({rows.name}, {line.where}) differ by {line.measured:.1e}, above {line.tolerance:.0e}"
+                    )
+                    raise InputError(f"not what ONNX Runtime computes: {told}")
+                most = max(most, line.measured)
     return f"outputs differ by {most:.1e} at most, relative to the largest"
 
 
-def _given(rows: parity.Inputs | parity.Images, taken: Mapping[str, Argument]) -> dict[str, np.ndarray]:
-    """What a program is called with."""
-    arrays = {name: getattr(rows, argument.part).astype(argument.type) for name, argument in taken.items()}
-    return {name: np.moveaxis(array, -1, 1) if array.ndim == 4 else array for name, array in arrays.items()}
+def _inputs(run: Run, found: Mapping[str, Program]) -> Iterator[Rows]:
+    """Images, or rows of text that are padded and one that is long."""
+    rng, model = np.random.default_rng(0), run.model
+    if SINGLE in found and "pixel_values" in (arguments := found[SINGLE].arguments):
+        for name, scale in (("within range", 1.0), ("out of distribution", 10.0)):
+            shapes = {name: (ROWS, *argument.axes[1:]) for name, argument in arguments.items()}
+            arrays = {"pixel_values": rng.normal(0, scale, shapes["pixel_values"]).astype(np.float32)}
+            if "noise" in shapes:
+                arrays["noise"] = rng.random(shapes["noise"], np.float32)
+            yield Rows(name, arrays, None)
+        return
+    texts = [] if run.tokenizer is None else [run.tokenizer.encode(text) for text in HARD_STRINGS]
+    stream = np.concatenate([*texts, rng.integers(0, model.vocab, ROWS * LONGEST)]).astype(np.int64)
+    short, long = min(LENGTH, model.positions), min(LONGEST, model.positions)
+    for name, lengths in (("padded", [short, max(1, short // 2), 1]), ("long", [long])):
+        tokens = stream[: len(lengths) * lengths[0]].reshape(len(lengths), lengths[0])
+        mask = (np.arange(lengths[0]) < np.array(lengths)[:, None]).astype(np.int64)
+        types = (np.arange(lengths[0]) >= lengths[0] // 2) * mask
+        arrays = {"tokens": tokens, "mask": mask, "types": types, "read": np.flip(tokens, 1), "read_mask": mask}
+        # What an encoder–decoder's decoder reads is not padded here.
+        yield Rows(name, arrays, None if isinstance(model, EncoderDecoder) else mask)
 
 
-def _outputs(output: object, model: nn.Module) -> Outputs:
-    if hasattr(output, "start_logits"):
-        return {"logits": ["start_logits", "end_logits"]}
-    found = {name: [part for part in parity.OUTPUTS[name] if hasattr(output, part)] for name in parity.computed(model)}
-    return {name: parts for name, parts in found.items() if parts}
+def _expected(run: Run, found: Mapping[str, Program], params: Arrays, rows: Rows) -> Arrays:
+    """What the model itself computes."""
+    model, arrays = portable(run.model), rows.arrays
+    if isinstance(model, EncoderDecoder):
+        segments = {"input_segments": arrays["read_mask"], "segments": np.ones_like(arrays["tokens"])}
+        function = functools.partial(apply, model)
+        return {
+            "logits": jax.jit(lambda *given, **named: function(*given, **named).logits)(
+                params, _int32(arrays["read"]), _int32(arrays["tokens"]), **{k: _int32(v) for k, v in segments.items()}
+            )
+        }
+    if _has_cache(found):
+        function = jax.jit(lambda params, tokens, mask: apply(model, params, tokens, mask).logits)
+        return {"logits": function(params, _int32(arrays["tokens"]), _int32(arrays["mask"]))}
+    given = {name: _int32(array) for name, array in _given(found[SINGLE], rows).items()}
+    return jax.jit(found[SINGLE].function)(params, **given)
 
 
-def _pad(folder: Folder) -> int:
-    return folder.config.get("pad_token_id") or 0
+def _int32(array: np.ndarray) -> np.ndarray:
+    return array if array.dtype == np.float32 else array.astype(np.int32)
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what transformers and the exporter say of themselves."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
+def _has_cache(found: Mapping[str, Program]) -> bool:
+    return SINGLE in found and any(PAST in argument.axes for argument in found[SINGLE].arguments.values())
+
+
+def _given(program: Program, rows: Rows) -> dict[str, np.ndarray]:
+    """The arguments of a program without a cache."""
+    parts = {"input_ids": "tokens", "attention_mask": "mask", "token_type_ids": "types", "prefix_mask": "types"}
+    return {name: rows.arrays[parts.get(name, name)] for name in program.arguments}
+
+
+def _computed(run: Run, sessions: Sessions, rows: Rows) -> Iterator[Arrays]:
+    """What the files compute, once for each way to use them."""
+    if isinstance(run.model, EncoderDecoder):
+        yield _answered(sessions, (DECODER, WITH_PAST), rows)
+        yield _answered(sessions, (MERGED, MERGED), rows)
+    elif isinstance(run.model, Gpt) and any(PAST in map(str, given.shape) for given in sessions[SINGLE].get_inputs()):
+        yield _continued(sessions[SINGLE], rows)
+    else:
+        session = sessions[SINGLE]
+        names = [given.name for given in session.get_inputs()]
+        parts = {"input_ids": "tokens", "attention_mask": "mask", "token_type_ids": "types", "prefix_mask": "types"}
+        yield call(session, {name: rows.arrays[parts.get(name, name)] for name in names})
+
+
+def call(session: onnxruntime.InferenceSession, arrays: Arrays) -> dict[str, np.ndarray]:
+    """A file's outputs by name; arguments that it does not take are left out."""
+    names = [output.name for output in session.get_outputs()]
+    taken = {given.name for given in session.get_inputs()}
+    given = {name: array for name, array in arrays.items() if name in taken}
+    return dict(zip(names, session.run(names, given), strict=True))
+
+
+def empty_past(session: onnxruntime.InferenceSession, rows: int) -> dict[str, np.ndarray]:
+    """Keys and values of no tokens."""
+    found = {}
+    for given in session.get_inputs():
+        if given.name.startswith("past_key_values"):
+            _, groups, _, head_dim = given.shape
+            found[given.name] = np.zeros((rows, groups, 0, head_dim), np.float32)
+    return found
+
+
+def past_of(outputs: Arrays, kept: Arrays) -> dict[str, np.ndarray]:
+    """What a decoder is given next: the keys and values that it has returned, and those kept that it has not."""
+    found = {name.replace("present", "past_key_values"): array for name, array in outputs.items() if "present" in name}
+    return {**kept, **found}
+
+
+def _continued(session: onnxruntime.InferenceSession, rows: Rows) -> Arrays:
+    tokens, mask = rows.arrays["tokens"], rows.arrays["mask"]
+    half, places = max(1, tokens.shape[1] // 2), np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
+    past, logits = empty_past(session, len(tokens)), []
+    for part, until in ((slice(0, half), half), (slice(half, None), tokens.shape[1])):
+        if tokens[:, part].size:
+            given = {"input_ids": tokens[:, part], "attention_mask": mask[:, :until], "position_ids": places[:, part]}
+            outputs = call(session, given | past)
+            logits.append(outputs["logits"])
+            past = past_of(outputs, past)
+    return {"logits": np.concatenate(logits, 1)}
+
+
+def _answered(sessions: Sessions, names: tuple[str, str], rows: Rows) -> Arrays:
+    tokens, mask = rows.arrays["tokens"], rows.arrays["read_mask"]
+    half = max(1, tokens.shape[1] // 2)
+    states = call(sessions[ENCODER], {"input_ids": rows.arrays["read"], "attention_mask": mask})["last_hidden_state"]
+    fixed = {"encoder_hidden_states": states, "encoder_attention_mask": mask}
+    past, logits = empty_past(sessions[MERGED], len(tokens)), []
+    for number, (name, part) in enumerate(zip(names, (slice(0, half), slice(half, None)), strict=True)):
+        if tokens[:, part].size:
+            branch = {"use_cache_branch": np.array([number > 0])}
+            outputs = call(sessions[name], {"input_ids": tokens[:, part]} | fixed | branch | past)
+            logits.append(outputs["logits"])
+            past = past_of(outputs, past)
+    return {"logits": np.concatenate(logits, 1)}
+
+
+def flat(run: Run) -> dict[str, np.ndarray]:
+    """The run's parameters by path, in float32."""
+    return {path: np.asarray(array, np.float32) for path, array in parameters.flat(run.params).items()}

@@ -15,18 +15,19 @@ from jaxformer import runs
 from jaxformer.errors import InputError
 from jaxformer.interop import parameters
 from jaxformer.interop.folders import new_folder
+from jaxformer.interop.images import IMAGE_MODELS
 from jaxformer.interop.stored import BFLOAT16, FLOATS, DType
 from jaxformer.models.bert import Bert
 from jaxformer.models.classifier import Classifier
 from jaxformer.models.encoder_decoder import EncoderDecoder
 from jaxformer.models.gpt import Gpt
-from jaxformer.models.vit import Vit
+from jaxformer.models.masked_autoencoder import MaskedAutoencoder
 from jaxformer.runs import Run
 
 PROGRAM, WEIGHTS = "model.stablehlo", "params.npz"
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 """What the one program runs on."""
-OUTPUTS = ("hidden", "logits", "pooled", "next_sentence_logits")
+OUTPUTS = ("hidden", "logits", "pooled", "next_sentence_logits", "pixels", "masked")
 """What of our models' outputs a program returns."""
 MEANINGS = {
     "tokens": "ids of the tokens",
@@ -35,6 +36,7 @@ MEANINGS = {
     "inputs": "ids of the tokens that the encoder reads",
     "input_segments": "as `segments`, of `inputs`",
     "images": "pixels, from 0 to 255",
+    "noise": "of each patch; the encoder sees those with the least of it",
 }
 """A program's arguments, behind the parameters."""
 README = """# {kind} as a StableHLO program
@@ -101,7 +103,7 @@ def forward_pass(model: nn.Module, params: Mapping[str, Any], dtype: DType) -> j
       InputError: the model is of another kind.
     """
     shapes = arguments(model)
-    model = _portable(model)
+    model = portable(model)
     sizes = _fixed_sizes(model)
     letters = sorted(set("".join(shapes.values())) - sizes.keys())
     limits = [f"{letter} <= {model.positions}" for letter in letters if letter != "b"]
@@ -130,28 +132,31 @@ def arguments(model: nn.Module) -> dict[str, str]:
     """
     if isinstance(model, EncoderDecoder):
         return {"inputs": "bs", "tokens": "bt", "input_segments": "bs", "segments": "bt"}
-    if isinstance(model, Vit):
-        return {"images": "bhwc"}
+    if isinstance(model, IMAGE_MODELS):
+        return {"images": "bhwc"} | ({"noise": "bp"} if isinstance(model, MaskedAutoencoder) else {})
     backbone = model.backbone if isinstance(model, Classifier) else model
     if not isinstance(backbone, Bert | Gpt):
-        raise InputError(f"model={type(model).__name__}: expected a model of text, or Vit, for --format stablehlo")
+        raise InputError(f"model={type(model).__name__}: expected a model of text or of images for --format stablehlo")
     types = {"token_types": "bt"} if getattr(backbone, "token_types", 0) > 1 else {}
     return {"tokens": "bt", "segments": "bt"} | types
 
 
 def _fixed_sizes(model: nn.Module) -> dict[str, int]:
-    """The axes that are as long in every call: height, width and channels of images."""
-    return {"h": model.image, "w": model.image, "c": model.channels} if isinstance(model, Vit) else {}
+    """The axes of the same length in every call: height, width, channels and patches of images."""
+    if not isinstance(model, IMAGE_MODELS):
+        return {}
+    patches = {"p": model.patches} if isinstance(model, MaskedAutoencoder) else {}
+    return {"h": model.image, "w": model.image, "c": model.channels} | patches
 
 
 def _argument_type(name: str) -> np.dtype:
-    return np.dtype(np.uint8 if name == "images" else np.int32)
+    return np.dtype({"images": np.uint8, "noise": np.float32}.get(name, np.int32))
 
 
-def _portable(model: nn.Module) -> nn.Module:
-    """The model with its layers in a loop, in float32, and with no kernel that one platform alone has."""
+def portable(model: nn.Module) -> nn.Module:
+    """The model with its layers in a loop, in float32, and without kernels that only one platform has."""
     if isinstance(model, Classifier):
-        return dataclasses.replace(model, backbone=_portable(model.backbone))
+        return dataclasses.replace(model, backbone=portable(model.backbone))
     changed = {}
     for name in ("transformer", "encoder", "decoder"):
         if (stack := getattr(model, name, None)) is not None:

@@ -53,7 +53,7 @@ class Cache:
         """
         slots = jnp.arange(self.segments.shape[1])
         free = slots >= self.used + order.shape[1]
-        keys = jnp.broadcast_to(jnp.where(free, jnp.iinfo(jnp.int32).max, slots), (len(order), len(slots)))
+        keys = jnp.broadcast_to(jnp.where(free, jnp.iinfo(jnp.int32).max, slots), (order.shape[0], slots.shape[0]))
         return Mask(segments, self.segments, order, jax.lax.dynamic_update_slice_in_dim(keys, order, self.used, axis=1))
 
 

@@ -107,7 +107,7 @@ class MaskedAutoencoder(nn.Module):
         shape = (hidden.shape[-1], config.width)
         x = Linear("bti,id->btd", shape, dtype=config.dtype, name="decoder_embedding")(hidden)
         mask_token = self.param("mask_token", sharding.with_axes(truncated_normal(0.02), "d"), (config.width,))
-        absent = jnp.broadcast_to(mask_token.astype(x.dtype), (len(x), count + 1 - x.shape[1], config.width))
+        absent = jnp.broadcast_to(mask_token.astype(x.dtype), (x.shape[0], count + 1 - x.shape[1], config.width))
         patches = take(jnp.concatenate([x[:, 1:], absent], axis=1), place)
         side = self.image // self.patch
         patches = patches + sinusoidal_2d(side, side, config.width).astype(x.dtype)

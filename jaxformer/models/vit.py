@@ -101,7 +101,7 @@ class Vit(nn.Module):
         x = Dropout(config.dropout)(x, train)
         at = None
         if pooled_only and self.pooling == "class" and not return_attention:
-            at = jnp.zeros((len(x), 1), jnp.int32)
+            at = jnp.zeros((x.shape[0], 1), jnp.int32)
         output = config(x, None, train, return_attention, at=at)
         pooled = self._pool(output.hidden)
         if self.pooler:

@@ -19,7 +19,7 @@ from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import InputError
 from jaxformer.layers.transformer import take
 from jaxformer.metrics import Mean
-from jaxformer.models.bert import Bert
+from jaxformer.models.bert import Bert, BertOutput
 from jaxformer.objectives.cross_entropy import class_cross_entropy
 from jaxformer.objectives.padding import padded, stacked
 
@@ -223,9 +223,20 @@ def pooled(
     arrays = {"segments": segments, "positions": positions, "cls_positions": belongs.argmax(-1)}
     rngs = None if key is None else {"dropout": key}
     output = model.apply({"params": params}, tokens, **arrays, train=key is not None, rngs=rngs)
+    return _pool(output, pooling, belongs, skipped)
+
+
+def embedded(objective: SentenceEmbedding, output: BertOutput, mask: jax.Array) -> jax.Array:
+    """The vector of each row's text, float32 [b, d], from a BERT's output and a mask with 1 for each token [b, t]."""
+    vectors = _pool(output, objective.pooling, mask[:, None] > 0)[:, 0]
+    return _unit(vectors) if objective.normalized else vectors
+
+
+def _pool(output: BertOutput, pooling: str, belongs: jax.Array, skipped: jax.Array | int = 0) -> jax.Array:
+    """One vector for each text, float32 [b, c, d], of the tokens that belong to it, boolean [b, c, t]."""
     if pooling == "pooler":
         return output.pooled.astype(jnp.float32)
-    index = jnp.arange(tokens.shape[1])
+    index = jnp.arange(belongs.shape[2])
     read = belongs & (index >= skipped)
     if pooling == "first":
         return take(output.hidden, read.argmax(-1)).astype(jnp.float32)

@@ -10,7 +10,7 @@ import jax.export
 import numpy as np
 import pytest
 from small_bert import noisy_params
-from small_vit import IMAGES, SCALED, VIT, noisy
+from small_vit import AUTOENCODER, IMAGES, SCALED, VIT, noisy
 from small_writer import GPT, PIECES, STACK, small_run, small_tokenizer
 
 import jaxformer as jf
@@ -98,8 +98,20 @@ def test_a_program_takes_any_number_of_images(model):
         assert_same(outputs, model, tree, [images])
 
 
+@pytest.mark.parametrize("decoder", [AUTOENCODER.decoder, None])
+def test_a_program_of_a_masked_autoencoder_takes_images_and_noise(decoder):
+    model = dataclasses.replace(AUTOENCODER, decoder=decoder)
+    tree, noise = noisy(model), RNG.random((len(IMAGES), model.patches), np.float32)
+    exported = forward_pass(model, params := parameters.flat(jax.tree.map(np.asarray, tree)), "float32")
+    for count in (1, len(IMAGES)):
+        arrays = [IMAGES[:count], noise[:count]]
+        outputs = exported.call(params, *arrays)
+        assert outputs.keys() == {"hidden", "masked"} | ({"pixels"} if decoder else set())
+        assert_same(outputs, model, tree, arrays)
+
+
 def test_what_is_no_model_that_it_knows_is_told():
-    with pytest.raises(InputError, match="model=Transformer: expected a model of text, or Vit, for --format stablehlo"):
+    with pytest.raises(InputError, match="model=Transformer: expected a model of text or of images for --format stab"):
         arguments(STACK)
 
 
@@ -107,7 +119,7 @@ def test_what_is_no_model_that_it_knows_is_told():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_its_readme_runs_without_jaxformer(dtype, tmp_path, monkeypatch, capsys):
     run = small_run(small_tokenizer(tmp_path))
-    monkeypatch.setattr(cli, "_open", lambda folder, in_memory: run)
+    monkeypatch.setattr(cli, "_open", lambda *given, **named: run)
     command = ["export", "nowhere", str(tmp_path / "out"), "--format", "stablehlo", "--dtype", dtype]
     assert cli.main(command) == 0
     assert "jax alone runs it" in capsys.readouterr().out

@@ -1,0 +1,48 @@
+"""Every model and objective that a config has can be exported as ONNX and as StableHLO programs."""
+
+import types
+
+import numpy as np
+import onnx_ir
+import onnxruntime
+import pytest
+from test_configs import CONFIGS, shrunk
+
+from jaxformer import config
+from jaxformer.interop import parameters
+from jaxformer.interop.onnx_graph import build
+from jaxformer.interop.onnx_programs import programs
+from jaxformer.interop.stablehlo import forward_pass
+from jaxformer.models.classifier import Classifier
+
+
+def kind_of(experiment):
+    """What tells two configs' programs apart."""
+    model = experiment.model
+    parts = (model.backbone, model.reads) if isinstance(model, Classifier) else (model, None)
+    prompt = getattr(experiment.objective, "prompt", None)
+    return type(parts[0]).__name__, parts[1], type(experiment.objective).__name__, prompt
+
+
+EXPERIMENTS = {path.stem: config.load(path) for path in CONFIGS}
+KINDS = {kind_of(experiment): name for name, experiment in EXPERIMENTS.items()}
+"""One config of each kind."""
+
+
+def params_of(model):
+    return {path: np.zeros(shape, np.float32) for path, shape in parameters.abstract(model).items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(KINDS.values()))
+def test_every_kind_of_config_has_programs(name):
+    experiment = config.override(EXPERIMENTS[name], shrunk(EXPERIMENTS[name]))
+    params = params_of(experiment.model)
+    run = types.SimpleNamespace(model=experiment.model, objective=experiment.objective)
+    found = programs(run)
+    assert "model" in found or "encoder_model" in found
+    for program in found.values():
+        model = build(program.function, params, program.arguments, program.limits)
+        session = onnxruntime.InferenceSession(onnx_ir.to_proto(model).SerializeToString())
+        assert [given.name for given in session.get_inputs()] == list(program.arguments)
+    assert forward_pass(experiment.model, params, "float32").out_avals
