@@ -139,7 +139,7 @@ LAID_OUT = {
     "a classifier of pairs": (
         Classifier(BERT, ("bad", "good")),
         Classification(),
-        PAIRS,
+        [tuple(pair.split("\t")) for pair in PAIRS],
         {"token_types": [[0, 0, 0, 0, 1, 1, 1, 0], [0, 0, 0, 1, 1, 1, 1, 1]]},
     ),
     "a tagger": (
