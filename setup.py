@@ -3,8 +3,9 @@
 from setuptools import find_packages, setup
 
 REQUIRED = [
-    "jax>=0.10.2",
-    "flax>=0.12.8",
+    # Wide ranges here too: what a runtime such as Colab's has, with its own plug-in for its devices, stays.
+    "jax>=0.9",
+    "flax>=0.12.1",
     "optax>=0.2.8",
     "orbax-checkpoint>=0.12.8",
     "grain>=0.2.18",
@@ -29,8 +30,8 @@ REQUIRED = [
 ]
 
 EXTRAS = {
-    "cuda": ["jax[cuda12]>=0.10.2"],
-    "tpu": ["jax[tpu]>=0.10.2"],
+    "cuda": ["jax[cuda12]>=0.9"],
+    "tpu": ["jax[tpu]>=0.9"],
     # Wide ranges: an installation that works, such as one with its own build for CUDA, stays as it is.
     "torch": ["torch>=2.6", "transformers>=4.57", "safetensors>=0.4"],
     "onnx": ["onnx-ir>=1.0", "onnxruntime>=1.20"],

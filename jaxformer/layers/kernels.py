@@ -28,7 +28,10 @@ def platform() -> str:
     A mesh may be of devices that are not here, where a program is only compiled for them.
     """
     device = jax.sharding.get_abstract_mesh().abstract_device
-    return jax.default_backend() if device is None else device.platform
+    if device is None:
+        return jax.default_backend()
+    kind = device.device_kind.lower()  # JAX before 0.10.2 knows no more of a device.
+    return getattr(device, "platform", "cpu" if kind == "cpu" else "tpu" if kind.startswith("tpu") else "gpu")
 
 
 def choose(kernel: Kernel, query_bthk, key_bgsk, mask: Mask | None, biased: bool, dropped: bool) -> str:
