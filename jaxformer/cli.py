@@ -105,6 +105,25 @@ def evaluate(arguments: list[str]) -> None:
         print(f"and {len(results) - len(shown)} more, of single labels: --all shows them", file=sys.stderr)
 
 
+def _ids(word: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in word.split(","))
+
+
+def _sequences(word: str) -> tuple[tuple[int, ...], ...]:
+    return tuple(_ids(part.replace("+", ",")) for part in word.split(","))
+
+
+def _decay(word: str) -> tuple[int, float]:
+    start, factor = word.split(",")
+    return int(start), float(factor)
+
+
+def _flag(word: str) -> bool:
+    if word.lower() not in ("true", "false"):
+        raise ValueError(word)
+    return word.lower() == "true"
+
+
 DECODING = {
     "max_new": (int, "new tokens, at most"),
     "temperature": (float, "below 1 safer, above 1 wilder, 0 always the likeliest token"),
@@ -116,6 +135,26 @@ DECODING = {
     "length_penalty": (float, "of a beam search: above 0 favours long outputs"),
     "early_stopping": (str, "when a beam search ends: unlikely, full or impossible"),
     "seed": (int, "seed of the draws"),
+    "max_length": (int, "tokens of prompt and output together, at most, in the place of max_new"),
+    "min_new": (int, "new tokens before the end token may come"),
+    "min_length": (int, "the same, counted with the prompt"),
+    "eos_token_ids": (_ids, "tokens that end an output, such as 2,7; by default the tokenizer's end token"),
+    "typical_p": (float, "draw among the tokens of typical surprise that together have this probability"),
+    "epsilon_cutoff": (float, "draw among tokens at least this likely"),
+    "eta_cutoff": (float, "the same, lower where the model is unsure"),
+    "encoder_repetition_penalty": (float, "above 1 strengthens tokens of the prompt"),
+    "no_repeat_ngram_size": (int, "no stretch of so many tokens comes twice"),
+    "encoder_no_repeat_ngram_size": (int, "no stretch of so many tokens of the prompt comes in the output"),
+    "bad_words_ids": (_sequences, "sequences of tokens that never come, such as 5,6+7: 5, and 6 followed by 7"),
+    "suppress_tokens": (_ids, "tokens that never come, such as 5,6"),
+    "begin_suppress_tokens": (_ids, "tokens that never come first"),
+    "forced_bos_token_id": (int, "the token that comes first, after a start token or a prompt of one token"),
+    "forced_eos_token_ids": (_ids, "tokens of which one comes last at the limit"),
+    "exponential_decay_length_penalty": (
+        _decay,
+        "new tokens after which the end token becomes likelier, and the factor",
+    ),
+    "renormalize_logits": (_flag, "true: scores of a beam search are log-probabilities after all these changes"),
 }
 """How a model that writes does so: the fields of `Decoding`, which imports jax."""
 

@@ -35,10 +35,9 @@ class Objective(Protocol):
     """What an experiment asks of its objective, such as `MaskedLM`.
 
     One of a model that writes has more: `decoding` says how it does, `stream(model, params, tokenizer, text)` gives
-    what it writes in pieces, `log_likelihoods(model, params, tokenizer, texts, continuations)` scores given texts, and
-    `text_scores(model, params, tokenizer, batch, means)` gives further means of a held-out batch, of what the model
-    writes for it, given what has been merged so far. One that answers of whole documents, of which rows are parts, has
-    `document_scores(model, params, tokenizer, task, documents)`, which gives further means of the held-out documents.
+    what it writes in pieces, and `log_likelihoods(model, params, tokenizer, texts, continuations)` scores given texts.
+    One that is scored on whole documents has `document_scores(model, params, tokenizer, task, documents)`, which gives
+    further means of the held-out documents, perhaps none; it raises InputError where the task has nothing to compare.
     """
 
     @property

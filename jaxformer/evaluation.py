@@ -4,7 +4,6 @@ import contextlib
 from collections.abc import Callable, Iterator
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
@@ -30,9 +29,9 @@ class Evaluator:
         self._step = jax.jit(lambda params, batch: objective(model, params, batch))
 
     def check(self) -> None:
-        """Raises InputError where the held-out data gives no batch, or `checkpoint.best` is none of the metrics."""
+        """Raises InputError where the held-out data gives no batch, or has not what the metrics need."""
         with contextlib.closing(self._batches()) as batches:
-            self._check_best(next(batches))
+            self._check_metrics(next(batches))
 
     def __call__(self, params, stopped: Callable[[], bool] = lambda: False) -> dict[str, float] | None:
         """The metrics by name, exact over all held-out documents; None if `stopped` turned true on the way.
@@ -45,10 +44,10 @@ class Evaluator:
         with jax.set_mesh(self._mesh), phase("evaluating") as show:
             for number, batch in enumerate(self._batches(), 1):
                 total = metrics.merge([total, self._step(params, batch)])
-                total = metrics.merge([total, self._text_scores(params, batch, total)])
                 show(f"batch {number:,}")
                 if stopped():
                     return None
+            show("documents")
             total |= self._document_scores(params)
         return self._experiment.objective.report(total)
 
@@ -62,24 +61,14 @@ class Evaluator:
         documents = [] if none else data.validation.open()
         return document_scores(self._experiment.model, params, self._tokenizer, data.task, documents)
 
-    def _text_scores(
-        self, params, batch: dict[str, jax.Array], total: dict[str, metrics.Mean]
-    ) -> dict[str, metrics.Mean]:
-        """What the objective makes of the texts that it writes; nothing in several processes, each with its part."""
-        text_scores = getattr(self._experiment.objective, "text_scores", None)
-        if text_scores is None or jax.process_count() > 1:
-            return {}
-        return text_scores(self._experiment.model, params, self._tokenizer, jax.device_get(batch), total)
-
-    def _check_best(self, batch: dict[str, jax.Array]) -> None:
+    def _check_metrics(self, batch: dict[str, jax.Array]) -> None:
+        of_documents = self._document_scores(None, none=True)
         best = self._experiment.checkpoint.best
         if best is None:
             return
         params = abstract_params(self._experiment, self._mesh)
         means = jax.tree.map(lambda leaf: np.zeros(leaf.shape), jax.eval_shape(self._step, params, batch))
-        means |= self._text_scores(params, jax.tree.map(jnp.zeros_like, batch), {})  # A batch without examples.
-        means |= self._document_scores(params, none=True)
-        known = self._experiment.objective.report(means)
+        known = self._experiment.objective.report(means | of_documents)
         if best not in known:
             raise InputError(f"checkpoint.best={best}: no such metric; expected one of {', '.join(sorted(known))}")
 

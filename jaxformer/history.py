@@ -6,11 +6,13 @@ import os
 from pathlib import Path
 from typing import Any
 
+from jaxformer import strict_json
+
 METRICS = "metrics.jsonl"
 
 
 def read_history(path: Path, last: float = math.inf, rewrite: bool = False) -> list[dict[str, Any]]:
-    """Reads the lines of a file of metrics, without a last one that was cut short.
+    """Reads the lines of a file of metrics, without a last one that was cut short; null is read as NaN.
 
     Args:
       path: the file; no lines where it is missing.
@@ -30,4 +32,4 @@ def read_history(path: Path, last: float = math.inf, rewrite: bool = False) -> l
         temporary = path.with_suffix(".tmp")
         temporary.write_text("".join(kept), encoding="utf-8")
         os.replace(temporary, path)
-    return [json.loads(line) for line in kept]
+    return [strict_json.numbers(json.loads(line)) for line in kept]

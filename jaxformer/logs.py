@@ -1,7 +1,6 @@
 """What a run reports: lines and a bar in the terminal, `metrics.jsonl`, TensorBoard."""
 
 import contextlib
-import json
 import sys
 import time
 from collections.abc import Mapping
@@ -10,7 +9,7 @@ from pathlib import Path
 import jax
 from rich.table import Table
 
-from jaxformer import metrics, progress
+from jaxformer import metrics, progress, strict_json
 from jaxformer.config import Experiment
 from jaxformer.history import METRICS, read_history
 from jaxformer.next_command import next_command, program
@@ -138,7 +137,7 @@ class Logs:
         if not self._writes:
             return
         numbers = {name: float(value) for name, value in values.items()}
-        self._lines.write(json.dumps({"step": step, "split": split, **numbers}) + "\n")
+        self._lines.write(strict_json.dumps({"step": step, "split": split, **numbers}) + "\n")
         for name, value in numbers.items():
             self._board.add_scalar(f"{split}/{name}", value, step)
         width = len(str(self._steps))

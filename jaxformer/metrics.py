@@ -28,12 +28,75 @@ class Mean:
         """The mean; 0 where nothing was weighed."""
         return self.sum / (self.weight + (self.weight == 0))
 
+    def double(self) -> "Mean":
+        """The same as NumPy float64."""
+        return Mean(np.asarray(self.sum, np.float64), float(self.weight))
 
-def merge(parts: Iterable[Mapping[str, Mean]]) -> dict[str, Mean]:
+    def merged(self, other: "Mean") -> "Mean":
+        """The mean of both together; both in `double`."""
+        return Mean(self.sum + other.sum, self.weight + other.weight)
+
+
+@flax.struct.dataclass
+class Covariance:
+    """Weighted covariances of k values, kept about a point near their means.
+
+    Sums of plain squares lose all digits where values are large beside their spread. Two of these merge as Chan et al.
+    (1983) merge variances.
+    """
+
+    weight: jax.Array
+    """Σ weight, a scalar."""
+    center: jax.Array
+    """[k]: a point among the values, near their means."""
+    sums: jax.Array
+    """[k]: Σ weight · (value − center)."""
+    products: jax.Array
+    """[k, k]: Σ weight · (value − center)(value − center)ᵀ."""
+
+    @classmethod
+    def of(cls, values: jax.Array, weights: jax.Array) -> "Covariance":
+        """The covariances of `values` [n, k] with `weights` [n], in float32."""
+        values, weights = values.astype(jnp.float32), weights.astype(jnp.float32)[:, None]
+        total, real = weights.sum(), weights > 0
+        least = jnp.where(real, values, jnp.inf).min(0)
+        most = jnp.where(real, values, -jnp.inf).max(0)
+        # Sums of large values would be rounded, and the mean of equal values could differ from them.
+        apart = jnp.where(real, values - least, 0.0)
+        center = jnp.where(total > 0, jnp.minimum(least + (apart * weights).sum(0) / total, most), 0.0)
+        apart = jnp.where(real, values - center, 0.0)
+        return cls(total, center, (apart * weights).sum(0), jnp.matmul((apart * weights).T, apart, precision="highest"))
+
+    def double(self) -> "Covariance":
+        """The same as NumPy float64, about the means."""
+        weight, center, sums, products = (
+            np.asarray(part, np.float64) for part in (self.weight, self.center, self.sums, self.products)
+        )
+        if not weight:
+            return Covariance(weight, np.zeros_like(center), np.zeros_like(sums), np.zeros_like(products))
+        products = products - np.outer(sums, sums) / weight
+        return Covariance(weight, center + sums / weight, np.zeros_like(sums), products)
+
+    def merged(self, other: "Covariance") -> "Covariance":
+        """The covariances of both together; both in `double`."""
+        weight = self.weight + other.weight
+        share = other.weight / (weight + (weight == 0))
+        apart = other.center - self.center
+        products = self.products + other.products + np.outer(apart, apart) * self.weight * share
+        return Covariance(weight, self.center + share * apart, self.sums, products)
+
+    @property
+    def correlation(self) -> float:
+        """Pearson's correlation of the first two values; 0 where one of them does not vary."""
+        (x, product), (_, y) = self.double().products[:2, :2]
+        return float(np.clip(product / np.sqrt(x * y), -1, 1)) if min(x, y) > 0 else 0.0
+
+
+def merge(parts: Iterable[Mapping[str, Mean | Covariance]]) -> dict[str, Mean | Covariance]:
     """The means of all parts together, name by name, as NumPy float64; one transfer from the device for all."""
-    merged: dict[str, Mean] = {}
+    merged: dict[str, Mean | Covariance] = {}
     for part in jax.device_get(list(parts)):
         for name, mean in part.items():
-            total = merged.get(name, Mean(0.0, 0.0))
-            merged[name] = Mean(total.sum + np.asarray(mean.sum, np.float64), total.weight + float(mean.weight))
+            mean = mean.double()
+            merged[name] = merged[name].merged(mean) if name in merged else mean
     return merged

@@ -1,6 +1,7 @@
 """What a run writes down, and what remains of it after a kill."""
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -138,3 +139,16 @@ def test_tensorboard_is_imported_without_torch_which_can_be_imported_later():
         "import sys; from jaxformer import logs; logs._tensorboard(); assert 'torch' not in sys.modules; import torch"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_numbers_that_are_not_finite_are_null_in_the_file_and_nan_when_they_are_read(tmp_path):
+    with Logs(tmp_path, 9, 0, quiet=True) as logs:
+        logs.write(1, "validation", {"loss": float("nan"), "perplexity": float("inf"), "accuracy": 0.5})
+
+    def refuse(name):
+        raise AssertionError(f"{name} is not JSON")
+
+    line = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=refuse)
+    assert line == {"step": 1, "split": "validation", "loss": None, "perplexity": None, "accuracy": 0.5}
+    with Logs(tmp_path, 9, 1, quiet=True) as logs:
+        assert math.isnan(logs.results["loss"]) and logs.results["accuracy"] == 0.5

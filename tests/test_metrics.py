@@ -3,10 +3,11 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxformer.metrics import Mean, merge
+from jaxformer.metrics import Covariance, Mean, merge
 
 
 def test_the_mean_is_weighted_and_in_float32():
@@ -61,3 +62,35 @@ def test_parts_may_have_different_names_and_arrays():
 
 def test_merging_nothing_is_nothing():
     assert merge([]) == {}
+
+
+@pytest.mark.parametrize("offset, spread", [(0, 1), (1e5, 3), (-3e6, 40), (1e-6, 1e-9)])
+@pytest.mark.parametrize("parts", [1, 7, 400])
+def test_correlations_of_values_far_from_zero_are_those_of_scipy(offset, spread, parts):
+    """However the values are divided, some parts having one value or none."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(0, 1, 10_000)
+    values = np.stack([x, 0.3 * x + rng.normal(0, 1, 10_000)], -1) * spread + offset
+    values = values.astype(np.float32)
+    weights = (rng.random(10_000) < 0.9).astype(np.float32)
+    if parts == 400:
+        weights[: 10_000 // 400] = 0
+    pairs = zip(np.array_split(values, parts), np.array_split(weights, parts), strict=True)
+    found = merge([{"a": Covariance.of(jnp.array(some), jnp.array(weight))} for some, weight in pairs])["a"]
+    kept = values[weights > 0].astype(np.float64)
+    assert found.correlation == pytest.approx(scipy.stats.pearsonr(*kept.T).statistic, abs=1e-5)
+    assert found.weight == len(kept)
+    np.testing.assert_allclose(found.center, kept.mean(0), rtol=0, atol=1e-5 * spread)
+    np.testing.assert_allclose(found.products / len(kept), np.cov(kept.T, bias=True), rtol=1e-4)
+    assert (
+        merge([{"a": found}, {"a": Covariance.of(jnp.zeros((3, 2)), jnp.zeros(3))}])["a"].correlation
+        == found.correlation
+    )
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, 12345.678, -1e5])
+def test_values_that_do_not_vary_have_no_correlation(value):
+    constant = np.stack([np.full(999, value), np.arange(999)], -1).astype(np.float32)
+    merged = merge([{"a": Covariance.of(jnp.array(part), jnp.ones(len(part)))} for part in np.array_split(constant, 5)])
+    assert merged["a"].correlation == 0
+    assert Covariance.of(jnp.zeros((4, 2)), jnp.zeros(4)).correlation == 0

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxformer.data import files, layouts
 from jaxformer.data.layouts import Document
-from jaxformer.data.tasks import Example, Feature, Task
+from jaxformer.data.tasks import Example, Feature, Task, Written
 from jaxformer.data.tokenizers import Tokenizer
 
 
@@ -201,21 +201,33 @@ class TextToText(Task):
     ) -> list[Example]:
         if not len(document.inputs) or not len(document.targets):
             return []
-        inputs, targets, whole = self._cut(document, tokenizer)
-        if self.too_long == "drop" and not whole:
+        inputs, targets, *cut = self._cut(document, tokenizer)
+        if self.too_long == "drop" and any(cut):
             return []
         return [layouts.pair_example(inputs, targets, tokenizer, encoder=self.input_length is not None)]
 
-    def _cut(self, pair: Pair, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray, bool]:
-        """Inputs and targets, each with its end token, as long as there is room, and whether there is for all."""
+    @property
+    def writes(self) -> bool:
+        return True
+
+    def written(self, example: Mapping[str, Any], tokenizer: Tokenizer) -> Written | None:
+        pair = self.encode(example, tokenizer)
+        if not len(pair.inputs) or not len(pair.targets):
+            return None
+        inputs, _, *cut = self._cut(pair, tokenizer)
+        text, reference = self.read(example)
+        return Written(self.prefix + text, reference, inputs, *cut)
+
+    def _cut(self, pair: Pair, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray, bool, bool]:
+        """Inputs and targets, each with its end token, as long as there is room, and whether either was cut."""
         if self.input_length is not None:
             inputs, whole = layouts.encoder_inputs(pair.inputs, tokenizer, self.input_length)
             targets = layouts.ended(pair.targets, tokenizer, self.length)
-            return inputs, targets, whole and len(targets) > len(pair.targets)
+            return inputs, targets, not whole, len(targets) <= len(pair.targets)
         # The last token is only a target. The inputs are cut first, to no less than a token and their end.
         targets = layouts.ended(pair.targets, tokenizer, self.length - 1)
         inputs = layouts.ended(pair.inputs, tokenizer, self.length + 1 - len(targets))
-        return inputs, targets, len(inputs) > len(pair.inputs) and len(targets) > len(pair.targets)
+        return inputs, targets, len(inputs) <= len(pair.inputs), len(targets) <= len(pair.targets)
 
 
 def overlapping(ids: np.ndarray, length: int) -> list[np.ndarray]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxformer.data.denoising_tasks import UL2, SpanCorruption
 from jaxformer.data.language_tasks import PrefixLM, TextToText
-from jaxformer.data.tasks import Example, Feature, Task
+from jaxformer.data.tasks import Example, Feature, Task, Written
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import InputError
 
@@ -74,6 +74,14 @@ class MultiTask(Task):
     def encode(self, example: dict[str, Any], tokenizer: Tokenizer) -> Routed:
         task = self._task_of(example)
         return Routed(task, task.encode(example, tokenizer))
+
+    @property
+    def writes(self) -> bool:
+        return True
+
+    def written(self, example: Mapping[str, Any], tokenizer: Tokenizer) -> Written | None:
+        task = self._task_of(example)
+        return task.written(example, tokenizer) if task.writes else None
 
     def _task_of(self, example: Mapping[str, Any]) -> Task:
         columns = self.text_to_text.inputs, self.text_to_text.targets

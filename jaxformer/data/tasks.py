@@ -38,6 +38,22 @@ class Feature:
     """Shape of an entry: an image's entries are its rows, so that one image fills a row of the batch."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """What is to be written after reading something."""
+
+    inputs: str
+    """The text to read, with the task's prefix."""
+    reference: str
+    """The text to write, as the source has it."""
+    tokens: np.ndarray
+    """int32 [n]: the inputs as a row has them."""
+    cut_inputs: bool
+    """Whether the inputs have more tokens than a row."""
+    cut_references: bool
+    """Whether the reference has more tokens than a row."""
+
+
 class Sentences(Sequence):
     """The sentences of a document, int32 [n] each, encoded when first asked for."""
 
@@ -128,6 +144,15 @@ class Task(abc.ABC):
             InputError: the example is not one of this task.
         """
         return ()
+
+    @property
+    def writes(self) -> bool:
+        """Whether documents have a text that a model is to write, and that `written` gives."""
+        return False
+
+    def written(self, example: Mapping[str, Any], tokenizer: Tokenizer) -> Written | None:
+        """What is to be written for an example of a source; None where it has no such text."""
+        return None
 
     @abc.abstractmethod
     def encode(self, example: dict[str, Any], tokenizer: Tokenizer) -> Any:

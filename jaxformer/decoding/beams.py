@@ -8,8 +8,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from jaxformer.decoding import steps
-from jaxformer.decoding.choosing import NEVER, weaken
+from jaxformer.decoding import rules, steps
+from jaxformer.decoding.choosing import NEVER
 from jaxformer.decoding.loops import first_seen
 from jaxformer.decoding.settings import Decoding
 from jaxformer.decoding.steps import Prompts
@@ -73,7 +73,7 @@ def search(model: nn.Module, decoding: Decoding, params: Any, prompts: Prompts, 
         # All are the same at first: only one of them counts.
         live=live.replace(scores=live.scores.at[:, 0].set(0)),
         ended=live,
-        open=prompts.limits > 0,
+        open=prompts.rules.limits > 0,
         positions=repeat(ahead.positions),
         cache=jax.tree.map(lambda array: repeat(array) if array.ndim else array, ahead.cache),
         seen=None if seen is None else jnp.repeat(seen[:, None], beams, axis=1),
@@ -93,16 +93,16 @@ def _extend(state: Search, logits: jax.Array, decoding: Decoding, prompts: Promp
     """Each live hypothesis with each next token; the best of all of them go on, or end."""
     rows, beams = state.live.scores.shape
     count = state.count + 1
-    scores = jax.nn.log_softmax(logits).reshape(rows, beams, -1)
-    scores = weaken(scores, state.seen, decoding.repetition_penalty)
+    scores = _scores(state, logits, decoding, prompts).reshape(rows, beams, -1)
     vocab = scores.shape[-1]
-    # Twice as many as go on: at most one extension of each ends.
-    totals, index = jax.lax.top_k((state.live.scores[..., None] + scores).reshape(rows, -1), 2 * beams)
+    # As many extensions of each hypothesis may end as there are end tokens; one more goes on.
+    kept = min(max(2, 1 + prompts.rules.ends.size), vocab) * beams
+    totals, index = jax.lax.top_k((state.live.scores[..., None] + scores).reshape(rows, -1), kept)
     parents, tokens = index // vocab, index % vocab
     extended = state.live.tokens[jnp.arange(rows)[:, None], parents]
     extended = jax.lax.dynamic_update_slice_in_dim(extended, tokens[..., None], state.count, axis=2)
     extended = Hypotheses(totals, extended, jnp.full_like(parents, count))
-    ends = (tokens == prompts.end) | (count >= prompts.limits)[:, None]
+    ends = prompts.rules.is_end(tokens) | (count >= prompts.rules.limits)[:, None]
     ended = _with_ended(state, extended, ends, count, decoding)
     live, chosen = extended.best(jnp.where(ends, NEVER, totals), beams)
     parents = jnp.take_along_axis(parents, chosen, axis=1)
@@ -119,10 +119,20 @@ def _extend(state: Search, logits: jax.Array, decoding: Decoding, prompts: Promp
     )
 
 
+def _scores(state: Search, logits: jax.Array, decoding: Decoding, prompts: Prompts) -> jax.Array:
+    """The log-probabilities of each hypothesis' next tokens under the rules, [b·k, v]."""
+    beams = decoding.beams
+    scores = jax.nn.log_softmax(prompts.rules.only_pieces(logits))
+    seen = None if state.seen is None else state.seen.reshape(scores.shape)
+    output = state.live.tokens.reshape(len(scores), -1)
+    scores = rules.apply(scores, seen, output, state.count, prompts.rules.repeated(beams), decoding)
+    return jax.nn.log_softmax(scores) if decoding.renormalize_logits else scores
+
+
 def _with_ended(state: Search, extended: Hypotheses, ends: jax.Array, count, decoding: Decoding) -> Hypotheses:
     """The best of the hypotheses that had ended and those that end now, if they are among the first `beams`."""
     beams = decoding.beams
-    now = ends & (jnp.arange(2 * beams) < beams) & state.open[:, None]
+    now = ends & (jnp.arange(ends.shape[1]) < beams) & state.open[:, None]
     scores = jnp.where(now, extended.scores / count.astype(jnp.float32) ** decoding.length_penalty, NEVER)
     merged = jax.tree.map(lambda *both: jnp.concatenate(both, axis=1), state.ended, extended.replace(scores=scores))
     return merged.best(merged.scores, beams)[0]
@@ -135,7 +145,7 @@ def _may_improve(live: Hypotheses, ended: Hypotheses, count, decoding: Decoding,
     if decoding.early_stopping == "full":
         return (worst == NEVER) & (live.scores[:, 0] > NEVER)
     if decoding.early_stopping == "impossible" and decoding.length_penalty > 0:
-        lengths = prompts.limits
+        lengths = prompts.rules.limits
     return live.scores[:, 0] / jnp.asarray(lengths, jnp.float32) ** decoding.length_penalty > worst
 
 

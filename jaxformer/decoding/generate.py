@@ -8,8 +8,9 @@ import jax
 import numpy as np
 
 from jaxformer.decoding import beams, loops, steps
+from jaxformer.decoding.rules import NO_TOKEN, Rules
 from jaxformer.decoding.settings import Decoding
-from jaxformer.decoding.steps import NO_TOKEN, Prompts
+from jaxformer.decoding.steps import Prompts
 from jaxformer.errors import InputError
 
 ROWS = 32
@@ -26,6 +27,7 @@ def generate(
     end: int | None = None,
     start: int | None = None,
     prefix: bool = False,
+    pieces: int | None = None,
 ) -> list[np.ndarray]:
     """The new tokens for each prompt: a `Gpt` goes on with it, an `EncoderDecoder` answers it.
 
@@ -38,9 +40,10 @@ def generate(
       params: its parameters.
       prompts: ids of each.
       decoding: how to choose.
-      end: the token that ends an output.
+      end: the token that ends an output, where `decoding` names none.
       start: the token that begins an answer, for an `EncoderDecoder`.
       prefix: whether the tokens of a prompt see each other both ways, for a `Gpt` that is a prefix language model.
+      pieces: the tokenizer's size; ids from there on are never chosen.
 
     Returns:
       int32 [n] for each prompt, with the end token where it came.
@@ -49,21 +52,23 @@ def generate(
       InputError: a prompt is empty, longer than the model's positions or has a token outside of the vocabulary.
     """
     prompts = [checked(prompt, model) for prompt in prompts]
-    check_specials(model, end, start)
+    check_specials(model, end, start, decoding)
     if not prompts:
         return []
     params = steps.ready(model, params)
-    key, room = jax.random.key(decoding.seed), bucket(decoding.max_new)
+    key = jax.random.key(decoding.seed)
     outputs: list[np.ndarray | None] = [None] * len(prompts)
     for number, indices in enumerate(by_length(prompts)):
-        batch = _batch(model, [prompts[index] for index in indices], decoding, end, start, prefix)
+        batch = _batch(model, [prompts[index] for index in indices], decoding, end, start, prefix, pieces)
+        most = int(batch.rules.limits.max())
+        room = bucket(decoding.max_new or most)
         if decoding.beams > 1:
-            best = jax.device_get(beams.search(model, _static(decoding), params, batch, room))
+            best = jax.device_get(beams.search(model, _static(decoding, batch), params, batch, room))
             tokens, lengths = best.tokens[:, 0], best.lengths[:, 0]
         else:
-            arguments = model, _static(decoding), params
+            arguments = model, _static(decoding, batch), params
             progress = loops.begin(*arguments, batch, room, jax.random.fold_in(key, number))
-            progress = loops.advance(*arguments, progress, decoding.max_new)
+            progress = loops.advance(*arguments, progress, most)
             tokens, lengths = jax.device_get((progress.tokens, progress.lengths))
         for row, index in enumerate(indices):
             outputs[index] = tokens[row, : lengths[row]]
@@ -78,6 +83,7 @@ def stream(
     end: int | None = None,
     start: int | None = None,
     prefix: bool = False,
+    pieces: int | None = None,
 ) -> Iterator[np.ndarray]:
     """The tokens of `generate` for one prompt, a few at a time, as they come.
 
@@ -87,18 +93,19 @@ def stream(
     if decoding.beams > 1:
         raise InputError(f"decoding.beams={decoding.beams}: a beam search cannot be streamed; expected 1")
     prompt = checked(prompt, model)
-    check_specials(model, end, start)
-    arguments = model, _static(decoding), steps.ready(model, params)
-    batch = _batch(model, [prompt], decoding, end, start, prefix)
+    check_specials(model, end, start, decoding)
+    batch = _batch(model, [prompt], decoding, end, start, prefix, pieces)
+    arguments = model, _static(decoding, batch), steps.ready(model, params)
+    most = int(batch.rules.limits.max())
     key = jax.random.fold_in(jax.random.key(decoding.seed), 0)
-    progress, shown = loops.begin(*arguments, batch, bucket(decoding.max_new), key), 0
+    progress, shown = loops.begin(*arguments, batch, bucket(decoding.max_new or most), key), 0
     while True:
         tokens, lengths, ended = jax.device_get((progress.tokens, progress.lengths, progress.ended))
         yield tokens[0, shown : lengths[0]]
         shown = int(lengths[0])
         if ended[0]:
             return
-        progress = loops.advance(*arguments, progress, min(shown + CHUNK, decoding.max_new))
+        progress = loops.advance(*arguments, progress, min(shown + CHUNK, most))
 
 
 def bucket(length: int) -> int:
@@ -132,12 +139,17 @@ def checked(prompt: Sequence[int], model: nn.Module, name: str = "prompt") -> np
     return tokens
 
 
-def check_specials(model: nn.Module, end: int | None = None, start: int | None = None) -> None:
-    """Raises InputError where a start token is missing, or one of the two is outside of the vocabulary."""
+def check_specials(
+    model: nn.Module, end: int | None = None, start: int | None = None, decoding: Decoding = Decoding()
+) -> None:
+    """Raises InputError where a start token is missing, or a token is outside of the vocabulary."""
     if steps.answers(model) and start is None:
         raise InputError("start=None: an encoder–decoder needs the token that begins its answers")
-    for name, token in (("end", end), ("start", start)):
-        if token is not None and not 0 <= token < model.vocab:
+    named = {"end": end, "start": start}
+    tokens = [(name, token) for name, token in named.items() if token is not None]
+    tokens += [(f"decoding.{name}", token) for name, ids in decoding.token_ids.items() for token in ids]
+    for name, token in tokens:
+        if not 0 <= token < model.vocab:
             raise InputError(f"{name}={token}: the model's vocabulary has 0 to {model.vocab - 1}")
 
 
@@ -164,15 +176,26 @@ def _batch(
     end: int | None,
     start: int | None,
     prefix: bool = False,
+    pieces: int | None = None,
 ) -> Prompts:
     tokens, segments = padded(prompts, model.positions, left=True)
     # The last token needs no position: nothing follows it.
-    used = 1 if steps.answers(model) else segments.sum(1)
-    limits = np.minimum(decoding.max_new, model.positions + 1 - used) * (np.arange(len(tokens)) < len(prompts))
-    start, end = (np.int32(NO_TOKEN if token is None else token) for token in (start, end))
-    return Prompts(tokens, segments, limits.astype(np.int32), start, end, prefix)
+    used = np.ones(1, np.int32) if steps.answers(model) else segments.sum(1)
+    most = decoding.max_new or decoding.max_length - used
+    if np.min(most) < 1:
+        raise InputError(
+            f"decoding.max_length={decoding.max_length}: leaves no new token after {np.max(used)}; expected a larger "
+            "one, or decoding.max_new"
+        )
+    limits = np.clip(most, 0, model.positions + 1 - used) * (np.arange(len(tokens)) < len(prompts))
+    ends = decoding.eos_token_ids if decoding.eos_token_ids is not None else [] if end is None else [end]
+    rules = Rules.of(decoding, prompts, limits, ends, start if steps.answers(model) else None, pieces)
+    return Prompts(tokens, segments, np.int32(NO_TOKEN if start is None else start), rules, prefix)
 
 
-def _static(decoding: Decoding) -> Decoding:
-    """What a program is compiled for: all but the seed, and how many tokens, which arrays say."""
-    return Decoding(**{**vars(decoding), "seed": 0, "max_new": 1})
+def _static(decoding: Decoding, prompts: Prompts) -> Decoding:
+    """What a program is compiled for: all but what arrays say, which are the seed, numbers of tokens and their ends."""
+    ends = [(token,) for token in prompts.rules.ends.tolist()]
+    words = tuple(word for word in decoding.bad_words_ids if word not in ends)  # An end token may always come.
+    said = {"seed": 0, "max_new": 1, "max_length": None, "min_new": 0, "min_length": 0, "eos_token_ids": None}
+    return Decoding(**{**vars(decoding), **said, "bad_words_ids": words})

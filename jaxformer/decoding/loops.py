@@ -8,8 +8,9 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from jaxformer.decoding import steps
-from jaxformer.decoding.choosing import choose, weaken
+from jaxformer.decoding import rules, steps
+from jaxformer.decoding.choosing import choose
+from jaxformer.decoding.rules import Rules
 from jaxformer.decoding.settings import Decoding
 from jaxformer.decoding.steps import Prompts
 from jaxformer.layers.transformer import Cache
@@ -35,9 +36,7 @@ class Progress:
     """Boolean [b]."""
     seen: jax.Array | None
     """Boolean [b, v]: tokens that were there before, where a penalty asks for it."""
-    limits: jax.Array
-    """As in `Prompts`."""
-    end: jax.Array
+    rules: Rules
     """As in `Prompts`."""
     key: jax.Array
     """For draws."""
@@ -56,10 +55,9 @@ def begin(model: nn.Module, decoding: Decoding, params: Any, prompts: Prompts, r
         last=zeros,
         positions=ahead.positions,
         cache=ahead.cache,
-        ended=prompts.limits == 0,
+        ended=prompts.rules.limits == 0,
         seen=first_seen(model, decoding, prompts),
-        limits=prompts.limits,
-        end=prompts.end,
+        rules=prompts.rules,
         key=key,
     )
     return _add(progress, ahead.logits, decoding)
@@ -82,7 +80,8 @@ def advance(model: nn.Module, decoding: Decoding, params: Any, progress: Progres
 def _add(progress: Progress, logits: jax.Array, decoding: Decoding) -> Progress:
     """Chooses a token more for each row."""
     key = jax.random.fold_in(progress.key, progress.count)
-    logits = weaken(logits, progress.seen, decoding.repetition_penalty)
+    logits = progress.rules.only_pieces(logits)
+    logits = rules.apply(logits, progress.seen, progress.tokens, progress.count, progress.rules, decoding)
     token = choose(logits, decoding, key)
     lengths = progress.lengths + ~progress.ended
     seen = progress.seen
@@ -93,7 +92,7 @@ def _add(progress: Progress, logits: jax.Array, decoding: Decoding) -> Progress:
         tokens=jax.lax.dynamic_update_slice_in_dim(progress.tokens, token[:, None], progress.count, axis=1),
         lengths=lengths,
         last=token,
-        ended=progress.ended | (token == progress.end) | (lengths >= progress.limits),
+        ended=progress.ended | progress.rules.is_end(token) | (lengths >= progress.rules.limits),
         seen=seen,
     )
 

@@ -13,6 +13,7 @@ import numpy as np
 from jaxformer import sharding
 from jaxformer.decoding import steps
 from jaxformer.decoding.generate import by_length, check_specials, checked, padded
+from jaxformer.decoding.rules import without_pieces
 from jaxformer.errors import InputError
 
 CHUNK = 1 << 25
@@ -28,7 +29,7 @@ class Score:
     tokens: int
     """How many there are."""
     greedy: bool
-    """Whether each is the likeliest after those before it: greedy decoding would give this continuation."""
+    """Whether each is the likeliest of the tokenizer's tokens after those before it, as greedy decoding has it."""
 
     @property
     def per_token(self) -> float:
@@ -43,6 +44,7 @@ def score(
     continuations: Sequence[Sequence[int]],
     start: int | None = None,
     prefix: bool = False,
+    pieces: int | None = None,
 ) -> list[Score]:
     """Scores each continuation after its prompt, in batches of similar lengths.
 
@@ -53,6 +55,7 @@ def score(
       continuations: ids of what follows each, as many.
       start: the token that begins an answer, for an `EncoderDecoder`.
       prefix: whether the tokens of a prompt see each other both ways, for a `Gpt` that is a prefix language model.
+      pieces: the tokenizer's size; no token from there on is the likeliest.
 
     Raises:
       InputError: a prompt or a continuation is empty, longer than the model's positions or has a token outside of the
@@ -65,7 +68,7 @@ def score(
     for indices in by_length([np.concatenate(pair) for pair in pairs]):
         some = [pairs[index] for index in indices]
         batch = _answered(model, some, start) if steps.answers(model) else _continued(model, some, prefix)
-        values, hits = jax.device_get(_score(model, params, batch))
+        values, hits = jax.device_get(_score(model, params, batch, pieces))
         for row, index in enumerate(indices):
             count = len(pairs[index][1])
             scores[index] = Score(
@@ -101,8 +104,8 @@ def _answered(model: nn.Module, pairs: Sequence[tuple[np.ndarray, np.ndarray]], 
     return {"inputs": names, "at": np.broadcast_to(np.arange(targets.shape[1]), targets.shape), "targets": targets}
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _score(model: nn.Module, params: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _score(model: nn.Module, params: Any, batch: Any, pieces: int | None = None) -> tuple[jax.Array, jax.Array]:
     """Log-probabilities, float32 [b, m], of the targets, and whether each is the likeliest token."""
     output = model.apply({"params": params}, **{k: sharding.constrain(v, "bt") for k, v in batch["inputs"].items()})
     hidden = jnp.take_along_axis(output.hidden, batch["at"][..., None], axis=1)
@@ -118,7 +121,7 @@ def _score(model: nn.Module, params: Any, batch: Any) -> tuple[jax.Array, jax.Ar
         hidden, targets = part
         logits = output.decoder.logits(hidden)
         wanted = jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
-        return wanted - jax.nn.logsumexp(logits, -1), wanted >= logits.max(-1)
+        return wanted - jax.nn.logsumexp(logits, -1), wanted >= without_pieces(logits, pieces).max(-1)
 
     both = jax.lax.map(one, (split(hidden), split(batch["targets"])))
     return jax.tree.map(lambda array: jnp.moveaxis(array, 0, 1).reshape(rows, -1)[:, :length], both)

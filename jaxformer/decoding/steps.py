@@ -13,12 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxformer import sharding
+from jaxformer.decoding.rules import Rules
 from jaxformer.layers.linear import compute_dtype
 from jaxformer.layers.transformer import Cache, Transformer, unstacked
 from jaxformer.models.encoder_decoder import EncoderDecoder
-
-NO_TOKEN = -1
-"""For a start or end token where there is none."""
 
 
 @flax.struct.dataclass
@@ -29,12 +27,10 @@ class Prompts:
     """Integers [b, t], padded on the left."""
     segments: jax.Array
     """Integers [b, t]: 1, and 0 where there is padding."""
-    limits: jax.Array
-    """Integers [b]: new tokens, at most; 0 for a row that only fills the batch."""
     start: jax.Array
     """Scalar: the token that begins an answer."""
-    end: jax.Array
-    """Scalar: the token that ends a row; no token of the vocabulary for none."""
+    rules: Rules
+    """What the new tokens must obey."""
     prefix: bool = flax.struct.field(pytree_node=False, default=False)
     """Whether the tokens of a prompt see each other both ways, where the model is a prefix language model."""
 

@@ -6,7 +6,6 @@ writes `parity.json` and `parity.html`.
 
 import dataclasses
 import importlib.util
-import json
 import math
 import os
 import platform
@@ -18,6 +17,7 @@ from typing import Any
 import flax.linen as nn
 import numpy as np
 
+from jaxformer import strict_json
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import InputError
 from jaxformer.interop import parameters
@@ -141,7 +141,7 @@ def certify(
     count = sum(int(np.prod(shape)) for shape in shapes.values())
     certificate = Certificate(architecture, count, dtype, lines, _versions())
     content = certificate.to_json()
-    (out / JSON).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (out / JSON).write_text(strict_json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     (out / HTML).write_text(page(content), encoding="utf-8")
     if wrong := [line for line in lines if not line.passed]:
         raise InputError(_refusal(wrong))

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxformer import strict_json
 from jaxformer.errors import InputError
 from jaxformer.interop.flax_msgpack import open_flax
 from jaxformer.interop.pytorch import open_pytorch
@@ -180,7 +181,8 @@ def _remove_empty(folders: Iterable[Path]) -> None:
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Writes a JSON object as Hugging Face's are: indented, in the order of names."""
-    path.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = strict_json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")
 
 
 def write_weights(path: Path, tensors: Mapping[str, tuple], arrays: Iterator, shard: int = SHARD) -> None:

@@ -33,6 +33,7 @@ from jaxformer.interop.folders import (
     read_json,
     write_json,
 )
+from jaxformer.interop.generation_config import end_tokens, generation_fields, read_decoding, start_token
 from jaxformer.interop.huggingface import Imported, Origin, export_hf, load, origin_of
 from jaxformer.interop.image_runs import image_experiment, write_preparation
 from jaxformer.interop.images import IMAGE_MODELS
@@ -64,17 +65,6 @@ ORIGIN = "origin.json"
 LEFT_OUT = "no parity certificate: it was left out"
 LENGTH = 512
 """Tokens of a row of an imported experiment, at most."""
-GENERATION = {
-    "max_new": "max_new_tokens",
-    "top_k": "top_k",
-    "top_p": "top_p",
-    "min_p": "min_p",
-    "repetition_penalty": "repetition_penalty",
-    "beams": "num_beams",
-    "length_penalty": "length_penalty",
-}
-"""transformers' names of what `Decoding` has."""
-STOPPING = {"unlikely": False, "full": True, "impossible": "never"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,10 +161,12 @@ def export_run(
             told = _compared(run, folder, folder, dtype, ours=True)
         write_card(folder, run, dtype, told)
 
-    decoding = getattr(run.objective, "decoding", None)
     settings = {"dtype": dtype, "origin": origin, "finish": finish}
     settings |= {"problem_type": getattr(run.objective, "problem_type", None)}
-    settings |= {"generation": decoding and generation_fields(decoding)}
+    if (decoding := getattr(run.objective, "decoding", None)) is not None:
+        settings |= {"generation": generation_fields(decoding) | end_tokens(decoding, run.tokenizer)}
+    if isinstance(run.objective, Seq2Seq):
+        settings |= {"start": run.objective.start_id(run.tokenizer)}
     settings |= {"beginning": getattr(run.objective, "beginning", False)}
     settings |= {"dialogue": getattr(run.objective, "template", None)}
     export_hf(run.model, run.params, run.tokenizer, out, **settings)
@@ -247,38 +239,6 @@ def read_origin(folder: Path) -> Origin | None:
         raise InputError(f"{folder / ORIGIN}: not as it was written: {error}") from error
 
 
-def generation_fields(decoding: Decoding) -> dict[str, Any]:
-    """Our settings by transformers' names."""
-    fields = {theirs: getattr(decoding, ours) for ours, theirs in GENERATION.items()}
-    fields |= {"do_sample": decoding.temperature > 0, "early_stopping": STOPPING[decoding.early_stopping]}
-    fields |= {"temperature": decoding.temperature} if decoding.temperature else {"temperature": None, "top_p": None}
-    if not decoding.temperature:
-        fields |= {"top_k": None, "min_p": None}
-    # What is at its neutral value is left out: transformers warns of settings that have no effect.
-    neutral = {"min_p": 0.0, "repetition_penalty": 1.0, "length_penalty": 1.0, "early_stopping": False}
-    return {name: value for name, value in fields.items() if value is not None and neutral.get(name, ...) != value}
-
-
-def decoding_of(fields: Mapping[str, Any], default: Decoding) -> Decoding:
-    """Our settings of a generation_config.json (or of what an old config.json says of it)."""
-    found = {ours: fields[theirs] for ours, theirs in GENERATION.items() if fields.get(theirs) is not None}
-    if not fields.get("do_sample"):
-        found = {name: value for name, value in found.items() if name not in ("top_k", "top_p", "min_p")}
-    found["temperature"] = float(fields.get("temperature") or 1.0) if fields.get("do_sample") else 0.0
-    if found.get("top_k") == 0:
-        found["top_k"] = None
-    stopping = {theirs: ours for ours, theirs in STOPPING.items()}
-    if fields.get("early_stopping") in stopping:
-        found["early_stopping"] = stopping[fields["early_stopping"]]
-    if found.get("beams", default.beams) > 1:
-        found["temperature"] = 0.0  # A beam search draws nothing here.
-    found = {name: float(value) if name in FLOATS else value for name, value in found.items()}
-    return dataclasses.replace(default, **found)
-
-
-FLOATS = ("top_p", "min_p", "repetition_penalty", "length_penalty", "temperature")
-
-
 def _objective(home: Path, folder: Folder, model: Any, tokenizer: Tokenizer) -> Objective:
     """What the architecture is for, or what sentence-transformers does with it."""
     if isinstance(model, Classifier):
@@ -289,12 +249,11 @@ def _objective(home: Path, folder: Folder, model: Any, tokenizer: Tokenizer) -> 
         if "masked_lm" in model.heads:
             return MaskedLM(next_sentence=float("next_sentence" in model.heads))
         return sentence_transformers.read(home, model, folder.path)
-    said = {**folder.config, **folder.generation}
     begins = begins_texts(tokenizer, folder.path)
     if isinstance(model, EncoderDecoder):
-        decoding = decoding_of(said, Decoding(max_new=128))
-        return Seq2Seq(decoding=decoding, start=_start(said, folder), beginning=begins)
-    return LanguageModel(decoding=decoding_of(said, Decoding()), beginning=begins)
+        decoding = read_decoding(folder, Decoding(max_new=128), tokenizer)
+        return Seq2Seq(decoding=decoding, start=start_token(folder, tokenizer), beginning=begins)
+    return LanguageModel(decoding=read_decoding(folder, Decoding(), tokenizer), beginning=begins)
 
 
 def _classifier_objective(folder: Folder, model: Classifier) -> Objective:
@@ -303,15 +262,6 @@ def _classifier_objective(folder: Folder, model: Classifier) -> Objective:
         return QuestionAnswering() if model.labels == SPAN else Tagging()
     found = read_problem_type(folder.config, model.labels, str(folder.path / CONFIG))
     return Regression() if found == REGRESSION else Classification(many=found == MANY)
-
-
-def _start(said: Mapping[str, Any], folder: Folder) -> str:
-    """The token behind which answers stand, padding or the end; InputError where it is another."""
-    names = {said.get("eos_token_id"): "end", said.get("pad_token_id"): "padding", None: "padding"}
-    start = said.get("decoder_start_token_id")
-    if start not in names:
-        raise InputError(f"{folder.path}: decoder_start_token_id={start}: expected the padding's or the end's number")
-    return names[start]
 
 
 def _experiment(folder: Path, model: Any, objective: Objective, tokenizer: Tokenizer) -> Experiment:

@@ -14,7 +14,7 @@ import numpy as np
 from jaxformer.data.dialogue_tasks import DialogueTemplate
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import InputError
-from jaxformer.interop import parameters
+from jaxformer.interop import generation_config, parameters
 from jaxformer.interop.chat_templates import chat_template, read_chat_template, write_chat_template
 from jaxformer.interop.families import family_of_config, family_of_model
 from jaxformer.interop.families.family import Family
@@ -55,7 +55,7 @@ class Origin:
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Fields of its config.json that nothing here depends on: special tokens, label names."""
     generation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Its generation_config.json."""
+    """Fields of its generation_config.json that do not say how the model generates, which `Decoding` does."""
     chat_template: Any = None
     """How its tokenizer writes dialogues: Jinja, or a list of {"name", "template"}."""
     sentence_transformers: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -115,9 +115,10 @@ def origin_of(folder: Folder) -> Origin:
     """What a folder says that is no part of the model."""
     _, architecture = family_of_config(folder.config, folder.tensors, str(folder.path / CONFIG))
     kept = {name: value for name, value in folder.config.items() if name in HARMLESS - REWRITTEN}
+    generation = {name: value for name, value in folder.generation.items() if name not in generation_config.FIELDS}
     said = folder.sentence_transformers
     similarity = {name: said[name] for name in ("similarity_fn_name",) if said.get(name) is not None}
-    return Origin(architecture, kept, folder.generation, read_chat_template(folder.path), similarity)
+    return Origin(architecture, kept, generation, read_chat_template(folder.path), similarity)
 
 
 def export_hf(
@@ -129,6 +130,7 @@ def export_hf(
     dtype: DType = "float32",
     origin: Origin | None = None,
     generation: Mapping[str, Any] | None = None,
+    start: int | None = None,
     beginning: bool = False,
     dialogue: DialogueTemplate | None = None,
     problem_type: str | None = None,
@@ -147,6 +149,7 @@ def export_hf(
       dtype: of the weights.
       origin: of an imported model, whose special tokens, chat template and names of labels are kept.
       generation: how a model that writes does so, by transformers' names.
+      start: the token that an encoder–decoder's answers follow, where it is not that of its family.
       beginning: whether the tokenizer is to begin texts with its beginning token.
       dialogue: how the model's dialogues are written, which becomes the chat template.
       problem_type: of a classifier, as transformers has it; by default, the origin's.
@@ -163,6 +166,8 @@ def export_hf(
     if tokenizer is not None:
         check_vocabulary(tokenizer, model.vocab, out)
     tokens = {} if isinstance(model, IMAGE_MODELS) else special_tokens(model, tokenizer, origin, beginning)
+    if start is not None:
+        tokens["decoder_start_token_id"] = start
     config = _config(family, described, tokens, tokenizer is not None, origin) | {"torch_dtype": dtype}
     config |= {} if problem_type is None else {"problem_type": problem_type}
     tensors, arrays = _tensors(model, params, family, config["architectures"][0], FLOATS[dtype])

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxformer.errors import InputError
+from jaxformer.interop.generation_config import FIELDS
 
 _HARMLESS = """
 architectures model_type is_encoder_decoder
@@ -13,15 +14,12 @@ output_hidden_states output_scores output_past torchscript use_bfloat16 initiali
 init_std gradient_checkpointing finetuning_task task_specific_params tokenizer_class problem_type num_labels
 id2label label2id prefix classifier_dropout classif_dropout classifier_dim vocab_file tf_legacy_loss
 pretraining_tp language model_max_length bos_token_id eos_token_id eos_token_ids pad_token_id sep_token_id
-decoder_start_token_id forced_bos_token_id forced_eos_token_id bad_words_ids begin_suppress_tokens
-suppress_tokens max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty
-temperature top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size
-encoder_no_repeat_ngram_size num_return_sequences exponential_decay_length_penalty remove_invalid_values
+decoder_start_token_id remove_invalid_values
 force_bos_token_to_be_generated save_step
 """
 HARMLESS = frozenset(_HARMLESS.split())
 """Fields that change nothing that is computed here: what made the file, what a program does with outputs, how
-parameters began, the special tokens, which are the tokenizer's, and how text is written."""
+parameters began, and the special tokens, which are the tokenizer's."""
 
 FALSE = (
     "is_decoder",
@@ -110,7 +108,11 @@ class Settings:
         for name in FALSE:
             if name not in self._read and (value := self.get(name)):
                 raise self.error(name, value, "none")
-        left = [name for name in self._values if name not in self._read | HARMLESS and self._values[name] is not None]
+        left = [
+            name
+            for name in self._values
+            if name not in self._read | HARMLESS | FIELDS and self._values[name] is not None
+        ]
         if left:
             shown = ", ".join(f"{name}={self._values[name]!r}"[:60] for name in left)
             raise InputError(f"{self.where}: fields that this family does not have here: {shown}")

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxformer.data.tokenizers import Tokenizer
+from jaxformer.decoding.rules import without_pieces
 from jaxformer.errors import InputError
 from jaxformer.models.bert import Bert
 
@@ -74,7 +75,7 @@ def demonstrate(
     batch = {name: array[:count] for name, array in batch.items()}
     logits = jax.jit(model.apply)({"params": params}, **inputs(batch)).logits
     lines = []
-    for row, guesses in enumerate(np.asarray(jnp.argmax(logits, -1))):
+    for row, guesses in enumerate(np.asarray(jnp.argmax(without_pieces(logits, tokenizer.vocab_size), -1))):
         used = batch["weights"][row] > 0
         masked = (batch["masked_positions"][row][used], batch["targets"][row][used], guesses[used])
         line, start = "", 0
@@ -109,12 +110,13 @@ def _predict(model, params, tokenizer, rows, top):
     for index, row in enumerate(rows):
         tokens[index, : len(row)] = row
         segments[index, : len(row)] = 1
-    return jax.device_get(_top(model, params, tokens, segments, min(top, model.vocab)))
+    pieces = tokenizer.vocab_size
+    return jax.device_get(_top(model, params, tokens, segments, min(top, pieces), pieces))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4))
-def _top(model, params, tokens, segments, top):
-    logits = model.apply({"params": params}, tokens, segments).logits
+@functools.partial(jax.jit, static_argnums=(0, 4, 5))
+def _top(model, params, tokens, segments, top, pieces):
+    logits = without_pieces(model.apply({"params": params}, tokens, segments).logits, pieces)
     return jax.lax.top_k(jax.nn.softmax(logits), top)
 
 

@@ -128,12 +128,12 @@ class LanguageModel:
           InputError: as `predict` does, or for a beam search.
         """
         (prompt,), shown = self.prompts(tokenizer, [text]), ""
-        pieces = stream(model, params, prompt, self.decoding, tokenizer.eos_id, prefix=self.prompt != "text")
+        settings = {"prefix": self.prompt != "text", "pieces": tokenizer.vocab_size}
         output = np.zeros(0, np.int32)
-        for piece in pieces:
+        for tokens in stream(model, params, prompt, self.decoding, tokenizer.eos_id, **settings):
             if not len(output):
                 yield text
-            output = np.append(output, piece)
+            output = np.append(output, tokens)
             written = self._written(tokenizer, prompt, output)
             # The bytes of a character may still be on their way.
             if written.startswith(shown) and not written.endswith("\N{REPLACEMENT CHARACTER}"):
@@ -155,7 +155,8 @@ class LanguageModel:
         pairs = [self._divided(tokenizer, *pair) for pair in zip(texts, continuations, strict=True)]
         room = [max(1, model.positions + 1 - len(continuation)) for _, continuation in pairs]
         prompts = [prompt[-most:] for (prompt, _), most in zip(pairs, room, strict=True)]
-        return score(model, params, prompts, [pair[1] for pair in pairs], prefix=self.prompt != "text")
+        settings = {"prefix": self.prompt != "text", "pieces": tokenizer.vocab_size}
+        return score(model, params, prompts, [pair[1] for pair in pairs], **settings)
 
     def prompts(self, tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
         """What the model reads of each text; `<extra_id_0>` and so on are sentinels.
@@ -178,7 +179,8 @@ class LanguageModel:
 
     def write(self, model: Gpt, params, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]]) -> list[np.ndarray]:
         """The tokens behind each prompt."""
-        return generate(model, params, prompts, self.decoding, tokenizer.eos_id, prefix=self.prompt != "text")
+        settings = {"prefix": self.prompt != "text", "pieces": tokenizer.vocab_size}
+        return generate(model, params, prompts, self.decoding, tokenizer.eos_id, **settings)
 
     def demonstrate(self, model: Gpt, params, tokenizer: Tokenizer, batch: Mapping[str, Any]) -> list[str]:
         """A held-out beginning, and how the model goes on."""

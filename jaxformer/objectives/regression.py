@@ -1,7 +1,6 @@
 """A number for each text or pair of texts, such as how alike the two are."""
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ from jaxformer.data.classification_tasks import Classify
 from jaxformer.data.sources import read_each
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import InputError
-from jaxformer.metrics import Mean
+from jaxformer.metrics import Covariance, Mean
 from jaxformer.models.classifier import Classifier
 from jaxformer.objectives.labelled_texts import (
     INPUTS,
@@ -70,23 +69,22 @@ class Regression:
         return {name: batch[name] for name in INPUTS if name in batch}
 
     def __call__(self, model: Classifier, params, batch: Mapping[str, jax.Array], key=None) -> dict[str, Mean]:
-        """The squared error of a batch as a weighted mean, and what Pearson's correlation is made of.
+        """The squared and the absolute error of a batch as weighted means.
 
         Args:
           model: a classifier with one label.
           params: its parameters.
           batch: the arrays of `inputs`; targets and weights float32 [b, c].
-          key: for dropout; None evaluates.
+          key: for dropout; None evaluates, and adds the covariance of predictions and targets.
         """
         rngs = None if key is None else {"dropout": key}
         logits = model.apply({"params": params}, **self.inputs(batch), train=key is not None, rngs=rngs).logits
         x, y, weights = logits[..., 0], batch["targets"], batch["weights"]
-        moments = jnp.stack([x, y, x * x, y * y, x * y]) * weights
-        return {
-            "loss": Mean.of((x - y) ** 2, weights),
-            "absolute_error": Mean.of(jnp.abs(x - y), weights),
-            "moments": Mean(moments.reshape(5, -1).sum(-1), weights.sum()),
-        }
+        means = {"loss": Mean.of((x - y) ** 2, weights), "absolute_error": Mean.of(jnp.abs(x - y), weights)}
+        if key is None:
+            pairs = jnp.stack([x.reshape(-1), y.reshape(-1)], axis=-1)
+            means["covariance"] = Covariance.of(pairs, weights.reshape(-1))
+        return means
 
     def document_scores(
         self, model: Classifier, params, tokenizer: Tokenizer, task: Classify, documents: Sequence[Mapping[str, Any]]
@@ -103,12 +101,11 @@ class Regression:
     def report(self, means: Mapping[str, Mean]) -> dict[str, float]:
         """The mean squared and the mean absolute error, and the correlations, 0 where all numbers are alike.
 
-        Spearman's is there where there are `document_scores`: in an evaluation in one process.
+        Pearson's is there in evaluations; Spearman's where there are `document_scores`, in one process.
         """
         values = {name: float(means[name].value) for name in ("loss", "absolute_error")}
-        x, y, xx, yy, xy = map(float, means["moments"].value)
-        spread = math.sqrt(max(0.0, (xx - x * x) * (yy - y * y)))
-        values["pearson"] = (xy - x * y) / spread if spread else 0.0
+        if "covariance" in means:
+            values["pearson"] = means["covariance"].correlation
         return values | {name: float(means[name].value) for name in ("spearman",) if name in means}
 
     def encode(self, model: Classifier, tokenizer: Tokenizer, texts: Sequence[Text]) -> dict[str, np.ndarray]:

@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -10,6 +9,7 @@ import jax
 import numpy as np
 
 from jaxformer import fields
+from jaxformer.data.tasks import Task, Written
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.decoding.generate import generate
 from jaxformer.decoding.scoring import Score, score
@@ -26,6 +26,8 @@ INPUTS = ("inputs", "tokens", "input_segments", "segments", "input_positions", "
 Example = tuple[np.ndarray, np.ndarray]
 """Inputs and targets, each with its end token."""
 
+CUT = ("cut_inputs", "cut_references")
+"""How many of the scored documents have more tokens of inputs, and of a reference, than the task's rows."""
 SHOWN = 3
 """Examples of a demonstration."""
 
@@ -54,11 +56,11 @@ class Seq2Seq:
     decoding: Decoding = Decoding(max_new=128, beams=4)
     """How it writes; changes nothing in training."""
     scored: int = 0
-    """Held-out examples that an evaluation answers and scores, the first ones (of each prefix); 0 for none."""
+    """Held-out documents that an evaluation answers and scores, the first ones (of each prefix); 0 for none."""
     scores: tuple[Scores, ...] = (Scores(),)
     """What they are scored by; with several prefixes, each task for itself."""
-    start: Literal["padding", "end"] = "padding"
-    """The token behind which it answers: padding, as in the rows of `TextToText`, or the end, as an imported BART."""
+    start: Literal["padding", "end", "beginning"] = "padding"
+    """The token that an answer follows: padding, as in the rows of `TextToText`, or another, as an imported BART's."""
     beginning: bool = False
     """Begin inputs with the tokenizer's beginning token, for a model that has learned from inputs that do."""
 
@@ -98,22 +100,43 @@ class Seq2Seq:
         """
         return token_means(self, model, params, batch, key)
 
-    def text_scores(
-        self, model: EncoderDecoder, params, tokenizer: Tokenizer, batch: Mapping[str, Any], means: Mapping[str, Mean]
+    def document_scores(
+        self, model: EncoderDecoder, params, tokenizer: Tokenizer, task: Task, documents: Sequence[Mapping[str, Any]]
     ) -> dict[str, Mean]:
-        """Counts for the scores of the batch's examples, as far as `scored` is not reached by the means so far.
+        """Counts for the scores of the first `scored` held-out documents of each prefix.
 
-        The references are the targets as the tokenizer decodes them.
+        References are the texts of the source itself, whole, whatever the tokenizer and the rows make of them.
+
+        Raises:
+          InputError: the task's documents have no text to write.
         """
+        if self.scored and not task.writes:
+            raise InputError(
+                f"objective.scored={self.scored}: data.task={type(task).__name__} has no text to compare answers with; "
+                "expected 0, or a task such as TextToText"
+            )
         found = {}
-        for part in self.scores if self.scored else ():
-            done = means.get(part.label + part.names[0])
-            room = self.scored - int(done.weight if done else 0)
-            starts = _starts_with(part.prefix, tokenizer)
-            examples = list(itertools.islice((pair for pair in _examples(batch) if starts(pair[0])), room))
-            outputs = self._answer(model, params, tokenizer, [inputs for inputs, _ in examples])
-            counts = text_scores(outputs, [tokenizer.decode(targets) for _, targets in examples], part.by)
+        for part, written in self._first_written(tokenizer, task, documents).items():
+            outputs = self._answer(model, params, tokenizer, [one.tokens for one in written])
+            counts = text_scores(outputs, [one.reference for one in written], part.by)
+            for name in CUT:
+                counts[name] = Mean(np.float64(sum(getattr(one, name) for one in written)), np.float64(len(written)))
             found |= {part.label + name: mean for name, mean in counts.items()}
+        return found
+
+    def _first_written(
+        self, tokenizer: Tokenizer, task: Task, documents: Sequence[Mapping[str, Any]]
+    ) -> dict[Scores, list[Written]]:
+        """The documents to score by each of the `scores`."""
+        found: dict[Scores, list[Written]] = {part: [] for part in self.scores if self.scored}
+        for number in range(len(documents)):
+            waiting = [part for part, written in found.items() if len(written) < self.scored]
+            if not waiting:
+                break
+            written = task.written(documents[number], tokenizer)
+            for part in waiting:
+                if written is not None and written.inputs.startswith(part.prefix):
+                    found[part].append(written)
         return found
 
     def report(self, means: Mapping[str, Mean]) -> dict[str, float]:
@@ -122,6 +145,8 @@ class Seq2Seq:
         for part in self.scores:
             own = {name: means[part.label + name] for name in part.names if part.label + name in means}
             found |= {part.label + name: score for name, score in scores(own).items()}
+            cut = [part.label + name for name in CUT if part.label + name in means]
+            found |= {name: float(means[name].sum) for name in cut}
         return found
 
     def encode(self, model: EncoderDecoder, tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, np.ndarray]:
@@ -159,9 +184,8 @@ class Seq2Seq:
           InputError: a text or an answer without a token, or longer than the model's positions.
         """
         inputs = self.prompts(tokenizer, texts)
-        return score(
-            model, params, inputs, [tokenizer.target.encode(answer) for answer in answers], self._first(tokenizer)
-        )
+        encoded = [tokenizer.target.encode(answer) for answer in answers]
+        return score(model, params, inputs, encoded, self.start_id(tokenizer), pieces=tokenizer.vocab_size)
 
     def prompts(self, tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
         """What the encoder reads of each text; `<extra_id_0>` and so on are sentinels.
@@ -180,11 +204,13 @@ class Seq2Seq:
         self, model: EncoderDecoder, params, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]]
     ) -> list[np.ndarray]:
         """The tokens of the answer to each prompt."""
-        return generate(model, params, prompts, self.decoding, tokenizer.eos_id, self._first(tokenizer))
+        special = {"end": tokenizer.eos_id, "start": self.start_id(tokenizer)}
+        return generate(model, params, prompts, self.decoding, **special, pieces=tokenizer.vocab_size)
 
-    def _first(self, tokenizer: Tokenizer) -> int:
-        """The token behind which an answer stands."""
-        return tokenizer.pad_id if self.start == "padding" else tokenizer.eos_id
+    def start_id(self, tokenizer: Tokenizer) -> int:
+        """The id of the token that an answer follows."""
+        names = {"padding": "pad_id", "end": "eos_id", "beginning": "bos_id"}
+        return getattr(tokenizer, names[self.start])
 
     def _in_turns(self, tokenizer: Tokenizer, examples: list[Example]) -> list[Example]:
         """The examples, the first one of each prefix and of none before the second ones, and so on."""

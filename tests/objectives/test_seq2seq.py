@@ -8,6 +8,9 @@ from rouge_score import rouge_scorer
 from small_bert import noisy_params, small_bert
 from small_writer import END, PAD, PIECES, QUIET, small_tokenizer
 
+from jaxformer.data.denoising_tasks import SpanCorruption
+from jaxformer.data.language_tasks import TextToText
+from jaxformer.data.multi_task import MultiTask
 from jaxformer.decoding.generate import generate
 from jaxformer.decoding.settings import Decoding
 from jaxformer.errors import InputError
@@ -116,25 +119,45 @@ def test_scores_that_are_merged_are_those_of_sacrebleu_on_the_whole():
     assert scores({}) == {}
 
 
-@pytest.mark.parametrize("scored", [0, 3, 5, 20])
-def test_the_first_examples_are_scored_however_they_lie(scored, tokenizer):
+DOCUMENTS = [
+    {"source": "w1  w2 w3", "target": "W1,  w2 (zebra) w3."},
+    {"source": "", "target": "w1"},
+    {"source": "w4 w5 w6 w7 w8", "target": "w9 w10 w11 w12 w13 w14 w15 the rest has no room"},
+    {"source": " ".join(["w6"] * 12), "target": "w3 w4"},
+    {"source": "w7 w8", "target": "w1 w2 w3"},
+    {"source": "w8 w9", "target": "w9 w8 w7 w6"},
+]
+TASK = TextToText(8, 6, "source", "target")
+
+
+@pytest.mark.parametrize("scored", [1, 2, 4, 20])
+def test_the_first_documents_are_scored_against_the_texts_of_the_source(scored, tokenizer):
+    """Whole texts, of which the tokenizer loses letters and spaces and the rows lose the ends."""
     model, params, objective = MODELS["t5"], PARAMS["t5"], Seq2Seq(decoding=QUICK, scored=scored)
-    examples = draw_examples(7)
-    outputs = generate(model, params, [source for source, _ in examples], QUICK, END, PAD)
-    texts = [tokenizer.decode(output) for output in outputs], [tokenizer.decode(target) for _, target in examples]
-    expected = text_scores(*(part[:scored] for part in texts))
-    for rows in ([[example] for example in examples], [examples[:2], examples[2:3], examples[3:5], examples[5:]]):
-        total = {}
-        for start in range(0, len(rows), 2):
-            batch = lay_out(rows[start : start + 2], 24, 24)
-            total = merge([total, objective.text_scores(model, params, tokenizer, batch, total)])
-        if scored:
-            assert {name: mean.sum.tolist() for name, mean in total.items()} == {
-                name: mean.sum.tolist() for name, mean in expected.items()
-            }
-            assert total["chrf"].weight == min(scored, 7)
-        else:
-            assert total == {}
+    found = objective.document_scores(model, params, tokenizer, TASK, DOCUMENTS)
+    own = [document for document in DOCUMENTS if document["source"]][:scored]
+    inputs = [np.append(tokenizer.encode(document["source"])[:7], END) for document in own]
+    outputs = [tokenizer.decode(output) for output in generate(model, params, inputs, QUICK, END, PAD)]
+    references = [document["target"] for document in own]
+    terms = dict.fromkeys(("loss", "cross_entropy", "accuracy"), Mean(1.0, 2.0))
+    report = objective.report(terms | found)
+    assert report["bleu"] == pytest.approx(sacrebleu.corpus_bleu(outputs, [references]).score)
+    assert report["chrf"] == pytest.approx(sacrebleu.corpus_chrf(outputs, [references]).score)
+    assert found["chrf"].weight == len(own)
+    assert (report["cut_inputs"], report["cut_references"]) == (scored >= 3, 1 + (scored >= 2))
+    lost = [tokenizer.decode(tokenizer.encode(text)[:5]) for text in references]
+    assert report["chrf"] != pytest.approx(sacrebleu.corpus_chrf(outputs, [lost]).score)
+
+
+def test_without_documents_to_score_there_is_nothing_or_zero(tokenizer):
+    model, params = MODELS["t5"], PARAMS["t5"]
+    assert Seq2Seq().document_scores(model, params, tokenizer, TASK, DOCUMENTS) == {}
+    found = Seq2Seq(scored=3).document_scores(model, params, tokenizer, TASK, [])
+    assert list(found) == ["bleu", "chrf", "cut_inputs", "cut_references"]
+    assert all(not mean.weight for mean in found.values())
+    message = "objective.scored=3: data.task=SpanCorruption has no text to compare answers with; expected 0, or a task"
+    with pytest.raises(InputError, match=message):
+        Seq2Seq(scored=3).document_scores(model, params, tokenizer, SpanCorruption(), [])
 
 
 def test_rouge_is_the_mean_of_rouge_score_however_it_is_merged():
@@ -159,23 +182,26 @@ def draw_tasks(tokenizer):
 
 
 @pytest.mark.parametrize("scored", [1, 2, 9])
-def test_the_first_examples_of_each_task_are_scored_for_themselves(scored, tokenizer):
+def test_the_first_documents_of_each_task_are_scored_for_themselves(scored, tokenizer):
     model, params = MODELS["t5"], PARAMS["t5"]
-    objective, examples = Seq2Seq(decoding=QUICK, scored=scored, scores=TASKS), draw_tasks(tokenizer)
-    total = {}
-    for start in range(0, 9, 3):
-        batch = lay_out([examples[start : start + 1], examples[start + 1 : start + 3]], 32, 24)
-        total = merge([total, objective.text_scores(model, params, tokenizer, batch, total)])
+    objective = Seq2Seq(decoding=QUICK, scored=scored, scores=TASKS)
+    texts = [("w1 w2: w5", "w6"), ("w3 w5 w6", "w7 w8"), ("w4 w1", "w9"), ("w1 w2: w8 w9", "w8 w7"), ("w3", "w1 w2")]
+    documents = [{"inputs": inputs, "targets": targets} for inputs, targets in texts]
+    documents.insert(1, {"text": "w1 w2: w3 w4 is a text alone"})
+    found = objective.document_scores(model, params, tokenizer, MultiTask(text_to_text=TextToText(16, 8)), documents)
     expected = {}
-    for number, part in enumerate(TASKS):
-        own = examples[number::3][:scored]
-        outputs = generate(model, params, [source for source, _ in own], QUICK, END, PAD)
-        texts = [[tokenizer.decode(ids) for ids in column] for column in (outputs, [target for _, target in own])]
-        expected |= {part.label + name: score for name, score in scores(text_scores(*texts, part.by)).items()}
-    assert list(expected) == ["w1_w2_rouge_1", "w1_w2_rouge_2", "w1_w2_rouge_l", "w3_chrf"]
+    for part, own in zip(TASKS, (texts[::3], texts[1::3]), strict=True):
+        inputs = [np.append(tokenizer.encode(source), END) for source, _ in own[:scored]]
+        outputs = [tokenizer.decode(output) for output in generate(model, params, inputs, QUICK, END, PAD)]
+        counts = text_scores(outputs, [target for _, target in own[:scored]], part.by)
+        expected |= {part.label + name: score for name, score in scores(counts).items()}
+        expected |= dict.fromkeys((f"{part.label}cut_inputs", f"{part.label}cut_references"), 0.0)
+    assert [name for name in expected if "cut" not in name] == [
+        *("w1_w2_rouge_1", "w1_w2_rouge_2", "w1_w2_rouge_l", "w3_chrf")
+    ]
     terms = dict.fromkeys(("loss", "cross_entropy", "accuracy"), Mean(1.0, 2.0))
-    assert dict(list(objective.report(terms | total).items())[5:]) == pytest.approx(expected)
-    assert total["w3_chrf"].weight == total["w1_w2_rouge_l"].weight == min(scored, 3)
+    assert dict(list(objective.report(terms | found).items())[5:]) == pytest.approx(expected)
+    assert found["w3_chrf"].weight == found["w1_w2_rouge_l"].weight == min(scored, 2)
 
 
 def test_a_demonstration_has_an_example_of_each_task(tokenizer):

@@ -1,0 +1,24 @@
+"""JSON that every reader takes: without `NaN` and `Infinity`, which the standard does not have."""
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+
+def dumps(value: Any, **options: Any) -> str:
+    """`json.dumps` with null for numbers that are not finite; options are its own."""
+    return json.dumps(_finite(value), allow_nan=False, **options)
+
+
+def numbers(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A line that `dumps` wrote, with NaN for null."""
+    return {name: math.nan if value is None else value for name, value in values.items()}
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: _finite(item) for name, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
