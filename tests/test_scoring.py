@@ -4,9 +4,11 @@ import jax
 import numpy as np
 import pytest
 import torch
-from test_decoding import MODELS, NEW, START, VOCAB, both, prompts, run, special
+from decoding_models import NEW, START, VOCAB, both, prompts, run, special
+from test_decoding import MODELS
 
 from jaxformer.decoding import scoring
+from jaxformer.decoding.generate import generate
 from jaxformer.decoding.scoring import score
 from jaxformer.decoding.settings import Decoding
 from jaxformer.errors import InputError
@@ -30,6 +32,16 @@ def test_scores_are_the_log_probabilities_of_transformers(name):
         assert found.log_probability == pytest.approx(expected, abs=1e-4)
         assert found.tokens == len(continuation)
         assert found.per_token == pytest.approx(expected / len(continuation), abs=1e-4)
+
+
+def test_ids_without_a_piece_are_not_the_likeliest():
+    """So that greedy decoding, which never takes them, gives what is said to be greedy."""
+    _, model, params = both("gpt2")
+    pieces = 30
+    some = [prompt % pieces for prompt in prompts()]
+    written = generate(model, params, some, Decoding(max_new=NEW), pieces=pieces)
+    assert all(found.greedy for found in score(model, params, some, written, pieces=pieces))
+    assert not all(found.greedy for found in score(model, params, some, written))
 
 
 def test_long_scores_are_computed_in_parts(monkeypatch):

@@ -141,7 +141,7 @@ def generation_fields(decoding: Decoding) -> dict[str, Any]:
     fields = {
         theirs: getattr(decoding, ours)
         for ours, theirs in NAMES.items()
-        if (getattr(decoding, ours) != plain[ours] or ours == "max_new") and (draws or ours not in DRAWING)
+        if (getattr(decoding, ours) != plain[ours] or ours in ("max_new", "beams")) and (draws or ours not in DRAWING)
     }
     fields |= {"do_sample": draws, "early_stopping": STOPPING[decoding.early_stopping]}
     if draws:

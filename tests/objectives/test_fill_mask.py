@@ -69,6 +69,20 @@ def test_a_texts_answer_does_not_depend_on_the_texts_beside_it(predict):
         np.testing.assert_allclose([p for _, p in one], [p for _, p in other], atol=1e-5)
 
 
+def test_ids_without_a_piece_are_never_predicted(tokenizer):
+    """Though they are the likeliest of the model's; the pieces share all of the probability."""
+    biases = np.where(np.arange(MODEL.vocab) < len(PIECES), 0.0, 50.0).astype(np.float32)
+    params = PARAMS | {"masked_lm": PARAMS["masked_lm"] | {"bias": jnp.asarray(biases)}}
+    (filled,) = fill_mask.fill_masks(MODEL, params, tokenizer, ["in the [MASK]"], top=99)
+    assert len(filled.blanks[0]) == len(PIECES)
+    assert sum(probability for _, probability in filled.blanks[0]) == pytest.approx(1, abs=1e-5)
+    tokens = ids("[CLS]", "in", "[MASK]", "[SEP]")[None]
+    batch = {"tokens": tokens, "segments": np.ones_like(tokens), "masked_positions": np.array([[2]])}
+    batch |= {"targets": ids("the")[None], "weights": np.ones((1, 1), np.float32)}
+    (line,) = OBJECTIVE.demonstrate(MODEL, params, tokenizer, batch)
+    assert line.startswith("in [")
+
+
 def test_no_texts_no_answers(predict):
     assert predict([]) == []
 
