@@ -48,6 +48,7 @@ EXTRAS = {
 # Clients of exported folders, for the tests that compare with them.
 EXTRAS["sentence_transformers"] = [*EXTRAS["torch"], "sentence-transformers>=6"]
 EXTRAS["peft"] = [*EXTRAS["torch"], "peft>=0.18"]
+EXTRAS["ctranslate2"] = [*EXTRAS["torch"], "ctranslate2>=4.5"]
 EXTRAS["test"] += [*EXTRAS["torch"], *EXTRAS["onnx"]]
 
 setup(

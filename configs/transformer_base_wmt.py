@@ -34,7 +34,7 @@ STACK = Transformer(
 )
 
 experiment = Experiment(
-    model=EncoderDecoder(STACK, STACK, vocab=37_000, positions=256),
+    model=EncoderDecoder(STACK, STACK, vocab=37_000, positions=256, zero_start=True),
     objective=Seq2Seq(label_smoothing=0.1, decoding=Decoding(max_new=200, beams=4, length_penalty=0.6), scored=500),
     data=Data(
         train=Tfds("wmt14_translate/de-en", split="train"),

@@ -7,7 +7,8 @@ Measured: BLEU 14.1 and chrF 40.5 on 200 verses of held-out books, and "Und Gott
 twenty minutes on two cores at 2,700 tokens a second; 9 minutes at 5,800. An hour at 2,700, which is `--steps 4500` and
 half of that at 5,800, reaches BLEU 21.1, chrF 47.2 and "Und Gott sprach: Es sei Licht!". On all verses of those books
 BLEU is 14.3 and 14.4 after the 1,500 steps from two seeds, and that of PyTorch's MarianMTModel 14.6 and 15.0, in 1.9
-times the time (benchmarks/translation_vs_torch.py).
+times the time (benchmarks/translation_vs_torch.py). All of this was measured with `--model.zero_start False`; True
+starts the decoder from zeros, as Marian does, so that CTranslate2 converts the export.
 """
 
 from jaxformer.config import Checkpoint, Evaluation, Experiment, Log
@@ -35,7 +36,7 @@ STACK = Transformer(
 )
 
 experiment = Experiment(
-    model=EncoderDecoder(STACK, STACK, vocab=4096, positions=128),
+    model=EncoderDecoder(STACK, STACK, vocab=4096, positions=128, zero_start=True),
     objective=Seq2Seq(label_smoothing=0.1, decoding=Decoding(max_new=96, beams=4), scored=200),
     data=Data(
         train=Tfds("bible/en-de", split="train"),

@@ -22,6 +22,7 @@ from jaxformer.errors import InputError
 from jaxformer.interop import certificate as certificates
 from jaxformer.interop import sentence_transformers
 from jaxformer.interop.adapters import base_folder
+from jaxformer.interop.conventions import conventional
 from jaxformer.interop.families.classifiers import SPAN
 from jaxformer.interop.folders import (
     ADAPTER,
@@ -150,6 +151,7 @@ def export_run(
     # What only goes to files goes there array by array.
     run = run if isinstance(run, Run) else runs.open_run(run, in_memory=False)
     told, origin = LEFT_OUT, read_origin(run.folder)
+    run = run if origin else conventional(run)  # What was imported leaves as it came.
 
     def finish(folder: Path) -> None:
         nonlocal told

@@ -49,6 +49,7 @@ class Embeddings(nn.Module):
         positions: jax.Array | None = None,
         token_types: jax.Array | None = None,
         train: bool = False,
+        blank: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         """Returns the embeddings in the compute dtype, and the token table, float32 [v, d].
 
@@ -57,6 +58,7 @@ class Embeddings(nn.Module):
           positions: integers [b, t]. Default: 0, 1, 2, ...
           token_types: integers [b, t]. Default: 0.
           train: whether to drop out; needs the rng stream `dropout`.
+          blank: boolean [b, t]: where the token counts as a vector of zeros. Default: nowhere.
         """
         if self.vocab is None:
             raise InputError("model.vocab=None: a run takes the tokenizer's size; without a run, expected a number")
@@ -64,6 +66,8 @@ class Embeddings(nn.Module):
         # The lookup needs whole rows: gathering them from a table split over the width would make the compiler
         # rebuild the table for every use. The tensor axis keeps the vocabulary.
         x = sharding.constrain(jnp.take(sharding.constrain(tokens_vd, "v_"), tokens, axis=0), "btd") * self.scale
+        if blank is not None:
+            x = jnp.where(blank[..., None], 0.0, x)
         if self.added == "sinusoidal":
             places = jnp.arange(tokens.shape[1]) if positions is None else positions
             x = x + sinusoidal(places, self.width)

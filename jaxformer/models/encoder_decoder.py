@@ -63,7 +63,10 @@ class EncoderDecoder(nn.Module):
     tied: bool = True
     """Whether the head shares the token embeddings."""
     head_bias: bool = False
-    """Whether the head has a bias, as Marian's has."""
+    """Whether the head has a bias, as Marian's has: a constant of pretrained weights, which is not trained."""
+    zero_start: bool = False
+    """Whether the decoder begins from a vector of zeros instead of its start token's embedding, as Marian's does;
+    CTranslate2 takes no other encoder–decoder of this form."""
 
     def __post_init__(self):
         if self.decoder is self.encoder:
@@ -152,10 +155,12 @@ class EncoderDecoder(nn.Module):
 
     def _embed(self, tokens, positions, train: bool, side: Literal["encoder", "decoder"]):
         """What enters a stack, and the token table."""
-        del side
         if tokens.shape[1] > self.positions:
             raise ValueError(f"{tokens.shape[1]} tokens: the model has positions for {self.positions}")
-        return self.embeddings(tokens, positions, train=train)
+        blank = None
+        if side == "decoder" and self.zero_start:
+            blank = jnp.broadcast_to(jnp.arange(tokens.shape[1]) if positions is None else positions, tokens.shape) == 0
+        return self.embeddings(tokens, positions, train=train, blank=blank)
 
     def _token_size(self) -> float:
         """Standard deviation with which token embeddings begin."""
@@ -169,4 +174,5 @@ class EncoderDecoder(nn.Module):
     def _head(self, hidden: jax.Array, table: jax.Array, train: bool) -> tuple[jax.Array, Decoder]:
         """What the decoder's output is decoded from, and the map to logits."""
         table = table if self.tied else self.head
-        return self._end(hidden, train), Decoder(table, self.bias if self.head_bias else None)
+        bias = jax.lax.stop_gradient(self.bias) if self.head_bias else None
+        return self._end(hidden, train), Decoder(table, bias)
