@@ -5,13 +5,14 @@ row, which is padding, and start the decoder from zeros.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
 import numpy as np
 
 from jaxformer.checkpoints import StoredArray
+from jaxformer.decoding.settings import Decoding
 from jaxformer.interop import parameters
 from jaxformer.interop.permuted_tokenizer import permuted
 from jaxformer.models.encoder_decoder import EncoderDecoder
@@ -51,11 +52,24 @@ def _marian(run: Run) -> Run:
     constant = np.zeros(size, np.float32) if bias is None else np.array(np.asarray(bias)[order])
     constant[-1] = NEVER
     model = dataclasses.replace(run.model, head_bias=True, zero_start=False)
+    if (decoding := getattr(run.objective, "decoding", None)) is not None:
+        places = {int(old): new for new, old in enumerate(order)}
+        objective = dataclasses.replace(run.objective, decoding=_renumbered(decoding, places))
+        run = dataclasses.replace(run, experiment=dataclasses.replace(run.experiment, objective=objective))
     return _replaced(run, model, parameters.nested(changed | {"bias": constant}), permuted(run.tokenizer, order))
 
 
 TOKEN_ROWS = ("embeddings/token", "head")
 """Parameters of an encoder–decoder with a row for each token."""
+
+
+def _renumbered(decoding: Decoding, places: Mapping[int, int]) -> Decoding:
+    """The settings with the new ids of the tokens that they name."""
+
+    def moved(value: Any) -> Any:
+        return tuple(map(moved, value)) if isinstance(value, tuple) else None if value is None else places[value]
+
+    return dataclasses.replace(decoding, **{name: moved(getattr(decoding, name)) for name in decoding.token_ids})
 
 
 def _without_others(run: Run) -> Run:
