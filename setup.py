@@ -37,6 +37,8 @@ EXTRAS = {
     "onnx": ["onnx-ir>=1.0", "onnxruntime>=1.20"],
     # With an older transformers than the tests: for an environment of its own.
     "optimum": ["optimum-onnx[onnxruntime]>=0.1"],
+    # What compiles for GPUs and TPUs that are not here; jax names the versions that belong to it.
+    "plan": ["jax[cuda12,tpu]>=0.10.2"],
     "lm_eval": ["lm_eval>=0.4.9"],
     "test": [
         *("pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "ruff>=0.17,<0.18", "scikit-learn"),

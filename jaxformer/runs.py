@@ -290,8 +290,8 @@ def used_params(experiment: Experiment, params: Any, mesh: jax.sharding.Mesh) ->
     """The parameters of the model, of those of the run, on the mesh."""
     if experiment.lora is None:
         return params
-    places = jax.tree.map(lambda leaf: leaf.sharding, state.abstract_params(experiment, mesh))
-    return jax.jit(experiment.lora.merge, out_shardings=places)(params)
+    shardings = sharding.shardings_of(state.abstract_params(experiment, mesh))
+    return jax.jit(experiment.lora.merge, out_shardings=shardings)(params)
 
 
 def read_experiment(folder: Path, known: Experiment | None = None) -> Experiment:

@@ -109,6 +109,19 @@ def make_mesh(mesh: Mesh, devices: Sequence[jax.Device] | None = None) -> jax.sh
     return jax.make_mesh(shape, names, axis_types=(AxisType.Auto,) * 3, devices=devices[:used])
 
 
+def platform() -> str:
+    """The platform that the traced program is compiled for: the current mesh's (`jax.set_mesh`), else the default one.
+
+    Whatever depends on the platform asks this function rather than `jax.default_backend()`: the devices of a mesh need
+    not be those of this process, for example where a program is only compiled for them.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    if device is None:
+        return jax.default_backend()
+    kind = device.device_kind.lower()  # JAX before 0.10.2 knows no more of a device.
+    return getattr(device, "platform", "cpu" if kind == "cpu" else "tpu" if kind.startswith("tpu") else "gpu")
+
+
 def partition_spec(letters: Sequence[str], shape: Sequence[int], mesh: jax.sharding.Mesh) -> PartitionSpec:
     """The spec of an array with these axes; a dimension that its mesh axes do not divide stays whole.
 
@@ -177,15 +190,25 @@ def with_axes(init: nn.initializers.Initializer, letters: str) -> nn.initializer
     return lambda *args: Boxed(init(*args), letters)
 
 
+def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
+    """Every device has the whole array."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
 def state_shardings(abstract_state, mesh: jax.sharding.Mesh):
     """A tree of NamedSharding for a tree of (boxed) abstract arrays; what carries no axes is replicated."""
 
     def sharding(leaf):
         if is_boxed(leaf):
             return NamedSharding(mesh, partition_spec(leaf.letters, leaf.value.shape, mesh))
-        return NamedSharding(mesh, PartitionSpec())
+        return replicated(mesh)
 
     return jax.tree.map(sharding, abstract_state, is_leaf=is_boxed)
+
+
+def shardings_of(tree: Any) -> Any:
+    """The sharding of each array of a tree; the arrays may be abstract."""
+    return jax.tree.map(lambda leaf: leaf.sharding, tree)
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:

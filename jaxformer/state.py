@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from jaxformer import sharding
 from jaxformer.config import Experiment
+from jaxformer.data.lanes import empty_batch
 from jaxformer.parameter_paths import found_in, frozen_mask, join, split
 
 LORA = 1
@@ -104,10 +105,21 @@ def abstract_params(experiment: Experiment, mesh: jax.sharding.Mesh) -> Any:
     return _with_shardings(nn.unbox(boxed), sharding.state_shardings(boxed, mesh))
 
 
+def abstract_batch(experiment: Experiment, mesh: jax.sharding.Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes and shardings of a batch of the experiment's rows."""
+    rows = sharding.batch_sharding(mesh)
+    batch = jax.eval_shape(lambda: empty_batch(experiment.data.batch, experiment.data.task.row))
+    return _with_shardings(batch, dict.fromkeys(batch, rows))
+
+
 def init_state(experiment: Experiment, abstract: TrainState) -> TrainState:
     """The state before the first step, each device making its own part; the same on every mesh."""
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    return jax.jit(lambda: nn.unbox(create(experiment)), out_shardings=shardings)()
+    return jax.jit(lambda: nn.unbox(create(experiment)), out_shardings=sharding.shardings_of(abstract))()
+
+
+def copied(tree: Any) -> Any:
+    """Arrays of their own with the same values and shardings: a step may donate these and those."""
+    return jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=sharding.shardings_of(tree))(tree)
 
 
 def _with_shardings(tree: Any, shardings: Any) -> Any:

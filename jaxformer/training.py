@@ -28,7 +28,15 @@ from jaxformer.parameter_paths import join
 from jaxformer.progress import Display, display, phase
 from jaxformer.run_folder import DAMAGED
 from jaxformer.runs import Run
-from jaxformer.state import TrainState, abstract_state, init_state, model_params, trained_and_held
+from jaxformer.state import (
+    TrainState,
+    abstract_batch,
+    abstract_state,
+    copied,
+    init_state,
+    model_params,
+    trained_and_held,
+)
 from jaxformer.stopping import Stop
 
 MOST_SKIPPED = 10
@@ -122,9 +130,25 @@ def train_step(experiment: Experiment, state: TrainState, batch: dict[str, jax.A
     return after, means | {"gradient_norm": Mean(norm, jnp.ones(()))}
 
 
+def jit_step(experiment: Experiment, mesh: jax.sharding.Mesh):
+    """Jits `train_step` for a mesh: (state, batch) → (state, means), to be called or lowered under that mesh.
+
+    The state is donated, and the one returned has its shardings: without them, the compiler for GPUs replicates the
+    results of the condition around the update.
+    """
+    shardings = sharding.shardings_of(abstract_state(experiment, mesh)), sharding.replicated(mesh)
+    return jax.jit(functools.partial(train_step, experiment), donate_argnums=0, out_shardings=shardings)
+
+
+def lower_step(experiment: Experiment, mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
+    """Lowers `train_step` for a mesh, whose devices need not exist: `.compile()` compiles the step for them."""
+    with jax.set_mesh(mesh):
+        return jit_step(experiment, mesh).lower(abstract_state(experiment, mesh), abstract_batch(experiment, mesh))
+
+
 def compile_step(experiment: Experiment, mesh: jax.sharding.Mesh):
-    """`train_step` of an experiment on a mesh: (state, batch) → (state, means); the state is donated."""
-    step = jax.jit(functools.partial(train_step, experiment), donate_argnums=0)
+    """Compiles `train_step` for a mesh, at the first call: (state, batch) → (state, means); the state is donated."""
+    step = jit_step(experiment, mesh)
 
     def run(state, batch):
         with jax.set_mesh(mesh):
@@ -272,7 +296,7 @@ def restore_or_init(
     start = warm_start.start_from(experiment.init, experiment.model, params, mesh)
     params = start.params if experiment.lora is None else state.params | {"base": start.params}
     trained, _ = trained_and_held(experiment, params)
-    average = None if state.average is None else jax.tree.map(jnp.copy, trained)
+    average = None if state.average is None else copied(trained)
     return state.replace(params=params, average=average), lanes, start.told
 
 

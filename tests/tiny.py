@@ -1,6 +1,7 @@
 """A corpus, a config file and commands small enough for a test, and what a run has left, as NumPy arrays."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import subprocess
@@ -9,12 +10,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import numpy as np
 
 from jaxformer import config, runs, sharding
 from jaxformer.checkpoints import Checkpoints, replicated
 from jaxformer.data import loader
+from jaxformer.layers.transformer import Transformer
 from jaxformer.state import abstract_state
 
 ROOT = Path(__file__).parents[1]
@@ -151,3 +154,13 @@ def assert_equal(one: dict, other: dict, **tolerance: float) -> None:
 def load(file: Path, **overrides: object) -> config.Experiment:
     """The experiment of a config file with some fields set anew; `__` stands for a dot."""
     return config.load(file, {name.replace("__", "."): value for name, value in overrides.items()})
+
+
+def shallow(module: nn.Module, depth: int) -> nn.Module:
+    """The same model with stacks of so many blocks."""
+    changed = {"depth": depth} if isinstance(module, Transformer) else {}
+    for field in dataclasses.fields(module):
+        part = getattr(module, field.name, None)
+        if isinstance(part, nn.Module) and field.name != "parent":
+            changed[field.name] = shallow(part, depth)
+    return dataclasses.replace(module, **changed)

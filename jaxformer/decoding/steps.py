@@ -11,6 +11,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxformer import sharding
 from jaxformer.decoding.rules import Rules
@@ -60,7 +61,9 @@ def ready(model: nn.Module, params: Any) -> Any:
     stack: Transformer = getattr(model, name)
     if isinstance(params[name]["blocks"], tuple):
         return params
-    blocks = _apart(params[name]["blocks"], dtype=compute_dtype(stack.dtype))
+    blocks = params[name]["blocks"]
+    shardings = tuple(map(_of_one_block, jax.tree.leaves(blocks)))
+    blocks = _apart(blocks, dtype=compute_dtype(stack.dtype), shardings=shardings)
     return {**params, name: {**params[name], "blocks": blocks}}
 
 
@@ -110,9 +113,24 @@ def _laid(cache: Cache) -> Cache:
     return cache.replace(layers=layers, memory=memory)
 
 
-@functools.partial(jax.jit, static_argnames="dtype")
-def _apart(blocks: Any, dtype: jnp.dtype) -> tuple[Any, ...]:
+def _of_one_block(stack: jax.Array) -> NamedSharding | None:
+    """The sharding of one block's array of a stack; None if the stack is not on a mesh."""
+    found = getattr(stack, "sharding", None)
+    return NamedSharding(found.mesh, PartitionSpec(*found.spec[1:])) if isinstance(found, NamedSharding) else None
+
+
+@functools.partial(jax.jit, static_argnames=("dtype", "shardings"))
+def _apart(blocks: Any, dtype: jnp.dtype, shardings: tuple[NamedSharding | None, ...]) -> tuple[Any, ...]:
+    """The parameters of each block, with kernels in `dtype`; `shardings` are those of one block's leaves, in order."""
+
     def convert(path, array):  # What `Linear` does to its kernel at each call.
         return array.astype(dtype) if path[-1].key == "kernel" else array
 
-    return unstacked(jax.tree_util.tree_map_with_path(convert, blocks))
+    def lay(array, place):
+        return array if place is None else jax.lax.with_sharding_constraint(array, place)
+
+    def laid(block):
+        leaves, structure = jax.tree.flatten(block)
+        return structure.unflatten(map(lay, leaves, shardings))
+
+    return tuple(map(laid, unstacked(jax.tree_util.tree_map_with_path(convert, blocks))))

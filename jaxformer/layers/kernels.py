@@ -22,18 +22,6 @@ TILES = (512, 384, 256, 128)
 """Positions that splash attention takes at once; lengths are padded to a multiple of the last."""
 
 
-def platform() -> str:
-    """What a program that is traced now will run on: the current mesh's devices, or the default ones.
-
-    A mesh may be of devices that are not here, where a program is only compiled for them.
-    """
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    if device is None:
-        return jax.default_backend()
-    kind = device.device_kind.lower()  # JAX before 0.10.2 knows no more of a device.
-    return getattr(device, "platform", "cpu" if kind == "cpu" else "tpu" if kind.startswith("tpu") else "gpu")
-
-
 def choose(kernel: Kernel, query_bthk, key_bgsk, mask: Mask | None, biased: bool, dropped: bool) -> str:
     """How to compute this attention: `blocks`, `splash` or `cudnn`.
 
@@ -51,7 +39,7 @@ def choose(kernel: Kernel, query_bthk, key_bgsk, mask: Mask | None, biased: bool
     Raises:
       InputError: a kernel asked for by its name does not run here, or serves no such layer.
     """
-    here = platform()
+    here = sharding.platform()
     name = kernel
     if kernel == "auto":
         name = next((name for name, home in PLATFORMS.items() if home == here), "blocks")

@@ -18,9 +18,9 @@ truncated_normal = nn.initializers.truncated_normal
 
 
 def compute_dtype(dtype: DType) -> jnp.dtype:
-    """The jax dtype that `dtype` stands for on this process's default device."""
+    """The jax dtype that `dtype` stands for on the platform that the program is compiled for."""
     if dtype == "auto":
-        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        dtype = "float32" if sharding.platform() == "cpu" else "bfloat16"
     return jnp.dtype(dtype)
 
 

@@ -258,7 +258,7 @@ class Transformer(nn.Module):
             return output.hidden, output.attention
 
         # Unrolled, the compiler computes all blocks again at once, and saves no memory.
-        fast = jax.default_backend() == "cpu" and self.remat == "none"
+        fast = sharding.platform() == "cpu" and self.remat == "none"
         unroll = self.unroll or (self.depth if fast else 1)
         if self.remat != "none":
             # Outside a loop the compiler would see that something is computed twice, and keep it instead.

@@ -151,24 +151,24 @@ class TestChoice:
 
     @pytest.mark.parametrize("shape", [{"dtype": jnp.float32}, {"size": 68}, {"size": 136}], ids=str)
     def test_cudnn_takes_half_precision_and_some_sizes_of_heads(self, shape, monkeypatch):
-        monkeypatch.setattr(kernels, "platform", lambda: "gpu")
+        monkeypatch.setattr(sharding, "platform", lambda: "gpu")
         assert choose(**shape) == "blocks"
         with pytest.raises(InputError, match=r"attention\.kernel=cudnn: (expected a head_dim|it computes in bfloat16)"):
             choose("cudnn", **shape)
-        monkeypatch.setattr(kernels, "platform", lambda: "tpu")
+        monkeypatch.setattr(sharding, "platform", lambda: "tpu")
         assert choose(**shape) == "splash"
 
     def test_the_mesh_says_what_it_compiles_for(self):
         device = jax.sharding.AbstractDevice(device_kind="TPU v5 lite", num_cores=1, platform="tpu")
         mesh = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=device)
         with jax.sharding.use_abstract_mesh(mesh):
-            assert kernels.platform() == "tpu" and choose() == "splash"
-        assert kernels.platform() == "cpu"
+            assert sharding.platform() == "tpu" and choose() == "splash"
+        assert sharding.platform() == "cpu"
 
     def test_a_kernel_asked_for_in_vain_is_an_error(self, monkeypatch):
         with pytest.raises(InputError, match=r"attention\.kernel=splash: it runs on TPU, and this is CPU"):
             choose("splash")
-        monkeypatch.setattr(kernels, "platform", lambda: "tpu")
+        monkeypatch.setattr(sharding, "platform", lambda: "tpu")
         with pytest.raises(InputError, match=r"attention\.kernel=splash: it drops no weights: .*attention_dropout"):
             choose("splash", dropped=True)
         with pytest.raises(InputError, match=r"attention\.kernel=splash: it adds nothing to scores"):
@@ -208,7 +208,7 @@ def test_a_sharded_model_learns_by_splash_what_it_learns_by_blocks(monkeypatch):
         expected = gradients()
         assert not called
         original = kernels.splash
-        monkeypatch.setattr(kernels, "platform", lambda: "tpu")
+        monkeypatch.setattr(sharding, "platform", lambda: "tpu")
         monkeypatch.setattr(kernels, "splash", splash)
         actual = gradients()
     assert called

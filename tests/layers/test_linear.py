@@ -64,8 +64,11 @@ def test_bfloat16_computes_in_bfloat16_from_float32_parameters():
     assert 0 < np.abs(np.float32(y) - exact).max() < 0.05
 
 
-def test_auto_is_float32_on_cpu():
+def test_auto_is_float32_on_cpu_and_bfloat16_where_the_mesh_is_of_an_accelerator():
     assert compute_dtype("auto") == jnp.float32
+    device = jax.sharding.AbstractDevice(device_kind="NVIDIA H100", num_cores=132, platform="gpu")
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("data",), abstract_device=device)):
+        assert compute_dtype("auto") == jnp.bfloat16 and compute_dtype("float32") == jnp.float32
 
 
 def test_kernels_begin_normal_cut_at_two_deviations_by_the_inputs_size_and_biases_at_zero():

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 from small_bert import assert_trees_close, noisy_params
 from small_bert import small_transformer as small
 
@@ -111,6 +112,18 @@ def values_and_gradients(**fields):
 
 def test_scanned_equals_unrolled():
     assert_trees_close(values_and_gradients(unroll=1), values_and_gradients(unroll=2), 1e-5)
+
+
+@pytest.mark.parametrize(("platform", "unroll"), [("cpu", 2), ("gpu", 1), ("tpu", 1)])
+def test_blocks_are_unrolled_only_where_the_mesh_is_of_cpus(platform, unroll):
+    transformer = small()
+    params = jax.eval_shape(transformer.init, KEY, X)
+    device = jax.sharding.AbstractDevice(device_kind="any", num_cores=1, platform=platform)
+    axes = ("data", "fsdp", "tensor")
+    mesh = jax.sharding.AbstractMesh((1, 1, 1), axes, (AxisType.Auto,) * 3, abstract_device=device)
+    with jax.sharding.use_abstract_mesh(mesh):
+        traced = jax.make_jaxpr(transformer.apply)(params, X)
+    assert [step.params["unroll"] for step in traced.eqns if step.primitive.name == "scan"] == [unroll]
 
 
 @pytest.mark.parametrize(("remat", "unroll"), [("dots", 1), ("full", 1), ("full", 2)])
