@@ -18,7 +18,7 @@ import tiny
 from jax.experimental import topologies
 
 import jaxformer as jf
-from jaxformer import sharding, training
+from jaxformer import config, sharding, training
 from jaxformer.optimizers import Muon
 from jaxformer.sharding import Mesh
 from jaxformer.state import abstract_state
@@ -26,6 +26,8 @@ from jaxformer.state import abstract_state
 CONFIGS = sorted((tiny.ROOT / "configs").glob("*.py"))
 DEPTH = 3
 """Blocks of each stack. A model that needs only some positions of its last block runs the others in a loop: two."""
+ROWS = 64
+"""Rows of a batch, or of each micro-batch, at most: with a config's own a large model needs more devices than these."""
 TARGETS = {"8 H100": "jax_cuda12_plugin", "16 v5e": "libtpu"}
 """What to compile for, and the package that has its compiler."""
 pytestmark = pytest.mark.slow
@@ -78,6 +80,8 @@ def whole_stacks(shapes, stacks):
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda path: path.stem)
 def test_the_step(target, file, record_property):
     experiment, mesh = jf.load(file), mesh_of(target)
+    batch = min(experiment.data.batch, ROWS * experiment.optimizer.accumulate)
+    experiment = config.override(experiment, {"data.batch": batch})
     shallow, shallower = (
         dataclasses.replace(experiment, model=tiny.shallow(experiment.model, depth)) for depth in (DEPTH, DEPTH - 1)
     )
