@@ -20,7 +20,6 @@ from jaxformer.interop.onnx_graph import build
 from jaxformer.interop.onnx_programs import DECODER, ENCODER, MERGED, PAST, SINGLE, WITH_PAST, Program, apply
 from jaxformer.interop.stablehlo import portable
 from jaxformer.models.encoder_decoder import EncoderDecoder
-from jaxformer.models.gpt import Gpt
 from jaxformer.runs import Run
 
 LEAST = 256
@@ -103,7 +102,7 @@ def compared(run: Run, found: Mapping[str, Program], params: Arrays, sessions: S
     most = 0.0
     for rows in _inputs(run, found):
         expected = _expected(run, found, params, rows)
-        for outputs in _computed(run, sessions, rows):
+        for outputs in _computed(run, found, sessions, rows):
             for name, array in outputs.items():
                 where = " × ".join(map(str, rows.arrays[next(iter(rows.arrays))].shape))
                 line = certificate.compared(name, where, array, np.asarray(expected[name]), rows.mask)
@@ -171,18 +170,15 @@ def _given(program: Program, rows: Rows) -> dict[str, np.ndarray]:
     return {name: rows.arrays[parts.get(name, name)] for name in program.arguments}
 
 
-def _computed(run: Run, sessions: Sessions, rows: Rows) -> Iterator[Arrays]:
+def _computed(run: Run, found: Mapping[str, Program], sessions: Sessions, rows: Rows) -> Iterator[Arrays]:
     """What the files compute, once for each way to use them."""
     if isinstance(run.model, EncoderDecoder):
         yield _answered(sessions, (DECODER, WITH_PAST), rows)
         yield _answered(sessions, (MERGED, MERGED), rows)
-    elif isinstance(run.model, Gpt) and any(PAST in map(str, given.shape) for given in sessions[SINGLE].get_inputs()):
+    elif _has_cache(found):
         yield _continued(sessions[SINGLE], rows)
     else:
-        session = sessions[SINGLE]
-        names = [given.name for given in session.get_inputs()]
-        parts = {"input_ids": "tokens", "attention_mask": "mask", "token_type_ids": "types", "prefix_mask": "types"}
-        yield call(session, {name: rows.arrays[parts.get(name, name)] for name in names})
+        yield call(sessions[SINGLE], _given(found[SINGLE], rows))
 
 
 def call(session: onnxruntime.InferenceSession, arrays: Arrays) -> dict[str, np.ndarray]:
