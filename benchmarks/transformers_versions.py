@@ -18,7 +18,8 @@ import venv
 from pathlib import Path
 from typing import Any
 
-VERSIONS = ("4.57.*", "5.0.*", "*")
+NEWEST = "newest"
+VERSIONS = ("4.57.*", "5.0.*", NEWEST)
 TOLERANCE = 2e-5
 NEW_TOKENS = 12
 QUESTIONS, ANSWERS, RESULTS = "questions.json", "answers.json", "results.json"
@@ -196,7 +197,8 @@ def in_environment(version: str, home: Path, folder: Path) -> dict[str, Any]:
     """What transformers of a version computes, in a new virtual environment in `folder`."""
     venv.create(folder, with_pip=True)
     python = str(folder / "bin" / "python")
-    packages = ["torch==2.13.0", f"transformers=={version}", "sentencepiece", "protobuf", "pillow"]
+    wanted = "transformers" if version == NEWEST else f"transformers=={version}"
+    packages = ["torch==2.13.0", wanted, "sentencepiece", "protobuf", "pillow"]
     subprocess.run([python, "-m", "pip", "install", "-q", *packages], check=True)
     subprocess.run([python, __file__, "--read", str(home)], check=True)
     return json.loads((home / RESULTS).read_text("utf-8"))
@@ -205,7 +207,7 @@ def in_environment(version: str, home: Path, folder: Path) -> dict[str, Any]:
 def main() -> int:
     """Prints the table and a line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--versions", nargs="+", default=VERSIONS, help="such as 4.57.* for the newest of 4.57")
+    parser.add_argument("--versions", nargs="+", default=VERSIONS, help=f"such as 4.57.*, or {NEWEST}")
     parser.add_argument("--read", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.read:

@@ -32,7 +32,7 @@ from jaxformer.interop.images import IMAGE_MODELS, with_pixels, write_preprocess
 from jaxformer.interop.locations import locate
 from jaxformer.interop.settings import HARMLESS, Settings
 from jaxformer.interop.stored import FLOATS, DType
-from jaxformer.interop.table import Slot, slots
+from jaxformer.interop.table import slots
 from jaxformer.interop.tokenizers import check_vocabulary, export_tokenizer, names_beginning
 from jaxformer.models.bart import Bart
 from jaxformer.models.bert import Bert
@@ -222,7 +222,7 @@ def _tensors(
     shapes = {path: tuple(array.shape) for path, array in arrays.items()}
     if shapes != parameters.abstract(model):
         raise InputError("the parameters are not the model's: other paths or shapes")
-    own = _without_copies(slots(family.table, shapes, architecture in family.bare), arrays)
+    own = slots(family.table, shapes, architecture in family.bare)
     own.sort(key=lambda slot: np.prod(shapes[slot.paths[0]]))  # While a small one is written, a large one is read.
     constants = family.constants(model) if family.constants else {}
     computed = (array.astype(dtype) for array in constants.values())
@@ -257,16 +257,3 @@ def _generation(
     """What generation_config.json says."""
     known = {name: value for name, value in tokens.items() if value is not None}
     return {**known, **({} if origin is None else origin.generation), **(generation or {})}
-
-
-def _without_copies(slots: list[Slot], arrays: Mapping[str, Any]) -> list[Slot]:
-    """The tensors to write: a head that is the embeddings to the bit is told by its absence, as transformers does."""
-    paths = {slot.name: slot.paths[0] for slot in slots}
-
-    def is_copy(slot):
-        if slot.otherwise not in paths:
-            return False
-        one, other = (np.asarray(arrays[path]) for path in (slot.paths[0], paths[slot.otherwise]))
-        return np.array_equal(one, other)
-
-    return [slot for slot in slots if not is_copy(slot)]

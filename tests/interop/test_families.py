@@ -30,6 +30,10 @@ few = settings(
 )
 
 
+UNSCALED = ("mt5",)
+"""Families whose head may be a copy of the embeddings, though the config says that it is not tied."""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_logits_are_transformers_and_tensors_survive_the_round_trip(name, tmp_path_factory):
@@ -46,6 +50,9 @@ def test_logits_are_transformers_and_tensors_survive_the_round_trip(name, tmp_pa
             np.testing.assert_allclose(actual[what], array, atol=TOLERANCE, rtol=TOLERANCE, err_msg=what)
         export_hf(imported.model, imported.params, None, home / "ours", origin=imported.origin)
         before, after = (load_file(path / "model.safetensors") for path in (folder, home / "ours"))
+        if name in UNSCALED and "lm_head.weight" not in before:
+            # transformers 5 leaves a tied head out, and 4.57 would draw one.
+            before["lm_head.weight"] = before["shared.weight"]
         assert before.keys() == after.keys()
         assert all(before[key].tobytes() == after[key].tobytes() for key in before)
         again = auto_class(theirs).from_pretrained(home / "ours").eval()

@@ -57,6 +57,7 @@ TABLE = Table(
         ),
         *_stack("encoder"),
         *_stack("decoder"),
+        # A file of transformers 5 lacks a head that equals the embeddings. Ours has it: older versions would draw one.
         Row("head", "lm_head.weight", otherwise="shared.weight"),
     ),
     known={"decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight": "never used"},
