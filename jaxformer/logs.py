@@ -102,6 +102,8 @@ class Logs:
             if line.pop("split") != "train":
                 self.evaluated, self.results = line.pop("step"), line
                 self.history.append(line)
+        if jax.process_count() > 1:
+            self.evaluated = start  # Evaluations are interrupted, to be made up for, in one process only.
         if self._writes:
             self._lines = (folder / METRICS).open("a", encoding="utf-8", buffering=1)
             self._board = _tensorboard().SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
@@ -133,7 +135,10 @@ class Logs:
         self._display.advance(step)
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
-        """One line of `metrics.jsonl`, the same to TensorBoard, and a summary for the person watching."""
+        """Adds a line to `metrics.jsonl`, the same to TensorBoard, and prints a summary; notes an evaluation."""
+        if split != "train":
+            self.evaluated, self.results = step, values
+            self.history.append(values)
         if not self._writes:
             return
         numbers = {name: float(value) for name, value in values.items()}

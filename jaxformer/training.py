@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,29 +14,21 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxformer import config, forking, runs, sharding, warm_start
-from jaxformer.checkpoints import Checkpoints, goodness, replicated
+from jaxformer import config, forking, runs, sharding
+from jaxformer.checkpoints import Checkpoints, goodness
 from jaxformer.config import Experiment
-from jaxformer.damage import first_good
 from jaxformer.data import loader
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import InputError
 from jaxformer.evaluation import SPLIT, Evaluator
+from jaxformer.first_state import restore_or_init
 from jaxformer.logs import Logs, Meter
 from jaxformer.metrics import Mean
 from jaxformer.parameter_paths import join
 from jaxformer.progress import Display, display, phase
-from jaxformer.run_folder import DAMAGED
+from jaxformer.run_folder import DAMAGED, Claim
 from jaxformer.runs import Run
-from jaxformer.state import (
-    TrainState,
-    abstract_batch,
-    abstract_state,
-    copied,
-    init_state,
-    model_params,
-    trained_and_held,
-)
+from jaxformer.state import TrainState, abstract_batch, abstract_state, model_params, trained_and_held
 from jaxformer.stopping import Stop
 
 MOST_SKIPPED = 10
@@ -157,10 +149,38 @@ def compile_step(experiment: Experiment, mesh: jax.sharding.Mesh):
     return run
 
 
-def fit(experiment: Experiment, workdir: str | os.PathLike, quiet: bool = False) -> Run:
-    """Trains a run from where its folder says that it is, or from the start, to `experiment.steps`.
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """The open parts of a run that trains."""
 
-    SIGTERM, or Ctrl-C, saves and returns; the same call goes on from there, bit for bit.
+    experiment: Experiment
+    """What it does."""
+    mesh: jax.sharding.Mesh
+    """Where."""
+    tokenizer: Tokenizer | None
+    """Its tokenizer; None where it reads no text."""
+    claim: Claim
+    """The right to write to its folder."""
+    stop: Stop
+    """Whether it has been asked to stop."""
+    train: Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, Means]]
+    """The compiled step."""
+    evaluate: Evaluator | None
+    """The evaluation; None without held-out data."""
+    saved: Checkpoints
+    """Its checkpoints."""
+    batches: Iterable[tuple[loader.Batch, np.ndarray]]
+    """The batches of this process's rows, with the states of their lanes after each."""
+    logs: Logs
+    """Its logs."""
+    forked: bool
+    """Whether the first state is another run's, of which this one has no checkpoint yet."""
+
+
+def fit(experiment: Experiment, workdir: str | os.PathLike, quiet: bool = False) -> Run:
+    """Trains a run from its latest checkpoint, or from the start, to `experiment.steps`.
+
+    SIGTERM, or Ctrl-C, saves and returns; the same call resumes from there, bit for bit.
 
     Args:
       experiment: what to do.
@@ -168,86 +188,124 @@ def fit(experiment: Experiment, workdir: str | os.PathLike, quiet: bool = False)
       quiet: whether to print nothing.
 
     Returns:
-      The run as it stands.
+      The run, with its latest parameters, or its best ones where the experiment says what is best.
 
     Raises:
       InputError: something about the experiment, its data or the folder is wrong, or its gradients are.
     """
-    began, folder, data, steps = time.monotonic(), Path(workdir), experiment.data, experiment.steps
+    began, folder, data = time.monotonic(), Path(workdir), experiment.data
     mesh = sharding.make_mesh(experiment.mesh)
     check_batch(experiment, mesh)
     experiment.objective.check(experiment.model, data.task.row)
     rows = sharding.local_rows(data.batch, mesh)
-    lay = functools.partial(sharding.global_batch, rows=rows, batch=data.batch, mesh=mesh)
 
     with contextlib.ExitStack() as stack:
         shown = stack.enter_context(display(quiet or jax.process_index() > 0))
         stop = stack.enter_context(Stop())
         claim = stack.enter_context(runs.writer(folder, experiment))
         before = runs.read_experiment(folder, known=experiment) if claim.is_run else None
-        loader.check_documents(data)  # Before a tokenizer is trained on them.
-        tokenizer = runs.prepare_tokenizer(claim, experiment)
-        experiment = config.with_vocabulary(experiment, tokenizer and tokenizer.vocab_size)
-        check_tokenizer(experiment, tokenizer)
+        experiment, tokenizer = prepare_text(experiment, claim)
         train = compile_step(experiment, mesh)
-        evaluate = Evaluator(experiment, tokenizer, mesh) if data.validation else None
-        if evaluate:
-            with phase("checking the held-out data"):
-                evaluate.check()  # What is wrong with the held-out data is to be known before the first step.
+        evaluate = prepare_evaluation(experiment, tokenizer, mesh)
         saved = stack.enter_context(Checkpoints(folder / runs.CHECKPOINTS, experiment.checkpoint, claim))
         forked = experiment.fork is not None and saved.latest is None
-        state, all_lanes, begun = restore_or_init(saved, experiment, mesh)
-        start = step = int(state.step)
-        if step > steps:
-            return already_done(folder, steps, step, shown)
+        state, lanes, begun = restore_or_init(saved, experiment, mesh)
+        step = int(state.step)
+        if step > experiment.steps:
+            return already_done(folder, experiment.steps, step, shown)
         saved.set_aside(step, folder / DAMAGED)
-        lanes = all_lanes[rows]
-        batches = stack.enter_context(loader.train_batches(data, tokenizer, experiment.seed, rows, lanes))
+        batches = stack.enter_context(loader.train_batches(data, tokenizer, experiment.seed, rows, lanes[rows]))
         claim.start(config.to_json(experiment))
-        logs = stack.enter_context(Logs(folder, steps, step, quiet))
+        logs = stack.enter_context(Logs(folder, experiment.steps, step, quiet))
         bent = forking.rate_change(before, experiment, state) if before and step else []
         logs.say("\n".join(filter(None, [describe(experiment, state, mesh), begun, *bent])))
-        meter, results = Meter(experiment, began), logs.results
-        # Evaluations are interrupted, to be made up for, in a run of one process only.
-        evaluated, history = step if jax.process_count() > 1 else logs.evaluated, logs.history
+        training = Training(
+            experiment, mesh, tokenizer, claim, stop, train, evaluate, saved, batches, logs, forked=forked
+        )
+        state = train_to_end(training, state, lanes[rows], Meter(experiment, began))
+        return finish(training, state)
 
-        for batch, lanes_after in batches:
-            if evaluate and evaluated < step and due(step, experiment.evaluation.every, steps):
-                if results := evaluate(runs.used_params(experiment, state.best_params, mesh), stop.requested):
-                    logs.write(step, SPLIT, results)
-                    history.append(results)
-                    evaluated = step
-                meter.restart()
-            ending = step >= steps or out_of_patience(experiment, history) or stop.at(step)
-            best = evaluated == step and experiment.checkpoint.best
-            if ending or best or (forked and step == start) or due(step, experiment.checkpoint.every, steps):
-                trees = {**state.trees(), "lanes": lay({"lanes": lanes})}
-                saved.save(step, trees, results if evaluated == step else None)
-            if ending:
-                break
-            state, means = train(state, lay(batch))
-            step, lanes = step + 1, lanes_after
-            meter.add(means)
-            logs.advance(step, meter)
-            if due(step, experiment.log.every, steps):
-                claim.check()
-                logs.write(step, "train", meter.report(step, state))
-                check_gradients(state, step, saved)
 
-        saved.wait()
-        claim.check()
-        run = Run(folder, experiment, tokenizer, step, runs.used_params(experiment, state.best_params, mesh), mesh)
-        if experiment.checkpoint.best and history:
-            used, params = runs.read_params(folder, experiment, mesh)
-            run, results = dataclasses.replace(run, step=used, params=params), saved.results(used)
-        if stop.signal and (step < steps or (evaluate and evaluated < step)):
-            logs.say(f"stopped by {stop.signal} at step {step}, saved; the same command goes on from there")
-        else:
-            if step < steps:
-                named = f"no better {experiment.checkpoint.best} in {experiment.evaluation.patience} evaluations"
-                logs.say(f"{named}: ended at step {step}, the best was at {run.step}")
-            logs.end(run, results)
+def prepare_text(experiment: Experiment, claim: Claim) -> tuple[Experiment, Tokenizer | None]:
+    """The experiment with the size of its vocabulary, and its tokenizer, for checked documents."""
+    loader.check_documents(experiment.data)  # Before a tokenizer is trained on them.
+    tokenizer = runs.prepare_tokenizer(claim, experiment)
+    experiment = config.with_vocabulary(experiment, tokenizer and tokenizer.vocab_size)
+    check_tokenizer(experiment, tokenizer)
+    return experiment, tokenizer
+
+
+def prepare_evaluation(
+    experiment: Experiment, tokenizer: Tokenizer | None, mesh: jax.sharding.Mesh
+) -> Evaluator | None:
+    """The evaluation on checked held-out data; None without such data."""
+    if experiment.data.validation is None:
+        return None
+    evaluate = Evaluator(experiment, tokenizer, mesh)
+    with phase("checking the held-out data"):
+        evaluate.check()  # Its errors come before the first step.
+    return evaluate
+
+
+def train_to_end(training: Training, state: TrainState, lanes: np.ndarray, meter: Meter) -> TrainState:
+    """The state after the last step, early where the run is asked to stop or its patience is over; saves it.
+
+    Args:
+      training: the parts of the run.
+      state: the state to start from; it is donated.
+      lanes: int32 [rows, S], the states of this process's lanes before the first batch.
+      meter: measures the steps.
+    """
+    experiment, mesh, logs, saved = training.experiment, training.mesh, training.logs, training.saved
+    steps, size, start = experiment.steps, experiment.data.batch, int(state.step)
+    rows = sharding.local_rows(size, mesh)
+    lay = functools.partial(sharding.global_batch, rows=rows, batch=size, mesh=mesh)
+    step = start
+    for batch, lanes_after in training.batches:
+        if training.evaluate and logs.evaluated < step and due(step, experiment.evaluation.every, steps):
+            # No name for the parameters: the step donates them, and those merged from LoRA would stay in memory.
+            results = training.evaluate(runs.used_params(experiment, state.best_params, mesh), training.stop.requested)
+            if results:
+                logs.write(step, SPLIT, results)
+            meter.restart()
+        ending = step >= steps or out_of_patience(experiment, logs.history) or training.stop.at(step)
+        evaluated = logs.evaluated == step
+        best, forked = evaluated and experiment.checkpoint.best, training.forked and step == start
+        if ending or best or forked or due(step, experiment.checkpoint.every, steps):
+            trees = {**state.trees(), "lanes": lay({"lanes": lanes})}
+            saved.save(step, trees, logs.results if evaluated else None)
+        if ending:
+            break
+        state, means = training.train(state, lay(batch))
+        step, lanes = step + 1, lanes_after
+        meter.add(means)
+        logs.advance(step, meter)
+        if due(step, experiment.log.every, steps):
+            training.claim.check()
+            logs.write(step, "train", meter.report(step, state))
+            check_gradients(state, step, saved)
+    return state
+
+
+def finish(training: Training, state: TrainState) -> Run:
+    """The run after its last step, once its checkpoints are on disk; says how it ended."""
+    experiment, logs, saved, stop = training.experiment, training.logs, training.saved, training.stop
+    folder, steps, step = training.claim.folder, experiment.steps, int(state.step)
+    saved.wait()
+    training.claim.check()
+    params, results = runs.used_params(experiment, state.best_params, training.mesh), logs.results
+    run = Run(folder, experiment, training.tokenizer, step, params, training.mesh)
+    if experiment.checkpoint.best and logs.history:
+        used, params = runs.read_params(folder, experiment, training.mesh)
+        run, results = dataclasses.replace(run, step=used, params=params), saved.results(used)
+    if stop.signal and (step < steps or (training.evaluate and logs.evaluated < step)):
+        logs.say(f"stopped by {stop.signal} at step {step}, saved; the same command resumes from there")
         return run
+    if step < steps:
+        named = f"no better {experiment.checkpoint.best} in {experiment.evaluation.patience} evaluations"
+        logs.say(f"{named}: ended at step {step}, the best was at {run.step}")
+    logs.end(run, results)
+    return run
 
 
 def already_done(folder: Path, steps: int, step: int, shown: Display) -> Run:
@@ -269,35 +327,6 @@ def out_of_patience(experiment: Experiment, history: Sequence[Mapping[str, float
     patience, settings = experiment.evaluation.patience, experiment.checkpoint
     values = [goodness(results[settings.best], settings) for results in history if settings.best in results]
     return bool(patience and values) and len(values) - 1 - values.index(max(values)) >= patience
-
-
-@phase("initialising the state")
-def restore_or_init(
-    saved: Checkpoints, experiment: Experiment, mesh: jax.sharding.Mesh
-) -> tuple[TrainState, np.ndarray, str]:
-    """The state and all lanes: those of the newest good checkpoint, of the run `fork`, or new ones, with the parameters
-    of `init` if it is set.
-
-    The third are lines about where they are from, or empty.
-    """
-    abstract, lanes = abstract_state(experiment, mesh), loader.initial_state(experiment.data)
-    if saved.latest is not None:
-        trees = {**abstract.trees(), "lanes": {"lanes": replicated(lanes.shape, lanes.dtype, mesh)}}
-        step, restored, damaged = first_good(saved.steps, functools.partial(saved.restore, trees))
-        told = "\n".join(f"{line}; going on from step {step}, and keeping it in {DAMAGED}/" for line in damaged)
-        return TrainState.from_trees(restored), np.asarray(restored["lanes"]["lanes"]), told
-    if experiment.fork is not None:
-        fork = forking.fork_from(experiment, mesh)
-        return fork.state, fork.lanes, fork.told
-    state = init_state(experiment, abstract)
-    if experiment.init is None:
-        return state, lanes, ""
-    params = state.params if experiment.lora is None else state.params["base"]
-    start = warm_start.start_from(experiment.init, experiment.model, params, mesh)
-    params = start.params if experiment.lora is None else state.params | {"base": start.params}
-    trained, _ = trained_and_held(experiment, params)
-    average = None if state.average is None else copied(trained)
-    return state.replace(params=params, average=average), lanes, start.told
 
 
 def check_batch(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:

@@ -152,3 +152,15 @@ def test_numbers_that_are_not_finite_are_null_in_the_file_and_nan_when_they_are_
     assert line == {"step": 1, "split": "validation", "loss": None, "perplexity": None, "accuracy": 0.5}
     with Logs(tmp_path, 9, 1, quiet=True) as logs:
         assert math.isnan(logs.results["loss"]) and logs.results["accuracy"] == 0.5
+
+
+def test_logs_keep_the_evaluations_of_this_process_and_of_those_before(tmp_path):
+    with Logs(tmp_path, 9, 0, quiet=True) as logs:
+        logs.write(1, "train", values(1.0))
+        assert (logs.evaluated, logs.results, logs.history) == (0, None, [])
+        logs.write(1, "validation", {"loss": 3.0})
+        logs.write(2, "validation", {"loss": 2.0})
+        assert (logs.evaluated, logs.results) == (2, {"loss": 2.0})
+        assert logs.history == [{"loss": 3.0}, {"loss": 2.0}]
+    with Logs(tmp_path, 9, 1, quiet=True) as logs:
+        assert (logs.evaluated, logs.results, logs.history) == (1, {"loss": 3.0}, [{"loss": 3.0}])

@@ -207,7 +207,7 @@ def test_a_damaged_latest_checkpoint_is_named_and_the_newest_good_one_trained_on
     assert line.endswith("; using step 3")
     jf.fit(run.experiment, copy)
     out = capsys.readouterr().out
-    assert f"{copy / 'checkpoints' / '6'}: damaged: " in out and "going on from step 3" in out
+    assert f"{copy / 'checkpoints' / '6'}: damaged: " in out and "resuming from step 3" in out
     assert (copy / "damaged" / "6").is_dir(), "it is kept"
     tiny.assert_equal(tiny.saved(copy), tiny.saved(run.folder))
     for split in ("train", "validation"):
