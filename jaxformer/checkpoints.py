@@ -48,7 +48,7 @@ class StoredArray:
 
 
 def loaded(tree: Tree) -> Tree:
-    """The same tree, of which no array is a `StoredArray`."""
+    """Reads every `StoredArray` of a tree onto its sharding."""
 
     def load(leaf):
         return jax.device_put(np.asarray(leaf), leaf.sharding) if isinstance(leaf, StoredArray) else leaf
@@ -78,7 +78,7 @@ class Checkpoints:
         Args:
           folder: the checkpoints'.
           settings: what to keep.
-          claim: the right to write to the run's folder; nothing is saved when that is not at its place any more.
+          claim: the right to write to the run's folder; nothing is saved once that folder has been moved.
         """
         reading = settings is None
         self._folder, self._claim = folder, claim
@@ -195,7 +195,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _in_place(self) -> Iterator[None]:
-        """Raises InputError where the run's folder is not at its place, before and instead of any other error."""
+        """Raises InputError if the run's folder has been moved, before and instead of any other error."""
         if self._claim:
             self._claim.check()
         try:
@@ -209,7 +209,7 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type | None, *_) -> None:
-        # An error that is on its way says more than what it makes fail here.
+        # An error that is being raised says more than a failure to close, which it may have caused.
         with contextlib.nullcontext() if kind is None else contextlib.suppress(Exception):
             self._manager.close()
 
@@ -335,5 +335,5 @@ def _errors_only() -> Iterator[None]:
 
 
 def replicated(shape: tuple[int, ...], dtype: np.dtype, mesh: jax.sharding.Mesh) -> jax.ShapeDtypeStruct:
-    """An array of which every device is to hold the whole."""
+    """An abstract array that every device is to hold whole."""
     return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec()))

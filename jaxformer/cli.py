@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 USAGE = """usage: jaxformer COMMAND ...
 
-  train CONFIG.py [--field value ...] [--workdir RUN]   train a run, or go on with it; with --help, lists the fields;
+  train CONFIG.py [--field value ...] [--workdir RUN]   train a run, or resume it; with --help, list the fields;
                                                         with --fork RUN, train on from another run's state
   evaluate RUN                                          metrics on the run's held-out data
-  predict RUN [TEXT ...] [--input FILE] [--field value] what the run's model does: fills [MASK], goes on, answers
+  predict RUN [TEXT ...] [--input FILE] [--field value] what the run's model does: fills [MASK], continues, answers
   export RUN OUT [--dtype TYPE] [--no-certificate]      a Hugging Face folder of the run, which transformers loads;
                                                         with --format stablehlo a program, which jax alone runs;
                                                         with --format onnx one for ONNX Runtime
   import HF_DIR RUN [--dtype TYPE] [--no-certificate]   a run of a Hugging Face folder: predicts, exports, begins others
 
-evaluate, predict and export take --step N, another checkpoint than the latest (or the best). All commands take
---allow PACKAGE, a package of your own whose classes a run may use; others than jaxformer's are not imported otherwise.
+evaluate, predict and export take --step N, a checkpoint other than the latest (or the best). All commands take
+--allow PACKAGE, a package of your own whose classes a run may use; without it, only jaxformer's are imported.
 """
 
 
@@ -149,19 +149,19 @@ DECODING = {
     "suppress_tokens": (_ids, "tokens that never come, such as 5,6"),
     "begin_suppress_tokens": (_ids, "tokens that never come first"),
     "forced_bos_token_id": (int, "the token that comes first, after a start token or a prompt of one token"),
-    "forced_eos_token_ids": (_ids, "tokens of which one comes last at the limit"),
+    "forced_eos_token_ids": (_ids, "tokens, one of which comes last at the limit"),
     "exponential_decay_length_penalty": (
         _decay,
         "new tokens after which the end token becomes likelier, and the factor",
     ),
     "renormalize_logits": (_flag, "true: scores of a beam search are log-probabilities after all these changes"),
 }
-"""How a model that writes does so: the fields of `Decoding`, which imports jax."""
+"""Settings of a model that generates: the fields of `Decoding`, whose module imports jax."""
 
 
 def predict(arguments: list[str]) -> None:
     """Prints what a run's model makes of each text."""
-    what = "Fills each [MASK] of the texts, goes on with them or answers them, as the run's model has learned."
+    what = "Fills each [MASK] of the texts, continues them or answers them, as the run's model was trained to."
     parser = _Parser("predict", what)
     parser.add_argument("run", metavar="RUN", help="the run's folder")
     parser.add_argument("texts", metavar="TEXT", nargs="*", help='such as "In the beginning [MASK] created"')
@@ -338,7 +338,7 @@ def _read_lines(path: str) -> list[str]:
         raise InputError(f"--input {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"--input {path}: not UTF-8 text, at byte {error.start}") from error
-    # Not `splitlines`: only a newline ends a line, other separators of Unicode are part of a text.
+    # Not `splitlines`: only a newline ends a line; Unicode's other separators are part of a text.
     lines = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
     if not any(map(str.strip, lines)):
         raise InputError(f"--input {path}: empty; expected a text a line")

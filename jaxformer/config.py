@@ -82,7 +82,7 @@ class Evaluation:
     batches: int | None = None
     """Batches an evaluation reads at most; None reads all of the held-out data."""
     patience: int | None = None
-    """Evaluations in a row without a better `checkpoint.best` after which the run ends; None: it goes to its end."""
+    """Evaluations in a row without a better `checkpoint.best` after which the run ends; None: it never ends early."""
 
     def __post_init__(self):
         fields.check(self)
@@ -100,7 +100,7 @@ class Checkpoint:
     keep: int = 3
     """Latest checkpoints to keep."""
     best: str | None = None
-    """Metric of the evaluation, such as `loss`, whose best checkpoint is kept too, and used for all but going on."""
+    """Metric of the evaluation, such as `loss`, whose best checkpoint is kept too; only resuming ignores it."""
     best_is: Literal["lowest", "highest"] = "lowest"
     """Which value of `best` is the best one."""
 
@@ -129,7 +129,7 @@ class Log:
     """When to report."""
 
     every: int = 50
-    """Steps between the lines of `metrics.jsonl`, each of the means since the line before, or since the run went on;
+    """Steps between the lines of `metrics.jsonl`, each of the means since the line before, or since the run resumed;
     only then does the host wait for the device."""
 
     def __post_init__(self):

@@ -158,13 +158,13 @@ def _is_union(hint: Any) -> bool:
 
 
 def _items(hint: Any, count: int) -> list[Any]:
-    """The types of the items of a tuple type, of which there are `count` if it lets one choose."""
+    """The types of the items of a tuple type; a type of any length has `count` items."""
     arguments = typing.get_args(hint)
     return [arguments[0]] * count if arguments[1:] == (...,) else list(arguments)
 
 
 def _choices(hint: Any) -> Sequence[Any]:
-    """All values of a type that has but a few."""
+    """All values of a type that has only a few."""
     if typing.get_origin(hint) is Literal:
         return typing.get_args(hint)
     if hint is bool:

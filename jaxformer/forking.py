@@ -1,11 +1,10 @@
-"""Training on from a state with other settings: what is kept of it, what changes, and what a person is told."""
+"""Continues training from another run's state under other settings, and reports what changes."""
 
 import dataclasses
 import functools
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxformer import config, runs
@@ -15,14 +14,14 @@ from jaxformer.damage import first_good
 from jaxformer.data import loader
 from jaxformer.errors import InputError
 from jaxformer.interop.families.family import differences
-from jaxformer.state import TrainState, abstract_state, trained_and_held
+from jaxformer.state import TrainState, abstract_state, copied, trained_and_held
 
 BESIDE_BATCHES = ("data.validation", "data.workers", "data.prefetch")
 """Fields of the data that no training batch depends on."""
-NOT_TOLD = ("fork", "fork_step", "init")
+UNLISTED = ("fork", "fork_step", "init")
 """Fields in which a fork always differs."""
-MOST_TOLD = 10
-"""Changed settings that are listed."""
+MOST_LISTED = 10
+"""Changed settings that are listed, at most."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +33,7 @@ class Fork:
     lanes: np.ndarray
     """The states of all lanes."""
     told: str
-    """The run and the step, and what is otherwise than there; lines."""
+    """Lines that name the run, the step and the settings that differ."""
 
 
 def fork_from(experiment: Experiment, mesh: jax.sharding.Mesh) -> Fork:
@@ -66,7 +65,7 @@ def fork_from(experiment: Experiment, mesh: jax.sharding.Mesh) -> Fork:
     state = TrainState.from_trees(restored)
     if wanted.average is not None and not averaged:
         trained, _ = trained_and_held(experiment, state.params)
-        state = state.replace(average=jax.tree.map(jnp.copy, trained))
+        state = state.replace(average=copied(trained))
     moved = _other_batches(other, experiment)
     lanes = loader.initial_state(experiment.data) if moved else np.asarray(restored["lanes"]["lanes"])
     told = [f"{line}; using step {step}" for line in damaged]
@@ -76,18 +75,18 @@ def fork_from(experiment: Experiment, mesh: jax.sharding.Mesh) -> Fork:
 
 
 def rate_change(before: Experiment, now: Experiment, state: TrainState) -> list[str]:
-    """A line about how the learning rate of the next update changes with the experiment; none where it does not."""
+    """A line about the learning rate of the next update, if the new settings change it; otherwise none."""
     updates = int(state.step) - int(state.skipped)
     old, new = (float(each.optimizer.schedule(each.steps)(updates)) for each in (before, now))
     if old == new:
         return []
     why = f"steps: {before.steps:,} before, {now.steps:,} now: " if before.steps != now.steps else ""
     shape = now.optimizer.schedule.decay
-    return [f"{why}the learning rate goes from {old:.3g} to {new:.3g}, and the {shape} schedule from there"]
+    return [f"{why}the learning rate changes from {old:.3g} to {new:.3g}; the {shape} schedule continues from there"]
 
 
 def _check_same_state(experiment: Experiment, other: Experiment) -> Experiment:
-    """The other experiment; InputError where its parameters mean something else."""
+    """The other experiment; raises InputError if its model or tokenizer is another one."""
     changed = differences(other.model, experiment.model)
     changed += config.differences(other.tokenizer, experiment.tokenizer, "tokenizer")
     if changed:
@@ -103,7 +102,7 @@ def _other_batches(other: Experiment, experiment: Experiment) -> list[str]:
 
 
 def _changes(other: Experiment, experiment: Experiment) -> list[str]:
-    """The settings that are otherwise than in the run, a line each, and how many more there are."""
-    lines = [line for line in config.differences(other, experiment) if line.partition(":")[0] not in NOT_TOLD]
-    more = [f"and {len(lines) - MOST_TOLD} more settings"] if len(lines) > MOST_TOLD else []
-    return lines[:MOST_TOLD] + more
+    """The settings that differ from the run's, a line each, and how many more there are."""
+    lines = [line for line in config.differences(other, experiment) if line.partition(":")[0] not in UNLISTED]
+    more = [f"and {len(lines) - MOST_LISTED} more settings"] if len(lines) > MOST_LISTED else []
+    return lines[:MOST_LISTED] + more

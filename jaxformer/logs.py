@@ -44,15 +44,15 @@ class Meter:
             jax.block_until_ready(means)
             self.first_step = time.monotonic() - self._began
             self.restart()
-        # The step before the last: the device has work in hand, and the queue stays short for who must stop soon.
+        # Waits for the step before the last: the device always has work, and the queue is short if a stop is asked for.
         jax.block_until_ready(self._means[-3:-2])
 
     def restart(self) -> None:
-        """Starts the clock anew, after something else than training took time."""
+        """Restarts the clock, after something other than training took time."""
         self._timed, self._since = 0, time.monotonic()
 
     def report(self, step: int, state: TrainState) -> dict[str, float]:
-        """The metrics of the steps since the last report, or since the run went on; waits for the device."""
+        """The metrics of the steps since the last report, or since the run resumed; waits for the device."""
         means = metrics.merge(self._means)
         speed = self._timed * self._in_step / (time.monotonic() - self._since)
         self._means = []

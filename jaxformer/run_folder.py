@@ -70,7 +70,7 @@ class Claim:
             raise InputError(f"--workdir {self.folder}: {moved}; training has ended, and all that is saved is kept")
 
     def moved(self) -> str:
-        """What has become of the folder, as far as this process knows; empty where it is still there."""
+        """What happened to the folder, as far as this process knows; empty if it is still there."""
         if self._lock is None:
             return ""
         if not _is_same(self.folder, self._opened):
@@ -174,7 +174,7 @@ def _check_ours(folder: Path) -> None:
 
 
 def _left(folder: Path) -> list[Path]:
-    """What a start has left in a folder that did not become a run's; last of all what tells of the others."""
+    """What a start has left in a folder that did not become a run's; `STARTING`, which identifies it, comes last."""
     starting, checkpoints, tokenizer = (folder / name for name in (STARTING, CHECKPOINTS, TOKENIZER))
     if starting.is_symlink() or not starting.is_dir():
         return []

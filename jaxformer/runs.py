@@ -45,7 +45,7 @@ MAY_CHANGE = (
     *("steps", "mesh", "init", "fork", "fork_step", "evaluation", "checkpoint", "log", "data.workers", "data.prefetch"),
     *("objective.decoding", "objective.scored", "objective.scores"),
 )
-"""Fields that a resumed run may have otherwise than when it began: they change no weight's meaning."""
+"""Fields that may change when a run is resumed: they change no weight's meaning."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Run:
         return vectors[0] if is_single(text) else vectors
 
     def predict(self, text: Any, num_samples: int = 1) -> Any:
-        """What the run's model does: it fills the `[MASK]`s, goes on with the text, answers it or names the image.
+        """What the run's model does: it fills the `[MASK]`s, continues the text, answers it or names the image.
 
         Args:
           text: a text; the path of an image, the content of its file, its pixels or Pillow's picture; or a sequence.
@@ -175,7 +175,7 @@ class Run:
         return hasattr(self.objective, "stream") and self.objective.decoding.beams == 1
 
     def with_decoding(self, **settings: Any) -> "Run":
-        """The same run writing otherwise: `run.with_decoding(temperature=0, max_new=200)`; fields are of `Decoding`.
+        """The run with other settings of `Decoding`: `run.with_decoding(temperature=0, max_new=200)`.
 
         Raises:
           InputError: no such setting, or the run's model does not write.
@@ -287,7 +287,7 @@ def checkpoint_order(
 
 
 def used_params(experiment: Experiment, params: Any, mesh: jax.sharding.Mesh) -> Any:
-    """The parameters of the model, of those of the run, on the mesh."""
+    """The model's parameters on the mesh, from the run's: LoRA's are merged."""
     if experiment.lora is None:
         return params
     shardings = sharding.shardings_of(state.abstract_params(experiment, mesh))

@@ -1,4 +1,4 @@
-"""Being told to stop: a signal asks, the training loop decides when."""
+"""Stopping: a signal asks for it, and the training loop decides when."""
 
 import signal
 import threading

@@ -309,10 +309,10 @@ def finish(training: Training, state: TrainState) -> Run:
 
 
 def already_done(folder: Path, steps: int, step: int, shown: Display) -> Run:
-    """The run as it stands, where it has done more steps than are asked for; says so."""
+    """The run unchanged, for one that has done more steps than are asked for; says so."""
     shown.say(
-        f"--steps {steps}: the run in {folder} has done {step:,} already: nothing is trained or changed; more than "
-        f"{step:,} train on"
+        f"--steps {steps}: the run in {folder} has done {step:,} already; nothing is trained or changed; set more "
+        f"than {step:,} to continue"
     )
     return runs.open_run(folder)
 
@@ -368,7 +368,7 @@ def describe(experiment: Experiment, state: TrainState, mesh: jax.sharding.Mesh)
         sum(leaf.size for leaf in jax.tree.leaves(tree))
         for tree in (state.params, trained_and_held(experiment, state.params)[0])
     )
-    of_them = f", of which {trained:,} train" if trained < parameters else ""
+    of_them = f" ({trained:,} trained)" if trained < parameters else ""
     counted, in_row = experiment.data.task.counted
     start = f", from step {int(state.step):,}" if int(state.step) else ""
     return (

@@ -90,7 +90,7 @@ def test_a_run_asked_for_fewer_steps_than_it_has_done_says_so_and_stays_as_it_is
     again = jf.fit(shorter, copy)
     assert (again.step, again.experiment) == (6, run.experiment)
     assert capsys.readouterr().out == (
-        f"--steps 4: the run in {copy} has done 6 already: nothing is trained or changed; more than 6 train on\n"
+        f"--steps 4: the run in {copy} has done 6 already; nothing is trained or changed; set more than 6 to continue\n"
     )
     tiny.assert_equal(tiny.saved(copy), before)
     assert tree(copy) == kept
@@ -98,7 +98,7 @@ def test_a_run_asked_for_fewer_steps_than_it_has_done_says_so_and_stays_as_it_is
 
 def test_more_steps_say_what_becomes_of_the_learning_rate(run, copy, capsys):
     jf.fit(dataclasses.replace(run.experiment, steps=7), copy)
-    line = "steps: 6 before, 7 now: the learning rate goes from 0 to 0.005, and the linear schedule from there"
+    line = "steps: 6 before, 7 now: the learning rate changes from 0 to 0.005; the linear schedule continues from there"
     assert line in capsys.readouterr().out.splitlines()
 
 
@@ -106,7 +106,7 @@ def test_more_steps_say_what_becomes_of_the_learning_rate(run, copy, capsys):
 def test_a_schedule_that_does_not_depend_on_the_steps_says_nothing(decay, rates, experiment):
     before = config.override(experiment, {"optimizer.schedule.decay": decay})
     [*lines] = rate_change(before, dataclasses.replace(before, steps=9), SimpleNamespace(step=6, skipped=0))
-    assert len(lines) == bool(rates) and all(f"the learning rate goes from {rates}, " in line for line in lines)
+    assert len(lines) == bool(rates) and all(f"the learning rate changes from {rates}; " in line for line in lines)
 
 
 @pytest.mark.parametrize(
@@ -264,7 +264,9 @@ class TestFork:
         assert f"continues from step 6 of {run.folder}" in lines
         assert "optimizer.schedule.peak: 0.01 in the run, 0.001 now" in lines
         assert "optimizer.clip: 1.0 in the run, None now" in lines
-        assert any(line.startswith("steps: 6 before, 8 now: the learning rate goes from 0 to 0.00") for line in lines)
+        assert any(
+            line.startswith("steps: 6 before, 8 now: the learning rate changes from 0 to 0.00") for line in lines
+        )
         assert not any("beginning" in line for line in lines)
         assert sorted(int(path.name) for path in (tmp_path / "first" / "checkpoints").iterdir()) == [6, 8]
         assert tree(run.folder) == before

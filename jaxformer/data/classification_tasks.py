@@ -284,27 +284,3 @@ def _real(value: Any) -> float | None:
     except ValueError:
         return None
     return number if abs(number) <= np.finfo(np.float32).max else math.copysign(math.inf, number)
-
-
-def lay_out(
-    first: np.ndarray, second: np.ndarray | None, tokenizer: Tokenizer, length: int, form: Form
-) -> tuple[np.ndarray, np.ndarray]:
-    """A text or a pair as a model reads it, cut to `length`: tokens and token types, int32 [n] each.
-
-    An encoder reads [CLS] first [SEP] second [SEP], a decoder both texts, each with an end token behind it.
-    """
-    encoder = form == "encoder"
-    end = np.array([tokenizer.sep_id if encoder else tokenizer.eos_id], np.int32)
-    begin = np.array([tokenizer.cls_id] if encoder else [], np.int32)
-    if second is None:
-        tokens = np.concatenate([begin, first[: length - len(begin) - 1], end]).astype(np.int32)
-        return tokens, np.zeros_like(tokens)
-    first, second = cut_longest(first, second, length - len(begin) - 2)
-    tokens = np.concatenate([begin, first, end, second, end]).astype(np.int32)
-    return tokens, (np.arange(len(tokens)) > len(begin) + len(first)).astype(np.int32)
-
-
-def cut_longest(first: np.ndarray, second: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
-    """Both texts without as many of their last tokens as have no room, always one of the longer text's."""
-    input_length = min(len(first), max(room - len(second), (room + 1) // 2))
-    return first[:input_length], second[: room - input_length]

@@ -110,7 +110,7 @@ class JsonLines(Source):
 
 @dataclasses.dataclass(frozen=True)
 class ParallelFiles(Source):
-    """Pairs of two text files, line by line; pairs of which one line is empty are left out."""
+    """Pairs of two text files, line by line; pairs with an empty line are left out."""
 
     inputs: str
     """File of the texts to read."""

@@ -133,7 +133,7 @@ def kinds(labels: Sequence[str]) -> tuple[str, ...]:
 def encode_words(words: Sequence[str], tokenizer: Tokenizer, tags: Sequence[int] | None = None) -> Words:
     """The words, encoded as a text with a space between two; each with the number of its tag, if there are tags.
 
-    A word of which the tokenizer makes nothing has no token. One token of two words is the first one of the latter.
+    A word that the tokenizer drops has no token. A token that spans two words is the first one of the second.
     """
     text = " ".join(words)
     tokens, offsets = tokenizer.encode_with_offsets(text)

@@ -137,7 +137,7 @@ class Tokenizer(abc.ABC):
 
     @abc.abstractmethod
     def encode(self, text: str) -> np.ndarray:
-        """int32 [n]; no special tokens are added, and `[MASK]` in a text is but text."""
+        """int32 [n]; no special tokens are added, and `[MASK]` in a text is plain text."""
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """int32 [n] each."""
