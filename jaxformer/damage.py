@@ -17,15 +17,15 @@ from jaxformer.errors import InputError
 
 Read = TypeVar("Read")
 MOST_SAID = 300
-"""Characters of what a library says of a damaged file."""
+"""Characters of a library's message about a damaged file, at most."""
 
 
 class Damaged(InputError):
-    """A checkpoint of which a part is missing or cannot be read."""
+    """A part of a checkpoint is missing or cannot be read."""
 
 
 def first_good(steps: Iterable[int], read: Callable[[int], Read]) -> tuple[int, Read, list[str]]:
-    """The first of some steps of which the checkpoint is not damaged, what `read` gives for it, and what is damaged.
+    """The first step whose checkpoint is not damaged, what `read` returns for it, and a line for each damaged one.
 
     Args:
       steps: in the order in which to try them.
@@ -40,7 +40,7 @@ def first_good(steps: Iterable[int], read: Callable[[int], Read]) -> tuple[int, 
             found, problem = read(step), ""
         except Damaged as error:
             found, problem = None, str(error)
-        # Each process reads what its devices hold: what is damaged for one of them is so for all.
+        # Each process reads what its devices hold; a checkpoint that is damaged for one is skipped by all.
         if jax.process_count() > 1 and multihost_utils.process_allgather(np.int32(bool(problem))).any():
             problem = problem or f"step {step}: damaged for another process"
         if not problem:
@@ -50,21 +50,36 @@ def first_good(steps: Iterable[int], read: Callable[[int], Read]) -> tuple[int, 
 
 
 def unless_damaged(folder: PurePath, read: Callable[[], Read]) -> Read:
-    """What `read` gives of a checkpoint; raises `Damaged` for whatever it raises, but for a lack of memory."""
+    """What `read` returns for a checkpoint.
+
+    Raises:
+      Damaged: `read` failed, but not for a lack of memory or of permission.
+      InputError: the checkpoint may not be read; it is not taken for damaged, as training would move it aside.
+    """
     with _errors_of_others_dropped():
         try:
             return read()
         except (InputError, MemoryError, jax.errors.JaxRuntimeError):
             raise
         except Exception as error:
-            said = _first_cause(error)
+            cause = _first_cause(error)
+            # TensorStore raises ValueError with the name of its status.
+            forbidden = isinstance(cause, PermissionError) or "PERMISSION_DENIED" in str(cause)
+            said = _message(cause)
+            del cause
         gc.collect()
+    if forbidden:
+        raise InputError(f"{folder}: cannot be read: {said}")
     raise Damaged(f"{folder}: damaged: {said}")
 
 
-def _first_cause(error: BaseException) -> str:
+def _first_cause(error: BaseException) -> BaseException:
     while error.__cause__ is not None:
         error = error.__cause__
+    return error
+
+
+def _message(error: BaseException) -> str:
     said = fields.one_line(error) or type(error).__name__
     return said if len(said) <= MOST_SAID else f"{said[:MOST_SAID]} …"
 

@@ -278,6 +278,21 @@ def test_a_lack_of_memory_is_no_damage(trees, tmp_path, monkeypatch):
         Checkpoints(tmp_path).restore(abstract(trees(1)))
 
 
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), ValueError("PERMISSION_DENIED: Open")])
+def test_a_lack_of_permission_is_no_damage(error, trees, tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("reading failed") from error
+
+    save_all(tmp_path, Checkpoint(), trees, [None] * 2)
+    monkeypatch.setattr(checkpoints, "_restored", fail)
+    saved = Checkpoints(tmp_path)
+    with pytest.raises(
+        InputError, match=rf"{tmp_path / '2'}: cannot be read: .*(PERMISSION_DENIED|Permission denied)"
+    ) as caught:
+        first_good(saved.steps, lambda step: saved.restore(abstract(trees(1)), step))
+    assert not isinstance(caught.value, Damaged)
+
+
 def test_damaged_checkpoints_are_moved_and_their_steps_saved_again(trees, tmp_path):
     save_all(tmp_path / "c", Checkpoint(), trees, [None] * 3)
     for _ in range(2):
