@@ -28,7 +28,7 @@ from jaxformer.objectives.image_classification import ImageClassification
 from jaxformer.objectives.image_embedding import ImageEmbedding
 from jaxformer.objectives.language_model import LanguageModel
 from jaxformer.objectives.masked_lm import MaskedLM
-from jaxformer.objectives.question_answering import QuestionAnswering
+from jaxformer.objectives.question_answering import QuestionAnswering, answer_spans
 from jaxformer.objectives.regression import Regression
 from jaxformer.objectives.sentence_embedding import SentenceEmbedding
 from jaxformer.objectives.seq2seq import Seq2Seq
@@ -79,6 +79,21 @@ class Sides:
         with reading(auto.__name__):
             return auto.from_pretrained(self.folder, dtype=torch.float32, local_files_only=True).eval()
 
+    def with_objective(self, **changes: Any) -> "Sides":
+        """The same with other settings of the run's objective."""
+        objective = dataclasses.replace(self.run.objective, **changes)
+        experiment = dataclasses.replace(self.run.experiment, objective=objective)
+        return dataclasses.replace(self, run=dataclasses.replace(self.run, experiment=experiment))
+
+    def only_pieces(self, network: torch.nn.Module) -> None:
+        """Gives ids that the tokenizer does not have no probability, as `predict` does."""
+        size = self.run.tokenizer.vocab_size
+
+        def remove(module: torch.nn.Module, inputs: Any, output: Any) -> None:
+            output.logits[..., size:] = -torch.inf
+
+        network.register_forward_hook(remove)
+
     def short(self, texts: Sequence[Any], parts: Callable[[Any], Sequence[str]] = lambda text: [text]) -> list[Any]:
         """The texts that fit the model's positions whole, so that neither side truncates."""
         tokenizer, longest = self.run.tokenizer, self.run.model.positions
@@ -87,7 +102,9 @@ class Sides:
 
 
 def compare_answers(run: Run, ours: Ours, folder: Path) -> Iterator[Line]:
-    """One line for each kind of raw input that the run's objective answers; none where it answers nothing.
+    """One line for each kind of raw input that the run's objective answers.
+
+    There is none for an objective that answers nothing, and none for a model whose positions all inputs exceed.
 
     Args:
       run: its tokenizer, objective and task are used.
@@ -111,8 +128,11 @@ def compare_answers(run: Run, ours: Ours, folder: Path) -> Iterator[Line]:
 def _filled(sides: Sides) -> Iterator[Line]:
     """Probabilities of the likeliest tokens in place of each mask."""
     texts = sides.short(MASKED)
+    if not texts or sides.run.tokenizer.special_id("mask") is None:
+        return
     ours = [[share for _, share in blank] for filled in sides.predict(texts) for blank in filled.blanks]
-    fill = sides.pipeline("fill-mask", top_k=len(ours[0]) if ours else 1)
+    fill = sides.pipeline("fill-mask", top_k=len(ours[0]))
+    sides.only_pieces(fill.model)
     theirs = []
     for text in texts:
         blanks = fill(text.replace("[MASK]", fill.tokenizer.mask_token))
@@ -134,9 +154,11 @@ def _rated(sides: Sides) -> Iterator[Line]:
 
 def _of_texts(sides: Sides, values: Callable[[Any], list[float]], names: Sequence[str]) -> Iterator[Line]:
     classify = sides.pipeline("text-classification", top_k=None)
-    pairs = PAIRS if sides.run.experiment.data.task.pair is not None else ()
+    pairs = PAIRS if getattr(sides.run.experiment.data.task, "pair", None) is not None else ()
     for where, asked in (("texts", [(text,) for text in TEXTS]), *[("pairs of texts", pairs)] * bool(pairs)):
         asked = sides.short(asked, lambda parts: parts)
+        if not asked:
+            continue
         ours = [values(answer) for answer in sides.predict([PAIR.join(parts) for parts in asked])]
         given = [dict(zip(("text", "text_pair"), parts, strict=False)) for parts in asked]
         scores = [{choice["label"]: choice["score"] for choice in classify(each)} for each in given]
@@ -144,25 +166,33 @@ def _of_texts(sides: Sides, values: Callable[[Any], list[float]], names: Sequenc
 
 
 def _tagged(sides: Sides) -> Iterator[Line]:
-    """The probability of each word's tag, at its first token."""
-    texts, tokenizer = sides.short(TEXTS), their_tokenizer(sides.folder)
+    """The probability of each word's tag, at its first token; 0 for a word without a token."""
+    texts, tokenizer = sides.short([" ".join(WORD.findall(text)) for text in TEXTS]), their_tokenizer(sides.folder)
+    if not texts:
+        return
     network, names = sides.network(transformers.AutoModelForTokenClassification), sides.run.model.labels
     ours, theirs = [], []
     for text, tagged in zip(texts, sides.predict(texts), strict=True):
-        given = tokenizer([WORD.findall(text)], is_split_into_words=True, return_tensors="pt")
+        given = tokenizer(text, return_offsets_mapping=True, return_tensors="pt")
+        stops = given.pop("offset_mapping")[0, :, 1].numpy()
         with torch.no_grad():
             shares = network(**given).logits[0].softmax(-1).numpy()
-        owners = given.word_ids(0)
-        for word, (tag, share) in enumerate(zip(tagged.tags, tagged.probabilities, strict=True)):
-            if word in owners:
-                ours.append(share)
-                theirs.append(shares[owners.index(word), names.index(tag)])
+        for word, tag, share in zip(WORD.finditer(text), tagged.tags, tagged.probabilities, strict=True):
+            # A token may be the space before the word alone; special tokens end at 0.
+            of_word = np.flatnonzero((stops >= max(1, word.start())) & (stops <= word.end()))
+            ours.append(share)
+            theirs.append(shares[of_word[0], names.index(tag)] if len(of_word) else 0.0)
     yield _line("tags", f"{len(ours)} words", ours, theirs)
 
 
 def _answered(sides: Sides) -> Iterator[Line]:
     """The likeliest span that answers a question, as offsets of characters."""
-    asked, tokenizer = sides.short(PAIRS, lambda parts: parts), their_tokenizer(sides.folder)
+    sides, tokenizer = sides.with_objective(no_answer=None), their_tokenizer(sides.folder)
+    longest = answer_spans(sides.run.model.positions, sides.run.tokenizer).question_length
+    asked = sides.short(PAIRS, lambda parts: parts)
+    asked = [pair for pair in asked if len(sides.run.tokenizer.encode(pair[0])) <= longest]
+    if not asked:
+        return
     network = sides.network(transformers.AutoModelForQuestionAnswering)
     ours = [(answer.start, answer.stop) for answer in sides.predict([PAIR.join(parts) for parts in asked])]
     theirs = []
@@ -193,33 +223,36 @@ def _translated(sides: Sides) -> Iterator[Line]:
 
 def _generated(sides: Sides, auto: Any, written: Callable[[Any], str]) -> Iterator[Line]:
     prompts = sides.short(TEXTS)
-    if getattr(sides.run.objective, "template", None) is not None:
+    if not prompts or getattr(sides.run.objective, "template", None) is not None:
         return  # A dialogue's prompt is laid out by the chat template, and not by the tokenizer alone.
-    new = min(NEW_TOKENS, sides.run.objective.decoding.max_new)
+    network, tokenizer, differing, note = sides.network(auto), their_tokenizer(sides.folder), 0, "all are equal"
+    sides.only_pieces(network)
+    given = [tokenizer(prompt, return_tensors="pt", return_token_type_ids=False) for prompt in prompts]
+    read = 1 if network.config.is_encoder_decoder else max(each["input_ids"].shape[1] for each in given)
+    # PyTorch's models do not stop where their positions end.
+    new = min(NEW_TOKENS, sides.run.objective.decoding.max_new or NEW_TOKENS, sides.run.model.positions + 1 - read)
     run = sides.run.with_decoding(temperature=0.0, max_new=new)
     answers = dataclasses.replace(sides, run=run).predict(prompts)
-    network, tokenizer, differing, note = sides.network(auto), their_tokenizer(sides.folder), 0, "all are equal"
     settings = {"do_sample": False, "max_new_tokens": new, "max_length": None}
-    for prompt, answer in zip(prompts, answers, strict=True):
-        given = tokenizer(prompt, return_tensors="pt")
-        given.pop("token_type_ids", None)
+    for inputs, answer in zip(given, answers, strict=True):
         with torch.no_grad(), warnings.catch_warnings(action="ignore"):
-            (ids,) = network.generate(**given, **settings).tolist()
+            (ids,) = network.generate(**inputs, **settings).tolist()
         if not network.config.is_encoder_decoder:
-            ids = ids[given["input_ids"].shape[1] :]
+            ids = ids[inputs["input_ids"].shape[1] :]
         expected = tokenizer.decode(ids, skip_special_tokens=True)
         if " ".join(written(answer).split()) != " ".join(expected.split()):
             differing += 1
-            note = f"first {written(answer)!r} here, {expected!r} in PyTorch"
+            note = f"{written(answer)!r} here, {expected!r} in PyTorch"
     yield Line("generated texts", f"{len(prompts)} prompts", float(differing), 0.0, note)
 
 
 def _embedded(sides: Sides) -> Iterator[Line]:
-    """Vectors of texts without a prompt, pooled as the run pools them: transformers alone knows of neither."""
+    """Vectors of whole texts without a prompt, pooled as the run pools them: transformers alone does neither."""
     texts, tokenizer = sides.short(TEXTS), their_tokenizer(sides.folder)
-    objective = dataclasses.replace(sides.run.objective, prompts=(), default_prompt_name=None)
-    experiment = dataclasses.replace(sides.run.experiment, objective=objective)
-    sides = dataclasses.replace(sides, run=dataclasses.replace(sides.run, experiment=experiment))
+    if not texts:
+        return
+    sides = sides.with_objective(prompts=(), default_prompt_name=None, longest=None)
+    objective = sides.run.objective
     network, ours, theirs = sides.network(transformers.AutoModel), [one.vector for one in sides.predict(texts)], []
     for text in texts:
         with torch.no_grad():

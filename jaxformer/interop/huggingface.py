@@ -98,8 +98,7 @@ def import_hf(folder: str | os.PathLike, dtype: DType = "float32") -> tuple[nn.M
 
 def load(folder: Folder, dtype: DType = "float32") -> Imported:
     """The model of a folder with all that travels with it."""
-    if dtype not in FLOATS:
-        raise InputError(f"dtype={dtype!r}: expected one of {', '.join(FLOATS)}")
+    stored = _numpy_dtype(dtype)
     where = str(folder.path / CONFIG)
     family, _ = family_of_config(folder.config, folder.tensors, where)
     settings = Settings(folder.config, where)
@@ -107,7 +106,7 @@ def load(folder: Folder, dtype: DType = "float32") -> Imported:
     settings.finish()
     model = with_pixels(model, folder.path)
     shapes = parameters.abstract(model)
-    params = parameters.read(family.table, shapes, folder.tensors, FLOATS[dtype], str(folder.path))
+    params = parameters.read(family.table, shapes, folder.tensors, stored, str(folder.path))
     return Imported(model, params, origin_of(folder), tuple(settings.notes))
 
 
@@ -160,17 +159,15 @@ def export_hf(
       InputError: no family of transformers has this model's form, the tokenizer has more pieces than the model, or
         `out` is there already or cannot be written.
     """
-    if dtype not in FLOATS:
-        raise InputError(f"dtype={dtype!r}: expected one of {', '.join(FLOATS)}")
+    stored = _numpy_dtype(dtype)
     family, described = family_of_model(model, origin and origin.architecture)
     if tokenizer is not None:
         check_vocabulary(tokenizer, model.vocab, out)
     tokens = {} if isinstance(model, IMAGE_MODELS) else special_tokens(model, tokenizer, origin, beginning)
-    if start is not None:
-        tokens["decoder_start_token_id"] = start
-    config = _config(family, described, tokens, tokenizer is not None, origin) | {"torch_dtype": dtype}
-    config |= {} if problem_type is None else {"problem_type": problem_type}
-    tensors, arrays = _tensors(model, params, family, config["architectures"][0], FLOATS[dtype])
+    tokens |= {} if start is None else {"decoder_start_token_id": start}
+    own = {"torch_dtype": dtype} | ({} if problem_type is None else {"problem_type": problem_type})
+    config = _config(family, described, tokens, tokenizer is not None, origin) | own
+    tensors, arrays = _tensors(model, params, family, config["architectures"][0], stored)
     with new_folder(out) as folder:
         write_json(folder / CONFIG, config)
         if isinstance(model, IMAGE_MODELS):
@@ -180,14 +177,31 @@ def export_hf(
         if tokenizer is not None:
             template = tokenizer.template(form_of(model)) if isinstance(model, Classifier) else None
             export_tokenizer(tokenizer, folder, family.model_type, beginning, template)
-            chat = origin and origin.chat_template
-            if dialogue is not None:
-                chat = chat_template(dialogue, tokenizer, folder, beginning)
-            if chat is not None:
-                write_chat_template(folder, chat)
+            _write_chat_template(folder, tokenizer, origin, beginning, dialogue)
         write_weights(folder, tensors, arrays, shard)
         if finish is not None:
             finish(folder)
+
+
+def _numpy_dtype(dtype: str) -> np.dtype:
+    if dtype not in FLOATS:
+        raise InputError(f"dtype={dtype!r}: expected one of {', '.join(FLOATS)}")
+    return FLOATS[dtype]
+
+
+def _write_chat_template(
+    folder: Path,
+    tokenizer: Tokenizer,
+    origin: Origin | None,
+    beginning: bool,
+    dialogue: DialogueTemplate | None,
+) -> None:
+    """Writes the chat template of the run's dialogues, or else of the imported folder, if there is one."""
+    template = origin and origin.chat_template
+    if dialogue is not None:
+        template = chat_template(dialogue, tokenizer, folder, beginning)
+    if template is not None:
+        write_chat_template(folder, template)
 
 
 def _config(

@@ -147,6 +147,15 @@ def _json_file(tokenizer: Tokenizer, template: Template, special: set[str]) -> b
             config["added_tokens"] = json.loads(written.to_str())["added_tokens"]
         elif tokenizer.own_template is not None:
             return tokenizer.serialize()
+        if isinstance(tokenizer, ByteLevelTokenizer):
+            masks = {
+                tokenizer.pieces[number]
+                for number in (tokenizer.special_id("mask"), *tokenizer.sentinel_ids)
+                if number is not None
+            }
+            config["added_tokens"] = [
+                token | {"lstrip": token["lstrip"] or token["content"] in masks} for token in config["added_tokens"]
+            ]
     if tokenizer.own_template is None:
         config["post_processor"] = to_processor(template, tokenizer.pieces, config["post_processor"])
     return (json.dumps(config, indent=2, ensure_ascii=False)).encode()

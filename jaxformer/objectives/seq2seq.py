@@ -152,7 +152,7 @@ class Seq2Seq:
     def encode(self, model: EncoderDecoder, tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, np.ndarray]:
         """The model's arguments for the texts: inputs, and the token that each answer follows."""
         batch = stacked(self.prompts(tokenizer, texts))
-        first = np.full((len(texts), 1), self._first(tokenizer), np.int32)
+        first = np.full((len(texts), 1), self.start_id(tokenizer), np.int32)
         arrays = {"inputs": batch["tokens"], "input_segments": batch["segments"]}
         return arrays | {"tokens": first, "segments": np.ones_like(first)}
 

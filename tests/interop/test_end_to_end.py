@@ -26,6 +26,7 @@ from jaxformer.data.tokenizers import ByteLevelBpe, SentencePiece, WordPiece
 from jaxformer.decoding.settings import Decoding
 from jaxformer.interop.end_to_end import compare_answers
 from jaxformer.interop.hf_runs import export_run
+from jaxformer.interop.huggingface import export_hf
 from jaxformer.interop.parity import Ours
 from jaxformer.layers.residual import Residual
 from jaxformer.models.classifier import Classifier
@@ -77,6 +78,38 @@ RUNS = {
         TextToText(64, 64),
     ),
     "vectors": ("word_piece", dataclasses.replace(BERT, heads=()), SentenceEmbedding(), MaskedSentencePairs(64)),
+    "masks of bytes": ("byte_level", BERT, MaskedLM(), MaskedSentencePairs(64)),
+    "tags of bytes": ("byte_level", Classifier(SPANS, NAMES, "tokens"), Tagging(), TagTokens(NAMES, 64)),
+    "spans or none": (
+        "word_piece",
+        Classifier(SPANS, SPAN_LABELS, "tokens"),
+        QuestionAnswering(no_answer=-1000.0),
+        AnswerSpans(64, 16, 16),
+    ),
+    "a question that is cut": (
+        "word_piece",
+        Classifier(dataclasses.replace(SPANS, positions=24), SPAN_LABELS, "tokens"),
+        QuestionAnswering(),
+        AnswerSpans(24, 8, 6),
+    ),
+    "continuations up to the positions": (
+        "byte_level",
+        dataclasses.replace(GPT2, positions=24),
+        LanguageModel(decoding=Decoding(min_new=60)),
+        NextToken(24),
+    ),
+    "translations of a length": (
+        "sentence_piece",
+        MODELS["marian"][0],
+        Seq2Seq(decoding=Decoding(max_new=None, max_length=9)),
+        TextToText(64, 64),
+    ),
+    "vectors of a few tokens": (
+        "word_piece",
+        dataclasses.replace(BERT, heads=()),
+        SentenceEmbedding(longest=5),
+        MaskedSentencePairs(64),
+    ),
     "labels of pictures": (
         None,
         Vit(PICTURES, NAMES, image=8, patch=4),
@@ -103,9 +136,9 @@ def tokenizers(tmp_path_factory):
     return {name: recipe.build(lambda: TEXTS, str(home / name)) for name, recipe in recipes.items()}
 
 
-def run_of(name: str, tokenizers) -> Run:
+def run_of(name: str, tokenizers, runs=RUNS) -> Run:
     """A run with parameters drawn at random."""
-    tokenizer, model, objective, task = RUNS[name]
+    tokenizer, model, objective, task = runs[name]
     if tokenizer is None:
         inputs = [np.zeros(model.blank().shape, np.uint8)]
     else:
@@ -118,9 +151,9 @@ def run_of(name: str, tokenizers) -> Run:
     return Run(Path("run"), experiment, tokenizers.get(tokenizer), 0, params, make_mesh(Mesh(1), jax.devices()[:1]))
 
 
-def exported(name, tokenizers, out):
+def exported(name, tokenizers, out, runs=RUNS):
     """A run, and its exported folder."""
-    run = run_of(name, tokenizers)
+    run = run_of(name, tokenizers, runs)
     export_run(run, out, certificate=False)
     return run, out
 
@@ -134,6 +167,23 @@ def test_an_export_answers_as_the_run_does(name, tokenizers, tmp_path):
     lines = lines_of(*exported(name, tokenizers, tmp_path / "out"))
     assert lines and all(line.passed for line in lines), lines
     assert all(re.match(r"[1-9]", line.where) for line in lines), lines
+
+
+def test_ids_that_the_tokenizer_lacks_are_left_out_of_both_sides(tokenizers, tmp_path):
+    tokenizer, model, objective, task = RUNS["filled masks"]
+    larger = {"filled masks": (tokenizer, dataclasses.replace(model, vocab=600), objective, task)}
+    run = run_of("filled masks", tokenizers, larger)
+    export_hf(run.model, run.params, run.tokenizer, tmp_path / "out")  # With all ids, as an import leaves again.
+    [line] = lines_of(run, tmp_path / "out")
+    assert line.passed, line
+
+
+@pytest.mark.parametrize("name", ["filled masks", "vectors", "continuations", "translations"])
+def test_nothing_is_said_of_a_model_whose_positions_no_input_fits(name, tokenizers, tmp_path):
+    tokenizer, model, objective, task = RUNS[name]
+    shorter = RUNS | {name: (tokenizer, dataclasses.replace(model, positions=8), objective, task)}
+    run, folder = exported(name, tokenizers, tmp_path / "out", shorter)
+    assert lines_of(run, folder) == []
 
 
 def edit(file, **fields):
