@@ -228,6 +228,15 @@ def test_texts_are_answered(name, tokenizer):
     assert [str(answer) for answer in answers] == [tokenizer.decode(output) for output in outputs]
 
 
+@pytest.mark.parametrize(("start", "first"), [("padding", PAD), ("end", END)])
+def test_texts_are_encoded_with_the_token_that_an_answer_follows(start, first, tokenizer):
+    batch = Seq2Seq(start=start).encode(MODELS["paper"], tokenizer, ["w1 w2", "w3"])
+    np.testing.assert_array_equal(batch["inputs"], [[6, 7, END], [8, END, 0]])
+    np.testing.assert_array_equal(batch["input_segments"], [[1, 1, 1], [1, 1, 0]])
+    np.testing.assert_array_equal(batch["tokens"], [[first], [first]])
+    assert MODELS["paper"].apply({"params": PARAMS["paper"]}, **batch).logits.shape == (2, 1, len(PIECES))
+
+
 def test_a_demonstration_has_inputs_references_and_outputs(tokenizer):
     examples = draw_examples(5)
     batch = lay_out([examples[:2], [], examples[2:]], 24, 24)
