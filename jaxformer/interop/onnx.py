@@ -10,7 +10,9 @@ import jax
 
 from jaxformer import runs
 from jaxformer.errors import InputError
+from jaxformer.interop.conventions import conventional
 from jaxformer.interop.folders import CONFIG, new_folder, read_json
+from jaxformer.interop.hf_runs import read_origin
 from jaxformer.interop.stored import DType
 from jaxformer.runs import Run
 
@@ -101,6 +103,8 @@ def export_onnx(run: Run | str | os.PathLike, out: str | os.PathLike, dtype: DTy
     from jaxformer.interop import onnx_config, onnx_program, onnx_programs
 
     run = run if isinstance(run, Run) else runs.open_run(run, in_memory=False)
+    # The programs and the files beside them have the same ids.
+    run = run if read_origin(run.folder) else conventional(run)
     found = onnx_programs.programs(run)
     with new_folder(out) as folder:
         with_data = [name for name in found if name not in (onnx_programs.DECODER, onnx_programs.WITH_PAST)]

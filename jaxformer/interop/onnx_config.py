@@ -20,9 +20,8 @@ from jaxformer.models.classifier import Classifier
 from jaxformer.models.encoder_decoder import EncoderDecoder
 from jaxformer.models.masked_autoencoder import MaskedAutoencoder
 from jaxformer.models.vit import Vit
-from jaxformer.objectives.classification import Classification
 from jaxformer.objectives.labelled_texts import form_of
-from jaxformer.objectives.regression import Regression
+from jaxformer.objectives.seq2seq import Seq2Seq
 from jaxformer.runs import Run
 
 LEFT_OUT = ("README.md", "*.safetensors", "*.safetensors.index.json")
@@ -77,6 +76,8 @@ def _describe(run: Run, folder: Path) -> None:
     model, objective = run.model, run.objective
     beginning = getattr(objective, "beginning", False)
     tokens = {} if isinstance(model, IMAGE_MODELS) else special_tokens(model, run.tokenizer, None, beginning)
+    if isinstance(objective, Seq2Seq):
+        tokens["decoder_start_token_id"] = objective.start_id(run.tokenizer)
     config = nearest(model, objective) | tokens
     write_json(folder / CONFIG, config)
     if isinstance(model, IMAGE_MODELS):
@@ -104,7 +105,7 @@ def nearest(model: nn.Module, objective: Any) -> dict[str, Any]:
     if isinstance(model, Classifier):
         prefix = "Bert" if encoder else "Llama"
         fields |= {} if answers_spans(model, objective) else label_fields(model.labels)
-        fields |= _problem(objective)
+        fields |= {"problem_type": kind} if (kind := getattr(objective, "problem_type", None)) else {}
         architecture = f"{prefix}For{_kind(model, objective)}"
     elif not encoder:
         architecture = "LlamaForCausalLM"
@@ -136,11 +137,3 @@ def _kind(model: Classifier, objective: Any) -> str:
     if answers_spans(model, objective):
         return "QuestionAnswering"
     return "TokenClassification" if model.reads == "tokens" else "SequenceClassification"
-
-
-def _problem(objective: Any) -> dict[str, str]:
-    if isinstance(objective, Regression):
-        return {"problem_type": "regression"}
-    if isinstance(objective, Classification):
-        return {"problem_type": "multi_label_classification" if objective.many else "single_label_classification"}
-    return {}

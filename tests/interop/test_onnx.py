@@ -22,6 +22,7 @@ from jaxformer.errors import InputError
 from jaxformer.interop import certificate, onnx_graph
 from jaxformer.interop.onnx import PACKAGES, export_onnx
 from jaxformer.interop.onnx_program import call, empty_past, open_session, past_of
+from jaxformer.interop.tokenizers import import_tokenizer
 from jaxformer.models.encoder_decoder import EncoderDecoder
 from jaxformer.models.gpt import Gpt
 from jaxformer.models.masked_autoencoder import MaskedAutoencoder
@@ -167,6 +168,27 @@ def test_programs_with_a_cache_write_what_our_own_decoding_writes(name, tmp_path
         expected = generate(run.model, run.params, [prompt], Decoding(max_new=20), start=2 if answers else None)[0]
         for merged in (False, True)[: 1 + answers]:
             assert greedy(tmp_path / "out", run.model, prompt, 20, 2, merged) == expected.tolist()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gpt2", "marian", "an encoder-decoder with rotary positions"])
+def test_programs_and_files_have_the_same_ids(name, tmp_path):
+    changes = {"vocab": VOCAB + 20} | ({} if name == "gpt2" else {"zero_start": True, "head_bias": False})
+    run = run_of(dataclasses.replace(MODELS[name], **changes), tmp_path)
+    told_of(run, tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    tokenizer = import_tokenizer(tmp_path / "out")
+    assert config["vocab_size"] == tokenizer.vocab_size == VOCAB
+    program = "model" if name == "gpt2" else "decoder_model"
+    assert open_session(tmp_path / "out" / "onnx" / f"{program}.onnx").get_outputs()[0].shape[-1] == VOCAB
+    end, start = config["eos_token_id"], config.get("decoder_start_token_id")
+    prompt = tokenizer.encode("w1 w2 w3")
+    ids = greedy(tmp_path / "out", run.model, prompt, 20, start, False)
+    ids = ids[: ids.index(end)] if end in ids else ids
+    special = {"end": run.tokenizer.eos_id, "start": None if name == "gpt2" else run.tokenizer.pad_id, "pieces": VOCAB}
+    prompts = [run.tokenizer.encode("w1 w2 w3")]
+    expected = generate(run.model, run.params, prompts, Decoding(max_new=20), **special)[0]
+    assert tokenizer.decode(ids) == run.tokenizer.decode(expected)
 
 
 @pytest.mark.slow
