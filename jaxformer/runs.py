@@ -221,7 +221,9 @@ class RunTokenizer:
         return load_tokenizer(folder)
 
 
-def open_run(folder: str | os.PathLike, in_memory: bool = True, step: int | None = None) -> Run:
+def open_run(
+    folder: str | os.PathLike, in_memory: bool = True, step: int | None = None, known: Experiment | None = None
+) -> Run:
     """Reads a run: its latest checkpoint (the best, with `checkpoint.best`) and all that is needed to use it.
 
     A damaged checkpoint is named in a warning, and the newest good one (the best good one) is read instead.
@@ -231,13 +233,14 @@ def open_run(folder: str | os.PathLike, in_memory: bool = True, step: int | None
       in_memory: whether to read the parameters now. Else they are `StoredArray`s, which `np.asarray` reads one by one
         and `loaded` all; those of LoRA, which are computed, are read in any case.
       step: which checkpoint to read, and no other.
+      known: an experiment whose classes need not be allowed.
 
     Raises:
       InputError: the folder is not a run's, has no checkpoint yet or none of that step, or they are damaged; or its
         experiment names a class that is neither jaxformer's nor of a package that `allow` has been given.
     """
     folder = Path(folder)
-    experiment = read_experiment(folder)
+    experiment = read_experiment(folder, known)
     if not (folder / CHECKPOINTS).is_dir():
         raise InputError(f"{folder}: the run has no checkpoint yet; train it first")
     mesh = sharding.make_mesh(_mesh_for(experiment, len(jax.devices())))

@@ -212,7 +212,7 @@ def fit(experiment: Experiment, workdir: str | os.PathLike, quiet: bool = False)
         state, lanes, begun = restore_or_init(saved, experiment, mesh)
         step = int(state.step)
         if step > experiment.steps:
-            return already_done(folder, experiment.steps, step, shown)
+            return already_done(folder, experiment, step, shown)
         saved.set_aside(step, folder / DAMAGED)
         batches = stack.enter_context(loader.train_batches(data, tokenizer, experiment.seed, rows, lanes[rows]))
         claim.start(config.to_json(experiment))
@@ -308,13 +308,13 @@ def finish(training: Training, state: TrainState) -> Run:
     return run
 
 
-def already_done(folder: Path, steps: int, step: int, shown: Display) -> Run:
+def already_done(folder: Path, experiment: Experiment, step: int, shown: Display) -> Run:
     """The run unchanged, for one that has done more steps than are asked for; says so."""
     shown.say(
-        f"--steps {steps}: the run in {folder} has done {step:,} already; nothing is trained or changed; set more "
-        f"than {step:,} to continue"
+        f"--steps {experiment.steps}: the run in {folder} has done {step:,} already; nothing is trained or changed; "
+        f"set more than {step:,} to continue"
     )
-    return runs.open_run(folder)
+    return runs.open_run(folder, known=experiment)
 
 
 def due(step: int, every: int, steps: int) -> bool:

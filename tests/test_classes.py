@@ -116,6 +116,8 @@ def test_the_classes_of_the_experiment_at_hand_need_no_permission(experiment, tm
         pass  # The same run again, of the same config.
     with pytest.raises(InputError, match="--allow at_hand"):
         runs.read_experiment(tmp_path / "run")
+    with pytest.raises(InputError, match="no checkpoint yet"):
+        jf.open_run(tmp_path / "run", known=mine)
     jf.allow("at_hand")
     assert runs.read_experiment(tmp_path / "run") == mine
 
