@@ -137,7 +137,7 @@ def certify(
     if run is not None:
         from jaxformer.interop.end_to_end import compare_answers
 
-        lines += tuple(compare_answers(run, ours, folder.path))
+        lines += tuple(compare_answers(run, ours, folder.path, theirs.round))
     count = sum(int(np.prod(shape)) for shape in shapes.values())
     certificate = Certificate(architecture, count, dtype, lines, _versions())
     content = certificate.to_json()

@@ -60,9 +60,11 @@ class Sides:
     """A run of ours and the folder that transformers reads."""
 
     run: Run
-    """Its parameters are rounded to the folder's dtype; computes in float32 on the CPU."""
+    """Its parameters are rounded to the compared dtype; computes in float32 on the CPU."""
     folder: Path
     """The Hugging Face folder."""
+    round: Callable[[torch.nn.Module], None]
+    """Rounds the weights of the folder's network to the same dtype, in place."""
 
     def predict(self, inputs: Sequence[str]) -> list[Any]:
         """Our answers."""
@@ -72,12 +74,16 @@ class Sides:
     def pipeline(self, task: str, **settings: Any) -> Any:
         """The pipeline that transformers makes of the folder."""
         with reading(f"a pipeline for {task}"), warnings.catch_warnings(action="ignore"):
-            return transformers.pipeline(task, str(self.folder), device="cpu", dtype=torch.float32, **settings)
+            found = transformers.pipeline(task, str(self.folder), device="cpu", dtype=torch.float32, **settings)
+        self.round(found.model)
+        return found
 
     def network(self, auto: Any) -> torch.nn.Module:
         """The model that an auto class of transformers makes of the folder."""
         with reading(auto.__name__):
-            return auto.from_pretrained(self.folder, dtype=torch.float32, local_files_only=True).eval()
+            found = auto.from_pretrained(self.folder, dtype=torch.float32, local_files_only=True).eval()
+        self.round(found)
+        return found
 
     def with_objective(self, **changes: Any) -> "Sides":
         """The same with other settings of the run's objective."""
@@ -101,7 +107,9 @@ class Sides:
         return [text for text, size in zip(texts, sizes, strict=True) if size + SPECIALS <= longest]
 
 
-def compare_answers(run: Run, ours: Ours, folder: Path) -> Iterator[Line]:
+def compare_answers(
+    run: Run, ours: Ours, folder: Path, rounded: Callable[[torch.nn.Module], None] = lambda network: None
+) -> Iterator[Line]:
     """One line for each kind of raw input that the run's objective answers.
 
     There is none for an objective that answers nothing, and none for a model whose positions all inputs exceed.
@@ -110,13 +118,14 @@ def compare_answers(run: Run, ours: Ours, folder: Path) -> Iterator[Line]:
       run: its tokenizer, objective and task are used.
       ours: its model and parameters, as they are compared.
       folder: a Hugging Face folder of the run.
+      rounded: rounds a network's weights in place, as those of `ours` are; by default, they stay as the folder's.
     """
     compare = COMPARISONS.get(type(run.objective))
     if compare is None:
         return
     mesh = sharding.make_mesh(sharding.Mesh(1), jax.local_devices(backend="cpu")[:1])
     experiment = dataclasses.replace(run.experiment, model=ours.model)
-    sides = Sides(dataclasses.replace(run, experiment=experiment, params=ours.params, mesh=mesh), folder)
+    sides = Sides(dataclasses.replace(run, experiment=experiment, params=ours.params, mesh=mesh), folder, rounded)
     try:
         yield from compare(sides)
     except InputError:

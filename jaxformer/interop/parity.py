@@ -201,15 +201,20 @@ class Theirs:
         Raises:
           Unreadable: transformers cannot.
         """
-        self.config, self.slots = folder.config, slots
+        self.config, self.slots, self.dtype = folder.config, slots, getattr(torch, dtype)
         with reading(architecture):
             kind = getattr(transformers, architecture)
             settings = {"dtype": torch.float32, "attn_implementation": "eager", "local_files_only": True}
             self.network = kind.from_pretrained(folder.path, **settings).eval()
-        names = {slot.name for slot in slots}
-        for name, tensor in self.network.state_dict().items():
+        self.round(self.network)
+
+    def round(self, network: torch.nn.Module) -> None:
+        """Rounds the tensors of any class's network of the folder that are a model of ours."""
+        # A network without heads has the names without the prefix.
+        names = {slot.name for slot in self.slots} | {slot.name.partition(".")[2] for slot in self.slots}
+        for name, tensor in network.state_dict().items():
             if name in names:
-                tensor.copy_(tensor.to(getattr(torch, dtype)))
+                tensor.copy_(tensor.to(self.dtype))
 
     def __call__(self, rows: Inputs, model: nn.Module) -> Computed:
         """What it makes of rows, as far as ours makes it too."""
