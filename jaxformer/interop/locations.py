@@ -10,6 +10,13 @@ from jaxformer.interop.sentence_modules import MODULES
 
 PACKAGE = re.compile(r"pypi:([\w.-]+)==([\w.+!-]+)")
 HUB = re.compile(r"[\w.-]+/[\w.-]+")
+WEIGHTS = (*READERS, *ADAPTER_READERS, "model-*.safetensors", "pytorch_model-*.bin")
+WANTED = (
+    *("*.json", "*.txt", "*.model", "*.spm", "*.jinja"),
+    *WEIGHTS,
+    *(f"*_Transformer/{name}" for name in WEIGHTS),  # Of sentence-transformers' modules.
+)
+"""Patterns of the files that are fetched from the hub."""
 
 
 def locate(name: str) -> Path:
@@ -51,10 +58,8 @@ def _weights(package: Path, name: str) -> Path:
 def _from_hub(name: str) -> Path:
     import huggingface_hub
 
-    wanted = [CONFIG, "*.json", "*.txt", "*.model", *READERS, *(f"{weights}.index.json" for weights in READERS)]
-    wanted += ["model-*.safetensors", "pytorch_model-*.bin", *ADAPTER_READERS]
     try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted))
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(WANTED)))
     except Exception as error:  # Whatever the network and the hub have to say.
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{name}: no folder here, and not fetched from the hub: {reason[:200]}") from error

@@ -8,7 +8,7 @@ import huggingface_hub
 import pytest
 
 from jaxformer.errors import InputError
-from jaxformer.interop.locations import locate
+from jaxformer.interop.locations import WANTED, locate
 
 
 @pytest.fixture
@@ -67,6 +67,29 @@ def test_a_name_on_the_hub_is_fetched(tmp_path, monkeypatch):
         huggingface_hub, "snapshot_download", lambda name, allow_patterns: asked.append(name) or str(tmp_path)
     )
     assert locate("org/name") == tmp_path and asked == ["org/name"]
+
+
+@pytest.mark.parametrize(
+    "name, fetched",
+    [
+        ("config.json", True),
+        ("model.safetensors.index.json", True),
+        ("model-00001-of-00002.safetensors", True),
+        ("source.spm", True),
+        ("spiece.model", True),
+        ("chat_template.jinja", True),
+        ("additional_chat_templates/tool_use.jinja", True),
+        ("adapter_model.safetensors", True),
+        ("0_Transformer/pytorch_model.bin", True),
+        ("1_Pooling/config.json", True),
+        ("tf_model.h5", False),
+        ("onnx/model.onnx", False),
+        ("original/consolidated.00.pth", False),
+    ],
+)
+def test_files_that_an_import_reads_are_fetched(name, fetched):
+    found = list(huggingface_hub.utils.filter_repo_objects([name], allow_patterns=list(WANTED)))
+    assert found == [name] * fetched
 
 
 def test_a_hub_that_does_not_answer_is_one_line(monkeypatch):
