@@ -5,7 +5,7 @@
     targets  <extra_id_0> for inviting <extra_id_1> last
 
 Sentinels are numbered as they appear. A text begins with a token that is kept and ends with a hidden one, so the
-targets need no sentinel behind the last span. A `mean_span` of None is a prefix language model (§3.2.1 there): the text
+targets need no sentinel after the last span. A `mean_span` of None is a prefix language model (§3.2.1 there): the text
 after a random point is hidden, without a sentinel. Pure functions; end tokens are the caller's.
 """
 
@@ -39,7 +39,7 @@ def sizes(length: int, rate: float, mean_span: float | None) -> Sizes:
 
 @functools.lru_cache
 def stretch_length(rate: float, mean_span: float | None, input_length: int | None, length: int | None) -> int:
-    """Tokens of the longest stretch for which there is room, behind it an end token each; below 2 is none.
+    """Tokens of the longest stretch for which there is room, after it an end token each; below 2 is none.
 
     Args:
         rate: share of the tokens to hide.
@@ -85,7 +85,7 @@ def corrupt(tokens: np.ndarray, mask: np.ndarray, sentinels: np.ndarray) -> tupl
         sentinels: int32, one id for each span, at least.
 
     Returns:
-        The inputs, with a sentinel for each span, and the targets, each span behind its sentinel; int32.
+        The inputs, with a sentinel for each span, and the targets, each span after its sentinel; int32.
     """
     begins = mask.copy()
     begins[1:] &= ~mask[:-1]
@@ -99,7 +99,7 @@ def corrupt(tokens: np.ndarray, mask: np.ndarray, sentinels: np.ndarray) -> tupl
 def restore(inputs: np.ndarray, targets: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
     """The text, int32 [n], of which `corrupt` made inputs and targets; also of rows and of what a model wrote.
 
-    Without any sentinel the targets go on where the inputs end. Padding is left out, and what is behind an end token.
+    Without any sentinel the targets continue where the inputs end. Padding is left out, and what is after an end token.
 
     Raises:
         InputError: a sentinel does not stand once in the inputs and once in the targets, or the targets do not
@@ -147,7 +147,7 @@ def _amounts(length: int, rate: float, mean_span: float) -> tuple[int, int]:
 
 
 def _longest_rest(length: int, rate: float) -> int:
-    """Tokens behind the random point at most, so that on average they are `rate` of all."""
+    """Tokens after the random point at most, so that on average they are `rate` of all."""
     return min(max(round(2 * rate * length) - 1, 1), length - 1)
 
 

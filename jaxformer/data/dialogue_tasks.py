@@ -1,4 +1,4 @@
-"""Dialogues as text: turns behind the names of their speakers, for a decoder that learns to give the answers."""
+"""Dialogues as text: turns after the names of their speakers, for a decoder that learns to give the answers."""
 
 import dataclasses
 import functools
@@ -106,7 +106,7 @@ class Dialogue(Task):
     """The answers of a dialogue, each token given all that was said before; nothing else is a target.
 
     A source has a list of turns, each {"role": ..., "content": ...} with the role system, user or assistant. A dialogue
-    that does not fit into a row is cut behind answers; a question with its answers that has no room loses its end.
+    that does not fit into a row is cut after answers; a question with its answers that has no room loses its end.
 
     Rows: `tokens`, `targets` int32 and `weights` float32 [b, length], with the lanes' `segments` and `positions`;
     weights are 1 where a target is of an answer, its end token too.
@@ -187,7 +187,7 @@ class Dialogue(Task):
 
 
 def _exchanges(parts: Sequence[Part]) -> Iterator[list[Part]]:
-    """Questions with the answers behind them."""
+    """Questions with the answers after them."""
     exchange = []
     for part in parts:
         if exchange and exchange[-1].learned and not part.learned:

@@ -134,7 +134,7 @@ class Lane:
         ]
 
     def state(self) -> list[int]:
-        """S numbers, with which a lane continues behind the row made last."""
+        """S numbers, with which a lane continues after the row made last."""
         marks = self._open + [marked[:2] for marked in self._waiting]
         marks += [(_NO_VISIT, 0)] * (self._lookahead - len(self._waiting))
         return [self._next, self._turn, *(number for mark in marks for number in mark)]
@@ -211,7 +211,7 @@ def empty_batch(rows: int, features: dict[str, Feature]) -> dict[str, np.ndarray
 
 
 def write_row(batch: dict[str, np.ndarray], number: int, row: list[Example], features: dict[str, Feature]) -> None:
-    """Lays examples one behind the other into row `number` of a batch of zeros.
+    """Lays examples one after the other into row `number` of a batch of zeros.
 
     An example has one number in all segments of the row, so that its tokens find its inputs.
     """

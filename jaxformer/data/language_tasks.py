@@ -145,7 +145,7 @@ class TextToText(Task):
     Rows: `inputs` int32 [b, input_length] with the lanes' `input_segments` and `input_positions`; `tokens`, `targets`
     int32 and `weights` float32 [b, length] with `segments` and `positions`. Inputs and targets end with the end token;
     tokens are padding, then the targets without their last. For a decoder alone (`input_length` None), `tokens` are
-    inputs and targets one behind the other, `prefix` int32 [b, length] is 1 in the inputs and `weights` are 0 but at
+    inputs and targets one after the other, `prefix` int32 [b, length] is 1 in the inputs and `weights` are 0 but at
     their last token.
     """
 

@@ -50,7 +50,7 @@ def text_example(ids: np.ndarray, prefix: int | None = None) -> Example:
     weights = np.ones(len(ids) - 1, np.float32)
     example = {"tokens": ids[:-1], "targets": ids[1:], "weights": weights}
     if prefix is not None:
-        # The last token of the prefix predicts what is behind it.
+        # The last token of the prefix predicts what is after it.
         weights[: prefix - 1] = 0
         example["prefix"] = (np.arange(len(weights)) < prefix).astype(np.int32)
     return example

@@ -69,7 +69,7 @@ def mask(
 def words(tokens: np.ndarray, maskable: np.ndarray, word_start: np.ndarray) -> np.ndarray:
     """Number of the word that each token belongs to, int64 [e, t]; word_start is bool [vocab]."""
     begins = word_start[tokens]
-    # What stands behind a token that cannot be masked begins a word, cut off or not.
+    # What follows a token that cannot be masked begins a word, cut off or not.
     begins[:, 1:] |= ~maskable[:, :-1]
     return np.cumsum(begins, axis=1)
 

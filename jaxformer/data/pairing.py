@@ -84,7 +84,7 @@ def _begins(tokens: np.ndarray, part: np.ndarray) -> bool:
 def stretches(sentences: list[np.ndarray], room: int, short_rate: float, rng: np.random.Generator) -> list[np.ndarray]:
     """Consecutive whole sentences of at most `room` tokens (Liu et al. 2019, FULL-SENTENCES).
 
-    A sentence longer than `room` is cut, and its rest goes on in the next stretch: the stretches
+    A sentence longer than `room` is cut, and its rest continues in the next stretch: the stretches
     together are the document, every token once.
     """
     found, parts, count = [], [], 0

@@ -97,7 +97,7 @@ class AnswerSpans(Task):
             )
         if self.stride > room:
             raise InputError(
-                f"task.stride {self.stride}: skips tokens; at most {room}, what a window has of the context behind a "
+                f"task.stride {self.stride}: skips tokens; at most {room}, what a window has of the context after a "
                 "question of task.question_length"
             )
 

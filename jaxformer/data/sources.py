@@ -173,7 +173,7 @@ class Mixture(Source):
 
 
 class Mixed(Sequence):
-    """The opened components of a mixture, one behind the other."""
+    """The opened components of a mixture, one after the other."""
 
     def __init__(self, parts: list[Sequence], weights: list[float], names: list[str]):
         self.parts, self.weights, self.names = parts, weights, names

@@ -26,7 +26,7 @@ Example = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Feature:
-    """How one array of an example lies in a row: behind those of the examples before it."""
+    """How one array of an example lies in a row: after those of the examples before it."""
 
     capacity: int
     """Entries a row has."""

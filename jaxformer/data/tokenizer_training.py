@@ -96,12 +96,12 @@ def _pieces(model: bytes) -> int:
 
 
 def with_sentinels(model: bytes, count: int) -> bytes:
-    """A SentencePiece model with `count` sentinels behind its pieces, the first of them last (Raffel et al. 2020)."""
+    """A SentencePiece model with `count` sentinels after its pieces, the first of them last (Raffel et al. 2020)."""
     return with_pieces(model, [special_tokens.sentinel(number) for number in reversed(range(count))])
 
 
 def with_pieces(model: bytes, names: Sequence[str]) -> bytes:
-    """A SentencePiece model with more pieces behind its own. They are control symbols: no text is encoded as one."""
+    """A SentencePiece model with more pieces after its own. They are control symbols: no text is encoded as one."""
     from sentencepiece import sentencepiece_model_pb2
 
     proto = sentencepiece_model_pb2.ModelProto.FromString(model)

@@ -32,7 +32,7 @@ class SentencePiece:
     """Documents to train on, evenly spaced over the source."""
     sentinels: int = 0
     """Pieces <extra_id_0>, ... for span corruption, from the vocabulary's end downwards; T5 has 100. A loaded model
-    that has none gets them behind its own."""
+    that has none gets them after its own."""
 
     def __post_init__(self):
         if not 0 <= self.sentinels < self.vocab:

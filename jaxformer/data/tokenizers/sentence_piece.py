@@ -88,7 +88,7 @@ class SentencePieceTokenizer(Tokenizer):
         return self._model
 
     def with_sentinels(self, count: int) -> "SentencePieceTokenizer":
-        """The same model with sentinels behind its pieces; raises InputError if it has another number of its own."""
+        """The same model with sentinels after its pieces; raises InputError if it has another number of its own."""
         if len(self.sentinel_ids) == count:
             return self
         if len(self.sentinel_ids):

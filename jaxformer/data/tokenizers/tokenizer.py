@@ -147,7 +147,7 @@ class Tokenizer(abc.ABC):
     def encode_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         """The ids, int32 [n], as `encode` gives them, and the stretch of the text that each stands for, int32 [n, 2].
 
-        A stretch is its first character, which is no space, and the one behind its last.
+        A stretch is its first character, which is no space, and the one after its last.
         """
 
     def encode_with_masks(self, text: str) -> np.ndarray:
