@@ -328,10 +328,16 @@ def writer(folder: Path, experiment: Experiment) -> Iterator[Claim]:
 
 
 def prepare_tokenizer(folder: Claim, experiment: Experiment) -> Tokenizer | None:
-    """The run's tokenizer: its own, or that of the run it forks or of the experiment, which the first process saves."""
+    """The run's tokenizer. A new run's is made by the first process, or comes from the run that it forks.
+
+    Raises:
+      InputError: a run that has begun has lost its tokenizer: one that is trained again may have other ids.
+    """
     if experiment.tokenizer is None:
         return None
     if jax.process_index() == 0:
+        if folder.is_run and not saved(str(folder.tokenizer)):
+            raise InputError(f"--workdir {folder.folder}: the run's {TOKENIZER}/ is missing or empty; put it back")
         if experiment.fork is not None and not folder.is_run:
             forked = Path(experiment.fork)
             read_experiment(forked, known=experiment)  # Says what is wrong with a folder that is no run's.

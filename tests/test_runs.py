@@ -82,6 +82,14 @@ def test_a_run_that_has_ended_does_nothing_more(run, copy):
     tiny.assert_equal(tiny.saved(copy), before)
 
 
+def test_a_run_without_its_tokenizer_is_refused_rather_than_given_another(run, copy):
+    shutil.rmtree(copy / "tokenizer")
+    before = contents(copy)
+    with pytest.raises(InputError, match=rf"--workdir {copy}: the run's tokenizer/ is missing"):
+        jf.fit(dataclasses.replace(run.experiment, steps=7), copy, quiet=True)
+    assert contents(copy) == before
+
+
 def test_a_run_asked_for_fewer_steps_than_it_has_done_says_so_and_stays_as_it_is(run, copy, capsys):
     before, kept = tiny.saved(copy), tree(copy)
     shorter = dataclasses.replace(run.experiment, steps=4)
