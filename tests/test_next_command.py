@@ -71,6 +71,8 @@ def test_what_is_asked_fits_the_task_and_is_quoted_for_a_shell(task, example, as
 def test_pixels_become_a_file(tmp_path):
     (path,) = ImageTask(size=12, channels=1).requests({"image": small_vit.IMAGES[0]}, tmp_path)
     assert (np.asarray(Image.open(path)) == small_vit.IMAGES[0, ..., 0]).all()
+    ImageTask(size=12, channels=1).requests({"image": small_vit.IMAGES[1]}, tmp_path)
+    assert (np.asarray(Image.open(path)) == small_vit.IMAGES[0, ..., 0]).all(), "a file that is there stays"
 
 
 def test_an_example_that_is_none_is_passed_over_and_a_run_without_one_begins_others(tmp_path, monkeypatch):

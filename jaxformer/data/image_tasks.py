@@ -131,11 +131,14 @@ class ImageTask(Task):
         image = files.value(example, self.image, "task.image")
         if isinstance(image, str | os.PathLike):
             return (str(image),)
+        path = folder / EXAMPLE
         try:
-            self._read(image, "the example").save(folder / EXAMPLE)
+            picture = self._read(image, "the example")
         except images.Undecodable as error:
             raise InputError(str(error)) from error
-        return (str(folder / EXAMPLE),)
+        if not path.exists():  # It may be somebody's own.
+            picture.save(path)
+        return (str(path),)
 
     def read(self, example: Mapping[str, Any]) -> tuple[Any, int | None]:
         """The image, not decoded yet, and the number of its class."""
