@@ -175,9 +175,7 @@ def export_hf(
         elif not isinstance(model, Bert | Classifier):
             write_json(folder / GENERATION, _generation(tokens, origin, generation))
         if tokenizer is not None:
-            template = tokenizer.template(form_of(model)) if isinstance(model, Classifier) else None
-            export_tokenizer(tokenizer, folder, family.model_type, beginning, template)
-            _write_chat_template(folder, tokenizer, origin, beginning, dialogue)
+            _write_tokenizer(folder, tokenizer, model, origin, beginning, dialogue)
         write_weights(folder, tensors, arrays, shard)
         if finish is not None:
             finish(folder)
@@ -189,19 +187,22 @@ def _numpy_dtype(dtype: str) -> np.dtype:
     return FLOATS[dtype]
 
 
-def _write_chat_template(
+def _write_tokenizer(
     folder: Path,
     tokenizer: Tokenizer,
+    model: nn.Module,
     origin: Origin | None,
     beginning: bool,
     dialogue: DialogueTemplate | None,
 ) -> None:
-    """Writes the chat template of the run's dialogues, or else of the imported folder, if there is one."""
-    template = origin and origin.chat_template
+    """Writes the tokenizer, and the chat template of the run's dialogues or else of the imported folder."""
+    template = tokenizer.template(form_of(model)) if isinstance(model, Classifier) else None
+    export_tokenizer(tokenizer, folder, None, beginning, template)
+    chat = origin and origin.chat_template
     if dialogue is not None:
-        template = chat_template(dialogue, tokenizer, folder, beginning)
-    if template is not None:
-        write_chat_template(folder, template)
+        chat = chat_template(dialogue, tokenizer, folder, beginning)
+    if chat is not None:
+        write_chat_template(folder, chat)
 
 
 def _config(
