@@ -314,8 +314,11 @@ def _byte_level(folder: Path, settings: Mapping[str, Any]) -> ByteLevelTokenizer
     tokenizer = byte_level_of_files(*files, bool(settings.get("add_prefix_space", False)))
     config, known = tokenizer.config, _class(settings)
     if known is not None:  # Otherwise tokens are special by their names.
-        names = _roles(settings, tokenizer.pieces).values()
-        config["added_tokens"] = [token for token in config["added_tokens"] if token["content"] in names]
+        roles = _roles(settings, tokenizer.pieces)
+        config["added_tokens"] = [token for token in config["added_tokens"] if token["content"] in roles.values()]
+        for token in config["added_tokens"]:
+            # A mask includes the space before it, as in transformers 4; without a tokenizer.json, 5 keeps the space.
+            token["lstrip"] |= token["content"] == roles.get("mask")
     if known == "Qwen2Tokenizer":
         config["normalizer"] = {"type": "NFC"}
         split = {"type": "Split", "pattern": {"Regex": QWEN2_WORDS}, "behavior": "Isolated", "invert": False}

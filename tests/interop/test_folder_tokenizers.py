@@ -140,6 +140,17 @@ def test_layouts_are_those_of_the_class(kind, tmp_path):
     assert ours.template(form).added(pair=True) == theirs.num_special_tokens_to_add(pair=True)
 
 
+@pytest.mark.parametrize("kind", ["roberta", "bart"])
+def test_a_mask_includes_the_space_before_it_in_an_export(kind, tmp_path):
+    ours = import_tokenizer(folder_of(kind, tmp_path))
+    out = write(tmp_path / "again", config__json={"model_type": kind})
+    export_tokenizer(ours, out)
+    theirs = transformers.AutoTokenizer.from_pretrained(out)
+    for text in ("the [MASK] was", "[MASK] was the[MASK]."):
+        expected = ours.encode_with_masks(text).tolist()
+        assert theirs(text.replace("[MASK]", "<mask>"), add_special_tokens=False).input_ids == expected
+
+
 def test_words_with_names_of_special_tokens_stay_words(tmp_path):
     """Qwen's vocabulary has `<s>` as a piece of markup: no side makes it special, before or after an export."""
     names = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "bos_token": None, "unk_token": None}
