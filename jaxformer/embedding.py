@@ -18,6 +18,8 @@ ROWS, BUCKET = 32, 32
 
 def embed(run: "Run", texts: Sequence[str]) -> np.ndarray:
     """The vectors of texts, or of the images of paths, float32 [n, d]: see `Run.embed`."""
+    if not len(texts):
+        raise InputError("no texts to embed; expected one or more")
     own = getattr(run.objective, "embed", None)
     if own is not None:
         return own(run.model, run.params, run.tokenizer, run.experiment.data.task.asked(texts))

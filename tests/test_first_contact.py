@@ -123,6 +123,8 @@ def test_encode_gives_what_the_model_takes_and_embed_the_mean_of_the_last_hidden
     vectors = run.embed(texts)
     np.testing.assert_allclose(vectors, means, atol=1e-5)
     np.testing.assert_allclose(run.embed(texts[1]), vectors[1], atol=1e-5)
+    with pytest.raises(InputError, match="no texts to embed"):
+        run.embed([])
 
 
 GPT, BERT = small_writer.GPT, small_classifier.small_backbone()

@@ -84,7 +84,7 @@ class Rules:
         return (tokens[..., None] == self.ends).any(-1)
 
     def only_pieces(self, logits: jax.Array) -> jax.Array:
-        """Logits [..., v] of which those of no piece are -inf."""
+        """Logits [..., v] with -inf at the ids that the tokenizer does not have."""
         return without_pieces(logits, self.pieces)
 
 

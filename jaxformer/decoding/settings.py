@@ -18,7 +18,7 @@ class Decoding:
     max_new: int | None = 64
     """New tokens, at most; None leaves it to `max_length`."""
     temperature: float = 0.0
-    """What logits are divided by before a token is drawn: below 1 safer, above 1 wilder; 0 takes the likeliest."""
+    """Divides the logits before a token is drawn: below 1 safer, above 1 wilder; 0 takes the likeliest."""
     top_k: int | None = None
     """Draw among so many likeliest tokens; None: among all."""
     top_p: float = 1.0
@@ -67,7 +67,7 @@ class Decoding:
     forced_bos_token_id: int | None = None
     """Id of the token that comes first, after a start token or a prompt of one token."""
     forced_eos_token_ids: tuple[int, ...] = ()
-    """Ids of tokens of which one comes last where an output reaches its limit."""
+    """Ids of end tokens: one of them is the last token of an output that reaches its limit."""
     exponential_decay_length_penalty: tuple[int, float] | None = None
     """After so many new tokens, the end token's score grows by this factor to the power of the tokens since."""
     renormalize_logits: bool = False

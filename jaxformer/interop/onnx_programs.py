@@ -134,7 +134,7 @@ def _bert(model: Bert, objective: Any) -> Program:
             found |= {"pooler_output": output.pooled[:, 0]} if "pooler" in model.heads else {}
         if "next_sentence" in model.heads:
             found["seq_relationship_logits"] = output.next_sentence_logits[:, 0]
-        # Without the prompt's tokens, of which the program knows nothing, its caller makes the vector.
+        # The program does not know which tokens are the prompt's: without them, its caller computes the vector.
         if isinstance(objective, SentenceEmbedding) and objective.include_prompt:
             found["sentence_embedding"] = embedded(objective, output, attention_mask)
         return found

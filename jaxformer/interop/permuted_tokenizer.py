@@ -12,14 +12,14 @@ from jaxformer.data.tokenizers.sentence_piece import SentencePieceTokenizer
 from jaxformer.errors import InputError
 
 PAD = "<pad>"
-"""What Marian, and who reads its folders, call padding."""
+"""Padding's name in Marian's folders, which other programs look for."""
 
 
 def permuted(tokenizer: Tokenizer, order: np.ndarray) -> Tokenizer:
     """The tokenizer whose piece n is piece `order[n]`; its padding is called `<pad>`.
 
     Raises:
-      InputError: a kind of tokenizer that has no such order, or another piece that is called so.
+      InputError: the tokenizer's kind cannot be reordered, or another piece is named `<pad>`.
     """
     pad = tokenizer.pieces[tokenizer.pad_id]
     if pad != PAD and PAD in tokenizer.pieces:

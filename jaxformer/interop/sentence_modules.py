@@ -1,4 +1,4 @@
-"""modules.json: the modules of which sentence-transformers composes an encoder, and the folders that they are in."""
+"""modules.json: the modules of a sentence-transformers model, and their folders."""
 
 import dataclasses
 import json

@@ -39,7 +39,7 @@ HIDDEN = {"text": {"method": "forward", "method_output_name": "last_hidden_state
 POOLED = {"text": {"method": "forward", "method_output_name": "pooler_output"}}, "sentence_embedding"
 """`modality_config` and `module_output_name` of encoders that a pooling reads, and of those with a pooler."""
 UNLIMITED = 10**9
-"""A `model_max_length` above this stands for none."""
+"""A `model_max_length` above this means no limit."""
 
 
 def is_sentence_encoder(folder: Path) -> bool:

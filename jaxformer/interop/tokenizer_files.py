@@ -231,21 +231,21 @@ def _token(said: Mapping[str, Any]) -> Any:
 
 
 def _sentencepiece(folder: Path, name: str, settings: Mapping[str, Any]) -> Tokenizer:
-    """A SentencePiece model with the tokens that its folder adds behind it.
+    """A SentencePiece model with the tokens that its folder adds after its pieces.
 
     Special tokens become control pieces of the model, which no text contains. Other added tokens are found in texts
     before the model sees them, which only the `tokenizers` library does.
     """
     tokenizer = load(SentencePieceTokenizer, str(folder / name))
     size, added = tokenizer.vocab_size, settings["added_tokens_decoder"]
-    behind = {number: token for number, token in added.items() if number >= size}
+    after = {number: token for number, token in added.items() if number >= size}
     t5 = settings["model_type"] in ("t5", "mt5")
-    if not behind and t5:
+    if not after and t5:
         count = int(settings.get("extra_ids", SENTINELS))
         return tokenizer if len(tokenizer.sentinel_ids) else tokenizer.with_sentinels(count)
-    if sorted(behind) != list(range(size, size + len(behind))):
-        raise InputError(f"{folder}: tokens are added with the ids {sorted(behind)}; expected {size} and on")
-    ordered = [behind[number] for number in sorted(behind)]
+    if sorted(after) != list(range(size, size + len(after))):
+        raise InputError(f"{folder}: added tokens have the ids {sorted(after)}; expected {size} and the next ones")
+    ordered = [after[number] for number in sorted(after)]
     if all(_is_special(token, settings) for token in ordered):
         names = [token["content"] for token in ordered]
         with_names = tokenizer_training.with_pieces(tokenizer.serialize(), names)

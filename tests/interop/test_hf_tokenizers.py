@@ -168,7 +168,7 @@ def test_sentinels_behind_a_model_of_t5(tmp_path):
     (tmp_path / "added_tokens.json").write_text('{"<a>": 300, "<b>": 301}')
     assert import_tokenizer(tmp_path).pieces[300:] == ["<a>", "<b>"]
     (tmp_path / "added_tokens.json").write_text('{"<a>": 310}')
-    with pytest.raises(InputError, match=r"tokens are added with the ids \[310\]; expected 300 and on"):
+    with pytest.raises(InputError, match=r"added tokens have the ids \[310\]; expected 300 and the next ones"):
         import_tokenizer(tmp_path)
 
 
