@@ -91,8 +91,9 @@ def export(home: Path) -> None:
 
     from jaxformer.data.tokenizers import ByteLevelBpe, SentencePiece, WordPiece
     from jaxformer.interop import parity
+    from jaxformer.interop.folders import open_folder
     from jaxformer.interop.hard_strings import HARD_STRINGS
-    from jaxformer.interop.huggingface import export_hf, import_hf
+    from jaxformer.interop.huggingface import export_hf, load
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
@@ -107,10 +108,11 @@ def export(home: Path) -> None:
         for parameter in network.parameters():
             parameter.data.normal_(0, 0.2)
         network.save_pretrained(home / "imported" / name)
-        model, params = import_hf(home / "imported" / name)
+        imported = load(open_folder(home / "imported" / name))
+        model, params = imported.model, imported.params
         tokenizer = tokenizers.get(kind)
         folder = home / "folders" / name
-        export_hf(model, params, tokenizer, folder)
+        export_hf(model, params, tokenizer, folder, origin=imported.origin)
         ours = parity.Ours(model, params, "float32")
         rows = next(iter(parity.inputs(model, [np.arange(5, 200, dtype=np.int32)], pad=0)))
         outputs = parity.computed(ours.model)

@@ -140,7 +140,9 @@ def _fields(model: T5) -> dict[str, Any]:
         "dropout_rate": stack.dropout,
         "layer_norm_epsilon": stack.norm.epsilon,
         "feed_forward_proj": act,
+        # transformers before 5 scales by the first field, 5.0 by the second alone.
         "tie_word_embeddings": model.tied,
+        "scale_decoder_outputs": model.tied,
     }
 
 
