@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxformer import fields
+from jaxformer.classes import is_allowed
 from jaxformer.errors import InputError
 
 PACKAGE = __name__.partition(".")[0]
@@ -51,10 +52,12 @@ def choose(value: Any, overrides: Mapping[str, Any], prefix: str = "") -> dict[s
 def candidates(hint: Any, current: Any) -> dict[str, type]:
     """The classes that a field can hold, by name.
 
-    These are the subclasses of its type, and the classes in the module of what it holds now that have its type.
+    These are the subclasses of its type in packages that a run may name, and the classes in the module of what it holds
+    now that have its type.
     """
     types = [one for one in typing.get_args(hint) or (hint,) if isinstance(one, type)]
     found = [cls for one in types if one.__module__.startswith(f"{PACKAGE}.") for cls in _subclasses(one)]
+    found = [cls for cls in found if is_allowed(cls.__module__)]
     if fields.is_config(current):
         beside = list(vars(sys.modules[type(current).__module__]).values())
         found += [cls for cls in beside if getattr(cls, "__module__", None) == type(current).__module__]

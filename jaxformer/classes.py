@@ -66,12 +66,12 @@ def dataclass_named(name: Any, path: str) -> type:
     """
     module, _, attribute = name.rpartition(".") if isinstance(name, str) else ("", "", "")
     package = module.partition(".")[0]
-    if PACKAGE.fullmatch(module) and not _is_allowed(module):
+    if PACKAGE.fullmatch(module) and not is_allowed(module):
         raise InputError(
             f"{path}={name!r}: package {package} is neither jaxformer nor allowed; if you trust it, add --allow "
             f'{package}, in Python jf.allow("{package}")'
         )
-    cls = getattr(_imported(module, f"{path}={name!r}"), attribute, None) if _is_allowed(module) else None
+    cls = getattr(_imported(module, f"{path}={name!r}"), attribute, None) if is_allowed(module) else None
     if not isinstance(cls, type) or not dataclasses.is_dataclass(cls):
         raise InputError(f"{path}={name!r}: expected the name of a dataclass")
     return cls
@@ -92,7 +92,8 @@ def installed_only(*folders: str | os.PathLike) -> Iterator[None]:
         sys.path[:] = before + [entry for entry in sys.path if entry not in before]
 
 
-def _is_allowed(module: str) -> bool:
+def is_allowed(module: str) -> bool:
+    """Whether runs may name classes of a module."""
     parts = module.split(".")
     # A private module of ours, such as __main__, may do something when it is imported.
     own = parts[0] == OWN and not any(part.startswith("_") for part in parts)

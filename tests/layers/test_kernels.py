@@ -184,7 +184,9 @@ class TestChoice:
 @pytest.mark.slow
 def test_a_sharded_model_learns_by_splash_what_it_learns_by_blocks(monkeypatch):
     config = {"width": 16, "depth": 2, "heads": 4, "dropout": 0.0, "attention_dropout": 0.0, "remat": "full"}
-    stack = Transformer(**config, attention=Attention(kv_heads=2), mlp=Mlp(width=16), positions=Rotary())
+    stack = Transformer(
+        **config, dtype="float32", attention=Attention(kv_heads=2), mlp=Mlp(width=16), positions=Rotary()
+    )
     model = Gpt(stack, vocab=32, positions=256)
     tokens, segments = np.arange(4 * 256).reshape(4, 256) % 29, documents(256, rows=4)
     called = []
