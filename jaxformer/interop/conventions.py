@@ -32,6 +32,11 @@ def conventional(run: Run) -> Run:
     return _marian(run) if type(run.model) is EncoderDecoder and run.model.zero_start else run
 
 
+def marian_form(model: EncoderDecoder) -> EncoderDecoder:
+    """The model that computes what `model`, whose `zero_start` is set, does, once padding is the last token."""
+    return dataclasses.replace(model, head_bias=True, zero_start=False)
+
+
 def _marian(run: Run) -> Run:
     """The run with padding as the last token, whose embedding is zero and which never comes."""
     size, pad = run.tokenizer.vocab_size, run.tokenizer.pad_id
@@ -51,7 +56,7 @@ def _marian(run: Run) -> Run:
     changed = {path: token_row(path, array) if path in TOKEN_ROWS else array for path, array in arrays.items()}
     constant = np.zeros(size, np.float32) if bias is None else np.array(np.asarray(bias)[order])
     constant[-1] = NEVER
-    model = dataclasses.replace(run.model, head_bias=True, zero_start=False)
+    model = marian_form(run.model)
     if (decoding := getattr(run.objective, "decoding", None)) is not None:
         places = {int(old): new for new, old in enumerate(order)}
         objective = dataclasses.replace(run.objective, decoding=_renumbered(decoding, places))
