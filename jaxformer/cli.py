@@ -354,7 +354,7 @@ class _Parser(argparse.ArgumentParser):
         self.add_argument("--allow", metavar="PACKAGE", action="append", default=[], help=meaning)
 
     def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
-        """The options, which may stand before, between and after what has no name; allows the packages named."""
+        """Parses options before, between and after the positional arguments; allows the packages of `--allow`."""
         options = self.parse_intermixed_args(arguments)
         classes.allow(*options.allow)
         return options

@@ -38,7 +38,7 @@ from jaxformer.models.bart import Bart
 from jaxformer.models.bert import Bert
 from jaxformer.models.classifier import Classifier
 from jaxformer.models.encoder_decoder import EncoderDecoder
-from jaxformer.objectives.labelled_texts import form_of
+from jaxformer.objectives.labelled_texts import template_of
 
 REWRITTEN = {"architectures", "model_type", "torch_dtype", "dtype", "transformers_version", "_name_or_path"}
 """Fields of a config.json that are of that folder alone."""
@@ -196,8 +196,7 @@ def _write_tokenizer(
     dialogue: DialogueTemplate | None,
 ) -> None:
     """Writes the tokenizer, and the chat template of the run's dialogues or else of the imported folder."""
-    template = tokenizer.template(form_of(model)) if isinstance(model, Classifier) else None
-    export_tokenizer(tokenizer, folder, None, beginning, template)
+    export_tokenizer(tokenizer, folder, beginning=beginning, template=template_of(model, tokenizer))
     chat = origin and origin.chat_template
     if dialogue is not None:
         chat = chat_template(dialogue, tokenizer, folder, beginning)

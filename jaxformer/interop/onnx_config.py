@@ -20,7 +20,7 @@ from jaxformer.models.classifier import Classifier
 from jaxformer.models.encoder_decoder import EncoderDecoder
 from jaxformer.models.masked_autoencoder import MaskedAutoencoder
 from jaxformer.models.vit import Vit
-from jaxformer.objectives.labelled_texts import form_of
+from jaxformer.objectives.labelled_texts import template_of
 from jaxformer.objectives.seq2seq import Seq2Seq
 from jaxformer.runs import Run
 
@@ -83,7 +83,7 @@ def _describe(run: Run, folder: Path) -> None:
     if isinstance(model, IMAGE_MODELS):
         write_preprocessor(folder, model, run.experiment.data.task)
     if run.tokenizer is not None:
-        template = run.tokenizer.template(form_of(model)) if isinstance(model, Classifier) else None
+        template = template_of(model, run.tokenizer)
         export_tokenizer(run.tokenizer, folder, config["model_type"], beginning, template)
     if (decoding := getattr(objective, "decoding", None)) is not None:
         known = {name: value for name, value in tokens.items() if value is not None}

@@ -10,6 +10,7 @@ import numpy as np
 from jaxformer.data import layouts
 from jaxformer.data.classification_tasks import PAIR
 from jaxformer.data.tokenizers import Tokenizer
+from jaxformer.data.tokenizers.template import Template
 from jaxformer.errors import InputError
 from jaxformer.models.bert import Bert
 from jaxformer.models.classifier import Classifier
@@ -43,6 +44,11 @@ def check_rows(objective: str, model: Any, row: Mapping[str, Any]) -> None:
 def form_of(model: Classifier) -> str:
     """How texts are laid out for the model: `encoder` or `decoder`."""
     return "encoder" if isinstance(model.backbone, Bert) else "decoder"
+
+
+def template_of(model: Any, tokenizer: Tokenizer) -> Template | None:
+    """The special tokens around texts for a classifier; None for other models."""
+    return tokenizer.template(form_of(model)) if isinstance(model, Classifier) else None
 
 
 def text_logits(model: Classifier, params, tokenizer: Tokenizer, texts: Sequence[Text]) -> np.ndarray:
