@@ -21,15 +21,15 @@ GOALS = {"eager": 6.0, "compiled": 4.0}
 def jaxformer_step() -> Callable[[], None]:
     """Our training step: what `fit` runs, on random tokens."""
     from jaxformer.config import Experiment
-    from jaxformer.data.loader import Data
-    from jaxformer.data.sources import TextFiles
-    from jaxformer.data.tasks import MaskedSentencePairs
+    from jaxformer.data.pipeline.loader import Data
+    from jaxformer.data.sources.sources import TextFiles
+    from jaxformer.data.tasks.base import MaskedSentencePairs
     from jaxformer.data.tokenizers import WordPiece
     from jaxformer.layers.norms import LayerNorm
     from jaxformer.layers.transformer import Transformer
     from jaxformer.models.bert import Bert
     from jaxformer.objectives.masked_lm import MaskedLM
-    from jaxformer.optimizers import AdamW
+    from jaxformer.training.optimizers import AdamW
 
     transformer = Transformer(WIDTH, DEPTH, HEADS, norm=LayerNorm(1e-12), norm_position="after", dtype="float32")
     experiment = Experiment(

@@ -35,8 +35,8 @@ def make(folder: str, depth: int) -> None:
     import numpy as np
 
     from jaxformer.data.tokenizers import WordPiece
-    from jaxformer.interop import parameters
-    from jaxformer.interop.huggingface import export_hf
+    from jaxformer.interop.huggingface import parameters
+    from jaxformer.interop.huggingface.models import export_hf
     from jaxformer.layers.attention import Attention
     from jaxformer.layers.mlp import GatedMlp
     from jaxformer.layers.norms import RMSNorm
@@ -62,7 +62,7 @@ def convert(side: str, source: str, target: str) -> None:
     if side == "copy":
         shutil.copytree(source, target)
     else:
-        from jaxformer.interop.hf_runs import export_run, import_run
+        from jaxformer.interop.huggingface.runs import export_run, import_run
 
         (import_run if side == "import" else export_run)(source, target, certificate=False)
     for path in Path(target).rglob("*"):
@@ -73,7 +73,7 @@ def convert(side: str, source: str, target: str) -> None:
 
 def turn(side: str, source: str, target: str, pipe) -> None:
     """A turn in a process of its own: its seconds, and its memory above what the libraries take, in bytes."""
-    import jaxformer.interop.hf_runs  # noqa: F401 (not part of what is timed)
+    import jaxformer.interop.huggingface.runs  # noqa: F401 (not part of what is timed)
 
     touch_memory()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

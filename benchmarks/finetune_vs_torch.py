@@ -35,7 +35,7 @@ def experiment(steps: int, seed: int):
 def held_out(home: Path) -> Iterator[dict[str, np.ndarray]]:
     """Batches of the held-out snippets."""
     import jaxformer as jf
-    from jaxformer.data.loader import evaluation_batches
+    from jaxformer.data.pipeline.loader import evaluation_batches
 
     data = jf.load(CONFIG).data
     return evaluation_batches(data.validation, data, tokenizer(home), 0, range(data.batch))
@@ -50,7 +50,7 @@ def tokenizer(home: Path):
 
 def prepare(home: Path) -> None:
     """Fetches all that both sides need."""
-    from jaxformer.interop.locations import locate
+    from jaxformer.interop.huggingface.locations import locate
 
     locate(experiment(1, 0).init)
     next(held_out(home))
@@ -61,8 +61,8 @@ def train_ours(home: Path, steps: int, seed: int) -> tuple[float, float]:
     import jax
 
     import jaxformer as jf
-    from jaxformer.metrics import merge
-    from jaxformer.state import init_params
+    from jaxformer.metrics.means import merge
+    from jaxformer.training.state import init_params
 
     ours = experiment(steps, seed)
     head = init_params(ours, jax.random.key(seed))["head"]
@@ -80,8 +80,8 @@ def train_theirs(home: Path, steps: int, seed: int) -> tuple[float, float]:
     import torch
     import transformers
 
-    from jaxformer.data.loader import train_batches
-    from jaxformer.interop.locations import locate
+    from jaxformer.data.pipeline.loader import train_batches
+    from jaxformer.interop.huggingface.locations import locate
 
     ours = experiment(steps, seed)
     data, settings = ours.data, ours.optimizer

@@ -20,16 +20,16 @@ GOALS = {"eager": 2.0, "compiled": 1.4}
 def jaxformer_step() -> Callable[[], None]:
     """Our training step: what `fit` runs, on random tokens."""
     from jaxformer.config import Experiment
-    from jaxformer.data.language_tasks import NextToken
-    from jaxformer.data.loader import Data
-    from jaxformer.data.sources import TextFiles
+    from jaxformer.data.pipeline.loader import Data
+    from jaxformer.data.sources.sources import TextFiles
+    from jaxformer.data.tasks.language import NextToken
     from jaxformer.data.tokenizers import SentencePiece
     from jaxformer.layers.mlp import Mlp
     from jaxformer.layers.norms import LayerNorm
     from jaxformer.layers.transformer import Transformer
     from jaxformer.models.gpt import Gpt
     from jaxformer.objectives.language_model import LanguageModel
-    from jaxformer.optimizers import AdamW
+    from jaxformer.training.optimizers import AdamW
 
     fields = {"dropout": 0.0, "attention_dropout": 0.0, "dtype": "float32"}
     transformer = Transformer(WIDTH, DEPTH, HEADS, mlp=Mlp(activation="gelu_tanh"), norm=LayerNorm(1e-5), **fields)

@@ -19,10 +19,10 @@ import numpy as np
 from PIL import Image
 from turns import use_one_core
 
-from jaxformer.data.augmentations import Augmentation
-from jaxformer.data.image_tasks import LabelledImages
-from jaxformer.data.images import ImageFolders
-from jaxformer.data.loader import Data, train_batches
+from jaxformer.data.pipeline.loader import Data, train_batches
+from jaxformer.data.sources.pictures import ImageFolders
+from jaxformer.data.tasks.images import LabelledImages
+from jaxformer.data.transforms.image import Augmentation
 
 GOAL, FILES, ROWS, SIZE, LABELS = 3, 640, 32, 96, ("one", "other")
 

@@ -18,11 +18,11 @@ import jax
 from turns import use_one_core
 
 import jaxformer as jf
-from jaxformer import host
-from jaxformer.data.loader import Data, train_batches
-from jaxformer.sharding import global_batch, make_mesh
-from jaxformer.state import abstract_state, init_state
-from jaxformer.training import compile_step
+from jaxformer.data.pipeline.loader import Data, train_batches
+from jaxformer.parallel.sharding import global_batch, make_mesh
+from jaxformer.training import host
+from jaxformer.training.loop import compile_step
+from jaxformer.training.state import abstract_state, init_state
 
 GOAL = 10
 CONFIG = Path(__file__).parent.parent / "configs" / "bert_quickstart.py"

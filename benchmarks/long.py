@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxformer.layers.transformer import Transformer
+from jaxformer.losses.cross_entropy import decoded_cross_entropy
 from jaxformer.models.gpt import Gpt
-from jaxformer.objectives.cross_entropy import decoded_cross_entropy
 
 LENGTHS = (512, 1024, 2048, 4096, 8192)
 LINEAR = 1.3

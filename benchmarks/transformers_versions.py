@@ -90,10 +90,10 @@ def export(home: Path) -> None:
     import transformers
 
     from jaxformer.data.tokenizers import ByteLevelBpe, SentencePiece, WordPiece
-    from jaxformer.interop import parity
-    from jaxformer.interop.folders import open_folder
-    from jaxformer.interop.hard_strings import HARD_STRINGS
-    from jaxformer.interop.huggingface import export_hf, load
+    from jaxformer.interop.huggingface.folders import open_folder
+    from jaxformer.interop.huggingface.models import export_hf, load
+    from jaxformer.interop.parity import compare
+    from jaxformer.interop.parity.hard_strings import HARD_STRINGS
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
@@ -113,14 +113,14 @@ def export(home: Path) -> None:
         tokenizer = tokenizers.get(kind)
         folder = home / "folders" / name
         export_hf(model, params, tokenizer, folder, origin=imported.origin)
-        ours = parity.Ours(model, params, "float32")
-        rows = next(iter(parity.inputs(model, [np.arange(5, 200, dtype=np.int32)], pad=0)))
-        outputs = parity.computed(ours.model)
+        ours = compare.Ours(model, params, "float32")
+        rows = next(iter(compare.inputs(model, [np.arange(5, 200, dtype=np.int32)], pad=0)))
+        outputs = compare.computed(ours.model)
         (output,) = ours(rows, ["logits" if "logits" in outputs else outputs[0]]).outputs.values()
-        arrays = {name: torch.from_numpy(array) for name, array in parity.arrays_of(rows).items()}
-        given = {name: array.tolist() for name, array in parity.given_to(model, arrays).items() if "label" not in name}
+        arrays = {name: torch.from_numpy(array) for name, array in compare.arrays_of(rows).items()}
+        given = {name: array.tolist() for name, array in compare.given_to(model, arrays).items() if "label" not in name}
         questions, answers = {"inputs": given, "texts": []}, {"output": output.ravel().tolist()}
-        if isinstance(model, parity.WRITERS):
+        if isinstance(model, compare.WRITERS):
             start = network.config.decoder_start_token_id if network.config.is_encoder_decoder else None
             questions |= {"prompt": given["input_ids"][0][:8], "start": start}
             (written,) = ours.write([np.array(questions["prompt"], np.int32)], NEW_TOKENS, start)

@@ -44,9 +44,9 @@ def prepare(home: Path, steps: int | None, seeds: list[int]) -> tuple[int, list[
     import jax
 
     import jaxformer as jf
-    from jaxformer.data.loader import train_batches
-    from jaxformer.sharding import make_mesh
-    from jaxformer.state import abstract_state, init_state
+    from jaxformer.data.pipeline.loader import train_batches
+    from jaxformer.parallel.sharding import make_mesh
+    from jaxformer.training.state import abstract_state, init_state
 
     whole = jf.load(CONFIG)
     steps = steps or whole.steps
@@ -102,7 +102,7 @@ def train_theirs(home: Path, steps: int, seed: int) -> tuple[float, list[str]]:
     """The same of PyTorch."""
     import torch
 
-    from jaxformer.data.loader import train_batches
+    from jaxformer.data.pipeline.loader import train_batches
     from jaxformer.data.tokenizers import load_tokenizer
 
     ours, tokenizer = experiment(home, steps, seed), load_tokenizer(str(home / "tokenizer"))

@@ -45,8 +45,8 @@ def take_turns(sides: Mapping[str, Callable[[], Step]], turns: int) -> dict[str,
 
 
 def surroundings(name: str) -> contextlib.AbstractContextManager:
-    """Processes begun in it are of the side of that name: ours begin as the command line does, see `jaxformer.host`."""
-    from jaxformer import host
+    """Processes started in it belong to the named side; ours start as the command line does (`training.host`)."""
+    from jaxformer.training import host
 
     return mock.patch.dict(os.environ, {"GLIBC_TUNABLES": host.HUGE_PAGES} if name == OURS else {})
 
@@ -74,9 +74,9 @@ def training_step(experiment, batch) -> Step:
     """Our training step, what `fit` runs, on one batch of arrays."""
     import jax
 
-    from jaxformer.sharding import batch_sharding, make_mesh
-    from jaxformer.state import abstract_state, init_state
-    from jaxformer.training import compile_step
+    from jaxformer.parallel.sharding import batch_sharding, make_mesh
+    from jaxformer.training.loop import compile_step
+    from jaxformer.training.state import abstract_state, init_state
 
     mesh = make_mesh(experiment.mesh)
     state = init_state(experiment, abstract_state(experiment, mesh))

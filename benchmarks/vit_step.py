@@ -21,14 +21,14 @@ TOKENS = (SIZE // PATCH) ** 2 + 1
 def vit_experiment():
     """What `fit` would run, its data left out."""
     from jaxformer.config import Experiment
-    from jaxformer.data.image_tasks import LabelledImages
-    from jaxformer.data.images import ImageFolders
-    from jaxformer.data.loader import Data
+    from jaxformer.data.pipeline.loader import Data
+    from jaxformer.data.sources.pictures import ImageFolders
+    from jaxformer.data.tasks.images import LabelledImages
     from jaxformer.layers.norms import LayerNorm
     from jaxformer.layers.transformer import Transformer
     from jaxformer.models.vit import Vit
     from jaxformer.objectives.image_classification import ImageClassification
-    from jaxformer.optimizers import AdamW
+    from jaxformer.training.optimizers import AdamW
 
     fields = {"dropout": 0.0, "attention_dropout": 0.0, "dtype": "float32", "norm": LayerNorm(1e-12)}
     labels = tuple(map(str, range(CLASSES)))

@@ -59,9 +59,9 @@ if importlib.util.find_spec("jaxformer") is None:
 # %%
 import jaxformer as jf
 from jaxformer.config import Checkpoint, Evaluation, Experiment, Log
-from jaxformer.data.language_tasks import NextToken
-from jaxformer.data.loader import Data
-from jaxformer.data.sources import Tfds
+from jaxformer.data.pipeline.loader import Data
+from jaxformer.data.sources.sources import Tfds
+from jaxformer.data.tasks.language import NextToken
 from jaxformer.data.tokenizers import SentencePiece
 from jaxformer.decoding.settings import Decoding
 from jaxformer.layers.attention import Attention
@@ -71,7 +71,7 @@ from jaxformer.layers.positions import Rotary
 from jaxformer.layers.transformer import Transformer
 from jaxformer.models.gpt import Gpt
 from jaxformer.objectives.language_model import LanguageModel
-from jaxformer.optimizers import Muon, Schedule
+from jaxformer.training.optimizers import Muon, Schedule
 
 llama = Transformer(
     width=128,

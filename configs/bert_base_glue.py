@@ -11,16 +11,16 @@ Not run to its end yet: the data set and the weights were not at hand. The paper
 """
 
 from jaxformer.config import Checkpoint, Evaluation, Experiment, Log
-from jaxformer.data.classification_tasks import Classify
-from jaxformer.data.loader import Data
-from jaxformer.data.sources import Tfds
-from jaxformer.interop.hf_runs import HuggingFaceTokenizer
+from jaxformer.data.pipeline.loader import Data
+from jaxformer.data.sources.sources import Tfds
+from jaxformer.data.tasks.classification import Classify
+from jaxformer.interop.huggingface.runs import HuggingFaceTokenizer
 from jaxformer.layers.norms import LayerNorm
 from jaxformer.layers.transformer import Transformer
 from jaxformer.models.bert import Bert
 from jaxformer.models.classifier import Classifier
 from jaxformer.objectives.classification import Classification
-from jaxformer.optimizers import AdamW, Schedule
+from jaxformer.training.optimizers import AdamW, Schedule
 
 LABELS = ("not_equivalent", "equivalent")
 WEIGHTS = "google-bert/bert-base-uncased"

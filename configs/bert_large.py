@@ -8,16 +8,16 @@ to its end yet: no accelerator was at hand. The paper's result is GLUE 82.1 afte
 """
 
 from jaxformer.config import Checkpoint, Evaluation, Experiment, Log
-from jaxformer.data.loader import Data
-from jaxformer.data.sources import Tfds
-from jaxformer.data.tasks import MaskedSentencePairs
+from jaxformer.data.pipeline.loader import Data
+from jaxformer.data.sources.sources import Tfds
+from jaxformer.data.tasks.base import MaskedSentencePairs
 from jaxformer.data.tokenizers import WordPiece
 from jaxformer.layers.norms import LayerNorm
 from jaxformer.layers.transformer import Transformer
 from jaxformer.models.bert import Bert
 from jaxformer.objectives.masked_lm import MaskedLM
-from jaxformer.optimizers import AdamW, Schedule
-from jaxformer.sharding import Mesh
+from jaxformer.parallel.sharding import Mesh
+from jaxformer.training.optimizers import AdamW, Schedule
 
 experiment = Experiment(
     model=Bert(

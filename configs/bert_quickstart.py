@@ -11,15 +11,15 @@ Learned positions that begin as sinusoids leave the plateau of guessing by frequ
 """
 
 from jaxformer.config import Checkpoint, Evaluation, Experiment, Log
-from jaxformer.data.loader import Data
-from jaxformer.data.sources import Tfds
-from jaxformer.data.tasks import MaskedSentencePairs
+from jaxformer.data.pipeline.loader import Data
+from jaxformer.data.sources.sources import Tfds
+from jaxformer.data.tasks.base import MaskedSentencePairs
 from jaxformer.data.tokenizers import SentencePiece
 from jaxformer.layers.norms import LayerNorm
 from jaxformer.layers.transformer import Transformer
 from jaxformer.models.bert import Bert
 from jaxformer.objectives.masked_lm import MaskedLM
-from jaxformer.optimizers import Muon, Schedule
+from jaxformer.training.optimizers import Muon, Schedule
 
 experiment = Experiment(
     model=Bert(

@@ -7,16 +7,16 @@ Not run to its end yet: no accelerator was at hand.
 """
 
 from jaxformer.config import Checkpoint, Evaluation, Experiment, Log
-from jaxformer.data.language_tasks import NextToken
-from jaxformer.data.loader import Data
-from jaxformer.data.sources import Tfds
+from jaxformer.data.pipeline.loader import Data
+from jaxformer.data.sources.sources import Tfds
+from jaxformer.data.tasks.language import NextToken
 from jaxformer.data.tokenizers import ByteLevelBpe
 from jaxformer.layers.mlp import Mlp
 from jaxformer.layers.norms import LayerNorm
 from jaxformer.layers.transformer import Transformer
 from jaxformer.models.gpt import Gpt
 from jaxformer.objectives.language_model import LanguageModel
-from jaxformer.optimizers import AdamW, Schedule
+from jaxformer.training.optimizers import AdamW, Schedule
 
 experiment = Experiment(
     model=Gpt(

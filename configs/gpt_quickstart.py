@@ -8,9 +8,9 @@ Measured on two cores: after 1,500 steps, half as many again as here, perplexity
 """
 
 from jaxformer.config import Checkpoint, Evaluation, Experiment, Log
-from jaxformer.data.language_tasks import NextToken
-from jaxformer.data.loader import Data
-from jaxformer.data.sources import Tfds
+from jaxformer.data.pipeline.loader import Data
+from jaxformer.data.sources.sources import Tfds
+from jaxformer.data.tasks.language import NextToken
 from jaxformer.data.tokenizers import SentencePiece
 from jaxformer.decoding.settings import Decoding
 from jaxformer.layers.attention import Attention
@@ -20,7 +20,7 @@ from jaxformer.layers.positions import Rotary
 from jaxformer.layers.transformer import Transformer
 from jaxformer.models.gpt import Gpt
 from jaxformer.objectives.language_model import LanguageModel
-from jaxformer.optimizers import Muon, Schedule
+from jaxformer.training.optimizers import Muon, Schedule
 
 experiment = Experiment(
     model=Gpt(

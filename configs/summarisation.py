@@ -9,15 +9,15 @@ takes 0.34 seconds on two cores, all of it ten minutes. With `--init` a run of a
 """
 
 from jaxformer.config import Checkpoint, Evaluation, Experiment, Log
-from jaxformer.data.language_tasks import TextToText
-from jaxformer.data.loader import Data
-from jaxformer.data.sources import Tfds
+from jaxformer.data.pipeline.loader import Data
+from jaxformer.data.sources.sources import Tfds
+from jaxformer.data.tasks.language import TextToText
 from jaxformer.data.tokenizers import SentencePiece
 from jaxformer.decoding.settings import Decoding
+from jaxformer.metrics.texts import Scores
 from jaxformer.models.t5 import T5, t5_stack
 from jaxformer.objectives.seq2seq import Seq2Seq
-from jaxformer.objectives.text_scores import Scores
-from jaxformer.optimizers import Muon, Schedule
+from jaxformer.training.optimizers import Muon, Schedule
 
 SHAPE = {"width": 192, "depth": 3, "heads": 6, "mlp": 512, "head_dim": 32, "gated": True}
 SHAPE |= {"dropout": 0.0, "attention_dropout": 0.0}

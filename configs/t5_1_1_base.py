@@ -7,13 +7,13 @@ Not run to its end yet: no accelerator was at hand.
 """
 
 from jaxformer.config import Checkpoint, Evaluation, Experiment, Log
-from jaxformer.data.denoising_tasks import SpanCorruption
-from jaxformer.data.loader import Data
-from jaxformer.data.sources import Tfds
+from jaxformer.data.pipeline.loader import Data
+from jaxformer.data.sources.sources import Tfds
+from jaxformer.data.tasks.span_corruption import SpanCorruption
 from jaxformer.data.tokenizers import SentencePiece
 from jaxformer.models.t5 import T5, t5_stack
 from jaxformer.objectives.seq2seq import Seq2Seq
-from jaxformer.optimizers import Adafactor, Schedule
+from jaxformer.training.optimizers import Adafactor, Schedule
 
 SHAPE = {
     "width": 768,

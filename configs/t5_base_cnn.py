@@ -8,15 +8,15 @@ first ten thousand steps of it are here. Not run to its end yet: no accelerator 
 """
 
 from jaxformer.config import Checkpoint, Evaluation, Experiment, Log
-from jaxformer.data.language_tasks import TextToText
-from jaxformer.data.loader import Data
-from jaxformer.data.sources import Tfds
+from jaxformer.data.pipeline.loader import Data
+from jaxformer.data.sources.sources import Tfds
+from jaxformer.data.tasks.language import TextToText
 from jaxformer.decoding.settings import Decoding
-from jaxformer.interop.hf_runs import HuggingFaceTokenizer
+from jaxformer.interop.huggingface.runs import HuggingFaceTokenizer
+from jaxformer.metrics.texts import Scores
 from jaxformer.models.t5 import T5, t5_stack
 from jaxformer.objectives.seq2seq import Seq2Seq
-from jaxformer.objectives.text_scores import Scores
-from jaxformer.optimizers import Adafactor, Schedule
+from jaxformer.training.optimizers import Adafactor, Schedule
 
 SHAPE = {"width": 768, "depth": 12, "heads": 12, "mlp": 3072, "dropout": 0.1, "dtype": "bfloat16", "remat": "dots"}
 WEIGHTS = "google-t5/t5-base"

@@ -11,17 +11,17 @@ translated, and descriptions of Debian packages summarized, where there is apt t
 import shutil
 
 from jaxformer.config import Checkpoint, Evaluation, Experiment, Log
-from jaxformer.data.denoising_tasks import SpanCorruption
-from jaxformer.data.language_tasks import TextToText
-from jaxformer.data.loader import Data
-from jaxformer.data.multi_task import MultiTask
-from jaxformer.data.sources import Columns, Mixture, Tfds
+from jaxformer.data.pipeline.loader import Data
+from jaxformer.data.sources.sources import Columns, Mixture, Tfds
+from jaxformer.data.tasks.language import TextToText
+from jaxformer.data.tasks.multi import MultiTask
+from jaxformer.data.tasks.span_corruption import SpanCorruption
 from jaxformer.data.tokenizers import SentencePiece
 from jaxformer.decoding.settings import Decoding
+from jaxformer.metrics.texts import Scores
 from jaxformer.models.t5 import T5, t5_stack
 from jaxformer.objectives.seq2seq import Seq2Seq
-from jaxformer.objectives.text_scores import Scores
-from jaxformer.optimizers import Muon, Schedule
+from jaxformer.training.optimizers import Muon, Schedule
 
 SHAPE = {"width": 192, "depth": 3, "heads": 6, "mlp": 512, "head_dim": 32, "gated": True}
 SHAPE |= {"dropout": 0.0, "attention_dropout": 0.0}

@@ -6,15 +6,15 @@ jaxformer predict runs/tagging "The old man the boat."
 """
 
 from jaxformer.config import Checkpoint, Evaluation, Experiment, Log
-from jaxformer.data.loader import Data
-from jaxformer.data.sources import Tfds
-from jaxformer.data.tagging_tasks import TagTokens
+from jaxformer.data.pipeline.loader import Data
+from jaxformer.data.sources.sources import Tfds
+from jaxformer.data.tasks.tagging import TagTokens
 from jaxformer.data.tokenizers import WordPiece
 from jaxformer.layers.transformer import Transformer
 from jaxformer.models.bert import Bert
 from jaxformer.models.classifier import Classifier
 from jaxformer.objectives.tagging import Tagging
-from jaxformer.optimizers import Muon, Schedule
+from jaxformer.training.optimizers import Muon, Schedule
 
 TAGS = ("ADJ", "ADP", "ADV", "CONJ", "DET", "NOUN", "NUM", "PRON", "PRT", "VERB", "X", ".")
 

@@ -12,9 +12,9 @@ starts the decoder from zeros, as Marian does, so that CTranslate2 converts the 
 """
 
 from jaxformer.config import Checkpoint, Evaluation, Experiment, Log
-from jaxformer.data.language_tasks import TextToText
-from jaxformer.data.loader import Data
-from jaxformer.data.sources import Tfds
+from jaxformer.data.pipeline.loader import Data
+from jaxformer.data.sources.sources import Tfds
+from jaxformer.data.tasks.language import TextToText
 from jaxformer.data.tokenizers import SentencePiece
 from jaxformer.decoding.settings import Decoding
 from jaxformer.layers.mlp import Mlp
@@ -22,7 +22,7 @@ from jaxformer.layers.norms import LayerNorm
 from jaxformer.layers.transformer import Transformer
 from jaxformer.models.encoder_decoder import EncoderDecoder
 from jaxformer.objectives.seq2seq import Seq2Seq
-from jaxformer.optimizers import AdamW, Schedule
+from jaxformer.training.optimizers import AdamW, Schedule
 
 STACK = Transformer(
     width=192,

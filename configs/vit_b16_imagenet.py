@@ -7,16 +7,16 @@ Not run to its end yet: no accelerator was at hand.
 """
 
 from jaxformer.config import Checkpoint, Evaluation, Experiment, Log
-from jaxformer.data.augmentations import Augmentation
-from jaxformer.data.image_tasks import LabelledImages
-from jaxformer.data.loader import Data
-from jaxformer.data.sources import Tfds
+from jaxformer.data.pipeline.loader import Data
+from jaxformer.data.sources.sources import Tfds
+from jaxformer.data.tasks.images import LabelledImages
+from jaxformer.data.transforms.image import Augmentation
 from jaxformer.layers.norms import LayerNorm
 from jaxformer.layers.residual import Residual
 from jaxformer.layers.transformer import Transformer
 from jaxformer.models.vit import Vit
 from jaxformer.objectives.image_classification import ImageClassification
-from jaxformer.optimizers import AdamW, Schedule
+from jaxformer.training.optimizers import AdamW, Schedule
 
 LABELS = tuple(map(str, range(1000)))  # TFDS numbers the classes in the order of their WordNet names.
 BATCH, EPOCH = 1024, 1_281_167 // 1024

@@ -8,15 +8,15 @@ normalised hidden patches is 0.19 on held-out digits, where grey has 1. What tha
 """
 
 from jaxformer.config import Checkpoint, Evaluation, Experiment, Log
-from jaxformer.data.augmentations import Augmentation
-from jaxformer.data.image_tasks import MaskedPatches
-from jaxformer.data.loader import Data
-from jaxformer.data.sources import Tfds
+from jaxformer.data.pipeline.loader import Data
+from jaxformer.data.sources.sources import Tfds
+from jaxformer.data.tasks.images import MaskedPatches
+from jaxformer.data.transforms.image import Augmentation
 from jaxformer.layers.norms import LayerNorm
 from jaxformer.layers.transformer import Transformer
 from jaxformer.models.masked_autoencoder import MaskedAutoencoder
 from jaxformer.objectives.masked_autoencoding import MaskedAutoencoding
-from jaxformer.optimizers import AdamW, Schedule
+from jaxformer.training.optimizers import AdamW, Schedule
 
 STACK = {"norm": LayerNorm(1e-6), "dropout": 0.0, "attention_dropout": 0.0}
 

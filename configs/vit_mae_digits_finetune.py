@@ -9,16 +9,16 @@ five times as many steps.
 """
 
 from jaxformer.config import Checkpoint, Evaluation, Experiment, Log
-from jaxformer.data.augmentations import Augmentation
-from jaxformer.data.image_tasks import LabelledImages
-from jaxformer.data.loader import Data
-from jaxformer.data.sources import Tfds
+from jaxformer.data.pipeline.loader import Data
+from jaxformer.data.sources.sources import Tfds
+from jaxformer.data.tasks.images import LabelledImages
+from jaxformer.data.transforms.image import Augmentation
 from jaxformer.layers.norms import LayerNorm
 from jaxformer.layers.residual import Residual
 from jaxformer.layers.transformer import Transformer
 from jaxformer.models.vit import Vit
 from jaxformer.objectives.image_classification import ImageClassification
-from jaxformer.optimizers import AdamW, Schedule
+from jaxformer.training.optimizers import AdamW, Schedule
 
 LABELS = tuple("0123456789")
 STACK = {"norm": LayerNorm(1e-6), "dropout": 0.0, "attention_dropout": 0.0, "residual": Residual(drop_path=0.1)}

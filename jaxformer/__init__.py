@@ -15,30 +15,30 @@ if TYPE_CHECKING:
     from jaxformer.classes import allow
     from jaxformer.config import Experiment, load
     from jaxformer.errors import InputError
-    from jaxformer.interop.hf_runs import export_run, from_pretrained, import_run
-    from jaxformer.interop.huggingface import export_hf, import_hf
-    from jaxformer.interop.onnx import export_onnx
-    from jaxformer.interop.stablehlo import export_stablehlo
-    from jaxformer.runs import Run, open_run
-    from jaxformer.training import fit
+    from jaxformer.interop.export.onnx_export import export_onnx
+    from jaxformer.interop.export.stablehlo_program import export_stablehlo
+    from jaxformer.interop.huggingface.models import export_hf, import_hf
+    from jaxformer.interop.huggingface.runs import export_run, from_pretrained, import_run
+    from jaxformer.runs.run import Run, open_run
+    from jaxformer.training.loop import fit
 
 __version__ = "0.1.0"
 
 _MODULES = {
     "Experiment": "config",
     "InputError": "errors",
-    "Run": "runs",
+    "Run": "runs.run",
     "allow": "classes",
-    "export_hf": "interop.huggingface",
-    "export_onnx": "interop.onnx",
-    "export_run": "interop.hf_runs",
-    "export_stablehlo": "interop.stablehlo",
-    "fit": "training",
-    "from_pretrained": "interop.hf_runs",
-    "import_hf": "interop.huggingface",
-    "import_run": "interop.hf_runs",
+    "export_hf": "interop.huggingface.models",
+    "export_onnx": "interop.export.onnx_export",
+    "export_run": "interop.huggingface.runs",
+    "export_stablehlo": "interop.export.stablehlo_program",
+    "fit": "training.loop",
+    "from_pretrained": "interop.huggingface.runs",
+    "import_hf": "interop.huggingface.models",
+    "import_run": "interop.huggingface.runs",
     "load": "config",
-    "open_run": "runs",
+    "open_run": "runs.run",
 }
 """The module of each public name."""
 __all__ = [

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jaxformer import classes, host
+from jaxformer import classes
 from jaxformer.errors import InputError
+from jaxformer.training import host
 
 if TYPE_CHECKING:
-    from jaxformer.runs import Run
+    from jaxformer.runs.run import Run
 
 USAGE = """usage: jaxformer COMMAND ...
 
@@ -79,7 +80,7 @@ def train(arguments: list[str]) -> None:
         raise InputError("train: expected a config file first, such as configs/bert_quickstart.py")
     experiment = config.parse(paths[0], arguments[1:], "jaxformer train CONFIG.py [--workdir RUN]")
     _start_jax()
-    from jaxformer.training import fit
+    from jaxformer.training.loop import fit
 
     fit(experiment, workdir[-1] if workdir else Path("runs") / Path(paths[0]).stem)
 
@@ -93,7 +94,7 @@ def evaluate(arguments: list[str]) -> None:
     options = parser.parse(arguments)
     run = _open(options.run, step=options.step)
     from jaxformer.progress import display
-    from jaxformer.summaries import headline
+    from jaxformer.runs.summaries import headline
 
     with display(stderr=True):
         results = run.evaluate()
@@ -190,7 +191,7 @@ def predict(arguments: list[str]) -> None:
 
 
 def _print_answers(run, options: argparse.Namespace, lines: Sequence[str]) -> None:
-    from jaxformer.answers import as_json
+    from jaxformer.predictors.answers import as_json
     from jaxformer.progress import display, phase
 
     with display(stderr=True), phase("predicting"):
@@ -226,7 +227,7 @@ def export(arguments: list[str]) -> None:
     if os.path.lexists(options.out):  # Before anything large is read.
         raise InputError(f"{options.out}: is there already; expected a new folder's name")
     run = _open(options.run, options.format == "stablehlo", options.step)
-    from jaxformer.damage import Damaged
+    from jaxformer.training.damage import Damaged
 
     try:
         told = _exported(run, options)
@@ -242,15 +243,15 @@ def export(arguments: list[str]) -> None:
 def _exported(run: "Run", options: argparse.Namespace) -> str:
     """Writes what `export` is asked for; a line about it."""
     if options.format == "stablehlo":
-        from jaxformer.interop.stablehlo import export_stablehlo
+        from jaxformer.interop.export.stablehlo_program import export_stablehlo
 
         export_stablehlo(run, options.out, options.dtype)
         return "README.md there says how jax alone runs it"
     if options.format == "onnx":
-        from jaxformer.interop.onnx import export_onnx
+        from jaxformer.interop.export.onnx_export import export_onnx
 
         return f"README.md there says how ONNX Runtime runs it; {export_onnx(run, options.out, options.dtype)}"
-    from jaxformer.interop.hf_runs import export_run
+    from jaxformer.interop.huggingface.runs import export_run
 
     return export_run(run, options.out, options.dtype, not options.no_certificate)
 
@@ -265,7 +266,7 @@ def import_(arguments: list[str]) -> None:
     _add_weights_options(parser)
     options = parser.parse(arguments)
     _start_jax()
-    from jaxformer.interop.hf_runs import import_run
+    from jaxformer.interop.huggingface.runs import import_run
 
     for note in import_run(options.folder, options.run, options.dtype, not options.no_certificate):
         print(f"note: {note}", file=sys.stderr)
@@ -288,7 +289,7 @@ def _open(folder: str, in_memory: bool = True, step: int | None = None):
 
     with display(stderr=True), phase(f"opening {folder}"):
         _start_jax()
-        from jaxformer.runs import open_run
+        from jaxformer.runs.run import open_run
 
         return open_run(folder, in_memory, step)
 

@@ -22,13 +22,13 @@ import flax.linen as nn
 
 from jaxformer import classes, fields
 from jaxformer.choices import choose
-from jaxformer.data.loader import Data
+from jaxformer.data.pipeline.loader import Data
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import InputError
 from jaxformer.layers.lora import Lora
-from jaxformer.optimizers import Optimizer
-from jaxformer.sharding import Mesh
+from jaxformer.parallel.sharding import Mesh
 from jaxformer.suggestions import nearest
+from jaxformer.training.optimizers import Optimizer
 
 
 class Objective(Protocol):

@@ -184,7 +184,9 @@ def test_names_with_dots_exist():
     for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
         for name in re.findall(r"`(jaxformer\.[\w.]+)[`(]", page.read_text(encoding="utf-8")):
             module, _, attribute = name.rpartition(".")
-            assert name == "jaxformer.interop.lm_eval.RunLM" or hasattr(importlib.import_module(module), attribute)
+            assert name == "jaxformer.interop.lm_eval_adapter.RunLM" or hasattr(
+                importlib.import_module(module), attribute
+            )
 
 
 def test_the_recipes_list_each_config_once():
@@ -212,8 +214,15 @@ def test_links_lead_somewhere():
 def test_the_house_is_as_architecture_says():
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     house = page.split("```")[1]
-    listed = set(re.findall(r"^  (\w+\.py) ", house, re.MULTILINE)) | {"fields.py", "__init__.py", "__main__.py"}
+    listed = set(re.findall(r"^  (\w+\.py) ", house, re.MULTILINE)) | {"__init__.py", "__main__.py"}
     assert listed == {path.name for path in (ROOT / "jaxformer").glob("*.py")}
+    folders = set(re.findall(r"^ +(\w+)/ ", house.split("jaxformer/\n")[1], re.MULTILINE))
+    parts = [
+        *(ROOT / "jaxformer").glob("*"),
+        *(ROOT / "jaxformer" / "data").glob("*"),
+        *(ROOT / "jaxformer" / "interop").glob("*"),
+    ]
+    assert folders | {"interop"} == {path.name for path in parts if (path / "__init__.py").exists()}
 
 
 @pytest.mark.slow
@@ -265,8 +274,8 @@ def test_the_task_of_images_makes_batches(tmp_path):
             Image.new("RGB", (40, 30), (90 * number, 200, 10)).save(tmp_path / label / f"{number}.png")
     *imports, task = [ast.unparse(one) for one in ast.parse(python("LabelledImages")).body]
     lay_out = f"""
-from jaxformer.data.loader import Data, train_batches
-from jaxformer.data.images import ImageFolders
+from jaxformer.data.pipeline.loader import Data, train_batches
+from jaxformer.data.sources.pictures import ImageFolders
 with train_batches(Data(ImageFolders("."), {task}, batch=2), None, 0, range(2)) as batches:
     print(next(batches)[0]["images"].shape)
 """

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxformer import sharding
 from jaxformer.decoding import steps
 from jaxformer.decoding.generate import by_length, check_specials, checked, padded
 from jaxformer.decoding.rules import without_pieces
 from jaxformer.errors import InputError
+from jaxformer.parallel import sharding
 
 CHUNK = 1 << 25
 """Logits that exist at once, about."""

@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxformer import sharding
 from jaxformer.decoding.rules import Rules
 from jaxformer.layers.linear import compute_dtype
 from jaxformer.layers.transformer import Cache, Transformer, unstacked
 from jaxformer.models.encoder_decoder import EncoderDecoder
+from jaxformer.parallel import sharding
 
 
 @flax.struct.dataclass

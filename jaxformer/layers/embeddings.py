@@ -6,11 +6,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxformer import sharding
 from jaxformer.errors import InputError
 from jaxformer.layers.dropout import Dropout
 from jaxformer.layers.linear import DType, compute_dtype, truncated_normal
 from jaxformer.layers.positions import sinusoidal
+from jaxformer.parallel import sharding
 
 AddedPositions = Literal["learned", "sinusoidal", "none"]
 """How positions are added to embeddings."""

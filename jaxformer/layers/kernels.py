@@ -7,9 +7,9 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from jaxformer import sharding
 from jaxformer.errors import InputError
 from jaxformer.layers.masks import Mask
+from jaxformer.parallel import sharding
 
 Kernel = Literal["auto", "blocks", "splash", "cudnn"]
 """How attention is computed; auto is splash on TPU, cudnn on GPU, and blocks on CPU and where neither serves."""

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxformer import sharding
+from jaxformer.parallel import sharding
 
 DType = Literal["auto", "float32", "bfloat16"]
 """What to compute in; auto is bfloat16 on accelerators and float32 on CPU. Parameters are float32 always."""

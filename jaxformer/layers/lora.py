@@ -8,8 +8,9 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 
-from jaxformer import fields, sharding
+from jaxformer import fields
 from jaxformer.errors import InputError
+from jaxformer.parallel import sharding
 from jaxformer.parameter_paths import check_pattern, found_in, matrix_axes, matrix_shape
 
 KERNEL = "/kernel"

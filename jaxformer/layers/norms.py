@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxformer import sharding
+from jaxformer.parallel import sharding
 
 
 class LayerNorm(nn.Module):

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxformer import sharding
 from jaxformer.errors import InputError
 from jaxformer.layers.linear import DType, Linear, truncated_normal
 from jaxformer.layers.positions import sinusoidal
+from jaxformer.parallel import sharding
 
 ImagePositions = Literal["learned", "sinusoidal"]
 """How positions are added to patches: a table, or sines and cosines of a patch's column and row."""

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxformer import sharding
 from jaxformer.errors import InputError
+from jaxformer.parallel import sharding
 
 
 def sinusoidal(positions: jax.Array, width: int, longest: float = 10_000.0) -> jax.Array:

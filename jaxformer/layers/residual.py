@@ -4,8 +4,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxformer import sharding
 from jaxformer.errors import InputError
+from jaxformer.parallel import sharding
 
 
 class Residual(nn.Module):

@@ -7,7 +7,6 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from jaxformer import sharding
 from jaxformer.errors import InputError
 from jaxformer.layers.attention import Attention, KeyValue
 from jaxformer.layers.dropout import Dropout
@@ -16,6 +15,7 @@ from jaxformer.layers.masks import Mask
 from jaxformer.layers.mlp import Mlp
 from jaxformer.layers.norms import LayerNorm
 from jaxformer.layers.positions import Placement
+from jaxformer.parallel import sharding
 
 REMAT_POLICIES = {
     "full": None,

@@ -6,7 +6,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxformer import sharding
 from jaxformer.layers.dropout import Dropout
 from jaxformer.layers.embeddings import AddedPositions, first_positions
 from jaxformer.layers.linear import DType, compute_dtype
@@ -14,6 +13,7 @@ from jaxformer.layers.mlp import Mlp
 from jaxformer.layers.norms import LayerNorm
 from jaxformer.layers.transformer import Transformer, fresh
 from jaxformer.models.encoder_decoder import EncoderDecoder
+from jaxformer.parallel import sharding
 
 BASE = Transformer(768, 6, 12, mlp=Mlp(), norm=LayerNorm(1e-5), norm_position="after")
 """Each stack of the paper's base model."""

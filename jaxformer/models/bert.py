@@ -7,7 +7,6 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from jaxformer import sharding
 from jaxformer.errors import InputError
 from jaxformer.layers.embeddings import Embeddings
 from jaxformer.layers.linear import Decoder, DType, Linear
@@ -15,6 +14,7 @@ from jaxformer.layers.masks import Mask
 from jaxformer.layers.mlp import Activation, activation
 from jaxformer.layers.norms import LayerNorm
 from jaxformer.layers.transformer import Transformer, fresh, take
+from jaxformer.parallel import sharding
 
 Head = Literal["masked_lm", "pooler", "next_sentence"]
 """What reads the encoder: a prediction of tokens, a vector of a sentence pair, and a class of it."""

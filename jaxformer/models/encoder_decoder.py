@@ -7,7 +7,6 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from jaxformer import sharding
 from jaxformer.errors import InputError
 from jaxformer.layers.embeddings import AddedPositions, Embeddings
 from jaxformer.layers.linear import Decoder, truncated_normal
@@ -15,6 +14,7 @@ from jaxformer.layers.masks import Mask
 from jaxformer.layers.mlp import Mlp
 from jaxformer.layers.norms import LayerNorm
 from jaxformer.layers.transformer import Cache, Transformer, fresh
+from jaxformer.parallel import sharding
 
 
 @flax.struct.dataclass

@@ -5,13 +5,13 @@ import flax.linen as nn
 import flax.struct
 import jax
 
-from jaxformer import sharding
 from jaxformer.layers.embeddings import Embeddings
 from jaxformer.layers.linear import Decoder, truncated_normal
 from jaxformer.layers.masks import Mask
 from jaxformer.layers.mlp import Mlp
 from jaxformer.layers.norms import LayerNorm
 from jaxformer.layers.transformer import Cache, Transformer
+from jaxformer.parallel import sharding
 
 
 @flax.struct.dataclass

@@ -5,13 +5,13 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from jaxformer import sharding
 from jaxformer.errors import InputError
 from jaxformer.layers.dropout import Dropout
 from jaxformer.layers.linear import Linear, truncated_normal
 from jaxformer.layers.norms import LayerNorm
 from jaxformer.layers.patches import ImageEmbeddings, check_geometry, normalise, patchify, sinusoidal_2d
 from jaxformer.layers.transformer import Transformer, fresh, take
+from jaxformer.parallel import sharding
 
 
 @flax.struct.dataclass

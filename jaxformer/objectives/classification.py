@@ -11,10 +11,10 @@ import numpy as np
 from jaxformer import fields
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import InputError
-from jaxformer.metrics import Mean
+from jaxformer.metrics.labels import label_counts, label_scores, matthews
+from jaxformer.metrics.means import Mean
 from jaxformer.models.classifier import Classifier
-from jaxformer.objectives.label_scores import label_counts, label_scores, matthews
-from jaxformer.objectives.labelled_texts import (
+from jaxformer.predictors.labelled_texts import (
     INPUTS,
     Text,
     as_given,

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxformer import fields
-from jaxformer.data.image_tasks import Prepared
+from jaxformer.data.tasks.images import Prepared
 from jaxformer.errors import InputError
 from jaxformer.layers.patches import check_images
-from jaxformer.metrics import Mean
+from jaxformer.metrics.labels import label_counts, label_scores
+from jaxformer.metrics.means import Mean
 from jaxformer.models.vit import Vit
-from jaxformer.objectives.label_scores import label_counts, label_scores
 
 ROWS, SHOWN = 32, 8
 """Images at a time in a prediction; images of a demonstration."""

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxformer.data.image_tasks import Prepared
+from jaxformer.data.tasks.images import Prepared
 from jaxformer.errors import InputError
 from jaxformer.models.vit import Vit
 from jaxformer.objectives.sentence_embedding import Embedded, with_cosines

@@ -8,16 +8,16 @@ import jax
 import numpy as np
 
 from jaxformer import fields
-from jaxformer.data.dialogue_tasks import ANSWERS, DialogueTemplate
+from jaxformer.data.tasks.dialogue import ANSWERS, DialogueTemplate
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.decoding.generate import generate, stream
 from jaxformer.decoding.scoring import Score, score
 from jaxformer.decoding.settings import Decoding
 from jaxformer.errors import InputError
-from jaxformer.metrics import Mean
+from jaxformer.losses.token_loss import check_terms, report_tokens, token_means
+from jaxformer.metrics.means import Mean
 from jaxformer.models.gpt import Gpt
-from jaxformer.objectives.padding import stacked
-from jaxformer.objectives.token_loss import check_terms, report_tokens, token_means
+from jaxformer.predictors.padding import stacked
 
 INPUTS = ("tokens", "segments", "positions", "prefix")
 

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxformer import fields
-from jaxformer.data.image_tasks import Prepared
+from jaxformer.data.tasks.images import Prepared
 from jaxformer.errors import InputError
 from jaxformer.layers.patches import check_images
-from jaxformer.metrics import Mean
+from jaxformer.metrics.means import Mean
 from jaxformer.models.masked_autoencoder import MaskedAutoencoder
 
 EPSILON = 1e-6

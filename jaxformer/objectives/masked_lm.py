@@ -11,11 +11,11 @@ import numpy as np
 
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import InputError
-from jaxformer.metrics import Mean
+from jaxformer.losses.cross_entropy import class_cross_entropy, decoded_cross_entropy
+from jaxformer.metrics.means import Mean
 from jaxformer.models.bert import Bert
-from jaxformer.objectives.cross_entropy import class_cross_entropy, decoded_cross_entropy
-from jaxformer.objectives.fill_mask import Filled, demonstrate, encode, fill_masks
-from jaxformer.objectives.padding import stacked
+from jaxformer.predictors.fill_mask import Filled, demonstrate, encode, fill_masks
+from jaxformer.predictors.padding import stacked
 
 INPUTS = ("tokens", "segments", "positions", "token_types", "masked_positions", "cls_positions")
 

@@ -10,16 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxformer import fields
-from jaxformer.data.classification_tasks import PAIR
-from jaxformer.data.question_answering_tasks import AnswerSpans, Passage, encode_passage
-from jaxformer.data.sources import read_each
+from jaxformer.data.sources.sources import read_each
+from jaxformer.data.tasks.classification import PAIR
+from jaxformer.data.tasks.question_answering import AnswerSpans, Passage, encode_passage
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import InputError
-from jaxformer.metrics import Mean
+from jaxformer.metrics.means import Mean
+from jaxformer.metrics.spans import best_span, exact_match, f1
 from jaxformer.models.classifier import Classifier
-from jaxformer.objectives.padding import padded, stacked
-from jaxformer.objectives.span_scores import best_span, exact_match, f1
 from jaxformer.objectives.tagging import check_tokens
+from jaxformer.predictors.padding import padded, stacked
 
 INPUTS = ("tokens", "segments", "positions", "token_types")
 LABELS = ("start", "end")

@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.stats
 
-from jaxformer.data.classification_tasks import Classify
-from jaxformer.data.sources import read_each
+from jaxformer.data.sources.sources import read_each
+from jaxformer.data.tasks.classification import Classify
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import InputError
-from jaxformer.metrics import Covariance, Mean
+from jaxformer.metrics.means import Covariance, Mean
 from jaxformer.models.classifier import Classifier
-from jaxformer.objectives.labelled_texts import (
+from jaxformer.predictors.labelled_texts import (
     INPUTS,
     Text,
     as_given,

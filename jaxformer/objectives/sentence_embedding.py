@@ -14,14 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxformer import fields
-from jaxformer.data import layouts
+from jaxformer.data.tasks import layouts
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import InputError
 from jaxformer.layers.transformer import take
-from jaxformer.metrics import Mean
+from jaxformer.losses.cross_entropy import class_cross_entropy
+from jaxformer.metrics.means import Mean
 from jaxformer.models.bert import Bert, BertOutput
-from jaxformer.objectives.cross_entropy import class_cross_entropy
-from jaxformer.objectives.padding import padded, stacked
+from jaxformer.predictors.padding import padded, stacked
 
 NAMES = ("loss", "accuracy")
 SHOWN = 4

@@ -9,17 +9,17 @@ import jax
 import numpy as np
 
 from jaxformer import fields
-from jaxformer.data.tasks import Task, Written
+from jaxformer.data.tasks.base import Task, Written
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.decoding.generate import generate
 from jaxformer.decoding.scoring import Score, score
 from jaxformer.decoding.settings import Decoding
 from jaxformer.errors import InputError
-from jaxformer.metrics import Mean
+from jaxformer.losses.token_loss import check_terms, report_tokens, token_means
+from jaxformer.metrics.means import Mean
+from jaxformer.metrics.texts import Scores, scores, text_scores
 from jaxformer.models.encoder_decoder import EncoderDecoder
-from jaxformer.objectives.padding import stacked
-from jaxformer.objectives.text_scores import Scores, scores, text_scores
-from jaxformer.objectives.token_loss import check_terms, report_tokens, token_means
+from jaxformer.predictors.padding import stacked
 
 INPUTS = ("inputs", "tokens", "input_segments", "segments", "input_positions", "positions")
 

@@ -9,16 +9,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxformer.data import layouts
-from jaxformer.data.sources import read_each
-from jaxformer.data.tagging_tasks import TagTokens, Words, encode_words, has_entities, windows
+from jaxformer.data.sources.sources import read_each
+from jaxformer.data.tasks import layouts
+from jaxformer.data.tasks.tagging import TagTokens, Words, encode_words, has_entities, windows
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import InputError
-from jaxformer.metrics import Mean, merge
+from jaxformer.losses.cross_entropy import class_cross_entropy
+from jaxformer.metrics.entities import counts, report_entities
+from jaxformer.metrics.means import Mean, merge
 from jaxformer.models.classifier import Classifier
-from jaxformer.objectives.cross_entropy import class_cross_entropy
-from jaxformer.objectives.entities import counts, report_entities
-from jaxformer.objectives.padding import padded, stacked
+from jaxformer.predictors.padding import padded, stacked
 
 INPUTS = ("tokens", "segments", "positions")
 WHOLE, PARTS, DOCUMENTS = "entities_", "window_entities_", "document_entities_"

@@ -5,20 +5,20 @@ import json
 import numpy as np
 import pytest
 
-from jaxformer.data import loader
-from jaxformer.data.classification_tasks import Classify
-from jaxformer.data.denoising_tasks import SpanCorruption
-from jaxformer.data.dialogue_tasks import Dialogue
-from jaxformer.data.image_tasks import LabelledImages
-from jaxformer.data.language_tasks import NextToken, PrefixLM, TextToText
-from jaxformer.data.loader import Data, check_documents, train_batches
-from jaxformer.data.multi_task import MultiTask
-from jaxformer.data.pair_tasks import TextPairs
-from jaxformer.data.question_answering_tasks import AnswerSpans
-from jaxformer.data.sources import Columns, Decoded, JsonLines, Mixture, TextFiles, located, place
-from jaxformer.data.tables import ClassFolders, Csv, Tsv
-from jaxformer.data.tagging_tasks import TagTokens
-from jaxformer.data.tasks import MaskedSentencePairs
+from jaxformer.data.pipeline import loader
+from jaxformer.data.pipeline.loader import Data, check_documents, train_batches
+from jaxformer.data.sources.sources import Columns, Decoded, JsonLines, Mixture, TextFiles, located, place
+from jaxformer.data.sources.tables import ClassFolders, Csv, Tsv
+from jaxformer.data.tasks.base import MaskedSentencePairs
+from jaxformer.data.tasks.classification import Classify
+from jaxformer.data.tasks.dialogue import Dialogue
+from jaxformer.data.tasks.images import LabelledImages
+from jaxformer.data.tasks.language import NextToken, PrefixLM, TextToText
+from jaxformer.data.tasks.multi import MultiTask
+from jaxformer.data.tasks.pairs import TextPairs
+from jaxformer.data.tasks.question_answering import AnswerSpans
+from jaxformer.data.tasks.span_corruption import SpanCorruption
+from jaxformer.data.tasks.tagging import TagTokens
 from jaxformer.data.tokenizers import ByteLevelBpe, SentencePiece, WordPiece
 from jaxformer.errors import InputError
 

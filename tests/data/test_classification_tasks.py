@@ -3,13 +3,13 @@ import json
 import numpy as np
 import pytest
 
-from jaxformer.data import lanes
-from jaxformer.data.classification_tasks import Classify, number_of
-from jaxformer.data.layouts import cut_longest
-from jaxformer.data.loader import Data, check_documents, evaluation_batches, train_batches
-from jaxformer.data.sources import JsonLines
-from jaxformer.data.tables import Csv
-from jaxformer.data.text_augmentation import TextAugmentation
+from jaxformer.data.pipeline import lanes
+from jaxformer.data.pipeline.loader import Data, check_documents, evaluation_batches, train_batches
+from jaxformer.data.sources.sources import JsonLines
+from jaxformer.data.sources.tables import Csv
+from jaxformer.data.tasks.classification import Classify, number_of
+from jaxformer.data.tasks.layouts import cut_longest
+from jaxformer.data.transforms.text import TextAugmentation
 from jaxformer.errors import InputError
 
 LABELS = ("no", "maybe", "yes")

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxformer.data import denoising
+from jaxformer.data.transforms import span_corruption
 from jaxformer.errors import InputError
 
 rates = st.floats(0.01, 0.99)
@@ -18,10 +18,10 @@ def runs(mask):
 
 @given(st.integers(2, 300), rates, spans | st.none(), st.integers(0, 99))
 def test_masks_have_their_share_in_so_many_spans(length, rate, mean_span, seed):
-    mask = denoising.noise_mask(length, rate, mean_span, np.random.default_rng(seed))
+    mask = span_corruption.noise_mask(length, rate, mean_span, np.random.default_rng(seed))
     assert mask.shape == (length,) and mask.dtype == bool
     assert not mask[0] and mask[-1]
-    sizes = denoising.sizes(length, rate, mean_span)
+    sizes = span_corruption.sizes(length, rate, mean_span)
     if mean_span is None:
         assert len(runs(mask)) == 2 and mask.sum() <= sizes.targets
         return
@@ -38,28 +38,28 @@ def test_corruption_inverts(sentinel_tokenizer, length, rate, mean_span, seed):
     # No more spans than the tokenizer has sentinels.
     mean_span = max(mean_span, length * rate / len(sentinel_tokenizer.sentinel_ids) * 1.1)
     tokens = rng.choice(sentinel_tokenizer.ordinary_ids, length)
-    mask = denoising.noise_mask(length, rate, mean_span, rng)
-    inputs, targets = denoising.corrupt(tokens, mask, sentinel_tokenizer.sentinel_ids)
-    sizes = denoising.sizes(length, rate, mean_span)
+    mask = span_corruption.noise_mask(length, rate, mean_span, rng)
+    inputs, targets = span_corruption.corrupt(tokens, mask, sentinel_tokenizer.sentinel_ids)
+    sizes = span_corruption.sizes(length, rate, mean_span)
     assert (len(inputs), len(targets)) == (sizes.inputs, sizes.targets)
     assert inputs.dtype == targets.dtype == np.int32
-    assert np.array_equal(denoising.restore(inputs, targets, sentinel_tokenizer), tokens)
+    assert np.array_equal(span_corruption.restore(inputs, targets, sentinel_tokenizer), tokens)
     end, pad = [sentinel_tokenizer.eos_id], [sentinel_tokenizer.pad_id]
     rows = np.concatenate([inputs, end, pad, pad]), np.concatenate([pad, targets, end, targets])
-    assert np.array_equal(denoising.restore(*rows, sentinel_tokenizer), tokens)
+    assert np.array_equal(span_corruption.restore(*rows, sentinel_tokenizer), tokens)
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=60), st.integers(0, 9))
 def test_any_mask_inverts(sentinel_tokenizer, mask, seed):
     tokens = np.random.default_rng(seed).choice(sentinel_tokenizer.ordinary_ids, len(mask))
-    parts = denoising.corrupt(tokens, np.array(mask), sentinel_tokenizer.sentinel_ids)
-    assert np.array_equal(denoising.restore(*parts, sentinel_tokenizer), tokens)
+    parts = span_corruption.corrupt(tokens, np.array(mask), sentinel_tokenizer.sentinel_ids)
+    assert np.array_equal(span_corruption.restore(*parts, sentinel_tokenizer), tokens)
 
 
 def test_the_example_of_the_paper(sentinel_tokenizer):
     text = " ".join(f"w{number}" for number in range(10))
     mask = np.isin(np.arange(10), [2, 3, 8])
-    inputs, targets = denoising.corrupt(sentinel_tokenizer.encode(text), mask, sentinel_tokenizer.sentinel_ids)
+    inputs, targets = span_corruption.corrupt(sentinel_tokenizer.encode(text), mask, sentinel_tokenizer.sentinel_ids)
     assert sentinel_tokenizer.decode(inputs) == "w0 w1 <extra_id_0> w4 w5 w6 w7 <extra_id_1> w9"
     assert sentinel_tokenizer.decode(targets) == "<extra_id_0> w2 w3 <extra_id_1> w8"
     # The first sentinel is the vocabulary's last piece.
@@ -68,30 +68,31 @@ def test_the_example_of_the_paper(sentinel_tokenizer):
 
 def test_the_lengths_of_the_paper():
     # 512 inputs and 114 targets (Raffel et al. 2020, §3.1.4).
-    length = denoising.stretch_length(0.15, 3.0, 512, None)
+    length = span_corruption.stretch_length(0.15, 3.0, 512, None)
     assert length == 568
-    sizes = denoising.sizes(length, 0.15, 3.0)
+    sizes = span_corruption.sizes(length, 0.15, 3.0)
     assert (sizes.inputs + 1, sizes.targets + 1) == (512, 114)
 
 
 @given(rates.filter(lambda rate: rate < 0.9), spans | st.none(), st.integers(4, 120), st.integers(4, 120))
 def test_a_stretch_fills_its_room(rate, mean_span, input_length, length):
     def fits(count):
-        sizes = denoising.sizes(count, rate, mean_span)
+        sizes = span_corruption.sizes(count, rate, mean_span)
         return sizes.inputs + 1 <= input_length and sizes.targets + 1 <= length
 
-    found = denoising.stretch_length(rate, mean_span, input_length, length)
+    found = span_corruption.stretch_length(rate, mean_span, input_length, length)
     assert found >= 2 and all(map(fits, range(2, found + 1))) and not fits(found + 1)
-    shared = denoising.stretch_length(rate, mean_span, None, length)
+    shared = span_corruption.stretch_length(rate, mean_span, None, length)
     assert (
-        max((denoising.sizes(count, rate, mean_span).both + 1 for count in range(2, shared + 1)), default=0) <= length
+        max((span_corruption.sizes(count, rate, mean_span).both + 1 for count in range(2, shared + 1)), default=0)
+        <= length
     )
-    assert denoising.sizes(shared + 1, rate, mean_span).both + 1 > length
+    assert span_corruption.sizes(shared + 1, rate, mean_span).both + 1 > length
 
 
 def test_spans_lie_everywhere_and_vary():
     rng = np.random.default_rng(0)
-    masks = np.array([denoising.noise_mask(100, 0.15, 3.0, rng) for _ in range(2000)])
+    masks = np.array([span_corruption.noise_mask(100, 0.15, 3.0, rng) for _ in range(2000)])
     assert np.all(masks.sum(axis=1) == 15)
     # Towards the borders, which are kept and hidden by construction, the share differs.
     assert np.all(np.abs(masks[:, 20:80].mean(axis=0) - 0.15) < 0.05)
@@ -101,7 +102,7 @@ def test_spans_lie_everywhere_and_vary():
 
 def test_the_rest_after_a_random_point_is_its_share_on_average():
     rng = np.random.default_rng(0)
-    rests = [denoising.noise_mask(100, 0.25, None, rng).sum() for _ in range(4000)]
+    rests = [span_corruption.noise_mask(100, 0.25, None, rng).sum() for _ in range(4000)]
     assert set(rests) == set(range(1, 50)) and abs(np.mean(rests) - 25) < 1
 
 
@@ -118,13 +119,13 @@ def test_the_rest_after_a_random_point_is_its_share_on_average():
 def test_sentinels_without_partner_are_one_line(sentinel_tokenizer, inputs, targets, words):
     parts = map(sentinel_tokenizer.encode_with_sentinels, (inputs, targets))
     with pytest.raises(InputError, match=words) as caught:
-        denoising.restore(*parts, sentinel_tokenizer)
+        span_corruption.restore(*parts, sentinel_tokenizer)
     assert "\n" not in str(caught.value)
 
 
 def test_spans_may_be_written_in_any_order(sentinel_tokenizer):
     encode = sentinel_tokenizer.encode_with_sentinels
     parts = encode("<extra_id_0> w1 <extra_id_1>"), encode("<extra_id_1> w2 <extra_id_0>")
-    assert sentinel_tokenizer.decode(denoising.restore(*parts, sentinel_tokenizer)) == "w1 w2"
+    assert sentinel_tokenizer.decode(span_corruption.restore(*parts, sentinel_tokenizer)) == "w1 w2"
     parts = encode("w1 w2"), encode("w3")
-    assert sentinel_tokenizer.decode(denoising.restore(*parts, sentinel_tokenizer)) == "w1 w2 w3"
+    assert sentinel_tokenizer.decode(span_corruption.restore(*parts, sentinel_tokenizer)) == "w1 w2 w3"

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxformer.data import denoising
-from jaxformer.data.denoising_tasks import MIXTURE, UL2, Denoiser, SpanCorruption
+from jaxformer.data.tasks.span_corruption import MIXTURE, UL2, Denoiser, SpanCorruption
+from jaxformer.data.transforms import span_corruption
 from jaxformer.errors import InputError
 
 FEW = tuple(dataclasses.replace(denoiser, mean_span=denoiser.mean_span and 4.0) for denoiser in MIXTURE)
@@ -57,7 +57,7 @@ def test_every_document_can_be_restored(sentinel_tokenizer, task, count, seed):
     for example in found:
         inputs, targets = parts(example, sentinel_tokenizer)
         assert inputs[-1] == targets[-1] == sentinel_tokenizer.eos_id
-        restored += denoising.restore(inputs, targets, sentinel_tokenizer).tolist()
+        restored += span_corruption.restore(inputs, targets, sentinel_tokenizer).tolist()
     assert len(tokens) - len(restored) in (0, 1) and restored == tokens[: len(restored)].tolist()
 
 
@@ -116,7 +116,7 @@ def test_modes_stand_before_the_inputs(sentinel_tokenizer, input_length, length)
         tokens, found = examples(task, sentinel_tokenizer, 500)
         restored, seen = [], set()
         for example in found:
-            ids = denoising.restore(*parts(example, sentinel_tokenizer), sentinel_tokenizer).tolist()
+            ids = span_corruption.restore(*parts(example, sentinel_tokenizer), sentinel_tokenizer).tolist()
             text = sentinel_tokenizer.decode(ids)
             mode = next((d.mode for d in denoisers if text.startswith(d.mode)), "")
             seen.add(mode)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxformer.data.dialogue_tasks import Dialogue, DialogueTemplate
+from jaxformer.data.tasks.dialogue import Dialogue, DialogueTemplate
 from jaxformer.errors import InputError
 
 TEMPLATE = DialogueTemplate(system="w90", user="w91", assistant="w92")

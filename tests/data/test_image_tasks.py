@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxformer.data import images, loader
-from jaxformer.data.augmentations import OPERATIONS, Augmentation, cutmix, mixup, pixels, random_box
-from jaxformer.data.image_tasks import ImageTask, LabelledImages, MaskedPatches
-from jaxformer.data.images import ImageFolders, read_picture
-from jaxformer.data.loader import Data
+from jaxformer.data.pipeline import loader
+from jaxformer.data.pipeline.loader import Data
+from jaxformer.data.sources import pictures
+from jaxformer.data.sources.pictures import ImageFolders, read_picture
+from jaxformer.data.tasks.images import ImageTask, LabelledImages, MaskedPatches
+from jaxformer.data.transforms.image import OPERATIONS, Augmentation, cutmix, mixup, pixels, random_box
 from jaxformer.errors import InputError
 
 LABELS = ("cat", "dog")
@@ -126,7 +127,7 @@ def test_pictures_of_all_kinds_are_of_the_channels_that_are_asked_for(tmp_path):
 
 
 def test_an_image_that_cannot_be_decoded_is_named_skipped_and_counted(folder, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(images, "_skipped", {})
+    monkeypatch.setattr(pictures, "_skipped", {})
     for number in range(4):
         write(tmp_path / LABELS[number % 2] / f"{number}.png", seed=number)
     whole = write(tmp_path / "cat" / "cut.png").read_bytes()

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxformer.data import lanes
-from jaxformer.data.sources import in_order, shuffled
-from jaxformer.data.tasks import Feature, Task
+from jaxformer.data.pipeline import lanes
+from jaxformer.data.sources.sources import in_order, shuffled
+from jaxformer.data.tasks.base import Feature, Task
 
 LENGTH = 20
 

@@ -8,10 +8,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from jaxformer.data.denoising_tasks import UL2, Denoiser, SpanCorruption
-from jaxformer.data.language_tasks import NextToken, PrefixLM, TextToText
-from jaxformer.data.loader import Data, evaluation_batches, train_batches
-from jaxformer.data.sources import Columns, JsonLines, Mixture
+from jaxformer.data.pipeline.loader import Data, evaluation_batches, train_batches
+from jaxformer.data.sources.sources import Columns, JsonLines, Mixture
+from jaxformer.data.tasks.language import NextToken, PrefixLM, TextToText
+from jaxformer.data.tasks.span_corruption import UL2, Denoiser, SpanCorruption
 
 BATCH = 4
 TASKS = {

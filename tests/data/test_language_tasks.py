@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxformer.data.language_tasks import NextToken, PrefixLM, TextToText
+from jaxformer.data.tasks.language import NextToken, PrefixLM, TextToText
 from jaxformer.data.tokenizers import WordPiece
 from jaxformer.errors import InputError
 

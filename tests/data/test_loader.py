@@ -14,9 +14,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from jaxformer.data.loader import Data, evaluation_batches, initial_state, train_batches
-from jaxformer.data.sources import JsonLines, Mixture, TextFiles
-from jaxformer.data.tasks import MaskedSentencePairs
+from jaxformer.data.pipeline.loader import Data, evaluation_batches, initial_state, train_batches
+from jaxformer.data.sources.sources import JsonLines, Mixture, TextFiles
+from jaxformer.data.tasks.base import MaskedSentencePairs
 from jaxformer.errors import InputError
 
 BATCH = 8
@@ -215,9 +215,9 @@ def test_the_interpreter_ends_with_batches_open(tmp_path, source, tokenizer, wor
     script = tmp_path / "script.py"
     script.write_text(
         textwrap.dedent(f"""
-        from jaxformer.data.loader import Data, train_batches
-        from jaxformer.data.sources import JsonLines
-        from jaxformer.data.tasks import MaskedSentencePairs
+        from jaxformer.data.pipeline.loader import Data, train_batches
+        from jaxformer.data.sources.sources import JsonLines
+        from jaxformer.data.tasks.base import MaskedSentencePairs
         from jaxformer.data.tokenizers import load_tokenizer
 
         if __name__ == "__main__":
@@ -246,7 +246,8 @@ def run(*arguments):
 
 def test_nothing_of_the_model_is_imported():
     """The processes that prepare batches import no model, and need no JAX: Grain uses it only where it is installed."""
-    names = [f"jaxformer.data.{path.stem}" for path in sorted((ROOT / "jaxformer" / "data").glob("*.py"))]
+    files = sorted((ROOT / "jaxformer" / "data").rglob("*.py"))
+    names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in files]
     hidden = dict.fromkeys(("jax", "flax", "optax"))
     code = f"import sys; sys.modules |= {hidden}; [__import__(name) for name in {names}]; print(*sys.modules)"
     result = run("-c", code)

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxformer.data import masking
+from jaxformer.data.transforms import masking
 
 VOCAB, MASK_ID, SPECIAL = 50, 4, 5
 ORDINARY = np.arange(SPECIAL, VOCAB, dtype=np.int32)

@@ -5,11 +5,11 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from jaxformer.data.denoising_tasks import UL2, SpanCorruption
-from jaxformer.data.language_tasks import PrefixLM, TextToText
-from jaxformer.data.loader import Data, evaluation_batches, train_batches
-from jaxformer.data.multi_task import MultiTask
-from jaxformer.data.sources import Columns, JsonLines, Mixture
+from jaxformer.data.pipeline.loader import Data, evaluation_batches, train_batches
+from jaxformer.data.sources.sources import Columns, JsonLines, Mixture
+from jaxformer.data.tasks.language import PrefixLM, TextToText
+from jaxformer.data.tasks.multi import MultiTask
+from jaxformer.data.tasks.span_corruption import UL2, SpanCorruption
 from jaxformer.errors import InputError
 
 TASK = MultiTask(SpanCorruption(40), TextToText(24, 30))

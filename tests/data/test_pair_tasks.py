@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from jaxformer.data.pair_tasks import TextPairs
-from jaxformer.data.text_augmentation import TextAugmentation
+from jaxformer.data.tasks.pairs import TextPairs
+from jaxformer.data.transforms.text import TextAugmentation
 from jaxformer.errors import InputError
 
 

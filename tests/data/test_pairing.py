@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxformer.data.pairing import sentence_pairs, stretches, truncate
+from jaxformer.data.transforms.next_sentence import sentence_pairs, stretches, truncate
 
 
 def number(lengths, start=0):

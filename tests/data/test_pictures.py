@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from jaxformer.data.image_tasks import ImageTask
-from jaxformer.data.images import Undecodable, is_single, read_picture
+from jaxformer.data.sources.pictures import Undecodable, is_single, read_picture
+from jaxformer.data.tasks.images import ImageTask
 
 COLOURS = np.array([[[200, 30, 90], [10, 220, 60], [40, 40, 250]], [[0, 0, 0], [128, 128, 128], [255, 255, 255]]])
 RGB = Image.fromarray(COLOURS.astype(np.uint8))

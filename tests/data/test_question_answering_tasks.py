@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from jaxformer.data.question_answering_tasks import AnswerSpans
+from jaxformer.data.tasks.question_answering import AnswerSpans
 from jaxformer.errors import InputError
 
 CONTEXT = "  w0 w1x0x1 w2, w3 w4 w5x2 w6 w7 w8 w9"

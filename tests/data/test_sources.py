@@ -6,8 +6,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from jaxformer.data.files import sentences, split_sentences
-from jaxformer.data.sources import (
+from jaxformer.data.sources.files import sentences, split_sentences
+from jaxformer.data.sources.sources import (
     Columns,
     JsonLines,
     Mixture,

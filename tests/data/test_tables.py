@@ -3,8 +3,8 @@ import re
 
 import pytest
 
-from jaxformer.data.sources import JsonLines, ParallelFiles, TextFiles, shuffled
-from jaxformer.data.tables import ClassFolders, Csv, Tsv
+from jaxformer.data.sources.sources import JsonLines, ParallelFiles, TextFiles, shuffled
+from jaxformer.data.sources.tables import ClassFolders, Csv, Tsv
 from jaxformer.errors import InputError
 
 

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from jaxformer.data.tagging_tasks import TagTokens, encode_words, windows
+from jaxformer.data.tasks.tagging import TagTokens, encode_words, windows
 from jaxformer.errors import InputError
 
 LABELS = ("O", "B-x", "I-x", "B-y", "I-y")

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from jaxformer.data.tasks import MaskedSentencePairs, Sentences
+from jaxformer.data.tasks.base import MaskedSentencePairs, Sentences
 from jaxformer.data.tokenizers import WordPiece
 from jaxformer.errors import InputError
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from jaxformer.data import tfds_builders
-from jaxformer.data.sources import Tfds
+from jaxformer.data.sources import tfds_builders
+from jaxformer.data.sources.sources import Tfds
 from jaxformer.errors import InputError
 
 ROOT = Path(__file__).parents[2]

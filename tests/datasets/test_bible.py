@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 import tensorflow_datasets as tfds
 
-from jaxformer.data.sources import Tfds
+from jaxformer.data.sources.sources import Tfds
 from jaxformer.datasets.bible import bible_dataset_builder as bible
 from jaxformer.errors import InputError
 

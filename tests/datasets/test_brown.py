@@ -3,7 +3,7 @@ from collections import Counter
 
 import pytest
 
-from jaxformer.data.sources import Tfds
+from jaxformer.data.sources.sources import Tfds
 from jaxformer.datasets import downloads
 from jaxformer.datasets.brown import brown_dataset_builder as brown
 from jaxformer.errors import InputError

@@ -3,7 +3,7 @@ import subprocess
 
 import pytest
 
-from jaxformer.data.sources import Tfds
+from jaxformer.data.sources.sources import Tfds
 from jaxformer.datasets.debian_descriptions import debian_descriptions_dataset_builder as descriptions
 from jaxformer.errors import InputError
 

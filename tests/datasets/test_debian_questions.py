@@ -1,6 +1,6 @@
 import pytest
 
-from jaxformer.data.sources import Tfds
+from jaxformer.data.sources.sources import Tfds
 from jaxformer.datasets.debian_descriptions import debian_descriptions_dataset_builder as descriptions
 from jaxformer.datasets.debian_questions import debian_questions_dataset_builder as questions
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxformer.data.sources import Tfds
+from jaxformer.data.sources.sources import Tfds
 from jaxformer.datasets import debian_packages, downloads
 from jaxformer.datasets.emoji import emoji_dataset_builder as emoji
 from jaxformer.datasets.handwritten_digits import handwritten_digits_dataset_builder as digits

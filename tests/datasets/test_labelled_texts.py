@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from jaxformer.data.sources import Tfds
+from jaxformer.data.sources.sources import Tfds
 from jaxformer.datasets import downloads
 from jaxformer.datasets.debian_descriptions import debian_descriptions_dataset_builder as descriptions
 from jaxformer.datasets.movie_snippets import movie_snippets_dataset_builder as snippets

@@ -4,7 +4,7 @@ from collections import Counter
 import pytest
 import tensorflow_datasets as tfds
 
-from jaxformer.data.sources import Tfds
+from jaxformer.data.sources.sources import Tfds
 from jaxformer.datasets.shakespeare import shakespeare_dataset_builder as shakespeare
 
 

@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from small_writer import PIECES
 
 from jaxformer.errors import InputError
-from jaxformer.interop.folders import open_folder
-from jaxformer.interop.hf_runs import export_run, from_pretrained, import_run
-from jaxformer.interop.huggingface import load
+from jaxformer.interop.huggingface.folders import open_folder
+from jaxformer.interop.huggingface.models import load
+from jaxformer.interop.huggingface.runs import export_run, from_pretrained, import_run
 from jaxformer.objectives.classification import Classification
 
 BERT = {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 20}

@@ -16,8 +16,8 @@ from small_writer import PIECES, small_tokenizer
 
 from jaxformer import cli
 from jaxformer.errors import InputError
-from jaxformer.interop.folders import new_folder, open_folder
-from jaxformer.interop.huggingface import export_hf, import_hf
+from jaxformer.interop.huggingface.folders import new_folder, open_folder
+from jaxformer.interop.huggingface.models import export_hf, import_hf
 from jaxformer.layers.norms import LayerNorm
 from jaxformer.layers.transformer import Transformer
 from jaxformer.models.bert import Bert
@@ -220,7 +220,7 @@ def test_an_out_that_exists_and_a_kill_halfway(written, tmp_path):
 
 def test_a_process_killed_halfway_leaves_nothing_under_the_name(tmp_path):
     script = (
-        "import os, signal, sys; from jaxformer.interop.folders import new_folder\n"
+        "import os, signal, sys; from jaxformer.interop.huggingface.folders import new_folder\n"
         "with new_folder(sys.argv[1]) as folder:\n"
         "    (folder / 'config.json').touch(); os.kill(os.getpid(), signal.SIGKILL)"
     )

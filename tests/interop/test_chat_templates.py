@@ -9,11 +9,11 @@ import transformers
 from small_bert import noisy_params
 from test_hf_tokenizers import TEXTS
 
-from jaxformer.data.dialogue_tasks import Dialogue, DialogueTemplate
+from jaxformer.data.tasks.dialogue import Dialogue, DialogueTemplate
 from jaxformer.data.tokenizers import ByteLevelBpe, SentencePiece, WordPiece
 from jaxformer.errors import InputError
-from jaxformer.interop.hf_runs import export_run, from_pretrained, import_run
-from jaxformer.interop.huggingface import export_hf
+from jaxformer.interop.huggingface.models import export_hf
+from jaxformer.interop.huggingface.runs import export_run, from_pretrained, import_run
 from jaxformer.models.gpt import Gpt
 from jaxformer.objectives.language_model import LanguageModel
 

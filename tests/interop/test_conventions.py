@@ -13,18 +13,18 @@ from small_bert import noisy_params
 from small_writer import GPT, small_run, small_tokenizer
 
 import jaxformer as jf
-from jaxformer.checkpoints import loaded as in_memory
-from jaxformer.data.sources import TextFiles
+from jaxformer.data.sources.sources import TextFiles
 from jaxformer.data.tokenizers import ByteLevelBpe, SentencePiece, WordPiece
 from jaxformer.decoding.settings import Decoding
-from jaxformer.interop.conventions import conventional
-from jaxformer.interop.hf_runs import export_run
-from jaxformer.interop.permuted_tokenizer import permuted
+from jaxformer.interop.huggingface.conventions import conventional
+from jaxformer.interop.huggingface.runs import export_run
+from jaxformer.interop.huggingface.text.permuted_tokenizer import permuted
 from jaxformer.layers.mlp import Mlp
 from jaxformer.layers.norms import LayerNorm
 from jaxformer.models.encoder_decoder import EncoderDecoder
 from jaxformer.objectives.language_model import LanguageModel
 from jaxformer.objectives.seq2seq import Seq2Seq
+from jaxformer.training.checkpoints import loaded as in_memory
 
 del VOCAB, redrawn  # Importing their module keeps transformers quiet.
 

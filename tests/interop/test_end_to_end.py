@@ -13,21 +13,21 @@ from small_bert import noisy_params
 from test_certificate import BERT, BERT_ALONE, GPT2, MODELS, PICTURES, TEXTS
 
 from jaxformer.config import Experiment
-from jaxformer.data.classification_tasks import Classify
-from jaxformer.data.image_tasks import ImageTask, LabelledImages
-from jaxformer.data.images import ImageFolders
-from jaxformer.data.language_tasks import NextToken, TextToText
-from jaxformer.data.loader import Data
-from jaxformer.data.question_answering_tasks import AnswerSpans
-from jaxformer.data.sources import TextFiles
-from jaxformer.data.tagging_tasks import TagTokens
-from jaxformer.data.tasks import MaskedSentencePairs
+from jaxformer.data.pipeline.loader import Data
+from jaxformer.data.sources.pictures import ImageFolders
+from jaxformer.data.sources.sources import TextFiles
+from jaxformer.data.tasks.base import MaskedSentencePairs
+from jaxformer.data.tasks.classification import Classify
+from jaxformer.data.tasks.images import ImageTask, LabelledImages
+from jaxformer.data.tasks.language import NextToken, TextToText
+from jaxformer.data.tasks.question_answering import AnswerSpans
+from jaxformer.data.tasks.tagging import TagTokens
 from jaxformer.data.tokenizers import ByteLevelBpe, SentencePiece, WordPiece
 from jaxformer.decoding.settings import Decoding
-from jaxformer.interop.end_to_end import compare_answers
-from jaxformer.interop.hf_runs import export_run
-from jaxformer.interop.huggingface import export_hf
-from jaxformer.interop.parity import Ours
+from jaxformer.interop.huggingface.models import export_hf
+from jaxformer.interop.huggingface.runs import export_run
+from jaxformer.interop.parity.compare import Ours
+from jaxformer.interop.parity.end_to_end import compare_answers
 from jaxformer.layers.residual import Residual
 from jaxformer.models.classifier import Classifier
 from jaxformer.models.vit import Vit
@@ -41,9 +41,9 @@ from jaxformer.objectives.regression import Regression
 from jaxformer.objectives.sentence_embedding import SentenceEmbedding
 from jaxformer.objectives.seq2seq import Seq2Seq
 from jaxformer.objectives.tagging import Tagging
-from jaxformer.optimizers import AdamW, Schedule
-from jaxformer.runs import Run
-from jaxformer.sharding import Mesh, make_mesh
+from jaxformer.parallel.sharding import Mesh, make_mesh
+from jaxformer.runs.run import Run
+from jaxformer.training.optimizers import AdamW, Schedule
 
 del redrawn  # Importing its module keeps transformers quiet.
 

@@ -4,8 +4,8 @@ import pytest
 import tiny
 
 import jaxformer as jf
-from jaxformer.interop.conventions import marian_form
-from jaxformer.interop.families import family_of_model
+from jaxformer.interop.huggingface.conventions import marian_form
+from jaxformer.interop.huggingface.families import family_of_model
 
 OTHERS = {
     "spam": "it reads the mean of the tokens' vectors",

@@ -9,10 +9,10 @@ import pytest
 from test_configs import CONFIGS, shrunk
 
 from jaxformer import config
-from jaxformer.interop import parameters
-from jaxformer.interop.onnx_graph import build
-from jaxformer.interop.onnx_programs import programs
-from jaxformer.interop.stablehlo import forward_pass
+from jaxformer.interop.export.onnx_graph import build
+from jaxformer.interop.export.onnx_programs import programs
+from jaxformer.interop.export.stablehlo_program import forward_pass
+from jaxformer.interop.huggingface import parameters
 from jaxformer.models.classifier import Classifier
 
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from jaxformer.errors import InputError
-from jaxformer.interop.families.family import differences
-from jaxformer.interop.folders import open_folder
-from jaxformer.interop.huggingface import export_hf, import_hf, load
+from jaxformer.interop.huggingface.families.family import differences
+from jaxformer.interop.huggingface.folders import open_folder
+from jaxformer.interop.huggingface.models import export_hf, import_hf, load
 from jaxformer.layers.norms import LayerNorm
 from jaxformer.layers.transformer import Transformer
 from jaxformer.models.encoder_decoder import EncoderDecoder

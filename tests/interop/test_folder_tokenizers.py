@@ -9,14 +9,14 @@ import tokenizers
 import transformers
 from test_hf_tokenizers import TEXTS
 
-from jaxformer.data import layouts
-from jaxformer.data.language_tasks import TextToText
-from jaxformer.data.special_tokens import NAMES
+from jaxformer.data.tasks import layouts
+from jaxformer.data.tasks.language import TextToText
 from jaxformer.data.tokenizers import ByteLevelBpe, WordPiece, load_tokenizer
-from jaxformer.interop import certificate
-from jaxformer.interop.hard_strings import HARD_STRINGS, NAMED_STRINGS
-from jaxformer.interop.sentencepiece import to_json_tokenizer
-from jaxformer.interop.tokenizers import export_tokenizer, import_tokenizer
+from jaxformer.data.tokenizers.special_tokens import NAMES
+from jaxformer.interop.huggingface.text.sentence_piece_json import to_json_tokenizer
+from jaxformer.interop.huggingface.text.tokenizer_folders import export_tokenizer, import_tokenizer
+from jaxformer.interop.parity import certificate
+from jaxformer.interop.parity.hard_strings import HARD_STRINGS, NAMED_STRINGS
 
 ADDED = ("foo bar", "foobar", "a foo b", "(foo)", "foo", "Foo foo<new>bar", "x <new> y")
 ROBERTA_NAMES = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]

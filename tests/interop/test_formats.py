@@ -13,10 +13,10 @@ import safetensors.numpy
 import torch
 
 from jaxformer.errors import InputError
-from jaxformer.interop.flax_msgpack import open_flax
-from jaxformer.interop.folders import open_folder, write_weights
-from jaxformer.interop.pytorch import open_pytorch
-from jaxformer.interop.safetensors import open_safetensors, write_safetensors
+from jaxformer.interop.formats.flax_msgpack import open_flax
+from jaxformer.interop.formats.safetensors_file import open_safetensors, write_safetensors
+from jaxformer.interop.formats.torch_pickle import open_pytorch
+from jaxformer.interop.huggingface.folders import open_folder, write_weights
 
 RNG = np.random.default_rng(0)
 ARRAYS = {

@@ -11,8 +11,9 @@ from small_writer import small_tokenizer
 
 from jaxformer.decoding.settings import Decoding
 from jaxformer.errors import InputError
-from jaxformer.interop.folders import Folder
-from jaxformer.interop.generation_config import (
+from jaxformer.interop.huggingface.config_reader import Settings
+from jaxformer.interop.huggingface.folders import Folder
+from jaxformer.interop.huggingface.generation_config import (
     FIELDS,
     HARMLESS,
     REFUSED,
@@ -22,7 +23,6 @@ from jaxformer.interop.generation_config import (
     read_decoding,
     start_token,
 )
-from jaxformer.interop.settings import Settings
 
 del VOCAB, redrawn  # Importing their module keeps transformers quiet.
 

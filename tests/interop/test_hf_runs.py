@@ -20,13 +20,12 @@ from small_bert import assert_trees_identical, noisy_params
 from small_writer import ENCODER_DECODER, GPT, PIECES, small_run, small_tokenizer
 
 import jaxformer as jf
-from jaxformer import cli, config, runs, state
-from jaxformer.checkpoints import Checkpoints
+from jaxformer import cli, config
 from jaxformer.config import Checkpoint
 from jaxformer.decoding.settings import Decoding
 from jaxformer.errors import InputError
-from jaxformer.interop import certificate
-from jaxformer.interop.hf_runs import LEFT_OUT, export_run, import_run
+from jaxformer.interop.huggingface.runs import LEFT_OUT, export_run, import_run
+from jaxformer.interop.parity import certificate
 from jaxformer.layers.norms import LayerNorm
 from jaxformer.models.bart import Bart
 from jaxformer.models.bert import Bert
@@ -34,7 +33,10 @@ from jaxformer.objectives.language_model import LanguageModel
 from jaxformer.objectives.masked_lm import MaskedLM
 from jaxformer.objectives.sentence_embedding import SentenceEmbedding
 from jaxformer.objectives.seq2seq import Seq2Seq
-from jaxformer.warm_start import start_from
+from jaxformer.runs import run as runs
+from jaxformer.training import state
+from jaxformer.training.checkpoints import Checkpoints
+from jaxformer.training.warm_start import start_from
 
 del VOCAB, redrawn  # Importing their module keeps transformers quiet.
 
@@ -112,7 +114,7 @@ def bert_run(folder, tokenizer, model, objective):
 
 
 def jf_task(model):
-    from jaxformer.data.tasks import MaskedSentencePairs
+    from jaxformer.data.tasks.base import MaskedSentencePairs
 
     return MaskedSentencePairs(16, 2, next_sentence="next_sentence" in model.heads)
 

@@ -14,10 +14,10 @@ from jaxformer.data.tokenizers import ByteLevelBpe, SentencePiece, WordPiece, lo
 from jaxformer.data.tokenizers.byte_level import ByteLevelTokenizer
 from jaxformer.data.tokenizers.metaspace import MetaspaceTokenizer
 from jaxformer.errors import InputError
-from jaxformer.interop import certificate
-from jaxformer.interop.hard_strings import HARD_STRINGS
-from jaxformer.interop.sentencepiece import _native
-from jaxformer.interop.tokenizers import check_vocabulary, export_tokenizer, import_tokenizer
+from jaxformer.interop.huggingface.text.sentence_piece_json import _native
+from jaxformer.interop.huggingface.text.tokenizer_folders import check_vocabulary, export_tokenizer, import_tokenizer
+from jaxformer.interop.parity import certificate
+from jaxformer.interop.parity.hard_strings import HARD_STRINGS
 
 SENTENCE = "the light was called day and darkness night; naïve café über déjà vu 日本語 Ωmega x² 1,234.5 don't"
 PAGE = (Path(__file__).parents[2] / "docs" / "architecture.md").read_text(encoding="utf-8")

@@ -14,11 +14,11 @@ from safetensors.numpy import load_file, save_file
 from small_vit import AUTOENCODER, noisy
 
 from jaxformer.errors import InputError
-from jaxformer.interop.certificate import certify
-from jaxformer.interop.families.family import differences
-from jaxformer.interop.families.vit_mae import positions
-from jaxformer.interop.folders import open_folder
-from jaxformer.interop.huggingface import export_hf, import_hf, load
+from jaxformer.interop.huggingface.families.family import differences
+from jaxformer.interop.huggingface.families.vit_mae import positions
+from jaxformer.interop.huggingface.folders import open_folder
+from jaxformer.interop.huggingface.models import export_hf, import_hf, load
+from jaxformer.interop.parity.certificate import certify
 from jaxformer.models.vit import Vit
 from jaxformer.objectives.masked_autoencoding import MaskedAutoencoding
 

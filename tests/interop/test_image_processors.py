@@ -13,9 +13,15 @@ import pytest
 import transformers
 from PIL import Image
 
-from jaxformer.data.image_tasks import ImageTask
+from jaxformer.data.tasks.images import ImageTask
 from jaxformer.errors import InputError
-from jaxformer.interop.images import PROCESSORS, RESAMPLING, read_preparation, with_pixels, write_preprocessor
+from jaxformer.interop.huggingface.images import (
+    PROCESSORS,
+    RESAMPLING,
+    read_preparation,
+    with_pixels,
+    write_preprocessor,
+)
 from jaxformer.layers.patches import normalise
 from jaxformer.layers.transformer import Transformer
 from jaxformer.models.vit import Vit

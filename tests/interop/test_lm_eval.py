@@ -11,7 +11,7 @@ from small_writer import END, GPT, POSITIONS, small_run, small_tokenizer
 from jaxformer.decoding.scoring import score
 from jaxformer.decoding.settings import Decoding
 from jaxformer.errors import InputError
-from jaxformer.interop.hf_runs import export_run
+from jaxformer.interop.huggingface.runs import export_run
 from jaxformer.layers.norms import LayerNorm
 from jaxformer.objectives.language_model import LanguageModel
 from jaxformer.objectives.seq2seq import Seq2Seq
@@ -21,7 +21,7 @@ lm_eval = pytest.importorskip("lm_eval")
 from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.api.model import LM  # noqa: E402
 
-from jaxformer.interop.lm_eval import RunLM  # noqa: E402
+from jaxformer.interop.lm_eval_adapter import RunLM  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import huggingface_hub
 import pytest
 
 from jaxformer.errors import InputError
-from jaxformer.interop.locations import WANTED, locate
+from jaxformer.interop.huggingface.locations import WANTED, locate
 
 
 @pytest.fixture

@@ -10,13 +10,13 @@ import transformers
 from small_writer import PIECES, small_tokenizer
 from test_hf_runs import STACK, bert_run
 
-from jaxformer import runs
-from jaxformer.interop.families import ARCHITECTURES
-from jaxformer.interop.hf_runs import export_run
-from jaxformer.interop.model_card import CLASSES
+from jaxformer.interop.huggingface.families import ARCHITECTURES
+from jaxformer.interop.huggingface.model_card import CLASSES
+from jaxformer.interop.huggingface.runs import export_run
 from jaxformer.models.bert import Bert
 from jaxformer.objectives.masked_lm import MaskedLM
 from jaxformer.objectives.sentence_embedding import SentenceEmbedding
+from jaxformer.runs import run as runs
 
 OF_THE_HUB_ALONE = {"question-answering", "text2text-generation"}
 """Names of the hub for which transformers has no pipeline any more."""

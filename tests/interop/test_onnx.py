@@ -19,10 +19,11 @@ from jaxformer import cli
 from jaxformer.decoding.generate import generate
 from jaxformer.decoding.settings import Decoding
 from jaxformer.errors import InputError
-from jaxformer.interop import certificate, onnx_graph
-from jaxformer.interop.onnx import PACKAGES, export_onnx
-from jaxformer.interop.onnx_program import call, empty_past, open_session, past_of
-from jaxformer.interop.tokenizers import import_tokenizer
+from jaxformer.interop.export import onnx_graph
+from jaxformer.interop.export.onnx_export import PACKAGES, export_onnx
+from jaxformer.interop.export.onnx_files import call, empty_past, open_session, past_of
+from jaxformer.interop.huggingface.text.tokenizer_folders import import_tokenizer
+from jaxformer.interop.parity import certificate
 from jaxformer.models.encoder_decoder import EncoderDecoder
 from jaxformer.models.gpt import Gpt
 from jaxformer.models.masked_autoencoder import MaskedAutoencoder

@@ -17,10 +17,10 @@ from small_writer import BEGINNING, END
 
 from jaxformer.decoding.generate import generate
 from jaxformer.decoding.settings import Decoding
-from jaxformer.interop.onnx import export_onnx
+from jaxformer.interop.export.onnx_export import export_onnx
 from jaxformer.models.encoder_decoder import EncoderDecoder
 
-SCRIPT = Path(__file__).with_name("transformers_js.cjs")
+SCRIPT = Path(__file__).parents[1] / "helpers" / "transformers_js.cjs"
 TEXT = "w1 w2 w3 w4"
 MASK = 4
 NEW = 12

@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from jaxformer.interop.parameters import STRIP, copy_into
-from jaxformer.interop.stored import ahead
+from jaxformer.interop.formats.stored import ahead
+from jaxformer.interop.huggingface.parameters import STRIP, copy_into
 
 SHAPE = (3, STRIP + 5, 2 * STRIP)
 

@@ -12,20 +12,20 @@ from small_bert import noisy_params
 from small_classifier import review_experiment, small_backbone, write_reviews
 
 import jaxformer as jf
-from jaxformer import sharding
-from jaxformer.data.classification_tasks import Classify
-from jaxformer.data.question_answering_tasks import AnswerSpans
+from jaxformer.data.tasks.classification import Classify
+from jaxformer.data.tasks.question_answering import AnswerSpans
 from jaxformer.errors import InputError
-from jaxformer.interop.folders import open_folder
-from jaxformer.interop.hf_runs import export_run
-from jaxformer.interop.huggingface import load
+from jaxformer.interop.huggingface.folders import open_folder
+from jaxformer.interop.huggingface.models import load
+from jaxformer.interop.huggingface.runs import export_run
 from jaxformer.models.classifier import Classifier
 from jaxformer.objectives.classification import Classification
 from jaxformer.objectives.question_answering import LABELS as SPAN
 from jaxformer.objectives.question_answering import QuestionAnswering
 from jaxformer.objectives.regression import Regression
 from jaxformer.objectives.tagging import Tagging
-from jaxformer.runs import Run
+from jaxformer.parallel import sharding
+from jaxformer.runs.run import Run
 
 TEXTS = ["the film is great", "a dull plot but fine", "it"]
 NAMES = ("sad", "so-so", "glad")

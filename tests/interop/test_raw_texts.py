@@ -14,11 +14,11 @@ from test_hf_tokenizers import TEXTS
 
 import jaxformer as jf
 from jaxformer.data.tokenizers import ByteLevelBpe
-from jaxformer.interop.hf_runs import export_run, from_pretrained
-from jaxformer.interop.huggingface import export_hf
+from jaxformer.interop.huggingface.models import export_hf
+from jaxformer.interop.huggingface.runs import export_run, from_pretrained
 from jaxformer.models.classifier import Classifier
 from jaxformer.models.gpt import Gpt
-from jaxformer.objectives.labelled_texts import text_logits
+from jaxformer.predictors.labelled_texts import text_logits
 
 PAIRS = [
     ("the dog ran", "the cat saw"),

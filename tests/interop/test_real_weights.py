@@ -15,7 +15,7 @@ from hf_models import VOCAB as _VOCAB  # noqa: F401 (importing the module keeps 
 import jaxformer as jf
 from jaxformer import cli
 from jaxformer.datasets.downloads import package
-from jaxformer.interop.huggingface import export_hf, import_hf
+from jaxformer.interop.huggingface.models import export_hf, import_hf
 
 pytestmark = pytest.mark.slow
 

@@ -14,9 +14,9 @@ from test_hf_runs import STACK, bert_run, kept
 import jaxformer as jf
 from jaxformer.data.tokenizers import WordPiece
 from jaxformer.errors import InputError
-from jaxformer.interop.hf_runs import HuggingFaceTokenizer, export_run, import_run
-from jaxformer.interop.locations import locate
-from jaxformer.interop.sentence_transformers import LEGACY
+from jaxformer.interop.huggingface.locations import locate
+from jaxformer.interop.huggingface.runs import HuggingFaceTokenizer, export_run, import_run
+from jaxformer.interop.huggingface.sentence_encoders import LEGACY
 from jaxformer.models.bert import Bert
 from jaxformer.models.gpt import Gpt
 from jaxformer.objectives.sentence_embedding import SentenceEmbedding

@@ -11,7 +11,7 @@ from test_hf_runs import STACK, bert_run
 
 import jaxformer as jf
 from jaxformer.errors import InputError
-from jaxformer.interop.hf_runs import export_run
+from jaxformer.interop.huggingface.runs import export_run
 from jaxformer.models.bert import Bert
 from jaxformer.objectives.sentence_embedding import SentenceEmbedding
 

@@ -16,8 +16,8 @@ from small_writer import GPT, PIECES, STACK, small_run, small_tokenizer
 import jaxformer as jf
 from jaxformer import cli
 from jaxformer.errors import InputError
-from jaxformer.interop import parameters
-from jaxformer.interop.stablehlo import PROGRAM, WEIGHTS, arguments, forward_pass
+from jaxformer.interop.export.stablehlo_program import PROGRAM, WEIGHTS, arguments, forward_pass
+from jaxformer.interop.huggingface import parameters
 from jaxformer.layers.attention import Attention
 from jaxformer.layers.positions import Rotary
 from jaxformer.models.bert import Bert

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from attention_cases import MASKS, case, documents, values_and_gradients
 
-from jaxformer import sharding
 from jaxformer.errors import InputError
 from jaxformer.layers import kernels
 from jaxformer.layers.attention import Attention, KeyValue, attend
@@ -17,6 +16,7 @@ from jaxformer.layers.mlp import Mlp
 from jaxformer.layers.positions import Rotary
 from jaxformer.layers.transformer import Transformer
 from jaxformer.models.gpt import Gpt
+from jaxformer.parallel import sharding
 
 SCALE = 0.7
 PADDING = np.array([[1] * 200 + [0] * 56, [3] * 256], np.int32)

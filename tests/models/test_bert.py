@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from small_bert import LENGTH, VOCAB, assert_trees_close, bert_params, lay_out, random_examples, small_bert
 
-from jaxformer.metrics import merge
+from jaxformer.metrics.means import merge
 from jaxformer.objectives.masked_lm import MaskedLM
 
 MODEL, OBJECTIVE = small_bert(), MaskedLM()

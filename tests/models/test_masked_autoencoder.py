@@ -7,7 +7,7 @@ import pytest
 from small_vit import AUTOENCODER, IMAGES, apply, noisy
 
 from jaxformer.errors import InputError
-from jaxformer.interop.parameters import flat
+from jaxformer.interop.huggingface.parameters import flat
 from jaxformer.layers.patches import patchify
 from jaxformer.models.masked_autoencoder import MaskedAutoencoder
 from jaxformer.models.vit import Vit

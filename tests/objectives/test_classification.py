@@ -9,12 +9,12 @@ from sklearn import metrics as sklearn
 from small_bert import noisy_params
 from small_classifier import LABELS, small_backbone, write_reviews
 
-from jaxformer.data import lanes
-from jaxformer.data.classification_tasks import Classify
+from jaxformer.data.pipeline import lanes
+from jaxformer.data.tasks.classification import Classify
 from jaxformer.data.tokenizers import WordPiece
 from jaxformer.errors import InputError
 from jaxformer.layers.transformer import Transformer
-from jaxformer.metrics import merge
+from jaxformer.metrics.means import merge
 from jaxformer.models.classifier import Classifier
 from jaxformer.models.gpt import Gpt
 from jaxformer.objectives.classification import Classification

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from small_writer import small_run, small_tokenizer
 
-from jaxformer.data import lanes
-from jaxformer.data.dialogue_tasks import Dialogue, DialogueTemplate
+from jaxformer.data.pipeline import lanes
+from jaxformer.data.tasks.dialogue import Dialogue, DialogueTemplate
 from jaxformer.decoding.scoring import score
 from jaxformer.decoding.settings import Decoding
 from jaxformer.errors import InputError

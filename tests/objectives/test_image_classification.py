@@ -8,10 +8,10 @@ import pytest
 import torch
 from small_vit import AUTOENCODER, IMAGES, VIT, noisy
 
-from jaxformer.data.image_tasks import LabelledImages, MaskedPatches, Prepared
+from jaxformer.data.tasks.images import LabelledImages, MaskedPatches, Prepared
 from jaxformer.errors import InputError
 from jaxformer.layers.patches import patchify
-from jaxformer.metrics import merge
+from jaxformer.metrics.means import merge
 from jaxformer.objectives.image_classification import ImageClassification
 from jaxformer.objectives.image_embedding import ImageEmbedding
 from jaxformer.objectives.masked_autoencoding import MaskedAutoencoding, normalised

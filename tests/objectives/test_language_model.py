@@ -14,7 +14,7 @@ from small_writer import GPT_PARAMS as PARAMS
 from jaxformer.decoding.generate import generate
 from jaxformer.decoding.settings import Decoding
 from jaxformer.errors import InputError
-from jaxformer.metrics import Mean, merge
+from jaxformer.metrics.means import Mean, merge
 from jaxformer.objectives.language_model import LanguageModel
 
 TEXT = "w3 w7x w1."

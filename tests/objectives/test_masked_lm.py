@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from small_bert import VOCAB, bert_params, lay_out, random_examples, small_bert
 
-from jaxformer.metrics import Mean, merge
+from jaxformer.metrics.means import Mean, merge
 from jaxformer.objectives.masked_lm import MaskedLM
 
 MODEL = small_bert()

@@ -11,17 +11,17 @@ from hf_weights import TOLERANCE, as_ours, redraw
 from small_bert import noisy_params, small_transformer
 
 from jaxformer.config import Checkpoint, Evaluation, Experiment, Log
-from jaxformer.data import lanes
-from jaxformer.data.loader import Data
-from jaxformer.data.question_answering_tasks import AnswerSpans
-from jaxformer.data.sources import JsonLines
+from jaxformer.data.pipeline import lanes
+from jaxformer.data.pipeline.loader import Data
+from jaxformer.data.sources.sources import JsonLines
+from jaxformer.data.tasks.question_answering import AnswerSpans
 from jaxformer.data.tokenizers import WordPiece
 from jaxformer.errors import InputError
 from jaxformer.models.bert import Bert
 from jaxformer.models.classifier import Classifier
 from jaxformer.objectives.question_answering import LABELS, QuestionAnswering
-from jaxformer.optimizers import AdamW, Schedule
-from jaxformer.training import fit
+from jaxformer.training.loop import fit
+from jaxformer.training.optimizers import AdamW, Schedule
 
 CONTEXT = "w1 w2x0, w3 w4 w5x2 w6 w7"
 EXAMPLES = [

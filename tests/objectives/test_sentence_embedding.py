@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from small_bert import bert_params, small_bert
 
-from jaxformer import sharding
-from jaxformer.data import lanes
-from jaxformer.data.pair_tasks import TextPairs
+from jaxformer.data.pipeline import lanes
+from jaxformer.data.tasks.pairs import TextPairs
 from jaxformer.errors import InputError
 from jaxformer.models.gpt import Gpt
 from jaxformer.objectives.sentence_embedding import SentenceEmbedding
-from jaxformer.sharding import Mesh
+from jaxformer.parallel import sharding
+from jaxformer.parallel.sharding import Mesh
 
 MODEL = dataclasses.replace(small_bert(depth=1), heads=("pooler",))
 PARAMS = bert_params(MODEL)

@@ -8,18 +8,18 @@ from rouge_score import rouge_scorer
 from small_bert import noisy_params, small_bert
 from small_writer import END, PAD, PIECES, QUIET, small_tokenizer
 
-from jaxformer.data.denoising_tasks import SpanCorruption
-from jaxformer.data.language_tasks import TextToText
-from jaxformer.data.multi_task import MultiTask
+from jaxformer.data.tasks.language import TextToText
+from jaxformer.data.tasks.multi import MultiTask
+from jaxformer.data.tasks.span_corruption import SpanCorruption
 from jaxformer.decoding.generate import generate
 from jaxformer.decoding.settings import Decoding
 from jaxformer.errors import InputError
 from jaxformer.layers.transformer import Transformer
-from jaxformer.metrics import Mean, merge
+from jaxformer.metrics.means import Mean, merge
+from jaxformer.metrics.texts import Scores, scores, text_scores
 from jaxformer.models.encoder_decoder import EncoderDecoder
 from jaxformer.models.t5 import T5, t5_stack
 from jaxformer.objectives.seq2seq import Seq2Seq
-from jaxformer.objectives.text_scores import Scores, scores, text_scores
 
 MODELS = {
     "paper": EncoderDecoder(*[Transformer(16, 2, 2, norm_position="after", **QUIET)] * 2, len(PIECES), 24),

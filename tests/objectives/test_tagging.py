@@ -12,13 +12,13 @@ import transformers
 from hf_weights import TOLERANCE, as_ours, redraw
 from small_bert import noisy_params, small_transformer
 
-from jaxformer.data import lanes
-from jaxformer.data.loader import Data, evaluation_batches
-from jaxformer.data.sources import JsonLines
-from jaxformer.data.tagging_tasks import TagTokens
+from jaxformer.data.pipeline import lanes
+from jaxformer.data.pipeline.loader import Data, evaluation_batches
+from jaxformer.data.sources.sources import JsonLines
+from jaxformer.data.tasks.tagging import TagTokens
 from jaxformer.data.tokenizers import WordPiece
 from jaxformer.errors import InputError
-from jaxformer.metrics import merge
+from jaxformer.metrics.means import merge
 from jaxformer.models.bert import Bert
 from jaxformer.models.classifier import Classifier
 from jaxformer.models.gpt import Gpt

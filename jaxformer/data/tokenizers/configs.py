@@ -6,11 +6,11 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from jaxformer.data import tokenizer_training
-from jaxformer.data.special_tokens import SPECIALS, UNK
+from jaxformer.data.tokenizers import training
 from jaxformer.data.tokenizers.byte_level import ByteLevelTokenizer
 from jaxformer.data.tokenizers.loading import load, load_json, load_tokenizer, read, saved
 from jaxformer.data.tokenizers.sentence_piece import SentencePieceTokenizer
+from jaxformer.data.tokenizers.special_tokens import SPECIALS, UNK
 from jaxformer.data.tokenizers.tokenizer import Tokenizer
 from jaxformer.data.tokenizers.word_piece import WordPieceTokenizer
 from jaxformer.errors import InputError
@@ -50,7 +50,7 @@ class SentencePiece:
                 tokenizer = tokenizer.with_sentinels(self.sentinels)
         else:
             how = (self.vocab, self.model_type, self.lowercase, self.sentinels)
-            model = tokenizer_training.train_sentencepiece(open_source(), self.sample, *how)
+            model = training.train_sentencepiece(open_source(), self.sample, *how)
             tokenizer = SentencePieceTokenizer(model)
         tokenizer.save(folder)
         return tokenizer
@@ -76,9 +76,7 @@ class WordPiece:
         tokenizer = (
             self._load(self.path)
             if self.path
-            else self._from_vocab(
-                tokenizer_training.train_wordpiece(open_source(), self.sample, self.vocab, self.lowercase)
-            )
+            else self._from_vocab(training.train_wordpiece(open_source(), self.sample, self.vocab, self.lowercase))
         )
         tokenizer.save(folder)
         return tokenizer
@@ -87,12 +85,12 @@ class WordPiece:
         path = _file(path, "tokenizer.json", "vocab.txt")
         if path.endswith(".json"):
             return _checked(load_json(path), WordPieceTokenizer, path)
-        return self._from_vocab(tokenizer_training.vocab_of_lines(read(path)))
+        return self._from_vocab(training.vocab_of_lines(read(path)))
 
     def _from_vocab(self, vocab: dict[str, int]) -> Tokenizer:
         if UNK not in vocab:
             raise InputError(f"tokenizer.path: the vocabulary has no {UNK}; WordPiece needs one")
-        return WordPieceTokenizer(tokenizer_training.wordpiece(vocab, self.lowercase).to_str())
+        return WordPieceTokenizer(training.wordpiece(vocab, self.lowercase).to_str())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +117,7 @@ class ByteLevelBpe:
         if self.path:
             tokenizer = self._load(self.path)
         else:
-            trained = tokenizer_training.train_byte_level(open_source(), self.sample, self.vocab)
+            trained = training.train_byte_level(open_source(), self.sample, self.vocab)
             tokenizer = ByteLevelTokenizer(trained.to_str())
         tokenizer.save(folder)
         return tokenizer
@@ -137,11 +135,11 @@ def byte_level_of_files(vocab: str, merges: str, prefix: bool = False) -> ByteLe
     try:
         ids, lines = json.loads(read(vocab)), read(merges).decode().split("\n")
         pairs = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
-        return ByteLevelTokenizer(tokenizer_training.byte_level(ids, pairs, prefix).to_str())
+        return ByteLevelTokenizer(training.byte_level(ids, pairs, prefix).to_str())
     except InputError:
         raise
     except Exception as error:  # the library raises bare Exception
-        reason = tokenizer_training.reason(error)
+        reason = training.reason(error)
         raise InputError(f"{vocab}, {merges}: not the vocabulary and the merges of a BPE ({reason})") from error
 
 

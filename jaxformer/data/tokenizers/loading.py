@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from jaxformer.data import tokenizer_training
+from jaxformer.data.tokenizers import training
 from jaxformer.data.tokenizers.byte_level import ByteLevelTokenizer
 from jaxformer.data.tokenizers.json_tokenizer import ROLES, JsonTokenizer, parts
 from jaxformer.data.tokenizers.marian import MarianTokenizer
@@ -45,7 +45,7 @@ def load(kind: type[Tokenizer], path: str) -> Tokenizer:
     except InputError:
         raise
     except Exception as error:  # the library raises bare Exception or RuntimeError
-        raise InputError(f"{path}: not a SentencePiece model ({tokenizer_training.reason(error)})") from error
+        raise InputError(f"{path}: not a SentencePiece model ({training.reason(error)})") from error
 
 
 def load_json(path: str, roles: Mapping[str, str] | None = None) -> JsonTokenizer:
@@ -60,7 +60,7 @@ def load_json(path: str, roles: Mapping[str, str] | None = None) -> JsonTokenize
         kind = kind_of(config)
         tokenizer = kind(text.decode(), roles) if kind else None
     except Exception as error:  # the library raises bare Exception
-        raise InputError(f"{path}: not a tokenizer.json ({tokenizer_training.reason(error)})") from error
+        raise InputError(f"{path}: not a tokenizer.json ({training.reason(error)})") from error
     if tokenizer is None:
         raise InputError(
             f"{path}: a {config['model'].get('type')} model with other pieces than WordPiece's, SentencePiece's "

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxformer.data import special_tokens
+from jaxformer.data.tokenizers import special_tokens
 from jaxformer.data.tokenizers.json_tokenizer import JsonTokenizer
 from jaxformer.data.tokenizers.sentence_piece import SPACE, readable, starts_word
 

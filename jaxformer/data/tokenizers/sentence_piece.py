@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxformer.data import tokenizer_training
+from jaxformer.data.tokenizers import training
 from jaxformer.data.tokenizers.tokenizer import Tokenizer, characters, without_spaces
 from jaxformer.errors import InputError
 
@@ -96,4 +96,4 @@ class SentencePieceTokenizer(Tokenizer):
                 f"tokenizer.sentinels {count}: the model has {len(self.sentinel_ids)} of its own; "
                 f"set {len(self.sentinel_ids)}, or 0 to leave it as it is"
             )
-        return type(self)(tokenizer_training.with_sentinels(self._model, count))
+        return type(self)(training.with_sentinels(self._model, count))

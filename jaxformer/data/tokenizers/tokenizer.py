@@ -10,8 +10,8 @@ from typing import Literal
 
 import numpy as np
 
-from jaxformer.data import special_tokens
-from jaxformer.data.special_tokens import MASK
+from jaxformer.data.tokenizers import special_tokens
+from jaxformer.data.tokenizers.special_tokens import MASK
 from jaxformer.data.tokenizers.template import Template, decoder_template, encoder_template
 from jaxformer.errors import InputError
 

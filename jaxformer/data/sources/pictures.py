@@ -1,0 +1,206 @@
+"""Pictures from files, bytes or arrays, and folders of them."""
+
+import dataclasses
+import io
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from jaxformer.data.sources.sources import Source
+from jaxformer.errors import InputError
+
+ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+"""Endings of the file names that are taken for images."""
+MODES = {1: "L", 3: "RGB"}
+"""Pillow's modes of grey and of coloured pictures, by their number of channels."""
+PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
+"""Modes whose colours are multiplied by alpha, and the mode of each in which they are not."""
+DEEP = 65_535
+"""White of 16 bits."""
+BACKGROUND = "white"
+"""What transparent pixels show."""
+
+ImageLike = str | os.PathLike | bytes | np.ndarray | Image.Image
+"""A file's path, its content, pixels, or Pillow's picture."""
+
+
+class Undecodable(Exception):
+    """An image that cannot be read; names it and says what is wrong."""
+
+
+def name_of(image: ImageLike, otherwise: str) -> str:
+    """The path of an image that has one, for messages."""
+    return os.fspath(image) if isinstance(image, str | os.PathLike) else otherwise
+
+
+def read_picture(image: ImageLike, channels: int, name: str = "") -> Image.Image:
+    """Reads a picture as a person sees it, in 8 bits.
+
+    Every image goes through this function. It turns the picture as its EXIF orientation says, scales 16-bit and
+    floating-point pixels to 8 bits, and shows transparent pixels over white. Colour profiles are ignored, and of an
+    animation it reads the first frame.
+
+    Args:
+        image: a path, a file's content, Pillow's picture, or an array [height, width] or [height, width, 1, 2, 3 or 4]:
+            grey, grey and alpha, RGB, or RGBA. Arrays are uint8, uint16 from 0 to 65,535, floats from 0 to 1, bool,
+            or other integers from 0 to 255. Pillow's mode I holds 16 bits, from 0 to 65,535, and F floats from 0 to 1.
+        channels: 1 for grey, 3 for colours.
+        name: names an image without a path in messages.
+
+    Raises:
+        Undecodable: it is not an image, or its pixels have no known range.
+    """
+    name = name_of(image, name)
+    try:
+        picture = _seen(_in_8_bits(_upright(_opened(image))))
+        # Pillow converts some modes to RGB alone.
+        return picture if picture.mode == MODES[channels] else picture.convert("RGB").convert(MODES[channels])
+    except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise Undecodable(f"{name}: cannot be decoded: {reason.replace(f' {name!r}', ' it')}") from error
+
+
+def is_single(value: Any) -> bool:
+    """Whether a value is one text, path or image in memory, rather than several."""
+    pixels = isinstance(value, np.ndarray) and 1 < value.ndim < 4
+    return pixels or isinstance(value, str | os.PathLike | bytes | Image.Image)
+
+
+def _opened(image: ImageLike) -> Image.Image:
+    if isinstance(image, np.ndarray):
+        return _of_array(image)
+    if isinstance(image, Image.Image):
+        return image
+    return Image.open(image if isinstance(image, str | os.PathLike) else io.BytesIO(image))
+
+
+def _of_array(array: np.ndarray) -> Image.Image:
+    if array.ndim == 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    if not array.size or not (array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (2, 3, 4))):
+        raise ValueError(f"an array of shape {array.shape}: expected [height, width] or [height, width, 1, 2, 3 or 4]")
+    return Image.fromarray(_bytes_of(array))
+
+
+def _bytes_of(array: np.ndarray) -> np.ndarray:
+    """Pixels as uint8; ValueError where their range is not known."""
+    if array.dtype == bool:
+        return array.astype(np.uint8) * 255
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype.newbyteorder("=") == np.uint16:
+        return _scaled(array.astype(np.float32), DEEP)
+    if array.dtype.kind not in "iuf":
+        raise ValueError(f"an array of {array.dtype}: expected numbers")
+    most = 1 if array.dtype.kind == "f" else 255
+    low, high = array.min(), array.max()
+    if not (low >= 0 and high <= most):  # Also where one is no number.
+        kind = "floating-point pixels" if most == 1 else f"pixels of {array.dtype}"
+        raise ValueError(f"{kind} range from {low:g} to {high:g}: expected 0 to {most}")
+    return _scaled(array, most)
+
+
+def _scaled(array: np.ndarray, white: int) -> np.ndarray:
+    return np.round(array * (255 / white)).astype(np.uint8)
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    """The picture turned as its EXIF orientation says."""
+    try:
+        orientation = picture.getexif().get(0x0112, 1)
+    except (SyntaxError, ValueError, KeyError, TypeError, EOFError):
+        return picture  # The EXIF data are damaged: every viewer shows the picture as it is stored.
+    return ImageOps.exif_transpose(picture) if orientation in range(2, 9) else picture
+
+
+def _in_8_bits(picture: Image.Image) -> Image.Image:
+    """A picture of 16 or 32 bits a pixel in 8; others as they are."""
+    if not picture.mode.startswith(("I", "F")):
+        return picture
+    array = np.asarray(picture)
+    if picture.mode == "I":  # What Pillow reads 16 bits as in some formats.
+        low, high = int(array.min()), int(array.max())
+        if low < 0 or high > DEEP:
+            raise ValueError(f"32-bit pixels range from {low} to {high}: expected 0 to {DEEP}")
+    values = array if picture.mode == "F" else array.astype(np.uint16)
+    grey = Image.fromarray(_bytes_of(values))
+    if (hidden := picture.info.get("transparency")) is not None:
+        grey.putalpha(Image.fromarray(_bytes_of(values != hidden)))
+    return grey
+
+
+def _seen(picture: Image.Image) -> Image.Image:
+    """The picture without transparency, over the background: the colour of hidden pixels may be anything."""
+    if not picture.has_transparency_data:
+        return picture
+    if picture.mode in PREMULTIPLIED:
+        picture = picture.convert(PREMULTIPLIED[picture.mode])
+    picture = picture.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", picture.size, BACKGROUND), picture)
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageFolders(Source):
+    """A folder of images for each class, which has the folder's name."""
+
+    path: str
+    """The folder that holds them; images may lie in folders below those of the classes."""
+
+    def open(self) -> Sequence[dict[str, Any]]:
+        found = []
+        for label in self.labels:
+            for folder, below, names in os.walk(os.path.join(self._home, label)):
+                below.sort()
+                images = [os.path.join(folder, name) for name in sorted(names) if name.lower().endswith(ENDINGS)]
+                found += [(image, label) for image in images]
+        if not found:
+            raise InputError(f"{self.path}: holds no image in a folder of its class; expected names such as cat/1.png")
+        return _LabelledFiles(found)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of the classes, sorted."""
+        try:
+            entries = sorted(os.scandir(self._home), key=lambda entry: entry.name)
+        except OSError as error:
+            raise InputError(f"{self.path}: {(error.strerror or str(error)).lower()}; give a folder") from error
+        return tuple(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+
+    @property
+    def _home(self) -> str:
+        return os.path.expanduser(self.path)
+
+
+class _LabelledFiles(Sequence):
+    """{"image": path, "label": name} of each file; `labels` are all that there are."""
+
+    scan = True
+
+    def __init__(self, found: list[tuple[str, str]]):
+        self.found = found
+        self.labels = tuple(dict.fromkeys(label for _, label in found))
+
+    def __len__(self) -> int:
+        return len(self.found)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        image, label = self.found[int(index)]
+        return {"image": image, "label": label}
+
+    def place(self, index: int) -> str:
+        """The example's file."""
+        return self.found[index][0]
+
+
+_skipped: dict[str, int] = {}
+
+
+def skip(problem: str) -> None:
+    """Tells of an image that is left out, once, and how many have been until now, in this process."""
+    if problem not in _skipped:
+        _skipped[problem] = len(_skipped) + 1
+        print(f"skipped: {problem} ({_skipped[problem]} until now)", file=sys.stderr, flush=True)

@@ -1,0 +1,349 @@
+"""Step 1 of the way of the data: `source[i]` gives an example, a dict of named columns.
+
+A source is a frozen dataclass of plain values; `source.open()` gives a random-access sequence of
+examples. `shuffled` and `in_order` say in which order the documents of such a sequence are visited.
+"""
+
+import abc
+import contextlib
+import dataclasses
+import functools
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal
+
+import grain
+import numpy as np
+
+from jaxformer.data.sources import files, tfds_builders
+from jaxformer.errors import InputError
+
+# Grain mixes in a fixed pattern. Lanes take every B-th document, so without a shuffle of the
+# pattern one lane could see nothing but one component.
+_MIXING_WINDOW = 4096
+# Grain shuffles by walking through 65,536 numbers or more until one is below the count: with ten
+# documents a look-up takes 2 ms. So few are permuted at once instead.
+_FEW = 65_536
+
+
+@dataclasses.dataclass(frozen=True)
+class Source(abc.ABC):
+    """Where documents come from. Use one of its subclasses."""
+
+    @abc.abstractmethod
+    def open(self) -> Sequence[dict[str, Any]]:
+        """A random-access sequence of examples; raises InputError where there is none."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tfds(Source):
+    """Any TensorFlow Datasets data set, read as array_record without TensorFlow.
+
+    A data set is prepared on first use. Some need more for that than this library installs: Apache Beam (wikipedia, c4,
+    wiki40b, natural_questions and others of their size), TensorFlow, or files that are fetched by hand (imagenet2012).
+    Prepare these elsewhere, `tfds build NAME --file_format=array_record --data_dir=DIR`, copy DIR here and set
+    `data_dir` to it; reading them needs none of that.
+    """
+
+    name: str = "bible/web"
+    """Name of the data set, with its config and version: bible/web, glue/mrpc, glue/mrpc:2.0.0. Or the path of a
+    prepared folder."""
+    split: str = "train"
+    """Split, in the notation of TFDS: train, validation, train[:10%]."""
+    data_dir: str | None = None
+    """Folder of the prepared data sets; None is the default of TFDS."""
+
+    def open(self) -> Sequence[dict[str, Any]]:
+        builder = tfds_builders.prepared(self.name, self.data_dir)
+        try:
+            examples = builder.as_data_source(split=self.split)
+        except ValueError as error:
+            splits = ", ".join(builder.info.splits)
+            raise InputError(f"{self.name}: no split {self.split!r}; there are: {splits}") from error
+        except NotImplementedError as error:
+            raise InputError(
+                f"{builder.data_dir}: prepared as {builder.info.file_format.value}, which has no random access; "
+                f"tfds convert_format --dataset_dir={builder.data_dir} --out_file_format=array_record adds that, where "
+                "TensorFlow is installed"
+            ) from error
+        if not len(examples):
+            raise InputError(f"{self.name}: split {self.split!r} is empty")
+        with tfds_builders.quiet():
+            examples[0]  # The first image makes TFDS recommend another decoder than Pillow.
+        return Decoded(examples, f"{self.name}: split {self.split}")
+
+
+@dataclasses.dataclass(frozen=True)
+class TextFiles(Source):
+    """Plain text; `.gz` and encodings other than UTF-8 are held decoded in memory, anything else is mapped."""
+
+    paths: tuple[str, ...] = ()
+    """Files or globs."""
+    documents: Literal["blank_line", "line", "file"] = "blank_line"
+    """What separates documents: an empty line, every line, or the end of the file."""
+    encoding: str = "utf-8"
+    """Encoding of the files, as Python names it: utf-8, latin-1, cp1252, utf-16."""
+
+    def __post_init__(self):
+        files.check_encoding(self.encoding)
+
+    def open(self) -> Sequence[dict[str, Any]]:
+        return files.TextDocuments(files.expand(self.paths), self.documents, self.encoding)
+
+
+@dataclasses.dataclass(frozen=True)
+class JsonLines(Source):
+    """One JSON object a line; `.gz` and encodings other than UTF-8 are held decoded in memory."""
+
+    paths: tuple[str, ...] = ()
+    """Files or globs."""
+    encoding: str = "utf-8"
+    """Encoding of the files, as Python names it."""
+
+    def __post_init__(self):
+        files.check_encoding(self.encoding)
+
+    def open(self) -> Sequence[dict[str, Any]]:
+        return files.JsonDocuments(files.expand(self.paths), self.encoding)
+
+
+@dataclasses.dataclass(frozen=True)
+class ParallelFiles(Source):
+    """Pairs of two text files, line by line; pairs with an empty line are left out."""
+
+    inputs: str
+    """File of the texts to read."""
+    targets: str
+    """File of the texts to write: line n belongs to line n of `inputs`."""
+    encoding: str = "utf-8"
+    """Encoding of both files, as Python names it."""
+
+    def __post_init__(self):
+        files.check_encoding(self.encoding)
+
+    def open(self) -> Sequence[dict[str, Any]]:
+        return files.ParallelLines(*map(os.path.expanduser, (self.inputs, self.targets)), self.encoding)
+
+
+@dataclasses.dataclass(frozen=True)
+class Columns(Source):
+    """Two columns of a source as `inputs` and `targets`: with a `Mixture`, several tasks for one model."""
+
+    source: Source
+    """Where the examples come from."""
+    inputs: str = "inputs"
+    """Column with the text to read."""
+    targets: str = "targets"
+    """Column with the text to write."""
+    prefix: str = ""
+    """What to put before the inputs, such as "translate English to German: "."""
+
+    def open(self) -> Sequence[dict[str, Any]]:
+        return self._wrap(self.source.open())
+
+    def _wrap(self, documents: Sequence) -> Sequence[dict[str, Any]]:
+        if isinstance(documents, Mixed):  # its order is by weights, which must stay in sight
+            return Mixed([self._wrap(part) for part in documents.parts], documents.weights, documents.names)
+        return Renamed(documents, self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixture(Source):
+    """Several sources, each shuffled and repeated by itself, drawn by weight."""
+
+    sources: tuple[Source, ...] = ()
+    """The components."""
+    weights: tuple[float, ...] = ()
+    """Share of each component among the documents visited; need not add up to 1. 0 leaves out."""
+
+    def __post_init__(self):
+        if len(self.sources) != len(self.weights) or not self.sources:
+            raise InputError(
+                f"Mixture: {len(self.sources)} sources and {len(self.weights)} weights; "
+                "give one weight for each source, and at least one source"
+            )
+        if not all(0 <= weight < float("inf") for weight in self.weights) or not any(self.weights):
+            raise InputError(f"Mixture: weights {self.weights}; none may be negative, one must be positive")
+
+    def open(self) -> "Mixed":
+        used = [pair for pair in zip(self.sources, self.weights, strict=True) if pair[1] > 0]
+        sources, weights = zip(*used, strict=True)
+        return Mixed([source.open() for source in sources], list(weights), list(map(str, sources)))
+
+
+class Mixed(Sequence):
+    """The opened components of a mixture, one after the other."""
+
+    def __init__(self, parts: list[Sequence], weights: list[float], names: list[str]):
+        self.parts, self.weights, self.names = parts, weights, names
+        self.starts = np.cumsum([0] + [len(part) for part in parts])
+        self.thresholds = np.cumsum(weights) / np.sum(weights)
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        part, index = self._find(index)
+        return part[index]
+
+    def place(self, index: int) -> str:
+        """Where a document is, as its component says."""
+        return place(*self._find(index))
+
+    def _find(self, index: int) -> tuple[Sequence, int]:
+        part = int(np.searchsorted(self.starts, index, side="right")) - 1
+        return self.parts[part], int(index - self.starts[part])
+
+
+class Renamed(Sequence):
+    """{"inputs", "targets"} of examples whose columns have other names."""
+
+    def __init__(self, examples: Sequence, columns: Columns):
+        self.examples, self.columns = examples, columns
+        self.scan = getattr(examples, "scan", False)
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def place(self, index: int) -> str:
+        """Where an example is, as its own source says."""
+        return place(self.examples, index)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        example, columns = self.examples[index], self.columns
+        inputs = files.text(example, columns.inputs, "Columns.inputs")
+        targets = files.text(example, columns.targets, "Columns.targets")
+        # Nothing to read stays nothing.
+        return {"inputs": columns.prefix + inputs if inputs else "", "targets": targets}
+
+
+class Decoded(Sequence):
+    """Examples of TFDS with bytes decoded to str where they are UTF-8, which those of an image's file are not."""
+
+    def __init__(self, examples: Sequence, name: str):
+        self.examples, self.name = examples, name
+
+    def place(self, index: int) -> str:
+        """The split and the index in it."""
+        return f"{self.name}, example {index}"
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return _decode(self.examples[int(index)])
+
+
+def place(documents: Sequence, index: int) -> str:
+    """Where a document comes from, for messages: file and line, or split and index."""
+    own = getattr(documents, "place", None)
+    return own(index) if own else f"example {index}"
+
+
+@contextlib.contextmanager
+def located(documents: Sequence, index: int) -> Iterator[None]:
+    """Adds to the errors of a block where document `index`, which it reads, comes from."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{place(documents, index)}: {error}") from error
+    except Exception as error:
+        error.add_note(f"while reading {place(documents, index)}")
+        raise
+
+
+def read_each(documents: Sequence, function: Callable[[Any], Any], indices: Iterable[int] | None = None) -> list[Any]:
+    """What a function makes of each document, or of those with the given indices; errors say which one fails."""
+    found = []
+    for index in range(len(documents)) if indices is None else indices:
+        with located(documents, index):
+            found.append(function(documents[index]))
+    return found
+
+
+def scanned(documents: Sequence, most: int, start: int = 0) -> Iterator[range]:
+    """Indices of the documents to check, up to `most` of each component, evenly spaced.
+
+    Only sources with `scan` are checked: those whose documents are cheap to read, and not plain text, which is what a
+    task reads once it could be opened.
+    """
+    if isinstance(documents, Mixed):
+        for part, part_start in zip(documents.parts, documents.starts[:-1], strict=True):
+            yield from scanned(part, most, start + int(part_start))
+    elif getattr(documents, "scan", False):
+        yield range(start, start + len(documents), 1 + (len(documents) - 1) // most)
+
+
+def shuffled(documents: Sequence, seed: int) -> grain.MapDataset:
+    """The endless order in which training visits documents: a dataset of indices into `documents`.
+
+    Every component of a mixture is shuffled anew in each of its own epochs.
+    """
+    if not isinstance(documents, Mixed):
+        return _shuffled_range(len(documents), _seed(seed, 0))
+    parts = [
+        shuffled(part, _seed(seed, number)).map(lambda index, start=int(start): start + index)
+        for number, (part, start) in enumerate(zip(documents.parts, documents.starts[:-1], strict=True), 1)
+    ]
+    mixed = grain.MapDataset.mix(parts, documents.weights)
+    return grain.experimental.WindowShuffleMapDataset(mixed, window_size=_MIXING_WINDOW, seed=_seed(seed, 0) % 2**31)
+
+
+def _shuffled_range(count: int, seed: int) -> grain.MapDataset:
+    if count > _FEW:
+        return grain.MapDataset.range(count).shuffle(seed=seed).repeat()
+    visits = grain.MapDataset.range(sys.maxsize)
+    return visits.map(lambda visit: _permutation(count, seed, visit // count)[visit % count])
+
+
+@functools.lru_cache(maxsize=64)
+def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(count)
+
+
+def in_order(documents: Sequence) -> grain.MapDataset:
+    """Every document once, from the first to the last: a dataset of indices into `documents`.
+
+    Those of a mixture's components are spread evenly, so that any part of the whole is like the whole.
+    """
+    if not isinstance(documents, Mixed):
+        return grain.MapDataset.range(len(documents))
+    orders = [
+        start + np.array([*in_order(part)]) for part, start in zip(documents.parts, documents.starts[:-1], strict=True)
+    ]
+    places = [(np.arange(len(order)) + 0.5) / len(order) for order in orders]
+    return grain.MapDataset.source(np.concatenate(orders)[np.argsort(np.concatenate(places), kind="stable")])
+
+
+def components(documents: Sequence, name: str, start: int = 0) -> Iterator[tuple[str, range]]:
+    """The name of each component, those of a mixture's mixtures too, and its indices; `name` is for the whole."""
+    if not isinstance(documents, Mixed):
+        yield name, range(start, start + len(documents))
+        return
+    for part, part_name, part_start in zip(documents.parts, documents.names, documents.starts[:-1], strict=True):
+        yield from components(part, part_name, start + int(part_start))
+
+
+def random_index(documents: Sequence, rng: np.random.Generator) -> int:
+    """Index of a random document; those of a mixture come by its weights."""
+    if not isinstance(documents, Mixed):
+        return int(rng.integers(len(documents)))
+    part = int(np.searchsorted(documents.thresholds, rng.random(), side="right"))
+    part = min(part, len(documents.parts) - 1)
+    return int(documents.starts[part]) + random_index(documents.parts[part], rng)
+
+
+def _seed(seed: int, number: int) -> int:
+    return int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
+
+
+def _decode(value: Any) -> Any:
+    if isinstance(value, bytes):
+        with contextlib.suppress(UnicodeDecodeError):
+            return value.decode()
+    if isinstance(value, dict):
+        return {key: _decode(item) for key, item in value.items()}
+    if isinstance(value, list) or (isinstance(value, np.ndarray) and value.dtype == object):
+        return [_decode(item) for item in value]
+    return value

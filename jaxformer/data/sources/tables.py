@@ -1,0 +1,185 @@
+"""Sources of labelled texts as people keep them: comma- or tab-separated values, and a folder for each class."""
+
+import array
+import csv
+import dataclasses
+import io
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from jaxformer.data.messages import Problems, shown
+from jaxformer.data.sources import files
+from jaxformer.data.sources.sources import Source
+from jaxformer.errors import InputError
+
+_DELIMITERS = (",", ";", "\t", "|")
+
+
+@dataclasses.dataclass(frozen=True)
+class Csv(Source):
+    """Comma-separated values, with quotes as in RFC 4180; all rows are held in memory."""
+
+    paths: tuple[str, ...] = ()
+    """Files or globs; `.gz` is decompressed."""
+    columns: tuple[str, ...] | None = None
+    """Names of the columns; None: the first row of each file has them."""
+    delimiter: str = ","
+    """Character between two values, such as ; or |."""
+    encoding: str = "utf-8"
+    """Encoding of the files, as Python names it: utf-8, latin-1, cp1252, utf-16."""
+
+    def __post_init__(self):
+        files.check_encoding(self.encoding)
+        if len(self.delimiter) != 1 or self.delimiter in '"\r\n':
+            raise InputError(f"delimiter {self.delimiter!r}: must be one character, such as ; or |")
+
+    def open(self) -> Sequence[dict[str, Any]]:
+        return Table(self.paths, self.columns, self.delimiter, True, self.encoding)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tsv(Source):
+    """Tab-separated values; all rows are held in memory."""
+
+    paths: tuple[str, ...] = ()
+    """Files or globs; `.gz` is decompressed."""
+    columns: tuple[str, ...] | None = None
+    """Names of the columns; None: the first row of each file has them."""
+    quoted: bool = False
+    """Whether values may be in quotes; in GLUE's files, quotes are part of the text."""
+    encoding: str = "utf-8"
+    """Encoding of the files, as Python names it."""
+
+    def __post_init__(self):
+        files.check_encoding(self.encoding)
+
+    def open(self) -> Sequence[dict[str, Any]]:
+        return Table(self.paths, self.columns, "\t", self.quoted, self.encoding)
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassFolders(Source):
+    """A folder for each class, with a text file for each example: {"text", "label"}, the folder's name.
+
+    The reviews of IMDb and the articles of 20 Newsgroups (in latin-1) have this layout.
+    """
+
+    path: str
+    """The folder that holds those of the classes."""
+    encoding: str = "utf-8"
+    """Encoding of the files, as Python names it."""
+
+    def __post_init__(self):
+        files.check_encoding(self.encoding)
+
+    def open(self) -> Sequence[dict[str, Any]]:
+        return _FolderDocuments(os.path.expanduser(self.path), self.encoding)
+
+
+class _FolderDocuments(Sequence):
+    scan = True
+
+    def __init__(self, path: str, encoding: str):
+        if not os.path.isdir(path):
+            raise InputError(f"{path}: no such folder; expected one with a folder for each class")
+        self.encoding = encoding
+        found: list[tuple[str, str]] = []
+        for label in sorted(os.listdir(path)):
+            folder = os.path.join(path, label)
+            if os.path.isdir(folder) and not label.startswith("."):
+                names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+                paths = [os.path.join(folder, name) for name in names]
+                found += [(file, label) for file in paths if os.path.isfile(file)]
+        if not found:
+            raise InputError(f"{path}: expected a folder for each class with text files in it; there are none")
+        empty = [file for file, _ in found if not os.path.getsize(file)]
+        files.check_not_empty([file for file, _ in found], empty)
+        skipped = set(empty)
+        self.documents = [(file, label) for file, label in found if file not in skipped]
+
+    def __len__(self) -> int:
+        return len(self.documents)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        path, label = self.documents[index]
+        return {"text": files.decoded(path, self.encoding).strip(), "label": label}
+
+    def place(self, index: int) -> str:
+        """The example's file."""
+        return self.documents[index][0]
+
+
+class Table(Sequence):
+    """The rows of tables, {column: str} each."""
+
+    scan = True
+
+    def __init__(
+        self, paths: Sequence[str], columns: Sequence[str] | None, delimiter: str, quoted: bool, encoding: str
+    ):
+        self.paths = files.expand(paths)
+        self.rows: list[dict[str, str]] = []
+        self.files, self.lines = array.array("q"), array.array("q")
+        empty, problems = [], Problems()
+        for number, path in enumerate(self.paths):
+            before = len(self.rows) + problems.count
+            for line, row in _rows(path, columns, delimiter, quoted, encoding, problems):
+                self.rows.append(row)
+                self.files.append(number)
+                self.lines.append(line)
+            empty += [path] if len(self.rows) + problems.count == before else []
+        problems.check()
+        if len(empty) == len(self.paths):
+            raise InputError(f"{empty[0]}: has no rows; give a file with at least one")
+        files.check_not_empty(self.paths, empty, "row")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, str]:
+        return self.rows[index]
+
+    def place(self, index: int) -> str:
+        """File and line of a row; of a row of several lines, the first one."""
+        return f"{self.paths[self.files[index]]}: line {self.lines[index]}"
+
+
+def _rows(
+    path: str, columns: Sequence[str] | None, delimiter: str, quoted: bool, encoding: str, problems: Problems
+) -> Iterator[tuple[int, dict[str, str]]]:
+    """(line, row) of a table; rows with another number of values than columns become problems."""
+    csv.field_size_limit(2**31 - 1)  # A text may be longer than what the module expects of a value.
+    quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+    text = io.StringIO(files.decoded(path, encoding), newline="")
+    reader = csv.reader(text, delimiter=delimiter, quoting=quoting, strict=True)
+    try:
+        stop = 0
+        for values in reader:
+            line, stop = stop + 1, reader.line_num
+            if not values:
+                continue
+            if columns is None:
+                columns = _header(path, values, delimiter)
+            elif len(values) == len(columns):
+                yield line, dict(zip(columns, values, strict=True))
+            else:
+                problems.add(
+                    f"{path}: line {line} has {len(values)} values; expected {len(columns)}: {', '.join(columns)}"
+                )
+    except csv.Error as error:
+        raise InputError(f"{path}: line {reader.line_num}: {error}") from error
+
+
+def _header(path: str, values: Sequence[str], delimiter: str) -> list[str]:
+    """The names in the first row of a table; InputError where it seems to have another delimiter."""
+    names = [value.strip() for value in values]
+    if len(set(names)) < len(names):
+        raise InputError(f"{path}: its first row names a column twice; set columns")
+    other = next((mark for mark in _DELIMITERS if mark != delimiter and mark in names[0]), None) if names else None
+    if other and len(names) == 1:
+        raise InputError(
+            f"{path}: its first row has no {delimiter!r}, and {other!r} in {shown(names[0])}; "
+            f"{'use Tsv' if other == chr(9) else f'set delimiter to {other!r}'}, or name the column by columns"
+        )
+    return names

@@ -1,0 +1,167 @@
+"""A task in which each word of a text has a tag: parts of speech, names (Devlin et al. 2019, §5.3)."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxformer.data.sources import files
+from jaxformer.data.tasks import layouts
+from jaxformer.data.tasks.base import Example, Feature, Task
+from jaxformer.data.tasks.classification import number_of
+from jaxformer.data.tokenizers import Tokenizer
+from jaxformer.errors import InputError
+
+OUTSIDE = "O"
+"""The tag of a word outside all entities."""
+BEGINS, CONTINUES, ENDS = ("B-", "S-", "U-"), ("I-", "E-", "L-"), ("E-", "L-", "S-", "U-")
+"""Prefixes of the tags of an entity's first word, of its other words, and of its last one: BIO has B and I, BIOES also
+E for the end and S for a single word, BILOU L for the last word and U for a unit of one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Words:
+    """Encoded words in the order of a text, without special tokens."""
+
+    tokens: np.ndarray
+    """int32 [n]."""
+    owners: np.ndarray
+    """int [n]: the number of the word that a token is of."""
+    first: np.ndarray
+    """bool [n]: is the token the first one of its word?"""
+    tags: np.ndarray
+    """int32 [n]: the number of its tag where a token is the first one of a word; otherwise 0."""
+    size: int
+    """Characters of the words."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TagTokens(Task):
+    """The tag of each word, predicted at its first token. A source has the words and the tags of a sentence in lists.
+
+    Long sentences are cut into windows before a word, and not within an entity where that can be helped.
+
+    Rows: `tokens`, `targets` int32 and `weights` float32 [b, length], with the lanes' `segments` and `positions`; each
+    example has the special tokens of the tokenizer's template, such as [CLS] and [SEP], and weights are 0 but at the
+    first token of each word. With the tags of entities also `partial` int32 [b, length], 1 in the windows of sentences
+    that have several.
+    """
+
+    labels: tuple[str, ...] = ()
+    """Names of the tags in the order of their numbers, those of the model."""
+    length: int = 128
+    """Tokens a row."""
+    words: str = "words"
+    """Column of the source with the list of words."""
+    tags: str = "tags"
+    """Column of the source with the list of their tags, as many: names, or numbers in the order of `labels`."""
+
+    def __post_init__(self):
+        layouts.at_least("length", self.length, 3)
+        if not self.labels or len(set(self.labels)) < len(self.labels):
+            raise InputError(f"task.labels {self.labels}: give the name of each tag, each once")
+
+    @functools.cached_property
+    def row(self) -> dict[str, Feature]:
+        row = layouts.text_row(self.length)
+        return row | {"partial": Feature(self.length)} if has_entities(self.labels) else row
+
+    @property
+    def need(self) -> str:
+        return f"sentence with words in {self.words!r}"
+
+    def check(self, tokenizer: Tokenizer, pack: bool) -> None:
+        layouts.check_template(tokenizer, "encoder", self.length)
+
+    def requests(self, example: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
+        return (files.first_words(" ".join(files.strings(example, self.words, "task.words"))),)
+
+    def read(self, example: Mapping[str, Any]) -> tuple[list[str], list[int]]:
+        words = files.strings(example, self.words, "task.words")
+        tags = files.items(example, self.tags, "task.tags")
+        if len(words) != len(tags):
+            raise InputError(
+                f"a sentence has {len(words)} words in {self.words!r} and {len(tags)} tags in {self.tags!r}: "
+                f"{' '.join(words)[:60]!r}; each word needs one"
+            )
+        return words, [number_of(tag, self.labels) for tag in tags]
+
+    def encode(self, example: dict[str, Any], tokenizer: Tokenizer) -> Words:
+        words, tags = self.read(example)
+        return encode_words(words, tokenizer, tags)
+
+    def examples(
+        self,
+        document: Words,
+        tokenizer: Tokenizer,
+        rng: np.random.Generator,
+        draw: Callable[[np.random.Generator], Words],
+    ) -> list[Example]:
+        parts = self.windows(document, tokenizer)
+        return [self._example(document, part, tokenizer, len(parts) > 1) for part in parts]
+
+    def windows(self, document: Words, tokenizer: Tokenizer) -> list[slice]:
+        """The stretches of a sentence's tokens that are rows, together all of its tokens."""
+        inside = np.array([label.startswith(CONTINUES) for label in self.labels])
+        room = self.length - tokenizer.template("encoder").added()
+        return windows(document.first, room, document.first & ~inside[document.tags])
+
+    def _example(self, words: Words, part: slice, tokenizer: Tokenizer, partial: bool) -> Example:
+        laid = tokenizer.template("encoder").lay_out(words.tokens[part])
+        [before], size = laid.starts, part.stop - part.start
+        around = before, len(laid.tokens) - before - size
+        example = {
+            "tokens": laid.tokens,
+            "targets": np.pad(words.tags[part], around),
+            "weights": np.pad(words.first[part], around).astype(np.float32),
+        }
+        return example | ({"partial": np.full(len(laid.tokens), partial, np.int32)} if "partial" in self.row else {})
+
+
+def has_entities(labels: Sequence[str]) -> bool:
+    """Whether tags are those of entities: `O`, and B-x, I-x and so on of BIO, BIOES or BILOU."""
+    return bool(kinds(labels)) and all(label == OUTSIDE or label.startswith(BEGINS + CONTINUES) for label in labels)
+
+
+def kinds(labels: Sequence[str]) -> tuple[str, ...]:
+    """The kinds of entities, in the order of the labels."""
+    return tuple(dict.fromkeys(label[2:] for label in labels if label.startswith(BEGINS + CONTINUES)))
+
+
+def encode_words(words: Sequence[str], tokenizer: Tokenizer, tags: Sequence[int] | None = None) -> Words:
+    """The words, encoded as a text with a space between two; each with the number of its tag, if there are tags.
+
+    A word that the tokenizer drops has no token. A token that spans two words is the first one of the second.
+    """
+    text = " ".join(words)
+    tokens, offsets = tokenizer.encode_with_offsets(text)
+    starts = np.cumsum([0, *(len(word) + 1 for word in words)])[:-1]
+    owners = np.searchsorted(starts, offsets[:, 0], side="right") - 1
+    first = np.diff(owners, prepend=-1) > 0
+    numbers = np.zeros(len(tokens), np.int32) if tags is None else np.array(tags, np.int32)[owners]
+    return Words(tokens, owners, first, np.where(first, numbers, 0).astype(np.int32), len(text))
+
+
+def windows(first: np.ndarray, room: int, cuttable: np.ndarray | None = None) -> list[slice]:
+    """Stretches of up to `room` tokens that are all tokens together.
+
+    Args:
+        first: bool [n]: is the token the first one of a word? A window begins at a word, where one fits.
+        room: tokens of a window, at most.
+        cuttable: bool [n]: where to cut rather than at any other word.
+    """
+    stretches, start = [], 0
+    while start < len(first):
+        stop = min(start + room, len(first))
+        if stop < len(first):
+            for places in (cuttable, first):
+                found = np.flatnonzero(places[start + 1 : stop + 1]) if places is not None else ()
+                if len(found):
+                    stop = start + 1 + int(found[-1])
+                    break
+        stretches.append(slice(start, stop))
+        start = stop
+    return stretches

@@ -1,0 +1,221 @@
+"""Training of SentencePiece models, WordPiece vocabularies and byte-level BPE; the same text gives the same ones."""
+
+import collections
+import io
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from jaxformer.data.messages import note
+from jaxformer.data.sources.files import check_text, sentences, strings
+from jaxformer.data.sources.sources import located
+from jaxformer.data.tokenizers import special_tokens
+from jaxformer.data.tokenizers.special_tokens import CLS, MASK, PAD, SEP, SPECIALS, UNK
+from jaxformer.errors import InputError
+from jaxformer.progress import phase
+
+_ALPHABET = 1000  # characters of a WordPiece vocabulary, at most
+_LONGEST_SENTENCE = 65_536  # bytes
+
+
+@phase("training the tokenizer")
+def train_sentencepiece(
+    documents: Sequence[dict[str, Any]],
+    sample: int,
+    vocab: int,
+    model_type: str,
+    lowercase: bool,
+    sentinels: int = 0,
+) -> bytes:
+    """A SentencePiece model of `vocab` pieces (Kudo & Richardson 2018), special ones first, sentinels last.
+
+    A text with too few different pieces gives a smaller vocabulary, and a note.
+
+    Raises:
+        InputError: the text has more different characters than `vocab` has room for, or none.
+    """
+    settings = {
+        "model_type": model_type,
+        "vocab_size": vocab - sentinels,
+        "normalization_rule_name": "nmt_nfkc_cf" if lowercase else "nmt_nfkc",
+    }
+    try:
+        model = _sentencepiece(texts(documents, sample), **settings)
+    except RuntimeError as error:
+        if "too high" not in str(error):
+            raise InputError(_too_low(vocab, sentinels, str(error))) from error
+        # Only now, as another way to count could give other pieces to a text that has enough of them.
+        model = _sentencepiece(texts(documents, sample), **settings, hard_vocab_limit=False)
+    model = with_sentinels(model, sentinels) if sentinels else model
+    if (size := _pieces(model)) < vocab:
+        note(f"tokenizer.vocab {vocab}: the text has fewer different pieces; the vocabulary has {size}")
+    return model
+
+
+def _sentencepiece(found: Iterator[str], **settings: Any) -> bytes:
+    """A SentencePiece model of some texts; RuntimeError where SentencePiece makes none, InputError of the texts."""
+    import sentencepiece
+
+    model, failed = io.BytesIO(), []
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=_kept_error(found, failed),
+            model_writer=model,
+            max_sentence_length=_LONGEST_SENTENCE,
+            pad_id=0,
+            pad_piece=PAD,
+            unk_id=1,
+            unk_piece=UNK,
+            bos_id=-1,
+            eos_id=-1,
+            control_symbols=[CLS, SEP, MASK],
+            num_threads=1,  # more of them add up in another order: another model
+            minloglevel=2,
+            **settings,
+        )
+    except RuntimeError as error:
+        if failed:
+            raise failed[0] from None
+        raise RuntimeError(reason(error)) from error
+    return model.getvalue()
+
+
+def _too_low(vocab: int, sentinels: int, said: str) -> str:
+    """Why SentencePiece makes no model of so many pieces."""
+    without = f" ({vocab - sentinels} without its sentinels)" if sentinels else ""
+    if found := re.search(r"required_chars\. \d+ vs (\d+)", said):
+        needed = int(found[1]) + sentinels
+        return f"tokenizer.vocab {vocab}{without}: the text's characters alone need {needed}; expected {needed} or more"
+    return f"tokenizer.vocab {vocab}{without}: SentencePiece cannot make it of this text: {said.split('] ')[-1]}"
+
+
+def _pieces(model: bytes) -> int:
+    from sentencepiece import sentencepiece_model_pb2
+
+    return len(sentencepiece_model_pb2.ModelProto.FromString(model).pieces)
+
+
+def with_sentinels(model: bytes, count: int) -> bytes:
+    """A SentencePiece model with `count` sentinels after its pieces, the first of them last (Raffel et al. 2020)."""
+    return with_pieces(model, [special_tokens.sentinel(number) for number in reversed(range(count))])
+
+
+def with_pieces(model: bytes, names: Sequence[str]) -> bytes:
+    """A SentencePiece model with more pieces after its own. They are control symbols: no text is encoded as one."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+    for name in names:
+        proto.pieces.add(piece=name, score=0.0, type=proto.SentencePiece.CONTROL)
+    proto.trainer_spec.vocab_size = len(proto.pieces)
+    return proto.SerializeToString()
+
+
+def wordpiece(vocab: dict[str, int], lowercase: bool, unk: str = UNK, **normalizer: Any):
+    """BERT's tokenizer with this vocabulary, as a `tokenizers.Tokenizer`; others are of its normalizer."""
+    import tokenizers
+
+    model = tokenizers.models.WordPiece(vocab, unk_token=unk, max_input_chars_per_word=100)
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=lowercase, **normalizer)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = tokenizers.decoders.WordPiece()
+    return tokenizer
+
+
+@phase("training the tokenizer")
+def train_wordpiece(documents: Sequence[dict[str, Any]], sample: int, vocab: int, lowercase: bool) -> dict[str, int]:
+    """A WordPiece vocabulary of at most `vocab` pieces (Devlin et al. 2019), special ones first."""
+    import tokenizers
+
+    tokenizer = wordpiece({}, lowercase)
+    counts = collections.Counter()
+    for text in texts(documents, sample):
+        counts.update("".join(tokenizer.normalizer.normalize_str(text).split()))
+    alphabet = sorted(sorted(counts), key=counts.get, reverse=True)[:_ALPHABET]
+    # The trainer numbers the characters that continue a word in the order of a hash table, and
+    # numbers break its ties. Named beforehand they have an order, and the vocabulary is one.
+    continuations = ["##" + character for character in alphabet]
+    trainer = tokenizers.trainers.WordPieceTrainer(
+        vocab_size=vocab,
+        special_tokens=SPECIALS + continuations,
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts(documents, sample), trainer)
+    return dict(sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]))
+
+
+def vocab_of_lines(content: bytes) -> dict[str, int]:
+    """Ids of the pieces of a vocab.txt, a piece a line."""
+    # Not `splitlines`: some pieces are separators of lines in Unicode.
+    lines = content.decode(errors="replace").removesuffix("\n").split("\n")
+    return {piece.removesuffix("\r"): number for number, piece in enumerate(lines)}
+
+
+def byte_level(vocab: dict[str, int], merges: list[tuple[str, str]], prefix: bool = False):
+    """GPT-2's tokenizer with this vocabulary and these merges, as a `tokenizers.Tokenizer`.
+
+    `prefix`: whether a space is written before every text.
+    """
+    import tokenizers
+
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, merges))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=prefix)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    names = [name for names in special_tokens.NAMES.values() for name in names]
+    tokenizer.add_special_tokens([name for name in dict.fromkeys(names) if name in vocab])
+    return tokenizer
+
+
+@phase("training the tokenizer")
+def train_byte_level(documents: Sequence[dict[str, Any]], sample: int, vocab: int):
+    """A byte-level BPE of at most `vocab` pieces (Radford et al. 2019), special ones first, then the bytes."""
+    import tokenizers
+
+    tokenizer = byte_level({}, [])
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=vocab,
+        special_tokens=SPECIALS,
+        initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts(documents, sample), trainer)
+    return tokenizer
+
+
+def texts(documents: Sequence[dict[str, Any]], sample: int) -> Iterator[str]:
+    """The texts of `sample` documents, or of all if there are fewer, evenly spaced."""
+    count = min(len(documents), sample)
+    for number in range(count):
+        index = number * len(documents) // count
+        with located(documents, index):
+            found = _example_texts(documents[index])
+        yield from found
+
+
+def _kept_error(found: Iterator[str], failed: list[InputError]) -> Iterator[str]:
+    """The same texts; appends the error that ends them, of which SentencePiece raises only the message."""
+    try:
+        yield from found
+    except InputError as error:
+        failed.append(error)
+        raise
+
+
+def _example_texts(example: dict[str, Any]) -> list[str]:
+    """Sentences or words where there are any; otherwise every column of text, as in a pair {en, de}."""
+    if "sentences" in example or "text" in example:
+        return sentences(example)
+    if isinstance(example.get("words"), list):
+        return [" ".join(strings(example, "words", "the source's column"))]
+    found = [(name, value) for name, value in example.items() if isinstance(value, str) and value.strip()]
+    for name, value in found:
+        check_text(value, f"column {name!r}")
+    return [value for _, value in found]
+
+
+def reason(error: Exception) -> str:
+    """An error's message on one line."""
+    return " ".join(str(error).split())

@@ -1,0 +1,239 @@
+"""ONNX files of a run's programs, and what ONNX Runtime computes with them beside what the model does."""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common
+import onnxruntime
+
+from jaxformer.errors import InputError
+from jaxformer.interop.export.onnx_graph import build
+from jaxformer.interop.export.onnx_programs import DECODER, ENCODER, MERGED, PAST, SINGLE, WITH_PAST, Program, apply
+from jaxformer.interop.export.stablehlo_program import portable
+from jaxformer.interop.huggingface import parameters
+from jaxformer.interop.parity import certificate
+from jaxformer.interop.parity.hard_strings import HARD_STRINGS
+from jaxformer.models.encoder_decoder import EncoderDecoder
+from jaxformer.runs.run import Run
+
+LEAST = 256
+"""Bytes of an array that is stored beside a file rather than in it, at least."""
+ROWS, LENGTH, LONGEST = 3, 16, 256
+"""Rows and tokens of the inputs that are compared, and tokens of the longest."""
+
+Arrays = Mapping[str, np.ndarray]
+Sessions = Mapping[str, onnxruntime.InferenceSession]
+
+
+def write(found: Mapping[str, Program], params: Arrays, folder: Path) -> None:
+    """Writes NAME.onnx of each program and the parameters in NAME.onnx_data.
+
+    Files of the same parameters, those of an encoder–decoder's decoders, share the data of `decoder_model_merged`.
+
+    Args:
+      found: the programs, by name.
+      params: the parameters by path.
+      folder: where to write; it is there.
+
+    Raises:
+      InputError: a model does something that has no translation to ONNX.
+    """
+    stored: dict[tuple, ir.ExternalTensor] = {}
+    for name in sorted(found, key=lambda name: (name != MERGED, name)):
+        program = found[name]
+        model = build(program.function, params, program.arguments, program.limits)
+        onnx_ir.passes.common.RemoveUnusedNodesPass()(model)
+        path = folder / f"{name}.onnx"
+        if name in (DECODER, WITH_PAST):
+            _share(model, stored)
+            ir.save(model, path)
+            continue
+        ir.save(model, path, external_data=f"{name}.onnx_data", size_threshold_bytes=LEAST)
+        if name == MERGED:
+            tensors = [value.const_value for value in ir.load(path).graph.initializers.values()]
+            stored = {_content(tensor): tensor for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
+
+
+def _content(tensor: Any) -> tuple:
+    return tensor.dtype, tuple(tensor.shape), hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
+
+
+def _share(model: ir.Model, stored: Mapping[tuple, ir.ExternalTensor]) -> None:
+    """Replaces arrays by the equal ones in another program's file."""
+    for value in model.graph.initializers.values():
+        if (same := stored.get(_content(value.const_value))) is not None:
+            place = (same.location, same.offset, same.length, same.dtype)
+            value.const_value = ir.ExternalTensor(*place, shape=same.shape, name=value.name, base_dir=same.base_dir)
+
+
+def open_session(path: Path) -> onnxruntime.InferenceSession:
+    """What runs a file on the CPU."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # Errors.
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Inputs that are compared."""
+
+    name: str
+    arrays: Arrays
+    """By the names of the programs' arguments; `tokens` and `read` are what a decoder and an encoder get."""
+    mask: np.ndarray | None
+    """1 where outputs of tokens are compared, [b, t]; None: everywhere."""
+
+
+def compared(run: Run, found: Mapping[str, Program], params: Arrays, sessions: Sessions) -> str:
+    """How far what the files compute is from what the model does, as a sentence.
+
+    A decoder reads each row in two parts, the second with the keys and values of the first, and is compared with the
+    model without a cache.
+
+    Raises:
+      InputError: further than the certificate's tolerance.
+    """
+    most = 0.0
+    for rows in _inputs(run, found):
+        expected = _expected(run, found, params, rows)
+        for outputs in _computed(run, found, sessions, rows):
+            for name, array in outputs.items():
+                where = " × ".join(map(str, rows.arrays[next(iter(rows.arrays))].shape))
+                line = certificate.compared(name, where, array, np.asarray(expected[name]), rows.mask)
+                if not line.passed:
+                    told = (
+                        f"{name} ({rows.name}, {line.where}) differ by {line.measured:.1e}, above {line.tolerance:.0e}"
+                    )
+                    raise InputError(f"not what ONNX Runtime computes: {told}")
+                most = max(most, line.measured)
+    return f"outputs differ by {most:.1e} at most, relative to the largest"
+
+
+def _inputs(run: Run, found: Mapping[str, Program]) -> Iterator[Rows]:
+    """Images, or rows of text that are padded and one that is long."""
+    rng, model = np.random.default_rng(0), run.model
+    if SINGLE in found and "pixel_values" in (arguments := found[SINGLE].arguments):
+        for name, scale in (("within range", 1.0), ("out of distribution", 10.0)):
+            shapes = {name: (ROWS, *argument.axes[1:]) for name, argument in arguments.items()}
+            arrays = {"pixel_values": rng.normal(0, scale, shapes["pixel_values"]).astype(np.float32)}
+            if "noise" in shapes:
+                arrays["noise"] = rng.random(shapes["noise"], np.float32)
+            yield Rows(name, arrays, None)
+        return
+    texts = [] if run.tokenizer is None else [run.tokenizer.encode(text) for text in HARD_STRINGS]
+    stream = np.concatenate([*texts, rng.integers(0, model.vocab, ROWS * LONGEST)]).astype(np.int64)
+    short, long = min(LENGTH, model.positions), min(LONGEST, model.positions)
+    for name, lengths in (("padded", [short, max(1, short // 2), 1]), ("long", [long])):
+        tokens = stream[: len(lengths) * lengths[0]].reshape(len(lengths), lengths[0])
+        mask = (np.arange(lengths[0]) < np.array(lengths)[:, None]).astype(np.int64)
+        types = (np.arange(lengths[0]) >= lengths[0] // 2) * mask
+        arrays = {"tokens": tokens, "mask": mask, "types": types, "read": np.flip(tokens, 1), "read_mask": mask}
+        # What an encoder–decoder's decoder reads is not padded here.
+        yield Rows(name, arrays, None if isinstance(model, EncoderDecoder) else mask)
+
+
+def _expected(run: Run, found: Mapping[str, Program], params: Arrays, rows: Rows) -> Arrays:
+    """What the model itself computes."""
+    model, arrays = portable(run.model), rows.arrays
+    if isinstance(model, EncoderDecoder):
+        segments = {"input_segments": arrays["read_mask"], "segments": np.ones_like(arrays["tokens"])}
+        function = functools.partial(apply, model)
+        return {
+            "logits": jax.jit(lambda *given, **named: function(*given, **named).logits)(
+                params, _int32(arrays["read"]), _int32(arrays["tokens"]), **{k: _int32(v) for k, v in segments.items()}
+            )
+        }
+    if _has_cache(found):
+        function = jax.jit(lambda params, tokens, mask: apply(model, params, tokens, mask).logits)
+        return {"logits": function(params, _int32(arrays["tokens"]), _int32(arrays["mask"]))}
+    given = {name: _int32(array) for name, array in _given(found[SINGLE], rows).items()}
+    return jax.jit(found[SINGLE].function)(params, **given)
+
+
+def _int32(array: np.ndarray) -> np.ndarray:
+    return array if array.dtype == np.float32 else array.astype(np.int32)
+
+
+def _has_cache(found: Mapping[str, Program]) -> bool:
+    return SINGLE in found and any(PAST in argument.axes for argument in found[SINGLE].arguments.values())
+
+
+def _given(program: Program, rows: Rows) -> dict[str, np.ndarray]:
+    """The arguments of a program without a cache."""
+    parts = {"input_ids": "tokens", "attention_mask": "mask", "token_type_ids": "types", "prefix_mask": "types"}
+    return {name: rows.arrays[parts.get(name, name)] for name in program.arguments}
+
+
+def _computed(run: Run, found: Mapping[str, Program], sessions: Sessions, rows: Rows) -> Iterator[Arrays]:
+    """What the files compute, once for each way to use them."""
+    if isinstance(run.model, EncoderDecoder):
+        yield _answered(sessions, (DECODER, WITH_PAST), rows)
+        yield _answered(sessions, (MERGED, MERGED), rows)
+    elif _has_cache(found):
+        yield _continued(sessions[SINGLE], rows)
+    else:
+        yield call(sessions[SINGLE], _given(found[SINGLE], rows))
+
+
+def call(session: onnxruntime.InferenceSession, arrays: Arrays) -> dict[str, np.ndarray]:
+    """A file's outputs by name; arguments that it does not take are left out."""
+    names = [output.name for output in session.get_outputs()]
+    taken = {given.name for given in session.get_inputs()}
+    given = {name: array for name, array in arrays.items() if name in taken}
+    return dict(zip(names, session.run(names, given), strict=True))
+
+
+def empty_past(session: onnxruntime.InferenceSession, rows: int) -> dict[str, np.ndarray]:
+    """Keys and values of no tokens."""
+    found = {}
+    for given in session.get_inputs():
+        if given.name.startswith("past_key_values"):
+            _, groups, _, head_dim = given.shape
+            found[given.name] = np.zeros((rows, groups, 0, head_dim), np.float32)
+    return found
+
+
+def past_of(outputs: Arrays, kept: Arrays) -> dict[str, np.ndarray]:
+    """What a decoder is given next: the keys and values that it has returned, and those kept that it has not."""
+    found = {name.replace("present", "past_key_values"): array for name, array in outputs.items() if "present" in name}
+    return {**kept, **found}
+
+
+def _continued(session: onnxruntime.InferenceSession, rows: Rows) -> Arrays:
+    tokens, mask = rows.arrays["tokens"], rows.arrays["mask"]
+    half, places = max(1, tokens.shape[1] // 2), np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
+    past, logits = empty_past(session, len(tokens)), []
+    for part, until in ((slice(0, half), half), (slice(half, None), tokens.shape[1])):
+        if tokens[:, part].size:
+            given = {"input_ids": tokens[:, part], "attention_mask": mask[:, :until], "position_ids": places[:, part]}
+            outputs = call(session, given | past)
+            logits.append(outputs["logits"])
+            past = past_of(outputs, past)
+    return {"logits": np.concatenate(logits, 1)}
+
+
+def _answered(sessions: Sessions, names: tuple[str, str], rows: Rows) -> Arrays:
+    tokens, mask = rows.arrays["tokens"], rows.arrays["read_mask"]
+    half = max(1, tokens.shape[1] // 2)
+    states = call(sessions[ENCODER], {"input_ids": rows.arrays["read"], "attention_mask": mask})["last_hidden_state"]
+    fixed = {"encoder_hidden_states": states, "encoder_attention_mask": mask}
+    past, logits = empty_past(sessions[MERGED], len(tokens)), []
+    for number, (name, part) in enumerate(zip(names, (slice(0, half), slice(half, None)), strict=True)):
+        if tokens[:, part].size:
+            branch = {"use_cache_branch": np.array([number > 0])}
+            outputs = call(sessions[name], {"input_ids": tokens[:, part]} | fixed | branch | past)
+            logits.append(outputs["logits"])
+            past = past_of(outputs, past)
+    return {"logits": np.concatenate(logits, 1)}
+
+
+def flat(run: Run) -> dict[str, np.ndarray]:
+    """The run's parameters by path, in float32."""
+    return {path: np.asarray(array, np.float32) for path, array in parameters.flat(run.params).items()}

@@ -1,0 +1,281 @@
+"""A function of JAX as an ONNX graph: its jaxpr, operation by operation, with axes of any length.
+
+Whatever depends on parameters and constants alone is computed here and stored. Broadcasts are left to ONNX's own, which
+has NumPy's rules, wherever the next operation broadcasts.
+"""
+
+import ast
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.export
+import jax.extend
+import numpy as np
+import onnx_ir as ir
+
+from jaxformer.errors import InputError
+
+OPSET, IR_VERSION = 18, 10
+"""Versions that ONNX Runtime has read since 1.18, and transformers.js does."""
+
+Dimension = Any
+"""A length: an integer, or one of JAX's symbolic dimensions."""
+
+
+@dataclasses.dataclass(eq=False)
+class Tensor:
+    """An array in a graph, known or computed there.
+
+    Its shape may have ones where the jaxpr has broadcast it already: `Graph.whole` expands it.
+    """
+
+    array: np.ndarray | None
+    """Its numbers, where they are known."""
+    value: ir.Value | None
+    """Its value in the graph, once it has one."""
+    shape: tuple[Dimension, ...]
+    """As it is stored."""
+    dtype: np.dtype
+    name: str = ""
+    """Of a parameter."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Argument:
+    """An array that a program takes."""
+
+    axes: tuple[str | int, ...]
+    """Names of the axes of any length, which may be sums of two, and sizes."""
+    dtype: str
+    """Its type in ONNX; int64 is computed with as int32."""
+    meaning: str = ""
+    """For a reader."""
+
+
+class Graph:
+    """An ONNX graph that grows operation by operation."""
+
+    def __init__(self):
+        self.nodes: list[ir.Node] = []
+        self.stored: dict[str, ir.Value] = {}
+        self.lengths: dict[str, ir.Value] = {}
+        self._count = 0
+        self._constants: dict[tuple, Tensor] = {}
+
+    def op(self, kind: str, *inputs: ir.Value, outputs: int = 1, **attributes: Any) -> Any:
+        """Adds an operation; gives its value, or several."""
+        node = ir.node(kind, inputs, attributes=attributes or None, num_outputs=outputs, name=f"{kind}_{self._count}")
+        for number, value in enumerate(node.outputs):
+            value.name = f"{node.name}_{number}"  # Graphs inside of this one share its names.
+        self._count += 1
+        self.nodes.append(node)
+        return node.outputs[0] if outputs == 1 else list(node.outputs)
+
+    def integers(self, numbers: Sequence[int]) -> ir.Value:
+        """A stored int64 vector."""
+        return self.value(self.constant(np.array(numbers, np.int64)))
+
+    def constant(self, array: np.ndarray, name: str = "") -> Tensor:
+        """A known array; small equal ones are stored once."""
+        array = np.asarray(array)
+        if array.size > 64 or name:
+            return Tensor(array, None, array.shape, array.dtype, name)
+        key = (array.dtype.str, array.shape, array.tobytes())
+        return self._constants.setdefault(key, Tensor(array, None, array.shape, array.dtype))
+
+    def value(self, tensor: Tensor) -> ir.Value:
+        """The tensor's value, which is stored if it is known."""
+        if tensor.value is None:
+            name = tensor.name or f"constant_{len(self.stored)}"
+            while name in self.stored:
+                name += "_"
+            data = ir.tensor(np.asarray(tensor.array, order="C"), name=name)
+            tensor.value = ir.Value(
+                name=name, shape=ir.Shape(data.shape), type=ir.TensorType(data.dtype), const_value=data
+            )
+            self.stored[name] = tensor.value
+        return tensor.value
+
+    def length(self, dimension: Dimension) -> ir.Value:
+        """A dimension as an int64 vector of one."""
+        if isinstance(dimension, int | np.integer):
+            return self.integers([int(dimension)])
+        text = str(dimension)
+        if text not in self.lengths:
+            self.lengths[text] = self._computed(ast.parse(text.replace("^", "**"), mode="eval").body)
+        return self.lengths[text]
+
+    def _computed(self, node: ast.expr) -> ir.Value:
+        kinds = {ast.Add: "Add", ast.Sub: "Sub", ast.Mult: "Mul", ast.Pow: "Pow"}
+        functions = {"max": "Max", "min": "Min", "floordiv": "Div", "mod": "Mod"}
+        match node:
+            case ast.Name():
+                return self.lengths[node.id]
+            case ast.Constant():
+                return self.integers([node.value])
+            case ast.UnaryOp(op=ast.USub()):
+                return self.op("Neg", self._computed(node.operand))
+            case ast.BinOp() if type(node.op) in kinds:
+                return self.op(kinds[type(node.op)], self._computed(node.left), self._computed(node.right))
+            case ast.Call() if node.func.id in functions:
+                return self.op(functions[node.func.id], *map(self._computed, node.args))
+        raise InputError(f"a length of {ast.unparse(node)} cannot be computed in an ONNX program")
+
+    def shape(self, dimensions: Sequence[Dimension]) -> ir.Value:
+        """A shape as an int64 vector."""
+        if all(isinstance(dimension, int | np.integer) for dimension in dimensions):
+            return self.integers([int(dimension) for dimension in dimensions])
+        return self.op("Concat", *map(self.length, dimensions), axis=0)
+
+    def whole(self, tensor: Tensor, shape: Sequence[Dimension]) -> Tensor:
+        """The tensor in a shape that it is broadcast to."""
+        if tuple(tensor.shape) == tuple(shape):
+            return tensor
+        if tensor.array is not None and is_known(shape):
+            return self.constant(np.broadcast_to(tensor.array, shape))
+        return self.tensor(self.op("Expand", self.value(tensor), self.shape(shape)), shape, tensor.dtype)
+
+    def tensor(self, value: ir.Value, shape: Sequence[Dimension], dtype: Any) -> Tensor:
+        """A computed tensor."""
+        return Tensor(None, value, tuple(shape), np.dtype(dtype))
+
+    def cast(self, value: ir.Value, dtype: Any) -> ir.Value:
+        """The value in another type."""
+        return self.op("Cast", value, to=ir.DataType.from_numpy(np.dtype(dtype)))
+
+    def evaluate(self, jaxpr: Any, constants: Sequence[Any], inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Adds a jaxpr's operations; gives its outputs.
+
+        Raises:
+          InputError: an operation that has no translation.
+        """
+        from jaxformer.interop.export.onnx_operations import OPERATIONS
+
+        known = dict(zip(jaxpr.invars, inputs, strict=True))
+        for variable, array in zip(jaxpr.constvars, constants, strict=True):
+            known[variable] = self.constant(np.asarray(array, variable.aval.dtype))
+
+        def read(atom):
+            literal = isinstance(atom, jax.extend.core.Literal)
+            return self.constant(np.asarray(atom.val, atom.aval.dtype)) if literal else known[atom]
+
+        for equation in jaxpr.eqns:
+            name, given = equation.primitive.name, [read(atom) for atom in equation.invars]
+            if (found := _folded(equation, given)) is not None:
+                found = [self.constant(array) for array in found]
+            elif name in OPERATIONS:
+                found = OPERATIONS[name](self, equation, *given)
+                found = found if isinstance(found, list) else [found]
+            else:
+                raise InputError(f"JAX's operation {name} has no translation to ONNX here")
+            known |= zip(equation.outvars, found, strict=True)
+        return [read(atom) for atom in jaxpr.outvars]
+
+
+def is_known(shape: Sequence[Dimension]) -> bool:
+    """Whether no dimension is symbolic."""
+    return all(isinstance(dimension, int | np.integer) for dimension in shape)
+
+
+ALONE = ("jit", "pjit", "scan", "while", "cond", "custom_jvp_call", "custom_vjp_call", "checkpoint", "closed_call")
+"""Operations that hold others, which are looked at one by one."""
+
+
+VIEWS: Mapping[str, Callable[[np.ndarray, Mapping[str, Any]], np.ndarray]] = {
+    "reshape": lambda array, params: array.reshape(params["new_sizes"]),
+    "squeeze": lambda array, params: np.squeeze(array, params["dimensions"]),
+    "transpose": lambda array, params: array.transpose(params["permutation"]),
+    "slice": lambda array, params: array[
+        tuple(map(slice, params["start_indices"], params["limit_indices"], params["strides"] or [1] * array.ndim))
+    ],
+    **dict.fromkeys(("copy", "copy_p", "stop_gradient", "sharding_constraint"), lambda array, params: array),
+}
+"""Operations on one known array that NumPy does by looking at it otherwise."""
+
+
+def _folded(equation: Any, given: Sequence[Tensor]) -> list[np.ndarray] | None:
+    """The results of an operation on known arrays of known sizes."""
+    shapes = [variable.aval.shape for variable in (*equation.invars, *equation.outvars)]
+    name = equation.primitive.name
+    if name in ALONE or any(tensor.array is None for tensor in given) or not all(map(is_known, shapes)):
+        return None
+    if name == "dim_as_value":
+        return None
+    arrays = [
+        np.broadcast_to(tensor.array, atom.aval.shape) for tensor, atom in zip(given, equation.invars, strict=True)
+    ]
+    if name in VIEWS:  # Without a copy: parameters may be large.
+        return [VIEWS[name](arrays[0], equation.params)]
+    found = equation.primitive.bind(*map(jax.numpy.asarray, arrays), **equation.params)
+    return [np.asarray(array) for array in (found if equation.primitive.multiple_results else [found])]
+
+
+def build(
+    function: Callable[..., Mapping[str, jax.Array]],
+    params: Mapping[str, np.ndarray],
+    arguments: Mapping[str, Argument],
+    limits: Sequence[str] = (),
+) -> ir.Model:
+    """The ONNX model of a function.
+
+    Args:
+      function: of parameters by path and of the arguments by name; gives its outputs by name.
+      params: the parameters.
+      arguments: what the program takes, in order.
+      limits: of axes, such as `length <= 512`.
+
+    Raises:
+      InputError: the function does something that has no translation.
+    """
+    names = dict.fromkeys(name for argument in arguments.values() for axis in argument.axes for name in _names(axis))
+    symbols = jax.export.symbolic_shape(", ".join(names), constraints=list(limits)) if names else ()
+    sizes = dict(zip(names, symbols, strict=True))
+    specs, graph, tensors = {}, Graph(), {}
+    for name, argument in arguments.items():
+        shape = tuple(
+            axis if isinstance(axis, int) else sum(sizes[part] for part in _names(axis)) for axis in argument.axes
+        )
+        dtype = np.dtype("int32" if argument.dtype == "int64" else argument.dtype)
+        specs[name] = jax.ShapeDtypeStruct(shape, dtype)
+        type_ = ir.TensorType(ir.DataType.from_numpy(np.dtype(argument.dtype)))
+        value = ir.Value(name=name, shape=ir.Shape(argument.axes), type=type_)
+        tensors[name] = (value, shape, dtype)
+    for name, (value, _, _) in tensors.items():
+        for number, axis in enumerate(arguments[name].axes):
+            if isinstance(axis, str) and axis not in graph.lengths and len(_names(axis)) == 1:
+                graph.lengths[axis] = graph.op("Shape", value, start=number, end=number + 1)
+    weights = {path: jax.ShapeDtypeStruct(array.shape, array.dtype) for path, array in params.items()}
+    closed, shapes = jax.make_jaxpr(function, return_shape=True)(weights, **specs)
+    given = [graph.constant(params[path], path) for path in sorted(weights)]
+    for name in sorted(tensors):
+        value, shape, dtype = tensors[name]
+        given.append(
+            graph.tensor(value if arguments[name].dtype != "int64" else graph.cast(value, dtype), shape, dtype)
+        )
+    found = graph.evaluate(closed.jaxpr, closed.consts, given)
+    computed = dict(zip(sorted(shapes), found, strict=True))
+    outputs = [_output(graph, name, computed[name], shapes[name]) for name in sorted(shapes, key=_in_order)]
+    inputs = [tensors[name][0] for name in arguments]
+    body = ir.Graph(inputs, outputs, nodes=graph.nodes, opset_imports={"": OPSET}, name="model")
+    for value in graph.stored.values():
+        body.register_initializer(value)
+    return ir.Model(body, ir_version=IR_VERSION, producer_name="jaxformer")
+
+
+def _output(graph: Graph, name: str, tensor: Tensor, spec: jax.ShapeDtypeStruct) -> ir.Value:
+    """A value of the graph that is one of its outputs."""
+    value = graph.op("Identity", graph.value(graph.whole(tensor, spec.shape)))
+    value.name, value.type = name, ir.TensorType(ir.DataType.from_numpy(np.dtype(spec.dtype)))
+    value.shape = ir.Shape([size if isinstance(size, int) else str(size).replace("*", " * ") for size in spec.shape])
+    return value
+
+
+def _in_order(name: str) -> list[str]:
+    """Sorts layers by their numbers: optimum tells outputs apart by their order."""
+    return [part.rjust(9, "0") if part.isdigit() else part for part in name.split(".")]
+
+
+def _names(axis: str | int) -> list[str]:
+    return axis.split(" + ") if isinstance(axis, str) else []

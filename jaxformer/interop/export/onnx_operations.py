@@ -1,0 +1,264 @@
+"""JAX's operations in ONNX: functions of the graph, the equation and its inputs, by the operations' names."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from jaxformer.errors import InputError
+from jaxformer.interop.export.onnx_graph import Graph, Tensor, is_known
+from jaxformer.interop.export.onnx_moves import MOVES, output, result
+
+
+def _broadcast(equation: Any, *tensors: Tensor) -> tuple[Any, ...]:
+    """The shape in which an elementwise operation on these gives its result: ones where all of them have ones."""
+    full = output(equation).shape
+    shapes = [(1,) * (len(full) - len(tensor.shape)) + tuple(tensor.shape) for tensor in tensors]
+    return tuple(next((shape[axis] for shape in shapes if not _is_one(shape[axis])), 1) for axis in range(len(full)))
+
+
+def _is_one(size: Any) -> bool:
+    return isinstance(size, int | np.integer) and size == 1
+
+
+def _elementwise(kind: str, **attributes: Any) -> Callable:
+    def convert(graph: Graph, equation: Any, *tensors: Tensor) -> Tensor:
+        bits = kind in ("And", "Or", "Xor", "Not") and tensors[0].dtype != bool
+        value = graph.op(f"Bitwise{kind}" if bits else kind, *map(graph.value, tensors), **attributes)
+        return result(graph, value, equation, _broadcast(equation, *tensors))
+
+    return convert
+
+
+def _inverted(kind: str) -> Callable:
+    def convert(graph: Graph, equation: Any, *tensors: Tensor) -> Tensor:
+        value = graph.op("Not", graph.op(kind, *map(graph.value, tensors)))
+        return result(graph, value, equation, _broadcast(equation, *tensors))
+
+    return convert
+
+
+def _composed(function: Callable[[Graph, Callable, ir.Value], ir.Value]) -> Callable:
+    """An elementwise operation of several of ONNX's; the function gets the graph, numbers of its type and its input."""
+
+    def convert(graph: Graph, equation: Any, tensor: Tensor) -> Tensor:
+        def number(value: float) -> ir.Value:
+            return graph.value(graph.constant(np.array(value, tensor.dtype)))
+
+        return result(graph, function(graph, number, graph.value(tensor)), equation, tensor.shape)
+
+    return convert
+
+
+def _integer_pow(graph: Graph, equation: Any, tensor: Tensor) -> Tensor:
+    exponent = graph.value(graph.constant(np.array(equation.params["y"], tensor.dtype)))
+    return result(graph, graph.op("Pow", graph.value(tensor), exponent), equation, tensor.shape)
+
+
+def _select(graph: Graph, equation: Any, which: Tensor, *cases: Tensor) -> Tensor:
+    if which.dtype != bool or len(cases) != 2:
+        raise InputError("JAX's operation select_n of more than two cases has no translation to ONNX here")
+    value = graph.op("Where", graph.value(which), graph.value(cases[1]), graph.value(cases[0]))
+    return result(graph, value, equation, _broadcast(equation, which, *cases))
+
+
+def _dot_general(graph: Graph, equation: Any, left: Tensor, right: Tensor) -> Tensor:
+    """A matrix product, of each entry of the batch axes."""
+    (summed, batch), sides = equation.params["dimension_numbers"], []
+    for number, tensor in enumerate((left, right)):
+        full = equation.invars[number].aval.shape
+        kept = [axis for axis in range(len(full)) if axis not in (*batch[number], *summed[number])]
+        order = [*batch[number], *kept, *summed[number]] if number == 0 else [*batch[number], *summed[number], *kept]
+        groups = [[full[axis] for axis in axes] for axes in (batch[number], kept, summed[number])]
+        sides.append((graph.whole(tensor, full), order, groups))
+    values = []
+    for number, (tensor, order, (batched, kept, along)) in enumerate(sides):
+        flat = (
+            [*batched, _product(kept), _product(along)] if number == 0 else [*batched, _product(along), _product(kept)]
+        )
+        values.append(_matrix(graph, tensor, order, flat))
+    value = graph.op("MatMul", *values)
+    shape = [*sides[0][2][0], *sides[0][2][1], *sides[1][2][1]]
+    if len(sides[0][2][1]) != 1 or len(sides[1][2][1]) != 1:
+        value = graph.op("Reshape", value, graph.shape(shape))
+    return result(graph, value, equation)
+
+
+def _matrix(graph: Graph, tensor: Tensor, order: list[int], flat: list[Any]) -> ir.Value:
+    shape = tuple(tensor.shape[axis] for axis in order)
+    reshaped, moved = shape != tuple(flat), order != sorted(order)
+    if tensor.array is not None and is_known(flat) and not moved:
+        return graph.value(graph.constant(tensor.array.reshape(flat), tensor.name) if reshaped else tensor)
+    value = graph.value(tensor)
+    if moved:
+        value = graph.op("Transpose", value, perm=order)
+    return graph.op("Reshape", value, graph.shape(flat)) if reshaped else value
+
+
+def _product(sizes: list[Any]) -> Any:
+    product = 1
+    for size in sizes:
+        product = size * product
+    return product
+
+
+def _reduction(kind: str) -> Callable:
+    def convert(graph: Graph, equation: Any, tensor: Tensor) -> Tensor:
+        whole = graph.whole(tensor, equation.invars[0].aval.shape)
+        axes, value = graph.integers(equation.params["axes"]), graph.value(whole)
+        if whole.dtype != bool:
+            return result(graph, graph.op(kind, value, axes, keepdims=0), equation)
+        value = graph.op(kind, graph.cast(value, np.int32), axes, keepdims=0)
+        return result(graph, graph.cast(value, bool), equation)
+
+    return convert
+
+
+def _argmax(graph: Graph, equation: Any, tensor: Tensor) -> Tensor:
+    whole, (axis,) = graph.whole(tensor, equation.invars[0].aval.shape), equation.params["axes"]
+    value = graph.cast(graph.value(whole), np.int32) if whole.dtype == bool else graph.value(whole)
+    value = graph.op("ArgMax", value, axis=axis, keepdims=0)
+    return result(graph, graph.cast(value, output(equation).dtype), equation)
+
+
+def _cumsum(graph: Graph, equation: Any, tensor: Tensor) -> Tensor:
+    whole = graph.whole(tensor, equation.invars[0].aval.shape)
+    axis = graph.value(graph.constant(np.array(equation.params["axis"], np.int64)))
+    value = graph.op("CumSum", graph.value(whole), axis, reverse=int(equation.params["reverse"]))
+    return result(graph, value, equation)
+
+
+def _sort(graph: Graph, equation: Any, *tensors: Tensor) -> list[Tensor]:
+    """The arrays in the order of the first."""
+    axis, avals = equation.params["dimension"], [atom.aval for atom in equation.invars]
+    if equation.params["num_keys"] != 1:
+        raise InputError("JAX's operation sort by several keys has no translation to ONNX here")
+    wholes = [graph.value(graph.whole(tensor, aval.shape)) for tensor, aval in zip(tensors, avals, strict=True)]
+    key, length = wholes[0], graph.length(avals[0].shape[axis])
+    ordered, places = graph.op("TopK", key, length, outputs=2, axis=axis, largest=0, sorted=1)
+    rest = [graph.op("GatherElements", value, places, axis=axis) for value in wholes[1:]]
+    return [graph.tensor(value, aval.shape, aval.dtype) for value, aval in zip([ordered, *rest], avals, strict=True)]
+
+
+def _inside(name: str) -> Callable:
+    """The operations of the function that one of these calls."""
+
+    def convert(graph: Graph, equation: Any, *tensors: Tensor) -> list[Tensor]:
+        inner = equation.params[name]
+        closed = hasattr(inner, "consts")
+        return graph.evaluate(inner.jaxpr if closed else inner, inner.consts if closed else (), tensors)
+
+    return convert
+
+
+def _scan(graph: Graph, equation: Any, *tensors: Tensor) -> list[Tensor]:
+    """A loop's passes one after the other; their parts of known arrays are known."""
+    params = equation.params
+    fixed, carried = params["num_consts"], params["num_carry"]
+    constants, carry = list(tensors[:fixed]), list(tensors[fixed : fixed + carried])
+    rows, inner, collected = tensors[fixed + carried :], params["jaxpr"], []
+    order = range(params["length"])
+    for number in reversed(order) if params["reverse"] else order:
+        parts = [_row(graph, row, number) for row in rows]
+        found = graph.evaluate(inner.jaxpr, inner.consts, [*constants, *carry, *parts])
+        carry = found[:carried]
+        collected.append(found[carried:])
+    if collected and collected[0]:
+        raise InputError("JAX's operation scan with results of each pass has no translation to ONNX here")
+    return carry
+
+
+def _row(graph: Graph, tensor: Tensor, number: int) -> Tensor:
+    if tensor.array is not None:
+        row = tensor.array[min(number, len(tensor.array) - 1)]
+        return graph.constant(row, f"{tensor.name}/{number}" if tensor.name else "")
+    at = graph.value(graph.constant(np.array(number, np.int64)))
+    return graph.tensor(graph.op("Gather", graph.value(tensor), at, axis=0), tensor.shape[1:], tensor.dtype)
+
+
+def _cond(graph: Graph, equation: Any, which: Tensor, *tensors: Tensor) -> list[Tensor]:
+    """Two graphs inside of this one, of which a program runs one."""
+    bodies, outer, lengths = [], graph.nodes, dict(graph.lengths)
+    for number, branch in enumerate(equation.params["branches"]):
+        graph.nodes, graph.lengths = [], dict(lengths)
+        found = graph.evaluate(branch.jaxpr, branch.consts, tensors)
+        wholes = [graph.whole(tensor, aval.shape) for tensor, aval in zip(found, branch.out_avals, strict=True)]
+        outputs = [graph.op("Identity", graph.value(tensor)) for tensor in wholes]
+        for value, aval in zip(outputs, branch.out_avals, strict=True):
+            value.type, value.shape = ir.TensorType(ir.DataType.from_numpy(aval.dtype)), None
+        bodies.append(ir.Graph([], outputs, nodes=graph.nodes, name=f"branch_{number}"))
+    graph.nodes, graph.lengths = outer, lengths
+    avals = [variable.aval for variable in equation.outvars]
+    picked = {"then_branch": bodies[1], "else_branch": bodies[0]}
+    values = graph.op("If", graph.cast(graph.value(which), bool), outputs=len(avals), **picked)
+    values = values if isinstance(values, list) else [values]
+    return [graph.tensor(value, aval.shape, aval.dtype) for value, aval in zip(values, avals, strict=True)]
+
+
+def _clamp(graph: Graph, equation: Any, low: Tensor, tensor: Tensor, high: Tensor) -> Tensor:
+    value = graph.op("Max", graph.value(tensor), graph.value(low))
+    value = graph.op("Min", value, graph.value(high))
+    return result(graph, value, equation, _broadcast(equation, low, tensor, high))
+
+
+ELEMENTWISE = {
+    "add": "Add",
+    "sub": "Sub",
+    "mul": "Mul",
+    "div": "Div",
+    "max": "Max",
+    "min": "Min",
+    "pow": "Pow",
+    "and": "And",
+    "or": "Or",
+    "xor": "Xor",
+    "not": "Not",
+    "eq": "Equal",
+    "lt": "Less",
+    "le": "LessOrEqual",
+    "gt": "Greater",
+    "ge": "GreaterOrEqual",
+    "exp": "Exp",
+    "log": "Log",
+    "tanh": "Tanh",
+    "erf": "Erf",
+    "sin": "Sin",
+    "cos": "Cos",
+    "sqrt": "Sqrt",
+    "neg": "Neg",
+    "abs": "Abs",
+    "sign": "Sign",
+    "floor": "Floor",
+    "ceil": "Ceil",
+    "logistic": "Sigmoid",
+}
+"""ONNX's names of JAX's operations that are the same, number by number."""
+OPERATIONS: Mapping[str, Callable] = {
+    **MOVES,
+    **{name: _elementwise(kind) for name, kind in ELEMENTWISE.items()},
+    "rem": _elementwise("Mod", fmod=1),
+    "ne": _inverted("Equal"),
+    "rsqrt": _composed(lambda graph, number, x: graph.op("Reciprocal", graph.op("Sqrt", x))),
+    "erfc": _composed(lambda graph, number, x: graph.op("Sub", number(1), graph.op("Erf", x))),
+    "log1p": _composed(lambda graph, number, x: graph.op("Log", graph.op("Add", number(1), x))),
+    "square": _composed(lambda graph, number, x: graph.op("Mul", x, x)),
+    "integer_pow": _integer_pow,
+    "select_n": _select,
+    "clamp": _clamp,
+    "dot_general": _dot_general,
+    "reduce_sum": _reduction("ReduceSum"),
+    "reduce_max": _reduction("ReduceMax"),
+    "reduce_min": _reduction("ReduceMin"),
+    "reduce_prod": _reduction("ReduceProd"),
+    "reduce_or": _reduction("ReduceMax"),
+    "reduce_and": _reduction("ReduceMin"),
+    "argmax": _argmax,
+    "cumsum": _cumsum,
+    "sort": _sort,
+    "scan": _scan,
+    "cond": _cond,
+    **{name: _inside("jaxpr") for name in ("jit", "pjit", "checkpoint", "remat2")},
+    **{name: _inside("call_jaxpr") for name in ("custom_jvp_call", "custom_vjp_call", "closed_call", "core_call")},
+}
+"""By the names of JAX's operations."""

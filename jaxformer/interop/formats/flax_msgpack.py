@@ -1,0 +1,149 @@
+"""Old Flax checkpoints (`flax_model.msgpack`): walked through without reading their arrays, under PyTorch's names.
+
+Flax packs an array as an extension of type 1, itself packed: shape, type's name, bytes. Its kernels are PyTorch's
+weights transposed, and its scales and embeddings are weights too.
+"""
+
+import struct
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import ml_dtypes  # noqa: F401 (makes NumPy know bfloat16)
+import numpy as np
+
+from jaxformer.errors import InputError
+from jaxformer.interop.formats.stored import Stored, read_block
+
+ARRAY = 1
+CHUNKED = "__msgpack_chunked_array__"
+
+
+def open_flax(path: Path) -> dict[str, Stored]:
+    """The tensors of a file, by the names and in the layout that PyTorch's model has.
+
+    Raises:
+      InputError: it is no such file, or one that was cut short.
+    """
+    with path.open("rb") as file:
+        try:
+            tree = _Walker(path, file).value()
+        except (struct.error, UnicodeDecodeError, TypeError, RecursionError) as error:
+            raise InputError(f"{path}: no Flax checkpoint, or one cut short") from error
+    if not isinstance(tree, dict):
+        raise InputError(f"{path}: no Flax checkpoint: it holds no tree of arrays")
+    tree = tree.get("params", tree)
+    found: dict[str, Stored] = {}
+    for names, array in _leaves(path, tree, ()):
+        name, stored = _as_pytorch(names, array)
+        if name in found:
+            raise InputError(f"{path}: {name} is there twice, as {'/'.join(names)} too")
+        found[name] = stored
+    return found
+
+
+class _Walker:
+    """Reads msgpack; arrays become `Stored`, whose bytes stay in the file."""
+
+    def __init__(self, path: Path, file: BinaryIO):
+        self._path, self._file, self._size = path, file, path.stat().st_size
+
+    def value(self) -> Any:
+        code = self._number("B")
+        if code < 0x80 or code >= 0xE0:
+            return code if code < 0x80 else code - 0x100
+        if code < 0x90:
+            return self._map(code & 0x0F)
+        if code < 0xA0:
+            return [self.value() for _ in range(code & 0x0F)]
+        if code < 0xC0:
+            return self._bytes(code & 0x1F).decode()
+        simple = {0xC0: None, 0xC2: False, 0xC3: True}
+        if code in simple:
+            return simple[code]
+        if 0xCA <= code <= 0xD3:
+            return self._number("fdBHIQbhiq"[code - 0xCA])
+        if 0xD4 <= code <= 0xD8:
+            return self._extension(1 << (code - 0xD4))
+        return self._long(code)
+
+    def _long(self, code: int) -> Any:
+        """What has its length in front."""
+        for first, sizes, make in (
+            (0xC4, "BHI", self._place),
+            (0xC7, "BHI", self._extension),
+            (0xD9, "BHI", lambda size: self._bytes(size).decode()),
+            (0xDC, "HI", lambda size: [self.value() for _ in range(size)]),
+            (0xDE, "HI", self._map),
+        ):
+            if first <= code < first + len(sizes):
+                return make(self._number(sizes[code - first]))
+        raise InputError(f"{self._path}: no Flax checkpoint: byte {code:#x} at {self._file.tell() - 1:,}")
+
+    def _map(self, size: int) -> dict:
+        pairs = [(self.value(), self.value()) for _ in range(size)]
+        return dict(pairs)
+
+    def _place(self, size: int) -> tuple[int, int]:
+        """Where bytes lie, and how many."""
+        start = self._file.tell()
+        if start + size > self._size:
+            raise InputError(f"{self._path}: cut short: it should have at least {start + size:,} bytes")
+        self._file.seek(start + size)
+        return start, size
+
+    def _extension(self, size: int) -> Any:
+        kind = self._number("b")
+        if kind != ARRAY:
+            raise InputError(f"{self._path}: no array but an extension of type {kind}")
+        shape, name, (start, length) = self.value()
+        try:
+            dtype, shape = np.dtype(name), tuple(map(int, shape))
+        except TypeError as error:
+            raise InputError(f"{self._path}: an array of {name!r}, a type that is not known") from error
+        if dtype.hasobject or int(np.prod(shape)) * dtype.itemsize != length:
+            raise InputError(f"{self._path}: an array of {length:,} bytes that should be {name} {list(shape)}")
+        path = self._path
+        return Stored(dtype, shape, lambda: read_block(path, start, dtype, shape))
+
+    def _number(self, letter: str) -> Any:
+        return struct.unpack(f">{letter}", self._file.read(struct.calcsize(letter)))[0]
+
+    def _bytes(self, size: int) -> bytes:
+        start, _ = self._place(size)
+        self._file.seek(start)
+        return self._file.read(size)
+
+
+def _leaves(path: Path, tree: Any, names: tuple[str, ...]):
+    if isinstance(tree, Stored):
+        yield names, tree
+    elif isinstance(tree, dict) and CHUNKED in tree:
+        yield names, _joined(tree)
+    elif isinstance(tree, dict):
+        for name, child in tree.items():
+            yield from _leaves(path, child, (*names, str(name)))
+    else:
+        raise InputError(f"{path}: {'/'.join(names)} is no array")
+
+
+def _joined(tree: dict) -> Stored:
+    """An array that Flax has cut into flat pieces, for msgpack has a limit of 4 GiB."""
+    shape = tuple(tree["shape"][key] for key in sorted(tree["shape"], key=int))
+    chunks = [tree["chunks"][key] for key in sorted(tree["chunks"], key=int)]
+
+    def read() -> np.ndarray:
+        array, first = np.empty(int(np.prod(shape)), chunks[0].dtype), 0
+        for chunk in chunks:
+            array[first : first + chunk.shape[0]] = chunk.read()
+            first += chunk.shape[0]
+        return array.reshape(shape)
+
+    return Stored(chunks[0].dtype, shape, read)
+
+
+def _as_pytorch(names: tuple[str, ...], array: Stored) -> tuple[str, Stored]:
+    """A leaf's name and layout in PyTorch."""
+    *parts, last = names
+    if last == "kernel" and len(array.shape) == 2:
+        array = Stored(array.dtype, array.shape[::-1], lambda read=array.read: read().T)
+    return ".".join([*parts, "weight" if last in ("kernel", "embedding", "scale") else last]), array

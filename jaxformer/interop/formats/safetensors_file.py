@@ -1,0 +1,123 @@
+"""The safetensors format (https://github.com/huggingface/safetensors): a JSON header, then the tensors' bytes.
+
+Read and written here because a model must never be in memory twice: its own library writes what it is given at
+once.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from jaxformer.errors import InputError
+from jaxformer.interop.formats.stored import BFLOAT16, Stored, read_block
+
+TYPES = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": BFLOAT16,
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16),
+    "I8": np.dtype(np.int8),
+    "U64": np.dtype(np.uint64),
+    "U32": np.dtype(np.uint32),
+    "U16": np.dtype(np.uint16),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(bool),
+}
+NAMES = {dtype: name for name, dtype in TYPES.items()}
+LONGEST_HEADER = 100_000_000
+"""Bytes; the format's own limit."""
+
+
+def open_safetensors(path: Path) -> dict[str, Stored]:
+    """The tensors of a file.
+
+    Raises:
+      InputError: it is no such file, or one that was cut short.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(size - 8, LONGEST_HEADER):
+            raise InputError(f"{path}: its header claims {length:,} bytes and the file has {size:,}; download it again")
+        text = file.read(length)
+    try:
+        header = json.loads(text, object_pairs_hook=lambda pairs: _once(path, pairs))
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: no safetensors file: its header is not JSON") from error
+    if not isinstance(header, dict):
+        raise InputError(f"{path}: no safetensors file: its header is no object")
+    header.pop("__metadata__", None)
+    return {name: _described(path, name, entry, 8 + length, size) for name, entry in header.items()}
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, tuple[np.dtype, tuple[int, ...]]], arrays: Iterable) -> None:
+    """Writes a file, one tensor after the other.
+
+    Args:
+      path: the file.
+      tensors: type and shape of each by name, in the order of `arrays`.
+      arrays: the tensors themselves, made when they are asked for.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, (dtype, shape) in tensors.items():
+        begin, end = end, end + size_of(dtype, shape)
+        header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file, ThreadPoolExecutor(1) as other:
+        flushing = other.submit(lambda: None)
+        file.write(len(text).to_bytes(8, "little") + text)
+        for (name, (dtype, shape)), array in zip(tensors.items(), arrays, strict=True):
+            if (array.dtype, array.shape) != (dtype, tuple(shape)):
+                raise ValueError(f"{name}: {array.dtype} {array.shape}, announced as {dtype} {shape}")
+            file.write(memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8)))
+            if flushing.done():  # The disk begins while there is more to come.
+                flushing.result()
+                flushing = other.submit(os.fdatasync, file.fileno())
+        flushing.result()
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def size_of(dtype: np.dtype, shape: tuple[int, ...]) -> int:
+    """Bytes of a tensor."""
+    return int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+
+
+def _once(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object in which no name comes twice."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"{path}: {twice} is in its header twice")
+    return found
+
+
+def _described(path: Path, name: str, entry: Any, start: int, size: int) -> Stored:
+    try:
+        dtype, shape = TYPES[entry["dtype"]], tuple(entry["shape"])
+        begin, end = entry["data_offsets"]
+        right = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
+        right = right and end - begin == size_of(dtype, shape)
+    except (KeyError, TypeError, ValueError):
+        right = False
+    if not right:
+        raise InputError(f"{path}: what its header says of {name} is not right: {json.dumps(entry)[:120]}")
+    if start + end > size:
+        raise InputError(f"{path}: cut short: {name} ends at byte {start + end:,} and the file has {size:,}")
+    return Stored(dtype, shape, lambda: read_block(path, start + begin, dtype, shape))

@@ -1,0 +1,198 @@
+"""PyTorch's own files, without PyTorch and without unpickling: of what a pickle may do, only tensors are made.
+
+A file of today is a zip archive with `data.pkl`, whose tensors name the entries that hold their numbers; one from
+before PyTorch 1.6 is a row of pickles with the numbers behind them.
+"""
+
+import dataclasses
+import io
+import pickle
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxformer.errors import InputError
+from jaxformer.interop.formats.stored import BFLOAT16, Stored
+
+MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
+STORAGES = {
+    "DoubleStorage": np.dtype(np.float64),
+    "FloatStorage": np.dtype(np.float32),
+    "HalfStorage": np.dtype(np.float16),
+    "BFloat16Storage": BFLOAT16,
+    "LongStorage": np.dtype(np.int64),
+    "IntStorage": np.dtype(np.int32),
+    "ShortStorage": np.dtype(np.int16),
+    "CharStorage": np.dtype(np.int8),
+    "ByteStorage": np.dtype(np.uint8),
+    "BoolStorage": np.dtype(bool),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class _StorageType:
+    dtype: np.dtype
+
+
+@dataclasses.dataclass(frozen=True)
+class _Storage:
+    """Numbers that tensors are views of."""
+
+    key: str
+    dtype: np.dtype
+    count: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _View:
+    """A tensor."""
+
+    storage: _Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+def open_pytorch(path: Path) -> dict[str, Stored]:
+    """The tensors of a state dict in a file.
+
+    Raises:
+      InputError: it is no such file, is cut short, or holds anything but tensors.
+    """
+    try:
+        views, read = _open_zip(path) if zipfile.is_zipfile(path) else _open_legacy(path)
+        if not isinstance(views, dict):
+            raise InputError(f"{path}: a pickled {type(views).__name__}; expected tensors by name")
+        if "state_dict" in views:
+            raise InputError(f"{path}: a training checkpoint; expected its state_dict alone")
+        return {str(name): _stored(path, str(name), view, read) for name, view in views.items()}
+    except InputError:
+        raise
+    except (OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: no PyTorch file, or one cut short: {_one_line(error)}") from error
+    except Exception as error:  # A pickle may fail in any way, and none of them is our fault.
+        raise InputError(f"{path}: its pickle cannot be read as tensors: {_one_line(error)}") from error
+
+
+class _Tensors(pickle.Unpickler):
+    """Unpickles a state dict; whatever is no tensor is refused by its name."""
+
+    def __init__(self, file: io.BufferedIOBase, path: Path):
+        super().__init__(file, encoding="utf-8")
+        self._path = path
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("collections", "OrderedDict"):
+            return OrderedDict
+        if module == "torch._utils" and name in _BUILDERS:
+            return _BUILDERS[name]
+        if module in ("torch", "torch.storage") and name in STORAGES:
+            return _StorageType(STORAGES[name])
+        raise InputError(f"{self._path}: its pickle asks for {module}.{name}; refused: only tensors are read")
+
+    def persistent_load(self, identity: Any) -> _Storage:
+        kind, storage, key, _, count, *view = identity
+        if kind != "storage" or not isinstance(storage, _StorageType) or any(view):
+            raise InputError(f"{self._path}: its pickle asks for something that is no tensor's storage; refused")
+        return _Storage(str(key), storage.dtype, int(count))
+
+
+def _rebuild_tensor(storage: _Storage, offset: int, shape: tuple, strides: tuple, *_: Any) -> _View:
+    if not isinstance(storage, _Storage):
+        raise TypeError("a tensor without a storage")
+    return _View(storage, int(offset), tuple(map(int, shape)), tuple(map(int, strides)))
+
+
+def _rebuild_parameter(view: _View, *_: Any) -> _View:
+    return view
+
+
+_BUILDERS = {
+    "_rebuild_tensor": _rebuild_tensor,
+    "_rebuild_tensor_v2": _rebuild_tensor,
+    "_rebuild_parameter": _rebuild_parameter,
+}
+
+_Read = Callable[[_Storage, int, int], np.ndarray]
+"""Numbers of a storage, from one on and so many."""
+
+
+def _open_zip(path: Path) -> tuple[Any, _Read]:
+    with zipfile.ZipFile(path) as archive:
+        names = [name for name in archive.namelist() if name.endswith("data.pkl")]
+        if len(names) != 1:
+            raise InputError(f"{path}: a zip file, but none of PyTorch's: it has no data.pkl")
+        folder = names[0].removesuffix("data.pkl")
+        if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") != b"little":
+            raise InputError(f"{path}: its numbers are big-endian; expected little-endian")
+        with archive.open(names[0]) as file:
+            views = _Tensors(file, path).load()
+
+    def read(storage: _Storage, first: int, count: int) -> np.ndarray:
+        size = storage.dtype.itemsize
+        try:
+            with zipfile.ZipFile(path) as archive, archive.open(f"{folder}data/{storage.key}") as file:
+                file.seek(first * size)
+                return np.frombuffer(file.read(count * size), storage.dtype)
+        except (KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise InputError(f"{path}: cut short or changed: {_one_line(error)}") from error
+
+    return views, read
+
+
+def _open_legacy(path: Path) -> tuple[Any, _Read]:
+    with path.open("rb") as file:
+        if file.read(2) not in (b"\x80\x02", b"\x80\x03", b"\x80\x04"):
+            raise InputError(f"{path}: no PyTorch file")
+        file.seek(0)
+        magic, protocol, system = (_Tensors(file, path).load() for _ in range(3))
+        if (magic, protocol) != (MAGIC, PROTOCOL):
+            raise InputError(f"{path}: a pickle, but none of PyTorch's")
+        if not system["little_endian"]:
+            raise InputError(f"{path}: its numbers are big-endian; expected little-endian")
+        views, keys = _Tensors(file, path).load(), _Tensors(file, path).load()
+        storages = {view.storage.key: view.storage for view in views.values() if isinstance(view, _View)}
+        starts, end = {}, path.stat().st_size
+        for key in keys:
+            count = int.from_bytes(file.read(8), "little")
+            storage = storages.get(str(key))
+            if storage is None or count != storage.count:
+                raise InputError(f"{path}: its list of storages does not fit its tensors")
+            starts[str(key)] = file.tell()
+            file.seek(count * storage.dtype.itemsize, io.SEEK_CUR)
+        if file.tell() > end:
+            raise InputError(f"{path}: cut short: it should have {file.tell():,} bytes and has {end:,}")
+
+    def read(storage: _Storage, first: int, count: int) -> np.ndarray:
+        return np.fromfile(path, storage.dtype, count, offset=starts[storage.key] + first * storage.dtype.itemsize)
+
+    return views, read
+
+
+def _stored(path: Path, name: str, view: Any, read: _Read) -> Stored:
+    if not isinstance(view, _View):
+        raise InputError(f"{path}: {name} is a {type(view).__name__}; expected a tensor")
+    if len(view.shape) != len(view.strides) or min((view.offset, *view.shape, *view.strides), default=0) < 0:
+        raise InputError(f"{path}: {name} has a shape or strides that cannot be")
+    empty = 0 in view.shape
+    reach = sum((size - 1) * step for size, step in zip(view.shape, view.strides, strict=True)) + 1
+    reach = 0 if empty else reach
+    if view.offset + reach > view.storage.count:
+        raise InputError(f"{path}: {name} reaches beyond its storage of {view.storage.count:,} numbers")
+
+    def load() -> np.ndarray:
+        numbers = read(view.storage, view.offset, reach)
+        if len(numbers) != reach:
+            raise InputError(f"{path}: cut short: {name} is not all there")
+        strides = [step * numbers.itemsize for step in view.strides]
+        return np.lib.stride_tricks.as_strided(numbers, view.shape, strides, writeable=False)
+
+    return Stored(view.storage.dtype, view.shape, load)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,226 @@
+"""LoRA adapters as PEFT saves them, merged into their base model's tensors as these are read (Hu et al. 2022)."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxformer.errors import InputError
+from jaxformer.interop.formats.stored import Stored
+from jaxformer.interop.huggingface.families import ARCHITECTURES, family_of_config
+from jaxformer.interop.huggingface.folders import ADAPTER, CONFIG, Folder, adapter_tensors, open_folder, read_json
+from jaxformer.interop.huggingface.locations import locate
+from jaxformer.interop.huggingface.table import Table
+
+MERGE = "merge it where PEFT is: model.merge_and_unload().save_pretrained(FOLDER)"
+"""What to do with an adapter that cannot be read."""
+IGNORED = frozenset(
+    (
+        *("auto_mapping", "base_model_name_or_path", "bias", "exclude_modules", "fan_in_fan_out", "inference_mode"),
+        *("init_lora_weights", "layers_pattern", "layers_to_transform", "lora_alpha", "alpha_pattern", "lora_dropout"),
+        *("megatron_core", "modules_to_save", "peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern"),
+        *("revision", "runtime_config", "target_modules", "task_type", "use_rslora"),
+    )
+)
+"""Fields that are read, or that choose what is trained, which the names of the tensors show too."""
+INITIAL = (True, False, None, "gaussian", "eva", "orthogonal")
+"""Values of init_lora_weights that leave the base as it is."""
+HEADS = {
+    "SEQ_CLS": "ForSequenceClassification",
+    "TOKEN_CLS": "ForTokenClassification",
+    "QUESTION_ANS": "ForQuestionAnswering",
+}
+"""Endings of the classes that a task_type stands for, where it is not the base's own class."""
+PRETRAINED_HEADS = {
+    "masked_lm": ("ForMaskedLM", "ForPreTraining"),
+    "next_sentence": ("ForPreTraining",),
+    "pooler": ("ForSequenceClassification", "ForPreTraining", "Model"),
+}
+"""Endings of the classes that have these parts of ours."""
+OUTER = "base_model.model."
+WRAPPERS = re.compile(r"\.(base_layer|modules_to_save|original_module)(?=\.)")
+"""What PEFT puts into the names of the tensors that it replaces."""
+CONV1D = re.compile(r"h\.\d+\.(attn|mlp|crossattention)\.c_\w+\.weight")
+"""GPT-2's maps, which are stored with the inputs first."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """The two matrices of one adapted tensor."""
+
+    a: Stored
+    """[r, inputs]."""
+    b: Stored
+    """[outputs, r]."""
+    scale: float
+    """What their product is multiplied by."""
+    transposed: bool
+    """Whether the tensor has the inputs first."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the tensor."""
+        shape = self.b.shape[0], self.a.shape[1]
+        return shape[::-1] if self.transposed else shape
+
+    def merged(self, base: Stored) -> Stored:
+        """The tensor with the product added, in float32, computed when it is read."""
+
+        def read() -> np.ndarray:
+            product = self.scale * (self.b.read().astype(np.float32) @ self.a.read().astype(np.float32))
+            return base.read().astype(np.float32) + (product.T if self.transposed else product)
+
+        return Stored(np.dtype(np.float32), base.shape, read)
+
+
+def base_folder(folder: Path) -> Path:
+    """The folder of an adapter's base model.
+
+    Raises:
+      InputError: the base is not found.
+    """
+    path = folder / ADAPTER
+    name = read_json(path).get("base_model_name_or_path")
+    if not isinstance(name, str) or not name:
+        raise InputError(f"{path}: base_model_name_or_path={name!r}: expected the base's folder or name")
+    beside = folder.absolute().parent / name  # A relative path is often that of the folder in which both were saved.
+    try:
+        return beside if not Path(name).is_dir() and (beside / CONFIG).is_file() else locate(name)
+    except InputError as error:
+        raise InputError(
+            f"{path}: base_model_name_or_path={name!r}: the base model is not found ({error}); "
+            f"put its folder's path there, or {MERGE}"
+        ) from error
+
+
+def open_adapter(folder: Path) -> Folder:
+    """Finds an adapter's base and tensors; the folder of the model that the two make together.
+
+    Raises:
+      InputError: the adapter is of a kind or has settings that are not supported, the base is not found, or the two
+        do not belong together.
+    """
+    said, where = read_json(folder / ADAPTER), folder / ADAPTER
+    _check(said, where)
+    base = open_folder(base_folder(folder))
+    architecture = _architecture(said, base, where)
+    config = {**base.config, "architectures": [architecture]}
+    family, _ = family_of_config(config, base.tensors, str(where))
+    prefix = family.table.prefix
+    names = {name.removeprefix(prefix): name for name in base.tensors}
+    pairs, replaced = _parts(said, adapter_tensors(folder), prefix, where)
+    if missing := sorted(name for name in pairs if name not in names):
+        raise InputError(f"{where}: adapts {missing[0]}, which the base {base.path} does not have")
+    tensors = dict(base.tensors)
+    if architecture not in (base.config.get("architectures") or [architecture]):
+        tensors = _without_heads(tensors, family.table, architecture)
+    # All names without the prefix, as those of a model without heads: new heads and the base agree then.
+    tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    for name, pair in pairs.items():
+        if pair.shape != tensors[name].shape:
+            raise InputError(
+                f"{where}: {name} is {list(tensors[name].shape)} in the base {base.path} and {list(pair.shape)} here"
+            )
+        tensors[name] = pair.merged(tensors[name])
+    tensors |= replaced
+    config = _with_labels(config, family.table, tensors)
+    return Folder(folder, config, base.generation, tensors, base=base.path)
+
+
+def _check(said: Mapping[str, Any], where: Path) -> None:
+    kind = said.get("peft_type")
+    if kind != "LORA":
+        raise InputError(f"{where}: peft_type={kind!r} is not supported; expected LORA, or {MERGE}")
+    if said.get("init_lora_weights", True) not in INITIAL:
+        value = said["init_lora_weights"]
+        raise InputError(f"{where}: init_lora_weights={value!r}, which changes the base, is not supported; {MERGE}")
+    for name, value in said.items():
+        if name not in IGNORED and value not in (None, False, {}, []):
+            raise InputError(f"{where}: {name}={value!r} is not supported; {MERGE}")
+
+
+def _architecture(said: Mapping[str, Any], base: Folder, where: Path) -> str:
+    """The class of the adapted model."""
+    family, own = family_of_config(base.config, base.tensors, str(base.path / CONFIG))
+    named = (said.get("auto_mapping") or {}).get("base_model_class")
+    ending = HEADS.get(str(said.get("task_type")))
+    if named is None and (ending is None or own.endswith(ending)):
+        return own
+    found = [name for name, other in ARCHITECTURES.items() if other.model_type == family.model_type]
+    matching = [name for name in found if (name == named if named else name.endswith(ending))]
+    if not matching:
+        field = f"base_model_class={named!r}" if named else f"task_type={said['task_type']!r}"
+        raise InputError(f"{where}: {field} is not supported for {family.model_type}; expected {', '.join(found)}")
+    return matching[0]
+
+
+def _parts(
+    said: Mapping[str, Any], stored: Mapping[str, Stored], prefix: str, where: Path
+) -> tuple[dict[str, Pair], dict[str, Stored]]:
+    """The pairs of an adapter, and the tensors that it replaces, each by name without the prefix."""
+    halves: dict[str, dict[str, Stored]] = {}
+    replaced: dict[str, Stored] = {}
+    for full_name, tensor in stored.items():
+        name = WRAPPERS.sub("", full_name.removeprefix(OUTER))
+        found = re.fullmatch(r"(.*)\.lora_(embedding_)?([AB])(\.weight)?", name)
+        if found:
+            side = f"{'embedding ' if found[2] else ''}{found[3].lower()}"
+            halves.setdefault(found[1], {})[side] = tensor
+        elif "lora_" in name or not name.endswith((".weight", ".bias")):
+            raise InputError(f"{where.parent}: {full_name} is not supported; {MERGE}")
+        else:
+            replaced[name.removeprefix(prefix)] = tensor
+    pairs = {}
+    for module, sides in halves.items():
+        name = f"{module.removeprefix(prefix)}.weight"
+        pairs[name] = _pair(said, module, name, sides, where)
+    return pairs, replaced
+
+
+def _pair(said: Mapping[str, Any], module: str, name: str, sides: Mapping[str, Stored], where: Path) -> Pair:
+    embedding = "embedding a" in sides
+    a, b = (sides.get(f"{'embedding ' if embedding else ''}{side}") for side in "ab")
+    if a is None or b is None or len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1]:
+        raise InputError(f"{where.parent}: {module} has not lora_A [r, inputs] and lora_B [outputs, r]")
+    alpha = _of_pattern(said.get("alpha_pattern"), module, said.get("lora_alpha", 8))
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float):
+        raise InputError(f"{where}: lora_alpha={alpha!r}: expected a number")
+    rank = a.shape[0]
+    scale = alpha / (math.sqrt(rank) if said.get("use_rslora") else rank)
+    return Pair(a, b, scale, embedding or CONV1D.fullmatch(name) is not None)
+
+
+def _of_pattern(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:
+    """The value of the first pattern that the module's name ends in."""
+    for pattern, value in (patterns or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return value
+    return default
+
+
+def _without_heads(tensors: Mapping[str, Stored], table: Table, architecture: str) -> dict[str, Stored]:
+    """The base's tensors that an architecture has too, without the base's own heads."""
+    parts = {part for part, endings in PRETRAINED_HEADS.items() if not architecture.endswith(endings)}
+    rows = [row for row in table.rows if row.paths[0].removeprefix("backbone/").split("/")[0] not in parts]
+    names = [name.removeprefix(table.prefix) for row in rows for name in (row.theirs, *row.copies)]
+    names += [name.removeprefix(table.prefix) for name in table.known]
+    pattern = "|".join(re.escape(name).replace(r"\{l\}", r"\d+") for name in names)
+    return {name: tensor for name, tensor in tensors.items() if re.fullmatch(pattern, name.removeprefix(table.prefix))}
+
+
+def _with_labels(config: Mapping[str, Any], table: Table, tensors: Mapping[str, Stored]) -> dict[str, Any]:
+    """The config with as many labels as the head has rows."""
+    heads = [row.theirs for row in table.rows if row.paths == ("head/kernel",) and row.theirs in tensors]
+    if not heads:
+        return dict(config)
+    count = tensors[heads[0]].shape[0]
+    named = config.get("id2label")
+    if isinstance(named, Mapping) and len(named) == count and config.get("num_labels", count) == count:
+        return dict(config)
+    return {name: value for name, value in config.items() if name not in ("id2label", "label2id")} | {
+        "num_labels": count
+    }

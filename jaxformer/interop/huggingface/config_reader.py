@@ -1,0 +1,122 @@
+"""The fields of a config.json: each must be asked for, or be known to say nothing about what a model computes."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxformer.errors import InputError
+from jaxformer.interop.huggingface.generation_config import FIELDS
+
+_HARMLESS = """
+architectures model_type is_encoder_decoder
+transformers_version _name_or_path name_or_path torch_dtype dtype _attn_implementation
+_attn_implementation_autoset attn_implementation use_cache return_dict return_dict_in_generate output_attentions
+output_hidden_states output_scores output_past torchscript use_bfloat16 initializer_range initializer_factor
+init_std gradient_checkpointing finetuning_task task_specific_params tokenizer_class problem_type num_labels
+id2label label2id prefix classifier_dropout classif_dropout classifier_dim vocab_file tf_legacy_loss
+pretraining_tp language model_max_length bos_token_id eos_token_id eos_token_ids pad_token_id sep_token_id
+decoder_start_token_id remove_invalid_values
+force_bos_token_to_be_generated save_step
+"""
+HARMLESS = frozenset(_HARMLESS.split())
+"""Fields that change nothing that is computed here: what made the file, what a program does with outputs, how
+parameters began, and the special tokens, which are the tokenizer's."""
+
+FALSE = (
+    "is_decoder",
+    "add_cross_attention",
+    "tie_encoder_decoder",
+    "cross_attention_hidden_size",
+    "pruned_heads",
+    "chunk_size_feed_forward",
+    "quantization_config",
+    "sparsify",
+)
+"""Fields that every family may have, and must not use."""
+
+
+class Settings:
+    """A config.json, field by field.
+
+    Attributes:
+      where: the file, for messages.
+      notes: what of it does not count here, though it would in training.
+    """
+
+    def __init__(self, values: Mapping[str, Any], where: str):
+        self._values, self.where = values, where
+        self._read: set[str] = set()
+        self.notes: list[str] = []
+
+    def __contains__(self, name: str) -> bool:
+        return self._values.get(name) is not None
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The field's value, `default` where it is missing or null."""
+        self._read.add(name)
+        value = self._values.get(name)
+        return default if value is None else value
+
+    def integer(self, name: str, default: int | None = None) -> int:
+        """A whole number above 0; InputError where it is missing and has no default."""
+        value = self.get(name, default)
+        if type(value) is not int or value < 1:
+            raise self.error(name, value, "a whole number above 0")
+        return value
+
+    def number(self, name: str, default: float) -> float:
+        """A number."""
+        value = self.get(name, default)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise self.error(name, value, "a number")
+        return float(value)
+
+    def flag(self, name: str, default: bool) -> bool:
+        """True or false."""
+        value = self.get(name, default)
+        if not isinstance(value, bool):
+            raise self.error(name, value, "true or false")
+        return value
+
+    def choice(self, name: str, meanings: Mapping[str, Any], default: str) -> Any:
+        """What the field's value stands for."""
+        value = self.get(name, default)
+        if value not in meanings:
+            raise self.error(name, value, f"one of {', '.join(meanings)}")
+        return meanings[value]
+
+    def must(self, name: str, *allowed: Any) -> None:
+        """Raises InputError where the field has another value than these; the first is meant where it is missing."""
+        value = self.get(name, allowed[0])
+        if value not in allowed:
+            raise self.error(name, value, " or ".join(map(repr, allowed)))
+
+    def rate(self, name: str, default: float = 0.0, *others: str) -> float:
+        """A rate of dropout; noted where `others` differ, which are the same rate here."""
+        rate = self.number(name, default)
+        for other in others:
+            if (value := self.number(other, default)) != rate:
+                self.notes.append(f"{other}={value} acts in training alone, where it is {name}={rate} here")
+        return rate
+
+    def only_training(self, name: str) -> None:
+        """A rate that acts in training alone and is not ours; noted where it is above 0."""
+        if self.get(name, 0.0):
+            self.notes.append(f"{name}={self.get(name)} acts in training alone, and not here")
+
+    def finish(self) -> None:
+        """Raises InputError where fields are left that nobody asked for."""
+        for name in FALSE:
+            if name not in self._read and (value := self.get(name)):
+                raise self.error(name, value, "none")
+        left = [
+            name
+            for name in self._values
+            if name not in self._read | HARMLESS | FIELDS and self._values[name] is not None
+        ]
+        if left:
+            shown = ", ".join(f"{name}={self._values[name]!r}"[:60] for name in left)
+            raise InputError(f"{self.where}: fields that this family does not have here: {shown}")
+
+    def error(self, name: str, value: Any, expected: str) -> InputError:
+        """What to raise for a field."""
+        return InputError(f"{self.where}: {name}={value!r} is not supported; expected {expected}")

@@ -1,0 +1,51 @@
+"""BART (Lewis et al. 2020)."""
+
+from collections.abc import Collection
+from typing import Any
+
+from jaxformer.interop.huggingface.config_reader import Settings
+from jaxformer.interop.huggingface.families import marian
+from jaxformer.interop.huggingface.families.family import Family
+from jaxformer.interop.huggingface.families.rows import norm
+from jaxformer.interop.huggingface.table import Row, Table
+from jaxformer.models.bart import Bart
+
+
+def _entry(side: str) -> list[Row]:
+    table = Row(f"{side}_entry/position", f"model.{side}.embed_positions.weight")
+    return [table, *norm(f"{side}_entry/norm", f"model.{side}.layernorm_embedding")]
+
+
+TABLE = Table(
+    (
+        *marian.shared_rows(),
+        *_entry("encoder"),
+        *marian.stack_rows("encoder"),
+        *_entry("decoder"),
+        *marian.stack_rows("decoder"),
+    ),
+    known={"model.encoder.version": "fairseq's", "model.decoder.version": "fairseq's"},
+)
+
+
+def build(settings: Settings, names: Collection[str]) -> Bart:
+    """Our BART."""
+    settings.must("normalize_embedding", True)
+    settings.must("static_position_embeddings", False)
+    settings.must("extra_pos_embeddings", 2)
+    return Bart(
+        **marian.stacks(settings),
+        vocab=settings.integer("vocab_size", 50_265),
+        positions=settings.integer("max_position_embeddings", 1024),
+        scaled=settings.flag("scale_embedding", False),
+        tied=settings.flag("tie_word_embeddings", True),
+        head_bias="final_logits_bias" in names,
+    )
+
+
+def describe(model: Bart) -> dict[str, Any]:
+    """Their config of our BART."""
+    return {"architectures": ["BartForConditionalGeneration"]} | marian.fields(model)
+
+
+FAMILY = Family("bart", ("BartForConditionalGeneration",), Bart, build, describe, TABLE)

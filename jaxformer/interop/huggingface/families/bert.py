@@ -1,0 +1,120 @@
+"""BERT (Devlin et al. 2019)."""
+
+from collections.abc import Collection
+from typing import Any
+
+from jaxformer.interop.huggingface.config_reader import Settings
+from jaxformer.interop.huggingface.families.family import ACTIVATIONS, NAMES, Family, stack
+from jaxformer.interop.huggingface.families.rows import attention, linear, norm
+from jaxformer.interop.huggingface.table import Row, Table
+from jaxformer.layers.mlp import Mlp
+from jaxformer.layers.norms import LayerNorm
+from jaxformer.models.bert import Bert
+
+EMBEDDINGS, LAYER, HEAD = "bert.embeddings", "bert.encoder.layer.{l}", "cls.predictions"
+
+TABLE = Table(
+    (
+        Row("embeddings/token", f"{EMBEDDINGS}.word_embeddings.weight", copies=(f"{HEAD}.decoder.weight",)),
+        Row("embeddings/position", f"{EMBEDDINGS}.position_embeddings.weight"),
+        Row("embeddings/token_type", f"{EMBEDDINGS}.token_type_embeddings.weight"),
+        *norm("embeddings/norm", f"{EMBEDDINGS}.LayerNorm"),
+        *attention(
+            "transformer/blocks/attention",
+            f"{LAYER}.attention.self.query",
+            f"{LAYER}.attention.self.key",
+            f"{LAYER}.attention.self.value",
+            f"{LAYER}.attention.output.dense",
+        ),
+        *norm("transformer/blocks/attention_norm", f"{LAYER}.attention.output.LayerNorm"),
+        *linear("transformer/blocks/mlp/up", f"{LAYER}.intermediate.dense"),
+        *linear("transformer/blocks/mlp/down", f"{LAYER}.output.dense"),
+        *norm("transformer/blocks/mlp_norm", f"{LAYER}.output.LayerNorm"),
+        *linear("pooler", "bert.pooler.dense"),
+        *linear("masked_lm/dense", f"{HEAD}.transform.dense"),
+        *norm("masked_lm/norm", f"{HEAD}.transform.LayerNorm"),
+        Row("masked_lm/bias", f"{HEAD}.bias", copies=(f"{HEAD}.decoder.bias",)),
+        *linear("next_sentence", "cls.seq_relationship"),
+    ),
+    known={f"{EMBEDDINGS}.position_ids": "0, 1, 2, ..."},
+    prefix="bert.",
+)
+
+
+def build(settings: Settings, names: Collection[str]) -> Bert:
+    """Our BERT, with the heads whose tensors are there."""
+    settings.must("position_embedding_type", "absolute")
+    settings.must("tie_word_embeddings", True)
+    return Bert(
+        encoder(settings),
+        vocab=settings.integer("vocab_size"),
+        positions=settings.integer("max_position_embeddings"),
+        token_types=settings.integer("type_vocab_size", 2),
+        heads=heads(names, pooler="pooler.dense.weight", masked_lm=f"{HEAD}.transform.dense.weight"),
+    )
+
+
+def encoder(settings: Settings):
+    """The stack of BERT's and RoBERTa's config."""
+    return stack(
+        settings,
+        width=settings.integer("hidden_size"),
+        depth=settings.integer("num_hidden_layers"),
+        heads=settings.integer("num_attention_heads"),
+        mlp=Mlp(settings.integer("intermediate_size"), settings.choice("hidden_act", ACTIVATIONS, "gelu")),
+        norm=LayerNorm(settings.number("layer_norm_eps", 1e-12)),
+        norm_position="after",
+        dropout=settings.rate("hidden_dropout_prob", 0.1),
+        attention_dropout=settings.rate("attention_probs_dropout_prob", 0.1),
+    )
+
+
+def heads(names: Collection[str], pooler: str, masked_lm: str) -> tuple[str, ...]:
+    """The heads that have tensors."""
+    found = {
+        "masked_lm": masked_lm in names,
+        "pooler": any(name.endswith(pooler) for name in names),
+        "next_sentence": "cls.seq_relationship.weight" in names,
+    }
+    return tuple(name for name, there in found.items() if there)
+
+
+def describe(model: Bert) -> dict[str, Any]:
+    """Their config of our BERT."""
+    if "next_sentence" in model.heads:
+        architecture = "BertForPreTraining"
+    else:
+        architecture = "BertForMaskedLM" if "masked_lm" in model.heads else "BertModel"
+    return {
+        "architectures": [architecture],
+        "position_embedding_type": "absolute",
+        "type_vocab_size": model.token_types,
+        "max_position_embeddings": model.positions,
+    } | encoder_fields(model)
+
+
+def encoder_fields(model: Bert) -> dict[str, Any]:
+    """What BERT's and RoBERTa's config have of the stack."""
+    config = model.transformer
+    return {
+        "vocab_size": model.vocab,
+        "hidden_size": config.width,
+        "num_hidden_layers": config.depth,
+        "num_attention_heads": config.heads,
+        "intermediate_size": config.mlp.inner(config.width),
+        "hidden_act": NAMES[config.mlp.activation],
+        "layer_norm_eps": config.norm.epsilon,
+        "hidden_dropout_prob": config.dropout,
+        "attention_probs_dropout_prob": config.attention_dropout,
+    }
+
+
+FAMILY = Family(
+    model_type="bert",
+    architectures=("BertForPreTraining", "BertForMaskedLM", "BertModel"),
+    module=Bert,
+    build=build,
+    describe=describe,
+    table=TABLE,
+    bare=("BertModel",),
+)

@@ -1,0 +1,144 @@
+"""DINOv2 (Oquab et al. 2024), with registers too (Darcet et al. 2024)."""
+
+import dataclasses
+from collections.abc import Collection
+from typing import Any
+
+from jaxformer.errors import InputError
+from jaxformer.interop.huggingface.config_reader import Settings
+from jaxformer.interop.huggingface.families.family import ACTIVATIONS, NAMES, Family, stack
+from jaxformer.interop.huggingface.families.rows import linear, norm
+from jaxformer.interop.huggingface.families.vit import embeddings, geometry, image_model, self_attention
+from jaxformer.interop.huggingface.labels import label_fields, read_labels
+from jaxformer.interop.huggingface.table import Row, Table
+from jaxformer.layers.mlp import GatedMlp, Mlp
+from jaxformer.layers.norms import LayerNorm
+from jaxformer.layers.residual import Residual
+from jaxformer.layers.transformer import Transformer
+from jaxformer.models.vit import Vit
+
+OURS = "transformer/blocks"
+GATED = tuple(f"{OURS}/mlp/{part}" for part in ("gate", "up"))
+
+
+def table(prefix: str) -> Table:
+    """The table, with the names' first word."""
+    layer = f"{prefix}.encoder.layer.{{l}}"
+    return Table(
+        (
+            *embeddings(f"{prefix}.embeddings"),
+            Row("embeddings/registers", f"{prefix}.embeddings.register_tokens", "1 r d -> r d"),
+            *self_attention(OURS, layer),
+            *norm(f"{OURS}/attention_norm", f"{layer}.norm1"),
+            *norm(f"{OURS}/mlp_norm", f"{layer}.norm2"),
+            Row(f"{OURS}/attention_residual/scale", f"{layer}.layer_scale1.lambda1"),
+            Row(f"{OURS}/mlp_residual/scale", f"{layer}.layer_scale2.lambda1"),
+            *_mlp_rows(f"{layer}.mlp"),
+            *norm("transformer/norm", f"{prefix}.layernorm"),
+            *linear("head", "classifier"),
+        ),
+        known={f"{prefix}.embeddings.mask_token": "what stands for a patch in its pretraining"},
+        prefix=f"{prefix}.",
+    )
+
+
+def _mlp_rows(theirs: str) -> list[Row]:
+    """An MLP's two maps, or a gated one's, of which theirs has gate and up in one."""
+    gate = f"{GATED[0]}/kernel"
+    kernel, bias = (tuple(f"{part}/{name}" for part in GATED) for name in ("kernel", "bias"))
+    gated = [
+        Row(kernel, f"{theirs}.weights_in.weight", "(n f) d -> n d f"),
+        Row(bias, f"{theirs}.weights_in.bias", "(n f) -> n f"),
+        *linear(f"{OURS}/mlp/down", f"{theirs}.weights_out"),
+    ]
+    plain = [*linear(f"{OURS}/mlp/up", f"{theirs}.fc1"), *linear(f"{OURS}/mlp/down", f"{theirs}.fc2")]
+    return [
+        *(dataclasses.replace(row, beside=gate) for row in gated),
+        *(dataclasses.replace(row, unless=gate) for row in plain),
+    ]
+
+
+def build(settings: Settings, names: Collection[str]) -> Vit:
+    """Our ViT in DINOv2's form; its classifier reads the class token and the mean of the patches."""
+    settings.must("qkv_bias", True)
+    for name in ("apply_layernorm", "reshape_hidden_states", "out_features", "out_indices", "stage_names"):
+        settings.get(name)  # Of the backbone, which returns what lies between the blocks.
+    settings.get("use_mask_token")
+    width = settings.integer("hidden_size", 768)
+    transformer = stack(
+        settings,
+        width=width,
+        depth=settings.integer("num_hidden_layers", 12),
+        heads=settings.integer("num_attention_heads", 12),
+        mlp=_mlp(settings, int(width * settings.number("mlp_ratio", 4))),
+        norm=LayerNorm(settings.number("layer_norm_eps", 1e-6)),
+        dropout=settings.rate("hidden_dropout_prob"),
+        attention_dropout=settings.rate("attention_probs_dropout_prob"),
+        residual=Residual(settings.number("layerscale_value", 1.0), settings.rate("drop_path_rate")),
+    )
+    labels = read_labels(settings) if "classifier.weight" in names else ()
+    pooling = "class_and_mean" if labels else "class"
+    registers = settings.integer("num_register_tokens", 4) if _has_registers(names) else 0
+    fields = {"labels": labels, "pooling": pooling, "registers": registers}
+    return image_model(settings, Vit, transformer=transformer, **fields)
+
+
+def _mlp(settings: Settings, inner: int) -> Mlp | GatedMlp:
+    activation = settings.choice("hidden_act", ACTIVATIONS, "gelu")
+    if settings.flag("use_swiglu_ffn", False):
+        # Two thirds of the width, in whole eights, and always with SiLU.
+        return GatedMlp((int(inner * 2 / 3) + 7) // 8 * 8, bias=True)
+    return Mlp(inner, activation)
+
+
+def _has_registers(names: Collection[str]) -> bool:
+    return any(name.endswith("embeddings.register_tokens") for name in names)
+
+
+def describe(model: Vit) -> dict[str, Any]:
+    """Their config of our ViT."""
+    config, name = model.transformer, "Dinov2WithRegisters" if model.registers else "Dinov2"
+    if config.residual is None:
+        raise InputError("model.transformer.residual=None: DINOv2 has layer scale")
+    gated = isinstance(config.mlp, GatedMlp)
+    registers = {"num_register_tokens": model.registers} if model.registers else {}
+    return {
+        "architectures": [f"{name}ForImageClassification" if model.labels else f"{name}Model"],
+        "hidden_size": config.width,
+        "num_hidden_layers": config.depth,
+        "num_attention_heads": config.heads,
+        "mlp_ratio": _ratio(config),
+        "hidden_act": "gelu" if gated else NAMES[config.mlp.activation],
+        "use_swiglu_ffn": gated,
+        "use_mask_token": False,
+        "layer_norm_eps": config.norm.epsilon,
+        "layerscale_value": config.residual.layer_scale,
+        "drop_path_rate": config.residual.drop_path,
+        "hidden_dropout_prob": config.dropout,
+        "attention_probs_dropout_prob": config.attention_dropout,
+        **registers,
+        **(label_fields(model.labels) if model.labels else {}),
+        **geometry(model),
+    }
+
+
+def _ratio(config: Transformer) -> int:
+    """The whole number of widths that the inner width comes from; `build` says where there is none."""
+    inner = config.mlp.inner(config.width)
+    return round((inner * 3 / 2 if isinstance(config.mlp, GatedMlp) else inner) / config.width)
+
+
+def family(model_type: str, name: str) -> Family:
+    """DINOv2's, or that with registers."""
+    return Family(
+        model_type=model_type,
+        architectures=(f"{name}Model", f"{name}ForImageClassification"),
+        module=Vit,
+        build=build,
+        describe=describe,
+        table=table(model_type),
+        bare=(f"{name}Model",),
+    )
+
+
+FAMILY, WITH_REGISTERS = family("dinov2", "Dinov2"), family("dinov2_with_registers", "Dinov2WithRegisters")

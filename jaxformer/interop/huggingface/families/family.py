@@ -1,0 +1,97 @@
+"""What a family is: which classes of transformers, our model of their config and theirs of ours, and the table."""
+
+import dataclasses
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import flax.linen as nn
+import numpy as np
+
+from jaxformer import config
+from jaxformer.errors import InputError
+from jaxformer.interop.huggingface.config_reader import Settings
+from jaxformer.interop.huggingface.table import Table
+from jaxformer.layers.attention import Attention
+from jaxformer.layers.mlp import GatedMlp, Mlp
+from jaxformer.layers.residual import Residual
+from jaxformer.layers.transformer import Transformer
+
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+    "tanh": "tanh",
+}
+"""Ours of their activations."""
+NAMES = {"gelu": "gelu", "gelu_tanh": "gelu_new", "relu": "relu", "silu": "silu", "tanh": "tanh"}
+"""Theirs of our activations."""
+
+NOT_COMPUTED = ("dropout", "attention_dropout", "dtype", "remat", "unroll")
+"""Fields of a stack that change no parameter's meaning."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """A family of transformers' models."""
+
+    model_type: str
+    """What a config.json calls it."""
+    architectures: tuple[str, ...]
+    """Its classes here, the usual one first."""
+    module: type[nn.Module]
+    """Our model's class."""
+    build: Callable[[Settings, Collection[str]], nn.Module]
+    """Our model of a config and the tensors' names; asks for every field that it honours."""
+    describe: Callable[[Any], Mapping[str, Any]]
+    """The config of our model, `architectures` among it, so that `build` makes the same model of it."""
+    table: Table
+    """How parameters correspond."""
+    bare: tuple[str, ...] = ()
+    """Those of the architectures whose tensors lack the table's prefix."""
+    constants: Callable[[Any], Mapping[str, np.ndarray]] | None = None
+    """Tensors of theirs that our model computes and transformers keeps, by name: written too."""
+    own_pad: bool = False
+    """Whether `describe` says which token is padding, for positions depend on it."""
+
+
+def stack(settings: Settings, **fields: Any) -> Transformer:
+    """A Transformer; what our fields refuse is the config's fault."""
+    try:
+        return Transformer(**fields)
+    except InputError as error:
+        raise InputError(f"{settings.where}: {error}") from error
+
+
+def explicit(model: nn.Module) -> nn.Module:
+    """The model with the sizes that its fields leave to be derived, and without what training alone needs."""
+    changes = {}
+    for name in ("transformer", "encoder", "decoder"):
+        if isinstance(part := getattr(model, name, None), Transformer):
+            changes[name] = _explicit_stack(part)
+    if isinstance(backbone := getattr(model, "backbone", None), nn.Module):
+        changes |= {"backbone": explicit(backbone), "dropout": 0.0}
+    if hasattr(model, "mean"):  # Of pixels: no config.json says it.
+        changes |= {"mean": (0.5,), "std": (0.5,)}
+    return dataclasses.replace(model, **changes)
+
+
+def differences(model: nn.Module, other: nn.Module) -> list[str]:
+    """Fields in which two models compute differently, a line each."""
+    return config.differences(explicit(model), explicit(other), "model")
+
+
+def _explicit_stack(stack: Transformer) -> Transformer:
+    attention, mlp = stack.attention, stack.mlp
+    if isinstance(attention, Attention):
+        groups, head_dim = attention.sizes(stack.heads, stack.width)
+        attention = dataclasses.replace(attention, kv_heads=groups, head_dim=head_dim)
+    if isinstance(mlp, Mlp | GatedMlp):
+        mlp = dataclasses.replace(mlp, width=mlp.inner(stack.width))
+    residual = stack.residual
+    if isinstance(residual, Residual):
+        residual = None if residual.layer_scale is None else Residual(residual.layer_scale)
+    plain = {field: Transformer.__dataclass_fields__[field].default for field in NOT_COMPUTED}
+    return dataclasses.replace(stack, attention=attention, mlp=mlp, residual=residual, **plain)

@@ -1,0 +1,177 @@
+"""LLaMA (Touvron et al. 2023), and what has its shape: Mistral (Jiang et al. 2023) and Qwen3 (Yang et al. 2025)."""
+
+from collections.abc import Collection
+from typing import Any
+
+from jaxformer.interop.huggingface.config_reader import Settings
+from jaxformer.interop.huggingface.families.family import ACTIVATIONS, NAMES, Family, stack
+from jaxformer.interop.huggingface.families.rows import attention, linear, norm
+from jaxformer.interop.huggingface.table import Row, Table
+from jaxformer.layers.attention import Attention
+from jaxformer.layers.mlp import GatedMlp
+from jaxformer.layers.norms import HeadRMSNorm, RMSNorm
+from jaxformer.layers.positions import Rotary
+from jaxformer.models.gpt import Gpt
+
+LAYER, OURS = "model.layers.{l}", "transformer/blocks"
+
+TABLE = Table(
+    (
+        Row("embeddings/token", "model.embed_tokens.weight", copies=("lm_head.weight",)),
+        *norm(f"{OURS}/attention_norm", f"{LAYER}.input_layernorm"),
+        *attention(
+            f"{OURS}/attention",
+            f"{LAYER}.self_attn.q_proj",
+            f"{LAYER}.self_attn.k_proj",
+            f"{LAYER}.self_attn.v_proj",
+            f"{LAYER}.self_attn.o_proj",
+        ),
+        Row(f"{OURS}/attention/query_norm/scale", f"{LAYER}.self_attn.q_norm.weight"),
+        Row(f"{OURS}/attention/key_norm/scale", f"{LAYER}.self_attn.k_norm.weight"),
+        *norm(f"{OURS}/mlp_norm", f"{LAYER}.post_attention_layernorm"),
+        *linear(f"{OURS}/mlp/gate", f"{LAYER}.mlp.gate_proj"),
+        *linear(f"{OURS}/mlp/up", f"{LAYER}.mlp.up_proj"),
+        *linear(f"{OURS}/mlp/down", f"{LAYER}.mlp.down_proj"),
+        *norm("transformer/norm", "model.norm"),
+        Row("head", "lm_head.weight"),
+    ),
+    known={f"{LAYER}.self_attn.rotary_emb.inv_freq": "computed from the config", "model.rotary_emb.inv_freq": "too"},
+    prefix="model.",
+)
+
+ROPE = {
+    "factor": "factor",
+    "original_max_position_embeddings": "pretrained",
+    "low_freq_factor": "low",
+    "high_freq_factor": "high",
+}
+"""Our fields of theirs that scale rotary positions."""
+SCALINGS = {"none": (), "linear": ("factor",), "llama3": tuple(ROPE)}
+"""The scalings that are here, and which fields each needs."""
+
+
+def build_llama(settings: Settings, names: Collection[str]) -> Gpt:
+    """Our LLaMA."""
+    bias = settings.flag("attention_bias", False)
+    return _build(settings, bias=bias, mlp_bias=settings.flag("mlp_bias", False), groups=None)
+
+
+def build_mistral(settings: Settings, names: Collection[str]) -> Gpt:
+    """Our Mistral: a LLaMA without biases; a window shorter than its positions is not here."""
+    longest, window = settings.integer("max_position_embeddings", 131_072), settings.get("sliding_window")
+    if window is not None and window < longest:
+        raise settings.error("sliding_window", window, f"null, or at least max_position_embeddings={longest}")
+    return _build(settings, groups=8, positions=131_072)
+
+
+def build_qwen3(settings: Settings, names: Collection[str]) -> Gpt:
+    """Our Qwen3: a LLaMA whose heads' queries and keys are normalised."""
+    settings.must("use_sliding_window", False)
+    kinds = settings.get("layer_types", [])
+    if any(kind != "full_attention" for kind in kinds):
+        raise settings.error("layer_types", sorted(set(kinds)), "full_attention alone")
+    for name in ("sliding_window", "max_window_layers"):
+        settings.get(name)  # Say nothing without use_sliding_window.
+    norm = HeadRMSNorm(settings.number("rms_norm_eps", 1e-6))
+    bias = settings.flag("attention_bias", False)
+    return _build(settings, bias=bias, groups=32, head_dim=128, positions=32_768, head_norm=norm)
+
+
+def _build(
+    settings: Settings,
+    groups: int | None,
+    bias: bool = False,
+    mlp_bias: bool = False,
+    head_dim: int | None = None,
+    positions: int = 2048,
+    head_norm: HeadRMSNorm | None = None,
+) -> Gpt:
+    width, heads = settings.integer("hidden_size"), settings.integer("num_attention_heads")
+    sizes = {
+        "kv_heads": settings.integer("num_key_value_heads", groups or heads),
+        "head_dim": settings.integer("head_dim", head_dim or max(1, width // heads)),
+    }
+    activation = settings.choice("hidden_act", ACTIVATIONS, "silu")
+    transformer = stack(
+        settings,
+        width=width,
+        depth=settings.integer("num_hidden_layers"),
+        heads=heads,
+        attention=Attention(**sizes, bias=bias, head_norm=head_norm),
+        mlp=GatedMlp(settings.integer("intermediate_size"), activation, mlp_bias),
+        norm=RMSNorm(settings.number("rms_norm_eps", 1e-6)),
+        positions=rotary(settings),
+        dropout=0.0,
+        attention_dropout=settings.rate("attention_dropout"),
+    )
+    return Gpt(
+        transformer,
+        vocab=settings.integer("vocab_size"),
+        positions=settings.integer("max_position_embeddings", positions),
+        tied=settings.flag("tie_word_embeddings", False),
+    )
+
+
+def rotary(settings: Settings) -> Rotary:
+    """What the config says of its rotary positions, in today's words or in older ones."""
+    settings.must("partial_rotary_factor", 1.0)
+    base = settings.number("rope_theta", 10_000.0)
+    name = "rope_parameters" if "rope_parameters" in settings else "rope_scaling"
+    rope = dict(settings.get("rope_scaling", {})) | dict(settings.get("rope_parameters", {}))
+    older = rope.pop("type", "default")
+    kind = rope.pop("rope_type", older)
+    kind = {"default": "none"}.get(kind, kind)
+    base = float(rope.pop("rope_theta", base))
+    if kind not in SCALINGS:
+        raise settings.error(f"{name}.rope_type", kind, "default, linear or llama3")
+    if rope.pop("partial_rotary_factor", 1.0) != 1.0:
+        raise settings.error(f"{name}.partial_rotary_factor", "below 1", "1")
+    if kind != "llama3":
+        rope.pop("original_max_position_embeddings", None)
+    if set(rope) != set(SCALINGS[kind]):
+        raise settings.error(name, rope, f"these fields for {kind}: {', '.join(SCALINGS[kind]) or 'none'}")
+    return Rotary(base, kind, **{ROPE[field]: value for field, value in rope.items()})
+
+
+def rope_fields(positions: Rotary) -> dict[str, Any]:
+    """The same in the older words, which all versions of transformers read."""
+    scaling = {
+        theirs: getattr(positions, ours) for theirs, ours in ROPE.items() if theirs in SCALINGS[positions.scaling]
+    }
+    kind = {"rope_type": positions.scaling, "type": positions.scaling}
+    return {"rope_theta": positions.base, "rope_scaling": None if positions.scaling == "none" else kind | scaling}
+
+
+def _describe(architecture: str, **fields: Any):
+    def describe(model: Gpt) -> dict[str, Any]:
+        """Their config of our model."""
+        config = model.transformer
+        groups, head_dim = config.attention.sizes(config.heads, config.width)
+        mine = {
+            "architectures": [architecture],
+            "vocab_size": model.vocab,
+            "max_position_embeddings": model.positions,
+            "hidden_size": config.width,
+            "num_hidden_layers": config.depth,
+            "num_attention_heads": config.heads,
+            "num_key_value_heads": groups,
+            "head_dim": head_dim,
+            "intermediate_size": config.mlp.inner(config.width),
+            "hidden_act": NAMES[config.mlp.activation],
+            "rms_norm_eps": config.norm.epsilon,
+            "attention_dropout": config.attention_dropout,
+            "tie_word_embeddings": model.tied,
+        }
+        biases = {"attention_bias": config.attention.bias, "mlp_bias": config.mlp.bias}
+        return mine | rope_fields(config.positions) | {name: biases.get(name, value) for name, value in fields.items()}
+
+    return describe
+
+
+def _family(model_type: str, architecture: str, build, **fields: Any) -> Family:
+    return Family(model_type, (architecture,), Gpt, build, _describe(architecture, **fields), TABLE)
+
+
+LLAMA = _family("llama", "LlamaForCausalLM", build_llama, attention_bias=None, mlp_bias=None)
+MISTRAL = _family("mistral", "MistralForCausalLM", build_mistral, sliding_window=None)
+QWEN3 = _family("qwen3", "Qwen3ForCausalLM", build_qwen3, attention_bias=None, use_sliding_window=False)

@@ -1,0 +1,86 @@
+"""RoBERTa (Liu et al. 2019): a BERT whose first position is the one behind padding's number."""
+
+from collections.abc import Collection
+from typing import Any
+
+from jaxformer.errors import InputError
+from jaxformer.interop.huggingface.config_reader import Settings
+from jaxformer.interop.huggingface.families.bert import encoder, encoder_fields, heads
+from jaxformer.interop.huggingface.families.family import Family
+from jaxformer.interop.huggingface.families.rows import attention, linear, norm
+from jaxformer.interop.huggingface.table import Row, Table
+from jaxformer.models.bert import Bert
+
+EMBEDDINGS, LAYER = "roberta.embeddings", "roberta.encoder.layer.{l}"
+
+TABLE = Table(
+    (
+        Row("embeddings/token", f"{EMBEDDINGS}.word_embeddings.weight", copies=("lm_head.decoder.weight",)),
+        Row("embeddings/position", f"{EMBEDDINGS}.position_embeddings.weight"),
+        Row("embeddings/token_type", f"{EMBEDDINGS}.token_type_embeddings.weight"),
+        *norm("embeddings/norm", f"{EMBEDDINGS}.LayerNorm"),
+        *attention(
+            "transformer/blocks/attention",
+            f"{LAYER}.attention.self.query",
+            f"{LAYER}.attention.self.key",
+            f"{LAYER}.attention.self.value",
+            f"{LAYER}.attention.output.dense",
+        ),
+        *norm("transformer/blocks/attention_norm", f"{LAYER}.attention.output.LayerNorm"),
+        *linear("transformer/blocks/mlp/up", f"{LAYER}.intermediate.dense"),
+        *linear("transformer/blocks/mlp/down", f"{LAYER}.output.dense"),
+        *norm("transformer/blocks/mlp_norm", f"{LAYER}.output.LayerNorm"),
+        *linear("pooler", "roberta.pooler.dense"),
+        *linear("masked_lm/dense", "lm_head.dense"),
+        *norm("masked_lm/norm", "lm_head.layer_norm"),
+        Row("masked_lm/bias", "lm_head.bias", copies=("lm_head.decoder.bias",)),
+    ),
+    known={f"{EMBEDDINGS}.position_ids": "0, 1, 2, ..."},
+    prefix="roberta.",
+)
+
+
+def build(settings: Settings, names: Collection[str]) -> Bert:
+    """Our RoBERTa, with the heads whose tensors are there."""
+    settings.must("position_embedding_type", "absolute")
+    settings.must("tie_word_embeddings", True)
+    found = heads(names, pooler="pooler.dense.weight", masked_lm="lm_head.dense.weight")
+    if "masked_lm" in found:
+        settings.must("hidden_act", "gelu")  # Its head has no other.
+    offset = settings.get("pad_token_id", 1) + 1
+    rows = settings.integer("max_position_embeddings", 512)
+    if rows <= offset:
+        raise settings.error("max_position_embeddings", rows, f"more than {offset}, the first position's row")
+    return Bert(
+        encoder(settings),
+        vocab=settings.integer("vocab_size"),
+        positions=rows - offset,
+        token_types=settings.integer("type_vocab_size", 2),
+        position_offset=offset,
+        heads=found,
+    )
+
+
+def describe(model: Bert) -> dict[str, Any]:
+    """Their config of our RoBERTa."""
+    if model.position_offset < 1:
+        raise InputError("RoBERTa's positions begin behind padding's")
+    return {
+        "architectures": ["RobertaForMaskedLM" if "masked_lm" in model.heads else "RobertaModel"],
+        "position_embedding_type": "absolute",
+        "type_vocab_size": model.token_types,
+        "max_position_embeddings": model.positions + model.position_offset,
+        "pad_token_id": model.position_offset - 1,
+    } | encoder_fields(model)
+
+
+FAMILY = Family(
+    model_type="roberta",
+    architectures=("RobertaForMaskedLM", "RobertaModel"),
+    module=Bert,
+    build=build,
+    describe=describe,
+    table=TABLE,
+    bare=("RobertaModel",),
+    own_pad=True,
+)

@@ -1,0 +1,150 @@
+"""T5 (Raffel et al. 2020): v1.0, v1.1 and Flan's, and mT5 (Xue et al. 2021)."""
+
+from collections.abc import Collection
+from typing import Any
+
+from jaxformer.interop.huggingface.config_reader import Settings
+from jaxformer.interop.huggingface.families.family import ACTIVATIONS, NAMES, Family, stack
+from jaxformer.interop.huggingface.families.rows import attention, norm
+from jaxformer.interop.huggingface.table import Row, Table
+from jaxformer.layers.attention import Attention
+from jaxformer.layers.mlp import GatedMlp, Mlp
+from jaxformer.layers.norms import RMSNorm
+from jaxformer.layers.positions import RelativePositions
+from jaxformer.layers.transformer import Transformer
+from jaxformer.models.t5 import T5
+
+
+def _attention(ours: str, theirs: str) -> list[Row]:
+    return attention(ours, *(f"{theirs}.{part}" for part in "qkvo"))
+
+
+def _mlp(ours: str, theirs: str) -> list[Row]:
+    """Gated or not, which changes a name: `up` is what does not pass through the activation, where there are two."""
+    gate, up = f"{ours}/gate/kernel", f"{ours}/up/kernel"
+    return [
+        Row(gate, f"{theirs}.wi_0.weight", "f d -> d f"),
+        Row(up, f"{theirs}.wi_1.weight", "f d -> d f", beside=gate),
+        Row(up, f"{theirs}.wi.weight", "f d -> d f", unless=gate),
+        Row(f"{ours}/down/kernel", f"{theirs}.wo.weight", "f d -> d f"),
+    ]
+
+
+def _stack(side: str) -> list[Row]:
+    layer, ours = f"{side}.block.{{l}}.layer", f"{side}/blocks"
+    table = f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+    rows = [
+        Row(f"{side}/positions/bias", table),
+        *_attention(f"{ours}/attention", f"{layer}.0.SelfAttention"),
+        *norm(f"{ours}/attention_norm", f"{layer}.0.layer_norm"),
+    ]
+    last = 1
+    if side == "decoder":
+        rows += _attention(f"{ours}/cross_attention", f"{layer}.1.EncDecAttention")
+        rows += norm(f"{ours}/cross_attention_norm", f"{layer}.1.layer_norm")
+        last = 2
+    rows += _mlp(f"{ours}/mlp", f"{layer}.{last}.DenseReluDense")
+    rows += norm(f"{ours}/mlp_norm", f"{layer}.{last}.layer_norm")
+    return rows + norm(f"{side}/norm", f"{side}.final_layer_norm")
+
+
+TABLE = Table(
+    (
+        Row(
+            "embeddings/token",
+            "shared.weight",
+            copies=("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"),
+        ),
+        *_stack("encoder"),
+        *_stack("decoder"),
+        # A file of transformers 5 lacks a head that equals the embeddings. Ours has it: older versions would draw one.
+        Row("head", "lm_head.weight", otherwise="shared.weight"),
+    ),
+    known={"decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight": "never used"},
+)
+
+
+def build_t5(settings: Settings, names: Collection[str]) -> T5:
+    """Our T5: v1.0, which shares its embeddings with its head and scales what it decodes, or v1.1, which does not."""
+    # transformers 5 says in all configs that it writes that the two are tied, and by another field what that had meant.
+    tied = settings.flag("tie_word_embeddings", True)
+    return _build(settings, tied=settings.flag("scale_decoder_outputs", tied), form="relu")
+
+
+def build_mt5(settings: Settings, names: Collection[str]) -> T5:
+    """Our mT5: never scaled, whatever its config says of ties."""
+    settings.get("tie_word_embeddings")
+    return _build(settings, tied=False, form="gated-gelu")
+
+
+def _build(settings: Settings, tied: bool, form: str) -> T5:
+    depth = settings.integer("num_layers", 6)
+    forms = {name: (Mlp, act) for name, act in ACTIVATIONS.items()}
+    forms |= {f"gated-{name}": (GatedMlp, act) for name, act in ACTIVATIONS.items()}
+    forms["gated-gelu"] = (GatedMlp, "gelu_tanh")  # By this name it means the approximation.
+    kind, act = settings.choice("feed_forward_proj", forms, form)
+    for name in ("dense_act_fn", "is_gated_act", "scale_decoder_outputs"):
+        settings.get(name)  # Said by the two before, or always so.
+    sizes = {
+        "width": settings.integer("d_model", 512),
+        "heads": settings.integer("num_heads", 8),
+        "attention": Attention(head_dim=settings.integer("d_kv", 64), bias=False, scaled=False),
+        "mlp": kind(settings.integer("d_ff", 2048), act, bias=False),
+        "norm": RMSNorm(settings.number("layer_norm_epsilon", 1e-6)),
+        "dropout": (rate := settings.rate("dropout_rate", 0.1)),
+        "attention_dropout": rate,
+    }
+    buckets = settings.integer("relative_attention_num_buckets", 32)
+    longest = settings.integer("relative_attention_max_distance", 128)
+
+    def make(depth: int, bidirectional: bool) -> Transformer:
+        positions = RelativePositions(buckets, longest, bidirectional)
+        return stack(settings, depth=depth, positions=positions, **sizes)
+
+    return T5(
+        make(depth, True),
+        make(settings.integer("num_decoder_layers", depth), False),
+        vocab=settings.integer("vocab_size", 32_128),
+        positions=settings.integer("n_positions", 512),
+        tied=tied,
+    )
+
+
+def describe_t5(model: T5) -> dict[str, Any]:
+    """Their config of our T5."""
+    return {"architectures": ["T5ForConditionalGeneration"]} | _fields(model)
+
+
+def describe_mt5(model: T5) -> dict[str, Any]:
+    """Their config of our mT5."""
+    return {"architectures": ["MT5ForConditionalGeneration"]} | _fields(model)
+
+
+def _fields(model: T5) -> dict[str, Any]:
+    stack = model.encoder
+    act = NAMES[stack.mlp.activation]
+    if isinstance(stack.mlp, GatedMlp):
+        act = {"gelu_new": "gated-gelu", "relu": "gated-relu", "silu": "gated-silu"}[act]
+    return {
+        "is_encoder_decoder": True,
+        "vocab_size": model.vocab,
+        "n_positions": model.positions,
+        "d_model": stack.width,
+        "d_kv": stack.attention.sizes(stack.heads, stack.width)[1],
+        "d_ff": stack.mlp.inner(stack.width),
+        "num_layers": stack.depth,
+        "num_decoder_layers": model.decoder.depth,
+        "num_heads": stack.heads,
+        "relative_attention_num_buckets": stack.positions.buckets,
+        "relative_attention_max_distance": stack.positions.longest,
+        "dropout_rate": stack.dropout,
+        "layer_norm_epsilon": stack.norm.epsilon,
+        "feed_forward_proj": act,
+        # transformers before 5 scales by the first field, 5.0 by the second alone.
+        "tie_word_embeddings": model.tied,
+        "scale_decoder_outputs": model.tied,
+    }
+
+
+T5_FAMILY = Family("t5", ("T5ForConditionalGeneration",), T5, build_t5, describe_t5, TABLE)
+MT5_FAMILY = Family("mt5", ("MT5ForConditionalGeneration",), T5, build_mt5, describe_mt5, TABLE)

@@ -1,0 +1,109 @@
+"""The masked autoencoder (He et al. 2022)."""
+
+import dataclasses
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+
+from jaxformer.interop.huggingface.config_reader import Settings
+from jaxformer.interop.huggingface.families.family import ACTIVATIONS, Family, stack
+from jaxformer.interop.huggingface.families.rows import linear, norm
+from jaxformer.interop.huggingface.families.vit import (
+    blocks,
+    embeddings,
+    encoder,
+    encoder_fields,
+    geometry,
+    image_model,
+)
+from jaxformer.interop.huggingface.table import Row, Table
+from jaxformer.layers.mlp import Mlp
+from jaxformer.layers.norms import LayerNorm
+from jaxformer.layers.patches import sinusoidal_2d
+from jaxformer.models.masked_autoencoder import MaskedAutoencoder
+
+
+def positions(shape: tuple[int, ...]) -> np.ndarray:
+    """The table of fixed positions, [1, 1 + p, d]: zeros for the class token, then sinusoids."""
+    _, count, width = shape
+    side = round((count - 1) ** 0.5)
+    return np.concatenate([np.zeros((1, width)), np.asarray(sinusoidal_2d(side, side, width))])[None]
+
+
+def _decoder_blocks() -> list[Row]:
+    """The decoder's layers, by the names of the published checkpoints, and by those that transformers 5 writes."""
+    return [
+        dataclasses.replace(row, copies=(row.theirs.replace("decoder_layers", "decoder_encoder.layer"),))
+        for row in blocks("decoder/blocks", "decoder.decoder_layers.{l}")
+    ]
+
+
+TABLE = Table(
+    (
+        *embeddings("vit.embeddings"),
+        *blocks("transformer/blocks", "vit.encoder.layer.{l}"),
+        *norm("transformer/norm", "vit.layernorm"),
+        *linear("decoder_embedding", "decoder.decoder_embed"),
+        Row("mask_token", "decoder.mask_token", "1 1 d -> d"),
+        *_decoder_blocks(),
+        *norm("decoder/norm", "decoder.decoder_norm"),
+        *linear("pixels", "decoder.decoder_pred"),
+    ),
+    known={"vit.embeddings.position_embeddings": positions, "decoder.decoder_pos_embed": positions},
+    prefix="vit.",
+)
+
+
+def build(settings: Settings, names: Collection[str]) -> MaskedAutoencoder:
+    """Our masked autoencoder, with the decoder if it has tensors."""
+    settings.get("norm_pix_loss")  # The objective's.
+    transformer, decoder = encoder(settings), None
+    sizes = {"width": ("hidden_size", 512), "depth": ("num_hidden_layers", 8), "heads": ("num_attention_heads", 16)}
+    fields = {ours: settings.integer(f"decoder_{theirs}", default) for ours, (theirs, default) in sizes.items()}
+    inner = settings.integer("decoder_intermediate_size", 2048)
+    if "decoder.decoder_embed.weight" in names:
+        decoder = stack(
+            settings,
+            **fields,
+            mlp=Mlp(inner, settings.choice("hidden_act", ACTIVATIONS, "gelu")),
+            norm=LayerNorm(settings.number("layer_norm_eps", 1e-12)),
+            dropout=settings.rate("hidden_dropout_prob"),
+            attention_dropout=settings.rate("attention_probs_dropout_prob"),
+        )
+    rate = settings.number("mask_ratio", 0.75)
+    return image_model(settings, MaskedAutoencoder, transformer=transformer, decoder=decoder, mask_rate=rate)
+
+
+def describe(model: MaskedAutoencoder) -> dict[str, Any]:
+    """Their config of our masked autoencoder."""
+    config = {
+        "architectures": ["ViTMAEModel" if model.decoder is None else "ViTMAEForPreTraining"],
+        "mask_ratio": model.mask_rate,
+        **geometry(model),
+        **encoder_fields(model.transformer),
+    }
+    if model.decoder is not None:
+        fields = encoder_fields(model.decoder)
+        sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+        config |= {f"decoder_{name}": fields[name] for name in sizes}
+    return config
+
+
+def constants(model: MaskedAutoencoder) -> dict[str, np.ndarray]:
+    """The tables of positions."""
+    bare, count = model.decoder is None, 1 + model.patches
+    found = {f"{'' if bare else 'vit.'}embeddings.position_embeddings": positions((1, count, model.transformer.width))}
+    return found if bare else found | {"decoder.decoder_pos_embed": positions((1, count, model.decoder.width))}
+
+
+FAMILY = Family(
+    model_type="vit_mae",
+    architectures=("ViTMAEForPreTraining", "ViTMAEModel"),
+    module=MaskedAutoencoder,
+    build=build,
+    describe=describe,
+    table=TABLE,
+    bare=("ViTMAEModel",),
+    constants=constants,
+)

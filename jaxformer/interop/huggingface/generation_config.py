@@ -1,0 +1,207 @@
+"""`Decoding` from transformers' generation_config.json, or from the fields of an old config.json, and to it."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from jaxformer.data.tokenizers import Tokenizer
+from jaxformer.decoding.settings import Decoding
+from jaxformer.errors import InputError
+from jaxformer.interop.huggingface.folders import CONFIG, GENERATION, Folder
+
+RENAMED = {
+    "max_new": "max_new_tokens",
+    "min_new": "min_new_tokens",
+    "beams": "num_beams",
+    "eos_token_ids": "eos_token_id",
+    "forced_eos_token_ids": "forced_eos_token_id",
+}
+"""transformers' names of those fields of `Decoding` that it calls otherwise."""
+NAMES = {field.name: RENAMED.get(field.name, field.name) for field in dataclasses.fields(Decoding)}
+del NAMES["seed"]
+STOPPING = {"unlikely": False, "full": True, "impossible": "never"}
+"""transformers' values of `early_stopping`."""
+DRAWING = ("top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+"""Fields that act only where tokens are drawn."""
+TOP_K = 50
+"""transformers' `top_k` where there is none."""
+REFUSED = {
+    "num_return_sequences": 1,
+    "num_beam_groups": 1,
+    "diversity_penalty": 0,
+    "penalty_alpha": 0,
+    "guidance_scale": 1,
+    "token_healing": False,
+    **dict.fromkeys(("constraints", "dola_layers", "force_words_ids", "max_time", "sequence_bias", "stop_strings")),
+    **dict.fromkeys(("top_h", "watermarking_config")),
+}
+"""Fields that change what is generated and are not implemented here, with the values by which they change nothing."""
+HARMLESS = frozenset(
+    [
+        "bos_token_id",
+        "pad_token_id",
+        "decoder_start_token_id",
+        "transformers_version",
+        "_from_model_config",
+        "remove_invalid_values",
+        "output_attentions",
+        "output_hidden_states",
+        "output_scores",
+        "output_logits",
+        "return_dict_in_generate",
+        "use_cache",
+        "use_mtp",
+        "cache_implementation",
+        "cache_config",
+        "max_cache_len",
+        "return_legacy_cache",
+        "low_memory",
+        "prefill_chunk_size",
+        "compile_config",
+        "disable_compile",
+        "continuous_batching_config",
+        "is_assistant",
+        "num_assistant_tokens",
+        "num_assistant_tokens_schedule",
+        "assistant_confidence_threshold",
+        "assistant_early_exit",
+        "assistant_lookbehind",
+        "assistant_ensemble_weight",
+        "target_lookbehind",
+        "speculation_type",
+        "prompt_lookup_num_tokens",
+        "max_matching_ngram_size",
+    ]
+)
+"""Fields that change no token: special tokens that are read elsewhere, what is returned, memory, and drafting."""
+FIELDS = frozenset(NAMES.values()) | REFUSED.keys() | {"do_sample"}
+"""Fields that say how a model generates, special tokens left out."""
+
+
+def read_decoding(folder: Folder, default: Decoding, tokenizer: Tokenizer) -> Decoding:
+    """The settings of a folder: of generation_config.json, or else of config.json, as older folders have them.
+
+    Where neither names an end token it is the tokenizer's, though transformers would write up to the limit; and where
+    neither has a length it is the default's.
+
+    Raises:
+      InputError: fields that are not implemented here, or have impossible values; all of them are named.
+    """
+    if folder.generation:
+        fields, where = dict(folder.generation), folder.path / GENERATION
+        fields.setdefault("eos_token_id", folder.config.get("eos_token_id"))
+    else:
+        fields, where = {name: folder.config[name] for name in FIELDS & folder.config.keys()}, folder.path / CONFIG
+        if folder.config.get("force_bos_token_to_be_generated"):
+            fields["forced_bos_token_id"] = folder.config.get("bos_token_id")
+    try:
+        decoding = decoding_of(fields, default)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+    same = decoding.eos_token_ids is not None and decoding.eos_token_ids == default_ends(tokenizer)
+    return dataclasses.replace(decoding, eos_token_ids=None) if same else decoding
+
+
+def decoding_of(fields: Mapping[str, Any], default: Decoding) -> Decoding:
+    """Our settings by transformers' fields; `default` has the lengths where there are none.
+
+    Raises:
+      InputError: fields that are not implemented here, or have impossible values.
+    """
+    fields = {name: value for name, value in fields.items() if value is not None}
+    draws, beams = bool(fields.get("do_sample")), fields.get("num_beams", 1)
+    wrong = [
+        f"{name}={value!r} is not implemented here; expected "
+        + (f"{REFUSED[name]!r} or no such field" if name in REFUSED else "no such field")
+        for name, value in sorted(fields.items())
+        if name not in FIELDS | HARMLESS or (name in REFUSED and value != REFUSED[name])
+    ]
+    if draws and beams != 1:
+        wrong.append(f"do_sample=True with num_beams={beams} is not implemented here; expected one of the two")
+    if fields.get("early_stopping", False) not in STOPPING.values():
+        wrong.append(f"early_stopping={fields['early_stopping']!r}: expected true, false or 'never'")
+    if wrong:
+        raise InputError("; ".join(wrong))
+    found = {ours: _ours(ours, fields[theirs]) for ours, theirs in NAMES.items() if theirs in fields}
+    found["temperature"] = float(fields.get("temperature", 1.0)) if draws else 0.0
+    found["top_k"] = found.get("top_k", TOP_K) or None
+    if not draws:
+        found = {name: value for name, value in found.items() if name not in DRAWING}
+    if "max_new" not in found:
+        found["max_new"] = None if "max_length" in found else default.max_new
+    if "early_stopping" in found:
+        found["early_stopping"] = {value: name for name, value in STOPPING.items()}[found["early_stopping"]]
+    return Decoding(**found)
+
+
+def generation_fields(decoding: Decoding) -> dict[str, Any]:
+    """transformers' fields of our settings; those at transformers' defaults, or without effect, are left out."""
+    draws = decoding.temperature > 0
+    plain = {field.name: field.default for field in dataclasses.fields(Decoding)}
+    fields = {
+        theirs: getattr(decoding, ours)
+        for ours, theirs in NAMES.items()
+        if (getattr(decoding, ours) != plain[ours] or ours in ("max_new", "beams")) and (draws or ours not in DRAWING)
+    }
+    fields |= {"do_sample": draws, "early_stopping": STOPPING[decoding.early_stopping]}
+    if draws:
+        fields |= {"temperature": decoding.temperature, "top_k": decoding.top_k or 0, "top_p": decoding.top_p}
+    for name in ("eos_token_id", "forced_eos_token_id"):
+        if len(fields.get(name, ())) == 1:
+            (fields[name],) = fields[name]
+    if not fields["early_stopping"]:
+        del fields["early_stopping"]
+    return {name: _listed(value) for name, value in fields.items() if value is not None}
+
+
+def _listed(value: Any) -> Any:
+    """A value as JSON has it."""
+    return [_listed(item) for item in value] if isinstance(value, tuple) else value
+
+
+def end_tokens(decoding: Decoding, tokenizer: Tokenizer) -> dict[str, Any]:
+    """`eos_token_id` as transformers has it: the tokens that end what a run with these settings generates."""
+    ids = default_ends(tokenizer) if decoding.eos_token_ids is None else decoding.eos_token_ids
+    return {"eos_token_id": ids[0] if len(ids) == 1 else list(ids) or None}
+
+
+def default_ends(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The tokenizer's end token, if it has one."""
+    try:
+        return (int(tokenizer.eos_id),)
+    except InputError:
+        return ()
+
+
+def start_token(folder: Folder, tokenizer: Tokenizer) -> str:
+    """What `Seq2Seq.start` is for a folder: the kind of token that its answers follow.
+
+    Raises:
+      InputError: that token is none of these kinds.
+    """
+    said = {**folder.config, **folder.generation}
+    start = said.get("decoder_start_token_id")
+    if start is None:
+        return "padding"
+    kinds = {"padding": "pad_id", "end": "eos_id", "beginning": "bos_id"}
+    ids = {}
+    for kind, attribute in kinds.items():
+        try:
+            ids[kind] = int(getattr(tokenizer, attribute))
+        except InputError:
+            continue
+    for kind, number in ids.items():
+        if number == start:
+            return kind
+    known = ", ".join(f"{number} ({kind})" for kind, number in ids.items())
+    raise InputError(f"{folder.path}: decoder_start_token_id={start}: expected one of the tokenizer's {known}")
+
+
+def _ours(name: str, value: Any) -> Any:
+    """A field's value as `Decoding` has it: tuples instead of lists, and of one id where transformers allows an id."""
+    if name in ("eos_token_ids", "forced_eos_token_ids") and not isinstance(value, list | tuple):
+        return (value,)
+    if isinstance(value, list | tuple):
+        return tuple(tuple(item) if isinstance(item, list | tuple) else item for item in value)
+    hint = Decoding.__dataclass_fields__[name].type
+    return float(value) if hint is float and type(value) is int else value

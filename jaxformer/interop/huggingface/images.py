@@ -1,0 +1,246 @@
+"""How images are prepared for a model: the preprocessor_config.json of a Hugging Face folder."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+
+from jaxformer.data.tasks.images import ImageTask
+from jaxformer.data.transforms.image import Fit, Resample
+from jaxformer.errors import InputError
+from jaxformer.interop.huggingface.config_reader import Settings
+from jaxformer.interop.huggingface.folders import CONFIG, read_json, write_json
+from jaxformer.models.masked_autoencoder import MaskedAutoencoder
+from jaxformer.models.vit import Vit
+
+PREPROCESSOR = "preprocessor_config.json"
+NESTED = "processor_config.json"
+"""Newer folders may have the same fields here, in `image_processor`."""
+IMAGE_MODELS = (Vit, MaskedAutoencoder)
+RESAMPLING: Mapping[int, Resample] = {
+    0: "nearest",
+    1: "lanczos",
+    2: "bilinear",
+    3: "bicubic",
+    4: "box",
+    5: "hamming",
+}
+"""Pillow's numbers of filters."""
+CLIP_PIXELS = {"image_mean": (0.48145466, 0.4578275, 0.40821073), "image_std": (0.26862954, 0.26130258, 0.27577711)}
+SQUARE = {"resample": 2, "size": {"height": 224, "width": 224}, "image_mean": (0.5,), "image_std": (0.5,)}
+CROPPED = {"do_center_crop": True, "crop_size": {"height": 224, "width": 224}, "resample": 3}
+PROCESSORS: Mapping[str, Mapping[str, Any]] = {
+    "ViTImageProcessor": SQUARE,
+    "DeiTImageProcessor": {**SQUARE, **CROPPED, "size": {"height": 256, "width": 256}},
+    "BitImageProcessor": {**CROPPED, "size": {"shortest_edge": 224}, **CLIP_PIXELS},
+    "CLIPImageProcessor": {**CROPPED, "size": {"shortest_edge": 224}, **CLIP_PIXELS},
+}
+"""transformers' classes that are read here, with the values of the fields that a file leaves out."""
+BY_MODEL = {
+    "vit": "ViTImageProcessor",
+    "vit_mae": "ViTImageProcessor",
+    "dinov2": "BitImageProcessor",
+    "dinov2_with_registers": "BitImageProcessor",
+}
+"""The class of a file that names none, by the model's type."""
+STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
+"""Fields that leave a step out where they are null."""
+ANY_SIZE = ("dinov2", "dinov2_with_registers")
+"""Models that take images of any size; the others take theirs alone."""
+IGNORED = ("image_processor_type", "feature_extractor_type", "processor_class", "_valid_processor_keys", "data_format")
+"""Fields that do not change the pixels; `data_format` is that of the array that transformers returns."""
+UNUSED = ("do_pad", "do_reduce_labels", "do_thumbnail", "do_flip_channel_order", "do_align_long_axis", "device")
+"""Fields that must be false, if a file has them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Preparation:
+    """How a folder prepares images."""
+
+    size: int
+    """Height and width of what the model gets."""
+    edge: int
+    """Length of the resized sides, of which the middle `size` are cut out."""
+    fit: Fit
+    """Which sides are resized."""
+    resample: Resample
+    """The filter."""
+    mean: tuple[float, ...]
+    """Subtracted from pixels between 0 and 1, of each channel or of all."""
+    std: tuple[float, ...]
+    """What they are divided by then."""
+
+    @property
+    def task(self) -> dict[str, Any]:
+        """The fields of an `ImageTask`."""
+        return {"size": self.size, "crop": self.size / self.edge, "fit": self.fit, "resample": self.resample}
+
+
+def with_pixels(model: nn.Module, folder: Path) -> nn.Module:
+    """The model with the mean and deviation of pixels that a folder says; other models as they are.
+
+    Raises:
+      InputError: as `read_preparation`.
+    """
+    if not isinstance(model, IMAGE_MODELS):
+        return model
+    preparation = read_preparation(folder, model)
+    if preparation is None:
+        return model
+    try:
+        return dataclasses.replace(model, mean=preparation.mean, std=preparation.std)
+    except InputError as error:
+        raise InputError(f"{folder}: {error}") from error
+
+
+def read_preparation(folder: Path, model: Vit | MaskedAutoencoder) -> Preparation | None:
+    """How a folder prepares images for the model in it; None where it does not say.
+
+    Computes what transformers' image processors without torchvision do, for every size of image.
+
+    Raises:
+      InputError: a field that cannot be honoured.
+    """
+    path, said = _read(folder)
+    if said is None:
+        return None
+    settings = Settings(said, str(path))
+    config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    kind = _class_of(settings, config.get("model_type"))
+    defaults = PROCESSORS[kind]
+    given = {name: False if value is None and name in STEPS else value for name, value in said.items()}
+    settings = Settings({**defaults, **{name: value for name, value in given.items() if value is not None}}, str(path))
+    for name in (*IGNORED, *UNUSED):
+        settings.get(name)
+    for name in UNUSED:
+        settings.must(name, False)
+    settings.must("input_data_format", None, "channels_last")
+    if settings.flag("do_convert_rgb", model.channels == 3) and model.channels != 3:
+        raise settings.error("do_convert_rgb", True, f"false, as the model takes {model.channels} channel")
+    size, edge, fit = _sizes(settings, model, kind)
+    if size != model.image and config.get("model_type") not in ANY_SIZE:
+        raise InputError(f"{path}: makes images of {size} × {size}; the model's image_size is {model.image}")
+    if size % model.patch:
+        raise InputError(f"{path}: makes images of {size} × {size}, which are not whole patches of {model.patch}")
+    resample = settings.get("resample")
+    if resample not in RESAMPLING or isinstance(resample, bool):
+        raise settings.error("resample", resample, f"one of {', '.join(f'{n} ({s})' for n, s in RESAMPLING.items())}")
+    mean, std = _pixels(settings)
+    settings.finish()
+    return Preparation(size, edge, fit, RESAMPLING[resample], mean, std)
+
+
+def _read(folder: Path) -> tuple[Path, dict[str, Any] | None]:
+    """The file that prepares images, as transformers chooses it, and its fields."""
+    nested = folder / NESTED
+    if nested.is_file() and isinstance(said := read_json(nested).get("image_processor"), dict):
+        return nested, said
+    path = folder / PREPROCESSOR
+    return path, read_json(path) if path.is_file() else None
+
+
+def _class_of(settings: Settings, model_type: str | None) -> str:
+    """transformers' class."""
+    field = "image_processor_type" if "image_processor_type" in settings else "feature_extractor_type"
+    named = settings.get(field)
+    if named is None:
+        named = BY_MODEL.get(model_type, "ViTImageProcessor")
+    kind = str(named).replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast").removesuffix("Pil")
+    if kind not in PROCESSORS:
+        raise settings.error(field, named, f"one of {', '.join(PROCESSORS)}")
+    return kind
+
+
+def _sizes(settings: Settings, model: Vit | MaskedAutoencoder, kind: str) -> tuple[int, int, Fit]:
+    """What the model gets, the length of the resized sides, and which they are."""
+    resized, cropped = settings.flag("do_resize", True), settings.flag("do_center_crop", False)
+    square = settings.flag("default_to_square", kind not in ("BitImageProcessor", "CLIPImageProcessor"))
+    fit, edge = _length(settings, "size", square)
+    settings.get("crop_size")
+    size = _length(settings, "crop_size", True)[1] if cropped else edge
+    if not resized:
+        fit, edge = "none", size if cropped else model.image
+        size = edge
+    elif not cropped and fit == "crop":
+        raise settings.error("do_center_crop", False, f"true: size={settings.get('size')} makes no squares alone")
+    elif size > edge:
+        raise settings.error("crop_size", settings.get("crop_size"), f"{edge} at most, as size={settings.get('size')}")
+    return size, edge, fit
+
+
+def _length(settings: Settings, name: str, square: bool) -> tuple[Fit, int]:
+    """Which sides a size is of, and their length."""
+    value = settings.get(name)
+    if type(value) is int:
+        value = {"height": value, "width": value} if square else {"shortest_edge": value}
+    if isinstance(value, list) and len(value) == 2:
+        value = dict(zip(("height", "width"), value, strict=True))
+    lengths = list(value.values()) if isinstance(value, dict) else []
+    if all(type(length) is int and length > 0 for length in lengths):
+        if isinstance(value, dict) and set(value) == {"shortest_edge"} and name == "size":
+            return "crop", lengths[0]
+        if isinstance(value, dict) and set(value) == {"height", "width"} and lengths[0] == lengths[1]:
+            return "stretch", lengths[0]
+    shortest = ", or of shortest_edge alone" if name == "size" else ""
+    raise settings.error(name, settings.get(name), f"a number, or a dict of the same height and width{shortest}")
+
+
+def _pixels(settings: Settings) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of pixels between 0 and 1, which scale them too where the folder scales otherwise."""
+    factor = settings.number("rescale_factor", 1 / 255)
+    if not settings.flag("do_rescale", True):
+        factor = 1.0
+    elif factor <= 0:
+        raise settings.error("rescale_factor", factor, "a number above 0")
+    mean, std = _numbers(settings, "image_mean"), _numbers(settings, "image_std")
+    if not settings.flag("do_normalize", True):
+        mean, std = (0.0,), (1.0,)
+    if not all(value > 0 for value in std):
+        raise settings.error("image_std", settings.get("image_std"), "numbers above 0")
+    scale = 1.0 if factor == 1 / 255 else 255 * factor
+    return tuple(value / scale for value in mean), tuple(value / scale for value in std)
+
+
+def _numbers(settings: Settings, name: str) -> tuple[float, ...]:
+    value = settings.get(name)
+    numbers = value if isinstance(value, list | tuple) else [value]
+    if not all(isinstance(number, int | float) and not isinstance(number, bool) for number in numbers):
+        raise settings.error(name, value, "numbers")
+    return tuple(map(float, numbers))
+
+
+def write_preprocessor(folder: Path, model: Vit | MaskedAutoencoder, task: ImageTask | None = None) -> None:
+    """Writes how a task prepares images that it does not augment; by default their middle.
+
+    Raises:
+      InputError: transformers' model takes images of another size.
+    """
+    task = task or ImageTask(model.image, model.channels)
+    model_type = read_json(folder / CONFIG).get("model_type")
+    if task.size != model.image and model_type not in ANY_SIZE:
+        told = f"data.task.size={task.size} differs from model.image={model.image}"
+        raise InputError(f"{told}: {model_type} in transformers takes images of {model.image} × {model.image} alone")
+    crops = task.fit != "stretch" or task.edge != task.size
+    value = {
+        "image_processor_type": _processor_for(task, crops),
+        "do_convert_rgb": model.channels == 3,
+        "do_resize": task.fit != "none",
+        "size": {"height": task.edge, "width": task.edge} if task.fit == "stretch" else {"shortest_edge": task.edge},
+        "resample": {name: number for number, name in RESAMPLING.items()}[task.resample],
+        "do_center_crop": crops,
+        **({"crop_size": {"height": task.size, "width": task.size}} if crops else {}),
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(model.mean) * (model.channels if len(model.mean) == 1 else 1),
+        "image_std": list(model.std) * (model.channels if len(model.std) == 1 else 1),
+    }
+    write_json(folder / PREPROCESSOR, value)
+
+
+def _processor_for(task: ImageTask, crops: bool) -> str:
+    if task.fit == "stretch":
+        return "DeiTImageProcessor" if crops else "ViTImageProcessor"
+    return "BitImageProcessor"

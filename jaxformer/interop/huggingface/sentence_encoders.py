@@ -1,0 +1,232 @@
+"""The files of sentence-transformers: how the outputs of an encoder become one vector per sentence."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+
+from jaxformer.data.tokenizers import Tokenizer
+from jaxformer.data.tokenizers.json_tokenizer import JsonTokenizer, parts
+from jaxformer.errors import InputError
+from jaxformer.interop.huggingface.folders import read_json, write_json
+from jaxformer.interop.huggingface.sentence_modules import (
+    MODULES,
+    NORMALIZE,
+    POOLING,
+    SENTENCE_MODEL,
+    TRANSFORMER,
+    read_modules,
+)
+from jaxformer.models.bert import Bert
+from jaxformer.objectives.sentence_embedding import SentenceEmbedding
+
+SENTENCES = "sentence_bert_config.json"
+MODEL_TYPE = "SentenceTransformer"
+POOLINGS = {"mean": "mean", "cls": "first", "max": "max", "lasttoken": "last"}
+"""Our poolings by their names."""
+LEGACY = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+"""The flags that releases before 6 write instead of `pooling_mode`."""
+HIDDEN = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}, "token_embeddings"
+POOLED = {"text": {"method": "forward", "method_output_name": "pooler_output"}}, "sentence_embedding"
+"""`modality_config` and `module_output_name` of encoders that a pooling reads, and of those with a pooler."""
+UNLIMITED = 10**9
+"""A `model_max_length` above this means no limit."""
+
+
+def is_sentence_encoder(folder: Path) -> bool:
+    """Whether sentence-transformers wrote the folder."""
+    return (folder / MODULES).is_file()
+
+
+def read(folder: Path, model: nn.Module, encoder: Path | None = None) -> SentenceEmbedding:
+    """Reads how the folder makes vectors; the mean of the tokens' where it does not say, as sentence-transformers.
+
+    Args:
+      folder: with modules.json.
+      model: the encoder in it.
+      encoder: the folder of the encoder's config.json, where it is another one.
+
+    Raises:
+      InputError: modules, poolings or settings that are not supported, or an encoder that is not a `Bert`.
+    """
+    encoder = encoder or folder
+    if not is_sentence_encoder(folder):
+        return SentenceEmbedding(normalized=False, longest=_longest({}, encoder, model))
+    if not isinstance(model, Bert):
+        raise InputError(
+            f"{folder / MODULES}: sentence vectors of a {type(model).__name__} are not supported; expected an encoder"
+        )
+    modules = {module.kind: module.folder for module in read_modules(folder)}
+    said = _sentences(modules[TRANSFORMER])
+    if POOLING in modules:
+        pooling, include_prompt = _pooling(modules[POOLING] / "config.json", model)
+    else:
+        pooling, include_prompt = "pooler", True
+        if "pooler" not in model.heads:
+            raise InputError(f"{folder / MODULES}: has no Pooling, and the model no pooler; expected one of the two")
+    _check_output(said, modules[TRANSFORMER] / SENTENCES, POOLED if pooling == "pooler" else HIDDEN)
+    prompts, default = _prompts(folder / SENTENCE_MODEL)
+    return SentenceEmbedding(
+        pooling,
+        NORMALIZE in modules,
+        _longest(said, encoder, model),
+        prompts=prompts,
+        default_prompt_name=default,
+        include_prompt=include_prompt,
+    )
+
+
+def with_case(tokenizer: Tokenizer | None, folder: Path) -> Tokenizer | None:
+    """The tokenizer, lowercasing texts first where `do_lower_case` of sentence_bert_config.json says so.
+
+    Raises:
+      InputError: the tokenizer is of a kind that cannot.
+    """
+    if not is_sentence_encoder(folder):
+        return tokenizer
+    encoder = read_modules(folder)[0].folder
+    if not _sentences(encoder).get("do_lower_case"):
+        return tokenizer
+    if not isinstance(tokenizer, JsonTokenizer):
+        kind = type(tokenizer).__name__
+        raise InputError(f"{encoder / SENTENCES}: do_lower_case=true is not supported for a {kind}; expected false")
+    config = tokenizer.config
+    normalizers = list(parts(config, "normalizer"))
+    if not any(part["type"] == "Lowercase" for part in normalizers):
+        config["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "Lowercase"}, *normalizers]}
+    return type(tokenizer)(json.dumps(config, ensure_ascii=False), tokenizer.roles)
+
+
+def write(folder: Path, objective: SentenceEmbedding, model: Bert, origin: Mapping[str, Any] | None = None) -> None:
+    """Writes the files with which sentence-transformers computes the objective's vectors.
+
+    Args:
+      folder: an encoder's, with config.json and weights.
+      objective: how vectors are made.
+      model: the encoder.
+      origin: fields of config_sentence_transformers.json in the folder that the run comes from.
+    """
+    kinds = [TRANSFORMER] + [POOLING] * (objective.pooling != "pooler") + [NORMALIZE] * objective.normalized
+    modules = [
+        {
+            "idx": number,
+            "name": str(number),
+            "path": f"{number}_{kind}" if number else "",
+            "type": f"sentence_transformers.models.{kind}",
+        }
+        for number, kind in enumerate(kinds)
+    ]
+    (folder / MODULES).write_text(json.dumps(modules, indent=2) + "\n", encoding="utf-8")
+    longest = min(objective.longest or model.positions, model.positions)
+    sentences: dict[str, Any] = {"max_seq_length": longest, "do_lower_case": False}
+    for number, kind in enumerate(kinds[1:], 1):
+        (folder / f"{number}_{kind}").mkdir()
+    if objective.pooling == "pooler":
+        sentences |= dict(zip(("modality_config", "module_output_name"), POOLED, strict=True))
+    else:
+        write_json(folder / "1_Pooling" / "config.json", _pooling_fields(objective, model))
+    write_json(folder / SENTENCES, sentences)
+    named = {"model_type": MODEL_TYPE, "similarity_fn_name": "cosine", **(origin or {})}
+    named |= {"prompts": dict(objective.prompts), "default_prompt_name": objective.default_prompt_name}
+    write_json(folder / SENTENCE_MODEL, named)
+
+
+def _sentences(encoder: Path) -> dict[str, Any]:
+    """Reads sentence_bert_config.json.
+
+    Raises:
+      InputError: it has settings that are not supported; names the first.
+    """
+    path = encoder / SENTENCES
+    said = _optional(path)
+    known = {"max_seq_length", "do_lower_case", "modality_config", "module_output_name", "unpad_inputs"}
+    for name, value in said.items():
+        if name == "transformer_task" and value == "feature-extraction":
+            continue
+        if name not in known and value not in (None, {}, False):
+            raise InputError(f"{path}: {name}={value!r} is not supported; expected none")
+    return said
+
+
+def _check_output(said: Mapping[str, Any], path: Path, expected: tuple[Mapping[str, Any], str]) -> None:
+    """Raises InputError where the Transformer returns something other than what the next module reads."""
+    for name, value in zip(("modality_config", "module_output_name"), expected, strict=True):
+        found = said.get(name)
+        if name == "modality_config" and isinstance(found, dict):
+            # Sentences are texts; what else the encoder may take is not asked for.
+            found = {"text": {key: each for key, each in found.get("text", {}).items() if key in value["text"]}}
+        if found != value and not (found is None and expected is HIDDEN):
+            raise InputError(f"{path}: {name}={said.get(name)!r} is not supported; expected {value!r}")
+
+
+def _longest(said: Mapping[str, Any], encoder: Path, model: Any) -> int | None:
+    """The longest input in tokens; None for all positions of the model."""
+    name, longest = "max_seq_length", said.get("max_seq_length")
+    path = encoder / SENTENCES
+    if longest is None:
+        name, path = "model_max_length", encoder / "tokenizer_config.json"
+        longest = _optional(path).get(name)
+    if longest is None or (isinstance(longest, int | float) and longest > UNLIMITED):
+        return None
+    if type(longest) is not int or longest < 3:
+        raise InputError(f"{path}: {name}={longest!r} is not supported; expected a whole number, at least 3")
+    return longest if longest < model.positions else None
+
+
+def _pooling(path: Path, model: Bert) -> tuple[str, bool]:
+    """The pooling in a 1_Pooling/config.json, and whether it reads the prompt's tokens."""
+    said = read_json(path)
+    flags = [mode for flag, mode in LEGACY.items() if said.get(flag) is True]
+    modes = said.get("pooling_mode", flags or "mean")
+    modes = [modes] if isinstance(modes, str) else list(modes)
+    if len(modes) != 1 or modes[0] not in POOLINGS:
+        shown = " and ".join(map(str, modes))
+        raise InputError(f"{path}: pooling_mode={shown} is not supported; expected one of {', '.join(POOLINGS)}")
+    width = said.get("embedding_dimension", said.get("word_embedding_dimension", model.transformer.width))
+    if width != model.transformer.width:
+        raise InputError(f"{path}: embedding_dimension={width}; expected the model's {model.transformer.width}")
+    include = said.get("include_prompt", True)
+    if not isinstance(include, bool):
+        raise InputError(f"{path}: include_prompt={include!r}: expected true or false")
+    return POOLINGS[modes[0]], include
+
+
+def _pooling_fields(objective: SentenceEmbedding, model: Bert) -> dict[str, Any]:
+    """The config of the Pooling, in the names that all releases read."""
+    mode = {ours: theirs for theirs, ours in POOLINGS.items()}[objective.pooling]
+    fields: dict[str, Any] = {flag: theirs == mode for flag, theirs in LEGACY.items()}
+    return fields | {
+        "word_embedding_dimension": model.transformer.width,
+        "include_prompt": objective.include_prompt,
+    }
+
+
+def _prompts(path: Path) -> tuple[tuple[tuple[str, str], ...], str | None]:
+    """The prompts by name in config_sentence_transformers.json, and the name of the default one."""
+    said = _optional(path)
+    if (kind := said.get("model_type", MODEL_TYPE)) != MODEL_TYPE:
+        raise InputError(f"{path}: model_type={kind!r} is not supported; expected {MODEL_TYPE}")
+    if (size := said.get("truncate_dim")) is not None:
+        raise InputError(f"{path}: truncate_dim={size} is not supported; expected none")
+    prompts, default = said.get("prompts") or {}, said.get("default_prompt_name")
+    texts = prompts.values() if isinstance(prompts, dict) else [prompts]
+    if not all(text is None or isinstance(text, str) for text in texts):
+        raise InputError(f"{path}: prompts={prompts!r}: expected a text for each name")
+    if default is not None and default not in prompts:
+        raise InputError(f"{path}: default_prompt_name={default!r}: expected one of {', '.join(prompts) or 'none'}")
+    # sentence-transformers writes empty prompts for queries and documents where there are none.
+    return tuple((name, text or "") for name, text in prompts.items() if text or name == default), default
+
+
+def _optional(path: Path) -> dict[str, Any]:
+    """A JSON object; empty where there is no file."""
+    return read_json(path) if path.is_file() else {}

@@ -1,0 +1,107 @@
+"""Chat templates: how dialogues become text, as Jinja, in tokenizer_config.json."""
+
+import json
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxformer.data.tasks.dialogue import DialogueTemplate, Turn
+from jaxformer.data.tokenizers import Tokenizer
+from jaxformer.data.tokenizers.json_tokenizer import JsonTokenizer
+from jaxformer.data.tokenizers.loading import read
+from jaxformer.interop.huggingface.folders import write_json
+from jaxformer.interop.huggingface.text.tokenizer_files import SETTINGS, read_json
+
+FIELD = "chat_template"
+FILE, MORE = "chat_template.jinja", "additional_chat_templates"
+SAMPLES: Sequence[Sequence[Turn]] = (
+    [("user", "hello there"), ("assistant", "(1) yes, 2 of 3!"), ("user", "…and then?"), ("assistant", "Ünïcode 日本")],
+    [("system", "Be\nbrief."), ("user", "'why'"), ("assistant", "")],
+)
+"""Dialogues on which a chat template must give the tokens of training."""
+
+
+def read_chat_template(folder: Path) -> Any:
+    """A folder's chat template, as tokenizer_config.json has it: text, or a list of named ones; None if there is none.
+
+    Files of their own come before tokenizer_config.json, as in transformers.
+    """
+    found = {"default": folder / FILE} if (folder / FILE).is_file() else {}
+    found |= {path.stem: path for path in sorted((folder / MORE).glob("*.jinja"))}
+    texts = {name: read(str(path)).decode() for name, path in found.items()}
+    if not texts:
+        return read_json(folder / SETTINGS).get(FIELD)
+    if list(texts) == ["default"]:
+        return texts["default"]
+    return [{"name": name, "template": text} for name, text in texts.items()]
+
+
+def write_chat_template(folder: Path, template: Any) -> None:
+    """Adds a chat template to a folder's tokenizer_config.json."""
+    write_json(folder / SETTINGS, read_json(folder / SETTINGS) | {FIELD: template})
+
+
+def chat_template(dialogue: DialogueTemplate, tokenizer: Tokenizer, folder: Path, beginning: bool) -> str | None:
+    """The Jinja of a template of dialogues, for the exported tokenizer in a folder.
+
+    It gives the tokens of training: what comes between two turns depends on how the tokenizer begins a word after a
+    special token. None, with a warning, if no text gives them.
+    """
+    import tokenizers
+
+    theirs = tokenizers.Tokenizer.from_file(str(folder / JsonTokenizer.file))
+    begin, end = tokenizer.pieces[tokenizer.bos_id] if beginning else None, tokenizer.pieces[tokenizer.eos_id]
+    wanted = [_tokens(dialogue, turns, tokenizer, beginning) for turns in SAMPLES]
+    for between in ("", " "):
+        texts = [_text(dialogue, turns, begin, end, between) for turns in SAMPLES]
+        if [theirs.encode(text, add_special_tokens=False).ids for text in texts] == wanted:
+            return _jinja(dialogue, between, beginning)
+    told = "the tokenizer makes other tokens of a whole dialogue than of its turns"
+    warnings.warn(f"no chat template is written: {told}", stacklevel=2)
+    return None
+
+
+def _tokens(dialogue: DialogueTemplate, turns: Sequence[Turn], tokenizer: Tokenizer, beginning: bool) -> list[int]:
+    """The tokens of a dialogue as it is trained on, and the beginning of another answer."""
+    parts = [part for turn in turns for part in dialogue.encode(turn, tokenizer)]
+    before = [tokenizer.bos_id] if beginning else []
+    return np.concatenate([before, *parts, tokenizer.encode(dialogue.assistant.rstrip())]).astype(int).tolist()
+
+
+def _text(dialogue: DialogueTemplate, turns: Sequence[Turn], begin: str | None, end: str, between: str) -> str:
+    """The same as text."""
+    before = [] if begin is None else [begin]
+    return between.join([*before, *(dialogue.text(turn) + end for turn in turns), dialogue.assistant.rstrip()])
+
+
+def _jinja(dialogue: DialogueTemplate, between: str, beginning: bool) -> str:
+    branches, word = [], "if"
+    for role, before in dialogue.roles.items():
+        name, space = before.rstrip(), dialogue.space(role)
+        content = f"{{{{ {_quoted(name)} + ({_quoted(space)} + content if content else '') + eos_token }}}}"
+        branches.append(f"{{% {word} message['role'] == {_quoted(role)} %}}{content}")
+        word = "elif"
+    wrong = "{{ raise_exception('the roles are ' + " + _quoted(", ".join(dialogue.roles)) + ") }}"
+    space = f"{{{{ {_quoted(between)} }}}}" if between else ""
+    if between and not beginning:
+        space = f"{{% if not loop.first %}}{space}{{% endif %}}"
+    return "".join(
+        [
+            "{{ bos_token }}" if beginning else "",
+            "{% for message in messages %}",
+            space,
+            "{% set content = message['content'] | trim %}",
+            *branches,
+            "{% else %}",
+            wrong,
+            "{% endif %}{% endfor %}",
+            f"{{% if add_generation_prompt %}}{{{{ {_quoted(between + dialogue.assistant.rstrip())} }}}}{{% endif %}}",
+        ]
+    )
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)

@@ -1,0 +1,326 @@
+"""Tokenizers from the files of a Hugging Face folder."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxformer.data.tokenizers import Tokenizer, special_tokens, training
+from jaxformer.data.tokenizers.byte_level import ByteLevelTokenizer
+from jaxformer.data.tokenizers.configs import byte_level_of_files
+from jaxformer.data.tokenizers.json_tokenizer import ROLES, JsonTokenizer
+from jaxformer.data.tokenizers.loading import load, load_json, read
+from jaxformer.data.tokenizers.marian import MarianTokenizer
+from jaxformer.data.tokenizers.metaspace import MetaspaceTokenizer
+from jaxformer.data.tokenizers.sentence_piece import SPACE, SentencePieceTokenizer
+from jaxformer.data.tokenizers.template import (
+    Slot,
+    Template,
+    decoder_template,
+    encoder_template,
+    roberta_template,
+    to_processor,
+)
+from jaxformer.data.tokenizers.word_piece import WordPieceTokenizer
+from jaxformer.errors import InputError
+from jaxformer.interop.huggingface.text.sentence_piece_json import to_json_tokenizer
+
+SETTINGS = "tokenizer_config.json"
+ADDED = "added_tokens.json"
+MODELS = ("spiece.model", "tokenizer.model")
+"""SentencePiece models by their names in T5's and LLaMA's folders."""
+SENTINELS = 100
+"""What T5's tokenizers have where they do not say."""
+BERT = {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "mask": "[MASK]"}
+ROBERTA = {"bos": "<s>", "eos": "</s>", "sep": "</s>", "cls": "<s>", "unk": "<unk>", "pad": "<pad>", "mask": "<mask>"}
+GPT2 = dict.fromkeys(("unk", "bos", "eos"), "<|endoftext|>")
+QWEN2 = dict.fromkeys(("unk", "eos", "pad"), "<|endoftext|>")
+LLAMA = {"unk": "<unk>", "bos": "<s>", "eos": "</s>"}
+T5 = {"eos": "</s>", "unk": "<unk>", "pad": "<pad>"}
+QWEN2_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""How Qwen's tokenizers divide a text into words; digits stand alone."""
+CLASSES: Mapping[str, Mapping[str, str]] = {
+    "BertTokenizer": BERT,
+    "DistilBertTokenizer": BERT,
+    "RobertaTokenizer": ROBERTA,
+    "BartTokenizer": ROBERTA,
+    "GPT2Tokenizer": GPT2,
+    "Qwen2Tokenizer": QWEN2,
+    "LlamaTokenizer": LLAMA,
+    "T5Tokenizer": T5,
+}
+"""Special tokens of transformers' tokenizer classes, where the folder does not name others."""
+MODEL_CLASSES: Mapping[str, str] = {
+    "bert": "BertTokenizer",
+    "distilbert": "DistilBertTokenizer",
+    "roberta": "RobertaTokenizer",
+    "bart": "BartTokenizer",
+    "gpt2": "GPT2Tokenizer",
+    "qwen3": "Qwen2Tokenizer",
+    "llama": "LlamaTokenizer",
+    "mistral": "LlamaTokenizer",
+    "t5": "T5Tokenizer",
+    "mt5": "T5Tokenizer",
+}
+"""The tokenizer class of each `model_type`, where tokenizer_config.json names none."""
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds files of a tokenizer."""
+    names = (JsonTokenizer.file, MarianTokenizer.file, *MODELS, "vocab.txt", "vocab.json")
+    return any((folder / name).is_file() for name in names)
+
+
+def import_tokenizer(folder: str | os.PathLike) -> Tokenizer:
+    """The tokenizer in a Hugging Face folder.
+
+    Reads tokenizer.json; or else Marian's source.spm, target.spm and vocab.json, a SentencePiece model, BERT's
+    vocab.txt, or GPT-2's vocab.json and merges.txt. Added and special tokens come from tokenizer_config.json,
+    special_tokens_map.json and added_tokens.json, and what surrounds a text from the tokenizer's class where
+    tokenizer.json does not say.
+
+    Raises:
+      InputError: there is none, or one that cannot be read.
+    """
+    folder = Path(folder)
+    settings = _settings(folder)
+    path = str(folder / JsonTokenizer.file)
+    if os.path.exists(path):
+        # Where there is a tokenizer.json, what begins a text is in it, as transformers 5 has it.
+        return _completed(load_json(path), settings | {"add_bos_token": False, "add_eos_token": False})
+    if (folder / MarianTokenizer.file).exists():
+        return load(MarianTokenizer, str(folder / MarianTokenizer.file))
+    for name in MODELS:
+        if (folder / name).exists():
+            return _sentencepiece(folder, name, settings)
+    if (folder / "vocab.txt").exists():
+        settings["tokenizer_class"] = _class(settings) or "BertTokenizer"
+        return _completed(_wordpiece(folder, settings), settings)
+    if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
+        return _completed(_byte_level(folder, settings), settings)
+    names = ", ".join((JsonTokenizer.file, MarianTokenizer.file, *MODELS, "vocab.txt"))
+    raise InputError(f"{folder}: holds no tokenizer; expected one of {names}, or vocab.json with merges.txt")
+
+
+def begins_texts(tokenizer: Tokenizer | None, folder: str | os.PathLike) -> bool:
+    """Whether a folder's models read texts that begin with the beginning token.
+
+    The tokenizer's template tells; for a SentencePiece model, which has none, `add_bos_token` of tokenizer_config.json,
+    or else its class: LLaMA's adds it.
+    """
+    if tokenizer is not None and (template := tokenizer.own_template) is not None:
+        return template.single[0].content == tokenizer.special_id("bos")
+    settings = _settings(Path(folder))
+    return bool(settings.get("add_bos_token", _class(settings) == "LlamaTokenizer"))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """An object of JSON; empty if there is no file."""
+    if not path.exists():
+        return {}
+    try:
+        value = json.loads(read(str(path)))
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: expected an object of JSON")
+    return value
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """What a folder says about its tokenizer; of special tokens the text alone.
+
+    `model_type` is the model's, and `added_tokens.json` is part of `added_tokens_decoder`.
+    """
+    said = read_json(folder / ROLES) | read_json(folder / SETTINGS)
+    settings = {name: value["content"] if _is_token(value) else value for name, value in said.items()}
+    settings.setdefault("model_type", read_json(folder / "config.json").get("model_type"))
+    special = {value for name, value in settings.items() if name.endswith("_token")} | _more_special(settings)
+    added = {int(number): dict(token) for number, token in settings.get("added_tokens_decoder", {}).items()}
+    for content, number in read_json(folder / ADDED).items():
+        is_special = content in special
+        added.setdefault(number, {"content": content, "special": is_special, "normalized": not is_special})
+    return settings | {"added_tokens_decoder": added, "has_json": (folder / JsonTokenizer.file).exists()}
+
+
+def _is_token(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("content"), str)
+
+
+def _more_special(settings: Mapping[str, Any]) -> set[str]:
+    """Names of special tokens that have no role."""
+    names = set()
+    for field in ("extra_special_tokens", "additional_special_tokens"):
+        said = settings.get(field) or []
+        tokens = said.values() if isinstance(said, dict) else said
+        names |= {token["content"] if _is_token(token) else token for token in tokens}
+    return {name for name in names if isinstance(name, str)}
+
+
+def _class(settings: Mapping[str, Any]) -> str | None:
+    """The tokenizer's class, as transformers 5 calls it; None if neither the tokenizer nor the model tells."""
+    said = str(settings.get("tokenizer_class") or "").removesuffix("Fast")
+    return said if said in CLASSES else None if said else MODEL_CLASSES.get(settings["model_type"])
+
+
+def _roles(settings: Mapping[str, Any], pieces: list[str]) -> dict[str, str]:
+    """The special tokens that the vocabulary has, by what they are for: as the folder says, or else its class."""
+    names = {key: settings.get(f"{key}_token", ...) for key in special_tokens.NAMES}
+    default = CLASSES.get(_class(settings) or "", {})
+    found = {key: default.get(key) if name is ... else name for key, name in names.items()}
+    known = set(pieces)
+    return {key: name for key, name in found.items() if isinstance(name, str) and name in known}
+
+
+def _completed(tokenizer: JsonTokenizer, settings: Mapping[str, Any]) -> JsonTokenizer:
+    """The tokenizer with added tokens, special tokens and a template as the folder's other files describe them."""
+    config, kind, changed = tokenizer.config, type(tokenizer), False
+    known = {token["content"] for token in config.get("added_tokens") or []}
+    added = [token for _, token in sorted(settings["added_tokens_decoder"].items()) if token["content"] not in known]
+    if added:
+        config["added_tokens"] = _with_added(tokenizer.serialize(), added)
+        tokenizer = kind(json.dumps(config, ensure_ascii=False))
+    roles = _roles(settings, tokenizer.pieces)
+    special = {*roles.values(), *_more_special(settings)}
+    for token in config.get("added_tokens") or []:
+        changed |= token["content"] in special and not token["special"]
+        token["special"] |= token["content"] in special
+    if tokenizer.own_template is None and (settings["has_json"] or _class(settings) is not None):
+        template = _class_template(settings, roles, tokenizer)
+        config["post_processor"] = to_processor(template, tokenizer.pieces, config.get("post_processor"))
+        changed = True
+    return kind(json.dumps(config, ensure_ascii=False) if changed else tokenizer.serialize().decode(), roles)
+
+
+def _class_template(settings: Mapping[str, Any], roles: Mapping[str, str], tokenizer: Tokenizer) -> Template:
+    """What transformers' class of the tokenizer puts around texts."""
+    ids = {key: tokenizer.pieces.index(name) for key, name in roles.items()}
+    special, has_marks = CLASSES.get(_class(settings) or ""), {"cls", "sep"} <= ids.keys()
+    if special is BERT and has_marks:
+        return encoder_template(ids["cls"], ids["sep"])
+    if special is ROBERTA and has_marks:
+        return roberta_template(ids["cls"], ids["sep"])
+    if special is T5 and "eos" in ids:
+        return decoder_template(ids["eos"])
+    before = (Slot(ids["bos"]),) if settings.get("add_bos_token", special is LLAMA) and "bos" in ids else ()
+    after = (Slot(ids["eos"]),) if settings.get("add_eos_token", False) and "eos" in ids else ()
+    second = tuple(Slot(slot.content, 1) for slot in (*before, Slot("B"), *after))
+    single = (*before, Slot("A"), *after)
+    return Template(single, (*single, *second))
+
+
+def _with_added(model: bytes, added: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The `added_tokens` of a tokenizer.json with more of them, each with the id that the library gives it."""
+    import tokenizers
+
+    written = tokenizers.Tokenizer.from_str(model.decode())
+    written.add_tokens([_token(token) for token in added])
+    return json.loads(written.to_str())["added_tokens"]
+
+
+def _token(said: Mapping[str, Any]) -> Any:
+    """A `tokenizers.AddedToken` of what a folder says of it."""
+    import tokenizers
+
+    names = ("content", "lstrip", "rstrip", "single_word", "normalized", "special")
+    return tokenizers.AddedToken(**{name: said[name] for name in names if name in said})
+
+
+def _sentencepiece(folder: Path, name: str, settings: Mapping[str, Any]) -> Tokenizer:
+    """A SentencePiece model with the tokens that its folder adds after its pieces.
+
+    Special tokens become control pieces of the model, which no text contains. Other added tokens are found in texts
+    before the model sees them, which only the `tokenizers` library does.
+    """
+    tokenizer = load(SentencePieceTokenizer, str(folder / name))
+    size, added = tokenizer.vocab_size, settings["added_tokens_decoder"]
+    after = {number: token for number, token in added.items() if number >= size}
+    t5 = settings["model_type"] in ("t5", "mt5")
+    if not after and t5:
+        count = int(settings.get("extra_ids", SENTINELS))
+        return tokenizer if len(tokenizer.sentinel_ids) else tokenizer.with_sentinels(count)
+    if sorted(after) != list(range(size, size + len(after))):
+        raise InputError(f"{folder}: added tokens have the ids {sorted(after)}; expected {size} and the next ones")
+    ordered = [after[number] for number in sorted(after)]
+    if all(_is_special(token, settings) for token in ordered):
+        names = [token["content"] for token in ordered]
+        with_names = training.with_pieces(tokenizer.serialize(), names)
+        return SentencePieceTokenizer(with_names) if names else tokenizer
+    return _with_ordinary(tokenizer, ordered, settings)
+
+
+def _is_special(token: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
+    """Whether an added token is special: it says so, or it has a special token's name."""
+    named = {name for names in special_tokens.NAMES.values() for name in names} | _more_special(settings)
+    sentinels = special_tokens.sentinel(0).removesuffix("0>")
+    return token.get("special", False) or token["content"] in named or token["content"].startswith(sentinels)
+
+
+def _with_ordinary(
+    tokenizer: SentencePieceTokenizer, added: list[dict[str, Any]], settings: Mapping[str, Any]
+) -> MetaspaceTokenizer:
+    """A SentencePiece model as a tokenizer.json with added tokens, some of which are words."""
+    written, t5 = to_json_tokenizer(tokenizer.serialize()), _class(settings) == "T5Tokenizer"
+    # LLaMA's are found in the text as it stands, so that a space before one remains.
+    flags = {} if t5 else {"normalized": False}
+    written.add_tokens([_token(token | flags | {"special": _is_special(token, settings)}) for token in added])
+    config = json.loads(written.to_str())
+    if t5:
+        # A word begins after an added token too, and a space before one is dropped.
+        words = dict(config["pre_tokenizer"], prepend_scheme="always")
+        config["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [{"type": "WhitespaceSplit"}, words]}
+    elif not settings.get("legacy", "tokenizer_class" not in settings):
+        _prefix_once(config)
+    roles = _roles(settings, list(written.get_vocab(with_added_tokens=True)))
+    made = MetaspaceTokenizer(json.dumps(config, ensure_ascii=False))
+    config["post_processor"] = to_processor(_class_template(settings, roles, made), made.pieces)
+    return MetaspaceTokenizer(json.dumps(config, ensure_ascii=False), roles)
+
+
+def _prefix_once(config: dict[str, Any]) -> None:
+    """Puts a space before a text only, and not after each added token."""
+    steps = config["normalizer"]["normalizers"]
+    kept = [step for step in steps if step["type"] != "Prepend"]
+    if len(kept) < len(steps):
+        config["normalizer"]["normalizers"] = kept
+        config["pre_tokenizer"] = {
+            "type": "Metaspace",
+            "replacement": SPACE,
+            "prepend_scheme": "first",
+            "split": False,
+        }
+
+
+def _wordpiece(folder: Path, settings: Mapping[str, Any]) -> WordPieceTokenizer:
+    """BERT's vocab.txt, and what its config says of letters."""
+    vocab = training.vocab_of_lines(read(str(folder / "vocab.txt")))
+    unk = settings.get("unk_token", special_tokens.UNK)
+    if unk not in vocab:
+        raise InputError(f"{folder / 'vocab.txt'}: the vocabulary has no {unk}; WordPiece needs one")
+    letters = {"strip_accents": settings.get("strip_accents")}
+    letters["handle_chinese_chars"] = bool(settings.get("tokenize_chinese_chars", True))
+    tokenizer = training.wordpiece(vocab, bool(settings.get("do_lower_case", True)), unk, **letters)
+    tokenizer.add_special_tokens(list(dict.fromkeys(_roles(settings, list(vocab)).values())))
+    return WordPieceTokenizer(tokenizer.to_str())
+
+
+def _byte_level(folder: Path, settings: Mapping[str, Any]) -> ByteLevelTokenizer:
+    """GPT-2's vocab.json and merges.txt, divided into words as the tokenizer's class does."""
+    files = str(folder / "vocab.json"), str(folder / "merges.txt")
+    tokenizer = byte_level_of_files(*files, bool(settings.get("add_prefix_space", False)))
+    config, known = tokenizer.config, _class(settings)
+    if known is not None:  # Otherwise tokens are special by their names.
+        roles = _roles(settings, tokenizer.pieces)
+        config["added_tokens"] = [token for token in config["added_tokens"] if token["content"] in roles.values()]
+        for token in config["added_tokens"]:
+            # A mask includes the space before it, as in transformers 4; without a tokenizer.json, 5 keeps the space.
+            token["lstrip"] |= token["content"] == roles.get("mask")
+    if known == "Qwen2Tokenizer":
+        config["normalizer"] = {"type": "NFC"}
+        split = {"type": "Split", "pattern": {"Regex": QWEN2_WORDS}, "behavior": "Isolated", "invert": False}
+        letters = config["pre_tokenizer"] | {"use_regex": False}
+        config["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, letters]}
+    return ByteLevelTokenizer(json.dumps(config, ensure_ascii=False))

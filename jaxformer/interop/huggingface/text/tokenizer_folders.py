@@ -1,0 +1,165 @@
+"""Tokenizers from Hugging Face folders and to them, with the ids that `AutoTokenizer` gives."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxformer.data.tokenizers import Tokenizer
+from jaxformer.data.tokenizers.byte_level import ByteLevelTokenizer
+from jaxformer.data.tokenizers.json_tokenizer import ROLES, JsonTokenizer
+from jaxformer.data.tokenizers.marian import MarianTokenizer
+from jaxformer.data.tokenizers.sentence_piece import SentencePieceTokenizer
+from jaxformer.data.tokenizers.template import PLAIN, Slot, Template, decoder_template, to_processor
+from jaxformer.data.tokenizers.word_piece import WordPieceTokenizer
+from jaxformer.errors import InputError
+from jaxformer.interop.huggingface.text.sentence_piece_json import to_json_tokenizer
+from jaxformer.interop.huggingface.text.tokenizer_files import SETTINGS, import_tokenizer, read_json
+
+ENCODERS = ("bert", "distilbert", "roberta")
+ANSWERING = ("t5", "mt5", "marian", "bart")
+"""Families whose inputs end with the end token."""
+
+__all__ = ["check_vocabulary", "export_tokenizer", "import_tokenizer"]
+
+
+def export_tokenizer(
+    tokenizer: Tokenizer,
+    folder: str | os.PathLike,
+    family: str | None = None,
+    beginning: bool = False,
+    template: Template | None = None,
+) -> None:
+    """Writes what `AutoTokenizer.from_pretrained(folder)` loads.
+
+    An imported tokenizer keeps its own template. One that was trained here gets the template by which the run lays out
+    texts.
+
+    Args:
+      tokenizer: ours.
+      folder: where to write; it exists.
+      family: as `model_type` has it, such as `bert`; by default that of the folder's config.json.
+      beginning: whether the model's texts begin with the beginning token.
+      template: the special tokens around texts; by default those of the family's models.
+
+    Raises:
+      InputError: a tokenizer that the `tokenizers` library cannot represent.
+    """
+    folder = Path(folder)
+    config = read_json(folder / "config.json")
+    family = family or str(config.get("model_type", ""))
+    names = _special_names(tokenizer, family, beginning)
+    settings: dict[str, Any] = {f"{key}_token": name for key, name in names.items()}
+    positions = config.get("max_position_embeddings", config.get("n_positions"))
+    if positions:
+        settings["model_max_length"] = positions
+    if isinstance(tokenizer, MarianTokenizer):
+        files = tokenizer.files()
+        settings |= {"tokenizer_class": "MarianTokenizer", "separate_vocabs": False}
+    else:
+        template = tokenizer.own_template or template or _family_template(tokenizer, family, beginning)
+        files = _files(tokenizer, template, set(names.values()))
+        settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+        types = ["token_type_ids"] if family == "bert" else []
+        settings["model_input_names"] = ["input_ids", *types, "attention_mask"]
+        if family not in (*ENCODERS, *ANSWERING):
+            settings["add_bos_token"] = beginning
+    files[SETTINGS] = _text(settings)
+    files[ROLES] = _text({f"{key}_token": name for key, name in names.items()})
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+
+
+def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, folder: str | os.PathLike) -> None:
+    """Raises InputError where the tokenizer has pieces beyond a model's vocabulary; that may well be larger."""
+    if tokenizer.vocab_size > vocab_size:
+        raise InputError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size:,} pieces, the model a vocabulary of {vocab_size:,}; "
+            "expected a tokenizer that belongs to the model"
+        )
+
+
+def _special_names(tokenizer: Tokenizer, family: str, beginning: bool) -> dict[str, str]:
+    """The special tokens that a family has and the vocabulary too, by what they are for."""
+    keys = ["pad", "unk"]
+    keys += ["cls", "sep", "mask"] if family in ENCODERS else []
+    keys += ["bos", "eos"] if family not in ("bert", "distilbert", "t5", "mt5", "marian") else []
+    keys += ["eos"] if family in ("t5", "mt5", "marian") else []
+    keys += ["cls", "sep", "mask"] if family == "bart" else []
+    found = {key: tokenizer.special_id(key) for key in keys}
+    if family not in ENCODERS and not names_beginning(tokenizer, beginning):
+        found.pop("bos", None)
+    return {key: tokenizer.pieces[number] for key, number in found.items() if number is not None}
+
+
+def names_beginning(tokenizer: Tokenizer, beginning: bool) -> bool:
+    """Whether an export names a beginning token.
+
+    It does where texts begin with it, where the imported folder named one, and where one token is both the beginning
+    and the end, as GPT-2's. Other programs put a token of this name before texts, which a model that never read it
+    does not expect.
+    """
+    if beginning or tokenizer.roles:
+        return beginning or "bos" in tokenizer.roles
+    return tokenizer.special_id("bos") == tokenizer.special_id("eos")
+
+
+def _family_template(tokenizer: Tokenizer, family: str, beginning: bool) -> Template:
+    """What a family's models read here around one text and around two."""
+    bos, eos = tokenizer.special_id("bos"), tokenizer.special_id("eos")
+    if family in ENCODERS and None not in (tokenizer.special_id("cls"), tokenizer.special_id("sep")):
+        return tokenizer.template("encoder")
+    template = decoder_template(eos) if family in ANSWERING and eos is not None else PLAIN
+    if not beginning or bos is None:
+        return template
+    return Template((Slot(bos), *template.single), (Slot(bos), *template.pair))
+
+
+def _files(tokenizer: Tokenizer, template: Template, special: set[str]) -> dict[str, bytes]:
+    """tokenizer.json, and the files of older readers."""
+    files = {JsonTokenizer.file: _json_file(tokenizer, template, special)}
+    if isinstance(tokenizer, WordPieceTokenizer):
+        files["vocab.txt"] = "".join(f"{piece}\n" for piece in tokenizer.pieces).encode()
+    elif isinstance(tokenizer, ByteLevelTokenizer):
+        model = tokenizer.config["model"]
+        lines = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
+        files["vocab.json"] = json.dumps(model["vocab"], ensure_ascii=False).encode()
+        files["merges.txt"] = "\n".join(["#version: 0.2", *lines, ""]).encode()
+    elif isinstance(tokenizer, SentencePieceTokenizer):
+        files["tokenizer.model"] = tokenizer.serialize()
+    return files
+
+
+def _json_file(tokenizer: Tokenizer, template: Template, special: set[str]) -> bytes:
+    """tokenizer.json with the template, in which these names are special tokens."""
+    import tokenizers
+
+    if not isinstance(tokenizer, JsonTokenizer):
+        written = to_json_tokenizer(tokenizer.serialize())
+        written.add_special_tokens([name for name in tokenizer.pieces if name in special])
+        config = json.loads(written.to_str())
+    else:
+        config = tokenizer.config
+        if missing := special - {token["content"] for token in config["added_tokens"] if token["special"]}:
+            written = tokenizers.Tokenizer.from_str(tokenizer.serialize().decode())
+            written.add_special_tokens([name for name in tokenizer.pieces if name in missing])
+            config["added_tokens"] = json.loads(written.to_str())["added_tokens"]
+        elif tokenizer.own_template is not None:
+            return tokenizer.serialize()
+        if isinstance(tokenizer, ByteLevelTokenizer):
+            masks = {
+                tokenizer.pieces[number]
+                for number in (tokenizer.special_id("mask"), *tokenizer.sentinel_ids)
+                if number is not None
+            }
+            config["added_tokens"] = [
+                token | {"lstrip": token["lstrip"] or token["content"] in masks} for token in config["added_tokens"]
+            ]
+    if tokenizer.own_template is None:
+        config["post_processor"] = to_processor(template, tokenizer.pieces, config["post_processor"])
+    return (json.dumps(config, indent=2, ensure_ascii=False)).encode()
+
+
+def _text(value: Mapping[str, Any]) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()

@@ -1,0 +1,266 @@
+"""The parity certificate: what a Hugging Face folder computes in PyTorch is what the model computes here.
+
+`certify` measures logits, loss, gradients, greedy decoding and tokens on both sides, in float32 and on the CPU, and
+writes `parity.json` and `parity.html`.
+"""
+
+import dataclasses
+import importlib.util
+import math
+import os
+import platform
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import numpy as np
+
+from jaxformer import strict_json
+from jaxformer.data.tokenizers import Tokenizer
+from jaxformer.errors import InputError
+from jaxformer.interop.huggingface import parameters
+from jaxformer.interop.huggingface.families import family_of_config
+from jaxformer.interop.huggingface.folders import CONFIG, open_folder
+from jaxformer.interop.huggingface.table import slots
+from jaxformer.interop.parity.certificate_page import page
+from jaxformer.interop.parity.hard_strings import HARD_STRINGS, NAMED_STRINGS
+from jaxformer.runs.run import Run
+
+JSON, HTML = "parity.json", "parity.html"
+LOGITS, LOSS, GRADIENTS, TIE = 2e-5, 1e-5, 1e-3, 1e-4
+"""Tolerances: of logits against the largest of them (or 1), of the loss against itself (or 1), of gradients against
+each tensor's largest, and of the logits of two tokens of which either may be chosen, against the largest too."""
+PACKAGES = ("jaxformer", "jax", "flax", "torch", "transformers", "tokenizers", "sentencepiece", "numpy")
+
+
+class Unreadable(InputError):
+    """transformers cannot load a folder."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """One thing that was compared."""
+
+    what: str
+    """Such as `logits`."""
+    where: str
+    """On which inputs."""
+    measured: float
+    """How far the two sides are apart."""
+    tolerance: float
+    """How far they may be."""
+    note: str = ""
+    """More for a reader."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether they are near enough; what is not a number is not."""
+        return bool(self.measured <= self.tolerance)
+
+    def __str__(self) -> str:
+        more = f": {self.note}" if self.tolerance == 0 or not math.isfinite(self.measured) else ""
+        return f"{self.what} ({self.where}) differ by {self.measured:.1e}, above {self.tolerance:.0e}{more}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Certificate:
+    """What was compared, and with what."""
+
+    architecture: str
+    """PyTorch's class."""
+    parameters: int
+    """How many numbers the model has."""
+    dtype: str
+    """Of the folder's weights; both sides computed with them in float32."""
+    lines: tuple[Line, ...]
+    """The comparisons."""
+    versions: dict[str, str]
+    """Of what computed."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether all of them did."""
+        return all(line.passed for line in self.lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """As `parity.json` has it."""
+        lines = [dataclasses.asdict(line) | {"passed": line.passed} for line in self.lines]
+        return {"passed": self.passed, **dataclasses.asdict(self), "lines": lines}
+
+    def __str__(self) -> str:
+        worst = max(
+            (line for line in self.lines if line.what == "logits"), key=lambda line: line.measured, default=None
+        )
+        told = f"logits differ by {worst.measured:.1e} at most, relative to the largest; " if worst else ""
+        passed = sum(line.passed for line in self.lines)
+        versions = f"transformers {self.versions['transformers']}, torch {self.versions['torch']}"
+        return f"{told}{passed} of {len(self.lines)} comparisons with {versions} passed; all are in `{HTML}`."
+
+
+def certify(
+    model: nn.Module,
+    params: Any,
+    tokenizer: Tokenizer | None,
+    source: str | os.PathLike,
+    out: str | os.PathLike | None = None,
+    dtype: str | None = None,
+    run: Run | None = None,
+) -> Certificate:
+    """Compares a model with PyTorch's of a folder, and writes the certificate.
+
+    Args:
+      model: ours.
+      params: its parameters.
+      tokenizer: its tokenizer, if the folder has one.
+      source: the Hugging Face folder that the model was exported to or imported from.
+      out: where to write; by default, there.
+      dtype: of the weights that are compared; by default, what the folder says.
+      run: the model's run, whose answers to raw inputs are compared too; None compares only the two models.
+
+    Raises:
+      Unreadable: transformers cannot load the folder.
+      InputError: the two differ by more than the tolerances, or there is an `obstacle`.
+    """
+    if problem := obstacle(model):
+        raise InputError(f"no parity certificate: {problem}")
+    from jaxformer.interop.parity import compare
+
+    folder, out = open_folder(source), Path(source if out is None else out)
+    family, architecture = family_of_config(folder.config, folder.tensors, str(folder.path / CONFIG))
+    dtype = dtype or str(folder.config.get("dtype") or folder.config.get("torch_dtype") or "float32")
+    shapes = {path: tuple(array.shape) for path, array in parameters.flat(params).items()}
+    theirs = compare.Theirs(folder, slots(family.table, shapes, architecture in family.bare), architecture, dtype)
+    ours = compare.Ours(model, params, dtype)
+    lines = tuple(_lines(ours, theirs, tokenizer, folder.path))
+    if run is not None:
+        from jaxformer.interop.parity.end_to_end import compare_answers
+
+        lines += tuple(compare_answers(run, ours, folder.path, theirs.round))
+    count = sum(int(np.prod(shape)) for shape in shapes.values())
+    certificate = Certificate(architecture, count, dtype, lines, _versions())
+    content = certificate.to_json()
+    (out / JSON).write_text(strict_json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (out / HTML).write_text(page(content), encoding="utf-8")
+    if wrong := [line for line in lines if not line.passed]:
+        raise InputError(_refusal(wrong))
+    return certificate
+
+
+def obstacle(model: nn.Module) -> str | None:
+    """Why no certificate can be made here, if so."""
+    for name in ("torch", "transformers"):
+        if importlib.util.find_spec(name) is None:
+            return f"{name} is not installed; pip install 'jaxformer[torch]'"
+    from jaxformer.interop.parity import compare
+
+    kinds = ", ".join(kind.__name__ for kind in compare.MODELS)
+    return None if isinstance(model, compare.MODELS) else f"model={type(model).__name__} is none of {kinds}"
+
+
+def _lines(ours: Any, theirs: Any, tokenizer: Tokenizer | None, folder: Path) -> Iterator[Line]:
+    from jaxformer.interop.parity import compare
+
+    pad = theirs.config.get("pad_token_id") or 0
+    texts = [] if tokenizer is None else [tokenizer.encode(text) for text in HARD_STRINGS]
+    every = list(compare.inputs(ours.model, texts, pad))
+    for rows in every:
+        expected = theirs(rows, ours.model)
+        actual = ours(rows, list(expected.outputs))
+        where = f"{rows.name}, {' × '.join(map(str, rows.shape))}"
+        for name, output in expected.outputs.items():
+            yield compared(name, where, actual.outputs[name], output, rows.mask)
+        apart = abs(actual.loss - expected.loss) / max(1.0, abs(expected.loss))
+        yield Line("loss", where, apart, LOSS, f"{actual.loss:.6f} here, {expected.loss:.6f} in PyTorch")
+        gradients = theirs.named(actual.gradients)
+        difference, name = compare.largest_difference(gradients, expected.gradients)
+        yield Line("gradients", where, difference, GRADIENTS, f"of {len(gradients)} tensors, most in {name}")
+    if isinstance(ours.model, compare.WRITERS):
+        yield _written(ours, theirs, every, pad)
+    if tokenizer is not None:
+        yield _tokens(tokenizer, folder)
+
+
+def compared(name: str, where: str, ours: np.ndarray, theirs: np.ndarray, mask: np.ndarray | None) -> Line:
+    """How far an output is from theirs where there are tokens, relative to the largest number of theirs, or 1."""
+    if ours.shape != theirs.shape:
+        return Line(name, where, float("inf"), LOGITS, f"shapes {ours.shape} and {theirs.shape}")
+    difference, size = _largest(ours - theirs, mask), max(1.0, _largest(theirs, mask))
+    return Line(name, where, difference / size, LOGITS, f"{difference:.1e}, where they reach {size:.1f}")
+
+
+def _largest(array: np.ndarray, mask: np.ndarray | None) -> float:
+    """The largest magnitude where there are tokens."""
+    real = mask > 0 if array.ndim == 3 and mask is not None else slice(None)
+    return float(np.abs(array[real]).max())
+
+
+def _written(ours: Any, theirs: Any, every: list[Any], pad: int) -> Line:
+    """How far apart the logits are of the first tokens that differ: near 0, either may be chosen."""
+    from jaxformer.interop.parity import compare
+
+    answers = isinstance(ours.model, compare.EncoderDecoder)
+    start = theirs.config.get("decoder_start_token_id", pad) if answers else None
+    prompts = [row for rows in (every[0], every[3]) for row in (rows.read if answers else rows.tokens)[:2, :8]]
+    new = max(1, min(compare.NEW, ours.model.positions - (1 if answers else prompts[0].size)))
+    gaps = []
+    for prompt, mine in zip(prompts, ours.write(prompts, new, start), strict=True):
+        expected, logits = theirs.write(prompt, new, start, pad)
+        differ = np.flatnonzero(mine != expected)
+        if len(differ):
+            row = logits[differ[0]]
+            one, other = row[[mine[differ[0]], expected[differ[0]]]]
+            gaps.append(abs(one - other) / max(1.0, np.abs(row).max()))
+    note = f"{len(prompts) - len(gaps)} of {len(prompts)} outputs of {new} tokens are equal"
+    return Line("greedy tokens", f"{len(prompts)} prompts", float(np.max(gaps, initial=0.0)), TIE, note)
+
+
+def _tokens(tokenizer: Tokenizer, folder: Path) -> Line:
+    """How many hard strings the two tokenizers encode differently.
+
+    A string with a token that is special on both sides is left out: here it is text, and that token in transformers.
+    """
+    from jaxformer.interop.parity import compare
+
+    theirs = compare.their_tokenizer(folder)
+    special = {str(token) for token in theirs.added_tokens_decoder.values() if token.special}
+    special &= {tokenizer.pieces[number] for number in tokenizer.special_ids}
+    texts = [text for text in (*HARD_STRINGS, *NAMED_STRINGS) if not any(name in text for name in special)]
+    ids = [theirs(text, add_special_tokens=False, verbose=False).input_ids for text in texts]
+    differing = [text for text, found in zip(texts, ids, strict=True) if found != tokenizer.encode(text).tolist()]
+    note = _quoted(differing) if differing else "all ids are equal"
+    return Line("tokens", f"{len(texts)} hard strings", float(len(differing)), 0.0, note)
+
+
+def _quoted(texts: list[str]) -> str:
+    """The first ten of some texts, each shortened, and how many more there are."""
+    shown = ", ".join(repr(text if len(text) <= 30 else text[:29] + "…") for text in texts[:10])
+    return shown + f" and {len(texts) - 10} more" * (len(texts) > 10)
+
+
+def _refusal(lines: list[Line]) -> str:
+    """What to say of comparisons that failed."""
+    told = [str(line) for line in lines if line.what != "tokens"]
+    more = f"; and {len(told) - 4} more" if len(told) > 4 else ""
+    told = ["; ".join(told[:4]) + more] if told else []
+    told += [
+        f"{line.what} ({line.where}) differ in {line.measured:.0f} under transformers "
+        f"{metadata.version('transformers')}: {line.note}; where another version reads the tokenizer as it was made, "
+        "leave the comparison out with --no-certificate (certificate=False)"
+        for line in lines
+        if line.what == "tokens"
+    ]
+    return f"not what PyTorch computes: {'; '.join(told)}"
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:  # It runs from its source.
+            from jaxformer import __version__
+
+            found[name] = __version__ if name == "jaxformer" else "?"
+    return found

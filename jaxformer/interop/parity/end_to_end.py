@@ -1,0 +1,336 @@
+"""Raw inputs through a run's `predict` and through what users of transformers call on its folder.
+
+The rest of the parity certificate feeds both models the same ids, so it sees no difference in what surrounds them: how
+texts and pairs are laid out, how pictures are prepared, how generation is configured, what is applied to logits.
+"""
+
+import contextlib
+import dataclasses
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+import transformers
+from PIL import Image
+
+from jaxformer.data.tasks.classification import PAIR
+from jaxformer.errors import InputError
+from jaxformer.interop.parity.certificate import Line
+from jaxformer.interop.parity.compare import Ours, on_cpu, reading, their_tokenizer
+from jaxformer.objectives.classification import Classification
+from jaxformer.objectives.image_classification import ImageClassification
+from jaxformer.objectives.image_embedding import ImageEmbedding
+from jaxformer.objectives.language_model import LanguageModel
+from jaxformer.objectives.masked_lm import MaskedLM
+from jaxformer.objectives.question_answering import QuestionAnswering, answer_spans
+from jaxformer.objectives.regression import Regression
+from jaxformer.objectives.sentence_embedding import SentenceEmbedding
+from jaxformer.objectives.seq2seq import Seq2Seq
+from jaxformer.objectives.tagging import WORD, Tagging
+from jaxformer.parallel import sharding
+from jaxformer.runs.run import Run
+
+ANSWERS = 1e-4
+"""Tolerance of probabilities and unit vectors, and of regressed numbers relative to the largest (or 1)."""
+# No blanks at the ends: `predict` strips them, as tasks do, and transformers does not.
+TEXTS = ("The dog ran.", "It has 3 naïve cats!", "a  light  shone")
+PAIRS = (("the dog ran", "the cat saw"), ("Is it light?", "No, it is dark."))
+MASKED = ("the [MASK] ran", "[MASK] shone in the [MASK].")
+SPECIALS = 8
+"""More special tokens than any layout adds to a text or a pair."""
+NEW_TOKENS = 16
+POOLINGS = {
+    "mean": lambda hidden: hidden.mean(0),
+    "max": lambda hidden: hidden.max(0),
+    "first": lambda hidden: hidden[0],
+    "last": lambda hidden: hidden[-1],
+}
+"""How the vectors of tokens, [t, d], become one."""
+PICTURES = ((53, 37), (24, 64))
+"""Heights and widths in pixels: neither is square, one is wider and one is higher than the model's."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sides:
+    """A run of ours and the folder that transformers reads."""
+
+    run: Run
+    """Its parameters are rounded to the compared dtype; computes in float32 on the CPU."""
+    folder: Path
+    """The Hugging Face folder."""
+    round: Callable[[torch.nn.Module], None]
+    """Rounds the weights of the folder's network to the same dtype, in place."""
+
+    def predict(self, inputs: Sequence[str]) -> list[Any]:
+        """Our answers."""
+        with on_cpu():
+            return self.run.predict(list(inputs))
+
+    def pipeline(self, task: str, **settings: Any) -> Any:
+        """The pipeline that transformers makes of the folder."""
+        with reading(f"a pipeline for {task}"), warnings.catch_warnings(action="ignore"):
+            found = transformers.pipeline(task, str(self.folder), device="cpu", dtype=torch.float32, **settings)
+        self.round(found.model)
+        return found
+
+    def network(self, auto: Any) -> torch.nn.Module:
+        """The model that an auto class of transformers makes of the folder."""
+        with reading(auto.__name__):
+            found = auto.from_pretrained(self.folder, dtype=torch.float32, local_files_only=True).eval()
+        self.round(found)
+        return found
+
+    def with_objective(self, **changes: Any) -> "Sides":
+        """The same with other settings of the run's objective."""
+        objective = dataclasses.replace(self.run.objective, **changes)
+        experiment = dataclasses.replace(self.run.experiment, objective=objective)
+        return dataclasses.replace(self, run=dataclasses.replace(self.run, experiment=experiment))
+
+    def only_pieces(self, network: torch.nn.Module) -> None:
+        """Gives ids that the tokenizer does not have no probability, as `predict` does."""
+        size = self.run.tokenizer.vocab_size
+
+        def remove(module: torch.nn.Module, inputs: Any, output: Any) -> None:
+            output.logits[..., size:] = -torch.inf
+
+        network.register_forward_hook(remove)
+
+    def short(self, texts: Sequence[Any], parts: Callable[[Any], Sequence[str]] = lambda text: [text]) -> list[Any]:
+        """The texts that fit the model's positions whole, so that neither side truncates."""
+        tokenizer, longest = self.run.tokenizer, self.run.model.positions
+        sizes = [sum(len(tokenizer.encode(part)) for part in parts(text)) for text in texts]
+        return [text for text, size in zip(texts, sizes, strict=True) if size + SPECIALS <= longest]
+
+
+def compare_answers(
+    run: Run, ours: Ours, folder: Path, rounded: Callable[[torch.nn.Module], None] = lambda network: None
+) -> Iterator[Line]:
+    """One line for each kind of raw input that the run's objective answers.
+
+    There is none for an objective that answers nothing, and none for a model whose positions all inputs exceed.
+
+    Args:
+      run: its tokenizer, objective and task are used.
+      ours: its model and parameters, as they are compared.
+      folder: a Hugging Face folder of the run.
+      rounded: rounds a network's weights in place, as those of `ours` are; by default, they stay as the folder's.
+    """
+    compare = COMPARISONS.get(type(run.objective))
+    if compare is None:
+        return
+    mesh = sharding.make_mesh(sharding.Mesh(1), jax.local_devices(backend="cpu")[:1])
+    experiment = dataclasses.replace(run.experiment, model=ours.model)
+    sides = Sides(dataclasses.replace(run, experiment=experiment, params=ours.params, mesh=mesh), folder, rounded)
+    try:
+        yield from compare(sides)
+    except InputError:
+        raise
+    except Exception as error:  # Whatever transformers raises for an input that the run answers is a difference too.
+        yield Line("answers", "raw inputs", float("inf"), 0.0, f"{type(error).__name__}: {error}"[:200])
+
+
+def _filled(sides: Sides) -> Iterator[Line]:
+    """Probabilities of the likeliest tokens in place of each mask."""
+    texts = sides.short(MASKED)
+    if not texts or sides.run.tokenizer.special_id("mask") is None:
+        return
+    ours = [[share for _, share in blank] for filled in sides.predict(texts) for blank in filled.blanks]
+    fill = sides.pipeline("fill-mask", top_k=len(ours[0]))
+    sides.only_pieces(fill.model)
+    theirs = []
+    for text in texts:
+        blanks = fill(text.replace("[MASK]", fill.tokenizer.mask_token))
+        blanks = blanks if isinstance(blanks[0], list) else [blanks]
+        theirs += [[choice["score"] for choice in blank] for blank in blanks]
+    yield _line("filled masks", f"{len(texts)} texts", ours, theirs)
+
+
+def _labelled(sides: Sides) -> Iterator[Line]:
+    """Probabilities of the labels of texts and of pairs."""
+    names = sides.run.model.labels
+    yield from _of_texts(sides, lambda answer: [dict(answer.labels)[name] for name in names], names)
+
+
+def _rated(sides: Sides) -> Iterator[Line]:
+    """The numbers of texts and of pairs."""
+    yield from _of_texts(sides, lambda answer: [answer.value], sides.run.model.labels)
+
+
+def _of_texts(sides: Sides, values: Callable[[Any], list[float]], names: Sequence[str]) -> Iterator[Line]:
+    classify = sides.pipeline("text-classification", top_k=None)
+    pairs = PAIRS if getattr(sides.run.experiment.data.task, "pair", None) is not None else ()
+    for where, asked in (("texts", [(text,) for text in TEXTS]), *[("pairs of texts", pairs)] * bool(pairs)):
+        asked = sides.short(asked, lambda parts: parts)
+        if not asked:
+            continue
+        ours = [values(answer) for answer in sides.predict([PAIR.join(parts) for parts in asked])]
+        given = [dict(zip(("text", "text_pair"), parts, strict=False)) for parts in asked]
+        scores = [{choice["label"]: choice["score"] for choice in classify(each)} for each in given]
+        yield _line("labels", f"{len(asked)} {where}", ours, [[found[name] for name in names] for found in scores])
+
+
+def _tagged(sides: Sides) -> Iterator[Line]:
+    """The probability of each word's tag, at its first token; 0 for a word without a token."""
+    texts, tokenizer = sides.short([" ".join(WORD.findall(text)) for text in TEXTS]), their_tokenizer(sides.folder)
+    if not texts:
+        return
+    network, names = sides.network(transformers.AutoModelForTokenClassification), sides.run.model.labels
+    ours, theirs = [], []
+    for text, tagged in zip(texts, sides.predict(texts), strict=True):
+        given = tokenizer(text, return_offsets_mapping=True, return_tensors="pt")
+        stops = given.pop("offset_mapping")[0, :, 1].numpy()
+        with torch.no_grad():
+            shares = network(**given).logits[0].softmax(-1).numpy()
+        for word, tag, share in zip(WORD.finditer(text), tagged.tags, tagged.probabilities, strict=True):
+            # A token may be the space before the word alone; special tokens end at 0.
+            of_word = np.flatnonzero((stops >= max(1, word.start())) & (stops <= word.end()))
+            ours.append(share)
+            theirs.append(shares[of_word[0], names.index(tag)] if len(of_word) else 0.0)
+    yield _line("tags", f"{len(ours)} words", ours, theirs)
+
+
+def _answered(sides: Sides) -> Iterator[Line]:
+    """The likeliest span that answers a question, as offsets of characters."""
+    sides, tokenizer = sides.with_objective(no_answer=None), their_tokenizer(sides.folder)
+    longest = answer_spans(sides.run.model.positions, sides.run.tokenizer).question_length
+    asked = sides.short(PAIRS, lambda parts: parts)
+    asked = [pair for pair in asked if len(sides.run.tokenizer.encode(pair[0])) <= longest]
+    if not asked:
+        return
+    network = sides.network(transformers.AutoModelForQuestionAnswering)
+    ours = [(answer.start, answer.stop) for answer in sides.predict([PAIR.join(parts) for parts in asked])]
+    theirs = []
+    for question, context in asked:
+        given = tokenizer(question, context, return_offsets_mapping=True, return_tensors="pt")
+        offsets, of_context = given.pop("offset_mapping")[0], [part == 1 for part in given.sequence_ids(0)]
+        with torch.no_grad():
+            output = network(**given)
+        scores = output.start_logits[0][:, None] + output.end_logits[0][None]
+        places = np.arange(len(of_context))
+        span = places[None] - places[:, None]
+        allowed = np.outer(of_context, of_context) & (span >= 0) & (span < sides.run.objective.longest)
+        start, end = np.unravel_index(np.where(allowed, scores.numpy(), -np.inf).argmax(), allowed.shape)
+        theirs.append((int(offsets[start][0]), int(offsets[end][1])))
+    differing = float(sum(one != other for one, other in zip(ours, theirs, strict=True)))
+    yield Line("spans", f"{len(asked)} questions", differing, 0.0, f"{ours} here, {theirs} in PyTorch")
+
+
+def _continued(sides: Sides) -> Iterator[Line]:
+    """What a decoder writes after a prompt, by the folder's own generation config."""
+    yield from _generated(sides, transformers.AutoModelForCausalLM, lambda answer: answer.continuation)
+
+
+def _translated(sides: Sides) -> Iterator[Line]:
+    """What an encoder–decoder writes for an input, by the folder's own generation config."""
+    yield from _generated(sides, transformers.AutoModelForSeq2SeqLM, lambda answer: answer.answer)
+
+
+def _generated(sides: Sides, auto: Any, written: Callable[[Any], str]) -> Iterator[Line]:
+    prompts = sides.short(TEXTS)
+    if not prompts or getattr(sides.run.objective, "template", None) is not None:
+        return  # A dialogue's prompt is laid out by the chat template, and not by the tokenizer alone.
+    network, tokenizer, differing, note = sides.network(auto), their_tokenizer(sides.folder), 0, "all are equal"
+    sides.only_pieces(network)
+    given = [tokenizer(prompt, return_tensors="pt", return_token_type_ids=False) for prompt in prompts]
+    read = 1 if network.config.is_encoder_decoder else max(each["input_ids"].shape[1] for each in given)
+    # PyTorch's models do not stop where their positions end.
+    new = min(NEW_TOKENS, sides.run.objective.decoding.max_new or NEW_TOKENS, sides.run.model.positions + 1 - read)
+    run = sides.run.with_decoding(temperature=0.0, max_new=new)
+    answers = dataclasses.replace(sides, run=run).predict(prompts)
+    settings = {"do_sample": False, "max_new_tokens": new, "max_length": None}
+    for inputs, answer in zip(given, answers, strict=True):
+        with torch.no_grad(), warnings.catch_warnings(action="ignore"):
+            (ids,) = network.generate(**inputs, **settings).tolist()
+        if not network.config.is_encoder_decoder:
+            ids = ids[inputs["input_ids"].shape[1] :]
+        # Ours reads theirs: transformers' decoders hide special tokens that a text of ours shows.
+        expected = sides.run.tokenizer.decode(np.array(ids, np.int32))
+        if " ".join(written(answer).split()) != " ".join(expected.split()):
+            differing += 1
+            note = f"{written(answer)!r} here, {expected!r} in PyTorch"
+    yield Line("generated texts", f"{len(prompts)} prompts", float(differing), 0.0, note)
+
+
+def _embedded(sides: Sides) -> Iterator[Line]:
+    """Vectors of whole texts without a prompt, pooled as the run pools them: transformers alone does neither."""
+    texts, tokenizer = sides.short(TEXTS), their_tokenizer(sides.folder)
+    if not texts:
+        return
+    sides = sides.with_objective(prompts=(), default_prompt_name=None, longest=None)
+    objective = sides.run.objective
+    network, ours, theirs = sides.network(transformers.AutoModel), [one.vector for one in sides.predict(texts)], []
+    for text in texts:
+        with torch.no_grad():
+            output = network(**tokenizer(text, return_tensors="pt"))
+        if objective.pooling == "pooler":
+            vector = output.pooler_output[0].numpy()
+        else:
+            vector = POOLINGS[objective.pooling](output.last_hidden_state[0].numpy())
+        theirs.append(vector / np.linalg.norm(vector) if objective.normalized else vector)
+    yield _line("vectors", f"{len(texts)} texts", ours, theirs)
+
+
+def _classified(sides: Sides) -> Iterator[Line]:
+    """Probabilities of the labels of pictures."""
+    classify, names = sides.pipeline("image-classification", top_k=len(sides.run.model.labels)), sides.run.model.labels
+    with _pictures(sides.run) as paths:
+        ours = [[dict(answer.labels)[name] for name in names] for answer in sides.predict(paths)]
+        scores = [{choice["label"]: choice["score"] for choice in classify(path)} for path in paths]
+    yield _line("labels", f"{len(ours)} pictures", ours, [[found[name] for name in names] for found in scores])
+
+
+def _pictured(sides: Sides) -> Iterator[Line]:
+    """Unit vectors of pictures."""
+    with reading("AutoImageProcessor"):
+        process = transformers.AutoImageProcessor.from_pretrained(sides.folder, local_files_only=True)
+    network, theirs = sides.network(transformers.AutoModel), []
+    with _pictures(sides.run) as paths:
+        ours = [answer.vector for answer in sides.predict(paths)]
+        for path in paths:
+            with torch.no_grad(), Image.open(path) as picture:
+                output = network(**process(picture, return_tensors="pt"))
+            vector = output.last_hidden_state[0, 0].numpy()
+            theirs.append(vector / np.linalg.norm(vector))
+    yield _line("vectors", f"{len(ours)} pictures", ours, theirs)
+
+
+@contextlib.contextmanager
+def _pictures(run: Run) -> Iterator[list[str]]:
+    """Paths of generated pictures, of as many channels as the model has."""
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        paths = []
+        for number, (height, width) in enumerate(PICTURES):
+            coarse = rng.integers(0, 256, (6, 5) if run.model.channels == 1 else (6, 5, 3), np.uint8)
+            paths.append(str(Path(folder) / f"{number}.png"))
+            Image.fromarray(coarse).resize((width, height), Image.Resampling.BILINEAR).save(paths[-1])
+        yield paths
+
+
+def _line(what: str, where: str, ours: Sequence[Any], theirs: Sequence[Any]) -> Line:
+    """How far numbers are apart, relative to the largest of theirs, or 1."""
+    mine, other = (np.asarray(side, np.float64) for side in (ours, theirs))
+    if mine.shape != other.shape:
+        return Line(what, where, float("inf"), ANSWERS, f"shapes {mine.shape} here and {other.shape} in PyTorch")
+    difference = float(np.abs(mine - other).max(initial=0))
+    return Line(what, where, difference / max(1.0, np.abs(other).max(initial=0)), ANSWERS, "from raw inputs")
+
+
+COMPARISONS: Mapping[type, Callable[[Sides], Iterator[Line]]] = {
+    MaskedLM: _filled,
+    Classification: _labelled,
+    Regression: _rated,
+    Tagging: _tagged,
+    QuestionAnswering: _answered,
+    LanguageModel: _continued,
+    Seq2Seq: _translated,
+    SentenceEmbedding: _embedded,
+    ImageClassification: _classified,
+    ImageEmbedding: _pictured,
+}
+"""How each objective's answers are compared."""

@@ -1,0 +1,153 @@
+"""Softmax cross-entropy over a large vocabulary, without ever holding all logits."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxformer.layers.linear import Decoder
+from jaxformer.metrics.means import Mean
+from jaxformer.parallel import sharding
+
+CHUNK_ELEMENTS = 1 << 26
+"""Logits that a device holds at once, at most: 256 MiB in float32."""
+
+
+class TokenLoss(NamedTuple):
+    """What a batch of predicted tokens gives, as weighted means."""
+
+    loss: Mean
+    """Cross-entropy with label smoothing and z-loss, in nats; the only one with a gradient."""
+    cross_entropy: Mean
+    """Cross-entropy, in nats."""
+    accuracy: Mean
+    """How often the likeliest token is the target."""
+
+
+def decoded_cross_entropy(
+    x: jax.Array,
+    decoder: Decoder,
+    targets: jax.Array,
+    weights: jax.Array,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+) -> TokenLoss:
+    """Cross-entropy of the decoded vectors.
+
+    The gradient is computed with the loss, chunk by chunk, while the logits are there: as the loss is a sum, its
+    gradient only needs scaling later. Nothing of size [b, m, v] outlives its chunk and nothing is computed twice.
+
+    Args:
+      x: vectors [b, m, d].
+      decoder: from vectors to logits.
+      targets: integers [b, m].
+      weights: float32 [b, m]; 0 where there is nothing to predict.
+      label_smoothing: share of the target's probability that all tokens divide (Szegedy et al. 2016).
+      z_loss: weight of the squared logarithm of the partition function, which keeps logits small (Chowdhery et al.
+        2022).
+    """
+    sums = _sums((label_smoothing, z_loss), x, decoder, targets, weights)
+    weight = weights.sum()
+    loss, *others = (Mean(total, weight) for total in sums)
+    return TokenLoss(loss, *jax.lax.stop_gradient(others))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _sums(terms, x, decoder, targets, weights):
+    return _scan_chunks(terms, x, decoder, targets, weights, with_gradient=False)[0]
+
+
+def _forward(terms, x, decoder, targets, weights):
+    return _scan_chunks(terms, x, decoder, targets, weights, with_gradient=True)
+
+
+def _backward(terms, gradients, cotangents):
+    del terms
+    (dx, ddecoder), loss_cotangent = gradients, cotangents[0]
+    scaled = jax.tree.map(lambda g: (g * loss_cotangent).astype(g.dtype), (dx, ddecoder))
+    return *scaled, None, None
+
+
+_sums.defvjp(_forward, _backward)
+
+
+def _scan_chunks(terms, x, decoder, targets, weights, with_gradient):
+    """The sums over all chunks, and with them the gradients (dx, ddecoder) where wanted."""
+    rows, positions, _ = x.shape
+    chunks = _chunks(rows, positions, len(decoder.table))
+    one = functools.partial(_chunk, decoder=decoder, terms=terms, with_gradient=with_gradient)
+    if chunks == 1:
+        return one(x, targets, weights)
+    size = -(-positions // chunks)
+
+    def split(array):  # [b, m, ...] -> [chunk, b, size, ...]; the rows keep their place on the mesh
+        padding = [(0, 0), (0, chunks * size - positions)] + [(0, 0)] * (array.ndim - 2)
+        return jnp.moveaxis(jnp.pad(array, padding).reshape(rows, chunks, size, *array.shape[2:]), 1, 0)
+
+    def body(carry, chunk):
+        sums, gradients = one(*chunk)
+        dx, ddecoder = gradients if with_gradient else (None, None)
+        return jax.tree.map(jnp.add, carry, (sums, ddecoder)), dx
+
+    zeros = jax.tree.map(jnp.zeros_like, decoder) if with_gradient else None
+    start = ((jnp.float32(0),) * 3, zeros)
+    (sums, ddecoder), dx = jax.lax.scan(body, start, tuple(map(split, (x, targets, weights))))
+    if not with_gradient:
+        return sums, None
+    dx = jnp.moveaxis(dx, 0, 1).reshape(rows, chunks * size, -1)[:, :positions]
+    return sums, (dx, ddecoder)
+
+
+def _chunk(x, targets, weights, decoder, terms, with_gradient):
+    """Sums of one chunk, all its positions in one axis: every product is then one plain matrix product."""
+    shape, width, (smoothing, z_loss) = x.shape, x.shape[-1], terms
+    x, targets, weights = x.reshape(-1, width), targets.reshape(-1, 1), weights.reshape(-1, 1)
+    logits = sharding.constrain(decoder.logits(x), "bv")
+    vocab = logits.shape[-1]
+    largest = logits.max(-1, keepdims=True)
+    partition = jnp.exp(logits - largest).sum(-1, keepdims=True)
+    log_partition = jnp.log(partition) + largest
+    wanted = jnp.take_along_axis(logits, targets, -1)
+    losses = cross_entropy = log_partition - wanted
+    if smoothing:
+        losses = losses + smoothing * (wanted - logits.mean(-1, keepdims=True))
+    if z_loss:
+        losses = losses + z_loss * log_partition**2
+    sums = tuple(jnp.sum(weights * values) for values in (losses, cross_entropy, wanted >= largest))
+    if not with_gradient:
+        return sums, None
+    is_target = jax.lax.broadcasted_iota(targets.dtype, logits.shape, 1) == targets
+    of_partition = weights * (1 + 2 * z_loss * log_partition) / partition if z_loss else weights / partition
+    dlogits = jnp.exp(logits - largest) * of_partition - jnp.where(is_target, (1 - smoothing) * weights, 0)
+    if smoothing:
+        dlogits = dlogits - weights * (smoothing / vocab)
+    dlogits = dlogits.astype(x.dtype)
+    dx = (dlogits @ decoder.table.astype(x.dtype)).reshape(shape)
+    dtable = jnp.einsum("nv,nd->vd", dlogits, x, preferred_element_type=jnp.float32)
+    dbias = None
+    if decoder.bias is not None:
+        # As a product: XLA on CPU sums columns thirty times slower.
+        ones = jnp.ones((1, len(x)), x.dtype)
+        dbias = jnp.matmul(ones, dlogits, preferred_element_type=jnp.float32)[0]
+    return sums, (dx, Decoder(dtable, dbias))
+
+
+def _chunks(rows: int, positions: int, vocab: int) -> int:
+    mesh = jax.sharding.get_abstract_mesh()
+    devices = 1 if mesh.empty else int(np.prod([mesh.shape[axis] for axis in sharding.RULES["batch"]]))
+    return min(positions, -(-rows * positions * vocab // (CHUNK_ELEMENTS * devices)))
+
+
+def class_cross_entropy(logits: jax.Array, targets: jax.Array, weights: jax.Array) -> tuple[Mean, Mean]:
+    """Cross-entropy and accuracy over few classes: the weighted means over all positions.
+
+    Args:
+      logits: [..., c].
+      targets: integers [...].
+      weights: float32 [...].
+    """
+    log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
+    losses = -jnp.take_along_axis(log_probabilities, targets[..., None], -1)[..., 0]
+    return Mean.of(losses, weights), Mean.of(jnp.argmax(logits, -1) == targets, weights)

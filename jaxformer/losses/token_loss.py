@@ -1,0 +1,40 @@
+"""What the objectives that predict every next token share."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from jaxformer import fields
+from jaxformer.losses.cross_entropy import decoded_cross_entropy
+from jaxformer.metrics.means import Mean
+
+NAMES = ("loss", "cross_entropy", "accuracy")
+
+
+def check_terms(objective: Any) -> None:
+    """Raises InputError where an objective's `label_smoothing` or `z_loss` is out of range."""
+    fields.within("objective.label_smoothing", objective.label_smoothing, 0, 1, below=True)
+    fields.at_least("objective.z_loss", objective.z_loss, 0)
+
+
+def token_means(objective: Any, model: Any, params: Any, batch: Mapping[str, jax.Array], key: Any) -> dict[str, Mean]:
+    """The loss with its terms, the cross-entropy without them, in nats, and the accuracy of a batch's targets."""
+    rngs = None if key is None else {"dropout": key}
+    output = model.apply({"params": params}, **objective.inputs(batch), train=key is not None, rngs=rngs)
+    predicted = output.hidden, output.decoder, batch["targets"], batch["weights"]
+    means = decoded_cross_entropy(*predicted, objective.label_smoothing, objective.z_loss)
+    return dict(zip(NAMES, means, strict=True))
+
+
+def report_tokens(means: Mapping[str, Mean]) -> dict[str, float]:
+    """The same of merged means as numbers, with perplexity and bits a token, which are of the cross-entropy alone."""
+    loss, cross_entropy, accuracy = (float(means[name].value) for name in NAMES)
+    return {
+        "loss": loss,
+        "cross_entropy": cross_entropy,
+        "perplexity": math.exp(min(cross_entropy, 700.0)),
+        "bits_per_token": cross_entropy / math.log(2),
+        "accuracy": accuracy,
+    }

@@ -1,0 +1,81 @@
+"""Entities of BIO, BIOES and BILOU tags, counted by exact spans as conlleval does (Tjong Kim Sang 2002)."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxformer.data.tasks.tagging import BEGINS, ENDS, OUTSIDE, kinds
+from jaxformer.metrics.means import Mean
+
+
+def counts(
+    labels: Sequence[str], found: jax.Array, right: jax.Array, weights: jax.Array, segments: jax.Array
+) -> dict[str, Mean]:
+    """How many entities of each kind were found rightly, were found, and are there, as sums [3] of a mean.
+
+    An entity begins with a B, S or U, and with any other tag of its kind after another kind, after O, or after the end
+    of an entity (E, L, S or U). It is right if its first word, its last word and its kind are.
+
+    Args:
+      labels: the tags.
+      found: the tags given, integers [b, t].
+      right: the right ones, [b, t].
+      weights: 0 but at the first token of each word, [b, t]; what is elsewhere does not count.
+      segments: the number of the sentence that a token is of, [b, t].
+    """
+    words = weights > 0
+    # Words move together, so that each one's neighbours are the words beside it; behind them is no sentence.
+    order = jnp.argsort(~words, axis=-1, stable=True)
+    found, right, segments = (jnp.take_along_axis(array, order, -1) for array in (found, right, segments * words))
+    ours, theirs = (_spans(labels, tags, segments) for tags in (found, right))
+    same = ours.begins & theirs.begins & (ours.kind == theirs.kind) & (ours.end == theirs.end)
+    totals = {}
+    for number, kind in enumerate(kinds(labels)):
+        is_kind = ours.kind == number, ours.kind == number, theirs.kind == number
+        sums = [(part & of).sum() for part, of in zip((same, ours.begins, theirs.begins), is_kind, strict=True)]
+        totals[kind] = Mean(jnp.stack(sums).astype(jnp.float32), jnp.ones(()))
+    return totals
+
+
+def report_entities(totals: Mapping[str, Mean]) -> dict[str, float]:
+    """Precision, recall and F1 of all entities, and the F1 of each kind, from merged counts by kind."""
+    if not totals:
+        return {}
+    sums = {kind: np.asarray(mean.sum, np.float64) * np.ones(3) for kind, mean in totals.items()}
+    right, found, there = sum(sums.values())
+    values = {"entity_precision": right / max(found, 1), "entity_recall": right / max(there, 1)}
+    values["entity_f1"] = _f1(right, found, there)
+    return {name: float(value) for name, value in values.items()} | {
+        f"f1/{kind}": float(_f1(*part)) for kind, part in sums.items()
+    }
+
+
+def _f1(right: float, found: float, there: float) -> float:
+    return 2 * right / max(found + there, 1)
+
+
+class _Spans(NamedTuple):
+    """Where entities begin, bool [b, t], and there their kinds and last words, integers [b, t]."""
+
+    begins: jax.Array
+    kind: jax.Array
+    end: jax.Array
+
+
+def _spans(labels: Sequence[str], tags: jax.Array, segments: jax.Array) -> _Spans:
+    names = kinds(labels)
+    kind_of = jnp.array([names.index(label[2:]) if label != OUTSIDE else -1 for label in labels])
+    begins_with = jnp.array([label.startswith(BEGINS) for label in labels])
+    ends_with = jnp.array([label.startswith(ENDS) for label in labels])
+    kind = jnp.where(segments > 0, kind_of[tags], -1)
+    before = jnp.pad(kind[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
+    apart = jnp.diff(segments, axis=-1, prepend=0) != 0
+    ended = jnp.pad(ends_with[tags][:, :-1], ((0, 0), (1, 0)))
+    begins = (kind >= 0) & (begins_with[tags] | apart | ended | (before != kind))
+    # An entity goes on to the word before the next one that begins another, or is in none.
+    stops = jnp.pad((begins | (kind < 0) | apart)[:, 1:], ((0, 0), (0, 1)), constant_values=True)
+    index = jnp.where(stops, jnp.arange(tags.shape[1]), tags.shape[1])
+    return _Spans(begins, kind, jax.lax.cummin(index, axis=1, reverse=True))

@@ -1,0 +1,60 @@
+"""The command to try once a run has been trained, with an example from its data."""
+
+import contextlib
+import os
+import re
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jaxformer import fields
+from jaxformer.classes import foreign_packages
+from jaxformer.errors import InputError
+
+if TYPE_CHECKING:
+    from jaxformer.runs.run import Run
+
+TRIED = 20
+"""Examples of a source that may have nothing to ask about before the search is given up."""
+
+
+def next_command(run: "Run") -> str:
+    """A command that predicts with the run, or one that begins another run with its weights where it cannot predict."""
+    words, folder = example_of(run), shlex.quote(str(run.folder))
+    allowed = [f"--allow {package}" for package in foreign_packages(fields.classes_in(run.experiment))]
+    if not words:
+        return " ".join([program(), "train CONFIG.py --init", folder, *allowed])
+    return " ".join([program(), "predict", folder, *allowed, *map(quoted, words)])
+
+
+def example_of(run: "Run") -> tuple[str, ...]:
+    """What `predict` can be asked about the first example of the held-out data, or of the training data."""
+    data = run.experiment.data
+    documents = (data.validation or data.train).open()
+    for index in range(min(TRIED, len(documents))):
+        with contextlib.suppress(InputError):
+            if words := data.task.requests(documents[index], run.folder):
+                return words
+    return ()
+
+
+def program() -> str:
+    """How a shell here starts the command line of this environment."""
+    found, home = shutil.which("jaxformer"), Path(sys.executable).parent
+    if found and Path(found).parent.samefile(home):
+        return "jaxformer"
+    own = home / "jaxformer"
+    start = [str(own)] if own.exists() else [sys.executable, "-m", "jaxformer"]
+    start[0] = min(start[0], os.path.relpath(start[0]), key=len)
+    return shlex.join(start)
+
+
+def quoted(text: str) -> str:
+    """A text as a word of a shell's command line; a tab as bash and zsh write it."""
+    if "\t" in text:
+        inner = text.replace("\\", "\\\\").replace("'", "\\'").replace("\t", "\\t")
+        return f"$'{inner}'"
+    plain = not re.search(r'["$`\\!]', text)
+    return f'"{text}"' if plain and shlex.quote(text) != text else shlex.quote(text)

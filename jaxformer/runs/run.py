@@ -1,0 +1,382 @@
+"""A run's folder: what is in it, and reading a run back.
+
+experiment.json   the experiment, whole
+tokenizer/        the tokenizer
+checkpoints/      a folder a step
+metrics.jsonl     one JSON object a line: step, split, metrics
+tensorboard/      the same for TensorBoard
+damaged/          checkpoints that could not be read, out of the way
+origin.json       of an imported run: what its Hugging Face folder said beside the model
+"""
+
+import contextlib
+import dataclasses
+import functools
+import math
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from jaxformer import config, fields
+from jaxformer.config import Experiment
+from jaxformer.data.pipeline.loader import evaluation_batches
+from jaxformer.data.sources.pictures import is_single
+from jaxformer.data.tokenizers import Tokenizer, load_tokenizer
+from jaxformer.data.tokenizers.loading import saved
+from jaxformer.decoding.scoring import Score
+from jaxformer.errors import InputError
+from jaxformer.parallel import sharding
+from jaxformer.parameter_paths import join
+from jaxformer.predictors.embedding import embed
+from jaxformer.progress import phase
+from jaxformer.runs import summaries
+from jaxformer.runs.folder import CHECKPOINTS, EXPERIMENT, TOKENIZER, Claim, claim, write_at_once
+from jaxformer.runs.history import METRICS, read_history
+from jaxformer.training import state
+from jaxformer.training.checkpoints import Checkpoints
+from jaxformer.training.damage import first_good
+from jaxformer.training.evaluation import Evaluator
+
+MAY_CHANGE = (
+    *("steps", "mesh", "init", "fork", "fork_step", "evaluation", "checkpoint", "log", "data.workers", "data.prefetch"),
+    *("objective.decoding", "objective.scored", "objective.scores"),
+)
+"""Fields that may change when a run is resumed: they change no weight's meaning."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run read back from its folder."""
+
+    folder: Path
+    """Where it is."""
+    experiment: Experiment
+    """What it ran."""
+    tokenizer: Tokenizer | None
+    """Its tokenizer; None where it reads no text."""
+    step: int
+    """Updates done to the parameters."""
+    params: Any
+    """Its parameters (their average, where the run keeps one), on `mesh`."""
+    mesh: jax.sharding.Mesh
+    """The run's own mesh, or one of the devices that are here."""
+
+    @property
+    def model(self) -> nn.Module:
+        """Its model."""
+        return self.experiment.model
+
+    @property
+    def objective(self) -> config.Objective:
+        """Its objective, which knows what the model is for."""
+        return self.experiment.objective
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """The lines of its `metrics.jsonl`: `step`, `split` and the metrics by name; empty if it was imported."""
+        return read_history(self.folder / METRICS)
+
+    def summary(self) -> str:
+        """The model by parts with their sizes, what it is trained on, and the last evaluation."""
+        return summaries.summary(self)
+
+    def __repr__(self) -> str:
+        return summaries.one_line(self)
+
+    def _repr_html_(self) -> str:
+        return summaries.card(self)
+
+    def encode(self, text: Any) -> dict[str, np.ndarray]:
+        """The model's arguments for a text, or the path of an image, as `predict` lays it out; or for several.
+
+        `run.model.apply({"params": run.params}, **run.encode("some text"))` is the model's output. A text of a BERT is
+        between [CLS] and [SEP]; arrays are [b, t] with padding after the shorter texts, which `segments` marks with 0.
+        """
+        asked = self.experiment.data.task.asked([text] if is_single(text) else list(text))
+        return self.objective.encode(self.model, self.tokenizer, asked)
+
+    def embed(self, text: Any) -> np.ndarray:
+        """The vector of a text, or of the image of a path, float32 [d]; of several, [n, d].
+
+        The vectors of sentence embeddings are those that were trained. Any other model of texts gives the mean of its
+        last hidden states, a classifier what its head reads, and a model of images what its head would read.
+
+        Raises:
+          InputError: the model has no such vectors, or a text is refused by `predict`.
+        """
+        texts = [text] if is_single(text) else list(text)
+        with jax.set_mesh(self.mesh):
+            vectors = embed(self, texts)
+        return vectors[0] if is_single(text) else vectors
+
+    def predict(self, text: Any, num_samples: int = 1) -> Any:
+        """What the run's model does: it fills the `[MASK]`s, continues the text, answers it or names the image.
+
+        Args:
+          text: a text; the path of an image, the content of its file, its pixels or Pillow's picture; or a sequence.
+          num_samples: answers to each text, drawn at random; more than one needs a model that draws tokens.
+
+        Returns:
+          One answer for one text, a list for several; each as `str` is for a person to read. With several samples, a
+          list of them in the place of each answer.
+
+        Raises:
+          InputError: a text that the model cannot answer, or several samples of a model that draws nothing.
+        """
+        self._check_samples(num_samples)
+        asked = self.experiment.data.task.asked([text] if is_single(text) else list(text))
+        asked = [one for one in asked for _ in range(num_samples)] if num_samples > 1 else asked
+        with jax.set_mesh(self.mesh):
+            answers = self.objective.predict(self.model, self.params, self.tokenizer, asked)
+        if num_samples > 1:
+            answers = [answers[start : start + num_samples] for start in range(0, len(answers), num_samples)]
+        return answers[0] if is_single(text) else answers
+
+    def _check_samples(self, num_samples: int) -> None:
+        fields.at_least("num_samples", num_samples, 1)
+        if num_samples > 1:
+            decoding = getattr(self.objective, "decoding", None)
+            if decoding is None:
+                raise InputError(
+                    f"num_samples={num_samples}: {type(self.objective).__name__} does not write; expected 1"
+                )
+            if decoding.temperature == 0 or decoding.beams > 1:
+                raise InputError(f"num_samples={num_samples}: all would be alike; set temperature=1 and beams=1")
+
+    def stream(self, text: str) -> Iterator[str]:
+        """What `predict` gives for a text as a string, piece by piece as the model writes it, where it can."""
+        if not self.streams:
+            yield str(self.predict(text))
+            return
+        pieces = self.objective.stream(self.model, self.params, self.tokenizer, text)
+        while True:
+            with jax.set_mesh(self.mesh):  # Not while the caller has its turn.
+                piece = next(pieces, None)
+            if piece is None:
+                return
+            yield piece
+
+    def log_likelihoods(self, texts: Sequence[str], continuations: Sequence[str]) -> list[Score]:
+        """How likely the model, one that writes, finds each continuation of its text."""
+        if not hasattr(self.objective, "log_likelihoods"):
+            raise InputError(
+                f"{self.folder}: {type(self.objective).__name__} does not write; expected a model that does"
+            )
+        with jax.set_mesh(self.mesh):
+            return self.objective.log_likelihoods(self.model, self.params, self.tokenizer, texts, continuations)
+
+    @property
+    def streams(self) -> bool:
+        """Whether the model writes in pieces: a language model does, but not by beam search."""
+        return hasattr(self.objective, "stream") and self.objective.decoding.beams == 1
+
+    def with_decoding(self, **settings: Any) -> "Run":
+        """The run with other settings of `Decoding`: `run.with_decoding(temperature=0, max_new=200)`.
+
+        Raises:
+          InputError: no such setting, or the run's model does not write.
+        """
+        if settings and not hasattr(self.objective, "decoding"):
+            raise InputError(f"{next(iter(settings))}: {type(self.objective).__name__} does not write; leave it out")
+        overrides = {f"objective.decoding.{name}": value for name, value in settings.items()}
+        return dataclasses.replace(self, experiment=config.override(self.experiment, overrides))
+
+    @phase("trying held-out examples")
+    def demonstrate(self) -> list[str]:
+        """Lines that show what the model makes of the first held-out examples; none in several processes."""
+        if jax.process_count() > 1:
+            return []  # Only the first process speaks, and a mesh of all of them does not compute for it alone.
+        data, seed = self.experiment.data, self.experiment.seed
+        batch = next(evaluation_batches(data.validation, data, self.tokenizer, seed, range(data.batch)))
+        with jax.set_mesh(self.mesh):
+            return self.objective.demonstrate(self.model, self.params, self.tokenizer, batch)
+
+    def evaluate(self) -> dict[str, float]:
+        """Metrics on the held-out data.
+
+        Raises:
+          InputError: the experiment has no held-out data.
+        """
+        if self.experiment.data.validation is None:
+            raise InputError(f"{self.folder}: data.validation is None: the run has no held-out data to evaluate on")
+        return Evaluator(self.experiment, self.tokenizer, self.mesh)(self.params)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunTokenizer:
+    """The tokenizer of a run, for one that begins with its parameters."""
+
+    run: str
+    """The run's folder."""
+
+    def build(self, open_source: Callable[[], Sequence], folder: str) -> Tokenizer:
+        """The tokenizer kept in `folder`; the run's, saved there, if there is none yet."""
+        if not saved(folder):
+            read_experiment(Path(self.run))  # It says what is wrong with a folder that is no run's.
+            load_tokenizer(str(Path(self.run) / TOKENIZER)).save(folder)
+        return load_tokenizer(folder)
+
+
+def open_run(
+    folder: str | os.PathLike, in_memory: bool = True, step: int | None = None, known: Experiment | None = None
+) -> Run:
+    """Reads a run: its latest checkpoint (the best, with `checkpoint.best`) and all that is needed to use it.
+
+    A damaged checkpoint is named in a warning, and the newest good one (the best good one) is read instead.
+
+    Args:
+      folder: the run's.
+      in_memory: whether to read the parameters now. Else they are `StoredArray`s, which `np.asarray` reads one by one
+        and `loaded` all; those of LoRA, which are computed, are read in any case.
+      step: which checkpoint to read, and no other.
+      known: an experiment whose classes need not be allowed.
+
+    Raises:
+      InputError: the folder is not a run's, has no checkpoint yet or none of that step, or they are damaged; or its
+        experiment names a class that is neither jaxformer's nor of a package that `allow` has been given.
+    """
+    folder = Path(folder)
+    experiment = read_experiment(folder, known)
+    if not (folder / CHECKPOINTS).is_dir():
+        raise InputError(f"{folder}: the run has no checkpoint yet; train it first")
+    mesh = sharding.make_mesh(_mesh_for(experiment, len(jax.devices())))
+    step, params = read_params(folder, experiment, mesh, in_memory, step)
+    tokenizer = None if experiment.tokenizer is None else load_tokenizer(str(folder / TOKENIZER))
+    return Run(folder, experiment, tokenizer, step, params, mesh)
+
+
+def read_params(
+    folder: Path,
+    experiment: Experiment,
+    mesh: jax.sharding.Mesh,
+    in_memory: bool = True,
+    step: int | None = None,
+) -> tuple[int, Any]:
+    """The step and the model's parameters (their average, where there is one) of a run's best checkpoint.
+
+    That is the latest one, unless `checkpoint.best` says by what to choose, or `step` which. See `open_run`.
+    """
+    checkpoints, stored = Checkpoints(folder / CHECKPOINTS), state.abstract_state(experiment, mesh)
+    covered = stored.average is not None and join(stored.average, stored.params) is stored.average
+    trees = {"params": None if covered else stored.params, "average": stored.average}
+    read = checkpoints.restore if in_memory or experiment.lora is not None else checkpoints.stored
+    order = checkpoint_order(folder, checkpoints, experiment.checkpoint, step)
+    used, restored, damaged = first_good(order, functools.partial(read, trees))
+    for line in damaged:
+        warnings.warn(f"{line}; using step {used}", stacklevel=3)
+    return used, used_params(experiment, join(restored["average"] or {}, restored["params"] or {}), mesh)
+
+
+def checkpoint_order(
+    folder: Path, checkpoints: Checkpoints, settings: config.Checkpoint, step: int | None = None
+) -> list[int]:
+    """The steps of a run's checkpoints, in the order in which to try to read them, or the one that is asked for.
+
+    Raises:
+      InputError: there is none, or not that one.
+    """
+    steps = checkpoints.best_first(settings) if settings.best else checkpoints.steps
+    if not steps:
+        raise InputError(f"{folder}: the run has no checkpoint yet; train it first")
+    if step is None:
+        return steps
+    if step not in steps:
+        raise InputError(f"{folder}: no checkpoint of step {step}; there are {', '.join(map(str, sorted(steps)))}")
+    return [step]
+
+
+def used_params(experiment: Experiment, params: Any, mesh: jax.sharding.Mesh) -> Any:
+    """The model's parameters on the mesh, from the run's: LoRA's are merged."""
+    if experiment.lora is None:
+        return params
+    shardings = sharding.shardings_of(state.abstract_params(experiment, mesh))
+    return jax.jit(experiment.lora.merge, out_shardings=shardings)(params)
+
+
+def read_experiment(folder: Path, known: Experiment | None = None) -> Experiment:
+    """The experiment of a run, whose classes are allowed, or those of `known`.
+
+    Raises:
+      InputError: the folder is not a run's, or its experiment names other classes, or cannot be read.
+    """
+    try:
+        text = (folder / EXPERIMENT).read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{folder}: not a run's folder: {EXPERIMENT}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{folder / EXPERIMENT}: not UTF-8 text, at byte {error.start}") from error
+    try:
+        return config.from_json(text, folder, known)
+    except InputError as error:
+        raise InputError(f"{folder / EXPERIMENT}: {error}") from error
+
+
+@contextlib.contextmanager
+def writer(folder: Path, experiment: Experiment) -> Iterator[Claim]:
+    """The right to write a run of an experiment to a folder; see `claim`.
+
+    Raises:
+      InputError: as `claim`; or the folder has another experiment's run, or the experiment has no form in JSON.
+    """
+    config.to_json(experiment)
+    with claim(folder, functools.partial(_check_belongs, folder, experiment)) as claimed:
+        yield claimed
+
+
+def prepare_tokenizer(folder: Claim, experiment: Experiment) -> Tokenizer | None:
+    """The run's tokenizer. A new run's is made by the first process, or comes from the run that it forks.
+
+    Raises:
+      InputError: a run that has begun has lost its tokenizer: one that is trained again may have other ids.
+    """
+    if experiment.tokenizer is None:
+        return None
+    if jax.process_index() == 0:
+        if folder.is_run and not saved(str(folder.tokenizer)):
+            raise InputError(f"--workdir {folder.folder}: the run's {TOKENIZER}/ is missing or empty; put it back")
+        if experiment.fork is not None and not folder.is_run:
+            forked = Path(experiment.fork)
+            read_experiment(forked, known=experiment)  # Says what is wrong with a folder that is no run's.
+            load_tokenizer(str(forked / TOKENIZER)).save(str(folder.tokenizer))
+        experiment.tokenizer.build(experiment.data.train.open, str(folder.tokenizer))
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("tokenizer")
+    return load_tokenizer(str(folder.tokenizer))
+
+
+def write_experiment(folder: Path, experiment: Experiment) -> None:
+    """Writes the experiment of a run; at once or not at all."""
+    write_at_once(folder / EXPERIMENT, config.to_json(experiment))
+
+
+def _check_belongs(folder: Path, experiment: Experiment) -> None:
+    """Raises InputError where a folder holds another experiment's run."""
+    if not (folder / EXPERIMENT).exists():
+        return
+    stored = read_experiment(folder, known=experiment)
+    sizes = {f"model.{path}": value for path, _, value in fields.walk(stored.model)}
+    known = {path: sizes[path] for path in config.open_vocabularies(experiment) if path in sizes}
+    changed = [
+        line
+        for line in config.differences(stored, config.override(experiment, known))
+        if not line.startswith(tuple(f"{field}{end}" for field in MAY_CHANGE for end in ".:"))
+    ]
+    if changed:
+        more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+        raise InputError(f"--workdir {folder}: another experiment's run: {changed[0]}{more}; use another folder")
+
+
+def _mesh_for(experiment: Experiment, devices: int) -> sharding.Mesh:
+    """The run's own mesh if the devices here can hold it, or as many copies as divide the batch."""
+    with contextlib.suppress(InputError):
+        data, fsdp, _ = experiment.mesh.shape(devices)
+        if experiment.data.batch % (data * fsdp) == 0:
+            return experiment.mesh
+    return sharding.Mesh(data=math.gcd(experiment.data.batch, devices))

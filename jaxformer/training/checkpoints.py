@@ -1,0 +1,339 @@
+"""Checkpoints of a run: the training state and the data's lanes together, saved in the background by Orbax."""
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from etils import epath
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
+from orbax.checkpoint import checkpoint_managers as policies
+
+from jaxformer.config import Checkpoint
+from jaxformer.errors import InputError
+from jaxformer.progress import phase
+from jaxformer.runs.folder import CHECKPOINTS, Claim
+from jaxformer.training.damage import Damaged, unless_damaged
+
+Tree = Any
+AT_ONCE = 1 << 28
+"""Bytes of arrays that are read at the same time, unless one has more: each is in memory three times meanwhile."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredArray:
+    """An array of a checkpoint, not in memory: `np.asarray` of it reads it, each time anew."""
+
+    shape: tuple[int, ...]
+    """Its shape."""
+    dtype: np.dtype
+    """Its type."""
+    sharding: jax.sharding.Sharding
+    """Where `loaded` puts it."""
+    read: Callable[[], np.ndarray]
+    """Reads it."""
+
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
+        return self.read().astype(dtype or self.dtype, copy=False)
+
+
+def loaded(tree: Tree) -> Tree:
+    """Reads every `StoredArray` of a tree onto its sharding."""
+
+    def load(leaf):
+        return jax.device_put(np.asarray(leaf), leaf.sharding) if isinstance(leaf, StoredArray) else leaf
+
+    return jax.tree.map(load, tree)
+
+
+class _Manager(ocp.CheckpointManager):
+    """Orbax's, which opens a folder in which the metrics of a checkpoint are damaged: that one was not evaluated."""
+
+    def metrics(self, step: int) -> dict[str, float] | None:
+        with contextlib.suppress(ValueError, OSError):
+            return super().metrics(step)
+        return None
+
+
+class Checkpoints:
+    """The checkpoints in one folder, each of several named trees of arrays.
+
+    A save is atomic: a process killed while it writes leaves the checkpoint before it as the latest. Nothing is
+    compressed: numbers of a trained model hardly become smaller, and compressing takes longer than writing.
+    """
+
+    def __init__(self, folder: Path, settings: Checkpoint | None = None, claim: Claim | None = None):
+        """Opens the folder; without `settings` for reading only.
+
+        Args:
+          folder: the checkpoints'.
+          settings: what to keep.
+          claim: the right to write to the run's folder; nothing is saved once that folder has been moved.
+        """
+        reading = settings is None
+        self._folder, self._claim = folder, claim
+        with _errors_only() if reading else contextlib.nullcontext():
+            options = ocp.CheckpointManagerOptions(
+                preservation_policy=None if reading else _preserved(settings),
+                best_fn=lambda _: 0.0,  # Without one, Orbax keeps no metrics beside a checkpoint.
+                read_only=reading,
+                cleanup_tmp_directories=not reading,
+            )
+            home = claim.home / CHECKPOINTS if claim else folder
+            self._manager = _Manager(home.absolute(), options=options, handler_registry=_registry())
+
+    @property
+    def latest(self) -> int | None:
+        """The step of the newest checkpoint."""
+        return self._manager.latest_step()
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps of all checkpoints, the newest first."""
+        return sorted(self._manager.all_steps(), reverse=True)
+
+    def best_first(self, settings: Checkpoint) -> list[int]:
+        """The steps of all checkpoints, the best ones by `settings.best` first, then those that were not evaluated.
+
+        Of several that are equally good, the earliest comes first.
+        """
+        results = {step: self.results(step) or {} for step in self.steps}
+        values = {step: found[settings.best] for step, found in results.items() if settings.best in found}
+        evaluated = sorted(values, key=lambda step: (-goodness(values[step], settings), step))
+        return evaluated + [step for step in self.steps if step not in values]
+
+    def best(self, settings: Checkpoint) -> int | None:
+        """The step of the best checkpoint by `settings.best`, the first of several; None where none was evaluated."""
+        first = next(iter(self.best_first(settings)), None)
+        return first if first is not None and settings.best in (self.results(first) or {}) else None
+
+    def results(self, step: int) -> dict[str, float] | None:
+        """The evaluation at the step of a checkpoint, if there was one."""
+        return self._manager.metrics(step)
+
+    @phase("saving")
+    def save(self, step: int, trees: Mapping[str, Tree], metrics: Mapping[str, float] | None) -> None:
+        """Starts to save; the arrays may be donated at once. Saving a step again does nothing.
+
+        Args:
+          step: the number of updates done.
+          trees: arrays on the mesh, by the name that `restore` will ask for; None is left out.
+          metrics: the evaluation at this step, if there was one, to find the best checkpoint.
+        """
+        if step in self._manager.all_steps():
+            return
+        items = {name: ocp.args.PyTreeSave(tree) for name, tree in trees.items() if tree is not None}
+        with self._in_place(), _errors_only():  # It warns where there are no metrics.
+            self._manager.save(step, args=ocp.args.Composite(**items), metrics=dict(metrics or {}) or None)
+
+    @phase("reading the checkpoint")
+    def restore(self, abstract: Mapping[str, Tree], step: int | None = None) -> dict[str, Tree]:
+        """Reads some of the trees of a checkpoint (the latest by default) onto the shardings asked for.
+
+        Args:
+          abstract: jax.ShapeDtypeStruct with shardings, by name; None is left out.
+          step: which checkpoint.
+
+        Raises:
+          InputError: it has other arrays, or of other shapes, or of types that would be rounded.
+          Damaged: a part of it is missing or cannot be read.
+        """
+        folder = self._of(self.latest if step is None else step)
+        return {
+            name: tree and unless_damaged(folder, functools.partial(_restored, folder / name, tree))
+            for name, tree in abstract.items()
+        }
+
+    def stored(self, abstract: Mapping[str, Tree], step: int) -> dict[str, Tree]:
+        """The same trees, of arrays that are read when they are asked for.
+
+        Args:
+          abstract: as of `restore`.
+          step: which checkpoint.
+
+        Raises:
+          InputError: as `restore`.
+        """
+        folder = self._of(step)
+        return {
+            name: tree and unless_damaged(folder, functools.partial(_stored, folder / name, tree))
+            for name, tree in abstract.items()
+        }
+
+    def set_aside(self, after: int, folder: Path) -> None:
+        """Moves the checkpoints of later steps, which are damaged, to another folder: their steps are saved again."""
+        later = [step for step in self.steps if step > after]
+        if not later:
+            return
+        if jax.process_index() == 0:
+            folder.mkdir(exist_ok=True)
+            for step in later:
+                names = itertools.chain([f"{step}"], (f"{step}-{number}" for number in itertools.count(2)))
+                os.rename(self._of(step), next(folder / name for name in names if not (folder / name).exists()))
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("set_aside")
+        self._manager.reload()
+
+    @phase("saving")
+    def wait(self) -> None:
+        """Returns when all saves are on disk; raises the error that one of them met."""
+        with self._in_place():
+            self._manager.wait_until_finished()
+
+    def _of(self, step: int) -> epath.Path:
+        return epath.Path(self._folder).absolute() / str(step)
+
+    @contextlib.contextmanager
+    def _in_place(self) -> Iterator[None]:
+        """Raises InputError if the run's folder has been moved, before and instead of any other error."""
+        if self._claim:
+            self._claim.check()
+        try:
+            yield
+        except Exception:
+            if self._claim:
+                self._claim.check_here()
+            raise
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: type | None, *_) -> None:
+        # An error that is being raised says more than a failure to close, which it may have caused.
+        with contextlib.nullcontext() if kind is None else contextlib.suppress(Exception):
+            self._manager.close()
+
+
+def goodness(value: float, settings: Checkpoint) -> float:
+    """A number that is higher where the value of `settings.best` is better; what is no number is the worst."""
+    if math.isnan(value):
+        return -math.inf
+    return value if settings.best_is == "highest" else -value
+
+
+def _preserved(settings: Checkpoint) -> policies.PreservationPolicy:
+    """The latest checkpoints, and the best one of those that were evaluated."""
+    latest = policies.LatestN(settings.keep)
+    if settings.best is None:
+        return latest
+    best = policies.BestN(
+        get_metric_fn=lambda metrics: goodness(metrics[settings.best], settings),
+        n=1,
+        keep_checkpoints_without_metrics=False,
+    )
+    return policies.AnyPreservationPolicy([latest, best])
+
+
+def _registry() -> ocp.handlers.CheckpointHandlerRegistry:
+    """Trees under any name, written without compression."""
+    registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+    registry.add(None, ocp.args.PyTreeSave, ocp.PyTreeCheckpointHandler(use_compression=False))
+    return registry
+
+
+def _restored(folder: epath.Path, abstract: Tree) -> Tree:
+    """The tree in a folder, its large arrays one after the other; compressed or not."""
+    arguments = _restore_arguments(folder, abstract)
+    leaves, structure = jax.tree.flatten(abstract)
+    arrays = [None] * len(leaves)
+    for part in _parts(leaves):
+        for place, array in _read(folder, abstract, arguments, part).items():
+            arrays[place] = array
+        jax.block_until_ready([arrays[place] for place in part])
+    return structure.unflatten(arrays)
+
+
+def _stored(folder: epath.Path, abstract: Tree) -> Tree:
+    """The tree in a folder, of arrays to be read one by one."""
+    _restore_arguments(folder, abstract)  # It raises where they are others.
+    arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), abstract)
+    leaves, structure = jax.tree.flatten(abstract)
+
+    def array(place, leaf):
+        def read():
+            return _read(folder, abstract, arguments, {place})[place]
+
+        return StoredArray(leaf.shape, leaf.dtype, leaf.sharding, lambda: unless_damaged(folder.parent, read))
+
+    return structure.unflatten(itertools.starmap(array, enumerate(leaves)))
+
+
+def _read(folder: epath.Path, abstract: Tree, arguments: Tree, places: set[int]) -> dict[int, Any]:
+    """Some leaves of the tree in a folder, by their places among all."""
+    leaves, structure = jax.tree.flatten(abstract)
+    asked = structure.unflatten(leaf if place in places else ocp.PLACEHOLDER for place, leaf in enumerate(leaves))
+    arguments = ocp.args.PyTreeRestore(asked, restore_args=arguments)
+    read = jax.tree.leaves(ocp.PyTreeCheckpointHandler().restore(folder, args=arguments))
+    return {place: read[place] for place in places}
+
+
+def _parts(leaves: list[jax.ShapeDtypeStruct]) -> Iterator[set[int]]:
+    """Which arrays are read at the same time: as many as have `AT_ONCE` bytes together, or one that has more.
+
+    The largest come first: the others find room where what was needed to read these has been given back.
+    """
+    sizes = [math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves]
+    part, used = set(), 0
+    for place in sorted(range(len(leaves)), key=lambda place: -sizes[place]):
+        if part and used + sizes[place] > AT_ONCE:
+            yield part
+            part, used = set(), 0
+        part, used = part | {place}, used + sizes[place]
+    if part:
+        yield part
+
+
+def _restore_arguments(folder: epath.Path, abstract: Tree) -> Tree:
+    """How each array is to be read; raises InputError where the stored ones are not those asked for.
+
+    Of themselves, Orbax would round to another type without a word. A type is named to it only where the numbers become
+    wider: then it keeps each array until the next garbage collection.
+    """
+    if not folder.is_dir():
+        raise Damaged(f"{folder.parent}: the checkpoint has no {folder.name}")
+    stored = ocp.tree.to_flat_dict(ocp.PyTreeCheckpointHandler().metadata(folder).tree)
+    wanted = ocp.tree.to_flat_dict(abstract)
+    for path in sorted(stored.keys() ^ wanted.keys(), key=str):
+        name, has = "/".join(map(str, (folder.name, *path))), "has no" if path in wanted else "also has"
+        raise InputError(f"{folder.parent}: the checkpoint {has} {name}; it is of another model or optimizer")
+    for path, leaf in wanted.items():
+        found = stored[path]
+        if tuple(found.shape) != leaf.shape or not np.can_cast(found.dtype, leaf.dtype):
+            name = "/".join(map(str, (folder.name, *path)))
+            ours, theirs = (f"{array.dtype} {list(array.shape)}" for array in (leaf, found))
+            raise InputError(f"{folder.parent}: {name} is {theirs} in the checkpoint; expected {ours}")
+    arguments = {
+        path: ocp.ArrayRestoreArgs(
+            sharding=leaf.sharding,
+            global_shape=leaf.shape,
+            dtype=None if stored[path].dtype == leaf.dtype else leaf.dtype,
+        )
+        for path, leaf in wanted.items()
+    }
+    return ocp.tree.from_flat_dict(arguments, target=abstract)
+
+
+@contextlib.contextmanager
+def _errors_only() -> Iterator[None]:
+    """Silences Orbax's warnings."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def replicated(shape: tuple[int, ...], dtype: np.dtype, mesh: jax.sharding.Mesh) -> jax.ShapeDtypeStruct:
+    """An abstract array that every device is to hold whole."""
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec()))

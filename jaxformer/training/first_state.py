@@ -1,0 +1,44 @@
+"""The state and the lanes that training starts from."""
+
+import functools
+
+import jax
+import numpy as np
+
+from jaxformer.config import Experiment
+from jaxformer.data.pipeline import loader
+from jaxformer.progress import phase
+from jaxformer.runs.folder import DAMAGED
+from jaxformer.training import forking, warm_start
+from jaxformer.training.checkpoints import Checkpoints, replicated
+from jaxformer.training.damage import first_good
+from jaxformer.training.state import TrainState, abstract_state, copied, init_state, trained_and_held
+
+
+@phase("initialising the state")
+def restore_or_init(
+    saved: Checkpoints, experiment: Experiment, mesh: jax.sharding.Mesh
+) -> tuple[TrainState, np.ndarray, str]:
+    """The state and the states of all lanes, and lines about where they are from, which may be empty.
+
+    They are those of the newest good checkpoint. Without a checkpoint, they are those of the run `fork`, or new ones,
+    with the parameters of `init` if it is set.
+    """
+    abstract, lanes = abstract_state(experiment, mesh), loader.initial_state(experiment.data)
+    if saved.latest is not None:
+        trees = {**abstract.trees(), "lanes": {"lanes": replicated(lanes.shape, lanes.dtype, mesh)}}
+        step, restored, damaged = first_good(saved.steps, functools.partial(saved.restore, trees))
+        told = "\n".join(f"{line}; resuming from step {step}, and keeping it in {DAMAGED}/" for line in damaged)
+        return TrainState.from_trees(restored), np.asarray(restored["lanes"]["lanes"]), told
+    if experiment.fork is not None:
+        fork = forking.fork_from(experiment, mesh)
+        return fork.state, fork.lanes, fork.told
+    state = init_state(experiment, abstract)
+    if experiment.init is None:
+        return state, lanes, ""
+    params = state.params if experiment.lora is None else state.params["base"]
+    start = warm_start.start_from(experiment.init, experiment.model, params, mesh)
+    params = start.params if experiment.lora is None else state.params | {"base": start.params}
+    trained, _ = trained_and_held(experiment, params)
+    average = None if state.average is None else copied(trained)
+    return state.replace(params=params, average=average), lanes, start.told

@@ -1,0 +1,109 @@
+"""Continues training from another run's state under other settings, and reports what changes."""
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from jaxformer import config
+from jaxformer.config import Experiment
+from jaxformer.data.pipeline import loader
+from jaxformer.errors import InputError
+from jaxformer.interop.huggingface.families.family import differences
+from jaxformer.runs import run
+from jaxformer.training.checkpoints import Checkpoints, replicated
+from jaxformer.training.damage import first_good
+from jaxformer.training.state import TrainState, abstract_state, copied, trained_and_held
+
+BESIDE_BATCHES = ("data.validation", "data.workers", "data.prefetch")
+"""Fields of the data that no training batch depends on."""
+UNLISTED = ("fork", "fork_step", "init")
+"""Fields in which a fork always differs."""
+MOST_LISTED = 10
+"""Changed settings that are listed, at most."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Fork:
+    """Where a fork begins."""
+
+    state: TrainState
+    """The state, on the mesh."""
+    lanes: np.ndarray
+    """The states of all lanes."""
+    told: str
+    """Lines that name the run, the step and the settings that differ."""
+
+
+def fork_from(experiment: Experiment, mesh: jax.sharding.Mesh) -> Fork:
+    """The state of the run `experiment.fork`, for an experiment with other settings.
+
+    Args:
+      experiment: of the fork.
+      mesh: where the state is to lie.
+
+    Raises:
+      InputError: the run cannot be read, has another model, tokenizer or optimizer, or is not before `steps`.
+    """
+    folder = Path(experiment.fork)
+    other = _check_same_state(experiment, run.read_experiment(folder, known=experiment))
+    checkpoints = Checkpoints(folder / run.CHECKPOINTS)
+    settings = dataclasses.replace(other.checkpoint, best=None)  # The state to train on from is the latest.
+    order = run.checkpoint_order(folder, checkpoints, settings, experiment.fork_step)
+    wanted = abstract_state(experiment, mesh)
+    averaged = wanted.average is not None and other.optimizer.ema is not None
+    places = loader.initial_state(other.data)
+    trees = wanted.trees() | {"lanes": {"lanes": replicated(places.shape, places.dtype, mesh)}}
+    trees |= {} if averaged else {"average": None}
+    try:
+        step, restored, damaged = first_good(order, functools.partial(checkpoints.restore, trees))
+    except InputError as error:
+        raise InputError(f"fork={folder}: {error}; init={folder} would take its parameters alone") from error
+    if step >= experiment.steps:
+        raise InputError(f"steps={experiment.steps}: fork={folder} is at step {step} already; expected more steps")
+    state = TrainState.from_trees(restored)
+    if wanted.average is not None and not averaged:
+        trained, _ = trained_and_held(experiment, state.params)
+        state = state.replace(average=copied(trained))
+    moved = _other_batches(other, experiment)
+    lanes = loader.initial_state(experiment.data) if moved else np.asarray(restored["lanes"]["lanes"])
+    told = [f"{line}; using step {step}" for line in damaged]
+    told += [f"continues from step {step:,} of {folder}", *_changes(other, experiment)]
+    told += [f"the data starts from its beginning: {moved[0]}"] if moved else []
+    return Fork(state, lanes, "\n".join([*told, *rate_change(other, experiment, state)]))
+
+
+def rate_change(before: Experiment, now: Experiment, state: TrainState) -> list[str]:
+    """A line about the learning rate of the next update, if the new settings change it; otherwise none."""
+    updates = int(state.step) - int(state.skipped)
+    old, new = (float(each.optimizer.schedule(each.steps)(updates)) for each in (before, now))
+    if old == new:
+        return []
+    why = f"steps: {before.steps:,} before, {now.steps:,} now: " if before.steps != now.steps else ""
+    shape = now.optimizer.schedule.decay
+    return [f"{why}the learning rate changes from {old:.3g} to {new:.3g}; the {shape} schedule continues from there"]
+
+
+def _check_same_state(experiment: Experiment, other: Experiment) -> Experiment:
+    """The other experiment; raises InputError if its model or tokenizer is another one."""
+    changed = differences(other.model, experiment.model)
+    changed += config.differences(other.tokenizer, experiment.tokenizer, "tokenizer")
+    if changed:
+        raise InputError(f"fork={experiment.fork}: {changed[0]}; a fork keeps the model and the tokenizer")
+    return other
+
+
+def _other_batches(other: Experiment, experiment: Experiment) -> list[str]:
+    """What makes the batches of an experiment others, a line each."""
+    seeds = [f"seed: {other.seed} in the run, {experiment.seed} now"] if other.seed != experiment.seed else []
+    lines = config.differences(other.data, experiment.data, "data")
+    return seeds + [line for line in lines if not line.startswith(BESIDE_BATCHES)]
+
+
+def _changes(other: Experiment, experiment: Experiment) -> list[str]:
+    """The settings that differ from the run's, a line each, and how many more there are."""
+    lines = [line for line in config.differences(other, experiment) if line.partition(":")[0] not in UNLISTED]
+    more = [f"and {len(lines) - MOST_LISTED} more settings"] if len(lines) > MOST_LISTED else []
+    return lines[:MOST_LISTED] + more

@@ -1,0 +1,206 @@
+"""What a run reports: lines and a bar in the terminal, `metrics.jsonl`, TensorBoard."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+from rich.table import Table
+
+from jaxformer import progress, strict_json
+from jaxformer.config import Experiment
+from jaxformer.metrics import means as metrics
+from jaxformer.progress import duration
+from jaxformer.runs.history import METRICS, read_history
+from jaxformer.runs.next_command import next_command, program
+from jaxformer.runs.run import Run
+from jaxformer.runs.summaries import headline
+from jaxformer.training.state import TrainState, trained_and_held
+from jaxformer.training.utilization import memory_in_use, peak_flops, step_flops
+
+PER_SECOND = "_per_second"
+UTILIZATION = "model_flops_utilization"
+
+
+class Meter:
+    """The means since the last report, and the speed."""
+
+    def __init__(self, experiment: Experiment, began: float):
+        """`began`: time.monotonic() when the work began that the first step ended."""
+        self._experiment, self._began = experiment, began
+        self._counted, in_row = experiment.data.task.counted
+        self._in_step = experiment.data.batch * in_row
+        self._means: list[dict[str, metrics.Mean]] = []
+        self._timed = 0
+        self.first_step: float | None = None
+        """Seconds from the beginning to the end of the first step."""
+
+    def add(self, means: dict[str, metrics.Mean]) -> None:
+        """Takes the means of a step, which may not be computed yet."""
+        self._means.append(means)
+        self._timed += 1
+        if self.first_step is None:
+            jax.block_until_ready(means)
+            self.first_step = time.monotonic() - self._began
+            self.restart()
+        # Waits for the step before the last: the device always has work, and the queue is short if a stop is asked for.
+        jax.block_until_ready(self._means[-3:-2])
+
+    def restart(self) -> None:
+        """Restarts the clock, after something other than training took time."""
+        self._timed, self._since = 0, time.monotonic()
+
+    def report(self, step: int, state: TrainState) -> dict[str, float]:
+        """The metrics of the steps since the last report, or since the run resumed; waits for the device."""
+        means = metrics.merge(self._means)
+        speed = self._timed * self._in_step / (time.monotonic() - self._since)
+        self._means = []
+        self.restart()
+        good = step - int(state.skipped)
+        return self._experiment.objective.report(means) | {
+            "gradient_norm": float(means["gradient_norm"].value),
+            "learning_rate": float(self._experiment.optimizer.schedule(self._experiment.steps)(good - 1)),
+            "skipped_steps": int(state.skipped),
+            f"{self._counted}{PER_SECOND}": speed,
+            **self._utilization(speed / self._in_step, state),
+        }
+
+    def _utilization(self, steps_per_second: float, state: TrainState) -> dict[str, float]:
+        """The share of the devices' peak that the steps use, by the estimate of `step_flops`; empty if not known."""
+        peak, model = peak_flops(jax.devices()[0]), self._experiment.model
+        in_row = getattr(model, "patches", None) if self._counted == "images" else self._in_step
+        if peak is None or in_row is None:
+            return {}
+        tokens = in_row * (self._experiment.data.batch if self._counted == "images" else 1)
+        sizes = [
+            sum(leaf.size for leaf in jax.tree.leaves(tree))
+            for tree in (state.params, trained_and_held(self._experiment, state.params)[0])
+        ]
+        return {UTILIZATION: steps_per_second * step_flops(*sizes, tokens) / (peak * jax.device_count())}
+
+
+class Logs:
+    """The logs of a run that writes; a context manager. A process that is not the first says nothing."""
+
+    def __init__(self, folder: Path, steps: int, start: int, quiet: bool = False):
+        """Opens the logs at step `start`; what an earlier run of them logged after it is taken back.
+
+        Args:
+          folder: the run's.
+          steps: the run's length.
+          start: updates already done.
+          quiet: whether to print nothing.
+        """
+        self._writes, self._steps, self._started = jax.process_index() == 0, steps, False
+        self._quiet, self._start, self._stack = quiet or not self._writes, start, contextlib.ExitStack()
+        self.evaluated, self.results = 0, None
+        """The step of the last evaluation and its metrics."""
+        self.history: list[dict[str, float]] = []
+        """The metrics of all evaluations so far."""
+        for line in read_history(folder / METRICS, start, self._writes):
+            if line.pop("split") != "train":
+                self.evaluated, self.results = line.pop("step"), line
+                self.history.append(line)
+        if jax.process_count() > 1:
+            self.evaluated = start  # Evaluations are interrupted, to be made up for, in one process only.
+        if self._writes:
+            self._lines = (folder / METRICS).open("a", encoding="utf-8", buffering=1)
+            self._board = _tensorboard().SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
+
+    def __enter__(self) -> "Logs":
+        self._display = self._stack.enter_context(progress.display(self._quiet))
+        self._display.start_bar("training", self._steps, self._start)
+        self._compiling = self._stack.enter_context(contextlib.ExitStack())
+        self._compiling.enter_context(self._display.phase("compiling the training step"))
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._display.end_bar()
+        self._stack.close()
+        if self._writes:
+            self._lines.close()
+            self._board.close()
+
+    def say(self, text: str) -> None:
+        """Prints a line above the bar."""
+        self._display.say(text)
+
+    def advance(self, step: int, meter: Meter) -> None:
+        """Moves the bar."""
+        if self._started is False:
+            self._started = True
+            self._compiling.close()
+            self.say(f"first step after {meter.first_step:.1f} s")
+        self._display.advance(step)
+
+    def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        """Adds a line to `metrics.jsonl`, the same to TensorBoard, and prints a summary; notes an evaluation."""
+        if split != "train":
+            self.evaluated, self.results = step, values
+            self.history.append(values)
+        if not self._writes:
+            return
+        numbers = {name: float(value) for name, value in values.items()}
+        self._lines.write(strict_json.dumps({"step": step, "split": split, **numbers}) + "\n")
+        for name, value in numbers.items():
+            self._board.add_scalar(f"{split}/{name}", value, step)
+        width = len(str(self._steps))
+        shown = train_summary(values, self._display.remaining) if split == "train" else f"{split}  {summary(values)}"
+        self.say(f"step {step:{width}}/{self._steps}  {shown}")
+
+    def end(self, run: Run, results: Mapping[str, float] | None) -> None:
+        """Shows the last evaluation, and what the model does on held-out data."""
+        if self._quiet:
+            return
+        self._display.end_bar()
+        if results:
+            table = Table(title=f"validation after {run.step:,} steps", title_justify="left", show_header=False)
+            shown = headline(results)
+            for name, value in shown.items():
+                table.add_row(name.replace("_", " "), f"{value:.4f}")
+            self._display.show(table)
+            if len(shown) < len(results):
+                more = f"{len(results) - len(shown)} more, of single labels"
+                self.say(f"{more}: {program()} evaluate {run.folder} --all")
+            if examples := run.demonstrate():
+                self.say("\n".join(["held-out examples:", *examples]))
+        self.say(f"The run is in {run.folder}. Try it:\n{next_command(run)}")
+
+
+def summary(values: Mapping[str, float]) -> str:
+    """The metrics in a line, but those of single classes, such as `f1/positive`."""
+    return "  ".join(f"{name} {value:.4f}" for name, value in values.items() if "/" not in name)
+
+
+def train_summary(values: Mapping[str, float], remaining: float | None) -> str:
+    """What a person wants to know of the last steps, in a line; `remaining` are the seconds to the end, if known."""
+    [(name, speed)] = [pair for pair in values.items() if pair[0].endswith(PER_SECOND)]
+    parts = [
+        f"loss {values['loss']:.4f}",
+        f"lr {values['learning_rate']:.2e}",
+        f"grad norm {values['gradient_norm']:.3g}",
+        f"{speed:,.0f} {name.removesuffix(PER_SECOND)}/s",
+    ]
+    if UTILIZATION in values:
+        parts.append(f"{values[UTILIZATION]:.0%} of peak")
+    if values["skipped_steps"]:
+        parts.append(f"{values['skipped_steps']:.0f} skipped")
+    parts.append(f"{memory_in_use() / 2**30:.1f} GiB")
+    if remaining:
+        parts.append(f"eta {duration(remaining)}")
+    return "  ".join(parts)
+
+
+def _tensorboard():
+    """tensorboardX, without torch: it would import that, where it is installed, for seconds, to name a type."""
+    hide = "torch" not in sys.modules
+    if hide:
+        sys.modules["torch"] = None
+    try:
+        import tensorboardX
+    finally:
+        if hide:
+            del sys.modules["torch"]
+    return tensorboardX

@@ -1,0 +1,380 @@
+"""The training step, and `fit`, which reads from top to bottom."""
+
+import contextlib
+import dataclasses
+import functools
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxformer import config
+from jaxformer.config import Experiment
+from jaxformer.data.pipeline import loader
+from jaxformer.data.tokenizers import Tokenizer
+from jaxformer.errors import InputError
+from jaxformer.metrics.means import Mean
+from jaxformer.parallel import sharding
+from jaxformer.parameter_paths import join
+from jaxformer.progress import Display, display, phase
+from jaxformer.runs import run as runs
+from jaxformer.runs.folder import DAMAGED, Claim
+from jaxformer.runs.run import Run
+from jaxformer.training import forking
+from jaxformer.training.checkpoints import Checkpoints, goodness
+from jaxformer.training.evaluation import SPLIT, Evaluator
+from jaxformer.training.first_state import restore_or_init
+from jaxformer.training.logs import Logs, Meter
+from jaxformer.training.signals import Stop
+from jaxformer.training.state import TrainState, abstract_batch, abstract_state, model_params, trained_and_held
+
+MOST_SKIPPED = 10
+"""Steps in a row whose gradient is not finite, after which a run stops."""
+
+Means = dict[str, Mean]
+
+
+def loss_and_gradient(experiment: Experiment, params, batch, key) -> tuple[Means, Any]:
+    """The means of a batch, and the gradient of its loss by the parameters that train.
+
+    It is exact for any number of micro-batches.
+    The loss is Σ weight · sum / weight of the means that the objective names. With micro-batches each sum is divided
+    by the weight of the whole batch, so that their gradients add up to the whole batch's, however uneven they are.
+    """
+    objective, model, parts = experiment.objective, experiment.model, experiment.optimizer.accumulate
+    trained, held = trained_and_held(experiment, params)
+
+    def gradient(micro, key, totals):
+        def loss(trained):
+            params = model_params(experiment, join(trained, held))
+            means = objective(model, params, micro, key)
+            named = objective.loss_weights.items()
+            return sum(
+                weight * Mean(means[name].sum, totals[name] if totals else means[name].weight).value
+                for name, weight in named
+            ), means
+
+        (_, means), gradient = jax.value_and_grad(loss, has_aux=True)(trained)
+        return means, gradient
+
+    if parts == 1:
+        return gradient(batch, key, None)
+    # Only the weights are used: the compiler leaves the rest of this pass out.
+    totals = {name: mean.weight for name, mean in objective(model, model_params(experiment, params), batch).items()}
+
+    def split(array):  # Every part takes rows of every device.
+        return sharding.constrain(
+            array.reshape(-1, parts, *array.shape[1:]).swapaxes(0, 1), "_b" + "_" * (array.ndim - 1)
+        )
+
+    def body(total, numbered):
+        number, micro = numbered
+        means, part = gradient(micro, jax.random.fold_in(key, number), totals)
+        return jax.tree.map(jnp.add, total, part), means
+
+    zeros = jax.tree.map(jnp.zeros_like, trained)
+    micros = (jnp.arange(parts), jax.tree.map(split, batch))
+    total, means = jax.lax.scan(body, zeros, micros)
+    return jax.tree.map(lambda array: array.sum(0), means), total
+
+
+def train_step(experiment: Experiment, state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, Means]:
+    """One update. A gradient that is not finite changes nothing but the counts.
+
+    Args:
+      experiment: what is trained and how; static under jit.
+      state: the state before; to be donated.
+      batch: arrays [b, ...], as the objective documents them.
+
+    Returns:
+      The state after, and the batch's means, with the gradient's norm among them.
+    """
+    key = jax.random.fold_in(jax.random.key(experiment.seed), state.step)
+    means, gradient = loss_and_gradient(experiment, state.params, batch, key)
+    norm = optax.tree.norm(gradient)
+    finite = jnp.isfinite(norm)
+    transform = experiment.optimizer.transform(experiment.steps)
+
+    def update(params, optimizer, average):
+        updates, optimizer = transform.update(gradient, optimizer, params)
+        params = optax.apply_updates(params, updates)
+        decay = experiment.optimizer.ema
+        if decay is not None:
+            average = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, average, params)
+        return params, optimizer, average
+
+    # A condition, not a choice between two results, lets the donated arrays be updated in place.
+    trained, held = trained_and_held(experiment, state.params)
+    before = trained, state.optimizer, state.average
+    trained, optimizer, average = jax.lax.cond(finite, update, lambda *before: before, *before)
+    skipped = 1 - finite.astype(jnp.int32)
+    after = TrainState(
+        step=state.step + 1,
+        params=join(trained, held),
+        optimizer=optimizer,
+        average=average,
+        skipped=state.skipped + skipped,
+        skipped_in_a_row=(state.skipped_in_a_row + 1) * skipped,
+    )
+    return after, means | {"gradient_norm": Mean(norm, jnp.ones(()))}
+
+
+def jit_step(experiment: Experiment, mesh: jax.sharding.Mesh):
+    """Jits `train_step` for a mesh: (state, batch) → (state, means), to be called or lowered under that mesh.
+
+    The state is donated, and the one returned has its shardings: without them, the compiler for GPUs replicates the
+    results of the condition around the update.
+    """
+    shardings = sharding.shardings_of(abstract_state(experiment, mesh)), sharding.replicated(mesh)
+    return jax.jit(functools.partial(train_step, experiment), donate_argnums=0, out_shardings=shardings)
+
+
+def lower_step(experiment: Experiment, mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
+    """Lowers `train_step` for a mesh, whose devices need not exist: `.compile()` compiles the step for them."""
+    with jax.set_mesh(mesh):
+        return jit_step(experiment, mesh).lower(abstract_state(experiment, mesh), abstract_batch(experiment, mesh))
+
+
+def compile_step(experiment: Experiment, mesh: jax.sharding.Mesh):
+    """Compiles `train_step` for a mesh, at the first call: (state, batch) → (state, means); the state is donated."""
+    step = jit_step(experiment, mesh)
+
+    def run(state, batch):
+        with jax.set_mesh(mesh):
+            return step(state, batch)
+
+    return run
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """The open parts of a run that trains."""
+
+    experiment: Experiment
+    """What it does."""
+    mesh: jax.sharding.Mesh
+    """Where."""
+    tokenizer: Tokenizer | None
+    """Its tokenizer; None where it reads no text."""
+    claim: Claim
+    """The right to write to its folder."""
+    stop: Stop
+    """Whether it has been asked to stop."""
+    train: Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, Means]]
+    """The compiled step."""
+    evaluate: Evaluator | None
+    """The evaluation; None without held-out data."""
+    saved: Checkpoints
+    """Its checkpoints."""
+    batches: Iterable[tuple[loader.Batch, np.ndarray]]
+    """The batches of this process's rows, with the states of their lanes after each."""
+    logs: Logs
+    """Its logs."""
+    forked: bool
+    """Whether the first state is another run's, of which this one has no checkpoint yet."""
+
+
+def fit(experiment: Experiment, workdir: str | os.PathLike, quiet: bool = False) -> Run:
+    """Trains a run from its latest checkpoint, or from the start, to `experiment.steps`.
+
+    SIGTERM, or Ctrl-C, saves and returns; the same call resumes from there, bit for bit.
+
+    Args:
+      experiment: what to do.
+      workdir: the run's folder; made where it is missing.
+      quiet: whether to print nothing.
+
+    Returns:
+      The run, with its latest parameters, or its best ones where the experiment says what is best.
+
+    Raises:
+      InputError: something about the experiment, its data or the folder is wrong, or its gradients are.
+    """
+    began, folder, data = time.monotonic(), Path(workdir), experiment.data
+    mesh = sharding.make_mesh(experiment.mesh)
+    check_batch(experiment, mesh)
+    experiment.objective.check(experiment.model, data.task.row)
+    rows = sharding.local_rows(data.batch, mesh)
+
+    with contextlib.ExitStack() as stack:
+        shown = stack.enter_context(display(quiet or jax.process_index() > 0))
+        stop = stack.enter_context(Stop())
+        claim = stack.enter_context(runs.writer(folder, experiment))
+        before = runs.read_experiment(folder, known=experiment) if claim.is_run else None
+        experiment, tokenizer = prepare_text(experiment, claim)
+        train = compile_step(experiment, mesh)
+        evaluate = prepare_evaluation(experiment, tokenizer, mesh)
+        saved = stack.enter_context(Checkpoints(folder / runs.CHECKPOINTS, experiment.checkpoint, claim))
+        forked = experiment.fork is not None and saved.latest is None
+        state, lanes, begun = restore_or_init(saved, experiment, mesh)
+        step = int(state.step)
+        if step > experiment.steps:
+            return already_done(folder, experiment, step, shown)
+        saved.set_aside(step, folder / DAMAGED)
+        batches = stack.enter_context(loader.train_batches(data, tokenizer, experiment.seed, rows, lanes[rows]))
+        claim.start(config.to_json(experiment))
+        logs = stack.enter_context(Logs(folder, experiment.steps, step, quiet))
+        bent = forking.rate_change(before, experiment, state) if before and step else []
+        logs.say("\n".join(filter(None, [describe(experiment, state, mesh), begun, *bent])))
+        training = Training(
+            experiment, mesh, tokenizer, claim, stop, train, evaluate, saved, batches, logs, forked=forked
+        )
+        state = train_to_end(training, state, lanes[rows], Meter(experiment, began))
+        return finish(training, state)
+
+
+def prepare_text(experiment: Experiment, claim: Claim) -> tuple[Experiment, Tokenizer | None]:
+    """The experiment with the size of its vocabulary, and its tokenizer, for checked documents."""
+    loader.check_documents(experiment.data)  # Before a tokenizer is trained on them.
+    tokenizer = runs.prepare_tokenizer(claim, experiment)
+    experiment = config.with_vocabulary(experiment, tokenizer and tokenizer.vocab_size)
+    check_tokenizer(experiment, tokenizer)
+    return experiment, tokenizer
+
+
+def prepare_evaluation(
+    experiment: Experiment, tokenizer: Tokenizer | None, mesh: jax.sharding.Mesh
+) -> Evaluator | None:
+    """The evaluation on checked held-out data; None without such data."""
+    if experiment.data.validation is None:
+        return None
+    evaluate = Evaluator(experiment, tokenizer, mesh)
+    with phase("checking the held-out data"):
+        evaluate.check()  # Its errors come before the first step.
+    return evaluate
+
+
+def train_to_end(training: Training, state: TrainState, lanes: np.ndarray, meter: Meter) -> TrainState:
+    """The state after the last step, early where the run is asked to stop or its patience is over; saves it.
+
+    Args:
+      training: the parts of the run.
+      state: the state to start from; it is donated.
+      lanes: int32 [rows, S], the states of this process's lanes before the first batch.
+      meter: measures the steps.
+    """
+    experiment, mesh, logs, saved = training.experiment, training.mesh, training.logs, training.saved
+    steps, size, start = experiment.steps, experiment.data.batch, int(state.step)
+    rows = sharding.local_rows(size, mesh)
+    lay = functools.partial(sharding.global_batch, rows=rows, batch=size, mesh=mesh)
+    step = start
+    for batch, lanes_after in training.batches:
+        if training.evaluate and logs.evaluated < step and due(step, experiment.evaluation.every, steps):
+            # No name for the parameters: the step donates them, and those merged from LoRA would stay in memory.
+            results = training.evaluate(runs.used_params(experiment, state.best_params, mesh), training.stop.requested)
+            if results:
+                logs.write(step, SPLIT, results)
+            meter.restart()
+        ending = step >= steps or out_of_patience(experiment, logs.history) or training.stop.at(step)
+        evaluated = logs.evaluated == step
+        best, forked = evaluated and experiment.checkpoint.best, training.forked and step == start
+        if ending or best or forked or due(step, experiment.checkpoint.every, steps):
+            trees = {**state.trees(), "lanes": lay({"lanes": lanes})}
+            saved.save(step, trees, logs.results if evaluated else None)
+        if ending:
+            break
+        state, means = training.train(state, lay(batch))
+        step, lanes = step + 1, lanes_after
+        meter.add(means)
+        logs.advance(step, meter)
+        if due(step, experiment.log.every, steps):
+            training.claim.check()
+            logs.write(step, "train", meter.report(step, state))
+            check_gradients(state, step, saved)
+    return state
+
+
+def finish(training: Training, state: TrainState) -> Run:
+    """The run after its last step, once its checkpoints are on disk; says how it ended."""
+    experiment, logs, saved, stop = training.experiment, training.logs, training.saved, training.stop
+    folder, steps, step = training.claim.folder, experiment.steps, int(state.step)
+    saved.wait()
+    training.claim.check()
+    params, results = runs.used_params(experiment, state.best_params, training.mesh), logs.results
+    run = Run(folder, experiment, training.tokenizer, step, params, training.mesh)
+    if experiment.checkpoint.best and logs.history:
+        used, params = runs.read_params(folder, experiment, training.mesh)
+        run, results = dataclasses.replace(run, step=used, params=params), saved.results(used)
+    if stop.signal and (step < steps or (training.evaluate and logs.evaluated < step)):
+        logs.say(f"stopped by {stop.signal} at step {step}, saved; the same command resumes from there")
+        return run
+    if step < steps:
+        named = f"no better {experiment.checkpoint.best} in {experiment.evaluation.patience} evaluations"
+        logs.say(f"{named}: ended at step {step}, the best was at {run.step}")
+    logs.end(run, results)
+    return run
+
+
+def already_done(folder: Path, experiment: Experiment, step: int, shown: Display) -> Run:
+    """The run unchanged, for one that has done more steps than are asked for; says so."""
+    shown.say(
+        f"--steps {experiment.steps}: the run in {folder} has done {step:,} already; nothing is trained or changed; "
+        f"set more than {step:,} to continue"
+    )
+    return runs.open_run(folder, known=experiment)
+
+
+def due(step: int, every: int, steps: int) -> bool:
+    """Whether something that happens every so many steps, and at the end, happens after this one."""
+    return step > 0 and (step % every == 0 or step == steps)
+
+
+def out_of_patience(experiment: Experiment, history: Sequence[Mapping[str, float]]) -> bool:
+    """Whether the best evaluation is as many evaluations ago as `evaluation.patience` says."""
+    patience, settings = experiment.evaluation.patience, experiment.checkpoint
+    values = [goodness(results[settings.best], settings) for results in history if settings.best in results]
+    return bool(patience and values) and len(values) - 1 - values.index(max(values)) >= patience
+
+
+def check_batch(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:
+    """Raises InputError where the batch does not divide by the mesh and the micro-batches."""
+    batch, parts = experiment.data.batch, experiment.optimizer.accumulate
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    if batch % (ways * parts):
+        shares = f"{ways} shares (mesh.data × mesh.fsdp)" + (f" × {parts} micro-batches" if parts > 1 else "")
+        nearest = max(1, round(batch / (ways * parts))) * ways * parts
+        raise InputError(f"data.batch={batch} does not divide into {shares}; {nearest} would")
+
+
+def check_tokenizer(experiment: Experiment, tokenizer: Tokenizer | None) -> None:
+    """Raises InputError where the model is too small for the tokenizer or the rows."""
+    if tokenizer is None:
+        return
+    model, row = experiment.model, experiment.data.task.row
+    if model.vocab < tokenizer.vocab_size:
+        size = tokenizer.vocab_size
+        raise InputError(f"model.vocab={model.vocab} is smaller than the tokenizer's {size}: expected at least {size}")
+    for array, field in (("tokens", "length"), ("inputs", "input_length")):
+        if array in row and model.positions < (length := row[array].capacity):
+            raise InputError(f"model.positions={model.positions} is shorter than data.task.{field}={length}")
+
+
+def check_gradients(state: TrainState, step: int, saved: Checkpoints) -> None:
+    """Raises InputError where no gradient was finite for too long."""
+    if int(state.skipped_in_a_row) >= MOST_SKIPPED:
+        raise InputError(
+            f"step {step}: the last {int(state.skipped_in_a_row)} gradients were not finite and were skipped: lower "
+            f"optimizer.schedule.peak or optimizer.clip; the latest checkpoint is of step {saved.latest}"
+        )
+
+
+def describe(experiment: Experiment, state: TrainState, mesh: jax.sharding.Mesh) -> str:
+    """Device, mesh, parameters and tokens or images a step, in a line."""
+    device, sizes = mesh.devices.flat[0], " × ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    parameters, trained = (
+        sum(leaf.size for leaf in jax.tree.leaves(tree))
+        for tree in (state.params, trained_and_held(experiment, state.params)[0])
+    )
+    of_them = f" ({trained:,} trained)" if trained < parameters else ""
+    counted, in_row = experiment.data.task.counted
+    start = f", from step {int(state.step):,}" if int(state.step) else ""
+    return (
+        f"{mesh.devices.size} × {device.device_kind} · mesh {sizes} · {parameters:,} parameters{of_them} · "
+        f"{experiment.data.batch * in_row:,} {counted} a step · {experiment.steps:,} steps{start}"
+    )

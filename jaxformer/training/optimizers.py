@@ -1,0 +1,257 @@
+"""Optimizers and learning rates: config values that make Optax transformations.
+
+Parameters are told apart by their path: see `parameter_paths`.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+import optax.contrib
+
+from jaxformer import fields
+from jaxformer.errors import InputError
+from jaxformer.parameter_paths import check_pattern, decay_mask, is_embedding, is_stacked, map_paths
+from jaxformer.training.matrix_updates import (
+    dimension_numbers,
+    limit_by_layer,
+    muon_labels,
+    on_matrices,
+    scale_to_adamw,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """The learning rate over the run: a linear warm-up from 0, then a decay."""
+
+    peak: float = 1e-4
+    """The highest learning rate, reached at the end of the warm-up."""
+    warmup: int = 0
+    """Steps of the warm-up."""
+    decay: Literal["constant", "linear", "cosine", "inverse_sqrt"] = "linear"
+    """The shape after the warm-up; inverse_sqrt (Vaswani et al. 2017) needs a warm-up. linear and cosine end with
+    `steps`: a run that is continued with other steps has another learning rate from there on, and says so."""
+    end: float = 0.0
+    """Where linear and cosine end with the run, as a fraction of the peak."""
+
+    def __post_init__(self):
+        fields.check(self)
+        fields.at_least("optimizer.schedule.peak", self.peak, 0)
+        fields.at_least("optimizer.schedule.warmup", self.warmup, 0)
+        fields.within("optimizer.schedule.end", self.end, 0, 1)
+        if self.decay == "inverse_sqrt" and self.warmup < 1:
+            raise InputError(f"optimizer.schedule.warmup={self.warmup}: expected at least 1 for inverse_sqrt")
+        if self.decay in ("constant", "inverse_sqrt") and self.end:
+            raise InputError(f"optimizer.schedule.end={self.end}: expected 0 with decay={self.decay}")
+
+    def __call__(self, steps: int) -> Callable[[jax.typing.ArrayLike], jax.Array]:
+        """The learning rate as a function of the updates done so far, for a run of `steps` updates.
+
+        Update 0 of a warm-up has rate 0, update `warmup` the peak; `end` would be the rate of
+        update `steps`. A warm-up longer than the run is cut off by its end, so that a config can be
+        tried for a few steps.
+        """
+
+        def rate(step: jax.typing.ArrayLike) -> jax.Array:
+            step = jnp.asarray(step, jnp.float32)
+            progress = jnp.clip((step - self.warmup) / max(1, steps - self.warmup), 0, 1)
+            match self.decay:
+                case "constant":
+                    share = jnp.ones_like(step)
+                case "linear":
+                    share = 1 - (1 - self.end) * progress
+                case "cosine":
+                    share = self.end + (1 - self.end) * (1 + jnp.cos(jnp.pi * progress)) / 2
+                case "inverse_sqrt":
+                    share = jnp.sqrt(self.warmup / jnp.maximum(step, self.warmup))
+            return self.peak * share * jnp.minimum(1, step / self.warmup if self.warmup else 1)
+
+        return rate
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """What all optimizers share. Use one of its subclasses."""
+
+    schedule: Schedule = Schedule()
+    """The learning rate."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay, times the learning rate; never on biases and scales of norms."""
+    clip: float | None = 1.0
+    """Largest global norm of the gradient, of all parameters that train; None does not clip."""
+    accumulate: int = 1
+    """Micro-batches whose gradients make one update."""
+    ema: float | None = None
+    """Decay of the moving average of the parameters that evaluation uses; None keeps none."""
+    freeze: tuple[str, ...] = ()
+    """Regular expressions; parameters in whose path one is found stay as they are, without gradient and state."""
+    layer_decay: float = 1.0
+    """The learning rate of each block as a share of that of the block above it (Clark et al. 2020); heads have the
+    whole rate, embeddings the least."""
+
+    def __post_init__(self):
+        fields.check(self)
+        fields.at_least("optimizer.weight_decay", self.weight_decay, 0)
+        fields.at_least("optimizer.accumulate", self.accumulate, 1)
+        if self.clip is not None and not self.clip > 0:
+            raise InputError(f"optimizer.clip={self.clip}: expected above 0, or None")
+        fields.within("optimizer.ema", self.ema, 0, 1, below=True)
+        fields.within("optimizer.layer_decay", self.layer_decay, 0, 1)
+        for pattern in self.freeze:
+            check_pattern("optimizer.freeze", pattern)
+
+    def transform(self, steps: int) -> optax.GradientTransformation:
+        """The whole update of the parameters that train in a run of `steps`: clip, the optimizer's own rule, layers.
+
+        Raises:
+          InputError: at once if the schedule does not fit the run.
+        """
+        # What does nothing has its place too: so the state is the same with and without it, and a fork can change it.
+        clip = optax.identity() if self.clip is None else _clip_by_global_norm(self.clip)
+        layers = optax.identity() if self.layer_decay == 1 else _scale_by_layer(self.layer_decay)
+        return optax.chain(clip, self.rule(self.schedule(steps)), layers)
+
+
+@dataclasses.dataclass(frozen=True)
+class AdamW(Optimizer):
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019). Two moments a parameter."""
+
+    b1: float = 0.9
+    """Decay of the gradient's mean."""
+    b2: float = 0.999
+    """Decay of its mean square."""
+    eps: float = 1e-6
+    """Added to the root of the mean square."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        _check_moments(self.b1, self.b2, self.eps)
+
+    def rule(self, rate: optax.Schedule) -> optax.GradientTransformation:
+        """Gradients to updates, at a learning rate."""
+        return optax.adamw(rate, self.b1, self.b2, self.eps, weight_decay=self.weight_decay, mask=decay_mask)
+
+
+@dataclasses.dataclass(frozen=True)
+class Lion(Optimizer):
+    """The sign of an interpolated momentum (Chen et al. 2023). One moment a parameter.
+
+    It wants a third to a tenth of AdamW's learning rate, and as much more weight decay.
+    """
+
+    b1: float = 0.9
+    """Weight of the momentum against the gradient in an update."""
+    b2: float = 0.99
+    """Decay of the momentum."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        _check_moments(self.b1, self.b2)
+
+    def rule(self, rate: optax.Schedule) -> optax.GradientTransformation:
+        """Gradients to updates, at a learning rate."""
+        return optax.lion(rate, self.b1, self.b2, weight_decay=self.weight_decay, mask=decay_mask)
+
+
+@dataclasses.dataclass(frozen=True)
+class Adafactor(Optimizer):
+    """Adam's mean square from its row and column means (Shazeer & Stern 2018): next to no memory.
+
+    Every kernel counts as the matrix it applies, its heads and their dimensions as one axis, and
+    each layer by itself. Matrices with a side below 128 keep their whole mean square.
+    """
+
+    decay: float = 0.8
+    """The mean square of update t decays by 1 − t^−decay."""
+    relative: bool = True
+    """Whether the learning rate is relative to the root mean square of the parameter."""
+    threshold: float = 1.0
+    """Largest root mean square of an update, before the learning rate."""
+    momentum: float | None = None
+    """Decay of the updates' mean, which costs one moment a parameter; None keeps none."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        fields.within("optimizer.decay", self.decay, 0, 1)
+        fields.within("optimizer.momentum", self.momentum, 0, 1, below=True)
+        if not self.threshold > 0:
+            raise InputError(f"optimizer.threshold={self.threshold}: expected above 0")
+
+    def rule(self, rate: optax.Schedule) -> optax.GradientTransformation:
+        """Gradients to updates, at a learning rate."""
+        return optax.chain(
+            on_matrices(optax.scale_by_factored_rms(decay_rate=self.decay)),
+            limit_by_layer(self.threshold, self.relative),
+            optax.identity() if self.momentum is None else optax.ema(self.momentum, debias=False),
+            optax.add_decayed_weights(self.weight_decay, decay_mask),
+            optax.scale_by_learning_rate(rate),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Muon(Optimizer):
+    """Orthogonalised momentum (Jordan 2024) for the kernels of the blocks, AdamW for all else.
+
+    Updates are scaled to AdamW's usual size (Liu et al. 2025), so that both take one learning rate,
+    AdamW's.
+    """
+
+    momentum: float = 0.95
+    """Decay of the momentum that is orthogonalised (Nesterov's)."""
+    b1: float = 0.9
+    """Decay of the gradient's mean in AdamW."""
+    b2: float = 0.999
+    """Decay of its mean square."""
+    eps: float = 1e-6
+    """Added to the root of the mean square."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        fields.within("optimizer.momentum", self.momentum, 0, 1, below=True)
+        _check_moments(self.b1, self.b2, self.eps)
+
+    def rule(self, rate: optax.Schedule) -> optax.GradientTransformation:
+        """Gradients to updates, at a learning rate."""
+        orthogonal = optax.chain(
+            optax.contrib.scale_by_muon(beta=self.momentum, weight_dimension_numbers=dimension_numbers),
+            optax.stateless(lambda updates, _: map_paths(scale_to_adamw, updates)),
+            optax.add_decayed_weights(self.weight_decay),
+            optax.scale_by_learning_rate(rate),
+        )
+        adamw = optax.adamw(rate, self.b1, self.b2, self.eps, weight_decay=self.weight_decay, mask=decay_mask)
+        return optax.partition({"orthogonal": orthogonal, "adamw": adamw}, muon_labels)
+
+
+def _clip_by_global_norm(limit: float) -> optax.GradientTransformation:
+    def clip(updates, params):
+        # One factor for all. Optax's own chooses leaf by leaf, and XLA on CPU then keeps a clipped
+        # copy of everything, which makes the whole update twice as slow.
+        factor = jnp.minimum(1, limit / optax.tree.norm(updates))
+        return jax.tree.map(lambda update: update * factor, updates)
+
+    return optax.stateless(clip)
+
+
+def _scale_by_layer(decay: float) -> optax.GradientTransformation:
+    def scale(path, update, depth):
+        if is_stacked(path):
+            powers = decay ** jnp.arange(len(update), 0, -1, dtype=update.dtype)
+            return update * powers.reshape(-1, *[1] * (update.ndim - 1))
+        return update * decay ** (depth + 1) if is_embedding(path) else update
+
+    def scaled(updates, _):
+        depths = map_paths(lambda path, update: len(update) if is_stacked(path) else 0, updates)
+        return map_paths(functools.partial(scale, depth=max(jax.tree.leaves(depths))), updates)
+
+    return optax.stateless(scaled)
+
+
+def _check_moments(b1: float, b2: float, eps: float = 0.0) -> None:
+    fields.within("optimizer.b1", b1, 0, 1, below=True)
+    fields.within("optimizer.b2", b2, 0, 1, below=True)
+    fields.at_least("optimizer.eps", eps, 0)

@@ -1,0 +1,128 @@
+"""What training carries from step to step, and how it comes to lie on the mesh.
+
+Some parameters may be held (`optimizer.freeze`, `lora`): they have no gradient, no optimizer state and no average. With
+LoRA the parameters of a run are not yet those of its model: `model_params` makes them.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from jaxformer.config import Experiment
+from jaxformer.data.pipeline.lanes import empty_batch
+from jaxformer.parallel import sharding
+from jaxformer.parameter_paths import found_in, frozen_mask, join, split
+
+LORA = 1
+"""What is folded into the key of the parameters for those of LoRA."""
+
+
+@flax.struct.dataclass
+class TrainState:
+    """The state of training after `step` steps."""
+
+    step: jax.Array
+    """int32: batches seen."""
+    params: Any
+    """Parameters, float32, those that are held too."""
+    optimizer: Any
+    """Optax's state, of the parameters that train."""
+    average: Any
+    """Moving average of the parameters that train, or None."""
+    skipped: jax.Array
+    """int32: steps whose gradient was not finite, and which changed nothing else."""
+    skipped_in_a_row: jax.Array
+    """int32: those since the last good step."""
+
+    @property
+    def best_params(self) -> Any:
+        """What to evaluate and to predict with."""
+        return self.params if self.average is None else join(self.average, self.params)
+
+    def trees(self) -> dict[str, Any]:
+        """The state as the separate trees of a checkpoint, so that the parameters can be read alone."""
+        counts = {"step": self.step, "skipped": self.skipped, "skipped_in_a_row": self.skipped_in_a_row}
+        return {"params": self.params, "average": self.average, "training": {"optimizer": self.optimizer, **counts}}
+
+    @classmethod
+    def from_trees(cls, trees: dict[str, Any]) -> "TrainState":
+        """The state that `trees` came from."""
+        return cls(params=trees["params"], average=trees["average"], **trees["training"])
+
+
+def init_params(experiment: Experiment, key: jax.Array) -> Any:
+    """Parameters drawn at random, each in a box that names its axes."""
+    rows = experiment.data.task.row
+    batch = {name: jnp.zeros((1, feature.capacity, *feature.shape), feature.dtype) for name, feature in rows.items()}
+    # Segments and positions are made by the lanes, and a parameter's shape depends on none of them.
+    return experiment.model.init(key, **experiment.objective.inputs(batch))["params"]
+
+
+def trained_and_held(experiment: Experiment, params: Any) -> tuple[Any, Any]:
+    """The parameters of a run as two trees: those that train, and those that are held.
+
+    Raises:
+      InputError: `optimizer.freeze` names no parameter, or leaves none to train.
+    """
+    patterns, lora = experiment.optimizer.freeze, experiment.lora
+    if lora is not None:
+        return split(params, lora.is_held)
+    if not patterns:
+        return params, {}
+    frozen_mask(params, patterns)  # It knows what is wrong with a pattern.
+    return split(params, lambda path: found_in(path, patterns))
+
+
+def model_params(experiment: Experiment, params: Any) -> Any:
+    """The parameters of the model, of those of the run."""
+    return params if experiment.lora is None else experiment.lora.merge(params)
+
+
+def create(experiment: Experiment) -> TrainState:
+    """The state before the first step, its arrays in boxes that name their axes."""
+    key = jax.random.key(experiment.seed)
+    params = init_params(experiment, key)
+    if experiment.lora is not None:
+        params = {"base": params, "lora": experiment.lora.init(jax.random.fold_in(key, LORA), params)}
+    zero, (trained, _) = jnp.zeros((), jnp.int32), trained_and_held(experiment, params)
+    optimizer = experiment.optimizer.transform(experiment.steps).init(trained)
+    average = None if experiment.optimizer.ema is None else trained
+    return TrainState(zero, params, optimizer, average, zero, zero)
+
+
+def abstract_state(experiment: Experiment, mesh: jax.sharding.Mesh) -> TrainState:
+    """The shapes and shardings of the state; computes nothing."""
+    boxed = jax.eval_shape(lambda: create(experiment))
+    return _with_shardings(nn.unbox(boxed), sharding.state_shardings(boxed, mesh))
+
+
+def abstract_params(experiment: Experiment, mesh: jax.sharding.Mesh) -> Any:
+    """The shapes and shardings of the model's parameters; computes nothing."""
+    boxed = jax.eval_shape(lambda: init_params(experiment, jax.random.key(0)))
+    return _with_shardings(nn.unbox(boxed), sharding.state_shardings(boxed, mesh))
+
+
+def abstract_batch(experiment: Experiment, mesh: jax.sharding.Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes and shardings of a batch of the experiment's rows."""
+    rows = sharding.batch_sharding(mesh)
+    batch = jax.eval_shape(lambda: empty_batch(experiment.data.batch, experiment.data.task.row))
+    return _with_shardings(batch, dict.fromkeys(batch, rows))
+
+
+def init_state(experiment: Experiment, abstract: TrainState) -> TrainState:
+    """The state before the first step, each device making its own part; the same on every mesh."""
+    return jax.jit(lambda: nn.unbox(create(experiment)), out_shardings=sharding.shardings_of(abstract))()
+
+
+def copied(tree: Any) -> Any:
+    """Arrays of their own with the same values and shardings: a step may donate these and those."""
+    return jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=sharding.shardings_of(tree))(tree)
+
+
+def _with_shardings(tree: Any, shardings: Any) -> Any:
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree, shardings
+    )

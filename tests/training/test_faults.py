@@ -1,0 +1,164 @@
+"""What a run survives: being killed, stopped, moved to fewer devices, or started twice. Real processes throughout."""
+
+import functools
+import random
+import signal
+
+import pytest
+import tiny
+
+from jaxformer import cli
+from jaxformer.runs import run
+from jaxformer.runs.folder import STARTING
+
+STEPS = 24
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_config, tmp_path_factory):
+    """The folder of a run from start to end; by whether it packs, made when first asked for."""
+    folders = {}
+
+    def get(*flags, devices=1):
+        if (flags, devices) not in folders:
+            folder = folders[flags, devices] = tmp_path_factory.mktemp("undisturbed") / "run"
+            tiny.finish(tiny.start(tiny_config, *flags, "--workdir", folder, devices=devices))
+        return folders[flags, devices]
+
+    return get
+
+
+def assert_same_run(folder, expected, **tolerance):
+    """Both have logged every step once, with the same losses, and ended with the same state and evaluations."""
+    for split in ("train", "validation"):
+        ours, theirs = tiny.metrics(folder, split), tiny.metrics(expected, split)
+        assert [values["step"] for values in ours] == [values["step"] for values in theirs]
+        losses = [[values["loss"] for values in lines] for lines in (ours, theirs)]
+        assert losses[0] == (pytest.approx(losses[1], **tolerance) if tolerance else losses[1])
+    tiny.assert_equal(tiny.saved(folder), tiny.saved(expected), **tolerance)
+
+
+def is_saving(folder):
+    """Whether a checkpoint is half written."""
+    return any((folder / "checkpoints").glob("*.orbax-checkpoint-tmp*"))
+
+
+def kill(process):
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    process.stderr.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [(), tiny.PACKED], ids=["plain", "packed"])
+def test_a_run_killed_at_random_moments_ends_as_if_it_had_not_been(flags, undisturbed, tiny_config, tmp_path):
+    folder, chance = tmp_path / "run", random.Random(repr(flags))
+    for vocab, moment in [(100, folder.exists), (110, lambda: any((folder / STARTING).glob("tokenizer*")))]:
+        process = tiny.start(tiny_config, "--tokenizer.vocab", vocab, "--workdir", folder)
+        tiny.wait_for(moment, process)
+        kill(process)  # What it leaves is of another experiment, and must not stand in the way.
+    moments = [
+        lambda: is_saving(folder),
+        lambda after=chance.randint(1, 12): tiny.step_reached(folder) >= after,
+        lambda after=chance.randint(8, STEPS - 1): tiny.step_reached(folder) >= after,
+    ]
+    for moment in moments:
+        process = tiny.start(tiny_config, *flags, "--workdir", folder)
+        tiny.wait_for(moment, process)
+        kill(process)
+    tiny.finish(tiny.start(tiny_config, *flags, "--workdir", folder))
+    assert_same_run(folder, undisturbed(*flags))
+    assert not is_saving(folder)
+
+
+@pytest.mark.slow
+def test_a_run_told_to_stop_at_any_moment_saves_says_so_and_goes_on(undisturbed, tiny_config, tmp_path):
+    folder, steps = tmp_path / "run", {}
+    moments = {
+        "preparing": (lambda _: (folder / ".lock").exists(), signal.SIGTERM),
+        "compiling": (lambda process: process.stdout.readline(), signal.SIGINT),
+        "training": (lambda _: tiny.step_reached(folder) >= 5, signal.SIGTERM),
+        "evaluating": (lambda _: tiny.step_reached(folder) >= 12, signal.SIGTERM),
+    }
+    for name, (moment, number) in moments.items():
+        process = tiny.start(tiny_config, "--workdir", folder)
+        tiny.wait_for(functools.partial(moment, process), process)
+        process.send_signal(number)
+        text = tiny.finish(process, status=0)
+        steps[name] = run.open_run(folder).step
+        assert f"stopped by {number.name} at step {steps[name]}, saved" in text
+    assert steps["preparing"] == 0 and steps["compiling"] <= 1 and 5 <= steps["training"] < steps["evaluating"] == 12
+    tiny.finish(tiny.start(tiny_config, "--workdir", folder))
+    assert_same_run(folder, undisturbed())
+
+
+@pytest.mark.slow
+def test_only_one_process_writes_to_a_run(tiny_config, tmp_path, capsys):
+    folder = tmp_path / "run"
+    first = tiny.start(tiny_config, "--workdir", folder)
+    tiny.wait_for(lambda: tiny.step_reached(folder) >= 1, first)
+    first.send_signal(signal.SIGSTOP)  # It must not end before the other one tries.
+    capsys.readouterr()
+    assert cli.main(["train", str(tiny_config), "--workdir", str(folder)]) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1 and str(folder) in line and "another process" in line
+    kill(first)
+    with run.writer(folder, tiny.load(tiny_config)):
+        pass  # The kernel has taken back the dead one's right.
+
+
+@pytest.mark.slow
+def test_a_packed_run_goes_on_with_fewer_devices_where_it_stopped(undisturbed, tiny_config, tmp_path):
+    folder = tmp_path / "run"
+    for devices, steps in [(8, 8), (4, 16), (2, STEPS)]:
+        ends = ("--evaluation.every", "100", "--steps", steps)
+        tiny.finish(tiny.start(tiny_config, *tiny.PACKED, *CONSTANT, *ends, "--workdir", folder, devices=devices))
+    expected = undisturbed(*tiny.PACKED, *CONSTANT, "--evaluation.every", "100")
+    ours, theirs = tiny.saved(folder), tiny.saved(expected)
+    [lanes] = [path for path in ours if "lanes" in path]
+    # The lanes' integers name each document visited and each example that waits: none is repeated or missing.
+    assert ours[lanes].tolist() == theirs[lanes].tolist()
+    pairs = zip(tiny.metrics(folder), tiny.metrics(expected), strict=True)
+    assert all(one["loss"] == pytest.approx(other["loss"], abs=1e-5) for one, other in pairs)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_renamed_while_it_trains_ends_in_a_line_and_loses_nothing(undisturbed, tiny_config, tmp_path):
+    moments = {
+        "saving": lambda folder: is_saving(folder),
+        "training": lambda folder: tiny.step_reached(folder) >= 30,
+        "early": lambda folder: tiny.step_reached(folder) >= 1,
+    }
+    flags = ("--checkpoint.every", "5", "--evaluation.every", "100000")
+    for name, moment in moments.items():
+        folder, elsewhere = tmp_path / name, tmp_path / f"{name}-elsewhere"
+        process = tiny.start(tiny_config, *flags, "--steps", "100000", "--workdir", folder)
+        tiny.wait_for(functools.partial(moment, folder), process)
+        folder.rename(elsewhere)
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 2, out + err
+        [line] = [line for line in err.splitlines() if not line.endswith("…")]  # What takes long is named too.
+        assert line.startswith(f"jaxformer: --workdir {folder}: the run was moved to {elsewhere}; ")
+        assert not folder.exists() and (elsewhere / "experiment.json").exists()
+        assert tiny.step_reached(elsewhere) < 100000
+    # What is there goes on from its last checkpoint, at its new place.
+    steps = tiny.step_reached(elsewhere) + 20
+    tiny.finish(tiny.start(tiny_config, *flags, "--steps", steps, "--workdir", elsewhere))
+    assert [line["step"] for line in tiny.metrics(elsewhere)] == list(range(1, steps + 1))
+
+
+CONSTANT = ("--optimizer.schedule.decay", "constant")
+"""A schedule that does not look at the number of steps, so that a shorter run is the beginning of a longer one."""
+
+
+def test_a_failure_while_setting_up_leaves_no_folder(tiny_config, tmp_path, monkeypatch):
+    def fail(*_):
+        raise MemoryError
+
+    folder = tmp_path / "deep" / "run"
+    for name in ("check_tokenizer", "Checkpoints", "restore_or_init", "Evaluator"):
+        with monkeypatch.context() as patch, pytest.raises(MemoryError):
+            patch.setattr(f"jaxformer.training.loop.{name}", fail)
+            cli.main(["train", str(tiny_config), "--workdir", str(folder)])
+        assert not (tmp_path / "deep").exists()

@@ -1,0 +1,166 @@
+"""What a run writes down, and what remains of it after a kill."""
+
+import json
+import math
+import re
+import subprocess
+import sys
+
+import pytest
+import tiny
+
+import jaxformer as jf
+from jaxformer.runs.history import read_history
+from jaxformer.training.logs import Logs, summary
+
+TRAIN = {"loss", "masked_lm_loss", "masked_lm_accuracy", "masked_lm_perplexity", "next_sentence_loss"}
+TRAIN |= {"next_sentence_accuracy", "gradient_norm", "learning_rate", "skipped_steps", "tokens_per_second"}
+
+
+@pytest.fixture(scope="module")
+def run(tiny_config, tmp_path_factory):
+    overrides = {"steps": 5, "log__every": 2, "evaluation__every": 4}
+    return jf.fit(tiny.load(tiny_config, **overrides), tmp_path_factory.mktemp("runs") / "run")
+
+
+def scalars(folder):
+    """{tag: {step: value}} of all TensorBoard files of a run."""
+    from tensorboardX.event_file_writer import EventFileWriter  # noqa: F401  # The writer that made them is there.
+    from tensorboardX.proto import event_pb2
+
+    found = {}
+    for file in sorted((folder / "tensorboard").iterdir()):
+        data, place = file.read_bytes(), 0
+        while place < len(data):  # A record: its length in 8 bytes, 4 of check sum, the event, 4 of check sum.
+            size = int.from_bytes(data[place : place + 8], "little")
+            event = event_pb2.Event.FromString(data[place + 12 : place + 12 + size])
+            place += 16 + size
+            for value in event.summary.value:
+                found.setdefault(value.tag, {})[event.step] = value.simple_value
+    return found
+
+
+def values(loss):
+    return dict.fromkeys(TRAIN, 1.0) | {"loss": loss}
+
+
+def test_every_line_has_its_step_its_split_and_all_metrics_as_numbers(run):
+    lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["split"]) for line in lines] == [
+        (2, "train"),
+        (4, "train"),
+        (4, "validation"),
+        (5, "train"),
+        (5, "validation"),
+    ]
+    for line in lines:
+        assert list(line)[:2] == ["step", "split"]
+        assert all(isinstance(value, float) for value in list(line.values())[2:])
+        assert line["loss"] == pytest.approx(line["masked_lm_loss"] + line["next_sentence_loss"], rel=1e-6)
+        assert set(line) - {"step", "split"} >= (TRAIN if line["split"] == "train" else {"masked_lm_unigram_accuracy"})
+
+
+def test_a_line_is_the_mean_of_the_steps_since_the_last_one(run, tiny_config, tmp_path):
+    each = {"steps": 5, "log__every": 1, "evaluation__every": 4}
+    jf.fit(tiny.load(tiny_config, **each), tmp_path / "run")
+    single = [line["next_sentence_loss"] for line in tiny.metrics(tmp_path / "run")]
+    pairs = [line["next_sentence_loss"] for line in tiny.metrics(run.folder)]
+    expected = [sum(single[0:2]) / 2, sum(single[2:4]) / 2, single[4]]
+    assert pairs == pytest.approx(expected, rel=1e-6)
+
+
+def test_tensorboard_has_the_same_numbers(run):
+    board = scalars(run.folder)
+    for split in ("train", "validation"):
+        for line in tiny.metrics(run.folder, split):
+            for name in set(line) - {"step", "split"}:
+                assert board[f"{split}/{name}"][line["step"]] == pytest.approx(line[name], rel=1e-6)
+
+
+def test_lines_after_the_step_that_a_run_goes_on_from_and_cut_ones_are_dropped(tmp_path):
+    with Logs(tmp_path, 9, 0) as logs:
+        for step in (1, 2, 3):
+            logs.write(step, "train", values(float(step)))
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "split": "tr')
+    with Logs(tmp_path, 9, 2) as logs:
+        logs.write(3, "train", values(30.0))
+    assert [(line["step"], line["loss"]) for line in tiny.metrics(tmp_path)] == [(1, 1.0), (2, 2.0), (3, 30.0)]
+    assert (tmp_path / "metrics.jsonl").read_text().endswith("}\n")
+
+
+def test_a_whole_last_line_without_its_end_is_dropped_too(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "split": "train", "loss": 1.0}\n{"step": 2, "split": "train"}')
+    with Logs(tmp_path, 9, 2):
+        pass
+    assert [line["step"] for line in tiny.metrics(tmp_path)] == [1]
+
+
+def test_damaged_lines_are_dropped(tmp_path):
+    good = [json.dumps({"step": step, "split": "train", "loss": 1.0}) for step in (1, 2)]
+    (tmp_path / "metrics.jsonl").write_bytes(
+        "\n".join([good[0], "[1]", "7", "{", ""]).encode() + b"\xff\x00\n" + good[1].encode() + b"\n"
+    )
+    assert [line["step"] for line in read_history(tmp_path / "metrics.jsonl", rewrite=True)] == [1, 2]
+    assert (tmp_path / "metrics.jsonl").read_text().splitlines() == good
+
+
+def test_a_line_is_on_disk_as_soon_as_it_is_written(tmp_path):
+    with Logs(tmp_path, 9, 0) as logs:
+        logs.write(1, "train", values(1.0))
+        assert [line["step"] for line in tiny.metrics(tmp_path)] == [1]
+
+
+def test_without_a_terminal_each_report_is_a_line(tmp_path, capsys):
+    with Logs(tmp_path, 9, 0) as logs:
+        logs.say("begin [red]")
+        logs.write(3, "train", values(2.0))
+        logs.write(3, "validation", {"loss": 1.5})
+    first, train, validation = capsys.readouterr().out.splitlines()
+    assert (first, validation) == ("begin [red]", "step 3/9  validation  loss 1.5000")
+    shown = r"step 3/9  loss 2\.0000  lr 1\.00e\+00  grad norm 1  1 tokens/s  1 skipped  \d+\.\d GiB"
+    assert re.fullmatch(shown, train), train
+
+
+def test_a_quiet_run_prints_nothing_and_still_writes(tmp_path, capsys):
+    with Logs(tmp_path, 9, 0, quiet=True) as logs:
+        logs.say("begin")
+        logs.write(1, "train", values(1.0))
+    assert capsys.readouterr().out == ""
+    assert [line["step"] for line in tiny.metrics(tmp_path)] == [1]
+
+
+def test_a_summary_is_one_line():
+    assert summary({"loss": 1.0, "accuracy": 0.25}) == "loss 1.0000  accuracy 0.2500"
+
+
+def test_tensorboard_is_imported_without_torch_which_can_be_imported_later():
+    script = (
+        "import sys; from jaxformer import logs; logs._tensorboard(); assert 'torch' not in sys.modules; import torch"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_numbers_that_are_not_finite_are_null_in_the_file_and_nan_when_they_are_read(tmp_path):
+    with Logs(tmp_path, 9, 0, quiet=True) as logs:
+        logs.write(1, "validation", {"loss": float("nan"), "perplexity": float("inf"), "accuracy": 0.5})
+
+    def refuse(name):
+        raise AssertionError(f"{name} is not JSON")
+
+    line = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=refuse)
+    assert line == {"step": 1, "split": "validation", "loss": None, "perplexity": None, "accuracy": 0.5}
+    with Logs(tmp_path, 9, 1, quiet=True) as logs:
+        assert math.isnan(logs.results["loss"]) and logs.results["accuracy"] == 0.5
+
+
+def test_logs_keep_the_evaluations_of_this_process_and_of_those_before(tmp_path):
+    with Logs(tmp_path, 9, 0, quiet=True) as logs:
+        logs.write(1, "train", values(1.0))
+        assert (logs.evaluated, logs.results, logs.history) == (0, None, [])
+        logs.write(1, "validation", {"loss": 3.0})
+        logs.write(2, "validation", {"loss": 2.0})
+        assert (logs.evaluated, logs.results) == (2, {"loss": 2.0})
+        assert logs.history == [{"loss": 3.0}, {"loss": 2.0}]
+    with Logs(tmp_path, 9, 1, quiet=True) as logs:
+        assert (logs.evaluated, logs.results, logs.history) == (1, {"loss": 3.0}, [{"loss": 3.0}])
