@@ -2,6 +2,7 @@
 
 import dataclasses
 import typing
+import warnings
 from typing import Any, NoReturn
 
 import tyro
@@ -13,17 +14,20 @@ def print_help(experiment: Any, docstring: str, command: str) -> NoReturn:
     """Prints every field with its default and meaning, and exits."""
     registry = tyro.constructors.ConstructorRegistry()
     registry.struct_rule(_fields_of_default)
-    tyro.cli(
-        type(experiment),
-        default=experiment,
-        args=["--help"],
-        prog=command,
-        description=docstring,
-        use_underscores=True,
-        # One way to set a field, whatever it holds: `--path value`.
-        config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
-        registry=registry,
-    )
+    with warnings.catch_warnings():
+        # tyro compares a default with its annotation by isinstance, which a protocol such as `Objective` cannot answer.
+        warnings.filterwarnings("ignore", "The field .* is annotated with type")
+        tyro.cli(
+            type(experiment),
+            default=experiment,
+            args=["--help"],
+            prog=command,
+            description=docstring,
+            use_underscores=True,
+            # One way to set a field, whatever it holds: `--path value`.
+            config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
+            registry=registry,
+        )
 
 
 def _fields_of_default(info):

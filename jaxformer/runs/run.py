@@ -288,7 +288,8 @@ def checkpoint_order(
     if step is None:
         return steps
     if step not in steps:
-        raise InputError(f"{folder}: no checkpoint of step {step}; there are {', '.join(map(str, sorted(steps)))}")
+        known = f"are {', '.join(map(str, sorted(steps)))}" if len(steps) > 1 else f"is only {steps[0]}"
+        raise InputError(f"{folder}: no checkpoint of step {step}; there {known}")
     return [step]
 
 
@@ -309,7 +310,8 @@ def read_experiment(folder: Path, known: Experiment | None = None) -> Experiment
     try:
         text = (folder / EXPERIMENT).read_text(encoding="utf-8")
     except OSError as error:
-        raise InputError(f"{folder}: not a run's folder: {EXPERIMENT}: {error.strerror}") from error
+        reason = f"{EXPERIMENT}: {error.strerror}" if folder.exists() else "there is no such folder"
+        raise InputError(f"{folder}: not a run's folder: {reason}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{folder / EXPERIMENT}: not UTF-8 text, at byte {error.start}") from error
     try:

@@ -231,11 +231,13 @@ class TestParse:
         assert message(config.parse, file, argv.split()).endswith(expected)
 
     @pytest.mark.parametrize("flag", ["--help", "-h"])
+    @pytest.mark.filterwarnings("error")
     def test_help_shows_every_field_with_default_and_meaning(self, file, experiment, flag, capsys, monkeypatch):
         monkeypatch.setenv("COLUMNS", "200")
         with pytest.raises(SystemExit) as caught:
             self.parse(file, "--steps", "3", flag)
-        text = capsys.readouterr().out
+        text, errors = capsys.readouterr()
+        assert not errors
         assert caught.value.code == 0
         assert text.index("Learns little from two files.") < text.index("--steps INT")
         leaves = [path for path, _, value in fields.walk(experiment) if not fields.children(value)]

@@ -243,6 +243,19 @@ def test_a_checkpoint_is_chosen_by_its_step(run, copy):
         jf.open_run(copy, step=6)
 
 
+def test_a_step_without_a_checkpoint_is_refused_with_the_only_one_there_is(copy):
+    shutil.rmtree(copy / "checkpoints" / "3")
+    with pytest.raises(InputError, match=r"no checkpoint of step 4; there is only 6$"):
+        jf.open_run(copy, step=4)
+
+
+def test_a_missing_folder_and_one_that_is_no_run_are_told_apart(tmp_path):
+    with pytest.raises(InputError, match=r"missing: not a run's folder: there is no such folder$"):
+        jf.open_run(tmp_path / "missing")
+    with pytest.raises(InputError, match=r"not a run's folder: experiment.json: No such file or directory$"):
+        jf.open_run(tmp_path)
+
+
 def test_the_next_best_checkpoint_is_used_where_the_best_is_damaged(run, copy):
     losses = {line["step"]: line["loss"] for line in tiny.metrics(copy, "validation")}
     best = min(losses, key=losses.get)
