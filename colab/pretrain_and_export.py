@@ -53,53 +53,41 @@ if importlib.util.find_spec("jaxformer") is None:
 # ## An experiment
 #
 # Everything that a run is: the model, what it learns from, and how. The data set comes as a Python package; a tokenizer
-# is trained on it at the start. For a text of your own, put `TextFiles(("my.txt",))` of the same module in place of
-# `Tfds(...)`.
+# is trained on it at the start. For a text of your own, put `jf.data.TextFiles(("my.txt",))` in place of
+# `jf.data.Tfds(...)`.
 
 # %%
 import jaxformer as jf
-from jaxformer.config import Checkpoint, Evaluation, Experiment, Log
-from jaxformer.data.pipeline.loader import Data
-from jaxformer.data.sources.sources import Tfds
-from jaxformer.data.tasks.language import NextToken
-from jaxformer.data.tokenizers import SentencePiece
-from jaxformer.decoding.settings import Decoding
-from jaxformer.layers.attention import Attention
-from jaxformer.layers.mlp import GatedMlp
-from jaxformer.layers.norms import RMSNorm
-from jaxformer.layers.positions import Rotary
-from jaxformer.layers.transformer import Transformer
-from jaxformer.models.gpt import Gpt
-from jaxformer.objectives.language_model import LanguageModel
-from jaxformer.training.optimizers import Muon, Schedule
 
-llama = Transformer(
+llama = jf.layers.Transformer(
     width=128,
     depth=4,
     heads=4,
-    attention=Attention(bias=False),
-    mlp=GatedMlp(),
-    norm=RMSNorm(),
-    positions=Rotary(),
+    attention=jf.layers.Attention(bias=False),
+    mlp=jf.layers.GatedMlp(),
+    norm=jf.layers.RMSNorm(),
+    positions=jf.layers.Rotary(),
     dropout=0.0,
     attention_dropout=0.0,
 )
-experiment = Experiment(
-    model=Gpt(llama, vocab=4096, positions=256),
-    objective=LanguageModel(decoding=Decoding(max_new=100, temperature=0.8, top_p=0.95)),
-    data=Data(
-        train=Tfds("bible/web", split="train"),
-        validation=Tfds("bible/web", split="validation"),
-        task=NextToken(length=128),
+experiment = jf.Experiment(
+    model=jf.models.Gpt(llama, vocab=4096, positions=256),
+    objective=jf.objectives.LanguageModel(decoding=jf.Decoding(max_new=100, temperature=0.8, top_p=0.95)),
+    data=jf.data.Data(
+        train=jf.data.Tfds("bible/web", split="train"),
+        validation=jf.data.Tfds("bible/web", split="validation"),
+        task=jf.data.NextToken(length=128),
         batch=16,
         pack=True,
     ),
-    tokenizer=SentencePiece(vocab=4096),
-    optimizer=Muon(schedule=Schedule(peak=4e-3, warmup=min(100, STEPS // 2), decay="cosine")),
+    tokenizer=jf.tokenizers.SentencePiece(vocab=4096),
+    optimizer=jf.optimizers.Muon(
+        schedule=jf.optimizers.Schedule(peak=4e-3, warmup=min(100, STEPS // 2), decay="cosine")
+    ),
     steps=STEPS,
-    evaluation=Evaluation(every=500, batches=8),
-    checkpoint=Checkpoint(every=500),
-    log=Log(every=min(50, STEPS)),
+    evaluation=jf.Evaluation(every=500, batches=8),
+    checkpoint=jf.Checkpoint(every=500),
+    log=jf.Log(every=min(50, STEPS)),
 )
 
 # %% [markdown]

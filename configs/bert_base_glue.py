@@ -10,41 +10,31 @@ The other tasks have other columns and labels: CoLA is `glue/cola`, text="senten
 Not run to its end yet: the data set and the weights were not at hand. The paper's F1 is 88.9 on the test set.
 """
 
-from jaxformer.config import Checkpoint, Evaluation, Experiment, Log
-from jaxformer.data.pipeline.loader import Data
-from jaxformer.data.sources.sources import Tfds
-from jaxformer.data.tasks.classification import Classify
-from jaxformer.interop.huggingface.runs import HuggingFaceTokenizer
-from jaxformer.layers.norms import LayerNorm
-from jaxformer.layers.transformer import Transformer
-from jaxformer.models.bert import Bert
-from jaxformer.models.classifier import Classifier
-from jaxformer.objectives.classification import Classification
-from jaxformer.training.optimizers import AdamW, Schedule
+import jaxformer as jf
 
 LABELS = ("not_equivalent", "equivalent")
 WEIGHTS = "google-bert/bert-base-uncased"
 
-experiment = Experiment(
-    model=Classifier(
-        Bert(
-            Transformer(norm=LayerNorm(1e-12), norm_position="after", dtype="bfloat16"),
+experiment = jf.Experiment(
+    model=jf.models.Classifier(
+        jf.models.Bert(
+            jf.layers.Transformer(norm=jf.layers.LayerNorm(1e-12), norm_position="after", dtype="bfloat16"),
             heads=("pooler",),
         ),
         LABELS,
     ),
-    objective=Classification(),
-    data=Data(
-        train=Tfds("glue/mrpc", split="train"),
-        validation=Tfds("glue/mrpc", split="validation"),
-        task=Classify(text="sentence1", pair="sentence2", labels=LABELS, length=128),
+    objective=jf.objectives.Classification(),
+    data=jf.data.Data(
+        train=jf.data.Tfds("glue/mrpc", split="train"),
+        validation=jf.data.Tfds("glue/mrpc", split="validation"),
+        task=jf.data.Classify(text="sentence1", pair="sentence2", labels=LABELS, length=128),
         batch=32,
     ),
-    tokenizer=HuggingFaceTokenizer(WEIGHTS),
+    tokenizer=jf.tokenizers.HuggingFaceTokenizer(WEIGHTS),
     init=WEIGHTS,
-    optimizer=AdamW(schedule=Schedule(peak=2e-5, warmup=34)),
+    optimizer=jf.optimizers.AdamW(schedule=jf.optimizers.Schedule(peak=2e-5, warmup=34)),
     steps=344,
-    evaluation=Evaluation(every=115),
-    checkpoint=Checkpoint(every=115, best="f1/equivalent", best_is="highest"),
-    log=Log(every=20),
+    evaluation=jf.Evaluation(every=115),
+    checkpoint=jf.Checkpoint(every=115, best="f1/equivalent", best_is="highest"),
+    log=jf.Log(every=20),
 )

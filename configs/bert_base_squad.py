@@ -11,42 +11,36 @@ development set of v1.1 (base, one model). With questions without answers, v2.0,
 A step sees windows, of which a long context gives several. Not run to its end yet: no accelerator was at hand.
 """
 
-from jaxformer.config import Checkpoint, Evaluation, Experiment, Log
-from jaxformer.data.pipeline.loader import Data
-from jaxformer.data.sources.sources import Tfds
-from jaxformer.data.tasks.question_answering import AnswerSpans
-from jaxformer.interop.huggingface.runs import HuggingFaceTokenizer
-from jaxformer.layers.norms import LayerNorm
-from jaxformer.layers.transformer import Transformer
-from jaxformer.models.bert import Bert
-from jaxformer.models.classifier import Classifier
-from jaxformer.objectives.question_answering import LABELS, QuestionAnswering
-from jaxformer.training.optimizers import AdamW, Schedule
+import jaxformer as jf
 
 WEIGHTS = "google-bert/bert-base-uncased"
 
-experiment = Experiment(
-    model=Classifier(
-        Bert(
-            Transformer(768, 12, 12, norm=LayerNorm(1e-12), norm_position="after", dtype="bfloat16", remat="dots"),
+experiment = jf.Experiment(
+    model=jf.models.Classifier(
+        jf.models.Bert(
+            jf.layers.Transformer(
+                768, 12, 12, norm=jf.layers.LayerNorm(1e-12), norm_position="after", dtype="bfloat16", remat="dots"
+            ),
             heads=(),
         ),
-        LABELS,
+        ("start", "end"),
         reads="tokens",
     ),
-    objective=QuestionAnswering(),
-    data=Data(
-        train=Tfds("squad/v1.1", split="train"),
-        validation=Tfds("squad/v1.1", split="validation"),
-        task=AnswerSpans(length=384, stride=128, question_length=64),
+    objective=jf.objectives.QuestionAnswering(),
+    data=jf.data.Data(
+        train=jf.data.Tfds("squad/v1.1", split="train"),
+        validation=jf.data.Tfds("squad/v1.1", split="validation"),
+        task=jf.data.AnswerSpans(length=384, stride=128, question_length=64),
         batch=32,
         workers=4,
     ),
-    tokenizer=HuggingFaceTokenizer(WEIGHTS),
+    tokenizer=jf.tokenizers.HuggingFaceTokenizer(WEIGHTS),
     init=WEIGHTS,
-    optimizer=AdamW(schedule=Schedule(peak=5e-5, warmup=830, decay="linear"), weight_decay=0.01),
+    optimizer=jf.optimizers.AdamW(
+        schedule=jf.optimizers.Schedule(peak=5e-5, warmup=830, decay="linear"), weight_decay=0.01
+    ),
     steps=8_300,
-    evaluation=Evaluation(every=1_000),
-    checkpoint=Checkpoint(every=1_000, best="f1", best_is="highest"),
-    log=Log(every=100),
+    evaluation=jf.Evaluation(every=1_000),
+    checkpoint=jf.Checkpoint(every=1_000, best="f1", best_is="highest"),
+    log=jf.Log(every=100),
 )

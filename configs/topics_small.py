@@ -12,40 +12,29 @@ held-out packages too, without their sections.
 It reads the mean of the tokens' vectors, which no class of transformers does: StableHLO and ONNX are its exports.
 """
 
-from jaxformer.config import Checkpoint, Evaluation, Experiment, Log
-from jaxformer.data.pipeline.loader import Data
-from jaxformer.data.sources.sources import Tfds
-from jaxformer.data.tasks.classification import Classify
-from jaxformer.data.transforms.text import TextAugmentation
-from jaxformer.layers.norms import LayerNorm
-from jaxformer.layers.transformer import Transformer
-from jaxformer.models.bert import Bert
-from jaxformer.models.classifier import Classifier
-from jaxformer.objectives.classification import Classification
-from jaxformer.runs.run import RunTokenizer
-from jaxformer.training.optimizers import AdamW, Schedule
+import jaxformer as jf
 
 LABELS = (
     *("database", "editors", "electronics", "fonts", "games", "graphics", "hamradio", "localization"),
     *("mail", "math", "net", "science", "sound", "video", "web", "x11"),
 )
 PRETRAINED = "runs/sentence_embeddings"
-STACK = Transformer(128, 3, 4, norm=LayerNorm(1e-12), norm_position="after", attention_dropout=0.0)
+STACK = jf.layers.Transformer(128, 3, 4, norm=jf.layers.LayerNorm(1e-12), norm_position="after", attention_dropout=0.0)
 
-experiment = Experiment(
-    model=Classifier(Bert(STACK, vocab=8192, positions=64, heads=()), LABELS, reads="mean"),
-    objective=Classification(label_smoothing=0.1),
-    data=Data(
-        train=Tfds("debian_descriptions/topics", split="train"),
-        validation=Tfds("debian_descriptions/topics", split="validation"),
-        task=Classify(labels=LABELS, length=64, augmentation=TextAugmentation(dropout=0.1)),
+experiment = jf.Experiment(
+    model=jf.models.Classifier(jf.models.Bert(STACK, vocab=8192, positions=64, heads=()), LABELS, reads="mean"),
+    objective=jf.objectives.Classification(label_smoothing=0.1),
+    data=jf.data.Data(
+        train=jf.data.Tfds("debian_descriptions/topics", split="train"),
+        validation=jf.data.Tfds("debian_descriptions/topics", split="validation"),
+        task=jf.data.Classify(labels=LABELS, length=64, augmentation=jf.data.TextAugmentation(dropout=0.1)),
         batch=32,
     ),
-    tokenizer=RunTokenizer(PRETRAINED),
+    tokenizer=jf.tokenizers.RunTokenizer(PRETRAINED),
     init=PRETRAINED,
-    optimizer=AdamW(schedule=Schedule(peak=4e-4, warmup=100), ema=0.99),
+    optimizer=jf.optimizers.AdamW(schedule=jf.optimizers.Schedule(peak=4e-4, warmup=100), ema=0.99),
     steps=800,
-    evaluation=Evaluation(every=200),
-    checkpoint=Checkpoint(every=200, best="accuracy", best_is="highest"),
-    log=Log(every=50),
+    evaluation=jf.Evaluation(every=200),
+    checkpoint=jf.Checkpoint(every=200, best="accuracy", best_is="highest"),
+    log=jf.Log(every=50),
 )

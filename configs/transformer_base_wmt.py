@@ -6,49 +6,41 @@ The paper's settings: 100,000 steps of 25,000 tokens on either side, 27.3 BLEU o
 checkpoints. Not run to its end yet: no accelerator was at hand.
 """
 
-from jaxformer.config import Checkpoint, Evaluation, Experiment, Log
-from jaxformer.data.pipeline.loader import Data
-from jaxformer.data.sources.sources import Tfds
-from jaxformer.data.tasks.language import TextToText
-from jaxformer.data.tokenizers import SentencePiece
-from jaxformer.decoding.settings import Decoding
-from jaxformer.layers.attention import Attention
-from jaxformer.layers.mlp import Mlp
-from jaxformer.layers.norms import LayerNorm
-from jaxformer.layers.transformer import Transformer
-from jaxformer.models.encoder_decoder import EncoderDecoder
-from jaxformer.objectives.seq2seq import Seq2Seq
-from jaxformer.training.optimizers import AdamW, Schedule
+import jaxformer as jf
 
-STACK = Transformer(
+STACK = jf.layers.Transformer(
     width=512,
     depth=6,
     heads=8,
-    attention=Attention(),
-    mlp=Mlp(2048, "relu"),
-    norm=LayerNorm(1e-6),
+    attention=jf.layers.Attention(),
+    mlp=jf.layers.Mlp(2048, "relu"),
+    norm=jf.layers.LayerNorm(1e-6),
     norm_position="after",
     dropout=0.1,
     attention_dropout=0.0,
     dtype="bfloat16",
 )
 
-experiment = Experiment(
-    model=EncoderDecoder(STACK, STACK, vocab=37_000, positions=256, zero_start=True),
-    objective=Seq2Seq(label_smoothing=0.1, decoding=Decoding(max_new=200, beams=4, length_penalty=0.6), scored=500),
-    data=Data(
-        train=Tfds("wmt14_translate/de-en", split="train"),
-        validation=Tfds("wmt14_translate/de-en", split="test"),
-        task=TextToText(256, 256, inputs="en", targets="de"),
+experiment = jf.Experiment(
+    model=jf.models.EncoderDecoder(STACK, STACK, vocab=37_000, positions=256, zero_start=True),
+    objective=jf.objectives.Seq2Seq(
+        label_smoothing=0.1, decoding=jf.Decoding(max_new=200, beams=4, length_penalty=0.6), scored=500
+    ),
+    data=jf.data.Data(
+        train=jf.data.Tfds("wmt14_translate/de-en", split="train"),
+        validation=jf.data.Tfds("wmt14_translate/de-en", split="test"),
+        task=jf.data.TextToText(256, 256, inputs="en", targets="de"),
         batch=96,
         pack=True,
         workers=8,
     ),
-    tokenizer=SentencePiece(vocab=37_000, model_type="bpe"),
+    tokenizer=jf.tokenizers.SentencePiece(vocab=37_000, model_type="bpe"),
     # 512^-½ · 4000^-½ at the end of the warm-up.
-    optimizer=AdamW(schedule=Schedule(7e-4, 4_000, "inverse_sqrt"), weight_decay=0.0, clip=None, b2=0.98, eps=1e-9),
+    optimizer=jf.optimizers.AdamW(
+        schedule=jf.optimizers.Schedule(7e-4, 4_000, "inverse_sqrt"), weight_decay=0.0, clip=None, b2=0.98, eps=1e-9
+    ),
     steps=100_000,
-    evaluation=Evaluation(every=5_000),
-    checkpoint=Checkpoint(every=2_500, best="bleu", best_is="highest"),
-    log=Log(every=100),
+    evaluation=jf.Evaluation(every=5_000),
+    checkpoint=jf.Checkpoint(every=2_500, best="bleu", best_is="highest"),
+    log=jf.Log(every=100),
 )

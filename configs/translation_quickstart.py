@@ -11,44 +11,35 @@ times the time (benchmarks/translation_vs_torch.py). All of this was measured wi
 starts the decoder from zeros, as Marian does, so that CTranslate2 converts the export.
 """
 
-from jaxformer.config import Checkpoint, Evaluation, Experiment, Log
-from jaxformer.data.pipeline.loader import Data
-from jaxformer.data.sources.sources import Tfds
-from jaxformer.data.tasks.language import TextToText
-from jaxformer.data.tokenizers import SentencePiece
-from jaxformer.decoding.settings import Decoding
-from jaxformer.layers.mlp import Mlp
-from jaxformer.layers.norms import LayerNorm
-from jaxformer.layers.transformer import Transformer
-from jaxformer.models.encoder_decoder import EncoderDecoder
-from jaxformer.objectives.seq2seq import Seq2Seq
-from jaxformer.training.optimizers import AdamW, Schedule
+import jaxformer as jf
 
-STACK = Transformer(
+STACK = jf.layers.Transformer(
     width=192,
     depth=3,
     heads=4,
-    mlp=Mlp(activation="relu"),
-    norm=LayerNorm(1e-5),
+    mlp=jf.layers.Mlp(activation="relu"),
+    norm=jf.layers.LayerNorm(1e-5),
     norm_position="after",
     dropout=0.1,
     attention_dropout=0.0,
 )
 
-experiment = Experiment(
-    model=EncoderDecoder(STACK, STACK, vocab=4096, positions=128, zero_start=True),
-    objective=Seq2Seq(label_smoothing=0.1, decoding=Decoding(max_new=96, beams=4), scored=200),
-    data=Data(
-        train=Tfds("bible/en-de", split="train"),
-        validation=Tfds("bible/en-de", split="validation"),
-        task=TextToText(128, 128, inputs="en", targets="de"),
+experiment = jf.Experiment(
+    model=jf.models.EncoderDecoder(STACK, STACK, vocab=4096, positions=128, zero_start=True),
+    objective=jf.objectives.Seq2Seq(label_smoothing=0.1, decoding=jf.Decoding(max_new=96, beams=4), scored=200),
+    data=jf.data.Data(
+        train=jf.data.Tfds("bible/en-de", split="train"),
+        validation=jf.data.Tfds("bible/en-de", split="validation"),
+        task=jf.data.TextToText(128, 128, inputs="en", targets="de"),
         batch=16,
         pack=True,
     ),
-    tokenizer=SentencePiece(vocab=4096),
-    optimizer=AdamW(schedule=Schedule(2e-3, 200, "cosine"), weight_decay=0.0, b2=0.98, eps=1e-9),
+    tokenizer=jf.tokenizers.SentencePiece(vocab=4096),
+    optimizer=jf.optimizers.AdamW(
+        schedule=jf.optimizers.Schedule(2e-3, 200, "cosine"), weight_decay=0.0, b2=0.98, eps=1e-9
+    ),
     steps=1500,
-    evaluation=Evaluation(every=500),
-    checkpoint=Checkpoint(every=500),
-    log=Log(every=50),
+    evaluation=jf.Evaluation(every=500),
+    checkpoint=jf.Checkpoint(every=500),
+    log=jf.Log(every=50),
 )

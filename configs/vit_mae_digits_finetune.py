@@ -8,24 +8,19 @@ held-out digits are named rightly. The same command without --init reaches 91.8%
 five times as many steps.
 """
 
-from jaxformer.config import Checkpoint, Evaluation, Experiment, Log
-from jaxformer.data.pipeline.loader import Data
-from jaxformer.data.sources.sources import Tfds
-from jaxformer.data.tasks.images import LabelledImages
-from jaxformer.data.transforms.image import Augmentation
-from jaxformer.layers.norms import LayerNorm
-from jaxformer.layers.residual import Residual
-from jaxformer.layers.transformer import Transformer
-from jaxformer.models.vit import Vit
-from jaxformer.objectives.image_classification import ImageClassification
-from jaxformer.training.optimizers import AdamW, Schedule
+import jaxformer as jf
 
 LABELS = tuple("0123456789")
-STACK = {"norm": LayerNorm(1e-6), "dropout": 0.0, "attention_dropout": 0.0, "residual": Residual(drop_path=0.1)}
+STACK = {
+    "norm": jf.layers.LayerNorm(1e-6),
+    "dropout": 0.0,
+    "attention_dropout": 0.0,
+    "residual": jf.layers.Residual(drop_path=0.1),
+}
 
-experiment = Experiment(
-    model=Vit(
-        Transformer(width=96, depth=6, heads=3, **STACK),
+experiment = jf.Experiment(
+    model=jf.models.Vit(
+        jf.layers.Transformer(width=96, depth=6, heads=3, **STACK),
         LABELS,
         image=20,
         patch=4,
@@ -33,15 +28,15 @@ experiment = Experiment(
         positions="sinusoidal",
         pooling="mean",
     ),
-    objective=ImageClassification(label_smoothing=0.1),
-    data=Data(
-        train=Tfds("handwritten_digits", split="train"),
-        validation=Tfds("handwritten_digits", split="validation"),
-        task=LabelledImages(
+    objective=jf.objectives.ImageClassification(label_smoothing=0.1),
+    data=jf.data.Data(
+        train=jf.data.Tfds("handwritten_digits", split="train"),
+        validation=jf.data.Tfds("handwritten_digits", split="validation"),
+        task=jf.data.LabelledImages(
             size=20,
             channels=1,
             labels=LABELS,
-            augmentation=Augmentation(
+            augmentation=jf.data.Augmentation(
                 scale=(0.6, 1.0),
                 flip=0.0,
                 operations=1,
@@ -52,9 +47,11 @@ experiment = Experiment(
         batch=64,
     ),
     tokenizer=None,
-    optimizer=AdamW(schedule=Schedule(peak=1e-3, warmup=60, decay="cosine"), weight_decay=0.05),
+    optimizer=jf.optimizers.AdamW(
+        schedule=jf.optimizers.Schedule(peak=1e-3, warmup=60, decay="cosine"), weight_decay=0.05
+    ),
     steps=600,
-    evaluation=Evaluation(every=200),
-    checkpoint=Checkpoint(every=600),
-    log=Log(every=100),
+    evaluation=jf.Evaluation(every=200),
+    checkpoint=jf.Checkpoint(every=600),
+    log=jf.Log(every=100),
 )

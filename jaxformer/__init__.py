@@ -4,69 +4,68 @@ import jaxformer as jf
 run = jf.fit(jf.load("configs/bert_quickstart.py"), workdir="runs/bert")
 run = jf.open_run("runs/bert")
 run.predict("In the beginning [MASK] created the heavens")
+
+A config needs this one import: `jf.Experiment`, and the classes of its parts in the namespaces `jf.models`,
+`jf.layers`, `jf.objectives`, `jf.metrics`, `jf.data`, `jf.tokenizers` and `jf.optimizers`.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from jaxformer import field_docs
-
-if TYPE_CHECKING:
-    from jaxformer.classes import allow
-    from jaxformer.config import Experiment, load
-    from jaxformer.errors import InputError
-    from jaxformer.interop.export.onnx_export import export_onnx
-    from jaxformer.interop.export.stablehlo_program import export_stablehlo
-    from jaxformer.interop.huggingface.models import export_hf, import_hf
-    from jaxformer.interop.huggingface.runs import export_run, from_pretrained, import_run
-    from jaxformer.runs.run import Run, open_run
-    from jaxformer.training.loop import fit
+from jaxformer import field_docs, namespaces
 
 __version__ = "0.1.0"
 
-_MODULES = {
-    "Experiment": "config",
-    "InputError": "errors",
-    "Run": "runs.run",
-    "allow": "classes",
-    "export_hf": "interop.huggingface.models",
-    "export_onnx": "interop.export.onnx_export",
-    "export_run": "interop.huggingface.runs",
-    "export_stablehlo": "interop.export.stablehlo_program",
-    "fit": "training.loop",
-    "from_pretrained": "interop.huggingface.runs",
-    "import_hf": "interop.huggingface.models",
-    "import_run": "interop.huggingface.runs",
-    "load": "config",
-    "open_run": "runs.run",
-}
-"""The module of each public name."""
-__all__ = [
-    "Experiment",
-    "InputError",
-    "Run",
-    "allow",
-    "export_hf",
-    "export_onnx",
-    "export_run",
-    "export_stablehlo",
-    "fit",
-    "from_pretrained",
-    "import_hf",
-    "import_run",
-    "load",
-    "open_run",
-]
-
 field_docs.install()
 
-
-def __dir__() -> list[str]:
-    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
-
-
-def __getattr__(name: str) -> Any:
-    # Imports on first use: the processes that prepare data import jaxformer.data, and need no jax.
-    if name not in _MODULES:
-        raise AttributeError(f"module 'jaxformer' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"jaxformer.{_MODULES[name]}"), name)
+if TYPE_CHECKING:
+    from jaxformer import data as data
+    from jaxformer import layers as layers
+    from jaxformer import metrics as metrics
+    from jaxformer import models as models
+    from jaxformer import objectives as objectives
+    from jaxformer import optimizers as optimizers
+    from jaxformer import tokenizers as tokenizers
+    from jaxformer.classes import allow as allow
+    from jaxformer.config import Checkpoint as Checkpoint
+    from jaxformer.config import Evaluation as Evaluation
+    from jaxformer.config import Experiment as Experiment
+    from jaxformer.config import Log as Log
+    from jaxformer.config import load as load
+    from jaxformer.decoding.settings import Decoding as Decoding
+    from jaxformer.errors import InputError as InputError
+    from jaxformer.interop.export.onnx_export import export_onnx as export_onnx
+    from jaxformer.interop.export.stablehlo_program import export_stablehlo as export_stablehlo
+    from jaxformer.interop.huggingface.models import export_hf as export_hf
+    from jaxformer.interop.huggingface.models import import_hf as import_hf
+    from jaxformer.interop.huggingface.runs import export_run as export_run
+    from jaxformer.interop.huggingface.runs import from_pretrained as from_pretrained
+    from jaxformer.interop.huggingface.runs import import_run as import_run
+    from jaxformer.layers.lora import Lora as Lora
+    from jaxformer.parallel.sharding import Mesh as Mesh
+    from jaxformer.predictors.few_shot import FewShot as FewShot
+    from jaxformer.predictors.few_shot import Question as Question
+    from jaxformer.predictors.few_shot import few_shot as few_shot
+    from jaxformer.predictors.few_shot import questions_of as questions_of
+    from jaxformer.runs.run import Run as Run
+    from jaxformer.runs.run import open_run as open_run
+    from jaxformer.training.loop import fit as fit
+else:
+    __getattr__, __dir__, __all__ = namespaces.attach(
+        __name__,
+        {
+            "classes": ("allow",),
+            "config": ("Checkpoint", "Evaluation", "Experiment", "Log", "load"),
+            "decoding.settings": ("Decoding",),
+            "errors": ("InputError",),
+            "interop.export.onnx_export": ("export_onnx",),
+            "interop.export.stablehlo_program": ("export_stablehlo",),
+            "interop.huggingface.models": ("export_hf", "import_hf"),
+            "interop.huggingface.runs": ("export_run", "from_pretrained", "import_run"),
+            "layers.lora": ("Lora",),
+            "parallel.sharding": ("Mesh",),
+            "predictors.few_shot": ("FewShot", "Question", "few_shot", "questions_of"),
+            "runs.run": ("Run", "open_run"),
+            "training.loop": ("fit",),
+        },
+        ("data", "layers", "metrics", "models", "objectives", "optimizers", "tokenizers"),
+    )

@@ -20,7 +20,7 @@ from typing import Any, Literal, Protocol
 
 import flax.linen as nn
 
-from jaxformer import classes, fields
+from jaxformer import classes, fields, namespaces
 from jaxformer.choices import choose
 from jaxformer.data.pipeline.loader import Data
 from jaxformer.data.tokenizers import Tokenizer
@@ -365,7 +365,7 @@ def _blame(path: Path, error: Exception, module: types.ModuleType) -> str:
 def _perhaps(message: str, module: types.ModuleType) -> str:
     """What a misspelt field of a class should be, as Python itself does not say."""
     found = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", message)
-    cls = found and getattr(module, found[1], None)
+    cls = found and (getattr(module, found[1], None) or namespaces.find(found[1]))
     if not dataclasses.is_dataclass(cls):
         return ""
     perhaps = nearest(found[2], list(fields.hints(cls)))

@@ -147,8 +147,8 @@ def test_the_sources_that_it_shows_read_files(tmp_path):
     for name in ("a.txt", "b.txt"):
         (tmp_path / name).write_text("Four.\n\nFive.\n")
     imports, *expressions = [ast.unparse(one) for one in ast.parse(python("JsonLines")).body]
-    opened = [f"print(len({one}.open()))" for one in expressions if not one.startswith("Tfds(")]
-    made = [one for one in expressions if one.startswith("Tfds(")]
+    opened = [f"print(len({one}.open()))" for one in expressions if not one.startswith("jf.data.Tfds(")]
+    made = [one for one in expressions if one.startswith("jf.data.Tfds(")]
     assert (len(opened), len(made)) == (3, 1)
     assert run_python("\n".join([imports, *made, *opened]), tmp_path).split() == ["2", "1", "4"]
 
@@ -182,8 +182,9 @@ def test_the_extras_that_it_installs_exist(monkeypatch):
 
 def test_names_with_dots_exist():
     for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
-        for name in re.findall(r"`(jaxformer\.[\w.]+)[`(]", page.read_text(encoding="utf-8")):
-            module, _, attribute = name.rpartition(".")
+        text = page.read_text(encoding="utf-8")
+        for name in re.findall(r"`(jaxformer\.[\w.]+)[`(]", text) + re.findall(r"\b(jf\.[a-z]\w*\.[A-Z]\w*)", text):
+            module, _, attribute = re.sub(r"^jf\b", "jaxformer", name).rpartition(".")
             assert name == "jaxformer.interop.lm_eval_adapter.RunLM" or hasattr(
                 importlib.import_module(module), attribute
             )

@@ -1,1 +1,62 @@
-"""From files to rows: sources, tokenizers, tasks, lanes, loader. NumPy only."""
+"""From files to rows: sources, tasks, transforms, tokenizers and the loader. NumPy only."""
+
+from typing import TYPE_CHECKING
+
+from jaxformer import namespaces
+
+if TYPE_CHECKING:
+    from jaxformer.data.pipeline.loader import Data as Data
+    from jaxformer.data.pipeline.loader import evaluation_batches as evaluation_batches
+    from jaxformer.data.pipeline.loader import train_batches as train_batches
+    from jaxformer.data.sources.pictures import ImageFolders as ImageFolders
+    from jaxformer.data.sources.sources import Columns as Columns
+    from jaxformer.data.sources.sources import JsonLines as JsonLines
+    from jaxformer.data.sources.sources import Mixture as Mixture
+    from jaxformer.data.sources.sources import ParallelFiles as ParallelFiles
+    from jaxformer.data.sources.sources import Source as Source
+    from jaxformer.data.sources.sources import TextFiles as TextFiles
+    from jaxformer.data.sources.sources import Tfds as Tfds
+    from jaxformer.data.sources.tables import ClassFolders as ClassFolders
+    from jaxformer.data.sources.tables import Csv as Csv
+    from jaxformer.data.sources.tables import Tsv as Tsv
+    from jaxformer.data.tasks.base import MaskedSentencePairs as MaskedSentencePairs
+    from jaxformer.data.tasks.base import Task as Task
+    from jaxformer.data.tasks.classification import Classify as Classify
+    from jaxformer.data.tasks.dialogue import Dialogue as Dialogue
+    from jaxformer.data.tasks.dialogue import DialogueTemplate as DialogueTemplate
+    from jaxformer.data.tasks.images import LabelledImages as LabelledImages
+    from jaxformer.data.tasks.images import MaskedPatches as MaskedPatches
+    from jaxformer.data.tasks.language import NextToken as NextToken
+    from jaxformer.data.tasks.language import PrefixLM as PrefixLM
+    from jaxformer.data.tasks.language import TextToText as TextToText
+    from jaxformer.data.tasks.multi import MultiTask as MultiTask
+    from jaxformer.data.tasks.pairs import TextPairs as TextPairs
+    from jaxformer.data.tasks.question_answering import AnswerSpans as AnswerSpans
+    from jaxformer.data.tasks.span_corruption import UL2 as UL2
+    from jaxformer.data.tasks.span_corruption import Denoiser as Denoiser
+    from jaxformer.data.tasks.span_corruption import SpanCorruption as SpanCorruption
+    from jaxformer.data.tasks.tagging import TagTokens as TagTokens
+    from jaxformer.data.transforms.image import Augmentation as Augmentation
+    from jaxformer.data.transforms.text import TextAugmentation as TextAugmentation
+else:
+    __getattr__, __dir__, __all__ = namespaces.attach(
+        __name__,
+        {
+            "data.pipeline.loader": ("Data", "evaluation_batches", "train_batches"),
+            "data.sources.pictures": ("ImageFolders",),
+            "data.sources.sources": ("Columns", "JsonLines", "Mixture", "ParallelFiles", "Source", "TextFiles", "Tfds"),
+            "data.sources.tables": ("ClassFolders", "Csv", "Tsv"),
+            "data.tasks.base": ("MaskedSentencePairs", "Task"),
+            "data.tasks.classification": ("Classify",),
+            "data.tasks.dialogue": ("Dialogue", "DialogueTemplate"),
+            "data.tasks.images": ("LabelledImages", "MaskedPatches"),
+            "data.tasks.language": ("NextToken", "PrefixLM", "TextToText"),
+            "data.tasks.multi": ("MultiTask",),
+            "data.tasks.pairs": ("TextPairs",),
+            "data.tasks.question_answering": ("AnswerSpans",),
+            "data.tasks.span_corruption": ("Denoiser", "SpanCorruption", "UL2"),
+            "data.tasks.tagging": ("TagTokens",),
+            "data.transforms.image": ("Augmentation",),
+            "data.transforms.text": ("TextAugmentation",),
+        },
+    )

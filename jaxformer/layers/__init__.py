@@ -1,0 +1,43 @@
+"""Layers: what models are made of."""
+
+from typing import TYPE_CHECKING
+
+from jaxformer import namespaces
+
+if TYPE_CHECKING:
+    from jaxformer.layers.attention import Attention as Attention
+    from jaxformer.layers.dropout import Dropout as Dropout
+    from jaxformer.layers.embeddings import Embeddings as Embeddings
+    from jaxformer.layers.linear import Decoder as Decoder
+    from jaxformer.layers.linear import Linear as Linear
+    from jaxformer.layers.lora import Lora as Lora
+    from jaxformer.layers.masks import Mask as Mask
+    from jaxformer.layers.mlp import GatedMlp as GatedMlp
+    from jaxformer.layers.mlp import Mlp as Mlp
+    from jaxformer.layers.norms import HeadRMSNorm as HeadRMSNorm
+    from jaxformer.layers.norms import LayerNorm as LayerNorm
+    from jaxformer.layers.norms import RMSNorm as RMSNorm
+    from jaxformer.layers.patches import ImageEmbeddings as ImageEmbeddings
+    from jaxformer.layers.positions import RelativePositions as RelativePositions
+    from jaxformer.layers.positions import Rotary as Rotary
+    from jaxformer.layers.residual import Residual as Residual
+    from jaxformer.layers.transformer import Block as Block
+    from jaxformer.layers.transformer import Transformer as Transformer
+else:
+    __getattr__, __dir__, __all__ = namespaces.attach(
+        __name__,
+        {
+            "layers.attention": ("Attention",),
+            "layers.dropout": ("Dropout",),
+            "layers.embeddings": ("Embeddings",),
+            "layers.linear": ("Decoder", "Linear"),
+            "layers.lora": ("Lora",),
+            "layers.masks": ("Mask",),
+            "layers.mlp": ("GatedMlp", "Mlp"),
+            "layers.norms": ("HeadRMSNorm", "LayerNorm", "RMSNorm"),
+            "layers.patches": ("ImageEmbeddings",),
+            "layers.positions": ("RelativePositions", "Rotary"),
+            "layers.residual": ("Residual",),
+            "layers.transformer": ("Block", "Transformer"),
+        },
+    )

@@ -1,0 +1,30 @@
+"""Models, one family a module."""
+
+from typing import TYPE_CHECKING
+
+from jaxformer import namespaces
+
+if TYPE_CHECKING:
+    from jaxformer.models.bart import Bart as Bart
+    from jaxformer.models.bert import Bert as Bert
+    from jaxformer.models.classifier import Classifier as Classifier
+    from jaxformer.models.encoder_decoder import EncoderDecoder as EncoderDecoder
+    from jaxformer.models.gpt import Gpt as Gpt
+    from jaxformer.models.masked_autoencoder import MaskedAutoencoder as MaskedAutoencoder
+    from jaxformer.models.t5 import T5 as T5
+    from jaxformer.models.t5 import t5_stack as t5_stack
+    from jaxformer.models.vit import Vit as Vit
+else:
+    __getattr__, __dir__, __all__ = namespaces.attach(
+        __name__,
+        {
+            "models.bart": ("Bart",),
+            "models.bert": ("Bert",),
+            "models.classifier": ("Classifier",),
+            "models.encoder_decoder": ("EncoderDecoder",),
+            "models.gpt": ("Gpt",),
+            "models.masked_autoencoder": ("MaskedAutoencoder",),
+            "models.t5": ("T5", "t5_stack"),
+            "models.vit": ("Vit",),
+        },
+    )

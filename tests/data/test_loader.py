@@ -253,7 +253,7 @@ def test_nothing_of_the_model_is_imported():
     result = run("-c", code)
     assert result.returncode == 0, result.stderr
     modules = {name.split(".")[1] for name in result.stdout.split() if name.startswith("jaxformer.")}
-    assert modules == {"data", "errors", "field_docs", "progress"}
+    assert modules == {"data", "errors", "field_docs", "namespaces", "progress"}
 
 
 def test_a_source_without_examples_is_refused_at_once(tokenizer, tmp_path):

@@ -1,0 +1,55 @@
+"""Lazy namespaces: `import jaxformer as jf`, then `jf.models.Bert` imports its module when it is first used.
+
+Processes that only prepare data import `jaxformer.data` and no JAX, so a package may not import its modules at once.
+"""
+
+import difflib
+import importlib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+ROOT = __name__.partition(".")[0]
+
+_homes: dict[str, str] = {}
+"""The module of each public name of any namespace."""
+
+
+def attach(
+    namespace: str, modules: Mapping[str, Sequence[str]], namespaces: Sequence[str] = ()
+) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
+    """Makes the public names of a module importable on first use.
+
+    The module repeats the names as imports under `TYPE_CHECKING`, which type checkers and editors read; a test
+    compares the two.
+
+    Args:
+      namespace: the `__name__` of the module.
+      modules: the names that each module defines, `{"models.bert": ("Bert",)}`, relative to jaxformer.
+      namespaces: submodules that are public themselves.
+
+    Returns:
+      the `__getattr__`, `__dir__` and `__all__` of the module.
+    """
+    homes = {name: f"{ROOT}.{module}" for module, names in modules.items() for name in names}
+    public = sorted({*homes, *namespaces})
+    _homes.update(homes)
+
+    def getattribute(name: str) -> Any:
+        if name in namespaces:
+            return importlib.import_module(f"{namespace}.{name}")
+        if name not in homes:
+            nearest = difflib.get_close_matches(name, public, 1)
+            perhaps = f"; perhaps {nearest[0]}" if nearest and not name.startswith("_") else ""
+            raise AttributeError(f"module {namespace!r} has no attribute {name!r}{perhaps}")
+        return getattr(importlib.import_module(homes[name]), name)
+
+    def directory() -> list[str]:
+        return sorted({*public, *(name for name in vars(sys.modules[namespace]) if name.startswith("__"))})
+
+    return getattribute, directory, public
+
+
+def find(name: str) -> Any:
+    """The object that a namespace imported so far has under this name; None if there is none."""
+    return getattr(importlib.import_module(_homes[name]), name) if name in _homes else None
