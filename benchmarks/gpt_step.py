@@ -28,14 +28,14 @@ def jaxformer_step() -> Callable[[], None]:
     from jaxformer.layers.norms import LayerNorm
     from jaxformer.layers.transformer import Transformer
     from jaxformer.models.gpt import Gpt
-    from jaxformer.objectives.language_model import LanguageModel
+    from jaxformer.objectives.causal_lm import CausalLM
     from jaxformer.training.optimizers import AdamW
 
     fields = {"dropout": 0.0, "attention_dropout": 0.0, "dtype": "float32"}
     transformer = Transformer(WIDTH, DEPTH, HEADS, mlp=Mlp(activation="gelu_tanh"), norm=LayerNorm(1e-5), **fields)
     experiment = Experiment(
         model=Gpt(transformer, VOCAB, LENGTH),
-        objective=LanguageModel(),
+        objective=CausalLM(),
         data=Data(TextFiles(("not read",)), NextToken(LENGTH), ROWS, pack=True),
         tokenizer=SentencePiece(VOCAB),
         optimizer=AdamW(weight_decay=0.01, clip=1.0),

@@ -72,7 +72,7 @@ llama = jf.layers.Transformer(
 )
 experiment = jf.Experiment(
     model=jf.models.Gpt(llama, vocab=4096, positions=256),
-    objective=jf.objectives.LanguageModel(decoding=jf.Decoding(max_new=100, temperature=0.8, top_p=0.95)),
+    objective=jf.objectives.CausalLM(decoding=jf.Decoding(max_new=100, temperature=0.8, top_p=0.95)),
     data=jf.data.Data(
         train=jf.data.Tfds("bible/web", split="train"),
         validation=jf.data.Tfds("bible/web", split="validation"),

@@ -24,7 +24,7 @@ experiment = jf.Experiment(
         vocab=50_304,  # A multiple of 128: the tokenizer's 50,257 would leave the last tiles of the head half empty.
         positions=1024,
     ),
-    objective=jf.objectives.LanguageModel(),
+    objective=jf.objectives.CausalLM(),
     data=jf.data.Data(
         train=jf.data.Tfds("c4/en", split="train"),
         validation=jf.data.Tfds("c4/en", split="validation"),

@@ -27,7 +27,7 @@ experiment = jf.Experiment(
         positions=2048,
         tied=False,
     ),
-    objective=jf.objectives.LanguageModel(),
+    objective=jf.objectives.CausalLM(),
     data=jf.data.Data(
         train=jf.data.Tfds("c4/en", split="train"),
         validation=jf.data.Tfds("c4/en", split="validation"),

@@ -17,7 +17,7 @@ experiment = jf.Experiment(
     model=jf.models.T5(
         jf.models.t5_stack(**SHAPE), jf.models.t5_stack(**SHAPE, bidirectional=False), vocab=4096, tied=False
     ),
-    objective=jf.objectives.Seq2Seq(
+    objective=jf.objectives.Seq2SeqLM(
         decoding=jf.Decoding(max_new=32, beams=4), scored=200, scores=(jf.metrics.Scores(by=("rouge",)),)
     ),
     data=jf.data.Data(

@@ -22,7 +22,7 @@ SHAPE = {
 
 experiment = jf.Experiment(
     model=jf.models.T5(jf.models.t5_stack(**SHAPE), jf.models.t5_stack(**SHAPE, bidirectional=False), tied=False),
-    objective=jf.objectives.Seq2Seq(z_loss=1e-4),
+    objective=jf.objectives.Seq2SeqLM(z_loss=1e-4),
     data=jf.data.Data(
         train=jf.data.Tfds("c4/en", split="train"),
         validation=jf.data.Tfds("c4/en", split="validation"),

@@ -11,7 +11,7 @@ SHAPE = {"width": 768, "depth": 12, "heads": 12, "mlp": 3072, "dtype": "bfloat16
 
 experiment = jf.Experiment(
     model=jf.models.T5(jf.models.t5_stack(**SHAPE), jf.models.t5_stack(**SHAPE, bidirectional=False)),
-    objective=jf.objectives.Seq2Seq(z_loss=1e-4),
+    objective=jf.objectives.Seq2SeqLM(z_loss=1e-4),
     data=jf.data.Data(
         train=jf.data.Tfds("c4/en", split="train"),
         validation=jf.data.Tfds("c4/en", split="validation"),

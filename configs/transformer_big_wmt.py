@@ -23,7 +23,7 @@ STACK = jf.layers.Transformer(
 
 experiment = jf.Experiment(
     model=jf.models.EncoderDecoder(STACK, STACK, vocab=37_000, positions=256, zero_start=True),
-    objective=jf.objectives.Seq2Seq(
+    objective=jf.objectives.Seq2SeqLM(
         label_smoothing=0.1, decoding=jf.Decoding(max_new=200, beams=4, length_penalty=0.6), scored=500
     ),
     data=jf.data.Data(

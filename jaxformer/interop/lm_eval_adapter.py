@@ -18,7 +18,7 @@ from lm_eval.api.model import LM
 from jaxformer.decoding.scoring import score
 from jaxformer.errors import InputError
 from jaxformer.interop.huggingface.text.tokenizer_folders import names_beginning
-from jaxformer.objectives.language_model import LanguageModel
+from jaxformer.objectives.causal_lm import CausalLM
 from jaxformer.runs.run import Run, open_run
 
 NEW = 256
@@ -52,7 +52,7 @@ class RunLM(LM):
         does so with `add_bos_token=False`; otherwise it counts that token too, after another one.
         """
         run, tokenizer = self.run, self.run.tokenizer
-        if not isinstance(run.objective, LanguageModel):
+        if not isinstance(run.objective, CausalLM):
             raise InputError(f"{run.folder}: only a language model has the probability of a text")
         begins = names_beginning(tokenizer, run.objective.beginning)
         first = tokenizer.bos_id if begins else tokenizer.eos_id
@@ -100,7 +100,7 @@ class RunLM(LM):
         objective, tokenizer = run.objective, run.tokenizer
         prompts = objective.prompts(tokenizer, contexts)
         # The harness wants room for the answer rather than the whole of a long context.
-        most = max(1, run.model.positions + 1 - (ours["max_new"] if isinstance(objective, LanguageModel) else 1))
+        most = max(1, run.model.positions + 1 - (ours["max_new"] if isinstance(objective, CausalLM) else 1))
         with jax.set_mesh(run.mesh):
             outputs = objective.write(run.model, run.params, tokenizer, [prompt[-most:] for prompt in prompts])
         return [tokenizer.decode(output) for output in outputs]

@@ -5,31 +5,31 @@ from typing import TYPE_CHECKING
 from jaxformer import namespaces
 
 if TYPE_CHECKING:
+    from jaxformer.objectives.causal_lm import CausalLM as CausalLM
     from jaxformer.objectives.classification import Classification as Classification
     from jaxformer.objectives.image_classification import ImageClassification as ImageClassification
     from jaxformer.objectives.image_embedding import ImageEmbedding as ImageEmbedding
-    from jaxformer.objectives.language_model import LanguageModel as LanguageModel
     from jaxformer.objectives.masked_autoencoding import MaskedAutoencoding as MaskedAutoencoding
     from jaxformer.objectives.masked_lm import MaskedLM as MaskedLM
     from jaxformer.objectives.question_answering import QuestionAnswering as QuestionAnswering
     from jaxformer.objectives.regression import Regression as Regression
     from jaxformer.objectives.sentence_embedding import SentenceEmbedding as SentenceEmbedding
-    from jaxformer.objectives.seq2seq import Seq2Seq as Seq2Seq
+    from jaxformer.objectives.seq2seq_lm import Seq2SeqLM as Seq2SeqLM
     from jaxformer.objectives.tagging import Tagging as Tagging
 else:
     __getattr__, __dir__, __all__ = namespaces.attach(
         __name__,
         {
+            "objectives.causal_lm": ("CausalLM",),
             "objectives.classification": ("Classification",),
             "objectives.image_classification": ("ImageClassification",),
             "objectives.image_embedding": ("ImageEmbedding",),
-            "objectives.language_model": ("LanguageModel",),
             "objectives.masked_autoencoding": ("MaskedAutoencoding",),
             "objectives.masked_lm": ("MaskedLM",),
             "objectives.question_answering": ("QuestionAnswering",),
             "objectives.regression": ("Regression",),
             "objectives.sentence_embedding": ("SentenceEmbedding",),
-            "objectives.seq2seq": ("Seq2Seq",),
+            "objectives.seq2seq_lm": ("Seq2SeqLM",),
             "objectives.tagging": ("Tagging",),
         },
     )

@@ -21,20 +21,20 @@ from jaxformer.decoding.settings import Decoding
 from jaxformer.layers.transformer import Transformer
 from jaxformer.models.encoder_decoder import EncoderDecoder
 from jaxformer.models.gpt import Gpt
-from jaxformer.objectives.language_model import LanguageModel
-from jaxformer.objectives.seq2seq import Seq2Seq
+from jaxformer.objectives.causal_lm import CausalLM
+from jaxformer.objectives.seq2seq_lm import Seq2SeqLM
 from jaxformer.training.optimizers import AdamW, Schedule
 
 STACK = Transformer(width=16, depth=1, heads=2, norm_position="after")
 MODEL, OBJECTIVE, TASK = {
     "gpt": (
         Gpt(STACK, vocab=128, positions=32),
-        LanguageModel(decoding=Decoding(max_new=9, temperature=1.0)),
+        CausalLM(decoding=Decoding(max_new=9, temperature=1.0)),
         NextToken(length=16),
     ),
     "translation": (
         EncoderDecoder(STACK, STACK, vocab=128, positions=32),
-        Seq2Seq(label_smoothing=0.1, decoding=Decoding(max_new=9, beams=2), scored=12),
+        Seq2SeqLM(label_smoothing=0.1, decoding=Decoding(max_new=9, beams=2), scored=12),
         TextToText(32, 32),
     ),
 }["{kind}"]

@@ -16,7 +16,7 @@ from jaxformer.errors import InputError
 from jaxformer.layers.transformer import Transformer
 from jaxformer.models.bert import Bert
 from jaxformer.models.gpt import Gpt
-from jaxformer.objectives.language_model import LanguageModel
+from jaxformer.objectives.causal_lm import CausalLM
 from jaxformer.objectives.masked_lm import MaskedLM
 from jaxformer.parallel.sharding import Mesh
 from jaxformer.training.optimizers import AdamW, Lion, Schedule
@@ -299,9 +299,9 @@ def test_a_dialogue_is_asked_in_the_template_that_was_learned():
     names = DialogueTemplate(user="Q:", assistant="A:")
     parts = {"model": Gpt(Transformer(16, 1, 2)), "tokenizer": SentencePiece(300), "optimizer": AdamW(), "steps": 1}
     data = Data(TextFiles(("a.txt",)), Dialogue(64, template=names), batch=1)
-    assert Experiment(data=data, objective=LanguageModel(template=names), **parts).steps == 1
+    assert Experiment(data=data, objective=CausalLM(template=names), **parts).steps == 1
     for wrong in (None, DialogueTemplate()):
         with pytest.raises(
             InputError, match=r"^data.task.template=DialogueTemplate\(.*'A:'\): expected the objective's"
         ):
-            Experiment(data=data, objective=LanguageModel(template=wrong), **parts)
+            Experiment(data=data, objective=CausalLM(template=wrong), **parts)

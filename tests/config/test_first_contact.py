@@ -23,12 +23,12 @@ from jaxformer.data.tokenizers import WordPiece
 from jaxformer.errors import InputError
 from jaxformer.models.bert import Bert
 from jaxformer.models.classifier import Classifier
+from jaxformer.objectives.causal_lm import CausalLM
 from jaxformer.objectives.classification import Classification
 from jaxformer.objectives.image_classification import ImageClassification
-from jaxformer.objectives.language_model import LanguageModel
 from jaxformer.objectives.question_answering import QuestionAnswering
 from jaxformer.objectives.sentence_embedding import SentenceEmbedding
-from jaxformer.objectives.seq2seq import Seq2Seq
+from jaxformer.objectives.seq2seq_lm import Seq2SeqLM
 from jaxformer.objectives.tagging import Tagging
 from jaxformer.training.optimizers import AdamW
 
@@ -130,10 +130,10 @@ GPT, BERT = small_writer.GPT, small_classifier.small_backbone()
 TEXTS = ("w1 w2 w3", "w4")
 PAIRS = ("fine film\tthe plot", "dull\tand poor but warm")
 LAID_OUT = {
-    "a GPT": (GPT, LanguageModel(), TEXTS, {"tokens": [[5 + 1, 5 + 2, 5 + 3], [5 + 4, 0, 0]]}),
+    "a GPT": (GPT, CausalLM(), TEXTS, {"tokens": [[5 + 1, 5 + 2, 5 + 3], [5 + 4, 0, 0]]}),
     "an encoder-decoder": (
         small_writer.ENCODER_DECODER,
-        Seq2Seq(),
+        Seq2SeqLM(),
         TEXTS,
         {"inputs": [[6, 7, 8, 3], [9, 3, 0, 0]], "tokens": [[0], [0]]},
     ),

@@ -13,8 +13,8 @@ from jaxformer.data.tokenizers import Tokenizer, WordPiece
 from jaxformer.layers.transformer import Transformer
 from jaxformer.models.encoder_decoder import EncoderDecoder
 from jaxformer.models.gpt import Gpt
-from jaxformer.objectives.language_model import LanguageModel
-from jaxformer.objectives.seq2seq import Seq2Seq
+from jaxformer.objectives.causal_lm import CausalLM
+from jaxformer.objectives.seq2seq_lm import Seq2SeqLM
 from jaxformer.parallel import sharding
 from jaxformer.runs.run import Run
 from jaxformer.training.optimizers import AdamW, Schedule
@@ -37,9 +37,9 @@ def small_tokenizer(folder: Path) -> Tokenizer:
     return WordPiece(path=str(folder)).build(None, str(folder / "kept"))
 
 
-def small_run(tokenizer: Tokenizer, objective: LanguageModel | Seq2Seq = LanguageModel()) -> Run:
+def small_run(tokenizer: Tokenizer, objective: CausalLM | Seq2SeqLM = CausalLM()) -> Run:
     """A run as if one had been trained: nothing is in its folder."""
-    writes = isinstance(objective, LanguageModel)
+    writes = isinstance(objective, CausalLM)
     model, params = (GPT, GPT_PARAMS) if writes else (ENCODER_DECODER, ENCODER_DECODER_PARAMS)
     data = Data(TextFiles(("never read",)), NextToken(16) if writes else TextToText(16, 16), batch=4)
     experiment = Experiment(model, objective, data, WordPiece(), AdamW(Schedule(1e-3)), steps=1)

@@ -15,7 +15,7 @@ from jaxformer.errors import InputError
 from jaxformer.interop.huggingface.models import export_hf
 from jaxformer.interop.huggingface.runs import export_run, from_pretrained, import_run
 from jaxformer.models.gpt import Gpt
-from jaxformer.objectives.language_model import LanguageModel
+from jaxformer.objectives.causal_lm import CausalLM
 
 MESSAGES = [
     {"role": "system", "content": "Be brief. "},
@@ -52,7 +52,7 @@ def test_a_chat_template_gives_the_tokens_of_training(kind, names, tmp_path):
     expected = [*before, *example["tokens"], example["targets"][-1]]
     assert theirs.apply_chat_template(MESSAGES, tokenize=True, return_dict=False) == expected
     asked = theirs.apply_chat_template(MESSAGES[1:2], add_generation_prompt=True, tokenize=True, return_dict=False)
-    objective = LanguageModel(template=dialogue, beginning=beginning)
+    objective = CausalLM(template=dialogue, beginning=beginning)
     (prompt,) = objective.prompts(tokenizer, [MESSAGES[1]["content"]])
     assert asked == prompt.tolist()
     with pytest.raises(Exception, match="the roles are system, user, assistant"):
@@ -64,7 +64,7 @@ def test_an_answer_begins_after_a_space(tmp_path):
     tokenizer = TOKENIZERS["bytes"].build(lambda: TEXTS, str(tmp_path / "kept"))
     before, answer = DialogueTemplate().encode(("assistant", "the light"), tokenizer)
     assert tokenizer.decode(before) == "Assistant:" and tokenizer.decode(answer[:-1]) == " the light"
-    assert LanguageModel(template=DialogueTemplate())._written(tokenizer, before, answer) == "\nAssistant: the light"
+    assert CausalLM(template=DialogueTemplate())._written(tokenizer, before, answer) == "\nAssistant: the light"
 
 
 @pytest.mark.parametrize("form", ["config", "file", "files"])

@@ -22,8 +22,8 @@ from jaxformer.interop.huggingface.text.permuted_tokenizer import permuted
 from jaxformer.layers.mlp import Mlp
 from jaxformer.layers.norms import LayerNorm
 from jaxformer.models.encoder_decoder import EncoderDecoder
-from jaxformer.objectives.language_model import LanguageModel
-from jaxformer.objectives.seq2seq import Seq2Seq
+from jaxformer.objectives.causal_lm import CausalLM
+from jaxformer.objectives.seq2seq_lm import Seq2SeqLM
 from jaxformer.training.checkpoints import loaded as in_memory
 
 del VOCAB, redrawn  # Importing their module keeps transformers quiet.
@@ -60,7 +60,7 @@ def translator(tokenizer, **fields):
     """A run of an encoder–decoder of the paper's form whose vocabulary is larger than the tokenizer's."""
     size = tokenizer.vocab_size + UNUSED
     model = EncoderDecoder(STACK, STACK, vocab=size, positions=48, zero_start=True, **fields)
-    run = small_run(tokenizer, Seq2Seq(decoding=varied(tokenizer)))
+    run = small_run(tokenizer, Seq2SeqLM(decoding=varied(tokenizer)))
     experiment = dataclasses.replace(run.experiment, model=model)
     params = sharp(noisy_params(model, *[np.zeros((1, 4), np.int32)] * 2))
     return dataclasses.replace(run, experiment=experiment, params=params)
@@ -143,7 +143,7 @@ def test_transformers_writes_the_same_and_the_export_comes_back(run, exported):
 
 def test_a_gpts_vocabulary_is_cut_to_the_tokenizer(tmp_path):
     tokenizer = small_tokenizer(tmp_path)
-    base = small_run(tokenizer, LanguageModel(decoding=Decoding(8)))
+    base = small_run(tokenizer, CausalLM(decoding=Decoding(8)))
     stack = dataclasses.replace(STACK, norm_position="before", mlp=Mlp(32))
     model = dataclasses.replace(GPT, transformer=stack, vocab=tokenizer.vocab_size + UNUSED)
     experiment = dataclasses.replace(base.experiment, model=model)
@@ -171,7 +171,7 @@ def test_ctranslate2_converts_a_translator(run, exported, tmp_path):
 def test_ctranslate2_converts_a_gpt(corpus, tmp_path):
     ctranslate2 = pytest.importorskip("ctranslate2", reason="needs the extra ctranslate2")
     tokenizer = ByteLevelBpe(300).build(corpus.open, str(tmp_path / "kept"))
-    base = small_run(tokenizer, LanguageModel(decoding=Decoding(8)))
+    base = small_run(tokenizer, CausalLM(decoding=Decoding(8)))
     stack = dataclasses.replace(STACK, norm_position="before", mlp=Mlp(64, "gelu_tanh"))
     model = dataclasses.replace(GPT, transformer=stack, vocab=tokenizer.vocab_size + UNUSED)
     params = sharp(noisy_params(model, np.zeros((1, 4), np.int32)))

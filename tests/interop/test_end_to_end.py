@@ -31,15 +31,15 @@ from jaxformer.interop.parity.end_to_end import compare_answers
 from jaxformer.layers.residual import Residual
 from jaxformer.models.classifier import Classifier
 from jaxformer.models.vit import Vit
+from jaxformer.objectives.causal_lm import CausalLM
 from jaxformer.objectives.classification import Classification
 from jaxformer.objectives.image_classification import ImageClassification
 from jaxformer.objectives.image_embedding import ImageEmbedding
-from jaxformer.objectives.language_model import LanguageModel
 from jaxformer.objectives.masked_lm import MaskedLM
 from jaxformer.objectives.question_answering import QuestionAnswering
 from jaxformer.objectives.regression import Regression
 from jaxformer.objectives.sentence_embedding import SentenceEmbedding
-from jaxformer.objectives.seq2seq import Seq2Seq
+from jaxformer.objectives.seq2seq_lm import Seq2SeqLM
 from jaxformer.objectives.tagging import Tagging
 from jaxformer.parallel.sharding import Mesh, make_mesh
 from jaxformer.runs.run import Run
@@ -70,11 +70,11 @@ RUNS = {
     ),
     "tags": ("word_piece", Classifier(SPANS, NAMES, "tokens"), Tagging(), TagTokens(NAMES, 64)),
     "spans": ("word_piece", Classifier(SPANS, SPAN_LABELS, "tokens"), QuestionAnswering(), AnswerSpans(64, 16, 16)),
-    "continuations": ("byte_level", GPT2, LanguageModel(decoding=WRITING), NextToken(64)),
+    "continuations": ("byte_level", GPT2, CausalLM(decoding=WRITING), NextToken(64)),
     "translations": (
         "sentence_piece",
         MODELS["marian"][0],
-        Seq2Seq(decoding=dataclasses.replace(WRITING, beams=3)),
+        Seq2SeqLM(decoding=dataclasses.replace(WRITING, beams=3)),
         TextToText(64, 64),
     ),
     "vectors": ("word_piece", dataclasses.replace(BERT, heads=()), SentenceEmbedding(), MaskedSentencePairs(64)),
@@ -95,13 +95,13 @@ RUNS = {
     "continuations up to the positions": (
         "byte_level",
         dataclasses.replace(GPT2, positions=24),
-        LanguageModel(decoding=Decoding(min_new=60)),
+        CausalLM(decoding=Decoding(min_new=60)),
         NextToken(24),
     ),
     "translations of a length": (
         "sentence_piece",
         MODELS["marian"][0],
-        Seq2Seq(decoding=Decoding(max_new=None, max_length=9)),
+        Seq2SeqLM(decoding=Decoding(max_new=None, max_length=9)),
         TextToText(64, 64),
     ),
     "vectors of a few tokens": (
@@ -142,7 +142,7 @@ def run_of(name: str, tokenizers, runs=RUNS) -> Run:
     if tokenizer is None:
         inputs = [np.zeros(model.blank().shape, np.uint8)]
     else:
-        inputs = [np.zeros((1, 4), np.int32)] * (2 if isinstance(objective, Seq2Seq) else 1)
+        inputs = [np.zeros((1, 4), np.int32)] * (2 if isinstance(objective, Seq2SeqLM) else 1)
     source = ImageFolders("") if tokenizer is None else TextFiles(())
     recipe = None if tokenizer is None else WordPiece(300)
     data = Data(source, task, batch=8)

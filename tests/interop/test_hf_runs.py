@@ -29,10 +29,10 @@ from jaxformer.interop.parity import certificate
 from jaxformer.layers.norms import LayerNorm
 from jaxformer.models.bart import Bart
 from jaxformer.models.bert import Bert
-from jaxformer.objectives.language_model import LanguageModel
+from jaxformer.objectives.causal_lm import CausalLM
 from jaxformer.objectives.masked_lm import MaskedLM
 from jaxformer.objectives.sentence_embedding import SentenceEmbedding
-from jaxformer.objectives.seq2seq import Seq2Seq
+from jaxformer.objectives.seq2seq_lm import Seq2SeqLM
 from jaxformer.runs import run as runs
 from jaxformer.training import state
 from jaxformer.training.checkpoints import Checkpoints
@@ -54,9 +54,9 @@ def kept(run, folder):
 def writing_run(folder, tokenizer, answers, bart=False):
     """A run of a GPT-2, of a Marian or of a BART, such as their families have."""
     settings = {"start": "end", "beginning": True} if bart else {}
-    objective = LanguageModel(decoding=Decoding(9))
+    objective = CausalLM(decoding=Decoding(9))
     if answers:
-        objective = Seq2Seq(decoding=Decoding(max_new=9, beams=3), **settings)
+        objective = Seq2SeqLM(decoding=Decoding(max_new=9, beams=3), **settings)
     run = small_run(tokenizer, objective)
     stack = dataclasses.replace(GPT.transformer, norm_position="after" if answers else "before", norm=LayerNorm(1e-5))
     fields = {"encoder": stack, "decoder": stack} if answers else {"transformer": stack}

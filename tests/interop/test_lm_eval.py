@@ -13,8 +13,8 @@ from jaxformer.decoding.settings import Decoding
 from jaxformer.errors import InputError
 from jaxformer.interop.huggingface.runs import export_run
 from jaxformer.layers.norms import LayerNorm
-from jaxformer.objectives.language_model import LanguageModel
-from jaxformer.objectives.seq2seq import Seq2Seq
+from jaxformer.objectives.causal_lm import CausalLM
+from jaxformer.objectives.seq2seq_lm import Seq2SeqLM
 
 lm_eval = pytest.importorskip("lm_eval")
 
@@ -73,7 +73,7 @@ def test_the_harness_says_the_same_of_the_exported_folder(run, beginning, tmp_pa
 
     stack = dataclasses.replace(GPT.transformer, norm_position="before", norm=LayerNorm(1e-5))
     network = dataclasses.replace(GPT, transformer=stack)
-    objective = LanguageModel(decoding=Decoding(6), beginning=beginning)
+    objective = CausalLM(decoding=Decoding(6), beginning=beginning)
     experiment = dataclasses.replace(run.experiment, model=network, objective=objective)
     params = noisy_params(network, np.zeros((1, 4), np.int32))
     ours = dataclasses.replace(run, experiment=experiment, params=params, folder=tmp_path / "nowhere")
@@ -115,7 +115,7 @@ def test_a_context_that_is_too_long_leaves_room_for_the_answer(model, run):
 
 
 def test_an_encoder_decoder_answers(run):
-    other = small_run(run.tokenizer, Seq2Seq(decoding=Decoding(max_new=6)))
+    other = small_run(run.tokenizer, Seq2SeqLM(decoding=Decoding(max_new=6)))
     model = RunLM(other)
     assert model.generate_until(ask("generate_until", ("w1 w2", {"max_gen_toks": 6}))) == [
         other.predict("w1 w2").answer

@@ -28,7 +28,7 @@ from jaxformer.models.encoder_decoder import EncoderDecoder
 from jaxformer.models.gpt import Gpt
 from jaxformer.models.masked_autoencoder import MaskedAutoencoder
 from jaxformer.models.vit import Vit
-from jaxformer.objectives.language_model import LanguageModel
+from jaxformer.objectives.causal_lm import CausalLM
 from jaxformer.objectives.sentence_embedding import SentenceEmbedding
 
 ALONE = "import sys; sys.modules.update(dict.fromkeys(['jaxformer', 'jax', 'flax', 'torch', 'transformers']))\n"
@@ -230,7 +230,7 @@ def test_a_sentence_encoders_program_gives_its_vectors(pooling, tmp_path):
 def test_a_prefix_language_models_program_reads_prompts_both_ways(tmp_path):
     run = run_of(GPT2, tmp_path)
     experiment = dataclasses.replace(run.experiment)
-    object.__setattr__(experiment, "objective", LanguageModel(prompt="prefix"))
+    object.__setattr__(experiment, "objective", CausalLM(prompt="prefix"))
     run = dataclasses.replace(run, experiment=experiment)
     export_onnx(run, tmp_path / "out")
     session = open_session(tmp_path / "out" / "onnx" / "model.onnx")

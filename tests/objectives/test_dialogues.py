@@ -9,7 +9,7 @@ from jaxformer.data.tasks.dialogue import Dialogue, DialogueTemplate
 from jaxformer.decoding.scoring import score
 from jaxformer.decoding.settings import Decoding
 from jaxformer.errors import InputError
-from jaxformer.objectives.language_model import LanguageModel
+from jaxformer.objectives.causal_lm import CausalLM
 
 TEMPLATE = DialogueTemplate("w20", "w21", "w22")
 TASK = Dialogue(16, template=TEMPLATE)
@@ -23,7 +23,7 @@ def tokenizer(tmp_path_factory):
 
 def test_a_dialogue_is_answered_as_it_was_learned(tokenizer):
     """Prompts are the tokens before the answer in the rows of `Dialogue`, and the answer ends with its turn."""
-    run = small_run(tokenizer, LanguageModel(decoding=Decoding(max_new=4, temperature=0), template=TEMPLATE))
+    run = small_run(tokenizer, CausalLM(decoding=Decoding(max_new=4, temperature=0), template=TEMPLATE))
     (example,) = TASK.examples(TASK.encode({"messages": TURNS}, tokenizer), tokenizer, None, None)
     (prompt,) = run.objective.prompts(tokenizer, ["w1 w2"])
     given = int(np.argmax(example["weights"])) + 1
@@ -39,4 +39,4 @@ def test_a_dialogue_is_answered_as_it_was_learned(tokenizer):
     (shown,) = run.objective.demonstrate(run.model, run.params, tokenizer, batch)
     assert shown == f"{tokenizer.decode(prompt)} […]\nw22 {tokenizer.decode(output)}"
     with pytest.raises(InputError, match=r"objective.prompt=inputs: expected text with a template"):
-        LanguageModel(prompt="inputs", template=TEMPLATE)
+        CausalLM(prompt="inputs", template=TEMPLATE)

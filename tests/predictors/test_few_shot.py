@@ -12,8 +12,8 @@ from jaxformer.data.sources.sources import JsonLines
 from jaxformer.data.tasks.classification import Classify
 from jaxformer.decoding.scoring import score
 from jaxformer.errors import InputError
-from jaxformer.objectives.language_model import LanguageModel
-from jaxformer.objectives.seq2seq import Seq2Seq
+from jaxformer.objectives.causal_lm import CausalLM
+from jaxformer.objectives.seq2seq_lm import Seq2SeqLM
 from jaxformer.parallel import sharding
 from jaxformer.predictors.few_shot import FewShot, Question, few_shot, questions_of
 from jaxformer.runs.run import Run
@@ -103,7 +103,7 @@ def test_the_tokens_of_a_continuation_are_those_that_it_has_behind_its_text(text
 
 
 def test_an_encoder_decoder_picks_too(tokenizer):
-    run = small_run(tokenizer, Seq2Seq())
+    run = small_run(tokenizer, Seq2SeqLM())
     result = few_shot(run, QUESTIONS)
     prompt, choice = [*tokenizer.encode(QUESTIONS[0].text), END], tokenizer.encode(QUESTIONS[0].choices[1])
     expected = score(run.model, run.params, [prompt], [choice], start=0)[0]
@@ -111,7 +111,7 @@ def test_an_encoder_decoder_picks_too(tokenizer):
 
 
 def test_inputs_to_answer_end_with_their_end_token(tokenizer):
-    run = small_run(tokenizer, LanguageModel(prompt="inputs"))
+    run = small_run(tokenizer, CausalLM(prompt="inputs"))
     (found,) = run.log_likelihoods(["w1 w2"], ["w3"])
     expected = score(run.model, run.params, [[6, 7, END]], [[8]], prefix=True)[0]
     assert found.log_probability == pytest.approx(expected.log_probability, abs=1e-4)

@@ -23,10 +23,10 @@ from jaxformer.data.tasks.span_corruption import SpanCorruption
 from jaxformer.data.tasks.tagging import TagTokens
 from jaxformer.decoding.settings import Decoding
 from jaxformer.errors import InputError
+from jaxformer.objectives.causal_lm import CausalLM
 from jaxformer.objectives.classification import Classified
-from jaxformer.objectives.language_model import LanguageModel
 from jaxformer.objectives.sentence_embedding import with_cosines
-from jaxformer.objectives.seq2seq import Seq2Seq
+from jaxformer.objectives.seq2seq_lm import Seq2SeqLM
 from jaxformer.predictors.answers import as_json
 from jaxformer.predictors.fill_mask import Filled
 from jaxformer.runs import next_command
@@ -96,7 +96,7 @@ def test_the_program_is_that_of_this_environment():
 
 def test_several_samples_of_a_text_differ_and_are_refused_where_they_cannot(tmp_path):
     tokenizer = small_tokenizer(tmp_path)
-    run = small_run(tokenizer, LanguageModel(decoding=Decoding(max_new=6, temperature=1.5)))
+    run = small_run(tokenizer, CausalLM(decoding=Decoding(max_new=6, temperature=1.5)))
     samples = run.predict("w1 w2", num_samples=4)
     assert len({str(sample) for sample in samples}) > 1
     both = run.predict(["w1 w2", "w3"], num_samples=2)
@@ -104,7 +104,7 @@ def test_several_samples_of_a_text_differ_and_are_refused_where_they_cannot(tmp_
     with pytest.raises(InputError, match="num_samples=2: all would be alike; set temperature=1"):
         run.with_decoding(temperature=0).predict("w1", num_samples=2)
     with pytest.raises(InputError, match="all would be alike"):
-        small_run(tokenizer, Seq2Seq()).predict("w1", num_samples=2)
+        small_run(tokenizer, Seq2SeqLM()).predict("w1", num_samples=2)
     with pytest.raises(InputError, match="num_samples=0: expected at least 1"):
         run.predict("w1", num_samples=0)
 

@@ -20,7 +20,7 @@ from jaxformer.models.classifier import Classifier
 from jaxformer.models.encoder_decoder import EncoderDecoder
 from jaxformer.models.masked_autoencoder import MaskedAutoencoder
 from jaxformer.models.vit import Vit
-from jaxformer.objectives.seq2seq import Seq2Seq
+from jaxformer.objectives.seq2seq_lm import Seq2SeqLM
 from jaxformer.predictors.labelled_texts import template_of
 from jaxformer.runs.run import Run
 
@@ -76,7 +76,7 @@ def _describe(run: Run, folder: Path) -> None:
     model, objective = run.model, run.objective
     beginning = getattr(objective, "beginning", False)
     tokens = {} if isinstance(model, IMAGE_MODELS) else special_tokens(model, run.tokenizer, None, beginning)
-    if isinstance(objective, Seq2Seq):
+    if isinstance(objective, Seq2SeqLM):
         tokens["decoder_start_token_id"] = objective.start_id(run.tokenizer)
     config = nearest(model, objective) | tokens
     write_json(folder / CONFIG, config)

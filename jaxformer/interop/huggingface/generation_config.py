@@ -174,7 +174,7 @@ def default_ends(tokenizer: Tokenizer) -> tuple[int, ...]:
 
 
 def start_token(folder: Folder, tokenizer: Tokenizer) -> str:
-    """What `Seq2Seq.start` is for a folder: the kind of token that its answers follow.
+    """What `Seq2SeqLM.start` is for a folder: the kind of token that its answers follow.
 
     Raises:
       InputError: that token is none of these kinds.

@@ -258,7 +258,7 @@ def special_tokens(
         elif not names_beginning(tokenizer, beginning):
             found["bos_token_id"] = None
     if isinstance(model, EncoderDecoder):
-        # As `Seq2Seq` begins: a BART of its paper behind the end token, the others behind padding.
+        # As `Seq2SeqLM` begins: a BART of its paper behind the end token, the others behind padding.
         start = found["eos_token_id" if isinstance(model, Bart) else "pad_token_id"]
         found |= {} if start is None else {"decoder_start_token_id": start}
     kept = {} if origin is None else origin.config

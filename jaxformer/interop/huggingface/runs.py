@@ -46,13 +46,13 @@ from jaxformer.interop.parity import certificate as certificates
 from jaxformer.models.bert import Bert
 from jaxformer.models.classifier import Classifier
 from jaxformer.models.encoder_decoder import EncoderDecoder
+from jaxformer.objectives.causal_lm import CausalLM
 from jaxformer.objectives.classification import Classification
-from jaxformer.objectives.language_model import LanguageModel
 from jaxformer.objectives.masked_lm import MaskedLM
 from jaxformer.objectives.question_answering import QuestionAnswering, answer_spans
 from jaxformer.objectives.regression import Regression
 from jaxformer.objectives.sentence_embedding import SentenceEmbedding
-from jaxformer.objectives.seq2seq import Seq2Seq
+from jaxformer.objectives.seq2seq_lm import Seq2SeqLM
 from jaxformer.objectives.tagging import Tagging
 from jaxformer.parallel.sharding import Mesh, make_mesh
 from jaxformer.predictors.labelled_texts import form_of
@@ -167,7 +167,7 @@ def export_run(
     settings |= {"problem_type": getattr(run.objective, "problem_type", None)}
     if (decoding := getattr(run.objective, "decoding", None)) is not None:
         settings |= {"generation": generation_fields(decoding) | end_tokens(decoding, run.tokenizer)}
-    if isinstance(run.objective, Seq2Seq):
+    if isinstance(run.objective, Seq2SeqLM):
         settings |= {"start": run.objective.start_id(run.tokenizer)}
     settings |= {"beginning": getattr(run.objective, "beginning", False)}
     settings |= {"dialogue": getattr(run.objective, "template", None)}
@@ -254,8 +254,8 @@ def _objective(home: Path, folder: Folder, model: Any, tokenizer: Tokenizer) -> 
     begins = begins_texts(tokenizer, folder.path)
     if isinstance(model, EncoderDecoder):
         decoding = read_decoding(folder, Decoding(max_new=128), tokenizer)
-        return Seq2Seq(decoding=decoding, start=start_token(folder, tokenizer), beginning=begins)
-    return LanguageModel(decoding=read_decoding(folder, Decoding(), tokenizer), beginning=begins)
+        return Seq2SeqLM(decoding=decoding, start=start_token(folder, tokenizer), beginning=begins)
+    return CausalLM(decoding=read_decoding(folder, Decoding(), tokenizer), beginning=begins)
 
 
 def _classifier_objective(folder: Folder, model: Classifier) -> Objective:

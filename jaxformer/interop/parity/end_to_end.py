@@ -22,15 +22,15 @@ from jaxformer.data.tasks.classification import PAIR
 from jaxformer.errors import InputError
 from jaxformer.interop.parity.certificate import Line
 from jaxformer.interop.parity.compare import Ours, on_cpu, reading, their_tokenizer
+from jaxformer.objectives.causal_lm import CausalLM
 from jaxformer.objectives.classification import Classification
 from jaxformer.objectives.image_classification import ImageClassification
 from jaxformer.objectives.image_embedding import ImageEmbedding
-from jaxformer.objectives.language_model import LanguageModel
 from jaxformer.objectives.masked_lm import MaskedLM
 from jaxformer.objectives.question_answering import QuestionAnswering, answer_spans
 from jaxformer.objectives.regression import Regression
 from jaxformer.objectives.sentence_embedding import SentenceEmbedding
-from jaxformer.objectives.seq2seq import Seq2Seq
+from jaxformer.objectives.seq2seq_lm import Seq2SeqLM
 from jaxformer.objectives.tagging import WORD, Tagging
 from jaxformer.parallel import sharding
 from jaxformer.runs.run import Run
@@ -327,8 +327,8 @@ COMPARISONS: Mapping[type, Callable[[Sides], Iterator[Line]]] = {
     Regression: _rated,
     Tagging: _tagged,
     QuestionAnswering: _answered,
-    LanguageModel: _continued,
-    Seq2Seq: _translated,
+    CausalLM: _continued,
+    Seq2SeqLM: _translated,
     SentenceEmbedding: _embedded,
     ImageClassification: _classified,
     ImageEmbedding: _pictured,

@@ -46,7 +46,7 @@ class Answered:
 
 
 @dataclasses.dataclass(frozen=True)
-class Seq2Seq:
+class Seq2SeqLM:
     """Predict each next token of an output from the inputs and the output so far."""
 
     label_smoothing: float = 0.0
@@ -81,9 +81,9 @@ class Seq2Seq:
     def check(self, model: EncoderDecoder, row: Collection[str]) -> None:
         """Raises InputError where rows with these arrays cannot train the model."""
         if not isinstance(model, EncoderDecoder):
-            raise InputError(f"objective=Seq2Seq: needs an EncoderDecoder; the model is a {type(model).__name__}")
+            raise InputError(f"objective=Seq2SeqLM: needs an EncoderDecoder; the model is a {type(model).__name__}")
         if missing := [name for name in ("inputs", "tokens", "targets", "weights") if name not in row]:
-            raise InputError(f"objective=Seq2Seq: the task's rows have no {missing[0]}; use one such as TextToText")
+            raise InputError(f"objective=Seq2SeqLM: the task's rows have no {missing[0]}; use one such as TextToText")
 
     def inputs(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """The part of a batch that the model takes."""

@@ -39,7 +39,7 @@ class Continued:
 
 
 @dataclasses.dataclass(frozen=True)
-class LanguageModel:
+class CausalLM:
     """Predict each next token."""
 
     label_smoothing: float = 0.0
@@ -71,15 +71,11 @@ class LanguageModel:
     def check(self, model: Gpt, row: Collection[str]) -> None:
         """Raises InputError where rows with these arrays cannot train the model."""
         if not isinstance(model, Gpt):
-            raise InputError(f"objective=LanguageModel: needs a Gpt; the model is a {type(model).__name__}")
+            raise InputError(f"objective=CausalLM: needs a Gpt; the model is a {type(model).__name__}")
         if missing := [name for name in ("tokens", "targets", "weights") if name not in row]:
-            raise InputError(
-                f"objective=LanguageModel: the task's rows have no {missing[0]}; use one such as NextToken"
-            )
+            raise InputError(f"objective=CausalLM: the task's rows have no {missing[0]}; use one such as NextToken")
         if "inputs" in row:
-            raise InputError(
-                "objective=LanguageModel: the task's rows have inputs for an encoder; set input_length=None"
-            )
+            raise InputError("objective=CausalLM: the task's rows have inputs for an encoder; set input_length=None")
         if ("prefix" in row) != (self.prompt != "text"):
             expected = "prefix or inputs" if "prefix" in row else "text"
             raise InputError(f"objective.prompt={self.prompt}: expected {expected} for the task's rows")

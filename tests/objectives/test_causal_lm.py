@@ -15,7 +15,7 @@ from jaxformer.decoding.generate import generate
 from jaxformer.decoding.settings import Decoding
 from jaxformer.errors import InputError
 from jaxformer.metrics.means import Mean, merge
-from jaxformer.objectives.language_model import LanguageModel
+from jaxformer.objectives.causal_lm import CausalLM
 
 TEXT = "w3 w7x w1."
 ROW = ("tokens", "targets", "weights")
@@ -41,7 +41,7 @@ def draw_batch(prefix=False):
     return batch | {"prefix": (batch["positions"] < 3).astype(np.int32) * (segments > 0)} if prefix else batch
 
 
-def means(objective=LanguageModel(), batch=None, model=MODEL, key=None):
+def means(objective=CausalLM(), batch=None, model=MODEL, key=None):
     """The means of a batch, on the host."""
     batch = draw_batch() if batch is None else batch
     return merge([jax.jit(lambda batch: objective(model, PARAMS, batch, key))(batch)])
@@ -49,7 +49,7 @@ def means(objective=LanguageModel(), batch=None, model=MODEL, key=None):
 
 @pytest.mark.parametrize("prefix", [False, True])
 def test_the_terms_are_weighted_sums_over_the_targets(prefix):
-    batch, objective = draw_batch(prefix), LanguageModel(0.1, 1e-2, prompt="prefix" if prefix else "text")
+    batch, objective = draw_batch(prefix), CausalLM(0.1, 1e-2, prompt="prefix" if prefix else "text")
     inputs = {name: batch[name] for name in ("tokens", "segments", "positions")}
     inputs |= {"prefix": batch["prefix"] > 0} if prefix else {}
     logits = np.asarray(jax.jit(MODEL.apply)({"params": PARAMS}, **inputs).logits, np.float64)
@@ -72,7 +72,7 @@ def test_the_terms_are_weighted_sums_over_the_targets(prefix):
 def test_without_smoothing_and_z_loss_the_loss_is_the_cross_entropy():
     plain = means()
     assert plain["loss"].sum == pytest.approx(plain["cross_entropy"].sum)
-    assert plain["cross_entropy"].sum == pytest.approx(means(LanguageModel(0.2, 0.1))["cross_entropy"].sum)
+    assert plain["cross_entropy"].sum == pytest.approx(means(CausalLM(0.2, 0.1))["cross_entropy"].sum)
 
 
 def test_a_packed_row_is_its_documents_alone():
@@ -91,7 +91,7 @@ def test_dropout_follows_the_key():
 
 def test_the_report_is_for_a_person():
     merged = {"loss": Mean(30.0, 10.0), "cross_entropy": Mean(20.0, 10.0), "accuracy": Mean(4.0, 10.0)}
-    report = LanguageModel().report(merged | {"gradient_norm": Mean(3.0, 1.0)})
+    report = CausalLM().report(merged | {"gradient_norm": Mean(3.0, 1.0)})
     assert next(iter(report)) == "loss"
     bits = 2.0 / math.log(2)
     assert report == {
@@ -102,11 +102,11 @@ def test_the_report_is_for_a_person():
         "accuracy": 0.4,
     }
     hopeless = dict.fromkeys(("loss", "cross_entropy", "accuracy"), Mean(1e5, 1.0))
-    assert LanguageModel().report(hopeless)["perplexity"] == math.exp(700)
+    assert CausalLM().report(hopeless)["perplexity"] == math.exp(700)
 
 
 def test_a_text_is_continued_by_what_the_model_finds_likeliest(tokenizer):
-    objective = LanguageModel(decoding=Decoding(max_new=6))
+    objective = CausalLM(decoding=Decoding(max_new=6))
     texts = [TEXT, "w5", "w1 w2 w3 w4"]
     answers = objective.predict(MODEL, PARAMS, tokenizer, texts)
     for text, answer in zip(texts, answers, strict=True):
@@ -120,22 +120,22 @@ def test_a_text_is_continued_by_what_the_model_finds_likeliest(tokenizer):
     "decoding", [Decoding(max_new=20), Decoding(max_new=20, temperature=2.0)], ids=["likeliest", "drawn"]
 )
 def test_a_stream_is_the_continued_text_in_pieces(decoding, tokenizer):
-    objective = LanguageModel(decoding=decoding)
+    objective = CausalLM(decoding=decoding)
     for text in (TEXT, "w5"):
         pieces = list(objective.stream(MODEL, PARAMS, tokenizer, text))
         assert "".join(pieces) == str(objective.predict(MODEL, PARAMS, tokenizer, [text])[0])
         assert pieces[0] == text and len(pieces) >= 4
     with pytest.raises(InputError, match="beams=2"):
-        list(LanguageModel(decoding=Decoding(beams=2)).stream(MODEL, PARAMS, tokenizer, TEXT))
+        list(CausalLM(decoding=Decoding(beams=2)).stream(MODEL, PARAMS, tokenizer, TEXT))
 
 
 @pytest.mark.parametrize(
     "objective, before, after",
     [
-        (LanguageModel(), [], []),
-        (LanguageModel(beginning=True), [BEGINNING], []),
-        (LanguageModel(prompt="prefix"), [], []),
-        (LanguageModel(prompt="inputs", beginning=True), [BEGINNING], [END]),
+        (CausalLM(), [], []),
+        (CausalLM(beginning=True), [BEGINNING], []),
+        (CausalLM(prompt="prefix"), [], []),
+        (CausalLM(prompt="inputs", beginning=True), [BEGINNING], [END]),
     ],
 )
 def test_a_prompt_is_what_the_model_has_learned_from(objective, before, after, tokenizer):
@@ -152,38 +152,38 @@ def test_a_prompt_is_what_the_model_has_learned_from(objective, before, after, t
 
 def test_a_demonstration_begins_with_a_held_out_text(tokenizer):
     batch = draw_batch()
-    (line,) = LanguageModel(decoding=Decoding(max_new=3)).demonstrate(MODEL, PARAMS, tokenizer, batch)
+    (line,) = CausalLM(decoding=Decoding(max_new=3)).demonstrate(MODEL, PARAMS, tokenizer, batch)
     given, _, written = line.partition(" […]")
     assert given == tokenizer.decode(batch["tokens"][0, :4]) and written.strip()
     batch = draw_batch(prefix=True)
-    (line,) = LanguageModel(prompt="prefix").demonstrate(MODEL, PARAMS, tokenizer, batch)
+    (line,) = CausalLM(prompt="prefix").demonstrate(MODEL, PARAMS, tokenizer, batch)
     assert line.startswith(tokenizer.decode(batch["tokens"][0, :3]) + " […]")
     empty = {name: np.zeros_like(array) for name, array in batch.items()}
-    assert LanguageModel().demonstrate(MODEL, PARAMS, tokenizer, empty) == []
+    assert CausalLM().demonstrate(MODEL, PARAMS, tokenizer, empty) == []
 
 
 def test_texts_that_cannot_be_continued_are_refused(tokenizer):
     for text, message in ((" ", "' ': an empty prompt"), ("w1 " * 33, "a prompt of 33 tokens: .* positions for 32")):
         with pytest.raises(InputError, match=message):
-            LanguageModel().predict(MODEL, PARAMS, tokenizer, ["w1", text])
-    assert LanguageModel(beginning=True).predict(MODEL, PARAMS, tokenizer, [""])[0].continuation
+            CausalLM().predict(MODEL, PARAMS, tokenizer, ["w1", text])
+    assert CausalLM(beginning=True).predict(MODEL, PARAMS, tokenizer, [""])[0].continuation
 
 
 @pytest.mark.parametrize(
     "objective, model, row, message",
     [
-        (LanguageModel(), small_bert(), ROW, "objective=LanguageModel: needs a Gpt; the model is a Bert"),
-        (LanguageModel(), MODEL, ROW[:2], "objective=LanguageModel: the task's rows have no weights"),
-        (LanguageModel(), MODEL, (*ROW, "inputs"), "rows have inputs for an encoder; set input_length=None"),
-        (LanguageModel(), MODEL, (*ROW, "prefix"), "objective.prompt=text: expected prefix or inputs"),
-        (LanguageModel(prompt="inputs"), MODEL, ROW, "objective.prompt=inputs: expected text"),
+        (CausalLM(), small_bert(), ROW, "objective=CausalLM: needs a Gpt; the model is a Bert"),
+        (CausalLM(), MODEL, ROW[:2], "objective=CausalLM: the task's rows have no weights"),
+        (CausalLM(), MODEL, (*ROW, "inputs"), "rows have inputs for an encoder; set input_length=None"),
+        (CausalLM(), MODEL, (*ROW, "prefix"), "objective.prompt=text: expected prefix or inputs"),
+        (CausalLM(prompt="inputs"), MODEL, ROW, "objective.prompt=inputs: expected text"),
     ],
 )
 def test_rows_and_models_that_do_not_go_with_it_are_refused(objective, model, row, message):
     with pytest.raises(InputError, match=message):
         objective.check(model, row)
-    LanguageModel().check(MODEL, ROW)
-    LanguageModel(prompt="prefix").check(MODEL, (*ROW, "prefix"))
+    CausalLM().check(MODEL, ROW)
+    CausalLM(prompt="prefix").check(MODEL, (*ROW, "prefix"))
 
 
 @pytest.mark.parametrize(
@@ -196,4 +196,4 @@ def test_rows_and_models_that_do_not_go_with_it_are_refused(objective, model, ro
 )
 def test_impossible_fields_are_refused(fields, message):
     with pytest.raises(InputError, match=message):
-        LanguageModel(**fields)
+        CausalLM(**fields)

@@ -19,7 +19,7 @@ from jaxformer.metrics.means import Mean, merge
 from jaxformer.metrics.texts import Scores, scores, text_scores
 from jaxformer.models.encoder_decoder import EncoderDecoder
 from jaxformer.models.t5 import T5, t5_stack
-from jaxformer.objectives.seq2seq import Seq2Seq
+from jaxformer.objectives.seq2seq_lm import Seq2SeqLM
 
 MODELS = {
     "paper": EncoderDecoder(*[Transformer(16, 2, 2, norm_position="after", **QUIET)] * 2, len(PIECES), 24),
@@ -64,7 +64,7 @@ def lay_out(rows, inputs=16, length=12):
     return batch
 
 
-def means(name, batch, objective=Seq2Seq(), key=None):
+def means(name, batch, objective=Seq2SeqLM(), key=None):
     """The means of a batch, on the host."""
     return merge([jax.jit(lambda batch: objective(MODELS[name], PARAMS[name], batch, key))(batch)])
 
@@ -84,18 +84,18 @@ def test_the_terms_are_weighted_sums_over_the_targets_of_each_example_alone(name
         for term, values in (("loss", losses), ("cross_entropy", -wanted), ("accuracy", logits.argmax(-1) == target)):
             sums[term] += weight * values.sum()
     batch = lay_out([examples[:2], examples[2:3], examples[3:], []])
-    actual = means(name, batch, Seq2Seq(0.2, 1e-2))
+    actual = means(name, batch, Seq2SeqLM(0.2, 1e-2))
     assert {term: mean.sum for term, mean in actual.items()} == pytest.approx(sums, rel=1e-4)
     assert actual["loss"].weight == pytest.approx(batch["weights"].sum())
-    assert Seq2Seq().loss_weights == {"loss": 1.0}
+    assert Seq2SeqLM().loss_weights == {"loss": 1.0}
 
 
 def test_the_report_begins_with_the_loss_and_has_scores_where_there_are_some():
     merged = dict.fromkeys(("loss", "cross_entropy", "accuracy"), Mean(1.0, 2.0))
-    plain = Seq2Seq().report(merged)
+    plain = Seq2SeqLM().report(merged)
     assert list(plain) == ["loss", "cross_entropy", "perplexity", "bits_per_token", "accuracy"]
     texts = ["w1 w2 w3 w4 w5"]
-    assert Seq2Seq().report(merged | text_scores(texts, texts)) == plain | {
+    assert Seq2SeqLM().report(merged | text_scores(texts, texts)) == plain | {
         "bleu": pytest.approx(100),
         "chrf": pytest.approx(100),
     }
@@ -133,7 +133,7 @@ TASK = TextToText(8, 6, "source", "target")
 @pytest.mark.parametrize("scored", [1, 2, 4, 20])
 def test_the_first_documents_are_scored_against_the_texts_of_the_source(scored, tokenizer):
     """Whole texts, of which the tokenizer loses letters and spaces and the rows lose the ends."""
-    model, params, objective = MODELS["t5"], PARAMS["t5"], Seq2Seq(decoding=QUICK, scored=scored)
+    model, params, objective = MODELS["t5"], PARAMS["t5"], Seq2SeqLM(decoding=QUICK, scored=scored)
     found = objective.document_scores(model, params, tokenizer, TASK, DOCUMENTS)
     own = [document for document in DOCUMENTS if document["source"]][:scored]
     inputs = [np.append(tokenizer.encode(document["source"])[:7], END) for document in own]
@@ -151,13 +151,13 @@ def test_the_first_documents_are_scored_against_the_texts_of_the_source(scored, 
 
 def test_without_documents_to_score_there_is_nothing_or_zero(tokenizer):
     model, params = MODELS["t5"], PARAMS["t5"]
-    assert Seq2Seq().document_scores(model, params, tokenizer, TASK, DOCUMENTS) == {}
-    found = Seq2Seq(scored=3).document_scores(model, params, tokenizer, TASK, [])
+    assert Seq2SeqLM().document_scores(model, params, tokenizer, TASK, DOCUMENTS) == {}
+    found = Seq2SeqLM(scored=3).document_scores(model, params, tokenizer, TASK, [])
     assert list(found) == ["bleu", "chrf", "cut_inputs", "cut_references"]
     assert all(not mean.weight for mean in found.values())
     message = "objective.scored=3: data.task=SpanCorruption has no text to compare answers with; expected 0, or a task"
     with pytest.raises(InputError, match=message):
-        Seq2Seq(scored=3).document_scores(model, params, tokenizer, SpanCorruption(), [])
+        Seq2SeqLM(scored=3).document_scores(model, params, tokenizer, SpanCorruption(), [])
 
 
 def test_rouge_is_the_mean_of_rouge_score_however_it_is_merged():
@@ -184,7 +184,7 @@ def draw_tasks(tokenizer):
 @pytest.mark.parametrize("scored", [1, 2, 9])
 def test_the_first_documents_of_each_task_are_scored_for_themselves(scored, tokenizer):
     model, params = MODELS["t5"], PARAMS["t5"]
-    objective = Seq2Seq(decoding=QUICK, scored=scored, scores=TASKS)
+    objective = Seq2SeqLM(decoding=QUICK, scored=scored, scores=TASKS)
     texts = [("w1 w2: w5", "w6"), ("w3 w5 w6", "w7 w8"), ("w4 w1", "w9"), ("w1 w2: w8 w9", "w8 w7"), ("w3", "w1 w2")]
     documents = [{"inputs": inputs, "targets": targets} for inputs, targets in texts]
     documents.insert(1, {"text": "w1 w2: w3 w4 is a text alone"})
@@ -207,7 +207,7 @@ def test_the_first_documents_of_each_task_are_scored_for_themselves(scored, toke
 def test_a_demonstration_has_an_example_of_each_task(tokenizer):
     examples = draw_tasks(tokenizer)
     batch = lay_out([examples[:1], examples[3:5], examples[6:9]], 48, 40)
-    objective = Seq2Seq(decoding=QUICK, scores=TASKS)
+    objective = Seq2SeqLM(decoding=QUICK, scores=TASKS)
     lines = objective.demonstrate(MODELS["t5"], PARAMS["t5"], tokenizer, batch)
     shown = [line.removeprefix("inputs: ") for line in lines[::3]]
     assert shown == [tokenizer.decode(examples[number][0]) for number in (0, 4, 8)]
@@ -216,7 +216,7 @@ def test_a_demonstration_has_an_example_of_each_task(tokenizer):
 @pytest.mark.parametrize("name", MODELS)
 def test_texts_are_answered(name, tokenizer):
     texts = ["w1 w2", "w3 <extra_id_0> w4 <extra_id_1>", "w7 w8 w9 w10 w11"]
-    objective = Seq2Seq(decoding=Decoding(max_new=8, beams=3))
+    objective = Seq2SeqLM(decoding=Decoding(max_new=8, beams=3))
     answers = objective.predict(MODELS[name], PARAMS[name], tokenizer, texts)
     prompts = [
         [6, 7, END],
@@ -230,7 +230,7 @@ def test_texts_are_answered(name, tokenizer):
 
 @pytest.mark.parametrize(("start", "first"), [("padding", PAD), ("end", END)])
 def test_texts_are_encoded_with_the_token_that_an_answer_follows(start, first, tokenizer):
-    batch = Seq2Seq(start=start).encode(MODELS["paper"], tokenizer, ["w1 w2", "w3"])
+    batch = Seq2SeqLM(start=start).encode(MODELS["paper"], tokenizer, ["w1 w2", "w3"])
     np.testing.assert_array_equal(batch["inputs"], [[6, 7, END], [8, END, 0]])
     np.testing.assert_array_equal(batch["input_segments"], [[1, 1, 1], [1, 1, 0]])
     np.testing.assert_array_equal(batch["tokens"], [[first], [first]])
@@ -240,33 +240,33 @@ def test_texts_are_encoded_with_the_token_that_an_answer_follows(start, first, t
 def test_a_demonstration_has_inputs_references_and_outputs(tokenizer):
     examples = draw_examples(5)
     batch = lay_out([examples[:2], [], examples[2:]], 24, 24)
-    lines = Seq2Seq(decoding=QUICK).demonstrate(MODELS["t5"], PARAMS["t5"], tokenizer, batch)
+    lines = Seq2SeqLM(decoding=QUICK).demonstrate(MODELS["t5"], PARAMS["t5"], tokenizer, batch)
     assert len(lines) == 9
     outputs = generate(MODELS["t5"], PARAMS["t5"], [source for source, _ in examples[:3]], QUICK, END, PAD)
     for number, ((source, target), output) in enumerate(zip(examples, outputs, strict=False)):
         texts = [tokenizer.decode(ids) for ids in (source, target, output)]
         assert [line.partition(":")[2].strip() for line in lines[3 * number :][:3]] == texts
-    assert Seq2Seq().demonstrate(MODELS["t5"], PARAMS["t5"], tokenizer, lay_out([[]])) == []
+    assert Seq2SeqLM().demonstrate(MODELS["t5"], PARAMS["t5"], tokenizer, lay_out([[]])) == []
 
 
 def test_texts_that_cannot_be_answered_are_refused(tokenizer):
     for text, message in (("", "'': an empty text"), ("w1 " * 24, "a prompt of 25 tokens: .* positions for 24")):
         with pytest.raises(InputError, match=message):
-            Seq2Seq().predict(MODELS["paper"], PARAMS["paper"], tokenizer, ["w1", text])
+            Seq2SeqLM().predict(MODELS["paper"], PARAMS["paper"], tokenizer, ["w1", text])
 
 
 @pytest.mark.parametrize(
     "model, row, message",
     [
-        (small_bert(), ROW, "objective=Seq2Seq: needs an EncoderDecoder; the model is a Bert"),
-        (MODELS["t5"], ROW[1:], "objective=Seq2Seq: the task's rows have no inputs; use one such as TextToText"),
-        (MODELS["paper"], ROW[:2], "objective=Seq2Seq: the task's rows have no targets"),
+        (small_bert(), ROW, "objective=Seq2SeqLM: needs an EncoderDecoder; the model is a Bert"),
+        (MODELS["t5"], ROW[1:], "objective=Seq2SeqLM: the task's rows have no inputs; use one such as TextToText"),
+        (MODELS["paper"], ROW[:2], "objective=Seq2SeqLM: the task's rows have no targets"),
     ],
 )
 def test_rows_and_models_that_do_not_go_with_it_are_refused(model, row, message):
     with pytest.raises(InputError, match=message):
-        Seq2Seq().check(model, row)
-    Seq2Seq().check(MODELS["t5"], ROW)
+        Seq2SeqLM().check(model, row)
+    Seq2SeqLM().check(MODELS["t5"], ROW)
 
 
 @pytest.mark.parametrize(
@@ -280,7 +280,7 @@ def test_rows_and_models_that_do_not_go_with_it_are_refused(model, row, message)
 )
 def test_impossible_fields_are_refused(fields, message):
     with pytest.raises(InputError, match=message):
-        Seq2Seq(**fields)
+        Seq2SeqLM(**fields)
 
 
 def test_scores_without_a_metric_are_refused():
