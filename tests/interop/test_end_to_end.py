@@ -116,6 +116,12 @@ RUNS = {
         ImageClassification(),
         LabelledImages(size=8, channels=3, labels=NAMES),
     ),
+    "labels of grey pictures": (
+        None,
+        Vit(PICTURES, NAMES, image=8, patch=4, channels=1),
+        ImageClassification(),
+        LabelledImages(size=8, channels=1, labels=NAMES),
+    ),
     "vectors of pictures": (
         None,
         Vit(dataclasses.replace(PICTURES, residual=Residual(0.5)), image=8, patch=4),

@@ -1,4 +1,5 @@
-"""A run as other programs expect one: no more ids than the tokenizer has, and Marian's conventions.
+"""A run as other programs expect one: no more ids than the tokenizer has, Marian's conventions, and parameters where
+transformers' image models have them.
 
 Converters such as CTranslate2's count the tokenizer's pieces and expect as many rows; of a Marian they drop the last
 row, which is padding, and start the decoder from zeros.
@@ -13,8 +14,10 @@ import numpy as np
 
 from jaxformer.decoding.settings import Decoding
 from jaxformer.interop.huggingface import parameters
+from jaxformer.interop.huggingface.image_forms import image_form, image_params
 from jaxformer.interop.huggingface.text.permuted_tokenizer import permuted
 from jaxformer.models.encoder_decoder import EncoderDecoder
+from jaxformer.models.vit import Vit
 from jaxformer.runs.run import Run
 from jaxformer.training.checkpoints import StoredArray
 
@@ -25,6 +28,9 @@ float16 or for a comparison of logits relative to the largest."""
 
 def conventional(run: Run) -> Run:
     """The run whose export computes the same and follows the conventions; arrays are made when they are asked for."""
+    if isinstance(run.model, Vit):
+        form = image_form(run.model)
+        return run if form is run.model else _replaced(run, form, image_params(run.model, run.params), run.tokenizer)
     if run.tokenizer is None or not hasattr(_text_model(run.model), "vocab"):
         return run
     if run.tokenizer.vocab_size < _text_model(run.model).vocab:

@@ -277,18 +277,38 @@ def _embedded(sides: Sides) -> Iterator[Line]:
 
 def _classified(sides: Sides) -> Iterator[Line]:
     """Probabilities of the labels of pictures."""
-    classify, names = sides.pipeline("image-classification", top_k=len(sides.run.model.labels)), sides.run.model.labels
+    names = sides.run.model.labels
+    if sides.run.model.channels == 3:
+        classify = sides.pipeline("image-classification", top_k=len(names))
+    else:  # The pipeline makes every picture RGB.
+        classify = _without_pipeline(sides)
     with _pictures(sides.run) as paths:
         ours = [[dict(answer.labels)[name] for name in names] for answer in sides.predict(paths)]
         scores = [{choice["label"]: choice["score"] for choice in classify(path)} for path in paths]
     yield _line("labels", f"{len(ours)} pictures", ours, [[found[name] for name in names] for found in scores])
 
 
+def _without_pipeline(sides: Sides) -> Callable[[str], list[dict[str, Any]]]:
+    """What a pipeline for pictures computes, of pictures as they are stored."""
+    network, process = sides.network(transformers.AutoModelForImageClassification), _processor(sides)
+
+    def classify(path: str) -> list[dict[str, Any]]:
+        with torch.no_grad(), Image.open(path) as picture:
+            shares = network(**process(picture, return_tensors="pt")).logits[0].softmax(-1).tolist()
+        return [{"label": network.config.id2label[number], "score": share} for number, share in enumerate(shares)]
+
+    return classify
+
+
+def _processor(sides: Sides) -> Any:
+    """The folder's image processor."""
+    with reading("AutoImageProcessor"):
+        return transformers.AutoImageProcessor.from_pretrained(sides.folder, local_files_only=True)
+
+
 def _pictured(sides: Sides) -> Iterator[Line]:
     """Unit vectors of pictures."""
-    with reading("AutoImageProcessor"):
-        process = transformers.AutoImageProcessor.from_pretrained(sides.folder, local_files_only=True)
-    network, theirs = sides.network(transformers.AutoModel), []
+    network, process, theirs = sides.network(transformers.AutoModel), _processor(sides), []
     with _pictures(sides.run) as paths:
         ours = [answer.vector for answer in sides.predict(paths)]
         for path in paths:

@@ -1,6 +1,7 @@
 """DINOv2 (Oquab et al. 2024), with registers too (Darcet et al. 2024)."""
 
 import dataclasses
+import functools
 from collections.abc import Collection
 from typing import Any
 
@@ -18,6 +19,7 @@ from jaxformer.layers.transformer import Transformer
 from jaxformer.models.vit import Vit
 
 OURS = "transformer/blocks"
+WITH = "Dinov2WithRegisters"
 GATED = tuple(f"{OURS}/mlp/{part}" for part in ("gate", "up"))
 
 
@@ -95,9 +97,11 @@ def _has_registers(names: Collection[str]) -> bool:
     return any(name.endswith("embeddings.register_tokens") for name in names)
 
 
-def describe(model: Vit) -> dict[str, Any]:
-    """Their config of our ViT."""
-    config, name = model.transformer, "Dinov2WithRegisters" if model.registers else "Dinov2"
+def describe(model: Vit, name: str) -> dict[str, Any]:
+    """Their config of our ViT, of the classes whose names begin with `name`."""
+    config = model.transformer
+    if bool(model.registers) != (name == WITH):
+        raise InputError(f"model.registers={model.registers}: {name} has {'some' if name == WITH else 'none'}")
     if config.residual is None:
         raise InputError("model.transformer.residual=None: DINOv2 has layer scale")
     gated = isinstance(config.mlp, GatedMlp)
@@ -135,10 +139,10 @@ def family(model_type: str, name: str) -> Family:
         architectures=(f"{name}Model", f"{name}ForImageClassification"),
         module=Vit,
         build=build,
-        describe=describe,
+        describe=functools.partial(describe, name=name),
         table=table(model_type),
         bare=(f"{name}Model",),
     )
 
 
-FAMILY, WITH_REGISTERS = family("dinov2", "Dinov2"), family("dinov2_with_registers", "Dinov2WithRegisters")
+FAMILY, WITH_REGISTERS = family("dinov2", "Dinov2"), family("dinov2_with_registers", WITH)
