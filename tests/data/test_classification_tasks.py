@@ -181,6 +181,9 @@ def test_augmentation_is_for_training_alone(tokenizer, tmp_path):
         ([1], [0, 1, 0]),
         (["yes", "yes"], [0, 0, 1]),
         (["1", " no "], [1, 1, 0]),
+        (["0", "1", "0"], [0, 1, 0]),
+        (np.array(["1.0", " 0.0", "0"]), [1, 0, 0]),
+        (["2", "0"], [1, 0, 1]),
     ],
 )
 def test_as_many_zeros_and_ones_as_labels_are_multi_hot(tokenizer, value, holds):
@@ -195,6 +198,7 @@ def test_as_many_zeros_and_ones_as_labels_are_multi_hot(tokenizer, value, holds)
         ([2, 2, 0], "a number is there twice"),
         (["yes", 2], "a number is there twice"),
         ([0, 1, 0, 0], "a number is there twice"),
+        (["0", "1", "0", "0"], "a number is there twice"),
         ([True, False], "label True: not known"),
         ([0.5, 0.5, 0], "label 0.5: not known"),
         ([0, 1, 3], "label 3: not known"),
@@ -203,6 +207,11 @@ def test_as_many_zeros_and_ones_as_labels_are_multi_hot(tokenizer, value, holds)
 def test_other_lists_are_refused(tokenizer, value, words):
     with pytest.raises(InputError, match=words):
         Classify(labels=LABELS, kind="many").encode({"text": "w1", "label": value}, tokenizer)
+
+
+def test_labels_that_are_numerals_are_names_in_lists_too(tokenizer):
+    task = Classify(labels=("1", "0", "2"), kind="many")
+    assert example(task, tokenizer, {"text": "w1", "label": ["0", "1", "0"]})["targets"].tolist() == [1, 1, 0]
 
 
 def test_two_labels_are_multi_hot_unless_other_lists_are_numbers(tokenizer, tmp_path):
@@ -219,7 +228,7 @@ def test_two_labels_are_multi_hot_unless_other_lists_are_numbers(tokenizer, tmp_
     start([0], [1], [])
     start(["a"], ["a", "b"], [])
     start([0.0, 1.0], [])  # Fractions are no numbers of labels.
-    for other in ([0], []):
+    for other in ([0], [], ["1"]):
         with pytest.raises(
             InputError, match=r"a.jsonl: line 2: \[0, 1\] may be .*a.jsonl: line 1 has numbers, \["
         ) as caught:

@@ -83,6 +83,8 @@ REFUSALS = {
     "two": ({"stop_strings": ["a"], "max_time": 1.5}, "max_time=1.5 is .*; stop_strings=.'a'. is not implemented"),
     "drawn beams": ({"do_sample": True, "num_beams": 4}, "do_sample=True with num_beams=4 is not implemented"),
     "stopping": ({"early_stopping": "soon"}, "early_stopping='soon': expected true, false or 'never'"),
+    "text in draws": ({"do_sample": True, "temperature": "a"}, "temperature='a': expected a float"),
+    "list in draws": ({"do_sample": True, "temperature": [1]}, "temperature=.*: expected a float"),
     "text": ({"num_beams": "4"}, "beams='4': expected an int"),
     "negative": ({"eos_token_id": [3, -1]}, "decoding.eos_token_ids=.*: expected ids of tokens, 0 or above"),
 }

@@ -177,7 +177,7 @@ class Classify(Task):
         value = value.tolist() if isinstance(value, np.ndarray) else value
         if not isinstance(value, list | tuple):
             raise InputError(f"task.label: {self.label!r} holds {shown(value)}; expected a list of labels")
-        return list(value)
+        return _numerals_read(value, self.labels)
 
     def _check_one_reading(self, documents: Sequence[Mapping[str, Any]]) -> None:
         """Raises InputError where a list such as [0, 1] of two labels would be multi-hot among lists of numbers."""
@@ -267,6 +267,15 @@ def multi_hot(items: Sequence[Any], labels: Sequence[str]) -> np.ndarray:
         )
     target[found] = 1
     return target
+
+
+def _numerals_read(items: Sequence[Any], labels: Sequence[str]) -> list[Any]:
+    """The items, with numbers for texts such as "0" where all are such texts and none is a label's name."""
+    names = {name.strip() for name in labels}
+    found = [_NUMERAL.fullmatch(item.strip()) if isinstance(item, str) else None for item in items]
+    if not all(found) or any(item.strip() in names for item in items):
+        return list(items)
+    return [int(numeral[1]) for numeral in found]
 
 
 def _is_multi_hot(items: Sequence[Any], count: int) -> bool:

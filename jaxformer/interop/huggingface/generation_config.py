@@ -123,7 +123,7 @@ def decoding_of(fields: Mapping[str, Any], default: Decoding) -> Decoding:
     if wrong:
         raise InputError("; ".join(wrong))
     found = {ours: _ours(ours, fields[theirs]) for ours, theirs in NAMES.items() if theirs in fields}
-    found["temperature"] = float(fields.get("temperature", 1.0)) if draws else 0.0
+    found["temperature"] = found.get("temperature", 1.0) if draws else 0.0
     found["top_k"] = found.get("top_k", TOP_K) or None
     if not draws:
         found = {name: value for name, value in found.items() if name not in DRAWING}
