@@ -76,6 +76,13 @@ def test_predicting_one_text_gives_one_answer_and_several_a_list(run):
     assert [piece for piece, _ in alone.blanks[0]] == [piece for piece, _ in first.blanks[0]]
 
 
+@pytest.mark.parametrize("name", ["predict", "encode", "embed"])
+def test_half_a_character_is_refused_with_its_place(run, name):
+    """As the command line has bytes that are no UTF-8."""
+    with pytest.raises(InputError, match=r"text 2 has half a character, \\udc80, at character 1, which is no Unicode"):
+        getattr(run, name)(["the sea", "a\udc80b"])
+
+
 def test_a_run_that_has_ended_does_nothing_more(run, copy):
     before = tiny.saved(copy)
     again = jf.fit(run.experiment, copy, quiet=True)
