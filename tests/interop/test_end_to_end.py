@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import re
 from pathlib import Path
 
@@ -173,6 +174,29 @@ def test_an_export_answers_as_the_run_does(name, tokenizers, tmp_path):
     lines = lines_of(*exported(name, tokenizers, tmp_path / "out"))
     assert lines and all(line.passed for line in lines), lines
     assert all(re.match(r"[1-9]", line.where) for line in lines), lines
+
+
+def test_loading_a_class_that_leaves_tensors_out_reports_nothing(tokenizers, tmp_path, caplog, monkeypatch):
+    # BERT for pretraining has a pooler and a head that a pipeline for masks does not use.
+    run, folder = exported("filled masks", tokenizers, tmp_path / "out")
+    logger = logging.getLogger("transformers")
+    monkeypatch.setattr(logger, "propagate", True)
+    monkeypatch.setattr(logger, "level", logging.WARNING)
+    assert all(line.passed for line in lines_of(run, folder))
+    assert not caplog.text and logger.level == logging.WARNING
+
+
+def test_masks_that_keep_the_space_before_them_are_compared_without_it(tokenizers, tmp_path):
+    run, folder = exported("masks of bytes", tokenizers, tmp_path / "out")
+    file = folder / "tokenizer.json"
+    saved = json.loads(file.read_text())
+    for token in saved["added_tokens"]:
+        token["lstrip"] = False
+    file.write_text(json.dumps(saved))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"mask_token": "[MASK]"}))
+    (line,) = lines_of(run, folder)
+    assert line.passed and line.where == "2 texts, theirs without the space before a mask"
 
 
 def test_ids_that_the_tokenizer_lacks_are_left_out_of_both_sides(tokenizers, tmp_path):

@@ -271,14 +271,21 @@ def their_tokenizer(folder: Path) -> Any:
 
 @contextlib.contextmanager
 def reading(what: str) -> Iterator[None]:
-    """Raises Unreadable where transformers raises anything while it loads `what`."""
+    """Raises Unreadable where transformers raises anything while it loads `what`, which it does without log lines.
+
+    It reports tensors that a class does not use, such as BERT's pooler in a pipeline that fills masks.
+    """
     transformers.utils.logging.disable_progress_bar()
+    verbosity = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()
     try:
         yield
     except Exception as error:  # Whatever it is: the folder's fault, or that of a version too old or too new for it.
         told = (str(error).splitlines() or [type(error).__name__])[0]
         version = f"transformers {transformers.__version__}"
         raise Unreadable(f"{version} cannot load {what}: {told}") from error
+    finally:
+        transformers.utils.logging.set_verbosity(verbosity)
 
 
 def computed(model: nn.Module) -> list[str]:
