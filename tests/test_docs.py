@@ -252,6 +252,11 @@ def test_the_config_for_a_table_of_ones_own(folder):
     answer = json.loads(run(predict, folder).stdout)
     assert answer["text"] == "Win a free cruise now"
     assert {label["label"] for label in answer["labels"]} == {"ham", "spam"}
+    done = run("jaxformer export runs/mails hf/mails --no-certificate", folder)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((folder / "hf/mails/config.json").read_text())["architectures"] == [
+        "BertForSequenceClassification"
+    ]
 
 
 @pytest.mark.slow
