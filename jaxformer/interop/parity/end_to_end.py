@@ -144,7 +144,7 @@ def _filled(sides: Sides) -> Iterator[Line]:
     sides.only_pieces(fill.model)
     theirs = []
     mask = fill.tokenizer.mask_token
-    # In our texts a mask includes the space before it, as in training. transformers 5 makes tokenizers where it does not.
+    # A mask of ours includes the space before it, as in training; tokenizers made by transformers 5 may keep the space.
     keeps_space = fill.tokenizer(f"a {mask}").input_ids != fill.tokenizer(f"a{mask}").input_ids
     for text in texts:
         blanks = fill((text.replace(" [MASK]", "[MASK]") if keeps_space else text).replace("[MASK]", mask))
