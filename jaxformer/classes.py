@@ -73,7 +73,8 @@ def dataclass_named(name: Any, path: str) -> type:
         )
     cls = getattr(_imported(module, f"{path}={name!r}"), attribute, None) if is_allowed(module) else None
     if not isinstance(cls, type) or not dataclasses.is_dataclass(cls):
-        raise InputError(f"{path}={name!r}: expected the name of a dataclass")
+        other = "; this version of jaxformer has none of this name" if package == "jaxformer" else ""
+        raise InputError(f"{path}={name!r}: expected the name of a dataclass{other}")
     return cls
 
 

@@ -28,7 +28,7 @@ from jaxformer import config, fields
 from jaxformer.config import Experiment
 from jaxformer.data.pipeline.loader import evaluation_batches
 from jaxformer.data.sources import files
-from jaxformer.data.sources.pictures import is_single
+from jaxformer.data.sources.pictures import as_list, is_single
 from jaxformer.data.tokenizers import Tokenizer, load_tokenizer
 from jaxformer.data.tokenizers.loading import saved
 from jaxformer.decoding.scoring import Score
@@ -100,7 +100,7 @@ class Run:
         `run.model.apply({"params": run.params}, **run.encode("some text"))` is the model's output. A text of a BERT is
         between [CLS] and [SEP]; arrays are [b, t] with padding after the shorter texts, which `segments` marks with 0.
         """
-        asked = self.asked([text] if is_single(text) else list(text))
+        asked = self.asked(as_list(text))
         return self.objective.encode(self.model, self.tokenizer, asked)
 
     def embed(self, text: Any) -> np.ndarray:
@@ -112,7 +112,7 @@ class Run:
         Raises:
           InputError: the model has no such vectors, or a text is refused by `predict`.
         """
-        texts = [text] if is_single(text) else list(text)
+        texts = as_list(text)
         with jax.set_mesh(self.mesh):
             vectors = embed(self, texts)
         return vectors[0] if is_single(text) else vectors
@@ -132,7 +132,7 @@ class Run:
           InputError: a text that the model cannot answer, or several samples of a model that draws nothing.
         """
         self._check_samples(num_samples)
-        asked = self.asked([text] if is_single(text) else list(text))
+        asked = self.asked(as_list(text))
         asked = [one for one in asked for _ in range(num_samples)] if num_samples > 1 else asked
         with jax.set_mesh(self.mesh):
             answers = self.objective.predict(self.model, self.params, self.tokenizer, asked)
@@ -255,7 +255,7 @@ def open_run(
     folder = Path(folder)
     experiment = read_experiment(folder, known)
     if not (folder / CHECKPOINTS).is_dir():
-        raise InputError(f"{folder}: the run has no checkpoint yet; train it first")
+        raise _no_checkpoint(folder, experiment.checkpoint)
     mesh = sharding.make_mesh(_mesh_for(experiment, len(jax.devices())))
     step, params = read_params(folder, experiment, mesh, in_memory, step)
     tokenizer = None if experiment.tokenizer is None else load_tokenizer(str(folder / TOKENIZER))
@@ -294,13 +294,19 @@ def checkpoint_order(
     """
     steps = checkpoints.best_first(settings) if settings.best else checkpoints.steps
     if not steps:
-        raise InputError(f"{folder}: the run has no checkpoint yet; train it first")
+        raise _no_checkpoint(folder, settings)
     if step is None:
         return steps
     if step not in steps:
         known = f"are {', '.join(map(str, sorted(steps)))}" if len(steps) > 1 else f"is only {steps[0]}"
         raise InputError(f"{folder}: no checkpoint of step {step}; there {known}")
     return [step]
+
+
+def _no_checkpoint(folder: Path, settings: config.Checkpoint) -> InputError:
+    return InputError(
+        f"{folder}: the run has no checkpoint yet; one is written every {settings.every:,} steps and at its end"
+    )
 
 
 def used_params(experiment: Experiment, params: Any, mesh: jax.sharding.Mesh) -> Any:

@@ -117,7 +117,8 @@ def test_the_classes_of_the_experiment_at_hand_need_no_permission(experiment, tm
         pass  # The same run again, of the same config.
     with pytest.raises(InputError, match="--allow at_hand"):
         run.read_experiment(tmp_path / "run")
-    with pytest.raises(InputError, match="no checkpoint yet"):
+    every = mine.checkpoint.every
+    with pytest.raises(InputError, match=f"no checkpoint yet; one is written every {every} steps and at its end"):
         jf.open_run(tmp_path / "run", known=mine)
     jf.allow("at_hand")
     assert run.read_experiment(tmp_path / "run") == mine
@@ -154,3 +155,10 @@ def test_a_package_that_fails_is_named_in_a_line(tmp_path, monkeypatch):
         classes.dataclass_named("broken_one.A", "x")
     with pytest.raises(InputError, match=r"x='missing_one.A': no module missing_one is installed"):
         classes.dataclass_named("missing_one.A", "x")
+
+
+def test_a_class_that_only_another_version_has_is_refused_as_such():
+    with pytest.raises(
+        InputError, match=r"model.class='jaxformer.models.gone.Gone': .*; this version of jaxformer has"
+    ):
+        classes.dataclass_named("jaxformer.models.gone.Gone", "model.class")

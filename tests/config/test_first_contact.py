@@ -172,6 +172,13 @@ def test_each_objective_lays_texts_out_for_its_model(model, objective, texts, ex
     assert output.features.shape[0] == len(texts)
 
 
+@pytest.mark.parametrize("given", [3, None, ["a [MASK]", 3], [None]], ids=str)
+def test_what_is_no_text_is_refused_in_a_line(given, run):
+    for call in (run.predict, run.encode, run.embed):
+        with pytest.raises(InputError, match=r"^(3|None): expected a text or an image, or several in a list$"):
+            call(given)
+
+
 def test_images_are_laid_out_too():
     images = [Prepared("a.png", small_vit.IMAGES[0]), Prepared("b.png", small_vit.IMAGES[1])]
     arrays = ImageClassification().encode(small_vit.VIT, None, images)

@@ -4,7 +4,7 @@ import dataclasses
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -68,6 +68,19 @@ def is_single(value: Any) -> bool:
     """Whether a value is one text, path or image in memory, rather than several."""
     pixels = isinstance(value, np.ndarray) and 1 < value.ndim < 4
     return pixels or isinstance(value, str | os.PathLike | bytes | Image.Image)
+
+
+def as_list(value: Any) -> list[Any]:
+    """One text or image, or several of them, as a list.
+
+    Raises:
+      InputError: a number or None in the place of one.
+    """
+    several = not is_single(value) and isinstance(value, Iterable)
+    inputs = list(value) if several else [value]
+    if wrong := [one for one in inputs if one is None or isinstance(one, int | float)]:
+        raise InputError(f"{wrong[0]!r}: expected a text or an image, or several in a list")
+    return inputs
 
 
 def _opened(image: ImageLike) -> Image.Image:
