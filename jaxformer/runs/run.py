@@ -112,9 +112,8 @@ class Run:
         Raises:
           InputError: the model has no such vectors, or a text is refused by `predict`.
         """
-        texts = as_list(text)
         with jax.set_mesh(self.mesh):
-            vectors = embed(self, texts)
+            vectors = embed(self, as_list(text))
         return vectors[0] if is_single(text) else vectors
 
     def predict(self, text: Any, num_samples: int = 1) -> Any:
