@@ -84,7 +84,7 @@ def random_batch() -> dict[str, np.ndarray]:
     return {
         "tokens": draw.integers(5, VOCAB, (ROWS, LENGTH)).astype(np.int32),
         "segments": np.ones((ROWS, LENGTH), np.int32),
-        "positions": np.tile(np.arange(LENGTH, dtype=np.int32), (ROWS, 1)),
+        "position_ids": np.tile(np.arange(LENGTH, dtype=np.int32), (ROWS, 1)),
         "token_types": (np.arange(LENGTH) > draw.integers(30, 90, (ROWS, 1))).astype(np.int32),
         "masked_positions": masked.astype(np.int32),
         "targets": draw.integers(5, VOCAB, (ROWS, MASKED)).astype(np.int32),

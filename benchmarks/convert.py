@@ -45,7 +45,12 @@ def make(folder: str, depth: int) -> None:
     from jaxformer.models.gpt import Gpt
 
     attention = Attention(GROUPS, bias=False)
-    parts = {"attention": attention, "mlp": GatedMlp(INNER), "norm": RMSNorm(1e-5), "positions": Rotary(500_000.0)}
+    parts = {
+        "attention": attention,
+        "mlp": GatedMlp(INNER),
+        "norm": RMSNorm(1e-5),
+        "position_embedding": Rotary(500_000.0),
+    }
     model = Gpt(Transformer(WIDTH, depth, HEADS, **parts), VOCAB, 131_072)
     draw = np.random.default_rng(0)
     flat = {path: draw.standard_normal(shape, np.float32) for path, shape in parameters.abstract(model).items()}

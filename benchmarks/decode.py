@@ -37,7 +37,7 @@ def jaxformer_generate(rows: int) -> Callable[[], None]:
     params = nn.unbox(jax.jit(model.init)(jax.random.key(0), prompts(1)))["params"]
 
     def step():
-        outputs = generate(model, params, list(prompts(rows)), Decoding(max_new=NEW))
+        outputs = generate(model, params, list(prompts(rows)), Decoding(max_new_tokens=NEW))
         assert all(len(output) == NEW for output in outputs)
 
     return step

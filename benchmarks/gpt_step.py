@@ -76,7 +76,7 @@ def random_batch() -> dict[str, np.ndarray]:
         "targets": text[:, 1:],
         "weights": np.ones((ROWS, LENGTH), np.float32),
         "segments": np.ones((ROWS, LENGTH), np.int32),
-        "positions": np.tile(np.arange(LENGTH, dtype=np.int32), (ROWS, 1)),
+        "position_ids": np.tile(np.arange(LENGTH, dtype=np.int32), (ROWS, 1)),
     }
 
 

@@ -28,7 +28,7 @@ LINEAR = 1.3
 
 def measure(length: int, turns: int) -> tuple[float, float]:
     """Bytes of temporaries and median seconds of loss and gradient for one row."""
-    model = Gpt(Transformer(128, 2, 4, dropout=0.0, attention_dropout=0.0), vocab=512, positions=length)
+    model = Gpt(Transformer(128, 2, 4, dropout=0.0, attention_dropout=0.0), vocab=512, max_length=length)
     tokens = jnp.zeros((1, length), jnp.int32)
     params = nn.unbox(jax.jit(model.init)(jax.random.key(0), tokens[:, :8]))["params"]
 
@@ -37,7 +37,7 @@ def measure(length: int, turns: int) -> tuple[float, float]:
         def loss(params):
             output = model.apply({"params": params}, tokens, segments=jnp.ones_like(tokens))
             weights = jnp.ones(tokens.shape)
-            return decoded_cross_entropy(output.hidden, output.decoder, tokens, weights).loss.value
+            return decoded_cross_entropy(output.hidden, output.lm_head, tokens, weights).loss.value
 
         return jax.value_and_grad(loss)(params)
 

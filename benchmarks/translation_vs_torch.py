@@ -140,7 +140,7 @@ def marian(ours, tokenizer):
     import transformers
 
     encoder, decoder = ours.model.encoder, ours.model.decoder
-    assert encoder.norm_position == "after" and encoder.mlp.width is None and ours.model.tied
+    assert encoder.norm_position == "after" and encoder.mlp.width is None and ours.model.tie_embeddings
     config = transformers.MarianConfig(
         vocab_size=ours.model.vocab,
         d_model=encoder.width,
@@ -151,8 +151,8 @@ def marian(ours, tokenizer):
         encoder_ffn_dim=4 * encoder.width,
         decoder_ffn_dim=4 * decoder.width,
         activation_function=encoder.mlp.activation,
-        max_position_embeddings=ours.model.positions,
-        scale_embedding=ours.model.scaled,
+        max_position_embeddings=ours.model.max_length,
+        scale_embedding=ours.model.scale_embeddings,
         dropout=encoder.dropout,
         attention_dropout=encoder.attention_dropout,
         activation_dropout=0.0,
@@ -209,7 +209,7 @@ def write_theirs(model, decoding, prompts: list[np.ndarray]) -> list[np.ndarray]
     outputs: list[np.ndarray | None] = [None] * len(prompts)
     padding = model.config.pad_token_id
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
-    settings = {"num_beams": decoding.beams, "max_new_tokens": decoding.max_new, "do_sample": False}
+    settings = {"num_beams": decoding.num_beams, "max_new_tokens": decoding.max_new_tokens, "do_sample": False}
     for start in range(0, len(order), AT_ONCE):
         numbers = order[start : start + AT_ONCE]
         inputs = torch.from_numpy(padded([prompts[number] for number in numbers], padding))

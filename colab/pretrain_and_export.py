@@ -66,13 +66,13 @@ llama = jf.layers.Transformer(
     attention=jf.layers.Attention(bias=False),
     mlp=jf.layers.GatedMlp(),
     norm=jf.layers.RMSNorm(),
-    positions=jf.layers.Rotary(),
+    position_embedding=jf.layers.Rotary(),
     dropout=0.0,
     attention_dropout=0.0,
 )
 experiment = jf.Experiment(
-    model=jf.models.Gpt(llama, vocab=4096, positions=256),
-    objective=jf.objectives.CausalLM(decoding=jf.Decoding(max_new=100, temperature=0.8, top_p=0.95)),
+    model=jf.models.Gpt(llama, vocab=4096, max_length=256),
+    objective=jf.objectives.CausalLM(decoding=jf.Decoding(max_new_tokens=100, temperature=0.8, top_p=0.95)),
     data=jf.data.Data(
         train=jf.data.Tfds("bible/web", split="train"),
         validation=jf.data.Tfds("bible/web", split="validation"),
@@ -140,7 +140,7 @@ print(theirs)
 # And it writes what the model in JAX does, always taking the likeliest token:
 
 # %%
-ours = str(run.with_decoding(temperature=0, max_new=40).predict("And God said"))
+ours = str(run.with_decoding(temperature=0, max_new_tokens=40).predict("And God said"))
 print(ours)
 assert ours.split() == theirs.split()
 

@@ -19,7 +19,7 @@ experiment = jf.Experiment(
     model=jf.models.Classifier(
         jf.models.Bert(
             jf.layers.Transformer(norm=jf.layers.LayerNorm(1e-12), norm_position="after", dtype="bfloat16"),
-            heads=("pooler",),
+            prediction_heads=("pooler",),
         ),
         LABELS,
     ),

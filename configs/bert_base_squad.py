@@ -21,10 +21,10 @@ experiment = jf.Experiment(
             jf.layers.Transformer(
                 768, 12, 12, norm=jf.layers.LayerNorm(1e-12), norm_position="after", dtype="bfloat16", remat="dots"
             ),
-            heads=(),
+            prediction_heads=(),
         ),
         ("start", "end"),
-        reads="tokens",
+        pooling="tokens",
     ),
     objective=jf.objectives.QuestionAnswering(),
     data=jf.data.Data(

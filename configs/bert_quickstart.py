@@ -24,7 +24,7 @@ experiment = jf.Experiment(
             attention_dropout=0.0,
         ),
         vocab=4096,
-        positions=64,
+        max_length=64,
     ),
     objective=jf.objectives.MaskedLM(),
     data=jf.data.Data(

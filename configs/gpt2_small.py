@@ -22,7 +22,7 @@ experiment = jf.Experiment(
             remat="dots",
         ),
         vocab=50_304,  # A multiple of 128: the tokenizer's 50,257 would leave the last tiles of the head half empty.
-        positions=1024,
+        max_length=1024,
     ),
     objective=jf.objectives.CausalLM(),
     data=jf.data.Data(

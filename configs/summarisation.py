@@ -15,10 +15,10 @@ SHAPE |= {"dropout": 0.0, "attention_dropout": 0.0}
 
 experiment = jf.Experiment(
     model=jf.models.T5(
-        jf.models.t5_stack(**SHAPE), jf.models.t5_stack(**SHAPE, bidirectional=False), vocab=4096, tied=False
+        jf.models.t5_stack(**SHAPE), jf.models.t5_stack(**SHAPE, bidirectional=False), vocab=4096, tie_embeddings=False
     ),
     objective=jf.objectives.Seq2SeqLM(
-        decoding=jf.Decoding(max_new=32, beams=4), scored=200, scores=(jf.metrics.Scores(by=("rouge",)),)
+        decoding=jf.Decoding(max_new_tokens=32, num_beams=4), scored=200, scores=(jf.metrics.Scores(by=("rouge",)),)
     ),
     data=jf.data.Data(
         train=jf.data.Tfds("debian_descriptions/summaries", split="train"),

@@ -21,7 +21,9 @@ SHAPE = {
 }
 
 experiment = jf.Experiment(
-    model=jf.models.T5(jf.models.t5_stack(**SHAPE), jf.models.t5_stack(**SHAPE, bidirectional=False), tied=False),
+    model=jf.models.T5(
+        jf.models.t5_stack(**SHAPE), jf.models.t5_stack(**SHAPE, bidirectional=False), tie_embeddings=False
+    ),
     objective=jf.objectives.Seq2SeqLM(z_loss=1e-4),
     data=jf.data.Data(
         train=jf.data.Tfds("c4/en", split="train"),

@@ -15,7 +15,7 @@ WEIGHTS = "google-t5/t5-base"
 experiment = jf.Experiment(
     model=jf.models.T5(jf.models.t5_stack(**SHAPE), jf.models.t5_stack(**SHAPE, bidirectional=False)),
     objective=jf.objectives.Seq2SeqLM(
-        decoding=jf.Decoding(max_new=128, beams=4, length_penalty=0.6),
+        decoding=jf.Decoding(max_new_tokens=128, num_beams=4, length_penalty=0.6),
         scored=500,
         scores=(jf.metrics.Scores(by=("rouge",)),),
     ),

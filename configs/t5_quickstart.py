@@ -32,10 +32,10 @@ def mixture(split: str) -> jf.data.Mixture:
 
 experiment = jf.Experiment(
     model=jf.models.T5(
-        jf.models.t5_stack(**SHAPE), jf.models.t5_stack(**SHAPE, bidirectional=False), vocab=4096, tied=False
+        jf.models.t5_stack(**SHAPE), jf.models.t5_stack(**SHAPE, bidirectional=False), vocab=4096, tie_embeddings=False
     ),
     objective=jf.objectives.Seq2SeqLM(
-        decoding=jf.Decoding(max_new=96, beams=4),
+        decoding=jf.Decoding(max_new_tokens=96, num_beams=4),
         scored=100,
         scores=(jf.metrics.Scores(TRANSLATE), jf.metrics.Scores(SUMMARIZE, ("rouge",)))[
             : len(mixture("train").sources) - 1

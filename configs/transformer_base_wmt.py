@@ -23,9 +23,9 @@ STACK = jf.layers.Transformer(
 )
 
 experiment = jf.Experiment(
-    model=jf.models.EncoderDecoder(STACK, STACK, vocab=37_000, positions=256, zero_start=True),
+    model=jf.models.EncoderDecoder(STACK, STACK, vocab=37_000, max_length=256, zero_start=True),
     objective=jf.objectives.Seq2SeqLM(
-        label_smoothing=0.1, decoding=jf.Decoding(max_new=200, beams=4, length_penalty=0.6), scored=500
+        label_smoothing=0.1, decoding=jf.Decoding(max_new_tokens=200, num_beams=4, length_penalty=0.6), scored=500
     ),
     data=jf.data.Data(
         train=jf.data.Tfds("wmt14_translate/de-en", split="train"),

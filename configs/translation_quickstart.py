@@ -25,8 +25,10 @@ STACK = jf.layers.Transformer(
 )
 
 experiment = jf.Experiment(
-    model=jf.models.EncoderDecoder(STACK, STACK, vocab=4096, positions=128, zero_start=True),
-    objective=jf.objectives.Seq2SeqLM(label_smoothing=0.1, decoding=jf.Decoding(max_new=96, beams=4), scored=200),
+    model=jf.models.EncoderDecoder(STACK, STACK, vocab=4096, max_length=128, zero_start=True),
+    objective=jf.objectives.Seq2SeqLM(
+        label_smoothing=0.1, decoding=jf.Decoding(max_new_tokens=96, num_beams=4), scored=200
+    ),
     data=jf.data.Data(
         train=jf.data.Tfds("bible/en-de", split="train"),
         validation=jf.data.Tfds("bible/en-de", split="validation"),

@@ -26,7 +26,7 @@ experiment = jf.Experiment(
         image=20,
         patch=4,
         channels=1,
-        positions="sinusoidal",
+        position_embedding="sinusoidal",
         pooling="mean",
     ),
     objective=jf.objectives.ImageClassification(label_smoothing=0.1),

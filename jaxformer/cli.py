@@ -126,18 +126,18 @@ def _flag(word: str) -> bool:
 
 
 DECODING = {
-    "max_new": (int, "new tokens, at most"),
+    "max_new_tokens": (int, "new tokens, at most"),
     "temperature": (float, "below 1 safer, above 1 wilder, 0 always the likeliest token"),
     "top_k": (int, "draw among so many likeliest tokens"),
     "top_p": (float, "draw among the fewest likeliest tokens that together have this probability"),
     "min_p": (float, "draw among tokens at least this times as likely as the likeliest"),
     "repetition_penalty": (float, "above 1 weakens tokens that were there before"),
-    "beams": (int, "hypotheses of a beam search; 1 is none"),
+    "num_beams": (int, "hypotheses of a beam search; 1 is none"),
     "length_penalty": (float, "of a beam search: above 0 favours long outputs"),
-    "early_stopping": (str, "when a beam search ends: unlikely, full or impossible"),
+    "early_stopping": (str, "when a beam search ends: False, True or never (as in transformers)"),
     "seed": (int, "seed of the draws"),
-    "max_length": (int, "tokens of prompt and output together, at most, in the place of max_new"),
-    "min_new": (int, "new tokens before the end token may come"),
+    "max_length": (int, "tokens of prompt and output together, at most, in the place of max_new_tokens"),
+    "min_new_tokens": (int, "new tokens before the end token may come"),
     "min_length": (int, "the same, counted with the prompt"),
     "eos_token_ids": (_ids, "tokens that end an output, such as 2,7; by default the tokenizer's end token"),
     "typical_p": (float, "draw among the tokens of typical surprise that together have this probability"),

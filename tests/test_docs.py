@@ -112,7 +112,7 @@ def test_the_weights_go_and_come_back(folder):
 @pytest.mark.slow
 def test_what_it_says_of_writing(folder):
     (folder / "FILE").write_text("Jesus wept.\nRejoice always.\n")
-    few = f"{FEW} --evaluation.batches 1 --objective.decoding.max_new 8"
+    few = f"{FEW} --evaluation.batches 1 --objective.decoding.max_new_tokens 8"
     commands = lines("configs/gpt_quickstart.py")
     kinds = ["train.py", "predict", "predict", "predict", "train.py", "predict", "evaluate"]
     assert [line.split()[1] for line in commands] == kinds

@@ -52,7 +52,7 @@ class Search:
     """Those that have ended."""
     open: jax.Array
     """Boolean [b]: whether a better hypothesis may still come."""
-    positions: jax.Array
+    position_ids: jax.Array
     """Integers [b·k]: where the last tokens of the live ones stand."""
     cache: Cache
     """Of the tokens before, b·k rows."""
@@ -63,7 +63,7 @@ class Search:
 @functools.partial(jax.jit, static_argnums=(0, 1, 4))
 def search(model: nn.Module, decoding: Decoding, params: Any, prompts: Prompts, room: int) -> Hypotheses:
     """The best outputs of each row; `room` is the most tokens that one may have."""
-    rows, beams = len(prompts.tokens), decoding.beams
+    rows, beams = len(prompts.tokens), decoding.num_beams
     ahead = steps.prefill(model, params, prompts, room)
     repeat = functools.partial(jnp.repeat, repeats=beams, axis=0)
     seen = first_seen(model, decoding, prompts)
@@ -74,7 +74,7 @@ def search(model: nn.Module, decoding: Decoding, params: Any, prompts: Prompts, 
         live=live.replace(scores=live.scores.at[:, 0].set(0)),
         ended=live,
         open=prompts.rules.limits > 0,
-        positions=repeat(ahead.positions),
+        position_ids=repeat(ahead.position_ids),
         cache=jax.tree.map(lambda array: repeat(array) if array.ndim else array, ahead.cache),
         seen=None if seen is None else jnp.repeat(seen[:, None], beams, axis=1),
     )
@@ -82,8 +82,8 @@ def search(model: nn.Module, decoding: Decoding, params: Any, prompts: Prompts, 
 
     def body(state):
         last = jax.lax.dynamic_slice_in_dim(state.live.tokens, state.count - 1, 1, axis=2)
-        ahead = steps.step(model, params, last.reshape(-1), state.positions, state.cache)
-        state = state.replace(positions=ahead.positions, cache=ahead.cache)
+        ahead = steps.step(model, params, last.reshape(-1), state.position_ids, state.cache)
+        state = state.replace(position_ids=ahead.position_ids, cache=ahead.cache)
         return _extend(state, ahead.logits, decoding, prompts)
 
     return jax.lax.while_loop(lambda state: (state.count < room) & state.open.any(), body, state).ended
@@ -121,7 +121,7 @@ def _extend(state: Search, logits: jax.Array, decoding: Decoding, prompts: Promp
 
 def _scores(state: Search, logits: jax.Array, decoding: Decoding, prompts: Prompts) -> jax.Array:
     """The log-probabilities of each hypothesis' next tokens under the rules, [b·k, v]."""
-    beams = decoding.beams
+    beams = decoding.num_beams
     scores = jax.nn.log_softmax(prompts.rules.only_pieces(logits))
     seen = None if state.seen is None else state.seen.reshape(scores.shape)
     output = state.live.tokens.reshape(len(scores), -1)
@@ -131,7 +131,7 @@ def _scores(state: Search, logits: jax.Array, decoding: Decoding, prompts: Promp
 
 def _with_ended(state: Search, extended: Hypotheses, ends: jax.Array, count, decoding: Decoding) -> Hypotheses:
     """The best of the hypotheses that had ended and those that end now, if they are among the first `beams`."""
-    beams = decoding.beams
+    beams = decoding.num_beams
     now = ends & (jnp.arange(ends.shape[1]) < beams) & state.open[:, None]
     scores = jnp.where(now, extended.scores / count.astype(jnp.float32) ** decoding.length_penalty, NEVER)
     merged = jax.tree.map(lambda *both: jnp.concatenate(both, axis=1), state.ended, extended.replace(scores=scores))
@@ -142,9 +142,9 @@ def _may_improve(live: Hypotheses, ended: Hypotheses, count, decoding: Decoding,
     """Whether the search goes on, boolean [b]."""
     worst = ended.scores.min(-1)
     lengths = count
-    if decoding.early_stopping == "full":
+    if decoding.early_stopping is True:
         return (worst == NEVER) & (live.scores[:, 0] > NEVER)
-    if decoding.early_stopping == "impossible" and decoding.length_penalty > 0:
+    if decoding.early_stopping == "never" and decoding.length_penalty > 0:
         lengths = prompts.rules.limits
     return live.scores[:, 0] / jnp.asarray(lengths, jnp.float32) ** decoding.length_penalty > worst
 

@@ -61,8 +61,8 @@ def generate(
     for number, indices in enumerate(by_length(prompts)):
         batch = _batch(model, [prompts[index] for index in indices], decoding, end, start, prefix, pieces)
         most = int(batch.rules.limits.max())
-        room = bucket(decoding.max_new or most)
-        if decoding.beams > 1:
+        room = bucket(decoding.max_new_tokens or most)
+        if decoding.num_beams > 1:
             best = jax.device_get(beams.search(model, _static(decoding, batch), params, batch, room))
             tokens, lengths = best.tokens[:, 0], best.lengths[:, 0]
         else:
@@ -90,15 +90,15 @@ def stream(
     Raises:
       InputError: as `generate` does, or for a beam search, which has no token before its end.
     """
-    if decoding.beams > 1:
-        raise InputError(f"decoding.beams={decoding.beams}: a beam search cannot be streamed; expected 1")
+    if decoding.num_beams > 1:
+        raise InputError(f"decoding.num_beams={decoding.num_beams}: a beam search cannot be streamed; expected 1")
     prompt = checked(prompt, model)
     check_specials(model, end, start, decoding)
     batch = _batch(model, [prompt], decoding, end, start, prefix, pieces)
     arguments = model, _static(decoding, batch), steps.ready(model, params)
     most = int(batch.rules.limits.max())
     key = jax.random.fold_in(jax.random.key(decoding.seed), 0)
-    progress, shown = loops.begin(*arguments, batch, bucket(decoding.max_new or most), key), 0
+    progress, shown = loops.begin(*arguments, batch, bucket(decoding.max_new_tokens or most), key), 0
     while True:
         tokens, lengths, ended = jax.device_get((progress.tokens, progress.lengths, progress.ended))
         yield tokens[0, shown : lengths[0]]
@@ -131,8 +131,8 @@ def checked(prompt: Sequence[int], model: nn.Module, name: str = "prompt") -> np
     tokens = np.asarray(prompt, np.int32).reshape(-1)
     if not len(tokens):
         raise InputError(f"an empty {name}: expected at least one token")
-    if len(tokens) > model.positions:
-        raise InputError(f"a {name} of {len(tokens)} tokens: the model has positions for {model.positions}")
+    if len(tokens) > model.max_length:
+        raise InputError(f"a {name} of {len(tokens)} tokens: the model has positions for {model.max_length}")
     outside = tokens[(tokens < 0) | (tokens >= model.vocab)]
     if len(outside):
         raise InputError(f"token {outside[0]} in a {name}: the model's vocabulary has 0 to {model.vocab - 1}")
@@ -178,16 +178,16 @@ def _batch(
     prefix: bool = False,
     pieces: int | None = None,
 ) -> Prompts:
-    tokens, segments = padded(prompts, model.positions, left=True)
+    tokens, segments = padded(prompts, model.max_length, left=True)
     # The last token needs no position: nothing follows it.
     used = np.ones(1, np.int32) if steps.answers(model) else segments.sum(1)
-    most = decoding.max_new or decoding.max_length - used
+    most = decoding.max_new_tokens or decoding.max_length - used
     if np.min(most) < 1:
         raise InputError(
             f"decoding.max_length={decoding.max_length}: leaves no new token after {np.max(used)}; expected a larger "
-            "one, or decoding.max_new"
+            "one, or decoding.max_new_tokens"
         )
-    limits = np.clip(most, 0, model.positions + 1 - used) * (np.arange(len(tokens)) < len(prompts))
+    limits = np.clip(most, 0, model.max_length + 1 - used) * (np.arange(len(tokens)) < len(prompts))
     ends = decoding.eos_token_ids if decoding.eos_token_ids is not None else [] if end is None else [end]
     rules = Rules.of(decoding, prompts, limits, ends, start if steps.answers(model) else None, pieces)
     return Prompts(tokens, segments, np.int32(NO_TOKEN if start is None else start), rules, prefix)
@@ -197,5 +197,12 @@ def _static(decoding: Decoding, prompts: Prompts) -> Decoding:
     """What a program is compiled for: all but what arrays say, which are the seed, numbers of tokens and their ends."""
     ends = [(token,) for token in prompts.rules.ends.tolist()]
     words = tuple(word for word in decoding.bad_words_ids if word not in ends)  # An end token may always come.
-    said = {"seed": 0, "max_new": 1, "max_length": None, "min_new": 0, "min_length": 0, "eos_token_ids": None}
+    said = {
+        "seed": 0,
+        "max_new_tokens": 1,
+        "max_length": None,
+        "min_new_tokens": 0,
+        "min_length": 0,
+        "eos_token_ids": None,
+    }
     return Decoding(**{**vars(decoding), **said, "bad_words_ids": words})

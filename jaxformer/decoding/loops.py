@@ -28,7 +28,7 @@ class Progress:
     """Integers [b]: new tokens, the end token among them."""
     last: jax.Array
     """Integers [b]: the token that the model has not seen yet."""
-    positions: jax.Array
+    position_ids: jax.Array
     """Integers [b]: where it stands."""
     cache: Cache
     """Of the tokens before it."""
@@ -53,7 +53,7 @@ def begin(model: nn.Module, decoding: Decoding, params: Any, prompts: Prompts, r
         tokens=jnp.zeros((rows, room), jnp.int32),
         lengths=zeros,
         last=zeros,
-        positions=ahead.positions,
+        position_ids=ahead.position_ids,
         cache=ahead.cache,
         ended=prompts.rules.limits == 0,
         seen=first_seen(model, decoding, prompts),
@@ -71,8 +71,8 @@ def advance(model: nn.Module, decoding: Decoding, params: Any, progress: Progres
         return (progress.count < until) & ~progress.ended.all()
 
     def body(progress):
-        ahead = steps.step(model, params, progress.last, progress.positions, progress.cache)
-        return _add(progress.replace(positions=ahead.positions, cache=ahead.cache), ahead.logits, decoding)
+        ahead = steps.step(model, params, progress.last, progress.position_ids, progress.cache)
+        return _add(progress.replace(position_ids=ahead.position_ids, cache=ahead.cache), ahead.logits, decoding)
 
     return jax.lax.while_loop(unfinished, body, progress)
 

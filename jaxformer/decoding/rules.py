@@ -63,12 +63,14 @@ class Rules:
         longest = max([stretch, read, *map(len, decoding.bad_words_ids)])
         lengths = np.zeros(len(limits), np.int32)
         lengths[: len(prompts)] = list(map(len, followed))
-        least = np.full_like(lengths, decoding.min_new) if decoding.min_new else decoding.min_length - lengths
+        least = (
+            np.full_like(lengths, decoding.min_new_tokens) if decoding.min_new_tokens else decoding.min_length - lengths
+        )
         reads = read or decoding.encoder_repetition_penalty != 1
         return cls(
             limits=limits.astype(np.int32),
             ends=np.array(ends, np.int32),
-            least=least if len(ends) and (decoding.min_new or decoding.min_length) else None,
+            least=least if len(ends) and (decoding.min_new_tokens or decoding.min_length) else None,
             given=_before(followed, len(limits), longest) if longest > 1 or stretch else None,
             read=_before(prompts, len(limits), read) if reads else None,
             alone=lengths == 1 if decoding.forced_bos_token_id is not None else None,

@@ -80,12 +80,12 @@ def score(
 def _continued(model: nn.Module, pairs: Sequence[tuple[np.ndarray, np.ndarray]], prefix: bool) -> dict[str, Any]:
     """Rows of a prompt and its continuation, whose last token needs no place."""
     rows = [np.concatenate(pair)[:-1] for pair in pairs]
-    if (longest := max(map(len, rows))) > model.positions:
+    if (longest := max(map(len, rows))) > model.max_length:
         raise InputError(
-            f"a prompt and a continuation of {longest + 1} tokens: the model has positions for {model.positions}"
+            f"a prompt and a continuation of {longest + 1} tokens: the model has positions for {model.max_length}"
         )
-    tokens, segments = padded(rows, model.positions)
-    targets, _ = padded([continuation for _, continuation in pairs], model.positions)
+    tokens, segments = padded(rows, model.max_length)
+    targets, _ = padded([continuation for _, continuation in pairs], model.max_length)
     lengths = np.ones((len(tokens), 1), np.int32)
     lengths[: len(pairs), 0] = [len(prompt) for prompt, _ in pairs]
     inputs = {"tokens": tokens, "segments": segments}
@@ -97,8 +97,8 @@ def _continued(model: nn.Module, pairs: Sequence[tuple[np.ndarray, np.ndarray]],
 
 def _answered(model: nn.Module, pairs: Sequence[tuple[np.ndarray, np.ndarray]], start: int) -> dict[str, Any]:
     """Rows of inputs, and rows of their answers behind the start token."""
-    inputs, input_segments = padded([prompt for prompt, _ in pairs], model.positions)
-    targets, segments = padded([answer for _, answer in pairs], model.positions)
+    inputs, input_segments = padded([prompt for prompt, _ in pairs], model.max_length)
+    targets, segments = padded([answer for _, answer in pairs], model.max_length)
     tokens = np.concatenate([np.full_like(targets[:, :1], start), targets[:, :-1]], axis=1)
     names = {"inputs": inputs, "tokens": tokens, "input_segments": input_segments, "segments": segments}
     return {"inputs": names, "at": np.broadcast_to(np.arange(targets.shape[1]), targets.shape), "targets": targets}
@@ -119,7 +119,7 @@ def _score(model: nn.Module, params: Any, batch: Any, pieces: int | None = None)
 
     def one(part):
         hidden, targets = part
-        logits = output.decoder.logits(hidden)
+        logits = output.lm_head.logits(hidden)
         wanted = jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
         return wanted - jax.nn.logsumexp(logits, -1), wanted >= without_pieces(logits, pieces).max(-1)
 

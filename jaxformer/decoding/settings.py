@@ -9,13 +9,13 @@ from jaxformer.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Decoding:
-    """The likeliest token each time, tokens drawn at random (`temperature` above 0), or beam search (`beams` above 1).
+    """The likeliest token at each step, sampling (`temperature` above 0), or beam search (`num_beams` above 1).
 
     Definitions are those of transformers' `generate`; its settings of the same names give the same tokens. Each setting
     at its default is left out of the compiled program.
     """
 
-    max_new: int | None = 64
+    max_new_tokens: int | None = 64
     """New tokens, at most; None leaves it to `max_length`."""
     temperature: float = 0.0
     """Divides the logits before a token is drawn: below 1 safer, above 1 wilder; 0 takes the likeliest."""
@@ -27,22 +27,22 @@ class Decoding:
     """Draw among tokens at least this times as likely as the likeliest."""
     repetition_penalty: float = 1.0
     """What the scores of tokens that were there before are weakened by (Keskar et al. 2019); 1: not at all."""
-    beams: int = 1
+    num_beams: int = 1
     """Hypotheses kept at each step; 1 is no beam search."""
     length_penalty: float = 1.0
     """Hypotheses compete by log-probability divided by length to this power: above 0 favours long ones."""
-    early_stopping: Literal["unlikely", "full", "impossible"] = "unlikely"
-    """When a beam search ends: when a better hypothesis is unlikely, when `beams` have ended, or when none can be
-    better (transformers' False, True and "never")."""
+    early_stopping: bool | Literal["never"] = False
+    """When a beam search ends: False when a better hypothesis is unlikely, True when `num_beams` have ended, "never"
+    when none can be better."""
     seed: int = 0
     """Seed of the draws."""
     max_length: int | None = None
     """Tokens of a decoder's prompt and output together (of an encoder–decoder's start token and output), at most; used
-    where `max_new` is None."""
-    min_new: int = 0
+    where `max_new_tokens` is None."""
+    min_new_tokens: int = 0
     """New tokens before the end token may come."""
     min_length: int = 0
-    """The same, counted as `max_length` counts; used where `min_new` is 0."""
+    """The same, counted as `max_length` counts; used where `min_new_tokens` is 0."""
     eos_token_ids: tuple[int, ...] | None = None
     """Ids of the tokens that end an output; None: the tokenizer's end token."""
     typical_p: float = 1.0
@@ -75,8 +75,10 @@ class Decoding:
 
     def __post_init__(self):
         fields.check(self)
-        least = {"max_new": 1, "max_length": 1, "top_k": 1, "beams": 1, "temperature": 0, "seed": 0}
-        least |= dict.fromkeys(("min_new", "min_length", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size"), 0)
+        least = {"max_new_tokens": 1, "max_length": 1, "top_k": 1, "num_beams": 1, "temperature": 0, "seed": 0}
+        least |= dict.fromkeys(
+            ("min_new_tokens", "min_length", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size"), 0
+        )
         for field, value in least.items():
             fields.at_least(f"decoding.{field}", getattr(self, field), value)
         fields.within("decoding.min_p", self.min_p, 0, 1)
@@ -88,11 +90,11 @@ class Decoding:
         for field in ("repetition_penalty", "encoder_repetition_penalty"):
             if not getattr(self, field) > 0:
                 raise InputError(f"decoding.{field}={getattr(self, field)}: expected above 0")
-        if self.max_new is None and self.max_length is None:
-            raise InputError("decoding.max_new=None: expected a number of tokens, or decoding.max_length")
-        if self.beams > 1 and self.temperature:
+        if self.max_new_tokens is None and self.max_length is None:
+            raise InputError("decoding.max_new_tokens=None: expected a number of tokens, or decoding.max_length")
+        if self.num_beams > 1 and self.temperature:
             raise InputError(
-                f"decoding.beams={self.beams}: a beam search draws nothing; expected decoding.temperature=0, "
+                f"decoding.num_beams={self.num_beams}: a beam search draws nothing; expected decoding.temperature=0, "
                 f"not {self.temperature}"
             )
         self._check_tokens()

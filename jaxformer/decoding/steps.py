@@ -41,7 +41,7 @@ class Next(NamedTuple):
 
     logits: jax.Array
     """float32 [b, v]."""
-    positions: jax.Array
+    position_ids: jax.Array
     """Integers [b]: where that token stands."""
     cache: Cache
     """Of all tokens before it."""
@@ -78,9 +78,9 @@ def prefill(model: nn.Module, params: Any, prompts: Prompts, room: int) -> Next:
     """
     tokens, segments = (sharding.constrain(array, "bt") for array in (prompts.tokens, prompts.segments))
     rows, length = tokens.shape
-    positions = jnp.maximum(jnp.cumsum(segments, axis=1) - 1, 0)
+    position_ids = jnp.maximum(jnp.cumsum(segments, axis=1) - 1, 0)
     if answers(model):
-        encoded = model.apply({"params": params}, tokens, segments, positions, method="encode")
+        encoded = model.apply({"params": params}, tokens, segments, position_ids, method="encode")
         cache = model.new_cache(rows, room)
         cache = cache.replace(segments=jnp.ones_like(cache.segments), memory_segments=segments)
         first = jnp.full((rows, 1), prompts.start, jnp.int32)
@@ -89,22 +89,22 @@ def prefill(model: nn.Module, params: Any, prompts: Prompts, room: int) -> Next:
         return Next(_last(output), jnp.ones(rows, jnp.int32), _laid(output.cache))
     cache = model.new_cache(rows, length).replace(segments=segments)
     prefix = segments > 0 if prompts.prefix else None
-    output = model.apply({"params": params}, tokens, positions=positions, prefix=prefix, cache=_laid(cache))
+    output = model.apply({"params": params}, tokens, position_ids=position_ids, prefix=prefix, cache=_laid(cache))
     cache = output.cache.room_for(room)
     cache = cache.replace(segments=cache.segments.at[:, length:].set(1))
-    return Next(_last(output), positions[:, -1] + 1, _laid(cache))
+    return Next(_last(output), position_ids[:, -1] + 1, _laid(cache))
 
 
-def step(model: nn.Module, params: Any, tokens: jax.Array, positions: jax.Array, cache: Cache) -> Next:
+def step(model: nn.Module, params: Any, tokens: jax.Array, position_ids: jax.Array, cache: Cache) -> Next:
     """Takes a token more a row, integers [b] at positions [b]."""
-    places = jnp.minimum(positions, model.positions - 1)  # A row that has ended stays where it is.
-    arguments = {"tokens": tokens[:, None], "positions": places[:, None], "cache": cache}
+    places = jnp.minimum(position_ids, model.max_length - 1)  # A row that has ended stays where it is.
+    arguments = {"tokens": tokens[:, None], "position_ids": places[:, None], "cache": cache}
     output = model.apply({"params": params}, **arguments, method="decode" if answers(model) else None)
-    return Next(_last(output), positions + 1, output.cache)
+    return Next(_last(output), position_ids + 1, output.cache)
 
 
 def _last(output) -> jax.Array:
-    return sharding.constrain(output.decoder.logits(output.hidden[:, -1]), "bv")
+    return sharding.constrain(output.lm_head.logits(output.hidden[:, -1]), "bv")
 
 
 def _laid(cache: Cache) -> Cache:

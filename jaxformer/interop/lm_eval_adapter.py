@@ -59,7 +59,7 @@ class RunLM(LM):
         owners, prompts, continuations = [], [], []
         for number, request in enumerate(requests):
             tokens = tokenizer.encode(request.args[0]).tolist()
-            windows = utils.get_rolling_token_windows(tokens, first, run.model.positions, context_len=1)
+            windows = utils.get_rolling_token_windows(tokens, first, run.model.max_length, context_len=1)
             for context, continuation in map(utils.make_disjoint_window, windows):
                 owners.append(number)
                 prompts.append(context)
@@ -94,13 +94,13 @@ class RunLM(LM):
     def _write(self, contexts: Sequence[str], settings: Mapping[str, Any]) -> list[str]:
         drawn = settings.get("do_sample", settings.get("temperature", 0) > 0)
         ours = {name: settings[name] for name in TAKEN if settings.get(name) is not None}
-        ours |= {"max_new": settings.get("max_gen_toks", NEW), "beams": settings.get("num_beams", 1)}
+        ours |= {"max_new_tokens": settings.get("max_gen_toks", NEW), "num_beams": settings.get("num_beams", 1)}
         ours["temperature"] = float(ours.get("temperature", 1.0)) if drawn else 0.0
         run = self.run.with_decoding(**ours)
         objective, tokenizer = run.objective, run.tokenizer
         prompts = objective.prompts(tokenizer, contexts)
         # The harness wants room for the answer rather than the whole of a long context.
-        most = max(1, run.model.positions + 1 - (ours["max_new"] if isinstance(objective, CausalLM) else 1))
+        most = max(1, run.model.max_length + 1 - (ours["max_new_tokens"] if isinstance(objective, CausalLM) else 1))
         with jax.set_mesh(run.mesh):
             outputs = objective.write(run.model, run.params, tokenizer, [prompt[-most:] for prompt in prompts])
         return [tokenizer.decode(output) for output in outputs]

@@ -160,7 +160,7 @@ class Attention(nn.Module):
     """Size of a head; by default the width divided among the heads."""
     bias: bool = True
     """Whether the four maps have biases."""
-    scaled: bool = True
+    scale_scores: bool = True
     """Whether scores are divided by sqrt(head_dim); T5's are not, and its queries begin smaller instead."""
     head_norm: nn.Module | None = None
     """The norm of each head's queries and of its keys, such as `HeadRMSNorm()`; None: none."""
@@ -216,13 +216,13 @@ class Attention(nn.Module):
         groups, head_dim = self.sizes(heads, width)
         placement = placement or Placement()
         bias = placement.bias
-        scale = head_dim**-0.5 if self.scaled else 1.0
+        scale = head_dim**-0.5 if self.scale_scores else 1.0
 
         def project(name, letters, inputs, count, gain=1.0):
             shape = (width, count, head_dim)
             return Linear(f"btd,d{letters}->bt{letters}", shape, self.bias, dtype, gain, name=name)(inputs)
 
-        query = project("query", "hk", x, heads, gain=1.0 if self.scaled else head_dim**-0.5)
+        query = project("query", "hk", x, heads, gain=1.0 if self.scale_scores else head_dim**-0.5)
         if self.head_norm is not None:
             query = self.head_norm.copy(name="query_norm")(query)
         if isinstance(memory, KeyValue):

@@ -23,15 +23,15 @@ class Embeddings(nn.Module):
     """Size of the embeddings."""
     vocab: int | None
     """Size of the vocabulary; None stands for the tokenizer's, until a run has one."""
-    positions: int
+    max_length: int
     """The longest input, in tokens."""
-    added: AddedPositions = "learned"
+    position_embedding: AddedPositions = "learned"
     """How positions are added."""
     token_types: int = 0
     """Kinds of sentence; 0 for none."""
     scale: float = 1.0
     """What token embeddings are multiplied by."""
-    token_size: float = 0.02
+    token_init_std: float = 0.02
     """Standard deviation with which token embeddings begin."""
     norm: nn.Module | None = None
     """The norm of the sum."""
@@ -46,7 +46,7 @@ class Embeddings(nn.Module):
     def __call__(
         self,
         tokens: jax.Array,
-        positions: jax.Array | None = None,
+        position_ids: jax.Array | None = None,
         token_types: jax.Array | None = None,
         train: bool = False,
         blank: jax.Array | None = None,
@@ -55,27 +55,27 @@ class Embeddings(nn.Module):
 
         Args:
           tokens: integers [b, t].
-          positions: integers [b, t]. Default: 0, 1, 2, ...
+          position_ids: integers [b, t]. Default: 0, 1, 2, ...
           token_types: integers [b, t]. Default: 0.
           train: whether to drop out; needs the rng stream `dropout`.
           blank: boolean [b, t]: where the token counts as a vector of zeros. Default: nowhere.
         """
         if self.vocab is None:
             raise InputError("model.vocab=None: a run takes the tokenizer's size; without a run, expected a number")
-        tokens_vd = self._table("token", "vd", self.vocab, self.token_size)
+        tokens_vd = self._table("token", "vd", self.vocab, self.token_init_std)
         # The lookup needs whole rows: gathering them from a table split over the width would make the compiler
         # rebuild the table for every use. The tensor axis keeps the vocabulary.
         x = sharding.constrain(jnp.take(sharding.constrain(tokens_vd, "v_"), tokens, axis=0), "btd") * self.scale
         if blank is not None:
             x = jnp.where(blank[..., None], 0.0, x)
-        if self.added == "sinusoidal":
-            places = jnp.arange(tokens.shape[1]) if positions is None else positions
+        if self.position_embedding == "sinusoidal":
+            places = jnp.arange(tokens.shape[1]) if position_ids is None else position_ids
             x = x + sinusoidal(places, self.width)
-        elif self.added == "learned":
+        elif self.position_embedding == "learned":
             init = sharding.with_axes(first_positions, "td")
-            positions_td = self.param("position", init, (self.offset + self.positions, self.width))
+            positions_td = self.param("position", init, (self.offset + self.max_length, self.width))
             first = slice(self.offset, self.offset + tokens.shape[1])
-            x = x + (positions_td[first] if positions is None else positions_td[positions + self.offset])
+            x = x + (positions_td[first] if position_ids is None else positions_td[position_ids + self.offset])
         if self.token_types:
             # Few rows: a product with one-hot types, as a gather's gradient would be a slow scatter into them.
             types = jax.nn.one_hot(jnp.zeros_like(tokens) if token_types is None else token_types, self.token_types)

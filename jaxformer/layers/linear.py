@@ -39,7 +39,7 @@ class Linear(nn.Module):
     """Whether to add a bias."""
     dtype: DType = "auto"
     """What to compute in."""
-    gain: float = 1.0
+    init_scale: float = 1.0
     """How much larger the kernel begins."""
 
     @nn.compact
@@ -51,7 +51,7 @@ class Linear(nn.Module):
             raise ValueError(f"{self.equation!r}: expected an equation such as 'btd,dhk->bthk'")
         rows = int(np.prod(self.shape[:contracted]))
         # BERT's 0.02 at its width of 768, and as much of the input's size at any other.
-        init = truncated_normal(self.gain * (3 * rows) ** -0.5)
+        init = truncated_normal(self.init_scale * (3 * rows) ** -0.5)
         kernel = self.param("kernel", sharding.with_axes(init, kernel_axes), tuple(self.shape))
         dtype = compute_dtype(self.dtype)
         # One matrix product over all tokens at once: with batch and position apart, XLA on CPU turns the kernel's
@@ -65,7 +65,7 @@ class Linear(nn.Module):
 
 
 @flax.struct.dataclass
-class Decoder:
+class LMHead:
     """The map from hidden vectors to a vocabulary's logits: `x · tableᵀ + bias`."""
 
     table: jax.Array

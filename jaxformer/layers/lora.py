@@ -27,15 +27,15 @@ class Lora:
     """Columns of A and rows of B."""
     alpha: float = 16.0
     """What A B is multiplied by is this over the rank, so that one learning rate serves all ranks."""
-    at: tuple[str, ...] = ("attention/(query|value)/kernel$",)
+    target_modules: tuple[str, ...] = ("attention/(query|value)/kernel$",)
     """Regular expressions; the kernels in whose path one is found are adapted."""
-    whole: tuple[str, ...] = ("^head/",)
+    modules_to_save: tuple[str, ...] = ("^head/",)
     """Regular expressions; the model's parameters in whose path one is found train as they are: those that are new."""
 
     def __post_init__(self):
         fields.check(self)
         fields.at_least("lora.rank", self.rank, 1)
-        for name in ("at", "whole"):
+        for name in ("target_modules", "modules_to_save"):
             for pattern in getattr(self, name):
                 check_pattern(f"lora.{name}", pattern)
 
@@ -46,12 +46,14 @@ class Lora:
           InputError: a pattern of `at` finds no kernel.
         """
         kernels = {path: leaf for path, leaf in _flat(base).items() if path.endswith(KERNEL)}
-        for pattern in self.at:
+        for pattern in self.target_modules:
             if not any(found_in(path, [pattern]) for path in kernels):
-                raise InputError(f"lora.at={pattern!r}: found in no kernel's path; they are like {next(iter(kernels))}")
+                raise InputError(
+                    f"lora.target_modules={pattern!r}: found in no kernel's path; they are like {next(iter(kernels))}"
+                )
         found = {}
         for number, (path, kernel) in enumerate(kernels.items()):
-            if found_in(path, self.at):
+            if found_in(path, self.target_modules):
                 pair = self._pair(jax.random.fold_in(key, number), path, kernel)
                 found |= {f"{path.removesuffix(KERNEL)}/{name}": part for name, part in pair.items()}
         return flax.traverse_util.unflatten_dict(found, sep="/")
@@ -72,7 +74,7 @@ class Lora:
 
     def is_held(self, path: str) -> bool:
         """Whether a parameter of the run, such as `base/embeddings/token`, does not train."""
-        return path.startswith("base/") and not found_in(path.removeprefix("base/"), self.whole)
+        return path.startswith("base/") and not found_in(path.removeprefix("base/"), self.modules_to_save)
 
     def _pair(self, key: jax.Array, path: str, kernel: Any) -> dict[str, Any]:
         boxed = sharding.is_boxed(kernel)

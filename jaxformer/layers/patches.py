@@ -123,7 +123,7 @@ class ImageEmbeddings(nn.Module):
     """Height and width of the images that a table of positions is for; it is interpolated to others."""
     patch: int
     """Height and width of a patch."""
-    positions: ImagePositions = "learned"
+    position_embedding: ImagePositions = "learned"
     """How positions are added."""
     class_token: bool = True
     """Whether a learned token stands before the patches, whose output tells of the whole image."""
@@ -152,7 +152,7 @@ class ImageEmbeddings(nn.Module):
 
     def _positions(self, rows: int, columns: int) -> tuple[jax.Array | float, jax.Array]:
         """Those of the class token and of the patches, [p, d]."""
-        if self.positions == "sinusoidal":
+        if self.position_embedding == "sinusoidal":
             return 0.0, sinusoidal_2d(rows, columns, self.width)
         side, leading = self.image // self.patch, int(self.class_token)
         init = sharding.with_axes(functools.partial(first_table, leading=leading), "td")

@@ -17,14 +17,14 @@ from jaxformer.errors import InputError
 from jaxformer.parallel import sharding
 
 
-def sinusoidal(positions: jax.Array, width: int, longest: float = 10_000.0) -> jax.Array:
+def sinusoidal(position_ids: jax.Array, width: int, longest: float = 10_000.0) -> jax.Array:
     """Sines in the first half of the width, cosines in the second (Vaswani et al. 2017, §3.5).
 
     The paper interleaves the two; the halves are a fixed permutation of it, and the layout that Marian's
     checkpoints have.
 
     Args:
-      positions: integers [...].
+      position_ids: integers [...].
       width: even size of the encoding.
       longest: wavelength of the slowest pair, in units of 2π positions.
 
@@ -37,7 +37,7 @@ def sinusoidal(positions: jax.Array, width: int, longest: float = 10_000.0) -> j
     # turns by themselves.
     turn = 2.0**32 / (2 * math.pi)
     frequencies = np.round(turn * longest ** (-np.arange(0, width, 2) / width)).astype(np.int32)
-    angles = (positions[..., None].astype(jnp.int32) * frequencies).astype(jnp.float32) / turn
+    angles = (position_ids[..., None].astype(jnp.int32) * frequencies).astype(jnp.float32) / turn
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
@@ -52,14 +52,14 @@ class Placement:
     bias: jax.Array | None = None
     """What is added to the scores, float32 [h, t, s] or [b, h, t, s]."""
 
-    def at(self, positions: jax.Array) -> "Placement":
-        """That of the queries at `positions`, integers [b, m], alone."""
+    def at(self, position_ids: jax.Array) -> "Placement":
+        """That of the queries at `position_ids`, integers [b, m], alone."""
         query, bias = self.query, self.bias
         if query is not None:
-            rows = [jnp.broadcast_to(array, (positions.shape[0], *array.shape[1:])) for array in query]
-            query = tuple(jnp.take_along_axis(array, positions[..., None, None], axis=1) for array in rows)
+            rows = [jnp.broadcast_to(array, (position_ids.shape[0], *array.shape[1:])) for array in query]
+            query = tuple(jnp.take_along_axis(array, position_ids[..., None, None], axis=1) for array in rows)
         if bias is not None:
-            bias = jnp.moveaxis(bias[:, positions], 1, 0)
+            bias = jnp.moveaxis(bias[:, position_ids], 1, 0)
         return Placement(query, self.key, bias)
 
 
@@ -102,11 +102,13 @@ class Rotary(nn.Module):
             return frequencies * (kept + (1 - kept) / self.factor)
         return frequencies
 
-    def __call__(self, positions: jax.Array, query_index: jax.Array, key_index: jax.Array, heads: int, head_dim: int):
+    def __call__(
+        self, position_ids: jax.Array, query_index: jax.Array, key_index: jax.Array, heads: int, head_dim: int
+    ):
         """The rotation of positions, integers [b, t]; `query_index`, `key_index` and `heads` do not matter to it."""
         if head_dim % 2:
             raise InputError(f"a head of {head_dim} dimensions: rotary positions need an even number")
-        angles = positions[..., None, None].astype(jnp.float32) * self.frequencies(head_dim)
+        angles = position_ids[..., None, None].astype(jnp.float32) * self.frequencies(head_dim)
         rotation = jnp.cos(angles), jnp.sin(angles)
         return Placement(rotation, rotation)
 
@@ -138,8 +140,10 @@ class RelativePositions(nn.Module):
             raise InputError(f"positions.longest={self.longest}: expected above {self.buckets // least}")
 
     @nn.compact
-    def __call__(self, positions: jax.Array, query_index: jax.Array, key_index: jax.Array, heads: int, head_dim: int):
-        """The bias between indices in a row, integers [t] and [s]; `positions` and `head_dim` do not matter to it."""
+    def __call__(
+        self, position_ids: jax.Array, query_index: jax.Array, key_index: jax.Array, heads: int, head_dim: int
+    ):
+        """The bias between indices in a row, integers [t] and [s]; `position_ids` and `head_dim` are not used."""
         init = sharding.with_axes(nn.initializers.normal(0.1), "_h")
         table = self.param("bias", init, (self.buckets, heads))
         bucket = self.bucket(key_index[None, :] - query_index[:, None])

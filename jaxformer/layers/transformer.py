@@ -168,7 +168,7 @@ class Transformer(nn.Module):
     norm_position: Literal["before", "after"] = "before"
     """Norm before each layer (pre-norm, stable when deep) and at the end, or after each residual sum (post-norm, the
     paper's)."""
-    positions: nn.Module | None = None
+    position_embedding: nn.Module | None = None
     """How positions act in self-attention, such as `Rotary()`; None: not at all."""
     dropout: float = 0.1
     """Rate of dropout on embeddings and on each layer's output."""
@@ -185,7 +185,7 @@ class Transformer(nn.Module):
     """What a layer's output goes through before it is added, such as `Residual(drop_path=0.1)`; None: nothing."""
 
     def __post_init__(self):
-        for field in ("norm", "positions"):
+        for field in ("norm", "position_embedding"):
             module = getattr(self, field)
             # Linen takes one instance, such as a field's default, for one set of parameters wherever it stands.
             if isinstance(module, nn.Module) and module.parent is None:
@@ -218,7 +218,7 @@ class Transformer(nn.Module):
         train: bool = False,
         return_attention: bool = False,
         at: jax.Array | None = None,
-        positions: jax.Array | None = None,
+        position_ids: jax.Array | None = None,
         memory: jax.Array | None = None,
         memory_mask: Mask | None = None,
         cache: Cache | None = None,
@@ -232,7 +232,7 @@ class Transformer(nn.Module):
           return_attention: whether to return the attention weights too; not together with `at`.
           at: integers [b, m]: the positions whose output is wanted. The last block leaves the others out, which
             with BERT's 15% saves most of it.
-          positions: integers [b, t], for a position scheme. Default: 0, 1, 2, ...
+          position_ids: integers [b, t], for a position scheme. Default: 0, 1, 2, ...
           memory: what cross-attention attends to, [b, s, d]; with a cache needed once only.
           memory_mask: which part of it each token sees.
           cache: of earlier tokens; `x` are those after them.
@@ -244,9 +244,9 @@ class Transformer(nn.Module):
             self.param("blocks", _stacked(block, self.depth), x, memory)
         stacked = nn.unbox(self.get_variable("params", "blocks"))
         if cache is not None:
-            return self._decode(block, stacked, x, mask, positions, memory, cache)
+            return self._decode(block, stacked, x, mask, position_ids, memory, cache)
         index = jnp.arange(x.shape[1])
-        placement = self._place(index[None] if positions is None else positions, index, index)
+        placement = self._place(index[None] if position_ids is None else position_ids, index, index)
         key = self.make_rng("dropout") if train else None
 
         def layer(x, numbered, at=None):
@@ -280,7 +280,7 @@ class Transformer(nn.Module):
         layers = tuple(KeyValue(empty, empty) for _ in range(self.depth))
         return Cache(layers, jnp.zeros((rows, slots), jnp.int32), jnp.zeros((), jnp.int32))
 
-    def _decode(self, block, stacked, x, mask, positions, memory, cache) -> TransformerOutput:
+    def _decode(self, block, stacked, x, mask, position_ids, memory, cache) -> TransformerOutput:
         """The blocks one by one, each with a cache of its own, which is updated in place."""
         slots, keys = cache.used + jnp.arange(x.shape[1]), jnp.arange(cache.segments.shape[1])
         segments = jax.lax.dynamic_slice_in_dim(cache.segments, cache.used, x.shape[1], axis=1)
@@ -288,7 +288,7 @@ class Transformer(nn.Module):
         memory_mask = None
         if cache.memory_segments is not None:
             memory_mask = Mask.of_segments(jnp.ones_like(segments), cache.memory_segments)
-        placement = self._place(slots[None] if positions is None else positions, slots, keys)
+        placement = self._place(slots[None] if position_ids is None else position_ids, slots, keys)
         layers, memories = [], []
         for number, params in enumerate(unstacked(stacked)):
             output = block.apply(
@@ -308,11 +308,11 @@ class Transformer(nn.Module):
         cache = cache.replace(layers=tuple(layers), used=cache.used + x.shape[1], memory=memories)
         return TransformerOutput(self._end(x), cache=cache)
 
-    def _place(self, positions, query_index, key_index) -> Placement | None:
-        if self.positions is None:
+    def _place(self, position_ids, query_index, key_index) -> Placement | None:
+        if self.position_embedding is None:
             return None
         _, head_dim = self.attention.sizes(self.heads, self.width)
-        return self.positions(positions, query_index, key_index, self.heads, head_dim)
+        return self.position_embedding(position_ids, query_index, key_index, self.heads, head_dim)
 
     def _end(self, x: jax.Array) -> jax.Array:
         return x if self.norm_position == "after" else self.norm(x)

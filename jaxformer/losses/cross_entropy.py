@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxformer.layers.linear import Decoder
+from jaxformer.layers.linear import LMHead
 from jaxformer.metrics.means import Mean
 from jaxformer.parallel import sharding
 
@@ -28,7 +28,7 @@ class TokenLoss(NamedTuple):
 
 def decoded_cross_entropy(
     x: jax.Array,
-    decoder: Decoder,
+    decoder: LMHead,
     targets: jax.Array,
     weights: jax.Array,
     label_smoothing: float = 0.0,
@@ -131,7 +131,7 @@ def _chunk(x, targets, weights, decoder, terms, with_gradient):
         # As a product: XLA on CPU sums columns thirty times slower.
         ones = jnp.ones((1, len(x)), x.dtype)
         dbias = jnp.matmul(ones, dlogits, preferred_element_type=jnp.float32)[0]
-    return sums, (dx, Decoder(dtable, dbias))
+    return sums, (dx, LMHead(dtable, dbias))
 
 
 def _chunks(rows: int, positions: int, vocab: int) -> int:

@@ -23,7 +23,7 @@ def token_means(objective: Any, model: Any, params: Any, batch: Mapping[str, jax
     """The loss with its terms, the cross-entropy without them, in nats, and the accuracy of a batch's targets."""
     rngs = None if key is None else {"dropout": key}
     output = model.apply({"params": params}, **objective.inputs(batch), train=key is not None, rngs=rngs)
-    predicted = output.hidden, output.decoder, batch["targets"], batch["weights"]
+    predicted = output.hidden, output.lm_head, batch["targets"], batch["weights"]
     means = decoded_cross_entropy(*predicted, objective.label_smoothing, objective.z_loss)
     return dict(zip(NAMES, means, strict=True))
 

@@ -22,7 +22,7 @@ BASE = Transformer(768, 6, 12, mlp=Mlp(), norm=LayerNorm(1e-5), norm_position="a
 class Entry(nn.Module):
     """What a stack's embeddings get before they enter it: learned positions, a norm, dropout; [b, t, d] → [b, t, d]."""
 
-    positions: int
+    max_length: int
     """The longest input, in tokens."""
     offset: int
     """Rows of the table before that of position 0."""
@@ -34,10 +34,10 @@ class Entry(nn.Module):
     """The type of the result."""
 
     @nn.compact
-    def __call__(self, x: jax.Array, positions: jax.Array | None, train: bool) -> jax.Array:
-        shape = (self.offset + self.positions, x.shape[-1])
+    def __call__(self, x: jax.Array, position_ids: jax.Array | None, train: bool) -> jax.Array:
+        shape = (self.offset + self.max_length, x.shape[-1])
         table = self.param("position", sharding.with_axes(first_positions, "td"), shape)
-        places = jnp.arange(x.shape[1]) if positions is None else positions
+        places = jnp.arange(x.shape[1]) if position_ids is None else position_ids
         x = self.norm(x.astype(jnp.float32) + table[places + self.offset])
         x = Dropout(self.dropout)(x.astype(compute_dtype(self.dtype)), train)
         return sharding.constrain(x, "btd")
@@ -52,11 +52,11 @@ class Bart(EncoderDecoder):
     """The stack over the outputs; each block attends to the encoder's output too."""
     vocab: int | None = 50_265
     """Size of the vocabulary, one for inputs and outputs; at least the tokenizer's. None: the tokenizer's."""
-    positions: int = 1024
+    max_length: int = 1024
     """The longest input and output, in tokens."""
-    added: AddedPositions = "none"
+    position_embedding: AddedPositions = "none"
     """What is added to the embeddings that both stacks share; their own positions are added behind them."""
-    scaled: bool = False
+    scale_embeddings: bool = False
     """Whether embeddings are multiplied by the square root of the width."""
     head_bias: bool = True
     """Whether the head has a bias."""
@@ -68,11 +68,11 @@ class Bart(EncoderDecoder):
 
         def entry(stack):
             norm = fresh(stack.norm)
-            return Entry(self.positions, self.position_offset, norm, stack.dropout, stack.dtype)
+            return Entry(self.max_length, self.position_offset, norm, stack.dropout, stack.dtype)
 
         self.encoder_entry, self.decoder_entry = entry(self.encoder), entry(self.decoder)
 
-    def _embed(self, tokens, positions, train: bool, side: Literal["encoder", "decoder"]):
-        x, table = super()._embed(tokens, positions, False, side)  # Dropout comes once, at the end.
+    def _embed(self, tokens, position_ids, train: bool, side: Literal["encoder", "decoder"]):
+        x, table = super()._embed(tokens, position_ids, False, side)  # Dropout comes once, at the end.
         entry = self.encoder_entry if side == "encoder" else self.decoder_entry
-        return entry(x, positions, train), table
+        return entry(x, position_ids, train), table

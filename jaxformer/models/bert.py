@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxformer.errors import InputError
 from jaxformer.layers.embeddings import Embeddings
-from jaxformer.layers.linear import Decoder, DType, Linear
+from jaxformer.layers.linear import DType, Linear, LMHead
 from jaxformer.layers.masks import Mask
 from jaxformer.layers.mlp import Activation, activation
 from jaxformer.layers.norms import LayerNorm
@@ -28,7 +28,7 @@ class BertOutput:
     """The last block's output, [b, t, d]; None where only some positions were asked for."""
     prediction: jax.Array | None
     """The masked-LM head's hidden vectors, [b, m, d] (m = t where no positions were named)."""
-    decoder: Decoder | None
+    lm_head: LMHead | None
     """From `prediction` to logits: the token embeddings, and a bias."""
     pooled: jax.Array | None
     """tanh of a linear map of each first token, [b, c, d]: c sentence pairs a row, 1 without packing."""
@@ -45,7 +45,7 @@ class BertOutput:
     @property
     def logits(self) -> jax.Array:
         """Masked-LM logits, float32 [b, m, v]; computed when read, so that a loss can do without all of them."""
-        return sharding.constrain(self.decoder.logits(self.prediction), "bmv")
+        return sharding.constrain(self.lm_head.logits(self.prediction), "bmv")
 
 
 class PredictionHead(nn.Module):
@@ -71,26 +71,28 @@ class Bert(nn.Module):
     """The stack of blocks."""
     vocab: int | None = 30_522
     """Size of the vocabulary; at least the tokenizer's. None: the tokenizer's."""
-    positions: int = 512
+    max_length: int = 512
     """The longest input, in tokens."""
     token_types: int = 2
     """Kinds of sentence (A and B); 0 for no embeddings of them."""
     position_offset: int = 0
     """Rows of the table of positions before that of position 0; RoBERTa has two."""
-    heads: tuple[Head, ...] = ("masked_lm", "pooler", "next_sentence")
+    prediction_heads: tuple[Head, ...] = ("masked_lm", "pooler", "next_sentence")
     """What reads the encoder; the next-sentence head reads the pooler."""
 
     def __post_init__(self):
         super().__post_init__()
-        if "next_sentence" in self.heads and "pooler" not in self.heads:
-            raise InputError(f"model.heads={self.heads}: the next-sentence head reads the pooler; expected both")
+        if "next_sentence" in self.prediction_heads and "pooler" not in self.prediction_heads:
+            raise InputError(
+                f"model.prediction_heads={self.prediction_heads}: next_sentence reads the pooler; expected both"
+            )
 
     @nn.compact
     def __call__(
         self,
         tokens: jax.Array,
         segments: jax.Array | None = None,
-        positions: jax.Array | None = None,
+        position_ids: jax.Array | None = None,
         token_types: jax.Array | None = None,
         masked_positions: jax.Array | None = None,
         cls_positions: jax.Array | None = None,
@@ -102,20 +104,20 @@ class Bert(nn.Module):
         Args:
           tokens: integers [b, t].
           segments: integers [b, t]; tokens attend within their segment, 0 is padding. Default: one segment.
-          positions: integers [b, t]. Default: 0, 1, 2, ...
+          position_ids: integers [b, t]. Default: 0, 1, 2, ...
           token_types: integers [b, t]: 0 in sentence A, 1 in B. Default: 0.
           masked_positions: integers [b, m]: where to predict tokens. Default: everywhere.
           cls_positions: integers [b, c]: the first token of each sentence pair. Default: 0.
           train: whether to drop out; needs the rng stream `dropout`.
           return_attention: whether to return the attention weights.
         """
-        if tokens.shape[1] > self.positions:
-            raise ValueError(f"{tokens.shape[1]} tokens: the model has positions for {self.positions}")
+        if tokens.shape[1] > self.max_length:
+            raise ValueError(f"{tokens.shape[1]} tokens: the model has positions for {self.max_length}")
         config = self.transformer
         embeddings = Embeddings(
             config.width,
             self.vocab,
-            self.positions,
+            self.max_length,
             token_types=self.token_types,
             norm=fresh(config.norm),
             dropout=config.dropout,
@@ -123,27 +125,27 @@ class Bert(nn.Module):
             offset=self.position_offset,
             name="embeddings",
         )
-        x, table = embeddings(tokens, positions, token_types, train)
+        x, table = embeddings(tokens, position_ids, token_types, train)
         mask = None if segments is None else Mask.of_segments(segments, segments)
         cls_positions = jnp.zeros_like(tokens[:, :1]) if cls_positions is None else cls_positions
         if masked_positions is None or return_attention:
-            output = config(x, mask, train, return_attention, positions=positions)
+            output = config(x, mask, train, return_attention, position_ids=position_ids)
             hidden = output.hidden
             firsts, masked = take(hidden, cls_positions), take(hidden, masked_positions)
         else:
             # The last block computes what the heads read, and nothing else.
             at, pairs = jnp.concatenate([cls_positions, masked_positions], axis=1), cls_positions.shape[1]
-            output = config(x, mask, train, at=at, positions=positions)
+            output = config(x, mask, train, at=at, position_ids=position_ids)
             firsts, masked, hidden = output.hidden[:, :pairs], output.hidden[:, pairs:], None
         prediction = decoder = pooled = next_sentence_logits = None
-        if "masked_lm" in self.heads:
+        if "masked_lm" in self.prediction_heads:
             head = (self.vocab, config.mlp.activation, fresh(config.norm), config.dtype)
             prediction, bias = PredictionHead(*head, name="masked_lm")(masked)
-            decoder = Decoder(table, bias)
-        if "pooler" in self.heads:
+            decoder = LMHead(table, bias)
+        if "pooler" in self.prediction_heads:
             pooler = Linear("bmi,id->bmd", (config.width, config.width), dtype=config.dtype, name="pooler")
             pooled = jnp.tanh(pooler(firsts))
-        if "next_sentence" in self.heads:
+        if "next_sentence" in self.prediction_heads:
             next_sentence = Linear("bmd,dc->bmc", (config.width, 2), dtype=config.dtype, name="next_sentence")
             next_sentence_logits = next_sentence(pooled).astype(jnp.float32)
         return BertOutput(hidden, prediction, decoder, pooled, next_sentence_logits, output.attention)

@@ -14,7 +14,7 @@ from jaxformer.layers.transformer import take
 from jaxformer.models.bert import Bert
 from jaxformer.models.gpt import Gpt
 
-Reads = Literal["pooler", "first", "mean", "last", "tokens"]
+Pooling = Literal["pooler", "first", "mean", "last", "tokens"]
 """What the head reads of an example: BERT's pooler, the first token, the mean of all, the last one, or each."""
 
 
@@ -40,7 +40,7 @@ class Classifier(nn.Module):
     """A `Bert` or a `Gpt`; what was pretrained."""
     labels: tuple[str, ...]
     """The name of each class, in the order of their numbers; of a regression, the name of what is predicted."""
-    reads: Reads = "pooler"
+    pooling: Pooling = "pooler"
     """What the head reads; a decoder's `last` token alone has read the whole text."""
     dropout: float = 0.1
     """Rate of dropout on what the head reads."""
@@ -52,8 +52,8 @@ class Classifier(nn.Module):
         if not isinstance(self.backbone, Bert | Gpt):
             kind = type(self.backbone).__name__
             raise InputError(f"model.backbone={kind}: expected a Bert or a Gpt; an encoder-decoder answers in text")
-        if self.reads == "pooler" and "pooler" not in getattr(self.backbone, "heads", ()):
-            raise InputError("model.reads=pooler: the backbone has none; expected first, mean, last or tokens")
+        if self.pooling == "pooler" and "pooler" not in getattr(self.backbone, "prediction_heads", ()):
+            raise InputError("model.pooling=pooler: the backbone has none; expected first, mean, last or tokens")
         if not self.labels or len(set(self.labels)) < len(self.labels):
             raise InputError(f"model.labels={self.labels}: expected one name or more, each once")
         if not 0 <= self.dropout < 1:
@@ -65,16 +65,16 @@ class Classifier(nn.Module):
         return self.backbone.vocab
 
     @property
-    def positions(self) -> int:
+    def max_length(self) -> int:
         """The backbone's."""
-        return self.backbone.positions
+        return self.backbone.max_length
 
     @nn.compact
     def __call__(
         self,
         tokens: jax.Array,
         segments: jax.Array | None = None,
-        positions: jax.Array | None = None,
+        position_ids: jax.Array | None = None,
         token_types: jax.Array | None = None,
         cls_positions: jax.Array | None = None,
         train: bool = False,
@@ -84,19 +84,19 @@ class Classifier(nn.Module):
         Args:
           tokens: integers [b, t].
           segments: integers [b, t]: the c-th example of a row has number c + 1, 0 is padding. Default: one example.
-          positions: integers [b, t]. Default: 0, 1, 2, ...
+          position_ids: integers [b, t]. Default: 0, 1, 2, ...
           token_types: integers [b, t], for a Bert with several types: 0 in sentence A, 1 in B. Default: 0.
           cls_positions: integers [b, c]: the first token of each example. Default: 0.
           train: whether to drop out; needs the rng stream `dropout`.
         """
         segments = jnp.ones_like(tokens) if segments is None else segments
         cls_positions = jnp.zeros_like(tokens[:, :1]) if cls_positions is None else cls_positions
-        inputs = {"tokens": tokens, "segments": segments, "positions": positions, "train": train}
+        inputs = {"tokens": tokens, "segments": segments, "position_ids": position_ids, "train": train}
         if isinstance(self.backbone, Bert):
             inputs |= {"cls_positions": cls_positions}
             # RoBERTa has one type: it tells two texts apart by the tokens between them.
             inputs |= {"token_types": token_types} if self.backbone.token_types > 1 else {}
-        if self.reads == "pooler":
+        if self.pooling == "pooler":
             # No tokens are asked for: the last block computes the first ones alone.
             vectors = self.backbone(**inputs, masked_positions=tokens[:, :0]).pooled
         else:
@@ -107,13 +107,13 @@ class Classifier(nn.Module):
         return ClassifierOutput(head(vectors).astype(jnp.float32), vectors)
 
     def _read(self, hidden, segments, cls_positions):
-        if self.reads == "tokens":
+        if self.pooling == "tokens":
             return hidden
-        if self.reads == "first":
+        if self.pooling == "first":
             return take(hidden, cls_positions)
         examples = jnp.arange(1, cls_positions.shape[1] + 1)
         belongs = segments[:, None] == examples[:, None]  # [b, c, t]
-        if self.reads == "last":
+        if self.pooling == "last":
             index = jnp.arange(segments.shape[1])
             return take(hidden, jnp.max(jnp.where(belongs, index, 0), axis=-1))
         share = belongs / jnp.maximum(belongs.sum(-1, keepdims=True), 1)

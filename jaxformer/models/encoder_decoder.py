@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxformer.errors import InputError
 from jaxformer.layers.embeddings import AddedPositions, Embeddings
-from jaxformer.layers.linear import Decoder, truncated_normal
+from jaxformer.layers.linear import LMHead, truncated_normal
 from jaxformer.layers.masks import Mask
 from jaxformer.layers.mlp import Mlp
 from jaxformer.layers.norms import LayerNorm
@@ -23,7 +23,7 @@ class EncoderDecoderOutput:
 
     hidden: jax.Array
     """The decoder's output, [b, t, d]: what the next token is predicted from."""
-    decoder: Decoder
+    lm_head: LMHead
     """From `hidden` to logits."""
     encoded: jax.Array | None = None
     """The encoder's output, [b, s, d]."""
@@ -38,7 +38,7 @@ class EncoderDecoderOutput:
     @property
     def logits(self) -> jax.Array:
         """Logits of each next token, float32 [b, t, v]; computed when read: a loss can do without all of them."""
-        return sharding.constrain(self.decoder.logits(self.hidden), "btv")
+        return sharding.constrain(self.lm_head.logits(self.hidden), "btv")
 
 
 BASE = Transformer(512, 6, 8, mlp=Mlp(activation="relu"), norm=LayerNorm(1e-5), norm_position="after")
@@ -54,13 +54,13 @@ class EncoderDecoder(nn.Module):
     """The stack over the outputs; each block attends to the encoder's output too."""
     vocab: int | None = 37_000
     """Size of the vocabulary, one for inputs and outputs; at least the tokenizer's. None: the tokenizer's."""
-    positions: int = 512
+    max_length: int = 512
     """The longest input and output, in tokens."""
-    added: AddedPositions = "sinusoidal"
+    position_embedding: AddedPositions = "sinusoidal"
     """How positions are added to embeddings."""
-    scaled: bool = True
+    scale_embeddings: bool = True
     """Whether embeddings are multiplied by the square root of the width, as in the paper."""
-    tied: bool = True
+    tie_embeddings: bool = True
     """Whether the head shares the token embeddings."""
     head_bias: bool = False
     """Whether the head has a bias, as Marian's has: a constant of pretrained weights, which is not trained."""
@@ -81,11 +81,11 @@ class EncoderDecoder(nn.Module):
 
     def setup(self):
         width = self.encoder.width
-        scale = width**0.5 if self.scaled else 1.0
+        scale = width**0.5 if self.scale_embeddings else 1.0
         dropout, dtype = self.encoder.dropout, self.encoder.dtype
-        fields = {"scale": scale, "token_size": self._token_size(), "dropout": dropout, "dtype": dtype}
-        self.embeddings = Embeddings(width, self.vocab, self.positions, self.added, **fields)
-        if not self.tied:
+        fields = {"scale": scale, "token_init_std": self._token_init_std(), "dropout": dropout, "dtype": dtype}
+        self.embeddings = Embeddings(width, self.vocab, self.max_length, self.position_embedding, **fields)
+        if not self.tie_embeddings:
             init = sharding.with_axes(truncated_normal(0.02), "vd")
             self.head = self.param("head", init, (self.vocab, width))
         if self.head_bias:
@@ -97,8 +97,8 @@ class EncoderDecoder(nn.Module):
         tokens: jax.Array,
         input_segments: jax.Array | None = None,
         segments: jax.Array | None = None,
-        input_positions: jax.Array | None = None,
-        positions: jax.Array | None = None,
+        input_position_ids: jax.Array | None = None,
+        position_ids: jax.Array | None = None,
         train: bool = False,
     ) -> EncoderDecoderOutput:
         """Predicts each next token of the output.
@@ -108,17 +108,17 @@ class EncoderDecoder(nn.Module):
           tokens: integers [b, t]: the output so far, behind a start token.
           input_segments: integers [b, s]; tokens attend within their segment, 0 is padding. Default: one segment.
           segments: integers [b, t]; they attend to the inputs of their segment too.
-          input_positions: integers [b, s]. Default: 0, 1, 2, ...
-          positions: integers [b, t]. Default: 0, 1, 2, ...
+          input_position_ids: integers [b, s]. Default: 0, 1, 2, ...
+          position_ids: integers [b, t]. Default: 0, 1, 2, ...
           train: whether to drop out; needs the rng stream `dropout`.
         """
-        encoded = self.encode(inputs, input_segments, input_positions, train)
+        encoded = self.encode(inputs, input_segments, input_position_ids, train)
         if input_segments is not None and segments is None:
             segments = jnp.ones_like(tokens)
         memory_mask = None if input_segments is None else Mask.of_segments(segments, input_segments)
-        x, table = self._embed(tokens, positions, train, "decoder")
+        x, table = self._embed(tokens, position_ids, train, "decoder")
         mask = Mask.causal(tokens.shape[1], segments)
-        others = {"positions": positions, "memory": encoded, "memory_mask": memory_mask}
+        others = {"position_ids": position_ids, "memory": encoded, "memory_mask": memory_mask}
         hidden = self.decoder(x, mask, train, **others).hidden
         return EncoderDecoderOutput(*self._head(hidden, table, train), encoded)
 
@@ -126,43 +126,46 @@ class EncoderDecoder(nn.Module):
         self,
         inputs: jax.Array,
         segments: jax.Array | None = None,
-        positions: jax.Array | None = None,
+        position_ids: jax.Array | None = None,
         train: bool = False,
     ) -> jax.Array:
         """The encoder's output, [b, s, d]; arguments as those of the whole, without `input_`."""
-        x, _ = self._embed(inputs, positions, train, "encoder")
+        x, _ = self._embed(inputs, position_ids, train, "encoder")
         mask = None if segments is None else Mask.of_segments(segments, segments)
-        return self._end(self.encoder(x, mask, train, positions=positions).hidden, train)
+        return self._end(self.encoder(x, mask, train, position_ids=position_ids).hidden, train)
 
     def decode(
-        self, tokens: jax.Array, positions: jax.Array, cache: Cache, encoded: jax.Array | None = None
+        self, tokens: jax.Array, position_ids: jax.Array, cache: Cache, encoded: jax.Array | None = None
     ) -> EncoderDecoderOutput:
         """Predicts the token after `tokens`, which follow those in the cache.
 
         Args:
           tokens: integers [b, t].
-          positions: integers [b, t].
+          position_ids: integers [b, t].
           cache: of the tokens before these. The segments of what was encoded are in it.
           encoded: the encoder's output; needed in the first call only, which puts its keys and values into the cache.
         """
-        x, table = self._embed(tokens, positions, False, "decoder")
-        output = self.decoder(x, positions=positions, memory=encoded, cache=cache)
+        x, table = self._embed(tokens, position_ids, False, "decoder")
+        output = self.decoder(x, position_ids=position_ids, memory=encoded, cache=cache)
         return EncoderDecoderOutput(*self._head(output.hidden, table, False), cache=output.cache)
 
     def new_cache(self, rows: int, slots: int) -> Cache:
         """The decoder's cache without tokens."""
         return self.decoder.new_cache(rows, slots)
 
-    def _embed(self, tokens, positions, train: bool, side: Literal["encoder", "decoder"]):
+    def _embed(self, tokens, position_ids, train: bool, side: Literal["encoder", "decoder"]):
         """What enters a stack, and the token table."""
-        if tokens.shape[1] > self.positions:
-            raise ValueError(f"{tokens.shape[1]} tokens: the model has positions for {self.positions}")
+        if tokens.shape[1] > self.max_length:
+            raise ValueError(f"{tokens.shape[1]} tokens: the model has positions for {self.max_length}")
         blank = None
         if side == "decoder" and self.zero_start:
-            blank = jnp.broadcast_to(jnp.arange(tokens.shape[1]) if positions is None else positions, tokens.shape) == 0
-        return self.embeddings(tokens, positions, train=train, blank=blank)
+            blank = (
+                jnp.broadcast_to(jnp.arange(tokens.shape[1]) if position_ids is None else position_ids, tokens.shape)
+                == 0
+            )
+        return self.embeddings(tokens, position_ids, train=train, blank=blank)
 
-    def _token_size(self) -> float:
+    def _token_init_std(self) -> float:
         """Standard deviation with which token embeddings begin."""
         return self.encoder.width**-0.5
 
@@ -171,8 +174,8 @@ class EncoderDecoder(nn.Module):
         del train
         return hidden
 
-    def _head(self, hidden: jax.Array, table: jax.Array, train: bool) -> tuple[jax.Array, Decoder]:
+    def _head(self, hidden: jax.Array, table: jax.Array, train: bool) -> tuple[jax.Array, LMHead]:
         """What the decoder's output is decoded from, and the map to logits."""
-        table = table if self.tied else self.head
+        table = table if self.tie_embeddings else self.head
         bias = jax.lax.stop_gradient(self.bias) if self.head_bias else None
-        return self._end(hidden, train), Decoder(table, bias)
+        return self._end(hidden, train), LMHead(table, bias)

@@ -6,7 +6,7 @@ import flax.struct
 import jax
 
 from jaxformer.layers.embeddings import Embeddings
-from jaxformer.layers.linear import Decoder, truncated_normal
+from jaxformer.layers.linear import LMHead, truncated_normal
 from jaxformer.layers.masks import Mask
 from jaxformer.layers.mlp import Mlp
 from jaxformer.layers.norms import LayerNorm
@@ -20,7 +20,7 @@ class GptOutput:
 
     hidden: jax.Array
     """The stack's output, [b, t, d]: what the next token is predicted from."""
-    decoder: Decoder
+    lm_head: LMHead
     """From `hidden` to logits."""
     attention: jax.Array | None = None
     """Attention weights, float32 [l, b, h, t, s], where they were asked for."""
@@ -35,7 +35,7 @@ class GptOutput:
     @property
     def logits(self) -> jax.Array:
         """Logits of each next token, float32 [b, t, v]; computed when read: a loss can do without all of them."""
-        return sharding.constrain(self.decoder.logits(self.hidden), "btv")
+        return sharding.constrain(self.lm_head.logits(self.hidden), "btv")
 
 
 class Gpt(nn.Module):
@@ -45,9 +45,9 @@ class Gpt(nn.Module):
     """The stack of blocks. Positions are learned and added to the embeddings, unless it has a scheme of its own."""
     vocab: int | None = 50_257
     """Size of the vocabulary; at least the tokenizer's. None: the tokenizer's."""
-    positions: int = 1024
+    max_length: int = 1024
     """The longest input, in tokens."""
-    tied: bool = True
+    tie_embeddings: bool = True
     """Whether the head shares the token embeddings."""
 
     @nn.compact
@@ -55,7 +55,7 @@ class Gpt(nn.Module):
         self,
         tokens: jax.Array,
         segments: jax.Array | None = None,
-        positions: jax.Array | None = None,
+        position_ids: jax.Array | None = None,
         prefix: jax.Array | None = None,
         cache: Cache | None = None,
         train: bool = False,
@@ -66,25 +66,25 @@ class Gpt(nn.Module):
         Args:
           tokens: integers [b, t].
           segments: integers [b, t]; tokens attend within their segment, 0 is padding. Default: one segment.
-          positions: integers [b, t]. Default: 0, 1, 2, ...
+          position_ids: integers [b, t]. Default: 0, 1, 2, ...
           prefix: boolean [b, t]: tokens that see each other both ways. Default: none.
-          cache: of the tokens before these. Then `positions` are needed, and `segments` are the cache's.
+          cache: of the tokens before these. Then `position_ids` are needed, and `segments` are the cache's.
           train: whether to drop out; needs the rng stream `dropout`.
           return_attention: whether to return the attention weights.
         """
-        if tokens.shape[1] > self.positions:
-            raise ValueError(f"{tokens.shape[1]} tokens: the model has positions for {self.positions}")
+        if tokens.shape[1] > self.max_length:
+            raise ValueError(f"{tokens.shape[1]} tokens: the model has positions for {self.max_length}")
         config = self.transformer
-        added = "learned" if config.positions is None else "none"
-        fields = {"added": added, "dropout": config.dropout, "dtype": config.dtype}
-        embeddings = Embeddings(config.width, self.vocab, self.positions, **fields, name="embeddings")
-        x, table = embeddings(tokens, positions, train=train)
+        added = "learned" if config.position_embedding is None else "none"
+        fields = {"position_embedding": added, "dropout": config.dropout, "dtype": config.dtype}
+        embeddings = Embeddings(config.width, self.vocab, self.max_length, **fields, name="embeddings")
+        x, table = embeddings(tokens, position_ids, train=train)
         mask = Mask.causal(tokens.shape[1], segments) if prefix is None else Mask.prefix(prefix, segments)
-        output = config(x, mask, train, return_attention, positions=positions, cache=cache)
-        if not self.tied:
+        output = config(x, mask, train, return_attention, position_ids=position_ids, cache=cache)
+        if not self.tie_embeddings:
             init = sharding.with_axes(truncated_normal(0.02), "vd")
             table = self.param("head", init, (self.vocab, config.width))
-        return GptOutput(output.hidden, Decoder(table), output.attention, output.cache)
+        return GptOutput(output.hidden, LMHead(table), output.attention, output.cache)
 
     def new_cache(self, rows: int, slots: int) -> Cache:
         """A cache without tokens."""

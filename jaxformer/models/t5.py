@@ -5,7 +5,7 @@ import jax
 from jaxformer.layers.attention import Attention
 from jaxformer.layers.dropout import Dropout
 from jaxformer.layers.embeddings import AddedPositions
-from jaxformer.layers.linear import Decoder
+from jaxformer.layers.linear import LMHead
 from jaxformer.layers.mlp import GatedMlp, Mlp
 from jaxformer.layers.norms import RMSNorm
 from jaxformer.layers.positions import RelativePositions
@@ -39,16 +39,16 @@ def t5_stack(
         width,
         depth,
         heads,
-        attention=Attention(head_dim=head_dim, bias=False, scaled=False),
+        attention=Attention(head_dim=head_dim, bias=False, scale_scores=False),
         mlp=GatedMlp(mlp, "gelu_tanh") if gated else Mlp(mlp, "relu", bias=False),
         norm=RMSNorm(1e-6),
-        positions=RelativePositions(bidirectional=bidirectional),
+        position_embedding=RelativePositions(bidirectional=bidirectional),
         **fields,
     )
 
 
 class T5(EncoderDecoder):
-    """T5 v1.0 as it stands, v1.1 with gated stacks and `tied=False`."""
+    """T5 v1.0 as it stands, v1.1 with gated stacks and `tie_embeddings=False`."""
 
     encoder: Transformer = t5_stack(768, 12, 12, 3072)
     """The stack over the inputs."""
@@ -56,22 +56,22 @@ class T5(EncoderDecoder):
     """The stack over the outputs; each block attends to the encoder's output too."""
     vocab: int | None = 32_128
     """Size of the vocabulary, sentinels included; at least the tokenizer's. None: the tokenizer's."""
-    added: AddedPositions = "none"
+    position_embedding: AddedPositions = "none"
     """How positions are added to embeddings."""
-    scaled: bool = False
+    scale_embeddings: bool = False
     """Whether embeddings are multiplied by the square root of the width."""
 
     def setup(self):
         super().setup()
         self.drop = Dropout(self.encoder.dropout)
 
-    def _token_size(self) -> float:
+    def _token_init_std(self) -> float:
         return 1.0
 
     def _end(self, hidden: jax.Array, train: bool) -> jax.Array:
         return self.drop(hidden, train)
 
-    def _head(self, hidden: jax.Array, table: jax.Array, train: bool) -> tuple[jax.Array, Decoder]:
+    def _head(self, hidden: jax.Array, table: jax.Array, train: bool) -> tuple[jax.Array, LMHead]:
         hidden, decoder = super()._head(hidden, table, train)
         # Embeddings begin at the size of one where they are not scaled; as a head they would be too large.
-        return hidden * hidden.shape[-1] ** -0.5 if self.tied else hidden, decoder
+        return hidden * hidden.shape[-1] ** -0.5 if self.tie_embeddings else hidden, decoder

@@ -52,7 +52,7 @@ class Vit(nn.Module):
     """Height and width of a patch."""
     channels: int = 3
     """Channels of an image: 1 is grey, 3 are red, green and blue."""
-    positions: ImagePositions = "learned"
+    position_embedding: ImagePositions = "learned"
     """How positions are added to patches."""
     class_token: bool = True
     """Whether a class token stands before the patches."""
@@ -74,7 +74,7 @@ class Vit(nn.Module):
             raise InputError(f"model.labels={self.labels}: expected two names or more, or none")
         if self.pooling != "mean" and not self.class_token:
             raise InputError(f"model.pooling={self.pooling}: expected mean where model.class_token=False")
-        if self.positions == "sinusoidal" and self.transformer.width % 4:
+        if self.position_embedding == "sinusoidal" and self.transformer.width % 4:
             raise InputError(f"transformer.width={self.transformer.width}: sinusoidal positions need a multiple of 4")
 
     def blank(self) -> jax.ShapeDtypeStruct:
@@ -95,7 +95,15 @@ class Vit(nn.Module):
           pooled_only: whether the last block may leave out whatever `pooled` does not need.
         """
         config = self.transformer
-        fields = (config.width, self.image, self.patch, self.positions, self.class_token, self.registers, config.dtype)
+        fields = (
+            config.width,
+            self.image,
+            self.patch,
+            self.position_embedding,
+            self.class_token,
+            self.registers,
+            config.dtype,
+        )
         embedded = ImageEmbeddings(*fields, name="embeddings")(normalise(images, self.mean, self.std))
         x = jnp.concatenate([embedded.leading, embedded.patches], axis=1)
         x = Dropout(config.dropout)(x, train)

@@ -19,7 +19,7 @@ from jaxformer.metrics.means import Mean
 from jaxformer.models.gpt import Gpt
 from jaxformer.predictors.padding import stacked
 
-INPUTS = ("tokens", "segments", "positions", "prefix")
+INPUTS = ("tokens", "segments", "position_ids", "prefix")
 
 SHOWN = 48
 """Tokens of a held-out text that a demonstration begins with, at most."""
@@ -90,7 +90,7 @@ class CausalLM:
         Args:
           model: a GPT.
           params: its parameters.
-          batch: tokens, targets, weights, segments, positions [b, t], and perhaps prefix [b, t].
+          batch: tokens, targets, weights, segments, position_ids [b, t], and perhaps prefix [b, t].
           key: for dropout; None evaluates.
         """
         return token_means(self, model, params, batch, key)
@@ -149,7 +149,7 @@ class CausalLM:
           InputError: a continuation without a token, or longer than the model's positions.
         """
         pairs = [self._divided(tokenizer, *pair) for pair in zip(texts, continuations, strict=True)]
-        room = [max(1, model.positions + 1 - len(continuation)) for _, continuation in pairs]
+        room = [max(1, model.max_length + 1 - len(continuation)) for _, continuation in pairs]
         prompts = [prompt[-most:] for (prompt, _), most in zip(pairs, room, strict=True)]
         settings = {"prefix": self.prompt != "text", "pieces": tokenizer.vocab_size}
         return score(model, params, prompts, [pair[1] for pair in pairs], **settings)

@@ -17,7 +17,7 @@ from jaxformer.models.bert import Bert
 from jaxformer.predictors.fill_mask import Filled, demonstrate, encode, fill_masks
 from jaxformer.predictors.padding import stacked
 
-INPUTS = ("tokens", "segments", "positions", "token_types", "masked_positions", "cls_positions")
+INPUTS = ("tokens", "segments", "position_ids", "token_types", "masked_positions", "cls_positions")
 
 NAMES = ("masked_lm_loss", "masked_lm_accuracy", "next_sentence_loss", "next_sentence_accuracy")
 
@@ -38,8 +38,10 @@ class MaskedLM:
     def check(self, model: Bert, row: Collection[str]) -> None:
         """Raises InputError where rows with these arrays cannot train the model."""
         needed = ("masked_lm", "next_sentence") if self.next_sentence else ("masked_lm",)
-        if missing := [name for name in needed if name not in model.heads]:
-            raise InputError(f"model.heads={model.heads}: expected {missing[0]} among them for objective=MaskedLM")
+        if missing := [name for name in needed if name not in model.prediction_heads]:
+            raise InputError(
+                f"model.prediction_heads={model.prediction_heads}: expected {missing[0]} for objective=MaskedLM"
+            )
         if self.next_sentence and "next_sentence" not in row:
             raise InputError(
                 f"objective.next_sentence={self.next_sentence}: the rows have no sentence pairs; expected 0 with "
@@ -58,14 +60,14 @@ class MaskedLM:
         Args:
           model: a BERT.
           params: its parameters.
-          batch: tokens, segments, positions, token_types [b, t]; masked_positions, targets, weights [b, m];
+          batch: tokens, segments, position_ids, token_types [b, t]; masked_positions, targets, weights [b, m];
             cls_positions, next_sentence, next_sentence_weights [b, c].
           key: for dropout; None evaluates, and adds how often each token was a target.
         """
         rngs = None if key is None else {"dropout": key}
         output = model.apply({"params": params}, **self.inputs(batch), train=key is not None, rngs=rngs)
         targets, weights = batch["targets"], batch["weights"]
-        tokens = decoded_cross_entropy(output.prediction, output.decoder, targets, weights)
+        tokens = decoded_cross_entropy(output.prediction, output.lm_head, targets, weights)
         means = {"masked_lm_loss": tokens.loss, "masked_lm_accuracy": tokens.accuracy}
         if key is None:
             counts = jnp.zeros(model.vocab).at[targets.reshape(-1)].add(weights.reshape(-1))
@@ -87,7 +89,7 @@ class MaskedLM:
 
     def encode(self, model: Bert, tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, np.ndarray]:
         """The model's arguments for the texts, each between [CLS] and [SEP]."""
-        rows = [encode(text, tokenizer, model.positions) for text in texts]
+        rows = [encode(text, tokenizer, model.max_length) for text in texts]
         return stacked(rows)
 
     def predict(self, model: Bert, params, tokenizer: Tokenizer, texts: Sequence[str]) -> list[Filled]:

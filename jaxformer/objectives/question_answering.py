@@ -21,7 +21,7 @@ from jaxformer.models.classifier import Classifier
 from jaxformer.objectives.tagging import check_tokens
 from jaxformer.predictors.padding import padded, stacked
 
-INPUTS = ("tokens", "segments", "positions", "token_types")
+INPUTS = ("tokens", "segments", "position_ids", "token_types")
 LABELS = ("start", "end")
 """What the classifier's two numbers of a token are for."""
 NAMES = ("loss", "start_accuracy", "end_accuracy")
@@ -102,7 +102,7 @@ class QuestionAnswering:
         Args:
           model: a classifier that reads tokens, with the labels start and end.
           params: its parameters.
-          batch: tokens, segments, positions, token_types, spannable [b, t]; starts, ends, weights [b, c].
+          batch: tokens, segments, position_ids, token_types, spannable [b, t]; starts, ends, weights [b, c].
           key: for dropout; None evaluates.
         """
         rngs = None if key is None else {"dropout": key}
@@ -144,7 +144,7 @@ class QuestionAnswering:
 
     def encode(self, model: Classifier, tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, np.ndarray]:
         """The model's arguments for the windows of all texts, a row each; a text is as in `predict`."""
-        task = answer_spans(model.positions, tokenizer)
+        task = answer_spans(model.max_length, tokenizer)
         windows = [part for pair in _pairs(texts) for part in task.windows(encode_passage(*pair, tokenizer), tokenizer)]
         types = [part.token_types for part in windows]
         return stacked([part.tokens for part in windows], types)
@@ -155,7 +155,7 @@ class QuestionAnswering:
         Raises:
           InputError: a text without a tab, or nothing before it or behind it.
         """
-        return self.answer(model, params, tokenizer, answer_spans(model.positions, tokenizer), _pairs(texts))
+        return self.answer(model, params, tokenizer, answer_spans(model.max_length, tokenizer), _pairs(texts))
 
     def answer(
         self, model: Classifier, params, tokenizer: Tokenizer, task: AnswerSpans, pairs: Sequence[tuple[str, str]]
@@ -165,7 +165,7 @@ class QuestionAnswering:
         windows = [(number, part) for number, one in enumerate(passages) for part in task.windows(one, tokenizer)]
         scores: list[list] = [[] for _ in pairs]
         rows, types = [part.tokens for _, part in windows], [part.token_types for _, part in windows]
-        for places, batch in padded(rows, model.positions, types):
+        for places, batch in padded(rows, model.max_length, types):
             logits = np.asarray(_logits(model, params, batch), np.float64)
             for row, place in enumerate(places):
                 number, part = windows[place]

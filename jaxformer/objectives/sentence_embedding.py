@@ -97,7 +97,7 @@ class SentenceEmbedding:
         """Raises InputError where rows with these arrays cannot train the model."""
         if not isinstance(model, Bert):
             raise InputError(f"objective=SentenceEmbedding: needs a Bert; the model is a {type(model).__name__}")
-        if self.pooling == "pooler" and "pooler" not in model.heads:
+        if self.pooling == "pooler" and "pooler" not in model.prediction_heads:
             raise InputError("objective.pooling=pooler: the model has none; expected mean, max, first or last")
         if missing := [name for name in ("inputs", "tokens", "weights") if name not in row]:
             raise InputError(f"objective=SentenceEmbedding: the task's rows have no {missing[0]}; use TextPairs")
@@ -106,7 +106,7 @@ class SentenceEmbedding:
 
     def inputs(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """The part of a batch that the model takes: the second texts."""
-        return {name: batch[name] for name in ("tokens", "segments", "positions") if name in batch}
+        return {name: batch[name] for name in ("tokens", "segments", "position_ids") if name in batch}
 
     def __call__(self, model: Bert, params, batch: Mapping[str, jax.Array], key=None) -> dict[str, Mean]:
         """The loss (nats), and how often the nearest of all second texts is the right one, over a batch's first texts.
@@ -117,7 +117,7 @@ class SentenceEmbedding:
         Args:
           model: a BERT.
           params: its parameters.
-          batch: inputs, input_segments, input_positions, tokens, segments, positions [b, t]; weights [b, c].
+          batch: inputs, input_segments, input_position_ids, tokens, segments, position_ids [b, t]; weights [b, c].
           key: for dropout; None evaluates.
         """
         weights = batch["weights"].reshape(-1)
@@ -129,7 +129,7 @@ class SentenceEmbedding:
     def _both(self, model: Bert, params, batch: Mapping[str, jax.Array], key) -> list[jax.Array]:
         """The vectors of the first texts and of the second ones, float32 [b · c, d] each, of length 1."""
         keys = (None, None) if key is None else jax.random.split(key)
-        sides = [("inputs", "input_segments", "input_positions"), ("tokens", "segments", "positions")]
+        sides = [("inputs", "input_segments", "input_position_ids"), ("tokens", "segments", "position_ids")]
         count = batch["weights"].shape[1]
         vectors = [
             pooled(model, params, self.pooling, *(batch[name] for name in names), count, key)
@@ -185,12 +185,12 @@ class SentenceEmbedding:
             [beginning] = self._rows(model, tokenizer, [prompt])
             skipped = len(beginning) - bool(tokenizer.is_special[beginning[-1]])
         vectors = np.zeros((len(rows), model.transformer.width), np.float32)
-        for places, batch in padded(rows, model.positions):
+        for places, batch in padded(rows, model.max_length):
             vectors[places] = _vectors(model, self, params, **batch, skipped=skipped)[: len(places)]
         return vectors
 
     def _rows(self, model: Bert, tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
-        longest = min(self.longest or model.positions, model.positions)
+        longest = min(self.longest or model.max_length, model.max_length)
         encoded = tokenizer.encode_batch(texts)
         return [layouts.lay_out(tokenizer, "encoder", longest, tokens).tokens for tokens in encoded]
 
@@ -204,7 +204,7 @@ class SentenceEmbedding:
 
 
 def pooled(
-    model: Bert, params, pooling: Pooling, tokens, segments, positions, count: int, key=None, skipped: int = 0
+    model: Bert, params, pooling: Pooling, tokens, segments, position_ids, count: int, key=None, skipped: int = 0
 ) -> jax.Array:
     """Computes one vector for each of the `count` texts that a row may have, float32 [b, c, d].
 
@@ -214,13 +214,13 @@ def pooled(
       pooling: as of `SentenceEmbedding`.
       tokens: integers [b, t].
       segments: integers [b, t]: the c-th text of a row has number c + 1, 0 is padding.
-      positions: integers [b, t], or None: 0, 1, 2, ...
+      position_ids: integers [b, t], or None: 0, 1, 2, ...
       count: c.
       key: for dropout; None evaluates.
       skipped: tokens at the beginning of a row that the pooling does not read.
     """
     belongs = segments[:, None] == jnp.arange(1, count + 1)[:, None]  # [b, c, t]
-    arrays = {"segments": segments, "positions": positions, "cls_positions": belongs.argmax(-1)}
+    arrays = {"segments": segments, "position_ids": position_ids, "cls_positions": belongs.argmax(-1)}
     rngs = None if key is None else {"dropout": key}
     output = model.apply({"params": params}, tokens, **arrays, train=key is not None, rngs=rngs)
     return _pool(output, pooling, belongs, skipped)

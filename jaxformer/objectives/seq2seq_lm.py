@@ -21,7 +21,7 @@ from jaxformer.metrics.texts import Scores, scores, text_scores
 from jaxformer.models.encoder_decoder import EncoderDecoder
 from jaxformer.predictors.padding import stacked
 
-INPUTS = ("inputs", "tokens", "input_segments", "segments", "input_positions", "positions")
+INPUTS = ("inputs", "tokens", "input_segments", "segments", "input_position_ids", "position_ids")
 
 Example = tuple[np.ndarray, np.ndarray]
 """Inputs and targets, each with its end token."""
@@ -53,7 +53,7 @@ class Seq2SeqLM:
     """Share of the target's probability that all tokens divide (Szegedy et al. 2016); the paper has 0.1."""
     z_loss: float = 0.0
     """Weight of the squared logarithm of the partition function, which keeps logits small; T5 has 1e-4."""
-    decoding: Decoding = Decoding(max_new=128, beams=4)
+    decoding: Decoding = Decoding(max_new_tokens=128, num_beams=4)
     """How it writes; changes nothing in training."""
     scored: int = 0
     """Held-out documents that an evaluation answers and scores, the first ones (of each prefix); 0 for none."""
@@ -95,7 +95,8 @@ class Seq2SeqLM:
         Args:
           model: an encoder–decoder.
           params: its parameters.
-          batch: inputs, input_segments, input_positions [b, s]; tokens, targets, weights, segments, positions [b, t].
+          batch: inputs, input_segments, input_position_ids [b, s]; tokens, targets, weights, segments,
+            position_ids [b, t].
           key: for dropout; None evaluates.
         """
         return token_means(self, model, params, batch, key)

@@ -20,7 +20,7 @@ from jaxformer.metrics.means import Mean, merge
 from jaxformer.models.classifier import Classifier
 from jaxformer.predictors.padding import padded, stacked
 
-INPUTS = ("tokens", "segments", "positions")
+INPUTS = ("tokens", "segments", "position_ids")
 WHOLE, PARTS, DOCUMENTS = "entities_", "window_entities_", "document_entities_"
 """Prefixes of the means with counts of entities: of sentences in one row, of windows of others, and of these whole."""
 
@@ -70,7 +70,7 @@ class Tagging:
         Args:
           model: a classifier that reads tokens.
           params: its parameters.
-          batch: tokens, segments, positions, targets, weights [b, t].
+          batch: tokens, segments, position_ids, targets, weights [b, t].
           key: for dropout; None evaluates.
         """
         rngs = None if key is None else {"dropout": key}
@@ -130,7 +130,7 @@ class Tagging:
     def encode(self, model: Classifier, tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, np.ndarray]:
         """The model's arguments for the words of the texts, which are cut to the longest input."""
         words = [encode_words(WORD.findall(text), tokenizer).tokens for text in texts]
-        return stacked([layouts.lay_out(tokenizer, "encoder", model.positions, tokens).tokens for tokens in words])
+        return stacked([layouts.lay_out(tokenizer, "encoder", model.max_length, tokens).tokens for tokens in words])
 
     def predict(self, model: Classifier, params, tokenizer: Tokenizer, texts: Sequence[str]) -> list[Tagged]:
         """Tags the words of each text, long ones in windows.
@@ -150,10 +150,10 @@ class Tagging:
     ) -> list[tuple[tuple[str, ...], tuple[float, ...]]]:
         """The likeliest tag of each word of each sentence, and its probability; of a word without a token, the first
         tag and 0."""
-        room = model.positions - tokenizer.template("encoder").added()
+        room = model.max_length - tokenizer.template("encoder").added()
         encoded = [encode_words(words, tokenizer) for words in sentences]
         parts = [(words, windows(words.first, room)) for words in encoded]
-        best = _token_tags(model, params, tokenizer, parts, model.positions)
+        best = _token_tags(model, params, tokenizer, parts, model.max_length)
         return [
             _of_words(model.labels, words.owners, words.first, best[number], len(sentences[number]))
             for number, words in enumerate(encoded)
@@ -175,8 +175,8 @@ def check_tokens(model: Any, objective: str) -> None:
     """Raises InputError where a model does not classify tokens."""
     if not isinstance(model, Classifier):
         raise InputError(f"objective={objective}: needs a Classifier; the model is a {type(model).__name__}")
-    if model.reads != "tokens":
-        raise InputError(f"model.reads={model.reads}: expected tokens for objective={objective}")
+    if model.pooling != "tokens":
+        raise InputError(f"model.pooling={model.pooling}: expected tokens for objective={objective}")
 
 
 def _token_tags(

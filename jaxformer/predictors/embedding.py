@@ -30,7 +30,7 @@ def embed(run: "Run", texts: Sequence[str]) -> np.ndarray:
 def _embed(run: "Run", texts: Sequence[str]) -> np.ndarray:
     batch = run.encode(texts)
     if "segments" in batch:  # Few lengths, so few compilations.
-        limit = run.model.positions
+        limit = run.model.max_length
         batch = {name: _padded(array, limit) for name, array in batch.items()}
     vectors = np.asarray(_features(run.model, run.params, batch))
     if len(vectors) != len(texts):

@@ -41,7 +41,7 @@ def fill_masks(model: Bert, params, tokenizer: Tokenizer, texts: Sequence[str], 
     Raises:
       InputError: a text without `[MASK]`, or longer than the model's positions.
     """
-    rows = [encode(text, tokenizer, model.positions) for text in texts]
+    rows = [encode(text, tokenizer, model.max_length) for text in texts]
     for text, tokens in zip(texts, rows, strict=True):
         if tokenizer.mask_id not in tokens:
             shown = text if len(text) < 60 else text[:57] + "..."
@@ -104,7 +104,7 @@ def encode(text: str, tokenizer: Tokenizer, longest: int) -> np.ndarray:
 def _predict(model, params, tokenizer, rows, top):
     """Probabilities and ids of the likeliest tokens at every position, [rows, t, top]."""
     longest = max(map(len, rows))
-    length = min(model.positions, -(-longest // BUCKET) * BUCKET)  # Few lengths, so few compilations.
+    length = min(model.max_length, -(-longest // BUCKET) * BUCKET)  # Few lengths, so few compilations.
     tokens = np.full((len(rows), length), tokenizer.pad_id, np.int32)
     segments = np.zeros_like(tokens)
     for index, row in enumerate(rows):

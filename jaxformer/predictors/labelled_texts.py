@@ -16,7 +16,7 @@ from jaxformer.models.bert import Bert
 from jaxformer.models.classifier import Classifier
 from jaxformer.predictors.padding import padded, stacked
 
-INPUTS = ("tokens", "segments", "positions", "token_types", "cls_positions")
+INPUTS = ("tokens", "segments", "position_ids", "token_types", "cls_positions")
 """The part of a batch that a classifier takes."""
 Text = str | tuple[str, str]
 """A text, or a pair of texts."""
@@ -31,7 +31,7 @@ def as_given(text: str | tuple[str, str]) -> str:
 
 def check_rows(objective: str, model: Any, row: Mapping[str, Any]) -> None:
     """Raises InputError where the model is no classifier of whole texts, or the rows are not those of its form."""
-    if not isinstance(model, Classifier) or model.reads == "tokens":
+    if not isinstance(model, Classifier) or model.pooling == "tokens":
         found = f"{type(model).__name__} that reads tokens" if isinstance(model, Classifier) else type(model).__name__
         raise InputError(f"objective={objective}: needs a Classifier of whole texts; the model is a {found}")
     if missing := [name for name in ("cls_positions", "targets", "weights") if name not in row]:
@@ -53,14 +53,14 @@ def template_of(model: Any, tokenizer: Tokenizer) -> Template | None:
 
 def text_logits(model: Classifier, params, tokenizer: Tokenizer, texts: Sequence[Text]) -> np.ndarray:
     """float32 [texts, labels]: of texts, or of pairs; the longer text of a pair loses its end."""
-    return token_logits(model, params, tokenizer, _tokens(tokenizer, texts), model.positions)
+    return token_logits(model, params, tokenizer, _tokens(tokenizer, texts), model.max_length)
 
 
 def encode_texts(model: Classifier, tokenizer: Tokenizer, texts: Sequence[Text]) -> dict[str, np.ndarray]:
     """The model's arguments for texts, or for pairs; the longer text of a pair loses its end."""
     form = form_of(model)
     pairs = _tokens(tokenizer, texts)
-    rows = [layouts.lay_out(tokenizer, form, model.positions, *pair) for pair in pairs]
+    rows = [layouts.lay_out(tokenizer, form, model.max_length, *pair) for pair in pairs]
     types = [row.token_types for row in rows] if form == "encoder" else None
     return stacked([row.tokens for row in rows], types)
 

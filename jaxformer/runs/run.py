@@ -155,8 +155,8 @@ class Run:
                 raise InputError(
                     f"num_samples={num_samples}: {type(self.objective).__name__} does not write; expected 1"
                 )
-            if decoding.temperature == 0 or decoding.beams > 1:
-                raise InputError(f"num_samples={num_samples}: all would be alike; set temperature=1 and beams=1")
+            if decoding.temperature == 0 or decoding.num_beams > 1:
+                raise InputError(f"num_samples={num_samples}: all would be alike; set temperature=1 and num_beams=1")
 
     def stream(self, text: str) -> Iterator[str]:
         """What `predict` gives for a text as a string, piece by piece as the model writes it, where it can."""
@@ -184,10 +184,10 @@ class Run:
     @property
     def streams(self) -> bool:
         """Whether the model writes in pieces: a language model does, but not by beam search."""
-        return hasattr(self.objective, "stream") and self.objective.decoding.beams == 1
+        return hasattr(self.objective, "stream") and self.objective.decoding.num_beams == 1
 
     def with_decoding(self, **settings: Any) -> "Run":
-        """The run with other settings of `Decoding`: `run.with_decoding(temperature=0, max_new=200)`.
+        """The run with other settings of `Decoding`: `run.with_decoding(temperature=0, max_new_tokens=200)`.
 
         Raises:
           InputError: no such setting, or the run's model does not write.

@@ -351,8 +351,8 @@ def check_tokenizer(experiment: Experiment, tokenizer: Tokenizer | None) -> None
         size = tokenizer.vocab_size
         raise InputError(f"model.vocab={model.vocab} is smaller than the tokenizer's {size}: expected at least {size}")
     for array, field in (("tokens", "length"), ("inputs", "input_length")):
-        if array in row and model.positions < (length := row[array].capacity):
-            raise InputError(f"model.positions={model.positions} is shorter than data.task.{field}={length}")
+        if array in row and model.max_length < (length := row[array].capacity):
+            raise InputError(f"model.max_length={model.max_length} is shorter than data.task.{field}={length}")
 
 
 def check_gradients(state: TrainState, step: int, saved: Checkpoints) -> None:

@@ -19,7 +19,7 @@ BACKBONE = "backbone/"
 """What a classifier puts before the paths of the model that it is made of."""
 ENCODING = ("embeddings", "transformer", "encoder")
 """Parts that a model and the weights must have alike; all others are heads, which may be new or left over."""
-BESIDE = ("heads", "labels", "pooler", "pooling", "mask_rate")
+BESIDE = ("prediction_heads", "labels", "pooler", "pooling", "mask_rate")
 """Fields of a model that say nothing about these parts."""
 
 

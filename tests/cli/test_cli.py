@@ -62,7 +62,7 @@ BAD_FIELDS = {
     "a mesh larger than the devices": (["--mesh.data", "4", "--mesh.tensor", "4"], "4×1×4", "8 device"),
     "a mesh of no size": (["--mesh.fsdp", "0"], "mesh.fsdp=0", "at least 1"),
     "a vocabulary smaller than the tokenizer's": (["--model.vocab", "50"], "model.vocab=50", "at least"),
-    "too few positions": (["--model.positions", "31"], "model.positions=31", "length=32"),
+    "too few positions": (["--model.max_length", "31"], "model.max_length=31", "length=32"),
     "predictions that no row holds": (["--data.task.predictions", "40"], "predictions", "40", "length"),
     "several examples a row without packing": (["--data.task.examples_per_row", "2"], "examples_per_row", "data.pack"),
     "a best checkpoint that is the worst": (["--checkpoint.best", "loss", "--checkpoint.best_is", "highest"], "lowest"),

@@ -41,7 +41,7 @@ FIELDS = {
     "bf16": "model.transformer.dtype",
     "vocab_size": "model.vocab",
     "max_length": "data.task.length",
-    "max_position_embeddings": "model.positions",
+    "max_position_embeddings": "model.max_length",
     "num_workers": "data.workers",
     "eval_steps": "evaluation.every",
     "save_steps": "checkpoint.every",

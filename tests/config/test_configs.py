@@ -48,7 +48,7 @@ def shrunk(experiment):
     if hasattr(experiment.objective, "scored"):
         small["objective.scored"] = 2 if experiment.objective.scored is None else min(2, experiment.objective.scored)
     if hasattr(experiment.objective, "decoding"):
-        small |= {"objective.decoding.max_new": 4, "objective.decoding.beams": 1}
+        small |= {"objective.decoding.max_new_tokens": 4, "objective.decoding.num_beams": 1}
     sentinels = getattr(experiment.tokenizer, "sentinels", 0)
     least = 280 if isinstance(experiment.tokenizer, ByteLevelBpe) else 60
     vocab = {f"{path}.vocab": 300, "tokenizer.vocab": least + sentinels, "tokenizer.path": None}

@@ -145,7 +145,7 @@ def test_packing_lays_examples_side_by_side():
     batch = written(row)
     assert batch["tokens"][0, :6].tolist() == [9] * 5 + [0]
     assert batch["segments"][0, :6].tolist() == [1, 1, 1, 2, 2, 0]
-    assert batch["positions"][0, :6].tolist() == [0, 1, 2, 0, 1, 0]
+    assert batch["position_ids"][0, :6].tolist() == [0, 1, 2, 0, 1, 0]
     assert batch["places"][0].tolist() == [0, 2, 3, 4, 0, 0, 0, 0]
     assert batch["mark"][0].tolist() == [1, 2, 0, 0, 0]
 
@@ -220,8 +220,8 @@ pair_corpora = st.lists(
 def test_inputs_are_numbered_as_the_tokens_of_their_example(corpus, lookahead):
     seen = {}
     for batch in pair_rows(corpus, lookahead):
-        assert batch["input_segments"].shape == batch["input_positions"].shape == batch["inputs"].shape
-        for name in ("input_segments", "input_positions"):
+        assert batch["input_segments"].shape == batch["input_position_ids"].shape == batch["inputs"].shape
+        for name in ("input_segments", "input_position_ids"):
             assert batch[name].dtype == np.int32
         assert np.array_equal(batch["input_segments"] > 0, batch["inputs"] > 0)
         assert np.array_equal(batch["segments"] > 0, batch["tokens"] > 0)
@@ -230,8 +230,8 @@ def test_inputs_are_numbered_as_the_tokens_of_their_example(corpus, lookahead):
         for segment in range(1, batch["segments"].max() + 1):
             inputs, tokens = (np.flatnonzero(batch[name] == segment) for name in ("input_segments", "segments"))
             (number,) = {*batch["inputs"][inputs], *batch["tokens"][tokens]}
-            assert np.array_equal(batch["input_positions"][inputs], np.arange(len(inputs)))
-            assert np.array_equal(batch["positions"][tokens], np.arange(len(tokens)))
+            assert np.array_equal(batch["input_position_ids"][inputs], np.arange(len(inputs)))
+            assert np.array_equal(batch["position_ids"][tokens], np.arange(len(tokens)))
             assert number not in seen
             seen[number] = (len(inputs), len(tokens))
     assert seen == {
@@ -255,4 +255,4 @@ def test_the_longest_pair_that_fits_counts_its_inputs():
 
 
 def test_rows_without_inputs_have_no_segments_of_them():
-    assert set(lanes.empty_batch(2, Marks().row)) == {*Marks().row, "segments", "positions"}
+    assert set(lanes.empty_batch(2, Marks().row)) == {*Marks().row, "segments", "position_ids"}

@@ -69,14 +69,16 @@ def examples(batch):
 
 
 def test_rows_are_well_formed(data, sentinel_tokenizer):
-    names = {"segments", "positions"} | ({"input_segments", "input_positions"} if "inputs" in data.task.row else set())
+    names = {"segments", "position_ids"} | (
+        {"input_segments", "input_position_ids"} if "inputs" in data.task.row else set()
+    )
     full = 0
     for batch, _ in take(data, sentinel_tokenizer, 6):
         assert set(batch) == set(data.task.row) | names
         for key, feature in data.task.row.items():
             assert batch[key].shape == (BATCH, feature.capacity) and batch[key].dtype == feature.dtype
         free = batch["segments"] == 0
-        for key in ("tokens", "targets", "weights", "positions"):
+        for key in ("tokens", "targets", "weights", "position_ids"):
             assert not batch[key][free].any()
         assert batch["weights"].sum(axis=1).min() >= 1
         full = max(full, batch["segments"].max())

@@ -60,10 +60,10 @@ def assert_same(one, other):
 
 def test_batches_have_the_shapes_of_their_row(data, tokenizer):
     (batch, state), *_ = take(data, tokenizer, 1, rows=[1, 3, 6])
-    assert set(batch) == set(data.task.row) | {"segments", "positions"}
+    assert set(batch) == set(data.task.row) | {"segments", "position_ids"}
     for key, feature in data.task.row.items():
         assert batch[key].shape == (3, feature.capacity) and batch[key].dtype == feature.dtype
-    assert batch["segments"].shape == batch["positions"].shape == batch["tokens"].shape
+    assert batch["segments"].shape == batch["position_ids"].shape == batch["tokens"].shape
     assert state.shape == initial_state(data)[[1, 3, 6]].shape and state.dtype == np.int32
 
 
@@ -81,7 +81,7 @@ def test_rows_are_well_formed(data, tokenizer):
             assert len(starts) == segments.max() == held.sum()
             for segment in range(1, segments.max() + 1):
                 own = np.flatnonzero(segments == segment)
-                assert np.array_equal(batch["positions"][row][own], np.arange(len(own)))
+                assert np.array_equal(batch["position_ids"][row][own], np.arange(len(own)))
                 assert (tokens[own] == tokenizer.sep_id).sum() == 2
 
 

@@ -42,14 +42,14 @@ def test_masking(case):
     masked = run(case)
     assert np.array_equal(tokens, original)
     untouched = np.ones(tokens.shape, bool)
-    for row, (positions, targets) in enumerate(by_example(masked)):
+    for row, (position_ids, targets) in enumerate(by_example(masked)):
         available = maskable[row].sum()
         wanted = min(max(1, round(available * options["rate"])), options["limit"], available)
-        assert len(positions) == wanted
-        assert np.all(np.diff(positions) > 0)
-        assert maskable[row, positions].all()
-        assert np.array_equal(targets, tokens[row, positions])
-        untouched[row, positions] = False
+        assert len(position_ids) == wanted
+        assert np.all(np.diff(position_ids) > 0)
+        assert maskable[row, position_ids].all()
+        assert np.array_equal(targets, tokens[row, position_ids])
+        untouched[row, position_ids] = False
     assert np.array_equal(masked.tokens[untouched], tokens[untouched])
     hidden = masked.tokens[~untouched]
     assert np.all((hidden == MASK_ID) | (hidden >= SPECIAL))
@@ -61,13 +61,13 @@ def test_whole_words(case):
     tokens, maskable, _, options = case
     words = masking.words(tokens, maskable, WORD_START)
     masked = run(case, words)
-    for row, (positions, _) in enumerate(by_example(masked)):
-        assert len(positions) <= options["limit"]
-        assert (len(positions) > 0) == maskable[row].any()
-        assert maskable[row, positions].all()
-        for word in np.unique(words[row, positions]):
+    for row, (position_ids, _) in enumerate(by_example(masked)):
+        assert len(position_ids) <= options["limit"]
+        assert (len(position_ids) > 0) == maskable[row].any()
+        assert maskable[row, position_ids].all()
+        for word in np.unique(words[row, position_ids]):
             pieces = np.flatnonzero((words[row] == word) & maskable[row])
-            assert len(pieces) > options["limit"] or set(pieces) <= set(positions)
+            assert len(pieces) > options["limit"] or set(pieces) <= set(position_ids)
 
 
 def test_words():

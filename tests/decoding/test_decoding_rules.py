@@ -24,9 +24,9 @@ SETTINGS = {
     "encoder ngrams": {"encoder_no_repeat_ngram_size": 2},
     "encoder tokens": {"encoder_no_repeat_ngram_size": 1},
     "encoder penalty": {"encoder_repetition_penalty": 1.7},
-    "min_new": {"min_new": 3},
+    "min_new_tokens": {"min_new_tokens": 3},
     "min_length": {"min_length": 6},
-    "both minima": {"min_new": 2, "min_length": 9},
+    "both minima": {"min_new_tokens": 2, "min_length": 9},
     "words": {"bad_words_ids": ((5,), (3,), (1, 2), (0, 1), (2, 0, 1), (4, 4, 4, 4, 4, 4, 1))},
     "suppressed": {"suppress_tokens": (4, 7)},
     "suppressed first": {"begin_suppress_tokens": (4, 7)},
@@ -35,14 +35,14 @@ SETTINGS = {
     "forced last": {"forced_eos_token_ids": (3,)},
     "one of two last": {"forced_eos_token_ids": (3, 7), "no_repeat_ngram_size": 1},
     "decay": {"exponential_decay_length_penalty": (2, 1.3)},
-    "decay of what is suppressed": {"exponential_decay_length_penalty": (0, 1.3), "min_new": 4},
+    "decay of what is suppressed": {"exponential_decay_length_penalty": (0, 1.3), "min_new_tokens": 4},
     "all": {
         "no_repeat_ngram_size": 3,
         "encoder_no_repeat_ngram_size": 3,
         "repetition_penalty": 1.3,
         "encoder_repetition_penalty": 0.8,
         "bad_words_ids": ((6,), (1, 1)),
-        "min_new": 2,
+        "min_new_tokens": 2,
         "forced_eos_token_ids": (7,),
         "exponential_decay_length_penalty": (3, 0.9),
         "begin_suppress_tokens": (0,),
@@ -61,8 +61,8 @@ def processed(decoding, given, output, scores, answers):
     """The scores of a row as transformers changes them."""
     before = np.array([2]) if answers else given
     fields = generation_fields(decoding) | {"max_length": len(before) + LIMIT}
-    if decoding.min_new:  # As `generate` prepares it.
-        fields["min_length"] = len(before) + decoding.min_new
+    if decoding.min_new_tokens:  # As `generate` prepares it.
+        fields["min_length"] = len(before) + decoding.min_new_tokens
     config = transformers.GenerationConfig(**fields)
     config._eos_token_tensor = torch.tensor(ENDS)
     model = both("t5" if answers else "gpt2")[0]
@@ -136,7 +136,7 @@ WORDS = ((START - 2,), (START - 3, START - 4), (5, 6))
 def bundle(name):
     """Settings that all act on what a model writes, with two end tokens."""
     end = common_token(name)
-    return {"no_repeat_ngram_size": 2, "min_new": 4, "forced_eos_token_ids": (9,), "eos_token_ids": (end, 9)}
+    return {"no_repeat_ngram_size": 2, "min_new_tokens": 4, "forced_eos_token_ids": (9,), "eos_token_ids": (end, 9)}
 
 
 @pytest.mark.parametrize("name, beams", [("gpt2", 1), ("t5", 1), ("llama", 3), ("bart", 3)])
@@ -147,50 +147,54 @@ def test_several_settings_write_what_transformers_writes(name, beams):
     else:
         settings |= {"bad_words_ids": WORDS, "suppress_tokens": (1, 4), "encoder_no_repeat_ngram_size": 2}
     settings |= {"repetition_penalty": 1.2, "exponential_decay_length_penalty": (8, 1.1)}
-    decoding = Decoding(max_new=NEW, beams=beams, **settings, renormalize_logits=beams > 1)
+    decoding = Decoding(max_new_tokens=NEW, num_beams=beams, **settings, renormalize_logits=beams > 1)
     ours = run(name, decoding)
     fields = generation_fields(decoding)
     assert_same(ours, run_theirs(name, fields.pop("eos_token_id"), fields.pop("max_new_tokens"), **fields))
     assert {tokens[-1] for tokens in ours} <= {9, common_token(name)}, "each ends, as it is made to"
-    plain = run(name, Decoding(max_new=NEW, beams=beams), common_token(name))
+    plain = run(name, Decoding(max_new_tokens=NEW, num_beams=beams), common_token(name))
     assert [tokens.tolist() for tokens in ours] != [tokens.tolist() for tokens in plain]
 
 
 @pytest.mark.parametrize("name, settings", [("gpt2", {"max_length": 15, "min_length": 14}), ("t5", {"max_length": 6})])
 def test_lengths_count_the_prompt_of_a_decoder_and_the_start_token(name, settings):
     end = common_token(name)
-    ours = run(name, Decoding(max_new=None, **settings), end)
+    ours = run(name, Decoding(max_new_tokens=None, **settings), end)
     assert_same(ours, run_theirs(name, end, None, **settings))
     lengths = [len(tokens) for tokens in ours]
     assert max(lengths) == (14 if name == "gpt2" else 5)
 
 
 def test_a_prompt_as_long_as_the_limit_is_refused():
-    message = r"decoding.max_length=12: leaves no new token after 12; expected a larger one, or decoding.max_new"
+    message = r"decoding.max_length=12: leaves no new token after 12; expected a larger one, or decoding.max_new_tokens"
     with pytest.raises(InputError, match=message):
-        run("gpt2", Decoding(max_new=None, max_length=12))
+        run("gpt2", Decoding(max_new_tokens=None, max_length=12))
 
 
 def test_ids_without_a_piece_are_never_written():
     """In all ways to write; the first four tokens are likely enough to come where they may."""
     _, model, params = both("gpt2")
-    plain = run("gpt2", Decoding(max_new=NEW))
+    plain = run("gpt2", Decoding(max_new_tokens=NEW))
     pieces = int(np.median([token for output in plain for token in output]))
     some = [prompt % pieces for prompt in prompts()]
-    assert any((output >= pieces).any() for output in generate(model, params, some, Decoding(max_new=NEW)))
-    for decoding in (Decoding(max_new=NEW), Decoding(max_new=NEW, beams=2), Decoding(max_new=NEW, temperature=2.0)):
+    assert any((output >= pieces).any() for output in generate(model, params, some, Decoding(max_new_tokens=NEW)))
+    for decoding in (
+        Decoding(max_new_tokens=NEW),
+        Decoding(max_new_tokens=NEW, num_beams=2),
+        Decoding(max_new_tokens=NEW, temperature=2.0),
+    ):
         outputs = generate(model, params, some, decoding, pieces=pieces)
         assert all((output < pieces).all() and len(output) == NEW for output in outputs)
-    greedy = generate(model, params, some[:1], Decoding(max_new=NEW), pieces=pieces)[0]
-    streamed = np.concatenate(list(stream(model, params, some[0], Decoding(max_new=NEW), pieces=pieces)))
+    greedy = generate(model, params, some[:1], Decoding(max_new_tokens=NEW), pieces=pieces)[0]
+    streamed = np.concatenate(list(stream(model, params, some[0], Decoding(max_new_tokens=NEW), pieces=pieces)))
     np.testing.assert_array_equal(streamed, greedy)
 
 
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"max_new": None}, "decoding.max_new=None: expected a number of tokens, or decoding.max_length"),
-        ({"min_new": -1}, "decoding.min_new=-1: expected at least 0"),
+        ({"max_new_tokens": None}, "decoding.max_new_tokens=None: expected a number of tokens, or decoding.max_length"),
+        ({"min_new_tokens": -1}, "decoding.min_new_tokens=-1: expected at least 0"),
         ({"typical_p": 0.0}, "decoding.typical_p=0.0: expected above 0, at most 1"),
         ({"eta_cutoff": 1.0}, "decoding.eta_cutoff=1.0: expected 0 to 1, below 1"),
         ({"encoder_repetition_penalty": -1.0}, "decoding.encoder_repetition_penalty=-1.0: expected above 0"),

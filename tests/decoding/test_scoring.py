@@ -17,7 +17,7 @@ from jaxformer.errors import InputError
 @pytest.mark.parametrize("name", MODELS)
 def test_scores_are_the_log_probabilities_of_transformers(name):
     theirs, model, params = both(name)
-    greedy, rng = run(name, Decoding(max_new=NEW)), np.random.default_rng(1)
+    greedy, rng = run(name, Decoding(max_new_tokens=NEW)), np.random.default_rng(1)
     continuations = [greedy[0][:5], greedy[1], rng.integers(0, VOCAB, 4), greedy[3][:1], rng.integers(0, VOCAB, 9)]
     scores = score(model, params, prompts(), continuations, special(name)["start"])
     assert [found.greedy for found in scores] == [True, True, False, True, False]
@@ -39,7 +39,7 @@ def test_ids_without_a_piece_are_not_the_likeliest():
     _, model, params = both("gpt2")
     pieces = 30
     some = [prompt % pieces for prompt in prompts()]
-    written = generate(model, params, some, Decoding(max_new=NEW), pieces=pieces)
+    written = generate(model, params, some, Decoding(max_new_tokens=NEW), pieces=pieces)
     assert all(found.greedy for found in score(model, params, some, written, pieces=pieces))
     assert not all(found.greedy for found in score(model, params, some, written))
 

@@ -99,7 +99,7 @@ def run_theirs(name, end=None, new=NEW, **settings):
 @functools.cache
 def common_token(name):
     """A token that ends some outputs early and not others."""
-    outputs = run(name, Decoding(max_new=NEW))
+    outputs = run(name, Decoding(max_new_tokens=NEW))
     shares = [np.mean([token in output[2:-2] for output in outputs]) for token in range(VOCAB)]
     token = int(np.argmin(np.abs(np.array(shares) - 0.5)))
     assert 0 < shares[token] < 1

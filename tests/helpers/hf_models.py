@@ -229,7 +229,7 @@ def run_ours(model, params, theirs: torch.nn.Module) -> dict[str, np.ndarray]:
     output = model.apply({"params": params}, *inputs(theirs).values())
     found = {}
     for name in ("logits", "next_sentence_logits", "pooled", "hidden"):
-        if name != "logits" or output.decoder is not None:
+        if name != "logits" or output.lm_head is not None:
             array = getattr(output, name, None)
             if array is not None:
                 found[name] = np.asarray(array[:, 0] if name in ("pooled", "next_sentence_logits") else array)

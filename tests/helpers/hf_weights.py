@@ -42,7 +42,7 @@ def as_ours(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor] | None =
         name: dataclasses.replace(stack, **QUIET) for name, stack in stacks.items() if isinstance(stack, Transformer)
     }
     if isinstance(ours.model, T5):
-        quiet["positions"] = 1 << 20  # Relative positions have no end.
+        quiet["max_length"] = 1 << 20  # Relative positions have no end.
     return dataclasses.replace(ours.model, **quiet), ours.params
 
 

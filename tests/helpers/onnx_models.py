@@ -32,23 +32,23 @@ QUIET_STACK = Transformer(16, 2, 2, **QUIET)
 AFTER = Transformer(16, 2, 2, norm=LayerNorm(1e-12), norm_position="after", **QUIET)
 MARIAN = dataclasses.replace(AFTER, mlp=Mlp(activation="relu"), norm=LayerNorm(1e-5))
 LLAMA = dataclasses.replace(
-    Transformer(16, 2, 2, norm=RMSNorm(1e-6), mlp=GatedMlp(24), positions=Rotary(), **QUIET),
+    Transformer(16, 2, 2, norm=RMSNorm(1e-6), mlp=GatedMlp(24), position_embedding=Rotary(), **QUIET),
     attention=Attention(kv_heads=1, bias=False),
 )
 GPT2 = Gpt(
-    Transformer(16, 2, 2, mlp=Mlp(activation="gelu_tanh"), norm=LayerNorm(1e-5), **QUIET), VOCAB, positions=POSITIONS
+    Transformer(16, 2, 2, mlp=Mlp(activation="gelu_tanh"), norm=LayerNorm(1e-5), **QUIET), VOCAB, max_length=POSITIONS
 )
 T5_SIZES = {"width": 16, "depth": 2, "heads": 2, "mlp": 24, "head_dim": 8}
 BERT = Bert(AFTER, VOCAB, POSITIONS)
-ENCODER = dataclasses.replace(BERT, heads=())
-POOLER = dataclasses.replace(BERT, heads=("pooler",))
+ENCODER = dataclasses.replace(BERT, prediction_heads=())
+POOLER = dataclasses.replace(BERT, prediction_heads=("pooler",))
 MODELS = {
     "bert": BERT,
     "encoder": ENCODER,
     "gpt2": GPT2,
-    "llama": Gpt(LLAMA, VOCAB, POSITIONS, tied=False),
+    "llama": Gpt(LLAMA, VOCAB, POSITIONS, tie_embeddings=False),
     "t5": T5(t5_stack(**T5_SIZES), t5_stack(**T5_SIZES, bidirectional=False), VOCAB, POSITIONS),
-    "marian": EncoderDecoder(MARIAN, MARIAN, vocab=VOCAB, positions=POSITIONS, head_bias=True),
+    "marian": EncoderDecoder(MARIAN, MARIAN, vocab=VOCAB, max_length=POSITIONS, head_bias=True),
     "bart": Bart(MARIAN, MARIAN, VOCAB, POSITIONS),
     "classes": Classifier(POOLER, ("yes", "no", "perhaps")),
     "tags": Classifier(ENCODER, ("yes", "no", "perhaps"), "tokens"),
@@ -59,13 +59,15 @@ MODELS = {
     "masked autoencoder's encoder": dataclasses.replace(AUTOENCODER, decoder=None),
     "dinov2": Vit(dataclasses.replace(VIT.transformer, residual=Residual(0.5)), image=12, patch=4, channels=1),
     # Forms for which transformers has no class.
-    "tags of a pre-norm encoder": Classifier(Bert(QUIET_STACK, VOCAB, POSITIONS, heads=()), LABELS, "tokens"),
+    "tags of a pre-norm encoder": Classifier(
+        Bert(QUIET_STACK, VOCAB, POSITIONS, prediction_heads=()), LABELS, "tokens"
+    ),
     "classes of a mean": Classifier(ENCODER, LABELS, "mean"),
     "a decoder with learned positions and a gate": Gpt(
-        dataclasses.replace(LLAMA, positions=None), VOCAB, POSITIONS, tied=False
+        dataclasses.replace(LLAMA, position_embedding=None), VOCAB, POSITIONS, tie_embeddings=False
     ),
-    "an encoder-decoder with rotary positions": EncoderDecoder(LLAMA, LLAMA, vocab=VOCAB, positions=POSITIONS),
-    "vit of sinusoids": dataclasses.replace(VIT, positions="sinusoidal", pooling="mean", class_token=False),
+    "an encoder-decoder with rotary positions": EncoderDecoder(LLAMA, LLAMA, vocab=VOCAB, max_length=POSITIONS),
+    "vit of sinusoids": dataclasses.replace(VIT, position_embedding="sinusoidal", pooling="mean", class_token=False),
 }
 
 

@@ -31,9 +31,9 @@ def small_transformer(**fields) -> Transformer:
     return Transformer(**(defaults | quiet | fields))
 
 
-def small_bert(vocab=VOCAB, positions=LENGTH, **fields) -> Bert:
+def small_bert(vocab=VOCAB, max_length=LENGTH, **fields) -> Bert:
     """A BERT of a small Transformer, whose `fields` these are."""
-    return Bert(small_transformer(**fields), vocab=vocab, positions=positions)
+    return Bert(small_transformer(**fields), vocab=vocab, max_length=max_length)
 
 
 def noisy_params(module: nn.Module, *inputs, seed=0, **options):

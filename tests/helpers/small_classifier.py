@@ -37,7 +37,7 @@ def write_reviews(folder: Path) -> None:
 
 def small_backbone(**fields) -> Bert:
     """A BERT with a pooler alone, for these words."""
-    return Bert(small_bert(**fields).transformer, vocab=len(PIECES), positions=16, heads=("pooler",))
+    return Bert(small_bert(**fields).transformer, vocab=len(PIECES), max_length=16, prediction_heads=("pooler",))
 
 
 def review_experiment(folder: Path, steps=6, **fields) -> Experiment:

@@ -25,8 +25,8 @@ PAD, BEGINNING, END = 0, 2, 3
 POSITIONS = 32
 QUIET = {"dropout": 0.0, "attention_dropout": 0.0, "dtype": "float32"}
 STACK = Transformer(16, 2, 2, norm_position="after", **QUIET)
-GPT = Gpt(STACK, vocab=len(PIECES), positions=POSITIONS)
-ENCODER_DECODER = EncoderDecoder(STACK, STACK, vocab=len(PIECES), positions=POSITIONS)
+GPT = Gpt(STACK, vocab=len(PIECES), max_length=POSITIONS)
+ENCODER_DECODER = EncoderDecoder(STACK, STACK, vocab=len(PIECES), max_length=POSITIONS)
 GPT_PARAMS = noisy_params(GPT, np.zeros((1, 4), np.int32))
 ENCODER_DECODER_PARAMS = noisy_params(ENCODER_DECODER, *[np.zeros((1, 4), np.int32)] * 2)
 

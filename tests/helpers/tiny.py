@@ -57,7 +57,7 @@ from jaxformer.objectives.masked_lm import MaskedLM
 from jaxformer.training.optimizers import AdamW, Schedule
 
 experiment = Experiment(
-    model=Bert(Transformer(width=16, depth=2, heads=2, norm_position="after"), vocab=128, positions=32),
+    model=Bert(Transformer(width=16, depth=2, heads=2, norm_position="after"), vocab=128, max_length=32),
     objective=MaskedLM(),
     data=Data(
         train=TextFiles(("{folder}/train.txt",)),

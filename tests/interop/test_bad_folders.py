@@ -24,8 +24,8 @@ from jaxformer.models.bert import Bert
 from jaxformer.models.gpt import Gpt
 
 STACK = Transformer(8, 2, 2, norm=LayerNorm(1e-12), norm_position="after")
-BERT = Bert(STACK, vocab=11, positions=6)
-GPT = Gpt(Transformer(8, 1, 2), vocab=11, positions=6)
+BERT = Bert(STACK, vocab=11, max_length=6)
+GPT = Gpt(Transformer(8, 1, 2), vocab=11, max_length=6)
 
 
 @pytest.fixture(scope="module")

@@ -36,31 +36,35 @@ TEXTS = [{"text": part} for part in PAGE.split("\n\n")]
 VOCAB = 320
 SIZES = (16, 2, 2)
 LLAMA = Transformer(
-    *SIZES, attention=Attention(kv_heads=1, bias=False), mlp=GatedMlp(24), norm=RMSNorm(1e-6), positions=Rotary()
+    *SIZES,
+    attention=Attention(kv_heads=1, bias=False),
+    mlp=GatedMlp(24),
+    norm=RMSNorm(1e-6),
+    position_embedding=Rotary(),
 )
 T5_SIZES = {"width": 16, "depth": 2, "heads": 2, "mlp": 24, "head_dim": 8}
 MARIAN = Transformer(*SIZES, mlp=Mlp(activation="relu"), norm=LayerNorm(1e-5), norm_position="after")
 BERT = Bert(Transformer(*SIZES, norm=LayerNorm(1e-12), norm_position="after"), VOCAB, 64)
-BERT_ALONE = dataclasses.replace(BERT, heads=("pooler",))
+BERT_ALONE = dataclasses.replace(BERT, prediction_heads=("pooler",))
 MODELS = {
     "bert": (BERT, WordPiece(300)),
-    "encoder": (dataclasses.replace(BERT, heads=()), WordPiece(300)),
+    "encoder": (dataclasses.replace(BERT, prediction_heads=()), WordPiece(300)),
     "gpt2": (
         Gpt(Transformer(*SIZES, mlp=Mlp(activation="gelu_tanh"), norm=LayerNorm(1e-5)), VOCAB, 64),
         ByteLevelBpe(300),
     ),
-    "llama": (Gpt(LLAMA, VOCAB, 96, tied=False), SentencePiece(300)),
+    "llama": (Gpt(LLAMA, VOCAB, 96, tie_embeddings=False), SentencePiece(300)),
     "t5": (
         T5(t5_stack(**T5_SIZES), t5_stack(**T5_SIZES, bidirectional=False), VOCAB),
         SentencePiece(300, sentinels=20),
     ),
-    "marian": (EncoderDecoder(MARIAN, MARIAN, vocab=VOCAB, positions=64, head_bias=True), SentencePiece(300, "bpe")),
+    "marian": (EncoderDecoder(MARIAN, MARIAN, vocab=VOCAB, max_length=64, head_bias=True), SentencePiece(300, "bpe")),
 }
 GPT2 = MODELS["gpt2"][0]
 PICTURES = Transformer(*SIZES, norm=LayerNorm(1e-6))
 OTHERS = {
     "bert's classes": Classifier(BERT_ALONE, ("a", "b", "c")),
-    "bert's spans": Classifier(dataclasses.replace(BERT_ALONE, heads=()), ("start", "end"), "tokens"),
+    "bert's spans": Classifier(dataclasses.replace(BERT_ALONE, prediction_heads=()), ("start", "end"), "tokens"),
     "gpt2's classes": Classifier(GPT2, ("a", "b", "c"), "last", bias=False),
     "vit": Vit(PICTURES, ("a", "b", "c"), image=8, patch=4),
     "masked autoencoder": MaskedAutoencoder(PICTURES, PICTURES, image=12, patch=4),
@@ -96,7 +100,7 @@ def test_an_export_passes(name, tokenizers, tmp_path):
     assert compared == {*heads, "loss", "gradients", "tokens"} | ({"greedy tokens"} if writes else set())
     where = {line.where for line in certificate.lines if line.what == "loss"}
     assert {place.split(",")[0] for place in where} == {"short", "long", "padded", "out of distribution"}
-    longest = min(LONGEST, model.positions)
+    longest = min(LONGEST, model.max_length)
     assert f"long, 1 × {longest}" in where
     if writes:
         (line,) = [line for line in certificate.lines if line.what == "greedy tokens"]

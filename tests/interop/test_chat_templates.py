@@ -34,7 +34,7 @@ TOKENIZERS = {
 
 def exported(tokenizer, out, dialogue, beginning=False):
     stack = dataclasses.replace(Gpt().transformer, depth=1, width=12, heads=3, dtype="float32")
-    model = Gpt(stack, vocab=tokenizer.vocab_size, positions=34)
+    model = Gpt(stack, vocab=tokenizer.vocab_size, max_length=34)
     params = noisy_params(model, np.zeros((1, 4), np.int32))
     export_hf(model, params, tokenizer, out, dialogue=dialogue, beginning=beginning)
     return transformers.AutoTokenizer.from_pretrained(out)

@@ -82,6 +82,6 @@ def test_a_head_that_no_class_has_is_refused(tmp_path):
     config = transformers.BertConfig(**ENCODER, **LABELS)
     theirs = transformers.BertForSequenceClassification(config)
     imported = load(open_folder(saved(theirs, tmp_path / "theirs")))
-    model = imported.model.clone(reads="mean")
-    with pytest.raises(InputError, match=r"model.reads=mean with labels .* reads"):
+    model = imported.model.clone(pooling="mean")
+    with pytest.raises(InputError, match=r"model.pooling=mean with labels .* reads"):
         export_hf(model, imported.params, None, tmp_path / "ours")

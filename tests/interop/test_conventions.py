@@ -53,13 +53,13 @@ def sharp(params):
 
 def varied(tokenizer):
     """Settings that name a token, whose id an export may change."""
-    return Decoding(max_new=12, no_repeat_ngram_size=2, suppress_tokens=(tokenizer.unk_id,))
+    return Decoding(max_new_tokens=12, no_repeat_ngram_size=2, suppress_tokens=(tokenizer.unk_id,))
 
 
 def translator(tokenizer, **fields):
     """A run of an encoder–decoder of the paper's form whose vocabulary is larger than the tokenizer's."""
     size = tokenizer.vocab_size + UNUSED
-    model = EncoderDecoder(STACK, STACK, vocab=size, positions=48, zero_start=True, **fields)
+    model = EncoderDecoder(STACK, STACK, vocab=size, max_length=48, zero_start=True, **fields)
     run = small_run(tokenizer, Seq2SeqLM(decoding=varied(tokenizer)))
     experiment = dataclasses.replace(run.experiment, model=model)
     params = sharp(noisy_params(model, *[np.zeros((1, 4), np.int32)] * 2))
@@ -98,7 +98,7 @@ def test_a_tokenizer_in_another_order_finds_the_same_pieces(kind, corpus, tmp_pa
     assert permuted(after, np.arange(after.vocab_size)) is after
 
 
-@pytest.mark.parametrize("fields", [{}, {"tied": False, "head_bias": True}])
+@pytest.mark.parametrize("fields", [{}, {"tie_embeddings": False, "head_bias": True}])
 def test_a_translator_in_marians_form_writes_the_same(run, fields):
     run = translator(run.tokenizer, **fields) if fields else run
     after = conventional(run)
@@ -115,13 +115,13 @@ def test_the_first_token_of_an_answer_is_of_no_importance_where_it_counts_as_zer
     """Alone, packed behind another example, and in a cache."""
     tokens = np.array([[7, 8, 9, 3, 8, 9]])
     places = {"input_segments": np.ones((1, 6), int), "segments": np.array([[1, 1, 1, 2, 2, 2]])}
-    places["positions"] = np.array([[0, 1, 2, 0, 1, 2]])
+    places["position_ids"] = np.array([[0, 1, 2, 0, 1, 2]])
     inputs = np.arange(6)[None] + 5
 
     def logits(outputs, model=run.model):
         return np.asarray(model.apply({"params": run.params}, inputs, outputs, **places).logits)
 
-    other = np.where(places["positions"] == 0, 11, tokens)
+    other = np.where(places["position_ids"] == 0, 11, tokens)
     np.testing.assert_array_equal(logits(tokens), logits(other))
     plain = dataclasses.replace(run.model, zero_start=False)
     assert not np.allclose(logits(tokens, plain), logits(other, plain))

@@ -49,9 +49,9 @@ from jaxformer.training.optimizers import AdamW, Schedule
 del redrawn  # Importing its module keeps transformers quiet.
 
 NAMES = ("a", "b", "c")
-WRITING = Decoding(max_new=12)
+WRITING = Decoding(max_new_tokens=12)
 SPAN_LABELS = ("start", "end")
-SPANS = dataclasses.replace(BERT_ALONE, heads=())
+SPANS = dataclasses.replace(BERT_ALONE, prediction_heads=())
 
 
 def pairs(kind="one", labels=NAMES, **fields):
@@ -75,10 +75,15 @@ RUNS = {
     "translations": (
         "sentence_piece",
         MODELS["marian"][0],
-        Seq2SeqLM(decoding=dataclasses.replace(WRITING, beams=3)),
+        Seq2SeqLM(decoding=dataclasses.replace(WRITING, num_beams=3)),
         TextToText(64, 64),
     ),
-    "vectors": ("word_piece", dataclasses.replace(BERT, heads=()), SentenceEmbedding(), MaskedSentencePairs(64)),
+    "vectors": (
+        "word_piece",
+        dataclasses.replace(BERT, prediction_heads=()),
+        SentenceEmbedding(),
+        MaskedSentencePairs(64),
+    ),
     "masks of bytes": ("byte_level", BERT, MaskedLM(), MaskedSentencePairs(64)),
     "tags of bytes": ("byte_level", Classifier(SPANS, NAMES, "tokens"), Tagging(), TagTokens(NAMES, 64)),
     "spans or none": (
@@ -89,25 +94,25 @@ RUNS = {
     ),
     "a question that is cut": (
         "word_piece",
-        Classifier(dataclasses.replace(SPANS, positions=24), SPAN_LABELS, "tokens"),
+        Classifier(dataclasses.replace(SPANS, max_length=24), SPAN_LABELS, "tokens"),
         QuestionAnswering(),
         AnswerSpans(24, 8, 6),
     ),
     "continuations up to the positions": (
         "byte_level",
-        dataclasses.replace(GPT2, positions=24),
-        CausalLM(decoding=Decoding(min_new=60)),
+        dataclasses.replace(GPT2, max_length=24),
+        CausalLM(decoding=Decoding(min_new_tokens=60)),
         NextToken(24),
     ),
     "translations of a length": (
         "sentence_piece",
         MODELS["marian"][0],
-        Seq2SeqLM(decoding=Decoding(max_new=None, max_length=9)),
+        Seq2SeqLM(decoding=Decoding(max_new_tokens=None, max_length=9)),
         TextToText(64, 64),
     ),
     "vectors of a few tokens": (
         "word_piece",
-        dataclasses.replace(BERT, heads=()),
+        dataclasses.replace(BERT, prediction_heads=()),
         SentenceEmbedding(longest=5),
         MaskedSentencePairs(64),
     ),
@@ -211,7 +216,7 @@ def test_ids_that_the_tokenizer_lacks_are_left_out_of_both_sides(tokenizers, tmp
 @pytest.mark.parametrize("name", ["filled masks", "vectors", "continuations", "translations"])
 def test_nothing_is_said_of_a_model_whose_positions_no_input_fits(name, tokenizers, tmp_path):
     tokenizer, model, objective, task = RUNS[name]
-    shorter = RUNS | {name: (tokenizer, dataclasses.replace(model, positions=8), objective, task)}
+    shorter = RUNS | {name: (tokenizer, dataclasses.replace(model, max_length=8), objective, task)}
     run, folder = exported(name, tokenizers, tmp_path / "out", shorter)
     assert lines_of(run, folder) == []
 

@@ -19,7 +19,7 @@ from jaxformer.models.classifier import Classifier
 def kind_of(experiment):
     """What tells two configs' programs apart."""
     model = experiment.model
-    parts = (model.backbone, model.reads) if isinstance(model, Classifier) else (model, None)
+    parts = (model.backbone, model.pooling) if isinstance(model, Classifier) else (model, None)
     prompt = getattr(experiment.objective, "prompt", None)
     return type(parts[0]).__name__, parts[1], type(experiment.objective).__name__, prompt
 

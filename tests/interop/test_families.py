@@ -110,4 +110,6 @@ def test_what_no_family_computes_is_refused(model, line, tmp_path):
 def test_sizes_left_to_be_derived_are_those_written_out():
     short, long = Gpt(Transformer(16, 1, 2)), Gpt(Transformer(16, 1, 2, dropout=0.3, dtype="bfloat16", remat="full"))
     assert not differences(short, long)
-    assert differences(short, dataclasses.replace(short, tied=False)) == ["model.tied: True in the run, False now"]
+    assert differences(short, dataclasses.replace(short, tie_embeddings=False)) == [
+        "model.tie_embeddings: True in the run, False now"
+    ]

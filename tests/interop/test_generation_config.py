@@ -29,12 +29,12 @@ del VOCAB, redrawn  # Importing their module keeps transformers quiet.
 IDS = st.lists(st.integers(0, 99), min_size=1, max_size=3).map(tuple)
 SHARE, FACTOR = st.floats(0.01, 0.99), st.floats(0.1, 5)
 ALWAYS = {
-    "max_new": st.integers(1, 300),
+    "max_new_tokens": st.integers(1, 300),
     "repetition_penalty": FACTOR,
     "length_penalty": st.floats(-2, 2),
-    "early_stopping": st.sampled_from(["unlikely", "full", "impossible"]),
+    "early_stopping": st.sampled_from([False, True, "never"]),
     "max_length": st.integers(1, 300),
-    "min_new": st.integers(0, 9),
+    "min_new_tokens": st.integers(0, 9),
     "min_length": st.integers(0, 9),
     "eos_token_ids": IDS,
     "encoder_repetition_penalty": FACTOR,
@@ -55,10 +55,10 @@ CUTS |= {"epsilon_cutoff": SHARE, "eta_cutoff": SHARE}
 @st.composite
 def decodings(draw):
     """Any settings, of greedy decoding, of sampling or of a beam search."""
-    kind = draw(st.sampled_from([{}, {"beams": st.integers(2, 9)}, {"temperature": st.floats(0.1, 9)}]))
+    kind = draw(st.sampled_from([{}, {"num_beams": st.integers(2, 9)}, {"temperature": st.floats(0.1, 9)}]))
     settings = draw(st.fixed_dictionaries(kind, optional=ALWAYS | (CUTS if "temperature" in kind else {})))
     if draw(st.booleans()) and "max_length" in settings:
-        settings["max_new"] = None
+        settings["max_new_tokens"] = None
     return Decoding(**settings)
 
 
@@ -85,7 +85,7 @@ REFUSALS = {
     "stopping": ({"early_stopping": "soon"}, "early_stopping='soon': expected true, false or 'never'"),
     "text in draws": ({"do_sample": True, "temperature": "a"}, "temperature='a': expected a float"),
     "list in draws": ({"do_sample": True, "temperature": [1]}, "temperature=.*: expected a float"),
-    "text": ({"num_beams": "4"}, "beams='4': expected an int"),
+    "text": ({"num_beams": "4"}, "num_beams='4': expected an int"),
     "negative": ({"eos_token_id": [3, -1]}, "decoding.eos_token_ids=.*: expected ids of tokens, 0 or above"),
 }
 
@@ -100,7 +100,7 @@ def test_what_cannot_be_honoured_is_refused_by_name(fields, message, tmp_path):
 
 def test_fields_that_change_nothing_are_accepted():
     fields = REFUSED | dict.fromkeys(FIELDS) | dict.fromkeys(HARMLESS, 3)
-    assert decoding_of(fields, Decoding(max_new=31)) == Decoding(max_new=31)
+    assert decoding_of(fields, Decoding(max_new_tokens=31)) == Decoding(max_new_tokens=31)
 
 
 @pytest.mark.parametrize(
@@ -112,8 +112,8 @@ def test_fields_that_change_nothing_are_accepted():
         ({"top_p": 0.5, "top_k": 7, "temperature": 0.3}, Decoding()),
         ({"eos_token_id": 7}, Decoding(eos_token_ids=(7,))),
         ({"eos_token_id": [7, 2], "forced_eos_token_id": 2}, Decoding(eos_token_ids=(7, 2), forced_eos_token_ids=(2,))),
-        ({"max_length": 20}, Decoding(max_new=None, max_length=20)),
-        ({"max_length": 20, "max_new_tokens": 9}, Decoding(max_new=9, max_length=20)),
+        ({"max_length": 20}, Decoding(max_new_tokens=None, max_length=20)),
+        ({"max_length": 20, "max_new_tokens": 9}, Decoding(max_new_tokens=9, max_length=20)),
     ],
 )
 def test_defaults_are_those_of_transformers(fields, expected):
@@ -124,7 +124,7 @@ def test_without_a_generation_config_the_config_says_it(tmp_path):
     tokenizer = small_tokenizer(tmp_path)
     config = {"num_beams": 4, "no_repeat_ngram_size": 3, "eos_token_id": tokenizer.eos_id, "vocab_size": 9}
     assert read_decoding(Folder(tmp_path, config, {}, {}), Decoding(), tokenizer) == Decoding(
-        beams=4, no_repeat_ngram_size=3
+        num_beams=4, no_repeat_ngram_size=3
     )
     old = {"force_bos_token_to_be_generated": True, "bos_token_id": 2}
     assert read_decoding(Folder(tmp_path, old, {}, {}), Decoding(), tokenizer).forced_bos_token_id == 2

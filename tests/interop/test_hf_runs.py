@@ -56,13 +56,13 @@ def writing_run(folder, tokenizer, answers, bart=False):
     settings = {"start": "end", "beginning": True} if bart else {}
     objective = CausalLM(decoding=Decoding(9))
     if answers:
-        objective = Seq2SeqLM(decoding=Decoding(max_new=9, beams=3), **settings)
+        objective = Seq2SeqLM(decoding=Decoding(max_new_tokens=9, num_beams=3), **settings)
     run = small_run(tokenizer, objective)
     stack = dataclasses.replace(GPT.transformer, norm_position="after" if answers else "before", norm=LayerNorm(1e-5))
     fields = {"encoder": stack, "decoder": stack} if answers else {"transformer": stack}
     model = dataclasses.replace(ENCODER_DECODER if answers else GPT, **fields)
     if bart:
-        model = Bart(stack, stack, vocab=len(PIECES), positions=32)
+        model = Bart(stack, stack, vocab=len(PIECES), max_length=32)
     params = noisy_params(model, *[np.zeros((1, 4), np.int32)] * (2 if answers else 1))
     experiment = dataclasses.replace(run.experiment, model=model)
     return kept(dataclasses.replace(run, experiment=experiment, params=params), folder)
@@ -93,7 +93,7 @@ def test_a_run_that_writes_goes_and_comes_back(family, tmp_path, tokenizer):
     # What transformers writes of the same text, by its own beam search, is what we do.
     auto = transformers.AutoModelForSeq2SeqLM if answers else transformers.AutoModelForCausalLM
     theirs = auto.from_pretrained(out).eval()
-    assert theirs.generation_config.num_beams == before.objective.decoding.beams
+    assert theirs.generation_config.num_beams == before.objective.decoding.num_beams
     prompt = before.objective.prompts(before.tokenizer, [text])[0]
     tokens = torch.tensor(np.asarray(prompt)[None], dtype=torch.long)
     written = theirs.generate(tokens, attention_mask=torch.ones_like(tokens))[0].numpy()
@@ -116,7 +116,7 @@ def bert_run(folder, tokenizer, model, objective):
 def jf_task(model):
     from jaxformer.data.tasks.base import MaskedSentencePairs
 
-    return MaskedSentencePairs(16, 2, next_sentence="next_sentence" in model.heads)
+    return MaskedSentencePairs(16, 2, next_sentence="next_sentence" in model.prediction_heads)
 
 
 STACK = dataclasses.replace(GPT.transformer, norm_position="after", norm=LayerNorm(1e-12))
@@ -125,7 +125,7 @@ STACK = dataclasses.replace(GPT.transformer, norm_position="after", norm=LayerNo
 @pytest.mark.parametrize("heads", [("masked_lm", "pooler", "next_sentence"), ("masked_lm",), ()])
 def test_a_bert_goes_and_comes_back(heads, tmp_path, tokenizer):
     (tmp_path / "run").mkdir()
-    model = Bert(STACK, vocab=len(PIECES), positions=32, heads=heads)
+    model = Bert(STACK, vocab=len(PIECES), max_length=32, prediction_heads=heads)
     objective = MaskedLM(next_sentence=float(len(heads) == 3)) if heads else SentenceEmbedding("first", True, 9)
     before = jf.open_run(bert_run(tmp_path / "run", tokenizer, model, objective))
     export_run(before, tmp_path / "out", certificate=False)
@@ -139,7 +139,7 @@ def test_a_bert_goes_and_comes_back(heads, tmp_path, tokenizer):
 
 def test_a_config_begins_with_an_imported_run(tmp_path, tokenizer):
     (tmp_path / "run").mkdir()
-    model = Bert(STACK, vocab=len(PIECES), positions=32)
+    model = Bert(STACK, vocab=len(PIECES), max_length=32)
     export_run(bert_run(tmp_path / "run", tokenizer, model, MaskedLM()), tmp_path / "out", certificate=False)
     import_run(tmp_path / "out", tmp_path / "back", certificate=False)
     run = jf.open_run(tmp_path / "back")
@@ -179,7 +179,7 @@ def exported(tmp_path_factory):
     """A BERT's run, its Hugging Face folder with a certificate, and what the command printed."""
     home = tmp_path_factory.mktemp("exported")
     (home / "run").mkdir()
-    model = Bert(STACK, vocab=len(PIECES), positions=32)
+    model = Bert(STACK, vocab=len(PIECES), max_length=32)
     bert_run(home / "run", small_tokenizer(home), model, MaskedLM())
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         assert cli.main(["export", str(home / "run"), str(home / "out")]) == 0
@@ -243,7 +243,7 @@ def transformers_tree(folder):
 
 
 class TestSentenceEmbedding:
-    MODEL = Bert(STACK, vocab=len(PIECES), positions=32, heads=("pooler",))
+    MODEL = Bert(STACK, vocab=len(PIECES), max_length=32, prediction_heads=("pooler",))
     PARAMS = noisy_params(MODEL, np.zeros((1, 4), np.int32))
     TEXTS = ("w1 w2 w3", "w4", "w5 w6 w7x w8 w9")
 
@@ -275,9 +275,9 @@ class TestSentenceEmbedding:
 
 
 def test_masked_lm_needs_its_heads():
-    model = Bert(STACK, vocab=9, heads=("pooler",))
-    with pytest.raises(InputError, match=r"model.heads=\('pooler',\): expected masked_lm among them"):
+    model = Bert(STACK, vocab=9, prediction_heads=("pooler",))
+    with pytest.raises(InputError, match=r"model.prediction_heads=\('pooler',\): expected masked_lm among them"):
         MaskedLM(next_sentence=0.0).check(model, ["tokens"])
     with pytest.raises(InputError, match="the next-sentence head reads the pooler"):
-        Bert(STACK, heads=("next_sentence",))
+        Bert(STACK, prediction_heads=("next_sentence",))
     assert jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 2), np.int32))["params"].keys() >= {"pooler"}

@@ -176,7 +176,7 @@ def test_positions_that_are_not_the_sinusoids_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("model", "line"),
     [
-        (Vit(positions="sinusoidal"), "model.positions: .sinusoidal. here, .learned. in vit"),
+        (Vit(position_embedding="sinusoidal"), "model.position_embedding: .sinusoidal. here, .learned. in vit"),
         (dataclasses.replace(Vit(labels=("a", "b")), pooling="mean"), "model.pooling: .mean. here, .class. in vit"),
     ],
 )

@@ -47,7 +47,7 @@ def test_log_likelihoods_are_those_of_the_run(model, run):
     expected = run.log_likelihoods(*zip(*pairs, strict=True))
     found = model.loglikelihood(ask("loglikelihood", *pairs))
     assert found == [(one.log_probability, one.greedy) for one in expected]
-    continuation = run.with_decoding(temperature=0.0, max_new=2).predict("w1 w2").continuation
+    continuation = run.with_decoding(temperature=0.0, max_new_tokens=2).predict("w1 w2").continuation
     assert model.loglikelihood(ask("loglikelihood", ("w1 w2", continuation)))[0][1] is True
     assert model.loglikelihood([]) == []
 
@@ -97,13 +97,15 @@ def test_the_harness_says_the_same_of_the_exported_folder(run, beginning, tmp_pa
 
 def test_generation_follows_the_settings_of_the_task_and_ends_where_it_says(model, run):
     contexts = ["w1 w2", "w5", "w1 w2"]
-    plain = [run.with_decoding(temperature=0.0, max_new=9).predict(text).continuation.strip() for text in contexts]
+    plain = [
+        run.with_decoding(temperature=0.0, max_new_tokens=9).predict(text).continuation.strip() for text in contexts
+    ]
     stop = plain[0].split()[3]
     settings = [{"max_gen_toks": 9}, {"max_gen_toks": 9}, {"max_gen_toks": 9, "until": [stop, "never"]}]
     requests = ask("generate_until", *zip(contexts, settings, strict=True))
     assert model.generate_until(requests) == [plain[0], plain[1], plain[0].split(stop)[0]]
     drawn = {"max_gen_toks": 9, "do_sample": True, "temperature": 3.0, "top_p": 0.9}
-    expected = run.with_decoding(temperature=3.0, top_p=0.9, max_new=9).predict("w1 w2").continuation.strip()
+    expected = run.with_decoding(temperature=3.0, top_p=0.9, max_new_tokens=9).predict("w1 w2").continuation.strip()
     assert model.generate_until(ask("generate_until", ("w1 w2", drawn))) == [expected]
 
 
@@ -111,11 +113,11 @@ def test_a_context_that_is_too_long_leaves_room_for_the_answer(model, run):
     context = " ".join(f"w{number}" for number in np.random.default_rng(1).integers(0, 30, 2 * POSITIONS))
     (found,) = model.generate_until(ask("generate_until", (context, {"max_gen_toks": 5})))
     kept = run.tokenizer.decode(run.tokenizer.encode(context)[-(POSITIONS + 1 - 5) :])
-    assert found == run.with_decoding(temperature=0.0, max_new=5).predict(kept).continuation.strip()
+    assert found == run.with_decoding(temperature=0.0, max_new_tokens=5).predict(kept).continuation.strip()
 
 
 def test_an_encoder_decoder_answers(run):
-    other = small_run(run.tokenizer, Seq2SeqLM(decoding=Decoding(max_new=6)))
+    other = small_run(run.tokenizer, Seq2SeqLM(decoding=Decoding(max_new_tokens=6)))
     model = RunLM(other)
     assert model.generate_until(ask("generate_until", ("w1 w2", {"max_gen_toks": 6}))) == [
         other.predict("w1 w2").answer

@@ -37,7 +37,7 @@ def test_each_architecture_has_the_auto_class_and_the_pipeline_of_transformers(a
 
 
 def exported(folder, heads, objective):
-    model = Bert(STACK, vocab=len(PIECES), positions=32, heads=heads)
+    model = Bert(STACK, vocab=len(PIECES), max_length=32, prediction_heads=heads)
     (folder / "run").mkdir()
     run = runs.open_run(bert_run(folder / "run", small_tokenizer(folder), model, objective))
     export_run(run, folder / "out", certificate=False)

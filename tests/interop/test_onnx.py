@@ -79,7 +79,7 @@ def assert_same(found, run, given):
     else:
         types = {"token_types": given["token_type_ids"]} if "token_type_ids" in given else {}
         output = apply(model, run.params, given["input_ids"], mask, **types)
-    of_texts = getattr(model, "reads", "tokens") != "tokens"
+    of_texts = getattr(model, "pooling", "tokens") != "tokens"
     expected = {
         "last_hidden_state": lambda: output.hidden,
         "logits": lambda: (
@@ -166,7 +166,9 @@ def test_programs_with_a_cache_write_what_our_own_decoding_writes(name, tmp_path
         assert files == {"model.onnx", "model.onnx_data"}
     for length in (1, 7):
         prompt = RNG.integers(5, VOCAB, length)
-        expected = generate(run.model, run.params, [prompt], Decoding(max_new=20), start=2 if answers else None)[0]
+        expected = generate(run.model, run.params, [prompt], Decoding(max_new_tokens=20), start=2 if answers else None)[
+            0
+        ]
         for merged in (False, True)[: 1 + answers]:
             assert greedy(tmp_path / "out", run.model, prompt, 20, 2, merged) == expected.tolist()
 
@@ -188,7 +190,7 @@ def test_programs_and_files_have_the_same_ids(name, tmp_path):
     ids = ids[: ids.index(end)] if end in ids else ids
     special = {"end": run.tokenizer.eos_id, "start": None if name == "gpt2" else run.tokenizer.pad_id, "pieces": VOCAB}
     prompts = [run.tokenizer.encode("w1 w2 w3")]
-    expected = generate(run.model, run.params, prompts, Decoding(max_new=20), **special)[0]
+    expected = generate(run.model, run.params, prompts, Decoding(max_new_tokens=20), **special)[0]
     assert tokenizer.decode(ids) == run.tokenizer.decode(expected)
 
 
@@ -209,7 +211,7 @@ def test_prompts_of_different_lengths_are_padded_on_their_left(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("pooling", ["mean", "first", "last", "max", "pooler"])
 def test_a_sentence_encoders_program_gives_its_vectors(pooling, tmp_path):
-    run = run_of(dataclasses.replace(BERT, heads=("pooler",)), tmp_path)
+    run = run_of(dataclasses.replace(BERT, prediction_heads=("pooler",)), tmp_path)
     experiment = dataclasses.replace(run.experiment)
     object.__setattr__(experiment, "objective", SentenceEmbedding(pooling, normalized=pooling != "first"))
     run = dataclasses.replace(run, experiment=experiment)

@@ -54,7 +54,7 @@ def written(run):
     answers = isinstance(run.model, EncoderDecoder)
     prompt = ids(run) if answers else run.tokenizer.encode(TEXT)
     start = START if answers else None
-    return generate(run.model, run.params, [prompt], Decoding(max_new=NEW, temperature=0.0), END, start=start)[0]
+    return generate(run.model, run.params, [prompt], Decoding(max_new_tokens=NEW, temperature=0.0), END, start=start)[0]
 
 
 def outputs(run):

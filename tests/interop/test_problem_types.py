@@ -42,9 +42,11 @@ def home(tmp_path_factory):
 def exported(home, tmp_path):
     """Exports a classifier; its run and the folder."""
 
-    def make(labels, objective, reads="pooler"):
-        backbone = small_backbone() if reads == "pooler" else dataclasses.replace(small_backbone(), heads=())
-        model = Classifier(backbone, labels, reads=reads)
+    def make(labels, objective, pooling="pooler"):
+        backbone = (
+            small_backbone() if pooling == "pooler" else dataclasses.replace(small_backbone(), prediction_heads=())
+        )
+        model = Classifier(backbone, labels, pooling=pooling)
         base = review_experiment(home)
         tokenizer = base.tokenizer.build(None, str(tmp_path / "tokenizer"))
         params = noisy_params(model, np.zeros((1, 4), np.int32))
@@ -93,7 +95,7 @@ def test_the_pipeline_shows_what_we_do(exported, labels, objective, problem_type
 
 
 def test_classes_of_tokens_have_no_problem_type(exported):
-    _, out = exported(NAMES, Tagging(), reads="tokens")
+    _, out = exported(NAMES, Tagging(), pooling="tokens")
     assert "problem_type" not in json.loads((out / "config.json").read_text())
     assert jf.from_pretrained(out).objective == Tagging()
 
@@ -150,15 +152,15 @@ def test_num_labels_beside_other_names_counts_as_in_transformers(count, tmp_path
         assert f"num_labels={count} differs from the 2 names of id2label" in imported.notes[0]
 
 
-@pytest.mark.parametrize("positions", [16, 40, 67, 128])
-def test_what_answers_questions_comes_back_whatever_its_length(exported, positions, tmp_path):
-    _, out = exported(SPAN, QuestionAnswering(), reads="tokens")
-    if positions != 16:
-        change(out, max_position_embeddings=positions)
+@pytest.mark.parametrize("max_length", [16, 40, 67, 128])
+def test_what_answers_questions_comes_back_whatever_its_length(exported, max_length, tmp_path):
+    _, out = exported(SPAN, QuestionAnswering(), pooling="tokens")
+    if max_length != 16:
+        change(out, max_position_embeddings=max_length)
         tensors = load_file(out / "model.safetensors")
         name = "bert.embeddings.position_embeddings.weight"
-        tensors[name] = np.resize(tensors[name], (positions, tensors[name].shape[1]))
+        tensors[name] = np.resize(tensors[name], (max_length, tensors[name].shape[1]))
         save_file(tensors, out / "model.safetensors")
     run = jf.from_pretrained(out)
-    assert run.objective == QuestionAnswering() and run.experiment.data.task.length == positions
+    assert run.objective == QuestionAnswering() and run.experiment.data.task.length == max_length
     assert run.predict("the film\ta dull plot but it is fine").text is not None

@@ -31,12 +31,12 @@ SIZES = {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 3, "i
 POSITIONS = 34
 
 
-def roberta_folder(path, head, positions=POSITIONS, **fields):
+def roberta_folder(path, head, max_length=POSITIONS, **fields):
     folder = byte_level_folder(path, "roberta", ROBERTA_NAMES, tokenizer_class="RobertaTokenizer")
     vocab = json.loads((folder / "vocab.json").read_text())
     config = transformers.RobertaConfig(
         vocab_size=len(vocab),
-        max_position_embeddings=positions,
+        max_position_embeddings=max_length,
         type_vocab_size=1,
         bos_token_id=vocab["<s>"],
         pad_token_id=vocab["<pad>"],
@@ -119,7 +119,7 @@ def test_a_gpt_classifier_of_our_own_is_exported_with_its_end_token(tmp_path):
     """Its rows end with the end token, so the exported tokenizer adds it."""
     tokenizer = ByteLevelBpe(400).build(lambda: TEXTS, str(tmp_path / "kept"))
     stack = dataclasses.replace(Gpt().transformer, depth=2, width=12, heads=3, dtype="float32")
-    backbone = Gpt(stack, vocab=tokenizer.vocab_size, positions=POSITIONS)
+    backbone = Gpt(stack, vocab=tokenizer.vocab_size, max_length=POSITIONS)
     model = Classifier(backbone, ("sad", "so-so", "glad"), "last", bias=False)
     params = noisy_params(model, np.zeros((1, 4), np.int32))
     export_hf(model, params, tokenizer, tmp_path / "out")

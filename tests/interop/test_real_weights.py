@@ -67,7 +67,7 @@ def test_reactions_of_rxnfp(tmp_path):
     """A file from before PyTorch 1.6, whose config names no architecture."""
     folder = unpacked("rxnfp", "0.1.0") / "rxnfp" / "models" / "transformers" / "bert_pretrained"
     model, params = import_hf(folder)
-    assert model.heads == ("masked_lm", "pooler", "next_sentence")
+    assert model.prediction_heads == ("masked_lm", "pooler", "next_sentence")
     numbers = {piece: number for number, piece in enumerate((folder / "vocab.txt").read_text().split())}
     pieces = re.findall(r"\[[^\]]+]|Br?|Cl?|[NOSPFIbcnops().=#+:~@?*$/\\-]|>>?|%\d\d|\d", REACTION)
     assert "".join(pieces) == REACTION and len(pieces) == 103

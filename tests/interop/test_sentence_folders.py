@@ -22,7 +22,7 @@ from jaxformer.models.gpt import Gpt
 from jaxformer.objectives.sentence_embedding import SentenceEmbedding
 
 del VOCAB  # Importing its module keeps transformers quiet.
-MODEL = Bert(STACK, vocab=len(PIECES), positions=32, heads=("pooler",))
+MODEL = Bert(STACK, vocab=len(PIECES), max_length=32, prediction_heads=("pooler",))
 TEXTS = ["w1 w2 w3", "w4x w5 w6 w7 w8 w9 w10 w11", "W2 w2"]
 
 
@@ -202,7 +202,7 @@ def test_an_encoder_in_a_numbered_folder(run, folder, tmp_path):
 
 
 def test_a_decoder_with_modules_is_no_language_model(run, folder, tmp_path, monkeypatch):
-    model = Gpt(dataclasses.replace(STACK, norm_position="before"), vocab=len(PIECES), positions=32)
+    model = Gpt(dataclasses.replace(STACK, norm_position="before"), vocab=len(PIECES), max_length=32)
     writer = small_run(run.tokenizer)
     experiment = dataclasses.replace(writer.experiment, model=model)
     params = noisy_params(model, np.zeros((1, 4), np.int32))

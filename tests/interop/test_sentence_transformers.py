@@ -124,7 +124,7 @@ def test_what_is_not_here_is_named(encoder, tmp_path, parts, words):
 )
 def test_what_we_export(objective, tmp_path):
     (tmp_path / "run").mkdir()
-    model = Bert(STACK, vocab=len(PIECES), positions=32, heads=("pooler",))
+    model = Bert(STACK, vocab=len(PIECES), max_length=32, prediction_heads=("pooler",))
     run = jf.open_run(bert_run(tmp_path / "run", small_tokenizer(tmp_path), model, objective))
     export_run(run, tmp_path / "out", certificate=False)
     loaded = sentence_transformers.SentenceTransformer(str(tmp_path / "out"), device="cpu")

@@ -27,13 +27,13 @@ from jaxformer.models.t5 import T5, t5_stack
 ALONE = "import sys; sys.modules['jaxformer'] = sys.modules['flax'] = None\n"
 """What makes importing them an error."""
 SIZES = {"width": 16, "depth": 2, "heads": 2, "mlp": 24, "head_dim": 8}
-BERT = Bert(STACK, vocab=len(PIECES), positions=32)
-LLAMA = dataclasses.replace(STACK, attention=Attention(kv_heads=1), positions=Rotary(), norm_position="before")
+BERT = Bert(STACK, vocab=len(PIECES), max_length=32)
+LLAMA = dataclasses.replace(STACK, attention=Attention(kv_heads=1), position_embedding=Rotary(), norm_position="before")
 MODELS = {
     "bert": BERT,
-    "encoder": dataclasses.replace(BERT, heads=(), token_types=0),
-    "llama": dataclasses.replace(GPT, transformer=LLAMA, positions=600, tied=False),
-    "t5": T5(t5_stack(**SIZES), t5_stack(**SIZES, bidirectional=False), vocab=len(PIECES), positions=32),
+    "encoder": dataclasses.replace(BERT, prediction_heads=(), token_types=0),
+    "llama": dataclasses.replace(GPT, transformer=LLAMA, max_length=600, tie_embeddings=False),
+    "t5": T5(t5_stack(**SIZES), t5_stack(**SIZES, bidirectional=False), vocab=len(PIECES), max_length=32),
     "classifier": Classifier(BERT, ("yes", "no", "perhaps")),
 }
 OUTPUTS = {

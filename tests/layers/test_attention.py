@@ -95,7 +95,7 @@ class TestWeights:
 LAYERS = {
     "plain": (Attention(), 0.5),
     "without biases": (Attention(bias=False), 0.5),
-    "without scale": (Attention(scaled=False), 1.0),
+    "without scale": (Attention(scale_scores=False), 1.0),
     "wide heads": (Attention(head_dim=9), 1 / 3),
     "one key head": (Attention(kv_heads=1), 0.5),
     "as many key heads": (Attention(kv_heads=3), 0.5),
@@ -137,7 +137,7 @@ def test_queries_without_scale_begin_as_much_smaller():
     def deviation(layer):
         return layer.init(jax.random.key(0), np.zeros((1, 1, 64)), heads=2)["params"]["query"]["kernel"].value.std()
 
-    assert deviation(Attention(scaled=False, head_dim=16)) == pytest.approx(deviation(Attention(head_dim=16)) / 4)
+    assert deviation(Attention(scale_scores=False, head_dim=16)) == pytest.approx(deviation(Attention(head_dim=16)) / 4)
 
 
 @pytest.mark.parametrize("kv_heads", [None, 1])

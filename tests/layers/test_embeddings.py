@@ -25,12 +25,12 @@ def embed(module, params, *inputs, **options):
     return module.apply({"params": params}, *inputs, **options)[0]
 
 
-@pytest.mark.parametrize("positions", [None, POSITIONS], ids=["counted", "given"])
+@pytest.mark.parametrize("position_ids", [None, POSITIONS], ids=["counted", "given"])
 @pytest.mark.parametrize("added", ["learned", "sinusoidal", "none"])
-def test_they_are_the_scaled_tokens_plus_positions(added, positions):
-    module = embeddings(added=added, scale=3.0)
+def test_they_are_the_scaled_tokens_plus_positions(added, position_ids):
+    module = embeddings(position_embedding=added, scale=3.0)
     params = noisy_params(module, TOKENS)
-    places = np.arange(6)[None] if positions is None else positions
+    places = np.arange(6)[None] if position_ids is None else position_ids
     assert ("position" in params) == (added == "learned")
     expected = 3 * params["token"][TOKENS]
     if added == "learned":
@@ -38,11 +38,11 @@ def test_they_are_the_scaled_tokens_plus_positions(added, positions):
         expected = expected + params["position"][places]
     elif added == "sinusoidal":
         expected = expected + sinusoidal(places, WIDTH)
-    np.testing.assert_allclose(embed(module, params, TOKENS, positions), expected, atol=1e-6)
+    np.testing.assert_allclose(embed(module, params, TOKENS, position_ids), expected, atol=1e-6)
 
 
 def test_token_types_are_added_and_are_type_zero_by_default():
-    module = embeddings(token_types=3, added="none")
+    module = embeddings(token_types=3, position_embedding="none")
     params = noisy_params(module, TOKENS)
     expected = params["token"][TOKENS] + params["token_type"][TYPES]
     np.testing.assert_allclose(embed(module, params, TOKENS, None, TYPES), expected, atol=1e-6)
@@ -68,7 +68,7 @@ def test_the_token_table_comes_back_as_it_is():
 
 
 def test_gradients_go_to_the_rows_that_were_looked_up():
-    module = embeddings(token_types=3, added="learned", norm=LayerNorm())
+    module = embeddings(token_types=3, position_embedding="learned", norm=LayerNorm())
     params = noisy_params(module, TOKENS)
     gradient = jax.grad(lambda params: jnp.sin(embed(module, params, TOKENS, POSITIONS, TYPES)).sum())(params)
     for name, rows in (("token", TOKENS), ("position", POSITIONS), ("token_type", TYPES)):
@@ -90,7 +90,7 @@ def test_dropout_acts_in_training():
 
 @pytest.mark.parametrize("width", [8, 7])
 def test_learned_positions_begin_as_sinusoids_and_tokens_at_the_size_that_is_asked_for(width):
-    module = Embeddings(width, 5000, LONGEST, token_size=0.3)
+    module = Embeddings(width, 5000, LONGEST, token_init_std=0.3)
     boxed = module.init(jax.random.key(0), TOKENS)["params"]
     assert float(boxed["token"].value.std()) == pytest.approx(0.3 * 0.8796, rel=0.03)  # Cut at two deviations.
     expected = 0.1 * sinusoidal(np.arange(LONGEST), width + width % 2)[:, :width]
@@ -98,11 +98,11 @@ def test_learned_positions_begin_as_sinusoids_and_tokens_at_the_size_that_is_ask
     assert (boxed["token"].letters, boxed["position"].letters) == ("vd", "td")
 
 
-@pytest.mark.parametrize("positions", [None, POSITIONS], ids=["counted", "given"])
-def test_rows_before_the_first_position_are_read_by_nothing(positions):
+@pytest.mark.parametrize("position_ids", [None, POSITIONS], ids=["counted", "given"])
+def test_rows_before_the_first_position_are_read_by_nothing(position_ids):
     module = embeddings(offset=2)
     params = noisy_params(module, TOKENS)
     assert params["position"].shape == (LONGEST + 2, WIDTH)
     later = params | {"position": params["position"][2:]}
-    expected = embed(embeddings(), later, TOKENS, positions)
-    np.testing.assert_array_equal(embed(module, params, TOKENS, positions), expected)
+    expected = embed(embeddings(), later, TOKENS, position_ids)
+    np.testing.assert_array_equal(embed(module, params, TOKENS, position_ids), expected)

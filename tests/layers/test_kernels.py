@@ -185,9 +185,9 @@ class TestChoice:
 def test_a_sharded_model_learns_by_splash_what_it_learns_by_blocks(monkeypatch):
     config = {"width": 16, "depth": 2, "heads": 4, "dropout": 0.0, "attention_dropout": 0.0, "remat": "full"}
     stack = Transformer(
-        **config, dtype="float32", attention=Attention(kv_heads=2), mlp=Mlp(width=16), positions=Rotary()
+        **config, dtype="float32", attention=Attention(kv_heads=2), mlp=Mlp(width=16), position_embedding=Rotary()
     )
-    model = Gpt(stack, vocab=32, positions=256)
+    model = Gpt(stack, vocab=32, max_length=256)
     tokens, segments = np.arange(4 * 256).reshape(4, 256) % 29, documents(256, rows=4)
     called = []
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from small_bert import assert_trees_close, noisy_params
 
-from jaxformer.layers.linear import Decoder, Linear, compute_dtype
+from jaxformer.layers.linear import Linear, LMHead, compute_dtype
 
 EQUATIONS = {
     "btd,dhk->bthk": ((2, 3, 8), (8, 3, 5)),
@@ -85,7 +85,7 @@ def test_logits_are_float32_whatever_the_vectors_are(dtype):
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(2, 3, 8)), dtype)
     table, bias = (rng.normal(size=shape).astype(np.float32) for shape in ((11, 8), (11,)))
-    logits = Decoder(table, bias).logits(x)
+    logits = LMHead(table, bias).logits(x)
     assert logits.dtype == jnp.float32
     # In bfloat16 the factors are rounded, their products summed in float32: nothing of the result is rounded.
     rounded = np.asarray(jnp.asarray(table, dtype), np.float64)

@@ -14,11 +14,11 @@ from jaxformer.layers.positions import Placement, RelativePositions, Rotary, rot
 
 class TestSinusoidal:
     def test_sines_then_cosines_of_the_papers_angles(self):
-        width, longest, positions = 10, 100.0, [0, 1, 7, 300]
-        encoding = sinusoidal(np.array([positions]), width, longest)
+        width, longest, position_ids = 10, 100.0, [0, 1, 7, 300]
+        encoding = sinusoidal(np.array([position_ids]), width, longest)
         assert encoding.shape == (1, 4, width)
         assert encoding.dtype == np.float32
-        for row, position in zip(encoding[0], positions, strict=True):
+        for row, position in zip(encoding[0], position_ids, strict=True):
             angles = [position / longest ** (2 * i / width) for i in range(width // 2)]
             expected = [math.sin(angle) for angle in angles] + [math.cos(angle) for angle in angles]
             np.testing.assert_allclose(row, expected, atol=1e-6)
@@ -26,21 +26,21 @@ class TestSinusoidal:
     @pytest.mark.parametrize("width", [8, 512])
     def test_it_is_exact_at_far_positions_too(self, width):
         """Angles of many turns, rounded to float32, would be off by 1e-4 here."""
-        positions = np.arange(0, 4096, 5)
-        angles = positions[:, None] * 10_000.0 ** (-np.arange(0, width, 2) / width)
+        position_ids = np.arange(0, 4096, 5)
+        angles = position_ids[:, None] * 10_000.0 ** (-np.arange(0, width, 2) / width)
         expected = np.concatenate([np.sin(angles), np.cos(angles)], -1)
-        np.testing.assert_allclose(jax.jit(lambda p: sinusoidal(p, width))(positions), expected, atol=4e-6)
+        np.testing.assert_allclose(jax.jit(lambda p: sinusoidal(p, width))(position_ids), expected, atol=4e-6)
 
     def test_a_shift_is_a_rotation(self):
         """PE(p + k) is a linear function of PE(p), the same for every p: the paper's reason for this encoding."""
         width, shift = 8, 5
         angles = shift * 10_000.0 ** (-np.arange(0, width, 2) / width)
-        positions = np.arange(40)
-        sines, cosines = np.split(np.asarray(sinusoidal(positions, width)), 2, axis=-1)
+        position_ids = np.arange(40)
+        sines, cosines = np.split(np.asarray(sinusoidal(position_ids, width)), 2, axis=-1)
         turned = np.concatenate(
             [sines * np.cos(angles) + cosines * np.sin(angles), cosines * np.cos(angles) - sines * np.sin(angles)], -1
         )
-        np.testing.assert_allclose(sinusoidal(positions + shift, width), turned, atol=1e-5)
+        np.testing.assert_allclose(sinusoidal(position_ids + shift, width), turned, atol=1e-5)
 
     def test_an_odd_width_is_refused(self):
         with pytest.raises(ValueError, match="width 7 is odd"):
@@ -51,9 +51,9 @@ def normal(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-def rotated(x, rotary, positions):
+def rotated(x, rotary, position_ids):
     """Vectors [b, t, h, k], rotated."""
-    return rotate(x, rotary(positions, None, None, x.shape[2], x.shape[3]).query)
+    return rotate(x, rotary(position_ids, None, None, x.shape[2], x.shape[3]).query)
 
 
 SCALINGS = {
@@ -66,23 +66,25 @@ each_scaling = pytest.mark.parametrize("rotary", SCALINGS.values(), ids=SCALINGS
 
 class TestRotary:
     def test_each_pair_turns_by_its_position_times_its_frequency(self):
-        x, base, positions = normal(2, 3, 2, 6), 50.0, np.array([[0, 4, 9], [3, 3, 70]])
+        x, base, position_ids = normal(2, 3, 2, 6), 50.0, np.array([[0, 4, 9], [3, 3, 70]])
         # As complex numbers: a rotation is a product.
         pairs = x[..., :3] + 1j * x[..., 3:]
-        angles = positions[..., None, None] * base ** (-np.arange(3) / 3)
+        angles = position_ids[..., None, None] * base ** (-np.arange(3) / 3)
         expected = pairs * np.exp(1j * angles)
         expected = np.concatenate([expected.real, expected.imag], axis=-1)
-        np.testing.assert_allclose(rotated(x, Rotary(base), positions), expected, atol=1e-5)
+        np.testing.assert_allclose(rotated(x, Rotary(base), position_ids), expected, atol=1e-5)
 
     @each_scaling
     def test_scores_depend_on_distances_alone(self, rotary):
         query, key = normal(1, 6, 1, 8), normal(1, 6, 1, 8, seed=1)
-        positions = np.array([[0, 1, 5, 6, 11, 30]])
+        position_ids = np.array([[0, 1, 5, 6, 11, 30]])
 
         @jax.jit
         def scores(shift):
             return jnp.einsum(
-                "bthk,bshk->ts", rotated(query, rotary, positions + shift), rotated(key, rotary, positions + shift)
+                "bthk,bshk->ts",
+                rotated(query, rotary, position_ids + shift),
+                rotated(key, rotary, position_ids + shift),
             )
 
         np.testing.assert_allclose(scores(500), scores(0), atol=1e-3)
@@ -98,9 +100,9 @@ class TestRotary:
         np.testing.assert_array_equal(turned[:, 0], x[:, 0])
 
     def test_linear_scaling_brings_positions_closer(self):
-        x, positions = normal(1, 9, 1, 8), 6 * np.arange(9)[None]
-        scaled = rotated(x, Rotary(100.0, "linear", factor=3.0), positions)
-        np.testing.assert_allclose(scaled, rotated(x, Rotary(100.0), positions // 3), atol=1e-4)
+        x, position_ids = normal(1, 9, 1, 8), 6 * np.arange(9)[None]
+        scaled = rotated(x, Rotary(100.0, "linear", factor=3.0), position_ids)
+        np.testing.assert_allclose(scaled, rotated(x, Rotary(100.0), position_ids // 3), atol=1e-4)
 
     def test_llama3_scaling_spares_what_turns_often_and_slows_what_hardly_turns(self):
         size, plain = 64, 10_000.0 ** (-np.arange(0, 64, 2) / 64)
@@ -116,10 +118,10 @@ class TestRotary:
         np.testing.assert_allclose(ratio[between], share + (1 - share) / factor, rtol=1e-4)
 
     def test_bfloat16_is_rotated_in_float32(self):
-        x, positions = jnp.asarray(normal(1, 4, 2, 8), jnp.bfloat16), np.array([[0, 900, 901, 4000]])
-        turned = rotated(x, Rotary(), positions)
+        x, position_ids = jnp.asarray(normal(1, 4, 2, 8), jnp.bfloat16), np.array([[0, 900, 901, 4000]])
+        turned = rotated(x, Rotary(), position_ids)
         assert turned.dtype == jnp.bfloat16
-        exact = rotated(x.astype(jnp.float32), Rotary(), positions)
+        exact = rotated(x.astype(jnp.float32), Rotary(), position_ids)
         np.testing.assert_array_equal(turned, exact.astype(jnp.bfloat16))
 
     def test_an_odd_head_is_refused(self):

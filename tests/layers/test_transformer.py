@@ -82,10 +82,17 @@ def test_layers_begin_different():
 
 def test_stacks_do_not_share_what_their_fields_share():
     """The default norm and a scheme given to several stacks are hyperparameters, no common weights."""
-    first, second = (Transformer(16, 2, 2, positions=SCHEMES["relative"]) for _ in range(2))
+    first, second = (Transformer(16, 2, 2, position_embedding=SCHEMES["relative"]) for _ in range(2))
     assert first.norm == second.norm == Transformer().norm
-    assert first.positions == second.positions == SCHEMES["relative"]
-    modules = [first.norm, second.norm, Transformer.norm, first.positions, second.positions, SCHEMES["relative"]]
+    assert first.position_embedding == second.position_embedding == SCHEMES["relative"]
+    modules = [
+        first.norm,
+        second.norm,
+        Transformer.norm,
+        first.position_embedding,
+        second.position_embedding,
+        SCHEMES["relative"],
+    ]
     assert len({id(module) for module in modules}) == len(modules)
 
 
@@ -132,7 +139,7 @@ def test_what_is_recomputed_changes_nothing(remat, unroll):
 
 
 def test_nor_does_it_with_a_memory_and_positions():
-    fields = {"memory": True, "norm_position": "before", "positions": SCHEMES["relative"]}
+    fields = {"memory": True, "norm_position": "before", "position_embedding": SCHEMES["relative"]}
     assert_trees_close(values_and_gradients(unroll=1, remat="full", **fields), values_and_gradients(**fields), 1e-5)
 
 
@@ -197,12 +204,12 @@ def test_the_output_at_some_positions_is_that_of_all_positions(position, depth):
     np.testing.assert_allclose(apply(transformer, params, at=at).hidden, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("positions", [None, np.array([[0, 1, 2, 3, 4, 0, 1, 2, 3, 0, 0, 0], range(3, 15)])])
+@pytest.mark.parametrize("position_ids", [None, np.array([[0, 1, 2, 3, 4, 0, 1, 2, 3, 0, 0, 0], range(3, 15)])])
 @pytest.mark.parametrize("scheme", ["rotary", "relative"])
-def test_so_it_is_with_a_scheme_of_positions_a_memory_and_a_causal_mask(scheme, positions):
-    transformer = small(positions=SCHEMES[scheme], attention=Attention(kv_heads=1))
+def test_so_it_is_with_a_scheme_of_positions_a_memory_and_a_causal_mask(scheme, position_ids):
+    transformer = small(position_embedding=SCHEMES[scheme], attention=Attention(kv_heads=1))
     params, at = noisy_params(transformer, X, memory=MEMORY), np.array([[0, 7, 3, 3], [11, 2, 0, 5]])
-    others = {"positions": positions, "memory": MEMORY, "memory_mask": MEMORY_MASK}
+    others = {"position_ids": position_ids, "memory": MEMORY, "memory_mask": MEMORY_MASK}
     run = jax.jit(lambda params, at: apply(transformer, params, mask=Mask.causal(12, SEGMENTS), at=at, **others).hidden)
     expected = np.take_along_axis(np.asarray(run(params, None)), at[..., None], 1)
     np.testing.assert_allclose(run(params, at), expected, atol=1e-5)
@@ -210,15 +217,15 @@ def test_so_it_is_with_a_scheme_of_positions_a_memory_and_a_causal_mask(scheme, 
 
 def test_rotary_positions_are_those_that_are_given():
     """Each document of a row counts its own, and then is as it is alone."""
-    transformer = small(positions=Rotary(100.0))
+    transformer = small(position_embedding=Rotary(100.0))
     params = noisy_params(transformer, X)
-    positions = np.array([[0, 1, 2, 3, 4, 0, 1, 2, 3, 0, 1, 2], range(12)])
-    together = apply(transformer, params, positions=positions).hidden
+    position_ids = np.array([[0, 1, 2, 3, 4, 0, 1, 2, 3, 0, 1, 2], range(12)])
+    together = apply(transformer, params, position_ids=position_ids).hidden
     alone = apply(transformer, params, X[:1, 5:9], None).hidden
     np.testing.assert_allclose(together[:1, 5:9], alone, atol=1e-5)
     # Distances are all that counts: without positions of their own they are the same.
     np.testing.assert_allclose(apply(transformer, params).hidden, together, atol=1e-5)
-    stretched = apply(transformer, params, positions=2 * positions).hidden
+    stretched = apply(transformer, params, position_ids=2 * position_ids).hidden
     assert np.abs(stretched - together).max() > 0.01
 
 

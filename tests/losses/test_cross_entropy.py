@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxformer.layers.linear import Decoder
+from jaxformer.layers.linear import LMHead
 from jaxformer.losses import cross_entropy
 from jaxformer.losses.cross_entropy import class_cross_entropy, decoded_cross_entropy
 
@@ -19,7 +19,7 @@ def case(rows=ROWS, positions=POSITIONS, vocab=VOCAB, seed=0):
     x, table = (rng.normal(size=shape).astype(np.float32) for shape in ((rows, positions, WIDTH), (vocab, WIDTH)))
     bias, weights = rng.normal(size=vocab).astype(np.float32), rng.random((rows, positions)).astype(np.float32)
     weights[rng.random(weights.shape) < 0.4] = 0
-    return x, Decoder(table, bias), rng.integers(0, vocab, (rows, positions)).astype(np.int32), weights
+    return x, LMHead(table, bias), rng.integers(0, vocab, (rows, positions)).astype(np.int32), weights
 
 
 def plain(x, decoder, targets, weights, label_smoothing=0.0, z_loss=0.0):
@@ -87,7 +87,7 @@ def test_label_smoothing_and_z_loss_are_in_the_loss_and_nowhere_else(terms, chun
     x, decoder, targets, weights = case()
     chunk_into(monkeypatch, chunks)
     for bias in (decoder.bias, None):
-        arguments = x, Decoder(decoder.table, bias), targets, weights
+        arguments = x, LMHead(decoder.table, bias), targets, weights
         means, gradients = value_and_gradients(*arguments, **terms)
         (loss, others), expected = reference(*arguments, **terms)
         close([mean.sum for mean in means], [loss, *others])

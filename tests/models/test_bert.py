@@ -125,7 +125,7 @@ def test_what_stands_in_the_padding_changes_no_bit():
 def test_defaults_are_one_segment_from_position_zero_of_type_zero_with_predictions_everywhere():
     tokens = np.random.default_rng(0).integers(0, VOCAB, (2, 7))
     zeros, count = np.zeros_like(tokens), np.tile(np.arange(7), (2, 1))
-    named = {"segments": zeros + 1, "positions": count, "token_types": zeros}
+    named = {"segments": zeros + 1, "position_ids": count, "token_types": zeros}
     places = {"masked_positions": count, "cls_positions": zeros[:, :1]}
     bare, bare_logits = run(PARAMS, {"tokens": tokens})
     full, full_logits = run(PARAMS, {"tokens": tokens} | named | places)

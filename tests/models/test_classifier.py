@@ -21,7 +21,7 @@ POSITIONS = np.array([[0, 1, 2, 3, 0, 1, 0, 0]], np.int32)
 
 
 def bert():
-    return dataclasses.replace(small_bert(), heads=("pooler",))
+    return dataclasses.replace(small_bert(), prediction_heads=("pooler",))
 
 
 BACKBONES = {"bert": bert(), "gpt": Gpt(small_transformer(), 96, 24)}
@@ -63,7 +63,10 @@ def test_it_drops_out_only_in_training():
     "make, message",
     [
         (lambda: Classifier(T5(), LABELS), "model.backbone=T5: expected a Bert or a Gpt"),
-        (lambda: Classifier(Bert(heads=()), LABELS), "model.reads=pooler: the backbone has none"),
+        (
+            lambda: Classifier(Bert(prediction_heads=()), LABELS),
+            "model.pooling=pooler: the backbone has none",
+        ),
         (lambda: Classifier(bert(), ("a", "a")), "expected one name or more, each once"),
         (lambda: Classifier(bert(), ()), "expected one name or more"),
         (lambda: Classifier(bert(), LABELS, dropout=1.0), "model.dropout=1.0"),

@@ -24,17 +24,23 @@ def small_t5(**fields):
     """A T5 with few buckets, so that short rows use several."""
 
     def stack(bidirectional):
-        positions = RelativePositions(8, 10, bidirectional)
-        return t5_stack(16, 2, 2, 24, 5, bidirectional=bidirectional, **QUIET | fields).copy(positions=positions)
+        relative = RelativePositions(8, 10, bidirectional)
+        return t5_stack(16, 2, 2, 24, 5, bidirectional=bidirectional, **QUIET | fields).copy(
+            position_embedding=relative
+        )
 
-    return T5(stack(True), stack(False), vocab=VOCAB, positions=LONGEST)
+    return T5(stack(True), stack(False), vocab=VOCAB, max_length=LONGEST)
 
 
-SIZES = {"vocab": VOCAB, "positions": LONGEST}
+SIZES = {"vocab": VOCAB, "max_length": LONGEST}
 MODELS = {
     "vaswani": EncoderDecoder(small_transformer(), small_transformer(depth=1), **SIZES, head_bias=True),
     "learned": EncoderDecoder(
-        *[small_transformer(norm_position="before")] * 2, **SIZES, added="learned", scaled=False, tied=False
+        *[small_transformer(norm_position="before")] * 2,
+        **SIZES,
+        position_embedding="learned",
+        scale_embeddings=False,
+        tie_embeddings=False,
     ),
     "t5": small_t5(),
 }
@@ -60,8 +66,8 @@ PACKED = {
     "tokens": TOKENS,
     "input_segments": INPUT_SEGMENTS,
     "segments": SEGMENTS,
-    "input_positions": INPUT_POSITIONS,
-    "positions": POSITIONS,
+    "input_position_ids": INPUT_POSITIONS,
+    "position_ids": POSITIONS,
 }
 PARAMS = {name: noisy_params(model, INPUTS, TOKENS) for name, model in MODELS.items()}
 
@@ -138,7 +144,7 @@ def test_what_stands_in_the_padding_changes_no_bit(name):
 def test_defaults_are_one_segment_from_position_zero(name):
     _, bare = run(name, {"inputs": INPUTS, "tokens": TOKENS})
     ones = {"input_segments": np.ones_like(INPUTS), "segments": np.ones_like(TOKENS)}
-    counted = {"input_positions": np.arange(14)[None], "positions": np.arange(12)[None]}
+    counted = {"input_position_ids": np.arange(14)[None], "position_ids": np.arange(12)[None]}
     _, full = run(name, {"inputs": INPUTS, "tokens": TOKENS} | ones | counted)
     np.testing.assert_allclose(bare, full, atol=1e-6)
     assert bare.shape == (1, 12, VOCAB)
@@ -164,8 +170,8 @@ def test_decoding_with_a_cache_is_the_full_forward_pass(name):
     step = jax.jit(functools.partial(model.apply, method="decode"))
     start = 0
     for count in (1, 1, 5, 5):
-        positions = np.tile(np.arange(start, start + count), (2, 1))
-        output = step(params, tokens[:, start : start + count], positions, cache, None if start else encoded)
+        position_ids = np.tile(np.arange(start, start + count), (2, 1))
+        output = step(params, tokens[:, start : start + count], position_ids, cache, None if start else encoded)
         np.testing.assert_allclose(output.logits, expected[:, start : start + count], atol=1e-5)
         cache, start = output.cache, start + count
         assert int(cache.used) == start
@@ -185,13 +191,13 @@ def test_the_stacks_have_weights_of_their_own_though_one_was_given_twice():
 
 def test_the_head_is_the_token_table_unless_it_has_its_own_and_t5_makes_it_smaller():
     for name, (model, params) in {name: (MODELS[name], PARAMS[name]) for name in MODELS}.items():
-        assert ("head" in params) == (not model.tied)
+        assert ("head" in params) == (not model.tie_embeddings)
         output, logits = run(name, PACKED)
-        table = params["embeddings"]["token"] if model.tied else params["head"]
+        table = params["embeddings"]["token"] if model.tie_embeddings else params["head"]
         np.testing.assert_allclose(output.hidden @ table.T + params.get("bias", 0), logits, atol=1e-5)
     assert set(PARAMS["vaswani"]) == {"encoder", "decoder", "embeddings", "bias"}
     # The same weights as of T5, but untied: its output is as large as the norm leaves it.
-    untied = MODELS["t5"].copy(tied=False)
+    untied = MODELS["t5"].copy(tie_embeddings=False)
     params = PARAMS["t5"] | {"head": PARAMS["t5"]["embeddings"]["token"]}
     whole = jax.jit(untied.apply)({"params": params}, **PACKED).hidden
     np.testing.assert_allclose(run("t5", PACKED)[0].hidden, whole / WIDTH**0.5, atol=1e-6)
@@ -201,7 +207,7 @@ def test_token_embeddings_begin_so_that_they_enter_the_stacks_at_the_size_of_one
     for name in ("vaswani", "t5"):
         model = MODELS[name].copy(vocab=3000)
         begin = jax.jit(lambda key: model.init(key, INPUTS, TOKENS)["params"]["embeddings"]["token"])  # noqa: B023
-        scale = WIDTH**0.5 if model.scaled else 1
+        scale = WIDTH**0.5 if model.scale_embeddings else 1
         # Cutting at two deviations takes an eighth.
         assert float(begin(jax.random.key(0)).value.std()) * scale == pytest.approx(0.8796, rel=0.03)
 
@@ -246,7 +252,7 @@ def test_what_cannot_be_is_refused():
             T5(
                 t5_stack(768, 12, 12, 2048, gated=True),
                 t5_stack(768, 12, 12, 2048, gated=True, bidirectional=False),
-                tied=False,
+                tie_embeddings=False,
             ),
             247_577_856,
         ),

@@ -21,14 +21,19 @@ VOCAB, LENGTH = 40, 14
 LLAMA = {"mlp": GatedMlp(24), "norm": RMSNorm(), "attention": Attention(kv_heads=2, bias=False), "heads": 4}
 
 
-def small_gpt(tied=True, **fields) -> Gpt:
-    return Gpt(small_transformer(**({"norm_position": "before"} | fields)), vocab=VOCAB, positions=LENGTH, tied=tied)
+def small_gpt(tie_embeddings=True, **fields) -> Gpt:
+    return Gpt(
+        small_transformer(**({"norm_position": "before"} | fields)),
+        vocab=VOCAB,
+        max_length=LENGTH,
+        tie_embeddings=tie_embeddings,
+    )
 
 
 MODELS = {
     "gpt": small_gpt(),
-    "llama": small_gpt(tied=False, positions=Rotary(100.0), **LLAMA),
-    "relative": small_gpt(positions=RelativePositions(8, 12, bidirectional=False)),
+    "llama": small_gpt(tie_embeddings=False, position_embedding=Rotary(100.0), **LLAMA),
+    "relative": small_gpt(position_embedding=RelativePositions(8, 12, bidirectional=False)),
 }
 each_model = pytest.mark.parametrize("name", MODELS)
 
@@ -121,15 +126,15 @@ def test_decoding_with_a_cache_is_the_full_forward_pass(name):
     cache = model.new_cache(2, LENGTH + 3)
     cache = cache.replace(segments=jnp.ones_like(cache.segments))
     step = jax.jit(
-        lambda params, tokens, positions, cache: model.apply(
-            {"params": params}, tokens, positions=positions, cache=cache
+        lambda params, tokens, position_ids, cache: model.apply(
+            {"params": params}, tokens, position_ids=position_ids, cache=cache
         )
     )
     start = 0
     for count in (1, 1, 6, 6):
         some = slice(start, start + count)
-        positions = np.tile(np.arange(LENGTH)[some], (2, 1))
-        output = step(PARAMS[name], tokens[:, some], positions, cache)
+        position_ids = np.tile(np.arange(LENGTH)[some], (2, 1))
+        output = step(PARAMS[name], tokens[:, some], position_ids, cache)
         np.testing.assert_allclose(output.logits, expected[:, some], atol=1e-5)
         cache, start = output.cache, start + count
         assert int(cache.used) == start
@@ -211,6 +216,6 @@ def test_by_default_it_is_gpt2_and_llama_is_a_few_fields():
 
     assert parameters(Gpt()) == 124_439_808
     llama = Transformer(
-        4096, 32, 32, attention=Attention(bias=False), mlp=GatedMlp(11008), norm=RMSNorm(), positions=Rotary()
+        4096, 32, 32, attention=Attention(bias=False), mlp=GatedMlp(11008), norm=RMSNorm(), position_embedding=Rotary()
     )
-    assert parameters(Gpt(llama, vocab=32_000, positions=4096, tied=False)) == 6_738_415_616
+    assert parameters(Gpt(llama, vocab=32_000, max_length=4096, tie_embeddings=False)) == 6_738_415_616

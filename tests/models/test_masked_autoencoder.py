@@ -45,7 +45,7 @@ def test_each_patch_is_painted_in_its_own_place():
 
 
 def test_a_vit_has_its_encoders_parameters_at_the_same_paths():
-    fields = {"image": 12, "patch": 4, "channels": 1, "positions": "sinusoidal"}
+    fields = {"image": 12, "patch": 4, "channels": 1, "position_embedding": "sinusoidal"}
     ours, vit = flat(noisy(AUTOENCODER)), flat(noisy(Vit(AUTOENCODER.transformer, labels=("a", "b"), **fields)))
     encoder = {path for path in ours if path.startswith(("embeddings", "transformer"))}
     assert encoder == {path for path in vit if not path.startswith("head")}
@@ -56,7 +56,7 @@ def test_all_patches_are_seen_as_a_vit_sees_them():
     whole = dataclasses.replace(AUTOENCODER, mask_rate=0.0, decoder=None)
     params = noisy(whole)
     output = apply(whole, params, IMAGES)
-    vit = Vit(whole.transformer, image=12, patch=4, channels=1, positions="sinusoidal")
+    vit = Vit(whole.transformer, image=12, patch=4, channels=1, position_embedding="sinusoidal")
     np.testing.assert_allclose(output.hidden, apply(vit, params, IMAGES).hidden, atol=1e-5)
     assert output.pixels is None and not jax.device_get(output.masked).any()
 

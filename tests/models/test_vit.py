@@ -54,7 +54,7 @@ def test_another_resolution_has_interpolated_positions():
 
 
 def test_patches_that_change_places_change_the_answer_by_their_positions_alone():
-    fixed = dataclasses.replace(VIT, positions="sinusoidal")
+    fixed = dataclasses.replace(VIT, position_embedding="sinusoidal")
     params, turned = noisy(fixed), IMAGES[:, ::-1]
     assert "position" not in params["embeddings"]
     assert np.abs(apply(fixed, params, IMAGES).logits - apply(fixed, params, turned).logits).max() > 1e-3

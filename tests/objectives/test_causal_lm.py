@@ -36,9 +36,9 @@ def draw_batch(prefix=False):
         "targets": rng.integers(5, len(PIECES) - 2, segments.shape),
         "weights": np.where(segments, rng.uniform(0.5, 2, segments.shape), 0).astype(np.float32),
         "segments": segments,
-        "positions": np.where(segments, np.arange(12) - starts, 0),
+        "position_ids": np.where(segments, np.arange(12) - starts, 0),
     }
-    return batch | {"prefix": (batch["positions"] < 3).astype(np.int32) * (segments > 0)} if prefix else batch
+    return batch | {"prefix": (batch["position_ids"] < 3).astype(np.int32) * (segments > 0)} if prefix else batch
 
 
 def means(objective=CausalLM(), batch=None, model=MODEL, key=None):
@@ -50,7 +50,7 @@ def means(objective=CausalLM(), batch=None, model=MODEL, key=None):
 @pytest.mark.parametrize("prefix", [False, True])
 def test_the_terms_are_weighted_sums_over_the_targets(prefix):
     batch, objective = draw_batch(prefix), CausalLM(0.1, 1e-2, prompt="prefix" if prefix else "text")
-    inputs = {name: batch[name] for name in ("tokens", "segments", "positions")}
+    inputs = {name: batch[name] for name in ("tokens", "segments", "position_ids")}
     inputs |= {"prefix": batch["prefix"] > 0} if prefix else {}
     logits = np.asarray(jax.jit(MODEL.apply)({"params": PARAMS}, **inputs).logits, np.float64)
     log_partition = np.log(np.exp(logits).sum(-1))
@@ -106,7 +106,7 @@ def test_the_report_is_for_a_person():
 
 
 def test_a_text_is_continued_by_what_the_model_finds_likeliest(tokenizer):
-    objective = CausalLM(decoding=Decoding(max_new=6))
+    objective = CausalLM(decoding=Decoding(max_new_tokens=6))
     texts = [TEXT, "w5", "w1 w2 w3 w4"]
     answers = objective.predict(MODEL, PARAMS, tokenizer, texts)
     for text, answer in zip(texts, answers, strict=True):
@@ -117,7 +117,7 @@ def test_a_text_is_continued_by_what_the_model_finds_likeliest(tokenizer):
 
 
 @pytest.mark.parametrize(
-    "decoding", [Decoding(max_new=20), Decoding(max_new=20, temperature=2.0)], ids=["likeliest", "drawn"]
+    "decoding", [Decoding(max_new_tokens=20), Decoding(max_new_tokens=20, temperature=2.0)], ids=["likeliest", "drawn"]
 )
 def test_a_stream_is_the_continued_text_in_pieces(decoding, tokenizer):
     objective = CausalLM(decoding=decoding)
@@ -125,8 +125,8 @@ def test_a_stream_is_the_continued_text_in_pieces(decoding, tokenizer):
         pieces = list(objective.stream(MODEL, PARAMS, tokenizer, text))
         assert "".join(pieces) == str(objective.predict(MODEL, PARAMS, tokenizer, [text])[0])
         assert pieces[0] == text and len(pieces) >= 4
-    with pytest.raises(InputError, match="beams=2"):
-        list(CausalLM(decoding=Decoding(beams=2)).stream(MODEL, PARAMS, tokenizer, TEXT))
+    with pytest.raises(InputError, match="num_beams=2"):
+        list(CausalLM(decoding=Decoding(num_beams=2)).stream(MODEL, PARAMS, tokenizer, TEXT))
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_a_stream_is_the_continued_text_in_pieces(decoding, tokenizer):
     ],
 )
 def test_a_prompt_is_what_the_model_has_learned_from(objective, before, after, tokenizer):
-    objective = dataclasses.replace(objective, decoding=Decoding(max_new=4))
+    objective = dataclasses.replace(objective, decoding=Decoding(max_new_tokens=4))
     (answer,) = objective.predict(MODEL, PARAMS, tokenizer, [TEXT])
     prompt = np.array([*before, *tokenizer.encode(TEXT), *after])
     both_ways = objective.prompt != "text"
@@ -152,7 +152,7 @@ def test_a_prompt_is_what_the_model_has_learned_from(objective, before, after, t
 
 def test_a_demonstration_begins_with_a_held_out_text(tokenizer):
     batch = draw_batch()
-    (line,) = CausalLM(decoding=Decoding(max_new=3)).demonstrate(MODEL, PARAMS, tokenizer, batch)
+    (line,) = CausalLM(decoding=Decoding(max_new_tokens=3)).demonstrate(MODEL, PARAMS, tokenizer, batch)
     given, _, written = line.partition(" […]")
     assert given == tokenizer.decode(batch["tokens"][0, :4]) and written.strip()
     batch = draw_batch(prefix=True)

@@ -23,7 +23,7 @@ def tokenizer(tmp_path_factory):
 
 def test_a_dialogue_is_answered_as_it_was_learned(tokenizer):
     """Prompts are the tokens before the answer in the rows of `Dialogue`, and the answer ends with its turn."""
-    run = small_run(tokenizer, CausalLM(decoding=Decoding(max_new=4, temperature=0), template=TEMPLATE))
+    run = small_run(tokenizer, CausalLM(decoding=Decoding(max_new_tokens=4, temperature=0), template=TEMPLATE))
     (example,) = TASK.examples(TASK.encode({"messages": TURNS}, tokenizer), tokenizer, None, None)
     (prompt,) = run.objective.prompts(tokenizer, ["w1 w2"])
     given = int(np.argmax(example["weights"])) + 1

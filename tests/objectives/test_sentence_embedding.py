@@ -15,7 +15,7 @@ from jaxformer.objectives.sentence_embedding import SentenceEmbedding
 from jaxformer.parallel import sharding
 from jaxformer.parallel.sharding import Mesh
 
-MODEL = dataclasses.replace(small_bert(depth=1), heads=("pooler",))
+MODEL = dataclasses.replace(small_bert(depth=1), prediction_heads=("pooler",))
 PARAMS = bert_params(MODEL)
 OBJECTIVE = SentenceEmbedding(temperature=0.3)
 RNG = np.random.default_rng(0)
@@ -95,7 +95,7 @@ def test_dropout_makes_two_of_one_text():
     """A text twice has a cosine of one with itself, but for dropout."""
     model = dataclasses.replace(MODEL, transformer=dataclasses.replace(MODEL.transformer, dropout=0.3))
     batch = batch_of([[0], [1]])
-    for name, other in (("tokens", "inputs"), ("segments", "input_segments"), ("positions", "input_positions")):
+    for name, other in (("tokens", "inputs"), ("segments", "input_segments"), ("position_ids", "input_position_ids")):
         batch[name] = batch[other]
     same, *different = (OBJECTIVE._both(model, PARAMS, batch, key) for key in (None, *map(jax.random.key, (0, 1))))
     np.testing.assert_allclose(same[0], same[1], atol=1e-6)
@@ -113,6 +113,6 @@ def test_what_cannot_be_is_refused():
     with pytest.raises(InputError, match="for an encoder-decoder; use TextPairs"):
         OBJECTIVE.check(MODEL, dict.fromkeys(("inputs", "tokens", "weights", "targets")))
     with pytest.raises(InputError, match=r"objective.pooling=pooler: the model has none"):
-        SentenceEmbedding("pooler").check(dataclasses.replace(MODEL, heads=()), rows)
+        SentenceEmbedding("pooler").check(dataclasses.replace(MODEL, prediction_heads=()), rows)
     with pytest.raises(InputError, match=r"objective.temperature=0: expected above 0"):
         SentenceEmbedding(temperature=0)

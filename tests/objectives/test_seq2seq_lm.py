@@ -29,7 +29,7 @@ MODELS = {
 }
 PARAMS = {name: noisy_params(model, *[np.zeros((1, 4), np.int32)] * 2) for name, model in MODELS.items()}
 ROW = ("inputs", "tokens", "targets", "weights")
-QUICK = Decoding(max_new=6)
+QUICK = Decoding(max_new_tokens=6)
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +46,8 @@ def draw_examples(count, seed=0):
 
 def lay_out(rows, inputs=16, length=12):
     """A batch of rows of examples, laid out as the lanes do it."""
-    names = {"inputs": inputs, "input_segments": inputs, "input_positions": inputs}
-    names |= dict.fromkeys(("tokens", "targets", "segments", "positions"), length)
+    names = {"inputs": inputs, "input_segments": inputs, "input_position_ids": inputs}
+    names |= dict.fromkeys(("tokens", "targets", "segments", "position_ids"), length)
     batch = {name: np.zeros((len(rows), size), np.int32) for name, size in names.items()}
     batch["weights"] = np.zeros((len(rows), length), np.float32)
     for row, examples in enumerate(rows):
@@ -57,8 +57,8 @@ def lay_out(rows, inputs=16, length=12):
             batch["inputs"][row, reads], batch["targets"][row, writes] = source, target
             batch["tokens"][row, writes] = np.append(PAD, target[:-1])
             batch["input_segments"][row, reads] = batch["segments"][row, writes] = number
-            batch["input_positions"][row, reads] = np.arange(len(source))
-            batch["positions"][row, writes] = np.arange(len(target))
+            batch["input_position_ids"][row, reads] = np.arange(len(source))
+            batch["position_ids"][row, writes] = np.arange(len(target))
             batch["weights"][row, writes] = 1 + 0.1 * number
             ends = [reads.stop, writes.stop]
     return batch
@@ -216,7 +216,7 @@ def test_a_demonstration_has_an_example_of_each_task(tokenizer):
 @pytest.mark.parametrize("name", MODELS)
 def test_texts_are_answered(name, tokenizer):
     texts = ["w1 w2", "w3 <extra_id_0> w4 <extra_id_1>", "w7 w8 w9 w10 w11"]
-    objective = Seq2SeqLM(decoding=Decoding(max_new=8, beams=3))
+    objective = Seq2SeqLM(decoding=Decoding(max_new_tokens=8, num_beams=3))
     answers = objective.predict(MODELS[name], PARAMS[name], tokenizer, texts)
     prompts = [
         [6, 7, END],

@@ -42,7 +42,7 @@ def tokenizer(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model():
-    return Classifier(Bert(small_transformer(), 96, 24, heads=()), LABELS, "tokens")
+    return Classifier(Bert(small_transformer(), 96, 24, prediction_heads=()), LABELS, "tokens")
 
 
 @pytest.fixture(scope="module")
@@ -128,8 +128,8 @@ def test_what_cannot_be_is_refused(model, params, tokenizer):
     rows = TagTokens(LABELS).row
     with pytest.raises(InputError, match="needs a Classifier; the model is a Gpt"):
         Tagging().check(Gpt(small_transformer(), 96, 24), rows)
-    with pytest.raises(InputError, match=r"model.reads=mean: expected tokens for objective=Tagging"):
-        Tagging().check(dataclasses.replace(model, reads="mean"), rows)
+    with pytest.raises(InputError, match=r"model.pooling=mean: expected tokens for objective=Tagging"):
+        Tagging().check(dataclasses.replace(model, pooling="mean"), rows)
     with pytest.raises(InputError, match="rows have no targets; use TagTokens"):
         Tagging().check(model, {"tokens": None})
     with pytest.raises(InputError, match="no words to tag"):
@@ -139,7 +139,7 @@ def test_what_cannot_be_is_refused(model, params, tokenizer):
 class Oracle:
     """A model that finds the tag of each token in a table."""
 
-    labels, positions = ("O", "B-x", "I-x"), 64
+    labels, position_ids = ("O", "B-x", "I-x"), 64
 
     def __init__(self, table):
         self.table = jax.numpy.array(table)

@@ -97,7 +97,7 @@ def test_the_state_given_to_a_step_is_donated(tiny_config):
     state = init_state(experiment, abstract_state(experiment, mesh))
     rows = experiment.data.task.row
     batch = {key: np.zeros((8, feature.capacity), feature.dtype) for key, feature in rows.items()}
-    batch |= {key: np.zeros((8, 32), np.int32) for key in ("segments", "positions")}
+    batch |= {key: np.zeros((8, 32), np.int32) for key in ("segments", "position_ids")}
     loop.compile_step(experiment, mesh)(state, sharding.global_batch(batch, range(8), 8, mesh))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params) + jax.tree.leaves(state.optimizer))
 

@@ -23,20 +23,24 @@ PARTS = {"mlp": GatedMlp(32), "norm": RMSNorm(), "norm_position": "before", "dep
 
 
 def t5_stack(bidirectional):
-    attention = Attention(head_dim=4, bias=False, scaled=False)
-    return small_transformer(heads=8, attention=attention, positions=RelativePositions(8, 10, bidirectional), **PARTS)
+    attention = Attention(head_dim=4, bias=False, scale_scores=False)
+    return small_transformer(
+        heads=8, attention=attention, position_embedding=RelativePositions(8, 10, bidirectional), **PARTS
+    )
 
 
 MODELS = {
     "gpt": Gpt(small_transformer(heads=8, norm_position="before", dropout=0.1), VOCAB, LENGTH),
     # As many key heads as two tensor devices can share, and fewer than eight can: then they are whole.
     "llama": Gpt(
-        small_transformer(heads=8, attention=Attention(kv_heads=4, bias=False), positions=Rotary(100.0), **PARTS),
+        small_transformer(
+            heads=8, attention=Attention(kv_heads=4, bias=False), position_embedding=Rotary(100.0), **PARTS
+        ),
         VOCAB,
         LENGTH,
-        tied=False,
+        tie_embeddings=False,
     ),
-    "t5": T5(t5_stack(True), t5_stack(False), vocab=VOCAB, positions=LENGTH),
+    "t5": T5(t5_stack(True), t5_stack(False), vocab=VOCAB, max_length=LENGTH),
 }
 MESHES = [
     ("gpt", Mesh(2, 2, 2)),
@@ -71,7 +75,7 @@ def loss_and_gradient(name, params, batch):
         inputs = inputs_of(name, batch)
         rngs = {"dropout": jax.random.key(1)}
         output = MODELS[name].apply({"params": params}, **inputs, train=True, rngs=rngs)
-        terms = decoded_cross_entropy(output.hidden, output.decoder, batch["targets"], batch["weights"])
+        terms = decoded_cross_entropy(output.hidden, output.lm_head, batch["targets"], batch["weights"])
         return terms.loss.value, output.logits
 
     return jax.value_and_grad(loss, has_aux=True)(params)
@@ -123,4 +127,4 @@ def test_t5s_cross_attention_and_buckets_are_split_too():
     params, *_ = on("t5", Mesh(2, 2, 2))
     decoder = params["decoder"]
     assert decoder["blocks"]["cross_attention"]["value"]["kernel"].addressable_shards[0].data.shape == (2, 8, 4, 4)
-    assert decoder["positions"]["bias"].addressable_shards[0].data.shape == (8, 4)
+    assert decoder["position_embedding"]["bias"].addressable_shards[0].data.shape == (8, 4)

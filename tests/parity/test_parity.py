@@ -29,7 +29,7 @@ class Shape:
     mlp: int
     activation: str
     vocab: int
-    positions: int
+    position_ids: int
     epsilon: float
 
 
@@ -42,7 +42,7 @@ def draw_shape(seed: int) -> Shape:
         mlp=int(rng.integers(17, 60)),
         activation=list(HIDDEN_ACT)[seed % 4],
         vocab=int(rng.integers(60, 120)),
-        positions=int(rng.integers(16, 24)),
+        position_ids=int(rng.integers(16, 24)),
         epsilon=float(rng.choice([1e-12, 1e-6, 1e-3])),
     )
 
@@ -53,10 +53,10 @@ SHAPES = [draw_shape(seed) for seed in range(4)]
 def our_bert(shape: Shape):
     return small_bert(
         shape.vocab,
-        shape.positions,
+        shape.max_length,
         width=shape.heads * shape.head_dim,
         depth=shape.depth,
-        heads=shape.heads,
+        prediction_heads=shape.heads,
         mlp=Mlp(shape.mlp, shape.activation),
         norm=LayerNorm(shape.epsilon),
     )
@@ -71,7 +71,7 @@ def their_bert(shape: Shape, seed: int) -> transformers.BertForPreTraining:
         num_attention_heads=shape.heads,
         intermediate_size=shape.mlp,
         hidden_act=HIDDEN_ACT[shape.activation],
-        max_position_embeddings=shape.positions,
+        max_position_embeddings=shape.max_length,
         layer_norm_eps=shape.epsilon,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
@@ -143,7 +143,7 @@ def as_ours(tensors: dict[str, torch.Tensor], shape: Shape) -> dict:
 
 def draw_batch(shape: Shape, seed: int) -> dict[str, np.ndarray]:
     """Three rows, one of them full and two with padding; every prediction of weight 1, as in transformers."""
-    length = shape.positions - 2
+    length = shape.max_length - 2
     rows = [[example] for example in random_examples(seed, (length, 9, 5), shape.vocab)]
     batch = lay_out(rows, length, predictions=4, examples_per_row=1)
     for name in ("weights", "next_sentence_weights"):

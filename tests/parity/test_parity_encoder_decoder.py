@@ -117,7 +117,7 @@ def run_ours(model, params, batch):
     """The same of ours."""
     names = ("inputs", "tokens", "inputs_segments", "tokens_segments")
     output = model.apply({"params": params}, *(batch[name] for name in names))
-    arguments = (output.hidden, output.decoder, batch["targets"], jnp.float32(batch["tokens_segments"]))
+    arguments = (output.hidden, output.lm_head, batch["targets"], jnp.float32(batch["tokens_segments"]))
     loss, smoothed = (decoded_cross_entropy(*arguments, smoothing).loss.value for smoothing in (0.0, SMOOTHING))
     return output.logits, loss, smoothed
 

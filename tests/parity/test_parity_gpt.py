@@ -96,18 +96,18 @@ def draw_batch(lengths, vocab):
     rng, longest = np.random.default_rng(len(lengths)), max(lengths)
     tokens = rng.integers(0, vocab, (len(lengths), longest))
     starts = np.array([0] * (len(lengths) - 1) + [longest - lengths[-1]])[:, None]
-    positions = np.arange(longest) - starts
-    segments = (positions >= 0) & (positions < np.array(lengths)[:, None])
-    return tokens, segments.astype(np.int32), np.where(segments, positions, 0)
+    position_ids = np.arange(longest) - starts
+    segments = (position_ids >= 0) & (position_ids < np.array(lengths)[:, None])
+    return tokens, segments.astype(np.int32), np.where(segments, position_ids, 0)
 
 
 def run_theirs(model, batch):
     """Logits, the loss, and the loss with smoothed labels."""
-    tokens, segments, positions = (torch.tensor(array, dtype=torch.long) for array in batch)
+    tokens, segments, position_ids = (torch.tensor(array, dtype=torch.long) for array in batch)
     # The first token of a row on the right of its padding is predicted by nothing.
-    counted = (segments > 0) & (positions > 0)
+    counted = (segments > 0) & (position_ids > 0)
     labels = torch.where(counted, tokens, -100)
-    output = model(tokens, attention_mask=segments, position_ids=positions, labels=labels)
+    output = model(tokens, attention_mask=segments, position_ids=position_ids, labels=labels)
     smoothed = torch.nn.functional.cross_entropy(
         output.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), label_smoothing=SMOOTHING
     )
@@ -116,10 +116,10 @@ def run_theirs(model, batch):
 
 def run_ours(model, params, batch):
     """The same of ours."""
-    tokens, segments, positions = batch
-    output = model.apply({"params": params}, tokens, segments, positions)
-    weights = jnp.float32((segments > 0) & (positions > 0))[:, 1:]
-    arguments = (output.hidden[:, :-1], output.decoder, tokens[:, 1:], weights)
+    tokens, segments, position_ids = batch
+    output = model.apply({"params": params}, tokens, segments, position_ids)
+    weights = jnp.float32((segments > 0) & (position_ids > 0))[:, 1:]
+    arguments = (output.hidden[:, :-1], output.lm_head, tokens[:, 1:], weights)
     loss, smoothed = (decoded_cross_entropy(*arguments, smoothing).loss.value for smoothing in (0.0, SMOOTHING))
     return output.logits, loss, smoothed
 

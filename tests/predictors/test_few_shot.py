@@ -87,7 +87,7 @@ def test_what_is_too_long_loses_its_beginning(run):
     (text,) = settings.texts(QUESTIONS[:1], POOL)
     result = few_shot(run, QUESTIONS[:1], settings, POOL)
     (choice,) = run.tokenizer.encode("w2")
-    prompt = run.tokenizer.encode(text)[-run.model.positions :]
+    prompt = run.tokenizer.encode(text)[-run.model.max_length :]
     expected = score(run.model, run.params, [prompt], [[choice]])[0].log_probability
     assert result.scores[0][0] == pytest.approx(expected, abs=1e-4)
 

@@ -15,7 +15,7 @@ from jaxformer.predictors import fill_mask
 
 WORDS = ["in", "the", "beginning", "god", "created", "heaven", "and", "earth", "light", "dark", "was", "good"]
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, "##ness", "."]
-MODEL = small_bert(vocab=len(PIECES) + 3, positions=40)
+MODEL = small_bert(vocab=len(PIECES) + 3, max_length=40)
 PARAMS = bert_params(MODEL)
 OBJECTIVE = MaskedLM()
 

@@ -96,7 +96,7 @@ def test_the_program_is_that_of_this_environment():
 
 def test_several_samples_of_a_text_differ_and_are_refused_where_they_cannot(tmp_path):
     tokenizer = small_tokenizer(tmp_path)
-    run = small_run(tokenizer, CausalLM(decoding=Decoding(max_new=6, temperature=1.5)))
+    run = small_run(tokenizer, CausalLM(decoding=Decoding(max_new_tokens=6, temperature=1.5)))
     samples = run.predict("w1 w2", num_samples=4)
     assert len({str(sample) for sample in samples}) > 1
     both = run.predict(["w1 w2", "w3"], num_samples=2)

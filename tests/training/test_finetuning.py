@@ -34,7 +34,7 @@ from jaxformer.training.state import abstract_state, init_state, model_params
 from jaxformer.training.warm_start import check_model, match
 
 STILL = AdamW(Schedule(0.0))
-LORA = Lora(rank=2, at=("attention/(query|output)/kernel$", "mlp/up/kernel$", "pooler/kernel$"))
+LORA = Lora(rank=2, target_modules=("attention/(query|output)/kernel$", "mlp/up/kernel$", "pooler/kernel$"))
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def run(folder, tmp_path_factory):
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     """A Hugging Face folder of a BERT with all heads, and its parameters."""
-    model = Bert(small_backbone().transformer, vocab=19, positions=16)
+    model = Bert(small_backbone().transformer, vocab=19, max_length=16)
     params = noisy_params(model, np.zeros((1, 4), np.int32))
     out = tmp_path_factory.mktemp("weights") / "bert"
     export_hf(model, params, None, out)
@@ -120,7 +120,7 @@ class TestWhereItBegins:
         assert start.told.endswith("are those of x; new: head; unused: head")
 
     def test_a_bert_begins_with_a_classifiers(self, run):
-        model = Bert(small_backbone().transformer, vocab=19, positions=16, heads=("masked_lm", "pooler"))
+        model = Bert(small_backbone().transformer, vocab=19, max_length=16, prediction_heads=("masked_lm", "pooler"))
         params = noisy_params(model, np.zeros((1, 4), np.int32), seed=1)
         start = match("x", run.params, params, same_labels=False)
         assert start.told == f"{len(paths(params)) - 5} of {len(paths(params))} parameters are those of x; " + (
@@ -142,8 +142,8 @@ class TestWhereItBegins:
             check_model("x", small_backbone(), model)
 
     def test_not_with_more_positions(self, folder, weights, tmp_path):
-        longer = Classifier(dataclasses.replace(small_backbone(), positions=32), LABELS)
-        with pytest.raises(InputError, match=r"another model: model.backbone.positions: 16 in the run, 32 now"):
+        longer = Classifier(dataclasses.replace(small_backbone(), max_length=32), LABELS)
+        with pytest.raises(InputError, match=r"another model: model.backbone.max_length: 16 in the run, 32 now"):
             self.begun(folder, tmp_path, init=str(weights[0]), model=longer)
 
     def test_not_at_a_folder_without_weights(self, folder, tmp_path):
@@ -155,7 +155,7 @@ class TestWhereItBegins:
 
     def test_what_drops_out_or_is_a_head_may_differ(self):
         stack = dataclasses.replace(small_backbone().transformer, dropout=0.5, dtype="bfloat16", remat="full")
-        check_model("x", Bert(stack, vocab=19, positions=16), Classifier(small_backbone(), LABELS))
+        check_model("x", Bert(stack, vocab=19, max_length=16), Classifier(small_backbone(), LABELS))
 
 
 class TestLinearProbing:
@@ -278,8 +278,9 @@ class TestLora:
     def test_what_is_wrong_with_it_is_said_in_one_line(self, folder):
         with pytest.raises(InputError, match=r"lora.rank=0: expected at least 1"):
             Lora(rank=0)
-        with pytest.raises(InputError, match=r"lora.at='querry': found in no kernel's path; they are like backbone"):
-            first_state(review_experiment(folder, lora=Lora(at=("querry",))))
+        message = r"lora.target_modules='querry': found in no kernel's path; they are like backbone"
+        with pytest.raises(InputError, match=message):
+            first_state(review_experiment(folder, lora=Lora(target_modules=("querry",))))
         with pytest.raises(InputError, match=r"optimizer.freeze=.*: lora says what trains; expected none"):
             review_experiment(folder, lora=LORA, optimizer=AdamW(freeze=("pooler",)))
 

@@ -28,7 +28,7 @@ _CACHE_SIZE = 2**25
 _NO_VISIT = -1
 _COUNT = np.arange(2**20, dtype=np.int32)
 # Beside each of these arrays a row has the segments and the positions of its entries.
-_NUMBERED = {"tokens": ("segments", "positions"), "inputs": ("input_segments", "input_positions")}
+_NUMBERED = {"tokens": ("segments", "position_ids"), "inputs": ("input_segments", "input_position_ids")}
 
 
 class Reader:
@@ -224,6 +224,6 @@ def write_row(batch: dict[str, np.ndarray], number: int, row: list[Example], fea
             ends[key] = stop = end + len(values)
             batch[key][number, end:stop] = values + start if feature.offset and start else values
             if key in _NUMBERED:
-                segments, positions = _NUMBERED[key]
+                segments, position_ids = _NUMBERED[key]
                 batch[segments][number, end:stop] = segment
-                batch[positions][number, end:stop] = _COUNT[: stop - end]
+                batch[position_ids][number, end:stop] = _COUNT[: stop - end]

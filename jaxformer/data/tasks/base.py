@@ -189,7 +189,7 @@ def with_blank(text: str, blank: str = "[MASK]") -> str:
 class MaskedSentencePairs(Task):
     """Masked tokens and next sentences (Devlin et al. 2019, section 3.1).
 
-    Rows: `tokens`, `segments`, `positions`, `token_types` int32 [b, length]; `masked_positions`,
+    Rows: `tokens`, `segments`, `position_ids`, `token_types` int32 [b, length]; `masked_positions`,
     `targets` int32 and `weights` float32 [b, predictions]; with next sentences `cls_positions`,
     `next_sentence` (0: the true next, 1: from another document) int32 and `next_sentence_weights`
     float32 [b, examples_per_row]. What a row leaves free is 0, in weights and segments too.

@@ -48,7 +48,7 @@ class Labelled:
 class Classify(Task):
     """The label of a text, or of a pair of texts (Devlin et al. 2019, section 4.1).
 
-    Rows: `tokens`, with the lanes' `segments` and `positions`, and `token_types` (for an encoder: 1 in the second
+    Rows: `tokens`, with the lanes' `segments` and `position_ids`, and `token_types` (for an encoder: 1 in the second
     text) int32 [b, length]; `cls_positions` int32 [b, c], each example's first token; `targets` int32 [b, c], or
     float32 [b, c * labels] where `kind` is many, or float32 [b, c] where it is a number; `weights` float32 [b, c], 1
     for each example. c is `examples_per_row`.

@@ -109,7 +109,7 @@ class Dialogue(Task):
     A source has a list of turns, each {"role": ..., "content": ...} with the role system, user or assistant. A dialogue
     that does not fit into a row is cut after answers; a question with its answers that has no room loses its end.
 
-    Rows: `tokens`, `targets` int32 and `weights` float32 [b, length], with the lanes' `segments` and `positions`;
+    Rows: `tokens`, `targets` int32 and `weights` float32 [b, length], with the lanes' `segments` and `position_ids`;
     weights are 1 where a target is of an answer, its end token too.
     """
 

@@ -22,7 +22,7 @@ class NextToken(Task):
     A long document is cut into stretches; the last target of one is the first token of the next, so that every token
     but the first is a target once.
 
-    Rows: `tokens`, `targets` int32 and `weights` float32 [b, length], with the lanes' `segments` and `positions`.
+    Rows: `tokens`, `targets` int32 and `weights` float32 [b, length], with the lanes' `segments` and `position_ids`.
     """
 
     length: int = 1024
@@ -143,8 +143,9 @@ class Pair:
 class TextToText(Task):
     """One text after reading another: translation, summaries, answers (Sutskever et al. 2014, Raffel et al. 2020).
 
-    Rows: `inputs` int32 [b, input_length] with the lanes' `input_segments` and `input_positions`; `tokens`, `targets`
-    int32 and `weights` float32 [b, length] with `segments` and `positions`. Inputs and targets end with the end token;
+    Rows: `inputs` int32 [b, input_length] with the lanes' `input_segments` and `input_position_ids`; `tokens`,
+    `targets` int32 and `weights` float32 [b, length] with `segments` and `position_ids`. Inputs and targets end with
+    the end token;
     tokens are padding, then the targets without their last. For a decoder alone (`input_length` None), `tokens` are
     inputs and targets one after the other, `prefix` int32 [b, length] is 1 in the inputs and `weights` are 0 but at
     their last token.

@@ -21,8 +21,8 @@ class TextPairs(Task):
     """Two texts that belong together, such as a question and its answer; or one text twice, which dropout makes two
     (Gao et al. 2021).
 
-    Rows: `inputs` int32 [b, input_length] is the first text with the lanes' `input_segments` and `input_positions`,
-    `tokens` int32 [b, length] the second one with `segments` and `positions`, each with the special
+    Rows: `inputs` int32 [b, input_length] is the first text with the lanes' `input_segments` and `input_position_ids`,
+    `tokens` int32 [b, length] the second one with `segments` and `position_ids`, each with the special
     tokens of the tokenizer's template, such as [CLS] and [SEP]; `weights` float32 [b, examples_per_row] is 1 for each
     pair.
     """

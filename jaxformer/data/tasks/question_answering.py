@@ -63,7 +63,7 @@ class AnswerSpans(Task):
     first character of each in the context; the first answer is learned, and empty lists are no answer. In a window
     without the answer, or with a part of it, [CLS] is the answer.
 
-    Rows: `tokens`, `token_types` and `spannable` int32 [b, length], with the lanes' `segments` and `positions`;
+    Rows: `tokens`, `token_types` and `spannable` int32 [b, length], with the lanes' `segments` and `position_ids`;
     `spannable` is 1 where answers may begin and end: at [CLS] and in the context. `starts`, `ends` int32 and `weights`
     float32 [b, examples_per_row]: first and last token of the answer, as indices into the row.
     """

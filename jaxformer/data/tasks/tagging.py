@@ -44,7 +44,8 @@ class TagTokens(Task):
 
     Long sentences are cut into windows before a word, and not within an entity where that can be helped.
 
-    Rows: `tokens`, `targets` int32 and `weights` float32 [b, length], with the lanes' `segments` and `positions`; each
+    Rows: `tokens`, `targets` int32 and `weights` float32 [b, length], with the lanes' `segments` and
+    `position_ids`; each
     example has the special tokens of the tokenizer's template, such as [CLS] and [SEP], and weights are 0 but at the
     first token of each word. With the tags of entities also `partial` int32 [b, length], 1 in the windows of sentences
     that have several.

@@ -100,7 +100,7 @@ def nearest(model: nn.Module, objective: Any) -> dict[str, Any]:
         sizes |= {"num_decoder_layers": model.decoder.depth, "d_kv": head_dim, "is_encoder_decoder": True}
         return {"model_type": "t5", "architectures": ["T5ForConditionalGeneration"], "vocab_size": model.vocab, **sizes}
     backbone = model.backbone if isinstance(model, Classifier) else model
-    fields = {**_sizes(backbone.transformer), "vocab_size": model.vocab, "max_position_embeddings": model.positions}
+    fields = {**_sizes(backbone.transformer), "vocab_size": model.vocab, "max_position_embeddings": model.max_length}
     encoder = isinstance(backbone, Bert)
     if isinstance(model, Classifier):
         prefix = "Bert" if encoder else "Llama"
@@ -109,8 +109,8 @@ def nearest(model: nn.Module, objective: Any) -> dict[str, Any]:
         architecture = f"{prefix}For{_kind(model, objective)}"
     elif not encoder:
         architecture = "LlamaForCausalLM"
-    elif "masked_lm" in model.heads:
-        architecture = "BertForPreTraining" if "next_sentence" in model.heads else "BertForMaskedLM"
+    elif "masked_lm" in model.prediction_heads:
+        architecture = "BertForPreTraining" if "next_sentence" in model.prediction_heads else "BertForMaskedLM"
     else:
         architecture = "BertModel"
     return {"model_type": "bert" if encoder else "llama", "architectures": [architecture], **fields}
@@ -136,4 +136,4 @@ def _sizes(stack: Transformer) -> dict[str, Any]:
 def _kind(model: Classifier, objective: Any) -> str:
     if answers_spans(model, objective):
         return "QuestionAnswering"
-    return "TokenClassification" if model.reads == "tokens" else "SequenceClassification"
+    return "TokenClassification" if model.pooling == "tokens" else "SequenceClassification"

@@ -139,7 +139,7 @@ def _write_readme(folder: Path, run: Run, found: Mapping, sessions: Mapping, pro
             f"programs have: {problem}.",
         ),
         tables="".join(_table(name, found[name], sessions[name]) for name in found),
-        many="images (batch_size)" if images else f"rows (batch_size), each of up to {run.model.positions:,} tokens",
+        many="images (batch_size)" if images else f"rows (batch_size), each of up to {run.model.max_length:,} tokens",
         told=told,
     )
     (folder / "README.md").write_text(page, encoding="utf-8")

@@ -129,7 +129,7 @@ def _inputs(run: Run, found: Mapping[str, Program]) -> Iterator[Rows]:
         return
     texts = [] if run.tokenizer is None else [run.tokenizer.encode(text) for text in HARD_STRINGS]
     stream = np.concatenate([*texts, rng.integers(0, model.vocab, ROWS * LONGEST)]).astype(np.int64)
-    short, long = min(LENGTH, model.positions), min(LONGEST, model.positions)
+    short, long = min(LENGTH, model.max_length), min(LONGEST, model.max_length)
     for name, lengths in (("padded", [short, max(1, short // 2), 1]), ("long", [long])):
         tokens = stream[: len(lengths) * lengths[0]].reshape(len(lengths), lengths[0])
         mask = (np.arange(lengths[0]) < np.array(lengths)[:, None]).astype(np.int64)

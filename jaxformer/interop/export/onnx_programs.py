@@ -81,7 +81,7 @@ def apply(model: nn.Module, params: Mapping[str, jax.Array], *arrays: Any, **nam
 
 
 def _limits(model: Any, *axes: str) -> tuple[str, ...]:
-    return tuple(f"{axis} <= {model.positions}" for axis in axes)
+    return tuple(f"{axis} <= {model.max_length}" for axis in axes)
 
 
 def _pixels(model: Vit | MaskedAutoencoder) -> Argument:
@@ -127,12 +127,12 @@ def _bert(model: Bert, objective: Any) -> Program:
     def function(params, input_ids, attention_mask, **types):
         output = apply(model, params, input_ids, attention_mask, **_types(types))
         found = {}
-        if "masked_lm" in model.heads:
+        if "masked_lm" in model.prediction_heads:
             found["logits"] = output.logits
         else:
             found["last_hidden_state"] = output.hidden
-            found |= {"pooler_output": output.pooled[:, 0]} if "pooler" in model.heads else {}
-        if "next_sentence" in model.heads:
+            found |= {"pooler_output": output.pooled[:, 0]} if "pooler" in model.prediction_heads else {}
+        if "next_sentence" in model.prediction_heads:
             found["seq_relationship_logits"] = output.next_sentence_logits[:, 0]
         # The program does not know which tokens are the prompt's: without them, its caller computes the vector.
         if isinstance(objective, SentenceEmbedding) and objective.include_prompt:
@@ -147,14 +147,14 @@ def _classifier(model: Classifier, objective: Any) -> Program:
         logits = apply(model, params, input_ids, attention_mask, **_types(types)).logits
         if answers_spans(model, objective):
             return {"start_logits": logits[..., 0], "end_logits": logits[..., 1]}
-        return {"logits": logits if model.reads == "tokens" else logits[:, 0]}
+        return {"logits": logits if model.pooling == "tokens" else logits[:, 0]}
 
     return Program(function, _of_text(model.backbone), _limits(model, LENGTH))
 
 
 def answers_spans(model: Classifier, objective: Any) -> bool:
     """Whether the two numbers of each token are for the start and the end of an answer."""
-    return model.reads == "tokens" and model.labels == SPAN and not isinstance(objective, Tagging)
+    return model.pooling == "tokens" and model.labels == SPAN and not isinstance(objective, Tagging)
 
 
 def _prefix_decoder(model: Gpt) -> Program:
@@ -189,7 +189,7 @@ def _decoder(model: Gpt) -> Program:
     def function(params, input_ids, attention_mask, position_ids, **past):
         layers = _read(past, "past_key_values.{}", depth)
         cache = _with_room(layers, attention_mask, input_ids.shape[1])
-        output = apply(model, params, input_ids, positions=position_ids, cache=cache)
+        output = apply(model, params, input_ids, position_ids=position_ids, cache=cache)
         return {"logits": output.logits} | _written(output.cache.layers, "present.{}")
 
     arguments = {
@@ -233,9 +233,9 @@ def _encoder_decoder(model: EncoderDecoder) -> dict[str, Program]:
         past = layers[0].key.shape[2]
         ones = jnp.ones((rows, past + length), jnp.int32)
         cache = _with_room(layers, ones, length, memory=memory, memory_segments=encoder_attention_mask)
-        positions = jnp.broadcast_to(past + jnp.arange(length), (rows, length))
+        position_ids = jnp.broadcast_to(past + jnp.arange(length), (rows, length))
         encoded = None if memory is not None else encoder_hidden_states
-        return apply(model, params, input_ids, positions, cache, encoded, method="decode")
+        return apply(model, params, input_ids, position_ids, cache, encoded, method="decode")
 
     def first(params, **arrays):
         output = decode(params, **arrays)

@@ -106,7 +106,7 @@ def forward_pass(model: nn.Module, params: Mapping[str, Any], dtype: DType) -> j
     model = portable(model)
     sizes = _fixed_sizes(model)
     letters = sorted(set("".join(shapes.values())) - sizes.keys())
-    limits = [f"{letter} <= {model.positions}" for letter in letters if letter != "b"]
+    limits = [f"{letter} <= {model.max_length}" for letter in letters if letter != "b"]
     sizes |= zip(letters, jax.export.symbolic_shape(", ".join(letters), constraints=limits), strict=True)
 
     def forward(params, *arrays):
@@ -202,7 +202,7 @@ def _readme(model: nn.Module, params: Mapping[str, np.ndarray], dtype: DType, ex
         example="\n".join(example),
         names=", ".join(shapes),
         arguments="\n".join(rows),
-        rows="images (b)" if fixed else f"rows (b), each of up to {model.positions:,} tokens",
+        rows="images (b)" if fixed else f"rows (b), each of up to {model.max_length:,} tokens",
         outputs=" and ".join(told),
         beside="" if fixed else " `tokenizer/` is the tokenizer.",
         version=jax.__version__,

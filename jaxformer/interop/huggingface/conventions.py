@@ -54,7 +54,7 @@ def _marian(run: Run) -> Run:
     def token_row(path: str, array: Any) -> Any:
         def read() -> np.ndarray:
             rows = np.array(np.asarray(array)[order])
-            rows[-1] = 0 if path == "embeddings/token" or run.model.tied else rows[-1]
+            rows[-1] = 0 if path == "embeddings/token" or run.model.tie_embeddings else rows[-1]
             return rows
 
         return _lazy(array, shapes[path], read)

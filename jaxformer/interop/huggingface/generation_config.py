@@ -10,17 +10,15 @@ from jaxformer.errors import InputError
 from jaxformer.interop.huggingface.folders import CONFIG, GENERATION, Folder
 
 RENAMED = {
-    "max_new": "max_new_tokens",
-    "min_new": "min_new_tokens",
-    "beams": "num_beams",
+    "max_new_tokens": "max_new_tokens",
+    "min_new_tokens": "min_new_tokens",
+    "num_beams": "num_beams",
     "eos_token_ids": "eos_token_id",
     "forced_eos_token_ids": "forced_eos_token_id",
 }
 """transformers' names of those fields of `Decoding` that it calls otherwise."""
 NAMES = {field.name: RENAMED.get(field.name, field.name) for field in dataclasses.fields(Decoding)}
 del NAMES["seed"]
-STOPPING = {"unlikely": False, "full": True, "impossible": "never"}
-"""transformers' values of `early_stopping`."""
 DRAWING = ("top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 """Fields that act only where tokens are drawn."""
 TOP_K = 50
@@ -118,7 +116,7 @@ def decoding_of(fields: Mapping[str, Any], default: Decoding) -> Decoding:
     ]
     if draws and beams != 1:
         wrong.append(f"do_sample=True with num_beams={beams} is not implemented here; expected one of the two")
-    if fields.get("early_stopping", False) not in STOPPING.values():
+    if fields.get("early_stopping", False) not in (False, True, "never"):
         wrong.append(f"early_stopping={fields['early_stopping']!r}: expected true, false or 'never'")
     if wrong:
         raise InputError("; ".join(wrong))
@@ -127,10 +125,8 @@ def decoding_of(fields: Mapping[str, Any], default: Decoding) -> Decoding:
     found["top_k"] = found.get("top_k", TOP_K) or None
     if not draws:
         found = {name: value for name, value in found.items() if name not in DRAWING}
-    if "max_new" not in found:
-        found["max_new"] = None if "max_length" in found else default.max_new
-    if "early_stopping" in found:
-        found["early_stopping"] = {value: name for name, value in STOPPING.items()}[found["early_stopping"]]
+    if "max_new_tokens" not in found:
+        found["max_new_tokens"] = None if "max_length" in found else default.max_new_tokens
     return Decoding(**found)
 
 
@@ -141,9 +137,10 @@ def generation_fields(decoding: Decoding) -> dict[str, Any]:
     fields = {
         theirs: getattr(decoding, ours)
         for ours, theirs in NAMES.items()
-        if (getattr(decoding, ours) != plain[ours] or ours in ("max_new", "beams")) and (draws or ours not in DRAWING)
+        if (getattr(decoding, ours) != plain[ours] or ours in ("max_new_tokens", "num_beams"))
+        and (draws or ours not in DRAWING)
     }
-    fields |= {"do_sample": draws, "early_stopping": STOPPING[decoding.early_stopping]}
+    fields |= {"do_sample": draws, "early_stopping": decoding.early_stopping}
     if draws:
         fields |= {"temperature": decoding.temperature, "top_k": decoding.top_k or 0, "top_p": decoding.top_p}
     for name in ("eos_token_id", "forced_eos_token_id"):

@@ -22,7 +22,7 @@ def image_form(model: Vit) -> Vit:
     """
     changes: dict[str, Any] = {}
     if model.positions == "sinusoidal":
-        changes["positions"] = "learned"
+        changes["position_embedding"] = "learned"
     if _reads_mean(model):
         residual = model.transformer.residual or Residual()
         scale = 1.0 if residual.layer_scale is None else residual.layer_scale

@@ -248,19 +248,19 @@ def _objective(home: Path, folder: Folder, model: Any, tokenizer: Tokenizer) -> 
     if sentence_encoders.is_sentence_encoder(home):
         return sentence_encoders.read(home, model, folder.path)
     if isinstance(model, Bert):
-        if "masked_lm" in model.heads:
-            return MaskedLM(next_sentence=float("next_sentence" in model.heads))
+        if "masked_lm" in model.prediction_heads:
+            return MaskedLM(next_sentence=float("next_sentence" in model.prediction_heads))
         return sentence_encoders.read(home, model, folder.path)
     begins = begins_texts(tokenizer, folder.path)
     if isinstance(model, EncoderDecoder):
-        decoding = read_decoding(folder, Decoding(max_new=128), tokenizer)
+        decoding = read_decoding(folder, Decoding(max_new_tokens=128), tokenizer)
         return Seq2SeqLM(decoding=decoding, start=start_token(folder, tokenizer), beginning=begins)
     return CausalLM(decoding=read_decoding(folder, Decoding(), tokenizer), beginning=begins)
 
 
 def _classifier_objective(folder: Folder, model: Classifier) -> Objective:
     """What a classifier is for, by what it reads, its labels and the kind of its problem."""
-    if model.reads == "tokens":
+    if model.pooling == "tokens":
         return QuestionAnswering() if model.labels == SPAN else Tagging()
     found = read_problem_type(folder.config, model.labels, str(folder.path / CONFIG))
     return Regression() if found == REGRESSION else Classification(many=found == MANY)
@@ -268,9 +268,9 @@ def _classifier_objective(folder: Folder, model: Classifier) -> Objective:
 
 def _experiment(folder: Path, model: Any, objective: Objective, tokenizer: Tokenizer) -> Experiment:
     """An experiment that says what the model is; its data is for a config to give that begins with it."""
-    length = min(model.positions, LENGTH)
+    length = min(model.max_length, LENGTH)
     if isinstance(model, Bert):
-        pairs = "next_sentence" in model.heads and model.token_types > 1
+        pairs = "next_sentence" in model.prediction_heads and model.token_types > 1
         task = MaskedSentencePairs(length, max(1, length * 15 // 100), next_sentence=pairs)
     elif isinstance(model, Classifier):
         task = _classifier_task(model, objective, length, tokenizer)

@@ -71,7 +71,7 @@ def read(folder: Path, model: nn.Module, encoder: Path | None = None) -> Sentenc
         pooling, include_prompt = _pooling(modules[POOLING] / "config.json", model)
     else:
         pooling, include_prompt = "pooler", True
-        if "pooler" not in model.heads:
+        if "pooler" not in model.prediction_heads:
             raise InputError(f"{folder / MODULES}: has no Pooling, and the model no pooler; expected one of the two")
     _check_output(said, modules[TRANSFORMER] / SENTENCES, POOLED if pooling == "pooler" else HIDDEN)
     prompts, default = _prompts(folder / SENTENCE_MODEL)
@@ -126,7 +126,7 @@ def write(folder: Path, objective: SentenceEmbedding, model: Bert, origin: Mappi
         for number, kind in enumerate(kinds)
     ]
     (folder / MODULES).write_text(json.dumps(modules, indent=2) + "\n", encoding="utf-8")
-    longest = min(objective.longest or model.positions, model.positions)
+    longest = min(objective.longest or model.max_length, model.max_length)
     sentences: dict[str, Any] = {"max_seq_length": longest, "do_lower_case": False}
     for number, kind in enumerate(kinds[1:], 1):
         (folder / f"{number}_{kind}").mkdir()
@@ -179,7 +179,7 @@ def _longest(said: Mapping[str, Any], encoder: Path, model: Any) -> int | None:
         return None
     if type(longest) is not int or longest < 3:
         raise InputError(f"{path}: {name}={longest!r} is not supported; expected a whole number, at least 3")
-    return longest if longest < model.positions else None
+    return longest if longest < model.max_length else None
 
 
 def _pooling(path: Path, model: Bert) -> tuple[str, bool]:

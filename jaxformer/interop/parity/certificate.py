@@ -203,7 +203,7 @@ def _written(ours: Any, theirs: Any, every: list[Any], pad: int) -> Line:
     answers = isinstance(ours.model, compare.EncoderDecoder)
     start = theirs.config.get("decoder_start_token_id", pad) if answers else None
     prompts = [row for rows in (every[0], every[3]) for row in (rows.read if answers else rows.tokens)[:2, :8]]
-    new = max(1, min(compare.NEW, ours.model.positions - (1 if answers else prompts[0].size)))
+    new = max(1, min(compare.NEW, ours.model.max_length - (1 if answers else prompts[0].size)))
     gaps = []
     for prompt, mine in zip(prompts, ours.write(prompts, new, start), strict=True):
         expected, logits = theirs.write(prompt, new, start, pad)

@@ -104,7 +104,7 @@ def inputs(model: nn.Module, texts: Sequence[np.ndarray], pad: int, seed: int = 
     every = np.delete(np.arange(model.vocab), pad)
     stream = np.concatenate([*texts, rng.choice(every, 2 * LONGEST)])
     stream = np.tile(stream[stream != pad], 3)
-    length = min(LENGTH, model.positions)
+    length = min(LENGTH, model.max_length)
 
     def rows(name, tokens, lengths=None):
         lengths = np.full(len(tokens), tokens.shape[1]) if lengths is None else lengths
@@ -117,7 +117,7 @@ def inputs(model: nn.Module, texts: Sequence[np.ndarray], pad: int, seed: int = 
         return Inputs(name, *(np.array(part, np.int32) for part in (tokens, mask, targets, types, read, read_mask)))
 
     yield rows("short", stream[: ROWS * length].reshape(ROWS, length))
-    yield rows("long", stream[None, : min(LONGEST, model.positions)])
+    yield rows("long", stream[None, : min(LONGEST, model.max_length)])
     padded = np.array([length, max(1, length // 2), 1])
     yield rows("padded", stream[-ROWS * length :].reshape(ROWS, length), padded)
     yield rows("out of distribution", rng.choice(every, (ROWS, length)))
@@ -171,7 +171,7 @@ class Ours:
             return {"logits": self.model.apply({"params": params}, rows["read"], tokens, **names).logits}
         types = {"token_types": rows["types"]} if _types(self.model) else {}
         output = self.model.apply({"params": params}, tokens, mask, **types)
-        of_texts = isinstance(self.model, Classifier) and self.model.reads != "tokens"
+        of_texts = isinstance(self.model, Classifier) and self.model.pooling != "tokens"
         found = {
             "hidden": lambda: output.hidden,
             "logits": lambda: output.logits[:, 0] if of_texts else output.logits,
@@ -183,7 +183,7 @@ class Ours:
     def write(self, prompts: Sequence[np.ndarray], new: int, start: int | None) -> list[np.ndarray]:
         """Greedily so many tokens behind each prompt."""
         with on_cpu():
-            return generate(self.model, self.params, prompts, Decoding(max_new=new), start=start)
+            return generate(self.model, self.params, prompts, Decoding(max_new_tokens=new), start=start)
 
 
 class Theirs:
@@ -297,7 +297,7 @@ def computed(model: nn.Module) -> list[str]:
     if not isinstance(model, Bert):
         return ["logits"]
     named = {"logits": "masked_lm", "next-sentence logits": "next_sentence", "pooled": "pooler"}
-    return ["hidden", *(name for name, head in named.items() if head in model.heads)]
+    return ["hidden", *(name for name, head in named.items() if head in model.prediction_heads)]
 
 
 def largest_difference(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]) -> tuple[float, str]:
@@ -362,9 +362,9 @@ def given_to(model: nn.Module, arrays: Mapping[str, torch.Tensor]) -> dict[str, 
         return {**read, "decoder_input_ids": tokens, "labels": labels}
     given = {"input_ids": tokens, "attention_mask": mask}
     given |= {"token_type_ids": arrays["types"]} if _types(model) else {}
-    if isinstance(model, Gpt) or (isinstance(model, Bert) and "masked_lm" in model.heads):
+    if isinstance(model, Gpt) or (isinstance(model, Bert) and "masked_lm" in model.prediction_heads):
         given["labels"] = labels
-    if isinstance(model, Bert) and "next_sentence" in model.heads:
+    if isinstance(model, Bert) and "next_sentence" in model.prediction_heads:
         given["next_sentence_label"] = arrays["types"][:, -1]
     return given
 

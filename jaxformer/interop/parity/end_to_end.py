@@ -102,7 +102,7 @@ class Sides:
 
     def short(self, texts: Sequence[Any], parts: Callable[[Any], Sequence[str]] = lambda text: [text]) -> list[Any]:
         """The texts that fit the model's positions whole, so that neither side truncates."""
-        tokenizer, longest = self.run.tokenizer, self.run.model.positions
+        tokenizer, longest = self.run.tokenizer, self.run.model.max_length
         sizes = [sum(len(tokenizer.encode(part)) for part in parts(text)) for text in texts]
         return [text for text, size in zip(texts, sizes, strict=True) if size + SPECIALS <= longest]
 
@@ -201,7 +201,7 @@ def _tagged(sides: Sides) -> Iterator[Line]:
 def _answered(sides: Sides) -> Iterator[Line]:
     """The likeliest span that answers a question, as offsets of characters."""
     sides, tokenizer = sides.with_objective(no_answer=None), their_tokenizer(sides.folder)
-    longest = answer_spans(sides.run.model.positions, sides.run.tokenizer).question_length
+    longest = answer_spans(sides.run.model.max_length, sides.run.tokenizer).question_length
     asked = sides.short(PAIRS, lambda parts: parts)
     asked = [pair for pair in asked if len(sides.run.tokenizer.encode(pair[0])) <= longest]
     if not asked:
@@ -243,8 +243,10 @@ def _generated(sides: Sides, auto: Any, written: Callable[[Any], str]) -> Iterat
     given = [tokenizer(prompt, return_tensors="pt", return_token_type_ids=False) for prompt in prompts]
     read = 1 if network.config.is_encoder_decoder else max(each["input_ids"].shape[1] for each in given)
     # PyTorch's models do not stop where their positions end.
-    new = min(NEW_TOKENS, sides.run.objective.decoding.max_new or NEW_TOKENS, sides.run.model.positions + 1 - read)
-    run = sides.run.with_decoding(temperature=0.0, max_new=new)
+    new = min(
+        NEW_TOKENS, sides.run.objective.decoding.max_new_tokens or NEW_TOKENS, sides.run.model.max_length + 1 - read
+    )
+    run = sides.run.with_decoding(temperature=0.0, max_new_tokens=new)
     answers = dataclasses.replace(sides, run=run).predict(prompts)
     settings = {"do_sample": False, "max_new_tokens": new, "max_length": None}
     for inputs, answer in zip(given, answers, strict=True):

@@ -36,9 +36,9 @@ def build(settings: Settings, names: Collection[str]) -> Bart:
     return Bart(
         **marian.stacks(settings),
         vocab=settings.integer("vocab_size", 50_265),
-        positions=settings.integer("max_position_embeddings", 1024),
-        scaled=settings.flag("scale_embedding", False),
-        tied=settings.flag("tie_word_embeddings", True),
+        max_length=settings.integer("max_position_embeddings", 1024),
+        scale_embeddings=settings.flag("scale_embedding", False),
+        tie_embeddings=settings.flag("tie_word_embeddings", True),
         head_bias="final_logits_bias" in names,
     )
 

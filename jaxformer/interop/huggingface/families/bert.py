@@ -48,9 +48,9 @@ def build(settings: Settings, names: Collection[str]) -> Bert:
     return Bert(
         encoder(settings),
         vocab=settings.integer("vocab_size"),
-        positions=settings.integer("max_position_embeddings"),
+        max_length=settings.integer("max_position_embeddings"),
         token_types=settings.integer("type_vocab_size", 2),
-        heads=heads(names, pooler="pooler.dense.weight", masked_lm=f"{HEAD}.transform.dense.weight"),
+        prediction_heads=heads(names, pooler="pooler.dense.weight", masked_lm=f"{HEAD}.transform.dense.weight"),
     )
 
 
@@ -81,15 +81,15 @@ def heads(names: Collection[str], pooler: str, masked_lm: str) -> tuple[str, ...
 
 def describe(model: Bert) -> dict[str, Any]:
     """Their config of our BERT."""
-    if "next_sentence" in model.heads:
+    if "next_sentence" in model.prediction_heads:
         architecture = "BertForPreTraining"
     else:
-        architecture = "BertForMaskedLM" if "masked_lm" in model.heads else "BertModel"
+        architecture = "BertForMaskedLM" if "masked_lm" in model.prediction_heads else "BertModel"
     return {
         "architectures": [architecture],
         "position_embedding_type": "absolute",
         "type_vocab_size": model.token_types,
-        "max_position_embeddings": model.positions,
+        "max_position_embeddings": model.max_length,
     } | encoder_fields(model)
 
 

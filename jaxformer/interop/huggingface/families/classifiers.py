@@ -13,7 +13,7 @@ from jaxformer.interop.huggingface.families.family import Family
 from jaxformer.interop.huggingface.families.rows import linear
 from jaxformer.interop.huggingface.labels import label_fields, read_labels
 from jaxformer.interop.huggingface.table import Row, Table
-from jaxformer.models.classifier import Classifier, Reads
+from jaxformer.models.classifier import Classifier, Pooling
 
 BACKBONE = "backbone/"
 SPAN = ("start", "end")
@@ -23,7 +23,7 @@ SPAN = ("start", "end")
 def with_head(
     base: Family,
     architecture: str,
-    reads: Reads,
+    pooling: Pooling,
     head: list[Row],
     renamed: Mapping[str, str] | None = None,
     span: bool = False,
@@ -34,7 +34,7 @@ def with_head(
     Args:
       base: the family of what the classifier is made of.
       architecture: the class of transformers.
-      reads: what the head reads.
+      pooling: how an example becomes the vector that the head classifies.
       head: its rows.
       renamed: what tensors of the base are called here.
       span: whether it answers questions; its labels are `SPAN` then.
@@ -44,11 +44,12 @@ def with_head(
     def build(settings: Settings, names: Collection[str]) -> Classifier:
         backbone = adapt(settings, base.build(settings, names))
         labels, dropout = SPAN if span else read_labels(settings), settings.number("classifier_dropout", 0.1)
-        return Classifier(backbone, labels, reads, dropout, bias=len(head) > 1)
+        return Classifier(backbone, labels, pooling, dropout, bias=len(head) > 1)
 
     def describe(model: Classifier) -> dict[str, Any]:
-        if model.reads != reads or (span and model.labels != SPAN):
-            raise InputError(f"model.reads={model.reads} with labels {model.labels}: {architecture} reads {reads}")
+        if model.pooling != pooling or (span and model.labels != SPAN):
+            form = f"model.pooling={model.pooling} with labels {model.labels}"
+            raise InputError(f"{form}: {architecture} reads {pooling}")
         described = dict(base.describe(model.backbone))
         named = {} if span else label_fields(model.labels)
         return described | named | {"architectures": [architecture], "classifier_dropout": model.dropout}
@@ -90,7 +91,7 @@ def _linear(theirs: str) -> list[Row]:
 def _pooled(settings: Settings, backbone: nn.Module) -> nn.Module:
     """With a pooler, which RoBERTa's head has under another name."""
     del settings
-    return dataclasses.replace(backbone, heads=("pooler",))
+    return dataclasses.replace(backbone, prediction_heads=("pooler",))
 
 
 FAMILIES = (

@@ -59,9 +59,9 @@ def build(settings: Settings, names: Collection[str]) -> Bert:
     return Bert(
         transformer,
         vocab=settings.integer("vocab_size", 30_522),
-        positions=settings.integer("max_position_embeddings", 512),
+        max_length=settings.integer("max_position_embeddings", 512),
         token_types=0,
-        heads=heads(names, pooler="pooler.dense.weight", masked_lm="vocab_transform.weight"),
+        prediction_heads=heads(names, pooler="pooler.dense.weight", masked_lm="vocab_transform.weight"),
     )
 
 
@@ -69,9 +69,9 @@ def describe(model: Bert) -> dict[str, Any]:
     """Their config of our DistilBERT."""
     config = model.transformer
     return {
-        "architectures": ["DistilBertForMaskedLM" if "masked_lm" in model.heads else "DistilBertModel"],
+        "architectures": ["DistilBertForMaskedLM" if "masked_lm" in model.prediction_heads else "DistilBertModel"],
         "vocab_size": model.vocab,
-        "max_position_embeddings": model.positions,
+        "max_position_embeddings": model.max_length,
         "dim": config.width,
         "n_layers": config.depth,
         "n_heads": config.heads,

@@ -59,8 +59,8 @@ def build(settings: Settings, names: Collection[str]) -> Gpt:
     return Gpt(
         transformer,
         vocab=settings.integer("vocab_size", 50_257),
-        positions=settings.integer("n_positions", 1024),
-        tied=settings.flag("tie_word_embeddings", True),
+        max_length=settings.integer("n_positions", 1024),
+        tie_embeddings=settings.flag("tie_word_embeddings", True),
     )
 
 
@@ -70,7 +70,7 @@ def describe(model: Gpt) -> dict[str, Any]:
     return {
         "architectures": ["GPT2LMHeadModel"],
         "vocab_size": model.vocab,
-        "n_positions": model.positions,
+        "n_positions": model.max_length,
         "n_embd": config.width,
         "n_layer": config.depth,
         "n_head": config.heads,
@@ -80,7 +80,7 @@ def describe(model: Gpt) -> dict[str, Any]:
         "resid_pdrop": config.dropout,
         "embd_pdrop": config.dropout,
         "attn_pdrop": config.attention_dropout,
-        "tie_word_embeddings": model.tied,
+        "tie_word_embeddings": model.tie_embeddings,
     }
 
 

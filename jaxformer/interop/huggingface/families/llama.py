@@ -61,7 +61,7 @@ def build_mistral(settings: Settings, names: Collection[str]) -> Gpt:
     longest, window = settings.integer("max_position_embeddings", 131_072), settings.get("sliding_window")
     if window is not None and window < longest:
         raise settings.error("sliding_window", window, f"null, or at least max_position_embeddings={longest}")
-    return _build(settings, groups=8, positions=131_072)
+    return _build(settings, groups=8, position_ids=131_072)
 
 
 def build_qwen3(settings: Settings, names: Collection[str]) -> Gpt:
@@ -74,7 +74,7 @@ def build_qwen3(settings: Settings, names: Collection[str]) -> Gpt:
         settings.get(name)  # Say nothing without use_sliding_window.
     norm = HeadRMSNorm(settings.number("rms_norm_eps", 1e-6))
     bias = settings.flag("attention_bias", False)
-    return _build(settings, bias=bias, groups=32, head_dim=128, positions=32_768, head_norm=norm)
+    return _build(settings, bias=bias, groups=32, head_dim=128, position_ids=32_768, head_norm=norm)
 
 
 def _build(
@@ -100,15 +100,15 @@ def _build(
         attention=Attention(**sizes, bias=bias, head_norm=head_norm),
         mlp=GatedMlp(settings.integer("intermediate_size"), activation, mlp_bias),
         norm=RMSNorm(settings.number("rms_norm_eps", 1e-6)),
-        positions=rotary(settings),
+        position_embedding=rotary(settings),
         dropout=0.0,
         attention_dropout=settings.rate("attention_dropout"),
     )
     return Gpt(
         transformer,
         vocab=settings.integer("vocab_size"),
-        positions=settings.integer("max_position_embeddings", positions),
-        tied=settings.flag("tie_word_embeddings", False),
+        max_length=settings.integer("max_position_embeddings", positions),
+        tie_embeddings=settings.flag("tie_word_embeddings", False),
     )
 
 
@@ -150,7 +150,7 @@ def _describe(architecture: str, **fields: Any):
         mine = {
             "architectures": [architecture],
             "vocab_size": model.vocab,
-            "max_position_embeddings": model.positions,
+            "max_position_embeddings": model.max_length,
             "hidden_size": config.width,
             "num_hidden_layers": config.depth,
             "num_attention_heads": config.heads,
@@ -160,10 +160,14 @@ def _describe(architecture: str, **fields: Any):
             "hidden_act": NAMES[config.mlp.activation],
             "rms_norm_eps": config.norm.epsilon,
             "attention_dropout": config.attention_dropout,
-            "tie_word_embeddings": model.tied,
+            "tie_word_embeddings": model.tie_embeddings,
         }
         biases = {"attention_bias": config.attention.bias, "mlp_bias": config.mlp.bias}
-        return mine | rope_fields(config.positions) | {name: biases.get(name, value) for name, value in fields.items()}
+        return (
+            mine
+            | rope_fields(config.position_embedding)
+            | {name: biases.get(name, value) for name, value in fields.items()}
+        )
 
     return describe
 

@@ -66,9 +66,9 @@ def build(settings: Settings, names: Collection[str]) -> EncoderDecoder:
     return EncoderDecoder(
         **stacks(settings),
         vocab=vocab,
-        positions=settings.integer("max_position_embeddings", 1024),
-        scaled=settings.flag("scale_embedding", False),
-        tied=settings.flag("tie_word_embeddings", True),
+        max_length=settings.integer("max_position_embeddings", 1024),
+        scale_embeddings=settings.flag("scale_embedding", False),
+        tie_embeddings=settings.flag("tie_word_embeddings", True),
         head_bias="final_logits_bias" in names,
     )
 
@@ -122,14 +122,14 @@ def fields(model: EncoderDecoder) -> dict[str, Any]:
     return sides | {
         "is_encoder_decoder": True,
         "vocab_size": model.vocab,
-        "max_position_embeddings": model.positions,
+        "max_position_embeddings": model.max_length,
         "d_model": stack.width,
         "activation_function": NAMES[stack.mlp.activation],
         "dropout": stack.dropout,
         "attention_dropout": stack.attention_dropout,
         "activation_dropout": 0.0,
-        "scale_embedding": model.scaled,
-        "tie_word_embeddings": model.tied,
+        "scale_embedding": model.scale_embeddings,
+        "tie_word_embeddings": model.tie_embeddings,
         "normalize_before": False,
     }
 

@@ -54,10 +54,10 @@ def build(settings: Settings, names: Collection[str]) -> Bert:
     return Bert(
         encoder(settings),
         vocab=settings.integer("vocab_size"),
-        positions=rows - offset,
+        max_length=rows - offset,
         token_types=settings.integer("type_vocab_size", 2),
         position_offset=offset,
-        heads=found,
+        prediction_heads=found,
     )
 
 
@@ -66,10 +66,10 @@ def describe(model: Bert) -> dict[str, Any]:
     if model.position_offset < 1:
         raise InputError("RoBERTa's positions begin behind padding's")
     return {
-        "architectures": ["RobertaForMaskedLM" if "masked_lm" in model.heads else "RobertaModel"],
+        "architectures": ["RobertaForMaskedLM" if "masked_lm" in model.prediction_heads else "RobertaModel"],
         "position_embedding_type": "absolute",
         "type_vocab_size": model.token_types,
-        "max_position_embeddings": model.positions + model.position_offset,
+        "max_position_embeddings": model.max_length + model.position_offset,
         "pad_token_id": model.position_offset - 1,
     } | encoder_fields(model)
 

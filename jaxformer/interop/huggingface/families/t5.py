@@ -34,7 +34,7 @@ def _stack(side: str) -> list[Row]:
     layer, ours = f"{side}.block.{{l}}.layer", f"{side}/blocks"
     table = f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
     rows = [
-        Row(f"{side}/positions/bias", table),
+        Row(f"{side}/position_embedding/bias", table),
         *_attention(f"{ours}/attention", f"{layer}.0.SelfAttention"),
         *norm(f"{ours}/attention_norm", f"{layer}.0.layer_norm"),
     ]
@@ -66,18 +66,18 @@ TABLE = Table(
 
 def build_t5(settings: Settings, names: Collection[str]) -> T5:
     """Our T5: v1.0, which shares its embeddings with its head and scales what it decodes, or v1.1, which does not."""
-    # transformers 5 says in all configs that it writes that the two are tied, and by another field what that had meant.
-    tied = settings.flag("tie_word_embeddings", True)
-    return _build(settings, tied=settings.flag("scale_decoder_outputs", tied), form="relu")
+    # transformers 5 writes tie_word_embeddings=true in every config; scale_decoder_outputs has its former meaning.
+    tie_embeddings = settings.flag("tie_word_embeddings", True)
+    return _build(settings, tie_embeddings=settings.flag("scale_decoder_outputs", tie_embeddings), form="relu")
 
 
 def build_mt5(settings: Settings, names: Collection[str]) -> T5:
     """Our mT5: never scaled, whatever its config says of ties."""
     settings.get("tie_word_embeddings")
-    return _build(settings, tied=False, form="gated-gelu")
+    return _build(settings, tie_embeddings=False, form="gated-gelu")
 
 
-def _build(settings: Settings, tied: bool, form: str) -> T5:
+def _build(settings: Settings, tie_embeddings: bool, form: str) -> T5:
     depth = settings.integer("num_layers", 6)
     forms = {name: (Mlp, act) for name, act in ACTIVATIONS.items()}
     forms |= {f"gated-{name}": (GatedMlp, act) for name, act in ACTIVATIONS.items()}
@@ -88,7 +88,7 @@ def _build(settings: Settings, tied: bool, form: str) -> T5:
     sizes = {
         "width": settings.integer("d_model", 512),
         "heads": settings.integer("num_heads", 8),
-        "attention": Attention(head_dim=settings.integer("d_kv", 64), bias=False, scaled=False),
+        "attention": Attention(head_dim=settings.integer("d_kv", 64), bias=False, scale_scores=False),
         "mlp": kind(settings.integer("d_ff", 2048), act, bias=False),
         "norm": RMSNorm(settings.number("layer_norm_epsilon", 1e-6)),
         "dropout": (rate := settings.rate("dropout_rate", 0.1)),
@@ -98,15 +98,15 @@ def _build(settings: Settings, tied: bool, form: str) -> T5:
     longest = settings.integer("relative_attention_max_distance", 128)
 
     def make(depth: int, bidirectional: bool) -> Transformer:
-        positions = RelativePositions(buckets, longest, bidirectional)
-        return stack(settings, depth=depth, positions=positions, **sizes)
+        position_ids = RelativePositions(buckets, longest, bidirectional)
+        return stack(settings, depth=depth, position_embedding=position_ids, **sizes)
 
     return T5(
         make(depth, True),
         make(settings.integer("num_decoder_layers", depth), False),
         vocab=settings.integer("vocab_size", 32_128),
-        positions=settings.integer("n_positions", 512),
-        tied=tied,
+        max_length=settings.integer("n_positions", 512),
+        tie_embeddings=tie_embeddings,
     )
 
 
@@ -128,21 +128,21 @@ def _fields(model: T5) -> dict[str, Any]:
     return {
         "is_encoder_decoder": True,
         "vocab_size": model.vocab,
-        "n_positions": model.positions,
+        "n_positions": model.max_length,
         "d_model": stack.width,
         "d_kv": stack.attention.sizes(stack.heads, stack.width)[1],
         "d_ff": stack.mlp.inner(stack.width),
         "num_layers": stack.depth,
         "num_decoder_layers": model.decoder.depth,
         "num_heads": stack.heads,
-        "relative_attention_num_buckets": stack.positions.buckets,
-        "relative_attention_max_distance": stack.positions.longest,
+        "relative_attention_num_buckets": stack.position_embedding.buckets,
+        "relative_attention_max_distance": stack.position_embedding.longest,
         "dropout_rate": stack.dropout,
         "layer_norm_epsilon": stack.norm.epsilon,
         "feed_forward_proj": act,
         # transformers before 5 scales by the first field, 5.0 by the second alone.
-        "tie_word_embeddings": model.tied,
-        "scale_decoder_outputs": model.tied,
+        "tie_word_embeddings": model.tie_embeddings,
+        "scale_decoder_outputs": model.tie_embeddings,
     }
 
 
