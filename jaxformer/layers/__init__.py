@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from jaxformer.layers.attention import Attention as Attention
     from jaxformer.layers.dropout import Dropout as Dropout
     from jaxformer.layers.embeddings import Embeddings as Embeddings
-    from jaxformer.layers.linear import Decoder as Decoder
+    from jaxformer.layers.linear import LMHead as LMHead
     from jaxformer.layers.linear import Linear as Linear
     from jaxformer.layers.lora import Lora as Lora
     from jaxformer.layers.masks import Mask as Mask
@@ -30,7 +30,7 @@ else:
             "layers.attention": ("Attention",),
             "layers.dropout": ("Dropout",),
             "layers.embeddings": ("Embeddings",),
-            "layers.linear": ("Decoder", "Linear"),
+            "layers.linear": ("LMHead", "Linear"),
             "layers.lora": ("Lora",),
             "layers.masks": ("Mask",),
             "layers.mlp": ("GatedMlp", "Mlp"),

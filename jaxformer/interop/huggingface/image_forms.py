@@ -21,8 +21,13 @@ def image_form(model: Vit) -> Vit:
     token too, with weights of 0, and has layer scale, of 1. Both matter only to training that continues elsewhere.
     """
     changes: dict[str, Any] = {}
+<<<<<<< HEAD
     if model.positions == "sinusoidal":
         changes["position_embedding"] = "learned"
+=======
+    if model.position_embedding == "sinusoidal":
+        changes["position_embedding"] = "learned"
+>>>>>>> a5d21b4 (Follow the names in new code)
     if _reads_mean(model):
         residual = model.transformer.residual or Residual()
         scale = 1.0 if residual.layer_scale is None else residual.layer_scale
@@ -35,7 +40,7 @@ def image_params(model: Vit, params: Any) -> Any:
     """The parameters of `image_form(model)` that compute what `params` do in `model`."""
     arrays, form = parameters.flat(params), image_form(model)
     shapes = parameters.abstract(form)
-    if model.positions == "sinusoidal":
+    if model.position_embedding == "sinusoidal":
         side = model.image // model.patch
         table = np.asarray(sinusoidal_2d(side, side, model.transformer.width))
         leading = np.zeros((int(model.class_token), table.shape[1]), table.dtype)
