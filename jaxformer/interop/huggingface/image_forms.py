@@ -22,7 +22,7 @@ def image_form(model: Vit) -> Vit:
     """
     changes: dict[str, Any] = {}
 <<<<<<< HEAD
-    if model.positions == "sinusoidal":
+    if model.position_embedding == "sinusoidal":
         changes["position_embedding"] = "learned"
 =======
     if model.position_embedding == "sinusoidal":
