@@ -8,8 +8,8 @@ if TYPE_CHECKING:
     from jaxformer.layers.attention import Attention as Attention
     from jaxformer.layers.dropout import Dropout as Dropout
     from jaxformer.layers.embeddings import Embeddings as Embeddings
-    from jaxformer.layers.linear import LMHead as LMHead
     from jaxformer.layers.linear import Linear as Linear
+    from jaxformer.layers.linear import LMHead as LMHead
     from jaxformer.layers.lora import Lora as Lora
     from jaxformer.layers.masks import Mask as Mask
     from jaxformer.layers.mlp import GatedMlp as GatedMlp

@@ -21,13 +21,8 @@ def image_form(model: Vit) -> Vit:
     token too, with weights of 0, and has layer scale, of 1. Both matter only to training that continues elsewhere.
     """
     changes: dict[str, Any] = {}
-<<<<<<< HEAD
     if model.position_embedding == "sinusoidal":
         changes["position_embedding"] = "learned"
-=======
-    if model.position_embedding == "sinusoidal":
-        changes["position_embedding"] = "learned"
->>>>>>> a5d21b4 (Follow the names in new code)
     if _reads_mean(model):
         residual = model.transformer.residual or Residual()
         scale = 1.0 if residual.layer_scale is None else residual.layer_scale
