@@ -1,14 +1,16 @@
-"""The command line: `jaxformer train | evaluate | predict | export | import`."""
+"""The command line: `jaxformer new | train | evaluate | predict | export | import`."""
 
 import argparse
 import json
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import jaxformer
 from jaxformer import classes
 from jaxformer.errors import InputError
 from jaxformer.training import host
@@ -18,8 +20,10 @@ if TYPE_CHECKING:
 
 USAGE = """usage: jaxformer COMMAND ...
 
-  train CONFIG.py [--field value ...] [--workdir RUN]   train a run, or resume it; with --help, list the fields;
-                                                        with --fork RUN, train on from another run's state
+  new NAME                                              write NAME.py, a commented config to start from
+  train CONFIG [--field value ...] [--workdir RUN]      train a run, or resume it; with --help, list the fields;
+                                                        with --fork RUN, train on from another run's state;
+                                                        CONFIG is a file, or a name such as bert_quickstart
   evaluate RUN                                          metrics on the run's held-out data
   predict RUN [TEXT ...] [--input FILE] [--field value] what the run's model does: fills [MASK], continues, answers
   export RUN OUT [--dtype TYPE] [--no-certificate]      a Hugging Face folder of the run, which transformers loads;
@@ -35,10 +39,20 @@ evaluate, predict and export take --step N, a checkpoint other than the latest (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; the exit status is 0, or 2 where the input was wrong."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    commands = {"train": train, "evaluate": evaluate, "predict": predict, "export": export, "import": import_}
+    commands = {
+        "new": new,
+        "train": train,
+        "evaluate": evaluate,
+        "predict": predict,
+        "export": export,
+        "import": import_,
+    }
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
         return 0 if arguments else 2
+    if arguments == ["--version"]:
+        print(f"jaxformer {jaxformer.__version__}")
+        return 0
     try:
         if arguments[0] not in commands:
             raise InputError(f"{arguments[0]}: no such command; expected {', '.join(commands)}")
@@ -62,6 +76,16 @@ def command(arguments: Sequence[str] | None = None) -> None:
     sys.exit(main(arguments))
 
 
+def new(arguments: list[str]) -> None:
+    """Writes a commented config to start from."""
+    parser = _Parser("new", "Writes a commented config to start from, which trains a small GPT on two CPU cores.")
+    parser.add_argument("name", metavar="NAME", help="the file to write, with or without .py; it must not exist yet")
+    from jaxformer.config_files import write_new
+
+    path = write_new(parser.parse(arguments).name)
+    print(f"{path} · jaxformer train {shlex.quote(str(path))} --workdir {shlex.quote(f'runs/{path.stem}')}")
+
+
 def train(arguments: list[str]) -> None:
     """Trains the experiment of a config file."""
     from jaxformer.progress import display, phase
@@ -77,7 +101,9 @@ def train(arguments: list[str]) -> None:
         return
     paths = [argument for argument in arguments[:1] if not argument.startswith("-")]
     if not paths:
-        raise InputError("train: expected a config file first, such as configs/bert_quickstart.py")
+        raise InputError(
+            "train: expected a config file first, such as configs/bert_quickstart.py, or the name bert_quickstart"
+        )
     experiment = config.parse(paths[0], arguments[1:], "jaxformer train CONFIG.py [--workdir RUN]")
     _start_jax()
     from jaxformer.training.loop import fit

@@ -22,6 +22,7 @@ import flax.linen as nn
 
 from jaxformer import classes, fields, namespaces
 from jaxformer.choices import choose
+from jaxformer.config_files import locate
 from jaxformer.data.pipeline.loader import Data
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import InputError
@@ -214,7 +215,7 @@ def load(path: str | os.PathLike, overrides: Mapping[str, Any] | None = None, **
     """The experiment of a config file, with some fields set anew: `load(path, steps=40)`.
 
     Args:
-      path: the config file.
+      path: the config file, or the name of one that comes with jaxformer: `bert_quickstart`.
       overrides: values by dotted path, `{"steps": 200, "model.transformer.width": "64"}`, as
         `override` takes them.
       **settings: more of them by name: `steps=200`, `mesh=Mesh(2)`.
@@ -222,14 +223,14 @@ def load(path: str | os.PathLike, overrides: Mapping[str, Any] | None = None, **
     Raises:
       InputError: if the file cannot be read or run or holds no experiment, or an override is wrong.
     """
-    return override(_read_file(Path(path))[0], {**(overrides or {}), **settings})
+    return override(_read_file(locate(path))[0], {**(overrides or {}), **settings})
 
 
 def parse(path: str | os.PathLike, argv: Sequence[str], command: str | None = None) -> Experiment:
     """The experiment of a config file, with the fields that a command line sets.
 
     Args:
-      path: the config file.
+      path: the config file, or the name of one, as `load` takes it.
       argv: `["--steps", "200", "--model.transformer.width=64"]`. `-h` or `--help` prints the
         config's docstring and every field with its default and its meaning, and exits with 0.
       command: what the help's usage line begins with; default: `train.py PATH --workdir RUN`.
@@ -237,7 +238,7 @@ def parse(path: str | os.PathLike, argv: Sequence[str], command: str | None = No
     Raises:
       InputError: as `load` does.
     """
-    experiment, docstring = _read_file(Path(path))
+    experiment, docstring = _read_file(locate(path))
     if {"-h", "--help"}.intersection(argv):
         from jaxformer.config_help import print_help  # tyro, which only help needs.
 

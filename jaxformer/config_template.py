@@ -1,0 +1,51 @@
+"""A small GPT that learns to write from the World English Bible on two CPU cores, to start an experiment from.
+
+    jaxformer train config_template.py --workdir runs/config_template
+    jaxformer predict runs/config_template "And it happened in those days"
+
+Every field is a flag too, such as --steps 200; `jaxformer train config_template.py --help` lists them all.
+"""
+
+import jaxformer as jf
+
+experiment = jf.Experiment(
+    # Other models are jf.models.Bert, T5, EncoderDecoder, Vit, ...; each has objectives and tasks that fit it.
+    model=jf.models.Gpt(
+        jf.layers.Transformer(
+            width=128,  # the size of each token's vector
+            depth=4,  # blocks
+            heads=4,  # of attention; they divide the width
+            attention=jf.layers.Attention(bias=False),
+            positions=jf.layers.Rotary(),
+            norm=jf.layers.RMSNorm(),
+            mlp=jf.layers.GatedMlp(),
+            dropout=0.0,
+            attention_dropout=0.0,
+            # dtype="bfloat16",  # what accelerators compute in
+        ),
+        vocab=4096,  # at least the tokenizer's
+        positions=256,  # the longest input, in tokens
+    ),
+    # What to learn: the next token. `decoding` is how `predict` writes.
+    objective=jf.objectives.LanguageModel(decoding=jf.Decoding(max_new=100, temperature=0.8, top_p=0.95)),
+    data=jf.data.Data(
+        # Text of your own: jf.data.TextFiles(("corpus/*.txt",)), documents separated by blank lines;
+        # jf.data.JsonLines(("corpus/*.jsonl",)), {"text": ...} a line.
+        train=jf.data.Tfds("bible/web", split="train"),
+        validation=jf.data.Tfds("bible/web", split="validation"),  # held out; None evaluates nothing
+        task=jf.data.NextToken(length=128),  # tokens in a row
+        batch=16,  # rows in a step
+        pack=True,  # several short texts in a row
+    ),
+    # Trained on the training data at the first start, and kept in the run's folder.
+    tokenizer=jf.tokenizers.SentencePiece(vocab=4096),
+    # AdamW, Lion and Adafactor take a lower peak of the learning rate.
+    optimizer=jf.optimizers.Muon(schedule=jf.optimizers.Schedule(peak=4e-3, warmup=100, decay="cosine")),
+    steps=1000,
+    seed=0,
+    # mesh=jf.Mesh(fsdp=-1),  # splits parameters and optimizer over all devices
+    # init="runs/other",  # first parameters: a run, a Hugging Face folder, or a name on the hub
+    evaluation=jf.Evaluation(every=500),
+    checkpoint=jf.Checkpoint(every=500),
+    log=jf.Log(every=50),
+)
