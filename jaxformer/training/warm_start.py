@@ -10,8 +10,9 @@ import jax
 from jaxformer import config
 from jaxformer.errors import InputError
 from jaxformer.interop.huggingface import parameters
+from jaxformer.interop.huggingface.adapters import open_folder
 from jaxformer.interop.huggingface.families.family import explicit
-from jaxformer.interop.huggingface.folders import is_model_folder, open_folder
+from jaxformer.interop.huggingface.folders import is_model_folder
 from jaxformer.interop.huggingface.locations import locate
 from jaxformer.runs import run
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from small_writer import PIECES
 
 from jaxformer.errors import InputError
-from jaxformer.interop.huggingface.folders import open_folder
+from jaxformer.interop.huggingface.adapters import open_folder
 from jaxformer.interop.huggingface.models import load
 from jaxformer.interop.huggingface.runs import export_run, from_pretrained, import_run
 from jaxformer.objectives.classification import Classification

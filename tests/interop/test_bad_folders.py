@@ -16,7 +16,8 @@ from small_writer import PIECES, small_tokenizer
 
 from jaxformer import cli
 from jaxformer.errors import InputError
-from jaxformer.interop.huggingface.folders import new_folder, open_folder
+from jaxformer.interop.huggingface.adapters import open_folder
+from jaxformer.interop.huggingface.folders import new_folder
 from jaxformer.interop.huggingface.models import export_hf, import_hf
 from jaxformer.layers.norms import LayerNorm
 from jaxformer.layers.transformer import Transformer

@@ -15,8 +15,9 @@ import safetensors.numpy
 from jaxformer.data.tokenizers import ByteLevelBpe, SentencePiece, WordPiece
 from jaxformer.errors import InputError
 from jaxformer.interop.huggingface.models import export_hf
-from jaxformer.interop.parity.certificate import LOGITS, Certificate, certify, obstacle
+from jaxformer.interop.parity.certificate import Certificate, certify, obstacle
 from jaxformer.interop.parity.compare import LONGEST, largest_difference
+from jaxformer.interop.parity.lines import LOGITS
 from jaxformer.layers.attention import Attention
 from jaxformer.layers.mlp import GatedMlp, Mlp
 from jaxformer.layers.norms import LayerNorm, RMSNorm

@@ -8,7 +8,8 @@ from hf_models import NO_TOKENS, POSITIONS, VOCAB, redrawn, saved
 from safetensors.numpy import load_file
 
 from jaxformer.errors import InputError
-from jaxformer.interop.huggingface.folders import open_folder, read_json
+from jaxformer.interop.huggingface.adapters import open_folder
+from jaxformer.interop.huggingface.folders import read_json
 from jaxformer.interop.huggingface.models import export_hf, load
 from jaxformer.objectives.classification import Classification
 

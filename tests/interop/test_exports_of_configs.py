@@ -9,7 +9,7 @@ import pytest
 from test_configs import CONFIGS, shrunk
 
 from jaxformer import config
-from jaxformer.interop.export.onnx_graph import build
+from jaxformer.interop.export.onnx_build import build
 from jaxformer.interop.export.onnx_programs import programs
 from jaxformer.interop.export.stablehlo_program import forward_pass
 from jaxformer.interop.huggingface import parameters

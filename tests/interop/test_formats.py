@@ -16,7 +16,8 @@ from jaxformer.errors import InputError
 from jaxformer.interop.formats.flax_msgpack import open_flax
 from jaxformer.interop.formats.safetensors_file import open_safetensors, write_safetensors
 from jaxformer.interop.formats.torch_pickle import open_pytorch
-from jaxformer.interop.huggingface.folders import open_folder, write_weights
+from jaxformer.interop.huggingface.adapters import open_folder
+from jaxformer.interop.huggingface.folders import write_weights
 
 RNG = np.random.default_rng(0)
 ARRAYS = {

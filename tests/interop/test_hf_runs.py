@@ -25,7 +25,7 @@ from jaxformer.config import Checkpoint
 from jaxformer.decoding.settings import Decoding
 from jaxformer.errors import InputError
 from jaxformer.interop.huggingface.runs import LEFT_OUT, export_run, import_run
-from jaxformer.interop.parity import certificate
+from jaxformer.interop.parity import certificate, lines
 from jaxformer.layers.norms import LayerNorm
 from jaxformer.models.bart import Bart
 from jaxformer.models.bert import Bert
@@ -195,7 +195,7 @@ def test_the_command_line_proves_what_it_exports(exported):
 
 
 def test_an_export_that_is_something_else_leaves_nothing(exported, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(certificate, "LOGITS", 1e-12)
+    monkeypatch.setattr(lines, "LOGITS", 1e-12)
     monkeypatch.setattr(certificate, "HARD_STRINGS", ("w1 w2",))
     assert cli.main(["export", str(exported[0]), str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err

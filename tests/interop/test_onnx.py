@@ -19,11 +19,11 @@ from jaxformer import cli
 from jaxformer.decoding.generate import generate
 from jaxformer.decoding.settings import Decoding
 from jaxformer.errors import InputError
-from jaxformer.interop.export import onnx_graph
+from jaxformer.interop.export import onnx_build
 from jaxformer.interop.export.onnx_export import PACKAGES, export_onnx
 from jaxformer.interop.export.onnx_files import call, empty_past, open_session, past_of
 from jaxformer.interop.huggingface.text.tokenizer_folders import import_tokenizer
-from jaxformer.interop.parity import certificate
+from jaxformer.interop.parity import lines
 from jaxformer.models.encoder_decoder import EncoderDecoder
 from jaxformer.models.gpt import Gpt
 from jaxformer.models.masked_autoencoder import MaskedAutoencoder
@@ -303,7 +303,7 @@ def test_the_readmes_of_other_kinds_run_without_jaxformer(name, tmp_path):
 
 def test_what_computes_something_else_leaves_nothing_behind(tmp_path, monkeypatch):
     run = run_of(VIT, tmp_path)
-    monkeypatch.setattr(certificate, "LOGITS", 0.0)
+    monkeypatch.setattr(lines, "LOGITS", 0.0)
     line = r"not what ONNX Runtime computes: logits \(within range, 3 × 1 × 12 × 12\) differ by \d.*, above 0e\+00"
     with pytest.raises(InputError, match=line):
         export_onnx(run, tmp_path / "new" / "out")
@@ -314,15 +314,15 @@ def test_layers_stand_in_the_order_of_their_numbers():
     def function(params, x):
         return {f"present.{layer}.{part}": x + params["one"] for layer in range(12) for part in ("value", "key")}
 
-    model = onnx_graph.build(function, {"one": np.ones(1, np.float32)}, {"x": onnx_graph.Argument(("n",), "float32")})
+    model = onnx_build.build(function, {"one": np.ones(1, np.float32)}, {"x": onnx_build.Argument(("n",), "float32")})
     names = [value.name for value in model.graph.outputs]
     assert names == [f"present.{layer}.{part}" for layer in range(12) for part in ("key", "value")]
 
 
 def test_an_operation_without_translation_is_told_in_a_line():
     with pytest.raises(InputError, match=r"^JAX's operation igamma has no translation to ONNX here$"):
-        onnx_graph.build(
-            lambda params, x: {"y": jax.scipy.special.gammainc(x, x)}, {}, {"x": onnx_graph.Argument(("n",), "float32")}
+        onnx_build.build(
+            lambda params, x: {"y": jax.scipy.special.gammainc(x, x)}, {}, {"x": onnx_build.Argument(("n",), "float32")}
         )
 
 

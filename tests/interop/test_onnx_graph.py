@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 
 from jaxformer.errors import InputError
-from jaxformer.interop.export.onnx_graph import Argument, build
+from jaxformer.interop.export.onnx_build import Argument, build
 
 RNG = np.random.default_rng(0)
 FLOATS = RNG.normal(size=(3, 5)).astype(np.float32)

@@ -15,7 +15,7 @@ import jaxformer as jf
 from jaxformer.data.tasks.classification import Classify
 from jaxformer.data.tasks.question_answering import AnswerSpans
 from jaxformer.errors import InputError
-from jaxformer.interop.huggingface.folders import open_folder
+from jaxformer.interop.huggingface.adapters import open_folder
 from jaxformer.interop.huggingface.models import load
 from jaxformer.interop.huggingface.runs import export_run
 from jaxformer.models.classifier import Classifier

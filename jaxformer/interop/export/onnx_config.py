@@ -7,8 +7,9 @@ import flax.linen as nn
 
 from jaxformer.errors import InputError
 from jaxformer.interop.export.onnx_programs import answers_spans
+from jaxformer.interop.huggingface.adapters import open_folder
 from jaxformer.interop.huggingface.families import family_of_model
-from jaxformer.interop.huggingface.folders import CONFIG, GENERATION, open_folder, read_json, write_json
+from jaxformer.interop.huggingface.folders import CONFIG, GENERATION, read_json, write_json
 from jaxformer.interop.huggingface.images import IMAGE_MODELS, write_preprocessor
 from jaxformer.interop.huggingface.labels import label_fields
 from jaxformer.interop.huggingface.models import special_tokens

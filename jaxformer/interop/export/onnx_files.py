@@ -14,11 +14,11 @@ import onnx_ir.passes.common
 import onnxruntime
 
 from jaxformer.errors import InputError
-from jaxformer.interop.export.onnx_graph import build
+from jaxformer.interop.export.onnx_build import build
 from jaxformer.interop.export.onnx_programs import DECODER, ENCODER, MERGED, PAST, SINGLE, WITH_PAST, Program, apply
 from jaxformer.interop.export.stablehlo_program import portable
 from jaxformer.interop.huggingface import parameters
-from jaxformer.interop.parity import certificate
+from jaxformer.interop.parity import lines
 from jaxformer.interop.parity.hard_strings import HARD_STRINGS
 from jaxformer.models.encoder_decoder import EncoderDecoder
 from jaxformer.runs.run import Run
@@ -106,7 +106,7 @@ def compared(run: Run, found: Mapping[str, Program], params: Arrays, sessions: S
         for outputs in _computed(run, found, sessions, rows):
             for name, array in outputs.items():
                 where = " × ".join(map(str, rows.arrays[next(iter(rows.arrays))].shape))
-                line = certificate.compared(name, where, array, np.asarray(expected[name]), rows.mask)
+                line = lines.compared(name, where, array, np.asarray(expected[name]), rows.mask)
                 if not line.passed:
                     told = (
                         f"{name} ({rows.name}, {line.where}) differ by {line.measured:.1e}, above {line.tolerance:.0e}"

@@ -17,9 +17,6 @@ import onnx_ir as ir
 
 from jaxformer.errors import InputError
 
-OPSET, IR_VERSION = 18, 10
-"""Versions that ONNX Runtime has read since 1.18, and transformers.js does."""
-
 Dimension = Any
 """A length: an integer, or one of JAX's symbolic dimensions."""
 
@@ -42,22 +39,16 @@ class Tensor:
     """Of a parameter."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Argument:
-    """An array that a program takes."""
-
-    axes: tuple[str | int, ...]
-    """Names of the axes of any length, which may be sums of two, and sizes."""
-    dtype: str
-    """Its type in ONNX; int64 is computed with as int32."""
-    meaning: str = ""
-    """For a reader."""
-
-
 class Graph:
-    """An ONNX graph that grows operation by operation."""
+    """An ONNX graph that grows operation by operation.
 
-    def __init__(self):
+    Args:
+      operations: how each of JAX's operations is added, by its name: functions of the graph, the equation and its
+        inputs.
+    """
+
+    def __init__(self, operations: Mapping[str, Callable]):
+        self.operations = operations
         self.nodes: list[ir.Node] = []
         self.stored: dict[str, ir.Value] = {}
         self.lengths: dict[str, ir.Value] = {}
@@ -151,8 +142,6 @@ class Graph:
         Raises:
           InputError: an operation that has no translation.
         """
-        from jaxformer.interop.export.onnx_operations import OPERATIONS
-
         known = dict(zip(jaxpr.invars, inputs, strict=True))
         for variable, array in zip(jaxpr.constvars, constants, strict=True):
             known[variable] = self.constant(np.asarray(array, variable.aval.dtype))
@@ -165,8 +154,8 @@ class Graph:
             name, given = equation.primitive.name, [read(atom) for atom in equation.invars]
             if (found := _folded(equation, given)) is not None:
                 found = [self.constant(array) for array in found]
-            elif name in OPERATIONS:
-                found = OPERATIONS[name](self, equation, *given)
+            elif name in self.operations:
+                found = self.operations[name](self, equation, *given)
                 found = found if isinstance(found, list) else [found]
             else:
                 raise InputError(f"JAX's operation {name} has no translation to ONNX here")
@@ -210,72 +199,3 @@ def _folded(equation: Any, given: Sequence[Tensor]) -> list[np.ndarray] | None:
         return [VIEWS[name](arrays[0], equation.params)]
     found = equation.primitive.bind(*map(jax.numpy.asarray, arrays), **equation.params)
     return [np.asarray(array) for array in (found if equation.primitive.multiple_results else [found])]
-
-
-def build(
-    function: Callable[..., Mapping[str, jax.Array]],
-    params: Mapping[str, np.ndarray],
-    arguments: Mapping[str, Argument],
-    limits: Sequence[str] = (),
-) -> ir.Model:
-    """The ONNX model of a function.
-
-    Args:
-      function: of parameters by path and of the arguments by name; gives its outputs by name.
-      params: the parameters.
-      arguments: what the program takes, in order.
-      limits: of axes, such as `length <= 512`.
-
-    Raises:
-      InputError: the function does something that has no translation.
-    """
-    names = dict.fromkeys(name for argument in arguments.values() for axis in argument.axes for name in _names(axis))
-    symbols = jax.export.symbolic_shape(", ".join(names), constraints=list(limits)) if names else ()
-    sizes = dict(zip(names, symbols, strict=True))
-    specs, graph, tensors = {}, Graph(), {}
-    for name, argument in arguments.items():
-        shape = tuple(
-            axis if isinstance(axis, int) else sum(sizes[part] for part in _names(axis)) for axis in argument.axes
-        )
-        dtype = np.dtype("int32" if argument.dtype == "int64" else argument.dtype)
-        specs[name] = jax.ShapeDtypeStruct(shape, dtype)
-        type_ = ir.TensorType(ir.DataType.from_numpy(np.dtype(argument.dtype)))
-        value = ir.Value(name=name, shape=ir.Shape(argument.axes), type=type_)
-        tensors[name] = (value, shape, dtype)
-    for name, (value, _, _) in tensors.items():
-        for number, axis in enumerate(arguments[name].axes):
-            if isinstance(axis, str) and axis not in graph.lengths and len(_names(axis)) == 1:
-                graph.lengths[axis] = graph.op("Shape", value, start=number, end=number + 1)
-    weights = {path: jax.ShapeDtypeStruct(array.shape, array.dtype) for path, array in params.items()}
-    closed, shapes = jax.make_jaxpr(function, return_shape=True)(weights, **specs)
-    given = [graph.constant(params[path], path) for path in sorted(weights)]
-    for name in sorted(tensors):
-        value, shape, dtype = tensors[name]
-        given.append(
-            graph.tensor(value if arguments[name].dtype != "int64" else graph.cast(value, dtype), shape, dtype)
-        )
-    found = graph.evaluate(closed.jaxpr, closed.consts, given)
-    computed = dict(zip(sorted(shapes), found, strict=True))
-    outputs = [_output(graph, name, computed[name], shapes[name]) for name in sorted(shapes, key=_in_order)]
-    inputs = [tensors[name][0] for name in arguments]
-    body = ir.Graph(inputs, outputs, nodes=graph.nodes, opset_imports={"": OPSET}, name="model")
-    for value in graph.stored.values():
-        body.register_initializer(value)
-    return ir.Model(body, ir_version=IR_VERSION, producer_name="jaxformer")
-
-
-def _output(graph: Graph, name: str, tensor: Tensor, spec: jax.ShapeDtypeStruct) -> ir.Value:
-    """A value of the graph that is one of its outputs."""
-    value = graph.op("Identity", graph.value(graph.whole(tensor, spec.shape)))
-    value.name, value.type = name, ir.TensorType(ir.DataType.from_numpy(np.dtype(spec.dtype)))
-    value.shape = ir.Shape([size if isinstance(size, int) else str(size).replace("*", " * ") for size in spec.shape])
-    return value
-
-
-def _in_order(name: str) -> list[str]:
-    """Sorts layers by their numbers: optimum tells outputs apart by their order."""
-    return [part.rjust(9, "0") if part.isdigit() else part for part in name.split(".")]
-
-
-def _names(axis: str | int) -> list[str]:
-    return axis.split(" + ") if isinstance(axis, str) else []

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxformer.errors import InputError
-from jaxformer.interop.export.onnx_graph import Argument
+from jaxformer.interop.export.onnx_build import Argument
 from jaxformer.interop.export.stablehlo_program import portable
 from jaxformer.interop.huggingface import parameters
 from jaxformer.interop.huggingface.families.classifiers import SPAN

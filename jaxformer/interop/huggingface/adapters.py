@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,8 +13,9 @@ import numpy as np
 from jaxformer.errors import InputError
 from jaxformer.interop.formats.stored import Stored
 from jaxformer.interop.huggingface.families import ARCHITECTURES, family_of_config
-from jaxformer.interop.huggingface.folders import ADAPTER, CONFIG, Folder, adapter_tensors, open_folder, read_json
+from jaxformer.interop.huggingface.folders import ADAPTER, CONFIG, Folder, adapter_tensors, open_model, read_json
 from jaxformer.interop.huggingface.locations import locate
+from jaxformer.interop.huggingface.sentence_modules import SENTENCE_MODEL, transformer_folder
 from jaxformer.interop.huggingface.table import Table
 
 MERGE = "merge it where PEFT is: model.merge_and_unload().save_pretrained(FOLDER)"
@@ -95,6 +97,24 @@ def base_folder(folder: Path) -> Path:
             f"{path}: base_model_name_or_path={name!r}: the base model is not found ({error}); "
             f"put its folder's path there, or {MERGE}"
         ) from error
+
+
+def open_folder(path: str | os.PathLike) -> Folder:
+    """Finds config and tensors in a folder, and merges a PEFT adapter into its base.
+
+    A folder of sentence-transformers may have the encoder in a folder of its own; that one is opened then.
+
+    Raises:
+      InputError: it is none, or something in it is missing, cut short or not what it should be.
+    """
+    home = Path(path)
+    if not home.is_dir():
+        raise InputError(f"{home}: no such folder; expected one with {CONFIG} and weights, as Hugging Face's are")
+    path = transformer_folder(home)
+    sentences = read_json(home / SENTENCE_MODEL) if (home / SENTENCE_MODEL).is_file() else {}
+    if (path / ADAPTER).is_file():
+        return dataclasses.replace(open_adapter(path), sentence_transformers=sentences)
+    return open_model(path, sentences)
 
 
 def open_adapter(folder: Path) -> Folder:

@@ -15,7 +15,7 @@ from jaxformer.interop.formats.flax_msgpack import open_flax
 from jaxformer.interop.formats.safetensors_file import open_safetensors, size_of, write_safetensors
 from jaxformer.interop.formats.stored import Stored, ahead
 from jaxformer.interop.formats.torch_pickle import open_pytorch
-from jaxformer.interop.huggingface.sentence_modules import MODULES, SENTENCE_MODEL, transformer_folder
+from jaxformer.interop.huggingface.sentence_modules import MODULES
 
 CONFIG, GENERATION, ADAPTER = "config.json", "generation_config.json", "adapter_config.json"
 READERS = {
@@ -51,35 +51,24 @@ class Folder:
 
 
 def is_model_folder(path: Path) -> bool:
-    """Whether a folder is one that `open_folder` opens: with config.json, a PEFT adapter or modules.json."""
+    """Whether a folder is one that `adapters.open_folder` opens: with config.json, a PEFT adapter or modules.json."""
     return any((path / name).is_file() for name in (CONFIG, ADAPTER, MODULES))
 
 
-def open_folder(path: str | os.PathLike) -> Folder:
-    """Finds config and tensors in a folder, and merges a PEFT adapter into its base.
-
-    A folder of sentence-transformers may have the encoder in a folder of its own; that one is opened then.
+def open_model(path: Path, sentence_transformers: Mapping[str, Any]) -> Folder:
+    """Finds config and tensors in a folder with config.json and weights.
 
     Raises:
-      InputError: it is none, or something in it is missing, cut short or not what it should be.
+      InputError: something in it is missing, cut short or not what it should be.
     """
-    home = Path(path)
-    if not home.is_dir():
-        raise InputError(f"{home}: no such folder; expected one with {CONFIG} and weights, as Hugging Face's are")
-    path = transformer_folder(home)
-    sentences = read_json(home / SENTENCE_MODEL) if (home / SENTENCE_MODEL).is_file() else {}
-    if (path / ADAPTER).is_file():
-        from jaxformer.interop.huggingface.adapters import (
-            open_adapter,  # It opens the base's folder with this function.
-        )
-
-        return dataclasses.replace(open_adapter(path), sentence_transformers=sentences)
     if not (path / CONFIG).is_file():
         if (path / "experiment.json").is_file():
             raise InputError(f"{path}: a run of jaxformer, not a Hugging Face folder; open it with open_run")
         raise InputError(f"{path}: has no {CONFIG}; expected a folder as Hugging Face's are")
     generation = read_json(path / GENERATION) if (path / GENERATION).is_file() else {}
-    return Folder(path, read_json(path / CONFIG), generation, _tensors(path), sentence_transformers=sentences)
+    return Folder(
+        path, read_json(path / CONFIG), generation, _tensors(path), sentence_transformers=sentence_transformers
+    )
 
 
 def adapter_tensors(path: Path) -> dict[str, Stored]:

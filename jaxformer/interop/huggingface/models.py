@@ -16,6 +16,7 @@ from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import InputError
 from jaxformer.interop.formats.stored import FLOATS, DType
 from jaxformer.interop.huggingface import generation_config, parameters
+from jaxformer.interop.huggingface.adapters import open_folder
 from jaxformer.interop.huggingface.config_reader import HARMLESS, Settings
 from jaxformer.interop.huggingface.families import family_of_config, family_of_model
 from jaxformer.interop.huggingface.families.family import Family
@@ -25,7 +26,6 @@ from jaxformer.interop.huggingface.folders import (
     SHARD,
     Folder,
     new_folder,
-    open_folder,
     write_json,
     write_weights,
 )

@@ -19,7 +19,7 @@ from jaxformer.decoding.settings import Decoding
 from jaxformer.errors import InputError
 from jaxformer.interop.formats.stored import DType
 from jaxformer.interop.huggingface import sentence_encoders
-from jaxformer.interop.huggingface.adapters import base_folder
+from jaxformer.interop.huggingface.adapters import base_folder, open_folder
 from jaxformer.interop.huggingface.conventions import conventional
 from jaxformer.interop.huggingface.families.classifiers import SPAN
 from jaxformer.interop.huggingface.folders import (
@@ -28,7 +28,6 @@ from jaxformer.interop.huggingface.folders import (
     Folder,
     is_model_folder,
     new_folder,
-    open_folder,
     read_json,
     write_json,
 )
@@ -43,6 +42,7 @@ from jaxformer.interop.huggingface.sentence_modules import transformer_folder
 from jaxformer.interop.huggingface.text.tokenizer_files import begins_texts, has_tokenizer
 from jaxformer.interop.huggingface.text.tokenizer_folders import check_vocabulary, import_tokenizer
 from jaxformer.interop.parity import certificate as certificates
+from jaxformer.interop.parity.lines import Unreadable
 from jaxformer.models.bert import Bert
 from jaxformer.models.classifier import Classifier
 from jaxformer.models.encoder_decoder import EncoderDecoder
@@ -222,7 +222,7 @@ def _compared(run: Run, source: Path, out: Path, dtype: DType, ours: bool) -> st
         try:
             run = dataclasses.replace(run, params=loaded(run.params), tokenizer=tokenizer)
             return str(certificates.certify(run.model, run.params, tokenizer, source, out, dtype, run))
-        except certificates.Unreadable as error:
+        except Unreadable as error:
             if ours:
                 raise
             problem = str(error)

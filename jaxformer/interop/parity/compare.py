@@ -20,7 +20,7 @@ from jaxformer.interop.huggingface import parameters
 from jaxformer.interop.huggingface.folders import Folder
 from jaxformer.interop.huggingface.images import IMAGE_MODELS
 from jaxformer.interop.huggingface.table import Slot
-from jaxformer.interop.parity.certificate import Unreadable
+from jaxformer.interop.parity.lines import Unreadable
 from jaxformer.models.bert import Bert
 from jaxformer.models.classifier import Classifier
 from jaxformer.models.encoder_decoder import EncoderDecoder

@@ -20,8 +20,8 @@ from PIL import Image
 
 from jaxformer.data.tasks.classification import PAIR
 from jaxformer.errors import InputError
-from jaxformer.interop.parity.certificate import Line
 from jaxformer.interop.parity.compare import Ours, on_cpu, reading, their_tokenizer
+from jaxformer.interop.parity.lines import Line
 from jaxformer.objectives.causal_lm import CausalLM
 from jaxformer.objectives.classification import Classification
 from jaxformer.objectives.image_classification import ImageClassification
