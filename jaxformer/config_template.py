@@ -16,7 +16,7 @@ experiment = jf.Experiment(
             depth=4,  # blocks
             heads=4,  # of attention; they divide the width
             attention=jf.layers.Attention(bias=False),
-            positions=jf.layers.Rotary(),
+            position_embedding=jf.layers.Rotary(),
             norm=jf.layers.RMSNorm(),
             mlp=jf.layers.GatedMlp(),
             dropout=0.0,
@@ -24,10 +24,10 @@ experiment = jf.Experiment(
             # dtype="bfloat16",  # what accelerators compute in
         ),
         vocab=4096,  # at least the tokenizer's
-        positions=256,  # the longest input, in tokens
+        max_length=256,  # the longest input, in tokens
     ),
     # What to learn: the next token. `decoding` is how `predict` writes.
-    objective=jf.objectives.LanguageModel(decoding=jf.Decoding(max_new=100, temperature=0.8, top_p=0.95)),
+    objective=jf.objectives.CausalLM(decoding=jf.Decoding(max_new_tokens=100, temperature=0.8, top_p=0.95)),
     data=jf.data.Data(
         # Text of your own: jf.data.TextFiles(("corpus/*.txt",)), documents separated by blank lines;
         # jf.data.JsonLines(("corpus/*.jsonl",)), {"text": ...} a line.
