@@ -49,15 +49,21 @@ def imported(name, typing_only=False):
 GRAPH = {name: imported(name) for name in FILES}
 
 
-def part_of(name):
-    """The folder or top-level module that a module belongs to: `layers`, `config`."""
-    return name.split(".")[1] if "." in name else "jaxformer"
-
-
 def floors():
-    """The order of the page, lowest floor first, each as the names on it."""
-    line = re.search(r"Each floor imports only those below it:\n((?:`.*\n)+)", PAGE)[1]
-    return [re.findall(r"`(\w+)`", floor) for floor in reversed(line.split(">"))]
+    """The floor of each name in the page's list; 0 is the lowest."""
+    section = PAGE.split("## Who may import whom")[1].split("\n## ")[0]
+    lines = [line.split(": ")[0] for line in re.findall(r"^\d+\. (.*)$", section, re.MULTILINE)]
+    return {name: floor for floor, line in enumerate(reversed(lines)) for name in re.findall(r"`([\w.]+)`", line)}
+
+
+FLOORS = floors()
+
+
+def floor_of(name):
+    """The floor of a module: that of the longest name in the list that its path begins with."""
+    parts = name.split(".")[1:]
+    ends = [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
+    return next((FLOORS[part] for part in ends if part in FLOORS), None)
 
 
 def circles(graph):
@@ -92,3 +98,42 @@ def test_the_search_finds_a_circle():
 def test_no_modules_import_each_other_in_a_circle():
     """Imports in functions count: they hide a circle, and do not open it."""
     assert circles(GRAPH) == []
+
+
+MODULES = [name for name in FILES if name not in ("jaxformer", "jaxformer.__main__")]
+"""All but the package itself, whose names are imported on first use, and the program."""
+
+
+def test_every_module_is_on_a_floor_and_every_name_is_a_module():
+    assert [name for name in MODULES if floor_of(name) is None] == []
+    assert [name for name in FLOORS if f"jaxformer.{name}" not in FILES] == []
+
+
+def test_no_module_imports_one_of_a_floor_above():
+    above = [
+        f"{name} (floor {floor_of(name)} from below) imports {one} (floor {floor_of(one)})"
+        for name in MODULES
+        for one in GRAPH[name] - {"jaxformer"}
+        if floor_of(one) > floor_of(name)
+    ]
+    assert above == []
+
+
+def test_data_knows_nothing_of_models():
+    """Processes that prepare batches import these alone, and no JAX."""
+    allowed = {"data", "datasets", "errors", "field_docs", "namespaces", "progress"}
+    for name in MODULES:
+        if name.split(".")[1] in ("data", "datasets"):
+            assert {one.split(".")[1] for one in GRAPH[name]} <= allowed, name
+            for node in import_nodes(ast.parse(FILES[name].read_text(encoding="utf-8")), typing_only=False):
+                names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module]
+                assert not {one.split(".")[0] for one in names} & {"jax", "flax", "optax", "orbax"}, name
+
+
+def test_a_contributor_is_told_of_an_import_from_above(tmp_path, monkeypatch):
+    """The reading finds an import in a function and one of several lines."""
+    path = tmp_path / "module.py"
+    path.write_text("def f():\n    from jaxformer.training import (\n        loop,\n    )\n    import jaxformer.cli\n")
+    monkeypatch.setitem(FILES, "jaxformer.layers.new", path)
+    assert imported("jaxformer.layers.new") == {"jaxformer.training.loop", "jaxformer.cli"}
+    assert floor_of("jaxformer.layers.new") < floor_of("jaxformer.training.loop") < floor_of("jaxformer.cli")
