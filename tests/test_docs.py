@@ -204,10 +204,14 @@ def test_the_recipes_list_each_config_once():
 def test_ci_runs_the_test_command():
     assert len(re.findall(r"^python3 -m venv .*pytest -n 2 --dist loadfile$", README, re.MULTILINE)) == 1
     assert "README.md" in (ROOT / ".ci" / "run").read_text()
+    workflow = (ROOT / ".github" / "workflows" / "tests.yml").read_text()
+    assert re.findall(r"run: (\S+.*)", workflow) == [".ci/run fast python${{ matrix.python }}", ".ci/run"]
+    lane = 'python -m pytest -n 2 --dist loadfile -m "not slow"'
+    assert lane in (ROOT / "CONTRIBUTING.md").read_text() and f"{PYTEST} -n 2 --dist loadfile" in README
 
 
 def test_links_lead_somewhere():
-    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")):
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page}: {target}"
 
