@@ -1,10 +1,5 @@
-"""Parameters told apart by their path, such as `transformer/blocks/attention/query/kernel`.
+"""Choosing parameters by their path, such as `transformer/blocks/attention/query/kernel`."""
 
-Blocks are stacked: below `blocks` every parameter begins with a layer axis, and each layer is treated
-as if it were alone.
-"""
-
-import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -29,34 +24,9 @@ def _is_box(leaf: Any) -> bool:
     return isinstance(leaf, nn.meta.AxisMetadata)
 
 
-def is_stacked(path: str) -> bool:
-    """Whether the parameter's first axis is that of the layers."""
-    return "blocks" in path.split("/")
-
-
 def is_embedding(path: str) -> bool:
     """Whether the parameter is one of those that make tokens or patches into vectors."""
     return "embeddings" in path.split("/")
-
-
-def matrix_axes(path: str, ndim: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The axes over which a kernel sums, and those of its result; others are layers or experts."""
-    first = int(is_stacked(path))
-    name = path.split("/")[-2:][0]
-    if name in ("query", "key", "value"):
-        return (first,), tuple(range(first + 1, ndim))
-    if name == "output":
-        return tuple(range(first, ndim - 1)), (ndim - 1,)
-    return (ndim - 2,), (ndim - 1,)
-
-
-def matrix_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of a parameter with the axes of each side of its matrix merged."""
-    if not path.endswith("kernel"):
-        return shape
-    sides = matrix_axes(path, len(shape))
-    batch = [size for axis, size in enumerate(shape) if axis not in sides[0] + sides[1]]
-    return (*batch, *(math.prod(shape[axis] for axis in axes) for axes in sides))
 
 
 def decay_mask(params: Any) -> Any:

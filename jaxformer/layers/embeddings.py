@@ -10,7 +10,7 @@ from jaxformer.errors import InputError
 from jaxformer.layers.dropout import Dropout
 from jaxformer.layers.linear import DType, compute_dtype, truncated_normal
 from jaxformer.layers.positions import sinusoidal
-from jaxformer.parallel import sharding
+from jaxformer.parallel import metadata, sharding
 
 AddedPositions = Literal["learned", "sinusoidal", "none"]
 """How positions are added to embeddings."""
@@ -72,7 +72,7 @@ class Embeddings(nn.Module):
             places = jnp.arange(tokens.shape[1]) if position_ids is None else position_ids
             x = x + sinusoidal(places, self.width)
         elif self.position_embedding == "learned":
-            init = sharding.with_axes(first_positions, "td")
+            init = metadata.with_axes(first_positions, "td")
             positions_td = self.param("position", init, (self.offset + self.max_length, self.width))
             first = slice(self.offset, self.offset + tokens.shape[1])
             x = x + (positions_td[first] if position_ids is None else positions_td[position_ids + self.offset])
@@ -86,7 +86,7 @@ class Embeddings(nn.Module):
         return sharding.constrain(x, "btd"), tokens_vd
 
     def _table(self, name: str, axes: str, rows: int, size: float = 0.02) -> jax.Array:
-        return self.param(name, sharding.with_axes(truncated_normal(size), axes), (rows, self.width))
+        return self.param(name, metadata.with_axes(truncated_normal(size), axes), (rows, self.width))
 
 
 def first_positions(key: jax.Array, shape: tuple[int, int]) -> jax.Array:

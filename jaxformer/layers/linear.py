@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxformer.parallel import sharding
+from jaxformer.parallel import metadata, sharding
 
 DType = Literal["auto", "float32", "bfloat16"]
 """What to compute in; auto is bfloat16 on accelerators and float32 on CPU. Parameters are float32 always."""
@@ -52,14 +52,14 @@ class Linear(nn.Module):
         rows = int(np.prod(self.shape[:contracted]))
         # BERT's 0.02 at its width of 768, and as much of the input's size at any other.
         init = truncated_normal(self.init_scale * (3 * rows) ** -0.5)
-        kernel = self.param("kernel", sharding.with_axes(init, kernel_axes), tuple(self.shape))
+        kernel = self.param("kernel", metadata.with_axes(init, kernel_axes, contracted), tuple(self.shape))
         dtype = compute_dtype(self.dtype)
         # One matrix product over all tokens at once: with batch and position apart, XLA on CPU turns the kernel's
         # gradient into a strided transposing copy that costs more than the product itself.
         tokens, features = x.shape[: x.ndim - contracted], self.shape[contracted:]
         y = x.astype(dtype).reshape(-1, rows) @ kernel.astype(dtype).reshape(rows, -1)
         if self.bias:
-            bias = self.param("bias", sharding.with_axes(nn.initializers.zeros, kept), tuple(features))
+            bias = self.param("bias", metadata.with_axes(nn.initializers.zeros, kept), tuple(features))
             y = y + bias.astype(dtype).reshape(-1)
         return y.reshape(*tokens, *features)
 

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 
 from jaxformer import fields
 from jaxformer.errors import InputError
-from jaxformer.parallel import sharding
-from jaxformer.parameter_paths import check_pattern, found_in, matrix_axes, matrix_shape
+from jaxformer.parallel import metadata
+from jaxformer.parameter_paths import check_pattern, found_in
 
 KERNEL = "/kernel"
 
@@ -40,10 +40,10 @@ class Lora:
                 check_pattern(f"lora.{name}", pattern)
 
     def init(self, key: jax.Array, base: Any) -> Any:
-        """A and B of each kernel, in boxes where the kernel is in one; A is random and B zero, so that nothing changes.
+        """A and B of each kernel, boxed as the kernels are; A is random and B zero, so that nothing changes.
 
         Raises:
-          InputError: a pattern of `at` finds no kernel.
+          InputError: a pattern of `target_modules` finds no kernel.
         """
         kernels = {path: leaf for path, leaf in _flat(base).items() if path.endswith(KERNEL)}
         for pattern in self.target_modules:
@@ -54,7 +54,7 @@ class Lora:
         found = {}
         for number, (path, kernel) in enumerate(kernels.items()):
             if found_in(path, self.target_modules):
-                pair = self._pair(jax.random.fold_in(key, number), path, kernel)
+                pair = self._pair(jax.random.fold_in(key, number), kernel)
                 found |= {f"{path.removesuffix(KERNEL)}/{name}": part for name, part in pair.items()}
         return flax.traverse_util.unflatten_dict(found, sep="/")
 
@@ -64,10 +64,9 @@ class Lora:
         for name in pairs:
             path, _, part = name.rpartition("/")
             if part == "a":
-                kernel = merged[path + KERNEL]
-                shape = matrix_shape(path + KERNEL, kernel.shape)
-                a = pairs[f"{path}/a"].reshape(*shape[:-1], self.rank)
-                b = pairs[f"{path}/b"].reshape(*shape[:-2], self.rank, shape[-1])
+                kernel, a, b = merged[path + KERNEL], pairs[f"{path}/a"], pairs[f"{path}/b"]
+                batch = kernel.shape[: a.ndim + b.ndim - 2 - kernel.ndim]  # Layers: axes that A and B both have.
+                a, b = a.reshape(*batch, -1, self.rank), b.reshape(*batch, self.rank, -1)
                 product = jnp.matmul(a, b, precision="highest")  # As exact on accelerators as the kernel itself.
                 merged[path + KERNEL] = kernel + self.alpha / self.rank * product.reshape(kernel.shape)
         return flax.traverse_util.unflatten_dict(merged, sep="/")
@@ -76,24 +75,22 @@ class Lora:
         """Whether a parameter of the run, such as `base/embeddings/token`, does not train."""
         return path.startswith("base/") and not found_in(path.removeprefix("base/"), self.modules_to_save)
 
-    def _pair(self, key: jax.Array, path: str, kernel: Any) -> dict[str, Any]:
-        boxed = sharding.is_boxed(kernel)
-        shape = kernel.value.shape if boxed else kernel.shape
-        summed, kept = matrix_axes(path, len(shape))
-        stacked = [axis for axis in range(len(shape)) if axis not in summed + kept]
-        bound = math.prod(shape[axis] for axis in summed) ** -0.5
-        sides = {"a": [*stacked, *summed, None], "b": [*stacked, None, *kept]}  # None: the rank's axis.
-        sizes = {
-            name: tuple(self.rank if axis is None else shape[axis] for axis in axes) for name, axes in sides.items()
+    def _pair(self, key: jax.Array, kernel: metadata.Boxed) -> dict[str, metadata.Boxed]:
+        info, shape = metadata.ParameterInfo(kernel.letters, kernel.contracted), kernel.value.shape
+        batch, rows, columns = tuple(range(info.batch)), info.rows, info.columns
+        bound = math.prod(shape[axis] for axis in rows) ** -0.5
+        a = (*tuple(shape[axis] for axis in batch + rows), self.rank)
+        b = (*tuple(shape[axis] for axis in batch), self.rank, *tuple(shape[axis] for axis in columns))
+
+        def letters(axes):
+            return "".join(kernel.letters[axis] for axis in axes)
+
+        return {
+            "a": metadata.Boxed(
+                jax.random.uniform(key, a, minval=-bound, maxval=bound), letters(batch + rows) + "_", info.contracted
+            ),
+            "b": metadata.Boxed(jnp.zeros(b), letters(batch) + "_" + letters(columns), contracted=1),
         }
-        pair = {"a": jax.random.uniform(key, sizes["a"], minval=-bound, maxval=bound), "b": jnp.zeros(sizes["b"])}
-        if not boxed:
-            return pair
-        letters = {
-            name: "".join("_" if axis is None else kernel.letters[axis] for axis in axes)
-            for name, axes in sides.items()
-        }
-        return {name: sharding.Boxed(part, letters[name]) for name, part in pair.items()}
 
 
 def _flat(params: Any) -> dict[str, Any]:

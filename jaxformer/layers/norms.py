@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxformer.parallel import sharding
+from jaxformer.parallel import metadata
 
 
 class LayerNorm(nn.Module):
@@ -20,12 +20,12 @@ class LayerNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         width = x.shape[-1]
-        scale = self.param("scale", sharding.with_axes(nn.initializers.ones, "d"), (width,))
+        scale = self.param("scale", metadata.with_axes(nn.initializers.ones, "d"), (width,))
         wide = x.astype(jnp.float32)
         centred = wide - wide.mean(-1, keepdims=True)
         y = centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + self.epsilon) * scale
         if self.bias:
-            y = y + self.param("bias", sharding.with_axes(nn.initializers.zeros, "d"), (width,))
+            y = y + self.param("bias", metadata.with_axes(nn.initializers.zeros, "d"), (width,))
         return y.astype(x.dtype)
 
 
@@ -40,7 +40,7 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        scale = self.param("scale", sharding.with_axes(nn.initializers.ones, self.axis), (x.shape[-1],))
+        scale = self.param("scale", metadata.with_axes(nn.initializers.ones, self.axis), (x.shape[-1],))
         wide = x.astype(jnp.float32)
         y = wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + self.epsilon) * scale
         return y.astype(x.dtype)

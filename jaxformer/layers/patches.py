@@ -12,7 +12,7 @@ import numpy as np
 from jaxformer.errors import InputError
 from jaxformer.layers.linear import DType, Linear, truncated_normal
 from jaxformer.layers.positions import sinusoidal
-from jaxformer.parallel import sharding
+from jaxformer.parallel import metadata
 
 ImagePositions = Literal["learned", "sinusoidal"]
 """How positions are added to patches: a table, or sines and cosines of a patch's column and row."""
@@ -142,10 +142,10 @@ class ImageEmbeddings(nn.Module):
         x = patches + places.astype(patches.dtype)
         leading = jnp.zeros((0, width))
         if self.class_token:
-            init = sharding.with_axes(truncated_normal(0.02), "d")
+            init = metadata.with_axes(truncated_normal(0.02), "d")
             leading = (self.param("class_token", init, (width,)) + first)[None]
         if self.registers:
-            init = sharding.with_axes(truncated_normal(0.02), "_d")
+            init = metadata.with_axes(truncated_normal(0.02), "_d")
             leading = jnp.concatenate([leading, self.param("registers", init, (self.registers, width))])
         leading = jnp.broadcast_to(leading.astype(x.dtype), (x.shape[0], *leading.shape))
         return Embedded(leading, x)
@@ -155,7 +155,7 @@ class ImageEmbeddings(nn.Module):
         if self.position_embedding == "sinusoidal":
             return 0.0, sinusoidal_2d(rows, columns, self.width)
         side, leading = self.image // self.patch, int(self.class_token)
-        init = sharding.with_axes(functools.partial(first_table, leading=leading), "td")
+        init = metadata.with_axes(functools.partial(first_table, leading=leading), "td")
         table = self.param("position", init, (leading + side * side, self.width))
         return table[0] if leading else 0.0, interpolate(table[leading:], rows, columns)
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxformer.errors import InputError
-from jaxformer.parallel import sharding
+from jaxformer.parallel import metadata
 
 
 def sinusoidal(position_ids: jax.Array, width: int, longest: float = 10_000.0) -> jax.Array:
@@ -144,7 +144,7 @@ class RelativePositions(nn.Module):
         self, position_ids: jax.Array, query_index: jax.Array, key_index: jax.Array, heads: int, head_dim: int
     ):
         """The bias between indices in a row, integers [t] and [s]; `position_ids` and `head_dim` are not used."""
-        init = sharding.with_axes(nn.initializers.normal(0.1), "_h")
+        init = metadata.with_axes(nn.initializers.normal(0.1), "_h")
         table = self.param("bias", init, (self.buckets, heads))
         bucket = self.bucket(key_index[None, :] - query_index[:, None])
         return Placement(bias=jnp.moveaxis(table[bucket], -1, 0))

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxformer.errors import InputError
-from jaxformer.parallel import sharding
+from jaxformer.parallel import metadata
 
 
 class Residual(nn.Module):
@@ -32,7 +32,7 @@ class Residual(nn.Module):
           train: whether to drop paths; needs the rng stream `dropout`.
         """
         if self.layer_scale is not None:
-            init = sharding.with_axes(nn.initializers.constant(self.layer_scale), "d")
+            init = metadata.with_axes(nn.initializers.constant(self.layer_scale), "d")
             y = y * self.param("scale", init, (y.shape[-1],)).astype(y.dtype)
         if train and self.drop_path:
             stays = 1.0 - self.drop_path * jnp.asarray(depth, jnp.float32)

@@ -15,7 +15,7 @@ from jaxformer.layers.masks import Mask
 from jaxformer.layers.mlp import Mlp
 from jaxformer.layers.norms import LayerNorm
 from jaxformer.layers.positions import Placement
-from jaxformer.parallel import sharding
+from jaxformer.parallel import metadata, sharding
 
 REMAT_POLICIES = {
     "full": None,
@@ -347,7 +347,7 @@ def _stacked(block: Block, depth: int):
 
     def stacked(key, x, memory):
         params = jax.vmap(lambda key: block.init(key, x, memory=memory)["params"])(jax.random.split(key, depth))
-        return jax.tree.map(lambda box: box.add_axis(0, {"letter": "l"}), params, is_leaf=sharding.is_boxed)
+        return jax.tree.map(lambda box: box.add_axis(0, {"letter": "l"}), params, is_leaf=metadata.is_boxed)
 
     return stacked
 

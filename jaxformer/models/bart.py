@@ -13,7 +13,7 @@ from jaxformer.layers.mlp import Mlp
 from jaxformer.layers.norms import LayerNorm
 from jaxformer.layers.transformer import Transformer, fresh
 from jaxformer.models.encoder_decoder import EncoderDecoder
-from jaxformer.parallel import sharding
+from jaxformer.parallel import metadata, sharding
 
 BASE = Transformer(768, 6, 12, mlp=Mlp(), norm=LayerNorm(1e-5), norm_position="after")
 """Each stack of the paper's base model."""
@@ -36,7 +36,7 @@ class Entry(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, position_ids: jax.Array | None, train: bool) -> jax.Array:
         shape = (self.offset + self.max_length, x.shape[-1])
-        table = self.param("position", sharding.with_axes(first_positions, "td"), shape)
+        table = self.param("position", metadata.with_axes(first_positions, "td"), shape)
         places = jnp.arange(x.shape[1]) if position_ids is None else position_ids
         x = self.norm(x.astype(jnp.float32) + table[places + self.offset])
         x = Dropout(self.dropout)(x.astype(compute_dtype(self.dtype)), train)

@@ -14,7 +14,7 @@ from jaxformer.layers.masks import Mask
 from jaxformer.layers.mlp import Activation, activation
 from jaxformer.layers.norms import LayerNorm
 from jaxformer.layers.transformer import Transformer, fresh, take
-from jaxformer.parallel import sharding
+from jaxformer.parallel import metadata, sharding
 
 Head = Literal["masked_lm", "pooler", "next_sentence"]
 """What reads the encoder: a prediction of tokens, a vector of a sentence pair, and a class of it."""
@@ -61,7 +61,7 @@ class PredictionHead(nn.Module):
         """Maps [b, m, d] to the vectors to decode, [b, m, d], and the bias of their logits, [v]."""
         x = Linear("bmi,id->bmd", (x.shape[-1], x.shape[-1]), dtype=self.dtype, name="dense")(x)
         x = self.norm(activation(self.activation)(x))
-        return x, self.param("bias", sharding.with_axes(nn.initializers.zeros, "v"), (self.vocab,))
+        return x, self.param("bias", metadata.with_axes(nn.initializers.zeros, "v"), (self.vocab,))
 
 
 class Bert(nn.Module):

@@ -14,7 +14,7 @@ from jaxformer.layers.masks import Mask
 from jaxformer.layers.mlp import Mlp
 from jaxformer.layers.norms import LayerNorm
 from jaxformer.layers.transformer import Cache, Transformer, fresh
-from jaxformer.parallel import sharding
+from jaxformer.parallel import metadata, sharding
 
 
 @flax.struct.dataclass
@@ -86,10 +86,10 @@ class EncoderDecoder(nn.Module):
         fields = {"scale": scale, "token_init_std": self._token_init_std(), "dropout": dropout, "dtype": dtype}
         self.embeddings = Embeddings(width, self.vocab, self.max_length, self.position_embedding, **fields)
         if not self.tie_embeddings:
-            init = sharding.with_axes(truncated_normal(0.02), "vd")
+            init = metadata.with_axes(truncated_normal(0.02), "vd")
             self.head = self.param("head", init, (self.vocab, width))
         if self.head_bias:
-            self.bias = self.param("bias", sharding.with_axes(nn.initializers.zeros, "v"), (self.vocab,))
+            self.bias = self.param("bias", metadata.with_axes(nn.initializers.zeros, "v"), (self.vocab,))
 
     def __call__(
         self,

@@ -11,7 +11,7 @@ from jaxformer.layers.masks import Mask
 from jaxformer.layers.mlp import Mlp
 from jaxformer.layers.norms import LayerNorm
 from jaxformer.layers.transformer import Cache, Transformer
-from jaxformer.parallel import sharding
+from jaxformer.parallel import metadata, sharding
 
 
 @flax.struct.dataclass
@@ -82,7 +82,7 @@ class Gpt(nn.Module):
         mask = Mask.causal(tokens.shape[1], segments) if prefix is None else Mask.prefix(prefix, segments)
         output = config(x, mask, train, return_attention, position_ids=position_ids, cache=cache)
         if not self.tie_embeddings:
-            init = sharding.with_axes(truncated_normal(0.02), "vd")
+            init = metadata.with_axes(truncated_normal(0.02), "vd")
             table = self.param("head", init, (self.vocab, config.width))
         return GptOutput(output.hidden, LMHead(table), output.attention, output.cache)
 

@@ -11,7 +11,7 @@ from jaxformer.layers.linear import Linear, truncated_normal
 from jaxformer.layers.norms import LayerNorm
 from jaxformer.layers.patches import ImageEmbeddings, check_geometry, normalise, patchify, sinusoidal_2d
 from jaxformer.layers.transformer import Transformer, fresh, take
-from jaxformer.parallel import sharding
+from jaxformer.parallel import metadata
 
 
 @flax.struct.dataclass
@@ -106,7 +106,7 @@ class MaskedAutoencoder(nn.Module):
         config, count = self.decoder, place.shape[1]
         shape = (hidden.shape[-1], config.width)
         x = Linear("bti,id->btd", shape, dtype=config.dtype, name="decoder_embedding")(hidden)
-        mask_token = self.param("mask_token", sharding.with_axes(truncated_normal(0.02), "d"), (config.width,))
+        mask_token = self.param("mask_token", metadata.with_axes(truncated_normal(0.02), "d"), (config.width,))
         absent = jnp.broadcast_to(mask_token.astype(x.dtype), (x.shape[0], count + 1 - x.shape[1], config.width))
         patches = take(jnp.concatenate([x[:, 1:], absent], axis=1), place)
         side = self.image // self.patch

@@ -9,13 +9,12 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import flax.linen as nn
-import flax.struct
 import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxformer.errors import InputError
+from jaxformer.parallel.metadata import is_boxed
 
 AXES: Mapping[str, str] = {
     "b": "batch",
@@ -153,41 +152,6 @@ def constrain(x: jax.Array, letters: str) -> jax.Array:
     if mesh.empty:
         return x
     return jax.lax.with_sharding_constraint(x, partition_spec(letters, x.shape, mesh))
-
-
-@flax.struct.dataclass
-class Boxed(nn.meta.AxisMetadata):
-    """A new parameter with its axes' letters; Linen's own box would ask for shardings by names that no mesh has."""
-
-    value: Any
-    """The parameter."""
-    letters: str = flax.struct.field(pytree_node=False)
-    """One letter a dimension."""
-
-    def unbox(self) -> Any:
-        return self.value
-
-    def replace_boxed(self, val: Any) -> "Boxed":
-        return self.replace(value=val)
-
-    def add_axis(self, index: int, params: Mapping[str, str]) -> "Boxed":
-        """The letters of a value that has got one more axis, of the letter `params["letter"]`."""
-        return self.replace(letters=self.letters[:index] + params["letter"] + self.letters[index:])
-
-    def remove_axis(self, index: int, params: Mapping[str, str]) -> "Boxed":
-        """The letters of a value that has lost an axis."""
-        del params
-        return self.replace(letters=self.letters[:index] + self.letters[index + 1 :])
-
-
-def is_boxed(leaf: Any) -> bool:
-    """Whether this is a parameter in its box; for `jax.tree.map(is_leaf=...)`."""
-    return isinstance(leaf, Boxed)
-
-
-def with_axes(init: nn.initializers.Initializer, letters: str) -> nn.initializers.Initializer:
-    """An initializer whose parameter carries its axes' letters until `state_shardings` has read them."""
-    return lambda *args: Boxed(init(*args), letters)
 
 
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:

@@ -32,7 +32,14 @@ from jaxformer.training.evaluation import SPLIT, Evaluator
 from jaxformer.training.first_state import restore_or_init
 from jaxformer.training.logs import Logs, Meter
 from jaxformer.training.signals import Stop
-from jaxformer.training.state import TrainState, abstract_batch, abstract_state, model_params, trained_and_held
+from jaxformer.training.state import (
+    TrainState,
+    abstract_batch,
+    abstract_state,
+    model_params,
+    parameter_info,
+    trained_and_held,
+)
 
 MOST_SKIPPED = 10
 """Steps in a row whose gradient is not finite, after which a run stops."""
@@ -99,7 +106,7 @@ def train_step(experiment: Experiment, state: TrainState, batch: dict[str, jax.A
     means, gradient = loss_and_gradient(experiment, state.params, batch, key)
     norm = optax.tree.norm(gradient)
     finite = jnp.isfinite(norm)
-    transform = experiment.optimizer.transform(experiment.steps)
+    transform = experiment.optimizer.transform(experiment.steps, parameter_info(experiment))
 
     def update(params, optimizer, average):
         updates, optimizer = transform.update(gradient, optimizer, params)

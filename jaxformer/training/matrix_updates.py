@@ -1,6 +1,7 @@
-"""Updates of whole matrices, which Muon and Adafactor are made of: every kernel is the matrix that it applies."""
+"""Updates of whole matrices, which Muon and Adafactor are made of: each kernel counts as the matrix it applies."""
 
 import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -9,40 +10,49 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
-from jaxformer.parameter_paths import is_stacked, map_paths, matrix_axes, matrix_shape
+from jaxformer.parallel.metadata import ParameterInfo
+from jaxformer.parameter_paths import map_paths
+
+Infos = Mapping[str, ParameterInfo]
+"""The axes of each parameter, by its path."""
 
 
-def muon_labels(params: Any) -> Any:
-    """`orthogonal` for each kernel of the blocks, `adamw` for all else."""
+def muon_labels(infos: Infos) -> Callable[[Any], Any]:
+    """Labels `orthogonal` for each kernel of the blocks, `adamw` for everything else."""
 
     def label(path, _):
-        return "orthogonal" if is_stacked(path) and path.endswith("/kernel") else "adamw"
+        return "orthogonal" if infos[path].is_stacked and infos[path].is_kernel else "adamw"
 
-    return map_paths(label, params)
-
-
-def dimension_numbers(updates: optax.Updates) -> Any:
-    """Which axes of each kernel are its matrix's, as Optax has it."""
-    return map_paths(
-        lambda path, leaf: optax.contrib.MuonDimensionNumbers(*matrix_axes(path, leaf.ndim)),
-        updates,
-    )
+    return lambda params: map_paths(label, params)
 
 
-def scale_to_adamw(path: str, update: jax.Array) -> jax.Array:
-    """Orthogonal matrices with the root mean square of AdamW's updates (Liu et al. 2025, §2.2)."""
-    rows, columns = (math.prod(update.shape[axis] for axis in axes) for axes in matrix_axes(path, update.ndim))
-    return 0.2 * math.sqrt(max(rows, columns)) * update
+def dimension_numbers(infos: Infos) -> Callable[[optax.Updates], Any]:
+    """The axes of each kernel's matrix, as Optax describes them."""
+
+    def numbers(path, _):
+        return optax.contrib.MuonDimensionNumbers(infos[path].rows, infos[path].columns)
+
+    return lambda updates: map_paths(numbers, updates)
 
 
-def on_matrices(inner: optax.GradientTransformation) -> optax.GradientTransformation:
-    """`inner` on kernels as [layers, rows, columns]: it factors each layer's matrix, heads or not.
+def scale_to_adamw(infos: Infos) -> optax.GradientTransformation:
+    """Scales orthogonal matrices to the root mean square of AdamW's updates (Liu et al. 2025, §2.2)."""
 
-    Its statistics name no axes, as they are small: every device keeps them whole.
+    def scale(path, update):
+        sides = infos[path].matrix_shape(update.shape)[-2:]
+        return 0.2 * math.sqrt(max(sides)) * update
+
+    return optax.stateless(lambda updates, _: map_paths(scale, updates))
+
+
+def on_matrices(inner: optax.GradientTransformation, infos: Infos) -> optax.GradientTransformation:
+    """Applies `inner` to kernels as [layers, rows, columns], so that it factors each layer's matrix.
+
+    Its statistics carry no axes, as they are small: every device keeps them whole.
     """
 
     def flat(tree):
-        return map_paths(lambda path, leaf: leaf.reshape(matrix_shape(path, leaf.shape)), tree)
+        return map_paths(lambda path, leaf: leaf.reshape(infos[path].matrix_shape(leaf.shape)), tree)
 
     def init(params):
         return inner.init(flat(nn.meta.unbox(params)))
@@ -54,17 +64,17 @@ def on_matrices(inner: optax.GradientTransformation) -> optax.GradientTransforma
     return optax.GradientTransformation(init, update)
 
 
-def limit_by_layer(threshold: float, relative: bool) -> optax.GradientTransformation:
-    """Limits the root mean square of a layer's update; `relative` multiplies by its parameter's."""
+def limit_by_layer(threshold: float, relative: bool, infos: Infos) -> optax.GradientTransformation:
+    """Limits the root mean square of each layer's update; `relative` multiplies it by the parameter's."""
 
     def limit(path, update, param):
-        axes = tuple(range(int(is_stacked(path)), update.ndim))
+        axes = tuple(range(int(infos[path].is_stacked), update.ndim))
 
         def size(x):
             return jnp.sqrt(jnp.mean(jnp.square(x), axes, keepdims=True))
 
         update = update / jnp.maximum(1, size(update) / threshold)
-        # Parameters that begin at zero must still be able to leave it.
+        # A parameter that is initialised to zero must still be able to leave it.
         return update * jnp.maximum(size(param), 1e-3) if relative else update
 
     return optax.stateless(lambda updates, params: map_paths(limit, updates, params))

@@ -1,8 +1,9 @@
 """Optimizers and learning rates: config values that make Optax transformations.
 
-Parameters are told apart by their path: see `parameter_paths`.
+What a parameter is, its initialisation says: see `parallel.metadata`.
 """
 
+import abc
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -15,8 +16,9 @@ import optax.contrib
 
 from jaxformer import fields
 from jaxformer.errors import InputError
-from jaxformer.parameter_paths import check_pattern, decay_mask, is_embedding, is_stacked, map_paths
+from jaxformer.parameter_paths import check_pattern, decay_mask, is_embedding, map_paths
 from jaxformer.training.matrix_updates import (
+    Infos,
     dimension_numbers,
     limit_by_layer,
     muon_labels,
@@ -75,7 +77,7 @@ class Schedule:
 
 
 @dataclasses.dataclass(frozen=True)
-class Optimizer:
+class Optimizer(abc.ABC):
     """What all optimizers share. Use one of its subclasses."""
 
     schedule: Schedule = Schedule()
@@ -105,16 +107,29 @@ class Optimizer:
         for pattern in self.freeze:
             check_pattern("optimizer.freeze", pattern)
 
-    def transform(self, steps: int) -> optax.GradientTransformation:
-        """The whole update of the parameters that train in a run of `steps`: clip, the optimizer's own rule, layers.
+    def transform(self, steps: int, infos: Infos) -> optax.GradientTransformation:
+        """The whole update of the trained parameters: clipping, the optimizer's own rule, layer-wise decay.
+
+        Args:
+          steps: updates in the whole run.
+          infos: the axes of each parameter, by its path.
 
         Raises:
           InputError: at once if the schedule does not fit the run.
         """
         # What does nothing has its place too: so the state is the same with and without it, and a fork can change it.
         clip = optax.identity() if self.clip is None else _clip_by_global_norm(self.clip)
-        layers = optax.identity() if self.layer_decay == 1 else _scale_by_layer(self.layer_decay)
-        return optax.chain(clip, self.rule(self.schedule(steps)), layers)
+        layers = optax.identity() if self.layer_decay == 1 else _scale_by_layer(self.layer_decay, infos)
+        return optax.chain(clip, self.rule(self.schedule(steps), infos), layers)
+
+    @abc.abstractmethod
+    def rule(self, rate: optax.Schedule, infos: Infos) -> optax.GradientTransformation:
+        """The update rule of the subclass, from gradients to updates.
+
+        Args:
+          rate: the learning rate by step.
+          infos: the axes of each parameter, by its path.
+        """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,8 +147,7 @@ class AdamW(Optimizer):
         super().__post_init__()
         _check_moments(self.b1, self.b2, self.eps)
 
-    def rule(self, rate: optax.Schedule) -> optax.GradientTransformation:
-        """Gradients to updates, at a learning rate."""
+    def rule(self, rate: optax.Schedule, infos: Infos) -> optax.GradientTransformation:
         return optax.adamw(rate, self.b1, self.b2, self.eps, weight_decay=self.weight_decay, mask=decay_mask)
 
 
@@ -153,8 +167,7 @@ class Lion(Optimizer):
         super().__post_init__()
         _check_moments(self.b1, self.b2)
 
-    def rule(self, rate: optax.Schedule) -> optax.GradientTransformation:
-        """Gradients to updates, at a learning rate."""
+    def rule(self, rate: optax.Schedule, infos: Infos) -> optax.GradientTransformation:
         return optax.lion(rate, self.b1, self.b2, weight_decay=self.weight_decay, mask=decay_mask)
 
 
@@ -182,11 +195,10 @@ class Adafactor(Optimizer):
         if not self.threshold > 0:
             raise InputError(f"optimizer.threshold={self.threshold}: expected above 0")
 
-    def rule(self, rate: optax.Schedule) -> optax.GradientTransformation:
-        """Gradients to updates, at a learning rate."""
+    def rule(self, rate: optax.Schedule, infos: Infos) -> optax.GradientTransformation:
         return optax.chain(
-            on_matrices(optax.scale_by_factored_rms(decay_rate=self.decay)),
-            limit_by_layer(self.threshold, self.relative),
+            on_matrices(optax.scale_by_factored_rms(decay_rate=self.decay), infos),
+            limit_by_layer(self.threshold, self.relative, infos),
             optax.identity() if self.momentum is None else optax.ema(self.momentum, debias=False),
             optax.add_decayed_weights(self.weight_decay, decay_mask),
             optax.scale_by_learning_rate(rate),
@@ -215,16 +227,15 @@ class Muon(Optimizer):
         fields.within("optimizer.momentum", self.momentum, 0, 1, below=True)
         _check_moments(self.b1, self.b2, self.eps)
 
-    def rule(self, rate: optax.Schedule) -> optax.GradientTransformation:
-        """Gradients to updates, at a learning rate."""
+    def rule(self, rate: optax.Schedule, infos: Infos) -> optax.GradientTransformation:
         orthogonal = optax.chain(
-            optax.contrib.scale_by_muon(beta=self.momentum, weight_dimension_numbers=dimension_numbers),
-            optax.stateless(lambda updates, _: map_paths(scale_to_adamw, updates)),
+            optax.contrib.scale_by_muon(beta=self.momentum, weight_dimension_numbers=dimension_numbers(infos)),
+            scale_to_adamw(infos),
             optax.add_decayed_weights(self.weight_decay),
             optax.scale_by_learning_rate(rate),
         )
         adamw = optax.adamw(rate, self.b1, self.b2, self.eps, weight_decay=self.weight_decay, mask=decay_mask)
-        return optax.partition({"orthogonal": orthogonal, "adamw": adamw}, muon_labels)
+        return optax.partition({"orthogonal": orthogonal, "adamw": adamw}, muon_labels(infos))
 
 
 def _clip_by_global_norm(limit: float) -> optax.GradientTransformation:
@@ -237,15 +248,15 @@ def _clip_by_global_norm(limit: float) -> optax.GradientTransformation:
     return optax.stateless(clip)
 
 
-def _scale_by_layer(decay: float) -> optax.GradientTransformation:
+def _scale_by_layer(decay: float, infos: Infos) -> optax.GradientTransformation:
     def scale(path, update, depth):
-        if is_stacked(path):
+        if infos[path].is_stacked:
             powers = decay ** jnp.arange(len(update), 0, -1, dtype=update.dtype)
             return update * powers.reshape(-1, *[1] * (update.ndim - 1))
         return update * decay ** (depth + 1) if is_embedding(path) else update
 
     def scaled(updates, _):
-        depths = map_paths(lambda path, update: len(update) if is_stacked(path) else 0, updates)
+        depths = map_paths(lambda path, update: len(update) if infos[path].is_stacked else 0, updates)
         return map_paths(functools.partial(scale, depth=max(jax.tree.leaves(depths))), updates)
 
     return optax.stateless(scaled)

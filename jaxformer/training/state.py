@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from jaxformer.config import Experiment
 from jaxformer.data.pipeline.lanes import empty_batch
-from jaxformer.parallel import sharding
+from jaxformer.parallel import metadata, sharding
 from jaxformer.parameter_paths import found_in, frozen_mask, join, split
 
 LORA = 1
@@ -81,14 +81,25 @@ def model_params(experiment: Experiment, params: Any) -> Any:
     return params if experiment.lora is None else experiment.lora.merge(params)
 
 
+def _run_params(experiment: Experiment, key: jax.Array) -> Any:
+    """The boxed parameters of a run: the model's, and with LoRA `{"base": the model's, "lora": A and B}`."""
+    params = init_params(experiment, key)
+    if experiment.lora is None:
+        return params
+    return {"base": params, "lora": experiment.lora.init(jax.random.fold_in(key, LORA), params)}
+
+
+def parameter_info(experiment: Experiment) -> dict[str, metadata.ParameterInfo]:
+    """The axes of each parameter of a run, by its path; computes nothing."""
+    return metadata.parameter_info(jax.eval_shape(lambda: _run_params(experiment, jax.random.key(0))))
+
+
 def create(experiment: Experiment) -> TrainState:
     """The state before the first step, its arrays in boxes that name their axes."""
     key = jax.random.key(experiment.seed)
-    params = init_params(experiment, key)
-    if experiment.lora is not None:
-        params = {"base": params, "lora": experiment.lora.init(jax.random.fold_in(key, LORA), params)}
+    params = _run_params(experiment, key)
     zero, (trained, _) = jnp.zeros((), jnp.int32), trained_and_held(experiment, params)
-    optimizer = experiment.optimizer.transform(experiment.steps).init(trained)
+    optimizer = experiment.optimizer.transform(experiment.steps, metadata.parameter_info(params)).init(trained)
     average = None if experiment.optimizer.ema is None else trained
     return TrainState(zero, params, optimizer, average, zero, zero)
 

@@ -19,7 +19,7 @@ from jaxformer.layers.transformer import Transformer
 from jaxformer.models.bert import Bert
 from jaxformer.objectives.masked_lm import MaskedLM
 from jaxformer.training.optimizers import AdamW, Schedule
-from jaxformer.training.state import TrainState
+from jaxformer.training.state import TrainState, parameter_info
 
 VOCAB, LENGTH = 96, 24
 
@@ -117,6 +117,6 @@ def assert_trees_identical(actual, expected) -> None:
 def first_state(experiment: Experiment, params) -> TrainState:
     """The state before the first step, with these parameters."""
     zero = jnp.zeros((), jnp.int32)
-    optimizer = experiment.optimizer.transform(experiment.steps).init(params)
+    optimizer = experiment.optimizer.transform(experiment.steps, parameter_info(experiment)).init(params)
     average = None if experiment.optimizer.ema is None else params
     return TrainState(zero, params, optimizer, average, zero, zero)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from jaxformer.errors import InputError
 from jaxformer.parallel import sharding
-from jaxformer.parallel.sharding import Boxed
+from jaxformer.parallel.metadata import Boxed, ParameterInfo
 from jaxformer.parameter_paths import decay_mask, found_in, frozen_mask, join, split
 from jaxformer.training.optimizers import (
     Adafactor,
@@ -66,9 +66,35 @@ def paths(tree):
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
+AXES = {
+    "embeddings/token": ("vd", 0),
+    "query/kernel": ("dhk", 1),
+    "query/bias": ("hk", 0),
+    "output/kernel": ("hkd", 2),
+    "up/kernel": ("df", 1),
+    "down/kernel": ("fd", 1),
+    "pooler/kernel": ("id", 1),
+    "dense/kernel": ("id", 1),
+}
+"""Letters and contracted axes of the parameters here, by the end of their path; of the others, `d`."""
+
+
+def infos(*trees):
+    """The axes of these parameters, as their initialisation would have given them."""
+    found = {}
+    for path in (path for tree in trees for path in paths(tree)):
+        letters, contracted = next((axes for end, axes in AXES.items() if path.endswith(end)), ("d", 0))
+        found[path] = ParameterInfo("l" * ("blocks" in path) + letters, contracted)
+    return found
+
+
+BLOCKS = parameters()["transformer"]["blocks"]
+INFOS = infos(parameters(), {"blocks": BLOCKS}, {"dense": {"kernel": 0}}, {"a": 0, "b": 0})
+
+
 @functools.cache
 def updater(optimizer, steps):
-    transform = optimizer.transform(steps)
+    transform = optimizer.transform(steps, INFOS)
 
     @jax.jit
     def update(params, state, gradient):
@@ -220,14 +246,16 @@ def test_adamw_equals_torch(count, warmup):
 
 def test_clipping_scales_all_gradients_by_the_same_factor():
     params = {"a": jnp.array([3.0]), "b": jnp.array([4.0])}
-    clipped, _ = Sgd(CONSTANT, clip=1.0).transform(1).update(params, Sgd(CONSTANT).transform(1).init(params))
+    clipped, _ = (
+        Sgd(CONSTANT, clip=1.0).transform(1, INFOS).update(params, Sgd(CONSTANT).transform(1, INFOS).init(params))
+    )
     np.testing.assert_allclose([clipped["a"][0], clipped["b"][0]], [0.6, 0.8], rtol=1e-6)
 
 
 class Sgd(Optimizer):
     """The plain gradient, to see what `transform` does around a rule."""
 
-    def rule(self, rate):
+    def rule(self, rate, infos):
         return optax.identity()
 
 
@@ -248,7 +276,7 @@ def test_frozen_parameters_stay_and_take_no_memory(kind):
     }
     for path, leaf in paths(after).items():
         assert np.array_equal(leaf, paths(params)[path]) == frozen[path], path
-    state = paths(kind(CONSTANT).transform(10).init(trained))
+    state = paths(kind(CONSTANT).transform(10, INFOS).init(trained))
     assert not [path for path in state if "embeddings" in path or "query/kernel" in path]
     assert [path for path in state if "pooler/kernel" in path]
 
@@ -339,7 +367,7 @@ def test_muon_updates_the_rest_by_adamw():
 def test_adafactor_factors_kernels_with_heads():
     params = parameters(layers=2, width=256, heads=4, mlp=512)
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
-    state = jax.tree.leaves(Adafactor().transform(10).init(params))
+    state = jax.tree.leaves(Adafactor().transform(10, INFOS).init(params))
     assert sum(leaf.size for leaf in state) < 0.03 * size
 
 
@@ -386,7 +414,7 @@ def test_moments_inherit_the_axes_of_boxed_parameters(kind, moments):
     boxed = jax.tree.map(lambda leaf: Boxed(leaf, "ldhk"[: leaf.ndim]), parameters())
     mesh = sharding.make_mesh(sharding.Mesh(1, 1, 1))
     for decay in (0.5, 1.0):
-        transform = kind(layer_decay=decay).transform(10)
+        transform = kind(layer_decay=decay).transform(10, INFOS)
         state, plain = (jax.eval_shape(transform.init, params) for params in (boxed, parameters()))
         assert jax.tree.structure(sharding.state_shardings(state, mesh)) == jax.tree.structure(plain)
         assert [leaf.shape for leaf in jax.tree.leaves(state)] == [leaf.shape for leaf in jax.tree.leaves(plain)]
