@@ -61,7 +61,7 @@ def build_mistral(settings: Settings, names: Collection[str]) -> Gpt:
     longest, window = settings.integer("max_position_embeddings", 131_072), settings.get("sliding_window")
     if window is not None and window < longest:
         raise settings.error("sliding_window", window, f"null, or at least max_position_embeddings={longest}")
-    return _build(settings, groups=8, position_ids=131_072)
+    return _build(settings, groups=8, max_length=131_072)
 
 
 def build_qwen3(settings: Settings, names: Collection[str]) -> Gpt:
@@ -74,7 +74,7 @@ def build_qwen3(settings: Settings, names: Collection[str]) -> Gpt:
         settings.get(name)  # Say nothing without use_sliding_window.
     norm = HeadRMSNorm(settings.number("rms_norm_eps", 1e-6))
     bias = settings.flag("attention_bias", False)
-    return _build(settings, bias=bias, groups=32, head_dim=128, position_ids=32_768, head_norm=norm)
+    return _build(settings, bias=bias, groups=32, head_dim=128, max_length=32_768, head_norm=norm)
 
 
 def _build(
@@ -83,7 +83,7 @@ def _build(
     bias: bool = False,
     mlp_bias: bool = False,
     head_dim: int | None = None,
-    positions: int = 2048,
+    max_length: int = 2048,
     head_norm: HeadRMSNorm | None = None,
 ) -> Gpt:
     width, heads = settings.integer("hidden_size"), settings.integer("num_attention_heads")
@@ -107,7 +107,7 @@ def _build(
     return Gpt(
         transformer,
         vocab=settings.integer("vocab_size"),
-        max_length=settings.integer("max_position_embeddings", positions),
+        max_length=settings.integer("max_position_embeddings", max_length),
         tie_embeddings=settings.flag("tie_word_embeddings", False),
     )
 
