@@ -90,7 +90,7 @@ def export(home: Path) -> None:
     import transformers
 
     from jaxformer.data.tokenizers import ByteLevelBpe, SentencePiece, WordPiece
-    from jaxformer.interop.huggingface.folders import open_folder
+    from jaxformer.interop.huggingface.adapters import open_folder
     from jaxformer.interop.huggingface.models import export_hf, load
     from jaxformer.interop.parity import compare
     from jaxformer.interop.parity.hard_strings import HARD_STRINGS

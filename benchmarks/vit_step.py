@@ -81,17 +81,17 @@ def random_batch() -> dict[str, np.ndarray]:
     }
 
 
-def products() -> float:
+def step_flops() -> float:
     """Floating-point operations of our step's matrix products: forward once, backward twice.
 
-    The last block computes keys and values of all tokens, and everything else of the class token alone.
+    The images have no gradient, so that the map of their patches is computed twice only.
     """
-    maps, attention, keys = 24 * WIDTH**2, 4 * WIDTH * TOKENS, 4 * WIDTH**2
-    blocks = (DEPTH - 1) * TOKENS * (maps + attention) + TOKENS * keys + maps - keys + attention
-    patches = 2 * (TOKENS - 1) * PATCH * PATCH * 3 * WIDTH
-    return 3.0 * ROWS * (blocks + 2 * WIDTH * CLASSES) + 2.0 * ROWS * patches
+    from jaxformer.models.flops import linear_flops
+
+    patches = linear_flops(TOKENS - 1, PATCH * PATCH * 3, WIDTH)
+    return 3.0 * vit_experiment().model.flops({"b": ROWS}) - ROWS * patches
 
 
 if __name__ == "__main__":
     sides = jaxformer_step, torch_step
-    sys.exit(compare_with_torch("vit_step", __doc__, *sides, GOALS, ROWS * TOKENS, products(), turns=15))
+    sys.exit(compare_with_torch("vit_step", __doc__, *sides, GOALS, ROWS * TOKENS, step_flops(), turns=15))

@@ -24,7 +24,7 @@ experiment = jf.Experiment(
             prediction_heads=(),
         ),
         ("start", "end"),
-        pooling="tokens",
+        pooling="none",
     ),
     objective=jf.objectives.QuestionAnswering(),
     data=jf.data.Data(

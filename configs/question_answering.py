@@ -21,7 +21,7 @@ experiment = jf.Experiment(
             prediction_heads=(),
         ),
         ("start", "end"),
-        pooling="tokens",
+        pooling="none",
     ),
     objective=jf.objectives.QuestionAnswering(longest=8, scored=500),
     data=jf.data.Data(

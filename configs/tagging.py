@@ -18,7 +18,7 @@ experiment = jf.Experiment(
             prediction_heads=(),
         ),
         labels=TAGS,
-        pooling="tokens",
+        pooling="none",
     ),
     objective=jf.objectives.Tagging(),
     data=jf.data.Data(

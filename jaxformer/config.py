@@ -309,23 +309,46 @@ def from_json(text: str, folder: str | os.PathLike = ".", known: Experiment | No
     return experiment
 
 
-def differences(before: Any, now: Any, path: str = "") -> list[str]:
-    """The fields that differ, a line each, as `model.transformer.width: 128 in the run, 256 now`.
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """A field in which two configurations differ."""
+
+    path: str
+    """Its dotted path."""
+    before: Any
+    """Its value in the first of the two."""
+    now: Any
+    """Its value in the second."""
+
+    def describe(self, before: str, now: str) -> str:
+        """One line with both values, which are followed by `before` and `now`: where each is from."""
+        return f"{self.path}: {fields.show(self.before)} {before}, {fields.show(self.now)} {now}"
+
+    def within(self, *paths: str) -> bool:
+        """Whether the field is one of these, or a part of one."""
+        return any(self.path == path or self.path.startswith(f"{path}.") for path in paths)
+
+    def __str__(self) -> str:
+        return self.describe("in the run", "now")
+
+
+def differences(before: Any, now: Any, path: str = "") -> list[Difference]:
+    """Returns the fields that differ.
 
     Args:
       before: an experiment, or a part of one.
-      now: what to compare it with.
-      path: the path of both, to begin each line with.
+      now: the one to compare it with.
+      path: the path of both.
     """
     if before == now:
         return []
     parts, others = fields.children(before), fields.children(now)
     if type(before) is not type(now) or len(parts) != len(others) or not parts:
-        return [f"{path or 'experiment'}: {fields.show(before)} in the run, {fields.show(now)} now"]
-    lines = []
+        return [Difference(path or "experiment", before, now)]
+    found = []
     for (name, _, a), (_, _, b) in zip(parts, others, strict=True):
-        lines += differences(a, b, fields.join(path, name))
-    return lines
+        found += differences(a, b, fields.join(path, name))
+    return found
 
 
 def _read_file(path: Path) -> tuple[Experiment, str]:

@@ -7,7 +7,6 @@ start token. Prompts of several lengths are padded on their left, so that all ro
 import functools
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -15,8 +14,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxformer.decoding.rules import Rules
 from jaxformer.layers.linear import compute_dtype
-from jaxformer.layers.transformer import Cache, Transformer, unstacked
-from jaxformer.models.encoder_decoder import EncoderDecoder
+from jaxformer.layers.transformer import Cache, unstacked
+from jaxformer.models.base import Model
 from jaxformer.parallel import sharding
 
 
@@ -47,18 +46,17 @@ class Next(NamedTuple):
     """Of all tokens before it."""
 
 
-def answers(model: nn.Module) -> bool:
+def answers(model: Model) -> bool:
     """Whether the model answers a prompt, as an encoder–decoder does, rather than going on with it."""
-    return isinstance(model, EncoderDecoder)
+    return model.is_encoder_decoder
 
 
-def ready(model: nn.Module, params: Any) -> Any:
+def ready(model: Model, params: Any) -> Any:
     """The parameters as decoding takes them: the blocks one by one, their matrices in the compute dtype.
 
     Inside a loop, each step would slice and convert them again.
     """
-    name = "decoder" if answers(model) else "transformer"
-    stack: Transformer = getattr(model, name)
+    name, stack = list(model.stacks().items())[-1]
     if isinstance(params[name]["blocks"], tuple):
         return params
     blocks = params[name]["blocks"]
@@ -67,7 +65,7 @@ def ready(model: nn.Module, params: Any) -> Any:
     return {**params, name: {**params[name], "blocks": blocks}}
 
 
-def prefill(model: nn.Module, params: Any, prompts: Prompts, room: int) -> Next:
+def prefill(model: Model, params: Any, prompts: Prompts, room: int) -> Next:
     """Reads the prompts.
 
     Args:
@@ -95,7 +93,7 @@ def prefill(model: nn.Module, params: Any, prompts: Prompts, room: int) -> Next:
     return Next(_last(output), position_ids[:, -1] + 1, _laid(cache))
 
 
-def step(model: nn.Module, params: Any, tokens: jax.Array, position_ids: jax.Array, cache: Cache) -> Next:
+def step(model: Model, params: Any, tokens: jax.Array, position_ids: jax.Array, cache: Cache) -> Next:
     """Takes a token more a row, integers [b] at positions [b]."""
     places = jnp.minimum(position_ids, model.max_length - 1)  # A row that has ended stays where it is.
     arguments = {"tokens": tokens[:, None], "position_ids": places[:, None], "cache": cache}

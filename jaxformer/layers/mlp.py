@@ -43,6 +43,10 @@ class Mlp(nn.Module):
         """The inner width in a model of that width."""
         return self.width or 4 * embed
 
+    def flops(self, embed: int) -> float:
+        """Floating-point operations of the two maps for one token."""
+        return 4.0 * embed * self.inner(embed)
+
     @nn.compact
     def __call__(self, x: jax.Array, dtype: DType = "auto") -> jax.Array:
         embed = x.shape[-1]
@@ -70,6 +74,10 @@ class GatedMlp(nn.Module):
     def inner(self, embed: int) -> int:
         """The inner width in a model of that width."""
         return self.width or -(-8 * embed // (3 * 32)) * 32
+
+    def flops(self, embed: int) -> float:
+        """Floating-point operations of the three maps for one token."""
+        return 6.0 * embed * self.inner(embed)
 
     @nn.compact
     def __call__(self, x: jax.Array, dtype: DType = "auto") -> jax.Array:

@@ -1,6 +1,7 @@
 """BERT: a bidirectional encoder with a masked-LM and a next-sentence head (Devlin et al. 2019)."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 import flax.linen as nn
 import flax.struct
@@ -14,38 +15,35 @@ from jaxformer.layers.masks import Mask
 from jaxformer.layers.mlp import Activation, activation
 from jaxformer.layers.norms import LayerNorm
 from jaxformer.layers.transformer import Transformer, fresh, take
+from jaxformer.models.base import POSITION_IDS, SEGMENTS, TOKENS, InputSpec, Model, ModelOutput, TokenInput
+from jaxformer.models.flops import linear_flops, stack_flops
 from jaxformer.parallel import metadata, sharding
 
 Head = Literal["masked_lm", "pooler", "next_sentence"]
-"""What reads the encoder: a prediction of tokens, a vector of a sentence pair, and a class of it."""
+"""A head on the encoder: predictions of masked tokens, a vector of each sentence pair, and the class of that vector."""
 
 
 @flax.struct.dataclass
-class BertOutput:
-    """What BERT computed; None for what comes of a head that the model has not."""
+class BertOutput(ModelOutput):
+    """What BERT computes.
 
-    hidden: jax.Array | None
-    """The last block's output, [b, t, d]; None where only some positions were asked for."""
-    prediction: jax.Array | None
-    """The masked-LM head's hidden vectors, [b, m, d] (m = t where no positions were named)."""
-    lm_head: LMHead | None
-    """From `prediction` to logits: the token embeddings, and a bias."""
-    pooled: jax.Array | None
-    """tanh of a linear map of each first token, [b, c, d]: c sentence pairs a row, 1 without packing."""
-    next_sentence_logits: jax.Array | None
+    `hidden` is None where only some positions were wanted. `pooled` is the tanh of a linear map of each first token,
+    [b, c, d] for c sentence pairs a row, 1 without packing.
+    """
+
+    prediction: jax.Array | None = None
+    """The masked-LM head's hidden vectors, [b, m, d]; m = t without `masked_positions`."""
+    lm_head: LMHead | None = None
+    """The map from `prediction` to logits: the token embeddings, and a bias."""
+    next_sentence_logits: jax.Array | None = None
     """float32 [b, c, 2]: class 0 says the second sentence follows the first, class 1 that it is random."""
-    attention: jax.Array | None
-    """Attention weights, float32 [l, b, h, t, s], where they were asked for."""
+
+    exported: ClassVar[tuple[str, ...]] = (*ModelOutput.exported, "next_sentence_logits")
 
     @property
-    def features(self) -> jax.Array | None:
-        """A vector for each token, [b, t, d]."""
-        return self.hidden
-
-    @property
-    def logits(self) -> jax.Array:
+    def logits(self) -> jax.Array | None:
         """Masked-LM logits, float32 [b, m, v]; computed when read, so that a loss can do without all of them."""
-        return sharding.constrain(self.lm_head.logits(self.prediction), "bmv")
+        return None if self.lm_head is None else sharding.constrain(self.lm_head.logits(self.prediction), "bmv")
 
 
 class PredictionHead(nn.Module):
@@ -64,7 +62,7 @@ class PredictionHead(nn.Module):
         return x, self.param("bias", metadata.with_axes(nn.initializers.zeros, "v"), (self.vocab,))
 
 
-class Bert(nn.Module):
+class Bert(Model):
     """The encoder with its heads: both of pretraining, unless fewer are named."""
 
     transformer: Transformer = Transformer(norm=LayerNorm(1e-12), norm_position="after")
@@ -78,7 +76,7 @@ class Bert(nn.Module):
     position_offset: int = 0
     """Rows of the table of positions before that of position 0; RoBERTa has two."""
     prediction_heads: tuple[Head, ...] = ("masked_lm", "pooler", "next_sentence")
-    """What reads the encoder; the next-sentence head reads the pooler."""
+    """The heads; the next-sentence head reads the pooler."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -86,6 +84,52 @@ class Bert(nn.Module):
             raise InputError(
                 f"model.prediction_heads={self.prediction_heads}: next_sentence reads the pooler; expected both"
             )
+
+    def inputs(self) -> dict[str, InputSpec]:
+        """The arrays that a call takes; token types only where there are several."""
+        types = InputSpec("bt", "0 in sentence A, 1 in sentence B", optional=True)
+        positions = InputSpec("bm", "where to predict tokens", optional=True, exported=False)
+        firsts = InputSpec("bc", "the first token of each example", optional=True, exported=False)
+        return {
+            "tokens": TOKENS,
+            "segments": SEGMENTS,
+            "position_ids": POSITION_IDS,
+            **({"token_types": types} if self.token_types > 1 else {}),
+            "masked_positions": positions,
+            "cls_positions": firsts,
+        }
+
+    def stacks(self) -> dict[str, Transformer]:
+        """The encoder."""
+        return {"transformer": self.transformer}
+
+    def token_inputs(self) -> dict[str, TokenInput]:
+        """The limits of `tokens`."""
+        return {"tokens": TokenInput(self.vocab, self.max_length)}
+
+    def flops(self, sizes: Mapping[str, int]) -> float:
+        """Operations of a forward pass on b rows of t tokens, with m predictions (default: t) and c pairs (1) each."""
+        tokens, pairs, width = sizes["t"], sizes.get("c", 1), self.transformer.width
+        outputs = sizes["m"] + pairs if "m" in sizes else None
+        flops = stack_flops(self.transformer, tokens, outputs)
+        if "masked_lm" in self.prediction_heads:
+            predictions = sizes.get("m", tokens)
+            flops += linear_flops(predictions, width, width) + linear_flops(predictions, width, self.vocab)
+        if self.has_pooler:
+            flops += linear_flops(pairs, width, width)
+        if "next_sentence" in self.prediction_heads:
+            flops += linear_flops(pairs, width, 2)
+        return sizes["b"] * flops
+
+    @property
+    def head_fields(self) -> tuple[str, ...]:
+        """The heads."""
+        return ("prediction_heads",)
+
+    @property
+    def has_pooler(self) -> bool:
+        """Whether the pooler is among the heads."""
+        return "pooler" in self.prediction_heads
 
     @nn.compact
     def __call__(
@@ -137,15 +181,22 @@ class Bert(nn.Module):
             at, pairs = jnp.concatenate([cls_positions, masked_positions], axis=1), cls_positions.shape[1]
             output = config(x, mask, train, at=at, position_ids=position_ids)
             firsts, masked, hidden = output.hidden[:, :pairs], output.hidden[:, pairs:], None
-        prediction = decoder = pooled = next_sentence_logits = None
+        prediction = lm_head = pooled = next_sentence_logits = None
         if "masked_lm" in self.prediction_heads:
-            head = (self.vocab, config.mlp.activation, fresh(config.norm), config.dtype)
-            prediction, bias = PredictionHead(*head, name="masked_lm")(masked)
-            decoder = LMHead(table, bias)
+            head = PredictionHead(self.vocab, config.mlp.activation, fresh(config.norm), config.dtype, name="masked_lm")
+            prediction, bias = head(masked)
+            lm_head = LMHead(table, bias)
         if "pooler" in self.prediction_heads:
             pooler = Linear("bmi,id->bmd", (config.width, config.width), dtype=config.dtype, name="pooler")
             pooled = jnp.tanh(pooler(firsts))
         if "next_sentence" in self.prediction_heads:
             next_sentence = Linear("bmd,dc->bmc", (config.width, 2), dtype=config.dtype, name="next_sentence")
             next_sentence_logits = next_sentence(pooled).astype(jnp.float32)
-        return BertOutput(hidden, prediction, decoder, pooled, next_sentence_logits, output.attention)
+        return BertOutput(
+            hidden=hidden,
+            pooled=pooled,
+            attention=output.attention,
+            prediction=prediction,
+            lm_head=lm_head,
+            next_sentence_logits=next_sentence_logits,
+        )

@@ -1,6 +1,8 @@
 """A pretrained encoder or decoder with a linear head: classes of texts or of tokens (Devlin et al. 2019, §4)."""
 
-from typing import Literal
+import dataclasses
+from collections.abc import Mapping
+from typing import Self
 
 import flax.linen as nn
 import flax.struct
@@ -10,64 +12,112 @@ import jax.numpy as jnp
 from jaxformer.errors import InputError
 from jaxformer.layers.dropout import Dropout
 from jaxformer.layers.linear import Linear
-from jaxformer.layers.transformer import take
-from jaxformer.models.bert import Bert
-from jaxformer.models.gpt import Gpt
+from jaxformer.layers.pooling import Pooling, pool, segments_of
+from jaxformer.layers.transformer import Transformer
+from jaxformer.models.base import InputSpec, Model, ModelOutput, TokenInput
+from jaxformer.models.flops import linear_flops
 
-Pooling = Literal["pooler", "first", "mean", "last", "tokens"]
-"""What the head reads of an example: BERT's pooler, the first token, the mean of all, the last one, or each."""
+WITHOUT_POOLER = "expected first, mean, max, last, first_and_mean or none"
 
 
 @flax.struct.dataclass
-class ClassifierOutput:
-    """What a classifier computed."""
+class ClassifierOutput(ModelOutput):
+    """What a classifier computes."""
 
-    logits: jax.Array
-    """float32 [b, c, n]: of each example in a row, for n labels; [b, t, n] where it reads tokens."""
-    vectors: jax.Array
-    """What the head read, [b, c, d] or [b, t, d]."""
+    logits: jax.Array | None = None
+    """float32 [b, c, n]: of each example in a row, for n labels; [b, t, n] of each token with pooling `none`."""
+    vectors: jax.Array | None = None
+    """The input of the head, [b, c, d] or [b, t, d]."""
 
     @property
-    def features(self) -> jax.Array:
-        """What the head reads."""
+    def features(self) -> jax.Array | None:
+        """The input of the head."""
         return self.vectors
 
 
-class Classifier(nn.Module):
-    """A model of text with one linear head; its parameters are `backbone`, those of the model alone, and `head`."""
+class Classifier(Model):
+    """A model of text with one linear head.
 
-    backbone: nn.Module
-    """A `Bert` or a `Gpt`; what was pretrained."""
+    The parameters of the model are in `backbone`, those of the head in `head`.
+    """
+
+    backbone: Model
+    """The pretrained model: any with an input `tokens` and an output `hidden`, such as a `Bert` or a `Gpt`."""
     labels: tuple[str, ...]
-    """The name of each class, in the order of their numbers; of a regression, the name of what is predicted."""
+    """The name of each class, in the order of their ids; for a regression, the name of the number."""
     pooling: Pooling = "pooler"
-    """What the head reads; a decoder's `last` token alone has read the whole text."""
+    """How an example becomes the vector that is classified; in a decoder, only the `last` token depends on the whole
+    text. `none` classifies each token."""
     dropout: float = 0.1
-    """Rate of dropout on what the head reads."""
+    """Rate of dropout on the input of the head."""
     bias: bool = True
     """Whether the head has a bias."""
 
     def __post_init__(self):
         super().__post_init__()
-        if not isinstance(self.backbone, Bert | Gpt):
-            kind = type(self.backbone).__name__
-            raise InputError(f"model.backbone={kind}: expected a Bert or a Gpt; an encoder-decoder answers in text")
-        if self.pooling == "pooler" and "pooler" not in getattr(self.backbone, "prediction_heads", ()):
-            raise InputError("model.pooling=pooler: the backbone has none; expected first, mean, last or tokens")
+        backbone, kind = self.backbone, type(self.backbone).__name__
+        if not isinstance(backbone, Model) or backbone.is_encoder_decoder or "tokens" not in backbone.inputs():
+            raise InputError(
+                f"model.backbone={kind}: expected a Bert or a Gpt, or another encoder or decoder of text; an "
+                "encoder-decoder answers in text"
+            )
+        if self.pooling == "pooler" and not backbone.has_pooler:
+            raise InputError(f"model.pooling=pooler: the backbone has none; {WITHOUT_POOLER}")
         if not self.labels or len(set(self.labels)) < len(self.labels):
             raise InputError(f"model.labels={self.labels}: expected one name or more, each once")
         if not 0 <= self.dropout < 1:
             raise InputError(f"model.dropout={self.dropout}: expected 0 or more, below 1")
 
+    def inputs(self) -> dict[str, InputSpec]:
+        """The inputs of the backbone that concern whole rows or examples."""
+        names = ("tokens", "segments", "position_ids", "token_types", "cls_positions")
+        own = {"cls_positions": InputSpec("bc", "the first token of each example", optional=True, exported=False)}
+        specs = own | self.backbone.inputs()
+        return {name: specs[name] for name in names if name in specs}
+
+    def stacks(self) -> dict[str, Transformer]:
+        """The stacks of the backbone."""
+        return {f"backbone/{path}": stack for path, stack in self.backbone.stacks().items()}
+
+    def token_inputs(self) -> dict[str, TokenInput]:
+        """The limits of the backbone's inputs."""
+        return self.backbone.token_inputs()
+
+    def flops(self, sizes: Mapping[str, int]) -> float:
+        """Operations of a forward pass on b rows of t tokens, with c examples each (default: 1)."""
+        examples = sizes.get("c", 1)
+        inner = {**sizes, "m": 0} if self.pooling == "pooler" else dict(sizes)
+        vectors = sizes["t"] if self.pooling == "none" else examples
+        width = list(self.stacks().values())[-1].width * (2 if self.pooling == "first_and_mean" else 1)
+        return self.backbone.flops(inner) + sizes["b"] * linear_flops(vectors, width, len(self.labels))
+
+    def pretrained(self) -> tuple[str, Model]:
+        """The backbone."""
+        return "backbone/", self.backbone
+
+    def comparable(self) -> Self:
+        """The model without dropout."""
+        return dataclasses.replace(self, backbone=self.backbone.comparable(), dropout=0.0)
+
+    @property
+    def is_text_classifier(self) -> bool:
+        """True."""
+        return True
+
+    @property
+    def interop(self) -> str:
+        """The backbone's."""
+        return self.backbone.interop
+
     @property
     def vocab(self) -> int:
-        """The backbone's."""
-        return self.backbone.vocab
+        """Size of the backbone's vocabulary."""
+        return self.backbone.token_inputs()["tokens"].vocab
 
     @property
     def max_length(self) -> int:
-        """The backbone's."""
-        return self.backbone.max_length
+        """The backbone's longest input, in tokens."""
+        return self.backbone.token_inputs()["tokens"].max_length
 
     @nn.compact
     def __call__(
@@ -83,38 +133,33 @@ class Classifier(nn.Module):
 
         Args:
           tokens: integers [b, t].
-          segments: integers [b, t]: the c-th example of a row has number c + 1, 0 is padding. Default: one example.
+          segments: integers [b, t]: the c-th example of a row has segment c + 1, 0 is padding. Default: one example.
           position_ids: integers [b, t]. Default: 0, 1, 2, ...
-          token_types: integers [b, t], for a Bert with several types: 0 in sentence A, 1 in B. Default: 0.
+          token_types: integers [b, t], for a backbone with several types: 0 in sentence A, 1 in B. Default: 0.
           cls_positions: integers [b, c]: the first token of each example. Default: 0.
           train: whether to drop out; needs the rng stream `dropout`.
         """
         segments = jnp.ones_like(tokens) if segments is None else segments
         cls_positions = jnp.zeros_like(tokens[:, :1]) if cls_positions is None else cls_positions
-        inputs = {"tokens": tokens, "segments": segments, "position_ids": position_ids, "train": train}
-        if isinstance(self.backbone, Bert):
-            inputs |= {"cls_positions": cls_positions}
-            # RoBERTa has one type: it tells two texts apart by the tokens between them.
-            inputs |= {"token_types": token_types} if self.backbone.token_types > 1 else {}
+        inputs = {
+            "tokens": tokens,
+            "segments": segments,
+            "position_ids": position_ids,
+            "token_types": token_types,
+            "cls_positions": cls_positions,
+        }
+        if self.pooling == "pooler":  # No predictions are wanted: the last block computes only the first tokens.
+            inputs["masked_positions"] = tokens[:, :0]
+        # RoBERTa has one token type: it separates two texts by tokens.
+        known = self.backbone.inputs()
+        output = self.backbone(**{name: array for name, array in inputs.items() if name in known}, train=train)
         if self.pooling == "pooler":
-            # No tokens are asked for: the last block computes the first ones alone.
-            vectors = self.backbone(**inputs, masked_positions=tokens[:, :0]).pooled
+            vectors = output.pooled
+        elif self.pooling == "none":
+            vectors = output.hidden
         else:
-            vectors = self._read(self.backbone(**inputs).hidden, segments, cls_positions)
+            vectors = pool(output.hidden, self.pooling, segments_of(segments, cls_positions.shape[1]))
         vectors = Dropout(self.dropout)(vectors, train)
         shape = (vectors.shape[-1], len(self.labels))
-        head = Linear("bmd,dc->bmc", shape, self.bias, self.backbone.transformer.dtype, name="head")
-        return ClassifierOutput(head(vectors).astype(jnp.float32), vectors)
-
-    def _read(self, hidden, segments, cls_positions):
-        if self.pooling == "tokens":
-            return hidden
-        if self.pooling == "first":
-            return take(hidden, cls_positions)
-        examples = jnp.arange(1, cls_positions.shape[1] + 1)
-        belongs = segments[:, None] == examples[:, None]  # [b, c, t]
-        if self.pooling == "last":
-            index = jnp.arange(segments.shape[1])
-            return take(hidden, jnp.max(jnp.where(belongs, index, 0), axis=-1))
-        share = belongs / jnp.maximum(belongs.sum(-1, keepdims=True), 1)
-        return jnp.einsum("bct,btd->bcd", share.astype(hidden.dtype), hidden)
+        head = Linear("bmd,dc->bmc", shape, self.bias, self.backbone.compute_dtype, name="head")
+        return ClassifierOutput(logits=head(vectors).astype(jnp.float32), vectors=vectors)

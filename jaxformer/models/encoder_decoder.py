@@ -1,5 +1,7 @@
 """The encoder–decoder (Vaswani et al. 2017)."""
 
+import dataclasses
+from collections.abc import Mapping
 from typing import Literal
 
 import flax.linen as nn
@@ -14,39 +16,30 @@ from jaxformer.layers.masks import Mask
 from jaxformer.layers.mlp import Mlp
 from jaxformer.layers.norms import LayerNorm
 from jaxformer.layers.transformer import Cache, Transformer, fresh
-from jaxformer.parallel import metadata, sharding
+from jaxformer.models.base import POSITION_IDS, SEGMENTS, TOKENS, InputSpec, LMOutput, Model, TokenInput
+from jaxformer.models.flops import linear_flops, stack_flops
+from jaxformer.parallel import metadata
 
 
 @flax.struct.dataclass
-class EncoderDecoderOutput:
-    """What an encoder–decoder computed."""
+class EncoderDecoderOutput(LMOutput):
+    """What an encoder–decoder computes; `hidden`, `lm_head` and `cache` are the decoder's."""
 
-    hidden: jax.Array
-    """The decoder's output, [b, t, d]: what the next token is predicted from."""
-    lm_head: LMHead
-    """From `hidden` to logits."""
     encoded: jax.Array | None = None
     """The encoder's output, [b, s, d]."""
-    cache: Cache | None = None
-    """The decoder's cache with these tokens in it, where there was one."""
 
     @property
     def features(self) -> jax.Array | None:
         """A vector for each token of the inputs, [b, s, d]."""
         return self.encoded
 
-    @property
-    def logits(self) -> jax.Array:
-        """Logits of each next token, float32 [b, t, v]; computed when read: a loss can do without all of them."""
-        return sharding.constrain(self.lm_head.logits(self.hidden), "btv")
-
 
 BASE = Transformer(512, 6, 8, mlp=Mlp(activation="relu"), norm=LayerNorm(1e-5), norm_position="after")
 """Each stack of the paper's base model."""
 
 
-class EncoderDecoder(nn.Module):
-    """An encoder of the inputs, and a causal decoder that attends to what it made of them."""
+class EncoderDecoder(Model):
+    """An encoder of the inputs, and a causal decoder that attends to the encoder's output."""
 
     encoder: Transformer = BASE
     """The stack over the inputs."""
@@ -79,12 +72,53 @@ class EncoderDecoder(nn.Module):
                 f"expected the encoder's width, {self.encoder.width}"
             )
 
+    def inputs(self) -> dict[str, InputSpec]:
+        """The arrays that a call takes."""
+        return {
+            "inputs": InputSpec("bs", "ids of the tokens that the encoder reads"),
+            "tokens": TOKENS,
+            "input_segments": InputSpec("bs", "as `segments`, of `inputs`", optional=True),
+            "segments": SEGMENTS,
+            "input_position_ids": dataclasses.replace(POSITION_IDS, axes="bs"),
+            "position_ids": POSITION_IDS,
+        }
+
+    def stacks(self) -> dict[str, Transformer]:
+        """The encoder and the decoder."""
+        return {"encoder": self.encoder, "decoder": self.decoder}
+
+    def token_inputs(self) -> dict[str, TokenInput]:
+        """The limits of `inputs` and of `tokens`, which are the same."""
+        return dict.fromkeys(("inputs", "tokens"), TokenInput(self.vocab, self.max_length))
+
+    def flops(self, sizes: Mapping[str, int]) -> float:
+        """Operations of a forward pass on b rows of s input tokens and t output tokens."""
+        encoder = stack_flops(self.encoder, sizes["s"])
+        decoder = stack_flops(self.decoder, sizes["t"], memory=sizes["s"], causal=True)
+        return sizes["b"] * (encoder + decoder + linear_flops(sizes["t"], self.decoder.width, self.vocab))
+
+    @property
+    def is_generative(self) -> bool:
+        """True: the decoder generates outputs."""
+        return True
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """True."""
+        return True
+
     def setup(self):
         width = self.encoder.width
-        scale = width**0.5 if self.scale_embeddings else 1.0
-        dropout, dtype = self.encoder.dropout, self.encoder.dtype
-        fields = {"scale": scale, "token_init_std": self._token_init_std(), "dropout": dropout, "dtype": dtype}
-        self.embeddings = Embeddings(width, self.vocab, self.max_length, self.position_embedding, **fields)
+        self.embeddings = Embeddings(
+            width,
+            self.vocab,
+            self.max_length,
+            self.position_embedding,
+            scale=width**0.5 if self.scale_embeddings else 1.0,
+            token_init_std=self._token_init_std(),
+            dropout=self.encoder.dropout,
+            dtype=self.encoder.dtype,
+        )
         if not self.tie_embeddings:
             init = metadata.with_axes(truncated_normal(0.02), "vd")
             self.head = self.param("head", init, (self.vocab, width))
@@ -105,7 +139,7 @@ class EncoderDecoder(nn.Module):
 
         Args:
           inputs: integers [b, s].
-          tokens: integers [b, t]: the output so far, behind a start token.
+          tokens: integers [b, t]: the output so far, after a start token.
           input_segments: integers [b, s]; tokens attend within their segment, 0 is padding. Default: one segment.
           segments: integers [b, t]; they attend to the inputs of their segment too.
           input_position_ids: integers [b, s]. Default: 0, 1, 2, ...
@@ -118,9 +152,9 @@ class EncoderDecoder(nn.Module):
         memory_mask = None if input_segments is None else Mask.of_segments(segments, input_segments)
         x, table = self._embed(tokens, position_ids, train, "decoder")
         mask = Mask.causal(tokens.shape[1], segments)
-        others = {"position_ids": position_ids, "memory": encoded, "memory_mask": memory_mask}
-        hidden = self.decoder(x, mask, train, **others).hidden
-        return EncoderDecoderOutput(*self._head(hidden, table, train), encoded)
+        hidden = self.decoder(x, mask, train, position_ids=position_ids, memory=encoded, memory_mask=memory_mask).hidden
+        hidden, lm_head = self._head(hidden, table, train)
+        return EncoderDecoderOutput(hidden=hidden, lm_head=lm_head, encoded=encoded)
 
     def encode(
         self,
@@ -129,7 +163,7 @@ class EncoderDecoder(nn.Module):
         position_ids: jax.Array | None = None,
         train: bool = False,
     ) -> jax.Array:
-        """The encoder's output, [b, s, d]; arguments as those of the whole, without `input_`."""
+        """Returns the encoder's output, [b, s, d]; the arguments are those of a call, without `input_`."""
         x, _ = self._embed(inputs, position_ids, train, "encoder")
         mask = None if segments is None else Mask.of_segments(segments, segments)
         return self._end(self.encoder(x, mask, train, position_ids=position_ids).hidden, train)
@@ -147,14 +181,15 @@ class EncoderDecoder(nn.Module):
         """
         x, table = self._embed(tokens, position_ids, False, "decoder")
         output = self.decoder(x, position_ids=position_ids, memory=encoded, cache=cache)
-        return EncoderDecoderOutput(*self._head(output.hidden, table, False), cache=output.cache)
+        hidden, lm_head = self._head(output.hidden, table, False)
+        return EncoderDecoderOutput(hidden=hidden, lm_head=lm_head, cache=output.cache)
 
     def new_cache(self, rows: int, slots: int) -> Cache:
-        """The decoder's cache without tokens."""
+        """Returns an empty cache of the decoder."""
         return self.decoder.new_cache(rows, slots)
 
     def _embed(self, tokens, position_ids, train: bool, side: Literal["encoder", "decoder"]):
-        """What enters a stack, and the token table."""
+        """Returns the input of a stack, and the token table."""
         if tokens.shape[1] > self.max_length:
             raise ValueError(f"{tokens.shape[1]} tokens: the model has positions for {self.max_length}")
         blank = None
@@ -166,16 +201,16 @@ class EncoderDecoder(nn.Module):
         return self.embeddings(tokens, position_ids, train=train, blank=blank)
 
     def _token_init_std(self) -> float:
-        """Standard deviation with which token embeddings begin."""
+        """Standard deviation of the initial token embeddings."""
         return self.encoder.width**-0.5
 
     def _end(self, hidden: jax.Array, train: bool) -> jax.Array:
-        """What becomes of a stack's output."""
+        """Transforms a stack's output."""
         del train
         return hidden
 
     def _head(self, hidden: jax.Array, table: jax.Array, train: bool) -> tuple[jax.Array, LMHead]:
-        """What the decoder's output is decoded from, and the map to logits."""
+        """Returns the vectors that logits are computed from, and the map to logits."""
         table = table if self.tie_embeddings else self.head
         bias = jax.lax.stop_gradient(self.bias) if self.head_bias else None
         return self._end(hidden, train), LMHead(table, bias)

@@ -1,6 +1,8 @@
 """GPT: a causal decoder (Radford et al. 2019); with rotary positions, RMS norms and gated MLPs, LLaMA (Touvron et al.
 2023)."""
 
+from collections.abc import Mapping
+
 import flax.linen as nn
 import flax.struct
 import jax
@@ -11,34 +13,17 @@ from jaxformer.layers.masks import Mask
 from jaxformer.layers.mlp import Mlp
 from jaxformer.layers.norms import LayerNorm
 from jaxformer.layers.transformer import Cache, Transformer
-from jaxformer.parallel import metadata, sharding
+from jaxformer.models.base import POSITION_IDS, SEGMENTS, TOKENS, InputSpec, LMOutput, Model, TokenInput
+from jaxformer.models.flops import linear_flops, stack_flops
+from jaxformer.parallel import metadata
 
 
 @flax.struct.dataclass
-class GptOutput:
-    """What GPT computed."""
-
-    hidden: jax.Array
-    """The stack's output, [b, t, d]: what the next token is predicted from."""
-    lm_head: LMHead
-    """From `hidden` to logits."""
-    attention: jax.Array | None = None
-    """Attention weights, float32 [l, b, h, t, s], where they were asked for."""
-    cache: Cache | None = None
-    """The cache with these tokens in it, where there was one."""
-
-    @property
-    def features(self) -> jax.Array:
-        """A vector for each token, [b, t, d]."""
-        return self.hidden
-
-    @property
-    def logits(self) -> jax.Array:
-        """Logits of each next token, float32 [b, t, v]; computed when read: a loss can do without all of them."""
-        return sharding.constrain(self.lm_head.logits(self.hidden), "btv")
+class GptOutput(LMOutput):
+    """What GPT computes."""
 
 
-class Gpt(nn.Module):
+class Gpt(Model):
     """A causal language model: `Gpt()` is GPT-2, and with `Rotary` positions in its stack it is LLaMA."""
 
     transformer: Transformer = Transformer(mlp=Mlp(activation="gelu_tanh"), norm=LayerNorm(1e-5))
@@ -49,6 +34,29 @@ class Gpt(nn.Module):
     """The longest input, in tokens."""
     tie_embeddings: bool = True
     """Whether the head shares the token embeddings."""
+
+    def inputs(self) -> dict[str, InputSpec]:
+        """The arrays that a call takes."""
+        prefix = InputSpec("bt", "True for tokens that attend to each other both ways", "bool", True, False)
+        return {"tokens": TOKENS, "segments": SEGMENTS, "position_ids": POSITION_IDS, "prefix": prefix}
+
+    def stacks(self) -> dict[str, Transformer]:
+        """The decoder."""
+        return {"transformer": self.transformer}
+
+    def token_inputs(self) -> dict[str, TokenInput]:
+        """The limits of `tokens`."""
+        return {"tokens": TokenInput(self.vocab, self.max_length)}
+
+    def flops(self, sizes: Mapping[str, int]) -> float:
+        """Operations of a forward pass on b rows of t tokens."""
+        head = linear_flops(sizes["t"], self.transformer.width, self.vocab)
+        return sizes["b"] * (stack_flops(self.transformer, sizes["t"], causal=True) + head)
+
+    @property
+    def is_generative(self) -> bool:
+        """True: it continues texts."""
+        return True
 
     @nn.compact
     def __call__(
@@ -76,15 +84,22 @@ class Gpt(nn.Module):
             raise ValueError(f"{tokens.shape[1]} tokens: the model has positions for {self.max_length}")
         config = self.transformer
         added = "learned" if config.position_embedding is None else "none"
-        fields = {"position_embedding": added, "dropout": config.dropout, "dtype": config.dtype}
-        embeddings = Embeddings(config.width, self.vocab, self.max_length, **fields, name="embeddings")
+        embeddings = Embeddings(
+            config.width,
+            self.vocab,
+            self.max_length,
+            position_embedding=added,
+            dropout=config.dropout,
+            dtype=config.dtype,
+            name="embeddings",
+        )
         x, table = embeddings(tokens, position_ids, train=train)
         mask = Mask.causal(tokens.shape[1], segments) if prefix is None else Mask.prefix(prefix, segments)
         output = config(x, mask, train, return_attention, position_ids=position_ids, cache=cache)
         if not self.tie_embeddings:
             init = metadata.with_axes(truncated_normal(0.02), "vd")
             table = self.param("head", init, (self.vocab, config.width))
-        return GptOutput(output.hidden, LMHead(table), output.attention, output.cache)
+        return GptOutput(hidden=output.hidden, attention=output.attention, lm_head=LMHead(table), cache=output.cache)
 
     def new_cache(self, rows: int, slots: int) -> Cache:
         """A cache without tokens."""

@@ -1,4 +1,9 @@
-"""The masked autoencoder (He et al. 2022): a ViT sees a quarter of the patches, a light decoder paints the others."""
+"""The masked autoencoder (He et al. 2022): a ViT encodes a quarter of the patches, a light decoder predicts the
+others."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import ClassVar, Self
 
 import flax.linen as nn
 import flax.struct
@@ -11,24 +16,30 @@ from jaxformer.layers.linear import Linear, truncated_normal
 from jaxformer.layers.norms import LayerNorm
 from jaxformer.layers.patches import ImageEmbeddings, check_geometry, normalise, patchify, sinusoidal_2d
 from jaxformer.layers.transformer import Transformer, fresh, take
+from jaxformer.models.base import InputSpec, Model, ModelOutput
+from jaxformer.models.flops import linear_flops, stack_flops
+from jaxformer.models.vit import IMAGES
 from jaxformer.parallel import metadata
 
 
 @flax.struct.dataclass
-class MaskedAutoencoderOutput:
-    """What a masked autoencoder computed; None for what a model without a decoder has not."""
+class MaskedAutoencoderOutput(ModelOutput):
+    """What a masked autoencoder computes.
 
-    hidden: jax.Array
-    """The encoder's output, [b, 1 + visible, d]: class token, and the visible patches in the order of their noise."""
-    masked: jax.Array
-    """float32 [b, p]: 1 where the encoder did not see a patch."""
-    pixels: jax.Array | None
-    """What the decoder paints, float32 [b, p, patch · patch · n]."""
-    targets: jax.Array
+    `hidden` is the encoder's, [b, 1 + visible, d]: class token, and the visible patches in the order of their noise.
+    """
+
+    masked: jax.Array | None = None
+    """float32 [b, p]: 1 where a patch is masked."""
+    pixels: jax.Array | None = None
+    """The decoder's prediction of each patch, float32 [b, p, patch · patch · n]; None without a decoder."""
+    targets: jax.Array | None = None
     """The normalised pixels of each patch, float32, of the same shape."""
 
+    exported: ClassVar[tuple[str, ...]] = ("hidden", "pixels", "masked")
 
-class MaskedAutoencoder(nn.Module):
+
+class MaskedAutoencoder(Model):
     """A ViT's encoder with a decoder of pixels. A `Vit` with the same stack and sinusoidal positions has its encoder's
     parameters at the same paths."""
 
@@ -43,11 +54,11 @@ class MaskedAutoencoder(nn.Module):
     channels: int = 3
     """Channels of an image."""
     mask_rate: float = 0.75
-    """Share of the patches that the encoder does not see."""
+    """Share of the patches that are masked."""
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    """Of each channel, or of all, what is subtracted from pixels between 0 and 1."""
+    """Mean of each channel, or of all, for pixels between 0 and 1; it is subtracted."""
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
-    """What they are divided by then."""
+    """Standard deviation of each channel, or of all; pixels are divided by it."""
 
     def __post_init__(self):
         if self.decoder is self.transformer:
@@ -68,28 +79,58 @@ class MaskedAutoencoder(nn.Module):
 
     @property
     def visible(self) -> int:
-        """Patches that the encoder sees."""
+        """Patches that are encoded."""
         return int(self.patches * (1 - self.mask_rate))
 
-    def blank(self) -> jax.ShapeDtypeStruct:
-        """The shape of an image for it, in a batch of one."""
-        return jax.ShapeDtypeStruct((1, self.image, self.image, self.channels), jnp.float32)
+    def inputs(self) -> dict[str, InputSpec]:
+        """Images, and the noise that chooses the visible patches."""
+        noise = InputSpec("bp", "one number for each patch; the patches with the least are encoded", "float32", True)
+        return {"images": IMAGES, "noise": noise}
+
+    def stacks(self) -> dict[str, Transformer]:
+        """The encoder, and the decoder if there is one."""
+        return {"transformer": self.transformer} | ({} if self.decoder is None else {"decoder": self.decoder})
+
+    def fixed_sizes(self) -> dict[str, int]:
+        """Height, width and channels of the images, and their patches."""
+        return {"y": self.image, "x": self.image, "n": self.channels, "p": self.patches}
+
+    @property
+    def head_fields(self) -> tuple[str, ...]:
+        """The share of masked patches."""
+        return ("mask_rate",)
+
+    def comparable(self) -> Self:
+        """The model without the statistics of pixels, which belong to the preparation of images."""
+        return dataclasses.replace(self, mean=(0.5,), std=(0.5,))
+
+    def flops(self, sizes: Mapping[str, int]) -> float:
+        """Operations of a forward pass on b images."""
+        pixels, width = self.patch**2 * self.channels, self.transformer.width
+        flops = linear_flops(self.patches, pixels, width) + stack_flops(self.transformer, 1 + self.visible)
+        if self.decoder is not None:
+            inner = self.decoder.width
+            flops += linear_flops(1 + self.visible, width, inner) + stack_flops(self.decoder, 1 + self.patches)
+            flops += linear_flops(self.patches, inner, pixels)
+        return sizes["b"] * flops
 
     @nn.compact
     def __call__(
         self, images: jax.Array, noise: jax.Array | None = None, train: bool = False
     ) -> MaskedAutoencoderOutput:
-        """Paints the patches that it does not see.
+        """Predicts the masked patches.
 
         Args:
           images: uint8 [b, image, image, n], or floats that are normalised already.
-          noise: [b, p]; the patches with the least of it are seen. Default: the first ones are.
+          noise: [b, p]; the patches with the least are visible. Default: the first ones.
           train: whether to drop out; needs the rng stream `dropout`.
         """
         config = self.transformer
         pixels = normalise(images, self.mean, self.std)
-        fields = (config.width, self.image, self.patch, "sinusoidal")
-        embedded = ImageEmbeddings(*fields, dtype=config.dtype, name="embeddings")(pixels)
+        embeddings = ImageEmbeddings(
+            config.width, self.image, self.patch, "sinusoidal", dtype=config.dtype, name="embeddings"
+        )
+        embedded = embeddings(pixels)
         if noise is None:
             noise = jnp.broadcast_to(jnp.arange(self.patches, dtype=jnp.float32), embedded.patches.shape[:2])
         order = jnp.argsort(noise, axis=1)
@@ -99,7 +140,7 @@ class MaskedAutoencoder(nn.Module):
         masked = (place >= self.visible).astype(jnp.float32)
         painted = None if self.decoder is None else self._paint(hidden, place, train)
         targets = patchify(pixels, self.patch).reshape(*place.shape, -1)
-        return MaskedAutoencoderOutput(hidden, masked, painted, targets)
+        return MaskedAutoencoderOutput(hidden=hidden, masked=masked, pixels=painted, targets=targets)
 
     def _paint(self, hidden: jax.Array, place: jax.Array, train: bool) -> jax.Array:
         """The pixels of every patch, of the visible ones' vectors and of one for all that are masked."""

@@ -1,7 +1,9 @@
 """ViT: a Transformer over the patches of an image (Dosovitskiy et al. 2021); with layer scale, DINOv2 (Oquab et al.
 2024)."""
 
-from typing import Literal
+import dataclasses
+from collections.abc import Mapping
+from typing import Self
 
 import flax.linen as nn
 import flax.struct
@@ -13,41 +15,41 @@ from jaxformer.layers.dropout import Dropout
 from jaxformer.layers.linear import Linear
 from jaxformer.layers.norms import LayerNorm
 from jaxformer.layers.patches import ImageEmbeddings, ImagePositions, check_geometry, normalise
+from jaxformer.layers.pooling import Pooling
 from jaxformer.layers.transformer import Transformer
+from jaxformer.models.base import InputSpec, Model, ModelOutput
+from jaxformer.models.flops import linear_flops, stack_flops
 
-Pooling = Literal["class", "mean", "class_and_mean"]
-"""What stands for the image: the class token, the mean of the patches (Beyer et al. 2022), or both, one behind the
-other."""
+POOLINGS = ("first", "mean", "first_and_mean")
+IMAGES = InputSpec("byxn", "pixels, from 0 to 255", "uint8")
 
 
 @flax.struct.dataclass
-class VitOutput:
-    """What a ViT computed; None for what the model has not, or was not asked for."""
+class VitOutput(ModelOutput):
+    """What a ViT computes.
 
-    hidden: jax.Array | None
-    """The stack's output, [b, t, d]: class token, registers, patches row by row."""
-    pooled: jax.Array
-    """What stands for each image, [b, d], or [b, 2 d] of `class_and_mean`."""
-    logits: jax.Array | None
-    """float32 [b, c], of a model with labels."""
-    attention: jax.Array | None
-    """Attention weights, float32 [l, b, h, t, s], where they were asked for."""
+    `hidden` has the class token, the registers, and the patches row by row; `pooled` is [b, d], or [b, 2 d] with
+    `first_and_mean`.
+    """
+
+    logits: jax.Array | None = None
+    """float32 [b, c]; None for a model without labels."""
 
     @property
-    def features(self) -> jax.Array:
+    def features(self) -> jax.Array | None:
         """A vector for each image, [b, d]."""
         return self.pooled
 
 
-class Vit(nn.Module):
-    """An encoder of images, and their classifier where it has labels. `Vit()` is ViT-B/16."""
+class Vit(Model):
+    """An encoder of images, and their classifier if it has labels. `Vit()` is ViT-B/16."""
 
     transformer: Transformer = Transformer(norm=LayerNorm(1e-6), dropout=0.0, attention_dropout=0.0)
     """The stack of blocks."""
     labels: tuple[str, ...] = ()
-    """The name of each class, in the order of their numbers; without any the model has no head."""
+    """The name of each class, in the order of their ids; without any the model has no head."""
     image: int = 224
-    """Height and width of the images that it is made for; learned positions are interpolated to others."""
+    """Height and width of the images, in pixels; learned positions are interpolated to other sizes."""
     patch: int = 16
     """Height and width of a patch."""
     channels: int = 3
@@ -55,31 +57,67 @@ class Vit(nn.Module):
     position_embedding: ImagePositions = "learned"
     """How positions are added to patches."""
     class_token: bool = True
-    """Whether a class token stands before the patches."""
+    """Whether there is a class token before the patches."""
     registers: int = 0
     """Register tokens between the class token and the patches."""
-    pooling: Pooling = "class"
-    """What stands for the image."""
+    pooling: Pooling = "first"
+    """How the image becomes a vector: `first` (the class token), `mean` (the mean of the patches, Beyer et al. 2022),
+    or `first_and_mean` (both, concatenated)."""
     pooler: bool = False
-    """Whether what stands for the image is the tanh of a linear map of that."""
+    """Whether that vector is followed by a linear map and tanh."""
     mean: tuple[float, ...] = (0.5,)
-    """Of each channel, or of all, what is subtracted from pixels between 0 and 1."""
+    """Mean of each channel, or of all, for pixels between 0 and 1; it is subtracted."""
     std: tuple[float, ...] = (0.5,)
-    """What they are divided by then."""
+    """Standard deviation of each channel, or of all; pixels are divided by it."""
 
     def __post_init__(self):
         super().__post_init__()
         check_geometry(self.image, self.patch, self.channels, self.mean, self.std)
         if len(self.labels) == 1:
             raise InputError(f"model.labels={self.labels}: expected two names or more, or none")
+        if self.pooling not in POOLINGS:
+            raise InputError(f"model.pooling={self.pooling}: expected one of {', '.join(POOLINGS)} for a Vit")
         if self.pooling != "mean" and not self.class_token:
             raise InputError(f"model.pooling={self.pooling}: expected mean where model.class_token=False")
         if self.position_embedding == "sinusoidal" and self.transformer.width % 4:
             raise InputError(f"transformer.width={self.transformer.width}: sinusoidal positions need a multiple of 4")
 
-    def blank(self) -> jax.ShapeDtypeStruct:
-        """The shape of an image for it, in a batch of one."""
-        return jax.ShapeDtypeStruct((1, self.image, self.image, self.channels), jnp.float32)
+    def inputs(self) -> dict[str, InputSpec]:
+        """The images."""
+        return {"images": IMAGES}
+
+    def stacks(self) -> dict[str, Transformer]:
+        """The encoder."""
+        return {"transformer": self.transformer}
+
+    def fixed_sizes(self) -> dict[str, int]:
+        """Height, width and channels of the images."""
+        return {"y": self.image, "x": self.image, "n": self.channels}
+
+    def flops(self, sizes: Mapping[str, int]) -> float:
+        """Operations of a forward pass on b images that computes only what `pooled` needs."""
+        width, patches = self.transformer.width, (self.image // self.patch) ** 2
+        tokens = int(self.class_token) + self.registers + patches
+        flops = linear_flops(patches, self.patch**2 * self.channels, width)
+        flops += stack_flops(self.transformer, tokens, 1 if self.pooling == "first" else None)
+        pooled = 2 * width if self.pooling == "first_and_mean" else width
+        if self.pooler:
+            flops, pooled = flops + linear_flops(pooled, width), width
+        return sizes["b"] * (flops + (linear_flops(pooled, len(self.labels)) if self.labels else 0.0))
+
+    @property
+    def head_fields(self) -> tuple[str, ...]:
+        """What pools and classifies."""
+        return "labels", "pooler", "pooling"
+
+    def comparable(self) -> Self:
+        """The model without the statistics of pixels, which belong to the preparation of images."""
+        return dataclasses.replace(self, mean=(0.5,), std=(0.5,))
+
+    @property
+    def has_pooler(self) -> bool:
+        """Whether there is a pooler."""
+        return self.pooler
 
     @nn.compact
     def __call__(
@@ -95,7 +133,7 @@ class Vit(nn.Module):
           pooled_only: whether the last block may leave out whatever `pooled` does not need.
         """
         config = self.transformer
-        fields = (
+        embeddings = ImageEmbeddings(
             config.width,
             self.image,
             self.patch,
@@ -103,12 +141,13 @@ class Vit(nn.Module):
             self.class_token,
             self.registers,
             config.dtype,
+            name="embeddings",
         )
-        embedded = ImageEmbeddings(*fields, name="embeddings")(normalise(images, self.mean, self.std))
+        embedded = embeddings(normalise(images, self.mean, self.std))
         x = jnp.concatenate([embedded.leading, embedded.patches], axis=1)
         x = Dropout(config.dropout)(x, train)
         at = None
-        if pooled_only and self.pooling == "class" and not return_attention:
+        if pooled_only and self.pooling == "first" and not return_attention:
             at = jnp.zeros((x.shape[0], 1), jnp.int32)
         output = config(x, None, train, return_attention, at=at)
         pooled = self._pool(output.hidden)
@@ -120,13 +159,14 @@ class Vit(nn.Module):
         if self.labels:
             head = Linear("bd,dc->bc", (pooled.shape[-1], len(self.labels)), dtype=config.dtype, name="head")
             logits = head(pooled).astype(jnp.float32)
-        return VitOutput(output.hidden if at is None else None, pooled, logits, output.attention)
+        hidden = output.hidden if at is None else None
+        return VitOutput(hidden=hidden, pooled=pooled, logits=logits, attention=output.attention)
 
     def _pool(self, hidden: jax.Array) -> jax.Array:
         parts = []
         if self.pooling != "mean":
             parts.append(hidden[:, 0])
-        if self.pooling != "class":
+        if self.pooling != "first":
             patches = hidden[:, int(self.class_token) + self.registers :]
             parts.append(patches.mean(axis=1, dtype=jnp.float32).astype(hidden.dtype))
         return jnp.concatenate(parts, axis=-1)

@@ -70,8 +70,10 @@ class CausalLM:
 
     def check(self, model: Gpt, row: Collection[str]) -> None:
         """Raises InputError where rows with these arrays cannot train the model."""
-        if not isinstance(model, Gpt):
-            raise InputError(f"objective=CausalLM: needs a Gpt; the model is a {type(model).__name__}")
+        if not model.is_generative or model.is_encoder_decoder:
+            raise InputError(
+                f"objective=CausalLM: needs a Gpt or another decoder; the model is a {type(model).__name__}"
+            )
         if missing := [name for name in ("tokens", "targets", "weights") if name not in row]:
             raise InputError(f"objective=CausalLM: the task's rows have no {missing[0]}; use one such as NextToken")
         if "inputs" in row:

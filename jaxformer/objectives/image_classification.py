@@ -60,8 +60,8 @@ class ImageClassification:
 
     def check(self, model: Vit, row: Mapping[str, Any]) -> None:
         """Raises InputError where rows with these arrays cannot train the model."""
-        if not isinstance(model, Vit) or not model.labels:
-            kind = "Vit without labels" if isinstance(model, Vit) else type(model).__name__
+        if not getattr(model, "labels", ()) or "images" not in model.inputs():
+            kind = type(model).__name__ + " without labels" * (getattr(model, "labels", None) == ())
             raise InputError(f"objective=ImageClassification: needs a Vit with labels; the model is a {kind}")
         if missing := [name for name in ("images", "labels") if name not in row]:
             raise InputError(f"objective=ImageClassification: the task's rows have no {missing[0]}; use LabelledImages")

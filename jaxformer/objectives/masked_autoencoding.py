@@ -38,8 +38,8 @@ class MaskedAutoencoding:
 
     def check(self, model: MaskedAutoencoder, row: Mapping[str, Any]) -> None:
         """Raises InputError where rows with these arrays cannot train the model."""
-        if not isinstance(model, MaskedAutoencoder) or model.decoder is None:
-            kind = type(model).__name__ + (" without a decoder" if isinstance(model, MaskedAutoencoder) else "")
+        if "noise" not in model.inputs() or model.decoder is None:
+            kind = type(model).__name__ + " without a decoder" * ("noise" in model.inputs())
             raise InputError(f"objective=MaskedAutoencoding: needs a MaskedAutoencoder; the model is a {kind}")
         if missing := [name for name in ("images", "noise") if name not in row]:
             raise InputError(f"objective=MaskedAutoencoding: the task's rows have no {missing[0]}; use MaskedPatches")

@@ -7,7 +7,7 @@ van den Oord et al. 2018 call InfoNCE).
 import dataclasses
 import functools
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,17 +17,15 @@ from jaxformer import fields
 from jaxformer.data.tasks import layouts
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import InputError
-from jaxformer.layers.transformer import take
+from jaxformer.layers.pooling import Pooling, pool, segments_of
 from jaxformer.losses.cross_entropy import class_cross_entropy
 from jaxformer.metrics.means import Mean
-from jaxformer.models.bert import Bert, BertOutput
+from jaxformer.models.base import Model, ModelOutput
 from jaxformer.predictors.padding import padded, stacked
 
 NAMES = ("loss", "accuracy")
 SHOWN = 4
 """Pairs of a demonstration."""
-Pooling = Literal["mean", "max", "first", "last", "pooler"]
-"""How the vectors of a text's tokens become one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +81,8 @@ class SentenceEmbedding:
 
     def __post_init__(self):
         fields.check(self)
+        if self.pooling == "none":
+            raise InputError("objective.pooling=none: expected one vector a text: mean, max, first, last or pooler")
         fields.at_least("objective.longest", self.longest, 3)
         if not self.temperature > 0:
             raise InputError(f"objective.temperature={self.temperature}: expected above 0")
@@ -93,11 +93,12 @@ class SentenceEmbedding:
         """The means that make the loss, with their weights in it."""
         return {"loss": 1.0}
 
-    def check(self, model: Bert, row: Collection[str]) -> None:
+    def check(self, model: Model, row: Collection[str]) -> None:
         """Raises InputError where rows with these arrays cannot train the model."""
-        if not isinstance(model, Bert):
-            raise InputError(f"objective=SentenceEmbedding: needs a Bert; the model is a {type(model).__name__}")
-        if self.pooling == "pooler" and "pooler" not in model.prediction_heads:
+        if model.is_generative or "tokens" not in model.inputs():
+            kind = type(model).__name__
+            raise InputError(f"objective=SentenceEmbedding: needs a Bert or another encoder; the model is a {kind}")
+        if self.pooling == "pooler" and not model.has_pooler:
             raise InputError("objective.pooling=pooler: the model has none; expected mean, max, first or last")
         if missing := [name for name in ("inputs", "tokens", "weights") if name not in row]:
             raise InputError(f"objective=SentenceEmbedding: the task's rows have no {missing[0]}; use TextPairs")
@@ -108,14 +109,14 @@ class SentenceEmbedding:
         """The part of a batch that the model takes: the second texts."""
         return {name: batch[name] for name in ("tokens", "segments", "position_ids") if name in batch}
 
-    def __call__(self, model: Bert, params, batch: Mapping[str, jax.Array], key=None) -> dict[str, Mean]:
+    def __call__(self, model: Model, params, batch: Mapping[str, jax.Array], key=None) -> dict[str, Mean]:
         """The loss (nats), and how often the nearest of all second texts is the right one, over a batch's first texts.
 
         All second texts of the batch are there to be told apart, whatever devices their rows lie on; with
         `optimizer.accumulate`, those of a micro-batch.
 
         Args:
-          model: a BERT.
+          model: an encoder of text.
           params: its parameters.
           batch: inputs, input_segments, input_position_ids, tokens, segments, position_ids [b, t]; weights [b, c].
           key: for dropout; None evaluates.
@@ -126,7 +127,7 @@ class SentenceEmbedding:
         loss, accuracy = class_cross_entropy(scores, jnp.arange(len(weights)), weights)
         return {"loss": loss, "accuracy": accuracy}
 
-    def _both(self, model: Bert, params, batch: Mapping[str, jax.Array], key) -> list[jax.Array]:
+    def _both(self, model: Model, params, batch: Mapping[str, jax.Array], key) -> list[jax.Array]:
         """The vectors of the first texts and of the second ones, float32 [b · c, d] each, of length 1."""
         keys = (None, None) if key is None else jax.random.split(key)
         sides = [("inputs", "input_segments", "input_position_ids"), ("tokens", "segments", "position_ids")]
@@ -141,7 +142,7 @@ class SentenceEmbedding:
         """What a person reads of merged means."""
         return {name: float(means[name].value) for name in NAMES}
 
-    def demonstrate(self, model: Bert, params, tokenizer: Tokenizer, batch: Mapping[str, Any]) -> list[str]:
+    def demonstrate(self, model: Model, params, tokenizer: Tokenizer, batch: Mapping[str, Any]) -> list[str]:
         """A few held-out pairs, and how near their vectors are."""
         batch = {name: np.asarray(array)[:SHOWN] for name, array in batch.items()}
         firsts, seconds = (np.asarray(part) for part in _evaluated(model, self, params, batch))
@@ -154,22 +155,22 @@ class SentenceEmbedding:
             lines.append(f"{cosine:6.3f}  {shown[0]}\n        {shown[1]}")
         return lines
 
-    def encode(self, model: Bert, tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, np.ndarray]:
+    def encode(self, model: Model, tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, np.ndarray]:
         """The model's arguments for the texts after the default prompt; what is too long loses its end."""
         prompt = self._prompt(self.default_prompt_name, "prompt_name")
         return stacked(self._rows(model, tokenizer, [prompt + text for text in texts]))
 
-    def predict(self, model: Bert, params, tokenizer: Tokenizer, texts: Sequence[str]) -> list[Embedded]:
+    def predict(self, model: Model, params, tokenizer: Tokenizer, texts: Sequence[str]) -> list[Embedded]:
         """The vector of each text, with the cosines to the others; what is too long loses its end."""
         return with_cosines(texts, self.embed(model, params, tokenizer, texts))
 
     def embed(
-        self, model: Bert, params, tokenizer: Tokenizer, texts: Sequence[str], prompt_name: str | None = None
+        self, model: Model, params, tokenizer: Tokenizer, texts: Sequence[str], prompt_name: str | None = None
     ) -> np.ndarray:
         """Computes the vectors of texts, float32 [n, d].
 
         Args:
-          model: a BERT.
+          model: an encoder of text.
           params: its parameters.
           tokenizer: the texts'.
           texts: what to embed; what is too long loses its end.
@@ -184,12 +185,15 @@ class SentenceEmbedding:
         if prompt and not self.include_prompt:
             [beginning] = self._rows(model, tokenizer, [prompt])
             skipped = len(beginning) - bool(tokenizer.is_special[beginning[-1]])
-        vectors = np.zeros((len(rows), model.transformer.width), np.float32)
+        vectors: list[np.ndarray] = [np.empty(0)] * len(rows)
         for places, batch in padded(rows, model.max_length):
-            vectors[places] = _vectors(model, self, params, **batch, skipped=skipped)[: len(places)]
-        return vectors
+            for place, vector in zip(
+                places, np.asarray(_vectors(model, self, params, **batch, skipped=skipped)), strict=False
+            ):
+                vectors[place] = vector
+        return np.stack(vectors)
 
-    def _rows(self, model: Bert, tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
+    def _rows(self, model: Model, tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
         longest = min(self.longest or model.max_length, model.max_length)
         encoded = tokenizer.encode_batch(texts)
         return [layouts.lay_out(tokenizer, "encoder", longest, tokens).tokens for tokens in encoded]
@@ -204,7 +208,7 @@ class SentenceEmbedding:
 
 
 def pooled(
-    model: Bert, params, pooling: Pooling, tokens, segments, position_ids, count: int, key=None, skipped: int = 0
+    model: Model, params, pooling: Pooling, tokens, segments, position_ids, count: int, key=None, skipped: int = 0
 ) -> jax.Array:
     """Computes one vector for each of the `count` texts that a row may have, float32 [b, c, d].
 
@@ -219,36 +223,26 @@ def pooled(
       key: for dropout; None evaluates.
       skipped: tokens at the beginning of a row that the pooling does not read.
     """
-    belongs = segments[:, None] == jnp.arange(1, count + 1)[:, None]  # [b, c, t]
+    belongs = segments_of(segments, count)
     arrays = {"segments": segments, "position_ids": position_ids, "cls_positions": belongs.argmax(-1)}
+    arrays = {name: array for name, array in arrays.items() if name in model.inputs()}
     rngs = None if key is None else {"dropout": key}
     output = model.apply({"params": params}, tokens, **arrays, train=key is not None, rngs=rngs)
     return _pool(output, pooling, belongs, skipped)
 
 
-def embedded(objective: SentenceEmbedding, output: BertOutput, mask: jax.Array) -> jax.Array:
-    """The vector of each row's text, float32 [b, d], from a BERT's output and a mask with 1 for each token [b, t]."""
+def embedded(objective: SentenceEmbedding, output: ModelOutput, mask: jax.Array) -> jax.Array:
+    """The vector of each row's text, float32 [b, d], from the output of an encoder; mask [b, t] is 1 for tokens."""
     vectors = _pool(output, objective.pooling, mask[:, None] > 0)[:, 0]
     return _unit(vectors) if objective.normalized else vectors
 
 
-def _pool(output: BertOutput, pooling: str, belongs: jax.Array, skipped: jax.Array | int = 0) -> jax.Array:
+def _pool(output: ModelOutput, pooling: str, belongs: jax.Array, skipped: jax.Array | int = 0) -> jax.Array:
     """One vector for each text, float32 [b, c, d], of the tokens that belong to it, boolean [b, c, t]."""
     if pooling == "pooler":
         return output.pooled.astype(jnp.float32)
-    index = jnp.arange(belongs.shape[2])
-    read = belongs & (index >= skipped)
-    if pooling == "first":
-        return take(output.hidden, read.argmax(-1)).astype(jnp.float32)
-    if pooling == "last":
-        return take(output.hidden, jnp.max(jnp.where(read, index, 0), -1)).astype(jnp.float32)
-    hidden = output.hidden.astype(jnp.float32)
-    if pooling == "max":
-        # Where a row has no such text, 0 instead of a number without end.
-        found = jnp.max(jnp.where(read[..., None], hidden[:, None], -jnp.inf), 2)
-        return jnp.where(read.any(-1)[..., None], found, 0.0)
-    share = read / jnp.maximum(read.sum(-1, keepdims=True), 1)
-    return jnp.einsum("bct,btd->bcd", share, hidden)
+    belongs = belongs & (jnp.arange(belongs.shape[2]) >= skipped)
+    return pool(output.hidden.astype(jnp.float32), pooling, belongs)
 
 
 def _unit(vectors: jax.Array) -> jax.Array:
@@ -257,11 +251,11 @@ def _unit(vectors: jax.Array) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _vectors(model: Bert, objective: SentenceEmbedding, params, tokens, segments, skipped) -> jax.Array:
+def _vectors(model: Model, objective: SentenceEmbedding, params, tokens, segments, skipped) -> jax.Array:
     vectors = pooled(model, params, objective.pooling, tokens, segments, None, 1, skipped=skipped)[:, 0]
     return _unit(vectors) if objective.normalized else vectors
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _evaluated(model: Bert, objective: SentenceEmbedding, params, batch) -> list[jax.Array]:
+def _evaluated(model: Model, objective: SentenceEmbedding, params, batch) -> list[jax.Array]:
     return objective._both(model, params, batch, None)

@@ -80,7 +80,7 @@ class Seq2SeqLM:
 
     def check(self, model: EncoderDecoder, row: Collection[str]) -> None:
         """Raises InputError where rows with these arrays cannot train the model."""
-        if not isinstance(model, EncoderDecoder):
+        if not model.is_encoder_decoder:
             raise InputError(f"objective=Seq2SeqLM: needs an EncoderDecoder; the model is a {type(model).__name__}")
         if missing := [name for name in ("inputs", "tokens", "targets", "weights") if name not in row]:
             raise InputError(f"objective=Seq2SeqLM: the task's rows have no {missing[0]}; use one such as TextToText")

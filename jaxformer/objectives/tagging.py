@@ -173,10 +173,10 @@ class Tagging:
 
 def check_tokens(model: Any, objective: str) -> None:
     """Raises InputError where a model does not classify tokens."""
-    if not isinstance(model, Classifier):
+    if not model.is_text_classifier:
         raise InputError(f"objective={objective}: needs a Classifier; the model is a {type(model).__name__}")
-    if model.pooling != "tokens":
-        raise InputError(f"model.pooling={model.pooling}: expected tokens for objective={objective}")
+    if model.pooling != "none":
+        raise InputError(f"model.pooling={model.pooling}: expected none for objective={objective}")
 
 
 def _token_tags(

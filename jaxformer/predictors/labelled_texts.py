@@ -12,7 +12,6 @@ from jaxformer.data.tasks.classification import PAIR
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.data.tokenizers.template import Template
 from jaxformer.errors import InputError
-from jaxformer.models.bert import Bert
 from jaxformer.models.classifier import Classifier
 from jaxformer.predictors.padding import padded, stacked
 
@@ -31,8 +30,8 @@ def as_given(text: str | tuple[str, str]) -> str:
 
 def check_rows(objective: str, model: Any, row: Mapping[str, Any]) -> None:
     """Raises InputError where the model is no classifier of whole texts, or the rows are not those of its form."""
-    if not isinstance(model, Classifier) or model.pooling == "tokens":
-        found = f"{type(model).__name__} that reads tokens" if isinstance(model, Classifier) else type(model).__name__
+    if not model.is_text_classifier or model.pooling == "none":
+        found = type(model).__name__ + " of tokens" * model.is_text_classifier
         raise InputError(f"objective={objective}: needs a Classifier of whole texts; the model is a {found}")
     if missing := [name for name in ("cls_positions", "targets", "weights") if name not in row]:
         raise InputError(f"objective={objective}: the task's rows have no {missing[0]}; use one such as Classify")
@@ -42,13 +41,13 @@ def check_rows(objective: str, model: Any, row: Mapping[str, Any]) -> None:
 
 
 def form_of(model: Classifier) -> str:
-    """How texts are laid out for the model: `encoder` or `decoder`."""
-    return "encoder" if isinstance(model.backbone, Bert) else "decoder"
+    """Layout of texts for the model: `encoder` or `decoder`."""
+    return "decoder" if model.backbone.is_generative else "encoder"
 
 
 def template_of(model: Any, tokenizer: Tokenizer) -> Template | None:
     """The special tokens around texts for a classifier; None for other models."""
-    return tokenizer.template(form_of(model)) if isinstance(model, Classifier) else None
+    return tokenizer.template(form_of(model)) if model.is_text_classifier else None
 
 
 def text_logits(model: Classifier, params, tokenizer: Tokenizer, texts: Sequence[Text]) -> np.ndarray:

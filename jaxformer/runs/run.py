@@ -381,9 +381,9 @@ def _check_belongs(folder: Path, experiment: Experiment) -> None:
     sizes = {f"model.{path}": value for path, _, value in fields.walk(stored.model)}
     known = {path: sizes[path] for path in config.open_vocabularies(experiment) if path in sizes}
     changed = [
-        line
-        for line in config.differences(stored, config.override(experiment, known))
-        if not line.startswith(tuple(f"{field}{end}" for field in MAY_CHANGE for end in ".:"))
+        difference
+        for difference in config.differences(stored, config.override(experiment, known))
+        if not difference.within(*MAY_CHANGE)
     ]
     if changed:
         more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""

@@ -41,4 +41,4 @@ def restore_or_init(
     params = start.params if experiment.lora is None else state.params | {"base": start.params}
     trained, _ = trained_and_held(experiment, params)
     average = None if state.average is None else copied(trained)
-    return state.replace(params=params, average=average), lanes, start.told
+    return state.replace(params=params, average=average), lanes, start.summary

@@ -98,12 +98,12 @@ def _check_same_state(experiment: Experiment, other: Experiment) -> Experiment:
 def _other_batches(other: Experiment, experiment: Experiment) -> list[str]:
     """What makes the batches of an experiment others, a line each."""
     seeds = [f"seed: {other.seed} in the run, {experiment.seed} now"] if other.seed != experiment.seed else []
-    lines = config.differences(other.data, experiment.data, "data")
-    return seeds + [line for line in lines if not line.startswith(BESIDE_BATCHES)]
+    found = config.differences(other.data, experiment.data, "data")
+    return seeds + [str(difference) for difference in found if not difference.within(*BESIDE_BATCHES)]
 
 
 def _changes(other: Experiment, experiment: Experiment) -> list[str]:
     """The settings that differ from the run's, a line each, and how many more there are."""
-    lines = [line for line in config.differences(other, experiment) if line.partition(":")[0] not in UNLISTED]
+    lines = [str(found) for found in config.differences(other, experiment) if found.path not in UNLISTED]
     more = [f"and {len(lines) - MOST_LISTED} more settings"] if len(lines) > MOST_LISTED else []
     return lines[:MOST_LISTED] + more

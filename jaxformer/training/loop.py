@@ -353,13 +353,19 @@ def check_tokenizer(experiment: Experiment, tokenizer: Tokenizer | None) -> None
     """Raises InputError where the model is too small for the tokenizer or the rows."""
     if tokenizer is None:
         return
-    model, row = experiment.model, experiment.data.task.row
-    if model.vocab < tokenizer.vocab_size:
-        size = tokenizer.vocab_size
-        raise InputError(f"model.vocab={model.vocab} is smaller than the tokenizer's {size}: expected at least {size}")
+    size, row = tokenizer.vocab_size, experiment.data.task.row
+    limits = experiment.model.token_inputs()
+    for limit in limits.values():
+        if limit.vocab < size:
+            raise InputError(
+                f"model.vocab={limit.vocab} is smaller than the tokenizer's {size}: expected at least {size}"
+            )
+    longest = min((limit.max_length for limit in limits.values()), default=0)
     for array, field in (("tokens", "length"), ("inputs", "input_length")):
-        if array in row and model.max_length < (length := row[array].capacity):
-            raise InputError(f"model.max_length={model.max_length} is shorter than data.task.{field}={length}")
+        # An encoder of both texts of a pair has one input for them.
+        limit = limits[array].max_length if array in limits else longest
+        if array in row and limits and limit < (length := row[array].capacity):
+            raise InputError(f"model.max_length={limit} is shorter than data.task.{field}={length}")
 
 
 def check_gradients(state: TrainState, step: int, saved: Checkpoints) -> None:

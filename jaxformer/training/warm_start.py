@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
-import flax.linen as nn
 import jax
 
 from jaxformer import config
@@ -14,34 +13,47 @@ from jaxformer.interop.huggingface.adapters import open_folder
 from jaxformer.interop.huggingface.families.family import explicit
 from jaxformer.interop.huggingface.folders import is_model_folder
 from jaxformer.interop.huggingface.locations import locate
+from jaxformer.models.base import Model
 from jaxformer.runs import run
-
-BACKBONE = "backbone/"
-"""What a classifier puts before the paths of the model that it is made of."""
-ENCODING = ("embeddings", "transformer", "encoder")
-"""Parts that a model and the weights must have alike; all others are heads, which may be new or left over."""
-BESIDE = ("prediction_heads", "labels", "pooler", "pooling", "mask_rate")
-"""Fields of a model that say nothing about these parts."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """Parameters to begin with."""
+    """Initial parameters."""
 
     params: Any
     """Of the whole model, on the mesh."""
-    told: str
-    """How many came from the weights, which are new, and which of the weights are not used; a line."""
+    summary: str
+    """One line: how many came from the weights, which are new, and which weights are not used."""
 
 
-def start_from(name: str, model: nn.Module, params: Any, mesh: jax.sharding.Mesh) -> Start:
-    """The parameters of a model, of which those that the weights have are theirs.
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """The parameters of a model."""
+
+    model: Model
+    params: Any
+    """A tree of arrays."""
+
+    @property
+    def labels(self) -> Any:
+        """Names of its classes, which its head has a vector for each of; None without a head."""
+        return getattr(self.model, "labels", None)
+
+    def by_path(self) -> dict[str, tuple[str, Any]]:
+        """Each parameter with its path, by its path within the pretrained model."""
+        prefix, _ = self.model.pretrained()
+        return {path.removeprefix(prefix): (path, array) for path, array in parameters.flat(self.params).items()}
+
+
+def start_from(name: str, model: Model, params: Any, mesh: jax.sharding.Mesh) -> Start:
+    """Returns the parameters of a model with those that the weights have replaced.
 
     Args:
       name: a run's folder, or what `locate` takes.
-      model: what is to begin.
-      params: its parameters drawn at random, on the mesh: kept where the weights have nothing.
-      mesh: where the parameters lie.
+      model: the model to initialise.
+      params: its random parameters, on the mesh; kept where the weights have none.
+      mesh: the mesh of the parameters.
 
     Raises:
       InputError: there are no such weights, or they are those of another model.
@@ -52,45 +64,43 @@ def start_from(name: str, model: nn.Module, params: Any, mesh: jax.sharding.Mesh
 
         imported = load(open_folder(folder))
         check_model(name, imported.model, model)
-        return match(name, imported.params, params, _labels(imported.model) == _labels(model))
+        return match(name, Weights(imported.model, imported.params), Weights(model, params))
     other = run.read_experiment(folder)
     check_model(name, other.model, model)  # Before anything large is read.
     found = run.read_params(folder, other, mesh)[1]
-    return match(name, found, params, _labels(other.model) == _labels(model))
+    return match(name, Weights(other.model, found), Weights(model, params))
 
 
-def check_model(name: str, model: nn.Module, wanted: nn.Module) -> None:
-    """Raises InputError where two models differ in more than their heads and what acts in training alone."""
-    theirs, ours = (getattr(each, "backbone", each) for each in (model, wanted))
-    path = "model" if ours is wanted else "model.backbone"
-    theirs, ours = explicit(theirs), explicit(ours)
+def check_model(name: str, model: Model, wanted: Model) -> None:
+    """Raises InputError if two models differ in more than their heads and settings that only affect training."""
+    prefix, inner = wanted.pretrained()
+    path = ".".join(["model", *filter(None, prefix.split("/"))])
+    theirs, ours = explicit(model.pretrained()[1]), explicit(inner)
+    (their_stack, *_), (our_stack, *_) = theirs.stacks().items(), ours.stacks().items()
     if type(theirs) is type(ours):
-        lines = config.differences(theirs, ours, path)
-        beside = tuple(f"{path}.{field}{end}" for field in BESIDE for end in ".:")
-        lines = [line for line in lines if not line.startswith(beside)]
-    elif hasattr(theirs, "transformer") and hasattr(ours, "transformer"):
-        lines = config.differences(theirs.transformer, ours.transformer, f"{path}.transformer")
+        found = config.differences(theirs, ours, path)
+        found = [one for one in found if not one.within(*(f"{path}.{field}" for field in ours.head_fields))]
+    elif their_stack[0] == our_stack[0]:
+        found = config.differences(their_stack[1], our_stack[1], f"{path}.{our_stack[0]}")
     else:
-        lines = [f"{path}: {type(theirs).__name__} in the run, {type(ours).__name__} now"]
-    if lines:
-        raise InputError(f"init={name}: another model: {lines[0]}")
+        found = [config.Difference(path, theirs, ours)]
+    if found:
+        raise InputError(f"init={name}: another model: {found[0]}")
 
 
-def match(name: str, found: Any, params: Any, same_labels: bool = True) -> Start:
-    """Parameters by path; those of what a classifier is made of by the path behind `backbone/`.
+def match(name: str, found: Weights, wanted: Weights) -> Start:
+    """Initialises parameters by path; those of the pretrained model inside a classifier by the path within it.
 
     Args:
       name: of the weights, for messages.
-      found: theirs, a tree.
-      params: ours, a tree; kept where there are none of theirs.
-      same_labels: whether a head of theirs, which has a vector for each label, has them for our labels.
+      found: the weights. A head for other labels is not used.
+      wanted: the model to initialise, and its parameters on the mesh, which are kept where `found` has none.
     """
-    ours = parameters.flat(params)
-    theirs = {path.removeprefix(BACKBONE): value for path, value in parameters.flat(found).items()}
+    ours, theirs = wanted.by_path(), found.by_path()
+    same_labels = found.labels == wanted.labels
     matched, new = {}, []
-    for path, old in ours.items():
-        source = path.removeprefix(BACKBONE)
-        value = theirs.get(source)
+    for source, (path, old) in ours.items():
+        _, value = theirs.get(source, (None, None))
         if value is None or (source.startswith("head/") and not same_labels):
             new.append(source)
         elif value.shape != old.shape:
@@ -98,16 +108,13 @@ def match(name: str, found: Any, params: Any, same_labels: bool = True) -> Start
         else:
             matched[source] = path, jax.device_put(value.astype(old.dtype), old.sharding)
     unused = [path for path in theirs if path not in matched]
-    for paths, problem in ((new, "it lacks"), (unused, "this one lacks")):
-        if lacking := [path for path in paths if path.split("/")[0] in ENCODING]:
+    for weights, paths, problem in ((wanted, new, "it lacks"), (found, unused, "this one lacks")):
+        parts = weights.model.pretrained()[1].backbone_parts
+        if lacking := [path for path in paths if path.split("/")[0] in parts]:
             raise InputError(f"init={name}: another model: {problem} {lacking[0]}")
-    told = f"{len(matched)} of {len(ours)} parameters are those of {name}"
-    told += "".join(f"; {what}: {_parts(paths)}" for what, paths in (("new", new), ("unused", unused)) if paths)
-    return Start(parameters.nested(ours | dict(matched.values())), told)
-
-
-def _labels(model: nn.Module) -> Any:
-    return getattr(model, "labels", None)
+    summary = f"{len(matched)} of {len(ours)} parameters are those of {name}"
+    summary += "".join(f"; {what}: {_parts(paths)}" for what, paths in (("new", new), ("unused", unused)) if paths)
+    return Start(parameters.nested(dict(ours.values()) | dict(matched.values())), summary)
 
 
 def _parts(paths: Iterable[str]) -> str:

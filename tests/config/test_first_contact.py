@@ -144,13 +144,13 @@ LAID_OUT = {
         {"token_types": [[0, 0, 0, 0, 1, 1, 1, 0], [0, 0, 0, 1, 1, 1, 1, 1]]},
     ),
     "a tagger": (
-        Classifier(BERT, ("a", "b"), pooling="tokens"),
+        Classifier(BERT, ("a", "b"), pooling="none"),
         Tagging(),
         ("fine film", "it"),
         {"segments": [[1, 1, 1, 1], [1, 1, 1, 0]]},
     ),
     "a reader": (
-        Classifier(BERT, ("start", "end"), pooling="tokens"),
+        Classifier(BERT, ("start", "end"), pooling="none"),
         QuestionAnswering(),
         PAIRS,
         {"segments": [[1, 1, 1, 1, 1, 1, 1, 0], [1] * 8]},

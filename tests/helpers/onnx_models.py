@@ -51,17 +51,15 @@ MODELS = {
     "marian": EncoderDecoder(MARIAN, MARIAN, vocab=VOCAB, max_length=POSITIONS, head_bias=True),
     "bart": Bart(MARIAN, MARIAN, VOCAB, POSITIONS),
     "classes": Classifier(POOLER, ("yes", "no", "perhaps")),
-    "tags": Classifier(ENCODER, ("yes", "no", "perhaps"), "tokens"),
-    "spans": Classifier(ENCODER, ("start", "end"), "tokens"),
+    "tags": Classifier(ENCODER, ("yes", "no", "perhaps"), "none"),
+    "spans": Classifier(ENCODER, ("start", "end"), "none"),
     "gpt2's classes": Classifier(GPT2, ("yes", "no", "perhaps"), "last", bias=False),
     "vit": VIT,
     "masked autoencoder": AUTOENCODER,
     "masked autoencoder's encoder": dataclasses.replace(AUTOENCODER, decoder=None),
     "dinov2": Vit(dataclasses.replace(VIT.transformer, residual=Residual(0.5)), image=12, patch=4, channels=1),
     # Forms for which transformers has no class.
-    "tags of a pre-norm encoder": Classifier(
-        Bert(QUIET_STACK, VOCAB, POSITIONS, prediction_heads=()), LABELS, "tokens"
-    ),
+    "tags of a pre-norm encoder": Classifier(Bert(QUIET_STACK, VOCAB, POSITIONS, prediction_heads=()), LABELS, "none"),
     "classes of a mean": Classifier(ENCODER, LABELS, "mean"),
     "a decoder with learned positions and a gate": Gpt(
         dataclasses.replace(LLAMA, position_embedding=None), VOCAB, POSITIONS, tie_embeddings=False

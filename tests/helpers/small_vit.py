@@ -16,7 +16,7 @@ VIT = Vit(Transformer(16, 2, 2, **FIELDS), labels=("zero", "one", "two"), **GREY
 SCALED = Vit(
     Transformer(16, 2, 2, residual=Residual(0.5, 0.3), **FIELDS),
     labels=("zero", "one"),
-    pooling="class_and_mean",
+    pooling="first_and_mean",
     registers=2,
     **GREY,
 )

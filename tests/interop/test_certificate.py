@@ -65,7 +65,7 @@ GPT2 = MODELS["gpt2"][0]
 PICTURES = Transformer(*SIZES, norm=LayerNorm(1e-6))
 OTHERS = {
     "bert's classes": Classifier(BERT_ALONE, ("a", "b", "c")),
-    "bert's spans": Classifier(dataclasses.replace(BERT_ALONE, prediction_heads=()), ("start", "end"), "tokens"),
+    "bert's spans": Classifier(dataclasses.replace(BERT_ALONE, prediction_heads=()), ("start", "end"), "none"),
     "gpt2's classes": Classifier(GPT2, ("a", "b", "c"), "last", bias=False),
     "vit": Vit(PICTURES, ("a", "b", "c"), image=8, patch=4),
     "masked autoencoder": MaskedAutoencoder(PICTURES, PICTURES, image=12, patch=4),
@@ -76,9 +76,8 @@ OTHERS = {
 
 def drawn(model, size=0.2):
     """Parameters drawn anew, those too that begin as zeros or ones."""
-    tokens = [np.zeros((1, 2), np.int32)] * (2 if isinstance(model, EncoderDecoder) else 1)
-    tokens = [np.zeros(model.blank().shape, np.float32)] if isinstance(model, Vit | MaskedAutoencoder) else tokens
-    params = nn.unbox(jax.jit(model.init)(jax.random.key(0), *tokens))["params"]
+    inputs = {name: np.zeros(spec.shape, spec.dtype) for name, spec in model.abstract_inputs().items()}
+    params = nn.unbox(jax.jit(model.init)(jax.random.key(0), **inputs))["params"]
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda array: array + rng.normal(0, size, array.shape).astype(np.float32), params)
 

@@ -69,8 +69,8 @@ RUNS = {
         Classification(),
         Classify(labels=NAMES, length=64, form="decoder"),
     ),
-    "tags": ("word_piece", Classifier(SPANS, NAMES, "tokens"), Tagging(), TagTokens(NAMES, 64)),
-    "spans": ("word_piece", Classifier(SPANS, SPAN_LABELS, "tokens"), QuestionAnswering(), AnswerSpans(64, 16, 16)),
+    "tags": ("word_piece", Classifier(SPANS, NAMES, "none"), Tagging(), TagTokens(NAMES, 64)),
+    "spans": ("word_piece", Classifier(SPANS, SPAN_LABELS, "none"), QuestionAnswering(), AnswerSpans(64, 16, 16)),
     "continuations": ("byte_level", GPT2, CausalLM(decoding=WRITING), NextToken(64)),
     "translations": (
         "sentence_piece",
@@ -85,16 +85,16 @@ RUNS = {
         MaskedSentencePairs(64),
     ),
     "masks of bytes": ("byte_level", BERT, MaskedLM(), MaskedSentencePairs(64)),
-    "tags of bytes": ("byte_level", Classifier(SPANS, NAMES, "tokens"), Tagging(), TagTokens(NAMES, 64)),
+    "tags of bytes": ("byte_level", Classifier(SPANS, NAMES, "none"), Tagging(), TagTokens(NAMES, 64)),
     "spans or none": (
         "word_piece",
-        Classifier(SPANS, SPAN_LABELS, "tokens"),
+        Classifier(SPANS, SPAN_LABELS, "none"),
         QuestionAnswering(no_answer=-1000.0),
         AnswerSpans(64, 16, 16),
     ),
     "a question that is cut": (
         "word_piece",
-        Classifier(dataclasses.replace(SPANS, max_length=24), SPAN_LABELS, "tokens"),
+        Classifier(dataclasses.replace(SPANS, max_length=24), SPAN_LABELS, "none"),
         QuestionAnswering(),
         AnswerSpans(24, 8, 6),
     ),
@@ -151,10 +151,7 @@ def tokenizers(tmp_path_factory):
 def run_of(name: str, tokenizers, runs=RUNS) -> Run:
     """A run with parameters drawn at random."""
     tokenizer, model, objective, task = runs[name]
-    if tokenizer is None:
-        inputs = [np.zeros(model.blank().shape, np.uint8)]
-    else:
-        inputs = [np.zeros((1, 4), np.int32)] * (2 if isinstance(objective, Seq2SeqLM) else 1)
+    inputs = [np.zeros(spec.shape, spec.dtype) for spec in model.abstract_inputs().values()]
     source = ImageFolders("") if tokenizer is None else TextFiles(())
     recipe = None if tokenizer is None else WordPiece(300)
     data = Data(source, task, batch=8)

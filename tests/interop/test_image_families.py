@@ -14,9 +14,9 @@ from safetensors.numpy import load_file, save_file
 from small_vit import AUTOENCODER, noisy
 
 from jaxformer.errors import InputError
+from jaxformer.interop.huggingface.adapters import open_folder
 from jaxformer.interop.huggingface.families.family import differences
 from jaxformer.interop.huggingface.families.vit_mae import positions
-from jaxformer.interop.huggingface.folders import open_folder
 from jaxformer.interop.huggingface.models import export_hf, import_hf, load
 from jaxformer.interop.parity.certificate import certify
 from jaxformer.models.vit import Vit
@@ -177,7 +177,7 @@ def test_positions_that_are_not_the_sinusoids_are_refused(tmp_path):
     ("model", "line"),
     [
         (Vit(position_embedding="sinusoidal"), "model.position_embedding: .sinusoidal. here, .learned. in vit"),
-        (dataclasses.replace(Vit(labels=("a", "b")), pooling="mean"), "model.pooling: .mean. here, .class. in vit"),
+        (dataclasses.replace(Vit(labels=("a", "b")), pooling="mean"), "model.pooling: .mean. here, .first. in vit"),
     ],
 )
 def test_what_no_family_computes_is_refused(model, line, tmp_path):

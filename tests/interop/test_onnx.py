@@ -79,7 +79,7 @@ def assert_same(found, run, given):
     else:
         types = {"token_types": given["token_type_ids"]} if "token_type_ids" in given else {}
         output = apply(model, run.params, given["input_ids"], mask, **types)
-    of_texts = getattr(model, "pooling", "tokens") != "tokens"
+    of_texts = getattr(model, "pooling", "none") != "none"
     expected = {
         "last_hidden_state": lambda: output.hidden,
         "logits": lambda: (

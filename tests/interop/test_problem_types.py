@@ -95,7 +95,7 @@ def test_the_pipeline_shows_what_we_do(exported, labels, objective, problem_type
 
 
 def test_classes_of_tokens_have_no_problem_type(exported):
-    _, out = exported(NAMES, Tagging(), pooling="tokens")
+    _, out = exported(NAMES, Tagging(), pooling="none")
     assert "problem_type" not in json.loads((out / "config.json").read_text())
     assert jf.from_pretrained(out).objective == Tagging()
 
@@ -154,7 +154,7 @@ def test_num_labels_beside_other_names_counts_as_in_transformers(count, tmp_path
 
 @pytest.mark.parametrize("max_length", [16, 40, 67, 128])
 def test_what_answers_questions_comes_back_whatever_its_length(exported, max_length, tmp_path):
-    _, out = exported(SPAN, QuestionAnswering(), pooling="tokens")
+    _, out = exported(SPAN, QuestionAnswering(), pooling="none")
     if max_length != 16:
         change(out, max_position_embeddings=max_length)
         tensors = load_file(out / "model.safetensors")

@@ -49,8 +49,8 @@ RNG = np.random.default_rng(0)
 def arrays_for(model, **lengths):
     """Arrays of two rows, the first of them half padding."""
     arrays = []
-    for name, axes in arguments(model).items():
-        shape = (2, lengths[axes[1]])
+    for name, spec in arguments(model).items():
+        shape = (2, lengths[spec.axes[1]])
         array = RNG.integers(1, 3 if "types" in name else len(PIECES), shape) - ("types" in name)
         if "segments" in name:
             array = np.ones(shape)

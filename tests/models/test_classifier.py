@@ -40,7 +40,7 @@ def test_packed_examples_have_the_logits_that_they_have_alone(backbone, reads):
 
 
 def test_each_token_is_classified_by_its_own_vector():
-    model = Classifier(bert(), LABELS, "tokens")
+    model = Classifier(bert(), LABELS, "none")
     params = noisy_params(model, ROWS)
     output = model.apply({"params": params}, ROWS, SEGMENTS, POSITIONS)
     hidden = model.backbone.apply({"params": params["backbone"]}, ROWS, SEGMENTS, POSITIONS).hidden

@@ -11,14 +11,14 @@ from jaxformer.layers.patches import interpolate
 from jaxformer.models.vit import Vit
 
 
-@pytest.mark.parametrize("model", [VIT, SCALED], ids=["class", "class_and_mean"])
+@pytest.mark.parametrize("model", [VIT, SCALED], ids=["first", "first_and_mean"])
 def test_what_is_left_out_where_only_the_pooled_is_wanted_changes_nothing(model):
     params = noisy(model)
     whole, pooled = apply(model, params, IMAGES), apply(model, params, IMAGES, pooled_only=True)
     np.testing.assert_allclose(pooled.logits, whole.logits, atol=1e-5)
     assert whole.hidden.shape == (4, 1 + model.registers + 9, 16)
     assert whole.logits.shape == (4, len(model.labels)) and whole.logits.dtype == np.float32
-    assert (pooled.hidden is None) == (model.pooling == "class")
+    assert (pooled.hidden is None) == (model.pooling == "first")
 
 
 def test_the_pooled_is_the_class_token_and_the_mean_of_the_patches_alone():
@@ -80,7 +80,7 @@ def test_training_drops_paths_by_the_key_and_evaluation_none():
         ({"image": 225}, "model.image=225 is not a multiple of model.patch=16; 224 would be"),
         ({"patch": 0}, "model.patch=0: expected at least 1"),
         ({"labels": ("cat",)}, "model.labels=('cat',): expected two names or more, or none"),
-        ({"class_token": False}, "model.pooling=class: expected mean where model.class_token=False"),
+        ({"class_token": False}, "model.pooling=first: expected mean where model.class_token=False"),
         ({"mean": (0.1, 0.2)}, "model.mean=(0.1, 0.2): expected one number, or one for each of 3 channels"),
         ({"std": (0.0,)}, "model.std=(0.0,): expected numbers above 0"),
     ],

@@ -172,7 +172,7 @@ def test_texts_that_cannot_be_continued_are_refused(tokenizer):
 @pytest.mark.parametrize(
     "objective, model, row, message",
     [
-        (CausalLM(), small_bert(), ROW, "objective=CausalLM: needs a Gpt; the model is a Bert"),
+        (CausalLM(), small_bert(), ROW, "objective=CausalLM: needs a Gpt or another decoder; the model is a Bert"),
         (CausalLM(), MODEL, ROW[:2], "objective=CausalLM: the task's rows have no weights"),
         (CausalLM(), MODEL, (*ROW, "inputs"), "rows have inputs for an encoder; set input_length=None"),
         (CausalLM(), MODEL, (*ROW, "prefix"), "objective.prompt=text: expected prefix or inputs"),

@@ -196,7 +196,7 @@ ROW = Classify(labels=NAMES).row
     "objective, model, row, words",
     [
         (Classification(), small_backbone(), ROW, "needs a Classifier of whole texts; the model is a Bert"),
-        (Classification(), Classifier(small_backbone(), NAMES, "tokens"), ROW, "Classifier that reads tokens"),
+        (Classification(), Classifier(small_backbone(), NAMES, "none"), ROW, "Classifier of tokens"),
         (Classification(), MODEL, {"tokens": ROW["tokens"]}, "rows have no cls_positions"),
         (Classification(many=True), MODEL, ROW, "objective.many=True: the task's rows have one label"),
         (Classification(), Classifier(small_backbone(), ("a",)), ROW, "one class only"),

@@ -48,7 +48,7 @@ def tokenizer(folder):
 
 @pytest.fixture(scope="module")
 def model():
-    return Classifier(Bert(small_transformer(), 60, 24, prediction_heads=()), LABELS, "tokens")
+    return Classifier(Bert(small_transformer(), 60, 24, prediction_heads=()), LABELS, "none")
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_logits_are_those_of_transformers(tokenizer):
         name: value.detach().numpy().T
         for name, value in (("kernel", theirs.qa_outputs.weight), ("bias", theirs.qa_outputs.bias))
     }
-    ours = Classifier(backbone, LABELS, "tokens")
+    ours = Classifier(backbone, LABELS, "none")
     batch = batch_of([[0], [1], [2]], tokenizer)
     tokens, mask, types = (torch.from_numpy(batch[name]).long() for name in ("tokens", "segments", "token_types"))
     expected = theirs(input_ids=tokens, attention_mask=mask, token_type_ids=types)
@@ -210,7 +210,7 @@ def test_it_learns_where_the_answer_stands(folder, tmp_path):
     (tmp_path / "all.jsonl").write_text("\n".join(lines))
     source = JsonLines((str(tmp_path / "all.jsonl"),))
     experiment = Experiment(
-        model=Classifier(Bert(small_transformer(depth=1), 60, 16, prediction_heads=()), LABELS, "tokens", dropout=0.0),
+        model=Classifier(Bert(small_transformer(depth=1), 60, 16, prediction_heads=()), LABELS, "none", dropout=0.0),
         objective=QuestionAnswering(longest=3, scored=10),
         data=Data(source, AnswerSpans(16, 8, 2), 16, validation=source),
         tokenizer=WordPiece(path=str(folder)),

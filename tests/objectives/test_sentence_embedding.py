@@ -106,7 +106,7 @@ def test_dropout_makes_two_of_one_text():
 def test_what_cannot_be_is_refused():
     rows = TextPairs().row
     OBJECTIVE.check(MODEL, rows)
-    with pytest.raises(InputError, match="needs a Bert; the model is a Gpt"):
+    with pytest.raises(InputError, match="needs a Bert or another encoder; the model is a Gpt"):
         OBJECTIVE.check(Gpt(MODEL.transformer, 96, 24), rows)
     with pytest.raises(InputError, match="the task's rows have no inputs; use TextPairs"):
         OBJECTIVE.check(MODEL, {"tokens": None})

@@ -42,7 +42,7 @@ def tokenizer(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model():
-    return Classifier(Bert(small_transformer(), 96, 24, prediction_heads=()), LABELS, "tokens")
+    return Classifier(Bert(small_transformer(), 96, 24, prediction_heads=()), LABELS, "none")
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_logits_are_those_of_transformers(tokenizer):
     theirs = redraw(transformers.BertForTokenClassification(config), seed=0)
     backbone, params = as_ours(theirs.bert)
     head = {"kernel": theirs.classifier.weight.detach().numpy().T, "bias": theirs.classifier.bias.detach().numpy()}
-    ours = Classifier(backbone, LABELS, "tokens")
+    ours = Classifier(backbone, LABELS, "none")
     batch = batch_of([[0], [1], [2]], tokenizer)
     tokens, mask = (torch.from_numpy(batch[name]).long() for name in ("tokens", "segments"))
     labels = torch.from_numpy(np.where(batch["weights"] > 0, batch["targets"], -100)).long()
@@ -128,7 +128,7 @@ def test_what_cannot_be_is_refused(model, params, tokenizer):
     rows = TagTokens(LABELS).row
     with pytest.raises(InputError, match="needs a Classifier; the model is a Gpt"):
         Tagging().check(Gpt(small_transformer(), 96, 24), rows)
-    with pytest.raises(InputError, match=r"model.pooling=mean: expected tokens for objective=Tagging"):
+    with pytest.raises(InputError, match=r"model.pooling=mean: expected none for objective=Tagging"):
         Tagging().check(dataclasses.replace(model, pooling="mean"), rows)
     with pytest.raises(InputError, match="rows have no targets; use TagTokens"):
         Tagging().check(model, {"tokens": None})

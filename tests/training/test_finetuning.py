@@ -31,7 +31,7 @@ from jaxformer.runs.run import RunTokenizer
 from jaxformer.training.loop import loss_and_gradient, train_step
 from jaxformer.training.optimizers import AdamW, Schedule
 from jaxformer.training.state import abstract_state, init_state, model_params
-from jaxformer.training.warm_start import check_model, match
+from jaxformer.training.warm_start import Weights, check_model, match
 
 STILL = AdamW(Schedule(0.0))
 LORA = Lora(rank=2, target_modules=("attention/(query|output)/kernel$", "mlp/up/kernel$", "pooler/kernel$"))
@@ -114,16 +114,16 @@ class TestWhereItBegins:
     def test_other_labels_have_a_new_head(self, run):
         model = Classifier(small_backbone(), ("sad", "glad"))
         params = noisy_params(model, np.zeros((1, 4), np.int32), seed=1)
-        start = match("x", run.params, params, same_labels=False)
+        start = match("x", Weights(run.experiment.model, run.params), Weights(model, params))
         assert_trees_close(start.params["backbone"], run.params["backbone"], 0)
         assert start.params["head"] is not params and (start.params["head"]["kernel"] == params["head"]["kernel"]).all()
-        assert start.told.endswith("are those of x; new: head; unused: head")
+        assert start.summary.endswith("are those of x; new: head; unused: head")
 
     def test_a_bert_begins_with_a_classifiers(self, run):
         model = Bert(small_backbone().transformer, vocab=19, max_length=16, prediction_heads=("masked_lm", "pooler"))
         params = noisy_params(model, np.zeros((1, 4), np.int32), seed=1)
-        start = match("x", run.params, params, same_labels=False)
-        assert start.told == f"{len(paths(params)) - 5} of {len(paths(params))} parameters are those of x; " + (
+        start = match("x", Weights(run.experiment.model, run.params), Weights(model, params))
+        assert start.summary == f"{len(paths(params)) - 5} of {len(paths(params))} parameters are those of x; " + (
             "new: masked_lm; unused: head"
         )
 

@@ -137,4 +137,4 @@ def _sizes(stack: Transformer) -> dict[str, Any]:
 def _kind(model: Classifier, objective: Any) -> str:
     if answers_spans(model, objective):
         return "QuestionAnswering"
-    return "TokenClassification" if model.pooling == "tokens" else "SequenceClassification"
+    return "TokenClassification" if model.pooling == "none" else "SequenceClassification"

@@ -147,14 +147,14 @@ def _classifier(model: Classifier, objective: Any) -> Program:
         logits = apply(model, params, input_ids, attention_mask, **_types(types)).logits
         if answers_spans(model, objective):
             return {"start_logits": logits[..., 0], "end_logits": logits[..., 1]}
-        return {"logits": logits if model.pooling == "tokens" else logits[:, 0]}
+        return {"logits": logits if model.pooling == "none" else logits[:, 0]}
 
     return Program(function, _of_text(model.backbone), _limits(model, LENGTH))
 
 
 def answers_spans(model: Classifier, objective: Any) -> bool:
     """Whether the two numbers of each token are for the start and the end of an answer."""
-    return model.pooling == "tokens" and model.labels == SPAN and not isinstance(objective, Tagging)
+    return model.pooling == "none" and model.labels == SPAN and not isinstance(objective, Tagging)
 
 
 def _prefix_decoder(model: Gpt) -> Program:

@@ -5,7 +5,6 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.export
 import jax.numpy as jnp
@@ -15,30 +14,14 @@ from jaxformer.errors import InputError
 from jaxformer.interop.formats.stored import BFLOAT16, FLOATS, DType
 from jaxformer.interop.huggingface import parameters
 from jaxformer.interop.huggingface.folders import new_folder
-from jaxformer.interop.huggingface.images import IMAGE_MODELS
-from jaxformer.models.bert import Bert
-from jaxformer.models.classifier import Classifier
-from jaxformer.models.encoder_decoder import EncoderDecoder
-from jaxformer.models.gpt import Gpt
-from jaxformer.models.masked_autoencoder import MaskedAutoencoder
+from jaxformer.layers.transformer import Transformer
+from jaxformer.models.base import InputSpec, Model
 from jaxformer.runs import run as runs
 from jaxformer.runs.run import Run
 
 PROGRAM, WEIGHTS = "model.stablehlo", "params.npz"
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 """What the one program runs on."""
-OUTPUTS = ("hidden", "logits", "pooled", "next_sentence_logits", "pixels", "masked")
-"""What of our models' outputs a program returns."""
-MEANINGS = {
-    "tokens": "ids of the tokens",
-    "segments": "1 where there is a token, 0 for padding",
-    "token_types": "0 in sentence A, 1 in sentence B",
-    "inputs": "ids of the tokens that the encoder reads",
-    "input_segments": "as `segments`, of `inputs`",
-    "images": "pixels, from 0 to 255",
-    "noise": "of each patch; the encoder sees those with the least of it",
-}
-"""A program's arguments, behind the parameters."""
 README = """# {kind} as a StableHLO program
 
 `{program}` is the forward pass of a model, exported by jaxformer through `jax.export`; `{weights}` are its {count:,}
@@ -91,7 +74,7 @@ def export_stablehlo(run: Run | str | os.PathLike, out: str | os.PathLike, dtype
         (folder / "README.md").write_text(_readme(run.model, params, dtype, exported), encoding="utf-8")
 
 
-def forward_pass(model: nn.Module, params: Mapping[str, Any], dtype: DType) -> jax.export.Exported:
+def forward_pass(model: Model, params: Mapping[str, Any], dtype: DType) -> jax.export.Exported:
     """The program: from parameters by path and the `arguments` of the model to outputs by name.
 
     Args:
@@ -102,72 +85,47 @@ def forward_pass(model: nn.Module, params: Mapping[str, Any], dtype: DType) -> j
     Raises:
       InputError: the model is of another kind.
     """
-    shapes = arguments(model)
+    specs = arguments(model)
     model = portable(model)
-    sizes = _fixed_sizes(model)
-    letters = sorted(set("".join(shapes.values())) - sizes.keys())
-    limits = [f"{letter} <= {model.max_length}" for letter in letters if letter != "b"]
-    sizes |= zip(letters, jax.export.symbolic_shape(", ".join(letters), constraints=limits), strict=True)
+    sizes = dict(model.fixed_sizes())
+    letters = sorted({letter for spec in specs.values() for letter in spec.axes} - sizes.keys())
+    limits = {specs[name].axes[1]: limit.max_length for name, limit in model.token_inputs().items()}
+    constraints = [f"{letter} <= {length}" for letter, length in limits.items()]
+    sizes |= zip(letters, jax.export.symbolic_shape(", ".join(letters), constraints=constraints), strict=True)
 
     def forward(params, *arrays):
         if dtype == "bfloat16":  # NumPy has no such type: its files hold the bits.
             params = {path: jax.lax.bitcast_convert_type(array, jnp.bfloat16) for path, array in params.items()}
         tree = parameters.nested({path: array.astype(jnp.float32) for path, array in params.items()})
-        output = model.apply({"params": tree}, **dict(zip(shapes, arrays, strict=True)))
-        found = {name: getattr(output, name, None) for name in OUTPUTS if _has(output, name)}
-        return {name: array for name, array in found.items() if array is not None}
+        output = model.apply({"params": tree}, **dict(zip(specs, arrays, strict=True)))
+        return {name: array for name in output.exported if (array := getattr(output, name, None)) is not None}
 
     arrays = [
-        jax.ShapeDtypeStruct([sizes[letter] for letter in axes], _argument_type(name)) for name, axes in shapes.items()
+        jax.ShapeDtypeStruct([sizes[letter] for letter in spec.axes], np.dtype(spec.dtype)) for spec in specs.values()
     ]
     weights = {path: jax.ShapeDtypeStruct(array.shape, array.dtype) for path, array in params.items()}
     return jax.export.export(jax.jit(forward), platforms=PLATFORMS)(weights, *arrays)
 
 
-def arguments(model: nn.Module) -> dict[str, str]:
-    """The letters of the axes of each array that a model's program takes, by the array's name.
+def arguments(model: Model) -> dict[str, InputSpec]:
+    """The arrays that a model's program takes after the parameters, by name.
 
     Raises:
-      InputError: the model is of another kind.
+      InputError: it is not a model.
     """
-    if isinstance(model, EncoderDecoder):
-        return {"inputs": "bs", "tokens": "bt", "input_segments": "bs", "segments": "bt"}
-    if isinstance(model, IMAGE_MODELS):
-        return {"images": "bhwc"} | ({"noise": "bp"} if isinstance(model, MaskedAutoencoder) else {})
-    backbone = model.backbone if isinstance(model, Classifier) else model
-    if not isinstance(backbone, Bert | Gpt):
+    if not isinstance(model, Model):
         raise InputError(f"model={type(model).__name__}: expected a model of text or of images for --format stablehlo")
-    types = {"token_types": "bt"} if getattr(backbone, "token_types", 0) > 1 else {}
-    return {"tokens": "bt", "segments": "bt"} | types
+    return {name: spec for name, spec in model.inputs().items() if spec.exported}
 
 
-def _fixed_sizes(model: nn.Module) -> dict[str, int]:
-    """The axes of the same length in every call: height, width, channels and patches of images."""
-    if not isinstance(model, IMAGE_MODELS):
-        return {}
-    patches = {"p": model.patches} if isinstance(model, MaskedAutoencoder) else {}
-    return {"h": model.image, "w": model.image, "c": model.channels} | patches
-
-
-def _argument_type(name: str) -> np.dtype:
-    return np.dtype({"images": np.uint8, "noise": np.float32}.get(name, np.int32))
-
-
-def portable(model: nn.Module) -> nn.Module:
+def portable(model: Model) -> Model:
     """The model with its layers in a loop, in float32, and without kernels that only one platform has."""
-    if isinstance(model, Classifier):
-        return dataclasses.replace(model, backbone=portable(model.backbone))
-    changed = {}
-    for name in ("transformer", "encoder", "decoder"):
-        if (stack := getattr(model, name, None)) is not None:
-            attention = dataclasses.replace(stack.attention, kernel="blocks")
-            changed[name] = dataclasses.replace(stack, dtype="float32", unroll=1, attention=attention)
-    return dataclasses.replace(model, **changed)
 
+    def changed(stack: Transformer) -> Transformer:
+        attention = dataclasses.replace(stack.attention, kernel="blocks")
+        return dataclasses.replace(stack, dtype="float32", unroll=1, attention=attention)
 
-def _has(output: Any, name: str) -> bool:
-    """Whether it has such a part: logits need a head."""
-    return name != "logits" or getattr(output, "decoder", output) is not None
+    return model.map_stacks(changed)
 
 
 def _stored(path: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
@@ -182,17 +140,18 @@ def _stored(path: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return array.view(np.uint16) if dtype == BFLOAT16 else array
 
 
-def _readme(model: nn.Module, params: Mapping[str, np.ndarray], dtype: DType, exported: jax.export.Exported) -> str:
-    shapes, fixed = arguments(model), _fixed_sizes(model)
+def _readme(model: Model, params: Mapping[str, np.ndarray], dtype: DType, exported: jax.export.Exported) -> str:
+    specs, fixed = arguments(model), model.fixed_sizes()
+    longest = min((limit.max_length for limit in model.token_inputs().values()), default=None)
     example, rows = [], []
-    for name, axes in shapes.items():
-        kind, fill = _argument_type(name), "zeros" if "types" in name else "ones"
-        sizes = {"b": 2, "s": 8, "t": 8} | fixed
-        example.append(f"{name} = np.{fill}(({', '.join(str(sizes[letter]) for letter in axes)}), np.{kind})")
-        shape = ", ".join(str(fixed.get(letter, letter)) for letter in axes)
-        rows.append(f"| `{name}` | {kind} [{shape}] | {MEANINGS[name]} |")
+    for name, spec in specs.items():
+        fill = "zeros" if "types" in name else "ones"
+        sizes = ", ".join(str(2 if letter == "b" else fixed.get(letter, 8)) for letter in spec.axes)
+        example.append(f"{name} = np.{fill}(({sizes}), np.{spec.dtype})")
+        shape = ", ".join(str(fixed.get(letter, letter)) for letter in spec.axes)
+        rows.append(f"| `{name}` | {spec.dtype} [{shape}] | {spec.meaning} |")
     outputs = jax.tree.unflatten(exported.out_tree, exported.out_avals)
-    told = [f"`{name}` [{', '.join(map(str, array.shape))}]" for name, array in outputs.items()]
+    shapes = [f"`{name}` [{', '.join(map(str, array.shape))}]" for name, array in outputs.items()]
     return README.format(
         kind=type(model).__name__,
         program=PROGRAM,
@@ -200,10 +159,10 @@ def _readme(model: nn.Module, params: Mapping[str, np.ndarray], dtype: DType, ex
         count=sum(array.size for array in params.values()),
         dtype=f"{dtype} (as its bits, in uint16)" if dtype == "bfloat16" else dtype,
         example="\n".join(example),
-        names=", ".join(shapes),
+        names=", ".join(specs),
         arguments="\n".join(rows),
-        rows="images (b)" if fixed else f"rows (b), each of up to {model.max_length:,} tokens",
-        outputs=" and ".join(told),
-        beside="" if fixed else " `tokenizer/` is the tokenizer.",
+        rows="images (b)" if longest is None else f"rows (b), each of up to {longest:,} tokens",
+        outputs=" and ".join(shapes),
+        beside="" if longest is None else " `tokenizer/` is the tokenizer.",
         version=jax.__version__,
     )

@@ -27,7 +27,7 @@ def image_form(model: Vit) -> Vit:
         residual = model.transformer.residual or Residual()
         scale = 1.0 if residual.layer_scale is None else residual.layer_scale
         stack = dataclasses.replace(model.transformer, residual=Residual(scale, residual.drop_path))
-        changes |= {"pooling": "class_and_mean", "transformer": stack}
+        changes |= {"pooling": "first_and_mean", "transformer": stack}
     return dataclasses.replace(model, **changes) if changes else model
 
 

@@ -9,13 +9,12 @@ from typing import Any
 import flax.linen as nn
 import flax.traverse_util
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxformer.errors import InputError
 from jaxformer.interop.formats.stored import FLOATS, Stored, ahead
 from jaxformer.interop.huggingface.table import Slot, Sources, Table, match
-from jaxformer.models.encoder_decoder import EncoderDecoder
+from jaxformer.models.base import Model
 
 ALIGNMENT = 64
 """Bytes; jax takes an array that begins at a multiple of them as it is, without a copy."""
@@ -25,12 +24,9 @@ STRIP = 64
 """Rows copied at a time where an array is transposed: their cache lines are still there for the next row."""
 
 
-def abstract(model: nn.Module) -> dict[str, tuple[int, ...]]:
+def abstract(model: Model) -> dict[str, tuple[int, ...]]:
     """The shapes of a model's parameters, by path."""
-    inputs = [jax.ShapeDtypeStruct((1, 2), jnp.int32)] * (2 if isinstance(model, EncoderDecoder) else 1)
-    if hasattr(model, "blank"):  # It reads images.
-        inputs = [model.blank()]
-    tree = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), *inputs))["params"]
+    tree = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), **model.abstract_inputs()))["params"]
     return {path: leaf.shape for path, leaf in flat(tree).items()}
 
 

@@ -260,7 +260,7 @@ def _objective(home: Path, folder: Folder, model: Any, tokenizer: Tokenizer) -> 
 
 def _classifier_objective(folder: Folder, model: Classifier) -> Objective:
     """What a classifier is for, by what it reads, its labels and the kind of its problem."""
-    if model.pooling == "tokens":
+    if model.pooling == "none":
         return QuestionAnswering() if model.labels == SPAN else Tagging()
     found = read_problem_type(folder.config, model.labels, str(folder.path / CONFIG))
     return Regression() if found == REGRESSION else Classification(many=found == MANY)

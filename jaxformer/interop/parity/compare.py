@@ -171,7 +171,7 @@ class Ours:
             return {"logits": self.model.apply({"params": params}, rows["read"], tokens, **names).logits}
         types = {"token_types": rows["types"]} if _types(self.model) else {}
         output = self.model.apply({"params": params}, tokens, mask, **types)
-        of_texts = isinstance(self.model, Classifier) and self.model.pooling != "tokens"
+        of_texts = isinstance(self.model, Classifier) and self.model.pooling != "none"
         found = {
             "hidden": lambda: output.hidden,
             "logits": lambda: output.logits[:, 0] if of_texts else output.logits,

@@ -1,5 +1,6 @@
 """The families, and the one map from what a config.json says to them."""
 
+import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -84,22 +85,23 @@ def family_of_model(model: nn.Module, architecture: str | None = None) -> tuple[
     offered = [family for family in FAMILIES if isinstance(model, family.module)]
     if architecture in ARCHITECTURES:
         offered.sort(key=lambda family: architecture not in family.architectures)
-    nearest: tuple[list[str], str] | None = None
+    if not offered:
+        raise InputError(f"model={type(model).__name__}: no family of transformers has its form")
+    refusals: list[tuple[float, str]] = []
     for family in offered:
         try:
             config = dict(family.describe(model))
-            settings = Settings(config, family.model_type)
-            wrong = differences(model, family.build(settings, _head_names(family, model)))
+            reader = Settings(config, family.model_type)
+            found = differences(model, family.build(reader, _head_names(family, model)))
         except (AttributeError, KeyError, InputError) as error:
-            wrong = [f"{type(model).__name__}: {error}"] * 100  # It has parts that this family knows nothing of.
-        if not wrong:
+            # The model has parts that this family does not know.
+            refusals.append((math.inf, f"{type(model).__name__}: {error}"))
+            continue
+        if not found:
             return family, config
-        if nearest is None or len(wrong) < len(nearest[0]):
-            nearest = wrong, family.model_type
-    if nearest is None:
-        raise InputError(f"model={type(model).__name__}: no family of transformers has its form")
-    line = nearest[0][0].replace(" in the run, ", " here, ").replace(" now", f" in {nearest[1]}")
-    raise InputError(f"no family of transformers computes what this model does: {line}")
+        refusals.append((len(found), found[0].describe("here", f"in {family.model_type}")))
+    _, nearest = min(refusals, key=lambda refusal: refusal[0])
+    raise InputError(f"no family of transformers computes what this model does: {nearest}")
 
 
 def _head_names(family: Family, model: nn.Module) -> list[str]:

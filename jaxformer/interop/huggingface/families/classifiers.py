@@ -96,8 +96,8 @@ def _pooled(settings: Settings, backbone: nn.Module) -> nn.Module:
 
 FAMILIES = (
     with_head(bert.FAMILY, "BertForSequenceClassification", "pooler", _linear("classifier")),
-    with_head(bert.FAMILY, "BertForQuestionAnswering", "tokens", _linear("qa_outputs"), span=True),
-    with_head(bert.FAMILY, "BertForTokenClassification", "tokens", _linear("classifier")),
+    with_head(bert.FAMILY, "BertForQuestionAnswering", "none", _linear("qa_outputs"), span=True),
+    with_head(bert.FAMILY, "BertForTokenClassification", "none", _linear("classifier")),
     with_head(
         roberta.FAMILY,
         "RobertaForSequenceClassification",
@@ -106,10 +106,10 @@ FAMILIES = (
         {"roberta.pooler.dense": "classifier.dense"},
         adapt=_pooled,
     ),
-    with_head(roberta.FAMILY, "RobertaForQuestionAnswering", "tokens", _linear("qa_outputs"), span=True),
-    with_head(roberta.FAMILY, "RobertaForTokenClassification", "tokens", _linear("classifier")),
-    with_head(distilbert.FAMILY, "DistilBertForQuestionAnswering", "tokens", _linear("qa_outputs"), span=True),
-    with_head(distilbert.FAMILY, "DistilBertForTokenClassification", "tokens", _linear("classifier")),
+    with_head(roberta.FAMILY, "RobertaForQuestionAnswering", "none", _linear("qa_outputs"), span=True),
+    with_head(roberta.FAMILY, "RobertaForTokenClassification", "none", _linear("classifier")),
+    with_head(distilbert.FAMILY, "DistilBertForQuestionAnswering", "none", _linear("qa_outputs"), span=True),
+    with_head(distilbert.FAMILY, "DistilBertForTokenClassification", "none", _linear("classifier")),
     with_head(gpt2.FAMILY, "GPT2ForSequenceClassification", "last", [Row("head/kernel", "score.weight", "c d -> d c")]),
 )
 """What answers questions comes before what tags tokens, as that would fit it too. A class of transformers that reads

@@ -79,7 +79,7 @@ def build(settings: Settings, names: Collection[str]) -> Vit:
         residual=Residual(settings.number("layerscale_value", 1.0), settings.rate("drop_path_rate")),
     )
     labels = read_labels(settings) if "classifier.weight" in names else ()
-    pooling = "class_and_mean" if labels else "class"
+    pooling = "first_and_mean" if labels else "first"
     registers = settings.integer("num_register_tokens", 4) if _has_registers(names) else 0
     fields = {"labels": labels, "pooling": pooling, "registers": registers}
     return image_model(settings, Vit, transformer=transformer, **fields)

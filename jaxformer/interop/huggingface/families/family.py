@@ -4,10 +4,10 @@ import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-import flax.linen as nn
 import numpy as np
 
 from jaxformer import config
+from jaxformer.config import Difference
 from jaxformer.errors import InputError
 from jaxformer.interop.huggingface.config_reader import Settings
 from jaxformer.interop.huggingface.table import Table
@@ -15,6 +15,7 @@ from jaxformer.layers.attention import Attention
 from jaxformer.layers.mlp import GatedMlp, Mlp
 from jaxformer.layers.residual import Residual
 from jaxformer.layers.transformer import Transformer
+from jaxformer.models.base import Model
 
 ACTIVATIONS = {
     "gelu": "gelu",
@@ -41,9 +42,9 @@ class Family:
     """What a config.json calls it."""
     architectures: tuple[str, ...]
     """Its classes here, the usual one first."""
-    module: type[nn.Module]
+    module: type[Model]
     """Our model's class."""
-    build: Callable[[Settings, Collection[str]], nn.Module]
+    build: Callable[[Settings, Collection[str]], Model]
     """Our model of a config and the tensors' names; asks for every field that it honours."""
     describe: Callable[[Any], Mapping[str, Any]]
     """The config of our model, `architectures` among it, so that `build` makes the same model of it."""
@@ -65,21 +66,13 @@ def stack(settings: Settings, **fields: Any) -> Transformer:
         raise InputError(f"{settings.where}: {error}") from error
 
 
-def explicit(model: nn.Module) -> nn.Module:
-    """The model with the sizes that its fields leave to be derived, and without what training alone needs."""
-    changes = {}
-    for name in ("transformer", "encoder", "decoder"):
-        if isinstance(part := getattr(model, name, None), Transformer):
-            changes[name] = _explicit_stack(part)
-    if isinstance(backbone := getattr(model, "backbone", None), nn.Module):
-        changes |= {"backbone": explicit(backbone), "dropout": 0.0}
-    if hasattr(model, "mean"):  # Of pixels: no config.json says it.
-        changes |= {"mean": (0.5,), "std": (0.5,)}
-    return dataclasses.replace(model, **changes)
+def explicit(model: Model) -> Model:
+    """The model with the sizes that its fields leave to be derived, and without what only training needs."""
+    return model.comparable().map_stacks(_explicit_stack)
 
 
-def differences(model: nn.Module, other: nn.Module) -> list[str]:
-    """Fields in which two models compute differently, a line each."""
+def differences(model: Model, other: Model) -> list[Difference]:
+    """Returns the fields in which two models compute differently."""
     return config.differences(explicit(model), explicit(other), "model")
 
 

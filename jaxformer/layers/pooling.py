@@ -1,0 +1,46 @@
+"""From the vectors of tokens to one vector for each example."""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from jaxformer.layers.transformer import take
+
+Pooling = Literal["pooler", "first", "mean", "max", "last", "first_and_mean", "none"]
+"""How the vectors of an example's tokens become one: a trained layer on the first token's (BERT's pooler), the first
+token's, the mean or the maximum of all, the last token's, the first token's followed by the mean; or not at all, for
+predictions of each token."""
+
+
+def pool(hidden: jax.Array, pooling: Pooling, belongs: jax.Array) -> jax.Array:
+    """Pools the tokens of each example.
+
+    Args:
+      hidden: vectors of tokens, [b, t, d].
+      pooling: any but `pooler` and `none`, which are the model's.
+      belongs: boolean [b, c, t]: whether a token is part of the c-th example of its row.
+
+    Returns:
+      [b, c, d], computed in float32 and of the type of `hidden`; an example without tokens has some finite vector.
+    """
+    if pooling == "first":
+        return take(hidden, belongs.argmax(-1))
+    if pooling == "last":
+        index = jnp.arange(belongs.shape[2])
+        return take(hidden, jnp.max(jnp.where(belongs, index, 0), -1))
+    if pooling == "first_and_mean":
+        return jnp.concatenate([pool(hidden, "first", belongs), pool(hidden, "mean", belongs)], -1)
+    vectors = hidden.astype(jnp.float32)
+    if pooling == "max":
+        largest = jnp.max(jnp.where(belongs[..., None], vectors[:, None], -jnp.inf), 2)
+        return jnp.where(belongs.any(-1)[..., None], largest, 0.0).astype(hidden.dtype)
+    if pooling != "mean":
+        raise ValueError(f"pooling={pooling}: expected first, mean, max, last or first_and_mean")
+    share = belongs / jnp.maximum(belongs.sum(-1, keepdims=True), 1)
+    return jnp.einsum("bct,btd->bcd", share, vectors).astype(hidden.dtype)
+
+
+def segments_of(segments: jax.Array, count: int) -> jax.Array:
+    """Which tokens belong to each of the `count` examples of a row, boolean [b, c, t]; segments [b, t] are from 1."""
+    return segments[:, None] == jnp.arange(1, count + 1)[:, None]

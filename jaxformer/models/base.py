@@ -1,0 +1,210 @@
+"""The contract of models: what a model takes, what it is made of, and what it computes.
+
+Code outside of a family reads this contract and never asks for a class: initialisation, checks of the tokenizer, warm
+start, exports, parity and decoding work for every `Model`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Self
+
+import flax.linen as nn
+import flax.struct
+import jax
+
+from jaxformer.layers.linear import DType, LMHead
+from jaxformer.layers.transformer import Cache, Transformer
+from jaxformer.parallel import sharding
+
+
+@dataclasses.dataclass(frozen=True)
+class InputSpec:
+    """An array that a model is called with."""
+
+    axes: str
+    """A letter for each axis; axes of the same letter have the same length in a call. `b` are rows."""
+    meaning: str
+    """One line for the documentation of exported programs."""
+    dtype: str = "int32"
+    optional: bool = False
+    """Whether the model has a default for it."""
+    exported: bool = True
+    """Whether exported programs take it. They do not take what only training needs, such as the layout of packed
+    rows."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenInput:
+    """The limits of an input of token ids."""
+
+    vocab: int
+    """Size of the vocabulary."""
+    max_length: int
+    """The longest row, in tokens."""
+
+
+POSITION_IDS = InputSpec("bt", "positions, from 0 in each example", optional=True, exported=False)
+SEGMENTS = InputSpec("bt", "1 where there is a token, 0 for padding", optional=True)
+TOKENS = InputSpec("bt", "ids of the tokens")
+
+
+@flax.struct.dataclass
+class ModelOutput:
+    """What a model computes; None for what it does not have, or was not asked for.
+
+    A family adds fields of its own. An output of a model with a head has `logits` too, as a field or a property.
+    """
+
+    hidden: jax.Array | None = None
+    """The output of the last stack, [b, t, d]."""
+    pooled: jax.Array | None = None
+    """A vector for each example, [b, c, d], or for each image, [b, d]."""
+    attention: jax.Array | None = None
+    """Weights of self-attention, float32 [l, b, h, t, s]."""
+
+    exported: ClassVar[tuple[str, ...]] = ("hidden", "logits", "pooled")
+    """Attributes that an exported program returns, where they are not None."""
+
+    @property
+    def features(self) -> jax.Array | None:
+        """Vectors for further use, [b, t, d]: those of each token."""
+        return self.hidden
+
+
+@flax.struct.dataclass
+class LMOutput(ModelOutput):
+    """What a language model computes."""
+
+    lm_head: LMHead | None = None
+    """The map from `hidden` to logits."""
+    cache: Cache | None = None
+    """The cache with the new tokens, if the model was called with one."""
+
+    @property
+    def logits(self) -> jax.Array | None:
+        """Logits of each next token, float32 [b, t, v]; computed when read, so that a loss can do without them."""
+        return None if self.lm_head is None else sharding.constrain(self.lm_head.logits(self.hidden), "btv")
+
+
+class Model(nn.Module):
+    """A model: a frozen dataclass of hyperparameters whose call returns a `ModelOutput`.
+
+    A family implements `inputs`, `stacks`, `flops` and, for text, `token_inputs`. Stacks are fields, and the name of a
+    field is the path of the stack's parameters.
+
+    Example:
+
+        class Tagger(Model):
+            encoder: Transformer
+            vocab: int
+            max_length: int = 128
+
+            def inputs(self):
+                return {"tokens": TOKENS, "segments": SEGMENTS}
+
+            def stacks(self):
+                return {"encoder": self.encoder}
+
+            def token_inputs(self):
+                return {"tokens": TokenInput(self.vocab, self.max_length)}
+
+            def flops(self, sizes):
+                return sizes["b"] * stack_flops(self.encoder, sizes["t"])
+    """
+
+    def inputs(self) -> dict[str, InputSpec]:
+        """The arrays that a call takes, by the names of its arguments."""
+        raise NotImplementedError
+
+    def stacks(self) -> dict[str, Transformer]:
+        """The stacks of blocks, in the order in which they run, by the path of their parameters."""
+        raise NotImplementedError
+
+    def token_inputs(self) -> dict[str, TokenInput]:
+        """The limits of each input of token ids, by its name; none for a model without text."""
+        return {}
+
+    def flops(self, sizes: Mapping[str, int]) -> float:
+        """Floating-point operations of the matrix products of a forward pass.
+
+        Args:
+          sizes: the length of each axis by its letter, such as {"b": 32, "t": 128}. Axes of optional inputs may be
+            missing; axes that the model fixes (`fixed_sizes`) are.
+        """
+        raise NotImplementedError
+
+    def fixed_sizes(self) -> dict[str, int]:
+        """Lengths of the axes that are the same in every call, by letter: height, width and channels of images."""
+        return {}
+
+    @property
+    def is_generative(self) -> bool:
+        """Whether it predicts next tokens one by one: it has `new_cache` and takes a `cache`."""
+        return False
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """Whether it has an encoder of `inputs` (`encode`), and a decoder of `tokens` (`decode`) that attends to it."""
+        return False
+
+    @property
+    def is_text_classifier(self) -> bool:
+        """Whether its logits are those of `labels`, for examples or tokens of text as `pooling` says."""
+        return False
+
+    @property
+    def has_pooler(self) -> bool:
+        """Whether `pooled` comes from a trained layer."""
+        return False
+
+    @property
+    def interop(self) -> str:
+        """Name of the module whose `FAMILIES` say how the model is exchanged with Hugging Face.
+
+        Empty where the library's own families do. The module is imported when it is needed.
+        """
+        return ""
+
+    @property
+    def compute_dtype(self) -> DType:
+        """What heads compute in: the type of the last stack."""
+        return list(self.stacks().values())[-1].dtype
+
+    @property
+    def backbone_parts(self) -> tuple[str, ...]:
+        """First names of the parameters that a warm start must find in both models; the others are heads."""
+        return ("embeddings", next(iter(self.stacks())).partition("/")[0])
+
+    @property
+    def head_fields(self) -> tuple[str, ...]:
+        """Fields that do not change `backbone_parts`, in which a model may differ from the one it starts from."""
+        return ()
+
+    def pretrained(self) -> tuple[str, "Model"]:
+        """The pretrained model inside this one (or itself), and the prefix of its parameters' paths."""
+        return "", self
+
+    def comparable(self) -> Self:
+        """The model with neutral values for fields that change neither a parameter nor what is computed from it."""
+        return self
+
+    def map_stacks(self, change: Callable[[Transformer], Transformer]) -> Self:
+        """The model with each of its stacks replaced by `change(stack)`."""
+        changes: dict[str, Any] = {}
+        for path, stack in self.stacks().items():
+            field, _, inner = path.partition("/")
+            changes[field] = getattr(self, field).map_stacks(change) if inner else change(stack)
+        return dataclasses.replace(self, **changes)
+
+    def replace_stacks(self, **changes: Any) -> Self:
+        """The model with these fields in each of its stacks, such as `dtype="float32"`."""
+        return self.map_stacks(lambda stack: dataclasses.replace(stack, **changes))
+
+    def abstract_inputs(self, length: int = 2) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and types of the inputs without default, for one row; axes that are free have this length."""
+        sizes = {"b": 1} | self.fixed_sizes()
+        return {
+            name: jax.ShapeDtypeStruct([sizes.get(letter, length) for letter in spec.axes], spec.dtype)
+            for name, spec in self.inputs().items()
+            if not spec.optional
+        }
