@@ -22,7 +22,7 @@ def experiment():
     from jaxformer.config import Experiment
     from jaxformer.data.pipeline.loader import Data
     from jaxformer.data.sources.sources import TextFiles
-    from jaxformer.data.tasks.language import NextToken
+    from jaxformer.data.tasks.causal_lm import NextToken
     from jaxformer.data.tokenizers import SentencePiece
     from jaxformer.layers.mlp import Mlp
     from jaxformer.layers.norms import LayerNorm

@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 from turns import use_one_core
 
+from jaxformer.data.fields.image import ImageField
 from jaxformer.data.pipeline.loader import Data, train_batches
 from jaxformer.data.sources.pictures import ImageFolders
 from jaxformer.data.tasks.images import LabelledImages
@@ -39,7 +40,9 @@ def write_images(folder: str) -> None:
 
 def pipeline_rates(folder: str, passes: int) -> list[float]:
     """Images a second of each pass, prefetching included."""
-    task = LabelledImages(size=SIZE, labels=LABELS, augmentation=Augmentation(operations=2), mixup=0.8, cutmix=1.0)
+    task = LabelledImages(
+        ImageField(SIZE, augmentation=Augmentation(operations=2)), labels=LABELS, mixup=0.8, cutmix=1.0
+    )
     found = []
     start = time.perf_counter()
     with train_batches(Data(ImageFolders(folder), task, ROWS), None, seed=0, rows=range(ROWS)) as batches:

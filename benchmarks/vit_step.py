@@ -21,6 +21,7 @@ TOKENS = (SIZE // PATCH) ** 2 + 1
 def vit_experiment():
     """What `fit` would run, its data left out."""
     from jaxformer.config import Experiment
+    from jaxformer.data.fields.image import ImageField
     from jaxformer.data.pipeline.loader import Data
     from jaxformer.data.sources.pictures import ImageFolders
     from jaxformer.data.tasks.images import LabelledImages
@@ -35,7 +36,7 @@ def vit_experiment():
     return Experiment(
         model=Vit(Transformer(WIDTH, DEPTH, HEADS, **fields), labels, image=SIZE, patch=PATCH),
         objective=ImageClassification(),
-        data=Data(ImageFolders("not read"), LabelledImages(size=SIZE, labels=labels), ROWS),
+        data=Data(ImageFolders("not read"), LabelledImages(ImageField(SIZE), labels=labels), ROWS),
         tokenizer=None,
         optimizer=AdamW(weight_decay=0.01, clip=1.0),
         steps=1_000_000,

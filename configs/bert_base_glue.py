@@ -5,7 +5,7 @@
         --optimizer.schedule.peak 3e-5
 
 The other tasks have other columns and labels: CoLA is `glue/cola`, text="sentence" without a pair; STS-B has the kind
-"number", one label and `Regression()`. The paper chose the rate among 5e-5, 4e-5, 3e-5 and 2e-5 on held-out pairs.
+"regression", one label and `Regression()`. The paper chose the rate among 5e-5, 4e-5, 3e-5 and 2e-5 on held-out pairs.
 
 Not run to its end yet: the data set and the weights were not at hand. The paper's F1 is 88.9 on the test set.
 """

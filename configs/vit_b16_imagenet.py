@@ -34,7 +34,10 @@ experiment = jf.Experiment(
         train=jf.data.Tfds("imagenet2012", split="train"),
         validation=jf.data.Tfds("imagenet2012", split="validation"),
         task=jf.data.LabelledImages(
-            labels=LABELS, augmentation=jf.data.Augmentation(operations=2), crop=0.875, mixup=0.8, cutmix=1.0
+            jf.data.ImageField(augmentation=jf.data.Augmentation(operations=2), crop=0.875),
+            labels=LABELS,
+            mixup=0.8,
+            cutmix=1.0,
         ),
         batch=BATCH,
         workers=32,

@@ -27,7 +27,7 @@ experiment = jf.Experiment(
         train=jf.data.Tfds("handwritten_digits", split="train"),
         validation=jf.data.Tfds("handwritten_digits", split="validation"),
         task=jf.data.MaskedPatches(
-            size=20, channels=1, patch=4, augmentation=jf.data.Augmentation(scale=(0.6, 1.0), flip=0.0)
+            jf.data.ImageField(20, channels=1, augmentation=jf.data.Augmentation(scale=(0.6, 1.0), flip=0.0)), patch=4
         ),
         batch=128,
     ),

@@ -34,16 +34,18 @@ experiment = jf.Experiment(
         train=jf.data.Tfds("handwritten_digits", split="train"),
         validation=jf.data.Tfds("handwritten_digits", split="validation"),
         task=jf.data.LabelledImages(
-            size=20,
-            channels=1,
-            labels=LABELS,
-            augmentation=jf.data.Augmentation(
-                scale=(0.6, 1.0),
-                flip=0.0,
-                operations=1,
-                magnitude=5.0,
-                among=("identity", "rotate", "shear_x", "shear_y", "translate_x", "translate_y"),
+            image=jf.data.ImageField(
+                size=20,
+                channels=1,
+                augmentation=jf.data.Augmentation(
+                    scale=(0.6, 1.0),
+                    flip=0.0,
+                    operations=1,
+                    magnitude=5.0,
+                    among=("identity", "rotate", "shear_x", "shear_y", "translate_x", "translate_y"),
+                ),
             ),
+            labels=LABELS,
         ),
         batch=64,
     ),

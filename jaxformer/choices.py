@@ -9,7 +9,7 @@ from typing import Any
 
 from jaxformer import fields
 from jaxformer.classes import is_allowed
-from jaxformer.errors import InputError
+from jaxformer.errors import InputError, under
 
 PACKAGE = __name__.partition(".")[0]
 
@@ -39,8 +39,9 @@ def choose(value: Any, overrides: Mapping[str, Any], prefix: str = "") -> dict[s
         if word in known:
             start = f"{path}."
             below = {name.removeprefix(start): new for name, new in overrides.items() if name.startswith(start)}
-            part = _converted(known[word], current, below, prefix + path)
-            chosen[path] = fields.replace(part, choose(part, below, prefix + start), prefix + start)
+            with under(path):
+                part = _converted(known[word], current, below, prefix + path)
+                chosen[path] = fields.replace(part, choose(part, below, prefix + start), prefix + start)
         elif known:
             names = ", ".join(sorted(known))
             also = f", or one of the fields of {fields.show(current)}: {_names(current)}" if _names(current) else ""

@@ -6,15 +6,14 @@ config values, tuples, strings, numbers, bools and None.
 
 import dataclasses
 import functools
+import sys
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-import flax.linen as nn
-
 from jaxformer import classes
-from jaxformer.errors import InputError
+from jaxformer.errors import FieldError, InputError, under
 from jaxformer.suggestions import nearest
 
 
@@ -22,19 +21,25 @@ def check(value: Any) -> None:
     """Raises InputError if a field at any depth holds what its annotation does not allow."""
     for path, hint, child in walk(value):
         if not _accepts(hint, child):
-            raise InputError(f"{path}={child!r}: expected {_describe(hint)}")
+            raise FieldError(path, f"={child!r}: expected {_describe(hint)}", owner="")
 
 
-def at_least(name: str, value: float | None, least: float) -> None:
-    """Raises InputError if there is a value and it is below `least`."""
+def at_least(path: str, value: float | None, least: float) -> None:
+    """Raises FieldError if the field at `path` has a value and it is below `least`."""
     if value is not None and not value >= least:
-        raise InputError(f"{name}={value}: expected at least {least}")
+        raise FieldError(path, f"={value}: expected at least {least}")
 
 
-def within(name: str, value: float | None, low: float, high: float, below: bool = False) -> None:
-    """Raises InputError if there is a value and it is not from `low` to `high`, or `below` high."""
+def above(path: str, value: float | None, limit: float) -> None:
+    """Raises FieldError if the field at `path` has a value and it is not above `limit`."""
+    if value is not None and not value > limit:
+        raise FieldError(path, f"={value}: expected above {limit}")
+
+
+def within(path: str, value: float | None, low: float, high: float, below: bool = False) -> None:
+    """Raises FieldError if the field at `path` has a value and it is not from `low` to `high`, or `below` high."""
     if value is not None and not (low <= value < high or (value == high and not below)):
-        raise InputError(f"{name}={value}: expected {low} to {high}" + (f", below {high}" if below else ""))
+        raise FieldError(path, f"={value}: expected {low} to {high}" + (f", below {high}" if below else ""))
 
 
 def walk(value: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -129,7 +134,8 @@ def _rebuild(value: Any, changes: Mapping[tuple[str, ...], Any], path: str) -> A
     if isinstance(value, tuple):
         return tuple(new.get(str(index), item) for index, item in enumerate(value))
     try:
-        return dataclasses.replace(value, **new)
+        with under(path):
+            return dataclasses.replace(value, **new)
     except InputError:
         raise
     except (TypeError, ValueError) as error:
@@ -146,8 +152,9 @@ def one_line(error: BaseException) -> str:
 
 @functools.cache
 def hints(cls: type) -> dict[str, Any]:
-    """The types of the fields that a person sets, by name."""
-    hidden = {"parent", "name"} if issubclass(cls, nn.Module) else ()
+    """The types of the fields that a user sets, by name."""
+    linen = sys.modules.get("flax.linen")  # Not imported here: a class can only be a module where it is.
+    hidden = {"parent", "name"} if linen is not None and issubclass(cls, linen.Module) else ()
     annotated = typing.get_type_hints(cls)
     names = [field.name for field in dataclasses.fields(cls) if field.init]
     return {name: annotated[name] for name in names if name not in hidden}
@@ -268,7 +275,8 @@ def decode(value: Any, path: str = "", known: Mapping[str, type] = types.Mapping
         expected = ", ".join(hints(cls))
         raise InputError(f"{join(path, key)}: {name} has no such field; expected {expected}")
     try:
-        return cls(**given)
+        with under(path):
+            return cls(**given)
     except InputError:
         raise
     except (TypeError, ValueError) as error:

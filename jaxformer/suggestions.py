@@ -23,7 +23,7 @@ FOREIGN = {
     "data.task.mask_rate": "mlm_probability mask_prob masking_rate",
     "data.train": "train_file dataset train_data data_path dataset_name",
     "data.validation": "validation_file val_file eval_file dev_file validation_data",
-    "data.task.size": "image_size img_size",
+    "data.task.image.size": "image_size img_size",
     "steps": "max_steps num_steps total_steps train_steps num_train_steps iterations num_iterations max_iters "
     "epochs epoch num_epochs max_epochs num_train_epochs",
     "seed": "random_seed random_state rng_seed",

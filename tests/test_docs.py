@@ -282,11 +282,11 @@ def test_the_task_of_images_makes_batches(tmp_path):
         (tmp_path / label).mkdir()
         for number in range(2):
             Image.new("RGB", (40, 30), (90 * number, 200, 10)).save(tmp_path / label / f"{number}.png")
-    *imports, task = [ast.unparse(one) for one in ast.parse(python("LabelledImages")).body]
+    *lines, task = [ast.unparse(one) for one in ast.parse(python("LabelledImages")).body]
     lay_out = f"""
 from jaxformer.data.pipeline.loader import Data, train_batches
 from jaxformer.data.sources.pictures import ImageFolders
 with train_batches(Data(ImageFolders("."), {task}, batch=2), None, 0, range(2)) as batches:
     print(next(batches)[0]["images"].shape)
 """
-    assert run_python("\n".join(imports) + lay_out, tmp_path) == "(2, 224, 224, 3)\n"
+    assert run_python("\n".join(lines) + lay_out, tmp_path) == "(2, 224, 224, 3)\n"

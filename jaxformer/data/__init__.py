@@ -5,6 +5,10 @@ from typing import TYPE_CHECKING
 from jaxformer import namespaces
 
 if TYPE_CHECKING:
+    from jaxformer.data.fields.image import ImageField as ImageField
+    from jaxformer.data.fields.label import LabelField as LabelField
+    from jaxformer.data.fields.text import TextField as TextField
+    from jaxformer.data.fields.text import TokenField as TokenField
     from jaxformer.data.pipeline.loader import Data as Data
     from jaxformer.data.pipeline.loader import evaluation_batches as evaluation_batches
     from jaxformer.data.pipeline.loader import train_batches as train_batches
@@ -19,19 +23,22 @@ if TYPE_CHECKING:
     from jaxformer.data.sources.tables import ClassFolders as ClassFolders
     from jaxformer.data.sources.tables import Csv as Csv
     from jaxformer.data.sources.tables import Tsv as Tsv
-    from jaxformer.data.tasks.base import MaskedSentencePairs as MaskedSentencePairs
     from jaxformer.data.tasks.base import Task as Task
+    from jaxformer.data.tasks.causal_lm import NextToken as NextToken
     from jaxformer.data.tasks.classification import Classify as Classify
+    from jaxformer.data.tasks.composed import FieldTask as FieldTask
     from jaxformer.data.tasks.dialogue import Dialogue as Dialogue
     from jaxformer.data.tasks.dialogue import DialogueTemplate as DialogueTemplate
+    from jaxformer.data.tasks.image_text import ImageTextPairs as ImageTextPairs
+    from jaxformer.data.tasks.images import ImageTask as ImageTask
     from jaxformer.data.tasks.images import LabelledImages as LabelledImages
     from jaxformer.data.tasks.images import MaskedPatches as MaskedPatches
-    from jaxformer.data.tasks.language import NextToken as NextToken
-    from jaxformer.data.tasks.language import PrefixLM as PrefixLM
-    from jaxformer.data.tasks.language import TextToText as TextToText
+    from jaxformer.data.tasks.masked_lm import MaskedSentencePairs as MaskedSentencePairs
     from jaxformer.data.tasks.multi import MultiTask as MultiTask
     from jaxformer.data.tasks.pairs import TextPairs as TextPairs
     from jaxformer.data.tasks.question_answering import AnswerSpans as AnswerSpans
+    from jaxformer.data.tasks.seq2seq import PrefixLM as PrefixLM
+    from jaxformer.data.tasks.seq2seq import TextToText as TextToText
     from jaxformer.data.tasks.span_corruption import UL2 as UL2
     from jaxformer.data.tasks.span_corruption import Denoiser as Denoiser
     from jaxformer.data.tasks.span_corruption import SpanCorruption as SpanCorruption
@@ -42,18 +49,25 @@ else:
     __getattr__, __dir__, __all__ = namespaces.attach(
         __name__,
         {
+            "data.fields.image": ("ImageField",),
+            "data.fields.label": ("LabelField",),
+            "data.fields.text": ("TextField", "TokenField"),
             "data.pipeline.loader": ("Data", "evaluation_batches", "train_batches"),
             "data.sources.pictures": ("ImageFolders",),
             "data.sources.sources": ("Columns", "JsonLines", "Mixture", "ParallelFiles", "Source", "TextFiles", "Tfds"),
             "data.sources.tables": ("ClassFolders", "Csv", "Tsv"),
-            "data.tasks.base": ("MaskedSentencePairs", "Task"),
+            "data.tasks.base": ("Task",),
+            "data.tasks.causal_lm": ("NextToken",),
             "data.tasks.classification": ("Classify",),
             "data.tasks.dialogue": ("Dialogue", "DialogueTemplate"),
-            "data.tasks.images": ("LabelledImages", "MaskedPatches"),
-            "data.tasks.language": ("NextToken", "PrefixLM", "TextToText"),
+            "data.tasks.composed": ("FieldTask",),
+            "data.tasks.image_text": ("ImageTextPairs",),
+            "data.tasks.images": ("ImageTask", "LabelledImages", "MaskedPatches"),
+            "data.tasks.masked_lm": ("MaskedSentencePairs",),
             "data.tasks.multi": ("MultiTask",),
             "data.tasks.pairs": ("TextPairs",),
             "data.tasks.question_answering": ("AnswerSpans",),
+            "data.tasks.seq2seq": ("PrefixLM", "TextToText"),
             "data.tasks.span_corruption": ("Denoiser", "SpanCorruption", "UL2"),
             "data.tasks.tagging": ("TagTokens",),
             "data.transforms.image": ("Augmentation",),

@@ -2,14 +2,11 @@
 
 import multiprocessing
 import sys
-from typing import Any
 
 from jaxformer.errors import InputError
 
 _SHOWN = 10
 """Problems that a message lists."""
-_LONGEST = 60
-"""Characters of a value that a message shows."""
 
 _said: set[str] = set()
 
@@ -19,12 +16,6 @@ def note(text: str) -> None:
     if text not in _said and multiprocessing.parent_process() is None:
         _said.add(text)
         print(f"note: {text}", file=sys.stderr, flush=True)
-
-
-def shown(value: Any) -> str:
-    """A value as a message shows it: on one line, its end left out if it is long."""
-    text = repr(value).replace("\n", " ")
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
 
 
 def listed(names: list[str] | tuple[str, ...]) -> str:

@@ -72,9 +72,9 @@ def check_images(shape: tuple[int, ...], patch: int, channels: int) -> None:
     height, width, given = shape
     if height % patch or width % patch:
         nearest = max(1, round(height / patch)) * patch
-        raise InputError(f"data.task.size={height} is not a multiple of model.patch={patch}; {nearest} would be")
+        raise InputError(f"data.task.image.size={height} is not a multiple of model.patch={patch}; {nearest} would be")
     if given != channels:
-        raise InputError(f"data.task.channels={given} differs from model.channels={channels}")
+        raise InputError(f"data.task.image.channels={given} differs from model.channels={channels}")
 
 
 def sinusoidal_2d(rows: int, columns: int, width: int) -> jax.Array:

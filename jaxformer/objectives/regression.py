@@ -62,7 +62,7 @@ class Regression:
         if len(model.labels) > 1:
             raise InputError(f"model.labels={model.labels}: expected one, the name of the number that is predicted")
         if row["targets"].dtype != "float32":
-            raise InputError("objective=Regression: the task's rows have labels; set data.task.kind=number")
+            raise InputError("objective=Regression: the task's rows have labels; set data.task.kind=regression")
 
     def inputs(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """The part of a batch that the model takes."""

@@ -22,7 +22,7 @@ def embed(run: "Run", texts: Sequence[str]) -> np.ndarray:
         raise InputError("no texts to embed; expected one or more")
     own = getattr(run.objective, "embed", None)
     if own is not None:
-        return own(run.model, run.params, run.tokenizer, run.asked(texts))
+        return own(run.model, run.params, run.tokenizer, run.prepare_requests(texts))
     parts = [_embed(run, texts[start : start + ROWS]) for start in range(0, len(texts), ROWS)]
     return np.concatenate(parts)
 

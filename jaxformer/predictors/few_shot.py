@@ -59,8 +59,8 @@ def questions_of(
       InputError: a label that is none of the task's, another number of choices, or a task without one label a text.
     """
     choices = tuple(f" {label}" for label in task.labels) if choices is None else tuple(choices)
-    if task.kind != "one":
-        raise InputError(f"task.kind={task.kind}: expected one; a question has one right answer")
+    if task.kind != "single_label":
+        raise InputError(f"task.kind={task.kind}: expected single_label; a question has one right answer")
     if len(choices) != len(task.labels):
         raise InputError(f"choices {choices}: expected one for each of the labels {', '.join(task.labels)}")
     examples = source.open()

@@ -27,7 +27,7 @@ from jax.experimental import multihost_utils
 from jaxformer import config, fields
 from jaxformer.config import Experiment
 from jaxformer.data.pipeline.loader import evaluation_batches
-from jaxformer.data.sources import files
+from jaxformer.data.sources import columns
 from jaxformer.data.sources.pictures import as_list, is_single
 from jaxformer.data.tokenizers import Tokenizer, load_tokenizer
 from jaxformer.data.tokenizers.loading import saved
@@ -100,8 +100,7 @@ class Run:
         `run.model.apply({"params": run.params}, **run.encode("some text"))` is the model's output. A text of a BERT is
         between [CLS] and [SEP]; arrays are [b, t] with padding after the shorter texts, which `segments` marks with 0.
         """
-        asked = self.asked(as_list(text))
-        return self.objective.encode(self.model, self.tokenizer, asked)
+        return self.objective.encode(self.model, self.tokenizer, self.prepare_requests(as_list(text)))
 
     def embed(self, text: Any) -> np.ndarray:
         """The vector of a text, or of the image of a path, float32 [d]; of several, [n, d].
@@ -131,21 +130,25 @@ class Run:
           InputError: a text that the model cannot answer, or several samples of a model that draws nothing.
         """
         self._check_samples(num_samples)
-        asked = self.asked(as_list(text))
-        asked = [one for one in asked for _ in range(num_samples)] if num_samples > 1 else asked
+        requests = self.prepare_requests(as_list(text))
+        requests = [one for one in requests for _ in range(num_samples)] if num_samples > 1 else requests
         with jax.set_mesh(self.mesh):
-            answers = self.objective.predict(self.model, self.params, self.tokenizer, asked)
+            answers = self.objective.predict(self.model, self.params, self.tokenizer, requests)
         if num_samples > 1:
             answers = [answers[start : start + num_samples] for start in range(0, len(answers), num_samples)]
         return answers[0] if is_single(text) else answers
 
-    def asked(self, inputs: list) -> list:
-        """What the task makes of texts or images; a command line gives bytes that are no UTF-8 as half characters."""
+    def prepare_requests(self, inputs: list) -> list:
+        """Texts or images as the objective's `predict` takes them.
+
+        Raises:
+          InputError: a text is not Unicode, as when a command line has bytes that are not UTF-8.
+        """
         if self.tokenizer is not None:
             for number, one in enumerate(inputs, 1):
                 if isinstance(one, str):
-                    files.check_text(one, f"text {number}")
-        return self.experiment.data.task.asked(inputs)
+                    columns.check_text(one, f"text {number}")
+        return self.experiment.data.task.prepare_requests(inputs)
 
     def _check_samples(self, num_samples: int) -> None:
         fields.at_least("num_samples", num_samples, 1)
@@ -163,7 +166,7 @@ class Run:
         if not self.streams:
             yield str(self.predict(text))
             return
-        self.asked([text])
+        self.prepare_requests([text])
         pieces = self.objective.stream(self.model, self.params, self.tokenizer, text)
         while True:
             with jax.set_mesh(self.mesh):  # Not while the caller has its turn.

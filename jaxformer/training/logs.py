@@ -30,7 +30,7 @@ class Meter:
     def __init__(self, experiment: Experiment, began: float):
         """`began`: time.monotonic() when the work began that the first step ended."""
         self._experiment, self._began = experiment, began
-        self._counted, in_row = experiment.data.task.counted
+        self._unit, in_row = experiment.data.task.unit
         self._in_step = experiment.data.batch * in_row
         self._means: list[dict[str, metrics.Mean]] = []
         self._timed = 0
@@ -63,17 +63,17 @@ class Meter:
             "gradient_norm": float(means["gradient_norm"].value),
             "learning_rate": float(self._experiment.optimizer.schedule(self._experiment.steps)(good - 1)),
             "skipped_steps": int(state.skipped),
-            f"{self._counted}{PER_SECOND}": speed,
+            f"{self._unit}{PER_SECOND}": speed,
             **self._utilization(speed / self._in_step, state),
         }
 
     def _utilization(self, steps_per_second: float, state: TrainState) -> dict[str, float]:
         """The share of the devices' peak that the steps use, by the estimate of `step_flops`; empty if not known."""
         peak, model = peak_flops(jax.devices()[0]), self._experiment.model
-        in_row = getattr(model, "patches", None) if self._counted == "images" else self._in_step
+        in_row = getattr(model, "patches", None) if self._unit == "images" else self._in_step
         if peak is None or in_row is None:
             return {}
-        tokens = in_row * (self._experiment.data.batch if self._counted == "images" else 1)
+        tokens = in_row * (self._experiment.data.batch if self._unit == "images" else 1)
         sizes = [
             sum(leaf.size for leaf in jax.tree.leaves(tree))
             for tree in (state.params, trained_and_held(self._experiment, state.params)[0])

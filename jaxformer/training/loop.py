@@ -385,9 +385,9 @@ def describe(experiment: Experiment, state: TrainState, mesh: jax.sharding.Mesh)
         for tree in (state.params, trained_and_held(experiment, state.params)[0])
     )
     of_them = f" ({trained:,} trained)" if trained < parameters else ""
-    counted, in_row = experiment.data.task.counted
+    unit, in_row = experiment.data.task.unit
     start = f", from step {int(state.step):,}" if int(state.step) else ""
     return (
         f"{mesh.devices.size} × {device.device_kind} · mesh {sizes} · {parameters:,} parameters{of_them} · "
-        f"{experiment.data.batch * in_row:,} {counted} a step · {experiment.steps:,} steps{start}"
+        f"{experiment.data.batch * in_row:,} {unit} a step · {experiment.steps:,} steps{start}"
     )

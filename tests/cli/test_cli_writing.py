@@ -13,7 +13,8 @@ WRITING = '''
 """Tiny models that write, on made-up sentences."""
 
 from jaxformer.config import Evaluation, Experiment
-from jaxformer.data.tasks.language import NextToken, TextToText
+from jaxformer.data.tasks.causal_lm import NextToken
+from jaxformer.data.tasks.seq2seq import TextToText
 from jaxformer.data.pipeline.loader import Data
 from jaxformer.data.sources.sources import JsonLines
 from jaxformer.data.tokenizers import WordPiece

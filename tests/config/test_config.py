@@ -9,8 +9,8 @@ from jaxformer import config, fields
 from jaxformer.config import Checkpoint, Evaluation, Experiment, Log
 from jaxformer.data.pipeline.loader import Data
 from jaxformer.data.sources.sources import TextFiles, Tfds
-from jaxformer.data.tasks.base import MaskedSentencePairs
 from jaxformer.data.tasks.dialogue import Dialogue, DialogueTemplate
+from jaxformer.data.tasks.masked_lm import MaskedSentencePairs
 from jaxformer.data.tokenizers import SentencePiece, WordPiece
 from jaxformer.errors import InputError
 from jaxformer.layers.transformer import Transformer

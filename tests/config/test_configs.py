@@ -14,10 +14,10 @@ import jaxformer as jf
 from jaxformer import config
 from jaxformer.data.sources.sources import JsonLines, Mixture, TextFiles
 from jaxformer.data.tasks.classification import Classify
-from jaxformer.data.tasks.language import TextToText
 from jaxformer.data.tasks.multi import MultiTask
 from jaxformer.data.tasks.pairs import TextPairs
 from jaxformer.data.tasks.question_answering import AnswerSpans
+from jaxformer.data.tasks.seq2seq import TextToText
 from jaxformer.data.tasks.tagging import TagTokens
 from jaxformer.data.tokenizers import ByteLevelBpe, WordPiece
 from jaxformer.parallel import sharding

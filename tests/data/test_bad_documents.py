@@ -5,18 +5,20 @@ import json
 import numpy as np
 import pytest
 
+from jaxformer.data.fields.image import ImageField
 from jaxformer.data.pipeline import loader
 from jaxformer.data.pipeline.loader import Data, check_documents, train_batches
 from jaxformer.data.sources.sources import Columns, Decoded, JsonLines, Mixture, TextFiles, located, place
 from jaxformer.data.sources.tables import ClassFolders, Csv, Tsv
-from jaxformer.data.tasks.base import MaskedSentencePairs
+from jaxformer.data.tasks.causal_lm import NextToken
 from jaxformer.data.tasks.classification import Classify
 from jaxformer.data.tasks.dialogue import Dialogue
 from jaxformer.data.tasks.images import LabelledImages
-from jaxformer.data.tasks.language import NextToken, PrefixLM, TextToText
+from jaxformer.data.tasks.masked_lm import MaskedSentencePairs
 from jaxformer.data.tasks.multi import MultiTask
 from jaxformer.data.tasks.pairs import TextPairs
 from jaxformer.data.tasks.question_answering import AnswerSpans
+from jaxformer.data.tasks.seq2seq import PrefixLM, TextToText
 from jaxformer.data.tasks.span_corruption import SpanCorruption
 from jaxformer.data.tasks.tagging import TagTokens
 from jaxformer.data.tokenizers import ByteLevelBpe, SentencePiece, WordPiece
@@ -33,13 +35,16 @@ TASKS = {
     "spans": (SpanCorruption(16), {"text": "w1 w2 w3"}),
     "multi-task": (MultiTask(SpanCorruption(16), TextToText(16, 16)), {"inputs": "w1", "targets": "w2"}),
     "label": (Classify(labels=LABELS), {"text": "w1", "label": "no"}),
-    "labels of a pair": (Classify(pair="b", labels=LABELS, kind="many"), {"text": "w1", "b": "w2", "label": ["no"]}),
-    "number": (Classify(labels=("score",), kind="number"), {"text": "w1", "label": 2.5}),
+    "labels of a pair": (
+        Classify(pair="b", labels=LABELS, kind="multi_label"),
+        {"text": "w1", "b": "w2", "label": ["no"]},
+    ),
+    "number": (Classify(labels=("score",), kind="regression"), {"text": "w1", "label": 2.5}),
     "tags": (TagTokens(LABELS), {"words": ["w1", "w2"], "tags": ["no", "yes"]}),
     "pairs": (TextPairs(), {"first": "w1", "second": "w2"}),
     "answers": (AnswerSpans(32, 8, 8), {"question": "w1", "context": "w2 w3", "answers": ANSWERS}),
     "dialogue": (Dialogue(64), {"messages": TURNS}),
-    "image": (LabelledImages(labels=LABELS, strict=True), {"image": "missing.png", "label": "no"}),
+    "image": (LabelledImages(ImageField(strict=True), labels=LABELS), {"image": "missing.png", "label": "no"}),
 }
 CASES = [(name, column) for name, (_, example) in TASKS.items() for column in example]
 
@@ -89,10 +94,8 @@ def test_the_first_ten_are_listed_and_the_others_counted(tmp_path):
     path.write_text("".join(json.dumps({"text": None if n % 2 else "w1"}) + "\n" for n in range(40)))
     with pytest.raises(InputError) as caught:
         check_documents(Data(JsonLines((str(path),)), NextToken(8), 1))
-    problems = str(caught.value).split(
-        "; expected a text; the columns are 'text': set task.column to one that holds text; "
-    )
-    assert problems[0] == f"{path}: line 2: column 'text' holds None"
+    problems = str(caught.value).split("; expected a text; the columns are 'text'; ")
+    assert problems[0] == f"{path}: line 2: data.task.column='text': the column holds None"
     assert len(problems) == 11 and problems[-1] == "and 10 more"
 
 
@@ -108,7 +111,7 @@ def test_held_out_documents_are_read_too(tmp_path):
     for name, text in (("train", '{"text": "w1"}'), ("valid", '{"text": 1}')):
         (tmp_path / name).write_text(text)
     train, valid = (JsonLines((str(tmp_path / name),)) for name in ("train", "valid"))
-    with pytest.raises(InputError, match="valid: line 1: column 'text' holds 1"):
+    with pytest.raises(InputError, match=r"valid: line 1: data.task.column='text': the column holds 1"):
         check_documents(Data(train, NextToken(8), 1, validation=valid))
 
 
@@ -142,7 +145,7 @@ def test_training_names_the_document(tokenizer, tmp_path):
     batches = train_batches(data, tokenizer, 0, range(2))
     with (
         batches,
-        pytest.raises(InputError, match=r"a\.csv: line 4: label 'perhaps': not known; expected one of no, yes"),
+        pytest.raises(InputError, match=r"a\.csv: line 4: label 'perhaps': unknown; expected one of no, yes"),
     ):
         for _ in range(3):
             next(batches)

@@ -3,11 +3,13 @@ import json
 import numpy as np
 import pytest
 
+from jaxformer.data.examples import Visit
+from jaxformer.data.fields.label import label_index
 from jaxformer.data.pipeline import lanes
 from jaxformer.data.pipeline.loader import Data, check_documents, evaluation_batches, train_batches
 from jaxformer.data.sources.sources import JsonLines
 from jaxformer.data.sources.tables import Csv
-from jaxformer.data.tasks.classification import Classify, number_of
+from jaxformer.data.tasks.classification import Classify
 from jaxformer.data.tasks.layouts import cut_longest
 from jaxformer.data.transforms.text import TextAugmentation
 from jaxformer.errors import InputError
@@ -17,7 +19,7 @@ LABELS = ("no", "maybe", "yes")
 
 def example(task, tokenizer, columns, seed=0):
     document = task.encode(columns, tokenizer)
-    [made] = task.examples(document, tokenizer, np.random.default_rng(seed), None)
+    [made] = task.examples(document, Visit(tokenizer, np.random.default_rng(seed), None))
     assert set(made) == set(task.row)
     for key, feature in task.row.items():
         assert made[key].dtype == feature.dtype and len(made[key]) <= feature.capacity, key
@@ -68,15 +70,15 @@ def test_a_decoder_reads_texts_with_end_tokens(tokenizer):
 
 
 def test_many_labels_and_numbers(tokenizer):
-    many = Classify(labels=LABELS, kind="many")
+    many = Classify(labels=LABELS, kind="multi_label")
     assert example(many, tokenizer, {"text": "w1", "label": ["yes", 0]})["targets"].tolist() == [1, 0, 1]
     assert example(many, tokenizer, {"text": "w1", "label": []})["targets"].tolist() == [0, 0, 0]
-    number = Classify(labels=("likeness",), kind="number")
+    number = Classify(labels=("likeness",), kind="regression")
     assert example(number, tokenizer, {"text": "w1", "label": "3.5"})["targets"].tolist() == [3.5]
 
 
 def test_packed_rows_know_where_each_example_begins(tokenizer):
-    task = Classify(labels=LABELS, kind="many", length=16, examples_per_row=3)
+    task = Classify(labels=LABELS, kind="multi_label", length=16, examples_per_row=3)
     made = [example(task, tokenizer, {"text": f"w{n} w9", "label": [n]}) for n in (0, 2)]
     batch = lanes.empty_batch(1, task.row)
     lanes.write_row(batch, 0, made, task.row)
@@ -87,17 +89,17 @@ def test_packed_rows_know_where_each_example_begins(tokenizer):
 
 def test_a_text_without_words_gives_no_example(tokenizer):
     task = Classify(labels=LABELS)
-    assert task.examples(task.encode({"text": " ", "label": 0}, tokenizer), tokenizer, None, None) == []
+    assert task.examples(task.encode({"text": " ", "label": 0}, tokenizer), Visit(tokenizer, None, None)) == []
 
 
 @pytest.mark.parametrize(
     "columns, words",
     [
-        ({"text": "w1", "label": "perhaps"}, "label 'perhaps': not known; expected one of no, maybe, yes"),
-        ({"text": "w1", "label": 3}, "label 3: not known"),
-        ({"text": "w1", "label": -1}, "label -1: not known"),
-        ({"text": "w1", "label": True}, "label True: not known"),
-        ({"text": "w1", "class": 1}, "no column 'label'; it has 'text', 'class': set task.label"),
+        ({"text": "w1", "label": "perhaps"}, "label 'perhaps': unknown; expected one of no, maybe, yes"),
+        ({"text": "w1", "label": 3}, "label 3: unknown"),
+        ({"text": "w1", "label": -1}, "label -1: unknown"),
+        ({"text": "w1", "label": True}, "label True: unknown"),
+        ({"text": "w1", "class": 1}, "data.task.label='label': no such column; the columns are 'text', 'class'"),
     ],
 )
 def test_labels_that_are_not_known(tokenizer, columns, words):
@@ -107,7 +109,10 @@ def test_labels_that_are_not_known(tokenizer, columns, words):
 
 @pytest.mark.parametrize(
     "kind, label, words",
-    [("many", "yes", "holds 'yes'; expected a list of labels"), ("number", "high", "holds 'high'; expected a number")],
+    [
+        ("multi_label", "yes", "holds 'yes'; expected a list of labels"),
+        ("regression", "high", "holds 'high'; expected a number"),
+    ],
 )
 def test_targets_of_another_kind(tokenizer, kind, label, words):
     with pytest.raises(InputError, match=words):
@@ -119,9 +124,9 @@ def test_targets_of_another_kind(tokenizer, kind, label, words):
     [
         ({}, "task.labels"),
         ({"labels": ("a", "a")}, "each once"),
-        ({"labels": ("a",)}, "one class only"),
-        ({"labels": ("a", "b"), "kind": "number"}, "a number has one name"),
-        ({"labels": LABELS, "length": 3}, "task.length 3"),
+        ({"labels": ("a",)}, "expected two classes or more"),
+        ({"labels": ("a", "b"), "kind": "regression"}, "expected one name"),
+        ({"labels": LABELS, "length": 3}, "data.task.length=3"),
     ],
 )
 def test_fields_that_cannot_be(fields, words):
@@ -132,7 +137,7 @@ def test_fields_that_cannot_be(fields, words):
 def test_a_source_of_one_class_is_refused(tokenizer, tmp_path):
     (tmp_path / "train.jsonl").write_text('{"text": "w1", "label": "yes"}\n' * 5)
     data = Data(JsonLines((str(tmp_path / "train.jsonl"),)), Classify(labels=LABELS), 2)
-    with pytest.raises(InputError, match="one class only: every label is 'yes'"):
+    with pytest.raises(InputError, match="every label is 'yes'; expected examples of two classes"):
         train_batches(data, tokenizer, 0, range(2))
 
 
@@ -150,7 +155,7 @@ def test_augmentation_deletes_swaps_and_drops(tokenizer):
         dropped = TextAugmentation(dropout=0.5)(tokens, tokenizer, rng)
         assert len(dropped) == len(tokens) and set(dropped[dropped != tokens].tolist()) <= {tokenizer.unk_id}
     assert (swapped != tokens).any()
-    with pytest.raises(InputError, match=r"task\.augmentation\.swap 1"):
+    with pytest.raises(InputError, match=r"data\.task\.augmentation\.swap=1"):
         TextAugmentation(swap=1.0)
 
 
@@ -187,37 +192,37 @@ def test_augmentation_is_for_training_alone(tokenizer, tmp_path):
     ],
 )
 def test_as_many_zeros_and_ones_as_labels_are_multi_hot(tokenizer, value, holds):
-    task = Classify(labels=LABELS, kind="many")
+    task = Classify(labels=LABELS, kind="multi_label")
     assert example(task, tokenizer, {"text": "w1", "label": value})["targets"].tolist() == holds
 
 
 @pytest.mark.parametrize(
     "value, words",
     [
-        ([1, 1], r"labels \[1, 1\]: a number is there twice; expected each once, or 3 zeros and ones"),
-        ([2, 2, 0], "a number is there twice"),
-        (["yes", 2], "a number is there twice"),
-        ([0, 1, 0, 0], "a number is there twice"),
-        (["0", "1", "0", "0"], "a number is there twice"),
-        ([True, False], "label True: not known"),
-        ([0.5, 0.5, 0], "label 0.5: not known"),
-        ([0, 1, 3], "label 3: not known"),
+        ([1, 1], r"labels \[1, 1\]: an index is repeated; expected each once, or 3 zeros and ones"),
+        ([2, 2, 0], "an index is repeated"),
+        (["yes", 2], "an index is repeated"),
+        ([0, 1, 0, 0], "an index is repeated"),
+        (["0", "1", "0", "0"], "an index is repeated"),
+        ([True, False], "label True: unknown"),
+        ([0.5, 0.5, 0], "label 0.5: unknown"),
+        ([0, 1, 3], "label 3: unknown"),
     ],
 )
 def test_other_lists_are_refused(tokenizer, value, words):
     with pytest.raises(InputError, match=words):
-        Classify(labels=LABELS, kind="many").encode({"text": "w1", "label": value}, tokenizer)
+        Classify(labels=LABELS, kind="multi_label").encode({"text": "w1", "label": value}, tokenizer)
 
 
 def test_labels_that_are_numerals_are_names_in_lists_too(tokenizer):
-    task = Classify(labels=("1", "0", "2"), kind="many")
+    task = Classify(labels=("1", "0", "2"), kind="multi_label")
     assert example(task, tokenizer, {"text": "w1", "label": ["0", "1", "0"]})["targets"].tolist() == [1, 1, 0]
 
 
 def test_two_labels_are_multi_hot_unless_other_lists_are_numbers(tokenizer, tmp_path):
     """[0, 1] of two labels is the second alone; beside [0], which is a number, it could be both."""
     path = tmp_path / "a.jsonl"
-    task = Classify(labels=("a", "b"), kind="many", length=8)
+    task = Classify(labels=("a", "b"), kind="multi_label", length=8)
     assert example(task, tokenizer, {"text": "w1", "label": [0, 1]})["targets"].tolist() == [0, 1]
 
     def start(*labels):
@@ -227,10 +232,10 @@ def test_two_labels_are_multi_hot_unless_other_lists_are_numbers(tokenizer, tmp_
     start([0, 1], [1, 1], [0, 0], [1, 0])
     start([0], [1], [])
     start(["a"], ["a", "b"], [])
-    start([0.0, 1.0], [])  # Fractions are no numbers of labels.
+    start([0.0, 1.0], [])  # Floats are not indices of labels.
     for other in ([0], [], ["1"]):
         with pytest.raises(
-            InputError, match=r"a.jsonl: line 2: \[0, 1\] may be .*a.jsonl: line 1 has numbers, \["
+            InputError, match=r"a.jsonl: line 2: \[0, 1\] may be .*a.jsonl: line 1 has indices, \["
         ) as caught:
             start(other, [0, 1], [1, 1])
         assert "\n" not in str(caught.value)
@@ -242,15 +247,15 @@ def test_labels_as_tables_have_them(tokenizer, label):
 
 
 def test_a_name_comes_before_a_number():
-    assert [number_of(label, ("1", "2", " 0")) for label in ("1", "2", "0", 0, 1)] == [0, 1, 2, 0, 1]
+    assert [label_index(label, ("1", "2", " 0")) for label in ("1", "2", "0", 0, 1)] == [0, 1, 2, 0, 1]
     for label in ("3", "-1", "1e0", "²", "", "1_0", 1.5, "1.5"):
-        with pytest.raises(InputError, match="not known"):
-            number_of(label, ("1", "2", " 0"))
+        with pytest.raises(InputError, match="unknown"):
+            label_index(label, ("1", "2", " 0"))
 
 
 def test_many_labels_are_not_all_in_a_message():
-    with pytest.raises(InputError, match=r"expected one of c0, .*, c9 and 990 more, or their numbers from 0"):
-        number_of("x", [f"c{n}" for n in range(1000)])
+    with pytest.raises(InputError, match=r"expected one of c0, .*, c9 and 990 more, or an index from 0"):
+        label_index("x", [f"c{n}" for n in range(1000)])
 
 
 def test_a_rare_class_is_found_in_all_of_the_data(tokenizer, tmp_path):
@@ -263,14 +268,16 @@ def test_a_rare_class_is_found_in_all_of_the_data(tokenizer, tmp_path):
     data = Data(Csv((str(path),)), Classify(labels=LABELS, length=8), 2)
     train_batches(data, tokenizer, 0, range(2)).close()
     path.write_text("\n".join(["text,label", *rows]).replace("yes", "no"))
-    with pytest.raises(InputError, match="one class only: every label is 'no'"):
+    with pytest.raises(InputError, match="every label is 'no'; expected examples of two classes"):
         train_batches(data, tokenizer, 0, range(2))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), "-inf", "NaN", 1e39, 10**400])
 def test_a_number_to_be_predicted_is_finite(tokenizer, value):
-    task = Classify(labels=("likeness",), kind="number")
-    with pytest.raises(InputError, match=r"task\.label: 'label' holds .*; expected a finite number of 32 bits"):
+    task = Classify(labels=("likeness",), kind="regression")
+    with pytest.raises(
+        InputError, match=r"data\.task\.label='label': the column holds .*; expected a finite number of 32 bits"
+    ):
         task.encode({"text": "w1", "label": value}, tokenizer)
 
 
@@ -278,7 +285,7 @@ def test_rows_without_a_finite_number_are_listed(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("text,label\nw1,2\nw2,nan\nw3,\nw4,1e99\n")
     with pytest.raises(InputError) as caught:
-        check_documents(Data(Csv((str(path),)), Classify(labels=("likeness",), kind="number"), 1))
+        check_documents(Data(Csv((str(path),)), Classify(labels=("likeness",), kind="regression"), 1))
     assert [part.split(": ", 2)[1] for part in str(caught.value).split("; ") if part.startswith(str(path))] == [
         "line 3",
         "line 4",

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jaxformer.data.examples import Visit
 from jaxformer.data.tasks.span_corruption import MIXTURE, UL2, Denoiser, SpanCorruption
 from jaxformer.data.transforms import span_corruption
 from jaxformer.errors import InputError
@@ -16,7 +17,7 @@ def examples(task, tokenizer, count, seed=0):
     """The examples of a document of `count` words, which keep what the task's row promises."""
     task.check(tokenizer, pack=False)
     document = task.encode({"text": " ".join(f"w{number}" for number in range(count))}, tokenizer)
-    found = task.examples(document, tokenizer, np.random.default_rng(seed), None)
+    found = task.examples(document, Visit(tokenizer, np.random.default_rng(seed), None))
     for arrays in found:
         assert set(arrays) == set(task.row)
         for key, feature in task.row.items():
@@ -127,16 +128,16 @@ def test_modes_stand_before_the_inputs(sentinel_tokenizer, input_length, length)
 
 def test_too_few_sentinels_are_named(tokenizer, sentinel_tokenizer):
     for task, words in [
-        (SpanCorruption(512), "SpanCorruption: up to 28 spans a row, and the tokenizer has 0 sentinels; "),
+        (SpanCorruption(512), "data.task=SpanCorruption: a row has up to 28 spans, and the tokenizer 0 sentinels; "),
         (
             UL2(512),
-            r"UL2: up to 128 spans a row, .* set tokenizer.sentinels to 128 or .* \(rate 0.5 in spans of 3.0 of 766",
+            r"UL2: a row has up to 128 spans, .* tokenizer.sentinels=128 or .* \(rate 0.5 in spans of 3.0 of 766",
         ),
     ]:
         with pytest.raises(InputError, match=words) as caught:
             task.check(tokenizer, pack=False)
         assert "\n" not in str(caught.value)
-    with pytest.raises(InputError, match="up to 43 spans a row, and the tokenizer has 40 sentinels"):
+    with pytest.raises(InputError, match="up to 43 spans, and the tokenizer 40 sentinels"):
         SpanCorruption(768).check(sentinel_tokenizer, pack=True)
     SpanCorruption(512).check(sentinel_tokenizer, pack=True)
     UL2(512, denoisers=(Denoiser(0.25, None),)).check(tokenizer, pack=True)  # which needs none
@@ -145,19 +146,22 @@ def test_too_few_sentinels_are_named(tokenizer, sentinel_tokenizer):
 @pytest.mark.parametrize(
     "make, words",
     [
-        (lambda: UL2(denoisers=(Denoiser(weight=0.0), Denoiser(weight=0.0))), r"denoisers: weights \(0.0, 0.0\); give"),
-        (lambda: UL2(denoisers=()), r"task.denoisers: weights \(\); give at least one"),
-        (lambda: UL2(None), "task.length None: needs task.input_length"),
-        (lambda: SpanCorruption(None), "task.length None: needs task.input_length"),
-        (lambda: SpanCorruption(2), "task.input_length 2, task.length None: too short for two tokens"),
-        (lambda: SpanCorruption(512, 2), "task.input_length 512, task.length 2: too short for two tokens"),
-        (lambda: SpanCorruption(None, 4), "task.input_length None, task.length 4: too short"),
-        (lambda: SpanCorruption(rate=0.0), "task.rate 0.0: must lie between 0 and 1"),
-        (lambda: SpanCorruption(mean_span=0.5), "task.mean_span 0.5: must be 1 or more"),
-        (lambda: Denoiser(rate=1.0), "task.denoisers.rate 1.0: must lie between"),
-        (lambda: Denoiser(mean_span=float("nan")), "task.denoisers.mean_span nan"),
-        (lambda: Denoiser(weight=-1.0), "task.denoisers.weight -1.0"),
-        (lambda: Denoiser(weight=float("nan")), "task.denoisers.weight nan"),
+        (
+            lambda: UL2(denoisers=(Denoiser(weight=0.0), Denoiser(weight=0.0))),
+            r"denoisers: weights \(0.0, 0.0\); expected",
+        ),
+        (lambda: UL2(denoisers=()), r"data.task.denoisers: weights \(\); expected at least one"),
+        (lambda: UL2(None), "data.task.length=None: expected a number, or one for data.task.input_length"),
+        (lambda: SpanCorruption(None), "data.task.length=None: expected a number, or one for data.task.input_length"),
+        (lambda: SpanCorruption(2), "data.task.input_length=2: too short for two tokens"),
+        (lambda: SpanCorruption(512, 2), "data.task.input_length=512 with length=2: too short for two tokens"),
+        (lambda: SpanCorruption(None, 4), "data.task.length=4: too short"),
+        (lambda: SpanCorruption(rate=0.0), "data.task.rate=0.0: expected above 0, below 1"),
+        (lambda: SpanCorruption(mean_span=0.5), "data.task.mean_span=0.5: expected at least 1"),
+        (lambda: Denoiser(rate=1.0), "data.task.denoisers.rate=1.0: expected above 0, below 1"),
+        (lambda: Denoiser(mean_span=float("nan")), "data.task.denoisers.mean_span=nan"),
+        (lambda: Denoiser(weight=-1.0), "data.task.denoisers.weight=-1.0"),
+        (lambda: Denoiser(weight=float("nan")), "data.task.denoisers.weight=nan"),
     ],
 )
 def test_fields_that_cannot_be(make, words):
@@ -168,7 +172,7 @@ def test_fields_that_cannot_be(make, words):
 
 def test_a_mode_that_leaves_no_room_is_named(sentinel_tokenizer):
     task = UL2(6, denoisers=(Denoiser(mode="w1 w2 w3 w4"),), modes=True)
-    with pytest.raises(InputError, match="too short for two tokens, 4 of the mode and what hides them"):
+    with pytest.raises(InputError, match="too short for two tokens, 4 of the mode, a sentinel and the end token"):
         task.check(sentinel_tokenizer, pack=False)
     dataclasses.replace(task, modes=False).check(sentinel_tokenizer, pack=False)
 

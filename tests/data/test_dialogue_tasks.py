@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from jaxformer.data.examples import Visit
 from jaxformer.data.tasks.dialogue import Dialogue, DialogueTemplate
 from jaxformer.errors import InputError
 
@@ -18,7 +19,7 @@ TURNS = [
 
 def examples(tokenizer, turns=TURNS, length=40):
     task = Dialogue(length, template=TEMPLATE)
-    return task.examples(task.encode({"messages": turns}, tokenizer), tokenizer, np.random.default_rng(0), None)
+    return task.examples(task.encode({"messages": turns}, tokenizer), Visit(tokenizer, np.random.default_rng(0), None))
 
 
 def spelt(tokenizer, ids):
@@ -74,10 +75,13 @@ def test_turns_of_a_text():
 @pytest.mark.parametrize(
     "turns, message",
     [
-        ([{"role": "robot", "content": "w1"}], "expected a role, one of system, user, assistant, and its content"),
+        (
+            [{"role": "robot", "content": "w1"}],
+            "expected a role, one of system, user, assistant, and a text as content",
+        ),
         ([{"role": "user"}], "turn \"{'role': 'user'}\": expected a role"),
         (["w1"], "turn 'w1': expected a role"),
-        ("w1", "column 'messages' holds 'w1'; expected a list; the columns are 'messages': set task.messages"),
+        ("w1", "data.task.messages='messages': the column holds 'w1'; expected a list; the columns are 'messages'"),
     ],
 )
 def test_what_is_wrong_with_a_dialogue_is_one_line(turns, message, tokenizer):
@@ -87,5 +91,5 @@ def test_what_is_wrong_with_a_dialogue_is_one_line(turns, message, tokenizer):
 
 
 def test_templates_are_checked():
-    with pytest.raises(InputError, match="give each role a name of its own"):
+    with pytest.raises(InputError, match="expected a different, non-empty text for each role"):
         DialogueTemplate(user="A:", assistant="A:")

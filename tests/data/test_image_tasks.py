@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jaxformer.data.fields.image import ImageField
 from jaxformer.data.pipeline import loader
 from jaxformer.data.pipeline.loader import Data
 from jaxformer.data.sources import pictures
@@ -17,9 +18,9 @@ from jaxformer.data.transforms.image import OPERATIONS, Augmentation, cutmix, mi
 from jaxformer.errors import InputError
 
 LABELS = ("cat", "dog")
-TASK = LabelledImages(size=8, labels=LABELS)
+TASK = LabelledImages(ImageField(8), labels=LABELS)
 STRONG = Augmentation(scale=(0.3, 1.0), operations=2)
-MIXED = dataclasses.replace(TASK, augmentation=STRONG, mixup=0.8, cutmix=1.0)
+MIXED = dataclasses.replace(TASK, image=ImageField(8, augmentation=STRONG), mixup=0.8, cutmix=1.0)
 
 
 def write(path, seed=0, width=12, height=10):
@@ -54,12 +55,12 @@ def message(function, *arguments):
 
 
 def test_images_alone(folder):
-    task = ImageTask(size=8)
+    task = ImageTask(ImageField(8))
     with batches(folder, task) as found:
         batch, _ = next(found)
     seen = {image.tobytes() for image in batch["images"]}
     paths = [example["image"] for example in ImageFolders(str(folder)).open()]
-    assert len(seen) == 4 and seen <= {picture.pixels.tobytes() for picture in task.asked(paths)}
+    assert len(seen) == 4 and seen <= {picture.pixels.tobytes() for picture in task.prepare_requests(paths)}
 
 
 def test_a_folder_for_each_class(folder):
@@ -72,7 +73,7 @@ def test_a_folder_for_each_class(folder):
     assert "holds no image in a folder of its class" in message(ImageFolders(str(folder / "dog")).open)
 
 
-@pytest.mark.parametrize("task", [TASK, MIXED, MaskedPatches(size=8, patch=4, augmentation=STRONG)])
+@pytest.mark.parametrize("task", [TASK, MIXED, MaskedPatches(ImageField(8, augmentation=STRONG), patch=4)])
 def test_a_batch_depends_on_the_seed_and_its_number_alone(folder, task):
     with batches(folder, task) as whole, batches(folder, task, rows=[2]) as one:
         parts = [next(whole) for _ in range(5)]
@@ -99,7 +100,7 @@ def test_rows_hold_an_image_its_label_and_a_weight(folder):
     assert batch["images"].shape == (4, 8, 8, 3) and batch["images"].dtype == np.uint8
     np.testing.assert_array_equal(batch["weights"], [[1, 0]] * 4)
     expected = {
-        TASK.prepared(read_picture(example["image"], 3)).tobytes(): LABELS.index(example["label"])
+        TASK.image.prepared(read_picture(example["image"], 3)).tobytes(): LABELS.index(example["label"])
         for example in ImageFolders(str(folder)).open()
     }
     assert [expected[image.tobytes()] for image in batch["images"]] == batch["labels"][:, 0].tolist()
@@ -111,7 +112,7 @@ def test_an_evaluation_sees_every_image_once_and_changes_none(folder):
     weights = np.concatenate([batch["weights"] for batch in seen])
     assert weights[:, 0].sum() == 10 and not weights[:, 1].any() and len(weights) == 12
     images_ = {image.tobytes() for batch in seen for image in batch["images"][batch["weights"][:, 0] > 0]}
-    plain = {TASK.prepared(read_picture(example["image"], 3)).tobytes() for example in data.train.open()}
+    plain = {TASK.image.prepared(read_picture(example["image"], 3)).tobytes() for example in data.train.open()}
     assert images_ == plain
 
 
@@ -140,41 +141,53 @@ def test_an_image_that_cannot_be_decoded_is_named_skipped_and_counted(folder, tm
     assert len(lines) == 2
     assert re.fullmatch(r"skipped: .*cut\.png: cannot be decoded: .* \(1 until now\)", lines[0])
     assert re.fullmatch(r"skipped: .*text\.jpg: cannot be decoded: .* \(2 until now\)", lines[1])
-    strict = dataclasses.replace(data, task=dataclasses.replace(TASK, strict=True))
+    strict = dataclasses.replace(data, task=dataclasses.replace(TASK, image=ImageField(8, strict=True)))
     line = message(lambda: list(loader.evaluation_batches(data.train, strict, None, 0, range(2))))
-    assert re.search(r"cut\.png: cannot be decoded: .*; without task.strict it would be skipped", line)
-    assert "text.jpg: cannot be decoded" in message(TASK.asked, [str(tmp_path / "dog" / "text.jpg")])
-    assert "none.png: cannot be decoded: No such file" in message(TASK.asked, ["none.png"]).replace("[Errno 2] ", "")
+    assert re.search(r"data\.task\.image\.strict=True: .*cut\.png: cannot be decoded: ", line)
+    assert "text.jpg: cannot be decoded" in message(TASK.prepare_requests, [str(tmp_path / "dog" / "text.jpg")])
+    assert "none.png: cannot be decoded: No such file" in message(TASK.prepare_requests, ["none.png"]).replace(
+        "[Errno 2] ", ""
+    )
 
 
 def test_labels_that_the_task_does_not_know(folder, tmp_path):
     write(tmp_path / "owl" / "0.png")
     write(tmp_path / "cat" / "0.png")
-    assert message(batches, tmp_path, TASK) == "label 'owl': not known; task.labels are cat, dog"
+    assert message(batches, tmp_path, TASK) == "label 'owl': unknown; expected one of cat, dog, or an index from 0"
     picture = np.zeros((2, 2, 3), np.uint8)
-    assert "label 2: not known" in message(TASK.encode, {"image": picture, "label": 2}, None)
-    assert TASK.encode({"image": picture, "label": np.int64(1)}, None).label == 1
-    assert "no column 'label'; it has 'image'" in message(TASK.encode, {"image": picture}, None)
-    assert "no column 'image'; it has 'photo'" in message(TASK.encode, {"photo": picture}, None)
+    assert "label 2: unknown" in message(TASK.encode, {"image": picture, "label": 2}, None)
+    assert TASK.encode({"image": picture, "label": np.int64(1)}, None).values["label"].tolist() == [1]
+    assert "data.task.label='label': no such column; the columns are 'image'" in message(
+        TASK.encode, {"image": picture}, None
+    )
+    assert "image.column='image': no such column; the columns are 'photo'" in message(
+        TASK.encode, {"photo": picture}, None
+    )
 
 
 def test_one_class_only(tmp_path):
     write(tmp_path / "cat" / "0.png")
     write(tmp_path / "cat" / "1.png")
-    assert "one class only: every label is 'cat'; give other examples too" in message(batches, tmp_path, TASK)
+    assert "every label is 'cat'; expected examples of two classes or more" in message(batches, tmp_path, TASK)
 
 
 @pytest.mark.parametrize(
     ("make", "line"),
     [
-        (lambda: LabelledImages(labels=("cat",)), "task.labels cat: give the model's names, two or more, each once"),
-        (lambda: LabelledImages(labels=LABELS, size=0), "task.size 0: must be 1 or more"),
-        (lambda: LabelledImages(labels=LABELS, channels=4), "task.channels 4: must be 1, for grey, or 3"),
-        (lambda: LabelledImages(labels=LABELS, crop=0.0), "task.crop 0.0: must be above 0, and 1 at most"),
-        (lambda: LabelledImages(labels=LABELS, mixup=-1.0), "task.mixup -1.0: must be 0 or more"),
-        (lambda: MaskedPatches(size=20, patch=16), "task.size 20: must be a multiple of task.patch 16"),
-        (lambda: Augmentation(scale=(0.0, 1.0)), "task.augmentation.scale (0.0, 1.0): must be two shares"),
-        (lambda: Augmentation(among=("spin",)), "task.augmentation.among: no operation 'spin'; there are identity"),
+        (
+            lambda: LabelledImages(labels=("cat",)),
+            "data.task.labels=('cat',): expected the model's names, two or more, each once",
+        ),
+        (lambda: ImageField(size=0), "data.task.image.size=0: expected at least 1"),
+        (lambda: ImageField(channels=4), "data.task.image.channels=4: expected 1, for grey, or 3"),
+        (lambda: ImageField(crop=0.0), "data.task.image.crop=0.0: expected above 0, at most 1"),
+        (lambda: LabelledImages(labels=LABELS, mixup=-1.0), "data.task.mixup=-1.0: expected at least 0"),
+        (lambda: MaskedPatches(ImageField(20), patch=16), "data.task.image.size=20: expected a multiple of patch=16"),
+        (lambda: Augmentation(scale=(0.0, 1.0)), "data.task.image.augmentation.scale=(0.0, 1.0): expected two shares"),
+        (
+            lambda: Augmentation(among=("spin",)),
+            "data.task.image.augmentation.among=('spin',): no operation 'spin'; expected some of identity",
+        ),
     ],
 )
 def test_what_is_no_task(make, line):
@@ -182,7 +195,7 @@ def test_what_is_no_task(make, line):
 
 
 def test_images_are_not_packed(folder):
-    with pytest.raises(InputError, match=r"data\.pack: an image fills a row; set it to False"):
+    with pytest.raises(InputError, match=r"data\.pack=True: a row of LabelledImages holds one example; expected False"):
         batches(folder, TASK, pack=True)
 
 
@@ -212,11 +225,11 @@ def test_augmentation_is_the_generators_choice_alone_and_mirrors_half_of_the_pic
     noise = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
     picture = read_picture(noise, 3)
     augment = Augmentation(scale=(1.0, 1.0), ratio=(1.0, 1.0))
-    seen = [augment(picture, 8, "bicubic", np.random.default_rng(seed)) for seed in range(60)]
+    seen = [augment(picture, 8, "bicubic", np.random.default_rng(seed))[0] for seed in range(60)]
     mirrored = [np.array_equal(image, noise[:, ::-1]) for image in seen]
     assert all(flipped or np.array_equal(image, noise) for flipped, image in zip(mirrored, seen, strict=True))
     assert 18 < sum(mirrored) < 42
-    one, other, third = (STRONG(picture, 8, "bicubic", np.random.default_rng(seed)) for seed in (1, 1, 2))
+    one, other, third = (STRONG(picture, 8, "bicubic", np.random.default_rng(seed))[0] for seed in (1, 1, 2))
     assert np.array_equal(one, other) and not np.array_equal(one, third)
 
 
@@ -236,7 +249,7 @@ def test_mixed_images_have_the_shares_that_their_weights_say(folder):
 def test_the_middle_of_a_wide_image_or_all_of_it_pressed():
     wide = np.zeros((8, 24, 1), np.uint8)
     wide[:, 8:16] = 255
-    grey = dataclasses.replace(TASK, channels=1, size=8)
+    grey = ImageField(8, 1)
     assert (grey.prepared(read_picture(wide, 1)) == 255).all()
     pressed = dataclasses.replace(grey, fit="stretch").prepared(read_picture(wide, 1))
     assert pressed[:, 0].max() < 30 and pressed[:, 3:5].min() > 225

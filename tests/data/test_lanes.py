@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxformer.data.examples import Feature
 from jaxformer.data.pipeline import lanes
 from jaxformer.data.sources.sources import in_order, shuffled
-from jaxformer.data.tasks.base import Feature, Task
+from jaxformer.data.tasks.base import Task
 
 LENGTH = 20
 
@@ -32,9 +33,9 @@ class Marks(Task):
     def encode(self, example, tokenizer):
         return Document(**example)
 
-    def examples(self, document, tokenizer, rng, draw):
-        shift = int(rng.integers(100))
-        assert draw(rng).number != document.number
+    def examples(self, document, visit):
+        shift = int(visit.rng.integers(100))
+        assert visit.draw(visit.rng).number != document.number
         return [
             {
                 "mark": np.array([document.number * 100 + index], np.int32),
@@ -52,13 +53,13 @@ class Document:
     size: int = 1
 
 
-def make(documents, count, order=None, lookahead=0, opened=2, state=None, only=None):
+def make(documents, count, order=None, lookahead=0, num_open=2, state=None, only=None):
     texts = [{"number": n, "lengths": lengths} for n, lengths in enumerate(documents)]
     order = order or shuffled(texts, seed=5)
     reader = lanes.Reader(texts, order, Marks(), None, seed=7)
-    state = lanes.initial_state(count, opened, lookahead) if state is None else state
+    state = lanes.initial_state(count, num_open, lookahead) if state is None else state
     return [
-        lanes.Lane(reader, Marks().row, number, count, state[number], opened)
+        lanes.Lane(reader, Marks().row, number, count, state[number], num_open)
         for number in (range(count) if only is None else only)
     ]
 
@@ -77,10 +78,10 @@ lookaheads = st.sampled_from([0, 1, 3, 8])
 
 @given(corpora, st.integers(1, 4), st.integers(1, 3), lookaheads)
 @settings(max_examples=60)
-def test_one_pass_has_every_example_once(corpus, count, opened, lookahead):
+def test_one_pass_has_every_example_once(corpus, count, num_open, lookahead):
     order = in_order(corpus)
     seen = Counter()
-    for lane in make(corpus, count, order, lookahead, opened):
+    for lane in make(corpus, count, order, lookahead, num_open):
         while row := lane.next_row():
             batch = written(row)
             seen.update(example["mark"][0] for example in row)
@@ -94,13 +95,13 @@ def test_one_pass_has_every_example_once(corpus, count, opened, lookahead):
 
 @given(corpora, st.integers(1, 3), st.integers(1, 3), lookaheads, st.integers(0, 12))
 @settings(max_examples=60)
-def test_a_state_restores_the_lane_at_every_row(corpus, count, opened, lookahead, rows):
-    original = make(corpus, count, lookahead=lookahead, opened=opened)
+def test_a_state_restores_the_lane_at_every_row(corpus, count, num_open, lookahead, rows):
+    original = make(corpus, count, lookahead=lookahead, num_open=num_open)
     for _ in range(rows):
         for lane in original:
             lane.next_row()
     state = np.array([lane.state() for lane in original], np.int32)
-    restored = make(corpus, count, lookahead=lookahead, opened=opened, state=state)
+    restored = make(corpus, count, lookahead=lookahead, num_open=num_open, state=state)
     for _ in range(6):
         for first, second in zip(original, restored, strict=True):
             one, other = written(first.next_row()), written(second.next_row())
@@ -121,14 +122,14 @@ def test_a_lane_does_not_depend_on_the_others():
 
 def test_an_epoch_has_every_example_once():
     corpus = [[1] * (n % 4) for n in range(40)]
-    (lane,) = make(corpus, 1, opened=1)
+    (lane,) = make(corpus, 1, num_open=1)
     marks = [n * 100 + i for n in range(40) for i in range(n % 4)]
     for _ in range(3):
         assert sorted(lane.next_row()[0]["mark"][0] for _ in marks) == marks
 
 
 def test_open_documents_take_turns():
-    (lane,) = make([[1] * 50] * 6, 1, opened=3)
+    (lane,) = make([[1] * 50] * 6, 1, num_open=3)
     numbers = [lane.next_row()[0]["mark"][0] // 100 for _ in range(9)]
     assert len(set(numbers[:3])) == 3 and numbers[:3] == numbers[3:6] == numbers[6:]
 
@@ -189,7 +190,7 @@ class MarkedPairs(Task):
     def encode(self, example, tokenizer):
         return Document(**example)
 
-    def examples(self, document, tokenizer, rng, draw):
+    def examples(self, document, visit):
         return [
             {
                 "inputs": np.full(inputs, number, np.int32),
@@ -200,10 +201,10 @@ class MarkedPairs(Task):
         ]
 
 
-def pair_rows(documents, lookahead, opened=2):
+def pair_rows(documents, lookahead, num_open=2):
     texts = [{"number": number, "lengths": lengths} for number, lengths in enumerate(documents)]
     reader, features = lanes.Reader(texts, in_order(texts), MarkedPairs(), None, seed=0), MarkedPairs().row
-    lane = lanes.Lane(reader, features, 0, 1, lanes.initial_state(1, opened, lookahead)[0], opened)
+    lane = lanes.Lane(reader, features, 0, 1, lanes.initial_state(1, num_open, lookahead)[0], num_open)
     while row := lane.next_row():
         batch = lanes.empty_batch(1, features)
         lanes.write_row(batch, 0, row, features)
@@ -243,12 +244,12 @@ def test_inputs_are_numbered_as_the_tokens_of_their_example(corpus, lookahead):
 
 def test_a_row_is_full_when_its_inputs_are():
     # The second and the fourth fit beside the first by their tokens, the fourth alone by its inputs too.
-    rows = list(pair_rows([[(9, 2), (8, 2), (15, 2), (6, 3)]], lookahead=4, opened=1))
+    rows = list(pair_rows([[(9, 2), (8, 2), (15, 2), (6, 3)]], lookahead=4, num_open=1))
     assert [sorted({*row["tokens"]} - {0}) for row in rows] == [[1, 4], [2], [3]]
 
 
 def test_the_longest_pair_that_fits_counts_its_inputs():
-    rows = pair_rows([[(5, 2), (1, 4), (9, 3)]], lookahead=3, opened=1)
+    rows = pair_rows([[(5, 2), (1, 4), (9, 3)]], lookahead=3, num_open=1)
     first = next(rows)
     assert first["tokens"][:9].tolist() == [1, 1, 3, 3, 3, 2, 2, 2, 2]
     assert first["input_segments"].tolist() == [1] * 5 + [2] * 9 + [3]

@@ -10,7 +10,8 @@ import pytest
 
 from jaxformer.data.pipeline.loader import Data, evaluation_batches, train_batches
 from jaxformer.data.sources.sources import Columns, JsonLines, Mixture
-from jaxformer.data.tasks.language import NextToken, PrefixLM, TextToText
+from jaxformer.data.tasks.causal_lm import NextToken
+from jaxformer.data.tasks.seq2seq import PrefixLM, TextToText
 from jaxformer.data.tasks.span_corruption import UL2, Denoiser, SpanCorruption
 
 BATCH = 4

@@ -3,7 +3,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxformer.data.tasks.language import NextToken, PrefixLM, TextToText
+from jaxformer.data.examples import Visit
+from jaxformer.data.tasks.causal_lm import NextToken
+from jaxformer.data.tasks.seq2seq import PrefixLM, TextToText
 from jaxformer.data.tokenizers import WordPiece
 from jaxformer.errors import InputError
 
@@ -15,7 +17,7 @@ def text(count, start=0):
 def examples(task, tokenizer, example, seed=0):
     """The examples of a task, which has looked at the tokenizer and keeps what its row promises."""
     task.check(tokenizer, pack=False)
-    found = task.examples(task.encode(example, tokenizer), tokenizer, np.random.default_rng(seed), None)
+    found = task.examples(task.encode(example, tokenizer), Visit(tokenizer, np.random.default_rng(seed), None))
     for arrays in found:
         assert set(arrays) == set(task.row)
         for key, feature in task.row.items():
@@ -52,7 +54,7 @@ def test_documents_of_sentences_and_of_other_columns(tokenizer):
 def test_a_missing_column_is_named(tokenizer):
     example = {"en": "w1", "de": "w2", "count": 3}
     for task, words in [
-        (NextToken(), "no column 'sentences' or 'text' of text; it has 'en', 'de', 'count': set task.column"),
+        (NextToken(), "data.task.column=None: no column 'sentences' or 'text'; the columns are 'en', 'de', 'count'"),
         (PrefixLM(column="fr"), "no column 'fr' of text; it has 'en', 'de', 'count': set task.column"),
         (TextToText(targets="de"), "no column 'inputs' of text; it has 'en', 'de', 'count': set task.inputs"),
         (
@@ -153,12 +155,12 @@ def test_pairs_without_text_give_no_example(tokenizer, pair):
 @pytest.mark.parametrize(
     "make, words",
     [
-        (lambda: NextToken(0), "task.length 0: must be 1 or more"),
-        (lambda: PrefixLM(1), "task.length 1: must be 2 or more"),
-        (lambda: PrefixLM(8, 1), "task.input_length 1: must be 2 or more"),
-        (lambda: TextToText(1), "task.input_length 1: must be 2 or more"),
-        (lambda: TextToText(8, 1), "task.length 1: must be 2 or more"),
-        (lambda: TextToText(None, 2), "task.length 2: must be 3 or more"),
+        (lambda: NextToken(0), "data.task.length=0: expected at least 1"),
+        (lambda: PrefixLM(1), "data.task.length=1: expected at least 2"),
+        (lambda: PrefixLM(8, 1), "data.task.input_length=1: expected at least 2"),
+        (lambda: TextToText(1), "data.task.input_length=1: expected at least 2"),
+        (lambda: TextToText(8, 1), "data.task.length=1: expected at least 2"),
+        (lambda: TextToText(None, 2), "data.task.length=2: expected at least 3"),
     ],
 )
 def test_fields_that_cannot_be(make, words):

@@ -17,17 +17,13 @@ def cases(draw):
     shape = draw(st.integers(1, 5)), draw(st.integers(2, 40))
     tokens = rng.integers(0, VOCAB, shape, dtype=np.int32)
     maskable = (tokens >= SPECIAL) & (np.arange(shape[1]) < rng.integers(1, shape[1] + 1))
-    options = {
-        "rate": draw(st.sampled_from([0.01, 0.15, 0.5, 0.9])),
-        "limit": draw(st.integers(1, shape[1])),
-    }
-    return tokens, maskable, rng, options
+    rate, limit = draw(st.sampled_from([0.01, 0.15, 0.5, 0.9])), draw(st.integers(1, shape[1]))
+    return tokens, maskable, rng, masking.Masking(rate, limit, MASK_ID, ORDINARY)
 
 
 def run(case, words=None):
     tokens, maskable, rng, options = case
-    fixed = {"mask_id": MASK_ID, "random_ids": ORDINARY, "words": words}
-    return masking.mask(tokens, maskable, rng, **options, **fixed)
+    return masking.mask(tokens, maskable, options, rng, words)
 
 
 def by_example(masked):
@@ -42,14 +38,14 @@ def test_masking(case):
     masked = run(case)
     assert np.array_equal(tokens, original)
     untouched = np.ones(tokens.shape, bool)
-    for row, (position_ids, targets) in enumerate(by_example(masked)):
+    for row, (positions, targets) in enumerate(by_example(masked)):
         available = maskable[row].sum()
-        wanted = min(max(1, round(available * options["rate"])), options["limit"], available)
-        assert len(position_ids) == wanted
-        assert np.all(np.diff(position_ids) > 0)
-        assert maskable[row, position_ids].all()
-        assert np.array_equal(targets, tokens[row, position_ids])
-        untouched[row, position_ids] = False
+        wanted = min(max(1, round(available * options.rate)), options.limit, available)
+        assert len(positions) == wanted
+        assert np.all(np.diff(positions) > 0)
+        assert maskable[row, positions].all()
+        assert np.array_equal(targets, tokens[row, positions])
+        untouched[row, positions] = False
     assert np.array_equal(masked.tokens[untouched], tokens[untouched])
     hidden = masked.tokens[~untouched]
     assert np.all((hidden == MASK_ID) | (hidden >= SPECIAL))
@@ -61,13 +57,13 @@ def test_whole_words(case):
     tokens, maskable, _, options = case
     words = masking.words(tokens, maskable, WORD_START)
     masked = run(case, words)
-    for row, (position_ids, _) in enumerate(by_example(masked)):
-        assert len(position_ids) <= options["limit"]
-        assert (len(position_ids) > 0) == maskable[row].any()
-        assert maskable[row, position_ids].all()
-        for word in np.unique(words[row, position_ids]):
+    for row, (positions, _) in enumerate(by_example(masked)):
+        assert len(positions) <= options.limit
+        assert (len(positions) > 0) == maskable[row].any()
+        assert maskable[row, positions].all()
+        for word in np.unique(words[row, positions]):
             pieces = np.flatnonzero((words[row] == word) & maskable[row])
-            assert len(pieces) > options["limit"] or set(pieces) <= set(position_ids)
+            assert len(pieces) > options.limit or set(pieces) <= set(positions)
 
 
 def test_words():
@@ -83,11 +79,11 @@ def test_shares(whole):
     tokens = rng.integers(SPECIAL, VOCAB, (400, 100), dtype=np.int32)
     maskable = np.ones(tokens.shape, bool)
     words = masking.words(tokens, maskable, WORD_START) if whole else None
-    masked = run((tokens, maskable, rng, {"rate": 0.15, "limit": 20}), words)
+    masked = run((tokens, maskable, rng, masking.Masking(0.15, 20, MASK_ID, ORDINARY)), words)
     now = np.concatenate([masked.tokens[row, at] for row, (at, _) in enumerate(by_example(masked))])
     assert 0.13 < len(now) / tokens.size < 0.151
     assert abs(np.mean(now == MASK_ID) - 0.8) < 0.02
     assert abs(np.mean(now == masked.targets) - 0.1 * (1 + 1 / len(ORDINARY))) < 0.02
-    # Every place is as likely as any other.
+    # Every position is equally likely.
     counts = np.bincount(masked.positions, minlength=100)
     assert counts.std() < 2 * np.sqrt(counts.mean())

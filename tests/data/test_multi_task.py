@@ -5,10 +5,11 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from jaxformer.data.examples import Visit
 from jaxformer.data.pipeline.loader import Data, evaluation_batches, train_batches
 from jaxformer.data.sources.sources import Columns, JsonLines, Mixture
-from jaxformer.data.tasks.language import PrefixLM, TextToText
 from jaxformer.data.tasks.multi import MultiTask
+from jaxformer.data.tasks.seq2seq import PrefixLM, TextToText
 from jaxformer.data.tasks.span_corruption import UL2, SpanCorruption
 from jaxformer.errors import InputError
 
@@ -39,7 +40,7 @@ def test_texts_are_denoised_and_pairs_answered_as_each_task_does_it_alone(task, 
         found = []
         for one in (task, alone):
             document = one.encode(example, sentinel_tokenizer)
-            found.append(one.examples(document, sentinel_tokenizer, np.random.default_rng(3), None))
+            found.append(one.examples(document, Visit(sentinel_tokenizer, np.random.default_rng(3), None)))
             assert document.size == alone.encode(example, sentinel_tokenizer).size
         same(*found)
         assert found[0]
@@ -97,9 +98,11 @@ def test_an_evaluation_reads_every_example_once_and_some_of_each_kind_at_once(da
 
 
 def test_what_does_not_go_together_is_refused(tokenizer):
-    with pytest.raises(InputError, match=r"task.denoising.input_length 512, task.text_to_text.input_length None: both"):
+    with pytest.raises(
+        InputError, match=r"data.task.text_to_text.input_length=None: expected a number, as denoising.input_length=512"
+    ):
         MultiTask(SpanCorruption(512), TextToText(None, 512))
-    with pytest.raises(InputError, match=r"SpanCorruption: up to 2 spans a row, and the tokenizer has 0 sentinels"):
+    with pytest.raises(InputError, match=r"SpanCorruption: a row has up to 2 spans, and the tokenizer 0 sentinels"):
         TASK.check(tokenizer, pack=True)
 
 

@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 
+from jaxformer.data.examples import Visit
 from jaxformer.data.tasks.pairs import TextPairs
 from jaxformer.data.transforms.text import TextAugmentation
 from jaxformer.errors import InputError
 
 
 def examples(task, tokenizer, **columns):
-    return task.examples(task.encode(columns, tokenizer), tokenizer, np.random.default_rng(0), None)
+    return task.examples(task.encode(columns, tokenizer), Visit(tokenizer, np.random.default_rng(0), None))
 
 
 def test_each_text_is_between_marks(tokenizer):
@@ -33,7 +34,7 @@ def test_both_texts_are_changed_in_training_alone(tokenizer):
     (example,) = examples(task, tokenizer, first=words, second=words)
     assert tokenizer.unk_id in example["inputs"] and tokenizer.unk_id in example["tokens"]
     assert example["inputs"].tolist() != example["tokens"].tolist()
-    (example,) = examples(task.evaluated, tokenizer, first=words, second=words)
+    (example,) = examples(task.for_evaluation(), tokenizer, first=words, second=words)
     assert tokenizer.unk_id not in example["inputs"] and tokenizer.unk_id not in example["tokens"]
 
 
@@ -47,9 +48,9 @@ def test_nothing_comes_of_an_empty_text(tokenizer):
 
 
 def test_what_cannot_be_is_refused(tokenizer):
-    with pytest.raises(InputError, match=r"no column 'second' of text; it has 'first': set task.second"):
+    with pytest.raises(InputError, match=r"data.task.second='second': no such column; the columns are 'first'"):
         examples(TextPairs(), tokenizer, first="w1")
-    with pytest.raises(InputError, match=r"task.length 2: must be 3 or more"):
+    with pytest.raises(InputError, match=r"data.task.length=2: expected at least 3"):
         TextPairs(length=2)
-    with pytest.raises(InputError, match=r"task.input_length 2: must be 3 or more"):
+    with pytest.raises(InputError, match=r"data.task.input_length=2: expected at least 3"):
         TextPairs(input_length=2)

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxformer.data.transforms.next_sentence import sentence_pairs, stretches, truncate
+from jaxformer.data.transforms.next_sentence import full_sentences, sentence_pairs, truncate
 
 
 def number(lengths, start=0):
@@ -102,7 +102,7 @@ def test_short_rate():
 
 @given(st.lists(st.integers(1, 90), max_size=20).map(number), st.integers(1, 50), seeds)
 def test_stretches_are_the_document(sentences, room, seed):
-    found = stretches(sentences, room, 0.2, np.random.default_rng(seed))
+    found = full_sentences(sentences, room, 0.2, np.random.default_rng(seed))
     text = np.concatenate([np.zeros(0, int), *sentences])
     assert np.array_equal(np.concatenate([np.zeros(0, int), *found]), text)
     assert all(1 <= len(stretch) <= room for stretch in found)

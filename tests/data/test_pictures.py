@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
+from jaxformer.data.fields.image import ImageField
 from jaxformer.data.sources.pictures import Undecodable, is_single, read_picture
 from jaxformer.data.tasks.images import ImageTask
 
@@ -199,15 +200,15 @@ def test_damaged_exif_data_are_no_reason_to_lose_a_picture():
 
 
 def test_every_way_in_gives_the_same_pixels(tmp_path):
-    task = ImageTask(2, fit="stretch")
+    task = ImageTask(ImageField(2, fit="stretch"))
     RGB.save(tmp_path / "a.png")
     path, array = str(tmp_path / "a.png"), np.asarray(RGB)
     ways = [path, tmp_path / "a.png", (tmp_path / "a.png").read_bytes(), array, array / 255, RGB]
-    asked = task.asked(ways)
+    asked = task.prepare_requests(ways)
     assert [found.path for found in asked] == [path, path, *(f"image {number}" for number in range(3, 7))]
     for way, found in zip(ways, asked, strict=True):
         np.testing.assert_array_equal(found.pixels, asked[0].pixels)
-        np.testing.assert_array_equal(task.prepared(task.encode({"image": way}, None).picture), asked[0].pixels)
+        np.testing.assert_array_equal(task.image.prepared(task.image.encode(way).picture), asked[0].pixels)
 
 
 def test_one_input_or_several():
@@ -218,5 +219,5 @@ def test_one_input_or_several():
 def test_a_strip_is_cut_before_it_is_resized():
     strip = np.zeros((2, 40_000, 1), np.uint8)
     strip[:, 20_000:] = 255
-    found = ImageTask(4, 1).prepared(read_picture(strip, 1))
+    found = ImageField(4, 1).prepared(read_picture(strip, 1))
     assert found.shape == (4, 4, 1) and found[0, 0, 0] < 40 and found[0, 3, 0] > 215

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
+from jaxformer.data.examples import Visit
 from jaxformer.data.tasks.question_answering import AnswerSpans
 from jaxformer.errors import InputError
 
@@ -22,7 +23,7 @@ def example(answer=None, context=CONTEXT, question="w50 w51"):
 
 def examples(task, tokenizer, *args, **kwargs):
     document = task.encode(example(*args, **kwargs), tokenizer)
-    return task.examples(document, tokenizer, np.random.default_rng(0), None)
+    return task.examples(document, Visit(tokenizer, np.random.default_rng(0), None))
 
 
 def spelt(tokenizer, ids):
@@ -60,7 +61,7 @@ def test_windows_have_every_token_and_the_answer_where_it_fits(length, stride, t
     assert covered.all()
     assert all(0 < b.start - a.start <= stride for a, b in itertools.pairwise(windows))
     answered = 0
-    for window, found in zip(windows, task.examples(document, tokenizer, None, None), strict=True):
+    for window, found in zip(windows, task.examples(document, Visit(tokenizer, None, None)), strict=True):
         start, stop = found["starts"][0], found["ends"][0]
         inside = (
             window.start <= document.answer[0]
@@ -98,8 +99,14 @@ def test_a_long_question_loses_its_end(tokenizer):
         ),
         ({"answers": {"text": [""], "answer_start": [3]}}, "answer '': not in its context"),
         ({"answers": {"text": ["w9x"], "answer_start": [999]}}, "answer 'w9x': not in its context at character 999"),
-        ({"answers": ["w3"]}, "column 'answers' holds ['w3']; expected lists 'text' and 'answer_start'"),
-        ({"context": 3}, "column 'context' holds 3; expected a text; the columns are 'question', 'context', 'answers'"),
+        (
+            {"answers": ["w3"]},
+            "data.task.answers='answers': the column holds ['w3']; expected lists 'text' and 'answer_start'",
+        ),
+        (
+            {"context": 3},
+            "data.task.context='context': the column holds 3; expected a text; the columns are 'question', ",
+        ),
     ],
 )
 def test_what_is_wrong_with_an_example_is_one_line(changes, message, tokenizer):
@@ -111,9 +118,9 @@ def test_what_is_wrong_with_an_example_is_one_line(changes, message, tokenizer):
 @pytest.mark.parametrize(
     "sizes, message",
     [
-        ({"length": 60}, "task.length 60: too short for a question of 64 tokens"),
-        ({"stride": 318}, "task.stride 318: skips tokens; at most 317"),
-        ({"stride": 0}, "task.stride 0: must be 1 or more"),
+        ({"length": 60}, "data.task.length=60: too short for a question of 64 tokens"),
+        ({"stride": 318}, "data.task.stride=318: skips tokens; expected at most 317"),
+        ({"stride": 0}, "data.task.stride=0: expected at least 1"),
     ],
 )
 def test_sizes_are_checked(sizes, message):

@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from jaxformer.data.sources.files import sentences, split_sentences
+from jaxformer.data.sources.columns import sentences, split_sentences
 from jaxformer.data.sources.sources import (
     Columns,
     JsonLines,
@@ -104,7 +104,7 @@ def test_sentences_of_an_example():
     assert sentences({"text": "One. Two?"}) == ["One.", "Two?"]
     assert sentences({"text": "\n"}) == []
     assert sentences({"body": "One. Two", "text": "x"}, "body") == ["One.", "Two"]
-    with pytest.raises(InputError, match="no column 'body' of text; it has 'title', 'n'"):
+    with pytest.raises(InputError, match=r"data.task.column='body': no such column; the columns are 'title', 'n'"):
         sentences({"title": "a", "n": 1}, "body")
 
 
@@ -282,7 +282,7 @@ def test_columns_take_other_names(write):
         {"inputs": "translate: one", "targets": "eins\nzwei"},
         {"inputs": "", "targets": "x"},
     ]
-    words = r"no column 'fr' of text; it has 'en', 'de', 'n': set Columns.targets"
+    words = r"Columns.targets='fr': no such column; the columns are 'en', 'de', 'n'"
     with pytest.raises(InputError, match=words) as caught:
         read(Columns(JsonLines((path,)), "en", "fr"))
     assert "\n" not in str(caught.value)

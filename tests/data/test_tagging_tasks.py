@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
+from jaxformer.data.examples import Visit
 from jaxformer.data.tasks.tagging import TagTokens, encode_words, windows
 from jaxformer.errors import InputError
 
@@ -13,7 +14,7 @@ LABELS = ("O", "B-x", "I-x", "B-y", "I-y")
 
 def examples(task, tokenizer, words, tags):
     document = task.encode({"words": words, "tags": tags}, tokenizer)
-    return task.examples(document, tokenizer, np.random.default_rng(0), None)
+    return task.examples(document, Visit(tokenizer, np.random.default_rng(0), None))
 
 
 def test_the_first_token_of_a_word_carries_its_tag(tokenizer):
@@ -73,14 +74,14 @@ def test_an_entity_stays_whole_where_it_fits(tokenizer):
 @pytest.mark.parametrize(
     "example, message",
     [
-        ({"words": ["w1"], "tags": ["Z"]}, "label 'Z': not known; expected one of O, B-x"),
-        ({"words": ["w1"], "tags": [5]}, "label 5: not known"),
-        ({"words": ["w1", "w2"], "tags": ["O"]}, "2 words in 'words' and 1 tags in 'tags': 'w1 w2'"),
+        ({"words": ["w1"], "tags": ["Z"]}, "label 'Z': unknown; expected one of O, B-x"),
+        ({"words": ["w1"], "tags": [5]}, "label 5: unknown"),
+        ({"words": ["w1", "w2"], "tags": ["O"]}, "data.task.tags='tags': 2 words in 'words' and 1 tags: 'w1 w2'"),
         (
             {"words": "w1 w2", "tags": ["O"]},
-            "column 'words' holds 'w1 w2'; expected a list; the columns are 'words', 'tags': set task.words",
+            "data.task.words='words': the column holds 'w1 w2'; expected a list; the columns are 'words', 'tags'",
         ),
-        ({"words": ["w1"]}, "an example has no column 'tags'; it has 'words': set task.tags"),
+        ({"words": ["w1"]}, "data.task.tags='tags': no such column; the columns are 'words'"),
     ],
 )
 def test_what_is_wrong_with_a_sentence_is_one_line(example, message, tokenizer):
@@ -92,5 +93,5 @@ def test_what_is_wrong_with_a_sentence_is_one_line(example, message, tokenizer):
 def test_labels_are_checked():
     with pytest.raises(InputError, match="each once"):
         TagTokens(("a", "a"))
-    with pytest.raises(InputError, match=r"task.length 2: must be 3 or more"):
+    with pytest.raises(InputError, match=r"data.task.length=2: expected at least 3"):
         TagTokens(LABELS, length=2)

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from jaxformer.data.tasks.base import MaskedSentencePairs, Sentences
+from jaxformer.data.examples import Visit
+from jaxformer.data.tasks.masked_lm import MaskedSentencePairs, Sentences
 from jaxformer.data.tokenizers import WordPiece
 from jaxformer.errors import InputError
 
@@ -13,7 +14,7 @@ def examples(task, tokenizer, texts, seed=0):
     def draw(rng):
         return encoded[1 + rng.integers(len(encoded) - 1)]
 
-    return task.examples(encoded[0], tokenizer, rng, draw)
+    return task.examples(encoded[0], Visit(tokenizer, rng, draw))
 
 
 @pytest.mark.parametrize("next_sentence", [True, False])
@@ -81,10 +82,10 @@ def test_sentences_are_encoded_when_asked_for(tokenizer):
 @pytest.mark.parametrize(
     "fields, words",
     [
-        ({"length": 4}, "task.length 4: .*at least 5"),
+        ({"length": 4}, "data.task.length=4: .*at least 5"),
         ({"length": 2, "next_sentence": False, "predictions": 1}, "at least 3"),
-        ({"length": 16}, "task.predictions 20: must be from 1 to task.length 16"),
-        ({"predictions": 0}, "task.predictions 0"),
+        ({"length": 16}, "data.task.predictions=20: expected 1 to 16"),
+        ({"predictions": 0}, "data.task.predictions=0"),
         ({"mask_rate": 0.0}, "task.mask_rate"),
         ({"mask_rate": 1.0}, "task.mask_rate"),
         ({"short_rate": 1.5}, "task.short_rate"),
@@ -104,9 +105,9 @@ def test_a_tokenizer_without_mask_is_refused(tmp_path):
 
 
 def test_more_examples_than_one_need_packing(tokenizer):
-    with pytest.raises(InputError, match=r"examples_per_row 4: without data.pack"):
+    with pytest.raises(InputError, match=r"examples_per_row=4: without data.pack"):
         MaskedSentencePairs(examples_per_row=4).check(tokenizer, pack=False)
-    with pytest.raises(InputError, match=r"examples_per_row 1 leaves nothing to pack"):
+    with pytest.raises(InputError, match=r"data.pack=True: expected data.task.examples_per_row above 1"):
         MaskedSentencePairs().check(tokenizer, pack=True)
     MaskedSentencePairs(examples_per_row=4).check(tokenizer, pack=True)
     MaskedSentencePairs(next_sentence=False).check(tokenizer, pack=True)

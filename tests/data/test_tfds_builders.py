@@ -58,7 +58,7 @@ def test_a_name_is_found_without_a_network_in_seconds(name, no_network, tmp_path
 def test_nothing_else_needs_to_be_imported_before():
     """In a process of its own, where no other test has imported a builder."""
     script = (
-        "import sys; from jaxformer.data import tfds_builders\n"
+        "import sys; from jaxformer.data.sources import tfds_builders\n"
         "print([tfds_builders.find(name, '/nowhere').name for name in ('wikipedia/20230601.en', 'cnn_dailymail')])\n"
         "assert 'tensorflow' not in sys.modules and 'jax' not in sys.modules"
     )

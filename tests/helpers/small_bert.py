@@ -12,7 +12,7 @@ from jaxformer.config import Experiment
 from jaxformer.data.pipeline import lanes
 from jaxformer.data.pipeline.loader import Data
 from jaxformer.data.sources.sources import TextFiles
-from jaxformer.data.tasks.base import MaskedSentencePairs
+from jaxformer.data.tasks.masked_lm import MaskedSentencePairs
 from jaxformer.data.tokenizers import WordPiece
 from jaxformer.layers.norms import LayerNorm
 from jaxformer.layers.transformer import Transformer

@@ -15,7 +15,7 @@ Expect nothing.
 from jaxformer.config import Experiment
 from jaxformer.data.pipeline.loader import Data
 from jaxformer.data.sources.sources import Mixture, TextFiles
-from jaxformer.data.tasks.base import MaskedSentencePairs
+from jaxformer.data.tasks.masked_lm import MaskedSentencePairs
 from jaxformer.data.tokenizers import SentencePiece
 from jaxformer.layers.transformer import Transformer
 from jaxformer.models.bert import Bert

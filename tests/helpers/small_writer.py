@@ -8,7 +8,8 @@ from small_bert import noisy_params
 from jaxformer.config import Experiment
 from jaxformer.data.pipeline.loader import Data
 from jaxformer.data.sources.sources import TextFiles
-from jaxformer.data.tasks.language import NextToken, TextToText
+from jaxformer.data.tasks.causal_lm import NextToken
+from jaxformer.data.tasks.seq2seq import TextToText
 from jaxformer.data.tokenizers import Tokenizer, WordPiece
 from jaxformer.layers.transformer import Transformer
 from jaxformer.models.encoder_decoder import EncoderDecoder

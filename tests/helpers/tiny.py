@@ -49,7 +49,7 @@ CONFIG = '''
 from jaxformer.config import Checkpoint, Evaluation, Experiment, Log
 from jaxformer.data.pipeline.loader import Data
 from jaxformer.data.sources.sources import TextFiles
-from jaxformer.data.tasks.base import MaskedSentencePairs
+from jaxformer.data.tasks.masked_lm import MaskedSentencePairs
 from jaxformer.data.tokenizers import WordPiece
 from jaxformer.layers.transformer import Transformer
 from jaxformer.models.bert import Bert

@@ -16,7 +16,7 @@ def shrunk(experiment: Experiment) -> dict:
     """Overrides that leave one narrow block, few patches and two labels."""
     stacks = [name for name in ("transformer", "decoder") if hasattr(experiment.model, name)]
     small = {f"model.{name}.{field}": size for name in stacks for field, size in SIZES.items()}
-    small |= {"model.image": 8, "model.patch": 4, "data.task.size": 8}
+    small |= {"model.image": 8, "model.patch": 4, "data.task.image.size": 8}
     if hasattr(experiment.data.task, "patch"):
         small["data.task.patch"] = 4
     if hasattr(experiment.model, "labels"):

@@ -9,6 +9,7 @@ import transformers
 from small_bert import noisy_params
 from test_hf_tokenizers import TEXTS
 
+from jaxformer.data.examples import Visit
 from jaxformer.data.tasks.dialogue import Dialogue, DialogueTemplate
 from jaxformer.data.tokenizers import ByteLevelBpe, SentencePiece, WordPiece
 from jaxformer.errors import InputError
@@ -47,7 +48,7 @@ def test_a_chat_template_gives_the_tokens_of_training(kind, names, tmp_path):
     dialogue, beginning = DialogueTemplate(**names), bool(names)
     theirs = exported(tokenizer, tmp_path / "out", dialogue, beginning)
     task = Dialogue(500, template=dialogue)
-    (example,) = task.examples(task.encode({"messages": MESSAGES}, tokenizer), tokenizer, None, None)
+    (example,) = task.examples(task.encode({"messages": MESSAGES}, tokenizer), Visit(tokenizer, None, None))
     before = [tokenizer.bos_id] if beginning else []
     expected = [*before, *example["tokens"], example["targets"][-1]]
     assert theirs.apply_chat_template(MESSAGES, tokenize=True, return_dict=False) == expected

@@ -14,14 +14,16 @@ from small_bert import noisy_params
 from test_certificate import BERT, BERT_ALONE, GPT2, MODELS, PICTURES, TEXTS
 
 from jaxformer.config import Experiment
+from jaxformer.data.fields.image import ImageField
 from jaxformer.data.pipeline.loader import Data
 from jaxformer.data.sources.pictures import ImageFolders
 from jaxformer.data.sources.sources import TextFiles
-from jaxformer.data.tasks.base import MaskedSentencePairs
+from jaxformer.data.tasks.causal_lm import NextToken
 from jaxformer.data.tasks.classification import Classify
 from jaxformer.data.tasks.images import ImageTask, LabelledImages
-from jaxformer.data.tasks.language import NextToken, TextToText
+from jaxformer.data.tasks.masked_lm import MaskedSentencePairs
 from jaxformer.data.tasks.question_answering import AnswerSpans
+from jaxformer.data.tasks.seq2seq import TextToText
 from jaxformer.data.tasks.tagging import TagTokens
 from jaxformer.data.tokenizers import ByteLevelBpe, SentencePiece, WordPiece
 from jaxformer.decoding.settings import Decoding
@@ -54,15 +56,15 @@ SPAN_LABELS = ("start", "end")
 SPANS = dataclasses.replace(BERT_ALONE, prediction_heads=())
 
 
-def pairs(kind="one", labels=NAMES, **fields):
+def pairs(kind="single_label", labels=NAMES, **fields):
     return Classify(pair="other", labels=labels, kind=kind, length=64, **fields)
 
 
 RUNS = {
     "filled masks": ("word_piece", BERT, MaskedLM(), MaskedSentencePairs(64)),
     "labels": ("word_piece", Classifier(BERT_ALONE, NAMES), Classification(), pairs()),
-    "many labels": ("word_piece", Classifier(BERT_ALONE, NAMES), Classification(many=True), pairs("many")),
-    "numbers": ("word_piece", Classifier(BERT_ALONE, ("n",)), Regression(), pairs("number", ("n",))),
+    "many labels": ("word_piece", Classifier(BERT_ALONE, NAMES), Classification(many=True), pairs("multi_label")),
+    "numbers": ("word_piece", Classifier(BERT_ALONE, ("n",)), Regression(), pairs("regression", ("n",))),
     "labels by a decoder": (
         "byte_level",
         Classifier(GPT2, NAMES, "last", bias=False),
@@ -120,19 +122,19 @@ RUNS = {
         None,
         Vit(PICTURES, NAMES, image=8, patch=4),
         ImageClassification(),
-        LabelledImages(size=8, channels=3, labels=NAMES),
+        LabelledImages(ImageField(8), labels=NAMES),
     ),
     "labels of grey pictures": (
         None,
         Vit(PICTURES, NAMES, image=8, patch=4, channels=1),
         ImageClassification(),
-        LabelledImages(size=8, channels=1, labels=NAMES),
+        LabelledImages(ImageField(8, 1), labels=NAMES),
     ),
     "vectors of pictures": (
         None,
         Vit(dataclasses.replace(PICTURES, residual=Residual(0.5)), image=8, patch=4),
         ImageEmbedding(),
-        ImageTask(size=8, channels=3),
+        ImageTask(ImageField(8)),
     ),
 }
 

@@ -9,8 +9,9 @@ import tokenizers
 import transformers
 from test_hf_tokenizers import TEXTS
 
+from jaxformer.data.examples import Visit
 from jaxformer.data.tasks import layouts
-from jaxformer.data.tasks.language import TextToText
+from jaxformer.data.tasks.seq2seq import TextToText
 from jaxformer.data.tokenizers import ByteLevelBpe, WordPiece, load_tokenizer
 from jaxformer.data.tokenizers.special_tokens import NAMES
 from jaxformer.interop.huggingface.text.sentence_piece_json import to_json_tokenizer
@@ -217,10 +218,10 @@ def test_an_encoder_decoder_reads_what_transformers_gives_it(kind, tmp_path):
     expected = theirs("the light was").input_ids
     pair = TextToText(99).encode({"inputs": "the light was", "targets": "called day"}, ours)
     for limit in (99, len(expected), len(expected) - 1):
-        [example] = TextToText(limit).examples(pair, ours, None, None)
+        [example] = TextToText(limit).examples(pair, Visit(ours, None, None))
         fits = limit >= len(expected)
         assert example["inputs"].tolist() == (expected if fits else [*expected[: limit - 1], expected[-1]])
-        assert bool(TextToText(limit, too_long="drop").examples(pair, ours, None, None)) == fits
+        assert bool(TextToText(limit, too_long="drop").examples(pair, Visit(ours, None, None))) == fits
 
 
 def test_a_tokenizer_json_is_completed_by_its_config(tmp_path):

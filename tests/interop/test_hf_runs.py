@@ -114,7 +114,7 @@ def bert_run(folder, tokenizer, model, objective):
 
 
 def jf_task(model):
-    from jaxformer.data.tasks.base import MaskedSentencePairs
+    from jaxformer.data.tasks.masked_lm import MaskedSentencePairs
 
     return MaskedSentencePairs(16, 2, next_sentence="next_sentence" in model.prediction_heads)
 

@@ -9,6 +9,7 @@ import transformers
 from small_vit import IMAGES, VIT, apply, noisy
 
 from jaxformer.config import Checkpoint, Experiment
+from jaxformer.data.fields.image import ImageField
 from jaxformer.data.pipeline.loader import Data
 from jaxformer.data.sources.pictures import ImageFolders
 from jaxformer.data.tasks.images import ImageTask, LabelledImages
@@ -46,7 +47,7 @@ MODELS = {
 def run_of(model, folder):
     """A run on disk, with parameters drawn at random."""
     names = model.labels
-    task = LabelledImages(size=12, channels=1, labels=names) if names else ImageTask(size=12, channels=1)
+    task = LabelledImages(ImageField(12, 1), labels=names) if names else ImageTask(ImageField(12, 1))
     objective = ImageClassification() if names else ImageEmbedding()
     experiment = Experiment(model, objective, Data(ImageFolders(""), task, 8), None, AdamW(Schedule(1e-5)), steps=1)
     run = Run(folder, experiment, None, 0, noisy(model), make_mesh(Mesh(1), jax.devices()[:1]))

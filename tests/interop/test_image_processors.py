@@ -13,6 +13,7 @@ import pytest
 import transformers
 from PIL import Image
 
+from jaxformer.data.fields.image import ImageField
 from jaxformer.data.tasks.images import ImageTask
 from jaxformer.errors import InputError
 from jaxformer.interop.huggingface.images import (
@@ -70,9 +71,9 @@ def pictures(least=1):
 
 def ours(folder, picture):
     """Pixels [height, width, channels] as the model gets them."""
-    task = ImageTask(channels=3, **read_preparation(folder, VIT).task)
+    task = ImageTask(ImageField(**read_preparation(folder, VIT).field))
     model = with_pixels(VIT, folder)
-    return np.asarray(normalise(jnp.asarray(task.asked([picture])[0].pixels), model.mean, model.std))
+    return np.asarray(normalise(jnp.asarray(task.prepare_requests([picture])[0].pixels), model.mean, model.std))
 
 
 def theirs(folder, picture):
@@ -95,7 +96,7 @@ def test_without_resizing_the_middle_is_seen(tmp_path):
     for picture in pictures(least=24):
         np.testing.assert_allclose(ours(tmp_path, picture), theirs(tmp_path, picture), atol=1e-5)
     small = next(pictures())
-    with pytest.raises(InputError, match=r"^image 1: 31 × 17 pixels: expected 24 × 24 or more with task.fit=none$"):
+    with pytest.raises(InputError, match=r"^image 1: 31 × 17 pixels: expected 24 × 24 or more with fit=none$"):
         ours(tmp_path, small)
     write(tmp_path, {**VIT_FIELDS, "do_resize": False})
     exact = small.resize((24, 24))
@@ -107,9 +108,9 @@ def test_a_file_that_says_only_its_class_means_the_class_of_transformers(kind, t
     write(tmp_path, {"image_processor_type": kind})
     large = Vit(VIT.transformer, image=224, patch=16)
     picture = next(pictures())
-    task = ImageTask(channels=3, **read_preparation(tmp_path, large).task)
+    task = ImageTask(ImageField(**read_preparation(tmp_path, large).field))
     model = with_pixels(large, tmp_path)
-    found = normalise(jnp.asarray(task.asked([picture])[0].pixels), model.mean, model.std)
+    found = normalise(jnp.asarray(task.prepare_requests([picture])[0].pixels), model.mean, model.std)
     np.testing.assert_allclose(found, theirs(tmp_path, picture), atol=1e-5)
 
 
@@ -125,19 +126,19 @@ def test_a_processors_config_has_the_same_fields_inside(tmp_path):
 @pytest.mark.parametrize(
     "task",
     [
-        ImageTask(24),
-        ImageTask(24, crop=24 / 27, resample="bilinear"),
-        ImageTask(24, fit="stretch", resample="lanczos"),
-        ImageTask(24, fit="stretch", crop=24 / 31),
+        ImageField(24),
+        ImageField(24, crop=24 / 27, resample="bilinear"),
+        ImageField(24, fit="stretch", resample="lanczos"),
+        ImageField(24, fit="stretch", crop=24 / 31),
     ],
 )
 def test_what_a_task_does_is_written_for_transformers_and_read_again(task, tmp_path):
     write(tmp_path, {})
     model = Vit(VIT.transformer, image=24, patch=4, mean=(0.4, 0.5, 0.6), std=(0.2,))
     write_preprocessor(tmp_path, model, task)
-    assert ImageTask(**read_preparation(tmp_path, model).task) == task
+    assert ImageField(**read_preparation(tmp_path, model).field) == task
     for picture in pictures():
-        mine = normalise(jnp.asarray(task.asked([picture])[0].pixels), model.mean, model.std)
+        mine = normalise(jnp.asarray(task.prepare_requests([picture])[0].pixels), model.mean, model.std)
         np.testing.assert_allclose(mine, theirs(tmp_path, picture), atol=1e-5)
 
 
@@ -183,5 +184,7 @@ def test_a_model_of_grey_images_refuses_a_conversion_to_colours(tmp_path):
 
 def test_a_task_of_another_size_than_the_model_is_not_exported(tmp_path):
     write(tmp_path, {})
-    with pytest.raises(InputError, match=r"data.task.size=32 differs from model.image=24: vit in transformers takes"):
-        write_preprocessor(tmp_path, VIT, ImageTask(32))
+    with pytest.raises(
+        InputError, match=r"data.task.image.size=32 differs from model.image=24: vit in transformers takes"
+    ):
+        write_preprocessor(tmp_path, VIT, ImageField(32))

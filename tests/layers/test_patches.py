@@ -60,8 +60,8 @@ def test_pixels_are_normalised_and_floats_are_taken_as_they_are():
 @pytest.mark.parametrize(
     ("shape", "line"),
     [
-        ((30, 30, 3), "data.task.size=30 is not a multiple of model.patch=16; 32 would be"),
-        ((32, 32, 1), "data.task.channels=1 differs from model.channels=3"),
+        ((30, 30, 3), "data.task.image.size=30 is not a multiple of model.patch=16; 32 would be"),
+        ((32, 32, 1), "data.task.image.channels=1 differs from model.channels=3"),
     ],
 )
 def test_images_that_a_model_cannot_read(shape, line):

@@ -9,6 +9,7 @@ from sklearn import metrics as sklearn
 from small_bert import noisy_params
 from small_classifier import LABELS, small_backbone, write_reviews
 
+from jaxformer.data.examples import Visit
 from jaxformer.data.pipeline import lanes
 from jaxformer.data.tasks.classification import Classify
 from jaxformer.data.tokenizers import WordPiece
@@ -26,7 +27,7 @@ PARAMS = noisy_params(MODEL, np.zeros((1, 4), np.int32))
 RNG = np.random.default_rng(0)
 
 
-def batch_of(targets, kind="one", examples_per_row=1, labels=NAMES):
+def batch_of(targets, kind="single_label", examples_per_row=1, labels=NAMES):
     """Rows of 16 tokens, with as many examples of random tokens as there is room for."""
     task = Classify(labels=labels, length=16, kind=kind, examples_per_row=examples_per_row)
     rng = np.random.default_rng(1)
@@ -100,11 +101,11 @@ def test_ranks_are_of_all_documents(tokenizer):
         for size in RNG.integers(1, 20, 30)
     ]
     for pair in (None, "other"):
-        task = Classify(pair=pair, labels=("likeness",), kind="number", length=12)
+        task = Classify(pair=pair, labels=("likeness",), kind="regression", length=12)
         found = objective.document_scores(model, params, tokenizer, task, documents)
         values = []
         for document in documents:
-            [row] = task.examples(task.encode(document, tokenizer), tokenizer, None, None)
+            [row] = task.examples(task.encode(document, tokenizer), Visit(tokenizer, None, None))
             inputs = {name: row[name][None] for name in ("tokens", "token_types", "cls_positions")}
             values.append(float(apply(inputs)))
         expected = stats.spearmanr(values, [document["label"] for document in documents]).statistic
@@ -117,10 +118,10 @@ def test_ranks_are_of_all_documents(tokenizer):
             assert float(objective.document_scores(model, params, tokenizer, task, rows)["spearman"].value) == 0
 
 
-@pytest.mark.parametrize("kind", ["one", "many"])
+@pytest.mark.parametrize("kind", ["single_label", "multi_label"])
 def test_packing_and_padding_change_nothing(kind):
-    truth = RNG.integers(0, 3, 9) if kind == "one" else RNG.integers(0, 2, (9, 3))
-    objective = Classification(many=kind == "many")
+    truth = RNG.integers(0, 3, 9) if kind == "single_label" else RNG.integers(0, 2, (9, 3))
+    objective = Classification(many=kind == "multi_label")
     alone, packed = (
         objective.report(merge([objective(MODEL, PARAMS, batch_of(truth, kind, examples))])) for examples in (1, 3)
     )
@@ -142,7 +143,7 @@ def tokenizer(tmp_path_factory):
 
 def test_texts_and_pairs_are_predicted_with_probabilities(tokenizer):
     texts = ["a great film", "the plot is dull\tand it is poor", "great " * 90]
-    pairs = Classify(pair="b", labels=NAMES).asked(texts)
+    pairs = Classify(pair="b", labels=NAMES).prepare_requests(texts)
     answers = Classification().predict(MODEL, PARAMS, tokenizer, pairs)
     assert [answer.text for answer in answers] == texts
     for answer in answers:
@@ -153,7 +154,7 @@ def test_texts_and_pairs_are_predicted_with_probabilities(tokenizer):
     assert str(alone).splitlines()[0] == texts[0] and str(alone).splitlines()[1].endswith(f"%  {alone.labels[0][0]}")
     task = Classify(text="a", pair="b", labels=NAMES, length=16)
     columns = dict(zip("ab", texts[1].split("\t"), strict=True)) | {"label": 0}
-    [example] = task.examples(task.encode(columns, tokenizer), tokenizer, None, None)
+    [example] = task.examples(task.encode(columns, tokenizer), Visit(tokenizer, None, None))
     inputs = {name: example[name][None] for name in ("tokens", "token_types", "cls_positions")}
     logits = np.asarray(MODEL.apply({"params": PARAMS}, **inputs).logits)[0, 0]
     assert answers[1].labels[0][0] == NAMES[logits.argmax()]
@@ -163,11 +164,13 @@ def test_texts_and_pairs_are_predicted_with_probabilities(tokenizer):
 
 def test_a_tab_is_a_blank_for_a_model_of_single_texts(tokenizer):
     texts = ["the plot is dull\tand it is poor", "the plot is dull and it is poor"]
-    asked = Classify(labels=NAMES).asked(texts)
+    asked = Classify(labels=NAMES).prepare_requests(texts)
     assert asked == texts
     tab, blank = Classification().predict(MODEL, PARAMS, tokenizer, asked)
     assert tab.labels == blank.labels and tab.text == texts[0]
-    [pair] = Classification().predict(MODEL, PARAMS, tokenizer, Classify(pair="b", labels=NAMES).asked(texts[:1]))
+    [pair] = Classification().predict(
+        MODEL, PARAMS, tokenizer, Classify(pair="b", labels=NAMES).prepare_requests(texts[:1])
+    )
     assert pair.labels != blank.labels and pair.text == texts[0]
 
 
@@ -176,7 +179,8 @@ def test_held_out_texts_are_shown_with_what_they_are(tokenizer):
     params = noisy_params(model, np.zeros((1, 4), np.int32))
     texts = ["a great film", "the plot is dull", "it is warm"]
     examples = [
-        task.examples(task.encode({"text": text, "label": 1}, tokenizer), tokenizer, None, None)[0] for text in texts
+        task.examples(task.encode({"text": text, "label": 1}, tokenizer), Visit(tokenizer, None, None))[0]
+        for text in texts
     ]
     batch = lanes.empty_batch(2, task.row)
     lanes.write_row(batch, 0, examples[:2], task.row)
@@ -208,7 +212,7 @@ ROW = Classify(labels=NAMES).row
             "data.task.form: .* expected decoder",
         ),
         (Regression(), MODEL, ROW, "expected one, the name of the number"),
-        (Regression(), Classifier(small_backbone(), ("a",)), ROW, "set data.task.kind=number"),
+        (Regression(), Classifier(small_backbone(), ("a",)), ROW, "set data.task.kind=regression"),
     ],
 )
 def test_what_does_not_go_together_is_said_in_one_line(objective, model, row, words):

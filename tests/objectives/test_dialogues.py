@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from small_writer import small_run, small_tokenizer
 
+from jaxformer.data.examples import Visit
 from jaxformer.data.pipeline import lanes
 from jaxformer.data.tasks.dialogue import Dialogue, DialogueTemplate
 from jaxformer.decoding.scoring import score
@@ -24,7 +25,7 @@ def tokenizer(tmp_path_factory):
 def test_a_dialogue_is_answered_as_it_was_learned(tokenizer):
     """Prompts are the tokens before the answer in the rows of `Dialogue`, and the answer ends with its turn."""
     run = small_run(tokenizer, CausalLM(decoding=Decoding(max_new_tokens=4, temperature=0), template=TEMPLATE))
-    (example,) = TASK.examples(TASK.encode({"messages": TURNS}, tokenizer), tokenizer, None, None)
+    (example,) = TASK.examples(TASK.encode({"messages": TURNS}, tokenizer), Visit(tokenizer, None, None))
     (prompt,) = run.objective.prompts(tokenizer, ["w1 w2"])
     given = int(np.argmax(example["weights"])) + 1
     np.testing.assert_array_equal(prompt, example["tokens"][:given])

@@ -8,6 +8,7 @@ import pytest
 import torch
 from small_vit import AUTOENCODER, IMAGES, VIT, noisy
 
+from jaxformer.data.fields.image import ImageField
 from jaxformer.data.tasks.images import LabelledImages, MaskedPatches, Prepared
 from jaxformer.errors import InputError
 from jaxformer.layers.patches import patchify
@@ -22,7 +23,7 @@ BATCH = {
     "labels": np.array([[2, 0], [0, 1], [1, 2], [0, 0]], np.int32),
     "weights": np.array([[1, 0], [0.3, 0.7], [0.6, 0.4], [0, 0]], np.float32),  # The last row has no image.
 }
-TASK = LabelledImages(size=12, channels=1, labels=VIT.labels)
+TASK = LabelledImages(ImageField(12, 1), labels=VIT.labels)
 OBJECTIVE = ImageClassification(label_smoothing=0.2)
 
 
@@ -103,20 +104,25 @@ def test_a_patch_of_one_colour_is_normalised_without_a_division_by_zero():
     [
         (OBJECTIVE, dataclasses.replace(VIT, labels=()), TASK, "needs a Vit with labels; the model is a Vit without"),
         (OBJECTIVE, AUTOENCODER, TASK, "needs a Vit with labels; the model is a MaskedAutoencoder"),
-        (OBJECTIVE, VIT, MaskedPatches(size=12, patch=4, channels=1), "rows have no labels; use LabelledImages"),
+        (OBJECTIVE, VIT, MaskedPatches(ImageField(12, 1), patch=4), "rows have no labels; use LabelledImages"),
         (
             OBJECTIVE,
             VIT,
             dataclasses.replace(TASK, size=13),
-            "data.task.size=13 is not a multiple of model.patch=4; 12",
+            "data.task.image.size=13 is not a multiple of model.patch=4; 12",
         ),
-        (OBJECTIVE, VIT, dataclasses.replace(TASK, channels=3), "data.task.channels=3 differs from model.channels=1"),
+        (
+            OBJECTIVE,
+            VIT,
+            dataclasses.replace(TASK, image=ImageField(12, 3)),
+            "data.task.image.channels=3 differs from model.channels=1",
+        ),
         (MaskedAutoencoding(), VIT, TASK, "needs a MaskedAutoencoder; the model is a Vit"),
         (MaskedAutoencoding(), AUTOENCODER, TASK, "rows have no noise; use MaskedPatches"),
         (
             MaskedAutoencoding(),
             AUTOENCODER,
-            MaskedPatches(size=16, patch=4, channels=1),
+            MaskedPatches(ImageField(16, 1), patch=4),
             "size 16 and 16 patches; expected model.image=12 and the 9 patches of model.patch=4",
         ),
         (ImageEmbedding(), VIT, TASK, "predicts only; expected one that trains: ImageClassification"),

@@ -11,6 +11,7 @@ from hf_weights import TOLERANCE, as_ours, redraw
 from small_bert import noisy_params, small_transformer
 
 from jaxformer.config import Checkpoint, Evaluation, Experiment, Log
+from jaxformer.data.examples import Visit
 from jaxformer.data.pipeline import lanes
 from jaxformer.data.pipeline.loader import Data
 from jaxformer.data.sources.sources import JsonLines
@@ -60,7 +61,7 @@ def batch_of(rows, tokenizer, task=TASK):
     """A batch whose rows hold these examples, each in one window, laid out as the lanes do it."""
     batch = lanes.empty_batch(len(rows), task.row)
     for number, row in enumerate(rows):
-        some = [task.examples(task.encode(EXAMPLES[one], tokenizer), tokenizer, None, None)[0] for one in row]
+        some = [task.examples(task.encode(EXAMPLES[one], tokenizer), Visit(tokenizer, None, None))[0] for one in row]
         lanes.write_row(batch, number, some, task.row)
     return batch
 

@@ -8,8 +8,8 @@ from rouge_score import rouge_scorer
 from small_bert import noisy_params, small_bert
 from small_writer import END, PAD, PIECES, QUIET, small_tokenizer
 
-from jaxformer.data.tasks.language import TextToText
 from jaxformer.data.tasks.multi import MultiTask
+from jaxformer.data.tasks.seq2seq import TextToText
 from jaxformer.data.tasks.span_corruption import SpanCorruption
 from jaxformer.decoding.generate import generate
 from jaxformer.decoding.settings import Decoding

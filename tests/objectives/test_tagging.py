@@ -12,6 +12,7 @@ import transformers
 from hf_weights import TOLERANCE, as_ours, redraw
 from small_bert import noisy_params, small_transformer
 
+from jaxformer.data.examples import Visit
 from jaxformer.data.pipeline import lanes
 from jaxformer.data.pipeline.loader import Data, evaluation_batches
 from jaxformer.data.sources.sources import JsonLines
@@ -56,7 +57,7 @@ def batch_of(rows, tokenizer, length=24):
     rng = np.random.default_rng(0)
     batch = lanes.empty_batch(len(rows), task.row)
     for number, row in enumerate(rows):
-        some = [task.examples(task.encode(SENTENCES[one], tokenizer), tokenizer, rng, None)[0] for one in row]
+        some = [task.examples(task.encode(SENTENCES[one], tokenizer), Visit(tokenizer, rng, None))[0] for one in row]
         lanes.write_row(batch, number, some, task.row)
     return batch
 

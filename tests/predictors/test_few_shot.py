@@ -130,12 +130,12 @@ def test_what_is_classified_can_be_asked(run, tmp_path):
     assert 0 <= few_shot(run, questions, FewShot(shots=2, separator=" "), pool=questions).accuracy <= 1
     pairs = questions_of(source, dataclasses.replace(task, pair="other"), "{text} {pair}", (" w1", " w2"), most=3)
     assert pairs == [Question(f"w{n} w{n + 1} w9", (" w1", " w2"), n % 2) for n in (0, 2, 4)]
-    with pytest.raises(InputError, match="label 'w0 w1': not known; expected one of w20, w21"):
+    with pytest.raises(InputError, match="label 'w0 w1': unknown; expected one of w20, w21"):
         questions_of(source, dataclasses.replace(task, label="review"))
     with pytest.raises(InputError, match="expected one for each of the labels w20, w21"):
         questions_of(source, task, choices=(" w1",))
-    with pytest.raises(InputError, match=r"task.kind=number: expected one"):
-        questions_of(source, Classify("review", labels=("w20",), kind="number"))
+    with pytest.raises(InputError, match=r"task.kind=regression: expected single_label"):
+        questions_of(source, Classify("review", labels=("w20",), kind="regression"))
 
 
 def test_what_cannot_be_asked_is_refused(run, tokenizer):

@@ -14,6 +14,7 @@ from small_vit import VIT
 import jaxformer as jf
 from jaxformer import cli
 from jaxformer.config import Checkpoint, Evaluation, Experiment, Log
+from jaxformer.data.fields.image import ImageField
 from jaxformer.data.pipeline.loader import Data
 from jaxformer.data.tasks.images import LabelledImages
 from jaxformer.data.tokenizers import WordPiece
@@ -30,7 +31,8 @@ def experiment(tmp_path_factory):
     """A ViT that tells light pictures from dark ones."""
     sources = tiny_images.sources(tmp_path_factory.mktemp("data"))
     task = LabelledImages(
-        size=12, channels=1, labels=tiny_images.LABELS, augmentation=Augmentation(scale=(0.5, 1.0)), crop=0.9
+        ImageField(size=12, channels=1, augmentation=Augmentation(scale=(0.5, 1.0)), crop=0.9),
+        labels=tiny_images.LABELS,
     )
     return Experiment(
         model=dataclasses.replace(VIT, labels=tiny_images.LABELS, std=(0.25,)),

@@ -11,14 +11,16 @@ import small_vit
 from PIL import Image
 from small_writer import small_run, small_tokenizer
 
-from jaxformer.data.tasks.base import MaskedSentencePairs
+from jaxformer.data.fields.image import ImageField
+from jaxformer.data.tasks.causal_lm import NextToken
 from jaxformer.data.tasks.classification import Classify
 from jaxformer.data.tasks.dialogue import Dialogue
 from jaxformer.data.tasks.images import ImageTask, MaskedPatches
-from jaxformer.data.tasks.language import NextToken, PrefixLM, TextToText
+from jaxformer.data.tasks.masked_lm import MaskedSentencePairs
 from jaxformer.data.tasks.multi import MultiTask
 from jaxformer.data.tasks.pairs import TextPairs
 from jaxformer.data.tasks.question_answering import AnswerSpans
+from jaxformer.data.tasks.seq2seq import PrefixLM, TextToText
 from jaxformer.data.tasks.span_corruption import SpanCorruption
 from jaxformer.data.tasks.tagging import TagTokens
 from jaxformer.decoding.settings import Decoding
@@ -53,8 +55,8 @@ ASKED = {
     "answers": (AnswerSpans(), ANSWER, ["Who ran?\tThe dog ran."]),
     "pairs": (TextPairs(first="inputs", second="targets"), PAIR, ["the dog ran", "der Hund"]),
     "dialogues": (Dialogue(), {"messages": TURNS}, ["Who?"]),
-    "an image's path": (ImageTask(size=8), {"image": "a/b.png"}, ["a/b.png"]),
-    "hidden patches": (MaskedPatches(size=16), {"image": "a/b.png"}, []),
+    "an image's path": (ImageTask(ImageField(8)), {"image": "a/b.png"}, ["a/b.png"]),
+    "hidden patches": (MaskedPatches(ImageField(16)), {"image": "a/b.png"}, []),
 }
 
 
@@ -69,9 +71,9 @@ def test_what_is_asked_fits_the_task_and_is_quoted_for_a_shell(task, example, as
 
 
 def test_pixels_become_a_file(tmp_path):
-    (path,) = ImageTask(size=12, channels=1).requests({"image": small_vit.IMAGES[0]}, tmp_path)
+    (path,) = ImageTask(ImageField(12, 1)).requests({"image": small_vit.IMAGES[0]}, tmp_path)
     assert (np.asarray(Image.open(path)) == small_vit.IMAGES[0, ..., 0]).all()
-    ImageTask(size=12, channels=1).requests({"image": small_vit.IMAGES[1]}, tmp_path)
+    ImageTask(ImageField(12, 1)).requests({"image": small_vit.IMAGES[1]}, tmp_path)
     assert (np.asarray(Image.open(path)) == small_vit.IMAGES[0, ..., 0]).all(), "a file that is there stays"
 
 

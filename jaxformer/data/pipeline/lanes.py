@@ -1,13 +1,13 @@
-"""Step 4 of the way of the data: lanes, each of which packs examples into rows of its own.
+"""Step 4 of the data pipeline: lanes, each of which packs examples into its own rows.
 
-A global batch of B rows is B lanes. Lane r visits every B-th document of one endless order, from the
-r-th on, and its n-th row is a function of (seed, n, r) alone: of no other lane, host or restart. A lane
-is described completely by a few integers, its state, int32 [S]:
+A global batch of B rows is B lanes. Lane r visits every B-th document of one endless order, starting at the r-th, and
+its n-th row is a function of (seed, n, r) only: other lanes, hosts and restarts do not affect it. The state of a lane
+is a few integers, int32 [S]:
 
-    next visit, turn, (visit, example) of each open document, (visit, example) of each waiting example
+    next visit, turn, (visit, example) of each open document, (visit, example) of each pending example
 
-A visit is one reading of one document, counted within the lane; -1 is none. Whoever holds a state
-restores the lane by encoding the documents that it names.
+A visit is one reading of one document, counted within the lane; -1 is none. A lane is restored from its state by
+encoding the documents of these visits.
 """
 
 import collections
@@ -18,21 +18,22 @@ from typing import Any, NamedTuple
 import grain
 import numpy as np
 
+from jaxformer.data.examples import Example, Feature, Visit
 from jaxformer.data.sources.sources import components, located, random_index
-from jaxformer.data.tasks.base import Example, Feature, Task
+from jaxformer.data.tasks.base import Task
 from jaxformer.data.tokenizers import Tokenizer
-from jaxformer.errors import InputError
+from jaxformer.errors import InputError, under
 
-# Characters of encoded documents that a reader keeps; about four bytes of memory each.
 _CACHE_SIZE = 2**25
+"""Size of the encoded documents that a reader caches, in units of four bytes; a character takes about one."""
 _NO_VISIT = -1
 _COUNT = np.arange(2**20, dtype=np.int32)
-# Beside each of these arrays a row has the segments and the positions of its entries.
-_NUMBERED = {"tokens": ("segments", "position_ids"), "inputs": ("input_segments", "input_position_ids")}
+PACKED_KEYS = {"tokens": ("segments", "position_ids"), "inputs": ("input_segments", "input_position_ids")}
+"""The arrays for whose entries a row has segments and position ids, and the keys of these."""
 
 
 class Reader:
-    """What the lanes of a process share: from the number of a visit to its examples."""
+    """The documents that the lanes of a process share: returns the examples of a visit."""
 
     def __init__(
         self,
@@ -49,31 +50,33 @@ class Reader:
         self.visits = len(order)
 
     def examples(self, visit: int) -> list[Example]:
-        """The examples of a visit, a function of (seed, visit) alone."""
+        """The examples of a visit, a function of (seed, visit) only."""
         index = int(self._order[visit])
         return self._read(index, np.random.default_rng((self._seed, visit)))
 
     def check(self, name: str) -> None:
-        """Raises InputError if no document, or none of a mixture's component, gives an example; looks only as far as
-        the first."""
-        if len(self._documents) < self._task.least_documents:
-            raise InputError(
-                f"{name}: holds {len(self._documents)} document; {type(self._task).__name__} needs "
-                f"{self._task.least_documents} or more"
-            )
+        """Raises InputError if no document, or none of a mixture's component, gives an example.
+
+        Reads documents up to the first that gives one.
+        """
+        task, least = type(self._task).__name__, self._task.min_documents
+        if len(self._documents) < least:
+            raise InputError(f"{name}: holds {len(self._documents)} document; {task} needs {least} or more")
         for part, indices in components(self._documents, name):
             if not any(self._read(index, np.random.default_rng((self._seed, index))) for index in indices):
                 raise InputError(
-                    f"{part}: has no {self._task.need}, so {type(self._task).__name__} makes no example; "
-                    "give other documents or another task"
+                    f"{part}: has no {self._task.requirement}, so {task} makes no example; expected other documents or "
+                    "another task"
                 )
 
     def check_source(self, name: str) -> None:
-        """Raises InputError where the task can learn nothing from such documents."""
-        self._task.check_source(self._documents, name)
+        """Raises InputError if the source as a whole teaches the task nothing, such as labels of one class."""
+        with under("data.task"):
+            self._task.check_source(self._documents, name)
 
     def _read(self, index: int, rng: np.random.Generator) -> list[Example]:
-        return self._task.examples(self._document(index), self._tokenizer, rng, lambda rng: self._draw(index, rng))
+        visit = Visit(self._tokenizer, rng, lambda rng: self._draw(index, rng))
+        return self._task.examples(self._document(index), visit)
 
     def _draw(self, index: int, rng: np.random.Generator) -> Any:
         other = index
@@ -87,7 +90,9 @@ class Reader:
             self._cache.move_to_end(index)
             return document
         with located(self._documents, index):
-            document = self._task.encode(self._documents[index], self._tokenizer)
+            example = self._documents[index]
+            with under("data.task"):
+                document = self._task.encode(example, self._tokenizer)
         self._cache[index] = document
         self._cached += document.size
         while self._cached > _CACHE_SIZE and len(self._cache) > 1:
@@ -95,22 +100,24 @@ class Reader:
         return document
 
 
-class Marked(NamedTuple):
-    """An example and where it comes from: example `index` of a lane's `visit`."""
+class PendingExample(NamedTuple):
+    """An example that waits for room in a row."""
 
     visit: int
+    """The lane's visit that it comes from."""
     index: int
+    """Its index among the examples of the visit."""
     sizes: tuple[int, ...]
+    """Entries of its arrays, in the order of the features."""
     example: Example
 
 
 class Lane:
     """The rows of lane `number` of `lanes`.
 
-    Several documents are open at once and take turns, so that the rows of a long one are spread over
-    many steps. With packing, `lookahead` examples wait, and a row takes the oldest of them and then
-    again and again the longest that still fits, inputs counted in: an example is never cut, and waits
-    for at most `lookahead` rows.
+    Several documents are open at once and take turns, so that the rows of a long one are spread over many steps. With
+    packing, up to `lookahead` examples are pending: a row takes the oldest of them, and then repeatedly the longest one
+    (tokens and inputs together) that still fits. An example is never cut, and is pending for at most `lookahead` rows.
     """
 
     def __init__(
@@ -120,52 +127,54 @@ class Lane:
         number: int,
         lanes: int,
         state: Sequence[int],
-        opened: int,
+        num_open: int,
     ):
-        """`state` is a row of `initial_state`, or what `self.state()` once was."""
+        """`state` is a row of `initial_state`, or an earlier result of `state`."""
         self._reader, self._features, self._number, self._lanes = reader, features, number, lanes
         self._next, self._turn, *numbers = map(int, state)
         marks = list(zip(numbers[::2], numbers[1::2], strict=True))
-        self._open = marks[:opened]
-        self._examples: list[list[Example] | None] = [None] * opened
-        self._lookahead = len(marks) - opened
-        self._waiting = [
-            self._mark(visit, index, self._visit(visit)) for visit, index in marks[opened:] if visit != _NO_VISIT
+        self._open = marks[:num_open]
+        self._examples: list[list[Example] | None] = [None] * num_open
+        self._lookahead = len(marks) - num_open
+        self._pending = [
+            self._pending_example(visit, index, self._visit(visit))
+            for visit, index in marks[num_open:]
+            if visit != _NO_VISIT
         ]
 
     def state(self) -> list[int]:
-        """S numbers, with which a lane continues after the row made last."""
-        marks = self._open + [marked[:2] for marked in self._waiting]
-        marks += [(_NO_VISIT, 0)] * (self._lookahead - len(self._waiting))
+        """S integers, from which a lane continues after its last row."""
+        marks = self._open + [pending[:2] for pending in self._pending]
+        marks += [(_NO_VISIT, 0)] * (self._lookahead - len(self._pending))
         return [self._next, self._turn, *(number for mark in marks for number in mark)]
 
     def next_row(self) -> list[Example]:
-        """The examples of the next row; none where the order of the documents has come to its end."""
+        """The examples of the next row; none after the end of the documents' order."""
         if not self._lookahead:
             taken = self._take()
             return [taken.example] if taken else []
         row: list[Example] = []
         room = [feature.capacity for feature in self._features.values()]
-        numbered = [index for index, key in enumerate(self._features) if key in _NUMBERED]
+        packed = [index for index, key in enumerate(self._features) if key in PACKED_KEYS]
         while True:
             self._refill()
             fitting = [
-                number for number, marked in enumerate(self._waiting) if all(map(operator.le, marked.sizes, room))
+                number for number, pending in enumerate(self._pending) if all(map(operator.le, pending.sizes, room))
             ]
             if not fitting:
                 return row
-            # The oldest begins the row, so that none waits for ever.
-            best = max(fitting, key=lambda n: sum(self._waiting[n].sizes[i] for i in numbered)) if row else 0
-            taken = self._waiting.pop(best)
+            # The oldest one begins the row, so that none is pending for ever.
+            best = max(fitting, key=lambda n: sum(self._pending[n].sizes[i] for i in packed)) if row else 0
+            taken = self._pending.pop(best)
             room = list(map(operator.sub, room, taken.sizes))
             row.append(taken.example)
 
     def _refill(self) -> None:
-        while len(self._waiting) < self._lookahead and (taken := self._take()):
-            self._waiting.append(taken)
+        while len(self._pending) < self._lookahead and (taken := self._take()):
+            self._pending.append(taken)
 
-    def _take(self) -> Marked | None:
-        """The next example of the open document whose turn it is; None at the end."""
+    def _take(self) -> PendingExample | None:
+        """The next example of the open document whose turn it is; None after the last document."""
         for _ in self._open:
             turn, self._turn = self._turn, (self._turn + 1) % len(self._open)
             visit, index = self._open[turn]
@@ -178,13 +187,13 @@ class Lane:
                 examples = self._visit(visit)
             if index < len(examples):
                 self._open[turn], self._examples[turn] = (visit, index + 1), examples
-                return self._mark(visit, index, examples)
+                return self._pending_example(visit, index, examples)
             self._open[turn], self._examples[turn] = (_NO_VISIT, 0), []
         return None
 
-    def _mark(self, visit: int, index: int, examples: list[Example]) -> Marked:
+    def _pending_example(self, visit: int, index: int, examples: list[Example]) -> PendingExample:
         example = examples[index]
-        return Marked(visit, index, tuple(len(example[key]) for key in self._features), example)
+        return PendingExample(visit, index, tuple(len(example[key]) for key in self._features), example)
 
     def _visit(self, visit: int) -> list[Example]:
         return [] if visit == _NO_VISIT else self._reader.examples(self._global(visit))
@@ -193,27 +202,27 @@ class Lane:
         return visit * self._lanes + self._number
 
 
-def initial_state(lanes: int, opened: int, lookahead: int) -> np.ndarray:
-    """int32 [lanes, 2 + 2 * (opened + lookahead)], before the first row."""
-    marks = [_NO_VISIT, 0] * (opened + lookahead)
+def initial_state(lanes: int, num_open: int, lookahead: int) -> np.ndarray:
+    """int32 [lanes, 2 + 2 * (num_open + lookahead)], before the first row."""
+    marks = [_NO_VISIT, 0] * (num_open + lookahead)
     return np.tile(np.array([0, 0, *marks], np.int32), (lanes, 1))
 
 
 def empty_batch(rows: int, features: dict[str, Feature]) -> dict[str, np.ndarray]:
-    """Arrays of zeros [rows, capacity, ...] for `features`, and segments and positions beside `tokens` and `inputs`."""
+    """Arrays of zeros [rows, capacity, ...] for `features`, and segments and positions of the `PACKED_KEYS`."""
     batch = {
         key: np.zeros((rows, feature.capacity, *feature.shape), feature.dtype) for key, feature in features.items()
     }
-    for key, names in _NUMBERED.items():
+    for key, names in PACKED_KEYS.items():
         if key in features:
             batch |= {name: np.zeros((rows, features[key].capacity), np.int32) for name in names}
     return batch
 
 
 def write_row(batch: dict[str, np.ndarray], number: int, row: list[Example], features: dict[str, Feature]) -> None:
-    """Lays examples one after the other into row `number` of a batch of zeros.
+    """Writes examples one after the other into row `number` of a batch of zeros.
 
-    An example has one number in all segments of the row, so that its tokens find its inputs.
+    An example has the same segment in all arrays of the row, which connects its tokens to its inputs.
     """
     ends = dict.fromkeys(features, 0)
     for segment, example in enumerate(row, 1):
@@ -223,7 +232,7 @@ def write_row(batch: dict[str, np.ndarray], number: int, row: list[Example], fea
             end = ends[key]
             ends[key] = stop = end + len(values)
             batch[key][number, end:stop] = values + start if feature.offset and start else values
-            if key in _NUMBERED:
-                segments, position_ids = _NUMBERED[key]
+            if key in PACKED_KEYS:
+                segments, position_ids = PACKED_KEYS[key]
                 batch[segments][number, end:stop] = segment
                 batch[position_ids][number, end:stop] = _COUNT[: stop - end]

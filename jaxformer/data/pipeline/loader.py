@@ -1,4 +1,4 @@
-"""The host's half of step 5: batches of this process's rows, prefetched, with the lanes' states."""
+"""Step 5 of the data pipeline, on the host: prefetched batches of this process's rows, with the lanes' states."""
 
 import contextlib
 import dataclasses
@@ -10,22 +10,25 @@ from typing import Self
 import grain
 import numpy as np
 
+from jaxformer import fields
+from jaxformer.data.examples import Feature
 from jaxformer.data.messages import Problems
 from jaxformer.data.pipeline import lanes
 from jaxformer.data.sources.sources import Source, in_order, located, scanned, shuffled
 from jaxformer.data.tasks.base import Task
 from jaxformer.data.tokenizers import Tokenizer
-from jaxformer.errors import InputError
+from jaxformer.errors import InputError, under
 from jaxformer.progress import phase
 
 Batch = dict[str, np.ndarray]
 
 _CHECKED = 100_000
+"""Documents of each source that are checked before training, at most."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """What is read, what is made of it, and how many rows of it a step sees."""
+    """Sources, task and batch."""
 
     train: Source
     """Documents to train on."""
@@ -36,43 +39,41 @@ class Data:
     validation: Source | None = None
     """Held-out documents to evaluate on."""
     pack: bool = False
-    """Lay several examples into a row, as long as they fit."""
+    """Pack several examples into a row if they fit."""
     open_documents: int = 8
-    """Documents that take turns in each row of the batch; more of them mix better."""
+    """Documents that take turns in each row of the batch; more of them mix the examples better."""
     lookahead: int = 16
-    """With pack: examples to choose from when a row has room left."""
+    """With pack: pending examples to fill the rest of a row from."""
     workers: int = 0
     """Processes that prepare training batches; 0 is one thread of this process."""
     prefetch: int = 8
     """Batches prepared in advance."""
 
     def __post_init__(self):
-        least = {"batch": 1, "open_documents": 1, "lookahead": 1, "workers": 0, "prefetch": 1}
-        for field, limit in least.items():
-            if getattr(self, field) < limit:
-                raise InputError(f"data.{field} {getattr(self, field)}: must be {limit} or more")
+        for field in ("batch", "open_documents", "lookahead", "prefetch"):
+            fields.at_least(f"data.{field}", getattr(self, field), 1)
+        fields.at_least("data.workers", self.workers, 0)
 
     @property
-    def waiting(self) -> int:
-        """Examples that wait in a lane."""
+    def num_pending(self) -> int:
+        """Pending examples of a lane."""
         return self.lookahead if self.pack else 0
 
 
 def check(data: Data, tokenizer: Tokenizer | None) -> None:
-    """Raises InputError where task, tokenizer and packing do not go together."""
+    """Raises InputError if task, tokenizer and packing do not fit together."""
     if data.task.reads_text and tokenizer is None:
         raise InputError(f"tokenizer=None: data.task={type(data.task).__name__} reads text and needs one")
-    data.task.check(tokenizer, data.pack)
+    with under("data.task"):
+        data.task.check(tokenizer, data.pack)
 
 
 @phase("checking the documents")
 def check_documents(data: Data) -> None:
-    """Reads the columns of the documents in files, before anything is made of them.
-
-    Up to 100,000 documents of each source are read, evenly spaced.
+    """Checks the columns of the documents in files, up to 100,000 evenly spaced ones of each source.
 
     Raises:
-        InputError: lists the first ten documents without what the task reads, by file and line.
+      InputError: lists the first ten documents that the task cannot read, by file and line.
     """
     for source in filter(None, (data.train, data.validation)):
         documents, problems, read = source.open(), Problems(), 0
@@ -81,15 +82,17 @@ def check_documents(data: Data) -> None:
             for index in indices:
                 try:
                     with located(documents, index):
-                        data.task.read(documents[index])
+                        example = documents[index]
+                        with under("data.task"):
+                            data.task.read(example)
                 except InputError as error:
                     problems.add(str(error))
         problems.check("" if read == len(documents) else f" of {read:,} documents read")
 
 
 def initial_state(data: Data) -> np.ndarray:
-    """int32 [batch, S], the states of all lanes before the first step."""
-    return lanes.initial_state(data.batch, data.open_documents, data.waiting)
+    """The states of all lanes before the first step, int32 [batch, S]."""
+    return lanes.initial_state(data.batch, data.open_documents, data.num_pending)
 
 
 @phase("opening the training data")
@@ -103,18 +106,18 @@ def train_batches(
     """Endless training batches of some rows of the global batch.
 
     Args:
-        data: what to read and how.
-        tokenizer: encodes the documents; None where the task reads no text.
-        seed: with the number of the step, decides everything in a batch.
-        rows: global numbers, below data.batch, of the rows that this process feeds.
-        state: int32 [len(rows), S], lanes as a batch before has left them; None begins anew.
+      data: sources, task and batch.
+      tokenizer: encodes the documents; None if the task reads no text.
+      seed: determines every batch, together with its step.
+      rows: indices, below data.batch, of the rows that this process feeds.
+      state: the lanes' state after an earlier batch, int32 [len(rows), S]; None starts at the first.
 
     Returns:
-        An iterator of (batch, state): arrays [len(rows), ...] by key, and the lanes' state after
-        this batch, int32 [len(rows), S]. Close it, or use it as a context, to end its work.
+      An iterator of (batch, state): arrays [len(rows), ...] by key, and the lanes' state after this batch, int32
+      [len(rows), S]. Close it, or use it as a context manager, to end its threads and processes.
 
     Raises:
-        InputError: nothing can be made of the source, or the state is of another setting.
+      InputError: the source gives no example, or the state belongs to other settings.
     """
     check(data, tokenizer)
     state = _check_state(data, rows, state)
@@ -123,7 +126,7 @@ def train_batches(
     reader.check(str(data.train))
     reader.check_source(str(data.train))
     workers = min(data.workers, len(rows))
-    # What is open stays in this process; each of the others opens the source by itself.
+    # An open source stays in this process; each worker opens the source for itself.
     batches = _LaneBatches(data, read if workers else lambda: reader, rows, state)
     return Batches(batches, data.prefetch, workers)
 
@@ -131,12 +134,12 @@ def train_batches(
 def evaluation_batches(
     source: Source, data: Data, tokenizer: Tokenizer | None, seed: int, rows: Sequence[int]
 ) -> Iterator[Batch]:
-    """One pass over a source in its order, every document once, masked the same way every time.
+    """Batches of one pass over a source in order: every document once, masked the same way every time.
 
-    Lanes that have come to their end give rows of zeros (no weight, no segment) until the last of
-    `rows` has. Arguments as those of `train_batches`.
+    A lane that has ended gives rows of zeros (no weight, no segment) until the last of `rows` has ended. Arguments as
+    those of `train_batches`.
     """
-    data = dataclasses.replace(data, task=data.task.evaluated)
+    data = dataclasses.replace(data, task=data.task.for_evaluation())
     check(data, tokenizer)
     state = _check_state(data, rows, None)
     reader = _open(source, data, tokenizer, seed, shuffle=False)
@@ -146,7 +149,7 @@ def evaluation_batches(
 
 
 class Batches(Iterator[tuple[Batch, np.ndarray]]):
-    """Batches from the background. Errors there are raised here, as they are."""
+    """Batches that a background thread or process prepares. Its errors are raised here unchanged."""
 
     def __init__(self, batches: "_LaneBatches", prefetch: int, workers: int):
         self._workers = max(workers, 1)
@@ -157,7 +160,7 @@ class Batches(Iterator[tuple[Batch, np.ndarray]]):
         else:
             background = grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=prefetch)
         self._iterators = [iter(background)]
-        # Also at the interpreter's exit: a thread inside a tokenizer must not outlive it.
+        # Also at the interpreter's exit: a thread inside a tokenizer must not outlive the interpreter.
         self._finalize = weakref.finalize(self, _close, self._iterators)
 
     def __next__(self) -> tuple[Batch, np.ndarray]:
@@ -167,7 +170,7 @@ class Batches(Iterator[tuple[Batch, np.ndarray]]):
         return parts[0] if len(parts) == 1 else _interleave(parts)
 
     def close(self) -> None:
-        """Ends the work in the background; returns when it has ended."""
+        """Stops the background work, and returns when it has stopped."""
         self._finalize()
 
     def __enter__(self) -> Self:
@@ -182,7 +185,7 @@ def _close(iterators: list[grain.DatasetIterator]) -> None:
 
 
 class _LaneBatches(grain.IterDataset):
-    """Batches of the lanes `rows`. Its parent is the rows, which Grain divides among processes."""
+    """Batches of the lanes `rows`. Its parent dataset is the rows, which Grain divides among processes."""
 
     def __init__(
         self,
@@ -191,8 +194,8 @@ class _LaneBatches(grain.IterDataset):
         rows: Sequence[int],
         state: np.ndarray,
     ):
-        marked = grain.MapDataset.source(list(zip(map(int, rows), state.tolist(), strict=True)))
-        super().__init__(marked.to_iter_dataset(grain.ReadOptions(num_threads=0)))
+        states = grain.MapDataset.source(list(zip(map(int, rows), state.tolist(), strict=True)))
+        super().__init__(states.to_iter_dataset(grain.ReadOptions(num_threads=0)))
         self._data, self._read = data, read
 
     def __iter__(self) -> "_LaneIterator":
@@ -208,9 +211,9 @@ class _LaneBatches(grain.IterDataset):
 
 
 class _LaneIterator(grain.DatasetIterator):
-    """(batch, state) of some lanes, until the last of them has come to its end."""
+    """(batch, state) of some lanes, until the last of them has ended."""
 
-    def __init__(self, lanes_: list[lanes.Lane], features: dict[str, lanes.Feature]):
+    def __init__(self, lanes_: list[lanes.Lane], features: dict[str, Feature]):
         super().__init__()
         self._lanes, self._features = lanes_, features
 
@@ -223,7 +226,7 @@ class _LaneIterator(grain.DatasetIterator):
             lanes.write_row(batch, number, row, self._features)
         return batch, np.array([lane.state() for lane in self._lanes], np.int32)
 
-    # Grain asks for a state with every element; the lanes' own travels with the batch.
+    # Grain requests a state with every element; the lanes' own state is part of it.
     def get_state(self) -> dict:
         return {}
 
@@ -239,20 +242,20 @@ def _open(source: Source, data: Data, tokenizer: Tokenizer, seed: int, shuffle: 
 
 def _check_state(data: Data, rows: Sequence[int], state: np.ndarray | None) -> np.ndarray:
     if not len(rows) or not all(0 <= row < data.batch for row in rows):
-        raise InputError(f"rows {list(rows)}: must be numbers below data.batch {data.batch}")
+        raise InputError(f"rows={list(rows)}: expected indices below data.batch={data.batch}")
     initial = initial_state(data)[list(rows)]
     if state is None:
         return initial
     if np.shape(state) != initial.shape:
         raise InputError(
-            f"the lanes' state is {np.shape(state)}, expected {initial.shape}: data.batch, pack, "
-            "open_documents and lookahead must be those that it was saved with"
+            f"the lanes' state is {np.shape(state)}: expected {initial.shape}; data.batch, data.pack, "
+            "data.open_documents and data.lookahead must be as when it was saved"
         )
     return np.asarray(state)
 
 
 def _interleave(parts: list[tuple[Batch, np.ndarray]]) -> tuple[Batch, np.ndarray]:
-    """Worker w has the rows w, w + W, w + 2W, ..."""
+    """Merges the batches of W workers, of which worker w has the rows w, w + W, w + 2W, ..."""
 
     def merge(arrays: list[np.ndarray]) -> np.ndarray:
         merged = np.empty((sum(map(len, arrays)), *arrays[0].shape[1:]), arrays[0].dtype)
@@ -271,7 +274,7 @@ def _without_states(batches: Batches) -> Iterator[Batch]:
 
 
 def _mark_flags_as_parsed() -> None:
-    # Grain's processes read absl's flags, which only an absl program parses.
+    # Grain's processes read absl's flags, which are only parsed in an absl program.
     from absl import flags
 
     if not flags.FLAGS.is_parsed():

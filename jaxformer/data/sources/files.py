@@ -1,4 +1,4 @@
-"""Text and JSON files as random-access documents, and documents as sentences."""
+"""Text and JSON files as random-access documents."""
 
 import array
 import codecs
@@ -8,25 +8,15 @@ import io
 import json
 import mmap
 import os
-import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
-from jaxformer.data.messages import Problems, note, shown
+from jaxformer.data.messages import Problems, note
 from jaxformer.errors import InputError
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _CHUNK = 2**20
-_SURROGATE = re.compile("[\ud800-\udfff]")
-# An end of sentence: punctuation, closing quotes, a space, and no small letter after it. Titles and
-# initials before a full stop do not end one. East Asian full stops need no space.
-_SENTENCE_END = re.compile(
-    r"(?<!\b[A-Z]\.)(?<!\b(?:Mr|Dr|St|Jr|Sr|vs)\.)(?<!\b(?:Mrs|Rev|etc)\.)(?<!\b(?:Prof)\.)"
-    r"(?:(?<=[.!?…])|(?<=[.!?…][\"'”’»)\]]))\s+(?=[^a-zà-öø-ÿ\s])|(?<=[。！？])(?=[^”’」』）])"
-)
 
 
 def expand(patterns: Sequence[str]) -> list[str]:
@@ -259,110 +249,3 @@ def read_bytes(path: str) -> mmap.mmap | bytes:
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise InputError(f"{path}: {reason}; give the path of a readable file") from error
-
-
-def sentences(example: Mapping[str, Any], column: str | None = None) -> list[str]:
-    """The sentences of an example, none of them empty.
-
-    Args:
-        example: columns by name.
-        column: which column holds a str or a list of str; None takes `sentences` or `text`.
-
-    Returns:
-        A list as it is; a text of several lines split at its lines; any other text split by punctuation.
-
-    Raises:
-        InputError: no such column (the message names those that exist), or it holds no text.
-    """
-    value = _text_column(example, column, "the task's `column`")
-    if isinstance(value, str):
-        lines = value.splitlines()
-        parts = lines if sum(map(bool, map(str.strip, lines))) > 1 else split_sentences(value)
-    else:
-        parts = value
-    return [part for part in map(str.strip, parts) if part]
-
-
-def text(example: Mapping[str, Any], column: str | None = None, field: str = "task.column") -> str:
-    """The text of an example, stripped; the sentences of a list are joined by newlines.
-
-    Args:
-        example: columns by name.
-        column: which column holds a str or a list of str; None takes `sentences` or `text`.
-        field: the config field that names the column, for messages.
-
-    Raises:
-        InputError: no such column (the message names those that exist), or it holds no text.
-    """
-    value = _text_column(example, column, f"{field} to one that holds text")
-    return (value if isinstance(value, str) else "\n".join(value)).strip()
-
-
-def first_words(text: str, count: int = 25) -> str:
-    """The first words of a text, with one space between two."""
-    return " ".join(text.split()[:count])
-
-
-def value(example: Mapping[str, Any], column: str, field: str) -> Any:
-    """The value of a column that the config field `field` names; InputError if there is no such column."""
-    if column not in example:
-        raise InputError(f"an example has no column {column!r}; it has {_names(example)}: set {field}")
-    return example[column]
-
-
-def items(example: Mapping[str, Any], column: str, field: str) -> list[Any]:
-    """The items of a column that holds a list or an array; InputError if it holds something else."""
-    found = value(example, column, field)
-    found = found.tolist() if isinstance(found, np.ndarray) else found
-    if not isinstance(found, list | tuple):
-        raise InputError(
-            f"column {column!r} holds {shown(found)}; expected a list; the columns are {_names(example)}: set {field}"
-        )
-    return list(found)
-
-
-def strings(example: Mapping[str, Any], column: str, field: str) -> list[str]:
-    """The texts of a column that holds a list of them; InputError if it holds something else."""
-    found = items(example, column, field)
-    for number, item in enumerate(found):
-        check_text(item, f"item {number} of column {column!r}")
-    return found
-
-
-def check_text(value: Any, owner: str) -> None:
-    """Raises InputError if a value is not a text of Unicode characters; `owner` names it in the message."""
-    if not isinstance(value, str):
-        raise InputError(f"{owner} holds {shown(value)}; expected a text")
-    if found := _SURROGATE.search(value):
-        raise InputError(
-            f"{owner} has half a character, {ascii(found[0])[1:-1]}, at character {found.start()}, which is no Unicode "
-            "text; write the whole character, or leave it out"
-        )
-
-
-def _text_column(example: Mapping[str, Any], column: str | None, advice: str) -> str | Sequence[str]:
-    keys = ("sentences", "text") if column is None else (column,)
-    key = next((key for key in keys if key in example), None)
-    if key is None:
-        wanted = " or ".join(map(repr, keys))
-        raise InputError(f"a document has no column {wanted} of text; it has {_names(example)}: set {advice}")
-    found = example[key]
-    if isinstance(found, str):
-        check_text(found, f"column {key!r}")
-        return found
-    if not isinstance(found, list | tuple):
-        raise InputError(
-            f"column {key!r} holds {shown(found)}; expected a text; the columns are {_names(example)}: set {advice}"
-        )
-    for number, item in enumerate(found):
-        check_text(item, f"item {number} of column {key!r}")
-    return found
-
-
-def _names(example: Mapping[str, Any]) -> str:
-    return ", ".join(map(repr, example)) or "none"
-
-
-def split_sentences(text: str) -> list[str]:
-    """Splits at the ends of sentences: 'He came. "Why?" She left.' gives three."""
-    return [part for part in map(str.strip, _SENTENCE_END.split(text)) if part]

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import grain
 import numpy as np
 
-from jaxformer.data.sources import files, tfds_builders
+from jaxformer.data.sources import columns, files, tfds_builders
 from jaxformer.errors import InputError
 
 # Grain mixes in a fixed pattern. Lanes take every B-th document, so without a shuffle of the
@@ -211,11 +211,11 @@ class Renamed(Sequence):
         return place(self.examples, index)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        example, columns = self.examples[index], self.columns
-        inputs = files.text(example, columns.inputs, "Columns.inputs")
-        targets = files.text(example, columns.targets, "Columns.targets")
-        # Nothing to read stays nothing.
-        return {"inputs": columns.prefix + inputs if inputs else "", "targets": targets}
+        example, names = self.examples[index], self.columns
+        inputs = columns.text(example, names.inputs, "Columns.inputs")
+        targets = columns.text(example, names.targets, "Columns.targets")
+        # An empty input gets no prefix: it gives no example.
+        return {"inputs": names.prefix + inputs if inputs else "", "targets": targets}
 
 
 class Decoded(Sequence):

@@ -8,10 +8,10 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from jaxformer.data.messages import Problems, shown
+from jaxformer.data.messages import Problems
 from jaxformer.data.sources import files
 from jaxformer.data.sources.sources import Source
-from jaxformer.errors import InputError
+from jaxformer.errors import InputError, shown
 
 _DELIMITERS = (",", ";", "\t", "|")
 

@@ -1,61 +1,60 @@
-"""Dialogues as text: turns after the names of their speakers, for a decoder that learns to give the answers."""
+"""Dialogues as text: turns after the names of their speakers, for a decoder that learns the assistant's turns."""
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxformer.data.sources import files
+from jaxformer import fields
+from jaxformer.data.examples import Example, Feature, Visit
+from jaxformer.data.sources import columns
 from jaxformer.data.tasks import layouts
-from jaxformer.data.tasks.base import Example, Feature, Task
+from jaxformer.data.tasks.base import Task
 from jaxformer.data.tokenizers import Tokenizer
-from jaxformer.errors import InputError
+from jaxformer.errors import FieldError, InputError
 
 Turn = tuple[str, str]
-"""A role and what it says."""
+"""A role and its content."""
 ANSWERS = "assistant"
-"""The role whose turns are learned."""
+"""The role whose turns are targets."""
 
 
 @dataclasses.dataclass(frozen=True)
 class DialogueTemplate:
-    """What comes before a turn of each role; the tokenizer's end token comes after it."""
+    """The text before a turn of each role; the tokenizer's end token follows each turn."""
 
     system: str = "System:"
-    """Before instructions."""
+    """Text before the system prompt."""
     user: str = "User:"
-    """Before what is asked."""
+    """Text before a user turn."""
     assistant: str = "Assistant:"
-    """Before an answer."""
+    """Text before an assistant turn."""
 
     def __post_init__(self):
         names = dataclasses.astuple(self)
         if len(set(names)) < len(names) or not all(name.strip() for name in names):
-            raise InputError(f"template {names}: give each role a name of its own, which is not empty")
+            raise FieldError("data.task.template", f"={names}: expected a different, non-empty text for each role")
 
     @property
     def roles(self) -> dict[str, str]:
-        """What stands before the turns of each role."""
+        """The text before the turns of each role."""
         return dataclasses.asdict(self)
 
     def space(self, role: str) -> str:
-        """What separates a turn from what comes before it: the white space there, or else a space."""
+        """The white space between the text before a turn and the turn; a space if the template has none."""
         before = self.roles[role]
         return before[len(before.rstrip()) :] or " "
 
     def text(self, turn: Turn) -> str:
-        """A turn with what comes before it."""
+        """A turn with the text before it."""
         role, content = turn
         return self.roles[role].rstrip() + (self.space(role) + content if content else "")
 
     def encode(self, turn: Turn, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
-        """The tokens before a turn, and those of the turn with its end token: int32 [m], [n].
-
-        Both are encoded as one text.
-        """
+        """The tokens before a turn, and those of the turn with its end token: int32 [m], [n]; encoded as one text."""
         tokens, offsets = tokenizer.encode_with_offsets(self.text(turn))
         size = int(np.sum(offsets[:, 0] < len(self.roles[turn[0]].rstrip())))
         return tokens[:size], layouts.ended(tokens[size:], tokenizer)
@@ -63,19 +62,19 @@ class DialogueTemplate:
     def prompt(self, text: str, tokenizer: Tokenizer) -> np.ndarray:
         """A dialogue and the beginning of its next answer, int32 [n], from a text.
 
-        A line that begins with the name of a role begins a turn; a user says what comes before the first one.
+        A line that begins with the name of a role begins a turn; lines before the first one are a user's.
         """
         parts = [part for turn in self.turns(text) for part in self.encode(turn, tokenizer)]
         return np.concatenate([*parts, tokenizer.encode(self.assistant.rstrip())]).astype(np.int32)
 
     def turns(self, text: str) -> list[Turn]:
-        """The turns of a text, those with nothing in them left out."""
+        """The non-empty turns of a text."""
         found, role, lines = [], "user", []
         for line in text.strip().splitlines():
-            begun = next((name for name, before in self.roles.items() if line.startswith(before)), None)
-            if begun is not None:
+            new_role = next((name for name, before in self.roles.items() if line.startswith(before)), None)
+            if new_role is not None:
                 found.append((role, "\n".join(lines).strip()))
-                role, lines = begun, [line.removeprefix(self.roles[begun])]
+                role, lines = new_role, [line.removeprefix(self.roles[new_role])]
             else:
                 lines.append(line)
         return [turn for turn in [*found, (role, "\n".join(lines).strip())] if turn[1]]
@@ -85,11 +84,11 @@ class Part(NamedTuple):
     """An encoded turn."""
 
     before: np.ndarray
-    """int32 [m]: what stands before it."""
+    """int32 [m]: the tokens before the turn."""
     tokens: np.ndarray
-    """int32 [n]: what is said, and the end token."""
+    """int32 [n]: the turn and the end token."""
     learned: bool
-    """Whether it is an answer."""
+    """Whether the turn is the assistant's, and so a target."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,76 +96,67 @@ class Turns:
     """The encoded turns of a dialogue."""
 
     parts: tuple[Part, ...]
-    """In their order."""
     size: int
-    """Characters of all."""
+    """Characters of all turns."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Dialogue(Task):
-    """The answers of a dialogue, each token given all that was said before; nothing else is a target.
+class Dialogue(Task[Turns]):
+    """The assistant's turns of a dialogue, each token predicted from everything before it; only they are targets.
 
     A source has a list of turns, each {"role": ..., "content": ...} with the role system, user or assistant. A dialogue
-    that does not fit into a row is cut after answers; a question with its answers that has no room loses its end.
+    that does not fit in a row is cut after answers; a question with its answers that does not fit loses its end.
 
     Rows: `tokens`, `targets` int32 and `weights` float32 [b, length], with the lanes' `segments` and `position_ids`;
-    weights are 1 where a target is of an answer, its end token too.
+    weights are 1 where a target belongs to an assistant's turn, its end token included.
     """
 
     length: int = 512
-    """Tokens a row."""
+    """Tokens in a row."""
     messages: str = "messages"
     """Column of the source with the list of turns."""
     template: DialogueTemplate = DialogueTemplate()
-    """How turns are written."""
+    """The text around turns."""
 
     def __post_init__(self):
-        layouts.at_least("length", self.length, 8)
+        fields.at_least("data.task.length", self.length, 8)
 
     @functools.cached_property
     def row(self) -> dict[str, Feature]:
         return layouts.text_row(self.length)
 
     @property
-    def need(self) -> str:
+    def requirement(self) -> str:
         return f"dialogue with an answer in {self.messages!r}"
 
     def check(self, tokenizer: Tokenizer, pack: bool) -> None:
-        _ = tokenizer.eos_id  # raises if there is none
+        tokenizer.require("eos")
 
     def read(self, example: Mapping[str, Any]) -> list[Turn]:
         turns = []
-        for number, message in enumerate(files.items(example, self.messages, "task.messages")):
+        for number, message in enumerate(columns.items(example, self.messages, "data.task.messages")):
             role, content = (message.get(key) if isinstance(message, Mapping) else None for key in ("role", "content"))
             if not isinstance(role, str) or role not in self.template.roles or not isinstance(content, str):
-                raise InputError(
-                    f"turn {str(message)[:80]!r}: expected a role, one of {', '.join(self.template.roles)}, and its "
-                    "content, a text"
-                )
-            files.check_text(content, f"turn {number}")
+                roles = ", ".join(self.template.roles)
+                raise InputError(f"turn {str(message)[:80]!r}: expected a role, one of {roles}, and a text as content")
+            columns.check_text(content, f"turn {number}")
             turns.append((role, content.strip()))
         return turns
 
     def requests(self, example: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
-        asked = [content for role, content in self.read(example) if role == "user"]
-        return tuple(map(files.first_words, asked[:1]))
+        questions = [content for role, content in self.read(example) if role == "user"]
+        return tuple(map(columns.first_words, questions[:1]))
 
-    def encode(self, example: dict[str, Any], tokenizer: Tokenizer) -> Turns:
+    def encode(self, example: Mapping[str, Any], tokenizer: Tokenizer) -> Turns:
         turns = self.read(example)
         encoded = [Part(*self.template.encode(turn, tokenizer), turn[0] == ANSWERS) for turn in turns]
         return Turns(tuple(encoded), sum(len(content) for _, content in turns))
 
-    def examples(
-        self,
-        document: Turns,
-        tokenizer: Tokenizer,
-        rng: np.random.Generator,
-        draw: Callable[[np.random.Generator], Turns],
-    ) -> list[Example]:
+    def examples(self, document: Turns, visit: Visit[Turns]) -> list[Example]:
         return [example for row in self._rows(document) if (example := self._example(row)) is not None]
 
     def _rows(self, document: Turns) -> list[list[Part]]:
-        """The turns of each row, in their order."""
+        """The turns of each row, in order."""
         rows, size = [[]], 0
         for exchange in _exchanges(document.parts):
             more = len(_joined(exchange))
@@ -178,7 +168,7 @@ class Dialogue(Task):
         return rows
 
     def _example(self, parts: Sequence[Part]) -> Example | None:
-        """The example of some turns; None where no target is left of an answer."""
+        """The example of some turns; None if it has no target."""
         ids = _joined(parts)[: self.length + 1]
         learned = [np.repeat([False, part.learned], [len(part.before), len(part.tokens)]) for part in parts]
         weights = np.concatenate([[], *learned])[1 : len(ids)].astype(np.float32)
@@ -188,7 +178,7 @@ class Dialogue(Task):
 
 
 def _exchanges(parts: Sequence[Part]) -> Iterator[list[Part]]:
-    """Questions with the answers after them."""
+    """Groups of turns, each a question with the answers after it."""
     exchange = []
     for part in parts:
         if exchange and exchange[-1].learned and not part.learned:

@@ -1,14 +1,14 @@
-"""How the examples of language tasks lie in rows: text alone, or inputs and targets with or without an encoder."""
+"""How the examples of text tasks lie in rows: a text alone, or inputs and targets with or without an encoder."""
 
 import dataclasses
 
 import numpy as np
 
-from jaxformer.data.tasks.base import Example, Feature
+from jaxformer.data.examples import Example, Feature
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.data.tokenizers.template import LaidOut
 from jaxformer.data.tokenizers.tokenizer import Form
-from jaxformer.errors import InputError
+from jaxformer.errors import FieldError, InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,9 +21,16 @@ class Document:
     """Characters of the text."""
 
 
-def document(text: str, tokenizer: Tokenizer) -> Document:
-    """A text, encoded."""
-    return Document(tokenizer.encode(text), len(text))
+@dataclasses.dataclass(frozen=True)
+class TextPair:
+    """Two encoded texts without special tokens."""
+
+    inputs: np.ndarray
+    """int32 [m]."""
+    targets: np.ndarray
+    """int32 [n]."""
+    size: int
+    """Characters of both."""
 
 
 def text_row(length: int) -> dict[str, Feature]:
@@ -44,20 +51,20 @@ def text_example(ids: np.ndarray, prefix: int | None = None) -> Example:
     """Each of the ids, int [n + 1], predicted from those before it: arrays [n].
 
     Args:
-        ids: what is read and written.
-        prefix: how many of the first ids are given, and not predicted; None is one, without an array that says so.
+      ids: the text with its special tokens.
+      prefix: how many of the first ids are given rather than predicted; None: one, without an array `prefix`.
     """
     weights = np.ones(len(ids) - 1, np.float32)
     example = {"tokens": ids[:-1], "targets": ids[1:], "weights": weights}
     if prefix is not None:
-        # The last token of the prefix predicts what is after it.
+        # The last token of the prefix predicts the first token after it.
         weights[: prefix - 1] = 0
         example["prefix"] = (np.arange(len(weights)) < prefix).astype(np.int32)
     return example
 
 
 def pair_example(inputs: np.ndarray, targets: np.ndarray, tokenizer: Tokenizer, encoder: bool) -> Example:
-    """Targets to be written after reading inputs, both int32 and with their end tokens.
+    """Targets to generate from inputs, both int32 and with their end tokens.
 
     With an encoder the decoder begins with padding (Raffel et al. 2020); without one the targets follow the inputs.
     """
@@ -68,9 +75,14 @@ def pair_example(inputs: np.ndarray, targets: np.ndarray, tokenizer: Tokenizer, 
 
 
 def ended(tokens: np.ndarray, tokenizer: Tokenizer, limit: int | None = None) -> np.ndarray:
-    """The tokens and the end token, int32, cut to at most `limit` of both."""
+    """The tokens and the end token, int32, cut to at most `limit` in total."""
     kept = tokens if limit is None else tokens[: limit - 1]
     return np.append(kept, tokenizer.eos_id).astype(np.int32)
+
+
+def overlapping(ids: np.ndarray, length: int) -> list[np.ndarray]:
+    """Stretches of up to `length` + 1 ids, each of which begins with the last id of the one before."""
+    return [ids[start : start + length + 1] for start in range(0, len(ids) - 1, length)]
 
 
 def lay_out(
@@ -78,14 +90,14 @@ def lay_out(
 ) -> LaidOut:
     """A text or a pair with its special tokens, cut to at most `length` tokens.
 
-    A pair that is too long loses the end of its longer text.
+    A pair that is too long loses tokens at the end of its longer text.
 
     Args:
-        tokenizer: gives the template.
-        form: the kind of model.
-        length: tokens of the result, at most.
-        first: int [n], without special tokens.
-        second: int [n] of a pair's second text.
+      tokenizer: has the template.
+      form: the kind of model.
+      length: tokens of the result, at most.
+      first: int [n], without special tokens.
+      second: int [n], the second text of a pair.
     """
     template = tokenizer.template(form)
     room = max(length - template.added(second is not None), 0)
@@ -95,9 +107,9 @@ def lay_out(
 
 
 def encoder_inputs(tokens: np.ndarray, tokenizer: Tokenizer, limit: int) -> tuple[np.ndarray, bool]:
-    """What an encoder–decoder reads, int32 of at most `limit` tokens, and whether none was cut off.
+    """The inputs of an encoder–decoder, int32 of at most `limit` tokens, and whether they are complete.
 
-    The end token follows the text. BART's beginning token comes first, as the template of an imported tokenizer says.
+    The end token follows the text. BART's beginning token comes first, if the template of an imported tokenizer has it.
     """
     own = tokenizer.own_template
     first = [] if own is None else [slot.content for slot in own.single[:1] if isinstance(slot.content, int)]
@@ -105,34 +117,36 @@ def encoder_inputs(tokens: np.ndarray, tokenizer: Tokenizer, limit: int) -> tupl
     return inputs, len(inputs) == len(first) + len(tokens) + 1
 
 
-def check_template(tokenizer: Tokenizer, form: Form, length: int, pair: bool = False) -> None:
-    """Raises InputError if the special tokens are missing from the vocabulary, or leave no room for text."""
-    added = tokenizer.template(form).added(pair)
-    if added >= length:
-        raise InputError(
-            f"task.length {length}: leaves no room for text; the tokenizer adds {added} special tokens: set it to "
-            f"{added + 1} or more"
-        )
-
-
 def cut_longest(first: np.ndarray, second: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
-    """Two texts cut to `room` tokens together, the last token of the longer one first."""
+    """Two texts cut to `room` tokens in total, the last token of the longer one first."""
     size = min(len(first), max(room - len(second), (room + 1) // 2))
     return first[:size], second[: room - size]
 
 
-def at_least(field: str, value: int | None, least: int) -> None:
-    """Raises InputError if there is a value and it is below `least`."""
-    if value is not None and value < least:
-        raise InputError(f"task.{field} {value}: must be {least} or more")
+def check_template(
+    tokenizer: Tokenizer, form: Form, length: int, pair: bool = False, path: str = "data.task.length"
+) -> None:
+    """Raises InputError if the vocabulary lacks the special tokens, or if they leave no room for text.
+
+    Args:
+      tokenizer: has the template.
+      form: the kind of model.
+      length: tokens in a row.
+      pair: whether a row has two texts.
+      path: the config field that says `length`.
+    """
+    added = tokenizer.template(form).added(pair)
+    if added >= length:
+        problem = f"the tokenizer adds {added} special tokens, which leave no room for text"
+        raise FieldError(path, f"={length}: {problem}; expected at least {added + 1}")
 
 
 def check_packing(examples_per_row: int, pack: bool) -> None:
-    """Raises InputError where rows have room for another number of examples than they are packed with."""
+    """Raises InputError if rows have room for more examples than packing gives them, or packing has no room."""
     if examples_per_row > 1 and not pack:
-        raise InputError(
-            f"task.examples_per_row {examples_per_row}: without data.pack a row holds one example; set data.pack or "
-            "task.examples_per_row 1"
+        raise FieldError(
+            "data.task.examples_per_row",
+            f"={examples_per_row}: without data.pack a row holds one example; expected 1, or data.pack=True",
         )
     if pack and examples_per_row == 1:
-        raise InputError("data.pack: task.examples_per_row 1 leaves nothing to pack; set it to 4, for example")
+        raise InputError("data.pack=True: expected data.task.examples_per_row above 1, for example 4")

@@ -1,65 +1,65 @@
-"""Tasks of the T5 family: hidden spans of a text are to be written (Raffel et al. 2020), by one recipe or several."""
+"""Tasks of the T5 family: hidden spans of a text are predicted (Raffel et al. 2020), by one denoiser or several."""
 
 import abc
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxformer.data.sources import files
+from jaxformer import fields
+from jaxformer.data.examples import Example, Feature, Visit
+from jaxformer.data.sources import columns
 from jaxformer.data.tasks import layouts
-from jaxformer.data.tasks.base import Example, Feature, Task, with_blank
 from jaxformer.data.tasks.layouts import Document
+from jaxformer.data.tasks.text import TextTask
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.data.transforms import span_corruption
-from jaxformer.errors import InputError
+from jaxformer.errors import FieldError, InputError
 
 
-def _check_noise(owner: str, rate: float, mean_span: float | None) -> None:
+def _check_noise(path: str, rate: float, mean_span: float | None) -> None:
     if not 0 < rate < 1:
-        raise InputError(f"{owner}.rate {rate}: must lie between 0 and 1")
-    if mean_span is not None and not mean_span >= 1:
-        raise InputError(f"{owner}.mean_span {mean_span}: must be 1 or more")
+        raise FieldError(f"{path}.rate", f"={rate}: expected above 0, below 1")
+    fields.at_least(f"{path}.mean_span", mean_span, 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Denoiser:
-    """One recipe to hide tokens."""
+    """One way to hide tokens."""
 
     rate: float = 0.15
     """Share of the tokens to hide, on average."""
     mean_span: float | None = 3.0
-    """Tokens hidden together, on average; None hides all after a random point, as in a prefix language model."""
+    """Length of a hidden span, on average; None hides everything after a random point, as a prefix LM does."""
     weight: float = 1.0
-    """Share of this recipe among the examples; need not add up to 1."""
+    """Share of this denoiser among the examples; weights need not add up to 1."""
     mode: str = ""
-    """Name of the recipe, such as [R], that may stand before the inputs."""
+    """Name of the denoiser, such as [R], that `UL2.modes` writes before the inputs."""
 
     def __post_init__(self):
-        _check_noise("task.denoisers", self.rate, self.mean_span)
+        _check_noise("data.task.denoisers", self.rate, self.mean_span)
         if not 0 <= self.weight < float("inf"):
-            raise InputError(f"task.denoisers.weight {self.weight}: must be 0 or more")
+            raise FieldError("data.task.denoisers.weight", f"={self.weight}: expected at least 0, and finite")
 
 
-class Denoising(Task):
-    """What `SpanCorruption` and `UL2` share. Its rows are those of `TextToText`.
+class Denoising(TextTask):
+    """What `SpanCorruption` and `UL2` share. Rows are those of `TextToText`.
 
-    A document is cut into stretches, each as long as there is room for what its recipe makes of it: no row is cut, and
-    no token is lost but one that would be alone at the end of its document.
+    A document is cut into stretches, each as long as its denoiser's inputs and targets fit: no row is cut, and no token
+    is lost except one that would be alone at the end of its document.
     """
 
     input_length: int | None
     length: int | None
-    column: str | None
     modes: bool = False
 
     @property
     @abc.abstractmethod
     def recipes(self) -> tuple[Denoiser, ...]:
-        """How tokens are hidden."""
+        """The denoisers to draw from."""
 
     @functools.cached_property
     def row(self) -> dict[str, Feature]:
@@ -67,124 +67,116 @@ class Denoising(Task):
 
     @functools.cached_property
     def target_length(self) -> int:
-        """Tokens of the targets a row; `length`, or what the inputs' `input_length` can need."""
+        """Tokens of the targets in a row: `length`, or what inputs of `input_length` need at most."""
         if self.length is not None:
             return self.length
-        stretches = [(recipe, self.stretch_length(recipe)) for recipe in self._used]
+        stretches = [(denoiser, self.stretch_length(denoiser)) for denoiser in self._used]
         return 1 + max(
-            span_corruption.sizes(length, recipe.rate, recipe.mean_span).targets for recipe, length in stretches
+            span_corruption.sizes(length, denoiser.rate, denoiser.mean_span).targets for denoiser, length in stretches
         )
 
     @property
-    def need(self) -> str:
+    def requirement(self) -> str:
         return "document of two tokens or more"
 
-    def stretch_length(self, recipe: Denoiser, taken: int = 0) -> int:
-        """Tokens of a stretch, if `taken` other tokens stand before its inputs."""
+    def stretch_length(self, denoiser: Denoiser, taken: int = 0) -> int:
+        """Tokens of a stretch if `taken` other tokens precede its inputs."""
         if self.input_length is None:
-            return span_corruption.stretch_length(recipe.rate, recipe.mean_span, None, self.length - taken)
-        # Half of the tokens in so many spans could need one more for the targets than for the inputs.
-        length = self.input_length if self.length is None and recipe.rate <= 0.5 else self.length
-        return span_corruption.stretch_length(recipe.rate, recipe.mean_span, self.input_length - taken, length)
+            return span_corruption.stretch_length(denoiser.rate, denoiser.mean_span, None, self.length - taken)
+        # With half of the tokens hidden, the targets could need one more token than the inputs.
+        length = self.input_length if self.length is None and denoiser.rate <= 0.5 else self.length
+        return span_corruption.stretch_length(denoiser.rate, denoiser.mean_span, self.input_length - taken, length)
 
     def check(self, tokenizer: Tokenizer, pack: bool) -> None:
-        _ = tokenizer.eos_id, tokenizer.pad_id  # each raises if there is none
+        tokenizer.require("eos", "pad")
         have, need = len(tokenizer.sentinel_ids), {}
-        for recipe, mode in zip(self._used, self._modes(tokenizer), strict=True):
-            length = self._check_room(recipe, len(mode))
-            need[recipe] = span_corruption.sizes(length, recipe.rate, recipe.mean_span).sentinels
-        recipe = max(need, key=need.get)
-        if need[recipe] > have:
+        for denoiser, mode in zip(self._used, self._modes(tokenizer), strict=True):
+            length = self._check_room(denoiser, len(mode))
+            need[denoiser] = span_corruption.sizes(length, denoiser.rate, denoiser.mean_span).sentinels
+        denoiser = max(need, key=need.get)
+        if need[denoiser] > have:
             raise InputError(
-                f"{type(self).__name__}: up to {need[recipe]} spans a row, and the tokenizer has {have} sentinels; set "
-                f"tokenizer.sentinels to {need[recipe]} or more, or shorter rows (rate {recipe.rate} in spans of "
-                f"{recipe.mean_span} of {self.stretch_length(recipe)} tokens)"
+                f"data.task={type(self).__name__}: a row has up to {need[denoiser]} spans, and the tokenizer {have} "
+                f"sentinels; expected tokenizer.sentinels={need[denoiser]} or more, or shorter rows (rate "
+                f"{denoiser.rate} in spans of {denoiser.mean_span} of {self.stretch_length(denoiser)} tokens)"
             )
 
-    def read(self, example: Mapping[str, Any]) -> str:
-        return files.text(example, self.column)
-
     def requests(self, example: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
-        return (with_blank(files.text(example, self.column), "<extra_id_0>"),)
+        return (columns.with_blank(self.read(example), "<extra_id_0>"),)
 
-    def encode(self, example: dict[str, Any], tokenizer: Tokenizer) -> Document:
-        return layouts.document(self.read(example), tokenizer)
-
-    def examples(
-        self,
-        document: Document,
-        tokenizer: Tokenizer,
-        rng: np.random.Generator,
-        draw: Callable[[np.random.Generator], Document],
-    ) -> list[Example]:
-        found, start, modes = [], 0, self._modes(tokenizer)
+    def examples(self, document: Document, visit: Visit[Document]) -> list[Example]:
+        found, start, modes = [], 0, self._modes(visit.tokenizer)
         while len(document.tokens) - start >= 2:
-            number = int(np.searchsorted(self._thresholds, rng.random(), side="right"))
-            recipe, mode = self._used[number], modes[number]
-            stop = start + self.stretch_length(recipe, len(mode))
-            found.append(self._example(document.tokens[start:stop], recipe, mode, tokenizer, rng))
+            number = int(np.searchsorted(self._thresholds, visit.rng.random(), side="right"))
+            denoiser, mode = self._used[number], modes[number]
+            stop = start + self.stretch_length(denoiser, len(mode))
+            found.append(self._example(document.tokens[start:stop], denoiser, mode, visit))
             start = stop
         return found
 
-    def _example(self, stretch, recipe: Denoiser, mode: np.ndarray, tokenizer: Tokenizer, rng) -> Example:
-        mask = span_corruption.noise_mask(len(stretch), recipe.rate, recipe.mean_span, rng)
-        if recipe.mean_span is None:
+    def _example(self, stretch: np.ndarray, denoiser: Denoiser, mode: np.ndarray, visit: Visit[Document]) -> Example:
+        mask = span_corruption.noise_mask(len(stretch), denoiser.rate, denoiser.mean_span, visit.rng)
+        if denoiser.mean_span is None:
             inputs, targets = stretch[~mask], stretch[mask]
         else:
-            inputs, targets = span_corruption.corrupt(stretch, mask, tokenizer.sentinel_ids)
-        inputs = layouts.ended(np.concatenate([mode, inputs]), tokenizer)
+            inputs, targets = span_corruption.corrupt(stretch, mask, visit.tokenizer.sentinel_ids)
+        inputs = layouts.ended(np.concatenate([mode, inputs]), visit.tokenizer)
         encoder = self.input_length is not None
-        return layouts.pair_example(inputs, layouts.ended(targets, tokenizer), tokenizer, encoder)
+        return layouts.pair_example(inputs, layouts.ended(targets, visit.tokenizer), visit.tokenizer, encoder)
 
     def _modes(self, tokenizer: Tokenizer) -> list[np.ndarray]:
-        """The tokens before the inputs of each recipe in use."""
-        return [tokenizer.encode(recipe.mode if self.modes else "") for recipe in self._used]
+        """The tokens before the inputs of each denoiser in use."""
+        return [tokenizer.encode(denoiser.mode if self.modes else "") for denoiser in self._used]
 
     @functools.cached_property
     def _used(self) -> list[Denoiser]:
-        return [recipe for recipe in self.recipes if recipe.weight > 0]
+        return [denoiser for denoiser in self.recipes if denoiser.weight > 0]
 
     @functools.cached_property
     def _thresholds(self) -> np.ndarray:
-        """Where the next recipe begins, from 0 to 1; the last one has no end."""
-        weights = [recipe.weight for recipe in self._used]
+        """Numbers between 0 and 1 that separate the shares of the denoisers."""
+        weights = [denoiser.weight for denoiser in self._used]
         return (np.cumsum(weights) / np.sum(weights))[:-1]
 
     def _check_fields(self) -> None:
         if self.input_length is None and self.length is None:
-            raise InputError("task.length None: needs task.input_length to follow from; set one of them")
-        for recipe in self._used:
-            self._check_room(recipe, 0)
+            raise FieldError("data.task.length", "=None: expected a number, or one for data.task.input_length")
+        for denoiser in self._used:
+            self._check_room(denoiser, 0)
 
-    def _check_room(self, recipe: Denoiser, taken: int) -> int:
-        length = self.stretch_length(recipe, taken)
+    def _check_room(self, denoiser: Denoiser, taken: int) -> int:
+        length = self.stretch_length(denoiser, taken)
         if length < 2:
-            sizes = f"task.input_length {self.input_length}, task.length {self.length}"
-            what = f"two tokens, {taken} of the mode and what hides them" if taken else "two tokens and what hides them"
-            raise InputError(f"{sizes}: too short for {what}; make them longer")
+            name = "length" if self.input_length is None else "input_length"
+            size = f"={getattr(self, name)}"
+            if self.input_length is not None and self.length is not None:
+                size += f" with length={self.length}"
+            mode = f"{taken} of the mode, " if taken else ""
+            problem = f"too short for two tokens, {mode}a sentinel and the end token; expected more"
+            raise FieldError(f"data.task.{name}", f"{size}: {problem}")
         return length
 
 
 @dataclasses.dataclass(frozen=True)
 class SpanCorruption(Denoising):
-    """Spans of a text give way to sentinels, and are to be written (Raffel et al. 2020, §3.1.4).
+    """Spans of a text are replaced by sentinels and predicted (Raffel et al. 2020, §3.1.4).
 
     Rows as those of `TextToText`. The tokenizer needs a sentinel for each span: `SentencePiece(sentinels=100)`.
     """
 
     input_length: int | None = 512
-    """Tokens of the inputs a row, for an encoder-decoder; None: inputs and targets share rows of `length`."""
+    """Tokens of the inputs in a row, for an encoder-decoder; None: inputs and targets share rows of `length`."""
     length: int | None = None
-    """Tokens of the targets a row; None: what the inputs can need, 114 for 512."""
+    """Tokens of the targets in a row; None: what the inputs need at most, 114 for 512."""
     rate: float = 0.15
     """Share of the tokens to hide."""
     mean_span: float = 3.0
-    """Tokens hidden together, on average."""
+    """Length of a hidden span, on average."""
     column: str | None = None
     """Column of the source with the text or the list of sentences; None: `sentences` or `text`."""
 
     def __post_init__(self):
-        _check_noise("task", self.rate, self.mean_span)
+        _check_noise("data.task", self.rate, self.mean_span)
         self._check_fields()
 
     @functools.cached_property
@@ -206,27 +198,27 @@ MIXTURE = (
 
 @dataclasses.dataclass(frozen=True)
 class UL2(Denoising):
-    """A mixture of denoisers (Tay et al. 2022, §3.1): each example is made by one of several recipes.
+    """A mixture of denoisers (Tay et al. 2022, §3.1): each example is made by one of them.
 
-    Rows as those of `TextToText`. The tokenizer needs a sentinel for each span, here up to 128 with 512 inputs:
+    Rows as those of `TextToText`. The tokenizer needs a sentinel for each span, up to 128 with 512 inputs:
     `SentencePiece(sentinels=128)`.
     """
 
     input_length: int | None = 512
-    """Tokens of the inputs a row, for an encoder-decoder; None: inputs and targets share rows of `length`."""
+    """Tokens of the inputs in a row, for an encoder-decoder; None: inputs and targets share rows of `length`."""
     length: int | None = None
-    """Tokens of the targets a row; None: what the inputs can need."""
+    """Tokens of the targets in a row; None: what the inputs need at most."""
     denoisers: tuple[Denoiser, ...] = MIXTURE
-    """The recipes, drawn by their weights."""
+    """The denoisers, drawn by their weights."""
     modes: bool = False
-    """Begin the inputs with the name of the recipe, encoded as text; so a downstream task can ask for one."""
+    """Begin the inputs with the denoiser's mode, encoded as text, so that a downstream task can select one."""
     column: str | None = None
     """Column of the source with the text or the list of sentences; None: `sentences` or `text`."""
 
     def __post_init__(self):
         if not any(denoiser.weight for denoiser in self.denoisers):
             weights = tuple(denoiser.weight for denoiser in self.denoisers)
-            raise InputError(f"task.denoisers: weights {weights}; give at least one that is positive")
+            raise FieldError("data.task.denoisers", f": weights {weights}; expected at least one above 0")
         self._check_fields()
 
     @property

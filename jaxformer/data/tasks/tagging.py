@@ -1,25 +1,27 @@
-"""A task in which each word of a text has a tag: parts of speech, names (Devlin et al. 2019, §5.3)."""
+"""Tagging the words of a text: parts of speech, named entities (Devlin et al. 2019, §5.3)."""
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxformer.data.sources import files
+from jaxformer import fields
+from jaxformer.data.examples import Example, Feature, Visit
+from jaxformer.data.fields.label import label_index
+from jaxformer.data.sources import columns
 from jaxformer.data.tasks import layouts
-from jaxformer.data.tasks.base import Example, Feature, Task
-from jaxformer.data.tasks.classification import number_of
+from jaxformer.data.tasks.base import Task
 from jaxformer.data.tokenizers import Tokenizer
-from jaxformer.errors import InputError
+from jaxformer.errors import FieldError, shown
 
 OUTSIDE = "O"
 """The tag of a word outside all entities."""
 BEGINS, CONTINUES, ENDS = ("B-", "S-", "U-"), ("I-", "E-", "L-"), ("E-", "L-", "S-", "U-")
-"""Prefixes of the tags of an entity's first word, of its other words, and of its last one: BIO has B and I, BIOES also
-E for the end and S for a single word, BILOU L for the last word and U for a unit of one."""
+"""Prefixes of the tags of an entity's first word, of its other words, and of its last one. BIO has B and I; BIOES also
+E for the end and S for a single word; BILOU L for the last word and U for a unit of one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,41 +31,40 @@ class Words:
     tokens: np.ndarray
     """int32 [n]."""
     owners: np.ndarray
-    """int [n]: the number of the word that a token is of."""
+    """int [n]: index of the word that a token belongs to."""
     first: np.ndarray
-    """bool [n]: is the token the first one of its word?"""
+    """bool [n]: whether the token is the first one of its word."""
     tags: np.ndarray
-    """int32 [n]: the number of its tag where a token is the first one of a word; otherwise 0."""
+    """int32 [n]: index of the word's tag at the first token of a word; otherwise 0."""
     size: int
     """Characters of the words."""
 
 
 @dataclasses.dataclass(frozen=True)
-class TagTokens(Task):
+class TagTokens(Task[Words]):
     """The tag of each word, predicted at its first token. A source has the words and the tags of a sentence in lists.
 
-    Long sentences are cut into windows before a word, and not within an entity where that can be helped.
+    Long sentences are cut into windows before a word, outside of entities if possible.
 
-    Rows: `tokens`, `targets` int32 and `weights` float32 [b, length], with the lanes' `segments` and
-    `position_ids`; each
-    example has the special tokens of the tokenizer's template, such as [CLS] and [SEP], and weights are 0 but at the
-    first token of each word. With the tags of entities also `partial` int32 [b, length], 1 in the windows of sentences
+    Rows: `tokens`, `targets` int32 and `weights` float32 [b, length], with the lanes' `segments` and `position_ids`; each
+    example has the special tokens of the tokenizer's template, such as [CLS] and [SEP], and weights are 1 at the first
+    token of each word. With the tags of entities also `partial` int32 [b, length], 1 in the windows of sentences
     that have several.
     """
 
     labels: tuple[str, ...] = ()
-    """Names of the tags in the order of their numbers, those of the model."""
+    """Names of the tags in the order of their indices, the same as the model's."""
     length: int = 128
-    """Tokens a row."""
+    """Tokens in a row."""
     words: str = "words"
     """Column of the source with the list of words."""
     tags: str = "tags"
-    """Column of the source with the list of their tags, as many: names, or numbers in the order of `labels`."""
+    """Column of the source with the list of their tags, one a word: names, or indices into `labels`."""
 
     def __post_init__(self):
-        layouts.at_least("length", self.length, 3)
+        fields.at_least("data.task.length", self.length, 3)
         if not self.labels or len(set(self.labels)) < len(self.labels):
-            raise InputError(f"task.labels {self.labels}: give the name of each tag, each once")
+            raise FieldError("data.task.labels", f"={shown(self.labels)}: expected the name of each tag, each once")
 
     @functools.cached_property
     def row(self) -> dict[str, Feature]:
@@ -71,41 +72,33 @@ class TagTokens(Task):
         return row | {"partial": Feature(self.length)} if has_entities(self.labels) else row
 
     @property
-    def need(self) -> str:
+    def requirement(self) -> str:
         return f"sentence with words in {self.words!r}"
 
     def check(self, tokenizer: Tokenizer, pack: bool) -> None:
         layouts.check_template(tokenizer, "encoder", self.length)
 
     def requests(self, example: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
-        return (files.first_words(" ".join(files.strings(example, self.words, "task.words"))),)
+        return (columns.first_words(" ".join(columns.strings(example, self.words, "data.task.words"))),)
 
     def read(self, example: Mapping[str, Any]) -> tuple[list[str], list[int]]:
-        words = files.strings(example, self.words, "task.words")
-        tags = files.items(example, self.tags, "task.tags")
+        words = columns.strings(example, self.words, "data.task.words")
+        tags = columns.items(example, self.tags, "data.task.tags")
         if len(words) != len(tags):
-            raise InputError(
-                f"a sentence has {len(words)} words in {self.words!r} and {len(tags)} tags in {self.tags!r}: "
-                f"{' '.join(words)[:60]!r}; each word needs one"
-            )
-        return words, [number_of(tag, self.labels) for tag in tags]
+            problem = f"{len(words)} words in {self.words!r} and {len(tags)} tags: {' '.join(words)[:60]!r}"
+            raise FieldError("data.task.tags", f"={self.tags!r}: {problem}; expected one tag for each word")
+        return words, [label_index(tag, self.labels) for tag in tags]
 
-    def encode(self, example: dict[str, Any], tokenizer: Tokenizer) -> Words:
+    def encode(self, example: Mapping[str, Any], tokenizer: Tokenizer) -> Words:
         words, tags = self.read(example)
         return encode_words(words, tokenizer, tags)
 
-    def examples(
-        self,
-        document: Words,
-        tokenizer: Tokenizer,
-        rng: np.random.Generator,
-        draw: Callable[[np.random.Generator], Words],
-    ) -> list[Example]:
-        parts = self.windows(document, tokenizer)
-        return [self._example(document, part, tokenizer, len(parts) > 1) for part in parts]
+    def examples(self, document: Words, visit: Visit[Words]) -> list[Example]:
+        parts = self.windows(document, visit.tokenizer)
+        return [self._example(document, part, visit.tokenizer, len(parts) > 1) for part in parts]
 
     def windows(self, document: Words, tokenizer: Tokenizer) -> list[slice]:
-        """The stretches of a sentence's tokens that are rows, together all of its tokens."""
+        """The stretches of a sentence's tokens that become rows; together they are all of its tokens."""
         inside = np.array([label.startswith(CONTINUES) for label in self.labels])
         room = self.length - tokenizer.template("encoder").added()
         return windows(document.first, room, document.first & ~inside[document.tags])
@@ -123,7 +116,7 @@ class TagTokens(Task):
 
 
 def has_entities(labels: Sequence[str]) -> bool:
-    """Whether tags are those of entities: `O`, and B-x, I-x and so on of BIO, BIOES or BILOU."""
+    """Whether tags mark entities: `O`, and B-x, I-x and so on of BIO, BIOES or BILOU."""
     return bool(kinds(labels)) and all(label == OUTSIDE or label.startswith(BEGINS + CONTINUES) for label in labels)
 
 
@@ -133,7 +126,7 @@ def kinds(labels: Sequence[str]) -> tuple[str, ...]:
 
 
 def encode_words(words: Sequence[str], tokenizer: Tokenizer, tags: Sequence[int] | None = None) -> Words:
-    """The words, encoded as a text with a space between two; each with the number of its tag, if there are tags.
+    """The words, encoded as a text with spaces between them, and the index of each word's tag if there are tags.
 
     A word that the tokenizer drops has no token. A token that spans two words is the first one of the second.
     """
@@ -147,19 +140,19 @@ def encode_words(words: Sequence[str], tokenizer: Tokenizer, tags: Sequence[int]
 
 
 def windows(first: np.ndarray, room: int, cuttable: np.ndarray | None = None) -> list[slice]:
-    """Stretches of up to `room` tokens that are all tokens together.
+    """Stretches of up to `room` tokens that together are all tokens.
 
     Args:
-        first: bool [n]: is the token the first one of a word? A window begins at a word, where one fits.
-        room: tokens of a window, at most.
-        cuttable: bool [n]: where to cut rather than at any other word.
+      first: bool [n], whether the token is the first one of a word. A window begins at a word if one fits.
+      room: tokens of a window, at most.
+      cuttable: bool [n], where cuts are preferred.
     """
     stretches, start = [], 0
     while start < len(first):
         stop = min(start + room, len(first))
         if stop < len(first):
-            for places in (cuttable, first):
-                found = np.flatnonzero(places[start + 1 : stop + 1]) if places is not None else ()
+            for allowed in (cuttable, first):
+                found = np.flatnonzero(allowed[start + 1 : stop + 1]) if allowed is not None else ()
                 if len(found):
                     stop = start + 1 + int(found[-1])
                     break

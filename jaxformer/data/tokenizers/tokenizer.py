@@ -100,7 +100,12 @@ class Tokenizer(abc.ABC):
             "give one that has it, or leave `tokenizer.path` out to train one"
         )
 
-    # Looked up when asked for: which of them a vocabulary must have is for the task to say.
+    def require(self, *keys: str) -> None:
+        """Raises InputError if the vocabulary lacks the special token for one of these purposes, such as `eos`."""
+        for key in keys:
+            self._special(key)
+
+    # Looked up when first used: the task decides which of them a vocabulary must have.
     pad_id = functools.cached_property(lambda self: self._special("pad"))
     unk_id = functools.cached_property(lambda self: self._special("unk"))
     cls_id = functools.cached_property(lambda self: self._special("cls"))

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from jaxformer.data.messages import note
-from jaxformer.data.sources.files import check_text, sentences, strings
+from jaxformer.data.sources.columns import check_text, sentences, strings
 from jaxformer.data.sources.sources import located
 from jaxformer.data.tokenizers import special_tokens
 from jaxformer.data.tokenizers.special_tokens import CLS, MASK, PAD, SEP, SPECIALS, UNK
@@ -209,7 +209,7 @@ def _example_texts(example: dict[str, Any]) -> list[str]:
     if "sentences" in example or "text" in example:
         return sentences(example)
     if isinstance(example.get("words"), list):
-        return [" ".join(strings(example, "words", "the source's column"))]
+        return [" ".join(strings(example, "words", "data.task.words"))]
     found = [(name, value) for name, value in example.items() if isinstance(value, str) and value.strip()]
     for name, value in found:
         check_text(value, f"column {name!r}")

@@ -1,7 +1,7 @@
-"""Images changed at random, so that a model sees few of them twice; Pillow does the work.
+"""Random changes of images, done by Pillow.
 
-Pictures are Pillow's, pixels NumPy arrays, uint8 [height, width, channels]. All randomness comes from a generator that
-is given.
+Pictures are Pillow's; pixels are NumPy arrays, uint8 [height, width, channels]. All randomness comes from the generator
+that is passed.
 """
 
 import dataclasses
@@ -12,27 +12,37 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
-from jaxformer.errors import InputError
+from jaxformer import fields
+from jaxformer.data.transforms import geometry
+from jaxformer.data.transforms.geometry import Box, GeometricTransform, Matrix
+from jaxformer.errors import FieldError, shown
 
 Resample = Literal["bilinear", "bicubic", "lanczos", "box", "hamming", "nearest"]
-"""Pillow's filters for resizing; all but nearest average over the area that a pixel of a smaller image covers."""
+"""Pillow's filters for resizing. All except nearest average over the area that a pixel of a smaller image covers."""
 Fit = Literal["crop", "stretch", "none"]
-"""How a picture becomes a square: by its shorter side, by both sides, or without resizing."""
+"""How a picture becomes a square: its shorter side is resized, both sides are, or neither."""
 LONGEST = 32
-"""Ratio of a picture's sides above which its ends are cut off before it is resized, so that memory is bounded."""
+"""Ratio of a picture's sides above which its ends are cropped before it is resized, which bounds the memory."""
 STRONGEST = 10
 """The magnitude of RandAugment's strongest operations."""
+_DEGREES = 30
+"""Largest rotation of RandAugment."""
 
-Box = tuple[float, float, float, float]
-"""Left, upper, right and lower edge, in pixels."""
+_MATRICES: Mapping[str, Callable[[float, int, int], Matrix]] = {
+    "shear_x": lambda level, width, height: (1, 0.3 * level, 0, 0, 1, 0),
+    "shear_y": lambda level, width, height: (1, 0, 0, 0.3 * level, 1, 0),
+    "translate_x": lambda level, width, height: (1, 0, 0.3 * level * width, 0, 1, 0),
+    "translate_y": lambda level, width, height: (1, 0, 0, 0, 1, 0.3 * level * height),
+}
+"""Matrices of affine operations for a level, a width and a height, from points of the result to points of the image."""
 
 
-def _turned(picture: Image.Image, level: float) -> Image.Image:
-    return picture.rotate(30 * level)
+def _affine(name: str) -> Callable[[Image.Image, float], Image.Image]:
+    def operation(picture: Image.Image, level: float) -> Image.Image:
+        matrix = _MATRICES[name](level, picture.width, picture.height)
+        return picture.transform(picture.size, Image.Transform.AFFINE, matrix)
 
-
-def _affine(picture: Image.Image, *matrix: float) -> Image.Image:
-    return picture.transform(picture.size, Image.Transform.AFFINE, matrix)
+    return operation
 
 
 def _enhanced(enhance: Callable) -> Callable[[Image.Image, float], Image.Image]:
@@ -43,11 +53,11 @@ OPERATIONS: Mapping[str, Callable[[Image.Image, float], Image.Image]] = {
     "identity": lambda picture, level: picture,
     "auto_contrast": lambda picture, level: ImageOps.autocontrast(picture),
     "equalize": lambda picture, level: ImageOps.equalize(picture),
-    "rotate": _turned,
-    "shear_x": lambda picture, level: _affine(picture, 1, 0.3 * level, 0, 0, 1, 0),
-    "shear_y": lambda picture, level: _affine(picture, 1, 0, 0, 0.3 * level, 1, 0),
-    "translate_x": lambda picture, level: _affine(picture, 1, 0, 0.3 * level * picture.width, 0, 1, 0),
-    "translate_y": lambda picture, level: _affine(picture, 1, 0, 0, 0, 1, 0.3 * level * picture.height),
+    "rotate": lambda picture, level: picture.rotate(_DEGREES * level),
+    "shear_x": _affine("shear_x"),
+    "shear_y": _affine("shear_y"),
+    "translate_x": _affine("translate_x"),
+    "translate_y": _affine("translate_y"),
     "posterize": lambda picture, level: ImageOps.posterize(picture, 8 - round(4 * abs(level))),
     "solarize": lambda picture, level: ImageOps.solarize(picture, round(256 * (1 - abs(level)))),
     "color": _enhanced(ImageEnhance.Color),
@@ -55,57 +65,74 @@ OPERATIONS: Mapping[str, Callable[[Image.Image, float], Image.Image]] = {
     "brightness": _enhanced(ImageEnhance.Brightness),
     "sharpness": _enhanced(ImageEnhance.Sharpness),
 }
-"""The operations of RandAugment, each a function of a picture and a level from -1 to 1; the sign is a direction."""
+"""The operations of RandAugment, functions of a picture and a level from -1 to 1, whose sign is the direction."""
+
+
+def operation_geometry(name: str, level: float, width: int, height: int) -> GeometricTransform:
+    """Where an operation of RandAugment moves the points of a picture of this size."""
+    if name == "rotate":
+        return geometry.rotation(_DEGREES * level, width, height)
+    if name in _MATRICES:
+        return geometry.affine(_MATRICES[name](level, width, height), width, height)
+    return geometry.identity(width, height)
 
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """A random part of the image, perhaps mirrored (Szegedy et al. 2015), and RandAugment (Cubuk et al. 2020)."""
+    """A random resized crop and flip (Szegedy et al. 2015), and RandAugment (Cubuk et al. 2020)."""
 
     scale: tuple[float, float] = (0.08, 1.0)
-    """Least and largest share of the image's area that is seen."""
+    """Smallest and largest share of the image's area that is kept."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Least and largest ratio of its width to its height."""
+    """Smallest and largest ratio of its width to its height."""
     flip: float = 0.5
-    """Probability that the image is mirrored, left to right."""
+    """Probability of a left-right flip."""
     operations: int = 0
-    """Operations of RandAugment on each image."""
+    """Operations of RandAugment applied to each image."""
     magnitude: float = 9.0
     """Their strength, from 0 to 10."""
     among: tuple[str, ...] = tuple(OPERATIONS)
-    """The operations that are drawn from."""
+    """The operations to draw from."""
 
     def __post_init__(self):
-        low, high = self.scale
-        if not 0 < low <= high <= 1:
-            raise InputError(f"task.augmentation.scale {self.scale}: must be two shares, above 0 and up to 1, in order")
+        path = "data.task.image.augmentation"
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise FieldError(f"{path}.scale", f"={self.scale}: expected two shares in order, above 0, at most 1")
         if not 0 < self.ratio[0] <= self.ratio[1]:
-            raise InputError(f"task.augmentation.ratio {self.ratio}: must be two ratios above 0, in order")
-        if not 0 <= self.flip <= 1:
-            raise InputError(f"task.augmentation.flip {self.flip}: must be from 0 to 1")
-        if self.operations < 0 or not 0 <= self.magnitude <= STRONGEST:
-            raise InputError(
-                f"task.augmentation: operations {self.operations} and magnitude {self.magnitude}; must be 0 or more, "
-                f"and from 0 to {STRONGEST}"
-            )
+            raise FieldError(f"{path}.ratio", f"={self.ratio}: expected two ratios in order, above 0")
+        fields.within(f"{path}.flip", self.flip, 0, 1)
+        fields.at_least(f"{path}.operations", self.operations, 0)
+        fields.within(f"{path}.magnitude", self.magnitude, 0, STRONGEST)
         if unknown := [name for name in self.among if name not in OPERATIONS]:
-            raise InputError(f"task.augmentation.among: no operation {unknown[0]!r}; there are {', '.join(OPERATIONS)}")
+            problem = f"={shown(self.among)}: no operation {unknown[0]!r}; expected some of {', '.join(OPERATIONS)}"
+            raise FieldError(f"{path}.among", problem)
 
-    def __call__(self, picture: Image.Image, size: int, resample: Resample, rng: np.random.Generator) -> np.ndarray:
-        """A random part of the picture, changed at random: uint8 [size, size, channels]."""
+    def __call__(
+        self, picture: Image.Image, size: int, resample: Resample, rng: np.random.Generator
+    ) -> tuple[np.ndarray, GeometricTransform]:
+        """A random part of the picture, changed at random.
+
+        Returns:
+          The pixels, uint8 [size, size, channels], and where the points of the picture are in them.
+        """
         box = random_box(picture.width, picture.height, self.scale, self.ratio, rng)
         picture = resized(picture, size, box, resample)
-        for name in rng.choice(len(self.among), self.operations) if self.operations else ():
-            sign = 1 if rng.random() < 0.5 else -1
-            picture = OPERATIONS[self.among[name]](picture, sign * self.magnitude / STRONGEST)
+        moved = geometry.resized_box(box, size, size)
+        for index in rng.choice(len(self.among), self.operations) if self.operations else ():
+            name, sign = self.among[index], 1 if rng.random() < 0.5 else -1
+            level = sign * self.magnitude / STRONGEST
+            picture = OPERATIONS[name](picture, level)
+            moved = moved.then(operation_geometry(name, level, size, size))
         image = pixels(picture)
-        return image[:, ::-1] if rng.random() < self.flip else image
+        if rng.random() < self.flip:
+            return image[:, ::-1], moved.then(geometry.flip(size, size))
+        return image, moved
 
 
 def random_box(
     width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
 ) -> Box:
-    """A box of a random area and shape somewhere in an image; the widest possible where ten draws do not fit."""
+    """A box of random area and shape at a random position; the largest of the closest shape if ten draws do not fit."""
     for _ in range(10):
         area = width * height * rng.uniform(*scale)
         shape = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
@@ -118,42 +145,51 @@ def random_box(
 
 
 def middle(width: float, height: float, wide: float, high: float) -> Box:
-    """The box of that size in the middle of an image."""
+    """The box of the given size in the centre of an image."""
     left, upper = (width - wide) / 2, (height - high) / 2
     return (left, upper, left + wide, upper + high)
 
 
 def resized(picture: Image.Image, size: int, box: Box, resample: Resample) -> Image.Image:
-    """What is in a box of the picture, as a square of `size` pixels."""
+    """A box of the picture, resized to a square of `size` pixels."""
     if box == (0, 0, size, size) == (0, 0, *picture.size):
         return picture
     return picture.resize((size, size), Image.Resampling[resample.upper()], box, reducing_gap=3.0)
 
 
-def fitted(picture: Image.Image, size: int, edge: int, fit: Fit, resample: Resample) -> Image.Image:
-    """The middle of a resized picture, as image processors of transformers compute it, to the pixel.
+def fitted(
+    picture: Image.Image, size: int, edge: int, fit: Fit, resample: Resample
+) -> tuple[Image.Image, GeometricTransform]:
+    """The centre of a resized picture; its pixels equal those of the image processors of transformers.
 
     Args:
-        picture: of any size; with `fit="none"` at least that of the result.
-        size: height and width of the result.
-        edge: length of the shorter side after resizing, or of both with `fit="stretch"`.
-        fit: how it is resized.
-        resample: the filter.
+      picture: of any size; with `fit="none"` at least as large as the result.
+      size: height and width of the result.
+      edge: length of the shorter side after resizing, or of both with `fit="stretch"`.
+      fit: how it is resized.
+      resample: the filter.
+
+    Returns:
+      The square, and where the points of the picture are in it.
     """
     width, height = picture.size
+    moved = geometry.identity(width, height)
     if fit == "stretch":
         width, height = edge, edge
     elif fit == "crop":
         short = min(width, height)
         if max(width, height) > LONGEST * short:
-            box = middle(width, height, min(width, LONGEST * short), min(height, LONGEST * short))
-            picture = picture.crop(tuple(map(int, box)))
+            box = tuple(map(int, middle(width, height, min(width, LONGEST * short), min(height, LONGEST * short))))
+            picture = picture.crop(box)
             width, height = picture.size
+            moved = geometry.resized_box(box, width, height)
         width, height = int(edge * width / short), int(edge * height / short)
     if (width, height) != picture.size:
+        moved = moved.then(geometry.resized_box((0, 0, *picture.size), width, height))
         picture = picture.resize((width, height), Image.Resampling[resample.upper()])
     left, upper = (width - size) // 2, (height - size) // 2
-    return picture.crop((left, upper, left + size, upper + size))
+    box = (left, upper, left + size, upper + size)
+    return picture.crop(box), moved.then(geometry.resized_box(box, size, size))
 
 
 def pixels(picture: Image.Image) -> np.ndarray:
@@ -163,19 +199,19 @@ def pixels(picture: Image.Image) -> np.ndarray:
 
 
 def mixup(image: np.ndarray, other: np.ndarray, share: float) -> np.ndarray:
-    """`share` of one image and the rest of another, pixel by pixel (Zhang et al. 2018)."""
+    """Two images blended, the first with weight `share` (Zhang et al. 2018)."""
     mixed = share * image.astype(np.float32) + (1 - share) * other.astype(np.float32)
     return np.round(mixed).astype(np.uint8)
 
 
 def cutmix(image: np.ndarray, other: np.ndarray, share: float, rng: np.random.Generator) -> tuple[np.ndarray, float]:
-    """An image with a box of another in it (Yun et al. 2019), and the share of the first one that is seen after all.
+    """An image with a box of another one pasted in (Yun et al. 2019), and the share of the first image that remains.
 
     Args:
       image: [height, width, channels].
       other: of the same shape.
-      share: how much of the first one is to be seen; the box is cut off where it would stand out.
-      rng: says where the box is.
+      share: target share of the first image; the box is clipped at the edges.
+      rng: draws the position of the box.
     """
     height, width = image.shape[:2]
     side = math.sqrt(1 - share)

@@ -1,56 +1,64 @@
-"""Masking for the masked language model (Devlin et al. 2019, section 3.1), whole matrices at once."""
+"""Masking for the masked language model (Devlin et al. 2019, §3.1), whole matrices at once."""
 
+import dataclasses
 from typing import NamedTuple
 
 import numpy as np
 
 
 class Masked(NamedTuple):
-    """Masked examples. Those of example i lie at starts[i]:starts[i + 1] of the flat arrays."""
+    """Masked examples. The entries of example i are starts[i]:starts[i + 1] of the flat arrays."""
 
     tokens: np.ndarray
-    """int32 [e, t], 80% of the chosen ones `[MASK]`, 10% a random piece, 10% as they were."""
+    """int32 [e, t]; of the chosen tokens 80% become `[MASK]`, 10% a random piece, and 10% stay."""
     positions: np.ndarray
-    """int32 [n], index into the row of `tokens`, rising within an example."""
+    """int32 [n], indices into the row of `tokens`, ascending within an example."""
     targets: np.ndarray
     """int32 [n], the original tokens."""
     starts: np.ndarray
     """int64 [e + 1]."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Masking:
+    """How tokens are chosen and hidden."""
+
+    rate: float
+    """Share of the maskable tokens to choose; at least one wherever there is one."""
+    limit: int
+    """Tokens chosen in an example, at most."""
+    mask_id: int
+    """Id of `[MASK]`."""
+    random_ids: np.ndarray
+    """int32: ids that may replace a token."""
+
+
 def mask(
     tokens: np.ndarray,
     maskable: np.ndarray,
+    options: Masking,
     rng: np.random.Generator,
-    *,
-    rate: float,
-    limit: int,
-    mask_id: int,
-    random_ids: np.ndarray,
     words: np.ndarray | None = None,
 ) -> Masked:
     """Chooses tokens to predict and hides them.
 
     Args:
-        tokens: int32 [e, t].
-        maskable: bool [e, t], where a token may be chosen.
-        rng: decides everything.
-        rate: share of the maskable tokens to choose; at least one wherever there is one.
-        limit: tokens chosen in an example, at most.
-        mask_id: id of `[MASK]`.
-        random_ids: ids that may replace a token.
-        words: int [e, t] from `words`, to choose all of a word or nothing; a word of more than
-            `limit` pieces is taken as so many words.
+      tokens: int32 [e, t].
+      maskable: bool [e, t], where a token may be chosen.
+      options: how many are chosen, and what hides them.
+      rng: the source of all randomness.
+      words: int [e, t] from `words`, to choose all pieces of a word or none; a word of more than `options.limit` pieces
+        counts as that many words.
 
     Returns:
-        The masked tokens, and what to predict.
+      The masked tokens, and what to predict.
     """
     available = maskable.sum(axis=1)
-    wanted = np.minimum(np.clip(np.rint(available * rate), 1, limit), available).astype(np.int64)
+    wanted = np.minimum(np.clip(np.rint(available * options.rate), 1, options.limit), available).astype(np.int64)
     if words is None:
         score = rng.random(tokens.shape)
     else:
-        words = _split_long_words(words, maskable, limit)
+        words = _split_long_words(words, maskable, options.limit)
         score = np.take_along_axis(rng.random((len(tokens), words.max() + 1)), words, axis=1)
     score[~maskable] = 2
     order = np.argsort(score, axis=1, kind="stable")
@@ -61,7 +69,7 @@ def mask(
     examples, positions = np.nonzero(chosen)
     targets = tokens[examples, positions]
     tokens = tokens.copy()
-    tokens[examples, positions] = _hide(targets, rng, mask_id, random_ids)
+    tokens[examples, positions] = _hide(targets, options, rng)
     starts = np.concatenate([[0], np.cumsum(wanted)])
     return Masked(tokens, positions.astype(np.int32), targets, starts)
 
@@ -69,7 +77,7 @@ def mask(
 def words(tokens: np.ndarray, maskable: np.ndarray, word_start: np.ndarray) -> np.ndarray:
     """Number of the word that each token belongs to, int64 [e, t]; word_start is bool [vocab]."""
     begins = word_start[tokens]
-    # What follows a token that cannot be masked begins a word, cut off or not.
+    # A token after one that cannot be masked begins a word, even if the word is cut off there.
     begins[:, 1:] |= ~maskable[:, :-1]
     return np.cumsum(begins, axis=1)
 
@@ -82,9 +90,9 @@ def _split_long_words(words: np.ndarray, maskable: np.ndarray, limit: int) -> np
 
 
 def _to_whole_words(words: np.ndarray, wanted: np.ndarray, available: np.ndarray) -> np.ndarray:
-    """The largest count up to `wanted` that ends with a word; else the first word's size.
+    """The largest count up to `wanted` that ends with a word; otherwise the size of the first word.
 
-    words: [e, t] in the order of choice, where the pieces of a word stand together.
+    `words` is [e, t] in the order of choice, in which the pieces of a word are adjacent.
     """
     count = np.arange(1, words.shape[1] + 1)
     ends = np.ones(words.shape, bool)
@@ -94,7 +102,7 @@ def _to_whole_words(words: np.ndarray, wanted: np.ndarray, available: np.ndarray
     return np.where(whole > 0, whole, np.minimum(np.argmax(ends, axis=1) + 1, available))
 
 
-def _hide(targets, rng, mask_id, random_ids) -> np.ndarray:
-    lot = rng.random(len(targets))
-    other = random_ids[rng.integers(len(random_ids), size=len(targets))]
-    return np.where(lot < 0.8, mask_id, np.where(lot < 0.9, other, targets))
+def _hide(targets: np.ndarray, options: Masking, rng: np.random.Generator) -> np.ndarray:
+    draws = rng.random(len(targets))
+    other = options.random_ids[rng.integers(len(options.random_ids), size=len(targets))]
+    return np.where(draws < 0.8, options.mask_id, np.where(draws < 0.9, other, targets))

@@ -1,14 +1,15 @@
-"""Stretches of sentences and pairs of them for next-sentence prediction (Devlin et al. 2019)."""
+"""Sentence pairs for next-sentence prediction (Devlin et al. 2019), and full sentences (Liu et al. 2019)."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-_TRIES = 10  # documents drawn for one random second part
+_TRIES = 10
+"""Documents drawn for one random second part, at most."""
 
 
-class Pair(NamedTuple):
+class SentencePair(NamedTuple):
     """Two stretches of tokens, int32 [n] each."""
 
     first: np.ndarray
@@ -23,38 +24,38 @@ def sentence_pairs(
     short_rate: float,
     rng: np.random.Generator,
     draw: Callable[[np.random.Generator], Sequence[np.ndarray]],
-) -> list[Pair]:
+) -> list[SentencePair]:
     """Cuts a document into pairs of consecutive stretches; half get a random second part instead.
 
-    Sentences are gathered until they fill the aim, and are split at random between both parts. The
-    sentences that a random second part replaces begin the next pair. A last sentence left alone
-    makes no pair: it could only have a random partner, and the labels would lose their balance.
+    Sentences are gathered up to the target length and split at random between both parts. The sentences that a random
+    second part replaces begin the next pair. A single sentence left at the end makes no pair: it could only have a
+    random second part, which would unbalance the labels.
 
     Args:
-        sentences: int32 [n] each, none empty.
-        room: tokens of both parts together, at most; longer pairs lose tokens of the longer part.
-        short_rate: share of the pairs that aim at a random shorter length.
-        rng: decides everything.
-        draw: gives the sentences of another document.
+      sentences: int32 [n] each, none empty.
+      room: tokens of both parts together, at most; longer pairs lose tokens of the longer part.
+      short_rate: share of the pairs with a random shorter target length.
+      rng: the source of all randomness.
+      draw: returns the sentences of another document.
 
     Returns:
-        Pairs, none if the document has a single sentence. The random second part is never what
-        truly follows, also where the other document holds the same text.
+      Pairs, none if the document has a single sentence. A random second part is never the true continuation, even if
+      the other document holds the same text.
     """
     pairs = []
     start = 0
     while len(sentences) - start >= 2:
-        aim = _aim(room, short_rate, rng, least=2)
-        stop = _gather(sentences, start, aim, least=2)
+        target = _target_length(room, short_rate, rng, least=2)
+        stop = _gather(sentences, start, target, least=2)
         middle = start + 1 + _below(stop - start - 1, rng)
         first = np.concatenate(sentences[start:middle])
         pair = None
         if rng.random() < 0.5:
             following = np.concatenate(sentences[middle : middle + room])[:room]
-            pair = _random_pair(first, following, aim, room, rng, draw)
+            pair = _random_pair(first, following, target, room, rng, draw)
         if pair is None:
             second = np.concatenate(sentences[middle:stop])
-            pair = Pair(*truncate(first, second, room, rng)[:2], 0)
+            pair = SentencePair(*truncate(first, second, room, rng)[:2], 0)
             start = stop
         else:
             start = middle
@@ -62,39 +63,41 @@ def sentence_pairs(
     return pairs
 
 
-def _random_pair(first, following, aim, room, rng, draw) -> Pair | None:
-    """A pair with a second part from another document; None if all drawn hold the true next."""
+def _random_pair(first, following, target, room, rng, draw) -> SentencePair | None:
+    """A pair with a second part from another document; None if every document drawn has the true continuation."""
     for _ in range(_TRIES):
         other = draw(rng)
         if not len(other):
             continue
-        second = _stretch(other, _below(len(other), rng), max(1, aim - len(first)))
+        second = _stretch(other, _below(len(other), rng), max(1, target - len(first)))
         head, tail, skipped = truncate(first, second, room, rng)
-        # The true next would have been shown from its beginning, or cut in the same way.
+        # The true continuation would appear from its beginning, or cut in the same way.
         if len(tail) and not (_begins(following, tail) or _begins(following[skipped:], tail)):
-            return Pair(head, tail, 1)
+            return SentencePair(head, tail, 1)
     return None
 
 
 def _begins(tokens: np.ndarray, part: np.ndarray) -> bool:
-    # The first token alone tells most apart, and comparing one is cheap.
+    # Most differ in the first token, and comparing one token is cheap.
     return len(tokens) > 0 and tokens[0] == part[0] and np.array_equal(tokens[: len(part)], part)
 
 
-def stretches(sentences: list[np.ndarray], room: int, short_rate: float, rng: np.random.Generator) -> list[np.ndarray]:
+def full_sentences(
+    sentences: list[np.ndarray], room: int, short_rate: float, rng: np.random.Generator
+) -> list[np.ndarray]:
     """Consecutive whole sentences of at most `room` tokens (Liu et al. 2019, FULL-SENTENCES).
 
-    A sentence longer than `room` is cut, and its rest continues in the next stretch: the stretches
-    together are the document, every token once.
+    A sentence longer than `room` is cut and continues in the next stretch, so that the stretches together contain every
+    token of the document once.
     """
     found, parts, count = [], [], 0
-    aim = _aim(room, short_rate, rng, least=1)
+    target = _target_length(room, short_rate, rng, least=1)
     for sentence in sentences:
         for part in np.split(sentence, range(room, len(sentence), room)):
-            if parts and count + len(part) > aim:
+            if parts and count + len(part) > target:
                 found.append(np.concatenate(parts))
                 parts, count = [], 0
-                aim = _aim(room, short_rate, rng, least=1)
+                target = _target_length(room, short_rate, rng, least=1)
             parts.append(part)
             count += len(part)
     return [*found, np.concatenate(parts)] if parts else found
@@ -103,10 +106,10 @@ def stretches(sentences: list[np.ndarray], room: int, short_rate: float, rng: np
 def truncate(
     first: np.ndarray, second: np.ndarray, room: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """Takes tokens off the longer part, at its front or back at random, until both fit.
+    """Removes tokens from the longer part, at its front or back at random, until both fit.
 
     Returns:
-        Both parts, and how many tokens the second one lost at its front.
+      Both parts, and how many tokens the second one lost at its front.
     """
     excess = len(first) + len(second) - room
     if excess <= 0:
@@ -123,23 +126,23 @@ def _trim(tokens: np.ndarray, length: int, rng: np.random.Generator) -> tuple[np
     return tokens[front : front + length], front
 
 
-def _aim(room: int, short_rate: float, rng: np.random.Generator, least: int) -> int:
+def _target_length(room: int, short_rate: float, rng: np.random.Generator, least: int) -> int:
     if rng.random() >= short_rate:
         return room
     return least + _below(room - least + 1, rng)
 
 
-def _gather(sentences: Sequence[np.ndarray], start: int, aim: int, least: int) -> int:
-    """Where to stop so that the sentences from `start` hold `aim` tokens, if there are so many."""
+def _gather(sentences: Sequence[np.ndarray], start: int, target: int, least: int) -> int:
+    """Index after the last sentence needed for `target` tokens from `start` on, if there are that many."""
     stop, count = start, 0
-    while stop < len(sentences) and (count < aim or stop - start < least):
+    while stop < len(sentences) and (count < target or stop - start < least):
         count += len(sentences[stop])
         stop += 1
     return stop
 
 
-def _stretch(sentences: Sequence[np.ndarray], start: int, aim: int) -> np.ndarray:
-    stop = _gather(sentences, start, aim, least=1)
+def _stretch(sentences: Sequence[np.ndarray], start: int, target: int) -> np.ndarray:
+    stop = _gather(sentences, start, target, least=1)
     return np.concatenate([sentences[index] for index in range(start, stop)])
 
 

@@ -1,11 +1,11 @@
-"""Texts changed at random, so that training sees few of them twice."""
+"""Random changes of texts."""
 
 import dataclasses
 
 import numpy as np
 
+from jaxformer import fields
 from jaxformer.data.tokenizers import Tokenizer
-from jaxformer.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,19 +13,18 @@ class TextAugmentation:
     """Random deletion and swap of words (Wei & Zou 2019), and dropout of tokens (Bowman et al. 2016)."""
 
     deletion: float = 0.0
-    """Probability of each word to be left out; one stays always."""
+    """Probability that a word is deleted; at least one word is kept."""
     swap: float = 0.0
-    """Swaps of two words at random, as a share of the number of words."""
+    """Swaps of two random words, as a share of the number of words."""
     dropout: float = 0.0
-    """Probability of each token to become the unknown one."""
+    """Probability that a token becomes the unknown token."""
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            if not 0 <= (rate := getattr(self, field.name)) < 1:
-                raise InputError(f"task.augmentation.{field.name} {rate}: must be 0 or more, below 1")
+        for name in ("deletion", "swap", "dropout"):
+            fields.within(f"data.task.augmentation.{name}", getattr(self, name), 0, 1, below=True)
 
     def __call__(self, tokens: np.ndarray, tokenizer: Tokenizer, rng: np.random.Generator) -> np.ndarray:
-        """Tokens int32 [n] as this visit sees them: int32 [m], m from 1 to n; all of it is the generator's choice."""
+        """Changes tokens int32 [n] to int32 [m], m from 1 to n; `rng` is the source of all randomness."""
         words = np.split(tokens, np.flatnonzero(tokenizer.word_start[tokens[1:]]) + 1)
         if self.deletion:
             kept = rng.random(len(words)) >= self.deletion

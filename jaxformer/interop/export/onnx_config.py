@@ -82,7 +82,7 @@ def _describe(run: Run, folder: Path) -> None:
     config = nearest(model, objective) | tokens
     write_json(folder / CONFIG, config)
     if isinstance(model, IMAGE_MODELS):
-        write_preprocessor(folder, model, run.experiment.data.task)
+        write_preprocessor(folder, model, run.experiment.data.task.image)
     if run.tokenizer is not None:
         template = template_of(model, run.tokenizer)
         export_tokenizer(run.tokenizer, folder, config["model_type"], beginning, template)

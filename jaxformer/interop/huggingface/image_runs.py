@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from jaxformer.config import Experiment
+from jaxformer.data.fields.image import ImageField
 from jaxformer.data.pipeline.loader import Data
 from jaxformer.data.sources.pictures import ImageFolders
 from jaxformer.data.tasks.images import ImageTask, LabelledImages, MaskedPatches
@@ -19,18 +20,19 @@ from jaxformer.training.optimizers import AdamW, Schedule
 def image_experiment(folder: Path, model: Vit | MaskedAutoencoder) -> Experiment:
     """An experiment that says what the model is; its data is for a config to give that begins with it."""
     preparation = read_preparation(folder, model)
-    fields = {"size": model.image, "channels": model.channels} | (preparation.task if preparation else {})
+    settings = {"size": model.image, "channels": model.channels} | (preparation.field if preparation else {})
+    image = ImageField(**settings)
     if isinstance(model, MaskedAutoencoder):
-        objective, task = MaskedAutoencoding(), MaskedPatches(patch=model.patch, **fields)
+        objective, task = MaskedAutoencoding(), MaskedPatches(image, model.patch)
     else:
         objective = ImageClassification() if model.labels else ImageEmbedding()
         # Names that are there twice, as one of ImageNet's is, are good to be predicted and not to be learned from.
         named = len(model.labels) > 1 and len(set(model.labels)) == len(model.labels)
-        task = LabelledImages(labels=model.labels, **fields) if named else ImageTask(**fields)
+        task = LabelledImages(image, labels=model.labels) if named else ImageTask(image)
     data = Data(ImageFolders(""), task, batch=8)
     return Experiment(model, objective, data, None, AdamW(Schedule(1e-5)), steps=1)
 
 
 def write_preparation(folder: Path, run: Run) -> None:
     """Writes how the run prepares images that it does not augment."""
-    write_preprocessor(folder, run.model, run.experiment.data.task)
+    write_preprocessor(folder, run.model, run.experiment.data.task.image)

@@ -7,7 +7,7 @@ from typing import Any
 
 import flax.linen as nn
 
-from jaxformer.data.tasks.images import ImageTask
+from jaxformer.data.fields.image import ImageField
 from jaxformer.data.transforms.image import Fit, Resample
 from jaxformer.errors import InputError
 from jaxformer.interop.huggingface.config_reader import Settings
@@ -73,8 +73,8 @@ class Preparation:
     """What they are divided by then."""
 
     @property
-    def task(self) -> dict[str, Any]:
-        """The fields of an `ImageTask`."""
+    def field(self) -> dict[str, Any]:
+        """The fields of an `ImageField`."""
         return {"size": self.size, "crop": self.size / self.edge, "fit": self.fit, "resample": self.resample}
 
 
@@ -211,26 +211,28 @@ def _numbers(settings: Settings, name: str) -> tuple[float, ...]:
     return tuple(map(float, numbers))
 
 
-def write_preprocessor(folder: Path, model: Vit | MaskedAutoencoder, task: ImageTask | None = None) -> None:
-    """Writes how a task prepares images that it does not augment; by default their middle.
+def write_preprocessor(folder: Path, model: Vit | MaskedAutoencoder, image: ImageField | None = None) -> None:
+    """Writes how images are prepared without augmentation; by default their centre is cropped.
 
     Raises:
       InputError: transformers' model takes images of another size.
     """
-    task = task or ImageTask(model.image, model.channels)
+    image = image or ImageField(model.image, model.channels)
     model_type = read_json(folder / CONFIG).get("model_type")
-    if task.size != model.image and model_type not in ANY_SIZE:
-        told = f"data.task.size={task.size} differs from model.image={model.image}"
+    if image.size != model.image and model_type not in ANY_SIZE:
+        told = f"data.task.image.size={image.size} differs from model.image={model.image}"
         raise InputError(f"{told}: {model_type} in transformers takes images of {model.image} × {model.image} alone")
-    crops = task.fit != "stretch" or task.edge != task.size
+    crops = image.fit != "stretch" or image.edge != image.size
     value = {
-        "image_processor_type": _processor_for(task, crops),
+        "image_processor_type": _processor_for(image, crops),
         "do_convert_rgb": model.channels == 3,
-        "do_resize": task.fit != "none",
-        "size": {"height": task.edge, "width": task.edge} if task.fit == "stretch" else {"shortest_edge": task.edge},
-        "resample": {name: number for number, name in RESAMPLING.items()}[task.resample],
+        "do_resize": image.fit != "none",
+        "size": {"height": image.edge, "width": image.edge}
+        if image.fit == "stretch"
+        else {"shortest_edge": image.edge},
+        "resample": {name: number for number, name in RESAMPLING.items()}[image.resample],
         "do_center_crop": crops,
-        **({"crop_size": {"height": task.size, "width": task.size}} if crops else {}),
+        **({"crop_size": {"height": image.size, "width": image.size}} if crops else {}),
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
@@ -240,7 +242,7 @@ def write_preprocessor(folder: Path, model: Vit | MaskedAutoencoder, task: Image
     write_json(folder / PREPROCESSOR, value)
 
 
-def _processor_for(task: ImageTask, crops: bool) -> str:
-    if task.fit == "stretch":
+def _processor_for(image: ImageField, crops: bool) -> str:
+    if image.fit == "stretch":
         return "DeiTImageProcessor" if crops else "ViTImageProcessor"
     return "BitImageProcessor"

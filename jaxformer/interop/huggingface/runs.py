@@ -10,9 +10,11 @@ from typing import Any
 from jaxformer.config import Checkpoint, Experiment, Objective
 from jaxformer.data.pipeline.loader import Data
 from jaxformer.data.sources.sources import TextFiles
-from jaxformer.data.tasks.base import MaskedSentencePairs, Task
+from jaxformer.data.tasks.base import Task
+from jaxformer.data.tasks.causal_lm import NextToken
 from jaxformer.data.tasks.classification import Classify
-from jaxformer.data.tasks.language import NextToken, TextToText
+from jaxformer.data.tasks.masked_lm import MaskedSentencePairs
+from jaxformer.data.tasks.seq2seq import TextToText
 from jaxformer.data.tasks.tagging import TagTokens
 from jaxformer.data.tokenizers import Tokenizer, load_tokenizer
 from jaxformer.decoding.settings import Decoding
@@ -286,6 +288,7 @@ def _classifier_task(model: Classifier, objective: Objective, length: int, token
         return TagTokens(model.labels, length)
     if isinstance(objective, QuestionAnswering):
         return answer_spans(length, tokenizer)
-    kind = "number" if isinstance(objective, Regression) else "many" if objective.many else "one"
+    kind = "multi_label" if objective.many else "single_label"
+    kind = "regression" if isinstance(objective, Regression) else kind
     # The folder does not say whether the model reads pairs: a tab makes one.
     return Classify(pair="pair", labels=model.labels, kind=kind, length=length, form=form_of(model))

@@ -1,0 +1,158 @@
+"""Images. An image of h × w pixels has h entries of [w, n] in a row of the batch, so that one example fills the row."""
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from jaxformer import fields
+from jaxformer.data.examples import Example, Feature, Visit
+from jaxformer.data.fields.base import Field
+from jaxformer.data.sources import columns, pictures
+from jaxformer.data.tokenizers import Tokenizer
+from jaxformer.data.transforms.geometry import GeometricTransform
+from jaxformer.data.transforms.image import Augmentation, Fit, Resample, fitted, pixels
+from jaxformer.errors import FieldError, InputError
+
+EXAMPLE = "example.png"
+"""Name of the image to try `predict` with, in a run's folder."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """A decoded image."""
+
+    picture: Image.Image
+    size: int
+    """Memory, in units of four bytes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """An image that `predict` is asked about."""
+
+    path: str
+    """The file, or another name of the image."""
+    pixels: np.ndarray
+    """uint8 [size, size, channels]."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageField(Field[Picture]):
+    """An image, resized to a square.
+
+    Rows: `images` uint8 [b, size, size, channels].
+    """
+
+    size: int = 224
+    """Height and width of the images in a batch."""
+    channels: int = 3
+    """1 for grey, 3 for colours."""
+    column: str = "image"
+    """Column with the image: its path, the bytes of a file, or pixels, as `pictures.read_picture` takes them."""
+    augmentation: Augmentation | None = None
+    """Random changes of the image at each training visit."""
+    fit: Fit = "crop"
+    """How an image that is not augmented becomes a square: `crop` resizes its shorter side, `stretch` both sides, and
+    `none` neither. Then the centre is cropped."""
+    crop: float = 1.0
+    """Share of the resized sides that is kept; they have size / crop pixels. 0.875 is usual for ImageNet."""
+    resample: Resample = "bicubic"
+    """The filter for resizing."""
+    strict: bool = False
+    """Stop at an image that cannot be decoded, instead of skipping it with a note."""
+
+    def __post_init__(self):
+        fields.at_least("data.task.image.size", self.size, 1)
+        if self.channels not in pictures.MODES:
+            raise FieldError("data.task.image.channels", f"={self.channels}: expected 1, for grey, or 3")
+        if not 0 < self.crop <= 1:
+            raise FieldError("data.task.image.crop", f"={self.crop}: expected above 0, at most 1")
+
+    @property
+    def unit(self) -> tuple[str, int]:
+        return "images", 1
+
+    @property
+    def requirement(self) -> str:
+        return "image that can be decoded"
+
+    @property
+    def edge(self) -> int:
+        """Length of the resized sides in pixels, before the centre of `size` pixels is cropped."""
+        return round(self.size / self.crop)
+
+    def features(self) -> dict[str, Feature]:
+        return {"images": Feature(self.size, "uint8", shape=(self.size, self.channels))}
+
+    def for_evaluation(self) -> "ImageField":
+        return dataclasses.replace(self, augmentation=None)
+
+    def read(self, example: Mapping[str, Any], path: str = "data.task.image.column") -> pictures.ImageLike:
+        image = columns.value(example, self.column, path)
+        if isinstance(image, str):
+            columns.check_text(image, f"column {self.column!r}")
+        return image
+
+    def encode(self, value: pictures.ImageLike, tokenizer: Tokenizer | None = None) -> Picture | None:
+        try:
+            picture = self.decode(value, pictures.name_of(value, "an image of the source"))
+        except pictures.Undecodable as error:
+            if self.strict:
+                raise FieldError("data.task.image.strict", f"=True: {error}") from error
+            pictures.skip(str(error))
+            return None
+        return Picture(picture, picture.width * picture.height * self.channels // 4 + 1)
+
+    def transform(
+        self, encoded: Picture, visit: Visit, geometry: GeometricTransform | None = None
+    ) -> tuple[Example, GeometricTransform]:
+        image, geometry = self.view(encoded.picture, visit.rng)
+        return {"images": image}, geometry
+
+    def request(self, example: Mapping[str, Any], folder: Path, path: str = "data.task.image.column") -> str:
+        image = columns.value(example, self.column, path)
+        if isinstance(image, str | os.PathLike):
+            return str(image)
+        file = folder / EXAMPLE
+        try:
+            picture = self.decode(image, "the example")
+        except pictures.Undecodable as error:
+            raise InputError(str(error)) from error
+        if not file.exists():  # It may be the user's own file.
+            picture.save(file)
+        return str(file)
+
+    def decode(self, image: pictures.ImageLike, name: str) -> Image.Image:
+        """A picture with `channels` channels; raises Undecodable, with `name` in the message."""
+        picture = pictures.read_picture(image, self.channels, name)
+        if self.fit == "none" and min(picture.size) < self.size:
+            size = f"{picture.width} × {picture.height} pixels"
+            raise pictures.Undecodable(f"{name}: {size}: expected {self.size} × {self.size} or more with fit=none")
+        return picture
+
+    def view(self, picture: Image.Image, rng: np.random.Generator) -> tuple[np.ndarray, GeometricTransform]:
+        """The pixels of a picture at a visit, uint8 [size, size, channels], and where the points of the picture are."""
+        if self.augmentation is not None:
+            return self.augmentation(picture, self.size, self.resample, rng)
+        square, geometry = fitted(picture, self.size, self.edge, self.fit, self.resample)
+        return pixels(square), geometry
+
+    def prepared(self, picture: Image.Image) -> np.ndarray:
+        """The pixels of a picture without augmentation: uint8 [size, size, channels]."""
+        return pixels(fitted(picture, self.size, self.edge, self.fit, self.resample)[0])
+
+    def prepare(self, images: Sequence[pictures.ImageLike]) -> list[Prepared]:
+        """Images in files or in memory, prepared as for evaluation; InputError if one cannot be decoded."""
+        found = []
+        for number, image in enumerate(images, 1):
+            name = pictures.name_of(image, f"image {number}")
+            try:
+                found.append(Prepared(name, self.prepared(self.decode(image, name))))
+            except pictures.Undecodable as error:
+                raise InputError(str(error)) from error
+        return found

@@ -1,0 +1,210 @@
+"""Labels: one of several classes, any of several, or a number."""
+
+import dataclasses
+import math
+import numbers
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from jaxformer.data.examples import Example, Feature, Visit
+from jaxformer.data.fields.base import Field
+from jaxformer.data.messages import listed
+from jaxformer.data.sources import columns
+from jaxformer.data.sources.sources import located, place
+from jaxformer.data.tokenizers import Tokenizer
+from jaxformer.data.transforms.geometry import GeometricTransform
+from jaxformer.errors import FieldError, InputError, shown
+
+Kind = Literal["single_label", "multi_label", "regression"]
+"""What is predicted: one of the labels, any of them, or a number."""
+
+_PATH = "data.task.label"
+_NUMERAL = re.compile(r"(\d{1,9})(\.0*)?", re.ASCII)
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelField(Field[np.ndarray]):
+    """A label.
+
+    Rows: `labels`: the index of the label, int32 [b, 1]; with `kind` multi_label float32 [b, labels], 1 for each label
+    that holds; with regression the number, float32 [b, 1].
+    """
+
+    column: str = "label"
+    """Column with the label. single_label: its name, or its index. multi_label: a list of names or of indices, or one
+    0 or 1 for each label (multi-hot; so with two labels, [0, 1] is the second label alone). regression: a finite
+    number."""
+    labels: tuple[str, ...] = ()
+    """Names of the labels in the order of their indices, the same as the model's; for regression the one name."""
+    kind: Kind = "single_label"
+    """What is predicted."""
+
+    def features(self) -> dict[str, Feature]:
+        size = len(self.labels) if self.kind == "multi_label" else 1
+        return {"labels": Feature(size, "int32" if self.kind == "single_label" else "float32")}
+
+    def read(self, example: Mapping[str, Any], path: str = f"{_PATH}.column") -> np.ndarray:
+        """The target: int32 [1], float32 [labels] or float32 [1]."""
+        if self.kind == "single_label":
+            return np.array([self.index(example, path)], np.int32)
+        if self.kind == "multi_label":
+            return multi_hot(self._items(example, path), self.labels)
+        found = columns.value(example, self.column, path)
+        number = None if isinstance(found, bool | np.bool_) else _real(found)
+        if number is None or not math.isfinite(number):
+            expected = "a number" if number is None else "a finite number of 32 bits"
+            raise FieldError(path, f"={self.column!r}: the column holds {shown(found)}; expected {expected}")
+        return np.array([number], np.float32)
+
+    def index(self, example: Mapping[str, Any], path: str = f"{_PATH}.column") -> int:
+        """The index of a single label."""
+        return label_index(columns.value(example, self.column, path), self.labels)
+
+    def encode(self, value: np.ndarray, tokenizer: Tokenizer | None) -> np.ndarray:
+        return value
+
+    def transform(
+        self, encoded: np.ndarray, visit: Visit, geometry: GeometricTransform | None = None
+    ) -> tuple[Example, GeometricTransform | None]:
+        return {"labels": encoded}, geometry
+
+    def check_source(self, documents: Sequence[Mapping[str, Any]], name: str, first: int, path: str) -> None:
+        """Raises InputError if a training source has labels of one class only, or lists that can be read in two ways.
+
+        Args:
+          documents: examples of the source.
+          name: the source's name, for messages.
+          first: examples to look at before all others, evenly spaced over the source.
+          path: the config field that names the column.
+        """
+        if self.kind == "single_label":
+            check_classes(documents, lambda example: self.index(example, path), self.labels, name, first)
+        elif self.kind == "multi_label" and len(self.labels) < 3:
+            self._check_lists(documents, path)
+
+    def _items(self, example: Mapping[str, Any], path: str) -> list[Any]:
+        found = columns.value(example, self.column, path)
+        found = found.tolist() if isinstance(found, np.ndarray) else found
+        if not isinstance(found, list | tuple):
+            problem = f"the column holds {shown(found)}; expected a list of labels"
+            raise FieldError(path, f"={self.column!r}: {problem}")
+        return _numerals_as_indices(found, self.labels)
+
+    def _check_lists(self, documents: Sequence[Mapping[str, Any]], path: str) -> None:
+        """Raises InputError if a list such as [0, 1] of two labels would be multi-hot among lists of indices."""
+        ambiguous = indexed = None
+        for index in range(len(documents)):
+            with located(documents, index):
+                items = self._items(documents[index], path)
+                multi_hot(items, self.labels)
+            if not _is_multi_hot(items, len(self.labels)):
+                # An empty list too: a multi-hot one would have zeros.
+                indexed = index if not any(isinstance(item, str) for item in items) else indexed
+            elif set(map(type, items)) == {int} and len(set(items)) == len(items) and max(items) < len(self.labels):
+                ambiguous = index
+        if ambiguous is not None and indexed is not None:
+            raise InputError(
+                f"{place(documents, ambiguous)}: {self._items(documents[ambiguous], path)} may be multi-hot or indices "
+                f"of labels, and {place(documents, indexed)} has indices, {self._items(documents[indexed], path)}; "
+                "expected the names of the labels, or multi-hot lists only"
+            )
+
+
+def check_classes(
+    documents: Sequence[Any], label: Callable[[Any], int], labels: Sequence[str], name: str, first: int
+) -> None:
+    """Raises InputError if all documents of a source have the same label; stops at the second label.
+
+    Args:
+      documents: of the source.
+      label: returns the index of a document's label.
+      labels: the names of the labels.
+      name: the source's name, for messages.
+      first: documents to look at before all others, evenly spaced over the source.
+    """
+    found: set[int] = set()
+    for index in first_spread(len(documents), first):
+        with located(documents, index):
+            found.add(label(documents[index]))
+        if len(found) > 1:
+            return
+    for only in found:
+        raise InputError(f"{name}: every label is {labels[only]!r}; expected examples of two classes or more")
+
+
+def first_spread(count: int, first: int) -> Iterator[int]:
+    """Indices below `count`: `first` of them evenly spaced, then all."""
+    yield from np.linspace(0, count - 1, min(count, first)).astype(int).tolist()
+    yield from range(count)
+
+
+def label_index(label: Any, labels: Sequence[str]) -> int:
+    """The index of a label that is given by its name or its index; InputError if it is none of the labels.
+
+    A str is first compared with the names, then read as an index: "1" is the label named 1, or else the one of index 1.
+    Surrounding white space is ignored.
+    """
+    if isinstance(label, str):
+        if label in labels:
+            return labels.index(label)
+        stripped = label.strip()
+        for index, name in enumerate(labels):
+            if name.strip() == stripped:
+                return index
+        numeral = _NUMERAL.fullmatch(stripped)
+        index = int(numeral[1]) if numeral else None
+    else:
+        number = None if isinstance(label, bool | np.bool_) else _real(label)
+        index = int(number) if number is not None and number.is_integer() else None
+    if index is not None and 0 <= index < len(labels):
+        return index
+    raise InputError(f"label {shown(label)}: unknown; expected one of {listed(labels)}, or an index from 0")
+
+
+def multi_hot(items: Sequence[Any], labels: Sequence[str]) -> np.ndarray:
+    """float32 [labels], 1 for each label that holds; InputError if an item is not a label.
+
+    Args:
+      items: names or indices of labels; or 0 or 1 (False or True) for each label, which is multi-hot.
+      labels: the names of the labels.
+    """
+    if _is_multi_hot(items, len(labels)):
+        return np.array(items, np.float32)
+    target = np.zeros(len(labels), np.float32)
+    found = [label_index(item, labels) for item in items]
+    if len(set(found)) < len(found) and not all(isinstance(item, str) for item in items):
+        raise InputError(
+            f"labels {shown(list(items))}: an index is repeated; expected each once, or {len(labels)} zeros and ones"
+        )
+    target[found] = 1
+    return target
+
+
+def _numerals_as_indices(items: Sequence[Any], labels: Sequence[str]) -> list[Any]:
+    """The items, with numbers for texts such as "0" if all are such texts and none is a label's name."""
+    names = {name.strip() for name in labels}
+    found = [_NUMERAL.fullmatch(item.strip()) if isinstance(item, str) else None for item in items]
+    if not all(found) or any(item.strip() in names for item in items):
+        return list(items)
+    return [int(numeral[1]) for numeral in found]
+
+
+def _is_multi_hot(items: Sequence[Any], count: int) -> bool:
+    are_numbers = all(isinstance(item, numbers.Real | np.bool_) for item in items)
+    return len(items) == count and are_numbers and all(item in (0, 1) for item in items)
+
+
+def _real(value: Any) -> float | None:
+    """A number as float, infinite if 32 bits do not hold it; None if it is not a number."""
+    if not isinstance(value, str | numbers.Real | np.number):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return math.inf
+    except ValueError:
+        return None
+    return number if abs(number) <= np.finfo(np.float32).max else math.copysign(math.inf, number)

@@ -1,0 +1,55 @@
+"""Causal language modelling."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxformer import fields
+from jaxformer.data.examples import Example, Feature, Visit
+from jaxformer.data.sources import columns
+from jaxformer.data.tasks import layouts
+from jaxformer.data.tasks.layouts import Document
+from jaxformer.data.tasks.text import TextTask
+from jaxformer.data.tokenizers import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class NextToken(TextTask):
+    """Every next token of a document (Radford et al. 2019), the end-of-text token included.
+
+    A long document is cut into stretches that overlap in one token, so that every token but the first is a target once.
+
+    Rows: `tokens`, `targets` int32 and `weights` float32 [b, length], with the lanes' `segments` and `position_ids`.
+    """
+
+    length: int = 1024
+    """Tokens in a row."""
+    column: str | None = None
+    """Column of the source with the text or the list of sentences; None: `sentences` or `text`."""
+    beginning: bool = False
+    """Begin each document with the tokenizer's beginning token, so that the first token is predicted too."""
+
+    def __post_init__(self):
+        fields.at_least("data.task.length", self.length, 1)
+
+    @functools.cached_property
+    def row(self) -> dict[str, Feature]:
+        return layouts.text_row(self.length)
+
+    def check(self, tokenizer: Tokenizer, pack: bool) -> None:
+        tokenizer.require("eos", *(["bos"] if self.beginning else []))
+
+    def requests(self, example: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
+        return (columns.first_words(self.read(example), 5),)
+
+    def examples(self, document: Document, visit: Visit[Document]) -> list[Example]:
+        if not len(document.tokens):
+            return []
+        ids = layouts.ended(document.tokens, visit.tokenizer)
+        if self.beginning:
+            ids = np.insert(ids, 0, visit.tokenizer.bos_id)
+        return [layouts.text_example(stretch) for stretch in layouts.overlapping(ids, self.length)]

@@ -1,0 +1,116 @@
+"""Tasks composed of fields, of which each decodes and transforms one column."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from jaxformer.data.examples import Example, Feature, Visit
+from jaxformer.data.fields.base import Field
+from jaxformer.data.tasks.base import Task
+from jaxformer.data.tokenizers import Tokenizer
+from jaxformer.errors import InputError, under
+
+
+@dataclasses.dataclass(frozen=True)
+class FieldValues:
+    """The encoded values of an example's fields."""
+
+    values: Mapping[str, Any] | None
+    """Values by the names of the fields; None if one of them cannot be used."""
+    size: int
+    """Memory, in units of four bytes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FieldTask(Task[FieldValues]):
+    """A task composed of fields: a row is one example, with the arrays of each field.
+
+    The dataclass fields of a subclass that hold a `Field` are its fields, and are transformed in their order.
+
+    Rows: the arrays of the fields; `weights` float32 [b, 1], 1 for each example.
+    """
+
+    @functools.cached_property
+    def fields(self) -> Mapping[str, Field]:
+        """The fields by name."""
+        return self._nested
+
+    @functools.cached_property
+    def _nested(self) -> dict[str, Field]:
+        """The fields that are config values of the task, by name."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, Field)}
+
+    @functools.cached_property
+    def row(self) -> dict[str, Feature]:
+        found = [feature for field in self.fields.values() for feature in field.features().items()]
+        if len(dict(found)) < len(found):
+            names = ", ".join(name for name, _ in found)
+            raise ValueError(f"{type(self).__name__}: fields have arrays of the same name: {names}")
+        return dict(found) | {"weights": Feature(1, "float32")}
+
+    @property
+    def reads_text(self) -> bool:
+        return any(field.reads_text for field in self.fields.values())
+
+    @property
+    def unit(self) -> tuple[str, int]:
+        return next((field.unit for field in self.fields.values() if field.unit), ("examples", 1))
+
+    @property
+    def requirement(self) -> str:
+        return " and ".join(field.requirement for field in self.fields.values() if field.requirement)
+
+    def check(self, tokenizer: Tokenizer | None, pack: bool) -> None:
+        if pack:
+            raise InputError(f"data.pack=True: a row of {type(self).__name__} holds one example; expected False")
+        for name, field in self._nested.items():
+            with under(name):
+                field.check(tokenizer)
+
+    def for_evaluation(self) -> Self:
+        return dataclasses.replace(self, **{name: field.for_evaluation() for name, field in self._nested.items()})
+
+    def read(self, example: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: self._read(name, example) for name in self.fields}
+
+    def encode(self, example: Mapping[str, Any], tokenizer: Tokenizer | None) -> FieldValues:
+        values = {}
+        for name, value in self.read(example).items():
+            with under(name if name in self._nested else ""):
+                values[name] = self.fields[name].encode(value, tokenizer)
+            if values[name] is None:
+                return FieldValues(None, 1)
+        return FieldValues(values, sum(value.size for value in values.values()))
+
+    def requests(self, example: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
+        found = []
+        for name, field in self._nested.items():
+            with under(name):
+                found.append(field.request(example, folder, f"data.task.{name}.column"))
+        return tuple(request for request in found if request is not None)
+
+    def examples(self, document: FieldValues, visit: Visit[FieldValues]) -> list[Example]:
+        return [] if document.values is None else [self._example(document.values, visit)]
+
+    def _example(self, values: Mapping[str, Any], visit: Visit[FieldValues]) -> Example:
+        """The arrays of a visit to a document whose fields have these values."""
+        return self.transformed(values, visit) | {"weights": np.ones(1, np.float32)}
+
+    def transformed(self, values: Mapping[str, Any], visit: Visit[FieldValues]) -> Example:
+        """The arrays of all fields at a visit; boxes, points and masks follow the image before them."""
+        arrays, geometry = {}, None
+        for name, field in self.fields.items():
+            new, geometry = field.transform(values[name], visit, geometry)
+            arrays |= new
+        return arrays
+
+    def _read(self, name: str, example: Mapping[str, Any]) -> Any:
+        if name not in self._nested:
+            return self.fields[name].read(example, f"data.task.{name}")
+        with under(name):
+            return self.fields[name].read(example, f"data.task.{name}.column")

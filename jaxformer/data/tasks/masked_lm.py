@@ -1,0 +1,204 @@
+"""BERT's task: masked tokens and next sentences (Devlin et al. 2019, §3.1)."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxformer import fields
+from jaxformer.data.examples import Example, Feature, Visit
+from jaxformer.data.sources import columns
+from jaxformer.data.tasks import layouts
+from jaxformer.data.tasks.base import Task
+from jaxformer.data.tokenizers import Tokenizer
+from jaxformer.data.transforms import masking
+from jaxformer.data.transforms.next_sentence import SentencePair, full_sentences, sentence_pairs
+from jaxformer.errors import FieldError
+
+
+class Sentences(Sequence):
+    """The sentences of a document, int32 [n] each, encoded when first used."""
+
+    def __init__(self, texts: list[str], tokenizer: Tokenizer):
+        self.texts, self.tokenizer = texts, tokenizer
+        self.size = sum(map(len, texts))
+        self._tokens: list[np.ndarray | None] = [None] * len(texts)
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        if self._tokens[index] is None:
+            self._tokens[index] = self.tokenizer.encode(self.texts[index])
+        return self._tokens[index]
+
+    @functools.cached_property
+    def tokens(self) -> list[np.ndarray]:
+        """All sentences that have a token."""
+        missing = [i for i, tokens in enumerate(self._tokens) if tokens is None]
+        encoded = self.tokenizer.encode_batch([self.texts[i] for i in missing])
+        for index, tokens in zip(missing, encoded, strict=True):
+            self._tokens[index] = tokens
+        return [tokens for tokens in self._tokens if len(tokens)]
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedSentencePairs(Task[Sentences]):
+    """Masked tokens and next sentences (Devlin et al. 2019, §3.1).
+
+    Rows: `tokens`, `segments`, `position_ids`, `token_types` int32 [b, length]; `masked_positions`, `targets` int32 and
+    `weights` float32 [b, predictions]; with next sentences `cls_positions`, `next_sentence` (0: the next sentence, 1: a
+    sentence from another document) int32 and `next_sentence_weights` float32 [b, examples_per_row]. Unused entries of a
+    row are 0, also in weights and segments.
+    """
+
+    length: int = 128
+    """Tokens in a row."""
+    predictions: int = 20
+    """Masked tokens in a row, at most."""
+    mask_rate: float = 0.15
+    """Share of the tokens to predict."""
+    whole_word: bool = False
+    """Mask all pieces of a word or none of them."""
+    next_sentence: bool = True
+    """Pairs for next-sentence prediction; otherwise single stretches of text (Liu et al. 2019)."""
+    short_rate: float = 0.1
+    """Share of the examples that are cut to a random shorter length."""
+    examples_per_row: int = 1
+    """Examples that fit in a row; more than one only with packing."""
+    column: str | None = None
+    """Column of the source with the text or the list of sentences; None: `sentences` or `text`."""
+
+    def __post_init__(self):
+        least = self._specials + (2 if self.next_sentence else 1)
+        if self.length < least:
+            problem = f"too short for {self._specials} special tokens and text; expected at least {least}"
+            raise FieldError("data.task.length", f"={self.length}: {problem}")
+        fields.within("data.task.predictions", self.predictions, 1, self.length)
+        if not 0 < self.mask_rate < 1:
+            raise FieldError("data.task.mask_rate", f"={self.mask_rate}: expected above 0, below 1")
+        fields.within("data.task.short_rate", self.short_rate, 0, 1)
+        fields.at_least("data.task.examples_per_row", self.examples_per_row, 1)
+
+    @property
+    def _specials(self) -> int:
+        return 3 if self.next_sentence else 2
+
+    @property
+    def min_documents(self) -> int:
+        return 2 if self.next_sentence else 1
+
+    @property
+    def requirement(self) -> str:
+        return "document of two sentences or more" if self.next_sentence else "document with text"
+
+    @functools.cached_property
+    def row(self) -> dict[str, Feature]:
+        tokens, masked = Feature(self.length), Feature(self.predictions)
+        examples = Feature(self.examples_per_row)
+        row = {
+            "tokens": tokens,
+            "token_types": tokens,
+            "masked_positions": dataclasses.replace(masked, offset=True),
+            "targets": masked,
+            "weights": dataclasses.replace(masked, dtype="float32"),
+        }
+        if self.next_sentence:
+            row["cls_positions"] = dataclasses.replace(examples, offset=True)
+            row["next_sentence"] = examples
+            row["next_sentence_weights"] = dataclasses.replace(examples, dtype="float32")
+        return row
+
+    def check(self, tokenizer: Tokenizer, pack: bool) -> None:
+        tokenizer.require("mask", "cls", "sep")
+        if not pack or self.next_sentence:
+            layouts.check_packing(self.examples_per_row, pack)
+
+    def read(self, example: Mapping[str, Any]) -> list[str]:
+        return columns.sentences(example, self.column)
+
+    def requests(self, example: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
+        return tuple(map(columns.with_blank, self.read(example)[:1]))
+
+    def encode(self, example: Mapping[str, Any], tokenizer: Tokenizer) -> Sentences:
+        return Sentences(self.read(example), tokenizer)
+
+    def examples(self, document: Sentences, visit: Visit[Sentences]) -> list[Example]:
+        pairs = self._pairs(document, visit)
+        if not pairs:
+            return []
+        tokens, token_types, lengths = self._lay_out(pairs, visit.tokenizer)
+        maskable = ~visit.tokenizer.is_special[tokens]
+        maskable &= np.arange(tokens.shape[1]) < lengths[:, None]
+        usable = maskable.any(axis=1)
+        words = masking.words(tokens, maskable, visit.tokenizer.word_start) if self.whole_word else None
+        options = masking.Masking(
+            rate=self.mask_rate,
+            limit=self.predictions,
+            mask_id=visit.tokenizer.mask_id,
+            random_ids=visit.tokenizer.ordinary_ids,
+        )
+        masked = masking.mask(tokens, maskable, options, visit.rng, words)
+        return [
+            self._example(number, pair.label, token_types, lengths, masked)
+            for number, pair in enumerate(pairs)
+            if usable[number]
+        ]
+
+    def _pairs(self, document: Sentences, visit: Visit[Sentences]) -> list[SentencePair]:
+        room = self.length - self._specials
+        if not self.next_sentence:
+            texts = full_sentences(document.tokens, room, self.short_rate, visit.rng)
+            return [SentencePair(text, None, 0) for text in texts]
+        if len(document) < 2:
+            return []
+        return sentence_pairs(document.tokens, room, self.short_rate, visit.rng, visit.draw)
+
+    def _lay_out(self, pairs: list[SentencePair], tokenizer: Tokenizer):
+        """[CLS] a [SEP] b [SEP], one pair a row: tokens and types int32 [e, length], lengths int64 [e]."""
+        tokens = np.zeros((len(pairs), self.length), np.int32)
+        token_types = np.zeros((len(pairs), self.length), np.int32)
+        lengths = np.zeros(len(pairs), np.int64)
+        tokens[:, 0] = tokenizer.cls_id
+        sep = tokenizer.sep_id
+        for number, (first, second, _) in enumerate(pairs):
+            row = tokens[number]
+            stop = 1 + len(first)
+            row[1:stop] = first
+            row[stop] = sep
+            stop += 1
+            if second is not None:
+                start, stop = stop, stop + len(second) + 1
+                row[start : stop - 1] = second
+                row[stop - 1] = sep
+                token_types[number, start:stop] = 1
+            lengths[number] = stop
+        return tokens, token_types, lengths
+
+    def _example(self, number, label, token_types, lengths, masked: masking.Masked) -> Example:
+        stop = lengths[number]
+        some = slice(masked.starts[number], masked.starts[number + 1])
+        example = {
+            "tokens": masked.tokens[number, :stop],
+            "token_types": token_types[number, :stop],
+            "masked_positions": masked.positions[some],
+            "targets": masked.targets[some],
+            "weights": _ONES[: some.stop - some.start],
+        }
+        if self.next_sentence:
+            example |= _NEXT_SENTENCE[label]
+        return example
+
+
+_ONES = np.ones(65_536, np.float32)
+_NEXT_SENTENCE = [
+    {
+        "cls_positions": np.zeros(1, np.int32),
+        "next_sentence": np.full(1, label, np.int32),
+        "next_sentence_weights": np.ones(1, np.float32),
+    }
+    for label in (0, 1)
+]

@@ -1,0 +1,157 @@
+"""Tasks in which one text is generated from another: text to text, and prefix language modelling."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from jaxformer import fields
+from jaxformer.data.examples import Example, Feature, Visit
+from jaxformer.data.sources import columns
+from jaxformer.data.tasks import layouts
+from jaxformer.data.tasks.base import Task, Written
+from jaxformer.data.tasks.layouts import Document, TextPair
+from jaxformer.data.tasks.text import TextTask
+from jaxformer.data.tokenizers import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class PrefixLM(TextTask):
+    """A stretch of text split at random, the rest predicted from the prefix (Raffel et al. 2020, §3.2.1; Liu et al.
+    2018).
+
+    For an encoder-decoder, rows as those of `TextToText`. For a decoder alone (`input_length` None) the stretches of
+    `NextToken`, each with a prefix whose tokens may attend to each other in both directions: `prefix` int32 [b, length]
+    is 1 there, and `weights` are 0 except at its last token.
+    """
+
+    length: int = 512
+    """Tokens of the targets in a row; without an encoder, of prefix and rest."""
+    input_length: int | None = None
+    """Tokens of the inputs in a row, for an encoder-decoder; None is for a decoder alone."""
+    column: str | None = None
+    """Column of the source with the text or the list of sentences; None: `sentences` or `text`."""
+
+    def __post_init__(self):
+        fields.at_least("data.task.length", self.length, 2)
+        fields.at_least("data.task.input_length", self.input_length, 2)
+
+    @functools.cached_property
+    def row(self) -> dict[str, Feature]:
+        return layouts.pair_row(self.input_length, self.length)
+
+    @property
+    def requirement(self) -> str:
+        return "document of two tokens or more"
+
+    def check(self, tokenizer: Tokenizer, pack: bool) -> None:
+        tokenizer.require("eos", "pad")
+
+    def requests(self, example: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
+        return (columns.first_words(self.read(example), 5),)
+
+    def examples(self, document: Document, visit: Visit[Document]) -> list[Example]:
+        ids = document.tokens
+        if len(ids) < 2:
+            return []
+        if self.input_length is None:
+            stretches = layouts.overlapping(layouts.ended(ids, visit.tokenizer), self.length)
+            return [layouts.text_example(stretch, int(visit.rng.integers(1, len(stretch)))) for stretch in stretches]
+        # Wherever such a stretch is split, both parts and their end tokens fit.
+        room = min(self.input_length, self.length)
+        stretches = [ids[start : start + room] for start in range(0, len(ids) - 1, room)]
+        return [self._split(stretch, visit) for stretch in stretches]
+
+    def _split(self, stretch: np.ndarray, visit: Visit[Document]) -> Example:
+        prefix, rest = np.split(stretch, [visit.rng.integers(1, len(stretch))])
+        inputs, targets = layouts.ended(prefix, visit.tokenizer), layouts.ended(rest, visit.tokenizer)
+        return layouts.pair_example(inputs, targets, visit.tokenizer, encoder=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class TextToText(Task[TextPair]):
+    """One text generated from another: translation, summaries, answers (Sutskever et al. 2014, Raffel et al. 2020).
+
+    Rows: `inputs` int32 [b, input_length] with the lanes' `input_segments` and `input_position_ids`; `tokens`, `targets`
+    int32 and `weights` float32 [b, length] with `segments` and `position_ids`. Inputs and targets end with the end token;
+    tokens are padding, then the targets without their last. For a decoder alone (`input_length` None), `tokens` are
+    inputs and targets one after the other, `prefix` int32 [b, length] is 1 in the inputs and `weights` are 0 except at
+    their last token.
+    """
+
+    input_length: int | None = 512
+    """Tokens of the inputs in a row, for an encoder-decoder; None: inputs and targets share rows of `length`."""
+    length: int = 512
+    """Tokens of the targets in a row."""
+    inputs: str = "inputs"
+    """Column of the source with the text to read."""
+    targets: str = "targets"
+    """Column of the source with the text to generate."""
+    prefix: str = ""
+    """Text before the inputs, such as "summarize: "."""
+    too_long: Literal["cut", "drop"] = "cut"
+    """Cut off what does not fit, or leave such an example out."""
+
+    def __post_init__(self):
+        fields.at_least("data.task.input_length", self.input_length, 2)
+        fields.at_least("data.task.length", self.length, 2 if self.input_length else 3)
+
+    @functools.cached_property
+    def row(self) -> dict[str, Feature]:
+        return layouts.pair_row(self.input_length, self.length)
+
+    @property
+    def requirement(self) -> str:
+        fits = ", and room for both" if self.too_long == "drop" else ""
+        return f"example with text in {self.inputs!r} and {self.targets!r}{fits}"
+
+    def check(self, tokenizer: Tokenizer, pack: bool) -> None:
+        tokenizer.require("eos", "pad")
+
+    def requests(self, example: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
+        return (self.prefix + columns.first_words(columns.text(example, self.inputs, "data.task.inputs")),)
+
+    def read(self, example: Mapping[str, Any]) -> tuple[str, str]:
+        inputs = columns.text(example, self.inputs, "data.task.inputs")
+        return inputs, columns.text(example, self.targets, "data.task.targets")
+
+    def encode(self, example: Mapping[str, Any], tokenizer: Tokenizer) -> TextPair:
+        inputs, targets = self.read(example)
+        if not inputs:
+            return TextPair(np.zeros(0, np.int32), tokenizer.target.encode(targets), len(targets))
+        size = len(inputs) + len(targets)
+        return TextPair(tokenizer.encode(self.prefix + inputs), tokenizer.target.encode(targets), size)
+
+    def examples(self, document: TextPair, visit: Visit[TextPair]) -> list[Example]:
+        if not len(document.inputs) or not len(document.targets):
+            return []
+        inputs, targets, *cut = self._cut(document, visit.tokenizer)
+        if self.too_long == "drop" and any(cut):
+            return []
+        return [layouts.pair_example(inputs, targets, visit.tokenizer, encoder=self.input_length is not None)]
+
+    @property
+    def writes(self) -> bool:
+        return True
+
+    def written(self, example: Mapping[str, Any], tokenizer: Tokenizer) -> Written | None:
+        pair = self.encode(example, tokenizer)
+        if not len(pair.inputs) or not len(pair.targets):
+            return None
+        inputs, _, cut_inputs, cut_targets = self._cut(pair, tokenizer)
+        text, reference = self.read(example)
+        return Written(self.prefix + text, reference, inputs, cut_inputs, cut_targets)
+
+    def _cut(self, pair: TextPair, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray, bool, bool]:
+        """Inputs and targets with their end tokens, cut to what fits, and whether either was cut."""
+        if self.input_length is not None:
+            inputs, whole = layouts.encoder_inputs(pair.inputs, tokenizer, self.input_length)
+            targets = layouts.ended(pair.targets, tokenizer, self.length)
+            return inputs, targets, not whole, len(targets) <= len(pair.targets)
+        # The last token is only a target. The inputs are cut first, down to one token and the end token.
+        targets = layouts.ended(pair.targets, tokenizer, self.length - 1)
+        inputs = layouts.ended(pair.inputs, tokenizer, self.length + 1 - len(targets))
+        return inputs, targets, len(inputs) <= len(pair.inputs), len(targets) <= len(pair.targets)

@@ -1,0 +1,22 @@
+"""What tasks on one text share."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxformer.data.sources import columns
+from jaxformer.data.tasks.base import Task
+from jaxformer.data.tasks.layouts import Document
+from jaxformer.data.tokenizers import Tokenizer
+
+
+class TextTask(Task[Document]):
+    """A task on one column of text."""
+
+    column: str | None
+
+    def read(self, example: Mapping[str, Any]) -> str:
+        return columns.text(example, self.column)
+
+    def encode(self, example: Mapping[str, Any], tokenizer: Tokenizer) -> Document:
+        text = self.read(example)
+        return Document(tokenizer.encode(text), len(text))
