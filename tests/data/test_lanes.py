@@ -160,9 +160,9 @@ def test_packing_fills_rows_and_lets_none_wait_for_ever():
     for number in range(300):
         row = lane.next_row()
         fill.append(sum(len(example["tokens"]) for example in row) / LENGTH)
-        for marked in lane._waiting:
+        for marked in lane._pending:
             born.setdefault((marked.visit, marked.index), number)
-        waiting = {(marked.visit, marked.index) for marked in lane._waiting}
+        waiting = {(marked.visit, marked.index) for marked in lane._pending}
         waits += [number - since for mark, since in born.items() if mark not in waiting]
         born = {mark: since for mark, since in born.items() if mark in waiting}
     assert np.mean(fill) > 0.93

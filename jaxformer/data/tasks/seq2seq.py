@@ -75,11 +75,11 @@ class PrefixLM(TextTask):
 class TextToText(Task[TextPair]):
     """One text generated from another: translation, summaries, answers (Sutskever et al. 2014, Raffel et al. 2020).
 
-    Rows: `inputs` int32 [b, input_length] with the lanes' `input_segments` and `input_position_ids`; `tokens`, `targets`
-    int32 and `weights` float32 [b, length] with `segments` and `position_ids`. Inputs and targets end with the end token;
-    tokens are padding, then the targets without their last. For a decoder alone (`input_length` None), `tokens` are
-    inputs and targets one after the other, `prefix` int32 [b, length] is 1 in the inputs and `weights` are 0 except at
-    their last token.
+    Rows: `inputs` int32 [b, input_length] with the lanes' `input_segments` and `input_position_ids`; `tokens`,
+    `targets` int32 and `weights` float32 [b, length] with `segments` and `position_ids`. Inputs and targets end with
+    the end token; tokens are padding, then the targets without their last. For a decoder alone (`input_length` None),
+    `tokens` are inputs and targets one after the other, `prefix` int32 [b, length] is 1 in the inputs and `weights` are
+    0 except at their last token.
     """
 
     input_length: int | None = 512

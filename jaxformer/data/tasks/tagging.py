@@ -46,9 +46,9 @@ class TagTokens(Task[Words]):
 
     Long sentences are cut into windows before a word, outside of entities if possible.
 
-    Rows: `tokens`, `targets` int32 and `weights` float32 [b, length], with the lanes' `segments` and `position_ids`; each
-    example has the special tokens of the tokenizer's template, such as [CLS] and [SEP], and weights are 1 at the first
-    token of each word. With the tags of entities also `partial` int32 [b, length], 1 in the windows of sentences
+    Rows: `tokens`, `targets` int32 and `weights` float32 [b, length], with the lanes' `segments` and `position_ids`.
+    Each example has the special tokens of the tokenizer's template, such as [CLS] and [SEP], and weights are 1 at the
+    first token of each word. With the tags of entities also `partial` int32 [b, length], 1 in the windows of sentences
     that have several.
     """
 
