@@ -138,7 +138,7 @@ def test_what_a_task_does_is_written_for_transformers_and_read_again(task, tmp_p
     write_preprocessor(tmp_path, model, task)
     assert ImageField(**read_preparation(tmp_path, model).field) == task
     for picture in pictures():
-        mine = normalise(jnp.asarray(task.prepare_requests([picture])[0].pixels), model.mean, model.std)
+        mine = normalise(jnp.asarray(task.prepare([picture])[0].pixels), model.mean, model.std)
         np.testing.assert_allclose(mine, theirs(tmp_path, picture), atol=1e-5)
 
 

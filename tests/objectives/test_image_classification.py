@@ -108,7 +108,7 @@ def test_a_patch_of_one_colour_is_normalised_without_a_division_by_zero():
         (
             OBJECTIVE,
             VIT,
-            dataclasses.replace(TASK, size=13),
+            dataclasses.replace(TASK, image=ImageField(13, 1)),
             "data.task.image.size=13 is not a multiple of model.patch=4; 12",
         ),
         (
