@@ -42,8 +42,8 @@ class Feature:
 class Visit(Generic[DocumentT]):
     """One visit of a lane to a document."""
 
-    tokenizer: Tokenizer | None
-    """The tokenizer that encoded the document; None if the task reads no text."""
+    tokenizer: Tokenizer
+    """The tokenizer that encoded the document; tasks that read no text are not given one, and do not use it."""
     rng: np.random.Generator
     """The visit's own generator, a function of the seed and the number of the visit."""
     draw: Callable[[np.random.Generator], DocumentT]

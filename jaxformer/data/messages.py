@@ -1,25 +1,26 @@
-"""What is said of data: notes for a person, and errors that list several problems at once."""
+"""Notes on standard error, and errors that list several problems of an input."""
 
 import multiprocessing
 import sys
+from collections.abc import Sequence
 
 from jaxformer.errors import InputError
 
 _SHOWN = 10
 """Problems that a message lists."""
 
-_said: set[str] = set()
+_printed: set[str] = set()
 
 
 def note(text: str) -> None:
     """Prints a line on standard error, once in this process; worker processes print nothing."""
-    if text not in _said and multiprocessing.parent_process() is None:
-        _said.add(text)
+    if text not in _printed and multiprocessing.parent_process() is None:
+        _printed.add(text)
         print(f"note: {text}", file=sys.stderr, flush=True)
 
 
-def listed(names: list[str] | tuple[str, ...]) -> str:
-    """Names with commas between them: the first ten, and how many more."""
+def listed(names: Sequence[str]) -> str:
+    """The first ten names with commas between them, and the number of the others."""
     more = len(names) - _SHOWN
     return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
@@ -28,7 +29,7 @@ class Problems:
     """Problems of an input: a message lists the first ten and counts the others."""
 
     def __init__(self, advice: str = ""):
-        """`advice`: what would be right, said once after all problems."""
+        """`advice`: what would be right; the message ends with it."""
         self.advice, self.first, self.count = advice, [], 0
 
     def add(self, problem: str) -> None:
@@ -37,9 +38,9 @@ class Problems:
         if len(self.first) < _SHOWN:
             self.first.append(problem)
 
-    def check(self, counted: str = "") -> None:
-        """Raises InputError if there is a problem; `counted` says in what, if not in all of the input."""
+    def check(self, scope: str = "") -> None:
+        """Raises InputError if there is a problem; `scope` names the part of the input that was checked, if not all."""
         if not self.count:
             return
-        more = [f"and {self.count - len(self.first):,} more{counted}"] if self.count > len(self.first) else []
+        more = [f"and {self.count - len(self.first):,} more{scope}"] if self.count > len(self.first) else []
         raise InputError("; ".join([*self.first, *more, *filter(None, [self.advice])]))

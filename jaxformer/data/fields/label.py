@@ -186,10 +186,9 @@ def multi_hot(items: Sequence[Any], labels: Sequence[str]) -> np.ndarray:
 def _numerals_as_indices(items: Sequence[Any], labels: Sequence[str]) -> list[Any]:
     """The items, with numbers for texts such as "0" if all are such texts and none is a label's name."""
     names = {name.strip() for name in labels}
-    found = [_NUMERAL.fullmatch(item.strip()) if isinstance(item, str) else None for item in items]
-    if not all(found) or any(item.strip() in names for item in items):
-        return list(items)
-    return [int(numeral[1]) for numeral in found]
+    texts = [item.strip() for item in items if isinstance(item, str)]
+    numerals = [numeral for text in texts if text not in names and (numeral := _NUMERAL.fullmatch(text))]
+    return [int(numeral[1]) for numeral in numerals] if len(numerals) == len(items) else list(items)
 
 
 def _is_multi_hot(items: Sequence[Any], count: int) -> bool:

@@ -63,7 +63,11 @@ class LabelledImages(ImageTask):
 
     @functools.cached_property
     def fields(self) -> Mapping[str, Field]:
-        return {"image": self.image, "label": LabelField(self.label, self.labels)}
+        return {"image": self.image, "label": self._target}
+
+    @functools.cached_property
+    def _target(self) -> LabelField:
+        return LabelField(self.label, self.labels)
 
     @functools.cached_property
     def row(self) -> dict[str, Feature]:
@@ -75,7 +79,7 @@ class LabelledImages(ImageTask):
     def check_source(self, documents: Sequence[Mapping[str, Any]], name: str) -> None:
         for label in getattr(documents, "labels", ()):  # `ImageFolders` has them without decoding an image.
             label_index(label, self.labels)
-        self.fields["label"].check_source(documents, name, LOOKED_AT, "data.task.label")
+        self._target.check_source(documents, name, LOOKED_AT, "data.task.label")
 
     def _example(self, values: Mapping[str, Any], visit: Visit[FieldValues]) -> Example:
         arrays = self.transformed(values, visit)

@@ -31,9 +31,10 @@ class Sentences(Sequence):
         return len(self.texts)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        if self._tokens[index] is None:
-            self._tokens[index] = self.tokenizer.encode(self.texts[index])
-        return self._tokens[index]
+        tokens = self._tokens[index]
+        if tokens is None:
+            tokens = self._tokens[index] = self.tokenizer.encode(self.texts[index])
+        return tokens
 
     @functools.cached_property
     def tokens(self) -> list[np.ndarray]:
@@ -42,7 +43,7 @@ class Sentences(Sequence):
         encoded = self.tokenizer.encode_batch([self.texts[i] for i in missing])
         for index, tokens in zip(missing, encoded, strict=True):
             self._tokens[index] = tokens
-        return [tokens for tokens in self._tokens if len(tokens)]
+        return [tokens for tokens in self._tokens if tokens is not None and len(tokens)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +134,7 @@ class MaskedSentencePairs(Task[Sentences]):
         tokens, token_types, lengths = self._lay_out(pairs, visit.tokenizer)
         maskable = ~visit.tokenizer.is_special[tokens]
         maskable &= np.arange(tokens.shape[1]) < lengths[:, None]
-        usable = maskable.any(axis=1)
+        usable = set(np.flatnonzero(maskable.any(axis=1)).tolist())
         words = masking.words(tokens, maskable, visit.tokenizer.word_start) if self.whole_word else None
         options = masking.Masking(
             rate=self.mask_rate,
@@ -145,7 +146,7 @@ class MaskedSentencePairs(Task[Sentences]):
         return [
             self._example(number, pair.label, token_types, lengths, masked)
             for number, pair in enumerate(pairs)
-            if usable[number]
+            if number in usable
         ]
 
     def _pairs(self, document: Sentences, visit: Visit[Sentences]) -> list[SentencePair]:

@@ -117,4 +117,5 @@ def _square(matrix: Matrix) -> np.ndarray:
 
 
 def _flat(square: np.ndarray) -> Matrix:
-    return tuple(map(float, square[:2].ravel()))
+    a, b, c, d, e, f = map(float, square[:2].ravel())
+    return a, b, c, d, e, f
