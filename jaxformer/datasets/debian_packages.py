@@ -25,8 +25,8 @@ def apt_config(folder: str, languages: Sequence[str] = ("none",)) -> str:
     It needs no special rights and changes nothing in the system.
 
     Args:
-        folder: where all of it is.
-        languages: of the descriptions to fetch.
+      folder: where all of it is.
+      languages: of the descriptions to fetch.
     """
     for name in ("lists/partial", "cache/archives/partial"):
         os.makedirs(os.path.join(folder, name), exist_ok=True)
@@ -42,12 +42,12 @@ def package_file(name: str, member: str, folder: str) -> str:
     Needs no special rights and changes nothing in the system: apt has lists of its own in `folder`.
 
     Args:
-        name: of the package.
-        member: the file's path as the package would install it, such as `usr/share/doc/opencv-doc/...`.
-        folder: where to keep the package and the file.
+      name: of the package.
+      member: the file's path as the package would install it, such as `usr/share/doc/opencv-doc/...`.
+      folder: where to keep the package and the file.
 
     Raises:
-        InputError: apt-get or dpkg-deb is missing or fails, or the package has no such file.
+      InputError: apt-get or dpkg-deb is missing or fails, or the package has no such file.
     """
     path = os.path.join(folder, member)
     if os.path.isfile(path):

@@ -15,13 +15,13 @@ def package(name: str, version: str, folder: str, kind: str = "") -> str:
     """The path of a package's archive from the package index, downloaded into `folder` unless it is there.
 
     Args:
-        name: of the package.
-        version: exactly this one.
-        folder: where to keep it.
-        kind: how the archive's name ends, `.whl` or `.tar.gz`; "" is what the index offers first.
+      name: of the package.
+      version: exactly this one.
+      folder: where to keep it.
+      kind: how the archive's name ends, `.whl` or `.tar.gz`; "" is what the index offers first.
 
     Raises:
-        InputError: the download failed.
+      InputError: the download failed.
     """
     # Archives are named with underscores.
     pattern = os.path.join(folder, f"{name.replace('-', '_')}-{version}*{kind}")
@@ -45,7 +45,7 @@ def unpacked(name: str, version: str) -> Path:
     """The folder with the files of a package from the package index, kept in the user's cache.
 
     Raises:
-        InputError: the download failed.
+      InputError: the download failed.
     """
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxformer" / "packages"
     folder = home / f"{name.replace('-', '_')}-{version}"

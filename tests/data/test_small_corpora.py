@@ -39,14 +39,14 @@ def test_the_vocabulary_is_capped_with_a_note(tmp_path, capsys, sentinels):
     assert tokenizer.vocab_size == most_pieces(tmp_path) + sentinels
     assert tokenizer.decode(tokenizer.encode(TEXT)) == TEXT and len(tokenizer.sentinel_ids) == sentinels
     assert capsys.readouterr().err == (
-        f"note: tokenizer.vocab {4096 + sentinels}: the text has fewer different pieces; the vocabulary has "
+        f"note: tokenizer.vocab={4096 + sentinels}: the text has fewer different pieces; the vocabulary has "
         f"{tokenizer.vocab_size}\n"
     )
 
 
 def test_byte_pairs_are_capped_too(tmp_path, capsys):
     tokenizer = build(tmp_path, vocab=5000, model_type="bpe")
-    assert 22 < tokenizer.vocab_size < 5000 and "note: tokenizer.vocab 5000" in capsys.readouterr().err
+    assert 22 < tokenizer.vocab_size < 5000 and "note: tokenizer.vocab=5000" in capsys.readouterr().err
 
 
 def test_enough_pieces_change_nothing_and_say_nothing(tmp_path, capsys):
@@ -57,7 +57,7 @@ def test_enough_pieces_change_nothing_and_say_nothing(tmp_path, capsys):
 @pytest.mark.parametrize("sentinels", [0, 2])
 def test_too_few_pieces_for_the_characters_say_how_many(tmp_path, sentinels):
     with pytest.raises(
-        InputError, match=rf"tokenizer\.vocab 8.*the text's characters alone need {19 + sentinels}; expected"
+        InputError, match=rf"tokenizer\.vocab=8.*the text's characters alone need {19 + sentinels}; expected"
     ):
         build(tmp_path, vocab=8, sentinels=sentinels)
     assert build(tmp_path, vocab=19 + sentinels, sentinels=sentinels).vocab_size == 19 + sentinels

@@ -92,7 +92,7 @@ def test_a_header_with_another_delimiter_gets_a_suggestion(tmp_path, content, wo
 
 
 def test_fields_that_cannot_be():
-    for fields, words in [({"delimiter": ";;"}, "delimiter ';;'"), ({"delimiter": ""}, "delimiter ''")]:
+    for fields, words in [({"delimiter": ";;"}, "delimiter=';;'"), ({"delimiter": ""}, "delimiter=''")]:
         with pytest.raises(InputError, match=words):
             Csv(**fields)
     for encoding in ("utf-9", "rot13", "base64"):

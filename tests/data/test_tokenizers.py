@@ -141,7 +141,7 @@ def test_byte_level_files(tmp_path):
     assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match="a tokenizer of the kind ByteLevel; expected WordPiece"):
         WordPiece(path=str(tmp_path / "a")).build(None, str(tmp_path / "b"))
-    with pytest.raises(InputError, match=r"tokenizer.vocab 260: the bytes and the special pieces alone are 261"):
+    with pytest.raises(InputError, match=r"tokenizer.vocab=260: the bytes and the special pieces alone are 261"):
         ByteLevelBpe(260)
 
 
@@ -181,12 +181,12 @@ def test_a_loaded_model_gets_sentinels(tmp_path):
     for count in (0, 3):
         same = SentencePiece(path=path, sentinels=count).build(None, str(tmp_path / f"c{count}"))
         assert same.serialize() == more.serialize()
-    with pytest.raises(InputError, match=r"tokenizer.sentinels 4: the model has 3 of its own; set 3"):
+    with pytest.raises(InputError, match=r"tokenizer.sentinels=4: the model has 3 of its own; set 3"):
         SentencePiece(path=path, sentinels=4).build(None, str(tmp_path / "d"))
     capped = SentencePiece(6000, sentinels=100).build(lambda: TEXTS, str(tmp_path / "e"))
     assert 100 < capped.vocab_size < 6000 and len(capped.sentinel_ids) == 100
     for count in (-1, 4096):
-        with pytest.raises(InputError, match=f"tokenizer.sentinels {count}: must be from 0 to below"):
+        with pytest.raises(InputError, match=f"tokenizer.sentinels={count}: expected at least 0, below"):
             SentencePiece(sentinels=count)
 
 

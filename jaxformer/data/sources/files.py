@@ -43,7 +43,7 @@ def check_encoding(encoding: str) -> None:
 
 
 def check_not_empty(paths: Sequence[str], empty: Sequence[str], need: str = "document") -> None:
-    """Raises InputError if all files are empty; otherwise says once how many are skipped."""
+    """Raises InputError if all files are empty; otherwise prints a note about the empty ones."""
     if not empty:
         return
     more = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
@@ -54,7 +54,7 @@ def check_not_empty(paths: Sequence[str], empty: Sequence[str], need: str = "doc
 
 
 class _Pieces(Sequence):
-    """Byte ranges of files, found when the files are opened and read when an item is indexed."""
+    """Byte ranges of files, found on opening and read on indexing."""
 
     def __init__(self, encoding: str = "utf-8"):
         self.encoding = encoding
@@ -93,13 +93,13 @@ class _Pieces(Sequence):
         return buffer[self.starts[index] : self.stops[index]].decode()
 
     def place(self, index: int) -> str:
-        """File and line at which a document begins."""
+        """File and first line of a document."""
         file = self.files[index]
         return f"{self.paths[file]}: line {_line_number(self.buffers[file], self.starts[index])}"
 
 
 class TextDocuments(_Pieces):
-    """Documents {"text": str} of plain text files, separated as `TextFiles.documents` says."""
+    """Documents {"text": str} of plain text files; `separator` is as `TextFiles.documents`."""
 
     def __init__(self, paths: list[str], separator: str, encoding: str = "utf-8"):
         super().__init__(encoding)
@@ -150,7 +150,7 @@ class JsonDocuments(_Pieces):
 
 
 class ParallelLines(Sequence):
-    """{"inputs", "targets"} of two files, line by line, where neither line is empty."""
+    """{"inputs", "targets"} of the lines of two files, except where a line is empty."""
 
     def __init__(self, inputs: str, targets: str, encoding: str = "utf-8"):
         self.sides = [_Lines(inputs, encoding), _Lines(targets, encoding)]
@@ -180,7 +180,7 @@ class ParallelLines(Sequence):
 
 
 class _Lines(_Pieces):
-    """Every line of a file, empty ones too."""
+    """Every line of a file, including empty ones."""
 
     def __init__(self, path: str, encoding: str):
         super().__init__(encoding)
@@ -195,7 +195,7 @@ class _Lines(_Pieces):
 
 
 def _no_object(text: str) -> str:
-    """What is wrong with a line that should hold a JSON object; empty if nothing is."""
+    """The problem of a line that should be a JSON object; empty if there is none."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -205,7 +205,7 @@ def _no_object(text: str) -> str:
 
 
 def _line_number(buffer: mmap.mmap | bytes, offset: int) -> int:
-    """The number, from 1, of the line that begins at a byte offset."""
+    """The number, counted from 1, of the line that begins at a byte offset."""
     steps = range(0, offset, _CHUNK)
     return 1 + sum(buffer[start : min(start + _CHUNK, offset)].count(b"\n") for start in steps)
 
@@ -217,7 +217,7 @@ def _undecodable(path: str, encoding: str, offset: int, line: int | None = None)
 
 
 def decoded(path: str, encoding: str = "utf-8") -> str:
-    """The text of a file, without a byte order mark; InputError where it cannot be read or decoded."""
+    """The text of a file, without a byte order mark; InputError if it cannot be read or decoded."""
     content = bytes(read_bytes(path))
     try:
         return content.decode(encoding).removeprefix("\ufeff")
@@ -226,21 +226,21 @@ def decoded(path: str, encoding: str = "utf-8") -> str:
 
 
 def read(path: str, encoding: str = "utf-8") -> mmap.mmap | bytes:
-    """The bytes of a file as UTF-8: mapped, or held in memory if it is compressed or in another encoding."""
+    """The bytes of a file as UTF-8: memory-mapped, or in memory if it is compressed or in another encoding."""
     if codecs.lookup(encoding).name == "utf-8":
         return read_bytes(path)
     return decoded(path, encoding).encode()
 
 
 def read_bytes(path: str) -> mmap.mmap | bytes:
-    """The bytes of a file, mapped or, of a `.gz`, decompressed; InputError where they cannot be read."""
+    """The bytes of a file, memory-mapped, or decompressed if it is a `.gz`; InputError if it cannot be read."""
     try:
         if path.endswith(".gz"):
             with gzip.open(path) as file:
                 return file.read()
         with open(path, "rb") as file:
             if not os.fstat(file.fileno()).st_size:
-                return b""  # an empty file cannot be mapped
+                return b""  # An empty file cannot be mapped.
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except EOFError as error:
         raise InputError(f"{path}: the gzip file is cut off; fetch it again") from error

@@ -14,50 +14,50 @@ from jaxformer.data.sources.sources import Source
 from jaxformer.errors import InputError
 
 ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-"""Endings of the file names that are taken for images."""
+"""File name endings of images."""
 MODES = {1: "L", 3: "RGB"}
-"""Pillow's modes of grey and of coloured pictures, by their number of channels."""
+"""Pillow's modes of grey and colour pictures, by the number of channels."""
 PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
-"""Modes whose colours are multiplied by alpha, and the mode of each in which they are not."""
+"""Modes whose colours are multiplied by alpha, and the corresponding modes without that."""
 DEEP = 65_535
 """White of 16 bits."""
 BACKGROUND = "white"
-"""What transparent pixels show."""
+"""Colour behind transparent pixels."""
 
 ImageLike = str | os.PathLike | bytes | np.ndarray | Image.Image
 """A file's path, its content, pixels, or Pillow's picture."""
 
 
 class Undecodable(Exception):
-    """An image that cannot be read; names it and says what is wrong."""
+    """An image cannot be read; the message names it and the reason."""
 
 
 def name_of(image: ImageLike, otherwise: str) -> str:
-    """The path of an image that has one, for messages."""
+    """The path of an image, or `otherwise` if it has none; for messages."""
     return os.fspath(image) if isinstance(image, str | os.PathLike) else otherwise
 
 
 def read_picture(image: ImageLike, channels: int, name: str = "") -> Image.Image:
-    """Reads a picture as a person sees it, in 8 bits.
+    """Reads a picture as a viewer shows it, with 8 bits a channel.
 
-    Every image goes through this function. It turns the picture as its EXIF orientation says, scales 16-bit and
-    floating-point pixels to 8 bits, and shows transparent pixels over white. Colour profiles are ignored, and of an
-    animation it reads the first frame.
+    Every image is read by this function. It rotates the picture by its EXIF orientation, scales 16-bit and
+    floating-point pixels to 8 bits, and puts transparent pixels on white. It ignores colour profiles and reads the
+    first frame of an animation.
 
     Args:
-        image: a path, a file's content, Pillow's picture, or an array [height, width] or [height, width, 1, 2, 3 or 4]:
-            grey, grey and alpha, RGB, or RGBA. Arrays are uint8, uint16 from 0 to 65,535, floats from 0 to 1, bool,
-            or other integers from 0 to 255. Pillow's mode I holds 16 bits, from 0 to 65,535, and F floats from 0 to 1.
-        channels: 1 for grey, 3 for colours.
-        name: names an image without a path in messages.
+      image: a path, a file's content, Pillow's picture, or an array [height, width] or [height, width, 1, 2, 3 or 4]:
+        grey, grey and alpha, RGB, or RGBA. Arrays are uint8, uint16 from 0 to 65,535, floats from 0 to 1, bool,
+        or other integers from 0 to 255. Pillow's mode I holds 16 bits, from 0 to 65,535, and F floats from 0 to 1.
+      channels: 1 for grey, 3 for colours.
+      name: name of an image without a path, for messages.
 
     Raises:
-        Undecodable: it is not an image, or its pixels have no known range.
+      Undecodable: it is not an image, or the range of its pixels is unknown.
     """
     name = name_of(image, name)
     try:
         picture = _seen(_in_8_bits(_upright(_opened(image))))
-        # Pillow converts some modes to RGB alone.
+        # Pillow converts some modes only to RGB.
         return picture if picture.mode == MODES[channels] else picture.convert("RGB").convert(MODES[channels])
     except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -71,7 +71,7 @@ def is_single(value: Any) -> bool:
 
 
 def as_list(value: Any) -> list[Any]:
-    """One text or image, or several of them, as a list.
+    """One text or image, or several, as a list.
 
     Raises:
       InputError: a number or None in the place of one.
@@ -100,7 +100,7 @@ def _of_array(array: np.ndarray) -> Image.Image:
 
 
 def _bytes_of(array: np.ndarray) -> np.ndarray:
-    """Pixels as uint8; ValueError where their range is not known."""
+    """Pixels as uint8; ValueError if their range is unknown."""
     if array.dtype == bool:
         return array.astype(np.uint8) * 255
     if array.dtype == np.uint8:
@@ -111,7 +111,7 @@ def _bytes_of(array: np.ndarray) -> np.ndarray:
         raise ValueError(f"an array of {array.dtype}: expected numbers")
     most = 1 if array.dtype.kind == "f" else 255
     low, high = array.min(), array.max()
-    if not (low >= 0 and high <= most):  # Also where one is no number.
+    if not (low >= 0 and high <= most):  # Also if one is NaN.
         kind = "floating-point pixels" if most == 1 else f"pixels of {array.dtype}"
         raise ValueError(f"{kind} range from {low:g} to {high:g}: expected 0 to {most}")
     return _scaled(array, most)
@@ -122,20 +122,20 @@ def _scaled(array: np.ndarray, white: int) -> np.ndarray:
 
 
 def _upright(picture: Image.Image) -> Image.Image:
-    """The picture turned as its EXIF orientation says."""
+    """The picture rotated by its EXIF orientation."""
     try:
         orientation = picture.getexif().get(0x0112, 1)
     except (SyntaxError, ValueError, KeyError, TypeError, EOFError):
-        return picture  # The EXIF data are damaged: every viewer shows the picture as it is stored.
+        return picture  # With damaged EXIF data, viewers show the picture as it is stored.
     return ImageOps.exif_transpose(picture) if orientation in range(2, 9) else picture
 
 
 def _in_8_bits(picture: Image.Image) -> Image.Image:
-    """A picture of 16 or 32 bits a pixel in 8; others as they are."""
+    """A picture of 16 or 32 bits a pixel converted to 8; others unchanged."""
     if not picture.mode.startswith(("I", "F")):
         return picture
     array = np.asarray(picture)
-    if picture.mode == "I":  # What Pillow reads 16 bits as in some formats.
+    if picture.mode == "I":  # Pillow reads 16 bits as this mode in some formats.
         low, high = int(array.min()), int(array.max())
         if low < 0 or high > DEEP:
             raise ValueError(f"32-bit pixels range from {low} to {high}: expected 0 to {DEEP}")
@@ -147,7 +147,7 @@ def _in_8_bits(picture: Image.Image) -> Image.Image:
 
 
 def _seen(picture: Image.Image) -> Image.Image:
-    """The picture without transparency, over the background: the colour of hidden pixels may be anything."""
+    """The picture on the background, without transparency; transparent pixels may have any colour."""
     if not picture.has_transparency_data:
         return picture
     if picture.mode in PREMULTIPLIED:
@@ -158,10 +158,10 @@ def _seen(picture: Image.Image) -> Image.Image:
 
 @dataclasses.dataclass(frozen=True)
 class ImageFolders(Source):
-    """A folder of images for each class, which has the folder's name."""
+    """A folder of images for each class, named after the class."""
 
     path: str
-    """The folder that holds them; images may lie in folders below those of the classes."""
+    """The folder with the class folders; images may be in subfolders of these."""
 
     def open(self) -> Sequence[dict[str, Any]]:
         found = []
@@ -189,7 +189,7 @@ class ImageFolders(Source):
 
 
 class _LabelledFiles(Sequence):
-    """{"image": path, "label": name} of each file; `labels` are all that there are."""
+    """{"image": path, "label": name} of each file; `labels` are the names of all classes."""
 
     scan = True
 
@@ -213,7 +213,7 @@ _skipped: dict[str, int] = {}
 
 
 def skip(problem: str) -> None:
-    """Tells of an image that is left out, once, and how many have been until now, in this process."""
+    """Prints once that an image is skipped, with the number of images skipped so far in this process."""
     if problem not in _skipped:
         _skipped[problem] = len(_skipped) + 1
         print(f"skipped: {problem} ({_skipped[problem]} until now)", file=sys.stderr, flush=True)

@@ -1,7 +1,7 @@
-"""Step 1 of the way of the data: `source[i]` gives an example, a dict of named columns.
+"""Step 1 of the data pipeline: `source.open()[i]` is an example, a dict of named columns.
 
-A source is a frozen dataclass of plain values; `source.open()` gives a random-access sequence of
-examples. `shuffled` and `in_order` say in which order the documents of such a sequence are visited.
+A source is a frozen dataclass of plain values; `source.open()` returns a random-access sequence of examples. `shuffled`
+and `in_order` are the orders in which the documents of such a sequence are visited.
 """
 
 import abc
@@ -17,13 +17,13 @@ import grain
 import numpy as np
 
 from jaxformer.data.sources import columns, files, tfds_builders
-from jaxformer.errors import InputError
+from jaxformer.errors import FieldError, InputError
 
-# Grain mixes in a fixed pattern. Lanes take every B-th document, so without a shuffle of the
-# pattern one lane could see nothing but one component.
+# Grain mixes in a fixed pattern. Lanes take every B-th document, so without shuffling the pattern a lane could see one
+# component only.
 _MIXING_WINDOW = 4096
-# Grain shuffles by walking through 65,536 numbers or more until one is below the count: with ten
-# documents a look-up takes 2 ms. So few are permuted at once instead.
+# Grain shuffles by walking through 65,536 numbers or more until one is below the count: with ten documents a look-up
+# takes 2 ms. Up to this many are permuted at once instead.
 _FEW = 65_536
 
 
@@ -33,7 +33,7 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def open(self) -> Sequence[dict[str, Any]]:
-        """A random-access sequence of examples; raises InputError where there is none."""
+        """A random-access sequence of examples; raises InputError if there are none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,18 +41,18 @@ class Tfds(Source):
     """Any TensorFlow Datasets data set, read as array_record without TensorFlow.
 
     A data set is prepared on first use. Some need more for that than this library installs: Apache Beam (wikipedia, c4,
-    wiki40b, natural_questions and others of their size), TensorFlow, or files that are fetched by hand (imagenet2012).
-    Prepare these elsewhere, `tfds build NAME --file_format=array_record --data_dir=DIR`, copy DIR here and set
-    `data_dir` to it; reading them needs none of that.
+    wiki40b, natural_questions and others of their size), TensorFlow, or files that are downloaded manually
+    (imagenet2012). Prepare these elsewhere with `tfds build NAME --file_format=array_record --data_dir=DIR`, copy DIR
+    to this machine and set `data_dir` to it; reading them needs none of that.
     """
 
     name: str = "bible/web"
-    """Name of the data set, with its config and version: bible/web, glue/mrpc, glue/mrpc:2.0.0. Or the path of a
+    """Name of the data set, with its config and version: bible/web, glue/mrpc, glue/mrpc:2.0.0; or the path of a
     prepared folder."""
     split: str = "train"
     """Split, in the notation of TFDS: train, validation, train[:10%]."""
     data_dir: str | None = None
-    """Folder of the prepared data sets; None is the default of TFDS."""
+    """Folder of prepared data sets; None is the default of TFDS."""
 
     def open(self) -> Sequence[dict[str, Any]]:
         builder = tfds_builders.prepared(self.name, self.data_dir)
@@ -70,18 +70,18 @@ class Tfds(Source):
         if not len(examples):
             raise InputError(f"{self.name}: split {self.split!r} is empty")
         with tfds_builders.quiet():
-            examples[0]  # The first image makes TFDS recommend another decoder than Pillow.
+            examples[0]  # At the first image, TFDS recommends another decoder than Pillow.
         return Decoded(examples, f"{self.name}: split {self.split}")
 
 
 @dataclasses.dataclass(frozen=True)
 class TextFiles(Source):
-    """Plain text; `.gz` and encodings other than UTF-8 are held decoded in memory, anything else is mapped."""
+    """Plain text; files in `.gz` or not in UTF-8 are decoded into memory, others are memory-mapped."""
 
     paths: tuple[str, ...] = ()
     """Files or globs."""
     documents: Literal["blank_line", "line", "file"] = "blank_line"
-    """What separates documents: an empty line, every line, or the end of the file."""
+    """Separator of documents: an empty line, every line, or the end of the file."""
     encoding: str = "utf-8"
     """Encoding of the files, as Python names it: utf-8, latin-1, cp1252, utf-16."""
 
@@ -94,7 +94,7 @@ class TextFiles(Source):
 
 @dataclasses.dataclass(frozen=True)
 class JsonLines(Source):
-    """One JSON object a line; `.gz` and encodings other than UTF-8 are held decoded in memory."""
+    """One JSON object a line; files in `.gz` or not in UTF-8 are decoded into memory."""
 
     paths: tuple[str, ...] = ()
     """Files or globs."""
@@ -110,12 +110,12 @@ class JsonLines(Source):
 
 @dataclasses.dataclass(frozen=True)
 class ParallelFiles(Source):
-    """Pairs of two text files, line by line; pairs with an empty line are left out."""
+    """Pairs of lines of two text files; pairs with an empty line are skipped."""
 
     inputs: str
     """File of the texts to read."""
     targets: str
-    """File of the texts to write: line n belongs to line n of `inputs`."""
+    """File of the texts to generate: line n belongs to line n of `inputs`."""
     encoding: str = "utf-8"
     """Encoding of both files, as Python names it."""
 
@@ -135,36 +135,34 @@ class Columns(Source):
     inputs: str = "inputs"
     """Column with the text to read."""
     targets: str = "targets"
-    """Column with the text to write."""
+    """Column with the text to generate."""
     prefix: str = ""
-    """What to put before the inputs, such as "translate English to German: "."""
+    """Text before the inputs, such as "translate English to German: "."""
 
     def open(self) -> Sequence[dict[str, Any]]:
         return self._wrap(self.source.open())
 
     def _wrap(self, documents: Sequence) -> Sequence[dict[str, Any]]:
-        if isinstance(documents, Mixed):  # its order is by weights, which must stay in sight
+        if isinstance(documents, Mixed):  # Its order depends on its weights, so it stays a `Mixed`.
             return Mixed([self._wrap(part) for part in documents.parts], documents.weights, documents.names)
         return Renamed(documents, self)
 
 
 @dataclasses.dataclass(frozen=True)
 class Mixture(Source):
-    """Several sources, each shuffled and repeated by itself, drawn by weight."""
+    """Several sources, each shuffled and repeated separately, drawn by weight."""
 
     sources: tuple[Source, ...] = ()
     """The components."""
     weights: tuple[float, ...] = ()
-    """Share of each component among the documents visited; need not add up to 1. 0 leaves out."""
+    """Share of each component among the documents visited; need not add up to 1, and 0 leaves a component out."""
 
     def __post_init__(self):
         if len(self.sources) != len(self.weights) or not self.sources:
-            raise InputError(
-                f"Mixture: {len(self.sources)} sources and {len(self.weights)} weights; "
-                "give one weight for each source, and at least one source"
-            )
+            problem = f"{len(self.sources)} sources; expected one weight for each source, and at least one source"
+            raise FieldError("data.train.weights", f"={self.weights}: {problem}")
         if not all(0 <= weight < float("inf") for weight in self.weights) or not any(self.weights):
-            raise InputError(f"Mixture: weights {self.weights}; none may be negative, one must be positive")
+            raise FieldError("data.train.weights", f"={self.weights}: expected no negative number, and one above 0")
 
     def open(self) -> "Mixed":
         used = [pair for pair in zip(self.sources, self.weights, strict=True) if pair[1] > 0]
@@ -219,13 +217,13 @@ class Renamed(Sequence):
 
 
 class Decoded(Sequence):
-    """Examples of TFDS with bytes decoded to str where they are UTF-8, which those of an image's file are not."""
+    """Examples of TFDS with bytes decoded to str if they are UTF-8, which the bytes of an image file are not."""
 
     def __init__(self, examples: Sequence, name: str):
         self.examples, self.name = examples, name
 
     def place(self, index: int) -> str:
-        """The split and the index in it."""
+        """The split and the index in the split."""
         return f"{self.name}, example {index}"
 
     def __len__(self) -> int:
@@ -236,14 +234,14 @@ class Decoded(Sequence):
 
 
 def place(documents: Sequence, index: int) -> str:
-    """Where a document comes from, for messages: file and line, or split and index."""
+    """The origin of a document, for messages: file and line, or split and index."""
     own = getattr(documents, "place", None)
     return own(index) if own else f"example {index}"
 
 
 @contextlib.contextmanager
 def located(documents: Sequence, index: int) -> Iterator[None]:
-    """Adds to the errors of a block where document `index`, which it reads, comes from."""
+    """Adds the origin of document `index` to the errors of the block that reads it."""
     try:
         yield
     except InputError as error:
@@ -254,7 +252,7 @@ def located(documents: Sequence, index: int) -> Iterator[None]:
 
 
 def read_each(documents: Sequence, function: Callable[[Any], Any], indices: Iterable[int] | None = None) -> list[Any]:
-    """What a function makes of each document, or of those with the given indices; errors say which one fails."""
+    """Applies a function to each document, or to those with the given indices; errors name the document."""
     found = []
     for index in range(len(documents)) if indices is None else indices:
         with located(documents, index):
@@ -265,8 +263,8 @@ def read_each(documents: Sequence, function: Callable[[Any], Any], indices: Iter
 def scanned(documents: Sequence, most: int, start: int = 0) -> Iterator[range]:
     """Indices of the documents to check, up to `most` of each component, evenly spaced.
 
-    Only sources with `scan` are checked: those whose documents are cheap to read, and not plain text, which is what a
-    task reads once it could be opened.
+    Only sources with `scan` are checked, whose documents are cheap to read. Plain text needs no check: a file that can
+    be opened has only texts.
     """
     if isinstance(documents, Mixed):
         for part, part_start in zip(documents.parts, documents.starts[:-1], strict=True):
@@ -278,7 +276,7 @@ def scanned(documents: Sequence, most: int, start: int = 0) -> Iterator[range]:
 def shuffled(documents: Sequence, seed: int) -> grain.MapDataset:
     """The endless order in which training visits documents: a dataset of indices into `documents`.
 
-    Every component of a mixture is shuffled anew in each of its own epochs.
+    Every component of a mixture is reshuffled in each of its own epochs.
     """
     if not isinstance(documents, Mixed):
         return _shuffled_range(len(documents), _seed(seed, 0))
@@ -305,7 +303,7 @@ def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
 def in_order(documents: Sequence) -> grain.MapDataset:
     """Every document once, from the first to the last: a dataset of indices into `documents`.
 
-    Those of a mixture's components are spread evenly, so that any part of the whole is like the whole.
+    The documents of each component of a mixture are spread evenly over the whole.
     """
     if not isinstance(documents, Mixed):
         return grain.MapDataset.range(len(documents))
@@ -317,7 +315,7 @@ def in_order(documents: Sequence) -> grain.MapDataset:
 
 
 def components(documents: Sequence, name: str, start: int = 0) -> Iterator[tuple[str, range]]:
-    """The name of each component, those of a mixture's mixtures too, and its indices; `name` is for the whole."""
+    """The name and the indices of each component, of nested mixtures too; a source that is no mixture is `name`."""
     if not isinstance(documents, Mixed):
         yield name, range(start, start + len(documents))
         return
@@ -326,7 +324,7 @@ def components(documents: Sequence, name: str, start: int = 0) -> Iterator[tuple
 
 
 def random_index(documents: Sequence, rng: np.random.Generator) -> int:
-    """Index of a random document; those of a mixture come by its weights."""
+    """Index of a random document; of a mixture, drawn by its weights."""
     if not isinstance(documents, Mixed):
         return int(rng.integers(len(documents)))
     part = int(np.searchsorted(documents.thresholds, rng.random(), side="right"))

@@ -1,4 +1,4 @@
-"""Sources of labelled texts as people keep them: comma- or tab-separated values, and a folder for each class."""
+"""Sources of labelled texts: comma- or tab-separated values, and a folder for each class."""
 
 import array
 import csv
@@ -11,7 +11,7 @@ from typing import Any
 from jaxformer.data.messages import Problems
 from jaxformer.data.sources import files
 from jaxformer.data.sources.sources import Source
-from jaxformer.errors import InputError, shown
+from jaxformer.errors import FieldError, InputError, shown
 
 _DELIMITERS = (",", ";", "\t", "|")
 
@@ -23,7 +23,7 @@ class Csv(Source):
     paths: tuple[str, ...] = ()
     """Files or globs; `.gz` is decompressed."""
     columns: tuple[str, ...] | None = None
-    """Names of the columns; None: the first row of each file has them."""
+    """Names of the columns; None: they are in the first row of each file."""
     delimiter: str = ","
     """Character between two values, such as ; or |."""
     encoding: str = "utf-8"
@@ -32,7 +32,7 @@ class Csv(Source):
     def __post_init__(self):
         files.check_encoding(self.encoding)
         if len(self.delimiter) != 1 or self.delimiter in '"\r\n':
-            raise InputError(f"delimiter {self.delimiter!r}: must be one character, such as ; or |")
+            raise FieldError("data.train.delimiter", f"={self.delimiter!r}: expected one character, such as ; or |")
 
     def open(self) -> Sequence[dict[str, Any]]:
         return Table(self.paths, self.columns, self.delimiter, True, self.encoding)
@@ -45,9 +45,9 @@ class Tsv(Source):
     paths: tuple[str, ...] = ()
     """Files or globs; `.gz` is decompressed."""
     columns: tuple[str, ...] | None = None
-    """Names of the columns; None: the first row of each file has them."""
+    """Names of the columns; None: they are in the first row of each file."""
     quoted: bool = False
-    """Whether values may be in quotes; in GLUE's files, quotes are part of the text."""
+    """Whether values may be quoted; in GLUE's files, quotes are part of the text."""
     encoding: str = "utf-8"
     """Encoding of the files, as Python names it."""
 
@@ -60,13 +60,13 @@ class Tsv(Source):
 
 @dataclasses.dataclass(frozen=True)
 class ClassFolders(Source):
-    """A folder for each class, with a text file for each example: {"text", "label"}, the folder's name.
+    """A folder for each class, with a text file for each example: {"text", "label"}, the label being the folder's name.
 
     The reviews of IMDb and the articles of 20 Newsgroups (in latin-1) have this layout.
     """
 
     path: str
-    """The folder that holds those of the classes."""
+    """The folder with the class folders."""
     encoding: str = "utf-8"
     """Encoding of the files, as Python names it."""
 
@@ -111,7 +111,7 @@ class _FolderDocuments(Sequence):
 
 
 class Table(Sequence):
-    """The rows of tables, {column: str} each."""
+    """The rows of tables, each {column: str}."""
 
     scan = True
 
@@ -141,15 +141,15 @@ class Table(Sequence):
         return self.rows[index]
 
     def place(self, index: int) -> str:
-        """File and line of a row; of a row of several lines, the first one."""
+        """File and first line of a row."""
         return f"{self.paths[self.files[index]]}: line {self.lines[index]}"
 
 
 def _rows(
     path: str, columns: Sequence[str] | None, delimiter: str, quoted: bool, encoding: str, problems: Problems
 ) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line, row) of a table; rows with another number of values than columns become problems."""
-    csv.field_size_limit(2**31 - 1)  # A text may be longer than what the module expects of a value.
+    """(line, row) of a table; rows with a wrong number of values are added to `problems`."""
+    csv.field_size_limit(2**31 - 1)  # A text may be longer than the module's default limit.
     quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
     text = io.StringIO(files.decoded(path, encoding), newline="")
     reader = csv.reader(text, delimiter=delimiter, quoting=quoting, strict=True)
@@ -172,7 +172,7 @@ def _rows(
 
 
 def _header(path: str, values: Sequence[str], delimiter: str) -> list[str]:
-    """The names in the first row of a table; InputError where it seems to have another delimiter."""
+    """The names in the first row of a table; InputError if it seems to have another delimiter."""
     names = [value.strip() for value in values]
     if len(set(names)) < len(names):
         raise InputError(f"{path}: its first row names a column twice; set columns")

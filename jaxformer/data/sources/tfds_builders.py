@@ -32,11 +32,11 @@ def prepared(name: str, data_dir: str | None) -> Any:
     """The builder of a prepared data set; prepares it if it is not yet.
 
     Args:
-        name: a name of the catalog, with config and version or without; or the path of a prepared folder.
-        data_dir: the folder with the prepared data sets; None is TFDS' own.
+      name: a name of the catalog, with config and version or without; or the path of a prepared folder.
+      data_dir: the folder with the prepared data sets; None is TFDS' own.
 
     Raises:
-        InputError: no such data set, or it cannot be prepared; the message says what is missing, and what to do.
+      InputError: no such data set, or it cannot be prepared; the message says what is missing, and what to do.
     """
     folder = os.path.expanduser(name)
     if os.path.isfile(os.path.join(folder, _INFO)) or os.path.isabs(folder) or name.startswith("."):

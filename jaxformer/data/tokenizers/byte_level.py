@@ -13,12 +13,12 @@ class ByteLevelTokenizer(JsonTokenizer):
     """Pieces are spelt in an alphabet of 256 letters, one a byte; a word begins with the space before it."""
 
     def _starts(self, pieces: list[str]) -> np.ndarray:
-        # A part of a character tells nothing: it is taken for a part of a word.
+        # A part of a character is taken for a part of a word.
         texts = [self._spelt(piece).decode(errors="replace") for piece in pieces]
         return np.array([text[:1].isspace() or not any(c.isalnum() or c == "\ufffd" for c in text) for text in texts])
 
     def _spelt(self, piece: str) -> bytes:
-        """The bytes of a piece; one that is not in the alphabet, such as an added token, is its own text."""
+        """The bytes of a piece; a piece that is not in the alphabet, such as an added token, is its own text."""
         if all(letter in ALPHABET for letter in piece):
             return bytes(ALPHABET[letter] for letter in piece)
         return piece.encode()
@@ -30,17 +30,17 @@ class ByteLevelTokenizer(JsonTokenizer):
 
     @functools.cached_property
     def _prefixed(self) -> bool:
-        """Whether a space is written before every text."""
+        """Whether every text begins with an added space."""
         return any(part.get("add_prefix_space", False) for part in parts(self.config, "pre_tokenizer"))
 
     def _encode_around(self, text: str, ids: dict[str, int]) -> np.ndarray:
-        # The space before a word that stands for an id is part of it: by itself it would be a piece.
+        # The space before a word that stands for an id belongs to the word: alone it would be a piece.
         if ids:
             text = re.sub(rf"\s+({'|'.join(map(re.escape, ids))})", r"\1", text)
         return super()._encode_around(text, ids)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of the bytes; what is no whole character, as where its end is still to come, is U+FFFD."""
+        """The text of the bytes; an incomplete character becomes U+FFFD."""
         visible = self._visible(ids)
         text = b"".join(self._bytes[number] for number in visible).decode(errors="replace")
         return text.removeprefix(" ") if visible and (self._prefixed or visible[0] in self._shown) else text
@@ -58,10 +58,10 @@ class ByteLevelTokenizer(JsonTokenizer):
 
 
 def _alphabet() -> dict[str, int]:
-    """GPT-2's letters: a byte that prints is itself, the others are U+0100 and on, in their order."""
+    """GPT-2's letters: a printable byte is itself, the others are U+0100 and following, in order."""
     prints = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in prints]
-    return {chr(byte): byte for byte in prints} | {chr(0x100 + place): byte for place, byte in enumerate(others)}
+    return {chr(byte): byte for byte in prints} | {chr(0x100 + index): byte for index, byte in enumerate(others)}
 
 
 ALPHABET = _alphabet()

@@ -1,4 +1,4 @@
-"""Tokenizers as an experiment names them: trained on its source on first use, or loaded."""
+"""Configs of tokenizers: trained on the training source on first use, or loaded."""
 
 import dataclasses
 import json
@@ -13,7 +13,7 @@ from jaxformer.data.tokenizers.sentence_piece import SentencePieceTokenizer
 from jaxformer.data.tokenizers.special_tokens import SPECIALS, UNK
 from jaxformer.data.tokenizers.tokenizer import Tokenizer
 from jaxformer.data.tokenizers.word_piece import WordPieceTokenizer
-from jaxformer.errors import InputError
+from jaxformer.errors import FieldError, InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,21 +27,20 @@ class SentencePiece:
     lowercase: bool = False
     """Fold case."""
     path: str | None = None
-    """A trained .model file; None trains one, and the fields above and below say how."""
+    """A trained .model file; None trains one with the other fields."""
     sample: int = 100_000
     """Documents to train on, evenly spaced over the source."""
     sentinels: int = 0
-    """Pieces <extra_id_0>, ... for span corruption, from the vocabulary's end downwards; T5 has 100. A loaded model
-    that has none gets them after its own."""
+    """Number of pieces <extra_id_0>, ... for span corruption, from the end of the vocabulary downwards; T5 has 100. A
+    loaded model without any gets them after its own pieces."""
 
     def __post_init__(self):
         if not 0 <= self.sentinels < self.vocab:
-            raise InputError(
-                f"tokenizer.sentinels {self.sentinels}: must be from 0 to below tokenizer.vocab {self.vocab}"
-            )
+            problem = f"expected at least 0, below vocab={self.vocab}"
+            raise FieldError("tokenizer.sentinels", f"={self.sentinels}: {problem}")
 
     def build(self, open_source: Callable[[], Sequence], folder: str) -> Tokenizer:
-        """The tokenizer kept in `folder`; made and saved there if there is none yet."""
+        """The tokenizer in `folder`; trained or loaded, and saved there, if there is none yet."""
         if saved(folder):
             return load_tokenizer(folder)
         if self.path:
@@ -58,19 +57,19 @@ class SentencePiece:
 
 @dataclasses.dataclass(frozen=True)
 class WordPiece:
-    """WordPiece as BERT has it: trained on the training source on first use, or loaded."""
+    """BERT's WordPiece: trained on the training source on first use, or loaded."""
 
     vocab: int = 30_522
-    """Pieces to train, special ones included; a small text gives fewer."""
+    """Pieces to train, including the special ones; a small text gives fewer."""
     lowercase: bool = True
-    """Fold case and strip accents; also for a vocab.txt, which does not say."""
+    """Fold case and strip accents, also for a vocab.txt, which has no such setting."""
     path: str | None = None
     """A vocab.txt, a tokenizer.json, or a folder with one of them; None trains one."""
     sample: int = 100_000
     """Documents to train on, evenly spaced over the source."""
 
     def build(self, open_source: Callable[[], Sequence], folder: str) -> Tokenizer:
-        """The tokenizer kept in `folder`; made and saved there if there is none yet."""
+        """The tokenizer in `folder`; trained or loaded, and saved there, if there is none yet."""
         if saved(folder):
             return load_tokenizer(folder)
         tokenizer = (
@@ -95,10 +94,10 @@ class WordPiece:
 
 @dataclasses.dataclass(frozen=True)
 class ByteLevelBpe:
-    """Byte-level BPE as GPT-2 has it: trained on the training source on first use, or loaded."""
+    """GPT-2's byte-level BPE: trained on the training source on first use, or loaded."""
 
     vocab: int = 50_257
-    """Pieces to train, the 256 bytes and the special ones included; a small text gives fewer."""
+    """Pieces to train, including the 256 bytes and the special ones; a small text gives fewer."""
     path: str | None = None
     """A tokenizer.json, or a folder with one, with vocab.json and merges.txt, or with GPT-2's encoder.json and
     vocab.bpe; None trains one."""
@@ -108,10 +107,11 @@ class ByteLevelBpe:
     def __post_init__(self):
         least = 256 + len(SPECIALS)
         if self.vocab < least:
-            raise InputError(f"tokenizer.vocab {self.vocab}: the bytes and the special pieces alone are {least}")
+            problem = f"the bytes and the special pieces alone are {least}; expected at least that many"
+            raise FieldError("tokenizer.vocab", f"={self.vocab}: {problem}")
 
     def build(self, open_source: Callable[[], Sequence], folder: str) -> Tokenizer:
-        """The tokenizer kept in `folder`; made and saved there if there is none yet."""
+        """The tokenizer in `folder`; trained or loaded, and saved there, if there is none yet."""
         if saved(folder):
             return load_tokenizer(folder)
         if self.path:
@@ -131,7 +131,7 @@ class ByteLevelBpe:
 
 
 def byte_level_of_files(vocab: str, merges: str, prefix: bool = False) -> ByteLevelTokenizer:
-    """A byte-level BPE of GPT-2's two files; `prefix`: whether a space is written before every text."""
+    """A byte-level BPE from GPT-2's two files; `prefix`: whether every text begins with an added space."""
     try:
         ids, lines = json.loads(read(vocab)), read(merges).decode().split("\n")
         pairs = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
@@ -151,8 +151,8 @@ def _file(path: str, *names: str) -> str:
     for name in names:
         if os.path.exists(os.path.join(path, name)):
             return os.path.join(path, name)
-    said = f"neither {names[0]} nor {names[1]}" if len(names) == 2 else f"none of {', '.join(names)}"
-    raise InputError(f"{path}: this folder has {said}")
+    missing = f"neither {names[0]} nor {names[1]}" if len(names) == 2 else f"none of {', '.join(names)}"
+    raise InputError(f"{path}: this folder has {missing}")
 
 
 def _checked(tokenizer: Tokenizer, kind: type[Tokenizer], path: str) -> Tokenizer:

@@ -52,7 +52,7 @@ def load_json(path: str, roles: Mapping[str, str] | None = None) -> JsonTokenize
     """A tokenizer.json; `roles` as `JsonTokenizer` has them.
 
     Raises:
-        InputError: it is none, or not one of the kinds that are here.
+      InputError: it is none, or not one of the kinds that are here.
     """
     text = read(path)
     try:

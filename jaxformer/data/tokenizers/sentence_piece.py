@@ -93,7 +93,7 @@ class SentencePieceTokenizer(Tokenizer):
             return self
         if len(self.sentinel_ids):
             raise InputError(
-                f"tokenizer.sentinels {count}: the model has {len(self.sentinel_ids)} of its own; "
+                f"tokenizer.sentinels={count}: the model has {len(self.sentinel_ids)} of its own; "
                 f"set {len(self.sentinel_ids)}, or 0 to leave it as it is"
             )
         return type(self)(training.with_sentinels(self._model, count))

@@ -92,7 +92,7 @@ def template_of(processor: Mapping[str, Any] | None) -> Template | None:
     """The template that the `post_processor` of a tokenizer.json describes; None where it has none.
 
     Raises:
-        InputError: a kind of post-processor that is not known here.
+      InputError: a kind of post-processor that is not known here.
     """
     if processor is None:
         return None
@@ -111,9 +111,9 @@ def to_processor(template: Template, pieces: list[str], beside: Mapping[str, Any
     """The `post_processor` of a template, for a tokenizer.json.
 
     Args:
-        template: what it adds.
-        pieces: the vocabulary, by id.
-        beside: a post-processor that adds nothing, and stays.
+      template: what it adds.
+      pieces: the vocabulary, by id.
+      beside: a post-processor that adds nothing, and stays.
     """
 
     def part(slot: Slot) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a tokenizer is to the tasks, the objectives and the runs."""
+"""The interface of tokenizers."""
 
 import abc
 import functools
@@ -16,17 +16,17 @@ from jaxformer.data.tokenizers.template import Template, decoder_template, encod
 from jaxformer.errors import InputError
 
 Form = Literal["encoder", "decoder"]
-"""What a text is laid out for: a model that reads both ways, or one that reads from left to right."""
+"""The kind of model that a text is laid out for: bidirectional, or left to right."""
 
 
 class Tokenizer(abc.ABC):
-    """Text to ids and back; use one of its subclasses. Ids of special tokens are never made by `encode`.
+    """Text to ids and back; use one of its subclasses. `encode` never returns ids of special tokens.
 
     Attributes:
-        pieces: every piece as the vocabulary spells it, by id.
-        word_start: bool [vocab]; does the piece begin a word? True for special pieces and for
-            punctuation, which is a word of its own.
-        roles: special pieces by what they are for, where that does not follow from `special_tokens.NAMES`.
+      pieces: the pieces of the vocabulary, by id.
+      word_start: bool [vocab]; does the piece begin a word? True for special pieces and for
+        punctuation, which is a word of its own.
+      roles: special pieces by what they are for, where that does not follow from `special_tokens.NAMES`.
     """
 
     file: str
@@ -40,14 +40,14 @@ class Tokenizer(abc.ABC):
         special: Sequence[str] = (),
         by_name: bool = True,
     ):
-        """Makes the parts that all tokenizers have.
+        """Initialises the attributes of all tokenizers.
 
         Args:
-            pieces: as the attribute.
-            word_start: as the attribute.
-            roles: as the attribute.
-            special: pieces that are special whatever their names are.
-            by_name: whether pieces with the names of `special_tokens.NAMES` are special.
+          pieces: as the attribute.
+          word_start: as the attribute.
+          roles: as the attribute.
+          special: pieces that are special regardless of their names.
+          by_name: whether pieces with the names of `special_tokens.NAMES` are special.
         """
         self._by_name = by_name
         self.pieces, self.word_start, self.roles = pieces, word_start, dict(roles or {})
@@ -67,7 +67,7 @@ class Tokenizer(abc.ABC):
 
     @functools.cached_property
     def sentinel_ids(self) -> np.ndarray:
-        """int32 ids of `<extra_id_0>`, `<extra_id_1>`, ..., each of which stands for a span; mostly descending."""
+        """int32 ids of the sentinels `<extra_id_0>`, `<extra_id_1>`, ..., mostly descending."""
         return np.array(special_tokens.sentinels(self._ids), np.int32)
 
     @functools.cached_property
@@ -126,7 +126,7 @@ class Tokenizer(abc.ABC):
         decoder each text with an end token.
 
         Raises:
-            InputError: the vocabulary has no such special tokens.
+          InputError: the vocabulary has no such special tokens.
         """
         return self._encoder_template if form == "encoder" else self._decoder_template
 
@@ -150,25 +150,25 @@ class Tokenizer(abc.ABC):
 
     @abc.abstractmethod
     def encode_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        """The ids, int32 [n], as `encode` gives them, and the stretch of the text that each stands for, int32 [n, 2].
+        """The ids, int32 [n], as from `encode`, and each one's characters in the text, int32 [n, 2].
 
-        A stretch is its first character, which is no space, and the one after its last.
+        These are the index of its first character, which is no space, and the index after its last.
         """
 
     def encode_with_masks(self, text: str) -> np.ndarray:
-        """int32 [n]; every literal `[MASK]` is the one token `mask_id`.
+        """int32 [n]; every literal `[MASK]` becomes the token `mask_id`.
 
-        What follows it begins a new word only where the text has a space: "the [MASK]." ends in the
-        piece of a full stop, as it does in training.
+        A word begins after it only if the text has a space: "the [MASK]." ends with the piece of a full stop, as in
+        training.
         """
         return self._encode_around(text, {MASK: self.mask_id} if MASK in text else {})
 
     def encode_with_sentinels(self, text: str) -> np.ndarray:
-        """int32 [n]; every literal `<extra_id_0>` is the one token of that name, if there is one."""
+        """int32 [n]; every literal `<extra_id_0>` becomes the token of that name, if there is one."""
         return self._encode_around(text, {self.pieces[number]: int(number) for number in self.sentinel_ids})
 
     def _encode_around(self, text: str, ids: dict[str, int]) -> np.ndarray:
-        """The tokens of a text in which some words stand for ids."""
+        """The tokens of a text, some words of which stand for ids."""
         words = re.split(f"({'|'.join(map(re.escape, ids))})", text) if ids else [text]
         parts = [self.encode(words[0])]
         for name, part in zip(words[1::2], words[2::2], strict=True):
@@ -182,34 +182,34 @@ class Tokenizer(abc.ABC):
 
     @abc.abstractmethod
     def decode(self, ids: Sequence[int]) -> str:
-        """Readable text; of the special tokens only `[MASK]` and sentinels are shown, ids of no piece are left out."""
+        """Readable text, without special tokens except `[MASK]` and sentinels, and without unknown ids."""
 
     @functools.cached_property
     def _shown(self) -> dict[int, str]:
-        """The special tokens that `decode` shows, and how."""
+        """The special tokens that `decode` shows, and their texts."""
         names = (*special_tokens.NAMES["mask"], self.roles.get("mask"))
         masks = {number: MASK for number in self.special_ids if self.pieces[number] in names}
         return masks | {int(number): self.pieces[number] for number in self.sentinel_ids}
 
     @abc.abstractmethod
     def piece(self, token: int) -> str:
-        """A piece for a person to read: '…ing' continues a word, '␣' is a space by itself."""
+        """A piece in readable form: '…ing' continues a word, '␣' is a single space."""
 
     @property
     def target(self) -> "Tokenizer":
-        """The tokenizer of what is to be written for a text; itself, but where inputs and outputs have one each."""
+        """The tokenizer of generated texts; itself, unless inputs and outputs have different ones."""
         return self
 
     @abc.abstractmethod
     def serialize(self) -> bytes:
-        """What is in the tokenizer's file."""
+        """The content of the tokenizer's file."""
 
     def files(self) -> dict[str, bytes]:
-        """What its folder holds, by name."""
+        """The contents of the files in its folder, by name."""
         return {self.file: self.serialize()}
 
     def save(self, folder: str) -> None:
-        """Writes the folder at once, or not at all: first under another name, then renamed."""
+        """Writes the folder atomically: under another name first, then renamed."""
         folder = os.path.abspath(folder)
         temporary = f"{folder}.tmp-{os.getpid()}"
         try:
@@ -220,7 +220,7 @@ class Tokenizer(abc.ABC):
             os.replace(temporary, folder)
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
-            if not os.path.exists(os.path.join(folder, self.file)):  # by another process, in the meantime
+            if not os.path.exists(os.path.join(folder, self.file)):  # Another process may have saved it meanwhile.
                 reason = (error.strerror or str(error)).lower()
                 raise InputError(
                     f"{folder}: the tokenizer cannot be saved here ({reason}); give a folder that can be written"
@@ -228,7 +228,7 @@ class Tokenizer(abc.ABC):
 
 
 def without_spaces(text: str, offsets: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Stretches of a text, int32 [n, 2], each from its first character on that is no space."""
+    """The offsets, int32 [n, 2], without leading white space in the text."""
     trimmed = np.array(offsets, np.int32).reshape(-1, 2)
     for stretch in trimmed:
         while stretch[0] < stretch[1] and text[stretch[0]].isspace():
@@ -237,6 +237,6 @@ def without_spaces(text: str, offsets: Sequence[tuple[int, int]]) -> np.ndarray:
 
 
 def characters(text: str, offsets: Sequence[tuple[int, int]]) -> np.ndarray:
-    """The same stretches, int32 [n, 2], in characters; `offsets` are in the bytes of the text's UTF-8."""
+    """Offsets in characters, int32 [n, 2], from offsets in bytes of the text's UTF-8."""
     starts = (np.frombuffer(text.encode(), np.uint8) & 0xC0) != 0x80
     return np.append(0, np.cumsum(starts))[np.array(offsets, np.int64).reshape(-1, 2)].astype(np.int32)

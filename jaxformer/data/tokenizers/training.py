@@ -1,4 +1,4 @@
-"""Training of SentencePiece models, WordPiece vocabularies and byte-level BPE; the same text gives the same ones."""
+"""Deterministic training of SentencePiece models, WordPiece vocabularies and byte-level BPE."""
 
 import collections
 import io
@@ -32,7 +32,7 @@ def train_sentencepiece(
     A text with too few different pieces gives a smaller vocabulary, and a note.
 
     Raises:
-        InputError: the text has more different characters than `vocab` has room for, or none.
+      InputError: the text has more different characters than `vocab` has room for, or none.
     """
     settings = {
         "model_type": model_type,
@@ -44,16 +44,16 @@ def train_sentencepiece(
     except RuntimeError as error:
         if "too high" not in str(error):
             raise InputError(_too_low(vocab, sentinels, str(error))) from error
-        # Only now, as another way to count could give other pieces to a text that has enough of them.
+        # Only now: without the hard limit, a text with enough pieces could get different ones.
         model = _sentencepiece(texts(documents, sample), **settings, hard_vocab_limit=False)
     model = with_sentinels(model, sentinels) if sentinels else model
     if (size := _pieces(model)) < vocab:
-        note(f"tokenizer.vocab {vocab}: the text has fewer different pieces; the vocabulary has {size}")
+        note(f"tokenizer.vocab={vocab}: the text has fewer different pieces; the vocabulary has {size}")
     return model
 
 
 def _sentencepiece(found: Iterator[str], **settings: Any) -> bytes:
-    """A SentencePiece model of some texts; RuntimeError where SentencePiece makes none, InputError of the texts."""
+    """A SentencePiece model of some texts; RuntimeError from SentencePiece, InputError from the texts."""
     import sentencepiece
 
     model, failed = io.BytesIO(), []
@@ -69,7 +69,7 @@ def _sentencepiece(found: Iterator[str], **settings: Any) -> bytes:
             bos_id=-1,
             eos_id=-1,
             control_symbols=[CLS, SEP, MASK],
-            num_threads=1,  # more of them add up in another order: another model
+            num_threads=1,  # More threads add up in another order, which gives another model.
             minloglevel=2,
             **settings,
         )
@@ -80,13 +80,13 @@ def _sentencepiece(found: Iterator[str], **settings: Any) -> bytes:
     return model.getvalue()
 
 
-def _too_low(vocab: int, sentinels: int, said: str) -> str:
-    """Why SentencePiece makes no model of so many pieces."""
+def _too_low(vocab: int, sentinels: int, message: str) -> str:
+    """The reason why SentencePiece makes no model of this size."""
     without = f" ({vocab - sentinels} without its sentinels)" if sentinels else ""
-    if found := re.search(r"required_chars\. \d+ vs (\d+)", said):
+    if found := re.search(r"required_chars\. \d+ vs (\d+)", message):
         needed = int(found[1]) + sentinels
-        return f"tokenizer.vocab {vocab}{without}: the text's characters alone need {needed}; expected {needed} or more"
-    return f"tokenizer.vocab {vocab}{without}: SentencePiece cannot make it of this text: {said.split('] ')[-1]}"
+        return f"tokenizer.vocab={vocab}{without}: the text's characters alone need {needed}; expected {needed} or more"
+    return f"tokenizer.vocab={vocab}{without}: SentencePiece cannot make it of this text: {message.split('] ')[-1]}"
 
 
 def _pieces(model: bytes) -> int:
@@ -133,8 +133,8 @@ def train_wordpiece(documents: Sequence[dict[str, Any]], sample: int, vocab: int
     for text in texts(documents, sample):
         counts.update("".join(tokenizer.normalizer.normalize_str(text).split()))
     alphabet = sorted(sorted(counts), key=counts.get, reverse=True)[:_ALPHABET]
-    # The trainer numbers the characters that continue a word in the order of a hash table, and
-    # numbers break its ties. Named beforehand they have an order, and the vocabulary is one.
+    # The trainer gives ids to the characters that continue a word in the order of a hash table, and breaks ties by id.
+    # Passed as special tokens they have a fixed order, which makes the vocabulary deterministic.
     continuations = ["##" + character for character in alphabet]
     trainer = tokenizers.trainers.WordPieceTrainer(
         vocab_size=vocab,
@@ -149,7 +149,7 @@ def train_wordpiece(documents: Sequence[dict[str, Any]], sample: int, vocab: int
 
 def vocab_of_lines(content: bytes) -> dict[str, int]:
     """Ids of the pieces of a vocab.txt, a piece a line."""
-    # Not `splitlines`: some pieces are separators of lines in Unicode.
+    # Not `splitlines`: some pieces are line separators of Unicode.
     lines = content.decode(errors="replace").removesuffix("\n").split("\n")
     return {piece.removesuffix("\r"): number for number, piece in enumerate(lines)}
 
@@ -196,7 +196,7 @@ def texts(documents: Sequence[dict[str, Any]], sample: int) -> Iterator[str]:
 
 
 def _kept_error(found: Iterator[str], failed: list[InputError]) -> Iterator[str]:
-    """The same texts; appends the error that ends them, of which SentencePiece raises only the message."""
+    """The same texts; appends their error to `failed`, because SentencePiece raises only its message."""
     try:
         yield from found
     except InputError as error:
@@ -205,7 +205,7 @@ def _kept_error(found: Iterator[str], failed: list[InputError]) -> Iterator[str]
 
 
 def _example_texts(example: dict[str, Any]) -> list[str]:
-    """Sentences or words where there are any; otherwise every column of text, as in a pair {en, de}."""
+    """The sentences or words of an example if it has any; otherwise all columns of text, as in a pair {en, de}."""
     if "sentences" in example or "text" in example:
         return sentences(example)
     if isinstance(example.get("words"), list):

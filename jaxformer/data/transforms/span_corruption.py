@@ -1,12 +1,12 @@
-"""Span corruption (Raffel et al. 2020, §3.1.4): spans of a text give way to sentinels, and are to be written.
+"""Span corruption (Raffel et al. 2020, §3.1.4): spans of a text are replaced by sentinels and predicted.
 
     text     Thank you for inviting me to your party last week
     inputs   Thank you <extra_id_0> me to your party <extra_id_1> week
     targets  <extra_id_0> for inviting <extra_id_1> last
 
-Sentinels are numbered as they appear. A text begins with a token that is kept and ends with a hidden one, so the
-targets need no sentinel after the last span. A `mean_span` of None is a prefix language model (§3.2.1 there): the text
-after a random point is hidden, without a sentinel. Pure functions; end tokens are the caller's.
+Sentinels are numbered in order. A text begins with a visible token and ends with a hidden one, so the targets need no
+sentinel after the last span. A `mean_span` of None is a prefix language model (§3.2.1 there): the text after a random
+point is hidden, without a sentinel. The functions are pure, and the caller adds the end tokens.
 """
 
 import collections
@@ -20,7 +20,7 @@ from jaxformer.errors import InputError
 
 
 class Sizes(NamedTuple):
-    """How many tokens come of a stretch, at most."""
+    """Numbers of tokens that a stretch can give, at most."""
 
     inputs: int
     targets: int
@@ -30,7 +30,7 @@ class Sizes(NamedTuple):
 
 
 def sizes(length: int, rate: float, mean_span: float | None) -> Sizes:
-    """What comes of a stretch of `length` tokens, 2 or more, of which `rate` are hidden in spans of `mean_span`."""
+    """The sizes for a stretch of `length` tokens, 2 or more, of which `rate` are hidden in spans of `mean_span`."""
     if mean_span is None:
         return Sizes(length - 1, _longest_rest(length, rate), length, 0)
     hidden, spans = _amounts(length, rate, mean_span)
@@ -39,16 +39,16 @@ def sizes(length: int, rate: float, mean_span: float | None) -> Sizes:
 
 @functools.lru_cache
 def stretch_length(rate: float, mean_span: float | None, input_length: int | None, length: int | None) -> int:
-    """Tokens of the longest stretch for which there is room, after it an end token each; below 2 is none.
+    """Tokens of the longest stretch whose inputs and targets, with their end tokens, fit; below 2 if none does.
 
     Args:
-        rate: share of the tokens to hide.
-        mean_span: how many tokens are hidden together, on average; None is the rest after a random point.
-        input_length: room for the inputs; None: inputs and targets, without the last of them, share `length`.
-        length: room for the targets; None: as much as they need.
+      rate: share of the tokens to hide.
+      mean_span: length of a hidden span, on average; None hides the rest after a random point.
+      input_length: room for the inputs; None: inputs and targets, without the last token, share `length`.
+      length: room for the targets; None: unlimited.
 
     Returns:
-        A number of tokens; every shorter stretch has room too.
+      The number of tokens; every shorter stretch fits too.
     """
 
     def fits(count: int) -> bool:
@@ -66,8 +66,8 @@ def stretch_length(rate: float, mean_span: float | None, input_length: int | Non
 def noise_mask(length: int, rate: float, mean_span: float | None, rng: np.random.Generator) -> np.ndarray:
     """bool [length], 2 or more: which tokens to hide. Arguments as those of `sizes`.
 
-    Kept and hidden spans take turns; each division of the kept tokens and of the hidden ones into so many spans is as
-    likely as any other.
+    Visible and hidden spans alternate; all divisions of the visible and of the hidden tokens into spans are equally
+    likely.
     """
     if mean_span is None:
         return np.arange(length) >= length - rng.integers(1, _longest_rest(length, rate) + 1)
@@ -77,15 +77,15 @@ def noise_mask(length: int, rate: float, mean_span: float | None, rng: np.random
 
 
 def corrupt(tokens: np.ndarray, mask: np.ndarray, sentinels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Takes the spans under the mask out of a text.
+    """Replaces the spans under the mask by sentinels.
 
     Args:
-        tokens: int32 [n].
-        mask: bool [n].
-        sentinels: int32, one id for each span, at least.
+      tokens: int32 [n].
+      mask: bool [n].
+      sentinels: int32, at least one id for each span.
 
     Returns:
-        The inputs, with a sentinel for each span, and the targets, each span after its sentinel; int32.
+      The inputs, with a sentinel for each span, and the targets, each span after its sentinel; int32 each.
     """
     begins = mask.copy()
     begins[1:] &= ~mask[:-1]
@@ -97,13 +97,13 @@ def corrupt(tokens: np.ndarray, mask: np.ndarray, sentinels: np.ndarray) -> tupl
 
 
 def restore(inputs: np.ndarray, targets: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
-    """The text, int32 [n], of which `corrupt` made inputs and targets; also of rows and of what a model wrote.
+    """Inverts `corrupt`: the text, int32 [n], of inputs and targets, which may be rows or a model's output.
 
-    Without any sentinel the targets continue where the inputs end. Padding is left out, and what is after an end token.
+    Without any sentinel the targets continue the inputs. Padding and everything after an end token are left out.
 
     Raises:
-        InputError: a sentinel does not stand once in the inputs and once in the targets, or the targets do not
-            begin with one.
+      InputError: a sentinel is not exactly once in the inputs and once in the targets, or the targets do not begin
+        with one.
     """
     inputs, targets = (_before_end(np.asarray(ids, np.int32), tokenizer) for ids in (inputs, targets))
     places, starts = (np.flatnonzero(np.isin(ids, tokenizer.sentinel_ids)) for ids in (inputs, targets))
@@ -112,11 +112,11 @@ def restore(inputs: np.ndarray, targets: np.ndarray, tokenizer: Tokenizer) -> np
         raise InputError(
             f"restore: the targets begin with {tokenizer.piece(int(targets[0]))!r}; they must begin with a sentinel"
         )
-    before, *behind = np.split(inputs, places)
-    if not behind:
+    before, *rest = np.split(inputs, places)
+    if not rest:
         return np.concatenate([before, targets])
     spans = {int(span[0]): span[1:] for span in np.split(targets, starts)[1:]}
-    return np.concatenate([before, *(part for kept in behind for part in (spans[int(kept[0])], kept[1:]))])
+    return np.concatenate([before, *(part for kept in rest for part in (spans[int(kept[0])], kept[1:]))])
 
 
 def _check_pairs(inputs: np.ndarray, targets: np.ndarray, tokenizer: Tokenizer) -> None:
@@ -141,17 +141,17 @@ def _before_end(ids: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
 
 
 def _amounts(length: int, rate: float, mean_span: float) -> tuple[int, int]:
-    """How many tokens are hidden, and in how many spans; no span, kept or hidden, is empty."""
+    """Numbers of hidden tokens and of hidden spans; no span, visible or hidden, is empty."""
     hidden = min(max(round(length * rate), 1), length - 1)
     return hidden, max(1, min(round(hidden / mean_span), hidden, length - hidden))
 
 
 def _longest_rest(length: int, rate: float) -> int:
-    """Tokens after the random point at most, so that on average they are `rate` of all."""
+    """Largest number of tokens after the random point, so that on average they are `rate` of all."""
     return min(max(round(2 * rate * length) - 1, 1), length - 1)
 
 
 def _divide(count: int, parts: int, rng: np.random.Generator) -> np.ndarray:
-    """Sizes of `parts` parts of `count` things, none empty, at random."""
+    """Random sizes, all positive, of `parts` parts that add up to `count`."""
     ends = np.sort(rng.choice(count - 1, parts - 1, replace=False)) + 1
     return np.diff(ends, prepend=0, append=count)
