@@ -329,7 +329,7 @@ def _start_jax() -> None:
     """Keeps compiled programs on disk, and joins the other processes where there are some."""
     import jax
 
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.values["jax_compilation_cache_dir"] is None:
         home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         jax.config.update("jax_compilation_cache_dir", os.path.join(home, "jaxformer", "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -389,7 +389,9 @@ def _blame(path: Path, error: Exception, module: types.ModuleType) -> str:
 def _perhaps(message: str, module: types.ModuleType) -> str:
     """What a misspelt field of a class should be, as Python itself does not say."""
     found = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", message)
-    cls = found and (getattr(module, found[1], None) or namespaces.find(found[1]))
+    if not found:
+        return ""
+    cls = getattr(module, found[1], None) or namespaces.find(found[1])
     if not dataclasses.is_dataclass(cls):
         return ""
     perhaps = nearest(found[2], list(fields.hints(cls)))

@@ -3,14 +3,14 @@
 import dataclasses
 import typing
 import warnings
-from typing import Any, NoReturn
+from typing import Any
 
 import tyro
 
 from jaxformer import fields
 
 
-def print_help(experiment: Any, docstring: str, command: str) -> NoReturn:
+def print_help(experiment: Any, docstring: str, command: str) -> None:
     """Prints every field with its default and meaning, and exits."""
     registry = tyro.constructors.ConstructorRegistry()
     registry.struct_rule(_fields_of_default)
@@ -30,7 +30,7 @@ def print_help(experiment: Any, docstring: str, command: str) -> NoReturn:
         )
 
 
-def _fields_of_default(info):
+def _fields_of_default(info: tyro.constructors.StructTypeInfo) -> Any:
     """A rule for tyro: what to set are the fields of the default, whatever the annotation says."""
     default = info.default
     if isinstance(default, tuple) and any(map(fields.is_config, default)):
@@ -39,7 +39,7 @@ def _fields_of_default(info):
         return tyro.constructors.StructConstructorSpec(instantiate=tuple, fields=specs)
     if fields.is_config(default) and _EXACT not in info.markers:
         exact = dataclasses.replace(info, type=type(default), markers=(*info.markers, _EXACT))
-        spec = tyro.constructors.ConstructorRegistry.get_struct_spec(exact)
+        spec: Any = tyro.constructors.ConstructorRegistry.get_struct_spec(exact)
         return dataclasses.replace(spec, fields=tuple(map(_with_plain_none, spec.fields)))
     return None
 

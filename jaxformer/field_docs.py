@@ -51,7 +51,7 @@ def attach(module: ModuleType) -> None:
     """Replaces the docstring of each dataclass that the module defines by a `FieldDocs`."""
     for cls in vars(module).values():
         if isinstance(cls, type) and cls.__module__ == module.__name__ and dataclasses.is_dataclass(cls):
-            cls.__doc__ = FieldDocs(vars(cls).get("__doc__"))
+            setattr(cls, "__doc__", FieldDocs(vars(cls).get("__doc__")))  # noqa: B010 (a descriptor, not a str)
 
 
 class _Loader(importlib.machinery.SourceFileLoader):
@@ -76,6 +76,8 @@ def _strings_after_fields(cls: type) -> dict[str, str]:
     try:
         (definition,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
     except (OSError, TypeError, SyntaxError):
+        return {}
+    if not isinstance(definition, ast.ClassDef):
         return {}
     found = {}
     for field, string in zip(definition.body, definition.body[1:], strict=False):

@@ -89,7 +89,8 @@ class Display:
 
     def advance(self, completed: int) -> None:
         """Moves the bar."""
-        self._bar.update(self._task, completed=completed)
+        if self._task is not None:
+            self._bar.update(self._task, completed=completed)
 
     def end_bar(self) -> None:
         """Removes the bar."""

@@ -74,16 +74,16 @@ class Boxed(nn.meta.AxisMetadata):
         return self.value
 
     def replace_boxed(self, val: Any) -> "Boxed":
-        return self.replace(value=val)
+        return dataclasses.replace(self, value=val)
 
     def add_axis(self, index: int, params: Mapping[str, str]) -> "Boxed":
         """The box of a value with one more axis, of the letter `params["letter"]`."""
-        return self.replace(letters=self.letters[:index] + params["letter"] + self.letters[index:])
+        return dataclasses.replace(self, letters=self.letters[:index] + params["letter"] + self.letters[index:])
 
     def remove_axis(self, index: int, params: Mapping[str, str]) -> "Boxed":
         """The box of a value with one axis less."""
         del params
-        return self.replace(letters=self.letters[:index] + self.letters[index + 1 :])
+        return dataclasses.replace(self, letters=self.letters[:index] + self.letters[index + 1 :])
 
 
 def is_boxed(leaf: Any) -> bool:

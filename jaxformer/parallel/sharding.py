@@ -93,10 +93,11 @@ class Mesh:
                 f"mesh data×fsdp×tensor={wanted} does not fit {devices} device(s): "
                 f"its sizes must multiply to {devices} or fewer, and divide it where one of them is -1"
             )
-        return tuple(devices // fixed if size == -1 else size for size in sizes)
+        data, fsdp, tensor = (devices // fixed if size == -1 else size for size in sizes)
+        return data, fsdp, tensor
 
 
-def make_mesh(mesh: Mesh, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+def make_mesh(mesh: Mesh, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
     """The mesh over `devices` (default: all). In several processes every device must be in it."""
     devices = jax.devices() if devices is None else list(devices)
     shape = mesh.shape(len(devices))
@@ -121,7 +122,9 @@ def platform() -> str:
     return getattr(device, "platform", "cpu" if kind == "cpu" else "tpu" if kind.startswith("tpu") else "gpu")
 
 
-def partition_spec(letters: Sequence[str], shape: Sequence[int], mesh: jax.sharding.Mesh) -> PartitionSpec:
+def partition_spec(
+    letters: Sequence[str], shape: Sequence[int], mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh
+) -> PartitionSpec:
     """The spec of an array with these axes; a dimension that its mesh axes do not divide stays whole.
 
     Args:
@@ -183,7 +186,7 @@ def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
 def local_rows(batch: int, mesh: jax.sharding.Mesh) -> list[int]:
     """The rows of a global batch that this process's devices hold, in order."""
     index_of = batch_sharding(mesh).addressable_devices_indices_map((batch,))
-    return sorted({row for (rows,) in index_of.values() for row in range(batch)[rows]})
+    return sorted({row for index in index_of.values() if index for row in range(batch)[index[0]]})
 
 
 def global_batch(local: Mapping[str, np.ndarray], rows: Sequence[int], batch: int, mesh) -> dict[str, jax.Array]:

@@ -71,7 +71,7 @@ class Claim:
 
     def moved(self) -> str:
         """What happened to the folder, as far as this process knows; empty if it is still there."""
-        if self._lock is None:
+        if self._lock is None or self._opened is None:
             return ""
         if not _is_same(self.folder, self._opened):
             with contextlib.suppress(OSError):

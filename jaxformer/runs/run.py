@@ -148,7 +148,7 @@ class Run:
             for number, one in enumerate(inputs, 1):
                 if isinstance(one, str):
                     columns.check_text(one, f"text {number}")
-        return self.experiment.data.task.prepare_requests(inputs)
+        return list(self.experiment.data.task.prepare_requests(inputs))
 
     def _check_samples(self, num_samples: int) -> None:
         fields.at_least("num_samples", num_samples, 1)
@@ -206,6 +206,8 @@ class Run:
         if jax.process_count() > 1:
             return []  # Only the first process speaks, and a mesh of all of them does not compute for it alone.
         data, seed = self.experiment.data, self.experiment.seed
+        if data.validation is None:
+            return []
         batch = next(evaluation_batches(data.validation, data, self.tokenizer, seed, range(data.batch)))
         with jax.set_mesh(self.mesh):
             return self.objective.demonstrate(self.model, self.params, self.tokenizer, batch)
@@ -218,7 +220,7 @@ class Run:
         """
         if self.experiment.data.validation is None:
             raise InputError(f"{self.folder}: data.validation is None: the run has no held-out data to evaluate on")
-        return Evaluator(self.experiment, self.tokenizer, self.mesh)(self.params)
+        return Evaluator(self.experiment, self.tokenizer, self.mesh)(self.params) or {}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -59,7 +59,7 @@ def headline(values: Mapping[str, float]) -> dict[str, float]:
     labels = {name: value for name, value in values.items() if name.startswith("f1/")}
     if len(labels) <= FEW:
         return dict(values)
-    worst = sorted(labels, key=labels.get)[:WORST]
+    worst = sorted(labels, key=labels.__getitem__)[:WORST]
     return {name: value for name, value in values.items() if "/" not in name} | {name: labels[name] for name in worst}
 
 

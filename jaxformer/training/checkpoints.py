@@ -148,7 +148,10 @@ class Checkpoints:
           InputError: it has other arrays, or of other shapes, or of types that would be rounded.
           Damaged: a part of it is missing or cannot be read.
         """
-        folder = self._of(self.latest if step is None else step)
+        step = self.latest if step is None else step
+        if step is None:
+            raise InputError(f"{self._folder}: has no checkpoint")
+        folder = self._of(step)
         return {
             name: tree and unless_damaged(folder, functools.partial(_restored, folder / name, tree))
             for name, tree in abstract.items()

@@ -36,15 +36,16 @@ def first_good(steps: Iterable[int], read: Callable[[int], Read]) -> tuple[int, 
     """
     damaged: list[str] = []
     for step in steps:
+        found, problem = [], ""
         try:
-            found, problem = read(step), ""
+            found.append(read(step))
         except Damaged as error:
-            found, problem = None, str(error)
+            problem = str(error)
         # Each process reads what its devices hold; a checkpoint that is damaged for one is skipped by all.
         if jax.process_count() > 1 and multihost_utils.process_allgather(np.int32(bool(problem))).any():
             problem = problem or f"step {step}: damaged for another process"
         if not problem:
-            return step, found, damaged
+            return step, found[0], damaged
         damaged.append(problem)
     raise Damaged("; ".join(damaged))
 

@@ -1,7 +1,7 @@
 """The evaluation loop: one pass over held-out data, every document once."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 
 import jax
 import numpy as np
@@ -23,7 +23,7 @@ SPLIT = "validation"
 class Evaluator:
     """Evaluates parameters on an experiment's held-out data; compiles once, at the first call."""
 
-    def __init__(self, experiment: Experiment, tokenizer: Tokenizer, mesh: jax.sharding.Mesh):
+    def __init__(self, experiment: Experiment, tokenizer: Tokenizer | None, mesh: jax.sharding.Mesh):
         self._experiment, self._tokenizer, self._mesh = experiment, tokenizer, mesh
         self._rows = sharding.local_rows(experiment.data.batch, mesh)
         objective, model = experiment.objective, experiment.model
@@ -41,7 +41,7 @@ class Evaluator:
           params: parameters laid on the mesh.
           stopped: asked after every batch.
         """
-        total: dict[str, metrics.Mean] = {}
+        total: dict[str, metrics.Mean | metrics.Covariance] = {}
         with jax.set_mesh(self._mesh), phase("evaluating") as show:
             for number, batch in enumerate(self._batches(), 1):
                 total = metrics.merge([total, self._step(params, batch)])
@@ -59,7 +59,7 @@ class Evaluator:
         if document_scores is None or jax.process_count() > 1:
             return {}
         data = self._experiment.data
-        documents = [] if none else data.validation.open()
+        documents = [] if none or data.validation is None else data.validation.open()
         return document_scores(self._experiment.model, params, self._tokenizer, data.task, documents)
 
     def _check_metrics(self, batch: dict[str, jax.Array]) -> None:
@@ -73,9 +73,11 @@ class Evaluator:
         if best not in known:
             raise InputError(f"checkpoint.best={best}: no such metric; expected one of {', '.join(sorted(known))}")
 
-    def _batches(self) -> Iterator[dict[str, jax.Array]]:
+    def _batches(self) -> Generator[dict[str, jax.Array], None, None]:
         experiment, limit = self._experiment, self._experiment.evaluation.batches
         data = experiment.data
+        if data.validation is None:
+            raise InputError("data.validation=None: expected held-out data to evaluate on")
         local = evaluation_batches(data.validation, data, self._tokenizer, experiment.seed, self._rows)
         empty = empty_batch(len(self._rows), data.task.row)
         for number, batch in enumerate(_until_all_end(local, empty)):

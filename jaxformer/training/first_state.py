@@ -1,5 +1,6 @@
 """The state and the lanes that training starts from."""
 
+import dataclasses
 import functools
 
 import jax
@@ -41,4 +42,4 @@ def restore_or_init(
     params = start.params if experiment.lora is None else state.params | {"base": start.params}
     trained, _ = trained_and_held(experiment, params)
     average = None if state.average is None else copied(trained)
-    return state.replace(params=params, average=average), lanes, start.summary
+    return dataclasses.replace(state, params=params, average=average), lanes, start.summary

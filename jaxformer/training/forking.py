@@ -41,12 +41,14 @@ def fork_from(experiment: Experiment, mesh: jax.sharding.Mesh) -> Fork:
     """The state of the run `experiment.fork`, for an experiment with other settings.
 
     Args:
-      experiment: of the fork.
+      experiment: of the fork; its `fork` is set.
       mesh: where the state is to lie.
 
     Raises:
       InputError: the run cannot be read, has another model, tokenizer or optimizer, or is not before `steps`.
     """
+    if experiment.fork is None:
+        raise ValueError("fork=None: expected a run's folder")
     folder = Path(experiment.fork)
     other = _check_same_state(experiment, run.read_experiment(folder, known=experiment))
     checkpoints = Checkpoints(folder / run.CHECKPOINTS)
@@ -66,7 +68,7 @@ def fork_from(experiment: Experiment, mesh: jax.sharding.Mesh) -> Fork:
     state = TrainState.from_trees(restored)
     if wanted.average is not None and not averaged:
         trained, _ = trained_and_held(experiment, state.params)
-        state = state.replace(average=copied(trained))
+        state = dataclasses.replace(state, average=copied(trained))
     moved = _other_batches(other, experiment)
     lanes = loader.initial_state(experiment.data) if moved else np.asarray(restored["lanes"]["lanes"])
     told = [f"{line}; using step {step}" for line in damaged]

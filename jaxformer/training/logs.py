@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 from rich.table import Table
@@ -74,11 +75,13 @@ class Meter:
         if peak is None or in_row is None:
             return {}
         tokens = in_row * (self._experiment.data.batch if self._unit == "images" else 1)
-        sizes = [
-            sum(leaf.size for leaf in jax.tree.leaves(tree))
-            for tree in (state.params, trained_and_held(self._experiment, state.params)[0])
-        ]
-        return {UTILIZATION: steps_per_second * step_flops(*sizes, tokens) / (peak * jax.device_count())}
+        trained, _ = trained_and_held(self._experiment, state.params)
+        operations = step_flops(parameters=_count(state.params), trained=_count(trained), tokens=tokens)
+        return {UTILIZATION: steps_per_second * operations / (peak * jax.device_count())}
+
+
+def _count(params: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 class Logs:
@@ -139,7 +142,7 @@ class Logs:
         """Adds a line to `metrics.jsonl`, the same to TensorBoard, and prints a summary; notes an evaluation."""
         if split != "train":
             self.evaluated, self.results = step, values
-            self.history.append(values)
+            self.history.append(dict(values))
         if not self._writes:
             return
         numbers = {name: float(value) for name, value in values.items()}
@@ -197,7 +200,7 @@ def _tensorboard():
     """tensorboardX, without torch: it would import that, where it is installed, for seconds, to name a type."""
     hide = "torch" not in sys.modules
     if hide:
-        sys.modules["torch"] = None
+        sys.modules["torch"] = None  # type: ignore[assignment]  # An import of it raises ImportError.
     try:
         import tensorboardX
     finally:

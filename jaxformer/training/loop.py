@@ -335,8 +335,10 @@ def due(step: int, every: int, steps: int) -> bool:
 def out_of_patience(experiment: Experiment, history: Sequence[Mapping[str, float]]) -> bool:
     """Whether the best evaluation is as many evaluations ago as `evaluation.patience` says."""
     patience, settings = experiment.evaluation.patience, experiment.checkpoint
+    if patience is None or settings.best is None:
+        return False
     values = [goodness(results[settings.best], settings) for results in history if settings.best in results]
-    return bool(patience and values) and len(values) - 1 - values.index(max(values)) >= patience
+    return bool(values) and len(values) - 1 - values.index(max(values)) >= patience
 
 
 def check_batch(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:

@@ -27,7 +27,7 @@ PEAK_FLOPS = {
 begins; the more specific kinds first."""
 
 
-def peak_flops(device: jax.Device) -> float | None:
+def peak_flops(device: Any) -> float | None:
     """The operations a second that a device's maker states; None if they are not known here."""
     return next((peak for kind, peak in PEAK_FLOPS.items() if device.device_kind.startswith(kind)), None)
 

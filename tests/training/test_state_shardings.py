@@ -82,7 +82,9 @@ def test_the_step_returns_the_state_as_it_takes_it_on_every_mesh(shape, variant,
     assert_keeps_the_state(lowered, state)
 
 
-@pytest.mark.parametrize(("shape", "variant"), zip(MESHES, ["average", "LoRA", "micro-batches"], strict=True), ids=str)
+@pytest.mark.parametrize(
+    ("shape", "variant"), list(zip(MESHES, ["average", "LoRA", "micro-batches"], strict=True)), ids=str
+)
 def test_the_compiled_step_updates_the_state_in_place(shape, variant, tiny_config):
     experiment, mesh = experiment_of(tiny_config, **VARIANTS[variant]), sharding.make_mesh(shape)
     state, compiled = abstract_state(experiment, mesh), loop.lower_step(experiment, mesh).compile()

@@ -206,4 +206,4 @@ def _real(value: Any) -> float | None:
         return math.inf
     except ValueError:
         return None
-    return number if abs(number) <= np.finfo(np.float32).max else math.copysign(math.inf, number)
+    return number if abs(number) <= float(np.finfo(np.float32).max) else math.copysign(math.inf, number)

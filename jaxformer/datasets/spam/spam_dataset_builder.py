@@ -79,7 +79,9 @@ def _text(mail: str) -> str:
 
 
 def _decoded(part: email.message.Message) -> str:
-    content = part.get_payload(decode=True) or b""
+    content = part.get_payload(decode=True)
+    if not isinstance(content, bytes):
+        return ""
     try:
         return content.decode(part.get_content_charset() or "utf-8")
     except (LookupError, UnicodeDecodeError):
