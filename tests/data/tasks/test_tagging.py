@@ -27,7 +27,7 @@ def test_the_first_token_of_a_word_carries_its_tag(tokenizer):
     assert TagTokens(LABELS).row.keys() == example.keys()
 
 
-def test_tags_may_be_numbers(tokenizer):
+def test_tags_may_be_indices(tokenizer):
     named, numbered = (
         examples(TagTokens(LABELS), tokenizer, ["w1", "w2"], tags)[0]["targets"] for tags in (["I-y", "O"], [4, 0])
     )
@@ -40,12 +40,12 @@ def test_a_word_without_a_token_shifts_no_tag(tokenizer):
     assert words.tags.tolist() == [1, 3] and words.owners.tolist() == [0, 2]
 
 
-def test_nothing_comes_of_no_words(tokenizer):
+def test_a_sentence_without_words_gives_no_example(tokenizer):
     assert examples(TagTokens(LABELS), tokenizer, [], []) == []
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_windows_are_all_tokens_and_begin_with_words(seed):
+def test_windows_cover_all_tokens_and_begin_with_words(seed):
     rng = np.random.default_rng(seed)
     first = rng.random(100) < 0.4
     first[0] = True
@@ -65,7 +65,7 @@ def test_a_word_longer_than_a_window_is_cut(tokenizer):
     assert sum(part["weights"].sum() for part in parts) == 2
 
 
-def test_an_entity_stays_whole_where_it_fits(tokenizer):
+def test_windows_do_not_cut_entities_that_fit(tokenizer):
     words, tags = [f"w{n}" for n in range(9)], ["O", "O", "B-x", "I-x", "I-x", "O", "B-x", "I-x", "I-x"]
     parts = examples(TagTokens(LABELS, length=6), tokenizer, words, tags)
     assert [part["targets"][1:-1].tolist() for part in parts] == [[0, 0], [1, 2, 2, 0], [1, 2, 2]]
@@ -84,13 +84,13 @@ def test_an_entity_stays_whole_where_it_fits(tokenizer):
         ({"words": ["w1"]}, "data.task.tags='tags': no such column; the columns are 'words'"),
     ],
 )
-def test_what_is_wrong_with_a_sentence_is_one_line(example, message, tokenizer):
+def test_errors_in_sentences_are_one_line(example, message, tokenizer):
     with pytest.raises(InputError) as caught:
         TagTokens(LABELS).encode(example, tokenizer)
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_labels_are_checked():
+def test_invalid_tag_labels_are_refused():
     with pytest.raises(InputError, match="each once"):
         TagTokens(("a", "a"))
     with pytest.raises(InputError, match=r"data.task.length=2: expected at least 3"):

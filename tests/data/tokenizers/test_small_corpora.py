@@ -49,7 +49,7 @@ def test_byte_pairs_are_capped_too(tmp_path, capsys):
     assert 22 < tokenizer.vocab_size < 5000 and "note: tokenizer.vocab=5000" in capsys.readouterr().err
 
 
-def test_enough_pieces_change_nothing_and_say_nothing(tmp_path, capsys):
+def test_enough_pieces_give_no_note(tmp_path, capsys):
     assert build(tmp_path, vocab=20).vocab_size == 20
     assert capsys.readouterr().err == ""
 

@@ -33,7 +33,7 @@ def spelt(tokenizer, ids):
 @pytest.mark.parametrize(
     "answer, tokens", [("w2", "w2"), ("w1x0x1", "w1 ##x0 ##x1"), ("w3 w4 w5", "w3 w4 w5"), ("x1 w2", "##x1 w2")]
 )
-def test_characters_become_tokens(answer, tokens, tokenizer):
+def test_answers_in_characters_become_tokens(answer, tokens, tokenizer):
     (found,) = examples(AnswerSpans(40, 20, 8), tokenizer, answer)
     span = found["tokens"][found["starts"][0] : found["ends"][0] + 1]
     assert spelt(tokenizer, span) == tokens
@@ -48,7 +48,7 @@ def test_a_window_is_question_and_context(tokenizer):
 
 
 @pytest.mark.parametrize("length, stride", [(12, 1), (12, 3), (12, 5), (17, 4), (60, 7)])
-def test_windows_have_every_token_and_the_answer_where_it_fits(length, stride, tokenizer):
+def test_windows_cover_the_context_and_complete_answers(length, stride, tokenizer):
     task = AnswerSpans(length, stride, question_length=4)
     document = task.encode(example("w5x2"), tokenizer)
     windows = task.windows(document, tokenizer)
@@ -75,12 +75,12 @@ def test_windows_have_every_token_and_the_answer_where_it_fits(length, stride, t
     assert answered >= 1
 
 
-def test_no_answer_is_the_first_token(tokenizer):
+def test_a_missing_answer_is_the_first_token(tokenizer):
     (found,) = examples(AnswerSpans(40, 20, 8), tokenizer)
     assert (found["starts"][0], found["ends"][0], found["weights"][0]) == (0, 0, 1)
 
 
-def test_nothing_comes_of_nothing(tokenizer):
+def test_empty_texts_give_no_example(tokenizer):
     assert examples(AnswerSpans(40, 20, 8), tokenizer, context=" ") == []
     assert examples(AnswerSpans(40, 20, 8), tokenizer, question="") == []
 
@@ -109,7 +109,7 @@ def test_a_long_question_loses_its_end(tokenizer):
         ),
     ],
 )
-def test_what_is_wrong_with_an_example_is_one_line(changes, message, tokenizer):
+def test_errors_in_examples_are_one_line(changes, message, tokenizer):
     with pytest.raises(InputError) as caught:
         AnswerSpans(40, 20, 8).encode(example("w2") | changes, tokenizer)
     assert message in str(caught.value) and "\n" not in str(caught.value)
@@ -123,6 +123,6 @@ def test_what_is_wrong_with_an_example_is_one_line(changes, message, tokenizer):
         ({"stride": 0}, "data.task.stride=0: expected at least 1"),
     ],
 )
-def test_sizes_are_checked(sizes, message):
+def test_invalid_sizes_are_refused(sizes, message):
     with pytest.raises(InputError, match=message):
         AnswerSpans(**sizes)

@@ -68,7 +68,7 @@ def test_a_missing_column_is_named(tokenizer):
 
 
 @given(st.integers(2, 60), st.integers(2, 20), st.integers(0, 99))
-def test_a_prefix_is_given_and_the_rest_predicted(tokenizer, count, length, seed):
+def test_prefix_lm_predicts_the_rest_in_a_decoder(tokenizer, count, length, seed):
     found = examples(PrefixLM(length), tokenizer, {"text": text(count)}, seed)
     ids = [*tokenizer.encode(text(count)), tokenizer.eos_id]
     assert np.concatenate([example["targets"] for example in found]).tolist() == ids[1:]
@@ -81,7 +81,7 @@ def test_a_prefix_is_given_and_the_rest_predicted(tokenizer, count, length, seed
 
 
 @given(st.integers(2, 60), st.integers(2, 20), st.integers(2, 20), st.integers(0, 99))
-def test_a_prefix_is_read_and_the_rest_written(tokenizer, count, input_length, length, seed):
+def test_prefix_lm_predicts_the_rest_with_an_encoder(tokenizer, count, input_length, length, seed):
     found = examples(PrefixLM(length, input_length), tokenizer, {"text": text(count)}, seed)
     restored = []
     for example in found:
@@ -95,7 +95,7 @@ def test_a_prefix_is_read_and_the_rest_written(tokenizer, count, input_length, l
     assert restored == ids or (restored == ids[:-1] and count % min(input_length, length) == 1)
 
 
-def test_the_split_is_anywhere(tokenizer):
+def test_prefix_lm_splits_at_every_token(tokenizer):
     tasks = {PrefixLM(8): range(1, 9), PrefixLM(9, 9): range(1, 9)}
     for task, expected in tasks.items():
         sizes = set()
@@ -108,7 +108,7 @@ def test_the_split_is_anywhere(tokenizer):
 PAIR = {"inputs": "w1 w2 w3", "targets": "w4 w5"}
 
 
-def test_inputs_are_read_and_targets_written(tokenizer):
+def test_text_to_text_rows_with_an_encoder(tokenizer):
     (example,) = examples(TextToText(8, 6, prefix="w9 w8 "), tokenizer, PAIR)
     end, pad = tokenizer.eos_id, tokenizer.pad_id
     assert example["inputs"].tolist() == [*tokenizer.encode("w9 w8 w1 w2 w3"), end]
@@ -117,7 +117,7 @@ def test_inputs_are_read_and_targets_written(tokenizer):
     assert example["weights"].tolist() == [1, 1, 1]
 
 
-def test_inputs_and_targets_share_a_row_without_an_encoder(tokenizer):
+def test_text_to_text_rows_without_an_encoder(tokenizer):
     (example,) = examples(TextToText(None, 8), tokenizer, PAIR)
     end = tokenizer.eos_id
     ids = [*tokenizer.encode("w1 w2 w3"), end, *tokenizer.encode("w4 w5"), end]
@@ -127,7 +127,7 @@ def test_inputs_and_targets_share_a_row_without_an_encoder(tokenizer):
 
 
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(2, 10) | st.none(), st.integers(3, 10))
-def test_what_has_no_room_is_cut_or_dropped(tokenizer, inputs, targets, input_length, length):
+def test_long_pairs_are_cut_or_dropped(tokenizer, inputs, targets, input_length, length):
     pair = {"inputs": text(inputs), "targets": text(targets, 50)}
     (example,) = examples(TextToText(input_length, length), tokenizer, pair)
     dropping = examples(TextToText(input_length, length, too_long="drop"), tokenizer, pair)
@@ -163,12 +163,12 @@ def test_pairs_without_text_give_no_example(tokenizer, pair):
         (lambda: TextToText(None, 2), "data.task.length=2: expected at least 3"),
     ],
 )
-def test_fields_that_cannot_be(make, words):
+def test_invalid_language_task_fields_are_refused(make, words):
     with pytest.raises(InputError, match=words):
         make()
 
 
-def test_tokens_that_the_tokenizer_lacks_are_named(tmp_path):
+def test_missing_special_tokens_are_named(tmp_path):
     (tmp_path / "vocab.txt").write_text("[UNK]\na\n")
     bare = WordPiece(path=str(tmp_path)).build(None, str(tmp_path / "a"))
     (tmp_path / "vocab.txt").write_text("[UNK]\na\n<eos>\n")

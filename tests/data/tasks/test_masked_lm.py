@@ -19,7 +19,7 @@ def examples(task, tokenizer, texts, seed=0):
 
 @pytest.mark.parametrize("next_sentence", [True, False])
 @pytest.mark.parametrize("whole_word", [True, False])
-def test_examples(tokenizer, documents, next_sentence, whole_word):
+def test_masked_lm_examples(tokenizer, documents, next_sentence, whole_word):
     task = MaskedSentencePairs(length=24, predictions=4, next_sentence=next_sentence, whole_word=whole_word)
     texts = documents(30)
     words_of = [set(" ".join(text).split()) for text in texts]
@@ -50,7 +50,7 @@ def test_examples(tokenizer, documents, next_sentence, whole_word):
     assert not next_sentence or 0.35 < np.mean(labels) < 0.65
 
 
-def test_single_sentences_and_specials_give_no_example(tokenizer):
+def test_masked_lm_skips_single_sentences_and_special_tokens(tokenizer):
     task = MaskedSentencePairs(length=16, predictions=3)
     assert examples(task, tokenizer, [["w1 w2"], ["w3"]]) == []
     assert examples(task, tokenizer, [["w1 w2", " "], ["w3"]]) == []
@@ -60,7 +60,7 @@ def test_single_sentences_and_specials_give_no_example(tokenizer):
     assert examples(alone, tokenizer, [[]]) == []
 
 
-def test_sentences_are_encoded_when_asked_for(tokenizer):
+def test_sentences_are_encoded_on_first_use(tokenizer):
     asked = []
 
     class Counting:
@@ -92,7 +92,7 @@ def test_sentences_are_encoded_when_asked_for(tokenizer):
         ({"examples_per_row": 0}, "task.examples_per_row"),
     ],
 )
-def test_fields_that_cannot_be(fields, words):
+def test_invalid_masked_lm_fields_are_refused(fields, words):
     with pytest.raises(InputError, match=words):
         MaskedSentencePairs(**fields)
 
@@ -104,7 +104,7 @@ def test_a_tokenizer_without_mask_is_refused(tmp_path):
         MaskedSentencePairs().check(tokenizer, pack=False)
 
 
-def test_more_examples_than_one_need_packing(tokenizer):
+def test_several_examples_a_row_need_packing(tokenizer):
     with pytest.raises(InputError, match=r"examples_per_row=4: without data.pack"):
         MaskedSentencePairs(examples_per_row=4).check(tokenizer, pack=False)
     with pytest.raises(InputError, match=r"data.pack=True: expected data.task.examples_per_row above 1"):

@@ -13,7 +13,7 @@ def write(path, content):
     return (str(path),)
 
 
-def test_a_csv_has_quotes_and_line_ends_in_them(tmp_path):
+def test_csv_reads_quotes_with_line_ends(tmp_path):
     paths = write(tmp_path / "a.csv", '\ufefftext,label\r\n"a ""good"" one,\r\nsaid he",1\r\n\r\nplain,0\r\n')
     assert list(Csv(paths).open()) == [
         {"text": 'a "good" one,\r\nsaid he', "label": "1"},
@@ -21,7 +21,7 @@ def test_a_csv_has_quotes_and_line_ends_in_them(tmp_path):
     ]
 
 
-def test_quotes_of_a_tsv_are_text_unless_it_is_said(tmp_path):
+def test_tsv_quotes_are_text_by_default(tmp_path):
     paths = write(tmp_path / "a.tsv", 'text\tlabel\n"Well\t1\n')
     assert list(Tsv(paths).open()) == [{"text": '"Well', "label": "1"}]
     paths = write(tmp_path / "b.tsv", '"a\tb"\t1\n')
@@ -47,7 +47,7 @@ def test_several_files_one_of_them_compressed(tmp_path):
         (b"text,label\n\xff,1\n", "a.csv: not UTF-8 at byte 11"),
     ],
 )
-def test_what_is_no_table_is_said_in_one_line(tmp_path, content, words):
+def test_errors_in_tables_are_one_line(tmp_path, content, words):
     with pytest.raises(InputError, match=words) as caught:
         Csv(write(tmp_path / "a.csv", content)).open()
     assert "\n" not in str(caught.value)
@@ -91,7 +91,7 @@ def test_a_header_with_another_delimiter_gets_a_suggestion(tmp_path, content, wo
     assert len(Csv(write(tmp_path / "a.csv", content), columns=("all",), delimiter="~").open()) == 2
 
 
-def test_fields_that_cannot_be():
+def test_invalid_table_fields_are_refused():
     for fields, words in [({"delimiter": ";;"}, "delimiter=';;'"), ({"delimiter": ""}, "delimiter=''")]:
         with pytest.raises(InputError, match=words):
             Csv(**fields)
@@ -133,7 +133,7 @@ def test_other_encodings(tmp_path, encoding):
     assert pairs[1] == {"inputs": f"{word} 2", "targets": f"{word} 2"}
 
 
-def test_bytes_of_another_encoding_are_named_with_file_and_line(tmp_path):
+def test_undecodable_bytes_are_named_by_file_and_line(tmp_path):
     (tmp_path / "neg").mkdir()
     write(tmp_path / "neg" / "1", b"one\ntwo \xe9")
     documents = ClassFolders(str(tmp_path)).open()
@@ -143,7 +143,7 @@ def test_bytes_of_another_encoding_are_named_with_file_and_line(tmp_path):
         Csv(write(tmp_path / "a.csv", b"text,label\nx\xe9,1"), encoding="ascii").open()
 
 
-def test_an_empty_file_among_others_is_skipped_and_said_once(tmp_path, capsys):
+def test_an_empty_file_is_skipped_with_one_note(tmp_path, capsys):
     (tmp_path / "pos").mkdir()
     for name, content in [("1", "fine"), ("2", ""), ("3", "good")]:
         write(tmp_path / "pos" / name, content)
@@ -167,7 +167,7 @@ def test_an_empty_file_among_others_is_skipped_and_said_once(tmp_path, capsys):
     )
 
 
-def test_nothing_but_empty_files(tmp_path):
+def test_only_empty_files_are_refused(tmp_path):
     (tmp_path / "pos").mkdir()
     for name in ("1", "2"):
         write(tmp_path / "pos" / name, "")

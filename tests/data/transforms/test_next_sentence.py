@@ -22,7 +22,7 @@ def other(rng):
 
 
 @given(documents, st.integers(2, 70), st.sampled_from([0, 0.1, 1]), seeds)
-def test_pairs(sentences, room, short_rate, seed):
+def test_sentence_pairs(sentences, room, short_rate, seed):
     pairs = sentence_pairs(sentences, room, short_rate, np.random.default_rng(seed), other)
     assert bool(pairs) == (len(sentences) > 1)
     boundaries = {int(sentence[0]) for sentence in sentences}
@@ -45,7 +45,7 @@ def test_pairs(sentences, room, short_rate, seed):
 
 
 @given(documents, seeds)
-def test_a_pair_without_cuts_leaves_out_no_sentence(sentences, seed):
+def test_sentence_pairs_keep_every_sentence(sentences, seed):
     """Sentences behind a random second part are given back: the next pair begins with them."""
     room = sum(map(len, sentences)) + 50
     pairs = sentence_pairs(sentences, room, 1, np.random.default_rng(seed), other)
@@ -58,7 +58,7 @@ def test_a_pair_without_cuts_leaves_out_no_sentence(sentences, seed):
 
 @given(documents, seeds, st.integers(2, 40))
 @settings(max_examples=50)
-def test_the_true_next_is_never_called_random(sentences, seed, room):
+def test_random_parts_are_never_the_true_continuation(sentences, seed, room):
     """The other document is a copy of this one, or differs in its first token only."""
     copy = [sentence.copy() for sentence in sentences]
     copy[-1][0] += 1000 * (seed % 2)
@@ -70,7 +70,7 @@ def test_the_true_next_is_never_called_random(sentences, seed, room):
             assert not np.array_equal(second, following)
 
 
-def test_copies_alone_leave_true_pairs():
+def test_identical_documents_give_only_true_pairs():
     sentences = number([5, 5])
     for seed in range(20):
         rng = np.random.default_rng(seed)
@@ -78,7 +78,7 @@ def test_copies_alone_leave_true_pairs():
         assert [pair.label for pair in pairs] == [0]
 
 
-def test_half_are_random():
+def test_half_of_the_pairs_are_random():
     rng = np.random.default_rng(0)
     labels = []
     for _ in range(1500):
@@ -101,7 +101,7 @@ def test_short_rate():
 
 
 @given(st.lists(st.integers(1, 90), max_size=20).map(number), st.integers(1, 50), seeds)
-def test_stretches_are_the_document(sentences, room, seed):
+def test_full_sentences_cover_the_document(sentences, room, seed):
     found = full_sentences(sentences, room, 0.2, np.random.default_rng(seed))
     text = np.concatenate([np.zeros(0, int), *sentences])
     assert np.array_equal(np.concatenate([np.zeros(0, int), *found]), text)

@@ -13,14 +13,14 @@ def examples(task, tokenizer, **columns):
     return task.examples(task.encode(columns, tokenizer), Visit(tokenizer, np.random.default_rng(0), None))
 
 
-def test_each_text_is_between_marks(tokenizer):
+def test_text_pairs_have_special_tokens(tokenizer):
     (example,) = examples(TextPairs(length=5), tokenizer, first="w1 w2", second="w3 w4 w5 w6")
     spelt = {name: [tokenizer.pieces[number] for number in example[name]] for name in ("inputs", "tokens")}
     assert spelt == {"inputs": ["[CLS]", "w1", "w2", "[SEP]"], "tokens": ["[CLS]", "w3", "w4", "w5", "[SEP]"]}
     assert example["weights"].tolist() == [1] and example.keys() == TextPairs().row.keys()
 
 
-def test_rows_of_first_texts_may_be_shorter(tokenizer):
+def test_text_pairs_input_length_may_be_shorter(tokenizer):
     task = TextPairs(length=6, input_length=4)
     (example,) = examples(task, tokenizer, first="w1 w2 w3 w4", second="w3 w4 w5 w6")
     spelt = {name: [tokenizer.pieces[number] for number in example[name]] for name in ("inputs", "tokens")}
@@ -28,7 +28,7 @@ def test_rows_of_first_texts_may_be_shorter(tokenizer):
     assert (task.row["inputs"].capacity, task.row["tokens"].capacity) == (4, 6)
 
 
-def test_both_texts_are_changed_in_training_alone(tokenizer):
+def test_text_pairs_are_augmented_in_training_only(tokenizer):
     task = TextPairs(augmentation=TextAugmentation(dropout=0.5))
     words = " ".join(f"w{number}" for number in range(1, 9))
     (example,) = examples(task, tokenizer, first=words, second=words)
@@ -38,16 +38,16 @@ def test_both_texts_are_changed_in_training_alone(tokenizer):
     assert tokenizer.unk_id not in example["inputs"] and tokenizer.unk_id not in example["tokens"]
 
 
-def test_one_text_twice(tokenizer):
+def test_text_pairs_may_repeat_one_column(tokenizer):
     (example,) = examples(TextPairs(first="text", second="text"), tokenizer, text="w1 w2")
     assert example["inputs"].tolist() == example["tokens"].tolist()
 
 
-def test_nothing_comes_of_an_empty_text(tokenizer):
+def test_an_empty_text_gives_no_pair(tokenizer):
     assert examples(TextPairs(), tokenizer, first="w1", second=" ") == []
 
 
-def test_what_cannot_be_is_refused(tokenizer):
+def test_invalid_text_pairs_are_refused(tokenizer):
     with pytest.raises(InputError, match=r"data.task.second='second': no such column; the columns are 'first'"):
         examples(TextPairs(), tokenizer, first="w1")
     with pytest.raises(InputError, match=r"data.task.length=2: expected at least 3"):

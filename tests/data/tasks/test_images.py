@@ -54,7 +54,7 @@ def message(function, *arguments):
     return str(caught.value)
 
 
-def test_images_alone(folder):
+def test_image_task_reads_images_without_labels(folder):
     task = ImageTask(ImageField(8))
     with batches(folder, task) as found:
         batch, _ = next(found)
@@ -63,7 +63,7 @@ def test_images_alone(folder):
     assert len(seen) == 4 and seen <= {picture.pixels.tobytes() for picture in task.prepare_requests(paths)}
 
 
-def test_a_folder_for_each_class(folder):
+def test_image_folders_take_labels_from_folders(folder):
     source = ImageFolders(str(folder))
     examples = source.open()
     assert source.labels == LABELS and len(examples) == 10
@@ -74,7 +74,7 @@ def test_a_folder_for_each_class(folder):
 
 
 @pytest.mark.parametrize("task", [TASK, MIXED, MaskedPatches(ImageField(8, augmentation=STRONG), patch=4)])
-def test_a_batch_depends_on_the_seed_and_its_number_alone(folder, task):
+def test_image_batches_depend_only_on_seed_and_step(folder, task):
     with batches(folder, task) as whole, batches(folder, task, rows=[2]) as one:
         parts = [next(whole) for _ in range(5)]
         for batch, _ in parts:
@@ -87,14 +87,14 @@ def test_a_batch_depends_on_the_seed_and_its_number_alone(folder, task):
             assert all(np.array_equal(continued[key], batch[key]) for key in batch)
 
 
-def test_several_processes_prepare_the_same(folder):
+def test_image_batches_are_the_same_with_workers(folder):
     with batches(folder, MIXED) as one, batches(folder, MIXED, workers=2) as two:
         for _ in range(2):
             (left, _), (right, _) = next(one), next(two)
             assert all(np.array_equal(left[key], right[key]) for key in left)
 
 
-def test_rows_hold_an_image_its_label_and_a_weight(folder):
+def test_labelled_images_rows(folder):
     with batches(folder, TASK) as stream:
         batch, _ = next(stream)
     assert batch["images"].shape == (4, 8, 8, 3) and batch["images"].dtype == np.uint8
@@ -106,7 +106,7 @@ def test_rows_hold_an_image_its_label_and_a_weight(folder):
     assert [expected[image.tobytes()] for image in batch["images"]] == batch["labels"][:, 0].tolist()
 
 
-def test_an_evaluation_sees_every_image_once_and_changes_none(folder):
+def test_evaluation_uses_every_image_once_without_augmentation(folder):
     data = Data(ImageFolders(str(folder)), MIXED, batch=4, open_documents=1)
     seen = list(loader.evaluation_batches(data.train, data, None, 0, range(4)))
     weights = np.concatenate([batch["weights"] for batch in seen])
@@ -116,7 +116,7 @@ def test_an_evaluation_sees_every_image_once_and_changes_none(folder):
     assert images_ == plain
 
 
-def test_pictures_of_all_kinds_are_of_the_channels_that_are_asked_for(tmp_path):
+def test_pictures_are_converted_to_the_requested_channels(tmp_path):
     grey = np.arange(12, dtype=np.uint8).reshape(3, 4, 1)
     np.testing.assert_array_equal(pixels(read_picture(grey, 1)), grey)
     assert pixels(read_picture(grey, 3)).shape == (3, 4, 3)
@@ -127,7 +127,7 @@ def test_pictures_of_all_kinds_are_of_the_channels_that_are_asked_for(tmp_path):
     np.testing.assert_array_equal(pixels(read_picture(buffer.getvalue(), 1)), grey)
 
 
-def test_an_image_that_cannot_be_decoded_is_named_skipped_and_counted(folder, tmp_path, capsys, monkeypatch):
+def test_undecodable_images_are_named_skipped_and_counted(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(pictures, "_skipped", {})
     for number in range(4):
         write(tmp_path / LABELS[number % 2] / f"{number}.png", seed=number)
@@ -150,7 +150,7 @@ def test_an_image_that_cannot_be_decoded_is_named_skipped_and_counted(folder, tm
     )
 
 
-def test_labels_that_the_task_does_not_know(folder, tmp_path):
+def test_unknown_image_labels_are_refused(folder, tmp_path):
     write(tmp_path / "owl" / "0.png")
     write(tmp_path / "cat" / "0.png")
     assert message(batches, tmp_path, TASK) == "label 'owl': unknown; expected one of cat, dog, or an index from 0"
@@ -165,7 +165,7 @@ def test_labels_that_the_task_does_not_know(folder, tmp_path):
     )
 
 
-def test_one_class_only(tmp_path):
+def test_images_of_one_class_are_refused(tmp_path):
     write(tmp_path / "cat" / "0.png")
     write(tmp_path / "cat" / "1.png")
     assert "every label is 'cat'; expected examples of two classes or more" in message(batches, tmp_path, TASK)
@@ -190,7 +190,7 @@ def test_one_class_only(tmp_path):
         ),
     ],
 )
-def test_what_is_no_task(make, line):
+def test_invalid_image_fields_are_refused(make, line):
     assert message(make).startswith(line)
 
 
@@ -200,7 +200,7 @@ def test_images_are_not_packed(folder):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_every_operation_keeps_the_shape_and_all_but_one_change_the_picture(channels):
+def test_operations_keep_the_shape_and_change_the_picture(channels):
     noise = np.random.default_rng(0).integers(40, 200, (16, 16, channels), np.uint8)
     picture = read_picture(noise, channels)
     for name, operation in OPERATIONS.items():
@@ -210,7 +210,7 @@ def test_every_operation_keeps_the_shape_and_all_but_one_change_the_picture(chan
         assert np.array_equal(pixels(changed), noise) == (name == "identity" or (name, channels) == ("color", 1))
 
 
-def test_boxes_have_the_areas_and_ratios_that_are_asked_for():
+def test_random_boxes_have_the_requested_areas_and_ratios():
     rng = np.random.default_rng(0)
     boxes = [random_box(100, 80, (0.2, 0.5), (0.5, 2.0), rng) for _ in range(300)]
     for left, upper, right, lower in boxes:
@@ -221,7 +221,7 @@ def test_boxes_have_the_areas_and_ratios_that_are_asked_for():
     assert random_box(10, 100, (1.0, 1.0), (1.0, 1.0), rng) == (0, 45, 10, 55)
 
 
-def test_augmentation_is_the_generators_choice_alone_and_mirrors_half_of_the_pictures():
+def test_augmentation_depends_on_the_generator_and_flips_half():
     noise = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
     picture = read_picture(noise, 3)
     augment = Augmentation(scale=(1.0, 1.0), ratio=(1.0, 1.0))
@@ -233,7 +233,7 @@ def test_augmentation_is_the_generators_choice_alone_and_mirrors_half_of_the_pic
     assert np.array_equal(one, other) and not np.array_equal(one, third)
 
 
-def test_mixed_images_have_the_shares_that_their_weights_say(folder):
+def test_mixed_images_have_the_shares_of_their_weights(folder):
     white, black = np.full((8, 8, 1), 255, np.uint8), np.zeros((8, 8, 1), np.uint8)
     np.testing.assert_array_equal(mixup(white, black, 0.6), np.full((8, 8, 1), 153))
     for seed in range(20):
@@ -246,7 +246,7 @@ def test_mixed_images_have_the_shares_that_their_weights_say(folder):
     assert weights[:, 1].min() < 0.1 and weights[:, 1].max() > 0.4
 
 
-def test_the_middle_of_a_wide_image_or_all_of_it_pressed():
+def test_fit_crops_the_centre_or_stretches():
     wide = np.zeros((8, 24, 1), np.uint8)
     wide[:, 8:16] = 255
     grey = ImageField(8, 1)

@@ -39,20 +39,20 @@ def test_answers_and_their_ends_are_targets(tokenizer):
     assert Dialogue().row.keys() == example.keys() and example["weights"].dtype == np.float32
 
 
-def test_a_long_dialogue_is_cut_behind_answers(tokenizer):
+def test_a_long_dialogue_is_cut_after_answers(tokenizer):
     first, second = examples(tokenizer, length=12)
     assert spelt(tokenizer, first["tokens"]).endswith("w92 w4 w5")
     assert spelt(tokenizer, second["tokens"]) == "w91 w6 [SEP] w92 w7"
     assert [targets(tokenizer, part) for part in (first, second)] == ["w4 w5 [SEP]", "w7 [SEP]"]
 
 
-def test_what_has_no_room_loses_its_end(tokenizer):
+def test_a_long_answer_loses_its_end(tokenizer):
     first, second = examples(tokenizer, length=8)
     assert targets(tokenizer, first) == "w4" and len(first["tokens"]) == 8
     assert targets(tokenizer, second) == "w7 [SEP]"
 
 
-def test_no_answer_no_example(tokenizer):
+def test_a_dialogue_without_answer_gives_no_example(tokenizer):
     assert examples(tokenizer, TURNS[:2]) == examples(tokenizer, []) == []
     long = [{"role": "user", "content": "w3 " * 20}, TURNS[2]]
     assert examples(tokenizer, long, length=8) == []
@@ -84,12 +84,12 @@ def test_turns_of_a_text():
         ("w1", "data.task.messages='messages': the column holds 'w1'; expected a list; the columns are 'messages'"),
     ],
 )
-def test_what_is_wrong_with_a_dialogue_is_one_line(turns, message, tokenizer):
+def test_errors_in_dialogues_are_one_line(turns, message, tokenizer):
     with pytest.raises(InputError) as caught:
         examples(tokenizer, turns)
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_templates_are_checked():
+def test_invalid_dialogue_templates_are_refused():
     with pytest.raises(InputError, match="expected a different, non-empty text for each role"):
         DialogueTemplate(user="A:", assistant="A:")

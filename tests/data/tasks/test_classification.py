@@ -38,7 +38,7 @@ def test_a_text_and_its_label(tokenizer):
 
 
 @pytest.mark.parametrize("label", ["maybe", 1, np.int64(1)])
-def test_a_label_is_a_name_or_a_number(tokenizer, label):
+def test_labels_are_names_or_indices(tokenizer, label):
     task = Classify(labels=LABELS, text="words", label="class")
     assert example(task, tokenizer, {"words": "w1", "class": label})["targets"].tolist() == [1]
 
@@ -53,7 +53,7 @@ def test_a_pair_is_cut_at_its_longer_text(tokenizer):
     assert words(tokenizer, made["tokens"]) == "[CLS] w8 w9 [SEP] w1 w2 w3 w4 [SEP]"
 
 
-def test_cutting_takes_from_the_longer_until_both_are_alike():
+def test_cut_longest_shortens_the_longer_text_first():
     for one, other, room in [(9, 9, 7), (3, 9, 7), (9, 2, 7), (1, 1, 7), (9, 9, 6)]:
         first, second = cut_longest(np.arange(one), np.arange(other), room)
         lengths = [one, other]
@@ -69,7 +69,7 @@ def test_a_decoder_reads_texts_with_end_tokens(tokenizer):
     assert words(tokenizer, made["tokens"]) == "w1 w2 [SEP] w3 [SEP]" and "token_types" not in made
 
 
-def test_many_labels_and_numbers(tokenizer):
+def test_multi_label_and_regression_targets(tokenizer):
     many = Classify(labels=LABELS, kind="multi_label")
     assert example(many, tokenizer, {"text": "w1", "label": ["yes", 0]})["targets"].tolist() == [1, 0, 1]
     assert example(many, tokenizer, {"text": "w1", "label": []})["targets"].tolist() == [0, 0, 0]
@@ -77,7 +77,7 @@ def test_many_labels_and_numbers(tokenizer):
     assert example(number, tokenizer, {"text": "w1", "label": "3.5"})["targets"].tolist() == [3.5]
 
 
-def test_packed_rows_know_where_each_example_begins(tokenizer):
+def test_packed_rows_have_the_position_of_each_cls(tokenizer):
     task = Classify(labels=LABELS, kind="multi_label", length=16, examples_per_row=3)
     made = [example(task, tokenizer, {"text": f"w{n} w9", "label": [n]}) for n in (0, 2)]
     batch = lanes.empty_batch(1, task.row)
@@ -102,7 +102,7 @@ def test_a_text_without_words_gives_no_example(tokenizer):
         ({"text": "w1", "class": 1}, "data.task.label='label': no such column; the columns are 'text', 'class'"),
     ],
 )
-def test_labels_that_are_not_known(tokenizer, columns, words):
+def test_unknown_labels_are_refused(tokenizer, columns, words):
     with pytest.raises(InputError, match=words):
         Classify(labels=LABELS).encode(columns, tokenizer)
 
@@ -114,7 +114,7 @@ def test_labels_that_are_not_known(tokenizer, columns, words):
         ("regression", "high", "holds 'high'; expected a number"),
     ],
 )
-def test_targets_of_another_kind(tokenizer, kind, label, words):
+def test_targets_of_a_wrong_type_are_refused(tokenizer, kind, label, words):
     with pytest.raises(InputError, match=words):
         Classify(labels=("yes",), kind=kind).encode({"text": "w1", "label": label}, tokenizer)
 
@@ -129,7 +129,7 @@ def test_targets_of_another_kind(tokenizer, kind, label, words):
         ({"labels": LABELS, "length": 3}, "data.task.length=3"),
     ],
 )
-def test_fields_that_cannot_be(fields, words):
+def test_invalid_classify_fields_are_refused(fields, words):
     with pytest.raises(InputError, match=words):
         Classify(**fields)
 
@@ -159,7 +159,7 @@ def test_augmentation_deletes_swaps_and_drops(tokenizer):
         TextAugmentation(swap=1.0)
 
 
-def test_augmentation_is_for_training_alone(tokenizer, tmp_path):
+def test_text_augmentation_is_for_training_only(tokenizer, tmp_path):
     lines = [f'{{"text": "w{n} w{n + 1} w{n + 2} w{n + 3}", "label": {n % 2}}}' for n in range(8)]
     (tmp_path / "train.jsonl").write_text("\n".join(lines))
     source = JsonLines((str(tmp_path / "train.jsonl"),))
@@ -191,7 +191,7 @@ def test_augmentation_is_for_training_alone(tokenizer, tmp_path):
         (["2", "0"], [1, 0, 1]),
     ],
 )
-def test_as_many_zeros_and_ones_as_labels_are_multi_hot(tokenizer, value, holds):
+def test_multi_label_lists_are_multi_hot_or_labels(tokenizer, value, holds):
     task = Classify(labels=LABELS, kind="multi_label")
     assert example(task, tokenizer, {"text": "w1", "label": value})["targets"].tolist() == holds
 
@@ -209,17 +209,17 @@ def test_as_many_zeros_and_ones_as_labels_are_multi_hot(tokenizer, value, holds)
         ([0, 1, 3], "label 3: unknown"),
     ],
 )
-def test_other_lists_are_refused(tokenizer, value, words):
+def test_invalid_multi_label_lists_are_refused(tokenizer, value, words):
     with pytest.raises(InputError, match=words):
         Classify(labels=LABELS, kind="multi_label").encode({"text": "w1", "label": value}, tokenizer)
 
 
-def test_labels_that_are_numerals_are_names_in_lists_too(tokenizer):
+def test_numerals_in_lists_are_first_compared_with_names(tokenizer):
     task = Classify(labels=("1", "0", "2"), kind="multi_label")
     assert example(task, tokenizer, {"text": "w1", "label": ["0", "1", "0"]})["targets"].tolist() == [1, 1, 0]
 
 
-def test_two_labels_are_multi_hot_unless_other_lists_are_numbers(tokenizer, tmp_path):
+def test_ambiguous_lists_of_two_labels_are_refused(tokenizer, tmp_path):
     """[0, 1] of two labels is the second alone; beside [0], which is a number, it could be both."""
     path = tmp_path / "a.jsonl"
     task = Classify(labels=("a", "b"), kind="multi_label", length=8)
@@ -242,23 +242,23 @@ def test_two_labels_are_multi_hot_unless_other_lists_are_numbers(tokenizer, tmp_
 
 
 @pytest.mark.parametrize("label", ["1", " 1", "1.0", 1.0, " maybe\t", np.float32(1)])
-def test_labels_as_tables_have_them(tokenizer, label):
+def test_labels_from_tables_are_read_as_indices(tokenizer, label):
     assert example(Classify(labels=LABELS), tokenizer, {"text": "w1", "label": label})["targets"].tolist() == [1]
 
 
-def test_a_name_comes_before_a_number():
+def test_label_index_compares_names_first():
     assert [label_index(label, ("1", "2", " 0")) for label in ("1", "2", "0", 0, 1)] == [0, 1, 2, 0, 1]
     for label in ("3", "-1", "1e0", "²", "", "1_0", 1.5, "1.5"):
         with pytest.raises(InputError, match="unknown"):
             label_index(label, ("1", "2", " 0"))
 
 
-def test_many_labels_are_not_all_in_a_message():
+def test_messages_list_the_first_labels_only():
     with pytest.raises(InputError, match=r"expected one of c0, .*, c9 and 990 more, or an index from 0"):
         label_index("x", [f"c{n}" for n in range(1000)])
 
 
-def test_a_rare_class_is_found_in_all_of_the_data(tokenizer, tmp_path):
+def test_check_classes_finds_a_rare_class(tokenizer, tmp_path):
     """Two rows of 3,000 have the second class, where no sample of 1,000 evenly spaced ones sees them."""
     sample = set(np.linspace(0, 2999, 1000).astype(int))
     rare = [n for n in range(1500, 3000) if n not in sample][:2]
@@ -273,7 +273,7 @@ def test_a_rare_class_is_found_in_all_of_the_data(tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), "-inf", "NaN", 1e39, 10**400])
-def test_a_number_to_be_predicted_is_finite(tokenizer, value):
+def test_regression_targets_must_be_finite(tokenizer, value):
     task = Classify(labels=("likeness",), kind="regression")
     with pytest.raises(
         InputError, match=r"data\.task\.label='label': the column holds .*; expected a finite number of 32 bits"

@@ -17,7 +17,7 @@ def runs(mask):
 
 
 @given(st.integers(2, 300), rates, spans | st.none(), st.integers(0, 99))
-def test_masks_have_their_share_in_so_many_spans(length, rate, mean_span, seed):
+def test_noise_mask_has_the_requested_rate_and_spans(length, rate, mean_span, seed):
     mask = span_corruption.noise_mask(length, rate, mean_span, np.random.default_rng(seed))
     assert mask.shape == (length,) and mask.dtype == bool
     assert not mask[0] and mask[-1]
@@ -50,7 +50,7 @@ def test_corruption_inverts(sentinel_tokenizer, length, rate, mean_span, seed):
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=60), st.integers(0, 9))
-def test_any_mask_inverts(sentinel_tokenizer, mask, seed):
+def test_corrupt_inverts_for_any_mask(sentinel_tokenizer, mask, seed):
     tokens = np.random.default_rng(seed).choice(sentinel_tokenizer.ordinary_ids, len(mask))
     parts = span_corruption.corrupt(tokens, np.array(mask), sentinel_tokenizer.sentinel_ids)
     assert np.array_equal(span_corruption.restore(*parts, sentinel_tokenizer), tokens)
@@ -75,7 +75,7 @@ def test_the_lengths_of_the_paper():
 
 
 @given(rates.filter(lambda rate: rate < 0.9), spans | st.none(), st.integers(4, 120), st.integers(4, 120))
-def test_a_stretch_fills_its_room(rate, mean_span, input_length, length):
+def test_stretch_length_fills_the_room(rate, mean_span, input_length, length):
     def fits(count):
         sizes = span_corruption.sizes(count, rate, mean_span)
         return sizes.inputs + 1 <= input_length and sizes.targets + 1 <= length
@@ -90,7 +90,7 @@ def test_a_stretch_fills_its_room(rate, mean_span, input_length, length):
     assert span_corruption.sizes(shared + 1, rate, mean_span).both + 1 > length
 
 
-def test_spans_lie_everywhere_and_vary():
+def test_noise_mask_hides_every_position():
     rng = np.random.default_rng(0)
     masks = np.array([span_corruption.noise_mask(100, 0.15, 3.0, rng) for _ in range(2000)])
     assert np.all(masks.sum(axis=1) == 15)
@@ -100,7 +100,7 @@ def test_spans_lie_everywhere_and_vary():
     assert hidden.mean() == 3 and {1, 2, 3, 4, 5, 6, 7, 8} <= set(hidden)
 
 
-def test_the_rest_after_a_random_point_is_its_share_on_average():
+def test_noise_mask_of_a_prefix_lm_has_the_requested_rate():
     rng = np.random.default_rng(0)
     rests = [span_corruption.noise_mask(100, 0.25, None, rng).sum() for _ in range(4000)]
     assert set(rests) == set(range(1, 50)) and abs(np.mean(rests) - 25) < 1
@@ -116,14 +116,14 @@ def test_the_rest_after_a_random_point_is_its_share_on_average():
         ("w1 <extra_id_0>", "w2 <extra_id_0> w3", "the targets begin with 'w2'; they must begin with a sentinel"),
     ],
 )
-def test_sentinels_without_partner_are_one_line(sentinel_tokenizer, inputs, targets, words):
+def test_restore_refuses_unpaired_sentinels(sentinel_tokenizer, inputs, targets, words):
     parts = map(sentinel_tokenizer.encode_with_sentinels, (inputs, targets))
     with pytest.raises(InputError, match=words) as caught:
         span_corruption.restore(*parts, sentinel_tokenizer)
     assert "\n" not in str(caught.value)
 
 
-def test_spans_may_be_written_in_any_order(sentinel_tokenizer):
+def test_restore_accepts_spans_in_any_order(sentinel_tokenizer):
     encode = sentinel_tokenizer.encode_with_sentinels
     parts = encode("<extra_id_0> w1 <extra_id_1>"), encode("<extra_id_1> w2 <extra_id_0>")
     assert sentinel_tokenizer.decode(span_corruption.restore(*parts, sentinel_tokenizer)) == "w1 w2"

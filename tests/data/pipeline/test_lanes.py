@@ -134,7 +134,7 @@ def test_open_documents_take_turns():
     assert len(set(numbers[:3])) == 3 and numbers[:3] == numbers[3:6] == numbers[6:]
 
 
-def test_packing_lays_examples_side_by_side():
+def test_packing_writes_examples_one_after_the_other():
     row = [
         {
             "mark": np.array([n], np.int32),
@@ -151,7 +151,7 @@ def test_packing_lays_examples_side_by_side():
     assert batch["mark"][0].tolist() == [1, 2, 0, 0, 0]
 
 
-def test_packing_fills_rows_and_lets_none_wait_for_ever():
+def test_packing_fills_rows_and_bounds_the_wait():
     rng = np.random.default_rng(0)
     corpus = [rng.integers(1, LENGTH + 1, size=5).tolist() for _ in range(200)]
     lookahead = 16
@@ -218,7 +218,7 @@ pair_corpora = st.lists(
 
 @given(pair_corpora, lookaheads)
 @settings(max_examples=60)
-def test_inputs_are_numbered_as_the_tokens_of_their_example(corpus, lookahead):
+def test_inputs_have_the_segments_of_their_tokens(corpus, lookahead):
     seen = {}
     for batch in pair_rows(corpus, lookahead):
         assert batch["input_segments"].shape == batch["input_position_ids"].shape == batch["inputs"].shape
@@ -248,7 +248,7 @@ def test_a_row_is_full_when_its_inputs_are():
     assert [sorted({*row["tokens"]} - {0}) for row in rows] == [[1, 4], [2], [3]]
 
 
-def test_the_longest_pair_that_fits_counts_its_inputs():
+def test_packing_takes_the_longest_pair_with_its_inputs():
     rows = pair_rows([[(5, 2), (1, 4), (9, 3)]], lookahead=3, num_open=1)
     first = next(rows)
     assert first["tokens"][:9].tolist() == [1, 1, 3, 3, 3, 2, 2, 2, 2]

@@ -52,7 +52,7 @@ tasks = st.sampled_from(
 
 
 @given(tasks, st.integers(1, 150), st.integers(0, 99))
-def test_every_document_can_be_restored(sentinel_tokenizer, task, count, seed):
+def test_span_corruption_can_be_inverted(sentinel_tokenizer, task, count, seed):
     tokens, found = examples(task, sentinel_tokenizer, count, seed)
     restored = []
     for example in found:
@@ -71,7 +71,7 @@ def test_long_documents_fill_their_rows(sentinel_tokenizer):
             assert "inputs" not in example or len(example["inputs"]) == 100
 
 
-def test_the_lengths_of_the_papers():
+def test_target_lengths_are_those_of_the_papers():
     assert SpanCorruption().target_length == SpanCorruption().row["tokens"].capacity == 114
     assert SpanCorruption().row["inputs"].capacity == 512
     assert UL2().target_length == UL2().row["targets"].capacity == 512
@@ -90,7 +90,7 @@ def hidden_share(example, tokenizer):
     return hidden / (kept + hidden)
 
 
-def test_the_mixture_keeps_its_weights(sentinel_tokenizer):
+def test_ul2_draws_denoisers_by_weight(sentinel_tokenizer):
     denoisers = (Denoiser(0.1, 4.0, weight=3.0), Denoiser(0.8, 4.0, weight=0.0), Denoiser(0.5, 4.0, weight=1.0))
     shares = []
     for seed in range(60):
@@ -100,7 +100,7 @@ def test_the_mixture_keeps_its_weights(sentinel_tokenizer):
     assert low + high == 1 and abs(low - 0.75) < 0.05
 
 
-def test_the_sequential_denoiser_has_no_sentinel(sentinel_tokenizer):
+def test_ul2_sequential_denoiser_has_no_sentinel(sentinel_tokenizer):
     task = UL2(64, denoisers=(Denoiser(0.25, None),))
     tokens, found = examples(task, sentinel_tokenizer, 640)
     shares = [hidden_share(example, sentinel_tokenizer) for example in found]
@@ -110,7 +110,7 @@ def test_the_sequential_denoiser_has_no_sentinel(sentinel_tokenizer):
 
 
 @pytest.mark.parametrize("input_length, length", [(40, None), (None, 60)])
-def test_modes_stand_before_the_inputs(sentinel_tokenizer, input_length, length):
+def test_ul2_modes_precede_the_inputs(sentinel_tokenizer, input_length, length):
     denoisers = (Denoiser(0.2, 4.0, mode="w4000 w4001"), Denoiser(0.25, None, mode="w4002"))
     for modes in (True, False):
         task = UL2(input_length, length, denoisers, modes)
@@ -164,7 +164,7 @@ def test_too_few_sentinels_are_named(tokenizer, sentinel_tokenizer):
         (lambda: Denoiser(weight=float("nan")), "data.task.denoisers.weight=nan"),
     ],
 )
-def test_fields_that_cannot_be(make, words):
+def test_invalid_span_corruption_fields_are_refused(make, words):
     with pytest.raises(InputError, match=words) as caught:
         make()
     assert "\n" not in str(caught.value)

@@ -73,7 +73,7 @@ LOSSY = {"YCbCr": 3, "HSV": 2, "LAB": 16}
 
 
 @pytest.mark.parametrize("mode", Image.MODES)
-def test_every_mode_of_pillow_looks_as_it_should(mode):
+def test_read_picture_converts_every_mode_of_pillow(mode):
     picture, expected = MODES[mode]
     assert picture.mode == mode
     expected = expected if expected.ndim == 3 else expected[..., None].repeat(3, 2)
@@ -117,7 +117,7 @@ FILES = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_files_look_as_they_should(name):
+def test_read_picture_reads_files(name):
     data, expected = FILES[name]
     expected = expected if expected.ndim == 3 else expected[..., None].repeat(3, 2)
     np.testing.assert_array_equal(np.asarray(read_picture(data, 3)), expected)
@@ -140,7 +140,7 @@ ARRAYS = {
 
 
 @pytest.mark.parametrize("name", ARRAYS)
-def test_arrays_look_as_they_should(name):
+def test_read_picture_reads_arrays(name):
     array, expected = ARRAYS[name]
     expected = expected if expected.ndim == 3 else expected[..., None].repeat(3, 2)
     np.testing.assert_array_equal(np.asarray(read_picture(array, 3)), expected)
@@ -161,7 +161,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("image", "line"), REFUSED)
-def test_what_has_no_known_range_is_refused_by_name(image, line):
+def test_pixels_of_unknown_range_are_refused(image, line):
     with pytest.raises(Undecodable) as caught:
         read_picture(image, 3, "x")
     assert line in str(caught.value) and "\n" not in str(caught.value)
@@ -182,7 +182,7 @@ TURNED = {
 
 @pytest.mark.parametrize("orientation", TURNED)
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF", "JPEG"])
-def test_pictures_are_turned_as_their_exif_data_say(kind, orientation, tmp_path):
+def test_read_picture_applies_exif_orientation(kind, orientation, tmp_path):
     # Large even areas, which JPEG keeps nearly as they are.
     upright = COLOURS.astype(np.uint8).repeat(16, 0).repeat(16, 1)
     exif = Image.Exif()
@@ -194,12 +194,12 @@ def test_pictures_are_turned_as_their_exif_data_say(kind, orientation, tmp_path)
     np.testing.assert_allclose(found, upright, atol=6 if kind == "JPEG" else 0)
 
 
-def test_damaged_exif_data_are_no_reason_to_lose_a_picture():
+def test_damaged_exif_data_are_ignored():
     data = content(RGB, "PNG", exif=b"Exif\x00\x00XX nonsense")
     np.testing.assert_array_equal(np.asarray(read_picture(data, 3)), COLOURS)
 
 
-def test_every_way_in_gives_the_same_pixels(tmp_path):
+def test_all_kinds_of_images_give_the_same_pixels(tmp_path):
     task = ImageTask(ImageField(2, fit="stretch"))
     RGB.save(tmp_path / "a.png")
     path, array = str(tmp_path / "a.png"), np.asarray(RGB)
@@ -216,7 +216,7 @@ def test_one_input_or_several():
     assert not any(map(is_single, (["a.png"], ("a", "b"), np.zeros((5, 2, 2, 3)), np.array(["a", "b"]))))
 
 
-def test_a_strip_is_cut_before_it_is_resized():
+def test_a_long_strip_is_cropped_before_resizing():
     strip = np.zeros((2, 40_000, 1), np.uint8)
     strip[:, 20_000:] = 255
     found = ImageField(4, 1).prepared(read_picture(strip, 1))

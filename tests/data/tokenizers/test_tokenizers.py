@@ -55,7 +55,7 @@ def test_masks_of_a_corpus_are_text(trained):
         ("[MASK] [MASK] the", "the"),
     ],
 )
-def test_a_mask_is_one_token_and_its_surroundings_stay(trained, text, without):
+def test_a_mask_is_one_token_and_keeps_its_context(trained, text, without):
     ids = trained.encode_with_masks(text)
     assert np.sum(ids == trained.mask_id) == text.count("[MASK]")
     if isinstance(trained, ByteLevelTokenizer):  # To it a space is a part of the word behind it, at the beginning too.
@@ -65,7 +65,7 @@ def test_a_mask_is_one_token_and_its_surroundings_stay(trained, text, without):
 
 
 @pytest.mark.parametrize("text", [VERSE, " God  created naïve\nlight\t日本 the 😀 earth ", "", "e\u0301a", "[MASK]"])
-def test_tokens_know_where_they_stand(trained, text):
+def test_tokens_have_the_offsets_of_their_characters(trained, text):
     ids, offsets = trained.encode_with_offsets(text)
     assert np.array_equal(ids, trained.encode(text)) and offsets.shape == (len(ids), 2)
     covered = np.zeros(len(text), bool)
@@ -91,7 +91,7 @@ def test_pieces_are_readable(trained):
     assert trained.word_start[words].sum() == 2 < len(words)
 
 
-def test_it_is_trained_once_and_the_same_again(config, trained, tmp_path):
+def test_training_is_deterministic_and_done_once(config, trained, tmp_path):
     folder = str(tmp_path / "tokenizer")
     first = config.build(lambda: TEXTS, folder)
     assert first.serialize() == trained.serialize()
@@ -105,7 +105,7 @@ def test_it_is_trained_once_and_the_same_again(config, trained, tmp_path):
 @pytest.mark.parametrize(
     "text", ["", " ", "a\nb  c\t", "naïve 日本 😀👩‍👩‍👧", "e\u0301 [MASK] <|endoftext|>", "\x00\ufffd"]
 )
-def test_bytes_are_every_text(tmp_path_factory, text):
+def test_byte_level_bpe_encodes_every_text(tmp_path_factory, text):
     tokenizer = ByteLevelBpe(300).build(lambda: TEXTS, str(tmp_path_factory.getbasetemp() / "bytes"))
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text and not tokenizer.is_special[ids].any()
@@ -157,7 +157,7 @@ def test_training_is_silent(config, tmp_path, capfd):
 
 
 @pytest.mark.parametrize("model_type", ["unigram", "bpe"])
-def test_sentinels_lie_behind_all_other_pieces(tmp_path, model_type):
+def test_sentinels_follow_all_other_pieces(tmp_path, model_type):
     plain = SentencePiece(60, model_type).build(lambda: TEXTS, str(tmp_path / "plain"))
     tokenizer = SentencePiece(70, model_type, sentinels=10).build(lambda: TEXTS, str(tmp_path / "t"))
     assert tokenizer.vocab_size == 70 and tokenizer.pieces[:60] == plain.pieces
@@ -190,7 +190,7 @@ def test_a_loaded_model_gets_sentinels(tmp_path):
             SentencePiece(sentinels=count)
 
 
-def test_sentinels_are_read_and_shown(tmp_path, sentinel_tokenizer):
+def test_sentinels_are_encoded_and_decoded(tmp_path, sentinel_tokenizer):
     trained = SentencePiece(70, sentinels=10).build(lambda: TEXTS, str(tmp_path / "t"))
     for tokenizer, words in [(trained, ("the", "heavens", "God")), (sentinel_tokenizer, ("w1", "w2", "w3"))]:
         text = "{} <extra_id_0> {} <extra_id_9> {}".format(*words)
@@ -202,7 +202,7 @@ def test_sentinels_are_read_and_shown(tmp_path, sentinel_tokenizer):
         assert np.array_equal(tokenizer.encode_with_sentinels(words[0]), tokenizer.encode(words[0]))
 
 
-def test_what_a_model_writes_can_be_read(trained):
+def test_generated_ids_can_be_decoded(trained):
     ids = trained.encode("the heavens")
     written = [trained.pad_id, trained.cls_id, *ids, trained.eos_id, trained.pad_id, trained.vocab_size, 10**6, -1]
     assert trained.decode(written) == "the heavens" == trained.decode(np.array(written))

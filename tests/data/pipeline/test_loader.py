@@ -20,7 +20,7 @@ from jaxformer.data.tasks.masked_lm import MaskedSentencePairs
 from jaxformer.errors import InputError
 
 BATCH = 8
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_batches_do_not_depend_on_restarts(data, tokenizer):
             np.testing.assert_array_equal(state, expected_state)
 
 
-def test_restarts_with_other_hosts_repeat_and_lose_nothing(data, tokenizer):
+def test_restarts_with_other_hosts_repeat_and_skip_nothing(data, tokenizer):
     whole = take(data, tokenizer, 12)
     state = whole[3][1]
     for hosts in (4, 2, 1):
@@ -176,7 +176,7 @@ def test_evaluation_pairs_visit_every_document(tokenizer, source, documents):
     assert all(words[word] == 1 for word in beginnings)
 
 
-def test_errors_of_the_background_come_as_they_are(tokenizer, source, monkeypatch):
+def test_background_errors_are_raised_unchanged(tokenizer, source, monkeypatch):
     data = Data(source(), MaskedSentencePairs(length=40, predictions=6), 4)
     encode, calls = MaskedSentencePairs.encode, itertools.count()
 
@@ -210,7 +210,7 @@ def test_closing_stops_the_work(tokenizer, source):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
-def test_the_interpreter_ends_with_batches_open(tmp_path, source, tokenizer, workers):
+def test_the_interpreter_exits_with_open_batches(tmp_path, source, tokenizer, workers):
     tokenizer.save(str(tmp_path / "tokenizer"))
     script = tmp_path / "script.py"
     script.write_text(
@@ -244,7 +244,7 @@ def run(*arguments):
     )
 
 
-def test_nothing_of_the_model_is_imported():
+def test_data_imports_no_model_and_no_jax():
     """The processes that prepare batches import no model, and need no JAX: Grain uses it only where it is installed."""
     files = sorted((ROOT / "jaxformer" / "data").rglob("*.py"))
     names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in files]
@@ -280,12 +280,12 @@ def test_one_document_has_no_other_to_draw(tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize("fields", [{"batch": 0}, {"open_documents": 0}, {"prefetch": 0}, {"workers": -1}])
-def test_fields_that_cannot_be(source, fields):
+def test_invalid_data_fields_are_refused(source, fields):
     with pytest.raises(InputError, match=f"data.{next(iter(fields))}=.*: expected at least"):
         Data(**{"train": source(), "task": MaskedSentencePairs(), "batch": 4} | fields)
 
 
-def test_a_state_of_another_setting_is_refused(tokenizer, data):
+def test_a_state_of_other_settings_is_refused(tokenizer, data):
     other = dataclasses.replace(data, open_documents=7)
     with pytest.raises(InputError, match="the lanes' state is"):
         train_batches(other, tokenizer, 0, range(BATCH), initial_state(data))

@@ -63,7 +63,7 @@ def bad_values(column, good):
 
 
 @pytest.mark.parametrize("name, column", CASES)
-def test_a_value_of_a_wrong_type_is_one_line_with_file_and_line(name, column, tokenizer, sentinel_tokenizer, tmp_path):
+def test_a_wrong_type_is_named_by_file_and_line(name, column, tokenizer, sentinel_tokenizer, tmp_path):
     task, good = TASKS[name]
     path = tmp_path / "train.jsonl"
     tokenizer = sentinel_tokenizer if "spans" in name or "multi" in name else tokenizer
@@ -89,7 +89,7 @@ def test_good_documents_pass(name, tmp_path):
     check_documents(Data(JsonLines((str(tmp_path / "a.jsonl"),)), task, 1))
 
 
-def test_the_first_ten_are_listed_and_the_others_counted(tmp_path):
+def test_ten_problems_are_listed_and_the_others_counted(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps({"text": None if n % 2 else "w1"}) + "\n" for n in range(40)))
     with pytest.raises(InputError) as caught:
@@ -99,7 +99,7 @@ def test_the_first_ten_are_listed_and_the_others_counted(tmp_path):
     assert len(problems) == 11 and problems[-1] == "and 10 more"
 
 
-def test_of_many_documents_some_are_read_and_the_message_says_so(tmp_path, monkeypatch):
+def test_a_large_source_is_checked_in_part(tmp_path, monkeypatch):
     monkeypatch.setattr(loader, "_CHECKED", 50)
     (tmp_path / "a.jsonl").write_text('{"text": 5}\n' * 100)
     with pytest.raises(InputError, match=r"; and 40 more of 50 documents read$") as caught:
@@ -107,7 +107,7 @@ def test_of_many_documents_some_are_read_and_the_message_says_so(tmp_path, monke
     assert "line 1: " in str(caught.value) and "line 3: " in str(caught.value) and "line 2: " not in str(caught.value)
 
 
-def test_held_out_documents_are_read_too(tmp_path):
+def test_validation_documents_are_checked(tmp_path):
     for name, text in (("train", '{"text": "w1"}'), ("valid", '{"text": 1}')):
         (tmp_path / name).write_text(text)
     train, valid = (JsonLines((str(tmp_path / name),)) for name in ("train", "valid"))
@@ -115,7 +115,7 @@ def test_held_out_documents_are_read_too(tmp_path):
         check_documents(Data(train, NextToken(8), 1, validation=valid))
 
 
-def test_every_source_says_where_a_document_is(tmp_path):
+def test_sources_name_the_origin_of_a_document(tmp_path):
     (tmp_path / "a.txt").write_text("one\ntwo\n\n\nthree\n")
     (tmp_path / "b.csv").write_text('text,label\n"a\nb",1\nc,0\n')
     (tmp_path / "c.tsv").write_text("text\tlabel\na\t1\n")
@@ -154,7 +154,7 @@ def test_training_names_the_document(tokenizer, tmp_path):
 @pytest.mark.parametrize(
     "example", [{"text": "a \ud83d"}, {"text": None}, {"words": ["a", 5]}, {"en": "a", "de": "\udfff"}]
 )
-def test_what_a_tokenizer_is_trained_on_is_named(example, tmp_path):
+def test_tokenizer_training_names_a_bad_document(example, tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "good"}\n' + json.dumps(example))
     for config in (SentencePiece(30), WordPiece(30), ByteLevelBpe(300)):
@@ -163,7 +163,7 @@ def test_what_a_tokenizer_is_trained_on_is_named(example, tmp_path):
         assert "\n" not in str(caught.value) and "INTERNAL" not in str(caught.value)
 
 
-def test_an_error_that_is_not_of_the_input_keeps_its_type_and_gets_the_place():
+def test_other_errors_keep_their_type_and_get_a_note():
     with pytest.raises(ZeroDivisionError) as caught, located([1, 2], 1):
         np.testing.assert_equal(1 // 0, 0)
     assert caught.value.__notes__ == ["while reading example 1"]

@@ -34,7 +34,7 @@ def same(some, others):
         MultiTask(SpanCorruption(None, 40), TextToText(None, 50)),
     ],
 )
-def test_texts_are_denoised_and_pairs_answered_as_each_task_does_it_alone(task, sentinel_tokenizer):
+def test_multi_task_gives_the_examples_of_its_tasks(task, sentinel_tokenizer):
     task.check(sentinel_tokenizer, pack=True)
     for example, alone in ((TEXT, task.denoising), (PAIR, task.text_to_text), (TEXT | PAIR, task.text_to_text)):
         found = []
@@ -49,7 +49,7 @@ def test_texts_are_denoised_and_pairs_answered_as_each_task_does_it_alone(task, 
             assert all(len(arrays[key]) <= feature.capacity for key, feature in task.row.items())
 
 
-def test_the_rows_are_as_long_as_the_longer_of_the_two_tasks():
+def test_multi_task_rows_have_the_longer_length():
     assert {key: feature.capacity for key, feature in TASK.row.items()} == {
         "inputs": 40,
         **dict.fromkeys(("tokens", "targets", "weights"), 30),
@@ -83,7 +83,7 @@ def kinds(batches, tokenizer):
     return found
 
 
-def test_the_mixture_sets_the_rates_of_examples(data, sentinel_tokenizer):
+def test_multi_task_follows_the_weights_of_a_mixture(data, sentinel_tokenizer):
     with train_batches(data, sentinel_tokenizer, seed=0, rows=range(4)) as batches:
         counts = kinds([next(batches)[0] for _ in range(150)], sentinel_tokenizer)
     spans = counts["spans"] / 3  # A text gives three stretches.
@@ -91,13 +91,13 @@ def test_the_mixture_sets_the_rates_of_examples(data, sentinel_tokenizer):
     assert counts["w1"] / spans == pytest.approx(4, rel=0.1)
 
 
-def test_an_evaluation_reads_every_example_once_and_some_of_each_kind_at_once(data, sentinel_tokenizer):
+def test_evaluation_reads_every_example_once_evenly_mixed(data, sentinel_tokenizer):
     batches = list(evaluation_batches(data.validation, data, sentinel_tokenizer, 0, range(4)))
     assert kinds(batches, sentinel_tokenizer) == {"spans": 12, "w1": 40, "w2": 40}
     assert set(kinds(batches[:3], sentinel_tokenizer)) == {"spans", "w1", "w2"}
 
 
-def test_what_does_not_go_together_is_refused(tokenizer):
+def test_multi_task_refuses_conflicting_settings(tokenizer):
     with pytest.raises(
         InputError, match=r"data.task.text_to_text.input_length=None: expected a number, as denoising.input_length=512"
     ):
@@ -106,7 +106,7 @@ def test_what_does_not_go_together_is_refused(tokenizer):
         TASK.check(tokenizer, pack=True)
 
 
-def test_a_component_without_examples_is_named(data, tmp_path, sentinel_tokenizer):
+def test_an_error_names_a_component_without_examples(data, tmp_path, sentinel_tokenizer):
     (tmp_path / "empty").write_text('{"en": "", "de": "w1"}\n{"en": "w1", "de": " "}')
     none = Columns(JsonLines((str(tmp_path / "empty"),)), "en", "de", "w3: ")
     for mixture in (

@@ -18,7 +18,7 @@ from jaxformer.data.sources import tfds_builders
 from jaxformer.data.sources.sources import Tfds
 from jaxformer.errors import InputError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 NAMES = sorted(
     {name for path in ROOT.glob("configs/*.py") for name in re.findall(r'Tfds\("([^"]+)"', path.read_text())}
 )
@@ -55,7 +55,7 @@ def test_a_name_is_found_without_a_network_in_seconds(name, no_network, tmp_path
     assert time.monotonic() - began < SECONDS
 
 
-def test_nothing_else_needs_to_be_imported_before():
+def test_find_works_in_a_fresh_process():
     """In a process of its own, where no other test has imported a builder."""
     script = (
         "import sys; from jaxformer.data.sources import tfds_builders\n"
@@ -83,7 +83,7 @@ def test_nothing_else_needs_to_be_imported_before():
         ("nobody:glue", "no TFDS data set 'nobody:glue': Namespace nobody not found"),
     ],
 )
-def test_what_cannot_be_prepared_says_what_to_do_in_seconds(name, words, no_network, tmp_path, monkeypatch, capfd):
+def test_unprepared_data_sets_say_what_to_do(name, words, no_network, tmp_path, monkeypatch, capfd):
     monkeypatch.setitem(sys.modules, "apache_beam", None)
     find_spec = tfds_builders.importlib.util.find_spec
     monkeypatch.setattr(
@@ -150,7 +150,7 @@ def test_a_prepared_folder_needs_no_code(prepared, tmp_path):
     assert tfds_builders.prepared(str(folder.parent), None).version == "1.0.12"
 
 
-def test_another_version_than_that_of_the_code_is_read_and_said(prepared, tmp_path, capsys):
+def test_another_prepared_version_is_read_with_a_note(prepared, tmp_path, capsys):
     copied(prepared, tmp_path, "measures", "0.9.0")
     assert texts("measures", tmp_path) == EXPECTED
     assert not (tmp_path / "measures" / "1.2.0").exists()
@@ -165,7 +165,7 @@ def test_a_folder_of_several_data_sets_lists_them(prepared, tmp_path):
         Tfds(str(tmp_path)).open()
 
 
-def test_a_folder_that_is_damaged_is_named(prepared, tmp_path):
+def test_a_damaged_folder_is_named(prepared, tmp_path):
     folder = copied(prepared, tmp_path, "widths", "1.0.0")
     (folder / "dataset_info.json").write_text("{")
     with pytest.raises(InputError, match=r"widths/1\.0\.0: holds no readable TFDS data set") as caught:
