@@ -10,7 +10,6 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 from lm_eval import utils
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
@@ -19,6 +18,7 @@ from jaxformer.decoding.scoring import score
 from jaxformer.errors import InputError
 from jaxformer.interop.huggingface.text.tokenizer_folders import names_beginning
 from jaxformer.objectives.causal_lm import CausalLM
+from jaxformer.parallel import sharding
 from jaxformer.runs.run import Run, open_run
 
 NEW = 256
@@ -64,7 +64,7 @@ class RunLM(LM):
                 owners.append(number)
                 prompts.append(context)
                 continuations.append(continuation)
-        with jax.set_mesh(run.mesh):
+        with sharding.use(run.mesh, run.experiment.mesh):
             found = score(run.model, run.params, prompts, continuations)
         answers = [0.0] * len(requests)
         for owner, one in zip(owners, found, strict=True):
@@ -101,7 +101,7 @@ class RunLM(LM):
         prompts = objective.prompts(tokenizer, contexts)
         # The harness wants room for the answer rather than the whole of a long context.
         most = max(1, run.model.max_length + 1 - (ours["max_new_tokens"] if isinstance(objective, CausalLM) else 1))
-        with jax.set_mesh(run.mesh):
+        with sharding.use(run.mesh, run.experiment.mesh):
             outputs = objective.write(run.model, run.params, tokenizer, [prompt[-most:] for prompt in prompts])
         return [tokenizer.decode(output) for output in outputs]
 

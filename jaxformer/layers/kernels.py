@@ -58,6 +58,9 @@ def _problem(name, here, query_bthk, key_bgsk, biased, dropped) -> str | None:
     size, dtype = query_bthk.shape[-1], query_bthk.dtype
     if here != PLATFORMS[name]:
         return f"it runs on {PLATFORMS[name].upper()}, and this is {here.upper()}"
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty and max(sharding.ways(mesh, axis) for axis in ("query_position", "key_position")) > 1:
+        return "it computes whole rows, whose positions are split over the mesh here"
     if biased:
         return "it adds nothing to scores, as relative positions do"
     if dropped:

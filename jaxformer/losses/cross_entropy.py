@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxformer.layers.linear import LMHead
 from jaxformer.metrics.means import Mean
@@ -136,7 +135,7 @@ def _chunk(x, targets, weights, decoder, terms, with_gradient):
 
 def _chunks(rows: int, positions: int, vocab: int) -> int:
     mesh = jax.sharding.get_abstract_mesh()
-    devices = 1 if mesh.empty else int(np.prod([mesh.shape[axis] for axis in sharding.RULES["batch"]]))
+    devices = 1 if mesh.empty else sharding.ways(mesh, "batch")
     return min(positions, -(-rows * positions * vocab // (CHUNK_ELEMENTS * devices)))
 
 

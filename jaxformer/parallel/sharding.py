@@ -5,8 +5,9 @@ the sharding at once: `Linear("btd,dhk->bthk")` gives its kernel the axes embed,
 them on the mesh.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -41,7 +42,7 @@ AXES: Mapping[str, str] = {
 `_` an axis that is whole here on purpose, whatever it is."""
 
 RULES: Mapping[str, tuple[str, ...]] = {
-    "batch": ("data", "fsdp"),
+    "batch": ("slices", "data", "fsdp"),
     "embed": ("fsdp",),
     "embed_in": ("fsdp",),
     "heads": ("tensor",),
@@ -64,9 +65,16 @@ RULES: Mapping[str, tuple[str, ...]] = {
 """Which mesh axes an axis is split over. An array uses each mesh axis once: the first of its axes to ask has it."""
 
 
+IMPLEMENTED = ("slices", "data", "fsdp", "tensor")
+"""Mesh axes that something is split over. A mesh that uses another one is refused."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Mesh:
-    """The shape of the device mesh. Exactly one size may be -1: it takes all devices that are left."""
+    """The sizes of the device mesh by axis, outermost first: devices of one slice are neighbours along `tensor`.
+
+    Exactly one size may be -1: it takes all devices that are left.
+    """
 
     data: int = -1
     """Copies of the model, each with its share of the batch."""
@@ -74,39 +82,95 @@ class Mesh:
     """Ways that parameters and optimizer state are split; the batch is split over these devices too."""
     tensor: int = 1
     """Ways that heads, MLP width and vocabulary are split."""
+    sequence: int = 1
+    """Ways that the positions of each row are split; not implemented yet."""
+    expert: int = 1
+    """Ways that the experts of a layer are split; not implemented yet."""
+    pipeline: int = 1
+    """Ways that the blocks of a stack are split; not implemented yet."""
+    slices: int = 1
+    """Slices or nodes of a job, each with copies of the model of its own; connected by the slower network."""
+    rules: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """Overrides of `RULES`: pairs of an array axis and the mesh axes that it is split over, such as
+    `(("vocab", ("fsdp", "tensor")),)`."""
 
     def __post_init__(self):
-        sizes = dataclasses.asdict(self)
+        sizes = self._given()
         for name, size in sizes.items():
             if size != -1 and size < 1:
                 raise InputError(f"mesh.{name}={size}: expected at least 1, or -1 for the rest")
+            if size != 1 and name not in IMPLEMENTED:
+                raise InputError(f"mesh.{name}={size}: not implemented; expected 1")
         if list(sizes.values()).count(-1) > 1:
             raise InputError(f"mesh: only one of {', '.join(sizes)} can be -1")
+        for axis, names in self.rules:
+            if axis == "batch":
+                raise InputError(f"mesh.rules: batch is always split over {', '.join(RULES['batch'])}; leave it out")
+            if axis not in RULES:
+                raise InputError(f"mesh.rules: {axis!r} is no axis of an array; expected one of {', '.join(RULES)}")
+            if unknown := [name for name in names if name not in sizes]:
+                raise InputError(f"mesh.rules: {axis}: {unknown[0]!r} is no mesh axis; expected {', '.join(sizes)}")
 
-    def shape(self, devices: int) -> tuple[int, int, int]:
-        """The mesh's three sizes on so many devices; InputError where they do not fit."""
-        sizes = (self.data, self.fsdp, self.tensor)
-        fixed = int(np.prod([size for size in sizes if size != -1]))
-        if fixed > devices or (-1 in sizes and devices % fixed):
-            wanted = "×".join(str(size) for size in sizes)
+    def _given(self) -> dict[str, int]:
+        return {name: getattr(self, name) for name in AXIS_NAMES}
+
+    def sizes(self, devices: int) -> dict[str, int]:
+        """The size of each axis on so many devices, outermost first.
+
+        Raises:
+          InputError: they do not fit.
+        """
+        sizes = self._given()
+        fixed = int(np.prod([size for size in sizes.values() if size != -1]))
+        if fixed > devices or (-1 in sizes.values() and devices % fixed):
+            shown = {name: size for name, size in sizes.items() if size != 1 or name in ("data", "fsdp", "tensor")}
             raise InputError(
-                f"mesh data×fsdp×tensor={wanted} does not fit {devices} device(s): "
+                f"mesh {'×'.join(shown)}={'×'.join(map(str, shown.values()))} does not fit {devices} device(s): "
                 f"its sizes must multiply to {devices} or fewer, and divide it where one of them is -1"
             )
-        data, fsdp, tensor = (devices // fixed if size == -1 else size for size in sizes)
-        return data, fsdp, tensor
+        return {name: devices // fixed if size == -1 else size for name, size in sizes.items()}
+
+
+AXIS_NAMES = ("slices", "data", "pipeline", "fsdp", "expert", "sequence", "tensor")
+"""The mesh axes, from those that communicate least to those that communicate most."""
 
 
 def make_mesh(mesh: Mesh, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
     """The mesh over `devices` (default: all). In several processes every device must be in it."""
     devices = jax.devices() if devices is None else list(devices)
-    shape = mesh.shape(len(devices))
-    used = int(np.prod(shape))
+    sizes = mesh.sizes(len(devices))
+    used = int(np.prod(list(sizes.values())))
     if used != len(devices) and jax.process_count() > 1:
         raise InputError(f"mesh of {used} devices: {len(devices)} in {jax.process_count()} processes must all be used")
-    names = tuple(field.name for field in dataclasses.fields(Mesh))
     # Linen's parameters meet only automatic axes; make_mesh's own default is explicit ones.
-    return jax.make_mesh(shape, names, axis_types=(AxisType.Auto,) * 3, devices=devices[:used])
+    types = (AxisType.Auto,) * len(sizes)
+    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=types, devices=devices[:used])
+
+
+_overrides = jax.make_user_context(default_value=())
+"""The overrides of `RULES` in use; part of the key under which jax keeps compiled functions."""
+
+
+def rules() -> dict[str, tuple[str, ...]]:
+    """Which mesh axes each array axis is split over, with the overrides in use."""
+    return {**RULES, **dict(_overrides.value or ())}
+
+
+@contextlib.contextmanager
+def use(mesh: jax.sharding.Mesh, config: Mesh) -> Iterator[None]:
+    """Makes `mesh` the current mesh, with the rules of its config."""
+    with jax.set_mesh(mesh), overridden(config):
+        yield
+
+
+def overridden(config: Mesh) -> contextlib.AbstractContextManager:
+    """Puts the rules of a mesh's config to use."""
+    return _overrides(config.rules)
+
+
+def ways(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh, axis: str) -> int:
+    """Into how many parts the rules split an axis of that name, such as `batch`."""
+    return int(np.prod([mesh.shape.get(name, 1) for name in rules()[axis]], dtype=int))
 
 
 def platform() -> str:
@@ -139,9 +203,9 @@ def partition_spec(
         raise ValueError(f"axes {''.join(letters)!r} do not describe an array of shape {tuple(shape)}")
     if unknown := [letter for letter in letters if letter not in AXES]:
         raise ValueError(f"unknown axis {unknown[0]!r}: the glossary has {', '.join(AXES)}")
-    taken, entries = set(), []
+    given, taken, entries = rules(), set(), []
     for letter, size in zip(letters, shape, strict=True):
-        axes = tuple(axis for axis in RULES[AXES[letter]] if axis not in taken and mesh.shape[axis] > 1)
+        axes = tuple(axis for axis in given[AXES[letter]] if axis not in taken and mesh.shape.get(axis, 1) > 1)
         if size % int(np.prod([mesh.shape[axis] for axis in axes], dtype=int)):
             axes = ()
         taken.update(axes)
@@ -179,7 +243,7 @@ def shardings_of(tree: Any) -> Any:
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
-    """Rows over data and fsdp; all other axes whole."""
+    """Rows split over the mesh axes of the batch; all other axes whole."""
     return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
 
 

@@ -111,7 +111,7 @@ class Run:
         Raises:
           InputError: the model has no such vectors, or a text is refused by `predict`.
         """
-        with jax.set_mesh(self.mesh):
+        with sharding.use(self.mesh, self.experiment.mesh):
             vectors = embed(self, as_list(text))
         return vectors[0] if is_single(text) else vectors
 
@@ -132,7 +132,7 @@ class Run:
         self._check_samples(num_samples)
         requests = self.prepare_requests(as_list(text))
         requests = [one for one in requests for _ in range(num_samples)] if num_samples > 1 else requests
-        with jax.set_mesh(self.mesh):
+        with sharding.use(self.mesh, self.experiment.mesh):
             answers = self.objective.predict(self.model, self.params, self.tokenizer, requests)
         if num_samples > 1:
             answers = [answers[start : start + num_samples] for start in range(0, len(answers), num_samples)]
@@ -169,7 +169,7 @@ class Run:
         self.prepare_requests([text])
         pieces = self.objective.stream(self.model, self.params, self.tokenizer, text)
         while True:
-            with jax.set_mesh(self.mesh):  # Not while the caller has its turn.
+            with sharding.use(self.mesh, self.experiment.mesh):  # Not while the caller has its turn.
                 piece = next(pieces, None)
             if piece is None:
                 return
@@ -181,7 +181,7 @@ class Run:
             raise InputError(
                 f"{self.folder}: {type(self.objective).__name__} does not write; expected a model that does"
             )
-        with jax.set_mesh(self.mesh):
+        with sharding.use(self.mesh, self.experiment.mesh):
             return self.objective.log_likelihoods(self.model, self.params, self.tokenizer, texts, continuations)
 
     @property
@@ -209,7 +209,7 @@ class Run:
         if data.validation is None:
             return []
         batch = next(evaluation_batches(data.validation, data, self.tokenizer, seed, range(data.batch)))
-        with jax.set_mesh(self.mesh):
+        with sharding.use(self.mesh, self.experiment.mesh):
             return self.objective.demonstrate(self.model, self.params, self.tokenizer, batch)
 
     def evaluate(self) -> dict[str, float]:
@@ -398,7 +398,7 @@ def _check_belongs(folder: Path, experiment: Experiment) -> None:
 def _mesh_for(experiment: Experiment, devices: int) -> sharding.Mesh:
     """The run's own mesh if the devices here can hold it, or as many copies as divide the batch."""
     with contextlib.suppress(InputError):
-        data, fsdp, _ = experiment.mesh.shape(devices)
-        if experiment.data.batch % (data * fsdp) == 0:
+        sizes = experiment.mesh.sizes(devices)
+        if experiment.data.batch % (sizes["slices"] * sizes["data"] * sizes["fsdp"]) == 0:
             return experiment.mesh
     return sharding.Mesh(data=math.gcd(experiment.data.batch, devices))

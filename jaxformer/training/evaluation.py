@@ -42,7 +42,7 @@ class Evaluator:
           stopped: asked after every batch.
         """
         total: dict[str, metrics.Mean | metrics.Covariance] = {}
-        with jax.set_mesh(self._mesh), phase("evaluating") as show:
+        with sharding.use(self._mesh, self._experiment.mesh), phase("evaluating") as show:
             for number, batch in enumerate(self._batches(), 1):
                 total = metrics.merge([total, self._step(params, batch)])
                 show(f"batch {number:,}")

@@ -144,7 +144,7 @@ def jit_step(experiment: Experiment, mesh: jax.sharding.Mesh):
 
 def lower_step(experiment: Experiment, mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
     """Lowers `train_step` for a mesh, whose devices need not exist: `.compile()` compiles the step for them."""
-    with jax.set_mesh(mesh):
+    with sharding.use(mesh, experiment.mesh):
         return jit_step(experiment, mesh).lower(abstract_state(experiment, mesh), abstract_batch(experiment, mesh))
 
 
@@ -153,7 +153,7 @@ def compile_step(experiment: Experiment, mesh: jax.sharding.Mesh):
     step = jit_step(experiment, mesh)
 
     def run(state, batch):
-        with jax.set_mesh(mesh):
+        with sharding.use(mesh, experiment.mesh):
             return step(state, batch)
 
     return run
@@ -344,9 +344,11 @@ def out_of_patience(experiment: Experiment, history: Sequence[Mapping[str, float
 def check_batch(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:
     """Raises InputError where the batch does not divide by the mesh and the micro-batches."""
     batch, parts = experiment.data.batch, experiment.optimizer.accumulate
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    ways = sharding.ways(mesh, "batch")
     if batch % (ways * parts):
-        shares = f"{ways} shares (mesh.data × mesh.fsdp)" + (f" × {parts} micro-batches" if parts > 1 else "")
+        used = [name for name in sharding.rules()["batch"] if mesh.shape[name] > 1]
+        axes = " × ".join(f"mesh.{name}" for name in used or ["data"])
+        shares = f"{ways} shares ({axes})" + (f" × {parts} micro-batches" if parts > 1 else "")
         nearest = max(1, round(batch / (ways * parts))) * ways * parts
         raise InputError(f"data.batch={batch} does not divide into {shares}; {nearest} would")
 

@@ -107,13 +107,15 @@ def create(experiment: Experiment) -> TrainState:
 def abstract_state(experiment: Experiment, mesh: jax.sharding.Mesh) -> TrainState:
     """The shapes and shardings of the state; computes nothing."""
     boxed = jax.eval_shape(lambda: create(experiment))
-    return _with_shardings(nn.unbox(boxed), sharding.state_shardings(boxed, mesh))
+    with sharding.overridden(experiment.mesh):
+        return _with_shardings(nn.unbox(boxed), sharding.state_shardings(boxed, mesh))
 
 
 def abstract_params(experiment: Experiment, mesh: jax.sharding.Mesh) -> Any:
     """The shapes and shardings of the model's parameters; computes nothing."""
     boxed = jax.eval_shape(lambda: init_params(experiment, jax.random.key(0)))
-    return _with_shardings(nn.unbox(boxed), sharding.state_shardings(boxed, mesh))
+    with sharding.overridden(experiment.mesh):
+        return _with_shardings(nn.unbox(boxed), sharding.state_shardings(boxed, mesh))
 
 
 def abstract_batch(experiment: Experiment, mesh: jax.sharding.Mesh) -> dict[str, jax.ShapeDtypeStruct]:

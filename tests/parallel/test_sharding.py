@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec
 
 from jaxformer.data.pipeline import loader
 from jaxformer.errors import InputError
+from jaxformer.layers import kernels
 from jaxformer.parallel import sharding
 from jaxformer.parallel.sharding import Mesh
 from jaxformer.runs import run
@@ -138,7 +139,7 @@ def test_a_spec_refuses_unknown_letters_and_a_wrong_number_of_them():
 
 def test_every_letter_has_a_rule_on_axes_that_the_mesh_has():
     assert set(sharding.AXES.values()) == set(sharding.RULES)
-    assert {axis for axes in sharding.RULES.values() for axis in axes} <= {"data", "fsdp", "tensor"}
+    assert {axis for axes in sharding.RULES.values() for axis in axes} <= set(sharding.AXIS_NAMES)
 
 
 @given(st.text(sorted(sharding.AXES), min_size=1, max_size=4), st.data())
@@ -154,14 +155,19 @@ def test_constrain_does_nothing_without_a_mesh():
     assert sharding.constrain(x, "bd") is x
 
 
+def used(mesh):
+    sizes = mesh.sizes(8)
+    return sizes["data"], sizes["fsdp"], sizes["tensor"]
+
+
 def test_a_mesh_takes_the_devices_that_are_left_and_refuses_what_does_not_fit():
-    assert Mesh().shape(8) == (8, 1, 1)
-    assert Mesh(2, -1, 2).shape(8) == (2, 2, 2)
-    assert Mesh(1, 2, 2).shape(8) == (1, 2, 2), "fewer devices than there are"
+    assert used(Mesh()) == (8, 1, 1)
+    assert used(Mesh(2, -1, 2)) == (2, 2, 2)
+    assert used(Mesh(1, 2, 2)) == (1, 2, 2), "fewer devices than there are"
     assert sharding.make_mesh(Mesh(1, 2, 2)).devices.size == 4
     for shape, message in [((16, 1, 1), "does not fit 8"), ((-1, 3, 1), "divide it"), ((3, 3, 1), "8 or fewer")]:
         with pytest.raises(InputError, match=message):
-            Mesh(*shape).shape(8)
+            Mesh(*shape).sizes(8)
     for sizes, message in [((0, 1, 1), "mesh.data=0"), ((1, -2, 1), "mesh.fsdp=-2"), ((-1, -1, 1), "only one of")]:
         with pytest.raises(InputError, match=re.escape(message)):
             Mesh(*sizes)
@@ -204,3 +210,57 @@ def as_overrides(flags):
     """A command line's flags as `tiny.load` takes them."""
     words = list(map(str, flags))
     return {name[2:].replace(".", "__"): value for name, value in zip(words[::2], words[1::2], strict=True)}
+
+
+def test_mesh_axes_without_an_implementation_are_refused():
+    for name in ("sequence", "expert", "pipeline"):
+        with pytest.raises(InputError, match=f"mesh.{name}=2: not implemented; expected 1"):
+            Mesh(**{name: 2})
+
+
+def test_slices_split_the_batch_outermost():
+    mesh = sharding.make_mesh(Mesh(data=2, fsdp=2, slices=2))
+    assert mesh.axis_names[0] == "slices" and sharding.local_rows(8, mesh) == list(range(8))
+    first = sharding.batch_sharding(mesh).devices_indices_map((8,))
+    assert [first[device][0].start for device in mesh.devices.flatten()] == list(range(8))
+
+
+def test_rules_of_an_experiment_override_the_defaults():
+    config = Mesh(data=1, fsdp=2, tensor=2, rules=(("vocab", ("fsdp", "tensor")), ("embed", ())))
+    mesh = sharding.make_mesh(config)
+    assert sharding.partition_spec("vd", (8, 8), mesh) == PartitionSpec("tensor", "fsdp")
+    with sharding.use(mesh, config):
+        assert sharding.partition_spec("vd", (8, 8), mesh) == PartitionSpec(("fsdp", "tensor"), None)
+    assert sharding.partition_spec("vd", (8, 8), mesh) == PartitionSpec("tensor", "fsdp")
+
+
+def test_jitted_functions_follow_the_rules_in_use():
+    plain, other = Mesh(data=1, tensor=2), Mesh(data=1, tensor=2, rules=(("mlp", ()),))
+    mesh, x = sharding.make_mesh(plain), np.ones((4, 4), np.float32)
+    constrained = jax.jit(lambda x: sharding.constrain(x, "bf"))
+    specs = []
+    for config in (plain, other):
+        with sharding.use(mesh, config):
+            specs.append(constrained(x).sharding.is_fully_replicated)
+    assert specs == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ((("vocabulary", ()),), "'vocabulary' is no axis of an array"),
+        ((("vocab", ("tensors",)),), "'tensors' is no mesh axis"),
+        ((("batch", ()),), "batch is always split over slices, data, fsdp"),
+    ],
+)
+def test_wrong_rules_are_refused_in_one_line(rules, message):
+    with pytest.raises(InputError, match=message):
+        Mesh(rules=rules)
+
+
+def test_kernels_refuse_rows_that_are_split_over_the_mesh():
+    config = Mesh(data=1, tensor=2, rules=(("query_position", ("tensor",)), ("heads", ())))
+    query = jnp.ones((1, 256, 2, 128), jnp.bfloat16)
+    with sharding.use(sharding.make_mesh(config), config):
+        problem = kernels._problem("splash", kernels.PLATFORMS["splash"], query, query.swapaxes(1, 2), False, False)
+    assert "whole rows" in problem
