@@ -21,7 +21,7 @@ experiment = jf.Experiment(
             dropout=0.0,
             attention_dropout=0.0,
             dtype="bfloat16",
-            residual=jf.layers.Residual(drop_path=0.1),
+            residual=jf.layers.ResidualBranch(drop_path=0.1),
         ),
         LABELS,
         image=224,

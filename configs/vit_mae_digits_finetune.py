@@ -16,7 +16,7 @@ STACK = {
     "norm": jf.layers.LayerNorm(1e-6),
     "dropout": 0.0,
     "attention_dropout": 0.0,
-    "residual": jf.layers.Residual(drop_path=0.1),
+    "residual": jf.layers.ResidualBranch(drop_path=0.1),
 }
 
 experiment = jf.Experiment(

@@ -13,7 +13,7 @@ from jaxformer.decoding.choosing import choose
 from jaxformer.decoding.rules import Rules
 from jaxformer.decoding.settings import Decoding
 from jaxformer.decoding.steps import Prompts
-from jaxformer.layers.transformer import Cache
+from jaxformer.layers.cache import Cache
 
 
 @flax.struct.dataclass

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxformer.decoding.rules import Rules
+from jaxformer.layers.cache import Cache
 from jaxformer.layers.linear import compute_dtype
-from jaxformer.layers.transformer import Cache, unstacked
+from jaxformer.layers.stack import unstacked
 from jaxformer.models.base import Model
 from jaxformer.parallel import sharding
 
@@ -107,8 +108,12 @@ def _last(output) -> jax.Array:
 
 def _laid(cache: Cache) -> Cache:
     """The cache with its rows and heads on the mesh."""
-    layers, memory = jax.tree.map(lambda array: sharding.constrain(array, "bgsk"), (cache.layers, cache.memory))
-    return cache.replace(layers=layers, memory=memory)
+
+    def lay(keys):
+        return jax.tree.map(lambda array: sharding.constrain(array, "bgsk"), keys)
+
+    layers = tuple(layer.replace(keys=lay(layer.keys)) for layer in cache.layers)
+    return cache.replace(layers=layers, memory=lay(cache.memory))
 
 
 def _of_one_block(stack: jax.Array) -> NamedSharding | None:

@@ -6,6 +6,7 @@ from jaxformer import namespaces
 
 if TYPE_CHECKING:
     from jaxformer.layers.attention import Attention as Attention
+    from jaxformer.layers.block import Block as Block
     from jaxformer.layers.dropout import Dropout as Dropout
     from jaxformer.layers.embeddings import Embeddings as Embeddings
     from jaxformer.layers.linear import Linear as Linear
@@ -20,14 +21,15 @@ if TYPE_CHECKING:
     from jaxformer.layers.patches import ImageEmbeddings as ImageEmbeddings
     from jaxformer.layers.positions import RelativePositions as RelativePositions
     from jaxformer.layers.positions import Rotary as Rotary
-    from jaxformer.layers.residual import Residual as Residual
-    from jaxformer.layers.transformer import Block as Block
+    from jaxformer.layers.residual import ResidualBranch as ResidualBranch
     from jaxformer.layers.transformer import Transformer as Transformer
+    from jaxformer.layers.transformer import Variant as Variant
 else:
     __getattr__, __dir__, __all__ = namespaces.attach(
         __name__,
         {
             "layers.attention": ("Attention",),
+            "layers.block": ("Block",),
             "layers.dropout": ("Dropout",),
             "layers.embeddings": ("Embeddings",),
             "layers.linear": ("LMHead", "Linear"),
@@ -37,7 +39,7 @@ else:
             "layers.norms": ("HeadRMSNorm", "LayerNorm", "RMSNorm"),
             "layers.patches": ("ImageEmbeddings",),
             "layers.positions": ("RelativePositions", "Rotary"),
-            "layers.residual": ("Residual",),
-            "layers.transformer": ("Block", "Transformer"),
+            "layers.residual": ("ResidualBranch",),
+            "layers.transformer": ("Transformer", "Variant"),
         },
     )

@@ -10,26 +10,19 @@ import jax.numpy as jnp
 
 from jaxformer.errors import InputError
 from jaxformer.layers import kernels
+from jaxformer.layers.cache import KeyValue, LayerCache
 from jaxformer.layers.dropout import dropout
 from jaxformer.layers.linear import DType, Linear
-from jaxformer.layers.masks import Mask
+from jaxformer.layers.masks import OF_QUERIES, Mask
 from jaxformer.layers.positions import Placement, rotate
 
 BLOCK = 256
 """Queries whose scores exist at once, at most."""
 CAUSAL_PARTS = 4
 """Parts of a row in which queries see no later key; more of them leave out more, and are slower each."""
+WINDOW_PARTS = 16
+"""The same where there is a window."""
 SHORTEST_PART = 64
-
-
-@flax.struct.dataclass
-class KeyValue:
-    """Keys and values of one layer; the axes as a product with queries wants them."""
-
-    key: jax.Array
-    """[b, g, s, k]."""
-    value: jax.Array
-    """[b, g, s, k]."""
 
 
 def attention_weights(query_bthk, key_bgsk, mask_bhts=None, bias_hts=None, scale=None) -> jax.Array:
@@ -65,70 +58,91 @@ def mix(weights_bhts: jax.Array, value_bgsk: jax.Array) -> jax.Array:
     return jnp.einsum("bgrts,bgsk->btgrk", weights, value_bgsk).reshape(batch, queries, heads, size)
 
 
-def attend(query_bthk, keys: KeyValue, mask=None, bias_hts=None, scale=None, rate=0.0, key=None, kernel="auto"):
+@flax.struct.dataclass
+class AttendOptions:
+    """What attention over queries, keys and values depends on beside these."""
+
+    mask: Mask | None = None
+    """Which key each query sees; None: all."""
+    bias: jax.Array | None = None
+    """What to add to the scores, [h, t, s] or [b, h, t, s]."""
+    key: jax.Array | None = None
+    """For dropout; None for none."""
+    scale: float | None = flax.struct.field(pytree_node=False, default=None)
+    """As in `attention_weights`."""
+    rate: float = flax.struct.field(pytree_node=False, default=0.0)
+    """Rate of dropout on the weights."""
+    kernel: kernels.Kernel = flax.struct.field(pytree_node=False, default="auto")
+    """As in `Attention`."""
+
+    def part(self, queries: slice, keys: slice, number: int) -> "AttendOptions":
+        """The options of some queries and keys, the `number`-th part of all."""
+        return self.replace(
+            mask=self.mask and self.mask.part(queries, keys),
+            bias=None if self.bias is None else self.bias[..., queries, keys],
+            key=None if self.key is None else jax.random.fold_in(self.key, number),
+        )
+
+
+def attend(query_bthk: jax.Array, keys: KeyValue, options: AttendOptions | None = None) -> jax.Array:
     """Attention without a whole matrix of scores: memory grows with a row's length and not with its square.
 
     Args:
       query_bthk: queries.
       keys: keys and values.
-      mask: a `Mask`, or None.
-      bias_hts: what to add to the scores, [h, t, s] or [b, h, t, s].
-      scale: as in `attention_weights`.
-      rate: of dropout on the weights.
-      key: for dropout; None for none.
-      kernel: as in `Attention`.
+      options: the mask, and the like.
 
     Returns:
       [b, t, h, k].
     """
-    way = kernels.choose(kernel, query_bthk, keys.key, mask, bias_hts is not None, key is not None)
-    by_parts = functools.partial(_attend_by_parts, query_bthk, keys, mask, bias_hts, scale, rate, key)
+    options = options or AttendOptions()
+    mask, biased, dropped = options.mask, options.bias is not None, options.key is not None
+    way = kernels.choose(options.kernel, query_bthk, keys.key, mask, biased, dropped)
     if way == "blocks":
-        return by_parts()
-    arrays = query_bthk, keys.key, keys.value, mask, query_bthk.shape[-1] ** -0.5 if scale is None else scale
-    return kernels.splash(*arrays) if way == "splash" else kernels.cudnn(*arrays, otherwise=by_parts)
+        return _attend_by_parts(query_bthk, keys, options)
+    scale = query_bthk.shape[-1] ** -0.5 if options.scale is None else options.scale
+    if way == "splash":
+        return kernels.splash(query_bthk, keys.key, keys.value, mask, scale)
+    by_parts = functools.partial(_attend_by_parts, query_bthk, keys, options)
+    return kernels.cudnn(query_bthk, keys.key, keys.value, mask, scale, otherwise=by_parts)
 
 
-def _attend_by_parts(query_bthk, keys, mask, bias_hts, scale, rate, key):
-    """Attention part by part of the queries.
-
-    Where no query sees a later key, each part leaves out the keys behind it. A part of many queries goes block by
-    block.
-    """
-    length = query_bthk.shape[1]
+def _attend_by_parts(query_bthk: jax.Array, keys: KeyValue, options: AttendOptions) -> jax.Array:
+    """Attention part by part of the queries, each over the keys that its queries may see."""
+    length, mask = query_bthk.shape[1], options.mask
     if jax.export.is_symbolic_dim(length):  # A program for rows of any length, which has no parts of a length.
-        return _attend_at_once(keys, scale, rate, query_bthk, mask, bias_hts, key)
+        return _attend_at_once(query_bthk, keys, options)
     in_order = mask is not None and mask.in_order
-    size = max(SHORTEST_PART, -(-length // CAUSAL_PARTS)) if in_order else length
+    window = mask.window if mask is not None and mask.aligned else None
+    size = length
+    if in_order:
+        size = max(SHORTEST_PART, -(-length // CAUSAL_PARTS))
+    if window is not None:
+        size = min(size, max(SHORTEST_PART, window, -(-length // WINDOW_PARTS)))
     mixed = []
     for number, start in enumerate(range(0, length, size)):
         queries = slice(start, min(start + size, length))
-        seen = slice(0, queries.stop if in_order else None)
-        part = (
-            query_bthk[:, queries],
-            None if mask is None else mask.part(queries, seen),
-            None if bias_hts is None else bias_hts[..., queries, seen],
-            None if key is None else jax.random.fold_in(key, number),
-        )
-        mixed.append(_attend_part(KeyValue(keys.key[:, :, seen], keys.value[:, :, seen]), scale, rate, *part))
+        first = 0 if window is None else max(0, start - window + 1)
+        last = keys.key.shape[2] if window is None else min(length, queries.stop + window - 1)
+        seen = slice(first, queries.stop if in_order else last)
+        part = KeyValue(keys.key[:, :, seen], keys.value[:, :, seen])
+        mixed.append(_attend_part(query_bthk[:, queries], part, options.part(queries, seen, number)))
     return mixed[0] if len(mixed) == 1 else jnp.concatenate(mixed, axis=1)
 
 
-def _attend_at_once(keys, scale, rate, query, mask, bias, key):
-    weights = attention_weights(query, keys.key, mask and mask.dense(), bias, scale)
-    return mix(dropout(weights, rate, key), keys.value)
+def _attend_at_once(query_bthk: jax.Array, keys: KeyValue, options: AttendOptions) -> jax.Array:
+    return attend_with_weights(query_bthk, keys, options)[1]
 
 
-def _attend_part(keys, scale, rate, query_bthk, mask, bias_hts, key):
+def _attend_part(query_bthk: jax.Array, keys: KeyValue, options: AttendOptions) -> jax.Array:
     """All queries at once where they are few, or in a loop over blocks of them."""
-    length = query_bthk.shape[1]
-    attend_block = functools.partial(_attend_at_once, keys, scale, rate)
+    length, mask = query_bthk.shape[1], options.mask
     if length <= BLOCK:
-        return attend_block(query_bthk, mask, bias_hts, key)
+        return _attend_at_once(query_bthk, keys, options)
     count = -(-length // BLOCK)
     size = -(-length // count)
 
-    def split(array, axis):  # The blocks in front, the last one padded.
+    def split(array, axis):  # Blocks first, the last one padded.
         axis %= array.ndim
         padding = [(0, 0)] * axis + [(0, count * size - length)] + [(0, 0)] * (array.ndim - axis - 1)
         shape = (*array.shape[:axis], count, size, *array.shape[axis + 1 :])
@@ -136,19 +150,54 @@ def _attend_part(keys, scale, rate, query_bthk, mask, bias_hts, key):
 
     def body(_, block):
         number, query, of_queries, bias = block
-        seen = mask and mask.replace(**of_queries)
-        return None, attend_block(query, seen, bias, None if key is None else jax.random.fold_in(key, number))
+        key = None if options.key is None else jax.random.fold_in(options.key, number)
+        seen = mask and mask.with_queries(of_queries)
+        return None, _attend_at_once(query, keys, options.replace(mask=seen, bias=bias, key=key))
 
-    of_queries = {} if mask is None else {name: getattr(mask, name) for name in ("query_segments", "query_order")}
+    of_queries = {} if mask is None else {name: getattr(mask, name) for name in OF_QUERIES}
     blocks = (
         jnp.arange(count),
         split(query_bthk, 1),
         jax.tree.map(lambda array: split(array, 1), of_queries),
-        None if bias_hts is None else split(bias_hts, -2),
+        None if options.bias is None else split(options.bias, -2),
     )
     # The backward pass computes each block's weights again, instead of all of them waiting for it.
     _, mixed = jax.lax.scan(jax.checkpoint(body), None, blocks)
     return jnp.moveaxis(mixed, 0, 1).reshape(len(query_bthk), count * size, *mixed.shape[3:])[:, :length]
+
+
+@flax.struct.dataclass
+class AttentionInputs:
+    """What an attention layer is given besides `x`."""
+
+    memory: jax.Array | KeyValue | None = None
+    """What to attend to, [b, s, d], or its keys and values as an earlier call returned them; None: `x`."""
+    mask: Mask | None = None
+    """Which key each query sees; None: all."""
+    placement: Placement | None = None
+    """What a position scheme does to queries, keys and scores."""
+    cache: LayerCache | None = None
+    """Keys and values of earlier tokens, to which those of `x` are added."""
+    used: jax.Array | None = None
+    """Scalar: tokens in the cache."""
+    train: bool = flax.struct.field(pytree_node=False, default=False)
+    """Whether to drop out; needs the rng stream `dropout`."""
+    return_weights: bool = flax.struct.field(pytree_node=False, default=False)
+    """Whether to return the weights."""
+
+
+@flax.struct.dataclass
+class AttentionOutput:
+    """What an attention layer computed."""
+
+    output: jax.Array
+    """[b, t, d]."""
+    weights: jax.Array | None
+    """The weights before dropout, float32 [b, h, t, s], where they were asked for."""
+    keys: KeyValue
+    """The keys and values that were attended to."""
+    cache: LayerCache | None = None
+    """The cache with those of `x`, where there was one."""
 
 
 class Attention(nn.Module):
@@ -164,12 +213,14 @@ class Attention(nn.Module):
     """Whether scores are divided by sqrt(head_dim); T5's are not, and its queries begin smaller instead."""
     head_norm: nn.Module | None = None
     """The norm of each head's queries and of its keys, such as `HeadRMSNorm()`; None: none."""
+    window: int | None = None
+    """Self-attention sees keys whose index differs from the query's by less than this; None: all."""
     kernel: kernels.Kernel = "auto"
     """What computes it: auto, splash on TPU, cuDNN on GPU, or blocks of queries on CPU and where neither serves."""
 
     def __post_init__(self):
         super().__post_init__()
-        for field in ("kv_heads", "head_dim"):
+        for field in ("kv_heads", "head_dim", "window"):
             value = getattr(self, field)
             if value is not None and value < 1:
                 raise InputError(f"attention.{field}={value}: expected at least 1")
@@ -182,75 +233,76 @@ class Attention(nn.Module):
     def __call__(
         self,
         x: jax.Array,
-        memory: jax.Array | KeyValue | None = None,
-        mask: Mask | None = None,
+        inputs: AttentionInputs | None = None,
         *,
         heads: int,
         dropout: float = 0.0,
         dtype: DType = "auto",
-        train: bool = False,
-        placement: Placement | None = None,
-        cache: KeyValue | None = None,
-        slot: jax.Array | None = None,
-        return_weights: bool = False,
-    ) -> tuple[jax.Array, jax.Array | None, KeyValue]:
+    ) -> AttentionOutput:
         """Attends.
 
         Args:
           x: [b, t, d].
-          memory: what to attend to, [b, s, d], or its keys and values as an earlier call returned them. Default: `x`.
-          mask: which key each query sees. Default: all.
+          inputs: what else the layer is given.
           heads: number of heads of queries; it divides the width unless `head_dim` is set.
           dropout: rate of dropout on the weights, when training.
           dtype: what to compute in.
-          train: whether to drop out; needs the rng stream `dropout`.
-          placement: what a position scheme does here.
-          cache: keys and values of earlier tokens, to which those of `x` are added.
-          slot: scalar: where in the cache those of `x` begin.
-          return_weights: whether to return the weights.
-
-        Returns:
-          The output, the weights before dropout, float32 [b, h, t, s], or None, and the keys and values attended to.
         """
-        width = x.shape[-1]
-        groups, head_dim = self.sizes(heads, width)
-        placement = placement or Placement()
-        bias = placement.bias
-        scale = head_dim**-0.5 if self.scale_scores else 1.0
+        inputs, width = inputs or AttentionInputs(), x.shape[-1]
+        _, head_dim = self.sizes(heads, width)
+        placement = inputs.placement or Placement()
+        query = self._query(x, placement, heads, dtype)
+        if isinstance(inputs.memory, KeyValue):
+            keys = inputs.memory
+        else:
+            keys = self._keys(x if inputs.memory is None else inputs.memory, placement, heads, dtype)
+        cache = inputs.cache
+        if cache is not None:
+            cache, keys = cache.write(keys, inputs.used)
+        options = AttendOptions(
+            mask=inputs.mask,
+            bias=placement.bias,
+            key=self.make_rng("dropout") if inputs.train and dropout else None,
+            scale=head_dim**-0.5 if self.scale_scores else 1.0,
+            rate=dropout,
+            kernel=self.kernel,
+        )
+        weights = None
+        if inputs.return_weights:
+            weights, mixed = attend_with_weights(query, keys, options)
+        else:
+            mixed = attend(query, keys, options)
+        output = Linear("bthk,hkd->btd", (heads, head_dim, width), self.bias, dtype, name="output")
+        return AttentionOutput(output(mixed), weights, keys, cache)
 
-        def project(name, letters, inputs, count, gain=1.0):
-            shape = (width, count, head_dim)
-            return Linear(f"btd,d{letters}->bt{letters}", shape, self.bias, dtype, gain, name=name)(inputs)
-
-        query = project("query", "hk", x, heads, gain=1.0 if self.scale_scores else head_dim**-0.5)
+    def _query(self, x: jax.Array, placement: Placement, heads: int, dtype: DType) -> jax.Array:
+        """Queries [b, t, h, k]."""
+        width, (_, head_dim) = x.shape[-1], self.sizes(heads, x.shape[-1])
+        gain = 1.0 if self.scale_scores else head_dim**-0.5
+        project = Linear("btd,dhk->bthk", (width, heads, head_dim), self.bias, dtype, gain, name="query")
+        query = project(x if placement.query_added is None else x + placement.query_added.astype(x.dtype))
         if self.head_norm is not None:
             query = self.head_norm.copy(name="query_norm")(query)
-        if isinstance(memory, KeyValue):
-            keys = memory
-        else:
-            memory = x if memory is None else memory
-            letters = "hk" if groups == heads else "gk"
-            key, value = project("key", letters, memory, groups), project("value", letters, memory, groups)
-            if self.head_norm is not None:
-                key = self.head_norm.copy(name="key_norm")(key)
-            if placement.key is not None:
-                key = rotate(key, placement.key)
-            keys = KeyValue(key.swapaxes(1, 2), value.swapaxes(1, 2))
-        if placement.query is not None:
-            query = rotate(query, placement.query)
-        if cache is not None:
-            write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=slot, axis=2)
-            keys = jax.tree.map(lambda kept, new: write(kept, new.astype(kept.dtype)), cache, keys)
-        key = self.make_rng("dropout") if train and dropout else None
-        weights = None
-        if return_weights:
-            seen = mask and mask.dense()
-            weights = attention_weights(query, keys.key, seen, bias, scale)
-            mixed = mix(_dropout(weights, dropout, key), keys.value)
-        else:
-            mixed = attend(query, keys, mask, bias, scale, dropout, key, self.kernel)
-        output = Linear("bthk,hkd->btd", (heads, head_dim, width), self.bias, dtype, name="output")
-        return output(mixed), weights, keys
+        return query if placement.query is None else rotate(query, placement.query)
+
+    def _keys(self, memory: jax.Array, placement: Placement, heads: int, dtype: DType) -> KeyValue:
+        """Keys and values of a memory [b, s, d]."""
+        width = memory.shape[-1]
+        groups, head_dim = self.sizes(heads, width)
+        equation = "btd,dhk->bthk" if groups == heads else "btd,dgk->btgk"
+        shape = (width, groups, head_dim)
+        added = memory if placement.key_added is None else memory + placement.key_added.astype(memory.dtype)
+        key = Linear(equation, shape, self.bias, dtype, name="key")(added)
+        value = Linear(equation, shape, self.bias, dtype, name="value")(memory)
+        if self.head_norm is not None:
+            key = self.head_norm.copy(name="key_norm")(key)
+        if placement.key is not None:
+            key = rotate(key, placement.key)
+        return KeyValue(key.swapaxes(1, 2), value.swapaxes(1, 2))
 
 
-_dropout = dropout
+def attend_with_weights(query_bthk: jax.Array, keys: KeyValue, options: AttendOptions) -> tuple[jax.Array, jax.Array]:
+    """Attention that returns its weights before dropout too, float32 [b, h, t, s]; it holds them whole."""
+    mask = options.mask and options.mask.dense()
+    weights = attention_weights(query_bthk, keys.key, mask, options.bias, options.scale)
+    return weights, mix(dropout(weights, options.rate, options.key), keys.value)

@@ -8,6 +8,7 @@ import jax
 
 from jaxformer.errors import InputError
 from jaxformer.layers.linear import DType, Linear
+from jaxformer.metrics.means import Mean
 
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu", "tanh"]
 
@@ -48,12 +49,14 @@ class Mlp(nn.Module):
         return 4.0 * embed * self.inner(embed)
 
     @nn.compact
-    def __call__(self, x: jax.Array, dtype: DType = "auto") -> jax.Array:
+    def __call__(self, x: jax.Array, dtype: DType = "auto", train: bool = False) -> tuple[jax.Array, dict[str, Mean]]:
+        """Maps x; the second result has auxiliary means, of which this network has none."""
+        del train
         embed = x.shape[-1]
         width = self.inner(embed)
         x = Linear("btd,df->btf", (embed, width), self.bias, dtype, name="up")(x)
         x = activation(self.activation)(x)
-        return Linear("btf,fd->btd", (width, embed), self.bias, dtype, name="down")(x)
+        return Linear("btf,fd->btd", (width, embed), self.bias, dtype, name="down")(x), {}
 
 
 class GatedMlp(nn.Module):
@@ -80,10 +83,12 @@ class GatedMlp(nn.Module):
         return 6.0 * embed * self.inner(embed)
 
     @nn.compact
-    def __call__(self, x: jax.Array, dtype: DType = "auto") -> jax.Array:
+    def __call__(self, x: jax.Array, dtype: DType = "auto", train: bool = False) -> tuple[jax.Array, dict[str, Mean]]:
+        """Maps x; the second result has auxiliary means, of which this network has none."""
+        del train
         embed = x.shape[-1]
         width = self.inner(embed)
         gate = Linear("btd,df->btf", (embed, width), self.bias, dtype, name="gate")(x)
         x = Linear("btd,df->btf", (embed, width), self.bias, dtype, name="up")(x)
         x = activation(self.activation)(gate) * x
-        return Linear("btf,fd->btd", (width, embed), self.bias, dtype, name="down")(x)
+        return Linear("btf,fd->btd", (width, embed), self.bias, dtype, name="down")(x), {}

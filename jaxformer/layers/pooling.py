@@ -5,7 +5,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from jaxformer.layers.transformer import take
+from jaxformer.layers.block import take
 
 Pooling = Literal["pooler", "first", "mean", "max", "last", "first_and_mean", "none"]
 """How the vectors of an example's tokens become one: a trained layer on the first token's (BERT's pooler), the first

@@ -51,16 +51,34 @@ class Placement:
     """Those by which keys are."""
     bias: jax.Array | None = None
     """What is added to the scores, float32 [h, t, s] or [b, h, t, s]."""
+    query_added: jax.Array | None = None
+    """What is added to `x` before it becomes queries, [b or 1, t, d] (Carion et al. 2020)."""
+    key_added: jax.Array | None = None
+    """What is added to `x` or the memory before it becomes keys, and not values, [b or 1, s, d]."""
+
+    def merged(self, other: "Placement") -> "Placement":
+        """Both together; of what both do, `other`'s."""
+        return Placement(**{name: _first(getattr(other, name), getattr(self, name)) for name in _FIELDS})
 
     def at(self, position_ids: jax.Array) -> "Placement":
         """That of the queries at `position_ids`, integers [b, m], alone."""
-        query, bias = self.query, self.bias
+        query, bias, added = self.query, self.bias, self.query_added
+        if added is not None:
+            rows = jnp.broadcast_to(added, (position_ids.shape[0], *added.shape[1:]))
+            added = jnp.take_along_axis(rows, position_ids[..., None], axis=1)
         if query is not None:
             rows = [jnp.broadcast_to(array, (position_ids.shape[0], *array.shape[1:])) for array in query]
             query = tuple(jnp.take_along_axis(array, position_ids[..., None, None], axis=1) for array in rows)
         if bias is not None:
             bias = jnp.moveaxis(bias[:, position_ids], 1, 0)
-        return Placement(query, self.key, bias)
+        return Placement(query, self.key, bias, added, self.key_added)
+
+
+_FIELDS = ("query", "key", "bias", "query_added", "key_added")
+
+
+def _first(value, otherwise):
+    return otherwise if value is None else value
 
 
 class Rotary(nn.Module):

@@ -8,7 +8,7 @@ from jaxformer.errors import InputError
 from jaxformer.parallel import metadata
 
 
-class Residual(nn.Module):
+class ResidualBranch(nn.Module):
     """`keep · scale · y`: of each dimension a learned scale, of each example all or nothing while training."""
 
     layer_scale: float | None = None

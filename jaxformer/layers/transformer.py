@@ -1,6 +1,7 @@
-"""The one block that every family is made of, and the stack of it."""
+"""The stack of blocks, and the hyperparameters that the families share."""
 
-from typing import Any, Literal
+import dataclasses
+from typing import Literal
 
 import flax.linen as nn
 import flax.struct
@@ -8,134 +9,28 @@ import jax
 import jax.numpy as jnp
 
 from jaxformer.errors import InputError
-from jaxformer.layers.attention import Attention, KeyValue
-from jaxformer.layers.dropout import Dropout
+from jaxformer.layers import stack
+from jaxformer.layers.attention import Attention
+from jaxformer.layers.block import Block, BlockInputs, BlockState, NormPosition, normalise
+from jaxformer.layers.cache import Cache, KeyValue, LayerCache
 from jaxformer.layers.linear import DType, compute_dtype
 from jaxformer.layers.masks import Mask
 from jaxformer.layers.mlp import Mlp
 from jaxformer.layers.norms import LayerNorm
-from jaxformer.layers.positions import Placement
-from jaxformer.parallel import metadata, sharding
-
-REMAT_POLICIES = {
-    "full": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
+from jaxformer.layers.positions import Placement, Rotary
+from jaxformer.metrics.means import Mean
 
 
-@flax.struct.dataclass
-class Cache:
-    """What decoding keeps of the tokens so far: an argument of a stack, and part of its result."""
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """What a kind of block has of its own; None: what the stack has."""
 
-    layers: tuple[KeyValue, ...]
-    """Keys and values of self-attention, a layer each, with a slot a token: [b, g, s, k]."""
-    segments: jax.Array
-    """Integers [b, s]: 1 where a slot has a token, 0 where it is padding or free."""
-    used: jax.Array
-    """Scalar: slots filled so far, in every row."""
-    memory: tuple[KeyValue, ...] | None = None
-    """Keys and values of cross-attention, a layer each."""
-    memory_segments: jax.Array | None = None
-    """Integers [b, s]: 0 where the memory is padding."""
-
-    def room_for(self, tokens: int) -> "Cache":
-        """The cache with so many more slots."""
-        pad = [(0, 0), (0, 0), (0, tokens), (0, 0)]
-        layers = jax.tree.map(lambda array: jnp.pad(array, pad), self.layers)
-        return self.replace(layers=layers, segments=jnp.pad(self.segments, pad[1:3]))
-
-    def mask(self, segments: jax.Array, order: jax.Array) -> Mask:
-        """What new tokens see: all before them, and of each other those that are not above them in order.
-
-        Args:
-          segments: integers [b, t].
-          order: integers [b, t] or [1, t], from `used` on.
-        """
-        slots = jnp.arange(self.segments.shape[1])
-        free = slots >= self.used + order.shape[1]
-        keys = jnp.broadcast_to(jnp.where(free, jnp.iinfo(jnp.int32).max, slots), (order.shape[0], slots.shape[0]))
-        return Mask(segments, self.segments, order, jax.lax.dynamic_update_slice_in_dim(keys, order, self.used, axis=1))
-
-
-@flax.struct.dataclass
-class BlockOutput:
-    """What a block computed."""
-
-    hidden: jax.Array
-    """[b, t, d], or [b, m, d] at some positions."""
-    attention: jax.Array | None
-    """Weights of self-attention, float32 [b, h, t, s], where they were asked for."""
-    keys: KeyValue
-    """Keys and values of self-attention."""
-    memory: KeyValue | None
-    """Those of cross-attention."""
-
-
-class Block(nn.Module):
-    """Self-attention, cross-attention where there is a memory, and MLP: each with dropout, a residual connection and a
-    norm before or after."""
-
-    heads: int
-    attention: nn.Module
-    mlp: nn.Module
-    norm: nn.Module
-    norm_position: Literal["before", "after"]
-    dropout: float
-    attention_dropout: float
-    dtype: DType
-    residual: nn.Module | None = None
-
-    @nn.compact
-    def __call__(
-        self,
-        x: jax.Array,
-        mask: Mask | None = None,
-        train: bool = False,
-        return_attention: bool = False,
-        at: jax.Array | None = None,
-        placement: Placement | None = None,
-        memory: jax.Array | KeyValue | None = None,
-        memory_mask: Mask | None = None,
-        cache: KeyValue | None = None,
-        slot: jax.Array | None = None,
-        depth: jax.Array | float = 1.0,
-    ) -> BlockOutput:
-        """Maps x [b, t, d] to the block's output; arguments as those of `Attention`.
-
-        With `at`, integers [b, m], the output is computed at these positions alone. `depth` is where the block stands
-        in its stack, from 0 for the first to 1 for the last.
-        """
-        drop, rate = Dropout(self.dropout), self.attention_dropout
-        settings = {"heads": self.heads, "dropout": rate, "dtype": self.dtype, "train": train}
-        before = self.norm_position == "before"
-
-        def sublayer(x, name, function):
-            """x + dropout(function(x)), with the norm in its place; the function's other results too."""
-            norm = self.norm.copy(name=f"{name}_norm")
-            y, *others = function(norm(x) if before else x)
-            if self.residual is not None:
-                y = self.residual.copy(name=f"{name}_residual")(y, depth, train)
-            x = take(x, at if name == "attention" else None) + drop(y, train)
-            return x if before else norm(x), others
-
-        def attend(x):
-            attention = self.attention
-            if at is None:
-                options = {"placement": placement, "cache": cache, "slot": slot, "return_weights": return_attention}
-                return attention(x, None, mask, **settings, **options)
-            options = {"placement": placement and placement.at(at)}
-            return attention(take(x, at), x, mask and mask.at(at), **settings, **options)
-
-        def attend_memory(x):
-            seen = memory_mask if memory_mask is None or at is None else memory_mask.at(at)
-            return self.attention.copy(name="cross_attention")(x, memory, seen, **settings)
-
-        x, (weights, keys) = sublayer(x, "attention", attend)
-        memory_keys = None
-        if memory is not None:
-            x, (_, memory_keys) = sublayer(x, "cross_attention", attend_memory)
-        x, _ = sublayer(x, "mlp", lambda x: (self.mlp(x, self.dtype),))
-        return BlockOutput(sharding.constrain(x, "btd"), weights, keys, memory_keys)
+    attention: nn.Module | None = None
+    """Its attention, such as one with a window."""
+    mlp: nn.Module | None = None
+    """Its feed-forward network, such as one with experts."""
+    position_embedding: nn.Module | None = None
+    """How positions act in its self-attention: a `Rotary` with another base, for example."""
 
 
 @flax.struct.dataclass
@@ -148,6 +43,10 @@ class TransformerOutput:
     """Weights of self-attention, float32 [l, b, h, t, s], where they were asked for."""
     cache: Cache | None = None
     """The cache with the new tokens in it, where there was one."""
+    layers: jax.Array | None = None
+    """The output of each block before any last norm, [l, b, t, d], where it was asked for."""
+    means: dict[str, Mean] = flax.struct.field(default_factory=dict)
+    """The auxiliary means of all blocks, such as the load of experts; objectives add them to the loss."""
 
 
 class Transformer(nn.Module):
@@ -165,9 +64,10 @@ class Transformer(nn.Module):
     """The feed-forward network of each block."""
     norm: nn.Module = LayerNorm()
     """The normalisation, two in each block."""
-    norm_position: Literal["before", "after"] = "before"
-    """Norm before each layer (pre-norm, stable when deep) and at the end, or after each residual sum (post-norm, the
-    paper's)."""
+    norm_position: NormPosition = "before"
+    """Norms before each layer and at the end of the stack, after each residual sum, or before and after each layer."""
+    first_norm: bool = True
+    """Whether the first block's attention reads a normalised `x`; the norm of its embeddings can serve instead."""
     position_embedding: nn.Module | None = None
     """How positions act in self-attention, such as `Rotary()`; None: not at all."""
     dropout: float = 0.1
@@ -182,7 +82,10 @@ class Transformer(nn.Module):
     """Blocks a loop iteration: more is faster to run and slower to compile, and saves less memory by remat. By default
     all on CPU without remat, else 1."""
     residual: nn.Module | None = None
-    """What a layer's output goes through before it is added, such as `Residual(drop_path=0.1)`; None: nothing."""
+    """What a layer's output goes through before it is added, such as `ResidualBranch(drop_path=0.1)`; None: nothing."""
+    period: tuple[Variant, ...] = ()
+    """Kinds of block that take turns, such as local and global attention; `()`: all blocks are alike. A stack may end
+    within a period."""
 
     def __post_init__(self):
         for field in ("norm", "position_embedding"):
@@ -206,150 +109,142 @@ class Transformer(nn.Module):
                 f"transformer.attention.kv_heads={groups} does not divide transformer.heads={self.heads}: "
                 f"{_nearest_divisor(self.heads, groups)} would"
             )
+        for variant in self.period:
+            if variant.position_embedding is not None and not isinstance(variant.position_embedding, Rotary):
+                kind = type(variant.position_embedding).__name__
+                raise InputError(f"transformer.period: position_embedding={kind} has parameters; expected Rotary")
         for field in ("dropout", "attention_dropout"):
             if not 0 <= getattr(self, field) < 1:
                 raise InputError(f"transformer.{field}={getattr(self, field)}: expected 0 or more, below 1")
 
     @nn.compact
     def __call__(
-        self,
-        x: jax.Array,
-        mask: Mask | None = None,
-        train: bool = False,
-        return_attention: bool = False,
-        at: jax.Array | None = None,
-        position_ids: jax.Array | None = None,
-        memory: jax.Array | None = None,
-        memory_mask: Mask | None = None,
-        cache: Cache | None = None,
+        self, x: jax.Array, inputs: BlockInputs | None = None, cache: Cache | None = None
     ) -> TransformerOutput:
         """Runs all blocks.
 
         Args:
           x: embeddings [b, t, d].
-          mask: which token each token sees; None for every. With a cache its order alone counts, and None is causal.
-          train: whether to drop out; needs the rng stream `dropout`.
-          return_attention: whether to return the attention weights too; not together with `at`.
-          at: integers [b, m]: the positions whose output is wanted. The last block leaves the others out, which
-            with BERT's 15% saves most of it.
-          position_ids: integers [b, t], for a position scheme. Default: 0, 1, 2, ...
-          memory: what cross-attention attends to, [b, s, d]; with a cache needed once only.
-          memory_mask: which part of it each token sees.
+          inputs: what else the stack is given.
           cache: of earlier tokens; `x` are those after them.
         """
-        if return_attention and at is not None:
-            raise ValueError("return_attention and at: the last block's weights would have another shape")
-        block = self._block()
+        inputs = inputs or BlockInputs()
+        if inputs.at is not None and (inputs.return_attention or inputs.return_layers):
+            raise ValueError("at: the last block's outputs would have another shape than those of the others")
+        blocks = tuple(self._block(kind) for kind in range(max(1, len(self.period))))
         if self.is_initializing():
-            self.param("blocks", _stacked(block, self.depth), x, memory)
+            first = inputs.replace(mask=None, memory_mask=None, at=None, train=False)
+            inits = [lambda key, block=block: block.init(key, x, first)["params"] for block in blocks]
+            self.param("blocks", stack.initializer(inits, self.depth))
         stacked = nn.unbox(self.get_variable("params", "blocks"))
         if cache is not None:
-            return self._decode(block, stacked, x, mask, position_ids, memory, cache)
+            return self._decode(blocks, stacked, x, inputs, cache)
         index = jnp.arange(x.shape[1])
-        placement = self._place(index[None] if position_ids is None else position_ids, index, index)
-        key = self.make_rng("dropout") if train else None
+        positions = index[None] if inputs.position_ids is None else inputs.position_ids
+        placements = self._place(positions, index, index, inputs.placement)
+        key = self.make_rng("dropout") if inputs.train else None
 
-        def layer(x, numbered, at=None):
-            number, params = numbered
-            rngs = {"dropout": jax.random.fold_in(key, number)} if train else None
-            others = (return_attention, at, placement, memory, memory_mask)
-            depth = number / max(1, self.depth - 1)
-            output = block.apply({"params": params}, x, mask, train, *others, depth=depth, rngs=rngs)
-            return output.hidden, output.attention
+        def run_block(x, number, params, kind, at=None):
+            given = inputs.replace(at=at, placement=placements[kind])
+            state = BlockState(number / max(1, self.depth - 1), number == 0)
+            rngs = None if key is None else {"dropout": jax.random.fold_in(key, number)}
+            output = blocks[kind].apply({"params": params}, x, given, state, rngs=rngs)
+            layer = output.hidden if inputs.return_layers else None
+            return output.hidden, (output.attention, layer, output.means)
 
-        # Unrolled, the compiler computes all blocks again at once, and saves no memory.
-        fast = sharding.platform() == "cpu" and self.remat == "none"
-        unroll = self.unroll or (self.depth if fast else 1)
-        if self.remat != "none":
-            # Outside a loop the compiler would see that something is computed twice, and keep it instead.
-            alone = unroll > 1 or at is not None
-            layer = jax.checkpoint(layer, prevent_cse=alone, policy=REMAT_POLICIES[self.remat])
-        blocks = jnp.arange(self.depth), stacked
-        if at is None:
-            x, attention = jax.lax.scan(layer, x, blocks, unroll=min(unroll, self.depth))
+        unroll = self.unroll or stack.default_unroll(self.depth, self.remat)
+        function = stack.rematerialised(run_block, self.remat, in_loop=unroll == 1 and inputs.at is None)
+        if inputs.at is None:
+            x, kept = stack.run(function, x, stacked, len(blocks), unroll)
         else:
-            first, last = jax.tree.map(lambda array: array[:-1], blocks), jax.tree.map(lambda array: array[-1], blocks)
-            x, _ = jax.lax.scan(layer, x, first, unroll=max(1, min(unroll, self.depth - 1)))
-            x, attention = layer(x, last, at)
-        return TransformerOutput(self._end(x), attention)
+            before, last = stack.without_last(stacked)
+            x, kept = stack.run(function, x, before, len(blocks), unroll)
+            number = self.depth - 1
+            x, part = function(x, jnp.asarray(number), last, number % len(blocks), inputs.at)
+            kept = kept._replace(rest=(*kept.rest, part))
+        attention, layers = kept.stacked(lambda part: part[0]), kept.stacked(lambda part: part[1])
+        means = kept.summed(lambda part: part[2])
+        return TransformerOutput(self._end(x, inputs.condition), attention, layers=layers, means=means)
 
     def new_cache(self, rows: int, slots: int) -> Cache:
         """A cache without tokens."""
         groups, head_dim = self.attention.sizes(self.heads, self.width)
         empty = jnp.zeros((rows, groups, slots, head_dim), compute_dtype(self.dtype))
-        layers = tuple(KeyValue(empty, empty) for _ in range(self.depth))
-        return Cache(layers, jnp.zeros((rows, slots), jnp.int32), jnp.zeros((), jnp.int32))
+        layers = tuple(LayerCache(KeyValue(empty, empty)) for _ in range(self.depth))
+        windows = tuple(self._attention(number).window for number in range(self.depth))
+        segments = jnp.zeros((rows, slots), jnp.int32)
+        return Cache(layers, segments, jnp.zeros((), jnp.int32), windows=windows)
 
-    def _decode(self, block, stacked, x, mask, position_ids, memory, cache) -> TransformerOutput:
+    def _decode(self, blocks, stacked, x: jax.Array, inputs: BlockInputs, cache: Cache) -> TransformerOutput:
         """The blocks one by one, each with a cache of its own, which is updated in place."""
-        slots, keys = cache.used + jnp.arange(x.shape[1]), jnp.arange(cache.segments.shape[1])
+        slots = cache.used + jnp.arange(x.shape[1])
         segments = jax.lax.dynamic_slice_in_dim(cache.segments, cache.used, x.shape[1], axis=1)
-        mask = cache.mask(segments, slots[None] if mask is None else cache.used + mask.query_order)
+        order = slots[None] if inputs.mask is None else cache.used + inputs.mask.query_order
         memory_mask = None
         if cache.memory_segments is not None:
             memory_mask = Mask.of_segments(jnp.ones_like(segments), cache.memory_segments)
-        placement = self._place(slots[None] if position_ids is None else position_ids, slots, keys)
+        positions = slots[None] if inputs.position_ids is None else inputs.position_ids
+        keys = jnp.arange(cache.segments.shape[1])
+        placements = self._place(positions, slots, keys, inputs.placement)
         layers, memories = [], []
-        for number, params in enumerate(unstacked(stacked)):
-            output = block.apply(
-                {"params": params},
-                x,
-                mask,
-                placement=placement,
-                memory=memory if cache.memory is None else cache.memory[number],
+        for number, params in enumerate(stack.unstacked(stacked)):
+            kind, layer = number % len(blocks), cache.layers[number]
+            given = inputs.replace(
+                mask=cache.mask(layer, segments, order, blocks[kind].attention.window),
+                placement=placements[kind],
+                memory=inputs.memory if cache.memory is None else cache.memory[number],
                 memory_mask=memory_mask,
-                cache=cache.layers[number],
-                slot=cache.used,
             )
+            state = BlockState(number / max(1, self.depth - 1), number == 0, layer, cache.used)
+            output = blocks[kind].apply({"params": params}, x, given, state)
             x = output.hidden
-            layers.append(output.keys)
+            layers.append(output.cache)
             memories.append(output.memory)
         memories = None if memories[0] is None else tuple(memories)
         cache = cache.replace(layers=tuple(layers), used=cache.used + x.shape[1], memory=memories)
-        return TransformerOutput(self._end(x), cache=cache)
+        return TransformerOutput(self._end(x, inputs.condition), cache=cache)
 
-    def _place(self, position_ids, query_index, key_index) -> Placement | None:
-        if self.position_embedding is None:
-            return None
+    def _place(self, positions, query_index, key_index, given: Placement | None) -> list[Placement | None]:
+        """What position schemes do in each kind of block."""
         _, head_dim = self.attention.sizes(self.heads, self.width)
-        return self.position_embedding(position_ids, query_index, key_index, self.heads, head_dim)
 
-    def _end(self, x: jax.Array) -> jax.Array:
-        return x if self.norm_position == "after" else self.norm(x)
+        def place(scheme):
+            return None if scheme is None else scheme(positions, query_index, key_index, self.heads, head_dim)
 
-    def _block(self) -> Block:
-        parts = (fresh(self.attention), fresh(self.mlp), fresh(self.norm))
-        rest = (self.norm_position, self.dropout, self.attention_dropout, self.dtype)
-        residual = None if self.residual is None else fresh(self.residual)
-        return Block(self.heads, *parts, *rest, residual, parent=None)
+        common = place(self.position_embedding)
+        own = [variant.position_embedding for variant in self.period] or [None]
+        found = [common if scheme is None else place(scheme) for scheme in own]
+        if given is None:
+            return found
+        return [given if placement is None else placement.merged(given) for placement in found]
 
+    def _end(self, x: jax.Array, condition: jax.Array | None) -> jax.Array:
+        return x if self.norm_position == "after" else normalise(self.norm, x, condition)
 
-def take(x: jax.Array, at: jax.Array | None) -> jax.Array:
-    """The vectors of `x` [b, t, d] at the positions `at` [b, m]: [b, m, d]; all of them where `at` is None."""
-    return x if at is None else jnp.take_along_axis(x, at[..., None], axis=1)
+    def _attention(self, number: int) -> nn.Module:
+        own = self.period[number % len(self.period)].attention if self.period else None
+        return own or self.attention
+
+    def _block(self, kind: int) -> Block:
+        variant = self.period[kind] if self.period else Variant()
+        return Block(
+            heads=self.heads,
+            attention=fresh(variant.attention or self.attention),
+            mlp=fresh(variant.mlp or self.mlp),
+            norm=fresh(self.norm),
+            norm_position=self.norm_position,
+            dropout=self.dropout,
+            attention_dropout=self.attention_dropout,
+            dtype=self.dtype,
+            residual=None if self.residual is None else fresh(self.residual),
+            first_norm=self.first_norm,
+            parent=None,
+        )
 
 
 def fresh(module: nn.Module) -> nn.Module:
-    """The same hyperparameters with no parameters yet: whoever calls a module that others call shares theirs."""
+    """An unbound copy of the module: Linen shares the parameters of one instance among its users."""
     return module.clone(parent=None, name=None)
-
-
-def unstacked(blocks: Any) -> tuple[Any, ...]:
-    """The parameters of each block: of a stack, or of what this function made of one."""
-    if isinstance(blocks, tuple):
-        return blocks
-    depth = len(jax.tree.leaves(blocks)[0])
-    return tuple(jax.tree.map(lambda array: array[layer], blocks) for layer in range(depth))  # noqa: B023
-
-
-def _stacked(block: Block, depth: int):
-    """An initializer of the parameters of `depth` blocks, with a leading layer axis: the layout is one, however run."""
-
-    def stacked(key, x, memory):
-        params = jax.vmap(lambda key: block.init(key, x, memory=memory)["params"])(jax.random.split(key, depth))
-        return jax.tree.map(lambda box: box.add_axis(0, {"letter": "l"}), params, is_leaf=metadata.is_boxed)
-
-    return stacked
 
 
 def _nearest_divisor(number: int, near: int) -> int:

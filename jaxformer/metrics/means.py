@@ -37,6 +37,15 @@ class Mean:
         return Mean(self.sum + other.sum, self.weight + other.weight)
 
 
+def added(*parts: Mapping[str, Mean]) -> dict[str, Mean]:
+    """Means of several parts of a model by name, those of one name added up."""
+    total: dict[str, Mean] = {}
+    for means in parts:
+        for name, mean in means.items():
+            total[name] = jax.tree.map(jnp.add, total[name], mean) if name in total else mean
+    return total
+
+
 @flax.struct.dataclass
 class Covariance:
     """Weighted covariances of k values, kept about a point near their means.

@@ -12,8 +12,10 @@ import flax.linen as nn
 import flax.struct
 import jax
 
+from jaxformer.layers.cache import Cache
 from jaxformer.layers.linear import DType, LMHead
-from jaxformer.layers.transformer import Cache, Transformer
+from jaxformer.layers.transformer import Transformer
+from jaxformer.metrics.means import Mean
 from jaxformer.parallel import sharding
 
 
@@ -61,6 +63,8 @@ class ModelOutput:
     """A vector for each example, [b, c, d], or for each image, [b, d]."""
     attention: jax.Array | None = None
     """Weights of self-attention, float32 [l, b, h, t, s]."""
+    means: dict[str, Mean] = flax.struct.field(default_factory=dict)
+    """Auxiliary means of the stacks, such as the load of experts; training adds them to the loss."""
 
     exported: ClassVar[tuple[str, ...]] = ("hidden", "logits", "pooled")
     """Attributes that an exported program returns, where they are not None."""

@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxformer.errors import InputError
+from jaxformer.layers.block import BlockInputs, take
 from jaxformer.layers.embeddings import Embeddings
 from jaxformer.layers.linear import DType, Linear, LMHead
 from jaxformer.layers.masks import Mask
 from jaxformer.layers.mlp import Activation, activation
 from jaxformer.layers.norms import LayerNorm
-from jaxformer.layers.transformer import Transformer, fresh, take
+from jaxformer.layers.transformer import Transformer, fresh
 from jaxformer.models.base import POSITION_IDS, SEGMENTS, TOKENS, InputSpec, Model, ModelOutput, TokenInput
 from jaxformer.models.flops import linear_flops, stack_flops
 from jaxformer.parallel import metadata, sharding
@@ -171,15 +172,16 @@ class Bert(Model):
         )
         x, table = embeddings(tokens, position_ids, token_types, train)
         mask = None if segments is None else Mask.of_segments(segments, segments)
+        inputs = BlockInputs(mask=mask, position_ids=position_ids, train=train)
         cls_positions = jnp.zeros_like(tokens[:, :1]) if cls_positions is None else cls_positions
         if masked_positions is None or return_attention:
-            output = config(x, mask, train, return_attention, position_ids=position_ids)
+            output = config(x, inputs.replace(return_attention=return_attention))
             hidden = output.hidden
             firsts, masked = take(hidden, cls_positions), take(hidden, masked_positions)
         else:
             # The last block computes what the heads read, and nothing else.
             at, pairs = jnp.concatenate([cls_positions, masked_positions], axis=1), cls_positions.shape[1]
-            output = config(x, mask, train, at=at, position_ids=position_ids)
+            output = config(x, inputs.replace(at=at))
             firsts, masked, hidden = output.hidden[:, :pairs], output.hidden[:, pairs:], None
         prediction = lm_head = pooled = next_sentence_logits = None
         if "masked_lm" in self.prediction_heads:
@@ -196,6 +198,7 @@ class Bert(Model):
             hidden=hidden,
             pooled=pooled,
             attention=output.attention,
+            means=output.means,
             prediction=prediction,
             lm_head=lm_head,
             next_sentence_logits=next_sentence_logits,

@@ -10,12 +10,15 @@ import jax
 import jax.numpy as jnp
 
 from jaxformer.errors import InputError
+from jaxformer.layers.block import BlockInputs
+from jaxformer.layers.cache import Cache
 from jaxformer.layers.embeddings import AddedPositions, Embeddings
 from jaxformer.layers.linear import LMHead, truncated_normal
 from jaxformer.layers.masks import Mask
 from jaxformer.layers.mlp import Mlp
 from jaxformer.layers.norms import LayerNorm
-from jaxformer.layers.transformer import Cache, Transformer, fresh
+from jaxformer.layers.transformer import Transformer, fresh
+from jaxformer.metrics.means import Mean, added
 from jaxformer.models.base import POSITION_IDS, SEGMENTS, TOKENS, InputSpec, LMOutput, Model, TokenInput
 from jaxformer.models.flops import linear_flops, stack_flops
 from jaxformer.parallel import metadata
@@ -146,15 +149,17 @@ class EncoderDecoder(Model):
           position_ids: integers [b, t]. Default: 0, 1, 2, ...
           train: whether to drop out; needs the rng stream `dropout`.
         """
-        encoded = self.encode(inputs, input_segments, input_position_ids, train)
+        encoded, means = self._encode(inputs, input_segments, input_position_ids, train)
         if input_segments is not None and segments is None:
             segments = jnp.ones_like(tokens)
         memory_mask = None if input_segments is None else Mask.of_segments(segments, input_segments)
         x, table = self._embed(tokens, position_ids, train, "decoder")
         mask = Mask.causal(tokens.shape[1], segments)
-        hidden = self.decoder(x, mask, train, position_ids=position_ids, memory=encoded, memory_mask=memory_mask).hidden
-        hidden, lm_head = self._head(hidden, table, train)
-        return EncoderDecoderOutput(hidden=hidden, lm_head=lm_head, encoded=encoded)
+        given = BlockInputs(mask=mask, position_ids=position_ids, memory=encoded, memory_mask=memory_mask, train=train)
+        output = self.decoder(x, given)
+        hidden, lm_head = self._head(output.hidden, table, train)
+        means = added(means, output.means)
+        return EncoderDecoderOutput(hidden=hidden, lm_head=lm_head, encoded=encoded, means=means)
 
     def encode(
         self,
@@ -164,9 +169,14 @@ class EncoderDecoder(Model):
         train: bool = False,
     ) -> jax.Array:
         """Returns the encoder's output, [b, s, d]; the arguments are those of a call, without `input_`."""
+        return self._encode(inputs, segments, position_ids, train)[0]
+
+    def _encode(self, inputs, segments, position_ids, train: bool) -> tuple[jax.Array, dict[str, Mean]]:
+        """The encoder's output, and its auxiliary means."""
         x, _ = self._embed(inputs, position_ids, train, "encoder")
         mask = None if segments is None else Mask.of_segments(segments, segments)
-        return self._end(self.encoder(x, mask, train, position_ids=position_ids).hidden, train)
+        output = self.encoder(x, BlockInputs(mask=mask, position_ids=position_ids, train=train))
+        return self._end(output.hidden, train), output.means
 
     def decode(
         self, tokens: jax.Array, position_ids: jax.Array, cache: Cache, encoded: jax.Array | None = None
@@ -180,7 +190,7 @@ class EncoderDecoder(Model):
           encoded: the encoder's output; needed in the first call only, which puts its keys and values into the cache.
         """
         x, table = self._embed(tokens, position_ids, False, "decoder")
-        output = self.decoder(x, position_ids=position_ids, memory=encoded, cache=cache)
+        output = self.decoder(x, BlockInputs(position_ids=position_ids, memory=encoded), cache)
         hidden, lm_head = self._head(output.hidden, table, False)
         return EncoderDecoderOutput(hidden=hidden, lm_head=lm_head, cache=output.cache)
 

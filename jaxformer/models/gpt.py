@@ -7,12 +7,14 @@ import flax.linen as nn
 import flax.struct
 import jax
 
+from jaxformer.layers.block import BlockInputs
+from jaxformer.layers.cache import Cache
 from jaxformer.layers.embeddings import Embeddings
 from jaxformer.layers.linear import LMHead, truncated_normal
 from jaxformer.layers.masks import Mask
 from jaxformer.layers.mlp import Mlp
 from jaxformer.layers.norms import LayerNorm
-from jaxformer.layers.transformer import Cache, Transformer
+from jaxformer.layers.transformer import Transformer
 from jaxformer.models.base import POSITION_IDS, SEGMENTS, TOKENS, InputSpec, LMOutput, Model, TokenInput
 from jaxformer.models.flops import linear_flops, stack_flops
 from jaxformer.parallel import metadata
@@ -95,11 +97,18 @@ class Gpt(Model):
         )
         x, table = embeddings(tokens, position_ids, train=train)
         mask = Mask.causal(tokens.shape[1], segments) if prefix is None else Mask.prefix(prefix, segments)
-        output = config(x, mask, train, return_attention, position_ids=position_ids, cache=cache)
+        inputs = BlockInputs(mask=mask, position_ids=position_ids, train=train, return_attention=return_attention)
+        output = config(x, inputs, cache)
         if not self.tie_embeddings:
             init = metadata.with_axes(truncated_normal(0.02), "vd")
             table = self.param("head", init, (self.vocab, config.width))
-        return GptOutput(hidden=output.hidden, attention=output.attention, lm_head=LMHead(table), cache=output.cache)
+        return GptOutput(
+            hidden=output.hidden,
+            attention=output.attention,
+            means=output.means,
+            lm_head=LMHead(table),
+            cache=output.cache,
+        )
 
     def new_cache(self, rows: int, slots: int) -> Cache:
         """A cache without tokens."""

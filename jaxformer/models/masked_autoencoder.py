@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxformer.errors import InputError
+from jaxformer.layers.block import BlockInputs, take
 from jaxformer.layers.dropout import Dropout
 from jaxformer.layers.linear import Linear, truncated_normal
 from jaxformer.layers.norms import LayerNorm
 from jaxformer.layers.patches import ImageEmbeddings, check_geometry, normalise, patchify, sinusoidal_2d
-from jaxformer.layers.transformer import Transformer, fresh, take
+from jaxformer.layers.transformer import Transformer, fresh
 from jaxformer.models.base import InputSpec, Model, ModelOutput
 from jaxformer.models.flops import linear_flops, stack_flops
 from jaxformer.models.vit import IMAGES
@@ -136,11 +137,14 @@ class MaskedAutoencoder(Model):
         order = jnp.argsort(noise, axis=1)
         place = jnp.argsort(order, axis=1)  # Of each patch in that order.
         x = jnp.concatenate([embedded.leading, take(embedded.patches, order[:, : self.visible])], axis=1)
-        hidden = config(Dropout(config.dropout)(x, train), None, train).hidden
+        encoded = config(Dropout(config.dropout)(x, train), BlockInputs(train=train))
+        hidden = encoded.hidden
         masked = (place >= self.visible).astype(jnp.float32)
         painted = None if self.decoder is None else self._paint(hidden, place, train)
         targets = patchify(pixels, self.patch).reshape(*place.shape, -1)
-        return MaskedAutoencoderOutput(hidden=hidden, masked=masked, pixels=painted, targets=targets)
+        return MaskedAutoencoderOutput(
+            hidden=hidden, masked=masked, pixels=painted, targets=targets, means=encoded.means
+        )
 
     def _paint(self, hidden: jax.Array, place: jax.Array, train: bool) -> jax.Array:
         """The pixels of every patch, of the visible ones' vectors and of one for all that are masked."""
@@ -152,6 +156,6 @@ class MaskedAutoencoder(Model):
         patches = take(jnp.concatenate([x[:, 1:], absent], axis=1), place)
         side = self.image // self.patch
         patches = patches + sinusoidal_2d(side, side, config.width).astype(x.dtype)
-        x = config(jnp.concatenate([x[:, :1], patches], axis=1), None, train).hidden[:, 1:]
+        x = config(jnp.concatenate([x[:, :1], patches], axis=1), BlockInputs(train=train)).hidden[:, 1:]
         shape = (config.width, self.patch * self.patch * self.channels)
         return Linear("bpd,df->bpf", shape, dtype=config.dtype, name="pixels")(x).astype(jnp.float32)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxformer.errors import InputError
+from jaxformer.layers.block import BlockInputs
 from jaxformer.layers.dropout import Dropout
 from jaxformer.layers.linear import Linear
 from jaxformer.layers.norms import LayerNorm
@@ -149,7 +150,7 @@ class Vit(Model):
         at = None
         if pooled_only and self.pooling == "first" and not return_attention:
             at = jnp.zeros((x.shape[0], 1), jnp.int32)
-        output = config(x, None, train, return_attention, at=at)
+        output = config(x, BlockInputs(at=at, train=train, return_attention=return_attention))
         pooled = self._pool(output.hidden)
         if self.pooler:
             pooled = jnp.tanh(
@@ -160,7 +161,7 @@ class Vit(Model):
             head = Linear("bd,dc->bc", (pooled.shape[-1], len(self.labels)), dtype=config.dtype, name="head")
             logits = head(pooled).astype(jnp.float32)
         hidden = output.hidden if at is None else None
-        return VitOutput(hidden=hidden, pooled=pooled, logits=logits, attention=output.attention)
+        return VitOutput(hidden=hidden, pooled=pooled, logits=logits, attention=output.attention, means=output.means)
 
     def _pool(self, hidden: jax.Array) -> jax.Array:
         parts = []

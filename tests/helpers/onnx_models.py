@@ -14,7 +14,7 @@ from jaxformer.layers.attention import Attention
 from jaxformer.layers.mlp import GatedMlp, Mlp
 from jaxformer.layers.norms import LayerNorm, RMSNorm
 from jaxformer.layers.positions import Rotary
-from jaxformer.layers.residual import Residual
+from jaxformer.layers.residual import ResidualBranch
 from jaxformer.layers.transformer import Transformer
 from jaxformer.models.bart import Bart
 from jaxformer.models.bert import Bert
@@ -57,7 +57,7 @@ MODELS = {
     "vit": VIT,
     "masked autoencoder": AUTOENCODER,
     "masked autoencoder's encoder": dataclasses.replace(AUTOENCODER, decoder=None),
-    "dinov2": Vit(dataclasses.replace(VIT.transformer, residual=Residual(0.5)), image=12, patch=4, channels=1),
+    "dinov2": Vit(dataclasses.replace(VIT.transformer, residual=ResidualBranch(0.5)), image=12, patch=4, channels=1),
     # Forms for which transformers has no class.
     "tags of a pre-norm encoder": Classifier(Bert(QUIET_STACK, VOCAB, POSITIONS, prediction_heads=()), LABELS, "none"),
     "classes of a mean": Classifier(ENCODER, LABELS, "mean"),

@@ -5,7 +5,7 @@ import numpy as np
 from small_bert import noisy_params
 
 from jaxformer.layers.norms import LayerNorm
-from jaxformer.layers.residual import Residual
+from jaxformer.layers.residual import ResidualBranch
 from jaxformer.layers.transformer import Transformer
 from jaxformer.models.masked_autoencoder import MaskedAutoencoder
 from jaxformer.models.vit import Vit
@@ -14,7 +14,7 @@ FIELDS = {"norm": LayerNorm(1e-6), "dropout": 0.0, "attention_dropout": 0.0, "dt
 GREY = {"image": 12, "patch": 4, "channels": 1}
 VIT = Vit(Transformer(16, 2, 2, **FIELDS), labels=("zero", "one", "two"), **GREY)
 SCALED = Vit(
-    Transformer(16, 2, 2, residual=Residual(0.5, 0.3), **FIELDS),
+    Transformer(16, 2, 2, residual=ResidualBranch(0.5, 0.3), **FIELDS),
     labels=("zero", "one"),
     pooling="first_and_mean",
     registers=2,

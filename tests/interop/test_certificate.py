@@ -22,7 +22,7 @@ from jaxformer.layers.attention import Attention
 from jaxformer.layers.mlp import GatedMlp, Mlp
 from jaxformer.layers.norms import LayerNorm, RMSNorm
 from jaxformer.layers.positions import Rotary
-from jaxformer.layers.residual import Residual
+from jaxformer.layers.residual import ResidualBranch
 from jaxformer.layers.transformer import Transformer
 from jaxformer.models.bert import Bert
 from jaxformer.models.classifier import Classifier
@@ -70,7 +70,7 @@ OTHERS = {
     "vit": Vit(PICTURES, ("a", "b", "c"), image=8, patch=4),
     "masked autoencoder": MaskedAutoencoder(PICTURES, PICTURES, image=12, patch=4),
     "its encoder": MaskedAutoencoder(PICTURES, None, image=12, patch=4),
-    "dinov2": Vit(dataclasses.replace(PICTURES, residual=Residual(0.5)), image=8, patch=4),
+    "dinov2": Vit(dataclasses.replace(PICTURES, residual=ResidualBranch(0.5)), image=8, patch=4),
 }
 
 

@@ -31,7 +31,7 @@ from jaxformer.interop.huggingface.models import export_hf
 from jaxformer.interop.huggingface.runs import export_run
 from jaxformer.interop.parity.compare import Ours
 from jaxformer.interop.parity.end_to_end import compare_answers
-from jaxformer.layers.residual import Residual
+from jaxformer.layers.residual import ResidualBranch
 from jaxformer.models.classifier import Classifier
 from jaxformer.models.vit import Vit
 from jaxformer.objectives.causal_lm import CausalLM
@@ -132,7 +132,7 @@ RUNS = {
     ),
     "vectors of pictures": (
         None,
-        Vit(dataclasses.replace(PICTURES, residual=Residual(0.5)), image=8, patch=4),
+        Vit(dataclasses.replace(PICTURES, residual=ResidualBranch(0.5)), image=8, patch=4),
         ImageEmbedding(),
         ImageTask(ImageField(8)),
     ),

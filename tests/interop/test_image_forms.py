@@ -17,7 +17,7 @@ from jaxformer.errors import InputError
 from jaxformer.interop.huggingface.conventions import conventional
 from jaxformer.interop.huggingface.image_forms import image_form
 from jaxformer.interop.huggingface.runs import export_run, from_pretrained
-from jaxformer.layers.residual import Residual
+from jaxformer.layers.residual import ResidualBranch
 from jaxformer.objectives.image_classification import ImageClassification
 from jaxformer.objectives.image_embedding import ImageEmbedding
 from jaxformer.optimizers import AdamW, Schedule
@@ -26,7 +26,7 @@ from jaxformer.runs.run import Run, open_run, write_experiment
 from jaxformer.training.checkpoints import Checkpoints
 
 FIXED = {"positions": "sinusoidal"}
-DROPPING = dataclasses.replace(VIT.transformer, residual=Residual(drop_path=0.1))
+DROPPING = dataclasses.replace(VIT.transformer, residual=ResidualBranch(drop_path=0.1))
 MODELS = {
     "fixed positions": (dataclasses.replace(VIT, **FIXED), "ViTForImageClassification"),
     "the patches' mean": (dataclasses.replace(VIT, pooling="mean"), "Dinov2ForImageClassification"),
@@ -36,7 +36,7 @@ MODELS = {
     ),
     "layer scale": (
         dataclasses.replace(
-            VIT, pooling="mean", transformer=dataclasses.replace(DROPPING, residual=Residual(0.3)), **FIXED
+            VIT, pooling="mean", transformer=dataclasses.replace(DROPPING, residual=ResidualBranch(0.3)), **FIXED
         ),
         "Dinov2ForImageClassification",
     ),

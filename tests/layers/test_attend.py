@@ -7,7 +7,8 @@ import pytest
 from attention_cases import MASKS, case, documents, plain, values_and_gradients
 
 from jaxformer.layers import attention
-from jaxformer.layers.attention import KeyValue, attend
+from jaxformer.layers.attention import AttendOptions, attend
+from jaxformer.layers.cache import KeyValue
 from jaxformer.layers.masks import Mask
 
 LENGTHS = (1, 63, 64, 65, 255, 256, 257, 512, 513, 1100)
@@ -18,7 +19,7 @@ def assert_equal(mask, arrays, scale=None):
     """`attend` gives what the formula gives, with its gradients; all in one compiled function."""
 
     def ours(query, key, value, bias=None):
-        return attend(query, KeyValue(key, value), mask, bias, scale)
+        return attend(query, KeyValue(key, value), AttendOptions(mask=mask, bias=bias, scale=scale))
 
     def theirs(query, key, value, bias=None):
         return plain(query, key, value, None if mask is None else mask.dense(), bias, scale)

@@ -9,7 +9,8 @@ import pytest
 from attention_cases import MASKS, case, plain, values_and_gradients
 
 from jaxformer.layers import attention
-from jaxformer.layers.attention import KeyValue, attend
+from jaxformer.layers.attention import AttendOptions, attend
+from jaxformer.layers.cache import KeyValue
 from jaxformer.layers.dropout import keep_mask
 from jaxformer.layers.masks import Mask
 
@@ -27,7 +28,10 @@ class TestDropout:
         arrays = self.arrays(length)
         keys = KeyValue(arrays["key"], arrays["value"])
         left, all_weights = jax.jit(
-            lambda: (attend(arrays["query"], keys, mask, rate=rate, key=key), attend(arrays["query"], keys, mask))
+            lambda: (
+                attend(arrays["query"], keys, AttendOptions(mask=mask, rate=rate, key=key)),
+                attend(arrays["query"], keys, AttendOptions(mask=mask)),
+            )
         )()
         return np.asarray(left), np.asarray(all_weights)
 
@@ -80,7 +84,7 @@ class TestDropout:
         del arrays["bias"]
 
         def ours(query, key, value):
-            return attend(query, KeyValue(key, value), mask, rate=self.RATE, key=self.KEY)
+            return attend(query, KeyValue(key, value), AttendOptions(mask=mask, rate=self.RATE, key=self.KEY))
 
         def theirs(query, key, value):
             return plain(query, key, value, mask.dense(), kept=kept)
@@ -99,7 +103,7 @@ def test_the_memory_of_a_training_step_grows_with_the_length_and_not_with_its_sq
     def temporaries(length):
         def loss(query, key, value, segments):
             mask = (Mask.causal(length, segments), Mask.of_segments(segments, segments))[name == "segments"]
-            output = attend(query, KeyValue(key, value), mask, rate=0.1, key=jax.random.key(0))
+            output = attend(query, KeyValue(key, value), AttendOptions(mask=mask, rate=0.1, key=jax.random.key(0)))
             return jnp.sum(jnp.sin(output))
 
         query, key = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1, length, 2, 8), (1, 2, length, 8)))

@@ -7,7 +7,8 @@ import pytest
 from small_bert import noisy_params
 
 from jaxformer.errors import InputError
-from jaxformer.layers.attention import Attention, KeyValue, attention_weights, mix
+from jaxformer.layers.attention import Attention, AttentionInputs, attention_weights, mix
+from jaxformer.layers.cache import KeyValue, LayerCache
 from jaxformer.layers.masks import Mask
 from jaxformer.layers.norms import HeadRMSNorm
 from jaxformer.layers.positions import Placement, Rotary, rotate
@@ -30,8 +31,12 @@ def params_of(layer, heads=3):
     return noisy_params(layer, X, heads=heads)
 
 
-def apply(layer, params, *inputs, **options):
-    return layer.apply({"params": params}, *inputs, **(SETTINGS | options))
+def apply(layer, params, x, memory=None, mask=None, rngs=None, **options):
+    """The layer's output, weights and keys; `options` are inputs, or settings of the call."""
+    settings = SETTINGS | {name: options.pop(name) for name in ("heads", "dropout", "dtype") if name in options}
+    inputs = AttentionInputs(memory=memory, mask=mask, **options)
+    output = layer.apply({"params": params}, x, inputs, rngs=rngs, **settings)
+    return output.output, output.weights, output.keys if output.cache is None else output.cache.keys
 
 
 def project(params, name, inputs):
@@ -158,7 +163,7 @@ def test_new_keys_and_values_enter_the_cache_at_their_slot():
     params = params_of(layer)
     cache = KeyValue(normal(2, 3, 9, 4, seed=5), normal(2, 3, 9, 4, seed=6))
     seen = Mask.of_segments(np.ones((2, 5), int), np.array([[1] * 7 + [0] * 2] * 2))
-    output, _, keys = apply(layer, params, X, None, seen, cache=cache, slot=jnp.int32(2))
+    output, _, keys = apply(layer, params, X, None, seen, cache=LayerCache(cache), used=jnp.int32(2))
     for name, old, new in (("key", cache.key, keys.key), ("value", cache.value, keys.value)):
         written = project(params, name, X).swapaxes(1, 2)
         np.testing.assert_allclose(new, np.concatenate([old[:, :, :2], written, old[:, :, 7:]], 2), atol=1e-5)
@@ -170,7 +175,7 @@ def test_new_keys_and_values_enter_the_cache_at_their_slot():
 def test_a_cache_keeps_its_type():
     cache = KeyValue(*[jnp.zeros((2, 3, 9, 4), jnp.bfloat16)] * 2)
     layer = Attention()
-    _, _, keys = apply(layer, params_of(layer), X, cache=cache, slot=0)
+    _, _, keys = apply(layer, params_of(layer), X, cache=LayerCache(cache), used=0)
     assert keys.key.dtype == keys.value.dtype == jnp.bfloat16
 
 

@@ -10,7 +10,8 @@ from attention_cases import MASKS, case, documents, values_and_gradients
 
 from jaxformer.errors import InputError
 from jaxformer.layers import kernels
-from jaxformer.layers.attention import Attention, KeyValue, attend
+from jaxformer.layers.attention import AttendOptions, Attention, attend
+from jaxformer.layers.cache import KeyValue
 from jaxformer.layers.masks import Mask
 from jaxformer.layers.mlp import Mlp
 from jaxformer.layers.positions import Rotary
@@ -23,7 +24,7 @@ PADDING = np.array([[1] * 200 + [0] * 56, [3] * 256], np.int32)
 
 
 def by_blocks(mask, query, key, value):
-    return attend(query, KeyValue(key, value), mask, scale=SCALE, kernel="blocks")
+    return attend(query, KeyValue(key, value), AttendOptions(mask=mask, scale=SCALE, kernel="blocks"))
 
 
 def by_splash(mask, query, key, value):

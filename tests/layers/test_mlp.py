@@ -33,7 +33,7 @@ def test_down_of_activation_of_up(bias):
     assert ("bias" in up) == ("bias" in down) == bias
     hidden = np.maximum(X @ up["kernel"] + up.get("bias", 0), 0)
     expected = hidden @ down["kernel"] + down.get("bias", 0)
-    np.testing.assert_allclose(mlp.apply({"params": params}, X, "float32"), expected, atol=1e-5)
+    np.testing.assert_allclose(mlp.apply({"params": params}, X, "float32")[0], expected, atol=1e-5)
 
 
 def test_its_width_is_four_times_the_models_by_default():
@@ -49,7 +49,7 @@ def test_down_of_the_gates_activation_times_up(name, bias):
     gate, up = (X @ params[part]["kernel"] + params[part].get("bias", 0) for part in ("gate", "up"))
     hidden = TORCH[name](torch.tensor(np.asarray(gate))).numpy() * up
     expected = hidden @ params["down"]["kernel"] + params["down"].get("bias", 0)
-    np.testing.assert_allclose(mlp.apply({"params": params}, X, "float32"), expected, atol=1e-5)
+    np.testing.assert_allclose(mlp.apply({"params": params}, X, "float32")[0], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(("embed", "width"), [(6, 32), (96, 256), (97, 288), (768, 2048), (512, 1376)])

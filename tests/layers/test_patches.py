@@ -15,7 +15,7 @@ from jaxformer.layers.patches import (
     sinusoidal_2d,
     unpatchify,
 )
-from jaxformer.layers.residual import Residual
+from jaxformer.layers.residual import ResidualBranch
 
 
 def test_patches_are_squares_row_by_row_and_put_together_again():
@@ -70,7 +70,7 @@ def test_images_that_a_model_cannot_read(shape, line):
 
 
 def test_a_path_is_dropped_for_a_whole_example_more_often_the_deeper_and_never_in_evaluation():
-    module, y = Residual(drop_path=0.5), jnp.ones((2000, 2, 3))
+    module, y = ResidualBranch(drop_path=0.5), jnp.ones((2000, 2, 3))
 
     def kept(depth, train=True):
         return np.asarray(module.apply({}, y, depth, train, rngs={"dropout": jax.random.key(0)}))
@@ -85,10 +85,10 @@ def test_a_path_is_dropped_for_a_whole_example_more_often_the_deeper_and_never_i
 
 
 def test_layer_scale_is_a_factor_for_each_dimension():
-    module, y = Residual(layer_scale=0.1), jnp.ones((1, 2, 3))
+    module, y = ResidualBranch(layer_scale=0.1), jnp.ones((1, 2, 3))
     variables = module.init(jax.random.key(0), y)
     np.testing.assert_allclose(module.apply(variables, y), 0.1 * np.ones((1, 2, 3)))
     scaled = module.apply({"params": {"scale": jnp.arange(3.0)}}, y)
     np.testing.assert_array_equal(scaled[0, 0], [0, 1, 2])
     with pytest.raises(InputError, match=re.escape("residual.drop_path=1.0: expected 0 or more, below 1")):
-        Residual(drop_path=1.0)
+        ResidualBranch(drop_path=1.0)

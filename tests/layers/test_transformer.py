@@ -11,12 +11,14 @@ from small_bert import assert_trees_close, noisy_params
 from small_bert import small_transformer as small
 
 from jaxformer.errors import InputError
-from jaxformer.layers.attention import Attention
+from jaxformer.layers.attention import Attention, AttentionInputs
+from jaxformer.layers.block import Block, BlockInputs
 from jaxformer.layers.masks import Mask
 from jaxformer.layers.mlp import Mlp
 from jaxformer.layers.norms import LayerNorm, RMSNorm
 from jaxformer.layers.positions import RelativePositions, Rotary
-from jaxformer.layers.transformer import Block, Transformer
+from jaxformer.layers.stack import unstacked
+from jaxformer.layers.transformer import Transformer
 
 X = np.random.default_rng(0).normal(size=(2, 12, 16)).astype(np.float32)
 MEMORY = np.random.default_rng(1).normal(size=(2, 7, 16)).astype(np.float32)
@@ -27,8 +29,8 @@ SCHEMES = {"rotary": Rotary(100.0), "relative": RelativePositions(8, 20)}
 KEY = jax.random.key(3)
 
 
-def apply(transformer, params, x=X, mask=MASK, **more):
-    return transformer.apply({"params": params}, x, mask, **more)
+def apply(transformer, params, x=X, mask=MASK, rngs=None, **inputs):
+    return transformer.apply({"params": params}, x, BlockInputs(mask=mask, **inputs), rngs=rngs)
 
 
 @pytest.mark.parametrize("norm", [LayerNorm(), RMSNorm()], ids=lambda norm: type(norm).__name__)
@@ -37,7 +39,7 @@ def apply(transformer, params, x=X, mask=MASK, **more):
 def test_a_block_is_its_layers_with_residuals_and_norms(memory, position, norm):
     mlp, attention = Mlp(20), Attention()
     block = Block(2, attention, mlp, norm, position, 0.0, 0.0, "float32")
-    params = noisy_params(block, X, memory=memory)
+    params = noisy_params(block, X, BlockInputs(memory=memory))
 
     def part(layer, name, *inputs, **options):
         return layer.apply({"params": params[name]}, *inputs, **options)
@@ -48,15 +50,18 @@ def test_a_block_is_its_layers_with_residuals_and_norms(memory, position, norm):
         return part(norm, f"{name}_norm", x + function(x))
 
     settings = {"heads": 2, "dtype": "float32"}
-    x = sublayer(X, "attention", lambda x: part(attention, "attention", x, None, MASK, **settings)[0])
+    x = sublayer(
+        X, "attention", lambda x: part(attention, "attention", x, AttentionInputs(mask=MASK), **settings).output
+    )
     if memory is not None:
 
         def attend_memory(x):
-            return part(attention, "cross_attention", x, memory, MEMORY_MASK, **settings)[0]
+            inputs = AttentionInputs(memory=memory, mask=MEMORY_MASK)
+            return part(attention, "cross_attention", x, inputs, **settings).output
 
         x = sublayer(x, "cross_attention", attend_memory)
-    expected = sublayer(x, "mlp", lambda x: part(mlp, "mlp", x, "float32"))
-    actual = block.apply({"params": params}, X, MASK, memory=memory, memory_mask=MEMORY_MASK)
+    expected = sublayer(x, "mlp", lambda x: part(mlp, "mlp", x, "float32")[0])
+    actual = block.apply({"params": params}, X, BlockInputs(mask=MASK, memory=memory, memory_mask=MEMORY_MASK))
     np.testing.assert_allclose(actual.hidden, expected, atol=1e-5)
     assert (actual.memory is None) == (memory is None) == ("cross_attention" not in params)
 
@@ -68,7 +73,8 @@ def test_the_stack_is_its_blocks_one_after_the_other_and_a_norm_at_the_end_where
     block = Block(2, Attention(), Mlp(), LayerNorm(1e-12), position, 0.0, 0.0, "float32")
     x = X
     for layer in range(3):
-        x = block.apply({"params": jax.tree.map(lambda leaf: leaf[layer], params["blocks"])}, x, MASK).hidden  # noqa: B023
+        own = unstacked(params["blocks"])[layer]
+        x = block.apply({"params": own}, x, BlockInputs(mask=MASK)).hidden
     assert set(params) == ({"blocks", "norm"} if position == "before" else {"blocks"})
     if position == "before":
         x = LayerNorm(1e-12).apply({"params": params["norm"]}, x)
@@ -102,13 +108,13 @@ def values_and_gradients(**fields):
     fields = dict(fields)
     memory = MEMORY if fields.pop("memory", False) else None
     transformer = small(dropout=0.2, attention_dropout=0.2, **fields)
-    params = noisy_params(transformer, X, memory=memory)
+    params = noisy_params(transformer, X, BlockInputs(memory=memory))
 
     @jax.jit
     def run(params, x, memory):
         def loss(params, x, memory):
-            others = {"memory": memory, "memory_mask": MEMORY_MASK}
-            output = transformer.apply({"params": params}, x, MASK, True, **others, rngs={"dropout": KEY}).hidden
+            inputs = BlockInputs(mask=MASK, memory=memory, memory_mask=MEMORY_MASK, train=True)
+            output = transformer.apply({"params": params}, x, inputs, rngs={"dropout": KEY}).hidden
             return jnp.sum(jnp.sin(output)), output
 
         return jax.value_and_grad(loss, (0, 1, 2)[: 2 if memory is None else 3], has_aux=True)(params, x, memory)
@@ -191,7 +197,7 @@ def test_returned_attention_has_a_row_a_query_that_sums_to_one():
 
 def test_attention_at_some_positions_cannot_be_returned():
     transformer = small()
-    with pytest.raises(ValueError, match="return_attention and at"):
+    with pytest.raises(ValueError, match="at: the last block"):
         apply(transformer, noisy_params(transformer, X), return_attention=True, at=np.array([[0], [1]]))
 
 
@@ -208,7 +214,7 @@ def test_the_output_at_some_positions_is_that_of_all_positions(position, depth):
 @pytest.mark.parametrize("scheme", ["rotary", "relative"])
 def test_so_it_is_with_a_scheme_of_positions_a_memory_and_a_causal_mask(scheme, position_ids):
     transformer = small(position_embedding=SCHEMES[scheme], attention=Attention(kv_heads=1))
-    params, at = noisy_params(transformer, X, memory=MEMORY), np.array([[0, 7, 3, 3], [11, 2, 0, 5]])
+    params, at = noisy_params(transformer, X, BlockInputs(memory=MEMORY)), np.array([[0, 7, 3, 3], [11, 2, 0, 5]])
     others = {"position_ids": position_ids, "memory": MEMORY, "memory_mask": MEMORY_MASK}
     run = jax.jit(lambda params, at: apply(transformer, params, mask=Mask.causal(12, SEGMENTS), at=at, **others).hidden)
     expected = np.take_along_axis(np.asarray(run(params, None)), at[..., None], 1)

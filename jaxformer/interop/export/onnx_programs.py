@@ -17,8 +17,8 @@ from jaxformer.interop.export.onnx_build import Argument
 from jaxformer.interop.export.stablehlo_program import portable
 from jaxformer.interop.huggingface import parameters
 from jaxformer.interop.huggingface.families.classifiers import SPAN
-from jaxformer.layers.attention import KeyValue
-from jaxformer.layers.transformer import Cache, Transformer
+from jaxformer.layers.cache import Cache, KeyValue, LayerCache
+from jaxformer.layers.transformer import Transformer
 from jaxformer.models.bert import Bert
 from jaxformer.models.classifier import Classifier
 from jaxformer.models.encoder_decoder import EncoderDecoder
@@ -183,6 +183,11 @@ def _written(layers: tuple[KeyValue, ...], name: str) -> dict[str, jax.Array]:
     return parts | {f"{name.format(number)}.value": layer.value for number, layer in enumerate(layers)}
 
 
+def _keys(output: Any) -> tuple[KeyValue, ...]:
+    """The keys and values in the cache of a model's output, a layer each."""
+    return tuple(layer.keys for layer in output.cache.layers)
+
+
 def _decoder(model: Gpt) -> Program:
     depth = model.transformer.depth
 
@@ -190,7 +195,7 @@ def _decoder(model: Gpt) -> Program:
         layers = _read(past, "past_key_values.{}", depth)
         cache = _with_room(layers, attention_mask, input_ids.shape[1])
         output = apply(model, params, input_ids, position_ids=position_ids, cache=cache)
-        return {"logits": output.logits} | _written(output.cache.layers, "present.{}")
+        return {"logits": output.logits} | _written(_keys(output), "present.{}")
 
     arguments = {
         "input_ids": Argument((BATCH, LENGTH), "int64", "ids of the tokens after those in the cache"),
@@ -204,7 +209,7 @@ def _decoder(model: Gpt) -> Program:
 def _with_room(layers: tuple[KeyValue, ...], segments: jax.Array, tokens: int, **memory: Any) -> Cache:
     """A cache of the layers that has room for so many tokens more."""
     used = jnp.asarray(layers[0].key.shape[2], jnp.int32)
-    cache = Cache(layers, segments, used).room_for(tokens)
+    cache = Cache(tuple(map(LayerCache, layers)), segments, used).room_for(tokens)
     return cache.replace(segments=segments, **memory)
 
 
@@ -229,7 +234,7 @@ def _encoder_decoder(model: EncoderDecoder) -> dict[str, Program]:
 
     def decode(params, input_ids, encoder_attention_mask, encoder_hidden_states, layers=None, memory=None):
         rows, length = input_ids.shape
-        layers = model.new_cache(rows, 0).layers if layers is None else layers
+        layers = tuple(layer.keys for layer in model.new_cache(rows, 0).layers) if layers is None else layers
         past = layers[0].key.shape[2]
         ones = jnp.ones((rows, past + length), jnp.int32)
         cache = _with_room(layers, ones, length, memory=memory, memory_segments=encoder_attention_mask)
@@ -239,22 +244,20 @@ def _encoder_decoder(model: EncoderDecoder) -> dict[str, Program]:
 
     def first(params, **arrays):
         output = decode(params, **arrays)
-        written = _written(output.cache.layers, "present.{}.decoder") | _written(
-            output.cache.memory, "present.{}.encoder"
-        )
+        written = _written(_keys(output), "present.{}.decoder") | _written(output.cache.memory, "present.{}.encoder")
         return {"logits": output.logits} | written
 
     def later(params, input_ids, encoder_attention_mask, **past):
         kept = _read(past, own, depth), _read(past, other, depth)
         output = decode(params, input_ids, encoder_attention_mask, None, *kept)
-        return {"logits": output.logits} | _written(output.cache.layers, "present.{}.decoder")
+        return {"logits": output.logits} | _written(_keys(output), "present.{}.decoder")
 
     def merged(params, input_ids, encoder_attention_mask, encoder_hidden_states, use_cache_branch, **past):
         arrays = input_ids, encoder_attention_mask, encoder_hidden_states
         computed = lambda: decode(params, *arrays).cache.memory  # noqa: E731
         memory = jax.lax.cond(use_cache_branch[0], lambda: _read(past, other, depth), computed)
         output = decode(params, *arrays, _read(past, own, depth), memory)
-        written = _written(output.cache.layers, "present.{}.decoder") | _written(memory, "present.{}.encoder")
+        written = _written(_keys(output), "present.{}.decoder") | _written(memory, "present.{}.encoder")
         return {"logits": output.logits} | written
 
     # optimum goes by the order of these: of each layer first the decoder's own.

@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxformer.interop.huggingface import parameters
 from jaxformer.layers.patches import sinusoidal_2d
-from jaxformer.layers.residual import Residual
+from jaxformer.layers.residual import ResidualBranch
 from jaxformer.models.vit import Vit
 
 SCALES = tuple(f"transformer/blocks/{part}_residual/scale" for part in ("attention", "mlp"))
@@ -24,9 +24,9 @@ def image_form(model: Vit) -> Vit:
     if model.position_embedding == "sinusoidal":
         changes["position_embedding"] = "learned"
     if _reads_mean(model):
-        residual = model.transformer.residual or Residual()
+        residual = model.transformer.residual or ResidualBranch()
         scale = 1.0 if residual.layer_scale is None else residual.layer_scale
-        stack = dataclasses.replace(model.transformer, residual=Residual(scale, residual.drop_path))
+        stack = dataclasses.replace(model.transformer, residual=ResidualBranch(scale, residual.drop_path))
         changes |= {"pooling": "first_and_mean", "transformer": stack}
     return dataclasses.replace(model, **changes) if changes else model
 

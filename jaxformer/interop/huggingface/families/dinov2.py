@@ -14,7 +14,7 @@ from jaxformer.interop.huggingface.labels import label_fields, read_labels
 from jaxformer.interop.huggingface.table import Row, Table
 from jaxformer.layers.mlp import GatedMlp, Mlp
 from jaxformer.layers.norms import LayerNorm
-from jaxformer.layers.residual import Residual
+from jaxformer.layers.residual import ResidualBranch
 from jaxformer.layers.transformer import Transformer
 from jaxformer.models.vit import Vit
 
@@ -76,7 +76,7 @@ def build(settings: Settings, names: Collection[str]) -> Vit:
         norm=LayerNorm(settings.number("layer_norm_eps", 1e-6)),
         dropout=settings.rate("hidden_dropout_prob"),
         attention_dropout=settings.rate("attention_probs_dropout_prob"),
-        residual=Residual(settings.number("layerscale_value", 1.0), settings.rate("drop_path_rate")),
+        residual=ResidualBranch(settings.number("layerscale_value", 1.0), settings.rate("drop_path_rate")),
     )
     labels = read_labels(settings) if "classifier.weight" in names else ()
     pooling = "first_and_mean" if labels else "first"

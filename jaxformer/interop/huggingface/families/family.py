@@ -13,7 +13,7 @@ from jaxformer.interop.huggingface.config_reader import Settings
 from jaxformer.interop.huggingface.table import Table
 from jaxformer.layers.attention import Attention
 from jaxformer.layers.mlp import GatedMlp, Mlp
-from jaxformer.layers.residual import Residual
+from jaxformer.layers.residual import ResidualBranch
 from jaxformer.layers.transformer import Transformer
 from jaxformer.models.base import Model
 
@@ -84,7 +84,7 @@ def _explicit_stack(stack: Transformer) -> Transformer:
     if isinstance(mlp, Mlp | GatedMlp):
         mlp = dataclasses.replace(mlp, width=mlp.inner(stack.width))
     residual = stack.residual
-    if isinstance(residual, Residual):
-        residual = None if residual.layer_scale is None else Residual(residual.layer_scale)
+    if isinstance(residual, ResidualBranch):
+        residual = None if residual.layer_scale is None else ResidualBranch(residual.layer_scale)
     plain = {field: Transformer.__dataclass_fields__[field].default for field in NOT_COMPUTED}
     return dataclasses.replace(stack, attention=attention, mlp=mlp, residual=residual, **plain)
