@@ -162,4 +162,4 @@ class Classifier(Model):
         vectors = Dropout(self.dropout)(vectors, train)
         shape = (vectors.shape[-1], len(self.labels))
         head = Linear("bmd,dc->bmc", shape, self.bias, self.backbone.compute_dtype, name="head")
-        return ClassifierOutput(logits=head(vectors).astype(jnp.float32), vectors=vectors)
+        return ClassifierOutput(logits=head(vectors).astype(jnp.float32), vectors=vectors, means=output.means)

@@ -17,6 +17,7 @@ from jaxformer.layers.linear import Linear, truncated_normal
 from jaxformer.layers.norms import LayerNorm
 from jaxformer.layers.patches import ImageEmbeddings, check_geometry, normalise, patchify, sinusoidal_2d
 from jaxformer.layers.transformer import Transformer, fresh
+from jaxformer.metrics.means import Mean, added
 from jaxformer.models.base import InputSpec, Model, ModelOutput
 from jaxformer.models.flops import linear_flops, stack_flops
 from jaxformer.models.vit import IMAGES
@@ -140,14 +141,14 @@ class MaskedAutoencoder(Model):
         encoded = config(Dropout(config.dropout)(x, train), BlockInputs(train=train))
         hidden = encoded.hidden
         masked = (place >= self.visible).astype(jnp.float32)
-        painted = None if self.decoder is None else self._paint(hidden, place, train)
+        painted, means = (None, {}) if self.decoder is None else self._paint(hidden, place, train)
         targets = patchify(pixels, self.patch).reshape(*place.shape, -1)
         return MaskedAutoencoderOutput(
             hidden=hidden, masked=masked, pixels=painted, targets=targets, means=encoded.means
         )
 
-    def _paint(self, hidden: jax.Array, place: jax.Array, train: bool) -> jax.Array:
-        """The pixels of every patch, of the visible ones' vectors and of one for all that are masked."""
+    def _paint(self, hidden: jax.Array, place: jax.Array, train: bool) -> tuple[jax.Array, dict[str, Mean]]:
+        """The pixels of every patch and the decoder's auxiliary means, of the visible ones' vectors and of one for all that are masked."""
         config, count = self.decoder, place.shape[1]
         shape = (hidden.shape[-1], config.width)
         x = Linear("bti,id->btd", shape, dtype=config.dtype, name="decoder_embedding")(hidden)
@@ -156,6 +157,7 @@ class MaskedAutoencoder(Model):
         patches = take(jnp.concatenate([x[:, 1:], absent], axis=1), place)
         side = self.image // self.patch
         patches = patches + sinusoidal_2d(side, side, config.width).astype(x.dtype)
-        x = config(jnp.concatenate([x[:, :1], patches], axis=1), BlockInputs(train=train)).hidden[:, 1:]
+        output = config(jnp.concatenate([x[:, :1], patches], axis=1), BlockInputs(train=train))
+        x = output.hidden[:, 1:]
         shape = (config.width, self.patch * self.patch * self.channels)
-        return Linear("bpd,df->bpf", shape, dtype=config.dtype, name="pixels")(x).astype(jnp.float32)
+        return Linear("bpd,df->bpf", shape, dtype=config.dtype, name="pixels")(x).astype(jnp.float32), output.means
