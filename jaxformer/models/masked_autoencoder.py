@@ -144,11 +144,11 @@ class MaskedAutoencoder(Model):
         painted, means = (None, {}) if self.decoder is None else self._paint(hidden, place, train)
         targets = patchify(pixels, self.patch).reshape(*place.shape, -1)
         return MaskedAutoencoderOutput(
-            hidden=hidden, masked=masked, pixels=painted, targets=targets, means=encoded.means
+            hidden=hidden, masked=masked, pixels=painted, targets=targets, means=added(encoded.means, means)
         )
 
     def _paint(self, hidden: jax.Array, place: jax.Array, train: bool) -> tuple[jax.Array, dict[str, Mean]]:
-        """The pixels of every patch and the decoder's auxiliary means, of the visible ones' vectors and of one for all that are masked."""
+        """The pixels of every patch, from the visible ones and one vector for all masked ones, and auxiliary means."""
         config, count = self.decoder, place.shape[1]
         shape = (hidden.shape[-1], config.width)
         x = Linear("bti,id->btd", shape, dtype=config.dtype, name="decoder_embedding")(hidden)
