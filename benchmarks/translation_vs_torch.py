@@ -94,7 +94,7 @@ def train_ours(home: Path, steps: int, seed: int) -> tuple[float, list[str]]:
     start = time.perf_counter()
     run = jf.fit(ours, home / f"run{seed}", quiet=True)
     seconds = time.perf_counter() - start
-    outputs = run.objective.write(run.model, run.params, run.tokenizer, held_out(ours, run.tokenizer)[0])
+    outputs = run.predictor.write(held_out(ours, run.tokenizer)[0])
     return seconds, [run.tokenizer.decode(output) for output in outputs]
 
 

@@ -35,6 +35,6 @@ experiment = jf.Experiment(
     optimizer=jf.optimizers.AdamW(schedule=jf.optimizers.Schedule(peak=2e-5, warmup=34)),
     steps=344,
     evaluation=jf.Evaluation(every=115),
-    checkpoint=jf.Checkpoint(every=115, best="f1/equivalent", best_is="highest"),
+    checkpoint=jf.Checkpoint(every=115, best="f1/equivalent"),
     log=jf.Log(every=20),
 )

@@ -41,6 +41,6 @@ experiment = jf.Experiment(
     ),
     steps=8_300,
     evaluation=jf.Evaluation(every=1_000),
-    checkpoint=jf.Checkpoint(every=1_000, best="f1", best_is="highest"),
+    checkpoint=jf.Checkpoint(every=1_000, best="f1"),
     log=jf.Log(every=100),
 )

@@ -35,6 +35,6 @@ experiment = jf.Experiment(
     optimizer=jf.optimizers.AdamW(schedule=jf.optimizers.Schedule(peak=1e-4, warmup=50), layer_decay=0.9),
     steps=800,
     evaluation=jf.Evaluation(every=200),
-    checkpoint=jf.Checkpoint(every=200, best="accuracy", best_is="highest"),
+    checkpoint=jf.Checkpoint(every=200, best="accuracy"),
     log=jf.Log(every=50),
 )

@@ -37,6 +37,6 @@ experiment = jf.Experiment(
     optimizer=jf.optimizers.AdamW(schedule=jf.optimizers.Schedule(peak=1e-3, warmup=50)),
     steps=400,
     evaluation=jf.Evaluation(every=100, patience=3),
-    checkpoint=jf.Checkpoint(every=100, best="macro_f1", best_is="highest"),
+    checkpoint=jf.Checkpoint(every=100, best="macro_f1"),
     log=jf.Log(every=50),
 )

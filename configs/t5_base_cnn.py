@@ -33,6 +33,6 @@ experiment = jf.Experiment(
     ),
     steps=10_000,
     evaluation=jf.Evaluation(every=1_000, batches=50),
-    checkpoint=jf.Checkpoint(every=1_000, best="rouge_l", best_is="highest"),
+    checkpoint=jf.Checkpoint(every=1_000, best="rouge_l"),
     log=jf.Log(every=100),
 )

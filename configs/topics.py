@@ -43,6 +43,6 @@ experiment = jf.Experiment(
     ),
     steps=1300,
     evaluation=jf.Evaluation(every=325),
-    checkpoint=jf.Checkpoint(every=325, best="accuracy", best_is="highest"),
+    checkpoint=jf.Checkpoint(every=325, best="accuracy"),
     log=jf.Log(every=50),
 )

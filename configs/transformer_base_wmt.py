@@ -42,6 +42,6 @@ experiment = jf.Experiment(
     ),
     steps=100_000,
     evaluation=jf.Evaluation(every=5_000),
-    checkpoint=jf.Checkpoint(every=2_500, best="bleu", best_is="highest"),
+    checkpoint=jf.Checkpoint(every=2_500, best="bleu"),
     log=jf.Log(every=100),
 )

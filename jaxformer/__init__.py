@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from jaxformer.config import load as load
     from jaxformer.decoding.settings import Decoding as Decoding
     from jaxformer.errors import InputError as InputError
+    from jaxformer.evaluations import NamedEvaluation as NamedEvaluation
     from jaxformer.interop.export.onnx_export import export_onnx as export_onnx
     from jaxformer.interop.export.stablehlo_program import export_stablehlo as export_stablehlo
     from jaxformer.interop.huggingface.models import export_hf as export_hf
@@ -57,6 +58,7 @@ else:
             "config": ("Checkpoint", "Evaluation", "Experiment", "Log", "load"),
             "decoding.settings": ("Decoding",),
             "errors": ("InputError",),
+            "evaluations": ("NamedEvaluation",),
             "interop.export.onnx_export": ("export_onnx",),
             "interop.export.stablehlo_program": ("export_stablehlo",),
             "interop.huggingface.models": ("export_hf", "import_hf"),

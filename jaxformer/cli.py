@@ -16,6 +16,7 @@ from jaxformer.errors import InputError
 from jaxformer.training import host
 
 if TYPE_CHECKING:
+    from jaxformer.predictors.base import Answer
     from jaxformer.runs.run import Run
 
 USAGE = """usage: jaxformer COMMAND ...
@@ -25,7 +26,7 @@ USAGE = """usage: jaxformer COMMAND ...
                                                         with --fork RUN, train on from another run's state;
                                                         CONFIG is a file, or a name such as bert_quickstart
   evaluate RUN                                          metrics on the run's held-out data
-  predict RUN [TEXT ...] [--input FILE] [--field value] what the run's model does: fills [MASK], continues, answers
+  predict RUN [TEXT ...] [--input FILE] [--out PATH]    what the run's model does: fills [MASK], continues, answers
   export RUN OUT [--dtype TYPE] [--no-certificate]      a Hugging Face folder of the run, which transformers loads;
                                                         with --format stablehlo a program, which jax alone runs;
                                                         with --format onnx one for ONNX Runtime
@@ -115,6 +116,7 @@ def evaluate(arguments: list[str]) -> None:
     """Prints the metrics of a run on its held-out data."""
     parser = _Parser("evaluate", "Metrics on the run's held-out data.")
     parser.add_argument("run", metavar="RUN", help="the run's folder")
+    parser.add_argument("--name", help="one of the experiment's evaluations; by default all of them")
     parser.add_argument("--all", action="store_true", help="print the metrics of every label, however many there are")
     _add_step(parser)
     options = parser.parse(arguments)
@@ -122,14 +124,18 @@ def evaluate(arguments: list[str]) -> None:
     from jaxformer.progress import display
     from jaxformer.runs.summaries import headline
 
+    names = [options.name] if options.name else list(run.experiment.all_evaluations) or [None]
     with display(stderr=True):
-        results = run.evaluate()
-    shown = results if options.all else headline(results)
+        evaluated = {name: run.evaluate(name) for name in names}
     print(f"{run.folder} · step {run.step:,}")
-    for name, value in shown.items():
-        print(f"{name:32} {value:.4f}")
-    if len(shown) < len(results):
-        print(f"and {len(results) - len(shown)} more, of single labels: --all shows them", file=sys.stderr)
+    for evaluation, results in evaluated.items():
+        if len(evaluated) > 1:
+            print(evaluation)
+        shown = results if options.all else headline(results)
+        for name, value in shown.items():
+            print(f"{name:32} {value:.4f}")
+        if len(shown) < len(results):
+            print(f"and {len(results) - len(shown)} more, of single labels: --all shows them", file=sys.stderr)
 
 
 def _ids(word: str) -> tuple[int, ...]:
@@ -194,6 +200,7 @@ def predict(arguments: list[str]) -> None:
     parser.add_argument("texts", metavar="TEXT", nargs="*", help='such as "In the beginning [MASK] created"')
     parser.add_argument("--input", metavar="FILE", help="a UTF-8 file with a text a line; - for standard input")
     parser.add_argument("--json", action="store_true", help="print each answer as a JSON object, one a line")
+    parser.add_argument("--out", metavar="PATH", help="save the answers there instead, those of texts as JSON")
     _add_step(parser)
     writing = parser.add_argument_group("of a model that writes; by default as its config says")
     for name, (kind, meaning) in DECODING.items():
@@ -208,7 +215,7 @@ def predict(arguments: list[str]) -> None:
         raise InputError("predict: no text; give one after the run, or a file with --input")
     given = {name: value for name in DECODING if (value := getattr(options, name)) is not None}
     run = _open(options.run, step=options.step).with_decoding(**given)
-    if len(texts) == 1 and run.streams and not options.json and options.num_samples == 1:
+    if len(texts) == 1 and run.streams and not (options.json or options.out or options.num_samples > 1):
         for piece in run.stream(texts[0]):
             print(piece, end="", flush=True)
         print()
@@ -217,17 +224,30 @@ def predict(arguments: list[str]) -> None:
 
 
 def _print_answers(run, options: argparse.Namespace, lines: Sequence[str]) -> None:
-    from jaxformer.predictors.answers import as_json
     from jaxformer.progress import display, phase
 
     with display(stderr=True), phase("predicting"):
         answers = _predict_each(run, options.texts, lines, options.num_samples)
+    if options.out:
+        _save_answers(list(filter(None, answers)), Path(options.out))
+        return
     for answer in answers:
         print(
-            json.dumps(as_json(answer) if answer else {"text": ""}, ensure_ascii=False)
+            json.dumps(answer.to_json() if answer else {"text": ""}, ensure_ascii=False)
             if options.json
             else answer or ""
         )
+
+
+def _save_answers(answers: Sequence["Answer"], out: Path) -> None:
+    """Saves the answers in the form of their kind; blank lines have none."""
+    try:
+        if len(answers) == 1:
+            answers[0].save(out)
+        elif answers:
+            answers[0].save_all(answers, out)
+    except OSError as error:
+        raise InputError(f"--out {out}: {error.strerror}") from error
 
 
 def _predict_each(run, texts: Sequence[str], lines: Sequence[str], num_samples: int) -> list:

@@ -8,15 +8,16 @@ line and `load` set it.
 
 import dataclasses
 import difflib
+import functools
 import json
 import os
 import re
 import sys
 import traceback
 import types
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import flax.linen as nn
 
@@ -26,45 +27,13 @@ from jaxformer.config_files import locate
 from jaxformer.data.pipeline.loader import Data
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import InputError
+from jaxformer.evaluations import VALIDATION, BestMetric, NamedEvaluation, find_best
 from jaxformer.layers.lora import Lora
+from jaxformer.metrics.base import directions
+from jaxformer.objectives.base import Objective
 from jaxformer.parallel.sharding import Mesh
 from jaxformer.suggestions import nearest
 from jaxformer.training.optimizers import Optimizer
-
-
-class Objective(Protocol):
-    """What an experiment asks of its objective, such as `MaskedLM`.
-
-    One of a model that writes has more: `decoding` says how it does, `stream(model, params, tokenizer, text)` gives
-    what it writes in pieces, and `log_likelihoods(model, params, tokenizer, texts, continuations)` scores given texts.
-    One that is scored on whole documents has `document_scores(model, params, tokenizer, task, documents)`, which gives
-    further means of the held-out documents, perhaps none; it raises InputError where the task has nothing to compare.
-    """
-
-    @property
-    def loss_weights(self) -> Mapping[str, float]:
-        """The weight in the loss of each mean that is part of it."""
-
-    def check(self, model: nn.Module, row: Collection[str]) -> None:
-        """Raises InputError where rows with these arrays cannot train the model."""
-
-    def inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments of the model in a batch."""
-
-    def __call__(self, model: nn.Module, params: Any, batch: Mapping[str, Any], key: Any = None) -> dict[str, Any]:
-        """The means of a batch by name, as `Mean`; `key` is for dropout, and None evaluates."""
-
-    def report(self, means: Mapping[str, Any]) -> dict[str, float]:
-        """The metrics that a person reads, `loss` among them, of merged means."""
-
-    def encode(self, model: nn.Module, tokenizer: Tokenizer | None, inputs: Sequence[Any]) -> dict[str, Any]:
-        """The arguments of the model for what a person gives it, as `predict` takes it."""
-
-    def predict(self, model: nn.Module, params: Any, tokenizer: Tokenizer, texts: Sequence[str]) -> list[Any]:
-        """What the model makes of each text; printed with `str`."""
-
-    def demonstrate(self, model: nn.Module, params: Any, tokenizer: Tokenizer, batch: Mapping[str, Any]) -> list[str]:
-        """Lines that show what the model makes of a held-out batch."""
 
 
 class TokenizerConfig(Protocol):
@@ -76,7 +45,7 @@ class TokenizerConfig(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """When to evaluate, and on how much."""
+    """When to evaluate, and on how much of `data.validation`."""
 
     every: int = 1000
     """Steps between evaluations; the last step is always evaluated."""
@@ -101,28 +70,13 @@ class Checkpoint:
     keep: int = 3
     """Latest checkpoints to keep."""
     best: str | None = None
-    """Metric of the evaluation, such as `loss`, whose best checkpoint is kept too; only resuming ignores it."""
-    best_is: Literal["lowest", "highest"] = "lowest"
-    """Which value of `best` is the best one."""
+    """Metric whose best checkpoint is kept too, such as `loss`, or `NAME/METRIC` of a named evaluation; everything but
+    resuming uses that checkpoint. Which value is the best one, the metric declares."""
 
     def __post_init__(self):
         fields.check(self)
         fields.at_least("checkpoint.every", self.every, 1)
         fields.at_least("checkpoint.keep", self.keep, 1)
-        # Keeping the worst checkpoint is found out when it is too late.
-        other, bad = {
-            "lowest": (
-                "highest",
-                (
-                    *("accuracy", "f1", "matthews", "pearson", "spearman"),
-                    *("bleu", "chrf", "rouge_1", "rouge_2", "rouge_l"),
-                ),
-            ),
-            "highest": ("lowest", ("loss", "perplexity", "error")),
-        }[self.best_is]
-        if self.best and any(part.endswith(bad) for part in self.best.split("/")):
-            worst = f"the {self.best_is} {self.best} is the worst"
-            raise InputError(f"checkpoint.best_is={self.best_is}: {worst}; expected {other}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,6 +129,8 @@ class Experiment:
     """Which kernels are adapted by LoRA, while all else is held; None trains the parameters themselves."""
     evaluation: Evaluation = Evaluation()
     """When to evaluate."""
+    evaluations: tuple[NamedEvaluation, ...] = ()
+    """Further evaluations, on data of their own, beside the one on `data.validation`."""
     checkpoint: Checkpoint = Checkpoint()
     """When to save."""
     log: Log = Log()
@@ -196,10 +152,38 @@ class Experiment:
             raise InputError(f"optimizer.freeze={self.optimizer.freeze}: lora says what trains; expected none")
         if self.evaluation.patience is not None and self.checkpoint.best is None:
             raise InputError(f"evaluation.patience={self.evaluation.patience}: needs a metric; set checkpoint.best")
-        if self.checkpoint.best is not None and self.data.validation is None:
-            raise InputError(f"checkpoint.best={self.checkpoint.best}: needs held-out data; set data.validation")
+        self._check_evaluations()
         self._check_same("labels", "model")
         self._check_same("template", "objective")
+
+    @property
+    def all_evaluations(self) -> dict[str, NamedEvaluation | None]:
+        """All evaluations by name; None is the one on `data.validation`."""
+        first = {} if self.data.validation is None else {VALIDATION: None}
+        return first | {evaluation.name: evaluation for evaluation in self.evaluations}
+
+    @functools.cached_property
+    def best_metric(self) -> BestMetric | None:
+        """The metric that `checkpoint.best` names."""
+        if self.checkpoint.best is None:
+            return None
+        return find_best(
+            self.checkpoint.best, tuple(self.all_evaluations), directions(self.objective.metrics(self.model))
+        )
+
+    def _check_evaluations(self) -> None:
+        names = [evaluation.name for evaluation in self.evaluations]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise InputError(f"evaluations.name={twice[0]!r}: two evaluations have this name; expected different ones")
+        for evaluation in self.evaluations:
+            if evaluation.task is not None and evaluation.task.reads_text != self.data.task.reads_text:
+                raise InputError(f"evaluations.task={fields.show(evaluation.task)}: expected the inputs of data.task")
+        if self.checkpoint.best is None:
+            return
+        if not self.all_evaluations:
+            raise InputError(f"checkpoint.best={self.checkpoint.best}: needs held-out data; set data.validation")
+        self.objective.check_model(self.model)
+        _ = self.best_metric  # Raises InputError where there is no such metric.
 
     def _check_same(self, field: str, owner: str) -> None:
         """Raises InputError where what the task and another part both have is not the same."""

@@ -49,7 +49,10 @@ _EXACT = "exact"
 
 
 def _with_plain_none(field):
-    """The field; one that could have fields of its own but is None is shown as None, not hidden."""
-    if field.default is None and any(map(dataclasses.is_dataclass, typing.get_args(field.type))):
+    """The field; one that could have fields of its own but is None, or empty, is shown as that, not hidden."""
+    structs = any(map(dataclasses.is_dataclass, typing.get_args(field.type)))
+    if field.default is None and structs:
         return dataclasses.replace(field, type=type(None))
+    if field.default == () and structs:
+        return dataclasses.replace(field, type=tuple[str, ...])
     return field

@@ -19,6 +19,8 @@ from jaxformer.errors import InputError
 from jaxformer.interop.huggingface.text.tokenizer_folders import names_beginning
 from jaxformer.objectives.causal_lm import CausalLM
 from jaxformer.parallel import sharding
+from jaxformer.predictors.base import ScoresContinuations
+from jaxformer.predictors.continuation import Continuation
 from jaxformer.runs.run import Run, open_run
 
 NEW = 256
@@ -34,7 +36,7 @@ class RunLM(LM):
         """`run`: the run or its folder; InputError where its model does not write."""
         super().__init__()
         self.run = run if isinstance(run, Run) else open_run(run)
-        if not hasattr(self.run.objective, "log_likelihoods"):
+        if not isinstance(self.run.predictor, ScoresContinuations):
             raise InputError(f"{self.run.folder}: {type(self.run.objective).__name__} does not write")
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
@@ -97,12 +99,12 @@ class RunLM(LM):
         ours |= {"max_new_tokens": settings.get("max_gen_toks", NEW), "num_beams": settings.get("num_beams", 1)}
         ours["temperature"] = float(ours.get("temperature", 1.0)) if drawn else 0.0
         run = self.run.with_decoding(**ours)
-        objective, tokenizer = run.objective, run.tokenizer
-        prompts = objective.prompts(tokenizer, contexts)
+        predictor, tokenizer = run.predictor, run.tokenizer
+        prompts = predictor.prompts(contexts)
         # The harness wants room for the answer rather than the whole of a long context.
-        most = max(1, run.model.max_length + 1 - (ours["max_new_tokens"] if isinstance(objective, CausalLM) else 1))
+        most = max(1, run.model.max_length + 1 - (ours["max_new_tokens"] if isinstance(predictor, Continuation) else 1))
         with sharding.use(run.mesh, run.experiment.mesh):
-            outputs = objective.write(run.model, run.params, tokenizer, [prompt[-most:] for prompt in prompts])
+            outputs = predictor.write([prompt[-most:] for prompt in prompts])
         return [tokenizer.decode(output) for output in outputs]
 
     def _remember(self, kind: str, requests: Sequence[Instance], answers: Sequence[Any]) -> None:

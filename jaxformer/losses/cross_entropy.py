@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxformer.layers.linear import LMHead
-from jaxformer.metrics.means import Mean
+from jaxformer.metrics.means import Mean, total
 from jaxformer.parallel import sharding
 
 CHUNK_ELEMENTS = 1 << 26
@@ -48,8 +48,8 @@ def decoded_cross_entropy(
         2022).
     """
     sums = _sums((label_smoothing, z_loss), x, decoder, targets, weights)
-    weight = weights.sum()
-    loss, *others = (Mean(total, weight) for total in sums)
+    weight = total(weights)
+    loss, *others = (Mean(one, weight) for one in sums)
     return TokenLoss(loss, *jax.lax.stop_gradient(others))
 
 
@@ -114,7 +114,7 @@ def _chunk(x, targets, weights, decoder, terms, with_gradient):
         losses = losses + smoothing * (wanted - logits.mean(-1, keepdims=True))
     if z_loss:
         losses = losses + z_loss * log_partition**2
-    sums = tuple(jnp.sum(weights * values) for values in (losses, cross_entropy, wanted >= largest))
+    sums = tuple(total(weights * values) for values in (losses, cross_entropy, wanted >= largest))
     if not with_gradient:
         return sums, None
     is_target = jax.lax.broadcasted_iota(targets.dtype, logits.shape, 1) == targets

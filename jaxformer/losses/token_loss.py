@@ -1,6 +1,5 @@
 """What the objectives that predict every next token share."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,20 +20,7 @@ def check_terms(objective: Any) -> None:
 
 def token_means(objective: Any, model: Any, params: Any, batch: Mapping[str, jax.Array], key: Any) -> dict[str, Mean]:
     """The loss with its terms, the cross-entropy without them, in nats, and the accuracy of a batch's targets."""
-    rngs = None if key is None else {"dropout": key}
-    output = model.apply({"params": params}, **objective.inputs(batch), train=key is not None, rngs=rngs)
+    output = objective.apply_model(model, params, batch, key)
     predicted = output.hidden, output.lm_head, batch["targets"], batch["weights"]
     means = decoded_cross_entropy(*predicted, objective.label_smoothing, objective.z_loss)
     return dict(zip(NAMES, means, strict=True))
-
-
-def report_tokens(means: Mapping[str, Mean]) -> dict[str, float]:
-    """The same of merged means as numbers, with perplexity and bits a token, which are of the cross-entropy alone."""
-    loss, cross_entropy, accuracy = (float(means[name].value) for name in NAMES)
-    return {
-        "loss": loss,
-        "cross_entropy": cross_entropy,
-        "perplexity": math.exp(min(cross_entropy, 700.0)),
-        "bits_per_token": cross_entropy / math.log(2),
-        "accuracy": accuracy,
-    }

@@ -1,10 +1,15 @@
-"""Metrics of a model's answers."""
+"""Metrics of losses and of answers."""
 
 from typing import TYPE_CHECKING
 
 from jaxformer import namespaces
 
 if TYPE_CHECKING:
+    from jaxformer.metrics.averages import Average as Average
+    from jaxformer.metrics.averages import Loss as Loss
+    from jaxformer.metrics.base import Context as Context
+    from jaxformer.metrics.base import DocumentMetric as DocumentMetric
+    from jaxformer.metrics.base import Metric as Metric
     from jaxformer.metrics.means import Covariance as Covariance
     from jaxformer.metrics.means import Mean as Mean
     from jaxformer.metrics.texts import Scores as Scores
@@ -12,6 +17,8 @@ else:
     __getattr__, __dir__, __all__ = namespaces.attach(
         __name__,
         {
+            "metrics.averages": ("Average", "Loss"),
+            "metrics.base": ("Context", "DocumentMetric", "Metric"),
             "metrics.means": ("Covariance", "Mean"),
             "metrics.texts": ("Scores",),
         },

@@ -1,14 +1,19 @@
 """Entities of BIO, BIOES and BILOU tags, counted by exact spans as conlleval does (Tjong Kim Sang 2002)."""
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxformer.data.tasks.tagging import BEGINS, ENDS, OUTSIDE, kinds
+from jaxformer.metrics.base import Context, DocumentMetric, Terms
 from jaxformer.metrics.means import Mean
+
+ENTITIES = "entities/"
+"""Prefix of the terms with the counts of entities of sentences that lie in one row."""
 
 
 def counts(
@@ -40,17 +45,46 @@ def counts(
     return totals
 
 
-def report_entities(totals: Mapping[str, Mean]) -> dict[str, float]:
-    """Precision, recall and F1 of all entities, and the F1 of each kind, from merged counts by kind."""
-    if not totals:
-        return {}
-    sums = {kind: np.asarray(mean.sum, np.float64) * np.ones(3) for kind, mean in totals.items()}
-    right, found, there = sum(sums.values())
-    values = {"entity_precision": right / max(found, 1), "entity_recall": right / max(there, 1)}
-    values["entity_f1"] = _f1(right, found, there)
-    return {name: float(value) for name, value in values.items()} | {
-        f"f1/{kind}": float(_f1(*part)) for kind, part in sums.items()
-    }
+Counts = dict[str, Mean]
+"""By kind: how many entities were found rightly, were found, and are there, as the sums [3] of a mean."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EntityScores(DocumentMetric[Counts]):
+    """Precision, recall and F1 of all entities, and the F1 of each kind, from 0 to 1.
+
+    Batches have the sentences that lie in one row. Longer ones, whose entities may be longer than a row, are scored as
+    documents.
+    """
+
+    labels: tuple[str, ...]
+    """The tags."""
+    count_long: Callable[[Context, Sequence[Mapping[str, Any]], Sequence[int]], Counts]
+    """The counts of the sentences of documents that do not lie in one row."""
+
+    higher_is_better = True
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return ("entity_precision", "entity_recall", "entity_f1", *(f"f1/{kind}" for kind in kinds(self.labels)))
+
+    def update(self, terms: Terms) -> Counts | None:
+        of_kind = {kind: ENTITIES + kind for kind in kinds(self.labels)}
+        if not all(name in terms for name in of_kind.values()):
+            return None
+        return {kind: terms[name].double() for kind, name in of_kind.items()}
+
+    def score(self, context: Context, documents: Sequence[Mapping[str, Any]], indices: Sequence[int]) -> Counts:
+        return self.count_long(context, documents, indices)
+
+    def compute(self, state: Counts) -> dict[str, float]:
+        sums = {kind: np.asarray(mean.sum, np.float64) * np.ones(3) for kind, mean in state.items()}
+        right, found, there = sum(sums.values())
+        values = {"entity_precision": right / max(found, 1), "entity_recall": right / max(there, 1)}
+        values["entity_f1"] = _f1(right, found, there)
+        return {name: float(value) for name, value in values.items()} | {
+            f"f1/{kind}": float(_f1(*part)) for kind, part in sums.items()
+        }
 
 
 def _f1(right: float, found: float, there: float) -> float:

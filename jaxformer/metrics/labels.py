@@ -1,16 +1,18 @@
 """Precision, recall and F1 of labels, and Matthews' correlation, from counts that merge by addition."""
 
+import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxformer.metrics.base import Metric, Terms
 from jaxformer.metrics.means import Mean
 
 COUNTS = "counts/"
-"""What the names of the means with a label's counts begin with."""
+"""Prefix of the terms with a label's counts."""
 
 
 def label_counts(names: Sequence[str], targets: jax.Array, guesses: jax.Array, weights: jax.Array) -> dict[str, Mean]:
@@ -28,31 +30,66 @@ def label_counts(names: Sequence[str], targets: jax.Array, guesses: jax.Array, w
     return {f"{COUNTS}{name}": Mean(sums[number], weights.sum()) for number, name in enumerate(names)}
 
 
-def label_scores(means: Mapping[str, Mean]) -> dict[str, float]:
-    """What merged `label_counts` say; nothing where there are none.
+Counts = dict[str, Mean]
+"""By label: how often it was guessed rightly, was guessed, and was there, as the sums of a mean."""
 
-    Returns:
-      `macro_f1`, the mean of F1 over the labels that are there or were guessed; and `f1/NAME`, `precision/NAME`,
-      `recall/NAME` of each label, 0 where they would be 0 / 0.
+
+def counts_in(names: Sequence[str], terms: Terms) -> Counts | None:
+    """The counts of each label among the terms of a batch; None where there are none, as in training."""
+    if not all(COUNTS + name in terms for name in names):
+        return None
+    return {name: terms[COUNTS + name].double() for name in names}
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelScores(Metric[Counts]):
+    """Precision, recall and F1 of each label, 0 where they would be 0 / 0.
+
+    `macro_f1` is the mean of F1 over the labels that are there or were guessed.
     """
-    counts = {name.removeprefix(COUNTS): mean.sum for name, mean in means.items() if name.startswith(COUNTS)}
-    if not counts:
-        return {}
-    found = {"macro_f1": 0.0}
-    for name, (right, guessed, there) in counts.items():
-        found[f"f1/{name}"] = _share(2 * right, guessed + there)
-        found[f"precision/{name}"] = _share(right, guessed)
-        found[f"recall/{name}"] = _share(right, there)
-    seen = [found[f"f1/{name}"] for name, (_, guessed, there) in counts.items() if guessed + there]
-    return found | {"macro_f1": sum(seen) / max(1, len(seen))}
+
+    labels: tuple[str, ...]
+    """The labels."""
+
+    higher_is_better = True
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        of_labels = (f"{kind}/{name}" for name in self.labels for kind in ("f1", "precision", "recall"))
+        return ("macro_f1", *of_labels)
+
+    def update(self, terms: Terms) -> Counts | None:
+        return counts_in(self.labels, terms)
+
+    def compute(self, state: Counts) -> dict[str, float]:
+        values = {"macro_f1": 0.0}
+        for name, mean in state.items():
+            right, guessed, there = mean.sum
+            values[f"f1/{name}"] = _share(2 * right, guessed + there)
+            values[f"precision/{name}"] = _share(right, guessed)
+            values[f"recall/{name}"] = _share(right, there)
+        seen = [values[f"f1/{name}"] for name, mean in state.items() if mean.sum[1] + mean.sum[2]]
+        return values | {"macro_f1": sum(seen) / max(1, len(seen))}
 
 
-def matthews(means: Mapping[str, Mean]) -> float:
+@dataclasses.dataclass(frozen=True)
+class Matthews(Metric[Counts]):
     """Matthews' correlation of labels of which one holds (Gorodkin 2004 for more than two); 0 where all are alike."""
-    right, guessed, there = np.transpose([mean.sum for name, mean in means.items() if name.startswith(COUNTS)])
-    total = there.sum()
-    spread = math.sqrt(max(0.0, (total**2 - guessed @ guessed) * (total**2 - there @ there)))
-    return float((right.sum() * total - guessed @ there) / spread) if spread else 0.0
+
+    labels: tuple[str, ...]
+    """The labels."""
+
+    names = ("matthews",)
+    higher_is_better = True
+
+    def update(self, terms: Terms) -> Counts | None:
+        return counts_in(self.labels, terms)
+
+    def compute(self, state: Counts) -> dict[str, float]:
+        right, guessed, there = np.transpose([mean.sum for mean in state.values()])
+        total = there.sum()
+        spread = math.sqrt(max(0.0, (total**2 - guessed @ guessed) * (total**2 - there @ there)))
+        return {"matthews": float((right.sum() * total - guessed @ there) / spread) if spread else 0.0}
 
 
 def _share(part: float, whole: float) -> float:

@@ -1,11 +1,42 @@
 """Means that stay exact when batches are uneven, split or spread over devices."""
 
-from collections.abc import Iterable, Mapping
+import contextlib
+import contextvars
+from collections.abc import Iterable, Iterator, Mapping
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
+
+_in_fixed_order = contextvars.ContextVar("_in_fixed_order", default=False)
+
+
+@contextlib.contextmanager
+def fixed_order() -> Iterator[None]:
+    """While a function is traced in this context, its means are sums in an order that no mesh and no process changes.
+
+    Devices add up their parts of a sum in an order that depends on how they are connected, and float32 rounds
+    differently in each. In this context the values are gathered first, which costs a step of training too much.
+    """
+    token = _in_fixed_order.set(True)
+    try:
+        yield
+    finally:
+        _in_fixed_order.reset(token)
+
+
+def whole(array: jax.Array) -> jax.Array:
+    """The array, in `fixed_order` whole on every device of the current mesh."""
+    if not _in_fixed_order.get() or jax.sharding.get_abstract_mesh().empty:
+        return array
+    return jax.lax.with_sharding_constraint(array, PartitionSpec())
+
+
+def total(values: jax.Array) -> jax.Array:
+    """The sum of all values; see `fixed_order`."""
+    return jnp.sum(whole(values))
 
 
 @flax.struct.dataclass
@@ -21,7 +52,7 @@ class Mean:
     def of(cls, values: jax.Array, weights: jax.Array) -> "Mean":
         """The mean of `values` with `weights` of the same shape, in float32."""
         values, weights = values.astype(jnp.float32), weights.astype(jnp.float32)
-        return cls(jnp.sum(values * weights), jnp.sum(weights))
+        return cls(total(values * weights), total(weights))
 
     @property
     def value(self) -> jax.Array:
@@ -66,15 +97,17 @@ class Covariance:
     @classmethod
     def of(cls, values: jax.Array, weights: jax.Array) -> "Covariance":
         """The covariances of `values` [n, k] with `weights` [n], in float32."""
-        values, weights = values.astype(jnp.float32), weights.astype(jnp.float32)[:, None]
-        total, real = weights.sum(), weights > 0
+        values, weights = whole(values.astype(jnp.float32)), whole(weights.astype(jnp.float32))[:, None]
+        weight, real = weights.sum(), weights > 0
         least = jnp.where(real, values, jnp.inf).min(0)
         most = jnp.where(real, values, -jnp.inf).max(0)
         # Sums of large values would be rounded, and the mean of equal values could differ from them.
         apart = jnp.where(real, values - least, 0.0)
-        center = jnp.where(total > 0, jnp.minimum(least + (apart * weights).sum(0) / total, most), 0.0)
+        center = jnp.where(weight > 0, jnp.minimum(least + (apart * weights).sum(0) / weight, most), 0.0)
         apart = jnp.where(real, values - center, 0.0)
-        return cls(total, center, (apart * weights).sum(0), jnp.matmul((apart * weights).T, apart, precision="highest"))
+        return cls(
+            weight, center, (apart * weights).sum(0), jnp.matmul((apart * weights).T, apart, precision="highest")
+        )
 
     def double(self) -> "Covariance":
         """The same as NumPy float64, about the means."""

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from jaxformer import namespaces
 
 if TYPE_CHECKING:
+    from jaxformer.objectives.base import Objective as Objective
     from jaxformer.objectives.causal_lm import CausalLM as CausalLM
     from jaxformer.objectives.classification import Classification as Classification
     from jaxformer.objectives.image_classification import ImageClassification as ImageClassification
@@ -20,6 +21,7 @@ else:
     __getattr__, __dir__, __all__ = namespaces.attach(
         __name__,
         {
+            "objectives.base": ("Objective",),
             "objectives.causal_lm": ("CausalLM",),
             "objectives.classification": ("Classification",),
             "objectives.image_classification": ("ImageClassification",),

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxformer.errors import InputError
+from jaxformer.predictors.base import Embeds
 
 if TYPE_CHECKING:
     from jaxformer.runs.run import Run
@@ -20,9 +21,8 @@ def embed(run: "Run", texts: Sequence[str]) -> np.ndarray:
     """The vectors of texts, or of the images of paths, float32 [n, d]: see `Run.embed`."""
     if not len(texts):
         raise InputError("no texts to embed; expected one or more")
-    own = getattr(run.objective, "embed", None)
-    if own is not None:
-        return own(run.model, run.params, run.tokenizer, run.prepare_requests(texts))
+    if isinstance(run.predictor, Embeds):
+        return run.predictor.embed(run.prepare_requests(texts))
     parts = [_embed(run, texts[start : start + ROWS]) for start in range(0, len(texts), ROWS)]
     return np.concatenate(parts)
 

@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +13,17 @@ from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.decoding.rules import without_pieces
 from jaxformer.errors import InputError
 from jaxformer.models.bert import Bert
+from jaxformer.predictors.base import Answer, Predictor
+from jaxformer.predictors.padding import stacked
 
 ROWS, BUCKET = 16, 32
 
 
 @dataclasses.dataclass(frozen=True)
-class Filled:
-    """A text and what may stand in its blanks."""
+class Filled(Answer):
+    """A text with blanks, and the likeliest tokens in them."""
+
+    pair_names: ClassVar = {"blanks": ("token", "probability")}
 
     text: str
     """The text as it was given."""
@@ -33,6 +38,26 @@ class Filled:
             lines += [f"  blank {number}"] if len(self.blanks) > 1 else []
             lines += [f"  {probability:6.1%}  {piece}" for piece, probability in blank]
         return "\n".join(lines)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FillMask(Predictor[Bert]):
+    """Fills the `[MASK]`s of texts."""
+
+    model_inputs: tuple[str, ...] = ()
+    """The arrays of a batch that the model takes, for a demonstration."""
+
+    def encode(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
+        """The arguments of the model for the texts, each between [CLS] and [SEP]."""
+        return stacked([encode(text, self.tokenizer, self.model.max_length) for text in texts])
+
+    def predict(self, texts: Sequence[str]) -> list[Filled]:
+        return fill_masks(self.model, self.params, self.tokenizer, texts)
+
+    def demonstrate(self, batch: Mapping[str, np.ndarray]) -> list[str]:
+        """A few masked texts as the model fills them."""
+        inputs = {name: array for name, array in batch.items() if name in self.model_inputs}
+        return demonstrate(self.model, self.params, self.tokenizer, batch, inputs)
 
 
 def fill_masks(model: Bert, params, tokenizer: Tokenizer, texts: Sequence[str], top: int = 5) -> list[Filled]:
@@ -65,15 +90,15 @@ def demonstrate(
     params,
     tokenizer: Tokenizer,
     batch: Mapping[str, np.ndarray],
-    inputs: Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]],
+    inputs: Mapping[str, np.ndarray],
     count: int = 4,
 ) -> list[str]:
     """The first rows of a batch with their masked tokens as the model fills them: `[light]`, or `[dark, was light]`.
 
     `inputs` is the part of a batch that the model takes.
     """
-    batch = {name: array[:count] for name, array in batch.items()}
-    logits = jax.jit(model.apply)({"params": params}, **inputs(batch)).logits
+    batch, inputs = ({name: array[:count] for name, array in part.items()} for part in (batch, inputs))
+    logits = jax.jit(model.apply)({"params": params}, **inputs).logits
     lines = []
     for row, guesses in enumerate(np.asarray(jnp.argmax(without_pieces(logits, tokenizer.vocab_size), -1))):
         used = batch["weights"][row] > 0

@@ -14,7 +14,6 @@ import dataclasses
 import functools
 import math
 import os
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,21 +32,20 @@ from jaxformer.data.tokenizers import Tokenizer, load_tokenizer
 from jaxformer.data.tokenizers.loading import saved
 from jaxformer.decoding.scoring import Score
 from jaxformer.errors import InputError
+from jaxformer.objectives.base import Objective
 from jaxformer.parallel import sharding
-from jaxformer.parameter_paths import join
+from jaxformer.predictors.base import Generates, Predictor, ScoresContinuations, Streams
 from jaxformer.predictors.embedding import embed
 from jaxformer.progress import phase
 from jaxformer.runs import summaries
 from jaxformer.runs.folder import CHECKPOINTS, EXPERIMENT, TOKENIZER, Claim, claim, write_at_once
 from jaxformer.runs.history import METRICS, read_history
-from jaxformer.training import state
-from jaxformer.training.checkpoints import Checkpoints
-from jaxformer.training.damage import first_good
+from jaxformer.runs.parameters import no_checkpoint, read_params
 from jaxformer.training.evaluation import Evaluator
 
 MAY_CHANGE = (
-    *("steps", "mesh", "init", "fork", "fork_step", "evaluation", "checkpoint", "log", "data.workers", "data.prefetch"),
-    *("objective.decoding", "objective.scored", "objective.scores"),
+    *("steps", "mesh", "init", "fork", "fork_step", "evaluation", "evaluations", "checkpoint", "log"),
+    *("data.workers", "data.prefetch", "objective.decoding", "objective.scored", "objective.scores"),
 )
 """Fields that may change when a run is resumed: they change no weight's meaning."""
 
@@ -75,9 +73,21 @@ class Run:
         return self.experiment.model
 
     @property
-    def objective(self) -> config.Objective:
-        """Its objective, which knows what the model is for."""
+    def objective(self) -> Objective:
+        """Its objective: the loss, the metrics and what `predict` does."""
         return self.experiment.objective
+
+    @functools.cached_property
+    def predictor(self) -> Predictor:
+        """What turns requests into answers; its methods are called under the run's mesh.
+
+        Raises:
+          InputError: the objective has none.
+        """
+        found = self.objective.predictor(self.model, self.params, self.tokenizer)
+        if found is None:
+            raise InputError(f"{self.folder}: {type(self.objective).__name__} has no predictor; it only trains")
+        return found
 
     @property
     def history(self) -> list[dict[str, Any]]:
@@ -100,7 +110,7 @@ class Run:
         `run.model.apply({"params": run.params}, **run.encode("some text"))` is the model's output. A text of a BERT is
         between [CLS] and [SEP]; arrays are [b, t] with padding after the shorter texts, which `segments` marks with 0.
         """
-        return self.objective.encode(self.model, self.tokenizer, self.prepare_requests(as_list(text)))
+        return self.predictor.encode(self.prepare_requests(as_list(text)))
 
     def embed(self, text: Any) -> np.ndarray:
         """The vector of a text, or of the image of a path, float32 [d]; of several, [n, d].
@@ -133,7 +143,7 @@ class Run:
         requests = self.prepare_requests(as_list(text))
         requests = [one for one in requests for _ in range(num_samples)] if num_samples > 1 else requests
         with sharding.use(self.mesh, self.experiment.mesh):
-            answers = self.objective.predict(self.model, self.params, self.tokenizer, requests)
+            answers = self.predictor.predict(requests)
         if num_samples > 1:
             answers = [answers[start : start + num_samples] for start in range(0, len(answers), num_samples)]
         return answers[0] if is_single(text) else answers
@@ -153,21 +163,22 @@ class Run:
     def _check_samples(self, num_samples: int) -> None:
         fields.at_least("num_samples", num_samples, 1)
         if num_samples > 1:
-            decoding = getattr(self.objective, "decoding", None)
-            if decoding is None:
+            predictor = self.predictor
+            if not isinstance(predictor, Generates):
                 raise InputError(
                     f"num_samples={num_samples}: {type(self.objective).__name__} does not write; expected 1"
                 )
-            if decoding.temperature == 0 or decoding.num_beams > 1:
+            if predictor.decoding.temperature == 0 or predictor.decoding.num_beams > 1:
                 raise InputError(f"num_samples={num_samples}: all would be alike; set temperature=1 and num_beams=1")
 
     def stream(self, text: str) -> Iterator[str]:
         """What `predict` gives for a text as a string, piece by piece as the model writes it, where it can."""
-        if not self.streams:
+        predictor = self.predictor
+        if not isinstance(predictor, Streams) or not self.streams:
             yield str(self.predict(text))
             return
         self.prepare_requests([text])
-        pieces = self.objective.stream(self.model, self.params, self.tokenizer, text)
+        pieces = predictor.stream(text)
         while True:
             with sharding.use(self.mesh, self.experiment.mesh):  # Not while the caller has its turn.
                 piece = next(pieces, None)
@@ -177,17 +188,18 @@ class Run:
 
     def log_likelihoods(self, texts: Sequence[str], continuations: Sequence[str]) -> list[Score]:
         """How likely the model, one that writes, finds each continuation of its text."""
-        if not hasattr(self.objective, "log_likelihoods"):
+        predictor = self.predictor
+        if not isinstance(predictor, ScoresContinuations):
             raise InputError(
                 f"{self.folder}: {type(self.objective).__name__} does not write; expected a model that does"
             )
         with sharding.use(self.mesh, self.experiment.mesh):
-            return self.objective.log_likelihoods(self.model, self.params, self.tokenizer, texts, continuations)
+            return predictor.log_likelihoods(texts, continuations)
 
     @property
     def streams(self) -> bool:
         """Whether the model writes in pieces: a language model does, but not by beam search."""
-        return hasattr(self.objective, "stream") and self.objective.decoding.num_beams == 1
+        return isinstance(self.predictor, Streams) and self.predictor.decoding.num_beams == 1
 
     def with_decoding(self, **settings: Any) -> "Run":
         """The run with other settings of `Decoding`: `run.with_decoding(temperature=0, max_new_tokens=200)`.
@@ -195,7 +207,7 @@ class Run:
         Raises:
           InputError: no such setting, or the run's model does not write.
         """
-        if settings and not hasattr(self.objective, "decoding"):
+        if settings and not isinstance(self.predictor, Generates):
             raise InputError(f"{next(iter(settings))}: {type(self.objective).__name__} does not write; leave it out")
         overrides = {f"objective.decoding.{name}": value for name, value in settings.items()}
         return dataclasses.replace(self, experiment=config.override(self.experiment, overrides))
@@ -210,17 +222,25 @@ class Run:
             return []
         batch = next(evaluation_batches(data.validation, data, self.tokenizer, seed, range(data.batch)))
         with sharding.use(self.mesh, self.experiment.mesh):
-            return self.objective.demonstrate(self.model, self.params, self.tokenizer, batch)
+            predictor = self.objective.predictor(self.model, self.params, self.tokenizer)
+            return [] if predictor is None else predictor.demonstrate(batch)
 
-    def evaluate(self) -> dict[str, float]:
-        """Metrics on the held-out data.
+    def evaluate(self, name: str | None = None) -> dict[str, float]:
+        """Metrics on held-out data.
+
+        Args:
+          name: one of the experiment's evaluations; None: that on `data.validation`, or else the first one.
 
         Raises:
-          InputError: the experiment has no held-out data.
+          InputError: the experiment has no held-out data, or no evaluation of this name.
         """
-        if self.experiment.data.validation is None:
+        known = self.experiment.all_evaluations
+        if not known:
             raise InputError(f"{self.folder}: data.validation is None: the run has no held-out data to evaluate on")
-        return Evaluator(self.experiment, self.tokenizer, self.mesh)(self.params) or {}
+        name = next(iter(known)) if name is None else name
+        if name not in known:
+            raise InputError(f"{name}: no such evaluation; expected {', '.join(known)}")
+        return Evaluator(self.experiment, self.tokenizer, self.mesh, known[name])(self.params) or {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,66 +279,11 @@ def open_run(
     folder = Path(folder)
     experiment = read_experiment(folder, known)
     if not (folder / CHECKPOINTS).is_dir():
-        raise _no_checkpoint(folder, experiment.checkpoint)
+        raise no_checkpoint(folder, experiment.checkpoint)
     mesh = sharding.make_mesh(_mesh_for(experiment, len(jax.devices())))
     step, params = read_params(folder, experiment, mesh, in_memory, step)
     tokenizer = None if experiment.tokenizer is None else load_tokenizer(str(folder / TOKENIZER))
     return Run(folder, experiment, tokenizer, step, params, mesh)
-
-
-def read_params(
-    folder: Path,
-    experiment: Experiment,
-    mesh: jax.sharding.Mesh,
-    in_memory: bool = True,
-    step: int | None = None,
-) -> tuple[int, Any]:
-    """The step and the model's parameters (their average, where there is one) of a run's best checkpoint.
-
-    That is the latest one, unless `checkpoint.best` says by what to choose, or `step` which. See `open_run`.
-    """
-    checkpoints, stored = Checkpoints(folder / CHECKPOINTS), state.abstract_state(experiment, mesh)
-    covered = stored.average is not None and join(stored.average, stored.params) is stored.average
-    trees = {"params": None if covered else stored.params, "average": stored.average}
-    read = checkpoints.restore if in_memory or experiment.lora is not None else checkpoints.stored
-    order = checkpoint_order(folder, checkpoints, experiment.checkpoint, step)
-    used, restored, damaged = first_good(order, functools.partial(read, trees))
-    for line in damaged:
-        warnings.warn(f"{line}; using step {used}", stacklevel=3)
-    return used, used_params(experiment, join(restored["average"] or {}, restored["params"] or {}), mesh)
-
-
-def checkpoint_order(
-    folder: Path, checkpoints: Checkpoints, settings: config.Checkpoint, step: int | None = None
-) -> list[int]:
-    """The steps of a run's checkpoints, in the order in which to try to read them, or the one that is asked for.
-
-    Raises:
-      InputError: there is none, or not that one.
-    """
-    steps = checkpoints.best_first(settings) if settings.best else checkpoints.steps
-    if not steps:
-        raise _no_checkpoint(folder, settings)
-    if step is None:
-        return steps
-    if step not in steps:
-        known = f"are {', '.join(map(str, sorted(steps)))}" if len(steps) > 1 else f"is only {steps[0]}"
-        raise InputError(f"{folder}: no checkpoint of step {step}; there {known}")
-    return [step]
-
-
-def _no_checkpoint(folder: Path, settings: config.Checkpoint) -> InputError:
-    return InputError(
-        f"{folder}: the run has no checkpoint yet; one is written every {settings.every:,} steps and at its end"
-    )
-
-
-def used_params(experiment: Experiment, params: Any, mesh: jax.sharding.Mesh) -> Any:
-    """The model's parameters on the mesh, from the run's: LoRA's are merged."""
-    if experiment.lora is None:
-        return params
-    shardings = sharding.shardings_of(state.abstract_params(experiment, mesh))
-    return jax.jit(experiment.lora.merge, out_shardings=shardings)(params)
 
 
 def read_experiment(folder: Path, known: Experiment | None = None) -> Experiment:

@@ -21,6 +21,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from jaxformer.config import Checkpoint
 from jaxformer.errors import InputError
+from jaxformer.evaluations import BestMetric
 from jaxformer.progress import phase
 from jaxformer.runs.folder import CHECKPOINTS, Claim
 from jaxformer.training.damage import Damaged, unless_damaged
@@ -72,19 +73,26 @@ class Checkpoints:
     compressed: numbers of a trained model hardly become smaller, and compressing takes longer than writing.
     """
 
-    def __init__(self, folder: Path, settings: Checkpoint | None = None, claim: Claim | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        settings: Checkpoint | None = None,
+        claim: Claim | None = None,
+        best: BestMetric | None = None,
+    ):
         """Opens the folder; without `settings` for reading only.
 
         Args:
           folder: the checkpoints'.
           settings: what to keep.
           claim: the right to write to the run's folder; nothing is saved once that folder has been moved.
+          best: the metric whose best checkpoint is kept too.
         """
         reading = settings is None
         self._folder, self._claim = folder, claim
         with _errors_only() if reading else contextlib.nullcontext():
             options = ocp.CheckpointManagerOptions(
-                preservation_policy=None if reading else _preserved(settings),
+                preservation_policy=None if reading else _preserved(settings, best),
                 best_fn=lambda _: 0.0,  # Without one, Orbax keeps no metrics beside a checkpoint.
                 read_only=reading,
                 cleanup_tmp_directories=not reading,
@@ -102,23 +110,23 @@ class Checkpoints:
         """The steps of all checkpoints, the newest first."""
         return sorted(self._manager.all_steps(), reverse=True)
 
-    def best_first(self, settings: Checkpoint) -> list[int]:
-        """The steps of all checkpoints, the best ones by `settings.best` first, then those that were not evaluated.
+    def best_first(self, best: BestMetric) -> list[int]:
+        """The steps of all checkpoints, the best ones by a metric first, then those that were not evaluated.
 
         Of several that are equally good, the earliest comes first.
         """
-        results = {step: self.results(step) or {} for step in self.steps}
-        values = {step: found[settings.best] for step, found in results.items() if settings.best in found}
-        evaluated = sorted(values, key=lambda step: (-goodness(values[step], settings), step))
-        return evaluated + [step for step in self.steps if step not in values]
+        ranks = {step: best.rank(self.results(step) or {}) for step in self.steps}
+        evaluated = {step: rank for step, rank in ranks.items() if rank is not None}
+        in_order = sorted(evaluated, key=lambda step: (-evaluated[step], step))
+        return in_order + [step for step in self.steps if step not in evaluated]
 
-    def best(self, settings: Checkpoint) -> int | None:
-        """The step of the best checkpoint by `settings.best`, the first of several; None where none was evaluated."""
-        first = next(iter(self.best_first(settings)), None)
-        return first if first is not None and settings.best in (self.results(first) or {}) else None
+    def best(self, best: BestMetric) -> int | None:
+        """The step of the best checkpoint by a metric, the first of several; None where none was evaluated."""
+        first = next(iter(self.best_first(best)), None)
+        return first if first is not None and best.rank(self.results(first) or {}) is not None else None
 
     def results(self, step: int) -> dict[str, float] | None:
-        """The evaluation at the step of a checkpoint, if there was one."""
+        """The metrics of all evaluations at the step of a checkpoint, as `validation/loss`; None without evaluation."""
         return self._manager.metrics(step)
 
     @phase("saving")
@@ -217,24 +225,13 @@ class Checkpoints:
             self._manager.close()
 
 
-def goodness(value: float, settings: Checkpoint) -> float:
-    """A number that is higher where the value of `settings.best` is better; what is no number is the worst."""
-    if math.isnan(value):
-        return -math.inf
-    return value if settings.best_is == "highest" else -value
-
-
-def _preserved(settings: Checkpoint) -> policies.PreservationPolicy:
+def _preserved(settings: Checkpoint, best: BestMetric | None) -> policies.PreservationPolicy:
     """The latest checkpoints, and the best one of those that were evaluated."""
     latest = policies.LatestN(settings.keep)
-    if settings.best is None:
+    if best is None:
         return latest
-    best = policies.BestN(
-        get_metric_fn=lambda metrics: goodness(metrics[settings.best], settings),
-        n=1,
-        keep_checkpoints_without_metrics=False,
-    )
-    return policies.AnyPreservationPolicy([latest, best])
+    kept = policies.BestN(get_metric_fn=best.rank, n=1, keep_checkpoints_without_metrics=False)
+    return policies.AnyPreservationPolicy([latest, kept])
 
 
 def _registry() -> ocp.handlers.CheckpointHandlerRegistry:

@@ -1,38 +1,57 @@
 """The evaluation loop: one pass over held-out data, every document once."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Generator, Iterator
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import PartitionSpec
 
 from jaxformer.config import Experiment
 from jaxformer.data.pipeline.lanes import empty_batch
 from jaxformer.data.pipeline.loader import Batch, evaluation_batches
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import InputError
-from jaxformer.metrics import means as metrics
-from jaxformer.parallel import sharding
+from jaxformer.evaluations import NamedEvaluation
+from jaxformer.metrics.base import Context, DocumentMetric, MetricStates
+from jaxformer.metrics.means import fixed_order
+from jaxformer.objectives.base import Objective
+from jaxformer.parallel import processes, sharding
 from jaxformer.progress import phase
 from jaxformer.training.state import abstract_params
 
-SPLIT = "validation"
+GROUP = 32
+"""Documents of a group: the unit that processes share. Fixed, so that answers do not depend on their number."""
 
 
 class Evaluator:
-    """Evaluates parameters on an experiment's held-out data; compiles once, at the first call."""
+    """Evaluates parameters on the data of one evaluation; compiles once, at the first call."""
 
-    def __init__(self, experiment: Experiment, tokenizer: Tokenizer | None, mesh: jax.sharding.Mesh):
+    def __init__(
+        self,
+        experiment: Experiment,
+        tokenizer: Tokenizer | None,
+        mesh: jax.sharding.Mesh,
+        evaluation: NamedEvaluation | None = None,
+    ):
+        """`evaluation`: one of the named evaluations; None evaluates on `data.validation`."""
         self._experiment, self._tokenizer, self._mesh = experiment, tokenizer, mesh
         self._rows = sharding.local_rows(experiment.data.batch, mesh)
-        objective, model = experiment.objective, experiment.model
-        self._step = jax.jit(lambda params, batch: objective(model, params, batch))
+        self._data = evaluation.data(experiment.data) if evaluation else experiment.data
+        self._limit = evaluation.batches if evaluation else experiment.evaluation.batches
+        self._metrics = experiment.objective.metrics(experiment.model)
+        self._of_documents = [metric for metric in self._metrics if isinstance(metric, DocumentMetric)]
 
     def check(self) -> None:
-        """Raises InputError where the held-out data gives no batch, or has not what the metrics need."""
+        """Raises InputError where the held-out data gives no batch, or lacks what the metrics need."""
+        self._experiment.objective.check(self._experiment.model, self._data.task.row)
+        for metric in self._of_documents:
+            metric.check(self._data.task)
         with contextlib.closing(self._batches()) as batches:
-            self._check_metrics(next(batches))
+            next(batches)
 
     def __call__(self, params, stopped: Callable[[], bool] = lambda: False) -> dict[str, float] | None:
         """The metrics by name, exact over all held-out documents; None if `stopped` turned true on the way.
@@ -41,53 +60,87 @@ class Evaluator:
           params: parameters laid on the mesh.
           stopped: asked after every batch.
         """
-        total: dict[str, metrics.Mean | metrics.Covariance] = {}
+        objective, model, states = self._experiment.objective, self._experiment.model, MetricStates(self._metrics)
         with sharding.use(self._mesh, self._experiment.mesh), phase("evaluating") as show:
             for number, batch in enumerate(self._batches(), 1):
-                total = metrics.merge([total, self._step(params, batch)])
+                states.add(jax.device_get(_terms(objective, model, params, batch)))
                 show(f"batch {number:,}")
                 if stopped():
                     return None
-            show("documents")
-            total |= self._document_scores(params)
-        return self._experiment.objective.report(total)
+            if self._of_documents:
+                show("documents")
+                self._add_documents(states, params)
+        return states.compute()
 
-    def _document_scores(self, params, none: bool = False) -> dict[str, metrics.Mean]:
-        """What the objective makes of whole documents, of which rows are parts, or of `none`; nothing in several
-        processes."""
-        document_scores = getattr(self._experiment.objective, "document_scores", None)
-        if document_scores is None or jax.process_count() > 1:
-            return {}
-        data = self._experiment.data
-        documents = [] if none or data.validation is None else data.validation.open()
-        return document_scores(self._experiment.model, params, self._tokenizer, data.task, documents)
-
-    def _check_metrics(self, batch: dict[str, jax.Array]) -> None:
-        of_documents = self._document_scores(None, none=True)
-        best = self._experiment.checkpoint.best
-        if best is None:
-            return
-        params = abstract_params(self._experiment, self._mesh)
-        means = jax.tree.map(lambda leaf: np.zeros(leaf.shape), jax.eval_shape(self._step, params, batch))
-        known = self._experiment.objective.report(means | of_documents)
-        if best not in known:
-            raise InputError(f"checkpoint.best={best}: no such metric; expected one of {', '.join(sorted(known))}")
+    def _add_documents(self, states: MetricStates, params) -> None:
+        """Adds the states of whole documents, whose groups the processes share."""
+        size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
+        mesh = processes.local_mesh(self._mesh, size)
+        local = processes.to_local(params, abstract_params(self._experiment, mesh))
+        context = Context(self._experiment.model, local, self._tokenizer, self._data.task)
+        documents = [] if self._data.validation is None else self._data.validation.open()
+        with sharding.use(mesh, self._experiment.mesh):
+            for metric in self._of_documents:
+                for state in _score(metric, context, documents):
+                    states.add_state(metric, state)
 
     def _batches(self) -> Generator[dict[str, jax.Array], None, None]:
-        experiment, limit = self._experiment, self._experiment.evaluation.batches
-        data = experiment.data
+        data, seed = self._data, self._experiment.seed
         if data.validation is None:
             raise InputError("data.validation=None: expected held-out data to evaluate on")
-        local = evaluation_batches(data.validation, data, self._tokenizer, experiment.seed, self._rows)
+        local = evaluation_batches(data.validation, data, self._tokenizer, seed, self._rows)
         empty = empty_batch(len(self._rows), data.task.row)
         for number, batch in enumerate(_until_all_end(local, empty)):
-            if number == limit:
+            if number == self._limit:
                 return
             yield sharding.global_batch(batch, self._rows, data.batch, self._mesh)
 
 
+class Evaluations:
+    """All evaluations of an experiment."""
+
+    def __init__(self, experiment: Experiment, tokenizer: Tokenizer | None, mesh: jax.sharding.Mesh):
+        self._evaluators = {
+            name: Evaluator(experiment, tokenizer, mesh, evaluation)
+            for name, evaluation in experiment.all_evaluations.items()
+        }
+
+    def check(self) -> None:
+        """Raises InputError as `Evaluator.check` does."""
+        for evaluator in self._evaluators.values():
+            evaluator.check()
+
+    def __call__(self, params, stopped: Callable[[], bool] = lambda: False) -> dict[str, dict[str, float]] | None:
+        """The metrics of each evaluation by its name; None if `stopped` turned true on the way."""
+        results = {}
+        for name, evaluate in self._evaluators.items():
+            values = evaluate(params, stopped)
+            if values is None:
+                return None
+            results[name] = values
+        return results
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _terms(objective: Objective, model: Any, params: Any, batch: dict[str, jax.Array]) -> dict[str, Any]:
+    """The terms of a batch, whole on every device."""
+    with fixed_order():
+        terms = objective(model, params, batch)
+    return jax.tree.map(lambda array: jax.lax.with_sharding_constraint(array, PartitionSpec()), terms)
+
+
+def _score(metric: DocumentMetric, context: Context, documents: Any) -> list[Any]:
+    """The states of all groups of documents, in their order; each process computes those that are its own."""
+    indices = list(metric.select(context, documents))
+    groups = [indices[start : start + GROUP] for start in range(0, len(indices), GROUP)] or [[]]
+    count = jax.process_count()
+    mine = groups[jax.process_index() :: count]
+    states = processes.gather(lambda: [metric.score(context, documents, group) for group in mine])
+    return [states[number % count][number // count] for number in range(len(groups))]
+
+
 def _until_all_end(batches: Iterator[Batch], empty: Batch) -> Iterator[Batch]:
-    """Every process's batches until the last one has no more: who has ended gives empty ones."""
+    """Every process's batches until the last one has no more; a process without further data yields empty batches."""
     if jax.process_count() == 1:
         yield from batches
         return

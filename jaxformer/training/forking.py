@@ -13,6 +13,7 @@ from jaxformer.data.pipeline import loader
 from jaxformer.errors import InputError
 from jaxformer.interop.huggingface.families.family import differences
 from jaxformer.runs import run
+from jaxformer.runs.parameters import checkpoint_order
 from jaxformer.training.checkpoints import Checkpoints, replicated
 from jaxformer.training.damage import first_good
 from jaxformer.training.state import TrainState, abstract_state, copied, trained_and_held
@@ -52,8 +53,7 @@ def fork_from(experiment: Experiment, mesh: jax.sharding.Mesh) -> Fork:
     folder = Path(experiment.fork)
     other = _check_same_state(experiment, run.read_experiment(folder, known=experiment))
     checkpoints = Checkpoints(folder / run.CHECKPOINTS)
-    settings = dataclasses.replace(other.checkpoint, best=None)  # The state to train on from is the latest.
-    order = run.checkpoint_order(folder, checkpoints, settings, experiment.fork_step)
+    order = checkpoint_order(folder, checkpoints, other.checkpoint, None, experiment.fork_step)  # Not the best.
     wanted = abstract_state(experiment, mesh)
     averaged = wanted.average is not None and other.optimizer.ema is not None
     places = loader.initial_state(other.data)

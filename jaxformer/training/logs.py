@@ -12,7 +12,10 @@ from rich.table import Table
 
 from jaxformer import progress, strict_json
 from jaxformer.config import Experiment
-from jaxformer.metrics import means as metrics
+from jaxformer.evaluations import flat_results, result_key
+from jaxformer.metrics.averages import Average
+from jaxformer.metrics.base import MetricStates
+from jaxformer.metrics.means import Mean
 from jaxformer.progress import duration
 from jaxformer.runs.history import METRICS, read_history
 from jaxformer.runs.next_command import next_command, program
@@ -33,12 +36,14 @@ class Meter:
         self._experiment, self._began = experiment, began
         self._unit, in_row = experiment.data.task.unit
         self._in_step = experiment.data.batch * in_row
-        self._means: list[dict[str, metrics.Mean]] = []
+        objective, model = experiment.objective, experiment.model
+        self._metrics = (*objective.metrics(model), Average("gradient_norm"))
+        self._means: list[dict[str, Mean]] = []
         self._timed = 0
         self.first_step: float | None = None
         """Seconds from the beginning to the end of the first step."""
 
-    def add(self, means: dict[str, metrics.Mean]) -> None:
+    def add(self, means: dict[str, Mean]) -> None:
         """Takes the means of a step, which may not be computed yet."""
         self._means.append(means)
         self._timed += 1
@@ -55,13 +60,14 @@ class Meter:
 
     def report(self, step: int, state: TrainState) -> dict[str, float]:
         """The metrics of the steps since the last report, or since the run resumed; waits for the device."""
-        means = metrics.merge(self._means)
+        states = MetricStates(self._metrics)
+        for terms in jax.device_get(self._means):
+            states.add(terms)
         speed = self._timed * self._in_step / (time.monotonic() - self._since)
         self._means = []
         self.restart()
         good = step - int(state.skipped)
-        return self._experiment.objective.report(means) | {
-            "gradient_norm": float(means["gradient_norm"].value),
+        return states.compute() | {
             "learning_rate": float(self._experiment.optimizer.schedule(self._experiment.steps)(good - 1)),
             "skipped_steps": int(state.skipped),
             f"{self._unit}{PER_SECOND}": speed,
@@ -99,13 +105,13 @@ class Logs:
         self._writes, self._steps, self._started = jax.process_index() == 0, steps, False
         self._quiet, self._start, self._stack = quiet or not self._writes, start, contextlib.ExitStack()
         self.evaluated, self.results = 0, None
-        """The step of the last evaluation and its metrics."""
+        """The step of the last evaluations and the metrics of all of them, as `validation/loss`."""
         self.history: list[dict[str, float]] = []
-        """The metrics of all evaluations so far."""
+        """The metrics of all evaluations so far, an entry a step."""
         for line in read_history(folder / METRICS, start, self._writes):
-            if line.pop("split") != "train":
-                self.evaluated, self.results = line.pop("step"), line
-                self.history.append(line)
+            split, step = line.pop("split"), line.pop("step")
+            if split != "train":
+                self._note(step, {split: line})
         if jax.process_count() > 1:
             self.evaluated = start  # Evaluations are interrupted, to be made up for, in one process only.
         if self._writes:
@@ -141,35 +147,59 @@ class Logs:
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """Adds a line to `metrics.jsonl`, the same to TensorBoard, and prints a summary; notes an evaluation."""
         if split != "train":
-            self.evaluated, self.results = step, values
-            self.history.append(dict(values))
+            self._note(step, {split: values})
+        self._write(step, {split: values})
+
+    def write_evaluations(self, step: int, results: Mapping[str, Mapping[str, float]]) -> None:
+        """Writes the metrics of all evaluations at a step, by their names, and notes them."""
+        self._note(step, results)
+        self._write(step, results)
+
+    def _note(self, step: int, results: Mapping[str, Mapping[str, float]]) -> None:
+        values = flat_results(results)
+        if self.history and self.evaluated == step:
+            self.history[-1] |= values
+        else:
+            self.history.append(values)
+        self.evaluated, self.results = step, self.history[-1]
+
+    def _write(self, step: int, lines: Mapping[str, Mapping[str, float]]) -> None:
         if not self._writes:
             return
-        numbers = {name: float(value) for name, value in values.items()}
-        self._lines.write(strict_json.dumps({"step": step, "split": split, **numbers}) + "\n")
-        for name, value in numbers.items():
-            self._board.add_scalar(f"{split}/{name}", value, step)
+        numbers = {split: {name: float(x) for name, x in values.items()} for split, values in lines.items()}
+        texts = [strict_json.dumps({"step": step, "split": split, **values}) for split, values in numbers.items()]
+        self._lines.write("".join(f"{text}\n" for text in texts))  # At once: a kill leaves all of them or none.
         width = len(str(self._steps))
-        shown = train_summary(values, self._display.remaining) if split == "train" else f"{split}  {summary(values)}"
-        self.say(f"step {step:{width}}/{self._steps}  {shown}")
+        for split, values in numbers.items():
+            for name, value in values.items():
+                self._board.add_scalar(f"{split}/{name}", value, step)
+            shown = (
+                train_summary(values, self._display.remaining) if split == "train" else f"{split}  {summary(values)}"
+            )
+            self.say(f"step {step:{width}}/{self._steps}  {shown}")
 
     def end(self, run: Run, results: Mapping[str, float] | None) -> None:
         """Shows the last evaluation, and what the model does on held-out data."""
         if self._quiet:
             return
         self._display.end_bar()
-        if results:
-            table = Table(title=f"validation after {run.step:,} steps", title_justify="left", show_header=False)
-            shown = headline(results)
-            for name, value in shown.items():
-                table.add_row(name.replace("_", " "), f"{value:.4f}")
-            self._display.show(table)
-            if len(shown) < len(results):
-                more = f"{len(results) - len(shown)} more, of single labels"
-                self.say(f"{more}: {program()} evaluate {run.folder} --all")
+        for name in run.experiment.all_evaluations if results else ():
+            prefix = result_key(name, "")
+            values = {key.removeprefix(prefix): x for key, x in results.items() if key.startswith(prefix)}
+            self._show_table(run, name, values)
             if examples := run.demonstrate():
                 self.say("\n".join(["held-out examples:", *examples]))
         self.say(f"The run is in {run.folder}. Try it:\n{next_command(run)}")
+
+    def _show_table(self, run: Run, name: str, values: Mapping[str, float]) -> None:
+        table = Table(title=f"{name} after {run.step:,} steps", title_justify="left", show_header=False)
+        shown = headline(values)
+        for metric, value in shown.items():
+            table.add_row(metric.replace("_", " "), f"{value:.4f}")
+        self._display.show(table)
+        if len(shown) < len(values):
+            more = f"{len(values) - len(shown)} more, of single labels"
+            self.say(f"{more}: {program()} evaluate {run.folder} --all")
 
 
 def summary(values: Mapping[str, float]) -> str:

@@ -25,10 +25,11 @@ from jaxformer.parameter_paths import join
 from jaxformer.progress import Display, display, phase
 from jaxformer.runs import run as runs
 from jaxformer.runs.folder import DAMAGED, Claim
+from jaxformer.runs.parameters import read_params, used_params
 from jaxformer.runs.run import Run
 from jaxformer.training import forking
-from jaxformer.training.checkpoints import Checkpoints, goodness
-from jaxformer.training.evaluation import SPLIT, Evaluator
+from jaxformer.training.checkpoints import Checkpoints
+from jaxformer.training.evaluation import Evaluations
 from jaxformer.training.first_state import restore_or_init
 from jaxformer.training.logs import Logs, Meter
 from jaxformer.training.signals import Stop
@@ -175,8 +176,8 @@ class Training:
     """Whether it has been asked to stop."""
     train: Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, Means]]
     """The compiled step."""
-    evaluate: Evaluator | None
-    """The evaluation; None without held-out data."""
+    evaluate: Evaluations | None
+    """All evaluations; None without held-out data."""
     saved: Checkpoints
     """Its checkpoints."""
     batches: Iterable[tuple[loader.Batch, np.ndarray]]
@@ -217,7 +218,9 @@ def fit(experiment: Experiment, workdir: str | os.PathLike, quiet: bool = False)
         experiment, tokenizer = prepare_text(experiment, claim)
         train = compile_step(experiment, mesh)
         evaluate = prepare_evaluation(experiment, tokenizer, mesh)
-        saved = stack.enter_context(Checkpoints(folder / runs.CHECKPOINTS, experiment.checkpoint, claim))
+        saved = stack.enter_context(
+            Checkpoints(folder / runs.CHECKPOINTS, experiment.checkpoint, claim, experiment.best_metric)
+        )
         forked = experiment.fork is not None and saved.latest is None
         state, lanes, begun = restore_or_init(saved, experiment, mesh)
         step = int(state.step)
@@ -239,6 +242,8 @@ def fit(experiment: Experiment, workdir: str | os.PathLike, quiet: bool = False)
 def prepare_text(experiment: Experiment, claim: Claim) -> tuple[Experiment, Tokenizer | None]:
     """The experiment with the size of its vocabulary, and its tokenizer, for checked documents."""
     loader.check_documents(experiment.data)  # Before a tokenizer is trained on them.
+    for evaluation in experiment.evaluations:
+        loader.check_documents(evaluation.data(experiment.data), train=False)
     tokenizer = runs.prepare_tokenizer(claim, experiment)
     experiment = config.with_vocabulary(experiment, tokenizer and tokenizer.vocab_size)
     check_tokenizer(experiment, tokenizer)
@@ -247,11 +252,11 @@ def prepare_text(experiment: Experiment, claim: Claim) -> tuple[Experiment, Toke
 
 def prepare_evaluation(
     experiment: Experiment, tokenizer: Tokenizer | None, mesh: jax.sharding.Mesh
-) -> Evaluator | None:
-    """The evaluation on checked held-out data; None without such data."""
-    if experiment.data.validation is None:
+) -> Evaluations | None:
+    """The evaluations on checked held-out data; None without such data."""
+    if not experiment.all_evaluations:
         return None
-    evaluate = Evaluator(experiment, tokenizer, mesh)
+    evaluate = Evaluations(experiment, tokenizer, mesh)
     with phase("checking the held-out data"):
         evaluate.check()  # Its errors come before the first step.
     return evaluate
@@ -274,9 +279,9 @@ def train_to_end(training: Training, state: TrainState, lanes: np.ndarray, meter
     for batch, lanes_after in training.batches:
         if training.evaluate and logs.evaluated < step and due(step, experiment.evaluation.every, steps):
             # No name for the parameters: the step donates them, and those merged from LoRA would stay in memory.
-            results = training.evaluate(runs.used_params(experiment, state.best_params, mesh), training.stop.requested)
+            results = training.evaluate(used_params(experiment, state.best_params, mesh), training.stop.requested)
             if results:
-                logs.write(step, SPLIT, results)
+                logs.write_evaluations(step, results)
             meter.restart()
         ending = step >= steps or out_of_patience(experiment, logs.history) or training.stop.at(step)
         evaluated = logs.evaluated == step
@@ -303,10 +308,10 @@ def finish(training: Training, state: TrainState) -> Run:
     folder, steps, step = training.claim.folder, experiment.steps, int(state.step)
     saved.wait()
     training.claim.check()
-    params, results = runs.used_params(experiment, state.best_params, training.mesh), logs.results
+    params, results = used_params(experiment, state.best_params, training.mesh), logs.results
     run = Run(folder, experiment, training.tokenizer, step, params, training.mesh)
     if experiment.checkpoint.best and logs.history:
-        used, params = runs.read_params(folder, experiment, training.mesh)
+        used, params = read_params(folder, experiment, training.mesh)
         run, results = dataclasses.replace(run, step=used, params=params), saved.results(used)
     if stop.signal and (step < steps or (training.evaluate and logs.evaluated < step)):
         logs.say(f"stopped by {stop.signal} at step {step}, saved; the same command resumes from there")
@@ -334,10 +339,10 @@ def due(step: int, every: int, steps: int) -> bool:
 
 def out_of_patience(experiment: Experiment, history: Sequence[Mapping[str, float]]) -> bool:
     """Whether the best evaluation is as many evaluations ago as `evaluation.patience` says."""
-    patience, settings = experiment.evaluation.patience, experiment.checkpoint
-    if patience is None or settings.best is None:
+    patience, best = experiment.evaluation.patience, experiment.best_metric
+    if patience is None or best is None:
         return False
-    values = [goodness(results[settings.best], settings) for results in history if settings.best in results]
+    values = [rank for results in history if (rank := best.rank(results)) is not None]
     return bool(values) and len(values) - 1 - values.index(max(values)) >= patience
 
 

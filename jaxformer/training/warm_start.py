@@ -15,6 +15,7 @@ from jaxformer.interop.huggingface.folders import is_model_folder
 from jaxformer.interop.huggingface.locations import locate
 from jaxformer.models.base import Model
 from jaxformer.runs import run
+from jaxformer.runs.parameters import read_params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +68,7 @@ def start_from(name: str, model: Model, params: Any, mesh: jax.sharding.Mesh) ->
         return match(name, Weights(imported.model, imported.params), Weights(model, params))
     other = run.read_experiment(folder)
     check_model(name, other.model, model)  # Before anything large is read.
-    found = run.read_params(folder, other, mesh)[1]
+    found = read_params(folder, other, mesh)[1]
     return match(name, Weights(other.model, found), Weights(model, params))
 
 

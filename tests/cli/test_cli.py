@@ -65,7 +65,11 @@ BAD_FIELDS = {
     "too few positions": (["--model.max_length", "31"], "model.max_length=31", "length=32"),
     "predictions that no row holds": (["--data.task.predictions", "40"], "predictions", "40", "length"),
     "several examples a row without packing": (["--data.task.examples_per_row", "2"], "examples_per_row", "data.pack"),
-    "a best checkpoint that is the worst": (["--checkpoint.best", "loss", "--checkpoint.best_is", "highest"], "lowest"),
+    "a metric of no evaluation": (
+        ["--checkpoint.best", "other/loss"],
+        "other/loss",
+        "validation/loss",
+    ),
     "a metric that the evaluation does not give": (["--checkpoint.best", "rouge"], "checkpoint.best=rouge", "masked"),
     "a missing training file": (["--data.train.paths", "no/such.txt"], "no/such.txt", "no such file"),
     "a glob without a match": (["--data.train.paths", "no/such*.txt"], "no/such*.txt", "no file matches"),

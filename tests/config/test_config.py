@@ -10,9 +10,11 @@ from jaxformer.config import Checkpoint, Evaluation, Experiment, Log
 from jaxformer.data.pipeline.loader import Data
 from jaxformer.data.sources.sources import TextFiles, Tfds
 from jaxformer.data.tasks.dialogue import Dialogue, DialogueTemplate
+from jaxformer.data.tasks.images import LabelledImages
 from jaxformer.data.tasks.masked_lm import MaskedSentencePairs
 from jaxformer.data.tokenizers import SentencePiece, WordPiece
 from jaxformer.errors import InputError
+from jaxformer.evaluations import NamedEvaluation
 from jaxformer.layers.transformer import Transformer
 from jaxformer.models.bert import Bert
 from jaxformer.models.gpt import Gpt
@@ -20,6 +22,15 @@ from jaxformer.objectives.causal_lm import CausalLM
 from jaxformer.objectives.masked_lm import MaskedLM
 from jaxformer.parallel.sharding import Mesh
 from jaxformer.training.optimizers import AdamW, Lion, Schedule
+
+OTHER = NamedEvaluation("other", Tfds())
+
+
+def evaluated(**fields):
+    """An experiment with held-out data and a named evaluation."""
+    data = Data(Tfds(), MaskedSentencePairs(), 8, validation=Tfds())
+    fields = {"evaluations": (OTHER,), "steps": 1} | fields
+    return Experiment(Bert(), MaskedLM(), data, WordPiece(), AdamW(Schedule()), **fields)
 
 
 @pytest.fixture
@@ -258,14 +269,6 @@ class TestParse:
         (lambda: Evaluation(batches="all"), "batches='all': expected an int or None"),
         (lambda: Checkpoint(every=0), "checkpoint.every=0: expected at least 1"),
         (lambda: Checkpoint(keep=0), "checkpoint.keep=0: expected at least 1"),
-        (
-            lambda: Checkpoint(best="validation/accuracy"),
-            "the lowest validation/accuracy is the worst; expected highest",
-        ),
-        (
-            lambda: Checkpoint(best="loss", best_is="highest"),
-            "the highest loss is the worst; expected lowest",
-        ),
         (lambda: Log(every=0), "log.every=0: expected at least 1"),
     ],
 )
@@ -273,9 +276,42 @@ def test_bad_fields(make, expected):
     assert expected in message(make)
 
 
-def test_the_best_checkpoint_by_either_order():
-    assert Checkpoint(best="validation/accuracy", best_is="highest").best_is == "highest"
-    assert Checkpoint(best="validation/loss").best_is == "lowest"
+@pytest.mark.parametrize(
+    "best, key, higher_is_better",
+    [
+        ("loss", "validation/loss", False),
+        ("validation/masked_lm_accuracy", "validation/masked_lm_accuracy", True),
+        ("other/masked_lm_perplexity", "other/masked_lm_perplexity", False),
+    ],
+)
+def test_the_metric_declares_which_checkpoint_is_best(best, key, higher_is_better):
+    metric = evaluated(checkpoint=Checkpoint(best=best)).best_metric
+    assert (metric.key, metric.higher_is_better) == (key, higher_is_better)
+
+
+@pytest.mark.parametrize(
+    "make, expected",
+    [
+        (
+            lambda: evaluated(checkpoint=Checkpoint(best="rouge")),
+            "checkpoint.best=rouge: no such metric; expected one of loss",
+        ),
+        (
+            lambda: evaluated(checkpoint=Checkpoint(best="more/loss")),
+            "checkpoint.best=more/loss: no such evaluation; expected validation/loss, other/loss",
+        ),
+        (lambda: NamedEvaluation("train", Tfds()), "evaluations.name='train': expected a word"),
+        (lambda: NamedEvaluation("a/b", Tfds()), "evaluations.name='a/b': expected a word"),
+        (lambda: NamedEvaluation("a", Tfds(), batches=0), "evaluations.batches=0: expected at least 1"),
+        (lambda: evaluated(evaluations=(OTHER, OTHER)), "evaluations.name='other': two evaluations have this name"),
+        (
+            lambda: evaluated(evaluations=(NamedEvaluation("other", Tfds(), LabelledImages(labels=("a", "b"))),)),
+            "evaluations.task=LabelledImages: expected the inputs of data.task",
+        ),
+    ],
+)
+def test_bad_evaluations(make, expected):
+    assert expected in message(make)
 
 
 def test_all_that_an_experiment_needs():

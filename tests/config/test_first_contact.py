@@ -166,7 +166,7 @@ def test_each_objective_lays_texts_out_for_its_model(model, objective, texts, ex
     else:
         small_classifier.write_reviews(tmp_path)
         tokenizer = WordPiece(path=str(tmp_path / "vocab.txt")).build(None, str(tmp_path / "kept"))
-    arrays = objective.encode(model, tokenizer, texts)
+    arrays = objective.predictor(model, None, tokenizer).encode(texts)
     assert {name: arrays[name].tolist() for name in expected} == expected
     output = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), **arrays)[0])
     assert output.features.shape[0] == len(texts)
@@ -181,7 +181,7 @@ def test_what_is_no_text_is_refused_in_a_line(given, run):
 
 def test_images_are_laid_out_too():
     images = [Prepared("a.png", small_vit.IMAGES[0]), Prepared("b.png", small_vit.IMAGES[1])]
-    arrays = ImageClassification().encode(small_vit.VIT, None, images)
+    arrays = ImageClassification().predictor(small_vit.VIT, None, None).encode(images)
     output = jax.eval_shape(lambda: small_vit.VIT.init_with_output(jax.random.key(0), **arrays)[0])
     assert output.features.shape == (2, 16) and (arrays["images"] == small_vit.IMAGES[:2]).all()
 

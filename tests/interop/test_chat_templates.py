@@ -54,7 +54,7 @@ def test_a_chat_template_gives_the_tokens_of_training(kind, names, tmp_path):
     assert theirs.apply_chat_template(MESSAGES, tokenize=True, return_dict=False) == expected
     asked = theirs.apply_chat_template(MESSAGES[1:2], add_generation_prompt=True, tokenize=True, return_dict=False)
     objective = CausalLM(template=dialogue, beginning=beginning)
-    (prompt,) = objective.prompts(tokenizer, [MESSAGES[1]["content"]])
+    (prompt,) = objective.predictor(None, None, tokenizer).prompts([MESSAGES[1]["content"]])
     assert asked == prompt.tolist()
     with pytest.raises(Exception, match="the roles are system, user, assistant"):
         theirs.apply_chat_template([{"role": "tool", "content": "x"}])
@@ -65,7 +65,8 @@ def test_an_answer_begins_after_a_space(tmp_path):
     tokenizer = TOKENIZERS["bytes"].build(lambda: TEXTS, str(tmp_path / "kept"))
     before, answer = DialogueTemplate().encode(("assistant", "the light"), tokenizer)
     assert tokenizer.decode(before) == "Assistant:" and tokenizer.decode(answer[:-1]) == " the light"
-    assert CausalLM(template=DialogueTemplate())._written(tokenizer, before, answer) == "\nAssistant: the light"
+    predictor = CausalLM(template=DialogueTemplate()).predictor(None, None, tokenizer)
+    assert predictor._written(before, answer) == "\nAssistant: the light"
 
 
 @pytest.mark.parametrize("form", ["config", "file", "files"])

@@ -180,8 +180,8 @@ def test_ctranslate2_converts_a_gpt(corpus, tmp_path):
     export_run(run, tmp_path / "out", certificate=False)
     ctranslate2.converters.TransformersConverter(str(tmp_path / "out")).convert(str(tmp_path / "generator"))
     generator = ctranslate2.Generator(str(tmp_path / "generator"))
-    (prompt,) = run.objective.prompts(tokenizer, [TEXTS[0]])
-    (expected,) = run.objective.write(run.model, run.params, tokenizer, [prompt])
+    (prompt,) = run.predictor.prompts([TEXTS[0]])
+    (expected,) = run.predictor.write([prompt])
     tokens = [tokenizer.pieces[number] for number in prompt]
     result = generator.generate_batch([tokens], max_length=8, include_prompt_in_result=False)[0]
     assert result.sequences_ids[0] == [number for number in expected.tolist() if number != tokenizer.eos_id]

@@ -94,10 +94,10 @@ def test_a_run_that_writes_goes_and_comes_back(family, tmp_path, tokenizer):
     auto = transformers.AutoModelForSeq2SeqLM if answers else transformers.AutoModelForCausalLM
     theirs = auto.from_pretrained(out).eval()
     assert theirs.generation_config.num_beams == before.objective.decoding.num_beams
-    prompt = before.objective.prompts(before.tokenizer, [text])[0]
+    prompt = before.predictor.prompts([text])[0]
     tokens = torch.tensor(np.asarray(prompt)[None], dtype=torch.long)
     written = theirs.generate(tokens, attention_mask=torch.ones_like(tokens))[0].numpy()
-    ours = before.objective.write(before.model, before.params, before.tokenizer, [prompt])[0]
+    ours = before.predictor.write([prompt])[0]
     np.testing.assert_array_equal(written[1 if answers else len(prompt) :][: len(ours)], ours)
     card = (out / "README.md").read_text()
     assert "no parity certificate: it was left out" in card and "7 of 1 steps" in card
@@ -255,12 +255,12 @@ class TestSentenceEmbedding:
     @pytest.mark.parametrize("pooling", ["mean", "first", "pooler"])
     def test_padding_and_the_other_texts_change_no_vector(self, tokenizer, pooling):
         objective = SentenceEmbedding(pooling, normalized=False)
-        vectors = objective.embed(self.MODEL, self.PARAMS, tokenizer, self.TEXTS)
+        vectors = objective.predictor(self.MODEL, self.PARAMS, tokenizer).embed(self.TEXTS)
         for text, vector in zip(self.TEXTS, vectors, strict=True):
             np.testing.assert_allclose(vector, self.vector(tokenizer, text, pooling), atol=1e-5)
 
     def test_cosines(self, tokenizer):
-        first, second, _ = SentenceEmbedding().predict(self.MODEL, self.PARAMS, tokenizer, self.TEXTS)
+        first, second, _ = SentenceEmbedding().predictor(self.MODEL, self.PARAMS, tokenizer).predict(self.TEXTS)
         one, other = (self.vector(tokenizer, text, "mean") for text in self.TEXTS[:2])
         cosine = float(one @ other / np.linalg.norm(one) / np.linalg.norm(other))
         assert first.cosines[0] == ("w4", pytest.approx(cosine, abs=1e-5))
@@ -270,7 +270,7 @@ class TestSentenceEmbedding:
     def test_a_text_that_is_too_long_loses_its_end(self, tokenizer):
         long, short = "w1 w2 w3 w4", "w1 w2"
         objective = SentenceEmbedding(longest=4)
-        vectors = objective.embed(self.MODEL, self.PARAMS, tokenizer, [long, short])
+        vectors = objective.predictor(self.MODEL, self.PARAMS, tokenizer).embed([long, short])
         np.testing.assert_allclose(vectors[0], vectors[1], atol=1e-6)
 
 

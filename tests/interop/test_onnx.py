@@ -219,12 +219,12 @@ def test_a_sentence_encoders_program_gives_its_vectors(pooling, tmp_path):
     session = open_session(tmp_path / "out" / "onnx" / "model.onnx")
     ids, mask = np.full((2, 6), PAD), np.zeros((2, 6), np.int64)
     texts = ["w3 w4 w5", "w7"]
-    for row, tokens in enumerate(run.objective.encode(run.model, run.tokenizer, [text]) for text in texts):
+    for row, tokens in enumerate(run.predictor.encode([text]) for text in texts):
         ids[row, : tokens["tokens"].shape[1]], mask[row, : tokens["tokens"].shape[1]] = tokens["tokens"][0], 1
     given = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
     found = call(session, given)
     assert found.keys() == {"last_hidden_state", "pooler_output", "sentence_embedding"}
-    expected = run.objective.embed(run.model, run.params, run.tokenizer, texts)
+    expected = run.predictor.embed(texts)
     np.testing.assert_allclose(found["sentence_embedding"], expected, atol=1e-5)
 
 

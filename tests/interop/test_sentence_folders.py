@@ -229,11 +229,12 @@ def test_how_vectors_are_compared_travels(folder, tmp_path):
 def test_a_prompt_is_put_before_each_text(run):
     objective = SentenceEmbedding(prompts=(("query", "w1 "), ("none", "")), default_prompt_name="query")
     arguments = run.model, run.params, run.tokenizer
-    plain = run.objective.embed(*arguments, ["w1 w2", "w2"])
-    np.testing.assert_allclose(objective.embed(*arguments, ["w2"])[0], plain[0], atol=1e-6)
-    np.testing.assert_allclose(objective.embed(*arguments, ["w2"], prompt_name="none")[0], plain[1], atol=1e-6)
+    plain = run.objective.predictor(*arguments).embed(["w1 w2", "w2"])
+    prompted = objective.predictor(*arguments)
+    np.testing.assert_allclose(prompted.embed(["w2"])[0], plain[0], atol=1e-6)
+    np.testing.assert_allclose(prompted.embed(["w2"], prompt_name="none")[0], plain[1], atol=1e-6)
     with pytest.raises(InputError, match=r"prompt_name='x': expected one of objective.prompts: query, none"):
-        objective.embed(*arguments, ["w2"], prompt_name="x")
+        prompted.embed(["w2"], prompt_name="x")
     with pytest.raises(InputError, match=r"objective.default_prompt_name='x': expected one of"):
         SentenceEmbedding(default_prompt_name="x")
 

@@ -76,7 +76,7 @@ def test_prompts(encoder, tmp_path, include, mode):
     vectors = assert_same(tmp_path / "model")
     assert np.abs(vectors - theirs.encode(TEXTS, prompt="")).max() > 1e-3
     run = jf.from_pretrained(tmp_path / "model")
-    passages = run.objective.embed(run.model, run.params, run.tokenizer, TEXTS, prompt_name="passage")
+    passages = run.predictor.embed(TEXTS, prompt_name="passage")
     np.testing.assert_allclose(passages, theirs.encode(TEXTS, prompt_name="passage"), atol=1e-5)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxformer.data.tasks.tagging import has_entities, kinds
-from jaxformer.metrics.entities import counts, report_entities
+from jaxformer.metrics.entities import ENTITIES, EntityScores, counts
 
 LABELS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
 
@@ -47,7 +47,9 @@ def test_the_counts_are_those_of_spans(seed):
     for kind, sums in expected.items():
         np.testing.assert_array_equal(totals[kind].sum, sums)
         assert sums.min() > 3, "the test has something to count"
-    reported = report_entities(totals)
+    metric = EntityScores(LABELS, lambda context, documents, indices: {})
+    reported = metric.compute(metric.update({ENTITIES + kind: mean for kind, mean in totals.items()}))
+    assert tuple(reported) == metric.names and metric.update({}) is None
     same, ours, theirs = sum(expected.values())
     assert reported["entity_precision"] == same / ours and reported["entity_recall"] == same / theirs
     assert reported["entity_f1"] == pytest.approx(2 * same / (ours + theirs))
@@ -65,7 +67,6 @@ def test_padding_and_what_is_given_to_it_change_nothing():
 def test_what_are_the_tags_of_entities():
     assert has_entities(LABELS) and kinds(LABELS) == ("PER", "LOC")
     assert not has_entities(("NOUN", "VERB")) and not has_entities(("O", "X")) and not has_entities(("O",))
-    assert report_entities({}) == {}
     for prefixes in ("BIES", "BILU", "BI", "I"):
         labels = ("O", *(f"{prefix}-{kind}" for kind in ("PER", "LOC") for prefix in prefixes))
         assert has_entities(labels) and kinds(labels) == ("PER", "LOC")

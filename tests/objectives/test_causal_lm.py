@@ -6,6 +6,7 @@ import math
 import jax
 import numpy as np
 import pytest
+from reports import report as report_of
 from small_bert import small_bert
 from small_writer import BEGINNING, END, PIECES, small_tokenizer
 from small_writer import GPT as MODEL
@@ -91,7 +92,7 @@ def test_dropout_follows_the_key():
 
 def test_the_report_is_for_a_person():
     merged = {"loss": Mean(30.0, 10.0), "cross_entropy": Mean(20.0, 10.0), "accuracy": Mean(4.0, 10.0)}
-    report = CausalLM().report(merged | {"gradient_norm": Mean(3.0, 1.0)})
+    report = report_of(CausalLM(), MODEL, merged | {"gradient_norm": Mean(3.0, 1.0)})
     assert next(iter(report)) == "loss"
     bits = 2.0 / math.log(2)
     assert report == {
@@ -102,13 +103,13 @@ def test_the_report_is_for_a_person():
         "accuracy": 0.4,
     }
     hopeless = dict.fromkeys(("loss", "cross_entropy", "accuracy"), Mean(1e5, 1.0))
-    assert CausalLM().report(hopeless)["perplexity"] == math.exp(700)
+    assert report_of(CausalLM(), MODEL, hopeless)["perplexity"] == math.exp(700)
 
 
 def test_a_text_is_continued_by_what_the_model_finds_likeliest(tokenizer):
     objective = CausalLM(decoding=Decoding(max_new_tokens=6))
     texts = [TEXT, "w5", "w1 w2 w3 w4"]
-    answers = objective.predict(MODEL, PARAMS, tokenizer, texts)
+    answers = objective.predictor(MODEL, PARAMS, tokenizer).predict(texts)
     for text, answer in zip(texts, answers, strict=True):
         prompt = tokenizer.encode(text)
         (output,) = generate(MODEL, PARAMS, [prompt], objective.decoding, tokenizer.eos_id)
@@ -122,11 +123,11 @@ def test_a_text_is_continued_by_what_the_model_finds_likeliest(tokenizer):
 def test_a_stream_is_the_continued_text_in_pieces(decoding, tokenizer):
     objective = CausalLM(decoding=decoding)
     for text in (TEXT, "w5"):
-        pieces = list(objective.stream(MODEL, PARAMS, tokenizer, text))
-        assert "".join(pieces) == str(objective.predict(MODEL, PARAMS, tokenizer, [text])[0])
+        pieces = list(objective.predictor(MODEL, PARAMS, tokenizer).stream(text))
+        assert "".join(pieces) == str(objective.predictor(MODEL, PARAMS, tokenizer).predict([text])[0])
         assert pieces[0] == text and len(pieces) >= 4
     with pytest.raises(InputError, match="num_beams=2"):
-        list(CausalLM(decoding=Decoding(num_beams=2)).stream(MODEL, PARAMS, tokenizer, TEXT))
+        list(CausalLM(decoding=Decoding(num_beams=2)).predictor(MODEL, PARAMS, tokenizer).stream(TEXT))
 
 
 @pytest.mark.parametrize(
@@ -140,7 +141,7 @@ def test_a_stream_is_the_continued_text_in_pieces(decoding, tokenizer):
 )
 def test_a_prompt_is_what_the_model_has_learned_from(objective, before, after, tokenizer):
     objective = dataclasses.replace(objective, decoding=Decoding(max_new_tokens=4))
-    (answer,) = objective.predict(MODEL, PARAMS, tokenizer, [TEXT])
+    (answer,) = objective.predictor(MODEL, PARAMS, tokenizer).predict([TEXT])
     prompt = np.array([*before, *tokenizer.encode(TEXT), *after])
     both_ways = objective.prompt != "text"
     (expected,) = generate(MODEL, PARAMS, [prompt], objective.decoding, tokenizer.eos_id, prefix=both_ways)
@@ -152,21 +153,21 @@ def test_a_prompt_is_what_the_model_has_learned_from(objective, before, after, t
 
 def test_a_demonstration_begins_with_a_held_out_text(tokenizer):
     batch = draw_batch()
-    (line,) = CausalLM(decoding=Decoding(max_new_tokens=3)).demonstrate(MODEL, PARAMS, tokenizer, batch)
+    (line,) = CausalLM(decoding=Decoding(max_new_tokens=3)).predictor(MODEL, PARAMS, tokenizer).demonstrate(batch)
     given, _, written = line.partition(" […]")
     assert given == tokenizer.decode(batch["tokens"][0, :4]) and written.strip()
     batch = draw_batch(prefix=True)
-    (line,) = CausalLM(prompt="prefix").demonstrate(MODEL, PARAMS, tokenizer, batch)
+    (line,) = CausalLM(prompt="prefix").predictor(MODEL, PARAMS, tokenizer).demonstrate(batch)
     assert line.startswith(tokenizer.decode(batch["tokens"][0, :3]) + " […]")
     empty = {name: np.zeros_like(array) for name, array in batch.items()}
-    assert CausalLM().demonstrate(MODEL, PARAMS, tokenizer, empty) == []
+    assert CausalLM().predictor(MODEL, PARAMS, tokenizer).demonstrate(empty) == []
 
 
 def test_texts_that_cannot_be_continued_are_refused(tokenizer):
     for text, message in ((" ", "' ': an empty prompt"), ("w1 " * 33, "a prompt of 33 tokens: .* positions for 32")):
         with pytest.raises(InputError, match=message):
-            CausalLM().predict(MODEL, PARAMS, tokenizer, ["w1", text])
-    assert CausalLM(beginning=True).predict(MODEL, PARAMS, tokenizer, [""])[0].continuation
+            CausalLM().predictor(MODEL, PARAMS, tokenizer).predict(["w1", text])
+    assert CausalLM(beginning=True).predictor(MODEL, PARAMS, tokenizer).predict([""])[0].continuation
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ import jax
 import numpy as np
 import pytest
 import torch
+from reports import report as report_of
+from reports import score_documents
 from scipy import stats
 from sklearn import metrics as sklearn
 from small_bert import noisy_params
@@ -15,7 +17,6 @@ from jaxformer.data.tasks.classification import Classify
 from jaxformer.data.tokenizers import WordPiece
 from jaxformer.errors import InputError
 from jaxformer.layers.transformer import Transformer
-from jaxformer.metrics.means import merge
 from jaxformer.models.classifier import Classifier
 from jaxformer.models.gpt import Gpt
 from jaxformer.objectives.classification import Classification
@@ -53,7 +54,7 @@ def test_one_label_has_torchs_loss_and_scikit_learns_scores():
     truth = RNG.integers(0, 3, 40)
     batches = [batch_of(truth[:20]), batch_of(truth[20:])]
     objective = Classification(label_smoothing=0.1)
-    report = objective.report(merge([objective(MODEL, PARAMS, batch) for batch in batches]))
+    report = report_of(objective, MODEL, *(objective(MODEL, PARAMS, batch) for batch in batches))
     logits = np.concatenate([logits_of(MODEL, PARAMS, batch, 20) for batch in batches])
     expected = torch.nn.functional.cross_entropy(torch.tensor(logits), torch.tensor(truth), label_smoothing=0.1)
     guesses = logits.argmax(-1)
@@ -69,8 +70,8 @@ def test_one_label_has_torchs_loss_and_scikit_learns_scores():
 
 def test_many_labels_have_torchs_loss_and_scikit_learns_scores():
     truth = RNG.integers(0, 2, (30, 3))
-    batch, objective = batch_of(truth, "many"), Classification(many=True)
-    report = objective.report(merge([objective(MODEL, PARAMS, batch)]))
+    batch, objective = batch_of(truth, "multi_label"), Classification(many=True)
+    report = report_of(objective, MODEL, objective(MODEL, PARAMS, batch))
     logits = logits_of(MODEL, PARAMS, batch, 30)
     expected = torch.nn.functional.binary_cross_entropy_with_logits(torch.tensor(logits), torch.tensor(1.0 * truth))
     assert report["loss"] == pytest.approx(expected.item(), abs=1e-6)
@@ -83,8 +84,8 @@ def test_a_number_has_torchs_loss_and_scipys_correlation():
     model = Classifier(small_backbone(), ("likeness",), "mean")
     params = noisy_params(model, np.zeros((1, 4), np.int32))
     truth = RNG.normal(3, 1, 30)
-    batch, objective = batch_of(truth, "number", labels=("likeness",)), Regression()
-    report = objective.report(merge([objective(model, params, batch)]))
+    batch, objective = batch_of(truth, "regression", labels=("likeness",)), Regression()
+    report = report_of(objective, model, objective(model, params, batch))
     values = logits_of(model, params, batch, 30)[:, 0]
     assert report["loss"] == pytest.approx(np.mean((values - truth) ** 2), rel=1e-5)
     assert report["absolute_error"] == pytest.approx(np.abs(values - truth).mean(), rel=1e-5)
@@ -102,20 +103,19 @@ def test_ranks_are_of_all_documents(tokenizer):
     ]
     for pair in (None, "other"):
         task = Classify(pair=pair, labels=("likeness",), kind="regression", length=12)
-        found = objective.document_scores(model, params, tokenizer, task, documents)
+        found = score_documents(objective, model, params, tokenizer, task, documents)
         values = []
         for document in documents:
             [row] = task.examples(task.encode(document, tokenizer), Visit(tokenizer, None, None))
             inputs = {name: row[name][None] for name in ("tokens", "token_types", "cls_positions")}
             values.append(float(apply(inputs)))
         expected = stats.spearmanr(values, [document["label"] for document in documents]).statistic
-        assert float(found["spearman"].value) == pytest.approx(expected, abs=1e-3)
-        batch = objective(model, params, batch_of([1.0, 2.0], "number", labels=("likeness",)))
-        assert objective.report(batch | found)["spearman"] == pytest.approx(expected, abs=1e-3)
-        assert "spearman" not in objective.report(batch)
+        assert found == {"spearman": pytest.approx(expected, abs=1e-3)}
+        batch = objective(model, params, batch_of([1.0, 2.0], "regression", labels=("likeness",)))
+        assert "spearman" not in report_of(objective, model, batch)
         same = [documents[0] | {"label": label} for label in (0.0, 1.0)]
         for rows in ([], same):
-            assert float(objective.document_scores(model, params, tokenizer, task, rows)["spearman"].value) == 0
+            assert score_documents(objective, model, params, tokenizer, task, rows) == {"spearman": 0}
 
 
 @pytest.mark.parametrize("kind", ["single_label", "multi_label"])
@@ -123,14 +123,14 @@ def test_packing_and_padding_change_nothing(kind):
     truth = RNG.integers(0, 3, 9) if kind == "single_label" else RNG.integers(0, 2, (9, 3))
     objective = Classification(many=kind == "multi_label")
     alone, packed = (
-        objective.report(merge([objective(MODEL, PARAMS, batch_of(truth, kind, examples))])) for examples in (1, 3)
+        report_of(objective, MODEL, objective(MODEL, PARAMS, batch_of(truth, kind, examples))) for examples in (1, 3)
     )
     assert packed == pytest.approx(alone, abs=1e-5)
 
 
 def test_nothing_to_weigh_is_no_error():
     batch = {name: 0 * array for name, array in batch_of([0, 1]).items()}
-    report = Classification().report(merge([Classification()(MODEL, PARAMS, batch)]))
+    report = report_of(Classification(), MODEL, Classification()(MODEL, PARAMS, batch))
     assert report["loss"] == report["macro_f1"] == report["matthews"] == 0
 
 
@@ -144,12 +144,12 @@ def tokenizer(tmp_path_factory):
 def test_texts_and_pairs_are_predicted_with_probabilities(tokenizer):
     texts = ["a great film", "the plot is dull\tand it is poor", "great " * 90]
     pairs = Classify(pair="b", labels=NAMES).prepare_requests(texts)
-    answers = Classification().predict(MODEL, PARAMS, tokenizer, pairs)
+    answers = Classification().predictor(MODEL, PARAMS, tokenizer).predict(pairs)
     assert [answer.text for answer in answers] == texts
     for answer in answers:
         assert sum(share for _, share in answer.labels) == pytest.approx(1, abs=1e-5)
         assert {label for label, _ in answer.labels} == set(NAMES)
-    [alone] = Classification().predict(MODEL, PARAMS, tokenizer, texts[:1])
+    [alone] = Classification().predictor(MODEL, PARAMS, tokenizer).predict(texts[:1])
     np.testing.assert_allclose([share for _, share in alone.labels], [share for _, share in answers[0].labels], 1e-4)
     assert str(alone).splitlines()[0] == texts[0] and str(alone).splitlines()[1].endswith(f"%  {alone.labels[0][0]}")
     task = Classify(text="a", pair="b", labels=NAMES, length=16)
@@ -166,10 +166,12 @@ def test_a_tab_is_a_blank_for_a_model_of_single_texts(tokenizer):
     texts = ["the plot is dull\tand it is poor", "the plot is dull and it is poor"]
     asked = Classify(labels=NAMES).prepare_requests(texts)
     assert asked == texts
-    tab, blank = Classification().predict(MODEL, PARAMS, tokenizer, asked)
+    tab, blank = Classification().predictor(MODEL, PARAMS, tokenizer).predict(asked)
     assert tab.labels == blank.labels and tab.text == texts[0]
-    [pair] = Classification().predict(
-        MODEL, PARAMS, tokenizer, Classify(pair="b", labels=NAMES).prepare_requests(texts[:1])
+    [pair] = (
+        Classification()
+        .predictor(MODEL, PARAMS, tokenizer)
+        .predict(Classify(pair="b", labels=NAMES).prepare_requests(texts[:1]))
     )
     assert pair.labels != blank.labels and pair.text == texts[0]
 
@@ -185,8 +187,8 @@ def test_held_out_texts_are_shown_with_what_they_are(tokenizer):
     batch = lanes.empty_batch(2, task.row)
     lanes.write_row(batch, 0, examples[:2], task.row)
     lanes.write_row(batch, 1, examples[2:], task.row)
-    lines = Classification().demonstrate(model, params, tokenizer, batch)
-    answers = Classification().predict(model, params, tokenizer, texts)
+    lines = Classification().predictor(model, params, tokenizer).demonstrate(batch)
+    answers = Classification().predictor(model, params, tokenizer).predict(texts)
     for line, text, answer in zip(lines, texts, answers, strict=True):
         label, share = answer.labels[0]
         said = f"{label} {share:.0%}"

@@ -26,10 +26,10 @@ def test_a_dialogue_is_answered_as_it_was_learned(tokenizer):
     """Prompts are the tokens before the answer in the rows of `Dialogue`, and the answer ends with its turn."""
     run = small_run(tokenizer, CausalLM(decoding=Decoding(max_new_tokens=4, temperature=0), template=TEMPLATE))
     (example,) = TASK.examples(TASK.encode({"messages": TURNS}, tokenizer), Visit(tokenizer, None, None))
-    (prompt,) = run.objective.prompts(tokenizer, ["w1 w2"])
+    (prompt,) = run.predictor.prompts(["w1 w2"])
     given = int(np.argmax(example["weights"])) + 1
     np.testing.assert_array_equal(prompt, example["tokens"][:given])
-    (output,) = run.objective.write(run.model, run.params, tokenizer, [prompt])
+    (output,) = run.predictor.write([prompt])
     assert str(run.predict("w1 w2")) == f"w1 w2\nw22 {tokenizer.decode(output)}"
     assert "".join(run.stream("w1 w2")) == str(run.predict("w1 w2"))
     (found,) = run.log_likelihoods(["w1 w2"], ["w3"])
@@ -37,7 +37,7 @@ def test_a_dialogue_is_answered_as_it_was_learned(tokenizer):
     assert found.log_probability == pytest.approx(expected.log_probability, abs=1e-4)
     batch = lanes.empty_batch(1, TASK.row)
     lanes.write_row(batch, 0, [example], TASK.row)
-    (shown,) = run.objective.demonstrate(run.model, run.params, tokenizer, batch)
+    (shown,) = run.predictor.demonstrate(batch)
     assert shown == f"{tokenizer.decode(prompt)} […]\nw22 {tokenizer.decode(output)}"
     with pytest.raises(InputError, match=r"objective.prompt=inputs: expected text with a template"):
         CausalLM(prompt="inputs", template=TEMPLATE)

@@ -6,13 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from reports import report
 from small_vit import AUTOENCODER, IMAGES, VIT, noisy
 
 from jaxformer.data.fields.image import ImageField
 from jaxformer.data.tasks.images import LabelledImages, MaskedPatches, Prepared
 from jaxformer.errors import InputError
 from jaxformer.layers.patches import patchify
-from jaxformer.metrics.means import merge
 from jaxformer.objectives.image_classification import ImageClassification
 from jaxformer.objectives.image_embedding import ImageEmbedding
 from jaxformer.objectives.masked_autoencoding import MaskedAutoencoding, normalised
@@ -46,10 +46,10 @@ def test_the_loss_is_pytorchs_with_soft_targets_and_label_smoothing(logits):
 
 def test_accuracies_and_the_scores_of_each_label_count_the_larger_part_of_a_mixed_image(logits):
     right = logits[:3].argmax(1) == [2, 1, 1]
-    values = OBJECTIVE.report(merge([OBJECTIVE(VIT, PARAMS, BATCH)]))
+    values = report(OBJECTIVE, VIT, OBJECTIVE(VIT, PARAMS, BATCH))
     np.testing.assert_allclose(values["accuracy"], right.mean(), rtol=1e-6)
     assert values["recall/two"] == right[0] and np.isclose(values["recall/one"], right[1:].mean())
-    assert "recall/two" not in OBJECTIVE.report(merge([OBJECTIVE(VIT, PARAMS, BATCH, jax.random.key(0))]))
+    assert "recall/two" not in report(OBJECTIVE, VIT, OBJECTIVE(VIT, PARAMS, BATCH, jax.random.key(0)))
     many = dataclasses.replace(VIT, labels=tuple("abcdefgh"))
     params = noisy(many)
     above = np.asarray(many.apply({"params": params}, IMAGES).logits).argsort(1)[:, -5:]
@@ -60,7 +60,7 @@ def test_accuracies_and_the_scores_of_each_label_count_the_larger_part_of_a_mixe
 
 def test_a_prediction_is_each_label_with_its_probability_the_likeliest_first(logits):
     prepared = [Prepared(f"{number}.png", image) for number, image in enumerate(IMAGES)]
-    answers = OBJECTIVE.predict(VIT, PARAMS, None, prepared)
+    answers = OBJECTIVE.predictor(VIT, PARAMS, None).predict(prepared)
     assert [answer.path for answer in answers] == ["0.png", "1.png", "2.png", "3.png"]
     expected = np.asarray(jax.nn.softmax(logits))
     for answer, row in zip(answers, expected, strict=True):
@@ -68,13 +68,17 @@ def test_a_prediction_is_each_label_with_its_probability_the_likeliest_first(log
         np.testing.assert_allclose([share for _, share in answer.labels], sorted(row, reverse=True), rtol=1e-5)
         assert answer.labels[0][0] == VIT.labels[row.argmax()]
     assert re.fullmatch(r"0\.png(\n +\d+\.\d%  \w+){3}", str(answers[0]))
-    assert len(OBJECTIVE.demonstrate(VIT, PARAMS, None, BATCH)) == 3  # None of the row without an image.
+    assert len(OBJECTIVE.predictor(VIT, PARAMS, None).demonstrate(BATCH)) == 3  # None of the row without an image.
 
 
 def test_vectors_have_length_one_and_cosines_to_the_others():
     bare = dataclasses.replace(VIT, labels=())
     params = {name: value for name, value in PARAMS.items() if name != "head"}
-    answers = ImageEmbedding().predict(bare, params, None, [Prepared(str(n), image) for n, image in enumerate(IMAGES)])
+    answers = (
+        ImageEmbedding()
+        .predictor(bare, params, None)
+        .predict([Prepared(str(n), image) for n, image in enumerate(IMAGES)])
+    )
     np.testing.assert_allclose([np.linalg.norm(answer.vector) for answer in answers], 1, rtol=1e-5)
     assert [name for name, _ in answers[1].cosines] == ["0", "2", "3"]
     np.testing.assert_allclose(answers[1].cosines[0][1], answers[0].vector @ answers[1].vector, rtol=1e-4)

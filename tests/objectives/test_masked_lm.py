@@ -5,6 +5,7 @@ import math
 import jax
 import numpy as np
 import pytest
+from reports import report as report_of
 from small_bert import VOCAB, bert_params, lay_out, random_examples, small_bert
 
 from jaxformer.metrics.means import Mean, merge
@@ -51,20 +52,22 @@ def test_without_next_sentence_it_needs_and_gives_nothing_of_it():
     assert set(alone) == {"masked_lm_loss", "masked_lm_accuracy", "target_counts"}
     assert objective.loss_weights == {"masked_lm_loss": 1.0}
     assert alone["masked_lm_loss"].sum == pytest.approx(means()["masked_lm_loss"].sum, abs=1e-5)
-    report = objective.report(alone)
+    report = report_of(objective, MODEL, alone)
     assert report["loss"] == report["masked_lm_loss"]
     assert "next_sentence_loss" not in report
 
 
 def test_the_next_sentence_loss_has_its_weight_in_the_loss():
     assert MaskedLM(0.3).loss_weights == {"masked_lm_loss": 1.0, "next_sentence_loss": 0.3}
-    report = MaskedLM(0.3).report(means())
+    report = report_of(MaskedLM(0.3), MODEL, means())
     assert report["loss"] == pytest.approx(report["masked_lm_loss"] + 0.3 * report["next_sentence_loss"])
 
 
 def test_the_report_has_perplexity_and_the_accuracy_of_guessing_the_commonest_target():
     counts = Mean(np.array([1.0, 6.0, 3.0]), 10.0)
-    report = MaskedLM().report(
+    report = report_of(
+        MaskedLM(),
+        MODEL,
         {
             "masked_lm_loss": Mean(20.0, 10.0),
             "masked_lm_accuracy": Mean(4.0, 10.0),
@@ -72,7 +75,7 @@ def test_the_report_has_perplexity_and_the_accuracy_of_guessing_the_commonest_ta
             "next_sentence_accuracy": Mean(1.5, 2.0),
             "target_counts": counts,
             "gradient_norm": Mean(3.0, 1.0),
-        }
+        },
     )
     assert report == {
         "loss": 2.5,
@@ -89,7 +92,7 @@ def test_the_report_has_perplexity_and_the_accuracy_of_guessing_the_commonest_ta
 def test_a_hopeless_loss_has_a_perplexity_and_no_overflow(loss, perplexity):
     nothing = Mean(0.0, 0.0)
     others = dict.fromkeys(("masked_lm_accuracy", "next_sentence_loss", "next_sentence_accuracy"), nothing)
-    report = MaskedLM().report({"masked_lm_loss": Mean(loss, 1.0)} | others)
+    report = report_of(MaskedLM(), MODEL, {"masked_lm_loss": Mean(loss, 1.0)} | others)
     assert report["masked_lm_perplexity"] == pytest.approx(perplexity, nan_ok=True)
 
 

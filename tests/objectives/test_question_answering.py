@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers
 from hf_weights import TOLERANCE, as_ours, redraw
+from reports import report, score_documents
 from small_bert import noisy_params, small_transformer
 
 from jaxformer.config import Checkpoint, Evaluation, Experiment, Log
@@ -102,7 +103,7 @@ def test_the_loss_is_that_of_the_tokens_where_answers_may_be(model, params, toke
 def test_packing_and_padding_change_nothing(model, params, tokenizer):
     packed = dataclasses.replace(TASK, examples_per_row=3)
     results = [
-        ANYTIME.report(jax.device_get(ANYTIME(model, params, batch_of(rows, tokenizer, task))))
+        report(ANYTIME, model, ANYTIME(model, params, batch_of(rows, tokenizer, task)))
         for rows, task in (([[0], [1], [2]], TASK), ([[0, 2], [1]], packed), ([[0], [1, 2], []], packed))
     ]
     assert results[0]["loss"] > 0.1
@@ -118,7 +119,7 @@ def test_a_span_is_in_the_context_and_not_too_long(seed, model, params, tokenize
     words = [f"w{number}" for number in rng.integers(0, 40, 60)]
     pairs = [(" ".join(words[:3]), " ".join(words[3 : 3 + size])) for size in (1, 5, 20, 57)]
     objective = QuestionAnswering(longest=4)
-    for answer in objective.answer(model, params | {"head": head}, tokenizer, TASK, pairs):
+    for answer in objective.predictor(model, params | {"head": head}, tokenizer).answer(TASK, pairs):
         assert answer.context[answer.start : answer.stop] == answer.text != ""
         assert (
             answer.text.split()
@@ -129,7 +130,7 @@ def test_a_span_is_in_the_context_and_not_too_long(seed, model, params, tokenize
 
 def test_the_best_span_of_all_windows_is_the_answer(model, params, tokenizer):
     context = " ".join(f"w{number}" for number in (3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8, 4, 6, 2, 6))
-    (answer,) = ANYTIME.answer(model, params, tokenizer, TASK, [("w30 w31", context)])
+    (answer,) = ANYTIME.predictor(model, params, tokenizer).answer(TASK, [("w30 w31", context)])
     passage = dataclasses.replace(TASK).encode(
         {"question": "w30 w31", "context": context, "answers": {"text": [], "answer_start": []}}, tokenizer
     )
@@ -159,7 +160,7 @@ def test_the_best_span_of_all_windows_is_the_answer(model, params, tokenizer):
         np.exp(score) / np.prod([np.exp(total).sum() for total in totals]), rel=1e-4
     )
     never, always = (
-        QuestionAnswering(no_answer=by).answer(model, params, tokenizer, TASK, [("w30 w31", context)])[0]
+        QuestionAnswering(no_answer=by).predictor(model, params, tokenizer).answer(TASK, [("w30 w31", context)])[0]
         for by in (99, -99)
     )
     assert never == answer and always.text == "" and "(no answer)" in str(always)
@@ -167,31 +168,29 @@ def test_the_best_span_of_all_windows_is_the_answer(model, params, tokenizer):
 
 def test_documents_are_scored_whole(model, params, tokenizer):
     def scores(objective):
-        answers = objective.answer(
-            model, params, tokenizer, TASK, [(one["question"], one["context"]) for one in EXAMPLES]
-        )
-        return objective.document_scores(model, params, tokenizer, TASK, EXAMPLES), answers
+        predictor = objective.predictor(model, params, tokenizer)
+        answers = predictor.answer(TASK, [(one["question"], one["context"]) for one in EXAMPLES])
+        return score_documents(objective, model, params, tokenizer, TASK, EXAMPLES), answers
 
-    means, answers = scores(QuestionAnswering(no_answer=-99.0))
+    values, answers = scores(QuestionAnswering(no_answer=-99.0))
     assert [one.text for one in answers] == ["", "", ""]
-    assert float(means["exact_match"].value) == float(means["f1"].value) == pytest.approx(1 / 3)
-    means, answers = scores(QuestionAnswering(longest=2))
-    assert means["f1"].weight == 3
+    assert values["exact_match"] == values["f1"] == pytest.approx(100 / 3)
+    values, answers = scores(QuestionAnswering(longest=2))
     right = {"w3 w4": 1.0, "w4": 1.0, "w3": 2 / 3}
-    assert means["f1"].sum == pytest.approx(right[answers[2].text] + (answers[0].text == "w5x2"))
-    first = QuestionAnswering(scored=1).document_scores(model, params, tokenizer, TASK, EXAMPLES)
-    assert first["f1"].weight == 1
-    assert QuestionAnswering(scored=0).document_scores(model, params, tokenizer, TASK, EXAMPLES) == {}
+    assert values["f1"] == pytest.approx(100 / 3 * (right[answers[2].text] + (answers[0].text == "w5x2")))
+    first = score_documents(QuestionAnswering(longest=2, scored=1), model, params, tokenizer, TASK, EXAMPLES)
+    assert first["f1"] == 100 * (answers[0].text == "w5x2")
+    assert score_documents(QuestionAnswering(scored=0), model, params, tokenizer, TASK, EXAMPLES) == {}
 
 
 def test_what_a_person_reads(model, params, tokenizer):
-    (answer,) = ANYTIME.predict(model, params, tokenizer, [f"w30\t{CONTEXT}"])
+    (answer,) = ANYTIME.predictor(model, params, tokenizer).predict([f"w30\t{CONTEXT}"])
     assert (
         str(answer).startswith("w30\n")
         and f"[{answer.text}]" in str(answer)
         and f"{answer.probability:.1%}" in str(answer)
     )
-    lines = ANYTIME.demonstrate(model, params, tokenizer, batch_of([[0], [1], []], tokenizer))
+    lines = ANYTIME.predictor(model, params, tokenizer).demonstrate(batch_of([[0], [1], []], tokenizer))
     assert len(lines) == 2 and lines[0].startswith("w30 w31 [") and ", was w5x2]" in lines[0]
     assert ", was (no answer)]" in lines[1]
 
@@ -218,7 +217,7 @@ def test_it_learns_where_the_answer_stands(folder, tmp_path):
         optimizer=AdamW(Schedule(1e-2, 5)),
         steps=40,
         evaluation=Evaluation(every=40),
-        checkpoint=Checkpoint(every=40, best="f1", best_is="highest"),
+        checkpoint=Checkpoint(every=40, best="f1"),
         log=Log(every=20),
     )
     run = fit(experiment, tmp_path / "run", quiet=True)
@@ -240,7 +239,7 @@ def test_a_model_of_one_token_type_has_that_of_all_tokens(params, model, tokeniz
     pair = [(EXAMPLES[0]["question"], EXAMPLES[0]["context"])]
     twice = embeddings | {"token_type": types[np.array([0, 0])]}
     zeros = params | {"backbone": params["backbone"] | {"embeddings": twice}}
-    answers = [ANYTIME.answer(*given, tokenizer, TASK, pair)[0] for given in ((one, less), (model, zeros))]
+    answers = [ANYTIME.predictor(*given, tokenizer).answer(TASK, pair)[0] for given in ((one, less), (model, zeros))]
     assert answers[0].probability == pytest.approx(answers[1].probability, rel=1e-4)
 
 
@@ -251,4 +250,4 @@ def test_what_cannot_be_is_refused(model, params, tokenizer):
         ANYTIME.check(model, {"tokens": None})
     for text in ("w1 w2", "w1\t ", "\tw1"):
         with pytest.raises(InputError, match="expected a question, a tab, and the text"):
-            ANYTIME.predict(model, params, tokenizer, [text])
+            ANYTIME.predictor(model, params, tokenizer).predict([text])

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from reports import report
 from small_bert import bert_params, small_bert
 
 from jaxformer.data.pipeline import lanes
@@ -36,7 +37,7 @@ apply = jax.jit(lambda tokens: MODEL.apply({"params": PARAMS}, tokens))
 
 def measured(batch, objective=OBJECTIVE):
     """The metrics of a batch."""
-    return objective.report(jax.device_get(jax.jit(lambda batch: objective(MODEL, PARAMS, batch))(batch)))
+    return report(objective, MODEL, jax.jit(lambda batch: objective(MODEL, PARAMS, batch))(batch))
 
 
 def vector(tokens, pooling):

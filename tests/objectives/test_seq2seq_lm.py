@@ -1,9 +1,13 @@
 """The objective of an encoder–decoder: its terms, its scores, and what it makes of texts."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
 import sacrebleu
+from reports import report as report_of
+from reports import score_documents
 from rouge_score import rouge_scorer
 from small_bert import noisy_params, small_bert
 from small_writer import END, PAD, PIECES, QUIET, small_tokenizer
@@ -15,8 +19,9 @@ from jaxformer.decoding.generate import generate
 from jaxformer.decoding.settings import Decoding
 from jaxformer.errors import InputError
 from jaxformer.layers.transformer import Transformer
+from jaxformer.metrics.base import Context
 from jaxformer.metrics.means import Mean, merge
-from jaxformer.metrics.texts import Scores, scores, text_scores
+from jaxformer.metrics.texts import Scores, TextScores, text_scores
 from jaxformer.models.encoder_decoder import EncoderDecoder
 from jaxformer.models.t5 import T5, t5_stack
 from jaxformer.objectives.seq2seq_lm import Seq2SeqLM
@@ -92,13 +97,10 @@ def test_the_terms_are_weighted_sums_over_the_targets_of_each_example_alone(name
 
 def test_the_report_begins_with_the_loss_and_has_scores_where_there_are_some():
     merged = dict.fromkeys(("loss", "cross_entropy", "accuracy"), Mean(1.0, 2.0))
-    plain = Seq2SeqLM().report(merged)
+    plain = report_of(Seq2SeqLM(), MODELS["t5"], merged)
     assert list(plain) == ["loss", "cross_entropy", "perplexity", "bits_per_token", "accuracy"]
     texts = ["w1 w2 w3 w4 w5"]
-    assert Seq2SeqLM().report(merged | text_scores(texts, texts)) == plain | {
-        "bleu": pytest.approx(100),
-        "chrf": pytest.approx(100),
-    }
+    assert text_scores(texts, texts) == {"bleu": pytest.approx(100), "chrf": pytest.approx(100)}
 
 
 OUTPUTS = ["The cat sat on the mat here.", "A dog .", "", "You are so very kind to me, my dear friend!"]
@@ -106,17 +108,16 @@ REFERENCES = ["The cat sat on a mat here now.", "The dog.", "Nothing at all.", "
 
 
 def test_scores_that_are_merged_are_those_of_sacrebleu_on_the_whole():
-    parts = [text_scores(OUTPUTS[:1], REFERENCES[:1]), text_scores([], []), text_scores(OUTPUTS[1:], REFERENCES[1:])]
-    merged = merge(parts)
+    metric = TextScores(Scores(), 4, lambda context, inputs: [])
+    pairs = tuple(zip(OUTPUTS, REFERENCES, strict=True))
+    merged = functools.reduce(metric.merge, [pairs[:1], (), pairs[1:]])
     expected = {
         "bleu": sacrebleu.corpus_bleu(OUTPUTS, [REFERENCES]).score,
         "chrf": sacrebleu.corpus_chrf(OUTPUTS, [REFERENCES]).score,
     }
     assert 20 < expected["bleu"] < 80
-    assert scores(merged) == pytest.approx(expected)
-    assert merged["bleu"].weight == 4
-    assert scores(text_scores([], [])) == {"bleu": 0.0, "chrf": 0.0}
-    assert scores({}) == {}
+    assert metric.compute(merged) == expected
+    assert text_scores([], []) == {"bleu": 0.0, "chrf": 0.0}
 
 
 DOCUMENTS = [
@@ -134,16 +135,15 @@ TASK = TextToText(8, 6, "source", "target")
 def test_the_first_documents_are_scored_against_the_texts_of_the_source(scored, tokenizer):
     """Whole texts, of which the tokenizer loses letters and spaces and the rows lose the ends."""
     model, params, objective = MODELS["t5"], PARAMS["t5"], Seq2SeqLM(decoding=QUICK, scored=scored)
-    found = objective.document_scores(model, params, tokenizer, TASK, DOCUMENTS)
+    report = score_documents(objective, model, params, tokenizer, TASK, DOCUMENTS)
     own = [document for document in DOCUMENTS if document["source"]][:scored]
     inputs = [np.append(tokenizer.encode(document["source"])[:7], END) for document in own]
     outputs = [tokenizer.decode(output) for output in generate(model, params, inputs, QUICK, END, PAD)]
     references = [document["target"] for document in own]
-    terms = dict.fromkeys(("loss", "cross_entropy", "accuracy"), Mean(1.0, 2.0))
-    report = objective.report(terms | found)
     assert report["bleu"] == pytest.approx(sacrebleu.corpus_bleu(outputs, [references]).score)
     assert report["chrf"] == pytest.approx(sacrebleu.corpus_chrf(outputs, [references]).score)
-    assert found["chrf"].weight == len(own)
+    context = Context(model, params, tokenizer, TASK)
+    assert len(TextScores(Scores(), scored, None).select(context, DOCUMENTS)) == len(own)
     assert (report["cut_inputs"], report["cut_references"]) == (scored >= 3, 1 + (scored >= 2))
     lost = [tokenizer.decode(tokenizer.encode(text)[:5]) for text in references]
     assert report["chrf"] != pytest.approx(sacrebleu.corpus_chrf(outputs, [lost]).score)
@@ -151,13 +151,13 @@ def test_the_first_documents_are_scored_against_the_texts_of_the_source(scored, 
 
 def test_without_documents_to_score_there_is_nothing_or_zero(tokenizer):
     model, params = MODELS["t5"], PARAMS["t5"]
-    assert Seq2SeqLM().document_scores(model, params, tokenizer, TASK, DOCUMENTS) == {}
-    found = Seq2SeqLM(scored=3).document_scores(model, params, tokenizer, TASK, [])
+    assert score_documents(Seq2SeqLM(), model, params, tokenizer, TASK, DOCUMENTS) == {}
+    found = score_documents(Seq2SeqLM(scored=3), model, params, tokenizer, TASK, [])
     assert list(found) == ["bleu", "chrf", "cut_inputs", "cut_references"]
-    assert all(not mean.weight for mean in found.values())
+    assert not any(found.values())
     message = "objective.scored=3: data.task=SpanCorruption has no text to compare answers with; expected 0, or a task"
     with pytest.raises(InputError, match=message):
-        Seq2SeqLM(scored=3).document_scores(model, params, tokenizer, SpanCorruption(), [])
+        score_documents(Seq2SeqLM(scored=3), model, params, tokenizer, SpanCorruption(), [])
 
 
 def test_rouge_is_the_mean_of_rouge_score_however_it_is_merged():
@@ -166,9 +166,10 @@ def test_rouge_is_the_mean_of_rouge_score_however_it_is_merged():
     means = {name: 100 * np.mean([score[name].fmeasure for score in single]) for name in single[0]}
     expected = {"rouge_1": means["rouge1"], "rouge_2": means["rouge2"], "rouge_l": means["rougeL"]}
     assert 20 < expected["rouge_2"] < expected["rouge_1"] < 80
-    parts = [text_scores(OUTPUTS[:3], REFERENCES[:3], ["rouge"]), text_scores(OUTPUTS[3:], REFERENCES[3:], ["rouge"])]
-    assert scores(merge(parts)) == pytest.approx(expected)
-    assert list(scores(text_scores([], [], ["rouge", "bleu"]))) == ["bleu", "rouge_1", "rouge_2", "rouge_l"]
+    metric = TextScores(Scores(by=("rouge",)), 4, lambda context, inputs: [])
+    pairs = tuple(zip(OUTPUTS, REFERENCES, strict=True))
+    assert metric.compute(metric.merge(pairs[:3], pairs[3:])) == pytest.approx(expected)
+    assert list(text_scores([], [], ["rouge", "bleu"])) == ["rouge_1", "rouge_2", "rouge_l", "bleu"]
 
 
 TASKS = (Scores("w1 w2: ", ("rouge",)), Scores("w3", ("chrf",)))
@@ -188,27 +189,29 @@ def test_the_first_documents_of_each_task_are_scored_for_themselves(scored, toke
     texts = [("w1 w2: w5", "w6"), ("w3 w5 w6", "w7 w8"), ("w4 w1", "w9"), ("w1 w2: w8 w9", "w8 w7"), ("w3", "w1 w2")]
     documents = [{"inputs": inputs, "targets": targets} for inputs, targets in texts]
     documents.insert(1, {"text": "w1 w2: w3 w4 is a text alone"})
-    found = objective.document_scores(model, params, tokenizer, MultiTask(text_to_text=TextToText(16, 8)), documents)
+    task = MultiTask(text_to_text=TextToText(16, 8))
+    found = score_documents(objective, model, params, tokenizer, task, documents)
     expected = {}
     for part, own in zip(TASKS, (texts[::3], texts[1::3]), strict=True):
         inputs = [np.append(tokenizer.encode(source), END) for source, _ in own[:scored]]
         outputs = [tokenizer.decode(output) for output in generate(model, params, inputs, QUICK, END, PAD)]
-        counts = text_scores(outputs, [target for _, target in own[:scored]], part.by)
-        expected |= {part.label + name: score for name, score in scores(counts).items()}
+        values = text_scores(outputs, [target for _, target in own[:scored]], part.by)
+        expected |= {part.label + name: score for name, score in values.items()}
         expected |= dict.fromkeys((f"{part.label}cut_inputs", f"{part.label}cut_references"), 0.0)
     assert [name for name in expected if "cut" not in name] == [
         *("w1_w2_rouge_1", "w1_w2_rouge_2", "w1_w2_rouge_l", "w3_chrf")
     ]
-    terms = dict.fromkeys(("loss", "cross_entropy", "accuracy"), Mean(1.0, 2.0))
-    assert dict(list(objective.report(terms | found).items())[5:]) == pytest.approx(expected)
-    assert found["w3_chrf"].weight == found["w1_w2_rouge_l"].weight == min(scored, 2)
+    assert found == pytest.approx(expected)
+    context = Context(model, params, tokenizer, task)
+    for part in TASKS:
+        assert len(TextScores(part, scored, None).select(context, documents)) == min(scored, 2)
 
 
 def test_a_demonstration_has_an_example_of_each_task(tokenizer):
     examples = draw_tasks(tokenizer)
     batch = lay_out([examples[:1], examples[3:5], examples[6:9]], 48, 40)
     objective = Seq2SeqLM(decoding=QUICK, scores=TASKS)
-    lines = objective.demonstrate(MODELS["t5"], PARAMS["t5"], tokenizer, batch)
+    lines = objective.predictor(MODELS["t5"], PARAMS["t5"], tokenizer).demonstrate(batch)
     shown = [line.removeprefix("inputs: ") for line in lines[::3]]
     assert shown == [tokenizer.decode(examples[number][0]) for number in (0, 4, 8)]
 
@@ -217,7 +220,7 @@ def test_a_demonstration_has_an_example_of_each_task(tokenizer):
 def test_texts_are_answered(name, tokenizer):
     texts = ["w1 w2", "w3 <extra_id_0> w4 <extra_id_1>", "w7 w8 w9 w10 w11"]
     objective = Seq2SeqLM(decoding=Decoding(max_new_tokens=8, num_beams=3))
-    answers = objective.predict(MODELS[name], PARAMS[name], tokenizer, texts)
+    answers = objective.predictor(MODELS[name], PARAMS[name], tokenizer).predict(texts)
     prompts = [
         [6, 7, END],
         [8, PIECES.index("<extra_id_0>"), 9, PIECES.index("<extra_id_1>"), END],
@@ -230,7 +233,7 @@ def test_texts_are_answered(name, tokenizer):
 
 @pytest.mark.parametrize(("start", "first"), [("padding", PAD), ("end", END)])
 def test_texts_are_encoded_with_the_token_that_an_answer_follows(start, first, tokenizer):
-    batch = Seq2SeqLM(start=start).encode(MODELS["paper"], tokenizer, ["w1 w2", "w3"])
+    batch = Seq2SeqLM(start=start).predictor(MODELS["paper"], None, tokenizer).encode(["w1 w2", "w3"])
     np.testing.assert_array_equal(batch["inputs"], [[6, 7, END], [8, END, 0]])
     np.testing.assert_array_equal(batch["input_segments"], [[1, 1, 1], [1, 1, 0]])
     np.testing.assert_array_equal(batch["tokens"], [[first], [first]])
@@ -240,19 +243,19 @@ def test_texts_are_encoded_with_the_token_that_an_answer_follows(start, first, t
 def test_a_demonstration_has_inputs_references_and_outputs(tokenizer):
     examples = draw_examples(5)
     batch = lay_out([examples[:2], [], examples[2:]], 24, 24)
-    lines = Seq2SeqLM(decoding=QUICK).demonstrate(MODELS["t5"], PARAMS["t5"], tokenizer, batch)
+    lines = Seq2SeqLM(decoding=QUICK).predictor(MODELS["t5"], PARAMS["t5"], tokenizer).demonstrate(batch)
     assert len(lines) == 9
     outputs = generate(MODELS["t5"], PARAMS["t5"], [source for source, _ in examples[:3]], QUICK, END, PAD)
     for number, ((source, target), output) in enumerate(zip(examples, outputs, strict=False)):
         texts = [tokenizer.decode(ids) for ids in (source, target, output)]
         assert [line.partition(":")[2].strip() for line in lines[3 * number :][:3]] == texts
-    assert Seq2SeqLM().demonstrate(MODELS["t5"], PARAMS["t5"], tokenizer, lay_out([[]])) == []
+    assert Seq2SeqLM().predictor(MODELS["t5"], PARAMS["t5"], tokenizer).demonstrate(lay_out([[]])) == []
 
 
 def test_texts_that_cannot_be_answered_are_refused(tokenizer):
     for text, message in (("", "'': an empty text"), ("w1 " * 24, "a prompt of 25 tokens: .* positions for 24")):
         with pytest.raises(InputError, match=message):
-            Seq2SeqLM().predict(MODELS["paper"], PARAMS["paper"], tokenizer, ["w1", text])
+            Seq2SeqLM().predictor(MODELS["paper"], PARAMS["paper"], tokenizer).predict(["w1", text])
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 from hf_weights import TOLERANCE, as_ours, redraw
+from reports import report
 from small_bert import noisy_params, small_transformer
 
 from jaxformer.data.examples import Visit
@@ -19,7 +20,7 @@ from jaxformer.data.sources.sources import JsonLines
 from jaxformer.data.tasks.tagging import TagTokens
 from jaxformer.data.tokenizers import WordPiece
 from jaxformer.errors import InputError
-from jaxformer.metrics.means import merge
+from jaxformer.metrics.base import Context, MetricStates
 from jaxformer.models.bert import Bert
 from jaxformer.models.classifier import Classifier
 from jaxformer.models.gpt import Gpt
@@ -83,7 +84,7 @@ def test_logits_are_those_of_transformers(tokenizer):
 
 def test_packing_and_padding_change_nothing(model, params, tokenizer):
     results = [
-        Tagging().report(jax.device_get(Tagging()(model, params, batch_of(rows, tokenizer, length))))
+        report(Tagging(), model, Tagging()(model, params, batch_of(rows, tokenizer, length)))
         for rows, length in (([[0], [1], [2]], 24), ([[0, 1, 2]], 24), ([[0, 2], [1], []], 17))
     ]
     assert results[0]["loss"] > 0.1 and {"entity_f1", "f1/PER", "f1/LOC"} < results[0].keys()
@@ -98,7 +99,7 @@ def test_training_counts_no_entities(model, params, tokenizer):
 
 def test_it_tags_words_and_signs_in_windows(model, params, tokenizer):
     longer = "w1 w2x0. " * 12
-    answers = Tagging().predict(model, params, tokenizer, ["w1 w2x0.", longer, "w3 \u4e2d-\u4e2d"])
+    answers = Tagging().predictor(model, params, tokenizer).predict(["w1 w2x0.", longer, "w3 \u4e2d-\u4e2d"])
     assert answers[0].words == ("w1", "w2x0", ".") and len(answers[1].words) == 36
     assert str(answers[0]) == " ".join(
         f"{word}/{tag}" for word, tag in zip(answers[0].words, answers[0].tags, strict=True)
@@ -114,7 +115,7 @@ def test_it_tags_words_and_signs_in_windows(model, params, tokenizer):
 def test_what_a_demonstration_shows(model, params, tokenizer):
     batch = batch_of([[0, 2], [1], []], tokenizer)
     tags = np.argmax(model.apply({"params": params}, **Tagging().inputs(batch)).logits, -1)
-    lines = Tagging().demonstrate(model, params, tokenizer, batch)
+    lines = Tagging().predictor(model, params, tokenizer).demonstrate(batch)
     assert len(lines) == 2
     for line, row, sentence in zip(lines, (0, 1), SENTENCES[:2], strict=True):
         found = [LABELS[tag] for tag in tags[row][(batch["weights"][row] > 0) & (batch["segments"][row] == 1)]]
@@ -134,7 +135,7 @@ def test_what_cannot_be_is_refused(model, params, tokenizer):
     with pytest.raises(InputError, match="rows have no targets; use TagTokens"):
         Tagging().check(model, {"tokens": None})
     with pytest.raises(InputError, match="no words to tag"):
-        Tagging().predict(model, params, tokenizer, ["w1", " "])
+        Tagging().predictor(model, params, tokenizer).predict(["w1", " "])
 
 
 class Oracle:
@@ -163,14 +164,16 @@ def test_an_entity_longer_than_a_row_is_one_entity(tokenizer, tmp_path):
     table[tokenizer.encode("w9")[0]] = 0
     model, objective, task = Oracle(table), Tagging(), TagTokens(Oracle.labels, length=6)
     source = JsonLines((str(tmp_path / "a.jsonl"),))
-    total = {}
+    context, states = Context(model, {}, tokenizer, task), MetricStates(objective.metrics(model))
     for batch in evaluation_batches(source, Data(source, task, 2), tokenizer, 0, range(2)):
-        total = merge([total, objective(model, {}, batch)])
-    by_row = objective.report(total)
-    documents = objective.document_scores(model, {}, tokenizer, task, source.open())
-    whole = objective.report(total | documents)
+        states.add(jax.device_get(objective(model, {}, batch)))
+    by_row = states.compute()
+    documents, entities = source.open(), states.metrics[-1]
+    states.add_state(entities, entities.score(context, documents, entities.select(context, documents)))
+    whole = states.compute()
     assert whole["entity_f1"] == whole["entity_precision"] == whole["entity_recall"] == 0.5
-    assert by_row["entity_f1"] == pytest.approx(6 / 7), "two parts of three, and the short entity"
+    assert by_row["entity_f1"] == 1.0, "the sentences that lie in one row"
     assert whole["accuracy"] == by_row["accuracy"] == pytest.approx(11 / 12)
     short = TagTokens(Oracle.labels, length=20)
-    assert objective.document_scores(model, {}, tokenizer, short, source.open()) == {}
+    nothing = entities.score(Context(model, {}, tokenizer, short), documents, range(2))
+    np.testing.assert_array_equal(nothing["x"].sum, 0)

@@ -35,7 +35,7 @@ def predict(tokenizer, monkeypatch):
     params = PARAMS | {"masked_lm": PARAMS["masked_lm"] | {"bias": jnp.asarray(biases)}}
 
     def predict(texts):
-        return OBJECTIVE.predict(MODEL, params, tokenizer, texts)
+        return OBJECTIVE.predictor(MODEL, params, tokenizer).predict(texts)
 
     predict.params = params
     return predict
@@ -79,7 +79,7 @@ def test_ids_without_a_piece_are_never_predicted(tokenizer):
     tokens = ids("[CLS]", "in", "[MASK]", "[SEP]")[None]
     batch = {"tokens": tokens, "segments": np.ones_like(tokens), "masked_positions": np.array([[2]])}
     batch |= {"targets": ids("the")[None], "weights": np.ones((1, 1), np.float32)}
-    (line,) = OBJECTIVE.demonstrate(MODEL, params, tokenizer, batch)
+    (line,) = OBJECTIVE.predictor(MODEL, params, tokenizer).demonstrate(batch)
     assert line.startswith("in [")
 
 
@@ -136,12 +136,12 @@ class TestDemonstrate:
         return PARAMS | {"masked_lm": PARAMS["masked_lm"] | {"bias": bias}}
 
     def test_it_shows_right_and_wrong_guesses_in_brackets(self, tokenizer):
-        lines = OBJECTIVE.demonstrate(MODEL, self.always("light"), tokenizer, self.batch())
+        lines = OBJECTIVE.predictor(MODEL, self.always("light"), tokenizer).demonstrate(self.batch())
         assert lines == ["the [light] was [light, was good]ness", ""]
 
     def test_it_shows_a_few_rows_only(self, tokenizer):
         batch = {name: np.repeat(array, 5, axis=0) for name, array in self.batch().items()}
-        assert len(OBJECTIVE.demonstrate(MODEL, self.always("dark"), tokenizer, batch)) == 4
+        assert len(OBJECTIVE.predictor(MODEL, self.always("dark"), tokenizer).demonstrate(batch)) == 4
 
     def test_its_guesses_are_those_of_the_model_on_the_whole_batch(self, tokenizer):
         """With all inputs of the batch, the sentences' types among them, as in training."""
@@ -159,6 +159,6 @@ class TestDemonstrate:
 
         untyped = guesses(batch | {"token_types": 0 * batch["token_types"]})
         assert (guesses(batch) != untyped).all(), "the types must matter here"
-        line, _ = OBJECTIVE.demonstrate(MODEL, params, tokenizer, batch)
+        line, _ = OBJECTIVE.predictor(MODEL, params, tokenizer).demonstrate(batch)
         first, second = (tokenizer.piece(int(guess)) for guess in guesses(batch))
         assert f"the [{first}, was light] was [{second}, was good]" in line

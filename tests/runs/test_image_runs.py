@@ -43,7 +43,7 @@ def experiment(tmp_path_factory):
         steps=12,
         mesh=Mesh(1),
         evaluation=Evaluation(every=12),
-        checkpoint=Checkpoint(every=6, best="accuracy", best_is="highest"),
+        checkpoint=Checkpoint(every=6, best="accuracy"),
         log=Log(every=6),
     )
 

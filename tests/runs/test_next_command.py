@@ -26,11 +26,10 @@ from jaxformer.data.tasks.tagging import TagTokens
 from jaxformer.decoding.settings import Decoding
 from jaxformer.errors import InputError
 from jaxformer.objectives.causal_lm import CausalLM
-from jaxformer.objectives.classification import Classified
-from jaxformer.objectives.sentence_embedding import with_cosines
 from jaxformer.objectives.seq2seq_lm import Seq2SeqLM
-from jaxformer.predictors.answers import as_json
 from jaxformer.predictors.fill_mask import Filled
+from jaxformer.predictors.text_labels import Classified
+from jaxformer.predictors.vectors import with_cosines
 from jaxformer.runs import next_command
 
 TEXT = "And God said, Let there be light.\nAnd there was light."
@@ -113,14 +112,14 @@ def test_several_samples_of_a_text_differ_and_are_refused_where_they_cannot(tmp_
 
 def test_answers_are_json():
     filled = Filled("a [MASK]", ((("b", 0.5), ("c", 0.25)),), "a b")
-    assert as_json(filled) == {
+    assert filled.to_json() == {
         "text": "a [MASK]",
         "blanks": [[{"token": "b", "probability": 0.5}, {"token": "c", "probability": 0.25}]],
         "filled": "a b",
     }
-    assert as_json(Classified("x", (("good", 1.0),))) == {
+    assert Classified("x", (("good", 1.0),)).to_json() == {
         "text": "x",
         "labels": [{"label": "good", "probability": 1.0}],
     }
     first, _ = with_cosines(["a", "b"], np.eye(2, dtype=np.float32))
-    assert as_json(first) == {"text": "a", "vector": [1.0, 0.0], "cosines": [{"text": "b", "cosine": 0.0}]}
+    assert first.to_json() == {"text": "a", "vector": [1.0, 0.0], "cosines": [{"text": "b", "cosine": 0.0}]}

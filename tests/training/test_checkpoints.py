@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxformer.config import Checkpoint
 from jaxformer.errors import InputError
+from jaxformer.evaluations import BestMetric
 from jaxformer.parallel import sharding
 from jaxformer.parallel.sharding import Mesh
 from jaxformer.training import checkpoints
@@ -45,11 +46,14 @@ def steps_kept(folder):
     return sorted(int(path.name) for path in folder.iterdir())
 
 
-def save_all(folder, settings, trees, values, metric="loss"):
+LOSS = BestMetric("validation", "loss", higher_is_better=False)
+
+
+def save_all(folder, settings, trees, values, best=LOSS):
     """Saves a step for each value of a metric; None was not evaluated."""
-    with Checkpoints(folder, settings) as saved:
+    with Checkpoints(folder, settings, best=best if settings.best else None) as saved:
         for step, value in enumerate(values, 1):
-            saved.save(step, trees(step), None if value is None else {metric: value})
+            saved.save(step, trees(step), None if value is None else {best.key: value})
         saved.wait()
 
 
@@ -180,10 +184,11 @@ def test_the_latest_are_kept(trees, tmp_path):
     assert Checkpoints(tmp_path).latest == 5
 
 
-@pytest.mark.parametrize("metric, best_is, best", [("loss", "lowest", 2), ("accuracy", "highest", 3)])
-def test_the_best_is_kept_beside_the_latest(metric, best_is, best, trees, tmp_path):
+@pytest.mark.parametrize("metric, higher_is_better, best", [("loss", False, 2), ("accuracy", True, 3)])
+def test_the_best_is_kept_beside_the_latest(metric, higher_is_better, best, trees, tmp_path):
     values = [None, 3.0, 7.0, 5.0, None]
-    save_all(tmp_path, Checkpoint(keep=1, best=metric, best_is=best_is), trees, values, metric)
+    kept = BestMetric("validation", metric, higher_is_better)
+    save_all(tmp_path, Checkpoint(keep=1, best=metric), trees, values, kept)
     assert steps_kept(tmp_path) == [best, 5]
 
 
@@ -219,18 +224,18 @@ def test_reading_says_nothing(trees, tmp_path, caplog):
     assert not caplog.records
 
 
-@pytest.mark.parametrize("best_is, expected", [("lowest", 2), ("highest", 1)])
-def test_the_best_one_is_found_and_kept_by_who_opens_the_folder_again(best_is, expected, trees, tmp_path):
-    settings = Checkpoint(keep=1, best="score", best_is=best_is)
-    save_all(tmp_path, settings, trees, [3.0, 1.0, None, 1.5, 2.0], metric="score")
-    with Checkpoints(tmp_path, settings) as saved:
-        assert saved.best(settings) == expected
-        saved.save(6, trees(6), {"score": float("nan")})
+@pytest.mark.parametrize("higher_is_better, expected", [(False, 2), (True, 1)])
+def test_the_best_one_is_found_and_kept_by_who_opens_the_folder_again(higher_is_better, expected, trees, tmp_path):
+    settings, best = Checkpoint(keep=1, best="score"), BestMetric("validation", "score", higher_is_better)
+    save_all(tmp_path, settings, trees, [3.0, 1.0, None, 1.5, 2.0], best)
+    with Checkpoints(tmp_path, settings, best=best) as saved:
+        assert saved.best(best) == expected
+        saved.save(6, trees(6), {best.key: float("nan")})
         saved.wait()
     assert steps_kept(tmp_path) == [expected, 6]
     reading = Checkpoints(tmp_path)
-    assert reading.best(settings) == expected and reading.results(expected) == {"score": 3.0 if expected == 1 else 1.0}
-    assert reading.best(Checkpoint(best="other")) is None
+    assert reading.best(best) == expected and reading.results(expected) == {best.key: 3.0 if expected == 1 else 1.0}
+    assert reading.best(BestMetric("validation", "other", False)) is None
 
 
 def damages(file):
@@ -251,7 +256,7 @@ def test_whatever_file_of_a_checkpoint_is_damaged_it_is_read_rightly_or_not_at_a
         saved = Checkpoints(copy)
         step, restored, lines = first_good(saved.steps, functools.partial(saved.restore, wanted))
         jax.tree.map(np.testing.assert_array_equal, restored["params"], trees(step)["params"])
-        assert saved.best_first(Checkpoint(best="loss"))[0] in (1, 2)
+        assert saved.best_first(LOSS)[0] in (1, 2)
         refused += step == 1
         assert [line.startswith(f"{copy / '2'}: ") and "\n" not in line for line in lines] == [True] * (step == 1)
     assert refused > len(files) // 2

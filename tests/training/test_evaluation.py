@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import tiny
 
-from jaxformer import config
 from jaxformer.config import override
 from jaxformer.data.pipeline.loader import evaluation_batches
 from jaxformer.errors import InputError
@@ -90,14 +89,12 @@ def test_an_evaluation_told_to_stop_has_no_result(evaluate):
     assert len(asked) == 2
 
 
-def test_what_the_best_checkpoint_is_chosen_by_must_be_a_metric(experiment, tokenizer, evaluate, plain):
+def test_what_the_best_checkpoint_is_chosen_by_must_be_a_metric(experiment, evaluate, plain):
     for name in set(plain) - {"loss"}:
-        best_is = "highest" if name.endswith("accuracy") else "lowest"
-        assert evaluate(checkpoint=config.Checkpoint(best=name, best_is=best_is))
-    with pytest.raises(InputError, match=r"checkpoint.best=validation/loss: .* loss, masked_lm_accuracy"):
-        Evaluator(
-            override(experiment, {"checkpoint.best": "validation/loss"}), tokenizer, sharding.make_mesh(Mesh())
-        ).check()
+        now = override(experiment, {"checkpoint.best": name})
+        assert now.best_metric.higher_is_better == name.endswith("accuracy") and evaluate(checkpoint__best=name)
+    with pytest.raises(InputError, match=r"checkpoint.best=validation/f1: .* loss, masked_lm_accuracy"):
+        override(experiment, {"checkpoint.best": "validation/f1"})
 
 
 def test_a_best_checkpoint_without_held_out_data_is_refused(experiment):

@@ -157,7 +157,7 @@ def test_a_failure_while_setting_up_leaves_no_folder(tiny_config, tmp_path, monk
         raise MemoryError
 
     folder = tmp_path / "deep" / "run"
-    for name in ("check_tokenizer", "Checkpoints", "restore_or_init", "Evaluator"):
+    for name in ("check_tokenizer", "Checkpoints", "restore_or_init", "Evaluations"):
         with monkeypatch.context() as patch, pytest.raises(MemoryError):
             patch.setattr(f"jaxformer.training.loop.{name}", fail)
             cli.main(["train", str(tiny_config), "--workdir", str(folder)])

@@ -21,6 +21,7 @@ from jaxformer.config import Checkpoint, Evaluation
 from jaxformer.data.pipeline.loader import train_batches
 from jaxformer.data.sources.sources import JsonLines
 from jaxformer.errors import InputError
+from jaxformer.evaluations import BestMetric
 from jaxformer.interop.huggingface.models import export_hf
 from jaxformer.interop.huggingface.runs import export_run, from_pretrained
 from jaxformer.layers.lora import Lora
@@ -315,9 +316,9 @@ class TestAnEarlyEnd:
             self.patient(folder, checkpoint=Checkpoint())
 
     @pytest.mark.parametrize("metric", ["accuracy", "macro_f1", "f1/good", "matthews"])
-    def test_the_best_of_what_should_be_high_is_the_highest(self, metric):
-        with pytest.raises(InputError, match="is the worst; expected highest"):
-            Checkpoint(best=metric)
+    def test_the_best_of_what_should_be_high_is_the_highest(self, metric, folder):
+        experiment = review_experiment(folder, checkpoint=Checkpoint(best=metric))
+        assert experiment.best_metric == BestMetric("validation", metric, higher_is_better=True)
 
 
 def test_labels_must_be_the_models(folder):

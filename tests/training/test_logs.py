@@ -150,7 +150,7 @@ def test_numbers_that_are_not_finite_are_null_in_the_file_and_nan_when_they_are_
     line = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=refuse)
     assert line == {"step": 1, "split": "validation", "loss": None, "perplexity": None, "accuracy": 0.5}
     with Logs(tmp_path, 9, 1, quiet=True) as logs:
-        assert math.isnan(logs.results["loss"]) and logs.results["accuracy"] == 0.5
+        assert math.isnan(logs.results["validation/loss"]) and logs.results["validation/accuracy"] == 0.5
 
 
 def test_logs_keep_the_evaluations_of_this_process_and_of_those_before(tmp_path):
@@ -159,7 +159,7 @@ def test_logs_keep_the_evaluations_of_this_process_and_of_those_before(tmp_path)
         assert (logs.evaluated, logs.results, logs.history) == (0, None, [])
         logs.write(1, "validation", {"loss": 3.0})
         logs.write(2, "validation", {"loss": 2.0})
-        assert (logs.evaluated, logs.results) == (2, {"loss": 2.0})
-        assert logs.history == [{"loss": 3.0}, {"loss": 2.0}]
+        assert (logs.evaluated, logs.results) == (2, {"validation/loss": 2.0})
+        assert logs.history == [{"validation/loss": 3.0}, {"validation/loss": 2.0}]
     with Logs(tmp_path, 9, 1, quiet=True) as logs:
-        assert (logs.evaluated, logs.results, logs.history) == (1, {"loss": 3.0}, [{"loss": 3.0}])
+        assert (logs.evaluated, logs.results, logs.history) == (1, {"validation/loss": 3.0}, [{"validation/loss": 3.0}])

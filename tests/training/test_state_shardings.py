@@ -21,7 +21,7 @@ from jaxformer.decoding import steps
 from jaxformer.layers.lora import Lora
 from jaxformer.parallel import sharding
 from jaxformer.parallel.sharding import Mesh
-from jaxformer.runs import run
+from jaxformer.runs.parameters import used_params
 from jaxformer.training import loop, warm_start
 from jaxformer.training.checkpoints import Checkpoints
 from jaxformer.training.state import abstract_batch, abstract_params, abstract_state, copied, init_state
@@ -117,7 +117,7 @@ def test_the_state_keeps_its_shardings_from_init_to_restore(variant, tiny_config
     abstract = abstract_state(experiment, mesh)
     state = init_state(experiment, abstract)
     assert_same_shardings(state, abstract)
-    assert_same_shardings(run.used_params(experiment, state.best_params, mesh), abstract_params(experiment, mesh))
+    assert_same_shardings(used_params(experiment, state.best_params, mesh), abstract_params(experiment, mesh))
     with Checkpoints(tmp_path / "checkpoints", Checkpoint()) as checkpoints:
         lanes = loop.loader.initial_state(experiment.data)
         everywhere = jax.device_put(lanes, sharding.replicated(mesh))

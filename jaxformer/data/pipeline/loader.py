@@ -69,13 +69,17 @@ def check(data: Data, tokenizer: Tokenizer | None) -> None:
 
 
 @phase("checking the documents")
-def check_documents(data: Data) -> None:
+def check_documents(data: Data, train: bool = True) -> None:
     """Checks the columns of the documents in files, up to 100,000 evenly spaced ones of each source.
+
+    Args:
+      data: the sources and the task.
+      train: whether to check those of training too.
 
     Raises:
       InputError: lists the first ten documents that the task cannot read, by file and line.
     """
-    for source in filter(None, (data.train, data.validation)):
+    for source in filter(None, (data.train if train else None, data.validation)):
         documents, problems, read = source.open(), Problems(), 0
         for indices in scanned(documents, _CHECKED):
             read += len(indices)

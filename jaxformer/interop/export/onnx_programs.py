@@ -25,8 +25,9 @@ from jaxformer.models.encoder_decoder import EncoderDecoder
 from jaxformer.models.gpt import Gpt
 from jaxformer.models.masked_autoencoder import MaskedAutoencoder
 from jaxformer.models.vit import Vit
-from jaxformer.objectives.sentence_embedding import SentenceEmbedding, embedded
+from jaxformer.objectives.sentence_embedding import SentenceEmbedding
 from jaxformer.objectives.tagging import Tagging
+from jaxformer.predictors.sentence_vectors import embedded
 from jaxformer.runs.run import Run
 
 BATCH, LENGTH, PAST, READ = "batch_size", "sequence_length", "past_sequence_length", "encoder_sequence_length"
@@ -136,7 +137,7 @@ def _bert(model: Bert, objective: Any) -> Program:
             found["seq_relationship_logits"] = output.next_sentence_logits[:, 0]
         # The program does not know which tokens are the prompt's: without them, its caller computes the vector.
         if isinstance(objective, SentenceEmbedding) and objective.include_prompt:
-            found["sentence_embedding"] = embedded(objective, output, attention_mask)
+            found["sentence_embedding"] = embedded(objective.pooling, objective.normalized, output, attention_mask)
         return found
 
     return Program(function, _of_text(model), _limits(model, LENGTH))

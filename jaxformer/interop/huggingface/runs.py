@@ -51,12 +51,13 @@ from jaxformer.models.encoder_decoder import EncoderDecoder
 from jaxformer.objectives.causal_lm import CausalLM
 from jaxformer.objectives.classification import Classification
 from jaxformer.objectives.masked_lm import MaskedLM
-from jaxformer.objectives.question_answering import QuestionAnswering, answer_spans
+from jaxformer.objectives.question_answering import QuestionAnswering
 from jaxformer.objectives.regression import Regression
 from jaxformer.objectives.sentence_embedding import SentenceEmbedding
 from jaxformer.objectives.seq2seq_lm import Seq2SeqLM
 from jaxformer.objectives.tagging import Tagging
 from jaxformer.parallel.sharding import Mesh, make_mesh
+from jaxformer.predictors.answer_spans import answer_spans
 from jaxformer.predictors.labelled_texts import form_of
 from jaxformer.runs import run as runs
 from jaxformer.runs.run import Run

@@ -27,12 +27,14 @@ from jaxformer.objectives.classification import Classification
 from jaxformer.objectives.image_classification import ImageClassification
 from jaxformer.objectives.image_embedding import ImageEmbedding
 from jaxformer.objectives.masked_lm import MaskedLM
-from jaxformer.objectives.question_answering import QuestionAnswering, answer_spans
+from jaxformer.objectives.question_answering import QuestionAnswering
 from jaxformer.objectives.regression import Regression
 from jaxformer.objectives.sentence_embedding import SentenceEmbedding
 from jaxformer.objectives.seq2seq_lm import Seq2SeqLM
-from jaxformer.objectives.tagging import WORD, Tagging
+from jaxformer.objectives.tagging import Tagging
 from jaxformer.parallel import sharding
+from jaxformer.predictors.answer_spans import answer_spans
+from jaxformer.predictors.word_tags import WORD
 from jaxformer.runs.run import Run
 
 ANSWERS = 1e-4

@@ -1,0 +1,99 @@
+"""Named evaluations of an experiment, and the metric that chooses its best checkpoint."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+from jaxformer import fields
+from jaxformer.data.pipeline.loader import Data
+from jaxformer.data.sources.sources import Source
+from jaxformer.data.tasks.base import Task
+from jaxformer.errors import FieldError, InputError
+
+VALIDATION = "validation"
+"""The evaluation on `data.validation`."""
+RESERVED = ("train", VALIDATION)
+"""Names that an evaluation may not have."""
+
+
+@dataclasses.dataclass(frozen=True)
+class NamedEvaluation:
+    """An evaluation beside that on `data.validation`, on data of its own."""
+
+    name: str
+    """Its name: the `split` of its lines in `metrics.jsonl`, and the prefix of its metrics in `checkpoint.best`."""
+    source: Source
+    """Held-out documents."""
+    task: Task | None = None
+    """The task that lays them out; None uses `data.task`."""
+    batches: int | None = None
+    """Batches to read, at most; None reads all of the data."""
+
+    def __post_init__(self):
+        if not self.name.replace("-", "_").isidentifier() or self.name in RESERVED:
+            others = " and ".join(RESERVED)
+            problem = f"={self.name!r}: expected a word of letters, digits, - and _ other than {others}"
+            raise FieldError("evaluations.name", problem)
+        fields.at_least("evaluations.batches", self.batches, 1)
+
+    def data(self, data: Data) -> Data:
+        """The data of an experiment with the task of the evaluation, and its source for validation."""
+        return dataclasses.replace(data, validation=self.source, task=self.task or data.task)
+
+
+@dataclasses.dataclass(frozen=True)
+class BestMetric:
+    """The metric by which checkpoints are compared."""
+
+    evaluation: str
+    """The name of its evaluation."""
+    metric: str
+    """Its name there."""
+    higher_is_better: bool
+    """Whether the highest value is the best one."""
+
+    @property
+    def key(self) -> str:
+        """Its name among the results of all evaluations."""
+        return result_key(self.evaluation, self.metric)
+
+    def rank(self, results: Mapping[str, float]) -> float | None:
+        """A number that is higher for a better checkpoint, -inf for NaN; None where it was not evaluated."""
+        if self.key not in results:
+            return None
+        value = results[self.key]
+        if math.isnan(value):
+            return -math.inf
+        return value if self.higher_is_better else -value
+
+
+def result_key(evaluation: str, metric: str) -> str:
+    """The name of a metric among the results of all evaluations: `validation/loss`."""
+    return f"{evaluation}/{metric}"
+
+
+def flat_results(results: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """The metrics of all evaluations under one name each."""
+    return {result_key(name, metric): value for name, values in results.items() for metric, value in values.items()}
+
+
+def find_best(name: str, evaluations: tuple[str, ...], declared: Mapping[str, bool]) -> BestMetric:
+    """Finds the metric that `checkpoint.best` names.
+
+    Args:
+      name: `METRIC` of the evaluation on `data.validation`, or `NAME/METRIC` of a named one.
+      evaluations: the names of all evaluations.
+      declared: whether the highest value is the best one, by the name of each metric.
+
+    Raises:
+      InputError: there is no such evaluation or metric.
+    """
+    if name in declared and VALIDATION in evaluations:
+        return BestMetric(VALIDATION, name, declared[name])
+    evaluation, _, metric = name.partition("/")
+    if evaluation in evaluations and metric in declared:
+        return BestMetric(evaluation, metric, declared[metric])
+    if name in declared or metric in declared:
+        others = ", ".join(f"{other}/{metric or name}" for other in evaluations)
+        raise InputError(f"checkpoint.best={name}: no such evaluation; expected {others}")
+    raise InputError(f"checkpoint.best={name}: no such metric; expected one of {', '.join(sorted(declared))}")

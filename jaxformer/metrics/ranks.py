@@ -1,0 +1,34 @@
+"""Correlation of ranks, which do not add up from batch to batch."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import scipy.stats
+
+from jaxformer.metrics.base import Context, DocumentMetric
+
+Pairs = tuple[tuple[float, float], ...]
+"""Predictions and targets, in the order of the documents."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Spearman(DocumentMetric[Pairs]):
+    """Spearman's correlation of predictions and targets over all documents; 0 where one of them does not vary."""
+
+    predict: Callable[[Context, Sequence[Mapping[str, Any]], Sequence[int]], Pairs]
+    """The prediction and the target of each document with one of the indices."""
+
+    names = ("spearman",)
+    higher_is_better = True
+
+    def score(self, context: Context, documents: Sequence[Mapping[str, Any]], indices: Sequence[int]) -> Pairs:
+        return self.predict(context, documents, indices)
+
+    def merge(self, state: Pairs, other: Pairs) -> Pairs:
+        return state + other
+
+    def compute(self, state: Pairs) -> dict[str, float]:
+        values, targets = zip(*state, strict=True) if state else ((), ())
+        alike = len(set(values)) < 2 or len(set(targets)) < 2
+        return {"spearman": 0.0 if alike else float(scipy.stats.spearmanr(values, targets).statistic)}

@@ -1,0 +1,109 @@
+"""The contract of objectives: a loss is a pure function of (model, params, batch, key)."""
+
+import abc
+from collections.abc import Collection, Mapping
+from typing import Any, ClassVar, Generic, TypeVar
+
+import jax
+
+from jaxformer.data.tokenizers import Tokenizer
+from jaxformer.errors import InputError
+from jaxformer.metrics.averages import Loss
+from jaxformer.metrics.base import Metric
+from jaxformer.models.base import Model
+from jaxformer.predictors.base import Predictor
+
+ModelT = TypeVar("ModelT", bound=Model)
+
+
+class Objective(abc.ABC, Generic[ModelT]):
+    """What a model is trained for. A subclass is a frozen dataclass, whose fields are flags.
+
+    A new objective needs `__call__`, and lists the arrays of a batch in `model_inputs` and `required`:
+
+        @dataclasses.dataclass(frozen=True)
+        class Brightness(Objective[Vit]):
+          model_inputs = ("images",)
+          required = ("images", "brightness")
+
+          def __call__(self, model, params, batch, key=None):
+            output = self.apply_model(model, params, batch, key)
+            return {"loss": Mean.of((output.logits[:, 0] - batch["brightness"]) ** 2, batch["weights"])}
+    """
+
+    model_inputs: ClassVar[tuple[str, ...]] = ()
+    """The arrays of a batch that the model takes, under the names of its arguments; those that a row lacks are left
+    out."""
+    required: ClassVar[tuple[str, ...]] = ()
+    """The arrays that the rows of a task must have."""
+    example_task: ClassVar[str] = ""
+    """A task with such rows, for the error message: "TagTokens", or "one such as NextToken"."""
+
+    @abc.abstractmethod
+    def __call__(self, model: ModelT, params: Any, batch: Mapping[str, jax.Array], key: Any = None) -> dict[str, Any]:
+        """Computes the terms of the loss and of the metrics of a batch.
+
+        Args:
+          model: the model.
+          params: its parameters.
+          batch: arrays [b, ...] by name.
+          key: for dropout; None evaluates.
+
+        Returns:
+          A `Mean` for each of `loss_weights`, and further terms for the metrics. A training step returns means alone,
+          which micro-batches add up; an evaluation may return arrays of any kind.
+        """
+
+    @property
+    def loss_weights(self) -> Mapping[str, float]:
+        """The weight of each term in the loss."""
+        return {"loss": 1.0}
+
+    def metrics(self, model: ModelT) -> tuple[Metric, ...]:
+        """The metrics to report, of training steps and of evaluations; by default the loss."""
+        return (Loss.of(self.loss_weights),)
+
+    def check(self, model: ModelT, row: Mapping[str, Any]) -> None:
+        """Checks that rows with these arrays can train the model.
+
+        Args:
+          model: the model.
+          row: the features of the task's rows by name.
+
+        Raises:
+          InputError: it is a model of another kind, or the rows lack an array.
+        """
+        self.check_model(model)
+        self.check_row(row)
+
+    def check_model(self, model: Model) -> None:
+        """Raises InputError where the objective cannot train the model."""
+
+    def wrong_model(self, model: Model, wanted: str) -> InputError:
+        """The error for a model of another kind than the wanted one, such as "a Gpt or another decoder"."""
+        return InputError(f"objective={type(self).__name__}: needs {wanted}; the model is a {type(model).__name__}")
+
+    def check_row(self, row: Collection[str]) -> None:
+        """Raises InputError where the rows lack one of `required`."""
+        if missing := [name for name in self.required if name not in row]:
+            use = f"; use {self.example_task}" if self.example_task else ""
+            raise InputError(f"objective={type(self).__name__}: the task's rows have no {missing[0]}{use}")
+
+    def predictor(self, model: ModelT, params: Any, tokenizer: Tokenizer | None) -> Predictor | None:
+        """What `predict` uses; None, the default, where the model answers nothing.
+
+        Args:
+          model: the model.
+          params: its parameters; None only to encode requests.
+          tokenizer: the run's tokenizer; None where it reads no text.
+        """
+        return None
+
+    def inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of the model among the arrays of a batch."""
+        return {name: batch[name] for name in self.model_inputs if name in batch}
+
+    def apply_model(self, model: ModelT, params: Any, batch: Mapping[str, jax.Array], key: Any, **options: Any) -> Any:
+        """The model's output for a batch; with a key it trains, and the key is for dropout."""
+        rngs = None if key is None else {"dropout": key}
+        return model.apply({"params": params}, **self.inputs(batch), train=key is not None, rngs=rngs, **options)

@@ -1,0 +1,165 @@
+"""Continuations of texts, and answers in dialogues, by a causal language model."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from jaxformer.data.tasks.dialogue import ANSWERS, DialogueTemplate
+from jaxformer.decoding.generate import generate, stream
+from jaxformer.decoding.scoring import Score, score
+from jaxformer.decoding.settings import Decoding
+from jaxformer.errors import InputError
+from jaxformer.models.gpt import Gpt
+from jaxformer.predictors.base import Answer, Predictor, ScoresContinuations, Streams
+from jaxformer.predictors.padding import stacked
+
+SHOWN = 48
+"""Tokens of a held-out text that a demonstration begins with, at most."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Continued(Answer):
+    """A text and its continuation."""
+
+    text: str
+    """The text as it was given."""
+    continuation: str
+    """What the model wrote; it begins with a space where a new word does."""
+
+    def __str__(self) -> str:
+        return self.text + self.continuation
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Continuation(Predictor[Gpt], Streams, ScoresContinuations):
+    """Continues texts."""
+
+    decoding: Decoding
+    """How tokens are chosen."""
+    prompt: Literal["text", "prefix", "inputs"] = "text"
+    """What a prompt is, as of `CausalLM`."""
+    beginning: bool = False
+    """Whether prompts begin with the tokenizer's beginning token."""
+    template: DialogueTemplate | None = None
+    """How dialogues are written; None continues texts."""
+
+    def encode(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
+        """The arguments of the model for the texts as prompts."""
+        batch = stacked(self.prompts(texts))
+        return batch if self.prompt == "text" else batch | {"prefix": batch["segments"] > 0}
+
+    def predict(self, texts: Sequence[str]) -> list[Continued]:
+        """Continues each text.
+
+        Raises:
+          InputError: a text without a token, or longer than the model's positions.
+        """
+        prompts = self.prompts(texts)
+        outputs = self.write(prompts)
+        return [
+            Continued(text, self._written(prompt, output))
+            for text, prompt, output in zip(texts, prompts, outputs, strict=True)
+        ]
+
+    def stream(self, text: str) -> Iterator[str]:
+        """The text and then what the model writes, piece by piece as it comes.
+
+        Raises:
+          InputError: as `predict` does, or for a beam search.
+        """
+        (prompt,), shown = self.prompts([text]), ""
+        output = np.zeros(0, np.int32)
+        for tokens in stream(self.model, self.params, prompt, self.decoding, self.tokenizer.eos_id, **self._settings):
+            if not len(output):
+                yield text
+            output = np.append(output, tokens)
+            written = self._written(prompt, output)
+            # The bytes of a character may still be on their way.
+            if written.startswith(shown) and not written.endswith("\N{REPLACEMENT CHARACTER}"):
+                yield written[len(shown) :]
+                shown = written
+        yield self._written(prompt, output)[len(shown) :]
+
+    def log_likelihoods(self, texts: Sequence[str], continuations: Sequence[str]) -> list[Score]:
+        """How likely the model finds each continuation of its text.
+
+        A space between the two may be in either. What is longer than the positions loses its beginning; of an empty
+        text, the beginning or else the end token is left.
+
+        Raises:
+          InputError: a continuation without a token, or longer than the model's positions.
+        """
+        pairs = [self._divided(*pair) for pair in zip(texts, continuations, strict=True)]
+        room = [max(1, self.model.max_length + 1 - len(continuation)) for _, continuation in pairs]
+        prompts = [prompt[-most:] for (prompt, _), most in zip(pairs, room, strict=True)]
+        return score(self.model, self.params, prompts, [pair[1] for pair in pairs], **self._settings)
+
+    def prompts(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """What the model reads of each text; `<extra_id_0>` and so on are sentinels.
+
+        Raises:
+          InputError: a text without a token.
+        """
+        before = [self.tokenizer.bos_id] if self.beginning else []
+        after = [self.tokenizer.eos_id] if self.prompt == "inputs" else []
+        encoded = [self._read(text) for text in texts]
+        for text, tokens in zip(texts, encoded, strict=True):
+            if not len(tokens) and not before:
+                raise InputError(f"{text!r}: an empty prompt; expected some text to go on with")
+        return [np.concatenate([before, tokens, after]).astype(np.int32) for tokens in encoded]
+
+    def _read(self, text: str) -> np.ndarray:
+        if self.template is None:
+            return self.tokenizer.encode_with_sentinels(text)
+        return self.template.prompt(text, self.tokenizer) if text.strip() else np.zeros(0, np.int32)
+
+    def write(self, prompts: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        """The new tokens after each prompt."""
+        return generate(self.model, self.params, prompts, self.decoding, self.tokenizer.eos_id, **self._settings)
+
+    def demonstrate(self, batch: Mapping[str, Any]) -> list[str]:
+        """The beginning of a held-out text, and its continuation."""
+        segments, tokens = batch["segments"][0], batch["tokens"][0]
+        first = tokens[segments == 1]
+        if not len(first):
+            return []
+        given = min(len(first) // 2 + 1, SHOWN)
+        if "prefix" in batch:
+            given = batch["prefix"][0][segments == 1].sum()
+        elif self.template is not None:  # Up to the first answer.
+            given = np.argmax(batch["weights"][0][segments == 1] > 0) + 1
+        prompt = first[:given]
+        (output,) = self.write([prompt])
+        return [f"{self.tokenizer.decode(prompt)} […]{self._written(prompt, output)}"]
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        return {"prefix": self.prompt != "text", "pieces": self.tokenizer.vocab_size}
+
+    def _divided(self, text: str, continuation: str) -> tuple[np.ndarray, np.ndarray]:
+        """The tokens of a text and of its continuation, as they are encoded together."""
+        if self.template is not None:
+            answer = self.template.encode((ANSWERS, continuation.strip()), self.tokenizer)[1]
+            return self.prompts([text])[0], answer[:-1]  # Without the end token.
+        if self.prompt == "inputs":
+            return self.prompts([text])[0], self.tokenizer.encode(continuation)
+        given = text.rstrip()
+        continuation = text[len(given) :] + continuation
+        prompt, whole = (self.tokenizer.encode_with_sentinels(part) for part in (given, given + continuation))
+        size = min(len(prompt), len(whole) - 1) if given else 0
+        before = [self.tokenizer.bos_id] if self.beginning else [] if size else [self.tokenizer.eos_id]
+        return np.concatenate([before, whole[:size]]).astype(np.int32), whole[size:]
+
+    def _written(self, prompt: np.ndarray, output: np.ndarray) -> str:
+        """The output as text that may stand behind the prompt's."""
+        if self.template is not None:
+            return f"\n{self.template.text((ANSWERS, self.tokenizer.decode(output).lstrip()))}"
+        if self.prompt == "inputs":
+            return "\n  " + self.tokenizer.decode(output)
+        # Decoded together: whether there is a space between the two is not in the output alone.
+        before, whole = self.tokenizer.decode(prompt), self.tokenizer.decode(np.append(prompt, output))
+        if not whole.startswith(before):  # The bytes of the prompt's last character may go on in the output.
+            before = before.rstrip("\N{REPLACEMENT CHARACTER}")
+        return whole.removeprefix(before) if whole.startswith(before) else f" {self.tokenizer.decode(output)}"

@@ -1,0 +1,148 @@
+"""Vectors of sentences."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxformer.data.tasks import layouts
+from jaxformer.errors import InputError
+from jaxformer.layers.pooling import Pooling, pool, segments_of
+from jaxformer.models.base import Model, ModelOutput
+from jaxformer.predictors.base import Embeds, Predictor
+from jaxformer.predictors.padding import padded, stacked
+from jaxformer.predictors.vectors import Embedded, with_cosines
+
+SHOWN = 4
+"""Pairs of a demonstration."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SentenceVectors(Predictor[Model], Embeds):
+    """Computes one vector a text."""
+
+    pairs: Callable[[Model, Any, Mapping[str, np.ndarray]], Sequence[jax.Array]]
+    """The vectors of the first and of the second texts of a batch, float32 [b · c, d], for a demonstration."""
+    pooling: Pooling = "mean"
+    """As of `SentenceEmbedding`, like the fields below."""
+    normalized: bool = True
+    longest: int | None = None
+    prompts: tuple[tuple[str, str], ...] = ()
+    default_prompt_name: str | None = None
+    include_prompt: bool = True
+
+    def demonstrate(self, batch: Mapping[str, Any]) -> list[str]:
+        """A few held-out pairs, and how near their vectors are."""
+        batch = {name: np.asarray(array)[:SHOWN] for name, array in batch.items()}
+        firsts, seconds = (np.asarray(part) for part in self.pairs(self.model, self.params, batch))
+        count, lines = batch["weights"].shape[1], []
+        for row, pair in np.argwhere(batch["weights"] > 0)[:SHOWN]:
+            sides = ("inputs", "input_segments"), ("tokens", "segments")
+            texts = [batch[tokens][row][batch[segments][row] == pair + 1] for tokens, segments in sides]
+            shown = [self.tokenizer.decode(text[~self.tokenizer.is_special[text]]) for text in texts]
+            cosine = firsts[row * count + pair] @ seconds[row * count + pair]
+            lines.append(f"{cosine:6.3f}  {shown[0]}\n        {shown[1]}")
+        return lines
+
+    def encode(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
+        """The model's arguments for the texts after the default prompt; what is too long loses its end."""
+        prompt = prompt_of(self.prompts, self.default_prompt_name, "prompt_name")
+        return stacked(self._rows([prompt + text for text in texts]))
+
+    def predict(self, texts: Sequence[str]) -> list[Embedded]:
+        """The vector of each text, with the cosines to the others; what is too long loses its end."""
+        return with_cosines(texts, self.embed(texts))
+
+    def embed(self, texts: Sequence[str], prompt_name: str | None = None) -> np.ndarray:
+        """Computes the vectors of texts, float32 [n, d].
+
+        Args:
+          texts: what to embed; what is too long loses its end.
+          prompt_name: one of `prompts`, put before each text; None: the default one.
+
+        Raises:
+          InputError: no prompt has this name.
+        """
+        prompt = prompt_of(
+            self.prompts, self.default_prompt_name if prompt_name is None else prompt_name, "prompt_name"
+        )
+        rows = self._rows([prompt + text for text in texts])
+        skipped = 0
+        if prompt and not self.include_prompt:
+            [beginning] = self._rows([prompt])
+            skipped = len(beginning) - bool(self.tokenizer.is_special[beginning[-1]])
+        vectors: list[np.ndarray] = [np.empty(0)] * len(rows)
+        for places, batch in padded(rows, self.model.max_length):
+            how = self.pooling, self.normalized
+            found = _vectors(self.model, self.params, how, batch["tokens"], batch["segments"], skipped)
+            for place, vector in zip(places, np.asarray(found), strict=False):
+                vectors[place] = vector
+        return np.stack(vectors)
+
+    def _rows(self, texts: Sequence[str]) -> list[np.ndarray]:
+        longest = min(self.longest or self.model.max_length, self.model.max_length)
+        encoded = self.tokenizer.encode_batch(texts)
+        return [layouts.lay_out(self.tokenizer, "encoder", longest, tokens).tokens for tokens in encoded]
+
+
+def prompt_of(prompts: Sequence[tuple[str, str]], name: str | None, field: str) -> str:
+    """The prompt of a name; empty for None. Raises InputError, which names the field, where there is none."""
+    if name is None:
+        return ""
+    if name not in dict(prompts):
+        raise InputError(f"{field}={name!r}: expected one of objective.prompts: {', '.join(dict(prompts)) or 'none'}")
+    return dict(prompts)[name]
+
+
+def pooled(
+    model: Model, params, pooling: Pooling, tokens, segments, position_ids, count: int, key=None, skipped: int = 0
+) -> jax.Array:
+    """Computes one vector for each of the `count` texts that a row may have, float32 [b, c, d].
+
+    Args:
+      model: a BERT.
+      params: its parameters.
+      pooling: how the vectors of a text's tokens become one.
+      tokens: integers [b, t].
+      segments: integers [b, t]: the c-th text of a row has number c + 1, 0 is padding.
+      position_ids: integers [b, t], or None: 0, 1, 2, ...
+      count: c.
+      key: for dropout; None evaluates.
+      skipped: tokens at the beginning of a row that the pooling does not read.
+    """
+    belongs = segments_of(segments, count)
+    arrays = {"segments": segments, "position_ids": position_ids, "cls_positions": belongs.argmax(-1)}
+    arrays = {name: array for name, array in arrays.items() if name in model.inputs()}
+    rngs = None if key is None else {"dropout": key}
+    output = model.apply({"params": params}, tokens, **arrays, train=key is not None, rngs=rngs)
+    return _pool(output, pooling, belongs, skipped)
+
+
+def embedded(pooling: Pooling, normalized: bool, output: ModelOutput, mask: jax.Array) -> jax.Array:
+    """The vector of each row's text, float32 [b, d], from the output of an encoder; mask [b, t] is 1 for tokens."""
+    vectors = _pool(output, pooling, mask[:, None] > 0)[:, 0]
+    return unit(vectors) if normalized else vectors
+
+
+def _pool(output: ModelOutput, pooling: str, belongs: jax.Array, skipped: jax.Array | int = 0) -> jax.Array:
+    """One vector for each text, float32 [b, c, d], of the tokens that belong to it, boolean [b, c, t]."""
+    if pooling == "pooler":
+        return output.pooled.astype(jnp.float32)
+    belongs = belongs & (jnp.arange(belongs.shape[2]) >= skipped)
+    return pool(output.hidden.astype(jnp.float32), pooling, belongs)
+
+
+def unit(vectors: jax.Array) -> jax.Array:
+    # Of rows without a text too: a vector of zeros has no direction, and its gradient would be no number.
+    return vectors * jax.lax.rsqrt(jnp.maximum(jnp.sum(vectors**2, -1, keepdims=True), 1e-24))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def _vectors(model: Model, params, how: tuple[Pooling, bool], tokens, segments, skipped) -> jax.Array:
+    pooling, normalized = how
+    vectors = pooled(model, params, pooling, tokens, segments, None, 1, skipped=skipped)[:, 0]
+    return unit(vectors) if normalized else vectors

@@ -1,0 +1,74 @@
+"""Labels of texts and of pairs of texts."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+
+from jaxformer.models.classifier import Classifier
+from jaxformer.predictors.base import Answer, Predictor
+from jaxformer.predictors.labelled_texts import Text, as_given, encode_texts, held_out_texts, text_logits
+
+
+@dataclasses.dataclass(frozen=True)
+class Classified(Answer):
+    """A text, or a pair with a tab between its two texts, and its labels."""
+
+    pair_names: ClassVar = {"labels": ("label", "probability")}
+    display_fields: ClassVar = ("shown",)
+
+    text: str
+    """As it was given."""
+    labels: tuple[tuple[str, float], ...]
+    """All labels with their probabilities, the likeliest first."""
+    shown: int = 5
+    """How many of them are shown to a person."""
+
+    def __str__(self) -> str:
+        return "\n".join([self.text, *(f"  {share:6.1%}  {label}" for label, share in self.labels[: self.shown])])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TextLabels(Predictor[Classifier]):
+    """Labels texts."""
+
+    many: bool = False
+    """Whether any number of labels may hold, each by itself."""
+
+    def encode(self, texts: Sequence[Text]) -> dict[str, np.ndarray]:
+        """The model's arguments for texts, or for pairs of texts."""
+        return encode_texts(self.model, self.tokenizer, texts)
+
+    def predict(self, texts: Sequence[Text]) -> list[Classified]:
+        """The labels of each text, or of each pair of texts."""
+        return [
+            Classified(as_given(text), self._ranked(logits))
+            for text, logits in zip(texts, text_logits(self.model, self.params, self.tokenizer, texts), strict=True)
+        ]
+
+    def demonstrate(self, batch: Mapping[str, Any]) -> list[str]:
+        """A few held-out texts with their likeliest label, and what is true where it is another."""
+        lines = []
+        for text, logits, target in held_out_texts(self.model, self.params, self.tokenizer, batch):
+            ranked = self._ranked(logits)
+            if self.many:
+                guessed, true = {label for label, share in ranked if share > 0.5}, _holding(self.model, target)
+                said = ", ".join(sorted(guessed)) or "none"
+                right, was = guessed == true, ", ".join(sorted(true)) or "none"
+            else:
+                (said, share), was = ranked[0], self.model.labels[int(target[0])]
+                right, said = said == was, f"{said} {share:.0%}"
+            lines.append(f"[{said if right else f'{said}, was {was}'}] {text}")
+        return lines
+
+    def _ranked(self, logits: np.ndarray) -> tuple[tuple[str, float], ...]:
+        shares = np.asarray(jax.nn.sigmoid(logits) if self.many else jax.nn.softmax(logits))
+        return tuple(
+            (self.model.labels[number], float(shares[number])) for number in np.argsort(-shares, kind="stable")
+        )
+
+
+def _holding(model: Classifier, target: np.ndarray) -> set[str]:
+    return {label for label, holds in zip(model.labels, target, strict=True) if holds}

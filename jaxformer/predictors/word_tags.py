@@ -1,0 +1,132 @@
+"""Tags of the words of texts."""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxformer.data.tasks import layouts
+from jaxformer.data.tasks.tagging import Words, encode_words, windows
+from jaxformer.data.tokenizers import Tokenizer
+from jaxformer.errors import InputError
+from jaxformer.models.classifier import Classifier
+from jaxformer.predictors.base import Answer, Predictor
+from jaxformer.predictors.padding import padded, stacked
+
+INPUTS = ("tokens", "segments", "position_ids")
+"""The arrays of a batch that the model takes."""
+WORD = re.compile(r"\w+(?:[.'’-]\w+)*|[^\w\s]")
+"""A word, with the points, apostrophes and hyphens in it, or a sign by itself."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tagged(Answer):
+    """A text and the tags of its words."""
+
+    text: str
+    """The text as it was given."""
+    words: tuple[str, ...]
+    """Its words, and its signs, which are words too."""
+    tags: tuple[str, ...]
+    """The likeliest tag of each word."""
+    probabilities: tuple[float, ...]
+    """How likely the model finds it."""
+
+    def __str__(self) -> str:
+        return " ".join(f"{word}/{tag}" for word, tag in zip(self.words, self.tags, strict=True))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class WordTags(Predictor[Classifier]):
+    """Tags the words of texts."""
+
+    def encode(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
+        """The model's arguments for the words of the texts, which are cut to the longest input."""
+        words = [encode_words(WORD.findall(text), self.tokenizer).tokens for text in texts]
+        return stacked(
+            [layouts.lay_out(self.tokenizer, "encoder", self.model.max_length, tokens).tokens for tokens in words]
+        )
+
+    def predict(self, texts: Sequence[str]) -> list[Tagged]:
+        """Tags the words of each text, long ones in windows.
+
+        Raises:
+          InputError: a text without words.
+        """
+        words = [tuple(WORD.findall(text)) for text in texts]
+        for text, found in zip(texts, words, strict=True):
+            if not found:
+                raise InputError(f"{text!r}: no words to tag; expected some")
+        found = self.tag(words)
+        return [Tagged(text, part, *tags) for text, part, tags in zip(texts, words, found, strict=True)]
+
+    def tag(self, sentences: Sequence[Sequence[str]]) -> list[tuple[tuple[str, ...], tuple[float, ...]]]:
+        """The likeliest tag of each word of each sentence, and its probability; of a word without a token, the first
+        tag and 0."""
+        room = self.model.max_length - self.tokenizer.template("encoder").added()
+        encoded = [encode_words(words, self.tokenizer) for words in sentences]
+        parts = [(words, windows(words.first, room)) for words in encoded]
+        best = token_tags(self.model, self.params, self.tokenizer, parts, self.model.max_length)
+        return [
+            _of_words(self.model.labels, words.owners, words.first, best[number], len(sentences[number]))
+            for number, words in enumerate(encoded)
+        ]
+
+    def demonstrate(self, batch: Mapping[str, Any]) -> list[str]:
+        """A few held-out sentences as the model tags them: `light/NOUN`, or `light/ADJ (NOUN)` where that is right."""
+        batch = {name: np.asarray(array)[:4] for name, array in batch.items()}
+        inputs = {name: batch[name] for name in INPUTS if name in batch}
+        tags = np.asarray(_best(self.model, self.params, inputs)[0])
+        return [
+            _shown(self.model.labels, self.tokenizer, *(array[row][batch["segments"][row] == 1] for array in arrays))
+            for arrays in [(batch["tokens"], batch["weights"], tags, batch["targets"])]
+            for row in range(len(tags))
+            if (batch["segments"][row] == 1).any()
+        ]
+
+
+def token_tags(
+    model: Classifier, params, tokenizer: Tokenizer, sentences: Sequence[tuple[Words, Sequence[slice]]], length: int
+) -> list[np.ndarray]:
+    """The likeliest tag of each token and its probability, [n, 2], of sentences and their windows of up to `length`."""
+    template, places, rows = tokenizer.template("encoder"), [], []
+    for number, (words, parts) in enumerate(sentences):
+        for part in parts:
+            places.append((number, part))
+            rows.append(template.lay_out(words.tokens[part]))
+    best = [np.zeros((len(words.tokens), 2)) for words, _ in sentences]
+    for some, batch in padded([row.tokens for row in rows], length):
+        tags, probabilities = jax.device_get(_best(model, params, batch))
+        for row, place in enumerate(some):
+            number, part = places[place]
+            [start] = rows[place].starts
+            inner = slice(start, start + part.stop - part.start)
+            best[number][part] = np.stack([tags[row, inner], probabilities[row, inner]], -1)
+    return best
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _best(model: Classifier, params, batch) -> tuple[jax.Array, jax.Array]:
+    probabilities = jax.nn.softmax(model.apply({"params": params}, **batch).logits)
+    return probabilities.argmax(-1), probabilities.max(-1)
+
+
+def _of_words(labels, owners, first, best, count) -> tuple[tuple[str, ...], tuple[float, ...]]:
+    """The tags and probabilities of words, of those [n, 2] of their tokens."""
+    words = np.zeros((count, 2))
+    words[owners[first]] = best[first]
+    return tuple(labels[int(tag)] for tag in words[:, 0]), tuple(map(float, words[:, 1]))
+
+
+def _shown(labels, tokenizer: Tokenizer, tokens, weights, tags, targets) -> str:
+    """A sentence with a tag after each word."""
+    starts, end = np.flatnonzero(weights), len(tokens)
+    words = []
+    for start, stop in zip(starts, [*starts[1:], end], strict=True):
+        tag, right = labels[tags[start]], labels[targets[start]]
+        words.append(f"{tokenizer.decode(tokens[start:stop])}/{tag}" + f" ({right})" * (tag != right))
+    return " ".join(words)

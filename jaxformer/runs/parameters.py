@@ -1,0 +1,79 @@
+"""The parameters of a run, read from its checkpoints."""
+
+import functools
+import warnings
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxformer import config
+from jaxformer.config import Experiment
+from jaxformer.errors import InputError
+from jaxformer.evaluations import BestMetric
+from jaxformer.parallel import sharding
+from jaxformer.parameter_paths import join
+from jaxformer.runs.folder import CHECKPOINTS
+from jaxformer.training import state
+from jaxformer.training.checkpoints import Checkpoints
+from jaxformer.training.damage import first_good
+
+
+def read_params(
+    folder: Path,
+    experiment: Experiment,
+    mesh: jax.sharding.Mesh,
+    in_memory: bool = True,
+    step: int | None = None,
+) -> tuple[int, Any]:
+    """The step and the model's parameters (their average, where there is one) of a run's best checkpoint.
+
+    That is the latest one, unless `checkpoint.best` says by what to choose, or `step` which. See `open_run`.
+    """
+    checkpoints, stored = Checkpoints(folder / CHECKPOINTS), state.abstract_state(experiment, mesh)
+    covered = stored.average is not None and join(stored.average, stored.params) is stored.average
+    trees = {"params": None if covered else stored.params, "average": stored.average}
+    read = checkpoints.restore if in_memory or experiment.lora is not None else checkpoints.stored
+    order = checkpoint_order(folder, checkpoints, experiment.checkpoint, experiment.best_metric, step)
+    used, restored, damaged = first_good(order, functools.partial(read, trees))
+    for line in damaged:
+        warnings.warn(f"{line}; using step {used}", stacklevel=3)
+    return used, used_params(experiment, join(restored["average"] or {}, restored["params"] or {}), mesh)
+
+
+def checkpoint_order(
+    folder: Path,
+    checkpoints: Checkpoints,
+    settings: config.Checkpoint,
+    best: BestMetric | None,
+    step: int | None = None,
+) -> list[int]:
+    """The steps of a run's checkpoints, in the order in which to try to read them, or the one that is asked for.
+
+    Raises:
+      InputError: there is none, or not that one.
+    """
+    steps = checkpoints.best_first(best) if best else checkpoints.steps
+    if not steps:
+        raise no_checkpoint(folder, settings)
+    if step is None:
+        return steps
+    if step not in steps:
+        known = f"are {', '.join(map(str, sorted(steps)))}" if len(steps) > 1 else f"is only {steps[0]}"
+        raise InputError(f"{folder}: no checkpoint of step {step}; there {known}")
+    return [step]
+
+
+def no_checkpoint(folder: Path, settings: config.Checkpoint) -> InputError:
+    """The error of a run without a checkpoint."""
+    return InputError(
+        f"{folder}: the run has no checkpoint yet; one is written every {settings.every:,} steps and at its end"
+    )
+
+
+def used_params(experiment: Experiment, params: Any, mesh: jax.sharding.Mesh) -> Any:
+    """The model's parameters on the mesh, from the run's: LoRA's are merged."""
+    if experiment.lora is None:
+        return params
+    shardings = sharding.shardings_of(state.abstract_params(experiment, mesh))
+    return jax.jit(experiment.lora.merge, out_shardings=shardings)(params)

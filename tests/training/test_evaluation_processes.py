@@ -1,0 +1,60 @@
+"""Metrics are the same to the last digit, however many processes share an evaluation."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import evaluation_process
+import pytest
+import tiny
+
+HELPERS = Path(tiny.__file__).parent
+
+
+def metrics(folder, processes):
+    """What an evaluation in so many processes, with four devices together, prints."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={4 // processes}")
+    environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(HELPERS)}
+    arguments = [sys.executable, evaluation_process.__file__, folder, processes]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    started = [
+        subprocess.Popen([*map(str, [*arguments, number]), address], env=environment, **pipes)
+        for number in range(processes)
+    ]
+    printed = [tiny.finish(process) for process in started]
+    return json.loads(next(line for line in printed[0].splitlines() if line.startswith("{")))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("documents")
+    evaluation_process.write_documents(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(folder):
+    return metrics(folder, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 4])
+def test_several_processes_report_what_one_does(processes, folder, alone):
+    assert metrics(folder, processes) == alone
+
+
+@pytest.mark.slow
+def test_the_metrics_of_one_process_have_something_to_compare(alone):
+    validation = {kind: results["validation"] for kind, results in alone.items()}
+    assert 0 < validation["translation"]["chrf"] < 100 and validation["translation"]["rouge_1"] > 0
+    assert 0 < validation["answers"]["f1"] < 100
+    assert 0 < abs(validation["numbers"]["spearman"]) < 1
+    assert 0 < validation["tags"]["entity_f1"] < 1
+    assert 0 < validation["classes"]["macro_f1"] < 1
+    assert {results["first_rows"]["loss"] != results["validation"]["loss"] for results in alone.values()} == {True}
