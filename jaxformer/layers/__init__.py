@@ -6,6 +6,7 @@ from jaxformer import namespaces
 
 if TYPE_CHECKING:
     from jaxformer.layers.attention import Attention as Attention
+    from jaxformer.layers.attention_pooling import AttentionPooling as AttentionPooling
     from jaxformer.layers.block import Block as Block
     from jaxformer.layers.dropout import Dropout as Dropout
     from jaxformer.layers.embeddings import Embeddings as Embeddings
@@ -29,6 +30,7 @@ else:
         __name__,
         {
             "layers.attention": ("Attention",),
+            "layers.attention_pooling": ("AttentionPooling",),
             "layers.block": ("Block",),
             "layers.dropout": ("Dropout",),
             "layers.embeddings": ("Embeddings",),

@@ -10,14 +10,19 @@ from jaxformer.errors import InputError
 from jaxformer.layers.linear import DType, Linear
 from jaxformer.metrics.means import Mean
 
-Activation = Literal["gelu", "gelu_tanh", "relu", "silu", "tanh"]
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu", "tanh"]
 
 
 def activation(name: Activation) -> Callable[[jax.Array], jax.Array]:
-    """The function of that name; `gelu` is exact, `gelu_tanh` its approximation (Hendrycks & Gimpel 2016)."""
+    """The function of that name.
+
+    `gelu` is exact; `gelu_tanh` and `quick_gelu`, which is x · sigmoid(1.702 x), are its approximations (Hendrycks &
+    Gimpel 2016).
+    """
     functions = {
         "gelu": lambda x: jax.nn.gelu(x, approximate=False),
         "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+        "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
         "relu": jax.nn.relu,
         "silu": jax.nn.silu,
         "tanh": jax.numpy.tanh,

@@ -131,12 +131,14 @@ class ImageEmbeddings(nn.Module):
     """Learned tokens without a position between the two (Darcet et al. 2024)."""
     dtype: DType = "auto"
     """The type of the result."""
+    bias: bool = True
+    """Whether the map of patches has a bias."""
 
     @nn.compact
     def __call__(self, images: jax.Array) -> Embedded:
         size, width, channels = self.patch, self.width, images.shape[-1]
         shape = (size, size, channels, width)
-        patches = Linear("bpyxn,yxnd->bpd", shape, dtype=self.dtype, name="patch")(patchify(images, size))
+        patches = Linear("bpyxn,yxnd->bpd", shape, self.bias, self.dtype, name="patch")(patchify(images, size))
         rows, columns = images.shape[1] // size, images.shape[2] // size
         first, places = self._positions(rows, columns)
         x = patches + places.astype(patches.dtype)

@@ -10,19 +10,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from jaxformer import fields
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import InputError
 from jaxformer.layers.pooling import Pooling
-from jaxformer.losses.cross_entropy import class_cross_entropy
+from jaxformer.losses.contrastive import info_nce, unit
 from jaxformer.metrics.averages import Average, Loss
 from jaxformer.metrics.base import Metric
 from jaxformer.metrics.means import Mean
 from jaxformer.models.base import Model
 from jaxformer.objectives.base import Objective
-from jaxformer.predictors.sentence_vectors import SentenceVectors, pooled, prompt_of, unit
+from jaxformer.predictors.sentence_vectors import SentenceVectors, pooled, prompt_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,8 +82,7 @@ class SentenceEmbedding(Objective[Model]):
         """
         weights = batch["weights"].reshape(-1)
         firsts, seconds = self._both(model, params, batch, key)
-        scores = jnp.where(weights > 0, firsts @ seconds.T / self.temperature, jnp.finfo(jnp.float32).min)
-        loss, accuracy = class_cross_entropy(scores, jnp.arange(len(weights)), weights)
+        loss, accuracy = info_nce(firsts @ seconds.T / self.temperature, weights)
         return {"loss": loss, "accuracy": accuracy}
 
     def _both(self, model: Model, params, batch: Mapping[str, jax.Array], key) -> list[jax.Array]:

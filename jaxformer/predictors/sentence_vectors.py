@@ -12,6 +12,7 @@ import numpy as np
 from jaxformer.data.tasks import layouts
 from jaxformer.errors import InputError
 from jaxformer.layers.pooling import Pooling, pool, segments_of
+from jaxformer.losses.contrastive import unit
 from jaxformer.models.base import Model, ModelOutput
 from jaxformer.predictors.base import Embeds, Predictor
 from jaxformer.predictors.padding import padded, stacked
@@ -134,11 +135,6 @@ def _pool(output: ModelOutput, pooling: str, belongs: jax.Array, skipped: jax.Ar
         return output.pooled.astype(jnp.float32)
     belongs = belongs & (jnp.arange(belongs.shape[2]) >= skipped)
     return pool(output.hidden.astype(jnp.float32), pooling, belongs)
-
-
-def unit(vectors: jax.Array) -> jax.Array:
-    # Of rows without a text too: a vector of zeros has no direction, and its gradient would be no number.
-    return vectors * jax.lax.rsqrt(jnp.maximum(jnp.sum(vectors**2, -1, keepdims=True), 1e-24))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))

@@ -13,6 +13,7 @@ from jaxformer.layers.mlp import Activation, GatedMlp, Mlp, activation
 TORCH = {
     "gelu": torch.nn.functional.gelu,
     "gelu_tanh": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
     "relu": torch.relu,
     "silu": torch.nn.functional.silu,
     "tanh": torch.tanh,
