@@ -211,6 +211,8 @@ class Attention(nn.Module):
     """Whether the four maps have biases."""
     scale_scores: bool = True
     """Whether scores are divided by sqrt(head_dim); T5's are not, and its queries begin smaller instead."""
+    query_pre_attn_scalar: int | None = None
+    """Scores are divided by the square root of this instead, as in Gemma; None: of the head's size."""
     head_norm: nn.Module | None = None
     """The norm of each head's queries and of its keys, such as `HeadRMSNorm()`; None: none."""
     window: int | None = None
@@ -220,7 +222,7 @@ class Attention(nn.Module):
 
     def __post_init__(self):
         super().__post_init__()
-        for field in ("kv_heads", "head_dim", "window"):
+        for field in ("kv_heads", "head_dim", "query_pre_attn_scalar", "window"):
             value = getattr(self, field)
             if value is not None and value < 1:
                 raise InputError(f"attention.{field}={value}: expected at least 1")
@@ -263,7 +265,7 @@ class Attention(nn.Module):
             mask=inputs.mask,
             bias=placement.bias,
             key=self.make_rng("dropout") if inputs.train and dropout else None,
-            scale=head_dim**-0.5 if self.scale_scores else 1.0,
+            scale=(self.query_pre_attn_scalar or head_dim) ** -0.5 if self.scale_scores else 1.0,
             rate=dropout,
             kernel=self.kernel,
         )

@@ -34,13 +34,18 @@ class RMSNorm(nn.Module):
 
     epsilon: float = 1e-6
     """Added to the mean square."""
+    zero_centered: bool = False
+    """Whether the scale is stored less 1, as Gemma's: it starts at 0, and `x` is multiplied by 1 + `scale`."""
 
     axis: ClassVar[str] = "d"
     """The letter of the last axis."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        scale = self.param("scale", metadata.with_axes(nn.initializers.ones, self.axis), (x.shape[-1],))
+        init = nn.initializers.zeros if self.zero_centered else nn.initializers.ones
+        scale = self.param("scale", metadata.with_axes(init, self.axis), (x.shape[-1],))
+        if self.zero_centered:
+            scale = 1 + scale
         wide = x.astype(jnp.float32)
         y = wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + self.epsilon) * scale
         return y.astype(x.dtype)

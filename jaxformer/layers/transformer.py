@@ -166,12 +166,21 @@ class Transformer(nn.Module):
         means = kept.summed(lambda part: part[2])
         return TransformerOutput(self._end(x, inputs.condition), attention, layers=layers, means=means)
 
+    def variant(self, number: int) -> Variant:
+        """What block `number` has, with the parts that its kind shares with the stack."""
+        own = self.period[number % len(self.period)] if self.period else Variant()
+        return Variant(
+            own.attention or self.attention,
+            own.mlp or self.mlp,
+            own.position_embedding or self.position_embedding,
+        )
+
     def new_cache(self, rows: int, slots: int) -> Cache:
         """A cache without tokens."""
         groups, head_dim = self.attention.sizes(self.heads, self.width)
         empty = jnp.zeros((rows, groups, slots, head_dim), compute_dtype(self.dtype))
         layers = tuple(LayerCache(KeyValue(empty, empty)) for _ in range(self.depth))
-        windows = tuple(self._attention(number).window for number in range(self.depth))
+        windows = tuple(self.variant(number).attention.window for number in range(self.depth))
         segments = jnp.zeros((rows, slots), jnp.int32)
         return Cache(layers, segments, jnp.zeros((), jnp.int32), windows=windows)
 
@@ -221,16 +230,12 @@ class Transformer(nn.Module):
     def _end(self, x: jax.Array, condition: jax.Array | None) -> jax.Array:
         return x if self.norm_position == "after" else normalise(self.norm, x, condition)
 
-    def _attention(self, number: int) -> nn.Module:
-        own = self.period[number % len(self.period)].attention if self.period else None
-        return own or self.attention
-
     def _block(self, kind: int) -> Block:
-        variant = self.period[kind] if self.period else Variant()
+        variant = self.variant(kind)
         return Block(
             heads=self.heads,
-            attention=fresh(variant.attention or self.attention),
-            mlp=fresh(variant.mlp or self.mlp),
+            attention=fresh(variant.attention),
+            mlp=fresh(variant.mlp),
             norm=fresh(self.norm),
             norm_position=self.norm_position,
             dropout=self.dropout,

@@ -36,6 +36,8 @@ class Gpt(Model):
     """The longest input, in tokens."""
     tie_embeddings: bool = True
     """Whether the head shares the token embeddings."""
+    scale_embeddings: bool = False
+    """Whether embeddings are multiplied by the square root of the width, as Gemma's are."""
 
     def inputs(self) -> dict[str, InputSpec]:
         """The arrays that a call takes."""
@@ -91,6 +93,7 @@ class Gpt(Model):
             self.vocab,
             self.max_length,
             position_embedding=added,
+            scale=config.width**0.5 if self.scale_embeddings else 1.0,
             dropout=config.dropout,
             dtype=config.dtype,
             name="embeddings",

@@ -14,8 +14,9 @@ from jaxformer.errors import InputError
 from jaxformer.interop.huggingface.adapters import open_folder
 from jaxformer.interop.huggingface.families.family import differences
 from jaxformer.interop.huggingface.models import export_hf, import_hf, load
+from jaxformer.layers.attention import Attention
 from jaxformer.layers.norms import LayerNorm
-from jaxformer.layers.transformer import Transformer
+from jaxformer.layers.transformer import Transformer, Variant
 from jaxformer.models.encoder_decoder import EncoderDecoder
 from jaxformer.models.gpt import Gpt
 
@@ -105,6 +106,21 @@ def test_what_no_family_computes_is_refused(model, line, tmp_path):
     with pytest.raises(InputError, match=line):
         export_hf(model, {}, None, tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+def test_periods_are_compared_by_what_each_block_has():
+    near = Attention(window=3)
+    period = (Variant(near), Variant())
+
+    def model(depth, attention=Attention(), period=()):
+        return Gpt(Transformer(16, depth, 2, attention=attention, period=period))
+
+    assert not differences(model(4, period=period), model(4, period=2 * period))
+    assert not differences(model(3, period=period), model(3, near, (Variant(), Variant(Attention(head_dim=8)))))
+    assert not differences(model(1, period=period), model(1, near))
+    (found,) = differences(model(4, period=period), model(4, period=(*period, Variant())))
+    assert found.path == "model.transformer.period"
+    assert differences(model(2, period=period), model(2))
 
 
 def test_sizes_left_to_be_derived_are_those_written_out():

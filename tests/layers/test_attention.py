@@ -101,6 +101,7 @@ LAYERS = {
     "plain": (Attention(), 0.5),
     "without biases": (Attention(bias=False), 0.5),
     "without scale": (Attention(scale_scores=False), 1.0),
+    "scale of its own": (Attention(query_pre_attn_scalar=16), 0.25),
     "wide heads": (Attention(head_dim=9), 1 / 3),
     "one key head": (Attention(kv_heads=1), 0.5),
     "as many key heads": (Attention(kv_heads=3), 0.5),

@@ -10,7 +10,7 @@ from small_bert import noisy_params
 from jaxformer.layers.norms import HeadRMSNorm, LayerNorm, RMSNorm
 
 CASES = [LayerNorm(1e-12), LayerNorm(1e-2), LayerNorm(1e-6, bias=False), RMSNorm(1e-6), RMSNorm(1e-2)]
-CASES.append(HeadRMSNorm(1e-3))
+CASES += [HeadRMSNorm(1e-3), RMSNorm(1e-5, zero_centered=True)]
 each_norm = pytest.mark.parametrize("norm", CASES, ids=lambda norm: f"{type(norm).__name__}-{norm.epsilon}")
 
 
@@ -18,7 +18,8 @@ def torch_norm(norm, x, params):
     tensors = {name: torch.tensor(array, requires_grad=True) for name, array in params.items()}
     x = torch.tensor(x, requires_grad=True)
     if isinstance(norm, RMSNorm):
-        y = torch.nn.functional.rms_norm(x, x.shape[-1:], tensors["scale"], norm.epsilon)
+        factor = 1 + tensors["scale"] if norm.zero_centered else tensors["scale"]
+        y = torch.nn.functional.rms_norm(x, x.shape[-1:], factor, norm.epsilon)
     else:
         y = torch.nn.functional.layer_norm(x, x.shape[-1:], tensors["scale"], tensors.get("bias"), norm.epsilon)
     y.sin().sum().backward()
@@ -60,3 +61,11 @@ def test_a_great_mean_does_not_drown_the_variance():
 def test_the_norm_of_heads_has_their_axis():
     boxes = jax.eval_shape(HeadRMSNorm().init, jax.random.key(0), np.zeros((2, 3, 4)))["params"]
     assert boxes["scale"].letters == "k"
+
+
+@pytest.mark.parametrize("kind", [RMSNorm, HeadRMSNorm])
+def test_zero_centered_norm_starts_as_one_that_is_not(kind):
+    x = np.random.default_rng(0).normal(size=(4, 8)).astype(np.float32)
+    output, variables = kind(zero_centered=True).init_with_output(jax.random.key(0), x)
+    assert not variables["params"]["scale"].value.any()
+    np.testing.assert_array_equal(output, kind().init_with_output(jax.random.key(0), x)[0])

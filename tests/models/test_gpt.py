@@ -176,6 +176,18 @@ def test_learned_positions_are_there_unless_the_stack_has_a_scheme():
     }
 
 
+def test_scaled_embeddings_are_larger_by_the_square_root_of_the_width():
+    model = small_gpt(position_embedding=Rotary(100.0))
+    params = PARAMS["gpt"] | {"embeddings": {"token": PARAMS["gpt"]["embeddings"]["token"]}}
+    scaled = params | {
+        "embeddings": {"token": params["embeddings"]["token"] / np.float32(model.transformer.width**0.5)}
+    }
+    expected = model.apply({"params": params}, TOKENS).hidden
+    actual = model.copy(scale_embeddings=True).apply({"params": scaled}, TOKENS).hidden
+    np.testing.assert_allclose(actual, expected, atol=1e-6)
+    assert np.abs(model.apply({"params": scaled}, TOKENS).hidden - expected).max() > 0.1
+
+
 def test_dropout_falls_on_embeddings_layers_and_attention():
     def spread(**fields):
         model = small_gpt(**fields)

@@ -1,7 +1,7 @@
 """What a family is: which classes of transformers, our model of their config and theirs of ours, and the table."""
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from jaxformer.interop.huggingface.table import Table
 from jaxformer.layers.attention import Attention
 from jaxformer.layers.mlp import GatedMlp, Mlp
 from jaxformer.layers.residual import ResidualBranch
-from jaxformer.layers.transformer import Transformer
+from jaxformer.layers.transformer import Transformer, Variant
 from jaxformer.models.base import Model
 
 ACTIVATIONS = {
@@ -76,15 +76,38 @@ def differences(model: Model, other: Model) -> list[Difference]:
     return config.differences(explicit(model), explicit(other), "model")
 
 
+def shortest_period(kinds: Sequence[Any]) -> int:
+    """The least number of kinds of block that, repeated, give the kind of each block of a stack."""
+    every = range(len(kinds))
+    return next(size for size in range(1, len(kinds) + 1) if all(kinds[i] == kinds[i % size] for i in every))
+
+
 def _explicit_stack(stack: Transformer) -> Transformer:
-    attention, mlp = stack.attention, stack.mlp
-    if isinstance(attention, Attention):
-        groups, head_dim = attention.sizes(stack.heads, stack.width)
-        attention = dataclasses.replace(attention, kv_heads=groups, head_dim=head_dim)
-    if isinstance(mlp, Mlp | GatedMlp):
-        mlp = dataclasses.replace(mlp, width=mlp.inner(stack.width))
+    kinds = [_explicit_variant(stack, number) for number in range(stack.depth)]
+    first, size = kinds[0], shortest_period(kinds)
     residual = stack.residual
     if isinstance(residual, ResidualBranch):
         residual = None if residual.layer_scale is None else ResidualBranch(residual.layer_scale)
     plain = {field: Transformer.__dataclass_fields__[field].default for field in NOT_COMPUTED}
-    return dataclasses.replace(stack, attention=attention, mlp=mlp, residual=residual, **plain)
+    return dataclasses.replace(
+        stack,
+        attention=first.attention,
+        mlp=first.mlp,
+        position_embedding=first.position_embedding,
+        period=() if size == 1 else tuple(kinds[:size]),
+        residual=residual,
+        **plain,
+    )
+
+
+def _explicit_variant(stack: Transformer, number: int) -> Variant:
+    """What a block has, with the sizes that its fields leave to be derived."""
+    variant = stack.variant(number)
+    attention, mlp = variant.attention, variant.mlp
+    if isinstance(attention, Attention):
+        groups, head_dim = attention.sizes(stack.heads, stack.width)
+        scalar = attention.query_pre_attn_scalar or head_dim
+        attention = dataclasses.replace(attention, kv_heads=groups, head_dim=head_dim, query_pre_attn_scalar=scalar)
+    if isinstance(mlp, Mlp | GatedMlp):
+        mlp = dataclasses.replace(mlp, width=mlp.inner(stack.width))
+    return Variant(attention, mlp, variant.position_embedding)

@@ -1,6 +1,6 @@
 """LLaMA (Touvron et al. 2023), and what has its shape: Mistral (Jiang et al. 2023) and Qwen3 (Yang et al. 2025)."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from jaxformer.interop.huggingface.config_reader import Settings
@@ -118,10 +118,16 @@ def rotary(settings: Settings) -> Rotary:
     base = settings.number("rope_theta", 10_000.0)
     name = "rope_parameters" if "rope_parameters" in settings else "rope_scaling"
     rope = dict(settings.get("rope_scaling", {})) | dict(settings.get("rope_parameters", {}))
+    return rotary_of(settings, name, {"rope_theta": base} | rope)
+
+
+def rotary_of(settings: Settings, name: str, rope: Mapping[str, Any]) -> Rotary:
+    """Rotary positions of a mapping of `rope_theta`, `rope_type` and what the type needs; `name` is for messages."""
+    rope = dict(rope)
     older = rope.pop("type", "default")
     kind = rope.pop("rope_type", older)
     kind = {"default": "none"}.get(kind, kind)
-    base = float(rope.pop("rope_theta", base))
+    base = float(rope.pop("rope_theta"))
     if kind not in SCALINGS:
         raise settings.error(f"{name}.rope_type", kind, "default, linear or llama3")
     if rope.pop("partial_rotary_factor", 1.0) != 1.0:
