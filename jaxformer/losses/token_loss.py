@@ -7,7 +7,7 @@ import jax
 
 from jaxformer import fields
 from jaxformer.losses.cross_entropy import decoded_cross_entropy
-from jaxformer.metrics.means import Mean
+from jaxformer.metrics.means import Mean, auxiliary
 
 NAMES = ("loss", "cross_entropy", "accuracy")
 
@@ -23,4 +23,4 @@ def token_means(objective: Any, model: Any, params: Any, batch: Mapping[str, jax
     output = objective.apply_model(model, params, batch, key)
     predicted = output.hidden, output.lm_head, batch["targets"], batch["weights"]
     means = decoded_cross_entropy(*predicted, objective.label_smoothing, objective.z_loss)
-    return dict(zip(NAMES, means, strict=True))
+    return dict(zip(NAMES, means, strict=True)) | auxiliary(output)

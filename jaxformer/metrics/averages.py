@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from jaxformer.metrics.base import Metric, Terms
-from jaxformer.metrics.means import Covariance, Mean
+from jaxformer.metrics.means import Covariance, Mean, with_auxiliary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,10 +45,11 @@ class Loss(Metric[dict[str, Mean]]):
         return cls(tuple(weights.items()))
 
     def update(self, terms: Terms) -> dict[str, Mean]:
-        return {name: terms[name].double() for name, _ in self.weights}
+        return {name: terms[name].double() for name in with_auxiliary(dict(self.weights), terms)}
 
     def compute(self, state: dict[str, Mean]) -> dict[str, float]:
-        return {"loss": sum(weight * float(state[name].value) for name, weight in self.weights)}
+        weights = with_auxiliary(dict(self.weights), state)
+        return {"loss": sum(weight * float(state[name].value) for name, weight in weights.items())}
 
 
 @dataclasses.dataclass(frozen=True)

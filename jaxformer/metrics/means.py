@@ -3,6 +3,7 @@
 import contextlib
 import contextvars
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import flax.struct
 import jax
@@ -66,6 +67,20 @@ class Mean:
     def merged(self, other: "Mean") -> "Mean":
         """The mean of both together; both in `double`."""
         return Mean(self.sum + other.sum, self.weight + other.weight)
+
+
+AUXILIARY = "auxiliary/"
+"""How the names of a model's auxiliary means begin among the terms of a loss, in which each has the weight 1."""
+
+
+def auxiliary(output: Any) -> dict[str, Mean]:
+    """The auxiliary means of a model's output, as terms of a loss."""
+    return {AUXILIARY + name: mean for name, mean in output.means.items()}
+
+
+def with_auxiliary(weights: Mapping[str, float], terms: Iterable[str]) -> dict[str, float]:
+    """The weights of the terms in a loss, with those of the auxiliary ones among the terms."""
+    return {**dict.fromkeys((name for name in terms if name.startswith(AUXILIARY)), 1.0), **weights}
 
 
 def added(*parts: Mapping[str, Mean]) -> dict[str, Mean]:

@@ -28,7 +28,8 @@ class Objective(abc.ABC, Generic[ModelT]):
 
           def __call__(self, model, params, batch, key=None):
             output = self.apply_model(model, params, batch, key)
-            return {"loss": Mean.of((output.logits[:, 0] - batch["brightness"]) ** 2, batch["weights"])}
+            loss = Mean.of((output.logits[:, 0] - batch["brightness"]) ** 2, batch["weights"])
+            return {"loss": loss} | auxiliary(output)
     """
 
     model_inputs: ClassVar[tuple[str, ...]] = ()
@@ -50,7 +51,8 @@ class Objective(abc.ABC, Generic[ModelT]):
           key: for dropout; None evaluates.
 
         Returns:
-          A `Mean` for each of `loss_weights`, and further terms for the metrics. A training step returns means alone,
+          A `Mean` for each of `loss_weights`, the model's auxiliary means (`means.auxiliary`), which are part of the
+          loss, and further terms for the metrics. A training step returns means alone,
           which micro-batches add up; an evaluation may return arrays of any kind.
         """
 

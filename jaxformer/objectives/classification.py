@@ -13,7 +13,7 @@ from jaxformer.errors import InputError
 from jaxformer.metrics.averages import Average, Loss
 from jaxformer.metrics.base import Metric
 from jaxformer.metrics.labels import LabelScores, Matthews, label_counts
-from jaxformer.metrics.means import Mean
+from jaxformer.metrics.means import Mean, auxiliary
 from jaxformer.models.classifier import Classifier
 from jaxformer.objectives.base import Objective
 from jaxformer.predictors.labelled_texts import INPUTS, check_rows
@@ -60,7 +60,8 @@ class Classification(Objective[Classifier]):
             weights [b, c].
           key: for dropout; None evaluates, and adds the counts of each label.
         """
-        logits = self.apply_model(model, params, batch, key).logits
+        output = self.apply_model(model, params, batch, key)
+        logits = output.logits
         count, weights = logits.shape[-1], batch["weights"]
         if self.many:
             targets = batch["targets"].reshape(logits.shape)
@@ -73,7 +74,7 @@ class Classification(Objective[Classifier]):
             smooth = targets * (1 - self.label_smoothing) + self.label_smoothing / count
             losses = -jnp.sum(smooth * jax.nn.log_softmax(logits), -1)
         right = jnp.all(guesses == targets, -1)
-        means = {"loss": Mean.of(losses, weights), "accuracy": Mean.of(right, weights)}
+        means = {"loss": Mean.of(losses, weights), "accuracy": Mean.of(right, weights)} | auxiliary(output)
         return means if key is not None else means | label_counts(model.labels, targets, guesses, weights)
 
     def metrics(self, model: Classifier) -> tuple[Metric, ...]:

@@ -13,7 +13,7 @@ from jaxformer.layers.patches import check_images
 from jaxformer.metrics.averages import Average, Loss
 from jaxformer.metrics.base import Metric
 from jaxformer.metrics.labels import LabelScores, label_counts
-from jaxformer.metrics.means import Mean, total
+from jaxformer.metrics.means import Mean, auxiliary, total
 from jaxformer.models.vit import Vit
 from jaxformer.objectives.base import Objective
 from jaxformer.predictors.image_labels import ImageLabels
@@ -60,7 +60,8 @@ class ImageClassification(Objective[Vit]):
           batch: images [b, height, width, n]; labels, integers [b, 2], and their weights in each image, [b, 2].
           key: for dropout; None evaluates without label smoothing, and adds each label's counts.
         """
-        logits = self.apply_model(model, params, batch, key, pooled_only=True).logits
+        output = self.apply_model(model, params, batch, key, pooled_only=True)
+        logits = output.logits
         labels, shares = batch["labels"], batch["weights"]
         log_probabilities = jax.nn.log_softmax(logits)
         losses = -jnp.sum(jnp.take_along_axis(log_probabilities, labels, -1) * shares, -1)
@@ -72,6 +73,7 @@ class ImageClassification(Objective[Vit]):
         target = jnp.take_along_axis(labels, jnp.argmax(shares, -1)[:, None], -1)
         above = jnp.sum(logits > jnp.take_along_axis(logits, target, -1), -1)
         means = {"loss": Mean(total(losses), total(weights)), "accuracy": Mean.of(above < 1, weights)}
+        means |= auxiliary(output)
         if len(model.labels) > TOP:
             means["top_5_accuracy"] = Mean.of(above < TOP, weights)
         if key is None and len(model.labels) <= MOST_SCORED:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxformer import fields
 from jaxformer.errors import InputError
 from jaxformer.layers.patches import check_images
-from jaxformer.metrics.means import Mean
+from jaxformer.metrics.means import Mean, auxiliary
 from jaxformer.models.masked_autoencoder import MaskedAutoencoder
 from jaxformer.objectives.base import Objective
 from jaxformer.predictors.hidden_patches import HiddenPatches
@@ -57,7 +57,8 @@ class MaskedAutoencoding(Objective[MaskedAutoencoder]):
         """
         output = self.apply_model(model, params, batch, key)
         targets = normalised(output.targets) if self.normalised else output.targets
-        return {"loss": Mean.of(jnp.square(output.pixels - targets).mean(-1), output.masked * batch["weights"])}
+        loss = Mean.of(jnp.square(output.pixels - targets).mean(-1), output.masked * batch["weights"])
+        return {"loss": loss} | auxiliary(output)
 
     def predictor(self, model: MaskedAutoencoder, params: Any, tokenizer: None) -> HiddenPatches:
         return HiddenPatches(model, params, tokenizer, self)

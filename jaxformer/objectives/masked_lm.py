@@ -12,7 +12,7 @@ from jaxformer.errors import InputError
 from jaxformer.losses.cross_entropy import class_cross_entropy, decoded_cross_entropy
 from jaxformer.metrics.averages import Average, LargestShare, Loss, Perplexity
 from jaxformer.metrics.base import Metric
-from jaxformer.metrics.means import Mean
+from jaxformer.metrics.means import Mean, auxiliary
 from jaxformer.models.bert import Bert
 from jaxformer.objectives.base import Objective
 from jaxformer.predictors.fill_mask import FillMask
@@ -65,7 +65,7 @@ class MaskedLM(Objective[Bert]):
         output = self.apply_model(model, params, batch, key)
         targets, weights = batch["targets"], batch["weights"]
         tokens = decoded_cross_entropy(output.prediction, output.lm_head, targets, weights)
-        means = {"masked_lm_loss": tokens.loss, "masked_lm_accuracy": tokens.accuracy}
+        means = {"masked_lm_loss": tokens.loss, "masked_lm_accuracy": tokens.accuracy} | auxiliary(output)
         if key is None:
             counts = jnp.zeros(model.vocab).at[targets.reshape(-1)].add(weights.reshape(-1))
             means["target_counts"] = Mean(counts, weights.sum())

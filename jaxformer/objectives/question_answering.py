@@ -12,7 +12,7 @@ from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import InputError
 from jaxformer.metrics.averages import Average, Loss
 from jaxformer.metrics.base import Context, Metric
-from jaxformer.metrics.means import Mean
+from jaxformer.metrics.means import Mean, auxiliary
 from jaxformer.metrics.spans import AnswerScores
 from jaxformer.models.classifier import Classifier
 from jaxformer.objectives.base import Objective
@@ -62,7 +62,8 @@ class QuestionAnswering(Objective[Classifier]):
           batch: tokens, segments, position_ids, token_types, spannable [b, t]; starts, ends, weights [b, c].
           key: for dropout; None evaluates.
         """
-        logits = self.apply_model(model, params, batch, key).logits
+        output = self.apply_model(model, params, batch, key)
+        logits = output.logits
         examples = jnp.arange(1, batch["weights"].shape[1] + 1)
         allowed = (batch["segments"][:, None] == examples[:, None]) & (batch["spannable"][:, None] > 0)  # [b, c, t]
         found = []
@@ -73,7 +74,8 @@ class QuestionAnswering(Objective[Classifier]):
             found.append((loss, scores.argmax(-1) == batch[name]))
         (start_loss, start_right), (end_loss, end_right) = found
         values = (start_loss + end_loss) / 2, start_right, end_right
-        return {name: Mean.of(value, batch["weights"]) for name, value in zip(NAMES, values, strict=True)}
+        means = {name: Mean.of(value, batch["weights"]) for name, value in zip(NAMES, values, strict=True)}
+        return means | auxiliary(output)
 
     def metrics(self, model: Classifier) -> tuple[Metric, ...]:
         """The loss, the accuracy of both ends, and in evaluations SQuAD's scores."""

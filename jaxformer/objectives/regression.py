@@ -12,7 +12,7 @@ from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import InputError
 from jaxformer.metrics.averages import Average, Loss, Pearson
 from jaxformer.metrics.base import Context, Metric
-from jaxformer.metrics.means import Covariance, Mean
+from jaxformer.metrics.means import Covariance, Mean, auxiliary
 from jaxformer.metrics.ranks import Pairs, Spearman
 from jaxformer.models.classifier import Classifier
 from jaxformer.objectives.base import Objective
@@ -47,9 +47,11 @@ class Regression(Objective[Classifier]):
           batch: the arrays of `inputs`; targets and weights float32 [b, c].
           key: for dropout; None evaluates, and adds the covariance of predictions and targets.
         """
-        logits = self.apply_model(model, params, batch, key).logits
+        output = self.apply_model(model, params, batch, key)
+        logits = output.logits
         x, y, weights = logits[..., 0], batch["targets"], batch["weights"]
         means = {"loss": Mean.of((x - y) ** 2, weights), "absolute_error": Mean.of(jnp.abs(x - y), weights)}
+        means |= auxiliary(output)
         if key is None:
             pairs = jnp.stack([x.reshape(-1), y.reshape(-1)], axis=-1)
             means["covariance"] = Covariance.of(pairs, weights.reshape(-1))

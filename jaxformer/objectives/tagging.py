@@ -15,7 +15,7 @@ from jaxformer.losses.cross_entropy import class_cross_entropy
 from jaxformer.metrics.averages import Average, Loss
 from jaxformer.metrics.base import Context, Metric
 from jaxformer.metrics.entities import ENTITIES, EntityScores, counts
-from jaxformer.metrics.means import Mean
+from jaxformer.metrics.means import Mean, auxiliary
 from jaxformer.models.classifier import Classifier
 from jaxformer.objectives.base import Objective
 from jaxformer.predictors.word_tags import INPUTS, WordTags, token_tags
@@ -42,9 +42,10 @@ class Tagging(Objective[Classifier]):
           batch: tokens, segments, position_ids, targets, weights [b, t].
           key: for dropout; None evaluates.
         """
-        logits = self.apply_model(model, params, batch, key).logits
+        output = self.apply_model(model, params, batch, key)
+        logits = output.logits
         loss, accuracy = class_cross_entropy(logits, batch["targets"], batch["weights"])
-        means = {"loss": loss, "accuracy": accuracy}
+        means = {"loss": loss, "accuracy": accuracy} | auxiliary(output)
         if key is None and has_entities(model.labels):
             weights = batch["weights"] * (1 - batch.get("partial", 0))
             found = counts(model.labels, logits.argmax(-1), batch["targets"], weights, batch["segments"])

@@ -19,7 +19,7 @@ from jaxformer.config import Experiment
 from jaxformer.data.pipeline import loader
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import InputError
-from jaxformer.metrics.means import Mean
+from jaxformer.metrics.means import Mean, with_auxiliary
 from jaxformer.parallel import sharding
 from jaxformer.parameter_paths import join
 from jaxformer.progress import Display, display, phase
@@ -62,10 +62,10 @@ def loss_and_gradient(experiment: Experiment, params, batch, key) -> tuple[Means
         def loss(trained):
             params = model_params(experiment, join(trained, held))
             means = objective(model, params, micro, key)
-            named = objective.loss_weights.items()
+            weights = with_auxiliary(objective.loss_weights, means)
             return sum(
                 weight * Mean(means[name].sum, totals[name] if totals else means[name].weight).value
-                for name, weight in named
+                for name, weight in weights.items()
             ), means
 
         (_, means), gradient = jax.value_and_grad(loss, has_aux=True)(trained)

@@ -2,6 +2,7 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +18,9 @@ from small_bert import (
     small_experiment,
 )
 
+from jaxformer.layers.linear import Linear
+from jaxformer.metrics.averages import Loss
+from jaxformer.metrics.means import Mean
 from jaxformer.training.loop import loss_and_gradient, train_step
 from jaxformer.training.optimizers import AdamW, Schedule
 
@@ -171,3 +175,42 @@ def test_the_gradients_norm_is_that_before_clipping():
     squares = sum(float(jnp.square(leaf).sum()) for leaf in jax.tree.leaves(gradient_in_parts(1)[1]))
     assert float(means["gradient_norm"].value) == pytest.approx(squares**0.5, rel=1e-5)
     assert squares**0.5 > 0.1
+
+
+class CountingMlp(nn.Module):
+    """An MLP with an auxiliary mean: the mean square of its outputs."""
+
+    activation: str = "gelu"
+
+    @nn.compact
+    def __call__(self, x, dtype="auto", train=False):
+        y = jnp.tanh(Linear("btd,df->btf", (16, 16), dtype=dtype, name="only")(x))
+        return y, {"square": Mean(jnp.sum(jnp.square(y)), jnp.asarray(float(y.size)))}
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_auxiliary_means_of_a_model_are_part_of_the_loss(parts):
+    model = small_bert(depth=2, mlp=CountingMlp())
+    params = bert_params(model)
+    means, gradient = gradients(experiment(model, accumulate=parts), params, BATCH, KEY)
+    square = means["auxiliary/square"]
+    tokens = BATCH["tokens"].size
+
+    def plain(params):
+        terms = experiment(model).objective(model, params, BATCH, KEY)
+        return sum(
+            float(weight) * terms[name].value for name, weight in experiment(model).objective.loss_weights.items()
+        )
+
+    def with_square(params):
+        return plain(params) + experiment(model).objective(model, params, BATCH, KEY)["auxiliary/square"].value
+
+    # The last block computes some positions only, each in every micro-batch.
+    assert square.weight > tokens * 16
+    assert_trees_close(gradient, jax.jit(jax.grad(with_square))(params), 1e-6)
+    without = jax.jit(jax.grad(plain))(params)
+    kernel = gradient["transformer"]["blocks"]["mlp"]["only"]["kernel"]
+    assert np.abs(kernel - without["transformer"]["blocks"]["mlp"]["only"]["kernel"]).max() > 1e-4
+    metric = Loss.of(experiment(model).objective.loss_weights)
+    state = metric.update(means)
+    assert metric.compute(state)["loss"] == pytest.approx(float(with_square(params)), rel=1e-5)
