@@ -1,4 +1,4 @@
-"""The guides in docs/extending/: the Python of each page runs in order, in a fresh process, and prints what it shows."""
+"""The guides in docs/extending/: the Python of each page runs in order and prints what the page shows."""
 
 import os
 import re
@@ -33,9 +33,7 @@ def write_script(page, folder):
 
 
 def parameters():
-    return [
-        pytest.param(page, id=page.stem, marks=[pytest.mark.slow] if page.stem in SLOW else []) for page in PAGES
-    ]
+    return [pytest.param(page, id=page.stem, marks=[pytest.mark.slow] if page.stem in SLOW else []) for page in PAGES]
 
 
 @pytest.mark.parametrize("page", parameters())
