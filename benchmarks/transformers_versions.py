@@ -91,7 +91,7 @@ def export(home: Path) -> None:
 
     from jaxformer.data.tokenizers import ByteLevelBpe, SentencePiece, WordPiece
     from jaxformer.interop.huggingface.adapters import open_folder
-    from jaxformer.interop.huggingface.models import export_hf, load
+    from jaxformer.interop.huggingface.models import ExportPlan, export_hf, load
     from jaxformer.interop.parity import compare
     from jaxformer.interop.parity.hard_strings import HARD_STRINGS
 
@@ -112,18 +112,16 @@ def export(home: Path) -> None:
         model, params = imported.model, imported.params
         tokenizer = tokenizers.get(kind)
         folder = home / "folders" / name
-        export_hf(model, params, tokenizer, folder, origin=imported.origin)
-        ours = compare.Ours(model, params, "float32")
+        export_hf(model, params, tokenizer, folder, ExportPlan(origin=imported.origin))
+        ours = compare.JaxModel(model, params, "float32")
         rows = next(iter(compare.inputs(model, [np.arange(5, 200, dtype=np.int32)], pad=0)))
-        outputs = compare.computed(ours.model)
-        (output,) = ours(rows, ["logits" if "logits" in outputs else outputs[0]]).outputs.values()
-        arrays = {name: torch.from_numpy(array) for name, array in compare.arrays_of(rows).items()}
-        given = {name: array.tolist() for name, array in compare.given_to(model, arrays).items() if "label" not in name}
+        (output,) = ours(rows, ["last_hidden_state" if architecture.endswith("Model") else "logits"]).outputs.values()
+        given = {name: array.tolist() for name, array in compare.torch_arguments(model, rows).items()}
         questions, answers = {"inputs": given, "texts": []}, {"output": output.ravel().tolist()}
-        if isinstance(model, compare.WRITERS):
+        if model.is_generative:
             start = network.config.decoder_start_token_id if network.config.is_encoder_decoder else None
             questions |= {"prompt": given["input_ids"][0][:8], "start": start}
-            (written,) = ours.write([np.array(questions["prompt"], np.int32)], NEW_TOKENS, start)
+            (written,) = ours.generate([np.array(questions["prompt"], np.int32)], NEW_TOKENS, start)
             answers["written"] = written.tolist()
         if tokenizer is not None:
             questions["texts"] = list(HARD_STRINGS)

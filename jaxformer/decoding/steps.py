@@ -87,8 +87,8 @@ def prefill(model: Model, params: Any, prompts: Prompts, room: int) -> Next:
         output = model.apply({"params": params}, *arguments, method="decode")
         return Next(_last(output), jnp.ones(rows, jnp.int32), _laid(output.cache))
     cache = model.new_cache(rows, length).replace(segments=segments)
-    prefix = segments > 0 if prompts.prefix else None
-    output = model.apply({"params": params}, tokens, position_ids=position_ids, prefix=prefix, cache=_laid(cache))
+    prefix = {"prefix": segments > 0} if prompts.prefix else {}
+    output = model.apply({"params": params}, tokens, position_ids=position_ids, cache=_laid(cache), **prefix)
     cache = output.cache.room_for(room)
     cache = cache.replace(segments=cache.segments.at[:, length:].set(1))
     return Next(_last(output), position_ids[:, -1] + 1, _laid(cache))

@@ -6,6 +6,7 @@ from jaxformer import namespaces
 
 if TYPE_CHECKING:
     from jaxformer.models.bart import Bart as Bart
+    from jaxformer.models.base import Model as Model
     from jaxformer.models.bert import Bert as Bert
     from jaxformer.models.classifier import Classifier as Classifier
     from jaxformer.models.encoder_decoder import EncoderDecoder as EncoderDecoder
@@ -19,6 +20,7 @@ else:
         __name__,
         {
             "models.bart": ("Bart",),
+            "models.base": ("Model",),
             "models.bert": ("Bert",),
             "models.classifier": ("Classifier",),
             "models.encoder_decoder": ("EncoderDecoder",),

@@ -142,6 +142,14 @@ class Model(nn.Module):
         return {}
 
     @property
+    def text_limits(self) -> TokenInput | None:
+        """The smallest limits of all inputs of token ids; None for a model without text."""
+        limits = self.token_inputs().values()
+        if not limits:
+            return None
+        return TokenInput(min(limit.vocab for limit in limits), min(limit.max_length for limit in limits))
+
+    @property
     def is_generative(self) -> bool:
         """Whether it predicts next tokens one by one: it has `new_cache` and takes a `cache`."""
         return False
@@ -192,18 +200,22 @@ class Model(nn.Module):
         """The model with neutral values for fields that change neither a parameter nor what is computed from it."""
         return self
 
+    @nn.nowrap
     def map_stacks(self, change: Callable[[Transformer], Transformer]) -> Self:
         """The model with each of its stacks replaced by `change(stack)`."""
+        # Not wrapped by Linen, or modules that `change` makes would become submodules of this one.
         changes: dict[str, Any] = {}
         for path, stack in self.stacks().items():
             field, _, inner = path.partition("/")
             changes[field] = getattr(self, field).map_stacks(change) if inner else change(stack)
         return dataclasses.replace(self, **changes)
 
+    @nn.nowrap
     def replace_stacks(self, **changes: Any) -> Self:
         """The model with these fields in each of its stacks, such as `dtype="float32"`."""
         return self.map_stacks(lambda stack: dataclasses.replace(stack, **changes))
 
+    @nn.nowrap
     def abstract_inputs(self, length: int = 2) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and types of the inputs without default, for one row; axes that are free have this length."""
         sizes = {"b": 1} | self.fixed_sizes()

@@ -1,6 +1,8 @@
 """Floating-point operations of the matrix products in a forward pass: two for each multiplication."""
 
-from jaxformer.layers.transformer import Transformer
+from typing import Any
+
+from jaxformer.layers.transformer import Transformer, Variant
 
 
 def linear_flops(*sizes: int) -> float:
@@ -23,17 +25,22 @@ def stack_flops(
       memory: tokens that cross-attention attends to; 0 without cross-attention.
       causal: whether a token attends to half of the others on average.
     """
-    groups, head_dim = stack.attention.sizes(stack.heads, stack.width)
-    inner = stack.heads * head_dim
+    kinds = stack.period or (Variant(),)
 
-    def attention(queries: int, keys: int, attended: float) -> float:
+    def attention(module: Any, queries: int, keys: int, attended: float) -> float:
+        groups, head_dim = module.sizes(stack.heads, stack.width)
+        inner, window = stack.heads * head_dim, getattr(module, "window", None)
+        attended = attended if window is None else min(attended, window)
         maps = 2 * linear_flops(queries, stack.width, inner) + 2 * linear_flops(keys, stack.width, groups * head_dim)
         return maps + 4.0 * queries * attended * inner
 
-    def block(queries: int) -> float:
-        flops = attention(queries, tokens, tokens / 2 if causal else tokens)
+    def block(number: int, queries: int) -> float:
+        kind = kinds[number % len(kinds)]
+        module = kind.attention or stack.attention
+        flops = attention(module, queries, tokens, tokens / 2 if causal else tokens)
         if memory:
-            flops += attention(queries, memory, memory)
-        return flops + queries * stack.mlp.flops(stack.width)
+            flops += attention(module, queries, memory, memory)
+        return flops + queries * (kind.mlp or stack.mlp).flops(stack.width)
 
-    return (stack.depth - 1) * block(tokens) + block(tokens if outputs is None else outputs)
+    last = stack.depth - 1
+    return sum(block(number, tokens) for number in range(last)) + block(last, tokens if outputs is None else outputs)

@@ -14,7 +14,7 @@ import safetensors.numpy
 
 from jaxformer.data.tokenizers import ByteLevelBpe, SentencePiece, WordPiece
 from jaxformer.errors import InputError
-from jaxformer.interop.huggingface.models import export_hf
+from jaxformer.interop.huggingface.models import ExportPlan, export_hf
 from jaxformer.interop.parity.certificate import Certificate, certify, obstacle
 from jaxformer.interop.parity.compare import LONGEST, largest_difference
 from jaxformer.interop.parity.lines import LOGITS
@@ -126,7 +126,7 @@ def test_classifiers_and_models_of_images_pass_too(name, tokenizers, tmp_path):
 
 def test_half_precision_is_compared_with_what_the_folder_has(tokenizers, tmp_path):
     model, params = MODELS["gpt2"][0], drawn(MODELS["gpt2"][0])
-    export_hf(model, params, tokenizers["gpt2"], tmp_path / "out", dtype="bfloat16")
+    export_hf(model, params, tokenizers["gpt2"], tmp_path / "out", ExportPlan(dtype="bfloat16"))
     certificate = certify(model, params, tokenizers["gpt2"], tmp_path / "out")
     assert certificate.passed and certificate.dtype == "bfloat16"
 
@@ -177,7 +177,7 @@ def test_without_pytorch_it_says_what_to_install(name, monkeypatch):
 
 
 def test_a_model_that_it_does_not_know_is_told():
-    assert "Transformer is none of Bert, Gpt, EncoderDecoder, Classifier, Vit, MaskedAutoencoder" in obstacle(
+    assert "Transformer is none of Bert, Gpt, T5, EncoderDecoder, Bart, Vit, MaskedAutoencoder, Classifier" in obstacle(
         Transformer(*SIZES)
     )
 

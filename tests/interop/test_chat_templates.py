@@ -13,7 +13,7 @@ from jaxformer.data.examples import Visit
 from jaxformer.data.tasks.dialogue import Dialogue, DialogueTemplate
 from jaxformer.data.tokenizers import ByteLevelBpe, SentencePiece, WordPiece
 from jaxformer.errors import InputError
-from jaxformer.interop.huggingface.models import export_hf
+from jaxformer.interop.huggingface.models import ExportPlan, export_hf
 from jaxformer.interop.huggingface.runs import export_run, from_pretrained, import_run
 from jaxformer.models.gpt import Gpt
 from jaxformer.objectives.causal_lm import CausalLM
@@ -37,7 +37,7 @@ def exported(tokenizer, out, dialogue, beginning=False):
     stack = dataclasses.replace(Gpt().transformer, depth=1, width=12, heads=3, dtype="float32")
     model = Gpt(stack, vocab=tokenizer.vocab_size, max_length=34)
     params = noisy_params(model, np.zeros((1, 4), np.int32))
-    export_hf(model, params, tokenizer, out, dialogue=dialogue, beginning=beginning)
+    export_hf(model, params, tokenizer, out, ExportPlan(dialogue=dialogue, add_bos=beginning))
     return transformers.AutoTokenizer.from_pretrained(out)
 
 

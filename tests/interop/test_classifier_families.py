@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 from jaxformer.errors import InputError
 from jaxformer.interop.huggingface.adapters import open_folder
 from jaxformer.interop.huggingface.folders import read_json
-from jaxformer.interop.huggingface.models import export_hf, load
+from jaxformer.interop.huggingface.models import ExportPlan, export_hf, load
 from jaxformer.objectives.classification import Classification
 
 NAMES = ("sad", "so-so", "glad")
@@ -61,7 +61,7 @@ def test_logits_are_transformers_and_tensors_and_labels_survive_the_round_trip(f
     else:
         for row, length in enumerate(lengths):
             np.testing.assert_allclose(actual[row, :length], expected[row, :length], atol=1e-5)
-    export_hf(imported.model, imported.params, None, tmp_path / "ours", origin=imported.origin)
+    export_hf(imported.model, imported.params, None, tmp_path / "ours", ExportPlan(origin=imported.origin))
     before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("theirs", "ours"))
     assert before.keys() == after.keys() and all((before[name] == after[name]).all() for name in before)
     again = type(theirs).from_pretrained(tmp_path / "ours").eval()

@@ -29,7 +29,7 @@ from jaxformer.data.tokenizers import ByteLevelBpe, SentencePiece, WordPiece
 from jaxformer.decoding.settings import Decoding
 from jaxformer.interop.huggingface.models import export_hf
 from jaxformer.interop.huggingface.runs import export_run
-from jaxformer.interop.parity.compare import Ours
+from jaxformer.interop.parity.compare import JaxModel
 from jaxformer.interop.parity.end_to_end import compare_answers
 from jaxformer.layers.residual import ResidualBranch
 from jaxformer.models.classifier import Classifier
@@ -170,7 +170,7 @@ def exported(name, tokenizers, out, runs=RUNS):
 
 
 def lines_of(run, folder):
-    return list(compare_answers(run, Ours(run.model, run.params, "float32"), folder))
+    return list(compare_answers(run, JaxModel(run.model, run.params, "float32"), folder))
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -4,9 +4,9 @@ import pytest
 import tiny
 
 import jaxformer as jf
-from jaxformer.interop.huggingface.conventions import marian_form
 from jaxformer.interop.huggingface.families import family_of_model
 from jaxformer.interop.huggingface.image_forms import image_form
+from jaxformer.interop.huggingface.text_forms import marian_form
 from jaxformer.models.vit import Vit
 
 OTHERS = {

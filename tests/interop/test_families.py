@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 from jaxformer.errors import InputError
 from jaxformer.interop.huggingface.adapters import open_folder
 from jaxformer.interop.huggingface.families.family import differences
-from jaxformer.interop.huggingface.models import export_hf, import_hf, load
+from jaxformer.interop.huggingface.models import ExportPlan, export_hf, import_hf, load
 from jaxformer.layers.attention import Attention
 from jaxformer.layers.norms import LayerNorm
 from jaxformer.layers.transformer import Transformer, Variant
@@ -49,7 +49,7 @@ def test_logits_are_transformers_and_tensors_survive_the_round_trip(name, tmp_pa
         assert actual.keys() >= expected.keys()
         for what, array in expected.items():
             np.testing.assert_allclose(actual[what], array, atol=TOLERANCE, rtol=TOLERANCE, err_msg=what)
-        export_hf(imported.model, imported.params, None, home / "ours", origin=imported.origin)
+        export_hf(imported.model, imported.params, None, home / "ours", ExportPlan(origin=imported.origin))
         before, after = (load_file(path / "model.safetensors") for path in (folder, home / "ours"))
         if name in UNSCALED and "lm_head.weight" not in before:
             # transformers 5 leaves a tied head out, and 4.57 would draw one.
@@ -73,7 +73,7 @@ def test_half_precision_survives_the_round_trip(dtype, tmp_path):
     theirs = redrawn(FAMILIES["qwen3"].example(), seed=1).to(getattr(torch, dtype))
     folder = saved(theirs, tmp_path / "theirs")
     model, params = import_hf(folder)
-    export_hf(model, params, None, tmp_path / "ours", dtype=dtype)
+    export_hf(model, params, None, tmp_path / "ours", ExportPlan(dtype=dtype))
     before, after = (open_folder(path).tensors for path in (folder, tmp_path / "ours"))
     assert before.keys() == after.keys()
     for name, tensor in before.items():
@@ -84,7 +84,7 @@ def test_a_number_beyond_float16_is_refused(tmp_path):
     model, params = import_hf(saved(FAMILIES["gpt2"].example(), tmp_path / "theirs"))
     params["embeddings"]["token"] = params["embeddings"]["token"].at[0, 0].set(70_000.0)
     with pytest.raises(InputError, match=r"float16: transformer.wte.weight has numbers beyond 65,504"):
-        export_hf(model, params, None, tmp_path / "ours", dtype="float16")
+        export_hf(model, params, None, tmp_path / "ours", ExportPlan(dtype="float16"))
     assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
 
 

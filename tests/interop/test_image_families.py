@@ -17,7 +17,7 @@ from jaxformer.errors import InputError
 from jaxformer.interop.huggingface.adapters import open_folder
 from jaxformer.interop.huggingface.families.family import differences
 from jaxformer.interop.huggingface.families.vit_mae import positions
-from jaxformer.interop.huggingface.models import export_hf, import_hf, load
+from jaxformer.interop.huggingface.models import ExportPlan, export_hf, import_hf, load
 from jaxformer.interop.parity.certificate import certify
 from jaxformer.models.vit import Vit
 from jaxformer.objectives.masked_autoencoding import MaskedAutoencoding
@@ -80,7 +80,7 @@ def test_outputs_are_transformers_and_tensors_survive_the_round_trip(name, tmp_p
     assert len(expected) >= 1
     for what, array in expected.items():
         np.testing.assert_allclose(getattr(actual, what), array, **TOLERANCE, err_msg=what)
-    export_hf(imported.model, imported.params, None, tmp_path / "ours", origin=imported.origin)
+    export_hf(imported.model, imported.params, None, tmp_path / "ours", ExportPlan(origin=imported.origin))
     again, told = type(model).from_pretrained(tmp_path / "ours", output_loading_info=True)
     assert not told["unexpected_keys"] and not [key for key in told["missing_keys"] if "mask_token" not in key]
     for what, array in run(again.eval(), x, **({"noise": torch.from_numpy(NOISE)} if noise else {})).items():

@@ -25,7 +25,7 @@ from jaxformer.parallel.sharding import Mesh, make_mesh
 from jaxformer.runs.run import Run, open_run, write_experiment
 from jaxformer.training.checkpoints import Checkpoints
 
-FIXED = {"positions": "sinusoidal"}
+FIXED = {"position_embedding": "sinusoidal"}
 DROPPING = dataclasses.replace(VIT.transformer, residual=ResidualBranch(drop_path=0.1))
 MODELS = {
     "fixed positions": (dataclasses.replace(VIT, **FIXED), "ViTForImageClassification"),

@@ -10,8 +10,7 @@ import transformers
 from small_writer import PIECES, small_tokenizer
 from test_hf_runs import STACK, bert_run
 
-from jaxformer.interop.huggingface.families import ARCHITECTURES
-from jaxformer.interop.huggingface.model_card import CLASSES
+from jaxformer.interop.huggingface.families import ARCHITECTURES, FAMILIES
 from jaxformer.interop.huggingface.runs import export_run
 from jaxformer.models.bert import Bert
 from jaxformer.objectives.masked_lm import MaskedLM
@@ -24,7 +23,7 @@ OF_THE_HUB_ALONE = {"question-answering", "text2text-generation"}
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_each_architecture_has_the_auto_class_and_the_pipeline_of_transformers(architecture):
-    auto, task = next(found for ending, found in CLASSES.items() if architecture.endswith(ending))
+    auto, task = next(family.auto_class(architecture) for family in FAMILIES if architecture in family.architectures)
     theirs = getattr(transformers, architecture)
     found = getattr(transformers, auto)._model_mapping[theirs.config_class]
     assert theirs in (found if isinstance(found, tuple) else (found,))

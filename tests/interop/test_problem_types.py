@@ -50,7 +50,8 @@ def exported(home, tmp_path):
         base = review_experiment(home)
         tokenizer = base.tokenizer.build(None, str(tmp_path / "tokenizer"))
         params = noisy_params(model, np.zeros((1, 4), np.int32))
-        kind = "number" if isinstance(objective, Regression) else "many" if len(labels) == 1 else "one"
+        kind = "multi_label" if len(labels) == 1 else "single_label"
+        kind = "regression" if isinstance(objective, Regression) else kind
         task = AnswerSpans(16, 2, 4) if labels == SPAN else Classify(labels=labels, kind=kind, length=12)
         data = dataclasses.replace(base.data, task=task)
         experiment = dataclasses.replace(base, model=model, objective=objective, data=data)

@@ -20,7 +20,6 @@ from jaxformer.interop.export.stablehlo_program import portable
 from jaxformer.interop.huggingface import parameters
 from jaxformer.interop.parity import lines
 from jaxformer.interop.parity.hard_strings import HARD_STRINGS
-from jaxformer.models.encoder_decoder import EncoderDecoder
 from jaxformer.runs.run import Run
 
 LEAST = 256
@@ -128,21 +127,22 @@ def _inputs(run: Run, found: Mapping[str, Program]) -> Iterator[Rows]:
             yield Rows(name, arrays, None)
         return
     texts = [] if run.tokenizer is None else [run.tokenizer.encode(text) for text in HARD_STRINGS]
-    stream = np.concatenate([*texts, rng.integers(0, model.vocab, ROWS * LONGEST)]).astype(np.int64)
-    short, long = min(LENGTH, model.max_length), min(LONGEST, model.max_length)
+    limits = model.text_limits
+    stream = np.concatenate([*texts, rng.integers(0, limits.vocab, ROWS * LONGEST)]).astype(np.int64)
+    short, long = min(LENGTH, limits.max_length), min(LONGEST, limits.max_length)
     for name, lengths in (("padded", [short, max(1, short // 2), 1]), ("long", [long])):
         tokens = stream[: len(lengths) * lengths[0]].reshape(len(lengths), lengths[0])
         mask = (np.arange(lengths[0]) < np.array(lengths)[:, None]).astype(np.int64)
         types = (np.arange(lengths[0]) >= lengths[0] // 2) * mask
         arrays = {"tokens": tokens, "mask": mask, "types": types, "read": np.flip(tokens, 1), "read_mask": mask}
         # What an encoder–decoder's decoder reads is not padded here.
-        yield Rows(name, arrays, None if isinstance(model, EncoderDecoder) else mask)
+        yield Rows(name, arrays, None if model.is_encoder_decoder else mask)
 
 
 def _expected(run: Run, found: Mapping[str, Program], params: Arrays, rows: Rows) -> Arrays:
     """What the model itself computes."""
     model, arrays = portable(run.model), rows.arrays
-    if isinstance(model, EncoderDecoder):
+    if model.is_encoder_decoder:
         segments = {"input_segments": arrays["read_mask"], "segments": np.ones_like(arrays["tokens"])}
         function = functools.partial(apply, model)
         return {
@@ -173,7 +173,7 @@ def _given(program: Program, rows: Rows) -> dict[str, np.ndarray]:
 
 def _computed(run: Run, found: Mapping[str, Program], sessions: Sessions, rows: Rows) -> Iterator[Arrays]:
     """What the files compute, once for each way to use them."""
-    if isinstance(run.model, EncoderDecoder):
+    if run.model.is_encoder_decoder:
         yield _answered(sessions, (DECODER, WITH_PAST), rows)
         yield _answered(sessions, (MERGED, MERGED), rows)
     elif _has_cache(found):

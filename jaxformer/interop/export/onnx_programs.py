@@ -8,25 +8,20 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxformer.errors import InputError
+from jaxformer.interop.export import stablehlo_program
 from jaxformer.interop.export.onnx_build import Argument
 from jaxformer.interop.export.stablehlo_program import portable
 from jaxformer.interop.huggingface import parameters
-from jaxformer.interop.huggingface.families.classifiers import SPAN
+from jaxformer.interop.huggingface.families import bridge_of
 from jaxformer.layers.cache import Cache, KeyValue, LayerCache
 from jaxformer.layers.transformer import Transformer
-from jaxformer.models.bert import Bert
-from jaxformer.models.classifier import Classifier
+from jaxformer.models.base import Model
 from jaxformer.models.encoder_decoder import EncoderDecoder
 from jaxformer.models.gpt import Gpt
-from jaxformer.models.masked_autoencoder import MaskedAutoencoder
-from jaxformer.models.vit import Vit
 from jaxformer.objectives.sentence_embedding import SentenceEmbedding
-from jaxformer.objectives.tagging import Tagging
 from jaxformer.predictors.sentence_vectors import embedded
 from jaxformer.runs.run import Run
 
@@ -41,6 +36,8 @@ ENCODER, DECODER, WITH_PAST, MERGED = (
 )
 """Names of files without their ending; those of the decoders hold the same parameters."""
 MASK = "1 where there is a token, 0 for padding"
+MEANINGS = {"segments": f"{MASK}, which comes last", "images": "pixels, prepared as `preprocessor_config.json` says"}
+"""Meanings of the inputs that a client of transformers prepares."""
 KEPT = "keys and values of earlier tokens, in each of {} layers: those that were returned before, or of length 0"
 
 
@@ -62,100 +59,55 @@ def programs(run: Run) -> dict[str, Program]:
       InputError: a model of another kind.
     """
     model = portable(run.model)
-    if isinstance(model, Vit):
-        return {SINGLE: _vit(model)}
-    if isinstance(model, MaskedAutoencoder):
-        return {SINGLE: _masked_autoencoder(model)}
-    if isinstance(model, EncoderDecoder):
+    if model.is_encoder_decoder:
         return _encoder_decoder(model)
-    if isinstance(model, Gpt):
-        both_ways = getattr(run.objective, "prompt", "text") != "text"
-        return {SINGLE: _prefix_decoder(model) if both_ways else _decoder(model)}
-    if not isinstance(model, Bert | Classifier):
-        raise InputError(f"model={type(model).__name__}: has no ONNX program here")
-    return {SINGLE: _classifier(model, run.objective) if isinstance(model, Classifier) else _bert(model, run.objective)}
+    if not model.is_generative:
+        return {SINGLE: _single(model, run.objective)}
+    both_ways = getattr(run.objective, "prompt", "text") != "text"
+    return {SINGLE: _prefix_decoder(model) if both_ways else _decoder(model)}
 
 
-def apply(model: nn.Module, params: Mapping[str, jax.Array], *arrays: Any, **named: Any) -> Any:
+def apply(model: Model, params: Mapping[str, jax.Array], *arrays: Any, **named: Any) -> Any:
     """The model's output with parameters by path."""
     return model.apply({"params": parameters.nested(dict(params))}, *arrays, **named)
 
 
-def _limits(model: Any, *axes: str) -> tuple[str, ...]:
-    return tuple(f"{axis} <= {model.max_length}" for axis in axes)
+def _limits(model: Model, *axes: str) -> tuple[str, ...]:
+    limits = model.text_limits
+    return () if limits is None else tuple(f"{axis} <= {limits.max_length}" for axis in axes)
 
 
-def _pixels(model: Vit | MaskedAutoencoder) -> Argument:
-    axes = (BATCH, model.channels, model.image, model.image)
-    return Argument(axes, "float32", "pixels, prepared as `preprocessor_config.json` says")
+def _arguments(model: Model) -> dict[str, Argument]:
+    """The arguments of a program without a cache, by transformers' names, in the order of the model's inputs."""
+    names, sizes = bridge_of(model).arguments, {"b": BATCH, "t": LENGTH} | model.fixed_sizes()
+    found = {}
+    for name, spec in stablehlo_program.arguments(model).items():
+        axes, dtype, meaning = spec.axes, spec.dtype, MEANINGS.get(name, spec.meaning)
+        if name == "images":
+            axes, dtype = "bnyx", "float32"
+        elif dtype == "int32":
+            dtype = "int64"
+        found[names.get(name, name)] = Argument(tuple(sizes[letter] for letter in axes), dtype, meaning)
+    return found
 
 
-def _vit(model: Vit) -> Program:
-    def function(params, pixel_values):
-        output = apply(model, params, jnp.moveaxis(pixel_values, 1, -1))
-        if model.labels:
-            return {"logits": output.logits}
-        return {"last_hidden_state": output.hidden} | ({"pooler_output": output.pooled} if model.pooler else {})
+def _single(model: Model, objective: Any) -> Program:
+    """The program of a model that does not generate text."""
+    bridge = bridge_of(model)
+    inputs = {bridge.arguments.get(name, name): name for name in stablehlo_program.arguments(model)}
 
-    return Program(function, {"pixel_values": _pixels(model)})
-
-
-def _masked_autoencoder(model: MaskedAutoencoder) -> Program:
-    def function(params, pixel_values, noise):
-        output = apply(model, params, jnp.moveaxis(pixel_values, 1, -1), noise)
-        painted = {"last_hidden_state": output.hidden} if output.pixels is None else {"logits": output.pixels}
-        return painted | {"mask": output.masked}
-
-    noise = Argument((BATCH, model.patches), "float32", "of each patch; the encoder sees those with the least of it")
-    return Program(function, {"pixel_values": _pixels(model), "noise": noise})
-
-
-def _of_text(backbone: Bert | Gpt) -> dict[str, Argument]:
-    taken = {
-        "input_ids": Argument((BATCH, LENGTH), "int64", "ids of the tokens"),
-        "attention_mask": Argument((BATCH, LENGTH), "int64", f"{MASK}, which comes last"),
-    }
-    if getattr(backbone, "token_types", 0) > 1:
-        taken["token_type_ids"] = Argument((BATCH, LENGTH), "int64", "0 in sentence A, 1 in sentence B")
-    return taken
-
-
-def _types(given: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    return {"token_types": given["token_type_ids"]} if "token_type_ids" in given else {}
-
-
-def _bert(model: Bert, objective: Any) -> Program:
-    def function(params, input_ids, attention_mask, **types):
-        output = apply(model, params, input_ids, attention_mask, **_types(types))
-        found = {}
-        if "masked_lm" in model.prediction_heads:
-            found["logits"] = output.logits
-        else:
-            found["last_hidden_state"] = output.hidden
-            found |= {"pooler_output": output.pooled[:, 0]} if "pooler" in model.prediction_heads else {}
-        if "next_sentence" in model.prediction_heads:
-            found["seq_relationship_logits"] = output.next_sentence_logits[:, 0]
+    def function(params, **arrays):
+        given = {inputs[name]: array for name, array in arrays.items()}
+        if "images" in given:
+            given["images"] = jnp.moveaxis(given["images"], 1, -1)
+        output = apply(model, params, **given)
+        found = bridge.outputs(model, output, objective)
         # The program does not know which tokens are the prompt's: without them, its caller computes the vector.
         if isinstance(objective, SentenceEmbedding) and objective.include_prompt:
-            found["sentence_embedding"] = embedded(objective.pooling, objective.normalized, output, attention_mask)
+            found["sentence_embedding"] = embedded(objective.pooling, objective.normalized, output, given["segments"])
         return found
 
-    return Program(function, _of_text(model), _limits(model, LENGTH))
-
-
-def _classifier(model: Classifier, objective: Any) -> Program:
-    def function(params, input_ids, attention_mask, **types):
-        logits = apply(model, params, input_ids, attention_mask, **_types(types)).logits
-        if answers_spans(model, objective):
-            return {"start_logits": logits[..., 0], "end_logits": logits[..., 1]}
-        return {"logits": logits if model.pooling == "none" else logits[:, 0]}
-
-    return Program(function, _of_text(model.backbone), _limits(model, LENGTH))
-
-
-def answers_spans(model: Classifier, objective: Any) -> bool:
-    """Whether the two numbers of each token are for the start and the end of an answer."""
-    return model.pooling == "none" and model.labels == SPAN and not isinstance(objective, Tagging)
+    return Program(function, _arguments(model), _limits(model, LENGTH))
 
 
 def _prefix_decoder(model: Gpt) -> Program:
@@ -163,7 +115,7 @@ def _prefix_decoder(model: Gpt) -> Program:
         return {"logits": apply(model, params, input_ids, attention_mask, prefix=prefix_mask > 0).logits}
 
     prefix = Argument((BATCH, LENGTH), "int64", "1 for the tokens of the prompt, which see each other both ways")
-    return Program(function, _of_text(model) | {"prefix_mask": prefix}, _limits(model, LENGTH))
+    return Program(function, _arguments(model) | {"prefix_mask": prefix}, _limits(model, LENGTH))
 
 
 def _cached(stack: Transformer, name: str, length: str) -> dict[str, Argument]:
@@ -190,7 +142,8 @@ def _keys(output: Any) -> tuple[KeyValue, ...]:
 
 
 def _decoder(model: Gpt) -> Program:
-    depth = model.transformer.depth
+    (stack,) = model.stacks().values()
+    depth = stack.depth
 
     def function(params, input_ids, attention_mask, position_ids, **past):
         layers = _read(past, "past_key_values.{}", depth)
@@ -202,7 +155,7 @@ def _decoder(model: Gpt) -> Program:
         "input_ids": Argument((BATCH, LENGTH), "int64", "ids of the tokens after those in the cache"),
         "attention_mask": Argument((BATCH, f"{PAST} + {LENGTH}"), "int64", f"{MASK}, of all tokens"),
         "position_ids": Argument((BATCH, LENGTH), "int64", "from 0 at the first token that is not padding"),
-        **_cached(model.transformer, "past_key_values.{}", PAST),
+        **_cached(stack, "past_key_values.{}", PAST),
     }
     return Program(function, arguments, _limits(model, LENGTH))
 

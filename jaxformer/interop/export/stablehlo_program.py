@@ -121,9 +121,13 @@ def arguments(model: Model) -> dict[str, InputSpec]:
 def portable(model: Model) -> Model:
     """The model with its layers in a loop, in float32, and without kernels that only one platform has."""
 
+    def blockwise(attention: Any) -> Any:
+        return attention and dataclasses.replace(attention, kernel="blocks")
+
     def changed(stack: Transformer) -> Transformer:
-        attention = dataclasses.replace(stack.attention, kernel="blocks")
-        return dataclasses.replace(stack, dtype="float32", unroll=1, attention=attention)
+        period = tuple(dataclasses.replace(kind, attention=blockwise(kind.attention)) for kind in stack.period)
+        attention = blockwise(stack.attention)
+        return dataclasses.replace(stack, dtype="float32", unroll=1, attention=attention, period=period)
 
     return model.map_stacks(changed)
 

@@ -6,9 +6,11 @@ from typing import Any
 import numpy as np
 
 from jaxformer.interop.huggingface import parameters
+from jaxformer.interop.huggingface.text_forms import replaced
 from jaxformer.layers.patches import sinusoidal_2d
 from jaxformer.layers.residual import ResidualBranch
 from jaxformer.models.vit import Vit
+from jaxformer.runs.run import Run
 
 SCALES = tuple(f"transformer/blocks/{part}_residual/scale" for part in ("attention", "mlp"))
 """Paths of layer scale's parameters."""
@@ -45,6 +47,12 @@ def image_params(model: Vit, params: Any) -> Any:
         arrays["head/kernel"] = np.concatenate([np.zeros_like(kernel), kernel])
         arrays |= {path: np.ones(shapes[path], np.float32) for path in SCALES if path not in arrays}
     return parameters.nested(arrays)
+
+
+def image_run(run: Run) -> Run:
+    """The run of `image_form`; itself if its model has that form."""
+    form = image_form(run.model)
+    return run if form is run.model else replaced(run, form, image_params(run.model, run.params), run.tokenizer)
 
 
 def _reads_mean(model: Vit) -> bool:

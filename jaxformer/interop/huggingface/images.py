@@ -5,20 +5,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
-
 from jaxformer.data.fields.image import ImageField
 from jaxformer.data.transforms.image import Fit, Resample
 from jaxformer.errors import InputError
 from jaxformer.interop.huggingface.config_reader import Settings
 from jaxformer.interop.huggingface.folders import CONFIG, read_json, write_json
-from jaxformer.models.masked_autoencoder import MaskedAutoencoder
-from jaxformer.models.vit import Vit
+from jaxformer.models.base import Model
 
 PREPROCESSOR = "preprocessor_config.json"
 NESTED = "processor_config.json"
 """Newer folders may have the same fields here, in `image_processor`."""
-IMAGE_MODELS = (Vit, MaskedAutoencoder)
 RESAMPLING: Mapping[int, Resample] = {
     0: "nearest",
     1: "lanczos",
@@ -78,13 +74,13 @@ class Preparation:
         return {"size": self.size, "crop": self.size / self.edge, "fit": self.fit, "resample": self.resample}
 
 
-def with_pixels(model: nn.Module, folder: Path) -> nn.Module:
+def with_pixels(model: Model, folder: Path) -> Model:
     """The model with the mean and deviation of pixels that a folder says; other models as they are.
 
     Raises:
       InputError: as `read_preparation`.
     """
-    if not isinstance(model, IMAGE_MODELS):
+    if "images" not in model.inputs():
         return model
     preparation = read_preparation(folder, model)
     if preparation is None:
@@ -95,7 +91,7 @@ def with_pixels(model: nn.Module, folder: Path) -> nn.Module:
         raise InputError(f"{folder}: {error}") from error
 
 
-def read_preparation(folder: Path, model: Vit | MaskedAutoencoder) -> Preparation | None:
+def read_preparation(folder: Path, model: Any) -> Preparation | None:
     """How a folder prepares images for the model in it; None where it does not say.
 
     Computes what transformers' image processors without torchvision do, for every size of image.
@@ -153,7 +149,7 @@ def _class_of(settings: Settings, model_type: str | None) -> str:
     return kind
 
 
-def _sizes(settings: Settings, model: Vit | MaskedAutoencoder, kind: str) -> tuple[int, int, Fit]:
+def _sizes(settings: Settings, model: Any, kind: str) -> tuple[int, int, Fit]:
     """What the model gets, the length of the resized sides, and which they are."""
     resized, cropped = settings.flag("do_resize", True), settings.flag("do_center_crop", False)
     square = settings.flag("default_to_square", kind not in ("BitImageProcessor", "CLIPImageProcessor"))
@@ -211,7 +207,7 @@ def _numbers(settings: Settings, name: str) -> tuple[float, ...]:
     return tuple(map(float, numbers))
 
 
-def write_preprocessor(folder: Path, model: Vit | MaskedAutoencoder, image: ImageField | None = None) -> None:
+def write_preprocessor(folder: Path, model: Any, image: ImageField | None = None) -> None:
     """Writes how images are prepared without augmentation; by default their centre is cropped.
 
     Raises:

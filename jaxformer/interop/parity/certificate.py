@@ -13,7 +13,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import numpy as np
 
 from jaxformer import strict_json
@@ -21,12 +20,13 @@ from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import InputError
 from jaxformer.interop.huggingface import parameters
 from jaxformer.interop.huggingface.adapters import open_folder
-from jaxformer.interop.huggingface.families import family_of_config
+from jaxformer.interop.huggingface.families import FAMILIES, families_of, family_of_config
 from jaxformer.interop.huggingface.folders import CONFIG
 from jaxformer.interop.huggingface.table import slots
 from jaxformer.interop.parity.certificate_page import page
 from jaxformer.interop.parity.hard_strings import HARD_STRINGS, NAMED_STRINGS
 from jaxformer.interop.parity.lines import GRADIENTS, LOSS, TIE, Line, compared
+from jaxformer.models.base import Model
 from jaxformer.runs.run import Run
 
 JSON, HTML = "parity.json", "parity.html"
@@ -69,7 +69,7 @@ class Certificate:
 
 
 def certify(
-    model: nn.Module,
+    model: Model,
     params: Any,
     tokenizer: Tokenizer | None,
     source: str | os.PathLike,
@@ -97,11 +97,12 @@ def certify(
     from jaxformer.interop.parity import compare
 
     folder, out = open_folder(source), Path(source if out is None else out)
-    family, architecture = family_of_config(folder.config, folder.tensors, str(folder.path / CONFIG))
+    where = str(folder.path / CONFIG)
+    family, architecture = family_of_config(folder.config, folder.tensors, where, families_of(model))
     dtype = dtype or str(folder.config.get("dtype") or folder.config.get("torch_dtype") or "float32")
     shapes = {path: tuple(array.shape) for path, array in parameters.flat(params).items()}
-    theirs = compare.Theirs(folder, slots(family.table, shapes, architecture in family.bare), architecture, dtype)
-    ours = compare.Ours(model, params, dtype)
+    theirs = compare.TorchModel(folder, slots(family.table, shapes, architecture in family.bare), architecture, dtype)
+    ours = compare.JaxModel(model, params, dtype)
     lines = tuple(_lines(ours, theirs, tokenizer, folder.path))
     if run is not None:
         from jaxformer.interop.parity.end_to_end import compare_answers
@@ -117,15 +118,15 @@ def certify(
     return certificate
 
 
-def obstacle(model: nn.Module) -> str | None:
+def obstacle(model: Model) -> str | None:
     """Why no certificate can be made here, if so."""
     for name in ("torch", "transformers"):
         if importlib.util.find_spec(name) is None:
             return f"{name} is not installed; pip install 'jaxformer[torch]'"
-    from jaxformer.interop.parity import compare
-
-    kinds = ", ".join(kind.__name__ for kind in compare.MODELS)
-    return None if isinstance(model, compare.MODELS) else f"model={type(model).__name__} is none of {kinds}"
+    if isinstance(model, Model) and families_of(model):
+        return None
+    kinds = ", ".join(dict.fromkeys(family.module.__name__ for family in FAMILIES))
+    return f"model={type(model).__name__} is none of {kinds}"
 
 
 def _lines(ours: Any, theirs: Any, tokenizer: Tokenizer | None, folder: Path) -> Iterator[Line]:
@@ -139,13 +140,13 @@ def _lines(ours: Any, theirs: Any, tokenizer: Tokenizer | None, folder: Path) ->
         actual = ours(rows, list(expected.outputs))
         where = f"{rows.name}, {' × '.join(map(str, rows.shape))}"
         for name, output in expected.outputs.items():
-            yield compared(name, where, actual.outputs[name], output, rows.mask)
+            yield compared(compare.NAMES[name], where, actual.outputs[name], output, rows.mask)
         apart = abs(actual.loss - expected.loss) / max(1.0, abs(expected.loss))
         yield Line("loss", where, apart, LOSS, f"{actual.loss:.6f} here, {expected.loss:.6f} in PyTorch")
         gradients = theirs.named(actual.gradients)
         difference, name = compare.largest_difference(gradients, expected.gradients)
         yield Line("gradients", where, difference, GRADIENTS, f"of {len(gradients)} tensors, most in {name}")
-    if isinstance(ours.model, compare.WRITERS):
+    if ours.model.is_generative:
         yield _written(ours, theirs, every, pad)
     if tokenizer is not None:
         yield _tokens(tokenizer, folder)
@@ -155,13 +156,13 @@ def _written(ours: Any, theirs: Any, every: list[Any], pad: int) -> Line:
     """How far apart the logits are of the first tokens that differ: near 0, either may be chosen."""
     from jaxformer.interop.parity import compare
 
-    answers = isinstance(ours.model, compare.EncoderDecoder)
+    answers = ours.model.is_encoder_decoder
     start = theirs.config.get("decoder_start_token_id", pad) if answers else None
-    prompts = [row for rows in (every[0], every[3]) for row in (rows.read if answers else rows.tokens)[:2, :8]]
+    prompts = [row for rows in (every[0], every[3]) for row in rows.arrays["inputs" if answers else "tokens"][:2, :8]]
     new = max(1, min(compare.NEW, ours.model.max_length - (1 if answers else prompts[0].size)))
     gaps = []
-    for prompt, mine in zip(prompts, ours.write(prompts, new, start), strict=True):
-        expected, logits = theirs.write(prompt, new, start, pad)
+    for prompt, mine in zip(prompts, ours.generate(prompts, new, start), strict=True):
+        expected, logits = theirs.generate(prompt, new, start, pad)
         differ = np.flatnonzero(mine != expected)
         if len(differ):
             row = logits[differ[0]]

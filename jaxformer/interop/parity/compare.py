@@ -1,12 +1,11 @@
-"""The same inputs through a model of ours and through PyTorch's of its exported folder, both in float32."""
+"""The same inputs through a model in JAX and through PyTorch's model of its exported folder, both in float32."""
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,16 +16,11 @@ from jaxformer.decoding.generate import generate
 from jaxformer.decoding.settings import Decoding
 from jaxformer.errors import InputError
 from jaxformer.interop.huggingface import parameters
+from jaxformer.interop.huggingface.families import bridge_of
 from jaxformer.interop.huggingface.folders import Folder
-from jaxformer.interop.huggingface.images import IMAGE_MODELS
 from jaxformer.interop.huggingface.table import Slot
 from jaxformer.interop.parity.lines import Unreadable
-from jaxformer.models.bert import Bert
-from jaxformer.models.classifier import Classifier
-from jaxformer.models.encoder_decoder import EncoderDecoder
-from jaxformer.models.gpt import Gpt
-from jaxformer.models.masked_autoencoder import MaskedAutoencoder
-from jaxformer.models.vit import Vit
+from jaxformer.models.base import Model
 from jaxformer.parallel import sharding
 
 LONGEST = 1024
@@ -34,90 +28,82 @@ LONGEST = 1024
 ROWS, LENGTH = 3, 16
 """Of the other inputs."""
 NEW = 64
-"""Tokens that both write."""
-WRITERS = (Gpt, EncoderDecoder)
-"""What writes."""
-MODELS = (Bert, *WRITERS, Classifier, *IMAGE_MODELS)
-"""What can be compared."""
-OUTPUTS = {
-    "logits": ("logits", "prediction_logits"),
-    "next-sentence logits": ("seq_relationship_logits",),
-    "hidden": ("last_hidden_state",),
-    "pooled": ("pooler_output",),
+"""Tokens that both generate."""
+NAMES = {
+    "logits": "logits",
+    "seq_relationship_logits": "next-sentence logits",
+    "last_hidden_state": "hidden",
+    "pooler_output": "pooled",
 }
-"""What PyTorch's models call what ours compute."""
+"""Outputs that are compared, by transformers' names, and what the certificate calls them."""
 SMALL = 1e-3
 """A tensor's gradient is measured against its own largest number, or this share of the largest of all: that of the
 keys' bias, for one, is nothing but rounding."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Inputs:
-    """Rows for both; integers [b, t] with 0 in `mask` where there is padding."""
+class Rows:
+    """Inputs for both models."""
 
     name: str
-    tokens: np.ndarray
-    mask: np.ndarray
-    targets: np.ndarray
-    types: np.ndarray
-    read: np.ndarray
-    """What an encoder reads for them."""
-    read_mask: np.ndarray
+    """A description of the inputs."""
+    arrays: Mapping[str, np.ndarray]
+    """By the names of the model's inputs; those of text have random `targets` [b, t] too."""
+
+    @property
+    def mask(self) -> np.ndarray | None:
+        """Integers [b, t]: 0 where there is padding; None for images."""
+        return self.arrays.get("segments")
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Rows and tokens."""
-        return self.tokens.shape
+        """Rows and tokens, or the shape of the images."""
+        return self.arrays["tokens" if "tokens" in self.arrays else "images"].shape
 
 
-@dataclasses.dataclass(frozen=True)
-class Images:
-    """Images for both: normalised floats [b, height, width, n]; noise [b, p] where it says which patches are seen."""
-
-    name: str
-    images: np.ndarray
-    noise: np.ndarray | None
-    mask = None
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """As the images'."""
-        return self.images.shape
-
-
-def inputs(model: nn.Module, texts: Sequence[np.ndarray], pad: int, seed: int = 0) -> Iterator[Inputs | Images]:
-    """Rows of text, short, as long as the model takes and padded, and rows of tokens that no text has; or images.
+def inputs(model: Model, texts: Sequence[np.ndarray], pad: int, seed: int = 0) -> Iterator[Rows]:
+    """Rows of text, short, as long as the model takes, and padded, and rows of random tokens; or images.
 
     Args:
-      model: ours.
+      model: the JAX model.
       texts: ids of texts.
       pad: the id in padding, and nowhere else.
-      seed: of what is drawn.
+      seed: for random numbers.
     """
     rng = np.random.default_rng(seed)
-    if isinstance(model, IMAGE_MODELS):
-        shape = (ROWS, *model.blank().shape[1:])
-        noise = rng.random((ROWS, model.patches), np.float32) if isinstance(model, MaskedAutoencoder) else None
-        yield Images("within range", rng.uniform(-1, 1, shape).astype(np.float32), noise)
-        yield Images("out of distribution", rng.normal(0, 10, shape).astype(np.float32), noise)
+    limits = model.text_limits
+    if limits is None:
+        sizes = {"b": ROWS} | model.fixed_sizes()
+        shapes = {name: [sizes[letter] for letter in spec.axes] for name, spec in model.inputs().items()}
+        others = {name: rng.random(shape, np.float32) for name, shape in shapes.items() if name != "images"}
+        for name, images in (
+            ("within range", rng.uniform(-1, 1, shapes["images"])),
+            ("out of distribution", rng.normal(0, 10, shapes["images"])),
+        ):
+            yield Rows(name, {"images": images.astype(np.float32), **others})
         return
-    every = np.delete(np.arange(model.vocab), pad)
+    every = np.delete(np.arange(limits.vocab), pad)
     stream = np.concatenate([*texts, rng.choice(every, 2 * LONGEST)])
     stream = np.tile(stream[stream != pad], 3)
-    length = min(LENGTH, model.max_length)
+    length = min(LENGTH, limits.max_length)
 
-    def rows(name, tokens, lengths=None):
+    def rows(name: str, tokens: np.ndarray, lengths: np.ndarray | None = None) -> Rows:
         lengths = np.full(len(tokens), tokens.shape[1]) if lengths is None else lengths
-        mask = (np.arange(tokens.shape[1]) < lengths[:, None]).astype(np.int32)
-        targets = rng.choice(every, tokens.shape)
-        read, read_mask = np.flip(tokens, 1), np.flip(mask, 0)
-        tokens, read = np.where(mask, tokens, pad), np.where(read_mask, read, pad)
-        types = (np.arange(tokens.shape[1]) >= tokens.shape[1] // 2) * mask
+        segments = (np.arange(tokens.shape[1]) < lengths[:, None]).astype(np.int32)
+        input_segments = np.flip(segments, 0)
+        arrays = {
+            "tokens": np.where(segments, tokens, pad),
+            "segments": segments,
+            "targets": rng.choice(every, tokens.shape),
+            "token_types": (np.arange(tokens.shape[1]) >= tokens.shape[1] // 2) * segments,
+            "inputs": np.where(input_segments, np.flip(tokens, 1), pad),
+            "input_segments": input_segments,
+        }
         # Copies: torch takes no array of negative strides, which flipping leaves.
-        return Inputs(name, *(np.array(part, np.int32) for part in (tokens, mask, targets, types, read, read_mask)))
+        return Rows(name, {key: np.array(array, np.int32) for key, array in arrays.items()})
 
     yield rows("short", stream[: ROWS * length].reshape(ROWS, length))
-    yield rows("long", stream[None, : min(LONGEST, model.max_length)])
+    yield rows("long", stream[None, : min(LONGEST, limits.max_length)])
     padded = np.array([length, max(1, length // 2), 1])
     yield rows("padded", stream[-ROWS * length :].reshape(ROWS, length), padded)
     yield rows("out of distribution", rng.choice(every, (ROWS, length)))
@@ -125,68 +111,51 @@ def inputs(model: nn.Module, texts: Sequence[np.ndarray], pad: int, seed: int = 
 
 @dataclasses.dataclass(frozen=True)
 class Computed:
-    """What one side made of one input."""
+    """What one model computes of one input."""
 
     outputs: dict[str, np.ndarray]
-    """Those of the `OUTPUTS` that it has."""
+    """By transformers' names."""
     loss: float
-    """Their loss, as transformers defines it for the model."""
+    """transformers' loss for the labels of the model's bridge, or `mean_square`."""
     gradients: dict[str, np.ndarray]
-    """The loss's, by our paths or by their names."""
+    """Gradients of the loss, by path in JAX and by name in PyTorch."""
 
 
-class Ours:
-    """A model of ours, in float32 on the CPU."""
+class JaxModel:
+    """A model in JAX, in float32 on the CPU."""
 
-    def __init__(self, model: nn.Module, params: Any, dtype: str):
-        """`dtype`: what the folder's weights are rounded to."""
-        self.model = _quiet(model)
+    def __init__(self, model: Model, params: Any, dtype: str):
+        """Rounds the parameters to `dtype`, the type of the folder's weights."""
+        self.model = model.replace_stacks(dtype="float32", dropout=0.0, attention_dropout=0.0)
+        self.bridge = bridge_of(model)
         with on_cpu():
             self.params = jax.tree.map(
                 lambda array: jnp.asarray(np.asarray(array)).astype(dtype).astype(jnp.float32), jax.device_get(params)
             )
         # One program for each shape of inputs.
-        self._compute = jax.jit(jax.value_and_grad(self._loss, has_aux=True), static_argnums=2)
+        self._compute = jax.jit(jax.value_and_grad(self._loss, has_aux=True), static_argnums=(2, 3))
 
-    def __call__(self, rows: Inputs, names: Sequence[str]) -> Computed:
-        """What it makes of rows: of its outputs those that are called so."""
+    def __call__(self, rows: Rows, names: Sequence[str]) -> Computed:
+        """Computes the outputs with these names, by transformers' names for them, the loss and its gradients."""
         with on_cpu():
-            (loss, outputs), gradients = self._compute(self.params, arrays_of(rows), tuple(names))
+            labelled = bool(self.bridge.labels(self.model, rows.arrays))
+            (loss, outputs), gradients = self._compute(self.params, dict(rows.arrays), tuple(names), labelled)
         return Computed(jax.device_get(outputs), float(loss), parameters.flat(jax.device_get(gradients)))
 
-    def _loss(self, params, rows, names):
-        outputs = self._outputs(params, rows)
-        return _loss(self.model, outputs, rows), {name: outputs[name] for name in names}
+    def _loss(self, params, arrays, names, labelled):
+        taken = {name: arrays[name] for name, spec in self.model.inputs().items() if spec.exported}
+        output = self.model.apply({"params": params}, **taken)
+        outputs = join_spans(self.bridge.outputs(self.model, output), jnp.stack)
+        loss = self.bridge.loss(outputs, arrays) if labelled else mean_square(outputs, arrays.get("segments"))
+        return loss, {name: outputs[name] for name in names}
 
-    def _outputs(self, params, rows):
-        if isinstance(self.model, Vit):
-            output = self.model.apply({"params": params}, rows["images"])
-            return {name: getattr(output, name) for name in computed(self.model)}
-        if isinstance(self.model, MaskedAutoencoder):
-            output = self.model.apply({"params": params}, rows["images"], rows["noise"])
-            return {"hidden": output.hidden} if output.pixels is None else {"logits": output.pixels}
-        tokens, mask = rows["tokens"], rows["mask"]
-        if isinstance(self.model, EncoderDecoder):
-            names = {"input_segments": rows["read_mask"], "segments": mask}
-            return {"logits": self.model.apply({"params": params}, rows["read"], tokens, **names).logits}
-        types = {"token_types": rows["types"]} if _types(self.model) else {}
-        output = self.model.apply({"params": params}, tokens, mask, **types)
-        of_texts = isinstance(self.model, Classifier) and self.model.pooling != "none"
-        found = {
-            "hidden": lambda: output.hidden,
-            "logits": lambda: output.logits[:, 0] if of_texts else output.logits,
-            "pooled": lambda: output.pooled[:, 0],
-            "next-sentence logits": lambda: output.next_sentence_logits[:, 0],
-        }
-        return {name: found[name]() for name in computed(self.model)}
-
-    def write(self, prompts: Sequence[np.ndarray], new: int, start: int | None) -> list[np.ndarray]:
-        """Greedily so many tokens behind each prompt."""
+    def generate(self, prompts: Sequence[np.ndarray], new: int, start: int | None) -> list[np.ndarray]:
+        """Generates so many tokens greedily after each prompt."""
         with on_cpu():
             return generate(self.model, self.params, prompts, Decoding(max_new_tokens=new), start=start)
 
 
-class Theirs:
+class TorchModel:
     """The model of transformers that a folder describes."""
 
     def __init__(self, folder: Folder, slots: Sequence[Slot], architecture: str, dtype: str):
@@ -194,18 +163,19 @@ class Theirs:
 
         Args:
           folder: a Hugging Face folder.
-          slots: its tensors that are a model of ours.
+          slots: its tensors that are parameters of the JAX model.
           architecture: transformers' class.
-          dtype: what those tensors are rounded to, if they are of another.
+          dtype: the type that those tensors are rounded to.
 
         Raises:
-          Unreadable: transformers cannot.
+          Unreadable: transformers cannot load the folder.
         """
         self.config, self.slots, self.dtype = folder.config, slots, getattr(torch, dtype)
         with reading(architecture):
             kind = getattr(transformers, architecture)
-            settings = {"dtype": torch.float32, "attn_implementation": "eager", "local_files_only": True}
-            self.network = kind.from_pretrained(folder.path, **settings).eval()
+            self.network = kind.from_pretrained(
+                folder.path, dtype=torch.float32, attn_implementation="eager", local_files_only=True
+            ).eval()
         self.round(self.network)
 
     def round(self, network: torch.nn.Module) -> None:
@@ -216,13 +186,13 @@ class Theirs:
             if name in names:
                 tensor.copy_(tensor.to(self.dtype))
 
-    def __call__(self, rows: Inputs, model: nn.Module) -> Computed:
-        """What it makes of rows, as far as ours makes it too."""
+    def __call__(self, rows: Rows, model: Model) -> Computed:
+        """Computes the outputs that the JAX model has too, the loss and its gradients."""
         self.network.zero_grad()
         outputs, loss = self._run(rows, model)
         loss.backward()
         gradients = {
-            # Nothing depends on some: a pooler that no loss reads.
+            # Some parameters do not affect the loss, such as those of a pooler.
             name: (torch.zeros_like(tensor) if tensor.grad is None else tensor.grad).numpy().copy()
             for name, tensor in self.network.named_parameters()
         }
@@ -236,26 +206,33 @@ class Theirs:
             found[slot.name] = slot.to_theirs(parts)
         return found
 
-    def _run(self, rows: Inputs, model: nn.Module):
-        arrays = {name: torch.from_numpy(array) for name, array in arrays_of(rows).items()}
-        output = self.network(**given_to(model, arrays))
-        found = {}
-        for name, attributes in OUTPUTS.items():
-            values = [value for one in attributes if (value := getattr(output, one, None)) is not None]
-            # A pooler that the folder has no weights for is drawn at random.
-            if values and name in computed(model):
-                found[name] = values[0]
-        if hasattr(output, "start_logits"):
-            found = {"logits": torch.stack([output.start_logits, output.end_logits], -1)}
-        # A masked autoencoder's own loss depends on what pixels are compared with, of which its export says nothing.
-        loss = None if isinstance(model, MaskedAutoencoder) else getattr(output, "loss", None)
-        return found, _size(found, arrays.get("mask")) if loss is None else loss
+    def _run(self, rows: Rows, model: Model) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        labels = bridge_of(model).labels(model, rows.arrays)
+        output = self.network(**torch_arguments(model, rows), **{k: _tensor(array) for k, array in labels.items()})
+        values = {name: getattr(output, name, None) for name in (*NAMES, "start_logits", "end_logits")}
+        values["logits"] = getattr(output, "prediction_logits", values["logits"])
+        found = join_spans({name: value for name, value in values.items() if value is not None}, torch.stack)
+        # A pooler that the folder has no weights for has random ones.
+        if not model.has_pooler:
+            found.pop("pooler_output", None)
+        mask = rows.mask
+        return found, output.loss if labels else mean_square(found, None if mask is None else torch.from_numpy(mask))
 
-    def write(self, prompt: np.ndarray, new: int, start: int | None, pad: int) -> tuple[np.ndarray, np.ndarray]:
-        """Greedily so many tokens behind a prompt, and the logits [n, v] by which each was chosen."""
-        plain = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False, "num_beams": 1, "use_cache": True}
-        tokens = {"pad_token_id": pad, "eos_token_id": None, "bos_token_id": None, "decoder_start_token_id": start}
-        settings = transformers.GenerationConfig(**plain, **tokens, output_logits=True, return_dict_in_generate=True)
+    def generate(self, prompt: np.ndarray, new: int, start: int | None, pad: int) -> tuple[np.ndarray, np.ndarray]:
+        """Generates so many tokens greedily after a prompt; returns them and the logits [n, v] of each choice."""
+        settings = transformers.GenerationConfig(
+            max_new_tokens=new,
+            min_new_tokens=new,
+            do_sample=False,
+            num_beams=1,
+            use_cache=True,
+            pad_token_id=pad,
+            eos_token_id=None,
+            bos_token_id=None,
+            decoder_start_token_id=start,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
         self.network.generation_config = settings
         ids = torch.from_numpy(prompt).long()[None]
         with torch.no_grad():
@@ -288,18 +265,6 @@ def reading(what: str) -> Iterator[None]:
         transformers.utils.logging.set_verbosity(verbosity)
 
 
-def computed(model: nn.Module) -> list[str]:
-    """Those of the `OUTPUTS` that a model of ours has."""
-    if isinstance(model, Vit):
-        return ["hidden", *["logits"] * bool(model.labels), *["pooled"] * model.pooler]
-    if isinstance(model, MaskedAutoencoder):
-        return ["hidden" if model.decoder is None else "logits"]
-    if not isinstance(model, Bert):
-        return ["logits"]
-    named = {"logits": "masked_lm", "next-sentence logits": "next_sentence", "pooled": "pooler"}
-    return ["hidden", *(name for name, head in named.items() if head in model.prediction_heads)]
-
-
 def largest_difference(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]) -> tuple[float, str]:
     """The largest difference of gradients relative to their size, and whose it is; infinite where it is no number.
 
@@ -328,67 +293,32 @@ def on_cpu() -> Iterator[None]:
         yield
 
 
-def _quiet(model: nn.Module) -> nn.Module:
-    """The model in float32, without dropout."""
-    if isinstance(model, Classifier):
-        return dataclasses.replace(model, backbone=_quiet(model.backbone))
-    parts = {name: getattr(model, name, None) for name in ("transformer", "encoder", "decoder")}
-    changes = {"dtype": "float32", "dropout": 0.0, "attention_dropout": 0.0}
-    stacks = {name: dataclasses.replace(part, **changes) for name, part in parts.items() if part is not None}
-    return dataclasses.replace(model, **stacks)
+def torch_arguments(model: Model, rows: Rows) -> dict[str, torch.Tensor]:
+    """The arguments of transformers' class for the inputs of a model; images have their channels first there."""
+    found = {}
+    for name, argument in bridge_of(model).arguments.items():
+        if name in model.inputs() and name in rows.arrays:
+            array = rows.arrays[name]
+            found[argument] = _tensor(array.transpose(0, 3, 1, 2) if name == "images" else array)
+    return found
 
 
-def _types(model: nn.Module) -> bool:
-    """Whether it tells sentences A and B apart."""
-    return getattr(getattr(model, "backbone", model), "token_types", 0) > 1
+def join_spans(outputs: Mapping[str, Any], stack: Callable[..., Any]) -> dict[str, Any]:
+    """Outputs in which the logits of starts and ends are one array, [b, t, 2]."""
+    found = dict(outputs)
+    if "start_logits" in found:
+        found["logits"] = stack([found.pop("start_logits"), found.pop("end_logits")], -1)
+    return found
 
 
-def arrays_of(rows: Inputs | Images) -> dict[str, np.ndarray]:
-    """The arrays of rows by name."""
-    return {name: value for name, value in vars(rows).items() if name != "name" and value is not None}
-
-
-def given_to(model: nn.Module, arrays: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What a model of transformers is called with, labels too where it has a loss of its own that is compared."""
-    if isinstance(model, IMAGE_MODELS):
-        noise = {"noise": arrays["noise"]} if "noise" in arrays else {}
-        return {"pixel_values": arrays["images"].permute(0, 3, 1, 2)} | noise
-    arrays = {name: array.long() for name, array in arrays.items()}
-    tokens, mask = arrays["tokens"], arrays["mask"]
-    # transformers shifts the targets of a decoder alone by itself: to the token that each comes after.
-    labels = torch.where(mask > 0, tokens if isinstance(model, Gpt) else arrays["targets"], -100)
-    if isinstance(model, EncoderDecoder):
-        read = {"input_ids": arrays["read"], "attention_mask": arrays["read_mask"]}
-        return {**read, "decoder_input_ids": tokens, "labels": labels}
-    given = {"input_ids": tokens, "attention_mask": mask}
-    given |= {"token_type_ids": arrays["types"]} if _types(model) else {}
-    if isinstance(model, Gpt) or (isinstance(model, Bert) and "masked_lm" in model.prediction_heads):
-        given["labels"] = labels
-    if isinstance(model, Bert) and "next_sentence" in model.prediction_heads:
-        given["next_sentence_label"] = arrays["types"][:, -1]
-    return given
-
-
-def _loss(model: nn.Module, outputs: Mapping[str, jax.Array], rows: Mapping[str, jax.Array]) -> jax.Array:
-    """What transformers gives for these labels, or the outputs' size where it is given none."""
-    if isinstance(model, (Classifier, *IMAGE_MODELS)) or "logits" not in outputs:
-        return _size(outputs, rows.get("mask"))
-    logits, targets, mask = outputs["logits"], rows["targets"], rows["mask"]
-    if isinstance(model, Gpt):
-        logits, targets, mask = logits[:, :-1], rows["tokens"][:, 1:], mask[:, 1:]
-    loss = (_surprise(logits, targets) * mask).sum() / mask.sum()
-    if "next-sentence logits" in outputs:
-        loss += _surprise(outputs["next-sentence logits"], rows["types"][:, -1]).mean()
-    return loss
-
-
-def _size(outputs: Mapping[str, Any], mask: Any) -> Any:
-    """The mean square of logits, or of hidden vectors, where there are tokens; of arrays of either library."""
-    squares = (outputs["logits"] if "logits" in outputs else outputs["hidden"]) ** 2
+def mean_square(outputs: Mapping[str, Any], mask: Any) -> Any:
+    """The mean square of logits, or of hidden vectors, where there are tokens; a loss for arrays of either library."""
+    squares = (outputs["logits"] if "logits" in outputs else outputs["last_hidden_state"]) ** 2
     if mask is None or squares.ndim < 3:
         return squares.mean()
     return (squares * mask[..., None]).sum() / mask.sum()
 
 
-def _surprise(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    return -jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], axis=-1)[..., 0]
+def _tensor(array: np.ndarray) -> torch.Tensor:
+    tensor = torch.from_numpy(array)
+    return tensor if tensor.is_floating_point() else tensor.long()

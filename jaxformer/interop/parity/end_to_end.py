@@ -20,7 +20,7 @@ from PIL import Image
 
 from jaxformer.data.tasks.classification import PAIR
 from jaxformer.errors import InputError
-from jaxformer.interop.parity.compare import Ours, on_cpu, reading, their_tokenizer
+from jaxformer.interop.parity.compare import JaxModel, on_cpu, reading, their_tokenizer
 from jaxformer.interop.parity.lines import Line
 from jaxformer.objectives.causal_lm import CausalLM
 from jaxformer.objectives.classification import Classification
@@ -110,7 +110,7 @@ class Sides:
 
 
 def compare_answers(
-    run: Run, ours: Ours, folder: Path, rounded: Callable[[torch.nn.Module], None] = lambda network: None
+    run: Run, ours: JaxModel, folder: Path, rounded: Callable[[torch.nn.Module], None] = lambda network: None
 ) -> Iterator[Line]:
     """One line for each kind of raw input that the run's objective answers.
 

@@ -1,10 +1,9 @@
 """The families, and the one map from what a config.json says to them."""
 
+import importlib
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
-
-import flax.linen as nn
 
 from jaxformer.errors import InputError
 from jaxformer.interop.huggingface.config_reader import Settings
@@ -22,8 +21,10 @@ from jaxformer.interop.huggingface.families import (
     vit,
     vit_mae,
 )
+from jaxformer.interop.huggingface.families.bridge import Bridge
 from jaxformer.interop.huggingface.families.family import Family, differences
 from jaxformer.interop.huggingface.parameters import abstract
+from jaxformer.models.base import Model
 
 FAMILIES: tuple[Family, ...] = (
     bert.FAMILY,
@@ -45,48 +46,76 @@ FAMILIES: tuple[Family, ...] = (
 )
 """In the order in which a model of ours is offered to them: a LLaMA is one before it is a Mistral."""
 ARCHITECTURES: Mapping[str, Family] = {name: family for family in FAMILIES for name in family.architectures}
-MODEL_TYPES: Mapping[str, Family] = {family.model_type: family for family in reversed(FAMILIES)}
 
 
-def family_of_config(config: Mapping[str, Any], names: Collection[str], where: str) -> tuple[Family, str]:
-    """The family of a config.json, and the architecture that it names.
+def families_of(model: Model) -> list[Family]:
+    """The families of a model's class, the most specific ones first: of its own `interop` module and of the library."""
+    own = importlib.import_module(model.interop).FAMILIES if model.interop else ()
+    found = [family for family in (*own, *FAMILIES) if isinstance(model, family.module)]
+    return sorted(found, key=lambda family: type(model) is not family.module)
 
-    Old files name none; then the tensors' names tell, where they begin as one family's alone do.
+
+def bridge_of(model: Model) -> Bridge:
+    """The bridge of a model's class."""
+    return next((family.bridge for family in families_of(model)), Bridge())
+
+
+def family_of_config(
+    config: Mapping[str, Any], names: Collection[str], where: str, families: Sequence[Family] = ()
+) -> tuple[Family, str]:
+    """Finds the family of a config.json.
+
+    Old files name no architecture; then the names of the tensors decide, if they have the prefix of one family.
+
+    Args:
+      config: the content of the file.
+      names: of the tensors.
+      where: the file, for messages.
+      families: families that are not among the library's, which come first.
+
+    Returns:
+      The family, and the architecture that the file names.
 
     Raises:
-      InputError: none of the families here.
+      InputError: it is none of the families.
     """
+    families = (*families, *FAMILIES)
+    architectures = {name: family for family in reversed(families) for name in family.architectures}
+    model_types = {family.model_type: family for family in reversed(families)}
     named = config.get("architectures") or []
     for name in named:
-        if name in ARCHITECTURES:
-            return ARCHITECTURES[name], name
+        if name in architectures:
+            return architectures[name], name
     kind = config.get("model_type")
-    if not named and kind in MODEL_TYPES:
-        return MODEL_TYPES[kind], MODEL_TYPES[kind].architectures[0]
+    if not named and kind in model_types:
+        return model_types[kind], model_types[kind].architectures[0]
     if not named and kind is None:
-        for family in FAMILIES:
+        for family in families:
             prefix = f"{family.model_type}."
             if family.table.prefix == prefix and any(name.startswith(prefix) for name in names):
                 return family, family.architectures[0]
-    told = f"architectures={named}" if named else f"model_type={kind!r}"
-    raise InputError(f"{where}: {told} is not supported; expected one of {', '.join(ARCHITECTURES)}")
+    found = f"architectures={named}" if named else f"model_type={kind!r}"
+    expected = ", ".join(name for family in families for name in family.architectures)
+    raise InputError(f"{where}: {found} is not supported; expected one of {expected}")
 
 
-def family_of_model(model: nn.Module, architecture: str | None = None) -> tuple[Family, dict[str, Any]]:
-    """A family that computes what a model of ours does, and its config of the model.
+def family_of_model(model: Model, architecture: str | None = None) -> tuple[Family, dict[str, Any]]:
+    """Finds a family that computes what a model does.
 
     Args:
-      model: one of ours.
-      architecture: the class that it should be, where several would do.
+      model: the model.
+      architecture: the preferred class of transformers, if several would do.
+
+    Returns:
+      The family, and its config of the model.
 
     Raises:
-      InputError: none does; says what is in the way of the nearest.
+      InputError: there is none; says what the nearest does not support.
     """
-    offered = [family for family in FAMILIES if isinstance(model, family.module)]
-    if architecture in ARCHITECTURES:
-        offered.sort(key=lambda family: architecture not in family.architectures)
+    offered = families_of(model)
     if not offered:
         raise InputError(f"model={type(model).__name__}: no family of transformers has its form")
+    offered.sort(key=lambda family: architecture not in family.architectures)
     refusals: list[tuple[float, str]] = []
     for family in offered:
         try:
@@ -104,7 +133,7 @@ def family_of_model(model: nn.Module, architecture: str | None = None) -> tuple[
     raise InputError(f"no family of transformers computes what this model does: {nearest}")
 
 
-def _head_names(family: Family, model: nn.Module) -> list[str]:
+def _head_names(family: Family, model: Model) -> list[str]:
     """Names of the tensors that the model has, by which a family knows its heads."""
     paths = abstract(model)
     return [row.theirs for row in family.table.rows if row.counts(paths)]

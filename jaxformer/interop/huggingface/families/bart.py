@@ -48,4 +48,5 @@ def describe(model: Bart) -> dict[str, Any]:
     return {"architectures": ["BartForConditionalGeneration"]} | marian.fields(model)
 
 
-FAMILY = Family("bart", ("BartForConditionalGeneration",), Bart, build, describe, TABLE)
+BRIDGE = marian.EncoderDecoderBridge(decoder_start="eos_token_id")  # As in its paper.
+FAMILY = Family("bart", ("BartForConditionalGeneration",), Bart, build, describe, TABLE, bridge=BRIDGE)

@@ -1,15 +1,24 @@
 """BERT (Devlin et al. 2019)."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
+import jax
+import numpy as np
+
+from jaxformer.config import Objective
+from jaxformer.data.tasks.base import Task
+from jaxformer.data.tasks.masked_lm import MaskedSentencePairs
+from jaxformer.interop.huggingface import sentence_encoders
 from jaxformer.interop.huggingface.config_reader import Settings
+from jaxformer.interop.huggingface.families.bridge import Bridge, Source, mean_cross_entropy, text_length, text_sizes
 from jaxformer.interop.huggingface.families.family import ACTIVATIONS, NAMES, Family, stack
 from jaxformer.interop.huggingface.families.rows import attention, linear, norm
 from jaxformer.interop.huggingface.table import Row, Table
 from jaxformer.layers.mlp import Mlp
 from jaxformer.layers.norms import LayerNorm
 from jaxformer.models.bert import Bert
+from jaxformer.objectives.masked_lm import MaskedLM
 
 EMBEDDINGS, LAYER, HEAD = "bert.embeddings", "bert.encoder.layer.{l}", "cls.predictions"
 
@@ -109,6 +118,57 @@ def encoder_fields(model: Bert) -> dict[str, Any]:
     }
 
 
+class EncoderBridge(Bridge):
+    """Encoders with the heads of `Bert`: masked language modelling, a pooler, next sentences."""
+
+    def objective(self, source: Source, model: Bert) -> Objective:
+        """Masked language modelling; of an encoder without that head, vectors of sentences."""
+        if "masked_lm" in model.prediction_heads:
+            return MaskedLM(next_sentence=float("next_sentence" in model.prediction_heads))
+        return sentence_encoders.read(source.home, model, source.folder.path)
+
+    def task(self, source: Source, model: Bert, objective: Any) -> Task:
+        """Masked tokens, in pairs of sentences where the model tells them apart."""
+        length = text_length(model)
+        pairs = "next_sentence" in model.prediction_heads and model.token_types > 1
+        return MaskedSentencePairs(length, max(1, length * 15 // 100), next_sentence=pairs)
+
+    def outputs(self, model: Bert, output: Any, objective: Any = None) -> dict[str, jax.Array]:
+        """Logits of the heads; without heads, hidden vectors."""
+        found = super().outputs(model, output, objective)
+        if "next_sentence" in model.prediction_heads:
+            found["seq_relationship_logits"] = output.next_sentence_logits[:, 0]
+        return found
+
+    def labels(self, model: Bert, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Targets at all tokens, and the last token's type for the next-sentence head."""
+        found = {}
+        if "masked_lm" in model.prediction_heads:
+            found["labels"] = np.where(rows["segments"] > 0, rows["targets"], -100)
+        if "next_sentence" in model.prediction_heads:
+            found["next_sentence_label"] = rows["token_types"][:, -1]
+        return found
+
+    def loss(self, outputs: Mapping[str, jax.Array], rows: Mapping[str, jax.Array]) -> jax.Array:
+        """The sum of the heads' losses."""
+        loss = mean_cross_entropy(outputs["logits"], rows["targets"], rows["segments"])
+        if "seq_relationship_logits" in outputs:
+            # One prediction a row.
+            logits, targets = outputs["seq_relationship_logits"][:, None], rows["token_types"][:, -1:]
+            loss += mean_cross_entropy(logits, targets, np.ones(targets.shape))
+        return loss
+
+    def nearest_config(self, model: Bert, objective: Any) -> dict[str, Any]:
+        """BERT's."""
+        if "masked_lm" in model.prediction_heads:
+            architecture = "BertForPreTraining" if "next_sentence" in model.prediction_heads else "BertForMaskedLM"
+        else:
+            architecture = "BertModel"
+        return {"model_type": "bert", "architectures": [architecture], **text_sizes(model)}
+
+
+BRIDGE = EncoderBridge()
+
 FAMILY = Family(
     model_type="bert",
     architectures=("BertForPreTraining", "BertForMaskedLM", "BertModel"),
@@ -117,4 +177,5 @@ FAMILY = Family(
     describe=describe,
     table=TABLE,
     bare=("BertModel",),
+    bridge=BRIDGE,
 )

@@ -5,19 +5,87 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax
 
+from jaxformer.config import Objective
+from jaxformer.data.tasks.base import Task
+from jaxformer.data.tasks.classification import Classify
+from jaxformer.data.tasks.tagging import TagTokens
 from jaxformer.errors import InputError
 from jaxformer.interop.huggingface.config_reader import Settings
 from jaxformer.interop.huggingface.families import bert, distilbert, gpt2, roberta
+from jaxformer.interop.huggingface.families.bridge import Bridge, Source, text_length, text_sizes
 from jaxformer.interop.huggingface.families.family import Family
 from jaxformer.interop.huggingface.families.rows import linear
-from jaxformer.interop.huggingface.labels import label_fields, read_labels
+from jaxformer.interop.huggingface.folders import CONFIG
+from jaxformer.interop.huggingface.labels import MANY, REGRESSION, label_fields, read_labels, read_problem_type
 from jaxformer.interop.huggingface.table import Row, Table
-from jaxformer.models.classifier import Classifier, Pooling
+from jaxformer.layers.pooling import Pooling
+from jaxformer.models.classifier import Classifier
+from jaxformer.objectives.classification import Classification
+from jaxformer.objectives.question_answering import QuestionAnswering
+from jaxformer.objectives.regression import Regression
+from jaxformer.objectives.tagging import Tagging
+from jaxformer.predictors.answer_spans import answer_spans
+from jaxformer.predictors.labelled_texts import form_of
 
 BACKBONE = "backbone/"
 SPAN = ("start", "end")
 """What the two numbers of a token are for, in a model that answers questions."""
+
+
+class ClassifierBridge(Bridge):
+    """Classifiers of texts and of tokens, regressions, and answers as spans."""
+
+    def objective(self, source: Source, model: Classifier) -> Objective:
+        """What the pooling, the labels and the kind of problem say."""
+        if model.pooling == "none":
+            return QuestionAnswering() if model.labels == SPAN else Tagging()
+        where = str(source.folder.path / CONFIG)
+        kind = read_problem_type(source.folder.config, model.labels, where)
+        return Regression() if kind == REGRESSION else Classification(many=kind == MANY)
+
+    def task(self, source: Source, model: Classifier, objective: Any) -> Task:
+        """Texts or words with labels, or questions with answers."""
+        length = text_length(model)
+        if isinstance(objective, Tagging):
+            return TagTokens(model.labels, length)
+        if isinstance(objective, QuestionAnswering):
+            return answer_spans(length, source.tokenizer)
+        if isinstance(objective, Regression):
+            kind = "regression"
+        else:
+            kind = "multi_label" if objective.many else "single_label"
+        # The folder does not say whether the model reads pairs: a tab makes one.
+        return Classify(pair="pair", labels=model.labels, kind=kind, length=length, form=form_of(model))
+
+    def outputs(self, model: Classifier, output: Any, objective: Any = None) -> dict[str, jax.Array]:
+        """Logits of texts [b, n] or of tokens [b, t, n], or of the two ends of an answer, [b, t] each."""
+        if answers_spans(model, objective):
+            return {"start_logits": output.logits[..., 0], "end_logits": output.logits[..., 1]}
+        return {"logits": output.logits if model.pooling == "none" else output.logits[:, 0]}
+
+    def nearest_config(self, model: Classifier, objective: Any) -> dict[str, Any]:
+        """That of BERT or LLaMA with such a head."""
+        decoder, spans = model.backbone.is_generative, answers_spans(model, objective)
+        head = "TokenClassification" if model.pooling == "none" else "SequenceClassification"
+        architecture = f"{'Llama' if decoder else 'Bert'}For{'QuestionAnswering' if spans else head}"
+        problem = getattr(objective, "problem_type", None)
+        return {
+            "model_type": "llama" if decoder else "bert",
+            "architectures": [architecture],
+            **text_sizes(model),
+            **({} if spans else label_fields(model.labels)),
+            **({"problem_type": problem} if problem else {}),
+        }
+
+
+def answers_spans(model: Classifier, objective: Any = None) -> bool:
+    """Whether the two numbers of each token are for the start and the end of an answer."""
+    return model.pooling == "none" and model.labels == SPAN and not isinstance(objective, Tagging)
+
+
+BRIDGE = ClassifierBridge()
 
 
 def with_head(
@@ -26,7 +94,6 @@ def with_head(
     pooling: Pooling,
     head: list[Row],
     renamed: Mapping[str, str] | None = None,
-    span: bool = False,
     adapt: Callable[[Settings, nn.Module], nn.Module] = lambda settings, backbone: backbone,
 ) -> Family:
     """A family whose model is a classifier of another one's.
@@ -37,9 +104,9 @@ def with_head(
       pooling: how an example becomes the vector that the head classifies.
       head: its rows.
       renamed: what tensors of the base are called here.
-      span: whether it answers questions; its labels are `SPAN` then.
       adapt: what of the config changes the base's model.
     """
+    span = architecture.endswith("ForQuestionAnswering")
 
     def build(settings: Settings, names: Collection[str]) -> Classifier:
         backbone = adapt(settings, base.build(settings, names))
@@ -62,6 +129,7 @@ def with_head(
         describe=describe,
         table=_table(base.table, head, renamed or {}),
         bare=(),
+        bridge=BRIDGE,
     )
 
 
@@ -96,7 +164,7 @@ def _pooled(settings: Settings, backbone: nn.Module) -> nn.Module:
 
 FAMILIES = (
     with_head(bert.FAMILY, "BertForSequenceClassification", "pooler", _linear("classifier")),
-    with_head(bert.FAMILY, "BertForQuestionAnswering", "none", _linear("qa_outputs"), span=True),
+    with_head(bert.FAMILY, "BertForQuestionAnswering", "none", _linear("qa_outputs")),
     with_head(bert.FAMILY, "BertForTokenClassification", "none", _linear("classifier")),
     with_head(
         roberta.FAMILY,
@@ -106,9 +174,9 @@ FAMILIES = (
         {"roberta.pooler.dense": "classifier.dense"},
         adapt=_pooled,
     ),
-    with_head(roberta.FAMILY, "RobertaForQuestionAnswering", "none", _linear("qa_outputs"), span=True),
+    with_head(roberta.FAMILY, "RobertaForQuestionAnswering", "none", _linear("qa_outputs")),
     with_head(roberta.FAMILY, "RobertaForTokenClassification", "none", _linear("classifier")),
-    with_head(distilbert.FAMILY, "DistilBertForQuestionAnswering", "none", _linear("qa_outputs"), span=True),
+    with_head(distilbert.FAMILY, "DistilBertForQuestionAnswering", "none", _linear("qa_outputs")),
     with_head(distilbert.FAMILY, "DistilBertForTokenClassification", "none", _linear("classifier")),
     with_head(gpt2.FAMILY, "GPT2ForSequenceClassification", "last", [Row("head/kernel", "score.weight", "c d -> d c")]),
 )

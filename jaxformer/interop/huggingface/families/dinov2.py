@@ -9,7 +9,7 @@ from jaxformer.errors import InputError
 from jaxformer.interop.huggingface.config_reader import Settings
 from jaxformer.interop.huggingface.families.family import ACTIVATIONS, NAMES, Family, stack
 from jaxformer.interop.huggingface.families.rows import linear, norm
-from jaxformer.interop.huggingface.families.vit import embeddings, geometry, image_model, self_attention
+from jaxformer.interop.huggingface.families.vit import BRIDGE, embeddings, geometry, image_model, self_attention
 from jaxformer.interop.huggingface.labels import label_fields, read_labels
 from jaxformer.interop.huggingface.table import Row, Table
 from jaxformer.layers.mlp import GatedMlp, Mlp
@@ -142,6 +142,7 @@ def family(model_type: str, name: str) -> Family:
         describe=functools.partial(describe, name=name),
         table=table(model_type),
         bare=(f"{name}Model",),
+        bridge=BRIDGE,
     )
 
 

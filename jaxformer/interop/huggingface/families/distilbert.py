@@ -4,7 +4,7 @@ from collections.abc import Collection
 from typing import Any
 
 from jaxformer.interop.huggingface.config_reader import Settings
-from jaxformer.interop.huggingface.families.bert import heads
+from jaxformer.interop.huggingface.families.bert import BRIDGE, heads
 from jaxformer.interop.huggingface.families.family import ACTIVATIONS, NAMES, Family, stack
 from jaxformer.interop.huggingface.families.rows import attention, linear, norm
 from jaxformer.interop.huggingface.table import Row, Table
@@ -91,4 +91,5 @@ FAMILY = Family(
     describe=describe,
     table=TABLE,
     bare=("DistilBertModel",),
+    bridge=BRIDGE,
 )

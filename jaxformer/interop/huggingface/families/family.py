@@ -10,6 +10,7 @@ from jaxformer import config
 from jaxformer.config import Difference
 from jaxformer.errors import InputError
 from jaxformer.interop.huggingface.config_reader import Settings
+from jaxformer.interop.huggingface.families.bridge import Bridge
 from jaxformer.interop.huggingface.table import Table
 from jaxformer.layers.attention import Attention
 from jaxformer.layers.mlp import GatedMlp, Mlp
@@ -34,6 +35,23 @@ NOT_COMPUTED = ("dropout", "attention_dropout", "dtype", "remat", "unroll")
 """Fields of a stack that change no parameter's meaning."""
 
 
+AUTO_CLASSES: Mapping[str, tuple[str, str | None]] = {
+    "BertForPreTraining": ("AutoModelForPreTraining", "fill-mask"),
+    "ForPreTraining": ("AutoModelForPreTraining", None),
+    "ForMaskedLM": ("AutoModelForMaskedLM", "fill-mask"),
+    "ForSequenceClassification": ("AutoModelForSequenceClassification", "text-classification"),
+    "ForTokenClassification": ("AutoModelForTokenClassification", "token-classification"),
+    "ForQuestionAnswering": ("AutoModelForQuestionAnswering", "question-answering"),
+    "ForCausalLM": ("AutoModelForCausalLM", "text-generation"),
+    "LMHeadModel": ("AutoModelForCausalLM", "text-generation"),
+    "ForConditionalGeneration": ("AutoModelForSeq2SeqLM", "text2text-generation"),
+    "MTModel": ("AutoModelForSeq2SeqLM", "text2text-generation"),
+    "ForImageClassification": ("AutoModelForImageClassification", "image-classification"),
+    "Model": ("AutoModel", "feature-extraction"),
+}
+"""The auto class that loads an architecture, and the hub's name of its task, by the end of the architecture's name."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Family:
     """A family of transformers' models."""
@@ -55,7 +73,16 @@ class Family:
     constants: Callable[[Any], Mapping[str, np.ndarray]] | None = None
     """Tensors of theirs that our model computes and transformers keeps, by name: written too."""
     own_pad: bool = False
-    """Whether `describe` says which token is padding, for positions depend on it."""
+    """Whether `describe` says which token is padding, because positions depend on it."""
+    bridge: Bridge = Bridge()
+    """Its objective and task, and how transformers' classes are called."""
+    auto_classes: Mapping[str, tuple[str, str | None]] = dataclasses.field(default_factory=dict)
+    """The auto class and the hub's task of architectures for which `AUTO_CLASSES` does not hold."""
+
+    def auto_class(self, architecture: str) -> tuple[str, str | None]:
+        """The auto class that loads an architecture, and the hub's name of its task."""
+        known = {**self.auto_classes, **AUTO_CLASSES}
+        return next(names for ending, names in known.items() if architecture.endswith(ending))
 
 
 def stack(settings: Settings, **fields: Any) -> Transformer:

@@ -1,15 +1,26 @@
 """GPT-2 (Radford et al. 2019)."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
+import jax
+import numpy as np
+
+from jaxformer.config import Objective
+from jaxformer.data.tasks.base import Task
+from jaxformer.data.tasks.causal_lm import NextToken
+from jaxformer.decoding.settings import Decoding
 from jaxformer.interop.huggingface.config_reader import Settings
+from jaxformer.interop.huggingface.families.bridge import Bridge, Source, mean_cross_entropy, text_length, text_sizes
 from jaxformer.interop.huggingface.families.family import ACTIVATIONS, NAMES, Family, stack
 from jaxformer.interop.huggingface.families.rows import linear, norm
+from jaxformer.interop.huggingface.generation_config import read_decoding
 from jaxformer.interop.huggingface.table import Row, Table
+from jaxformer.interop.huggingface.text.tokenizer_files import begins_texts
 from jaxformer.layers.mlp import Mlp
 from jaxformer.layers.norms import LayerNorm
 from jaxformer.models.gpt import Gpt
+from jaxformer.objectives.causal_lm import CausalLM
 
 LAYER, OURS = "transformer.h.{l}", "transformer/blocks"
 PARTS = [f"{OURS}/attention/{part}" for part in ("query", "key", "value")]
@@ -84,6 +95,33 @@ def describe(model: Gpt) -> dict[str, Any]:
     }
 
 
+class DecoderBridge(Bridge):
+    """Causal language models."""
+
+    def objective(self, source: Source, model: Gpt) -> Objective:
+        """Next tokens, decoded as the folder says."""
+        decoding = read_decoding(source.folder, Decoding(), source.tokenizer)
+        return CausalLM(decoding=decoding, beginning=begins_texts(source.tokenizer, source.folder.path))
+
+    def task(self, source: Source, model: Gpt, objective: Any) -> Task:
+        """Rows of text."""
+        return NextToken(text_length(model))
+
+    def labels(self, model: Gpt, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The tokens themselves: transformers compares each prediction with the token after it."""
+        return {"labels": np.where(rows["segments"] > 0, rows["tokens"], -100)}
+
+    def loss(self, outputs: Mapping[str, jax.Array], rows: Mapping[str, jax.Array]) -> jax.Array:
+        """Cross-entropy of next tokens."""
+        return mean_cross_entropy(outputs["logits"][:, :-1], rows["tokens"][:, 1:], rows["segments"][:, 1:])
+
+    def nearest_config(self, model: Gpt, objective: Any) -> dict[str, Any]:
+        """LLaMA's."""
+        return {"model_type": "llama", "architectures": ["LlamaForCausalLM"], **text_sizes(model)}
+
+
+BRIDGE = DecoderBridge()
+
 FAMILY = Family(
     model_type="gpt2",
     architectures=("GPT2LMHeadModel", "GPT2Model"),
@@ -91,4 +129,5 @@ FAMILY = Family(
     build=build,
     describe=describe,
     table=TABLE,
+    bridge=BRIDGE,
 )

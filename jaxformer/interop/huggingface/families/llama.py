@@ -5,6 +5,7 @@ from typing import Any
 
 from jaxformer.interop.huggingface.config_reader import Settings
 from jaxformer.interop.huggingface.families.family import ACTIVATIONS, NAMES, Family, stack
+from jaxformer.interop.huggingface.families.gpt2 import BRIDGE
 from jaxformer.interop.huggingface.families.rows import attention, linear, norm
 from jaxformer.interop.huggingface.table import Row, Table
 from jaxformer.layers.attention import Attention
@@ -179,7 +180,8 @@ def _describe(architecture: str, **fields: Any):
 
 
 def _family(model_type: str, architecture: str, build, **fields: Any) -> Family:
-    return Family(model_type, (architecture,), Gpt, build, _describe(architecture, **fields), TABLE)
+    describe = _describe(architecture, **fields)
+    return Family(model_type, (architecture,), Gpt, build, describe, TABLE, bridge=BRIDGE)
 
 
 LLAMA = _family("llama", "LlamaForCausalLM", build_llama, attention_bias=None, mlp_bias=None)

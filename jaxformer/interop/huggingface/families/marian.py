@@ -1,18 +1,30 @@
 """Marian (Junczys-Dowmunt et al. 2018): the encoder–decoder of the paper, with one vocabulary and a biased head."""
 
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import Any, ClassVar
 
+import jax
 import numpy as np
 
+from jaxformer.config import Objective
+from jaxformer.data.tasks.base import Task
+from jaxformer.data.tasks.seq2seq import TextToText
+from jaxformer.decoding.settings import Decoding
 from jaxformer.interop.huggingface.config_reader import Settings
+from jaxformer.interop.huggingface.families.bridge import Bridge, Source, mean_cross_entropy, text_length
 from jaxformer.interop.huggingface.families.family import ACTIVATIONS, NAMES, Family, stack
 from jaxformer.interop.huggingface.families.rows import attention, linear, norm
+from jaxformer.interop.huggingface.generation_config import read_decoding, start_token
 from jaxformer.interop.huggingface.table import Row, Table
+from jaxformer.interop.huggingface.text.tokenizer_files import begins_texts
+from jaxformer.interop.huggingface.text_forms import marian_run
 from jaxformer.layers.mlp import Mlp
 from jaxformer.layers.norms import LayerNorm
 from jaxformer.layers.transformer import Transformer
+from jaxformer.models.base import Model
 from jaxformer.models.encoder_decoder import EncoderDecoder
+from jaxformer.objectives.seq2seq_lm import Seq2SeqLM
+from jaxformer.runs.run import Run
 
 
 def sinusoids(shape: tuple[int, ...]) -> np.ndarray:
@@ -134,4 +146,68 @@ def fields(model: EncoderDecoder) -> dict[str, Any]:
     }
 
 
-FAMILY = Family("marian", ("MarianMTModel",), EncoderDecoder, build, describe, TABLE)
+class EncoderDecoderBridge(Bridge):
+    """Encoder–decoders of text."""
+
+    arguments: ClassVar[Mapping[str, str]] = {
+        "inputs": "input_ids",
+        "input_segments": "attention_mask",
+        "tokens": "decoder_input_ids",
+    }
+
+    def __init__(self, decoder_start: str = "pad_token_id"):
+        """`decoder_start`: the special token that outputs follow, as a field of a config.json."""
+        self.decoder_start = decoder_start
+
+    def objective(self, source: Source, model: EncoderDecoder) -> Objective:
+        """Outputs for inputs, decoded as the folder says."""
+        return Seq2SeqLM(
+            decoding=read_decoding(source.folder, Decoding(max_new_tokens=128), source.tokenizer),
+            start=start_token(source.folder, source.tokenizer),
+            beginning=begins_texts(source.tokenizer, source.folder.path),
+        )
+
+    def task(self, source: Source, model: EncoderDecoder, objective: Any) -> Task:
+        """Pairs of texts."""
+        return TextToText(text_length(model), text_length(model))
+
+    def special_tokens(self, model: Model, tokens: Mapping[str, int | None]) -> dict[str, int | None]:
+        """Those of the tokenizer, and the start of outputs."""
+        start = tokens[self.decoder_start]
+        return {**tokens, **({} if start is None else {"decoder_start_token_id": start})}
+
+    def labels(self, model: EncoderDecoder, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Targets at all tokens."""
+        return {"labels": np.where(rows["segments"] > 0, rows["targets"], -100)}
+
+    def loss(self, outputs: Mapping[str, jax.Array], rows: Mapping[str, jax.Array]) -> jax.Array:
+        """Cross-entropy of the targets."""
+        return mean_cross_entropy(outputs["logits"], rows["targets"], rows["segments"])
+
+    def nearest_config(self, model: EncoderDecoder, objective: Any) -> dict[str, Any]:
+        """T5's."""
+        encoder, decoder = model.stacks().values()
+        _, head_dim = decoder.attention.sizes(decoder.heads, decoder.width)
+        return {
+            "model_type": "t5",
+            "architectures": ["T5ForConditionalGeneration"],
+            "vocab_size": model.text_limits.vocab,
+            "d_model": encoder.width,
+            "num_layers": encoder.depth,
+            "num_heads": decoder.heads,
+            "num_decoder_layers": decoder.depth,
+            "d_kv": head_dim,
+            "is_encoder_decoder": True,
+        }
+
+
+class MarianBridge(EncoderDecoderBridge):
+    """The encoder–decoder of the paper; a decoder that starts from zeros is written with Marian's conventions."""
+
+    def conventional(self, run: Run) -> Run:
+        """Without unused ids; with padding as the last id if the decoder starts from zeros."""
+        run = super().conventional(run)
+        return marian_run(run) if run.tokenizer is not None and run.model.zero_start else run
+
+
+FAMILY = Family("marian", ("MarianMTModel",), EncoderDecoder, build, describe, TABLE, bridge=MarianBridge())

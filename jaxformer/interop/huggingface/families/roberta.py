@@ -5,7 +5,7 @@ from typing import Any
 
 from jaxformer.errors import InputError
 from jaxformer.interop.huggingface.config_reader import Settings
-from jaxformer.interop.huggingface.families.bert import encoder, encoder_fields, heads
+from jaxformer.interop.huggingface.families.bert import BRIDGE, encoder, encoder_fields, heads
 from jaxformer.interop.huggingface.families.family import Family
 from jaxformer.interop.huggingface.families.rows import attention, linear, norm
 from jaxformer.interop.huggingface.table import Row, Table
@@ -82,5 +82,6 @@ FAMILY = Family(
     describe=describe,
     table=TABLE,
     bare=("RobertaModel",),
+    bridge=BRIDGE,
     own_pad=True,
 )

@@ -5,6 +5,7 @@ from typing import Any
 
 from jaxformer.interop.huggingface.config_reader import Settings
 from jaxformer.interop.huggingface.families.family import ACTIVATIONS, NAMES, Family, stack
+from jaxformer.interop.huggingface.families.marian import EncoderDecoderBridge
 from jaxformer.interop.huggingface.families.rows import attention, norm
 from jaxformer.interop.huggingface.table import Row, Table
 from jaxformer.layers.attention import Attention
@@ -146,5 +147,6 @@ def _fields(model: T5) -> dict[str, Any]:
     }
 
 
-T5_FAMILY = Family("t5", ("T5ForConditionalGeneration",), T5, build_t5, describe_t5, TABLE)
-MT5_FAMILY = Family("mt5", ("MT5ForConditionalGeneration",), T5, build_mt5, describe_mt5, TABLE)
+BRIDGE = EncoderDecoderBridge()
+T5_FAMILY = Family("t5", ("T5ForConditionalGeneration",), T5, build_t5, describe_t5, TABLE, bridge=BRIDGE)
+MT5_FAMILY = Family("mt5", ("MT5ForConditionalGeneration",), T5, build_mt5, describe_mt5, TABLE, bridge=BRIDGE)

@@ -1,18 +1,32 @@
 """ViT (Dosovitskiy et al. 2021)."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
+import jax
+
+from jaxformer.config import Objective
+from jaxformer.data.fields.image import ImageField
+from jaxformer.data.tasks.base import Task
+from jaxformer.data.tasks.images import ImageTask, LabelledImages
 from jaxformer.errors import InputError
 from jaxformer.interop.huggingface.config_reader import Settings
+from jaxformer.interop.huggingface.families.bridge import Bridge, Source, stack_sizes
 from jaxformer.interop.huggingface.families.family import ACTIVATIONS, NAMES, Family, stack
 from jaxformer.interop.huggingface.families.rows import attention, linear, norm
-from jaxformer.interop.huggingface.labels import label_fields, read_labels
+from jaxformer.interop.huggingface.folders import CONFIG
+from jaxformer.interop.huggingface.image_forms import image_run
+from jaxformer.interop.huggingface.images import read_preparation
+from jaxformer.interop.huggingface.labels import SINGLE, label_fields, read_labels, read_problem_type
 from jaxformer.interop.huggingface.table import Row, Table
 from jaxformer.layers.mlp import Mlp
 from jaxformer.layers.norms import LayerNorm
 from jaxformer.layers.transformer import Transformer
+from jaxformer.models.base import Model
 from jaxformer.models.vit import Vit
+from jaxformer.objectives.image_classification import ImageClassification
+from jaxformer.objectives.image_embedding import ImageEmbedding
+from jaxformer.runs.run import Run
 
 
 def embeddings(theirs: str) -> list[Row]:
@@ -130,6 +144,66 @@ def encoder_fields(config: Transformer) -> dict[str, Any]:
     }
 
 
+def image_sizes(model: Any) -> dict[str, Any]:
+    """The sizes of an image model, as a config has them."""
+    geometry = {"image_size": model.image, "patch_size": model.patch, "num_channels": model.channels}
+    return {**stack_sizes(next(iter(model.stacks().values()))), **geometry}
+
+
+def image_field(source: Source, model: Any) -> ImageField:
+    """Images that are prepared as the folder says."""
+    preparation = read_preparation(source.home, model)
+    fields = {"size": model.image, "channels": model.channels}
+    return ImageField(**fields | (preparation.field if preparation else {}))
+
+
+class ImageBridge(Bridge):
+    """Encoders and classifiers of images."""
+
+    def objective(self, source: Source, model: Vit) -> Objective:
+        """Classification; of a model without labels, vectors of images.
+
+        Raises:
+          InputError: the folder's `problem_type` is not that of one label for each image.
+        """
+        if model.labels and source.folder is not None:
+            where = str(source.folder.path / CONFIG)
+            if (kind := read_problem_type(source.folder.config, model.labels, where)) != SINGLE:
+                raise InputError(f"{where}: problem_type={kind!r} of images is not supported; expected {SINGLE}")
+        return ImageClassification() if model.labels else ImageEmbedding()
+
+    def task(self, source: Source, model: Vit, objective: Any) -> Task:
+        """Images with labels, if the model's have distinct names; images alone otherwise.
+
+        ImageNet has a name twice: such labels can be predicted, and cannot be read from data.
+        """
+        image = image_field(source, model)
+        distinct = len(model.labels) > 1 and len(set(model.labels)) == len(model.labels)
+        return LabelledImages(image, labels=model.labels) if distinct else ImageTask(image)
+
+    def special_tokens(self, model: Model, tokens: Mapping[str, int | None]) -> dict[str, int | None]:
+        """None."""
+        return {}
+
+    def conventional(self, run: Run) -> Run:
+        """With parameters where transformers' classes have them."""
+        return image_run(run)
+
+    def outputs(self, model: Vit, output: Any, objective: Any = None) -> dict[str, jax.Array]:
+        """Logits; of a model without labels, hidden vectors and the pooler's."""
+        if model.labels:
+            return {"logits": output.logits}
+        return {"last_hidden_state": output.hidden} | ({"pooler_output": output.pooled} if model.pooler else {})
+
+    def nearest_config(self, model: Vit, objective: Any) -> dict[str, Any]:
+        """ViT's."""
+        architecture = "ViTForImageClassification" if model.labels else "ViTModel"
+        labels = label_fields(model.labels) if model.labels else {}
+        return {"model_type": "vit", "architectures": [architecture], **image_sizes(model), **labels}
+
+
+BRIDGE = ImageBridge()
+
 FAMILY = Family(
     model_type="vit",
     architectures=("ViTForImageClassification", "ViTModel"),
@@ -138,4 +212,5 @@ FAMILY = Family(
     describe=describe,
     table=TABLE,
     bare=("ViTModel",),
+    bridge=BRIDGE,
 )

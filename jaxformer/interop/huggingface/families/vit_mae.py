@@ -4,24 +4,34 @@ import dataclasses
 from collections.abc import Collection
 from typing import Any
 
+import jax
 import numpy as np
 
+from jaxformer.config import Objective
+from jaxformer.data.tasks.base import Task
+from jaxformer.data.tasks.images import MaskedPatches
 from jaxformer.interop.huggingface.config_reader import Settings
+from jaxformer.interop.huggingface.families.bridge import Source
 from jaxformer.interop.huggingface.families.family import ACTIVATIONS, Family, stack
 from jaxformer.interop.huggingface.families.rows import linear, norm
 from jaxformer.interop.huggingface.families.vit import (
+    ImageBridge,
     blocks,
     embeddings,
     encoder,
     encoder_fields,
     geometry,
+    image_field,
     image_model,
+    image_sizes,
 )
 from jaxformer.interop.huggingface.table import Row, Table
 from jaxformer.layers.mlp import Mlp
 from jaxformer.layers.norms import LayerNorm
 from jaxformer.layers.patches import sinusoidal_2d
 from jaxformer.models.masked_autoencoder import MaskedAutoencoder
+from jaxformer.objectives.masked_autoencoding import MaskedAutoencoding
+from jaxformer.runs.run import Run
 
 
 def positions(shape: tuple[int, ...]) -> np.ndarray:
@@ -97,6 +107,33 @@ def constants(model: MaskedAutoencoder) -> dict[str, np.ndarray]:
     return found if bare else found | {"decoder.decoder_pos_embed": positions((1, count, model.decoder.width))}
 
 
+class MaskedAutoencoderBridge(ImageBridge):
+    """Masked autoencoders."""
+
+    def objective(self, source: Source, model: MaskedAutoencoder) -> Objective:
+        """The pixels of masked patches."""
+        return MaskedAutoencoding()
+
+    def task(self, source: Source, model: MaskedAutoencoder, objective: Any) -> Task:
+        """Images with masked patches."""
+        return MaskedPatches(image_field(source, model), model.patch)
+
+    def conventional(self, run: Run) -> Run:
+        """As it is."""
+        return run
+
+    def outputs(self, model: MaskedAutoencoder, output: Any, objective: Any = None) -> dict[str, jax.Array]:
+        """The predicted pixels; without a decoder, hidden vectors; and which patches are masked."""
+        found = {"last_hidden_state": output.hidden} if output.pixels is None else {"logits": output.pixels}
+        return found | {"mask": output.masked}
+
+    def nearest_config(self, model: MaskedAutoencoder, objective: Any) -> dict[str, Any]:
+        """The masked autoencoder's."""
+        architecture = "ViTMAEModel" if model.decoder is None else "ViTMAEForPreTraining"
+        sizes = {**image_sizes(model), "mask_ratio": model.mask_rate}
+        return {"model_type": "vit_mae", "architectures": [architecture], **sizes}
+
+
 FAMILY = Family(
     model_type="vit_mae",
     architectures=("ViTMAEForPreTraining", "ViTMAEModel"),
@@ -106,4 +143,5 @@ FAMILY = Family(
     table=TABLE,
     bare=("ViTMAEModel",),
     constants=constants,
+    bridge=MaskedAutoencoderBridge(),
 )
