@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from jaxformer.interop.formats.stored import Stored
+from jaxformer.interop.formats.stored import LazyTensor
 from jaxformer.interop.huggingface.folders import Folder
 from jaxformer.interop.huggingface.models import load
 from jaxformer.layers.transformer import Transformer
@@ -34,7 +34,7 @@ def as_ours(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor] | None =
         tensors = dict(model.named_parameters())
         tensors |= {name: tensor for name, tensor in model.named_buffers() if name == "final_logits_bias"}
     arrays = {name: tensor.detach().numpy() for name, tensor in tensors.items()}
-    stored = {name: Stored(array.dtype, array.shape, lambda array=array: array) for name, array in arrays.items()}
+    stored = {name: LazyTensor(array.dtype, array.shape, lambda array=array: array) for name, array in arrays.items()}
     config = model.config.to_dict() | {"architectures": [type(model).__name__]}
     ours = load(Folder(Path(type(model).__name__), config, {}, stored))
     stacks = {name: getattr(ours.model, name, None) for name in ("transformer", "encoder", "decoder")}

@@ -11,11 +11,11 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from jaxformer.interop.huggingface.config_reader import Settings
+from jaxformer.interop.huggingface.config_reader import ConfigReader
 from jaxformer.interop.huggingface.families import gpt2
 from jaxformer.interop.huggingface.families.family import Family
 from jaxformer.interop.huggingface.families.rows import linear, norm
-from jaxformer.interop.huggingface.table import Row, Table
+from jaxformer.interop.huggingface.table import ParamMapping, Table
 from jaxformer.layers.block import BlockInputs
 from jaxformer.layers.cache import Cache
 from jaxformer.layers.linear import LMHead, truncated_normal
@@ -91,11 +91,11 @@ LAYER, OURS = "transformer.h.{l}", "body/blocks"
 PARTS = [f"{OURS}/attention/{part}" for part in ("query", "key", "value")]
 TABLE = Table(
     (
-        Row("words", "transformer.wte.weight", copies=("lm_head.weight",)),
-        Row("places", "transformer.wpe.weight"),
+        ParamMapping("words", "transformer.wte.weight", copies=("lm_head.weight",)),
+        ParamMapping("places", "transformer.wpe.weight"),
         *norm(f"{OURS}/attention_norm", f"{LAYER}.ln_1"),
-        Row(tuple(f"{part}/kernel" for part in PARTS), f"{LAYER}.attn.c_attn.weight", "d (n h k) -> n d h k"),
-        Row(tuple(f"{part}/bias" for part in PARTS), f"{LAYER}.attn.c_attn.bias", "(n h k) -> n h k"),
+        ParamMapping(tuple(f"{part}/kernel" for part in PARTS), f"{LAYER}.attn.c_attn.weight", "d (n h k) -> n d h k"),
+        ParamMapping(tuple(f"{part}/bias" for part in PARTS), f"{LAYER}.attn.c_attn.bias", "(n h k) -> n h k"),
         *linear(f"{OURS}/attention/output", f"{LAYER}.attn.c_proj", "(h k) d -> h k d"),
         *norm(f"{OURS}/mlp_norm", f"{LAYER}.ln_2"),
         *linear(f"{OURS}/mlp/up", f"{LAYER}.mlp.c_fc", ""),
@@ -106,9 +106,9 @@ TABLE = Table(
 )
 
 
-def build(settings: Settings, names: Collection[str]) -> Toy:
+def build(reader: ConfigReader, names: Collection[str]) -> Toy:
     """The toy of a GPT-2's config."""
-    model = gpt2.build(settings, names)
+    model = gpt2.build(reader, names)
     return Toy(model.transformer, model.vocab, model.max_length)
 
 

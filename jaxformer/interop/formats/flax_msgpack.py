@@ -12,13 +12,13 @@ import ml_dtypes  # noqa: F401 (makes NumPy know bfloat16)
 import numpy as np
 
 from jaxformer.errors import InputError
-from jaxformer.interop.formats.stored import Stored, read_block
+from jaxformer.interop.formats.stored import LazyTensor, read_block
 
 ARRAY = 1
 CHUNKED = "__msgpack_chunked_array__"
 
 
-def open_flax(path: Path) -> dict[str, Stored]:
+def open_flax(path: Path) -> dict[str, LazyTensor]:
     """The tensors of a file, by the names and in the layout that PyTorch's model has.
 
     Raises:
@@ -32,7 +32,7 @@ def open_flax(path: Path) -> dict[str, Stored]:
     if not isinstance(tree, dict):
         raise InputError(f"{path}: no Flax checkpoint: it holds no tree of arrays")
     tree = tree.get("params", tree)
-    found: dict[str, Stored] = {}
+    found: dict[str, LazyTensor] = {}
     for names, array in _leaves(path, tree, ()):
         name, stored = _as_pytorch(names, array)
         if name in found:
@@ -42,7 +42,7 @@ def open_flax(path: Path) -> dict[str, Stored]:
 
 
 class _Walker:
-    """Reads msgpack; arrays become `Stored`, whose bytes stay in the file."""
+    """Reads msgpack; arrays become `LazyTensor`, whose bytes stay in the file."""
 
     def __init__(self, path: Path, file: BinaryIO):
         self._path, self._file, self._size = path, file, path.stat().st_size
@@ -103,7 +103,7 @@ class _Walker:
         if dtype.hasobject or int(np.prod(shape)) * dtype.itemsize != length:
             raise InputError(f"{self._path}: an array of {length:,} bytes that should be {name} {list(shape)}")
         path = self._path
-        return Stored(dtype, shape, lambda: read_block(path, start, dtype, shape))
+        return LazyTensor(dtype, shape, lambda: read_block(path, start, dtype, shape))
 
     def _number(self, letter: str) -> Any:
         return struct.unpack(f">{letter}", self._file.read(struct.calcsize(letter)))[0]
@@ -115,7 +115,7 @@ class _Walker:
 
 
 def _leaves(path: Path, tree: Any, names: tuple[str, ...]):
-    if isinstance(tree, Stored):
+    if isinstance(tree, LazyTensor):
         yield names, tree
     elif isinstance(tree, dict) and CHUNKED in tree:
         yield names, _joined(tree)
@@ -126,7 +126,7 @@ def _leaves(path: Path, tree: Any, names: tuple[str, ...]):
         raise InputError(f"{path}: {'/'.join(names)} is no array")
 
 
-def _joined(tree: dict) -> Stored:
+def _joined(tree: dict) -> LazyTensor:
     """An array that Flax has cut into flat pieces, for msgpack has a limit of 4 GiB."""
     shape = tuple(tree["shape"][key] for key in sorted(tree["shape"], key=int))
     chunks = [tree["chunks"][key] for key in sorted(tree["chunks"], key=int)]
@@ -138,12 +138,12 @@ def _joined(tree: dict) -> Stored:
             first += chunk.shape[0]
         return array.reshape(shape)
 
-    return Stored(chunks[0].dtype, shape, read)
+    return LazyTensor(chunks[0].dtype, shape, read)
 
 
-def _as_pytorch(names: tuple[str, ...], array: Stored) -> tuple[str, Stored]:
+def _as_pytorch(names: tuple[str, ...], array: LazyTensor) -> tuple[str, LazyTensor]:
     """A leaf's name and layout in PyTorch."""
     *parts, last = names
     if last == "kernel" and len(array.shape) == 2:
-        array = Stored(array.dtype, array.shape[::-1], lambda read=array.read: read().T)
+        array = LazyTensor(array.dtype, array.shape[::-1], lambda read=array.read: read().T)
     return ".".join([*parts, "weight" if last in ("kernel", "embedding", "scale") else last]), array

@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 
 from jaxformer.errors import InputError
-from jaxformer.interop.formats.stored import BFLOAT16, Stored, read_block
+from jaxformer.interop.formats.stored import BFLOAT16, LazyTensor, read_block
 
 TYPES = {
     "F64": np.dtype(np.float64),
@@ -39,7 +39,7 @@ LONGEST_HEADER = 100_000_000
 """Bytes; the format's own limit."""
 
 
-def open_safetensors(path: Path) -> dict[str, Stored]:
+def open_safetensors(path: Path) -> dict[str, LazyTensor]:
     """The tensors of a file.
 
     Raises:
@@ -108,7 +108,7 @@ def _once(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _described(path: Path, name: str, entry: Any, start: int, size: int) -> Stored:
+def _described(path: Path, name: str, entry: Any, start: int, size: int) -> LazyTensor:
     try:
         dtype, shape = TYPES[entry["dtype"]], tuple(entry["shape"])
         begin, end = entry["data_offsets"]
@@ -120,4 +120,4 @@ def _described(path: Path, name: str, entry: Any, start: int, size: int) -> Stor
         raise InputError(f"{path}: what its header says of {name} is not right: {json.dumps(entry)[:120]}")
     if start + end > size:
         raise InputError(f"{path}: cut short: {name} ends at byte {start + end:,} and the file has {size:,}")
-    return Stored(dtype, shape, lambda: read_block(path, start + begin, dtype, shape))
+    return LazyTensor(dtype, shape, lambda: read_block(path, start + begin, dtype, shape))

@@ -20,7 +20,7 @@ FLOATS = {"float32": np.dtype(np.float32), "bfloat16": BFLOAT16, "float16": np.d
 
 
 @dataclasses.dataclass(frozen=True)
-class Stored:
+class LazyTensor:
     """A tensor in a file."""
 
     dtype: np.dtype

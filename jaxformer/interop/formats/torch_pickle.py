@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from jaxformer.errors import InputError
-from jaxformer.interop.formats.stored import BFLOAT16, Stored
+from jaxformer.interop.formats.stored import BFLOAT16, LazyTensor
 
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 STORAGES = {
@@ -57,7 +57,7 @@ class _View:
     strides: tuple[int, ...]
 
 
-def open_pytorch(path: Path) -> dict[str, Stored]:
+def open_pytorch(path: Path) -> dict[str, LazyTensor]:
     """The tensors of a state dict in a file.
 
     Raises:
@@ -173,7 +173,7 @@ def _open_legacy(path: Path) -> tuple[Any, _Read]:
     return views, read
 
 
-def _stored(path: Path, name: str, view: Any, read: _Read) -> Stored:
+def _stored(path: Path, name: str, view: Any, read: _Read) -> LazyTensor:
     if not isinstance(view, _View):
         raise InputError(f"{path}: {name} is a {type(view).__name__}; expected a tensor")
     if len(view.shape) != len(view.strides) or min((view.offset, *view.shape, *view.strides), default=0) < 0:
@@ -191,7 +191,7 @@ def _stored(path: Path, name: str, view: Any, read: _Read) -> Stored:
         strides = [step * numbers.itemsize for step in view.strides]
         return np.lib.stride_tricks.as_strided(numbers, view.shape, strides, writeable=False)
 
-    return Stored(view.storage.dtype, view.shape, load)
+    return LazyTensor(view.storage.dtype, view.shape, load)
 
 
 def _one_line(error: BaseException) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from jaxformer.errors import InputError
-from jaxformer.interop.formats.stored import Stored
+from jaxformer.interop.formats.stored import LazyTensor
 from jaxformer.interop.huggingface.families import ARCHITECTURES, family_of_config
 from jaxformer.interop.huggingface.folders import ADAPTER, CONFIG, Folder, adapter_tensors, open_model, read_json
 from jaxformer.interop.huggingface.locations import locate
@@ -54,9 +54,9 @@ CONV1D = re.compile(r"h\.\d+\.(attn|mlp|crossattention)\.c_\w+\.weight")
 class Pair:
     """The two matrices of one adapted tensor."""
 
-    a: Stored
+    a: LazyTensor
     """[r, inputs]."""
-    b: Stored
+    b: LazyTensor
     """[outputs, r]."""
     scale: float
     """What their product is multiplied by."""
@@ -69,14 +69,14 @@ class Pair:
         shape = self.b.shape[0], self.a.shape[1]
         return shape[::-1] if self.transposed else shape
 
-    def merged(self, base: Stored) -> Stored:
+    def merged(self, base: LazyTensor) -> LazyTensor:
         """The tensor with the product added, in float32, computed when it is read."""
 
         def read() -> np.ndarray:
             product = self.scale * (self.b.read().astype(np.float32) @ self.a.read().astype(np.float32))
             return base.read().astype(np.float32) + (product.T if self.transposed else product)
 
-        return Stored(np.dtype(np.float32), base.shape, read)
+        return LazyTensor(np.dtype(np.float32), base.shape, read)
 
 
 def base_folder(folder: Path) -> Path:
@@ -179,11 +179,11 @@ def _architecture(said: Mapping[str, Any], base: Folder, where: Path) -> str:
 
 
 def _parts(
-    said: Mapping[str, Any], stored: Mapping[str, Stored], prefix: str, where: Path
-) -> tuple[dict[str, Pair], dict[str, Stored]]:
+    said: Mapping[str, Any], stored: Mapping[str, LazyTensor], prefix: str, where: Path
+) -> tuple[dict[str, Pair], dict[str, LazyTensor]]:
     """The pairs of an adapter, and the tensors that it replaces, each by name without the prefix."""
-    halves: dict[str, dict[str, Stored]] = {}
-    replaced: dict[str, Stored] = {}
+    halves: dict[str, dict[str, LazyTensor]] = {}
+    replaced: dict[str, LazyTensor] = {}
     for full_name, tensor in stored.items():
         name = WRAPPERS.sub("", full_name.removeprefix(OUTER))
         found = re.fullmatch(r"(.*)\.lora_(embedding_)?([AB])(\.weight)?", name)
@@ -201,7 +201,7 @@ def _parts(
     return pairs, replaced
 
 
-def _pair(said: Mapping[str, Any], module: str, name: str, sides: Mapping[str, Stored], where: Path) -> Pair:
+def _pair(said: Mapping[str, Any], module: str, name: str, sides: Mapping[str, LazyTensor], where: Path) -> Pair:
     embedding = "embedding a" in sides
     a, b = (sides.get(f"{'embedding ' if embedding else ''}{side}") for side in "ab")
     if a is None or b is None or len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1]:
@@ -222,7 +222,7 @@ def _of_pattern(patterns: Mapping[str, Any] | None, module: str, default: Any) -
     return default
 
 
-def _without_heads(tensors: Mapping[str, Stored], table: Table, architecture: str) -> dict[str, Stored]:
+def _without_heads(tensors: Mapping[str, LazyTensor], table: Table, architecture: str) -> dict[str, LazyTensor]:
     """The base's tensors that an architecture has too, without the base's own heads."""
     parts = {part for part, endings in PRETRAINED_HEADS.items() if not architecture.endswith(endings)}
     rows = [row for row in table.rows if row.paths[0].removeprefix("backbone/").split("/")[0] not in parts]
@@ -232,7 +232,7 @@ def _without_heads(tensors: Mapping[str, Stored], table: Table, architecture: st
     return {name: tensor for name, tensor in tensors.items() if re.fullmatch(pattern, name.removeprefix(table.prefix))}
 
 
-def _with_labels(config: Mapping[str, Any], table: Table, tensors: Mapping[str, Stored]) -> dict[str, Any]:
+def _with_labels(config: Mapping[str, Any], table: Table, tensors: Mapping[str, LazyTensor]) -> dict[str, Any]:
     """The config with as many labels as the head has rows."""
     heads = [row.theirs for row in table.rows if row.paths == ("head/kernel",) and row.theirs in tensors]
     if not heads:

@@ -1,4 +1,4 @@
-"""The fields of a config.json: each must be asked for, or be known to say nothing about what a model computes."""
+"""Reads the fields of a config.json; each must be read, or be known not to affect what a model computes."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,8 +18,8 @@ decoder_start_token_id remove_invalid_values
 force_bos_token_to_be_generated save_step
 """
 HARMLESS = frozenset(_HARMLESS.split())
-"""Fields that change nothing that is computed here: what made the file, what a program does with outputs, how
-parameters began, and the special tokens, which are the tokenizer's."""
+"""Fields that do not affect what is computed: the origin of the file, the use of outputs, initial values, and special
+tokens, which belong to the tokenizer."""
 
 FALSE = (
     "is_decoder",
@@ -31,15 +31,15 @@ FALSE = (
     "quantization_config",
     "sparsify",
 )
-"""Fields that every family may have, and must not use."""
+"""Fields that every family may have, and that must be false."""
 
 
-class Settings:
-    """A config.json, field by field.
+class ConfigReader:
+    """Reads a config.json field by field, and refuses fields that were not read.
 
     Attributes:
       where: the file, for messages.
-      notes: what of it does not count here, though it would in training.
+      notes: settings that only affect training and have no counterpart here, a line each.
     """
 
     def __init__(self, values: Mapping[str, Any], where: str):
@@ -51,47 +51,47 @@ class Settings:
         return self._values.get(name) is not None
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The field's value, `default` where it is missing or null."""
+        """Returns the field's value, or `default` if it is missing or null."""
         self._read.add(name)
         value = self._values.get(name)
         return default if value is None else value
 
     def integer(self, name: str, default: int | None = None) -> int:
-        """A whole number above 0; InputError where it is missing and has no default."""
+        """Returns a whole number above 0; raises InputError if it is missing and has no default."""
         value = self.get(name, default)
         if type(value) is not int or value < 1:
             raise self.error(name, value, "a whole number above 0")
         return value
 
     def number(self, name: str, default: float) -> float:
-        """A number."""
+        """Returns a number."""
         value = self.get(name, default)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.error(name, value, "a number")
         return float(value)
 
     def flag(self, name: str, default: bool) -> bool:
-        """True or false."""
+        """Returns a boolean."""
         value = self.get(name, default)
         if not isinstance(value, bool):
             raise self.error(name, value, "true or false")
         return value
 
     def choice(self, name: str, meanings: Mapping[str, Any], default: str) -> Any:
-        """What the field's value stands for."""
+        """Returns the entry of `meanings` for the field's value."""
         value = self.get(name, default)
         if value not in meanings:
             raise self.error(name, value, f"one of {', '.join(meanings)}")
         return meanings[value]
 
     def must(self, name: str, *allowed: Any) -> None:
-        """Raises InputError where the field has another value than these; the first is meant where it is missing."""
+        """Raises InputError if the field has none of these values; a missing field has the first."""
         value = self.get(name, allowed[0])
         if value not in allowed:
             raise self.error(name, value, " or ".join(map(repr, allowed)))
 
     def rate(self, name: str, default: float = 0.0, *others: str) -> float:
-        """A rate of dropout; noted where `others` differ, which are the same rate here."""
+        """Returns a rate of dropout; adds a note if `others`, which are the same rate here, differ."""
         rate = self.number(name, default)
         for other in others:
             if (value := self.number(other, default)) != rate:
@@ -99,12 +99,12 @@ class Settings:
         return rate
 
     def only_training(self, name: str) -> None:
-        """A rate that acts in training alone and is not ours; noted where it is above 0."""
+        """Adds a note if a rate that only affects training, and has no counterpart here, is above 0."""
         if self.get(name, 0.0):
             self.notes.append(f"{name}={self.get(name)} acts in training alone, and not here")
 
     def finish(self) -> None:
-        """Raises InputError where fields are left that nobody asked for."""
+        """Raises InputError if unsupported fields remain."""
         for name in FALSE:
             if name not in self._read and (value := self.get(name)):
                 raise self.error(name, value, "none")
@@ -118,5 +118,5 @@ class Settings:
             raise InputError(f"{self.where}: fields that this family does not have here: {shown}")
 
     def error(self, name: str, value: Any, expected: str) -> InputError:
-        """What to raise for a field."""
+        """Returns the error for a field."""
         return InputError(f"{self.where}: {name}={value!r} is not supported; expected {expected}")

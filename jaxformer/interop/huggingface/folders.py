@@ -13,7 +13,7 @@ from jaxformer import strict_json
 from jaxformer.errors import InputError
 from jaxformer.interop.formats.flax_msgpack import open_flax
 from jaxformer.interop.formats.safetensors_file import open_safetensors, size_of, write_safetensors
-from jaxformer.interop.formats.stored import Stored, ahead
+from jaxformer.interop.formats.stored import LazyTensor, ahead
 from jaxformer.interop.formats.torch_pickle import open_pytorch
 from jaxformer.interop.huggingface.sentence_modules import MODULES
 
@@ -42,7 +42,7 @@ class Folder:
     """Its config.json."""
     generation: Mapping[str, Any]
     """Its generation_config.json; empty where there is none."""
-    tensors: Mapping[str, Stored]
+    tensors: Mapping[str, LazyTensor]
     """Its tensors by name."""
     base: Path | None = None
     """The folder of the model that an adapter adapts."""
@@ -71,7 +71,7 @@ def open_model(path: Path, sentence_transformers: Mapping[str, Any]) -> Folder:
     )
 
 
-def adapter_tensors(path: Path) -> dict[str, Stored]:
+def adapter_tensors(path: Path) -> dict[str, LazyTensor]:
     """The tensors of a PEFT adapter by name."""
     for name, reader in ADAPTER_READERS.items():
         if (path / name).is_file():
@@ -90,7 +90,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _tensors(path: Path) -> dict[str, Stored]:
+def _tensors(path: Path) -> dict[str, LazyTensor]:
     for name, reader in READERS.items():
         if (path / name).is_file():
             parts = {name: reader(path / name)}
@@ -98,7 +98,7 @@ def _tensors(path: Path) -> dict[str, Stored]:
             parts = _parts(path, f"{name}.index.json", reader)
         else:
             continue
-        found: dict[str, Stored] = {}
+        found: dict[str, LazyTensor] = {}
         for file, tensors in parts.items():
             for stored_name, tensor in tensors.items():
                 modern = _modern(stored_name)
@@ -109,7 +109,7 @@ def _tensors(path: Path) -> dict[str, Stored]:
     raise InputError(f"{path}: has no weights; expected {', '.join(READERS)}, or an index of one")
 
 
-def _parts(path: Path, index: str, reader) -> dict[str, dict[str, Stored]]:
+def _parts(path: Path, index: str, reader) -> dict[str, dict[str, LazyTensor]]:
     """The tensors of each file of an index, which must be as it says."""
     where = path / index
     files = read_json(where).get("weight_map")

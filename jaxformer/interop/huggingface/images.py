@@ -8,7 +8,7 @@ from typing import Any
 from jaxformer.data.fields.image import ImageField
 from jaxformer.data.transforms.image import Fit, Resample
 from jaxformer.errors import InputError
-from jaxformer.interop.huggingface.config_reader import Settings
+from jaxformer.interop.huggingface.config_reader import ConfigReader
 from jaxformer.interop.huggingface.folders import CONFIG, read_json, write_json
 from jaxformer.models.base import Model
 
@@ -102,29 +102,31 @@ def read_preparation(folder: Path, model: Any) -> Preparation | None:
     path, said = _read(folder)
     if said is None:
         return None
-    settings = Settings(said, str(path))
+    reader = ConfigReader(said, str(path))
     config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
-    kind = _class_of(settings, config.get("model_type"))
+    kind = _class_of(reader, config.get("model_type"))
     defaults = PROCESSORS[kind]
     given = {name: False if value is None and name in STEPS else value for name, value in said.items()}
-    settings = Settings({**defaults, **{name: value for name, value in given.items() if value is not None}}, str(path))
+    reader = ConfigReader(
+        {**defaults, **{name: value for name, value in given.items() if value is not None}}, str(path)
+    )
     for name in (*IGNORED, *UNUSED):
-        settings.get(name)
+        reader.get(name)
     for name in UNUSED:
-        settings.must(name, False)
-    settings.must("input_data_format", None, "channels_last")
-    if settings.flag("do_convert_rgb", model.channels == 3) and model.channels != 3:
-        raise settings.error("do_convert_rgb", True, f"false, as the model takes {model.channels} channel")
-    size, edge, fit = _sizes(settings, model, kind)
+        reader.must(name, False)
+    reader.must("input_data_format", None, "channels_last")
+    if reader.flag("do_convert_rgb", model.channels == 3) and model.channels != 3:
+        raise reader.error("do_convert_rgb", True, f"false, as the model takes {model.channels} channel")
+    size, edge, fit = _sizes(reader, model, kind)
     if size != model.image and config.get("model_type") not in ANY_SIZE:
         raise InputError(f"{path}: makes images of {size} × {size}; the model's image_size is {model.image}")
     if size % model.patch:
         raise InputError(f"{path}: makes images of {size} × {size}, which are not whole patches of {model.patch}")
-    resample = settings.get("resample")
+    resample = reader.get("resample")
     if resample not in RESAMPLING or isinstance(resample, bool):
-        raise settings.error("resample", resample, f"one of {', '.join(f'{n} ({s})' for n, s in RESAMPLING.items())}")
-    mean, std = _pixels(settings)
-    settings.finish()
+        raise reader.error("resample", resample, f"one of {', '.join(f'{n} ({s})' for n, s in RESAMPLING.items())}")
+    mean, std = _pixels(reader)
+    reader.finish()
     return Preparation(size, edge, fit, RESAMPLING[resample], mean, std)
 
 
@@ -137,38 +139,38 @@ def _read(folder: Path) -> tuple[Path, dict[str, Any] | None]:
     return path, read_json(path) if path.is_file() else None
 
 
-def _class_of(settings: Settings, model_type: str | None) -> str:
+def _class_of(reader: ConfigReader, model_type: str | None) -> str:
     """transformers' class."""
-    field = "image_processor_type" if "image_processor_type" in settings else "feature_extractor_type"
-    named = settings.get(field)
+    field = "image_processor_type" if "image_processor_type" in reader else "feature_extractor_type"
+    named = reader.get(field)
     if named is None:
         named = BY_MODEL.get(model_type, "ViTImageProcessor")
     kind = str(named).replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast").removesuffix("Pil")
     if kind not in PROCESSORS:
-        raise settings.error(field, named, f"one of {', '.join(PROCESSORS)}")
+        raise reader.error(field, named, f"one of {', '.join(PROCESSORS)}")
     return kind
 
 
-def _sizes(settings: Settings, model: Any, kind: str) -> tuple[int, int, Fit]:
+def _sizes(reader: ConfigReader, model: Any, kind: str) -> tuple[int, int, Fit]:
     """What the model gets, the length of the resized sides, and which they are."""
-    resized, cropped = settings.flag("do_resize", True), settings.flag("do_center_crop", False)
-    square = settings.flag("default_to_square", kind not in ("BitImageProcessor", "CLIPImageProcessor"))
-    fit, edge = _length(settings, "size", square)
-    settings.get("crop_size")
-    size = _length(settings, "crop_size", True)[1] if cropped else edge
+    resized, cropped = reader.flag("do_resize", True), reader.flag("do_center_crop", False)
+    square = reader.flag("default_to_square", kind not in ("BitImageProcessor", "CLIPImageProcessor"))
+    fit, edge = _length(reader, "size", square)
+    reader.get("crop_size")
+    size = _length(reader, "crop_size", True)[1] if cropped else edge
     if not resized:
         fit, edge = "none", size if cropped else model.image
         size = edge
     elif not cropped and fit == "crop":
-        raise settings.error("do_center_crop", False, f"true: size={settings.get('size')} makes no squares alone")
+        raise reader.error("do_center_crop", False, f"true: size={reader.get('size')} makes no squares alone")
     elif size > edge:
-        raise settings.error("crop_size", settings.get("crop_size"), f"{edge} at most, as size={settings.get('size')}")
+        raise reader.error("crop_size", reader.get("crop_size"), f"{edge} at most, as size={reader.get('size')}")
     return size, edge, fit
 
 
-def _length(settings: Settings, name: str, square: bool) -> tuple[Fit, int]:
+def _length(reader: ConfigReader, name: str, square: bool) -> tuple[Fit, int]:
     """Which sides a size is of, and their length."""
-    value = settings.get(name)
+    value = reader.get(name)
     if type(value) is int:
         value = {"height": value, "width": value} if square else {"shortest_edge": value}
     if isinstance(value, list) and len(value) == 2:
@@ -180,30 +182,30 @@ def _length(settings: Settings, name: str, square: bool) -> tuple[Fit, int]:
         if isinstance(value, dict) and set(value) == {"height", "width"} and lengths[0] == lengths[1]:
             return "stretch", lengths[0]
     shortest = ", or of shortest_edge alone" if name == "size" else ""
-    raise settings.error(name, settings.get(name), f"a number, or a dict of the same height and width{shortest}")
+    raise reader.error(name, reader.get(name), f"a number, or a dict of the same height and width{shortest}")
 
 
-def _pixels(settings: Settings) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _pixels(reader: ConfigReader) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and deviation of pixels between 0 and 1, which scale them too where the folder scales otherwise."""
-    factor = settings.number("rescale_factor", 1 / 255)
-    if not settings.flag("do_rescale", True):
+    factor = reader.number("rescale_factor", 1 / 255)
+    if not reader.flag("do_rescale", True):
         factor = 1.0
     elif factor <= 0:
-        raise settings.error("rescale_factor", factor, "a number above 0")
-    mean, std = _numbers(settings, "image_mean"), _numbers(settings, "image_std")
-    if not settings.flag("do_normalize", True):
+        raise reader.error("rescale_factor", factor, "a number above 0")
+    mean, std = _numbers(reader, "image_mean"), _numbers(reader, "image_std")
+    if not reader.flag("do_normalize", True):
         mean, std = (0.0,), (1.0,)
     if not all(value > 0 for value in std):
-        raise settings.error("image_std", settings.get("image_std"), "numbers above 0")
+        raise reader.error("image_std", reader.get("image_std"), "numbers above 0")
     scale = 1.0 if factor == 1 / 255 else 255 * factor
     return tuple(value / scale for value in mean), tuple(value / scale for value in std)
 
 
-def _numbers(settings: Settings, name: str) -> tuple[float, ...]:
-    value = settings.get(name)
+def _numbers(reader: ConfigReader, name: str) -> tuple[float, ...]:
+    value = reader.get(name)
     numbers = value if isinstance(value, list | tuple) else [value]
     if not all(isinstance(number, int | float) and not isinstance(number, bool) for number in numbers):
-        raise settings.error(name, value, "numbers")
+        raise reader.error(name, value, "numbers")
     return tuple(map(float, numbers))
 
 

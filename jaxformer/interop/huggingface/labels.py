@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxformer.errors import InputError
-from jaxformer.interop.huggingface.config_reader import Settings
+from jaxformer.interop.huggingface.config_reader import ConfigReader
 
 SINGLE, MANY, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 """Values of `problem_type`."""
 
 
-def read_labels(settings: Settings) -> tuple[str, ...]:
+def read_labels(reader: ConfigReader) -> tuple[str, ...]:
     """Reads the names of the classes, in the order of their numbers.
 
     As in transformers, a `num_labels` that differs from the number of names replaces them by `LABEL_0`, `LABEL_1`, ...
@@ -19,22 +19,22 @@ def read_labels(settings: Settings) -> tuple[str, ...]:
     Raises:
       InputError: the numbers are not 0, 1, 2, ..., or a name is not a string.
     """
-    named = settings.get("id2label")
+    named = reader.get("id2label")
     if named is None:
-        return _unnamed(settings.integer("num_labels", 2))
+        return _unnamed(reader.integer("num_labels", 2))
     expected = list(map(str, range(len(named)))) if isinstance(named, dict) else None
     if expected is None or sorted(map(str, named)) != sorted(expected):
-        raise settings.error("id2label", named, "a name for each of the numbers 0, 1, 2, ...")
-    count = settings.integer("num_labels", len(named) or None)
+        raise reader.error("id2label", named, "a name for each of the numbers 0, 1, 2, ...")
+    count = reader.integer("num_labels", len(named) or None)
     if count != len(named):
-        settings.notes.append(
+        reader.notes.append(
             f"num_labels={count} differs from the {len(named)} names of id2label: labels are LABEL_0 to "
             f"LABEL_{count - 1}, as in transformers"
         )
         return _unnamed(count)
     names = {str(number): name for number, name in named.items()}
     if wrong := [name for name in names.values() if not isinstance(name, str)]:
-        raise settings.error("id2label", wrong[0], "names")
+        raise reader.error("id2label", wrong[0], "names")
     return tuple(names[number] for number in expected)
 
 

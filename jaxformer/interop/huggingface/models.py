@@ -16,7 +16,7 @@ from jaxformer.errors import InputError
 from jaxformer.interop.formats.stored import FLOATS, DType
 from jaxformer.interop.huggingface import generation_config, parameters
 from jaxformer.interop.huggingface.adapters import open_folder
-from jaxformer.interop.huggingface.config_reader import HARMLESS, Settings
+from jaxformer.interop.huggingface.config_reader import HARMLESS, ConfigReader
 from jaxformer.interop.huggingface.families import bridge_of, family_of_config, family_of_model
 from jaxformer.interop.huggingface.families.family import Family
 from jaxformer.interop.huggingface.folders import (
@@ -37,39 +37,38 @@ from jaxformer.models.base import Model
 from jaxformer.predictors.labelled_texts import template_of
 
 REWRITTEN = {"architectures", "model_type", "torch_dtype", "dtype", "transformers_version", "_name_or_path"}
-"""Fields of a config.json that are of that folder alone."""
+"""Fields of a config.json that exports do not keep."""
 PARTS = {"pad_token_id": "pad", "bos_token_id": "bos", "eos_token_id": "eos"}
-"""What special tokens are for, by the config's fields."""
+"""The roles of special tokens, by the fields of a config."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Origin:
-    """What a folder said that is no part of the model, and travels with it."""
+class SourceMetadata:
+    """Metadata of an imported folder that is not part of the model, kept for exports."""
 
     architecture: str
-    """The class of transformers that it was."""
+    """The class of transformers."""
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Fields of its config.json that nothing here depends on: special tokens, label names."""
     generation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Fields of its generation_config.json that do not say how the model generates, which `Decoding` does."""
     chat_template: Any = None
-    """How its tokenizer writes dialogues: Jinja, or a list of {"name", "template"}."""
+    """How its tokenizer lays out dialogues: Jinja, or a list of {"name", "template"}."""
     sentence_transformers: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Of its config_sentence_transformers.json how vectors are compared."""
+    """How vectors are compared, from its config_sentence_transformers.json."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Imported:
-    """A folder's model."""
+    """The model of a folder."""
 
     model: Model
-    """Ours."""
     params: Any
-    """Its parameters."""
-    origin: Origin
-    """What else there was."""
+    """Its parameters, a tree."""
+    origin: SourceMetadata
+    """Metadata for exports."""
     notes: tuple[str, ...]
-    """What of its config acts in training, and does not here."""
+    """Settings of its config that only affect training and have no counterpart here, a line each."""
 
 
 def import_hf(
@@ -100,31 +99,31 @@ def load(folder: Folder, dtype: DType = "float32", families: Sequence[Family] = 
     stored = _numpy_dtype(dtype)
     where = str(folder.path / CONFIG)
     family, architecture = family_of_config(folder.config, folder.tensors, where, families)
-    settings = Settings(folder.config, where)
-    model = family.build(settings, folder.tensors)
-    settings.finish()
+    reader = ConfigReader(folder.config, where)
+    model = family.build(reader, folder.tensors)
+    reader.finish()
     model = with_pixels(model, folder.path)
     shapes = parameters.abstract(model)
     params = parameters.read(family.table, shapes, folder.tensors, stored, str(folder.path))
-    return Imported(model, params, origin_of(folder, architecture), tuple(settings.notes))
+    return Imported(model, params, origin_of(folder, architecture), tuple(reader.notes))
 
 
-def origin_of(folder: Folder, architecture: str) -> Origin:
+def origin_of(folder: Folder, architecture: str) -> SourceMetadata:
     """The metadata of a folder that is no part of the model; `architecture` is transformers' class of it."""
     kept = {name: value for name, value in folder.config.items() if name in HARMLESS - REWRITTEN}
     generation = {name: value for name, value in folder.generation.items() if name not in generation_config.FIELDS}
     said = folder.sentence_transformers
     similarity = {name: said[name] for name in ("similarity_fn_name",) if said.get(name) is not None}
-    return Origin(architecture, kept, generation, read_chat_template(folder.path), similarity)
+    return SourceMetadata(architecture, kept, generation, read_chat_template(folder.path), similarity)
 
 
 @dataclasses.dataclass(frozen=True)
 class ExportPlan:
-    """Settings of an export beside the model and its tokenizer."""
+    """Settings of an export, other than the model and its tokenizer."""
 
     dtype: DType = "float32"
     """Type of the weights."""
-    origin: Origin | None = None
+    origin: SourceMetadata | None = None
     """Metadata of the folder that an imported model comes from: special tokens, chat template and label names."""
     generation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """How a generative model generates, by transformers' names."""
@@ -220,7 +219,11 @@ def _numpy_dtype(dtype: str) -> np.dtype:
 
 
 def _config(
-    family: Family, described: dict[str, Any], tokens: dict[str, Any], has_tokenizer: bool, origin: Origin | None
+    family: Family,
+    described: dict[str, Any],
+    tokens: dict[str, Any],
+    has_tokenizer: bool,
+    origin: SourceMetadata | None,
 ) -> dict[str, Any]:
     """What config.json says.
 
@@ -251,7 +254,7 @@ def _tensors(
     shapes = {path: tuple(array.shape) for path, array in arrays.items()}
     if shapes != parameters.abstract(model):
         raise InputError("the parameters are not the model's: other paths or shapes")
-    own = slots(family.table, shapes, architecture in family.bare)
+    own = slots(family.table, shapes, architecture in family.headless_architectures)
     own.sort(key=lambda slot: np.prod(shapes[slot.paths[0]]))  # While a small one is written, a large one is read.
     constants = family.constants(model) if family.constants else {}
     computed = (array.astype(dtype) for array in constants.values())

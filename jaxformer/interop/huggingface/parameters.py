@@ -12,8 +12,8 @@ import jax
 import numpy as np
 
 from jaxformer.errors import InputError
-from jaxformer.interop.formats.stored import FLOATS, Stored, ahead
-from jaxformer.interop.huggingface.table import Slot, Sources, Table, match
+from jaxformer.interop.formats.stored import FLOATS, LazyTensor, ahead
+from jaxformer.interop.huggingface.table import Sources, Table, TensorMapping, match
 from jaxformer.models.base import Model
 
 ALIGNMENT = 64
@@ -41,7 +41,7 @@ def nested(leaves: Mapping[str, Any]) -> Any:
 
 
 def read(
-    table: Table, shapes: Mapping[str, tuple[int, ...]], stored: Mapping[str, Stored], dtype: np.dtype, where: str
+    table: Table, shapes: Mapping[str, tuple[int, ...]], stored: Mapping[str, LazyTensor], dtype: np.dtype, where: str
 ) -> Any:
     """The tree of parameters that is stored.
 
@@ -81,7 +81,7 @@ def read(
     return nested(done)
 
 
-def written(slots: Sequence[Slot], arrays: Mapping[str, Any], dtype: np.dtype) -> Iterator[np.ndarray]:
+def written(slots: Sequence[TensorMapping], arrays: Mapping[str, Any], dtype: np.dtype) -> Iterator[np.ndarray]:
     """Each tensor of theirs, in the order of the slots, made when it is asked for.
 
     Raises:
@@ -143,7 +143,7 @@ def _same(one: np.ndarray, other: np.ndarray) -> bool:
     return one.dtype == other.dtype and np.array_equal(one, other, equal_nan=True)
 
 
-def _check_types(sources: Sources, stored: Mapping[str, Stored], where: str) -> None:
+def _check_types(sources: Sources, stored: Mapping[str, LazyTensor], where: str) -> None:
     for name in sources.names:
         if stored[name].dtype not in FLOATS.values():
             raise InputError(f"{where}: {name} is {stored[name].dtype}; expected one of {', '.join(FLOATS)}")

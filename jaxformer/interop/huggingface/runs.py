@@ -29,7 +29,7 @@ from jaxformer.interop.huggingface.generation_config import end_tokens, generati
 from jaxformer.interop.huggingface.image_runs import image_experiment, write_preparation
 from jaxformer.interop.huggingface.locations import locate
 from jaxformer.interop.huggingface.model_card import write_card
-from jaxformer.interop.huggingface.models import ExportPlan, Imported, Origin, export_hf, load, origin_of
+from jaxformer.interop.huggingface.models import ExportPlan, Imported, SourceMetadata, export_hf, load, origin_of
 from jaxformer.interop.huggingface.sentence_modules import transformer_folder
 from jaxformer.interop.huggingface.text.tokenizer_files import has_tokenizer
 from jaxformer.interop.huggingface.text.tokenizer_folders import check_vocabulary, import_tokenizer
@@ -148,7 +148,7 @@ def export_run(
     return summary
 
 
-def plan_of(run: Run, dtype: DType = "float32", origin: Origin | None = None) -> ExportPlan:
+def plan_of(run: Run, dtype: DType = "float32", origin: SourceMetadata | None = None) -> ExportPlan:
     """The settings of a run's export, from its objective and the metadata of the folder that it was imported from."""
     objective = run.objective
     decoding = getattr(objective, "decoding", None)
@@ -215,7 +215,7 @@ def _compared(run: Run, source: Path, out: Path, dtype: DType, ours: bool) -> st
     return f"no parity certificate: {problem}"
 
 
-def read_origin(folder: Path) -> Origin | None:
+def read_origin(folder: Path) -> SourceMetadata | None:
     """What an imported run's folder keeps of where it came from, or what a Hugging Face folder says itself."""
     if is_model_folder(folder):
         source = open_folder(folder)
@@ -224,7 +224,7 @@ def read_origin(folder: Path) -> Origin | None:
     if not (folder / ORIGIN).is_file():
         return None
     try:
-        return Origin(**read_json(folder / ORIGIN))
+        return SourceMetadata(**read_json(folder / ORIGIN))
     except TypeError as error:
         raise InputError(f"{folder / ORIGIN}: not as it was written: {error}") from error
 

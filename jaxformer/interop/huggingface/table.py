@@ -1,7 +1,7 @@
-"""How a family's tensors and our parameters correspond: one table, which import and export both read.
+"""The correspondence of a family's tensors and our parameters: one table, which import and export both read.
 
-A row says where an array of ours stands in our tree, what theirs is called, and how theirs is rearranged into ours.
-Our stacked blocks have a leading axis of layers; theirs are a tensor a layer, with its number for `{l}` in the name.
+A row has the path of a parameter, the name of the tensor in transformers, and the rearrangement of axes. Our stacked
+blocks have a leading axis of layers; transformers has one tensor for each layer, with its number for `{l}` in the name.
 """
 
 import dataclasses
@@ -17,116 +17,112 @@ SHOWN = 8
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-    """One tensor of theirs (one a layer, where its name has `{l}`), and what of ours it is."""
+class ParamMapping:
+    """Maps one tensor of transformers (one for each layer, if its name has `{l}`) to our parameters."""
 
     ours: str | tuple[str, ...]
-    """Path in our tree, such as `transformer/blocks/mlp/up/kernel`; several, where theirs holds several of ours: the
-    first axis of the rearranged tensor goes over them."""
+    """Path of the parameter, such as `transformer/blocks/mlp/up/kernel`; several if the tensor holds several
+    parameters, which are along the first axis of the rearranged tensor."""
     theirs: str
-    """Its name."""
+    """Name of the tensor."""
     pattern: str = ""
-    """Their axes and ours, as einops has them: `(h k) d -> d h k`; empty where they are the same."""
+    """The rearrangement of the tensor's axes, as einops writes it: `(h k) d -> d h k`; empty if they are the same."""
     copies: tuple[str, ...] = ()
-    """Other names under which it may be stored, again (then they must be the same) or instead: tied tensors'."""
-    otherwise: str = ""
-    """What it is a copy of where it is not stored."""
-    beside: str = ""
-    """A path that the model must have too, or the row does not count."""
-    unless: str = ""
+    """Other names of a tied tensor: stored as well (then the values must be equal), or instead."""
+    tied_to: str = ""
+    """The tensor that is read if this one is not stored."""
+    requires: str = ""
+    """A path that the model must have for the row to apply."""
+    excludes: str = ""
     """A path that the model must not have."""
 
-    def counts(self, paths: Container[str]) -> bool:
-        """Whether a model with these arrays has this tensor."""
-        other = (not self.beside or self.beside in paths) and self.unless not in paths
+    def applies(self, paths: Container[str]) -> bool:
+        """Whether a model with parameters at these paths has this tensor."""
+        other = (not self.requires or self.requires in paths) and self.excludes not in paths
         return other and any(path in paths for path in self.paths)
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """Of ours."""
+        """The paths of the parameters."""
         return (self.ours,) if isinstance(self.ours, str) else self.ours
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """All rows of a family; of a model those count whose arrays it has."""
+    """All rows of a family; those apply to a model whose parameters it has."""
 
-    rows: tuple[Row, ...]
-    """What is a parameter of ours."""
+    rows: tuple[ParamMapping, ...]
+    """The tensors that are parameters."""
     known: Mapping[str, str | Callable[[tuple[int, ...]], np.ndarray]] = dataclasses.field(default_factory=dict)
-    """Names, with `{l}` for a number, of what may be stored and is no parameter, and why; or a function that computes
-    of its shape what it must be."""
+    """Names, with `{l}` for a number, of tensors that may be stored and are no parameters: with the reason, or with a
+    function that computes the expected values from a shape."""
     prefix: str = ""
-    """What the names of a model without heads lack."""
+    """The prefix that the names of a model without heads lack."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Slot:
-    """One tensor of theirs, and its place in our arrays."""
+class TensorMapping:
+    """One tensor of transformers, and the parameters that it holds."""
 
     name: str
-    """Its name."""
     shape: tuple[int, ...]
-    """Its shape."""
     paths: tuple[str, ...]
-    """Our arrays that it is (part of)."""
+    """Paths of the parameters, or of the stacked parameters that it is a layer of."""
     layer: int | None
-    """Its index in their first axis."""
+    """Its index in their first axis; None if they are not stacked."""
     copies: tuple[str, ...]
-    """As in its row."""
-    otherwise: str
-    """As in its row."""
+    """As in `ParamMapping`."""
+    tied_to: str
+    """As in `ParamMapping`."""
     split: tuple[int, ...]
-    """The shape of theirs with every axis of ours apart."""
+    """The shape of the tensor with every axis of the parameters apart."""
     order: tuple[int, ...]
-    """Which of those axes is each of ours."""
+    """Axis permutation from the split tensor to the parameters."""
 
     def to_ours(self, tensor: np.ndarray) -> list[np.ndarray]:
-        """Views of a tensor of theirs, one for each path."""
+        """Returns views of a tensor, one for each path."""
         arranged = tensor.reshape(self.split).transpose(self.order)
         return list(arranged) if len(self.paths) > 1 else [arranged]
 
     def to_theirs(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
-        """The tensor of theirs, from what each path has of it; a copy, unless the order is the same."""
+        """Returns the tensor from one array for each path; a copy, unless the order of axes is the same."""
         arranged = np.stack(arrays) if len(self.paths) > 1 else arrays[0]
         return np.ascontiguousarray(arranged.transpose(np.argsort(self.order))).reshape(self.shape)
 
 
-def slots(table: Table, shapes: Mapping[str, tuple[int, ...]], bare: bool = False) -> list[Slot]:
-    """The tensors that a model has, in the table's order.
+def slots(table: Table, shapes: Mapping[str, tuple[int, ...]], headless: bool = False) -> list[TensorMapping]:
+    """Returns the tensors that a model has, in the order of the table.
 
     Args:
       table: the family's.
-      shapes: of our arrays, by path.
-      bare: whether their names lack the table's prefix.
+      shapes: of the parameters, by path.
+      headless: whether their names lack the table's prefix.
 
     Raises:
-      ValueError: the table does not cover our arrays, each once.
+      ValueError: the table does not cover each parameter exactly once.
     """
     found = []
     for row in table.rows:
-        if row.counts(shapes):
+        if row.applies(shapes):
             found += _of_row(row, shapes)
     covered = [path for slot in found if not slot.layer for path in slot.paths]
     if sorted(covered) != sorted(shapes):
         wrong = sorted(set(shapes) ^ set(covered)) or sorted(path for path in shapes if covered.count(path) > 1)
         raise ValueError(f"the table has not exactly one row for {wrong[0]}")
-    if not bare:
+    if not headless:
         return found
 
     def cut(name):
         return name.removeprefix(table.prefix)
 
     return [
-        dataclasses.replace(
-            slot, name=cut(slot.name), copies=tuple(map(cut, slot.copies)), otherwise=cut(slot.otherwise)
-        )
+        dataclasses.replace(slot, name=cut(slot.name), copies=tuple(map(cut, slot.copies)), tied_to=cut(slot.tied_to))
         for slot in found
     ]
 
 
 def is_known(table: Table, name: str) -> bool:
-    """Whether something stored under this name is known to be no parameter."""
+    """Whether a tensor with this name is known to be no parameter."""
     patterns = [re.escape(known).replace(r"\{l\}", r"\d+") for known in table.known]
     patterns += [pattern.removeprefix(re.escape(table.prefix)) for pattern in patterns]
     return any(re.fullmatch(pattern, name) for pattern in patterns)
@@ -136,37 +132,36 @@ def is_known(table: Table, name: str) -> bool:
 class Sources:
     """Which stored tensor is read for each slot."""
 
-    slots: list[Slot]
+    slots: list[TensorMapping]
     """All slots."""
     names: list[str]
     """The stored name of each."""
     copies: list[tuple[str, str]]
-    """Stored names that must hold the same."""
+    """LazyTensor names that must hold the same."""
 
 
 def match(
     table: Table, shapes: Mapping[str, tuple[int, ...]], stored: Mapping[str, tuple[int, ...]], where: str
 ) -> Sources:
-    """Finds what is stored for each slot.
+    """Finds the stored tensor for each mapping.
 
     Args:
       table: the family's.
-      shapes: of our arrays, by path.
-      stored: shapes of what is stored, by name.
-      where: what a message begins with.
+      shapes: of the parameters, by path.
+      stored: shapes of the stored tensors, by name.
+      where: the start of messages.
 
     Raises:
-      InputError: tensors are missing, have another shape or belong nowhere; lists them.
+      InputError: tensors are missing, unknown, or of another shape; lists them.
     """
-    bare = is_bare(table, stored)
-    wanted = slots(table, shapes, bare)
+    wanted = slots(table, shapes, is_headless(table, stored))
     own = {slot.name for slot in wanted}
     names, copies, used = [], [], set()
     for slot in wanted:
-        # A head of its own is no copy of the embeddings.
+        # An untied head is no copy of the embeddings.
         others = [name for name in slot.copies if name in stored and name not in own]
         every = ([slot.name] if slot.name in stored else []) + others
-        every = every or ([slot.otherwise] if slot.otherwise in stored else [])
+        every = every or ([slot.tied_to] if slot.tied_to in stored else [])
         names.append(every[0] if every else slot.name)
         copies += [(every[0], other) for other in every[1:]]
         used.update(every)
@@ -185,12 +180,12 @@ def match(
     return Sources(wanted, names, copies)
 
 
-def is_bare(table: Table, names: Mapping[str, object]) -> bool:
+def is_headless(table: Table, names: Mapping[str, object]) -> bool:
     """Whether the names lack the table's prefix, as those of a model without heads do."""
     return not any(name.startswith(table.prefix) for name in names)
 
 
-def _of_row(row: Row, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[Slot]:
+def _of_row(row: ParamMapping, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[TensorMapping]:
     missing = [path for path in row.paths if path not in shapes]
     if missing:
         raise ValueError(f"the table's row {row.theirs} has no {missing[0]}")
@@ -208,13 +203,13 @@ def _of_row(row: Row, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[Slot]:
     for layer in layers:
         names = (row.theirs, *row.copies)
         name, *copies = names if layer is None else [each.replace("{l}", str(layer)) for each in names]
-        yield Slot(name, theirs, row.paths, layer, tuple(copies), row.otherwise, tuple(sizes), order)
+        yield TensorMapping(name, theirs, row.paths, layer, tuple(copies), row.tied_to, tuple(sizes), order)
 
 
 def _parsed(pattern: str, axes: int) -> tuple[list[list[int]], tuple[int, ...]]:
-    """Which axes each of their axes is made of, and which of those axes is each of ours.
+    """Parses a pattern: the split axes in each axis of the tensor, and the permutation from them to the parameter's.
 
-    An axis of theirs named 1 is none of ours.
+    An axis 1 of the tensor has no counterpart.
     """
     if not pattern:
         return [[axis] for axis in range(axes)], tuple(range(axes))

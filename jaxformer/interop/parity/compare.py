@@ -18,7 +18,7 @@ from jaxformer.errors import InputError
 from jaxformer.interop.huggingface import parameters
 from jaxformer.interop.huggingface.families import bridge_of
 from jaxformer.interop.huggingface.folders import Folder
-from jaxformer.interop.huggingface.table import Slot
+from jaxformer.interop.huggingface.table import TensorMapping
 from jaxformer.interop.parity.lines import Unreadable
 from jaxformer.models.base import Model
 from jaxformer.parallel import sharding
@@ -158,7 +158,7 @@ class JaxModel:
 class TorchModel:
     """The model of transformers that a folder describes."""
 
-    def __init__(self, folder: Folder, slots: Sequence[Slot], architecture: str, dtype: str):
+    def __init__(self, folder: Folder, slots: Sequence[TensorMapping], architecture: str, dtype: str):
         """Loads it.
 
         Args:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from jaxformer.errors import InputError
-from jaxformer.interop.huggingface.config_reader import Settings
+from jaxformer.interop.huggingface.config_reader import ConfigReader
 from jaxformer.interop.huggingface.families import (
     bart,
     bert,
@@ -120,7 +120,7 @@ def family_of_model(model: Model, architecture: str | None = None) -> tuple[Fami
     for family in offered:
         try:
             config = dict(family.describe(model))
-            reader = Settings(config, family.model_type)
+            reader = ConfigReader(config, family.model_type)
             found = differences(model, family.build(reader, _head_names(family, model)))
         except (AttributeError, KeyError, InputError) as error:
             # The model has parts that this family does not know.
@@ -136,4 +136,4 @@ def family_of_model(model: Model, architecture: str | None = None) -> tuple[Fami
 def _head_names(family: Family, model: Model) -> list[str]:
     """Names of the tensors that the model has, by which a family knows its heads."""
     paths = abstract(model)
-    return [row.theirs for row in family.table.rows if row.counts(paths)]
+    return [row.theirs for row in family.table.rows if row.applies(paths)]

@@ -3,16 +3,16 @@
 from collections.abc import Collection
 from typing import Any
 
-from jaxformer.interop.huggingface.config_reader import Settings
+from jaxformer.interop.huggingface.config_reader import ConfigReader
 from jaxformer.interop.huggingface.families import marian
 from jaxformer.interop.huggingface.families.family import Family
 from jaxformer.interop.huggingface.families.rows import norm
-from jaxformer.interop.huggingface.table import Row, Table
+from jaxformer.interop.huggingface.table import ParamMapping, Table
 from jaxformer.models.bart import Bart
 
 
-def _entry(side: str) -> list[Row]:
-    table = Row(f"{side}_entry/position", f"model.{side}.embed_positions.weight")
+def _entry(side: str) -> list[ParamMapping]:
+    table = ParamMapping(f"{side}_entry/position", f"model.{side}.embed_positions.weight")
     return [table, *norm(f"{side}_entry/norm", f"model.{side}.layernorm_embedding")]
 
 
@@ -28,17 +28,17 @@ TABLE = Table(
 )
 
 
-def build(settings: Settings, names: Collection[str]) -> Bart:
+def build(reader: ConfigReader, names: Collection[str]) -> Bart:
     """Our BART."""
-    settings.must("normalize_embedding", True)
-    settings.must("static_position_embeddings", False)
-    settings.must("extra_pos_embeddings", 2)
+    reader.must("normalize_embedding", True)
+    reader.must("static_position_embeddings", False)
+    reader.must("extra_pos_embeddings", 2)
     return Bart(
-        **marian.stacks(settings),
-        vocab=settings.integer("vocab_size", 50_265),
-        max_length=settings.integer("max_position_embeddings", 1024),
-        scale_embeddings=settings.flag("scale_embedding", False),
-        tie_embeddings=settings.flag("tie_word_embeddings", True),
+        **marian.stacks(reader),
+        vocab=reader.integer("vocab_size", 50_265),
+        max_length=reader.integer("max_position_embeddings", 1024),
+        scale_embeddings=reader.flag("scale_embedding", False),
+        tie_embeddings=reader.flag("tie_word_embeddings", True),
         head_bias="final_logits_bias" in names,
     )
 

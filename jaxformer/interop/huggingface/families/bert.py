@@ -10,11 +10,11 @@ from jaxformer.config import Objective
 from jaxformer.data.tasks.base import Task
 from jaxformer.data.tasks.masked_lm import MaskedSentencePairs
 from jaxformer.interop.huggingface import sentence_encoders
-from jaxformer.interop.huggingface.config_reader import Settings
+from jaxformer.interop.huggingface.config_reader import ConfigReader
 from jaxformer.interop.huggingface.families.bridge import Bridge, Source, mean_cross_entropy, text_length, text_sizes
 from jaxformer.interop.huggingface.families.family import ACTIVATIONS, NAMES, Family, stack
 from jaxformer.interop.huggingface.families.rows import attention, linear, norm
-from jaxformer.interop.huggingface.table import Row, Table
+from jaxformer.interop.huggingface.table import ParamMapping, Table
 from jaxformer.layers.mlp import Mlp
 from jaxformer.layers.norms import LayerNorm
 from jaxformer.models.bert import Bert
@@ -24,9 +24,9 @@ EMBEDDINGS, LAYER, HEAD = "bert.embeddings", "bert.encoder.layer.{l}", "cls.pred
 
 TABLE = Table(
     (
-        Row("embeddings/token", f"{EMBEDDINGS}.word_embeddings.weight", copies=(f"{HEAD}.decoder.weight",)),
-        Row("embeddings/position", f"{EMBEDDINGS}.position_embeddings.weight"),
-        Row("embeddings/token_type", f"{EMBEDDINGS}.token_type_embeddings.weight"),
+        ParamMapping("embeddings/token", f"{EMBEDDINGS}.word_embeddings.weight", copies=(f"{HEAD}.decoder.weight",)),
+        ParamMapping("embeddings/position", f"{EMBEDDINGS}.position_embeddings.weight"),
+        ParamMapping("embeddings/token_type", f"{EMBEDDINGS}.token_type_embeddings.weight"),
         *norm("embeddings/norm", f"{EMBEDDINGS}.LayerNorm"),
         *attention(
             "transformer/blocks/attention",
@@ -42,7 +42,7 @@ TABLE = Table(
         *linear("pooler", "bert.pooler.dense"),
         *linear("masked_lm/dense", f"{HEAD}.transform.dense"),
         *norm("masked_lm/norm", f"{HEAD}.transform.LayerNorm"),
-        Row("masked_lm/bias", f"{HEAD}.bias", copies=(f"{HEAD}.decoder.bias",)),
+        ParamMapping("masked_lm/bias", f"{HEAD}.bias", copies=(f"{HEAD}.decoder.bias",)),
         *linear("next_sentence", "cls.seq_relationship"),
     ),
     known={f"{EMBEDDINGS}.position_ids": "0, 1, 2, ..."},
@@ -50,31 +50,31 @@ TABLE = Table(
 )
 
 
-def build(settings: Settings, names: Collection[str]) -> Bert:
+def build(reader: ConfigReader, names: Collection[str]) -> Bert:
     """Our BERT, with the heads whose tensors are there."""
-    settings.must("position_embedding_type", "absolute")
-    settings.must("tie_word_embeddings", True)
+    reader.must("position_embedding_type", "absolute")
+    reader.must("tie_word_embeddings", True)
     return Bert(
-        encoder(settings),
-        vocab=settings.integer("vocab_size"),
-        max_length=settings.integer("max_position_embeddings"),
-        token_types=settings.integer("type_vocab_size", 2),
+        encoder(reader),
+        vocab=reader.integer("vocab_size"),
+        max_length=reader.integer("max_position_embeddings"),
+        token_types=reader.integer("type_vocab_size", 2),
         prediction_heads=heads(names, pooler="pooler.dense.weight", masked_lm=f"{HEAD}.transform.dense.weight"),
     )
 
 
-def encoder(settings: Settings):
+def encoder(reader: ConfigReader):
     """The stack of BERT's and RoBERTa's config."""
     return stack(
-        settings,
-        width=settings.integer("hidden_size"),
-        depth=settings.integer("num_hidden_layers"),
-        heads=settings.integer("num_attention_heads"),
-        mlp=Mlp(settings.integer("intermediate_size"), settings.choice("hidden_act", ACTIVATIONS, "gelu")),
-        norm=LayerNorm(settings.number("layer_norm_eps", 1e-12)),
+        reader,
+        width=reader.integer("hidden_size"),
+        depth=reader.integer("num_hidden_layers"),
+        heads=reader.integer("num_attention_heads"),
+        mlp=Mlp(reader.integer("intermediate_size"), reader.choice("hidden_act", ACTIVATIONS, "gelu")),
+        norm=LayerNorm(reader.number("layer_norm_eps", 1e-12)),
         norm_position="after",
-        dropout=settings.rate("hidden_dropout_prob", 0.1),
-        attention_dropout=settings.rate("attention_probs_dropout_prob", 0.1),
+        dropout=reader.rate("hidden_dropout_prob", 0.1),
+        attention_dropout=reader.rate("attention_probs_dropout_prob", 0.1),
     )
 
 
@@ -176,6 +176,6 @@ FAMILY = Family(
     build=build,
     describe=describe,
     table=TABLE,
-    bare=("BertModel",),
+    headless_architectures=("BertModel",),
     bridge=BRIDGE,
 )

@@ -12,14 +12,14 @@ from jaxformer.data.tasks.base import Task
 from jaxformer.data.tasks.classification import Classify
 from jaxformer.data.tasks.tagging import TagTokens
 from jaxformer.errors import InputError
-from jaxformer.interop.huggingface.config_reader import Settings
+from jaxformer.interop.huggingface.config_reader import ConfigReader
 from jaxformer.interop.huggingface.families import bert, distilbert, gpt2, roberta
 from jaxformer.interop.huggingface.families.bridge import Bridge, Source, text_length, text_sizes
 from jaxformer.interop.huggingface.families.family import Family
 from jaxformer.interop.huggingface.families.rows import linear
 from jaxformer.interop.huggingface.folders import CONFIG
 from jaxformer.interop.huggingface.labels import MANY, REGRESSION, label_fields, read_labels, read_problem_type
-from jaxformer.interop.huggingface.table import Row, Table
+from jaxformer.interop.huggingface.table import ParamMapping, Table
 from jaxformer.layers.pooling import Pooling
 from jaxformer.models.classifier import Classifier
 from jaxformer.objectives.classification import Classification
@@ -92,9 +92,9 @@ def with_head(
     base: Family,
     architecture: str,
     pooling: Pooling,
-    head: list[Row],
+    head: list[ParamMapping],
     renamed: Mapping[str, str] | None = None,
-    adapt: Callable[[Settings, nn.Module], nn.Module] = lambda settings, backbone: backbone,
+    adapt: Callable[[ConfigReader, nn.Module], nn.Module] = lambda reader, backbone: backbone,
 ) -> Family:
     """A family whose model is a classifier of another one's.
 
@@ -108,9 +108,9 @@ def with_head(
     """
     span = architecture.endswith("ForQuestionAnswering")
 
-    def build(settings: Settings, names: Collection[str]) -> Classifier:
-        backbone = adapt(settings, base.build(settings, names))
-        labels, dropout = SPAN if span else read_labels(settings), settings.number("classifier_dropout", 0.1)
+    def build(reader: ConfigReader, names: Collection[str]) -> Classifier:
+        backbone = adapt(reader, base.build(reader, names))
+        labels, dropout = SPAN if span else read_labels(reader), reader.number("classifier_dropout", 0.1)
         return Classifier(backbone, labels, pooling, dropout, bias=len(head) > 1)
 
     def describe(model: Classifier) -> dict[str, Any]:
@@ -128,12 +128,12 @@ def with_head(
         build=build,
         describe=describe,
         table=_table(base.table, head, renamed or {}),
-        bare=(),
+        headless_architectures=(),
         bridge=BRIDGE,
     )
 
 
-def _table(base: Table, head: list[Row], renamed: Mapping[str, str]) -> Table:
+def _table(base: Table, head: list[ParamMapping], renamed: Mapping[str, str]) -> Table:
     def name(theirs: str) -> str:
         for old, new in renamed.items():
             theirs = theirs.replace(old, new) if theirs.startswith(old) else theirs
@@ -144,21 +144,21 @@ def _table(base: Table, head: list[Row], renamed: Mapping[str, str]) -> Table:
             row,
             ours=tuple(BACKBONE + path for path in row.paths) if len(row.paths) > 1 else BACKBONE + row.paths[0],
             theirs=name(row.theirs),
-            beside=row.beside and BACKBONE + row.beside,
-            unless=row.unless and BACKBONE + row.unless,
+            requires=row.requires and BACKBONE + row.requires,
+            excludes=row.excludes and BACKBONE + row.excludes,
         )
         for row in base.rows
     ]
     return dataclasses.replace(base, rows=(*rows, *head))
 
 
-def _linear(theirs: str) -> list[Row]:
+def _linear(theirs: str) -> list[ParamMapping]:
     return linear("head", theirs, "c d -> d c")
 
 
-def _pooled(settings: Settings, backbone: nn.Module) -> nn.Module:
+def _pooled(reader: ConfigReader, backbone: nn.Module) -> nn.Module:
     """With a pooler, which RoBERTa's head has under another name."""
-    del settings
+    del reader
     return dataclasses.replace(backbone, prediction_heads=("pooler",))
 
 
@@ -178,7 +178,12 @@ FAMILIES = (
     with_head(roberta.FAMILY, "RobertaForTokenClassification", "none", _linear("classifier")),
     with_head(distilbert.FAMILY, "DistilBertForQuestionAnswering", "none", _linear("qa_outputs")),
     with_head(distilbert.FAMILY, "DistilBertForTokenClassification", "none", _linear("classifier")),
-    with_head(gpt2.FAMILY, "GPT2ForSequenceClassification", "last", [Row("head/kernel", "score.weight", "c d -> d c")]),
+    with_head(
+        gpt2.FAMILY,
+        "GPT2ForSequenceClassification",
+        "last",
+        [ParamMapping("head/kernel", "score.weight", "c d -> d c")],
+    ),
 )
-"""What answers questions comes before what tags tokens, as that would fit it too. A class of transformers that reads
-something else, such as DistilBERT's for texts, which has a ReLU, is not here."""
+"""Classes for questions come before those for tokens, which would fit the same models. Classes with another head, such
+as DistilBERT's for texts, which has a ReLU, are not supported."""

@@ -6,12 +6,12 @@ from collections.abc import Collection
 from typing import Any
 
 from jaxformer.errors import InputError
-from jaxformer.interop.huggingface.config_reader import Settings
+from jaxformer.interop.huggingface.config_reader import ConfigReader
 from jaxformer.interop.huggingface.families.family import ACTIVATIONS, NAMES, Family, stack
 from jaxformer.interop.huggingface.families.rows import linear, norm
 from jaxformer.interop.huggingface.families.vit import BRIDGE, embeddings, geometry, image_model, self_attention
 from jaxformer.interop.huggingface.labels import label_fields, read_labels
-from jaxformer.interop.huggingface.table import Row, Table
+from jaxformer.interop.huggingface.table import ParamMapping, Table
 from jaxformer.layers.mlp import GatedMlp, Mlp
 from jaxformer.layers.norms import LayerNorm
 from jaxformer.layers.residual import ResidualBranch
@@ -29,12 +29,12 @@ def table(prefix: str) -> Table:
     return Table(
         (
             *embeddings(f"{prefix}.embeddings"),
-            Row("embeddings/registers", f"{prefix}.embeddings.register_tokens", "1 r d -> r d"),
+            ParamMapping("embeddings/registers", f"{prefix}.embeddings.register_tokens", "1 r d -> r d"),
             *self_attention(OURS, layer),
             *norm(f"{OURS}/attention_norm", f"{layer}.norm1"),
             *norm(f"{OURS}/mlp_norm", f"{layer}.norm2"),
-            Row(f"{OURS}/attention_residual/scale", f"{layer}.layer_scale1.lambda1"),
-            Row(f"{OURS}/mlp_residual/scale", f"{layer}.layer_scale2.lambda1"),
+            ParamMapping(f"{OURS}/attention_residual/scale", f"{layer}.layer_scale1.lambda1"),
+            ParamMapping(f"{OURS}/mlp_residual/scale", f"{layer}.layer_scale2.lambda1"),
             *_mlp_rows(f"{layer}.mlp"),
             *norm("transformer/norm", f"{prefix}.layernorm"),
             *linear("head", "classifier"),
@@ -44,50 +44,50 @@ def table(prefix: str) -> Table:
     )
 
 
-def _mlp_rows(theirs: str) -> list[Row]:
+def _mlp_rows(theirs: str) -> list[ParamMapping]:
     """An MLP's two maps, or a gated one's, of which theirs has gate and up in one."""
     gate = f"{GATED[0]}/kernel"
     kernel, bias = (tuple(f"{part}/{name}" for part in GATED) for name in ("kernel", "bias"))
     gated = [
-        Row(kernel, f"{theirs}.weights_in.weight", "(n f) d -> n d f"),
-        Row(bias, f"{theirs}.weights_in.bias", "(n f) -> n f"),
+        ParamMapping(kernel, f"{theirs}.weights_in.weight", "(n f) d -> n d f"),
+        ParamMapping(bias, f"{theirs}.weights_in.bias", "(n f) -> n f"),
         *linear(f"{OURS}/mlp/down", f"{theirs}.weights_out"),
     ]
     plain = [*linear(f"{OURS}/mlp/up", f"{theirs}.fc1"), *linear(f"{OURS}/mlp/down", f"{theirs}.fc2")]
     return [
-        *(dataclasses.replace(row, beside=gate) for row in gated),
-        *(dataclasses.replace(row, unless=gate) for row in plain),
+        *(dataclasses.replace(row, requires=gate) for row in gated),
+        *(dataclasses.replace(row, excludes=gate) for row in plain),
     ]
 
 
-def build(settings: Settings, names: Collection[str]) -> Vit:
+def build(reader: ConfigReader, names: Collection[str]) -> Vit:
     """Our ViT in DINOv2's form; its classifier reads the class token and the mean of the patches."""
-    settings.must("qkv_bias", True)
+    reader.must("qkv_bias", True)
     for name in ("apply_layernorm", "reshape_hidden_states", "out_features", "out_indices", "stage_names"):
-        settings.get(name)  # Of the backbone, which returns what lies between the blocks.
-    settings.get("use_mask_token")
-    width = settings.integer("hidden_size", 768)
+        reader.get(name)  # Of the backbone, which returns what lies between the blocks.
+    reader.get("use_mask_token")
+    width = reader.integer("hidden_size", 768)
     transformer = stack(
-        settings,
+        reader,
         width=width,
-        depth=settings.integer("num_hidden_layers", 12),
-        heads=settings.integer("num_attention_heads", 12),
-        mlp=_mlp(settings, int(width * settings.number("mlp_ratio", 4))),
-        norm=LayerNorm(settings.number("layer_norm_eps", 1e-6)),
-        dropout=settings.rate("hidden_dropout_prob"),
-        attention_dropout=settings.rate("attention_probs_dropout_prob"),
-        residual=ResidualBranch(settings.number("layerscale_value", 1.0), settings.rate("drop_path_rate")),
+        depth=reader.integer("num_hidden_layers", 12),
+        heads=reader.integer("num_attention_heads", 12),
+        mlp=_mlp(reader, int(width * reader.number("mlp_ratio", 4))),
+        norm=LayerNorm(reader.number("layer_norm_eps", 1e-6)),
+        dropout=reader.rate("hidden_dropout_prob"),
+        attention_dropout=reader.rate("attention_probs_dropout_prob"),
+        residual=ResidualBranch(reader.number("layerscale_value", 1.0), reader.rate("drop_path_rate")),
     )
-    labels = read_labels(settings) if "classifier.weight" in names else ()
+    labels = read_labels(reader) if "classifier.weight" in names else ()
     pooling = "first_and_mean" if labels else "first"
-    registers = settings.integer("num_register_tokens", 4) if _has_registers(names) else 0
+    registers = reader.integer("num_register_tokens", 4) if _has_registers(names) else 0
     fields = {"labels": labels, "pooling": pooling, "registers": registers}
-    return image_model(settings, Vit, transformer=transformer, **fields)
+    return image_model(reader, Vit, transformer=transformer, **fields)
 
 
-def _mlp(settings: Settings, inner: int) -> Mlp | GatedMlp:
-    activation = settings.choice("hidden_act", ACTIVATIONS, "gelu")
-    if settings.flag("use_swiglu_ffn", False):
+def _mlp(reader: ConfigReader, inner: int) -> Mlp | GatedMlp:
+    activation = reader.choice("hidden_act", ACTIVATIONS, "gelu")
+    if reader.flag("use_swiglu_ffn", False):
         # Two thirds of the width, in whole eights, and always with SiLU.
         return GatedMlp((int(inner * 2 / 3) + 7) // 8 * 8, bias=True)
     return Mlp(inner, activation)
@@ -141,7 +141,7 @@ def family(model_type: str, name: str) -> Family:
         build=build,
         describe=functools.partial(describe, name=name),
         table=table(model_type),
-        bare=(f"{name}Model",),
+        headless_architectures=(f"{name}Model",),
         bridge=BRIDGE,
     )
 

@@ -3,11 +3,11 @@
 from collections.abc import Collection
 from typing import Any
 
-from jaxformer.interop.huggingface.config_reader import Settings
+from jaxformer.interop.huggingface.config_reader import ConfigReader
 from jaxformer.interop.huggingface.families.bert import BRIDGE, heads
 from jaxformer.interop.huggingface.families.family import ACTIVATIONS, NAMES, Family, stack
 from jaxformer.interop.huggingface.families.rows import attention, linear, norm
-from jaxformer.interop.huggingface.table import Row, Table
+from jaxformer.interop.huggingface.table import ParamMapping, Table
 from jaxformer.layers.mlp import Mlp
 from jaxformer.layers.norms import LayerNorm
 from jaxformer.models.bert import Bert
@@ -16,8 +16,8 @@ EMBEDDINGS, LAYER = "distilbert.embeddings", "distilbert.transformer.layer.{l}"
 
 TABLE = Table(
     (
-        Row("embeddings/token", f"{EMBEDDINGS}.word_embeddings.weight", copies=("vocab_projector.weight",)),
-        Row("embeddings/position", f"{EMBEDDINGS}.position_embeddings.weight"),
+        ParamMapping("embeddings/token", f"{EMBEDDINGS}.word_embeddings.weight", copies=("vocab_projector.weight",)),
+        ParamMapping("embeddings/position", f"{EMBEDDINGS}.position_embeddings.weight"),
         *norm("embeddings/norm", f"{EMBEDDINGS}.LayerNorm"),
         *attention(
             "transformer/blocks/attention",
@@ -32,34 +32,34 @@ TABLE = Table(
         *norm("transformer/blocks/mlp_norm", f"{LAYER}.output_layer_norm"),
         *linear("masked_lm/dense", "vocab_transform"),
         *norm("masked_lm/norm", "vocab_layer_norm"),
-        Row("masked_lm/bias", "vocab_projector.bias"),
+        ParamMapping("masked_lm/bias", "vocab_projector.bias"),
     ),
     known={f"{EMBEDDINGS}.position_ids": "0, 1, 2, ..."},
     prefix="distilbert.",
 )
 
 
-def build(settings: Settings, names: Collection[str]) -> Bert:
+def build(reader: ConfigReader, names: Collection[str]) -> Bert:
     """Our DistilBERT, with its masked-LM head if it is there."""
-    settings.must("tie_word_embeddings", True)
+    reader.must("tie_word_embeddings", True)
     for name in ("sinusoidal_pos_embds", "tie_weights_", "qa_dropout", "seq_classif_dropout"):
-        settings.get(name)  # How its table of positions began, what is always so, and heads that are not here.
-    width = settings.integer("dim", 768)
+        reader.get(name)  # How its table of positions began, what is always so, and heads that are not here.
+    width = reader.integer("dim", 768)
     transformer = stack(
-        settings,
+        reader,
         width=width,
-        depth=settings.integer("n_layers", 6),
-        heads=settings.integer("n_heads", 12),
-        mlp=Mlp(settings.integer("hidden_dim", 3072), settings.choice("activation", ACTIVATIONS, "gelu")),
+        depth=reader.integer("n_layers", 6),
+        heads=reader.integer("n_heads", 12),
+        mlp=Mlp(reader.integer("hidden_dim", 3072), reader.choice("activation", ACTIVATIONS, "gelu")),
         norm=LayerNorm(1e-12),
         norm_position="after",
-        dropout=settings.rate("dropout", 0.1),
-        attention_dropout=settings.rate("attention_dropout", 0.1),
+        dropout=reader.rate("dropout", 0.1),
+        attention_dropout=reader.rate("attention_dropout", 0.1),
     )
     return Bert(
         transformer,
-        vocab=settings.integer("vocab_size", 30_522),
-        max_length=settings.integer("max_position_embeddings", 512),
+        vocab=reader.integer("vocab_size", 30_522),
+        max_length=reader.integer("max_position_embeddings", 512),
         token_types=0,
         prediction_heads=heads(names, pooler="pooler.dense.weight", masked_lm="vocab_transform.weight"),
     )
@@ -90,6 +90,6 @@ FAMILY = Family(
     build=build,
     describe=describe,
     table=TABLE,
-    bare=("DistilBertModel",),
+    headless_architectures=("DistilBertModel",),
     bridge=BRIDGE,
 )

@@ -1,4 +1,4 @@
-"""What a family is: which classes of transformers, our model of their config and theirs of ours, and the table."""
+"""A family: classes of transformers, the conversion of their configs, and the table of their weights."""
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -9,7 +9,7 @@ import numpy as np
 from jaxformer import config
 from jaxformer.config import Difference
 from jaxformer.errors import InputError
-from jaxformer.interop.huggingface.config_reader import Settings
+from jaxformer.interop.huggingface.config_reader import ConfigReader
 from jaxformer.interop.huggingface.families.bridge import Bridge
 from jaxformer.interop.huggingface.table import Table
 from jaxformer.layers.attention import Attention
@@ -27,12 +27,12 @@ ACTIVATIONS = {
     "swish": "silu",
     "tanh": "tanh",
 }
-"""Ours of their activations."""
+"""Our activations by transformers' names."""
 NAMES = {"gelu": "gelu", "gelu_tanh": "gelu_new", "relu": "relu", "silu": "silu", "tanh": "tanh"}
-"""Theirs of our activations."""
+"""transformers' names of our activations."""
 
 NOT_COMPUTED = ("dropout", "attention_dropout", "dtype", "remat", "unroll")
-"""Fields of a stack that change no parameter's meaning."""
+"""Fields of a stack that do not change what its parameters compute."""
 
 
 AUTO_CLASSES: Mapping[str, tuple[str, str | None]] = {
@@ -57,21 +57,21 @@ class Family:
     """A family of transformers' models."""
 
     model_type: str
-    """What a config.json calls it."""
+    """Its name in a config.json."""
     architectures: tuple[str, ...]
-    """Its classes here, the usual one first."""
+    """The supported classes, the usual one first."""
     module: type[Model]
-    """Our model's class."""
-    build: Callable[[Settings, Collection[str]], Model]
-    """Our model of a config and the tensors' names; asks for every field that it honours."""
+    """The class of the model."""
+    build: Callable[[ConfigReader, Collection[str]], Model]
+    """Makes the model of a config and the tensors' names; reads every field of the config that it honours."""
     describe: Callable[[Any], Mapping[str, Any]]
-    """The config of our model, `architectures` among it, so that `build` makes the same model of it."""
+    """Makes the config of a model, with `architectures`, such that `build` makes the same model of it."""
     table: Table
-    """How parameters correspond."""
-    bare: tuple[str, ...] = ()
-    """Those of the architectures whose tensors lack the table's prefix."""
+    """The correspondence of parameters."""
+    headless_architectures: tuple[str, ...] = ()
+    """Architectures whose tensors lack the table's prefix."""
     constants: Callable[[Any], Mapping[str, np.ndarray]] | None = None
-    """Tensors of theirs that our model computes and transformers keeps, by name: written too."""
+    """Tensors that the model computes and transformers stores, by name; exports write them."""
     own_pad: bool = False
     """Whether `describe` says which token is padding, because positions depend on it."""
     bridge: Bridge = Bridge()
@@ -85,12 +85,12 @@ class Family:
         return next(names for ending, names in known.items() if architecture.endswith(ending))
 
 
-def stack(settings: Settings, **fields: Any) -> Transformer:
-    """A Transformer; what our fields refuse is the config's fault."""
+def stack(reader: ConfigReader, **fields: Any) -> Transformer:
+    """Makes a Transformer; raises InputError that names the config if a field is invalid."""
     try:
         return Transformer(**fields)
     except InputError as error:
-        raise InputError(f"{settings.where}: {error}") from error
+        raise InputError(f"{reader.where}: {error}") from error
 
 
 def explicit(model: Model) -> Model:

@@ -10,12 +10,12 @@ from jaxformer.config import Objective
 from jaxformer.data.tasks.base import Task
 from jaxformer.data.tasks.causal_lm import NextToken
 from jaxformer.decoding.settings import Decoding
-from jaxformer.interop.huggingface.config_reader import Settings
+from jaxformer.interop.huggingface.config_reader import ConfigReader
 from jaxformer.interop.huggingface.families.bridge import Bridge, Source, mean_cross_entropy, text_length, text_sizes
 from jaxformer.interop.huggingface.families.family import ACTIVATIONS, NAMES, Family, stack
 from jaxformer.interop.huggingface.families.rows import linear, norm
 from jaxformer.interop.huggingface.generation_config import read_decoding
-from jaxformer.interop.huggingface.table import Row, Table
+from jaxformer.interop.huggingface.table import ParamMapping, Table
 from jaxformer.interop.huggingface.text.tokenizer_files import begins_texts
 from jaxformer.layers.mlp import Mlp
 from jaxformer.layers.norms import LayerNorm
@@ -28,50 +28,48 @@ PARTS = [f"{OURS}/attention/{part}" for part in ("query", "key", "value")]
 # Its matrices have their inputs first, and queries, keys and values are one.
 TABLE = Table(
     (
-        Row("embeddings/token", "transformer.wte.weight", copies=("lm_head.weight",)),
-        Row("embeddings/position", "transformer.wpe.weight"),
+        ParamMapping("embeddings/token", "transformer.wte.weight", copies=("lm_head.weight",)),
+        ParamMapping("embeddings/position", "transformer.wpe.weight"),
         *norm(f"{OURS}/attention_norm", f"{LAYER}.ln_1"),
-        Row(tuple(f"{part}/kernel" for part in PARTS), f"{LAYER}.attn.c_attn.weight", "d (n h k) -> n d h k"),
-        Row(tuple(f"{part}/bias" for part in PARTS), f"{LAYER}.attn.c_attn.bias", "(n h k) -> n h k"),
+        ParamMapping(tuple(f"{part}/kernel" for part in PARTS), f"{LAYER}.attn.c_attn.weight", "d (n h k) -> n d h k"),
+        ParamMapping(tuple(f"{part}/bias" for part in PARTS), f"{LAYER}.attn.c_attn.bias", "(n h k) -> n h k"),
         *linear(f"{OURS}/attention/output", f"{LAYER}.attn.c_proj", "(h k) d -> h k d"),
         *norm(f"{OURS}/mlp_norm", f"{LAYER}.ln_2"),
         *linear(f"{OURS}/mlp/up", f"{LAYER}.mlp.c_fc", ""),
         *linear(f"{OURS}/mlp/down", f"{LAYER}.mlp.c_proj", ""),
         *norm("transformer/norm", "transformer.ln_f"),
-        Row("head", "lm_head.weight"),
+        ParamMapping("head", "lm_head.weight"),
     ),
     known={f"{LAYER}.attn.bias": "the causal mask", f"{LAYER}.attn.masked_bias": "what a masked score is"},
     prefix="transformer.",
 )
 
 
-def build(settings: Settings, names: Collection[str]) -> Gpt:
+def build(reader: ConfigReader, names: Collection[str]) -> Gpt:
     """Our GPT-2."""
     del names
     for name, value in {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False}.items():
-        settings.must(name, value)
-    settings.get("reorder_and_upcast_attn")  # Scores and softmax are in float32 here always.
-    settings.get("n_ctx")  # n_positions by its old name.
+        reader.must(name, value)
+    reader.get("reorder_and_upcast_attn")  # Scores and softmax are in float32 here always.
+    reader.get("n_ctx")  # n_positions by its old name.
     for name in ("type", "use_proj", "activation", "proj_to_labels", "first_dropout"):
-        settings.get(f"summary_{name}")  # Of a head that is not here.
-    width = settings.integer("n_embd", 768)
+        reader.get(f"summary_{name}")  # Of a head that is not here.
+    width = reader.integer("n_embd", 768)
     transformer = stack(
-        settings,
+        reader,
         width=width,
-        depth=settings.integer("n_layer", 12),
-        heads=settings.integer("n_head", 12),
-        mlp=Mlp(
-            settings.integer("n_inner", 4 * width), settings.choice("activation_function", ACTIVATIONS, "gelu_new")
-        ),
-        norm=LayerNorm(settings.number("layer_norm_epsilon", 1e-5)),
-        dropout=settings.rate("resid_pdrop", 0.1, "embd_pdrop"),
-        attention_dropout=settings.rate("attn_pdrop", 0.1),
+        depth=reader.integer("n_layer", 12),
+        heads=reader.integer("n_head", 12),
+        mlp=Mlp(reader.integer("n_inner", 4 * width), reader.choice("activation_function", ACTIVATIONS, "gelu_new")),
+        norm=LayerNorm(reader.number("layer_norm_epsilon", 1e-5)),
+        dropout=reader.rate("resid_pdrop", 0.1, "embd_pdrop"),
+        attention_dropout=reader.rate("attn_pdrop", 0.1),
     )
     return Gpt(
         transformer,
-        vocab=settings.integer("vocab_size", 50_257),
-        max_length=settings.integer("n_positions", 1024),
-        tie_embeddings=settings.flag("tie_word_embeddings", True),
+        vocab=reader.integer("vocab_size", 50_257),
+        max_length=reader.integer("n_positions", 1024),
+        tie_embeddings=reader.flag("tie_word_embeddings", True),
     )
 
 

@@ -3,11 +3,11 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from jaxformer.interop.huggingface.config_reader import Settings
+from jaxformer.interop.huggingface.config_reader import ConfigReader
 from jaxformer.interop.huggingface.families.family import ACTIVATIONS, NAMES, Family, stack
 from jaxformer.interop.huggingface.families.gpt2 import BRIDGE
 from jaxformer.interop.huggingface.families.rows import attention, linear, norm
-from jaxformer.interop.huggingface.table import Row, Table
+from jaxformer.interop.huggingface.table import ParamMapping, Table
 from jaxformer.layers.attention import Attention
 from jaxformer.layers.mlp import GatedMlp
 from jaxformer.layers.norms import HeadRMSNorm, RMSNorm
@@ -18,7 +18,7 @@ LAYER, OURS = "model.layers.{l}", "transformer/blocks"
 
 TABLE = Table(
     (
-        Row("embeddings/token", "model.embed_tokens.weight", copies=("lm_head.weight",)),
+        ParamMapping("embeddings/token", "model.embed_tokens.weight", copies=("lm_head.weight",)),
         *norm(f"{OURS}/attention_norm", f"{LAYER}.input_layernorm"),
         *attention(
             f"{OURS}/attention",
@@ -27,14 +27,14 @@ TABLE = Table(
             f"{LAYER}.self_attn.v_proj",
             f"{LAYER}.self_attn.o_proj",
         ),
-        Row(f"{OURS}/attention/query_norm/scale", f"{LAYER}.self_attn.q_norm.weight"),
-        Row(f"{OURS}/attention/key_norm/scale", f"{LAYER}.self_attn.k_norm.weight"),
+        ParamMapping(f"{OURS}/attention/query_norm/scale", f"{LAYER}.self_attn.q_norm.weight"),
+        ParamMapping(f"{OURS}/attention/key_norm/scale", f"{LAYER}.self_attn.k_norm.weight"),
         *norm(f"{OURS}/mlp_norm", f"{LAYER}.post_attention_layernorm"),
         *linear(f"{OURS}/mlp/gate", f"{LAYER}.mlp.gate_proj"),
         *linear(f"{OURS}/mlp/up", f"{LAYER}.mlp.up_proj"),
         *linear(f"{OURS}/mlp/down", f"{LAYER}.mlp.down_proj"),
         *norm("transformer/norm", "model.norm"),
-        Row("head", "lm_head.weight"),
+        ParamMapping("head", "lm_head.weight"),
     ),
     known={f"{LAYER}.self_attn.rotary_emb.inv_freq": "computed from the config", "model.rotary_emb.inv_freq": "too"},
     prefix="model.",
@@ -51,35 +51,35 @@ SCALINGS = {"none": (), "linear": ("factor",), "llama3": tuple(ROPE)}
 """The scalings that are here, and which fields each needs."""
 
 
-def build_llama(settings: Settings, names: Collection[str]) -> Gpt:
+def build_llama(reader: ConfigReader, names: Collection[str]) -> Gpt:
     """Our LLaMA."""
-    bias = settings.flag("attention_bias", False)
-    return _build(settings, bias=bias, mlp_bias=settings.flag("mlp_bias", False), groups=None)
+    bias = reader.flag("attention_bias", False)
+    return _build(reader, bias=bias, mlp_bias=reader.flag("mlp_bias", False), groups=None)
 
 
-def build_mistral(settings: Settings, names: Collection[str]) -> Gpt:
+def build_mistral(reader: ConfigReader, names: Collection[str]) -> Gpt:
     """Our Mistral: a LLaMA without biases; a window shorter than its positions is not here."""
-    longest, window = settings.integer("max_position_embeddings", 131_072), settings.get("sliding_window")
+    longest, window = reader.integer("max_position_embeddings", 131_072), reader.get("sliding_window")
     if window is not None and window < longest:
-        raise settings.error("sliding_window", window, f"null, or at least max_position_embeddings={longest}")
-    return _build(settings, groups=8, max_length=131_072)
+        raise reader.error("sliding_window", window, f"null, or at least max_position_embeddings={longest}")
+    return _build(reader, groups=8, max_length=131_072)
 
 
-def build_qwen3(settings: Settings, names: Collection[str]) -> Gpt:
+def build_qwen3(reader: ConfigReader, names: Collection[str]) -> Gpt:
     """Our Qwen3: a LLaMA whose heads' queries and keys are normalised."""
-    settings.must("use_sliding_window", False)
-    kinds = settings.get("layer_types", [])
+    reader.must("use_sliding_window", False)
+    kinds = reader.get("layer_types", [])
     if any(kind != "full_attention" for kind in kinds):
-        raise settings.error("layer_types", sorted(set(kinds)), "full_attention alone")
+        raise reader.error("layer_types", sorted(set(kinds)), "full_attention alone")
     for name in ("sliding_window", "max_window_layers"):
-        settings.get(name)  # Say nothing without use_sliding_window.
-    norm = HeadRMSNorm(settings.number("rms_norm_eps", 1e-6))
-    bias = settings.flag("attention_bias", False)
-    return _build(settings, bias=bias, groups=32, head_dim=128, max_length=32_768, head_norm=norm)
+        reader.get(name)  # Say nothing without use_sliding_window.
+    norm = HeadRMSNorm(reader.number("rms_norm_eps", 1e-6))
+    bias = reader.flag("attention_bias", False)
+    return _build(reader, bias=bias, groups=32, head_dim=128, max_length=32_768, head_norm=norm)
 
 
 def _build(
-    settings: Settings,
+    reader: ConfigReader,
     groups: int | None,
     bias: bool = False,
     mlp_bias: bool = False,
@@ -87,42 +87,42 @@ def _build(
     max_length: int = 2048,
     head_norm: HeadRMSNorm | None = None,
 ) -> Gpt:
-    width, heads = settings.integer("hidden_size"), settings.integer("num_attention_heads")
+    width, heads = reader.integer("hidden_size"), reader.integer("num_attention_heads")
     sizes = {
-        "kv_heads": settings.integer("num_key_value_heads", groups or heads),
-        "head_dim": settings.integer("head_dim", head_dim or max(1, width // heads)),
+        "kv_heads": reader.integer("num_key_value_heads", groups or heads),
+        "head_dim": reader.integer("head_dim", head_dim or max(1, width // heads)),
     }
-    activation = settings.choice("hidden_act", ACTIVATIONS, "silu")
+    activation = reader.choice("hidden_act", ACTIVATIONS, "silu")
     transformer = stack(
-        settings,
+        reader,
         width=width,
-        depth=settings.integer("num_hidden_layers"),
+        depth=reader.integer("num_hidden_layers"),
         heads=heads,
         attention=Attention(**sizes, bias=bias, head_norm=head_norm),
-        mlp=GatedMlp(settings.integer("intermediate_size"), activation, mlp_bias),
-        norm=RMSNorm(settings.number("rms_norm_eps", 1e-6)),
-        position_embedding=rotary(settings),
+        mlp=GatedMlp(reader.integer("intermediate_size"), activation, mlp_bias),
+        norm=RMSNorm(reader.number("rms_norm_eps", 1e-6)),
+        position_embedding=rotary(reader),
         dropout=0.0,
-        attention_dropout=settings.rate("attention_dropout"),
+        attention_dropout=reader.rate("attention_dropout"),
     )
     return Gpt(
         transformer,
-        vocab=settings.integer("vocab_size"),
-        max_length=settings.integer("max_position_embeddings", max_length),
-        tie_embeddings=settings.flag("tie_word_embeddings", False),
+        vocab=reader.integer("vocab_size"),
+        max_length=reader.integer("max_position_embeddings", max_length),
+        tie_embeddings=reader.flag("tie_word_embeddings", False),
     )
 
 
-def rotary(settings: Settings) -> Rotary:
+def rotary(reader: ConfigReader) -> Rotary:
     """What the config says of its rotary positions, in today's words or in older ones."""
-    settings.must("partial_rotary_factor", 1.0)
-    base = settings.number("rope_theta", 10_000.0)
-    name = "rope_parameters" if "rope_parameters" in settings else "rope_scaling"
-    rope = dict(settings.get("rope_scaling", {})) | dict(settings.get("rope_parameters", {}))
-    return rotary_of(settings, name, {"rope_theta": base} | rope)
+    reader.must("partial_rotary_factor", 1.0)
+    base = reader.number("rope_theta", 10_000.0)
+    name = "rope_parameters" if "rope_parameters" in reader else "rope_scaling"
+    rope = dict(reader.get("rope_scaling", {})) | dict(reader.get("rope_parameters", {}))
+    return rotary_of(reader, name, {"rope_theta": base} | rope)
 
 
-def rotary_of(settings: Settings, name: str, rope: Mapping[str, Any]) -> Rotary:
+def rotary_of(reader: ConfigReader, name: str, rope: Mapping[str, Any]) -> Rotary:
     """Rotary positions of a mapping of `rope_theta`, `rope_type` and what the type needs; `name` is for messages."""
     rope = dict(rope)
     older = rope.pop("type", "default")
@@ -130,13 +130,13 @@ def rotary_of(settings: Settings, name: str, rope: Mapping[str, Any]) -> Rotary:
     kind = {"default": "none"}.get(kind, kind)
     base = float(rope.pop("rope_theta"))
     if kind not in SCALINGS:
-        raise settings.error(f"{name}.rope_type", kind, "default, linear or llama3")
+        raise reader.error(f"{name}.rope_type", kind, "default, linear or llama3")
     if rope.pop("partial_rotary_factor", 1.0) != 1.0:
-        raise settings.error(f"{name}.partial_rotary_factor", "below 1", "1")
+        raise reader.error(f"{name}.partial_rotary_factor", "below 1", "1")
     if kind != "llama3":
         rope.pop("original_max_position_embeddings", None)
     if set(rope) != set(SCALINGS[kind]):
-        raise settings.error(name, rope, f"these fields for {kind}: {', '.join(SCALINGS[kind]) or 'none'}")
+        raise reader.error(name, rope, f"these fields for {kind}: {', '.join(SCALINGS[kind]) or 'none'}")
     return Rotary(base, kind, **{ROPE[field]: value for field, value in rope.items()})
 
 

@@ -10,12 +10,12 @@ from jaxformer.config import Objective
 from jaxformer.data.tasks.base import Task
 from jaxformer.data.tasks.seq2seq import TextToText
 from jaxformer.decoding.settings import Decoding
-from jaxformer.interop.huggingface.config_reader import Settings
+from jaxformer.interop.huggingface.config_reader import ConfigReader
 from jaxformer.interop.huggingface.families.bridge import Bridge, Source, mean_cross_entropy, text_length
 from jaxformer.interop.huggingface.families.family import ACTIVATIONS, NAMES, Family, stack
 from jaxformer.interop.huggingface.families.rows import attention, linear, norm
 from jaxformer.interop.huggingface.generation_config import read_decoding, start_token
-from jaxformer.interop.huggingface.table import Row, Table
+from jaxformer.interop.huggingface.table import ParamMapping, Table
 from jaxformer.interop.huggingface.text.tokenizer_files import begins_texts
 from jaxformer.interop.huggingface.text_forms import marian_run
 from jaxformer.layers.mlp import Mlp
@@ -34,7 +34,7 @@ def sinusoids(shape: tuple[int, ...]) -> np.ndarray:
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=-1)
 
 
-def stack_rows(side: str) -> list[Row]:
+def stack_rows(side: str) -> list[ParamMapping]:
     """The blocks of an encoder or a decoder, as Marian and BART have them."""
     layer, ours = f"model.{side}.layers.{{l}}", f"{side}/blocks"
 
@@ -51,13 +51,13 @@ def stack_rows(side: str) -> list[Row]:
     return rows + norm(f"{ours}/mlp_norm", f"{layer}.final_layer_norm")
 
 
-def shared_rows() -> list[Row]:
+def shared_rows() -> list[ParamMapping]:
     """Embeddings and head, as Marian and BART have them."""
     tied = ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight")
     return [
-        Row("embeddings/token", "model.shared.weight", copies=tied),
-        Row("bias", "final_logits_bias", "1 v -> v"),
-        Row("head", "lm_head.weight"),
+        ParamMapping("embeddings/token", "model.shared.weight", copies=tied),
+        ParamMapping("bias", "final_logits_bias", "1 v -> v"),
+        ParamMapping("head", "lm_head.weight"),
     ]
 
 
@@ -68,44 +68,42 @@ TABLE = Table(
 )
 
 
-def build(settings: Settings, names: Collection[str]) -> EncoderDecoder:
+def build(reader: ConfigReader, names: Collection[str]) -> EncoderDecoder:
     """Our Marian."""
-    vocab = settings.integer("vocab_size", 58_101)
-    settings.must("decoder_vocab_size", vocab)
-    settings.must("share_encoder_decoder_embeddings", True)
-    settings.must("static_position_embeddings", True)
-    settings.must("normalize_embedding", False)
+    vocab = reader.integer("vocab_size", 58_101)
+    reader.must("decoder_vocab_size", vocab)
+    reader.must("share_encoder_decoder_embeddings", True)
+    reader.must("static_position_embeddings", True)
+    reader.must("normalize_embedding", False)
     return EncoderDecoder(
-        **stacks(settings),
+        **stacks(reader),
         vocab=vocab,
-        max_length=settings.integer("max_position_embeddings", 1024),
-        scale_embeddings=settings.flag("scale_embedding", False),
-        tie_embeddings=settings.flag("tie_word_embeddings", True),
+        max_length=reader.integer("max_position_embeddings", 1024),
+        scale_embeddings=reader.flag("scale_embedding", False),
+        tie_embeddings=reader.flag("tie_word_embeddings", True),
         head_bias="final_logits_bias" in names,
     )
 
 
-def stacks(settings: Settings) -> dict[str, Transformer]:
+def stacks(reader: ConfigReader) -> dict[str, Transformer]:
     """Both stacks of Marian's and BART's config."""
     for name in ("normalize_before", "add_final_layer_norm", "add_bias_logits"):
-        settings.must(name, False)
-    settings.get("num_hidden_layers")  # The encoder's, again.
+        reader.must(name, False)
+    reader.get("num_hidden_layers")  # The encoder's, again.
     for name in ("activation_dropout", "encoder_layerdrop", "decoder_layerdrop"):
-        settings.only_training(name)
+        reader.only_training(name)
 
     def make(side):
         return stack(
-            settings,
-            width=settings.integer("d_model", 1024),
-            depth=settings.integer(f"{side}_layers", 12),
-            heads=settings.integer(f"{side}_attention_heads", 16),
-            mlp=Mlp(
-                settings.integer(f"{side}_ffn_dim", 4096), settings.choice("activation_function", ACTIVATIONS, "gelu")
-            ),
+            reader,
+            width=reader.integer("d_model", 1024),
+            depth=reader.integer(f"{side}_layers", 12),
+            heads=reader.integer(f"{side}_attention_heads", 16),
+            mlp=Mlp(reader.integer(f"{side}_ffn_dim", 4096), reader.choice("activation_function", ACTIVATIONS, "gelu")),
             norm=LayerNorm(1e-5),
             norm_position="after",
-            dropout=settings.rate("dropout", 0.1),
-            attention_dropout=settings.rate("attention_dropout"),
+            dropout=reader.rate("dropout", 0.1),
+            attention_dropout=reader.rate("attention_dropout"),
         )
 
     return {"encoder": make("encoder"), "decoder": make("decoder")}

@@ -4,20 +4,20 @@ from collections.abc import Collection
 from typing import Any
 
 from jaxformer.errors import InputError
-from jaxformer.interop.huggingface.config_reader import Settings
+from jaxformer.interop.huggingface.config_reader import ConfigReader
 from jaxformer.interop.huggingface.families.bert import BRIDGE, encoder, encoder_fields, heads
 from jaxformer.interop.huggingface.families.family import Family
 from jaxformer.interop.huggingface.families.rows import attention, linear, norm
-from jaxformer.interop.huggingface.table import Row, Table
+from jaxformer.interop.huggingface.table import ParamMapping, Table
 from jaxformer.models.bert import Bert
 
 EMBEDDINGS, LAYER = "roberta.embeddings", "roberta.encoder.layer.{l}"
 
 TABLE = Table(
     (
-        Row("embeddings/token", f"{EMBEDDINGS}.word_embeddings.weight", copies=("lm_head.decoder.weight",)),
-        Row("embeddings/position", f"{EMBEDDINGS}.position_embeddings.weight"),
-        Row("embeddings/token_type", f"{EMBEDDINGS}.token_type_embeddings.weight"),
+        ParamMapping("embeddings/token", f"{EMBEDDINGS}.word_embeddings.weight", copies=("lm_head.decoder.weight",)),
+        ParamMapping("embeddings/position", f"{EMBEDDINGS}.position_embeddings.weight"),
+        ParamMapping("embeddings/token_type", f"{EMBEDDINGS}.token_type_embeddings.weight"),
         *norm("embeddings/norm", f"{EMBEDDINGS}.LayerNorm"),
         *attention(
             "transformer/blocks/attention",
@@ -33,29 +33,29 @@ TABLE = Table(
         *linear("pooler", "roberta.pooler.dense"),
         *linear("masked_lm/dense", "lm_head.dense"),
         *norm("masked_lm/norm", "lm_head.layer_norm"),
-        Row("masked_lm/bias", "lm_head.bias", copies=("lm_head.decoder.bias",)),
+        ParamMapping("masked_lm/bias", "lm_head.bias", copies=("lm_head.decoder.bias",)),
     ),
     known={f"{EMBEDDINGS}.position_ids": "0, 1, 2, ..."},
     prefix="roberta.",
 )
 
 
-def build(settings: Settings, names: Collection[str]) -> Bert:
+def build(reader: ConfigReader, names: Collection[str]) -> Bert:
     """Our RoBERTa, with the heads whose tensors are there."""
-    settings.must("position_embedding_type", "absolute")
-    settings.must("tie_word_embeddings", True)
+    reader.must("position_embedding_type", "absolute")
+    reader.must("tie_word_embeddings", True)
     found = heads(names, pooler="pooler.dense.weight", masked_lm="lm_head.dense.weight")
     if "masked_lm" in found:
-        settings.must("hidden_act", "gelu")  # Its head has no other.
-    offset = settings.get("pad_token_id", 1) + 1
-    rows = settings.integer("max_position_embeddings", 512)
+        reader.must("hidden_act", "gelu")  # Its head has no other.
+    offset = reader.get("pad_token_id", 1) + 1
+    rows = reader.integer("max_position_embeddings", 512)
     if rows <= offset:
-        raise settings.error("max_position_embeddings", rows, f"more than {offset}, the first position's row")
+        raise reader.error("max_position_embeddings", rows, f"more than {offset}, the first position's row")
     return Bert(
-        encoder(settings),
-        vocab=settings.integer("vocab_size"),
+        encoder(reader),
+        vocab=reader.integer("vocab_size"),
         max_length=rows - offset,
-        token_types=settings.integer("type_vocab_size", 2),
+        token_types=reader.integer("type_vocab_size", 2),
         position_offset=offset,
         prediction_heads=found,
     )
@@ -81,7 +81,7 @@ FAMILY = Family(
     build=build,
     describe=describe,
     table=TABLE,
-    bare=("RobertaModel",),
+    headless_architectures=("RobertaModel",),
     bridge=BRIDGE,
     own_pad=True,
 )

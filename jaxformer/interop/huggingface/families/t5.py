@@ -3,11 +3,11 @@
 from collections.abc import Collection
 from typing import Any
 
-from jaxformer.interop.huggingface.config_reader import Settings
+from jaxformer.interop.huggingface.config_reader import ConfigReader
 from jaxformer.interop.huggingface.families.family import ACTIVATIONS, NAMES, Family, stack
 from jaxformer.interop.huggingface.families.marian import EncoderDecoderBridge
 from jaxformer.interop.huggingface.families.rows import attention, norm
-from jaxformer.interop.huggingface.table import Row, Table
+from jaxformer.interop.huggingface.table import ParamMapping, Table
 from jaxformer.layers.attention import Attention
 from jaxformer.layers.mlp import GatedMlp, Mlp
 from jaxformer.layers.norms import RMSNorm
@@ -16,26 +16,26 @@ from jaxformer.layers.transformer import Transformer
 from jaxformer.models.t5 import T5
 
 
-def _attention(ours: str, theirs: str) -> list[Row]:
+def _attention(ours: str, theirs: str) -> list[ParamMapping]:
     return attention(ours, *(f"{theirs}.{part}" for part in "qkvo"))
 
 
-def _mlp(ours: str, theirs: str) -> list[Row]:
+def _mlp(ours: str, theirs: str) -> list[ParamMapping]:
     """Gated or not, which changes a name: `up` is what does not pass through the activation, where there are two."""
     gate, up = f"{ours}/gate/kernel", f"{ours}/up/kernel"
     return [
-        Row(gate, f"{theirs}.wi_0.weight", "f d -> d f"),
-        Row(up, f"{theirs}.wi_1.weight", "f d -> d f", beside=gate),
-        Row(up, f"{theirs}.wi.weight", "f d -> d f", unless=gate),
-        Row(f"{ours}/down/kernel", f"{theirs}.wo.weight", "f d -> d f"),
+        ParamMapping(gate, f"{theirs}.wi_0.weight", "f d -> d f"),
+        ParamMapping(up, f"{theirs}.wi_1.weight", "f d -> d f", requires=gate),
+        ParamMapping(up, f"{theirs}.wi.weight", "f d -> d f", excludes=gate),
+        ParamMapping(f"{ours}/down/kernel", f"{theirs}.wo.weight", "f d -> d f"),
     ]
 
 
-def _stack(side: str) -> list[Row]:
+def _stack(side: str) -> list[ParamMapping]:
     layer, ours = f"{side}.block.{{l}}.layer", f"{side}/blocks"
     table = f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
     rows = [
-        Row(f"{side}/position_embedding/bias", table),
+        ParamMapping(f"{side}/position_embedding/bias", table),
         *_attention(f"{ours}/attention", f"{layer}.0.SelfAttention"),
         *norm(f"{ours}/attention_norm", f"{layer}.0.layer_norm"),
     ]
@@ -51,7 +51,7 @@ def _stack(side: str) -> list[Row]:
 
 TABLE = Table(
     (
-        Row(
+        ParamMapping(
             "embeddings/token",
             "shared.weight",
             copies=("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"),
@@ -59,54 +59,54 @@ TABLE = Table(
         *_stack("encoder"),
         *_stack("decoder"),
         # A file of transformers 5 lacks a head that equals the embeddings. Ours has it: older versions would draw one.
-        Row("head", "lm_head.weight", otherwise="shared.weight"),
+        ParamMapping("head", "lm_head.weight", tied_to="shared.weight"),
     ),
     known={"decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight": "never used"},
 )
 
 
-def build_t5(settings: Settings, names: Collection[str]) -> T5:
+def build_t5(reader: ConfigReader, names: Collection[str]) -> T5:
     """Our T5: v1.0, which shares its embeddings with its head and scales what it decodes, or v1.1, which does not."""
     # transformers 5 writes tie_word_embeddings=true in every config; scale_decoder_outputs has its former meaning.
-    tie_embeddings = settings.flag("tie_word_embeddings", True)
-    return _build(settings, tie_embeddings=settings.flag("scale_decoder_outputs", tie_embeddings), form="relu")
+    tie_embeddings = reader.flag("tie_word_embeddings", True)
+    return _build(reader, tie_embeddings=reader.flag("scale_decoder_outputs", tie_embeddings), form="relu")
 
 
-def build_mt5(settings: Settings, names: Collection[str]) -> T5:
+def build_mt5(reader: ConfigReader, names: Collection[str]) -> T5:
     """Our mT5: never scaled, whatever its config says of ties."""
-    settings.get("tie_word_embeddings")
-    return _build(settings, tie_embeddings=False, form="gated-gelu")
+    reader.get("tie_word_embeddings")
+    return _build(reader, tie_embeddings=False, form="gated-gelu")
 
 
-def _build(settings: Settings, tie_embeddings: bool, form: str) -> T5:
-    depth = settings.integer("num_layers", 6)
+def _build(reader: ConfigReader, tie_embeddings: bool, form: str) -> T5:
+    depth = reader.integer("num_layers", 6)
     forms = {name: (Mlp, act) for name, act in ACTIVATIONS.items()}
     forms |= {f"gated-{name}": (GatedMlp, act) for name, act in ACTIVATIONS.items()}
     forms["gated-gelu"] = (GatedMlp, "gelu_tanh")  # By this name it means the approximation.
-    kind, act = settings.choice("feed_forward_proj", forms, form)
+    kind, act = reader.choice("feed_forward_proj", forms, form)
     for name in ("dense_act_fn", "is_gated_act", "scale_decoder_outputs"):
-        settings.get(name)  # Said by the two before, or always so.
+        reader.get(name)  # Said by the two before, or always so.
     sizes = {
-        "width": settings.integer("d_model", 512),
-        "heads": settings.integer("num_heads", 8),
-        "attention": Attention(head_dim=settings.integer("d_kv", 64), bias=False, scale_scores=False),
-        "mlp": kind(settings.integer("d_ff", 2048), act, bias=False),
-        "norm": RMSNorm(settings.number("layer_norm_epsilon", 1e-6)),
-        "dropout": (rate := settings.rate("dropout_rate", 0.1)),
+        "width": reader.integer("d_model", 512),
+        "heads": reader.integer("num_heads", 8),
+        "attention": Attention(head_dim=reader.integer("d_kv", 64), bias=False, scale_scores=False),
+        "mlp": kind(reader.integer("d_ff", 2048), act, bias=False),
+        "norm": RMSNorm(reader.number("layer_norm_epsilon", 1e-6)),
+        "dropout": (rate := reader.rate("dropout_rate", 0.1)),
         "attention_dropout": rate,
     }
-    buckets = settings.integer("relative_attention_num_buckets", 32)
-    longest = settings.integer("relative_attention_max_distance", 128)
+    buckets = reader.integer("relative_attention_num_buckets", 32)
+    longest = reader.integer("relative_attention_max_distance", 128)
 
     def make(depth: int, bidirectional: bool) -> Transformer:
         position_ids = RelativePositions(buckets, longest, bidirectional)
-        return stack(settings, depth=depth, position_embedding=position_ids, **sizes)
+        return stack(reader, depth=depth, position_embedding=position_ids, **sizes)
 
     return T5(
         make(depth, True),
-        make(settings.integer("num_decoder_layers", depth), False),
-        vocab=settings.integer("vocab_size", 32_128),
-        max_length=settings.integer("n_positions", 512),
+        make(reader.integer("num_decoder_layers", depth), False),
+        vocab=reader.integer("vocab_size", 32_128),
+        max_length=reader.integer("n_positions", 512),
         tie_embeddings=tie_embeddings,
     )
 

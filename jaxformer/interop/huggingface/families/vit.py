@@ -10,7 +10,7 @@ from jaxformer.data.fields.image import ImageField
 from jaxformer.data.tasks.base import Task
 from jaxformer.data.tasks.images import ImageTask, LabelledImages
 from jaxformer.errors import InputError
-from jaxformer.interop.huggingface.config_reader import Settings
+from jaxformer.interop.huggingface.config_reader import ConfigReader
 from jaxformer.interop.huggingface.families.bridge import Bridge, Source, stack_sizes
 from jaxformer.interop.huggingface.families.family import ACTIVATIONS, NAMES, Family, stack
 from jaxformer.interop.huggingface.families.rows import attention, linear, norm
@@ -18,7 +18,7 @@ from jaxformer.interop.huggingface.folders import CONFIG
 from jaxformer.interop.huggingface.image_forms import image_run
 from jaxformer.interop.huggingface.images import read_preparation
 from jaxformer.interop.huggingface.labels import SINGLE, label_fields, read_labels, read_problem_type
-from jaxformer.interop.huggingface.table import Row, Table
+from jaxformer.interop.huggingface.table import ParamMapping, Table
 from jaxformer.layers.mlp import Mlp
 from jaxformer.layers.norms import LayerNorm
 from jaxformer.layers.transformer import Transformer
@@ -29,24 +29,24 @@ from jaxformer.objectives.image_embedding import ImageEmbedding
 from jaxformer.runs.run import Run
 
 
-def embeddings(theirs: str) -> list[Row]:
+def embeddings(theirs: str) -> list[ParamMapping]:
     """Patches, class token and positions, as every family of images has them."""
     return [
-        Row("embeddings/patch/kernel", f"{theirs}.patch_embeddings.projection.weight", "d n y x -> y x n d"),
-        Row("embeddings/patch/bias", f"{theirs}.patch_embeddings.projection.bias"),
-        Row("embeddings/class_token", f"{theirs}.cls_token", "1 1 d -> d"),
-        Row("embeddings/position", f"{theirs}.position_embeddings", "1 t d -> t d"),
+        ParamMapping("embeddings/patch/kernel", f"{theirs}.patch_embeddings.projection.weight", "d n y x -> y x n d"),
+        ParamMapping("embeddings/patch/bias", f"{theirs}.patch_embeddings.projection.bias"),
+        ParamMapping("embeddings/class_token", f"{theirs}.cls_token", "1 1 d -> d"),
+        ParamMapping("embeddings/position", f"{theirs}.position_embeddings", "1 t d -> t d"),
     ]
 
 
-def self_attention(ours: str, theirs: str) -> list[Row]:
+def self_attention(ours: str, theirs: str) -> list[ParamMapping]:
     """The four maps of a layer."""
     inner = f"{theirs}.attention.attention"
     names = (f"{inner}.query", f"{inner}.key", f"{inner}.value", f"{theirs}.attention.output.dense")
     return attention(f"{ours}/attention", *names)
 
 
-def blocks(ours: str, theirs: str) -> list[Row]:
+def blocks(ours: str, theirs: str) -> list[ParamMapping]:
     """The layers of ViT's and the masked autoencoder's stacks."""
     return [
         *self_attention(ours, theirs),
@@ -70,42 +70,42 @@ TABLE = Table(
 )
 
 
-def build(settings: Settings, names: Collection[str]) -> Vit:
+def build(reader: ConfigReader, names: Collection[str]) -> Vit:
     """Our ViT, with the head that has tensors."""
-    settings.must("pooler_act", "tanh")
-    settings.get("encoder_stride")  # Of masked image modelling's decoder.
-    transformer = encoder(settings)
-    settings.must("pooler_output_size", transformer.width)
-    labels = read_labels(settings) if "classifier.weight" in names else ()
+    reader.must("pooler_act", "tanh")
+    reader.get("encoder_stride")  # Of masked image modelling's decoder.
+    transformer = encoder(reader)
+    reader.must("pooler_output_size", transformer.width)
+    labels = read_labels(reader) if "classifier.weight" in names else ()
     pooler = any(name.endswith("pooler.dense.weight") for name in names)
-    return image_model(settings, Vit, transformer=transformer, labels=labels, pooler=pooler)
+    return image_model(reader, Vit, transformer=transformer, labels=labels, pooler=pooler)
 
 
-def image_model(settings: Settings, module: type, **fields: Any) -> Any:
+def image_model(reader: ConfigReader, module: type, **fields: Any) -> Any:
     """A model with the geometry that the config says; what our fields refuse is the config's fault."""
     geometry = {"image": "image_size", "patch": "patch_size"}
-    fields |= {ours: settings.integer(theirs, {"image": 224, "patch": 16}[ours]) for ours, theirs in geometry.items()}
-    channels = settings.integer("num_channels", 3)
+    fields |= {ours: reader.integer(theirs, {"image": 224, "patch": 16}[ours]) for ours, theirs in geometry.items()}
+    channels = reader.integer("num_channels", 3)
     if channels != 3:  # No config.json says what pixels are normalised by, and a default for colours has three numbers.
         fields |= {"mean": (0.5,), "std": (0.5,)}
     try:
         return module(channels=channels, **fields)
     except InputError as error:
-        raise InputError(f"{settings.where}: {error}") from error
+        raise InputError(f"{reader.where}: {error}") from error
 
 
-def encoder(settings: Settings) -> Transformer:
+def encoder(reader: ConfigReader) -> Transformer:
     """The stack of ViT's and the masked autoencoder's config."""
-    settings.must("qkv_bias", True)
+    reader.must("qkv_bias", True)
     return stack(
-        settings,
-        width=settings.integer("hidden_size", 768),
-        depth=settings.integer("num_hidden_layers", 12),
-        heads=settings.integer("num_attention_heads", 12),
-        mlp=Mlp(settings.integer("intermediate_size", 3072), settings.choice("hidden_act", ACTIVATIONS, "gelu")),
-        norm=LayerNorm(settings.number("layer_norm_eps", 1e-12)),
-        dropout=settings.rate("hidden_dropout_prob"),
-        attention_dropout=settings.rate("attention_probs_dropout_prob"),
+        reader,
+        width=reader.integer("hidden_size", 768),
+        depth=reader.integer("num_hidden_layers", 12),
+        heads=reader.integer("num_attention_heads", 12),
+        mlp=Mlp(reader.integer("intermediate_size", 3072), reader.choice("hidden_act", ACTIVATIONS, "gelu")),
+        norm=LayerNorm(reader.number("layer_norm_eps", 1e-12)),
+        dropout=reader.rate("hidden_dropout_prob"),
+        attention_dropout=reader.rate("attention_probs_dropout_prob"),
     )
 
 
@@ -211,6 +211,6 @@ FAMILY = Family(
     build=build,
     describe=describe,
     table=TABLE,
-    bare=("ViTModel",),
+    headless_architectures=("ViTModel",),
     bridge=BRIDGE,
 )

@@ -10,7 +10,7 @@ import numpy as np
 from jaxformer.config import Objective
 from jaxformer.data.tasks.base import Task
 from jaxformer.data.tasks.images import MaskedPatches
-from jaxformer.interop.huggingface.config_reader import Settings
+from jaxformer.interop.huggingface.config_reader import ConfigReader
 from jaxformer.interop.huggingface.families.bridge import Source
 from jaxformer.interop.huggingface.families.family import ACTIVATIONS, Family, stack
 from jaxformer.interop.huggingface.families.rows import linear, norm
@@ -25,7 +25,7 @@ from jaxformer.interop.huggingface.families.vit import (
     image_model,
     image_sizes,
 )
-from jaxformer.interop.huggingface.table import Row, Table
+from jaxformer.interop.huggingface.table import ParamMapping, Table
 from jaxformer.layers.mlp import Mlp
 from jaxformer.layers.norms import LayerNorm
 from jaxformer.layers.patches import sinusoidal_2d
@@ -41,7 +41,7 @@ def positions(shape: tuple[int, ...]) -> np.ndarray:
     return np.concatenate([np.zeros((1, width)), np.asarray(sinusoidal_2d(side, side, width))])[None]
 
 
-def _decoder_blocks() -> list[Row]:
+def _decoder_blocks() -> list[ParamMapping]:
     """The decoder's layers, by the names of the published checkpoints, and by those that transformers 5 writes."""
     return [
         dataclasses.replace(row, copies=(row.theirs.replace("decoder_layers", "decoder_encoder.layer"),))
@@ -55,7 +55,7 @@ TABLE = Table(
         *blocks("transformer/blocks", "vit.encoder.layer.{l}"),
         *norm("transformer/norm", "vit.layernorm"),
         *linear("decoder_embedding", "decoder.decoder_embed"),
-        Row("mask_token", "decoder.mask_token", "1 1 d -> d"),
+        ParamMapping("mask_token", "decoder.mask_token", "1 1 d -> d"),
         *_decoder_blocks(),
         *norm("decoder/norm", "decoder.decoder_norm"),
         *linear("pixels", "decoder.decoder_pred"),
@@ -65,24 +65,24 @@ TABLE = Table(
 )
 
 
-def build(settings: Settings, names: Collection[str]) -> MaskedAutoencoder:
+def build(reader: ConfigReader, names: Collection[str]) -> MaskedAutoencoder:
     """Our masked autoencoder, with the decoder if it has tensors."""
-    settings.get("norm_pix_loss")  # The objective's.
-    transformer, decoder = encoder(settings), None
+    reader.get("norm_pix_loss")  # The objective's.
+    transformer, decoder = encoder(reader), None
     sizes = {"width": ("hidden_size", 512), "depth": ("num_hidden_layers", 8), "heads": ("num_attention_heads", 16)}
-    fields = {ours: settings.integer(f"decoder_{theirs}", default) for ours, (theirs, default) in sizes.items()}
-    inner = settings.integer("decoder_intermediate_size", 2048)
+    fields = {ours: reader.integer(f"decoder_{theirs}", default) for ours, (theirs, default) in sizes.items()}
+    inner = reader.integer("decoder_intermediate_size", 2048)
     if "decoder.decoder_embed.weight" in names:
         decoder = stack(
-            settings,
+            reader,
             **fields,
-            mlp=Mlp(inner, settings.choice("hidden_act", ACTIVATIONS, "gelu")),
-            norm=LayerNorm(settings.number("layer_norm_eps", 1e-12)),
-            dropout=settings.rate("hidden_dropout_prob"),
-            attention_dropout=settings.rate("attention_probs_dropout_prob"),
+            mlp=Mlp(inner, reader.choice("hidden_act", ACTIVATIONS, "gelu")),
+            norm=LayerNorm(reader.number("layer_norm_eps", 1e-12)),
+            dropout=reader.rate("hidden_dropout_prob"),
+            attention_dropout=reader.rate("attention_probs_dropout_prob"),
         )
-    rate = settings.number("mask_ratio", 0.75)
-    return image_model(settings, MaskedAutoencoder, transformer=transformer, decoder=decoder, mask_rate=rate)
+    rate = reader.number("mask_ratio", 0.75)
+    return image_model(reader, MaskedAutoencoder, transformer=transformer, decoder=decoder, mask_rate=rate)
 
 
 def describe(model: MaskedAutoencoder) -> dict[str, Any]:
@@ -141,7 +141,7 @@ FAMILY = Family(
     build=build,
     describe=describe,
     table=TABLE,
-    bare=("ViTMAEModel",),
+    headless_architectures=("ViTMAEModel",),
     constants=constants,
     bridge=MaskedAutoencoderBridge(),
 )
