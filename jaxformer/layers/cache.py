@@ -115,7 +115,7 @@ class Cache:
             return Mask(segments, of_keys, order, index, new, index, window)
         slots = jnp.arange(self.segments.shape[1])
         keys = jnp.where(slots >= self.used + count, FREE, slots)
-        keys = jnp.broadcast_to(keys, (len(order), len(slots)))
+        keys = jnp.broadcast_to(keys, (order.shape[0], slots.shape[0]))  # Rows and slots may be symbolic.
         keys = jax.lax.dynamic_update_slice_in_dim(keys, order, self.used, axis=1)
         mask = Mask(segments, self.segments, order, keys)
         return mask if window is None else mask.replace(query_index=new, key_index=slots[None], window=window)
