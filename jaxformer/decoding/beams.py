@@ -64,7 +64,7 @@ class Search:
 def search(model: nn.Module, decoding: Decoding, params: Any, prompts: Prompts, room: int) -> Hypotheses:
     """The best outputs of each row; `room` is the most tokens that one may have."""
     rows, beams = len(prompts.tokens), decoding.num_beams
-    ahead = steps.prefill(model, params, prompts, room)
+    ahead = steps.start(model, params, prompts, room)
     repeat = functools.partial(jnp.repeat, repeats=beams, axis=0)
     seen = first_seen(model, decoding, prompts)
     live = Hypotheses.none(rows, beams, room)

@@ -1,17 +1,18 @@
 """From prompts to what a model makes of them: checked, padded to few shapes, batched, decoded."""
 
-from collections.abc import Iterator, Sequence
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
 
 from jaxformer.decoding import beams, loops, steps
-from jaxformer.decoding.rules import NO_TOKEN, Rules
+from jaxformer.decoding.rules import Rules
 from jaxformer.decoding.settings import Decoding
 from jaxformer.decoding.steps import Prompts
 from jaxformer.errors import InputError
+from jaxformer.models.base import Model
 
 ROWS = 32
 """Prompts decoded together, at most."""
@@ -19,30 +20,59 @@ CHUNK = 8
 """Tokens that `stream` waits for at a time."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """What a row generates from."""
+
+    tokens: np.ndarray
+    """int32 [k]: what the generated tokens follow."""
+    inputs: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    """What the encoder reads, by the names of `Model.encode_prompt`: ids [s], or an array of another modality, of the
+    same shape in every prompt."""
+
+    @property
+    def read(self) -> np.ndarray:
+        """The ids of the prompt that rules about prompts speak of: the encoder's if it reads ids, else `tokens`."""
+        return next((array for array in self.inputs.values() if array.ndim == 1), self.tokens)
+
+
+def as_prompt(prompt: Prompt | Sequence[int], model: Model, start: int | None) -> Prompt:
+    """The prompt of some ids: an encoder reads them, and its decoder continues from `start`; a decoder continues them.
+
+    Raises:
+      InputError: it is empty, longer than the model's positions or has a token outside of the vocabulary.
+    """
+    if isinstance(prompt, Prompt):
+        checked(prompt.tokens, model, "forced prefix" if prompt.inputs else "prompt")
+        return prompt
+    tokens = checked(prompt, model)
+    return Prompt(np.array([start], np.int32), {"inputs": tokens}) if model.is_encoder_decoder else Prompt(tokens)
+
+
 def generate(
-    model: nn.Module,
+    model: Model,
     params: Any,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[Prompt | Sequence[int]],
     decoding: Decoding = Decoding(),
     end: int | None = None,
     start: int | None = None,
     prefix: bool = False,
     pieces: int | None = None,
 ) -> list[np.ndarray]:
-    """The new tokens for each prompt: a `Gpt` goes on with it, an `EncoderDecoder` answers it.
+    """Generates new tokens for each prompt: a decoder continues it, an encoder–decoder answers it.
 
-    Prompts of similar lengths are decoded together; what comes of one depends on the others only where tokens are
-    drawn. Programs are compiled once for a few lengths of prompts (`bucket`) and numbers of rows. Parameters on a mesh
-    are used where they lie: call it under `jax.set_mesh`.
+    Prompts of similar lengths are decoded together; outputs are independent of the batch, except when sampling.
+    Programs are compiled once for a few lengths of prompts (`bucket`) and numbers of rows. Parameters on a mesh are
+    used where they lie: call it under `sharding.use`.
 
     Args:
-      model: a `Gpt` or an `EncoderDecoder`.
+      model: a generative model.
       params: its parameters.
-      prompts: ids of each.
+      prompts: the ids of each, or a `Prompt`.
       decoding: how to choose.
       end: the token that ends an output, where `decoding` names none.
-      start: the token that begins an answer, for an `EncoderDecoder`.
-      prefix: whether the tokens of a prompt see each other both ways, for a `Gpt` that is a prefix language model.
+      start: the first token of the decoder of an encoder–decoder, where a prompt has no tokens of its own.
+      prefix: whether the tokens of a prompt see each other both ways, for a prefix language model.
       pieces: the tokenizer's size; ids from there on are never chosen.
 
     Returns:
@@ -51,15 +81,15 @@ def generate(
     Raises:
       InputError: a prompt is empty, longer than the model's positions or has a token outside of the vocabulary.
     """
-    prompts = [checked(prompt, model) for prompt in prompts]
     check_specials(model, end, start, decoding)
+    prompts = [as_prompt(prompt, model, start) for prompt in prompts]
     if not prompts:
         return []
     params = steps.ready(model, params)
     key = jax.random.key(decoding.seed)
     outputs: list[np.ndarray | None] = [None] * len(prompts)
-    for number, indices in enumerate(by_length(prompts)):
-        batch = _batch(model, [prompts[index] for index in indices], decoding, end, start, prefix, pieces)
+    for number, indices in enumerate(by_length([prompt.read for prompt in prompts])):
+        batch = _batch(model, [prompts[index] for index in indices], decoding, end, prefix, pieces)
         most = int(batch.rules.limits.max())
         room = bucket(decoding.max_new_tokens or most)
         if decoding.num_beams > 1:
@@ -76,9 +106,9 @@ def generate(
 
 
 def stream(
-    model: nn.Module,
+    model: Model,
     params: Any,
-    prompt: Sequence[int],
+    prompt: Prompt | Sequence[int],
     decoding: Decoding = Decoding(),
     end: int | None = None,
     start: int | None = None,
@@ -92,9 +122,8 @@ def stream(
     """
     if decoding.num_beams > 1:
         raise InputError(f"decoding.num_beams={decoding.num_beams}: a beam search cannot be streamed; expected 1")
-    prompt = checked(prompt, model)
     check_specials(model, end, start, decoding)
-    batch = _batch(model, [prompt], decoding, end, start, prefix, pieces)
+    batch = _batch(model, [as_prompt(prompt, model, start)], decoding, end, prefix, pieces)
     arguments = model, _static(decoding, batch), steps.ready(model, params)
     most = int(batch.rules.limits.max())
     key = jax.random.fold_in(jax.random.key(decoding.seed), 0)
@@ -122,7 +151,7 @@ def by_length(prompts: Sequence[np.ndarray], rows: int = ROWS) -> list[list[int]
     return [order[first : first + rows] for first in range(0, len(order), rows)]
 
 
-def checked(prompt: Sequence[int], model: nn.Module, name: str = "prompt") -> np.ndarray:
+def checked(prompt: Sequence[int], model: Model, name: str = "prompt") -> np.ndarray:
     """The prompt, or what else its name is, as int32 [n].
 
     Raises:
@@ -140,10 +169,10 @@ def checked(prompt: Sequence[int], model: nn.Module, name: str = "prompt") -> np
 
 
 def check_specials(
-    model: nn.Module, end: int | None = None, start: int | None = None, decoding: Decoding = Decoding()
+    model: Model, end: int | None = None, start: int | None = None, decoding: Decoding = Decoding()
 ) -> None:
     """Raises InputError where a start token is missing, or a token is outside of the vocabulary."""
-    if steps.answers(model) and start is None:
+    if model.is_encoder_decoder and start is None:
         raise InputError("start=None: an encoder–decoder needs the token that begins its answers")
     named = {"end": end, "start": start}
     tokens = [(name, token) for name, token in named.items() if token is not None]
@@ -153,12 +182,21 @@ def check_specials(
             raise InputError(f"{name}={token}: the model's vocabulary has 0 to {model.vocab - 1}")
 
 
-def padded(prompts: Sequence[np.ndarray], longest: int, left: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens and segments, int32 [b, t], of prompts padded on the right or on the left, and of rows without any.
+def padded(
+    prompts: Sequence[np.ndarray], longest: int, left: bool = False, size: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pads prompts on the right or on the left, and adds empty rows; shapes are few, so that compilations are.
 
-    Shapes are few, so that compilations are.
+    Args:
+      prompts: int32 [n] each.
+      longest: the longest row.
+      left: whether to pad on the left.
+      size: the length of a row; by default that of a bucket.
+
+    Returns:
+      Tokens and segments, int32 [b, t].
     """
-    length, rows = min(bucket(max(map(len, prompts))), longest), 1
+    length, rows = size or min(bucket(max(map(len, prompts))), longest), 1
     while rows < len(prompts):
         rows *= 2
     tokens = np.zeros((rows, length), np.int32)
@@ -170,17 +208,18 @@ def padded(prompts: Sequence[np.ndarray], longest: int, left: bool = False) -> t
 
 
 def _batch(
-    model: nn.Module,
-    prompts: Sequence[np.ndarray],
+    model: Model,
+    prompts: Sequence[Prompt],
     decoding: Decoding,
     end: int | None,
-    start: int | None,
     prefix: bool = False,
     pieces: int | None = None,
 ) -> Prompts:
-    tokens, segments = padded(prompts, model.max_length, left=True)
+    # A forced prefix is short, and of the same length in all calls: it needs no bucket.
+    size = max(len(prompt.tokens) for prompt in prompts) if prompts[0].inputs else None
+    tokens, segments = padded([prompt.tokens for prompt in prompts], model.max_length, left=True, size=size)
     # The last token needs no position: nothing follows it.
-    used = np.ones(1, np.int32) if steps.answers(model) else segments.sum(1)
+    used = segments.sum(1)
     most = decoding.max_new_tokens or decoding.max_length - used
     if np.min(most) < 1:
         raise InputError(
@@ -189,8 +228,28 @@ def _batch(
         )
     limits = np.clip(most, 0, model.max_length + 1 - used) * (np.arange(len(tokens)) < len(prompts))
     ends = decoding.eos_token_ids if decoding.eos_token_ids is not None else [] if end is None else [end]
-    rules = Rules.of(decoding, prompts, limits, ends, start if steps.answers(model) else None, pieces)
-    return Prompts(tokens, segments, np.int32(NO_TOKEN if start is None else start), rules, prefix)
+    rules = Rules.of(
+        decoding,
+        [prompt.read for prompt in prompts],
+        limits,
+        ends,
+        followed=[prompt.tokens for prompt in prompts],
+        pieces=pieces,
+    )
+    return Prompts(tokens, segments, rules, _inputs(prompts, model.max_length, len(tokens)), prefix)
+
+
+def _inputs(prompts: Sequence[Prompt], longest: int, rows: int) -> dict[str, np.ndarray]:
+    """What the encoder reads of all prompts: ids padded on the left, other arrays as they are."""
+    found = {}
+    for name in prompts[0].inputs:
+        arrays = [prompt.inputs[name] for prompt in prompts]
+        if arrays[0].ndim == 1:
+            found[name], found["segments"] = padded(arrays, longest, left=True)
+            found["position_ids"] = np.maximum(np.cumsum(found["segments"], axis=1) - 1, 0)
+        else:
+            found[name] = np.stack([*arrays, *[np.zeros_like(arrays[0])] * (rows - len(arrays))])
+    return found
 
 
 def _static(decoding: Decoding, prompts: Prompts) -> Decoding:

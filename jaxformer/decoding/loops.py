@@ -45,7 +45,7 @@ class Progress:
 @functools.partial(jax.jit, static_argnums=(0, 1, 4))
 def begin(model: nn.Module, decoding: Decoding, params: Any, prompts: Prompts, room: int, key: jax.Array) -> Progress:
     """Reads the prompts and chooses the first token of each row; `room` is the most tokens that there will be."""
-    ahead = steps.prefill(model, params, prompts, room)
+    ahead = steps.start(model, params, prompts, room)
     rows = len(prompts.tokens)
     zeros = jnp.zeros(rows, jnp.int32)
     progress = Progress(
@@ -98,11 +98,9 @@ def _add(progress: Progress, logits: jax.Array, decoding: Decoding) -> Progress:
 
 
 def first_seen(model: nn.Module, decoding: Decoding, prompts: Prompts) -> jax.Array | None:
-    """Tokens of the prompt; of an answer, the token that begins it."""
+    """Boolean [b, v]: the tokens that the output follows, where a penalty needs them."""
     if decoding.repetition_penalty == 1:
         return None
     rows = jnp.arange(len(prompts.tokens))[:, None]
     seen = jnp.zeros((len(rows), model.vocab), bool)
-    if steps.answers(model):
-        return seen.at[:, prompts.start].set(True)
     return seen.at[rows, prompts.tokens].max(prompts.segments > 0)

@@ -45,7 +45,7 @@ class Rules:
         prompts: Sequence[np.ndarray],
         limits: np.ndarray,
         ends: Sequence[int],
-        start: int | None = None,
+        followed: Sequence[np.ndarray] | None = None,
         pieces: int | None = None,
     ) -> "Rules":
         """The rules for some prompts, perhaps fewer than the rows of `limits`.
@@ -55,10 +55,10 @@ class Rules:
           prompts: int32 [n] each.
           limits: int32 [b].
           ends: the tokens that end an output.
-          start: the token that the output follows, if it does not follow the prompt.
+          followed: int32 [k] each: what the outputs follow, if it is not the prompts.
           pieces: the tokenizer's size, if the model's vocabulary is larger.
         """
-        followed = prompts if start is None else [np.array([start])] * len(prompts)
+        followed = prompts if followed is None else followed
         stretch, read = decoding.no_repeat_ngram_size, decoding.encoder_no_repeat_ngram_size
         longest = max([stretch, read, *map(len, decoding.bad_words_ids)])
         lengths = np.zeros(len(limits), np.int32)

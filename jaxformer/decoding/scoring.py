@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxformer.decoding import steps
 from jaxformer.decoding.generate import by_length, check_specials, checked, padded
 from jaxformer.decoding.rules import without_pieces
 from jaxformer.errors import InputError
@@ -67,7 +66,7 @@ def score(
     scores: list[Score | None] = [None] * len(pairs)
     for indices in by_length([np.concatenate(pair) for pair in pairs]):
         some = [pairs[index] for index in indices]
-        batch = _answered(model, some, start) if steps.answers(model) else _continued(model, some, prefix)
+        batch = _answered(model, some, start) if model.is_encoder_decoder else _continued(model, some, prefix)
         values, hits = jax.device_get(_score(model, params, batch, pieces))
         for row, index in enumerate(indices):
             count = len(pairs[index][1])

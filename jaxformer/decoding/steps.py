@@ -1,7 +1,7 @@
-"""What decoding asks of a model: read the prompts, then take a token more a row.
+"""The steps of decoding: read the prompts, then one token a row at a time.
 
-A causal model reads a prompt and goes on with it; an encoder–decoder reads it with its encoder and answers behind a
-start token. Prompts of several lengths are padded on their left, so that all rows write to the same slot of the cache.
+A model generates through its contract (`Model.encode_prompt` and `Model.decode`), whatever its prompts are made of.
+Tokens of several lengths are padded on the left, so that all rows write to the same slot of the cache.
 """
 
 import functools
@@ -22,38 +22,34 @@ from jaxformer.parallel import sharding
 
 @flax.struct.dataclass
 class Prompts:
-    """What begins a batch of rows."""
+    """The prompts of a batch of rows."""
 
     tokens: jax.Array
-    """Integers [b, t], padded on the left."""
+    """Integers [b, k], padded on the left: what the generated tokens follow. Of a decoder alone that is the prompt; of
+    an encoder–decoder a start token, or a forced prefix such as a language and a task."""
     segments: jax.Array
-    """Integers [b, t]: 1, and 0 where there is padding."""
-    start: jax.Array
-    """Scalar: the token that begins an answer."""
+    """Integers [b, k]: 1, and 0 where there is padding."""
     rules: Rules
     """What the new tokens must obey."""
+    inputs: dict[str, jax.Array] = flax.struct.field(default_factory=dict)
+    """What the encoder reads, by the names of `Model.encode_prompt`: arrays [b, ...]; none without an encoder."""
     prefix: bool = flax.struct.field(pytree_node=False, default=False)
-    """Whether the tokens of a prompt see each other both ways, where the model is a prefix language model."""
+    """Whether `tokens` see each other both ways, where the model is a prefix language model."""
 
 
 class Next(NamedTuple):
-    """What a model says about the next token of each row."""
+    """The result of a step."""
 
     logits: jax.Array
-    """float32 [b, v]."""
+    """float32 [b, v]: of the next token of each row."""
     position_ids: jax.Array
-    """Integers [b]: where that token stands."""
+    """Integers [b]: the position of the next token."""
     cache: Cache
     """Of all tokens before it."""
 
 
-def answers(model: Model) -> bool:
-    """Whether the model answers a prompt, as an encoder–decoder does, rather than going on with it."""
-    return model.is_encoder_decoder
-
-
 def ready(model: Model, params: Any) -> Any:
-    """The parameters as decoding takes them: the blocks one by one, their matrices in the compute dtype.
+    """Prepares parameters for decoding: the blocks one by one, with kernels in the compute dtype.
 
     Inside a loop, each step would slice and convert them again.
     """
@@ -66,40 +62,44 @@ def ready(model: Model, params: Any) -> Any:
     return {**params, name: {**params[name], "blocks": blocks}}
 
 
-def prefill(model: Model, params: Any, prompts: Prompts, room: int) -> Next:
+def start(model: Model, params: Any, prompts: Prompts, room: int) -> Next:
     """Reads the prompts.
 
     Args:
-      model: a `Gpt` or an `EncoderDecoder`.
+      model: a generative model.
       params: its parameters, perhaps `ready`.
-      prompts: what to read.
+      prompts: the prompts.
       room: slots for new tokens.
     """
     tokens, segments = (sharding.constrain(array, "bt") for array in (prompts.tokens, prompts.segments))
     rows, length = tokens.shape
     position_ids = jnp.maximum(jnp.cumsum(segments, axis=1) - 1, 0)
-    if answers(model):
-        encoded = model.apply({"params": params}, tokens, segments, position_ids, method="encode")
-        cache = model.new_cache(rows, room)
-        cache = cache.replace(segments=jnp.ones_like(cache.segments), memory_segments=segments)
-        first = jnp.full((rows, 1), prompts.start, jnp.int32)
-        arguments = (first, jnp.zeros_like(first), _laid(cache), encoded)
-        output = model.apply({"params": params}, *arguments, method="decode")
-        return Next(_last(output), jnp.ones(rows, jnp.int32), _laid(output.cache))
     cache = model.new_cache(rows, length).replace(segments=segments)
-    prefix = {"prefix": segments > 0} if prompts.prefix else {}
-    output = model.apply({"params": params}, tokens, position_ids=position_ids, cache=_laid(cache), **prefix)
+    hidden = None
+    if prompts.inputs:
+        inputs = {name: _by_rows(array) for name, array in prompts.inputs.items()}
+        memory = model.apply({"params": params}, **inputs, method="encode_prompt")
+        hidden, cache = memory.hidden, cache.replace(memory_segments=memory.segments)
+    prefix = segments > 0 if prompts.prefix else None
+    output = _decode(model, params, tokens, position_ids, _laid(cache), memory=hidden, prefix=prefix)
     cache = output.cache.room_for(room)
     cache = cache.replace(segments=cache.segments.at[:, length:].set(1))
     return Next(_last(output), position_ids[:, -1] + 1, _laid(cache))
 
 
 def step(model: Model, params: Any, tokens: jax.Array, position_ids: jax.Array, cache: Cache) -> Next:
-    """Takes a token more a row, integers [b] at positions [b]."""
-    places = jnp.minimum(position_ids, model.max_length - 1)  # A row that has ended stays where it is.
-    arguments = {"tokens": tokens[:, None], "position_ids": places[:, None], "cache": cache}
-    output = model.apply({"params": params}, **arguments, method="decode" if answers(model) else None)
+    """Runs one decoding step for tokens [b] at positions [b]."""
+    places = jnp.minimum(position_ids, model.max_length - 1)  # A row that has ended keeps its position.
+    output = _decode(model, params, tokens[:, None], places[:, None], cache)
     return Next(_last(output), position_ids + 1, output.cache)
+
+
+def _decode(model: Model, params: Any, *arrays: Any, **options: Any) -> Any:
+    return model.apply({"params": params}, *arrays, **options, method="decode")
+
+
+def _by_rows(array: jax.Array) -> jax.Array:
+    return sharding.constrain(array, "b" + "_" * (array.ndim - 1))
 
 
 def _last(output) -> jax.Array:

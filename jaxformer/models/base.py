@@ -90,6 +90,16 @@ class LMOutput(ModelOutput):
         return None if self.lm_head is None else sharding.constrain(self.lm_head.logits(self.hidden), "btv")
 
 
+@flax.struct.dataclass
+class Memory:
+    """What a model's encoder makes of a prompt."""
+
+    hidden: jax.Array
+    """[b, s, d]."""
+    segments: jax.Array
+    """Integers [b, s]: 1, and 0 where there is padding."""
+
+
 class Model(nn.Module):
     """A model: a frozen dataclass of hyperparameters whose call returns a `ModelOutput`.
 
@@ -158,6 +168,44 @@ class Model(nn.Module):
     def is_encoder_decoder(self) -> bool:
         """Whether it has an encoder of `inputs` (`encode`), and a decoder of `tokens` (`decode`) that attends to it."""
         return False
+
+    def encode_prompt(self, **inputs: jax.Array) -> Memory | None:
+        """Encodes what a prompt has besides tokens: text to translate, sound, a picture.
+
+        Only models with an encoder take inputs; each names its own. Decoding calls it once.
+        """
+        if inputs:
+            raise ValueError(f"{type(self).__name__} has no encoder: it cannot read {', '.join(inputs)}")
+        return None
+
+    def decode(
+        self,
+        tokens: jax.Array,
+        position_ids: jax.Array,
+        cache: Cache,
+        memory: jax.Array | None = None,
+        prefix: jax.Array | None = None,
+    ) -> LMOutput:
+        """Predicts the tokens after `tokens`, which follow those in the cache.
+
+        By default it is a call with a `cache`; encoder–decoders have a method of their own.
+
+        Args:
+          tokens: integers [b, k]; several at once are those of a prompt, or of a speculative step.
+          position_ids: integers [b, k].
+          cache: of the tokens before these, as `new_cache` made it; its segments say where there are tokens.
+          memory: what `encode_prompt` returned, [b, s, d]; needed in the first call only.
+          prefix: boolean [b, k]: tokens that see each other both ways; None: none do.
+        """
+        if memory is not None:
+            raise ValueError(f"{type(self).__name__} has no cross-attention: it cannot read a memory")
+        if prefix is None:
+            return self(tokens, position_ids=position_ids, cache=cache)
+        return self(tokens, position_ids=position_ids, prefix=prefix, cache=cache)
+
+    def new_cache(self, rows: int, slots: int) -> Cache:
+        """An empty cache of the stack that generates."""
+        return list(self.stacks().values())[-1].new_cache(rows, slots)
 
     @property
     def is_text_classifier(self) -> bool:

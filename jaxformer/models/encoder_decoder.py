@@ -19,7 +19,7 @@ from jaxformer.layers.mlp import Mlp
 from jaxformer.layers.norms import LayerNorm
 from jaxformer.layers.transformer import Transformer, fresh
 from jaxformer.metrics.means import Mean, added
-from jaxformer.models.base import POSITION_IDS, SEGMENTS, TOKENS, InputSpec, LMOutput, Model, TokenInput
+from jaxformer.models.base import POSITION_IDS, SEGMENTS, TOKENS, InputSpec, LMOutput, Memory, Model, TokenInput
 from jaxformer.models.flops import linear_flops, stack_flops
 from jaxformer.parallel import metadata
 
@@ -178,25 +178,29 @@ class EncoderDecoder(Model):
         output = self.encoder(x, BlockInputs(mask=mask, position_ids=position_ids, train=train))
         return self._end(output.hidden, train), output.means
 
-    def decode(
-        self, tokens: jax.Array, position_ids: jax.Array, cache: Cache, encoded: jax.Array | None = None
-    ) -> EncoderDecoderOutput:
-        """Predicts the token after `tokens`, which follow those in the cache.
+    def encode_prompt(self, **inputs: jax.Array) -> Memory:
+        """Encodes prompts.
 
         Args:
-          tokens: integers [b, t].
-          position_ids: integers [b, t].
-          cache: of the tokens before these. The segments of what was encoded are in it.
-          encoded: the encoder's output; needed in the first call only, which puts its keys and values into the cache.
+          inputs: those of `encode`: `inputs` and `segments`, integers [b, s], and perhaps `position_ids`.
         """
+        return Memory(self.encode(**inputs), inputs["segments"])
+
+    def decode(
+        self,
+        tokens: jax.Array,
+        position_ids: jax.Array,
+        cache: Cache,
+        memory: jax.Array | None = None,
+        prefix: jax.Array | None = None,
+    ) -> EncoderDecoderOutput:
+        """Predicts the tokens after `tokens`, as `Model.decode` says; the memory's segments are in the cache."""
+        if prefix is not None:
+            raise ValueError("the decoder of an encoder–decoder has no prefix that sees itself both ways")
         x, table = self._embed(tokens, position_ids, False, "decoder")
-        output = self.decoder(x, BlockInputs(position_ids=position_ids, memory=encoded), cache)
+        output = self.decoder(x, BlockInputs(position_ids=position_ids, memory=memory), cache)
         hidden, lm_head = self._head(output.hidden, table, False)
         return EncoderDecoderOutput(hidden=hidden, lm_head=lm_head, cache=output.cache)
-
-    def new_cache(self, rows: int, slots: int) -> Cache:
-        """Returns an empty cache of the decoder."""
-        return self.decoder.new_cache(rows, slots)
 
     def _embed(self, tokens, position_ids, train: bool, side: Literal["encoder", "decoder"]):
         """Returns the input of a stack, and the token table."""

@@ -112,7 +112,3 @@ class Gpt(Model):
             lm_head=LMHead(table),
             cache=output.cache,
         )
-
-    def new_cache(self, rows: int, slots: int) -> Cache:
-        """A cache without tokens."""
-        return self.transformer.new_cache(rows, slots)

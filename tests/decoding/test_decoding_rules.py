@@ -81,7 +81,8 @@ def test_scores_are_those_of_the_logits_processors(settings, answers):
     for count in range(LIMIT):
         for seed in range(4):
             given, output, scores = draw_case(count, seed)
-            applied = Rules.of(ours, given, np.full(3, LIMIT), ENDS, 2 if answers else None)
+            followed = [np.array([2])] * len(given) if answers else None
+            applied = Rules.of(ours, given, np.full(3, LIMIT), ENDS, followed)
             seen = None
             if decoding.repetition_penalty != 1:
                 before = [[2]] * 3 if answers else given
