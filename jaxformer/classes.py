@@ -25,8 +25,8 @@ def allow(*packages: str) -> None:
     """Lets the runs that this process reads use classes of these packages.
 
     Args:
-      packages: names as `import` takes them, such as `"my_models"`. Their modules are imported when a run names a class
-        of theirs, but never from the current directory or from the folder of the run.
+      packages: names as `import` takes them, such as `"my_models"`. Their modules are imported when a run names one of
+        their classes, but never from the current directory or from the folder of the run.
 
     Raises:
       InputError: one of them is not a package's name.
@@ -96,7 +96,7 @@ def installed_only(*folders: str | os.PathLike) -> Iterator[None]:
 def is_allowed(module: str) -> bool:
     """Whether runs may name classes of a module."""
     parts = module.split(".")
-    # A private module of ours, such as __main__, may do something when it is imported.
+    # A private module of jaxformer, such as __main__, may do something when it is imported.
     own = parts[0] == OWN and not any(part.startswith("_") for part in parts)
     return own or any(".".join(parts[:count]) in _allowed for count in range(1, len(parts) + 1))
 

@@ -160,7 +160,7 @@ def _flag(word: str) -> bool:
 DECODING = {
     "max_new_tokens": (int, "new tokens, at most"),
     "temperature": (float, "below 1 safer, above 1 wilder, 0 always the likeliest token"),
-    "top_k": (int, "draw among so many likeliest tokens"),
+    "top_k": (int, "number of likeliest tokens to draw from"),
     "top_p": (float, "draw among the fewest likeliest tokens that together have this probability"),
     "min_p": (float, "draw among tokens at least this times as likely as the likeliest"),
     "repetition_penalty": (float, "above 1 weakens tokens that were there before"),
@@ -176,8 +176,8 @@ DECODING = {
     "epsilon_cutoff": (float, "draw among tokens at least this likely"),
     "eta_cutoff": (float, "the same, lower where the model is unsure"),
     "encoder_repetition_penalty": (float, "above 1 strengthens tokens of the prompt"),
-    "no_repeat_ngram_size": (int, "no stretch of so many tokens comes twice"),
-    "encoder_no_repeat_ngram_size": (int, "no stretch of so many tokens of the prompt comes in the output"),
+    "no_repeat_ngram_size": (int, "length of the n-grams that do not occur twice"),
+    "encoder_no_repeat_ngram_size": (int, "length of the prompt's n-grams that do not occur in the output"),
     "bad_words_ids": (_sequences, "sequences of tokens that never come, such as 5,6+7: 5, and 6 followed by 7"),
     "suppress_tokens": (_ids, "tokens that never come, such as 5,6"),
     "begin_suppress_tokens": (_ids, "tokens that never come first"),
@@ -358,7 +358,7 @@ def _start_jax() -> None:
     if "JAX_COORDINATOR_ADDRESS" in os.environ or len(hosts) > 1 or tasks > 1:
         given = (os.environ.get(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
         processes, number = (None if value is None else int(value) for value in given)
-        jax.distributed.initialize(num_processes=processes, process_id=number)  # None: the cluster tells.
+        jax.distributed.initialize(num_processes=processes, process_id=number)  # None: as the cluster says.
 
 
 def _take(arguments: list[str], flag: str, expected: str) -> tuple[list[str], list[str]]:

@@ -37,7 +37,7 @@ from jaxformer.training.optimizers import Optimizer
 
 
 class TokenizerConfig(Protocol):
-    """What an experiment asks of its tokenizer, such as `SentencePiece`."""
+    """The config of a tokenizer, such as `SentencePiece`."""
 
     def build(self, open_source: Callable[[], Sequence], folder: str) -> Tokenizer:
         """The tokenizer kept in `folder`; made and saved there if there is none yet."""
@@ -126,7 +126,7 @@ class Experiment:
     fork_step: int | None = None
     """The checkpoint of `fork` to begin from; None takes the latest."""
     lora: Lora | None = None
-    """Which kernels are adapted by LoRA, while all else is held; None trains the parameters themselves."""
+    """The kernels that LoRA adapts, with all other parameters frozen; None trains the parameters themselves."""
     evaluation: Evaluation = Evaluation()
     """When to evaluate."""
     evaluations: tuple[NamedEvaluation, ...] = ()
@@ -196,7 +196,7 @@ class Experiment:
 
 
 def load(path: str | os.PathLike, overrides: Mapping[str, Any] | None = None, **settings: Any) -> Experiment:
-    """The experiment of a config file, with some fields set anew: `load(path, steps=40)`.
+    """Loads the experiment of a config file, with some fields overridden: `load(path, steps=40)`.
 
     Args:
       path: the config file, or the name of one that comes with jaxformer: `bert_quickstart`.
@@ -231,7 +231,7 @@ def parse(path: str | os.PathLike, argv: Sequence[str], command: str | None = No
 
 
 def override(experiment: Experiment, overrides: Mapping[str, Any]) -> Experiment:
-    """The experiment with some fields set anew, all at once.
+    """Returns the experiment with some fields replaced, all at once.
 
     Args:
       experiment: what to start from.
@@ -279,7 +279,7 @@ def from_json(text: str, folder: str | os.PathLike = ".", known: Experiment | No
       known: an experiment whose classes need no permission.
 
     Raises:
-      InputError: if the text is no such JSON, or names a class or a field that this version does
+      InputError: if the text is not the JSON of an experiment, or names a class or a field that this version does
         not have, or a class that is not allowed.
     """
     try:
@@ -345,7 +345,7 @@ def _read_file(path: Path) -> tuple[Experiment, str]:
         raise InputError("; perhaps ".join([f"{path}: no such config file", *perhaps])) from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: expected a Python file: {fields.one_line(error)}") from error
-    # Dataclasses look their module up by name; the name tells `to_json` that nobody else can.
+    # Dataclasses look up their module by name; `to_json` knows by the name that other processes cannot import it.
     module = types.ModuleType(f"__config__:{path}")
     module.__file__ = str(path)
     sys.modules[module.__name__] = module
@@ -371,7 +371,7 @@ def _blame(path: Path, error: Exception, module: types.ModuleType) -> str:
 
 
 def _perhaps(message: str, module: types.ModuleType) -> str:
-    """What a misspelt field of a class should be, as Python itself does not say."""
+    """Suggests the field that a misspelt one should be, which Python itself does not."""
     found = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", message)
     if not found:
         return ""

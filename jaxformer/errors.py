@@ -18,8 +18,8 @@ class InputError(ValueError):
 class FieldError(InputError):
     """A field of a config value is wrong; the message is `data.task.length=24: expected at least 32`.
 
-    A config value does not know where it is used, so it assumes the usual path of its class. Whoever builds or reads it
-    at another path replaces the assumed one by `under`.
+    A config value does not know where it is used, so it assumes the usual path of its class. The code that builds or
+    reads it at another path replaces the assumed one by `under`.
 
     Args:
       path: dotted path of the field, such as `data.task.length`.

@@ -64,7 +64,7 @@ def is_config(value: Any) -> bool:
 
 
 def join(path: str, name: str) -> str:
-    """The dotted path of the field `name` of what lies at `path`."""
+    """The dotted path of the field `name` of the value at `path`."""
     return f"{path}.{name}" if path else name
 
 
@@ -74,7 +74,7 @@ def show(value: Any) -> str:
 
 
 def replace(value: Any, overrides: Mapping[str, Any], prefix: str = "") -> Any:
-    """`value` with the fields at some dotted paths set anew, all at once.
+    """Returns `value` with the fields at some dotted paths replaced, all at once.
 
     Args:
       value: a config value.
@@ -222,7 +222,7 @@ def _read(hint: Any, words: Sequence[str]) -> Any:
 
 
 def _describe(hint: Any) -> str:
-    """What a value of the type is called in a message."""
+    """The name of a value of the type in a message."""
     if _is_union(hint):
         return " or ".join(map(_describe, typing.get_args(hint)))
     if choices := _choices(hint):
@@ -254,7 +254,7 @@ def encode(value: Any, path: str = "") -> Any:
 
 
 def decode(value: Any, path: str = "", known: Mapping[str, type] = types.MappingProxyType({})) -> Any:
-    """What `encode` made `value` from; fields that are missing take their default.
+    """The inverse of `encode`; fields that are missing take their default.
 
     Args:
       value: what `json.loads` gave.

@@ -40,7 +40,7 @@ def found_in(path: str, patterns: Sequence[str]) -> bool:
 
 
 def check_pattern(field: str, pattern: str) -> None:
-    """Raises InputError where a pattern is no regular expression."""
+    """Raises InputError if a pattern is not a regular expression."""
     try:
         re.compile(pattern)
     except re.error as error:

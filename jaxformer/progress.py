@@ -1,4 +1,4 @@
-"""What people see of work that takes time: phases with names, the bar of the training, and lines that stay above both.
+"""The display of work that takes time: phases with names, the bar of the training, and lines that stay above both.
 
     with display():
         with phase("training the tokenizer"):
@@ -40,7 +40,7 @@ class Display:
         self._console = Console(file=sys.stderr if stderr else sys.stdout, quiet=quiet, highlight=False, soft_wrap=True)
         self._errors = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
         self.live = self._console.is_terminal and not quiet
-        """Whether phases and the bar are drawn anew all the time."""
+        """Whether phases and the bar are redrawn continually."""
         self._lines = not (quiet or stderr or self.live)
         self._keeps_times = self.live and not stderr
         count = TextColumn("{task.fields[count]}")

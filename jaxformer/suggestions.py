@@ -1,4 +1,4 @@
-"""What a misspelt or foreign name of a field was probably meant to be."""
+"""Suggestions for the name of a field that is misspelt, or that other libraries use."""
 
 import difflib
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What tasks, fields and lanes exchange: examples, how they lie in rows, and visits to documents."""
+"""The types that tasks, fields and lanes exchange: examples, the layout of rows, and visits to documents."""
 
 import dataclasses
 from collections.abc import Callable
@@ -26,7 +26,7 @@ DocumentT = TypeVar("DocumentT", bound=Sized)
 
 @dataclasses.dataclass(frozen=True)
 class Feature:
-    """How one array of an example lies in a row: after those of the examples before it."""
+    """The layout of one array of an example in a row: it follows those of the examples before it."""
 
     capacity: int
     """Entries in a row."""

@@ -47,15 +47,15 @@ class Search:
     count: jax.Array
     """Scalar: tokens of the live hypotheses."""
     live: Hypotheses
-    """Those to extend."""
+    """The hypotheses to extend."""
     ended: Hypotheses
-    """Those that have ended."""
+    """The hypotheses that have ended."""
     open: jax.Array
     """Boolean [b]: whether a better hypothesis may still come."""
     position_ids: jax.Array
-    """Integers [b·k]: where the last tokens of the live ones stand."""
+    """Integers [b·k]: positions of the last tokens of the live ones."""
     cache: Cache
-    """Of the tokens before, b·k rows."""
+    """Keys and values of the tokens before, b·k rows."""
     seen: jax.Array | None
     """Boolean [b, k, v]: tokens that were there before, where a penalty asks for it."""
 
@@ -90,12 +90,12 @@ def search(model: nn.Module, decoding: Decoding, params: Any, prompts: Prompts, 
 
 
 def _extend(state: Search, logits: jax.Array, decoding: Decoding, prompts: Prompts) -> Search:
-    """Each live hypothesis with each next token; the best of all of them go on, or end."""
+    """Extends each live hypothesis by each next token; the best of them stay live, or end."""
     rows, beams = state.live.scores.shape
     count = state.count + 1
     scores = _scores(state, logits, decoding, prompts).reshape(rows, beams, -1)
     vocab = scores.shape[-1]
-    # As many extensions of each hypothesis may end as there are end tokens; one more goes on.
+    # As many extensions of each hypothesis may end as there are end tokens; one more stays live.
     kept = min(max(2, 1 + prompts.rules.ends.size), vocab) * beams
     totals, index = jax.lax.top_k((state.live.scores[..., None] + scores).reshape(rows, -1), kept)
     parents, tokens = index // vocab, index % vocab
@@ -139,7 +139,7 @@ def _with_ended(state: Search, extended: Hypotheses, ends: jax.Array, count, dec
 
 
 def _may_improve(live: Hypotheses, ended: Hypotheses, count, decoding: Decoding, prompts: Prompts) -> jax.Array:
-    """Whether the search goes on, boolean [b]."""
+    """Whether the search continues, boolean [b]."""
     worst = ended.scores.min(-1)
     lengths = count
     if decoding.early_stopping is True:

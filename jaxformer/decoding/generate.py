@@ -1,4 +1,4 @@
-"""From prompts to what a model makes of them: checked, padded to few shapes, batched, decoded."""
+"""Generates tokens from prompts: checks them, pads them to a few shapes, batches and decodes them."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -253,7 +253,7 @@ def _inputs(prompts: Sequence[Prompt], longest: int, rows: int) -> dict[str, np.
 
 
 def _static(decoding: Decoding, prompts: Prompts) -> Decoding:
-    """What a program is compiled for: all but what arrays say, which are the seed, numbers of tokens and their ends."""
+    """The static settings of a compiled program; the seed, numbers of tokens and end tokens are arrays."""
     ends = [(token,) for token in prompts.rules.ends.tolist()]
     words = tuple(word for word in decoding.bad_words_ids if word not in ends)  # An end token may always come.
     said = {

@@ -29,9 +29,9 @@ class Progress:
     last: jax.Array
     """Integers [b]: the token that the model has not seen yet."""
     position_ids: jax.Array
-    """Integers [b]: where it stands."""
+    """Integers [b]: its position."""
     cache: Cache
-    """Of the tokens before it."""
+    """Keys and values of the tokens before it."""
     ended: jax.Array
     """Boolean [b]."""
     seen: jax.Array | None
@@ -65,7 +65,7 @@ def begin(model: nn.Module, decoding: Decoding, params: Any, prompts: Prompts, r
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
 def advance(model: nn.Module, decoding: Decoding, params: Any, progress: Progress, until: jax.Array) -> Progress:
-    """Goes on until each row has ended or has `until` new tokens."""
+    """Generates until each row has ended or has `until` new tokens."""
 
     def unfinished(progress):
         return (progress.count < until) & ~progress.ended.all()
@@ -78,7 +78,7 @@ def advance(model: nn.Module, decoding: Decoding, params: Any, progress: Progres
 
 
 def _add(progress: Progress, logits: jax.Array, decoding: Decoding) -> Progress:
-    """Chooses a token more for each row."""
+    """Chooses one more token for each row."""
     key = jax.random.fold_in(progress.key, progress.count)
     logits = progress.rules.only_pieces(logits)
     logits = rules.apply(logits, progress.seen, progress.tokens, progress.count, progress.rules, decoding)

@@ -21,7 +21,7 @@ NO_TOKEN = -1
 
 @flax.struct.dataclass
 class Rules:
-    """What applies to a batch of b rows."""
+    """The rules of a batch of b rows."""
 
     limits: jax.Array
     """Integers [b]: new tokens, at most; 0 for a row that only fills the batch."""
@@ -36,7 +36,7 @@ class Rules:
     alone: jax.Array | None = None
     """Boolean [b]: whether the output follows one token only."""
     pieces: int | None = flax.struct.field(pytree_node=False, default=None)
-    """Ids from here on are no token of the tokenizer; None: all are."""
+    """Ids from here on are not in the tokenizer; None: all are."""
 
     @classmethod
     def of(
@@ -138,7 +138,7 @@ def apply(
 
 
 def _apply_lengths(scores: jax.Array, count: jax.Array, rules: Rules, decoding: Decoding) -> jax.Array:
-    """What depends on how many new tokens there are, and the tokens that are suppressed after all of that."""
+    """Applies the rules that depend on the number of new tokens, and then suppresses tokens."""
     if rules.least is not None:
         early = (count < rules.least)[:, None]
         scores = jnp.where(early & _among(rules.ends, scores), NEVER, scores)

@@ -21,7 +21,7 @@ CHUNK = 1 << 25
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """What a model thinks of a continuation."""
+    """The score of a continuation."""
 
     log_probability: float
     """Sum over its tokens, in nats."""
@@ -95,7 +95,7 @@ def _continued(model: nn.Module, pairs: Sequence[tuple[np.ndarray, np.ndarray]],
 
 
 def _answered(model: nn.Module, pairs: Sequence[tuple[np.ndarray, np.ndarray]], start: int) -> dict[str, Any]:
-    """Rows of inputs, and rows of their answers behind the start token."""
+    """Rows of inputs, and rows of their answers after the start token."""
     inputs, input_segments = padded([prompt for prompt, _ in pairs], model.max_length)
     targets, segments = padded([answer for _, answer in pairs], model.max_length)
     tokens = np.concatenate([np.full_like(targets[:, :1], start), targets[:, :-1]], axis=1)

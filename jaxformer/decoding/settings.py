@@ -20,15 +20,15 @@ class Decoding:
     temperature: float = 0.0
     """Divides the logits before a token is drawn: below 1 safer, above 1 wilder; 0 takes the likeliest."""
     top_k: int | None = None
-    """Draw among so many likeliest tokens; None: among all."""
+    """Number of likeliest tokens to draw from; None: all."""
     top_p: float = 1.0
     """Draw among the fewest likeliest tokens that together have this probability (Holtzman et al. 2020)."""
     min_p: float = 0.0
     """Draw among tokens at least this times as likely as the likeliest."""
     repetition_penalty: float = 1.0
-    """What the scores of tokens that were there before are weakened by (Keskar et al. 2019); 1: not at all."""
+    """Penalty on the scores of tokens that occurred before (Keskar et al. 2019); 1: none."""
     num_beams: int = 1
-    """Hypotheses kept at each step; 1 is no beam search."""
+    """Hypotheses kept at each step; 1: no beam search."""
     length_penalty: float = 1.0
     """Hypotheses compete by log-probability divided by length to this power: above 0 favours long ones."""
     early_stopping: bool | Literal["never"] = False
@@ -53,23 +53,23 @@ class Decoding:
     eta_cutoff: float = 0.0
     """Draw among tokens at least this likely, or less likely where the entropy is high (Hewitt et al. 2022)."""
     encoder_repetition_penalty: float = 1.0
-    """What the scores of the prompt's tokens are strengthened by; 1: not at all."""
+    """Boost of the scores of the prompt's tokens; 1: none."""
     no_repeat_ngram_size: int = 0
-    """No stretch of so many tokens comes twice, the prompt of a decoder included (Paulus et al. 2018); 0: any may."""
+    """Length of n-grams that do not occur twice, the prompt of a decoder included (Paulus et al. 2018); 0: any may."""
     encoder_no_repeat_ngram_size: int = 0
-    """No stretch of so many tokens of the prompt comes in the output; 0: any may."""
+    """Length of the prompt's n-grams that do not occur in the output; 0: any may."""
     bad_words_ids: tuple[tuple[int, ...], ...] = ()
-    """Sequences of token ids that never come."""
+    """Sequences of token ids that are never generated."""
     suppress_tokens: tuple[int, ...] = ()
-    """Ids of tokens that never come."""
+    """Ids of tokens that are never generated."""
     begin_suppress_tokens: tuple[int, ...] = ()
-    """Ids of tokens that never come first."""
+    """Ids of tokens that are never generated first."""
     forced_bos_token_id: int | None = None
     """Id of the token that comes first, after a start token or a prompt of one token."""
     forced_eos_token_ids: tuple[int, ...] = ()
     """Ids of end tokens: one of them is the last token of an output that reaches its limit."""
     exponential_decay_length_penalty: tuple[int, float] | None = None
-    """After so many new tokens, the end token's score grows by this factor to the power of the tokens since."""
+    """(start, factor): after `start` new tokens, the end token's score grows by the factor with each token."""
     renormalize_logits: bool = False
     """Whether the scores of a beam search are log-probabilities again after the settings above have changed them."""
 

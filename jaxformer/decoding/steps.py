@@ -45,7 +45,7 @@ class Next(NamedTuple):
     position_ids: jax.Array
     """Integers [b]: the position of the next token."""
     cache: Cache
-    """Of all tokens before it."""
+    """Keys and values of all tokens before it."""
 
 
 def ready(model: Model, params: Any) -> Any:

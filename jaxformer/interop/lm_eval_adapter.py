@@ -24,16 +24,16 @@ from jaxformer.predictors.continuation import Continuation
 from jaxformer.runs.run import Run, open_run
 
 NEW = 256
-"""Tokens that a task gets at most where it does not say; as in the harness' own models."""
+"""Default of the most new tokens in a task, as in the harness' own models."""
 TAKEN = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "length_penalty")
-"""Settings of a task's generation with the names and meanings of ours."""
+"""Settings of a task's generation that have the same names and meanings in `Decoding`."""
 
 
 class RunLM(LM):
     """A run's language model, or an encoder–decoder, to which a context is its input."""
 
     def __init__(self, run: str | os.PathLike | Run):
-        """`run`: the run or its folder; InputError where its model does not write."""
+        """`run`: the run or its folder; InputError if its model generates no text."""
         super().__init__()
         self.run = run if isinstance(run, Run) else open_run(run)
         if not isinstance(self.run.predictor, ScoresContinuations):

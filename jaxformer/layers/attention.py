@@ -60,12 +60,12 @@ def mix(weights_bhts: jax.Array, value_bgsk: jax.Array) -> jax.Array:
 
 @flax.struct.dataclass
 class AttendOptions:
-    """What attention over queries, keys and values depends on beside these."""
+    """The arguments of attention besides queries, keys and values."""
 
     mask: Mask | None = None
     """Which key each query sees; None: all."""
     bias: jax.Array | None = None
-    """What to add to the scores, [h, t, s] or [b, h, t, s]."""
+    """Added to the scores, [h, t, s] or [b, h, t, s]."""
     key: jax.Array | None = None
     """For dropout; None for none."""
     scale: float | None = flax.struct.field(pytree_node=False, default=None)
@@ -168,14 +168,14 @@ def _attend_part(query_bthk: jax.Array, keys: KeyValue, options: AttendOptions) 
 
 @flax.struct.dataclass
 class AttentionInputs:
-    """What an attention layer is given besides `x`."""
+    """The inputs of an attention layer besides `x`."""
 
     memory: jax.Array | KeyValue | None = None
-    """What to attend to, [b, s, d], or its keys and values as an earlier call returned them; None: `x`."""
+    """The vectors to attend to, [b, s, d], or their keys and values from an earlier call; None: `x`."""
     mask: Mask | None = None
     """Which key each query sees; None: all."""
     placement: Placement | None = None
-    """What a position scheme does to queries, keys and scores."""
+    """Changes of queries, keys and scores by a position scheme."""
     cache: LayerCache | None = None
     """Keys and values of earlier tokens, to which those of `x` are added."""
     used: jax.Array | None = None
@@ -188,7 +188,7 @@ class AttentionInputs:
 
 @flax.struct.dataclass
 class AttentionOutput:
-    """What an attention layer computed."""
+    """The output of an attention layer."""
 
     output: jax.Array
     """[b, t, d]."""
@@ -218,7 +218,7 @@ class Attention(nn.Module):
     window: int | None = None
     """Self-attention sees keys whose index differs from the query's by less than this; None: all."""
     kernel: kernels.Kernel = "auto"
-    """What computes it: auto, splash on TPU, cuDNN on GPU, or blocks of queries on CPU and where neither serves."""
+    """The implementation: auto, splash on TPU, cuDNN on GPU, or blocks of queries on CPU and where neither serves."""
 
     def __post_init__(self):
         super().__post_init__()

@@ -21,7 +21,7 @@ class AttentionPooling(nn.Module):
     norm: nn.Module = LayerNorm()
     """The norm of what the feed-forward network reads."""
     dtype: DType = "auto"
-    """What to compute in."""
+    """The type to compute in."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -23,20 +23,20 @@ Vaswani et al. 2017), or before and after each layer and at the end (Gemma 2 and
 
 @flax.struct.dataclass
 class BlockInputs:
-    """What a stack and its blocks are given besides `x`."""
+    """The inputs of a stack and its blocks besides `x`."""
 
     mask: Mask | None = None
     """Which token each token sees; None for every. With a cache its order alone counts, and None is causal."""
     position_ids: jax.Array | None = None
     """Integers [b, t], for a position scheme. Default: 0, 1, 2, ..."""
     memory: jax.Array | KeyValue | None = None
-    """What cross-attention attends to, [b, s, d]; with a cache needed once only."""
+    """The vectors that cross-attention attends to, [b, s, d]; with a cache needed once only."""
     memory_mask: Mask | None = None
     """Which part of the memory each token sees."""
     placement: Placement | None = None
-    """What is done in self-attention beside the stack's own position scheme."""
+    """Applied in self-attention in addition to the stack's own position scheme."""
     memory_placement: Placement | None = None
-    """What is done in cross-attention to queries, and to the keys of the memory."""
+    """Applied in cross-attention to queries, and to the keys of the memory."""
     condition: jax.Array | None = None
     """[b, c]: what norms and residual branches are conditioned on, such as a diffusion's time and class."""
     at: jax.Array | None = None
@@ -52,7 +52,7 @@ class BlockInputs:
 
 @flax.struct.dataclass
 class BlockState:
-    """Where a block stands in its stack, and what decoding keeps of it."""
+    """The index of a block in its stack, and its cache in decoding."""
 
     depth_fraction: jax.Array | float = 1.0
     """From 0 for the first block to 1 for the last."""
@@ -66,7 +66,7 @@ class BlockState:
 
 @flax.struct.dataclass
 class BlockOutput:
-    """What a block computed."""
+    """The output of a block."""
 
     hidden: jax.Array
     """[b, t, d], or [b, m, d] at some positions."""
@@ -110,7 +110,7 @@ class Block(nn.Module):
         return BlockOutput(sharding.constrain(x, "btd"), weights, cache, memory, means)
 
     def _before(self, x: jax.Array, name: str, inputs: BlockInputs, state: BlockState) -> jax.Array:
-        """What a layer reads of the residual stream."""
+        """The input of a layer: the residual stream, normalised if norms come first."""
         if self.norm_position == "after":
             return x
         y = normalise(self.norm.copy(name=f"{name}_norm"), x, inputs.condition)

@@ -1,4 +1,4 @@
-"""Caches: keys and values of earlier tokens, of which decoding adds one token or more at a time."""
+"""Caches: keys and values of earlier tokens, to which decoding adds one token or more at a time."""
 
 import flax.struct
 import jax
@@ -69,7 +69,7 @@ def _update(kept: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array:
 
 @flax.struct.dataclass
 class Cache:
-    """What decoding keeps of the tokens so far: an argument of a stack, and part of its result."""
+    """The keys and values of the tokens so far: an argument of a stack, and part of its result."""
 
     layers: tuple[LayerCache, ...]
     """The cache of each layer's self-attention."""
@@ -100,7 +100,7 @@ class Cache:
         return self.replace(layers=tuple(layers), segments=jnp.pad(self.segments, [(0, 0), (0, tokens)]))
 
     def mask(self, layer: LayerCache, segments: jax.Array, order: jax.Array, window: int | None) -> Mask:
-        """Which cached and new keys new tokens see: all earlier ones, and of each other those of no greater order.
+        """The mask for new tokens: they see all cached keys, and new keys with an order no greater than their own.
 
         Args:
           layer: the cache of the layer.
@@ -126,7 +126,7 @@ def _padded(array: jax.Array, tokens: int) -> jax.Array:
 
 
 def _local(keys: KeyValue, window: int) -> LayerCache:
-    """A full cache as one of so many slots, each with the last token whose index leaves the slot's as a remainder."""
+    """Converts a full cache to a ring of slots; each has the last token whose index modulo their number is its own."""
     rows, slots = keys.key.shape[0], keys.key.shape[2]
     if slots <= window:
         index = jnp.concatenate([jnp.arange(slots), jnp.full(window - slots, FREE)])

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 
 def keep_mask(key: jax.Array, rate: float, shape: tuple[int, ...]) -> tuple[jax.Array, float]:
-    """Which elements stay, and the exact probability that one does.
+    """Draws the elements that stay, and returns the exact probability that one does.
 
     Eight random bits an element, four elements a generated word: generating is most of dropout's cost. The rate is
     rounded to 1/256 where that changes it by less than 2%, to 1/65,536 elsewhere.

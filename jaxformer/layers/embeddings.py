@@ -30,9 +30,9 @@ class Embeddings(nn.Module):
     token_types: int = 0
     """Kinds of sentence; 0 for none."""
     scale: float = 1.0
-    """What token embeddings are multiplied by."""
+    """Factor of token embeddings."""
     token_init_std: float = 0.02
-    """Standard deviation with which token embeddings begin."""
+    """Standard deviation of the initial token embeddings."""
     norm: nn.Module | None = None
     """The norm of the sum."""
     dropout: float = 0.0
@@ -90,9 +90,9 @@ class Embeddings(nn.Module):
 
 
 def first_positions(key: jax.Array, shape: tuple[int, int]) -> jax.Array:
-    """Learned positions begin as sinusoids larger than tokens.
+    """Initialises learned positions as sinusoids larger than tokens.
 
-    Neighbours are then told apart from the first step: a small BERT leaves the plateau of guessing by frequency in
+    Neighbours then differ from the first step: a small BERT leaves the plateau of guessing by frequency in
     half the updates that it takes from random positions.
     """
     del key

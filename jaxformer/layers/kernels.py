@@ -15,7 +15,7 @@ Kernel = Literal["auto", "blocks", "splash", "cudnn"]
 """How attention is computed; auto is splash on TPU, cudnn on GPU, and blocks on CPU and where neither serves."""
 
 PLATFORMS = {"splash": "tpu", "cudnn": "gpu"}
-"""What each kernel runs on."""
+"""The platform of each kernel."""
 SHORTEST = 256
 """Queries, and keys, that a kernel is worth while for: with fewer, there is little to save."""
 TILES = (512, 384, 256, 128)
@@ -86,7 +86,7 @@ def splash(query_bthk, key_bgsk, value_bgsk, mask: Mask | None, scale: float, in
     Returns:
       [b, t, h, k].
     """
-    # Here, since nobody else need wait for Pallas.
+    # Imported lazily: Pallas is slow to import.
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
@@ -116,7 +116,7 @@ def splash(query_bthk, key_bgsk, value_bgsk, mask: Mask | None, scale: float, in
 
 
 def cudnn(query_bthk, key_bgsk, value_bgsk, mask: Mask | None, scale: float, otherwise: Callable[[], jax.Array]):
-    """Attention by cuDNN where each row is one segment with only padding behind it, else what `otherwise` computes.
+    """Attention by cuDNN if each row is one segment followed by padding only, else by `otherwise`.
 
     cuDNN takes a row's length, and other segments only as a matrix, which would cost more memory than blocks. Which
     rows there are is seen when the program runs. The output of padding is of no use.
@@ -155,14 +155,14 @@ def flash(mask: Mask | None, scale: float, implementation: str = "cudnn") -> Cal
 
 
 def _segments(mask: Mask | None) -> tuple[jax.Array, jax.Array] | None:
-    """Those of queries and of keys, int32."""
+    """The numbers of queries and of keys, int32."""
     if mask is None or mask.query_segments is None:
         return None
     return jnp.asarray(mask.query_segments, jnp.int32), jnp.asarray(mask.key_segments, jnp.int32)
 
 
 def _alone(query_segments, key_segments) -> jax.Array:
-    """Whether each row begins with one segment, of queries and keys alike, and has only padding behind it."""
+    """Whether each row is one segment, of queries and keys alike, followed by padding only."""
 
     def alone(ids):
         first = jnp.arange(ids.shape[1]) < jnp.sum(ids != 0, axis=1, keepdims=True)

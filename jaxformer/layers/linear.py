@@ -12,13 +12,13 @@ import numpy as np
 from jaxformer.parallel import metadata, sharding
 
 DType = Literal["auto", "float32", "bfloat16"]
-"""What to compute in; auto is bfloat16 on accelerators and float32 on CPU. Parameters are float32 always."""
+"""The type to compute in; auto is bfloat16 on accelerators and float32 on CPU. Parameters are float32 always."""
 
 truncated_normal = nn.initializers.truncated_normal
 
 
 def compute_dtype(dtype: DType) -> jnp.dtype:
-    """The jax dtype that `dtype` stands for on the platform that the program is compiled for."""
+    """Returns the jax dtype of `dtype` on the platform that the program is compiled for."""
     if dtype == "auto":
         dtype = "float32" if sharding.platform() == "cpu" else "bfloat16"
     return jnp.dtype(dtype)
@@ -38,9 +38,9 @@ class Linear(nn.Module):
     bias: bool = True
     """Whether to add a bias."""
     dtype: DType = "auto"
-    """What to compute in."""
+    """The type to compute in."""
     init_scale: float = 1.0
-    """How much larger the kernel begins."""
+    """Factor of the initial kernel."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""LoRA: a kernel W is held, and W + α/r · A B is used, of which only the thin A and B train (Hu et al. 2022)."""
+"""LoRA: a kernel W is frozen, and W + α/r · A B is used; only the thin A and B train (Hu et al. 2022)."""
 
 import dataclasses
 import math
@@ -18,7 +18,7 @@ KERNEL = "/kernel"
 
 @dataclasses.dataclass(frozen=True)
 class Lora:
-    """Which kernels are adapted, and how.
+    """The kernels that are adapted, and the size of their adapters.
 
     The parameters of such a run are `{"base": the model's, "lora": {path of a linear map: {"a", "b"}}}`.
     """
@@ -26,7 +26,7 @@ class Lora:
     rank: int = 8
     """Columns of A and rows of B."""
     alpha: float = 16.0
-    """What A B is multiplied by is this over the rank, so that one learning rate serves all ranks."""
+    """The factor of A B is this divided by the rank, so that one learning rate serves all ranks."""
     target_modules: tuple[str, ...] = ("attention/(query|value)/kernel$",)
     """Regular expressions; the kernels in whose path one is found are adapted."""
     modules_to_save: tuple[str, ...] = ("^head/",)

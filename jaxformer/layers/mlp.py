@@ -55,7 +55,7 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, dtype: DType = "auto", train: bool = False) -> tuple[jax.Array, dict[str, Mean]]:
-        """Maps x; the second result has auxiliary means, of which this network has none."""
+        """Maps x; the second result is for auxiliary means, and empty here."""
         del train
         embed = x.shape[-1]
         width = self.inner(embed)
@@ -89,7 +89,7 @@ class GatedMlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, dtype: DType = "auto", train: bool = False) -> tuple[jax.Array, dict[str, Mean]]:
-        """Maps x; the second result has auxiliary means, of which this network has none."""
+        """Maps x; the second result is for auxiliary means, and empty here."""
         del train
         embed = x.shape[-1]
         width = self.inner(embed)

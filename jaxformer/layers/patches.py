@@ -1,4 +1,4 @@
-"""Images as rows of patches (Dosovitskiy et al. 2021, §3.1), and where each stands."""
+"""Images as rows of patches (Dosovitskiy et al. 2021, §3.1), and their positions."""
 
 import functools
 from typing import Literal
@@ -20,7 +20,7 @@ ImagePositions = Literal["learned", "sinusoidal"]
 
 @flax.struct.dataclass
 class Embedded:
-    """What enters a stack: the tokens that are no patches, and the patches."""
+    """The input of a stack: other tokens, and the patches."""
 
     leading: jax.Array
     """The class token, where there is one, and the registers, [b, r, d]."""
@@ -126,7 +126,7 @@ class ImageEmbeddings(nn.Module):
     position_embedding: ImagePositions = "learned"
     """How positions are added."""
     class_token: bool = True
-    """Whether a learned token stands before the patches, whose output tells of the whole image."""
+    """Whether to prepend a class token, whose output represents the whole image."""
     registers: int = 0
     """Learned tokens without a position between the two (Darcet et al. 2024)."""
     dtype: DType = "auto"
@@ -153,7 +153,7 @@ class ImageEmbeddings(nn.Module):
         return Embedded(leading, x)
 
     def _positions(self, rows: int, columns: int) -> tuple[jax.Array | float, jax.Array]:
-        """Those of the class token and of the patches, [p, d]."""
+        """The positions of the class token and of the patches, [p, d]."""
         if self.position_embedding == "sinusoidal":
             return 0.0, sinusoidal_2d(rows, columns, self.width)
         side, leading = self.image // self.patch, int(self.class_token)
@@ -163,7 +163,7 @@ class ImageEmbeddings(nn.Module):
 
 
 def first_table(key: jax.Array, shape: tuple[int, int], leading: int) -> jax.Array:
-    """Learned positions begin as sinusoids, so that neighbours are told apart from the first step; that of the class
+    """Initialises learned positions as sinusoids, so that neighbours differ from the first step; that of the class
     token as 0."""
     del key
     side, width = round((shape[0] - leading) ** 0.5), shape[1]

@@ -42,5 +42,5 @@ def pool(hidden: jax.Array, pooling: Pooling, belongs: jax.Array) -> jax.Array:
 
 
 def segments_of(segments: jax.Array, count: int) -> jax.Array:
-    """Which tokens belong to each of the `count` examples of a row, boolean [b, c, t]; segments [b, t] are from 1."""
+    """Whether tokens belong to each of the `count` examples of a row, boolean [b, c, t]; segments [b, t] are from 1."""
     return segments[:, None] == jnp.arange(1, count + 1)[:, None]

@@ -33,7 +33,7 @@ def sinusoidal(position_ids: jax.Array, width: int, longest: float = 10_000.0) -
     """
     if width % 2:
         raise ValueError(f"width {width} is odd: sines and cosines take half each")
-    # An angle of many turns has few digits left in float32. In units of which a turn has 2^32, integers leave out whole
+    # An angle of many turns has few digits left in float32. If a turn has 2^32 units, integers leave out whole
     # turns by themselves.
     turn = 2.0**32 / (2 * math.pi)
     frequencies = np.round(turn * longest ** (-np.arange(0, width, 2) / width)).astype(np.int32)
@@ -43,25 +43,25 @@ def sinusoidal(position_ids: jax.Array, width: int, longest: float = 10_000.0) -
 
 @flax.struct.dataclass
 class Placement:
-    """What a position scheme does in self-attention."""
+    """The changes that a position scheme makes in self-attention."""
 
     query: tuple[jax.Array, jax.Array] | None = None
     """Cosines and sines, float32 [b, t, 1, k/2], by which queries are rotated."""
     key: tuple[jax.Array, jax.Array] | None = None
-    """Those by which keys are."""
+    """Those by which keys are rotated."""
     bias: jax.Array | None = None
-    """What is added to the scores, float32 [h, t, s] or [b, h, t, s]."""
+    """Added to the scores, float32 [h, t, s] or [b, h, t, s]."""
     query_added: jax.Array | None = None
-    """What is added to `x` before it becomes queries, [b or 1, t, d] (Carion et al. 2020)."""
+    """Added to `x` before it becomes queries, [b or 1, t, d] (Carion et al. 2020)."""
     key_added: jax.Array | None = None
-    """What is added to `x` or the memory before it becomes keys, and not values, [b or 1, s, d]."""
+    """Added to `x` or the memory before it becomes keys, and not values, [b or 1, s, d]."""
 
     def merged(self, other: "Placement") -> "Placement":
         """Both together; of what both do, `other`'s."""
         return Placement(**{name: _first(getattr(other, name), getattr(self, name)) for name in _FIELDS})
 
     def at(self, position_ids: jax.Array) -> "Placement":
-        """That of the queries at `position_ids`, integers [b, m], alone."""
+        """The placement of only the queries at `position_ids`, integers [b, m]."""
         query, bias, added = self.query, self.bias, self.query_added
         if added is not None:
             rows = jnp.broadcast_to(added, (position_ids.shape[0], *added.shape[1:]))
@@ -147,7 +147,7 @@ class RelativePositions(nn.Module):
     longest: int = 128
     """From this distance on all are in one bucket."""
     bidirectional: bool = True
-    """Half of the buckets for keys behind the query; False where it sees none of them."""
+    """Whether half of the buckets are for keys after the query; False if it does not see them."""
 
     def __post_init__(self):
         super().__post_init__()

@@ -1,4 +1,4 @@
-"""What a layer's output goes through on its way into the residual stream: layer scale and drop path."""
+"""Layer scale and drop path, between a layer's output and the residual stream."""
 
 import flax.linen as nn
 import jax
@@ -12,7 +12,7 @@ class ResidualBranch(nn.Module):
     """`keep · scale · y`: of each dimension a learned scale, of each example all or nothing while training."""
 
     layer_scale: float | None = None
-    """What the scale of each dimension begins with (Touvron et al. 2021, CaiT); None: no scales."""
+    """Initial scale of each dimension (Touvron et al. 2021, CaiT); None: no scales."""
     drop_path: float = 0.0
     """Probability that an example leaves a layer of the last block out in training; it grows linearly from 0 in the
     first block (stochastic depth, Huang et al. 2016)."""
@@ -28,7 +28,7 @@ class ResidualBranch(nn.Module):
 
         Args:
           y: [b, t, d].
-          depth: where the block stands in the stack, from 0 for the first to 1 for the last.
+          depth: the position of the block in the stack, from 0 for the first to 1 for the last.
           train: whether to drop paths; needs the rng stream `dropout`.
         """
         if self.layer_scale is not None:

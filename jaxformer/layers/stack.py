@@ -64,12 +64,12 @@ def without_last(blocks: Any) -> tuple[Any, Any]:
 
 
 class Kept(NamedTuple):
-    """What is kept of every block."""
+    """The values kept of every block."""
 
     kinds: tuple[Any, ...]
     """For each kind of block, of those in whole periods, with a leading axis of the periods."""
     rest: tuple[Any, ...]
-    """Of each block after the last whole period."""
+    """The values of each block after the last whole period."""
 
     def stacked(self, select: Callable[[Any], jax.Array | None]) -> jax.Array | None:
         """An array of every block, chosen by `select`, with a leading axis of the layers; None where it is None."""
@@ -141,7 +141,7 @@ def _kinds(blocks: Any) -> list[Any]:
 
 
 def rematerialised(function: BlockFunction, remat: str, in_loop: bool) -> BlockFunction:
-    """The function, of which the backward pass computes again what `remat` says."""
+    """The function, rematerialised in the backward pass as `remat` says."""
     if remat == "none":
         return function
     # Outside a loop the compiler would see that something is computed twice, and keep it instead.

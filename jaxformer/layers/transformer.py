@@ -23,7 +23,7 @@ from jaxformer.metrics.means import Mean
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """What a kind of block has of its own; None: what the stack has."""
+    """The parts of a kind of block that differ from the stack's; None: the stack's."""
 
     attention: nn.Module | None = None
     """Its attention, such as one with a window."""
@@ -35,7 +35,7 @@ class Variant:
 
 @flax.struct.dataclass
 class TransformerOutput:
-    """What a stack computed."""
+    """The output of a stack."""
 
     hidden: jax.Array
     """The last block's output, [b, t, d] or [b, m, d]; normalised where norms come before."""
@@ -75,14 +75,14 @@ class Transformer(nn.Module):
     attention_dropout: float = 0.1
     """Rate of dropout on attention weights."""
     dtype: DType = "auto"
-    """What to compute in; auto is bfloat16 on accelerators and float32 on CPU."""
+    """The type to compute in; auto is bfloat16 on accelerators and float32 on CPU."""
     remat: Literal["none", "dots", "full"] = "none"
-    """What the backward pass computes again to save memory: nothing, all but matrix products, or whole blocks."""
+    """Rematerialisation in the backward pass, to save memory: nothing, all but matrix products, or whole blocks."""
     unroll: int | None = None
     """Blocks a loop iteration: more is faster to run and slower to compile, and saves less memory by remat. By default
     all on CPU without remat, else 1."""
     residual: nn.Module | None = None
-    """What a layer's output goes through before it is added, such as `ResidualBranch(drop_path=0.1)`; None: nothing."""
+    """Applied to a layer's output before it is added, such as `ResidualBranch(drop_path=0.1)`; None: nothing."""
     period: tuple[Variant, ...] = ()
     """Kinds of block that take turns, such as local and global attention; `()`: all blocks are alike. A stack may end
     within a period."""
@@ -90,7 +90,7 @@ class Transformer(nn.Module):
     def __post_init__(self):
         for field in ("norm", "position_embedding"):
             module = getattr(self, field)
-            # Linen takes one instance, such as a field's default, for one set of parameters wherever it stands.
+            # Linen shares parameters between all uses of one instance, such as a field's default.
             if isinstance(module, nn.Module) and module.parent is None:
                 object.__setattr__(self, field, fresh(module))
         super().__post_init__()
@@ -167,7 +167,7 @@ class Transformer(nn.Module):
         return TransformerOutput(self._end(x, inputs.condition), attention, layers=layers, means=means)
 
     def variant(self, number: int) -> Variant:
-        """What block `number` has, with the parts that its kind shares with the stack."""
+        """The parts of block `number`, including those that its kind shares with the stack."""
         own = self.period[number % len(self.period)] if self.period else Variant()
         return Variant(
             own.attention or self.attention,
@@ -214,7 +214,7 @@ class Transformer(nn.Module):
         return TransformerOutput(self._end(x, inputs.condition), cache=cache)
 
     def _place(self, positions, query_index, key_index, given: Placement | None) -> list[Placement | None]:
-        """What position schemes do in each kind of block."""
+        """The placement of each kind of block."""
         _, head_dim = self.attention.sizes(self.heads, self.width)
 
         def place(scheme):

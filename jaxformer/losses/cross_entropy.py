@@ -15,7 +15,7 @@ CHUNK_ELEMENTS = 1 << 26
 
 
 class TokenLoss(NamedTuple):
-    """What a batch of predicted tokens gives, as weighted means."""
+    """Losses and metrics of a batch of predicted tokens, as weighted means."""
 
     loss: Mean
     """Cross-entropy with label smoothing and z-loss, in nats; the only one with a gradient."""

@@ -1,4 +1,4 @@
-"""What the objectives that predict every next token share."""
+"""The loss of objectives that predict every next token."""
 
 from collections.abc import Mapping
 from typing import Any

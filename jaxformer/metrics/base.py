@@ -11,7 +11,7 @@ from jaxformer.metrics.means import Covariance, Mean
 
 State = TypeVar("State")
 Terms = Mapping[str, Any]
-"""What an objective returns for a batch, by name: `Mean`s, and in evaluations whatever its metrics need."""
+"""The values that an objective returns for a batch, by name: `Mean`s, and in evaluations the inputs of its metrics."""
 
 
 class Metric(abc.ABC, Generic[State]):
@@ -64,7 +64,7 @@ class Metric(abc.ABC, Generic[State]):
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """What a metric of documents computes with."""
+    """The arguments of a metric of documents."""
 
     model: Any
     """The model."""

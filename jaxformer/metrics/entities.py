@@ -32,7 +32,7 @@ def counts(
       segments: the number of the sentence that a token is of, [b, t].
     """
     words = weights > 0
-    # Words move together, so that each one's neighbours are the words beside it; behind them is no sentence.
+    # Words move together, so that each one's neighbours are the words beside it; no sentence follows them.
     order = jnp.argsort(~words, axis=-1, stable=True)
     found, right, segments = (jnp.take_along_axis(array, order, -1) for array in (found, right, segments * words))
     ours, theirs = (_spans(labels, tags, segments) for tags in (found, right))
@@ -109,7 +109,7 @@ def _spans(labels: Sequence[str], tags: jax.Array, segments: jax.Array) -> _Span
     apart = jnp.diff(segments, axis=-1, prepend=0) != 0
     ended = jnp.pad(ends_with[tags][:, :-1], ((0, 0), (1, 0)))
     begins = (kind >= 0) & (begins_with[tags] | apart | ended | (before != kind))
-    # An entity goes on to the word before the next one that begins another, or is in none.
+    # An entity extends to the word before the next one that begins another, or is in none.
     stops = jnp.pad((begins | (kind < 0) | apart)[:, 1:], ((0, 0), (0, 1)), constant_values=True)
     index = jnp.where(stops, jnp.arange(tags.shape[1]), tags.shape[1])
     return _Spans(begins, kind, jax.lax.cummin(index, axis=1, reverse=True))

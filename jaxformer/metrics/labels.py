@@ -74,7 +74,7 @@ class LabelScores(Metric[Counts]):
 
 @dataclasses.dataclass(frozen=True)
 class Matthews(Metric[Counts]):
-    """Matthews' correlation of labels of which one holds (Gorodkin 2004 for more than two); 0 where all are alike."""
+    """Matthews' correlation of single labels (Gorodkin 2004 for more than two); 0 where all are alike."""
 
     labels: tuple[str, ...]
     """The labels."""

@@ -35,7 +35,7 @@ def best_span(starts: np.ndarray, ends: np.ndarray, longest: int) -> tuple[float
 
 
 def exact_match(answer: str, references: Sequence[str]) -> float:
-    """1 where the answer is one of the references, but for case, punctuation, articles and spaces; otherwise 0."""
+    """1 where the answer is one of the references, apart from case, punctuation, articles and spaces; otherwise 0."""
     return float(any(_normalized(answer) == _normalized(reference) for reference in references or [""]))
 
 

@@ -23,11 +23,11 @@ ROUGE = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """Which written texts are scored, and by what."""
+    """The generated texts that are scored, and their metrics."""
 
     prefix: str = ""
-    """What the inputs begin with that are meant, such as "summarize: ", and the names of the metrics after it; "" means
-    all inputs."""
+    """Prefix of the inputs that are scored, such as "summarize: ", and of the names of their metrics; "" means all
+    inputs."""
     by: tuple[Literal["bleu", "chrf", "rouge"], ...] = ("bleu", "chrf")
     """BLEU and chrF of all texts together; ROUGE-1, -2 and -L, F-measures of stems of English words, on average."""
 
@@ -84,7 +84,7 @@ class _FirstTexts:
     """The first documents whose inputs have a prefix."""
 
     scores: Scores
-    """Which documents are scored, and by what."""
+    """The documents that are scored, and their metrics."""
     count: int
     """Documents to score, at most."""
 
@@ -110,7 +110,7 @@ class _FirstTexts:
 class TextScores(_FirstTexts, DocumentMetric[Texts]):
     """BLEU, chrF and ROUGE of the texts that a model generates for the first held-out documents.
 
-    References are the texts of the source itself, whole, whatever the tokenizer and the rows make of them.
+    References are the whole texts of the source itself, unaffected by the tokenizer and the length of rows.
     """
 
     generate: Callable[[Context, Sequence[np.ndarray]], Sequence[str]]

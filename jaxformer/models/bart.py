@@ -20,7 +20,7 @@ BASE = Transformer(768, 6, 12, mlp=Mlp(), norm=LayerNorm(1e-5), norm_position="a
 
 
 class Entry(nn.Module):
-    """What a stack's embeddings get before they enter it: learned positions, a norm, dropout; [b, t, d] → [b, t, d]."""
+    """Adds learned positions, a norm and dropout to the embeddings before a stack; [b, t, d] → [b, t, d]."""
 
     max_length: int
     """The longest input, in tokens."""
@@ -55,7 +55,7 @@ class Bart(EncoderDecoder):
     max_length: int = 1024
     """The longest input and output, in tokens."""
     position_embedding: AddedPositions = "none"
-    """What is added to the embeddings that both stacks share; their own positions are added behind them."""
+    """Positions added to the embeddings that both stacks share; each stack adds its own positions after them."""
     scale_embeddings: bool = False
     """Whether embeddings are multiplied by the square root of the width."""
     head_bias: bool = True

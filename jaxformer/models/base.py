@@ -52,7 +52,7 @@ TOKENS = InputSpec("bt", "ids of the tokens")
 
 @flax.struct.dataclass
 class ModelOutput:
-    """What a model computes; None for what it does not have, or was not asked for.
+    """The output of a model; None for what it does not have, or was not requested.
 
     A family adds fields of its own. An output of a model with a head has `logits` too, as a field or a property.
     """
@@ -77,7 +77,7 @@ class ModelOutput:
 
 @flax.struct.dataclass
 class LMOutput(ModelOutput):
-    """What a language model computes."""
+    """The output of a language model."""
 
     lm_head: LMHead | None = None
     """The map from `hidden` to logits."""
@@ -227,7 +227,7 @@ class Model(nn.Module):
 
     @property
     def compute_dtype(self) -> DType:
-        """What heads compute in: the type of the last stack."""
+        """The type that heads compute in: that of the last stack."""
         return list(self.stacks().values())[-1].dtype
 
     @property

@@ -26,7 +26,7 @@ Head = Literal["masked_lm", "pooler", "next_sentence"]
 
 @flax.struct.dataclass
 class BertOutput(ModelOutput):
-    """What BERT computes.
+    """The output of BERT.
 
     `hidden` is None where only some positions were wanted. `pooled` is the tanh of a linear map of each first token,
     [b, c, d] for c sentence pairs a row, 1 without packing.

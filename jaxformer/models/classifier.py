@@ -22,7 +22,7 @@ WITHOUT_POOLER = "expected first, mean, max, last, first_and_mean or none"
 
 @flax.struct.dataclass
 class ClassifierOutput(ModelOutput):
-    """What a classifier computes."""
+    """The output of a classifier."""
 
     logits: jax.Array | None = None
     """float32 [b, c, n]: of each example in a row, for n labels; [b, t, n] of each token with pooling `none`."""

@@ -26,7 +26,7 @@ from jaxformer.parallel import metadata
 
 @flax.struct.dataclass
 class EncoderDecoderOutput(LMOutput):
-    """What an encoder–decoder computes; `hidden`, `lm_head` and `cache` are the decoder's."""
+    """The output of an encoder–decoder; `hidden`, `lm_head` and `cache` are the decoder's."""
 
     encoded: jax.Array | None = None
     """The encoder's output, [b, s, d]."""

@@ -22,7 +22,7 @@ from jaxformer.parallel import metadata
 
 @flax.struct.dataclass
 class GptOutput(LMOutput):
-    """What GPT computes."""
+    """The output of GPT."""
 
 
 class Gpt(Model):

@@ -26,7 +26,7 @@ from jaxformer.parallel import metadata
 
 @flax.struct.dataclass
 class MaskedAutoencoderOutput(ModelOutput):
-    """What a masked autoencoder computes.
+    """The output of a masked autoencoder.
 
     `hidden` is the encoder's, [b, 1 + visible, d]: class token, and the visible patches in the order of their noise.
     """

@@ -48,7 +48,7 @@ def t5_stack(
 
 
 class T5(EncoderDecoder):
-    """T5 v1.0 as it stands, v1.1 with gated stacks and `tie_embeddings=False`."""
+    """T5: v1.0 with the default fields, v1.1 with gated stacks and `tie_embeddings=False`."""
 
     encoder: Transformer = t5_stack(768, 12, 12, 3072)
     """The stack over the inputs."""

@@ -27,7 +27,7 @@ IMAGES = InputSpec("byxn", "pixels, from 0 to 255", "uint8")
 
 @flax.struct.dataclass
 class VitOutput(ModelOutput):
-    """What a ViT computes.
+    """The output of a ViT.
 
     `hidden` has the class token, the registers, and the patches row by row; `pooled` is [b, d], or [b, 2 d] with
     `first_and_mean`.
@@ -108,7 +108,7 @@ class Vit(Model):
 
     @property
     def head_fields(self) -> tuple[str, ...]:
-        """What pools and classifies."""
+        """The head, which pools and classifies."""
         return "labels", "pooler", "pooling"
 
     def comparable(self) -> Self:

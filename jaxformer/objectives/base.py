@@ -17,7 +17,7 @@ ModelT = TypeVar("ModelT", bound=Model)
 
 
 class Objective(abc.ABC, Generic[ModelT]):
-    """What a model is trained for. A subclass is a frozen dataclass, whose fields are flags.
+    """A training objective. A subclass is a frozen dataclass, whose fields are flags.
 
     A new objective needs `__call__`, and lists the arrays of a batch in `model_inputs` and `required`:
 
@@ -92,7 +92,7 @@ class Objective(abc.ABC, Generic[ModelT]):
             raise InputError(f"objective={type(self).__name__}: the task's rows have no {missing[0]}{use}")
 
     def predictor(self, model: ModelT, params: Any, tokenizer: Tokenizer | None) -> Predictor | None:
-        """What `predict` uses; None, the default, where the model answers nothing.
+        """Makes the predictor that `predict` uses; None, the default, if the model has no predictions.
 
         Args:
           model: the model.

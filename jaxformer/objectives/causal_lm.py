@@ -29,13 +29,13 @@ class CausalLM(Objective[Gpt]):
     z_loss: float = 0.0
     """Weight of the squared logarithm of the partition function, which keeps logits small; PaLM has 1e-4."""
     prompt: Literal["text", "prefix", "inputs"] = "text"
-    """What a prompt is: the beginning of a text; one whose tokens see each other both ways (rows of a prefix language
+    """The kind of prompt: the beginning of a text; one whose tokens see each other both ways (rows of a prefix language
     model); or inputs to answer, which do so too and have an end token (rows of text to text)."""
     beginning: bool = False
     """Begin prompts with the tokenizer's beginning token, for a model that has learned from texts that do."""
     template: DialogueTemplate | None = None
     """How dialogues are written, as in the rows of `Dialogue`: a prompt is one, or what a user says, and the model
-    answers. None: it goes on with texts."""
+    answers. None: it continues texts."""
     decoding: Decoding = Decoding(temperature=0.8, top_p=0.95)
     """How it writes; changes nothing in training."""
 

@@ -35,7 +35,7 @@ class Classification(Objective[Classifier]):
 
     @property
     def problem_type(self) -> str:
-        """What transformers calls it in a config.json."""
+        """transformers' name of it in a config.json."""
         return "multi_label_classification" if self.many else "single_label_classification"
 
     model_inputs = INPUTS
@@ -43,7 +43,7 @@ class Classification(Objective[Classifier]):
     def check(self, model: Classifier, row: Mapping[str, Any]) -> None:
         check_rows("Classification", model, row)
         if len(model.labels) < 2 and not self.many:
-            raise InputError(f"model.labels={model.labels}: one class only; there is nothing to tell apart")
+            raise InputError(f"model.labels={model.labels}: one class only; expected two or more")
         if (row["targets"].dtype == "float32") != self.many:
             rows = "a number, or many labels," if not self.many else "one label"
             raise InputError(

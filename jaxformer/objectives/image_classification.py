@@ -21,7 +21,7 @@ from jaxformer.predictors.image_labels import ImageLabels
 TOP = 5
 """Guesses among which `top_5_accuracy` looks for the label."""
 MOST_SCORED = 100
-"""Labels of a model, at most, of which each has scores of its own in an evaluation."""
+"""Largest number of labels for which an evaluation scores each label separately."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ class ImageClassification(Objective[Vit]):
 
     @property
     def problem_type(self) -> str:
-        """What transformers calls it in a config.json."""
+        """transformers' name of it in a config.json."""
         return "single_label_classification"
 
     def check(self, model: Vit, row: Mapping[str, Any]) -> None:

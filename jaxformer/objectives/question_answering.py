@@ -20,7 +20,7 @@ from jaxformer.objectives.tagging import check_tokens
 from jaxformer.predictors.answer_spans import INPUTS, SpanPredictor
 
 LABELS = ("start", "end")
-"""What the classifier's two numbers of a token are for."""
+"""Meanings of the classifier's two logits of a token."""
 NAMES = ("loss", "start_accuracy", "end_accuracy")
 
 

@@ -28,7 +28,7 @@ class Regression(Objective[Classifier]):
 
     @property
     def problem_type(self) -> str:
-        """What transformers calls it in a config.json."""
+        """transformers' name of it in a config.json."""
         return "regression"
 
     def check(self, model: Classifier, row: Mapping[str, Any]) -> None:

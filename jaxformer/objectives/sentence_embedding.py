@@ -36,7 +36,7 @@ class SentenceEmbedding(Objective[Model]):
     longest: int | None = None
     """The longest input in tokens, with [CLS] and [SEP]; None: as many as the model has positions."""
     temperature: float = 0.05
-    """What cosines are divided by in training; the lower, the more the nearest wrong texts count."""
+    """Temperature by which cosines are divided in training; the lower, the more the nearest wrong texts count."""
     prompts: tuple[tuple[str, str], ...] = ()
     """Names and texts of prompts. A prompt is put before each text that is embedded; the training data has its own."""
     default_prompt_name: str | None = None
@@ -71,7 +71,7 @@ class SentenceEmbedding(Objective[Model]):
     def __call__(self, model: Model, params, batch: Mapping[str, jax.Array], key=None) -> dict[str, Mean]:
         """The loss (nats), and how often the nearest of all second texts is the right one, over a batch's first texts.
 
-        All second texts of the batch are there to be told apart, whatever devices their rows lie on; with
+        All second texts of the batch are candidates, on all devices; with
         `optimizer.accumulate`, those of a micro-batch.
 
         Args:

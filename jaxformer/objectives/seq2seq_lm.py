@@ -34,7 +34,7 @@ class Seq2SeqLM(Objective[EncoderDecoder]):
     scored: int = 0
     """Held-out documents that an evaluation answers and scores, the first ones (of each prefix); 0 for none."""
     scores: tuple[Scores, ...] = (Scores(),)
-    """What they are scored by; with several prefixes, each task for itself."""
+    """Their metrics; with several prefixes, each task has its own."""
     start: Start = "padding"
     """The token that an answer follows: padding, as in the rows of `TextToText`, or another, as an imported BART's."""
     beginning: bool = False
@@ -70,7 +70,7 @@ class Seq2SeqLM(Objective[EncoderDecoder]):
         return token_means(self, model, params, batch, key)
 
     def metrics(self, model: EncoderDecoder) -> tuple[Metric, ...]:
-        """Those of the tokens, and with `scored` those of generated texts."""
+        """Metrics of the tokens, and with `scored` those of generated texts."""
         found = [*token_metrics()]
         for part in self.scores if self.scored else ():
             found += [TextScores(part, self.scored, self._generated), CutTexts(part, self.scored)]

@@ -1,4 +1,4 @@
-"""What a parameter's initialisation says about it: its axes, and which of them its linear map contracts.
+"""Metadata of parameters, kept from their initialisation: their axes, and which of them a linear map contracts.
 
 Initializers wrapped by `with_axes` return parameters in a `Boxed`. Sharding, optimizers and LoRA read the boxes, or the
 `ParameterInfo` made from them, so that nothing about a parameter is guessed from its name.
@@ -24,7 +24,7 @@ class ParameterInfo:
     axes: str
     """One letter of the glossary in `sharding` a dimension, `ldhk` for example."""
     contracted: int = 0
-    """Axes that the parameter's linear map sums over, after those of layers and experts; 0 where it is no kernel."""
+    """Axes that the parameter's linear map sums over, after those of layers and experts; 0 if it is not a kernel."""
 
     @property
     def is_stacked(self) -> bool:

@@ -1,4 +1,4 @@
-"""The mesh of devices, the glossary of axes, and where each axis lies on the mesh.
+"""The mesh of devices, the glossary of axes, and the rules that lay axes on the mesh.
 
 Every array axis in jaxformer has a letter. The letters of an einsum are its documentation, the computation and
 the sharding at once: `Linear("btd,dhk->bthk")` gives its kernel the axes embed, heads, head_dim, and `RULES` lays
@@ -62,7 +62,7 @@ RULES: Mapping[str, tuple[str, ...]] = {
     "classes": (),
     "whole": (),
 }
-"""Which mesh axes an axis is split over. An array uses each mesh axis once: the first of its axes to ask has it."""
+"""The mesh axes that an axis is split over. An array uses each mesh axis once: the first of its axes to ask has it."""
 
 
 IMPLEMENTED = ("slices", "data", "fsdp", "tensor")
@@ -115,7 +115,7 @@ class Mesh:
         return {name: getattr(self, name) for name in AXIS_NAMES}
 
     def sizes(self, devices: int) -> dict[str, int]:
-        """The size of each axis on so many devices, outermost first.
+        """The size of each axis on a number of devices, outermost first.
 
         Raises:
           InputError: they do not fit.
@@ -152,7 +152,7 @@ _overrides = jax.make_user_context(default_value=())
 
 
 def rules() -> dict[str, tuple[str, ...]]:
-    """Which mesh axes each array axis is split over, with the overrides in use."""
+    """The mesh axes that each array axis is split over, with the overrides in use."""
     return {**RULES, **dict(_overrides.value or ())}
 
 
@@ -214,7 +214,7 @@ def partition_spec(
 
 
 def constrain(x: jax.Array, letters: str) -> jax.Array:
-    """Asks the compiler to lay `x` on the current mesh (`jax.set_mesh`) by its axes; without a mesh, `x` itself."""
+    """Constrains the sharding of `x` on the current mesh (`jax.set_mesh`) by its axes; without a mesh, returns `x`."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x

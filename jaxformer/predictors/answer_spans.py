@@ -34,7 +34,7 @@ class SpanAnswer(Answer):
     start: int
     """The answer's first character in the context."""
     stop: int
-    """The character behind its last; the first one again where there is no answer."""
+    """The index after its last character; that of the first one if there is no answer."""
     probability: float
     """The product of those of its first and of its last token, among those of all windows."""
 
@@ -77,7 +77,7 @@ class SpanPredictor(Predictor[Classifier]):
         """Answers each text, a question and its context with a tab between the two.
 
         Raises:
-          InputError: a text without a tab, or nothing before it or behind it.
+          InputError: a text without a tab, or nothing before or after it.
         """
         return self.answer(answer_spans(self.model.max_length, self.tokenizer), _pairs(texts))
 
@@ -98,7 +98,7 @@ class SpanPredictor(Predictor[Classifier]):
         ]
 
     def _best(self, passage: Passage, scores: list) -> tuple[int, int, float]:
-        """First character, the one behind the last, and the probability."""
+        """First character, the index after the last, and the probability."""
         if not scores:
             return 0, 0, 1.0
         ends = [np.concatenate([logits[part.spannable > 0, end] for part, logits in scores]) for end in (0, 1)]
@@ -141,7 +141,7 @@ def _pairs(texts: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def answer_spans(length: int, tokenizer: Tokenizer) -> AnswerSpans:
-    """Windows of so many tokens that overlap by half, with at most a quarter of them, and 64, for the question."""
+    """Windows that overlap by half, with at most a quarter of their tokens, and 64, for the question."""
     asked, special = min(64, length // 4), tokenizer.template("encoder").added(pair=True)
     return AnswerSpans(length, max(1, (length - asked - special) // 2), asked)
 

@@ -17,7 +17,7 @@ ModelT = TypeVar("ModelT")
 
 
 class Answer(abc.ABC):
-    """What a model makes of one request. A subclass is a frozen dataclass.
+    """The answer of a model to one request. A subclass is a frozen dataclass.
 
     `str` is for the terminal. By default an answer is saved as JSON, and shown in a notebook as its `str`; an answer
     that is a picture or a sound overrides `save` and `_repr_html_`.
@@ -47,7 +47,7 @@ class Answer(abc.ABC):
 
     @classmethod
     def save_all(cls, answers: Sequence["Answer"], path: Path) -> None:
-        """Writes several answers: by default one file with a JSON array; what is no JSON makes a folder of files."""
+        """Writes several answers: by default to one JSON file, or to a folder of files if they are not JSON."""
         values = [answer.to_json() for answer in answers]
         path.write_text(json.dumps(values, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
@@ -83,7 +83,7 @@ class Predictor(abc.ABC, Generic[ModelT]):
         """
 
     def demonstrate(self, batch: Mapping[str, np.ndarray]) -> list[str]:
-        """Lines that show what the model makes of a held-out batch; by default none."""
+        """Lines that show predictions for a held-out batch; by default none."""
         return []
 
 

@@ -26,7 +26,7 @@ class Continued(Answer):
     text: str
     """The text as it was given."""
     continuation: str
-    """What the model wrote; it begins with a space where a new word does."""
+    """The generated text; it begins with a space if a new word does."""
 
     def __str__(self) -> str:
         return self.text + self.continuation
@@ -39,7 +39,7 @@ class Continuation(Predictor[Gpt], Streams, ScoresContinuations):
     decoding: Decoding
     """How tokens are chosen."""
     prompt: Literal["text", "prefix", "inputs"] = "text"
-    """What a prompt is, as of `CausalLM`."""
+    """The kind of prompt, as in `CausalLM`."""
     beginning: bool = False
     """Whether prompts begin with the tokenizer's beginning token."""
     template: DialogueTemplate | None = None
@@ -97,7 +97,7 @@ class Continuation(Predictor[Gpt], Streams, ScoresContinuations):
         return score(self.model, self.params, prompts, [pair[1] for pair in pairs], **self._settings)
 
     def prompts(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """What the model reads of each text; `<extra_id_0>` and so on are sentinels.
+        """The tokens that the model reads for each text; `<extra_id_0>` and so on are sentinels.
 
         Raises:
           InputError: a text without a token.
@@ -107,7 +107,7 @@ class Continuation(Predictor[Gpt], Streams, ScoresContinuations):
         encoded = [self._read(text) for text in texts]
         for text, tokens in zip(texts, encoded, strict=True):
             if not len(tokens) and not before:
-                raise InputError(f"{text!r}: an empty prompt; expected some text to go on with")
+                raise InputError(f"{text!r}: an empty prompt; expected some text to continue")
         return [np.concatenate([before, tokens, after]).astype(np.int32) for tokens in encoded]
 
     def _read(self, text: str) -> np.ndarray:
@@ -153,13 +153,13 @@ class Continuation(Predictor[Gpt], Streams, ScoresContinuations):
         return np.concatenate([before, whole[:size]]).astype(np.int32), whole[size:]
 
     def _written(self, prompt: np.ndarray, output: np.ndarray) -> str:
-        """The output as text that may stand behind the prompt's."""
+        """The output as text that can follow the prompt's."""
         if self.template is not None:
             return f"\n{self.template.text((ANSWERS, self.tokenizer.decode(output).lstrip()))}"
         if self.prompt == "inputs":
             return "\n  " + self.tokenizer.decode(output)
         # Decoded together: whether there is a space between the two is not in the output alone.
         before, whole = self.tokenizer.decode(prompt), self.tokenizer.decode(np.append(prompt, output))
-        if not whole.startswith(before):  # The bytes of the prompt's last character may go on in the output.
+        if not whole.startswith(before):  # The bytes of the prompt's last character may continue in the output.
             before = before.rstrip("\N{REPLACEMENT CHARACTER}")
         return whole.removeprefix(before) if whole.startswith(before) else f" {self.tokenizer.decode(output)}"

@@ -25,12 +25,12 @@ from jaxformer.runs.run import Run
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """A text, the ways in which it may go on, and which of them is right."""
+    """A text, its possible continuations, and which of them is right."""
 
     text: str
-    """What comes before each choice."""
+    """The text before each choice."""
     choices: tuple[str, ...]
-    """How the text may go on; a choice that is a new word begins with a space."""
+    """The possible continuations; a choice that is a new word begins with a space."""
     answer: int
     """The place of the right one among them, from 0."""
 
@@ -80,9 +80,9 @@ class FewShot:
     shots: int = 0
     """Solved examples before each question, drawn at random for each."""
     separator: str = "\n\n"
-    """What stands between them."""
+    """The text between them."""
     by: Literal["token", "sum", "prior"] = "token"
-    """What a choice is picked by: its log-probability a token; in sum; or in sum beside that after `prior` alone, for
+    """The score of a choice: its log-probability a token; in sum; or in sum relative to that after `prior` alone, for
     choices that are unlike each other."""
     prior: str = "Answer:"
     """A text after which every choice is as good."""
@@ -94,7 +94,7 @@ class FewShot:
         fields.at_least("few_shot.shots", self.shots, 0)
 
     def texts(self, questions: Sequence[Question], pool: Sequence[Question] = ()) -> list[str]:
-        """What stands before the choices of each question.
+        """The text before the choices of each question.
 
         Args:
           questions: what is asked.
@@ -116,18 +116,18 @@ class FewShot:
 
 @dataclasses.dataclass(frozen=True)
 class FewShotResult:
-    """What a model picked."""
+    """The choices of a model."""
 
     picks: tuple[int, ...]
     """The choice of each question, from 0."""
     scores: tuple[tuple[float, ...], ...]
-    """What each choice of each question was picked by, in nats."""
+    """The score of each choice of each question, in nats."""
     accuracy: float
     """Share of the questions with the right pick."""
 
     @property
     def standard_error(self) -> float:
-        """Of the accuracy, over questions like these."""
+        """Standard error of the accuracy, over questions like these."""
         return float(np.sqrt(self.accuracy * (1 - self.accuracy) / len(self.picks)))
 
 

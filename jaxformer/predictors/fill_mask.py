@@ -146,12 +146,12 @@ def _top(model, params, tokens, segments, top, pieces):
 
 
 def _shown(tokenizer: Tokenizer, token: int) -> str:
-    """A piece for a person to read; signs are quoted, as they stand beside others."""
+    """A piece as readable text; signs are quoted, as they are printed beside others."""
     piece = tokenizer.piece(token)
     return piece if any(map(str.isalnum, piece)) else f"'{piece}'"
 
 
 def _text(tokenizer: Tokenizer, tokens: np.ndarray) -> str:
-    """A stretch of a row for a person to read, with the space before it that its first token asks for."""
+    """Part of a row as readable text, with the space before it if its first token begins a word."""
     shown = tokens[~tokenizer.is_special[tokens]]
     return " " * bool(len(shown) and tokenizer.word_start[shown[0]]) + tokenizer.decode(shown)

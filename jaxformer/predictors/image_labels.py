@@ -58,7 +58,7 @@ class ImageLabels(Predictor[Vit]):
         return found
 
     def demonstrate(self, batch: Mapping[str, Any]) -> list[str]:
-        """What the first images of a batch are taken for."""
+        """Lines with the predicted labels of the first images of a batch."""
         rows = np.flatnonzero(batch["weights"][:, 0])[:SHOWN]
         probabilities = np.asarray(_probabilities(self.model, self.params, batch["images"][rows]))
         lines = []

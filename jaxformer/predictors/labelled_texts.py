@@ -1,4 +1,4 @@
-"""What objectives of classifiers share: which rows they take, and the logits of texts that a person gives."""
+"""Shared by the objectives of classifiers: checks of their rows, and the logits of texts given to `predict`."""
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,7 +29,7 @@ def as_given(text: str | tuple[str, str]) -> str:
 
 
 def check_rows(objective: str, model: Any, row: Mapping[str, Any]) -> None:
-    """Raises InputError where the model is no classifier of whole texts, or the rows are not those of its form."""
+    """Raises InputError if the model is not a classifier of whole texts, or the rows are not those of its form."""
     if not model.is_text_classifier or model.pooling == "none":
         found = type(model).__name__ + " of tokens" * model.is_text_classifier
         raise InputError(f"objective={objective}: needs a Classifier of whole texts; the model is a {found}")
@@ -76,7 +76,7 @@ def token_logits(
     pairs: Sequence[tuple[np.ndarray, np.ndarray | None]],
     length: int,
 ) -> np.ndarray:
-    """The same of texts as tokens, the second one None where there is no pair.
+    """Logits of texts as tokens; the second one is None if there is no pair.
 
     Args:
       model: a classifier of whole texts.

@@ -19,7 +19,7 @@ def padded(
 
     Yields:
       The places of up to 32 rows in `rows`, and their arrays, int32 [r, t]: `tokens`, `segments`, and `token_types` of
-      `more`. r is a power of 2, and rows behind those of the places are padding; t is a multiple of 32, or `longest`.
+      `more`. r is a power of 2, and rows after those of the places are padding; t is a multiple of 32, or `longest`.
     """
     order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
     for start in range(0, len(order), ROWS):

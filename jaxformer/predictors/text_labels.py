@@ -24,7 +24,7 @@ class Classified(Answer):
     labels: tuple[tuple[str, float], ...]
     """All labels with their probabilities, the likeliest first."""
     shown: int = 5
-    """How many of them are shown to a person."""
+    """Largest number of labels that are printed."""
 
     def __str__(self) -> str:
         return "\n".join([self.text, *(f"  {share:6.1%}  {label}" for label, share in self.labels[: self.shown])])

@@ -18,7 +18,7 @@ class Rated(Answer):
     text: str
     """As it was given."""
     name: str
-    """What the number is."""
+    """The name of the number."""
     value: float
     """The number."""
 

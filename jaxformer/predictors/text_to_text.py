@@ -17,7 +17,7 @@ from jaxformer.predictors.base import Answer, Generates, Predictor, ScoresContin
 from jaxformer.predictors.padding import stacked
 
 Start = Literal["padding", "end", "beginning"]
-"""Which token an answer follows."""
+"""The token that answers follow."""
 
 Example = tuple[np.ndarray, np.ndarray]
 """Inputs and targets, each with its end token."""
@@ -33,7 +33,7 @@ class Answered(Answer):
     text: str
     """The text as it was given."""
     answer: str
-    """What the model wrote."""
+    """The generated text."""
 
     def __str__(self) -> str:
         return self.answer
@@ -50,7 +50,7 @@ class TextToTextPredictor(Predictor[EncoderDecoder], Generates, ScoresContinuati
     beginning: bool = False
     """Whether inputs begin with the tokenizer's beginning token."""
     prefixes: tuple[str, ...] = ("",)
-    """The prefixes of the tasks, of which a demonstration shows each."""
+    """The prefixes of the tasks, each of which a demonstration shows."""
 
     def encode(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
         """The model's arguments for the texts: inputs, and the token that each answer follows."""
@@ -96,7 +96,7 @@ class TextToTextPredictor(Predictor[EncoderDecoder], Generates, ScoresContinuati
         )
 
     def prompts(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """What the encoder reads of each text; `<extra_id_0>` and so on are sentinels.
+        """The tokens that the encoder reads for each text; `<extra_id_0>` and so on are sentinels.
 
         Raises:
           InputError: a text without a token.

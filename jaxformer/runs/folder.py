@@ -70,7 +70,7 @@ class Claim:
             raise InputError(f"--workdir {self.folder}: {moved}; training has ended, and all that is saved is kept")
 
     def moved(self) -> str:
-        """What happened to the folder, as far as this process knows; empty if it is still there."""
+        """The problem with the folder that this process knows of; empty if it is still there."""
         if self._lock is None or self._opened is None:
             return ""
         if not _is_same(self.folder, self._opened):
@@ -159,7 +159,7 @@ def write_at_once(path: Path, text: str) -> None:
 
 
 def _check_ours(folder: Path) -> None:
-    """Raises InputError where the folder holds something and is no run's; what a start has left is not counted."""
+    """Raises InputError if the folder is not empty and not a run's; leftovers of a start are not counted."""
     try:
         names = sorted(os.listdir(folder))
     except FileNotFoundError:
@@ -174,7 +174,7 @@ def _check_ours(folder: Path) -> None:
 
 
 def _left(folder: Path) -> list[Path]:
-    """What a start has left in a folder that did not become a run's; `STARTING`, which identifies it, comes last."""
+    """Leftovers of a start in a folder that did not become a run's; `STARTING`, which identifies them, comes last."""
     starting, checkpoints, tokenizer = (folder / name for name in (STARTING, CHECKPOINTS, TOKENIZER))
     if starting.is_symlink() or not starting.is_dir():
         return []

@@ -30,7 +30,7 @@ def next_command(run: "Run") -> str:
 
 
 def example_of(run: "Run") -> tuple[str, ...]:
-    """What `predict` can be asked about the first example of the held-out data, or of the training data."""
+    """Requests to `predict` about the first example of the held-out data, or of the training data."""
     data = run.experiment.data
     documents = (data.validation or data.train).open()
     for index in range(min(TRIED, len(documents))):

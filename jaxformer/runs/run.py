@@ -57,7 +57,7 @@ class Run:
     folder: Path
     """Where it is."""
     experiment: Experiment
-    """What it ran."""
+    """The experiment of the run."""
     tokenizer: Tokenizer | None
     """Its tokenizer; None where it reads no text."""
     step: int
@@ -79,7 +79,7 @@ class Run:
 
     @functools.cached_property
     def predictor(self) -> Predictor:
-        """What turns requests into answers; its methods are called under the run's mesh.
+        """The predictor, which turns requests into answers; call its methods under the run's mesh.
 
         Raises:
           InputError: the objective has none.
@@ -126,15 +126,15 @@ class Run:
         return vectors[0] if is_single(text) else vectors
 
     def predict(self, text: Any, num_samples: int = 1) -> Any:
-        """What the run's model does: it fills the `[MASK]`s, continues the text, answers it or names the image.
+        """Predicts: fills the `[MASK]`s, continues the text, answers it or labels the image, as the objective says.
 
         Args:
           text: a text; the path of an image, the content of its file, its pixels or Pillow's picture; or a sequence.
           num_samples: answers to each text, drawn at random; more than one needs a model that draws tokens.
 
         Returns:
-          One answer for one text, a list for several; each as `str` is for a person to read. With several samples, a
-          list of them in the place of each answer.
+          One answer for one text, a list for several; `str` of an answer is readable text. With several samples, a list
+          of them instead of each answer.
 
         Raises:
           InputError: a text that the model cannot answer, or several samples of a model that draws nothing.
@@ -172,7 +172,7 @@ class Run:
                 raise InputError(f"num_samples={num_samples}: all would be alike; set temperature=1 and num_beams=1")
 
     def stream(self, text: str) -> Iterator[str]:
-        """What `predict` gives for a text as a string, piece by piece as the model writes it, where it can."""
+        """Streams the answer to a text as pieces of a string, as the model generates them if it can."""
         predictor = self.predictor
         if not isinstance(predictor, Streams) or not self.streams:
             yield str(self.predict(text))
@@ -214,7 +214,7 @@ class Run:
 
     @phase("trying held-out examples")
     def demonstrate(self) -> list[str]:
-        """Lines that show what the model makes of the first held-out examples; none in several processes."""
+        """Lines that show predictions for the first held-out examples; none in several processes."""
         if jax.process_count() > 1:
             return []  # Only the first process speaks, and a mesh of all of them does not compute for it alone.
         data, seed = self.experiment.data, self.experiment.seed
@@ -253,7 +253,7 @@ class RunTokenizer:
     def build(self, open_source: Callable[[], Sequence], folder: str) -> Tokenizer:
         """The tokenizer kept in `folder`; the run's, saved there, if there is none yet."""
         if not saved(folder):
-            read_experiment(Path(self.run))  # It says what is wrong with a folder that is no run's.
+            read_experiment(Path(self.run))  # Raises InputError if the folder is not a run's.
             load_tokenizer(str(Path(self.run) / TOKENIZER)).save(folder)
         return load_tokenizer(folder)
 
@@ -330,7 +330,7 @@ def prepare_tokenizer(folder: Claim, experiment: Experiment) -> Tokenizer | None
             raise InputError(f"--workdir {folder.folder}: the run's {TOKENIZER}/ is missing or empty; put it back")
         if experiment.fork is not None and not folder.is_run:
             forked = Path(experiment.fork)
-            read_experiment(forked, known=experiment)  # Says what is wrong with a folder that is no run's.
+            read_experiment(forked, known=experiment)  # Raises InputError if the folder is not a run's.
             load_tokenizer(str(forked / TOKENIZER)).save(str(folder.tokenizer))
         experiment.tokenizer.build(experiment.data.train.open, str(folder.tokenizer))
     if jax.process_count() > 1:

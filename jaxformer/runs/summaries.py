@@ -1,4 +1,4 @@
-"""A run as people read it: in one line, as a summary, and as a card in a notebook."""
+"""Representations of a run: one line, a summary, and a card in a notebook."""
 
 import html
 import typing

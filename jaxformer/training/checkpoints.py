@@ -33,7 +33,7 @@ AT_ONCE = 1 << 28
 
 @dataclasses.dataclass(frozen=True)
 class StoredArray:
-    """An array of a checkpoint, not in memory: `np.asarray` of it reads it, each time anew."""
+    """An array of a checkpoint, not in memory: `np.asarray` of it reads it, each time again."""
 
     shape: tuple[int, ...]
     """Its shape."""
@@ -278,7 +278,7 @@ def _read(folder: epath.Path, abstract: Tree, arguments: Tree, places: set[int])
 
 
 def _parts(leaves: list[jax.ShapeDtypeStruct]) -> Iterator[set[int]]:
-    """Which arrays are read at the same time: as many as have `AT_ONCE` bytes together, or one that has more.
+    """Groups of arrays that are read at the same time: as many as have `AT_ONCE` bytes together, or one that has more.
 
     The largest come first: the others find room where what was needed to read these has been given back.
     """
@@ -294,10 +294,10 @@ def _parts(leaves: list[jax.ShapeDtypeStruct]) -> Iterator[set[int]]:
 
 
 def _restore_arguments(folder: epath.Path, abstract: Tree) -> Tree:
-    """How each array is to be read; raises InputError where the stored ones are not those asked for.
+    """How each array is to be read; raises InputError if the stored ones are not those requested.
 
-    Of themselves, Orbax would round to another type without a word. A type is named to it only where the numbers become
-    wider: then it keeps each array until the next garbage collection.
+    Orbax silently casts to the requested dtype. The dtype is passed to it only where the numbers become wider:
+    then it keeps each array until the next garbage collection.
     """
     if not folder.is_dir():
         raise Damaged(f"{folder.parent}: the checkpoint has no {folder.name}")

@@ -51,7 +51,7 @@ def first_good(steps: Iterable[int], read: Callable[[int], Read]) -> tuple[int, 
 
 
 def unless_damaged(folder: PurePath, read: Callable[[], Read]) -> Read:
-    """What `read` returns for a checkpoint.
+    """Returns `read` of a checkpoint.
 
     Raises:
       Damaged: `read` failed, but not for a lack of memory or of permission.

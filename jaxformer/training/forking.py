@@ -98,7 +98,7 @@ def _check_same_state(experiment: Experiment, other: Experiment) -> Experiment:
 
 
 def _other_batches(other: Experiment, experiment: Experiment) -> list[str]:
-    """What makes the batches of an experiment others, a line each."""
+    """Differences that change the batches of an experiment, a line each."""
     seeds = [f"seed: {other.seed} in the run, {experiment.seed} now"] if other.seed != experiment.seed else []
     found = config.differences(other.data, experiment.data, "data")
     return seeds + [str(difference) for difference in found if not difference.within(*BESIDE_BATCHES)]

@@ -1,6 +1,6 @@
 """This process's memory on the host, where the CPU is the device.
 
-XLA on CPU allocates a step's buffers anew each time. Large ones come from the kernel, small page by zeroed small page,
+XLA on CPU allocates a step's buffers again each time. Large ones come from the kernel, small page by zeroed small page,
 and go back to it: a sixth of a step's time. Huge pages are quicker to get.
 """
 
@@ -13,7 +13,7 @@ SETTING = "/sys/kernel/mm/transparent_hugepage/enabled"
 
 
 def restart_with_huge_pages() -> None:
-    """Starts this program anew where the C library would then take its memory in huge pages, else does nothing.
+    """Restarts this program if the C library will then take its memory in huge pages, else does nothing.
 
     glibc reads that setting when a process begins, and at no other time. For the very beginning of a program.
     """

@@ -1,4 +1,4 @@
-"""What a run reports: lines and a bar in the terminal, `metrics.jsonl`, TensorBoard."""
+"""Reports of a run: lines and a bar in the terminal, `metrics.jsonl`, TensorBoard."""
 
 import contextlib
 import sys
@@ -208,7 +208,7 @@ def summary(values: Mapping[str, float]) -> str:
 
 
 def train_summary(values: Mapping[str, float], remaining: float | None) -> str:
-    """What a person wants to know of the last steps, in a line; `remaining` are the seconds to the end, if known."""
+    """A line on the last steps; `remaining` are the seconds to the end, if known."""
     [(name, speed)] = [pair for pair in values.items() if pair[0].endswith(PER_SECOND)]
     parts = [
         f"loss {values['loss']:.4f}",

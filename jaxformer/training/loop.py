@@ -165,7 +165,7 @@ class Training:
     """The open parts of a run that trains."""
 
     experiment: Experiment
-    """What it does."""
+    """The experiment."""
     mesh: jax.sharding.Mesh
     """Where."""
     tokenizer: Tokenizer | None
@@ -185,7 +185,7 @@ class Training:
     logs: Logs
     """Its logs."""
     forked: bool
-    """Whether the first state is another run's, of which this one has no checkpoint yet."""
+    """Whether the first state is another run's, and this one has no checkpoint yet."""
 
 
 def fit(experiment: Experiment, workdir: str | os.PathLike, quiet: bool = False) -> Run:
@@ -333,7 +333,7 @@ def already_done(folder: Path, experiment: Experiment, step: int, shown: Display
 
 
 def due(step: int, every: int, steps: int) -> bool:
-    """Whether something that happens every so many steps, and at the end, happens after this one."""
+    """Whether something that happens every `every` steps, and at the end, happens after this one."""
     return step > 0 and (step % every == 0 or step == steps)
 
 

@@ -78,7 +78,7 @@ class Schedule:
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer(abc.ABC):
-    """What all optimizers share. Use one of its subclasses."""
+    """The base of all optimizers. Use one of its subclasses."""
 
     schedule: Schedule = Schedule()
     """The learning rate."""

@@ -34,7 +34,7 @@ class Stop:
         self.signal = signal.Signals(number).name
 
     def requested(self) -> bool:
-        """Whether this process was asked to stop; in several processes only `at` can tell."""
+        """Whether this process was asked to stop; in several processes use `at`."""
         return self.signal is not None and jax.process_count() == 1
 
     def at(self, step: int) -> bool:

@@ -1,7 +1,7 @@
-"""What training carries from step to step, and how it comes to lie on the mesh.
+"""The training state and its shardings.
 
-Some parameters may be held (`optimizer.freeze`, `lora`): they have no gradient, no optimizer state and no average. With
-LoRA the parameters of a run are not yet those of its model: `model_params` makes them.
+Some parameters may be frozen (`optimizer.freeze`, `lora`): they have no gradient, no optimizer state and no average.
+With LoRA the parameters of a run are not yet those of its model: `model_params` makes them.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ from jaxformer.parallel import metadata, sharding
 from jaxformer.parameter_paths import found_in, frozen_mask, join, split
 
 LORA = 1
-"""What is folded into the key of the parameters for those of LoRA."""
+"""Folded into the key of the parameters, for those of LoRA."""
 
 
 @flax.struct.dataclass
@@ -39,7 +39,7 @@ class TrainState:
 
     @property
     def best_params(self) -> Any:
-        """What to evaluate and to predict with."""
+        """The parameters for evaluation and prediction."""
         return self.params if self.average is None else join(self.average, self.params)
 
     def trees(self) -> dict[str, Any]:

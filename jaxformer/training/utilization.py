@@ -35,8 +35,8 @@ def peak_flops(device: Any) -> float | None:
 def step_flops(parameters: int, trained: int, tokens: int) -> float:
     """Operations of a training step by the usual estimate (Kaplan et al. 2020), 6 a parameter and token.
 
-    That is 2 in the forward pass and 4 in the backward pass, of which 2 are for the gradient of parameters that train.
-    Attention scores and the optimizer are not counted.
+    That is 2 in the forward pass and 4 in the backward pass: 2 for the activations, and 2 for the gradient of
+    parameters that train. Attention scores and the optimizer are not counted.
     """
     return tokens * (4.0 * parameters + 2.0 * trained)
 

@@ -23,7 +23,7 @@ class Start:
     """Initial parameters."""
 
     params: Any
-    """Of the whole model, on the mesh."""
+    """The parameters of the whole model, on the mesh."""
     summary: str
     """One line: how many came from the weights, which are new, and which weights are not used."""
 

@@ -1,4 +1,4 @@
-"""Fields, of which tasks are composed: each decodes and transforms one column of an example."""
+"""The fields of tasks: each decodes and transforms one column of an example."""
 
 import abc
 from collections.abc import Mapping

@@ -19,7 +19,7 @@ from jaxformer.data.transforms.geometry import GeometricTransform
 from jaxformer.errors import FieldError, InputError, shown
 
 Kind = Literal["single_label", "multi_label", "regression"]
-"""What is predicted: one of the labels, any of them, or a number."""
+"""The kind of target: one of the labels, any of them, or a number."""
 
 _PATH = "data.task.label"
 _NUMERAL = re.compile(r"(\d{1,9})(\.0*)?", re.ASCII)
@@ -40,7 +40,7 @@ class LabelField(Field[np.ndarray]):
     labels: tuple[str, ...] = ()
     """Names of the labels in the order of their indices, the same as the model's; for regression the one name."""
     kind: Kind = "single_label"
-    """What is predicted."""
+    """The kind of target."""
 
     def features(self) -> dict[str, Feature]:
         size = len(self.labels) if self.kind == "multi_label" else 1

@@ -33,7 +33,7 @@ class Data:
     train: Source
     """Documents to train on."""
     task: Task
-    """What is learned from a document."""
+    """Makes the training examples of a document."""
     batch: int
     """Rows of the global batch."""
     validation: Source | None = None
@@ -259,7 +259,7 @@ def _check_state(data: Data, rows: Sequence[int], state: np.ndarray | None) -> n
 
 
 def _interleave(parts: list[tuple[Batch, np.ndarray]]) -> tuple[Batch, np.ndarray]:
-    """Merges the batches of W workers, of which worker w has the rows w, w + W, w + 2W, ..."""
+    """Merges the batches of W workers; worker w has the rows w, w + W, w + 2W, ..."""
 
     def merge(arrays: list[np.ndarray]) -> np.ndarray:
         merged = np.empty((sum(map(len, arrays)), *arrays[0].shape[1:]), arrays[0].dtype)

@@ -22,7 +22,7 @@ PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
 DEEP = 65_535
 """White of 16 bits."""
 BACKGROUND = "white"
-"""Colour behind transparent pixels."""
+"""Background colour of transparent pixels."""
 
 ImageLike = str | os.PathLike | bytes | np.ndarray | Image.Image
 """A file's path, its content, pixels, or Pillow's picture."""

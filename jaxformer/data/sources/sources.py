@@ -315,7 +315,7 @@ def in_order(documents: Sequence) -> grain.MapDataset:
 
 
 def components(documents: Sequence, name: str, start: int = 0) -> Iterator[tuple[str, range]]:
-    """The name and the indices of each component, of nested mixtures too; a source that is no mixture is `name`."""
+    """The name and the indices of each component, of nested mixtures too; a source that is not a mixture is `name`."""
     if not isinstance(documents, Mixed):
         yield name, range(start, start + len(documents))
         return

@@ -93,7 +93,7 @@ def import_builders() -> None:
 
 
 def _perhaps(base: str, name: str) -> str:
-    """What else could be meant: a data set of a similar name, or the configs of this one."""
+    """A suggestion for a message: a data set of a similar name, or the configs of this one."""
     import tensorflow_datasets as tfds
 
     names = tfds.list_builders(with_community_datasets=False)
@@ -247,7 +247,7 @@ def _in_reach(urls: Iterable[str]) -> bool:
 
 
 def _check_hub(name: str) -> None:
-    """Raises InputError if the hub, of which TFDS asks the data sets' names, cannot be reached."""
+    """Raises InputError if the hub cannot be reached, which TFDS queries for the names of data sets."""
     try:
         from huggingface_hub.constants import ENDPOINT
     except ImportError:

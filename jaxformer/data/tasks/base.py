@@ -35,7 +35,7 @@ class Written:
 
 @dataclasses.dataclass(frozen=True)
 class Task(abc.ABC, Generic[DocumentT]):
-    """What is learned from a document. Use one of its subclasses."""
+    """Makes the training examples of a document. Use one of its subclasses."""
 
     @property
     @abc.abstractmethod
@@ -59,7 +59,7 @@ class Task(abc.ABC, Generic[DocumentT]):
 
     @property
     def requirement(self) -> str:
-        """What a document must be to give an example, for error messages."""
+        """Requirement on a document that gives an example, for error messages."""
         return "document with text"
 
     def check(self, tokenizer: Tokenizer | None, pack: bool) -> None:

@@ -60,7 +60,7 @@ class Classify(Task[Labelled]):
     labels: tuple[str, ...] = ()
     """Names of the labels in the order of their indices, the same as the model's; for regression the one name."""
     kind: Kind = "single_label"
-    """What is predicted: one of the labels, any of them, or a number."""
+    """The kind of target: one of the labels, any of them, or a number."""
     length: int = 128
     """Tokens in a row; if a pair does not fit, its longer text loses its end."""
     form: Form = "encoder"

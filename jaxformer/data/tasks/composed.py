@@ -1,4 +1,4 @@
-"""Tasks composed of fields, of which each decodes and transforms one column."""
+"""Tasks composed of fields; each field decodes and transforms one column."""
 
 import dataclasses
 import functools

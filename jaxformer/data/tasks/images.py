@@ -110,8 +110,8 @@ class LabelledImages(ImageTask):
 class MaskedPatches(ImageTask):
     """Images with random noise for each patch, by which a masked autoencoder hides patches (He et al. 2022).
 
-    Rows: `images` uint8 [b, size, size, channels]; `noise` float32 [b, p], one value a patch, of which the model sees
-    those with the lowest; `weights` float32 [b, 1], 1 for each image.
+    Rows: `images` uint8 [b, size, size, channels]; `noise` float32 [b, p], one value a patch: the model sees
+    the patches with the lowest; `weights` float32 [b, 1], 1 for each image.
     """
 
     patch: int = 16

@@ -46,7 +46,7 @@ class Denoiser:
 
 
 class Denoising(TextTask):
-    """What `SpanCorruption` and `UL2` share. Rows are those of `TextToText`.
+    """The base of `SpanCorruption` and `UL2`. Rows are those of `TextToText`.
 
     A document is cut into stretches, each as long as its denoiser's inputs and targets fit: no row is cut, and no token
     is lost except one that would be alone at the end of its document.

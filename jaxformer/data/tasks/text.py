@@ -1,4 +1,4 @@
-"""What tasks on one text share."""
+"""The base of tasks on one text."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -16,12 +16,12 @@ ROLES = "special_tokens_map.json"
 
 
 class JsonTokenizer(Tokenizer):
-    """What `tokenizers` does with a text, without what it adds around it; use one of its subclasses."""
+    """A tokenizer of the `tokenizers` library, without special tokens around a text; use one of its subclasses."""
 
     file = "tokenizer.json"
 
     def __init__(self, model: str, roles: Mapping[str, str] | None = None):
-        """`roles`: the special tokens whose names do not tell what they are for: `{"eos": "<|im_end|>"}`."""
+        """`roles`: the special tokens whose names do not show their role: `{"eos": "<|im_end|>"}`."""
         import tokenizers
 
         self._model = model
@@ -43,7 +43,7 @@ class JsonTokenizer(Tokenizer):
 
     @property
     def config(self) -> dict[str, Any]:
-        """What is in the tokenizer.json."""
+        """The content of the tokenizer.json."""
         return json.loads(self._model)
 
     @functools.cached_property

@@ -19,7 +19,7 @@ def starts_word(piece: str) -> bool:
 
 
 def readable(piece: str, starts: bool) -> str:
-    """A piece for a person to read."""
+    """A piece as readable text."""
     if piece == SPACE:
         return "␣"
     return piece.removeprefix(SPACE) if starts else "…" + piece

@@ -1,4 +1,4 @@
-"""What special tokens are called, in the vocabularies made here and in those of other families."""
+"""The names of special tokens, in the vocabularies made here and in those of other families."""
 
 PAD, UNK, CLS, SEP, MASK = SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 

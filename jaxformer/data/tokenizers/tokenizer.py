@@ -152,7 +152,7 @@ class Tokenizer(abc.ABC):
     def encode_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         """The ids, int32 [n], as from `encode`, and each one's characters in the text, int32 [n, 2].
 
-        These are the index of its first character, which is no space, and the index after its last.
+        These are the index of its first character other than a space, and the index after its last.
         """
 
     def encode_with_masks(self, text: str) -> np.ndarray:
@@ -168,7 +168,7 @@ class Tokenizer(abc.ABC):
         return self._encode_around(text, {self.pieces[number]: int(number) for number in self.sentinel_ids})
 
     def _encode_around(self, text: str, ids: dict[str, int]) -> np.ndarray:
-        """The tokens of a text, some words of which stand for ids."""
+        """The tokens of a text in which some words are the names of ids."""
         words = re.split(f"({'|'.join(map(re.escape, ids))})", text) if ids else [text]
         parts = [self.encode(words[0])]
         for name, part in zip(words[1::2], words[2::2], strict=True):

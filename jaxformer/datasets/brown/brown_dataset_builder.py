@@ -80,7 +80,7 @@ def _read(archive: str) -> list[tuple[str, str, str]]:
 
 
 def _sentences(name: str, genre: str, text: str) -> list[dict]:
-    """The sentences of a document, of which each is a line."""
+    """The sentences of a document, one a line."""
     found = []
     for line in filter(str.strip, text.splitlines()):
         words, tags = zip(*(item.rsplit("/", 1) for item in line.split()), strict=True)

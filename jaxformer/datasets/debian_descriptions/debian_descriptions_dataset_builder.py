@@ -179,7 +179,7 @@ def _entries(lists: str, language: str) -> list[Entry]:
 
 
 def _paragraphs(lines: list[str]) -> list[str]:
-    """The paragraphs of a long description; items of lists and indented lines stand by themselves."""
+    """The paragraphs of a long description; items of lists and indented lines are paragraphs of their own."""
     paragraphs = [""]
     for line in lines:
         if line.strip() == ".":
@@ -191,7 +191,7 @@ def _paragraphs(lines: list[str]) -> list[str]:
 
 
 def _summaries(english: list[Entry]) -> list[dict]:
-    """Long descriptions with their summaries, but for packages that only lead to another one."""
+    """Long descriptions with their summaries, except for packages that only lead to another one."""
     return [
         {"package": entry.package, "description": "\n\n".join(entry.paragraphs), "summary": entry.summary}
         for entry in english
@@ -225,7 +225,7 @@ def _with_origin(examples: list[dict], origins: dict[str, tuple[str, str]]) -> l
 
 
 def _topics(examples: list[dict]) -> list[dict]:
-    """Those of the sections that are topics: the archive's areas, as in contrib/games, do not count."""
+    """The topics among the sections; the archive's areas, as in contrib/games, do not count."""
     found = []
     for example in examples:
         label = example["section"].rpartition("/")[2]

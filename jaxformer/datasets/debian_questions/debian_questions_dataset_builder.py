@@ -11,20 +11,20 @@ import tensorflow_datasets as tfds
 from jaxformer.datasets.debian_descriptions import debian_descriptions_dataset_builder as descriptions
 
 _DESCRIPTION = """
-Questions whose answers are words of a text, made as Hermann et al. 2015 made them of news and their highlights: of a
-package's summary a word is left out, an underscore stands for it, and the package's long description is the text to
-find it in. The columns are those of SQuAD; every place in the text where the word stands is an answer.
+Questions whose answers are words of a text, made as Hermann et al. 2015 made them from news and their highlights: a
+word of a package's summary is replaced by an underscore, and the package's long description is the text to find it in.
+The columns are those of SQuAD; every occurrence of the word in the text is an answer.
 
-The word is drawn, by a digest of the package's name, from those of the summary that have four letters or more, stand in
-the description too, whatever their case, and are none of a few very common ones. Some of these questions can be
-answered without reading, some not with certainty: a person would not be right every time.
+The word is drawn, by a digest of the package's name, from those of the summary that have four letters or more, occur in
+the description too, in upper or lower case, and are not among a few very common ones. Some of these questions can be
+answered without reading, some not with certainty, not even by humans.
 
 The texts and their splits are those of `debian_descriptions/summaries`, which says where they are from; packages of one
 source are in one split.
 """
 
 BLANK = "_"
-"""What stands for the word."""
+"""The placeholder of the word."""
 
 _WORD = re.compile(r"[^\W\d_][\w+-]{2,}\w")
 _COMMON = {"also", "based", "from", "have", "into", "library", "package", "provides", "that", "their"}

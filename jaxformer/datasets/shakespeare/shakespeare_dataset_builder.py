@@ -14,11 +14,11 @@ _DESCRIPTION = """
 The works of William Shakespeare, and some of John Milton, as Project Gutenberg has them in modern spelling, from the
 source archive of the Python package shakespeare 0.6.
 
-`shakespeare/plays` holds 37 plays in 753 documents. Each is a scene with its heading and its lines as they stand; what
-is before the first act, such as the list of persons, is left out but for a prologue. Three whole plays are held out for
-validation, a comedy, a history and a tragedy: As You Like It, King John and Julius Caesar.
-`shakespeare/all` adds to the training documents Shakespeare's sonnets and other poems, and Milton's Paradise Lost,
-Paradise Regained, L'Allegro, Il Penseroso, Comus, Lycidas and Areopagitica.
+`shakespeare/plays` holds 37 plays in 753 documents. Each is a scene with its heading and its lines unchanged; the text
+before the first act, such as the list of characters, is left out except for a prologue. Three whole plays are held out
+for validation, a comedy, a history and a tragedy: As You Like It, King John and Julius Caesar. `shakespeare/all` adds
+to the training documents Shakespeare's sonnets and other poems, and Milton's Paradise Lost, Paradise Regained,
+L'Allegro, Il Penseroso, Comus, Lycidas and Areopagitica.
 
 The texts are in the public domain; the package's code is under the MIT licence.
 """
@@ -35,7 +35,7 @@ _MILTON = {
 _ORDINALS = ["FIRST", "SECOND", "THIRD", "FOURTH", "FIFTH"]
 _ROMAN = ["I", "II", "III", "IV", "V", "VI", "VII", "VIII", "IX", "X", "XI", "XII", "XIII", "XIV", "XV"]
 _NUMBER = rf"({'|'.join(_ORDINALS + _ROMAN)}|\d+)\b[.:]?"
-# The heading of an act stands alone in its line, or before that of its first scene.
+# The heading of an act has a line of its own, or is before that of its first scene.
 _HEADING = re.compile(
     rf"^[ ]*(?=ACT|SCENE)(?:ACT[ ]+{_NUMBER}(?=[ ]*$|[ ]+SCENE)[ ]*)?(?:SCENE[ ]+{_NUMBER}.*)?$",
     re.IGNORECASE | re.MULTILINE,

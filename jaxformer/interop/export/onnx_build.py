@@ -88,7 +88,7 @@ def _output(graph: Graph, name: str, tensor: Tensor, spec: jax.ShapeDtypeStruct)
 
 
 def _in_order(name: str) -> list[str]:
-    """Sorts layers by their numbers: optimum tells outputs apart by their order."""
+    """Sorts layers by their numbers: optimum identifies outputs by their order."""
     return [part.rjust(9, "0") if part.isdigit() else part for part in name.split(".")]
 
 

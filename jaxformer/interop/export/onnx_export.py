@@ -19,7 +19,7 @@ from jaxformer.runs.run import Run
 HOME = "onnx"
 """The folder of the programs in that of the export."""
 PACKAGES = ("onnx_ir", "onnxruntime")
-"""What writing and comparing takes."""
+"""The packages that writing and comparing need."""
 README = """# {kind} for ONNX Runtime
 
 {files} computed by a model that jaxformer has trained, exported from JAX; its {count:,} parameters are
@@ -36,7 +36,7 @@ print({{name: array.shape for name, array in outputs.items()}})
 {tables}
 There may be any number of {many}.
 
-ONNX Runtime was given the same inputs as the model in jaxformer before this was written: {told}.
+ONNX Runtime was given the same inputs as the model in jaxformer before this was written: {comparison}.
 """
 CALL = """def run(name, inputs):
     session = onnxruntime.InferenceSession(f"{home}/{{name}}.onnx")
@@ -114,12 +114,14 @@ def export_onnx(run: Run | str | os.PathLike, out: str | os.PathLike, dtype: DTy
         params = onnx_files.flat(run)
         onnx_files.write(found, params, home)
         sessions = {name: onnx_files.open_session(home / f"{name}.onnx") for name in found}
-        told = onnx_files.compared(run, found, params, sessions)
-        _write_readme(folder, run, found, sessions, problem, told)
-    return told
+        comparison = onnx_files.compared(run, found, params, sessions)
+        _write_readme(folder, run, found, sessions, problem, comparison)
+    return comparison
 
 
-def _write_readme(folder: Path, run: Run, found: Mapping, sessions: Mapping, problem: str | None, told: str) -> None:
+def _write_readme(
+    folder: Path, run: Run, found: Mapping, sessions: Mapping, problem: str | None, comparison: str
+) -> None:
     config = read_json(folder / CONFIG)
     token = int(not config.get("pad_token_id"))  # Any but padding.
     images = any("pixel_values" in program.arguments for program in found.values())
@@ -140,7 +142,7 @@ def _write_readme(folder: Path, run: Run, found: Mapping, sessions: Mapping, pro
         ),
         tables="".join(_table(name, found[name], sessions[name]) for name in found),
         many="images (batch_size)" if images else f"rows (batch_size), each of up to {run.model.max_length:,} tokens",
-        told=told,
+        comparison=comparison,
     )
     (folder / "README.md").write_text(page, encoding="utf-8")
 

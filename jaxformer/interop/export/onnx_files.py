@@ -73,7 +73,7 @@ def _share(model: ir.Model, stored: Mapping[tuple, ir.ExternalTensor]) -> None:
 
 
 def open_session(path: Path) -> onnxruntime.InferenceSession:
-    """What runs a file on the CPU."""
+    """Opens a file for inference on the CPU."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # Errors.
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
@@ -107,10 +107,10 @@ def compared(run: Run, found: Mapping[str, Program], params: Arrays, sessions: S
                 where = " × ".join(map(str, rows.arrays[next(iter(rows.arrays))].shape))
                 line = lines.compared(name, where, array, np.asarray(expected[name]), rows.mask)
                 if not line.passed:
-                    told = (
+                    comparison = (
                         f"{name} ({rows.name}, {line.where}) differ by {line.measured:.1e}, above {line.tolerance:.0e}"
                     )
-                    raise InputError(f"not what ONNX Runtime computes: {told}")
+                    raise InputError(f"not what ONNX Runtime computes: {comparison}")
                 most = max(most, line.measured)
     return f"outputs differ by {most:.1e} at most, relative to the largest"
 
@@ -140,7 +140,7 @@ def _inputs(run: Run, found: Mapping[str, Program]) -> Iterator[Rows]:
 
 
 def _expected(run: Run, found: Mapping[str, Program], params: Arrays, rows: Rows) -> Arrays:
-    """What the model itself computes."""
+    """The outputs of the model itself."""
     model, arrays = portable(run.model), rows.arrays
     if model.is_encoder_decoder:
         segments = {"input_segments": arrays["read_mask"], "segments": np.ones_like(arrays["tokens"])}
@@ -172,7 +172,7 @@ def _given(program: Program, rows: Rows) -> dict[str, np.ndarray]:
 
 
 def _computed(run: Run, found: Mapping[str, Program], sessions: Sessions, rows: Rows) -> Iterator[Arrays]:
-    """What the files compute, once for each way to use them."""
+    """The outputs of the files, once for each way to use them."""
     if run.model.is_encoder_decoder:
         yield _answered(sessions, (DECODER, WITH_PAST), rows)
         yield _answered(sessions, (MERGED, MERGED), rows)
@@ -201,7 +201,7 @@ def empty_past(session: onnxruntime.InferenceSession, rows: int) -> dict[str, np
 
 
 def past_of(outputs: Arrays, kept: Arrays) -> dict[str, np.ndarray]:
-    """What a decoder is given next: the keys and values that it has returned, and those kept that it has not."""
+    """The next inputs of a decoder: the keys and values that it returned, and those of `kept` that it did not."""
     found = {name.replace("present", "past_key_values"): array for name, array in outputs.items() if "present" in name}
     return {**kept, **found}
 

@@ -36,7 +36,7 @@ class Tensor:
     """As it is stored."""
     dtype: np.dtype
     name: str = ""
-    """Of a parameter."""
+    """The values of a parameter."""
 
 
 class Graph:

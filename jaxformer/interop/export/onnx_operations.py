@@ -178,7 +178,7 @@ def _row(graph: Graph, tensor: Tensor, number: int) -> Tensor:
 
 
 def _cond(graph: Graph, equation: Any, which: Tensor, *tensors: Tensor) -> list[Tensor]:
-    """Two graphs inside of this one, of which a program runs one."""
+    """Two nested graphs; a program runs one of them."""
     bodies, outer, lengths = [], graph.nodes, dict(graph.lengths)
     for number, branch in enumerate(equation.params["branches"]):
         graph.nodes, graph.lengths = [], dict(lengths)

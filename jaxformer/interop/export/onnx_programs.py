@@ -46,10 +46,10 @@ class Program:
     """A function from arrays to arrays that becomes a file."""
 
     function: Callable[..., Mapping[str, jax.Array]]
-    """Of parameters by path, and of the arguments by name."""
+    """Takes the parameters by path, and the arguments by name."""
     arguments: Mapping[str, Argument]
     limits: tuple[str, ...] = ()
-    """Of the axes' lengths."""
+    """The longest lengths of its axes, a sentence each."""
 
 
 def programs(run: Run) -> dict[str, Program]:
@@ -161,7 +161,7 @@ def _decoder(model: Gpt) -> Program:
 
 
 def _with_room(layers: tuple[KeyValue, ...], segments: jax.Array, tokens: int, **memory: Any) -> Cache:
-    """A cache of the layers that has room for so many tokens more."""
+    """A cache of the layers with room for `tokens` more tokens."""
     used = jnp.asarray(layers[0].key.shape[2], jnp.int32)
     cache = Cache(tuple(map(LayerCache, layers)), segments, used).room_for(tokens)
     return cache.replace(segments=segments, **memory)

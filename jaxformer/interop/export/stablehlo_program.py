@@ -21,7 +21,7 @@ from jaxformer.runs.run import Run
 
 PROGRAM, WEIGHTS = "model.stablehlo", "params.npz"
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
-"""What the one program runs on."""
+"""The platforms that the program runs on."""
 README = """# {kind} as a StableHLO program
 
 `{program}` is the forward pass of a model, exported by jaxformer through `jax.export`; `{weights}` are its {count:,}
@@ -75,7 +75,7 @@ def export_stablehlo(run: Run | str | os.PathLike, out: str | os.PathLike, dtype
 
 
 def forward_pass(model: Model, params: Mapping[str, Any], dtype: DType) -> jax.export.Exported:
-    """The program: from parameters by path and the `arguments` of the model to outputs by name.
+    """The program, which maps parameters by path and the `arguments` of the model to outputs by name.
 
     Args:
       model: ours.

@@ -22,7 +22,7 @@ def open_flax(path: Path) -> dict[str, LazyTensor]:
     """The tensors of a file, by the names and in the layout that PyTorch's model has.
 
     Raises:
-      InputError: it is no such file, or one that was cut short.
+      InputError: the file is not in this format, or is truncated.
     """
     with path.open("rb") as file:
         try:
@@ -67,7 +67,7 @@ class _Walker:
         return self._long(code)
 
     def _long(self, code: int) -> Any:
-        """What has its length in front."""
+        """A value that starts with its length."""
         for first, sizes, make in (
             (0xC4, "BHI", self._place),
             (0xC7, "BHI", self._extension),
@@ -123,7 +123,7 @@ def _leaves(path: Path, tree: Any, names: tuple[str, ...]):
         for name, child in tree.items():
             yield from _leaves(path, child, (*names, str(name)))
     else:
-        raise InputError(f"{path}: {'/'.join(names)} is no array")
+        raise InputError(f"{path}: {'/'.join(names)} is not an array")
 
 
 def _joined(tree: dict) -> LazyTensor:

@@ -43,7 +43,7 @@ def open_safetensors(path: Path) -> dict[str, LazyTensor]:
     """The tensors of a file.
 
     Raises:
-      InputError: it is no such file, or one that was cut short.
+      InputError: the file is not in this format, or is truncated.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -58,13 +58,13 @@ def open_safetensors(path: Path) -> dict[str, LazyTensor]:
             raise
         raise InputError(f"{path}: no safetensors file: its header is not JSON") from error
     if not isinstance(header, dict):
-        raise InputError(f"{path}: no safetensors file: its header is no object")
+        raise InputError(f"{path}: no safetensors file: its header is not an object")
     header.pop("__metadata__", None)
     return {name: _described(path, name, entry, 8 + length, size) for name, entry in header.items()}
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, tuple[np.dtype, tuple[int, ...]]], arrays: Iterable) -> None:
-    """Writes a file, one tensor after the other.
+    """Writes a file, one tensor at a time.
 
     Args:
       path: the file.

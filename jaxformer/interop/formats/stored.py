@@ -28,11 +28,11 @@ class LazyTensor:
     shape: tuple[int, ...]
     """Its shape."""
     read: Callable[[], np.ndarray]
-    """Reads it, each time anew."""
+    """Reads the tensor, on each call again."""
 
 
 def read_block(path: Path, offset: int, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
-    """An array that lies in a file as its bytes are in memory.
+    """An array whose bytes in a file are those that it has in memory.
 
     Raises:
       InputError: the file has become shorter.

@@ -1,7 +1,7 @@
-"""PyTorch's own files, without PyTorch and without unpickling: of what a pickle may do, only tensors are made.
+"""PyTorch's own files, without PyTorch and without unpickling: nothing but tensors can be made.
 
 A file of today is a zip archive with `data.pkl`, whose tensors name the entries that hold their numbers; one from
-before PyTorch 1.6 is a row of pickles with the numbers behind them.
+before PyTorch 1.6 is a sequence of pickles, followed by the numbers.
 """
 
 import dataclasses
@@ -61,7 +61,7 @@ def open_pytorch(path: Path) -> dict[str, LazyTensor]:
     """The tensors of a state dict in a file.
 
     Raises:
-      InputError: it is no such file, is cut short, or holds anything but tensors.
+      InputError: the file is not in this format, is truncated, or holds anything but tensors.
     """
     try:
         views, read = _open_zip(path) if zipfile.is_zipfile(path) else _open_legacy(path)
@@ -79,7 +79,7 @@ def open_pytorch(path: Path) -> dict[str, LazyTensor]:
 
 
 class _Tensors(pickle.Unpickler):
-    """Unpickles a state dict; whatever is no tensor is refused by its name."""
+    """Unpickles a state dict; everything but tensors is refused by its name."""
 
     def __init__(self, file: io.BufferedIOBase, path: Path):
         super().__init__(file, encoding="utf-8")
@@ -97,7 +97,7 @@ class _Tensors(pickle.Unpickler):
     def persistent_load(self, identity: Any) -> _Storage:
         kind, storage, key, _, count, *view = identity
         if kind != "storage" or not isinstance(storage, _StorageType) or any(view):
-            raise InputError(f"{self._path}: its pickle asks for something that is no tensor's storage; refused")
+            raise InputError(f"{self._path}: its pickle refers to something other than a tensor's storage; refused")
         return _Storage(str(key), storage.dtype, int(count))
 
 
@@ -118,7 +118,7 @@ _BUILDERS = {
 }
 
 _Read = Callable[[_Storage, int, int], np.ndarray]
-"""Numbers of a storage, from one on and so many."""
+"""A range of the numbers of a storage, from `first` on."""
 
 
 def _open_zip(path: Path) -> tuple[Any, _Read]:

@@ -19,7 +19,7 @@ from jaxformer.interop.huggingface.sentence_modules import SENTENCE_MODEL, trans
 from jaxformer.interop.huggingface.table import Table
 
 MERGE = "merge it where PEFT is: model.merge_and_unload().save_pretrained(FOLDER)"
-"""What to do with an adapter that cannot be read."""
+"""Advice on an adapter that cannot be read."""
 IGNORED = frozenset(
     (
         *("auto_mapping", "base_model_name_or_path", "bias", "exclude_modules", "fan_in_fan_out", "inference_mode"),
@@ -42,10 +42,10 @@ PRETRAINED_HEADS = {
     "next_sentence": ("ForPreTraining",),
     "pooler": ("ForSequenceClassification", "ForPreTraining", "Model"),
 }
-"""Endings of the classes that have these parts of ours."""
+"""Endings of the names of classes, by the path of the head that they have."""
 OUTER = "base_model.model."
 WRAPPERS = re.compile(r"\.(base_layer|modules_to_save|original_module)(?=\.)")
-"""What PEFT puts into the names of the tensors that it replaces."""
+"""Parts that PEFT adds to the names of the tensors that it replaces."""
 CONV1D = re.compile(r"h\.\d+\.(attn|mlp|crossattention)\.c_\w+\.weight")
 """GPT-2's maps, which are stored with the inputs first."""
 
@@ -59,13 +59,13 @@ class Pair:
     b: LazyTensor
     """[outputs, r]."""
     scale: float
-    """What their product is multiplied by."""
+    """Factor of their product."""
     transposed: bool
     """Whether the tensor has the inputs first."""
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Of the tensor."""
+        """The shape of the tensor."""
         shape = self.b.shape[0], self.a.shape[1]
         return shape[::-1] if self.transposed else shape
 

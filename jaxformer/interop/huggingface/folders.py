@@ -34,20 +34,20 @@ RENAMED = {".gamma": ".weight", ".beta": ".bias"}
 
 @dataclasses.dataclass(frozen=True)
 class Folder:
-    """What a folder holds; its tensors are not read yet."""
+    """The content of a folder; its tensors are not read yet."""
 
     path: Path
     """The folder with config.json and weights, or with a PEFT adapter."""
     config: Mapping[str, Any]
     """Its config.json."""
     generation: Mapping[str, Any]
-    """Its generation_config.json; empty where there is none."""
+    """Its generation_config.json; empty if it has none."""
     tensors: Mapping[str, LazyTensor]
     """Its tensors by name."""
     base: Path | None = None
     """The folder of the model that an adapter adapts."""
     sentence_transformers: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Its config_sentence_transformers.json; empty where there is none."""
+    """Its config_sentence_transformers.json; empty if it has none."""
 
 
 def is_model_folder(path: Path) -> bool:

@@ -22,7 +22,7 @@ del NAMES["seed"]
 DRAWING = ("top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 """Fields that act only where tokens are drawn."""
 TOP_K = 50
-"""transformers' `top_k` where there is none."""
+"""transformers' default of `top_k`."""
 REFUSED = {
     "num_return_sequences": 1,
     "num_beam_groups": 1,
@@ -171,7 +171,7 @@ def default_ends(tokenizer: Tokenizer) -> tuple[int, ...]:
 
 
 def start_token(folder: Folder, tokenizer: Tokenizer) -> str:
-    """What `Seq2SeqLM.start` is for a folder: the kind of token that its answers follow.
+    """`Seq2SeqLM.start` for a folder: the kind of token that its answers follow.
 
     Raises:
       InputError: that token is none of these kinds.

@@ -56,17 +56,17 @@ class Preparation:
     """How a folder prepares images."""
 
     size: int
-    """Height and width of what the model gets."""
+    """Height and width of the model's input."""
     edge: int
-    """Length of the resized sides, of which the middle `size` are cut out."""
+    """Length of the resized sides; their centre of `size` pixels is cropped."""
     fit: Fit
-    """Which sides are resized."""
+    """The sides that are resized."""
     resample: Resample
     """The filter."""
     mean: tuple[float, ...]
     """Subtracted from pixels between 0 and 1, of each channel or of all."""
     std: tuple[float, ...]
-    """What they are divided by then."""
+    """Divisor after the subtraction."""
 
     @property
     def field(self) -> dict[str, Any]:
@@ -152,7 +152,7 @@ def _class_of(reader: ConfigReader, model_type: str | None) -> str:
 
 
 def _sizes(reader: ConfigReader, model: Any, kind: str) -> tuple[int, int, Fit]:
-    """What the model gets, the length of the resized sides, and which they are."""
+    """The size of the model's input, the length of the resized sides, and which sides they are."""
     resized, cropped = reader.flag("do_resize", True), reader.flag("do_center_crop", False)
     square = reader.flag("default_to_square", kind not in ("BitImageProcessor", "CLIPImageProcessor"))
     fit, edge = _length(reader, "size", square)
@@ -169,7 +169,7 @@ def _sizes(reader: ConfigReader, model: Any, kind: str) -> tuple[int, int, Fit]:
 
 
 def _length(reader: ConfigReader, name: str, square: bool) -> tuple[Fit, int]:
-    """Which sides a size is of, and their length."""
+    """The sides that a size belongs to, and their length."""
     value = reader.get(name)
     if type(value) is int:
         value = {"height": value, "width": value} if square else {"shortest_edge": value}
@@ -218,8 +218,8 @@ def write_preprocessor(folder: Path, model: Any, image: ImageField | None = None
     image = image or ImageField(model.image, model.channels)
     model_type = read_json(folder / CONFIG).get("model_type")
     if image.size != model.image and model_type not in ANY_SIZE:
-        told = f"data.task.image.size={image.size} differs from model.image={model.image}"
-        raise InputError(f"{told}: {model_type} in transformers takes images of {model.image} × {model.image} alone")
+        problem = f"data.task.image.size={image.size} differs from model.image={model.image}"
+        raise InputError(f"{problem}: {model_type} in transformers takes images of {model.image} × {model.image} alone")
     crops = image.fit != "stretch" or image.edge != image.size
     value = {
         "image_processor_type": _processor_for(image, crops),

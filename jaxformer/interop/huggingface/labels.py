@@ -45,7 +45,7 @@ def label_fields(labels: Sequence[str]) -> dict[str, Any]:
 
 
 def read_problem_type(said: Mapping[str, Any], labels: Sequence[str], where: str) -> str:
-    """Reads what a classifier predicts: one of its labels, any of them, or a number.
+    """Reads the problem type of a classifier: one of its labels, any of them, or a number.
 
     Without a `problem_type` it is one label, and a number where there is one label only, as for transformers' losses.
 

@@ -109,7 +109,7 @@ def load(folder: Folder, dtype: DType = "float32", families: Sequence[Family] = 
 
 
 def origin_of(folder: Folder, architecture: str) -> SourceMetadata:
-    """The metadata of a folder that is no part of the model; `architecture` is transformers' class of it."""
+    """The metadata of a folder that is not part of the model; `architecture` is its class in transformers."""
     kept = {name: value for name, value in folder.config.items() if name in HARMLESS - REWRITTEN}
     generation = {name: value for name, value in folder.generation.items() if name not in generation_config.FIELDS}
     said = folder.sentence_transformers
@@ -225,7 +225,7 @@ def _config(
     has_tokenizer: bool,
     origin: SourceMetadata | None,
 ) -> dict[str, Any]:
-    """What config.json says.
+    """The content of config.json.
 
     Raises:
       InputError: the model's positions need another padding than the tokenizer's.
@@ -245,7 +245,7 @@ def _config(
 def _tensors(
     model: Model, params: Any, family: Family, architecture: str, dtype: np.dtype
 ) -> tuple[dict[str, tuple], Iterator[np.ndarray]]:
-    """Type and shape of each tensor to write, by name, and the tensors in that order, made when they are asked for.
+    """Type and shape of each tensor to write, by name, and a generator of the tensors in that order.
 
     Raises:
       InputError: the parameters are not the model's.

@@ -82,7 +82,7 @@ def read(
 
 
 def written(slots: Sequence[TensorMapping], arrays: Mapping[str, Any], dtype: np.dtype) -> Iterator[np.ndarray]:
-    """Each tensor of theirs, in the order of the slots, made when it is asked for.
+    """Generates the tensors of transformers, in the order of the slots.
 
     Raises:
       InputError: a number does not fit the type.
@@ -121,7 +121,7 @@ def copy_into(target: np.ndarray, source: np.ndarray) -> None:
 
 
 def _merged(target: np.ndarray, source: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Views of both in which axes are one that lie behind each other in the memory of both."""
+    """Views of both arrays, with axes merged that are contiguous in both."""
     axis = 0
     while axis + 1 < target.ndim:
         if all(array.strides[axis] == array.strides[axis + 1] * array.shape[axis + 1] for array in (target, source)):

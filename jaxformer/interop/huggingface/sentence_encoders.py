@@ -231,5 +231,5 @@ def _prompts(path: Path) -> tuple[tuple[tuple[str, str], ...], str | None]:
 
 
 def _optional(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where there is no file."""
+    """A JSON object; empty if the file does not exist."""
     return read_json(path) if path.is_file() else {}

@@ -54,7 +54,7 @@ class Table:
     rows: tuple[ParamMapping, ...]
     """The tensors that are parameters."""
     known: Mapping[str, str | Callable[[tuple[int, ...]], np.ndarray]] = dataclasses.field(default_factory=dict)
-    """Names, with `{l}` for a number, of tensors that may be stored and are no parameters: with the reason, or with a
+    """Names, with `{l}` for a number, of tensors that may be stored without being parameters: with the reason, or a
     function that computes the expected values from a shape."""
     prefix: str = ""
     """The prefix that the names of a model without heads lack."""
@@ -130,7 +130,7 @@ def is_known(table: Table, name: str) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Sources:
-    """Which stored tensor is read for each slot."""
+    """The stored tensor of each slot."""
 
     slots: list[TensorMapping]
     """All slots."""
@@ -158,7 +158,7 @@ def match(
     own = {slot.name for slot in wanted}
     names, copies, used = [], [], set()
     for slot in wanted:
-        # An untied head is no copy of the embeddings.
+        # An untied head is not a copy of the embeddings.
         others = [name for name in slot.copies if name in stored and name not in own]
         every = ([slot.name] if slot.name in stored else []) + others
         every = every or ([slot.tied_to] if slot.tied_to in stored else [])
@@ -174,9 +174,9 @@ def match(
             if name in stored and tuple(stored[name]) != slot.shape
         ],
     }
-    told = [f"{what}: {_listed(found)}" for what, found in problems.items() if found]
-    if told:
-        raise InputError(f"{where}: tensors {'; '.join(told)}")
+    parts = [f"{what}: {_listed(found)}" for what, found in problems.items() if found]
+    if parts:
+        raise InputError(f"{where}: tensors {'; '.join(parts)}")
     return Sources(wanted, names, copies)
 
 

@@ -35,18 +35,18 @@ PACKAGES = ("jaxformer", "jax", "flax", "torch", "transformers", "tokenizers", "
 
 @dataclasses.dataclass(frozen=True)
 class Certificate:
-    """What was compared, and with what."""
+    """The result of a comparison with PyTorch."""
 
     architecture: str
     """PyTorch's class."""
     parameters: int
     """How many numbers the model has."""
     dtype: str
-    """Of the folder's weights; both sides computed with them in float32."""
+    """Type of the folder's weights; both sides computed with them in float32."""
     lines: tuple[Line, ...]
     """The comparisons."""
     versions: dict[str, str]
-    """Of what computed."""
+    """Versions of the packages that computed."""
 
     @property
     def passed(self) -> bool:
@@ -62,10 +62,10 @@ class Certificate:
         worst = max(
             (line for line in self.lines if line.what == "logits"), key=lambda line: line.measured, default=None
         )
-        told = f"logits differ by {worst.measured:.1e} at most, relative to the largest; " if worst else ""
+        logits = f"logits differ by {worst.measured:.1e} at most, relative to the largest; " if worst else ""
         passed = sum(line.passed for line in self.lines)
         versions = f"transformers {self.versions['transformers']}, torch {self.versions['torch']}"
-        return f"{told}{passed} of {len(self.lines)} comparisons with {versions} passed; all are in `{HTML}`."
+        return f"{logits}{passed} of {len(self.lines)} comparisons with {versions} passed; all are in `{HTML}`."
 
 
 def certify(
@@ -198,18 +198,18 @@ def _quoted(texts: list[str]) -> str:
 
 
 def _refusal(lines: list[Line]) -> str:
-    """What to say of comparisons that failed."""
-    told = [str(line) for line in lines if line.what != "tokens"]
-    more = f"; and {len(told) - 4} more" if len(told) > 4 else ""
-    told = ["; ".join(told[:4]) + more] if told else []
-    told += [
+    """The message about comparisons that failed."""
+    differences = [str(line) for line in lines if line.what != "tokens"]
+    more = f"; and {len(differences) - 4} more" if len(differences) > 4 else ""
+    differences = ["; ".join(differences[:4]) + more] if differences else []
+    differences += [
         f"{line.what} ({line.where}) differ in {line.measured:.0f} under transformers "
         f"{metadata.version('transformers')}: {line.note}; where another version reads the tokenizer as it was made, "
         "leave the comparison out with --no-certificate (certificate=False)"
         for line in lines
         if line.what == "tokens"
     ]
-    return f"not what PyTorch computes: {'; '.join(told)}"
+    return f"not what PyTorch computes: {'; '.join(differences)}"
 
 
 def _versions() -> dict[str, str]:

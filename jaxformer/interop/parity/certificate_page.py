@@ -1,4 +1,4 @@
-"""A parity certificate for a person to read: one HTML file, which needs no other."""
+"""A parity certificate as one self-contained HTML file."""
 
 import html
 from collections.abc import Mapping

@@ -26,7 +26,7 @@ from jaxformer.parallel import sharding
 LONGEST = 1024
 """Tokens of the long input, at most."""
 ROWS, LENGTH = 3, 16
-"""Of the other inputs."""
+"""Rows and tokens of the other inputs."""
 NEW = 64
 """Tokens that both generate."""
 NAMES = {
@@ -52,7 +52,7 @@ class Rows:
 
     @property
     def mask(self) -> np.ndarray | None:
-        """Integers [b, t]: 0 where there is padding; None for images."""
+        """Integers [b, t]: 0 at padding; None for images."""
         return self.arrays.get("segments")
 
     @property
@@ -111,7 +111,7 @@ def inputs(model: Model, texts: Sequence[np.ndarray], pad: int, seed: int = 0) -
 
 @dataclasses.dataclass(frozen=True)
 class Computed:
-    """What one model computes of one input."""
+    """The results of one model on one input."""
 
     outputs: dict[str, np.ndarray]
     """By transformers' names."""
@@ -150,7 +150,7 @@ class JaxModel:
         return loss, {name: outputs[name] for name in names}
 
     def generate(self, prompts: Sequence[np.ndarray], new: int, start: int | None) -> list[np.ndarray]:
-        """Generates so many tokens greedily after each prompt."""
+        """Generates `new` tokens greedily after each prompt."""
         with on_cpu():
             return generate(self.model, self.params, prompts, Decoding(max_new_tokens=new), start=start)
 
@@ -179,7 +179,7 @@ class TorchModel:
         self.round(self.network)
 
     def round(self, network: torch.nn.Module) -> None:
-        """Rounds the tensors of any class's network of the folder that are a model of ours."""
+        """Rounds those tensors of a network of transformers that are parameters of the model."""
         # A network without heads has the names without the prefix.
         names = {slot.name for slot in self.slots} | {slot.name.partition(".")[2] for slot in self.slots}
         for name, tensor in network.state_dict().items():
@@ -219,7 +219,7 @@ class TorchModel:
         return found, output.loss if labels else mean_square(found, None if mask is None else torch.from_numpy(mask))
 
     def generate(self, prompt: np.ndarray, new: int, start: int | None, pad: int) -> tuple[np.ndarray, np.ndarray]:
-        """Generates so many tokens greedily after a prompt; returns them and the logits [n, v] of each choice."""
+        """Generates `new` tokens greedily after a prompt; returns them and the logits [n, v] of each choice."""
         settings = transformers.GenerationConfig(
             max_new_tokens=new,
             min_new_tokens=new,
@@ -241,7 +241,7 @@ class TorchModel:
 
 
 def their_tokenizer(folder: Path) -> Any:
-    """What AutoTokenizer makes of a folder; Unreadable where it cannot."""
+    """The tokenizer that AutoTokenizer loads from a folder; raises Unreadable if it cannot."""
     with reading("the tokenizer"):
         return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
@@ -258,15 +258,15 @@ def reading(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # Whatever it is: the folder's fault, or that of a version too old or too new for it.
-        told = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         version = f"transformers {transformers.__version__}"
-        raise Unreadable(f"{version} cannot load {what}: {told}") from error
+        raise Unreadable(f"{version} cannot load {what}: {reason}") from error
     finally:
         transformers.utils.logging.set_verbosity(verbosity)
 
 
 def largest_difference(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]) -> tuple[float, str]:
-    """The largest difference of gradients relative to their size, and whose it is; infinite where it is no number.
+    """The largest difference of gradients relative to their size, and its parameter; infinite where it is NaN.
 
     Raises:
       InputError: no tensor is on both sides.
@@ -288,7 +288,7 @@ def largest_difference(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.n
 def on_cpu() -> Iterator[None]:
     """Computes where PyTorch does, in full precision."""
     device = jax.local_devices(backend="cpu")[0]
-    # The mesh tells what is traced for which device, where others are there too.
+    # The mesh says which device is traced for, where there are several kinds.
     with jax.default_device(device), jax.set_mesh(sharding.make_mesh(sharding.Mesh(1), [device])):
         yield
 

@@ -59,7 +59,7 @@ PICTURES = ((53, 37), (24, 64))
 
 @dataclasses.dataclass(frozen=True)
 class Sides:
-    """A run of ours and the folder that transformers reads."""
+    """A run, and the folder of its export that transformers reads."""
 
     run: Run
     """Its parameters are rounded to the compared dtype; computes in float32 on the CPU."""
@@ -74,14 +74,14 @@ class Sides:
             return self.run.predict(list(inputs))
 
     def pipeline(self, task: str, **settings: Any) -> Any:
-        """The pipeline that transformers makes of the folder."""
+        """transformers' pipeline of the folder."""
         with reading(f"a pipeline for {task}"), warnings.catch_warnings(action="ignore"):
             found = transformers.pipeline(task, str(self.folder), device="cpu", dtype=torch.float32, **settings)
         self.round(found.model)
         return found
 
     def network(self, auto: Any) -> torch.nn.Module:
-        """The model that an auto class of transformers makes of the folder."""
+        """The model of the folder, loaded by an auto class of transformers."""
         with reading(auto.__name__):
             found = auto.from_pretrained(self.folder, dtype=torch.float32, local_files_only=True).eval()
         self.round(found)
@@ -146,7 +146,7 @@ def _filled(sides: Sides) -> Iterator[Line]:
     sides.only_pieces(fill.model)
     theirs = []
     mask = fill.tokenizer.mask_token
-    # A mask of ours includes the space before it, as in training; tokenizers made by transformers 5 may keep the space.
+    # Our mask token includes the space before it, as in training; tokenizers made by transformers 5 may keep the space.
     keeps_space = fill.tokenizer(f"a {mask}").input_ids != fill.tokenizer(f"a{mask}").input_ids
     for text in texts:
         blanks = fill((text.replace(" [MASK]", "[MASK]") if keeps_space else text).replace("[MASK]", mask))
@@ -227,12 +227,12 @@ def _answered(sides: Sides) -> Iterator[Line]:
 
 
 def _continued(sides: Sides) -> Iterator[Line]:
-    """What a decoder writes after a prompt, by the folder's own generation config."""
+    """The text that a decoder generates after a prompt, by the folder's own generation config."""
     yield from _generated(sides, transformers.AutoModelForCausalLM, lambda answer: answer.continuation)
 
 
 def _translated(sides: Sides) -> Iterator[Line]:
-    """What an encoder–decoder writes for an input, by the folder's own generation config."""
+    """The text that an encoder–decoder generates for an input, by the folder's own generation config."""
     yield from _generated(sides, transformers.AutoModelForSeq2SeqLM, lambda answer: answer.answer)
 
 
@@ -256,7 +256,7 @@ def _generated(sides: Sides, auto: Any, written: Callable[[Any], str]) -> Iterat
             (ids,) = network.generate(**inputs, **settings).tolist()
         if not network.config.is_encoder_decoder:
             ids = ids[inputs["input_ids"].shape[1] :]
-        # Ours reads theirs: transformers' decoders hide special tokens that a text of ours shows.
+        # Decode its tokens here: transformers' decoders hide special tokens that our texts show.
         expected = sides.run.tokenizer.decode(np.array(ids, np.int32))
         if " ".join(written(answer).split()) != " ".join(expected.split()):
             differing += 1
@@ -297,7 +297,7 @@ def _classified(sides: Sides) -> Iterator[Line]:
 
 
 def _without_pipeline(sides: Sides) -> Callable[[str], list[dict[str, Any]]]:
-    """What a pipeline for pictures computes, of pictures as they are stored."""
+    """The results of a pipeline for pictures, on pictures as they are stored."""
     network, process = sides.network(transformers.AutoModelForImageClassification), _processor(sides)
 
     def classify(path: str) -> list[dict[str, Any]]:
@@ -341,7 +341,7 @@ def _pictures(run: Run) -> Iterator[list[str]]:
 
 
 def _line(what: str, where: str, ours: Sequence[Any], theirs: Sequence[Any]) -> Line:
-    """How far numbers are apart, relative to the largest of theirs, or 1."""
+    """The largest difference of numbers, relative to the largest reference, or 1."""
     mine, other = (np.asarray(side, np.float64) for side in (ours, theirs))
     if mine.shape != other.shape:
         return Line(what, where, float("inf"), ANSWERS, f"shapes {mine.shape} here and {other.shape} in PyTorch")

@@ -9,7 +9,7 @@ from jaxformer.errors import InputError
 
 LOGITS, LOSS, GRADIENTS, TIE = 2e-5, 1e-5, 1e-3, 1e-4
 """Tolerances: of logits against the largest of them (or 1), of the loss against itself (or 1), of gradients against
-each tensor's largest, and of the logits of two tokens of which either may be chosen, against the largest too."""
+each tensor's largest, and of the logits of two tokens that are considered a tie, against the largest too."""
 
 
 class Unreadable(InputError):
@@ -42,7 +42,7 @@ class Line:
 
 
 def compared(name: str, where: str, ours: np.ndarray, theirs: np.ndarray, mask: np.ndarray | None) -> Line:
-    """How far an output is from theirs where there are tokens, relative to the largest number of theirs, or 1."""
+    """The largest difference of an output where there are tokens, relative to the largest reference, or 1."""
     if ours.shape != theirs.shape:
         return Line(name, where, float("inf"), LOGITS, f"shapes {ours.shape} and {theirs.shape}")
     difference, size = _largest(ours - theirs, mask), max(1.0, _largest(theirs, mask))

@@ -44,7 +44,7 @@ FAMILIES: tuple[Family, ...] = (
     vit_mae.FAMILY,
     *classifiers.FAMILIES,
 )
-"""In the order in which a model of ours is offered to them: a LLaMA is one before it is a Mistral."""
+"""In the order in which they are tried on a model: LLaMA before Mistral."""
 ARCHITECTURES: Mapping[str, Family] = {name: family for family in FAMILIES for name in family.architectures}
 
 

@@ -103,7 +103,7 @@ def describe(model: Bert) -> dict[str, Any]:
 
 
 def encoder_fields(model: Bert) -> dict[str, Any]:
-    """What BERT's and RoBERTa's config have of the stack."""
+    """Fields of the stack in the configs of BERT and RoBERTa."""
     config = model.transformer
     return {
         "vocab_size": model.vocab,
@@ -128,7 +128,7 @@ class EncoderBridge(Bridge):
         return sentence_encoders.read(source.home, model, source.folder.path)
 
     def task(self, source: Source, model: Bert, objective: Any) -> Task:
-        """Masked tokens, in pairs of sentences where the model tells them apart."""
+        """Masked tokens, in pairs of sentences if the model has two token types."""
         length = text_length(model)
         pairs = "next_sentence" in model.prediction_heads and model.token_types > 1
         return MaskedSentencePairs(length, max(1, length * 15 // 100), next_sentence=pairs)

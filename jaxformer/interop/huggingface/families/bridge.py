@@ -1,4 +1,4 @@
-"""What a family adds to a table of weights: its objective and task here, and how PyTorch's side is called.
+"""What a family adds to its table of weights: its objective and task, and the call of transformers' class.
 
 A `Bridge` belongs to a `Family`; families whose models are called in the same way share one. The defaults fit encoders
 of text.
@@ -79,7 +79,7 @@ class Bridge:
         return without_unused_ids(run)
 
     def outputs(self, model: Any, output: Any, objective: Any = None) -> dict[str, jax.Array]:
-        """The outputs of transformers' class by its names, from those of the model.
+        """Converts the outputs of the model to those of transformers' class, by its names.
 
         Args:
           model: the model.

@@ -31,14 +31,14 @@ from jaxformer.predictors.labelled_texts import form_of
 
 BACKBONE = "backbone/"
 SPAN = ("start", "end")
-"""What the two numbers of a token are for, in a model that answers questions."""
+"""Meanings of the two logits of a token, in a model that answers questions."""
 
 
 class ClassifierBridge(Bridge):
     """Classifiers of texts and of tokens, regressions, and answers as spans."""
 
     def objective(self, source: Source, model: Classifier) -> Objective:
-        """What the pooling, the labels and the kind of problem say."""
+        """Fields for the pooling, the labels and the problem type."""
         if model.pooling == "none":
             return QuestionAnswering() if model.labels == SPAN else Tagging()
         where = str(source.folder.path / CONFIG)
@@ -66,7 +66,7 @@ class ClassifierBridge(Bridge):
         return {"logits": output.logits if model.pooling == "none" else output.logits[:, 0]}
 
     def nearest_config(self, model: Classifier, objective: Any) -> dict[str, Any]:
-        """That of BERT or LLaMA with such a head."""
+        """The objective of BERT or LLaMA with such a head."""
         decoder, spans = model.backbone.is_generative, answers_spans(model, objective)
         head = "TokenClassification" if model.pooling == "none" else "SequenceClassification"
         architecture = f"{'Llama' if decoder else 'Bert'}For{'QuestionAnswering' if spans else head}"

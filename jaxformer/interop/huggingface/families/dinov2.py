@@ -45,7 +45,7 @@ def table(prefix: str) -> Table:
 
 
 def _mlp_rows(theirs: str) -> list[ParamMapping]:
-    """An MLP's two maps, or a gated one's, of which theirs has gate and up in one."""
+    """The two maps of an MLP; transformers stores gate and up of a gated one as one tensor."""
     gate = f"{GATED[0]}/kernel"
     kernel, bias = (tuple(f"{part}/{name}" for part in GATED) for name in ("kernel", "bias"))
     gated = [
@@ -64,7 +64,7 @@ def build(reader: ConfigReader, names: Collection[str]) -> Vit:
     """Our ViT in DINOv2's form; its classifier reads the class token and the mean of the patches."""
     reader.must("qkv_bias", True)
     for name in ("apply_layernorm", "reshape_hidden_states", "out_features", "out_indices", "stage_names"):
-        reader.get(name)  # Of the backbone, which returns what lies between the blocks.
+        reader.get(name)  # Of the backbone class, which returns the outputs of blocks.
     reader.get("use_mask_token")
     width = reader.integer("hidden_size", 768)
     transformer = stack(
@@ -127,7 +127,7 @@ def describe(model: Vit, name: str) -> dict[str, Any]:
 
 
 def _ratio(config: Transformer) -> int:
-    """The whole number of widths that the inner width comes from; `build` says where there is none."""
+    """The ratio that gives the inner width; `build` raises an error if there is none."""
     inner = config.mlp.inner(config.width)
     return round((inner * 3 / 2 if isinstance(config.mlp, GatedMlp) else inner) / config.width)
 

@@ -128,7 +128,7 @@ def _explicit_stack(stack: Transformer) -> Transformer:
 
 
 def _explicit_variant(stack: Transformer, number: int) -> Variant:
-    """What a block has, with the sizes that its fields leave to be derived."""
+    """The parts of a block, with the sizes that its fields leave to be derived."""
     variant = stack.variant(number)
     attention, mlp = variant.attention, variant.mlp
     if isinstance(attention, Attention):

@@ -46,7 +46,7 @@ ROPE = {
     "low_freq_factor": "low",
     "high_freq_factor": "high",
 }
-"""Our fields of theirs that scale rotary positions."""
+"""Our fields that scale rotary positions, by transformers' names."""
 SCALINGS = {"none": (), "linear": ("factor",), "llama3": tuple(ROPE)}
 """The scalings that are here, and which fields each needs."""
 
@@ -114,7 +114,7 @@ def _build(
 
 
 def rotary(reader: ConfigReader) -> Rotary:
-    """What the config says of its rotary positions, in today's words or in older ones."""
+    """The config's fields of rotary positions, with today's names or older ones."""
     reader.must("partial_rotary_factor", 1.0)
     base = reader.number("rope_theta", 10_000.0)
     name = "rope_parameters" if "rope_parameters" in reader else "rope_scaling"

@@ -120,7 +120,7 @@ def describe(model: EncoderDecoder) -> dict[str, Any]:
 
 
 def fields(model: EncoderDecoder) -> dict[str, Any]:
-    """What Marian's and BART's config have in common."""
+    """Fields that the configs of Marian and BART share."""
     sides = {}
     for side, part in (("encoder", model.encoder), ("decoder", model.decoder)):
         sides |= {
@@ -170,7 +170,7 @@ class EncoderDecoderBridge(Bridge):
         return TextToText(text_length(model), text_length(model))
 
     def special_tokens(self, model: Model, tokens: Mapping[str, int | None]) -> dict[str, int | None]:
-        """Those of the tokenizer, and the start of outputs."""
+        """The tokenizer's special tokens, and the start of outputs."""
         start = tokens[self.decoder_start]
         return {**tokens, **({} if start is None else {"decoder_start_token_id": start})}
 

@@ -1,4 +1,4 @@
-"""RoBERTa (Liu et al. 2019): a BERT whose first position is the one behind padding's number."""
+"""RoBERTa (Liu et al. 2019): a BERT whose positions start after the id of padding."""
 
 from collections.abc import Collection
 from typing import Any
@@ -64,7 +64,7 @@ def build(reader: ConfigReader, names: Collection[str]) -> Bert:
 def describe(model: Bert) -> dict[str, Any]:
     """Their config of our RoBERTa."""
     if model.position_offset < 1:
-        raise InputError("RoBERTa's positions begin behind padding's")
+        raise InputError("RoBERTa's positions start after padding's")
     return {
         "architectures": ["RobertaForMaskedLM" if "masked_lm" in model.prediction_heads else "RobertaModel"],
         "position_embedding_type": "absolute",

@@ -126,12 +126,12 @@ def describe(model: Vit) -> dict[str, Any]:
 
 
 def geometry(model: Any) -> dict[str, Any]:
-    """What their configs have of images and patches."""
+    """Fields of images and patches in the configs."""
     return {"image_size": model.image, "patch_size": model.patch, "num_channels": model.channels, "qkv_bias": True}
 
 
 def encoder_fields(config: Transformer) -> dict[str, Any]:
-    """What ViT's and the masked autoencoder's config have of the stack."""
+    """Fields of the stack in the configs of ViT and the masked autoencoder."""
     return {
         "hidden_size": config.width,
         "num_hidden_layers": config.depth,

@@ -59,8 +59,8 @@ def chat_template(dialogue: DialogueTemplate, tokenizer: Tokenizer, folder: Path
         texts = [_text(dialogue, turns, begin, end, between) for turns in SAMPLES]
         if [theirs.encode(text, add_special_tokens=False).ids for text in texts] == wanted:
             return _jinja(dialogue, between, beginning)
-    told = "the tokenizer makes other tokens of a whole dialogue than of its turns"
-    warnings.warn(f"no chat template is written: {told}", stacklevel=2)
+    reason = "the tokenizer makes other tokens of a whole dialogue than of its turns"
+    warnings.warn(f"no chat template is written: {reason}", stacklevel=2)
     return None
 
 

@@ -62,7 +62,7 @@ def _sentencepiece(model: bytes, order: np.ndarray, pad: str) -> bytes:
 
 
 def _config(config: dict[str, Any], order: np.ndarray, pad: str) -> dict[str, Any]:
-    """What is in the tokenizer.json."""
+    """The content of the tokenizer.json."""
     places = {int(old): new for new, old in enumerate(order)}
 
     def name(piece: str) -> str:
@@ -72,7 +72,7 @@ def _config(config: dict[str, Any], order: np.ndarray, pad: str) -> dict[str, An
     if isinstance(model["vocab"], list):
         by_place = {places[number]: [name(piece), *rest] for number, (piece, *rest) in enumerate(model["vocab"])}
         if sorted(by_place) != list(range(len(by_place))):
-            raise InputError("tokenizer.json: padding lies among pieces that are added to a unigram model")
+            raise InputError("tokenizer.json: padding is among pieces that are added to a unigram model")
         model["vocab"] = [by_place[number] for number in range(len(by_place))]
         model["unk_id"] = places.get(model.get("unk_id"))
     else:

@@ -1,8 +1,8 @@
 """A SentencePiece model (Kudo & Richardson 2018) as a tokenizer.json of the `tokenizers` library, with the same ids.
 
-The library computes with a model's table of normalization by graphemes, of which it may drop the end, so texts are
+The library applies a model's table of normalization by graphemes, and may drop their ends, so texts are
 brought into their compatibility form (NFKC) first. That is what the table of `nmt_nfkc` does to all but texts whose
-combining marks are in no canonical order or stand on a sign that is itself replaced, such as a ligature.
+combining marks are not in canonical order or follow a sign that is itself replaced, such as a ligature.
 """
 
 import unicodedata
@@ -65,7 +65,7 @@ def _bpe(proto):
 
 
 def _surround(tokenizer: Any, proto: Any) -> None:
-    """What is done to a text before the model, and to pieces after it."""
+    """The changes of a text before the model, and of pieces after it."""
     from tokenizers import Regex, decoders, normalizers, pre_tokenizers
 
     spec, steps = proto.normalizer_spec, _characters(proto)
@@ -90,7 +90,7 @@ def _surround(tokenizer: Any, proto: Any) -> None:
 
 
 def _characters(proto: Any) -> list[Any]:
-    """What is done to characters."""
+    """The normalization of characters."""
     from tokenizers import normalizers
 
     table, name = proto.normalizer_spec.precompiled_charsmap, proto.normalizer_spec.name

@@ -31,7 +31,7 @@ ADDED = "added_tokens.json"
 MODELS = ("spiece.model", "tokenizer.model")
 """SentencePiece models by their names in T5's and LLaMA's folders."""
 SENTINELS = 100
-"""What T5's tokenizers have where they do not say."""
+"""Defaults of T5's tokenizers."""
 BERT = {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "mask": "[MASK]"}
 ROBERTA = {"bos": "<s>", "eos": "</s>", "sep": "</s>", "cls": "<s>", "unk": "<unk>", "pad": "<pad>", "mask": "<mask>"}
 GPT2 = dict.fromkeys(("unk", "bos", "eos"), "<|endoftext|>")
@@ -41,7 +41,7 @@ T5 = {"eos": "</s>", "unk": "<unk>", "pad": "<pad>"}
 QWEN2_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-"""How Qwen's tokenizers divide a text into words; digits stand alone."""
+"""How Qwen's tokenizers divide a text into words; each digit is one."""
 CLASSES: Mapping[str, Mapping[str, str]] = {
     "BertTokenizer": BERT,
     "DistilBertTokenizer": BERT,
@@ -108,8 +108,8 @@ def import_tokenizer(folder: str | os.PathLike) -> Tokenizer:
 def begins_texts(tokenizer: Tokenizer | None, folder: str | os.PathLike) -> bool:
     """Whether a folder's models read texts that begin with the beginning token.
 
-    The tokenizer's template tells; for a SentencePiece model, which has none, `add_bos_token` of tokenizer_config.json,
-    or else its class: LLaMA's adds it.
+    The tokenizer's template decides; for a SentencePiece model, which has none, `add_bos_token` of
+    tokenizer_config.json, or else its class: LLaMA's adds it.
     """
     if tokenizer is not None and (template := tokenizer.own_template) is not None:
         return template.single[0].content == tokenizer.special_id("bos")
@@ -131,7 +131,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _settings(folder: Path) -> dict[str, Any]:
-    """What a folder says about its tokenizer; of special tokens the text alone.
+    """The settings of a folder's tokenizer, with the text of each special token.
 
     `model_type` is the model's, and `added_tokens.json` is part of `added_tokens_decoder`.
     """
@@ -161,7 +161,7 @@ def _more_special(settings: Mapping[str, Any]) -> set[str]:
 
 
 def _class(settings: Mapping[str, Any]) -> str | None:
-    """The tokenizer's class, as transformers 5 calls it; None if neither the tokenizer nor the model tells."""
+    """The tokenizer's class, as transformers 5 calls it; None if neither the tokenizer nor the model names it."""
     said = str(settings.get("tokenizer_class") or "").removesuffix("Fast")
     return said if said in CLASSES else None if said else MODEL_CLASSES.get(settings["model_type"])
 
@@ -196,7 +196,7 @@ def _completed(tokenizer: JsonTokenizer, settings: Mapping[str, Any]) -> JsonTok
 
 
 def _class_template(settings: Mapping[str, Any], roles: Mapping[str, str], tokenizer: Tokenizer) -> Template:
-    """What transformers' class of the tokenizer puts around texts."""
+    """The special tokens that transformers' class of the tokenizer puts around texts."""
     ids = {key: tokenizer.pieces.index(name) for key, name in roles.items()}
     special, has_marks = CLASSES.get(_class(settings) or ""), {"cls", "sep"} <= ids.keys()
     if special is BERT and has_marks:
@@ -264,7 +264,7 @@ def _with_ordinary(
 ) -> MetaspaceTokenizer:
     """A SentencePiece model as a tokenizer.json with added tokens, some of which are words."""
     written, t5 = to_json_tokenizer(tokenizer.serialize()), _class(settings) == "T5Tokenizer"
-    # LLaMA's are found in the text as it stands, so that a space before one remains.
+    # LLaMA's are found in the text before normalization, so that a space before one remains.
     flags = {} if t5 else {"normalized": False}
     written.add_tokens([_token(token | flags | {"special": _is_special(token, settings)}) for token in added])
     config = json.loads(written.to_str())

@@ -31,7 +31,7 @@ def export_tokenizer(
     beginning: bool = False,
     template: Template | None = None,
 ) -> None:
-    """Writes what `AutoTokenizer.from_pretrained(folder)` loads.
+    """Writes the files that `AutoTokenizer.from_pretrained(folder)` loads.
 
     An imported tokenizer keeps its own template. One that was trained here gets the template by which the run lays out
     texts.
@@ -106,7 +106,7 @@ def names_beginning(tokenizer: Tokenizer, beginning: bool) -> bool:
 
 
 def _family_template(tokenizer: Tokenizer, family: str, beginning: bool) -> Template:
-    """What a family's models read here around one text and around two."""
+    """The special tokens around one text and around two, for the models of a family."""
     bos, eos = tokenizer.special_id("bos"), tokenizer.special_id("eos")
     if family in ENCODERS and None not in (tokenizer.special_id("cls"), tokenizer.special_id("sep")):
         return tokenizer.template("encoder")
