@@ -39,6 +39,9 @@ class Objective(abc.ABC, Generic[ModelT]):
     """The arrays that the rows of a task must have."""
     example_task: ClassVar[str] = ""
     """A task with such rows, for the error message: "TagTokens", or "one such as NextToken"."""
+    in_transformers: ClassVar[bool] = True
+    """Whether a class of transformers is for what the model is trained for; where none is, a run is not exported as a
+    Hugging Face folder."""
 
     @abc.abstractmethod
     def __call__(self, model: ModelT, params: Any, batch: Mapping[str, jax.Array], key: Any = None) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from jaxformer.interop.huggingface.families import bridge_of, family_of_model
 from jaxformer.interop.huggingface.folders import CONFIG, GENERATION, read_json, write_json
 from jaxformer.interop.huggingface.generation_config import generation_fields
 from jaxformer.interop.huggingface.images import write_preprocessor
-from jaxformer.interop.huggingface.runs import export_run, plan_of, read_origin
+from jaxformer.interop.huggingface.runs import export_run, obstacle, plan_of, read_origin
 from jaxformer.interop.huggingface.text.tokenizer_folders import export_tokenizer
 from jaxformer.predictors.labelled_texts import template_of
 from jaxformer.runs.run import Run
@@ -33,7 +33,7 @@ def write_files(run: Run, folder: Path, programs: list[str]) -> str | None:
       InputError: the tokenizer cannot be exported, or images of this size cannot.
     """
     origin = read_origin(run.folder)
-    problem = None
+    problem = obstacle(run)
     try:
         family_of_model(run.model, origin and origin.architecture)
     except InputError as error:

@@ -127,10 +127,12 @@ def export_run(
       What the comparison gave, as the card says it.
 
     Raises:
-      InputError: as `export_hf`; PyTorch computes something else.
+      InputError: as `export_hf`; transformers has no class for the objective; PyTorch computes something else.
     """
     # Parameters that are only written are read array by array.
     run = run if isinstance(run, Run) else runs.open_run(run, in_memory=False)
+    if (problem := obstacle(run)) is not None:
+        raise InputError(f"{problem}; export with --format onnx or --format stablehlo")
     summary, origin = LEFT_OUT, read_origin(run.folder)
     run = run if origin else conventional(run)  # An imported run is exported in the form that it had.
 
@@ -162,6 +164,13 @@ def plan_of(run: Run, dtype: DType = "float32", origin: SourceMetadata | None = 
         dialogue=getattr(objective, "template", None),
         problem_type=getattr(objective, "problem_type", None),
     )
+
+
+def obstacle(run: Run) -> str | None:
+    """Why transformers has no class for what a run's model is trained for; None where it has one."""
+    if run.objective.in_transformers:
+        return None
+    return f"objective={type(run.objective).__name__}: transformers has no class that answers as it does"
 
 
 def _read(folder: str | os.PathLike, dtype: DType) -> tuple[Run, Imported]:
