@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from jaxformer.data.tasks.span_corruption import UL2 as UL2
     from jaxformer.data.tasks.span_corruption import Denoiser as Denoiser
     from jaxformer.data.tasks.span_corruption import SpanCorruption as SpanCorruption
+    from jaxformer.data.tasks.summary_sentences import SummarySentences as SummarySentences
     from jaxformer.data.tasks.tagging import TagTokens as TagTokens
     from jaxformer.data.transforms.image import Augmentation as Augmentation
     from jaxformer.data.transforms.text import TextAugmentation as TextAugmentation
@@ -69,6 +70,7 @@ else:
             "data.tasks.question_answering": ("AnswerSpans",),
             "data.tasks.seq2seq": ("PrefixLM", "TextToText"),
             "data.tasks.span_corruption": ("Denoiser", "SpanCorruption", "UL2"),
+            "data.tasks.summary_sentences": ("SummarySentences",),
             "data.tasks.tagging": ("TagTokens",),
             "data.transforms.image": ("Augmentation",),
             "data.transforms.text": ("TextAugmentation",),

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from jaxformer.metrics.base import Metric as Metric
     from jaxformer.metrics.means import Covariance as Covariance
     from jaxformer.metrics.means import Mean as Mean
+    from jaxformer.metrics.summaries import SummaryScores as SummaryScores
     from jaxformer.metrics.texts import Scores as Scores
 else:
     __getattr__, __dir__, __all__ = namespaces.attach(
@@ -20,6 +21,7 @@ else:
             "metrics.averages": ("Average", "Loss"),
             "metrics.base": ("Context", "DocumentMetric", "Metric"),
             "metrics.means": ("Covariance", "Mean"),
+            "metrics.summaries": ("SummaryScores",),
             "metrics.texts": ("Scores",),
         },
     )

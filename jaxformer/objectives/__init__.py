@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from jaxformer.objectives.base import Objective as Objective
     from jaxformer.objectives.causal_lm import CausalLM as CausalLM
     from jaxformer.objectives.classification import Classification as Classification
+    from jaxformer.objectives.extractive_summarization import ExtractiveSummarization as ExtractiveSummarization
     from jaxformer.objectives.image_classification import ImageClassification as ImageClassification
     from jaxformer.objectives.image_embedding import ImageEmbedding as ImageEmbedding
     from jaxformer.objectives.masked_autoencoding import MaskedAutoencoding as MaskedAutoencoding
@@ -24,6 +25,7 @@ else:
             "objectives.base": ("Objective",),
             "objectives.causal_lm": ("CausalLM",),
             "objectives.classification": ("Classification",),
+            "objectives.extractive_summarization": ("ExtractiveSummarization",),
             "objectives.image_classification": ("ImageClassification",),
             "objectives.image_embedding": ("ImageEmbedding",),
             "objectives.masked_autoencoding": ("MaskedAutoencoding",),

@@ -18,6 +18,7 @@ from jaxformer.data.tasks.multi import MultiTask
 from jaxformer.data.tasks.pairs import TextPairs
 from jaxformer.data.tasks.question_answering import AnswerSpans
 from jaxformer.data.tasks.seq2seq import TextToText
+from jaxformer.data.tasks.summary_sentences import SummarySentences
 from jaxformer.data.tasks.tagging import TagTokens
 from jaxformer.data.tokenizers import ByteLevelBpe, WordPiece
 from jaxformer.parallel import sharding
@@ -81,6 +82,8 @@ def example(task, line):
     """What a task that reads columns is given of a line; None for one that reads texts."""
     if isinstance(task, TextToText):
         return {task.inputs: f"saw {line}", task.targets: line[::-1]}
+    if isinstance(task, SummarySentences):
+        return {task.document: [line, line[::-1]], task.summary: line[::-1]}
     if isinstance(task, TextPairs):
         return {task.first: line[::-1], task.second: line}
     if isinstance(task, Classify):

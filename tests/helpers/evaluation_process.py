@@ -9,7 +9,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from jaxformer.data.tasks.language import TextToText
 from small_bert import noisy_params, small_transformer
 
 from jaxformer.config import Evaluation, Experiment
@@ -17,6 +16,8 @@ from jaxformer.data.pipeline.loader import Data
 from jaxformer.data.sources.sources import JsonLines
 from jaxformer.data.tasks.classification import Classify
 from jaxformer.data.tasks.question_answering import AnswerSpans
+from jaxformer.data.tasks.seq2seq import TextToText
+from jaxformer.data.tasks.summary_sentences import SummarySentences
 from jaxformer.data.tasks.tagging import TagTokens
 from jaxformer.data.tokenizers import WordPiece
 from jaxformer.decoding.settings import Decoding
@@ -26,6 +27,7 @@ from jaxformer.models.bert import Bert
 from jaxformer.models.classifier import Classifier
 from jaxformer.models.encoder_decoder import EncoderDecoder
 from jaxformer.objectives.classification import Classification
+from jaxformer.objectives.extractive_summarization import ExtractiveSummarization
 from jaxformer.objectives.question_answering import LABELS as ENDS
 from jaxformer.objectives.question_answering import QuestionAnswering
 from jaxformer.objectives.regression import Regression
@@ -40,7 +42,7 @@ WORDS = [f"w{number}" for number in range(12)]
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
 TAGS = ("O", "B-x", "I-x", "B-y", "I-y")
 BERT = Bert(small_transformer(), vocab=len(PIECES), max_length=24, prediction_heads=())
-KINDS = ("translation", "answers", "numbers", "tags", "classes")
+KINDS = ("translation", "answers", "numbers", "tags", "classes", "summaries")
 ALL = (Scores(by=("bleu", "chrf", "rouge")),)
 
 
@@ -59,6 +61,8 @@ def write_documents(folder: Path, count: int = 70) -> None:
             word = context.split()[int(rng.integers(8))]
             answers = {"text": [word], "answer_start": [context.index(word)]}
             return {"question": text(1, 4), "context": context, "answers": answers}
+        if kind == "summaries":
+            return {"document": [text(1, 5) for _ in range(rng.integers(1, 6))], "summary": text(1, 6)}
         if kind == "tags":
             words = text(2, 30).split()
             return {"words": words, "tags": [str(tag) for tag in rng.choice(TAGS, len(words))]}
@@ -89,6 +93,11 @@ def experiments(folder: Path) -> dict[str, Experiment]:
             Classify(labels=("x",), kind="regression", length=12),
         ),
         "tags": (Classifier(BERT, TAGS, "none"), Tagging(), TagTokens(TAGS, 16)),
+        "summaries": (
+            Classifier(BERT, ("summary",), "none"),
+            ExtractiveSummarization(num_sentences=2),
+            SummarySentences(24, 8),
+        ),
         "classes": (
             Classifier(BERT, tuple(WORDS[:3]), "mean"),
             Classification(),

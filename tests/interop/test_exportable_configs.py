@@ -10,6 +10,8 @@ from jaxformer.interop.huggingface.text_forms import marian_form
 from jaxformer.models.vit import Vit
 
 OTHERS = {
+    "bert_base_cnn": "it scores sentences",
+    "extractive_summarisation": "it scores sentences",
     "spam": "it reads the mean of the tokens' vectors",
     "tagging": "its blocks have their norms before",
     "topics": "it reads the mean of the tokens' vectors",

@@ -1,0 +1,162 @@
+"""Extractive summaries: which sentences of a document are its summary (Liu & Lapata 2019)."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxformer import fields
+from jaxformer.data.examples import Example, Feature, Visit
+from jaxformer.data.sources import columns
+from jaxformer.data.tasks import layouts
+from jaxformer.data.tasks.base import Task
+from jaxformer.data.tokenizers import Tokenizer
+from jaxformer.data.transforms import summaries
+from jaxformer.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelledSentences:
+    """The encoded sentences of a document, without special tokens."""
+
+    tokens: tuple[np.ndarray, ...]
+    """int32 [t] each."""
+    labels: np.ndarray
+    """int32 [n]: 1 for each sentence of the oracle, of the n sentences that fit in a row."""
+    size: int
+    """Characters of the document."""
+
+
+class SentenceRow(NamedTuple):
+    """The sentences of a document in one row."""
+
+    tokens: np.ndarray
+    """int32 [t]: for BERT [CLS] sentence [SEP] [CLS] sentence [SEP] and so on."""
+    token_types: np.ndarray
+    """int32 [t]: 0 in the first sentence, 1 in the second, 0 in the third and so on."""
+    positions: np.ndarray
+    """int32 [n]: the first token of each sentence that fits, [CLS] for BERT."""
+    whole: bool
+    """Whether the document fits to its end."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SummarySentences(Task[LabelledSentences]):
+    """Whether each sentence of a document is part of its summary.
+
+    The targets are an oracle: the sentences that are most like the summary of the source, found greedily by ROUGE. A
+    document that is too long loses its end; the oracle chooses among the sentences that fit. A document with fewer than
+    two sentences, or with no word of its summary, gives no example: it has nothing to choose.
+
+    Rows: `tokens` and `token_types` int32 [b, length], with the lanes' `segments` and `position_ids`; each sentence has
+    the special tokens of the tokenizer's template, such as [CLS] and [SEP], and types alternate between sentences.
+    `sentence_positions` and `targets` int32, `weights` float32 [b, sentences_per_row]: the first token of each
+    sentence, 1 for the sentences of the oracle, and 1 for each sentence.
+    """
+
+    length: int = 512
+    """Tokens in a row."""
+    sentences_per_row: int = 64
+    """Sentences in a row, at most."""
+    oracle_sentences: int = 3
+    """Sentences of the oracle, at most."""
+    document: str = "document"
+    """Column of the source with the document: a text, or a list of its sentences."""
+    summary: str = "summary"
+    """Column of the source with the summary."""
+
+    def __post_init__(self):
+        fields.at_least("data.task.length", self.length, 4)
+        fields.at_least("data.task.sentences_per_row", self.sentences_per_row, 2)
+        fields.at_least("data.task.oracle_sentences", self.oracle_sentences, 1)
+
+    @functools.cached_property
+    def row(self) -> dict[str, Feature]:
+        tokens, sentences = Feature(self.length), Feature(self.sentences_per_row)
+        return {
+            "tokens": tokens,
+            "token_types": tokens,
+            "sentence_positions": dataclasses.replace(sentences, offset=True),
+            "targets": sentences,
+            "weights": dataclasses.replace(sentences, dtype="float32"),
+        }
+
+    @property
+    def requirement(self) -> str:
+        return f"document of two sentences in {self.document!r} with words of its {self.summary!r}"
+
+    def check(self, tokenizer: Tokenizer, pack: bool) -> None:
+        layouts.check_template(tokenizer, "encoder", self.length)
+        if isinstance(tokenizer.template("encoder").single[0].content, str):
+            raise InputError(
+                "tokenizer: its template has no special token before a text, at which a sentence is scored; expected "
+                "one with a template such as [CLS] A [SEP]"
+            )
+
+    def requests(self, example: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
+        return (columns.first_words(" ".join(self.read(example)[0]), 50),)
+
+    def read(self, example: Mapping[str, Any]) -> tuple[list[str], str]:
+        """The sentences that have words, and the summary."""
+        found = columns.value(example, self.document, "data.task.document")
+        if isinstance(found, str):
+            sentences = summaries.split_document(columns.text(example, self.document, "data.task.document"))
+        else:
+            sentences = columns.strings(example, self.document, "data.task.document")
+            sentences = [sentence.strip() for sentence in sentences if summaries.words(sentence)]
+        return sentences, columns.text(example, self.summary, "data.task.summary")
+
+    def encode(self, example: Mapping[str, Any], tokenizer: Tokenizer) -> LabelledSentences:
+        sentences, summary = self.read(example)
+        tokens = tokenizer.encode_batch(sentences[: self.sentences_per_row]) if sentences else []
+        count = len(self.lay_out(tokens, tokenizer).positions)
+        labels = np.zeros(count, np.int32)
+        labels[summaries.oracle(sentences[:count], summary, self.oracle_sentences)] = 1
+        return LabelledSentences(tuple(tokens[:count]), labels, sum(map(len, sentences)))
+
+    def examples(self, document: LabelledSentences, visit: Visit[LabelledSentences]) -> list[Example]:
+        if len(document.labels) < 2 or not document.labels.any():
+            return []
+        row = self.lay_out(document.tokens, visit.tokenizer)
+        return [
+            {
+                "tokens": row.tokens,
+                "token_types": row.token_types,
+                "sentence_positions": row.positions,
+                "targets": document.labels,
+                "weights": np.ones(len(document.labels), np.float32),
+            }
+        ]
+
+    def lay_out(self, sentences: Sequence[np.ndarray], tokenizer: Tokenizer) -> SentenceRow:
+        """The sentences of a document in a row; see `lay_out`."""
+        return lay_out(sentences[: self.sentences_per_row], tokenizer, self.length)
+
+
+def lay_out(sentences: Sequence[np.ndarray], tokenizer: Tokenizer, length: int) -> SentenceRow:
+    """The sentences of a document with their special tokens, one after the other.
+
+    Args:
+      sentences: int32 [t] each, without special tokens.
+      tokenizer: has the template.
+      length: tokens of the row, at most. The last sentence that fits loses its end.
+    """
+    template = tokenizer.template("encoder")
+    tokens, types, positions, size = [], [], [], 0
+    for number, sentence in enumerate(sentences):
+        room = length - size - template.added()
+        if room < 1:
+            break
+        part = template.lay_out(sentence[:room]).tokens
+        tokens.append(part)
+        types.append(np.full(len(part), number % 2, np.int32))
+        positions.append(size)
+        size += len(part)
+    whole = size == sum(map(len, sentences)) + len(sentences) * template.added()
+    none = [np.zeros(0, np.int32)]
+    return SentenceRow(
+        np.concatenate(tokens or none), np.concatenate(types or none), np.array(positions, np.int32), whole
+    )

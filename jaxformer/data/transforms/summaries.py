@@ -1,0 +1,97 @@
+"""Sentences that summarise a document: greedy oracle labels, and choosing by score without repetition."""
+
+import collections
+import re
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from jaxformer.data.sources import columns
+
+_WORD = re.compile(r"[^\W_]+")
+
+
+def words(text: str) -> list[str]:
+    """The words of a text in lower case: runs of letters and digits, as rouge-score has them in English."""
+    return _WORD.findall(text.lower())
+
+
+def split_document(text: str) -> list[str]:
+    """The sentences of a text that have words: lines end sentences, as punctuation does."""
+    parts = (sentence for line in text.splitlines() for sentence in columns.split_sentences(line))
+    return [sentence for sentence in parts if words(sentence)]
+
+
+def rouge_f1(words: Sequence[str], reference: Sequence[str], n: int) -> float:
+    """ROUGE-n (Lin 2004): the F1 of the n-grams of two lists of words, from 0 to 1."""
+    return _f1(_ngrams(words, n), _ngrams(reference, n))
+
+
+def oracle(sentences: Sequence[str], summary: str, most: int) -> list[int]:
+    """The sentences that together are most like a summary, found greedily (Nallapati et al. 2017; Liu & Lapata 2019).
+
+    Adds the sentence that raises the sum of ROUGE-1 and ROUGE-2 of the chosen sentences most, the first of several, and
+    stops where none raises it.
+
+    Args:
+      sentences: the document.
+      summary: the text to be like.
+      most: sentences to choose, at most.
+
+    Returns:
+      Their indices, ascending; none where no sentence has a word of the summary.
+    """
+    parts = [words(sentence) for sentence in sentences]
+    reference = words(summary)
+    references = {n: _ngrams(reference, n) for n in (1, 2)}
+
+    def score(indices: Iterable[int]) -> float:
+        joined = [word for index in sorted(indices) for word in parts[index]]
+        return sum(_f1(_ngrams(joined, n), found) for n, found in references.items())
+
+    chosen: list[int] = []
+    best = 0.0
+    while len(chosen) < most:
+        scores = {index: score([*chosen, index]) for index in range(len(parts)) if index not in chosen}
+        index = max(scores, key=scores.__getitem__, default=None)
+        if index is None or scores[index] <= best:
+            break
+        chosen.append(index)
+        best = scores[index]
+    return sorted(chosen)
+
+
+def choose(
+    scores: Sequence[float] | np.ndarray, sentences: Sequence[str], most: int, block_trigrams: bool
+) -> list[int]:
+    """The sentences with the highest scores.
+
+    Args:
+      scores: one of each sentence.
+      sentences: as many sentences or more; those without a score are not chosen.
+      most: sentences to choose, at most.
+      block_trigrams: whether to skip a sentence that has three successive words of one chosen before (Paulus et al.
+        2018).
+
+    Returns:
+      Their indices, ascending.
+    """
+    chosen: list[int] = []
+    seen: set[tuple[str, ...]] = set()
+    for index in np.argsort(-np.asarray(scores), kind="stable"):
+        if len(chosen) == most:
+            break
+        trigrams = set(_ngrams(words(sentences[index]), 3))
+        if block_trigrams and trigrams & seen:
+            continue
+        chosen.append(int(index))
+        seen |= trigrams
+    return sorted(chosen)
+
+
+def _ngrams(words: Sequence[str], n: int) -> collections.Counter[tuple[str, ...]]:
+    return collections.Counter(zip(*(words[start:] for start in range(n)), strict=False))
+
+
+def _f1(one: collections.Counter, other: collections.Counter) -> float:
+    return 2 * (one & other).total() / max(one.total() + other.total(), 1)

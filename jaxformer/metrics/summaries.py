@@ -1,0 +1,93 @@
+"""ROUGE of extractive summaries, beside the first sentences of the documents and the best that could be chosen."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from jaxformer.data.sources.sources import read_each
+from jaxformer.data.tasks.summary_sentences import SummarySentences
+from jaxformer.data.transforms import summaries
+from jaxformer.errors import InputError
+from jaxformer.metrics.base import Context, DocumentMetric
+from jaxformer.metrics.texts import ROUGE, text_scores
+
+
+class Summaries(NamedTuple):
+    """The summaries of one document."""
+
+    chosen: str
+    """The sentences that the model chooses."""
+    lead: str
+    """As many sentences from the start of the document."""
+    oracle: str
+    """As many sentences, chosen greedily by their likeness to the reference."""
+    reference: str
+    """The summary of the source."""
+    whole: bool
+    """Whether the model reads the document to its end."""
+
+
+KINDS = {"chosen": "", "lead": "lead_", "oracle": "oracle_"}
+"""The summaries that are scored, and the prefixes of their metrics."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SummaryScores(DocumentMetric[tuple[Summaries, ...]]):
+    """ROUGE-1, -2 and -L (Lin 2004) of the first held-out documents' summaries, from 0 to 100.
+
+    `lead_` and `oracle_` are the same scores of the first sentences and of the oracle's. `read_whole` is the percentage
+    of documents that the model reads to their end.
+    """
+
+    summarize: Callable[[Context, Sequence[Sequence[str]]], Sequence[tuple[str, bool]]]
+    """The summary of each document, a list of sentences, and whether the model reads it to its end."""
+    sentences: int
+    """Sentences of a summary, at most."""
+    count: int | None = None
+    """Documents to score; None scores all."""
+
+    names = (*(prefix + name for prefix in KINDS.values() for name in ROUGE), "read_whole")
+    higher_is_better = True
+
+    def check(self, task: Any) -> None:
+        if not isinstance(task, SummarySentences):
+            raise InputError(
+                f"objective.scored={self.count}: data.task={type(task).__name__} has no summaries to compare with; "
+                "expected 0, or the task SummarySentences"
+            )
+
+    def select(self, context: Context, documents: Sequence[Mapping[str, Any]]) -> list[int]:
+        found: list[int] = []
+        for index in range(len(documents)):
+            if len(found) == self.count:
+                break
+            if all(context.task.read(documents[index])):
+                found.append(index)
+        return found
+
+    def score(
+        self, context: Context, documents: Sequence[Mapping[str, Any]], indices: Sequence[int]
+    ) -> tuple[Summaries, ...]:
+        read = read_each(documents, context.task.read, indices)
+        chosen = self.summarize(context, [sentences for sentences, _ in read])
+        return tuple(
+            Summaries(
+                text,
+                " ".join(sentences[: self.sentences]),
+                " ".join(sentences[index] for index in summaries.oracle(sentences, reference, self.sentences)),
+                reference,
+                whole,
+            )
+            for (text, whole), (sentences, reference) in zip(chosen, read, strict=True)
+        )
+
+    def merge(self, state: tuple[Summaries, ...], other: tuple[Summaries, ...]) -> tuple[Summaries, ...]:
+        return state + other
+
+    def compute(self, state: tuple[Summaries, ...]) -> dict[str, float]:
+        references = [one.reference for one in state]
+        values = {}
+        for kind, prefix in KINDS.items():
+            scores = text_scores([getattr(one, kind) for one in state], references, ("rouge",))
+            values |= {prefix + name: score for name, score in scores.items()}
+        return values | {"read_whole": 100 * sum(one.whole for one in state) / max(len(state), 1)}

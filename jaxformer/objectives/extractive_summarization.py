@@ -1,0 +1,99 @@
+"""Extractive summaries: each sentence of a document is scored at its own [CLS] (BERTSum, Liu & Lapata 2019)."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxformer import fields
+from jaxformer.data.tokenizers import Tokenizer
+from jaxformer.errors import InputError
+from jaxformer.metrics.averages import Average, Loss
+from jaxformer.metrics.base import Context, Metric
+from jaxformer.metrics.means import Mean
+from jaxformer.metrics.summaries import SummaryScores
+from jaxformer.models.classifier import Classifier
+from jaxformer.objectives.base import Objective
+from jaxformer.objectives.tagging import check_tokens
+from jaxformer.predictors.summary_sentences import SummaryPredictor
+
+
+@dataclasses.dataclass(frozen=True)
+class ExtractiveSummarization(Objective[Classifier]):
+    """Predict whether each sentence is part of the summary, by binary cross-entropy.
+
+    The model classifies tokens and has one label; its logits at the first tokens of sentences are their scores. This is
+    BERTSum with a linear layer on top, without layers between sentences.
+    """
+
+    num_sentences: int = 3
+    """Sentences of a summary, at most."""
+    block_trigrams: bool = True
+    """Whether no two sentences of a summary share three successive words (Paulus et al. 2018)."""
+    alternate_types: bool = True
+    """Whether the token types of sentences alternate, 0, 1, 0 and so on; otherwise all are 0."""
+    scored: int | None = None
+    """Held-out documents that an evaluation summarises and scores, the first ones; None for all, 0 for none."""
+
+    def __post_init__(self):
+        fields.check(self)
+        fields.at_least("objective.num_sentences", self.num_sentences, 1)
+        fields.at_least("objective.scored", self.scored, 0)
+
+    model_inputs = ("tokens", "segments", "position_ids", "token_types")
+    required = ("tokens", "token_types", "sentence_positions", "targets", "weights")
+    example_task = "SummarySentences"
+    in_transformers = False
+
+    def inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of the model among the arrays of a batch; token types only where they alternate."""
+        found = super().inputs(batch)
+        return found if self.alternate_types else {name: found[name] for name in found if name != "token_types"}
+
+    def check_model(self, model: Classifier) -> None:
+        check_tokens(model, "ExtractiveSummarization")
+        if len(model.labels) != 1:
+            raise InputError(f"model.labels={model.labels}: expected one name for objective=ExtractiveSummarization")
+
+    def __call__(self, model: Classifier, params, batch: Mapping[str, jax.Array], key=None) -> dict[str, Mean]:
+        """The loss (nats) of a batch's sentences, and how often a document's best sentence is one of the oracle.
+
+        Args:
+          model: a classifier of tokens with one label.
+          params: its parameters.
+          batch: tokens, segments, position_ids, token_types [b, t]; sentence_positions, targets, weights [b, n].
+          key: for dropout; None evaluates.
+        """
+        logits = self.apply_model(model, params, batch, key).logits[..., 0]
+        positions, targets, weights = batch["sentence_positions"], batch["targets"], batch["weights"]
+        scores = jnp.take_along_axis(logits, positions, 1)
+        losses = jax.nn.softplus(scores) - targets * scores
+        documents = jnp.take_along_axis(batch["segments"], positions, 1)
+        rivals = (documents[:, None] == documents[:, :, None]) & (weights[:, None] > 0)  # [b, n, n]
+        best = jnp.max(jnp.where(rivals, scores[:, None], -jnp.inf), -1)
+        return {
+            "loss": Mean.of(losses, weights),
+            "top_accuracy": Mean.of(targets, jnp.where(scores >= best, weights, 0)),
+        }
+
+    def metrics(self, model: Classifier) -> tuple[Metric, ...]:
+        """The loss, the accuracy of the best sentence, and in evaluations ROUGE of summaries."""
+        of_documents = () if self.scored == 0 else (SummaryScores(self._summaries, self.num_sentences, self.scored),)
+        return Loss(), Average("top_accuracy", higher_is_better=True), *of_documents
+
+    def _summaries(self, context: Context, documents: Sequence[Sequence[str]]) -> list[tuple[str, bool]]:
+        predictor = self.predictor(context.model, context.params, context.tokenizer)
+        answers = predictor.summarize(documents, context.task.length)
+        return [(answer.text, answer.whole) for answer in answers]
+
+    def predictor(self, model: Classifier, params: Any, tokenizer: Tokenizer) -> SummaryPredictor:
+        return SummaryPredictor(
+            model,
+            params,
+            tokenizer,
+            num_sentences=self.num_sentences,
+            block_trigrams=self.block_trigrams,
+            alternate_types=self.alternate_types,
+        )

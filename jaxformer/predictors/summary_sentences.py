@@ -1,0 +1,140 @@
+"""Summaries of documents: the sentences with the highest scores."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxformer.data.tasks.summary_sentences import lay_out
+from jaxformer.data.transforms import summaries
+from jaxformer.errors import InputError
+from jaxformer.models.classifier import Classifier
+from jaxformer.predictors.base import Answer, Predictor
+from jaxformer.predictors.padding import padded, stacked
+
+SHOWN = 4
+"""Documents of a demonstration."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary(Answer):
+    """The sentences of a document that summarise it."""
+
+    sentences: tuple[str, ...]
+    """The chosen sentences in the order of the document."""
+    indices: tuple[int, ...]
+    """Their indices among the sentences of the document."""
+    probabilities: tuple[float, ...]
+    """How likely the model finds each of them to be in a summary."""
+    read: int
+    """Sentences of the document that the model has read: the first ones, as many as fit."""
+    total: int
+    """Sentences of the document."""
+    whole: bool
+    """Whether the model has read the document to its end."""
+
+    @property
+    def text(self) -> str:
+        """The chosen sentences as one text."""
+        return " ".join(self.sentences)
+
+    def __str__(self) -> str:
+        note = f"(of a text that is too long: {self.read} of {self.total} sentences were read)"
+        return "\n".join(self.sentences if self.whole else [*self.sentences, note])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SummaryPredictor(Predictor[Classifier]):
+    """Chooses the sentences of a document that summarise it."""
+
+    num_sentences: int = 3
+    """Sentences of a summary, at most."""
+    block_trigrams: bool = True
+    """Whether no two sentences of a summary share three successive words."""
+    alternate_types: bool = True
+    """As of `ExtractiveSummarization`."""
+
+    def encode(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
+        """The model's arguments for documents, which are cut to the longest input."""
+        rows = [lay_out(self._tokens(one), self.tokenizer, self.model.max_length) for one in _documents(texts)]
+        return stacked(
+            [row.tokens for row in rows], [row.token_types for row in rows] if self.alternate_types else None
+        )
+
+    def predict(self, texts: Sequence[str]) -> list[Summary]:
+        """Summarises each text, whose sentences end at punctuation and at line ends.
+
+        Raises:
+          InputError: a text without words.
+        """
+        return self.summarize(_documents(texts), self.model.max_length)
+
+    def summarize(self, documents: Sequence[Sequence[str]], length: int) -> list[Summary]:
+        """The summary of each document.
+
+        Args:
+          documents: the sentences of each, one or more.
+          length: tokens that the model reads of a document, at most.
+        """
+        rows = [lay_out(self._tokens(sentences), self.tokenizer, length) for sentences in documents]
+        types = [row.token_types for row in rows] if self.alternate_types else None
+        scores: list[np.ndarray] = [np.zeros(0)] * len(rows)
+        for places, batch in padded([row.tokens for row in rows], length, types):
+            logits = np.asarray(_logits(self.model, self.params, batch))
+            for row, place in enumerate(places):
+                scores[place] = logits[row, rows[place].positions]
+        found = []
+        for sentences, row, logits in zip(documents, rows, scores, strict=True):
+            chosen = self.choose(logits, sentences)
+            probabilities = np.asarray(jax.nn.sigmoid(logits[chosen]))
+            texts = tuple(sentences[index] for index in chosen)
+            counts = len(row.positions), len(sentences), row.whole
+            found.append(Summary(texts, tuple(chosen), tuple(map(float, probabilities)), *counts))
+        return found
+
+    def choose(self, logits: np.ndarray, sentences: Sequence[str]) -> list[int]:
+        """The indices of the sentences of a summary, ascending, by the logits of those that were read."""
+        return summaries.choose(logits, sentences, self.num_sentences, self.block_trigrams)
+
+    def demonstrate(self, batch: Mapping[str, Any]) -> list[str]:
+        """The summaries of a few held-out documents, and the oracle's where they differ."""
+        batch = {name: np.asarray(array)[:SHOWN] for name, array in batch.items()}
+        names = ("tokens", "segments", "position_ids", *["token_types"] * self.alternate_types)
+        logits = np.asarray(_logits(self.model, self.params, {name: batch[name] for name in names}))
+        lines = []
+        for row, tokens in enumerate(batch["tokens"]):
+            segments = batch["segments"][row]
+            positions = batch["sentence_positions"][row][batch["weights"][row] > 0]
+            for document in np.unique(segments[positions]):
+                starts = positions[segments[positions] == document]
+                stops = [*starts[1:], np.flatnonzero(segments == document)[-1] + 1]
+                texts = [self._text(tokens[start:stop]) for start, stop in zip(starts, stops, strict=True)]
+                right = np.flatnonzero(batch["targets"][row][np.isin(batch["sentence_positions"][row], starts)])
+                chosen = self.choose(logits[row, starts], texts)
+                said, wanted = (" ".join(texts[index] for index in some) for some in (chosen, right))
+                lines.append(f"[{said}]" if said == wanted else f"[{said}], the oracle's: [{wanted}]")
+        return lines[:SHOWN]
+
+    def _tokens(self, sentences: Sequence[str]) -> list[np.ndarray]:
+        return self.tokenizer.encode_batch(list(sentences))
+
+    def _text(self, tokens: np.ndarray) -> str:
+        return self.tokenizer.decode(tokens[~self.tokenizer.is_special[tokens]])
+
+
+def _documents(texts: Sequence[str]) -> list[list[str]]:
+    """The sentences of each text."""
+    documents = [summaries.split_document(text) for text in texts]
+    for text, sentences in zip(texts, documents, strict=True):
+        if not sentences:
+            raise InputError(f"{text[:60]!r}: no words to summarise; expected some sentences")
+    return documents
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(model: Classifier, params: Any, batch: Mapping[str, np.ndarray]) -> jax.Array:
+    """The logit of each token, [b, t]."""
+    return model.apply({"params": params}, **batch).logits[..., 0]
