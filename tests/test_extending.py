@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs" / "extending").glob("*.md"))
-SLOW = ("mesh_axis", "model")
+SLOW = ("mesh_axis", "model", "objective")
 """Pages that take more than ten seconds."""
 
 
