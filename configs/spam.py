@@ -3,11 +3,10 @@
     python train.py configs/spam.py --workdir runs/spam
     jaxformer predict runs/spam "Life Insurance - Why Pay More? Click here for your free quote"
 
-Measured: accuracy 0.967 on held-out e-mails, of which it reads the first 96 tokens, and 0.981 on the test split; after
-100 steps it was 0.957. Logistic regression on TF-IDF of words and pairs of words of the whole e-mails has 0.978 and
-0.983. It took 14 minutes on two cores that other programs used too, 8 minutes of processor time.
-
-It reads the mean of the tokens' vectors, which no class of transformers does: StableHLO and ONNX are its exports.
+Measured: accuracy 0.970 on held-out e-mails, of which it reads the first 96 tokens, and 0.969 on the test split.
+Logistic regression on TF-IDF of words and pairs of words of the whole e-mails has 0.978 and 0.983. With the mean of the
+tokens' vectors instead of the pooler, which no class of transformers reads, it had 0.967 and 0.981. It takes three
+minutes on two cores.
 """
 
 import jaxformer as jf
@@ -19,10 +18,10 @@ experiment = jf.Experiment(
     model=jf.models.Classifier(
         jf.models.Bert(
             jf.layers.Transformer(384, 6, 12, norm=jf.layers.LayerNorm(1e-12), norm_position="after"),
-            prediction_heads=(),
+            prediction_heads=("pooler",),
         ),
         LABELS,
-        pooling="mean",
+        pooling="pooler",
     ),
     objective=jf.objectives.Classification(),
     data=jf.data.Data(
@@ -33,7 +32,9 @@ experiment = jf.Experiment(
     ),
     tokenizer=jf.tokenizers.HuggingFaceTokenizer(WEIGHTS),
     init=WEIGHTS,
-    lora=jf.Lora(rank=8, target_modules=("attention/(query|key|value|output)/kernel$",)),
+    lora=jf.Lora(
+        rank=8, target_modules=("attention/(query|key|value|output)/kernel$",), modules_to_save=("^head/", "pooler/")
+    ),
     optimizer=jf.optimizers.AdamW(schedule=jf.optimizers.Schedule(peak=1e-3, warmup=50)),
     steps=400,
     evaluation=jf.Evaluation(every=100, patience=3),

@@ -3,12 +3,11 @@
     python train.py configs/topics.py --workdir runs/topics
     jaxformer predict runs/topics "plays chess against you, with a board in three dimensions"
 
-Measured: accuracy 0.858 on held-out packages and 0.844 on the test split, of the first 128 tokens of each text, after
-1,300 steps of 2,048 tokens (17 minutes at 2,550 tokens a second on two cores). On TF-IDF of whole texts a logistic
+Measured: accuracy 0.851 on held-out packages and 0.845 on the test split, of the first 128 tokens of each text, after
+1,300 steps of 2,048 tokens (17 minutes at 2,550 tokens a second on two cores). With the mean of the tokens' vectors
+instead of the pooler, which no class of transformers reads, it had 0.858 and 0.844. On TF-IDF of whole texts a logistic
 regression has 0.817 and 0.812, the best of nine linear support vector machines 0.836 and 0.846. No source package is in
 two splits, and those of many near copies are for training.
-
-It reads the mean of the tokens' vectors, which no class of transformers does: StableHLO and ONNX are its exports.
 """
 
 import jaxformer as jf
@@ -23,10 +22,10 @@ experiment = jf.Experiment(
     model=jf.models.Classifier(
         jf.models.Bert(
             jf.layers.Transformer(384, 6, 12, norm=jf.layers.LayerNorm(1e-12), norm_position="after"),
-            prediction_heads=(),
+            prediction_heads=("pooler",),
         ),
         LABELS,
-        pooling="mean",
+        pooling="pooler",
     ),
     objective=jf.objectives.Classification(label_smoothing=0.1),
     data=jf.data.Data(

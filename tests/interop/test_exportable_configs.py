@@ -12,9 +12,6 @@ from jaxformer.models.vit import Vit
 OTHERS = {
     "bert_base_cnn": "it scores sentences",
     "extractive_summarisation": "it scores sentences",
-    "spam": "it reads the mean of the tokens' vectors",
-    "tagging": "its blocks have their norms before",
-    "topics": "it reads the mean of the tokens' vectors",
     "topics_small": "it reads the mean of the tokens' vectors",
 }
 """What no class of transformers computes; StableHLO and ONNX are for these."""
