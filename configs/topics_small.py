@@ -9,8 +9,8 @@ labels are few there is one: with a tenth of them (`--data.train.split train[:10
 0.737 and 0.624 on held-out packages, 0.744 and 0.644 on the test split. The pretraining has read the texts of
 held-out packages too, without their sections.
 
-It pools by the mean, as its pretraining does, which has no pooler. No class of transformers does: StableHLO and ONNX are
-its exports.
+It pools by the mean, as its pretraining does, which has no pooler. No class of transformers does: StableHLO and ONNX
+are its exports.
 """
 
 import jaxformer as jf
