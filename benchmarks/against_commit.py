@@ -25,7 +25,7 @@ STEPS = {
     "decode_1_row": "decode.jaxformer_generate(1)",
     "decode_16_rows": "decode.jaxformer_generate(16)",
 }
-"""What makes a step, by the name of the benchmark."""
+"""The function that makes a step, by the name of the benchmark."""
 SERVER = """
 import sys, time
 import {module}

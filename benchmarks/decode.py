@@ -2,7 +2,7 @@
 
     pip install '.[torch]' && python benchmarks/decode.py
 
-The same GPT on both sides: 6 layers × 256, 4 heads, vocabulary 8,192, float32; 128 new tokens behind prompts of 32, for
+The same GPT on both sides: 6 layers × 256, 4 heads, vocabulary 8,192, float32; 128 new tokens after prompts of 32, for
 1 and for 16 rows. PyTorch's side is transformers' `generate`. Each side has a process of its own, and they take turns.
 """
 
@@ -62,7 +62,7 @@ def torch_generate(rows: int) -> Callable[[], None]:
 
 
 def prompts(rows: int) -> np.ndarray:
-    """What both sides go on with, int32 [rows, PROMPT]."""
+    """The prompts of both sides, int32 [rows, PROMPT]."""
     return np.random.default_rng(0).integers(5, VOCAB, (rows, PROMPT)).astype(np.int32)
 
 

@@ -76,7 +76,7 @@ def train_ours(home: Path, steps: int, seed: int) -> tuple[float, float]:
 
 
 def train_theirs(home: Path, steps: int, seed: int) -> tuple[float, float]:
-    """The same of PyTorch."""
+    """The same in PyTorch."""
     import torch
     import transformers
 
@@ -117,7 +117,7 @@ def train_theirs(home: Path, steps: int, seed: int) -> tuple[float, float]:
 
 
 def classify(model, batch: Mapping[str, np.ndarray]):
-    """Logits and targets of the examples of a batch of ours, each in a row of its own, padded to the longest."""
+    """Logits and targets of the examples of a packed batch, each in a row of its own, padded to the longest."""
     import torch
 
     rows = list(zip(batch["tokens"], batch["segments"], strict=True))

@@ -24,7 +24,7 @@ TOLERANCE = 2e-5
 NEW_TOKENS = 12
 QUESTIONS, ANSWERS, RESULTS = "questions.json", "answers.json", "results.json"
 VOCAB, POSITIONS = 320, 64
-"""Of all models; the tokenizers have 300 pieces."""
+"""Vocabulary of all models; the tokenizers have 300 pieces."""
 
 SIZES = {
     "hidden_size": 32,
@@ -140,7 +140,7 @@ def config_of(architecture: str, fields: dict[str, Any]) -> Any:
 
 
 def read(home: Path) -> None:
-    """What this process's transformers computes from each folder; needs no more than transformers and torch."""
+    """The outputs of this process's transformers for each folder; needs no more than transformers and torch."""
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
@@ -194,7 +194,7 @@ def compared(expected: dict[str, Any], result: dict[str, Any]) -> tuple[float, s
 
 
 def in_environment(version: str, home: Path, folder: Path) -> dict[str, Any]:
-    """What transformers of a version computes, in a new virtual environment in `folder`."""
+    """The outputs of transformers of a version, in a new virtual environment in `folder`."""
     venv.create(folder, with_pip=True)
     python = str(folder / "bin" / "python")
     wanted = "transformers" if version == NEWEST else f"transformers=={version}"

@@ -87,7 +87,7 @@ def marian_tensors(params: Mapping) -> dict[str, np.ndarray]:
 
 
 def train_ours(home: Path, steps: int, seed: int) -> tuple[float, list[str]]:
-    """Seconds of the training, and what the model then makes of the held-out verses."""
+    """Seconds of the training, and the model's translations of the held-out verses."""
     import jaxformer as jf
 
     ours = experiment(home, steps, seed)
@@ -99,7 +99,7 @@ def train_ours(home: Path, steps: int, seed: int) -> tuple[float, list[str]]:
 
 
 def train_theirs(home: Path, steps: int, seed: int) -> tuple[float, list[str]]:
-    """The same of PyTorch."""
+    """The same in PyTorch."""
     import torch
 
     from jaxformer.data.pipeline.loader import train_batches
@@ -109,7 +109,7 @@ def train_theirs(home: Path, steps: int, seed: int) -> tuple[float, list[str]]:
     model = marian(ours, tokenizer)
     first = dict(np.load(home / f"first{seed}.npz"))
     expected = float(first.pop("loss"))
-    # What has no tensor of ours are positions, which both compute, and the head, which is the embeddings.
+    # Only positions, which both compute, and the head, which is the embeddings, have no tensor in the file.
     assert not model.load_state_dict(
         {name: torch.from_numpy(array) for name, array in first.items()}, strict=False
     ).unexpected_keys
@@ -166,7 +166,7 @@ def marian(ours, tokenizer):
 
 
 def loss_of(model, batch: Mapping[str, np.ndarray], smoothing: float):
-    """The loss of the examples of a batch of ours, each in a row of its own."""
+    """The loss of the examples of a packed batch, each in a row of its own."""
     import torch
 
     padding = model.config.pad_token_id
@@ -203,7 +203,7 @@ def held_out(ours, tokenizer) -> tuple[list[np.ndarray], list[str]]:
 
 
 def write_theirs(model, decoding, prompts: list[np.ndarray]) -> list[np.ndarray]:
-    """What `generate` makes of the prompts, those of like lengths together."""
+    """The outputs of `generate`, for prompts of similar lengths together."""
     import torch
 
     outputs: list[np.ndarray | None] = [None] * len(prompts)

@@ -1,4 +1,4 @@
-"""What the benchmarks that compare two programs share: each side in a process of its own, in turns."""
+"""Shared by benchmarks that compare two programs: each side in a process of its own, in turns."""
 
 import argparse
 import contextlib
@@ -26,7 +26,7 @@ def take_turns(sides: Mapping[str, Callable[[], Step]], turns: int) -> dict[str,
 
     Args:
       sides: by name, a function at the top of a module that makes a step. It runs in a new process.
-      turns: timed steps of each side, each behind `WARM` that are not; two more come first.
+      turns: timed steps of each side, each after `WARM` that are not; two more come first.
     """
     spawn, pipes, seconds = multiprocessing.get_context("spawn"), {}, {name: [] for name in sides}
     for name, make in sides.items():
@@ -52,7 +52,7 @@ def surroundings(name: str) -> contextlib.AbstractContextManager:
 
 
 def alone(name: str, function: Callable, *arguments):
-    """What a function at the top of a module gives in a process of its own, for the side of that name."""
+    """Calls a function at the top of a module in a process of its own, for the side of that name."""
     with surroundings(name), multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(function, arguments)
 

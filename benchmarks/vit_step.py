@@ -19,7 +19,7 @@ TOKENS = (SIZE // PATCH) ** 2 + 1
 
 
 def vit_experiment():
-    """What `fit` would run, its data left out."""
+    """The step that `fit` would run, without its data."""
     from jaxformer.config import Experiment
     from jaxformer.data.fields.image import ImageField
     from jaxformer.data.pipeline.loader import Data

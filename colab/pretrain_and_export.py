@@ -35,7 +35,7 @@ STEPS = int(os.environ.get("STEPS", "1000"))
 
 
 def find_source() -> str:
-    """What pip installs: an address, a wheel in this folder, or a clone in this folder or around it."""
+    """The argument of pip: an address, a wheel in this folder, or a clone in this folder or around it."""
     if "://" in SOURCE:
         return f"jaxformer[torch] @ {SOURCE}"
     here = Path.cwd()
@@ -93,7 +93,7 @@ experiment = jf.Experiment(
 # %% [markdown]
 # ## Pretraining
 #
-# The folder holds all that there is of a run. The same call again goes on with it, should the runtime be lost.
+# The folder holds the whole run. If the runtime is lost, the same call resumes it.
 
 # %%
 run = jf.fit(experiment, workdir="runs/llama")

@@ -8,7 +8,7 @@ development set of v1.1 (base, one model). With questions without answers, v2.0,
     python train.py configs/bert_base_squad.py --workdir runs/squad2 --objective.no_answer 0 --steps 5450 \
         --data.train.name squad/v2.0 --data.validation.name squad/v2.0 --data.batch 48
 
-A step sees windows, of which a long context gives several. Not run to its end yet: no accelerator was at hand.
+A step sees windows; a long context gives several. Not run to its end yet: no accelerator was at hand.
 """
 
 import jaxformer as jf

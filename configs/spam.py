@@ -1,9 +1,9 @@
-"""Whether an e-mail is spam: MiniLM with LoRA, of which 0.7% of the parameters train, on two CPU cores.
+"""Whether an e-mail is spam: MiniLM with LoRA, which trains 0.7% of the parameters, on two CPU cores.
 
     python train.py configs/spam.py --workdir runs/spam
     jaxformer predict runs/spam "Life Insurance - Why Pay More? Click here for your free quote"
 
-Measured: accuracy 0.970 on held-out e-mails, of which it reads the first 96 tokens, and 0.969 on the test split.
+Measured: accuracy 0.970 on the first 96 tokens of held-out e-mails, and 0.969 on the test split.
 Logistic regression on TF-IDF of words and pairs of words of the whole e-mails has 0.978 and 0.983. With the mean of the
 tokens' vectors instead of the pooler, which no class of transformers reads, it had 0.967 and 0.981. It takes three
 minutes on two cores.

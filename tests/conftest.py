@@ -26,7 +26,7 @@ def few_programs():
 
 @pytest.fixture(autouse=True)
 def no_lines_of_slow_phases(monkeypatch):
-    """What is printed does not depend on the machine's speed."""
+    """Makes the output independent of the machine's speed."""
     monkeypatch.setattr("jaxformer.progress.SILENCE", 600)
 
 

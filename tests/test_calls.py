@@ -71,7 +71,7 @@ def long_signatures(tree):
 
 
 def everywhere(search):
-    """What a search finds in the library, each with its file."""
+    """The results of a search in the library, each with its file."""
     files = sorted(PACKAGE.rglob("*.py"))
     return [
         f"{path.relative_to(PACKAGE)}:{one}" for path in files for one in search(ast.parse(path.read_text("utf-8")))

@@ -1,4 +1,4 @@
-"""What the README and the guides say, done: with fewer steps, in a folder of its own."""
+"""Runs what the README and the guides show: with fewer steps, in a folder of its own."""
 
 import ast
 import gzip
@@ -25,7 +25,7 @@ QUICKSTART, PYTEST = ".venv/bin/python train.py", "-m pytest"
 BASH = (QUICKSTART, PYTEST, "'.[cuda]'", "jaxformer evaluate RUN", "configs/sentiment.py", MAILS)
 BASH += ("jaxformer import", "configs/gpt_quickstart.py", "configs/vit_digits.py")
 PYTHON = ("jf.fit", "JsonLines", "# mails.py", "from_pretrained", "few_shot", "LabelledImages")
-"""What tells each block of the README from the others; the tests below run all of them."""
+"""A part of each block of the README that no other has; the tests below run all of them."""
 
 
 def blocks(language):
@@ -56,7 +56,7 @@ def run_python(script, folder):
 
 
 def run(command, folder, **variables):
-    """A line of the README as it stands, but with this environment's programs, in `folder`."""
+    """Runs a line of the README with this environment's programs, in `folder`."""
     programs = Path(sys.executable).parent
     environment = os.environ | {"PATH": f"{programs}:{os.environ['PATH']}", "XLA_FLAGS": ""} | variables
     return subprocess.run(

@@ -130,7 +130,7 @@ def test_data_knows_nothing_of_models():
                 assert not {one.split(".")[0] for one in names} & {"jax", "flax", "optax", "orbax"}, name
 
 
-def test_a_contributor_is_told_of_an_import_from_above(tmp_path, monkeypatch):
+def test_an_import_from_a_higher_floor_is_reported(tmp_path, monkeypatch):
     """The reading finds an import in a function and one of several lines."""
     path = tmp_path / "module.py"
     path.write_text("def f():\n    from jaxformer.training import (\n        loop,\n    )\n    import jaxformer.cli\n")

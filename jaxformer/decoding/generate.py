@@ -22,12 +22,12 @@ CHUNK = 8
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """What a row generates from."""
+    """The prompt of one row."""
 
     tokens: np.ndarray
     """int32 [k]: what the generated tokens follow."""
     inputs: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    """What the encoder reads, by the names of `Model.encode_prompt`: ids [s], or an array of another modality, of the
+    """Inputs of the encoder, by the names of `Model.encode_prompt`: ids [s], or an array of another modality, of the
     same shape in every prompt."""
 
     @property
@@ -240,7 +240,7 @@ def _batch(
 
 
 def _inputs(prompts: Sequence[Prompt], longest: int, rows: int) -> dict[str, np.ndarray]:
-    """What the encoder reads of all prompts: ids padded on the left, other arrays as they are."""
+    """Inputs of the encoder for all prompts: ids padded on the left, other arrays as they are."""
     found = {}
     for name in prompts[0].inputs:
         arrays = [prompt.inputs[name] for prompt in prompts]

@@ -30,9 +30,9 @@ class Prompts:
     segments: jax.Array
     """Integers [b, k]: 1, and 0 where there is padding."""
     rules: Rules
-    """What the new tokens must obey."""
+    """The rules for new tokens."""
     inputs: dict[str, jax.Array] = flax.struct.field(default_factory=dict)
-    """What the encoder reads, by the names of `Model.encode_prompt`: arrays [b, ...]; none without an encoder."""
+    """Inputs of the encoder, by the names of `Model.encode_prompt`: arrays [b, ...]; none without an encoder."""
     prefix: bool = flax.struct.field(pytree_node=False, default=False)
     """Whether `tokens` see each other both ways, where the model is a prefix language model."""
 

@@ -48,7 +48,7 @@ class Placement:
     query: tuple[jax.Array, jax.Array] | None = None
     """Cosines and sines, float32 [b, t, 1, k/2], by which queries are rotated."""
     key: tuple[jax.Array, jax.Array] | None = None
-    """Those by which keys are rotated."""
+    """Cosines and sines by which keys are rotated."""
     bias: jax.Array | None = None
     """Added to the scores, float32 [h, t, s] or [b, h, t, s]."""
     query_added: jax.Array | None = None

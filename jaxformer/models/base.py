@@ -92,7 +92,7 @@ class LMOutput(ModelOutput):
 
 @flax.struct.dataclass
 class Memory:
-    """What a model's encoder makes of a prompt."""
+    """The output of an encoder for a prompt."""
 
     hidden: jax.Array
     """[b, s, d]."""

@@ -1,4 +1,4 @@
-"""The commands as a person types them: what they print, and what they say to bad input."""
+"""The commands as users type them: their output, and their errors for bad input."""
 
 import gzip
 import re
@@ -23,7 +23,7 @@ def run(tiny_config, tmp_path_factory):
 
 @pytest.fixture
 def refused(capsys, tmp_path):
-    """Calls the command line, asserts that it refuses its input and leaves nothing behind; its one line."""
+    """Calls the command line, asserts that it refuses its input and leaves no files; returns its one line."""
 
     def call(*arguments):
         capsys.readouterr()
@@ -126,7 +126,7 @@ def test_train_refuses_a_tokenizer_without_a_special_token(missing, tiny_config,
         ("\xff", ["Python file"]),
     ],
 )
-def test_train_refuses_a_file_that_is_no_config(source, named, refused, tmp_path):
+def test_train_refuses_a_file_that_is_not_a_config(source, named, refused, tmp_path):
     file = write(tmp_path / "config.py", source.encode("latin-1"))
     line = refused("train", file, "--workdir", tmp_path / "run")
     assert str(file) in line and all(fragment in line for fragment in named), line
@@ -279,7 +279,7 @@ def test_predict_reads_standard_input(run):
     assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("A [MASK].\n")
 
 
-def test_options_may_stand_before_between_and_after_the_texts(run, capsys):
+def test_options_may_be_before_between_and_after_the_texts(run, capsys):
     folder, options = str(run[0]), ["--step", "20"]
     for words in (
         [folder, *options, "A [MASK].", "The [MASK]."],
@@ -292,7 +292,7 @@ def test_options_may_stand_before_between_and_after_the_texts(run, capsys):
         assert [line for line in out.splitlines() if not line.startswith(" ")] == ["A [MASK].", "The [MASK]."]
 
 
-def test_a_text_that_looks_like_an_option_stands_after_two_dashes(run, capsys):
+def test_a_text_that_looks_like_an_option_follows_two_dashes(run, capsys):
     assert cli.main(["predict", str(run[0]), "--", "-- [MASK].", "--step [MASK]."]) == 0
     out = capsys.readouterr().out
     assert [line for line in out.splitlines() if not line.startswith(" ")] == ["-- [MASK].", "--step [MASK]."]
@@ -351,7 +351,7 @@ def test_evaluate_prints_what_training_measured_at_its_end(run, capsys):
             assert float(shown[name]) == pytest.approx(value, abs=2e-4)
 
 
-def test_help_tells_what_each_command_takes(tiny_config, capsys):
+def test_help_lists_the_arguments_of_each_command(tiny_config, capsys):
     def shown(*arguments):
         try:
             assert cli.main(list(map(str, arguments))) == 0

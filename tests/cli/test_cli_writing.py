@@ -1,4 +1,4 @@
-"""The commands with models that write: a language model goes on with a text, an encoder–decoder answers it."""
+"""The commands with generative models: a language model continues a text, an encoder–decoder answers it."""
 
 import json
 
@@ -88,13 +88,13 @@ def refused(capsys):
 
 
 def predicted(capsys, *arguments):
-    """What the command prints."""
+    """The output of the command."""
     capsys.readouterr()
     assert cli.main(["predict", *map(str, arguments)]) == 0
     return capsys.readouterr().out
 
 
-def test_predict_goes_on_with_a_text_as_the_run_does(written, capsys):
+def test_predict_continues_a_text_as_the_run_does(written, capsys):
     _, folder = written["gpt"]
     text = "The old king"
     out = predicted(capsys, folder, text)

@@ -1,4 +1,4 @@
-"""What a person sees while something takes time, in a terminal and elsewhere."""
+"""The display of progress, in a terminal and elsewhere."""
 
 import re
 import time

@@ -142,7 +142,7 @@ def test_a_package_may_be_allowed_in_part():
 
 
 @pytest.mark.parametrize("name", ["", "../here", "a b", "-x", "a..b", "a."])
-def test_what_is_no_package_cannot_be_allowed(name):
+def test_names_that_are_not_packages_cannot_be_allowed(name):
     with pytest.raises(InputError, match="expected the name of a package"):
         jf.allow(name)
 

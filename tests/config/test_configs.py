@@ -79,7 +79,7 @@ def tiny_sources(experiment, folder):
 
 
 def example(task, line):
-    """What a task that reads columns is given of a line; None for one that reads texts."""
+    """The columns of a line, for a task that reads columns; None for one that reads texts."""
     if isinstance(task, TextToText):
         return {task.inputs: f"saw {line}", task.targets: line[::-1]}
     if isinstance(task, SummarySentences):

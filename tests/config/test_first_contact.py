@@ -1,4 +1,4 @@
-"""What people try first in an interpreter: names, help, a run at a glance, and what a model makes of a text."""
+"""First steps in an interpreter: names, help, the summary of a run, and predictions."""
 
 import importlib
 import inspect
@@ -50,7 +50,7 @@ def test_help_describes_the_public_names():
 
 
 @pytest.mark.parametrize("cls", [Data, Bert, AdamW, jf.Experiment, jf.Run], ids=lambda cls: cls.__name__)
-def test_help_of_a_class_tells_what_each_field_means(cls):
+def test_help_of_a_class_explains_each_field(cls):
     text = " ".join(pydoc.render_doc(cls, renderer=pydoc.plaintext).replace("|", " ").split())
     meanings = field_docs.field_docs(cls)
     assert meanings.keys() >= fields.hints(cls).keys()
@@ -173,7 +173,7 @@ def test_each_objective_lays_texts_out_for_its_model(model, objective, texts, ex
 
 
 @pytest.mark.parametrize("given", [3, None, ["a [MASK]", 3], [None]], ids=str)
-def test_what_is_no_text_is_refused_in_a_line(given, run):
+def test_other_types_than_text_are_refused_in_a_line(given, run):
     for call in (run.predict, run.encode, run.embed):
         with pytest.raises(InputError, match=r"^(3|None): expected a text or an image, or several in a list$"):
             call(given)
@@ -186,7 +186,7 @@ def test_images_are_laid_out_too():
     assert output.features.shape == (2, 16) and (arrays["images"] == small_vit.IMAGES[:2]).all()
 
 
-def test_a_run_is_no_hugging_face_folder(run):
+def test_a_run_is_not_a_hugging_face_folder(run):
     with pytest.raises(InputError, match="a run of jaxformer, not a Hugging Face folder"):
         jf.from_pretrained(run.folder)
 

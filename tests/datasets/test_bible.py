@@ -102,6 +102,6 @@ def test_an_unknown_config_is_one_line(tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_the_description_tells_the_licence(read, tmp_path):
+def test_the_description_names_the_licence(read, tmp_path):
     read("web", "validation")
     assert "public domain" in tfds.builder("bible/web", data_dir=str(tmp_path)).info.description

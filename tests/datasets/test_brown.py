@@ -36,7 +36,7 @@ def test_every_word_has_one_of_the_tags(documents):
 
 
 def test_whole_documents_are_held_out(documents, monkeypatch, tmp_path):
-    """Of forty short documents, which take no time to prepare."""
+    """A package of forty short documents, which take no time to prepare."""
     short = [(name, genre, f"a/at {name}/np ./.") for name, genre, _ in documents[:40]]
     monkeypatch.setattr(downloads, "npm_package", lambda *_: "")
     monkeypatch.setattr(brown, "_read", lambda _: short)

@@ -110,7 +110,7 @@ def test_summaries(lists):
 def test_pairs(lists):
     pairs = descriptions._pairs(*(descriptions._entries(lists, language) for language in ("en", "de")), "de")
     assert [(pair["en"], pair["de"]) for pair in pairs] == [
-        ("GNU C compiler", "GNU-C-Compiler"),  # and no paragraphs, of which there are three and two
+        ("GNU C compiler", "GNU-C-Compiler"),  # and no paragraphs; there are three and two
         ("paints pictures", "malt Bilder"),
         ("Draws lines.\n* and circles", "Zeichnet Linien\n* und Kreise"),
     ]
@@ -166,7 +166,7 @@ def test_real_lists(read):
             assert all(example[column].strip() == example[column] != "" for column in (*columns, "package", "section"))
 
 
-def test_a_machine_without_apt_is_told(monkeypatch, tmp_path):
+def test_a_machine_without_apt_is_an_error(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(
         InputError, match="needs apt-get, which this machine lacks; prepare the data set on a Deb"

@@ -11,7 +11,7 @@ def example(
     return {"package": package, "summary": summary, "description": description}
 
 
-def test_an_answer_stands_in_its_context_wherever_its_word_does():
+def test_answers_are_all_occurrences_of_the_word_in_the_context():
     found = [questions._question(example(package=f"p{number}")) for number in range(20)]
     asked = {one["question"]: one["answers"] for one in found}
     assert asked.keys() == {"macaroon Library for _"}, "Macaroons is another word, and library a common one"

@@ -20,7 +20,7 @@ from jaxformer.errors import InputError
 
 @pytest.fixture
 def sheet(tmp_path):
-    """A sheet like OpenCV's, on which each digit tells its row and column by its brightness."""
+    """A sheet like OpenCV's, on which the brightness of each digit encodes its row and column."""
     brightness = np.arange(50)[:, None] * 2 + np.arange(100) % 2
     Image.fromarray(np.kron(brightness, np.ones((20, 20))).astype(np.uint8)).save(tmp_path / "digits.png")
     return tmp_path / "digits.png"
@@ -40,7 +40,7 @@ def test_digits_are_cut_out_row_by_row_and_every_fifth_is_held_out(sheet, monkey
 
 
 def test_a_file_of_a_debian_package(tmp_path, monkeypatch):
-    """Of a package that is made here; what apt would fetch is checked by its command."""
+    """The data set of a package that is made here; what apt would fetch is checked by its command."""
     ran = []
 
     def run(command, **settings):
@@ -69,7 +69,7 @@ def test_a_file_of_a_debian_package(tmp_path, monkeypatch):
         debian_packages.package_file("some", "usr/third", str(tmp_path))
 
 
-def test_a_package_that_cannot_be_fetched_is_told_in_a_line(tmp_path, monkeypatch):
+def test_a_package_that_cannot_be_fetched_is_an_error_in_a_line(tmp_path, monkeypatch):
     failed = subprocess.CompletedProcess([], 100, "", "E: No route\nE: Unable to locate package some\n")
     monkeypatch.setattr(debian_packages.subprocess, "run", lambda *_, **__: failed)
     monkeypatch.setattr(debian_packages.shutil, "which", lambda tool: tool)

@@ -31,7 +31,7 @@ def read(name, folder):
 
 
 def test_movie_snippets(tmp_path):
-    """Of the real package."""
+    """The data set of the real package."""
     splits = read("movie_snippets", tmp_path)
     assert sum(map(len, splits.values())) == 10_566
     assert all(0.08 < len(splits[split]) / 10_566 < 0.12 for split in ("validation", "test"))

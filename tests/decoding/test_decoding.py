@@ -61,7 +61,7 @@ def test_beam_search_is_that_of_transformers(name, settings):
     assert any(len(output) < NEW for output in found)
 
 
-def test_a_beam_search_goes_on_while_a_better_hypothesis_is_possible():
+def test_a_beam_search_continues_while_a_better_hypothesis_is_possible():
     """As in transformers; these end tokens come so that one is found late."""
     likely, possible = (
         Decoding(max_new_tokens=NEW, num_beams=2, length_penalty=1.6, early_stopping=early)

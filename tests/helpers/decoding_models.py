@@ -1,4 +1,4 @@
-"""Small models of transformers with sharp outputs, as ours too, and what both write after the same prompts."""
+"""Small models of transformers with sharp outputs, the same models here, and what both generate after prompts."""
 
 import functools
 

@@ -25,7 +25,7 @@ HEADS = st.sampled_from([1, 3, 5])
 
 
 def redrawn(model: torch.nn.Module, seed: int) -> torch.nn.Module:
-    """The model with every parameter drawn anew, and buffers that are saved too: zeros and ones would hide mistakes."""
+    """The model with random parameters, and random buffers that are saved too: zeros and ones would hide mistakes."""
     generator = torch.Generator().manual_seed(seed)
     fixed = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     with torch.no_grad():
@@ -214,7 +214,7 @@ def inputs(model: torch.nn.Module) -> dict[str, np.ndarray]:
 
 
 def run(model: torch.nn.Module) -> dict[str, np.ndarray]:
-    """What the model computes of `inputs`, by our names."""
+    """The model's outputs for `inputs`, by our names."""
     with torch.no_grad():
         output = model(**{name: torch.from_numpy(array) for name, array in inputs(model).items()})
     found = {"logits": output.get("logits", output.get("prediction_logits"))}
@@ -225,7 +225,7 @@ def run(model: torch.nn.Module) -> dict[str, np.ndarray]:
 
 
 def run_ours(model, params, theirs: torch.nn.Module) -> dict[str, np.ndarray]:
-    """The same of ours."""
+    """The same for our model."""
     output = model.apply({"params": params}, *inputs(theirs).values())
     found = {}
     for name in ("logits", "next_sentence_logits", "pooled", "hidden"):

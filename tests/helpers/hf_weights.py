@@ -1,4 +1,4 @@
-"""Models of transformers, in PyTorch, as ours, by the tables with which folders are imported.
+"""Converts models of transformers to ours, by the tables with which folders are imported.
 
 Parity is against transformers' own passes, forward and backward, so that no mistake in a table could hide.
 """
@@ -47,7 +47,7 @@ def as_ours(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor] | None =
 
 
 def redraw(model: torch.nn.Module, seed: int, size: float = 0.14) -> torch.nn.Module:
-    """The model, every parameter drawn anew around 0, or 1 for norms' scales: weights of 0 or 1 would hide mistakes."""
+    """The model with random parameters around 0, or 1 for norms' scales: weights of 0 or 1 would hide mistakes."""
     generator = torch.Generator().manual_seed(seed)
     drawn = {name: tensor for name, tensor in model.named_parameters() if "embed_positions" not in name}
     drawn |= {name: tensor for name, tensor in model.named_buffers() if name == "final_logits_bias"}

@@ -1,4 +1,4 @@
-"""What an objective's metrics report, without an evaluation around them."""
+"""Reports of an objective's metrics, without an evaluation."""
 
 import jax
 

@@ -1,4 +1,4 @@
-"""What the tests of layers, model, objective and step share: a small BERT, examples for it, an experiment with it."""
+"""Helpers for tests of layers, model, objective and step: a small BERT, examples for it, an experiment with it."""
 
 import functools
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ def small_bert(vocab=VOCAB, max_length=LENGTH, **fields) -> Bert:
 def noisy_params(module: nn.Module, *inputs, seed=0, **options):
     """Random parameters around 0, or 1 for scales; none at a special value, which would hide mistakes.
 
-    `inputs` are those of a call, and `options` such of its keyword arguments as are no arrays.
+    `inputs` are those of a call, and `options` its keyword arguments that are not arrays.
     """
     init = functools.partial(module.init, **options)
     shapes = nn.unbox(jax.eval_shape(init, jax.random.key(0), *inputs))["params"]
@@ -77,7 +77,7 @@ def random_examples(seed: int, lengths: Sequence[int], vocab=VOCAB, predictions=
 
 
 def lay_out(rows: Sequence[Sequence[dict]], length=LENGTH, predictions=9, examples_per_row=3) -> dict[str, np.ndarray]:
-    """A batch with the examples of each row behind each other, laid out as the lanes do it."""
+    """A batch with the examples of each row one after another, laid out as the lanes do it."""
     features = MaskedSentencePairs(length, predictions, examples_per_row=examples_per_row).row
     batch = lanes.empty_batch(len(rows), features)
     for number, row in enumerate(rows):

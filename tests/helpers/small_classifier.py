@@ -1,4 +1,4 @@
-"""What the tests of classifiers share: a corpus with labels, a small classifier of it, an experiment with both."""
+"""Helpers for tests of classifiers: a corpus with labels, a small classifier of it, an experiment with both."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS["bad"], *WORDS["g
 
 
 def write_reviews(folder: Path) -> None:
-    """`train.jsonl`, `validation.jsonl` of {"text", "label"} whose words tell the label, and a `vocab.txt` of them."""
+    """`train.jsonl`, `validation.jsonl` of {"text", "label"} whose words decide the label, and a `vocab.txt`."""
     rng = np.random.default_rng(0)
     for split, count in (("train", 64), ("validation", 21)):
         lines = []

@@ -1,4 +1,4 @@
-"""What the tests of extractive summaries share: documents, one sentence of which is the summary, and an experiment."""
+"""Helpers for tests of extractive summaries: documents with one sentence as summary, and an experiment."""
 
 import json
 from pathlib import Path

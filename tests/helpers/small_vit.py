@@ -32,5 +32,5 @@ def noisy(model):
 
 
 def apply(model, params, *arguments, **named):
-    """What the model computes."""
+    """The output of the model."""
     return jax.jit(lambda params: model.apply({"params": params}, *arguments, **named))(params)

@@ -1,4 +1,4 @@
-"""What the tests of what a model writes share: a small vocabulary, a GPT and an encoder–decoder on it, runs of them."""
+"""Helpers for tests of generated text: a small vocabulary, a GPT and an encoder–decoder on it, runs of them."""
 
 from pathlib import Path
 

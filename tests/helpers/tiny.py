@@ -97,7 +97,7 @@ def write_corpus(folder: Path) -> Path:
 
 
 def start(*arguments: object, devices: int = 1) -> subprocess.Popen:
-    """`python train.py ARGUMENTS` in a process of its own with so many simulated devices."""
+    """`python train.py ARGUMENTS` in a process of its own with simulated devices."""
     flags = os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={devices}")
     environment = os.environ | {"XLA_FLAGS": flags}
     command = [sys.executable, ROOT / "train.py", *arguments]
@@ -154,12 +154,12 @@ def assert_equal(one: dict, other: dict, **tolerance: float) -> None:
 
 
 def load(file: Path, **overrides: object) -> config.Experiment:
-    """The experiment of a config file with some fields set anew; `__` stands for a dot."""
+    """The experiment of a config file with some fields overridden; `__` stands for a dot."""
     return config.load(file, {name.replace("__", "."): value for name, value in overrides.items()})
 
 
 def shallow(module: nn.Module, depth: int) -> nn.Module:
-    """The same model with stacks of so many blocks."""
+    """The same model with stacks of `depth` blocks."""
     changed = {"depth": depth} if isinstance(module, Transformer) else {}
     for field in dataclasses.fields(module):
         part = getattr(module, field.name, None)

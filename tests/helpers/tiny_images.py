@@ -37,7 +37,7 @@ def sources(folder: Path) -> dict:
 
 
 def write(folder: Path, count: int, least: int, seed: int) -> None:
-    """So many pictures of noise that is brighter than `least` of 255."""
+    """`count` pictures of noise that is brighter than `least` of 255."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     for number in range(count):

@@ -30,7 +30,7 @@ from jaxformer.parallel import metadata
 
 @flax.struct.dataclass
 class ToyOutput(LMOutput):
-    """What the toy computes."""
+    """The output of the toy."""
 
 
 class Toy(Model):

@@ -1,4 +1,4 @@
-"""What is wrong with a folder is told in one line, and nothing is written."""
+"""Errors in a folder are reported in one line, and nothing is written."""
 
 import json
 import os
@@ -118,7 +118,7 @@ def test_configs_of_other_families(folder, fields, line):
         import_hf(folder)
 
 
-def test_rates_that_act_in_training_alone_are_told(tmp_path):
+def test_rates_that_only_affect_training_are_reported(tmp_path):
     export_hf(GPT, noisy_params(GPT, np.zeros((1, 2), np.int32)), None, tmp_path / "hf")
     change(tmp_path / "hf", embd_pdrop=0.3)
     with pytest.warns(UserWarning, match="embd_pdrop=0.3 acts in training alone, where it is resid_pdrop=0.1 here"):
@@ -244,7 +244,7 @@ def test_a_vocabulary_larger_than_the_models(tmp_path):
 
 
 class Evil:
-    """What would make a folder if it were unpickled."""
+    """An object that would make a folder if it were unpickled."""
 
     def __reduce__(self):
         return os.mkdir, ("evil",)

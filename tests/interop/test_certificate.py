@@ -75,7 +75,7 @@ OTHERS = {
 
 
 def drawn(model, size=0.2):
-    """Parameters drawn anew, those too that begin as zeros or ones."""
+    """Random parameters, also those that are initialised as zeros or ones."""
     inputs = {name: np.zeros(spec.shape, spec.dtype) for name, spec in model.abstract_inputs().items()}
     params = nn.unbox(jax.jit(model.init)(jax.random.key(0), **inputs))["params"]
     rng = np.random.default_rng(0)
@@ -176,19 +176,19 @@ def test_without_pytorch_it_says_what_to_install(name, monkeypatch):
         certify(BERT, {}, None, "nowhere")
 
 
-def test_a_model_that_it_does_not_know_is_told():
+def test_an_unknown_model_is_an_error():
     assert "Transformer is none of Bert, Gpt, T5, EncoderDecoder, Bart, Vit, MaskedAutoencoder, Classifier" in obstacle(
         Transformer(*SIZES)
     )
 
 
-def test_gradients_that_are_no_numbers_are_infinitely_far():
+def test_gradients_with_nan_are_infinitely_far():
     one, other = {"a": np.ones(2), "b": np.array([1, np.nan])}, {"a": np.ones(2), "b": np.ones(2)}
     assert largest_difference(one, other) == largest_difference(other, one) == (np.inf, "b")
     assert largest_difference(other, {"a": np.array([1, 1.5])}) == (pytest.approx(1 / 3), "a")
 
 
-def test_the_page_stands_alone_and_holds_every_line(gpt2):
+def test_the_page_is_self_contained_and_has_every_line(gpt2):
     certificate: Certificate = certify(*gpt2)
     text = (gpt2[-1] / "parity.html").read_text(encoding="utf-8")
     open_tags, rows = [], 0

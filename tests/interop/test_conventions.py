@@ -1,4 +1,4 @@
-"""What leaves for other programs follows their conventions and computes the same; CTranslate2 converts it."""
+"""Exports for other programs follow their conventions and compute the same; CTranslate2 converts it."""
 
 import dataclasses
 import json
@@ -112,7 +112,7 @@ def test_a_translator_in_marians_form_writes_the_same(run, fields):
 
 
 def test_the_first_token_of_an_answer_is_of_no_importance_where_it_counts_as_zeros(run):
-    """Alone, packed behind another example, and in a cache."""
+    """Alone, packed after another example, and in a cache."""
     tokens = np.array([[7, 8, 9, 3, 8, 9]])
     places = {"input_segments": np.ones((1, 6), int), "segments": np.array([[1, 1, 1, 2, 2, 2]])}
     places["position_ids"] = np.array([[0, 1, 2, 0, 1, 2]])

@@ -14,7 +14,7 @@ OTHERS = {
     "extractive_summarisation": "it scores sentences",
     "topics_small": "it reads the mean of the tokens' vectors",
 }
-"""What no class of transformers computes; StableHLO and ONNX are for these."""
+"""Configs whose models no class of transformers computes; StableHLO and ONNX are for these."""
 CONFIGS = sorted({path.stem for path in (tiny.ROOT / "configs").glob("*.py")} - set(OTHERS))
 
 

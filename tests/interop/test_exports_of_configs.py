@@ -17,7 +17,7 @@ from jaxformer.models.classifier import Classifier
 
 
 def kind_of(experiment):
-    """What tells two configs' programs apart."""
+    """The settings that distinguish the programs of two configs."""
     model = experiment.model
     parts = (model.backbone, model.pooling) if isinstance(model, Classifier) else (model, None)
     prompt = getattr(experiment.objective, "prompt", None)

@@ -90,7 +90,7 @@ class TestSafetensors:
             (7, "what its header says of x is not right"),
         ],
     )
-    def test_a_header_that_lies(self, tmp_path, entry, line):
+    def test_a_header_with_wrong_sizes(self, tmp_path, entry, line):
         text = json.dumps({"x": entry}).encode()
         (tmp_path / "file").write_bytes(len(text).to_bytes(8, "little") + text + bytes(4))
         with pytest.raises(InputError, match=line):
@@ -159,7 +159,7 @@ class TestPyTorch:
         ("value", "line"),
         [([1], "expected tensors by name"), ({"x": 3}, "x is a int"), ({"state_dict": {}}, "its state_dict alone")],
     )
-    def test_what_is_no_state_dict(self, tmp_path, value, line):
+    def test_other_values_than_a_state_dict(self, tmp_path, value, line):
         torch.save(value, tmp_path / "file")
         with pytest.raises(InputError, match=line):
             open_pytorch(tmp_path / "file")

@@ -137,7 +137,7 @@ def test_a_bert_goes_and_comes_back(heads, tmp_path, tokenizer):
     assert list(map(str, after.predict(texts))) == list(map(str, before.predict(texts)))
 
 
-def test_a_config_begins_with_an_imported_run(tmp_path, tokenizer):
+def test_a_config_initialises_from_an_imported_run(tmp_path, tokenizer):
     (tmp_path / "run").mkdir()
     model = Bert(STACK, vocab=len(PIECES), max_length=32)
     export_run(bert_run(tmp_path / "run", tokenizer, model, MaskedLM()), tmp_path / "out", certificate=False)

@@ -41,7 +41,7 @@ UNICODE = st.text(
 
 @pytest.fixture(scope="module", params=KINDS)
 def both(request, tmp_path_factory):
-    """A tokenizer of ours, what transformers loads of its export, and the folder."""
+    """Our tokenizer, the one that transformers loads from its export, and the folder."""
     config, family = KINDS[request.param]
     folder = tmp_path_factory.mktemp(request.param)
     ours = config.build(lambda: TEXTS, str(folder / "kept"))
@@ -56,7 +56,7 @@ def exported(tokenizer, folder, family, **fields):
 
 
 def settled(tokenizer, text):
-    """Whether SentencePiece makes the same of a text as of its compatibility form."""
+    """Whether SentencePiece gives a text and its compatibility form the same tokens."""
     from sentencepiece import sentencepiece_model_pb2
 
     if tokenizer.file != "tokenizer.model":
@@ -157,7 +157,7 @@ def test_older_files_say_the_same(name, tmp_path):
     assert all(np.array_equal(read.encode(text), ours.encode(text)) for text in HARD_STRINGS)
 
 
-def test_sentinels_behind_a_model_of_t5(tmp_path):
+def test_sentinels_after_a_model_of_t5(tmp_path):
     ours = SentencePiece(300).build(lambda: TEXTS, str(tmp_path / "kept"))
     (tmp_path / "spiece.model").write_bytes(ours.serialize())
     assert import_tokenizer(tmp_path).pieces == ours.pieces
@@ -218,7 +218,7 @@ def test_marian_reads_names_of_special_tokens_as_text(marian):
     assert line.passed, line.note
 
 
-def test_marian_knows_where_tokens_stand(marian):
+def test_marian_knows_the_positions_of_tokens(marian):
     ours = import_tokenizer(marian)
     for text in ("the light", ">>de<< the light"):
         ids, offsets = ours.encode_with_offsets(text)

@@ -40,7 +40,7 @@ NOISE = np.random.default_rng(2).random((2, 9)).astype(np.float32)
 
 
 def theirs(name, **fields):
-    """A model of theirs with weights drawn at random; a masked autoencoder with the positions that it should have."""
+    """A model of transformers with random weights; a masked autoencoder with the positions that it should have."""
     config = getattr(transformers, re.sub("(For.*|Model)$", "Config", name))
     model = redrawn(getattr(transformers, name)(config(**(SIZES | MODELS[name] | fields))), seed=1)
     for place, parameter in model.named_parameters():
@@ -55,7 +55,7 @@ def images(model, height=12, width=12):
 
 
 def run(model, images, **inputs):
-    """What their model computes of images [b, height, width, n], by our names."""
+    """The outputs of transformers' model for images [b, height, width, n], by our names."""
     pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
     with torch.no_grad():
         output = model(pixels, **inputs)
@@ -103,7 +103,7 @@ def test_a_masked_autoencoder_of_grey_images_is_exported_certified_and_read_agai
     assert not differences(again, model) and again.mean == (0.3,) and again.std == (0.2,)
 
 
-def test_the_masked_autoencoders_loss_is_theirs_of_plain_and_of_normalised_pixels(tmp_path):
+def test_the_masked_autoencoders_loss_equals_transformers_for_plain_and_normalised_pixels(tmp_path):
     for normalised in (False, True):
         model = theirs("ViTMAEForPreTraining", norm_pix_loss=normalised)
         model.save_pretrained(tmp_path / str(normalised))
@@ -117,7 +117,7 @@ def test_the_masked_autoencoders_loss_is_theirs_of_plain_and_of_normalised_pixel
 
 
 @pytest.mark.parametrize("name", ["ViTForImageClassification", "Dinov2Model"])
-def test_positions_for_another_resolution_are_interpolated_as_theirs(name, tmp_path):
+def test_positions_for_another_resolution_are_interpolated_as_in_transformers(name, tmp_path):
     model = theirs(name)
     model.save_pretrained(tmp_path / "theirs")
     ours, params = import_hf(tmp_path / "theirs")

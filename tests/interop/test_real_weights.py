@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 SENTENCES = ("The weather is lovely today.", "It's so sunny outside!", "He drove to the stadium.")
 COSINES = (0.6660, 0.1046, 0.1411)
-"""Of the first and second, first and third, second and third, as sentence-transformers' own page shows them."""
+"""Cosines of the first and second, first and third, second and third, as sentence-transformers' own page shows them."""
 REACTION = (
     "Nc1cccc2cnccc12.O=C(O)c1cc([N+](=O)[O-])c(Sc2c(Cl)cncc2Cl)s1>>"
     "O=C(Nc1cccc2cnccc12)c1cc([N+](=O)[O-])c(Sc2c(Cl)cncc2Cl)s1"

@@ -201,7 +201,7 @@ def test_an_encoder_in_a_numbered_folder(run, folder, tmp_path):
     np.testing.assert_allclose(vectors(jf.open_run(tmp_path / "imported")), vectors(run), atol=1e-6)
 
 
-def test_a_decoder_with_modules_is_no_language_model(run, folder, tmp_path, monkeypatch):
+def test_a_decoder_with_modules_is_not_a_language_model(run, folder, tmp_path, monkeypatch):
     model = Gpt(dataclasses.replace(STACK, norm_position="before"), vocab=len(PIECES), max_length=32)
     writer = small_run(run.tokenizer)
     experiment = dataclasses.replace(writer.experiment, model=model)

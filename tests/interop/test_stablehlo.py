@@ -25,7 +25,7 @@ from jaxformer.models.classifier import Classifier
 from jaxformer.models.t5 import T5, t5_stack
 
 ALONE = "import sys; sys.modules['jaxformer'] = sys.modules['flax'] = None\n"
-"""What makes importing them an error."""
+"""Code that makes importing them an error."""
 SIZES = {"width": 16, "depth": 2, "heads": 2, "mlp": 24, "head_dim": 8}
 BERT = Bert(STACK, vocab=len(PIECES), max_length=32)
 LLAMA = dataclasses.replace(STACK, attention=Attention(kv_heads=1), position_embedding=Rotary(), norm_position="before")
@@ -60,7 +60,7 @@ def arrays_for(model, **lengths):
 
 
 def assert_same(outputs, model, tree, arrays):
-    """What our own code makes of them is the same."""
+    """Our own code computes the same outputs."""
     output = model.apply({"params": tree}, **dict(zip(arguments(model), arrays, strict=True)))
     for name, array in outputs.items():
         np.testing.assert_allclose(array, getattr(output, name), atol=2e-5, err_msg=name)
@@ -110,7 +110,7 @@ def test_a_program_of_a_masked_autoencoder_takes_images_and_noise(decoder):
         assert_same(outputs, model, tree, arrays)
 
 
-def test_what_is_no_model_that_it_knows_is_told():
+def test_an_unknown_model_is_an_error():
     with pytest.raises(InputError, match="model=Transformer: expected a model of text or of images for --format stab"):
         arguments(STACK)
 

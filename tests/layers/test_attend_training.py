@@ -1,4 +1,4 @@
-"""What attention in parts and blocks drops, going forth and back, and the memory that it needs."""
+"""Dropout of attention in parts and blocks, in the forward and backward pass, and the memory that it needs."""
 
 import itertools
 

@@ -11,7 +11,7 @@ from jaxformer.layers.dropout import Dropout, keep_mask
 
 KEY = jax.random.key(7)
 COUNT = 1 << 18
-SIGMAS = 5  # One honest run in a million lies beyond.
+SIGMAS = 5  # One correct run in a million is beyond.
 
 rates = st.floats(1e-3, 0.99)
 

@@ -1,4 +1,4 @@
-"""What each mask lets a query see, and that its parts are those of the whole."""
+"""The keys that each mask lets a query see, and its parts, which equal those of the whole mask."""
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +52,7 @@ def test_padding_and_documents_see_themselves_only():
     np.testing.assert_array_equal(whole(MASKS["segments"])[0, 0], np.array(expected, bool))
 
 
-def test_a_prefix_sees_itself_both_ways_and_nothing_behind_it():
+def test_a_prefix_sees_itself_both_ways_and_nothing_after_it():
     expected = [[1, 1, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0]]
     np.testing.assert_array_equal(whole(MASKS["prefix in segments"])[0, 0, :3], np.array(expected, bool))
 

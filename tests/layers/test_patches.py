@@ -40,7 +40,7 @@ def test_a_grid_of_its_own_size_is_not_interpolated():
     assert interpolate(table, 2, 2) is table
 
 
-def test_sinusoids_tell_columns_in_the_first_half_and_rows_in_the_second():
+def test_sinusoids_encode_columns_in_the_first_half_and_rows_in_the_second():
     grid = np.asarray(sinusoidal_2d(2, 3, 8)).reshape(2, 3, 8)
     np.testing.assert_array_equal(grid[0, :, :4], grid[1, :, :4])
     np.testing.assert_array_equal(grid[:, 0, 4:], grid[:, 2, 4:])

@@ -93,7 +93,7 @@ class TestRotary:
         np.testing.assert_allclose(np.diag(scores(7)), np.diag(still), atol=1e-5)
 
     @each_scaling
-    def test_it_keeps_lengths_and_stands_still_at_zero(self, rotary):
+    def test_it_keeps_lengths_and_is_the_identity_at_zero(self, rotary):
         x = normal(2, 5, 3, 8)
         turned = rotated(x, rotary, np.arange(5)[None])
         np.testing.assert_allclose(np.linalg.norm(turned, axis=-1), np.linalg.norm(x, axis=-1), atol=1e-5)

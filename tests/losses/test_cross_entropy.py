@@ -146,7 +146,7 @@ def test_only_the_loss_has_a_gradient(name):
 
 @pytest.mark.parametrize("chunks", [1, 3])
 def test_what_weighs_nothing_counts_for_nothing(chunks, monkeypatch):
-    """Whatever vectors and targets stand where the weight is 0, no bit changes, and their gradient is exactly 0."""
+    """No bit depends on vectors and targets where the weight is 0, and their gradient is exactly 0."""
     x, decoder, targets, weights = case()
     chunk_into(monkeypatch, chunks)
     nothing = weights == 0

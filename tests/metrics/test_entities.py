@@ -105,7 +105,7 @@ def chunks(tags):
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("letters", ["BIES", "BILU"])
 def test_bioes_and_bilou_are_counted_as_conlleval_does(letters, seed):
-    """Random tags, of which many are no proper sequences."""
+    """Random tags; many are invalid sequences."""
     labels = ("O", *(f"{letter}-{kind}" for kind in ("PER", "LOC") for letter in letters))
     as_bioes = {label: label.replace("L-", "E-").replace("U-", "S-") for label in labels}
     rng = np.random.default_rng(seed)

@@ -45,7 +45,7 @@ def test_a_long_merge_keeps_what_float32_would_drop():
     assert (merged.sum, merged.weight) == (2**24 + 9, 2**24 + 9)
 
 
-def test_merging_goes_on_from_what_was_merged():
+def test_merging_continues_from_merged_means():
     part = {"a": Mean(np.float32(1.5), np.float32(2))}
     once = merge([part, part, part])
     again = merge([merge([part, part]), part])

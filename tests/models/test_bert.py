@@ -18,7 +18,7 @@ EXAMPLES = random_examples(0, (9, 5, 8))
 
 @functools.partial(jax.jit, static_argnames=("model", "return_attention"))
 def run(params, batch, model=MODEL, return_attention=False):
-    """What BERT says where it is asked, with the hidden vectors everywhere, and the logits."""
+    """BERT's output at some positions, with the hidden vectors of all, and the logits."""
     inputs = OBJECTIVE.inputs(batch)
     output = model.apply({"params": params}, **inputs, return_attention=return_attention)
     everywhere = model.apply(
@@ -28,7 +28,7 @@ def run(params, batch, model=MODEL, return_attention=False):
 
 
 def example_outputs(output, logits, row, place, example, start):
-    """What the model says of one example, which is example `place` of its row and begins there at `start`."""
+    """The model's output for one example, which is example `place` of its row and begins there at `start`."""
     first = sum(len(other["targets"]) for other in EXAMPLES[:place]) if start else 0
     tokens, predictions = slice(start, start + len(example["tokens"])), slice(first, first + len(example["targets"]))
     return {
@@ -67,7 +67,7 @@ def test_packed_examples_add_up_to_the_sums_and_gradients_of_rows_of_their_own()
 
 
 def test_a_segments_outputs_have_no_gradient_in_another_segments_embeddings():
-    """Every token has an embedding of its own here, so a gradient in the table tells which tokens were seen."""
+    """Every token has an embedding of its own here, so a gradient in the table shows which tokens were seen."""
     batch = lay_out([EXAMPLES]) | {"tokens": np.arange(1, LENGTH + 1)[None]}
 
     @jax.jit
@@ -111,7 +111,7 @@ def test_padding_changes_nothing(more):
     np.testing.assert_allclose(padded.pooled[:, 0], output.pooled[:, 0], atol=1e-5)
 
 
-def test_what_stands_in_the_padding_changes_no_bit():
+def test_the_content_of_padding_changes_no_bit():
     batch = lay_out([[EXAMPLES[0]], [EXAMPLES[1]]])
     padding = batch["segments"] == 0
     other = batch | {"tokens": np.where(padding, 77, batch["tokens"]), "token_types": batch["token_types"] | padding}

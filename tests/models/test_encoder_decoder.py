@@ -85,7 +85,7 @@ def influence(name, batch):
     def sums(table):
         params = PARAMS[name] | {"embeddings": PARAMS[name]["embeddings"] | {"token": table}}
         output = MODELS[name].apply({"params": params}, **batch)
-        # T5 ends with a norm of which a plain sum would be nearly blind.
+        # T5 ends with a norm, which a plain sum would hardly depend on.
         return jnp.sin(output.hidden[0]).sum(-1)
 
     return jnp.abs(jax.jacrev(sums)(PARAMS[name]["embeddings"]["token"])).max(-1)
@@ -108,7 +108,7 @@ def test_in_a_packed_row_it_depends_on_its_own_pair_alone(name):
 
 
 def apart(array, lengths):
-    """What stands in the row's pairs, each in a row of its own."""
+    """The pairs of a packed row, each in a row of its own."""
     rows = np.zeros((3, max(lengths), *array.shape[2:]), array.dtype)
     for row, (start, count) in enumerate(zip(np.cumsum((0, *lengths)), lengths, strict=False)):
         rows[row, :count] = array[0, start : start + count]
@@ -129,7 +129,7 @@ def test_packed_pairs_get_the_outputs_of_rows_of_their_own(name):
 
 
 @each_model
-def test_what_stands_in_the_padding_changes_no_bit(name):
+def test_the_content_of_padding_changes_no_bit(name):
     batch = PACKED | {
         "inputs": np.where(INPUT_SEGMENTS == 0, INPUTS[:, ::-1], INPUTS),
         "tokens": np.where(SEGMENTS == 0, TOKENS[:, ::-1], TOKENS),

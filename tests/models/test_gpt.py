@@ -86,7 +86,7 @@ def test_a_prefix_is_seen_both_ways(name):
 
 
 def apart(array):
-    """What stands in the row's documents, each in a row of its own."""
+    """The documents of a packed row, each in a row of its own."""
     rows = np.zeros((len(LENGTHS), max(LENGTHS), *array.shape[2:]), array.dtype)
     for row, (start, count) in enumerate(zip(np.cumsum((0, *LENGTHS)), LENGTHS, strict=False)):
         rows[row, :count] = array[0, start : start + count]
@@ -103,7 +103,7 @@ def test_packed_documents_get_the_outputs_of_rows_of_their_own(name, prefix):
 
 
 @each_model
-def test_what_stands_in_the_padding_changes_no_bit(name):
+def test_the_content_of_padding_changes_no_bit(name):
     others = np.where(SEGMENTS == 0, 1 + TOKENS[:, :1] % (VOCAB - 1), TOKENS)
     output, same = (run(name, tokens, SEGMENTS, POSITIONS)[0].hidden for tokens in (TOKENS, others))
     np.testing.assert_array_equal(output[SEGMENTS > 0], same[SEGMENTS > 0])

@@ -34,7 +34,7 @@ def test_each_patch_is_painted_in_its_own_place():
     params = noisy(AUTOENCODER)
     output = apply(AUTOENCODER, params, IMAGES, NOISE)
     assert output.pixels.shape == output.targets.shape == (4, 9, 16)
-    # A hidden patch is told from another by its position alone.
+    # Hidden patches differ only by their positions.
     first, second = NOISE[0].argsort()[-2:]
     assert np.abs(output.pixels[0, first] - output.pixels[0, second]).max() > 1e-3
     # The order in which patches are seen changes nothing.
@@ -68,6 +68,6 @@ def test_all_patches_are_seen_as_a_vit_sees_them():
         ({"image": 100}, "model.image=100 is not a multiple of model.patch=16; 96 would be"),
     ],
 )
-def test_what_is_no_masked_autoencoder(fields, line):
+def test_invalid_masked_autoencoders_are_refused(fields, line):
     with pytest.raises(InputError, match=f"^{re.escape(line)}$"):
         MaskedAutoencoder(**fields)

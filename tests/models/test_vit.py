@@ -85,6 +85,6 @@ def test_training_drops_paths_by_the_key_and_evaluation_none():
         ({"std": (0.0,)}, "model.std=(0.0,): expected numbers above 0"),
     ],
 )
-def test_what_is_no_vit(fields, line):
+def test_invalid_vits_are_refused(fields, line):
     with pytest.raises(InputError, match=f"^{re.escape(line)}$"):
         Vit(**fields)

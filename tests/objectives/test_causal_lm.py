@@ -90,7 +90,7 @@ def test_dropout_follows_the_key():
     assert means(model=model)["loss"].sum == means()["loss"].sum
 
 
-def test_the_report_is_for_a_person():
+def test_the_report_is_readable():
     merged = {"loss": Mean(30.0, 10.0), "cross_entropy": Mean(20.0, 10.0), "accuracy": Mean(4.0, 10.0)}
     report = report_of(CausalLM(), MODEL, merged | {"gradient_norm": Mean(3.0, 1.0)})
     assert next(iter(report)) == "loss"

@@ -128,7 +128,7 @@ def test_packing_and_padding_change_nothing(kind):
     assert packed == pytest.approx(alone, abs=1e-5)
 
 
-def test_nothing_to_weigh_is_no_error():
+def test_a_batch_without_weight_is_not_an_error():
     batch = {name: 0 * array for name, array in batch_of([0, 1]).items()}
     report = report_of(Classification(), MODEL, Classification()(MODEL, PARAMS, batch))
     assert report["loss"] == report["macro_f1"] == report["matthews"] == 0

@@ -183,7 +183,7 @@ def test_documents_are_scored_whole(model, params, tokenizer):
     assert score_documents(QuestionAnswering(scored=0), model, params, tokenizer, TASK, EXAMPLES) == {}
 
 
-def test_what_a_person_reads(model, params, tokenizer):
+def test_readable_answers(model, params, tokenizer):
     (answer,) = ANYTIME.predictor(model, params, tokenizer).predict([f"w30\t{CONTEXT}"])
     assert (
         str(answer).startswith("w30\n")
@@ -195,8 +195,8 @@ def test_what_a_person_reads(model, params, tokenizer):
     assert ", was (no answer)]" in lines[1]
 
 
-def test_it_learns_where_the_answer_stands(folder, tmp_path):
-    """Behind the word of the question: a few steps are enough, and evaluations score documents."""
+def test_it_learns_the_position_of_the_answer(folder, tmp_path):
+    """The answer follows the word of the question: a few steps are enough, and evaluations score documents."""
     import json
 
     rng = np.random.default_rng(0)

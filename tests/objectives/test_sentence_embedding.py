@@ -93,7 +93,7 @@ def test_the_second_texts_of_all_devices_are_there():
 
 
 def test_dropout_makes_two_of_one_text():
-    """A text twice has a cosine of one with itself, but for dropout."""
+    """The same text twice has a cosine of one, apart from dropout."""
     model = dataclasses.replace(MODEL, transformer=dataclasses.replace(MODEL.transformer, dropout=0.3))
     batch = batch_of([[0], [1]])
     for name, other in (("tokens", "inputs"), ("segments", "input_segments"), ("position_ids", "input_position_ids")):

@@ -133,7 +133,7 @@ TASK = TextToText(8, 6, "source", "target")
 
 @pytest.mark.parametrize("scored", [1, 2, 4, 20])
 def test_the_first_documents_are_scored_against_the_texts_of_the_source(scored, tokenizer):
-    """Whole texts, of which the tokenizer loses letters and spaces and the rows lose the ends."""
+    """Whole texts; the tokenizer loses letters and spaces, and rows lose the ends."""
     model, params, objective = MODELS["t5"], PARAMS["t5"], Seq2SeqLM(decoding=QUICK, scored=scored)
     report = score_documents(objective, model, params, tokenizer, TASK, DOCUMENTS)
     own = [document for document in DOCUMENTS if document["source"]][:scored]

@@ -151,7 +151,7 @@ class Oracle:
 
 
 def test_an_entity_longer_than_a_row_is_one_entity(tokenizer, tmp_path):
-    """Nine words of which the model misses the last: one entity that is wrong, and not a right part of one."""
+    """Nine words; the model misses the last: one entity is wrong, and no part of it counts as right."""
     sentences = [
         {"words": [f"w{n}" for n in range(10)], "tags": ["O", "B-x", *["I-x"] * 8]},
         {"words": ["w11", "w12"], "tags": ["B-x", "O"]},

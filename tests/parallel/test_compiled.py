@@ -1,6 +1,6 @@
 """The training step of every config, compiled for GPUs and TPUs that need not be here (`pip install '.[plan]'`).
 
-Nothing runs. The tests look at what the compilers make of the step: how its results are split, which memory it reuses
+Nothing runs. The tests look at the step as compilers have it: how its results are split, which memory it reuses
 and what it gathers.
 """
 
@@ -31,7 +31,7 @@ DEPTH = 3
 ROWS = 64
 """Rows of a batch, or of each micro-batch, at most: with a config's own a large model needs more devices than these."""
 TARGETS = {"8 H100": "jax_cuda12_plugin", "16 v5e": "libtpu"}
-"""What to compile for, and the package that has its compiler."""
+"""The platform to compile for, and the package that has its compiler."""
 pytestmark = pytest.mark.slow
 
 

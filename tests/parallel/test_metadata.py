@@ -1,4 +1,4 @@
-"""What initialisation says about parameters, and who reads it."""
+"""Metadata of parameters from their initialisation, and its users."""
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +44,7 @@ def test_adafactor_factors_a_patch_kernel_as_one_matrix():
     assert shapes == [(256,), (768,)]
 
 
-def test_expert_axes_are_no_part_of_a_matrix():
+def test_expert_axes_are_not_part_of_a_matrix():
     info = ParameterInfo("ledf", 1)
     assert (info.batch, info.rows, info.columns) == (2, (2,), (3,))
     assert info.matrix_shape((2, 4, 8, 16)) == (2, 4, 8, 16)

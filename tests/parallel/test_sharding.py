@@ -186,7 +186,7 @@ def start_two(arguments):
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one_and_each_goes_on_from_the_others_checkpoint(tiny_config, tmp_path):
+def test_two_processes_equal_one_and_each_resumes_from_the_others_checkpoint(tiny_config, tmp_path):
     flags = ["--mesh.data", 2, "--mesh.fsdp", 2, "--mesh.tensor", 2, "--optimizer.schedule.decay", "constant"]
     flags += ["--steps", 6, "--evaluation.every", 3, "--checkpoint.every", 3]
     one, two = tmp_path / "one", tmp_path / "two"

@@ -21,7 +21,7 @@ HIDDEN_ACT = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "relu": "relu", 
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """What is drawn at random of a configuration."""
+    """The random choices of a configuration."""
 
     heads: int
     head_dim: int
@@ -63,7 +63,7 @@ def our_bert(shape: Shape):
 
 
 def their_bert(shape: Shape, seed: int) -> transformers.BertForPreTraining:
-    """Transformers' BERT, every parameter drawn anew so that none is 0 or 1."""
+    """Transformers' BERT with random parameters, so that none is 0 or 1."""
     config = transformers.BertConfig(
         vocab_size=shape.vocab,
         hidden_size=shape.heads * shape.head_dim,
@@ -191,7 +191,7 @@ class TestForward:
 
     def test_hidden_vectors(self, pair):
         batch, (expected, _), (output, _), _ = pair
-        # What stands at padding differs (theirs looks at the text, ours at padding) and is nobody's input.
+        # Outputs at padding differ (PyTorch's attend to the text, ours to padding), and nothing reads them.
         self.close(output.hidden, expected.hidden_states[-1], batch["segments"] > 0)
 
     def test_masked_lm_logits_everywhere(self, pair):

@@ -114,7 +114,7 @@ def run_theirs(model, batch):
 
 
 def run_ours(model, params, batch):
-    """The same of ours."""
+    """The same for our model."""
     names = ("inputs", "tokens", "inputs_segments", "tokens_segments")
     output = model.apply({"params": params}, *(batch[name] for name in names))
     arguments = (output.hidden, output.lm_head, batch["targets"], jnp.float32(batch["tokens_segments"]))

@@ -36,7 +36,7 @@ def small_classifier():
 
 
 def torch_losses(model, batches):
-    """Those of PyTorch's own AdamW, clipping and schedule."""
+    """Parameters after PyTorch's own AdamW, clipping and schedule."""
     named = list(model.named_parameters())
     plain = [name for name, _ in named if name.endswith("bias") or "LayerNorm" in name]
     groups = [

@@ -115,7 +115,7 @@ def run_theirs(model, batch):
 
 
 def run_ours(model, params, batch):
-    """The same of ours."""
+    """The same for our model."""
     tokens, segments, position_ids = batch
     output = model.apply({"params": params}, tokens, segments, position_ids)
     weights = jnp.float32((segments > 0) & (position_ids > 0))[:, 1:]

@@ -60,7 +60,7 @@ def test_what_choices_are_picked_by_matters(run):
     assert len(set(picks.values())) == 3
 
 
-def test_solved_examples_stand_before_the_question(run):
+def test_solved_examples_precede_the_question(run):
     settings = FewShot(shots=3, separator=" . ")
     texts = settings.texts(QUESTIONS, POOL)
     assert texts == settings.texts(QUESTIONS, POOL) != FewShot(shots=3, separator=" . ", seed=1).texts(QUESTIONS, POOL)
@@ -75,14 +75,14 @@ def test_solved_examples_stand_before_the_question(run):
     assert result.scores[1][0] == pytest.approx(alone(run, texts[1], QUESTIONS[1].choices[0]).per_token, abs=1e-4)
 
 
-def test_a_question_is_no_example_for_itself():
+def test_a_question_is_not_an_example_for_itself():
     for question, text in zip(QUESTIONS, FewShot(shots=7).texts(QUESTIONS, QUESTIONS), strict=True):
         assert text.count(question.text + question.choices[question.answer]) == 0
         assert len(text.split("\n\n")) == 8
 
 
 def test_what_is_too_long_loses_its_beginning(run):
-    """Of 80 tokens before the question, as many as there are positions for."""
+    """The solved examples have 80 tokens, and only as many are used as there are positions for."""
     settings = FewShot(shots=20, separator=" ")
     (text,) = settings.texts(QUESTIONS[:1], POOL)
     result = few_shot(run, QUESTIONS[:1], settings, POOL)
@@ -93,7 +93,7 @@ def test_what_is_too_long_loses_its_beginning(run):
 
 
 @pytest.mark.parametrize("text, continuation", [("w1 w2 ", "w3"), ("w1 w2", " w3"), ("", "w3"), ("w1 w2", "x w3")])
-def test_the_tokens_of_a_continuation_are_those_that_it_has_behind_its_text(text, continuation, run):
+def test_the_tokens_of_a_continuation_are_those_that_it_has_after_its_text(text, continuation, run):
     (found,) = run.log_likelihoods([text], [continuation])
     prompt = run.tokenizer.encode(text) if text else [END]
     tokens = run.tokenizer.encode(text + continuation)

@@ -28,7 +28,7 @@ from jaxformer.training.optimizers import AdamW, Schedule
 
 @pytest.fixture(scope="module")
 def experiment(tmp_path_factory):
-    """A ViT that tells light pictures from dark ones."""
+    """A ViT that distinguishes light pictures from dark ones."""
     sources = tiny_images.sources(tmp_path_factory.mktemp("data"))
     task = LabelledImages(
         ImageField(size=12, channels=1, augmentation=Augmentation(scale=(0.5, 1.0)), crop=0.9),
@@ -53,7 +53,7 @@ def run(experiment, tmp_path_factory):
     return jf.fit(experiment, tmp_path_factory.mktemp("runs") / "vit", quiet=True)
 
 
-def test_it_learns_and_its_speed_is_told_in_images(run):
+def test_it_learns_and_reports_its_speed_in_images(run):
     assert run.evaluate()["accuracy"] == 1.0 and run.tokenizer is None
     assert not (run.folder / "tokenizer").exists()
     assert tiny.metrics(run.folder)[-1]["images_per_second"] > 0
@@ -61,7 +61,7 @@ def test_it_learns_and_its_speed_is_told_in_images(run):
     assert len(lines) == 6 and all("light" in line or "dark" in line for line in lines)
 
 
-def test_it_goes_on_bit_for_bit(run, experiment, tmp_path):
+def test_it_resumes_bit_for_bit(run, experiment, tmp_path):
     jf.fit(dataclasses.replace(experiment, steps=6), tmp_path / "run", quiet=True)
     jf.fit(experiment, tmp_path / "run", quiet=True)
     tiny.assert_equal(tiny.saved(tmp_path / "run"), tiny.saved(run.folder))
@@ -109,7 +109,7 @@ def test_an_encoder_without_labels_gives_vectors(run, tmp_path):
         ({"model": VIT}, "data.task.labels="),
     ],
 )
-def test_what_does_not_go_together_is_told_before_anything_starts(experiment, change, line):
+def test_invalid_combinations_are_refused_before_anything_starts(experiment, change, line):
     with pytest.raises(InputError) as caught:
         dataclasses.replace(experiment, **change)
     assert str(caught.value).startswith(line) and "\n" not in str(caught.value)

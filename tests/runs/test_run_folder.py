@@ -44,7 +44,7 @@ def hugging_face(folder):
 
 
 def locked(folder):
-    """A folder with a lock of somebody else's, and with names of ours that are links."""
+    """A folder with another process's lock, and with links under names that runs use."""
     write(folder / ".lock", "17")
     (folder / "elsewhere" / STARTING).mkdir(parents=True)
     (folder / STARTING).symlink_to(folder / "elsewhere" / STARTING)
@@ -79,7 +79,7 @@ def test_a_refused_start_in_a_run_changes_nothing_in_it(lock, experiment, tmp_pa
 
 
 def killed(folder, **made):
-    """What a process that was killed before its folder was a run's has left."""
+    """Leftovers of a process that was killed before its folder was a run's."""
     (folder / STARTING).mkdir(parents=True)
     write(folder / ".lock", "")
     for name, content in made.items():
@@ -140,7 +140,7 @@ def test_a_link_to_a_folder_is_that_folder_and_one_to_nothing_is_refused(experim
         pass
 
 
-def test_a_lock_that_cannot_be_had_is_told_from_one_that_another_process_has(experiment, tmp_path, monkeypatch):
+def test_locks_that_fail_and_locks_of_another_process_have_different_errors(experiment, tmp_path, monkeypatch):
     def fail(*_):
         raise OSError(37, "No locks available")
 

@@ -78,7 +78,7 @@ def test_predicting_one_text_gives_one_answer_and_several_a_list(run):
 
 @pytest.mark.parametrize("name", ["predict", "encode", "embed"])
 def test_half_a_character_is_refused_with_its_place(run, name):
-    """As the command line has bytes that are no UTF-8."""
+    """As the command line has bytes that are not UTF-8."""
     with pytest.raises(InputError, match=r"text 2 has half a character, \\udc80, at character 1, which is no Unicode"):
         getattr(run, name)(["the sea", "a\udc80b"])
 
@@ -256,7 +256,7 @@ def test_a_step_without_a_checkpoint_is_refused_with_the_only_one_there_is(copy)
         jf.open_run(copy, step=4)
 
 
-def test_a_missing_folder_and_one_that_is_no_run_are_told_apart(tmp_path):
+def test_a_missing_folder_and_one_that_is_not_a_run_have_different_errors(tmp_path):
     with pytest.raises(InputError, match=r"missing: not a run's folder: there is no such folder$"):
         jf.open_run(tmp_path / "missing")
     with pytest.raises(InputError, match=r"not a run's folder: experiment.json: No such file or directory$"):

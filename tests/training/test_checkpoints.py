@@ -1,4 +1,4 @@
-"""What is kept, what is given back, and what a half-written checkpoint does."""
+"""Checkpoints that are kept and removed, restored values, and half-written checkpoints."""
 
 import functools
 import shutil
@@ -274,7 +274,7 @@ def test_a_folder_of_a_checkpoint_that_is_gone_makes_it_a_damaged_one(trees, tmp
         first_good(saved.steps, lambda step: saved.restore(abstract(trees(1)), step))
 
 
-def test_a_lack_of_memory_is_no_damage(trees, tmp_path, monkeypatch):
+def test_a_lack_of_memory_is_not_damage(trees, tmp_path, monkeypatch):
     def fail(*_):
         raise MemoryError
 
@@ -285,7 +285,7 @@ def test_a_lack_of_memory_is_no_damage(trees, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), ValueError("PERMISSION_DENIED: Open")])
-def test_a_lack_of_permission_is_no_damage(error, trees, tmp_path, monkeypatch):
+def test_a_lack_of_permission_is_not_damage(error, trees, tmp_path, monkeypatch):
     def fail(*_):
         raise RuntimeError("reading failed") from error
 

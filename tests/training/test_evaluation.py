@@ -28,7 +28,7 @@ def tokenizer(experiment, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def evaluate(experiment, tokenizer):
-    """Evaluates the parameters of seed 0 with some fields set anew."""
+    """Evaluates the parameters of seed 0 with some fields overridden."""
 
     def run(shape=Mesh(), stopped=lambda: False, **overrides):
         now = override(experiment, {name.replace("__", "."): value for name, value in overrides.items()})
@@ -78,7 +78,7 @@ def test_fewer_batches_are_a_part_of_the_held_out_data(evaluate, plain):
     assert evaluate(Mesh(1, 1, 1), evaluation__batches=1000) == plain
 
 
-def test_an_evaluation_told_to_stop_has_no_result(evaluate):
+def test_an_interrupted_evaluation_has_no_result(evaluate):
     asked = []
 
     def stopped():

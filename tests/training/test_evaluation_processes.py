@@ -15,7 +15,7 @@ HELPERS = Path(tiny.__file__).parent
 
 
 def metrics(folder, processes):
-    """What an evaluation in so many processes, with four devices together, prints."""
+    """The output of an evaluation in a number of processes, with four devices together."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"

@@ -1,4 +1,4 @@
-"""What a run survives: being killed, stopped, moved to fewer devices, or started twice. Real processes throughout."""
+"""Runs survive being killed, stopped, moved to fewer devices, or started twice. Real processes throughout."""
 
 import functools
 import random
@@ -57,7 +57,7 @@ def test_a_run_killed_at_random_moments_ends_as_if_it_had_not_been(flags, undist
     for vocab, moment in [(100, folder.exists), (110, lambda: any((folder / STARTING).glob("tokenizer*")))]:
         process = tiny.start(tiny_config, "--tokenizer.vocab", vocab, "--workdir", folder)
         tiny.wait_for(moment, process)
-        kill(process)  # What it leaves is of another experiment, and must not stand in the way.
+        kill(process)  # Its leftovers belong to another experiment, and must not be an obstacle.
     moments = [
         lambda: is_saving(folder),
         lambda after=chance.randint(1, 12): tiny.step_reached(folder) >= after,
@@ -73,7 +73,7 @@ def test_a_run_killed_at_random_moments_ends_as_if_it_had_not_been(flags, undist
 
 
 @pytest.mark.slow
-def test_a_run_told_to_stop_at_any_moment_saves_says_so_and_goes_on(undisturbed, tiny_config, tmp_path):
+def test_a_run_stopped_at_any_moment_saves_reports_it_and_resumes(undisturbed, tiny_config, tmp_path):
     folder, steps = tmp_path / "run", {}
     moments = {
         "preparing": (lambda _: (folder / ".lock").exists(), signal.SIGTERM),
@@ -109,7 +109,7 @@ def test_only_one_process_writes_to_a_run(tiny_config, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_packed_run_goes_on_with_fewer_devices_where_it_stopped(undisturbed, tiny_config, tmp_path):
+def test_a_packed_run_resumes_on_fewer_devices_where_it_stopped(undisturbed, tiny_config, tmp_path):
     folder = tmp_path / "run"
     for devices, steps in [(8, 8), (4, 16), (2, STEPS)]:
         ends = ("--evaluation.every", "100", "--steps", steps)
@@ -142,7 +142,7 @@ def test_a_run_that_is_renamed_while_it_trains_ends_in_a_line_and_loses_nothing(
         assert line.startswith(f"jaxformer: --workdir {folder}: the run was moved to {elsewhere}; ")
         assert not folder.exists() and (elsewhere / "experiment.json").exists()
         assert tiny.step_reached(elsewhere) < 100000
-    # What is there goes on from its last checkpoint, at its new place.
+    # The run resumes from its last checkpoint, at its new path.
     steps = tiny.step_reached(elsewhere) + 20
     tiny.finish(tiny.start(tiny_config, *flags, "--steps", steps, "--workdir", elsewhere))
     assert [line["step"] for line in tiny.metrics(elsewhere)] == list(range(1, steps + 1))

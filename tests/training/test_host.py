@@ -1,4 +1,4 @@
-"""A program that begins anew, in processes of its own."""
+"""A program that restarts itself, in processes of its own."""
 
 import os
 import platform
@@ -38,7 +38,7 @@ def run(program: str, *arguments: str, **environment: str) -> str:
         (None, "", "none"),
     ],
 )
-def test_a_program_begins_anew_with_huge_pages_once_and_only_where_they_are_for_the_asking(
+def test_a_program_restarts_once_with_huge_pages_and_only_where_programs_may_request_them(
     tmp_path, setting, before, after
 ):
     file = tmp_path / "enabled"

@@ -1,4 +1,4 @@
-"""What a run writes down, and what remains of it after a kill."""
+"""The logs of a run, and their state after a kill."""
 
 import json
 import math
@@ -77,7 +77,7 @@ def test_tensorboard_has_the_same_numbers(run):
                 assert board[f"{split}/{name}"][line["step"]] == pytest.approx(line[name], rel=1e-6)
 
 
-def test_lines_after_the_step_that_a_run_goes_on_from_and_cut_ones_are_dropped(tmp_path):
+def test_truncated_lines_and_lines_after_the_resumed_step_are_dropped(tmp_path):
     with Logs(tmp_path, 9, 0) as logs:
         for step in (1, 2, 3):
             logs.write(step, "train", values(float(step)))

@@ -351,7 +351,7 @@ def test_muon_orthogonalises_the_matrix_that_each_kernel_applies():
     }
     for name, matrix in matrices.items():
         singular = np.linalg.svd(matrix / (0.2 * math.sqrt(max(matrix.shape[1:]))), compute_uv=False)
-        # Five steps of Newton and Schulz bring them near 1, not to it, but for the very smallest.
+        # Five steps of Newton and Schulz bring them near 1, not to it, except for the very smallest.
         assert np.median(singular) == pytest.approx(0.95, abs=0.3), name
         assert singular.max() < 1.4, name
 

@@ -1,7 +1,7 @@
-"""Whatever returns arrays of the state or of parameters returns them with the shardings that the rules give them.
+"""All functions that return arrays of the state or of parameters return them with the shardings of the rules.
 
-Compiled for a CPU they would mostly lie so of themselves; for GPUs they would not. So these tests look at the
-shardings that a program asks for; `tests/parallel/test_compiled.py` looks at what compilers for GPU and TPU make of it.
+Compiled for a CPU, they would mostly have them by default; for GPUs they would not. So these tests look at the
+shardings that a program requests; `tests/parallel/test_compiled.py` looks at programs compiled for GPU and TPU.
 """
 
 import dataclasses
@@ -127,7 +127,7 @@ def test_the_state_keeps_its_shardings_from_init_to_restore(variant, tiny_config
     assert_same_shardings(restored, abstract)
 
 
-def test_a_copy_lies_where_the_array_does_in_memory_of_its_own(tiny_config):
+def test_a_copy_has_the_sharding_of_the_array_in_memory_of_its_own(tiny_config):
     experiment, mesh = experiment_of(tiny_config), sharding.make_mesh(Mesh(1, 4, 2))
     params = init_state(experiment, abstract_state(experiment, mesh)).params
     copies = copied(params)

@@ -60,8 +60,8 @@ def test_micro_batches_give_the_gradient_and_means_of_the_whole_batch(parts):
     assert_trees_close(means, expected_means, atol=1e-6, rtol=1e-6)
 
 
-def test_the_parts_differ_so_much_that_a_mean_of_means_would_be_wrong():
-    """What the test above would not notice if all rows weighed the same."""
+def test_the_parts_differ_enough_that_a_mean_of_means_would_be_wrong():
+    """Without this, the test above would not notice that all rows weigh the same."""
     halves = []
     for half in (slice(0, 4, 2), slice(1, 4, 2)):
         part = {name: array[half] for name, array in BATCH.items()}
@@ -108,7 +108,7 @@ def test_without_an_average_the_parameters_are_the_best():
 
 @functools.cache
 def trained():
-    """A state that has moved: no moment is zero, no count is either, and the average is behind."""
+    """A state that has moved: no moment is zero, no count is either, and the average lags."""
     state = first_state(experiment(ema=0.9), PARAMS)
     for _ in range(2):
         state, _ = step(experiment(ema=0.9), state, BATCH)
@@ -143,14 +143,14 @@ class TestGradientsThatAreNotFinite:
             counts.append((int(state.step), int(state.skipped), int(state.skipped_in_a_row)))
         assert counts == [(3, 1, 1), (4, 2, 2), (5, 2, 0), (6, 3, 1)]
 
-    def test_training_goes_on_as_if_the_bad_batch_had_not_been(self):
+    def test_training_continues_as_if_the_bad_batch_had_not_been(self):
         skipped, _ = step(experiment(ema=0.9), trained(), BAD_WEIGHTS)
         resumed, _ = step(experiment(ema=0.9), skipped, BATCH)
         straight, _ = step(experiment(ema=0.9), trained(), BATCH)
         assert_trees_identical(without_counts(resumed), without_counts(straight))
 
 
-def test_a_batch_without_predictions_is_no_error_and_has_no_gradient():
+def test_a_batch_without_predictions_is_not_an_error_and_has_no_gradient():
     nothing = BATCH | {name: 0 * BATCH[name] for name in ("weights", "next_sentence_weights")}
     state, means = step(experiment(), first_state(experiment(), PARAMS), nothing)
     assert int(state.skipped) == 0

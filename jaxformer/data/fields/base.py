@@ -28,7 +28,7 @@ class Field(abc.ABC, Generic[EncodedT]):
 
     @property
     def requirement(self) -> str | None:
-        """What an example needs for the field to be usable, for error messages; None if nothing beyond `read`."""
+        """Requirement on an example for the field to be usable, for error messages; None if nothing beyond `read`."""
         return None
 
     @abc.abstractmethod

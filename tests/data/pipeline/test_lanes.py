@@ -85,7 +85,7 @@ def test_one_pass_has_every_example_once(corpus, count, num_open, lookahead):
         while row := lane.next_row():
             batch = written(row)
             seen.update(example["mark"][0] for example in row)
-            # Nothing is cut, and each example stands in its own segment.
+            # Nothing is truncated, and each example is a segment of its own.
             assert (batch["tokens"] > 0).sum() == sum(len(e["tokens"]) for e in row) <= LENGTH
             assert np.array_equal(batch["segments"] > 0, batch["tokens"] > 0)
         assert lane.next_row() == []

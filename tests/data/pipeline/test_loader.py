@@ -138,7 +138,7 @@ def test_processes_give_the_same_batches(data, tokenizer):
 
 
 def first_words(batch, tokenizer):
-    """Each example's word behind [CLS], unmasked."""
+    """Each example's word after [CLS], unmasked."""
     tokens = batch["tokens"].copy()
     rows, places = np.nonzero(batch["weights"])
     tokens[rows, batch["masked_positions"][rows, places]] = batch["targets"][rows, places]

@@ -1,4 +1,4 @@
-"""Pictures of every kind that Pillow has, from files and from memory, as a person sees them."""
+"""Pictures of every kind that Pillow has, from files and from memory, as viewers show them."""
 
 import io
 from pathlib import Path
@@ -48,7 +48,7 @@ def deep(mode):
 
 PALETTE = RGB.quantize(6)
 ENTRIES = bytes(ALPHA.flat[np.argsort(np.asarray(PALETTE), axis=None)].tolist())
-"""The transparency of each entry of the palette, of which every pixel has its own."""
+"""The transparency of each entry of the palette; every pixel has an entry of its own."""
 MODES = {
     "1": (RGB.convert("L").point(lambda level: 255 * (level > 127)).convert("1"), BLACK_AND_WHITE),
     "L": (RGB.convert("L"), GREY),

@@ -129,7 +129,7 @@ def texts(name, data_dir=None):
 
 
 def copied(prepared, folder, name, version):
-    """A copy of the prepared data set under another name and version, of which there is no code."""
+    """A copy of the prepared data set under another name and version, without code for it."""
     target = folder / name / version
     shutil.copytree(prepared, target)
     for path in target.glob("measures-*"):

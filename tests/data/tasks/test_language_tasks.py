@@ -76,7 +76,7 @@ def test_prefix_lm_predicts_the_rest_in_a_decoder(tokenizer, count, length, seed
         assert np.array_equal(example["tokens"][1:], example["targets"][:-1])
         given_ = int(example["prefix"].sum())
         assert given_ >= 1 and np.all(example["prefix"][:given_] == 1)
-        # What the prefix holds is not predicted, and everything behind it is.
+        # Tokens of the prefix are not predicted, and all after it are.
         assert np.array_equal(example["weights"], np.arange(len(example["tokens"])) >= given_ - 1)
 
 

@@ -16,7 +16,7 @@ def build(folder, text=TEXT, **fields):
 
 
 def most_pieces(folder, text=TEXT):
-    """What SentencePiece says that the text has."""
+    """The characters that SentencePiece counts in the text."""
     (folder / "text.txt").write_text(f"{text}\n" * 5)
     with pytest.raises(RuntimeError) as caught:
         sentencepiece.SentencePieceTrainer.train(

@@ -58,7 +58,7 @@ def test_masks_of_a_corpus_are_text(trained):
 def test_a_mask_is_one_token_and_keeps_its_context(trained, text, without):
     ids = trained.encode_with_masks(text)
     assert np.sum(ids == trained.mask_id) == text.count("[MASK]")
-    if isinstance(trained, ByteLevelTokenizer):  # To it a space is a part of the word behind it, at the beginning too.
+    if isinstance(trained, ByteLevelTokenizer):  # To it a space is a part of the word after it, at the beginning too.
         without = re.sub(r"\s*\[MASK\]", "", text)
     assert np.array_equal(ids[ids != trained.mask_id], trained.encode(without))
     assert trained.decode(ids).split() == text.split()
@@ -114,7 +114,7 @@ def test_byte_level_bpe_encodes_every_text(tmp_path_factory, text):
 
 
 def test_characters_of_several_tokens(tmp_path):
-    """Of a character that is not whole there is a mark at the end, and nothing else changes when it becomes so."""
+    """An incomplete character is a mark at the end, and nothing else changes when it is completed."""
     tokenizer = ByteLevelBpe(300).build(lambda: TEXTS, str(tmp_path / "t"))
     text = "the é日😀 heavens"
     ids = tokenizer.encode(text)

@@ -8,7 +8,7 @@ from jaxformer.data.transforms.next_sentence import full_sentences, sentence_pai
 
 
 def number(lengths, start=0):
-    """Sentences of rising numbers: a token tells where in the document it stood."""
+    """Sentences of rising numbers: a token is its index in the document."""
     ends = start + np.cumsum([0, *lengths])
     return [np.arange(a, b, dtype=np.int32) for a, b in itertools.pairwise(ends)]
 
@@ -46,7 +46,7 @@ def test_sentence_pairs(sentences, room, short_rate, seed):
 
 @given(documents, seeds)
 def test_sentence_pairs_keep_every_sentence(sentences, seed):
-    """Sentences behind a random second part are given back: the next pair begins with them."""
+    """Sentences after a random second part are given back: the next pair begins with them."""
     room = sum(map(len, sentences)) + 50
     pairs = sentence_pairs(sentences, room, 1, np.random.default_rng(seed), other)
     true = [part for pair in pairs for part in (pair[:1] if pair.label else pair[:2])]

@@ -1,4 +1,4 @@
-"""What a family adds to its table of weights: its objective and task, and the call of transformers' class.
+"""The parts of a family besides its table of weights: its objective and task, and the call of transformers' class.
 
 A `Bridge` belongs to a `Family`; families whose models are called in the same way share one. The defaults fit encoders
 of text.
