@@ -112,3 +112,23 @@ class Objective(abc.ABC, Generic[ModelT]):
         """The model's output for a batch; with a key it trains, and the key is for dropout."""
         rngs = None if key is None else {"dropout": key}
         return model.apply({"params": params}, **self.inputs(batch), train=key is not None, rngs=rngs, **options)
+
+
+class BatchObjective(Objective[ModelT]):
+    """An objective that compares the examples of a whole batch, such as a contrastive loss.
+
+    A subclass divides the loss in two, so that it stays that of the whole batch with `optimizer.accumulate`.
+    """
+
+    @abc.abstractmethod
+    def vectors(self, model: ModelT, params: Any, batch: Mapping[str, jax.Array], key: Any) -> dict[str, Any]:
+        """What the loss compares, by name: arrays [b, ...] with the rows of the batch, and auxiliary means."""
+
+    @abc.abstractmethod
+    def compare(
+        self, model: ModelT, params: Any, vectors: Mapping[str, Any], batch: Mapping[str, jax.Array]
+    ) -> dict[str, Any]:
+        """The terms that a call returns, from the vectors of a whole batch."""
+
+    def __call__(self, model: ModelT, params: Any, batch: Mapping[str, jax.Array], key: Any = None) -> dict[str, Any]:
+        return self.compare(model, params, self.vectors(model, params, batch, key), batch)

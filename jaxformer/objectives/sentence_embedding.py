@@ -20,12 +20,12 @@ from jaxformer.metrics.averages import Average, Loss
 from jaxformer.metrics.base import Metric
 from jaxformer.metrics.means import Mean
 from jaxformer.models.base import Model
-from jaxformer.objectives.base import Objective
+from jaxformer.objectives.base import BatchObjective
 from jaxformer.predictors.sentence_vectors import SentenceVectors, pooled, prompt_of
 
 
 @dataclasses.dataclass(frozen=True)
-class SentenceEmbedding(Objective[Model]):
+class SentenceEmbedding(BatchObjective[Model]):
     """One vector a text, near to those of texts that mean the same."""
 
     pooling: Pooling = "mean"
@@ -68,11 +68,8 @@ class SentenceEmbedding(Objective[Model]):
         if "targets" in row:
             raise InputError("objective=SentenceEmbedding: the task's rows are for an encoder-decoder; use TextPairs")
 
-    def __call__(self, model: Model, params, batch: Mapping[str, jax.Array], key=None) -> dict[str, Mean]:
-        """The loss (nats), and how often the nearest of all second texts is the right one, over a batch's first texts.
-
-        All second texts of the batch are candidates, on all devices; with
-        `optimizer.accumulate`, those of a micro-batch.
+    def vectors(self, model: Model, params, batch: Mapping[str, jax.Array], key=None) -> dict[str, jax.Array]:
+        """The vectors of the first and of the second texts, `firsts` and `seconds`: float32 [b, c, d], of length 1.
 
         Args:
           model: an encoder of text.
@@ -80,21 +77,25 @@ class SentenceEmbedding(Objective[Model]):
           batch: inputs, input_segments, input_position_ids, tokens, segments, position_ids [b, t]; weights [b, c].
           key: for dropout; None evaluates.
         """
-        weights = batch["weights"].reshape(-1)
-        firsts, seconds = self._both(model, params, batch, key)
-        loss, accuracy = info_nce(firsts @ seconds.T / self.temperature, weights)
-        return {"loss": loss, "accuracy": accuracy}
-
-    def _both(self, model: Model, params, batch: Mapping[str, jax.Array], key) -> list[jax.Array]:
-        """The vectors of the first texts and of the second ones, float32 [b · c, d] each, of length 1."""
         keys = (None, None) if key is None else jax.random.split(key)
         sides = [("inputs", "input_segments", "input_position_ids"), ("tokens", "segments", "position_ids")]
         count = batch["weights"].shape[1]
-        vectors = [
-            pooled(model, params, self.pooling, *(batch[name] for name in names), count, key)
+        firsts, seconds = (
+            unit(pooled(model, params, self.pooling, *(batch[name] for name in names), count, key))
             for names, key in zip(sides, keys, strict=True)
-        ]
-        return [unit(part.reshape(-1, part.shape[-1])) for part in vectors]
+        )
+        return {"firsts": firsts, "seconds": seconds}
+
+    def compare(
+        self, model: Model, params, vectors: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]
+    ) -> dict[str, Mean]:
+        """The loss (nats), and how often the nearest of all second texts is the right one, over a batch's first texts.
+
+        All second texts of the batch are compared, whatever devices and micro-batches their rows are in.
+        """
+        firsts, seconds = (vectors[name].reshape(-1, vectors[name].shape[-1]) for name in ("firsts", "seconds"))
+        loss, accuracy = info_nce(firsts @ seconds.T / self.temperature, batch["weights"].reshape(-1))
+        return {"loss": loss, "accuracy": accuracy}
 
     def metrics(self, model: Model) -> tuple[Metric, ...]:
         return Loss(), Average("accuracy", higher_is_better=True)
@@ -116,4 +117,5 @@ class SentenceEmbedding(Objective[Model]):
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _evaluated(objective: SentenceEmbedding, model: Model, params, batch) -> list[jax.Array]:
-    return objective._both(model, params, batch, None)
+    vectors = objective.vectors(model, params, batch)
+    return [vectors[name].reshape(-1, vectors[name].shape[-1]) for name in ("firsts", "seconds")]

@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +18,7 @@ from jaxformer.config import Experiment
 from jaxformer.data.pipeline import loader
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import InputError
-from jaxformer.metrics.means import Mean, with_auxiliary
+from jaxformer.metrics.means import Mean
 from jaxformer.parallel import sharding
 from jaxformer.parameter_paths import join
 from jaxformer.progress import Display, display, phase
@@ -31,65 +30,19 @@ from jaxformer.training import forking
 from jaxformer.training.checkpoints import Checkpoints
 from jaxformer.training.evaluation import Evaluations
 from jaxformer.training.first_state import restore_or_init
+from jaxformer.training.gradients import Means, loss_and_gradient
 from jaxformer.training.logs import Logs, Meter
 from jaxformer.training.signals import Stop
 from jaxformer.training.state import (
     TrainState,
     abstract_batch,
     abstract_state,
-    model_params,
     parameter_info,
     trained_and_held,
 )
 
 MOST_SKIPPED = 10
 """Steps in a row whose gradient is not finite, after which a run stops."""
-
-Means = dict[str, Mean]
-
-
-def loss_and_gradient(experiment: Experiment, params, batch, key) -> tuple[Means, Any]:
-    """The means of a batch, and the gradient of its loss by the parameters that train.
-
-    It is exact for any number of micro-batches.
-    The loss is Σ weight · sum / weight of the means that the objective names. With micro-batches each sum is divided
-    by the weight of the whole batch, so that their gradients add up to the whole batch's, however uneven they are.
-    """
-    objective, model, parts = experiment.objective, experiment.model, experiment.optimizer.accumulate
-    trained, held = trained_and_held(experiment, params)
-
-    def gradient(micro, key, totals):
-        def loss(trained):
-            params = model_params(experiment, join(trained, held))
-            means = objective(model, params, micro, key)
-            weights = with_auxiliary(objective.loss_weights, means)
-            return sum(
-                weight * Mean(means[name].sum, totals[name] if totals else means[name].weight).value
-                for name, weight in weights.items()
-            ), means
-
-        (_, means), gradient = jax.value_and_grad(loss, has_aux=True)(trained)
-        return means, gradient
-
-    if parts == 1:
-        return gradient(batch, key, None)
-    # Only the weights are used: the compiler leaves the rest of this pass out.
-    totals = {name: mean.weight for name, mean in objective(model, model_params(experiment, params), batch).items()}
-
-    def split(array):  # Every part takes rows of every device.
-        return sharding.constrain(
-            array.reshape(-1, parts, *array.shape[1:]).swapaxes(0, 1), "_b" + "_" * (array.ndim - 1)
-        )
-
-    def body(total, numbered):
-        number, micro = numbered
-        means, part = gradient(micro, jax.random.fold_in(key, number), totals)
-        return jax.tree.map(jnp.add, total, part), means
-
-    zeros = jax.tree.map(jnp.zeros_like, trained)
-    micros = (jnp.arange(parts), jax.tree.map(split, batch))
-    total, means = jax.lax.scan(body, zeros, micros)
-    return jax.tree.map(lambda array: array.sum(0), means), total
 
 
 def train_step(experiment: Experiment, state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, Means]:

@@ -1,0 +1,112 @@
+"""The loss of a batch and its gradient, exact for any number of micro-batches."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxformer.config import Experiment
+from jaxformer.metrics.base import is_mean
+from jaxformer.metrics.means import Mean, with_auxiliary
+from jaxformer.objectives.base import BatchObjective
+from jaxformer.parallel import sharding
+from jaxformer.parameter_paths import join
+from jaxformer.training.state import model_params, trained_and_held
+
+Means = dict[str, Mean]
+
+
+def loss_and_gradient(experiment: Experiment, params, batch, key) -> tuple[Means, Any]:
+    """The means of a batch, and the gradient of its loss by the parameters that train.
+
+    It is exact for any number of micro-batches.
+    The loss is Σ weight · sum / weight of the means that the objective names. With micro-batches each sum is divided
+    by the weight of the whole batch, so that their gradients add up to the whole batch's, however uneven they are.
+    Objectives that compare the examples of a batch have the vectors of all of them first.
+    """
+    objective, model, parts = experiment.objective, experiment.model, experiment.optimizer.accumulate
+    trained, held = trained_and_held(experiment, params)
+
+    def gradient(micro, key, totals):
+        def loss(trained):
+            means = objective(model, model_params(experiment, join(trained, held)), micro, key)
+            return _weighted(objective.loss_weights, means, totals), means
+
+        (_, means), gradient = jax.value_and_grad(loss, has_aux=True)(trained)
+        return means, gradient
+
+    if parts == 1:
+        return gradient(batch, key, None)
+    if isinstance(objective, BatchObjective):
+        return _by_cached_vectors(experiment, params, batch, key)
+    # Only the weights are used: the compiler leaves the rest of this pass out.
+    totals = {name: mean.weight for name, mean in objective(model, model_params(experiment, params), batch).items()}
+
+    def body(total, numbered):
+        number, micro = numbered
+        means, part = gradient(micro, jax.random.fold_in(key, number), totals)
+        return jax.tree.map(jnp.add, total, part), means
+
+    zeros = jax.tree.map(jnp.zeros_like, trained)
+    total, means = jax.lax.scan(body, zeros, (jnp.arange(parts), _split(batch, parts)))
+    return jax.tree.map(lambda array: array.sum(0), means), total
+
+
+def _by_cached_vectors(experiment: Experiment, params, batch, key) -> tuple[Means, Any]:
+    """The same for an objective that compares the examples of the whole batch (Gao et al. 2021, gradient caching).
+
+    A first pass computes all vectors without keeping what their gradient needs. The loss of all of them gives their
+    gradients, which a second pass, with the same dropout, takes back to the parameters, one micro-batch at a time.
+    """
+    objective, model, parts = experiment.objective, experiment.model, experiment.optimizer.accumulate
+    trained, held = trained_and_held(experiment, params)
+    micros = (jnp.arange(parts), _split(batch, parts))
+
+    def vectors_of(trained, numbered):
+        number, micro = numbered
+        params = model_params(experiment, join(trained, held))
+        return objective.vectors(model, params, micro, jax.random.fold_in(key, number))
+
+    def loss(trained, vectors):
+        merged = jax.tree.map(_merge, vectors, is_leaf=is_mean)
+        means = objective.compare(model, model_params(experiment, join(trained, held)), merged, batch)
+        return _weighted(objective.loss_weights, means, None), means
+
+    _, vectors = jax.lax.scan(lambda _, numbered: (None, vectors_of(trained, numbered)), None, micros)
+    derivative = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+    (_, means), (direct, of_vectors) = derivative(trained, vectors)
+
+    def body(total, numbered):
+        micro, gradient = numbered
+        _, pull_back = jax.vjp(lambda trained: vectors_of(trained, micro), trained)
+        return jax.tree.map(jnp.add, total, pull_back(gradient)[0]), None
+
+    total, _ = jax.lax.scan(body, direct, (micros, of_vectors))
+    return means, total
+
+
+def _weighted(weights: Mapping[str, float], means: Means, totals: Mapping[str, jax.Array] | None) -> jax.Array:
+    """The weighted sum of means and auxiliary means, each divided by its total weight where that is given."""
+    return sum(
+        weight * Mean(means[name].sum, totals[name] if totals else means[name].weight).value
+        for name, weight in with_auxiliary(weights, means).items()
+    )
+
+
+def _split(batch: Mapping[str, jax.Array], parts: int) -> Mapping[str, jax.Array]:
+    """Micro-batches [parts, rows, ...], each of which has rows of every device."""
+
+    def split(array):
+        return sharding.constrain(
+            array.reshape(-1, parts, *array.shape[1:]).swapaxes(0, 1), "_b" + "_" * (array.ndim - 1)
+        )
+
+    return jax.tree.map(split, batch)
+
+
+def _merge(part: Any) -> Any:
+    """The rows of micro-batches [parts, rows, ...] in the order of the batch; the sums of auxiliary means."""
+    if is_mean(part):
+        return jax.tree.map(lambda array: array.sum(0), part)
+    return part.swapaxes(0, 1).reshape(-1, *part.shape[2:])
