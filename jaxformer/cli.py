@@ -26,7 +26,9 @@ USAGE = """usage: jaxformer COMMAND ...
                                                         with --fork RUN, train on from another run's state;
                                                         CONFIG is a file, or a name such as bert_quickstart
   evaluate RUN                                          metrics on the run's held-out data
-  predict RUN [TEXT ...] [--input FILE] [--out PATH]    what the run's model does: fills [MASK], continues, answers
+  predict RUN [TEXT ...] [--input FILE] [--out PATH]    what the run's model does: fills [MASK], continues, answers;
+                                                        with --among VALUE ..., ranks these texts for an image,
+                                                        or these images (or folders of images) for a text
   export RUN OUT [--dtype TYPE] [--no-certificate]      a Hugging Face folder of the run, which transformers loads;
                                                         with --format stablehlo a program, which jax alone runs;
                                                         with --format onnx one for ONNX Runtime
@@ -199,6 +201,12 @@ def predict(arguments: list[str]) -> None:
     parser.add_argument("run", metavar="RUN", help="the run's folder")
     parser.add_argument("texts", metavar="TEXT", nargs="*", help='such as "In the beginning [MASK] created"')
     parser.add_argument("--input", metavar="FILE", help="a UTF-8 file with a text a line; - for standard input")
+    parser.add_argument(
+        "--among",
+        metavar="VALUE",
+        nargs="+",
+        help="rank these texts for each image, or these images (or folders of images) for each text",
+    )
     parser.add_argument("--json", action="store_true", help="print each answer as a JSON object, one a line")
     parser.add_argument("--out", metavar="PATH", help="save the answers there instead, those of texts as JSON")
     _add_step(parser)
@@ -215,7 +223,10 @@ def predict(arguments: list[str]) -> None:
         raise InputError("predict: no text; give one after the run, or a file with --input")
     given = {name: value for name in DECODING if (value := getattr(options, name)) is not None}
     run = _open(options.run, step=options.step).with_decoding(**given)
-    if len(texts) == 1 and run.streams and not (options.json or options.out or options.num_samples > 1):
+    if options.among and options.num_samples > 1:
+        raise InputError(f"--num_samples {options.num_samples}: --among draws nothing; leave one of them out")
+    plain = not (options.json or options.out or options.among or options.num_samples > 1)
+    if len(texts) == 1 and plain and run.streams:
         for piece in run.stream(texts[0]):
             print(piece, end="", flush=True)
         print()
@@ -227,7 +238,7 @@ def _print_answers(run, options: argparse.Namespace, lines: Sequence[str]) -> No
     from jaxformer.progress import display, phase
 
     with display(stderr=True), phase("predicting"):
-        answers = _predict_each(run, options.texts, lines, options.num_samples)
+        answers = _predict_each(run, options, lines)
     if options.out:
         _save_answers(list(filter(None, answers)), Path(options.out))
         return
@@ -250,10 +261,11 @@ def _save_answers(answers: Sequence["Answer"], out: Path) -> None:
         raise InputError(f"--out {out}: {error.strerror}") from error
 
 
-def _predict_each(run, texts: Sequence[str], lines: Sequence[str], num_samples: int) -> list:
+def _predict_each(run, options: argparse.Namespace, lines: Sequence[str]) -> list:
     """As many answers to each text and each line, one after the other; None for an empty line."""
+    texts, num_samples = options.texts, options.num_samples
     asked = [*texts, *filter(None, lines)]
-    found = run.predict(asked, num_samples)
+    found = run.rank(asked, options.among) if options.among else run.predict(asked, num_samples)
     answers = iter(found if num_samples > 1 else [[answer] for answer in found])
     order = [True] * len(texts) + list(map(bool, lines))
     return [answer for given in order for answer in (next(answers) if given else [None] * num_samples)]

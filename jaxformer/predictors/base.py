@@ -59,7 +59,8 @@ class Answer(abc.ABC):
 class Predictor(abc.ABC, Generic[ModelT]):
     """Turns requests into answers: a text, a pair of texts, an image, as `Task.prepare_requests` returns them.
 
-    What else it can do is a class that it also inherits from: `Generates`, `Streams`, `ScoresContinuations`, `Embeds`.
+    What else it can do is a class that it also inherits from: `Generates`, `Streams`, `ScoresContinuations`,
+    `RanksCandidates`, `Embeds`.
     Its methods are called under the mesh of the parameters.
     """
 
@@ -115,6 +116,18 @@ class ScoresContinuations(abc.ABC):
 
         Raises:
           InputError: a continuation without a token, or longer than the model's positions.
+        """
+
+
+class RanksCandidates(abc.ABC):
+    """A predictor that says how well given candidates fit a request."""
+
+    @abc.abstractmethod
+    def rank(self, requests: Sequence[Any], candidates: Sequence[Any]) -> list[Answer]:
+        """The candidates for each request, the best first; both as `Task.prepare_requests` returns them.
+
+        Raises:
+          InputError: a request cannot be compared with a candidate.
         """
 
 

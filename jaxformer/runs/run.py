@@ -27,14 +27,14 @@ from jaxformer import config, fields
 from jaxformer.config import Experiment
 from jaxformer.data.pipeline.loader import evaluation_batches
 from jaxformer.data.sources import columns
-from jaxformer.data.sources.pictures import as_list, is_single
+from jaxformer.data.sources.pictures import as_list, images_in, is_single
 from jaxformer.data.tokenizers import Tokenizer, load_tokenizer
 from jaxformer.data.tokenizers.loading import saved
 from jaxformer.decoding.scoring import Score
 from jaxformer.errors import InputError
 from jaxformer.objectives.base import Objective
 from jaxformer.parallel import sharding
-from jaxformer.predictors.base import Generates, Predictor, ScoresContinuations, Streams
+from jaxformer.predictors.base import Generates, Predictor, RanksCandidates, ScoresContinuations, Streams
 from jaxformer.predictors.embedding import embed
 from jaxformer.progress import phase
 from jaxformer.runs import summaries
@@ -147,6 +147,28 @@ class Run:
         if num_samples > 1:
             answers = [answers[start : start + num_samples] for start in range(0, len(answers), num_samples)]
         return answers[0] if is_single(text) else answers
+
+    def rank(self, request: Any, candidates: Any) -> Any:
+        """Ranks candidates by how well they fit a request: texts for an image, or images for a text.
+
+        Args:
+          request: as `text` of `predict`, or a sequence of them.
+          candidates: texts, or images. The path of a folder stands for the images in it.
+
+        Returns:
+          One answer for one request, a list for several.
+
+        Raises:
+          InputError: the run's model ranks no candidates, or cannot compare these.
+        """
+        predictor = self.predictor
+        if not isinstance(predictor, RanksCandidates):
+            raise InputError(f"{self.folder}: {type(self.objective).__name__} ranks no candidates; leave them out")
+        requests = self.prepare_requests(as_list(request))
+        given = self.prepare_requests([one for part in as_list(candidates) for one in images_in(part)])
+        with sharding.use(self.mesh, self.experiment.mesh):
+            answers = predictor.rank(requests, given)
+        return answers[0] if is_single(request) else answers
 
     def prepare_requests(self, inputs: list) -> list:
         """Texts or images as the objective's `predict` takes them.

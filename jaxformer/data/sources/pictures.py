@@ -83,6 +83,20 @@ def as_list(value: Any) -> list[Any]:
     return inputs
 
 
+def images_in(value: Any) -> list[Any]:
+    """The paths of the images in a folder, sorted, if the value is the path of a folder; otherwise the value alone.
+
+    Raises:
+      InputError: the folder has no image.
+    """
+    if not isinstance(value, str | os.PathLike) or not os.path.isdir(value):
+        return [value]
+    found = [entry.path for entry in os.scandir(value) if entry.name.lower().endswith(ENDINGS) and entry.is_file()]
+    if not found:
+        raise InputError(f"{os.fspath(value)}: this folder has no image; expected files such as cat.png")
+    return sorted(found)
+
+
 def _opened(image: ImageLike) -> Image.Image:
     if isinstance(image, np.ndarray):
         return _of_array(image)

@@ -1,6 +1,7 @@
 """Images with texts that describe them: the data of two-tower models (Radford et al. 2021)."""
 
 import dataclasses
+import os
 from collections.abc import Sequence
 
 from jaxformer.data.fields.image import ImageField, Prepared
@@ -22,6 +23,20 @@ class ImageTextPairs(FieldTask):
     text: TextField = TextField()
     """The text."""
 
-    def prepare_requests(self, requests: Sequence[pictures.ImageLike]) -> list[Prepared]:
-        """Images in files or in memory, prepared as for evaluation; InputError if one cannot be decoded."""
-        return self.image.prepare(requests)
+    def prepare_requests(self, requests: Sequence[pictures.ImageLike]) -> list[Prepared | str]:
+        """Images prepared as for evaluation, and texts as they are.
+
+        A string is an image if it is the path of a file, or has the ending of one and no file is there, which is an
+        error; other strings are texts.
+
+        Raises:
+          InputError: an image cannot be decoded.
+        """
+        return [one if is_text(one) else self.image.prepare([one])[0] for one in requests]
+
+
+def is_text(request: pictures.ImageLike) -> bool:
+    """Whether a request is a text and not an image."""
+    if not isinstance(request, str):
+        return False
+    return not (request.lower().endswith(pictures.ENDINGS) or os.path.isfile(request))
