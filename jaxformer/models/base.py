@@ -244,6 +244,19 @@ class Model(nn.Module):
         """The pretrained model inside this one (or itself), and the prefix of its parameters' paths."""
         return "", self
 
+    def part(self, name: str) -> tuple[str, "Model"]:
+        """The model inside this one (or itself) that takes the input of this name, and the prefix of its paths."""
+        del name
+        return self.pretrained()
+
+    @nn.nowrap
+    def map_part(self, name: str, change: Callable[["Model"], "Model"]) -> "Model":
+        """The model with the innermost model that takes the input of this name replaced by `change(it)`."""
+        prefix, inner = self.part(name)
+        if not prefix:
+            return change(self)
+        return dataclasses.replace(self, **{prefix.strip("/"): inner.map_part(name, change)})
+
     def comparable(self) -> Self:
         """The model with neutral values for fields that change neither a parameter nor what is computed from it."""
         return self

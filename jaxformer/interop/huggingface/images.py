@@ -32,6 +32,7 @@ PROCESSORS: Mapping[str, Mapping[str, Any]] = {
     "DeiTImageProcessor": {**SQUARE, **CROPPED, "size": {"height": 256, "width": 256}},
     "BitImageProcessor": {**CROPPED, "size": {"shortest_edge": 224}, **CLIP_PIXELS},
     "CLIPImageProcessor": {**CROPPED, "size": {"shortest_edge": 224}, **CLIP_PIXELS},
+    "SiglipImageProcessor": {**SQUARE, "resample": 3},
 }
 """transformers' classes that are read here, with the values of the fields that a file leaves out."""
 BY_MODEL = {
@@ -39,6 +40,8 @@ BY_MODEL = {
     "vit_mae": "ViTImageProcessor",
     "dinov2": "BitImageProcessor",
     "dinov2_with_registers": "BitImageProcessor",
+    "clip": "CLIPImageProcessor",
+    "siglip": "SiglipImageProcessor",
 }
 """The class of a file that names none, by the model's type."""
 STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
@@ -86,7 +89,9 @@ def with_pixels(model: Model, folder: Path) -> Model:
     if preparation is None:
         return model
     try:
-        return dataclasses.replace(model, mean=preparation.mean, std=preparation.std)
+        return model.map_part(
+            "images", lambda part: dataclasses.replace(part, mean=preparation.mean, std=preparation.std)
+        )
     except InputError as error:
         raise InputError(f"{folder}: {error}") from error
 
@@ -102,6 +107,7 @@ def read_preparation(folder: Path, model: Any) -> Preparation | None:
     path, said = _read(folder)
     if said is None:
         return None
+    _, model = model.part("images")
     reader = ConfigReader(said, str(path))
     config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
     kind = _class_of(reader, config.get("model_type"))
@@ -215,6 +221,7 @@ def write_preprocessor(folder: Path, model: Any, image: ImageField | None = None
     Raises:
       InputError: transformers' model takes images of another size.
     """
+    _, model = model.part("images")
     image = image or ImageField(model.image, model.channels)
     model_type = read_json(folder / CONFIG).get("model_type")
     if image.size != model.image and model_type not in ANY_SIZE:

@@ -74,7 +74,7 @@ def without_unused_ids(run: Run) -> Run:
     if run.tokenizer is None or limit is None or run.tokenizer.vocab_size >= limit.vocab:
         return run
     size = run.tokenizer.vocab_size
-    model = _with(run.model, size)
+    model = run.model.map_part("tokens", lambda part: dataclasses.replace(part, vocab=size))
     before, after = parameters.abstract(run.model), parameters.abstract(model)
     arrays = parameters.flat(run.params)
     for path, shape in after.items():
@@ -90,13 +90,6 @@ def _first(array: Any, shape: tuple[int, ...]) -> StoredArray:
 
 def _lazy(array: Any, shape: tuple[int, ...], read: Callable[[], np.ndarray]) -> StoredArray:
     return StoredArray(shape, array.dtype, None, read)
-
-
-def _with(model: Model, vocab: int) -> Model:
-    prefix, inner = model.pretrained()
-    if not prefix:
-        return dataclasses.replace(model, vocab=vocab)
-    return dataclasses.replace(model, **{prefix.strip("/"): _with(inner, vocab)})
 
 
 def replaced(run: Run, model: Model, params: Any, tokenizer: Any) -> Run:

@@ -31,6 +31,9 @@ NEW = 64
 """Tokens that both generate."""
 NAMES = {
     "logits": "logits",
+    "logits_per_image": "logits",
+    "image_embeds": "image vectors",
+    "text_embeds": "text vectors",
     "seq_relationship_logits": "next-sentence logits",
     "last_hidden_state": "hidden",
     "pooler_output": "pooled",
@@ -72,8 +75,8 @@ def inputs(model: Model, texts: Sequence[np.ndarray], pad: int, seed: int = 0) -
     """
     rng = np.random.default_rng(seed)
     limits = model.text_limits
+    sizes = {"b": ROWS} | model.fixed_sizes()
     if limits is None:
-        sizes = {"b": ROWS} | model.fixed_sizes()
         shapes = {name: [sizes[letter] for letter in spec.axes] for name, spec in model.inputs().items()}
         others = {name: rng.random(shape, np.float32) for name, shape in shapes.items() if name != "images"}
         for name, images in (
@@ -100,7 +103,11 @@ def inputs(model: Model, texts: Sequence[np.ndarray], pad: int, seed: int = 0) -
             "input_segments": input_segments,
         }
         # Copies: torch takes no array of negative strides, which flipping leaves.
-        return Rows(name, {key: np.array(array, np.int32) for key, array in arrays.items()})
+        arrays = {key: np.array(array, np.int32) for key, array in arrays.items()}
+        if (spec := model.inputs().get("images")) is not None:
+            shape = [sizes[letter] for letter in spec.axes]
+            arrays["images"] = rng.uniform(-1, 1, shape).astype(np.float32)
+        return Rows(name, arrays)
 
     yield rows("short", stream[: ROWS * length].reshape(ROWS, length))
     yield rows("long", stream[None, : min(LONGEST, limits.max_length)])
@@ -313,7 +320,8 @@ def join_spans(outputs: Mapping[str, Any], stack: Callable[..., Any]) -> dict[st
 
 def mean_square(outputs: Mapping[str, Any], mask: Any) -> Any:
     """The mean square of logits, or of hidden vectors, where there are tokens; a loss for arrays of either library."""
-    squares = (outputs["logits"] if "logits" in outputs else outputs["last_hidden_state"]) ** 2
+    compared = next(name for name in ("logits", "logits_per_image", "last_hidden_state") if name in outputs)
+    squares = outputs[compared] ** 2
     if mask is None or squares.ndim < 3:
         return squares.mean()
     return (squares * mask[..., None]).sum() / mask.sum()

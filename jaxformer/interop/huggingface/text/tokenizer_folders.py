@@ -17,7 +17,7 @@ from jaxformer.errors import InputError
 from jaxformer.interop.huggingface.text.sentence_piece_json import to_json_tokenizer
 from jaxformer.interop.huggingface.text.tokenizer_files import SETTINGS, import_tokenizer, read_json
 
-ENCODERS = ("bert", "distilbert", "roberta")
+ENCODERS = ("bert", "distilbert", "roberta", "clip", "siglip")
 ANSWERING = ("t5", "mt5", "marian", "bart")
 """Families whose inputs end with the end token."""
 
@@ -51,7 +51,8 @@ def export_tokenizer(
     family = family or str(config.get("model_type", ""))
     names = _special_names(tokenizer, family, beginning)
     settings: dict[str, Any] = {f"{key}_token": name for key, name in names.items()}
-    positions = config.get("max_position_embeddings", config.get("n_positions"))
+    sizes = config.get("text_config", config)
+    positions = sizes.get("max_position_embeddings", sizes.get("n_positions"))
     if positions:
         settings["model_max_length"] = positions
     if isinstance(tokenizer, MarianTokenizer):
