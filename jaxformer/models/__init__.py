@@ -9,6 +9,10 @@ if TYPE_CHECKING:
     from jaxformer.models.base import Model as Model
     from jaxformer.models.bert import Bert as Bert
     from jaxformer.models.classifier import Classifier as Classifier
+    from jaxformer.models.clip import Clip as Clip
+    from jaxformer.models.clip import ImageTower as ImageTower
+    from jaxformer.models.clip import TextTower as TextTower
+    from jaxformer.models.clip import siglip as siglip
     from jaxformer.models.encoder_decoder import EncoderDecoder as EncoderDecoder
     from jaxformer.models.gpt import Gpt as Gpt
     from jaxformer.models.masked_autoencoder import MaskedAutoencoder as MaskedAutoencoder
@@ -23,6 +27,7 @@ else:
             "models.base": ("Model",),
             "models.bert": ("Bert",),
             "models.classifier": ("Classifier",),
+            "models.clip": ("Clip", "ImageTower", "TextTower", "siglip"),
             "models.encoder_decoder": ("EncoderDecoder",),
             "models.gpt": ("Gpt",),
             "models.masked_autoencoder": ("MaskedAutoencoder",),

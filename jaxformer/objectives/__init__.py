@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from jaxformer.objectives.extractive_summarization import ExtractiveSummarization as ExtractiveSummarization
     from jaxformer.objectives.image_classification import ImageClassification as ImageClassification
     from jaxformer.objectives.image_embedding import ImageEmbedding as ImageEmbedding
+    from jaxformer.objectives.image_text import ImageTextContrastive as ImageTextContrastive
     from jaxformer.objectives.masked_autoencoding import MaskedAutoencoding as MaskedAutoencoding
     from jaxformer.objectives.masked_lm import MaskedLM as MaskedLM
     from jaxformer.objectives.question_answering import QuestionAnswering as QuestionAnswering
@@ -28,6 +29,7 @@ else:
             "objectives.extractive_summarization": ("ExtractiveSummarization",),
             "objectives.image_classification": ("ImageClassification",),
             "objectives.image_embedding": ("ImageEmbedding",),
+            "objectives.image_text": ("ImageTextContrastive",),
             "objectives.masked_autoencoding": ("MaskedAutoencoding",),
             "objectives.masked_lm": ("MaskedLM",),
             "objectives.question_answering": ("QuestionAnswering",),

@@ -33,6 +33,8 @@ def shrunk(experiment):
     """Overrides that make a config small enough for a test, whatever its family."""
     if not experiment.data.task.reads_text:
         return tiny_images.shrunk(experiment)
+    if "images" in experiment.model.inputs():
+        return tiny_images.shrunk_towers(experiment)
     model = getattr(experiment.model, "backbone", experiment.model)
     path = "model" if model is experiment.model else "model.backbone"
     names = ["transformer"] if hasattr(model, "transformer") else ["encoder", "decoder"]
@@ -63,6 +65,8 @@ def tiny_sources(experiment, folder):
     task = experiment.data.task
     if not task.reads_text:
         return tiny_images.sources(folder)
+    if "images" in experiment.model.inputs():
+        return tiny_images.described(experiment, folder)
     pairing = task.text_to_text if isinstance(task, MultiTask) else task
     sources = {}
     for split in ("train", "validation"):

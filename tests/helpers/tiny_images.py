@@ -1,5 +1,6 @@
 """Images in place of a config's own, and the config made small enough for a test."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ from PIL import Image
 
 from jaxformer.config import Experiment
 from jaxformer.data.sources.pictures import ImageFolders
+from jaxformer.data.sources.sources import JsonLines
 from jaxformer.parallel.sharding import Mesh
 
 LABELS = ("dark", "light")
@@ -22,6 +24,28 @@ def shrunk(experiment: Experiment) -> dict:
     if hasattr(experiment.model, "labels"):
         small |= {"model.labels": LABELS, "data.task.labels": LABELS}
     return small | {"data.batch": 8, "data.workers": 0, "steps": 2, "mesh": Mesh(1), "init": None}
+
+
+def shrunk_towers(experiment: Experiment) -> dict:
+    """The same for a model of images and texts."""
+    towers = ("vision", "text")
+    small = {f"model.{tower}.transformer.{field}": size for tower in towers for field, size in SIZES.items()}
+    small |= {"model.vision.image": 8, "model.vision.patch": 4, "data.task.image.size": 8}
+    small |= {"model.text.vocab": 300, "tokenizer.vocab": 60}
+    return small | {"data.batch": 8, "data.workers": 0, "steps": 2, "mesh": Mesh(1), "init": None}
+
+
+def described(experiment: Experiment, folder: Path) -> dict:
+    """Pictures with a line of the folder's texts each, by the fields of an experiment."""
+    found, column = {}, experiment.data.task.text.column
+    for number, split in enumerate(("train", "validation")):
+        lines = [line for line in (folder / f"{split}.txt").read_text().split("\n") if line][:12]
+        write(folder / "images" / split, len(lines), 100, seed=number)
+        paths = (str(folder / "images" / split / f"{place}.png") for place in range(len(lines)))
+        examples = [{"image": path, column: line} for path, line in zip(paths, lines, strict=True)]
+        (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, examples)))
+        found[f"data.{split}"] = JsonLines((str(folder / f"{split}.jsonl"),))
+    return found
 
 
 SIZES = {"width": 16, "depth": 1, "heads": 2}

@@ -26,6 +26,7 @@ from jaxformer.objectives.causal_lm import CausalLM
 from jaxformer.objectives.classification import Classification
 from jaxformer.objectives.image_classification import ImageClassification
 from jaxformer.objectives.image_embedding import ImageEmbedding
+from jaxformer.objectives.image_text import ImageTextContrastive
 from jaxformer.objectives.masked_lm import MaskedLM
 from jaxformer.objectives.question_answering import QuestionAnswering
 from jaxformer.objectives.regression import Regression
@@ -104,7 +105,7 @@ class Sides:
 
     def short(self, texts: Sequence[Any], parts: Callable[[Any], Sequence[str]] = lambda text: [text]) -> list[Any]:
         """The texts that fit the model's positions whole, so that neither side truncates."""
-        tokenizer, longest = self.run.tokenizer, self.run.model.max_length
+        tokenizer, longest = self.run.tokenizer, self.run.model.text_limits.max_length
         sizes = [sum(len(tokenizer.encode(part)) for part in parts(text)) for text in texts]
         return [text for text, size in zip(texts, sizes, strict=True) if size + SPECIALS <= longest]
 
@@ -327,14 +328,59 @@ def _pictured(sides: Sides) -> Iterator[Line]:
     yield _line("vectors", f"{len(ours)} pictures", ours, theirs)
 
 
+def _ranked(sides: Sides) -> Iterator[Line]:
+    """Probabilities of texts for pictures."""
+    texts = sides.short(TEXTS)
+    if not texts or sides.run.model.part("images")[1].channels != 3:  # The pipeline makes every picture RGB.
+        return
+    # The pipeline pads the texts of every SigLIP to 64 tokens, however many it takes.
+    masks = "segments" in sides.run.model.inputs()
+    rank = _piped(sides, texts) if masks else _padded(sides, texts)
+    with _pictures(sides.run) as paths:
+        with on_cpu():
+            ours = [[dict(answer.ranking)[text] for text in texts] for answer in sides.run.rank(paths, texts)]
+        theirs = [rank(path) for path in paths]
+    yield _line("ranked texts", f"{len(texts)} texts for {len(ours)} pictures", ours, theirs)
+
+
+def _piped(sides: Sides, texts: Sequence[str]) -> Callable[[str], list[float]]:
+    """The probabilities of the texts for the picture in a file, by the pipeline."""
+    classify = sides.pipeline("zero-shot-image-classification")
+
+    def rank(path: str) -> list[float]:
+        found = classify(path, candidate_labels=texts, hypothesis_template="{}")
+        return [{choice["label"]: choice["score"] for choice in found}[text] for text in texts]
+
+    return rank
+
+
+def _padded(sides: Sides, texts: Sequence[str]) -> Callable[[str], list[float]]:
+    """The same by the model, of texts that are padded to the longest one that it takes."""
+    network, process, tokenizer = (
+        sides.network(transformers.AutoModel),
+        _processor(sides),
+        their_tokenizer(sides.folder),
+    )
+    longest = sides.run.model.text_limits.max_length
+    tokens = tokenizer(list(texts), padding="max_length", max_length=longest, return_tensors="pt").input_ids
+
+    def rank(path: str) -> list[float]:
+        with torch.no_grad(), Image.open(path) as picture:
+            output = network(input_ids=tokens, **process(picture, return_tensors="pt"))
+        return output.logits_per_image[0].sigmoid().tolist()
+
+    return rank
+
+
 @contextlib.contextmanager
 def _pictures(run: Run) -> Iterator[list[str]]:
     """Paths of generated pictures, of as many channels as the model has."""
+    channels = run.model.part("images")[1].channels
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         paths = []
         for number, (height, width) in enumerate(PICTURES):
-            coarse = rng.integers(0, 256, (6, 5) if run.model.channels == 1 else (6, 5, 3), np.uint8)
+            coarse = rng.integers(0, 256, (6, 5) if channels == 1 else (6, 5, 3), np.uint8)
             paths.append(str(Path(folder) / f"{number}.png"))
             Image.fromarray(coarse).resize((width, height), Image.Resampling.BILINEAR).save(paths[-1])
         yield paths
@@ -360,5 +406,6 @@ COMPARISONS: Mapping[type, Callable[[Sides], Iterator[Line]]] = {
     SentenceEmbedding: _embedded,
     ImageClassification: _classified,
     ImageEmbedding: _pictured,
+    ImageTextContrastive: _ranked,
 }
 """How each objective's answers are compared."""

@@ -11,6 +11,7 @@ from jaxformer.interop.huggingface.families import (
     bart,
     bert,
     classifiers,
+    clip,
     dinov2,
     distilbert,
     gpt2,
@@ -42,6 +43,8 @@ FAMILIES: tuple[Family, ...] = (
     dinov2.FAMILY,
     dinov2.WITH_REGISTERS,
     vit_mae.FAMILY,
+    clip.CLIP,
+    clip.SIGLIP,
     *classifiers.FAMILIES,
 )
 """In the order in which they are tried on a model: LLaMA before Mistral."""

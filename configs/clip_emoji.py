@@ -1,0 +1,44 @@
+"""A small CLIP on emoji and their names, from nothing, on two CPU cores."""
+
+import jaxformer as jf
+
+STACK = {"norm": jf.layers.LayerNorm(1e-5), "mlp": jf.layers.Mlp(activation="quick_gelu"), "attention_dropout": 0.0}
+
+experiment = jf.Experiment(
+    model=jf.models.Clip(
+        vision=jf.models.ImageTower(
+            jf.layers.Transformer(width=128, depth=4, heads=4, dropout=0.1, **STACK), image=32, patch=8
+        ),
+        text=jf.models.TextTower(
+            jf.layers.Transformer(width=128, depth=2, heads=4, dropout=0.1, **STACK), vocab=None, max_length=16
+        ),
+        width=128,
+    ),
+    objective=jf.objectives.ImageTextContrastive(),
+    data=jf.data.Data(
+        train=jf.data.Tfds("emoji/all", split="train"),
+        validation=jf.data.Tfds("emoji/google", split="validation"),
+        task=jf.data.ImageTextPairs(
+            image=jf.data.ImageField(
+                size=32,
+                augmentation=jf.data.Augmentation(
+                    scale=(0.6, 1.0),
+                    flip=0.0,
+                    operations=1,
+                    magnitude=5.0,
+                    among=("identity", "rotate", "shear_x", "shear_y", "translate_x", "translate_y"),
+                ),
+            ),
+            text=jf.data.TextField(column="name", length=16),
+        ),
+        batch=128,
+    ),
+    tokenizer=jf.tokenizers.WordPiece(vocab=2048),
+    optimizer=jf.optimizers.AdamW(
+        schedule=jf.optimizers.Schedule(peak=1e-3, warmup=100, decay="cosine"), weight_decay=0.1
+    ),
+    steps=2000,
+    evaluation=jf.Evaluation(every=250),
+    checkpoint=jf.Checkpoint(every=500),
+    log=jf.Log(every=50),
+)

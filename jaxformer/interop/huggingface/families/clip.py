@@ -1,0 +1,293 @@
+"""CLIP (Radford et al. 2021) and SigLIP (Zhai et al. 2023)."""
+
+import dataclasses
+import math
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import jax
+
+from jaxformer.data.fields.text import TextField
+from jaxformer.data.tasks.image_text import ImageTextPairs
+from jaxformer.errors import InputError
+from jaxformer.interop.huggingface.config_reader import ConfigReader
+from jaxformer.interop.huggingface.families.bridge import Bridge, Source
+from jaxformer.interop.huggingface.families.family import ACTIVATIONS, NAMES, Family, stack
+from jaxformer.interop.huggingface.families.rows import attention, linear, norm
+from jaxformer.interop.huggingface.families.vit import image_field
+from jaxformer.interop.huggingface.table import ParamMapping, Table
+from jaxformer.interop.huggingface.text_forms import replaced, without_unused_ids
+from jaxformer.layers.mlp import Mlp
+from jaxformer.layers.norms import LayerNorm
+from jaxformer.layers.transformer import Transformer
+from jaxformer.models.base import Model
+from jaxformer.models.clip import Clip, ImageTower, TextTower
+from jaxformer.objectives.image_text import ImageTextContrastive
+from jaxformer.runs.run import Run
+
+HIGHEST = 2
+"""The `eos_token_id` of old CLIP configs, with which transformers pools the token of the highest id."""
+POOLED = ("query", "key", "value")
+
+
+def tower(ours: str, theirs: str, last_norm: str) -> list[ParamMapping]:
+    """The stack of a tower."""
+    layer, block = f"{theirs}.encoder.layers.{{l}}", f"{ours}/transformer/blocks"
+    names = (f"{layer}.self_attn.{part}_proj" for part in ("q", "k", "v", "out"))
+    return [
+        *attention(f"{block}/attention", *names),
+        *norm(f"{block}/attention_norm", f"{layer}.layer_norm1"),
+        *norm(f"{block}/mlp_norm", f"{layer}.layer_norm2"),
+        *linear(f"{block}/mlp/up", f"{layer}.mlp.fc1"),
+        *linear(f"{block}/mlp/down", f"{layer}.mlp.fc2"),
+        *norm(f"{ours}/transformer/norm", f"{theirs}.{last_norm}"),
+    ]
+
+
+def pooling_head(ours: str, theirs: str) -> list[ParamMapping]:
+    """SigLIP's attention pooling, whose three maps are one tensor."""
+    kernels, biases = (tuple(f"{ours}/attention/{part}/{kind}" for part in POOLED) for kind in ("kernel", "bias"))
+    return [
+        ParamMapping(f"{ours}/query", f"{theirs}.probe", "1 1 d -> d"),
+        ParamMapping(kernels, f"{theirs}.attention.in_proj_weight", "(n h k) d -> n d h k"),
+        ParamMapping(biases, f"{theirs}.attention.in_proj_bias", "(n h k) -> n h k"),
+        *linear(f"{ours}/attention/output", f"{theirs}.attention.out_proj", "d (h k) -> h k d"),
+        *norm(f"{ours}/norm", f"{theirs}.layernorm"),
+        *linear(f"{ours}/mlp/up", f"{theirs}.mlp.fc1"),
+        *linear(f"{ours}/mlp/down", f"{theirs}.mlp.fc2"),
+    ]
+
+
+PATCH = "vision_model.embeddings.patch_embedding"
+TOWERS = (
+    ParamMapping("text/embeddings/token", "text_model.embeddings.token_embedding.weight"),
+    ParamMapping("text/embeddings/position", "text_model.embeddings.position_embedding.weight"),
+    *tower("text", "text_model", "final_layer_norm"),
+    ParamMapping("vision/embeddings/class_token", "vision_model.embeddings.class_embedding"),
+    ParamMapping("vision/embeddings/position", "vision_model.embeddings.position_embedding.weight"),
+    ParamMapping("vision/embeddings/patch/kernel", f"{PATCH}.weight", "d n y x -> y x n d"),
+    ParamMapping("vision/embeddings/patch/bias", f"{PATCH}.bias"),
+    *norm("vision/embedding_norm", "vision_model.pre_layrnorm"),
+    *tower("vision", "vision_model", "post_layernorm"),
+    *pooling_head("vision/attention_pooling", "vision_model.head"),
+)
+KNOWN = {f"{name}_model.embeddings.position_ids": "0, 1, 2, ..." for name in ("text", "vision")}
+CLIP_TABLE = Table(
+    (
+        *TOWERS,
+        ParamMapping("image_projection/kernel", "visual_projection.weight", "f d -> d f"),
+        ParamMapping("text_projection/kernel", "text_projection.weight", "f d -> d f"),
+        ParamMapping("log_scale", "logit_scale"),
+    ),
+    known=KNOWN,
+)
+SIGLIP_TABLE = Table(
+    (
+        *TOWERS,
+        *linear("text_projection", "text_model.head"),
+        ParamMapping("log_scale", "logit_scale", "1 -> "),
+        ParamMapping("bias", "logit_bias", "1 -> "),
+    ),
+    known=KNOWN,
+)
+
+
+def build_clip(reader: ConfigReader, names: Collection[str]) -> Clip:
+    """Makes the model of a CLIPConfig."""
+    del names
+    text_reader, vision_reader = _nested(reader, "text_config"), _nested(reader, "vision_config")
+    width = reader.integer("projection_dim", 512)
+    for nested in (text_reader, vision_reader):
+        nested.get("projection_dim")  # Of the towers by themselves.
+    end = text_reader.get("eos_token_id", 49_407)
+    defaults = {"width": 512, "inner": 2048, "heads": 8, "activation": "quick_gelu", "epsilon": 1e-5}
+    text = {"causal": True, "pooling": "highest" if end == HIGHEST else "end"}
+    text |= {} if end == HIGHEST else {"end_id": end}
+    text |= _text_fields(text_reader, defaults, vocab=49_408, length=77)
+    defaults |= {"width": 768, "inner": 3072, "heads": 12}
+    vision = _vision_fields(vision_reader, defaults, patch=32)
+    scale = math.exp(reader.number("logit_scale_init_value", 2.6592))
+    model = _made(reader, lambda: Clip(ImageTower(**vision), TextTower(**text), width, scale))
+    return _finished(model, reader, text_reader, vision_reader)
+
+
+def build_siglip(reader: ConfigReader, names: Collection[str]) -> Clip:
+    """Makes the model of a SiglipConfig."""
+    del names
+    text_reader, vision_reader = _nested(reader, "text_config"), _nested(reader, "vision_config")
+    defaults = {"width": 768, "inner": 3072, "heads": 12, "activation": "gelu_pytorch_tanh", "epsilon": 1e-6}
+    text = {"causal": False, "pad_id": text_reader.get("pad_token_id", 1)}
+    text |= _text_fields(text_reader, defaults, vocab=32_000, length=64)
+    vision = _vision_fields(vision_reader, defaults, patch=16)
+    vision |= {"pooling": "attention", "embedding_norm": False, "patch_bias": True}
+    vision_reader.must("vision_use_head", True)
+    text_reader.must("projection_size", vision["transformer"].width)
+    model = _made(reader, lambda: Clip(ImageTower(**vision), TextTower(**text), None, 10.0, -10.0))
+    return _finished(model, reader, text_reader, vision_reader)
+
+
+def _nested(reader: ConfigReader, name: str) -> ConfigReader:
+    """The reader of a tower's config; old files have it a second time, and that one counts."""
+    values = {**reader.get(name, {}), **reader.get(f"{name}_dict", {})}
+    return ConfigReader(values, f"{reader.where}: {name}")
+
+
+def _made(reader: ConfigReader, make: Any) -> Clip:
+    try:
+        return make()
+    except InputError as error:
+        raise InputError(f"{reader.where}: {error}") from error
+
+
+def _finished(model: Clip, reader: ConfigReader, *nested: ConfigReader) -> Clip:
+    for one in nested:
+        one.finish()
+        reader.notes += one.notes
+    return model
+
+
+def _stack(reader: ConfigReader, defaults: Mapping[str, Any]) -> Transformer:
+    reader.get("dropout")  # Which nothing reads.
+    return stack(
+        reader,
+        width=reader.integer("hidden_size", defaults["width"]),
+        depth=reader.integer("num_hidden_layers", 12),
+        heads=reader.integer("num_attention_heads", defaults["heads"]),
+        mlp=Mlp(
+            reader.integer("intermediate_size", defaults["inner"]),
+            reader.choice("hidden_act", ACTIVATIONS, defaults["activation"]),
+        ),
+        norm=LayerNorm(reader.number("layer_norm_eps", defaults["epsilon"])),
+        dropout=0.0,
+        attention_dropout=reader.rate("attention_dropout"),
+    )
+
+
+def _text_fields(reader: ConfigReader, defaults: Mapping[str, Any], vocab: int, length: int) -> dict[str, Any]:
+    return {
+        "transformer": _stack(reader, defaults),
+        "vocab": reader.integer("vocab_size", vocab),
+        "max_length": reader.integer("max_position_embeddings", length),
+    }
+
+
+def _vision_fields(reader: ConfigReader, defaults: Mapping[str, Any], patch: int) -> dict[str, Any]:
+    channels = reader.integer("num_channels", 3)
+    pixels = {"mean": (0.5,), "std": (0.5,)} if channels != 3 else {}
+    return {
+        "transformer": _stack(reader, defaults),
+        "image": reader.integer("image_size", 224),
+        "patch": reader.integer("patch_size", patch),
+        "channels": channels,
+        **pixels,
+    }
+
+
+def describe_clip(model: Clip) -> dict[str, Any]:
+    """The CLIPConfig of a model."""
+    end = model.text.end_id if model.text.pooling == "end" else HIGHEST
+    text = {"projection_dim": model.width, "eos_token_id": end, "bos_token_id": None, "pad_token_id": None}
+    return {
+        "architectures": ["CLIPModel"],
+        "projection_dim": model.width,
+        "logit_scale_init_value": math.log(model.init_scale),
+        "text_config": {"model_type": "clip_text_model", **text, **_text_sizes(model.text)},
+        "vision_config": {
+            "model_type": "clip_vision_model",
+            "projection_dim": model.width,
+            **_vision_sizes(model.vision),
+        },
+    }
+
+
+def describe_siglip(model: Clip) -> dict[str, Any]:
+    """The SiglipConfig of a model."""
+    tokens = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": model.text.pad_id}
+    text = {"projection_size": model.vision.transformer.width, **tokens}
+    return {
+        "architectures": ["SiglipModel"],
+        "text_config": {"model_type": "siglip_text_model", **text, **_text_sizes(model.text)},
+        "vision_config": {"model_type": "siglip_vision_model", **_vision_sizes(model.vision)},
+    }
+
+
+def _sizes(config: Transformer) -> dict[str, Any]:
+    return {
+        "hidden_size": config.width,
+        "num_hidden_layers": config.depth,
+        "num_attention_heads": config.heads,
+        "intermediate_size": config.mlp.inner(config.width),
+        "hidden_act": NAMES[config.mlp.activation],
+        "layer_norm_eps": config.norm.epsilon,
+        "attention_dropout": config.attention_dropout,
+    }
+
+
+def _text_sizes(text: TextTower) -> dict[str, Any]:
+    return {"vocab_size": text.vocab, "max_position_embeddings": text.max_length, **_sizes(text.transformer)}
+
+
+def _vision_sizes(vision: ImageTower) -> dict[str, Any]:
+    geometry = {"image_size": vision.image, "patch_size": vision.patch, "num_channels": vision.channels}
+    return {**geometry, **_sizes(vision.transformer)}
+
+
+def with_end(model: Clip, end_id: int) -> Clip:
+    """The model that pools this token, for texts whose last token it is."""
+    return dataclasses.replace(model, text=dataclasses.replace(model.text, pooling="end", end_id=end_id))
+
+
+class ClipBridge(Bridge):
+    """Models of images and texts."""
+
+    def objective(self, source: Source, model: Clip) -> ImageTextContrastive:
+        """The softmax loss; with a bias of the scores, the sigmoid loss."""
+        return ImageTextContrastive("softmax" if model.init_bias is None else "sigmoid")
+
+    def task(self, source: Source, model: Clip, objective: Any) -> ImageTextPairs:
+        """Images as the folder prepares them, with texts."""
+        return ImageTextPairs(image_field(source, model.vision), TextField(length=model.text.max_length))
+
+    def special_tokens(self, model: Model, tokens: Mapping[str, int | None]) -> dict[str, int | None]:
+        """None: they are in the config of the text tower."""
+        return {}
+
+    def conventional(self, run: Run) -> Run:
+        """With the end token by its id, which is the last of each text here."""
+        run = without_unused_ids(run)
+        if run.model.text.pooling != "last" or run.model.text.pad_id is not None:
+            return run
+        model = with_end(run.model, run.tokenizer.template("encoder").single[-1].content)
+        return replaced(run, model, run.params, run.tokenizer)
+
+    def outputs(self, model: Clip, output: Any, objective: Any = None) -> dict[str, jax.Array]:
+        """Scores and vectors."""
+        return {
+            "logits_per_image": output.logits,
+            "image_embeds": output.image_vectors,
+            "text_embeds": output.text_vectors,
+        }
+
+
+BRIDGE = ClipBridge()
+AUTO = ("AutoModelForZeroShotImageClassification", "zero-shot-image-classification")
+CLIP = Family(
+    model_type="clip",
+    architectures=("CLIPModel",),
+    module=Clip,
+    build=build_clip,
+    describe=describe_clip,
+    table=CLIP_TABLE,
+    bridge=BRIDGE,
+    auto_classes={"CLIPModel": AUTO},
+)
+SIGLIP = Family(
+    model_type="siglip",
+    architectures=("SiglipModel",),
+    module=Clip,
+    build=build_siglip,
+    describe=describe_siglip,
+    table=SIGLIP_TABLE,
+    bridge=BRIDGE,
+    auto_classes={"SiglipModel": AUTO},
+)

@@ -1,0 +1,142 @@
+"""Images and texts in one space: classification by given texts, and retrieval (Radford et al. 2021, §3.1)."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxformer.data.fields.image import Prepared
+from jaxformer.data.tasks import layouts
+from jaxformer.errors import InputError
+from jaxformer.models.clip import Clip
+from jaxformer.predictors.base import Answer, Embeds, Predictor, RanksCandidates
+from jaxformer.predictors.vectors import Embedded, with_cosines
+
+ROWS, SHOWN = 32, 8
+"""Images or texts at a time; pairs of a demonstration."""
+TOP = 5
+"""Candidates that are printed."""
+Request = Prepared | str
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranked(Answer):
+    """An image or a text, and the candidates that fit it."""
+
+    pair_names: ClassVar = {"ranking": ("candidate", "probability")}
+
+    request: str
+    """The text, or the file of the image."""
+    ranking: tuple[tuple[str, float], ...]
+    """The candidates with their probabilities, the likeliest first."""
+
+    def __str__(self) -> str:
+        return "\n".join([self.request, *(f"  {share:6.1%}  {name}" for name, share in self.ranking[:TOP])])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ImageTextRanking(Predictor[Clip], RanksCandidates, Embeds):
+    """Compares images with texts."""
+
+    independent: bool = False
+    """Whether each candidate has a probability of its own, as with the sigmoid loss; those of all candidates sum to 1
+    otherwise."""
+
+    def encode(self, requests: Sequence[Request]) -> dict[str, np.ndarray]:
+        """The model's arguments for the images and the texts among the requests."""
+        images, texts = _divided(requests)
+        arrays = {"images": np.stack([images[place].pixels for place in images])} if images else {}
+        return arrays | (self._tokens(list(texts.values())) if texts else {})
+
+    def embed(self, requests: Sequence[Request]) -> np.ndarray:
+        images, texts = _divided(requests)
+        vectors: list[np.ndarray] = [np.empty(0)] * len(requests)
+        for places in (list(images), list(texts)):
+            for start in range(0, len(places), ROWS):
+                part = places[start : start + ROWS]
+                arrays = self.encode([requests[place] for place in part])
+                found = _vectors(self.model, self.params, _filled(arrays))[: len(part)]
+                for place, vector in zip(part, np.asarray(found), strict=True):
+                    vectors[place] = vector
+        return np.stack(vectors)
+
+    def predict(self, requests: Sequence[Request]) -> list[Embedded]:
+        """The vector of each image or text, with the cosines to the others; long texts lose their end."""
+        return with_cosines([_name(one) for one in requests], self.embed(requests))
+
+    def rank(self, requests: Sequence[Request], candidates: Sequence[Request]) -> list[Ranked]:
+        """The candidates for each request: texts for an image, or images for a text."""
+        for request in requests:
+            if alike := [one for one in candidates if isinstance(one, str) == isinstance(request, str)]:
+                kinds = ("texts", "images") if not isinstance(request, str) else ("images", "texts")
+                kind = "a text" if isinstance(request, str) else "an image"
+                raise InputError(f"{_name(alike[0])!r}: expected {kinds[0]} to rank for {kind}; {kinds[1]} are not")
+        if not candidates:
+            raise InputError("expected a candidate or more to rank")
+        scale, bias = (None if part is None else float(part) for part in self.model.score_map(self.params))
+        scores = scale * (self.embed(requests) @ self.embed(candidates).T) + (bias or 0.0)
+        shares = np.asarray(jax.nn.sigmoid(scores) if self.independent else jax.nn.softmax(scores))
+        names = [_name(one) for one in candidates]
+        order = np.argsort(-scores, axis=1, kind="stable")
+        return [
+            Ranked(_name(one), tuple((names[place], float(row[place])) for place in places))
+            for one, row, places in zip(requests, shares, order, strict=True)
+        ]
+
+    def demonstrate(self, batch: Mapping[str, np.ndarray]) -> list[str]:
+        """Which text of a batch is the nearest to each of its first images."""
+        rows = np.flatnonzero(batch["weights"][:, 0])
+        arrays = {name: np.asarray(batch[name])[rows] for name in ("images", "tokens", "segments")}
+        special = self.tokenizer.is_special
+        kept = [row[(mask > 0) & ~special[row]] for row, mask in zip(arrays["tokens"], arrays["segments"], strict=True)]
+        texts = [self.tokenizer.decode(row) for row in kept]
+        images = _vectors(self.model, self.params, {"images": arrays["images"][:SHOWN]})
+        others = _vectors(self.model, self.params, {name: arrays[name] for name in ("tokens", "segments")})
+        lines = []
+        for place, best in enumerate(np.asarray(images @ others.T).argmax(1)):
+            wrong = "" if texts[best] == texts[place] else f", was {texts[place]}"
+            lines.append(f"held-out image {rows[place]}: {texts[best]}{wrong}")
+        return lines
+
+    def _tokens(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
+        """Rows of texts as long as the longest, or as the model when it reads padding."""
+        longest = self.model.text.max_length
+        rows = [
+            layouts.lay_out(self.tokenizer, "encoder", longest, tokens).tokens
+            for tokens in self.tokenizer.encode_batch(texts)
+        ]
+        length = max(map(len, rows)) if self.model.text.pad_id is None else longest
+        tokens = np.zeros((len(rows), length), np.int32)
+        segments = np.zeros_like(tokens)
+        for number, row in enumerate(rows):
+            tokens[number, : len(row)], segments[number, : len(row)] = row, 1
+        return {"tokens": tokens, "segments": segments}
+
+
+def _divided(requests: Sequence[Request]) -> tuple[dict[int, Prepared], dict[int, str]]:
+    """The images and the texts among the requests, by index."""
+    texts = {place: one for place, one in enumerate(requests) if isinstance(one, str)}
+    return {place: one for place, one in enumerate(requests) if place not in texts}, texts
+
+
+def _name(request: Request) -> str:
+    return request if isinstance(request, str) else request.path
+
+
+def _filled(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays with `ROWS` rows, so that few shapes are compiled."""
+    filled = {}
+    for name, array in arrays.items():
+        more = [(0, ROWS - len(array))] + [(0, 0)] * (array.ndim - 1)
+        filled[name] = np.pad(array, more)
+    return filled
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _vectors(model: Clip, params, arrays: Mapping[str, jax.Array]) -> jax.Array:
+    output = model.apply({"params": params}, **arrays)
+    return jnp.asarray(output.features)
