@@ -18,8 +18,7 @@ FOREIGN = {
     "optimizer": "optim optimizer_name",
     "data.batch": "batch_size bs train_batch_size per_device_train_batch_size micro_batch_size global_batch_size",
     "data.workers": "num_workers dataloader_num_workers",
-    "data.task.length": "max_length seq_len seq_length sequence_length max_seq_length max_seq_len block_size "
-    "context_length n_ctx",
+    "data.task.length": "seq_len seq_length sequence_length max_seq_length max_seq_len block_size context_length n_ctx",
     "data.task.mask_rate": "mlm_probability mask_prob masking_rate",
     "data.train": "train_file dataset train_data data_path dataset_name",
     "data.validation": "validation_file val_file eval_file dev_file validation_data",

@@ -40,7 +40,7 @@ FIELDS = {
     "gradient_checkpointing": "model.transformer.remat",
     "bf16": "model.transformer.dtype",
     "vocab_size": "model.vocab",
-    "max_length": "data.task.length",
+    "max_length": "model.max_length",
     "max_position_embeddings": "model.max_length",
     "num_workers": "data.workers",
     "eval_steps": "evaluation.every",

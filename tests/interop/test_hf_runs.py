@@ -276,8 +276,10 @@ class TestSentenceEmbedding:
 
 def test_masked_lm_needs_its_heads():
     model = Bert(STACK, vocab=9, prediction_heads=("pooler",))
-    with pytest.raises(InputError, match=r"model.prediction_heads=\('pooler',\): expected masked_lm among them"):
+    with pytest.raises(
+        InputError, match=r"model.prediction_heads=\('pooler',\): expected masked_lm for objective=MaskedLM"
+    ):
         MaskedLM(next_sentence=0.0).check(model, ["tokens"])
-    with pytest.raises(InputError, match="the next-sentence head reads the pooler"):
+    with pytest.raises(InputError, match="next_sentence reads the pooler"):
         Bert(STACK, prediction_heads=("next_sentence",))
     assert jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 2), np.int32))["params"].keys() >= {"pooler"}

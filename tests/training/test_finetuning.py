@@ -4,6 +4,7 @@ import dataclasses
 import shutil
 import tempfile
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -206,8 +207,9 @@ class TestLora:
         assert all((leaf == 0).all() == path.endswith("/b") for path, leaf in paths(state.params["lora"]).items())
 
     def test_merged_is_the_sum_of_both_maps(self):
-        base = noisy_params(Classifier(small_backbone(), LABELS), np.zeros((1, 4), np.int32))
-        pairs = LORA.init(jax.random.key(0), base)
+        model, tokens = Classifier(small_backbone(), LABELS), np.zeros((1, 4), np.int32)
+        base = noisy_params(model, tokens)
+        pairs = nn.unbox(LORA.init(jax.random.key(0), model.init(jax.random.key(0), tokens)["params"]))
         rng = np.random.default_rng(0)
         pairs = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), pairs)
         merged = LORA.merge({"base": base, "lora": pairs})
