@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxformer.data.tasks.summary_sentences import lay_out
+from jaxformer.data.tasks.summary_sentences import SentenceRow, lay_out
 from jaxformer.data.transforms import summaries
 from jaxformer.errors import InputError
 from jaxformer.models.classifier import Classifier
@@ -86,14 +86,19 @@ class SummaryPredictor(Predictor[Classifier]):
             logits = np.asarray(_logits(self.model, self.params, batch))
             for row, place in enumerate(places):
                 scores[place] = logits[row, rows[place].positions]
-        found = []
-        for sentences, row, logits in zip(documents, rows, scores, strict=True):
-            chosen = self.choose(logits, sentences)
-            probabilities = np.asarray(jax.nn.sigmoid(logits[chosen]))
-            texts = tuple(sentences[index] for index in chosen)
-            counts = len(row.positions), len(sentences), row.whole
-            found.append(Summary(texts, tuple(chosen), tuple(map(float, probabilities)), *counts))
-        return found
+        return [self._summary(*parts) for parts in zip(documents, rows, scores, strict=True)]
+
+    def _summary(self, sentences: Sequence[str], row: SentenceRow, logits: np.ndarray) -> Summary:
+        chosen = self.choose(logits, sentences)
+        probabilities = np.asarray(jax.nn.sigmoid(logits[chosen]))
+        return Summary(
+            sentences=tuple(sentences[index] for index in chosen),
+            indices=tuple(chosen),
+            probabilities=tuple(map(float, probabilities)),
+            read=len(row.positions),
+            total=len(sentences),
+            whole=row.whole,
+        )
 
     def choose(self, logits: np.ndarray, sentences: Sequence[str]) -> list[int]:
         """The indices of the sentences of a summary, ascending, by the logits of those that were read."""
