@@ -35,7 +35,7 @@ TOKENS = InputSpec("ct", "ids of the tokens of each text")
 SEGMENTS = InputSpec("ct", "1 where there is a token, 0 for padding", optional=True)
 
 TextPooling = Literal["last", "end", "highest"]
-"""The token whose vector represents a text: the last one that is no padding, the first `end_id`, or the first of the
+"""The token whose vector represents a text: the last one before padding, the first `end_id`, or the first of the
 highest id."""
 
 
@@ -214,16 +214,16 @@ class TextTower(Model):
 
 @flax.struct.dataclass
 class ClipOutput(ModelOutput):
-    """What the two towers compute."""
+    """The output of the two towers."""
 
     image_vectors: jax.Array | None = None
     """float32 [b, d] with length 1; None without images."""
     text_vectors: jax.Array | None = None
     """float32 [c, d] with length 1; None without texts."""
     scale: jax.Array | None = None
-    """What products of vectors are multiplied by, a scalar."""
+    """Factor of products of vectors, a scalar."""
     bias: jax.Array | None = None
-    """What is added to them then, a scalar; None: nothing."""
+    """Added to them then, a scalar; None: nothing."""
 
     exported: ClassVar[tuple[str, ...]] = ("logits", "image_vectors", "text_vectors")
 
@@ -272,7 +272,7 @@ class Clip(Model):
         return self.vision.inputs() | self.text.inputs()
 
     def stacks(self) -> dict[str, Transformer]:
-        """Those of both towers."""
+        """The stacks of both towers."""
         towers = {"vision": self.vision, "text": self.text}
         return {f"{name}/{path}": stack for name, tower in towers.items() for path, stack in tower.stacks().items()}
 
@@ -357,7 +357,7 @@ class Clip(Model):
 
     @nn.nowrap
     def score_map(self, params: Any) -> tuple[jax.Array, jax.Array | None]:
-        """What products of vectors are multiplied by to make scores, and what is added then; None: nothing."""
+        """The factor that turns products of vectors into scores, and the summand after it; None: nothing."""
         return jnp.exp(params["log_scale"]), params.get("bias")
 
     def _map(self, name: str, vectors: jax.Array, bias: bool) -> jax.Array:

@@ -122,7 +122,7 @@ class BatchObjective(Objective[ModelT]):
 
     @abc.abstractmethod
     def vectors(self, model: ModelT, params: Any, batch: Mapping[str, jax.Array], key: Any) -> dict[str, Any]:
-        """What the loss compares, by name: arrays [b, ...] with the rows of the batch, and auxiliary means."""
+        """The inputs of the loss, by name: arrays [b, ...] with the rows of the batch, and auxiliary means."""
 
     @abc.abstractmethod
     def compare(

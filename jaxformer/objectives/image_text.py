@@ -25,7 +25,7 @@ LOSSES = {"softmax": softmax_contrastive, "sigmoid": sigmoid_contrastive}
 
 @dataclasses.dataclass(frozen=True)
 class ImageTextContrastive(BatchObjective[Clip]):
-    """Tells the pairs of a batch from all other combinations of its images and texts."""
+    """Distinguishes the pairs of a batch from all other combinations of its images and texts."""
 
     loss: Literal["softmax", "sigmoid"] = "softmax"
     """The loss: `softmax` finds the text of each image and the image of each text (CLIP), `sigmoid` classifies every

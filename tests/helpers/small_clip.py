@@ -1,4 +1,4 @@
-"""A small model of images and texts, and a run of it on drawn pictures, of which nothing is on disk."""
+"""A small model of images and texts, and a run of it in memory on drawn pictures."""
 
 from pathlib import Path
 

@@ -36,7 +36,7 @@ TOKENS[np.arange(3), LENGTHS - 1] = 40
 
 
 def theirs(name):
-    """A model of theirs with weights drawn at random."""
+    """A model of transformers with random weights."""
     name, fields = name.split()[0], MODELS[name]
     kind = name.removesuffix("Model")
     others = {key: value for key, value in fields.items() if key != "text"}

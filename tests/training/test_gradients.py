@@ -43,7 +43,7 @@ def test_micro_batches_are_compared_with_the_whole_batch(parts):
 
 
 def test_both_passes_drop_the_same():
-    """The gradient is that of the loss of the vectors, of which each micro-batch has a key of its own."""
+    """The gradient is that of the loss of the vectors; each micro-batch has a key of its own."""
 
     def loss(params):
         parts = []
