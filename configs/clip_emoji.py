@@ -1,4 +1,14 @@
-"""A small CLIP on emoji and their names, from nothing, on two CPU cores."""
+"""A small CLIP on 6,800 emoji and their names, from nothing, on two CPU cores.
+
+    python train.py configs/clip_emoji.py --workdir runs/clip
+    jaxformer predict runs/clip EMOJI.png --among "red heart" "flag" "cat face"
+    jaxformer predict runs/clip "red heart" --among FOLDER
+
+Its 2,000 steps have not been run. Measured with `--steps 500 --optimizer.schedule.warmup 50`, which are 9 epochs, at 70
+to 303 images a second on two cores that many other programs used: of the 391 held-out emoji, which have 186 other
+names, the right name is the nearest for 21.2% and among the 5 nearest for 42.2%; by chance it is for 0.5% and 2.7%. Of
+the names, a right image is the nearest for 8.1%, and among the 5 nearest for 21.5%.
+"""
 
 import jaxformer as jf
 
@@ -10,7 +20,7 @@ experiment = jf.Experiment(
             jf.layers.Transformer(width=128, depth=4, heads=4, dropout=0.1, **STACK), image=32, patch=8
         ),
         text=jf.models.TextTower(
-            jf.layers.Transformer(width=128, depth=2, heads=4, dropout=0.1, **STACK), vocab=None, max_length=16
+            jf.layers.Transformer(width=128, depth=2, heads=4, dropout=0.1, **STACK), vocab=2048, max_length=16
         ),
         width=128,
     ),

@@ -134,8 +134,8 @@ def test_its_state_can_be_planned_and_its_rows_fit_its_model(file):
     if experiment.tokenizer is None:
         experiment.objective.check(experiment.model, experiment.data.task.row)
         return
-    table = params.get("backbone", params)["embeddings"]["token"]
-    model = getattr(experiment.model, "backbone", experiment.model)
+    prefix, model = experiment.model.part("tokens")
+    table = (params[prefix.strip("/")] if prefix else params)["embeddings"]["token"]
     stack = getattr(model, "transformer", None) or model.encoder
     assert table.shape == (model.vocab, stack.width)
     if hasattr(experiment.tokenizer, "vocab"):
