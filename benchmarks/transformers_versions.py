@@ -37,6 +37,9 @@ SIZES = {
 DECODER = SIZES | {"num_key_value_heads": 2, "head_dim": 8}
 LLAMA3 = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 LLAMA3 |= {"original_max_position_embeddings": 32, "rope_theta": 1e4}
+GEMMA = DECODER | {"num_hidden_layers": 3, "sliding_window": 6, "query_pre_attn_scalar": 12}
+GEMMA |= {"layer_types": ["sliding_attention", "sliding_attention", "full_attention"]}
+LINEAR = {"full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6}}
 T5 = {"vocab_size": VOCAB, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
 T5 |= {"decoder_start_token_id": 0}
 GATED = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
@@ -71,6 +74,8 @@ MODELS: dict[str, tuple[str, str | None, dict[str, Any]]] = {
     "llama long": ("LlamaForCausalLM", "sentence_piece", DECODER | {"rope_parameters": LLAMA3}),
     "mistral": ("MistralForCausalLM", "sentence_piece", DECODER | {"sliding_window": None}),
     "qwen3": ("Qwen3ForCausalLM", "byte_level", DECODER | {"tie_word_embeddings": True}),
+    "gemma3": ("Gemma3ForCausalLM", "sentence_piece", GEMMA),
+    "gemma3 long": ("Gemma3ForCausalLM", "sentence_piece", GEMMA | {"rope_parameters": LINEAR}),
     "t5": ("T5ForConditionalGeneration", "sentence_piece", T5),
     "t5 v1.1": ("T5ForConditionalGeneration", "sentence_piece", T5 | GATED),
     "mt5": ("MT5ForConditionalGeneration", "sentence_piece", T5 | GATED),

@@ -1,5 +1,5 @@
 """GPT: a causal decoder (Radford et al. 2019); with rotary positions, RMS norms and gated MLPs, LLaMA (Touvron et al.
-2023)."""
+2023); with local and global blocks besides, Gemma 3 (Gemma Team 2025)."""
 
 from collections.abc import Mapping
 

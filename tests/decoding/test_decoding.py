@@ -8,7 +8,19 @@ import pytest
 import scipy.stats
 import torch
 import transformers
-from decoding_models import LONGEST, NEW, VOCAB, assert_same, both, common_token, prompts, run, run_theirs, special
+from decoding_models import (
+    LONGEST,
+    NEW,
+    VOCAB,
+    WINDOW,
+    assert_same,
+    both,
+    common_token,
+    prompts,
+    run,
+    run_theirs,
+    special,
+)
 
 from jaxformer.decoding import generate as generating
 from jaxformer.decoding import loops, steps
@@ -16,9 +28,10 @@ from jaxformer.decoding.choosing import choose, weaken
 from jaxformer.decoding.generate import CHUNK, bucket, generate, stream
 from jaxformer.decoding.settings import Decoding
 from jaxformer.errors import InputError
+from jaxformer.layers.cache import Cache
 from jaxformer.parallel.sharding import Mesh, make_mesh, state_shardings
 
-MODELS = ("gpt2", "llama", "t5", "marian")
+MODELS = ("gpt2", "llama", "gemma3", "t5", "marian")
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -59,6 +72,19 @@ def test_beam_search_is_that_of_transformers(name, settings):
         found = run(name, Decoding(max_new_tokens=NEW, **ours), end)
         assert_same(found, run_theirs(name, end, **theirs))
     assert any(len(output) < NEW for output in found)
+
+
+def test_local_blocks_cache_no_more_tokens_than_their_window(monkeypatch):
+    made, room_for = [], Cache.room_for
+
+    def recorded(cache, tokens):
+        made.append(room_for(cache, tokens))
+        return made[-1]
+
+    monkeypatch.setattr(Cache, "room_for", recorded)
+    run("gemma3", Decoding(max_new_tokens=NEW), some=[np.arange(20), np.arange(11)])
+    first, second, third = (layer.keys.key.shape[2] for layer in made[0].layers)
+    assert first == third == WINDOW and second >= 20 + NEW
 
 
 def test_a_beam_search_continues_while_a_better_hypothesis_is_possible():

@@ -12,6 +12,7 @@ from jaxformer.decoding.settings import Decoding
 
 VOCAB, LONGEST, NEW = 53, 48, 18
 START = VOCAB - 1
+WINDOW = 5
 EAGER = {"attn_implementation": "eager"}
 
 torch.set_num_threads(1)  # With small matrices, threads only wait for each other: thirty times as long.
@@ -28,6 +29,18 @@ def llama():
     sizes = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "head_dim": 6}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": LONGEST}
     return transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=VOCAB, **sizes, **heads, **EAGER)), as_ours
+
+
+def gemma3():
+    """Two local blocks and a global one between them, with a window shorter than most prompts."""
+    sizes = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3, "head_dim": 6}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": LONGEST}
+    kinds = {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+    rope = {"full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6}}
+    config = transformers.Gemma3TextConfig(
+        vocab_size=VOCAB, query_pre_attn_scalar=9, rope_parameters=rope, **sizes, **heads, **kinds, **EAGER
+    )
+    return transformers.Gemma3ForCausalLM(config), as_ours
 
 
 def t5():
@@ -56,7 +69,7 @@ def bart():
     return transformers.BartForConditionalGeneration(config), as_ours
 
 
-MODELS = {"gpt2": gpt2, "llama": llama, "t5": t5, "marian": marian, "bart": bart}
+MODELS = {"gpt2": gpt2, "llama": llama, "t5": t5, "marian": marian, "bart": bart, "gemma3": gemma3}
 
 
 @functools.cache

@@ -37,7 +37,8 @@ def redrawn(model: torch.nn.Module, seed: int) -> torch.nn.Module:
                 and "embed_scale" not in name
             ):
                 tensor.normal_(0, 0.2, generator=generator)
-                if "norm" in name.lower() and name.endswith("weight"):
+                zero_centred = model.config.model_type == "gemma3_text"  # Its norms store their scales less 1.
+                if "norm" in name.lower() and name.endswith("weight") and not zero_centred:
                     tensor.add_(1)
     return model.eval()
 
@@ -107,6 +108,8 @@ LLAMA3 = {
     "original_max_position_embeddings": 32,
 }
 
+GEMMA_KINDS = ("full_attention", "sliding_attention")
+
 
 @st.composite
 def llama(draw, name="Llama"):
@@ -132,6 +135,37 @@ def llama(draw, name="Llama"):
         **NO_TOKENS,
     )
     return getattr(transformers, f"{name}ForCausalLM")(config)
+
+
+@st.composite
+def gemma3(draw):
+    """Gemma 3: blocks of both kinds in any order, windows shorter than the inputs, and rotations of both kinds."""
+    groups = draw(HEADS)
+    heads, depth = groups * draw(st.integers(1, 3)), draw(st.integers(1, 4))
+    scaling = draw(st.sampled_from([{"rope_type": "default"}, {"rope_type": "linear", "factor": 8.0}]))
+    config = transformers.Gemma3TextConfig(
+        vocab_size=VOCAB,
+        hidden_size=heads * draw(st.integers(2, 3)),
+        intermediate_size=draw(INNER),
+        num_hidden_layers=depth,
+        num_attention_heads=heads,
+        num_key_value_heads=groups,
+        head_dim=2 * draw(st.integers(1, 4)),
+        query_pre_attn_scalar=draw(st.integers(2, 9)),
+        hidden_activation=draw(st.sampled_from(["gelu_pytorch_tanh", "silu"])),
+        max_position_embeddings=POSITIONS,
+        rms_norm_eps=draw(EPSILONS),
+        sliding_window=draw(st.integers(1, 5)),
+        layer_types=draw(st.lists(st.sampled_from(GEMMA_KINDS), min_size=depth, max_size=depth)),
+        rope_parameters={
+            "full_attention": scaling | {"rope_theta": draw(st.sampled_from([100.0, 1e6]))},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+        },
+        attention_bias=draw(st.booleans()),
+        tie_word_embeddings=draw(st.booleans()),
+        **NO_TOKENS,
+    )
+    return transformers.Gemma3ForCausalLM(config)
 
 
 @st.composite
@@ -191,6 +225,7 @@ FAMILIES: dict[str, Any] = {
     "llama": llama(),
     "mistral": llama("Mistral"),
     "qwen3": llama("Qwen3"),
+    "gemma3": gemma3(),
     "t5": t5(),
     "mt5": t5("MT5"),
     "marian": marian(),

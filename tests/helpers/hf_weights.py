@@ -47,13 +47,17 @@ def as_ours(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor] | None =
 
 
 def redraw(model: torch.nn.Module, seed: int, size: float = 0.14) -> torch.nn.Module:
-    """The model with random parameters around 0, or 1 for norms' scales: weights of 0 or 1 would hide mistakes."""
+    """The model with random parameters around 0, or 1 for norms' scales: weights of 0 or 1 would hide mistakes.
+
+    Gemma's norms store their scales less 1.
+    """
     generator = torch.Generator().manual_seed(seed)
     drawn = {name: tensor for name, tensor in model.named_parameters() if "embed_positions" not in name}
     drawn |= {name: tensor for name, tensor in model.named_buffers() if name == "final_logits_bias"}
     with torch.no_grad():
         for name, tensor in drawn.items():
             is_scale = name.endswith(("norm.weight", "layernorm.weight", "ln_1.weight", "ln_2.weight", "ln_f.weight"))
+            is_scale &= model.config.model_type != "gemma3_text"
             tensor.normal_(0, size, generator=generator).add_(float(is_scale))
     return model.eval()
 

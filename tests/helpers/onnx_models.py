@@ -12,10 +12,10 @@ from jaxformer.interop.huggingface.image_runs import image_experiment
 from jaxformer.interop.huggingface.runs import ORIGIN
 from jaxformer.layers.attention import Attention
 from jaxformer.layers.mlp import GatedMlp, Mlp
-from jaxformer.layers.norms import LayerNorm, RMSNorm
+from jaxformer.layers.norms import HeadRMSNorm, LayerNorm, RMSNorm
 from jaxformer.layers.positions import Rotary
 from jaxformer.layers.residual import ResidualBranch
-from jaxformer.layers.transformer import Transformer
+from jaxformer.layers.transformer import Transformer, Variant
 from jaxformer.models.bart import Bart
 from jaxformer.models.bert import Bert
 from jaxformer.models.classifier import Classifier
@@ -35,6 +35,17 @@ LLAMA = dataclasses.replace(
     Transformer(16, 2, 2, norm=RMSNorm(1e-6), mlp=GatedMlp(24), position_embedding=Rotary(), **QUIET),
     attention=Attention(kv_heads=1, bias=False),
 )
+HEADS = {"kv_heads": 1, "bias": False, "head_norm": HeadRMSNorm(zero_centered=True)}
+GEMMA = dataclasses.replace(
+    LLAMA,
+    depth=3,
+    attention=Attention(**HEADS),
+    mlp=GatedMlp(24, "gelu_tanh"),
+    norm=RMSNorm(zero_centered=True),
+    norm_position="both",
+    position_embedding=Rotary(1e6),
+    period=(Variant(Attention(window=3, **HEADS), position_embedding=Rotary()), Variant()),
+)
 GPT2 = Gpt(
     Transformer(16, 2, 2, mlp=Mlp(activation="gelu_tanh"), norm=LayerNorm(1e-5), **QUIET), VOCAB, max_length=POSITIONS
 )
@@ -47,6 +58,7 @@ MODELS = {
     "encoder": ENCODER,
     "gpt2": GPT2,
     "llama": Gpt(LLAMA, VOCAB, POSITIONS, tie_embeddings=False),
+    "gemma3": Gpt(GEMMA, VOCAB, POSITIONS, scale_embeddings=True),
     "t5": T5(t5_stack(**T5_SIZES), t5_stack(**T5_SIZES, bidirectional=False), VOCAB, POSITIONS),
     "marian": EncoderDecoder(MARIAN, MARIAN, vocab=VOCAB, max_length=POSITIONS, head_bias=True),
     "bart": Bart(MARIAN, MARIAN, VOCAB, POSITIONS),

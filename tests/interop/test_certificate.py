@@ -20,10 +20,10 @@ from jaxformer.interop.parity.compare import LONGEST, largest_difference
 from jaxformer.interop.parity.lines import LOGITS
 from jaxformer.layers.attention import Attention
 from jaxformer.layers.mlp import GatedMlp, Mlp
-from jaxformer.layers.norms import LayerNorm, RMSNorm
+from jaxformer.layers.norms import HeadRMSNorm, LayerNorm, RMSNorm
 from jaxformer.layers.positions import Rotary
 from jaxformer.layers.residual import ResidualBranch
-from jaxformer.layers.transformer import Transformer
+from jaxformer.layers.transformer import Transformer, Variant
 from jaxformer.models.bert import Bert
 from jaxformer.models.classifier import Classifier
 from jaxformer.models.encoder_decoder import EncoderDecoder
@@ -43,6 +43,17 @@ LLAMA = Transformer(
     norm=RMSNorm(1e-6),
     position_embedding=Rotary(),
 )
+HEADS = {"kv_heads": 1, "bias": False, "head_norm": HeadRMSNorm(zero_centered=True)}
+GEMMA = dataclasses.replace(
+    LLAMA,
+    depth=4,
+    attention=Attention(**HEADS),
+    mlp=GatedMlp(24, "gelu_tanh"),
+    norm=RMSNorm(zero_centered=True),
+    norm_position="both",
+    position_embedding=Rotary(1e6),
+    period=(Variant(Attention(window=6, **HEADS), position_embedding=Rotary()), Variant()),
+)
 T5_SIZES = {"width": 16, "depth": 2, "heads": 2, "mlp": 24, "head_dim": 8}
 MARIAN = Transformer(*SIZES, mlp=Mlp(activation="relu"), norm=LayerNorm(1e-5), norm_position="after")
 BERT = Bert(Transformer(*SIZES, norm=LayerNorm(1e-12), norm_position="after"), VOCAB, 64)
@@ -55,6 +66,7 @@ MODELS = {
         ByteLevelBpe(300),
     ),
     "llama": (Gpt(LLAMA, VOCAB, 96, tie_embeddings=False), SentencePiece(300)),
+    "gemma3": (Gpt(GEMMA, VOCAB, 96, scale_embeddings=True), SentencePiece(300, "bpe")),
     "t5": (
         T5(t5_stack(**T5_SIZES), t5_stack(**T5_SIZES, bidirectional=False), VOCAB),
         SentencePiece(300, sentinels=20),

@@ -38,12 +38,15 @@ def trained_bpe(special):
 
 
 def sentencepiece_model(kind):
-    """A model with the special pieces and the normalization of T5's or LLaMA's."""
+    """A model with the special pieces and the normalization of T5's, LLaMA's or Gemma's."""
     t5 = {"model_type": "unigram", "pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
     llama = {"model_type": "bpe", "byte_fallback": True, "normalization_rule_name": "identity"}
     llama |= {"remove_extra_whitespaces": False, "allow_whitespace_only_pieces": True}
+    gemma = llama | {"pad_id": 0, "eos_id": 1, "bos_id": 2, "unk_id": 3, "add_dummy_prefix": False}
+    gemma |= {"eos_piece": "<eos>", "bos_piece": "<bos>", "control_symbols": ["<mask>"]}
     model, sentences = io.BytesIO(), (line for text in TEXTS for line in text["text"].split("\n"))
-    settings = (t5 if kind == "t5" else llama) | {"vocab_size": 400, "hard_vocab_limit": False, "minloglevel": 2}
+    forms = {"t5": t5, "llama": llama, "gemma3_text": gemma}
+    settings = forms[kind] | {"vocab_size": 400, "hard_vocab_limit": False, "minloglevel": 2}
     sentencepiece.SentencePieceTrainer.train(sentence_iterator=sentences, model_writer=model, **settings)
     return model.getvalue()
 
@@ -78,9 +81,9 @@ def folder_of(kind, path):
         vocab = "".join(f"{piece}\n" for piece in load_tokenizer(str(path / "kept")).pieces)
         files = {"vocab__txt": vocab, "added_tokens__json": {"foo": 300, "<new>": 301}}
         return write(path / "out", config__json={"model_type": "bert"}, **files)
-    if kind in ("t5", "llama"):
+    if kind in ("t5", "llama", "gemma3_text"):
         new = {"400": decoder, "401": decoder | {"content": "<new>", "special": True, "normalized": False}}
-        settings = {"extra_ids": 0, "added_tokens_decoder": new, "add_bos_token": kind == "llama", "legacy": False}
+        settings = {"extra_ids": 0, "added_tokens_decoder": new, "add_bos_token": kind != "t5", "legacy": False}
         name = "spiece__model" if kind == "t5" else "tokenizer__model"
         files = {name: sentencepiece_model(kind), "tokenizer_config__json": settings}
         return write(path / "out", config__json={"model_type": kind}, **files)
@@ -104,7 +107,7 @@ def assert_equal_tokens(ours, theirs, texts):
     return compared
 
 
-@pytest.mark.parametrize("kind", ["bert", "gpt2", "roberta", "bart", "qwen3", "t5", "llama"])
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "roberta", "bart", "qwen3", "t5", "llama", "gemma3_text"])
 def test_added_tokens_beside_older_files(kind, tmp_path):
     folder = folder_of(kind, tmp_path)
     ours, theirs = import_tokenizer(folder), transformers.AutoTokenizer.from_pretrained(folder)
@@ -115,7 +118,7 @@ def test_added_tokens_beside_older_files(kind, tmp_path):
     assert set(ADDED[:5]) <= set(compared)
     foo = ours.pieces.index("foo")
     assert ours.encode("foo bar")[0] == foo and foo in ours.encode("a foo b") and not ours.is_special[foo]
-    assert ours.is_special[ours.pieces.index("<new>")] == (kind in ("t5", "llama"))
+    assert ours.is_special[ours.pieces.index("<new>")] == (kind in ("t5", "llama", "gemma3_text"))
     ours.save(str(tmp_path / "run"))
     kept = load_tokenizer(str(tmp_path / "run"))
     (tmp_path / "again").mkdir()
@@ -124,7 +127,7 @@ def test_added_tokens_beside_older_files(kind, tmp_path):
     assert_equal_tokens(kept, again, (*HARD_STRINGS, *ADDED, *NAMED_STRINGS))
 
 
-@pytest.mark.parametrize("kind", ["bert", "gpt2", "roberta", "bart", "qwen3", "t5", "llama"])
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "roberta", "bart", "qwen3", "t5", "llama", "gemma3_text"])
 def test_layouts_are_those_of_the_class(kind, tmp_path):
     folder = folder_of(kind, tmp_path)
     ours, theirs = import_tokenizer(folder), transformers.AutoTokenizer.from_pretrained(folder)

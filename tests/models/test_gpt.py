@@ -1,4 +1,4 @@
-"""GPT and LLaMA: what a token may see, what packing, padding and caching may not change, and their defaults."""
+"""GPT, LLaMA and Gemma: what a token may see, what packing, padding and caching may not change, and their defaults."""
 
 import functools
 
@@ -12,12 +12,16 @@ from small_bert import noisy_params, small_transformer
 from jaxformer.layers.attention import Attention
 from jaxformer.layers.masks import Mask
 from jaxformer.layers.mlp import GatedMlp
-from jaxformer.layers.norms import RMSNorm
+from jaxformer.layers.norms import HeadRMSNorm, RMSNorm
 from jaxformer.layers.positions import RelativePositions, Rotary
-from jaxformer.layers.transformer import Transformer
+from jaxformer.layers.transformer import Transformer, Variant
 from jaxformer.models.gpt import Gpt
 
 VOCAB, LENGTH = 40, 14
+HEADS = {"kv_heads": 2, "bias": False, "head_norm": HeadRMSNorm(zero_centered=True)}
+LOCAL = Variant(Attention(window=3, **HEADS), position_embedding=Rotary(100.0))
+GEMMA = {"mlp": GatedMlp(24, "gelu_tanh"), "norm": RMSNorm(zero_centered=True), "attention": Attention(**HEADS)}
+GEMMA |= {"heads": 4, "norm_position": "both", "period": (LOCAL, Variant())}
 LLAMA = {"mlp": GatedMlp(24), "norm": RMSNorm(), "attention": Attention(kv_heads=2, bias=False), "heads": 4}
 
 
@@ -34,6 +38,7 @@ MODELS = {
     "gpt": small_gpt(),
     "llama": small_gpt(tie_embeddings=False, position_embedding=Rotary(100.0), **LLAMA),
     "relative": small_gpt(position_embedding=RelativePositions(8, 12, bidirectional=False)),
+    "gemma": small_gpt(position_embedding=Rotary(1000.0), **GEMMA).copy(scale_embeddings=True),
 }
 each_model = pytest.mark.parametrize("name", MODELS)
 
@@ -45,6 +50,8 @@ POSITIONS = np.concatenate([np.arange(count) for count in (*LENGTHS, 2)])[None]
 PREFIX = (POSITIONS < 2) & (SEGMENTS > 0)
 
 PARAMS = {name: noisy_params(model, TOKENS) for name, model in MODELS.items()}
+# Zero-centred norms store their scales less 1.
+PARAMS["gemma"] = jax.tree_util.tree_map_with_path(lambda path, leaf: leaf - (path[-1].key == "scale"), PARAMS["gemma"])
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -173,6 +180,7 @@ def test_learned_positions_are_there_unless_the_stack_has_a_scheme():
         "gpt": True,
         "llama": False,
         "relative": False,
+        "gemma": False,
     }
 
 

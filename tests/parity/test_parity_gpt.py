@@ -1,4 +1,4 @@
-"""GPT-2 and LLaMA: the same numbers as transformers, an independent implementation in PyTorch, with its weights."""
+"""GPT-2, LLaMA and Gemma: the same numbers as transformers, in PyTorch, with its weights."""
 
 import functools
 
@@ -60,6 +60,27 @@ def llama(heads, groups, width, head_dim, depth, inner, activation, vocab, epsil
     return transformers.LlamaForCausalLM(config), as_ours
 
 
+def gemma3(heads, groups, width, head_dim, depth, inner, vocab, window, tied, **rope):
+    config = transformers.Gemma3TextConfig(
+        vocab_size=vocab,
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=depth,
+        num_attention_heads=heads,
+        num_key_value_heads=groups,
+        head_dim=head_dim,
+        query_pre_attn_scalar=head_dim + 3,
+        max_position_embeddings=max(LONG),
+        sliding_window=window,
+        layer_types=["full_attention" if number % 3 == 2 else "sliding_attention" for number in range(depth)],
+        tie_word_embeddings=tied,
+        rope_parameters={"full_attention": {"rope_type": "default", "rope_theta": 1e6} | rope},
+        pad_token_id=None,
+        attn_implementation="eager",
+    )
+    return transformers.Gemma3ForCausalLM(config), as_ours
+
+
 LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 500_000.0,
@@ -78,8 +99,10 @@ CASES = {
     "llama-5of1-linear": lambda: llama(
         5, 1, 15, 8, 1, 22, "gelu", 59, 1e-3, True, True, rope_type="linear", rope_theta=5_000.0, factor=3.0
     ),
+    "gemma3-window-4": lambda: gemma3(6, 2, 18, 8, 5, 31, 67, 4, True, rope_type="linear", factor=8.0),
+    "gemma3-window-90": lambda: gemma3(4, 2, 20, 10, 3, 31, 67, 90, False),
 }
-GRADIENTS = ("gpt2-3heads-untied", "llama-6of2-llama3")
+GRADIENTS = ("gpt2-3heads-untied", "llama-6of2-llama3", "gemma3-window-90")
 """One shape of each family, untied so that both tables are seen."""
 
 

@@ -37,6 +37,7 @@ ROBERTA = {"bos": "<s>", "eos": "</s>", "sep": "</s>", "cls": "<s>", "unk": "<un
 GPT2 = dict.fromkeys(("unk", "bos", "eos"), "<|endoftext|>")
 QWEN2 = dict.fromkeys(("unk", "eos", "pad"), "<|endoftext|>")
 LLAMA = {"unk": "<unk>", "bos": "<s>", "eos": "</s>"}
+GEMMA = {"unk": "<unk>", "bos": "<bos>", "eos": "<eos>", "pad": "<pad>", "mask": "<mask>"}
 T5 = {"eos": "</s>", "unk": "<unk>", "pad": "<pad>"}
 QWEN2_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -50,6 +51,7 @@ CLASSES: Mapping[str, Mapping[str, str]] = {
     "GPT2Tokenizer": GPT2,
     "Qwen2Tokenizer": QWEN2,
     "LlamaTokenizer": LLAMA,
+    "GemmaTokenizer": GEMMA,
     "T5Tokenizer": T5,
 }
 """Special tokens of transformers' tokenizer classes, where the folder does not name others."""
@@ -62,10 +64,13 @@ MODEL_CLASSES: Mapping[str, str] = {
     "qwen3": "Qwen2Tokenizer",
     "llama": "LlamaTokenizer",
     "mistral": "LlamaTokenizer",
+    "gemma3_text": "GemmaTokenizer",
     "t5": "T5Tokenizer",
     "mt5": "T5Tokenizer",
 }
 """The tokenizer class of each `model_type`, where tokenizer_config.json names none."""
+BEGINNING = ("LlamaTokenizer", "GemmaTokenizer")
+"""Classes that put the beginning token before each text, where tokenizer_config.json does not say."""
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -109,12 +114,12 @@ def begins_texts(tokenizer: Tokenizer | None, folder: str | os.PathLike) -> bool
     """Whether a folder's models read texts that begin with the beginning token.
 
     The tokenizer's template decides; for a SentencePiece model, which has none, `add_bos_token` of
-    tokenizer_config.json, or else its class: LLaMA's adds it.
+    tokenizer_config.json, or else its class: LLaMA's and Gemma's add it.
     """
     if tokenizer is not None and (template := tokenizer.own_template) is not None:
         return template.single[0].content == tokenizer.special_id("bos")
     settings = _settings(Path(folder))
-    return bool(settings.get("add_bos_token", _class(settings) == "LlamaTokenizer"))
+    return bool(settings.get("add_bos_token", _class(settings) in BEGINNING))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -205,7 +210,9 @@ def _class_template(settings: Mapping[str, Any], roles: Mapping[str, str], token
         return roberta_template(ids["cls"], ids["sep"])
     if special is T5 and "eos" in ids:
         return decoder_template(ids["eos"])
-    before = (Slot(ids["bos"]),) if settings.get("add_bos_token", special is LLAMA) and "bos" in ids else ()
+    before = (
+        (Slot(ids["bos"]),) if settings.get("add_bos_token", _class(settings) in BEGINNING) and "bos" in ids else ()
+    )
     after = (Slot(ids["eos"]),) if settings.get("add_eos_token", False) and "eos" in ids else ()
     second = tuple(Slot(slot.content, 1) for slot in (*before, Slot("B"), *after))
     single = (*before, Slot("A"), *after)
