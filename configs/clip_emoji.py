@@ -4,8 +4,8 @@
     jaxformer predict runs/clip EMOJI.png --among "red heart" "flag" "cat face"
     jaxformer predict runs/clip "red heart" --among FOLDER
 
-Its 2,000 steps have not been run. Measured with `--steps 500 --optimizer.schedule.warmup 50`, which are 9 epochs, at 70
-to 303 images a second on two cores that many other programs used: of the 391 held-out emoji, which have 186 other
+Its 2,000 steps have not been run. Measured with `--steps 500 --optimizer.schedule.warmup 50`, which are 9 epochs, at 67
+to 343 images a second on two cores that many other programs used: of the 391 held-out emoji, which have 186 other
 names, the right name is the nearest for 21.2% and among the 5 nearest for 42.2%; by chance it is for 0.5% and 2.7%. Of
 the names, a right image is the nearest for 8.1%, and among the 5 nearest for 21.5%.
 """
