@@ -27,6 +27,8 @@ from jaxformer.runs.run import Run
 
 BATCH, LENGTH, PAST, READ = "batch_size", "sequence_length", "past_sequence_length", "encoder_sequence_length"
 """Names of axes; transformers.js knows the first by its name, and gives an empty cache the length 0 on the others."""
+TEXTS = "text_batch_size"
+"""The axis of texts where their number differs from that of images."""
 SINGLE = "model"
 ENCODER, DECODER, WITH_PAST, MERGED = (
     "encoder_model",
@@ -79,7 +81,7 @@ def _limits(model: Model, *axes: str) -> tuple[str, ...]:
 
 def _arguments(model: Model) -> dict[str, Argument]:
     """The arguments of a program without a cache, by transformers' names, in the order of the model's inputs."""
-    names, sizes = bridge_of(model).arguments, {"b": BATCH, "t": LENGTH} | model.fixed_sizes()
+    names, sizes = bridge_of(model).arguments, {"b": BATCH, "c": TEXTS, "t": LENGTH} | model.fixed_sizes()
     found = {}
     for name, spec in stablehlo_program.arguments(model).items():
         axes, dtype, meaning = spec.axes, spec.dtype, MEANINGS.get(name, spec.meaning)
