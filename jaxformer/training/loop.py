@@ -341,7 +341,9 @@ def check_gradients(state: TrainState, step: int, saved: Checkpoints) -> None:
 
 def describe(experiment: Experiment, state: TrainState, mesh: jax.sharding.Mesh) -> str:
     """Device, mesh, parameters and tokens or images a step, in a line."""
-    device, sizes = mesh.devices.flat[0], " × ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    device, usual = mesh.devices.flat[0], ("data", "fsdp", "tensor")
+    used = {axis: size for axis, size in mesh.shape.items() if size > 1 or axis in usual}
+    sizes = " × ".join(f"{axis} {size}" for axis, size in used.items())
     parameters, trained = (
         sum(leaf.size for leaf in jax.tree.leaves(tree))
         for tree in (state.params, trained_and_held(experiment, state.params)[0])

@@ -1,5 +1,6 @@
 """The commands as users type them: their output, and their errors for bad input."""
 
+import argparse
 import gzip
 import re
 import shutil
@@ -267,8 +268,10 @@ def test_an_empty_line_has_an_empty_answer_without_the_model():
             assert all(map(str.strip, texts))
             return [f"{text}!" if num_samples == 1 else [f"{text}{n}" for n in range(num_samples)] for text in texts]
 
-    assert cli._predict_each(Run(), ["zero"], ["one", "", "two", ""], 1) == ["zero!", "one!", None, "two!", None]
-    assert cli._predict_each(Run(), [], ["", "a"], 2) == [None, None, "a0", "a1"]
+    one = argparse.Namespace(texts=["zero"], num_samples=1, among=None)
+    assert cli._predict_each(Run(), one, ["one", "", "two", ""]) == ["zero!", "one!", None, "two!", None]
+    two = argparse.Namespace(texts=[], num_samples=2, among=None)
+    assert cli._predict_each(Run(), two, ["", "a"]) == [None, None, "a0", "a1"]
 
 
 def test_predict_reads_standard_input(run):

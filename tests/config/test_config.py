@@ -228,11 +228,12 @@ class TestParse:
                 "--optimizer.schedule.decay cos",
                 "decay cos: expected one of constant, linear, cosine, inverse_sqrt",
             ),
-            ("--model.transformer.norm_position middle", "expected before or after"),
+            ("--model.transformer.norm_position middle", "expected one of before, after, both"),
             ("--data.train.weights 1 x", "--data.train.weights 1 x: expected values, each a float"),
             (
                 "--mesh",
-                "--mesh with no value: expected one of the fields of Mesh: data, fsdp, tensor",
+                "--mesh with no value: expected one of the fields of Mesh: data, fsdp, tensor, sequence, "
+                "expert, pipeline, slices, rules",
             ),
             ("--data.train.sources.2.paths x", "perhaps --data.train.sources.1.paths"),
             ("7", "7: expected a field, such as --steps 200"),

@@ -78,7 +78,10 @@ class MaskedSentencePairs(Task[Sentences]):
         if self.length < least:
             problem = f"too short for {self._specials} special tokens and text; expected at least {least}"
             raise FieldError("data.task.length", f"={self.length}: {problem}")
-        fields.within("data.task.predictions", self.predictions, 1, self.length)
+        if not 1 <= self.predictions <= self.length:
+            raise FieldError(
+                "data.task.predictions", f"={self.predictions}: expected 1 to data.task.length={self.length}"
+            )
         if not 0 < self.mask_rate < 1:
             raise FieldError("data.task.mask_rate", f"={self.mask_rate}: expected above 0, below 1")
         fields.within("data.task.short_rate", self.short_rate, 0, 1)
