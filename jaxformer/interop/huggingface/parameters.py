@@ -68,7 +68,9 @@ def read(
                 raise InputError(f"{where}: {name} is not what is computed here; such a table cannot be imported")
     waiting = collections.Counter(path for slot in sources.slots for path in slot.paths)
     arrays = {path: _aligned(shape, dtype) for path, shape in shapes.items()}  # Not in memory before they are written.
-    done: dict[str, jax.Array] = {}
+    _fill_unused(arrays, sources.slots)
+    # What no tensor is read into, such as the norm of the only block of a stack without a first norm, is done.
+    done = {path: jax.device_put(arrays.pop(path)) for path in shapes if path not in waiting}
 
     def fill(slot, name):
         for path, part in zip(slot.paths, slot.to_ours(stored[name].read()), strict=True):
@@ -137,6 +139,17 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     memory = np.empty(size + ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % ALIGNMENT
     return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def _fill_unused(arrays: Mapping[str, np.ndarray], slots: Sequence[TensorMapping]) -> None:
+    """Gives the layers before the first one that is stored, which have no effect, the initial value of a norm."""
+    first: dict[str, int] = {}
+    for slot in slots:
+        for path in slot.paths:
+            first.setdefault(path, slot.layer or 0)
+    for path, array in arrays.items():
+        if unused := first.get(path, None if array.ndim == 0 else len(array)):
+            array[:unused] = 1.0 if path.endswith("/scale") else 0.0
 
 
 def _same(one: np.ndarray, other: np.ndarray) -> bool:

@@ -35,6 +35,8 @@ class ParamMapping:
     """A path that the model must have for the row to apply."""
     excludes: str = ""
     """A path that the model must not have."""
+    first_layer: int = 0
+    """The first layer that has it, where its name has `{l}`. What ours holds for the layers before has no effect."""
 
     def applies(self, paths: Container[str]) -> bool:
         """Whether a model with parameters at these paths has this tensor."""
@@ -101,11 +103,11 @@ def slots(table: Table, shapes: Mapping[str, tuple[int, ...]], headless: bool = 
     Raises:
       ValueError: the table does not cover each parameter exactly once.
     """
-    found = []
+    found, covered = [], []
     for row in table.rows:
         if row.applies(shapes):
             found += _of_row(row, shapes)
-    covered = [path for slot in found if not slot.layer for path in slot.paths]
+            covered += row.paths
     if sorted(covered) != sorted(shapes):
         wrong = sorted(set(shapes) ^ set(covered)) or sorted(path for path in shapes if covered.count(path) > 1)
         raise ValueError(f"the table has not exactly one row for {wrong[0]}")
@@ -192,7 +194,7 @@ def _of_row(row: ParamMapping, shapes: Mapping[str, tuple[int, ...]]) -> Iterato
     shape, count = shapes[row.paths[0]], len(row.paths)
     layers: Sequence[int | None] = [None]
     if "{l}" in row.theirs:
-        layers, shape = range(shape[0]), shape[1:]
+        layers, shape = range(row.first_layer, shape[0]), shape[1:]
     if count > 1:
         shape = (count, *shape)
     groups, order = _parsed(row.pattern, len(shape))

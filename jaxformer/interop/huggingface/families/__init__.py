@@ -51,6 +51,7 @@ FAMILIES: tuple[Family, ...] = (
 )
 """In the order in which they are tried on a model: LLaMA before Mistral."""
 ARCHITECTURES: Mapping[str, Family] = {name: family for family in FAMILIES for name in family.architectures}
+MODEL_TYPES: Mapping[str, Family] = {family.model_type: family for family in reversed(FAMILIES)}
 
 
 def families_of(model: Model) -> list[Family]:

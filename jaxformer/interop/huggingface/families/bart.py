@@ -5,7 +5,7 @@ from typing import Any
 
 from jaxformer.interop.huggingface.config_reader import ConfigReader
 from jaxformer.interop.huggingface.families import marian
-from jaxformer.interop.huggingface.families.family import Family
+from jaxformer.interop.huggingface.families.family import MARKS, Family
 from jaxformer.interop.huggingface.families.rows import norm
 from jaxformer.interop.huggingface.table import ParamMapping, Table
 from jaxformer.models.bart import Bart
@@ -49,4 +49,14 @@ def describe(model: Bart) -> dict[str, Any]:
 
 
 BRIDGE = marian.EncoderDecoderBridge(decoder_start="eos_token_id")  # As in its paper.
-FAMILY = Family("bart", ("BartForConditionalGeneration",), Bart, build, describe, TABLE, bridge=BRIDGE)
+FAMILY = Family(
+    model_type="bart",
+    architectures=("BartForConditionalGeneration",),
+    module=Bart,
+    build=build,
+    describe=describe,
+    table=TABLE,
+    special_tokens=(*MARKS, "bos", "eos"),
+    layout="ended",
+    bridge=BRIDGE,
+)

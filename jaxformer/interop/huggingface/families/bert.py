@@ -12,7 +12,7 @@ from jaxformer.data.tasks.masked_lm import MaskedSentencePairs
 from jaxformer.interop.huggingface import sentence_encoders
 from jaxformer.interop.huggingface.config_reader import ConfigReader
 from jaxformer.interop.huggingface.families.bridge import Bridge, Source, mean_cross_entropy, text_length, text_sizes
-from jaxformer.interop.huggingface.families.family import ACTIVATIONS, NAMES, Family, stack
+from jaxformer.interop.huggingface.families.family import ACTIVATIONS, MARKS, NAMES, Family, stack
 from jaxformer.interop.huggingface.families.rows import attention, linear, norm
 from jaxformer.interop.huggingface.table import ParamMapping, Table
 from jaxformer.layers.mlp import Mlp
@@ -177,5 +177,7 @@ FAMILY = Family(
     describe=describe,
     table=TABLE,
     headless_architectures=("BertModel",),
+    special_tokens=MARKS,
+    layout="encoder",
     bridge=BRIDGE,
 )

@@ -127,15 +127,17 @@ def with_head(
         module=Classifier,
         build=build,
         describe=describe,
-        table=_table(base.table, head, renamed or {}),
+        table=classifier_table(base.table, head, renamed),
         headless_architectures=(),
         bridge=BRIDGE,
     )
 
 
-def _table(base: Table, head: list[ParamMapping], renamed: Mapping[str, str]) -> Table:
+def classifier_table(base: Table, head: list[ParamMapping], renamed: Mapping[str, str] | None = None) -> Table:
+    """The rows of a base, whose arrays are in the backbone, and of a head; `renamed` as in `with_head`."""
+
     def name(theirs: str) -> str:
-        for old, new in renamed.items():
+        for old, new in (renamed or {}).items():
             theirs = theirs.replace(old, new) if theirs.startswith(old) else theirs
         return theirs
 

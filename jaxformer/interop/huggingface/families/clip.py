@@ -12,7 +12,7 @@ from jaxformer.data.tasks.image_text import ImageTextPairs
 from jaxformer.errors import InputError
 from jaxformer.interop.huggingface.config_reader import ConfigReader
 from jaxformer.interop.huggingface.families.bridge import Bridge, Source
-from jaxformer.interop.huggingface.families.family import ACTIVATIONS, NAMES, Family, stack
+from jaxformer.interop.huggingface.families.family import ACTIVATIONS, MARKS, NAMES, Family, stack
 from jaxformer.interop.huggingface.families.rows import attention, linear, norm
 from jaxformer.interop.huggingface.families.vit import image_field
 from jaxformer.interop.huggingface.table import ParamMapping, Table
@@ -278,6 +278,8 @@ CLIP = Family(
     build=build_clip,
     describe=describe_clip,
     table=CLIP_TABLE,
+    special_tokens=(*MARKS, "bos", "eos"),
+    layout="encoder",
     bridge=BRIDGE,
     auto_classes={"CLIPModel": AUTO},
 )
@@ -288,6 +290,8 @@ SIGLIP = Family(
     build=build_siglip,
     describe=describe_siglip,
     table=SIGLIP_TABLE,
+    special_tokens=(*MARKS, "bos", "eos"),
+    layout="encoder",
     bridge=BRIDGE,
     auto_classes={"SiglipModel": AUTO},
 )

@@ -5,7 +5,7 @@ from typing import Any
 
 from jaxformer.interop.huggingface.config_reader import ConfigReader
 from jaxformer.interop.huggingface.families.bert import BRIDGE, heads
-from jaxformer.interop.huggingface.families.family import ACTIVATIONS, NAMES, Family, stack
+from jaxformer.interop.huggingface.families.family import ACTIVATIONS, MARKS, NAMES, Family, stack
 from jaxformer.interop.huggingface.families.rows import attention, linear, norm
 from jaxformer.interop.huggingface.table import ParamMapping, Table
 from jaxformer.layers.mlp import Mlp
@@ -91,5 +91,7 @@ FAMILY = Family(
     describe=describe,
     table=TABLE,
     headless_architectures=("DistilBertModel",),
+    special_tokens=MARKS,
+    layout="encoder",
     bridge=BRIDGE,
 )

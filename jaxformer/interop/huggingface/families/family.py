@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -60,6 +60,12 @@ AUTO_CLASSES: Mapping[str, tuple[str, str | None]] = {
 """The auto class that loads an architecture, and the hub's name of its task, by the end of the architecture's name."""
 
 
+Layout = Literal["plain", "encoder", "ended"]
+"""The special tokens around texts, for a tokenizer without a template: none, [CLS] and [SEP], or an end token."""
+MARKS = ("pad", "unk", "cls", "sep", "mask")
+"""The special tokens of BERT's tokenizers."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Family:
     """A family of transformers' models."""
@@ -82,6 +88,10 @@ class Family:
     """Tensors that the model computes and transformers stores, by name; exports write them."""
     own_pad: bool = False
     """Whether `describe` says which token is padding, because positions depend on it."""
+    special_tokens: tuple[str, ...] = ("pad", "unk", "bos", "eos")
+    """The special tokens that its tokenizers name, if the vocabulary has them."""
+    layout: Layout = "plain"
+    """The special tokens around its texts."""
     bridge: Bridge = Bridge()
     """Its objective and task, and how transformers' classes are called."""
     auto_classes: Mapping[str, tuple[str, str | None]] = dataclasses.field(default_factory=dict)

@@ -208,4 +208,14 @@ class MarianBridge(EncoderDecoderBridge):
         return marian_run(run) if run.tokenizer is not None and run.model.zero_start else run
 
 
-FAMILY = Family("marian", ("MarianMTModel",), EncoderDecoder, build, describe, TABLE, bridge=MarianBridge())
+FAMILY = Family(
+    model_type="marian",
+    architectures=("MarianMTModel",),
+    module=EncoderDecoder,
+    build=build,
+    describe=describe,
+    table=TABLE,
+    special_tokens=("pad", "unk", "eos"),
+    layout="ended",
+    bridge=MarianBridge(),
+)

@@ -6,7 +6,7 @@ from typing import Any
 from jaxformer.errors import InputError
 from jaxformer.interop.huggingface.config_reader import ConfigReader
 from jaxformer.interop.huggingface.families.bert import BRIDGE, encoder, encoder_fields, heads
-from jaxformer.interop.huggingface.families.family import Family
+from jaxformer.interop.huggingface.families.family import MARKS, Family
 from jaxformer.interop.huggingface.families.rows import attention, linear, norm
 from jaxformer.interop.huggingface.table import ParamMapping, Table
 from jaxformer.models.bert import Bert
@@ -82,6 +82,8 @@ FAMILY = Family(
     describe=describe,
     table=TABLE,
     headless_architectures=("RobertaModel",),
+    special_tokens=(*MARKS, "bos", "eos"),
+    layout="encoder",
     bridge=BRIDGE,
     own_pad=True,
 )

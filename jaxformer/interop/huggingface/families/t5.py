@@ -1,5 +1,6 @@
 """T5 (Raffel et al. 2020): v1.0, v1.1 and Flan's, and mT5 (Xue et al. 2021)."""
 
+import dataclasses
 from collections.abc import Collection
 from typing import Any
 
@@ -148,5 +149,21 @@ def _fields(model: T5) -> dict[str, Any]:
 
 
 BRIDGE = EncoderDecoderBridge()
-T5_FAMILY = Family("t5", ("T5ForConditionalGeneration",), T5, build_t5, describe_t5, TABLE, bridge=BRIDGE)
-MT5_FAMILY = Family("mt5", ("MT5ForConditionalGeneration",), T5, build_mt5, describe_mt5, TABLE, bridge=BRIDGE)
+T5_FAMILY = Family(
+    model_type="t5",
+    architectures=("T5ForConditionalGeneration",),
+    module=T5,
+    build=build_t5,
+    describe=describe_t5,
+    table=TABLE,
+    special_tokens=("pad", "unk", "eos"),
+    layout="ended",
+    bridge=BRIDGE,
+)
+MT5_FAMILY = dataclasses.replace(
+    T5_FAMILY,
+    model_type="mt5",
+    architectures=("MT5ForConditionalGeneration",),
+    build=build_mt5,
+    describe=describe_mt5,
+)

@@ -14,12 +14,10 @@ from jaxformer.data.tokenizers.sentence_piece import SentencePieceTokenizer
 from jaxformer.data.tokenizers.template import PLAIN, Slot, Template, decoder_template, to_processor
 from jaxformer.data.tokenizers.word_piece import WordPieceTokenizer
 from jaxformer.errors import InputError
+from jaxformer.interop.huggingface.families import MODEL_TYPES
+from jaxformer.interop.huggingface.families.family import Family, Layout
 from jaxformer.interop.huggingface.text.sentence_piece_json import to_json_tokenizer
 from jaxformer.interop.huggingface.text.tokenizer_files import SETTINGS, import_tokenizer, read_json
-
-ENCODERS = ("bert", "distilbert", "roberta", "clip", "siglip")
-ANSWERING = ("t5", "mt5", "marian", "bart")
-"""Families whose inputs end with the end token."""
 
 __all__ = ["check_vocabulary", "export_tokenizer", "import_tokenizer"]
 
@@ -64,7 +62,7 @@ def export_tokenizer(
         settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
         types = ["token_type_ids"] if family == "bert" else []
         settings["model_input_names"] = ["input_ids", *types, "attention_mask"]
-        if family not in (*ENCODERS, *ANSWERING):
+        if _layout(family) == "plain":
             settings["add_bos_token"] = beginning
     files[SETTINGS] = _text(settings)
     files[ROLES] = _text({f"{key}_token": name for key, name in names.items()})
@@ -83,15 +81,16 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, folder: str | os.Pat
 
 def _special_names(tokenizer: Tokenizer, family: str, beginning: bool) -> dict[str, str]:
     """The special tokens that a family has and the vocabulary too, by what they are for."""
-    keys = ["pad", "unk"]
-    keys += ["cls", "sep", "mask"] if family in ENCODERS else []
-    keys += ["bos", "eos"] if family not in ("bert", "distilbert", "t5", "mt5", "marian") else []
-    keys += ["eos"] if family in ("t5", "mt5", "marian") else []
-    keys += ["cls", "sep", "mask"] if family == "bart" else []
+    keys = MODEL_TYPES[family].special_tokens if family in MODEL_TYPES else Family.special_tokens
     found = {key: tokenizer.special_id(key) for key in keys}
-    if family not in ENCODERS and not names_beginning(tokenizer, beginning):
+    if _layout(family) != "encoder" and not names_beginning(tokenizer, beginning):
         found.pop("bos", None)
     return {key: tokenizer.pieces[number] for key, number in found.items() if number is not None}
+
+
+def _layout(family: str) -> Layout:
+    """The special tokens around texts of a family; none for an unknown family."""
+    return MODEL_TYPES[family].layout if family in MODEL_TYPES else "plain"
 
 
 def names_beginning(tokenizer: Tokenizer, beginning: bool) -> bool:
@@ -109,9 +108,10 @@ def names_beginning(tokenizer: Tokenizer, beginning: bool) -> bool:
 def _family_template(tokenizer: Tokenizer, family: str, beginning: bool) -> Template:
     """The special tokens around one text and around two, for the models of a family."""
     bos, eos = tokenizer.special_id("bos"), tokenizer.special_id("eos")
-    if family in ENCODERS and None not in (tokenizer.special_id("cls"), tokenizer.special_id("sep")):
+    layout = _layout(family)
+    if layout == "encoder" and None not in (tokenizer.special_id("cls"), tokenizer.special_id("sep")):
         return tokenizer.template("encoder")
-    template = decoder_template(eos) if family in ANSWERING and eos is not None else PLAIN
+    template = decoder_template(eos) if layout == "ended" and eos is not None else PLAIN
     if not beginning or bos is None:
         return template
     return Template((Slot(bos), *template.single), (Slot(bos), *template.pair))
