@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from jaxformer.layers.lora import Lora as Lora
     from jaxformer.layers.masks import Mask as Mask
     from jaxformer.layers.mlp import GatedMlp as GatedMlp
+    from jaxformer.layers.mlp import HeadLayer as HeadLayer
     from jaxformer.layers.mlp import Mlp as Mlp
     from jaxformer.layers.norms import HeadRMSNorm as HeadRMSNorm
     from jaxformer.layers.norms import LayerNorm as LayerNorm
@@ -37,7 +38,7 @@ else:
             "layers.linear": ("LMHead", "Linear"),
             "layers.lora": ("Lora",),
             "layers.masks": ("Mask",),
-            "layers.mlp": ("GatedMlp", "Mlp"),
+            "layers.mlp": ("GatedMlp", "HeadLayer", "Mlp"),
             "layers.norms": ("HeadRMSNorm", "LayerNorm", "RMSNorm"),
             "layers.patches": ("ImageEmbeddings",),
             "layers.positions": ("RelativePositions", "Rotary"),

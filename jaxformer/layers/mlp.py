@@ -1,4 +1,4 @@
-"""The position-wise feed-forward network."""
+"""Position-wise networks: the feed-forward network of blocks, and the layer in front of an output map."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -97,3 +97,31 @@ class GatedMlp(nn.Module):
         x = Linear("btd,df->btf", (embed, width), self.bias, dtype, name="up")(x)
         x = activation(self.activation)(gate) * x
         return Linear("btf,fd->btd", (width, embed), self.bias, dtype, name="down")(x), {}
+
+
+class HeadLayer(nn.Module):
+    """`norm(activation(dense(x)))`, the layer between an encoder and an output map: [b, m, d] → [b, m, d].
+
+    BERT has it before the decoder of masked tokens (Devlin et al. 2019), ModernBERT before its classes too (Warner et
+    al. 2024).
+    """
+
+    activation: Activation = "gelu"
+    """The function after the linear map."""
+    norm: nn.Module | None = None
+    """The norm of the result, such as `LayerNorm()`; None: none."""
+    bias: bool = True
+    """Whether the linear map has a bias."""
+
+    def __post_init__(self):
+        if self.norm is not None and self.norm.parent is None:
+            # The same instance in another place, such as the stack's norm, would share its parameters.
+            object.__setattr__(self, "norm", self.norm.clone(parent=None, name=None))
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, x: jax.Array, dtype: DType = "auto") -> jax.Array:
+        width = x.shape[-1]
+        x = Linear("bmi,id->bmd", (width, width), self.bias, dtype, name="dense")(x)
+        x = activation(self.activation)(x)
+        return x if self.norm is None else self.norm(x)

@@ -240,6 +240,14 @@ class Model(nn.Module):
         """Fields that do not change `backbone_parts`, in which a model may differ from the one it starts from."""
         return ()
 
+    @property
+    def warm_start_names(self) -> Mapping[str, str]:
+        """Where else a warm start looks for a head's parameters, by the first name of their paths.
+
+        The values are first names in a pretrained model, which count where it has no parameter of the path itself.
+        """
+        return {}
+
     def pretrained(self) -> tuple[str, "Model"]:
         """The pretrained model inside this one (or itself), and the prefix of its parameters' paths."""
         return "", self

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxformer.errors import InputError
 from jaxformer.layers.dropout import Dropout
 from jaxformer.layers.linear import Linear
+from jaxformer.layers.mlp import HeadLayer
 from jaxformer.layers.pooling import Pooling, pool, segments_of
 from jaxformer.layers.transformer import Transformer
 from jaxformer.models.base import InputSpec, Model, ModelOutput, TokenInput
@@ -38,7 +39,7 @@ class ClassifierOutput(ModelOutput):
 class Classifier(Model):
     """A model of text with one linear head.
 
-    The parameters of the model are in `backbone`, those of the head in `head`.
+    The parameters of the model are in `backbone`, those of the head in `head` and, where there is one, `transform`.
     """
 
     backbone: Model
@@ -52,6 +53,8 @@ class Classifier(Model):
     """Rate of dropout on the input of the head."""
     bias: bool = True
     """Whether the head has a bias."""
+    transform: HeadLayer | None = None
+    """The layer between the vectors and the head; None: the head reads them as they are."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -89,11 +92,18 @@ class Classifier(Model):
         inner = {**sizes, "m": 0} if self.pooling == "pooler" else dict(sizes)
         vectors = sizes["t"] if self.pooling == "none" else examples
         width = list(self.stacks().values())[-1].width * (2 if self.pooling == "first_and_mean" else 1)
-        return self.backbone.flops(inner) + sizes["b"] * linear_flops(vectors, width, len(self.labels))
+        head = linear_flops(vectors, width, len(self.labels))
+        head += 0.0 if self.transform is None else linear_flops(vectors, width, width)
+        return self.backbone.flops(inner) + sizes["b"] * head
 
     def pretrained(self) -> tuple[str, Model]:
         """The backbone."""
         return "backbone/", self.backbone
+
+    @property
+    def warm_start_names(self) -> Mapping[str, str]:
+        """The layer before the head can start from that of a masked-LM head."""
+        return {"transform": "masked_lm"}
 
     def comparable(self) -> Self:
         """The model without dropout."""
@@ -159,6 +169,8 @@ class Classifier(Model):
             vectors = output.hidden
         else:
             vectors = pool(output.hidden, self.pooling, segments_of(segments, cls_positions.shape[1]))
+        if self.transform is not None:
+            vectors = self.transform(vectors, self.backbone.compute_dtype)
         vectors = Dropout(self.dropout)(vectors, train)
         shape = (vectors.shape[-1], len(self.labels))
         head = Linear("bmd,dc->bmc", shape, self.bias, self.backbone.compute_dtype, name="head")

@@ -30,7 +30,8 @@ def stack_flops(
     def attention(module: Any, queries: int, keys: int, attended: float) -> float:
         groups, head_dim = module.sizes(stack.heads, stack.width)
         inner, window = stack.heads * head_dim, getattr(module, "window", None)
-        attended = attended if window is None else min(attended, window)
+        if window is not None:
+            attended = min(attended, window if causal else 2 * window - 1)
         maps = 2 * linear_flops(queries, stack.width, inner) + 2 * linear_flops(keys, stack.width, groups * head_dim)
         return maps + 4.0 * queries * attended * inner
 

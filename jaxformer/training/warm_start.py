@@ -1,7 +1,7 @@
 """First parameters from another run, or from weights as Hugging Face has them, matched by path."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Any
 
 import jax
@@ -99,16 +99,18 @@ def match(name: str, found: Weights, wanted: Weights) -> Start:
     """
     ours, theirs = wanted.by_path(), found.by_path()
     same_labels = found.labels == wanted.labels
-    matched, new = {}, []
+    matched, new, used = {}, [], set()
     for source, (path, old) in ours.items():
-        _, value = theirs.get(source, (None, None))
+        origin = _origin(source, theirs, wanted.model)
+        _, value = theirs.get(origin, (None, None))
         if value is None or (source.startswith("head/") and not same_labels):
             new.append(source)
         elif value.shape != old.shape:
-            raise InputError(f"init={name}: {source} is {list(value.shape)} there and {list(old.shape)} in the model")
+            raise InputError(f"init={name}: {origin} is {list(value.shape)} there and {list(old.shape)} in the model")
         else:
             matched[source] = path, jax.device_put(value.astype(old.dtype), old.sharding)
-    unused = [path for path in theirs if path not in matched]
+            used.add(origin)
+    unused = [path for path in theirs if path not in used]
     for weights, paths, problem in ((wanted, new, "it lacks"), (found, unused, "this one lacks")):
         parts = weights.model.pretrained()[1].backbone_parts
         if lacking := [path for path in paths if path.split("/")[0] in parts]:
@@ -116,6 +118,13 @@ def match(name: str, found: Weights, wanted: Weights) -> Start:
     summary = f"{len(matched)} of {len(ours)} parameters are those of {name}"
     summary += "".join(f"; {what}: {_parts(paths)}" for what, paths in (("new", new), ("unused", unused)) if paths)
     return Start(parameters.nested(dict(ours.values()) | dict(matched.values())), summary)
+
+
+def _origin(source: str, theirs: Container[str], wanted: Model) -> str:
+    """The path of the weights that a parameter starts from; its own where they have it or nothing in place of it."""
+    first, _, rest = source.partition("/")
+    other = f"{wanted.warm_start_names.get(first, first)}/{rest}"
+    return other if source not in theirs and other in theirs else source
 
 
 def _parts(paths: Iterable[str]) -> str:

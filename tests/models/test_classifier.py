@@ -6,13 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_bert import noisy_params, small_bert, small_transformer
+from small_bert import assert_trees_close, noisy_params, small_bert, small_transformer
 
 from jaxformer.errors import InputError
+from jaxformer.layers.mlp import HeadLayer
+from jaxformer.layers.norms import LayerNorm
 from jaxformer.models.bert import Bert
 from jaxformer.models.classifier import Classifier
 from jaxformer.models.gpt import Gpt
 from jaxformer.models.t5 import T5
+from jaxformer.training.warm_start import Weights, match
 
 LABELS = ("negative", "neutral", "positive")
 ROWS = np.array([[5, 6, 7, 8, 9, 10, 0, 0]], np.int32)
@@ -47,6 +50,43 @@ def test_each_token_is_classified_by_its_own_vector():
     expected = hidden @ params["head"]["kernel"] + params["head"]["bias"]
     np.testing.assert_allclose(output.logits, expected, atol=1e-5)
     assert output.logits.dtype == jnp.float32
+
+
+def test_a_layer_before_the_head_reads_pooled_vectors():
+    layer = HeadLayer("gelu", LayerNorm(1e-5), bias=False)
+    model = Classifier(BACKBONES["bert"], LABELS, "mean", transform=layer)
+    params = noisy_params(model, ROWS)
+    assert {*params["transform"]["dense"]} == {"kernel"} and {*params["transform"]["norm"]} == {"scale", "bias"}
+    output = model.apply({"params": params}, ROWS, SEGMENTS, POSITIONS)
+    plain = Classifier(BACKBONES["bert"], LABELS, "mean")
+    pooled = plain.apply(
+        {"params": {"backbone": params["backbone"], "head": params["head"]}}, ROWS, SEGMENTS, POSITIONS
+    )
+    vectors = jax.nn.gelu(pooled.vectors @ params["transform"]["dense"]["kernel"], approximate=False)
+    vectors = LayerNorm(1e-5).apply({"params": params["transform"]["norm"]}, vectors)
+    np.testing.assert_allclose(output.vectors, vectors, atol=1e-5)
+    np.testing.assert_allclose(output.logits, vectors @ params["head"]["kernel"] + params["head"]["bias"], atol=1e-5)
+    sizes = {"b": 2, "t": 8}
+    assert model.flops(sizes) - plain.flops(sizes) == 2 * 2 * 16 * 16
+
+
+def test_the_norm_of_that_layer_shares_no_parameters_with_the_backbone():
+    """Linen shares the parameters of one instance among its users."""
+    backbone = BACKBONES["bert"]
+    model = Classifier(backbone, LABELS, transform=HeadLayer(norm=backbone.transformer.norm))
+    assert {*noisy_params(model, ROWS)["transform"]} == {"dense", "norm"}
+
+
+def test_that_layer_starts_from_the_one_of_a_masked_lm_head():
+    model, layer = small_bert(), HeadLayer("gelu", LayerNorm(1e-12))
+    wanted = Classifier(dataclasses.replace(model, prediction_heads=("pooler",)), LABELS, transform=layer)
+    theirs, ours = noisy_params(model, ROWS), noisy_params(wanted, ROWS, seed=1)
+    start = match("x", Weights(model, theirs), Weights(wanted, ours))
+    assert start.summary.endswith("are those of x; new: head; unused: masked_lm, next_sentence")
+    for name in ("dense", "norm"):
+        assert_trees_close(start.params["transform"][name], theirs["masked_lm"][name], 0)
+    again = match("x", Weights(wanted, start.params), Weights(wanted, ours))
+    assert_trees_close(again.params, start.params, 0)
 
 
 def test_it_drops_out_only_in_training():
