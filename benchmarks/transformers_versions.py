@@ -63,11 +63,16 @@ DISTILBERT = {"vocab_size": VOCAB, "max_position_embeddings": POSITIONS, "dim": 
 DISTILBERT |= {"hidden_dim": 48}
 ROBERTA = SIZES | {"max_position_embeddings": POSITIONS + 2, "type_vocab_size": 1}
 
+MODERN_BERT = SIZES | {"num_hidden_layers": 4, "local_attention": 8, "pad_token_id": 0, "bos_token_id": 1}
+MODERN_BERT |= {"eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
+
 MODELS: dict[str, tuple[str, str | None, dict[str, Any]]] = {
     "bert": ("BertForPreTraining", "word_piece", SIZES),
     "bert classes": ("BertForSequenceClassification", "word_piece", SIZES | LABELS),
     "roberta": ("RobertaForMaskedLM", None, ROBERTA),
     "distilbert": ("DistilBertForMaskedLM", "word_piece", DISTILBERT),
+    "modernbert": ("ModernBertForMaskedLM", "word_piece", MODERN_BERT),
+    "modernbert classes": ("ModernBertForSequenceClassification", "word_piece", MODERN_BERT | LABELS),
     "gpt2": ("GPT2LMHeadModel", "byte_level", GPT2),
     "gpt2 classes": ("GPT2ForSequenceClassification", "byte_level", GPT2 | LABELS | {"pad_token_id": 0}),
     "llama": ("LlamaForCausalLM", "sentence_piece", DECODER | {"tie_word_embeddings": False}),

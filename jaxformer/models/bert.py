@@ -1,7 +1,9 @@
-"""BERT: a bidirectional encoder with a masked-LM and a next-sentence head (Devlin et al. 2019)."""
+"""BERT: a bidirectional encoder with a masked-LM and a next-sentence head (Devlin et al. 2019); with rotary positions,
+local attention and gated MLPs, ModernBERT (Warner et al. 2024)."""
 
+import dataclasses
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import flax.linen as nn
 import flax.struct
@@ -53,13 +55,14 @@ class PredictionHead(nn.Module):
     vocab: int
     activation: Activation
     norm: nn.Module
+    dense_bias: bool
     dtype: DType
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Maps [b, m, d] to the vectors to decode, [b, m, d], and the bias of their logits, [v]."""
-        x = Linear("bmi,id->bmd", (x.shape[-1], x.shape[-1]), dtype=self.dtype, name="dense")(x)
-        x = self.norm(activation(self.activation)(x))
+        dense = Linear("bmi,id->bmd", (x.shape[-1], x.shape[-1]), self.dense_bias, self.dtype, name="dense")
+        x = self.norm(activation(self.activation)(dense(x)))
         return x, self.param("bias", metadata.with_axes(nn.initializers.zeros, "v"), (self.vocab,))
 
 
@@ -67,7 +70,7 @@ class Bert(Model):
     """The encoder with its heads: both of pretraining, unless fewer are named."""
 
     transformer: Transformer = Transformer(norm=LayerNorm(1e-12), norm_position="after")
-    """The stack of blocks."""
+    """The stack of blocks. Positions are learned and added to the embeddings, unless it has a scheme of its own."""
     vocab: int | None = 30_522
     """Size of the vocabulary; at least the tokenizer's. None: the tokenizer's."""
     max_length: int = 512
@@ -78,6 +81,8 @@ class Bert(Model):
     """Rows of the table of positions before that of position 0; RoBERTa has two."""
     prediction_heads: tuple[Head, ...] = ("masked_lm", "pooler", "next_sentence")
     """The heads; the next-sentence head reads the pooler."""
+    head_bias: bool = True
+    """Whether the linear map of the masked-LM head has a bias."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -124,8 +129,12 @@ class Bert(Model):
 
     @property
     def head_fields(self) -> tuple[str, ...]:
-        """The heads."""
-        return ("prediction_heads",)
+        """The fields of the heads."""
+        return "prediction_heads", "head_bias"
+
+    def comparable(self) -> Self:
+        """The model without what only a masked-LM head that is not there would have."""
+        return self if "masked_lm" in self.prediction_heads else dataclasses.replace(self, head_bias=True)
 
     @property
     def has_pooler(self) -> bool:
@@ -163,6 +172,7 @@ class Bert(Model):
             config.width,
             self.vocab,
             self.max_length,
+            position_embedding="learned" if config.variant(0).position_embedding is None else "none",
             token_types=self.token_types,
             norm=fresh(config.norm),
             dropout=config.dropout,
@@ -185,7 +195,9 @@ class Bert(Model):
             firsts, masked, hidden = output.hidden[:, :pairs], output.hidden[:, pairs:], None
         prediction = lm_head = pooled = next_sentence_logits = None
         if "masked_lm" in self.prediction_heads:
-            head = PredictionHead(self.vocab, config.mlp.activation, fresh(config.norm), config.dtype, name="masked_lm")
+            head = PredictionHead(
+                self.vocab, config.mlp.activation, fresh(config.norm), self.head_bias, config.dtype, name="masked_lm"
+            )
             prediction, bias = head(masked)
             lm_head = LMHead(table, bias)
         if "pooler" in self.prediction_heads:

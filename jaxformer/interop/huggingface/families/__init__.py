@@ -18,6 +18,7 @@ from jaxformer.interop.huggingface.families import (
     gpt2,
     llama,
     marian,
+    modern_bert,
     roberta,
     t5,
     vit,
@@ -32,6 +33,7 @@ FAMILIES: tuple[Family, ...] = (
     bert.FAMILY,
     distilbert.FAMILY,
     roberta.FAMILY,
+    modern_bert.FAMILY,
     gpt2.FAMILY,
     llama.LLAMA,
     llama.QWEN3,
@@ -48,6 +50,7 @@ FAMILIES: tuple[Family, ...] = (
     clip.CLIP,
     clip.SIGLIP,
     *classifiers.FAMILIES,
+    *modern_bert.CLASSIFIERS,
 )
 """In the order in which they are tried on a model: LLaMA before Mistral."""
 ARCHITECTURES: Mapping[str, Family] = {name: family for family in FAMILIES for name in family.architectures}

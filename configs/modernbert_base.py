@@ -1,0 +1,73 @@
+"""ModernBERT base as in the paper (Warner et al. 2024), in bfloat16, on any TFDS text.
+
+    python train.py configs/modernbert_base.py --workdir runs/modernbert
+    python train.py configs/modernbert_base.py --data.train.name lm1b --data.validation.name lm1b --workdir runs/lm1b
+
+Every third block attends to the whole row, the others to 64 tokens on each side; the two kinds have rotary positions of
+their own base. 30% of the tokens are masked, there are no sentence pairs, and documents share rows.
+
+The paper trains on 1.7 trillion tokens in 4,608 rows of 1,024 a step, then on 300 billion in 72 rows of 8,192:
+
+    python train.py configs/modernbert_base.py --workdir runs/short
+    python train.py configs/modernbert_base.py --workdir runs/base --init runs/short --data.task.length 8192 \\
+        --data.task.predictions 2560 --data.batch 72 --optimizer.schedule.peak 3e-4 --steps 509000
+
+Five things differ from the paper. In its short rows the global blocks have a rotary base of 10,000; here they have
+160,000 from the start, because a run starts only from weights of the same positions. Its learning rate falls as
+1 - sqrt over the last 50 billion tokens; here it stays at the peak. Its optimizer is StableAdamW; here it is AdamW with
+a limit on the norm of the gradient. Its attention has a dropout of 0.1 on its output; here there is none. Its tokenizer
+is OLMo's with 50,368 pieces; here one of that size is trained.
+
+Not run yet: no accelerator was at hand. A test trains a small model of this form.
+"""
+
+import jaxformer as jf
+
+LOCAL = jf.layers.Variant(
+    attention=jf.layers.Attention(bias=False, window=65), position_embedding=jf.layers.Rotary(10_000.0)
+)
+
+experiment = jf.Experiment(
+    model=jf.models.Bert(
+        jf.layers.Transformer(
+            width=768,
+            depth=22,
+            heads=12,
+            attention=jf.layers.Attention(bias=False),
+            mlp=jf.layers.GatedMlp(1152, "gelu"),
+            norm=jf.layers.LayerNorm(1e-5, bias=False),
+            first_norm=False,
+            position_embedding=jf.layers.Rotary(160_000.0),
+            period=(jf.layers.Variant(), LOCAL, LOCAL),
+            dropout=0.0,
+            attention_dropout=0.0,
+            dtype="bfloat16",
+            remat="dots",
+        ),
+        vocab=50_368,
+        max_length=8192,
+        token_types=0,
+        prediction_heads=("masked_lm",),
+        head_bias=False,
+    ),
+    objective=jf.objectives.MaskedLM(next_sentence=0.0),
+    data=jf.data.Data(
+        train=jf.data.Tfds("wikipedia/20230601.en", split="train[1%:]"),
+        validation=jf.data.Tfds("wikipedia/20230601.en", split="train[:1%]"),
+        task=jf.data.MaskedSentencePairs(length=1024, predictions=320, mask_rate=0.3, next_sentence=False),
+        batch=4608,
+        pack=True,
+        workers=8,
+    ),
+    tokenizer=jf.tokenizers.ByteLevelBpe(vocab=50_368),
+    optimizer=jf.optimizers.AdamW(
+        schedule=jf.optimizers.Schedule(peak=8e-4, warmup=640, decay="constant"),
+        b2=0.98,
+        eps=1e-6,
+        weight_decay=1e-5,
+    ),
+    steps=360_000,
+    evaluation=jf.Evaluation(every=10_000, batches=20),
+    checkpoint=jf.Checkpoint(every=1_000, best="loss"),
+    log=jf.Log(every=100),
+)
