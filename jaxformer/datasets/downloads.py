@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 from jaxformer.errors import InputError
@@ -74,3 +75,11 @@ def _fetched(pattern: str, command: list[str], said: str, folder: str) -> str:
 
 def _files(pattern: str) -> list[str]:
     return sorted(filter(os.path.isfile, glob.glob(pattern)))
+
+
+def read_member(archive: tarfile.TarFile, member: str | tarfile.TarInfo) -> bytes:
+    """The content of a regular file in an archive."""
+    file = archive.extractfile(member)
+    if file is None:
+        raise ValueError(f"{member}: not a regular file")
+    return file.read()

@@ -74,7 +74,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 def _read(archive: str) -> list[tuple[str, str, str]]:
     """(name, genre, tagged text) of each document, in the order of their names."""
     with tarfile.open(archive) as files:
-        texts = {os.path.basename(member.name): files.extractfile(member).read().decode() for member in files}
+        texts = {os.path.basename(member.name): downloads.read_member(files, member).decode() for member in files}
     genres = dict(line.split() for line in texts["cats.txt"].splitlines() if line)
     return [(name.upper(), genres[name], texts[name]) for name in sorted(genres)]
 

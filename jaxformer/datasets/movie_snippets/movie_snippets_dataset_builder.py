@@ -60,9 +60,9 @@ def _read(archive: str) -> str:
     """The file with the snippets, which is in an archive inside of the package's."""
     with tarfile.open(archive) as package:
         [inner] = [name for name in package.getnames() if name.endswith("hutto_ICWSM_2014.tar.gz")]
-        with tarfile.open(fileobj=io.BytesIO(package.extractfile(inner).read())) as files:
+        with tarfile.open(fileobj=io.BytesIO(downloads.read_member(package, inner))) as files:
             [name] = [name for name in files.getnames() if name.endswith("/" + _FILE)]
-            return files.extractfile(name).read().decode()
+            return downloads.read_member(files, name).decode()
 
 
 def _examples(text: str) -> Iterator[dict]:

@@ -63,7 +63,7 @@ def _read(archive: str) -> Iterator[tuple[str, str]]:
     with tarfile.open(archive) as files:
         for name in sorted(files.getnames()):
             if found := re.search(r"/data/(?:easy-|hard-)?(ham|spam)-\d/.*\.json$", name):
-                yield found[1], json.loads(files.extractfile(name).read())["text"]
+                yield found[1], json.loads(downloads.read_member(files, name))["text"]
 
 
 def _text(mail: str) -> str:
