@@ -100,7 +100,7 @@ def test_a_beam_search_continues_while_a_better_hypothesis_is_possible():
 
 
 @pytest.mark.parametrize(
-    "name, settings", [*((name, {}) for name in MODELS), ("llama", {"beams": 3}), ("gpt2", {"repetition_penalty": 1.5})]
+    "name, settings", [*((name, {}) for name in MODELS), ("llama", {"num_beams": 3}), ("gpt2", {"repetition_penalty": 1.5})]
 )
 def test_a_ragged_batch_is_its_prompts_one_by_one(name, settings):
     decoding, end = Decoding(max_new_tokens=NEW, **settings), common_token(name)
@@ -218,7 +218,8 @@ def test_a_stream_gives_the_same_tokens_in_pieces(temperature):
 def steps_taken(end):
     """Model calls that a batch takes."""
     _, model, params = both("gpt2")
-    batch = generating._batch(model, prompts(), Decoding(max_new_tokens=NEW), end, None)
+    some = [generating.as_prompt(prompt, model, None) for prompt in prompts()]
+    batch = generating._batch(model, some, Decoding(max_new_tokens=NEW), end)
     ready = steps.ready(model, params)
     progress = loops.begin(model, Decoding(), ready, batch, 24, jax.random.key(0))
     return int(loops.advance(model, Decoding(), ready, progress, NEW).count)
@@ -251,7 +252,9 @@ def test_outputs_end_with_the_positions():
 def test_a_step_copies_no_cache_and_no_weights(name):
     """In the program of the loop, nothing of the size of a matrix or of a cache is moved or converted."""
     _, model, params = both(name)
-    batch = generating._batch(model, prompts()[:4], Decoding(max_new_tokens=16), *special(name).values())
+    fields = special(name)
+    some = [generating.as_prompt(prompt, model, fields.get("start")) for prompt in prompts()[:4]]
+    batch = generating._batch(model, some, Decoding(max_new_tokens=16), fields.get("end"))
     ready = steps.ready(model, params)
     progress = loops.begin(model, Decoding(), ready, batch, 16, jax.random.key(0))
     program = loops.advance.lower(model, Decoding(), ready, progress, 16).compile().as_text()
