@@ -100,7 +100,8 @@ def test_a_beam_search_continues_while_a_better_hypothesis_is_possible():
 
 
 @pytest.mark.parametrize(
-    "name, settings", [*((name, {}) for name in MODELS), ("llama", {"num_beams": 3}), ("gpt2", {"repetition_penalty": 1.5})]
+    "name, settings",
+    [*((name, {}) for name in MODELS), ("llama", {"num_beams": 3}), ("gpt2", {"repetition_penalty": 1.5})],
 )
 def test_a_ragged_batch_is_its_prompts_one_by_one(name, settings):
     decoding, end = Decoding(max_new_tokens=NEW, **settings), common_token(name)
