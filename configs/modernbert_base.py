@@ -1,24 +1,11 @@
-"""ModernBERT base as in the paper (Warner et al. 2024), in bfloat16, on any TFDS text.
+"""ModernBERT base as in the paper (Warner et al. 2024), in bfloat16, on any TFDS text. Not run yet: it needs accelerators.
 
     python train.py configs/modernbert_base.py --workdir runs/modernbert
-    python train.py configs/modernbert_base.py --data.train.name lm1b --data.validation.name lm1b --workdir runs/lm1b
 
-Every third block attends to the whole row, the others to 64 tokens on each side; the two kinds have rotary positions of
-their own base. 30% of the tokens are masked, there are no sentence pairs, and documents share rows.
-
-The paper trains on 1.7 trillion tokens in 4,608 rows of 1,024 a step, then on 300 billion in 72 rows of 8,192:
-
-    python train.py configs/modernbert_base.py --workdir runs/short
-    python train.py configs/modernbert_base.py --workdir runs/base --init runs/short --data.task.length 8192 \\
-        --data.task.predictions 2560 --data.batch 72 --optimizer.schedule.peak 3e-4 --steps 509000
-
-Five things differ from the paper. In its short rows the global blocks have a rotary base of 10,000; here they have
-160,000 from the start, because a run starts only from weights of the same positions. Its learning rate falls as
-1 - sqrt over the last 50 billion tokens; here it stays at the peak. Its optimizer is StableAdamW; here it is AdamW with
-a limit on the norm of the gradient. Its attention has a dropout of 0.1 on its output; here there is none. Its tokenizer
-is OLMo's with 50,368 pieces; here one of that size is trained.
-
-Not run yet: no accelerator was at hand. A test trains a small model of this form.
+The paper trains on 1.7 trillion tokens in rows of 1,024, then on 300 billion in rows of 8,192: a second run with `--init`
+of the first, `--data.task.length 8192 --data.task.predictions 2560 --data.batch 72 --optimizer.schedule.peak 3e-4`.
+Five things differ: global blocks have a rotary base of 160,000 from the start; the learning rate stays at the peak; AdamW
+with a limit on the gradient's norm is in the place of StableAdamW; there is no dropout; the tokenizer is trained here.
 """
 
 import jaxformer as jf
