@@ -1,11 +1,11 @@
-"""ModernBERT base as in the paper (Warner et al. 2024), in bfloat16, on any TFDS text. Not run yet: it needs accelerators.
+"""ModernBERT base as in the paper (Warner et al. 2024), in bfloat16. Not run yet: it needs accelerators.
 
     python train.py configs/modernbert_base.py --workdir runs/modernbert
 
-The paper trains on 1.7 trillion tokens in rows of 1,024, then on 300 billion in rows of 8,192: a second run with `--init`
-of the first, `--data.task.length 8192 --data.task.predictions 2560 --data.batch 72 --optimizer.schedule.peak 3e-4`.
-Five things differ: global blocks have a rotary base of 160,000 from the start; the learning rate stays at the peak; AdamW
-with a limit on the gradient's norm is in the place of StableAdamW; there is no dropout; the tokenizer is trained here.
+The paper trains on 1.7 trillion tokens in rows of 1,024, then on 300 billion in rows of 8,192: a second run with
+`--init` of the first, `--data.task.length 8192 --data.task.predictions 2560 --data.batch 72` and a peak rate of 3e-4.
+Five things differ: global blocks have a rotary base of 160,000 from the start; the learning rate stays at the peak;
+AdamW with a limited gradient takes the place of StableAdamW; there is no dropout; the tokenizer is trained here.
 """
 
 import jaxformer as jf
