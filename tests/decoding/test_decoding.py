@@ -321,7 +321,7 @@ def test_what_cannot_be_decoded_is_refused():
         ({"top_p": 1.1}, "decoding.top_p=1.1: expected above 0, at most 1"),
         ({"min_p": 1.5}, "decoding.min_p=1.5: expected 0 to 1"),
         ({"repetition_penalty": 0.0}, "decoding.repetition_penalty=0.0: expected above 0"),
-        ({"early_stopping": "soon"}, "early_stopping='soon': expected"),
+        ({"early_stopping": "soon"}, "early_stopping='soon': expected True or False or never"),
         (
             {"num_beams": 2, "temperature": 0.5},
             "decoding.num_beams=2: a beam search draws nothing; expected decoding.temperature=0, not 0.5",
