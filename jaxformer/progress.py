@@ -45,8 +45,8 @@ class Display:
         self._keeps_times = self.live and not stderr
         count = TextColumn("{task.fields[count]}")
         self._phases = Progress(SpinnerColumn(), TextColumn("{task.description}"), count, TimeElapsedColumn())
-        columns = TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn()
-        self._bar = Progress(*columns, TextColumn("eta"), Remaining())
+        name, bar = TextColumn("[bold]{task.description}"), BarColumn(bar_width=24)
+        self._bar = Progress(name, bar, MofNCompleteColumn(), TextColumn("eta"), Remaining())
         self._task = None
 
     @contextlib.contextmanager
@@ -55,8 +55,10 @@ class Display:
         with contextlib.ExitStack() as stack:
             if self.live:
                 drawn = Group(self._phases, self._bar)
-                options = {"refresh_per_second": 8, "transient": True, "vertical_overflow": "visible"}
-                stack.enter_context(Live(drawn, console=self._console, **options))
+                live = Live(
+                    drawn, console=self._console, refresh_per_second=8, transient=True, vertical_overflow="visible"
+                )
+                stack.enter_context(live)
             yield self
 
     def say(self, text: str) -> None:

@@ -8,9 +8,9 @@ import ast
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "jaxformer"
-SPLATS = 60
+SPLATS = 3
 """Calls through literals that may be left; the aim is 0."""
-LONG = 22
+LONG = 10
 """Functions of more than `PARAMETERS` parameters that may be left; the aim is 8."""
 PARAMETERS = 6
 

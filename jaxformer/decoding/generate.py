@@ -96,9 +96,9 @@ def generate(
             best = jax.device_get(beams.search(model, _static(decoding, batch), params, batch, room))
             tokens, lengths = best.tokens[:, 0], best.lengths[:, 0]
         else:
-            arguments = model, _static(decoding, batch), params
-            progress = loops.begin(*arguments, batch, room, jax.random.fold_in(key, number))
-            progress = loops.advance(*arguments, progress, most)
+            static = _static(decoding, batch)
+            progress = loops.begin(model, static, params, batch, room, jax.random.fold_in(key, number))
+            progress = loops.advance(model, static, params, progress, most)
             tokens, lengths = jax.device_get((progress.tokens, progress.lengths))
         for row, index in enumerate(indices):
             outputs[index] = tokens[row, : lengths[row]]
@@ -124,17 +124,17 @@ def stream(
         raise InputError(f"decoding.num_beams={decoding.num_beams}: a beam search cannot be streamed; expected 1")
     check_specials(model, end, start, decoding)
     batch = _batch(model, [as_prompt(prompt, model, start)], decoding, end, prefix, pieces)
-    arguments = model, _static(decoding, batch), steps.ready(model, params)
+    static, params = _static(decoding, batch), steps.ready(model, params)
     most = int(batch.rules.limits.max())
     key = jax.random.fold_in(jax.random.key(decoding.seed), 0)
-    progress, shown = loops.begin(*arguments, batch, bucket(decoding.max_new_tokens or most), key), 0
+    progress, shown = loops.begin(model, static, params, batch, bucket(decoding.max_new_tokens or most), key), 0
     while True:
         tokens, lengths, ended = jax.device_get((progress.tokens, progress.lengths, progress.ended))
         yield tokens[0, shown : lengths[0]]
         shown = int(lengths[0])
         if ended[0]:
             return
-        progress = loops.advance(*arguments, progress, min(shown + CHUNK, most))
+        progress = loops.advance(model, static, params, progress, min(shown + CHUNK, most))
 
 
 def bucket(length: int) -> int:
@@ -256,12 +256,13 @@ def _static(decoding: Decoding, prompts: Prompts) -> Decoding:
     """The static settings of a compiled program; the seed, numbers of tokens and end tokens are arrays."""
     ends = [(token,) for token in prompts.rules.ends.tolist()]
     words = tuple(word for word in decoding.bad_words_ids if word not in ends)  # An end token may always come.
-    said = {
-        "seed": 0,
-        "max_new_tokens": 1,
-        "max_length": None,
-        "min_new_tokens": 0,
-        "min_length": 0,
-        "eos_token_ids": None,
-    }
-    return Decoding(**{**vars(decoding), **said, "bad_words_ids": words})
+    return dataclasses.replace(
+        decoding,
+        seed=0,
+        max_new_tokens=1,
+        max_length=None,
+        min_new_tokens=0,
+        min_length=0,
+        eos_token_ids=None,
+        bad_words_ids=words,
+    )

@@ -105,11 +105,22 @@ def splash(query_bthk, key_bgsk, value_bgsk, mask: Mask | None, scale: float, in
         shape = query.shape[2], key.shape[2]
         seen = masks.CausalMask(shape) if causal else masks.FullMask(shape)
         tiles = [next(tile for tile in TILES if length % tile == 0) for length in shape]
-        parts = {"block_q": tiles[0], "block_kv": tiles[1]}
-        for gradient in ("dq", "dkv"):
-            parts |= {f"block_q_{gradient}": tiles[0], f"block_kv_{gradient}": tiles[1]}
-        options = {"block_sizes": kernels.BlockSizes(**parts), "head_shards": 1, "q_seq_shards": 1}
-        kernel = kernels.make_splash_mha(masks.MultiHeadMask([seen] * heads), interpret=interpret, **options)
+        of_queries, of_keys = tiles
+        sizes = kernels.BlockSizes(
+            block_q=of_queries,
+            block_kv=of_keys,
+            block_q_dq=of_queries,
+            block_kv_dq=of_keys,
+            block_q_dkv=of_queries,
+            block_kv_dkv=of_keys,
+        )
+        kernel = kernels.make_splash_mha(
+            masks.MultiHeadMask([seen] * heads),
+            interpret=interpret,
+            block_sizes=sizes,
+            head_shards=1,
+            q_seq_shards=1,
+        )
         return jax.vmap(kernel)(query, key, value, segments).swapaxes(1, 2)[:, :queries]
 
     return _on_mesh(attend, query_bthk, key_bgsk, value_bgsk, _segments(mask))
@@ -148,8 +159,15 @@ def flash(mask: Mask | None, scale: float, implementation: str = "cudnn") -> Cal
         if segments is not None:
             counts = [jnp.sum(ids != 0, axis=1, dtype=jnp.int32) for ids in segments]
             lengths = dict(zip(("query_seq_lengths", "key_value_seq_lengths"), counts, strict=True))
-        options = {"scale": scale, "is_causal": mask is not None and mask.in_order, "implementation": implementation}
-        return jax.nn.dot_product_attention(query, key.swapaxes(1, 2), value.swapaxes(1, 2), **lengths, **options)
+        return jax.nn.dot_product_attention(
+            query,
+            key.swapaxes(1, 2),
+            value.swapaxes(1, 2),
+            scale=scale,
+            is_causal=mask is not None and mask.in_order,
+            implementation=implementation,
+            **lengths,
+        )
 
     return attend
 

@@ -21,6 +21,12 @@ def check_terms(objective: Any) -> None:
 def token_means(objective: Any, model: Any, params: Any, batch: Mapping[str, jax.Array], key: Any) -> dict[str, Mean]:
     """The loss with its terms, the cross-entropy without them, in nats, and the accuracy of a batch's targets."""
     output = objective.apply_model(model, params, batch, key)
-    predicted = output.hidden, output.lm_head, batch["targets"], batch["weights"]
-    means = decoded_cross_entropy(*predicted, objective.label_smoothing, objective.z_loss)
+    means = decoded_cross_entropy(
+        output.hidden,
+        output.lm_head,
+        batch["targets"],
+        batch["weights"],
+        objective.label_smoothing,
+        objective.z_loss,
+    )
     return dict(zip(NAMES, means, strict=True)) | auxiliary(output)

@@ -102,9 +102,9 @@ def demonstrate(
     lines = []
     for row, guesses in enumerate(np.asarray(jnp.argmax(without_pieces(logits, tokenizer.vocab_size), -1))):
         used = batch["weights"][row] > 0
-        masked = (batch["masked_positions"][row][used], batch["targets"][row][used], guesses[used])
+        places, targets = batch["masked_positions"][row][used], batch["targets"][row][used]
         line, start = "", 0
-        for place, target, guess in sorted(zip(*masked, strict=True)):
+        for place, target, guess in sorted(zip(places, targets, guesses[used], strict=True)):
             right, said = _shown(tokenizer, target), _shown(tokenizer, guess)
             line += _text(tokenizer, batch["tokens"][row, start:place]) + " " * bool(tokenizer.word_start[target])
             line += f"[{right}]" if guess == target else f"[{said}, was {right}]"

@@ -110,8 +110,15 @@ class TextToTextPredictor(Predictor[EncoderDecoder], Generates, ScoresContinuati
 
     def write(self, prompts: Sequence[Sequence[int]]) -> list[np.ndarray]:
         """The tokens of the answer to each prompt."""
-        special = {"end": self.tokenizer.eos_id, "start": start_id(self.start, self.tokenizer)}
-        return generate(self.model, self.params, prompts, self.decoding, **special, pieces=self.tokenizer.vocab_size)
+        return generate(
+            self.model,
+            self.params,
+            prompts,
+            self.decoding,
+            end=self.tokenizer.eos_id,
+            start=start_id(self.start, self.tokenizer),
+            pieces=self.tokenizer.vocab_size,
+        )
 
     def _in_turns(self, examples: list[Example]) -> list[Example]:
         """The examples, the first one of each prefix and of none before the second ones, and so on."""

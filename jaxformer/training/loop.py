@@ -72,8 +72,9 @@ def train_step(experiment: Experiment, state: TrainState, batch: dict[str, jax.A
 
     # A condition, not a choice between two results, lets the donated arrays be updated in place.
     trained, held = trained_and_held(experiment, state.params)
-    before = trained, state.optimizer, state.average
-    trained, optimizer, average = jax.lax.cond(finite, update, lambda *before: before, *before)
+    trained, optimizer, average = jax.lax.cond(
+        finite, update, lambda *before: before, trained, state.optimizer, state.average
+    )
     skipped = 1 - finite.astype(jnp.int32)
     after = TrainState(
         step=state.step + 1,

@@ -142,7 +142,8 @@ def test_parameters_that_come_from_elsewhere_lie_where_those_they_replace_do(sha
     abstract = abstract_state(experiment, mesh)
     params = init_state(experiment, abstract).params
     found = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float16), abstract.params)
-    start = warm_start.match("elsewhere", found, params)
+    weights = (warm_start.Weights(experiment.model, tree) for tree in (found, params))
+    start = warm_start.match("elsewhere", *weights)
     assert_same_shardings(start.params, abstract.params)
     assert {leaf.dtype for leaf in jax.tree.leaves(start.params)} == {jnp.dtype("float32")}
 

@@ -48,8 +48,9 @@ class SentencePiece:
             if self.sentinels:
                 tokenizer = tokenizer.with_sentinels(self.sentinels)
         else:
-            how = (self.vocab, self.model_type, self.lowercase, self.sentinels)
-            model = training.train_sentencepiece(open_source(), self.sample, *how)
+            model = training.train_sentencepiece(
+                open_source(), self.sample, self.vocab, self.model_type, self.lowercase, self.sentinels
+            )
             tokenizer = SentencePieceTokenizer(model)
         tokenizer.save(folder)
         return tokenizer

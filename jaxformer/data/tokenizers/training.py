@@ -1,6 +1,7 @@
 """Deterministic training of SentencePiece models, WordPiece vocabularies and byte-level BPE."""
 
 import collections
+import functools
 import io
 import re
 from collections.abc import Iterator, Sequence
@@ -34,18 +35,19 @@ def train_sentencepiece(
     Raises:
       InputError: the text has more different characters than `vocab` has room for, or none.
     """
-    settings = {
-        "model_type": model_type,
-        "vocab_size": vocab - sentinels,
-        "normalization_rule_name": "nmt_nfkc_cf" if lowercase else "nmt_nfkc",
-    }
+    train = functools.partial(
+        _sentencepiece,
+        model_type=model_type,
+        vocab_size=vocab - sentinels,
+        normalization_rule_name="nmt_nfkc_cf" if lowercase else "nmt_nfkc",
+    )
     try:
-        model = _sentencepiece(texts(documents, sample), **settings)
+        model = train(texts(documents, sample))
     except RuntimeError as error:
         if "too high" not in str(error):
             raise InputError(_too_low(vocab, sentinels, str(error))) from error
         # Only now: without the hard limit, a text with enough pieces could get different ones.
-        model = _sentencepiece(texts(documents, sample), **settings, hard_vocab_limit=False)
+        model = train(texts(documents, sample), hard_vocab_limit=False)
     model = with_sentinels(model, sentinels) if sentinels else model
     if (size := _pieces(model)) < vocab:
         note(f"tokenizer.vocab={vocab}: the text has fewer different pieces; the vocabulary has {size}")

@@ -68,8 +68,15 @@ def _share(model: ir.Model, stored: Mapping[tuple, ir.ExternalTensor]) -> None:
     """Replaces arrays by the equal ones in another program's file."""
     for value in model.graph.initializers.values():
         if (same := stored.get(_content(value.const_value))) is not None:
-            place = (same.location, same.offset, same.length, same.dtype)
-            value.const_value = ir.ExternalTensor(*place, shape=same.shape, name=value.name, base_dir=same.base_dir)
+            value.const_value = ir.ExternalTensor(
+                same.location,
+                same.offset,
+                same.length,
+                same.dtype,
+                shape=same.shape,
+                name=value.name,
+                base_dir=same.base_dir,
+            )
 
 
 def open_session(path: Path) -> onnxruntime.InferenceSession:

@@ -78,7 +78,7 @@ def _dot_general(graph: Graph, equation: Any, left: Tensor, right: Tensor) -> Te
             [*batched, _product(kept), _product(along)] if number == 0 else [*batched, _product(along), _product(kept)]
         )
         values.append(_matrix(graph, tensor, order, flat))
-    value = graph.op("MatMul", *values)
+    value = graph.op("MatMul", values[0], values[1])
     shape = [*sides[0][2][0], *sides[0][2][1], *sides[1][2][1]]
     if len(sides[0][2][1]) != 1 or len(sides[1][2][1]) != 1:
         value = graph.op("Reshape", value, graph.shape(shape))
@@ -190,8 +190,8 @@ def _cond(graph: Graph, equation: Any, which: Tensor, *tensors: Tensor) -> list[
         bodies.append(ir.Graph([], outputs, nodes=graph.nodes, name=f"branch_{number}"))
     graph.nodes, graph.lengths = outer, lengths
     avals = [variable.aval for variable in equation.outvars]
-    picked = {"then_branch": bodies[1], "else_branch": bodies[0]}
-    values = graph.op("If", graph.cast(graph.value(which), bool), outputs=len(avals), **picked)
+    condition = graph.cast(graph.value(which), bool)
+    values = graph.op("If", condition, outputs=len(avals), then_branch=bodies[1], else_branch=bodies[0])
     values = values if isinstance(values, list) else [values]
     return [graph.tensor(value, aval.shape, aval.dtype) for value, aval in zip(values, avals, strict=True)]
 

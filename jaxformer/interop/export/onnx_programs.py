@@ -5,6 +5,7 @@ and an encoder–decoder is several files.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -204,15 +205,15 @@ def _encoder_decoder(model: EncoderDecoder) -> dict[str, Program]:
         return {"logits": output.logits} | written
 
     def later(params, input_ids, encoder_attention_mask, **past):
-        kept = _read(past, own, depth), _read(past, other, depth)
-        output = decode(params, input_ids, encoder_attention_mask, None, *kept)
+        layers, memory = _read(past, own, depth), _read(past, other, depth)
+        output = decode(params, input_ids, encoder_attention_mask, None, layers, memory)
         return {"logits": output.logits} | _written(_keys(output), "present.{}.decoder")
 
     def merged(params, input_ids, encoder_attention_mask, encoder_hidden_states, use_cache_branch, **past):
-        arrays = input_ids, encoder_attention_mask, encoder_hidden_states
-        computed = lambda: decode(params, *arrays).cache.memory  # noqa: E731
+        begin = functools.partial(decode, params, input_ids, encoder_attention_mask, encoder_hidden_states)
+        computed = lambda: begin().cache.memory  # noqa: E731
         memory = jax.lax.cond(use_cache_branch[0], lambda: _read(past, other, depth), computed)
-        output = decode(params, *arrays, _read(past, own, depth), memory)
+        output = begin(_read(past, own, depth), memory)
         written = _written(_keys(output), "present.{}.decoder") | _written(memory, "present.{}.encoder")
         return {"logits": output.logits} | written
 

@@ -251,10 +251,9 @@ def _generated(sides: Sides, auto: Any, written: Callable[[Any], str]) -> Iterat
     )
     run = sides.run.with_decoding(temperature=0.0, max_new_tokens=new)
     answers = dataclasses.replace(sides, run=run).predict(prompts)
-    settings = {"do_sample": False, "max_new_tokens": new, "max_length": None}
     for inputs, answer in zip(given, answers, strict=True):
         with torch.no_grad(), warnings.catch_warnings(action="ignore"):
-            (ids,) = network.generate(**inputs, **settings).tolist()
+            (ids,) = network.generate(**inputs, do_sample=False, max_new_tokens=new, max_length=None).tolist()
         if not network.config.is_encoder_decoder:
             ids = ids[inputs["input_ids"].shape[1] :]
         # Decode its tokens here: transformers' decoders hide special tokens that our texts show.

@@ -81,8 +81,7 @@ def build(reader: ConfigReader, names: Collection[str]) -> Vit:
     labels = read_labels(reader) if "classifier.weight" in names else ()
     pooling = "first_and_mean" if labels else "first"
     registers = reader.integer("num_register_tokens", 4) if _has_registers(names) else 0
-    fields = {"labels": labels, "pooling": pooling, "registers": registers}
-    return image_model(reader, Vit, transformer=transformer, **fields)
+    return image_model(reader, Vit, transformer=transformer, labels=labels, pooling=pooling, registers=registers)
 
 
 def _mlp(reader: ConfigReader, inner: int) -> Mlp | GatedMlp:

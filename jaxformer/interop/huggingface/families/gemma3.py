@@ -58,23 +58,23 @@ def build(reader: ConfigReader, names: Collection[str]) -> Gpt:
         reader.must(name, None)
     reader.get("cache_implementation")  # How transformers lays out its cache, in configs of the hub.
     epsilon = reader.number("rms_norm_eps", 1e-6)
-    sizes = {
-        "kv_heads": reader.integer("num_key_value_heads", 4),
-        "head_dim": reader.integer("head_dim", 256),
-        "query_pre_attn_scalar": reader.integer("query_pre_attn_scalar", 256),
-        "bias": reader.flag("attention_bias", False),
-        "head_norm": HeadRMSNorm(epsilon, zero_centered=True),
-    }
+    attention = Attention(
+        kv_heads=reader.integer("num_key_value_heads", 4),
+        head_dim=reader.integer("head_dim", 256),
+        query_pre_attn_scalar=reader.integer("query_pre_attn_scalar", 256),
+        bias=reader.flag("attention_bias", False),
+        head_norm=HeadRMSNorm(epsilon, zero_centered=True),
+    )
     depth, window = reader.integer("num_hidden_layers", 26), reader.integer("sliding_window", WINDOW)
     kinds = _kinds(reader, depth)
     positions = _positions(reader)
-    variants = {GLOBAL: Variant(), LOCAL: Variant(Attention(**sizes, window=window), None, positions[LOCAL])}
+    variants = {GLOBAL: Variant(), LOCAL: Variant(attention.clone(window=window), None, positions[LOCAL])}
     transformer = stack(
         reader,
         width=reader.integer("hidden_size", 2304),
         depth=depth,
         heads=reader.integer("num_attention_heads", 8),
-        attention=Attention(**sizes),
+        attention=attention,
         mlp=GatedMlp(
             reader.integer("intermediate_size", 9216),
             reader.choice("hidden_activation", ACTIVATIONS, "gelu_pytorch_tanh"),

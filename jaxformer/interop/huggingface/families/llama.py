@@ -88,17 +88,19 @@ def _build(
     head_norm: HeadRMSNorm | None = None,
 ) -> Gpt:
     width, heads = reader.integer("hidden_size"), reader.integer("num_attention_heads")
-    sizes = {
-        "kv_heads": reader.integer("num_key_value_heads", groups or heads),
-        "head_dim": reader.integer("head_dim", head_dim or max(1, width // heads)),
-    }
+    attention = Attention(
+        kv_heads=reader.integer("num_key_value_heads", groups or heads),
+        head_dim=reader.integer("head_dim", head_dim or max(1, width // heads)),
+        bias=bias,
+        head_norm=head_norm,
+    )
     activation = reader.choice("hidden_act", ACTIVATIONS, "silu")
     transformer = stack(
         reader,
         width=width,
         depth=reader.integer("num_hidden_layers"),
         heads=heads,
-        attention=Attention(**sizes, bias=bias, head_norm=head_norm),
+        attention=attention,
         mlp=GatedMlp(reader.integer("intermediate_size"), activation, mlp_bias),
         norm=RMSNorm(reader.number("rms_norm_eps", 1e-6)),
         position_embedding=rotary(reader),

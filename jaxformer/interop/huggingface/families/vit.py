@@ -42,8 +42,8 @@ def embeddings(theirs: str) -> list[ParamMapping]:
 def self_attention(ours: str, theirs: str) -> list[ParamMapping]:
     """The four maps of a layer."""
     inner = f"{theirs}.attention.attention"
-    names = (f"{inner}.query", f"{inner}.key", f"{inner}.value", f"{theirs}.attention.output.dense")
-    return attention(f"{ours}/attention", *names)
+    output = f"{theirs}.attention.output.dense"
+    return attention(f"{ours}/attention", f"{inner}.query", f"{inner}.key", f"{inner}.value", output)
 
 
 def blocks(ours: str, theirs: str) -> list[ParamMapping]:

@@ -307,17 +307,21 @@ def _wordpiece(folder: Path, settings: Mapping[str, Any]) -> WordPieceTokenizer:
     unk = settings.get("unk_token", special_tokens.UNK)
     if unk not in vocab:
         raise InputError(f"{folder / 'vocab.txt'}: the vocabulary has no {unk}; WordPiece needs one")
-    letters = {"strip_accents": settings.get("strip_accents")}
-    letters["handle_chinese_chars"] = bool(settings.get("tokenize_chinese_chars", True))
-    tokenizer = training.wordpiece(vocab, bool(settings.get("do_lower_case", True)), unk, **letters)
+    tokenizer = training.wordpiece(
+        vocab,
+        bool(settings.get("do_lower_case", True)),
+        unk,
+        strip_accents=settings.get("strip_accents"),
+        handle_chinese_chars=bool(settings.get("tokenize_chinese_chars", True)),
+    )
     tokenizer.add_special_tokens(list(dict.fromkeys(_roles(settings, list(vocab)).values())))
     return WordPieceTokenizer(tokenizer.to_str())
 
 
 def _byte_level(folder: Path, settings: Mapping[str, Any]) -> ByteLevelTokenizer:
     """GPT-2's vocab.json and merges.txt, divided into words as the tokenizer's class does."""
-    files = str(folder / "vocab.json"), str(folder / "merges.txt")
-    tokenizer = byte_level_of_files(*files, bool(settings.get("add_prefix_space", False)))
+    prefix_space = bool(settings.get("add_prefix_space", False))
+    tokenizer = byte_level_of_files(str(folder / "vocab.json"), str(folder / "merges.txt"), prefix_space)
     config, known = tokenizer.config, _class(settings)
     if known is not None:  # Otherwise tokens are special by their names.
         roles = _roles(settings, tokenizer.pieces)
