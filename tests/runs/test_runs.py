@@ -193,7 +193,7 @@ def test_a_run_from_a_larger_mesh_opens_on_the_devices_that_are_here(copy, run):
     larger = dataclasses.replace(run.experiment, mesh=Mesh(16, 2, 4))
     runs.write_experiment(copy, larger)
     opened = jf.open_run(copy)
-    assert dict(opened.mesh.shape) == {"data": 8, "fsdp": 1, "tensor": 1}
+    assert {axis: size for axis, size in opened.mesh.shape.items() if size > 1} == {"data": 8}
     assert opened.evaluate()["loss"] == pytest.approx(run.evaluate()["loss"], rel=1e-5)
 
 
