@@ -2,6 +2,7 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -202,7 +203,7 @@ def test_a_sharded_model_learns_by_splash_what_it_learns_by_blocks(monkeypatch):
             def loss(params):
                 return jnp.sum(jnp.square(model.apply({"params": params}, tokens, segments).logits))
 
-            params = sharding.nn.unbox(model.init(jax.random.key(0), tokens))["params"]
+            params = nn.unbox(model.init(jax.random.key(0), tokens))["params"]
             return jax.value_and_grad(loss)(params)
 
         return jax.device_get(step(tokens, segments))

@@ -332,6 +332,6 @@ def test_a_label_that_is_not_known_ends_the_start_in_one_line(folder, tmp_path):
     (tmp_path / "train.jsonl").write_text('{"text": "a film", "label": "fair"}\n')
     experiment = review_experiment(folder)
     data = dataclasses.replace(experiment.data, train=JsonLines((str(tmp_path / "train.jsonl"),)))
-    with pytest.raises(InputError, match="label 'fair': not known; expected one of bad, good"):
+    with pytest.raises(InputError, match="label 'fair': unknown; expected one of bad, good"):
         jf.fit(dataclasses.replace(experiment, data=data), tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()
