@@ -29,7 +29,7 @@ class Shape:
     mlp: int
     activation: str
     vocab: int
-    position_ids: int
+    max_length: int
     epsilon: float
 
 
@@ -42,7 +42,7 @@ def draw_shape(seed: int) -> Shape:
         mlp=int(rng.integers(17, 60)),
         activation=list(HIDDEN_ACT)[seed % 4],
         vocab=int(rng.integers(60, 120)),
-        position_ids=int(rng.integers(16, 24)),
+        max_length=int(rng.integers(16, 24)),
         epsilon=float(rng.choice([1e-12, 1e-6, 1e-3])),
     )
 
