@@ -55,11 +55,11 @@ def test_a_missing_column_is_named(tokenizer):
     example = {"en": "w1", "de": "w2", "count": 3}
     for task, words in [
         (NextToken(), "data.task.column=None: no column 'sentences' or 'text'; the columns are 'en', 'de', 'count'"),
-        (PrefixLM(column="fr"), "no column 'fr' of text; it has 'en', 'de', 'count': set task.column"),
-        (TextToText(targets="de"), "no column 'inputs' of text; it has 'en', 'de', 'count': set task.inputs"),
+        (PrefixLM(column="fr"), "data.task.column='fr': no such column; the columns are 'en', 'de', 'count'"),
+        (TextToText(targets="de"), "data.task.inputs='inputs': no such column; the columns are 'en', 'de', 'count'"),
         (
             TextToText(inputs="en", targets="count"),
-            "column 'count' holds 3; expected a text; the columns are .* set task.targets",
+            "data.task.targets='count': the column holds 3; expected a text; the columns are",
         ),
     ]:
         with pytest.raises(InputError, match=words) as caught:

@@ -84,7 +84,7 @@ def test_sentences_are_encoded_on_first_use(tokenizer):
     [
         ({"length": 4}, "data.task.length=4: .*at least 5"),
         ({"length": 2, "next_sentence": False, "predictions": 1}, "at least 3"),
-        ({"length": 16}, "data.task.predictions=20: expected 1 to 16"),
+        ({"length": 16}, "data.task.predictions=20: expected 1 to data.task.length=16"),
         ({"predictions": 0}, "data.task.predictions=0"),
         ({"mask_rate": 0.0}, "task.mask_rate"),
         ({"mask_rate": 1.0}, "task.mask_rate"),
