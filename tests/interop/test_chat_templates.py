@@ -93,5 +93,5 @@ def test_an_imported_chat_template_is_kept(form, tmp_path):
 
 
 def test_roles_need_names_of_their_own():
-    with pytest.raises(InputError, match="give each role a name of its own"):
+    with pytest.raises(InputError, match="expected a different, non-empty text for each role"):
         DialogueTemplate(user="A:", assistant="A:")
