@@ -147,7 +147,7 @@ class Oracle:
         self.table = jax.numpy.array(table)
 
     def apply(self, params, tokens, **_):
-        return types.SimpleNamespace(logits=jax.nn.one_hot(self.table[tokens], 3))
+        return types.SimpleNamespace(logits=jax.nn.one_hot(self.table[tokens], 3), means={})
 
 
 def test_an_entity_longer_than_a_row_is_one_entity(tokenizer, tmp_path):

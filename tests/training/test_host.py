@@ -11,7 +11,7 @@ pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="setti
 
 RESTART = """
 import os, sys
-from jaxformer import host
+from jaxformer.training import host
 host.SETTING = {setting!r}
 host.restart_with_huge_pages()
 print(os.environ.get("GLIBC_TUNABLES", "none"), sys.argv[1:], os.getpid())
