@@ -11,7 +11,7 @@ from small_writer import small_tokenizer
 
 from jaxformer.decoding.settings import Decoding
 from jaxformer.errors import InputError
-from jaxformer.interop.huggingface.config_reader import Settings
+from jaxformer.interop.huggingface.config_reader import ConfigReader
 from jaxformer.interop.huggingface.folders import Folder
 from jaxformer.interop.huggingface.generation_config import (
     FIELDS,
@@ -132,7 +132,7 @@ def test_without_a_generation_config_the_config_says_it(tmp_path):
     assert read_decoding(Folder(tmp_path, config, generation, {}), Decoding(), tokenizer) == Decoding(5)
     with pytest.raises(InputError, match=rf"{tmp_path}/config.json: diversity_penalty=0.5 is not implemented here"):
         read_decoding(Folder(tmp_path, {"diversity_penalty": 0.5}, {}, {}), Decoding(), tokenizer)
-    Settings(dict.fromkeys(FIELDS, 3), "config.json").finish()  # Models are built whatever is said of generation.
+    ConfigReader(dict.fromkeys(FIELDS, 3), "config.json").finish()  # Models are built whatever is said of generation.
 
 
 @pytest.mark.parametrize("ids", [None, (7,), (7, 3)])
