@@ -10,6 +10,7 @@ import torch
 import transformers
 from small_bert import assert_trees_close, first_state, lay_out, random_examples, small_bert, small_experiment
 
+from jaxformer.config import override
 from jaxformer.layers.mlp import Mlp
 from jaxformer.layers.norms import LayerNorm
 from jaxformer.training.loop import loss_and_gradient, train_step
@@ -56,7 +57,7 @@ def our_bert(shape: Shape):
         shape.max_length,
         width=shape.heads * shape.head_dim,
         depth=shape.depth,
-        prediction_heads=shape.heads,
+        heads=shape.heads,
         mlp=Mlp(shape.mlp, shape.activation),
         norm=LayerNorm(shape.epsilon),
     )
@@ -242,6 +243,7 @@ def test_steps_of_adamw():
     # The keys' biases have no gradient but rounding errors, which Adam divides by epsilon: it must not be tiny here.
     optimizer = AdamW(Schedule(2e-3, warmup=2, decay="linear"), weight_decay=0.3, clip=5.1, eps=1e-4)
     experiment = small_experiment(our_bert(shape), steps=steps, optimizer=optimizer)
+    experiment = override(experiment, {"data.task.length": shape.max_length, "data.task.predictions": 3})
     named = list(theirs.named_parameters())
     plain = [p for name, p in named if name.endswith("bias") or "LayerNorm" in name]
     groups = [
