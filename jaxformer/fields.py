@@ -30,12 +30,6 @@ def at_least(path: str, value: float | None, least: float) -> None:
         raise FieldError(path, f"={value}: expected at least {least}")
 
 
-def above(path: str, value: float | None, limit: float) -> None:
-    """Raises FieldError if the field at `path` has a value and it is not above `limit`."""
-    if value is not None and not value > limit:
-        raise FieldError(path, f"={value}: expected above {limit}")
-
-
 def within(path: str, value: float | None, low: float, high: float, below: bool = False) -> None:
     """Raises FieldError if the field at `path` has a value and it is not from `low` to `high`, or `below` high."""
     if value is not None and not (low <= value < high or (value == high and not below)):

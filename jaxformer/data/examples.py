@@ -26,7 +26,7 @@ DocumentT = TypeVar("DocumentT", bound=Sized)
 
 @dataclasses.dataclass(frozen=True)
 class Feature:
-    """The layout of one array of an example in a row: it follows those of the examples before it."""
+    """The layout of one array in a row, where the arrays of successive examples follow each other."""
 
     capacity: int
     """Entries in a row."""

@@ -55,7 +55,7 @@ def unstacked(blocks: Any) -> tuple[Any, ...]:
 
 
 def without_last(blocks: Any) -> tuple[Any, Any]:
-    """The parameters of all blocks but the last one, and those of the last one."""
+    """Splits off the last block: the parameters of all others, and its own."""
     kinds = _kinds(blocks)
     if len(kinds) == 1:
         return jax.tree.map(lambda array: array[:-1], blocks), _layer(blocks, -1)

@@ -130,7 +130,7 @@ class Transformer(nn.Module):
         """
         inputs = inputs or BlockInputs()
         if inputs.at is not None and (inputs.return_attention or inputs.return_layers):
-            raise ValueError("at: the last block's outputs would have another shape than those of the others")
+            raise ValueError("at: the last block's output would differ in shape from the other blocks'")
         blocks = tuple(self._block(kind) for kind in range(max(1, len(self.period))))
         if self.is_initializing():
             first = inputs.replace(mask=None, memory_mask=None, at=None, train=False)

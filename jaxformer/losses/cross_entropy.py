@@ -27,7 +27,7 @@ class TokenLoss(NamedTuple):
 
 def decoded_cross_entropy(
     x: jax.Array,
-    decoder: LMHead,
+    lm_head: LMHead,
     targets: jax.Array,
     weights: jax.Array,
     label_smoothing: float = 0.0,
@@ -40,43 +40,43 @@ def decoded_cross_entropy(
 
     Args:
       x: vectors [b, m, d].
-      decoder: from vectors to logits.
+      lm_head: from vectors to logits.
       targets: integers [b, m].
       weights: float32 [b, m]; 0 where there is nothing to predict.
       label_smoothing: share of the target's probability that all tokens divide (Szegedy et al. 2016).
       z_loss: weight of the squared logarithm of the partition function, which keeps logits small (Chowdhery et al.
         2022).
     """
-    sums = _sums((label_smoothing, z_loss), x, decoder, targets, weights)
+    sums = _sums((label_smoothing, z_loss), x, lm_head, targets, weights)
     weight = total(weights)
     loss, *others = (Mean(one, weight) for one in sums)
     return TokenLoss(loss, *jax.lax.stop_gradient(others))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _sums(terms, x, decoder, targets, weights):
-    return _scan_chunks(terms, x, decoder, targets, weights, with_gradient=False)[0]
+def _sums(terms, x, lm_head, targets, weights):
+    return _scan_chunks(terms, x, lm_head, targets, weights, with_gradient=False)[0]
 
 
-def _forward(terms, x, decoder, targets, weights):
-    return _scan_chunks(terms, x, decoder, targets, weights, with_gradient=True)
+def _forward(terms, x, lm_head, targets, weights):
+    return _scan_chunks(terms, x, lm_head, targets, weights, with_gradient=True)
 
 
 def _backward(terms, gradients, cotangents):
     del terms
-    (dx, ddecoder), loss_cotangent = gradients, cotangents[0]
-    scaled = jax.tree.map(lambda g: (g * loss_cotangent).astype(g.dtype), (dx, ddecoder))
+    (dx, dhead), loss_cotangent = gradients, cotangents[0]
+    scaled = jax.tree.map(lambda g: (g * loss_cotangent).astype(g.dtype), (dx, dhead))
     return *scaled, None, None
 
 
 _sums.defvjp(_forward, _backward)
 
 
-def _scan_chunks(terms, x, decoder, targets, weights, with_gradient):
-    """The sums over all chunks, and with them the gradients (dx, ddecoder) where wanted."""
+def _scan_chunks(terms, x, lm_head, targets, weights, with_gradient):
+    """The sums over all chunks, and with them the gradients (dx, dhead) where wanted."""
     rows, positions, _ = x.shape
-    chunks = _chunks(rows, positions, len(decoder.table))
-    one = functools.partial(_chunk, decoder=decoder, terms=terms, with_gradient=with_gradient)
+    chunks = _chunks(rows, positions, len(lm_head.table))
+    one = functools.partial(_chunk, lm_head=lm_head, terms=terms, with_gradient=with_gradient)
     if chunks == 1:
         return one(x, targets, weights)
     size = -(-positions // chunks)
@@ -87,23 +87,23 @@ def _scan_chunks(terms, x, decoder, targets, weights, with_gradient):
 
     def body(carry, chunk):
         sums, gradients = one(*chunk)
-        dx, ddecoder = gradients if with_gradient else (None, None)
-        return jax.tree.map(jnp.add, carry, (sums, ddecoder)), dx
+        dx, dhead = gradients if with_gradient else (None, None)
+        return jax.tree.map(jnp.add, carry, (sums, dhead)), dx
 
-    zeros = jax.tree.map(jnp.zeros_like, decoder) if with_gradient else None
+    zeros = jax.tree.map(jnp.zeros_like, lm_head) if with_gradient else None
     start = ((jnp.float32(0),) * 3, zeros)
-    (sums, ddecoder), dx = jax.lax.scan(body, start, tuple(map(split, (x, targets, weights))))
+    (sums, dhead), dx = jax.lax.scan(body, start, tuple(map(split, (x, targets, weights))))
     if not with_gradient:
         return sums, None
     dx = jnp.moveaxis(dx, 0, 1).reshape(rows, chunks * size, -1)[:, :positions]
-    return sums, (dx, ddecoder)
+    return sums, (dx, dhead)
 
 
-def _chunk(x, targets, weights, decoder, terms, with_gradient):
+def _chunk(x, targets, weights, lm_head, terms, with_gradient):
     """Sums of one chunk, all its positions in one axis: every product is then one plain matrix product."""
     shape, width, (smoothing, z_loss) = x.shape, x.shape[-1], terms
     x, targets, weights = x.reshape(-1, width), targets.reshape(-1, 1), weights.reshape(-1, 1)
-    logits = sharding.constrain(decoder.logits(x), "bv")
+    logits = sharding.constrain(lm_head.logits(x), "bv")
     vocab = logits.shape[-1]
     largest = logits.max(-1, keepdims=True)
     partition = jnp.exp(logits - largest).sum(-1, keepdims=True)
@@ -123,10 +123,10 @@ def _chunk(x, targets, weights, decoder, terms, with_gradient):
     if smoothing:
         dlogits = dlogits - weights * (smoothing / vocab)
     dlogits = dlogits.astype(x.dtype)
-    dx = (dlogits @ decoder.table.astype(x.dtype)).reshape(shape)
+    dx = (dlogits @ lm_head.table.astype(x.dtype)).reshape(shape)
     dtable = jnp.einsum("nv,nd->vd", dlogits, x, preferred_element_type=jnp.float32)
     dbias = None
-    if decoder.bias is not None:
+    if lm_head.bias is not None:
         # As a product: XLA on CPU sums columns thirty times slower.
         ones = jnp.ones((1, len(x)), x.dtype)
         dbias = jnp.matmul(ones, dlogits, preferred_element_type=jnp.float32)[0]

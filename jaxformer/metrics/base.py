@@ -17,7 +17,7 @@ Terms = Mapping[str, Any]
 class Metric(abc.ABC, Generic[State]):
     """One reported number, or several that are computed from one state.
 
-    A state is created for every batch and merged with those of the batches before it. All processes see the terms of
+    A state is created for every batch and merged with the states of earlier batches. All processes see the terms of
     the whole batch, so that all of them compute the same numbers. A metric is a frozen dataclass:
 
         @dataclasses.dataclass(frozen=True)

@@ -79,7 +79,7 @@ def auxiliary(output: Any) -> dict[str, Mean]:
 
 
 def with_auxiliary(weights: Mapping[str, float], terms: Iterable[str]) -> dict[str, float]:
-    """The weights of the terms in a loss, with those of the auxiliary ones among the terms."""
+    """Adds the auxiliary terms, each with weight 1, to the weights of the terms of a loss."""
     return {**dict.fromkeys((name for name in terms if name.startswith(AUXILIARY)), 1.0), **weights}
 
 

@@ -126,6 +126,15 @@ class Model(nn.Module):
                 return sizes["b"] * stack_flops(self.encoder, sizes["t"])
     """
 
+    is_generative: ClassVar[bool] = False
+    """Whether it predicts next tokens one by one: it has `new_cache` and takes a `cache`."""
+    is_encoder_decoder: ClassVar[bool] = False
+    """Whether it has an encoder of `inputs` (`encode`), and a decoder of `tokens` (`decode`) that attends to it."""
+    is_text_classifier: ClassVar[bool] = False
+    """Whether its logits are those of `labels`, for examples or tokens of text as `pooling` says."""
+
+    # `inputs`, `stacks` and `flops` are not abstract: `help` of an abstract class shows no fields.
+
     def inputs(self) -> dict[str, InputSpec]:
         """The arrays that a call takes, by the names of its arguments."""
         raise NotImplementedError
@@ -158,16 +167,6 @@ class Model(nn.Module):
         if not limits:
             return None
         return TokenInput(min(limit.vocab for limit in limits), min(limit.max_length for limit in limits))
-
-    @property
-    def is_generative(self) -> bool:
-        """Whether it predicts next tokens one by one: it has `new_cache` and takes a `cache`."""
-        return False
-
-    @property
-    def is_encoder_decoder(self) -> bool:
-        """Whether it has an encoder of `inputs` (`encode`), and a decoder of `tokens` (`decode`) that attends to it."""
-        return False
 
     def encode_prompt(self, **inputs: jax.Array) -> Memory | None:
         """Encodes what a prompt has besides tokens: text to translate, sound, a picture.
@@ -206,11 +205,6 @@ class Model(nn.Module):
     def new_cache(self, rows: int, slots: int) -> Cache:
         """An empty cache of the stack that generates."""
         return list(self.stacks().values())[-1].new_cache(rows, slots)
-
-    @property
-    def is_text_classifier(self) -> bool:
-        """Whether its logits are those of `labels`, for examples or tokens of text as `pooling` says."""
-        return False
 
     @property
     def has_pooler(self) -> bool:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Self
+from typing import ClassVar, Self
 
 import flax.linen as nn
 import flax.struct
@@ -41,6 +41,8 @@ class Classifier(Model):
 
     The parameters of the model are in `backbone`, those of the head in `head` and, where there is one, `transform`.
     """
+
+    is_text_classifier: ClassVar[bool] = True
 
     backbone: Model
     """The pretrained model: any with an input `tokens` and an output `hidden`, such as a `Bert` or a `Gpt`."""
@@ -108,11 +110,6 @@ class Classifier(Model):
     def comparable(self) -> Self:
         """The model without dropout."""
         return dataclasses.replace(self, backbone=self.backbone.comparable(), dropout=0.0)
-
-    @property
-    def is_text_classifier(self) -> bool:
-        """True."""
-        return True
 
     @property
     def interop(self) -> str:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 import flax.linen as nn
 import flax.struct
@@ -43,6 +43,9 @@ BASE = Transformer(512, 6, 8, mlp=Mlp(activation="relu"), norm=LayerNorm(1e-5), 
 
 class EncoderDecoder(Model):
     """An encoder of the inputs, and a causal decoder that attends to the encoder's output."""
+
+    is_generative: ClassVar[bool] = True
+    is_encoder_decoder: ClassVar[bool] = True
 
     encoder: Transformer = BASE
     """The stack over the inputs."""
@@ -99,16 +102,6 @@ class EncoderDecoder(Model):
         encoder = stack_flops(self.encoder, sizes["s"])
         decoder = stack_flops(self.decoder, sizes["t"], memory=sizes["s"], causal=True)
         return sizes["b"] * (encoder + decoder + linear_flops(sizes["t"], self.decoder.width, self.vocab))
-
-    @property
-    def is_generative(self) -> bool:
-        """True: the decoder generates outputs."""
-        return True
-
-    @property
-    def is_encoder_decoder(self) -> bool:
-        """True."""
-        return True
 
     def setup(self):
         width = self.encoder.width

@@ -2,6 +2,7 @@
 2023); with local and global blocks besides, Gemma 3 (Gemma Team 2025)."""
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import flax.linen as nn
 import flax.struct
@@ -39,6 +40,8 @@ class Gpt(Model):
     scale_embeddings: bool = False
     """Whether embeddings are multiplied by the square root of the width, as Gemma's are."""
 
+    is_generative: ClassVar[bool] = True
+
     def inputs(self) -> dict[str, InputSpec]:
         """The arrays that a call takes."""
         prefix = InputSpec("bt", "True for tokens that attend to each other both ways", "bool", True, False)
@@ -56,11 +59,6 @@ class Gpt(Model):
         """Operations of a forward pass on b rows of t tokens."""
         head = linear_flops(sizes["t"], self.transformer.width, self.vocab)
         return sizes["b"] * (stack_flops(self.transformer, sizes["t"], causal=True) + head)
-
-    @property
-    def is_generative(self) -> bool:
-        """True: it continues texts."""
-        return True
 
     @nn.compact
     def __call__(

@@ -72,7 +72,7 @@ def trained_and_held(experiment: Experiment, params: Any) -> tuple[Any, Any]:
         return split(params, lora.is_held)
     if not patterns:
         return params, {}
-    frozen_mask(params, patterns)  # It knows what is wrong with a pattern.
+    frozen_mask(params, patterns)  # Raises InputError for a bad pattern.
     return split(params, lambda path: found_in(path, patterns))
 
 

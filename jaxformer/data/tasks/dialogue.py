@@ -54,7 +54,7 @@ class DialogueTemplate:
         return self.roles[role].rstrip() + (self.space(role) + content if content else "")
 
     def encode(self, turn: Turn, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
-        """The tokens before a turn, and those of the turn with its end token: int32 [m], [n]; encoded as one text."""
+        """The tokens before a turn, and the turn's with its end token: int32 [m], [n]; encoded as one text."""
         tokens, offsets = tokenizer.encode_with_offsets(self.text(turn))
         size = int(np.sum(offsets[:, 0] < len(self.roles[turn[0]].rstrip())))
         return tokens[:size], layouts.ended(tokens[size:], tokenizer)

@@ -81,7 +81,7 @@ def ended(tokens: np.ndarray, tokenizer: Tokenizer, limit: int | None = None) ->
 
 
 def overlapping(ids: np.ndarray, length: int) -> list[np.ndarray]:
-    """Stretches of up to `length` + 1 ids, each of which begins with the last id of the one before."""
+    """Stretches of up to `length` + 1 ids; each repeats the last id of the previous one."""
     return [ids[start : start + length + 1] for start in range(0, len(ids) - 1, length)]
 
 

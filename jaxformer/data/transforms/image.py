@@ -160,7 +160,7 @@ def resized(picture: Image.Image, size: int, box: Box, resample: Resample) -> Im
 def fitted(
     picture: Image.Image, size: int, edge: int, fit: Fit, resample: Resample
 ) -> tuple[Image.Image, GeometricTransform]:
-    """The centre of a resized picture; its pixels equal those of the image processors of transformers.
+    """The centre of a resized picture, pixel for pixel as transformers' image processors crop it.
 
     Args:
       picture: of any size; with `fit="none"` at least as large as the result.

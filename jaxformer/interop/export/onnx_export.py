@@ -93,7 +93,7 @@ def export_onnx(run: Run | str | os.PathLike, out: str | os.PathLike, dtype: DTy
 
     Raises:
       InputError: another `dtype`, a package that is missing, or a model of another kind; ONNX Runtime computes
-        something else; `out` is there already or cannot be written.
+        something else; `out` already exists or cannot be written.
     """
     if dtype != "float32":
         raise InputError(f"--dtype {dtype}: expected float32 for --format onnx")

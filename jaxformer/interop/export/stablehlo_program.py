@@ -60,7 +60,7 @@ def export_stablehlo(run: Run | str | os.PathLike, out: str | os.PathLike, dtype
       dtype: of the weights; the program computes in float32.
 
     Raises:
-      InputError: the model is of another kind, or `out` is there already or cannot be written.
+      InputError: the model is of another kind, or `out` already exists or cannot be written.
     """
     run = run if isinstance(run, Run) else runs.open_run(run)
     with new_folder(out) as folder:

@@ -66,7 +66,7 @@ class Bridge:
         raise InputError(f"{source.home}: an imported {type(model).__name__} has no task here")
 
     def special_tokens(self, model: Model, tokens: Mapping[str, int | None]) -> dict[str, int | None]:
-        """Fields of a config.json that name special tokens, from those of the tokenizer.
+        """Fields of a config.json that name special tokens, from the tokenizer's special tokens.
 
         The vocabulary of an encoder has no beginning and end but [CLS] and [SEP], which have other names.
         """

@@ -283,15 +283,12 @@ CLIP = Family(
     bridge=BRIDGE,
     auto_classes={"CLIPModel": AUTO},
 )
-SIGLIP = Family(
+SIGLIP = dataclasses.replace(
+    CLIP,
     model_type="siglip",
     architectures=("SiglipModel",),
-    module=Clip,
     build=build_siglip,
     describe=describe_siglip,
     table=SIGLIP_TABLE,
-    special_tokens=(*MARKS, "bos", "eos"),
-    layout="encoder",
-    bridge=BRIDGE,
     auto_classes={"SiglipModel": AUTO},
 )

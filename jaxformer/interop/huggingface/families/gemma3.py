@@ -8,7 +8,7 @@ from jaxformer.interop.huggingface.config_reader import ConfigReader
 from jaxformer.interop.huggingface.families.family import ACTIVATIONS, NAMES, Family, shortest_period, stack
 from jaxformer.interop.huggingface.families.gpt2 import BRIDGE
 from jaxformer.interop.huggingface.families.llama import rope_fields, rotary_of
-from jaxformer.interop.huggingface.families.rows import attention, linear, norm
+from jaxformer.interop.huggingface.families.rows import gated_mlp, llama_attention, norm
 from jaxformer.interop.huggingface.table import ParamMapping, Table
 from jaxformer.layers.attention import Attention
 from jaxformer.layers.mlp import GatedMlp
@@ -29,20 +29,10 @@ TABLE = Table(
     (
         ParamMapping("embeddings/token", "model.embed_tokens.weight", copies=("lm_head.weight",)),
         *norm(f"{OURS}/attention_norm", f"{LAYER}.input_layernorm"),
-        *attention(
-            f"{OURS}/attention",
-            f"{LAYER}.self_attn.q_proj",
-            f"{LAYER}.self_attn.k_proj",
-            f"{LAYER}.self_attn.v_proj",
-            f"{LAYER}.self_attn.o_proj",
-        ),
-        ParamMapping(f"{OURS}/attention/query_norm/scale", f"{LAYER}.self_attn.q_norm.weight"),
-        ParamMapping(f"{OURS}/attention/key_norm/scale", f"{LAYER}.self_attn.k_norm.weight"),
+        *llama_attention(f"{OURS}/attention", f"{LAYER}.self_attn"),
         *norm(f"{OURS}/attention_post_norm", f"{LAYER}.post_attention_layernorm"),
         *norm(f"{OURS}/mlp_norm", f"{LAYER}.pre_feedforward_layernorm"),
-        *linear(f"{OURS}/mlp/gate", f"{LAYER}.mlp.gate_proj"),
-        *linear(f"{OURS}/mlp/up", f"{LAYER}.mlp.up_proj"),
-        *linear(f"{OURS}/mlp/down", f"{LAYER}.mlp.down_proj"),
+        *gated_mlp(f"{OURS}/mlp", f"{LAYER}.mlp"),
         *norm(f"{OURS}/mlp_post_norm", f"{LAYER}.post_feedforward_layernorm"),
         *norm("transformer/norm", "model.norm"),
         ParamMapping("head", "lm_head.weight"),

@@ -22,3 +22,18 @@ def attention(ours: str, query: str, key: str, value: str, output: str) -> list[
             ParamMapping(f"{ours}/{part}/bias", f"{theirs}.bias", "(h k) -> h k"),
         ]
     return rows + linear(f"{ours}/output", output, "d (h k) -> h k d")
+
+
+def llama_attention(ours: str, theirs: str) -> list[ParamMapping]:
+    """LLaMA's self-attention, with the norms of each head's queries and keys that later families have."""
+    maps = (f"{theirs}.{part}_proj" for part in ("q", "k", "v", "o"))
+    return [
+        *attention(ours, *maps),
+        ParamMapping(f"{ours}/query_norm/scale", f"{theirs}.q_norm.weight"),
+        ParamMapping(f"{ours}/key_norm/scale", f"{theirs}.k_norm.weight"),
+    ]
+
+
+def gated_mlp(ours: str, theirs: str) -> list[ParamMapping]:
+    """The three maps of LLaMA's gated MLP."""
+    return [row for part in ("gate", "up", "down") for row in linear(f"{ours}/{part}", f"{theirs}.{part}_proj")]
