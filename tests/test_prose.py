@@ -144,17 +144,40 @@ def test_markers_are_found_in_every_kind_of_prose(tmp_path):
     assert [(line, word) for line, word, _ in markers(page)] == [(5, "told")]
 
 
+def documented(tree, outer="", inner=""):
+    """The line, what is documented (`class Mlp`, `Mlp.def f(x)`, `Mlp.width: int`) and the text of each docstring."""
+    before = None
+    for statement in tree.body:
+        value = getattr(statement, "value", None)
+        if isinstance(statement, ast.Expr) and isinstance(value, ast.Constant) and isinstance(value.value, str):
+            yield statement.lineno, f"{inner}{heading(before)}" if before else f"{outer}{heading(tree)}", value.value
+        elif isinstance(statement, ast.ClassDef):
+            yield from documented(statement, inner, f"{statement.name}.")
+        elif isinstance(statement, ast.FunctionDef):
+            yield from documented(statement, inner)
+        before = statement
+
+
+def heading(node):
+    """A class, a function or a field without what is in it."""
+    if isinstance(node, ast.Module):
+        return "(module)"
+    text = ast.unparse(node)
+    if isinstance(node, ast.ClassDef | ast.FunctionDef):
+        return next(line for line in text.splitlines() if line.startswith(("class ", "def ")))
+    return text.partition("\n")[0]
+
+
 def sample(seed):
-    """Prints docstrings of the library, drawn by a seed."""
+    """Prints docstrings of the library with what they document, drawn by a seed."""
     found = [
-        (f"{name(path)}:{line}", text)
+        (f"{name(path)}:{line}", what, text)
         for path in sorted((ROOT / "jaxformer").rglob("*.py"))
-        for line, text, is_docstring in strings(ast.parse(path.read_text(encoding="utf-8")))
-        if is_docstring
+        for line, what, text in documented(ast.parse(path.read_text(encoding="utf-8")))
     ]
     print(f"seed {seed}: {SAMPLE} of {len(found)} docstrings")
-    for where, text in random.Random(seed).sample(found, SAMPLE):
-        print(f"\n{where}\n{text}")
+    for where, what, text in random.Random(seed).sample(found, SAMPLE):
+        print(f"\n{where}\n{what}\n    {text.strip()}")
 
 
 def main(arguments):
