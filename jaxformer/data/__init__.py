@@ -1,4 +1,4 @@
-"""From files to rows: sources, tasks, transforms, tokenizers and the loader. NumPy only."""
+"""Data pipeline from files to batch rows: sources, tasks, transforms, tokenizers and the loader. Uses NumPy only."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""The types that tasks, fields and lanes exchange: examples, the layout of rows, and visits to documents."""
+"""Types that tasks, fields and lanes exchange: examples, the layout of batch rows, and visits to documents."""
 
 import dataclasses
 from collections.abc import Callable
@@ -9,15 +9,15 @@ import numpy as np
 from jaxformer.data.tokenizers import Tokenizer
 
 Example = dict[str, np.ndarray]
-"""The arrays of one example by name."""
+"""Maps names to the arrays of one example."""
 
 
 class Sized(Protocol):
-    """An encoded document or a part of one."""
+    """Protocol of an encoded document or a part of one."""
 
     @property
     def size(self) -> int:
-        """Memory that it takes, in units of four bytes; for a text, its characters."""
+        """Memory use in units of four bytes. For a text, its number of characters."""
         ...
 
 
@@ -26,25 +26,27 @@ DocumentT = TypeVar("DocumentT", bound=Sized)
 
 @dataclasses.dataclass(frozen=True)
 class Feature:
-    """The layout of one array in a row, where the arrays of successive examples follow each other."""
+    """Layout of one array in a batch row. A row concatenates the arrays of successive examples."""
 
     capacity: int
-    """Entries in a row."""
+    """Number of entries in a row."""
     dtype: str = "int32"
-    """NumPy's name of the type."""
+    """NumPy dtype name."""
     offset: bool = False
-    """Whether the values are indices of tokens, to be shifted to where the example begins."""
+    """Whether the values are token indices. They are then shifted by the position at which the example begins in the
+    row.
+    """
     shape: tuple[int, ...] = ()
-    """Shape of an entry. The entries of an image are its pixel rows, so that one image fills a row of the batch."""
+    """Shape of one entry. The entries of an image are its pixel rows, so that one image fills one batch row."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Visit(Generic[DocumentT]):
-    """One visit of a lane to a document."""
+    """One visit of a lane to a document. It produces the examples of the document."""
 
     tokenizer: Tokenizer
-    """The tokenizer that encoded the document; tasks that read no text are not given one, and do not use it."""
+    """Tokenizer that encoded the document. None for tasks that do not read text."""
     rng: np.random.Generator
-    """The visit's own generator, a function of the seed and the number of the visit."""
+    """Random generator of the visit, seeded by the experiment's seed and the visit number."""
     draw: Callable[[np.random.Generator], DocumentT]
-    """Returns another encoded document at random; deterministic given its generator."""
+    """Returns another encoded document, chosen at random with the given generator."""

@@ -79,7 +79,7 @@ def test_predicting_one_text_gives_one_answer_and_several_a_list(run):
 @pytest.mark.parametrize("name", ["predict", "encode", "embed"])
 def test_half_a_character_is_refused_with_its_place(run, name):
     """As the command line has bytes that are not UTF-8."""
-    with pytest.raises(InputError, match=r"text 2 has half a character, \\udc80, at character 1, which is no Unicode"):
+    with pytest.raises(InputError, match=r"text 2 contains \\udc80 at character 1, half of a surrogate pair"):
         getattr(run, name)(["the sea", "a\udc80b"])
 
 

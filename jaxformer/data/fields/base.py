@@ -1,4 +1,4 @@
-"""The fields of tasks: each decodes and transforms one column of an example."""
+"""Base class of task fields. Each field decodes and transforms one column of an example."""
 
 import abc
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ EncodedT = TypeVar("EncodedT", bound=Sized)
 class Field(abc.ABC, Generic[EncodedT]):
     """One column of an example. Subclasses are frozen dataclasses with a field `column`.
 
-    A value passes through `read` and `encode` once and is then cached; `transform` is applied at each visit.
+    `read` and `encode` process each value once; the result is cached. `transform` is applied at every visit.
     """
 
     reads_text: ClassVar[bool] = False
@@ -23,59 +23,69 @@ class Field(abc.ABC, Generic[EncodedT]):
 
     @property
     def unit(self) -> tuple[str, int] | None:
-        """The unit that speed is reported in, such as tokens, and how many of them fit in a row; None if not this."""
+        """Name of the unit for throughput, such as "tokens", and the number of units per row.
+
+        None if the field has no unit.
+        """
         return None
 
     @property
     def requirement(self) -> str | None:
-        """Requirement on an example for the field to be usable, for error messages; None if nothing beyond `read`."""
+        """Requirement on an example for this field, for error messages. None if `read` already checks everything."""
         return None
 
     @abc.abstractmethod
     def features(self) -> dict[str, Feature]:
-        """The arrays that `transform` returns."""
+        """Returns the layouts of the arrays that `transform` returns, by name."""
 
     def check(self, tokenizer: Tokenizer | None) -> None:
         """Raises InputError if the tokenizer does not fit the field."""
 
     def for_evaluation(self) -> "Field[EncodedT]":
-        """The field for held-out data: without augmentation."""
+        """Returns this field without augmentation, for held-out data."""
         return self
 
     @abc.abstractmethod
     def read(self, example: Mapping[str, Any], path: str) -> Any:
-        """The value of the column, checked but not decoded; `path` is the config field that names the column.
+        """Returns the checked value of the column, not yet decoded.
+
+        Args:
+          example: columns by name.
+          path: config field that names the column, for messages.
 
         Raises:
-          InputError: there is no such column, or it holds a value of a wrong type.
+          InputError: If the column does not exist or its value has the wrong type.
         """
 
     @abc.abstractmethod
     def encode(self, value: Any, tokenizer: Tokenizer | None) -> EncodedT | None:
-        """The value as it is cached; None if it cannot be used, so that its document gives no example."""
+        """Returns the value in its cached form.
+
+        None if the value cannot be used; its document then gives no example.
+        """
 
     @abc.abstractmethod
     def transform(
         self, encoded: EncodedT, visit: Visit, geometry: GeometricTransform | None
     ) -> tuple[Example, GeometricTransform | None]:
-        """The arrays of a visit.
+        """Returns the arrays for one visit.
 
         Args:
-          encoded: what `encode` returned.
-          visit: has the tokenizer and the generator.
-          geometry: how the image of the example has been transformed by a field before this one, for boxes, points and
-            masks to follow; None if there is no image before it.
+          encoded: result of `encode`.
+          visit: the visit, with its tokenizer and random generator.
+          geometry: transform that an earlier field applied to the image of the example. Boxes, points and masks must
+            follow it. None if there is no earlier image field.
 
         Returns:
-          The arrays by name, and the geometry for the fields after this one.
+          The arrays by name, and the geometric transform to pass to later fields.
         """
 
     def request(self, example: Mapping[str, Any], folder: Path, path: str) -> str | None:
-        """A request to `predict` about an example, as a word of a command line; None if the field has none.
+        """Returns an argument for the `predict` command made from an example. None if the field does not provide one.
 
         Args:
           example: columns by name.
-          folder: where to write a request that must be a file.
-          path: the config field that names the column, for messages.
+          folder: folder in which to write the request if it must be a file.
+          path: config field that names the column, for messages.
         """
         return None

@@ -1,4 +1,7 @@
-"""Images. An image of h × w pixels has h entries of [w, n] in a row of the batch, so that one example fills the row."""
+"""Image field.
+
+An image of h × w pixels has h entries of shape [w, n] per row, so that one example fills a batch row.
+"""
 
 import dataclasses
 import os
@@ -19,7 +22,7 @@ from jaxformer.data.transforms.image import Augmentation, Fit, Resample, fitted,
 from jaxformer.errors import FieldError, InputError
 
 EXAMPLE = "example.png"
-"""Name of the image to try `predict` with, in a run's folder."""
+"""Name of the image file in a run folder that serves as an example input for `predict`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,18 +30,19 @@ class Picture:
     """A decoded image."""
 
     picture: Image.Image
+    """Image as a Pillow object."""
     size: int
-    """Memory, in units of four bytes."""
+    """Memory use in units of four bytes."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """An image that `predict` is asked about."""
+    """A preprocessed image for prediction."""
 
     path: str
-    """The file, or another name of the image."""
+    """Path of the file, or another name of the image."""
     pixels: np.ndarray
-    """uint8 [size, size, channels]."""
+    """Pixels, uint8 [size, size, channels]."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,22 +53,25 @@ class ImageField(Field[Picture]):
     """
 
     size: int = 224
-    """Height and width of the images in a batch."""
+    """Height and width of the images in a batch, in pixels."""
     channels: int = 3
-    """1 for grey, 3 for colours."""
+    """Number of channels: 1 for grayscale, 3 for color."""
     column: str = "image"
-    """Column with the image: its path, the bytes of a file, or pixels, as `pictures.read_picture` takes them."""
+    """Name of the column with the image: a path, the bytes of an image file, or pixels (see
+    `pictures.read_picture`)."""
     augmentation: Augmentation | None = None
-    """Random changes of the image at each training visit."""
+    """Random augmentation of the image at each training visit."""
     fit: Fit = "crop"
-    """How an image that is not augmented becomes a square: `crop` resizes its shorter side, `stretch` both sides, and
-    `none` neither. Then the centre is cropped."""
+    """How an image without augmentation becomes a square before the center crop: `crop` resizes its shorter side,
+    `stretch` resizes both sides, `none` does not resize."""
     crop: float = 1.0
-    """Share of the resized sides that is kept; they have size / crop pixels. 0.875 is usual for ImageNet."""
+    """Fraction of the resized image that the center crop keeps, per side: images are resized to size / crop pixels.
+    0.875 is common for ImageNet.
+    """
     resample: Resample = "bicubic"
-    """The filter for resizing."""
+    """Interpolation filter for resizing."""
     strict: bool = False
-    """Stop at an image that cannot be decoded, instead of skipping it with a note."""
+    """Whether to stop at an image that cannot be decoded. If False, such an image is skipped with a note."""
 
     def __post_init__(self):
         fields.at_least("data.task.image.size", self.size, 1)
@@ -83,7 +90,7 @@ class ImageField(Field[Picture]):
 
     @property
     def edge(self) -> int:
-        """Length of the resized sides in pixels, before the centre of `size` pixels is cropped."""
+        """Length of the resized sides in pixels, before the center crop to `size` pixels."""
         return round(self.size / self.crop)
 
     def features(self) -> dict[str, Feature]:
@@ -123,12 +130,12 @@ class ImageField(Field[Picture]):
             picture = self.decode(image, "the example")
         except pictures.Undecodable as error:
             raise InputError(str(error)) from error
-        if not file.exists():  # It may be the user's own file.
+        if not file.exists():  # The file may belong to the user.
             picture.save(file)
         return str(file)
 
     def decode(self, image: pictures.ImageLike, name: str) -> Image.Image:
-        """A picture with `channels` channels; raises Undecodable, with `name` in the message."""
+        """Decodes an image to a picture with `channels` channels. Raises Undecodable, with `name` in the message."""
         picture = pictures.read_picture(image, self.channels, name)
         if self.fit == "none" and min(picture.size) < self.size:
             size = f"{picture.width} × {picture.height} pixels"
@@ -136,18 +143,21 @@ class ImageField(Field[Picture]):
         return picture
 
     def view(self, picture: Image.Image, rng: np.random.Generator) -> tuple[np.ndarray, GeometricTransform]:
-        """The pixels of a picture at a visit, uint8 [size, size, channels], and where the points of the picture are."""
+        """Returns the pixels of a picture at one visit, uint8 [size, size, channels], and the geometric transform."""
         if self.augmentation is not None:
             return self.augmentation(picture, self.size, self.resample, rng)
         square, geometry = fitted(picture, self.size, self.edge, self.fit, self.resample)
         return pixels(square), geometry
 
     def prepared(self, picture: Image.Image) -> np.ndarray:
-        """The pixels of a picture without augmentation: uint8 [size, size, channels]."""
+        """Returns the pixels of a picture without augmentation, uint8 [size, size, channels]."""
         return pixels(fitted(picture, self.size, self.edge, self.fit, self.resample)[0])
 
     def prepare(self, images: Sequence[pictures.ImageLike]) -> list[Prepared]:
-        """Images in files or in memory, prepared as for evaluation; InputError if one cannot be decoded."""
+        """Preprocesses images from files or memory as for evaluation.
+
+        Raises InputError if an image cannot be decoded.
+        """
         found = []
         for number, image in enumerate(images, 1):
             name = pictures.name_of(image, f"image {number}")

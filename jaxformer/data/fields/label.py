@@ -1,4 +1,4 @@
-"""Labels: one of several classes, any of several, or a number."""
+"""Label field: one of several classes, any number of them, or a real number."""
 
 import dataclasses
 import math
@@ -19,7 +19,7 @@ from jaxformer.data.transforms.geometry import GeometricTransform
 from jaxformer.errors import FieldError, InputError, shown
 
 Kind = Literal["single_label", "multi_label", "regression"]
-"""The kind of target: one of the labels, any of them, or a number."""
+"""Kind of target: exactly one label, any number of labels, or a real number."""
 
 _PATH = "data.task.label"
 _NUMERAL = re.compile(r"(\d{1,9})(\.0*)?", re.ASCII)
@@ -29,25 +29,26 @@ _NUMERAL = re.compile(r"(\d{1,9})(\.0*)?", re.ASCII)
 class LabelField(Field[np.ndarray]):
     """A label.
 
-    Rows: `labels`: the index of the label, int32 [b, 1]; with `kind` multi_label float32 [b, labels], 1 for each label
-    that holds; with regression the number, float32 [b, 1].
+    Rows, depending on `kind`:
+      single_label: `labels` int32 [b, 1], the index of the label.
+      multi_label: `labels` float32 [b, labels], 1 for each label that applies (multi-hot).
+      regression: `labels` float32 [b, 1], the number.
     """
 
     column: str = "label"
-    """Column with the label. single_label: its name, or its index. multi_label: a list of names or of indices, or one
-    0 or 1 for each label (multi-hot; so with two labels, [0, 1] is the second label alone). regression: a finite
-    number."""
+    """Name of the column with the label. single_label: its name or index. multi_label: a list of names or indices, or a
+    multi-hot list (with two labels, [0, 1] means only the second label). regression: a finite number."""
     labels: tuple[str, ...] = ()
-    """Names of the labels in the order of their indices, the same as the model's; for regression the one name."""
+    """Label names in index order, the same as those of the model. For regression, the single name of the target."""
     kind: Kind = "single_label"
-    """The kind of target."""
+    """Kind of target."""
 
     def features(self) -> dict[str, Feature]:
         size = len(self.labels) if self.kind == "multi_label" else 1
         return {"labels": Feature(size, "int32" if self.kind == "single_label" else "float32")}
 
     def read(self, example: Mapping[str, Any], path: str = f"{_PATH}.column") -> np.ndarray:
-        """The target: int32 [1], float32 [labels] or float32 [1]."""
+        """Returns the target: int32 [1] (single_label), float32 [labels] (multi_label) or float32 [1] (regression)."""
         if self.kind == "single_label":
             return np.array([self.index(example, path)], np.int32)
         if self.kind == "multi_label":
@@ -60,7 +61,7 @@ class LabelField(Field[np.ndarray]):
         return np.array([number], np.float32)
 
     def index(self, example: Mapping[str, Any], path: str = f"{_PATH}.column") -> int:
-        """The index of a single label."""
+        """Returns the index of a single label."""
         return label_index(columns.value(example, self.column, path), self.labels)
 
     def encode(self, value: np.ndarray, tokenizer: Tokenizer | None) -> np.ndarray:
@@ -72,13 +73,13 @@ class LabelField(Field[np.ndarray]):
         return {"labels": encoded}, geometry
 
     def check_source(self, documents: Sequence[Mapping[str, Any]], name: str, first: int, path: str) -> None:
-        """Raises InputError if a training source has labels of one class only, or lists that can be read in two ways.
+        """Raises InputError if the labels of a training source are all the same, or if its label lists are ambiguous.
 
         Args:
           documents: examples of the source.
-          name: the source's name, for messages.
-          first: examples to look at before all others, evenly spaced over the source.
-          path: the config field that names the column.
+          name: name of the source, for messages.
+          first: number of evenly spaced examples to look at before all others.
+          path: config field that names the column.
         """
         if self.kind == "single_label":
             check_classes(documents, lambda example: self.index(example, path), self.labels, name, first)
@@ -94,14 +95,14 @@ class LabelField(Field[np.ndarray]):
         return _numerals_as_indices(found, self.labels)
 
     def _check_lists(self, documents: Sequence[Mapping[str, Any]], path: str) -> None:
-        """Raises InputError if a list such as [0, 1] of two labels would be multi-hot among lists of indices."""
+        """Raises InputError if a list such as [0, 1] for two labels could be multi-hot or a list of indices."""
         ambiguous = indexed = None
         for index in range(len(documents)):
             with located(documents, index):
                 items = self._items(documents[index], path)
                 multi_hot(items, self.labels)
             if not _is_multi_hot(items, len(self.labels)):
-                # An empty list too: a multi-hot one would have zeros.
+                # An empty list counts as indices too: a multi-hot list would have zeros.
                 indexed = index if not any(isinstance(item, str) for item in items) else indexed
             elif set(map(type, items)) == {int} and len(set(items)) == len(items) and max(items) < len(self.labels):
                 ambiguous = index
@@ -116,14 +117,14 @@ class LabelField(Field[np.ndarray]):
 def check_classes(
     documents: Sequence[Any], label: Callable[[Any], int], labels: Sequence[str], name: str, first: int
 ) -> None:
-    """Raises InputError if all documents of a source have the same label; stops at the second label.
+    """Raises InputError if all documents of a source have the same label. Stops at the second distinct label.
 
     Args:
-      documents: of the source.
-      label: returns the index of a document's label.
-      labels: the names of the labels.
-      name: the source's name, for messages.
-      first: documents to look at before all others, evenly spaced over the source.
+      documents: documents of the source.
+      label: function that returns the label index of a document.
+      labels: label names.
+      name: name of the source, for messages.
+      first: number of evenly spaced documents to look at before all others.
     """
     found: set[int] = set()
     for index in first_spread(len(documents), first):
@@ -136,16 +137,17 @@ def check_classes(
 
 
 def first_spread(count: int, first: int) -> Iterator[int]:
-    """Indices below `count`: `first` of them evenly spaced, then all."""
+    """Yields `first` evenly spaced indices below `count`, and then all indices below `count`."""
     yield from np.linspace(0, count - 1, min(count, first)).astype(int).tolist()
     yield from range(count)
 
 
 def label_index(label: Any, labels: Sequence[str]) -> int:
-    """The index of a label that is given by its name or its index; InputError if it is none of the labels.
+    """Returns the index of a label that is given by name or index. Raises InputError if the label is unknown.
 
-    A str is first compared with the names, then read as an index: "1" is the label named 1, or else the one of index 1.
-    Surrounding white space is ignored.
+    A string is first compared with the names and then read as an index: "1" is the label named "1" if it exists,
+    otherwise
+    the label with index 1. Surrounding white space is ignored.
     """
     if isinstance(label, str):
         if label in labels:
@@ -165,11 +167,11 @@ def label_index(label: Any, labels: Sequence[str]) -> int:
 
 
 def multi_hot(items: Sequence[Any], labels: Sequence[str]) -> np.ndarray:
-    """float32 [labels], 1 for each label that holds; InputError if an item is not a label.
+    """Returns a multi-hot vector, float32 [labels]. Raises InputError if an item is not a label.
 
     Args:
-      items: names or indices of labels; or 0 or 1 (False or True) for each label, which is multi-hot.
-      labels: the names of the labels.
+      items: names or indices of the labels that apply, or a multi-hot list of 0 and 1 (or bool), one per label.
+      labels: label names.
     """
     if _is_multi_hot(items, len(labels)):
         return np.array(items, np.float32)
@@ -184,7 +186,10 @@ def multi_hot(items: Sequence[Any], labels: Sequence[str]) -> np.ndarray:
 
 
 def _numerals_as_indices(items: Sequence[Any], labels: Sequence[str]) -> list[Any]:
-    """The items, with numbers for texts such as "0" if all are such texts and none is a label's name."""
+    """Converts texts such as "0" to integers if all items are such texts and none is a label name.
+
+    Otherwise returns the items.
+    """
     names = {name.strip() for name in labels}
     texts = [item.strip() for item in items if isinstance(item, str)]
     numerals = [numeral for text in texts if text not in names and (numeral := _NUMERAL.fullmatch(text))]
@@ -197,7 +202,7 @@ def _is_multi_hot(items: Sequence[Any], count: int) -> bool:
 
 
 def _real(value: Any) -> float | None:
-    """A number as float, infinite if 32 bits do not hold it; None if it is not a number."""
+    """Converts a value to float, infinite if it exceeds float32. None if the value is not a number."""
     if not isinstance(value, str | numbers.Real | np.number):
         return None
     try:

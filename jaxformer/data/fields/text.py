@@ -1,4 +1,4 @@
-"""Texts, and tokens that a column already has."""
+"""Text fields: texts to tokenize, and columns that already contain token ids."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -23,17 +23,17 @@ from jaxformer.errors import FieldError, shown
 class TextField(Field[layouts.Document]):
     """A text with the special tokens of the tokenizer's template.
 
-    Rows: `tokens` int32 [b, length], with the lanes' `segments` and `position_ids`.
+    Rows: `tokens` int32 [b, length], and the `segments` and `position_ids` that lanes add.
     """
 
     column: str = "text"
-    """Column with the text."""
+    """Name of the column with the text."""
     length: int = 64
-    """Tokens in a row; a longer text loses its end."""
+    """Number of tokens per row. A longer text is truncated at its end."""
     form: Form = "encoder"
-    """The kind of model, whose template of special tokens is used."""
+    """Kind of model whose special-token template is used."""
     augmentation: TextAugmentation | None = None
-    """Random changes of the text at each training visit."""
+    """Random augmentation of the text at each training visit."""
 
     reads_text: ClassVar[bool] = True
 
@@ -78,17 +78,17 @@ class TextField(Field[layouts.Document]):
 
 @dataclasses.dataclass(frozen=True)
 class TokenField(Field[np.ndarray]):
-    """Tokens that a column holds as integers, such as the codes of an image; a tokenizer is not needed.
+    """Token ids that a column contains as integers, such as image codes. No tokenizer is needed.
 
-    Rows: `tokens` int32 [b, length], with the lanes' `segments` and `position_ids`.
+    Rows: `tokens` int32 [b, length], and the `segments` and `position_ids` that lanes add.
     """
 
     column: str = "tokens"
-    """Column with the list of integers."""
+    """Name of the column with the list of integers."""
     length: int = 256
-    """Tokens in a row; a longer list loses its end."""
+    """Number of tokens per row. A longer list is truncated at its end."""
     vocab: int | None = None
-    """Number of different tokens; None: not checked."""
+    """Number of distinct tokens. If None, the upper bound is not checked."""
 
     def __post_init__(self):
         fields.at_least("data.task.tokens.length", self.length, 1)

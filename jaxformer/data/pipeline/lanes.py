@@ -1,13 +1,13 @@
-"""Step 4 of the data pipeline: lanes, each of which packs examples into its own rows.
+"""Step 4 of the data pipeline: lanes, each of which packs examples into its own batch rows.
 
-A global batch of B rows is B lanes. Lane r visits every B-th document of one endless order, starting at the r-th, and
-its n-th row is a function of (seed, n, r) only: other lanes, hosts and restarts do not affect it. The state of a lane
-is a few integers, int32 [S]:
+A global batch of B rows has B lanes. Lane r visits every B-th document of one endless document order, starting at the
+r-th document. Its n-th row is a function of (seed, n, r) only: other lanes, hosts and restarts do not affect it. The
+state of a lane is a few integers, int32 [S]:
 
     next visit, turn, (visit, example) of each open document, (visit, example) of each pending example
 
-A visit is one reading of one document, counted within the lane; -1 is none. A lane is restored from its state by
-encoding the documents of these visits.
+A visit is one reading of one document, counted per lane; -1 means no visit. A lane is restored from its state by
+encoding the documents of these visits again.
 """
 
 import collections
@@ -25,15 +25,15 @@ from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import InputError, under
 
 _CACHE_SIZE = 2**25
-"""Size of the encoded documents that a reader caches, in units of four bytes; a character takes about one."""
+"""Maximum size of the documents that a reader caches, in units of four bytes. A character takes about one unit."""
 _NO_VISIT = -1
 _COUNT = np.arange(2**20, dtype=np.int32)
 PACKED_KEYS = {"tokens": ("segments", "position_ids"), "inputs": ("input_segments", "input_position_ids")}
-"""The arrays for whose entries a row has segments and position ids, and the keys of these."""
+"""Maps the name of an array to the names of its segments and position ids."""
 
 
 class Reader:
-    """The documents that the lanes of a process share: returns the examples of a visit."""
+    """Reads the documents that the lanes of a process share and makes the examples of a visit."""
 
     def __init__(
         self,
@@ -50,14 +50,14 @@ class Reader:
         self.visits = len(order)
 
     def examples(self, visit: int) -> list[Example]:
-        """The examples of a visit, a function of (seed, visit) only."""
+        """Returns the examples of a visit. They are a function of (seed, visit) only."""
         index = int(self._order[visit])
         return self._read(index, np.random.default_rng((self._seed, visit)))
 
     def check(self, name: str) -> None:
-        """Raises InputError if no document, or none of a mixture's component, gives an example.
+        """Raises InputError if no document of the source, or of a component of a mixture, gives an example.
 
-        Reads documents up to the first that gives one.
+        Reads documents up to the first one that gives an example.
         """
         task, least = type(self._task).__name__, self._task.min_documents
         if len(self._documents) < least:
@@ -70,7 +70,7 @@ class Reader:
                 )
 
     def check_source(self, name: str) -> None:
-        """Raises InputError if the source as a whole teaches the task nothing, such as labels of one class."""
+        """Raises InputError if the task cannot learn from the source, for example because all labels are the same."""
         with under("data.task"):
             self._task.check_source(self._documents, name)
 
@@ -104,20 +104,23 @@ class PendingExample(NamedTuple):
     """An example that waits for room in a row."""
 
     visit: int
-    """The lane's visit that it comes from."""
+    """Visit of the lane that produced the example."""
     index: int
-    """Its index among the examples of the visit."""
+    """Index of the example among the examples of the visit."""
     sizes: tuple[int, ...]
-    """Entries of its arrays, in the order of the features."""
+    """Number of entries in each of its arrays, in the order of the features."""
     example: Example
+    """Arrays of the example."""
 
 
 class Lane:
-    """The rows of lane `number` of `lanes`.
+    """Produces the rows of lane `number` out of `lanes`.
 
-    Several documents are open at once and take turns, so that the rows of a long one are spread over many steps. With
-    packing, up to `lookahead` examples are pending: a row takes the oldest of them, and then repeatedly the longest one
-    (tokens and inputs together) that still fits. An example is never cut, and is pending for at most `lookahead` rows.
+    Several documents are open at the same time and take turns, so that the examples of a long document are spread over
+    many
+    steps. With packing, up to `lookahead` examples are pending. A row takes the oldest pending example first, and then
+    repeatedly the longest example (tokens and inputs together) that still fits. Examples are never cut. An example is
+    pending for at most `lookahead` rows.
     """
 
     def __init__(
@@ -129,7 +132,7 @@ class Lane:
         state: Sequence[int],
         num_open: int,
     ):
-        """`state` is a row of `initial_state`, or an earlier result of `state`."""
+        """Restores the lane from `state`: one row of `initial_state`, or an earlier result of the method `state`."""
         self._reader, self._features, self._number, self._lanes = reader, features, number, lanes
         self._next, self._turn, *numbers = map(int, state)
         marks = list(zip(numbers[::2], numbers[1::2], strict=True))
@@ -143,13 +146,13 @@ class Lane:
         ]
 
     def state(self) -> list[int]:
-        """S integers, from which a lane continues after its last row."""
+        """Returns the lane state after the last row, a list of S integers."""
         marks = self._open + [pending[:2] for pending in self._pending]
         marks += [(_NO_VISIT, 0)] * (self._lookahead - len(self._pending))
         return [self._next, self._turn, *(number for mark in marks for number in mark)]
 
     def next_row(self) -> list[Example]:
-        """The examples of the next row; none after the end of the documents' order."""
+        """Returns the examples of the next row. An empty list after the last document."""
         if not self._lookahead:
             taken = self._take()
             return [taken.example] if taken else []
@@ -163,7 +166,7 @@ class Lane:
             ]
             if not fitting:
                 return row
-            # The oldest one begins the row, so that none is pending for ever.
+            # Each row begins with the oldest pending example, so that every example is used eventually.
             best = max(fitting, key=lambda n: sum(self._pending[n].sizes[i] for i in packed)) if row else 0
             taken = self._pending.pop(best)
             room = list(map(operator.sub, room, taken.sizes))
@@ -174,7 +177,7 @@ class Lane:
             self._pending.append(taken)
 
     def _take(self) -> PendingExample | None:
-        """The next example of the open document whose turn it is; None after the last document."""
+        """Returns the next example of the open document whose turn it is. None after the last document."""
         for _ in self._open:
             turn, self._turn = self._turn, (self._turn + 1) % len(self._open)
             visit, index = self._open[turn]
@@ -203,13 +206,13 @@ class Lane:
 
 
 def initial_state(lanes: int, num_open: int, lookahead: int) -> np.ndarray:
-    """int32 [lanes, 2 + 2 * (num_open + lookahead)], before the first row."""
+    """Returns the state of all lanes before the first row, int32 [lanes, 2 + 2 * (num_open + lookahead)]."""
     marks = [_NO_VISIT, 0] * (num_open + lookahead)
     return np.tile(np.array([0, 0, *marks], np.int32), (lanes, 1))
 
 
 def empty_batch(rows: int, features: dict[str, Feature]) -> dict[str, np.ndarray]:
-    """Arrays of zeros [rows, capacity, ...] for `features`, and segments and positions of the `PACKED_KEYS`."""
+    """Returns zero arrays [rows, capacity, ...] for `features`, with the segments and position ids of `PACKED_KEYS`."""
     batch = {
         key: np.zeros((rows, feature.capacity, *feature.shape), feature.dtype) for key, feature in features.items()
     }
@@ -222,7 +225,7 @@ def empty_batch(rows: int, features: dict[str, Feature]) -> dict[str, np.ndarray
 def write_row(batch: dict[str, np.ndarray], number: int, row: list[Example], features: dict[str, Feature]) -> None:
     """Writes examples one after the other into row `number` of a batch of zeros.
 
-    An example has the same segment in all arrays of the row, which connects its tokens to its inputs.
+    An example has the same segment number in all arrays of the row, which links its tokens to its inputs.
     """
     ends = dict.fromkeys(features, 0)
     for segment, example in enumerate(row, 1):

@@ -1,4 +1,4 @@
-"""Step 5 of the data pipeline, on the host: prefetched batches of this process's rows, with the lanes' states."""
+"""Step 5 of the data pipeline, on the host: prefetches the batch rows of this process and the lane states."""
 
 import contextlib
 import dataclasses
@@ -23,31 +23,31 @@ from jaxformer.progress import phase
 Batch = dict[str, np.ndarray]
 
 _CHECKED = 100_000
-"""Documents of each source that are checked before training, at most."""
+"""Maximum number of documents to check per source before training."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """Sources, task and batch."""
+    """Data of an experiment: the sources, the task and the batches."""
 
     train: Source
     """Documents to train on."""
     task: Task
-    """Makes the training examples of a document."""
+    """Task that makes training examples from a document."""
     batch: int
-    """Rows of the global batch."""
+    """Number of rows in the global batch."""
     validation: Source | None = None
     """Held-out documents to evaluate on."""
     pack: bool = False
-    """Pack several examples into a row if they fit."""
+    """Whether to pack several examples into a row if they fit."""
     open_documents: int = 8
-    """Documents that take turns in each row of the batch; more of them mix the examples better."""
+    """Number of documents that take turns in each row of the batch. A larger number mixes the examples better."""
     lookahead: int = 16
-    """With pack: pending examples to fill the rest of a row from."""
+    """Number of pending examples to choose from when filling the rest of a row. Only used with `pack`."""
     workers: int = 0
-    """Processes that prepare training batches; 0 is one thread of this process."""
+    """Number of processes that prepare training batches. 0 prepares them in a thread of this process."""
     prefetch: int = 8
-    """Batches prepared in advance."""
+    """Number of batches to prepare in advance."""
 
     def __post_init__(self):
         for field in ("batch", "open_documents", "lookahead", "prefetch"):
@@ -56,12 +56,12 @@ class Data:
 
     @property
     def num_pending(self) -> int:
-        """Pending examples of a lane."""
+        """Maximum number of pending examples of a lane."""
         return self.lookahead if self.pack else 0
 
 
 def check(data: Data, tokenizer: Tokenizer | None) -> None:
-    """Raises InputError if task, tokenizer and packing do not fit together."""
+    """Raises InputError if the task, the tokenizer and packing do not fit together."""
     if data.task.reads_text and tokenizer is None:
         raise InputError(f"tokenizer=None: data.task={type(data.task).__name__} reads text and needs one")
     with under("data.task"):
@@ -70,14 +70,14 @@ def check(data: Data, tokenizer: Tokenizer | None) -> None:
 
 @phase("checking the documents")
 def check_documents(data: Data, train: bool = True) -> None:
-    """Checks the columns of the documents in files, up to 100,000 evenly spaced ones of each source.
+    """Checks the columns of the documents in files. Checks up to 100,000 evenly spaced documents per source.
 
     Args:
       data: the sources and the task.
-      train: whether to check those of training too.
+      train: whether to check the training source as well as the validation source.
 
     Raises:
-      InputError: lists the first ten documents that the task cannot read, by file and line.
+      InputError: If the task cannot read a document. The message lists the first ten such documents by file and line.
     """
     for source in filter(None, (data.train if train else None, data.validation)):
         documents, problems, read = source.open(), Problems(), 0
@@ -95,7 +95,7 @@ def check_documents(data: Data, train: bool = True) -> None:
 
 
 def initial_state(data: Data) -> np.ndarray:
-    """The states of all lanes before the first step, int32 [batch, S]."""
+    """Returns the states of all lanes before the first step, int32 [batch, S]."""
     return lanes.initial_state(data.batch, data.open_documents, data.num_pending)
 
 
@@ -107,21 +107,22 @@ def train_batches(
     rows: Sequence[int],
     state: np.ndarray | None = None,
 ) -> "Batches":
-    """Endless training batches of some rows of the global batch.
+    """Returns an endless iterator over training batches that contain the given rows of the global batch.
 
     Args:
-      data: sources, task and batch.
-      tokenizer: encodes the documents; None if the task reads no text.
-      seed: determines every batch, together with its step.
-      rows: indices, below data.batch, of the rows that this process feeds.
-      state: the lanes' state after an earlier batch, int32 [len(rows), S]; None starts at the first.
+      data: sources, task and batch settings.
+      tokenizer: encodes the documents. None if the task does not read text.
+      seed: random seed. The seed and the step number determine every batch.
+      rows: indices, below `data.batch`, of the rows that this process feeds.
+      state: lane states after an earlier batch, int32 [len(rows), S]. If None, starts from the first batch.
 
     Returns:
-      An iterator of (batch, state): arrays [len(rows), ...] by key, and the lanes' state after this batch, int32
-      [len(rows), S]. Close it, or use it as a context manager, to end its threads and processes.
+      An iterator of (batch, state) pairs: a dict of arrays [len(rows), ...], and the lane states after this batch,
+      int32
+      [len(rows), S]. Close the iterator, or use it as a context manager, to end its threads and processes.
 
     Raises:
-      InputError: the source gives no example, or the state belongs to other settings.
+      InputError: If the source gives no example, or the state was saved with other settings.
     """
     check(data, tokenizer)
     state = _check_state(data, rows, state)
@@ -138,10 +139,12 @@ def train_batches(
 def evaluation_batches(
     source: Source, data: Data, tokenizer: Tokenizer | None, seed: int, rows: Sequence[int]
 ) -> Iterator[Batch]:
-    """Batches of one pass over a source in order: every document once, masked the same way every time.
+    """Yields the batches of one ordered pass over a source. Every document is read once and masked the same way each
+    time.
 
-    A lane that has ended gives rows of zeros (no weight, no segment) until the last of `rows` has ended. Arguments as
-    those of `train_batches`.
+    A lane that has ended gives rows of zeros (weight 0, segment 0) until the last of `rows` has ended. Same arguments
+    as
+    `train_batches`.
     """
     data = dataclasses.replace(data, task=data.task.for_evaluation())
     check(data, tokenizer)
@@ -153,7 +156,10 @@ def evaluation_batches(
 
 
 class Batches(Iterator[tuple[Batch, np.ndarray]]):
-    """Batches that a background thread or process prepares. Its errors are raised here unchanged."""
+    """Iterator of batches that a background thread or process prepares.
+
+    Errors in the background are raised here unchanged.
+    """
 
     def __init__(self, batches: "_LaneBatches", prefetch: int, workers: int):
         self._workers = max(workers, 1)
@@ -164,7 +170,7 @@ class Batches(Iterator[tuple[Batch, np.ndarray]]):
         else:
             background = grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=prefetch)
         self._iterators = [iter(background)]
-        # Also at the interpreter's exit: a thread inside a tokenizer must not outlive the interpreter.
+        # Also close at interpreter exit: a thread inside a tokenizer must not outlive the interpreter.
         self._finalize = weakref.finalize(self, _close, self._iterators)
 
     def __next__(self) -> tuple[Batch, np.ndarray]:
@@ -174,7 +180,7 @@ class Batches(Iterator[tuple[Batch, np.ndarray]]):
         return parts[0] if len(parts) == 1 else _interleave(parts)
 
     def close(self) -> None:
-        """Stops the background work, and returns when it has stopped."""
+        """Stops the background work and waits until it has stopped."""
         self._finalize()
 
     def __enter__(self) -> Self:
@@ -189,7 +195,7 @@ def _close(iterators: list[grain.DatasetIterator]) -> None:
 
 
 class _LaneBatches(grain.IterDataset):
-    """Batches of the lanes `rows`. Its parent dataset is the rows, which Grain divides among processes."""
+    """Batches of the lanes `rows`. Its parent dataset consists of the rows, which Grain divides among processes."""
 
     def __init__(
         self,
@@ -215,7 +221,7 @@ class _LaneBatches(grain.IterDataset):
 
 
 class _LaneIterator(grain.DatasetIterator):
-    """(batch, state) of some lanes, until the last of them has ended."""
+    """Iterator of the (batch, state) pairs of some lanes. Ends when the last of these lanes has ended."""
 
     def __init__(self, lanes_: list[lanes.Lane], features: dict[str, Feature]):
         super().__init__()
@@ -230,12 +236,12 @@ class _LaneIterator(grain.DatasetIterator):
             lanes.write_row(batch, number, row, self._features)
         return batch, np.array([lane.state() for lane in self._lanes], np.int32)
 
-    # Grain requests a state with every element; the lanes' own state is part of it.
+    # Grain requests a state with every element. Every element already contains the lane states.
     def get_state(self) -> dict:
         return {}
 
     def set_state(self, state: dict) -> None:
-        raise NotImplementedError("pass the lanes' state to train_batches")
+        raise NotImplementedError("pass the lane states to train_batches")
 
 
 def _open(source: Source, data: Data, tokenizer: Tokenizer, seed: int, shuffle: bool) -> lanes.Reader:
@@ -252,14 +258,14 @@ def _check_state(data: Data, rows: Sequence[int], state: np.ndarray | None) -> n
         return initial
     if np.shape(state) != initial.shape:
         raise InputError(
-            f"the lanes' state is {np.shape(state)}: expected {initial.shape}; data.batch, data.pack, "
+            f"the lane states have shape {np.shape(state)}: expected {initial.shape}; data.batch, data.pack, "
             "data.open_documents and data.lookahead must be as when it was saved"
         )
     return np.asarray(state)
 
 
 def _interleave(parts: list[tuple[Batch, np.ndarray]]) -> tuple[Batch, np.ndarray]:
-    """Merges the batches of W workers; worker w has the rows w, w + W, w + 2W, ..."""
+    """Merges the batches of W workers. Worker w has rows w, w + W, w + 2W, ..."""
 
     def merge(arrays: list[np.ndarray]) -> np.ndarray:
         merged = np.empty((sum(map(len, arrays)), *arrays[0].shape[1:]), arrays[0].dtype)
@@ -278,7 +284,7 @@ def _without_states(batches: Batches) -> Iterator[Batch]:
 
 
 def _mark_flags_as_parsed() -> None:
-    # Grain's processes read absl's flags, which are only parsed in an absl program.
+    # Grain's worker processes read absl flags, which are only parsed in an absl program.
     from absl import flags
 
     if not flags.FLAGS.is_parsed():

@@ -1,4 +1,4 @@
-"""The values of an example's columns, checked; and a text as sentences and words."""
+"""Checked access to the columns of an example, and splitting of texts into sentences and words."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -9,8 +9,8 @@ import numpy as np
 from jaxformer.errors import FieldError, InputError, shown
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
-# An end of sentence: punctuation, closing quotes, a space, and no small letter after it. Titles and
-# initials before a full stop do not end one. East Asian full stops need no space.
+# End of a sentence: punctuation, closing quotation marks, and white space that is not followed by a lower-case letter.
+# A full stop after a title or an initial does not end a sentence. East Asian full stops need no space.
 _SENTENCE_END = re.compile(
     r"(?<!\b[A-Z]\.)(?<!\b(?:Mr|Dr|St|Jr|Sr|vs)\.)(?<!\b(?:Mrs|Rev|etc)\.)(?<!\b(?:Prof)\.)"
     r"(?:(?<=[.!?…])|(?<=[.!?…][\"'”’»)\]]))\s+(?=[^a-zà-öø-ÿ\s])|(?<=[。！？])(?=[^”’」』）])"
@@ -19,10 +19,15 @@ _TEXT = "data.task.column"
 
 
 def value(example: Mapping[str, Any], column: str, path: str) -> Any:
-    """The value of a column; `path` is the config field that names the column.
+    """Returns the value of a column.
+
+    Args:
+      example: columns by name.
+      column: name of the column.
+      path: config field that names the column, for messages.
 
     Raises:
-      FieldError: there is no such column.
+      FieldError: If the column does not exist.
     """
     if column not in example:
         raise FieldError(path, f"={column!r}: no such column; the columns are {_names(example)}")
@@ -30,7 +35,7 @@ def value(example: Mapping[str, Any], column: str, path: str) -> Any:
 
 
 def items(example: Mapping[str, Any], column: str, path: str) -> list[Any]:
-    """The items of a column that holds a list or an array; arguments and errors as those of `value`."""
+    """Returns the items of a column that contains a list or an array. Same arguments and errors as `value`."""
     found = value(example, column, path)
     found = found.tolist() if isinstance(found, np.ndarray) else found
     if not isinstance(found, list | tuple):
@@ -39,7 +44,7 @@ def items(example: Mapping[str, Any], column: str, path: str) -> list[Any]:
 
 
 def strings(example: Mapping[str, Any], column: str, path: str) -> list[str]:
-    """The texts of a column that holds a list of texts; arguments and errors as those of `value`."""
+    """Returns the texts of a column that contains a list of texts. Same arguments and errors as `value`."""
     found = items(example, column, path)
     for number, item in enumerate(found):
         check_text(item, f"item {number} of column {column!r}")
@@ -47,25 +52,26 @@ def strings(example: Mapping[str, Any], column: str, path: str) -> list[str]:
 
 
 def text(example: Mapping[str, Any], column: str | None = None, path: str = _TEXT) -> str:
-    """The text of an example, stripped; the sentences of a list are joined by newlines.
+    """Returns the text of an example without surrounding white space. A list of sentences is joined by newlines.
 
     Args:
       example: columns by name.
-      column: column that holds a str or a list of str; None takes `sentences` or `text`.
-      path: the config field that names the column, for messages.
+      column: name of a column that contains a str or a list of str. If None, uses `sentences` or `text`.
+      path: config field that names the column, for messages.
 
     Raises:
-      InputError: there is no such column, or it holds no text.
+      InputError: If the column does not exist or does not contain text.
     """
     found = _text_column(example, column, path)
     return (found if isinstance(found, str) else "\n".join(found)).strip()
 
 
 def sentences(example: Mapping[str, Any], column: str | None = None, path: str = _TEXT) -> list[str]:
-    """The sentences of an example, none of them empty.
+    """Returns the non-empty sentences of an example.
 
-    A list is taken as it is, a text of several lines is split at its lines, and any other text by its punctuation.
-    Arguments and errors as those of `text`.
+    A list is returned as it is. A text with several lines is split into its lines, and any other text by its
+    punctuation.
+    Same arguments and errors as `text`.
     """
     found = _text_column(example, column, path)
     if isinstance(found, str):
@@ -77,17 +83,17 @@ def sentences(example: Mapping[str, Any], column: str | None = None, path: str =
 
 
 def split_sentences(text: str) -> list[str]:
-    """Splits a text at the ends of its sentences: 'He came. "Why?" She left.' gives three."""
+    """Splits a text at the ends of its sentences: 'He came. "Why?" She left.' gives three sentences."""
     return [part for part in map(str.strip, _SENTENCE_END.split(text)) if part]
 
 
 def first_words(text: str, count: int = 25) -> str:
-    """The first words of a text, with one space between two."""
+    """Returns the first `count` words of a text, separated by single spaces."""
     return " ".join(text.split()[:count])
 
 
 def with_blank(text: str, blank: str = "[MASK]") -> str:
-    """The first ten words of a text, with `blank` instead of the middle one."""
+    """Returns the first ten words of a text, with the middle word replaced by `blank`."""
     words = first_words(text, 10).split(" ")
     middle = len(words) // 2
     words[middle] = re.sub(r"\w+(\W\w+)*", blank, words[middle], count=1) if words[middle].strip(".,;:!?") else blank
@@ -95,13 +101,16 @@ def with_blank(text: str, blank: str = "[MASK]") -> str:
 
 
 def check_text(value: Any, name: str) -> None:
-    """Raises InputError if a value is not a text of Unicode characters; `name` is its name in the message."""
+    """Raises InputError if a value is not a str, or contains a surrogate.
+
+    `name` is the name of the value in the message.
+    """
     if not isinstance(value, str):
         raise InputError(f"{name} holds {shown(value)}; expected a text")
     if found := _SURROGATE.search(value):
         raise InputError(
-            f"{name} has half a character, {ascii(found[0])[1:-1]}, at character {found.start()}, which is no Unicode "
-            "text; write the whole character, or leave it out"
+            f"{name} contains {ascii(found[0])[1:-1]} at character {found.start()}, half of a surrogate pair, which is "
+            "not valid Unicode; write the whole character, or leave it out"
         )
 
 

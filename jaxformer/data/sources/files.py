@@ -1,4 +1,4 @@
-"""Text and JSON files as random-access documents."""
+"""Text and JSON files as sequences of documents with random access."""
 
 import array
 import codecs
@@ -20,7 +20,7 @@ _CHUNK = 2**20
 
 
 def expand(patterns: Sequence[str]) -> list[str]:
-    """Paths of the files that the globs match, sorted; each file once."""
+    """Returns the sorted paths of the files that match the glob patterns, without duplicates."""
     if isinstance(patterns, str) or not patterns:
         raise InputError(f"paths: {patterns!r}; give a tuple of at least one file or glob")
     found: dict[str, None] = {}
@@ -35,7 +35,7 @@ def expand(patterns: Sequence[str]) -> list[str]:
 
 
 def check_encoding(encoding: str) -> None:
-    """Raises InputError if Python has no such text encoding."""
+    """Raises InputError if Python does not have the text encoding."""
     try:
         "".encode(encoding)
     except LookupError:
@@ -43,7 +43,7 @@ def check_encoding(encoding: str) -> None:
 
 
 def check_not_empty(paths: Sequence[str], empty: Sequence[str], need: str = "document") -> None:
-    """Raises InputError if all files are empty; otherwise prints a note about the empty ones."""
+    """Raises InputError if all files are empty. Prints a note if only some of them are."""
     if not empty:
         return
     more = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
@@ -54,7 +54,7 @@ def check_not_empty(paths: Sequence[str], empty: Sequence[str], need: str = "doc
 
 
 class _Pieces(Sequence):
-    """Byte ranges of files, found on opening and read on indexing."""
+    """Byte ranges of files. The ranges are found when a file is opened and read on indexing."""
 
     def __init__(self, encoding: str = "utf-8"):
         self.encoding = encoding
@@ -71,7 +71,7 @@ class _Pieces(Sequence):
         self.stops.append(stop)
 
     def lines(self, path: str) -> Iterator[tuple[int, bytes, str]]:
-        """(byte offset, bytes, text) of each line; `add` refers to the last file whose lines were read."""
+        """Yields (byte offset, bytes, text) for each line. `add` refers to the last file whose lines were read."""
         buffer = read(path, self.encoding)
         self.buffers.append(buffer)
         self.paths.append(path)
@@ -93,13 +93,13 @@ class _Pieces(Sequence):
         return buffer[self.starts[index] : self.stops[index]].decode()
 
     def place(self, index: int) -> str:
-        """File and first line of a document."""
+        """Returns the file and the first line number of a document."""
         file = self.files[index]
         return f"{self.paths[file]}: line {_line_number(self.buffers[file], self.starts[index])}"
 
 
 class TextDocuments(_Pieces):
-    """Documents {"text": str} of plain text files; `separator` is as `TextFiles.documents`."""
+    """Documents {"text": str} of plain text files. `separator` has the values of `TextFiles.documents`."""
 
     def __init__(self, paths: list[str], separator: str, encoding: str = "utf-8"):
         super().__init__(encoding)
@@ -125,7 +125,7 @@ class TextDocuments(_Pieces):
 
 
 class JsonDocuments(_Pieces):
-    """The objects of JSON-lines files."""
+    """JSON objects of JSON Lines files."""
 
     scan = True
 
@@ -150,7 +150,7 @@ class JsonDocuments(_Pieces):
 
 
 class ParallelLines(Sequence):
-    """{"inputs", "targets"} of the lines of two files, except where a line is empty."""
+    """Pairs {"inputs", "targets"} of the lines of two files. Pairs with an empty line are skipped."""
 
     def __init__(self, inputs: str, targets: str, encoding: str = "utf-8"):
         self.sides = [_Lines(inputs, encoding), _Lines(targets, encoding)]
@@ -175,12 +175,15 @@ class ParallelLines(Sequence):
         return {key: side[number] for key, side in zip(("inputs", "targets"), self.sides, strict=True)}
 
     def place(self, index: int) -> str:
-        """File and line of a pair's inputs; its targets are in the same line of the other file."""
+        """Returns the file and line number of the inputs of a pair.
+
+        The targets are on the same line of the other file.
+        """
         return self.sides[0].place(self.numbers[index])
 
 
 class _Lines(_Pieces):
-    """Every line of a file, including empty ones."""
+    """All lines of a file, including empty ones."""
 
     def __init__(self, path: str, encoding: str):
         super().__init__(encoding)
@@ -195,7 +198,7 @@ class _Lines(_Pieces):
 
 
 def _no_object(text: str) -> str:
-    """The problem of a line that should be a JSON object; empty if there is none."""
+    """Returns what is wrong with a line that should contain a JSON object. Empty if the line is valid."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -205,7 +208,7 @@ def _no_object(text: str) -> str:
 
 
 def _line_number(buffer: mmap.mmap | bytes, offset: int) -> int:
-    """The number, counted from 1, of the line that begins at a byte offset."""
+    """Returns the number, counted from 1, of the line that begins at a byte offset."""
     steps = range(0, offset, _CHUNK)
     return 1 + sum(buffer[start : min(start + _CHUNK, offset)].count(b"\n") for start in steps)
 
@@ -217,7 +220,7 @@ def _undecodable(path: str, encoding: str, offset: int, line: int | None = None)
 
 
 def decoded(path: str, encoding: str = "utf-8") -> str:
-    """The text of a file, without a byte order mark; InputError if it cannot be read or decoded."""
+    """Returns the text of a file without its byte order mark. Raises InputError if it cannot be read or decoded."""
     content = bytes(read_bytes(path))
     try:
         return content.decode(encoding).removeprefix("\ufeff")
@@ -226,21 +229,28 @@ def decoded(path: str, encoding: str = "utf-8") -> str:
 
 
 def read(path: str, encoding: str = "utf-8") -> mmap.mmap | bytes:
-    """The bytes of a file as UTF-8: memory-mapped, or in memory if it is compressed or in another encoding."""
+    """Returns the content of a file as UTF-8.
+
+    It is memory-mapped, or in memory if it is compressed or in another encoding.
+    """
     if codecs.lookup(encoding).name == "utf-8":
         return read_bytes(path)
     return decoded(path, encoding).encode()
 
 
 def read_bytes(path: str) -> mmap.mmap | bytes:
-    """The bytes of a file, memory-mapped, or decompressed if it is a `.gz`; InputError if it cannot be read."""
+    """Returns the bytes of a file. They are memory-mapped, or decompressed if the file is a `.gz`.
+
+    Raises:
+      InputError: If the file cannot be read.
+    """
     try:
         if path.endswith(".gz"):
             with gzip.open(path) as file:
                 return file.read()
         with open(path, "rb") as file:
             if not os.fstat(file.fileno()).st_size:
-                return b""  # An empty file cannot be mapped.
+                return b""  # An empty file cannot be memory-mapped.
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except EOFError as error:
         raise InputError(f"{path}: the gzip file is cut off; fetch it again") from error

@@ -1,4 +1,4 @@
-"""Pictures from files, bytes or arrays, and folders of them."""
+"""Images from files, bytes or arrays, and folders of images."""
 
 import dataclasses
 import io
@@ -14,50 +14,51 @@ from jaxformer.data.sources.sources import Source
 from jaxformer.errors import InputError
 
 ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-"""File name endings of images."""
+"""File name extensions of images."""
 MODES = {1: "L", 3: "RGB"}
-"""Pillow's modes of grey and colour pictures, by the number of channels."""
+"""Maps the number of channels to the Pillow mode for grayscale or color."""
 PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
-"""Modes whose colours are multiplied by alpha, and the corresponding modes without that."""
+"""Maps Pillow modes with premultiplied alpha to the corresponding modes without it."""
 DEEP = 65_535
-"""White of 16 bits."""
+"""Maximum value of a 16-bit pixel."""
 BACKGROUND = "white"
-"""Background colour of transparent pixels."""
+"""Background color for transparent pixels."""
 
 ImageLike = str | os.PathLike | bytes | np.ndarray | Image.Image
-"""A file's path, its content, pixels, or Pillow's picture."""
+"""Path of an image file, its content, an array of pixels, or a Pillow image."""
 
 
 class Undecodable(Exception):
-    """An image cannot be read; the message names it and the reason."""
+    """Raised if an image cannot be read. The message names the image and the reason."""
 
 
 def name_of(image: ImageLike, otherwise: str) -> str:
-    """The path of an image, or `otherwise` if it has none; for messages."""
+    """Returns the path of an image, or `otherwise` if it does not have one. Used in messages."""
     return os.fspath(image) if isinstance(image, str | os.PathLike) else otherwise
 
 
 def read_picture(image: ImageLike, channels: int, name: str = "") -> Image.Image:
-    """Reads a picture as a viewer shows it, with 8 bits a channel.
+    """Reads an image as an image viewer shows it, with 8 bits per channel.
 
-    Every image is read by this function. It rotates the picture by its EXIF orientation, scales 16-bit and
-    floating-point pixels to 8 bits, and puts transparent pixels on white. It ignores colour profiles and reads the
-    first frame of an animation.
+    Every image is read by this function. It rotates the image by its EXIF orientation, scales 16-bit and floating-point
+    pixels to 8 bits, and places transparent pixels on a white background. It ignores color profiles and reads only the
+    first
+    frame of an animation.
 
     Args:
-      image: a path, a file's content, Pillow's picture, or an array [height, width] or [height, width, 1, 2, 3 or 4]:
-        grey, grey and alpha, RGB, or RGBA. Arrays are uint8, uint16 from 0 to 65,535, floats from 0 to 1, bool,
-        or other integers from 0 to 255. Pillow's mode I holds 16 bits, from 0 to 65,535, and F floats from 0 to 1.
-      channels: 1 for grey, 3 for colours.
+      image: path, content of an image file, Pillow image, or an array [height, width] or [height, width, c] with
+        c = 1 (grayscale), 2 (grayscale and alpha), 3 (RGB) or 4 (RGBA). Arrays are uint8, uint16 (0 to 65,535), floats
+        (0 to 1), bool, or other integers (0 to 255). Pillow mode I contains 0 to 65,535, and mode F contains 0 to 1.
+      channels: 1 for grayscale, 3 for color.
       name: name of an image without a path, for messages.
 
     Raises:
-      Undecodable: it is not an image, or the range of its pixels is unknown.
+      Undecodable: If `image` is not an image, or the range of its pixels is unknown.
     """
     name = name_of(image, name)
     try:
         picture = _seen(_in_8_bits(_upright(_opened(image))))
-        # Pillow converts some modes only to RGB.
+        # Pillow can convert some modes only to RGB.
         return picture if picture.mode == MODES[channels] else picture.convert("RGB").convert(MODES[channels])
     except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -65,16 +66,16 @@ def read_picture(image: ImageLike, channels: int, name: str = "") -> Image.Image
 
 
 def is_single(value: Any) -> bool:
-    """Whether a value is one text, path or image in memory, rather than several."""
+    """Returns whether a value is a single text, path or image in memory."""
     pixels = isinstance(value, np.ndarray) and 1 < value.ndim < 4
     return pixels or isinstance(value, str | os.PathLike | bytes | Image.Image)
 
 
 def as_list(value: Any) -> list[Any]:
-    """One text or image, or several, as a list.
+    """Returns a list of texts or images. A single text or image becomes a list of length 1.
 
     Raises:
-      InputError: a number or None in the place of one.
+      InputError: If an item is a number or None.
     """
     several = not is_single(value) and isinstance(value, Iterable)
     inputs = list(value) if several else [value]
@@ -84,10 +85,10 @@ def as_list(value: Any) -> list[Any]:
 
 
 def images_in(value: Any) -> list[Any]:
-    """The paths of the images in a folder, sorted, if the value is the path of a folder; otherwise the value alone.
+    """Returns the sorted image paths in a folder if `value` is the path of a folder. Otherwise returns `[value]`.
 
     Raises:
-      InputError: the folder has no image.
+      InputError: If the folder contains no image.
     """
     if not isinstance(value, str | os.PathLike) or not os.path.isdir(value):
         return [value]
@@ -114,7 +115,7 @@ def _of_array(array: np.ndarray) -> Image.Image:
 
 
 def _bytes_of(array: np.ndarray) -> np.ndarray:
-    """Pixels as uint8; ValueError if their range is unknown."""
+    """Converts pixels to uint8. Raises ValueError if their range is unknown."""
     if array.dtype == bool:
         return array.astype(np.uint8) * 255
     if array.dtype == np.uint8:
@@ -125,7 +126,7 @@ def _bytes_of(array: np.ndarray) -> np.ndarray:
         raise ValueError(f"an array of {array.dtype}: expected numbers")
     most = 1 if array.dtype.kind == "f" else 255
     low, high = array.min(), array.max()
-    if not (low >= 0 and high <= most):  # Also if one is NaN.
+    if not (low >= 0 and high <= most):  # Also false if a value is NaN.
         kind = "floating-point pixels" if most == 1 else f"pixels of {array.dtype}"
         raise ValueError(f"{kind} range from {low:g} to {high:g}: expected 0 to {most}")
     return _scaled(array, most)
@@ -136,16 +137,16 @@ def _scaled(array: np.ndarray, white: int) -> np.ndarray:
 
 
 def _upright(picture: Image.Image) -> Image.Image:
-    """The picture rotated by its EXIF orientation."""
+    """Rotates a picture by its EXIF orientation."""
     try:
         orientation = picture.getexif().get(0x0112, 1)
     except (SyntaxError, ValueError, KeyError, TypeError, EOFError):
-        return picture  # With damaged EXIF data, viewers show the picture as it is stored.
+        return picture  # Viewers ignore damaged EXIF data.
     return ImageOps.exif_transpose(picture) if orientation in range(2, 9) else picture
 
 
 def _in_8_bits(picture: Image.Image) -> Image.Image:
-    """A picture of 16 or 32 bits a pixel converted to 8; others unchanged."""
+    """Converts a picture with 16 or 32 bits per pixel to 8 bits. Returns other pictures unchanged."""
     if not picture.mode.startswith(("I", "F")):
         return picture
     array = np.asarray(picture)
@@ -161,7 +162,7 @@ def _in_8_bits(picture: Image.Image) -> Image.Image:
 
 
 def _seen(picture: Image.Image) -> Image.Image:
-    """The picture on the background, without transparency; transparent pixels may have any colour."""
+    """Removes transparency by placing the picture on the background. Transparent pixels may have any color."""
     if not picture.has_transparency_data:
         return picture
     if picture.mode in PREMULTIPLIED:
@@ -172,10 +173,10 @@ def _seen(picture: Image.Image) -> Image.Image:
 
 @dataclasses.dataclass(frozen=True)
 class ImageFolders(Source):
-    """A folder of images for each class, named after the class."""
+    """Source with one folder of images per class. The folder has the name of the class."""
 
     path: str
-    """The folder with the class folders; images may be in subfolders of these."""
+    """Path of the folder that contains the class folders. Images may be in subfolders of these."""
 
     def open(self) -> Sequence[dict[str, Any]]:
         found = []
@@ -190,7 +191,7 @@ class ImageFolders(Source):
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The names of the classes, sorted."""
+        """Class names, sorted."""
         try:
             entries = sorted(os.scandir(self._home), key=lambda entry: entry.name)
         except OSError as error:
@@ -203,7 +204,7 @@ class ImageFolders(Source):
 
 
 class _LabelledFiles(Sequence):
-    """{"image": path, "label": name} of each file; `labels` are the names of all classes."""
+    """Examples {"image": path, "label": name} of image files. `labels` are the names of all classes."""
 
     scan = True
 
@@ -219,7 +220,7 @@ class _LabelledFiles(Sequence):
         return {"image": image, "label": label}
 
     def place(self, index: int) -> str:
-        """The example's file."""
+        """Returns the path of the file of an example."""
         return self.found[index][0]
 
 
@@ -227,7 +228,10 @@ _skipped: dict[str, int] = {}
 
 
 def skip(problem: str) -> None:
-    """Prints once that an image is skipped, with the number of images skipped so far in this process."""
+    """Prints a note that an image is skipped, once per problem.
+
+    The note includes the number of images skipped so far in this process.
+    """
     if problem not in _skipped:
         _skipped[problem] = len(_skipped) + 1
         print(f"skipped: {problem} ({_skipped[problem]} until now)", file=sys.stderr, flush=True)

@@ -1,7 +1,7 @@
 """Step 1 of the data pipeline: `source.open()[i]` is an example, a dict of named columns.
 
-A source is a frozen dataclass of plain values; `source.open()` returns a random-access sequence of examples. `shuffled`
-and `in_order` are the orders in which the documents of such a sequence are visited.
+A source is a frozen dataclass of plain values. `source.open()` returns a random-access sequence of examples. `shuffled`
+and `in_order` return the order in which the documents of such a sequence are visited.
 """
 
 import abc
@@ -19,40 +19,40 @@ import numpy as np
 from jaxformer.data.sources import columns, files, tfds_builders
 from jaxformer.errors import FieldError, InputError
 
-# Grain mixes in a fixed pattern. Lanes take every B-th document, so without shuffling the pattern a lane could see one
-# component only.
+# Grain mixes in a fixed pattern, and each lane takes every B-th document. Without shuffling the pattern, a lane could
+# see only one component.
 _MIXING_WINDOW = 4096
-# Grain shuffles by walking through 65,536 numbers or more until one is below the count: with ten documents a look-up
-# takes 2 ms. Up to this many are permuted at once instead.
+# Grain shuffles by stepping through at least 65,536 numbers until one is below the count: with ten documents, a look-up
+# takes 2 ms. Up to this number of documents, a permutation is computed at once instead.
 _FEW = 65_536
 
 
 @dataclasses.dataclass(frozen=True)
 class Source(abc.ABC):
-    """Where documents come from. Use one of its subclasses."""
+    """Source of documents. Use one of its subclasses."""
 
     @abc.abstractmethod
     def open(self) -> Sequence[dict[str, Any]]:
-        """A random-access sequence of examples; raises InputError if there are none."""
+        """Returns a random-access sequence of examples. Raises InputError if there are none."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Tfds(Source):
-    """Any TensorFlow Datasets data set, read as array_record without TensorFlow.
+    """A TensorFlow Datasets (TFDS) data set, read from array_record files without TensorFlow.
 
-    A data set is prepared on first use. Some need more for that than this library installs: Apache Beam (wikipedia, c4,
-    wiki40b, natural_questions and others of their size), TensorFlow, or files that are downloaded manually
+    A data set is prepared on first use. Preparing some of them requires more than this library installs: Apache Beam
+    (wikipedia, c4, wiki40b, natural_questions and other large data sets), TensorFlow, or manually downloaded files
     (imagenet2012). Prepare these elsewhere with `tfds build NAME --file_format=array_record --data_dir=DIR`, copy DIR
-    to this machine and set `data_dir` to it; reading them needs none of that.
+    to this machine and set `data_dir` to it. Reading a prepared data set requires none of these.
     """
 
     name: str = "bible/web"
-    """Name of the data set, with its config and version: bible/web, glue/mrpc, glue/mrpc:2.0.0; or the path of a
-    prepared folder."""
+    """Name of the data set with its config and version (bible/web, glue/mrpc, glue/mrpc:2.0.0), or path of a prepared
+    folder."""
     split: str = "train"
-    """Split, in the notation of TFDS: train, validation, train[:10%]."""
+    """Split in TFDS notation: train, validation, train[:10%]."""
     data_dir: str | None = None
-    """Folder of prepared data sets; None is the default of TFDS."""
+    """Folder of prepared data sets. If None, uses the TFDS default."""
 
     def open(self) -> Sequence[dict[str, Any]]:
         builder = tfds_builders.prepared(self.name, self.data_dir)
@@ -70,20 +70,20 @@ class Tfds(Source):
         if not len(examples):
             raise InputError(f"{self.name}: split {self.split!r} is empty")
         with tfds_builders.quiet():
-            examples[0]  # At the first image, TFDS recommends another decoder than Pillow.
+            examples[0]  # At the first image, TFDS recommends a decoder other than Pillow.
         return Decoded(examples, f"{self.name}: split {self.split}")
 
 
 @dataclasses.dataclass(frozen=True)
 class TextFiles(Source):
-    """Plain text; files in `.gz` or not in UTF-8 are decoded into memory, others are memory-mapped."""
+    """Plain text files. Files in `.gz` or not in UTF-8 are decoded into memory; others are memory-mapped."""
 
     paths: tuple[str, ...] = ()
-    """Files or globs."""
+    """Paths or glob patterns of the files."""
     documents: Literal["blank_line", "line", "file"] = "blank_line"
-    """Separator of documents: an empty line, every line, or the end of the file."""
+    """Separator of documents: an empty line, every line break, or the end of the file."""
     encoding: str = "utf-8"
-    """Encoding of the files, as Python names it: utf-8, latin-1, cp1252, utf-16."""
+    """Python name of the file encoding: utf-8, latin-1, cp1252, utf-16."""
 
     def __post_init__(self):
         files.check_encoding(self.encoding)
@@ -94,12 +94,12 @@ class TextFiles(Source):
 
 @dataclasses.dataclass(frozen=True)
 class JsonLines(Source):
-    """One JSON object a line; files in `.gz` or not in UTF-8 are decoded into memory."""
+    """JSON Lines files with one JSON object per line. Files in `.gz` or not in UTF-8 are decoded into memory."""
 
     paths: tuple[str, ...] = ()
-    """Files or globs."""
+    """Paths or glob patterns of the files."""
     encoding: str = "utf-8"
-    """Encoding of the files, as Python names it."""
+    """Python name of the file encoding, such as utf-8 or latin-1."""
 
     def __post_init__(self):
         files.check_encoding(self.encoding)
@@ -110,14 +110,14 @@ class JsonLines(Source):
 
 @dataclasses.dataclass(frozen=True)
 class ParallelFiles(Source):
-    """Pairs of lines of two text files; pairs with an empty line are skipped."""
+    """Pairs of lines from two text files. Pairs with an empty line are skipped."""
 
     inputs: str
-    """File of the texts to read."""
+    """Path of the file with the input texts."""
     targets: str
-    """File of the texts to generate: line n belongs to line n of `inputs`."""
+    """Path of the file with the target texts. Line n belongs to line n of `inputs`."""
     encoding: str = "utf-8"
-    """Encoding of both files, as Python names it."""
+    """Python name of the encoding of both files, such as utf-8 or latin-1."""
 
     def __post_init__(self):
         files.check_encoding(self.encoding)
@@ -128,34 +128,39 @@ class ParallelFiles(Source):
 
 @dataclasses.dataclass(frozen=True)
 class Columns(Source):
-    """Two columns of a source as `inputs` and `targets`: with a `Mixture`, several tasks for one model."""
+    """Renames two columns of a source to `inputs` and `targets`.
+
+    Use it with `Mixture` to train one model on several tasks.
+    """
 
     source: Source
-    """Where the examples come from."""
+    """Source of the examples."""
     inputs: str = "inputs"
-    """Column with the text to read."""
+    """Name of the column with the input text."""
     targets: str = "targets"
-    """Column with the text to generate."""
+    """Name of the column with the target text."""
     prefix: str = ""
-    """Text before the inputs, such as "translate English to German: "."""
+    """Text to add before the inputs, such as "translate English to German: "."""
 
     def open(self) -> Sequence[dict[str, Any]]:
         return self._wrap(self.source.open())
 
     def _wrap(self, documents: Sequence) -> Sequence[dict[str, Any]]:
-        if isinstance(documents, Mixed):  # Its order depends on its weights, so it stays a `Mixed`.
+        if isinstance(documents, Mixed):  # The order depends on the weights.
             return Mixed([self._wrap(part) for part in documents.parts], documents.weights, documents.names)
         return Renamed(documents, self)
 
 
 @dataclasses.dataclass(frozen=True)
 class Mixture(Source):
-    """Several sources, each shuffled and repeated separately, drawn by weight."""
+    """Mixture of several sources. Each source is shuffled and repeated separately, and drawn by weight."""
 
     sources: tuple[Source, ...] = ()
-    """The components."""
+    """Sources to mix."""
     weights: tuple[float, ...] = ()
-    """Share of each component among the documents visited; need not add up to 1, and 0 leaves a component out."""
+    """Share of each source among the visited documents. The weights need not sum to 1; a source with weight 0 is left
+    out.
+    """
 
     def __post_init__(self):
         if len(self.sources) != len(self.weights) or not self.sources:
@@ -171,7 +176,7 @@ class Mixture(Source):
 
 
 class Mixed(Sequence):
-    """The opened components of a mixture, one after the other."""
+    """The opened sources of a mixture, concatenated."""
 
     def __init__(self, parts: list[Sequence], weights: list[float], names: list[str]):
         self.parts, self.weights, self.names = parts, weights, names
@@ -186,7 +191,7 @@ class Mixed(Sequence):
         return part[index]
 
     def place(self, index: int) -> str:
-        """Where a document is, as its component says."""
+        """Returns the origin of a document, as reported by its component."""
         return place(*self._find(index))
 
     def _find(self, index: int) -> tuple[Sequence, int]:
@@ -195,7 +200,7 @@ class Mixed(Sequence):
 
 
 class Renamed(Sequence):
-    """{"inputs", "targets"} of examples whose columns have other names."""
+    """Examples {"inputs", "targets"} made from columns with other names."""
 
     def __init__(self, examples: Sequence, columns: Columns):
         self.examples, self.columns = examples, columns
@@ -205,25 +210,25 @@ class Renamed(Sequence):
         return len(self.examples)
 
     def place(self, index: int) -> str:
-        """Where an example is, as its own source says."""
+        """Returns the origin of an example, as reported by its source."""
         return place(self.examples, index)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         example, names = self.examples[index], self.columns
         inputs = columns.text(example, names.inputs, "Columns.inputs")
         targets = columns.text(example, names.targets, "Columns.targets")
-        # An empty input gets no prefix: it gives no example.
+        # An empty input gets no prefix, so that it gives no example.
         return {"inputs": names.prefix + inputs if inputs else "", "targets": targets}
 
 
 class Decoded(Sequence):
-    """Examples of TFDS with bytes decoded to str if they are UTF-8, which the bytes of an image file are not."""
+    """TFDS examples in which bytes are decoded to str if they are valid UTF-8. The bytes of an image file are not."""
 
     def __init__(self, examples: Sequence, name: str):
         self.examples, self.name = examples, name
 
     def place(self, index: int) -> str:
-        """The split and the index in the split."""
+        """Returns the split, and the index of an example within it."""
         return f"{self.name}, example {index}"
 
     def __len__(self) -> int:
@@ -234,14 +239,14 @@ class Decoded(Sequence):
 
 
 def place(documents: Sequence, index: int) -> str:
-    """The origin of a document, for messages: file and line, or split and index."""
+    """Returns the origin of a document for messages: file and line, or split and index."""
     own = getattr(documents, "place", None)
     return own(index) if own else f"example {index}"
 
 
 @contextlib.contextmanager
 def located(documents: Sequence, index: int) -> Iterator[None]:
-    """Adds the origin of document `index` to the errors of the block that reads it."""
+    """Context manager that adds the origin of document `index` to errors raised in its block."""
     try:
         yield
     except InputError as error:
@@ -252,7 +257,7 @@ def located(documents: Sequence, index: int) -> Iterator[None]:
 
 
 def read_each(documents: Sequence, function: Callable[[Any], Any], indices: Iterable[int] | None = None) -> list[Any]:
-    """Applies a function to each document, or to those with the given indices; errors name the document."""
+    """Applies a function to each document, or only to those with the given indices. Errors name the document."""
     found = []
     for index in range(len(documents)) if indices is None else indices:
         with located(documents, index):
@@ -261,10 +266,11 @@ def read_each(documents: Sequence, function: Callable[[Any], Any], indices: Iter
 
 
 def scanned(documents: Sequence, most: int, start: int = 0) -> Iterator[range]:
-    """Indices of the documents to check, up to `most` of each component, evenly spaced.
+    """Yields ranges of the document indices to check: up to `most` evenly spaced documents per component.
 
-    Only sources with `scan` are checked, whose documents are cheap to read. Plain text needs no check: a file that can
-    be opened has only texts.
+    Only sources with the attribute `scan` are checked. Their documents are cheap to read. Plain text files need no
+    check:
+    if a file can be opened, all its documents are texts.
     """
     if isinstance(documents, Mixed):
         for part, part_start in zip(documents.parts, documents.starts[:-1], strict=True):
@@ -274,9 +280,9 @@ def scanned(documents: Sequence, most: int, start: int = 0) -> Iterator[range]:
 
 
 def shuffled(documents: Sequence, seed: int) -> grain.MapDataset:
-    """The endless order in which training visits documents: a dataset of indices into `documents`.
+    """Returns the endless order in which training visits documents, as a dataset of indices into `documents`.
 
-    Every component of a mixture is reshuffled in each of its own epochs.
+    Every component of a mixture is reshuffled at each of its own epochs.
     """
     if not isinstance(documents, Mixed):
         return _shuffled_range(len(documents), _seed(seed, 0))
@@ -301,9 +307,9 @@ def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def in_order(documents: Sequence) -> grain.MapDataset:
-    """Every document once, from the first to the last: a dataset of indices into `documents`.
+    """Returns an order that visits every document once, from first to last, as a dataset of indices into `documents`.
 
-    The documents of each component of a mixture are spread evenly over the whole.
+    The documents of each component of a mixture are spread evenly over the whole order.
     """
     if not isinstance(documents, Mixed):
         return grain.MapDataset.range(len(documents))
@@ -315,7 +321,10 @@ def in_order(documents: Sequence) -> grain.MapDataset:
 
 
 def components(documents: Sequence, name: str, start: int = 0) -> Iterator[tuple[str, range]]:
-    """The name and the indices of each component, of nested mixtures too; a source that is not a mixture is `name`."""
+    """Yields the name and the index range of each component, including those of nested mixtures.
+
+    A source that is not a mixture is one component called `name`.
+    """
     if not isinstance(documents, Mixed):
         yield name, range(start, start + len(documents))
         return
@@ -324,7 +333,7 @@ def components(documents: Sequence, name: str, start: int = 0) -> Iterator[tuple
 
 
 def random_index(documents: Sequence, rng: np.random.Generator) -> int:
-    """Index of a random document; of a mixture, drawn by its weights."""
+    """Returns the index of a random document. For a mixture, the component is drawn by weight."""
     if not isinstance(documents, Mixed):
         return int(rng.integers(len(documents)))
     part = int(np.searchsorted(documents.thresholds, rng.random(), side="right"))

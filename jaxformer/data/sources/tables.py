@@ -1,4 +1,4 @@
-"""Sources of labelled texts: comma- or tab-separated values, and a folder for each class."""
+"""Sources of labeled texts: comma- or tab-separated values, and one folder per class."""
 
 import array
 import csv
@@ -18,16 +18,16 @@ _DELIMITERS = (",", ";", "\t", "|")
 
 @dataclasses.dataclass(frozen=True)
 class Csv(Source):
-    """Comma-separated values, with quotes as in RFC 4180; all rows are held in memory."""
+    """Files of comma-separated values, quoted as in RFC 4180. All rows are kept in memory."""
 
     paths: tuple[str, ...] = ()
-    """Files or globs; `.gz` is decompressed."""
+    """Paths or glob patterns of the files. Files that end in `.gz` are decompressed."""
     columns: tuple[str, ...] | None = None
-    """Names of the columns; None: they are in the first row of each file."""
+    """Column names. If None, the first row of each file contains them."""
     delimiter: str = ","
-    """Character between two values, such as ; or |."""
+    """Character that separates values, such as ; or |."""
     encoding: str = "utf-8"
-    """Encoding of the files, as Python names it: utf-8, latin-1, cp1252, utf-16."""
+    """Python name of the file encoding: utf-8, latin-1, cp1252, utf-16."""
 
     def __post_init__(self):
         files.check_encoding(self.encoding)
@@ -40,16 +40,16 @@ class Csv(Source):
 
 @dataclasses.dataclass(frozen=True)
 class Tsv(Source):
-    """Tab-separated values; all rows are held in memory."""
+    """Files of tab-separated values. All rows are kept in memory."""
 
     paths: tuple[str, ...] = ()
-    """Files or globs; `.gz` is decompressed."""
+    """Paths or glob patterns of the files. Files that end in `.gz` are decompressed."""
     columns: tuple[str, ...] | None = None
-    """Names of the columns; None: they are in the first row of each file."""
+    """Column names. If None, the first row of each file contains them."""
     quoted: bool = False
-    """Whether values may be quoted; in GLUE's files, quotes are part of the text."""
+    """Whether values may be quoted. In GLUE files, quotation marks are part of the text."""
     encoding: str = "utf-8"
-    """Encoding of the files, as Python names it."""
+    """Python name of the file encoding, such as utf-8 or latin-1."""
 
     def __post_init__(self):
         files.check_encoding(self.encoding)
@@ -60,15 +60,16 @@ class Tsv(Source):
 
 @dataclasses.dataclass(frozen=True)
 class ClassFolders(Source):
-    """A folder for each class, with a text file for each example: {"text", "label"}, the label being the folder's name.
+    """One folder per class with one text file per example: {"text", "label"}, where the label is the name of the
+    folder.
 
-    The reviews of IMDb and the articles of 20 Newsgroups (in latin-1) have this layout.
+    The IMDb reviews and the 20 Newsgroups articles (encoded in latin-1) have this layout.
     """
 
     path: str
-    """The folder with the class folders."""
+    """Path of the folder that contains the class folders."""
     encoding: str = "utf-8"
-    """Encoding of the files, as Python names it."""
+    """Python name of the file encoding, such as utf-8 or latin-1."""
 
     def __post_init__(self):
         files.check_encoding(self.encoding)
@@ -106,12 +107,12 @@ class _FolderDocuments(Sequence):
         return {"text": files.decoded(path, self.encoding).strip(), "label": label}
 
     def place(self, index: int) -> str:
-        """The example's file."""
+        """Returns the path of the file of an example."""
         return self.documents[index][0]
 
 
 class Table(Sequence):
-    """The rows of tables, each {column: str}."""
+    """Rows of tables, each a dict {column: str}."""
 
     scan = True
 
@@ -141,15 +142,15 @@ class Table(Sequence):
         return self.rows[index]
 
     def place(self, index: int) -> str:
-        """File and first line of a row."""
+        """Returns the file and first line number of a row."""
         return f"{self.paths[self.files[index]]}: line {self.lines[index]}"
 
 
 def _rows(
     path: str, columns: Sequence[str] | None, delimiter: str, quoted: bool, encoding: str, problems: Problems
 ) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line, row) of a table; rows with a wrong number of values are added to `problems`."""
-    csv.field_size_limit(2**31 - 1)  # A text may be longer than the module's default limit.
+    """Yields (line, row) pairs of a table. Adds rows with the wrong number of values to `problems`."""
+    csv.field_size_limit(2**31 - 1)  # A text may be longer than the default limit of the csv module.
     quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
     text = io.StringIO(files.decoded(path, encoding), newline="")
     reader = csv.reader(text, delimiter=delimiter, quoting=quoting, strict=True)
@@ -172,7 +173,7 @@ def _rows(
 
 
 def _header(path: str, values: Sequence[str], delimiter: str) -> list[str]:
-    """The names in the first row of a table; InputError if it seems to have another delimiter."""
+    """Returns the column names in the first row of a table. Raises InputError if the delimiter seems to be wrong."""
     names = [value.strip() for value in values]
     if len(set(names)) < len(names):
         raise InputError(f"{path}: its first row names a column twice; set columns")

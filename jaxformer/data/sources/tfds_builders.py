@@ -1,4 +1,4 @@
-"""Data sets of TensorFlow Datasets, found by name and prepared on first use, without TensorFlow."""
+"""TensorFlow Datasets (TFDS) builders: finds data sets by name and prepares them on first use, without TensorFlow."""
 
 import contextlib
 import difflib
@@ -20,23 +20,23 @@ from jaxformer.errors import InputError
 from jaxformer.progress import phase
 
 FORMAT = "array_record"
-"""The file format with random access."""
+"""File format with random access."""
 _INFO = "dataset_info.json"
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _NO_BUILDERS = ("core", "scripts", "testing", "proto")
 _SECONDS = 5
-"""How long a host may take to answer before it counts as out of reach."""
+"""Number of seconds after which a host that does not answer counts as unreachable."""
 
 
 def prepared(name: str, data_dir: str | None) -> Any:
-    """The builder of a prepared data set; prepares it if it is not yet.
+    """Returns the builder of a prepared data set. Prepares the data set if necessary.
 
     Args:
-      name: a name of the catalog, with config and version or without; or the path of a prepared folder.
-      data_dir: the folder with the prepared data sets; None is TFDS' own.
+      name: catalog name, optionally with config and version, or the path of a prepared folder.
+      data_dir: folder of prepared data sets. If None, uses the TFDS default.
 
     Raises:
-      InputError: no such data set, or it cannot be prepared; the message says what is missing, and what to do.
+      InputError: If the data set does not exist or cannot be prepared. The message says what is missing and what to do.
     """
     folder = os.path.expanduser(name)
     if os.path.isfile(os.path.join(folder, _INFO)) or os.path.isabs(folder) or name.startswith("."):
@@ -53,7 +53,7 @@ def prepared(name: str, data_dir: str | None) -> Any:
 
 
 def find(name: str, data_dir: str | None) -> Any:
-    """The builder of a name of the catalog, prepared or not; nothing is fetched."""
+    """Returns the builder of a catalog name, prepared or not. Does not download anything."""
     import tensorflow_datasets as tfds
 
     base = re.split("[/:]", name)[0]
@@ -66,7 +66,8 @@ def find(name: str, data_dir: str | None) -> Any:
         try:
             return make()
         except tfds.core.DatasetNotFoundError:
-            # TFDS imports the packages of its older data sets one after the other, up to the first that fails.
+            # TFDS imports the packages of its older data sets one after the other, and stops at the first one that
+            # fails.
             import_builders()
             return make()
     except ModuleNotFoundError as error:
@@ -82,7 +83,10 @@ def find(name: str, data_dir: str | None) -> Any:
 
 @functools.cache
 def import_builders() -> None:
-    """Imports all packages of TFDS with builders, which registers these; leaves out those that lack a dependency."""
+    """Imports all TFDS packages with builders, which registers the builders.
+
+    Skips packages with missing dependencies.
+    """
     import tensorflow_datasets as tfds
 
     names = [module.name for module in pkgutil.iter_modules(tfds.__path__) if module.ispkg]
@@ -93,7 +97,7 @@ def import_builders() -> None:
 
 
 def _perhaps(base: str, name: str) -> str:
-    """A suggestion for a message: a data set of a similar name, or the configs of this one."""
+    """Returns a suggestion for an error message: a data set with a similar name, or the configs of this data set."""
     import tensorflow_datasets as tfds
 
     names = tfds.list_builders(with_community_datasets=False)
@@ -105,7 +109,7 @@ def _perhaps(base: str, name: str) -> str:
 
 
 def _of_folder(folder: str) -> Any:
-    """The builder of the data set that was prepared in a folder; of several versions there, the latest."""
+    """Returns the builder of the data set that was prepared in a folder. Chooses the latest of several versions."""
     import tensorflow_datasets as tfds
 
     found = _folders_with_info(folder)
@@ -125,7 +129,7 @@ def _of_folder(folder: str) -> Any:
 
 
 def _folders_with_info(folder: str) -> list[str]:
-    """The folder itself, or those up to three levels below it, that hold prepared data sets."""
+    """Returns the folder itself, or its subfolders up to three levels below, that contain prepared data sets."""
     folders, found = [folder], []
     for _ in range(4):
         found += [path for path in folders if os.path.isfile(os.path.join(path, _INFO))]
@@ -142,7 +146,7 @@ def _version_of(path: str) -> tuple[int, ...]:
 
 
 def _with_random_access(builder: Any) -> Any:
-    """The same data set, read from its array_record files if it was prepared in several formats."""
+    """Returns a builder that reads the array_record files of the data set, if it was prepared in several formats."""
     import tensorflow_datasets as tfds
 
     others = {other.value for other in builder.info.alternative_file_formats}
@@ -152,7 +156,7 @@ def _with_random_access(builder: Any) -> Any:
 
 
 def _other_version(builder: Any, name: str, data_dir: str | None) -> Any:
-    """The data set as it was prepared by another version of its code; None if it was not."""
+    """Returns the builder of another prepared version of the data set. None if there is none."""
     import tensorflow_datasets as tfds
 
     if ":" in name:
@@ -171,11 +175,11 @@ def _prepare(builder: Any, name: str) -> None:
 
     with_beam = isinstance(builder, tfds.core.BeamBasedBuilder)
     if with_beam and importlib.util.find_spec("apache_beam") is None:
-        raise InputError(f"{name}: needs Apache Beam to be prepared, which is not installed; {_elsewhere(name, True)}")
+        raise InputError(f"{name}: needs Apache Beam for preparation, which is not installed; {_elsewhere(name, True)}")
     tfds.disable_progress_bar()
     config = tfds.download.DownloadConfig(try_download_gcs=False)
     retries = downloader.MAX_RETRIES
-    # Without a network TFDS would try each file again for 200 seconds.
+    # Without a network, TFDS would retry each file for 200 seconds.
     downloader.MAX_RETRIES = retries if _in_reach(builder.url_infos or ()) else 0
     try:
         with _archives_without_tensorflow():
@@ -183,7 +187,7 @@ def _prepare(builder: Any, name: str) -> None:
     except InputError:
         raise
     except Exception as error:
-        if builder.is_prepared():  # by another process, in the meantime
+        if builder.is_prepared():  # Another process may have prepared it in the meantime.
             return
         raise InputError(f"{name}: could not be prepared: {_reason(error)}; {_elsewhere(name, with_beam)}") from error
     finally:
@@ -192,7 +196,7 @@ def _prepare(builder: Any, name: str) -> None:
 
 @contextlib.contextmanager
 def _archives_without_tensorflow() -> Iterator[None]:
-    """Lets TFDS open archives as Python opens files, where it would open them by TensorFlow, which is not installed."""
+    """Context manager that lets TFDS open archives with Python's `open` if TensorFlow is not installed."""
     from tensorflow_datasets.core.download import extractor
 
     if importlib.util.find_spec("tensorflow"):
@@ -208,7 +212,7 @@ def _archives_without_tensorflow() -> Iterator[None]:
 
 
 def _elsewhere(name: str, with_beam: bool) -> str:
-    """How to prepare a data set on another machine."""
+    """Returns instructions for preparing a data set on another machine."""
     packages = "tensorflow-datasets tensorflow apache-beam" if with_beam else "tensorflow-datasets tensorflow"
     return (
         f"prepare it where that is possible (pip install {packages}; tfds build {name} --file_format={FORMAT} "
@@ -217,7 +221,7 @@ def _elsewhere(name: str, with_beam: bool) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """Why preparing failed, on one line: what is not installed, or which host is out of reach."""
+    """Returns on one line why preparing failed: which package is missing, or which host is unreachable."""
     chain: list[BaseException] = []
     cause: BaseException | None = error
     while cause is not None and cause not in chain:
@@ -235,7 +239,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _in_reach(urls: Iterable[str]) -> bool:
-    """Whether one of the hosts answers; True if there is none, or a proxy to ask for them."""
+    """Returns whether one of the hosts answers. True if there are no hosts, or if a proxy is configured."""
     parts = [urllib.parse.urlsplit(url) for url in urls]
     hosts = sorted({(part.hostname, 80 if part.scheme == "http" else 443) for part in parts if part.hostname})
     if not hosts or urllib.request.getproxies():
@@ -247,7 +251,7 @@ def _in_reach(urls: Iterable[str]) -> bool:
 
 
 def _check_hub(name: str) -> None:
-    """Raises InputError if the hub cannot be reached, which TFDS queries for the names of data sets."""
+    """Raises InputError if the Hugging Face Hub cannot be reached. TFDS queries it for the names of data sets."""
     try:
         from huggingface_hub.constants import ENDPOINT
     except ImportError:
@@ -259,7 +263,7 @@ def _check_hub(name: str) -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps TFDS from announcing its work on standard output, and from warnings that preparing settles."""
+    """Context manager that suppresses TFDS output, and warnings that preparation makes irrelevant."""
     from absl import logging
 
     before = logging.get_verbosity()

@@ -287,7 +287,7 @@ def test_invalid_data_fields_are_refused(source, fields):
 
 def test_a_state_of_other_settings_is_refused(tokenizer, data):
     other = dataclasses.replace(data, open_documents=7)
-    with pytest.raises(InputError, match="the lanes' state is"):
+    with pytest.raises(InputError, match="the lane states have shape"):
         train_batches(other, tokenizer, 0, range(BATCH), initial_state(data))
     with pytest.raises(InputError, match="rows"):
         train_batches(data, tokenizer, 0, [BATCH])

@@ -74,8 +74,11 @@ def test_find_works_in_a_fresh_process():
             "glue/mrpc",
             r"could not be prepared: \S+ cannot be reached; .*tfds build glue/mrpc --file_format=array_record",
         ),
-        ("wikipedia/20230601.en", r"needs Apache Beam to be prepared, .*apache-beam; tfds build wikipedia/20230601.en"),
-        ("c4/en", "needs Apache Beam to be prepared, .*copy DIR here and set data_dir to it"),
+        (
+            "wikipedia/20230601.en",
+            r"needs Apache Beam for preparation, .*apache-beam; tfds build wikipedia/20230601.en",
+        ),
+        ("c4/en", "needs Apache Beam for preparation, .*copy DIR here and set data_dir to it"),
         ("imagenet2012", "could not be prepared: Manual directory .* should contain two files"),
         ("huggingface:imdb", "huggingface:imdb: "),
         ("glu", "no TFDS data set 'glu': .*; perhaps glue; give a name of its catalog"),
