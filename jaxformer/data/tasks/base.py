@@ -1,8 +1,9 @@
-"""Step 3 of the data pipeline: an encoded document becomes training examples.
+"""Step 3 of the data pipeline: tasks turn an encoded document into training examples.
 
-A task is a frozen dataclass whose methods are pure: `read` checks the columns of a source's example and returns their
-values, `encode` (step 2) turns an example into the document that the lanes cache, `examples` turns a document and a
-`Visit` into examples, and `row` says how a lane lays examples into rows.
+A task is a frozen dataclass whose methods are pure. `read` checks the columns of an example from a source and returns
+their values. `encode` (step 2) turns such an example into the document that the lanes cache. `examples` turns a
+document
+and a `Visit` into training examples. `row` declares how a lane places training examples in a batch row.
 """
 
 import abc
@@ -19,28 +20,31 @@ from jaxformer.data.tokenizers import Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class Written:
-    """A text to generate from another one, and what a model reads of it."""
+    """A pair of input and reference text, with the tokens that the model receives as its input."""
 
     inputs: str
-    """The text to read, with the task's prefix."""
+    """Input text, with the prefix of the task."""
     reference: str
-    """The text to write, as the source has it."""
+    """Text to generate, as in the source."""
     tokens: np.ndarray
-    """int32 [n]: the inputs as a row has them."""
+    """Input tokens as they appear in a batch row, int32 [n]."""
     cut_inputs: bool
-    """Whether the inputs have more tokens than a row."""
+    """Whether the inputs were truncated to fit in a row."""
     cut_references: bool
-    """Whether the reference has more tokens than a row."""
+    """Whether the reference would be truncated to fit in a row."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Task(abc.ABC, Generic[DocumentT]):
-    """Makes the training examples of a document. Use one of its subclasses."""
+    """Makes training examples from documents. Use one of the subclasses."""
 
     @property
     @abc.abstractmethod
     def row(self) -> dict[str, Feature]:
-        """The arrays of an example by name. The lanes add segments and positions for `tokens` and `inputs`."""
+        """Layouts of the arrays of an example, by name.
+
+        The lanes add segments and positions for `tokens` and `inputs`.
+        """
 
     @property
     def reads_text(self) -> bool:
@@ -49,50 +53,54 @@ class Task(abc.ABC, Generic[DocumentT]):
 
     @property
     def unit(self) -> tuple[str, int]:
-        """The unit that speed is reported in, such as tokens, and how many of them fit in a row."""
+        """Name of the unit for throughput, such as "tokens", and the number of units per row."""
         return "tokens", self.row["tokens"].capacity
 
     @property
     def min_documents(self) -> int:
-        """Documents that a source must have."""
+        """Minimum number of documents in a source."""
         return 1
 
     @property
     def requirement(self) -> str:
-        """Requirement on a document that gives an example, for error messages."""
+        """Requirement on a document to give an example, for error messages."""
         return "document with text"
 
     def check(self, tokenizer: Tokenizer | None, pack: bool) -> None:
         """Raises InputError if the tokenizer or packing does not fit the task."""
 
     def check_source(self, documents: Sequence[Mapping[str, Any]], name: str) -> None:
-        """Raises InputError if the training source `name` as a whole teaches nothing, such as labels of one class."""
+        """Raises InputError if the task cannot learn from the training source, for example because all labels are the
+        same.
+
+        `name` is the name of the source, for messages.
+        """
 
     def for_evaluation(self) -> "Task":
-        """The task for held-out data: without augmentation."""
+        """Returns this task without augmentation, for held-out data."""
         return self
 
     def prepare_requests(self, requests: Sequence[Any]) -> Sequence[Any]:
-        """Converts what `predict` is given (texts or paths) into what the objective's `predict` takes."""
+        """Converts the inputs of the `predict` command (texts or paths) to the inputs of the predictor."""
         return requests
 
     def read(self, example: Mapping[str, Any]) -> Any:
-        """The values of the columns that the task reads, checked; `encode` begins with it.
+        """Returns the checked values of the columns that the task reads. `encode` calls it first.
 
         Raises:
-          InputError: a column is missing or holds a value of a wrong type.
+          InputError: If a column is missing or contains a value of the wrong type.
         """
         return example
 
     def requests(self, example: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
-        """Requests to `predict` about an example of a source, as words of a command line; may be empty.
+        """Returns arguments for the `predict` command made from an example of a source. May be empty.
 
         Args:
           example: columns by name.
-          folder: where to write a request that must be a file.
+          folder: folder in which to write a request that must be a file.
 
         Raises:
-          InputError: the example lacks what the task reads.
+          InputError: If a column that the task reads is missing from the example.
         """
         return ()
 
@@ -102,13 +110,13 @@ class Task(abc.ABC, Generic[DocumentT]):
         return False
 
     def written(self, example: Mapping[str, Any], tokenizer: Tokenizer) -> Written | None:
-        """The text to generate for an example of a source; None if it has none."""
+        """Returns the text to generate for an example of a source. None if the example does not have one."""
         return None
 
     @abc.abstractmethod
     def encode(self, example: Mapping[str, Any], tokenizer: Tokenizer | None) -> DocumentT:
-        """The document that `examples` takes."""
+        """Returns the encoded document, the input of `examples`."""
 
     @abc.abstractmethod
     def examples(self, document: DocumentT, visit: Visit[DocumentT]) -> list[Example]:
-        """The examples of one visit to a document, none or more."""
+        """Returns the examples for one visit to a document. May be empty."""

@@ -1,4 +1,4 @@
-"""Causal language modelling."""
+"""Causal language modeling task."""
 
 import dataclasses
 import functools
@@ -19,19 +19,20 @@ from jaxformer.data.tokenizers import Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class NextToken(TextTask):
-    """Every next token of a document (Radford et al. 2019), the end-of-text token included.
+    """Next-token prediction on documents (Radford et al. 2019), including the EOS token.
 
-    A long document is cut into stretches that overlap in one token, so that every token but the first is a target once.
+    A long document is cut into chunks that overlap by one token, so that every token except the first is a target once.
 
-    Rows: `tokens`, `targets` int32 and `weights` float32 [b, length], with the lanes' `segments` and `position_ids`.
+    Rows: `tokens`, `targets` int32 and `weights` float32 [b, length], and the `segments` and `position_ids` that lanes
+    add.
     """
 
     length: int = 1024
-    """Tokens in a row."""
+    """Number of tokens per row."""
     column: str | None = None
-    """Column of the source with the text or the list of sentences; None: `sentences` or `text`."""
+    """Name of the column with the text or the list of sentences. If None, uses `sentences` or `text`."""
     beginning: bool = False
-    """Begin each document with the tokenizer's beginning token, so that the first token is predicted too."""
+    """Whether to begin each document with the BOS token, so that its first token is predicted too."""
 
     def __post_init__(self):
         fields.at_least("data.task.length", self.length, 1)

@@ -1,4 +1,4 @@
-"""The label of a text or of a pair of texts: one of several, any of several, or a number."""
+"""Text classification task: predicts the label of a text or of a pair of texts."""
 
 import dataclasses
 import functools
@@ -20,56 +20,57 @@ from jaxformer.data.transforms.text import TextAugmentation
 from jaxformer.errors import FieldError, shown
 
 LOOKED_AT = 1000
-"""Examples, evenly spaced over a source, that are searched for a second class first."""
+"""Number of evenly spaced examples to search first for a second class."""
 PAIR = "\t"
-"""Separates the two texts of a pair that is given as one."""
+"""Separator between the two texts of a pair in one string."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Labelled:
-    """An encoded text or pair with its target."""
+    """An encoded text or text pair with its target."""
 
     first: np.ndarray
-    """int32 [n], without special tokens."""
+    """Tokens of the first text without special tokens, int32 [n]."""
     second: np.ndarray | None
-    """int32 [n], the second text of a pair."""
+    """Tokens of the second text without special tokens, int32 [n]. None if there is no second text."""
     target: np.ndarray
-    """As `LabelField.read` returns it."""
+    """Target, as returned by `LabelField.read`."""
     size: int
-    """Characters of both."""
+    """Number of characters in both texts."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Classify(Task[Labelled]):
-    """The label of a text, or of a pair of texts (Devlin et al. 2019, §4.1).
+    """Predicts the label of a text or of a pair of texts (Devlin et al. 2019, §4.1).
 
-    Rows: `tokens`, with the lanes' `segments` and `position_ids`, and `token_types` (for an encoder: 1 in the second
-    text) int32 [b, length]; `cls_positions` int32 [b, c], each example's first token; `targets` int32 [b, c], or
-    float32 [b, c * labels] with `kind` multi_label, or float32 [b, c] with regression; `weights` float32 [b, c], 1 for
-    each example. c is `examples_per_row`.
+    Rows, with c = `examples_per_row`:
+      `tokens`: int32 [b, length]. The lanes add `segments` and `position_ids` of the same shape.
+      `token_types`: int32 [b, length], 1 in the second text. Only for encoders.
+      `cls_positions`: int32 [b, c], index of the first token of each example.
+      `targets`: int32 [b, c] (single_label), float32 [b, c * labels] (multi_label) or float32 [b, c] (regression).
+      `weights`: float32 [b, c], 1 for each example.
     """
 
     text: str = "text"
-    """Column with the text, or with the first text of a pair."""
+    """Name of the column with the text, or with the first text of a pair."""
     pair: str | None = None
-    """Column with the second text; None: there is none."""
+    """Name of the column with the second text. If None, the task reads single texts."""
     label: str = "label"
-    """Column with the label: its name, or its index. With `kind` multi_label: a list of names or of indices, or one 0
-    or 1 for each label (multi-hot; so with two labels, [0, 1] is the second label alone). With regression: a finite
-    number."""
+    """Name of the column with the label. single_label: its name or index. multi_label: a list of names or indices,
+    or a multi-hot list (with two labels, [0, 1] means only the second label). regression: a finite number."""
     labels: tuple[str, ...] = ()
-    """Names of the labels in the order of their indices, the same as the model's; for regression the one name."""
+    """Label names in index order, the same as those of the model. For regression, the single name of the target."""
     kind: Kind = "single_label"
-    """The kind of target: one of the labels, any of them, or a number."""
+    """Kind of target: exactly one label, any number of labels, or a real number."""
     length: int = 128
-    """Tokens in a row; if a pair does not fit, its longer text loses its end."""
+    """Number of tokens per row. If a pair is too long, the end of its longer text is cut."""
     form: Form = "encoder"
-    """The kind of model: an encoder reads [CLS] a [SEP] b [SEP], a decoder a and b with end tokens; both as the
-    template of an imported tokenizer says, if it has one."""
+    """Kind of model. An encoder reads [CLS] a [SEP] b [SEP]; a decoder reads a and b with EOS tokens. The template
+    of an imported tokenizer overrides both."""
     examples_per_row: int = 1
-    """Examples that fit in a row; more than one only with packing."""
+    """Number of examples per row. A number above 1 requires packing."""
     augmentation: TextAugmentation | None = None
-    """Random changes of the texts at each training visit."""
+    """Random augmentation of the texts at each training visit."""
 
     def __post_init__(self):
         fields.at_least("data.task.length", self.length, 4)
@@ -111,7 +112,7 @@ class Classify(Task[Labelled]):
         layouts.check_packing(self.examples_per_row, pack)
 
     def prepare_requests(self, requests: Sequence[str]) -> list[str | tuple[str, str]]:
-        """Texts; if the task reads pairs, a tab separates the two texts of one."""
+        """Returns the texts. If the task reads pairs, splits each text at its tab into the two texts of a pair."""
         if self.pair is None:
             return list(requests)
         return [tuple(map(str.strip, text.split(PAIR, 1))) if PAIR in text else text for text in requests]
@@ -123,7 +124,7 @@ class Classify(Task[Labelled]):
         return (PAIR.join(map(columns.first_words, self._texts(example))),)
 
     def read(self, example: Mapping[str, Any]) -> tuple[list[str], np.ndarray]:
-        """The text or both texts, and the target."""
+        """Returns the list of one or two texts, and the target."""
         return self._texts(example), self._target.read(example, "data.task.label")
 
     def encode(self, example: Mapping[str, Any], tokenizer: Tokenizer) -> Labelled:

@@ -1,4 +1,4 @@
-"""Tasks composed of fields; each field decodes and transforms one column."""
+"""Base class of tasks that are composed of fields. Each field decodes and transforms one column."""
 
 import dataclasses
 import functools
@@ -17,31 +17,31 @@ from jaxformer.errors import InputError, under
 
 @dataclasses.dataclass(frozen=True)
 class FieldValues:
-    """The encoded values of an example's fields."""
+    """The encoded field values of an example."""
 
     values: Mapping[str, Any] | None
-    """Values by the names of the fields; None if one of them cannot be used."""
+    """Maps field names to values. None if one of the values cannot be used."""
     size: int
-    """Memory, in units of four bytes."""
+    """Memory use in units of four bytes."""
 
 
 @dataclasses.dataclass(frozen=True)
 class FieldTask(Task[FieldValues]):
-    """A task composed of fields: a row is one example, with the arrays of each field.
+    """Task composed of fields. A row contains one example, with the arrays of each field.
 
-    The dataclass fields of a subclass that hold a `Field` are its fields, and are transformed in their order.
+    The dataclass fields of a subclass that contain a `Field` are the fields of the task. They are transformed in order.
 
     Rows: the arrays of the fields; `weights` float32 [b, 1], 1 for each example.
     """
 
     @functools.cached_property
     def fields(self) -> Mapping[str, Field]:
-        """The fields by name."""
+        """Fields by name."""
         return self._nested
 
     @functools.cached_property
     def _nested(self) -> dict[str, Field]:
-        """The fields that are config values of the task, by name."""
+        """Fields that are configuration values of the task, by name."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {name: value for name, value in values.items() if isinstance(value, Field)}
 
@@ -98,11 +98,14 @@ class FieldTask(Task[FieldValues]):
         return [] if document.values is None else [self._example(document.values, visit)]
 
     def _example(self, values: Mapping[str, Any], visit: Visit[FieldValues]) -> Example:
-        """The arrays of a visit to a document whose fields have these values."""
+        """Returns the arrays of a visit to a document with these field values."""
         return self.transformed(values, visit) | {"weights": np.ones(1, np.float32)}
 
     def transformed(self, values: Mapping[str, Any], visit: Visit[FieldValues]) -> Example:
-        """The arrays of all fields at a visit; boxes, points and masks follow the image before them."""
+        """Returns the arrays of all fields at a visit.
+
+        Boxes, points and masks follow the transform of the image before them.
+        """
         arrays, geometry = {}, None
         for name, field in self.fields.items():
             new, geometry = field.transform(values[name], visit, geometry)

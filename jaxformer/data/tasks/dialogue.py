@@ -1,4 +1,4 @@
-"""Dialogues as text: turns after the names of their speakers, for a decoder that learns the assistant's turns."""
+"""Dialogue task: formats dialogues as text with a role name before each turn. A decoder learns the assistant turns."""
 
 import dataclasses
 import functools
@@ -17,14 +17,14 @@ from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import FieldError, InputError
 
 Turn = tuple[str, str]
-"""A role and its content."""
+"""Pair of a role and the content of the turn."""
 ANSWERS = "assistant"
-"""The role whose turns are targets."""
+"""Role whose turns are targets."""
 
 
 @dataclasses.dataclass(frozen=True)
 class DialogueTemplate:
-    """The text before a turn of each role; the tokenizer's end token follows each turn."""
+    """Text before the turns of each role. An EOS token follows each turn."""
 
     system: str = "System:"
     """Text before the system prompt."""
@@ -40,35 +40,38 @@ class DialogueTemplate:
 
     @property
     def roles(self) -> dict[str, str]:
-        """The text before the turns of each role."""
+        """Maps each role to the text before its turns."""
         return dataclasses.asdict(self)
 
     def space(self, role: str) -> str:
-        """The white space between the text before a turn and the turn; a space if the template has none."""
+        """Returns the white space between the role text and the turn. A single space if the template has none."""
         before = self.roles[role]
         return before[len(before.rstrip()) :] or " "
 
     def text(self, turn: Turn) -> str:
-        """A turn with the text before it."""
+        """Returns a turn with the role text before it."""
         role, content = turn
         return self.roles[role].rstrip() + (self.space(role) + content if content else "")
 
     def encode(self, turn: Turn, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
-        """The tokens before a turn, and the turn's with its end token: int32 [m], [n]; encoded as one text."""
+        """Encodes a turn as one text.
+
+        Returns the tokens before the turn, int32 [m], and of the turn with EOS token, int32 [n].
+        """
         tokens, offsets = tokenizer.encode_with_offsets(self.text(turn))
         size = int(np.sum(offsets[:, 0] < len(self.roles[turn[0]].rstrip())))
         return tokens[:size], layouts.ended(tokens[size:], tokenizer)
 
     def prompt(self, text: str, tokenizer: Tokenizer) -> np.ndarray:
-        """A dialogue and the beginning of its next answer, int32 [n], from a text.
+        """Encodes a text as a dialogue, followed by the beginning of the next answer. Returns int32 [n].
 
-        A line that begins with the name of a role begins a turn; lines before the first one are a user's.
+        A line that begins with the text of a role starts a new turn. Lines before the first such line are a user turn.
         """
         parts = [part for turn in self.turns(text) for part in self.encode(turn, tokenizer)]
         return np.concatenate([*parts, tokenizer.encode(self.assistant.rstrip())]).astype(np.int32)
 
     def turns(self, text: str) -> list[Turn]:
-        """The non-empty turns of a text."""
+        """Splits a text into its non-empty turns."""
         found, role, lines = [], "user", []
         for line in text.strip().splitlines():
             new_role = next((name for name, before in self.roles.items() if line.startswith(before)), None)
@@ -84,11 +87,11 @@ class Part(NamedTuple):
     """An encoded turn."""
 
     before: np.ndarray
-    """int32 [m]: the tokens before the turn."""
+    """Tokens before the turn, int32 [m]."""
     tokens: np.ndarray
-    """int32 [n]: the turn and the end token."""
+    """Tokens of the turn and the EOS token, int32 [n]."""
     learned: bool
-    """Whether the turn is the assistant's, and so a target."""
+    """Whether the turn is an assistant turn, and thus a target."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,26 +100,28 @@ class Turns:
 
     parts: tuple[Part, ...]
     size: int
-    """Characters of all turns."""
+    """Number of characters in all turns."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Dialogue(Task[Turns]):
-    """The assistant's turns of a dialogue, each token predicted from everything before it; only they are targets.
+    """Next-token prediction on the assistant turns of a dialogue. Each token is predicted from everything before it.
 
-    A source has a list of turns, each {"role": ..., "content": ...} with the role system, user or assistant. A dialogue
-    that does not fit in a row is cut after answers; a question with its answers that does not fit loses its end.
+    Each example has a list of turns {"role": ..., "content": ...} with the role system, user or assistant. A dialogue
+    that
+    does not fit in a row is cut after an answer. A question with answers that is longer than a row is truncated.
 
-    Rows: `tokens`, `targets` int32 and `weights` float32 [b, length], with the lanes' `segments` and `position_ids`;
-    weights are 1 where a target belongs to an assistant's turn, its end token included.
+    Rows: `tokens`, `targets` int32 and `weights` float32 [b, length], and the `segments` and `position_ids` that lanes
+    add.
+    Weights are 1 if the target belongs to an assistant turn, including its EOS token, and otherwise 0.
     """
 
     length: int = 512
-    """Tokens in a row."""
+    """Number of tokens per row."""
     messages: str = "messages"
-    """Column of the source with the list of turns."""
+    """Name of the column with the list of turns."""
     template: DialogueTemplate = DialogueTemplate()
-    """The text around turns."""
+    """Template of the text around turns."""
 
     def __post_init__(self):
         fields.at_least("data.task.length", self.length, 8)
@@ -156,7 +161,7 @@ class Dialogue(Task[Turns]):
         return [example for row in self._rows(document) if (example := self._example(row)) is not None]
 
     def _rows(self, document: Turns) -> list[list[Part]]:
-        """The turns of each row, in order."""
+        """Returns the turns of each row, in order."""
         rows, size = [[]], 0
         for exchange in _exchanges(document.parts):
             more = len(_joined(exchange))
@@ -168,7 +173,7 @@ class Dialogue(Task[Turns]):
         return rows
 
     def _example(self, parts: Sequence[Part]) -> Example | None:
-        """The example of some turns; None if it has no target."""
+        """Returns the example made from a list of turns. None if it has no target."""
         ids = _joined(parts)[: self.length + 1]
         learned = [np.repeat([False, part.learned], [len(part.before), len(part.tokens)]) for part in parts]
         weights = np.concatenate([[], *learned])[1 : len(ids)].astype(np.float32)
@@ -178,7 +183,7 @@ class Dialogue(Task[Turns]):
 
 
 def _exchanges(parts: Sequence[Part]) -> Iterator[list[Part]]:
-    """Groups of turns, each a question with the answers after it."""
+    """Yields groups of turns. Each group contains a question and the answers that follow it."""
     exchange = []
     for part in parts:
         if exchange and exchange[-1].learned and not part.learned:

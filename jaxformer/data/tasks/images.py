@@ -1,4 +1,4 @@
-"""Tasks on images: their labels, and hidden patches."""
+"""Image tasks: plain images, labeled images, and images with hidden patches."""
 
 import dataclasses
 import functools
@@ -19,40 +19,46 @@ from jaxformer.data.transforms.image import cutmix, mixup
 from jaxformer.errors import FieldError, shown
 
 LOOKED_AT = 100
-"""Examples, evenly spaced over a source, that are searched for a second class first; each is decoded."""
+"""Number of evenly spaced examples to search first for a second class. Each of them is decoded."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageTask(FieldTask):
-    """Images alone, for models without labels; the base class of tasks on images.
+    """Images without labels. Base class of image tasks.
 
     Rows: `images` uint8 [b, size, size, channels]; `weights` float32 [b, 1], 1 for each image.
     """
 
     image: ImageField = ImageField()
-    """The image."""
+    """Image field."""
 
     def prepare_requests(self, requests: Sequence[pictures.ImageLike]) -> list[Prepared]:
-        """Images in files or in memory, prepared as for evaluation; InputError if one cannot be decoded."""
+        """Preprocesses images from files or memory as for evaluation.
+
+        Raises InputError if an image cannot be decoded.
+        """
         return self.image.prepare(requests)
 
 
 @dataclasses.dataclass(frozen=True)
 class LabelledImages(ImageTask):
-    """The class of an image.
+    """Image classification: an image and its label.
 
-    Rows: `images` uint8 [b, size, size, channels]; `labels` int32 and `weights` float32 [b, 2]: for a mixed image both
-    labels with their shares, otherwise its label with weight 1, and zeros.
+    Rows: `images` uint8 [b, size, size, channels]; `labels` int32 and `weights` float32 [b, 2]. The two entries of an
+    image
+    that is mixed from two images are both labels and their shares. Otherwise they are the label with weight 1, and
+    zeros.
     """
 
     label: str = "label"
-    """Column with the label, its name or its index."""
+    """Name of the column with the label, which is a name or an index."""
     labels: tuple[str, ...] = ()
-    """Names of the labels in the order of their indices, the same as the model's."""
+    """Label names in index order, the same as those of the model."""
     mixup: float = 0.0
-    """Parameter of the beta distribution of the shares of two images that are blended (Zhang et al. 2018); 0: off."""
+    """Parameter of the beta distribution of the mixing weights in Mixup (Zhang et al. 2018). 0 disables Mixup."""
     cutmix: float = 0.0
-    """The same for a box of one image pasted into another (Yun et al. 2019); with both, each visit draws one."""
+    """Parameter of the beta distribution of the area shares in CutMix (Yun et al. 2019). 0 disables CutMix. With
+    both, each visit uses one of them at random."""
 
     def __post_init__(self):
         if len(self.labels) < 2 or len(set(self.labels)) < len(self.labels):
@@ -90,7 +96,10 @@ class LabelledImages(ImageTask):
         return {"images": image, "labels": np.array(labels, np.int32), "weights": weights}
 
     def _mixed(self, image: np.ndarray, visit: Visit[FieldValues]) -> tuple[np.ndarray, int, float]:
-        """The image mixed with another one, that one's label, and the share of the first."""
+        """Mixes the image with another one.
+
+        Returns the mixed image, the label of the other image, and the share of `image`.
+        """
         other = visit.draw(visit.rng)
         if other.values is None:
             return image, 0, 1.0
@@ -108,14 +117,15 @@ class LabelledImages(ImageTask):
 
 @dataclasses.dataclass(frozen=True)
 class MaskedPatches(ImageTask):
-    """Images with random noise for each patch, by which a masked autoencoder hides patches (He et al. 2022).
+    """Images with random noise per patch. A masked autoencoder hides the patches with the most noise (He et al. 2022).
 
-    Rows: `images` uint8 [b, size, size, channels]; `noise` float32 [b, p], one value a patch: the model sees
-    the patches with the lowest; `weights` float32 [b, 1], 1 for each image.
+    Rows: `images` uint8 [b, size, size, channels]; `noise` float32 [b, p], one value per patch, where the model sees
+    the
+    patches with the lowest values; `weights` float32 [b, 1], 1 for each image.
     """
 
     patch: int = 16
-    """Height and width of a patch, the same as the model's."""
+    """Height and width of a patch in pixels, the same as those of the model."""
 
     def __post_init__(self):
         fields.at_least("data.task.patch", self.patch, 1)

@@ -1,4 +1,4 @@
-"""How the examples of text tasks lie in rows: a text alone, or inputs and targets with or without an encoder."""
+"""Row layouts of text tasks: a single text, or inputs and targets with or without an encoder."""
 
 import dataclasses
 
@@ -16,9 +16,9 @@ class Document:
     """An encoded text without special tokens."""
 
     tokens: np.ndarray
-    """int32 [n]."""
+    """Tokens, int32 [n]."""
     size: int
-    """Characters of the text."""
+    """Number of characters in the text."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,47 +26,54 @@ class TextPair:
     """Two encoded texts without special tokens."""
 
     inputs: np.ndarray
-    """int32 [m]."""
+    """Tokens of the inputs, int32 [m]."""
     targets: np.ndarray
-    """int32 [n]."""
+    """Tokens of the targets, int32 [n]."""
     size: int
-    """Characters of both."""
+    """Number of characters in both texts."""
 
 
 def text_row(length: int) -> dict[str, Feature]:
-    """Rows of `tokens`, `targets` int32 and `weights` float32 [b, length]."""
+    """Returns the layout of rows with `tokens`, `targets` int32 and `weights` float32 [b, length]."""
     return {"tokens": Feature(length), "targets": Feature(length), "weights": Feature(length, "float32")}
 
 
 def pair_row(input_length: int | None, length: int) -> dict[str, Feature]:
-    """Rows of pairs: as `text_row`, and `inputs` int32 [b, input_length] of an encoder.
+    """Returns the layout of rows of text pairs.
 
-    Without an encoder (`input_length` None) `prefix` int32 [b, length] instead: 1 where a token is one of the inputs.
+    Extends `text_row` with `inputs` int32 [b, input_length] for an encoder-decoder. If `input_length` is None, extends
+    it
+    with `prefix` int32 [b, length] instead, which is 1 at input tokens.
     """
     other = {"prefix": Feature(length)} if input_length is None else {"inputs": Feature(input_length)}
     return text_row(length) | other
 
 
 def text_example(ids: np.ndarray, prefix: int | None = None) -> Example:
-    """Each of the ids, int [n + 1], predicted from those before it: arrays [n].
+    """Returns an example in which each of the ids, int [n + 1], is predicted from the ids before it. Its arrays are
+    [n].
 
     Args:
       ids: the text with its special tokens.
-      prefix: how many of the first ids are given rather than predicted; None: one, without an array `prefix`.
+      prefix: number of leading ids that are given rather than predicted. If None, one id is given, and the example has
+        no
+        array `prefix`.
     """
     weights = np.ones(len(ids) - 1, np.float32)
     example = {"tokens": ids[:-1], "targets": ids[1:], "weights": weights}
     if prefix is not None:
-        # The last token of the prefix predicts the first token after it.
+        # The last token of the prefix predicts the first token after the prefix.
         weights[: prefix - 1] = 0
         example["prefix"] = (np.arange(len(weights)) < prefix).astype(np.int32)
     return example
 
 
 def pair_example(inputs: np.ndarray, targets: np.ndarray, tokenizer: Tokenizer, encoder: bool) -> Example:
-    """Targets to generate from inputs, both int32 and with their end tokens.
+    """Returns an example for generating targets from inputs. Both are int32 and end with the EOS token.
 
-    With an encoder the decoder begins with padding (Raffel et al. 2020); without one the targets follow the inputs.
+    With an encoder, the decoder input starts with the padding token (Raffel et al. 2020). Without an encoder, the
+    targets
+    follow the inputs.
     """
     if not encoder:
         return text_example(np.concatenate([inputs, targets]), len(inputs))
@@ -75,29 +82,29 @@ def pair_example(inputs: np.ndarray, targets: np.ndarray, tokenizer: Tokenizer, 
 
 
 def ended(tokens: np.ndarray, tokenizer: Tokenizer, limit: int | None = None) -> np.ndarray:
-    """The tokens and the end token, int32, cut to at most `limit` in total."""
+    """Appends the EOS token and truncates to at most `limit` tokens in total. Returns int32."""
     kept = tokens if limit is None else tokens[: limit - 1]
     return np.append(kept, tokenizer.eos_id).astype(np.int32)
 
 
 def overlapping(ids: np.ndarray, length: int) -> list[np.ndarray]:
-    """Stretches of up to `length` + 1 ids; each repeats the last id of the previous one."""
+    """Splits ids into chunks of up to `length` + 1 ids. Each chunk repeats the last id of the previous one."""
     return [ids[start : start + length + 1] for start in range(0, len(ids) - 1, length)]
 
 
 def lay_out(
     tokenizer: Tokenizer, form: Form, length: int, first: np.ndarray, second: np.ndarray | None = None
 ) -> LaidOut:
-    """A text or a pair with its special tokens, cut to at most `length` tokens.
+    """Adds special tokens to a text or a text pair, and truncates it to at most `length` tokens.
 
-    A pair that is too long loses tokens at the end of its longer text.
+    If a pair is too long, the end of its longer text is cut.
 
     Args:
-      tokenizer: has the template.
-      form: the kind of model.
-      length: tokens of the result, at most.
-      first: int [n], without special tokens.
-      second: int [n], the second text of a pair.
+      tokenizer: tokenizer with the template of special tokens.
+      form: kind of model.
+      length: maximum number of tokens.
+      first: tokens of the first text without special tokens, int [n].
+      second: tokens of the second text, int [m]. None for a single text.
     """
     template = tokenizer.template(form)
     room = max(length - template.added(second is not None), 0)
@@ -107,9 +114,11 @@ def lay_out(
 
 
 def encoder_inputs(tokens: np.ndarray, tokenizer: Tokenizer, limit: int) -> tuple[np.ndarray, bool]:
-    """The inputs of an encoder–decoder, int32 of at most `limit` tokens, and whether they are complete.
+    """Returns the encoder inputs of an encoder-decoder, int32 of at most `limit` tokens, and whether they are complete.
 
-    The end token follows the text. BART's beginning token comes first, if the template of an imported tokenizer has it.
+    The EOS token follows the text. If the template of an imported tokenizer begins with a BOS token, as in BART, it is
+    added
+    before the text.
     """
     own = tokenizer.own_template
     first = [] if own is None else [slot.content for slot in own.single[:1] if isinstance(slot.content, int)]
@@ -118,7 +127,7 @@ def encoder_inputs(tokens: np.ndarray, tokenizer: Tokenizer, limit: int) -> tupl
 
 
 def cut_longest(first: np.ndarray, second: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
-    """Two texts cut to `room` tokens in total, the last token of the longer one first."""
+    """Truncates two texts to `room` tokens in total by cutting the end of the longer text."""
     size = min(len(first), max(room - len(second), (room + 1) // 2))
     return first[:size], second[: room - size]
 
@@ -126,14 +135,14 @@ def cut_longest(first: np.ndarray, second: np.ndarray, room: int) -> tuple[np.nd
 def check_template(
     tokenizer: Tokenizer, form: Form, length: int, pair: bool = False, path: str = "data.task.length"
 ) -> None:
-    """Raises InputError if the vocabulary lacks the special tokens, or if they leave no room for text.
+    """Raises InputError if the vocabulary lacks special tokens, or if special tokens leave no room for text.
 
     Args:
-      tokenizer: has the template.
-      form: the kind of model.
-      length: tokens in a row.
-      pair: whether a row has two texts.
-      path: the config field that says `length`.
+      tokenizer: tokenizer with the template of special tokens.
+      form: kind of model.
+      length: number of tokens per row.
+      pair: whether a row contains two texts.
+      path: config field that sets `length`, for messages.
     """
     added = tokenizer.template(form).added(pair)
     if added >= length:
@@ -142,7 +151,7 @@ def check_template(
 
 
 def check_packing(examples_per_row: int, pack: bool) -> None:
-    """Raises InputError if rows have room for more examples than packing gives them, or packing has no room."""
+    """Raises InputError if `examples_per_row` does not fit the packing setting."""
     if examples_per_row > 1 and not pack:
         raise FieldError(
             "data.task.examples_per_row",

@@ -1,4 +1,4 @@
-"""BERT's task: masked tokens and next sentences (Devlin et al. 2019, §3.1)."""
+"""BERT pretraining task: masked tokens and next-sentence prediction (Devlin et al. 2019, §3.1)."""
 
 import dataclasses
 import functools
@@ -20,7 +20,7 @@ from jaxformer.errors import FieldError
 
 
 class Sentences(Sequence):
-    """The sentences of a document, int32 [n] each, encoded when first used."""
+    """Sentences of a document, int32 [n] each. A sentence is encoded on first use."""
 
     def __init__(self, texts: list[str], tokenizer: Tokenizer):
         self.texts, self.tokenizer = texts, tokenizer
@@ -38,7 +38,7 @@ class Sentences(Sequence):
 
     @functools.cached_property
     def tokens(self) -> list[np.ndarray]:
-        """All sentences that have a token."""
+        """Tokens of all sentences that have at least one token."""
         missing = [i for i, tokens in enumerate(self._tokens) if tokens is None]
         encoded = self.tokenizer.encode_batch([self.texts[i] for i in missing])
         for index, tokens in zip(missing, encoded, strict=True):
@@ -48,30 +48,32 @@ class Sentences(Sequence):
 
 @dataclasses.dataclass(frozen=True)
 class MaskedSentencePairs(Task[Sentences]):
-    """Masked tokens and next sentences (Devlin et al. 2019, §3.1).
+    """Masked language modeling and next-sentence prediction (Devlin et al. 2019, §3.1).
 
     Rows: `tokens`, `segments`, `position_ids`, `token_types` int32 [b, length]; `masked_positions`, `targets` int32 and
-    `weights` float32 [b, predictions]; with next sentences `cls_positions`, `next_sentence` (0: the next sentence, 1: a
-    sentence from another document) int32 and `next_sentence_weights` float32 [b, examples_per_row]. Unused entries of a
-    row are 0, also in weights and segments.
+    `weights` float32 [b, predictions]. With next-sentence prediction also `cls_positions`, `next_sentence` (0: the
+    second
+    sentence follows the first, 1: it is from another document) int32 and `next_sentence_weights` float32
+    [b, examples_per_row]. Unused entries of a row are 0, including weights and segments.
     """
 
     length: int = 128
-    """Tokens in a row."""
+    """Number of tokens per row."""
     predictions: int = 20
-    """Masked tokens in a row, at most."""
+    """Maximum number of masked tokens per row."""
     mask_rate: float = 0.15
     """Share of the tokens to predict."""
     whole_word: bool = False
-    """Mask all pieces of a word or none of them."""
+    """Whether to mask whole words: either all tokens of a word or none of them."""
     next_sentence: bool = True
-    """Pairs for next-sentence prediction; otherwise single stretches of text (Liu et al. 2019)."""
+    """Whether to make sentence pairs for next-sentence prediction. If False, examples are single chunks of text (Liu
+    et al. 2019)."""
     short_rate: float = 0.1
-    """Share of the examples that are cut to a random shorter length."""
+    """Share of the examples that are shortened to a random length."""
     examples_per_row: int = 1
-    """Examples that fit in a row; more than one only with packing."""
+    """Number of examples per row. A number above 1 requires packing."""
     column: str | None = None
-    """Column of the source with the text or the list of sentences; None: `sentences` or `text`."""
+    """Name of the column with the text or the list of sentences. If None, uses `sentences` or `text`."""
 
     def __post_init__(self):
         least = self._specials + (2 if self.next_sentence else 1)
@@ -162,7 +164,10 @@ class MaskedSentencePairs(Task[Sentences]):
         return sentence_pairs(document.tokens, room, self.short_rate, visit.rng, visit.draw)
 
     def _lay_out(self, pairs: list[SentencePair], tokenizer: Tokenizer):
-        """[CLS] a [SEP] b [SEP], one pair a row: tokens and types int32 [e, length], lengths int64 [e]."""
+        """Lays out pairs as [CLS] a [SEP] b [SEP].
+
+        Returns tokens and token types int32 [e, length] with one pair per row, and lengths int64 [e].
+        """
         tokens = np.zeros((len(pairs), self.length), np.int32)
         token_types = np.zeros((len(pairs), self.length), np.int32)
         lengths = np.zeros(len(pairs), np.int64)

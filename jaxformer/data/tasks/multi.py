@@ -1,4 +1,4 @@
-"""T5's multi-task pretraining: span corruption and text to text, mixed."""
+"""T5 multi-task pretraining: a mixture of span corruption and text-to-text tasks."""
 
 import dataclasses
 import functools
@@ -15,7 +15,7 @@ from jaxformer.errors import FieldError, under
 
 
 class Routed(NamedTuple):
-    """An encoded document and the name of the task for it."""
+    """An encoded document and the name of its task."""
 
     name: str
     document: Sized
@@ -27,17 +27,19 @@ class Routed(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class MultiTask(Task[Routed]):
-    """Span corruption mixed with tasks that have prefixes (Raffel et al. 2020, §3.5.2).
+    """Mixture of span corruption and text-to-text tasks (Raffel et al. 2020, §3.5.2).
 
-    An example that has both columns of `text_to_text` is for that task, any other for `denoising`. The weights of a
-    `Mixture` of sources decide how often each comes, and the prefixes of its `Columns` name the tasks of pairs. Rows as
-    those of `TextToText`, each array as long as the longer one of the two.
+    An example that has both columns of `text_to_text` goes to that task, and any other example to `denoising`. The
+    weights
+    of a `Mixture` of sources set how often each kind occurs. The prefixes of its `Columns` name the text-to-text tasks.
+    The
+    rows are those of `TextToText`; each array has the larger of the two tasks' lengths.
     """
 
     denoising: SpanCorruption | UL2 | PrefixLM = SpanCorruption()
-    """The task for a text."""
+    """Task for examples with a single text."""
     text_to_text: TextToText = TextToText()
-    """The task for a pair of texts."""
+    """Task for examples with a pair of texts."""
 
     def __post_init__(self):
         lengths = [task.input_length for task in self._tasks.values()]
@@ -46,7 +48,7 @@ class MultiTask(Task[Routed]):
                 "data.task.text_to_text.input_length",
                 f"={lengths[1]}: expected a number, as denoising.input_length={lengths[0]} is for an encoder-decoder"
                 if lengths[1] is None
-                else f"={lengths[1]}: expected None, as denoising.input_length=None is for a decoder alone",
+                else f"={lengths[1]}: expected None, as denoising.input_length=None is for a decoder-only model",
                 owner="data.task",
             )
 
@@ -93,11 +95,11 @@ class MultiTask(Task[Routed]):
             return task.written(example, tokenizer) if task.writes else None
 
     def examples(self, document: Routed, visit: Visit[Routed]) -> list[Example]:
-        # Neither task draws another document, so the visit need not be converted.
+        # Neither task draws another document, so the visit does not have to be converted.
         return self._tasks[document.name].examples(document.document, visit)
 
     def _choose(self, example: Mapping[str, Any]) -> tuple[str, Task]:
-        """The name and the task for an example."""
+        """Returns the name of the task for an example, and the task."""
         columns = self.text_to_text.inputs, self.text_to_text.targets
         name = "text_to_text" if all(column in example for column in columns) else "denoising"
         return name, self._tasks[name]

@@ -1,4 +1,4 @@
-"""Pairs of texts with the same meaning, as sentence embeddings need them (Reimers & Gurevych 2019)."""
+"""Text-pair task: pairs of texts with the same meaning, for sentence embeddings (Reimers & Gurevych 2019)."""
 
 import dataclasses
 import functools
@@ -20,27 +20,30 @@ from jaxformer.data.transforms.text import TextAugmentation
 
 @dataclasses.dataclass(frozen=True)
 class TextPairs(Task[TextPair]):
-    """Two texts that belong together, such as a question and its answer; or one text twice, which dropout makes two
-    (Gao et al. 2021).
+    """Pairs of texts that belong together, such as a question and its answer.
 
-    Rows: `inputs` int32 [b, input_length] is the first text with the lanes' `input_segments` and `input_position_ids`,
-    `tokens` int32 [b, length] the second one with `segments` and `position_ids`, each with the special
-    tokens of the tokenizer's template, such as [CLS] and [SEP]; `weights` float32 [b, examples_per_row] is 1 for each
-    pair.
+    Both columns may be the same: dropout then makes two different vectors of one text (Gao et al. 2021).
+
+    Rows: `inputs` int32 [b, input_length] is the first text, with `input_segments` and `input_position_ids`. `tokens`
+    int32
+    [b, length] is the second text, with `segments` and `position_ids`. Both contain the special tokens of the
+    tokenizer's
+    template, such as [CLS] and [SEP]. `weights` float32 [b, examples_per_row] is 1 for each pair.
     """
 
     length: int = 64
-    """Tokens of either text in a row; a longer text loses its end."""
+    """Number of tokens per row for each text. A longer text is truncated at its end."""
     first: str = "first"
-    """Column with the first text."""
+    """Name of the column with the first text."""
     second: str = "second"
-    """Column with the second text; may be the same column as `first`."""
+    """Name of the column with the second text. May be the same column as `first`."""
     input_length: int | None = None
-    """Tokens of the first text in a row, if it is shorter, as questions are; None: `length`."""
+    """Number of tokens per row for the first text, for example if questions are shorter than answers. Defaults to
+    `length`."""
     examples_per_row: int = 1
-    """Pairs that fit in a row; more than one only with packing."""
+    """Number of pairs per row. A number above 1 requires packing."""
     augmentation: TextAugmentation | None = None
-    """Random changes of both texts at each training visit."""
+    """Random augmentation of both texts at each training visit."""
 
     def __post_init__(self):
         fields.at_least("data.task.length", self.length, 3)

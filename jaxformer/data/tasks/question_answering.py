@@ -1,4 +1,4 @@
-"""Extractive question answering: answers are spans of a text (Rajpurkar et al. 2016; Devlin et al. 2019, §4.2)."""
+"""Extractive question answering task: answers are spans of a text (Rajpurkar et al. 2016; Devlin et al. 2019, §4.2)."""
 
 import dataclasses
 import functools
@@ -20,18 +20,18 @@ from jaxformer.errors import FieldError, InputError, shown
 
 @dataclasses.dataclass(frozen=True)
 class Passage:
-    """A question and its context, encoded without special tokens."""
+    """An encoded question and its context, without special tokens."""
 
     question: np.ndarray
-    """int32 [q]."""
+    """Tokens of the question, int32 [q]."""
     context: np.ndarray
-    """int32 [n]."""
+    """Tokens of the context, int32 [n]."""
     offsets: np.ndarray
-    """int32 [n, 2]: first character of each token of the context, and the one after its last."""
+    """Start and end character (exclusive) of each context token, int32 [n, 2]."""
     answer: tuple[int, int] | None
-    """First and last token of the first answer, as indices into `context`; None if there is no answer."""
+    """First and last token of the first answer, as indices into `context`. None if there is no answer."""
     size: int
-    """Characters of both."""
+    """Number of characters in the question and the context."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,58 +39,65 @@ class Window:
     """A question and a part of its context, with special tokens."""
 
     tokens: np.ndarray
-    """int32 [t]; for BERT [CLS] question [SEP] part [SEP]."""
+    """Tokens, int32 [t]. For BERT: [CLS] question [SEP] part [SEP]."""
     token_types: np.ndarray
-    """int32 [t], from the tokenizer's template; for BERT 1 from the part on."""
+    """Token types of the tokenizer's template, int32 [t]. For BERT, 1 in the context part and after it."""
     before: int
-    """Index of the part's first token."""
+    """Index in `tokens` of the first token of the context part."""
     stop: int
-    """Index after the part's last token."""
+    """Index in `tokens` after the last token of the context part."""
     start: int
-    """Index in the context of the part's first token."""
+    """Index in the context of the first token of the part."""
 
     @property
     def spannable(self) -> np.ndarray:
-        """int32 [t]: 1 in the context and at the first token, [CLS], which marks that there is no answer."""
+        """Mask of the tokens where answers may start and end, int32 [t]: 1 in the context and at the first token.
+
+        The first token, such as [CLS], means that there is no answer.
+        """
         index = np.arange(len(self.tokens))
         return ((index == 0) | ((index >= self.before) & (index < self.stop))).astype(np.int32)
 
 
 @dataclasses.dataclass(frozen=True)
 class AnswerSpans(Task[Passage]):
-    """The first and the last token of a question's answer, in overlapping windows of its context.
+    """Predicts the first and last token of the answer to a question, in overlapping windows of its context.
 
-    A source has the columns of SQuAD: a question, a context, and `answers` with lists `text` and `answer_start`, the
-    first character of each in the context. The first answer is the target, and empty lists mean no answer. In a window
-    without the complete answer, [CLS] is the target.
+    The source has the columns of SQuAD: a question, a context, and `answers` with the lists `text` and `answer_start`,
+    the
+    index in the context of each answer's first character. The first answer is the target; empty lists mean that there
+    is no
+    answer. In a window that does not contain the complete answer, [CLS] is the target.
 
-    Rows: `tokens`, `token_types` and `spannable` int32 [b, length], with the lanes' `segments` and `position_ids`;
-    `spannable` is 1 where answers may start and end: at [CLS] and in the context. `starts`, `ends` int32 and `weights`
-    float32 [b, examples_per_row]: first and last token of the answer, as indices into the row.
+    Rows: `tokens`, `token_types` and `spannable` int32 [b, length], and the `segments` and `position_ids` that lanes
+    add.
+    `spannable` is 1 where answers may start and end: at [CLS] and in the context. `starts`, `ends` int32 [b,
+    examples_per_row] are the first and last token of the answer, as indices into the row. `weights` float32 [b,
+    examples_per_row] is 1 for each window.
     """
 
     length: int = 384
-    """Tokens a row: the question, the context and the special tokens around them."""
+    """Number of tokens per row: the question, the context and special tokens."""
     stride: int = 128
-    """Tokens of the context between the starts of two windows."""
+    """Number of context tokens between the starts of two successive windows."""
     question_length: int = 64
-    """Tokens of a question, at most; a longer one loses its end."""
+    """Maximum number of question tokens. A longer question is truncated at its end."""
     question: str = "question"
-    """Column with the question."""
+    """Name of the column with the question."""
     context: str = "context"
-    """Column with the text that contains the answer."""
+    """Name of the column with the text that contains the answer."""
     answers: str = "answers"
-    """Column with the answers."""
+    """Name of the column with the answers."""
     examples_per_row: int = 1
-    """Examples that fit in a row; more than one only with packing."""
+    """Number of examples per row. A number above 1 requires packing."""
 
     def __post_init__(self):
         for name in ("stride", "question_length", "examples_per_row"):
             fields.at_least(f"data.task.{name}", getattr(self, name), 1)
-        self._check_room(3)  # BERT's; `check` uses the number that the tokenizer adds.
+        self._check_room(3)  # The number for BERT; `check` uses the number that the tokenizer adds.
 
     def _check_room(self, special: int) -> None:
-        """Raises InputError if windows with `special` tokens have no room for the context or skip a part of it."""
+        """Raises InputError if windows with `special` special tokens leave no room for context or skip some of it."""
         room = self.length - self.question_length - special
         if room < 1:
             problem = f"too short for a question of {self.question_length} tokens, {special} special ones and context"
@@ -122,14 +129,14 @@ class AnswerSpans(Task[Passage]):
         layouts.check_packing(self.examples_per_row, pack)
 
     def read(self, example: Mapping[str, Any]) -> tuple[str, str, list[tuple[str, int]]]:
-        """Question, context, and the answers with their first characters.
+        """Returns the question, the context, and the answers with the indices of their first characters.
 
         Raises:
-          InputError: a column is missing, or an answer is not at its position in the context.
+          InputError: If a column is missing, or an answer does not occur at its position in the context.
         """
         question = columns.text(example, self.question, "data.task.question")
         context = columns.value(example, self.context, "data.task.context")
-        if isinstance(context, str):  # Not stripped: answers are given by their characters in it.
+        if isinstance(context, str):  # Not stripped: answers are given by their character indices.
             columns.check_text(context, f"column {self.context!r}")
         else:
             context = columns.text(example, self.context, "data.task.context")
@@ -151,7 +158,7 @@ class AnswerSpans(Task[Passage]):
         texts = columns.strings(answers, "text", "data.task.answers")
         starts = columns.items(answers, "answer_start", "data.task.answers")
         if len(texts) != len(starts):
-            problem = f"{len(texts)} items in 'text' and {len(starts)} in 'answer_start'; expected as many"
+            problem = f"{len(texts)} items in 'text' and {len(starts)} in 'answer_start'; expected equal numbers"
             raise FieldError("data.task.answers", f"={self.answers!r}: {problem}")
         for start in starts:
             if not isinstance(start, int) or isinstance(start, bool):
@@ -170,7 +177,7 @@ class AnswerSpans(Task[Passage]):
         if not answers or not len(passage.context):
             return passage
         text, start = answers[0]
-        # An answer that begins or ends within a token includes all of it.
+        # An answer that begins or ends within a token includes the whole token.
         inside = (passage.offsets[:, 1] > start) & (passage.offsets[:, 0] < start + len(text))
         indices = np.flatnonzero(inside)
         return dataclasses.replace(passage, answer=(int(indices[0]), int(indices[-1])) if len(indices) else None)
@@ -179,7 +186,10 @@ class AnswerSpans(Task[Passage]):
         return [self._example(window, document.answer) for window in self.windows(document, visit.tokenizer)]
 
     def windows(self, passage: Passage, tokenizer: Tokenizer) -> list[Window]:
-        """The windows of a passage, which together have its whole context; none if question or context is empty."""
+        """Returns the windows of a passage, which together cover its context.
+
+        Empty if the question or the context is empty.
+        """
         if not len(passage.question) or not len(passage.context):
             return []
         template, question = tokenizer.template("encoder"), passage.question[: self.question_length]

@@ -1,4 +1,4 @@
-"""Tasks in which one text is generated from another: text to text, and prefix language modelling."""
+"""Tasks that generate one text from another: text-to-text, and prefix language modeling."""
 
 import dataclasses
 import functools
@@ -20,20 +20,24 @@ from jaxformer.data.tokenizers import Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class PrefixLM(TextTask):
-    """A stretch of text split at random, the rest predicted from the prefix (Raffel et al. 2020, §3.2.1; Liu et al.
-    2018).
+    """Prefix language modeling (Raffel et al. 2020, §3.2.1; Liu et al. 2018).
 
-    For an encoder-decoder, rows as those of `TextToText`. For a decoder alone (`input_length` None) the stretches of
-    `NextToken`, each with a prefix whose tokens may attend to each other in both directions: `prefix` int32 [b, length]
-    is 1 there, and `weights` are 0 except at its last token.
+    Splits a chunk of text at a random point. The part after that point is predicted from the part before it (the
+    prefix).
+
+    For an encoder-decoder, rows are those of `TextToText`. For a decoder-only model (`input_length` is None), chunks
+    are
+    those of `NextToken`, and the tokens of the prefix attend to each other in both directions: `prefix` int32 [b,
+    length] is
+    1 in the prefix. `weights` are 0 in the prefix except at its last token.
     """
 
     length: int = 512
-    """Tokens of the targets in a row; without an encoder, of prefix and rest."""
+    """Number of target tokens per row. For a decoder-only model, of the prefix and the rest together."""
     input_length: int | None = None
-    """Tokens of the inputs in a row, for an encoder-decoder; None is for a decoder alone."""
+    """Number of input tokens per row, for an encoder-decoder. None for a decoder-only model."""
     column: str | None = None
-    """Column of the source with the text or the list of sentences; None: `sentences` or `text`."""
+    """Name of the column with the text or the list of sentences. If None, uses `sentences` or `text`."""
 
     def __post_init__(self):
         fields.at_least("data.task.length", self.length, 2)
@@ -60,7 +64,7 @@ class PrefixLM(TextTask):
         if self.input_length is None:
             stretches = layouts.overlapping(layouts.ended(ids, visit.tokenizer), self.length)
             return [layouts.text_example(stretch, int(visit.rng.integers(1, len(stretch)))) for stretch in stretches]
-        # Wherever such a stretch is split, both parts and their end tokens fit.
+        # Wherever such a chunk is split, both parts fit with their EOS tokens.
         room = min(self.input_length, self.length)
         stretches = [ids[start : start + room] for start in range(0, len(ids) - 1, room)]
         return [self._split(stretch, visit) for stretch in stretches]
@@ -73,27 +77,30 @@ class PrefixLM(TextTask):
 
 @dataclasses.dataclass(frozen=True)
 class TextToText(Task[TextPair]):
-    """One text generated from another: translation, summaries, answers (Sutskever et al. 2014, Raffel et al. 2020).
+    """Generates one text from another: translation, summarization, answers (Sutskever et al. 2014, Raffel et al. 2020).
 
-    Rows: `inputs` int32 [b, input_length] with the lanes' `input_segments` and `input_position_ids`; `tokens`,
-    `targets` int32 and `weights` float32 [b, length] with `segments` and `position_ids`. Inputs and targets end with
-    the end token; tokens are padding, then the targets without their last. For a decoder alone (`input_length` None),
-    `tokens` are inputs and targets one after the other, `prefix` int32 [b, length] is 1 in the inputs and `weights` are
-    0 except at their last token.
+    Rows: `inputs` int32 [b, input_length] with `input_segments` and `input_position_ids`; `tokens`, `targets` int32 and
+    `weights` float32 [b, length] with `segments` and `position_ids`. Inputs and targets end with the EOS token.
+    `tokens` are
+    a padding token followed by the targets without their last token.
+
+    For a decoder-only model (`input_length` is None), `tokens` are the inputs followed by the targets. `prefix` int32
+    [b, length] is 1 in the inputs. `weights` are 0 in the inputs except at their last token.
     """
 
     input_length: int | None = 512
-    """Tokens of the inputs in a row, for an encoder-decoder; None: inputs and targets share rows of `length`."""
+    """Number of input tokens per row, for an encoder-decoder. If None, inputs and targets share rows of `length`
+    tokens."""
     length: int = 512
-    """Tokens of the targets in a row."""
+    """Number of target tokens per row."""
     inputs: str = "inputs"
-    """Column of the source with the text to read."""
+    """Name of the column with the input text."""
     targets: str = "targets"
-    """Column of the source with the text to generate."""
+    """Name of the column with the target text."""
     prefix: str = ""
-    """Text before the inputs, such as "summarize: "."""
+    """Text to add before the inputs, such as "summarize: "."""
     too_long: Literal["cut", "drop"] = "cut"
-    """Cut off what does not fit, or leave such an example out."""
+    """Treatment of an example that does not fit in a row: `cut` truncates it, `drop` leaves it out."""
 
     def __post_init__(self):
         fields.at_least("data.task.input_length", self.input_length, 2)
@@ -146,12 +153,12 @@ class TextToText(Task[TextPair]):
         return Written(self.prefix + text, reference, inputs, cut_inputs, cut_targets)
 
     def _cut(self, pair: TextPair, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray, bool, bool]:
-        """Inputs and targets with their end tokens, cut to what fits, and whether either was cut."""
+        """Returns the inputs and targets with EOS tokens, truncated to fit, and whether each of them was truncated."""
         if self.input_length is not None:
             inputs, whole = layouts.encoder_inputs(pair.inputs, tokenizer, self.input_length)
             targets = layouts.ended(pair.targets, tokenizer, self.length)
             return inputs, targets, not whole, len(targets) <= len(pair.targets)
-        # The last token is only a target. The inputs are cut first, down to one token and the end token.
+        # The last token is only a target. The inputs are truncated first, down to one token and the EOS token.
         targets = layouts.ended(pair.targets, tokenizer, self.length - 1)
         inputs = layouts.ended(pair.inputs, tokenizer, self.length + 1 - len(targets))
         return inputs, targets, len(inputs) <= len(pair.inputs), len(targets) <= len(pair.targets)

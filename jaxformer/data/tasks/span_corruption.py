@@ -1,4 +1,4 @@
-"""Tasks of the T5 family: hidden spans of a text are predicted (Raffel et al. 2020), by one denoiser or several."""
+"""T5 span-corruption tasks: predict hidden spans of a text (Raffel et al. 2020), with one or several denoisers."""
 
 import abc
 import dataclasses
@@ -28,16 +28,16 @@ def _check_noise(path: str, rate: float, mean_span: float | None) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Denoiser:
-    """One way to hide tokens."""
+    """One way of hiding tokens."""
 
     rate: float = 0.15
-    """Share of the tokens to hide, on average."""
+    """Average share of the tokens to hide."""
     mean_span: float | None = 3.0
-    """Length of a hidden span, on average; None hides everything after a random point, as a prefix LM does."""
+    """Average length of a hidden span in tokens. If None, hides everything after a random point, as in a prefix LM."""
     weight: float = 1.0
-    """Share of this denoiser among the examples; weights need not add up to 1."""
+    """Share of the examples that this denoiser makes. The weights of all denoisers need not sum to 1."""
     mode: str = ""
-    """Name of the denoiser, such as [R], that `UL2.modes` writes before the inputs."""
+    """Name of the denoiser, such as [R]. If `UL2.modes` is set, it is written before the inputs."""
 
     def __post_init__(self):
         _check_noise("data.task.denoisers", self.rate, self.mean_span)
@@ -46,10 +46,11 @@ class Denoiser:
 
 
 class Denoising(TextTask):
-    """The base of `SpanCorruption` and `UL2`. Rows are those of `TextToText`.
+    """Base class of `SpanCorruption` and `UL2`. The rows are those of `TextToText`.
 
-    A document is cut into stretches, each as long as its denoiser's inputs and targets fit: no row is cut, and no token
-    is lost except one that would be alone at the end of its document.
+    A document is cut into chunks, so that the inputs and targets of each chunk fit in a row without truncation. All
+    tokens
+    of a document are used, except a single remaining token at its end.
     """
 
     input_length: int | None
@@ -59,7 +60,7 @@ class Denoising(TextTask):
     @property
     @abc.abstractmethod
     def recipes(self) -> tuple[Denoiser, ...]:
-        """The denoisers to draw from."""
+        """Denoisers to draw from."""
 
     @functools.cached_property
     def row(self) -> dict[str, Feature]:
@@ -67,7 +68,7 @@ class Denoising(TextTask):
 
     @functools.cached_property
     def target_length(self) -> int:
-        """Tokens of the targets in a row: `length`, or what inputs of `input_length` need at most."""
+        """Number of target tokens per row: `length`, or the maximum that inputs of `input_length` require."""
         if self.length is not None:
             return self.length
         stretches = [(denoiser, self.stretch_length(denoiser)) for denoiser in self._used]
@@ -80,10 +81,10 @@ class Denoising(TextTask):
         return "document of two tokens or more"
 
     def stretch_length(self, denoiser: Denoiser, taken: int = 0) -> int:
-        """Tokens of a stretch if `taken` other tokens precede its inputs."""
+        """Returns the number of tokens in a chunk if `taken` other tokens precede its inputs."""
         if self.input_length is None:
             return span_corruption.stretch_length(denoiser.rate, denoiser.mean_span, None, self.length - taken)
-        # With half of the tokens hidden, the targets could need one more token than the inputs.
+        # If half of the tokens are hidden, the targets could need one more token than the inputs.
         length = self.input_length if self.length is None and denoiser.rate <= 0.5 else self.length
         return span_corruption.stretch_length(denoiser.rate, denoiser.mean_span, self.input_length - taken, length)
 
@@ -125,7 +126,7 @@ class Denoising(TextTask):
         return layouts.pair_example(inputs, layouts.ended(targets, visit.tokenizer), visit.tokenizer, encoder)
 
     def _modes(self, tokenizer: Tokenizer) -> list[np.ndarray]:
-        """The tokens before the inputs of each denoiser in use."""
+        """Returns the tokens before the inputs of each denoiser in use."""
         return [tokenizer.encode(denoiser.mode if self.modes else "") for denoiser in self._used]
 
     @functools.cached_property
@@ -134,7 +135,7 @@ class Denoising(TextTask):
 
     @functools.cached_property
     def _thresholds(self) -> np.ndarray:
-        """Numbers between 0 and 1 that separate the shares of the denoisers."""
+        """Numbers between 0 and 1 that divide the unit interval into the shares of the denoisers."""
         weights = [denoiser.weight for denoiser in self._used]
         return (np.cumsum(weights) / np.sum(weights))[:-1]
 
@@ -159,21 +160,22 @@ class Denoising(TextTask):
 
 @dataclasses.dataclass(frozen=True)
 class SpanCorruption(Denoising):
-    """Spans of a text are replaced by sentinels and predicted (Raffel et al. 2020, §3.1.4).
+    """Span corruption: spans of a text are replaced by sentinels and predicted (Raffel et al. 2020, §3.1.4).
 
-    Rows as those of `TextToText`. The tokenizer needs a sentinel for each span: `SentencePiece(sentinels=100)`.
+    The rows are those of `TextToText`. The tokenizer needs one sentinel per span: `SentencePiece(sentinels=100)`.
     """
 
     input_length: int | None = 512
-    """Tokens of the inputs in a row, for an encoder-decoder; None: inputs and targets share rows of `length`."""
+    """Number of input tokens per row, for an encoder-decoder. If None, inputs and targets share rows of `length`
+    tokens."""
     length: int | None = None
-    """Tokens of the targets in a row; None: what the inputs need at most, 114 for 512."""
+    """Number of target tokens per row. If None, the maximum that the inputs require: 114 for 512 input tokens."""
     rate: float = 0.15
     """Share of the tokens to hide."""
     mean_span: float = 3.0
-    """Length of a hidden span, on average."""
+    """Average length of a hidden span in tokens."""
     column: str | None = None
-    """Column of the source with the text or the list of sentences; None: `sentences` or `text`."""
+    """Name of the column with the text or the list of sentences. If None, uses `sentences` or `text`."""
 
     def __post_init__(self):
         _check_noise("data.task", self.rate, self.mean_span)
@@ -193,27 +195,29 @@ MIXTURE = (
     Denoiser(0.15, 64.0, mode="[X]"),
     Denoiser(0.5, 64.0, mode="[X]"),
 )
-"""The seven denoisers of UL2 (Tay et al. 2022, table 1): regular, sequential and extreme ones."""
+"""The seven denoisers of UL2 (Tay et al. 2022, table 1): regular, sequential and extreme denoisers."""
 
 
 @dataclasses.dataclass(frozen=True)
 class UL2(Denoising):
-    """A mixture of denoisers (Tay et al. 2022, §3.1): each example is made by one of them.
+    """UL2, a mixture of denoisers (Tay et al. 2022, §3.1). Each example is made by one of them.
 
-    Rows as those of `TextToText`. The tokenizer needs a sentinel for each span, up to 128 with 512 inputs:
+    The rows are those of `TextToText`. The tokenizer needs one sentinel per span, up to 128 for 512 input tokens:
     `SentencePiece(sentinels=128)`.
     """
 
     input_length: int | None = 512
-    """Tokens of the inputs in a row, for an encoder-decoder; None: inputs and targets share rows of `length`."""
+    """Number of input tokens per row, for an encoder-decoder. If None, inputs and targets share rows of `length`
+    tokens."""
     length: int | None = None
-    """Tokens of the targets in a row; None: what the inputs need at most."""
+    """Number of target tokens per row. If None, the maximum that the inputs require."""
     denoisers: tuple[Denoiser, ...] = MIXTURE
-    """The denoisers, drawn by their weights."""
+    """Denoisers, drawn by their weights."""
     modes: bool = False
-    """Begin the inputs with the denoiser's mode, encoded as text, so that a downstream task can select one."""
+    """Whether to begin the inputs with the denoiser's mode, encoded as text, so that a downstream task can select a
+    mode."""
     column: str | None = None
-    """Column of the source with the text or the list of sentences; None: `sentences` or `text`."""
+    """Name of the column with the text or the list of sentences. If None, uses `sentences` or `text`."""
 
     def __post_init__(self):
         if not any(denoiser.weight for denoiser in self.denoisers):

@@ -1,4 +1,4 @@
-"""Extractive summaries: which sentences of a document are its summary (Liu & Lapata 2019)."""
+"""Extractive summarization task: predicts which sentences of a document form its summary (Liu & Lapata 2019)."""
 
 import dataclasses
 import functools
@@ -23,50 +23,54 @@ class LabelledSentences:
     """The encoded sentences of a document, without special tokens."""
 
     tokens: tuple[np.ndarray, ...]
-    """int32 [t] each."""
+    """Tokens of each sentence, int32 [t]."""
     labels: np.ndarray
-    """int32 [n]: 1 for each sentence of the oracle, of the n sentences that fit in a row."""
+    """Labels of the n sentences that fit in a row, int32 [n]: 1 for each sentence of the oracle summary."""
     size: int
-    """Characters of the document."""
+    """Number of characters in the document."""
 
 
 class SentenceRow(NamedTuple):
     """The sentences of a document in one row."""
 
     tokens: np.ndarray
-    """int32 [t]: for BERT [CLS] sentence [SEP] [CLS] sentence [SEP] and so on."""
+    """Tokens, int32 [t]. For BERT: [CLS] sentence [SEP] [CLS] sentence [SEP] and so on."""
     token_types: np.ndarray
-    """int32 [t]: 0 in the first sentence, 1 in the second, 0 in the third and so on."""
+    """Token types, int32 [t]: 0 in the first sentence, 1 in the second, 0 in the third and so on."""
     positions: np.ndarray
-    """int32 [n]: the first token of each sentence that fits, [CLS] for BERT."""
+    """Index of the first token of each sentence that fits, int32 [n]. For BERT, this token is [CLS]."""
     whole: bool
-    """Whether the document fits to its end."""
+    """Whether the row contains the complete document."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SummarySentences(Task[LabelledSentences]):
-    """Whether each sentence of a document is part of its summary.
+    """Predicts for each sentence of a document whether it is part of the summary.
 
-    The targets are an oracle: the sentences that are most like the summary of the source, found greedily by ROUGE. A
-    document that is too long loses its end; the oracle chooses among the sentences that fit. A document with fewer than
-    two sentences, or with no word of its summary, gives no example: it has nothing to choose.
+    The targets are an oracle summary: the sentences that are most similar to the summary in the source, found greedily
+    by
+    ROUGE. A document that is too long is truncated at its end, and the oracle chooses among the sentences that fit. A
+    document gives no example if it has fewer than two sentences, or no word in common with its summary.
 
-    Rows: `tokens` and `token_types` int32 [b, length], with the lanes' `segments` and `position_ids`; each sentence has
-    the special tokens of the tokenizer's template, such as [CLS] and [SEP], and types alternate between sentences.
-    `sentence_positions` and `targets` int32, `weights` float32 [b, sentences_per_row]: the first token of each
-    sentence, 1 for the sentences of the oracle, and 1 for each sentence.
+    Rows: `tokens` and `token_types` int32 [b, length], and the `segments` and `position_ids` that lanes add. Each
+    sentence
+    has the special tokens of the tokenizer's template, such as [CLS] and [SEP], and token types alternate between
+    sentences.
+    `sentence_positions` int32 [b, sentences_per_row] are the indices of the first token of each sentence. `targets`
+    int32 of
+    the same shape are 1 for the sentences of the oracle, and `weights` float32 are 1 for all sentences.
     """
 
     length: int = 512
-    """Tokens in a row."""
+    """Number of tokens per row."""
     sentences_per_row: int = 64
-    """Sentences in a row, at most."""
+    """Maximum number of sentences per row."""
     oracle_sentences: int = 3
-    """Sentences of the oracle, at most."""
+    """Maximum number of sentences in the oracle summary."""
     document: str = "document"
-    """Column of the source with the document: a text, or a list of its sentences."""
+    """Name of the column with the document: a text, or a list of sentences."""
     summary: str = "summary"
-    """Column of the source with the summary."""
+    """Name of the column with the summary."""
 
     def __post_init__(self):
         fields.at_least("data.task.length", self.length, 4)
@@ -100,7 +104,7 @@ class SummarySentences(Task[LabelledSentences]):
         return (columns.first_words(" ".join(self.read(example)[0]), 50),)
 
     def read(self, example: Mapping[str, Any]) -> tuple[list[str], str]:
-        """The sentences that have words, and the summary."""
+        """Returns the sentences that contain words, and the summary."""
         found = columns.value(example, self.document, "data.task.document")
         if isinstance(found, str):
             sentences = summaries.split_document(columns.text(example, self.document, "data.task.document"))
@@ -132,17 +136,17 @@ class SummarySentences(Task[LabelledSentences]):
         ]
 
     def lay_out(self, sentences: Sequence[np.ndarray], tokenizer: Tokenizer) -> SentenceRow:
-        """The sentences of a document in a row; see `lay_out`."""
+        """Lays out the sentences of a document in a row. See the function `lay_out`."""
         return lay_out(sentences[: self.sentences_per_row], tokenizer, self.length)
 
 
 def lay_out(sentences: Sequence[np.ndarray], tokenizer: Tokenizer, length: int) -> SentenceRow:
-    """The sentences of a document with their special tokens, one after the other.
+    """Concatenates the sentences of a document with their special tokens.
 
     Args:
-      sentences: int32 [t] each, without special tokens.
-      tokenizer: has the template.
-      length: tokens of the row, at most. The last sentence that fits loses its end.
+      sentences: tokens of each sentence without special tokens, int32 [t].
+      tokenizer: tokenizer with the template of special tokens.
+      length: maximum number of tokens. The last sentence is truncated if it does not fit completely.
     """
     template = tokenizer.template("encoder")
     tokens, types, positions, size = [], [], [], 0

@@ -1,4 +1,4 @@
-"""Tagging the words of a text: parts of speech, named entities (Devlin et al. 2019, §5.3)."""
+"""Word tagging task: part-of-speech tags or named entities (Devlin et al. 2019, §5.3)."""
 
 import dataclasses
 import functools
@@ -18,48 +18,52 @@ from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import FieldError, shown
 
 OUTSIDE = "O"
-"""The tag of a word outside all entities."""
+"""Tag of a word outside all entities."""
 BEGINS, CONTINUES, ENDS = ("B-", "S-", "U-"), ("I-", "E-", "L-"), ("E-", "L-", "S-", "U-")
-"""Prefixes of the tags of an entity's first word, of its other words, and of its last one. BIO has B and I; BIOES also
-E for the end and S for a single word; BILOU L for the last word and U for a unit of one."""
+"""Prefixes of the tags of the first word of an entity, of its other words, and of its last word. BIO uses B and I.
+BIOES adds E for the end and S for a single word. BILOU uses L for the last word and U for a single word."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Words:
-    """Encoded words in the order of a text, without special tokens."""
+    """The encoded words of a text in order, without special tokens."""
 
     tokens: np.ndarray
-    """int32 [n]."""
+    """Tokens, int32 [n]."""
     owners: np.ndarray
-    """int [n]: index of the word that a token belongs to."""
+    """Index of the word that each token belongs to, int [n]."""
     first: np.ndarray
-    """bool [n]: whether the token is the first one of its word."""
+    """Whether each token is the first token of its word, bool [n]."""
     tags: np.ndarray
-    """int32 [n]: index of the word's tag at the first token of a word; otherwise 0."""
+    """Tag index of the word at the first token of each word, otherwise 0. int32 [n]."""
     size: int
-    """Characters of the words."""
+    """Number of characters in the words."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TagTokens(Task[Words]):
-    """The tag of each word, predicted at its first token. A source has the words and the tags of a sentence in lists.
+    """Predicts the tag of each word at its first token.
 
-    Long sentences are cut into windows before a word, outside of entities if possible.
+    Each example of the source has a list of words and a list of their tags. Long sentences are cut into windows before
+    a
+    word, outside of entities if possible.
 
-    Rows: `tokens`, `targets` int32 and `weights` float32 [b, length], with the lanes' `segments` and `position_ids`.
-    Each example has the special tokens of the tokenizer's template, such as [CLS] and [SEP], and weights are 1 at the
-    first token of each word. With the tags of entities also `partial` int32 [b, length], 1 in the windows of sentences
-    that have several.
+    Rows: `tokens`, `targets` int32 and `weights` float32 [b, length], and the `segments` and `position_ids` that lanes
+    add.
+    Each example has the special tokens of the tokenizer's template, such as [CLS] and [SEP]. Weights are 1 at the first
+    token of each word. If the tags mark entities, rows also have `partial` int32 [b, length], which is 1 in the windows
+    of
+    sentences with several windows.
     """
 
     labels: tuple[str, ...] = ()
-    """Names of the tags in the order of their indices, the same as the model's."""
+    """Tag names in index order, the same as those of the model."""
     length: int = 128
-    """Tokens in a row."""
+    """Number of tokens per row."""
     words: str = "words"
-    """Column of the source with the list of words."""
+    """Name of the column with the list of words."""
     tags: str = "tags"
-    """Column of the source with the list of their tags, one a word: names, or indices into `labels`."""
+    """Name of the column with the list of tags, one per word. Tags are names, or indices into `labels`."""
 
     def __post_init__(self):
         fields.at_least("data.task.length", self.length, 3)
@@ -98,7 +102,10 @@ class TagTokens(Task[Words]):
         return [self._example(document, part, visit.tokenizer, len(parts) > 1) for part in parts]
 
     def windows(self, document: Words, tokenizer: Tokenizer) -> list[slice]:
-        """The stretches of a sentence's tokens that become rows; together they are all of its tokens."""
+        """Returns the windows of a sentence, as slices that together cover all its tokens.
+
+        Each window becomes an example.
+        """
         inside = np.array([label.startswith(CONTINUES) for label in self.labels])
         room = self.length - tokenizer.template("encoder").added()
         return windows(document.first, room, document.first & ~inside[document.tags])
@@ -116,19 +123,19 @@ class TagTokens(Task[Words]):
 
 
 def has_entities(labels: Sequence[str]) -> bool:
-    """Whether tags mark entities: `O`, and B-x, I-x and so on of BIO, BIOES or BILOU."""
+    """Returns whether the tags mark entities: `O`, and tags such as B-x and I-x of BIO, BIOES or BILOU."""
     return bool(kinds(labels)) and all(label == OUTSIDE or label.startswith(BEGINS + CONTINUES) for label in labels)
 
 
 def kinds(labels: Sequence[str]) -> tuple[str, ...]:
-    """The kinds of entities, in the order of the labels."""
+    """Returns the kinds of entities in the order of the labels."""
     return tuple(dict.fromkeys(label[2:] for label in labels if label.startswith(BEGINS + CONTINUES)))
 
 
 def encode_words(words: Sequence[str], tokenizer: Tokenizer, tags: Sequence[int] | None = None) -> Words:
-    """The words, encoded as a text with spaces between them, and the index of each word's tag if there are tags.
+    """Encodes words as a text with spaces between them, with the tag index of each word if `tags` is given.
 
-    A word that the tokenizer drops has no token. A token that spans two words is the first one of the second.
+    A word that the tokenizer drops has no token. A token that spans two words is the first token of the second word.
     """
     text = " ".join(words)
     tokens, offsets = tokenizer.encode_with_offsets(text)
@@ -140,12 +147,12 @@ def encode_words(words: Sequence[str], tokenizer: Tokenizer, tags: Sequence[int]
 
 
 def windows(first: np.ndarray, room: int, cuttable: np.ndarray | None = None) -> list[slice]:
-    """Stretches of up to `room` tokens that together are all tokens.
+    """Splits a sequence of tokens into windows of up to `room` tokens that together cover all tokens.
 
     Args:
-      first: bool [n], whether the token is the first one of a word. A window begins at a word if one fits.
-      room: tokens of a window, at most.
-      cuttable: bool [n], where cuts are preferred.
+      first: whether each token is the first token of a word, bool [n]. A window begins at a word if possible.
+      room: maximum number of tokens in a window.
+      cuttable: positions where cuts are preferred, bool [n].
     """
     stretches, start = [], 0
     while start < len(first):

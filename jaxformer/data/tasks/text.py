@@ -1,4 +1,4 @@
-"""The base of tasks on one text."""
+"""Base class of tasks on a single text."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ from jaxformer.data.tokenizers import Tokenizer
 
 
 class TextTask(Task[Document]):
-    """A task on one column of text."""
+    """Task that reads one text column."""
 
     column: str | None
 

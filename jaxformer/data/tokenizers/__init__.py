@@ -1,7 +1,8 @@
-"""Step 2 of the data pipeline: text to token ids and back.
+"""Step 2 of the data pipeline: tokenizers convert text to token ids and back.
 
 `SentencePiece` (Kudo & Richardson 2018), `WordPiece` (Devlin et al. 2019) and `ByteLevelBpe` (Radford et al. 2019) are
-configs; their `build` gives a `Tokenizer`, which a run keeps in a folder of its own and `load_tokenizer` reads.
+configurations. Their `build` returns a `Tokenizer`, which is saved in a subfolder of the run. `load_tokenizer` reads
+it.
 """
 
 from jaxformer.data.tokenizers.configs import ByteLevelBpe, SentencePiece, WordPiece

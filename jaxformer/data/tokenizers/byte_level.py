@@ -1,4 +1,4 @@
-"""Byte-level BPE (Radford et al. 2019): a text is its UTF-8 bytes, so that no text has an unknown piece."""
+"""Byte-level BPE (Radford et al. 2019). It encodes the UTF-8 bytes of a text, so that no text has unknown pieces."""
 
 import functools
 import re
@@ -10,15 +10,18 @@ from jaxformer.data.tokenizers.json_tokenizer import JsonTokenizer, parts
 
 
 class ByteLevelTokenizer(JsonTokenizer):
-    """Pieces are spelt in an alphabet of 256 letters, one a byte; a word begins with the space before it."""
+    """Byte-level BPE tokenizer. Pieces consist of 256 letters, one per byte. A word begins with the space before it."""
 
     def _starts(self, pieces: list[str]) -> np.ndarray:
-        # A part of a character is taken for a part of a word.
+        # A part of a character counts as a part of a word.
         texts = [self._spelt(piece).decode(errors="replace") for piece in pieces]
         return np.array([text[:1].isspace() or not any(c.isalnum() or c == "\ufffd" for c in text) for text in texts])
 
     def _spelt(self, piece: str) -> bytes:
-        """The bytes of a piece; a piece that is not in the alphabet, such as an added token, is its own text."""
+        """Returns the bytes of a piece.
+
+        A piece with letters outside the alphabet, such as an added token, is encoded as UTF-8.
+        """
         if all(letter in ALPHABET for letter in piece):
             return bytes(ALPHABET[letter] for letter in piece)
         return piece.encode()
@@ -30,17 +33,17 @@ class ByteLevelTokenizer(JsonTokenizer):
 
     @functools.cached_property
     def _prefixed(self) -> bool:
-        """Whether every text begins with an added space."""
+        """Whether the tokenizer adds a space before every text."""
         return any(part.get("add_prefix_space", False) for part in parts(self.config, "pre_tokenizer"))
 
     def _encode_around(self, text: str, ids: dict[str, int]) -> np.ndarray:
-        # The space before a word that stands for an id belongs to the word: alone it would be a piece.
+        # The space before a token name is dropped: on its own it would be encoded as a piece.
         if ids:
             text = re.sub(rf"\s+({'|'.join(map(re.escape, ids))})", r"\1", text)
         return super()._encode_around(text, ids)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of the bytes; an incomplete character becomes U+FFFD."""
+        """Decodes the bytes to text. Incomplete characters become U+FFFD."""
         visible = self._visible(ids)
         text = b"".join(self._bytes[number] for number in visible).decode(errors="replace")
         return text.removeprefix(" ") if visible and (self._prefixed or visible[0] in self._shown) else text
@@ -58,11 +61,14 @@ class ByteLevelTokenizer(JsonTokenizer):
 
 
 def _alphabet() -> dict[str, int]:
-    """GPT-2's letters: a printable byte is itself, the others are U+0100 and following, in order."""
+    """Returns GPT-2's mapping from letters to bytes.
+
+    Printable bytes map to themselves. The other bytes map to U+0100 and the following characters, in order.
+    """
     prints = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in prints]
     return {chr(byte): byte for byte in prints} | {chr(0x100 + index): byte for index, byte in enumerate(others)}
 
 
 ALPHABET = _alphabet()
-"""The byte of each letter."""
+"""Maps each letter to its byte."""

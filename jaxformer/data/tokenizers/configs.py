@@ -1,4 +1,4 @@
-"""Configs of tokenizers: trained on the training source on first use, or loaded."""
+"""Tokenizer configurations. A tokenizer is trained on the training source on first use, or loaded from files."""
 
 import dataclasses
 import json
@@ -18,21 +18,21 @@ from jaxformer.errors import FieldError, InputError
 
 @dataclasses.dataclass(frozen=True)
 class SentencePiece:
-    """SentencePiece: trained on the training source on first use, or loaded."""
+    """SentencePiece tokenizer. It is trained on the training source on first use, or loaded from a file."""
 
     vocab: int = 4096
-    """Pieces to train, special ones and sentinels included."""
+    """Vocabulary size for training, including special pieces and sentinels."""
     model_type: Literal["unigram", "bpe"] = "unigram"
-    """Unigram language model (Kudo 2018) or byte-pair encoding."""
+    """Type of model: unigram language model (Kudo 2018) or byte-pair encoding."""
     lowercase: bool = False
-    """Fold case."""
+    """Whether to convert text to lower case."""
     path: str | None = None
-    """A trained .model file; None trains one with the other fields."""
+    """Path of a trained .model file. If None, trains a model with the other fields."""
     sample: int = 100_000
-    """Documents to train on, evenly spaced over the source."""
+    """Maximum number of documents to train on, evenly spaced over the source."""
     sentinels: int = 0
-    """Number of pieces <extra_id_0>, ... for span corruption, from the end of the vocabulary downwards; T5 has 100. A
-    loaded model without any gets them after its own pieces."""
+    """Number of sentinel pieces for span corruption: <extra_id_0> is the last piece of the vocabulary, <extra_id_1>
+    the one before it. T5 has 100. A loaded model without sentinels gets them after its own pieces."""
 
     def __post_init__(self):
         if not 0 <= self.sentinels < self.vocab:
@@ -40,7 +40,7 @@ class SentencePiece:
             raise FieldError("tokenizer.sentinels", f"={self.sentinels}: {problem}")
 
     def build(self, open_source: Callable[[], Sequence], folder: str) -> Tokenizer:
-        """The tokenizer in `folder`; trained or loaded, and saved there, if there is none yet."""
+        """Returns the tokenizer in `folder`. If the folder has none, trains or loads a tokenizer and saves it there."""
         if saved(folder):
             return load_tokenizer(folder)
         if self.path:
@@ -58,19 +58,20 @@ class SentencePiece:
 
 @dataclasses.dataclass(frozen=True)
 class WordPiece:
-    """BERT's WordPiece: trained on the training source on first use, or loaded."""
+    """BERT's WordPiece tokenizer. It is trained on the training source on first use, or loaded from a file."""
 
     vocab: int = 30_522
-    """Pieces to train, including the special ones; a small text gives fewer."""
+    """Maximum vocabulary size for training, including special pieces. A small text gives fewer pieces."""
     lowercase: bool = True
-    """Fold case and strip accents, also for a vocab.txt, which has no such setting."""
+    """Whether to convert text to lower case and strip accents. Also applies to a vocab.txt, which does not have this
+    setting."""
     path: str | None = None
-    """A vocab.txt, a tokenizer.json, or a folder with one of them; None trains one."""
+    """Path of a vocab.txt, a tokenizer.json, or a folder that contains one of them. If None, trains a tokenizer."""
     sample: int = 100_000
-    """Documents to train on, evenly spaced over the source."""
+    """Maximum number of documents to train on, evenly spaced over the source."""
 
     def build(self, open_source: Callable[[], Sequence], folder: str) -> Tokenizer:
-        """The tokenizer in `folder`; trained or loaded, and saved there, if there is none yet."""
+        """Returns the tokenizer in `folder`. If the folder has none, trains or loads a tokenizer and saves it there."""
         if saved(folder):
             return load_tokenizer(folder)
         tokenizer = (
@@ -95,24 +96,25 @@ class WordPiece:
 
 @dataclasses.dataclass(frozen=True)
 class ByteLevelBpe:
-    """GPT-2's byte-level BPE: trained on the training source on first use, or loaded."""
+    """GPT-2's byte-level BPE tokenizer. It is trained on the training source on first use, or loaded from a file."""
 
     vocab: int = 50_257
-    """Pieces to train, including the 256 bytes and the special ones; a small text gives fewer."""
+    """Maximum vocabulary size for training, including the 256 bytes and special pieces. A small text gives fewer
+    pieces."""
     path: str | None = None
-    """A tokenizer.json, or a folder with one, with vocab.json and merges.txt, or with GPT-2's encoder.json and
-    vocab.bpe; None trains one."""
+    """Path of a tokenizer.json, or of a folder that contains one, or vocab.json and merges.txt, or GPT-2's
+    encoder.json and vocab.bpe. If None, trains a tokenizer."""
     sample: int = 100_000
-    """Documents to train on, evenly spaced over the source."""
+    """Maximum number of documents to train on, evenly spaced over the source."""
 
     def __post_init__(self):
         least = 256 + len(SPECIALS)
         if self.vocab < least:
-            problem = f"the bytes and the special pieces alone are {least}; expected at least that many"
+            problem = f"the bytes and special pieces need {least}; expected at least that number"
             raise FieldError("tokenizer.vocab", f"={self.vocab}: {problem}")
 
     def build(self, open_source: Callable[[], Sequence], folder: str) -> Tokenizer:
-        """The tokenizer in `folder`; trained or loaded, and saved there, if there is none yet."""
+        """Returns the tokenizer in `folder`. If the folder has none, trains or loads a tokenizer and saves it there."""
         if saved(folder):
             return load_tokenizer(folder)
         if self.path:
@@ -132,7 +134,10 @@ class ByteLevelBpe:
 
 
 def byte_level_of_files(vocab: str, merges: str, prefix: bool = False) -> ByteLevelTokenizer:
-    """A byte-level BPE from GPT-2's two files; `prefix`: whether every text begins with an added space."""
+    """Loads a byte-level BPE tokenizer from GPT-2's two files.
+
+    `prefix`: whether the tokenizer adds a space before every text.
+    """
     try:
         ids, lines = json.loads(read(vocab)), read(merges).decode().split("\n")
         pairs = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
@@ -145,7 +150,7 @@ def byte_level_of_files(vocab: str, merges: str, prefix: bool = False) -> ByteLe
 
 
 def _file(path: str, *names: str) -> str:
-    """The path, or the first of these files in it if it is a folder."""
+    """Returns the path, or the first of the named files that exists in it if it is a folder."""
     path = os.path.expanduser(path)
     if not os.path.isdir(path):
         return path

@@ -1,4 +1,4 @@
-"""A `tokenizer.json` of the `tokenizers` library, whatever its model; subclasses say how its pieces spell words."""
+"""Tokenizers that use the `tokenizers` library. Subclasses define how pieces spell words."""
 
 import abc
 import functools
@@ -12,16 +12,21 @@ from jaxformer.data.tokenizers.template import Template, template_of
 from jaxformer.data.tokenizers.tokenizer import Tokenizer, without_spaces
 
 ROLES = "special_tokens_map.json"
-"""Name of the file beside tokenizer.json that says which tokens are special for what, as transformers writes it."""
+"""Name of the file next to tokenizer.json that maps roles to special tokens. It has the format of transformers."""
 
 
 class JsonTokenizer(Tokenizer):
-    """A tokenizer of the `tokenizers` library, without special tokens around a text; use one of its subclasses."""
+    """Base class of tokenizers that use the `tokenizers` library. They do not add special tokens to a text."""
 
     file = "tokenizer.json"
 
     def __init__(self, model: str, roles: Mapping[str, str] | None = None):
-        """`roles`: the special tokens whose names do not show their role: `{"eos": "<|im_end|>"}`."""
+        """Initializes the tokenizer.
+
+        Args:
+          model: content of tokenizer.json.
+          roles: special tokens whose role does not follow from their name, such as `{"eos": "<|im_end|>"}`.
+        """
         import tokenizers
 
         self._model = model
@@ -34,7 +39,8 @@ class JsonTokenizer(Tokenizer):
             pieces[number] = piece
         self._unknown = _unknown(self.config["model"])
         special = [token.content for token in self._tokenizer.get_added_tokens_decoder().values() if token.special]
-        # A vocabulary may have a word of such a name, as Qwen's have `<s>`, where the special tokens are others.
+        # A vocabulary may contain an ordinary piece with the name of a special token, such as `<s>` in Qwen. If the
+        # file marks special tokens, only these are special.
         super().__init__(pieces, self._starts(pieces), roles, [*special, *self._unknown], by_name=not special)
         self._encoder = self._of_text(lambda config: None)
 
@@ -43,7 +49,7 @@ class JsonTokenizer(Tokenizer):
 
     @property
     def config(self) -> dict[str, Any]:
-        """The content of the tokenizer.json."""
+        """Parsed content of tokenizer.json."""
         return json.loads(self._model)
 
     @functools.cached_property
@@ -52,7 +58,7 @@ class JsonTokenizer(Tokenizer):
 
     @abc.abstractmethod
     def _starts(self, pieces: list[str]) -> np.ndarray:
-        """bool [vocab]: does the piece begin a word?"""
+        """Returns whether each piece begins a word, bool [vocab]."""
 
     def encode(self, text: str) -> np.ndarray:
         return np.array(self._encoder.encode(text, add_special_tokens=False).ids, np.int32)
@@ -70,22 +76,25 @@ class JsonTokenizer(Tokenizer):
 
     @functools.cached_property
     def _continuing(self):
-        """The same without the space that some write before every text."""
+        """The tokenizer without the space that some tokenizers add before every text."""
         return self._of_text(_without_prefix)
 
     def _of_text(self, change: Callable[[dict[str, Any]], None]):
-        """The `tokenizers.Tokenizer` of a changed config, for which special tokens spelt out in a text are text."""
+        """Returns a `tokenizers.Tokenizer` of a changed config.
+
+        It encodes the names of special tokens as plain text.
+        """
         import tokenizers
 
         config = self.config
         change(config)
         vocab = config["model"].get("vocab")
         if isinstance(vocab, list):
-            # A unigram model would find them as pieces; by these names it does not.
+            # A unigram model would find special tokens as pieces. Renaming them prevents that.
             hidden = {self.pieces[number] for number in self.special_ids} - set(self._unknown)
             config["model"]["vocab"] = [[f"\uffff{name}" if name in hidden else name, *rest] for name, *rest in vocab]
             config["added_tokens"] = [token for token in config["added_tokens"] if token["content"] not in hidden]
-            config["post_processor"] = None  # It names them.
+            config["post_processor"] = None  # It refers to the old names.
         tokenizer = tokenizers.Tokenizer.from_str(json.dumps(config))
         tokenizer.no_padding()
         tokenizer.no_truncation()
@@ -93,7 +102,7 @@ class JsonTokenizer(Tokenizer):
         return tokenizer
 
     def _visible(self, ids: Sequence[int]) -> list[int]:
-        """The ids that `decode` shows something of."""
+        """Returns the ids for which `decode` shows text."""
         return [int(number) for number in ids if 0 <= number < self.vocab_size and not self._hidden[number]]
 
     @functools.cached_property
@@ -111,13 +120,13 @@ class JsonTokenizer(Tokenizer):
 
 
 def _unknown(model: Mapping[str, Any]) -> list[str]:
-    """The piece for what the model has no piece for, if there is one."""
+    """Returns a list with the unknown piece of the model. Empty if the model does not have one."""
     number, name = model.get("unk_id"), model.get("unk_token")
     return [name] if name else [] if number is None else [model["vocab"][number][0]]
 
 
 def parts(config: Mapping[str, Any], *names: str) -> Iterator[dict[str, Any]]:
-    """The components of a tokenizer.json, such as of its `normalizer`, those of a sequence one by one."""
+    """Yields the named components of a tokenizer.json, such as its `normalizer`. Sequences are flattened."""
     for part in filter(None, map(config.get, names)):
         for several in ("normalizers", "pretokenizers", "decoders", "processors"):
             if several in part:
@@ -130,10 +139,10 @@ def parts(config: Mapping[str, Any], *names: str) -> Iterator[dict[str, Any]]:
 def _without_prefix(config: dict[str, Any]) -> None:
     for part in parts(config, "pre_tokenizer", "normalizer"):
         if part["type"] == "Metaspace":
-            part.pop("add_prefix_space", None)  # Its older name.
+            part.pop("add_prefix_space", None)  # Older name of the setting.
             part["prepend_scheme"] = "never"
         elif part["type"] == "ByteLevel":
             part["add_prefix_space"] = False
         elif part["type"] == "Prepend":
-            part.clear()  # In place, for it may be one of a sequence: what nothing is left of.
+            part.clear()  # Changed in place, because it may be part of a sequence. This Strip does nothing.
             part.update({"type": "Strip", "strip_left": False, "strip_right": False})

@@ -1,4 +1,4 @@
-"""Tokenizers from their files."""
+"""Loading of tokenizers from files."""
 
 import json
 import os
@@ -19,7 +19,7 @@ KINDS = (SentencePieceTokenizer, MarianTokenizer, JsonTokenizer)
 
 
 def load_tokenizer(folder: str) -> Tokenizer:
-    """The tokenizer that `save` wrote into this folder."""
+    """Loads the tokenizer that `save` wrote to a folder. Raises InputError if there is none."""
     for kind in KINDS:
         path = os.path.join(folder, kind.file)
         if os.path.exists(path):
@@ -29,12 +29,12 @@ def load_tokenizer(folder: str) -> Tokenizer:
 
 
 def saved(folder: str) -> bool:
-    """Whether there is a tokenizer in the folder."""
+    """Returns whether the folder contains a saved tokenizer."""
     return any(os.path.exists(os.path.join(folder, kind.file)) for kind in KINDS)
 
 
 def load(kind: type[Tokenizer], path: str) -> Tokenizer:
-    """A SentencePiece model, or Marian's two of them and their vocabulary, from its file."""
+    """Loads a SentencePiece model from its file, or the two models and the vocabulary of Marian from their folder."""
     if kind is MarianTokenizer:
         folder = os.path.dirname(os.path.expanduser(path))
         contents = [read(os.path.join(folder, name)) for name in MarianTokenizer.FILES]
@@ -49,10 +49,10 @@ def load(kind: type[Tokenizer], path: str) -> Tokenizer:
 
 
 def load_json(path: str, roles: Mapping[str, str] | None = None) -> JsonTokenizer:
-    """A tokenizer.json; `roles` as `JsonTokenizer` has them.
+    """Loads a tokenizer.json. See `JsonTokenizer` for `roles`.
 
     Raises:
-      InputError: it is none, or not one of the kinds that are here.
+      InputError: If the file is not a tokenizer.json, or its kind of tokenizer is not supported.
     """
     text = read(path)
     try:
@@ -63,14 +63,17 @@ def load_json(path: str, roles: Mapping[str, str] | None = None) -> JsonTokenize
         raise InputError(f"{path}: not a tokenizer.json ({training.reason(error)})") from error
     if tokenizer is None:
         raise InputError(
-            f"{path}: a {config['model'].get('type')} model with other pieces than WordPiece's, SentencePiece's "
-            "or byte-level BPE's; expected one of these"
+            f"{path}: a {config['model'].get('type')} model whose pieces are not those of WordPiece, SentencePiece "
+            "or byte-level BPE; expected one of these"
         )
     return tokenizer
 
 
 def kind_of(config: Mapping[str, Any]) -> type[JsonTokenizer] | None:
-    """How the pieces of a tokenizer.json spell words; None for a way that is not here."""
+    """Returns the tokenizer class for a tokenizer.json, depending on how its pieces spell words.
+
+    None if not supported.
+    """
     model, around = config["model"], list(parts(config, "normalizer", "pre_tokenizer", "decoder"))
     types = {part["type"] for part in around}
     # Old files do not name their model.
@@ -84,7 +87,7 @@ def kind_of(config: Mapping[str, Any]) -> type[JsonTokenizer] | None:
 
 
 def read(path: str) -> bytes:
-    """A file's content; InputError where it cannot be read."""
+    """Returns the content of a file. Raises InputError if the file cannot be read."""
     try:
         with open(os.path.expanduser(path), "rb") as file:
             return file.read()

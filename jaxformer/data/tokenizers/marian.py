@@ -1,4 +1,4 @@
-"""Marian's tokenizer (Junczys-Dowmunt et al. 2018): SentencePiece models of both languages, and one vocabulary."""
+"""Marian tokenizer (Junczys-Dowmunt et al. 2018): one SentencePiece model per language, and a common vocabulary."""
 
 import copy
 import json
@@ -12,9 +12,11 @@ from jaxformer.errors import InputError
 
 
 class MarianTokenizer(Tokenizer):
-    """Encodes what is to be translated; its `target` encodes translations. A piece's id is that of the vocabulary.
+    """Tokenizer of a Marian translation model. It encodes source texts, and its `target` encodes translations.
 
-    A text may begin with the token of the language to translate to, such as `>>fra<<`.
+    The vocabulary file maps the pieces of both languages to ids. A text may begin with the token of the target
+    language,
+    such as `>>fra<<`.
     """
 
     file = "source.spm"
@@ -40,7 +42,7 @@ class MarianTokenizer(Tokenizer):
 
     @property
     def target(self) -> "MarianTokenizer":
-        """The same for translations."""
+        """Tokenizer of the target language."""
         other = copy.copy(self)
         other._processor = self._target
         return other
@@ -59,7 +61,7 @@ class MarianTokenizer(Tokenizer):
         return np.array(ids, np.int32), stretches.astype(np.int32)
 
     def _divided(self, text: str) -> tuple[list[int], str]:
-        """The token of a language at a text's beginning, and the rest."""
+        """Splits a text into the token of a language at its beginning, if any, and the rest."""
         end = text.find("<<") + 2
         if not text.startswith(">>") or end < 2:
             return [], text

@@ -1,4 +1,4 @@
-"""SentencePiece's way of spelling in a tokenizer.json: a word begins with U+2581."""
+"""SentencePiece spelling in a tokenizer.json: a word begins with U+2581."""
 
 import functools
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from jaxformer.data.tokenizers.sentence_piece import SPACE, readable, starts_wor
 
 
 class MetaspaceTokenizer(JsonTokenizer):
-    """A unigram or BPE model whose pieces are those of SentencePiece."""
+    """Unigram or BPE tokenizer whose pieces are spelled as in SentencePiece."""
 
     def _starts(self, pieces: list[str]) -> np.ndarray:
         return np.array([starts_word(piece) for piece in pieces])
@@ -19,7 +19,7 @@ class MetaspaceTokenizer(JsonTokenizer):
     @functools.cached_property
     def _shown(self) -> dict[int, str]:
         unknown = [self.roles.get("unk"), *special_tokens.NAMES["unk"]]
-        found = {number: "⁇ " for number in self.special_ids if self.pieces[number] in unknown}  # As SentencePiece.
+        found = {number: "⁇ " for number in self.special_ids if self.pieces[number] in unknown}  # As in SentencePiece.
         return super()._shown | found
 
     def decode(self, ids: Sequence[int]) -> str:

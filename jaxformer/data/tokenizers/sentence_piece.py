@@ -1,4 +1,4 @@
-"""SentencePiece models (Kudo & Richardson 2018)."""
+"""SentencePiece tokenizer (Kudo & Richardson 2018)."""
 
 import functools
 from collections.abc import Sequence
@@ -10,33 +10,36 @@ from jaxformer.data.tokenizers.tokenizer import Tokenizer, characters, without_s
 from jaxformer.errors import InputError
 
 SPACE = "\u2581"
-"""SentencePiece's sign for a space."""
+"""Character that SentencePiece writes for a space."""
 
 
 def starts_word(piece: str) -> bool:
-    """Whether a piece begins a word; punctuation is a word of its own."""
+    """Returns whether a piece begins a word. Punctuation counts as a separate word."""
     return piece.startswith(SPACE) or not any(map(str.isalnum, piece))
 
 
 def readable(piece: str, starts: bool) -> str:
-    """A piece as readable text."""
+    """Returns a piece as readable text. `…` marks a piece that continues a word."""
     if piece == SPACE:
         return "␣"
     return piece.removeprefix(SPACE) if starts else "…" + piece
 
 
 def spelt(processor, text: str) -> tuple[list[tuple[str, int]], np.ndarray]:
-    """Piece and id of each token that a SentencePiece processor finds, and its stretch of the text, int32 [n, 2]."""
+    """Encodes a text with a SentencePiece processor.
+
+    Returns the piece and id of each token, and its start and end character (exclusive), int32 [n, 2].
+    """
     from sentencepiece import sentencepiece_pb2
 
-    # Serialized: the only form with offsets that every version has.
+    # All versions of SentencePiece support offsets in this serialized form.
     found = sentencepiece_pb2.SentencePieceText.FromString(processor.encode(text, out_type="serialized_proto")).pieces
     offsets = characters(text, [(piece.begin, piece.end) for piece in found])
     return [(piece.piece, piece.id) for piece in found], without_spaces(text, offsets)
 
 
 class SentencePieceTokenizer(Tokenizer):
-    """A SentencePiece model."""
+    """Tokenizer of a SentencePiece model."""
 
     file = "tokenizer.model"
 
@@ -64,7 +67,7 @@ class SentencePieceTokenizer(Tokenizer):
 
     @functools.cached_property
     def _continuing(self):
-        """The same model without the space that SentencePiece writes before every text."""
+        """The model without the space that SentencePiece adds before every text."""
         import sentencepiece
         from sentencepiece import sentencepiece_model_pb2
 
@@ -88,7 +91,11 @@ class SentencePieceTokenizer(Tokenizer):
         return self._model
 
     def with_sentinels(self, count: int) -> "SentencePieceTokenizer":
-        """The same model with sentinels after its pieces; raises InputError if it has another number of its own."""
+        """Returns this model with `count` sentinels after its pieces.
+
+        Raises:
+          InputError: If the model already has a different number of sentinels.
+        """
         if len(self.sentinel_ids) == count:
             return self
         if len(self.sentinel_ids):

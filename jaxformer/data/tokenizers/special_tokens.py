@@ -1,9 +1,9 @@
-"""The names of special tokens, in the vocabularies made here and in those of other families."""
+"""Names of special tokens in vocabularies trained by this library and in those of other model families."""
 
 PAD, UNK, CLS, SEP, MASK = SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
-# By these names vocabularies of the BERT, ALBERT, RoBERTa, T5, GPT and LLaMA families call them. A vocabulary made here
-# begins and ends a text with the tokens that begin and end a sentence.
+# Names of special tokens in the vocabularies of the BERT, ALBERT, RoBERTa, T5, GPT and LLaMA families. In vocabularies
+# trained by this library, [CLS] and [SEP] also serve as BOS and EOS.
 NAMES = {
     "pad": (PAD, "<pad>"),
     "unk": (UNK, "<unk>"),
@@ -16,12 +16,15 @@ NAMES = {
 
 
 def sentinel(number: int) -> str:
-    """The name of a sentinel of span corruption, which stands for one span (Raffel et al. 2020)."""
+    """Returns the name of a sentinel token. In span corruption, it replaces one span (Raffel et al. 2020)."""
     return f"<extra_id_{number}>"
 
 
 def sentinels(ids: dict[str, int]) -> list[int]:
-    """The ids of the sentinels 0, 1, 2, ... that a vocabulary (ids by piece) has, up to the first that it lacks."""
+    """Returns the ids of sentinels 0, 1, 2, ... up to the first one that the vocabulary lacks.
+
+    `ids` maps pieces to ids.
+    """
     found = []
     while (name := sentinel(len(found))) in ids:
         found.append(ids[name])
@@ -29,6 +32,9 @@ def sentinels(ids: dict[str, int]) -> list[int]:
 
 
 def special(ids: dict[str, int]) -> list[int]:
-    """The ids of all special pieces that a vocabulary (ids by piece) has, sentinels included; each once."""
+    """Returns the ids of all special pieces and sentinels in a vocabulary, without duplicates.
+
+    `ids` maps pieces to ids.
+    """
     names = [name for names in NAMES.values() for name in names]
     return list(dict.fromkeys([ids[name] for name in names if name in ids] + sentinels(ids)))

@@ -1,4 +1,4 @@
-"""Templates: which special tokens a tokenizer puts around one text and around two, and each token's type."""
+"""Templates: the special tokens that a tokenizer adds to a text or to a pair of texts, and the type of each token."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -10,44 +10,44 @@ from jaxformer.errors import InputError
 
 
 class Slot(NamedTuple):
-    """One part of a template."""
+    """One element of a template."""
 
     content: str | int
     """`A` or `B` for a text, or the id of a special token."""
     token_type: int = 0
-    """Token type of the part, as BERT has it: 0 or 1."""
+    """Token type of the element, 0 or 1 as in BERT."""
 
 
 class LaidOut(NamedTuple):
-    """One text or a pair with the special tokens around it."""
+    """One text or a pair of texts with special tokens."""
 
     tokens: np.ndarray
-    """int32 [t]."""
+    """Tokens, int32 [t]."""
     token_types: np.ndarray
-    """int32 [t]."""
+    """Token types, int32 [t]."""
     starts: tuple[int, ...]
-    """Index of each text's first token."""
+    """Index of the first token of each text."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Template:
-    """Special tokens around one text and around two."""
+    """Special tokens around one text and around a pair of texts."""
 
     single: tuple[Slot, ...]
-    """Around one text, `A`."""
+    """Elements for a single text `A`."""
     pair: tuple[Slot, ...]
-    """Around two texts, `A` and `B`."""
+    """Elements for a pair of texts `A` and `B`."""
 
     def slots(self, pair: bool) -> tuple[Slot, ...]:
-        """The parts around one text or around two."""
+        """Returns the elements for a pair of texts or for a single text."""
         return self.pair if pair else self.single
 
     def added(self, pair: bool = False) -> int:
-        """Number of special tokens around one text or around two."""
+        """Returns the number of special tokens that are added to a single text or to a pair."""
         return sum(isinstance(slot.content, int) for slot in self.slots(pair))
 
     def without_end(self, token: int | None) -> "Template":
-        """The same without a special token at its end."""
+        """Returns this template without occurrences of `token` at its end."""
 
         def cut(slots: tuple[Slot, ...]) -> tuple[Slot, ...]:
             return cut(slots[:-1]) if token is not None and slots[-1].content == token else slots
@@ -55,7 +55,7 @@ class Template:
         return Template(cut(self.single), cut(self.pair))
 
     def lay_out(self, first: np.ndarray, second: np.ndarray | None = None) -> LaidOut:
-        """A text, or a pair, int [n] each, with the special tokens around it."""
+        """Adds special tokens to one text, int [n], or to a pair of texts."""
         texts = {"A": first, "B": second}
         parts, types, starts, size = [], [], [], 0
         for content, token_type in self.slots(second is not None):
@@ -68,31 +68,37 @@ class Template:
 
 
 PLAIN = Template((Slot("A"),), (Slot("A"), Slot("B", 1)))
-"""Nothing but the texts."""
+"""Template without special tokens."""
 
 
 def encoder_template(cls: int, sep: int) -> Template:
-    """BERT's: [CLS] A [SEP], and [CLS] A [SEP] B [SEP] with type 1 from B on (Devlin et al. 2019)."""
+    """Returns the BERT template (Devlin et al.
+
+    2019): [CLS] A [SEP], and [CLS] A [SEP] B [SEP] with type 1 from B on.
+    """
     single = (Slot(cls), Slot("A"), Slot(sep))
     return Template(single, (*single, Slot("B", 1), Slot(sep, 1)))
 
 
 def roberta_template(cls: int, sep: int) -> Template:
-    """RoBERTa's and BART's: <s> A </s>, and <s> A </s></s> B </s>, all of one type (Liu et al. 2019)."""
+    """Returns the template of RoBERTa (Liu et al.
+
+    2019) and BART: <s> A </s>, and <s> A </s></s> B </s>. All types are 0.
+    """
     single = (Slot(cls), Slot("A"), Slot(sep))
     return Template(single, (*single, Slot(sep), Slot("B"), Slot(sep)))
 
 
 def decoder_template(end: int) -> Template:
-    """An end token after each text (Radford et al. 2018)."""
+    """Returns a template with an EOS token after each text (Radford et al. 2018)."""
     return Template((Slot("A"), Slot(end)), (Slot("A"), Slot(end), Slot("B", 1), Slot(end, 1)))
 
 
 def template_of(processor: Mapping[str, Any] | None) -> Template | None:
-    """The template that the `post_processor` of a tokenizer.json describes; None where it has none.
+    """Returns the template of the `post_processor` of a tokenizer.json. None if it does not add tokens.
 
     Raises:
-      InputError: a kind of post-processor that is not known here.
+      InputError: If the kind of post-processor is not supported.
     """
     if processor is None:
         return None
@@ -108,12 +114,12 @@ def template_of(processor: Mapping[str, Any] | None) -> Template | None:
 
 
 def to_processor(template: Template, pieces: list[str], beside: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The `post_processor` of a template, for a tokenizer.json.
+    """Converts a template to a `post_processor` for tokenizer.json.
 
     Args:
-      template: what it adds.
-      pieces: the vocabulary, by id.
-      beside: a post-processor that adds nothing, and stays.
+      template: template to convert.
+      pieces: pieces of the vocabulary, by id.
+      beside: existing post-processor that does not add tokens, to apply before the template.
     """
 
     def part(slot: Slot) -> dict[str, Any]:
@@ -151,5 +157,5 @@ PROCESSORS: Mapping[str, Callable[[Mapping[str, Any]], Template | None]] = {
     "TemplateProcessing": _of_parts,
     "BertProcessing": _of_bert,
     "RobertaProcessing": _of_roberta,
-    "ByteLevel": lambda processor: None,  # It changes offsets alone.
+    "ByteLevel": lambda processor: None,  # It only changes offsets.
 }

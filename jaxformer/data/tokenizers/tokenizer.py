@@ -1,4 +1,4 @@
-"""The interface of tokenizers."""
+"""Interface of tokenizers."""
 
 import abc
 import functools
@@ -16,21 +16,20 @@ from jaxformer.data.tokenizers.template import Template, decoder_template, encod
 from jaxformer.errors import InputError
 
 Form = Literal["encoder", "decoder"]
-"""The kind of model that a text is laid out for: bidirectional, or left to right."""
+"""Kind of model that reads the text: bidirectional, or left to right."""
 
 
 class Tokenizer(abc.ABC):
-    """Text to ids and back; use one of its subclasses. `encode` never returns ids of special tokens.
+    """Converts text to token ids and back. Use one of its subclasses. `encode` never returns ids of special tokens.
 
     Attributes:
-      pieces: the pieces of the vocabulary, by id.
-      word_start: bool [vocab]; does the piece begin a word? True for special pieces and for
-        punctuation, which is a word of its own.
-      roles: special pieces by what they are for, where that does not follow from `special_tokens.NAMES`.
+      pieces: pieces of the vocabulary, by id.
+      word_start: whether each piece begins a word, bool [vocab]. True for special pieces and punctuation.
+      roles: maps roles to special pieces, if these do not follow from `special_tokens.NAMES`.
     """
 
     file: str
-    """Name of the tokenizer's file in its folder."""
+    """Name of the tokenizer file in its folder."""
 
     def __init__(
         self,
@@ -40,14 +39,14 @@ class Tokenizer(abc.ABC):
         special: Sequence[str] = (),
         by_name: bool = True,
     ):
-        """Initialises the attributes of all tokenizers.
+        """Initializes the attributes of all tokenizers.
 
         Args:
-          pieces: as the attribute.
-          word_start: as the attribute.
-          roles: as the attribute.
+          pieces: see the attribute.
+          word_start: see the attribute.
+          roles: see the attribute.
           special: pieces that are special regardless of their names.
-          by_name: whether pieces with the names of `special_tokens.NAMES` are special.
+          by_name: whether pieces with a name in `special_tokens.NAMES` are special.
         """
         self._by_name = by_name
         self.pieces, self.word_start, self.roles = pieces, word_start, dict(roles or {})
@@ -60,14 +59,14 @@ class Tokenizer(abc.ABC):
 
     @functools.cached_property
     def special_ids(self) -> list[int]:
-        """Ids of the special pieces that the vocabulary has."""
+        """Ids of the special pieces in the vocabulary."""
         more = [self._ids[name] for name in self._more_special if name in self._ids]
         named = [number for number in special_tokens.special(self._ids) if self._by_name or number in more]
         return list(dict.fromkeys(named + more))
 
     @functools.cached_property
     def sentinel_ids(self) -> np.ndarray:
-        """int32 ids of the sentinels `<extra_id_0>`, `<extra_id_1>`, ..., mostly descending."""
+        """Ids of the sentinels `<extra_id_0>`, `<extra_id_1>`, ..., int32. Usually descending."""
         return np.array(special_tokens.sentinels(self._ids), np.int32)
 
     @functools.cached_property
@@ -76,16 +75,16 @@ class Tokenizer(abc.ABC):
 
     @functools.cached_property
     def is_special(self) -> np.ndarray:
-        """bool [vocab]."""
+        """Whether each piece is special, bool [vocab]."""
         return np.isin(np.arange(self.vocab_size), self.special_ids)
 
     @functools.cached_property
     def ordinary_ids(self) -> np.ndarray:
-        """int32 ids of all pieces that are not special."""
+        """Ids of all pieces that are not special, int32."""
         return np.flatnonzero(~self.is_special).astype(np.int32)
 
     def special_id(self, key: str) -> int | None:
-        """The id of the special token for a purpose, such as `pad`; None if the vocabulary has none."""
+        """Returns the id of the special token with a role, such as `pad`. None if the vocabulary does not have one."""
         special = set(self.special_ids)
         names = [self.roles[key]] if key in self.roles else special_tokens.NAMES[key]
         return next((self._ids[name] for name in names if self._ids.get(name) in special), None)
@@ -101,11 +100,11 @@ class Tokenizer(abc.ABC):
         )
 
     def require(self, *keys: str) -> None:
-        """Raises InputError if the vocabulary lacks the special token for one of these purposes, such as `eos`."""
+        """Raises InputError if the vocabulary lacks a special token for one of the given roles, such as `eos`."""
         for key in keys:
             self._special(key)
 
-    # Looked up when first used: the task decides which of them a vocabulary must have.
+    # Looked up on first use, because the task decides which of them a vocabulary must have.
     pad_id = functools.cached_property(lambda self: self._special("pad"))
     unk_id = functools.cached_property(lambda self: self._special("unk"))
     cls_id = functools.cached_property(lambda self: self._special("cls"))
@@ -116,17 +115,21 @@ class Tokenizer(abc.ABC):
 
     @property
     def own_template(self) -> Template | None:
-        """The template that came with the tokenizer; None for one that is trained here or does not say."""
+        """Template that came with the tokenizer.
+
+        None if the tokenizer was trained here or its files do not define a template.
+        """
         return None
 
     def template(self, form: Form) -> Template:
-        """The special tokens around a text and around a pair of texts.
+        """Returns the template of special tokens around a text and around a pair of texts.
 
-        It is the tokenizer's own template if there is one. Otherwise an encoder reads [CLS] A [SEP] B [SEP], and a
-        decoder each text with an end token.
+        Returns the tokenizer's own template if there is one. Otherwise an encoder reads [CLS] A [SEP] B [SEP], and a
+        decoder
+        reads an EOS token after each text.
 
         Raises:
-          InputError: the vocabulary has no such special tokens.
+          InputError: If the vocabulary lacks these special tokens.
         """
         return self._encoder_template if form == "encoder" else self._decoder_template
 
@@ -137,38 +140,43 @@ class Tokenizer(abc.ABC):
     @functools.cached_property
     def _decoder_template(self) -> Template:
         own = self.own_template
-        # A classifier reads a decoder's last token that is not padding: an end token that is padding is never read.
+        # A classifier reads the last token of a decoder that is not padding. If the EOS token is also the padding
+        # token, it would never be read.
         return decoder_template(self.eos_id) if own is None else own.without_end(self.special_id("pad"))
 
     @abc.abstractmethod
     def encode(self, text: str) -> np.ndarray:
-        """int32 [n]; no special tokens are added, and `[MASK]` in a text is plain text."""
+        """Encodes a text to int32 [n]. Adds no special tokens, and treats `[MASK]` as plain text."""
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """int32 [n] each."""
+        """Encodes several texts to int32 [n] each."""
         return [self.encode(text) for text in texts]
 
     @abc.abstractmethod
     def encode_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        """The ids, int32 [n], as from `encode`, and each one's characters in the text, int32 [n, 2].
+        """Encodes a text like `encode`, and also returns the character offsets of each token.
 
-        These are the index of its first character other than a space, and the index after its last.
+        Returns:
+          Token ids, int32 [n], and offsets, int32 [n, 2]: the index of the first character that is not white space, and
+          the
+          index after the last character.
         """
 
     def encode_with_masks(self, text: str) -> np.ndarray:
-        """int32 [n]; every literal `[MASK]` becomes the token `mask_id`.
+        """Encodes a text to int32 [n], with the token `mask_id` for every literal `[MASK]`.
 
-        A word begins after it only if the text has a space: "the [MASK]." ends with the piece of a full stop, as in
-        training.
+        A new word begins after `[MASK]` only if the text has a space there: the full stop of "the [MASK]." continues a
+        word, as
+        in training.
         """
         return self._encode_around(text, {MASK: self.mask_id} if MASK in text else {})
 
     def encode_with_sentinels(self, text: str) -> np.ndarray:
-        """int32 [n]; every literal `<extra_id_0>` becomes the token of that name, if there is one."""
+        """Encodes a text to int32 [n]. Literal names such as `<extra_id_0>` become the sentinel tokens of that name."""
         return self._encode_around(text, {self.pieces[number]: int(number) for number in self.sentinel_ids})
 
     def _encode_around(self, text: str, ids: dict[str, int]) -> np.ndarray:
-        """The tokens of a text in which some words are the names of ids."""
+        """Encodes a text in which the keys of `ids` are replaced by their ids."""
         words = re.split(f"({'|'.join(map(re.escape, ids))})", text) if ids else [text]
         parts = [self.encode(words[0])]
         for name, part in zip(words[1::2], words[2::2], strict=True):
@@ -182,34 +190,34 @@ class Tokenizer(abc.ABC):
 
     @abc.abstractmethod
     def decode(self, ids: Sequence[int]) -> str:
-        """Readable text, without special tokens except `[MASK]` and sentinels, and without unknown ids."""
+        """Decodes ids to readable text. Omits unknown ids, and special tokens other than `[MASK]` and sentinels."""
 
     @functools.cached_property
     def _shown(self) -> dict[int, str]:
-        """The special tokens that `decode` shows, and their texts."""
+        """Maps the special tokens that `decode` shows to their texts."""
         names = (*special_tokens.NAMES["mask"], self.roles.get("mask"))
         masks = {number: MASK for number in self.special_ids if self.pieces[number] in names}
         return masks | {int(number): self.pieces[number] for number in self.sentinel_ids}
 
     @abc.abstractmethod
     def piece(self, token: int) -> str:
-        """A piece in readable form: '…ing' continues a word, '␣' is a single space."""
+        """Returns a piece in readable form: '…ing' continues a word, '␣' is a single space."""
 
     @property
     def target(self) -> "Tokenizer":
-        """The tokenizer of generated texts; itself, unless inputs and outputs have different ones."""
+        """Tokenizer of generated texts. It is this tokenizer, unless inputs and outputs have different ones."""
         return self
 
     @abc.abstractmethod
     def serialize(self) -> bytes:
-        """The content of the tokenizer's file."""
+        """Returns the content of the tokenizer file."""
 
     def files(self) -> dict[str, bytes]:
-        """The contents of the files in its folder, by name."""
+        """Returns the contents of all files of the tokenizer, by name."""
         return {self.file: self.serialize()}
 
     def save(self, folder: str) -> None:
-        """Writes the folder atomically: under another name first, then renamed."""
+        """Saves the tokenizer to a folder atomically: writes a temporary folder and renames it."""
         folder = os.path.abspath(folder)
         temporary = f"{folder}.tmp-{os.getpid()}"
         try:
@@ -220,7 +228,7 @@ class Tokenizer(abc.ABC):
             os.replace(temporary, folder)
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
-            if not os.path.exists(os.path.join(folder, self.file)):  # Another process may have saved it meanwhile.
+            if not os.path.exists(os.path.join(folder, self.file)):  # Another process may have saved it.
                 reason = (error.strerror or str(error)).lower()
                 raise InputError(
                     f"{folder}: the tokenizer cannot be saved here ({reason}); give a folder that can be written"
@@ -228,7 +236,7 @@ class Tokenizer(abc.ABC):
 
 
 def without_spaces(text: str, offsets: Sequence[tuple[int, int]]) -> np.ndarray:
-    """The offsets, int32 [n, 2], without leading white space in the text."""
+    """Removes leading white space from the offsets. Returns int32 [n, 2]."""
     trimmed = np.array(offsets, np.int32).reshape(-1, 2)
     for stretch in trimmed:
         while stretch[0] < stretch[1] and text[stretch[0]].isspace():
@@ -237,6 +245,6 @@ def without_spaces(text: str, offsets: Sequence[tuple[int, int]]) -> np.ndarray:
 
 
 def characters(text: str, offsets: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Offsets in characters, int32 [n, 2], from offsets in bytes of the text's UTF-8."""
+    """Converts offsets in UTF-8 bytes to offsets in characters, int32 [n, 2]."""
     starts = (np.frombuffer(text.encode(), np.uint8) & 0xC0) != 0x80
     return np.append(0, np.cumsum(starts))[np.array(offsets, np.int64).reshape(-1, 2)].astype(np.int32)

@@ -15,8 +15,8 @@ from jaxformer.data.tokenizers.special_tokens import CLS, MASK, PAD, SEP, SPECIA
 from jaxformer.errors import InputError
 from jaxformer.progress import phase
 
-_ALPHABET = 1000  # characters of a WordPiece vocabulary, at most
-_LONGEST_SENTENCE = 65_536  # bytes
+_ALPHABET = 1000  # Maximum number of characters in a WordPiece vocabulary.
+_LONGEST_SENTENCE = 65_536  # in bytes
 
 
 @phase("training the tokenizer")
@@ -28,12 +28,13 @@ def train_sentencepiece(
     lowercase: bool,
     sentinels: int = 0,
 ) -> bytes:
-    """A SentencePiece model of `vocab` pieces (Kudo & Richardson 2018), special ones first, sentinels last.
+    """Trains a SentencePiece model of `vocab` pieces (Kudo & Richardson 2018). Special pieces come first, sentinels
+    last.
 
-    A text with too few different pieces gives a smaller vocabulary, and a note.
+    A text with too few different pieces gives a smaller vocabulary, and a note is printed.
 
     Raises:
-      InputError: the text has more different characters than `vocab` has room for, or none.
+      InputError: If the text has more distinct characters than `vocab` has room for, or no characters.
     """
     train = functools.partial(
         _sentencepiece,
@@ -46,7 +47,7 @@ def train_sentencepiece(
     except RuntimeError as error:
         if "too high" not in str(error):
             raise InputError(_too_low(vocab, sentinels, str(error))) from error
-        # Only now: without the hard limit, a text with enough pieces could get different ones.
+        # Only as a second attempt: without the hard limit, a text with enough pieces could get different ones.
         model = train(texts(documents, sample), hard_vocab_limit=False)
     model = with_sentinels(model, sentinels) if sentinels else model
     if (size := _pieces(model)) < vocab:
@@ -55,7 +56,12 @@ def train_sentencepiece(
 
 
 def _sentencepiece(found: Iterator[str], **settings: Any) -> bytes:
-    """A SentencePiece model of some texts; RuntimeError from SentencePiece, InputError from the texts."""
+    """Trains a SentencePiece model on texts.
+
+    Raises:
+      RuntimeError: If SentencePiece fails.
+      InputError: If an error occurs while reading the texts.
+    """
     import sentencepiece
 
     model, failed = io.BytesIO(), []
@@ -71,7 +77,7 @@ def _sentencepiece(found: Iterator[str], **settings: Any) -> bytes:
             bos_id=-1,
             eos_id=-1,
             control_symbols=[CLS, SEP, MASK],
-            num_threads=1,  # More threads add up in another order, which gives another model.
+            num_threads=1,  # More threads sum in a different order, which gives a different model.
             minloglevel=2,
             **settings,
         )
@@ -83,7 +89,7 @@ def _sentencepiece(found: Iterator[str], **settings: Any) -> bytes:
 
 
 def _too_low(vocab: int, sentinels: int, message: str) -> str:
-    """The reason why SentencePiece makes no model of this size."""
+    """Returns the reason why SentencePiece cannot train a model of this size."""
     without = f" ({vocab - sentinels} without its sentinels)" if sentinels else ""
     if found := re.search(r"required_chars\. \d+ vs (\d+)", message):
         needed = int(found[1]) + sentinels
@@ -98,12 +104,18 @@ def _pieces(model: bytes) -> int:
 
 
 def with_sentinels(model: bytes, count: int) -> bytes:
-    """A SentencePiece model with `count` sentinels after its pieces, the first of them last (Raffel et al. 2020)."""
+    """Returns a SentencePiece model with `count` sentinels after its pieces.
+
+    Sentinel 0 is last (Raffel et al. 2020).
+    """
     return with_pieces(model, [special_tokens.sentinel(number) for number in reversed(range(count))])
 
 
 def with_pieces(model: bytes, names: Sequence[str]) -> bytes:
-    """A SentencePiece model with more pieces after its own. They are control symbols: no text is encoded as one."""
+    """Returns a SentencePiece model with additional pieces.
+
+    They are control symbols, so that no text is encoded as one.
+    """
     from sentencepiece import sentencepiece_model_pb2
 
     proto = sentencepiece_model_pb2.ModelProto.FromString(model)
@@ -114,7 +126,10 @@ def with_pieces(model: bytes, names: Sequence[str]) -> bytes:
 
 
 def wordpiece(vocab: dict[str, int], lowercase: bool, unk: str = UNK, **normalizer: Any):
-    """BERT's tokenizer with this vocabulary, as a `tokenizers.Tokenizer`; others are of its normalizer."""
+    """Returns BERT's tokenizer with this vocabulary as a `tokenizers.Tokenizer`.
+
+    Other keyword arguments configure its normalizer.
+    """
     import tokenizers
 
     model = tokenizers.models.WordPiece(vocab, unk_token=unk, max_input_chars_per_word=100)
@@ -127,7 +142,7 @@ def wordpiece(vocab: dict[str, int], lowercase: bool, unk: str = UNK, **normaliz
 
 @phase("training the tokenizer")
 def train_wordpiece(documents: Sequence[dict[str, Any]], sample: int, vocab: int, lowercase: bool) -> dict[str, int]:
-    """A WordPiece vocabulary of at most `vocab` pieces (Devlin et al. 2019), special ones first."""
+    """Trains a WordPiece vocabulary of at most `vocab` pieces (Devlin et al. 2019). Special pieces come first."""
     import tokenizers
 
     tokenizer = wordpiece({}, lowercase)
@@ -135,8 +150,8 @@ def train_wordpiece(documents: Sequence[dict[str, Any]], sample: int, vocab: int
     for text in texts(documents, sample):
         counts.update("".join(tokenizer.normalizer.normalize_str(text).split()))
     alphabet = sorted(sorted(counts), key=counts.get, reverse=True)[:_ALPHABET]
-    # The trainer gives ids to the characters that continue a word in the order of a hash table, and breaks ties by id.
-    # Passed as special tokens they have a fixed order, which makes the vocabulary deterministic.
+    # The trainer orders the characters that continue a word by a hash table, and breaks ties by id. Passing them as
+    # special tokens fixes their order, which makes the vocabulary deterministic.
     continuations = ["##" + character for character in alphabet]
     trainer = tokenizers.trainers.WordPieceTrainer(
         vocab_size=vocab,
@@ -150,16 +165,16 @@ def train_wordpiece(documents: Sequence[dict[str, Any]], sample: int, vocab: int
 
 
 def vocab_of_lines(content: bytes) -> dict[str, int]:
-    """Ids of the pieces of a vocab.txt, a piece a line."""
-    # Not `splitlines`: some pieces are line separators of Unicode.
+    """Returns the piece-to-id mapping of a vocab.txt with one piece per line."""
+    # Not `splitlines`: some pieces are Unicode line separators.
     lines = content.decode(errors="replace").removesuffix("\n").split("\n")
     return {piece.removesuffix("\r"): number for number, piece in enumerate(lines)}
 
 
 def byte_level(vocab: dict[str, int], merges: list[tuple[str, str]], prefix: bool = False):
-    """GPT-2's tokenizer with this vocabulary and these merges, as a `tokenizers.Tokenizer`.
+    """Returns GPT-2's tokenizer with this vocabulary and these merges as a `tokenizers.Tokenizer`.
 
-    `prefix`: whether a space is written before every text.
+    `prefix`: whether to add a space before every text.
     """
     import tokenizers
 
@@ -173,7 +188,10 @@ def byte_level(vocab: dict[str, int], merges: list[tuple[str, str]], prefix: boo
 
 @phase("training the tokenizer")
 def train_byte_level(documents: Sequence[dict[str, Any]], sample: int, vocab: int):
-    """A byte-level BPE of at most `vocab` pieces (Radford et al. 2019), special ones first, then the bytes."""
+    """Trains a byte-level BPE tokenizer of at most `vocab` pieces (Radford et al. 2019).
+
+    The special pieces come first, followed by the 256 bytes.
+    """
     import tokenizers
 
     tokenizer = byte_level({}, [])
@@ -188,7 +206,7 @@ def train_byte_level(documents: Sequence[dict[str, Any]], sample: int, vocab: in
 
 
 def texts(documents: Sequence[dict[str, Any]], sample: int) -> Iterator[str]:
-    """The texts of `sample` documents, or of all if there are fewer, evenly spaced."""
+    """Yields the texts of up to `sample` documents, evenly spaced over all documents."""
     count = min(len(documents), sample)
     for number in range(count):
         index = number * len(documents) // count
@@ -198,7 +216,7 @@ def texts(documents: Sequence[dict[str, Any]], sample: int) -> Iterator[str]:
 
 
 def _kept_error(found: Iterator[str], failed: list[InputError]) -> Iterator[str]:
-    """The same texts; appends their error to `failed`, because SentencePiece raises only its message."""
+    """Yields the texts and appends their error to `failed`, because SentencePiece only passes on its message."""
     try:
         yield from found
     except InputError as error:
@@ -207,7 +225,10 @@ def _kept_error(found: Iterator[str], failed: list[InputError]) -> Iterator[str]
 
 
 def _example_texts(example: dict[str, Any]) -> list[str]:
-    """The sentences or words of an example if it has any; otherwise all columns of text, as in a pair {en, de}."""
+    """Returns the sentences or the words of an example.
+
+    If it has neither, returns all text columns, as in a pair {en, de}.
+    """
     if "sentences" in example or "text" in example:
         return sentences(example)
     if isinstance(example.get("words"), list):
@@ -219,5 +240,5 @@ def _example_texts(example: dict[str, Any]) -> list[str]:
 
 
 def reason(error: Exception) -> str:
-    """An error's message on one line."""
+    """Returns the message of an error on one line."""
     return " ".join(str(error).split())

@@ -1,4 +1,4 @@
-"""WordPiece vocabularies (Devlin et al. 2019)."""
+"""WordPiece tokenizer (Devlin et al. 2019)."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from jaxformer.data.tokenizers.json_tokenizer import JsonTokenizer
 
 
 class WordPieceTokenizer(JsonTokenizer):
-    """Pieces that continue a word begin with ##."""
+    """WordPiece tokenizer. Pieces that continue a word begin with ##."""
 
     def _starts(self, pieces: list[str]) -> np.ndarray:
         return np.array([not piece.startswith("##") for piece in pieces])

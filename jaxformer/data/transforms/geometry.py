@@ -1,7 +1,7 @@
-"""Where the points of an image are after it was cropped, resized, flipped, rotated or sheared.
+"""Geometric transforms: track the points of an image that is cropped, resized, flipped, rotated or sheared.
 
-Coordinates are in pixels, x to the right and y downwards, from the upper left corner of the image: the pixel in column
-i and row j covers the square from (i, j) to (i + 1, j + 1).
+Coordinates are in pixels from the upper left corner of the image, x to the right and y downwards. The pixel in column i
+and row j covers the square from (i, j) to (i + 1, j + 1).
 """
 
 import dataclasses
@@ -12,64 +12,67 @@ import numpy as np
 Box = tuple[float, float, float, float]
 """Left, upper, right and lower edge, in pixels."""
 Matrix = tuple[float, float, float, float, float, float]
-"""(a, b, c, d, e, f): the point (x, y) becomes (a x + b y + c, d x + e y + f)."""
+"""Affine matrix (a, b, c, d, e, f). It maps the point (x, y) to (a x + b y + c, d x + e y + f)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class GeometricTransform:
-    """An affine transform of an image: where its points are afterwards, and the size of the result."""
+    """Affine transform of an image: a map of its points, and the size of the transformed image."""
 
     matrix: Matrix
-    """Maps points of the image to points of the result."""
+    """Maps points of the image to points of the transformed image."""
     width: int
-    """Columns of the result."""
+    """Width of the transformed image in pixels."""
     height: int
-    """Rows of the result."""
+    """Height of the transformed image in pixels."""
 
     def then(self, other: "GeometricTransform") -> "GeometricTransform":
-        """This transform followed by another one of its result."""
+        """Composes this transform with another transform that is applied to its result."""
         product = _square(other.matrix) @ _square(self.matrix)
         return GeometricTransform(_flat(product), other.width, other.height)
 
 
 def identity(width: int, height: int) -> GeometricTransform:
-    """The transform of an image that is left as it is."""
+    """Returns the identity transform of an image of the given size."""
     return GeometricTransform((1, 0, 0, 0, 1, 0), width, height)
 
 
 def resized_box(box: Box, width: int, height: int) -> GeometricTransform:
-    """A box of an image, resized to a width and height; a crop if the box has that size."""
+    """Returns the transform that crops a box and resizes it to `width` × `height` pixels."""
     left, upper, right, lower = box
     x, y = width / (right - left), height / (lower - upper)
     return GeometricTransform((x, 0, -left * x, 0, y, -upper * y), width, height)
 
 
 def flip(width: int, height: int) -> GeometricTransform:
-    """A mirror image, left to right."""
+    """Returns the transform that mirrors an image from left to right."""
     return GeometricTransform((-1, 0, width, 0, 1, 0), width, height)
 
 
 def affine(matrix: Matrix, width: int, height: int) -> GeometricTransform:
-    """An image of the same size, transformed as Pillow does it: `matrix` maps points of the result to the image."""
+    """Returns the transform of Pillow's affine transform: `matrix` maps points of the result to points of the image.
+
+    The result has the size of the image.
+    """
     return GeometricTransform(_flat(np.linalg.inv(_square(matrix))), width, height)
 
 
 def rotation(degrees: float, width: int, height: int) -> GeometricTransform:
-    """An image rotated counter-clockwise about its centre, its size unchanged."""
+    """Returns the counter-clockwise rotation of an image about its center. The size does not change."""
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     x, y = width / 2, height / 2
     return GeometricTransform((cos, sin, x - cos * x - sin * y, -sin, cos, y + sin * x - cos * y), width, height)
 
 
 def points_after(points: np.ndarray, transform: GeometricTransform) -> np.ndarray:
-    """Points (x, y) after a transform.
+    """Transforms points (x, y).
 
     Args:
-      points: [n, 2].
-      transform: of the image that they are in.
+      points: points in the image, [n, 2].
+      transform: transform of the image.
 
     Returns:
-      float32 [n, 2]; points may be outside of the result.
+      Transformed points, float32 [n, 2]. They may be outside the transformed image.
     """
     a, b, c, d, e, f = transform.matrix
     x, y = np.asarray(points, np.float64).reshape(-1, 2).T
@@ -77,14 +80,14 @@ def points_after(points: np.ndarray, transform: GeometricTransform) -> np.ndarra
 
 
 def boxes_after(boxes: np.ndarray, transform: GeometricTransform) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes after a transform: the smallest upright boxes around theirs, clipped to the result.
+    """Transforms boxes. A result is the smallest axis-aligned box around the transformed box, clipped to the image.
 
     Args:
-      boxes: [n, 4], as `Box`.
-      transform: of the image that they are in.
+      boxes: boxes in the image, [n, 4]; see `Box`.
+      transform: transform of the image.
 
     Returns:
-      Boxes, float32 [n, 4], and which of them have an area inside of the result, bool [n].
+      Transformed boxes, float32 [n, 4], and whether each has a positive area inside the transformed image, bool [n].
     """
     boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
     corners = boxes[:, [[0, 1], [2, 1], [2, 3], [0, 3]]]
@@ -95,15 +98,15 @@ def boxes_after(boxes: np.ndarray, transform: GeometricTransform) -> tuple[np.nd
 
 
 def mask_after(mask: np.ndarray, transform: GeometricTransform, fill: int = 0) -> np.ndarray:
-    """A mask after a transform: each pixel has the value of the nearest pixel of the mask.
+    """Transforms a mask. Each pixel takes the value of the nearest pixel of the mask.
 
     Args:
-      mask: [height, width] of the image.
-      transform: of the image.
-      fill: value outside of the image.
+      mask: mask of the image, [height, width].
+      transform: transform of the image.
+      fill: value for pixels that are outside the original image.
 
     Returns:
-      [transform.height, transform.width] of the same type.
+      Transformed mask, [transform.height, transform.width], of the same type.
     """
     a, b, c, d, e, f = _flat(np.linalg.inv(_square(transform.matrix)))
     x, y = np.arange(transform.width) + 0.5, (np.arange(transform.height) + 0.5)[:, None]

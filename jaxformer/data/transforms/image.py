@@ -1,7 +1,7 @@
-"""Random changes of images, done by Pillow.
+"""Random image augmentation with Pillow.
 
-Pictures are Pillow's; pixels are NumPy arrays, uint8 [height, width, channels]. All randomness comes from the generator
-that is passed.
+Pictures are Pillow images. Pixels are NumPy arrays, uint8 [height, width, channels]. All randomness comes from the
+random generator that is passed.
 """
 
 import dataclasses
@@ -18,15 +18,17 @@ from jaxformer.data.transforms.geometry import Box, GeometricTransform, Matrix
 from jaxformer.errors import FieldError, shown
 
 Resample = Literal["bilinear", "bicubic", "lanczos", "box", "hamming", "nearest"]
-"""Pillow's filters for resizing. All except nearest average over the area that a pixel of a smaller image covers."""
+"""Pillow filters for resizing. All except `nearest` average over the area that each pixel of a smaller image covers."""
 Fit = Literal["crop", "stretch", "none"]
-"""How a picture becomes a square: its shorter side is resized, both sides are, or neither."""
+"""How a picture becomes a square: `crop` resizes its shorter side, `stretch` resizes both sides, `none` does not
+resize."""
 LONGEST = 32
-"""Ratio of a picture's sides above which its ends are cropped before it is resized, which bounds the memory."""
+"""Maximum ratio of the longer to the shorter side before resizing. Longer pictures are cropped, which bounds memory
+use."""
 STRONGEST = 10
-"""The magnitude of RandAugment's strongest operations."""
+"""Maximum magnitude of RandAugment operations."""
 _DEGREES = 30
-"""Largest rotation of RandAugment."""
+"""Maximum angle of RandAugment rotations, in degrees."""
 
 _MATRICES: Mapping[str, Callable[[float, int, int], Matrix]] = {
     "shear_x": lambda level, width, height: (1, 0.3 * level, 0, 0, 1, 0),
@@ -34,7 +36,8 @@ _MATRICES: Mapping[str, Callable[[float, int, int], Matrix]] = {
     "translate_x": lambda level, width, height: (1, 0, 0.3 * level * width, 0, 1, 0),
     "translate_y": lambda level, width, height: (1, 0, 0, 0, 1, 0.3 * level * height),
 }
-"""Matrices of affine operations for a level, a width and a height, from points of the result to points of the image."""
+"""Maps names of affine operations to functions (level, width, height) that return their matrix. The matrix maps
+points of the result to points of the image."""
 
 
 def _affine(name: str) -> Callable[[Image.Image, float], Image.Image]:
@@ -65,11 +68,12 @@ OPERATIONS: Mapping[str, Callable[[Image.Image, float], Image.Image]] = {
     "brightness": _enhanced(ImageEnhance.Brightness),
     "sharpness": _enhanced(ImageEnhance.Sharpness),
 }
-"""The operations of RandAugment, functions of a picture and a level from -1 to 1, whose sign is the direction."""
+"""RandAugment operations by name. Each is a function of a picture and a level from -1 to 1, whose sign is the
+direction."""
 
 
 def operation_geometry(name: str, level: float, width: int, height: int) -> GeometricTransform:
-    """Where an operation of RandAugment moves the points of a picture of this size."""
+    """Returns the geometric transform of a RandAugment operation on a picture of this size."""
     if name == "rotate":
         return geometry.rotation(_DEGREES * level, width, height)
     if name in _MATRICES:
@@ -79,20 +83,20 @@ def operation_geometry(name: str, level: float, width: int, height: int) -> Geom
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """A random resized crop and flip (Szegedy et al. 2015), and RandAugment (Cubuk et al. 2020)."""
+    """Random resized crop and flip (Szegedy et al. 2015), and RandAugment (Cubuk et al. 2020)."""
 
     scale: tuple[float, float] = (0.08, 1.0)
-    """Smallest and largest share of the image's area that is kept."""
+    """Minimum and maximum share of the image area that the crop keeps."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Smallest and largest ratio of its width to its height."""
+    """Minimum and maximum aspect ratio (width / height) of the crop."""
     flip: float = 0.5
     """Probability of a left-right flip."""
     operations: int = 0
-    """Operations of RandAugment applied to each image."""
+    """Number of RandAugment operations to apply to each image."""
     magnitude: float = 9.0
-    """Their strength, from 0 to 10."""
+    """Strength of the RandAugment operations, from 0 to 10."""
     among: tuple[str, ...] = tuple(OPERATIONS)
-    """The operations to draw from."""
+    """RandAugment operations to draw from."""
 
     def __post_init__(self):
         path = "data.task.image.augmentation"
@@ -110,10 +114,16 @@ class Augmentation:
     def __call__(
         self, picture: Image.Image, size: int, resample: Resample, rng: np.random.Generator
     ) -> tuple[np.ndarray, GeometricTransform]:
-        """A random part of the picture, changed at random.
+        """Applies a random crop, random operations and a random flip to a picture.
+
+        Args:
+          picture: image to augment.
+          size: height and width of the result in pixels.
+          resample: interpolation filter for resizing.
+          rng: random generator.
 
         Returns:
-          The pixels, uint8 [size, size, channels], and where the points of the picture are in them.
+          Pixels, uint8 [size, size, channels], and the geometric transform from the picture to them.
         """
         box = random_box(picture.width, picture.height, self.scale, self.ratio, rng)
         picture = resized(picture, size, box, resample)
@@ -132,7 +142,10 @@ class Augmentation:
 def random_box(
     width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
 ) -> Box:
-    """A box of random area and shape at a random position; the largest of the closest shape if ten draws do not fit."""
+    """Returns a box of random area and aspect ratio at a random position.
+
+    If ten draws do not fit in the image, returns the largest centered box with the closest allowed aspect ratio.
+    """
     for _ in range(10):
         area = width * height * rng.uniform(*scale)
         shape = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
@@ -145,13 +158,13 @@ def random_box(
 
 
 def middle(width: float, height: float, wide: float, high: float) -> Box:
-    """The box of the given size in the centre of an image."""
+    """Returns the box of size `wide` × `high` in the center of an image."""
     left, upper = (width - wide) / 2, (height - high) / 2
     return (left, upper, left + wide, upper + high)
 
 
 def resized(picture: Image.Image, size: int, box: Box, resample: Resample) -> Image.Image:
-    """A box of the picture, resized to a square of `size` pixels."""
+    """Resizes a box of the picture to a square of `size` pixels."""
     if box == (0, 0, size, size) == (0, 0, *picture.size):
         return picture
     return picture.resize((size, size), Image.Resampling[resample.upper()], box, reducing_gap=3.0)
@@ -160,17 +173,17 @@ def resized(picture: Image.Image, size: int, box: Box, resample: Resample) -> Im
 def fitted(
     picture: Image.Image, size: int, edge: int, fit: Fit, resample: Resample
 ) -> tuple[Image.Image, GeometricTransform]:
-    """The centre of a resized picture, pixel for pixel as transformers' image processors crop it.
+    """Resizes a picture and crops its center. The pixels equal those of the image processors of transformers.
 
     Args:
-      picture: of any size; with `fit="none"` at least as large as the result.
-      size: height and width of the result.
-      edge: length of the shorter side after resizing, or of both with `fit="stretch"`.
-      fit: how it is resized.
-      resample: the filter.
+      picture: picture of any size. With `fit="none"`, at least as large as the result.
+      size: height and width of the result in pixels.
+      edge: length in pixels of the shorter side after resizing, or of both sides with `fit="stretch"`.
+      fit: how the picture is resized.
+      resample: interpolation filter for resizing.
 
     Returns:
-      The square, and where the points of the picture are in it.
+      The square picture, and the geometric transform from the picture to it.
     """
     width, height = picture.size
     moved = geometry.identity(width, height)
@@ -193,25 +206,28 @@ def fitted(
 
 
 def pixels(picture: Image.Image) -> np.ndarray:
-    """uint8 [height, width, channels]."""
+    """Converts a picture to an array, uint8 [height, width, channels]."""
     array = np.asarray(picture)
     return array[..., None] if array.ndim == 2 else array
 
 
 def mixup(image: np.ndarray, other: np.ndarray, share: float) -> np.ndarray:
-    """Two images blended, the first with weight `share` (Zhang et al. 2018)."""
+    """Blends two images. The first image has weight `share` (Mixup; Zhang et al. 2018)."""
     mixed = share * image.astype(np.float32) + (1 - share) * other.astype(np.float32)
     return np.round(mixed).astype(np.uint8)
 
 
 def cutmix(image: np.ndarray, other: np.ndarray, share: float, rng: np.random.Generator) -> tuple[np.ndarray, float]:
-    """An image with a box of another one pasted in (Yun et al. 2019), and the share of the first image that remains.
+    """Pastes a box of another image into an image (CutMix; Yun et al. 2019).
 
     Args:
-      image: [height, width, channels].
-      other: of the same shape.
-      share: target share of the first image; the box is clipped at the edges.
-      rng: draws the position of the box.
+      image: pixels, [height, width, channels].
+      other: pixels of the other image, of the same shape.
+      share: target share of the area that the first image keeps.
+      rng: random generator for the position of the box. The box is clipped at the image edges.
+
+    Returns:
+      The mixed image, and the actual area share of the first image.
     """
     height, width = image.shape[:2]
     side = math.sqrt(1 - share)

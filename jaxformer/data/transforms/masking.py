@@ -1,4 +1,4 @@
-"""Masking for the masked language model (Devlin et al. 2019, §3.1), whole matrices at once."""
+"""Token masking for masked language models (Devlin et al. 2019, §3.1), vectorized over examples."""
 
 import dataclasses
 from typing import NamedTuple
@@ -10,27 +10,28 @@ class Masked(NamedTuple):
     """Masked examples. The entries of example i are starts[i]:starts[i + 1] of the flat arrays."""
 
     tokens: np.ndarray
-    """int32 [e, t]; of the chosen tokens 80% become `[MASK]`, 10% a random piece, and 10% stay."""
+    """Tokens with masks, int32 [e, t]. Of the chosen tokens, 80% become `[MASK]`, 10% a random piece, and 10% stay
+    the same."""
     positions: np.ndarray
-    """int32 [n], indices into the row of `tokens`, ascending within an example."""
+    """Index of each chosen token in its row of `tokens`, int32 [n], ascending within an example."""
     targets: np.ndarray
-    """int32 [n], the original tokens."""
+    """Original tokens at the chosen positions, int32 [n]."""
     starts: np.ndarray
-    """int64 [e + 1]."""
+    """Start of each example in the flat arrays, int64 [e + 1]."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Masking:
-    """How tokens are chosen and hidden."""
+    """Options for choosing and masking tokens."""
 
     rate: float
-    """Share of the maskable tokens to choose; at least one wherever there is one."""
+    """Share of the maskable tokens to choose. At least one token is chosen if any is maskable."""
     limit: int
-    """Tokens chosen in an example, at most."""
+    """Maximum number of chosen tokens per example."""
     mask_id: int
     """Id of `[MASK]`."""
     random_ids: np.ndarray
-    """int32: ids that may replace a token."""
+    """Ids that may replace a chosen token, int32."""
 
 
 def mask(
@@ -40,18 +41,19 @@ def mask(
     rng: np.random.Generator,
     words: np.ndarray | None = None,
 ) -> Masked:
-    """Chooses tokens to predict and hides them.
+    """Chooses tokens to predict and masks them.
 
     Args:
-      tokens: int32 [e, t].
-      maskable: bool [e, t], where a token may be chosen.
-      options: how many are chosen, and what hides them.
-      rng: the source of all randomness.
-      words: int [e, t] from `words`, to choose all pieces of a word or none; a word of more than `options.limit` pieces
-        counts as that many words.
+      tokens: tokens, int32 [e, t].
+      maskable: whether each token may be chosen, bool [e, t].
+      options: how many tokens are chosen, and what replaces them.
+      rng: random generator.
+      words: word numbers returned by the function `words`, int [e, t]. If given, either all pieces of a word are chosen
+        or
+        none. Each piece of a word with more than `options.limit` pieces counts as a word.
 
     Returns:
-      The masked tokens, and what to predict.
+      The masked tokens, and the targets.
     """
     available = maskable.sum(axis=1)
     wanted = np.minimum(np.clip(np.rint(available * options.rate), 1, options.limit), available).astype(np.int64)
@@ -75,9 +77,9 @@ def mask(
 
 
 def words(tokens: np.ndarray, maskable: np.ndarray, word_start: np.ndarray) -> np.ndarray:
-    """Number of the word that each token belongs to, int64 [e, t]; word_start is bool [vocab]."""
+    """Returns the word number of each token, int64 [e, t]. `word_start` is bool [vocab]."""
     begins = word_start[tokens]
-    # A token after one that cannot be masked begins a word, even if the word is cut off there.
+    # A token after an unmaskable token begins a word, even if it is in the middle of a word that was cut.
     begins[:, 1:] |= ~maskable[:, :-1]
     return np.cumsum(begins, axis=1)
 
@@ -90,9 +92,10 @@ def _split_long_words(words: np.ndarray, maskable: np.ndarray, limit: int) -> np
 
 
 def _to_whole_words(words: np.ndarray, wanted: np.ndarray, available: np.ndarray) -> np.ndarray:
-    """The largest count up to `wanted` that ends with a word; otherwise the size of the first word.
+    """Returns the largest count up to `wanted` at which a word ends. If there is none, returns the size of the first
+    word.
 
-    `words` is [e, t] in the order of choice, in which the pieces of a word are adjacent.
+    `words` is [e, t] in the order in which tokens are chosen, where the pieces of a word are adjacent.
     """
     count = np.arange(1, words.shape[1] + 1)
     ends = np.ones(words.shape, bool)

@@ -1,4 +1,4 @@
-"""Sentence pairs for next-sentence prediction (Devlin et al. 2019), and full sentences (Liu et al. 2019)."""
+"""Sentence pairs for next-sentence prediction (Devlin et al. 2019), and full-sentence chunks (Liu et al. 2019)."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -6,16 +6,16 @@ from typing import NamedTuple
 import numpy as np
 
 _TRIES = 10
-"""Documents drawn for one random second part, at most."""
+"""Maximum number of documents to draw for a random second part."""
 
 
 class SentencePair(NamedTuple):
-    """Two stretches of tokens, int32 [n] each."""
+    """Two parts of a pair, tokens int32 [n] each. `second` is None for a single text."""
 
     first: np.ndarray
     second: np.ndarray | None
     label: int
-    """0: `second` follows `first` in the document; 1: it comes from another one."""
+    """Target: 0 if `second` follows `first` in the document, 1 if it is from another document."""
 
 
 def sentence_pairs(
@@ -25,22 +25,24 @@ def sentence_pairs(
     rng: np.random.Generator,
     draw: Callable[[np.random.Generator], Sequence[np.ndarray]],
 ) -> list[SentencePair]:
-    """Cuts a document into pairs of consecutive stretches; half get a random second part instead.
+    """Cuts a document into pairs of consecutive parts. Half of the pairs get a random second part from another
+    document.
 
-    Sentences are gathered up to the target length and split at random between both parts. The sentences that a random
-    second part replaces begin the next pair. A single sentence left at the end makes no pair: it could only have a
+    Sentences are collected up to the target length and split at random into two parts. If a random second part replaces
+    the second sentences, the next pair begins with these. A single remaining sentence makes no pair: it could only have
+    a
     random second part, which would unbalance the labels.
 
     Args:
-      sentences: int32 [n] each, none empty.
-      room: tokens of both parts together, at most; longer pairs lose tokens of the longer part.
+      sentences: tokens of each sentence, int32 [n]. None of them is empty.
+      room: maximum number of tokens in both parts together. In longer pairs, the longer part is truncated.
       short_rate: share of the pairs with a random shorter target length.
-      rng: the source of all randomness.
-      draw: returns the sentences of another document.
+      rng: random generator.
+      draw: function that returns the sentences of another document.
 
     Returns:
-      Pairs, none if the document has a single sentence. A random second part is never the true continuation, even if
-      the other document holds the same text.
+      A list of pairs, empty if the document has a single sentence. A random second part is never the true continuation,
+      even if the other document contains the same text.
     """
     pairs = []
     start = 0
@@ -64,31 +66,35 @@ def sentence_pairs(
 
 
 def _random_pair(first, following, target, room, rng, draw) -> SentencePair | None:
-    """A pair with a second part from another document; None if every document drawn has the true continuation."""
+    """Returns a pair whose second part is from another document.
+
+    None if all drawn documents contain the continuation.
+    """
     for _ in range(_TRIES):
         other = draw(rng)
         if not len(other):
             continue
         second = _stretch(other, _below(len(other), rng), max(1, target - len(first)))
         head, tail, skipped = truncate(first, second, room, rng)
-        # The true continuation would appear from its beginning, or cut in the same way.
+        # A true continuation would appear from its beginning, or truncated in the same way.
         if len(tail) and not (_begins(following, tail) or _begins(following[skipped:], tail)):
             return SentencePair(head, tail, 1)
     return None
 
 
 def _begins(tokens: np.ndarray, part: np.ndarray) -> bool:
-    # Most differ in the first token, and comparing one token is cheap.
+    # Most parts differ in their first token, and comparing one token is cheap.
     return len(tokens) > 0 and tokens[0] == part[0] and np.array_equal(tokens[: len(part)], part)
 
 
 def full_sentences(
     sentences: list[np.ndarray], room: int, short_rate: float, rng: np.random.Generator
 ) -> list[np.ndarray]:
-    """Consecutive whole sentences of at most `room` tokens (Liu et al. 2019, FULL-SENTENCES).
+    """Splits a document into chunks of consecutive whole sentences, up to `room` tokens (Liu et al. 2019,
+    FULL-SENTENCES).
 
-    A sentence longer than `room` is cut and continues in the next stretch, so that the stretches together contain every
-    token of the document once.
+    A sentence longer than `room` is cut and continues in the next chunk. Each token of the document is in exactly one
+    chunk.
     """
     found, parts, count = [], [], 0
     target = _target_length(room, short_rate, rng, least=1)
@@ -106,10 +112,10 @@ def full_sentences(
 def truncate(
     first: np.ndarray, second: np.ndarray, room: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """Removes tokens from the longer part, at its front or back at random, until both fit.
+    """Removes tokens from the longer part, at random from its front or back, until both parts fit.
 
     Returns:
-      Both parts, and how many tokens the second one lost at its front.
+      Both parts, and the number of tokens removed from the front of the second part.
     """
     excess = len(first) + len(second) - room
     if excess <= 0:
@@ -133,7 +139,7 @@ def _target_length(room: int, short_rate: float, rng: np.random.Generator, least
 
 
 def _gather(sentences: Sequence[np.ndarray], start: int, target: int, least: int) -> int:
-    """Index after the last sentence needed for `target` tokens from `start` on, if there are that many."""
+    """Returns the index after the last sentence needed for `target` tokens and `least` sentences from `start` on."""
     stop, count = start, 0
     while stop < len(sentences) and (count < target or stop - start < least):
         count += len(sentences[stop])
@@ -147,5 +153,5 @@ def _stretch(sentences: Sequence[np.ndarray], start: int, target: int) -> np.nda
 
 
 def _below(limit: int, rng: np.random.Generator) -> int:
-    # Ten times cheaper than rng.integers for a single number.
+    # Ten times faster than rng.integers for a single number.
     return int(rng.random() * limit)

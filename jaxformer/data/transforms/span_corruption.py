@@ -1,12 +1,12 @@
-"""Span corruption (Raffel et al. 2020, §3.1.4): spans of a text are replaced by sentinels and predicted.
+"""Span corruption (Raffel et al. 2020, §3.1.4): replaces spans of a text by sentinels, and predicts the spans.
 
     text     Thank you for inviting me to your party last week
     inputs   Thank you <extra_id_0> me to your party <extra_id_1> week
     targets  <extra_id_0> for inviting <extra_id_1> last
 
-Sentinels are numbered in order. A text begins with a visible token and ends with a hidden one, so the targets need no
-sentinel after the last span. A `mean_span` of None is a prefix language model (§3.2.1 there): the text after a random
-point is hidden, without a sentinel. The functions are pure, and the caller adds the end tokens.
+Sentinels are numbered in order. A text begins with a visible token and ends with a hidden token, so that the targets
+need no sentinel after the last span. If `mean_span` is None, the task is prefix language modeling (§3.2.1): the text
+after a random point is hidden, without a sentinel. The functions are pure, and the caller adds EOS tokens.
 """
 
 import collections
@@ -20,17 +20,26 @@ from jaxformer.errors import InputError
 
 
 class Sizes(NamedTuple):
-    """Numbers of tokens that a stretch can give, at most."""
+    """Maximum numbers of tokens that a chunk can give."""
 
     inputs: int
+    """Maximum number of input tokens."""
     targets: int
+    """Maximum number of target tokens."""
     both: int
-    """Tokens of inputs and targets together."""
+    """Maximum number of input and target tokens together."""
     sentinels: int
+    """Maximum number of sentinels."""
 
 
 def sizes(length: int, rate: float, mean_span: float | None) -> Sizes:
-    """The sizes for `length` tokens, 2 or more, with a share `rate` hidden in spans of `mean_span`."""
+    """Returns the sizes for a chunk of `length` ≥ 2 tokens.
+
+    Args:
+      length: number of tokens in the chunk.
+      rate: average share of the tokens to hide.
+      mean_span: average length of a hidden span. If None, hides everything after a random point.
+    """
     if mean_span is None:
         return Sizes(length - 1, _longest_rest(length, rate), length, 0)
     hidden, spans = _amounts(length, rate, mean_span)
@@ -39,16 +48,16 @@ def sizes(length: int, rate: float, mean_span: float | None) -> Sizes:
 
 @functools.lru_cache
 def stretch_length(rate: float, mean_span: float | None, input_length: int | None, length: int | None) -> int:
-    """Tokens of the longest stretch whose inputs and targets, with their end tokens, fit; below 2 if none does.
+    """Returns the maximum length of a chunk whose inputs and targets fit, including their EOS tokens.
 
     Args:
       rate: share of the tokens to hide.
-      mean_span: length of a hidden span, on average; None hides the rest after a random point.
-      input_length: room for the inputs; None: inputs and targets, without the last token, share `length`.
-      length: room for the targets; None: unlimited.
+      mean_span: average length of a hidden span. If None, hides everything after a random point.
+      input_length: room for the inputs. If None, inputs and targets without their last token share `length`.
+      length: room for the targets. If None, unlimited.
 
     Returns:
-      The number of tokens; every shorter stretch fits too.
+      The number of tokens, below 2 if no chunk fits. Every shorter chunk fits too.
     """
 
     def fits(count: int) -> bool:
@@ -64,10 +73,11 @@ def stretch_length(rate: float, mean_span: float | None, input_length: int | Non
 
 
 def noise_mask(length: int, rate: float, mean_span: float | None, rng: np.random.Generator) -> np.ndarray:
-    """bool [length], 2 or more: which tokens to hide. Arguments as those of `sizes`.
+    """Draws which tokens of a chunk to hide, bool [length]. Same arguments as `sizes`.
 
-    Visible and hidden spans alternate; all divisions of the visible and of the hidden tokens into spans are equally
-    likely.
+    Visible and hidden spans alternate. All divisions of the visible tokens into spans are equally likely, and so are
+    all
+    divisions of the hidden tokens.
     """
     if mean_span is None:
         return np.arange(length) >= length - rng.integers(1, _longest_rest(length, rate) + 1)
@@ -77,15 +87,15 @@ def noise_mask(length: int, rate: float, mean_span: float | None, rng: np.random
 
 
 def corrupt(tokens: np.ndarray, mask: np.ndarray, sentinels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Replaces the spans under the mask by sentinels.
+    """Replaces the masked spans by sentinels.
 
     Args:
-      tokens: int32 [n].
-      mask: bool [n].
-      sentinels: int32, at least one id for each span.
+      tokens: tokens of the chunk, int32 [n].
+      mask: tokens to hide, bool [n].
+      sentinels: sentinel ids, int32, at least one per span.
 
     Returns:
-      The inputs, with a sentinel for each span, and the targets, each span after its sentinel; int32 each.
+      Inputs with one sentinel per span, and targets in which each span follows its sentinel. Both are int32.
     """
     begins = mask.copy()
     begins[1:] &= ~mask[:-1]
@@ -97,13 +107,15 @@ def corrupt(tokens: np.ndarray, mask: np.ndarray, sentinels: np.ndarray) -> tupl
 
 
 def restore(inputs: np.ndarray, targets: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
-    """Inverts `corrupt`: the text, int32 [n], of inputs and targets, which may be rows or a model's output.
+    """Inverts `corrupt`: combines inputs and targets to the original text, int32 [n].
 
-    Without any sentinel the targets continue the inputs. Padding and everything after an end token are left out.
+    Inputs and targets may be batch rows or the output of a model. Without sentinels, the targets continue the inputs.
+    Padding and everything after an EOS token are removed.
 
     Raises:
-      InputError: a sentinel is not exactly once in the inputs and once in the targets, or the targets do not begin
-        with one.
+      InputError: If a sentinel does not occur exactly once in the inputs and once in the targets, or if the targets do
+        not
+        begin with a sentinel.
     """
     inputs, targets = (_before_end(np.asarray(ids, np.int32), tokenizer) for ids in (inputs, targets))
     places, starts = (np.flatnonzero(np.isin(ids, tokenizer.sentinel_ids)) for ids in (inputs, targets))
@@ -125,8 +137,8 @@ def _check_pairs(inputs: np.ndarray, targets: np.ndarray, tokenizer: Tokenizer) 
         read, written = (count[number] for count in counts)
         if (read, written) != (1, 1):
             raise InputError(
-                f"restore: {tokenizer.pieces[number]} stands {_times(read)} in the inputs and {_times(written)} in the "
-                "targets; it must stand once in both"
+                f"restore: {tokenizer.pieces[number]} occurs {_times(read)} in the inputs and {_times(written)} in the "
+                "targets; it must occur once in both"
             )
 
 
@@ -141,17 +153,17 @@ def _before_end(ids: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
 
 
 def _amounts(length: int, rate: float, mean_span: float) -> tuple[int, int]:
-    """Numbers of hidden tokens and of hidden spans; no span, visible or hidden, is empty."""
+    """Returns the numbers of hidden tokens and of hidden spans. No visible or hidden span is empty."""
     hidden = min(max(round(length * rate), 1), length - 1)
     return hidden, max(1, min(round(hidden / mean_span), hidden, length - hidden))
 
 
 def _longest_rest(length: int, rate: float) -> int:
-    """Largest number of tokens after the random point, so that on average they are `rate` of all."""
+    """Returns the maximum number of tokens after the random point, for which their average share is `rate`."""
     return min(max(round(2 * rate * length) - 1, 1), length - 1)
 
 
 def _divide(count: int, parts: int, rng: np.random.Generator) -> np.ndarray:
-    """Random sizes, all positive, of `parts` parts that add up to `count`."""
+    """Returns `parts` random positive sizes with sum `count`."""
     ends = np.sort(rng.choice(count - 1, parts - 1, replace=False)) + 1
     return np.diff(ends, prepend=0, append=count)

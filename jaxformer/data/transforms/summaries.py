@@ -1,4 +1,4 @@
-"""Sentences that summarise a document: greedy oracle labels, and choosing by score without repetition."""
+"""Sentences that summarize a document: greedy oracle labels, and selection by score without repetition."""
 
 import collections
 import re
@@ -12,34 +12,35 @@ _WORD = re.compile(r"[^\W_]+")
 
 
 def words(text: str) -> list[str]:
-    """The words of a text in lower case: runs of letters and digits, as rouge-score has them in English."""
+    """Returns the words of a text in lower case: runs of letters and digits, as in rouge-score for English."""
     return _WORD.findall(text.lower())
 
 
 def split_document(text: str) -> list[str]:
-    """The sentences of a text that have words: lines end sentences, as punctuation does."""
+    """Splits a text into the sentences that contain words. Line breaks and punctuation end sentences."""
     parts = (sentence for line in text.splitlines() for sentence in columns.split_sentences(line))
     return [sentence for sentence in parts if words(sentence)]
 
 
 def rouge_f1(words: Sequence[str], reference: Sequence[str], n: int) -> float:
-    """ROUGE-n (Lin 2004): the F1 of the n-grams of two lists of words, from 0 to 1."""
+    """Computes ROUGE-n (Lin 2004): the F1 score of the n-grams of two word lists, from 0 to 1."""
     return _f1(_ngrams(words, n), _ngrams(reference, n))
 
 
 def oracle(sentences: Sequence[str], summary: str, most: int) -> list[int]:
-    """The sentences that together are most like a summary, found greedily (Nallapati et al. 2017; Liu & Lapata 2019).
+    """Greedily selects the sentences that are most similar to a summary (Nallapati et al. 2017; Liu & Lapata 2019).
 
-    Adds the sentence that raises the sum of ROUGE-1 and ROUGE-2 of the chosen sentences most, the first of several, and
-    stops where none raises it.
+    Repeatedly adds the sentence that increases the sum of ROUGE-1 and ROUGE-2 of the selected sentences most. Ties go
+    to the
+    first sentence. Stops when no sentence increases the sum.
 
     Args:
-      sentences: the document.
-      summary: the text to be like.
-      most: sentences to choose, at most.
+      sentences: sentences of the document.
+      summary: reference summary.
+      most: maximum number of sentences to select.
 
     Returns:
-      Their indices, ascending; none where no sentence has a word of the summary.
+      Indices of the selected sentences, ascending. Empty if no sentence contains a word of the summary.
     """
     parts = [words(sentence) for sentence in sentences]
     reference = words(summary)
@@ -64,17 +65,18 @@ def oracle(sentences: Sequence[str], summary: str, most: int) -> list[int]:
 def choose(
     scores: Sequence[float] | np.ndarray, sentences: Sequence[str], most: int, block_trigrams: bool
 ) -> list[int]:
-    """The sentences with the highest scores.
+    """Selects the sentences with the highest scores.
 
     Args:
-      scores: one of each sentence.
-      sentences: as many sentences or more; those without a score are not chosen.
-      most: sentences to choose, at most.
-      block_trigrams: whether to skip a sentence that has three successive words of one chosen before (Paulus et al.
-        2018).
+      scores: one score per sentence.
+      sentences: at least as many sentences as scores. Sentences without a score are not selected.
+      most: maximum number of sentences to select.
+      block_trigrams: whether to skip a sentence that shares three successive words with a sentence already selected
+        (Paulus
+        et al. 2018).
 
     Returns:
-      Their indices, ascending.
+      Indices of the selected sentences, ascending.
     """
     chosen: list[int] = []
     seen: set[tuple[str, ...]] = set()

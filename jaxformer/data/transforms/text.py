@@ -1,4 +1,4 @@
-"""Random changes of texts."""
+"""Random text augmentation."""
 
 import dataclasses
 
@@ -10,21 +10,21 @@ from jaxformer.data.tokenizers import Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class TextAugmentation:
-    """Random deletion and swap of words (Wei & Zou 2019), and dropout of tokens (Bowman et al. 2016)."""
+    """Random word deletion and swap (Wei & Zou 2019), and token dropout (Bowman et al. 2016)."""
 
     deletion: float = 0.0
-    """Probability that a word is deleted; at least one word is kept."""
+    """Probability of deleting a word. At least one word is kept."""
     swap: float = 0.0
-    """Swaps of two random words, as a share of the number of words."""
+    """Average number of swaps of two random words, as a share of the number of words."""
     dropout: float = 0.0
-    """Probability that a token becomes the unknown token."""
+    """Probability of replacing a token by the unknown token."""
 
     def __post_init__(self):
         for name in ("deletion", "swap", "dropout"):
             fields.within(f"data.task.augmentation.{name}", getattr(self, name), 0, 1, below=True)
 
     def __call__(self, tokens: np.ndarray, tokenizer: Tokenizer, rng: np.random.Generator) -> np.ndarray:
-        """Changes tokens int32 [n] to int32 [m], m from 1 to n; `rng` is the source of all randomness."""
+        """Augments tokens, int32 [n]. Returns int32 [m] with 1 ≤ m ≤ n."""
         words = np.split(tokens, np.flatnonzero(tokenizer.word_start[tokens[1:]]) + 1)
         if self.deletion:
             kept = rng.random(len(words)) >= self.deletion

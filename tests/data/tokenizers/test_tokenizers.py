@@ -141,7 +141,7 @@ def test_byte_level_files(tmp_path):
     assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match="a tokenizer of the kind ByteLevel; expected WordPiece"):
         WordPiece(path=str(tmp_path / "a")).build(None, str(tmp_path / "b"))
-    with pytest.raises(InputError, match=r"tokenizer.vocab=260: the bytes and the special pieces alone are 261"):
+    with pytest.raises(InputError, match=r"tokenizer.vocab=260: the bytes and special pieces need 261"):
         ByteLevelBpe(260)
 
 

@@ -109,9 +109,9 @@ def test_noise_mask_of_a_prefix_lm_has_the_requested_rate():
 @pytest.mark.parametrize(
     "inputs, targets, words",
     [
-        ("w1 <extra_id_0> w2", "w3", "<extra_id_0> stands once in the inputs and never in the targets"),
-        ("w1 w2", "<extra_id_3> w3", "<extra_id_3> stands never in the inputs and once in the targets"),
-        ("w1 <extra_id_0>", "<extra_id_0> w3 <extra_id_0>", "stands once in the inputs and twice in the targets"),
+        ("w1 <extra_id_0> w2", "w3", "<extra_id_0> occurs once in the inputs and never in the targets"),
+        ("w1 w2", "<extra_id_3> w3", "<extra_id_3> occurs never in the inputs and once in the targets"),
+        ("w1 <extra_id_0>", "<extra_id_0> w3 <extra_id_0>", "occurs once in the inputs and twice in the targets"),
         ("<extra_id_0> <extra_id_0> <extra_id_0>", "<extra_id_0> w3", "3 times in the inputs and once in the targets"),
         ("w1 <extra_id_0>", "w2 <extra_id_0> w3", "the targets begin with 'w2'; they must begin with a sentinel"),
     ],
