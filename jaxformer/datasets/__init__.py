@@ -1,1 +1,1 @@
-"""TFDS builders of this project, one folder each."""
+"""TFDS builders of this project, one folder per data set."""

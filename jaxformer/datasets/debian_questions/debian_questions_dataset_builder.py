@@ -1,4 +1,4 @@
-"""Cloze questions on descriptions of Debian packages: a word of the summary is left out, and the description has it."""
+"""Cloze questions on Debian package descriptions: a word of the summary is missing, and the description has it."""
 
 import hashlib
 import os
@@ -11,29 +11,29 @@ import tensorflow_datasets as tfds
 from jaxformer.datasets.debian_descriptions import debian_descriptions_dataset_builder as descriptions
 
 _DESCRIPTION = """
-Questions whose answers are words of a text, made as Hermann et al. 2015 made them from news and their highlights: a
-word of a package's summary is replaced by an underscore, and the package's long description is the text to find it in.
-The columns are those of SQuAD; every occurrence of the word in the text is an answer.
+Questions whose answers are words of a text. They are made by the method of Hermann et al. 2015, who used news articles
+and their highlights: a word of a package summary is replaced by an underscore, and the answer is in the long
+description of the package. The columns are those of SQuAD. Every occurrence of the word in the text is an answer.
 
-The word is drawn, by a digest of the package's name, from those of the summary that have four letters or more, occur in
-the description too, in upper or lower case, and are not among a few very common ones. Some of these questions can be
-answered without reading, some not with certainty, not even by humans.
+The word is chosen by a digest of the package name. The candidates are the words of the summary that have at least four
+letters, also occur in the description (ignoring case), and are not among a few very common words. Some of the questions
+can be answered without reading the description, and some cannot be answered with certainty, even by humans.
 
-The texts and their splits are those of `debian_descriptions/summaries`, which says where they are from; packages of one
-source are in one split.
+The texts and their splits are those of `debian_descriptions/summaries`; see there for their origin. All packages of a
+source are in the same split.
 """
 
 BLANK = "_"
-"""The placeholder of the word."""
+"""Placeholder for the missing word."""
 
 _WORD = re.compile(r"[^\W\d_][\w+-]{2,}\w")
 _COMMON = {"also", "based", "from", "have", "into", "library", "package", "provides", "that", "their"}
 _COMMON |= {"this", "using", "which", "with", "your"}
-_LONGEST = 1000  # characters of a description
+_LONGEST = 1000  # Maximum number of characters in a description.
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """See `_DESCRIPTION`."""
+    """Builds the cloze questions. See `_DESCRIPTION`."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -55,7 +55,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
 
 def _question(example: dict) -> dict | None:
-    """The question on a description; None where it is longer than a page, or has none of the summary's words."""
+    """Returns the question on a description. None if the description is too long or contains no word of the summary."""
     summary, context = example["summary"], example["description"]
     found: dict[str, list[re.Match]] = {}
     for word in _WORD.finditer(context):

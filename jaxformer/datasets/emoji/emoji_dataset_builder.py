@@ -1,4 +1,4 @@
-"""Emoji: images of 64 × 64 pixels with their names and categories."""
+"""Emoji data set: images of 64 × 64 pixels with their names and categories."""
 
 import dataclasses
 import io
@@ -14,14 +14,14 @@ from PIL import Image
 from jaxformer.datasets import downloads
 
 _DESCRIPTION = """
-Emoji on white, 64 × 64 pixels, each with its name and one of nine categories, from the npm packages
-emoji-datasource-google and emoji-datasource-twitter, version 16.0.0. `emoji/google` and `emoji/twitter` are those of
-one designer, `emoji/all` both.
+Emoji on a white background, 64 × 64 pixels, each with its name and one of nine categories, from the npm packages
+emoji-datasource-google and emoji-datasource-twitter, version 16.0.0. `emoji/google` and `emoji/twitter` contain the
+emoji of one designer, and `emoji/all` those of both.
 
-Every tenth name of a category is held out: an emoji in all its skin tones, by both designers, is in one split.
+Every tenth name of a category is held out. All skin tones of an emoji by both designers are in the same split.
 
-The images by Google (Noto) are under the Apache License 2.0, those by Twitter (Twemoji) under CC-BY 4.0; the data about
-them is under the MIT licence.
+The Google images (Noto) are under the Apache License 2.0, the Twitter images (Twemoji) under CC-BY 4.0, and the data
+about them is under the MIT licence.
 """
 
 CATEGORIES = (
@@ -35,20 +35,20 @@ CATEGORIES = (
     "Symbols",
     "Flags",
 )
-"""The labels; the skin tones by themselves, a category of five, are left out."""
+"""Label names. The category of five separate skin tones is left out."""
 _VERSION, _SIZE, _EVERY = "16.0.0", 64, 10
 
 
 @dataclasses.dataclass
 class EmojiConfig(tfds.core.BuilderConfig):
-    """The emoji of some designers."""
+    """Configuration of the emoji data set: which designers to include."""
 
     designers: tuple[str, ...] = ()
-    """As the packages name them."""
+    """Designers, as named in the packages."""
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """See `_DESCRIPTION`."""
+    """Builds the emoji data set. See `_DESCRIPTION`."""
 
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS: ClassVar = [
@@ -92,7 +92,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
 
 def _images(entries: list[dict], split: str) -> Iterator[tuple[str, str, str]]:
-    """(file, name, category) of each image of a split."""
+    """Yields (file, name, category) for each image of a split."""
     for category in CATEGORIES:
         there = sorted((entry for entry in entries if entry["category"] == category), key=lambda e: e["sort_order"])
         for number, entry in enumerate(there):
@@ -102,7 +102,10 @@ def _images(entries: list[dict], split: str) -> Iterator[tuple[str, str, str]]:
 
 
 def on_white(data: bytes) -> Image.Image:
-    """A picture of 64 × 64 pixels, what is transparent white; no array, which TFDS would encode by TensorFlow."""
+    """Decodes an image, resizes it to 64 × 64 pixels, and places it on a white background.
+
+    Returns a Pillow image, because TFDS would encode an array with TensorFlow.
+    """
     with Image.open(io.BytesIO(data)) as file:
         picture = file.convert("RGBA").resize((_SIZE, _SIZE))
     white = Image.new("RGBA", picture.size, "white")

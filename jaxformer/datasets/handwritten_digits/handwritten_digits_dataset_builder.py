@@ -1,4 +1,4 @@
-"""Handwritten digits: 5,000 grey images of 20 × 20 pixels, 500 of each digit."""
+"""Handwritten digits data set: 5,000 grayscale images of 20 × 20 pixels, 500 per digit."""
 
 import os
 from collections.abc import Iterator
@@ -10,11 +10,11 @@ from PIL import Image
 from jaxformer.datasets.debian_packages import package_file
 
 _DESCRIPTION = """
-5,000 handwritten digits, white on black, 20 × 20 pixels, from the sheet `digits.png` of OpenCV's samples, which the
-Debian package opencv-doc has. The package (96 MB) is fetched by apt and unpacked, not installed.
+5,000 handwritten digits, white on black, 20 × 20 pixels, from the image `digits.png` of the OpenCV samples in the
+Debian package opencv-doc. The package (96 MB) is downloaded with apt and unpacked, but not installed.
 
-Every fifth image of each digit is held out: 4,000 for training, 1,000 for validation, 400 and 100 of each digit. The
-nearest neighbour among the training images is right for 96.5% of the others.
+Every fifth image of each digit is held out: 4,000 images are for training and 1,000 for validation, 400 and 100 per
+digit. Nearest-neighbor classification with the training images has an accuracy of 96.5% on the validation images.
 
 OpenCV is under the Apache License 2.0, until version 4.5 under the BSD 3-clause licence.
 """
@@ -23,7 +23,7 @@ _SHEET, _SIZE, _EACH, _EVERY = "usr/share/doc/opencv-doc/examples/data/digits.pn
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """See `_DESCRIPTION`."""
+    """Builds the handwritten digits. See `_DESCRIPTION`."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -48,12 +48,12 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, images: np.ndarray, chosen: np.ndarray) -> Iterator[tuple[int, dict]]:
         for number in np.flatnonzero(chosen):
-            # A picture, not an array, which TFDS would encode by TensorFlow.
+            # A Pillow image, because TFDS would encode an array with TensorFlow.
             yield int(number), {"image": Image.fromarray(images[number]), "label": int(number // _EACH)}
 
 
 def digits(sheet: str) -> np.ndarray:
-    """The digits of the sheet, uint8 [5000, 20, 20]: row by row, which is digit by digit."""
+    """Reads the digits of the sheet, uint8 [5000, 20, 20]. They are ordered by row and therefore by digit."""
     with Image.open(sheet) as file:
         pixels = np.asarray(file.convert("L"))
     rows, columns = (length // _SIZE for length in pixels.shape)

@@ -1,4 +1,4 @@
-"""Snippets of movie reviews with the mean of twenty people's ratings, and whether they are positive."""
+"""Snippets of movie reviews with average human ratings and sentiment labels."""
 
 import hashlib
 import io
@@ -13,11 +13,12 @@ import tensorflow_datasets as tfds
 from jaxformer.datasets import downloads
 
 _DESCRIPTION = """
-Sentences of movie reviews from rotten.tomatoes.com (Pang & Lee 2004), each with the mean of at least twenty people's
+Sentences of movie reviews from rotten.tomatoes.com (Pang & Lee 2004), each with the average of at least twenty human
 ratings from -4 to 4 (Hutto & Gilbert 2014), from the source archive of the Python package vaderSentiment 3.3.2.
 
-The label is positive where the mean is above 0 and negative where it is below; 37 of exactly 0 are left out, which
-leaves 10,566. Of every ten snippets one is for validation and one for testing, chosen by its letters.
+The label is positive if the average is above 0 and negative if it is below 0. 37 snippets with an average of exactly 0
+are left out, which leaves 10,566. Ten percent of the snippets are for validation and ten percent for testing, chosen by
+a digest of their letters.
 
 The ratings are under the MIT licence.
 """
@@ -27,7 +28,7 @@ LABELS = ("negative", "positive")
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """See `_DESCRIPTION`."""
+    """Builds the movie snippets. See `_DESCRIPTION`."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -57,7 +58,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
 
 def _read(archive: str) -> str:
-    """The file with the snippets, which is in an archive inside of the package's."""
+    """Returns the file with the snippets, which is in an archive inside the package archive."""
     with tarfile.open(archive) as package:
         [inner] = [name for name in package.getnames() if name.endswith("hutto_ICWSM_2014.tar.gz")]
         with tarfile.open(fileobj=io.BytesIO(downloads.read_member(package, inner))) as files:

@@ -1,4 +1,4 @@
-"""Shakespeare's plays by scene; with his poems and Milton's by poem, book or chapter."""
+"""Works of Shakespeare and Milton: plays by scene; poems and prose by poem, book or chapter."""
 
 import os
 import re
@@ -11,14 +11,14 @@ import tensorflow_datasets as tfds
 from jaxformer.datasets import downloads
 
 _DESCRIPTION = """
-The works of William Shakespeare, and some of John Milton, as Project Gutenberg has them in modern spelling, from the
-source archive of the Python package shakespeare 0.6.
+The works of William Shakespeare, and some of John Milton, in the modern spelling of Project Gutenberg, from the source
+archive of the Python package shakespeare 0.6.
 
-`shakespeare/plays` holds 37 plays in 753 documents. Each is a scene with its heading and its lines unchanged; the text
-before the first act, such as the list of characters, is left out except for a prologue. Three whole plays are held out
-for validation, a comedy, a history and a tragedy: As You Like It, King John and Julius Caesar. `shakespeare/all` adds
-to the training documents Shakespeare's sonnets and other poems, and Milton's Paradise Lost, Paradise Regained,
-L'Allegro, Il Penseroso, Comus, Lycidas and Areopagitica.
+`shakespeare/plays` contains 37 plays in 753 documents. Each document is a scene with its heading and its lines
+unchanged. The text before the first act, such as the list of characters, is left out except for a prologue. Three whole
+plays are held out for validation, a comedy, a history and a tragedy: As You Like It, King John and Julius Caesar.
+`shakespeare/all` adds to the training documents Shakespeare's sonnets and other poems, and Milton's Paradise Lost,
+Paradise Regained, L'Allegro, Il Penseroso, Comus, Lycidas and Areopagitica.
 
 The texts are in the public domain; the package's code is under the MIT licence.
 """
@@ -35,22 +35,22 @@ _MILTON = {
 _ORDINALS = ["FIRST", "SECOND", "THIRD", "FOURTH", "FIFTH"]
 _ROMAN = ["I", "II", "III", "IV", "V", "VI", "VII", "VIII", "IX", "X", "XI", "XII", "XIII", "XIV", "XV"]
 _NUMBER = rf"({'|'.join(_ORDINALS + _ROMAN)}|\d+)\b[.:]?"
-# The heading of an act has a line of its own, or is before that of its first scene.
+# The heading of an act is on a separate line, or before the heading of its first scene.
 _HEADING = re.compile(
     rf"^[ ]*(?=ACT|SCENE)(?:ACT[ ]+{_NUMBER}(?=[ ]*$|[ ]+SCENE)[ ]*)?(?:SCENE[ ]+{_NUMBER}.*)?$",
     re.IGNORECASE | re.MULTILINE,
 )
 _OPENING = re.compile(r"^[ ]*(?:THE )?(?:PROLOGUE|INDUCTION)\b.*$", re.MULTILINE)
-# The beginnings of numbered poems, of the books of an epic, and of poems that follow one another.
+# Headings of numbered poems, of books of an epic, and of successive poems.
 _PARTS = re.compile(
     r"^[ ]*(?:[IVXLC]+\.?|BOOK [IVX]+\.?|THE \w+ BOOK|L'ALLEGRO|IL PENSEROSO|COMUS|LYCIDAS)[ ]*$", re.MULTILINE
 )
-# What an act has before its first scene is but its heading where there are no more words.
+# If the text of an act before its first scene has fewer words, it is only a heading.
 _HEADING_WORDS = 30
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """See `_DESCRIPTION`."""
+    """Builds the Shakespeare data set. See `_DESCRIPTION`."""
 
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS: ClassVar = [
@@ -83,7 +83,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
 
 def _read(archive: str) -> dict[str, str]:
-    """The texts in the package by name: everything of Shakespeare in modern spelling, and some of Milton."""
+    """Returns the texts in the package by name: all works of Shakespeare in modern spelling, and some of Milton."""
     works = {}
     with tarfile.open(archive) as files:
         for member in files:
@@ -94,19 +94,19 @@ def _read(archive: str) -> dict[str, str]:
 
 
 def _clean(text: str) -> str:
-    """The lines of a text, without signs of typesetting and without more than one empty line in succession."""
+    """Removes typesetting marks, line numbers and repeated empty lines from a text."""
     text = re.sub(r"[ \t]*(?:\r\n|\r|\n)", "\n", text.replace("\x1a", ""))
     text = re.sub(r"^\.{5,}", "    ", text, flags=re.MULTILINE)
-    text = re.sub(r" {3,}\d+$", "", text, flags=re.MULTILINE)  # numbers of lines
+    text = re.sub(r" {3,}\d+$", "", text, flags=re.MULTILINE)  # Line numbers.
     text = re.sub(r"\s*THE END\.?\s*$", "", text)
     return re.sub(r"\n{3,}", "\n\n", text).strip()
 
 
 def _scenes(work: str, text: str) -> list[dict]:
-    """The scenes of a play, each with its heading; what is before the first act only from a prologue on."""
+    """Splits a play into scenes with their headings. Text before the first act is kept only from a prologue on."""
     headings = list(_HEADING.finditer(text))
     opening = _OPENING.search(text, 0, headings[0].start())
-    # Where, act, scene: 0 is what is before the first act, and what an act has before its first scene.
+    # Tuples (start, act, scene). 0 is the text before the first act, or before the first scene of an act.
     places = [(opening.start(), 0, 0)] if opening else []
     for found in headings:
         start, act, scene = places[-1] if places else (0, 0, 0)
@@ -134,7 +134,7 @@ def _number(word: str) -> int:
 
 
 def _parts(work: str, text: str) -> list[dict]:
-    """The parts of a book of poems; the whole of what has none."""
+    """Splits a collection of poems into its parts. A text without parts is one document."""
     title = text.split("\n", 1)[0]
     starts = [found.start() for found in _PARTS.finditer(text)] or [0]
     stops = [*starts[1:], len(text)]

