@@ -1,4 +1,4 @@
-"""Layers: what models are made of."""
+"""Layers that models are composed of."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Scaled dot-product attention and the layer around it (Vaswani et al. 2017, §3.2)."""
+"""Scaled dot-product attention and the attention layer (Vaswani et al. 2017, §3.2)."""
 
 import functools
 
@@ -17,26 +17,29 @@ from jaxformer.layers.masks import OF_QUERIES, Mask
 from jaxformer.layers.positions import Placement, rotate
 
 BLOCK = 256
-"""Queries whose scores exist at once, at most."""
+"""Maximum number of queries whose scores are in memory at the same time."""
 CAUSAL_PARTS = 4
-"""Parts of a row in which queries see no later key; more of them leave out more, and are slower each."""
+"""Number of chunks of queries in causal attention. Each chunk skips the keys after it. More chunks skip more keys,
+but add overhead."""
 WINDOW_PARTS = 16
-"""The same where there is a window."""
+"""Maximum number of chunks of queries in attention with a window."""
 SHORTEST_PART = 64
+"""Minimum number of queries per chunk."""
 
 
 def attention_weights(query_bthk, key_bgsk, mask_bhts=None, bias_hts=None, scale=None) -> jax.Array:
-    """`softmax(query · key · scale + bias)`, in float32.
+    """Computes `softmax(query · key · scale + bias)` in float32.
 
     Args:
       query_bthk: queries.
-      key_bgsk: keys; h/g consecutive heads share one (grouped queries, Ainslie et al. 2023).
-      mask_bhts: boolean, broadcastable to [b, h, t, s], True where a query may look; None for everywhere.
-      bias_hts: what to add to the scores.
-      scale: default: 1 / sqrt(k).
+      key_bgsk: keys. Each group of h/g consecutive heads shares one head of keys (grouped queries, Ainslie et al.
+        2023).
+      mask_bhts: boolean, broadcastable to [b, h, t, s], True if a query may attend to a key. If None, all are allowed.
+      bias_hts: bias to add to the scores, or None.
+      scale: factor of the products of queries and keys. Defaults to 1 / sqrt(k).
 
     Returns:
-      float32 [b, h, t, s]; each row sums to 1.
+      Attention weights, float32 [b, h, t, s]. Each row sums to 1.
     """
     batch, queries, heads, size = query_bthk.shape
     groups, keys = key_bgsk.shape[1:3]
@@ -51,7 +54,7 @@ def attention_weights(query_bthk, key_bgsk, mask_bhts=None, bias_hts=None, scale
 
 
 def mix(weights_bhts: jax.Array, value_bgsk: jax.Array) -> jax.Array:
-    """The values, [b, t, h, k], in the proportions of the weights."""
+    """Returns the averages of the values weighted by the attention weights, [b, t, h, k]."""
     batch, heads, queries, keys = weights_bhts.shape
     groups, size = value_bgsk.shape[1], value_bgsk.shape[-1]
     weights = weights_bhts.astype(value_bgsk.dtype).reshape(batch, groups, -1, queries, keys)
@@ -60,23 +63,23 @@ def mix(weights_bhts: jax.Array, value_bgsk: jax.Array) -> jax.Array:
 
 @flax.struct.dataclass
 class AttendOptions:
-    """The arguments of attention besides queries, keys and values."""
+    """Arguments of attention other than queries, keys and values."""
 
     mask: Mask | None = None
-    """Which key each query sees; None: all."""
+    """Mask of the keys that each query attends to. If None, each query attends to all keys."""
     bias: jax.Array | None = None
-    """Added to the scores, [h, t, s] or [b, h, t, s]."""
+    """Bias to add to the scores, [h, t, s] or [b, h, t, s]."""
     key: jax.Array | None = None
-    """For dropout; None for none."""
+    """Random key for dropout. If None, no dropout is applied."""
     scale: float | None = flax.struct.field(pytree_node=False, default=None)
-    """As in `attention_weights`."""
+    """Factor of the scores. See `attention_weights`."""
     rate: float = flax.struct.field(pytree_node=False, default=0.0)
-    """Rate of dropout on the weights."""
+    """Dropout rate of the attention weights."""
     kernel: kernels.Kernel = flax.struct.field(pytree_node=False, default="auto")
-    """As in `Attention`."""
+    """Implementation. See `Attention.kernel`."""
 
     def part(self, queries: slice, keys: slice, number: int) -> "AttendOptions":
-        """The options of some queries and keys, the `number`-th part of all."""
+        """Returns the options for a slice of the queries and keys. `number` is the index of the slice, for dropout."""
         return self.replace(
             mask=self.mask and self.mask.part(queries, keys),
             bias=None if self.bias is None else self.bias[..., queries, keys],
@@ -85,15 +88,15 @@ class AttendOptions:
 
 
 def attend(query_bthk: jax.Array, keys: KeyValue, options: AttendOptions | None = None) -> jax.Array:
-    """Attention without a whole matrix of scores: memory grows with a row's length and not with its square.
+    """Computes attention without a full score matrix, so that memory grows linearly with the row length.
 
     Args:
       query_bthk: queries.
       keys: keys and values.
-      options: the mask, and the like.
+      options: mask and other options.
 
     Returns:
-      [b, t, h, k].
+      Attention output, [b, t, h, k].
     """
     options = options or AttendOptions()
     mask, biased, dropped = options.mask, options.bias is not None, options.key is not None
@@ -108,9 +111,9 @@ def attend(query_bthk: jax.Array, keys: KeyValue, options: AttendOptions | None 
 
 
 def _attend_by_parts(query_bthk: jax.Array, keys: KeyValue, options: AttendOptions) -> jax.Array:
-    """Attention part by part of the queries, each over the keys that its queries may see."""
+    """Computes attention in chunks of queries. Each chunk attends only to the keys that its mask allows."""
     length, mask = query_bthk.shape[1], options.mask
-    if jax.export.is_symbolic_dim(length):  # A program for rows of any length, which has no parts of a length.
+    if jax.export.is_symbolic_dim(length):  # A program for rows of any length cannot be divided into chunks.
         return _attend_at_once(query_bthk, keys, options)
     in_order = mask is not None and mask.in_order
     window = mask.window if mask is not None and mask.aligned else None
@@ -135,14 +138,14 @@ def _attend_at_once(query_bthk: jax.Array, keys: KeyValue, options: AttendOption
 
 
 def _attend_part(query_bthk: jax.Array, keys: KeyValue, options: AttendOptions) -> jax.Array:
-    """All queries at once where they are few, or in a loop over blocks of them."""
+    """Computes attention for all queries at once if they are few, and otherwise in a loop over blocks of queries."""
     length, mask = query_bthk.shape[1], options.mask
     if length <= BLOCK:
         return _attend_at_once(query_bthk, keys, options)
     count = -(-length // BLOCK)
     size = -(-length // count)
 
-    def split(array, axis):  # Blocks first, the last one padded.
+    def split(array, axis):  # The block axis comes first. The last block is padded.
         axis %= array.ndim
         padding = [(0, 0)] * axis + [(0, count * size - length)] + [(0, 0)] * (array.ndim - axis - 1)
         shape = (*array.shape[:axis], count, size, *array.shape[axis + 1 :])
@@ -161,64 +164,66 @@ def _attend_part(query_bthk: jax.Array, keys: KeyValue, options: AttendOptions) 
         jax.tree.map(lambda array: split(array, 1), of_queries),
         None if options.bias is None else split(options.bias, -2),
     )
-    # The backward pass computes each block's weights again, instead of all of them waiting for it.
+    # The backward pass recomputes the weights of each block, instead of keeping all of them in memory.
     _, mixed = jax.lax.scan(jax.checkpoint(body), None, blocks)
     return jnp.moveaxis(mixed, 0, 1).reshape(len(query_bthk), count * size, *mixed.shape[3:])[:, :length]
 
 
 @flax.struct.dataclass
 class AttentionInputs:
-    """The inputs of an attention layer besides `x`."""
+    """Inputs of an attention layer other than `x`."""
 
     memory: jax.Array | KeyValue | None = None
-    """The vectors to attend to, [b, s, d], or their keys and values from an earlier call; None: `x`."""
+    """Vectors to attend to, [b, s, d], or their keys and values from an earlier call. If None, `x` attends to
+    itself."""
     mask: Mask | None = None
-    """Which key each query sees; None: all."""
+    """Mask of the keys that each query attends to. If None, each query attends to all keys."""
     placement: Placement | None = None
-    """Changes of queries, keys and scores by a position scheme."""
+    """Changes that a position scheme makes to queries, keys and scores."""
     cache: LayerCache | None = None
-    """Keys and values of earlier tokens, to which those of `x` are added."""
+    """Keys and values of earlier tokens. Those of `x` are appended to it."""
     used: jax.Array | None = None
-    """Scalar: tokens in the cache."""
+    """Number of tokens in the cache, scalar."""
     train: bool = flax.struct.field(pytree_node=False, default=False)
-    """Whether to drop out; needs the rng stream `dropout`."""
+    """Whether to apply dropout. Requires the rng stream `dropout`."""
     return_weights: bool = flax.struct.field(pytree_node=False, default=False)
-    """Whether to return the weights."""
+    """Whether to return the attention weights."""
 
 
 @flax.struct.dataclass
 class AttentionOutput:
-    """The output of an attention layer."""
+    """Output of an attention layer."""
 
     output: jax.Array
-    """[b, t, d]."""
+    """Output vectors, [b, t, d]."""
     weights: jax.Array | None
-    """The weights before dropout, float32 [b, h, t, s], where they were asked for."""
+    """Attention weights before dropout, float32 [b, h, t, s]. None unless requested."""
     keys: KeyValue
-    """The keys and values that were attended to."""
+    """Keys and values that were attended to."""
     cache: LayerCache | None = None
-    """The cache with those of `x`, where there was one."""
+    """Cache that includes the keys and values of `x`. None if there was no cache."""
 
 
 class Attention(nn.Module):
-    """Multi-head attention of `x` to itself, or to a memory: [b, t, d] → [b, t, d]."""
+    """Multi-head attention of `x` to itself or to a memory: [b, t, d] → [b, t, d]."""
 
     kv_heads: int | None = None
-    """Heads of keys and values, each shared by several of queries; by default one a head."""
+    """Number of key and value heads. Each is shared by several query heads. Defaults to the number of query heads."""
     head_dim: int | None = None
-    """Size of a head; by default the width divided among the heads."""
+    """Size of a head. Defaults to the width divided by the number of heads."""
     bias: bool = True
-    """Whether the four maps have biases."""
+    """Whether the four linear layers have biases."""
     scale_scores: bool = True
-    """Whether scores are divided by sqrt(head_dim); T5's are not, and its queries begin smaller instead."""
+    """Whether to divide scores by sqrt(head_dim). If False, as in T5, the initial query kernel is smaller instead."""
     query_pre_attn_scalar: int | None = None
-    """Scores are divided by the square root of this instead, as in Gemma; None: of the head's size."""
+    """Number whose square root divides the scores, as in Gemma. If None, uses the head size."""
     head_norm: nn.Module | None = None
-    """The norm of each head's queries and of its keys, such as `HeadRMSNorm()`; None: none."""
+    """Normalization of the queries and keys of each head, such as `HeadRMSNorm()`. If None, they are not normalized."""
     window: int | None = None
-    """Self-attention sees keys whose index differs from the query's by less than this; None: all."""
+    """Window size of self-attention: a query attends to keys at a distance of less than this. If None, no limit."""
     kernel: kernels.Kernel = "auto"
-    """The implementation: auto, splash on TPU, cuDNN on GPU, or blocks of queries on CPU and where neither serves."""
+    """Implementation. `auto` is `splash` on TPU and `cudnn` on GPU; it is `blocks` (blocks of queries) on CPU, and
+    if the kernel does not support the layer."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -228,7 +233,7 @@ class Attention(nn.Module):
                 raise InputError(f"attention.{field}={value}: expected at least 1")
 
     def sizes(self, heads: int, width: int) -> tuple[int, int]:
-        """Heads of keys and values, and the size of a head, in a stack of that width."""
+        """Returns the number of key and value heads and the size of a head, for a stack of this width."""
         return self.kv_heads or heads, self.head_dim or width // heads
 
     @nn.compact
@@ -241,14 +246,14 @@ class Attention(nn.Module):
         dropout: float = 0.0,
         dtype: DType = "auto",
     ) -> AttentionOutput:
-        """Attends.
+        """Computes attention.
 
         Args:
-          x: [b, t, d].
-          inputs: what else the layer is given.
-          heads: number of heads of queries; it divides the width unless `head_dim` is set.
-          dropout: rate of dropout on the weights, when training.
-          dtype: what to compute in.
+          x: input vectors, [b, t, d].
+          inputs: memory, mask and other inputs.
+          heads: number of query heads. It must divide the width unless `head_dim` is set.
+          dropout: dropout rate of the attention weights during training.
+          dtype: type to compute in.
         """
         inputs, width = inputs or AttentionInputs(), x.shape[-1]
         _, head_dim = self.sizes(heads, width)
@@ -278,7 +283,7 @@ class Attention(nn.Module):
         return AttentionOutput(output(mixed), weights, keys, cache)
 
     def _query(self, x: jax.Array, placement: Placement, heads: int, dtype: DType) -> jax.Array:
-        """Queries [b, t, h, k]."""
+        """Computes queries [b, t, h, k]."""
         width, (_, head_dim) = x.shape[-1], self.sizes(heads, x.shape[-1])
         gain = 1.0 if self.scale_scores else head_dim**-0.5
         project = Linear("btd,dhk->bthk", (width, heads, head_dim), self.bias, dtype, gain, name="query")
@@ -288,7 +293,7 @@ class Attention(nn.Module):
         return query if placement.query is None else rotate(query, placement.query)
 
     def _keys(self, memory: jax.Array, placement: Placement, heads: int, dtype: DType) -> KeyValue:
-        """Keys and values of a memory [b, s, d]."""
+        """Computes the keys and values of a memory [b, s, d]."""
         width = memory.shape[-1]
         groups, head_dim = self.sizes(heads, width)
         equation = "btd,dhk->bthk" if groups == heads else "btd,dgk->btgk"
@@ -304,7 +309,10 @@ class Attention(nn.Module):
 
 
 def attend_with_weights(query_bthk: jax.Array, keys: KeyValue, options: AttendOptions) -> tuple[jax.Array, jax.Array]:
-    """Attention that returns its weights before dropout too, float32 [b, h, t, s]; it holds them whole."""
+    """Computes attention. Returns the weights before dropout, float32 [b, h, t, s], and the output.
+
+    The full weight matrix is in memory.
+    """
     mask = options.mask and options.mask.dense()
     weights = attention_weights(query_bthk, keys.key, mask, options.bias, options.scale)
     return weights, mix(dropout(weights, options.rate, options.key), keys.value)

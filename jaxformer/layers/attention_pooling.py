@@ -1,4 +1,4 @@
-"""Attention pooling: one vector of a sequence, by the attention of a learned query (Zhai et al. 2022)."""
+"""Attention pooling: reduces a sequence to one vector by the attention of a learned query (Zhai et al. 2022)."""
 
 import flax.linen as nn
 import jax
@@ -12,16 +12,16 @@ from jaxformer.parallel import metadata
 
 
 class AttentionPooling(nn.Module):
-    """A learned query attends to all tokens; a residual MLP follows: [b, t, d] → [b, d]."""
+    """Pools tokens by the attention of a learned query, followed by a residual MLP: [b, t, d] → [b, d]."""
 
     heads: int = 12
-    """Attention heads; they divide the width."""
+    """Number of attention heads. It must divide the width."""
     mlp: nn.Module = Mlp()
-    """The feed-forward network."""
+    """Feed-forward network."""
     norm: nn.Module = LayerNorm()
-    """The norm of what the feed-forward network reads."""
+    """Normalization of the input of the feed-forward network."""
     dtype: DType = "auto"
-    """The type to compute in."""
+    """Type to compute in."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

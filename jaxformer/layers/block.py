@@ -1,4 +1,4 @@
-"""The one block that every family is made of."""
+"""Transformer block that all model families share."""
 
 from typing import Literal
 
@@ -17,72 +17,76 @@ from jaxformer.metrics.means import Mean
 from jaxformer.parallel import sharding
 
 NormPosition = Literal["before", "after", "both"]
-"""Norms before each layer and at the end of the stack (pre-norm, stable when deep), after each residual sum (post-norm,
-Vaswani et al. 2017), or before and after each layer and at the end (Gemma 2 and 3)."""
+"""Where a block applies norms. `before`: before each layer, and at the end of the stack (pre-norm, stable for deep
+stacks). `after`: after each residual sum (post-norm, Vaswani et al. 2017). `both`: before and after each layer,
+and at the end of the stack (Gemma 2 and 3)."""
 
 
 @flax.struct.dataclass
 class BlockInputs:
-    """The inputs of a stack and its blocks besides `x`."""
+    """Inputs of a stack and its blocks other than `x`."""
 
     mask: Mask | None = None
-    """Which token each token sees; None for every. With a cache its order alone counts, and None is causal."""
+    """Mask of the tokens that each token attends to. If None, each token attends to all tokens. With a cache, only
+    the order of the mask is used, and None means causal."""
     position_ids: jax.Array | None = None
-    """Integers [b, t], for a position scheme. Default: 0, 1, 2, ..."""
+    """Positions for a position scheme, integers [b, t]. Defaults to 0, 1, 2, ..."""
     memory: jax.Array | KeyValue | None = None
-    """The vectors that cross-attention attends to, [b, s, d]; with a cache needed once only."""
+    """Vectors for cross-attention, [b, s, d]. With a cache, they are only needed in the first call."""
     memory_mask: Mask | None = None
-    """Which part of the memory each token sees."""
+    """Mask of the memory vectors that each token attends to."""
     placement: Placement | None = None
-    """Applied in self-attention in addition to the stack's own position scheme."""
+    """Placement to apply in self-attention in addition to the stack's own position scheme."""
     memory_placement: Placement | None = None
-    """Applied in cross-attention to queries, and to the keys of the memory."""
+    """Placement to apply in cross-attention to the queries and to the keys of the memory."""
     condition: jax.Array | None = None
-    """[b, c]: what norms and residual branches are conditioned on, such as a diffusion's time and class."""
+    """Condition of norms and residual branches, [b, c], such as the time and class of a diffusion model."""
     at: jax.Array | None = None
-    """Integers [b, m]: the positions whose output is wanted. The last block leaves the others out, which with BERT's
-    15% saves most of it."""
+    """Positions whose output is needed, integers [b, m]. The last block skips all other positions. For the 15%
+    masked tokens of BERT, this saves most of its computation."""
     train: bool = flax.struct.field(pytree_node=False, default=False)
-    """Whether to drop out; needs the rng stream `dropout`."""
+    """Whether to apply dropout. Requires the rng stream `dropout`."""
     return_attention: bool = flax.struct.field(pytree_node=False, default=False)
-    """Whether to return the weights of self-attention; not together with `at`."""
+    """Whether to return the weights of self-attention. Cannot be combined with `at`."""
     return_layers: bool = flax.struct.field(pytree_node=False, default=False)
-    """Whether to return the output of every block; not together with `at`."""
+    """Whether to return the output of every block. Cannot be combined with `at`."""
 
 
 @flax.struct.dataclass
 class BlockState:
-    """The index of a block in its stack, and its cache in decoding."""
+    """Position of a block in its stack, and its cache during decoding."""
 
     depth_fraction: jax.Array | float = 1.0
-    """From 0 for the first block to 1 for the last."""
+    """Relative depth of the block, from 0 for the first block to 1 for the last."""
     is_first: jax.Array | bool = False
-    """Whether the block is the first."""
+    """Whether this is the first block."""
     cache: LayerCache | None = None
     """Keys and values of earlier tokens."""
     used: jax.Array | None = None
-    """Scalar: tokens in the cache."""
+    """Number of tokens in the cache, scalar."""
 
 
 @flax.struct.dataclass
 class BlockOutput:
-    """The output of a block."""
+    """Output of a block."""
 
     hidden: jax.Array
-    """[b, t, d], or [b, m, d] at some positions."""
+    """Output vectors, [b, t, d], or [b, m, d] at selected positions."""
     attention: jax.Array | None
-    """Weights of self-attention, float32 [b, h, t, s], where they were asked for."""
+    """Weights of self-attention, float32 [b, h, t, s]. None unless requested."""
     cache: LayerCache | None
-    """The cache with the new tokens, where there was one."""
+    """Cache that includes the new tokens. None if there was no cache."""
     memory: KeyValue | None
-    """Keys and values of cross-attention."""
+    """Keys and values of cross-attention. None without a memory."""
     means: dict[str, Mean]
     """Auxiliary means by name, such as the load of experts."""
 
 
 class Block(nn.Module):
-    """Self-attention, cross-attention where there is a memory, and MLP: each with dropout, a residual connection and
-    norms where `norm_position` has them."""
+    """Transformer block: self-attention, cross-attention if there is a memory, and an MLP.
+
+    Each layer is followed by dropout and a residual connection. `norm_position` sets where norms are applied.
+    """
 
     heads: int
     attention: nn.Module
@@ -97,7 +101,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, inputs: BlockInputs | None = None, state: BlockState | None = None) -> BlockOutput:
-        """Maps x [b, t, d] to the block's output."""
+        """Computes the output of the block for x [b, t, d]."""
         inputs, state = inputs or BlockInputs(), state or BlockState()
         y, weights, cache = self._attend(self._before(x, "attention", inputs, state), inputs, state)
         x = self._add(take(x, inputs.at), y, "attention", inputs, state)
@@ -110,7 +114,7 @@ class Block(nn.Module):
         return BlockOutput(sharding.constrain(x, "btd"), weights, cache, memory, means)
 
     def _before(self, x: jax.Array, name: str, inputs: BlockInputs, state: BlockState) -> jax.Array:
-        """The input of a layer: the residual stream, normalised if norms come first."""
+        """Returns the input of a layer: the residual stream, normalized if norms are applied before layers."""
         if self.norm_position == "after":
             return x
         y = normalise(self.norm.copy(name=f"{name}_norm"), x, inputs.condition)
@@ -119,7 +123,7 @@ class Block(nn.Module):
         return jnp.where(state.is_first, x, y)
 
     def _add(self, x: jax.Array, y: jax.Array, name: str, inputs: BlockInputs, state: BlockState) -> jax.Array:
-        """The residual stream with a layer's output."""
+        """Adds the output of a layer to the residual stream."""
         if self.norm_position == "both":
             y = normalise(self.norm.copy(name=f"{name}_post_norm"), y, inputs.condition)
         if self.residual is not None:
@@ -136,7 +140,7 @@ class Block(nn.Module):
         return branch(y, state.depth_fraction, inputs.train, inputs.condition)
 
     def _attend(self, x: jax.Array, inputs: BlockInputs, state: BlockState):
-        """The output of self-attention at the positions wanted, its weights and its cache."""
+        """Computes self-attention. Returns its output at the selected positions, its weights and its cache."""
         mask, placement, window = inputs.mask, inputs.placement, self.attention.window
         if window is not None and state.cache is None:
             mask = (mask or Mask()).windowed(window, x.shape[1])
@@ -157,7 +161,7 @@ class Block(nn.Module):
         return attended.output, attended.weights, attended.cache
 
     def _attend_memory(self, x: jax.Array, inputs: BlockInputs) -> tuple[jax.Array, KeyValue]:
-        """The output of cross-attention, and the keys and values of the memory."""
+        """Computes cross-attention. Returns its output, and the keys and values of the memory."""
         mask, placement, at = inputs.memory_mask, inputs.memory_placement, inputs.at
         if at is not None:
             mask, placement = mask and mask.at(at), placement and placement.at(at)
@@ -168,10 +172,10 @@ class Block(nn.Module):
 
 
 def normalise(norm: nn.Module, x: jax.Array, condition: jax.Array | None) -> jax.Array:
-    """`x` normalised; a norm in a conditioned stack takes the condition too."""
+    """Normalizes `x`. Passes the condition to the norm if there is one."""
     return norm(x) if condition is None else norm(x, condition)
 
 
 def take(x: jax.Array, at: jax.Array | None) -> jax.Array:
-    """The vectors of `x` [b, t, d] at the positions `at` [b, m]: [b, m, d]; all of them where `at` is None."""
+    """Selects the vectors of `x` [b, t, d] at the positions `at` [b, m]. Returns [b, m, d], or `x` if `at` is None."""
     return x if at is None else jnp.take_along_axis(x, at[..., None], axis=1)

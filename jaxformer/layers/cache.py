@@ -1,4 +1,4 @@
-"""Caches: keys and values of earlier tokens, to which decoding adds one token or more at a time."""
+"""Caches for decoding: keys and values of earlier tokens, to which each call adds those of new tokens."""
 
 import flax.struct
 import jax
@@ -7,56 +7,60 @@ import jax.numpy as jnp
 from jaxformer.layers.masks import Mask
 
 FREE = jnp.iinfo(jnp.int32).max
-"""The index of a slot without a token: after every query."""
+"""Index of an empty cache slot. It is greater than the index of any query."""
 
 
 @flax.struct.dataclass
 class KeyValue:
-    """Keys and values of one layer, laid out for products with queries."""
+    """Keys and values of one layer, arranged for products with queries."""
 
     key: jax.Array
-    """[b, g, s, k]."""
+    """Keys, [b, g, s, k]."""
     value: jax.Array
-    """[b, g, s, k]."""
+    """Values, [b, g, s, k]."""
 
 
 @flax.struct.dataclass
 class LayerCache:
-    """The cache of one layer's self-attention."""
+    """Cache of the self-attention of one layer."""
 
     keys: KeyValue
     """Keys and values of the tokens in the slots."""
     index: jax.Array | None = None
-    """Integers [b, s]: the index in its row of the token in each slot, or `FREE`; the layer has a window then, and its
-    slots are used in turn. None: slot i has token i."""
+    """Index in its row of the token in each slot, integers [b, s], or `FREE`. Used by layers with a window, which
+    reuse their slots in turn. If None, slot i contains token i."""
 
     def write(self, new: KeyValue, used: jax.Array) -> tuple["LayerCache", KeyValue]:
-        """Adds keys and values.
+        """Adds keys and values to the cache.
 
         Args:
           new: keys and values of t tokens, [b, g, t, k].
-          used: scalar: the index of the first of them.
+          used: index of the first new token, scalar.
 
         Returns:
-          The cache with them, and the keys and values that the new tokens attend to: `visible_index` has their indices.
+          The updated cache, and the keys and values that the new tokens attend to. `visible_index` returns their
+          indices.
         """
         new = jax.tree.map(lambda kept, array: array.astype(kept.dtype), self.keys, new)
         if self.index is None:
             keys = jax.tree.map(lambda kept, array: _update(kept, array, used), self.keys, new)
             return self.replace(keys=keys), keys
         count, size = new.key.shape[2], self.keys.key.shape[2]
-        kept = min(count, size)  # Of more tokens than slots, the last ones stay.
+        kept = min(count, size)  # If there are more tokens than slots, only the last tokens are kept.
         last = used + jnp.arange(count - kept, count)
         slots = last % size
         keys = jax.tree.map(lambda array, add: array.at[:, :, slots].set(add[:, :, count - kept :]), self.keys, new)
         cache = LayerCache(keys, self.index.at[:, slots].set(last))
         if count == 1:
             return cache, keys
-        # Earlier ones of the new tokens still see what later ones overwrite.
+        # The first of the new tokens still attend to keys that later ones overwrite.
         return cache, jax.tree.map(lambda old, add: jnp.concatenate([old, add], axis=2), self.keys, new)
 
     def visible_index(self, used: jax.Array, count: int) -> jax.Array:
-        """Integers [b, s]: where a layer has a window, the indices of the keys that `write` returns for new tokens."""
+        """Returns the indices of the keys that `write` returns for `count` new tokens, integers [b, s].
+
+        Only for layers with a window.
+        """
         new = jnp.broadcast_to(used + jnp.arange(count), (len(self.index), count))
         if count == 1:
             return self.index.at[:, used % self.index.shape[1]].set(new[:, 0])
@@ -69,26 +73,28 @@ def _update(kept: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array:
 
 @flax.struct.dataclass
 class Cache:
-    """The keys and values of the tokens so far: an argument of a stack, and part of its result."""
+    """Keys and values of the tokens so far. A stack takes a cache and returns the updated cache."""
 
     layers: tuple[LayerCache, ...]
-    """The cache of each layer's self-attention."""
+    """Cache of the self-attention of each layer."""
     segments: jax.Array
-    """Integers [b, s]: 1 where a slot has a token, 0 where it is padding or free."""
+    """Segments of the slots, integers [b, s]: 1 if a slot contains a token, 0 if it is padding or empty."""
     used: jax.Array
-    """Scalar: slots filled so far, in every row."""
+    """Number of slots used so far in every row, scalar."""
     memory: tuple[KeyValue, ...] | None = None
-    """Keys and values of cross-attention, a layer each."""
+    """Keys and values of cross-attention, one per layer."""
     memory_segments: jax.Array | None = None
-    """Integers [b, s]: 0 where the memory is padding."""
+    """Segments of the memory, integers [b, s]. 0 is padding."""
     windows: tuple[int | None, ...] = flax.struct.field(pytree_node=False, default=())
-    """The window of each layer's self-attention, or None."""
+    """Window of the self-attention of each layer, or None."""
 
     def room_for(self, tokens: int) -> "Cache":
-        """A full cache with room for more tokens; layers with a window keep no more slots than that.
+        """Returns a copy of a full cache with empty slots for new tokens.
+
+        A layer with a window keeps at most as many slots as its window.
 
         Args:
-          tokens: how many more.
+          tokens: number of new tokens.
         """
         slots = self.segments.shape[1]
         layers = []
@@ -100,13 +106,14 @@ class Cache:
         return self.replace(layers=tuple(layers), segments=jnp.pad(self.segments, [(0, 0), (0, tokens)]))
 
     def mask(self, layer: LayerCache, segments: jax.Array, order: jax.Array, window: int | None) -> Mask:
-        """The mask for new tokens: they see all cached keys, and new keys with an order no greater than their own.
+        """Returns the mask for new tokens. They attend to cached keys, and to new keys with an order not above their
+        own.
 
         Args:
-          layer: the cache of the layer.
-          segments: integers [b, t].
-          order: integers [b, t] or [1, t], from `used` on.
-          window: the layer's, or None.
+          layer: cache of the layer.
+          segments: segments of the new tokens, integers [b, t].
+          order: order of the new tokens, integers [b, t] or [1, t], starting at `used`.
+          window: window of the layer, or None.
         """
         count, new = order.shape[1], (self.used + jnp.arange(order.shape[1]))[None]
         if layer.index is not None:
@@ -126,7 +133,10 @@ def _padded(array: jax.Array, tokens: int) -> jax.Array:
 
 
 def _local(keys: KeyValue, window: int) -> LayerCache:
-    """Converts a full cache to a ring of slots; each has the last token whose index modulo their number is its own."""
+    """Converts a full cache to a ring buffer.
+
+    Each slot keeps the last token whose index modulo the size is the slot.
+    """
     rows, slots = keys.key.shape[0], keys.key.shape[2]
     if slots <= window:
         index = jnp.concatenate([jnp.arange(slots), jnp.full(window - slots, FREE)])

@@ -1,4 +1,4 @@
-"""Dropout from few random bits."""
+"""Dropout that uses few random bits."""
 
 import flax.linen as nn
 import jax
@@ -6,13 +6,15 @@ import jax.numpy as jnp
 
 
 def keep_mask(key: jax.Array, rate: float, shape: tuple[int, ...]) -> tuple[jax.Array, float]:
-    """Draws the elements that stay, and returns the exact probability that one does.
+    """Draws which elements to keep. Returns them with the exact probability of keeping an element.
 
-    Eight random bits an element, four elements a generated word: generating is most of dropout's cost. The rate is
-    rounded to 1/256 where that changes it by less than 2%, to 1/65,536 elsewhere.
+    Each element uses eight random bits, and each generated word serves four elements, because random bits are the main
+    cost
+    of dropout. The rate is rounded to a multiple of 1/256 if this changes it by less than 2%, and otherwise of
+    1/65,536.
 
     Returns:
-      A boolean array of `shape`, and the keep probability that its rounding gives.
+      A boolean array of `shape`, and the exact keep probability after rounding.
     """
     bits = 8 if abs(round(rate * 256) / 256 - rate) < 0.02 * rate else 16
     levels, lanes = 1 << bits, 32 // bits
@@ -25,7 +27,10 @@ def keep_mask(key: jax.Array, rate: float, shape: tuple[int, ...]) -> tuple[jax.
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Zeroes elements with probability `rate` and scales the others (Srivastava et al. 2014); `x` without a key."""
+    """Sets elements to zero with probability `rate` and scales the others (Srivastava et al. 2014).
+
+    Returns `x` unchanged if `key` is None.
+    """
     if key is None:
         return x
     keep, probability = keep_mask(key, rate, x.shape)
@@ -33,10 +38,10 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
 
 
 class Dropout(nn.Module):
-    """`dropout` as a layer: it acts in training, with a key of the rng stream `dropout`."""
+    """Dropout layer. It is active during training and uses the rng stream `dropout`."""
 
     rate: float
-    """Probability of a zero, from 0 to below 1."""
+    """Probability of setting an element to zero, at least 0 and below 1."""
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:

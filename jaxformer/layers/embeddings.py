@@ -1,4 +1,4 @@
-"""From tokens to the vectors that enter a stack."""
+"""Embeddings of tokens and positions, the input of a stack."""
 
 from typing import Literal
 
@@ -17,30 +17,30 @@ AddedPositions = Literal["learned", "sinusoidal", "none"]
 
 
 class Embeddings(nn.Module):
-    """The sum of token, position and token-type embeddings, normalised where there is a norm: [b, t] → [b, t, d]."""
+    """Sum of token, position and token-type embeddings, optionally normalized: [b, t] → [b, t, d]."""
 
     width: int
     """Size of the embeddings."""
     vocab: int | None
-    """Size of the vocabulary; None stands for the tokenizer's, until a run has one."""
+    """Vocabulary size. If None, a run uses the size of its tokenizer."""
     max_length: int
-    """The longest input, in tokens."""
+    """Maximum input length in tokens."""
     position_embedding: AddedPositions = "learned"
-    """How positions are added."""
+    """How positions are added to embeddings."""
     token_types: int = 0
-    """Kinds of sentence; 0 for none."""
+    """Number of token types, such as 2 for sentence pairs. 0 disables token-type embeddings."""
     scale: float = 1.0
-    """Factor of token embeddings."""
+    """Factor of the token embeddings."""
     token_init_std: float = 0.02
     """Standard deviation of the initial token embeddings."""
     norm: nn.Module | None = None
-    """The norm of the sum."""
+    """Normalization of the sum, or None."""
     dropout: float = 0.0
-    """Rate of dropout on the result."""
+    """Dropout rate of the result."""
     dtype: DType = "auto"
-    """The type of the result."""
+    """Type of the result."""
     offset: int = 0
-    """Rows of a table of positions before that of position 0, which nothing reads; RoBERTa and BART have two."""
+    """Number of unused rows at the beginning of the position table. RoBERTa and BART have two."""
 
     @nn.compact
     def __call__(
@@ -54,17 +54,17 @@ class Embeddings(nn.Module):
         """Returns the embeddings in the compute dtype, and the token table, float32 [v, d].
 
         Args:
-          tokens: integers [b, t].
-          position_ids: integers [b, t]. Default: 0, 1, 2, ...
-          token_types: integers [b, t]. Default: 0.
-          train: whether to drop out; needs the rng stream `dropout`.
-          blank: boolean [b, t]: where the token counts as a vector of zeros. Default: nowhere.
+          tokens: token ids, integers [b, t].
+          position_ids: positions, integers [b, t]. Defaults to 0, 1, 2, ...
+          token_types: token types, integers [b, t]. Defaults to 0.
+          train: whether to apply dropout. Requires the rng stream `dropout`.
+          blank: tokens to embed as zero vectors, boolean [b, t]. Defaults to no tokens.
         """
         if self.vocab is None:
             raise InputError("model.vocab=None: a run takes the tokenizer's size; without a run, expected a number")
         tokens_vd = self._table("token", "vd", self.vocab, self.token_init_std)
-        # The lookup needs whole rows: gathering them from a table split over the width would make the compiler
-        # rebuild the table for every use. The tensor axis keeps the vocabulary.
+        # The lookup needs whole rows. Gathering them from a table that is split along the width would make the compiler
+        # rebuild the table for every use. The tensor axis splits the vocabulary.
         x = sharding.constrain(jnp.take(sharding.constrain(tokens_vd, "v_"), tokens, axis=0), "btd") * self.scale
         if blank is not None:
             x = jnp.where(blank[..., None], 0.0, x)
@@ -77,7 +77,8 @@ class Embeddings(nn.Module):
             first = slice(self.offset, self.offset + tokens.shape[1])
             x = x + (positions_td[first] if position_ids is None else positions_td[position_ids + self.offset])
         if self.token_types:
-            # Few rows: a product with one-hot types, as a gather's gradient would be a slow scatter into them.
+            # The table has few rows, so it is multiplied by one-hot types: the gradient of a gather would be a slow
+            # scatter.
             types = jax.nn.one_hot(jnp.zeros_like(tokens) if token_types is None else token_types, self.token_types)
             x = x + jnp.einsum("btc,cd->btd", types, self._table("token_type", "cd", self.token_types))
         if self.norm is not None:
@@ -90,10 +91,10 @@ class Embeddings(nn.Module):
 
 
 def first_positions(key: jax.Array, shape: tuple[int, int]) -> jax.Array:
-    """Initialises learned positions as sinusoids larger than tokens.
+    """Initializes learned positions as sinusoids that are larger than the token embeddings.
 
-    Neighbours then differ from the first step: a small BERT leaves the plateau of guessing by frequency in
-    half the updates that it takes from random positions.
+    Neighboring positions then differ from the first step on. A small BERT leaves the initial loss plateau, at which it
+    predicts token frequencies, in half the number of updates that random positions need.
     """
     del key
     longest, width = shape

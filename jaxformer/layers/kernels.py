@@ -1,4 +1,4 @@
-"""Attention by kernels that hold no matrix of scores: splash attention on TPU, cuDNN's flash attention on GPU."""
+"""Attention kernels that do not store score matrices: splash attention on TPU, cuDNN flash attention on GPU."""
 
 import math
 from collections.abc import Callable
@@ -12,32 +12,34 @@ from jaxformer.layers.masks import Mask
 from jaxformer.parallel import sharding
 
 Kernel = Literal["auto", "blocks", "splash", "cudnn"]
-"""How attention is computed; auto is splash on TPU, cudnn on GPU, and blocks on CPU and where neither serves."""
+"""Implementation of attention. `auto` is `splash` on TPU and `cudnn` on GPU; it is `blocks` on CPU, and if the
+kernel does not support the layer."""
 
 PLATFORMS = {"splash": "tpu", "cudnn": "gpu"}
-"""The platform of each kernel."""
+"""Maps each kernel to its platform."""
 SHORTEST = 256
-"""Queries, and keys, that a kernel is worth while for: with fewer, there is little to save."""
+"""Minimum number of queries and of keys for using a kernel. With fewer, a kernel saves little."""
 TILES = (512, 384, 256, 128)
-"""Positions that splash attention takes at once; lengths are padded to a multiple of the last."""
+"""Numbers of positions that splash attention processes at once. Lengths are padded to a multiple of the last number."""
 
 
 def choose(kernel: Kernel, query_bthk, key_bgsk, mask: Mask | None, biased: bool, dropped: bool) -> str:
-    """How to compute this attention: `blocks`, `splash` or `cudnn`.
+    """Returns the implementation for this attention: `blocks`, `splash` or `cudnn`.
 
-    Even a kernel asked for by its name leaves to blocks what is short, and masks with an order of their own, such as a
-    cache's and a prefix's.
+    Even if a kernel is requested by name, short inputs use blocks, and so do masks with a special order, such as those
+    of
+    caches and prefixes.
 
     Args:
-      kernel: what was asked for.
+      kernel: requested implementation.
       query_bthk: queries.
       key_bgsk: keys.
-      mask: a `Mask`, or None.
-      biased: whether something is added to the scores.
-      dropped: whether dropout acts on the weights.
+      mask: mask, or None.
+      biased: whether a bias is added to the scores.
+      dropped: whether dropout is applied to the weights.
 
     Raises:
-      InputError: a kernel asked for by its name does not run here, or serves no such layer.
+      InputError: If a kernel is requested by name, but does not run on this platform or does not support this layer.
     """
     here = sharding.platform()
     name = kernel
@@ -54,7 +56,7 @@ def choose(kernel: Kernel, query_bthk, key_bgsk, mask: Mask | None, biased: bool
 
 
 def _problem(name, here, query_bthk, key_bgsk, biased, dropped) -> str | None:
-    """Why that kernel serves no layer such as this one."""
+    """Returns the reason why a kernel does not support this layer. None if it does."""
     size, dtype = query_bthk.shape[-1], query_bthk.dtype
     if here != PLATFORMS[name]:
         return f"it runs on {PLATFORMS[name].upper()}, and this is {here.upper()}"
@@ -73,20 +75,20 @@ def _problem(name, here, query_bthk, key_bgsk, biased, dropped) -> str | None:
 
 
 def splash(query_bthk, key_bgsk, value_bgsk, mask: Mask | None, scale: float, interpret: bool = False) -> jax.Array:
-    """Attention by JAX's splash kernel for TPUs: blocks that a causal mask hides are not computed.
+    """Computes attention with the JAX splash kernel for TPUs. It skips blocks that a causal mask hides.
 
     Args:
       query_bthk: queries.
       key_bgsk: keys.
       value_bgsk: values.
-      mask: None, or segments, causal or not.
-      scale: of the scores.
-      interpret: whether to run without a TPU, slowly.
+      mask: mask with segments, causal or not. None for full attention.
+      scale: factor of the scores.
+      interpret: whether to emulate the kernel without a TPU, which is slow.
 
     Returns:
-      [b, t, h, k].
+      Attention output, [b, t, h, k].
     """
-    # Imported lazily: Pallas is slow to import.
+    # Imported here because Pallas is slow to import.
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
@@ -98,7 +100,7 @@ def splash(query_bthk, key_bgsk, value_bgsk, mask: Mask | None, scale: float, in
         missing = -queries % TILES[-1], -keys % TILES[-1]
         if any(missing) and segments is None:
             segments = jnp.zeros((rows, queries), jnp.int32), jnp.zeros((rows, keys), jnp.int32)
-        if segments is not None:  # No token has the segment of what is padded here.
+        if segments is not None:  # Padding gets a segment that no token has.
             segments = kernels.SegmentIds(*map(lambda ids, by: _pad(ids, 1, by, -1), segments, missing))
         query = _pad((query * scale).swapaxes(1, 2), 2, missing[0])
         key, value = _pad(key, 2, missing[1]), _pad(value, 2, missing[1])
@@ -127,21 +129,23 @@ def splash(query_bthk, key_bgsk, value_bgsk, mask: Mask | None, scale: float, in
 
 
 def cudnn(query_bthk, key_bgsk, value_bgsk, mask: Mask | None, scale: float, otherwise: Callable[[], jax.Array]):
-    """Attention by cuDNN if each row is one segment followed by padding only, else by `otherwise`.
+    """Computes attention with cuDNN if each row is one segment followed only by padding, and otherwise with
+    `otherwise`.
 
-    cuDNN takes a row's length, and other segments only as a matrix, which would cost more memory than blocks. Which
-    rows there are is seen when the program runs. The output of padding is of no use.
+    cuDNN takes the length of each row. It would need other segments as a matrix, which uses more memory than blocks.
+    The
+    rows are examined when the program runs. The output at padding positions is arbitrary.
 
     Args:
       query_bthk: queries.
       key_bgsk: keys.
       value_bgsk: values.
-      mask: None, or segments, causal or not.
-      scale: of the scores.
-      otherwise: computes the same in another way.
+      mask: mask with segments, causal or not. None for full attention.
+      scale: factor of the scores.
+      otherwise: function that computes the same attention in another way.
 
     Returns:
-      [b, t, h, k].
+      Attention output, [b, t, h, k].
     """
     segments = _segments(mask)
 
@@ -152,7 +156,8 @@ def cudnn(query_bthk, key_bgsk, value_bgsk, mask: Mask | None, scale: float, oth
 
 
 def flash(mask: Mask | None, scale: float, implementation: str = "cudnn") -> Callable[..., jax.Array]:
-    """A function of queries, keys, values and the mask's segments, in JAX's own implementation of that name."""
+    """Returns an attention function of queries, keys, values and mask segments that uses the given JAX
+    implementation."""
 
     def attend(query, key, value, segments):
         lengths = {}
@@ -173,14 +178,14 @@ def flash(mask: Mask | None, scale: float, implementation: str = "cudnn") -> Cal
 
 
 def _segments(mask: Mask | None) -> tuple[jax.Array, jax.Array] | None:
-    """The numbers of queries and of keys, int32."""
+    """Returns the segments of the queries and of the keys, int32. None if the mask has no segments."""
     if mask is None or mask.query_segments is None:
         return None
     return jnp.asarray(mask.query_segments, jnp.int32), jnp.asarray(mask.key_segments, jnp.int32)
 
 
 def _alone(query_segments, key_segments) -> jax.Array:
-    """Whether each row is one segment, of queries and keys alike, followed by padding only."""
+    """Returns whether each row is one segment, the same for queries and keys, followed only by padding."""
 
     def alone(ids):
         first = jnp.arange(ids.shape[1]) < jnp.sum(ids != 0, axis=1, keepdims=True)
@@ -190,14 +195,14 @@ def _alone(query_segments, key_segments) -> jax.Array:
 
 
 def _on_mesh(attend, query_bthk, key_bgsk, value_bgsk, segments) -> jax.Array:
-    """`attend` on each device's rows and heads: the compiler cannot split a kernel by itself."""
+    """Runs `attend` on the rows and heads of each device, because the compiler cannot split a kernel."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return attend(query_bthk, key_bgsk, value_bgsk, segments)
     of_queries = sharding.partition_spec("bthk", query_bthk.shape, mesh)
     groups = key_bgsk.shape[1]
     if of_queries[2] is not None and groups % mesh.shape[of_queries[2]]:
-        # Each device needs a head of keys of its own.
+        # Each device needs its own head of keys.
         copies = math.lcm(groups, mesh.shape[of_queries[2]]) // groups
         key_bgsk, value_bgsk = jnp.repeat(key_bgsk, copies, axis=1), jnp.repeat(value_bgsk, copies, axis=1)
     of_keys = sharding.partition_spec("bgsk", key_bgsk.shape, mesh)

@@ -1,4 +1,4 @@
-"""LoRA: a kernel W is frozen, and W + α/r · A B is used; only the thin A and B train (Hu et al. 2022)."""
+"""LoRA: adds α/r · A B to a frozen kernel W, and trains only the small matrices A and B (Hu et al. 2022)."""
 
 import dataclasses
 import math
@@ -18,19 +18,19 @@ KERNEL = "/kernel"
 
 @dataclasses.dataclass(frozen=True)
 class Lora:
-    """The kernels that are adapted, and the size of their adapters.
+    """LoRA settings: the kernels to adapt, and the size of their adapters.
 
-    The parameters of such a run are `{"base": the model's, "lora": {path of a linear map: {"a", "b"}}}`.
+    The parameters of a LoRA run are `{"base": model parameters, "lora": {path of a linear layer: {"a", "b"}}}`.
     """
 
     rank: int = 8
-    """Columns of A and rows of B."""
+    """Rank of the adapters: number of columns of A and of rows of B."""
     alpha: float = 16.0
-    """The factor of A B is this divided by the rank, so that one learning rate serves all ranks."""
+    """Numerator of the factor alpha / rank of A B. Dividing by the rank lets one learning rate suit all ranks."""
     target_modules: tuple[str, ...] = ("attention/(query|value)/kernel$",)
-    """Regular expressions; the kernels in whose path one is found are adapted."""
+    """Regular expressions that select the kernels to adapt. A kernel is adapted if one of them occurs in its path."""
     modules_to_save: tuple[str, ...] = ("^head/",)
-    """Regular expressions; the model's parameters in whose path one is found train as they are: those that are new."""
+    """Regular expressions that select parameters to train without an adapter, such as those of a new head."""
 
     def __post_init__(self):
         fields.check(self)
@@ -40,10 +40,11 @@ class Lora:
                 check_pattern(f"lora.{name}", pattern)
 
     def init(self, key: jax.Array, base: Any) -> Any:
-        """A and B of each kernel, boxed as the kernels are; A is random and B zero, so that nothing changes.
+        """Initializes A and B of each adapted kernel, boxed like the kernels. A is random and B is zero, so the model
+        is unchanged.
 
         Raises:
-          InputError: a pattern of `target_modules` finds no kernel.
+          InputError: If a pattern of `target_modules` matches no kernel.
         """
         kernels = {path: leaf for path, leaf in _flat(base).items() if path.endswith(KERNEL)}
         for pattern in self.target_modules:
@@ -59,20 +60,20 @@ class Lora:
         return flax.traverse_util.unflatten_dict(found, sep="/")
 
     def merge(self, params: Any) -> Any:
-        """The model's parameters: `base` with A B added to each kernel that has them."""
+        """Returns the model parameters: `base` with α/r · A B added to each adapted kernel."""
         merged, pairs = _flat(params["base"]), _flat(params["lora"])
         for name in pairs:
             path, _, part = name.rpartition("/")
             if part == "a":
                 kernel, a, b = merged[path + KERNEL], pairs[f"{path}/a"], pairs[f"{path}/b"]
-                batch = kernel.shape[: a.ndim + b.ndim - 2 - kernel.ndim]  # Layers: axes that A and B both have.
+                batch = kernel.shape[: a.ndim + b.ndim - 2 - kernel.ndim]  # Layer axes, which A and B both have.
                 a, b = a.reshape(*batch, -1, self.rank), b.reshape(*batch, self.rank, -1)
-                product = jnp.matmul(a, b, precision="highest")  # As exact on accelerators as the kernel itself.
+                product = jnp.matmul(a, b, precision="highest")  # As exact on accelerators as the kernel.
                 merged[path + KERNEL] = kernel + self.alpha / self.rank * product.reshape(kernel.shape)
         return flax.traverse_util.unflatten_dict(merged, sep="/")
 
     def is_held(self, path: str) -> bool:
-        """Whether a parameter of the run, such as `base/embeddings/token`, does not train."""
+        """Returns whether a parameter of the run, such as `base/embeddings/token`, is frozen."""
         return path.startswith("base/") and not found_in(path.removeprefix("base/"), self.modules_to_save)
 
     def _pair(self, key: jax.Array, kernel: metadata.Boxed) -> dict[str, metadata.Boxed]:

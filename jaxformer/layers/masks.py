@@ -1,4 +1,4 @@
-"""Attention masks stored as per-token integers; dense blocks are built on demand."""
+"""Attention masks stored as integers per token. Dense blocks are created when needed."""
 
 from typing import Self
 
@@ -12,56 +12,61 @@ OF_KEYS = ("key_segments", "key_order", "key_index")
 
 @flax.struct.dataclass
 class Mask:
-    """A query sees the keys of its own segment whose order is not above its own, within the window."""
+    """Attention mask.
+
+    A query attends to the keys of its segment whose order is not above its own, within the window.
+    """
 
     query_segments: jax.Array | None = None
-    """Integers [b, t]; documents packed in a row have different ones, padding has 0. None: one segment."""
+    """Segment of each query, integers [b, t]. Documents packed in a row have different segments, and padding has 0.
+    If None, there is one segment."""
     key_segments: jax.Array | None = None
-    """Integers [b, s]."""
+    """Segment of each key, integers [b, s]."""
     query_order: jax.Array | None = None
-    """Integers [b, t] or [1, t]. None: every key of the segment is seen."""
+    """Order of each query, integers [b, t] or [1, t]. If None, a query attends to every key of its segment."""
     key_order: jax.Array | None = None
-    """Integers [b, s] or [1, s]."""
+    """Order of each key, integers [b, s] or [1, s]."""
     query_index: jax.Array | None = None
-    """Integers [b, t] or [1, t], the index of each query in its row, where there is a window."""
+    """Index of each query in its row, integers [b, t] or [1, t]. Only needed with a window."""
     key_index: jax.Array | None = None
-    """Integers [b, s] or [1, s]."""
+    """Index of each key in its row, integers [b, s] or [1, s]. Only needed with a window."""
     window: int | None = flax.struct.field(pytree_node=False, default=None)
-    """A query sees keys whose index differs from its own by less than this; None: any."""
+    """Window size: a query attends to keys at a distance of less than this. If None, no limit."""
     in_order: bool = flax.struct.field(pytree_node=False, default=False)
-    """Whether query i sees no key after the i-th, so that attention need not compute those."""
+    """Whether query i attends to no key after key i, so that attention can skip those keys."""
     aligned: bool = flax.struct.field(pytree_node=False, default=False)
-    """Whether the index of query i and of key i is i, so that attention need not compute keys outside of the window."""
+    """Whether query i and key i both have index i, so that attention can skip keys outside the window."""
 
     @classmethod
     def of_segments(cls, query_segments: jax.Array, key_segments: jax.Array) -> Self:
-        """Every query sees all keys of its segment."""
+        """Creates a mask in which each query attends to all keys of its segment."""
         return cls(query_segments, key_segments)
 
     @classmethod
     def causal(cls, length: int, segments: jax.Array | None = None) -> Self:
-        """Each of `length` tokens sees itself and those before it in its segment."""
+        """Creates a causal mask: each of `length` tokens attends to itself and to earlier tokens of its segment."""
         order = jnp.arange(length)[None]
         return cls(segments, segments, order, order, in_order=True)
 
     @classmethod
     def prefix(cls, in_prefix: jax.Array, segments: jax.Array | None = None) -> Self:
-        """Causal, but the tokens of a segment's prefix see all of it (Raffel et al. 2020, §3.2.1).
+        """Creates a prefix mask: causal, except that all tokens of a segment attend to its whole prefix (Raffel et al.
+        2020, §3.2.1).
 
         Args:
-          in_prefix: boolean [b, t].
-          segments: integers [b, t].
+          in_prefix: whether each token is in the prefix of its segment, boolean [b, t].
+          segments: segments, integers [b, t].
         """
         order = jnp.where(in_prefix, 0, jnp.arange(in_prefix.shape[1]) + 1)
         return cls(segments, segments, order, order)
 
     def windowed(self, window: int, length: int) -> Self:
-        """The mask of self-attention over `length` tokens with a window (Beltagy et al. 2020, §3.1)."""
+        """Returns this mask with a window, for self-attention over `length` tokens (Beltagy et al. 2020, §3.1)."""
         index = jnp.arange(length)[None]
         return self.replace(query_index=index, key_index=index, window=window, aligned=True)
 
     def at(self, positions: jax.Array) -> Self:
-        """The mask of the queries at `positions`, integers [b, m], alone."""
+        """Returns the mask for only the queries at `positions`, integers [b, m]."""
 
         def take(array):
             if array is None:
@@ -71,7 +76,7 @@ class Mask:
         return self.with_queries({name: take(getattr(self, name)) for name in OF_QUERIES})
 
     def part(self, queries: slice, keys: slice) -> Self:
-        """The mask of some queries and keys."""
+        """Returns the mask for a slice of the queries and keys."""
 
         def cut(array, some):
             return None if array is None else array[:, some]
@@ -80,11 +85,11 @@ class Mask:
         return some.replace(**{name: cut(getattr(self, name), keys) for name in OF_KEYS})
 
     def with_queries(self, arrays: dict[str, jax.Array | None]) -> Self:
-        """The mask of other queries, whose arrays are given by name."""
+        """Returns this mask with the query arrays replaced. `arrays` maps field names to arrays."""
         return self.replace(**arrays, in_order=False, aligned=False)
 
     def dense(self) -> jax.Array | None:
-        """Boolean [b or 1, 1, t, s], True where a query sees a key; None: everywhere."""
+        """Returns a boolean mask [b or 1, 1, t, s], True if a query attends to a key. None if all attend to all."""
         seen = None
         if self.query_segments is not None:
             seen = self.query_segments[:, None, :, None] == self.key_segments[:, None, None, :]

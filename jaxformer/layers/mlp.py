@@ -1,4 +1,4 @@
-"""Position-wise networks: the feed-forward network of blocks, and the layer in front of an output map."""
+"""Position-wise networks: the feed-forward network of blocks, and the layer before an output layer."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -11,13 +11,15 @@ from jaxformer.layers.linear import DType, Linear
 from jaxformer.metrics.means import Mean
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu", "tanh"]
+"""Name of an activation function."""
 
 
 def activation(name: Activation) -> Callable[[jax.Array], jax.Array]:
-    """The function of that name.
+    """Returns the activation function of a name.
 
-    `gelu` is exact; `gelu_tanh` and `quick_gelu`, which is x · sigmoid(1.702 x), are its approximations (Hendrycks &
-    Gimpel 2016).
+    `gelu` is exact. `gelu_tanh` and `quick_gelu`, which is x · sigmoid(1.702 x), are approximations of it (Hendrycks &
+    Gimpel
+    2016).
     """
     functions = {
         "gelu": lambda x: jax.nn.gelu(x, approximate=False),
@@ -31,14 +33,14 @@ def activation(name: Activation) -> Callable[[jax.Array], jax.Array]:
 
 
 class Mlp(nn.Module):
-    """`down(activation(up(x)))` (Vaswani et al. 2017, §3.3): [b, t, d] → [b, t, d]."""
+    """Feed-forward network `down(activation(up(x)))` (Vaswani et al. 2017, §3.3): [b, t, d] → [b, t, d]."""
 
     width: int | None = None
-    """Inner width; by default four times the model's."""
+    """Inner width. Defaults to four times the model width."""
     activation: Activation = "gelu"
-    """The function between the two maps."""
+    """Activation function between the two linear layers."""
     bias: bool = True
-    """Whether the two maps have biases."""
+    """Whether the two linear layers have biases."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -46,16 +48,16 @@ class Mlp(nn.Module):
             raise InputError(f"mlp.width={self.width}: expected at least 1")
 
     def inner(self, embed: int) -> int:
-        """The inner width in a model of that width."""
+        """Returns the inner width for a model of width `embed`."""
         return self.width or 4 * embed
 
     def flops(self, embed: int) -> float:
-        """Floating-point operations of the two maps for one token."""
+        """Returns the number of floating-point operations per token."""
         return 4.0 * embed * self.inner(embed)
 
     @nn.compact
     def __call__(self, x: jax.Array, dtype: DType = "auto", train: bool = False) -> tuple[jax.Array, dict[str, Mean]]:
-        """Maps x; the second result is for auxiliary means, and empty here."""
+        """Computes the network. The second result, auxiliary means, is empty."""
         del train
         embed = x.shape[-1]
         width = self.inner(embed)
@@ -65,14 +67,15 @@ class Mlp(nn.Module):
 
 
 class GatedMlp(nn.Module):
-    """`down(activation(gate(x)) · up(x))` (Shazeer 2020): [b, t, d] → [b, t, d]."""
+    """Gated feed-forward network `down(activation(gate(x)) · up(x))` (Shazeer 2020): [b, t, d] → [b, t, d]."""
 
     width: int | None = None
-    """Inner width; by default eight thirds of the model's, up to the next multiple of 32: the weights of an `Mlp`."""
+    """Inner width. Defaults to 8/3 of the model width, rounded up to a multiple of 32, which gives about the same
+    number of parameters as `Mlp`."""
     activation: Activation = "silu"
-    """The function of the gate."""
+    """Activation function of the gate."""
     bias: bool = False
-    """Whether the three maps have biases."""
+    """Whether the three linear layers have biases."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -80,16 +83,16 @@ class GatedMlp(nn.Module):
             raise InputError(f"mlp.width={self.width}: expected at least 1")
 
     def inner(self, embed: int) -> int:
-        """The inner width in a model of that width."""
+        """Returns the inner width for a model of width `embed`."""
         return self.width or -(-8 * embed // (3 * 32)) * 32
 
     def flops(self, embed: int) -> float:
-        """Floating-point operations of the three maps for one token."""
+        """Returns the number of floating-point operations per token."""
         return 6.0 * embed * self.inner(embed)
 
     @nn.compact
     def __call__(self, x: jax.Array, dtype: DType = "auto", train: bool = False) -> tuple[jax.Array, dict[str, Mean]]:
-        """Maps x; the second result is for auxiliary means, and empty here."""
+        """Computes the network. The second result, auxiliary means, is empty."""
         del train
         embed = x.shape[-1]
         width = self.inner(embed)
@@ -100,22 +103,23 @@ class GatedMlp(nn.Module):
 
 
 class HeadLayer(nn.Module):
-    """`norm(activation(dense(x)))`, the layer between an encoder and an output map: [b, m, d] → [b, m, d].
+    """Layer between an encoder and an output layer, `norm(activation(dense(x)))`: [b, m, d] → [b, m, d].
 
-    BERT has it before the decoder of masked tokens (Devlin et al. 2019), ModernBERT before its classes too (Warner et
-    al. 2024).
+    BERT has it before the output layer of the masked language model (Devlin et al. 2019). ModernBERT also has it before
+    the
+    classification layer (Warner et al. 2024).
     """
 
     activation: Activation = "gelu"
-    """The function after the linear map."""
+    """Activation function after the linear layer."""
     norm: nn.Module | None = None
-    """The norm of the result, such as `LayerNorm()`; None: none."""
+    """Normalization of the result, such as `LayerNorm()`. If None, the result is not normalized."""
     bias: bool = True
-    """Whether the linear map has a bias."""
+    """Whether the linear layer has a bias."""
 
     def __post_init__(self):
         if self.norm is not None and self.norm.parent is None:
-            # The same instance in another place, such as the stack's norm, would share its parameters.
+            # If the same instance is used elsewhere, such as in the stack, Linen would share its parameters.
             object.__setattr__(self, "norm", self.norm.clone(parent=None, name=None))
         super().__post_init__()
 

@@ -1,4 +1,4 @@
-"""Normalisation over the last axis, computed in float32."""
+"""Normalization over the last axis, computed in float32."""
 
 from typing import ClassVar
 
@@ -10,10 +10,13 @@ from jaxformer.parallel import metadata
 
 
 class LayerNorm(nn.Module):
-    """`(x - mean) / sqrt(variance + epsilon) · scale + bias` over the last axis (Ba et al. 2016)."""
+    """Layer normalization `(x - mean) / sqrt(variance + epsilon) · scale + bias` over the last axis (Ba et al.
+
+    2016).
+    """
 
     epsilon: float = 1e-6
-    """Added to the variance."""
+    """Number added to the variance for numerical stability."""
     bias: bool = True
     """Whether to add a bias."""
 
@@ -30,15 +33,15 @@ class LayerNorm(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """`x / sqrt(mean(x²) + epsilon) · scale` over the last axis (Zhang & Sennrich 2019)."""
+    """RMS normalization `x / sqrt(mean(x²) + epsilon) · scale` over the last axis (Zhang & Sennrich 2019)."""
 
     epsilon: float = 1e-6
-    """Added to the mean square."""
+    """Number added to the mean square for numerical stability."""
     zero_centered: bool = False
-    """Whether the scale is stored less 1, as Gemma's: it starts at 0, and `x` is multiplied by 1 + `scale`."""
+    """Whether `x` is multiplied by 1 + `scale` instead of `scale`, as in Gemma. `scale` is then initialized to 0."""
 
     axis: ClassVar[str] = "d"
-    """The letter of the last axis."""
+    """Letter of the last axis."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -52,7 +55,7 @@ class RMSNorm(nn.Module):
 
 
 class HeadRMSNorm(RMSNorm):
-    """The same over the dimensions of a head, of queries and keys (Dehghani et al. 2023, §2)."""
+    """RMS normalization of queries and keys over the dimensions of a head (Dehghani et al. 2023, §2)."""
 
     axis: ClassVar[str] = "k"
-    """The letter of the last axis."""
+    """Letter of the last axis."""

@@ -1,4 +1,4 @@
-"""Images as rows of patches (Dosovitskiy et al. 2021, §3.1), and their positions."""
+"""Image patches (Dosovitskiy et al. 2021, §3.1) and their positions."""
 
 import functools
 from typing import Literal
@@ -15,21 +15,21 @@ from jaxformer.layers.positions import sinusoidal
 from jaxformer.parallel import metadata
 
 ImagePositions = Literal["learned", "sinusoidal"]
-"""How positions are added to patches: a table, or sines and cosines of a patch's column and row."""
+"""How positions are added to patches: a learned table, or sines and cosines of the column and row of a patch."""
 
 
 @flax.struct.dataclass
 class Embedded:
-    """The input of a stack: other tokens, and the patches."""
+    """Embedded image, the input of a stack: leading tokens and patches."""
 
     leading: jax.Array
-    """The class token, where there is one, and the registers, [b, r, d]."""
+    """Class token, if there is one, followed by the registers, [b, r, d]."""
     patches: jax.Array
-    """[b, p, d], row by row of the image."""
+    """Patches, [b, p, d], row by row of the image."""
 
 
 def patchify(images: jax.Array, size: int) -> jax.Array:
-    """Images [b, height, width, n] as patches [b, p, size, size, n], row by row."""
+    """Divides images [b, height, width, n] into patches [b, p, size, size, n], row by row."""
     batch, height, width, channels = images.shape
     if height % size or width % size:
         raise ValueError(f"images of {height} × {width} do not divide into patches of {size} × {size}")
@@ -38,14 +38,17 @@ def patchify(images: jax.Array, size: int) -> jax.Array:
 
 
 def unpatchify(patches: jax.Array, columns: int) -> jax.Array:
-    """The images of patches [b, p, size, size, n], `columns` of them side by side: [b, height, width, n]."""
+    """Assembles patches [b, p, size, size, n] into images [b, height, width, n].
+
+    `columns` is the number of patches per row.
+    """
     batch, count, size, _, channels = patches.shape
     rows = patches.reshape(batch, count // columns, columns, size, size, channels)
     return rows.swapaxes(2, 3).reshape(batch, count // columns * size, columns * size, channels)
 
 
 def normalise(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
-    """Pixels of uint8 as (pixel / 255 - mean) / std, float32; any other type is taken as normalised already."""
+    """Normalizes uint8 pixels to float32: (pixel / 255 - mean) / std. Other types are assumed to be normalized."""
     if images.dtype != jnp.uint8:
         return images.astype(jnp.float32)
     mean, std = np.array(mean, np.float32), np.array(std, np.float32)
@@ -53,7 +56,7 @@ def normalise(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]
 
 
 def check_geometry(image: int, patch: int, channels: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-    """Raises InputError where images of this size cannot be cut into patches, or normalised."""
+    """Raises InputError if images of this size cannot be divided into patches or normalized."""
     for name, value in (("image", image), ("patch", patch), ("channels", channels)):
         if value < 1:
             raise InputError(f"model.{name}={value}: expected at least 1")
@@ -68,7 +71,7 @@ def check_geometry(image: int, patch: int, channels: int, mean: tuple[float, ...
 
 
 def check_images(shape: tuple[int, ...], patch: int, channels: int) -> None:
-    """Raises InputError where images of this shape, (height, width, channels), are not for a model of such patches."""
+    """Raises InputError if images of shape (height, width, channels) do not fit a model with these patches."""
     height, width, given = shape
     if height % patch or width % patch:
         nearest = max(1, round(height / patch)) * patch
@@ -78,9 +81,11 @@ def check_images(shape: tuple[int, ...], patch: int, channels: int) -> None:
 
 
 def sinusoidal_2d(rows: int, columns: int, width: int) -> jax.Array:
-    """Sinusoids of each patch's column in the first half of the width, of its row in the second: [rows · columns, d].
+    """Returns sinusoidal positions of patches, [rows · columns, d].
 
-    The order of He et al.'s checkpoints. The width must be divisible by 4.
+    The first half of the width encodes the column of a patch, the second half its row, as in the checkpoints of He et
+    al.
+    The width must be divisible by 4.
     """
     if width % 4:
         raise ValueError(f"width {width} is not divisible by 4: sines and cosines of columns and rows take a part each")
@@ -90,9 +95,10 @@ def sinusoidal_2d(rows: int, columns: int, width: int) -> jax.Array:
 
 @functools.cache
 def bicubic(old: int, new: int) -> np.ndarray:
-    """The matrix [new, old] that resamples a line by cubic convolution (Keys 1981) as PyTorch's `interpolate` does.
+    """Returns the matrix [new, old] that resamples a line by cubic convolution (Keys 1981), like PyTorch's
+    `interpolate`.
 
-    Its constant is -0.75, ends are repeated, and nothing is smoothed where there are fewer points after.
+    The constant is -0.75, the ends are repeated, and downsampling does not smooth.
     """
     a, matrix = -0.75, np.zeros((new, old), np.float32)
     place = (np.arange(new) + 0.5) * old / new - 0.5
@@ -106,7 +112,7 @@ def bicubic(old: int, new: int) -> np.ndarray:
 
 
 def interpolate(table: jax.Array, rows: int, columns: int) -> jax.Array:
-    """Positions of a square grid, [side · side, d], for a grid of another size, [rows · columns, d]."""
+    """Interpolates the positions of a square grid, [side · side, d], to a grid of another size, [rows · columns, d]."""
     side = round(len(table) ** 0.5)
     if (side, side) == (rows, columns):
         return table
@@ -115,24 +121,25 @@ def interpolate(table: jax.Array, rows: int, columns: int) -> jax.Array:
 
 
 class ImageEmbeddings(nn.Module):
-    """Patches as vectors with their positions, and the tokens before them: [b, height, width, n] → `Embedded`."""
+    """Embeds images as patches with positions, and adds leading tokens: [b, height, width, n] → `Embedded`."""
 
     width: int
     """Size of the vectors."""
     image: int
-    """Height and width of the images that a table of positions is for; it is interpolated to others."""
+    """Height and width in pixels of the images that the position table is for. It is interpolated for other sizes."""
     patch: int
-    """Height and width of a patch."""
+    """Height and width of a patch in pixels."""
     position_embedding: ImagePositions = "learned"
-    """How positions are added."""
+    """How positions are added to patches."""
     class_token: bool = True
     """Whether to prepend a class token, whose output represents the whole image."""
     registers: int = 0
-    """Learned tokens without a position between the two (Darcet et al. 2024)."""
+    """Number of register tokens: learned tokens without a position, between the class token and the patches (Darcet
+    et al. 2024)."""
     dtype: DType = "auto"
-    """The type of the result."""
+    """Type of the result."""
     bias: bool = True
-    """Whether the map of patches has a bias."""
+    """Whether the linear layer of the patches has a bias."""
 
     @nn.compact
     def __call__(self, images: jax.Array) -> Embedded:
@@ -153,7 +160,7 @@ class ImageEmbeddings(nn.Module):
         return Embedded(leading, x)
 
     def _positions(self, rows: int, columns: int) -> tuple[jax.Array | float, jax.Array]:
-        """The positions of the class token and of the patches, [p, d]."""
+        """Returns the positions of the class token and of the patches, [p, d]."""
         if self.position_embedding == "sinusoidal":
             return 0.0, sinusoidal_2d(rows, columns, self.width)
         side, leading = self.image // self.patch, int(self.class_token)
@@ -163,8 +170,10 @@ class ImageEmbeddings(nn.Module):
 
 
 def first_table(key: jax.Array, shape: tuple[int, int], leading: int) -> jax.Array:
-    """Initialises learned positions as sinusoids, so that neighbours differ from the first step; that of the class
-    token as 0."""
+    """Initializes learned positions as sinusoids, so that neighboring patches differ from the first step on.
+
+    The position of the class token is initialized to 0.
+    """
     del key
     side, width = round((shape[0] - leading) ** 0.5), shape[1]
     table = 0.5 * sinusoidal_2d(side, side, width + -width % 4)[:, :width]

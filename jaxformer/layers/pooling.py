@@ -1,4 +1,4 @@
-"""From the vectors of tokens to one vector for each example."""
+"""Pooling: reduces the token vectors of each example to one vector."""
 
 from typing import Literal
 
@@ -8,21 +8,23 @@ import jax.numpy as jnp
 from jaxformer.layers.block import take
 
 Pooling = Literal["pooler", "first", "mean", "max", "last", "first_and_mean", "none"]
-"""How the vectors of an example's tokens become one: a trained layer on the first token's (BERT's pooler), the first
-token's, the mean or the maximum of all, the last token's, the first token's followed by the mean; or not at all, for
-predictions of each token."""
+"""Method of pooling: a trained layer on the first token (`pooler`, as in BERT), the first token, the mean or the
+maximum of all tokens, the last token, or the first token concatenated with the mean. `none` is for predictions
+per token."""
 
 
 def pool(hidden: jax.Array, pooling: Pooling, belongs: jax.Array) -> jax.Array:
     """Pools the tokens of each example.
 
     Args:
-      hidden: vectors of tokens, [b, t, d].
-      pooling: any but `pooler` and `none`, which are the model's.
-      belongs: boolean [b, c, t]: whether a token is part of the c-th example of its row.
+      hidden: token vectors, [b, t, d].
+      pooling: any method except `pooler` and `none`, which the model implements.
+      belongs: whether a token is part of the c-th example of its row, boolean [b, c, t].
 
     Returns:
-      [b, c, d], computed in float32 and of the type of `hidden`; an example without tokens has some finite vector.
+      Pooled vectors, [b, c, d], computed in float32 and returned in the type of `hidden`. The vector of an example
+      without
+      tokens is finite but arbitrary.
     """
     if pooling == "first":
         return take(hidden, belongs.argmax(-1))
@@ -42,5 +44,8 @@ def pool(hidden: jax.Array, pooling: Pooling, belongs: jax.Array) -> jax.Array:
 
 
 def segments_of(segments: jax.Array, count: int) -> jax.Array:
-    """Whether tokens belong to each of the `count` examples of a row, boolean [b, c, t]; segments [b, t] are from 1."""
+    """Returns whether tokens belong to each of the `count` examples of a row, boolean [b, c, t].
+
+    `segments` [b, t] are numbered from 1.
+    """
     return segments[:, None] == jnp.arange(1, count + 1)[:, None]

@@ -1,7 +1,8 @@
 """Positions: encodings that are added to embeddings, and schemes that act in attention.
 
-A scheme is a module that a `Transformer` is given. Called once for a whole stack, it returns a `Placement`, which every
-block's self-attention applies.
+A position scheme is a module passed to `Transformer`. It is called once for a stack and returns a `Placement`, which
+the
+self-attention of every block applies.
 """
 
 import math
@@ -18,23 +19,23 @@ from jaxformer.parallel import metadata
 
 
 def sinusoidal(position_ids: jax.Array, width: int, longest: float = 10_000.0) -> jax.Array:
-    """Sines in the first half of the width, cosines in the second (Vaswani et al. 2017, §3.5).
+    """Returns sinusoidal positions: sines in the first half of the width, cosines in the second (Vaswani et al. 2017,
+    §3.5).
 
-    The paper interleaves the two; the halves are a fixed permutation of it, and the layout that Marian's
-    checkpoints have.
+    The paper interleaves sines and cosines. The order here is a fixed permutation, the one that Marian checkpoints
+    have.
 
     Args:
-      position_ids: integers [...].
-      width: even size of the encoding.
+      position_ids: positions, integers [...].
+      width: size of the encoding, an even number.
       longest: wavelength of the slowest pair, in units of 2π positions.
 
     Returns:
-      float32 [..., width].
+      Position encodings, float32 [..., width].
     """
     if width % 2:
         raise ValueError(f"width {width} is odd: sines and cosines take half each")
-    # An angle of many turns has few digits left in float32. If a turn has 2^32 units, integers leave out whole
-    # turns by themselves.
+    # An angle of many turns loses precision in float32. If a turn has 2^32 units, integer overflow removes whole turns.
     turn = 2.0**32 / (2 * math.pi)
     frequencies = np.round(turn * longest ** (-np.arange(0, width, 2) / width)).astype(np.int32)
     angles = (position_ids[..., None].astype(jnp.int32) * frequencies).astype(jnp.float32) / turn
@@ -43,25 +44,25 @@ def sinusoidal(position_ids: jax.Array, width: int, longest: float = 10_000.0) -
 
 @flax.struct.dataclass
 class Placement:
-    """The changes that a position scheme makes in self-attention."""
+    """Changes that a position scheme makes in attention."""
 
     query: tuple[jax.Array, jax.Array] | None = None
-    """Cosines and sines, float32 [b, t, 1, k/2], by which queries are rotated."""
+    """Cosines and sines for rotating queries, float32 [b, t, 1, k/2] each."""
     key: tuple[jax.Array, jax.Array] | None = None
-    """Cosines and sines by which keys are rotated."""
+    """Cosines and sines for rotating keys, in the same format."""
     bias: jax.Array | None = None
-    """Added to the scores, float32 [h, t, s] or [b, h, t, s]."""
+    """Bias to add to the scores, float32 [h, t, s] or [b, h, t, s]."""
     query_added: jax.Array | None = None
-    """Added to `x` before it becomes queries, [b or 1, t, d] (Carion et al. 2020)."""
+    """Array to add to `x` before it is projected to queries, [b or 1, t, d] (Carion et al. 2020)."""
     key_added: jax.Array | None = None
-    """Added to `x` or the memory before it becomes keys, and not values, [b or 1, s, d]."""
+    """Array to add to `x` or to the memory before it is projected to keys, but not to values, [b or 1, s, d]."""
 
     def merged(self, other: "Placement") -> "Placement":
-        """Both together; of what both do, `other`'s."""
+        """Combines two placements. Fields that both set are taken from `other`."""
         return Placement(**{name: _first(getattr(other, name), getattr(self, name)) for name in _FIELDS})
 
     def at(self, position_ids: jax.Array) -> "Placement":
-        """The placement of only the queries at `position_ids`, integers [b, m]."""
+        """Returns the placement for only the queries at `position_ids`, integers [b, m]."""
         query, bias, added = self.query, self.bias, self.query_added
         if added is not None:
             rows = jnp.broadcast_to(added, (position_ids.shape[0], *added.shape[1:]))
@@ -82,24 +83,26 @@ def _first(value, otherwise):
 
 
 class Rotary(nn.Module):
-    """Rotates pairs of a query's and a key's dimensions by angles in proportion to their positions (Su et al. 2021).
+    """Rotary positions: rotates pairs of query and key dimensions by angles proportional to the position (Su et al.
+    2021).
 
-    A pair is a dimension of the first half and the one in the same place of the second, as in LLaMA.
+    A pair consists of a dimension of the first half and the corresponding dimension of the second half, as in LLaMA.
     """
 
     base: float = 10_000.0
     """Wavelength of the slowest pair, in units of 2π positions."""
     scaling: Literal["none", "linear", "llama3"] = "none"
-    """How positions beyond the pretrained length are brought within it: not at all; all angles by `factor` (Chen et
-    al. 2023); or the slow pairs alone, as LLaMA 3.1 does."""
+    """How to scale positions beyond the pretrained length. `linear` divides all angles by `factor` (Chen et al.
+    2023). `llama3` divides only the angles of slow pairs, as in LLaMA 3.1."""
     factor: float = 8.0
-    """By how much angles shrink, with a scaling."""
+    """Divisor of the angles. Only used with a scaling."""
     pretrained: int = 8192
-    """Positions before the scaling (llama3)."""
+    """Pretrained length in positions, before scaling. Only used by llama3."""
     low: float = 1.0
-    """Pairs with fewer turns than this within the `pretrained` positions shrink by `factor` (llama3)."""
+    """Number of turns within the pretrained length below which a pair is slow and scaled by `factor`. Only used by
+    llama3."""
     high: float = 4.0
-    """Pairs with more turns than this stay (llama3)."""
+    """Number of turns within the pretrained length above which a pair is not scaled. Only used by llama3."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -110,7 +113,7 @@ class Rotary(nn.Module):
             raise InputError(f"positions.high={self.high}: expected above positions.low={self.low}")
 
     def frequencies(self, head_dim: int) -> jax.Array:
-        """Radians a position of each pair, float32 [k/2]."""
+        """Returns the angle in radians per position of each pair, float32 [k/2]."""
         frequencies = self.base ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
         if self.scaling == "linear":
             return frequencies / self.factor
@@ -123,7 +126,10 @@ class Rotary(nn.Module):
     def __call__(
         self, position_ids: jax.Array, query_index: jax.Array, key_index: jax.Array, heads: int, head_dim: int
     ):
-        """The rotation of positions, integers [b, t]; `query_index`, `key_index` and `heads` do not matter to it."""
+        """Computes the rotation for `position_ids`, integers [b, t].
+
+        The other arguments except `head_dim` are not used.
+        """
         if head_dim % 2:
             raise InputError(f"a head of {head_dim} dimensions: rotary positions need an even number")
         angles = position_ids[..., None, None].astype(jnp.float32) * self.frequencies(head_dim)
@@ -132,7 +138,7 @@ class Rotary(nn.Module):
 
 
 def rotate(x_bthk: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Queries or keys, rotated."""
+    """Rotates queries or keys by (cosines, sines)."""
     cosines, sines = rotation
     first, second = jnp.split(x_bthk.astype(jnp.float32), 2, axis=-1)
     rotated = jnp.concatenate([first * cosines - second * sines, second * cosines + first * sines], axis=-1)
@@ -140,14 +146,14 @@ def rotate(x_bthk: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Arra
 
 
 class RelativePositions(nn.Module):
-    """A learned bias for each head and each bucket of distances from query to key (Raffel et al. 2020, §2.1)."""
+    """Learned bias per head and per bucket of query-key distances (Raffel et al. 2020, §2.1)."""
 
     buckets: int = 32
-    """Half of them for single distances, the others ever wider."""
+    """Number of buckets. Half of them are for single distances, and the others for increasingly wide ranges."""
     longest: int = 128
-    """From this distance on all are in one bucket."""
+    """Distance from which on all distances share one bucket."""
     bidirectional: bool = True
-    """Whether half of the buckets are for keys after the query; False if it does not see them."""
+    """Whether half of the buckets are for keys after the query. False if queries do not attend to later keys."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -161,14 +167,17 @@ class RelativePositions(nn.Module):
     def __call__(
         self, position_ids: jax.Array, query_index: jax.Array, key_index: jax.Array, heads: int, head_dim: int
     ):
-        """The bias between indices in a row, integers [t] and [s]; `position_ids` and `head_dim` are not used."""
+        """Computes the bias for the row indices of queries, integers [t], and keys, integers [s].
+
+        Other arguments are not used.
+        """
         init = metadata.with_axes(nn.initializers.normal(0.1), "_h")
         table = self.param("bias", init, (self.buckets, heads))
         bucket = self.bucket(key_index[None, :] - query_index[:, None])
         return Placement(bias=jnp.moveaxis(table[bucket], -1, 0))
 
     def bucket(self, distance: jax.Array) -> jax.Array:
-        """The bucket of each distance, key minus query, any shape."""
+        """Returns the bucket of each distance (key index minus query index), for an array of any shape."""
         buckets, first = self.buckets, 0
         if self.bidirectional:
             buckets //= 2
@@ -176,7 +185,7 @@ class RelativePositions(nn.Module):
         else:
             distance = jnp.maximum(-distance, 0)
         exact = buckets // 2
-        # In this order of operations, float32 falls on the same side of each border as the original.
+        # With this order of operations, float32 rounds to the same side of each border as the original implementation.
         growth = jnp.log(jnp.maximum(distance, 1).astype(jnp.float32) / exact) / math.log(self.longest / exact)
         wide = exact + (growth * (buckets - exact)).astype(jnp.int32)
         return first + jnp.where(distance < exact, distance, jnp.minimum(wide, buckets - 1))

@@ -1,4 +1,4 @@
-"""Layer scale and drop path, between a layer's output and the residual stream."""
+"""Residual branches: LayerScale and stochastic depth between the output of a layer and the residual stream."""
 
 import flax.linen as nn
 import jax
@@ -9,13 +9,14 @@ from jaxformer.parallel import metadata
 
 
 class ResidualBranch(nn.Module):
-    """`keep · scale · y`: of each dimension a learned scale, of each example all or nothing while training."""
+    """Residual branch `keep · scale · y`: scales each dimension by a learned factor, and drops random examples in
+    training."""
 
     layer_scale: float | None = None
-    """Initial scale of each dimension (Touvron et al. 2021, CaiT); None: no scales."""
+    """Initial value of the scales (LayerScale; Touvron et al. 2021, CaiT). If None, there are no scales."""
     drop_path: float = 0.0
-    """Probability that an example leaves a layer of the last block out in training; it grows linearly from 0 in the
-    first block (stochastic depth, Huang et al. 2016)."""
+    """Probability that training skips a layer of the last block for an example (stochastic depth, Huang et al.
+    2016). It increases linearly from 0 in the first block."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -24,12 +25,12 @@ class ResidualBranch(nn.Module):
 
     @nn.compact
     def __call__(self, y: jax.Array, depth: jax.Array | float = 1.0, train: bool = False) -> jax.Array:
-        """Maps a layer's output to what is added, [b, t, d] both.
+        """Maps the output of a layer to the vectors to add to the residual stream, both [b, t, d].
 
         Args:
-          y: [b, t, d].
-          depth: the position of the block in the stack, from 0 for the first to 1 for the last.
-          train: whether to drop paths; needs the rng stream `dropout`.
+          y: output of a layer, [b, t, d].
+          depth: relative depth of the block, from 0 for the first block to 1 for the last.
+          train: whether to drop paths. Requires the rng stream `dropout`.
         """
         if self.layer_scale is not None:
             init = metadata.with_axes(nn.initializers.constant(self.layer_scale), "d")

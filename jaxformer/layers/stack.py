@@ -1,7 +1,9 @@
-"""The parameters of a stack's blocks, and the ways to run them.
+"""Parameters of the blocks of a stack, and ways to run the blocks.
 
-Parameters of blocks that are built alike lie in one tree with a leading layer axis, whatever runs them. Where a period
-has blocks with other parameters, each kind has a tree of its own under its number: `blocks/0`, `blocks/1`, ...
+The parameters of blocks with the same structure are one tree with a leading layer axis, regardless of how the blocks
+are
+run. If a period has blocks with different parameters, each kind has a tree under its number: `blocks/0`, `blocks/1`,
+...
 """
 
 from collections.abc import Callable, Sequence
@@ -14,19 +16,22 @@ from jaxformer.metrics.means import Mean, added
 from jaxformer.parallel import metadata, sharding
 
 BlockFunction = Callable[[jax.Array, jax.Array, Any, int], tuple[jax.Array, Any]]
-"""Runs a block: (x, its number, its parameters, its kind) to x and what is kept of every block."""
+"""Function that runs a block: maps (x, block number, parameters, kind) to the new x and the values to keep."""
 
 REMAT_POLICIES = {
     "full": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
+"""Maps rematerialization settings to JAX checkpoint policies."""
 
 
 def initializer(inits: Sequence[Callable[[jax.Array], Any]], depth: int) -> Callable[[jax.Array], Any]:
-    """An initializer of the parameters of `depth` blocks.
+    """Returns an initializer for the parameters of `depth` blocks.
 
     Args:
-      inits: for each kind of block, the boxed parameters of one from a key; block i is of kind i modulo their number.
+      inits: one function per kind of block, which returns the boxed parameters of a block from a random key. Block i
+        has
+        the kind i modulo the number of kinds.
       depth: number of blocks.
     """
     period = len(inits)
@@ -46,7 +51,7 @@ def initializer(inits: Sequence[Callable[[jax.Array], Any]], depth: int) -> Call
 
 
 def unstacked(blocks: Any) -> tuple[Any, ...]:
-    """The parameters of each block: of a stack, or of what this function made of one."""
+    """Returns a tuple of the parameters of each block. `blocks` is the stacked parameters, or already such a tuple."""
     if isinstance(blocks, tuple):
         return blocks
     kinds = _kinds(blocks)
@@ -55,7 +60,7 @@ def unstacked(blocks: Any) -> tuple[Any, ...]:
 
 
 def without_last(blocks: Any) -> tuple[Any, Any]:
-    """Splits off the last block: the parameters of all others, and its own."""
+    """Splits off the last block. Returns the parameters of all other blocks, and those of the last block."""
     kinds = _kinds(blocks)
     if len(kinds) == 1:
         return jax.tree.map(lambda array: array[:-1], blocks), _layer(blocks, -1)
@@ -64,15 +69,18 @@ def without_last(blocks: Any) -> tuple[Any, Any]:
 
 
 class Kept(NamedTuple):
-    """The values kept of every block."""
+    """Values kept from every block."""
 
     kinds: tuple[Any, ...]
-    """For each kind of block, of those in whole periods, with a leading axis of the periods."""
+    """Values of the blocks in whole periods, one entry per kind of block, with a leading period axis."""
     rest: tuple[Any, ...]
-    """The values of each block after the last whole period."""
+    """Values of each block after the last whole period."""
 
     def stacked(self, select: Callable[[Any], jax.Array | None]) -> jax.Array | None:
-        """An array of every block, chosen by `select`, with a leading axis of the layers; None where it is None."""
+        """Stacks an array of every block, chosen by `select`, along a leading layer axis.
+
+        None if `select` returns None.
+        """
         arrays = [select(part) for part in self.kinds]
         if arrays[0] is None:
             return None
@@ -80,23 +88,23 @@ class Kept(NamedTuple):
         return jnp.concatenate([whole, jnp.stack([select(part) for part in self.rest])]) if self.rest else whole
 
     def summed(self, select: Callable[[Any], dict[str, Mean]]) -> dict[str, Mean]:
-        """The means of all blocks, chosen by `select`, added up by name."""
+        """Sums the means of all blocks, chosen by `select`, by name."""
         whole = [jax.tree.map(lambda array: array.sum(0), select(part)) for part in self.kinds]
         return added(*whole, *map(select, self.rest))
 
 
 def run(function: BlockFunction, x: jax.Array, blocks: Any, period: int, unroll: int) -> tuple[jax.Array, Kept]:
-    """Runs blocks in a loop over whole periods, then those that remain.
+    """Runs blocks in a loop over whole periods, and then the remaining blocks.
 
     Args:
-      function: runs a block.
-      x: what the first block reads.
-      blocks: the stacked parameters.
-      period: blocks in a period.
-      unroll: blocks an iteration of the loop, rounded up to whole periods.
+      function: function that runs a block.
+      x: input of the first block.
+      blocks: stacked parameters.
+      period: number of blocks in a period.
+      unroll: number of blocks per iteration of the loop, rounded up to whole periods.
 
     Returns:
-      The last block's x, and what is kept of every block.
+      The output of the last block, and the values kept from every block.
     """
     depth = sum(map(_depth, _kinds(blocks)))
     whole = depth // period
@@ -120,7 +128,8 @@ def run(function: BlockFunction, x: jax.Array, blocks: Any, period: int, unroll:
 
 
 def _periods(blocks: Any, period: int, whole: int) -> list[Any]:
-    """For each kind of block, the parameters of those in whole periods, with a leading axis of the periods."""
+    """Returns the parameters of the blocks in whole periods, one entry per kind of block, with a leading period
+    axis."""
     kinds = _kinds(blocks)
     if period == 1:
         return kinds
@@ -134,23 +143,26 @@ def _strided(blocks: Any, start: int, stop: int, step: int) -> Any:
 
 
 def _kinds(blocks: Any) -> list[Any]:
-    """The stacked parameters of each kind; one where all blocks are built alike."""
+    """Returns the stacked parameters of each kind of block.
+
+    A list of length one if all blocks have the same structure.
+    """
     if isinstance(blocks, dict) and all(name.isdigit() for name in blocks):
         return [blocks[str(kind)] for kind in range(len(blocks))]
     return [blocks]
 
 
 def rematerialised(function: BlockFunction, remat: str, in_loop: bool) -> BlockFunction:
-    """The function, rematerialised in the backward pass as `remat` says."""
+    """Wraps the function so that the backward pass rematerializes it, depending on `remat`."""
     if remat == "none":
         return function
-    # Outside a loop the compiler would see that something is computed twice, and keep it instead.
+    # Outside a loop, the compiler would detect the repeated computation and keep its result instead.
     return jax.checkpoint(function, prevent_cse=not in_loop, policy=REMAT_POLICIES[remat], static_argnums=3)
 
 
 def default_unroll(depth: int, remat: str) -> int:
-    """Blocks an iteration of the loop: all on CPU without remat, else 1."""
-    # Unrolled, the compiler computes all blocks again at once, and saves no memory.
+    """Returns the default number of blocks per loop iteration: all blocks on CPU without remat, otherwise 1."""
+    # In an unrolled loop, the compiler recomputes all blocks at once and saves no memory.
     return depth if sharding.platform() == "cpu" and remat == "none" else 1
 
 

@@ -1,4 +1,4 @@
-"""The stack of blocks, and the hyperparameters that the families share."""
+"""Transformer stack, with the hyperparameters that all model families share."""
 
 import dataclasses
 from typing import Literal
@@ -23,74 +23,77 @@ from jaxformer.metrics.means import Mean
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """The parts of a kind of block that differ from the stack's; None: the stack's."""
+    """Parts of a kind of block that differ from those of the stack. If None, a part is that of the stack."""
 
     attention: nn.Module | None = None
-    """Its attention, such as one with a window."""
+    """Attention of the block, such as one with a window."""
     mlp: nn.Module | None = None
-    """Its feed-forward network, such as one with experts."""
+    """Feed-forward network of the block, such as one with experts."""
     position_embedding: nn.Module | None = None
-    """How positions act in its self-attention: a `Rotary` with another base, for example."""
+    """Position scheme of the block's self-attention, such as a `Rotary` with a different base."""
 
 
 @flax.struct.dataclass
 class TransformerOutput:
-    """The output of a stack."""
+    """Output of a stack."""
 
     hidden: jax.Array
-    """The last block's output, [b, t, d] or [b, m, d]; normalised where norms come before."""
+    """Output of the last block, [b, t, d] or [b, m, d]. Normalized unless norms are applied after layers."""
     attention: jax.Array | None = None
-    """Weights of self-attention, float32 [l, b, h, t, s], where they were asked for."""
+    """Weights of self-attention, float32 [l, b, h, t, s]. None unless requested."""
     cache: Cache | None = None
-    """The cache with the new tokens in it, where there was one."""
+    """Cache that includes the new tokens. None if there was no cache."""
     layers: jax.Array | None = None
-    """The output of each block before any last norm, [l, b, t, d], where it was asked for."""
+    """Output of each block before the last norm, [l, b, t, d]. None unless requested."""
     means: dict[str, Mean] = flax.struct.field(default_factory=dict)
-    """The auxiliary means of all blocks, such as the load of experts; objectives add them to the loss."""
+    """Auxiliary means summed over all blocks, such as the load of experts. Objectives add them to the loss."""
 
 
 class Transformer(nn.Module):
-    """A stack of blocks: the hyperparameters that the families share (Vaswani et al. 2017)."""
+    """Stack of Transformer blocks, with the hyperparameters that all model families share (Vaswani et al. 2017)."""
 
     width: int = 768
     """Size of the residual stream."""
     depth: int = 12
     """Number of blocks."""
     heads: int = 12
-    """Attention heads; they divide the width."""
+    """Number of attention heads. It must divide the width unless `attention.head_dim` is set."""
     attention: nn.Module = Attention()
-    """The attention of each block."""
+    """Attention of each block."""
     mlp: nn.Module = Mlp()
-    """The feed-forward network of each block."""
+    """Feed-forward network of each block."""
     norm: nn.Module = LayerNorm()
-    """The normalisation, two in each block."""
+    """Normalization, applied twice in each block."""
     norm_position: NormPosition = "before"
-    """Norms before each layer and at the end of the stack, after each residual sum, or before and after each layer."""
+    """Where norms are applied: `before` each layer and at the end of the stack, `after` each residual sum, or `both`
+    before and after each layer."""
     first_norm: bool = True
-    """Whether the first block's attention reads a normalised `x`; the norm of its embeddings can serve instead."""
+    """Whether to normalize the input of the first block's attention. Not needed if the embeddings are normalized."""
     position_embedding: nn.Module | None = None
-    """How positions act in self-attention, such as `Rotary()`; None: not at all."""
+    """Position scheme of self-attention, such as `Rotary()`. If None, self-attention does not use positions."""
     dropout: float = 0.1
-    """Rate of dropout on embeddings and on each layer's output."""
+    """Dropout rate of the embeddings and of the output of each layer."""
     attention_dropout: float = 0.1
-    """Rate of dropout on attention weights."""
+    """Dropout rate of the attention weights."""
     dtype: DType = "auto"
-    """The type to compute in; auto is bfloat16 on accelerators and float32 on CPU."""
+    """Type to compute in. `auto` is bfloat16 on accelerators and float32 on CPU."""
     remat: Literal["none", "dots", "full"] = "none"
-    """Rematerialisation in the backward pass, to save memory: nothing, all but matrix products, or whole blocks."""
+    """What to rematerialize in the backward pass to save memory: `none`, `dots` (everything except matrix products),
+    or `full` (whole blocks)."""
     unroll: int | None = None
-    """Blocks a loop iteration: more is faster to run and slower to compile, and saves less memory by remat. By default
-    all on CPU without remat, else 1."""
+    """Number of blocks per loop iteration. A larger number runs faster, but compiles more slowly and saves less
+    memory with remat. Defaults to all blocks on CPU without remat, otherwise to 1."""
     residual: nn.Module | None = None
-    """Applied to a layer's output before it is added, such as `ResidualBranch(drop_path=0.1)`; None: nothing."""
+    """Module applied to the output of a layer before it is added to the residual stream, such as
+    `ResidualBranch(drop_path=0.1)`."""
     period: tuple[Variant, ...] = ()
-    """Kinds of block that take turns, such as local and global attention; `()`: all blocks are alike. A stack may end
-    within a period."""
+    """Kinds of block that alternate, such as local and global attention. If empty, all blocks are alike. The last
+    period may be incomplete."""
 
     def __post_init__(self):
         for field in ("norm", "position_embedding"):
             module = getattr(self, field)
-            # Linen shares parameters between all uses of one instance, such as a field's default.
+            # Linen shares parameters between all uses of an instance, such as the default of a field.
             if isinstance(module, nn.Module) and module.parent is None:
                 object.__setattr__(self, field, fresh(module))
         super().__post_init__()
@@ -125,8 +128,8 @@ class Transformer(nn.Module):
 
         Args:
           x: embeddings [b, t, d].
-          inputs: what else the stack is given.
-          cache: of earlier tokens; `x` are those after them.
+          inputs: mask and other inputs.
+          cache: cache of earlier tokens. `x` contains the tokens that follow them.
         """
         inputs = inputs or BlockInputs()
         if inputs.at is not None and (inputs.return_attention or inputs.return_layers):
@@ -167,7 +170,7 @@ class Transformer(nn.Module):
         return TransformerOutput(self._end(x, inputs.condition), attention, layers=layers, means=means)
 
     def variant(self, number: int) -> Variant:
-        """The parts of block `number`, including those that its kind shares with the stack."""
+        """Returns the parts of block `number`, including those that it shares with the stack."""
         own = self.period[number % len(self.period)] if self.period else Variant()
         return Variant(
             own.attention or self.attention,
@@ -176,7 +179,7 @@ class Transformer(nn.Module):
         )
 
     def new_cache(self, rows: int, slots: int) -> Cache:
-        """A cache without tokens."""
+        """Returns an empty cache with the given numbers of rows and slots."""
         groups, head_dim = self.attention.sizes(self.heads, self.width)
         empty = jnp.zeros((rows, groups, slots, head_dim), compute_dtype(self.dtype))
         layers = tuple(LayerCache(KeyValue(empty, empty)) for _ in range(self.depth))
@@ -185,7 +188,7 @@ class Transformer(nn.Module):
         return Cache(layers, segments, jnp.zeros((), jnp.int32), windows=windows)
 
     def _decode(self, blocks, stacked, x: jax.Array, inputs: BlockInputs, cache: Cache) -> TransformerOutput:
-        """The blocks one by one, each with a cache of its own, which is updated in place."""
+        """Runs the blocks one by one. Each has its own cache, which is updated in place."""
         slots = cache.used + jnp.arange(x.shape[1])
         segments = jax.lax.dynamic_slice_in_dim(cache.segments, cache.used, x.shape[1], axis=1)
         order = slots[None] if inputs.mask is None else cache.used + inputs.mask.query_order
@@ -214,7 +217,7 @@ class Transformer(nn.Module):
         return TransformerOutput(self._end(x, inputs.condition), cache=cache)
 
     def _place(self, positions, query_index, key_index, given: Placement | None) -> list[Placement | None]:
-        """The placement of each kind of block."""
+        """Returns the placement for each kind of block."""
         _, head_dim = self.attention.sizes(self.heads, self.width)
 
         def place(scheme):
@@ -248,7 +251,7 @@ class Transformer(nn.Module):
 
 
 def fresh(module: nn.Module) -> nn.Module:
-    """An unbound copy of the module: Linen shares the parameters of one instance among its users."""
+    """Returns an unbound copy of a module, because Linen shares the parameters of an instance among its users."""
     return module.clone(parent=None, name=None)
 
 
