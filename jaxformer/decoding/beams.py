@@ -1,4 +1,4 @@
-"""Beam search: the likeliest hypotheses of each row so far, all extended at once (Graves 2012; Wu et al. 2016)."""
+"""Beam search: extends the k best hypotheses of each row at every step (Graves 2012; Wu et al. 2016)."""
 
 import functools
 from typing import Any
@@ -18,23 +18,27 @@ from jaxformer.layers.cache import Cache
 
 @flax.struct.dataclass
 class Hypotheses:
-    """Some outputs of each row, the best first."""
+    """k hypotheses per row, best first."""
 
     scores: jax.Array
-    """float32 [b, k]: log-probabilities, with the length penalty where they have ended; -inf where there is none."""
+    """Log-probabilities, float32 [b, k], with the length penalty applied for ended hypotheses. -inf marks an empty
+    slot."""
     tokens: jax.Array
-    """Integers [b, k, n]."""
+    """Tokens of the hypotheses, integers [b, k, n]."""
     lengths: jax.Array
-    """Integers [b, k]."""
+    """Number of tokens per hypothesis, integers [b, k]."""
 
     @classmethod
     def none(cls, rows: int, count: int, room: int) -> "Hypotheses":
-        """Places without hypotheses."""
+        """Returns empty slots."""
         zeros = jnp.zeros((rows, count), jnp.int32)
         return cls(jnp.full(zeros.shape, NEVER), jnp.zeros((*zeros.shape, room), jnp.int32), zeros)
 
     def best(self, scores: jax.Array, count: int) -> tuple["Hypotheses", jax.Array]:
-        """The best by other scores, [b, k], which they have from now on; and their places, integers [b, count]."""
+        """Selects the `count` hypotheses with the highest `scores` ([b, k]) and gives them these scores.
+
+        Also returns their indices among the k hypotheses, integers [b, count].
+        """
         scores, index = jax.lax.top_k(scores, count)
         rows = jnp.arange(len(index))[:, None]
         return Hypotheses(scores, self.tokens[rows, index], self.lengths[rows, index]), index
@@ -42,27 +46,27 @@ class Hypotheses:
 
 @flax.struct.dataclass
 class Search:
-    """A search on its way."""
+    """State of a running beam search."""
 
     count: jax.Array
-    """Scalar: tokens of the live hypotheses."""
+    """Number of tokens of the live hypotheses, scalar."""
     live: Hypotheses
-    """The hypotheses to extend."""
+    """Hypotheses that will be extended."""
     ended: Hypotheses
-    """The hypotheses that have ended."""
+    """Hypotheses that have ended."""
     open: jax.Array
-    """Boolean [b]: whether a better hypothesis may still come."""
+    """Whether a better hypothesis is still possible, boolean [b]."""
     position_ids: jax.Array
-    """Integers [b·k]: positions of the last tokens of the live ones."""
+    """Positions of the next tokens of the live hypotheses, integers [b·k]."""
     cache: Cache
-    """Keys and values of the tokens before, b·k rows."""
+    """Keys and values of the previous tokens, with b·k rows."""
     seen: jax.Array | None
-    """Boolean [b, k, v]: tokens that were there before, where a penalty asks for it."""
+    """Tokens that occurred before, boolean [b, k, v]. None if `repetition_penalty` is 1."""
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 4))
 def search(model: nn.Module, decoding: Decoding, params: Any, prompts: Prompts, room: int) -> Hypotheses:
-    """The best outputs of each row; `room` is the most tokens that one may have."""
+    """Runs a beam search and returns the best outputs of each row. `room` is the maximum number of new tokens."""
     rows, beams = len(prompts.tokens), decoding.num_beams
     ahead = steps.start(model, params, prompts, room)
     repeat = functools.partial(jnp.repeat, repeats=beams, axis=0)
@@ -70,7 +74,7 @@ def search(model: nn.Module, decoding: Decoding, params: Any, prompts: Prompts, 
     live = Hypotheses.none(rows, beams, room)
     state = Search(
         count=jnp.zeros((), jnp.int32),
-        # All are the same at first: only one of them counts.
+        # All hypotheses are equal at first: only one of them is considered.
         live=live.replace(scores=live.scores.at[:, 0].set(0)),
         ended=live,
         open=prompts.rules.limits > 0,
@@ -90,7 +94,7 @@ def search(model: nn.Module, decoding: Decoding, params: Any, prompts: Prompts, 
 
 
 def _extend(state: Search, logits: jax.Array, decoding: Decoding, prompts: Prompts) -> Search:
-    """Extends each live hypothesis by each next token; the best of them stay live, or end."""
+    """Extends each live hypothesis by all next tokens. The best extensions stay live or end."""
     rows, beams = state.live.scores.shape
     count = state.count + 1
     scores = _scores(state, logits, decoding, prompts).reshape(rows, beams, -1)
@@ -113,14 +117,14 @@ def _extend(state: Search, logits: jax.Array, decoding: Decoding, prompts: Promp
         live=live,
         ended=ended,
         open=state.open & _may_improve(live, ended, count, decoding, prompts),
-        # Of the inputs all hypotheses of a row see the same.
+        # The encoder memory is not reordered: all hypotheses of a row share it.
         cache=cache.replace(layers=jax.tree.map(lambda array: array[places], cache.layers)),
         seen=_seen(state.seen, parents, jnp.take_along_axis(tokens, chosen, axis=1)),
     )
 
 
 def _scores(state: Search, logits: jax.Array, decoding: Decoding, prompts: Prompts) -> jax.Array:
-    """The log-probabilities of each hypothesis' next tokens under the rules, [b·k, v]."""
+    """Computes log-probabilities of the next tokens of each hypothesis after the logits processors, [b·k, v]."""
     beams = decoding.num_beams
     scores = jax.nn.log_softmax(prompts.rules.only_pieces(logits))
     seen = None if state.seen is None else state.seen.reshape(scores.shape)
@@ -130,7 +134,7 @@ def _scores(state: Search, logits: jax.Array, decoding: Decoding, prompts: Promp
 
 
 def _with_ended(state: Search, extended: Hypotheses, ends: jax.Array, count, decoding: Decoding) -> Hypotheses:
-    """The best of the hypotheses that had ended and those that end now, if they are among the first `beams`."""
+    """Merges newly ended hypotheses into `ended` and keeps the best. Only the first `beams` extensions may end."""
     beams = decoding.num_beams
     now = ends & (jnp.arange(ends.shape[1]) < beams) & state.open[:, None]
     scores = jnp.where(now, extended.scores / count.astype(jnp.float32) ** decoding.length_penalty, NEVER)
@@ -139,7 +143,7 @@ def _with_ended(state: Search, extended: Hypotheses, ends: jax.Array, count, dec
 
 
 def _may_improve(live: Hypotheses, ended: Hypotheses, count, decoding: Decoding, prompts: Prompts) -> jax.Array:
-    """Whether the search continues, boolean [b]."""
+    """Returns whether the search of each row continues, boolean [b]."""
     worst = ended.scores.min(-1)
     lengths = count
     if decoding.early_stopping is True:

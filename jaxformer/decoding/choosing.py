@@ -1,4 +1,4 @@
-"""From a row's logits to its next token."""
+"""Chooses the next token of each row from its logits."""
 
 import jax
 import jax.numpy as jnp
@@ -6,11 +6,11 @@ import jax.numpy as jnp
 from jaxformer.decoding.settings import Decoding
 
 NEVER = -jnp.inf
-"""The logit of a token that cannot come."""
+"""Logit of a token that cannot be chosen."""
 
 
 def choose(logits: jax.Array, decoding: Decoding, key: jax.Array) -> jax.Array:
-    """The next tokens, int32 [b], of float32 logits [b, v]: the likeliest ones, or drawn."""
+    """Chooses the next token of each row by argmax or by sampling: float32 logits [b, v] to int32 [b]."""
     if not decoding.temperature:
         return likeliest(logits)
     tokens = None
@@ -21,14 +21,16 @@ def choose(logits: jax.Array, decoding: Decoding, key: jax.Array) -> jax.Array:
 
 
 def likeliest(logits: jax.Array) -> jax.Array:
-    """The first of the largest, int32 [b]; two plain reductions, where XLA on CPU has no quick argmax."""
+    """Returns the argmax, int32 [b], the first one if there are ties. Uses two reductions, because argmax is slow in
+    XLA on CPU."""
     largest = logits.max(-1, keepdims=True)
     index = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
     return jnp.where(logits >= largest, index, logits.shape[-1] - 1).min(-1)
 
 
 def warp(logits: jax.Array, decoding: Decoding) -> jax.Array:
-    """The logits that tokens are drawn by, [b, v]: temperature, then each cut in turn of what the one before left."""
+    """Applies the temperature and the sampling cutoffs to logits [b, v]. Each cutoff renormalises what the previous one
+    kept."""
     logits = logits / decoding.temperature
     if decoding.top_p < 1:
         ordered = jnp.sort(logits, axis=-1, descending=True)
@@ -50,7 +52,8 @@ def warp(logits: jax.Array, decoding: Decoding) -> jax.Array:
 
 
 def _typical(logits: jax.Array, mass: float) -> jax.Array:
-    """The logits of the tokens whose surprise is nearest to the entropy, down to a probability of `mass` together."""
+    """Sets all logits to -inf except those of the tokens whose surprisal is closest to the entropy and that together
+    reach `mass`."""
     surprise = -jax.nn.log_softmax(logits)
     distances = jnp.abs(surprise - _entropy(logits))
     distances, ordered = jax.lax.sort_key_val(distances, logits)
@@ -60,19 +63,19 @@ def _typical(logits: jax.Array, mass: float) -> jax.Array:
 
 
 def _likelier_than(probability: jax.Array | float, logits: jax.Array) -> jax.Array:
-    """The logits of the tokens that have at least this probability, and of the likeliest one."""
+    """Sets logits of tokens below the probability to -inf. The most likely token is always kept."""
     unlikely = jax.nn.softmax(logits) < probability
     return jnp.where(unlikely & (logits < logits.max(-1, keepdims=True)), NEVER, logits)
 
 
 def _entropy(logits: jax.Array) -> jax.Array:
-    """The entropy of the next token in nats, [..., 1]."""
+    """Computes the entropy of the next token in nats, [..., 1]."""
     logs = jax.nn.log_softmax(logits)
     return -jnp.where(jnp.isneginf(logs), 0.0, jnp.exp(logs) * logs).sum(-1, keepdims=True)
 
 
 def weaken(scores: jax.Array, seen: jax.Array | None, penalty: float) -> jax.Array:
-    """Logits or log-probabilities [..., v] with those of tokens `seen`, boolean [..., v], brought down."""
+    """Applies the repetition penalty to scores [..., v] of the tokens in `seen`, boolean [..., v]."""
     if seen is None:
         return scores
     return jnp.where(seen, jnp.where(scores < 0, scores * penalty, scores / penalty), scores)

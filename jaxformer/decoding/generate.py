@@ -1,4 +1,4 @@
-"""Generates tokens from prompts: checks them, pads them to a few shapes, batches and decodes them."""
+"""Generates tokens from prompts: checks and pads the prompts, batches and decodes them."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,32 +15,33 @@ from jaxformer.errors import InputError
 from jaxformer.models.base import Model
 
 ROWS = 32
-"""Prompts decoded together, at most."""
+"""Maximum number of prompts decoded together."""
 CHUNK = 8
-"""Tokens that `stream` waits for at a time."""
+"""Number of tokens that `stream` generates at a time."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """The prompt of one row."""
+    """Prompt of one row."""
 
     tokens: np.ndarray
-    """int32 [k]: what the generated tokens follow."""
+    """Tokens that the output continues, int32 [k]."""
     inputs: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    """Inputs of the encoder, by the names of `Model.encode_prompt`: ids [s], or an array of another modality, of the
-    same shape in every prompt."""
+    """Encoder inputs, named as the arguments of `Model.encode_prompt`: token ids [s], or an array of another modality
+    with the same shape in every prompt."""
 
     @property
     def read(self) -> np.ndarray:
-        """The ids of the prompt that rules about prompts speak of: the encoder's if it reads ids, else `tokens`."""
+        """Prompt ids for the logits processors: those of the encoder if it reads token ids, else `tokens`."""
         return next((array for array in self.inputs.values() if array.ndim == 1), self.tokens)
 
 
 def as_prompt(prompt: Prompt | Sequence[int], model: Model, start: int | None) -> Prompt:
-    """The prompt of some ids: an encoder reads them, and its decoder continues from `start`; a decoder continues them.
+    """Builds the prompt of a sequence of token ids. An encoder–decoder encodes them and decodes from `start`; a decoder
+    continues them.
 
     Raises:
-      InputError: it is empty, longer than the model's positions or has a token outside of the vocabulary.
+      InputError: If it is empty, exceeds the maximum length of the model or has a token outside of the vocabulary.
     """
     if isinstance(prompt, Prompt):
         checked(prompt.tokens, model, "forced prefix" if prompt.inputs else "prompt")
@@ -61,25 +62,26 @@ def generate(
 ) -> list[np.ndarray]:
     """Generates new tokens for each prompt: a decoder continues it, an encoder–decoder answers it.
 
-    Prompts of similar lengths are decoded together; outputs are independent of the batch, except when sampling.
-    Programs are compiled once for a few lengths of prompts (`bucket`) and numbers of rows. Parameters on a mesh are
-    used where they lie: call it under `sharding.use`.
+    Prompts of similar lengths are decoded together. Outputs do not depend on the batch, except when sampling. One
+    program is compiled per padded prompt length (see `bucket`) and number of rows. Parameters may be sharded over a
+    mesh; in that case, call the function under `sharding.use`.
 
     Args:
-      model: a generative model.
-      params: its parameters.
-      prompts: the ids of each, or a `Prompt`.
-      decoding: how to choose.
-      end: the token that ends an output, where `decoding` names none.
-      start: the first token of the decoder of an encoder–decoder, where a prompt has no tokens of its own.
-      prefix: whether the tokens of a prompt see each other both ways, for a prefix language model.
-      pieces: the tokenizer's size; ids from there on are never chosen.
+      model: Generative model.
+      params: Parameters of the model.
+      prompts: Token ids of each prompt, or a `Prompt`.
+      decoding: Decoding settings.
+      end: Token that ends an output, if `decoding` names none.
+      start: Decoder start token of an encoder–decoder, for prompts that are token ids.
+      prefix: Whether attention within a prompt is bidirectional, for a prefix language model.
+      pieces: Vocabulary size of the tokenizer; higher ids are never generated.
 
     Returns:
-      int32 [n] for each prompt, with the end token where it came.
+      New tokens of each prompt, int32 [n], including the end token if it was generated.
 
     Raises:
-      InputError: a prompt is empty, longer than the model's positions or has a token outside of the vocabulary.
+      InputError: If a prompt is empty, exceeds the maximum length of the model or has a token outside of the
+          vocabulary.
     """
     check_specials(model, end, start, decoding)
     prompts = [as_prompt(prompt, model, start) for prompt in prompts]
@@ -115,13 +117,13 @@ def stream(
     prefix: bool = False,
     pieces: int | None = None,
 ) -> Iterator[np.ndarray]:
-    """The tokens of `generate` for one prompt, a few at a time, as they come.
+    """Yields the tokens that `generate` returns for one prompt, a few at a time. Same arguments as `generate`.
 
     Raises:
-      InputError: as `generate` does, or for a beam search, which has no token before its end.
+      InputError: In the cases of `generate`, and for beam search, which has no tokens before its end.
     """
     if decoding.num_beams > 1:
-        raise InputError(f"decoding.num_beams={decoding.num_beams}: a beam search cannot be streamed; expected 1")
+        raise InputError(f"decoding.num_beams={decoding.num_beams}: beam search cannot be streamed; expected 1")
     check_specials(model, end, start, decoding)
     batch = _batch(model, [as_prompt(prompt, model, start)], decoding, end, prefix, pieces)
     static, params = _static(decoding, batch), steps.ready(model, params)
@@ -138,7 +140,7 @@ def stream(
 
 
 def bucket(length: int) -> int:
-    """The least of 16, 24, 32, 48, 64, 96, ... that is not below `length`."""
+    """Rounds a length up to one of 16, 24, 32, 48, 64, 96, ..."""
     size = 16
     while size < length:
         size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
@@ -146,16 +148,16 @@ def bucket(length: int) -> int:
 
 
 def by_length(prompts: Sequence[np.ndarray], rows: int = ROWS) -> list[list[int]]:
-    """The indices of the prompts in batches of similar lengths, the longest ones first."""
+    """Groups prompts of similar lengths into batches, longest first. Returns the indices of each batch."""
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     return [order[first : first + rows] for first in range(0, len(order), rows)]
 
 
 def checked(prompt: Sequence[int], model: Model, name: str = "prompt") -> np.ndarray:
-    """The prompt, or what else its name is, as int32 [n].
+    """Checks a token sequence and returns it as int32 [n]. `name` is its name in error messages.
 
     Raises:
-      InputError: it is empty, longer than the model's positions or has a token outside of the vocabulary.
+      InputError: If it is empty, exceeds the maximum length of the model or has a token outside of the vocabulary.
     """
     tokens = np.asarray(prompt, np.int32).reshape(-1)
     if not len(tokens):
@@ -171,9 +173,9 @@ def checked(prompt: Sequence[int], model: Model, name: str = "prompt") -> np.nda
 def check_specials(
     model: Model, end: int | None = None, start: int | None = None, decoding: Decoding = Decoding()
 ) -> None:
-    """Raises InputError where a start token is missing, or a token is outside of the vocabulary."""
+    """Raises InputError if the decoder start token is missing or a special token is outside of the vocabulary."""
     if model.is_encoder_decoder and start is None:
-        raise InputError("start=None: an encoder–decoder needs the token that begins its answers")
+        raise InputError("start=None: an encoder–decoder needs a decoder start token")
     named = {"end": end, "start": start}
     tokens = [(name, token) for name, token in named.items() if token is not None]
     tokens += [(f"decoding.{name}", token) for name, ids in decoding.token_ids.items() for token in ids]
@@ -185,16 +187,16 @@ def check_specials(
 def padded(
     prompts: Sequence[np.ndarray], longest: int, left: bool = False, size: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pads prompts on the right or on the left, and adds empty rows; shapes are few, so that compilations are.
+    """Pads prompts to a common length and adds empty rows up to a power of 2, so that few programs are compiled.
 
     Args:
-      prompts: int32 [n] each.
-      longest: the longest row.
-      left: whether to pad on the left.
-      size: the length of a row; by default that of a bucket.
+      prompts: Token ids of each prompt, int32 [n].
+      longest: Maximum length of a row.
+      left: Whether to pad on the left.
+      size: Length of a row. If None, the longest prompt rounded up by `bucket`.
 
     Returns:
-      Tokens and segments, int32 [b, t].
+      Tokens and segments (1 for tokens, 0 for padding), int32 [b, t].
     """
     length, rows = size or min(bucket(max(map(len, prompts))), longest), 1
     while rows < len(prompts):
@@ -218,13 +220,13 @@ def _batch(
     # A forced prefix is short, and of the same length in all calls: it needs no bucket.
     size = max(len(prompt.tokens) for prompt in prompts) if prompts[0].inputs else None
     tokens, segments = padded([prompt.tokens for prompt in prompts], model.max_length, left=True, size=size)
-    # The last token needs no position: nothing follows it.
+    # The last new token needs no position, because the model never reads it.
     used = segments.sum(1)
     most = decoding.max_new_tokens or decoding.max_length - used
     if np.min(most) < 1:
         raise InputError(
-            f"decoding.max_length={decoding.max_length}: leaves no new token after {np.max(used)}; expected a larger "
-            "one, or decoding.max_new_tokens"
+            f"decoding.max_length={decoding.max_length}: leaves no room for new tokens after {np.max(used)} tokens; "
+            "expected a larger value, or decoding.max_new_tokens"
         )
     limits = np.clip(most, 0, model.max_length + 1 - used) * (np.arange(len(tokens)) < len(prompts))
     ends = decoding.eos_token_ids if decoding.eos_token_ids is not None else [] if end is None else [end]
@@ -240,7 +242,7 @@ def _batch(
 
 
 def _inputs(prompts: Sequence[Prompt], longest: int, rows: int) -> dict[str, np.ndarray]:
-    """Inputs of the encoder for all prompts: ids padded on the left, other arrays as they are."""
+    """Builds the encoder inputs of a batch: token ids are left-padded, other arrays are stacked."""
     found = {}
     for name in prompts[0].inputs:
         arrays = [prompt.inputs[name] for prompt in prompts]
@@ -253,9 +255,10 @@ def _inputs(prompts: Sequence[Prompt], longest: int, rows: int) -> dict[str, np.
 
 
 def _static(decoding: Decoding, prompts: Prompts) -> Decoding:
-    """The static settings of a compiled program; the seed, numbers of tokens and end tokens are arrays."""
+    """Removes the settings that are passed as arrays (seed, limits, end tokens), so that they do not cause a
+    recompilation."""
     ends = [(token,) for token in prompts.rules.ends.tolist()]
-    words = tuple(word for word in decoding.bad_words_ids if word not in ends)  # An end token may always come.
+    words = tuple(word for word in decoding.bad_words_ids if word not in ends)  # End tokens are never banned.
     return dataclasses.replace(
         decoding,
         seed=0,

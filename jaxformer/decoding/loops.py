@@ -1,4 +1,4 @@
-"""Token after token: one loop on the device, in which caches and tokens are updated in place."""
+"""Decoding loop for greedy decoding and sampling. Runs on the device and updates the cache and tokens in place."""
 
 import functools
 from typing import Any
@@ -18,33 +18,33 @@ from jaxformer.layers.cache import Cache
 
 @flax.struct.dataclass
 class Progress:
-    """Rows on their way."""
+    """State of a running decoding loop."""
 
     count: jax.Array
-    """Scalar: tokens so far in the rows that have not ended."""
+    """Number of new tokens in the rows that have not ended, scalar."""
     tokens: jax.Array
-    """Integers [b, n]: the new tokens; row r has `lengths[r]` of them."""
+    """New tokens, integers [b, n]. The first `lengths[r]` are valid in row r."""
     lengths: jax.Array
-    """Integers [b]: new tokens, the end token among them."""
+    """Number of new tokens per row, including the end token, integers [b]."""
     last: jax.Array
-    """Integers [b]: the token that the model has not seen yet."""
+    """Token that the model reads in the next step, integers [b]."""
     position_ids: jax.Array
-    """Integers [b]: its position."""
+    """Position of `last`, integers [b]."""
     cache: Cache
-    """Keys and values of the tokens before it."""
+    """Keys and values of the tokens before `last`."""
     ended: jax.Array
-    """Boolean [b]."""
+    """Whether the row has ended, boolean [b]."""
     seen: jax.Array | None
-    """Boolean [b, v]: tokens that were there before, where a penalty asks for it."""
+    """Tokens that occurred before, boolean [b, v]. None if `repetition_penalty` is 1."""
     rules: Rules
-    """As in `Prompts`."""
+    """Rules for the new tokens."""
     key: jax.Array
-    """For draws."""
+    """Random key for sampling."""
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 4))
 def begin(model: nn.Module, decoding: Decoding, params: Any, prompts: Prompts, room: int, key: jax.Array) -> Progress:
-    """Reads the prompts and chooses the first token of each row; `room` is the most tokens that there will be."""
+    """Runs the prefill and chooses the first token of each row. `room` is the maximum number of new tokens."""
     ahead = steps.start(model, params, prompts, room)
     rows = len(prompts.tokens)
     zeros = jnp.zeros(rows, jnp.int32)
@@ -65,7 +65,7 @@ def begin(model: nn.Module, decoding: Decoding, params: Any, prompts: Prompts, r
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
 def advance(model: nn.Module, decoding: Decoding, params: Any, progress: Progress, until: jax.Array) -> Progress:
-    """Generates until each row has ended or has `until` new tokens."""
+    """Generates tokens until each row has ended or has `until` new tokens."""
 
     def unfinished(progress):
         return (progress.count < until) & ~progress.ended.all()
@@ -78,7 +78,7 @@ def advance(model: nn.Module, decoding: Decoding, params: Any, progress: Progres
 
 
 def _add(progress: Progress, logits: jax.Array, decoding: Decoding) -> Progress:
-    """Chooses one more token for each row."""
+    """Chooses the next token of each row and appends it."""
     key = jax.random.fold_in(progress.key, progress.count)
     logits = progress.rules.only_pieces(logits)
     logits = rules.apply(logits, progress.seen, progress.tokens, progress.count, progress.rules, decoding)
@@ -98,7 +98,7 @@ def _add(progress: Progress, logits: jax.Array, decoding: Decoding) -> Progress:
 
 
 def first_seen(model: nn.Module, decoding: Decoding, prompts: Prompts) -> jax.Array | None:
-    """Boolean [b, v]: the tokens that the output follows, where a penalty needs them."""
+    """Returns a boolean mask [b, v] of the tokens that the output continues. None if `repetition_penalty` is 1."""
     if decoding.repetition_penalty == 1:
         return None
     rows = jnp.arange(len(prompts.tokens))[:, None]

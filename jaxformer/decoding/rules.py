@@ -1,7 +1,7 @@
-"""Changes to the scores of a row's next token that depend on more than the scores: lengths, repetitions, banned tokens.
+"""Logits processors: change the scores of the next token by output length, repetitions and banned tokens.
 
-Definitions and their order are those of transformers' logits processors. What a setting at its default would need is
-None, and nothing is computed for it.
+Definitions and order are those of transformers' logits processors. A setting at its default needs no arrays (its fields
+of `Rules` are None) and no computation.
 """
 
 import itertools
@@ -16,27 +16,28 @@ from jaxformer.decoding.choosing import NEVER, weaken
 from jaxformer.decoding.settings import Decoding
 
 NO_TOKEN = -1
-"""Where there is no token: before a prompt that is shorter than others, and for a start token that is not needed."""
+"""Marks positions without a token: left padding of shorter prompts."""
 
 
 @flax.struct.dataclass
 class Rules:
-    """The rules of a batch of b rows."""
+    """Data that the logits processors need for a batch of b rows."""
 
     limits: jax.Array
-    """Integers [b]: new tokens, at most; 0 for a row that only fills the batch."""
+    """Maximum number of new tokens per row, integers [b]. 0 for padding rows."""
     ends: jax.Array
-    """Integers [e]: the tokens that end a row."""
+    """Ids of the tokens that end a row, integers [e]."""
     least: jax.Array | None = None
-    """Integers [b]: new tokens before one of `ends` may come."""
+    """Minimum number of new tokens before an end token is allowed, integers [b]. If None, there is no minimum."""
     given: jax.Array | None = None
-    """Integers [b, g]: what the output follows, a prompt or a start token, after `NO_TOKEN`s."""
+    """Tokens that the output continues (the prompt or the decoder start tokens), integers [b, g], left-padded with
+    `NO_TOKEN`. If None, no processor needs them."""
     read: jax.Array | None = None
-    """Integers [b, t]: the prompt, after `NO_TOKEN`s."""
+    """Prompt tokens, integers [b, t], left-padded with `NO_TOKEN`. If None, no processor needs them."""
     alone: jax.Array | None = None
-    """Boolean [b]: whether the output follows one token only."""
+    """Whether the output of each row continues exactly one token, boolean [b]. Used by `forced_bos_token_id`."""
     pieces: int | None = flax.struct.field(pytree_node=False, default=None)
-    """Ids from here on are not in the tokenizer; None: all are."""
+    """Vocabulary size of the tokenizer; higher ids are never generated. If None, all ids of the model are allowed."""
 
     @classmethod
     def of(
@@ -48,15 +49,15 @@ class Rules:
         followed: Sequence[np.ndarray] | None = None,
         pieces: int | None = None,
     ) -> "Rules":
-        """The rules for some prompts, perhaps fewer than the rows of `limits`.
+        """Builds the rules of a batch. There may be fewer prompts than rows; the remaining rows are padding.
 
         Args:
-          decoding: the settings.
-          prompts: int32 [n] each.
-          limits: int32 [b].
-          ends: the tokens that end an output.
-          followed: int32 [k] each: what the outputs follow, if it is not the prompts.
-          pieces: the tokenizer's size, if the model's vocabulary is larger.
+          decoding: Decoding settings.
+          prompts: Prompt of each row, int32 [n].
+          limits: Maximum number of new tokens per row, int32 [b].
+          ends: Ids of the tokens that end an output.
+          followed: Tokens that each output continues, int32 [k]. If None, the prompts.
+          pieces: Vocabulary size of the tokenizer, if the vocabulary of the model is larger.
         """
         followed = prompts if followed is None else followed
         stretch, read = decoding.no_repeat_ngram_size, decoding.encoder_no_repeat_ngram_size
@@ -78,20 +79,20 @@ class Rules:
         )
 
     def repeated(self, times: int) -> "Rules":
-        """The rules for `times` rows in the place of each."""
+        """Returns the rules with each row repeated `times` times."""
         return jax.tree.map(lambda array: jnp.repeat(array, times, axis=0), self).replace(ends=self.ends)
 
     def is_end(self, tokens: jax.Array) -> jax.Array:
-        """Whether tokens, integers [...], end their rows; boolean [...]."""
+        """Returns whether each of the tokens (integers [...]) ends its row, boolean [...]."""
         return (tokens[..., None] == self.ends).any(-1)
 
     def only_pieces(self, logits: jax.Array) -> jax.Array:
-        """Logits [..., v] with -inf at the ids that the tokenizer does not have."""
+        """Sets logits [..., v] of ids that the tokenizer does not have to -inf."""
         return without_pieces(logits, self.pieces)
 
 
 def without_pieces(logits: jax.Array, pieces: int | None) -> jax.Array:
-    """Logits [..., v] with -inf at the ids from `pieces` on, which the tokenizer does not have."""
+    """Sets logits [..., v] of ids from `pieces` on, which the tokenizer does not have, to -inf."""
     if pieces is None or pieces >= logits.shape[-1]:
         return logits
     return jnp.where(jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) < pieces, logits, NEVER)
@@ -100,15 +101,15 @@ def without_pieces(logits: jax.Array, pieces: int | None) -> jax.Array:
 def apply(
     scores: jax.Array, seen: jax.Array | None, output: jax.Array, count: jax.Array, rules: Rules, decoding: Decoding
 ) -> jax.Array:
-    """The scores by which each row's next token is chosen.
+    """Applies all logits processors to the scores of the next token.
 
     Args:
-      scores: float32 [b, v], logits or log-probabilities.
-      seen: boolean [b, v], tokens that were there before, where `repetition_penalty` needs them.
-      output: integers [b, n]: the new tokens.
-      count: scalar: how many of them there are so far.
-      rules: of the rows.
-      decoding: the settings.
+      scores: Logits or log-probabilities, float32 [b, v].
+      seen: Tokens that occurred before, boolean [b, v]. None if `repetition_penalty` is 1.
+      output: New tokens so far, integers [b, n]; the first `count` are valid.
+      count: Number of new tokens so far, scalar.
+      rules: Rules of the batch.
+      decoding: Decoding settings.
     """
     vocab = scores.shape[-1]
     if decoding.encoder_repetition_penalty != 1:
@@ -138,7 +139,7 @@ def apply(
 
 
 def _apply_lengths(scores: jax.Array, count: jax.Array, rules: Rules, decoding: Decoding) -> jax.Array:
-    """Applies the rules that depend on the number of new tokens, and then suppresses tokens."""
+    """Applies the processors that depend on the number of new tokens, followed by those that suppress tokens."""
     if rules.least is not None:
         early = (count < rules.least)[:, None]
         scores = jnp.where(early & _among(rules.ends, scores), NEVER, scores)
@@ -164,7 +165,7 @@ def _apply_lengths(scores: jax.Array, count: jax.Array, rules: Rules, decoding: 
 
 
 def _before(texts: Sequence[np.ndarray], rows: int, least: int = 1) -> np.ndarray:
-    """Texts on the right of int32 [rows, t], t at least `least` and of few sizes."""
+    """Left-pads texts to int32 [rows, t]. t is at least `least` and a power of 2, so that few programs are compiled."""
     size = 16
     while size < max([least, *map(len, texts)]):
         size *= 2
@@ -175,18 +176,22 @@ def _before(texts: Sequence[np.ndarray], rows: int, least: int = 1) -> np.ndarra
 
 
 def _among(ids: jax.Array | np.ndarray, scores: jax.Array) -> jax.Array:
-    """Boolean [v]: which tokens are among the ids."""
+    """Returns a boolean mask [v] of the vocabulary entries in `ids`."""
     return jnp.zeros(scores.shape[-1], bool).at[ids].set(True)
 
 
 def _mentioned(text: jax.Array, vocab: int) -> jax.Array:
-    """Boolean [b, v]: the tokens of each row of integers [b, t]."""
+    """Returns a boolean mask [b, v] of the vocabulary entries that occur in each row of `text`, integers [b, t]."""
     places = jnp.where(text == NO_TOKEN, vocab, text)
     return jnp.zeros((len(text), vocab), bool).at[jnp.arange(len(text))[:, None], places].set(True, mode="drop")
 
 
 def _repeats(last: jax.Array, text: jax.Array, vocab: int) -> jax.Array:
-    """Boolean [b, v]: the tokens that follow each row's `last` tokens, integers [b, n], anywhere in its text [b, t]."""
+    """Finds the tokens that would repeat an n-gram of the text.
+
+    Returns a boolean mask [b, v] of the tokens that follow an occurrence of the row's `last` tokens (integers [b, n])
+    in its `text` (integers [b, t]).
+    """
     size = last.shape[1]
     starts = text.shape[1] - size
     same = (last != NO_TOKEN).all(-1)[:, None] & (text[:, size:] != NO_TOKEN)

@@ -1,4 +1,4 @@
-"""How likely a model finds given continuations."""
+"""Scores given continuations by their log-probability."""
 
 import dataclasses
 import functools
@@ -16,23 +16,24 @@ from jaxformer.errors import InputError
 from jaxformer.parallel import sharding
 
 CHUNK = 1 << 25
-"""Logits that exist at once, about."""
+"""Approximate maximum number of logits to compute at once."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """The score of a continuation."""
+    """Score of a continuation."""
 
     log_probability: float
-    """Sum over its tokens, in nats."""
+    """Sum of the log-probabilities of its tokens, in nats."""
     tokens: int
-    """How many there are."""
+    """Number of tokens in the continuation."""
     greedy: bool
-    """Whether each is the likeliest of the tokenizer's tokens after those before it, as greedy decoding has it."""
+    """Whether each token of the continuation is the argmax given the previous tokens, so that greedy decoding would
+    generate it."""
 
     @property
     def per_token(self) -> float:
-        """The mean log-probability of a token, in nats."""
+        """Mean log-probability per token, in nats."""
         return self.log_probability / self.tokens
 
 
@@ -45,20 +46,20 @@ def score(
     prefix: bool = False,
     pieces: int | None = None,
 ) -> list[Score]:
-    """Scores each continuation after its prompt, in batches of similar lengths.
+    """Scores each continuation of its prompt, in batches of similar lengths.
 
     Args:
-      model: a `Gpt` or an `EncoderDecoder`.
-      params: its parameters.
-      prompts: ids of each.
-      continuations: ids of what follows each, as many.
-      start: the token that begins an answer, for an `EncoderDecoder`.
-      prefix: whether the tokens of a prompt see each other both ways, for a `Gpt` that is a prefix language model.
-      pieces: the tokenizer's size; no token from there on is the likeliest.
+      model: `Gpt` or `EncoderDecoder`.
+      params: Parameters of the model.
+      prompts: Token ids of each prompt.
+      continuations: Token ids of the continuation of each prompt.
+      start: Decoder start token, for an `EncoderDecoder`.
+      prefix: Whether attention within a prompt is bidirectional, for a `Gpt` that is a prefix language model.
+      pieces: Vocabulary size of the tokenizer; higher ids do not count as the argmax.
 
     Raises:
-      InputError: a prompt or a continuation is empty, longer than the model's positions or has a token outside of the
-        vocabulary.
+      InputError: If a prompt or a continuation is empty, exceeds the maximum length of the model or has a token
+          outside of the vocabulary.
     """
     pairs = list(zip(prompts, continuations, strict=True))
     pairs = [(checked(prompt, model), checked(continuation, model, "continuation")) for prompt, continuation in pairs]
@@ -77,7 +78,7 @@ def score(
 
 
 def _continued(model: nn.Module, pairs: Sequence[tuple[np.ndarray, np.ndarray]], prefix: bool) -> dict[str, Any]:
-    """Rows of a prompt and its continuation, whose last token needs no place."""
+    """Lays out each prompt and its continuation as one row, without the last token, which nothing follows."""
     rows = [np.concatenate(pair)[:-1] for pair in pairs]
     if (longest := max(map(len, rows))) > model.max_length:
         raise InputError(
@@ -95,7 +96,7 @@ def _continued(model: nn.Module, pairs: Sequence[tuple[np.ndarray, np.ndarray]],
 
 
 def _answered(model: nn.Module, pairs: Sequence[tuple[np.ndarray, np.ndarray]], start: int) -> dict[str, Any]:
-    """Rows of inputs, and rows of their answers after the start token."""
+    """Lays out prompts as encoder inputs, and continuations as decoder inputs after the start token."""
     inputs, input_segments = padded([prompt for prompt, _ in pairs], model.max_length)
     targets, segments = padded([answer for _, answer in pairs], model.max_length)
     tokens = np.concatenate([np.full_like(targets[:, :1], start), targets[:, :-1]], axis=1)
@@ -105,14 +106,14 @@ def _answered(model: nn.Module, pairs: Sequence[tuple[np.ndarray, np.ndarray]], 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
 def _score(model: nn.Module, params: Any, batch: Any, pieces: int | None = None) -> tuple[jax.Array, jax.Array]:
-    """Log-probabilities, float32 [b, m], of the targets, and whether each is the likeliest token."""
+    """Returns the log-probability of each target, float32 [b, m], and whether it is the argmax, boolean [b, m]."""
     output = model.apply({"params": params}, **{k: sharding.constrain(v, "bt") for k, v in batch["inputs"].items()})
     hidden = jnp.take_along_axis(output.hidden, batch["at"][..., None], axis=1)
     rows, length = batch["targets"].shape
     size = max(1, min(length, CHUNK // (rows * model.vocab)))
     parts = -(-length // size)
 
-    def split(array):  # [b, m, ...] -> [part, b, size, ...]; the rows keep their place on the mesh
+    def split(array):  # [b, m, ...] -> [part, b, size, ...]; the sharding of the rows is kept
         pad = [(0, 0), (0, parts * size - length)] + [(0, 0)] * (array.ndim - 2)
         return jnp.moveaxis(jnp.pad(array, pad).reshape(rows, parts, size, *array.shape[2:]), 1, 0)
 

@@ -1,4 +1,4 @@
-"""How a model's next tokens are chosen."""
+"""Decoding settings: how the next token is chosen."""
 
 import dataclasses
 from typing import Literal
@@ -9,69 +9,73 @@ from jaxformer.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Decoding:
-    """The likeliest token at each step, sampling (`temperature` above 0), or beam search (`num_beams` above 1).
+    """Decoding settings: greedy by default, sampling if `temperature` > 0, beam search if `num_beams` > 1.
 
-    Definitions are those of transformers' `generate`; its settings of the same names give the same tokens. Each setting
-    at its default is left out of the compiled program.
+    Definitions are those of transformers' `generate`: equal settings give equal tokens. A setting at its default adds
+    nothing to the compiled program.
     """
 
     max_new_tokens: int | None = 64
-    """New tokens, at most; None leaves it to `max_length`."""
+    """Maximum number of new tokens. If None, `max_length` limits the output."""
     temperature: float = 0.0
-    """Divides the logits before a token is drawn: below 1 safer, above 1 wilder; 0 takes the likeliest."""
+    """Temperature that divides the logits before sampling: lower values are more conservative. 0 disables sampling."""
     top_k: int | None = None
-    """Number of likeliest tokens to draw from; None: all."""
+    """Number of tokens with the highest probabilities to sample from. If None, all tokens."""
     top_p: float = 1.0
-    """Draw among the fewest likeliest tokens that together have this probability (Holtzman et al. 2020)."""
+    """Cumulative probability for nucleus sampling from the smallest set of tokens that reaches it (Holtzman et al.
+    2020)."""
     min_p: float = 0.0
-    """Draw among tokens at least this times as likely as the likeliest."""
+    """Minimum probability of a sampled token, as a fraction of the probability of the most likely token."""
     repetition_penalty: float = 1.0
-    """Penalty on the scores of tokens that occurred before (Keskar et al. 2019); 1: none."""
+    """Penalty on the scores of tokens that occurred before (Keskar et al. 2019). 1 disables it."""
     num_beams: int = 1
-    """Hypotheses kept at each step; 1: no beam search."""
+    """Number of hypotheses kept at each step. 1 disables beam search."""
     length_penalty: float = 1.0
-    """Hypotheses compete by log-probability divided by length to this power: above 0 favours long ones."""
+    """Exponent of the length that divides the log-probability of a hypothesis. Above 0, it favours longer
+    hypotheses."""
     early_stopping: bool | Literal["never"] = False
-    """When a beam search ends: False when a better hypothesis is unlikely, True when `num_beams` have ended, "never"
-    when none can be better."""
+    """When a beam search ends: False when a better hypothesis is unlikely, True when `num_beams` hypotheses have ended,
+    "never" when no better hypothesis is possible."""
     seed: int = 0
-    """Seed of the draws."""
+    """Random seed for sampling."""
     max_length: int | None = None
-    """Tokens of a decoder's prompt and output together (of an encoder–decoder's start token and output), at most; used
-    where `max_new_tokens` is None."""
+    """Maximum total length in tokens, used if `max_new_tokens` is None. Counts the prompt and the output of a decoder,
+    or the start token and the output of an encoder–decoder."""
     min_new_tokens: int = 0
-    """New tokens before the end token may come."""
+    """Minimum number of new tokens before an end token is allowed."""
     min_length: int = 0
-    """The same, counted as `max_length` counts; used where `min_new_tokens` is 0."""
+    """Minimum total length in tokens, used if `min_new_tokens` is 0. Counts the same tokens as `max_length`."""
     eos_token_ids: tuple[int, ...] | None = None
-    """Ids of the tokens that end an output; None: the tokenizer's end token."""
+    """Ids of the tokens that end an output. If None, the end token of the tokenizer."""
     typical_p: float = 1.0
-    """Draw among the tokens whose surprise is nearest to the entropy and that together have this probability (Meister
-    et al. 2022)."""
+    """Cumulative probability for typical sampling: samples from the tokens whose surprisal is closest to the entropy
+    (Meister et al. 2022). 1 disables it."""
     epsilon_cutoff: float = 0.0
-    """Draw among tokens at least this likely (Hewitt et al. 2022)."""
+    """Minimum probability of a sampled token (Hewitt et al. 2022). 0 disables it."""
     eta_cutoff: float = 0.0
-    """Draw among tokens at least this likely, or less likely where the entropy is high (Hewitt et al. 2022)."""
+    """Minimum probability of a sampled token, lowered if the entropy is high (Hewitt et al. 2022). 0 disables it."""
     encoder_repetition_penalty: float = 1.0
-    """Boost of the scores of the prompt's tokens; 1: none."""
+    """Factor that raises the scores of tokens in the prompt. 1 disables it."""
     no_repeat_ngram_size: int = 0
-    """Length of n-grams that do not occur twice, the prompt of a decoder included (Paulus et al. 2018); 0: any may."""
+    """Length of n-grams that may occur only once in the output (and prompt of a decoder; Paulus et al. 2018). 0
+    disables it."""
     encoder_no_repeat_ngram_size: int = 0
-    """Length of the prompt's n-grams that do not occur in the output; 0: any may."""
+    """Length of n-grams of the prompt that may not occur in the output. 0 disables it."""
     bad_words_ids: tuple[tuple[int, ...], ...] = ()
     """Sequences of token ids that are never generated."""
     suppress_tokens: tuple[int, ...] = ()
     """Ids of tokens that are never generated."""
     begin_suppress_tokens: tuple[int, ...] = ()
-    """Ids of tokens that are never generated first."""
+    """Ids of tokens that are never generated as the first token."""
     forced_bos_token_id: int | None = None
-    """Id of the token that comes first, after a start token or a prompt of one token."""
+    """Id of the first generated token. Applies after a decoder start token or a one-token prompt."""
     forced_eos_token_ids: tuple[int, ...] = ()
-    """Ids of end tokens: one of them is the last token of an output that reaches its limit."""
+    """Ids of end tokens, one of which becomes the last token of an output that reaches its limit."""
     exponential_decay_length_penalty: tuple[int, float] | None = None
-    """(start, factor): after `start` new tokens, the end token's score grows by the factor with each token."""
+    """Pair (start, factor): after `start` new tokens, each token multiplies the score of the end token by the
+    factor."""
     renormalize_logits: bool = False
-    """Whether the scores of a beam search are log-probabilities again after the settings above have changed them."""
+    """Whether beam search normalises scores to log-probabilities again after the other settings have changed them."""
 
     def __post_init__(self):
         fields.check(self)
@@ -91,10 +95,12 @@ class Decoding:
             if not getattr(self, field) > 0:
                 raise InputError(f"decoding.{field}={getattr(self, field)}: expected above 0")
         if self.max_new_tokens is None and self.max_length is None:
-            raise InputError("decoding.max_new_tokens=None: expected a number of tokens, or decoding.max_length")
+            raise InputError(
+                "decoding.max_new_tokens=None: expected a number of tokens, or a value for decoding.max_length"
+            )
         if self.num_beams > 1 and self.temperature:
             raise InputError(
-                f"decoding.num_beams={self.num_beams}: a beam search draws nothing; expected decoding.temperature=0, "
+                f"decoding.num_beams={self.num_beams}: beam search does not sample; expected decoding.temperature=0, "
                 f"not {self.temperature}"
             )
         self._check_tokens()
@@ -107,15 +113,15 @@ class Decoding:
             raise InputError("decoding.eos_token_ids=(): expected one id or more, or None")
         if self.forced_eos_token_ids and set(self.forced_eos_token_ids) <= set(self.suppress_tokens):
             raise InputError(
-                f"decoding.forced_eos_token_ids={self.forced_eos_token_ids}: decoding.suppress_tokens has them all; "
-                "expected one that may come"
+                f"decoding.forced_eos_token_ids={self.forced_eos_token_ids}: decoding.suppress_tokens bans all; "
+                "expected at least one allowed token"
             )
         if not all(self.bad_words_ids):
             raise InputError(f"decoding.bad_words_ids={self.bad_words_ids}: expected one id or more in each")
 
     @property
     def token_ids(self) -> dict[str, tuple[int, ...]]:
-        """The ids of tokens that each field names, by field."""
+        """Token ids in each field that contains token ids. Maps field names to ids."""
         return {
             "eos_token_ids": self.eos_token_ids or (),
             "bad_words_ids": tuple(token for word in self.bad_words_ids for token in word),

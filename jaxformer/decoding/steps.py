@@ -1,7 +1,7 @@
-"""The steps of decoding: read the prompts, then one token a row at a time.
+"""Decoding steps: prefill of the prompts, and one step per new token.
 
-A model generates through its contract (`Model.encode_prompt` and `Model.decode`), whatever its prompts are made of.
-Tokens of several lengths are padded on the left, so that all rows write to the same slot of the cache.
+Models generate through `Model.encode_prompt` and `Model.decode`, which accept prompts of any modality. Prompts of
+different lengths are left-padded, so that all rows write to the same cache slot.
 """
 
 import functools
@@ -22,36 +22,36 @@ from jaxformer.parallel import sharding
 
 @flax.struct.dataclass
 class Prompts:
-    """The prompts of a batch of rows."""
+    """Prompts of a batch of b rows."""
 
     tokens: jax.Array
-    """Integers [b, k], padded on the left: what the generated tokens follow. Of a decoder alone that is the prompt; of
-    an encoder–decoder a start token, or a forced prefix such as a language and a task."""
+    """Tokens that the output continues, integers [b, k], left-padded. The prompt for a decoder-only model; for an
+    encoder–decoder the start token or a forced prefix, such as language and task tokens."""
     segments: jax.Array
-    """Integers [b, k]: 1, and 0 where there is padding."""
+    """Mask of `tokens`, integers [b, k]: 1 for tokens, 0 for padding."""
     rules: Rules
-    """The rules for new tokens."""
+    """Rules for the new tokens."""
     inputs: dict[str, jax.Array] = flax.struct.field(default_factory=dict)
-    """Inputs of the encoder, by the names of `Model.encode_prompt`: arrays [b, ...]; none without an encoder."""
+    """Encoder inputs, arrays [b, ...], named as the arguments of `Model.encode_prompt`. Empty without an encoder."""
     prefix: bool = flax.struct.field(pytree_node=False, default=False)
-    """Whether `tokens` see each other both ways, where the model is a prefix language model."""
+    """Whether attention among `tokens` is bidirectional, for a prefix language model."""
 
 
 class Next(NamedTuple):
-    """The result of a step."""
+    """Result of a decoding step."""
 
     logits: jax.Array
-    """float32 [b, v]: of the next token of each row."""
+    """Logits of the next token of each row, float32 [b, v]."""
     position_ids: jax.Array
-    """Integers [b]: the position of the next token."""
+    """Position of the next token, integers [b]."""
     cache: Cache
-    """Keys and values of all tokens before it."""
+    """Keys and values of all previous tokens."""
 
 
 def ready(model: Model, params: Any) -> Any:
-    """Prepares parameters for decoding: the blocks one by one, with kernels in the compute dtype.
+    """Prepares parameters for decoding: splits the stacked blocks and converts kernels to the compute dtype.
 
-    Inside a loop, each step would slice and convert them again.
+    Otherwise each step of the decoding loop would slice and convert them again.
     """
     name, stack = list(model.stacks().items())[-1]
     if isinstance(params[name]["blocks"], tuple):
@@ -63,13 +63,13 @@ def ready(model: Model, params: Any) -> Any:
 
 
 def start(model: Model, params: Any, prompts: Prompts, room: int) -> Next:
-    """Reads the prompts.
+    """Runs the prefill: computes the cache of the prompts and the logits of the first new token.
 
     Args:
-      model: a generative model.
-      params: its parameters, perhaps `ready`.
-      prompts: the prompts.
-      room: slots for new tokens.
+      model: Generative model.
+      params: Parameters, optionally prepared by `ready`.
+      prompts: Prompts of the batch.
+      room: Number of cache slots for new tokens.
     """
     tokens, segments = (sharding.constrain(array, "bt") for array in (prompts.tokens, prompts.segments))
     rows, length = tokens.shape
@@ -88,7 +88,7 @@ def start(model: Model, params: Any, prompts: Prompts, room: int) -> Next:
 
 
 def step(model: Model, params: Any, tokens: jax.Array, position_ids: jax.Array, cache: Cache) -> Next:
-    """Runs one decoding step for tokens [b] at positions [b]."""
+    """Runs one decoding step for the tokens [b] at positions [b]."""
     places = jnp.minimum(position_ids, model.max_length - 1)  # A row that has ended keeps its position.
     output = _decode(model, params, tokens[:, None], places[:, None], cache)
     return Next(_last(output), position_ids + 1, output.cache)
@@ -107,7 +107,7 @@ def _last(output) -> jax.Array:
 
 
 def _laid(cache: Cache) -> Cache:
-    """The cache with its rows and heads on the mesh."""
+    """Shards the rows and heads of the cache over the mesh."""
 
     def lay(keys):
         return jax.tree.map(lambda array: sharding.constrain(array, "bgsk"), keys)
@@ -117,16 +117,19 @@ def _laid(cache: Cache) -> Cache:
 
 
 def _of_one_block(stack: jax.Array) -> NamedSharding | None:
-    """The sharding of one block's array of a stack; None if the stack is not on a mesh."""
+    """Returns the sharding of one block's array, given the stacked array. None if the array is not on a mesh."""
     found = getattr(stack, "sharding", None)
     return NamedSharding(found.mesh, PartitionSpec(*found.spec[1:])) if isinstance(found, NamedSharding) else None
 
 
 @functools.partial(jax.jit, static_argnames=("dtype", "shardings"))
 def _apart(blocks: Any, dtype: jnp.dtype, shardings: tuple[NamedSharding | None, ...]) -> tuple[Any, ...]:
-    """The parameters of each block, with kernels in `dtype`; `shardings` are those of one block's leaves, in order."""
+    """Splits stacked parameters into one tree per block and converts kernels to `dtype`.
 
-    def convert(path, array):  # What `Linear` does to its kernel at each call.
+    `shardings` are those of the leaves of one block, in order.
+    """
+
+    def convert(path, array):  # Same conversion as `Linear` applies at each call.
         return array.astype(dtype) if path[-1].key == "kernel" else array
 
     def lay(array, place):

@@ -1,4 +1,4 @@
-"""Answers to questions, as spans of a text."""
+"""Answers questions with spans of a text (extractive question answering)."""
 
 import dataclasses
 import functools
@@ -18,29 +18,30 @@ from jaxformer.predictors.base import Answer, Predictor
 from jaxformer.predictors.padding import padded, stacked
 
 INPUTS = ("tokens", "segments", "position_ids", "token_types")
-"""The arrays of a batch that the model takes."""
+"""Names of the arrays in a batch that are arguments of the model."""
 AROUND, SHOWN = 40, 4
-"""Characters of the context to show on either side of an answer; examples of a demonstration."""
+"""Number of context characters to print on each side of an answer, and maximum number of examples in a
+demonstration."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SpanAnswer(Answer):
-    """A span of a context that answers a question."""
+    """Span of a context that answers a question."""
 
     question: str
-    """As it was given."""
+    """Question as given in the request."""
     context: str
-    """As it was given."""
+    """Context as given in the request."""
     start: int
-    """The answer's first character in the context."""
+    """Start index of the answer in the characters of the context."""
     stop: int
-    """The index after its last character; that of the first one if there is no answer."""
+    """End index of the answer (exclusive). Equal to `start` if there is no answer."""
     probability: float
-    """The product of those of its first and of its last token, among those of all windows."""
+    """Product of the probabilities of the first and last token, each normalised over all windows of the context."""
 
     @property
     def text(self) -> str:
-        """The answer; empty where there is none."""
+        """Text of the answer. Empty if there is no answer."""
         return self.context[self.start : self.stop]
 
     def __str__(self) -> str:
@@ -58,12 +59,12 @@ class SpanPredictor(Predictor[Classifier]):
     """Finds the span of a text that answers a question."""
 
     longest: int = 30
-    """Tokens of an answer, at most."""
+    """Maximum number of tokens of an answer."""
     no_answer: float | None = None
-    """As of `QuestionAnswering`."""
+    """Threshold for "no answer", see `QuestionAnswering`."""
 
     def encode(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
-        """The model's arguments for the windows of all texts, a row each; a text is as in `predict`."""
+        """Converts texts to the arguments of the model, with one row per window. Texts are as in `predict`."""
         task = answer_spans(self.model.max_length, self.tokenizer)
         windows = [
             part
@@ -74,15 +75,15 @@ class SpanPredictor(Predictor[Classifier]):
         return stacked([part.tokens for part in windows], types)
 
     def predict(self, texts: Sequence[str]) -> list[SpanAnswer]:
-        """Answers each text, a question and its context with a tab between the two.
+        """Answers each request: a question and its context, separated by a tab.
 
         Raises:
-          InputError: a text without a tab, or nothing before or after it.
+          InputError: If a text has no tab, or nothing before or after it.
         """
         return self.answer(answer_spans(self.model.max_length, self.tokenizer), _pairs(texts))
 
     def answer(self, task: AnswerSpans, pairs: Sequence[tuple[str, str]]) -> list[SpanAnswer]:
-        """The best span of each (question, context) among all its windows, as the task cuts them."""
+        """Finds the best span of each (question, context) pair over all windows that the task cuts."""
         passages = [encode_passage(*pair, self.tokenizer) for pair in pairs]
         windows = [(number, part) for number, one in enumerate(passages) for part in task.windows(one, self.tokenizer)]
         scores: list[list] = [[] for _ in pairs]
@@ -98,7 +99,7 @@ class SpanPredictor(Predictor[Classifier]):
         ]
 
     def _best(self, passage: Passage, scores: list) -> tuple[int, int, float]:
-        """First character, the index after the last, and the probability."""
+        """Returns the start and end index of the best span in characters, and its probability."""
         if not scores:
             return 0, 0, 1.0
         ends = [np.concatenate([logits[part.spannable > 0, end] for part, logits in scores]) for end in (0, 1)]
@@ -114,7 +115,8 @@ class SpanPredictor(Predictor[Classifier]):
         return int(passage.offsets[start, 0]), int(passage.offsets[stop, 1]), float(np.exp(min(best - total, 0)))
 
     def demonstrate(self, batch: Mapping[str, Any]) -> list[str]:
-        """A few held-out questions, the spans that the model finds in their windows, and the right ones."""
+        """Formats a few held-out questions with the predicted spans in their windows, and the true spans if they
+        differ."""
         batch = {name: np.asarray(array)[:SHOWN] for name, array in batch.items()}
         inputs = {name: batch[name] for name in INPUTS if name in batch}
         logits = np.asarray(_logits(self.model, self.params, inputs))
@@ -132,7 +134,7 @@ class SpanPredictor(Predictor[Classifier]):
 
 
 def _pairs(texts: Sequence[str]) -> list[tuple[str, str]]:
-    """The question and the context of each text, which a tab separates."""
+    """Splits each text at the tab into question and context."""
     pairs = [tuple(part.strip() for part in text.partition(PAIR)[::2]) for text in texts]
     for text, pair in zip(texts, pairs, strict=True):
         if not all(pair):
@@ -141,7 +143,7 @@ def _pairs(texts: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def answer_spans(length: int, tokenizer: Tokenizer) -> AnswerSpans:
-    """Windows that overlap by half, with at most a quarter of their tokens, and 64, for the question."""
+    """Builds a task whose windows overlap by half. Questions are limited to 64 tokens and a quarter of `length`."""
     asked, special = min(64, length // 4), tokenizer.template("encoder").added(pair=True)
     return AnswerSpans(length, max(1, (length - asked - special) // 2), asked)
 

@@ -1,4 +1,4 @@
-"""The contract of predictors, which turn requests into answers, and of answers."""
+"""Base classes of predictors, which turn requests into answers, and of the answers."""
 
 import abc
 import dataclasses
@@ -17,23 +17,24 @@ ModelT = TypeVar("ModelT")
 
 
 class Answer(abc.ABC):
-    """The answer of a model to one request. A subclass is a frozen dataclass.
+    """Answer of a model to one request. A subclass is a frozen dataclass.
 
-    `str` is for the terminal. By default an answer is saved as JSON, and shown in a notebook as its `str`; an answer
-    that is a picture or a sound overrides `save` and `_repr_html_`.
+    `str` gives the text for the terminal. By default, an answer is saved as JSON and displayed in a notebook as its
+    `str`. Answers that are images or sounds override `save` and `_repr_html_`.
     """
 
     pair_names: ClassVar[Mapping[str, tuple[str, str]]] = {}
-    """In JSON, the names of both parts of each pair in a field: `{"labels": ("label", "probability")}`."""
+    """JSON keys of the two parts of each pair, per field that contains pairs: `{"labels": ("label",
+    "probability")}`."""
     display_fields: ClassVar[tuple[str, ...]] = ()
-    """Fields that only say how the answer is printed."""
+    """Names of the fields that only control how the answer is printed. They are not saved."""
 
     @abc.abstractmethod
     def __str__(self) -> str:
-        """The answer for the terminal."""
+        """Formats the answer for the terminal."""
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as values that JSON has: numbers, vectors as lists, pairs as objects."""
+        """Converts the fields to JSON values: numbers, vectors as lists, pairs as objects."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {
             name: _plain(value, self.pair_names.get(name))
@@ -47,7 +48,8 @@ class Answer(abc.ABC):
 
     @classmethod
     def save_all(cls, answers: Sequence["Answer"], path: Path) -> None:
-        """Writes several answers: by default to one JSON file, or to a folder of files if they are not JSON."""
+        """Writes several answers to one file as a JSON list. Answers that are not JSON override it to write a folder of
+        files."""
         values = [answer.to_json() for answer in answers]
         path.write_text(json.dumps(values, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
@@ -57,86 +59,86 @@ class Answer(abc.ABC):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Predictor(abc.ABC, Generic[ModelT]):
-    """Turns requests into answers: a text, a pair of texts, an image, as `Task.prepare_requests` returns them.
+    """Turns requests (texts, pairs of texts or images, as returned by `Task.prepare_requests`) into answers.
 
-    What else it can do is a class that it also inherits from: `Generates`, `Streams`, `ScoresContinuations`,
-    `RanksCandidates`, `Embeds`.
-    Its methods are called under the mesh of the parameters.
+    Further capabilities are classes that a predictor also inherits from: `Generates`, `Streams`, `ScoresContinuations`,
+    `RanksCandidates`, `Embeds`. Call the methods under the mesh of the parameters.
     """
 
     model: ModelT
-    """The model."""
+    """Model that answers the requests."""
     params: Any
-    """Its parameters; None only to `encode`."""
+    """Parameters of the model. May be None if only `encode` is called."""
     tokenizer: Any
-    """The run's tokenizer; None where it reads no text."""
+    """Tokenizer of the run. None if the model reads no text."""
 
     @abc.abstractmethod
     def encode(self, requests: Sequence[Any]) -> dict[str, np.ndarray]:
-        """The arguments of the model for the requests."""
+        """Converts requests to the arguments of the model."""
 
     @abc.abstractmethod
     def predict(self, requests: Sequence[Any]) -> list[Answer]:
-        """An answer to each request.
+        """Answers each request.
 
         Raises:
-          InputError: the model cannot answer a request.
+          InputError: If the model cannot answer a request.
         """
 
     def demonstrate(self, batch: Mapping[str, np.ndarray]) -> list[str]:
-        """Lines that show predictions for a held-out batch; by default none."""
+        """Returns lines that show predictions for a held-out batch. Empty by default."""
         return []
 
 
 class Generates(abc.ABC):
-    """A predictor that generates tokens."""
+    """Capability of predictors that generate tokens."""
 
     decoding: Decoding
-    """How it chooses them."""
+    """Settings of the generation."""
 
 
 class Streams(Generates):
-    """A predictor that gives its answer piece by piece, but not by beam search."""
+    """Capability of predictors that yield their answers piece by piece, except with beam search."""
 
     @abc.abstractmethod
     def stream(self, text: str) -> Iterator[str]:
-        """The pieces of the answer to a text as they are generated.
+        """Yields the pieces of the answer to a text as they are generated.
 
         Raises:
-          InputError: as `predict`, or for a beam search.
+          InputError: In the cases of `predict`, and for beam search.
         """
 
 
 class ScoresContinuations(abc.ABC):
-    """A predictor that knows how likely given texts are."""
+    """Capability of predictors that score given continuations of texts."""
 
     @abc.abstractmethod
     def log_likelihoods(self, texts: Sequence[str], continuations: Sequence[str]) -> list[Score]:
-        """The log-probability of each continuation of its text.
+        """Computes the log-probability of each continuation given its text.
 
         Raises:
-          InputError: a continuation without a token, or longer than the model's positions.
+          InputError: If a continuation has no tokens or exceeds the maximum length of the model.
         """
 
 
 class RanksCandidates(abc.ABC):
-    """A predictor that says how well given candidates fit a request."""
+    """Capability of predictors that rank given candidates by how well they fit a request."""
 
     @abc.abstractmethod
     def rank(self, requests: Sequence[Any], candidates: Sequence[Any]) -> list[Answer]:
-        """The candidates for each request, the best first; both as `Task.prepare_requests` returns them.
+        """Ranks the candidates for each request, best first. Both are as returned by `Task.prepare_requests`.
 
         Raises:
-          InputError: a request cannot be compared with a candidate.
+          InputError: If a request cannot be compared with a candidate.
         """
 
 
 class Embeds(abc.ABC):
-    """A predictor with vectors of its own, where others take the features of the model's last layer."""
+    """Capability of predictors with their own method for vectors. For others, `embed` uses the last layer of the
+    model."""
 
     @abc.abstractmethod
     def embed(self, requests: Sequence[Any]) -> np.ndarray:
-        """The vectors of the requests, float32 [n, d]."""
+        """Computes the vectors of the requests, float32 [n, d]."""
 
 
 def _plain(value: Any, pair: tuple[str, str] | None) -> Any:

@@ -1,4 +1,4 @@
-"""Continuations of texts, and answers in dialogues, by a causal language model."""
+"""Continues texts and dialogues with a causal language model."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,17 +16,17 @@ from jaxformer.predictors.base import Answer, Predictor, ScoresContinuations, St
 from jaxformer.predictors.padding import stacked
 
 SHOWN = 48
-"""Tokens of a held-out text that a demonstration begins with, at most."""
+"""Maximum number of prompt tokens of a held-out text in a demonstration."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Continued(Answer):
-    """A text and its continuation."""
+    """Text with its continuation."""
 
     text: str
-    """The text as it was given."""
+    """Text as given in the request."""
     continuation: str
-    """The generated text; it begins with a space if a new word does."""
+    """Generated text. Starts with a space if it starts a new word."""
 
     def __str__(self) -> str:
         return self.text + self.continuation
@@ -34,19 +34,19 @@ class Continued(Answer):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Continuation(Predictor[Gpt], Streams, ScoresContinuations):
-    """Continues texts."""
+    """Continues texts, or answers in dialogues if there is a `template`."""
 
     decoding: Decoding
-    """How tokens are chosen."""
+    """Decoding settings."""
     prompt: Literal["text", "prefix", "inputs"] = "text"
-    """The kind of prompt, as in `CausalLM`."""
+    """Kind of prompt, see `CausalLM`."""
     beginning: bool = False
-    """Whether prompts begin with the tokenizer's beginning token."""
+    """Whether prompts start with the BOS token of the tokenizer."""
     template: DialogueTemplate | None = None
-    """How dialogues are written; None continues texts."""
+    """Template of dialogues. If None, texts are continued."""
 
     def encode(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
-        """The arguments of the model for the texts as prompts."""
+        """Converts texts, as prompts, to the arguments of the model."""
         batch = stacked(self.prompts(texts))
         return batch if self.prompt == "text" else batch | {"prefix": batch["segments"] > 0}
 
@@ -54,7 +54,7 @@ class Continuation(Predictor[Gpt], Streams, ScoresContinuations):
         """Continues each text.
 
         Raises:
-          InputError: a text without a token, or longer than the model's positions.
+          InputError: If a text has no tokens or exceeds the maximum length of the model.
         """
         prompts = self.prompts(texts)
         outputs = self.write(prompts)
@@ -64,10 +64,10 @@ class Continuation(Predictor[Gpt], Streams, ScoresContinuations):
         ]
 
     def stream(self, text: str) -> Iterator[str]:
-        """The text and then what the model writes, piece by piece as it comes.
+        """Yields the text, followed by its continuation piece by piece as it is generated.
 
         Raises:
-          InputError: as `predict` does, or for a beam search.
+          InputError: In the cases of `predict`, and for beam search.
         """
         (prompt,), shown = self.prompts([text]), ""
         output = np.zeros(0, np.int32)
@@ -76,20 +76,20 @@ class Continuation(Predictor[Gpt], Streams, ScoresContinuations):
                 yield text
             output = np.append(output, tokens)
             written = self._written(prompt, output)
-            # The bytes of a character may still be on their way.
+            # The last token may be only part of a multi-byte character.
             if written.startswith(shown) and not written.endswith("\N{REPLACEMENT CHARACTER}"):
                 yield written[len(shown) :]
                 shown = written
         yield self._written(prompt, output)[len(shown) :]
 
     def log_likelihoods(self, texts: Sequence[str], continuations: Sequence[str]) -> list[Score]:
-        """How likely the model finds each continuation of its text.
+        """Computes the log-probability of each continuation given its text.
 
-        A space between the two may be in either. What is longer than the positions loses its beginning; of an empty
-        text, the beginning or else the end token is left.
+        A space between the two may belong to either. A prompt that is too long is truncated at its start. The prompt of
+        an empty text is the BOS token if the model uses one, else the EOS token.
 
         Raises:
-          InputError: a continuation without a token, or longer than the model's positions.
+          InputError: If a continuation has no tokens or exceeds the maximum length of the model.
         """
         pairs = [self._divided(*pair) for pair in zip(texts, continuations, strict=True)]
         room = [max(1, self.model.max_length + 1 - len(continuation)) for _, continuation in pairs]
@@ -97,10 +97,10 @@ class Continuation(Predictor[Gpt], Streams, ScoresContinuations):
         return score(self.model, self.params, prompts, [pair[1] for pair in pairs], **self._settings)
 
     def prompts(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """The tokens that the model reads for each text; `<extra_id_0>` and so on are sentinels.
+        """Encodes texts as prompts. `<extra_id_0>` and so on become sentinel tokens.
 
         Raises:
-          InputError: a text without a token.
+          InputError: If a text has no tokens.
         """
         before = [self.tokenizer.bos_id] if self.beginning else []
         after = [self.tokenizer.eos_id] if self.prompt == "inputs" else []
@@ -116,11 +116,11 @@ class Continuation(Predictor[Gpt], Streams, ScoresContinuations):
         return self.template.prompt(text, self.tokenizer) if text.strip() else np.zeros(0, np.int32)
 
     def write(self, prompts: Sequence[Sequence[int]]) -> list[np.ndarray]:
-        """The new tokens after each prompt."""
+        """Generates the new tokens after each prompt."""
         return generate(self.model, self.params, prompts, self.decoding, self.tokenizer.eos_id, **self._settings)
 
     def demonstrate(self, batch: Mapping[str, Any]) -> list[str]:
-        """The beginning of a held-out text, and its continuation."""
+        """Formats the start of a held-out text with its generated continuation."""
         segments, tokens = batch["segments"][0], batch["tokens"][0]
         first = tokens[segments == 1]
         if not len(first):
@@ -139,7 +139,7 @@ class Continuation(Predictor[Gpt], Streams, ScoresContinuations):
         return {"prefix": self.prompt != "text", "pieces": self.tokenizer.vocab_size}
 
     def _divided(self, text: str, continuation: str) -> tuple[np.ndarray, np.ndarray]:
-        """The tokens of a text and of its continuation, as they are encoded together."""
+        """Encodes a text together with its continuation, and splits the tokens into the two parts."""
         if self.template is not None:
             answer = self.template.encode((ANSWERS, continuation.strip()), self.tokenizer)[1]
             return self.prompts([text])[0], answer[:-1]  # Without the end token.
@@ -153,13 +153,13 @@ class Continuation(Predictor[Gpt], Streams, ScoresContinuations):
         return np.concatenate([before, whole[:size]]).astype(np.int32), whole[size:]
 
     def _written(self, prompt: np.ndarray, output: np.ndarray) -> str:
-        """The output as text that can follow the prompt's."""
+        """Decodes the output to a text that can be appended to the prompt."""
         if self.template is not None:
             return f"\n{self.template.text((ANSWERS, self.tokenizer.decode(output).lstrip()))}"
         if self.prompt == "inputs":
             return "\n  " + self.tokenizer.decode(output)
-        # Decoded together: whether there is a space between the two is not in the output alone.
+        # Decode both together, because the output tokens do not determine whether a space precedes them.
         before, whole = self.tokenizer.decode(prompt), self.tokenizer.decode(np.append(prompt, output))
-        if not whole.startswith(before):  # The bytes of the prompt's last character may continue in the output.
+        if not whole.startswith(before):  # The output may complete a multi-byte character of the prompt.
             before = before.rstrip("\N{REPLACEMENT CHARACTER}")
         return whole.removeprefix(before) if whole.startswith(before) else f" {self.tokenizer.decode(output)}"

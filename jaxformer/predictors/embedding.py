@@ -1,4 +1,4 @@
-"""Vectors of texts and images from the last layer of any model."""
+"""Computes vectors of texts and images from the last layer of any model."""
 
 import functools
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ ROWS, BUCKET = 32, 32
 
 
 def embed(run: "Run", texts: Sequence[str]) -> np.ndarray:
-    """The vectors of texts, or of the images of paths, float32 [n, d]: see `Run.embed`."""
+    """Computes the vectors of texts, or of the images at the given paths, float32 [n, d]. See `Run.embed`."""
     if not len(texts):
         raise InputError("no texts to embed; expected one or more")
     if isinstance(run.predictor, Embeds):
@@ -29,17 +29,17 @@ def embed(run: "Run", texts: Sequence[str]) -> np.ndarray:
 
 def _embed(run: "Run", texts: Sequence[str]) -> np.ndarray:
     batch = run.encode(texts)
-    if "segments" in batch:  # Few lengths, so few compilations.
+    if "segments" in batch:  # Few lengths, so that few programs are compiled.
         limit = run.model.max_length
         batch = {name: _padded(array, limit) for name, array in batch.items()}
     vectors = np.asarray(_features(run.model, run.params, batch))
     if len(vectors) != len(texts):
-        raise InputError(f"{run.folder}: its model reads texts in several windows; expected shorter ones to embed")
+        raise InputError(f"{run.folder}: the model divides long texts into windows; expected shorter texts to embed")
     return vectors
 
 
 def _padded(array: np.ndarray, limit: int) -> np.ndarray:
-    if array.shape[1] == 1:  # The start of an answer.
+    if array.shape[1] == 1:  # The decoder start token.
         return array
     length = min(limit, -(-array.shape[1] // BUCKET) * BUCKET)
     return np.pad(array, [(0, 0), (0, max(0, length - array.shape[1]))])
@@ -47,11 +47,11 @@ def _padded(array: np.ndarray, limit: int) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _features(model, params, batch) -> jax.Array:
-    """float32 [b, d]."""
+    """Returns the features of each row, float32 [b, d], averaged over its tokens."""
     output = model.apply({"params": params}, **batch)
     features = getattr(output, "features", None)
     if features is None:
-        raise InputError(f"{type(model).__name__}: has no vectors of its inputs; expected an encoder")
+        raise InputError(f"{type(model).__name__}: the model has no feature vectors; expected an encoder")
     features = features.astype(jnp.float32)
     segments = batch.get("input_segments", batch.get("segments"))
     if features.ndim == 2:

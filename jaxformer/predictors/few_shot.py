@@ -1,13 +1,12 @@
-"""In-context few-shot evaluation (Brown et al. 2020, §2.4): a model picks the choice that it finds likeliest.
+"""In-context few-shot evaluation (Brown et al. 2020, §2.4): the model picks the most likely choice.
 
-run = open_run("runs/gpt")
-questions = [Question("Q: Is the sky blue?\\nA:", (" yes", " no"), 0), ...]
-few_shot(run, questions, FewShot(shots=2), pool=others).accuracy
+run = open_run("runs/gpt") questions = [Question("Q: Is the sky blue?\\nA:", (" yes", " no"), 0), ...] few_shot(run,
+questions, FewShot(shots=2), pool=others).accuracy
 
-What fine-tuning learns from can be asked too, so that both can be compared:
+The data of a fine-tuning run can also be converted to questions, to compare both methods:
 
-data = load("configs/sentiment.py").data
-questions, pool = (questions_of(source, data.task, "{text}\\nThis is") for source in (data.validation, data.train))
+data = load("configs/sentiment.py").data questions, pool = (questions_of(source, data.task, "{text}\\nThis is") for
+source in (data.validation, data.train))
 """
 
 import dataclasses
@@ -25,14 +24,14 @@ from jaxformer.runs.run import Run
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """A text, its possible continuations, and which of them is right."""
+    """Question with its possible continuations, one of them correct."""
 
     text: str
-    """The text before each choice."""
+    """Text before each choice."""
     choices: tuple[str, ...]
-    """The possible continuations; a choice that is a new word begins with a space."""
+    """Possible continuations. A choice that starts a new word starts with a space."""
     answer: int
-    """The place of the right one among them, from 0."""
+    """Index of the correct choice, from 0."""
 
     def __post_init__(self):
         if not 0 <= self.answer < len(self.choices):
@@ -46,17 +45,18 @@ def questions_of(
     choices: Sequence[str] | None = None,
     most: int | None = None,
 ) -> list[Question]:
-    """Questions on the labels of texts, from what a classifier is trained or evaluated on.
+    """Converts labelled texts to questions about their labels.
 
     Args:
-      source: texts, or pairs of texts, with their labels.
-      task: which columns they are in, and what labels there are.
-      template: how a question is put, with {text} and, for a pair, {pair}.
-      choices: how each label is said, in their order; default: a space and its name.
-      most: questions to make, at most, evenly spaced over the source; None makes all.
+      source: Texts, or pairs of texts, with their labels.
+      task: Task that defines the columns and the labels.
+      template: Template of a question, with {text} and, for a pair, {pair}.
+      choices: Text of each label, in the order of the labels. Defaults to a space and the label name.
+      most: Maximum number of questions, evenly spaced over the source. If None, all examples.
 
     Raises:
-      InputError: a label that is none of the task's, another number of choices, or a task without one label a text.
+      InputError: If a label is not one of the task's labels, the number of choices differs from the number of
+          labels, or the task has not exactly one label per text.
     """
     choices = tuple(f" {label}" for label in task.labels) if choices is None else tuple(choices)
     if task.kind != "single_label":
@@ -75,33 +75,33 @@ def questions_of(
 
 @dataclasses.dataclass(frozen=True)
 class FewShot:
-    """How questions are put."""
+    """Settings of a few-shot evaluation."""
 
     shots: int = 0
-    """Solved examples before each question, drawn at random for each."""
+    """Number of solved examples before each question, drawn at random per question."""
     separator: str = "\n\n"
-    """The text between them."""
+    """Text between the solved examples."""
     by: Literal["token", "sum", "prior"] = "token"
-    """The score of a choice: its log-probability a token; in sum; or in sum relative to that after `prior` alone, for
-    choices that are unlike each other."""
+    """Score of a choice: its log-probability per token, the sum over its tokens, or the sum minus that of the same
+    choice after `prior`. The last one suits choices of different frequencies."""
     prior: str = "Answer:"
-    """A text after which every choice is as good."""
+    """Neutral text after which all choices are equally valid, for `by="prior"`."""
     seed: int = 0
-    """Seed of the draws."""
+    """Random seed for drawing the solved examples."""
 
     def __post_init__(self):
         fields.check(self)
         fields.at_least("few_shot.shots", self.shots, 0)
 
     def texts(self, questions: Sequence[Question], pool: Sequence[Question] = ()) -> list[str]:
-        """The text before the choices of each question.
+        """Returns the text before the choices of each question.
 
         Args:
-          questions: what is asked.
-          pool: what to draw solved examples from; the question itself is never one of them.
+          questions: Questions to ask.
+          pool: Questions to draw solved examples from. The question being asked is never drawn.
 
         Raises:
-          InputError: the pool has fewer other questions than `shots`.
+          InputError: If the pool has fewer other questions than `shots`.
         """
         texts, rng = [], np.random.default_rng(self.seed)
         for question in questions:
@@ -116,34 +116,34 @@ class FewShot:
 
 @dataclasses.dataclass(frozen=True)
 class FewShotResult:
-    """The choices of a model."""
+    """Result of a few-shot evaluation."""
 
     picks: tuple[int, ...]
-    """The choice of each question, from 0."""
+    """Index of the picked choice per question."""
     scores: tuple[tuple[float, ...], ...]
-    """The score of each choice of each question, in nats."""
+    """Score of each choice of each question, in nats."""
     accuracy: float
-    """Share of the questions with the right pick."""
+    """Fraction of questions with the correct pick."""
 
     @property
     def standard_error(self) -> float:
-        """Standard error of the accuracy, over questions like these."""
+        """Standard error of the accuracy for questions of this distribution."""
         return float(np.sqrt(self.accuracy * (1 - self.accuracy) / len(self.picks)))
 
 
 def few_shot(
     run: Run, questions: Sequence[Question], settings: FewShot = FewShot(), pool: Sequence[Question] = ()
 ) -> FewShotResult:
-    """Puts the questions to a run's model, all choices in batches.
+    """Evaluates the model of a run on the questions. All choices are scored in batches.
 
     Args:
-      run: of a model that writes.
-      questions: what to ask.
-      settings: how.
-      pool: what to draw solved examples from; not the questions themselves, or at least none of them for itself.
+      run: Run of a generative model.
+      questions: Questions to ask.
+      settings: Settings of the evaluation.
+      pool: Questions to draw solved examples from. The question being asked is never drawn.
 
     Raises:
-      InputError: no question, too small a pool, or the run's model does not write.
+      InputError: If there are no questions, the pool is too small, or the model of the run is not generative.
     """
     if not questions:
         raise InputError("few_shot: no questions; expected at least one")

@@ -1,4 +1,4 @@
-"""Filling the `[MASK]`s of a text with a masked LM."""
+"""Fills the `[MASK]` tokens of a text with a masked language model."""
 
 import dataclasses
 import functools
@@ -21,16 +21,16 @@ ROWS, BUCKET = 16, 32
 
 @dataclasses.dataclass(frozen=True)
 class Filled(Answer):
-    """A text with blanks, and the likeliest tokens in them."""
+    """Text with masks, and the most likely tokens for each mask."""
 
     pair_names: ClassVar = {"blanks": ("token", "probability")}
 
     text: str
-    """The text as it was given."""
+    """Text as given in the request."""
     blanks: tuple[tuple[tuple[str, float], ...], ...]
-    """For each blank the likeliest tokens, the best first, each with its probability."""
+    """Most likely tokens of each mask with their probabilities, best first."""
     filled: str = ""
-    """The text with the likeliest token in each blank, as the tokenizer decodes it."""
+    """Text with the most likely token at each mask, decoded by the tokenizer."""
 
     def __str__(self) -> str:
         lines = [self.text, *([f"  {self.filled}"] if self.filled else [])]
@@ -42,29 +42,29 @@ class Filled(Answer):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FillMask(Predictor[Bert]):
-    """Fills the `[MASK]`s of texts."""
+    """Fills the `[MASK]` tokens of texts."""
 
     model_inputs: tuple[str, ...] = ()
-    """The arrays of a batch that the model takes, for a demonstration."""
+    """Names of the arrays in a batch that are arguments of the model, for demonstrations."""
 
     def encode(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
-        """The arguments of the model for the texts, each between [CLS] and [SEP]."""
+        """Converts texts to the arguments of the model, each between [CLS] and [SEP]."""
         return stacked([encode(text, self.tokenizer, self.model.max_length) for text in texts])
 
     def predict(self, texts: Sequence[str]) -> list[Filled]:
         return fill_masks(self.model, self.params, self.tokenizer, texts)
 
     def demonstrate(self, batch: Mapping[str, np.ndarray]) -> list[str]:
-        """A few masked texts as the model fills them."""
+        """Formats a few held-out texts with the predictions for their masked tokens."""
         inputs = {name: array for name, array in batch.items() if name in self.model_inputs}
         return demonstrate(self.model, self.params, self.tokenizer, batch, inputs)
 
 
 def fill_masks(model: Bert, params, tokenizer: Tokenizer, texts: Sequence[str], top: int = 5) -> list[Filled]:
-    """The likeliest tokens in each `[MASK]` of each text.
+    """Predicts the most likely tokens for each `[MASK]` of each text.
 
     Raises:
-      InputError: a text without `[MASK]`, or longer than the model's positions.
+      InputError: If a text has no `[MASK]` or exceeds the maximum length of the model.
     """
     rows = [encode(text, tokenizer, model.max_length) for text in texts]
     for text, tokens in zip(texts, rows, strict=True):
@@ -93,9 +93,10 @@ def demonstrate(
     inputs: Mapping[str, np.ndarray],
     count: int = 4,
 ) -> list[str]:
-    """The first rows of a batch with their masked tokens as the model fills them: `[light]`, or `[dark, was light]`.
+    """Formats the first rows of a batch with the predictions for their masked tokens: `[light]`, or `[dark, was
+    light]`.
 
-    `inputs` is the part of a batch that the model takes.
+    `inputs` are the arrays of the batch that are arguments of the model.
     """
     batch, inputs = ({name: array[:count] for name, array in part.items()} for part in (batch, inputs))
     logits = jax.jit(model.apply)({"params": params}, **inputs).logits
@@ -114,10 +115,10 @@ def demonstrate(
 
 
 def encode(text: str, tokenizer: Tokenizer, longest: int) -> np.ndarray:
-    """The text's tokens with the special tokens of the tokenizer's template: int32 [n]; `[MASK]` is one token.
+    """Encodes a text with the special tokens of the tokenizer's template, int32 [n]. `[MASK]` becomes one token.
 
     Raises:
-      InputError: more than `longest` tokens.
+      InputError: If there are more than `longest` tokens.
     """
     tokens = tokenizer.template("encoder").lay_out(tokenizer.encode_with_masks(text)).tokens
     if len(tokens) > longest:
@@ -127,9 +128,9 @@ def encode(text: str, tokenizer: Tokenizer, longest: int) -> np.ndarray:
 
 
 def _predict(model, params, tokenizer, rows, top):
-    """Probabilities and ids of the likeliest tokens at every position, [rows, t, top]."""
+    """Computes the probabilities and ids of the most likely tokens at every position, [rows, t, top]."""
     longest = max(map(len, rows))
-    length = min(model.max_length, -(-longest // BUCKET) * BUCKET)  # Few lengths, so few compilations.
+    length = min(model.max_length, -(-longest // BUCKET) * BUCKET)  # Few lengths, so that few programs are compiled.
     tokens = np.full((len(rows), length), tokenizer.pad_id, np.int32)
     segments = np.zeros_like(tokens)
     for index, row in enumerate(rows):
@@ -146,12 +147,12 @@ def _top(model, params, tokens, segments, top, pieces):
 
 
 def _shown(tokenizer: Tokenizer, token: int) -> str:
-    """A piece as readable text; signs are quoted, as they are printed beside others."""
+    """Formats a token as readable text. Punctuation is quoted."""
     piece = tokenizer.piece(token)
     return piece if any(map(str.isalnum, piece)) else f"'{piece}'"
 
 
 def _text(tokenizer: Tokenizer, tokens: np.ndarray) -> str:
-    """Part of a row as readable text, with the space before it if its first token begins a word."""
+    """Decodes part of a row, with a space before it if its first token starts a word."""
     shown = tokens[~tokenizer.is_special[tokens]]
     return " " * bool(len(shown) and tokenizer.word_start[shown[0]]) + tokenizer.decode(shown)

@@ -1,4 +1,4 @@
-"""The patches that a masked autoencoder does not see; it has no answers, but shows how well it reconstructs them."""
+"""Shows how well a masked autoencoder reconstructs hidden patches. It cannot answer requests."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -12,25 +12,25 @@ from jaxformer.models.masked_autoencoder import MaskedAutoencoder
 from jaxformer.predictors.base import Predictor
 
 SHOWN = 4
-"""Images of a demonstration."""
+"""Maximum number of images in a demonstration."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class HiddenPatches(Predictor[MaskedAutoencoder]):
-    """Shows the error in hidden patches."""
+    """Shows the reconstruction error of hidden patches."""
 
     terms: Callable[[MaskedAutoencoder, Any, Mapping[str, np.ndarray]], Mapping[str, Any]]
-    """The terms of a batch, with its `loss`."""
+    """Function that computes the terms of a batch, including its `loss`."""
 
     def encode(self, images: Sequence[Prepared]) -> dict[str, np.ndarray]:
         return {"images": np.stack([image.pixels for image in images])}
 
     def predict(self, images: Sequence[Any]) -> NoReturn:
-        """Raises InputError: there is nothing to say of an image."""
-        raise InputError("a masked autoencoder answers nothing: train a Vit with labels from it, by init=RUN")
+        """Raises InputError, because a masked autoencoder has no answers."""
+        raise InputError("a masked autoencoder has no answers; fine-tune a Vit with labels from it (init=RUN)")
 
     def demonstrate(self, batch: Mapping[str, np.ndarray]) -> list[str]:
-        """The error in the hidden patches of the first images."""
+        """Formats the reconstruction error of the hidden patches of the first images."""
         lines, hidden = [], self.model.patches - self.model.visible
         for row in np.flatnonzero(batch["weights"][:, 0])[:SHOWN]:
             one = {name: array[row : row + 1] for name, array in batch.items()}

@@ -1,4 +1,4 @@
-"""Labels of images."""
+"""Predicts labels of images."""
 
 import dataclasses
 import functools
@@ -14,21 +14,21 @@ from jaxformer.models.vit import Vit
 from jaxformer.predictors.base import Answer, Predictor
 
 ROWS, SHOWN = 32, 8
-"""Images at a time in a prediction; images of a demonstration."""
+"""Batch size of predictions, and maximum number of images in a demonstration."""
 TOP = 5
-"""Labels that are printed."""
+"""Maximum number of labels to print."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Recognised(Answer):
-    """An image and its labels."""
+    """Image file with its labels."""
 
     pair_names: ClassVar = {"labels": ("label", "probability")}
 
     path: str
-    """The file."""
+    """Path of the image file."""
     labels: tuple[tuple[str, float], ...]
-    """The labels with their probabilities, the likeliest first."""
+    """All labels with their probabilities, most likely first."""
 
     def __str__(self) -> str:
         return "\n".join([self.path, *(f"  {share:6.1%}  {label}" for label, share in self.labels[:TOP])])
@@ -36,16 +36,16 @@ class Recognised(Answer):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageLabels(Predictor[Vit]):
-    """Labels images."""
+    """Predicts labels of images."""
 
     def encode(self, images: Sequence[Prepared]) -> dict[str, np.ndarray]:
-        """The model's arguments for the images."""
+        """Converts images to the arguments of the model."""
         return {"images": np.stack([image.pixels for image in images])}
 
     def predict(self, images: Sequence[Prepared]) -> list[Recognised]:
-        """The labels of each image, with their probabilities."""
+        """Predicts the labels of each image, with their probabilities."""
         if not self.model.labels:
-            raise InputError("model.labels=(): the model names no classes; train a Vit with labels from it by init")
+            raise InputError("model.labels=(): the model has no class names; fine-tune a Vit with labels (init=RUN)")
         found = []
         for start in range(0, len(images), ROWS):
             part = images[start : start + ROWS]
@@ -58,7 +58,7 @@ class ImageLabels(Predictor[Vit]):
         return found
 
     def demonstrate(self, batch: Mapping[str, Any]) -> list[str]:
-        """Lines with the predicted labels of the first images of a batch."""
+        """Formats the predicted labels of the first images of a batch."""
         rows = np.flatnonzero(batch["weights"][:, 0])[:SHOWN]
         probabilities = np.asarray(_probabilities(self.model, self.params, batch["images"][rows]))
         lines = []

@@ -1,4 +1,4 @@
-"""Images and texts in one space: classification by given texts, and retrieval (Radford et al. 2021, §3.1)."""
+"""Zero-shot classification and retrieval with image and text vectors (Radford et al. 2021, §3.1)."""
 
 import dataclasses
 import functools
@@ -17,22 +17,22 @@ from jaxformer.predictors.base import Answer, Embeds, Predictor, RanksCandidates
 from jaxformer.predictors.vectors import Embedded, with_cosines
 
 ROWS, SHOWN = 32, 8
-"""Images or texts at a time; pairs of a demonstration."""
+"""Batch size of predictions, and maximum number of pairs in a demonstration."""
 TOP = 5
-"""Candidates that are printed."""
+"""Maximum number of candidates to print."""
 Request = Prepared | str
 
 
 @dataclasses.dataclass(frozen=True)
 class Ranked(Answer):
-    """An image or a text, and the candidates that fit it."""
+    """Image or text with its ranked candidates."""
 
     pair_names: ClassVar = {"ranking": ("candidate", "probability")}
 
     request: str
-    """The text, or the file of the image."""
+    """Text, or path of the image file."""
     ranking: tuple[tuple[str, float], ...]
-    """The candidates with their probabilities, the likeliest first."""
+    """Candidates with their probabilities, most likely first."""
 
     def __str__(self) -> str:
         return "\n".join([self.request, *(f"  {share:6.1%}  {name}" for name, share in self.ranking[:TOP])])
@@ -40,14 +40,14 @@ class Ranked(Answer):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageTextRanking(Predictor[Clip], RanksCandidates, Embeds):
-    """Compares images with texts."""
+    """Embeds images and texts, and ranks candidates by the similarity of their vectors."""
 
     independent: bool = False
-    """Whether each candidate has a probability of its own, as with the sigmoid loss; those of all candidates sum to 1
-    otherwise."""
+    """Whether candidates have independent (sigmoid) probabilities. Otherwise the probabilities of all candidates sum to
+    1."""
 
     def encode(self, requests: Sequence[Request]) -> dict[str, np.ndarray]:
-        """The model's arguments for the images and the texts among the requests."""
+        """Converts the images and texts among the requests to the arguments of the model."""
         images, texts = _divided(requests)
         arrays = {"images": np.stack([images[place].pixels for place in images])} if images else {}
         return arrays | (self._tokens(list(texts.values())) if texts else {})
@@ -65,18 +65,19 @@ class ImageTextRanking(Predictor[Clip], RanksCandidates, Embeds):
         return np.stack(vectors)
 
     def predict(self, requests: Sequence[Request]) -> list[Embedded]:
-        """The vector of each image or text, with the cosines to the others; long texts lose their end."""
+        """Computes the vector of each image or text, and its cosine similarities to the others. Long texts are
+        truncated."""
         return with_cosines([_name(one) for one in requests], self.embed(requests))
 
     def rank(self, requests: Sequence[Request], candidates: Sequence[Request]) -> list[Ranked]:
-        """The candidates for each request: texts for an image, or images for a text."""
+        """Ranks the candidates for each request: texts for an image, or images for a text."""
         for request in requests:
             if alike := [one for one in candidates if isinstance(one, str) == isinstance(request, str)]:
                 kinds = ("texts", "images") if not isinstance(request, str) else ("images", "texts")
                 kind = "a text" if isinstance(request, str) else "an image"
-                raise InputError(f"{_name(alike[0])!r}: expected {kinds[0]} to rank for {kind}; {kinds[1]} are not")
+                raise InputError(f"{_name(alike[0])!r}: expected {kinds[0]} as candidates for {kind}, not {kinds[1]}")
         if not candidates:
-            raise InputError("expected a candidate or more to rank")
+            raise InputError("no candidates: expected at least one to rank")
         scale, bias = (None if part is None else float(part) for part in self.model.score_map(self.params))
         scores = scale * (self.embed(requests) @ self.embed(candidates).T) + (bias or 0.0)
         shares = np.asarray(jax.nn.sigmoid(scores) if self.independent else jax.nn.softmax(scores))
@@ -88,7 +89,7 @@ class ImageTextRanking(Predictor[Clip], RanksCandidates, Embeds):
         ]
 
     def demonstrate(self, batch: Mapping[str, np.ndarray]) -> list[str]:
-        """Which text of a batch is the nearest to each of its first images."""
+        """Formats the closest text in the batch for each of its first images."""
         rows = np.flatnonzero(batch["weights"][:, 0])
         arrays = {name: np.asarray(batch[name])[rows] for name in ("images", "tokens", "segments")}
         special = self.tokenizer.is_special
@@ -103,7 +104,8 @@ class ImageTextRanking(Predictor[Clip], RanksCandidates, Embeds):
         return lines
 
     def _tokens(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
-        """Rows of texts as long as the longest, or as the model when it reads padding."""
+        """Lays out texts as rows padded to the longest row, or to the model's maximum length if the model reads
+        padding."""
         longest = self.model.text.max_length
         rows = [
             layouts.lay_out(self.tokenizer, "encoder", longest, tokens).tokens
@@ -118,7 +120,7 @@ class ImageTextRanking(Predictor[Clip], RanksCandidates, Embeds):
 
 
 def _divided(requests: Sequence[Request]) -> tuple[dict[int, Prepared], dict[int, str]]:
-    """The images and the texts among the requests, by index."""
+    """Separates requests into images and texts, each keyed by the index of the request."""
     texts = {place: one for place, one in enumerate(requests) if isinstance(one, str)}
     return {place: one for place, one in enumerate(requests) if place not in texts}, texts
 
@@ -128,7 +130,7 @@ def _name(request: Request) -> str:
 
 
 def _filled(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The arrays with `ROWS` rows, so that few shapes are compiled."""
+    """Pads the arrays to `ROWS` rows, so that few programs are compiled."""
     filled = {}
     for name, array in arrays.items():
         more = [(0, ROWS - len(array))] + [(0, 0)] * (array.ndim - 1)

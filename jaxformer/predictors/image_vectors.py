@@ -1,4 +1,4 @@
-"""Vectors of images, with length 1."""
+"""Computes unit-length vectors of images."""
 
 import dataclasses
 import functools
@@ -14,19 +14,19 @@ from jaxformer.predictors.base import Predictor
 from jaxformer.predictors.vectors import Embedded, with_cosines
 
 ROWS = 32
-"""Images at a time."""
+"""Batch size."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageVectors(Predictor[Vit]):
-    """Computes one vector an image."""
+    """Computes one unit-length vector per image."""
 
     def encode(self, images: Sequence[Prepared]) -> dict[str, np.ndarray]:
-        """The model's arguments for the images."""
+        """Converts images to the arguments of the model."""
         return {"images": np.stack([image.pixels for image in images])}
 
     def predict(self, images: Sequence[Prepared]) -> list[Embedded]:
-        """The vector of each image, with the cosines to the others."""
+        """Computes the vector of each image, and its cosine similarities to the others."""
         parts = [np.stack([image.pixels for image in images[i : i + ROWS]]) for i in range(0, len(images), ROWS)]
         vectors = np.concatenate([np.asarray(_vectors(self.model, self.params, part)) for part in parts])
         return with_cosines([image.path for image in images], vectors)

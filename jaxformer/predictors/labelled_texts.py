@@ -1,4 +1,4 @@
-"""Shared by the objectives of classifiers: checks of their rows, and the logits of texts given to `predict`."""
+"""Functions shared by the predictors and objectives of text classifiers: checks of batches, and logits of texts."""
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,20 +16,24 @@ from jaxformer.models.classifier import Classifier
 from jaxformer.predictors.padding import padded, stacked
 
 INPUTS = ("tokens", "segments", "position_ids", "token_types", "cls_positions")
-"""The part of a batch that a classifier takes."""
+"""Names of the arrays in a batch that are arguments of a classifier."""
 Text = str | tuple[str, str]
-"""A text, or a pair of texts."""
+"""Text or pair of texts."""
 SHOWN = 4
-"""Texts of a demonstration."""
+"""Maximum number of texts in a demonstration."""
 
 
 def as_given(text: str | tuple[str, str]) -> str:
-    """A text, or a pair as one text with a tab between the two."""
+    """Formats a request: a text as it is, a pair joined by a tab."""
     return text if isinstance(text, str) else PAIR.join(text)
 
 
 def check_rows(objective: str, model: Any, row: Mapping[str, Any]) -> None:
-    """Raises InputError if the model is not a classifier of whole texts, or the rows are not those of its form."""
+    """Checks that the model is a classifier of whole texts and that the rows have its layout.
+
+    Raises:
+      InputError: If the model or the rows do not fit.
+    """
     if not model.is_text_classifier or model.pooling == "none":
         found = type(model).__name__ + " of tokens" * model.is_text_classifier
         raise InputError(f"objective={objective}: needs a Classifier of whole texts; the model is a {found}")
@@ -37,26 +41,26 @@ def check_rows(objective: str, model: Any, row: Mapping[str, Any]) -> None:
         raise InputError(f"objective={objective}: the task's rows have no {missing[0]}; use one such as Classify")
     form = form_of(model)
     if ("token_types" in row) != (form == "encoder"):
-        raise InputError(f"data.task.form: the rows are laid out for another kind of model; expected {form}")
+        raise InputError(f"data.task.form: the layout of the rows does not fit the model; expected {form}")
 
 
 def form_of(model: Classifier) -> str:
-    """Layout of texts for the model: `encoder` or `decoder`."""
+    """Returns the layout of texts for the model: `encoder` or `decoder`."""
     return "decoder" if model.backbone.is_generative else "encoder"
 
 
 def template_of(model: Any, tokenizer: Tokenizer) -> Template | None:
-    """The special tokens around texts for a classifier; None for other models."""
+    """Returns the special-token template of a classifier. None for other models."""
     return tokenizer.template(form_of(model)) if model.is_text_classifier else None
 
 
 def text_logits(model: Classifier, params, tokenizer: Tokenizer, texts: Sequence[Text]) -> np.ndarray:
-    """float32 [texts, labels]: of texts, or of pairs; the longer text of a pair loses its end."""
+    """Computes the logits of texts or pairs of texts, float32 [texts, labels]. Truncates the longer text of a pair."""
     return token_logits(model, params, tokenizer, _tokens(tokenizer, texts), model.max_length)
 
 
 def encode_texts(model: Classifier, tokenizer: Tokenizer, texts: Sequence[Text]) -> dict[str, np.ndarray]:
-    """The model's arguments for texts, or for pairs; the longer text of a pair loses its end."""
+    """Converts texts or pairs of texts to the arguments of the model. Truncates the longer text of a pair."""
     form = form_of(model)
     pairs = _tokens(tokenizer, texts)
     rows = [layouts.lay_out(tokenizer, form, model.max_length, *pair) for pair in pairs]
@@ -76,14 +80,14 @@ def token_logits(
     pairs: Sequence[tuple[np.ndarray, np.ndarray | None]],
     length: int,
 ) -> np.ndarray:
-    """Logits of texts as tokens; the second one is None if there is no pair.
+    """Computes the logits of tokenized texts or pairs, float32 [texts, labels].
 
     Args:
-      model: a classifier of whole texts.
-      params: its parameters.
-      tokenizer: the texts'.
-      pairs: int32 [t] each.
-      length: tokens of a row, at most.
+      model: Classifier of whole texts.
+      params: Parameters of the model.
+      tokenizer: Tokenizer of the texts.
+      pairs: First and second text of each example, int32 [t] each. The second is None if there is no pair.
+      length: Maximum number of tokens per row.
     """
     rows = [layouts.lay_out(tokenizer, form_of(model), length, first, second) for first, second in pairs]
     if not all(len(row.tokens) for row in rows):
@@ -101,14 +105,18 @@ def _logits(model, params, batch):
 
 
 def batch_logits(model: Classifier, params, batch: Mapping[str, np.ndarray]) -> jax.Array:
-    """float32 [b, c, labels] of a batch as the lanes lay it out."""
+    """Computes the logits of a batch from the data pipeline, float32 [b, c, labels]."""
     return _logits(model, params, {name: batch[name] for name in INPUTS if name in batch})
 
 
 def held_out_texts(
     model: Classifier, params, tokenizer: Tokenizer, batch: Mapping[str, np.ndarray]
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """The first examples of a batch: (text, logits, float32 [n]; target, of a batch's kind, [1] or [n])."""
+    """Yields (text, logits, target) of the first examples of a batch.
+
+    Logits are float32 [n] for n labels. Targets have the dtype of the batch and shape [1], or [n] for multi-label
+    tasks.
+    """
     batch = {name: array[:SHOWN] for name, array in batch.items()}
     logits, weights = np.asarray(batch_logits(model, params, batch)), batch["weights"]
     targets = batch["targets"].reshape(*weights.shape, -1)

@@ -1,4 +1,4 @@
-"""Texts of any length as rows of few lengths, so that predicting compiles seldom."""
+"""Pads texts to a few lengths, so that predictions compile few programs."""
 
 from collections.abc import Iterator, Sequence
 
@@ -10,16 +10,17 @@ ROWS, BUCKET = 32, 32
 def padded(
     rows: Sequence[np.ndarray], longest: int, more: Sequence[np.ndarray] | None = None
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
-    """Batches of rows of like lengths, padded with zeros, which segments of 0 hide from the model.
+    """Yields batches of rows of similar lengths, padded with zeros. Segments are 0 for padding.
 
     Args:
-      rows: the tokens of each, int [n].
-      longest: the longest row that there may be.
-      more: token types of each row, int [n], if there are any.
+      rows: Token ids of each row, int [n].
+      longest: Maximum length of a row.
+      more: Token types of each row, int [n]. If None, batches have no token types.
 
     Yields:
-      The places of up to 32 rows in `rows`, and their arrays, int32 [r, t]: `tokens`, `segments`, and `token_types` of
-      `more`. r is a power of 2, and rows after those of the places are padding; t is a multiple of 32, or `longest`.
+      Indices in `rows` of up to 32 rows, and the arrays of the batch, int32 [r, t]: `tokens`, `segments`, and
+      `token_types` if `more` is given. r is a power of 2; rows without an index are padding. t is a multiple of 32, or
+      `longest`.
     """
     order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
     for start in range(0, len(order), ROWS):
@@ -39,7 +40,8 @@ def padded(
 
 
 def stacked(rows: Sequence[np.ndarray], more: Sequence[np.ndarray] | None = None) -> dict[str, np.ndarray]:
-    """All rows as one batch, int32 [n, t] with t the length of the longest row; arguments and arrays as of `padded`."""
+    """Stacks all rows into one batch, int32 [n, t], padded to the longest row. Arguments and arrays are those of
+    `padded`."""
     shape = (len(rows), max(map(len, rows), default=0))
     batch = {"tokens": np.zeros(shape, np.int32), "segments": np.zeros(shape, np.int32)}
     if more is not None:

@@ -1,4 +1,4 @@
-"""Vectors of sentences."""
+"""Computes sentence vectors."""
 
 import dataclasses
 import functools
@@ -19,17 +19,18 @@ from jaxformer.predictors.padding import padded, stacked
 from jaxformer.predictors.vectors import Embedded, with_cosines
 
 SHOWN = 4
-"""Pairs of a demonstration."""
+"""Maximum number of text pairs in a demonstration."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SentenceVectors(Predictor[Model], Embeds):
-    """Computes one vector a text."""
+    """Computes one vector per text."""
 
     pairs: Callable[[Model, Any, Mapping[str, np.ndarray]], Sequence[jax.Array]]
-    """The vectors of the first and of the second texts of a batch, float32 [b · c, d], for a demonstration."""
+    """Function that computes the vectors of the first and second texts of a batch, float32 [b · c, d], for
+    demonstrations."""
     pooling: Pooling = "mean"
-    """As of `SentenceEmbedding`, like the fields below."""
+    """Pooling method. This and the fields below are those of `SentenceEmbedding`."""
     normalized: bool = True
     longest: int | None = None
     prompts: tuple[tuple[str, str], ...] = ()
@@ -37,7 +38,7 @@ class SentenceVectors(Predictor[Model], Embeds):
     include_prompt: bool = True
 
     def demonstrate(self, batch: Mapping[str, Any]) -> list[str]:
-        """A few held-out pairs, and how near their vectors are."""
+        """Formats a few held-out pairs with the cosine similarity of their vectors."""
         batch = {name: np.asarray(array)[:SHOWN] for name, array in batch.items()}
         firsts, seconds = (np.asarray(part) for part in self.pairs(self.model, self.params, batch))
         count, lines = batch["weights"].shape[1], []
@@ -50,23 +51,23 @@ class SentenceVectors(Predictor[Model], Embeds):
         return lines
 
     def encode(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
-        """The model's arguments for the texts after the default prompt; what is too long loses its end."""
+        """Converts texts to the arguments of the model, after the default prompt. Long texts are truncated."""
         prompt = prompt_of(self.prompts, self.default_prompt_name, "prompt_name")
         return stacked(self._rows([prompt + text for text in texts]))
 
     def predict(self, texts: Sequence[str]) -> list[Embedded]:
-        """The vector of each text, with the cosines to the others; what is too long loses its end."""
+        """Computes the vector of each text, and its cosine similarities to the others. Long texts are truncated."""
         return with_cosines(texts, self.embed(texts))
 
     def embed(self, texts: Sequence[str], prompt_name: str | None = None) -> np.ndarray:
         """Computes the vectors of texts, float32 [n, d].
 
         Args:
-          texts: what to embed; what is too long loses its end.
-          prompt_name: one of `prompts`, put before each text; None: the default one.
+          texts: Texts to embed. Long texts are truncated.
+          prompt_name: Name of the prompt in `prompts` to put before each text. If None, the default prompt.
 
         Raises:
-          InputError: no prompt has this name.
+          InputError: If there is no prompt with this name.
         """
         prompt = prompt_of(
             self.prompts, self.default_prompt_name if prompt_name is None else prompt_name, "prompt_name"
@@ -91,7 +92,11 @@ class SentenceVectors(Predictor[Model], Embeds):
 
 
 def prompt_of(prompts: Sequence[tuple[str, str]], name: str | None, field: str) -> str:
-    """The prompt of a name; empty for None. Raises InputError, which names the field, where there is none."""
+    """Returns the prompt with the given name, or an empty string if the name is None.
+
+    Raises:
+      InputError: If there is no prompt with this name. The message names `field`.
+    """
     if name is None:
         return ""
     if name not in dict(prompts):
@@ -102,18 +107,18 @@ def prompt_of(prompts: Sequence[tuple[str, str]], name: str | None, field: str) 
 def pooled(
     model: Model, params, pooling: Pooling, tokens, segments, position_ids, count: int, key=None, skipped: int = 0
 ) -> jax.Array:
-    """Computes one vector for each of the `count` texts that a row may have, float32 [b, c, d].
+    """Computes one vector for each of the up to `count` texts of a row, float32 [b, c, d].
 
     Args:
-      model: a BERT.
-      params: its parameters.
-      pooling: how the vectors of a text's tokens become one.
-      tokens: integers [b, t].
-      segments: integers [b, t]: the c-th text of a row has number c + 1, 0 is padding.
-      position_ids: integers [b, t], or None: 0, 1, 2, ...
-      count: c.
-      key: for dropout; None evaluates.
-      skipped: tokens at the beginning of a row that the pooling does not read.
+      model: BERT model.
+      params: Parameters of the model.
+      pooling: Method that combines the vectors of the tokens of a text.
+      tokens: Token ids, integers [b, t].
+      segments: Integers [b, t]: c + 1 for tokens of text c of the row (c from 0), 0 for padding.
+      position_ids: Integers [b, t]. If None, 0, 1, 2, ...
+      count: Maximum number of texts per row, c.
+      key: Random key for dropout. If None, dropout is disabled.
+      skipped: Number of tokens at the start of a row to leave out of the pooling.
     """
     belongs = segments_of(segments, count)
     arrays = {"segments": segments, "position_ids": position_ids, "cls_positions": belongs.argmax(-1)}
@@ -124,13 +129,13 @@ def pooled(
 
 
 def embedded(pooling: Pooling, normalized: bool, output: ModelOutput, mask: jax.Array) -> jax.Array:
-    """The vector of each row's text, float32 [b, d], from the output of an encoder; mask [b, t] is 1 for tokens."""
+    """Computes the vector of each row, float32 [b, d], from the encoder output. `mask` ([b, t]) is 1 for tokens."""
     vectors = _pool(output, pooling, mask[:, None] > 0)[:, 0]
     return unit(vectors) if normalized else vectors
 
 
 def _pool(output: ModelOutput, pooling: str, belongs: jax.Array, skipped: jax.Array | int = 0) -> jax.Array:
-    """One vector for each text, float32 [b, c, d], of the tokens that belong to it, boolean [b, c, t]."""
+    """Pools the tokens of each text, float32 [b, c, d]. `belongs` (boolean [b, c, t]) marks the tokens of each text."""
     if pooling == "pooler":
         return output.pooled.astype(jnp.float32)
     belongs = belongs & (jnp.arange(belongs.shape[2]) >= skipped)

@@ -1,4 +1,4 @@
-"""Summaries of documents: the sentences with the highest scores."""
+"""Summarises documents by their highest-scoring sentences."""
 
 import dataclasses
 import functools
@@ -16,29 +16,29 @@ from jaxformer.predictors.base import Answer, Predictor
 from jaxformer.predictors.padding import padded, stacked
 
 SHOWN = 4
-"""Documents of a demonstration."""
+"""Maximum number of documents in a demonstration."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Summary(Answer):
-    """The sentences of a document that summarise it."""
+    """Sentences of a document that summarise it."""
 
     sentences: tuple[str, ...]
-    """The chosen sentences in the order of the document."""
+    """Selected sentences, in the order of the document."""
     indices: tuple[int, ...]
-    """Their indices among the sentences of the document."""
+    """Indices of the selected sentences in the document."""
     probabilities: tuple[float, ...]
-    """How likely the model finds each of them to be in a summary."""
+    """Probability of each selected sentence to be in a summary."""
     read: int
-    """Sentences of the document that the model has read: the first ones, as many as fit."""
+    """Number of sentences that the model has read, from the start of the document."""
     total: int
-    """Sentences of the document."""
+    """Number of sentences in the document."""
     whole: bool
-    """Whether the model has read the document to its end."""
+    """Whether the model has read the whole document."""
 
     @property
     def text(self) -> str:
-        """The chosen sentences as one text."""
+        """Selected sentences joined to one text."""
         return " ".join(self.sentences)
 
     def __str__(self) -> str:
@@ -48,36 +48,36 @@ class Summary(Answer):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SummaryPredictor(Predictor[Classifier]):
-    """Chooses the sentences of a document that summarise it."""
+    """Selects the sentences of a document that summarise it."""
 
     num_sentences: int = 3
-    """Sentences of a summary, at most."""
+    """Maximum number of sentences in a summary."""
     block_trigrams: bool = True
-    """Whether no two sentences of a summary share three successive words."""
+    """Whether no two sentences of a summary may share three successive words."""
     alternate_types: bool = True
-    """As of `ExtractiveSummarization`."""
+    """Whether token types alternate between sentences, see `ExtractiveSummarization`."""
 
     def encode(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
-        """The model's arguments for documents, which are cut to the longest input."""
+        """Converts documents to the arguments of the model. Long documents are truncated."""
         rows = [lay_out(self._tokens(one), self.tokenizer, self.model.max_length) for one in _documents(texts)]
         return stacked(
             [row.tokens for row in rows], [row.token_types for row in rows] if self.alternate_types else None
         )
 
     def predict(self, texts: Sequence[str]) -> list[Summary]:
-        """Summarises each text, whose sentences end at punctuation and at line ends.
+        """Summarises each text. Sentences end at punctuation and at line ends.
 
         Raises:
-          InputError: a text without words.
+          InputError: If a text has no words.
         """
         return self.summarize(_documents(texts), self.model.max_length)
 
     def summarize(self, documents: Sequence[Sequence[str]], length: int) -> list[Summary]:
-        """The summary of each document.
+        """Summarises each document.
 
         Args:
-          documents: the sentences of each, one or more.
-          length: tokens that the model reads of a document, at most.
+          documents: Sentences of each document, at least one.
+          length: Maximum number of tokens to read of a document.
         """
         rows = [lay_out(self._tokens(sentences), self.tokenizer, length) for sentences in documents]
         types = [row.token_types for row in rows] if self.alternate_types else None
@@ -101,11 +101,14 @@ class SummaryPredictor(Predictor[Classifier]):
         )
 
     def choose(self, logits: np.ndarray, sentences: Sequence[str]) -> list[int]:
-        """The indices of the sentences of a summary, ascending, by the logits of those that were read."""
+        """Selects the sentences of a summary and returns their indices, ascending.
+
+        `logits` are those of the sentences that the model has read.
+        """
         return summaries.choose(logits, sentences, self.num_sentences, self.block_trigrams)
 
     def demonstrate(self, batch: Mapping[str, Any]) -> list[str]:
-        """The summaries of a few held-out documents, and the oracle's where they differ."""
+        """Formats the summaries of a few held-out documents, and the oracle summaries if they differ."""
         batch = {name: np.asarray(array)[:SHOWN] for name, array in batch.items()}
         names = ("tokens", "segments", "position_ids", *["token_types"] * self.alternate_types)
         logits = np.asarray(_logits(self.model, self.params, {name: batch[name] for name in names}))
@@ -131,7 +134,7 @@ class SummaryPredictor(Predictor[Classifier]):
 
 
 def _documents(texts: Sequence[str]) -> list[list[str]]:
-    """The sentences of each text."""
+    """Splits each text into sentences."""
     documents = [summaries.split_document(text) for text in texts]
     for text, sentences in zip(texts, documents, strict=True):
         if not sentences:
@@ -141,5 +144,5 @@ def _documents(texts: Sequence[str]) -> list[list[str]]:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _logits(model: Classifier, params: Any, batch: Mapping[str, np.ndarray]) -> jax.Array:
-    """The logit of each token, [b, t]."""
+    """Computes the logit of each token, [b, t]."""
     return model.apply({"params": params}, **batch).logits[..., 0]

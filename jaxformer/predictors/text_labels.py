@@ -1,4 +1,4 @@
-"""Labels of texts and of pairs of texts."""
+"""Predicts labels of texts and of pairs of texts."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -14,17 +14,17 @@ from jaxformer.predictors.labelled_texts import Text, as_given, encode_texts, he
 
 @dataclasses.dataclass(frozen=True)
 class Classified(Answer):
-    """A text, or a pair with a tab between its two texts, and its labels."""
+    """Text, or pair of texts separated by a tab, with its labels."""
 
     pair_names: ClassVar = {"labels": ("label", "probability")}
     display_fields: ClassVar = ("shown",)
 
     text: str
-    """As it was given."""
+    """Text as given in the request."""
     labels: tuple[tuple[str, float], ...]
-    """All labels with their probabilities, the likeliest first."""
+    """All labels with their probabilities, most likely first."""
     shown: int = 5
-    """Largest number of labels that are printed."""
+    """Maximum number of labels to print."""
 
     def __str__(self) -> str:
         return "\n".join([self.text, *(f"  {share:6.1%}  {label}" for label, share in self.labels[: self.shown])])
@@ -32,24 +32,24 @@ class Classified(Answer):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TextLabels(Predictor[Classifier]):
-    """Labels texts."""
+    """Predicts labels of texts."""
 
     many: bool = False
-    """Whether any number of labels may hold, each by itself."""
+    """Whether a text may have any number of labels (multi-label classification)."""
 
     def encode(self, texts: Sequence[Text]) -> dict[str, np.ndarray]:
-        """The model's arguments for texts, or for pairs of texts."""
+        """Converts texts or pairs of texts to the arguments of the model."""
         return encode_texts(self.model, self.tokenizer, texts)
 
     def predict(self, texts: Sequence[Text]) -> list[Classified]:
-        """The labels of each text, or of each pair of texts."""
+        """Predicts the labels of each text or pair of texts."""
         return [
             Classified(as_given(text), self._ranked(logits))
             for text, logits in zip(texts, text_logits(self.model, self.params, self.tokenizer, texts), strict=True)
         ]
 
     def demonstrate(self, batch: Mapping[str, Any]) -> list[str]:
-        """A few held-out texts with their likeliest label, and what is true where it is another."""
+        """Formats a few held-out texts with their most likely label, and the true label if it differs."""
         lines = []
         for text, logits, target in held_out_texts(self.model, self.params, self.tokenizer, batch):
             ranked = self._ranked(logits)

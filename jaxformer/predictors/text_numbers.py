@@ -1,4 +1,4 @@
-"""A number for each text or pair of texts."""
+"""Predicts a number for each text or pair of texts (regression)."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -13,14 +13,14 @@ from jaxformer.predictors.labelled_texts import Text, as_given, encode_texts, he
 
 @dataclasses.dataclass(frozen=True)
 class Rated(Answer):
-    """A text, or a pair with a tab between its two texts, and the number predicted of it."""
+    """Text, or pair of texts separated by a tab, with its predicted number."""
 
     text: str
-    """As it was given."""
+    """Text as given in the request."""
     name: str
-    """The name of the number."""
+    """Name of the predicted quantity."""
     value: float
-    """The number."""
+    """Predicted number."""
 
     def __str__(self) -> str:
         return f"{self.text}\n  {self.value:.4f}  {self.name}"
@@ -28,14 +28,14 @@ class Rated(Answer):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TextNumbers(Predictor[Classifier]):
-    """Predicts the number of each text."""
+    """Predicts a number for each text."""
 
     def encode(self, texts: Sequence[Text]) -> dict[str, np.ndarray]:
-        """The model's arguments for texts, or for pairs of texts."""
+        """Converts texts or pairs of texts to the arguments of the model."""
         return encode_texts(self.model, self.tokenizer, texts)
 
     def predict(self, texts: Sequence[Text]) -> list[Rated]:
-        """The number of each text, or of each pair of texts."""
+        """Predicts the number of each text or pair of texts."""
         logits = text_logits(self.model, self.params, self.tokenizer, texts)
         return [
             Rated(as_given(text), self.model.labels[0], float(value))
@@ -43,6 +43,6 @@ class TextNumbers(Predictor[Classifier]):
         ]
 
     def demonstrate(self, batch: Mapping[str, Any]) -> list[str]:
-        """A few held-out texts with their numbers, predicted and true."""
+        """Formats a few held-out texts with their predicted and true numbers."""
         shown = held_out_texts(self.model, self.params, self.tokenizer, batch)
         return [f"[{logits[0]:.2f}, was {target[0]:.2f}] {text}" for text, logits, target in shown]

@@ -1,4 +1,4 @@
-"""Texts that an encoder–decoder generates for other texts: translations, summaries, answers."""
+"""Generates texts from texts with an encoder–decoder: translations, summaries, answers."""
 
 import collections
 import dataclasses
@@ -17,23 +17,23 @@ from jaxformer.predictors.base import Answer, Generates, Predictor, ScoresContin
 from jaxformer.predictors.padding import stacked
 
 Start = Literal["padding", "end", "beginning"]
-"""The token that answers follow."""
+"""Token to use as the decoder start token."""
 
 Example = tuple[np.ndarray, np.ndarray]
-"""Inputs and targets, each with its end token."""
+"""Inputs and targets, each including the EOS token."""
 
 SHOWN = 3
-"""Examples of a demonstration."""
+"""Maximum number of examples in a demonstration."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Answered(Answer):
-    """A text and a model's answer to it."""
+    """Text with the answer of the model."""
 
     text: str
-    """The text as it was given."""
+    """Text as given in the request."""
     answer: str
-    """The generated text."""
+    """Generated text."""
 
     def __str__(self) -> str:
         return self.answer
@@ -41,19 +41,19 @@ class Answered(Answer):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TextToTextPredictor(Predictor[EncoderDecoder], Generates, ScoresContinuations):
-    """Answers texts."""
+    """Generates an answer to each text."""
 
     decoding: Decoding
-    """How tokens are chosen."""
+    """Decoding settings."""
     start: Start = "padding"
-    """The token that an answer follows."""
+    """Token to use as the decoder start token."""
     beginning: bool = False
-    """Whether inputs begin with the tokenizer's beginning token."""
+    """Whether inputs start with the BOS token of the tokenizer."""
     prefixes: tuple[str, ...] = ("",)
-    """The prefixes of the tasks, each of which a demonstration shows."""
+    """Prefixes of the tasks. A demonstration shows examples of each."""
 
     def encode(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
-        """The model's arguments for the texts: inputs, and the token that each answer follows."""
+        """Converts texts to the arguments of the model: encoder inputs, and the decoder start tokens."""
         batch = stacked(self.prompts(texts))
         first = np.full((len(texts), 1), start_id(self.start, self.tokenizer), np.int32)
         arrays = {"inputs": batch["tokens"], "input_segments": batch["segments"]}
@@ -63,13 +63,14 @@ class TextToTextPredictor(Predictor[EncoderDecoder], Generates, ScoresContinuati
         """Answers each text.
 
         Raises:
-          InputError: a text without a token, or longer than the model's positions.
+          InputError: If a text has no tokens or exceeds the maximum length of the model.
         """
         answers = self.answer_tokens(self.prompts(texts))
         return [Answered(text, answer) for text, answer in zip(texts, answers, strict=True)]
 
     def demonstrate(self, batch: Mapping[str, Any]) -> list[str]:
-        """A few held-out inputs, of different tasks where there are some, what should come of them, and what does."""
+        """Formats a few held-out inputs with their references and the generated outputs, from different tasks if there
+        are several."""
         examples = self._in_turns(list(_examples(batch)))[:SHOWN]
         outputs = self.answer_tokens([inputs for inputs, _ in examples])
         lines = []
@@ -79,10 +80,10 @@ class TextToTextPredictor(Predictor[EncoderDecoder], Generates, ScoresContinuati
         return lines
 
     def log_likelihoods(self, texts: Sequence[str], answers: Sequence[str]) -> list[Score]:
-        """How likely the model finds each answer to its text, the end token left out.
+        """Computes the log-probability of each answer given its text, without the EOS token.
 
         Raises:
-          InputError: a text or an answer without a token, or longer than the model's positions.
+          InputError: If a text or an answer has no tokens or exceeds the maximum length of the model.
         """
         inputs = self.prompts(texts)
         encoded = [self.tokenizer.target.encode(answer) for answer in answers]
@@ -96,10 +97,10 @@ class TextToTextPredictor(Predictor[EncoderDecoder], Generates, ScoresContinuati
         )
 
     def prompts(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """The tokens that the encoder reads for each text; `<extra_id_0>` and so on are sentinels.
+        """Encodes texts as encoder inputs. `<extra_id_0>` and so on become sentinel tokens.
 
         Raises:
-          InputError: a text without a token.
+          InputError: If a text has no tokens.
         """
         encoded = [self.tokenizer.encode_with_sentinels(text) for text in texts]
         for text, tokens in zip(texts, encoded, strict=True):
@@ -109,7 +110,7 @@ class TextToTextPredictor(Predictor[EncoderDecoder], Generates, ScoresContinuati
         return [np.array([*before, *tokens, self.tokenizer.eos_id], np.int32) for tokens in encoded]
 
     def write(self, prompts: Sequence[Sequence[int]]) -> list[np.ndarray]:
-        """The tokens of the answer to each prompt."""
+        """Generates the tokens of the answer to each prompt."""
         return generate(
             self.model,
             self.params,
@@ -121,7 +122,8 @@ class TextToTextPredictor(Predictor[EncoderDecoder], Generates, ScoresContinuati
         )
 
     def _in_turns(self, examples: list[Example]) -> list[Example]:
-        """The examples, the first one of each prefix and of none before the second ones, and so on."""
+        """Orders examples so that prefixes take turns: the first example of each prefix comes before the second
+        ones."""
         prefixes = {prefix: _starts_with(prefix, self.tokenizer) for prefix in self.prefixes}
         seen, turns = collections.Counter(), []
         for inputs, _ in examples:
@@ -135,19 +137,19 @@ class TextToTextPredictor(Predictor[EncoderDecoder], Generates, ScoresContinuati
 
 
 def start_id(start: Start, tokenizer: Tokenizer) -> int:
-    """The id of the token that an answer follows."""
+    """Returns the id of the decoder start token."""
     names = {"padding": "pad_id", "end": "eos_id", "beginning": "bos_id"}
     return getattr(tokenizer, names[start])
 
 
 def _starts_with(prefix: str, tokenizer: Tokenizer) -> Callable[[np.ndarray], bool]:
-    """Whether inputs begin with the prefix, as the tokenizer has it."""
+    """Returns a function that checks whether inputs start with the prefix."""
     start = tokenizer.decode(tokenizer.encode(prefix))
     return lambda inputs: not start or tokenizer.decode(inputs).startswith(start)
 
 
 def _examples(batch: Mapping[str, Any]) -> Iterator[Example]:
-    """Inputs and targets of each example in a batch, row after row."""
+    """Yields the inputs and targets of each example in a batch, row by row."""
     rows = (batch[name] for name in ("inputs", "input_segments", "targets", "segments"))
     for inputs, input_segments, targets, segments in zip(*rows, strict=True):
         for number in range(1, segments.max(initial=0) + 1):

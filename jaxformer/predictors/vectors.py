@@ -1,4 +1,4 @@
-"""Vectors as answers."""
+"""Answers that are vectors."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -11,16 +11,16 @@ from jaxformer.predictors.base import Answer
 
 @dataclasses.dataclass(frozen=True)
 class Embedded(Answer):
-    """A text, its vector, and how near the vectors of the other texts are."""
+    """Text or image path with its vector, and its cosine similarities to the other inputs."""
 
     pair_names: ClassVar = {"cosines": ("text", "cosine")}
 
     text: str
-    """The text as it was given."""
+    """Text or image path as given in the request."""
     vector: np.ndarray
-    """float32 [d]."""
+    """Vector, float32 [d]."""
     cosines: tuple[tuple[str, float], ...] = ()
-    """The other texts in their order, each with the cosine between both vectors."""
+    """The other inputs in their order, each with the cosine similarity of its vector."""
 
     def __str__(self) -> str:
         if not self.cosines:
@@ -29,7 +29,7 @@ class Embedded(Answer):
 
 
 def with_cosines(names: Sequence[str], vectors: np.ndarray) -> list[Embedded]:
-    """Each vector of [n, d] with its name, and with the cosines between it and the others."""
+    """Combines each vector of [n, d] with its name and its cosine similarities to the others."""
     lengths = np.linalg.norm(vectors, axis=-1)
     cosines = vectors @ vectors.T / np.maximum(np.outer(lengths, lengths), np.finfo(np.float32).tiny)
     return [

@@ -1,4 +1,4 @@
-"""Tags of the words of texts."""
+"""Predicts tags of the words in texts."""
 
 import dataclasses
 import functools
@@ -18,23 +18,23 @@ from jaxformer.predictors.base import Answer, Predictor
 from jaxformer.predictors.padding import padded, stacked
 
 INPUTS = ("tokens", "segments", "position_ids")
-"""The arrays of a batch that the model takes."""
+"""Names of the arrays in a batch that are arguments of the model."""
 WORD = re.compile(r"\w+(?:[.'’-]\w+)*|[^\w\s]")
-"""A word, with the points, apostrophes and hyphens in it, or a sign by itself."""
+"""Matches a word, including inner periods, apostrophes and hyphens, or a single punctuation mark."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Tagged(Answer):
-    """A text and the tags of its words."""
+    """Text with the tags of its words."""
 
     text: str
-    """The text as it was given."""
+    """Text as given in the request."""
     words: tuple[str, ...]
-    """Its words, and its signs, which are words too."""
+    """Words of the text. Punctuation marks count as words."""
     tags: tuple[str, ...]
-    """The likeliest tag of each word."""
+    """Most likely tag of each word."""
     probabilities: tuple[float, ...]
-    """How likely the model finds it."""
+    """Probability of each tag."""
 
     def __str__(self) -> str:
         return " ".join(f"{word}/{tag}" for word, tag in zip(self.words, self.tags, strict=True))
@@ -42,20 +42,20 @@ class Tagged(Answer):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class WordTags(Predictor[Classifier]):
-    """Tags the words of texts."""
+    """Predicts tags of the words in texts."""
 
     def encode(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
-        """The model's arguments for the words of the texts, which are cut to the longest input."""
+        """Converts texts to the arguments of the model. Long texts are truncated."""
         words = [encode_words(WORD.findall(text), self.tokenizer).tokens for text in texts]
         return stacked(
             [layouts.lay_out(self.tokenizer, "encoder", self.model.max_length, tokens).tokens for tokens in words]
         )
 
     def predict(self, texts: Sequence[str]) -> list[Tagged]:
-        """Tags the words of each text, long ones in windows.
+        """Tags the words of each text. Long texts are divided into windows.
 
         Raises:
-          InputError: a text without words.
+          InputError: If a text has no words.
         """
         words = [tuple(WORD.findall(text)) for text in texts]
         for text, found in zip(texts, words, strict=True):
@@ -65,8 +65,10 @@ class WordTags(Predictor[Classifier]):
         return [Tagged(text, part, *tags) for text, part, tags in zip(texts, words, found, strict=True)]
 
     def tag(self, sentences: Sequence[Sequence[str]]) -> list[tuple[tuple[str, ...], tuple[float, ...]]]:
-        """The likeliest tag of each word of each sentence, and its probability; of a word without a token, the first
-        tag and 0."""
+        """Predicts the most likely tag of each word of each sentence, and its probability.
+
+        A word without tokens gets the first tag, with probability 0.
+        """
         room = self.model.max_length - self.tokenizer.template("encoder").added()
         encoded = [encode_words(words, self.tokenizer) for words in sentences]
         parts = [(words, windows(words.first, room)) for words in encoded]
@@ -77,7 +79,7 @@ class WordTags(Predictor[Classifier]):
         ]
 
     def demonstrate(self, batch: Mapping[str, Any]) -> list[str]:
-        """A few held-out sentences as the model tags them: `light/NOUN`, or `light/ADJ (NOUN)` where that is right."""
+        """Formats a few tagged held-out sentences: `light/NOUN`, or `light/ADJ (NOUN)` if the true tag differs."""
         batch = {name: np.asarray(array)[:4] for name, array in batch.items()}
         inputs = {name: batch[name] for name in INPUTS if name in batch}
         tags = np.asarray(_best(self.model, self.params, inputs)[0])
@@ -92,7 +94,10 @@ class WordTags(Predictor[Classifier]):
 def token_tags(
     model: Classifier, params, tokenizer: Tokenizer, sentences: Sequence[tuple[Words, Sequence[slice]]], length: int
 ) -> list[np.ndarray]:
-    """The likeliest tag of each token and its probability, [n, 2], of sentences and their windows of up to `length`."""
+    """Predicts the most likely tag of each token and its probability, [n, 2] per sentence.
+
+    Each sentence is given with its windows of up to `length` tokens, including special tokens.
+    """
     template, places, rows = tokenizer.template("encoder"), [], []
     for number, (words, parts) in enumerate(sentences):
         for part in parts:
@@ -116,14 +121,14 @@ def _best(model: Classifier, params, batch) -> tuple[jax.Array, jax.Array]:
 
 
 def _of_words(labels, owners, first, best, count) -> tuple[tuple[str, ...], tuple[float, ...]]:
-    """The tags and probabilities of words, of those [n, 2] of their tokens."""
+    """Selects the tags and probabilities of words from those of their first tokens, [n, 2]."""
     words = np.zeros((count, 2))
     words[owners[first]] = best[first]
     return tuple(labels[int(tag)] for tag in words[:, 0]), tuple(map(float, words[:, 1]))
 
 
 def _shown(labels, tokenizer: Tokenizer, tokens, weights, tags, targets) -> str:
-    """A sentence with a tag after each word."""
+    """Formats a sentence with the tag after each word."""
     starts, end = np.flatnonzero(weights), len(tokens)
     words = []
     for start, stop in zip(starts, [*starts[1:], end], strict=True):

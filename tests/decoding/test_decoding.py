@@ -304,7 +304,7 @@ def test_what_cannot_be_decoded_is_refused():
     with pytest.raises(InputError, match=r"decoding\.num_beams=2: a beam search cannot be streamed"):
         next(stream(model, params, [1], Decoding(num_beams=2)))
     _, answering, params = both("t5")
-    with pytest.raises(InputError, match="start=None: an encoder–decoder needs the token that begins its answers"):
+    with pytest.raises(InputError, match="start=None: an encoder–decoder needs a decoder start token"):
         generate(answering, params, [[1]])
 
 
@@ -324,7 +324,7 @@ def test_what_cannot_be_decoded_is_refused():
         ({"early_stopping": "soon"}, "early_stopping='soon': expected True or False or never"),
         (
             {"num_beams": 2, "temperature": 0.5},
-            "decoding.num_beams=2: a beam search draws nothing; expected decoding.temperature=0, not 0.5",
+            "decoding.num_beams=2: beam search does not sample; expected decoding.temperature=0, not 0.5",
         ),
     ],
 )

@@ -167,7 +167,7 @@ def test_lengths_count_the_prompt_of_a_decoder_and_the_start_token(name, setting
 
 
 def test_a_prompt_as_long_as_the_limit_is_refused():
-    message = r"decoding.max_length=12: leaves no new token after 12; expected a larger one, or decoding.max_new_tokens"
+    message = r"decoding.max_length=12: leaves no room for new tokens after 12 tokens; expected a larger value, or decoding.max_new_tokens"
     with pytest.raises(InputError, match=message):
         run("gpt2", Decoding(max_new_tokens=None, max_length=12))
 
@@ -194,7 +194,10 @@ def test_ids_without_a_piece_are_never_written():
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"max_new_tokens": None}, "decoding.max_new_tokens=None: expected a number of tokens, or decoding.max_length"),
+        (
+            {"max_new_tokens": None},
+            "decoding.max_new_tokens=None: expected a number of tokens, or a value for decoding.max_length",
+        ),
         ({"min_new_tokens": -1}, "decoding.min_new_tokens=-1: expected at least 0"),
         ({"typical_p": 0.0}, "decoding.typical_p=0.0: expected above 0, at most 1"),
         ({"eta_cutoff": 1.0}, "decoding.eta_cutoff=1.0: expected 0 to 1, below 1"),
@@ -203,7 +206,7 @@ def test_ids_without_a_piece_are_never_written():
         ({"bad_words_ids": ((),)}, "decoding.bad_words_ids=((),): expected one id or more in each"),
         (
             {"forced_eos_token_ids": (3,), "suppress_tokens": (3, 4)},
-            "decoding.forced_eos_token_ids=(3,): decoding.suppress_tokens has them all; expected one that may come",
+            "decoding.forced_eos_token_ids=(3,): decoding.suppress_tokens bans all; expected at least one allowed token",
         ),
         ({"eos_token_ids": ()}, "decoding.eos_token_ids=(): expected one id or more, or None"),
     ],

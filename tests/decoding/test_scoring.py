@@ -77,5 +77,5 @@ def test_what_cannot_be_scored_is_refused():
     with pytest.raises(InputError, match="an empty continuation: expected at least one token"):
         score(model, params, [[1]], [[]])
     _, answering, params = both("t5")
-    with pytest.raises(InputError, match="start=None: an encoder–decoder needs the token that begins its answers"):
+    with pytest.raises(InputError, match="start=None: an encoder–decoder needs a decoder start token"):
         score(answering, params, [[1]], [[1]])

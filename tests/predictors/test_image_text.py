@@ -60,10 +60,10 @@ def test_predict_gives_vectors_of_images_and_texts_in_their_order(pictures, tmp_
 @pytest.mark.parametrize(
     ("request_", "candidates", "line"),
     [
-        ("a text", ["another"], "'another': expected images to rank for a text; texts are not"),
+        ("a text", ["another"], "'another': expected images as candidates for a text, not texts"),
         ("missing.png", ["a text"], "missing.png: cannot be decoded"),
         ("a text", ["missing.png"], "missing.png: cannot be decoded"),
-        ("a text", [], "expected a candidate or more to rank"),
+        ("a text", [], "no candidates: expected at least one to rank"),
     ],
 )
 def test_what_cannot_be_compared(request_, candidates, line, tmp_path):
