@@ -1,7 +1,6 @@
-"""A run as a model of EleutherAI's lm-evaluation-harness (`pip install lm_eval`).
+"""Adapter that evaluates a run with EleutherAI's lm-evaluation-harness (`pip install lm_eval`).
 
-import lm_eval
-from jaxformer.interop.lm_eval_adapter import RunLM
+import lm_eval from jaxformer.interop.lm_eval_adapter import RunLM
 
 lm_eval.simple_evaluate(model=RunLM("runs/gpt"), tasks=["lambada_openai"], num_fewshot=0)
 """
@@ -24,23 +23,28 @@ from jaxformer.predictors.continuation import Continuation
 from jaxformer.runs.run import Run, open_run
 
 NEW = 256
-"""Default of the most new tokens in a task, as in the harness' own models."""
+"""Default for the maximum number of new tokens in a task, as in the harness' own models."""
 TAKEN = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "length_penalty")
-"""Settings of a task's generation that have the same names and meanings in `Decoding`."""
+"""Generation settings of a task that have the same name and meaning in `Decoding`."""
 
 
 class RunLM(LM):
-    """A run's language model, or an encoder–decoder, to which a context is its input."""
+    """Language model of a run for the harness. For an encoder–decoder, the context is the encoder input."""
 
     def __init__(self, run: str | os.PathLike | Run):
-        """`run`: the run or its folder; InputError if its model generates no text."""
+        """Opens the run, if `run` is a folder.
+
+        Raises:
+          InputError: If the model of the run does not generate text.
+        """
         super().__init__()
         self.run = run if isinstance(run, Run) else open_run(run)
         if not isinstance(self.run.predictor, ScoresContinuations):
-            raise InputError(f"{self.run.folder}: {type(self.run.objective).__name__} does not write")
+            raise InputError(f"{self.run.folder}: {type(self.run.objective).__name__} does not generate text")
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
-        """For each (context, continuation): its log-probability, and whether greedy decoding would give it."""
+        """Returns the log-probability of each continuation given its context, and whether greedy decoding would
+        generate it."""
         contexts, continuations = zip(*(request.args for request in requests), strict=True) if requests else ((), ())
         found = self.run.log_likelihoods(contexts, continuations)
         answers = [(one.log_probability, one.greedy) for one in found]
@@ -48,14 +52,14 @@ class RunLM(LM):
         return answers
 
     def loglikelihood_rolling(self, requests: Sequence[Instance]) -> list[float]:
-        """For each (text,): its log-probability after the beginning or end token, window by window where it is long.
+        """Returns the log-probability of each text after the BOS or EOS token. Long texts are divided into windows.
 
-        The harness's own model of an exported folder gives the same. Where the tokenizer adds the beginning token, it
-        does so with `add_bos_token=False`; otherwise it counts that token too, after another one.
+        The harness' own model of an exported folder gives the same values. If the tokenizer adds the BOS token, set
+        `add_bos_token=False` there; otherwise that model counts the BOS token too, after another one.
         """
         run, tokenizer = self.run, self.run.tokenizer
         if not isinstance(run.objective, CausalLM):
-            raise InputError(f"{run.folder}: only a language model has the probability of a text")
+            raise InputError(f"{run.folder}: expected a language model; others have no probability of a text")
         begins = names_beginning(tokenizer, run.objective.beginning)
         first = tokenizer.bos_id if begins else tokenizer.eos_id
         owners, prompts, continuations = [], [], []
@@ -75,7 +79,7 @@ class RunLM(LM):
         return answers
 
     def generate_until(self, requests: Sequence[Instance]) -> list[str]:
-        """For each (context, settings): what the model writes, up to the first of the strings `until`."""
+        """Generates a text for each (context, settings), truncated at the first of the strings in `until`."""
         answers: list[str | None] = [None] * len(requests)
         groups: dict[str, list[int]] = {}
         for number, request in enumerate(requests):
@@ -90,7 +94,7 @@ class RunLM(LM):
 
     @property
     def tokenizer_name(self) -> str:
-        """The run's folder, which names what is remembered of its answers."""
+        """Run folder, which is the key of the harness' cache of answers."""
         return str(self.run.folder)
 
     def _write(self, contexts: Sequence[str], settings: Mapping[str, Any]) -> list[str]:
@@ -101,7 +105,7 @@ class RunLM(LM):
         run = self.run.with_decoding(**ours)
         predictor, tokenizer = run.predictor, run.tokenizer
         prompts = predictor.prompts(contexts)
-        # The harness wants room for the answer rather than the whole of a long context.
+        # The harness prefers room for the answer over a complete context.
         most = max(1, run.model.max_length + 1 - (ours["max_new_tokens"] if isinstance(predictor, Continuation) else 1))
         with sharding.use(run.mesh, run.experiment.mesh):
             outputs = predictor.write([prompt[-most:] for prompt in prompts])
@@ -113,7 +117,7 @@ class RunLM(LM):
 
 
 def _cut(text: str, until: str | Sequence[str]) -> str:
-    """The text before the first of some strings."""
+    """Truncates the text at the first of the given strings."""
     for end in [until] if isinstance(until, str) else until:
         text = text.split(end)[0] if end else text
     return text

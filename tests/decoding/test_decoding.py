@@ -301,7 +301,7 @@ def test_bad_prompts_are_refused_in_one_line(some, more, message):
 
 def test_what_cannot_be_decoded_is_refused():
     _, model, params = both("gpt2")
-    with pytest.raises(InputError, match=r"decoding\.num_beams=2: a beam search cannot be streamed"):
+    with pytest.raises(InputError, match=r"decoding\.num_beams=2: beam search cannot be streamed"):
         next(stream(model, params, [1], Decoding(num_beams=2)))
     _, answering, params = both("t5")
     with pytest.raises(InputError, match="start=None: an encoder–decoder needs a decoder start token"):

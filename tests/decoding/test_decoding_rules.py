@@ -167,7 +167,10 @@ def test_lengths_count_the_prompt_of_a_decoder_and_the_start_token(name, setting
 
 
 def test_a_prompt_as_long_as_the_limit_is_refused():
-    message = r"decoding.max_length=12: leaves no room for new tokens after 12 tokens; expected a larger value, or decoding.max_new_tokens"
+    message = (
+        "decoding.max_length=12: leaves no room for new tokens after 12 tokens; expected a larger value, or "
+        "decoding.max_new_tokens"
+    )
     with pytest.raises(InputError, match=message):
         run("gpt2", Decoding(max_new_tokens=None, max_length=12))
 
@@ -206,7 +209,8 @@ def test_ids_without_a_piece_are_never_written():
         ({"bad_words_ids": ((),)}, "decoding.bad_words_ids=((),): expected one id or more in each"),
         (
             {"forced_eos_token_ids": (3,), "suppress_tokens": (3, 4)},
-            "decoding.forced_eos_token_ids=(3,): decoding.suppress_tokens bans all; expected at least one allowed token",
+            "decoding.forced_eos_token_ids=(3,): decoding.suppress_tokens bans all; expected at least one "
+            "allowed token",
         ),
         ({"eos_token_ids": ()}, "decoding.eos_token_ids=(): expected one id or more, or None"),
     ],

@@ -141,7 +141,7 @@ def test_rates_that_only_affect_training_are_reported(tmp_path):
         ),
         (
             lambda t: t.update({"bert.embeddings.LayerNorm.gamma": t["bert.embeddings.LayerNorm.weight"]}),
-            "bert.embeddings.LayerNorm.* is there twice",
+            "bert.embeddings.LayerNorm.* occurs twice",
         ),
         (
             lambda t: t.update({"cls.predictions.bias": t["cls.predictions.bias"].astype(np.float64)}),
@@ -237,7 +237,7 @@ def test_a_vocabulary_larger_than_the_models(tmp_path):
     (tmp_path / "kept").mkdir()
     tokenizer = small_tokenizer(tmp_path / "kept")
     with pytest.raises(
-        InputError, match=f"the tokenizer has {tokenizer.vocab_size} pieces, the model a vocabulary of 11"
+        InputError, match=f"the tokenizer has {tokenizer.vocab_size} pieces, the model has a vocabulary of 11"
     ):
         export_hf(BERT, {}, tokenizer, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -269,11 +269,11 @@ def malicious(folder):
 BAD = {
     "has no config.json": lambda folder: (folder / "config.json").unlink(),
     "['Gpt9Model'] is not supported; expected one of ": lambda folder: change(folder, architectures=["Gpt9Model"]),
-    "cut short": lambda folder: os.truncate(folder / "model.safetensors", 5000),
+    "truncated": lambda folder: os.truncate(folder / "model.safetensors", 5000),
     "x ends at byte": lying_header,
     "is outside of the folder; refused": outside,
     "its pickle asks for posix.mkdir; refused": malicious,
-    "pieces, the model a vocabulary of 11": lambda folder: (folder / "vocab.txt").write_text("\n".join(PIECES)),
+    "pieces, the model has a vocabulary of 11": lambda folder: (folder / "vocab.txt").write_text("\n".join(PIECES)),
 }
 
 

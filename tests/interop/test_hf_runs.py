@@ -200,7 +200,7 @@ def test_an_export_that_is_something_else_leaves_nothing(exported, tmp_path, mon
     assert cli.main(["export", str(exported[0]), str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert (
-        error.startswith("jaxformer: not what PyTorch computes: logits (short, 3 × 16)")
+        error.startswith("jaxformer: the results differ from those of PyTorch: logits (short, 3 × 16)")
         and len(error.splitlines()) == 1
     )
     assert not list(tmp_path.iterdir())

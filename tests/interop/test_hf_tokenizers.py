@@ -168,7 +168,7 @@ def test_sentinels_after_a_model_of_t5(tmp_path):
     (tmp_path / "added_tokens.json").write_text('{"<a>": 300, "<b>": 301}')
     assert import_tokenizer(tmp_path).pieces[300:] == ["<a>", "<b>"]
     (tmp_path / "added_tokens.json").write_text('{"<a>": 310}')
-    with pytest.raises(InputError, match=r"added tokens have the ids \[310\]; expected 300 and the next ones"):
+    with pytest.raises(InputError, match=r"added tokens have the ids \[310\]; expected consecutive ids from 300 on"):
         import_tokenizer(tmp_path)
 
 
@@ -263,7 +263,7 @@ def test_llamas_way_of_spelling(tmp_path):
 
 def test_bad_folders(tmp_path):
     cases = [
-        ({}, "holds no tokenizer; expected one of tokenizer.json"),
+        ({}, "no tokenizer in the folder; expected one of tokenizer.json"),
         ({"tokenizer.json": "{"}, "not a tokenizer.json"),
         ({"tokenizer.json": '{"model": {"type": "BPE", "vocab": {}, "merges": []}}'}, "a BPE model with other pieces"),
         ({"tokenizer.model": "what"}, "not a SentencePiece model"),
@@ -271,7 +271,7 @@ def test_bad_folders(tmp_path):
         ({"vocab.json": "[]", "merges.txt": "a b"}, "not the vocabulary and the merges"),
         ({"source.spm": "what", "target.spm": "", "vocab.json": "{}"}, "not a SentencePiece model"),
         ({"source.spm": "what", "vocab.json": "{}"}, "target.spm: no such file"),
-        ({"tokenizer.json": "{}", "tokenizer_config.json": "[]"}, "expected an object of JSON"),
+        ({"tokenizer.json": "{}", "tokenizer_config.json": "[]"}, "expected a JSON object"),
     ]
     for number, (files, words) in enumerate(cases):
         folder = tmp_path / str(number)
@@ -287,7 +287,9 @@ def test_a_vocabulary_may_be_padded_but_not_too_small(tmp_path):
     ours = WordPiece(300).build(lambda: TEXTS, str(tmp_path / "kept"))
     for size in (ours.vocab_size, ours.vocab_size + 56):
         check_vocabulary(ours, size, tmp_path)
-    with pytest.raises(InputError, match=f"the tokenizer has {ours.vocab_size} pieces, the model a vocabulary of 64;"):
+    with pytest.raises(
+        InputError, match=f"the tokenizer has {ours.vocab_size} pieces, the model has a vocabulary of 64;"
+    ):
         check_vocabulary(ours, 64, tmp_path)
 
 

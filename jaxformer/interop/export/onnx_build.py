@@ -1,4 +1,4 @@
-"""The ONNX model of a function of JAX."""
+"""Builds ONNX models from JAX functions."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -12,19 +12,19 @@ from jaxformer.interop.export.onnx_graph import Graph, Tensor
 from jaxformer.interop.export.onnx_operations import OPERATIONS
 
 OPSET, IR_VERSION = 18, 10
-"""Versions that ONNX Runtime has read since 1.18, and transformers.js does."""
+"""Versions that ONNX Runtime supports since 1.18, and transformers.js does too."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Argument:
-    """An array that a program takes."""
+    """Input array of a program."""
 
     axes: tuple[str | int, ...]
-    """Names of the axes of any length, which may be sums of two, and sizes."""
+    """Axes of the array: integers for fixed sizes; names, or sums of two names, for dynamic sizes."""
     dtype: str
-    """Its type in ONNX; int64 is computed with as int32."""
+    """Dtype in ONNX. The program converts int64 to int32."""
     meaning: str = ""
-    """For a reader."""
+    """Description for the user."""
 
 
 def build(
@@ -33,16 +33,16 @@ def build(
     arguments: Mapping[str, Argument],
     limits: Sequence[str] = (),
 ) -> ir.Model:
-    """The ONNX model of a function.
+    """Builds the ONNX model of a function.
 
     Args:
-      function: of parameters by path and of the arguments by name; gives its outputs by name.
-      params: the parameters.
-      arguments: what the program takes, in order.
-      limits: of axes, such as `length <= 512`.
+      function: Function of the parameters by path and the arguments by name. Returns outputs by name.
+      params: Parameters by path.
+      arguments: Arguments of the program, in order.
+      limits: Constraints on axes, such as `length <= 512`.
 
     Raises:
-      InputError: the function does something that has no translation.
+      InputError: If the function uses an operation that cannot be converted.
     """
     names = dict.fromkeys(name for argument in arguments.values() for axis in argument.axes for name in _names(axis))
     symbols = jax.export.symbolic_shape(", ".join(names), constraints=list(limits)) if names else ()
@@ -80,7 +80,7 @@ def build(
 
 
 def _output(graph: Graph, name: str, tensor: Tensor, spec: jax.ShapeDtypeStruct) -> ir.Value:
-    """A value of the graph that is one of its outputs."""
+    """Adds an output to the graph."""
     value = graph.op("Identity", graph.value(graph.whole(tensor, spec.shape)))
     value.name, value.type = name, ir.TensorType(ir.DataType.from_numpy(np.dtype(spec.dtype)))
     value.shape = ir.Shape([size if isinstance(size, int) else str(size).replace("*", " * ") for size in spec.shape])
@@ -88,7 +88,7 @@ def _output(graph: Graph, name: str, tensor: Tensor, spec: jax.ShapeDtypeStruct)
 
 
 def _in_order(name: str) -> list[str]:
-    """Sorts layers by their numbers: optimum identifies outputs by their order."""
+    """Sort key that orders layers by their numbers. optimum identifies outputs by their order."""
     return [part.rjust(9, "0") if part.isdigit() else part for part in name.split(".")]
 
 

@@ -1,4 +1,4 @@
-"""Files beside ONNX programs by which transformers, optimum and transformers.js know what they are."""
+"""Writes the config files of exported ONNX models for transformers, optimum and transformers.js."""
 
 from pathlib import Path
 
@@ -14,23 +14,23 @@ from jaxformer.predictors.labelled_texts import template_of
 from jaxformer.runs.run import Run
 
 LEFT_OUT = ("README.md", "*.safetensors", "*.safetensors.index.json")
-"""Files of the Hugging Face folder that do not come with the programs."""
+"""Files of the Hugging Face folder that are not copied to the ONNX folder."""
 
 
 def write_files(run: Run, folder: Path, programs: list[str]) -> str | None:
-    """Writes config.json, and the files of the tokenizer, of generation and of images.
+    """Writes config.json, and the files of the tokenizer, the generation settings and the image processor.
 
     Args:
-      run: whose model the programs are.
-      folder: where to write; it is there.
-      programs: the names of the files that have data of their own beside them.
+      run: Run whose model is exported.
+      folder: Existing folder to write to.
+      programs: Names of the programs with external data files.
 
     Returns:
-      Why transformers cannot load the run's parameters, if so. Then the config names the class whose arguments and
-      outputs the programs have.
+      The reason why transformers cannot load the parameters of the run, or None. If there is a reason, the config names
+      the transformers class with the same arguments and outputs as the programs.
 
     Raises:
-      InputError: the tokenizer cannot be exported, or images of this size cannot.
+      InputError: If the tokenizer or the image processing cannot be exported.
     """
     origin = read_origin(run.folder)
     problem = obstacle(run)
@@ -45,7 +45,7 @@ def write_files(run: Run, folder: Path, programs: list[str]) -> str | None:
     else:
         _describe(run, folder)
     config = read_json(folder / CONFIG)
-    # transformers.js looks for files of data where the config says so.
+    # transformers.js loads external data files only if the config names them.
     data = {f"{name}.onnx": True for name in programs}
     write_json(folder / CONFIG, config | {"transformers.js_config": {"use_external_data_format": data}})
     return problem
@@ -61,7 +61,7 @@ def _keep(source: Path, folder: Path) -> None:
 
 
 def _describe(run: Run, folder: Path) -> None:
-    """Writes the config of the nearest class, and the other files."""
+    """Writes the config of the most similar transformers class, and the other files."""
     model, plan = run.model, plan_of(run)
     tokens = plan.special_tokens(model, run.tokenizer)
     config = bridge_of(model).nearest_config(model, run.objective) | tokens

@@ -1,4 +1,4 @@
-"""A run's model as ONNX files, which ONNX Runtime, optimum and transformers.js run."""
+"""Exports the model of a run to ONNX files for ONNX Runtime, optimum and transformers.js."""
 
 import importlib.util
 import math
@@ -17,13 +17,13 @@ from jaxformer.runs import run as runs
 from jaxformer.runs.run import Run
 
 HOME = "onnx"
-"""The folder of the programs in that of the export."""
+"""Name of the subfolder that contains the programs."""
 PACKAGES = ("onnx_ir", "onnxruntime")
-"""The packages that writing and comparing need."""
+"""Packages that the export requires."""
 README = """# {kind} for ONNX Runtime
 
-{files} computed by a model that jaxformer has trained, exported from JAX; its {count:,} parameters are
-stored in float32 beside the programs. `pip install onnxruntime numpy` runs them:
+{files} exported from a JAX model that was trained with jaxformer; its {count:,} parameters are
+stored in float32 in files next to the programs. `pip install onnxruntime numpy` runs them:
 
 ```python
 import numpy as np
@@ -34,9 +34,9 @@ print({{name: array.shape for name, array in outputs.items()}})
 ```
 {clients}
 {tables}
-There may be any number of {many}.
+The programs accept any number of {many}.
 
-ONNX Runtime was given the same inputs as the model in jaxformer before this was written: {comparison}.
+The export compared ONNX Runtime with the model in jaxformer on the same inputs: {comparison}.
 """
 CALL = """def run(name, inputs):
     session = onnxruntime.InferenceSession(f"{home}/{{name}}.onnx")
@@ -60,8 +60,8 @@ outputs = run(
     }},
 )"""
 CLIENTS = """
-{config} and the files of {beside} are those that `transformers` and transformers.js read. optimum
-(`pip install "optimum-onnx[onnxruntime]"`) loads the folder by `ORTModel...from_pretrained`, transformers.js by
+`transformers` and transformers.js read {config} and the files of {beside}. optimum
+(`pip install "optimum-onnx[onnxruntime]"`) loads the folder with `ORTModel...from_pretrained`, transformers.js with
 `pipeline(task, folder, {{dtype: "fp32"}})`.{problem}
 """
 TABLE = """
@@ -76,24 +76,25 @@ TABLE = """
 
 
 def export_onnx(run: Run | str | os.PathLike, out: str | os.PathLike, dtype: DType = "float32") -> str:
-    """Writes a folder with a run's model as ONNX programs, its tokenizer, and how they are called.
+    """Writes a folder with the model of a run as ONNX programs, the tokenizer, and a README that shows how to call
+    them.
 
-    Files have the names and places that optimum and transformers.js look for: `onnx/model.onnx`, which is a decoder
-    with a cache where the model generates text; of an encoder–decoder `onnx/encoder_model.onnx`, `decoder_model.onnx`,
-    `decoder_with_past_model.onnx` and `decoder_model_merged.onnx`. The programs come from the model in JAX, so that
-    models for which transformers has no class are exported too.
+    File names are those that optimum and transformers.js expect: `onnx/model.onnx`, which has a cache if the model is a
+    decoder that generates text; for an encoder–decoder `onnx/encoder_model.onnx`, `decoder_model.onnx`,
+    `decoder_with_past_model.onnx` and `decoder_model_merged.onnx`. The programs are converted from the JAX model, so
+    models without a transformers class are supported too.
 
     Args:
-      run: a run or its folder.
-      out: the folder to write, which must not be there yet.
-      dtype: of the weights: float32.
+      run: Run, or folder of a run.
+      out: Folder to write. It must not exist.
+      dtype: Dtype of the weights. Only float32 is supported.
 
     Returns:
-      How far what ONNX Runtime computes is from what the model does.
+      A sentence that states the difference between the results of ONNX Runtime and JAX.
 
     Raises:
-      InputError: another `dtype`, a package that is missing, or a model of another kind; ONNX Runtime computes
-        something else; `out` already exists or cannot be written.
+      InputError: If the `dtype` or the kind of model is not supported, a package is missing, ONNX Runtime computes
+          other results, or `out` exists or cannot be written.
     """
     if dtype != "float32":
         raise InputError(f"--dtype {dtype}: expected float32 for --format onnx")
@@ -103,7 +104,7 @@ def export_onnx(run: Run | str | os.PathLike, out: str | os.PathLike, dtype: DTy
     from jaxformer.interop.export import onnx_config, onnx_files, onnx_programs
 
     run = run if isinstance(run, Run) else runs.open_run(run, in_memory=False)
-    # The programs and the files beside them have the same ids.
+    # The programs and the tokenizer files use the same ids.
     run = run if read_origin(run.folder) else conventional(run)
     found = onnx_programs.programs(run)
     with new_folder(out) as folder:
@@ -123,7 +124,7 @@ def _write_readme(
     folder: Path, run: Run, found: Mapping, sessions: Mapping, problem: str | None, comparison: str
 ) -> None:
     config = read_json(folder / CONFIG)
-    token = int(not config.get("pad_token_id"))  # Any but padding.
+    token = int(not config.get("pad_token_id"))  # Any token except padding.
     images = any("pixel_values" in program.arguments for program in found.values())
     names = ", ".join(f"`{HOME}/{name}.onnx`" for name in found)
     architecture = config["architectures"][0]
@@ -148,7 +149,7 @@ def _write_readme(
 
 
 def _example(found: Mapping, token: int) -> str:
-    """A call with arrays of ones, and no earlier tokens."""
+    """Formats an example call with constant arrays and an empty cache."""
     (name, program), sizes = *found.items(), {"batch_size": 2, "sequence_length": 8, "past_sequence_length": 0}
     sizes["past_sequence_length + sequence_length"] = 8
     lines, cached = [], {}
@@ -163,7 +164,7 @@ def _example(found: Mapping, token: int) -> str:
         layers = len(cached) // 2
         each = f'for layer in range({layers}) for part in ("key", "value")'
         past = '{f"past_key_values.{layer}.{part}": none ' + each + "}"
-        none = f"none = np.zeros({next(iter(cached.values()))}, np.float32)  # Keys and values of no earlier tokens.\n"
+        none = f"none = np.zeros({next(iter(cached.values()))}, np.float32)  # Empty cache.\n"
         return "\n".join([f"{none}inputs = {{", *lines, f"    **{past},", "}", f'outputs = run("{name}", inputs)'])
     return "\n".join(["inputs = {", *lines, "}", f'outputs = run("{name}", inputs)'])
 
@@ -175,7 +176,7 @@ def _table(name: str, program, session) -> str:
 
 
 def _rows(cells: Iterable[tuple]) -> str:
-    """Rows of a table; those that differ in a layer's number alone are one."""
+    """Formats table rows. Rows that differ only in the layer number are merged."""
     lines = {}
     for name, dtype, axes, *rest in cells:
         general = ".".join("{layer}" if part.isdigit() else part for part in name.split("."))

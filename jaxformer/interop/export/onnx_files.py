@@ -1,4 +1,4 @@
-"""ONNX files of a run's programs, and what ONNX Runtime computes with them beside what the model does."""
+"""Writes ONNX files, and compares their results in ONNX Runtime with those of the JAX model."""
 
 import dataclasses
 import functools
@@ -23,26 +23,26 @@ from jaxformer.interop.parity.hard_strings import HARD_STRINGS
 from jaxformer.runs.run import Run
 
 LEAST = 256
-"""Bytes of an array that is stored beside a file rather than in it, at least."""
+"""Minimum size in bytes of arrays that are stored in an external data file."""
 ROWS, LENGTH, LONGEST = 3, 16, 256
-"""Rows and tokens of the inputs that are compared, and tokens of the longest."""
+"""Number of rows and tokens of the compared inputs, and number of tokens of the long input."""
 
 Arrays = Mapping[str, np.ndarray]
 Sessions = Mapping[str, onnxruntime.InferenceSession]
 
 
 def write(found: Mapping[str, Program], params: Arrays, folder: Path) -> None:
-    """Writes NAME.onnx of each program and the parameters in NAME.onnx_data.
+    """Writes NAME.onnx for each program, and its parameters to NAME.onnx_data.
 
-    Files of the same parameters, those of an encoder–decoder's decoders, share the data of `decoder_model_merged`.
+    The decoders of an encoder–decoder have the same parameters, so they share the data file of `decoder_model_merged`.
 
     Args:
-      found: the programs, by name.
-      params: the parameters by path.
-      folder: where to write; it is there.
+      found: Programs by name.
+      params: Parameters by path.
+      folder: Existing folder to write to.
 
     Raises:
-      InputError: a model does something that has no translation to ONNX.
+      InputError: If a model uses an operation that cannot be converted to ONNX.
     """
     stored: dict[tuple, ir.ExternalTensor] = {}
     for name in sorted(found, key=lambda name: (name != MERGED, name)):
@@ -65,7 +65,7 @@ def _content(tensor: Any) -> tuple:
 
 
 def _share(model: ir.Model, stored: Mapping[tuple, ir.ExternalTensor]) -> None:
-    """Replaces arrays by the equal ones in another program's file."""
+    """Replaces arrays by references to equal arrays in the data file of another program."""
     for value in model.graph.initializers.values():
         if (same := stored.get(_content(value.const_value))) is not None:
             value.const_value = ir.ExternalTensor(
@@ -80,7 +80,7 @@ def _share(model: ir.Model, stored: Mapping[tuple, ir.ExternalTensor]) -> None:
 
 
 def open_session(path: Path) -> onnxruntime.InferenceSession:
-    """Opens a file for inference on the CPU."""
+    """Opens an ONNX file for inference on the CPU."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # Errors.
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
@@ -88,23 +88,23 @@ def open_session(path: Path) -> onnxruntime.InferenceSession:
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Inputs that are compared."""
+    """Inputs to compare."""
 
     name: str
     arrays: Arrays
-    """By the names of the programs' arguments; `tokens` and `read` are what a decoder and an encoder get."""
+    """Input arrays by name. `tokens` are the decoder input and `read` the encoder input of an encoder–decoder."""
     mask: np.ndarray | None
-    """1 where outputs of tokens are compared, [b, t]; None: everywhere."""
+    """Mask [b, t] of the tokens whose outputs are compared. If None, all outputs are compared."""
 
 
 def compared(run: Run, found: Mapping[str, Program], params: Arrays, sessions: Sessions) -> str:
-    """How far what the files compute is from what the model does, as a sentence.
+    """Compares the results of the files with those of the model, and returns the difference as a sentence.
 
-    A decoder reads each row in two parts, the second with the keys and values of the first, and is compared with the
-    model without a cache.
+    A decoder with a cache reads each row in two parts, the second with the cached keys and values of the first. The
+    reference is the model without a cache.
 
     Raises:
-      InputError: further than the certificate's tolerance.
+      InputError: If the difference exceeds the tolerance of the parity certificate.
     """
     most = 0.0
     for rows in _inputs(run, found):
@@ -117,13 +117,13 @@ def compared(run: Run, found: Mapping[str, Program], params: Arrays, sessions: S
                     comparison = (
                         f"{name} ({rows.name}, {line.where}) differ by {line.measured:.1e}, above {line.tolerance:.0e}"
                     )
-                    raise InputError(f"not what ONNX Runtime computes: {comparison}")
+                    raise InputError(f"the results differ from those of ONNX Runtime: {comparison}")
                 most = max(most, line.measured)
     return f"outputs differ by {most:.1e} at most, relative to the largest"
 
 
 def _inputs(run: Run, found: Mapping[str, Program]) -> Iterator[Rows]:
-    """Images, or rows of text that are padded and one that is long."""
+    """Yields images, or padded and long rows of text."""
     rng, model = np.random.default_rng(0), run.model
     if SINGLE in found and "pixel_values" in (arguments := found[SINGLE].arguments):
         for name, scale in (("within range", 1.0), ("out of distribution", 10.0)):
@@ -142,12 +142,12 @@ def _inputs(run: Run, found: Mapping[str, Program]) -> Iterator[Rows]:
         mask = (np.arange(lengths[0]) < np.array(lengths)[:, None]).astype(np.int64)
         types = (np.arange(lengths[0]) >= lengths[0] // 2) * mask
         arrays = {"tokens": tokens, "mask": mask, "types": types, "read": np.flip(tokens, 1), "read_mask": mask}
-        # What an encoder–decoder's decoder reads is not padded here.
+        # The decoder inputs of an encoder–decoder are not padded.
         yield Rows(name, arrays, None if model.is_encoder_decoder else mask)
 
 
 def _expected(run: Run, found: Mapping[str, Program], params: Arrays, rows: Rows) -> Arrays:
-    """The outputs of the model itself."""
+    """Computes the reference outputs with the JAX model."""
     model, arrays = portable(run.model), rows.arrays
     if model.is_encoder_decoder:
         segments = {"input_segments": arrays["read_mask"], "segments": np.ones_like(arrays["tokens"])}
@@ -173,13 +173,13 @@ def _has_cache(found: Mapping[str, Program]) -> bool:
 
 
 def _given(program: Program, rows: Rows) -> dict[str, np.ndarray]:
-    """The arguments of a program without a cache."""
+    """Selects the arguments of a program without a cache."""
     parts = {"input_ids": "tokens", "attention_mask": "mask", "token_type_ids": "types", "prefix_mask": "types"}
     return {name: rows.arrays[parts.get(name, name)] for name in program.arguments}
 
 
 def _computed(run: Run, found: Mapping[str, Program], sessions: Sessions, rows: Rows) -> Iterator[Arrays]:
-    """The outputs of the files, once for each way to use them."""
+    """Yields the outputs of the files, once per way of using them."""
     if run.model.is_encoder_decoder:
         yield _answered(sessions, (DECODER, WITH_PAST), rows)
         yield _answered(sessions, (MERGED, MERGED), rows)
@@ -190,7 +190,7 @@ def _computed(run: Run, found: Mapping[str, Program], sessions: Sessions, rows: 
 
 
 def call(session: onnxruntime.InferenceSession, arrays: Arrays) -> dict[str, np.ndarray]:
-    """A file's outputs by name; arguments that it does not take are left out."""
+    """Runs a session and returns its outputs by name. Arrays that the session does not take are ignored."""
     names = [output.name for output in session.get_outputs()]
     taken = {given.name for given in session.get_inputs()}
     given = {name: array for name, array in arrays.items() if name in taken}
@@ -198,7 +198,7 @@ def call(session: onnxruntime.InferenceSession, arrays: Arrays) -> dict[str, np.
 
 
 def empty_past(session: onnxruntime.InferenceSession, rows: int) -> dict[str, np.ndarray]:
-    """Keys and values of no tokens."""
+    """Returns an empty cache for a session."""
     found = {}
     for given in session.get_inputs():
         if given.name.startswith("past_key_values"):
@@ -208,7 +208,7 @@ def empty_past(session: onnxruntime.InferenceSession, rows: int) -> dict[str, np
 
 
 def past_of(outputs: Arrays, kept: Arrays) -> dict[str, np.ndarray]:
-    """The next inputs of a decoder: the keys and values that it returned, and those of `kept` that it did not."""
+    """Returns the cache for the next call: the returned keys and values, and those in `kept` that were not returned."""
     found = {name.replace("present", "past_key_values"): array for name, array in outputs.items() if "present" in name}
     return {**kept, **found}
 
@@ -242,5 +242,5 @@ def _answered(sessions: Sessions, names: tuple[str, str], rows: Rows) -> Arrays:
 
 
 def flat(run: Run) -> dict[str, np.ndarray]:
-    """The run's parameters by path, in float32."""
+    """Returns the parameters of the run by path, in float32."""
     return {path: np.asarray(array, np.float32) for path, array in parameters.flat(run.params).items()}

@@ -1,7 +1,7 @@
-"""A function of JAX as an ONNX graph: its jaxpr, operation by operation, with axes of any length.
+"""Converts a JAX function to an ONNX graph: converts its jaxpr operation by operation, with dynamic axes.
 
-Whatever depends on parameters and constants alone is computed here and stored. Broadcasts are left to ONNX's own, which
-has NumPy's rules, wherever the next operation broadcasts.
+Values that depend only on parameters and constants are computed during the conversion and stored. Broadcasts are
+omitted if the next ONNX operation broadcasts by itself; ONNX follows NumPy's rules.
 """
 
 import ast
@@ -18,33 +18,32 @@ import onnx_ir as ir
 from jaxformer.errors import InputError
 
 Dimension = Any
-"""A length: an integer, or one of JAX's symbolic dimensions."""
+"""Size of an axis: an integer or a symbolic dimension of JAX."""
 
 
 @dataclasses.dataclass(eq=False)
 class Tensor:
-    """An array in a graph, known or computed there.
+    """Array in a graph, either known at conversion time or computed by the graph.
 
-    Its shape may have ones where the jaxpr has broadcast it already: `Graph.whole` expands it.
+    Its shape may have ones on axes that the jaxpr has already broadcast. `Graph.whole` expands them.
     """
 
     array: np.ndarray | None
-    """Its numbers, where they are known."""
+    """Value of a known array. None if the graph computes it."""
     value: ir.Value | None
-    """Its value in the graph, once it has one."""
+    """Value in the graph. None for a known array that is not stored yet."""
     shape: tuple[Dimension, ...]
-    """As it is stored."""
+    """Shape as stored, possibly with ones on broadcast axes."""
     dtype: np.dtype
     name: str = ""
-    """The values of a parameter."""
+    """Path of the parameter, if the array is one."""
 
 
 class Graph:
-    """An ONNX graph that grows operation by operation.
+    """ONNX graph that grows operation by operation.
 
     Args:
-      operations: how each of JAX's operations is added, by its name: functions of the graph, the equation and its
-        inputs.
+      operations: Converters of JAX operations by name. Each is a function of the graph, the equation and its inputs.
     """
 
     def __init__(self, operations: Mapping[str, Callable]):
@@ -56,20 +55,20 @@ class Graph:
         self._constants: dict[tuple, Tensor] = {}
 
     def op(self, kind: str, *inputs: ir.Value, outputs: int = 1, **attributes: Any) -> Any:
-        """Adds an operation; gives its value, or several."""
+        """Adds an operation, and returns its output value, or a list if there are several."""
         node = ir.node(kind, inputs, attributes=attributes or None, num_outputs=outputs, name=f"{kind}_{self._count}")
         for number, value in enumerate(node.outputs):
-            value.name = f"{node.name}_{number}"  # Graphs inside of this one share its names.
+            value.name = f"{node.name}_{number}"  # Nested graphs share the names of this one.
         self._count += 1
         self.nodes.append(node)
         return node.outputs[0] if outputs == 1 else list(node.outputs)
 
     def integers(self, numbers: Sequence[int]) -> ir.Value:
-        """A stored int64 vector."""
+        """Returns a stored int64 vector."""
         return self.value(self.constant(np.array(numbers, np.int64)))
 
     def constant(self, array: np.ndarray, name: str = "") -> Tensor:
-        """A known array; small equal ones are stored once."""
+        """Returns a known array. Small equal arrays are stored only once."""
         array = np.asarray(array)
         if array.size > 64 or name:
             return Tensor(array, None, array.shape, array.dtype, name)
@@ -77,7 +76,7 @@ class Graph:
         return self._constants.setdefault(key, Tensor(array, None, array.shape, array.dtype))
 
     def value(self, tensor: Tensor) -> ir.Value:
-        """The tensor's value, which is stored if it is known."""
+        """Returns the graph value of a tensor. Known arrays are stored in the graph."""
         if tensor.value is None:
             name = tensor.name or f"constant_{len(self.stored)}"
             while name in self.stored:
@@ -90,7 +89,7 @@ class Graph:
         return tensor.value
 
     def length(self, dimension: Dimension) -> ir.Value:
-        """A dimension as an int64 vector of one."""
+        """Returns a dimension as an int64 vector of length 1."""
         if isinstance(dimension, int | np.integer):
             return self.integers([int(dimension)])
         text = str(dimension)
@@ -115,13 +114,13 @@ class Graph:
         raise InputError(f"a length of {ast.unparse(node)} cannot be computed in an ONNX program")
 
     def shape(self, dimensions: Sequence[Dimension]) -> ir.Value:
-        """A shape as an int64 vector."""
+        """Returns a shape as an int64 vector."""
         if all(isinstance(dimension, int | np.integer) for dimension in dimensions):
             return self.integers([int(dimension) for dimension in dimensions])
         return self.op("Concat", *map(self.length, dimensions), axis=0)
 
     def whole(self, tensor: Tensor, shape: Sequence[Dimension]) -> Tensor:
-        """The tensor in a shape that it is broadcast to."""
+        """Expands a tensor to the shape that it was broadcast to."""
         if tuple(tensor.shape) == tuple(shape):
             return tensor
         if tensor.array is not None and is_known(shape):
@@ -129,18 +128,18 @@ class Graph:
         return self.tensor(self.op("Expand", self.value(tensor), self.shape(shape)), shape, tensor.dtype)
 
     def tensor(self, value: ir.Value, shape: Sequence[Dimension], dtype: Any) -> Tensor:
-        """A computed tensor."""
+        """Returns a computed tensor."""
         return Tensor(None, value, tuple(shape), np.dtype(dtype))
 
     def cast(self, value: ir.Value, dtype: Any) -> ir.Value:
-        """The value in another type."""
+        """Casts a value to another dtype."""
         return self.op("Cast", value, to=ir.DataType.from_numpy(np.dtype(dtype)))
 
     def evaluate(self, jaxpr: Any, constants: Sequence[Any], inputs: Sequence[Tensor]) -> list[Tensor]:
-        """Adds a jaxpr's operations; gives its outputs.
+        """Adds the operations of a jaxpr, and returns its outputs.
 
         Raises:
-          InputError: an operation that has no translation.
+          InputError: If an operation cannot be converted.
         """
         known = dict(zip(jaxpr.invars, inputs, strict=True))
         for variable, array in zip(jaxpr.constvars, constants, strict=True):
@@ -158,18 +157,18 @@ class Graph:
                 found = self.operations[name](self, equation, *given)
                 found = found if isinstance(found, list) else [found]
             else:
-                raise InputError(f"JAX's operation {name} has no translation to ONNX here")
+                raise InputError(f"the JAX operation {name} cannot be converted to ONNX")
             known |= zip(equation.outvars, found, strict=True)
         return [read(atom) for atom in jaxpr.outvars]
 
 
 def is_known(shape: Sequence[Dimension]) -> bool:
-    """Whether no dimension is symbolic."""
+    """Returns whether a shape has no symbolic dimensions."""
     return all(isinstance(dimension, int | np.integer) for dimension in shape)
 
 
 ALONE = ("jit", "pjit", "scan", "while", "cond", "custom_jvp_call", "custom_vjp_call", "checkpoint", "closed_call")
-"""Operations that hold others, which are looked at one by one."""
+"""Operations that contain a jaxpr, whose operations are converted one by one."""
 
 
 VIEWS: Mapping[str, Callable[[np.ndarray, Mapping[str, Any]], np.ndarray]] = {
@@ -181,11 +180,11 @@ VIEWS: Mapping[str, Callable[[np.ndarray, Mapping[str, Any]], np.ndarray]] = {
     ],
     **dict.fromkeys(("copy", "copy_p", "stop_gradient", "sharding_constraint"), lambda array, params: array),
 }
-"""Operations on one known array that NumPy does by looking at it otherwise."""
+"""Operations on one known array that NumPy computes as views."""
 
 
 def _folded(equation: Any, given: Sequence[Tensor]) -> list[np.ndarray] | None:
-    """The results of an operation on known arrays of known sizes."""
+    """Computes an operation in advance, if its inputs and shapes are known. Returns None otherwise."""
     shapes = [variable.aval.shape for variable in (*equation.invars, *equation.outvars)]
     name = equation.primitive.name
     if name in ALONE or any(tensor.array is None for tensor in given) or not all(map(is_known, shapes)):
@@ -195,7 +194,7 @@ def _folded(equation: Any, given: Sequence[Tensor]) -> list[np.ndarray] | None:
     arrays = [
         np.broadcast_to(tensor.array, atom.aval.shape) for tensor, atom in zip(given, equation.invars, strict=True)
     ]
-    if name in VIEWS:  # Without a copy: parameters may be large.
+    if name in VIEWS:  # Avoids a copy, because parameters may be large.
         return [VIEWS[name](arrays[0], equation.params)]
     found = equation.primitive.bind(*map(jax.numpy.asarray, arrays), **equation.params)
     return [np.asarray(array) for array in (found if equation.primitive.multiple_results else [found])]

@@ -1,4 +1,7 @@
-"""JAX's operations that move, shape or repeat numbers, in ONNX: functions of the graph, the equation and its inputs."""
+"""Converts JAX operations that move, reshape or repeat values to ONNX.
+
+Each converter is a function of the graph, the equation and its inputs.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,12 +14,12 @@ from jaxformer.interop.export.onnx_graph import Graph, Tensor
 
 
 def output(equation: Any) -> Any:
-    """The shape and type of the equation's only result."""
+    """Returns the shape and dtype of the single output of an equation."""
     return equation.outvars[0].aval
 
 
 def result(graph: Graph, value: ir.Value, equation: Any, shape: Any = None) -> Tensor:
-    """The tensor of an equation's only result; by default in its whole shape."""
+    """Returns the tensor of the single output of an equation. `shape` defaults to the full shape."""
     aval = output(equation)
     return graph.tensor(value, aval.shape if shape is None else shape, aval.dtype)
 
@@ -33,7 +36,7 @@ def _convert(graph: Graph, equation: Any, tensor: Tensor) -> Tensor:
 
 
 def _broadcast_in_dim(graph: Graph, equation: Any, tensor: Tensor, *sizes: Tensor) -> Tensor:
-    """The axes in their places; ones are left for others to broadcast."""
+    """Moves axes to their places. New axes have size 1; later operations broadcast them."""
     places, rank = equation.params["broadcast_dimensions"], len(output(equation).shape)
     shape = [1] * rank
     for place, size in zip(places, tensor.shape, strict=True):
@@ -101,7 +104,7 @@ def _split(graph: Graph, equation: Any, tensor: Tensor) -> list[Tensor]:
 def _pad(graph: Graph, equation: Any, tensor: Tensor, fill: Tensor) -> Tensor:
     config = equation.params["padding_config"]
     if any(not _is_zero(inner) for _, _, inner in config):
-        raise InputError("JAX's operation pad between entries has no translation to ONNX here")
+        raise InputError("the JAX operation pad with interior padding cannot be converted to ONNX")
     whole = graph.whole(tensor, equation.invars[0].aval.shape)
     pads = graph.shape([*(low for low, _, _ in config), *(high for _, high, _ in config)])
     return result(graph, graph.op("Pad", graph.value(whole), pads, graph.value(fill)), equation)
@@ -130,7 +133,7 @@ def _slice(graph: Graph, equation: Any, tensor: Tensor) -> Tensor:
 
 
 def _start(graph: Graph, start: Tensor, size: Any, part: Any) -> ir.Value:
-    """Where a part of an axis begins, an int64 vector of one, held within the axis as JAX does."""
+    """Returns the start index of a slice as an int64 vector of length 1, clamped as in JAX."""
     value = graph.op("Reshape", graph.cast(graph.value(start), np.int64), graph.integers([1]))
     last = graph.length(size - part)
     return graph.op("Max", graph.op("Min", value, last), graph.integers([0]))
@@ -141,7 +144,7 @@ def _dynamic_slice(graph: Graph, equation: Any, tensor: Tensor, *starts: Tensor)
 
 
 def _part(graph: Graph, tensor: Tensor, equation: Any, starts: Mapping[int, Tensor], sizes: Any) -> ir.Value:
-    """A part of the equation's first input, by where it begins on some axes."""
+    """Slices the first input of the equation. `starts` maps axes to start indices."""
     full = equation.invars[0].aval.shape
     value = graph.value(graph.whole(tensor, full))
     for axis, start in starts.items():
@@ -159,7 +162,7 @@ def _dynamic_update_slice(graph: Graph, equation: Any, tensor: Tensor, update: T
     if not axes:
         return update
     if len(axes) > 1:
-        raise InputError("JAX's operation dynamic_update_slice of several axes has no translation to ONNX here")
+        raise InputError("the JAX operation dynamic_update_slice of several axes cannot be converted to ONNX")
     (axis,), value = axes, graph.value(graph.whole(tensor, full))
     begin = _start(graph, starts[axis], full[axis], part[axis])
     end = graph.op("Add", begin, graph.length(part[axis]))
@@ -170,7 +173,7 @@ def _dynamic_update_slice(graph: Graph, equation: Any, tensor: Tensor, update: T
 
 
 def _entry(graph: Graph, vector: Tensor, number: int) -> Tensor:
-    """One number of a vector, as a vector."""
+    """Returns one entry of a vector, as a vector of length 1."""
     if vector.array is not None:
         return graph.constant(vector.array[number : number + 1])
     value = graph.op("Gather", graph.value(vector), graph.integers([number]), axis=0)
@@ -178,18 +181,19 @@ def _entry(graph: Graph, vector: Tensor, number: int) -> Tensor:
 
 
 def _gather(graph: Graph, equation: Any, tensor: Tensor, indices: Tensor) -> Tensor:
-    """Whole slices at some places of one axis, such as rows of a table, or in each row of a batch at its own places."""
+    """Gathers whole slices at given indices of one axis, such as rows of a table, with separate indices per batch row
+    if batched."""
     numbers, sizes = equation.params["dimension_numbers"], equation.params["slice_sizes"]
     full, places = (atom.aval.shape for atom in equation.invars)
     batch, axis = numbers.operand_batching_dims, numbers.start_index_map[0]
-    if len(places) == 1 and not batch:  # One part, as of x[:, 0].
+    if len(places) == 1 and not batch:  # A single slice, such as x[:, 0].
         starts = {axis: _entry(graph, indices, number) for number, axis in enumerate(numbers.start_index_map)}
         value = _part(graph, tensor, equation, starts, sizes)
         if numbers.collapsed_slice_dims:
             value = graph.op("Squeeze", value, graph.integers(numbers.collapsed_slice_dims))
         return result(graph, value, equation)
     leading, rank = len(places) - 1, len(output(equation).shape)
-    start = 0 if batch else axis  # Of the places' axes in the output.
+    start = 0 if batch else axis  # Position of the index axes in the output.
     regular = (
         len(numbers.start_index_map) == 1
         and numbers.collapsed_slice_dims == (axis,)
@@ -199,7 +203,7 @@ def _gather(graph: Graph, equation: Any, tensor: Tensor, indices: Tensor) -> Ten
         and all(sizes[at] == full[at] for at in range(len(full)) if at not in (*batch, axis))
     )
     if not regular:
-        raise InputError(f"JAX's operation gather with {numbers} has no translation to ONNX here")
+        raise InputError(f"the JAX operation gather with {numbers} cannot be converted to ONNX")
     table = graph.value(graph.whole(tensor, full))
     at = graph.whole(indices, places)
     if batch:
@@ -226,4 +230,4 @@ MOVES: Mapping[str, Callable] = {
     "gather": _gather,
     **dict.fromkeys(("copy", "copy_p", "stop_gradient", "sharding_constraint", "optimization_barrier"), _same),
 }
-"""By the names of JAX's operations."""
+"""Converters by the names of JAX operations."""

@@ -1,4 +1,4 @@
-"""JAX's operations in ONNX: functions of the graph, the equation and its inputs, by the operations' names."""
+"""Converts JAX operations to ONNX. Each converter is a function of the graph, the equation and its inputs."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,7 +12,7 @@ from jaxformer.interop.export.onnx_moves import MOVES, output, result
 
 
 def _broadcast(equation: Any, *tensors: Tensor) -> tuple[Any, ...]:
-    """The shape in which an elementwise operation on these gives its result: ones where all of them have ones."""
+    """Returns the output shape of an elementwise operation. An axis has size 1 if it has size 1 in all inputs."""
     full = output(equation).shape
     shapes = [(1,) * (len(full) - len(tensor.shape)) + tuple(tensor.shape) for tensor in tensors]
     return tuple(next((shape[axis] for shape in shapes if not _is_one(shape[axis])), 1) for axis in range(len(full)))
@@ -40,7 +40,10 @@ def _inverted(kind: str) -> Callable:
 
 
 def _composed(function: Callable[[Graph, Callable, ir.Value], ir.Value]) -> Callable:
-    """An elementwise operation of several of ONNX's; the function gets the graph, numbers of its type and its input."""
+    """Builds the converter of an elementwise operation that consists of several ONNX operations.
+
+    `function` receives the graph, a function that creates constants of the input's dtype, and the input.
+    """
 
     def convert(graph: Graph, equation: Any, tensor: Tensor) -> Tensor:
         def number(value: float) -> ir.Value:
@@ -58,13 +61,13 @@ def _integer_pow(graph: Graph, equation: Any, tensor: Tensor) -> Tensor:
 
 def _select(graph: Graph, equation: Any, which: Tensor, *cases: Tensor) -> Tensor:
     if which.dtype != bool or len(cases) != 2:
-        raise InputError("JAX's operation select_n of more than two cases has no translation to ONNX here")
+        raise InputError("the JAX operation select_n of more than two cases cannot be converted to ONNX")
     value = graph.op("Where", graph.value(which), graph.value(cases[1]), graph.value(cases[0]))
     return result(graph, value, equation, _broadcast(equation, which, *cases))
 
 
 def _dot_general(graph: Graph, equation: Any, left: Tensor, right: Tensor) -> Tensor:
-    """A matrix product, of each entry of the batch axes."""
+    """Converts a dot_general to a batched matrix product."""
     (summed, batch), sides = equation.params["dimension_numbers"], []
     for number, tensor in enumerate((left, right)):
         full = equation.invars[number].aval.shape
@@ -130,10 +133,10 @@ def _cumsum(graph: Graph, equation: Any, tensor: Tensor) -> Tensor:
 
 
 def _sort(graph: Graph, equation: Any, *tensors: Tensor) -> list[Tensor]:
-    """The arrays in the order of the first."""
+    """Sorts the arrays by the first one."""
     axis, avals = equation.params["dimension"], [atom.aval for atom in equation.invars]
     if equation.params["num_keys"] != 1:
-        raise InputError("JAX's operation sort by several keys has no translation to ONNX here")
+        raise InputError("the JAX operation sort by several keys cannot be converted to ONNX")
     wholes = [graph.value(graph.whole(tensor, aval.shape)) for tensor, aval in zip(tensors, avals, strict=True)]
     key, length = wholes[0], graph.length(avals[0].shape[axis])
     ordered, places = graph.op("TopK", key, length, outputs=2, axis=axis, largest=0, sorted=1)
@@ -142,7 +145,8 @@ def _sort(graph: Graph, equation: Any, *tensors: Tensor) -> list[Tensor]:
 
 
 def _inside(name: str) -> Callable:
-    """The operations of the function that one of these calls."""
+    """Builds the converter of an operation that calls a function. The operations of the function are added to the
+    graph."""
 
     def convert(graph: Graph, equation: Any, *tensors: Tensor) -> list[Tensor]:
         inner = equation.params[name]
@@ -153,7 +157,7 @@ def _inside(name: str) -> Callable:
 
 
 def _scan(graph: Graph, equation: Any, *tensors: Tensor) -> list[Tensor]:
-    """A loop's passes one after the other; their parts of known arrays are known."""
+    """Unrolls a loop. Slices of known arrays stay known arrays."""
     params = equation.params
     fixed, carried = params["num_consts"], params["num_carry"]
     constants, carry = list(tensors[:fixed]), list(tensors[fixed : fixed + carried])
@@ -165,7 +169,7 @@ def _scan(graph: Graph, equation: Any, *tensors: Tensor) -> list[Tensor]:
         carry = found[:carried]
         collected.append(found[carried:])
     if collected and collected[0]:
-        raise InputError("JAX's operation scan with results of each pass has no translation to ONNX here")
+        raise InputError("the JAX operation scan with stacked outputs cannot be converted to ONNX")
     return carry
 
 
@@ -178,7 +182,7 @@ def _row(graph: Graph, tensor: Tensor, number: int) -> Tensor:
 
 
 def _cond(graph: Graph, equation: Any, which: Tensor, *tensors: Tensor) -> list[Tensor]:
-    """Two nested graphs; a program runs one of them."""
+    """Adds an If operation with two nested graphs, of which the program runs one."""
     bodies, outer, lengths = [], graph.nodes, dict(graph.lengths)
     for number, branch in enumerate(equation.params["branches"]):
         graph.nodes, graph.lengths = [], dict(lengths)
@@ -233,7 +237,7 @@ ELEMENTWISE = {
     "ceil": "Ceil",
     "logistic": "Sigmoid",
 }
-"""ONNX's names of JAX's operations that are the same, number by number."""
+"""ONNX operations by the names of the JAX operations that compute the same elementwise function."""
 OPERATIONS: Mapping[str, Callable] = {
     **MOVES,
     **{name: _elementwise(kind) for name, kind in ELEMENTWISE.items()},
@@ -261,4 +265,4 @@ OPERATIONS: Mapping[str, Callable] = {
     **{name: _inside("jaxpr") for name in ("jit", "pjit", "checkpoint", "remat2")},
     **{name: _inside("call_jaxpr") for name in ("custom_jvp_call", "custom_vjp_call", "closed_call", "core_call")},
 }
-"""By the names of JAX's operations."""
+"""Converters by the names of JAX operations."""

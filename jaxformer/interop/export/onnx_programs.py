@@ -1,7 +1,7 @@
-"""The functions that are exported as ONNX programs, with the names of files, arguments and outputs of Hugging Face.
+"""Functions that are exported as ONNX programs, with the file, argument and output names of Hugging Face.
 
-optimum and transformers.js know models by these names: a decoder takes and gives the keys and values of earlier tokens,
-and an encoder–decoder is several files.
+optimum and transformers.js identify models by these names. A decoder takes and returns the keys and values of previous
+tokens, and an encoder–decoder consists of several files.
 """
 
 import dataclasses
@@ -27,9 +27,10 @@ from jaxformer.predictors.sentence_vectors import embedded
 from jaxformer.runs.run import Run
 
 BATCH, LENGTH, PAST, READ = "batch_size", "sequence_length", "past_sequence_length", "encoder_sequence_length"
-"""Names of axes; transformers.js knows the first by its name, and gives an empty cache the length 0 on the others."""
+"""Names of axes. transformers.js recognises `batch_size` by its name, and passes an empty cache of length 0 on the
+other axes."""
 TEXTS = "text_batch_size"
-"""The axis of texts where their number differs from that of images."""
+"""Name of the batch axis of texts in models whose numbers of texts and images may differ."""
 SINGLE = "model"
 ENCODER, DECODER, WITH_PAST, MERGED = (
     "encoder_model",
@@ -37,29 +38,32 @@ ENCODER, DECODER, WITH_PAST, MERGED = (
     "decoder_with_past_model",
     "decoder_model_merged",
 )
-"""Names of files without their ending; those of the decoders hold the same parameters."""
-MASK = "1 where there is a token, 0 for padding"
-MEANINGS = {"segments": f"{MASK}, which comes last", "images": "pixels, prepared as `preprocessor_config.json` says"}
-"""Meanings of the inputs that a client of transformers prepares."""
-KEPT = "keys and values of earlier tokens, in each of {} layers: those that were returned before, or of length 0"
+"""File names without extension. The decoders contain the same parameters."""
+MASK = "1 for tokens, 0 for padding"
+MEANINGS = {
+    "segments": f"{MASK}, which is on the right",
+    "images": "pixels, processed as in `preprocessor_config.json`",
+}
+"""Descriptions of the inputs that clients of transformers prepare."""
+KEPT = "keys and values of previous tokens, for each of {} layers: those that were returned before, or of length 0"
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A function from arrays to arrays that becomes a file."""
+    """Function from arrays to arrays that is exported as a file."""
 
     function: Callable[..., Mapping[str, jax.Array]]
-    """Takes the parameters by path, and the arguments by name."""
+    """Function of the parameters by path and the arguments by name."""
     arguments: Mapping[str, Argument]
     limits: tuple[str, ...] = ()
-    """The longest lengths of its axes, a sentence each."""
+    """Constraints on the lengths of axes, such as `length <= 512`."""
 
 
 def programs(run: Run) -> dict[str, Program]:
-    """The programs of a run's model, by the names of their files without an ending.
+    """Returns the programs of a run's model, by file name without extension.
 
     Raises:
-      InputError: a model of another kind.
+      InputError: If the kind of model is not supported.
     """
     model = portable(run.model)
     if model.is_encoder_decoder:
@@ -71,7 +75,7 @@ def programs(run: Run) -> dict[str, Program]:
 
 
 def apply(model: Model, params: Mapping[str, jax.Array], *arrays: Any, **named: Any) -> Any:
-    """The model's output with parameters by path."""
+    """Applies the model to parameters that are given by path."""
     return model.apply({"params": parameters.nested(dict(params))}, *arrays, **named)
 
 
@@ -81,7 +85,8 @@ def _limits(model: Model, *axes: str) -> tuple[str, ...]:
 
 
 def _arguments(model: Model) -> dict[str, Argument]:
-    """The arguments of a program without a cache, by transformers' names, in the order of the model's inputs."""
+    """Returns the arguments of a program without a cache, named as in transformers, in the order of the model
+    inputs."""
     names, sizes = bridge_of(model).arguments, {"b": BATCH, "c": TEXTS, "t": LENGTH} | model.fixed_sizes()
     found = {}
     for name, spec in stablehlo_program.arguments(model).items():
@@ -95,7 +100,7 @@ def _arguments(model: Model) -> dict[str, Argument]:
 
 
 def _single(model: Model, objective: Any) -> Program:
-    """The program of a model that does not generate text."""
+    """Returns the program of a model that does not generate text."""
     bridge = bridge_of(model)
     inputs = {bridge.arguments.get(name, name): name for name in stablehlo_program.arguments(model)}
 
@@ -105,7 +110,7 @@ def _single(model: Model, objective: Any) -> Program:
             given["images"] = jnp.moveaxis(given["images"], 1, -1)
         output = apply(model, params, **given)
         found = bridge.outputs(model, output, objective)
-        # The program does not know which tokens are the prompt's: without them, its caller computes the vector.
+        # The program cannot identify prompt tokens: if the pooling excludes them, the caller pools.
         if isinstance(objective, SentenceEmbedding) and objective.include_prompt:
             found["sentence_embedding"] = embedded(objective.pooling, objective.normalized, output, given["segments"])
         return found
@@ -117,12 +122,14 @@ def _prefix_decoder(model: Gpt) -> Program:
     def function(params, input_ids, attention_mask, prefix_mask):
         return {"logits": apply(model, params, input_ids, attention_mask, prefix=prefix_mask > 0).logits}
 
-    prefix = Argument((BATCH, LENGTH), "int64", "1 for the tokens of the prompt, which see each other both ways")
+    prefix = Argument(
+        (BATCH, LENGTH), "int64", "1 for the tokens of the prompt, which attend to each other in both directions"
+    )
     return Program(function, _arguments(model) | {"prefix_mask": prefix}, _limits(model, LENGTH))
 
 
 def _cached(stack: Transformer, name: str, length: str) -> dict[str, Argument]:
-    """The arguments that are keys and values; `name` has the layer's number in it."""
+    """Returns the arguments for cached keys and values. `name` is a template with the layer number."""
     groups, head_dim = stack.attention.sizes(stack.heads, stack.width)
     axes, meaning = (BATCH, groups, length, head_dim), KEPT.format(stack.depth)
     names = [f"{name.format(layer)}.{part}" for layer in range(stack.depth) for part in ("key", "value")]
@@ -140,7 +147,7 @@ def _written(layers: tuple[KeyValue, ...], name: str) -> dict[str, jax.Array]:
 
 
 def _keys(output: Any) -> tuple[KeyValue, ...]:
-    """The keys and values in the cache of a model's output, a layer each."""
+    """Returns the cached keys and values of a model output, one per layer."""
     return tuple(layer.keys for layer in output.cache.layers)
 
 
@@ -155,8 +162,8 @@ def _decoder(model: Gpt) -> Program:
         return {"logits": output.logits} | _written(_keys(output), "present.{}")
 
     arguments = {
-        "input_ids": Argument((BATCH, LENGTH), "int64", "ids of the tokens after those in the cache"),
-        "attention_mask": Argument((BATCH, f"{PAST} + {LENGTH}"), "int64", f"{MASK}, of all tokens"),
+        "input_ids": Argument((BATCH, LENGTH), "int64", "ids of the tokens after the cached ones"),
+        "attention_mask": Argument((BATCH, f"{PAST} + {LENGTH}"), "int64", f"{MASK}, for all tokens"),
         "position_ids": Argument((BATCH, LENGTH), "int64", "from 0 at the first token that is not padding"),
         **_cached(stack, "past_key_values.{}", PAST),
     }
@@ -164,7 +171,7 @@ def _decoder(model: Gpt) -> Program:
 
 
 def _with_room(layers: tuple[KeyValue, ...], segments: jax.Array, tokens: int, **memory: Any) -> Cache:
-    """A cache of the layers with room for `tokens` more tokens."""
+    """Returns a cache of the layers with room for `tokens` more tokens."""
     used = jnp.asarray(layers[0].key.shape[2], jnp.int32)
     cache = Cache(tuple(map(LayerCache, layers)), segments, used).room_for(tokens)
     return cache.replace(segments=segments, **memory)
@@ -173,16 +180,14 @@ def _with_room(layers: tuple[KeyValue, ...], segments: jax.Array, tokens: int, *
 def _encoder_decoder(model: EncoderDecoder) -> dict[str, Program]:
     depth, width = model.decoder.depth, model.encoder.width
     own, other = "past_key_values.{}.decoder", "past_key_values.{}.encoder"
-    mask = Argument((BATCH, READ), "int64", f"{MASK}, of what the encoder reads")
+    mask = Argument((BATCH, READ), "int64", f"{MASK}, in the encoder input")
     read = {"input_ids": Argument((BATCH, READ), "int64", "ids of the tokens that the encoder reads")}
-    tokens = {"input_ids": Argument((BATCH, LENGTH), "int64", "ids of the decoder's tokens after those in the cache")}
-    states = {"encoder_hidden_states": Argument((BATCH, READ, width), "float32", "what the encoder returned")}
+    tokens = {"input_ids": Argument((BATCH, LENGTH), "int64", "ids of the decoder's tokens after the cached ones")}
+    states = {"encoder_hidden_states": Argument((BATCH, READ, width), "float32", "output of the encoder")}
     given = {**tokens, "encoder_attention_mask": mask}
     cached = _cached(model.decoder, own, PAST)
     memory = {
-        name: dataclasses.replace(
-            argument, meaning="keys and values of what the encoder returned, as they were returned"
-        )
+        name: dataclasses.replace(argument, meaning="keys and values of the encoder output, as returned before")
         for name, argument in _cached(model.decoder, other, READ).items()
     }
 
@@ -217,11 +222,11 @@ def _encoder_decoder(model: EncoderDecoder) -> dict[str, Program]:
         written = _written(_keys(output), "present.{}.decoder") | _written(memory, "present.{}.encoder")
         return {"logits": output.logits} | written
 
-    # optimum goes by the order of these: of each layer first the decoder's own.
+    # optimum identifies these by their order: in each layer, self-attention precedes cross-attention.
     both = [zip(*[iter(part.items())] * 2, strict=True) for part in (cached, memory)]
     past = {name: spec for layers in zip(*both, strict=True) for pair in layers for name, spec in pair}
     limits = _limits(model, LENGTH, READ)
-    branch = {"use_cache_branch": Argument((1,), "bool", "whether there are keys and values of earlier tokens")}
+    branch = {"use_cache_branch": Argument((1,), "bool", "whether there are keys and values of previous tokens")}
     return {
         ENCODER: Program(encode, read | {"attention_mask": mask}, _limits(model, READ)),
         DECODER: Program(first, given | states, limits),

@@ -1,4 +1,4 @@
-"""A model as a StableHLO program, which jax alone runs: the program, its weights beside it, and how to call it."""
+"""Exports a model as a StableHLO program, which runs with JAX only, together with its weights and a README."""
 
 import dataclasses
 import os
@@ -21,11 +21,11 @@ from jaxformer.runs.run import Run
 
 PROGRAM, WEIGHTS = "model.stablehlo", "params.npz"
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
-"""The platforms that the program runs on."""
+"""Platforms that the program supports."""
 README = """# {kind} as a StableHLO program
 
 `{program}` is the forward pass of a model, exported by jaxformer through `jax.export`; `{weights}` are its {count:,}
-parameters in {dtype}. It runs on CPU, GPU and TPU by `pip install jax flatbuffers`:
+parameters in {dtype}. It runs on CPU, GPU and TPU and requires `pip install jax flatbuffers`:
 
 ```python
 import jax
@@ -44,23 +44,24 @@ print({{name: array.shape for name, array in outputs.items()}})
 |---|---|---|
 {arguments}
 
-There may be any number of {rows}. The program computes in float32 and returns
+The program accepts any number of {rows}. It computes in float32 and returns
 {outputs}.{beside}
 
-It was written by jax {version}; later versions run it for six months at least, as jax promises.
+It was written by jax {version}; jax guarantees that later versions run it for at least six months.
 """
 
 
 def export_stablehlo(run: Run | str | os.PathLike, out: str | os.PathLike, dtype: DType = "float32") -> None:
-    """Writes a folder with the forward pass of a run's model as a program, its weights, and how jax alone calls it.
+    """Writes a folder with the forward pass of a run's model as a StableHLO program, its weights, and a README with an
+    example call.
 
     Args:
-      run: a run or its folder.
-      out: the folder to write, which must not be there yet.
-      dtype: of the weights; the program computes in float32.
+      run: Run, or folder of a run.
+      out: Folder to write. It must not exist.
+      dtype: Dtype of the weights. The program computes in float32.
 
     Raises:
-      InputError: the model is of another kind, or `out` already exists or cannot be written.
+      InputError: If the kind of model is not supported, or `out` exists or cannot be written.
     """
     run = run if isinstance(run, Run) else runs.open_run(run)
     with new_folder(out) as folder:
@@ -75,15 +76,15 @@ def export_stablehlo(run: Run | str | os.PathLike, out: str | os.PathLike, dtype
 
 
 def forward_pass(model: Model, params: Mapping[str, Any], dtype: DType) -> jax.export.Exported:
-    """The program, which maps parameters by path and the `arguments` of the model to outputs by name.
+    """Exports the program, which maps parameters by path and the `arguments` of the model to outputs by name.
 
     Args:
-      model: ours.
-      params: what `params.npz` holds.
-      dtype: of the parameters.
+      model: Model to export.
+      params: Parameters by path, in the format of `params.npz`.
+      dtype: Dtype of the parameters.
 
     Raises:
-      InputError: the model is of another kind.
+      InputError: If the kind of model is not supported.
     """
     specs = arguments(model)
     model = portable(model)
@@ -94,7 +95,7 @@ def forward_pass(model: Model, params: Mapping[str, Any], dtype: DType) -> jax.e
     sizes |= zip(letters, jax.export.symbolic_shape(", ".join(letters), constraints=constraints), strict=True)
 
     def forward(params, *arrays):
-        if dtype == "bfloat16":  # NumPy has no such type: its files hold the bits.
+        if dtype == "bfloat16":  # NumPy has no bfloat16: its files contain the bits.
             params = {path: jax.lax.bitcast_convert_type(array, jnp.bfloat16) for path, array in params.items()}
         tree = parameters.nested({path: array.astype(jnp.float32) for path, array in params.items()})
         output = model.apply({"params": tree}, **dict(zip(specs, arrays, strict=True)))
@@ -108,10 +109,10 @@ def forward_pass(model: Model, params: Mapping[str, Any], dtype: DType) -> jax.e
 
 
 def arguments(model: Model) -> dict[str, InputSpec]:
-    """The arrays that a model's program takes after the parameters, by name.
+    """Returns the arrays that the program of a model takes after the parameters, by name.
 
     Raises:
-      InputError: it is not a model.
+      InputError: If `model` is not a `Model`.
     """
     if not isinstance(model, Model):
         raise InputError(f"model={type(model).__name__}: expected a model of text or of images for --format stablehlo")
@@ -119,7 +120,7 @@ def arguments(model: Model) -> dict[str, InputSpec]:
 
 
 def portable(model: Model) -> Model:
-    """The model with its layers in a loop, in float32, and without kernels that only one platform has."""
+    """Returns the model in float32, with its layers in a loop and without platform-specific kernels."""
 
     def blockwise(attention: Any) -> Any:
         return attention and dataclasses.replace(attention, kernel="blocks")
@@ -133,10 +134,10 @@ def portable(model: Model) -> Model:
 
 
 def _stored(path: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """The parameter of that path as `params.npz` holds it.
+    """Converts a parameter to its format in `params.npz`.
 
     Raises:
-      InputError: a number does not fit the type.
+      InputError: If a value exceeds the range of the dtype.
     """
     with np.errstate(over="ignore"):
         array = np.asarray(array).astype(dtype)

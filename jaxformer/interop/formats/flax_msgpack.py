@@ -1,7 +1,7 @@
-"""Old Flax checkpoints (`flax_model.msgpack`): walked through without reading their arrays, under PyTorch's names.
+"""Reads old Flax checkpoints (`flax_model.msgpack`), without loading their arrays, under PyTorch's parameter names.
 
-Flax packs an array as an extension of type 1, itself packed: shape, type's name, bytes. Its kernels are PyTorch's
-weights transposed, and its scales and embeddings are weights too.
+Flax stores an array as a msgpack extension of type 1, which contains the shape, the dtype name and the bytes. Flax
+kernels are transposed PyTorch weights. Scales and embeddings are named weights in PyTorch.
 """
 
 import struct
@@ -19,30 +19,30 @@ CHUNKED = "__msgpack_chunked_array__"
 
 
 def open_flax(path: Path) -> dict[str, LazyTensor]:
-    """The tensors of a file, by the names and in the layout that PyTorch's model has.
+    """Opens the tensors of a file, with the names and layout of the PyTorch model.
 
     Raises:
-      InputError: the file is not in this format, or is truncated.
+      InputError: If the file is not in this format, or is truncated.
     """
     with path.open("rb") as file:
         try:
             tree = _Walker(path, file).value()
         except (struct.error, UnicodeDecodeError, TypeError, RecursionError) as error:
-            raise InputError(f"{path}: no Flax checkpoint, or one cut short") from error
+            raise InputError(f"{path}: not a Flax checkpoint, or truncated") from error
     if not isinstance(tree, dict):
-        raise InputError(f"{path}: no Flax checkpoint: it holds no tree of arrays")
+        raise InputError(f"{path}: not a Flax checkpoint: it has no tree of arrays")
     tree = tree.get("params", tree)
     found: dict[str, LazyTensor] = {}
     for names, array in _leaves(path, tree, ()):
         name, stored = _as_pytorch(names, array)
         if name in found:
-            raise InputError(f"{path}: {name} is there twice, as {'/'.join(names)} too")
+            raise InputError(f"{path}: {name} occurs twice, the second time as {'/'.join(names)}")
         found[name] = stored
     return found
 
 
 class _Walker:
-    """Reads msgpack; arrays become `LazyTensor`, whose bytes stay in the file."""
+    """Parses msgpack. Arrays become `LazyTensor`, whose bytes stay in the file."""
 
     def __init__(self, path: Path, file: BinaryIO):
         self._path, self._file, self._size = path, file, path.stat().st_size
@@ -67,7 +67,7 @@ class _Walker:
         return self._long(code)
 
     def _long(self, code: int) -> Any:
-        """A value that starts with its length."""
+        """Reads a value that starts with its length."""
         for first, sizes, make in (
             (0xC4, "BHI", self._place),
             (0xC7, "BHI", self._extension),
@@ -77,31 +77,31 @@ class _Walker:
         ):
             if first <= code < first + len(sizes):
                 return make(self._number(sizes[code - first]))
-        raise InputError(f"{self._path}: no Flax checkpoint: byte {code:#x} at {self._file.tell() - 1:,}")
+        raise InputError(f"{self._path}: not a Flax checkpoint: byte {code:#x} at {self._file.tell() - 1:,}")
 
     def _map(self, size: int) -> dict:
         pairs = [(self.value(), self.value()) for _ in range(size)]
         return dict(pairs)
 
     def _place(self, size: int) -> tuple[int, int]:
-        """Where bytes lie, and how many."""
+        """Skips a block of bytes, and returns its start and size."""
         start = self._file.tell()
         if start + size > self._size:
-            raise InputError(f"{self._path}: cut short: it should have at least {start + size:,} bytes")
+            raise InputError(f"{self._path}: truncated: expected at least {start + size:,} bytes")
         self._file.seek(start + size)
         return start, size
 
     def _extension(self, size: int) -> Any:
         kind = self._number("b")
         if kind != ARRAY:
-            raise InputError(f"{self._path}: no array but an extension of type {kind}")
+            raise InputError(f"{self._path}: expected an array, not an extension of type {kind}")
         shape, name, (start, length) = self.value()
         try:
             dtype, shape = np.dtype(name), tuple(map(int, shape))
         except TypeError as error:
-            raise InputError(f"{self._path}: an array of {name!r}, a type that is not known") from error
+            raise InputError(f"{self._path}: an array of unknown dtype {name!r}") from error
         if dtype.hasobject or int(np.prod(shape)) * dtype.itemsize != length:
-            raise InputError(f"{self._path}: an array of {length:,} bytes that should be {name} {list(shape)}")
+            raise InputError(f"{self._path}: an array of {length:,} bytes, which does not fit {name} {list(shape)}")
         path = self._path
         return LazyTensor(dtype, shape, lambda: read_block(path, start, dtype, shape))
 
@@ -127,7 +127,7 @@ def _leaves(path: Path, tree: Any, names: tuple[str, ...]):
 
 
 def _joined(tree: dict) -> LazyTensor:
-    """An array that Flax has cut into flat pieces, for msgpack has a limit of 4 GiB."""
+    """Joins an array that Flax divided into flat chunks, because msgpack has a limit of 4 GiB."""
     shape = tuple(tree["shape"][key] for key in sorted(tree["shape"], key=int))
     chunks = [tree["chunks"][key] for key in sorted(tree["chunks"], key=int)]
 
@@ -142,7 +142,7 @@ def _joined(tree: dict) -> LazyTensor:
 
 
 def _as_pytorch(names: tuple[str, ...], array: LazyTensor) -> tuple[str, LazyTensor]:
-    """A leaf's name and layout in PyTorch."""
+    """Converts the name and layout of a leaf to those of PyTorch."""
     *parts, last = names
     if last == "kernel" and len(array.shape) == 2:
         array = LazyTensor(array.dtype, array.shape[::-1], lambda read=array.read: read().T)

@@ -1,7 +1,7 @@
-"""The safetensors format (https://github.com/huggingface/safetensors): a JSON header, then the tensors' bytes.
+"""Reads and writes the safetensors format (https://github.com/huggingface/safetensors): a JSON header and the tensor
+data.
 
-Read and written here because a model must never be in memory twice: its own library writes what it is given at
-once.
+The safetensors library is not used, because it needs all tensors in memory at once when it writes a file.
 """
 
 import json
@@ -36,29 +36,31 @@ TYPES = {
 }
 NAMES = {dtype: name for name, dtype in TYPES.items()}
 LONGEST_HEADER = 100_000_000
-"""Bytes; the format's own limit."""
+"""Maximum size of the header in bytes, as defined by the format."""
 
 
 def open_safetensors(path: Path) -> dict[str, LazyTensor]:
-    """The tensors of a file.
+    """Opens the tensors of a file.
 
     Raises:
-      InputError: the file is not in this format, or is truncated.
+      InputError: If the file is not in this format, or is truncated.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > min(size - 8, LONGEST_HEADER):
-            raise InputError(f"{path}: its header claims {length:,} bytes and the file has {size:,}; download it again")
+            raise InputError(
+                f"{path}: its header claims {length:,} bytes, but the file has {size:,}; download it again"
+            )
         text = file.read(length)
     try:
         header = json.loads(text, object_pairs_hook=lambda pairs: _once(path, pairs))
     except ValueError as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{path}: no safetensors file: its header is not JSON") from error
+        raise InputError(f"{path}: not a safetensors file: its header is not JSON") from error
     if not isinstance(header, dict):
-        raise InputError(f"{path}: no safetensors file: its header is not an object")
+        raise InputError(f"{path}: not a safetensors file: its header is not an object")
     header.pop("__metadata__", None)
     return {name: _described(path, name, entry, 8 + length, size) for name, entry in header.items()}
 
@@ -67,9 +69,9 @@ def write_safetensors(path: Path, tensors: Mapping[str, tuple[np.dtype, tuple[in
     """Writes a file, one tensor at a time.
 
     Args:
-      path: the file.
-      tensors: type and shape of each by name, in the order of `arrays`.
-      arrays: the tensors themselves, made when they are asked for.
+      path: File to write.
+      tensors: Dtype and shape of each tensor by name, in the order of `arrays`.
+      arrays: Iterator that computes the tensors one by one.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -85,7 +87,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, tuple[np.dtype, tuple[in
             if (array.dtype, array.shape) != (dtype, tuple(shape)):
                 raise ValueError(f"{name}: {array.dtype} {array.shape}, announced as {dtype} {shape}")
             file.write(memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8)))
-            if flushing.done():  # The disk begins while there is more to come.
+            if flushing.done():  # Flush to disk in parallel with the following tensors.
                 flushing.result()
                 flushing = other.submit(os.fdatasync, file.fileno())
         flushing.result()
@@ -94,17 +96,17 @@ def write_safetensors(path: Path, tensors: Mapping[str, tuple[np.dtype, tuple[in
 
 
 def size_of(dtype: np.dtype, shape: tuple[int, ...]) -> int:
-    """Bytes of a tensor."""
+    """Returns the size of a tensor in bytes."""
     return int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
 
 
 def _once(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object in which no name comes twice."""
+    """Builds a JSON object and checks that no name occurs twice."""
     found = dict(pairs)
     if len(found) != len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise InputError(f"{path}: {twice} is in its header twice")
+        raise InputError(f"{path}: {twice} occurs twice in the header")
     return found
 
 
@@ -117,7 +119,7 @@ def _described(path: Path, name: str, entry: Any, start: int, size: int) -> Lazy
     except (KeyError, TypeError, ValueError):
         right = False
     if not right:
-        raise InputError(f"{path}: what its header says of {name} is not right: {json.dumps(entry)[:120]}")
+        raise InputError(f"{path}: invalid header entry for {name}: {json.dumps(entry)[:120]}")
     if start + end > size:
-        raise InputError(f"{path}: cut short: {name} ends at byte {start + end:,} and the file has {size:,}")
+        raise InputError(f"{path}: truncated: {name} ends at byte {start + end:,}, but the file has {size:,} bytes")
     return LazyTensor(dtype, shape, lambda: read_block(path, start + begin, dtype, shape))

@@ -1,4 +1,4 @@
-"""Tensors in a file, of any format: described at once, read one by one."""
+"""Lazy tensors in files of any format: shapes and dtypes are known at once, values are read one by one."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -13,29 +13,29 @@ from jaxformer.errors import InputError
 
 Item = TypeVar("Item")
 DType = Literal["float32", "bfloat16", "float16"]
-"""A type of parameters in a folder."""
+"""Floating-point dtype of the parameters in a folder."""
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 FLOATS = {"float32": np.dtype(np.float32), "bfloat16": BFLOAT16, "float16": np.dtype(np.float16)}
-"""Types of parameters that a folder may have, by the names of `--dtype`."""
+"""Floating-point dtypes that the parameters in a folder may have, by the names of `--dtype`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class LazyTensor:
-    """A tensor in a file."""
+    """Tensor in a file, not yet read."""
 
     dtype: np.dtype
-    """Its type."""
+    """Dtype of the tensor."""
     shape: tuple[int, ...]
-    """Its shape."""
+    """Shape of the tensor."""
     read: Callable[[], np.ndarray]
-    """Reads the tensor, on each call again."""
+    """Function that reads the tensor. Each call reads it again."""
 
 
 def read_block(path: Path, offset: int, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
-    """An array whose bytes in a file are those that it has in memory.
+    """Reads an array that is stored in a file in the same byte layout as in memory.
 
     Raises:
-      InputError: the file has become shorter.
+      InputError: If the file is too short.
     """
     count = int(np.prod(shape))
     array = np.fromfile(path, dtype, count, offset=offset)
@@ -45,7 +45,7 @@ def read_block(path: Path, offset: int, dtype: np.dtype, shape: tuple[int, ...])
 
 
 def ahead(items: Iterator[Item]) -> Iterator[Item]:
-    """The same items, each made by another thread while the one before it is used."""
+    """Yields the same items, computing the next one in another thread while the current one is used."""
     with ThreadPoolExecutor(1) as other:
         following = other.submit(next, items, None)
         while (item := following.result()) is not None:

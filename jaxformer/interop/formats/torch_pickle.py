@@ -1,7 +1,8 @@
-"""PyTorch's own files, without PyTorch and without unpickling: nothing but tensors can be made.
+"""Reads PyTorch files without PyTorch. The restricted unpickler creates only tensors, so it never runs code of the
+file.
 
-A file of today is a zip archive with `data.pkl`, whose tensors name the entries that hold their numbers; one from
-before PyTorch 1.6 is a sequence of pickles, followed by the numbers.
+Current files are zip archives with `data.pkl`, whose tensors refer to archive entries that contain the values. Files
+from before PyTorch 1.6 are sequences of pickles, followed by the values.
 """
 
 import dataclasses
@@ -40,7 +41,7 @@ class _StorageType:
 
 @dataclasses.dataclass(frozen=True)
 class _Storage:
-    """Numbers that tensors are views of."""
+    """Storage: a flat array of numbers that tensors are views of."""
 
     key: str
     dtype: np.dtype
@@ -49,7 +50,7 @@ class _Storage:
 
 @dataclasses.dataclass(frozen=True)
 class _View:
-    """A tensor."""
+    """Tensor as a strided view of a storage."""
 
     storage: _Storage
     offset: int
@@ -58,28 +59,28 @@ class _View:
 
 
 def open_pytorch(path: Path) -> dict[str, LazyTensor]:
-    """The tensors of a state dict in a file.
+    """Opens the tensors of a state dict in a file.
 
     Raises:
-      InputError: the file is not in this format, is truncated, or holds anything but tensors.
+      InputError: If the file is not in this format, is truncated, or contains anything but tensors.
     """
     try:
         views, read = _open_zip(path) if zipfile.is_zipfile(path) else _open_legacy(path)
         if not isinstance(views, dict):
             raise InputError(f"{path}: a pickled {type(views).__name__}; expected tensors by name")
         if "state_dict" in views:
-            raise InputError(f"{path}: a training checkpoint; expected its state_dict alone")
+            raise InputError(f"{path}: a training checkpoint; expected only its state_dict")
         return {str(name): _stored(path, str(name), view, read) for name, view in views.items()}
     except InputError:
         raise
     except (OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: no PyTorch file, or one cut short: {_one_line(error)}") from error
-    except Exception as error:  # A pickle may fail in any way, and none of them is our fault.
+        raise InputError(f"{path}: not a PyTorch file, or truncated: {_one_line(error)}") from error
+    except Exception as error:  # An invalid pickle may raise any exception.
         raise InputError(f"{path}: its pickle cannot be read as tensors: {_one_line(error)}") from error
 
 
 class _Tensors(pickle.Unpickler):
-    """Unpickles a state dict; everything but tensors is refused by its name."""
+    """Unpickles a state dict. Refuses everything but tensors, with a message that names it."""
 
     def __init__(self, file: io.BufferedIOBase, path: Path):
         super().__init__(file, encoding="utf-8")
@@ -118,14 +119,14 @@ _BUILDERS = {
 }
 
 _Read = Callable[[_Storage, int, int], np.ndarray]
-"""A range of the numbers of a storage, from `first` on."""
+"""Function that reads `count` numbers of a storage, starting at number `first`."""
 
 
 def _open_zip(path: Path) -> tuple[Any, _Read]:
     with zipfile.ZipFile(path) as archive:
         names = [name for name in archive.namelist() if name.endswith("data.pkl")]
         if len(names) != 1:
-            raise InputError(f"{path}: a zip file, but none of PyTorch's: it has no data.pkl")
+            raise InputError(f"{path}: a zip file, but not a PyTorch file: it has no data.pkl")
         folder = names[0].removesuffix("data.pkl")
         if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") != b"little":
             raise InputError(f"{path}: its numbers are big-endian; expected little-endian")
@@ -139,7 +140,7 @@ def _open_zip(path: Path) -> tuple[Any, _Read]:
                 file.seek(first * size)
                 return np.frombuffer(file.read(count * size), storage.dtype)
         except (KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise InputError(f"{path}: cut short or changed: {_one_line(error)}") from error
+            raise InputError(f"{path}: truncated or changed: {_one_line(error)}") from error
 
     return views, read
 
@@ -147,11 +148,11 @@ def _open_zip(path: Path) -> tuple[Any, _Read]:
 def _open_legacy(path: Path) -> tuple[Any, _Read]:
     with path.open("rb") as file:
         if file.read(2) not in (b"\x80\x02", b"\x80\x03", b"\x80\x04"):
-            raise InputError(f"{path}: no PyTorch file")
+            raise InputError(f"{path}: not a PyTorch file")
         file.seek(0)
         magic, protocol, system = (_Tensors(file, path).load() for _ in range(3))
         if (magic, protocol) != (MAGIC, PROTOCOL):
-            raise InputError(f"{path}: a pickle, but none of PyTorch's")
+            raise InputError(f"{path}: a pickle, but not a PyTorch file")
         if not system["little_endian"]:
             raise InputError(f"{path}: its numbers are big-endian; expected little-endian")
         views, keys = _Tensors(file, path).load(), _Tensors(file, path).load()
@@ -161,11 +162,11 @@ def _open_legacy(path: Path) -> tuple[Any, _Read]:
             count = int.from_bytes(file.read(8), "little")
             storage = storages.get(str(key))
             if storage is None or count != storage.count:
-                raise InputError(f"{path}: its list of storages does not fit its tensors")
+                raise InputError(f"{path}: the list of storages does not match the tensors")
             starts[str(key)] = file.tell()
             file.seek(count * storage.dtype.itemsize, io.SEEK_CUR)
         if file.tell() > end:
-            raise InputError(f"{path}: cut short: it should have {file.tell():,} bytes and has {end:,}")
+            raise InputError(f"{path}: truncated: expected {file.tell():,} bytes, found {end:,}")
 
     def read(storage: _Storage, first: int, count: int) -> np.ndarray:
         return np.fromfile(path, storage.dtype, count, offset=starts[storage.key] + first * storage.dtype.itemsize)
@@ -177,7 +178,7 @@ def _stored(path: Path, name: str, view: Any, read: _Read) -> LazyTensor:
     if not isinstance(view, _View):
         raise InputError(f"{path}: {name} is a {type(view).__name__}; expected a tensor")
     if len(view.shape) != len(view.strides) or min((view.offset, *view.shape, *view.strides), default=0) < 0:
-        raise InputError(f"{path}: {name} has a shape or strides that cannot be")
+        raise InputError(f"{path}: {name} has an impossible shape or strides")
     empty = 0 in view.shape
     reach = sum((size - 1) * step for size, step in zip(view.shape, view.strides, strict=True)) + 1
     reach = 0 if empty else reach
@@ -187,7 +188,7 @@ def _stored(path: Path, name: str, view: Any, read: _Read) -> LazyTensor:
     def load() -> np.ndarray:
         numbers = read(view.storage, view.offset, reach)
         if len(numbers) != reach:
-            raise InputError(f"{path}: cut short: {name} is not all there")
+            raise InputError(f"{path}: truncated: {name} is incomplete")
         strides = [step * numbers.itemsize for step in view.strides]
         return np.lib.stride_tricks.as_strided(numbers, view.shape, strides, writeable=False)
 

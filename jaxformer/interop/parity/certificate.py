@@ -1,7 +1,7 @@
-"""The parity certificate: what a Hugging Face folder computes in PyTorch is what the model computes here.
+"""Parity certificate: compares the PyTorch model of a Hugging Face folder with the JAX model.
 
-`certify` measures logits, loss, gradients, greedy decoding and tokens on both sides, in float32 and on the CPU, and
-writes `parity.json` and `parity.html`.
+`certify` compares logits, loss, gradients, greedy decoding and tokenization, in float32 on the CPU, and writes
+`parity.json` and `parity.html`.
 """
 
 import dataclasses
@@ -35,26 +35,26 @@ PACKAGES = ("jaxformer", "jax", "flax", "torch", "transformers", "tokenizers", "
 
 @dataclasses.dataclass(frozen=True)
 class Certificate:
-    """The result of a comparison with PyTorch."""
+    """Result of a comparison with PyTorch."""
 
     architecture: str
-    """PyTorch's class."""
+    """Name of the transformers class."""
     parameters: int
-    """How many numbers the model has."""
+    """Number of parameters of the model."""
     dtype: str
-    """Type of the folder's weights; both sides computed with them in float32."""
+    """Dtype of the weights in the folder. Both sides convert them to float32 before computing."""
     lines: tuple[Line, ...]
-    """The comparisons."""
+    """Comparisons and their results."""
     versions: dict[str, str]
-    """Versions of the packages that computed."""
+    """Versions of the packages that were used."""
 
     @property
     def passed(self) -> bool:
-        """Whether all of them did."""
+        """Whether all comparisons passed."""
         return all(line.passed for line in self.lines)
 
     def to_json(self) -> dict[str, Any]:
-        """As `parity.json` has it."""
+        """Converts the certificate to the content of `parity.json`."""
         lines = [dataclasses.asdict(line) | {"passed": line.passed} for line in self.lines]
         return {"passed": self.passed, **dataclasses.asdict(self), "lines": lines}
 
@@ -77,20 +77,20 @@ def certify(
     dtype: str | None = None,
     run: Run | None = None,
 ) -> Certificate:
-    """Compares a model with PyTorch's of a folder, and writes the certificate.
+    """Compares a model with the PyTorch model of a folder, and writes the certificate.
 
     Args:
-      model: ours.
-      params: its parameters.
-      tokenizer: its tokenizer, if the folder has one.
-      source: the Hugging Face folder that the model was exported to or imported from.
-      out: where to write; by default, there.
-      dtype: of the weights that are compared; by default, what the folder says.
-      run: the model's run, whose answers to raw inputs are compared too; None compares only the two models.
+      model: JAX model.
+      params: Parameters of the model.
+      tokenizer: Tokenizer of the model. If None, tokenization is not compared.
+      source: Hugging Face folder that the model was exported to or imported from.
+      out: Folder to write the certificate to. Defaults to `source`.
+      dtype: Dtype that the weights are rounded to before the comparison. Defaults to the dtype of the folder.
+      run: Run of the model, whose answers to raw inputs are compared too. If None, only the models are compared.
 
     Raises:
-      Unreadable: transformers cannot load the folder.
-      InputError: the two differ by more than the tolerances, or there is an `obstacle`.
+      Unreadable: If transformers cannot load the folder.
+      InputError: If the difference exceeds a tolerance, or there is an `obstacle`.
     """
     if problem := obstacle(model):
         raise InputError(f"no parity certificate: {problem}")
@@ -121,7 +121,7 @@ def certify(
 
 
 def obstacle(model: Model) -> str | None:
-    """Why no certificate can be made here, if so."""
+    """Returns the reason why no certificate can be made in this environment, or None."""
     for name in ("torch", "transformers"):
         if importlib.util.find_spec(name) is None:
             return f"{name} is not installed; pip install 'jaxformer[torch]'"
@@ -155,7 +155,10 @@ def _lines(ours: Any, theirs: Any, tokenizer: Tokenizer | None, folder: Path) ->
 
 
 def _written(ours: Any, theirs: Any, every: list[Any], pad: int) -> Line:
-    """How far apart the logits are of the first tokens that differ: near 0, either may be chosen."""
+    """Compares greedily generated tokens. The difference is that of the logits of the first tokens that differ.
+
+    A difference near 0 is a tie, in which either token may be chosen.
+    """
     from jaxformer.interop.parity import compare
 
     answers = ours.model.is_encoder_decoder
@@ -175,9 +178,10 @@ def _written(ours: Any, theirs: Any, every: list[Any], pad: int) -> Line:
 
 
 def _tokens(tokenizer: Tokenizer, folder: Path) -> Line:
-    """How many hard strings the two tokenizers encode differently.
+    """Counts the difficult strings that the two tokenizers encode differently.
 
-    A string with a token that is special on both sides is left out: here it is text, and that token in transformers.
+    Strings with a token that is special on both sides are left out, because only transformers parses special tokens in
+    a text.
     """
     from jaxformer.interop.parity import compare
 
@@ -192,24 +196,24 @@ def _tokens(tokenizer: Tokenizer, folder: Path) -> Line:
 
 
 def _quoted(texts: list[str]) -> str:
-    """The first ten of some texts, each shortened, and how many more there are."""
+    """Formats the first ten texts, shortened, and the number of the others."""
     shown = ", ".join(repr(text if len(text) <= 30 else text[:29] + "…") for text in texts[:10])
     return shown + f" and {len(texts) - 10} more" * (len(texts) > 10)
 
 
 def _refusal(lines: list[Line]) -> str:
-    """The message about comparisons that failed."""
+    """Formats the error message for comparisons that failed."""
     differences = [str(line) for line in lines if line.what != "tokens"]
     more = f"; and {len(differences) - 4} more" if len(differences) > 4 else ""
     differences = ["; ".join(differences[:4]) + more] if differences else []
     differences += [
         f"{line.what} ({line.where}) differ in {line.measured:.0f} under transformers "
-        f"{metadata.version('transformers')}: {line.note}; where another version reads the tokenizer as it was made, "
-        "leave the comparison out with --no-certificate (certificate=False)"
+        f"{metadata.version('transformers')}: {line.note}; if another version of transformers reads the tokenizer "
+        "correctly, skip the comparison with --no-certificate (certificate=False)"
         for line in lines
         if line.what == "tokens"
     ]
-    return f"not what PyTorch computes: {'; '.join(differences)}"
+    return f"the results differ from those of PyTorch: {'; '.join(differences)}"
 
 
 def _versions() -> dict[str, str]:
@@ -217,7 +221,7 @@ def _versions() -> dict[str, str]:
     for name in PACKAGES:
         try:
             found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:  # It runs from its source.
+        except metadata.PackageNotFoundError:  # jaxformer runs from its source tree.
             from jaxformer import __version__
 
             found[name] = __version__ if name == "jaxformer" else "?"

@@ -1,4 +1,4 @@
-"""A parity certificate as one self-contained HTML file."""
+"""HTML page of a parity certificate, in one self-contained file."""
 
 import html
 from collections.abc import Mapping
@@ -29,14 +29,14 @@ small {{ color: #555 }}
 <h1>Parity certificate</h1>
 <p>{architecture}, {parameters:,} parameters, weights in {dtype}</p>
 <p class="verdict{failed}">{verdict}</p>
-<p>The same inputs, rows × tokens, went through the model in JAX and through PyTorch's model of the folder, both in
-float32 on the CPU: short texts, one as long as the model takes or 1,024 tokens, padded ones, and tokens drawn at random
-from the whole vocabulary, which are out of distribution; or images. Logits are measured against the largest of them,
-the loss against itself, gradients against each tensor's largest; of greedy tokens the number is how far apart the
-logits are of the first two that differ, 0 where none does; of tokenizers, how many texts they encode differently. Where
-the note says "from raw inputs", or texts were generated, raw texts, pairs of texts, prompts or pictures went through
-the whole of both sides: the run's predict here, and the tokenizer or image processor, generate with the folder's own
-generation config, or the pipeline there.</p>
+<p>The JAX model and the PyTorch model of the folder received the same inputs (rows × tokens), both in float32 on the
+CPU: short texts, a text of the maximum length or 1,024 tokens, padded texts, and out-of-distribution tokens, drawn at
+random from the whole vocabulary; or images. Differences of logits are relative to the largest logit, those of the loss
+to the loss, and those of gradients to the largest gradient of each tensor. For greedy tokens, the number is the
+difference between the logits of the first two tokens that differ, or 0 if all are equal. For tokens, it is the number
+of texts that the two tokenizers encode differently. If the note says "from raw inputs", or texts were generated, both
+sides received raw texts, pairs of texts, prompts or pictures: the run's predict in JAX; in PyTorch the tokenizer or
+image processor with the model, generate with the folder's generation config, or the pipeline.</p>
 <div>
 <table>
 <thead><tr><th>Compared</th><th>On</th><th class="number">Difference</th><th class="number">Allowed</th><th></th>
@@ -56,7 +56,7 @@ LINE = (
 
 
 def page(certificate: Mapping[str, Any]) -> str:
-    """The page of what `parity.json` holds."""
+    """Formats the content of `parity.json` as an HTML page."""
     lines = []
     for line in certificate["lines"]:
         texts = {name: html.escape(str(line[name])) for name in ("what", "where", "note")}
@@ -69,7 +69,7 @@ def page(certificate: Mapping[str, Any]) -> str:
         parameters=certificate["parameters"],
         dtype=html.escape(certificate["dtype"]),
         failed="" if passed else " failed",
-        verdict="passed: PyTorch computes the same" if passed else "failed: PyTorch computes something else",
+        verdict="passed: PyTorch computes the same results" if passed else "failed: PyTorch computes other results",
         lines="\n".join(lines),
         versions=html.escape(" · ".join(f"{name} {version}" for name, version in certificate["versions"].items())),
     )

@@ -1,4 +1,4 @@
-"""The same inputs through a model in JAX and through PyTorch's model of its exported folder, both in float32."""
+"""Runs a JAX model and the PyTorch model of its exported folder on the same inputs, both in float32."""
 
 import contextlib
 import dataclasses
@@ -24,11 +24,11 @@ from jaxformer.models.base import Model
 from jaxformer.parallel import sharding
 
 LONGEST = 1024
-"""Tokens of the long input, at most."""
+"""Maximum number of tokens of the long input."""
 ROWS, LENGTH = 3, 16
-"""Rows and tokens of the other inputs."""
+"""Number of rows and tokens of the other inputs."""
 NEW = 64
-"""Tokens that both generate."""
+"""Number of tokens that both models generate."""
 NAMES = {
     "logits": "logits",
     "logits_per_image": "logits",
@@ -38,10 +38,10 @@ NAMES = {
     "last_hidden_state": "hidden",
     "pooler_output": "pooled",
 }
-"""Outputs that are compared, by transformers' names, and what the certificate calls them."""
+"""Outputs to compare. Maps their names in transformers to those in the certificate."""
 SMALL = 1e-3
-"""A tensor's gradient is measured against its own largest number, or this share of the largest of all: that of the
-keys' bias, for one, is nothing but rounding."""
+"""Lower bound for the scale of a tensor's gradient, as a fraction of the largest gradient of all tensors. Differences
+are relative to this scale, because tiny gradients, such as those of the key bias, consist of rounding errors."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,29 +49,29 @@ class Rows:
     """Inputs for both models."""
 
     name: str
-    """A description of the inputs."""
+    """Description of the inputs."""
     arrays: Mapping[str, np.ndarray]
-    """By the names of the model's inputs; those of text have random `targets` [b, t] too."""
+    """Arrays by the names of the model's inputs. Text inputs also have random `targets` [b, t]."""
 
     @property
     def mask(self) -> np.ndarray | None:
-        """Integers [b, t]: 0 at padding; None for images."""
+        """Mask of tokens, integers [b, t]: 0 for padding. None for images."""
         return self.arrays.get("segments")
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Rows and tokens, or the shape of the images."""
+        """Shape of the tokens (rows, tokens), or of the images."""
         return self.arrays["tokens" if "tokens" in self.arrays else "images"].shape
 
 
 def inputs(model: Model, texts: Sequence[np.ndarray], pad: int, seed: int = 0) -> Iterator[Rows]:
-    """Rows of text, short, as long as the model takes, and padded, and rows of random tokens; or images.
+    """Yields inputs for a comparison: short, long, padded and random token rows, or images.
 
     Args:
-      model: the JAX model.
-      texts: ids of texts.
-      pad: the id in padding, and nowhere else.
-      seed: for random numbers.
+      model: JAX model.
+      texts: Token ids of texts.
+      pad: Padding id. Does not occur outside of padding.
+      seed: Random seed.
     """
     rng = np.random.default_rng(seed)
     limits = model.text_limits
@@ -102,7 +102,7 @@ def inputs(model: Model, texts: Sequence[np.ndarray], pad: int, seed: int = 0) -
             "inputs": np.where(input_segments, np.flip(tokens, 1), pad),
             "input_segments": input_segments,
         }
-        # Copies: torch takes no array of negative strides, which flipping leaves.
+        # Copy the arrays, because torch does not accept negative strides, which flipping causes.
         arrays = {key: np.array(array, np.int32) for key, array in arrays.items()}
         if (spec := model.inputs().get("images")) is not None:
             shape = [sizes[letter] for letter in spec.axes]
@@ -118,32 +118,32 @@ def inputs(model: Model, texts: Sequence[np.ndarray], pad: int, seed: int = 0) -
 
 @dataclasses.dataclass(frozen=True)
 class Computed:
-    """The results of one model on one input."""
+    """Results of one model for one input."""
 
     outputs: dict[str, np.ndarray]
-    """By transformers' names."""
+    """Outputs by their names in transformers."""
     loss: float
-    """transformers' loss for the labels of the model's bridge, or `mean_square`."""
+    """Loss of transformers for the labels of the model's bridge, or `mean_square` if there are no labels."""
     gradients: dict[str, np.ndarray]
     """Gradients of the loss, by path in JAX and by name in PyTorch."""
 
 
 class JaxModel:
-    """A model in JAX, in float32 on the CPU."""
+    """JAX model that computes in float32 on the CPU."""
 
     def __init__(self, model: Model, params: Any, dtype: str):
-        """Rounds the parameters to `dtype`, the type of the folder's weights."""
+        """Rounds the parameters to `dtype`, the dtype of the weights in the folder."""
         self.model = model.replace_stacks(dtype="float32", dropout=0.0, attention_dropout=0.0)
         self.bridge = bridge_of(model)
         with on_cpu():
             self.params = jax.tree.map(
                 lambda array: jnp.asarray(np.asarray(array)).astype(dtype).astype(jnp.float32), jax.device_get(params)
             )
-        # One program for each shape of inputs.
+        # One program is compiled per input shape.
         self._compute = jax.jit(jax.value_and_grad(self._loss, has_aux=True), static_argnums=(2, 3))
 
     def __call__(self, rows: Rows, names: Sequence[str]) -> Computed:
-        """Computes the outputs with these names, by transformers' names for them, the loss and its gradients."""
+        """Computes the outputs with the given names (those of transformers), the loss and its gradients."""
         with on_cpu():
             labelled = bool(self.bridge.labels(self.model, rows.arrays))
             (loss, outputs), gradients = self._compute(self.params, dict(rows.arrays), tuple(names), labelled)
@@ -163,19 +163,19 @@ class JaxModel:
 
 
 class TorchModel:
-    """The model of transformers that a folder describes."""
+    """transformers model that is described by a folder."""
 
     def __init__(self, folder: Folder, slots: Sequence[TensorMapping], architecture: str, dtype: str):
-        """Loads it.
+        """Loads the model.
 
         Args:
-          folder: a Hugging Face folder.
-          slots: its tensors that are parameters of the JAX model.
-          architecture: transformers' class.
-          dtype: the type that those tensors are rounded to.
+          folder: Hugging Face folder.
+          slots: Tensors of the folder that are parameters of the JAX model.
+          architecture: Name of the transformers class.
+          dtype: Dtype that these tensors are rounded to.
 
         Raises:
-          Unreadable: transformers cannot load the folder.
+          Unreadable: If transformers cannot load the folder.
         """
         self.config, self.slots, self.dtype = folder.config, slots, getattr(torch, dtype)
         with reading(architecture):
@@ -186,27 +186,28 @@ class TorchModel:
         self.round(self.network)
 
     def round(self, network: torch.nn.Module) -> None:
-        """Rounds those tensors of a network of transformers that are parameters of the model."""
-        # A network without heads has the names without the prefix.
+        """Rounds the tensors of a transformers network that are parameters of the JAX model, in place."""
+        # In a network without heads, the tensor names have no prefix.
         names = {slot.name for slot in self.slots} | {slot.name.partition(".")[2] for slot in self.slots}
         for name, tensor in network.state_dict().items():
             if name in names:
                 tensor.copy_(tensor.to(self.dtype))
 
     def __call__(self, rows: Rows, model: Model) -> Computed:
-        """Computes the outputs that the JAX model has too, the loss and its gradients."""
+        """Computes the outputs that the JAX model also has, the loss and its gradients."""
         self.network.zero_grad()
         outputs, loss = self._run(rows, model)
         loss.backward()
         gradients = {
-            # Some parameters do not affect the loss, such as those of a pooler.
+            # Some parameters, such as those of a pooler, do not affect the loss.
             name: (torch.zeros_like(tensor) if tensor.grad is None else tensor.grad).numpy().copy()
             for name, tensor in self.network.named_parameters()
         }
         return Computed({name: part.detach().numpy() for name, part in outputs.items()}, loss.item(), gradients)
 
     def named(self, ours: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Arrays of our parameters' shapes as their tensors, through the table by which weights are exported."""
+        """Converts arrays shaped like the JAX parameters to tensors of transformers, with the mapping that exports
+        weights."""
         found = {}
         for slot in self.slots:
             parts = [np.asarray(ours[path][... if slot.layer is None else slot.layer]) for path in slot.paths]
@@ -219,14 +220,14 @@ class TorchModel:
         values = {name: getattr(output, name, None) for name in (*NAMES, "start_logits", "end_logits")}
         values["logits"] = getattr(output, "prediction_logits", values["logits"])
         found = join_spans({name: value for name, value in values.items() if value is not None}, torch.stack)
-        # A pooler that the folder has no weights for has random ones.
+        # A pooler without weights in the folder is initialised at random.
         if not model.has_pooler:
             found.pop("pooler_output", None)
         mask = rows.mask
         return found, output.loss if labels else mean_square(found, None if mask is None else torch.from_numpy(mask))
 
     def generate(self, prompt: np.ndarray, new: int, start: int | None, pad: int) -> tuple[np.ndarray, np.ndarray]:
-        """Generates `new` tokens greedily after a prompt; returns them and the logits [n, v] of each choice."""
+        """Generates `new` tokens greedily after a prompt. Returns the tokens and the logits [n, v] of each choice."""
         settings = transformers.GenerationConfig(
             max_new_tokens=new,
             min_new_tokens=new,
@@ -248,23 +249,24 @@ class TorchModel:
 
 
 def their_tokenizer(folder: Path) -> Any:
-    """The tokenizer that AutoTokenizer loads from a folder; raises Unreadable if it cannot."""
+    """Loads the tokenizer of a folder with AutoTokenizer. Raises Unreadable if that fails."""
     with reading("the tokenizer"):
         return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 @contextlib.contextmanager
 def reading(what: str) -> Iterator[None]:
-    """Raises Unreadable where transformers raises anything while it loads `what`, which it does without log lines.
+    """Converts any exception that transformers raises while it loads `what` to Unreadable, and silences its log
+    messages.
 
-    It reports tensors that a class does not use, such as BERT's pooler in a pipeline that fills masks.
+    The log would report tensors that a class does not use, such as BERT's pooler in a fill-mask pipeline.
     """
     transformers.utils.logging.disable_progress_bar()
     verbosity = transformers.utils.logging.get_verbosity()
     transformers.utils.logging.set_verbosity_error()
     try:
         yield
-    except Exception as error:  # Whatever it is: the folder's fault, or that of a version too old or too new for it.
+    except Exception as error:  # Any error: the folder may be invalid, or transformers too old or too new.
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         version = f"transformers {transformers.__version__}"
         raise Unreadable(f"{version} cannot load {what}: {reason}") from error
@@ -273,14 +275,15 @@ def reading(what: str) -> Iterator[None]:
 
 
 def largest_difference(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]) -> tuple[float, str]:
-    """The largest difference of gradients relative to their size, and its parameter; infinite where it is NaN.
+    """Returns the largest difference of the gradients relative to their scale, and the parameter's name. NaN counts as
+    infinite.
 
     Raises:
-      InputError: no tensor is on both sides.
+      InputError: If the two sides have no common tensor.
     """
     names = [name for name in ours if name in theirs]
     if not names:
-        raise InputError("the export's table names none of the parameters that PyTorch's model has")
+        raise InputError("no parameter of the PyTorch model is in the mapping of the export")
     most = max(np.abs(theirs[name]).max(initial=0) for name in names)
     differences = {}
     for name in names:
@@ -293,15 +296,15 @@ def largest_difference(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.n
 
 @contextlib.contextmanager
 def on_cpu() -> Iterator[None]:
-    """Computes where PyTorch does, in full precision."""
+    """Runs JAX on the CPU, as PyTorch does, in full precision."""
     device = jax.local_devices(backend="cpu")[0]
-    # The mesh says which device is traced for, where there are several kinds.
+    # The mesh selects the device to trace for if there are several kinds.
     with jax.default_device(device), jax.set_mesh(sharding.make_mesh(sharding.Mesh(1), [device])):
         yield
 
 
 def torch_arguments(model: Model, rows: Rows) -> dict[str, torch.Tensor]:
-    """The arguments of transformers' class for the inputs of a model; images have their channels first there."""
+    """Returns the arguments of the transformers class for the model inputs. Images are converted to channels-first."""
     found = {}
     for name, argument in bridge_of(model).arguments.items():
         if name in model.inputs() and name in rows.arrays:
@@ -311,7 +314,7 @@ def torch_arguments(model: Model, rows: Rows) -> dict[str, torch.Tensor]:
 
 
 def join_spans(outputs: Mapping[str, Any], stack: Callable[..., Any]) -> dict[str, Any]:
-    """Outputs in which the logits of starts and ends are one array, [b, t, 2]."""
+    """Stacks the logits of start and end positions into one array, [b, t, 2]."""
     found = dict(outputs)
     if "start_logits" in found:
         found["logits"] = stack([found.pop("start_logits"), found.pop("end_logits")], -1)
@@ -319,7 +322,8 @@ def join_spans(outputs: Mapping[str, Any], stack: Callable[..., Any]) -> dict[st
 
 
 def mean_square(outputs: Mapping[str, Any], mask: Any) -> Any:
-    """The mean square of logits, or of hidden vectors, where there are tokens; a loss for arrays of either library."""
+    """Computes the mean square of the logits or hidden vectors at tokens, as a loss. Accepts JAX arrays and torch
+    tensors."""
     compared = next(name for name in ("logits", "logits_per_image", "last_hidden_state") if name in outputs)
     squares = outputs[compared] ** 2
     if mask is None or squares.ndim < 3:

@@ -1,7 +1,7 @@
-"""Raw inputs through a run's `predict` and through what users of transformers call on its folder.
+"""Compares the answers of a run to raw inputs with those of transformers, which loads the folder of the run.
 
-The rest of the parity certificate feeds both models the same ids, so it sees no difference in what surrounds them: how
-texts and pairs are laid out, how pictures are prepared, how generation is configured, what is applied to logits.
+The other comparisons of the parity certificate give both models the same token ids, so they do not cover the processing
+around the models: the layout of texts and pairs, image processing, generation settings, and postprocessing of logits.
 """
 
 import contextlib
@@ -39,13 +39,13 @@ from jaxformer.predictors.word_tags import WORD
 from jaxformer.runs.run import Run
 
 ANSWERS = 1e-4
-"""Tolerance of probabilities and unit vectors, and of regressed numbers relative to the largest (or 1)."""
-# No blanks at the ends: `predict` strips them, as tasks do, and transformers does not.
+"""Tolerance for probabilities and unit vectors, and for regression values relative to the largest (or 1)."""
+# No whitespace at the ends: `predict` strips it, but transformers does not.
 TEXTS = ("The dog ran.", "It has 3 naïve cats!", "a  light  shone")
 PAIRS = (("the dog ran", "the cat saw"), ("Is it light?", "No, it is dark."))
 MASKED = ("the [MASK] ran", "[MASK] shone in the [MASK].")
 SPECIALS = 8
-"""More special tokens than any layout adds to a text or a pair."""
+"""Upper bound for the number of special tokens that a layout adds to a text or a pair."""
 NEW_TOKENS = 16
 POOLINGS = {
     "mean": lambda hidden: hidden.mean(0),
@@ -53,49 +53,49 @@ POOLINGS = {
     "first": lambda hidden: hidden[0],
     "last": lambda hidden: hidden[-1],
 }
-"""How the vectors of tokens, [t, d], become one."""
+"""Pooling functions that reduce token vectors [t, d] to one vector."""
 PICTURES = ((53, 37), (24, 64))
-"""Heights and widths in pixels: neither is square, one is wider and one is higher than the model's."""
+"""Heights and widths in pixels. Neither is square; one is wider and one is taller than the model's input."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Sides:
-    """A run, and the folder of its export that transformers reads."""
+    """Run, and the exported folder of the run that transformers loads."""
 
     run: Run
-    """Its parameters are rounded to the compared dtype; computes in float32 on the CPU."""
+    """Run that computes in float32 on the CPU, with parameters rounded to the compared dtype."""
     folder: Path
-    """The Hugging Face folder."""
+    """Hugging Face folder."""
     round: Callable[[torch.nn.Module], None]
-    """Rounds the weights of the folder's network to the same dtype, in place."""
+    """Function that rounds the weights of a network of the folder to the compared dtype, in place."""
 
     def predict(self, inputs: Sequence[str]) -> list[Any]:
-        """Our answers."""
+        """Returns the answers of the run."""
         with on_cpu():
             return self.run.predict(list(inputs))
 
     def pipeline(self, task: str, **settings: Any) -> Any:
-        """transformers' pipeline of the folder."""
+        """Loads a transformers pipeline from the folder."""
         with reading(f"a pipeline for {task}"), warnings.catch_warnings(action="ignore"):
             found = transformers.pipeline(task, str(self.folder), device="cpu", dtype=torch.float32, **settings)
         self.round(found.model)
         return found
 
     def network(self, auto: Any) -> torch.nn.Module:
-        """The model of the folder, loaded by an auto class of transformers."""
+        """Loads the model of the folder with an auto class of transformers."""
         with reading(auto.__name__):
             found = auto.from_pretrained(self.folder, dtype=torch.float32, local_files_only=True).eval()
         self.round(found)
         return found
 
     def with_objective(self, **changes: Any) -> "Sides":
-        """The same with other settings of the run's objective."""
+        """Returns a copy with changed settings of the run's objective."""
         objective = dataclasses.replace(self.run.objective, **changes)
         experiment = dataclasses.replace(self.run.experiment, objective=objective)
         return dataclasses.replace(self, run=dataclasses.replace(self.run, experiment=experiment))
 
     def only_pieces(self, network: torch.nn.Module) -> None:
-        """Gives ids that the tokenizer does not have no probability, as `predict` does."""
+        """Makes a network assign no probability to ids that the tokenizer does not have, as `predict` does."""
         size = self.run.tokenizer.vocab_size
 
         def remove(module: torch.nn.Module, inputs: Any, output: Any) -> None:
@@ -104,7 +104,7 @@ class Sides:
         network.register_forward_hook(remove)
 
     def short(self, texts: Sequence[Any], parts: Callable[[Any], Sequence[str]] = lambda text: [text]) -> list[Any]:
-        """The texts that fit the model's positions whole, so that neither side truncates."""
+        """Selects the texts that fit the maximum length of the model, so that neither side truncates."""
         tokenizer, longest = self.run.tokenizer, self.run.model.text_limits.max_length
         sizes = [sum(len(tokenizer.encode(part)) for part in parts(text)) for text in texts]
         return [text for text, size in zip(texts, sizes, strict=True) if size + SPECIALS <= longest]
@@ -113,15 +113,16 @@ class Sides:
 def compare_answers(
     run: Run, ours: JaxModel, folder: Path, rounded: Callable[[torch.nn.Module], None] = lambda network: None
 ) -> Iterator[Line]:
-    """One line for each kind of raw input that the run's objective answers.
+    """Yields a comparison for each kind of raw input that the run's objective answers.
 
-    There is none for an objective that answers nothing, and none for a model whose positions all inputs exceed.
+    Yields nothing if the objective has no answers, or if all inputs exceed the maximum length of the model.
 
     Args:
-      run: its tokenizer, objective and task are used.
-      ours: its model and parameters, as they are compared.
-      folder: a Hugging Face folder of the run.
-      rounded: rounds a network's weights in place, as those of `ours` are; by default, they stay as the folder's.
+      run: Run with the tokenizer, objective and task.
+      ours: Model and parameters of the run, as compared.
+      folder: Hugging Face folder of the run.
+      rounded: Function that rounds the weights of a network in place, like those of `ours`. By default, they are
+          not rounded.
     """
     compare = COMPARISONS.get(type(run.objective))
     if compare is None:
@@ -133,12 +134,12 @@ def compare_answers(
         yield from compare(sides)
     except InputError:
         raise
-    except Exception as error:  # Whatever transformers raises for an input that the run answers is a difference too.
+    except Exception as error:  # An error of transformers for an input that the run answers is a difference too.
         yield Line("answers", "raw inputs", float("inf"), 0.0, f"{type(error).__name__}: {error}"[:200])
 
 
 def _filled(sides: Sides) -> Iterator[Line]:
-    """Probabilities of the likeliest tokens in place of each mask."""
+    """Compares the probabilities of the most likely tokens at each mask."""
     texts = sides.short(MASKED)
     if not texts or sides.run.tokenizer.special_id("mask") is None:
         return
@@ -158,13 +159,13 @@ def _filled(sides: Sides) -> Iterator[Line]:
 
 
 def _labelled(sides: Sides) -> Iterator[Line]:
-    """Probabilities of the labels of texts and of pairs."""
+    """Compares label probabilities of texts and of pairs of texts."""
     names = sides.run.model.labels
     yield from _of_texts(sides, lambda answer: [dict(answer.labels)[name] for name in names], names)
 
 
 def _rated(sides: Sides) -> Iterator[Line]:
-    """The numbers of texts and of pairs."""
+    """Compares predicted numbers of texts and of pairs of texts."""
     yield from _of_texts(sides, lambda answer: [answer.value], sides.run.model.labels)
 
 
@@ -182,7 +183,8 @@ def _of_texts(sides: Sides, values: Callable[[Any], list[float]], names: Sequenc
 
 
 def _tagged(sides: Sides) -> Iterator[Line]:
-    """The probability of each word's tag, at its first token; 0 for a word without a token."""
+    """Compares the probability of each word's tag, taken at its first token. The probability is 0 for a word without
+    tokens."""
     texts, tokenizer = sides.short([" ".join(WORD.findall(text)) for text in TEXTS]), their_tokenizer(sides.folder)
     if not texts:
         return
@@ -194,7 +196,7 @@ def _tagged(sides: Sides) -> Iterator[Line]:
         with torch.no_grad():
             shares = network(**given).logits[0].softmax(-1).numpy()
         for word, tag, share in zip(WORD.finditer(text), tagged.tags, tagged.probabilities, strict=True):
-            # A token may be the space before the word alone; special tokens end at 0.
+            # A token may consist of only the space before the word; special tokens end at 0.
             of_word = np.flatnonzero((stops >= max(1, word.start())) & (stops <= word.end()))
             ours.append(share)
             theirs.append(shares[of_word[0], names.index(tag)] if len(of_word) else 0.0)
@@ -202,7 +204,7 @@ def _tagged(sides: Sides) -> Iterator[Line]:
 
 
 def _answered(sides: Sides) -> Iterator[Line]:
-    """The likeliest span that answers a question, as offsets of characters."""
+    """Compares the best answer spans of questions, as character offsets."""
     sides, tokenizer = sides.with_objective(no_answer=None), their_tokenizer(sides.folder)
     longest = answer_spans(sides.run.model.max_length, sides.run.tokenizer).question_length
     asked = sides.short(PAIRS, lambda parts: parts)
@@ -228,24 +230,24 @@ def _answered(sides: Sides) -> Iterator[Line]:
 
 
 def _continued(sides: Sides) -> Iterator[Line]:
-    """The text that a decoder generates after a prompt, by the folder's own generation config."""
+    """Compares the texts that a decoder generates after prompts with the generation config of the folder."""
     yield from _generated(sides, transformers.AutoModelForCausalLM, lambda answer: answer.continuation)
 
 
 def _translated(sides: Sides) -> Iterator[Line]:
-    """The text that an encoder–decoder generates for an input, by the folder's own generation config."""
+    """Compares the texts that an encoder–decoder generates with the generation config of the folder."""
     yield from _generated(sides, transformers.AutoModelForSeq2SeqLM, lambda answer: answer.answer)
 
 
 def _generated(sides: Sides, auto: Any, written: Callable[[Any], str]) -> Iterator[Line]:
     prompts = sides.short(TEXTS)
     if not prompts or getattr(sides.run.objective, "template", None) is not None:
-        return  # A dialogue's prompt is laid out by the chat template, and not by the tokenizer alone.
+        return  # The prompt of a dialogue is made by the chat template, not only by the tokenizer.
     network, tokenizer, differing, note = sides.network(auto), their_tokenizer(sides.folder), 0, "all are equal"
     sides.only_pieces(network)
     given = [tokenizer(prompt, return_tensors="pt", return_token_type_ids=False) for prompt in prompts]
     read = 1 if network.config.is_encoder_decoder else max(each["input_ids"].shape[1] for each in given)
-    # PyTorch's models do not stop where their positions end.
+    # PyTorch models do not stop at their maximum length.
     new = min(
         NEW_TOKENS, sides.run.objective.decoding.max_new_tokens or NEW_TOKENS, sides.run.model.max_length + 1 - read
     )
@@ -256,7 +258,7 @@ def _generated(sides: Sides, auto: Any, written: Callable[[Any], str]) -> Iterat
             (ids,) = network.generate(**inputs, do_sample=False, max_new_tokens=new, max_length=None).tolist()
         if not network.config.is_encoder_decoder:
             ids = ids[inputs["input_ids"].shape[1] :]
-        # Decode its tokens here: transformers' decoders hide special tokens that our texts show.
+        # Decode with the tokenizer of the run, because transformers hides special tokens that the answers contain.
         expected = sides.run.tokenizer.decode(np.array(ids, np.int32))
         if " ".join(written(answer).split()) != " ".join(expected.split()):
             differing += 1
@@ -265,7 +267,8 @@ def _generated(sides: Sides, auto: Any, written: Callable[[Any], str]) -> Iterat
 
 
 def _embedded(sides: Sides) -> Iterator[Line]:
-    """Vectors of whole texts without a prompt, pooled as the run pools them: transformers alone does neither."""
+    """Compares vectors of texts without a prompt. Pooling and normalisation are applied here, since transformers has
+    neither."""
     texts, tokenizer = sides.short(TEXTS), their_tokenizer(sides.folder)
     if not texts:
         return
@@ -284,11 +287,11 @@ def _embedded(sides: Sides) -> Iterator[Line]:
 
 
 def _classified(sides: Sides) -> Iterator[Line]:
-    """Probabilities of the labels of pictures."""
+    """Compares label probabilities of pictures."""
     names = sides.run.model.labels
     if sides.run.model.channels == 3:
         classify = sides.pipeline("image-classification", top_k=len(names))
-    else:  # The pipeline makes every picture RGB.
+    else:  # The pipeline converts all pictures to RGB.
         classify = _without_pipeline(sides)
     with _pictures(sides.run) as paths:
         ours = [[dict(answer.labels)[name] for name in names] for answer in sides.predict(paths)]
@@ -297,7 +300,7 @@ def _classified(sides: Sides) -> Iterator[Line]:
 
 
 def _without_pipeline(sides: Sides) -> Callable[[str], list[dict[str, Any]]]:
-    """The results of a pipeline for pictures, on pictures as they are stored."""
+    """Returns a function that computes the results of an image pipeline, without conversion of pictures to RGB."""
     network, process = sides.network(transformers.AutoModelForImageClassification), _processor(sides)
 
     def classify(path: str) -> list[dict[str, Any]]:
@@ -309,13 +312,13 @@ def _without_pipeline(sides: Sides) -> Callable[[str], list[dict[str, Any]]]:
 
 
 def _processor(sides: Sides) -> Any:
-    """The folder's image processor."""
+    """Loads the image processor of the folder."""
     with reading("AutoImageProcessor"):
         return transformers.AutoImageProcessor.from_pretrained(sides.folder, local_files_only=True)
 
 
 def _pictured(sides: Sides) -> Iterator[Line]:
-    """Unit vectors of pictures."""
+    """Compares unit-length vectors of pictures."""
     network, process, theirs = sides.network(transformers.AutoModel), _processor(sides), []
     with _pictures(sides.run) as paths:
         ours = [answer.vector for answer in sides.predict(paths)]
@@ -328,11 +331,11 @@ def _pictured(sides: Sides) -> Iterator[Line]:
 
 
 def _ranked(sides: Sides) -> Iterator[Line]:
-    """Probabilities of texts for pictures."""
+    """Compares the probabilities of texts for pictures."""
     texts = sides.short(TEXTS)
-    if not texts or sides.run.model.part("images")[1].channels != 3:  # The pipeline makes every picture RGB.
+    if not texts or sides.run.model.part("images")[1].channels != 3:  # The pipeline converts all pictures to RGB.
         return
-    # The pipeline pads the texts of every SigLIP to 64 tokens, however many it takes.
+    # The pipeline pads texts to 64 tokens for every SigLIP model, whatever its maximum length.
     masks = "segments" in sides.run.model.inputs()
     rank = _piped(sides, texts) if masks else _padded(sides, texts)
     with _pictures(sides.run) as paths:
@@ -343,7 +346,7 @@ def _ranked(sides: Sides) -> Iterator[Line]:
 
 
 def _piped(sides: Sides, texts: Sequence[str]) -> Callable[[str], list[float]]:
-    """The probabilities of the texts for the picture in a file, by the pipeline."""
+    """Returns a function that computes the probabilities of the texts for an image file, with the pipeline."""
     classify = sides.pipeline("zero-shot-image-classification")
 
     def rank(path: str) -> list[float]:
@@ -354,7 +357,10 @@ def _piped(sides: Sides, texts: Sequence[str]) -> Callable[[str], list[float]]:
 
 
 def _padded(sides: Sides, texts: Sequence[str]) -> Callable[[str], list[float]]:
-    """The same by the model, of texts that are padded to the longest one that it takes."""
+    """Returns a function that computes the probabilities of the texts for an image file, with the model.
+
+    Texts are padded to the maximum length of the model.
+    """
     network, process, tokenizer = (
         sides.network(transformers.AutoModel),
         _processor(sides),
@@ -373,7 +379,7 @@ def _padded(sides: Sides, texts: Sequence[str]) -> Callable[[str], list[float]]:
 
 @contextlib.contextmanager
 def _pictures(run: Run) -> Iterator[list[str]]:
-    """Paths of generated pictures, of as many channels as the model has."""
+    """Yields paths of generated pictures with the number of channels of the model."""
     channels = run.model.part("images")[1].channels
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
@@ -386,7 +392,7 @@ def _pictures(run: Run) -> Iterator[list[str]]:
 
 
 def _line(what: str, where: str, ours: Sequence[Any], theirs: Sequence[Any]) -> Line:
-    """The largest difference of numbers, relative to the largest reference, or 1."""
+    """Compares numbers. The difference is the largest one, relative to the largest reference value (or 1)."""
     mine, other = (np.asarray(side, np.float64) for side in (ours, theirs))
     if mine.shape != other.shape:
         return Line(what, where, float("inf"), ANSWERS, f"shapes {mine.shape} here and {other.shape} in PyTorch")
@@ -407,4 +413,4 @@ COMPARISONS: Mapping[type, Callable[[Sides], Iterator[Line]]] = {
     ImageEmbedding: _pictured,
     ImageTextContrastive: _ranked,
 }
-"""How each objective's answers are compared."""
+"""Function that compares the answers, per objective."""

@@ -1,6 +1,7 @@
-"""Texts on which tokenizers tend to differ: spaces, combining marks, scripts, emoji, signs with a plain form, code.
+"""Difficult texts for tokenizers: spaces, combining marks, scripts, emoji, compatibility characters, code.
 
-Names of special tokens are text too: only a tokenizer that has such a token may read them as one.
+Also contains texts with the names of special tokens. A tokenizer may parse such a name as a special token only if it
+has the token.
 """
 
 from jaxformer.data.tokenizers.special_tokens import NAMES
@@ -29,4 +30,4 @@ _SPECIAL = dict.fromkeys(name for names in NAMES.values() for name in names)
 NAMED_STRINGS = tuple(
     text for name in (*_SPECIAL, "<|im_start|>", "<extra_id_0>", ">>fra<<") for text in (f"a{name}b", f"a {name} b")
 )
-"""Each with the name of one special token."""
+"""Texts that each contain the name of one special token."""

@@ -1,4 +1,4 @@
-"""The lines of a parity certificate: what was compared, how far the two sides are apart, and how far they may be."""
+"""Lines of a parity certificate: what was compared, the measured difference and the tolerance."""
 
 import dataclasses
 import math
@@ -8,32 +8,33 @@ import numpy as np
 from jaxformer.errors import InputError
 
 LOGITS, LOSS, GRADIENTS, TIE = 2e-5, 1e-5, 1e-3, 1e-4
-"""Tolerances: of logits against the largest of them (or 1), of the loss against itself (or 1), of gradients against
-each tensor's largest, and of the logits of two tokens that are considered a tie, against the largest too."""
+"""Tolerances of logits relative to the largest logit (or 1), of the loss relative to itself (or 1), of gradients
+relative to the largest value of each tensor, and of ties between the logits of two tokens, relative to the largest
+logit (or 1)."""
 
 
 class Unreadable(InputError):
-    """transformers cannot load a folder."""
+    """Raised if transformers cannot load a folder."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """One thing that was compared."""
+    """Result of one comparison."""
 
     what: str
-    """Such as `logits`."""
+    """Name of the compared quantity, such as `logits`."""
     where: str
-    """On which inputs."""
+    """Description of the inputs."""
     measured: float
-    """How far the two sides are apart."""
+    """Measured difference between the two sides."""
     tolerance: float
-    """How far they may be."""
+    """Maximum difference to pass."""
     note: str = ""
-    """More for a reader."""
+    """Additional information for the reader."""
 
     @property
     def passed(self) -> bool:
-        """Whether they are near enough; what is not a number is not."""
+        """Whether the difference is within the tolerance. False if it is NaN."""
         return bool(self.measured <= self.tolerance)
 
     def __str__(self) -> str:
@@ -42,7 +43,8 @@ class Line:
 
 
 def compared(name: str, where: str, ours: np.ndarray, theirs: np.ndarray, mask: np.ndarray | None) -> Line:
-    """The largest difference of an output where there are tokens, relative to the largest reference, or 1."""
+    """Compares an output at all tokens. The difference is the largest one, relative to the largest reference value (or
+    1)."""
     if ours.shape != theirs.shape:
         return Line(name, where, float("inf"), LOGITS, f"shapes {ours.shape} and {theirs.shape}")
     difference, size = _largest(ours - theirs, mask), max(1.0, _largest(theirs, mask))
@@ -50,6 +52,6 @@ def compared(name: str, where: str, ours: np.ndarray, theirs: np.ndarray, mask: 
 
 
 def _largest(array: np.ndarray, mask: np.ndarray | None) -> float:
-    """The largest magnitude where there are tokens."""
+    """Returns the largest absolute value at tokens (`mask` > 0)."""
     real = mask > 0 if array.ndim == 3 and mask is not None else slice(None)
     return float(np.abs(array[real]).max())

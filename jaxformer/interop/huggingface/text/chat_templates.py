@@ -1,4 +1,4 @@
-"""Chat templates: how dialogues become text, as Jinja, in tokenizer_config.json."""
+"""Reads and writes chat templates: Jinja templates in tokenizer_config.json that convert dialogues to text."""
 
 import json
 import warnings
@@ -21,13 +21,13 @@ SAMPLES: Sequence[Sequence[Turn]] = (
     [("user", "hello there"), ("assistant", "(1) yes, 2 of 3!"), ("user", "…and then?"), ("assistant", "Ünïcode 日本")],
     [("system", "Be\nbrief."), ("user", "'why'"), ("assistant", "")],
 )
-"""Dialogues on which a chat template must give the tokens of training."""
+"""Dialogues for which an exported chat template must produce the same tokens as in training."""
 
 
 def read_chat_template(folder: Path) -> Any:
-    """A folder's chat template, as tokenizer_config.json has it: text, or a list of named ones; None if there is none.
+    """Reads the chat template of a folder: a text, a list of named templates, or None.
 
-    Files of their own come before tokenizer_config.json, as in transformers.
+    Template files take precedence over tokenizer_config.json, as in transformers.
     """
     found = {"default": folder / FILE} if (folder / FILE).is_file() else {}
     found |= {path.stem: path for path in sorted((folder / MORE).glob("*.jinja"))}
@@ -40,15 +40,15 @@ def read_chat_template(folder: Path) -> Any:
 
 
 def write_chat_template(folder: Path, template: Any) -> None:
-    """Adds a chat template to a folder's tokenizer_config.json."""
+    """Adds a chat template to tokenizer_config.json of a folder."""
     write_json(folder / SETTINGS, read_json(folder / SETTINGS) | {FIELD: template})
 
 
 def chat_template(dialogue: DialogueTemplate, tokenizer: Tokenizer, folder: Path, beginning: bool) -> str | None:
-    """The Jinja of a template of dialogues, for the exported tokenizer in a folder.
+    """Converts a dialogue template to Jinja, for the exported tokenizer in a folder.
 
-    It gives the tokens of training: what comes between two turns depends on how the tokenizer begins a word after a
-    special token. None, with a warning, if no text gives them.
+    The result must produce the same tokens as in training. The text between turns depends on how the tokenizer starts a
+    word after a special token. Returns None, with a warning, if no text gives the same tokens.
     """
     import tokenizers
 
@@ -59,20 +59,20 @@ def chat_template(dialogue: DialogueTemplate, tokenizer: Tokenizer, folder: Path
         texts = [_text(dialogue, turns, begin, end, between) for turns in SAMPLES]
         if [theirs.encode(text, add_special_tokens=False).ids for text in texts] == wanted:
             return _jinja(dialogue, between, beginning)
-    reason = "the tokenizer makes other tokens of a whole dialogue than of its turns"
+    reason = "the tokens of a whole dialogue differ from those of its turns"
     warnings.warn(f"no chat template is written: {reason}", stacklevel=2)
     return None
 
 
 def _tokens(dialogue: DialogueTemplate, turns: Sequence[Turn], tokenizer: Tokenizer, beginning: bool) -> list[int]:
-    """The tokens of a dialogue as it is trained on, and the beginning of another answer."""
+    """Returns the tokens of a dialogue as in training, followed by the start of another answer."""
     parts = [part for turn in turns for part in dialogue.encode(turn, tokenizer)]
     before = [tokenizer.bos_id] if beginning else []
     return np.concatenate([before, *parts, tokenizer.encode(dialogue.assistant.rstrip())]).astype(int).tolist()
 
 
 def _text(dialogue: DialogueTemplate, turns: Sequence[Turn], begin: str | None, end: str, between: str) -> str:
-    """The same as text."""
+    """Returns the text of a dialogue, followed by the start of another answer."""
     before = [] if begin is None else [begin]
     return between.join([*before, *(dialogue.text(turn) + end for turn in turns), dialogue.assistant.rstrip()])
 

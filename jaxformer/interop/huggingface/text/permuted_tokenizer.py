@@ -1,4 +1,4 @@
-"""A tokenizer with its pieces in another order: the same pieces of every text, by other ids."""
+"""Reorders the vocabulary of a tokenizer: texts have the same pieces, with other ids."""
 
 import json
 from typing import Any
@@ -12,18 +12,18 @@ from jaxformer.data.tokenizers.sentence_piece import SentencePieceTokenizer
 from jaxformer.errors import InputError
 
 PAD = "<pad>"
-"""Padding's name in Marian's folders, which other programs look for."""
+"""Name of the padding piece in Marian folders, which other programs look for."""
 
 
 def permuted(tokenizer: Tokenizer, order: np.ndarray) -> Tokenizer:
-    """The tokenizer whose piece n is piece `order[n]`; its padding is called `<pad>`.
+    """Returns a tokenizer whose piece n is piece `order[n]` of the given one, and whose padding piece is named `<pad>`.
 
     Raises:
-      InputError: the tokenizer's kind cannot be reordered, or another piece is named `<pad>`.
+      InputError: If this kind of tokenizer cannot be reordered, or another piece is named `<pad>`.
     """
     pad = tokenizer.pieces[tokenizer.pad_id]
     if pad != PAD and PAD in tokenizer.pieces:
-        raise InputError(f"tokenizer: {PAD} is another piece than the padding, {pad}; expected one of the two")
+        raise InputError(f"tokenizer: {PAD} is not the padding piece, {pad}; expected only one of them")
     if pad == PAD and np.array_equal(order, np.arange(len(order))):
         return tokenizer
     if isinstance(tokenizer, SentencePieceTokenizer):
@@ -38,7 +38,7 @@ def permuted(tokenizer: Tokenizer, order: np.ndarray) -> Tokenizer:
     if isinstance(tokenizer, JsonTokenizer):
         roles = {key: PAD if name == pad else name for key, name in tokenizer.roles.items()}
         return type(tokenizer)(json.dumps(_config(tokenizer.config, order, pad), ensure_ascii=False), roles)
-    raise InputError(f"tokenizer: the pieces of a {type(tokenizer).__name__} cannot be put into another order")
+    raise InputError(f"tokenizer: the pieces of a {type(tokenizer).__name__} cannot be reordered")
 
 
 def _sentencepiece(model: bytes, order: np.ndarray, pad: str) -> bytes:
@@ -62,7 +62,7 @@ def _sentencepiece(model: bytes, order: np.ndarray, pad: str) -> bytes:
 
 
 def _config(config: dict[str, Any], order: np.ndarray, pad: str) -> dict[str, Any]:
-    """The content of the tokenizer.json."""
+    """Returns the content of the tokenizer.json with the new order."""
     places = {int(old): new for new, old in enumerate(order)}
 
     def name(piece: str) -> str:
@@ -72,7 +72,9 @@ def _config(config: dict[str, Any], order: np.ndarray, pad: str) -> dict[str, An
     if isinstance(model["vocab"], list):
         by_place = {places[number]: [name(piece), *rest] for number, (piece, *rest) in enumerate(model["vocab"])}
         if sorted(by_place) != list(range(len(by_place))):
-            raise InputError("tokenizer.json: padding is among pieces that are added to a unigram model")
+            raise InputError(
+                "tokenizer.json: the padding piece is an added token of a unigram model; expected it in the vocabulary"
+            )
         model["vocab"] = [by_place[number] for number in range(len(by_place))]
         model["unk_id"] = places.get(model.get("unk_id"))
     else:

@@ -1,8 +1,9 @@
-"""A SentencePiece model (Kudo & Richardson 2018) as a tokenizer.json of the `tokenizers` library, with the same ids.
+"""Converts a SentencePiece model (Kudo & Richardson 2018) to a tokenizer.json of the `tokenizers` library, with the
+same ids.
 
-The library applies a model's table of normalization by graphemes, and may drop their ends, so texts are
-brought into their compatibility form (NFKC) first. That is what the table of `nmt_nfkc` does to all but texts whose
-combining marks are not in canonical order or follow a sign that is itself replaced, such as a ligature.
+The library applies the normalization table of a model per grapheme, and may drop the end of a grapheme. Therefore texts
+are first normalized to NFKC. This equals the table of `nmt_nfkc`, except for texts with combining marks that are not in
+canonical order or that follow a replaced character, such as a ligature.
 """
 
 import unicodedata
@@ -12,14 +13,14 @@ from jaxformer.data.tokenizers.sentence_piece import SPACE
 from jaxformer.errors import InputError
 
 STAND_INS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
-"""Characters that no text has: Unicode keeps them free."""
+"""Placeholder characters that do not occur in texts: Unicode noncharacters."""
 
 
 def to_json_tokenizer(model: bytes) -> Any:
-    """The `tokenizers.Tokenizer` of a SentencePiece model; control symbols are special tokens of it.
+    """Converts a SentencePiece model to a `tokenizers.Tokenizer`. Control symbols become special tokens.
 
     Raises:
-        InputError: a kind of model that the library does not have.
+      InputError: If the library does not support this kind of model.
     """
     import tokenizers
     from sentencepiece import sentencepiece_model_pb2
@@ -27,7 +28,7 @@ def to_json_tokenizer(model: bytes) -> Any:
     proto = sentencepiece_model_pb2.ModelProto.FromString(model)
     kinds = {proto.trainer_spec.UNIGRAM: _unigram, proto.trainer_spec.BPE: _bpe}
     if proto.trainer_spec.model_type not in kinds or proto.trainer_spec.treat_whitespace_as_suffix:
-        raise InputError("the SentencePiece model is neither unigram nor BPE with spaces before words; expected one")
+        raise InputError("unsupported SentencePiece model; expected unigram or BPE with spaces before words")
     tokenizer = tokenizers.Tokenizer(kinds[proto.trainer_spec.model_type](proto))
     _surround(tokenizer, proto)
     known = proto.SentencePiece
@@ -46,7 +47,7 @@ def _unigram(proto):
 
 
 def _bpe(proto):
-    """Its merges: each division of a piece into two, the pieces by score."""
+    """Builds the BPE model. Merges are all divisions of a piece into two pieces, in the order of piece scores."""
     import tokenizers
 
     normal = [piece for piece in proto.pieces if piece.type == proto.SentencePiece.NORMAL]
@@ -65,13 +66,13 @@ def _bpe(proto):
 
 
 def _surround(tokenizer: Any, proto: Any) -> None:
-    """The changes of a text before the model, and of pieces after it."""
+    """Adds the normalizer, pre-tokenizer and decoder."""
     from tokenizers import Regex, decoders, normalizers, pre_tokenizers
 
     spec, steps = proto.normalizer_spec, _characters(proto)
     prefix = "first" if spec.add_dummy_prefix else "never"
     if spec.remove_extra_whitespaces:
-        # A space at the beginning becomes the one that is written there anyway.
+        # A space at the start merges with the dummy prefix.
         outer = r" +\z" if spec.add_dummy_prefix else r"\A +| +\z"
         steps += [normalizers.Replace(Regex(outer), ""), normalizers.Replace(Regex(" {2,}"), " ")]
         inside = any(SPACE in piece.piece[1:] for piece in proto.pieces if piece.type == proto.SentencePiece.NORMAL)
@@ -90,7 +91,7 @@ def _surround(tokenizer: Any, proto: Any) -> None:
 
 
 def _characters(proto: Any) -> list[Any]:
-    """The normalization of characters."""
+    """Returns the normalizers of characters."""
     from tokenizers import normalizers
 
     table, name = proto.normalizer_spec.precompiled_charsmap, proto.normalizer_spec.name
@@ -103,7 +104,7 @@ def _characters(proto: Any) -> list[Any]:
     wanted, given = _native(proto), normalizers.Sequence(steps).normalize_str
     every = (chr(code) for code in range(0x80, 0x110000) if not 0xD800 <= code < 0xE000)
     changed = [one for one in every if unicodedata.normalize("NFKC", one) != one or one.lower() != one]
-    # NMT's rules keep the fullwidth tilde.
+    # The rules of NMT keep the fullwidth tilde.
     others = [one for one in changed if given(one) != wanted(one)]
     kept = [one for one in others if wanted(one) == one]
     if len(kept) < len(others) or len(kept) > len(STAND_INS):
@@ -114,7 +115,7 @@ def _characters(proto: Any) -> list[Any]:
 
 
 def _native(proto: Any):
-    """SentencePiece's own normalization, of characters alone."""
+    """Returns SentencePiece's own normalization function, without its handling of spaces."""
     import sentencepiece
 
     copy = type(proto).FromString(proto.SerializeToString())

@@ -1,4 +1,4 @@
-"""Tokenizers from the files of a Hugging Face folder."""
+"""Loads tokenizers from the files of a Hugging Face folder."""
 
 import json
 import os
@@ -29,9 +29,9 @@ from jaxformer.interop.huggingface.text.sentence_piece_json import to_json_token
 SETTINGS = "tokenizer_config.json"
 ADDED = "added_tokens.json"
 MODELS = ("spiece.model", "tokenizer.model")
-"""SentencePiece models by their names in T5's and LLaMA's folders."""
+"""File names of SentencePiece models in T5 and LLaMA folders."""
 SENTINELS = 100
-"""Defaults of T5's tokenizers."""
+"""Default number of sentinel tokens in T5 tokenizers."""
 BERT = {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "mask": "[MASK]"}
 ROBERTA = {"bos": "<s>", "eos": "</s>", "sep": "</s>", "cls": "<s>", "unk": "<unk>", "pad": "<pad>", "mask": "<mask>"}
 GPT2 = dict.fromkeys(("unk", "bos", "eos"), "<|endoftext|>")
@@ -42,7 +42,7 @@ T5 = {"eos": "</s>", "unk": "<unk>", "pad": "<pad>"}
 QWEN2_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-"""How Qwen's tokenizers divide a text into words; each digit is one."""
+"""Regular expression by which Qwen tokenizers divide a text into words. Each digit is a word."""
 CLASSES: Mapping[str, Mapping[str, str]] = {
     "BertTokenizer": BERT,
     "DistilBertTokenizer": BERT,
@@ -54,7 +54,7 @@ CLASSES: Mapping[str, Mapping[str, str]] = {
     "GemmaTokenizer": GEMMA,
     "T5Tokenizer": T5,
 }
-"""Special tokens of transformers' tokenizer classes, where the folder does not name others."""
+"""Default special tokens of transformers' tokenizer classes, for folders that do not name others."""
 MODEL_CLASSES: Mapping[str, str] = {
     "bert": "BertTokenizer",
     "distilbert": "DistilBertTokenizer",
@@ -68,33 +68,33 @@ MODEL_CLASSES: Mapping[str, str] = {
     "t5": "T5Tokenizer",
     "mt5": "T5Tokenizer",
 }
-"""The tokenizer class of each `model_type`, where tokenizer_config.json names none."""
+"""Default tokenizer class of each `model_type`, if tokenizer_config.json names none."""
 BEGINNING = ("LlamaTokenizer", "GemmaTokenizer")
-"""Classes that put the beginning token before each text, where tokenizer_config.json does not say."""
+"""Tokenizer classes that add a BOS token by default, if tokenizer_config.json has no setting."""
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether a folder holds files of a tokenizer."""
+    """Returns whether a folder contains tokenizer files."""
     names = (JsonTokenizer.file, MarianTokenizer.file, *MODELS, "vocab.txt", "vocab.json")
     return any((folder / name).is_file() for name in names)
 
 
 def import_tokenizer(folder: str | os.PathLike) -> Tokenizer:
-    """The tokenizer in a Hugging Face folder.
+    """Loads the tokenizer of a Hugging Face folder.
 
-    Reads tokenizer.json; or else Marian's source.spm, target.spm and vocab.json, a SentencePiece model, BERT's
-    vocab.txt, or GPT-2's vocab.json and merges.txt. Added and special tokens come from tokenizer_config.json,
-    special_tokens_map.json and added_tokens.json, and what surrounds a text from the tokenizer's class where
-    tokenizer.json does not say.
+    Reads tokenizer.json if it exists. Otherwise reads the source.spm, target.spm and vocab.json of Marian, a
+    SentencePiece model, the vocab.txt of BERT, or the vocab.json and merges.txt of GPT-2. Added and special tokens are
+    those of tokenizer_config.json, special_tokens_map.json and added_tokens.json. The template is that of the tokenizer
+    class if tokenizer.json has none.
 
     Raises:
-      InputError: there is none, or one that cannot be read.
+      InputError: If there is no tokenizer, or it cannot be read.
     """
     folder = Path(folder)
     settings = _settings(folder)
     path = str(folder / JsonTokenizer.file)
     if os.path.exists(path):
-        # Where there is a tokenizer.json, what begins a text is in it, as transformers 5 has it.
+        # As in transformers 5, tokenizer.json defines the tokens at the start of a text, if it exists.
         return _completed(load_json(path), settings | {"add_bos_token": False, "add_eos_token": False})
     if (folder / MarianTokenizer.file).exists():
         return load(MarianTokenizer, str(folder / MarianTokenizer.file))
@@ -107,14 +107,14 @@ def import_tokenizer(folder: str | os.PathLike) -> Tokenizer:
     if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
         return _completed(_byte_level(folder, settings), settings)
     names = ", ".join((JsonTokenizer.file, MarianTokenizer.file, *MODELS, "vocab.txt"))
-    raise InputError(f"{folder}: holds no tokenizer; expected one of {names}, or vocab.json with merges.txt")
+    raise InputError(f"{folder}: no tokenizer in the folder; expected one of {names}, or vocab.json with merges.txt")
 
 
 def begins_texts(tokenizer: Tokenizer | None, folder: str | os.PathLike) -> bool:
-    """Whether a folder's models read texts that begin with the beginning token.
+    """Returns whether texts of the folder's model start with a BOS token.
 
-    The tokenizer's template decides; for a SentencePiece model, which has none, `add_bos_token` of
-    tokenizer_config.json, or else its class: LLaMA's and Gemma's add it.
+    The tokenizer's template decides. For a SentencePiece model, which has no template, `add_bos_token` of
+    tokenizer_config.json decides, or else the tokenizer class: those of LLaMA and Gemma add a BOS token.
     """
     if tokenizer is not None and (template := tokenizer.own_template) is not None:
         return template.single[0].content == tokenizer.special_id("bos")
@@ -123,7 +123,7 @@ def begins_texts(tokenizer: Tokenizer | None, folder: str | os.PathLike) -> bool
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """An object of JSON; empty if there is no file."""
+    """Reads a JSON object. Empty if the file does not exist."""
     if not path.exists():
         return {}
     try:
@@ -131,14 +131,14 @@ def read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise InputError(f"{path}: not JSON: {error}") from error
     if not isinstance(value, dict):
-        raise InputError(f"{path}: expected an object of JSON")
+        raise InputError(f"{path}: expected a JSON object")
     return value
 
 
 def _settings(folder: Path) -> dict[str, Any]:
-    """The settings of a folder's tokenizer, with the text of each special token.
+    """Reads the settings of a folder's tokenizer, with the text of each special token.
 
-    `model_type` is the model's, and `added_tokens.json` is part of `added_tokens_decoder`.
+    Adds the `model_type` of config.json, and the tokens of added_tokens.json to `added_tokens_decoder`.
     """
     said = read_json(folder / ROLES) | read_json(folder / SETTINGS)
     settings = {name: value["content"] if _is_token(value) else value for name, value in said.items()}
@@ -156,7 +156,7 @@ def _is_token(value: Any) -> bool:
 
 
 def _more_special(settings: Mapping[str, Any]) -> set[str]:
-    """Names of special tokens that have no role."""
+    """Returns the names of special tokens without a role."""
     names = set()
     for field in ("extra_special_tokens", "additional_special_tokens"):
         said = settings.get(field) or []
@@ -166,13 +166,15 @@ def _more_special(settings: Mapping[str, Any]) -> set[str]:
 
 
 def _class(settings: Mapping[str, Any]) -> str | None:
-    """The tokenizer's class, as transformers 5 calls it; None if neither the tokenizer nor the model names it."""
+    """Returns the tokenizer class by its name in transformers 5. None if neither the tokenizer nor the model names
+    it."""
     said = str(settings.get("tokenizer_class") or "").removesuffix("Fast")
     return said if said in CLASSES else None if said else MODEL_CLASSES.get(settings["model_type"])
 
 
 def _roles(settings: Mapping[str, Any], pieces: list[str]) -> dict[str, str]:
-    """The special tokens that the vocabulary has, by what they are for: as the folder says, or else its class."""
+    """Returns the special tokens in the vocabulary by role, as named by the folder or by the defaults of the tokenizer
+    class."""
     names = {key: settings.get(f"{key}_token", ...) for key in special_tokens.NAMES}
     default = CLASSES.get(_class(settings) or "", {})
     found = {key: default.get(key) if name is ... else name for key, name in names.items()}
@@ -181,7 +183,7 @@ def _roles(settings: Mapping[str, Any], pieces: list[str]) -> dict[str, str]:
 
 
 def _completed(tokenizer: JsonTokenizer, settings: Mapping[str, Any]) -> JsonTokenizer:
-    """The tokenizer with added tokens, special tokens and a template as the folder's other files describe them."""
+    """Adds the added tokens, special tokens and template that other files of the folder define."""
     config, kind, changed = tokenizer.config, type(tokenizer), False
     known = {token["content"] for token in config.get("added_tokens") or []}
     added = [token for _, token in sorted(settings["added_tokens_decoder"].items()) if token["content"] not in known]
@@ -201,7 +203,7 @@ def _completed(tokenizer: JsonTokenizer, settings: Mapping[str, Any]) -> JsonTok
 
 
 def _class_template(settings: Mapping[str, Any], roles: Mapping[str, str], tokenizer: Tokenizer) -> Template:
-    """The special tokens that transformers' class of the tokenizer puts around texts."""
+    """Returns the special tokens that the transformers class of the tokenizer adds to texts."""
     ids = {key: tokenizer.pieces.index(name) for key, name in roles.items()}
     special, has_marks = CLASSES.get(_class(settings) or ""), {"cls", "sep"} <= ids.keys()
     if special is BERT and has_marks:
@@ -220,7 +222,7 @@ def _class_template(settings: Mapping[str, Any], roles: Mapping[str, str], token
 
 
 def _with_added(model: bytes, added: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The `added_tokens` of a tokenizer.json with more of them, each with the id that the library gives it."""
+    """Returns the `added_tokens` of a tokenizer.json with further tokens. The library assigns their ids."""
     import tokenizers
 
     written = tokenizers.Tokenizer.from_str(model.decode())
@@ -229,7 +231,7 @@ def _with_added(model: bytes, added: list[dict[str, Any]]) -> list[dict[str, Any
 
 
 def _token(said: Mapping[str, Any]) -> Any:
-    """A `tokenizers.AddedToken` of what a folder says of it."""
+    """Builds a `tokenizers.AddedToken` from its description in the folder."""
     import tokenizers
 
     names = ("content", "lstrip", "rstrip", "single_word", "normalized", "special")
@@ -237,10 +239,10 @@ def _token(said: Mapping[str, Any]) -> Any:
 
 
 def _sentencepiece(folder: Path, name: str, settings: Mapping[str, Any]) -> Tokenizer:
-    """A SentencePiece model with the tokens that its folder adds after its pieces.
+    """Loads a SentencePiece model and adds the tokens that its folder defines after its pieces.
 
-    Special tokens become control pieces of the model, which no text contains. Other added tokens are found in texts
-    before the model sees them, which only the `tokenizers` library does.
+    Special tokens become control pieces of the model, which do not match any text. If there are other added tokens,
+    which are matched before the model is applied, the result is a tokenizer of the `tokenizers` library.
     """
     tokenizer = load(SentencePieceTokenizer, str(folder / name))
     size, added = tokenizer.vocab_size, settings["added_tokens_decoder"]
@@ -250,7 +252,9 @@ def _sentencepiece(folder: Path, name: str, settings: Mapping[str, Any]) -> Toke
         count = int(settings.get("extra_ids", SENTINELS))
         return tokenizer if len(tokenizer.sentinel_ids) else tokenizer.with_sentinels(count)
     if sorted(after) != list(range(size, size + len(after))):
-        raise InputError(f"{folder}: added tokens have the ids {sorted(after)}; expected {size} and the next ones")
+        raise InputError(
+            f"{folder}: added tokens have the ids {sorted(after)}; expected consecutive ids from {size} on"
+        )
     ordered = [after[number] for number in sorted(after)]
     if all(_is_special(token, settings) for token in ordered):
         names = [token["content"] for token in ordered]
@@ -260,7 +264,7 @@ def _sentencepiece(folder: Path, name: str, settings: Mapping[str, Any]) -> Toke
 
 
 def _is_special(token: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
-    """Whether an added token is special: it says so, or it has a special token's name."""
+    """Returns whether an added token is special: it is marked as special, or has the name of a special token."""
     named = {name for names in special_tokens.NAMES.values() for name in names} | _more_special(settings)
     sentinels = special_tokens.sentinel(0).removesuffix("0>")
     return token.get("special", False) or token["content"] in named or token["content"].startswith(sentinels)
@@ -269,14 +273,14 @@ def _is_special(token: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
 def _with_ordinary(
     tokenizer: SentencePieceTokenizer, added: list[dict[str, Any]], settings: Mapping[str, Any]
 ) -> MetaspaceTokenizer:
-    """A SentencePiece model as a tokenizer.json with added tokens, some of which are words."""
+    """Converts a SentencePiece model with added tokens, some of which are not special, to a tokenizer.json."""
     written, t5 = to_json_tokenizer(tokenizer.serialize()), _class(settings) == "T5Tokenizer"
-    # LLaMA's are found in the text before normalization, so that a space before one remains.
+    # LLaMA's added tokens are matched before normalization, so that a preceding space is kept.
     flags = {} if t5 else {"normalized": False}
     written.add_tokens([_token(token | flags | {"special": _is_special(token, settings)}) for token in added])
     config = json.loads(written.to_str())
     if t5:
-        # A word begins after an added token too, and a space before one is dropped.
+        # A new word also starts after an added token, and a space before the token is dropped.
         words = dict(config["pre_tokenizer"], prepend_scheme="always")
         config["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [{"type": "WhitespaceSplit"}, words]}
     elif not settings.get("legacy", "tokenizer_class" not in settings):
@@ -288,7 +292,7 @@ def _with_ordinary(
 
 
 def _prefix_once(config: dict[str, Any]) -> None:
-    """Puts a space before a text only, and not after each added token."""
+    """Prepends a space only at the start of a text, not after each added token."""
     steps = config["normalizer"]["normalizers"]
     kept = [step for step in steps if step["type"] != "Prepend"]
     if len(kept) < len(steps):
@@ -302,7 +306,7 @@ def _prefix_once(config: dict[str, Any]) -> None:
 
 
 def _wordpiece(folder: Path, settings: Mapping[str, Any]) -> WordPieceTokenizer:
-    """BERT's vocab.txt, and what its config says of letters."""
+    """Loads BERT's vocab.txt with the normalization settings of its config."""
     vocab = training.vocab_of_lines(read(str(folder / "vocab.txt")))
     unk = settings.get("unk_token", special_tokens.UNK)
     if unk not in vocab:
@@ -319,15 +323,15 @@ def _wordpiece(folder: Path, settings: Mapping[str, Any]) -> WordPieceTokenizer:
 
 
 def _byte_level(folder: Path, settings: Mapping[str, Any]) -> ByteLevelTokenizer:
-    """GPT-2's vocab.json and merges.txt, divided into words as the tokenizer's class does."""
+    """Loads GPT-2's vocab.json and merges.txt. Texts are divided into words as in the tokenizer class."""
     prefix_space = bool(settings.get("add_prefix_space", False))
     tokenizer = byte_level_of_files(str(folder / "vocab.json"), str(folder / "merges.txt"), prefix_space)
     config, known = tokenizer.config, _class(settings)
-    if known is not None:  # Otherwise tokens are special by their names.
+    if known is not None:  # Otherwise tokens are special if they have the name of a special token.
         roles = _roles(settings, tokenizer.pieces)
         config["added_tokens"] = [token for token in config["added_tokens"] if token["content"] in roles.values()]
         for token in config["added_tokens"]:
-            # A mask includes the space before it, as in transformers 4; without a tokenizer.json, 5 keeps the space.
+            # A mask includes the space before it, as in transformers 4. transformers 5 keeps the space here.
             token["lstrip"] |= token["content"] == roles.get("mask")
     if known == "Qwen2Tokenizer":
         config["normalizer"] = {"type": "NFC"}

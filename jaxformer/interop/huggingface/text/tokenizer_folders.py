@@ -1,4 +1,4 @@
-"""Tokenizers from Hugging Face folders and to them, with the ids that `AutoTokenizer` gives."""
+"""Imports and exports tokenizers of Hugging Face folders, with the same ids as `AutoTokenizer`."""
 
 import json
 import os
@@ -31,18 +31,17 @@ def export_tokenizer(
 ) -> None:
     """Writes the files that `AutoTokenizer.from_pretrained(folder)` loads.
 
-    An imported tokenizer keeps its own template. One that was trained here gets the template by which the run lays out
-    texts.
+    An imported tokenizer keeps its template. Other tokenizers get the template that the run uses.
 
     Args:
-      tokenizer: ours.
-      folder: where to write; it exists.
-      family: as `model_type` has it, such as `bert`; by default that of the folder's config.json.
-      beginning: whether the model's texts begin with the beginning token.
-      template: the special tokens around texts; by default those of the family's models.
+      tokenizer: Tokenizer to export.
+      folder: Existing folder to write to.
+      family: Model family as named by `model_type`, such as `bert`. Defaults to that of config.json in the folder.
+      beginning: Whether texts of the model start with a BOS token.
+      template: Special tokens around texts. Defaults to those of the model family.
 
     Raises:
-      InputError: a tokenizer that the `tokenizers` library cannot represent.
+      InputError: If the `tokenizers` library cannot represent the tokenizer.
     """
     folder = Path(folder)
     config = read_json(folder / "config.json")
@@ -71,16 +70,17 @@ def export_tokenizer(
 
 
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, folder: str | os.PathLike) -> None:
-    """Raises InputError where the tokenizer has pieces beyond a model's vocabulary; that may well be larger."""
+    """Raises InputError if the tokenizer has more pieces than the vocabulary of the model. The vocabulary may be
+    larger."""
     if tokenizer.vocab_size > vocab_size:
         raise InputError(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size:,} pieces, the model a vocabulary of {vocab_size:,}; "
-            "expected a tokenizer that belongs to the model"
+            f"{folder}: the tokenizer has {tokenizer.vocab_size:,} pieces, the model has a vocabulary "
+            f"of {vocab_size:,}; expected a tokenizer that belongs to the model"
         )
 
 
 def _special_names(tokenizer: Tokenizer, family: str, beginning: bool) -> dict[str, str]:
-    """The special tokens that a family has and the vocabulary too, by what they are for."""
+    """Returns the special tokens that both the family and the vocabulary have, by role."""
     keys = MODEL_TYPES[family].special_tokens if family in MODEL_TYPES else Family.special_tokens
     found = {key: tokenizer.special_id(key) for key in keys}
     if _layout(family) != "encoder" and not names_beginning(tokenizer, beginning):
@@ -89,16 +89,15 @@ def _special_names(tokenizer: Tokenizer, family: str, beginning: bool) -> dict[s
 
 
 def _layout(family: str) -> Layout:
-    """The special tokens around texts of a family; none for an unknown family."""
+    """Returns the kind of special tokens around texts of a family. `plain` (none) for an unknown family."""
     return MODEL_TYPES[family].layout if family in MODEL_TYPES else "plain"
 
 
 def names_beginning(tokenizer: Tokenizer, beginning: bool) -> bool:
-    """Whether an export names a beginning token.
+    """Returns whether an export names a BOS token.
 
-    It does where texts begin with it, where the imported folder named one, and where one token is both the beginning
-    and the end, as GPT-2's. Other programs put a token of this name before texts, which a model that never read it
-    does not expect.
+    It does if texts start with it, if the imported folder named one, or if one token is both BOS and EOS, as in GPT-2.
+    Otherwise other programs would put the token before texts, although the model was trained without it.
     """
     if beginning or tokenizer.roles:
         return beginning or "bos" in tokenizer.roles
@@ -106,7 +105,7 @@ def names_beginning(tokenizer: Tokenizer, beginning: bool) -> bool:
 
 
 def _family_template(tokenizer: Tokenizer, family: str, beginning: bool) -> Template:
-    """The special tokens around one text and around two, for the models of a family."""
+    """Returns the special tokens around one text and around pairs of texts, for the models of a family."""
     bos, eos = tokenizer.special_id("bos"), tokenizer.special_id("eos")
     layout = _layout(family)
     if layout == "encoder" and None not in (tokenizer.special_id("cls"), tokenizer.special_id("sep")):
@@ -118,7 +117,7 @@ def _family_template(tokenizer: Tokenizer, family: str, beginning: bool) -> Temp
 
 
 def _files(tokenizer: Tokenizer, template: Template, special: set[str]) -> dict[str, bytes]:
-    """tokenizer.json, and the files of older readers."""
+    """Returns tokenizer.json, and the files for older readers."""
     files = {JsonTokenizer.file: _json_file(tokenizer, template, special)}
     if isinstance(tokenizer, WordPieceTokenizer):
         files["vocab.txt"] = "".join(f"{piece}\n" for piece in tokenizer.pieces).encode()
@@ -133,7 +132,7 @@ def _files(tokenizer: Tokenizer, template: Template, special: set[str]) -> dict[
 
 
 def _json_file(tokenizer: Tokenizer, template: Template, special: set[str]) -> bytes:
-    """tokenizer.json with the template, in which these names are special tokens."""
+    """Returns the content of tokenizer.json with the template. The names in `special` become special tokens."""
     import tokenizers
 
     if not isinstance(tokenizer, JsonTokenizer):
