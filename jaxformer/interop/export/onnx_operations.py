@@ -182,7 +182,7 @@ def _row(graph: Graph, tensor: Tensor, number: int) -> Tensor:
 
 
 def _cond(graph: Graph, equation: Any, which: Tensor, *tensors: Tensor) -> list[Tensor]:
-    """Adds an If operation with two nested graphs, of which the program runs one."""
+    """Adds an If operation with two nested graphs. The program runs one of them."""
     bodies, outer, lengths = [], graph.nodes, dict(graph.lengths)
     for number, branch in enumerate(equation.params["branches"]):
         graph.nodes, graph.lengths = [], dict(lengths)
