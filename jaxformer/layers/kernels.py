@@ -160,19 +160,24 @@ def flash(mask: Mask | None, scale: float, implementation: str = "cudnn") -> Cal
     implementation."""
 
     def attend(query, key, value, segments):
+        rows, queries, keys = query.shape[0], query.shape[1], key.shape[2]
+        odd = queries % 2, keys % 2  # JAX's gradient of cuDNN's function refuses odd lengths.
         lengths = {}
-        if segments is not None:
-            counts = [jnp.sum(ids != 0, axis=1, dtype=jnp.int32) for ids in segments]
+        if segments is not None or any(odd):
+            counts = [jnp.full(rows, length, jnp.int32) for length in (queries, keys)]
+            if segments is not None:
+                counts = [jnp.sum(ids != 0, axis=1, dtype=jnp.int32) for ids in segments]
             lengths = dict(zip(("query_seq_lengths", "key_value_seq_lengths"), counts, strict=True))
-        return jax.nn.dot_product_attention(
-            query,
-            key.swapaxes(1, 2),
-            value.swapaxes(1, 2),
+        output = jax.nn.dot_product_attention(
+            _pad(query, 1, odd[0]),
+            _pad(key.swapaxes(1, 2), 1, odd[1]),
+            _pad(value.swapaxes(1, 2), 1, odd[1]),
             scale=scale,
             is_causal=mask is not None and mask.in_order,
             implementation=implementation,
             **lengths,
         )
+        return output[:, :queries]
 
     return attend
 

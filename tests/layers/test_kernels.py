@@ -93,6 +93,28 @@ class TestFlash:
 
         assert_equal(by_flash, theirs, inputs(256, heads=4, groups=2, rows=2))
 
+    @pytest.mark.parametrize("segmented", [True, False])
+    def test_odd_lengths_are_padded_to_even_ones(self, segmented, monkeypatch):
+        """The gradient of cuDNN's function takes even lengths only."""
+        seen = []
+        attention = jax.nn.dot_product_attention
+
+        def even(query, key, value, **options):
+            seen.append((query.shape[1], key.shape[1]))
+            return attention(query, key, value, **options)
+
+        monkeypatch.setattr(jax.nn, "dot_product_attention", even)
+        segments = PADDING[:, :255]
+        real = (segments[:, :201] > 0)[..., None, None] if segmented else 1.0
+        mask = Mask.of_segments(segments[:, :201], segments) if segmented else None
+        pair = (jnp.asarray(segments[:, :201]), jnp.asarray(segments)) if segmented else None
+        assert_equal(
+            lambda query, key, value: real * kernels.flash(mask, SCALE, "xla")(query, key, value, pair),
+            lambda query, key, value: real * by_blocks(mask, query, key, value),
+            inputs(201, 255, heads=4, groups=2, rows=2),
+        )
+        assert set(seen) == {(202, 256)}
+
     @pytest.mark.parametrize(
         ("queries", "keys", "taken"),
         [
