@@ -19,22 +19,28 @@ WARM = 3
 virtual machine may have given free memory back to its host, and two steps' buffers may be there at once."""
 
 
-def take_turns(sides: Mapping[str, Callable[[], Step]], turns: int) -> dict[str, float]:
-    """Median seconds of each side's step.
+def take_turns(sides: Mapping[str, Callable[[], Step]], turns: int, warm: int = WARM) -> dict[str, float]:
+    """Returns the median seconds per step of each side.
 
     The sides run in turns, so that neither a noisy machine nor the other's threads favour one of them.
 
     Args:
-      sides: by name, a function at the top of a module that makes a step. It runs in a new process.
-      turns: timed steps of each side, each after `WARM` that are not; two more come first.
+      sides: by name, a function at the top of a module that makes a step. It runs in a new process; all are made at
+        the same time.
+      turns: timed steps of each side, each after `warm` that are not; two more come first.
+      warm: steps before a timed one.
+
+    Raises:
+      EOFError: If the process of a side has died.
     """
     spawn, pipes, seconds = multiprocessing.get_context("spawn"), {}, {name: [] for name in sides}
     for name, make in sides.items():
         pipes[name], theirs = spawn.Pipe()
         with surroundings(name):
-            spawn.Process(target=_serve, args=(make, theirs), daemon=True).start()
+            spawn.Process(target=_serve, args=(make, theirs, warm), daemon=True).start()
         theirs.close()  # So that a side that dies ends the wait for it.
-        pipes[name].recv()
+    for pipe in pipes.values():
+        pipe.recv()
     for _ in range(turns):
         for name, pipe in pipes.items():
             pipe.send(True)
@@ -57,21 +63,21 @@ def alone(name: str, function: Callable, *arguments):
         return pool.apply(function, arguments)
 
 
-def _serve(make: Callable[[], Step], pipe) -> None:
+def _serve(make: Callable[[], Step], pipe, warm: int) -> None:
     step = make()
     step()
     step()
     pipe.send(None)
     while pipe.recv():
-        for _ in range(WARM):
+        for _ in range(warm):
             step()
         start = time.perf_counter()
         step()
         pipe.send(time.perf_counter() - start)
 
 
-def training_step(experiment, batch) -> Step:
-    """Our training step, what `fit` runs, on one batch of arrays."""
+def training_step(experiment, batch, steps: int = 1) -> Step:
+    """Returns a function that runs the training step of `fit` a number of times on one batch of arrays, then waits."""
     import jax
 
     from jaxformer.parallel.sharding import batch_sharding, make_mesh
@@ -85,7 +91,8 @@ def training_step(experiment, batch) -> Step:
 
     def step():
         nonlocal state
-        state, means = compiled(state, batch)
+        for _ in range(steps):
+            state, means = compiled(state, batch)
         jax.block_until_ready((state, means))
 
     return step

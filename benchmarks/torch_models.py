@@ -1,0 +1,122 @@
+"""The models of `mfu.py` in PyTorch: each function returns transformers' model and its loss on a batch of ours."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy
+
+Loss = Callable[[torch.nn.Module], torch.Tensor]
+
+
+def tensors(batch: Mapping[str, np.ndarray], device: str) -> dict[str, torch.Tensor]:
+    """Returns a batch as tensors on a device, integers as int64."""
+    found = {name: torch.from_numpy(np.ascontiguousarray(value)).to(device) for name, value in batch.items()}
+    return {name: value if value.is_floating_point() else value.long() for name, value in found.items()}
+
+
+def gpt2(experiment, batch: Mapping[str, torch.Tensor]) -> tuple[torch.nn.Module, Loss]:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    model, stack = experiment.model, experiment.model.transformer
+    config = GPT2Config(
+        vocab_size=model.vocab,
+        n_positions=model.max_length,
+        n_embd=stack.width,
+        n_layer=stack.depth,
+        n_head=stack.heads,
+        n_inner=stack.mlp.width,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+    )
+    return GPT2LMHeadModel(config), _language_model(batch)
+
+
+def llama(experiment, batch: Mapping[str, torch.Tensor]) -> tuple[torch.nn.Module, Loss]:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    model, stack = experiment.model, experiment.model.transformer
+    config = LlamaConfig(
+        vocab_size=model.vocab,
+        max_position_embeddings=model.max_length,
+        hidden_size=stack.width,
+        intermediate_size=stack.mlp.width,
+        num_hidden_layers=stack.depth,
+        num_attention_heads=stack.heads,
+        num_key_value_heads=stack.attention.kv_heads,
+        tie_word_embeddings=False,
+    )
+    return LlamaForCausalLM(config), _language_model(batch)
+
+
+def _language_model(batch: Mapping[str, torch.Tensor]) -> Loss:
+    def loss(model):
+        logits = model(input_ids=batch["tokens"], use_cache=False).logits
+        return cross_entropy(logits.flatten(0, 1), batch["targets"].flatten())
+
+    return loss
+
+
+def bert(experiment, batch: Mapping[str, torch.Tensor]) -> tuple[torch.nn.Module, Loss]:
+    from transformers import BertConfig, BertForPreTraining
+
+    model, stack = experiment.model, experiment.model.transformer
+    config = BertConfig(
+        vocab_size=model.vocab,
+        hidden_size=stack.width,
+        num_hidden_layers=stack.depth,
+        num_attention_heads=stack.heads,
+        intermediate_size=stack.mlp.width or 4 * stack.width,
+        hidden_dropout_prob=stack.dropout,
+        attention_probs_dropout_prob=stack.attention_dropout,
+    )
+    # transformers computes logits at every position; the others have a label that is not counted.
+    labels = torch.full_like(batch["tokens"], -100).scatter(1, batch["masked_positions"], batch["targets"])
+
+    def loss(model):
+        arguments = {"token_type_ids": batch["token_types"], "next_sentence_label": batch["next_sentence"]}
+        return model(input_ids=batch["tokens"], labels=labels, **arguments).loss
+
+    return BertForPreTraining(config), loss
+
+
+def vit(experiment, batch: Mapping[str, torch.Tensor]) -> tuple[torch.nn.Module, Loss]:
+    from transformers import ViTConfig, ViTForImageClassification
+
+    model, stack = experiment.model, experiment.model.transformer
+    config = ViTConfig(
+        hidden_size=stack.width,
+        num_hidden_layers=stack.depth,
+        num_attention_heads=stack.heads,
+        intermediate_size=stack.mlp.width or 4 * stack.width,
+        image_size=model.image,
+        patch_size=model.patch,
+        num_labels=len(model.labels),
+    )
+    images = batch["images"].permute(0, 3, 1, 2).float() / 127.5 - 1
+    labels = batch["labels"][:, 0]
+    return ViTForImageClassification(config), lambda model: cross_entropy(model(images).logits, labels)
+
+
+def t5(experiment, batch: Mapping[str, torch.Tensor]) -> tuple[torch.nn.Module, Loss]:
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    model, stack = experiment.model, experiment.model.encoder
+    config = T5Config(
+        vocab_size=model.vocab,
+        d_model=stack.width,
+        d_kv=64,
+        d_ff=stack.mlp.width,
+        num_layers=stack.depth,
+        num_heads=stack.heads,
+        dropout_rate=0.0,
+    )
+
+    def loss(model):
+        arguments: dict[str, Any] = {"decoder_input_ids": batch["tokens"], "use_cache": False}
+        logits = model(input_ids=batch["inputs"], **arguments).logits
+        return cross_entropy(logits.flatten(0, 1), batch["targets"].flatten())
+
+    return T5ForConditionalGeneration(config), loss
