@@ -1,6 +1,8 @@
 """Eight simulated devices and quick compilation, for all tests: set before anything imports jax."""
 
+import importlib.util
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -13,6 +15,19 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_p
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 MAPS, MOST_MAPS = Path("/proc/self/maps"), 20_000
+
+
+TORCH = importlib.util.find_spec("torch") is not None
+"""Whether PyTorch is there, with transformers (extra `test`), or not (extra `test_without_torch`)."""
+NEEDS_TORCH = re.compile(
+    r"^(?:import|from) (?:torch|transformers|safetensors|hf_models|hf_weights|decoding_models)\b", re.M
+)
+
+
+def pytest_ignore_collect(collection_path):
+    """Leaves out the files that import PyTorch if it is not there."""
+    if not TORCH and collection_path.suffix == ".py" and NEEDS_TORCH.search(collection_path.read_text("utf-8")):
+        return True
 
 
 @pytest.fixture(autouse=True, scope="module")
