@@ -144,7 +144,7 @@ def test_what_cannot_be_merged_is_named(base, tmp_path, settings, words):
         ({"bert.encoder.layer.7.attention.self.query": (2, 12, 12)}, {}, "adapts encoder.layer.7.attention.self.query"),
         ({QUERY: (2, 12, 13)}, {}, r"query.weight is [12, 12] in the base"),
         ({QUERY: (2, 12, 12)}, {f"{QUERY}.lora_magnitude_vector": torch.ones(12)}, "lora_magnitude_vector is not supp"),
-        ({}, {f"{QUERY}.lora_A.weight": torch.ones(2, 12)}, "has not lora_A [r, inputs] and lora_B [outputs, r]"),
+        ({}, {f"{QUERY}.lora_A.weight": torch.ones(2, 12)}, "expected lora_A [r, inputs] and lora_B [outputs, r]"),
     ],
 )
 def test_tensors_that_do_not_belong_are_named(base, tmp_path, matrices, other, words):

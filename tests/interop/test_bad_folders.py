@@ -68,7 +68,7 @@ def test_the_folder_itself_is_right(folder):
         ({"is_decoder": True}, "is_decoder=True is not supported; expected none"),
         ({"hidden_act": "mish"}, "hidden_act='mish' is not supported; expected one of gelu"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type='relative_key' is not supported"),
-        ({"unheard_of": 3}, "fields that this family does not have here: unheard_of=3"),
+        ({"unheard_of": 3}, "unsupported fields for this model family: unheard_of=3"),
         ({"num_attention_heads": 3}, "transformer.heads=3 does not divide transformer.width=8"),
         ({"hidden_size": "8"}, "hidden_size='8' is not supported; expected a whole number above 0"),
         ({"tie_word_embeddings": False}, "tie_word_embeddings=False is not supported; expected True"),
@@ -105,7 +105,7 @@ LLAMA = {
             "sliding_window=8 is not supported; expected null, or at least max_position_embeddings=9",
         ),
         ({"model_type": "qwen3", "use_sliding_window": True}, "use_sliding_window=True is not supported"),
-        ({"model_type": "qwen3", "layer_types": ["sliding_attention"]}, "layer_types=.* full_attention alone"),
+        ({"model_type": "qwen3", "layer_types": ["sliding_attention"]}, "layer_types=.* only full_attention"),
         ({"model_type": "gpt2", "scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True"),
         ({"model_type": "t5", "feed_forward_proj": "gated-mish"}, "feed_forward_proj='gated-mish'"),
         ({"model_type": "marian", "share_encoder_decoder_embeddings": False}, "share_encoder_decoder_embeddings=False"),
@@ -121,7 +121,7 @@ def test_configs_of_other_families(folder, fields, line):
 def test_rates_that_only_affect_training_are_reported(tmp_path):
     export_hf(GPT, noisy_params(GPT, np.zeros((1, 2), np.int32)), None, tmp_path / "hf")
     change(tmp_path / "hf", embd_pdrop=0.3)
-    with pytest.warns(UserWarning, match="embd_pdrop=0.3 acts in training alone, where it is resid_pdrop=0.1 here"):
+    with pytest.warns(UserWarning, match="embd_pdrop=0.3 only affects training, which uses resid_pdrop=0.1 instead"):
         import_hf(tmp_path / "hf")
 
 
@@ -190,8 +190,8 @@ def test_no_folder_no_config_no_weights(tmp_path):
         ({"x": "../hf/model.safetensors"}, "names '../hf/model.safetensors', which is outside of the folder; refused"),
         ({"x": "/etc/passwd"}, "names '/etc/passwd', which is outside"),
         ({"x": ".."}, "names '..', which is outside"),
-        ({"x": "gone.safetensors"}, "names gone.safetensors, which is not there"),
-        ({"x": "part.safetensors"}, "x should be in part.safetensors and is not"),
+        ({"x": "gone.safetensors"}, "names gone.safetensors, which does not exist"),
+        ({"x": "part.safetensors"}, "x is missing in part.safetensors"),
         ([], "expected a weight_map"),
     ],
 )

@@ -83,7 +83,7 @@ def test_half_precision_survives_the_round_trip(dtype, tmp_path):
 def test_a_number_beyond_float16_is_refused(tmp_path):
     model, params = import_hf(saved(FAMILIES["gpt2"].example(), tmp_path / "theirs"))
     params["embeddings"]["token"] = params["embeddings"]["token"].at[0, 0].set(70_000.0)
-    with pytest.raises(InputError, match=r"float16: transformer.wte.weight has numbers beyond 65,504"):
+    with pytest.raises(InputError, match=r"float16: transformer.wte.weight has values beyond 65,504"):
         export_hf(model, params, None, tmp_path / "ours", ExportPlan(dtype="float16"))
     assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
 

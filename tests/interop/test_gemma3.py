@@ -113,7 +113,7 @@ def test_fields_that_a_config_lacks_are_those_of_transformers():
         ({"layer_types": ["chunked_attention"] * 5}, "layer_types=.* 5 of full_attention and sliding_attention"),
         ({"rope_parameters": {"rope_theta": 1e6}}, "rope_parameters=.* an object with full_attention and sliding_att"),
         ({"rope_parameters": {LOCAL: {"rope_type": "yarn"}}}, "rope_parameters.sliding_attention.rope_type='yarn'"),
-        ({"altup_num_inputs": 4}, "fields that this family does not have here: altup_num_inputs=4"),
+        ({"altup_num_inputs": 4}, "unsupported fields for this model family: altup_num_inputs=4"),
     ],
 )
 def test_configs_that_cannot_be_honoured(fields, line):

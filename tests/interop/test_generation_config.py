@@ -78,10 +78,10 @@ def test_all_fields_of_transformers_are_known():
 
 
 REFUSALS = {
-    **{name: ({name: 7}, f"{name}=7 is not implemented here") for name in REFUSED},
-    "unknown": ({"chat_mode": "x"}, "chat_mode='x' is not implemented here; expected no such field"),
-    "two": ({"stop_strings": ["a"], "max_time": 1.5}, "max_time=1.5 is .*; stop_strings=.'a'. is not implemented"),
-    "drawn beams": ({"do_sample": True, "num_beams": 4}, "do_sample=True with num_beams=4 is not implemented"),
+    **{name: ({name: 7}, f"{name}=7 is not supported") for name in REFUSED},
+    "unknown": ({"chat_mode": "x"}, "chat_mode='x' is not supported; expected no such field"),
+    "two": ({"stop_strings": ["a"], "max_time": 1.5}, "max_time=1.5 is .*; stop_strings=.'a'. is not supported"),
+    "drawn beams": ({"do_sample": True, "num_beams": 4}, "do_sample=True with num_beams=4 is not supported"),
     "stopping": ({"early_stopping": "soon"}, "early_stopping='soon': expected true, false or 'never'"),
     "text in draws": ({"do_sample": True, "temperature": "a"}, "temperature='a': expected a float"),
     "list in draws": ({"do_sample": True, "temperature": [1]}, "temperature=.*: expected a float"),
@@ -130,7 +130,7 @@ def test_without_a_generation_config_the_config_says_it(tmp_path):
     assert read_decoding(Folder(tmp_path, old, {}, {}), Decoding(), tokenizer).forced_bos_token_id == 2
     generation = {"max_new_tokens": 5}
     assert read_decoding(Folder(tmp_path, config, generation, {}), Decoding(), tokenizer) == Decoding(5)
-    with pytest.raises(InputError, match=rf"{tmp_path}/config.json: diversity_penalty=0.5 is not implemented here"):
+    with pytest.raises(InputError, match=rf"{tmp_path}/config.json: diversity_penalty=0.5 is not supported"):
         read_decoding(Folder(tmp_path, {"diversity_penalty": 0.5}, {}, {}), Decoding(), tokenizer)
     ConfigReader(dict.fromkeys(FIELDS, 3), "config.json").finish()  # Models are built whatever is said of generation.
 

@@ -169,7 +169,7 @@ def test_positions_that_are_not_the_sinusoids_are_refused(tmp_path):
     tensors = load_file(tmp_path / "model.safetensors")
     tensors["embeddings.position_embeddings"][0, 3, 0] += 0.1
     save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(InputError, match="position_embeddings is not what is computed here"):
+    with pytest.raises(InputError, match="position_embeddings differs from the values that this model computes"):
         import_hf(tmp_path)
 
 

@@ -80,5 +80,5 @@ def test_what_transformers_computes_already_stays_as_it_is(tmp_path):
 
 def test_a_mean_without_a_class_token_is_refused(tmp_path):
     run_of(dataclasses.replace(VIT, pooling="mean", class_token=False), tmp_path / "run")
-    with pytest.raises(InputError, match="no family of transformers computes"):
+    with pytest.raises(InputError, match="no family of transformers represents"):
         export_run(tmp_path / "run", tmp_path / "out")

@@ -159,7 +159,7 @@ REFUSED = [
     ({"size": 32}, "makes images of 32 × 32; the model's image_size is 24"),
     ({"resample": 7}, "resample=7 is not supported; expected one of 0 (nearest), 1 (lanczos), 2 (bilinear)"),
     ({"do_pad": True}, "do_pad=True is not supported; expected False"),
-    ({"crop_pct": 0.9}, "fields that this family does not have here: crop_pct=0.9"),
+    ({"crop_pct": 0.9}, "unsupported fields for this model family: crop_pct=0.9"),
     ({"do_rescale": "yes"}, "do_rescale='yes' is not supported; expected true or false"),
     ({"rescale_factor": 0}, "rescale_factor=0.0 is not supported; expected a number above 0"),
     ({"image_std": [0.0, 1.0, 1.0]}, "image_std=[0.0, 1.0, 1.0] is not supported; expected numbers above 0"),
@@ -185,6 +185,6 @@ def test_a_model_of_grey_images_refuses_a_conversion_to_colours(tmp_path):
 def test_a_task_of_another_size_than_the_model_is_not_exported(tmp_path):
     write(tmp_path, {})
     with pytest.raises(
-        InputError, match=r"data.task.image.size=32 differs from model.image=24: vit in transformers takes"
+        InputError, match=r"data.task.image.size=32 differs from model.image=24: vit in transformers accepts"
     ):
         write_preprocessor(tmp_path, VIT, ImageField(32))

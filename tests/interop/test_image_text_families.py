@@ -99,7 +99,7 @@ def test_the_certificate_compares_images_and_texts(name, tmp_path):
         ("SiglipModel", "text_config", {"projection_size": 7}, "projection_size=7 is not supported; expected 18"),
         ("CLIPModel", "text_config", {"hidden_act": "mish"}, "hidden_act='mish' is not supported"),
         ("CLIPModel", "vision_config", {"patch_size": 5}, "model.image=12 is not a multiple of model.patch=5"),
-        ("CLIPModel", "text_config", {"alibi": True}, "text_config: fields that this family does not have here: alibi"),
+        ("CLIPModel", "text_config", {"alibi": True}, "text_config: unsupported fields for this model family: alibi"),
     ],
 )
 def test_a_config_that_cannot_be_honoured(name, part, change, line, tmp_path):

@@ -100,7 +100,9 @@ def test_a_hub_that_does_not_answer_is_one_line(monkeypatch):
         raise OSError("no\nnetwork")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
-    with pytest.raises(InputError, match=r"^org/name: no folder here, and not fetched from the hub: no network$"):
+    with pytest.raises(
+        InputError, match=r"^org/name: not a local folder, and cannot be downloaded from the hub: no network$"
+    ):
         locate("org/name")
 
 

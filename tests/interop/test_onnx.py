@@ -125,7 +125,7 @@ def test_a_program_takes_any_rows_of_any_length(name, tmp_path):
     assert config["transformers.js_config"] == {"use_external_data_format": {"model.onnx": True}}
     assert config["architectures"][0] and config["model_type"]
     page = (tmp_path / "out" / "README.md").read_text()
-    assert ("no family of transformers computes" in page) == (name in TRANSFORMERS_HAS_NONE)
+    assert ("no family of transformers represents" in page) == (name in TRANSFORMERS_HAS_NONE)
 
 
 def greedy(folder, model, prompt, new, start, merged):

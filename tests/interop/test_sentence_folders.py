@@ -128,7 +128,7 @@ def test_modules_that_are_not_here_are_named(folder, modules, words):
 def test_code_of_the_folder_is_named_and_not_run(folder):
     entries = [{"type": "custom_st.Transformer", "path": ""}]
     (folder / "modules.json").write_text(json.dumps(entries))
-    with pytest.raises(InputError, match=r"custom_st.Transformer is code of its own, which is not run"):
+    with pytest.raises(InputError, match=r"custom_st.Transformer is custom code, which is not run"):
         jf.from_pretrained(folder)
 
 

@@ -1,4 +1,5 @@
-"""LoRA adapters as PEFT saves them, merged into their base model's tensors as these are read (Hu et al. 2022)."""
+"""Opens LoRA adapters saved by PEFT (Hu et al. 2022). They are merged into the tensors of their base model when these
+are read."""
 
 import dataclasses
 import math
@@ -19,7 +20,7 @@ from jaxformer.interop.huggingface.sentence_modules import SENTENCE_MODEL, trans
 from jaxformer.interop.huggingface.table import Table
 
 MERGE = "merge it where PEFT is: model.merge_and_unload().save_pretrained(FOLDER)"
-"""Advice on an adapter that cannot be read."""
+"""Advice in error messages about unsupported adapters."""
 IGNORED = frozenset(
     (
         *("auto_mapping", "base_model_name_or_path", "bias", "exclude_modules", "fan_in_fan_out", "inference_mode"),
@@ -28,49 +29,49 @@ IGNORED = frozenset(
         *("revision", "runtime_config", "target_modules", "task_type", "use_rslora"),
     )
 )
-"""Fields that are read, or that choose what is trained, which the names of the tensors show too."""
+"""Fields that are read, or that only select the trained tensors, which the tensor names show too."""
 INITIAL = (True, False, None, "gaussian", "eva", "orthogonal")
-"""Values of init_lora_weights that leave the base as it is."""
+"""Values of init_lora_weights that do not change the base model."""
 HEADS = {
     "SEQ_CLS": "ForSequenceClassification",
     "TOKEN_CLS": "ForTokenClassification",
     "QUESTION_ANS": "ForQuestionAnswering",
 }
-"""Endings of the classes that a task_type stands for, where it is not the base's own class."""
+"""Class name suffixes by task_type. Task types that are not listed use the class of the base model."""
 PRETRAINED_HEADS = {
     "masked_lm": ("ForMaskedLM", "ForPreTraining"),
     "next_sentence": ("ForPreTraining",),
     "pooler": ("ForSequenceClassification", "ForPreTraining", "Model"),
 }
-"""Endings of the names of classes, by the path of the head that they have."""
+"""Class name suffixes of the classes that have a pretraining head, by the path of the head."""
 OUTER = "base_model.model."
 WRAPPERS = re.compile(r"\.(base_layer|modules_to_save|original_module)(?=\.)")
-"""Parts that PEFT adds to the names of the tensors that it replaces."""
+"""Parts that PEFT adds to the names of replaced tensors."""
 CONV1D = re.compile(r"h\.\d+\.(attn|mlp|crossattention)\.c_\w+\.weight")
-"""GPT-2's maps, which are stored with the inputs first."""
+"""Names of GPT-2's linear layers, whose kernels are stored as [in, out]."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """The two matrices of one adapted tensor."""
+    """Low-rank matrices of one adapted tensor."""
 
     a: LazyTensor
-    """[r, inputs]."""
+    """Matrix A, [r, in]."""
     b: LazyTensor
-    """[outputs, r]."""
+    """Matrix B, [out, r]."""
     scale: float
-    """Factor of their product."""
+    """Factor of the product B A."""
     transposed: bool
-    """Whether the tensor has the inputs first."""
+    """Whether the adapted tensor is stored as [in, out]."""
 
     @property
     def shape(self) -> tuple[int, int]:
-        """The shape of the tensor."""
+        """Shape of the adapted tensor."""
         shape = self.b.shape[0], self.a.shape[1]
         return shape[::-1] if self.transposed else shape
 
     def merged(self, base: LazyTensor) -> LazyTensor:
-        """The tensor with the product added, in float32, computed when it is read."""
+        """Returns the tensor with the scaled product added, in float32. Computed when the tensor is read."""
 
         def read() -> np.ndarray:
             product = self.scale * (self.b.read().astype(np.float32) @ self.a.read().astype(np.float32))
@@ -80,16 +81,18 @@ class Pair:
 
 
 def base_folder(folder: Path) -> Path:
-    """The folder of an adapter's base model.
+    """Finds the folder of an adapter's base model.
 
     Raises:
-      InputError: the base is not found.
+      InputError: If the base model is not found.
     """
     path = folder / ADAPTER
     name = read_json(path).get("base_model_name_or_path")
     if not isinstance(name, str) or not name:
         raise InputError(f"{path}: base_model_name_or_path={name!r}: expected the base's folder or name")
-    beside = folder.absolute().parent / name  # A relative path is often that of the folder in which both were saved.
+    beside = (
+        folder.absolute().parent / name
+    )  # A relative path is often relative to the folder in which both models were saved.
     try:
         return beside if not Path(name).is_dir() and (beside / CONFIG).is_file() else locate(name)
     except InputError as error:
@@ -100,16 +103,16 @@ def base_folder(folder: Path) -> Path:
 
 
 def open_folder(path: str | os.PathLike) -> Folder:
-    """Finds config and tensors in a folder, and merges a PEFT adapter into its base.
+    """Opens the config and tensors of a folder. A PEFT adapter is merged into its base model.
 
-    A folder of sentence-transformers may have the encoder in a folder of its own; that one is opened then.
+    In a sentence-transformers folder, the encoder may be in a subfolder, which is opened in that case.
 
     Raises:
-      InputError: it is none, or something in it is missing, cut short or not what it should be.
+      InputError: If the folder does not exist, or a file in it is missing, truncated or invalid.
     """
     home = Path(path)
     if not home.is_dir():
-        raise InputError(f"{home}: no such folder; expected one with {CONFIG} and weights, as Hugging Face's are")
+        raise InputError(f"{home}: no such folder; expected a Hugging Face folder with {CONFIG} and weights")
     path = transformer_folder(home)
     sentences = read_json(home / SENTENCE_MODEL) if (home / SENTENCE_MODEL).is_file() else {}
     if (path / ADAPTER).is_file():
@@ -118,11 +121,11 @@ def open_folder(path: str | os.PathLike) -> Folder:
 
 
 def open_adapter(folder: Path) -> Folder:
-    """Finds an adapter's base and tensors; the folder of the model that the two make together.
+    """Opens an adapter and its base model as one folder.
 
     Raises:
-      InputError: the adapter is of a kind or has settings that are not supported, the base is not found, or the two
-        do not belong together.
+      InputError: If the adapter's kind or settings are not supported, the base model is not found, or the two do
+          not match.
     """
     said, where = read_json(folder / ADAPTER), folder / ADAPTER
     _check(said, where)
@@ -138,12 +141,12 @@ def open_adapter(folder: Path) -> Folder:
     tensors = dict(base.tensors)
     if architecture not in (base.config.get("architectures") or [architecture]):
         tensors = _without_heads(tensors, family.table, architecture)
-    # All names without the prefix, as those of a model without heads: new heads and the base agree then.
+    # Remove the prefix from all names, as in a model without heads, so that new heads and the base are consistent.
     tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     for name, pair in pairs.items():
         if pair.shape != tensors[name].shape:
             raise InputError(
-                f"{where}: {name} is {list(tensors[name].shape)} in the base {base.path} and {list(pair.shape)} here"
+                f"{where}: {name} has shape {list(pair.shape)}, but {list(tensors[name].shape)} in the base {base.path}"
             )
         tensors[name] = pair.merged(tensors[name])
     tensors |= replaced
@@ -164,7 +167,7 @@ def _check(said: Mapping[str, Any], where: Path) -> None:
 
 
 def _architecture(said: Mapping[str, Any], base: Folder, where: Path) -> str:
-    """The class of the adapted model."""
+    """Returns the transformers class of the adapted model."""
     family, own = family_of_config(base.config, base.tensors, str(base.path / CONFIG))
     named = (said.get("auto_mapping") or {}).get("base_model_class")
     ending = HEADS.get(str(said.get("task_type")))
@@ -181,7 +184,7 @@ def _architecture(said: Mapping[str, Any], base: Folder, where: Path) -> str:
 def _parts(
     said: Mapping[str, Any], stored: Mapping[str, LazyTensor], prefix: str, where: Path
 ) -> tuple[dict[str, Pair], dict[str, LazyTensor]]:
-    """The pairs of an adapter, and the tensors that it replaces, each by name without the prefix."""
+    """Divides the tensors of an adapter into low-rank pairs and replaced tensors, by name without the prefix."""
     halves: dict[str, dict[str, LazyTensor]] = {}
     replaced: dict[str, LazyTensor] = {}
     for full_name, tensor in stored.items():
@@ -205,7 +208,7 @@ def _pair(said: Mapping[str, Any], module: str, name: str, sides: Mapping[str, L
     embedding = "embedding a" in sides
     a, b = (sides.get(f"{'embedding ' if embedding else ''}{side}") for side in "ab")
     if a is None or b is None or len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1]:
-        raise InputError(f"{where.parent}: {module} has not lora_A [r, inputs] and lora_B [outputs, r]")
+        raise InputError(f"{where.parent}: {module} expected lora_A [r, inputs] and lora_B [outputs, r]")
     alpha = _of_pattern(said.get("alpha_pattern"), module, said.get("lora_alpha", 8))
     if isinstance(alpha, bool) or not isinstance(alpha, int | float):
         raise InputError(f"{where}: lora_alpha={alpha!r}: expected a number")
@@ -215,7 +218,7 @@ def _pair(said: Mapping[str, Any], module: str, name: str, sides: Mapping[str, L
 
 
 def _of_pattern(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:
-    """The value of the first pattern that the module's name ends in."""
+    """Returns the value of the first pattern that matches the end of the module name."""
     for pattern, value in (patterns or {}).items():
         if re.match(rf"(.*\.)?({pattern})$", module):
             return value
@@ -223,7 +226,7 @@ def _of_pattern(patterns: Mapping[str, Any] | None, module: str, default: Any) -
 
 
 def _without_heads(tensors: Mapping[str, LazyTensor], table: Table, architecture: str) -> dict[str, LazyTensor]:
-    """The base's tensors that an architecture has too, without the base's own heads."""
+    """Removes the heads of the base model that the adapted architecture does not have."""
     parts = {part for part, endings in PRETRAINED_HEADS.items() if not architecture.endswith(endings)}
     rows = [row for row in table.rows if row.paths[0].removeprefix("backbone/").split("/")[0] not in parts]
     names = [name.removeprefix(table.prefix) for row in rows for name in (row.theirs, *row.copies)]
@@ -233,7 +236,7 @@ def _without_heads(tensors: Mapping[str, LazyTensor], table: Table, architecture
 
 
 def _with_labels(config: Mapping[str, Any], table: Table, tensors: Mapping[str, LazyTensor]) -> dict[str, Any]:
-    """The config with as many labels as the head has rows."""
+    """Returns the config with as many labels as the head has outputs."""
     heads = [row.theirs for row in table.rows if row.paths == ("head/kernel",) and row.theirs in tensors]
     if not heads:
         return dict(config)

@@ -1,4 +1,4 @@
-"""Reads the fields of a config.json; each must be read, or be known not to affect what a model computes."""
+"""Reads config.json files. Each field must be read, or be known not to affect the results of a model."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +18,7 @@ decoder_start_token_id remove_invalid_values
 force_bos_token_to_be_generated save_step
 """
 HARMLESS = frozenset(_HARMLESS.split())
-"""Fields that do not affect what is computed: the origin of the file, the use of outputs, initial values, and special
+"""Fields that do not affect the results of a model: origin of the file, use of outputs, initialisation, and special
 tokens, which belong to the tokenizer."""
 
 FALSE = (
@@ -31,15 +31,15 @@ FALSE = (
     "quantization_config",
     "sparsify",
 )
-"""Fields that every family may have, and that must be false."""
+"""Fields that any model family may have, and that must be false."""
 
 
 class ConfigReader:
-    """Reads a config.json field by field, and refuses fields that were not read.
+    """Reads a config.json field by field, and rejects fields that were not read.
 
     Attributes:
-      where: the file, for messages.
-      notes: settings that only affect training and have no counterpart here, a line each.
+      where: Path of the file, for messages.
+      notes: Notes about settings that only affect training and are not supported, one line each.
     """
 
     def __init__(self, values: Mapping[str, Any], where: str):
@@ -57,7 +57,7 @@ class ConfigReader:
         return default if value is None else value
 
     def integer(self, name: str, default: int | None = None) -> int:
-        """Returns a whole number above 0; raises InputError if it is missing and has no default."""
+        """Returns a positive integer. Raises InputError if the field is missing and there is no default."""
         value = self.get(name, default)
         if type(value) is not int or value < 1:
             raise self.error(name, value, "a whole number above 0")
@@ -78,33 +78,34 @@ class ConfigReader:
         return value
 
     def choice(self, name: str, meanings: Mapping[str, Any], default: str) -> Any:
-        """Returns the entry of `meanings` for the field's value."""
+        """Returns the value in `meanings` for the field's value."""
         value = self.get(name, default)
         if value not in meanings:
             raise self.error(name, value, f"one of {', '.join(meanings)}")
         return meanings[value]
 
     def must(self, name: str, *allowed: Any) -> None:
-        """Raises InputError if the field has none of these values; a missing field has the first."""
+        """Raises InputError if the field has none of the allowed values. A missing field has the first one."""
         value = self.get(name, allowed[0])
         if value not in allowed:
             raise self.error(name, value, " or ".join(map(repr, allowed)))
 
     def rate(self, name: str, default: float = 0.0, *others: str) -> float:
-        """Returns a rate of dropout; adds a note if `others`, which are the same rate here, differ."""
+        """Returns a dropout rate. Adds a note if the rates in `others` differ, because the model has only one rate for
+        all."""
         rate = self.number(name, default)
         for other in others:
             if (value := self.number(other, default)) != rate:
-                self.notes.append(f"{other}={value} acts in training alone, where it is {name}={rate} here")
+                self.notes.append(f"{other}={value} only affects training, which uses {name}={rate} instead")
         return rate
 
     def only_training(self, name: str) -> None:
-        """Adds a note if a rate that only affects training, and has no counterpart here, is above 0."""
+        """Adds a note if the rate is above 0, because it only affects training and is not supported."""
         if self.get(name, 0.0):
-            self.notes.append(f"{name}={self.get(name)} acts in training alone, and not here")
+            self.notes.append(f"{name}={self.get(name)} only affects training and is ignored")
 
     def finish(self) -> None:
-        """Raises InputError if unsupported fields remain."""
+        """Raises InputError if there are unsupported fields that were not read."""
         for name in FALSE:
             if name not in self._read and (value := self.get(name)):
                 raise self.error(name, value, "none")
@@ -115,8 +116,8 @@ class ConfigReader:
         ]
         if left:
             shown = ", ".join(f"{name}={self._values[name]!r}"[:60] for name in left)
-            raise InputError(f"{self.where}: fields that this family does not have here: {shown}")
+            raise InputError(f"{self.where}: unsupported fields for this model family: {shown}")
 
     def error(self, name: str, value: Any, expected: str) -> InputError:
-        """Returns the error for a field."""
+        """Builds the error for an unsupported value of a field."""
         return InputError(f"{self.where}: {name}={value!r} is not supported; expected {expected}")

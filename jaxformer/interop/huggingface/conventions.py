@@ -1,11 +1,11 @@
-"""Runs in the form that other programs expect of an export."""
+"""Converts runs to the form that other programs expect in an export."""
 
 from jaxformer.interop.huggingface.families import bridge_of
 from jaxformer.runs.run import Run
 
 
 def conventional(run: Run) -> Run:
-    """Returns the run whose export computes the same and follows the conventions of its family.
+    """Returns an equivalent run whose export follows the conventions of its model family.
 
     Arrays are computed when they are read.
     """

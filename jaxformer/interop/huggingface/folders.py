@@ -1,4 +1,4 @@
-"""Hugging Face folders: finding what is in one, and writing one that is there whole or not at all."""
+"""Reads and writes Hugging Face folders. A folder is written completely or not at all."""
 
 import contextlib
 import dataclasses
@@ -23,48 +23,49 @@ READERS = {
     "pytorch_model.bin": open_pytorch,
     "flax_model.msgpack": open_flax,
 }
-"""Files of weights, the best first; each may be cut into several, with an index of the same name and `.index.json`."""
+"""Readers of weight files, in order of preference. Each file may be sharded, with an index named like the file plus
+`.index.json`."""
 ADAPTER_READERS = {"adapter_model.safetensors": open_safetensors, "adapter_model.bin": open_pytorch}
-"""Files of a PEFT adapter's weights."""
+"""Readers of the weight files of a PEFT adapter."""
 SHARD = 5_000_000_000
-"""Bytes of a file of weights, at most, unless one tensor has more."""
+"""Maximum size of a weight file in bytes. A larger tensor gets its own file."""
 RENAMED = {".gamma": ".weight", ".beta": ".bias"}
-"""Endings of names that norms had in TensorFlow's time."""
+"""Old suffixes of normalisation parameters, from TensorFlow, and the current ones."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Folder:
-    """The content of a folder; its tensors are not read yet."""
+    """Content of a Hugging Face folder. Tensors are not read yet."""
 
     path: Path
-    """The folder with config.json and weights, or with a PEFT adapter."""
+    """Folder with config.json and weights, or with a PEFT adapter."""
     config: Mapping[str, Any]
-    """Its config.json."""
+    """Content of config.json."""
     generation: Mapping[str, Any]
-    """Its generation_config.json; empty if it has none."""
+    """Content of generation_config.json. Empty if the file does not exist."""
     tensors: Mapping[str, LazyTensor]
-    """Its tensors by name."""
+    """Tensors by name."""
     base: Path | None = None
-    """The folder of the model that an adapter adapts."""
+    """Folder of the base model, for an adapter."""
     sentence_transformers: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Its config_sentence_transformers.json; empty if it has none."""
+    """Content of config_sentence_transformers.json. Empty if the file does not exist."""
 
 
 def is_model_folder(path: Path) -> bool:
-    """Whether a folder is one that `adapters.open_folder` opens: with config.json, a PEFT adapter or modules.json."""
+    """Returns whether `adapters.open_folder` can open a folder: it has config.json, a PEFT adapter or modules.json."""
     return any((path / name).is_file() for name in (CONFIG, ADAPTER, MODULES))
 
 
 def open_model(path: Path, sentence_transformers: Mapping[str, Any]) -> Folder:
-    """Finds config and tensors in a folder with config.json and weights.
+    """Opens the config and tensors of a folder with config.json and weights.
 
     Raises:
-      InputError: something in it is missing, cut short or not what it should be.
+      InputError: If a file is missing, truncated or invalid.
     """
     if not (path / CONFIG).is_file():
         if (path / "experiment.json").is_file():
             raise InputError(f"{path}: a run of jaxformer, not a Hugging Face folder; open it with open_run")
-        raise InputError(f"{path}: has no {CONFIG}; expected a folder as Hugging Face's are")
+        raise InputError(f"{path}: has no {CONFIG}; expected a Hugging Face folder")
     generation = read_json(path / GENERATION) if (path / GENERATION).is_file() else {}
     return Folder(
         path, read_json(path / CONFIG), generation, _tensors(path), sentence_transformers=sentence_transformers
@@ -72,7 +73,7 @@ def open_model(path: Path, sentence_transformers: Mapping[str, Any]) -> Folder:
 
 
 def adapter_tensors(path: Path) -> dict[str, LazyTensor]:
-    """The tensors of a PEFT adapter by name."""
+    """Opens the tensors of a PEFT adapter, by name."""
     for name, reader in ADAPTER_READERS.items():
         if (path / name).is_file():
             return reader(path / name)
@@ -80,7 +81,7 @@ def adapter_tensors(path: Path) -> dict[str, LazyTensor]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file."""
+    """Reads a JSON object from a file."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -103,14 +104,14 @@ def _tensors(path: Path) -> dict[str, LazyTensor]:
             for stored_name, tensor in tensors.items():
                 modern = _modern(stored_name)
                 if modern in found:
-                    raise InputError(f"{path / file}: {stored_name} is there twice, or in another file too")
+                    raise InputError(f"{path / file}: {stored_name} occurs twice, or in several files")
                 found[modern] = tensor
         return found
     raise InputError(f"{path}: has no weights; expected {', '.join(READERS)}, or an index of one")
 
 
 def _parts(path: Path, index: str, reader) -> dict[str, dict[str, LazyTensor]]:
-    """The tensors of each file of an index, which must be as it says."""
+    """Opens the tensors of each file in an index, and checks that they match the index."""
     where = path / index
     files = read_json(where).get("weight_map")
     if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
@@ -120,11 +121,11 @@ def _parts(path: Path, index: str, reader) -> dict[str, dict[str, LazyTensor]]:
         if file != os.path.basename(file) or file in ("", ".", ".."):
             raise InputError(f"{where}: names {file!r}, which is outside of the folder; refused")
         if not (path / file).is_file():
-            raise InputError(f"{where}: names {file}, which is not there")
+            raise InputError(f"{where}: names {file}, which does not exist")
         parts[file] = reader(path / file)
     for name, file in files.items():
         if name not in parts[file]:
-            raise InputError(f"{where}: {name} should be in {file} and is not")
+            raise InputError(f"{where}: {name} is missing in {file}")
     return parts
 
 
@@ -137,10 +138,10 @@ def _modern(name: str) -> str:
 
 @contextlib.contextmanager
 def new_folder(path: str | os.PathLike) -> Iterator[Path]:
-    """A folder to fill under a temporary name beside `path`, which becomes its name at the end, if all went well.
+    """Yields a temporary folder to fill, which is renamed to `path` at the end if there was no error.
 
     Raises:
-      InputError: there is something of that name, or its parent cannot be written.
+      InputError: If `path` exists or cannot be written.
     """
     path = Path(path)
     if path.exists() or path.is_symlink():
@@ -166,24 +167,24 @@ def new_folder(path: str | os.PathLike) -> Iterator[Path]:
 
 def _remove_empty(folders: Iterable[Path]) -> None:
     for folder in folders:
-        with contextlib.suppress(OSError):  # Somebody else may have put something there.
+        with contextlib.suppress(OSError):  # Another process may have added files.
             folder.rmdir()
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Writes a JSON object as Hugging Face's are: indented, in the order of names."""
+    """Writes a JSON object in the format of Hugging Face: indented, with sorted keys."""
     text = strict_json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False)
     path.write_text(text + "\n", encoding="utf-8")
 
 
 def write_weights(path: Path, tensors: Mapping[str, tuple], arrays: Iterator, shard: int = SHARD) -> None:
-    """Writes model.safetensors into a folder, or several files and their index.
+    """Writes model.safetensors, or several shards and their index, to a folder.
 
     Args:
-      path: the folder.
-      tensors: type and shape of each tensor by name.
-      arrays: the tensors in that order, made when they are asked for.
-      shard: bytes of a file, at most.
+      path: Folder to write to.
+      tensors: Dtype and shape of each tensor, by name.
+      arrays: Iterator that computes the tensors in that order.
+      shard: Maximum shard size in bytes.
     """
     arrays = ahead(arrays)
     parts: list[dict[str, tuple]] = [{}]

@@ -1,4 +1,4 @@
-"""`Decoding` from transformers' generation_config.json, or from the fields of an old config.json, and to it."""
+"""Converts transformers' generation_config.json, or such fields of an old config.json, to `Decoding` and back."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -16,13 +16,13 @@ RENAMED = {
     "eos_token_ids": "eos_token_id",
     "forced_eos_token_ids": "forced_eos_token_id",
 }
-"""transformers' names of those fields of `Decoding` that it calls otherwise."""
+"""Names in transformers of fields of `Decoding` that differ."""
 NAMES = {field.name: RENAMED.get(field.name, field.name) for field in dataclasses.fields(Decoding)}
 del NAMES["seed"]
 DRAWING = ("top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
-"""Fields that act only where tokens are drawn."""
+"""Fields that only affect sampling."""
 TOP_K = 50
-"""transformers' default of `top_k`."""
+"""Default of `top_k` in transformers."""
 REFUSED = {
     "num_return_sequences": 1,
     "num_beam_groups": 1,
@@ -33,7 +33,7 @@ REFUSED = {
     **dict.fromkeys(("constraints", "dola_layers", "force_words_ids", "max_time", "sequence_bias", "stop_strings")),
     **dict.fromkeys(("top_h", "watermarking_config")),
 }
-"""Fields that change what is generated and are not implemented here, with the values by which they change nothing."""
+"""Unsupported fields that change the generated tokens, with the values that disable them."""
 HARMLESS = frozenset(
     [
         "bos_token_id",
@@ -71,19 +71,20 @@ HARMLESS = frozenset(
         "max_matching_ngram_size",
     ]
 )
-"""Fields that change no token: special tokens that are read elsewhere, what is returned, memory, and drafting."""
+"""Fields that do not change the generated tokens: special tokens that are read elsewhere, outputs, memory, and
+drafting."""
 FIELDS = frozenset(NAMES.values()) | REFUSED.keys() | {"do_sample"}
-"""Fields that say how a model generates, special tokens left out."""
+"""Fields that control generation, except special tokens."""
 
 
 def read_decoding(folder: Folder, default: Decoding, tokenizer: Tokenizer) -> Decoding:
-    """The settings of a folder: of generation_config.json, or else of config.json, as older folders have them.
+    """Reads the decoding settings of a folder from generation_config.json, or from config.json in older folders.
 
-    Where neither names an end token it is the tokenizer's, though transformers would write up to the limit; and where
-    neither has a length it is the default's.
+    If no file names an end token, it is that of the tokenizer (transformers would generate up to the maximum length).
+    If no file has a length, it is that of `default`.
 
     Raises:
-      InputError: fields that are not implemented here, or have impossible values; all of them are named.
+      InputError: If fields are not supported or have invalid values. The message lists all of them.
     """
     if folder.generation:
         fields, where = dict(folder.generation), folder.path / GENERATION
@@ -101,21 +102,21 @@ def read_decoding(folder: Folder, default: Decoding, tokenizer: Tokenizer) -> De
 
 
 def decoding_of(fields: Mapping[str, Any], default: Decoding) -> Decoding:
-    """Our settings by transformers' fields; `default` has the lengths where there are none.
+    """Converts generation fields of transformers to `Decoding`. `default` has the lengths to use if there are none.
 
     Raises:
-      InputError: fields that are not implemented here, or have impossible values.
+      InputError: If fields are not supported or have invalid values.
     """
     fields = {name: value for name, value in fields.items() if value is not None}
     draws, beams = bool(fields.get("do_sample")), fields.get("num_beams", 1)
     wrong = [
-        f"{name}={value!r} is not implemented here; expected "
+        f"{name}={value!r} is not supported; expected "
         + (f"{REFUSED[name]!r} or no such field" if name in REFUSED else "no such field")
         for name, value in sorted(fields.items())
         if name not in FIELDS | HARMLESS or (name in REFUSED and value != REFUSED[name])
     ]
     if draws and beams != 1:
-        wrong.append(f"do_sample=True with num_beams={beams} is not implemented here; expected one of the two")
+        wrong.append(f"do_sample=True with num_beams={beams} is not supported; expected only one of them")
     if fields.get("early_stopping", False) not in (False, True, "never"):
         wrong.append(f"early_stopping={fields['early_stopping']!r}: expected true, false or 'never'")
     if wrong:
@@ -131,7 +132,8 @@ def decoding_of(fields: Mapping[str, Any], default: Decoding) -> Decoding:
 
 
 def generation_fields(decoding: Decoding) -> dict[str, Any]:
-    """transformers' fields of our settings; those at transformers' defaults, or without effect, are left out."""
+    """Converts `Decoding` to generation fields of transformers, without those that have transformers' defaults or no
+    effect."""
     draws = decoding.temperature > 0
     plain = {field.name: field.default for field in dataclasses.fields(Decoding)}
     fields = {
@@ -152,18 +154,18 @@ def generation_fields(decoding: Decoding) -> dict[str, Any]:
 
 
 def _listed(value: Any) -> Any:
-    """A value as JSON has it."""
+    """Converts a value to JSON types."""
     return [_listed(item) for item in value] if isinstance(value, tuple) else value
 
 
 def end_tokens(decoding: Decoding, tokenizer: Tokenizer) -> dict[str, Any]:
-    """`eos_token_id` as transformers has it: the tokens that end what a run with these settings generates."""
+    """Returns the field `eos_token_id` of transformers: the tokens that end the output of a run with these settings."""
     ids = default_ends(tokenizer) if decoding.eos_token_ids is None else decoding.eos_token_ids
     return {"eos_token_id": ids[0] if len(ids) == 1 else list(ids) or None}
 
 
 def default_ends(tokenizer: Tokenizer) -> tuple[int, ...]:
-    """The tokenizer's end token, if it has one."""
+    """Returns the end token of the tokenizer, if it has one."""
     try:
         return (int(tokenizer.eos_id),)
     except InputError:
@@ -171,10 +173,10 @@ def default_ends(tokenizer: Tokenizer) -> tuple[int, ...]:
 
 
 def start_token(folder: Folder, tokenizer: Tokenizer) -> str:
-    """`Seq2SeqLM.start` for a folder: the kind of token that its answers follow.
+    """Returns the `start` of `Seq2SeqLM` for a folder: the kind of token that is its decoder start token.
 
     Raises:
-      InputError: that token is none of these kinds.
+      InputError: If the decoder start token is none of these kinds.
     """
     said = {**folder.config, **folder.generation}
     start = said.get("decoder_start_token_id")
@@ -195,7 +197,7 @@ def start_token(folder: Folder, tokenizer: Tokenizer) -> str:
 
 
 def _ours(name: str, value: Any) -> Any:
-    """A field's value as `Decoding` has it: tuples instead of lists, and of one id where transformers allows an id."""
+    """Converts a field value to the type in `Decoding`: lists to tuples, and a single end token to a tuple."""
     if name in ("eos_token_ids", "forced_eos_token_ids") and not isinstance(value, list | tuple):
         return (value,)
     if isinstance(value, list | tuple):

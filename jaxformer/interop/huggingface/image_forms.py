@@ -1,4 +1,4 @@
-"""Encoders of images in a form that a class of transformers has, which computes the same."""
+"""Converts image encoders to equivalent ones that a class of transformers can represent."""
 
 import dataclasses
 from typing import Any
@@ -13,14 +13,15 @@ from jaxformer.models.vit import Vit
 from jaxformer.runs.run import Run
 
 SCALES = tuple(f"transformer/blocks/{part}_residual/scale" for part in ("attention", "mlp"))
-"""Paths of layer scale's parameters."""
+"""Paths of the LayerScale parameters."""
 
 
 def image_form(model: Vit) -> Vit:
-    """The model that computes what `model` does, with parameters where transformers' classes have them.
+    """Returns an equivalent model whose parameters have the form of a transformers class.
 
-    Fixed positions become learned ones. A classifier of the patches' mean becomes DINOv2's, which reads the class
-    token too, with weights of 0, and has layer scale, of 1. Both matter only to training that continues elsewhere.
+    Fixed position embeddings become learned ones. A classifier of the mean of the patches becomes the one of DINOv2,
+    which also reads the class token, with weights of 0, and has LayerScale, with scales of 1. The differences only
+    matter if the model is trained further elsewhere.
     """
     changes: dict[str, Any] = {}
     if model.position_embedding == "sinusoidal":
@@ -34,7 +35,7 @@ def image_form(model: Vit) -> Vit:
 
 
 def image_params(model: Vit, params: Any) -> Any:
-    """The parameters of `image_form(model)` that compute what `params` do in `model`."""
+    """Converts the parameters of `model` to those of `image_form(model)`."""
     arrays, form = parameters.flat(params), image_form(model)
     shapes = parameters.abstract(form)
     if model.position_embedding == "sinusoidal":
@@ -50,11 +51,12 @@ def image_params(model: Vit, params: Any) -> Any:
 
 
 def image_run(run: Run) -> Run:
-    """The run of `image_form`; itself if its model has that form."""
+    """Converts a run to `image_form`. Returns the run itself if its model already has that form."""
     form = image_form(run.model)
     return run if form is run.model else replaced(run, form, image_params(run.model, run.params), run.tokenizer)
 
 
 def _reads_mean(model: Vit) -> bool:
-    """Whether it is a classifier of the patches' mean; one without a class token has no class in transformers."""
+    """Returns whether the model is a classifier of the mean of the patches. Without a class token, transformers has no
+    class for it."""
     return bool(model.labels) and model.pooling == "mean" and model.class_token and not model.pooler

@@ -1,4 +1,4 @@
-"""A run of an image model from a Hugging Face folder: what it is for, and how it prepares images."""
+"""Builds runs of image models from Hugging Face folders: their objective and their image processing."""
 
 from pathlib import Path
 
@@ -15,12 +15,12 @@ from jaxformer.training.optimizers import AdamW, Schedule
 
 
 def image_experiment(home: Path, model: Model, folder: Folder | None = None) -> Experiment:
-    """A placeholder experiment for an imported model; it has no training data.
+    """Builds a placeholder experiment for an imported model, without training data.
 
     Args:
-      home: where the preparation of images is read, if it is there.
-      model: the model.
-      folder: the Hugging Face folder of the model; None for a model that was not imported.
+      home: Folder to read the image processing from, if there is any.
+      model: Imported model.
+      folder: Hugging Face folder of the model. None if the model was not imported.
     """
     bridge, source = bridge_of(model), Source(home, folder)
     objective = bridge.objective(source, model)
@@ -29,5 +29,5 @@ def image_experiment(home: Path, model: Model, folder: Folder | None = None) -> 
 
 
 def write_preparation(folder: Path, run: Run) -> None:
-    """Writes how the run prepares images that it does not augment."""
+    """Writes the image processing of a run, without augmentation."""
     write_preprocessor(folder, run.model, run.experiment.data.task.image)

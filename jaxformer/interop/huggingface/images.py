@@ -1,4 +1,4 @@
-"""How images are prepared for a model: the preprocessor_config.json of a Hugging Face folder."""
+"""Reads and writes the image processing of a model: preprocessor_config.json of a Hugging Face folder."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from jaxformer.models.base import Model
 
 PREPROCESSOR = "preprocessor_config.json"
 NESTED = "processor_config.json"
-"""Newer folders may have the same fields here, in `image_processor`."""
+"""Newer folders may have the same fields in `image_processor` of this file."""
 RESAMPLING: Mapping[int, Resample] = {
     0: "nearest",
     1: "lanczos",
@@ -23,7 +23,7 @@ RESAMPLING: Mapping[int, Resample] = {
     4: "box",
     5: "hamming",
 }
-"""Pillow's numbers of filters."""
+"""Resampling filters by their numbers in Pillow."""
 CLIP_PIXELS = {"image_mean": (0.48145466, 0.4578275, 0.40821073), "image_std": (0.26862954, 0.26130258, 0.27577711)}
 SQUARE = {"resample": 2, "size": {"height": 224, "width": 224}, "image_mean": (0.5,), "image_std": (0.5,)}
 CROPPED = {"do_center_crop": True, "crop_size": {"height": 224, "width": 224}, "resample": 3}
@@ -34,7 +34,7 @@ PROCESSORS: Mapping[str, Mapping[str, Any]] = {
     "CLIPImageProcessor": {**CROPPED, "size": {"shortest_edge": 224}, **CLIP_PIXELS},
     "SiglipImageProcessor": {**SQUARE, "resample": 3},
 }
-"""transformers' classes that are read here, with the values of the fields that a file leaves out."""
+"""Supported image processor classes of transformers, with the defaults of their fields."""
 BY_MODEL = {
     "vit": "ViTImageProcessor",
     "vit_mae": "ViTImageProcessor",
@@ -43,45 +43,45 @@ BY_MODEL = {
     "clip": "CLIPImageProcessor",
     "siglip": "SiglipImageProcessor",
 }
-"""The class of a file that names none, by the model's type."""
+"""Default image processor class by model type."""
 STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
-"""Fields that leave a step out where they are null."""
+"""Fields that disable a processing step if they are null."""
 ANY_SIZE = ("dinov2", "dinov2_with_registers")
-"""Models that take images of any size; the others take theirs alone."""
+"""Model types that accept images of any size. Others accept only the size in their config."""
 IGNORED = ("image_processor_type", "feature_extractor_type", "processor_class", "_valid_processor_keys", "data_format")
-"""Fields that do not change the pixels; `data_format` is that of the array that transformers returns."""
+"""Fields that do not change the pixels. `data_format` is that of the array that transformers returns."""
 UNUSED = ("do_pad", "do_reduce_labels", "do_thumbnail", "do_flip_channel_order", "do_align_long_axis", "device")
-"""Fields that must be false, if a file has them."""
+"""Fields that must be false, if present."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Preparation:
-    """How a folder prepares images."""
+    """Image processing of a folder."""
 
     size: int
-    """Height and width of the model's input."""
+    """Height and width of the model input in pixels."""
     edge: int
-    """Length of the resized sides; their centre of `size` pixels is cropped."""
+    """Size of the resized sides in pixels. The centre of `size` pixels is cropped."""
     fit: Fit
-    """The sides that are resized."""
+    """Which sides are resized."""
     resample: Resample
-    """The filter."""
+    """Resampling filter."""
     mean: tuple[float, ...]
-    """Subtracted from pixels between 0 and 1, of each channel or of all."""
+    """Mean that is subtracted from pixels in [0, 1], per channel or for all channels."""
     std: tuple[float, ...]
-    """Divisor after the subtraction."""
+    """Standard deviation that divides the pixels after the subtraction."""
 
     @property
     def field(self) -> dict[str, Any]:
-        """The fields of an `ImageField`."""
+        """Arguments of the corresponding `ImageField`."""
         return {"size": self.size, "crop": self.size / self.edge, "fit": self.fit, "resample": self.resample}
 
 
 def with_pixels(model: Model, folder: Path) -> Model:
-    """The model with the mean and deviation of pixels that a folder says; other models as they are.
+    """Returns the model with the pixel mean and standard deviation of a folder. Models without images are unchanged.
 
     Raises:
-      InputError: as `read_preparation`.
+      InputError: In the cases of `read_preparation`.
     """
     if "images" not in model.inputs():
         return model
@@ -97,12 +97,12 @@ def with_pixels(model: Model, folder: Path) -> Model:
 
 
 def read_preparation(folder: Path, model: Any) -> Preparation | None:
-    """How a folder prepares images for the model in it; None where it does not say.
+    """Reads the image processing of a folder for its model. None if the folder has no image processor.
 
-    Computes what transformers' image processors without torchvision do, for every size of image.
+    The result equals that of transformers' image processors without torchvision, for images of every size.
 
     Raises:
-      InputError: a field that cannot be honoured.
+      InputError: If a field is not supported.
     """
     path, said = _read(folder)
     if said is None:
@@ -137,7 +137,7 @@ def read_preparation(folder: Path, model: Any) -> Preparation | None:
 
 
 def _read(folder: Path) -> tuple[Path, dict[str, Any] | None]:
-    """The file that prepares images, as transformers chooses it, and its fields."""
+    """Finds the file with the image processor, in the same way as transformers, and reads its fields."""
     nested = folder / NESTED
     if nested.is_file() and isinstance(said := read_json(nested).get("image_processor"), dict):
         return nested, said
@@ -146,7 +146,7 @@ def _read(folder: Path) -> tuple[Path, dict[str, Any] | None]:
 
 
 def _class_of(reader: ConfigReader, model_type: str | None) -> str:
-    """transformers' class."""
+    """Returns the image processor class of transformers."""
     field = "image_processor_type" if "image_processor_type" in reader else "feature_extractor_type"
     named = reader.get(field)
     if named is None:
@@ -158,7 +158,7 @@ def _class_of(reader: ConfigReader, model_type: str | None) -> str:
 
 
 def _sizes(reader: ConfigReader, model: Any, kind: str) -> tuple[int, int, Fit]:
-    """The size of the model's input, the length of the resized sides, and which sides they are."""
+    """Returns the size of the model input, the size of the resized sides, and which sides are resized."""
     resized, cropped = reader.flag("do_resize", True), reader.flag("do_center_crop", False)
     square = reader.flag("default_to_square", kind not in ("BitImageProcessor", "CLIPImageProcessor"))
     fit, edge = _length(reader, "size", square)
@@ -168,14 +168,16 @@ def _sizes(reader: ConfigReader, model: Any, kind: str) -> tuple[int, int, Fit]:
         fit, edge = "none", size if cropped else model.image
         size = edge
     elif not cropped and fit == "crop":
-        raise reader.error("do_center_crop", False, f"true: size={reader.get('size')} makes no squares alone")
+        raise reader.error("do_center_crop", False, f"true, because size={reader.get('size')} does not produce squares")
     elif size > edge:
-        raise reader.error("crop_size", reader.get("crop_size"), f"{edge} at most, as size={reader.get('size')}")
+        raise reader.error(
+            "crop_size", reader.get("crop_size"), f"at most {edge}, the value of size={reader.get('size')}"
+        )
     return size, edge, fit
 
 
 def _length(reader: ConfigReader, name: str, square: bool) -> tuple[Fit, int]:
-    """The sides that a size belongs to, and their length."""
+    """Parses a size field. Returns which sides it refers to, and their length."""
     value = reader.get(name)
     if type(value) is int:
         value = {"height": value, "width": value} if square else {"shortest_edge": value}
@@ -187,12 +189,12 @@ def _length(reader: ConfigReader, name: str, square: bool) -> tuple[Fit, int]:
             return "crop", lengths[0]
         if isinstance(value, dict) and set(value) == {"height", "width"} and lengths[0] == lengths[1]:
             return "stretch", lengths[0]
-    shortest = ", or of shortest_edge alone" if name == "size" else ""
-    raise reader.error(name, reader.get(name), f"a number, or a dict of the same height and width{shortest}")
+    shortest = ", or with shortest_edge only" if name == "size" else ""
+    raise reader.error(name, reader.get(name), f"a number, or a dict with equal height and width{shortest}")
 
 
 def _pixels(reader: ConfigReader) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of pixels between 0 and 1, which scale them too where the folder scales otherwise."""
+    """Returns the mean and standard deviation for pixels in [0, 1]. Other rescale factors are included in them."""
     factor = reader.number("rescale_factor", 1 / 255)
     if not reader.flag("do_rescale", True):
         factor = 1.0
@@ -216,17 +218,19 @@ def _numbers(reader: ConfigReader, name: str) -> tuple[float, ...]:
 
 
 def write_preprocessor(folder: Path, model: Any, image: ImageField | None = None) -> None:
-    """Writes how images are prepared without augmentation; by default their centre is cropped.
+    """Writes the image processing without augmentation. If `image` is None, the centre of each image is cropped.
 
     Raises:
-      InputError: transformers' model takes images of another size.
+      InputError: If the transformers class accepts only another image size.
     """
     _, model = model.part("images")
     image = image or ImageField(model.image, model.channels)
     model_type = read_json(folder / CONFIG).get("model_type")
     if image.size != model.image and model_type not in ANY_SIZE:
         problem = f"data.task.image.size={image.size} differs from model.image={model.image}"
-        raise InputError(f"{problem}: {model_type} in transformers takes images of {model.image} × {model.image} alone")
+        raise InputError(
+            f"{problem}: {model_type} in transformers accepts only images of {model.image} × {model.image}"
+        )
     crops = image.fit != "stretch" or image.edge != image.size
     value = {
         "image_processor_type": _processor_for(image, crops),

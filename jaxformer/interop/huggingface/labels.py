@@ -1,4 +1,4 @@
-"""The names of classes in a config.json."""
+"""Reads and writes the class names in a config.json."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,13 +11,13 @@ SINGLE, MANY, REGRESSION = "single_label_classification", "multi_label_classific
 
 
 def read_labels(reader: ConfigReader) -> tuple[str, ...]:
-    """Reads the names of the classes, in the order of their numbers.
+    """Reads the class names, in the order of their indices.
 
-    As in transformers, a `num_labels` that differs from the number of names replaces them by `LABEL_0`, `LABEL_1`, ...
-    Two unnamed labels are the default.
+    As in transformers, a `num_labels` that differs from the number of names replaces the names by `LABEL_0`, `LABEL_1`,
+    ... Defaults to two unnamed labels.
 
     Raises:
-      InputError: the numbers are not 0, 1, 2, ..., or a name is not a string.
+      InputError: If the indices are not 0, 1, 2, ..., or a name is not a string.
     """
     named = reader.get("id2label")
     if named is None:
@@ -39,18 +39,19 @@ def read_labels(reader: ConfigReader) -> tuple[str, ...]:
 
 
 def label_fields(labels: Sequence[str]) -> dict[str, Any]:
-    """The fields of a config.json for the names."""
+    """Returns the config fields for the class names."""
     named = {str(number): name for number, name in enumerate(labels)}
     return {"id2label": named, "label2id": {name: number for number, name in enumerate(labels)}}
 
 
 def read_problem_type(said: Mapping[str, Any], labels: Sequence[str], where: str) -> str:
-    """Reads the problem type of a classifier: one of its labels, any of them, or a number.
+    """Reads the problem type of a classifier: single-label, multi-label or regression.
 
-    Without a `problem_type` it is one label, and a number where there is one label only, as for transformers' losses.
+    Without a `problem_type`, several labels mean single-label classification and one label means regression, as in the
+    losses of transformers.
 
     Raises:
-      InputError: `problem_type` is another word, or does not fit the number of labels.
+      InputError: If `problem_type` is unknown, or does not match the number of labels.
     """
     found = said.get("problem_type") or (SINGLE if len(labels) > 1 else REGRESSION)
     if found not in (SINGLE, MANY, REGRESSION):

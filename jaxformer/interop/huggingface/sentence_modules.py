@@ -1,4 +1,4 @@
-"""modules.json: the modules of a sentence-transformers model, and their folders."""
+"""Reads modules.json: the modules of a sentence-transformers model, and their folders."""
 
 import dataclasses
 import json
@@ -14,31 +14,31 @@ SUPPORTED = (
     (TRANSFORMER,),
     (TRANSFORMER, NORMALIZE),
 )
-"""Without a pooling, the Transformer itself returns the model's pooler output."""
-EXPECTED = "expected Transformer, Pooling and perhaps Normalize"
+"""Supported sequences of modules. Without Pooling, the Transformer module returns the pooler output of the model."""
+EXPECTED = "expected Transformer, Pooling and optionally Normalize"
 
 
 @dataclasses.dataclass(frozen=True)
 class SentenceModule:
-    """One entry of modules.json."""
+    """Entry of modules.json."""
 
     kind: str
-    """The name of its class, such as `Pooling`."""
+    """Class name, such as `Pooling`."""
     folder: Path
-    """The folder with its files."""
+    """Folder with the files of the module."""
 
 
 def read_modules(folder: Path) -> tuple[SentenceModule, ...]:
     """Reads modules.json.
 
     Raises:
-      InputError: the file is not such a list, names a folder outside of `folder`, or has modules that are not
-        supported in this order; names the first of them.
+      InputError: If the file is not a list of modules, names a folder outside of `folder`, or has unsupported
+          modules or an unsupported order. The message names the first one.
     """
     path, entries = folder / MODULES, _entries(folder)
     for kind, _ in entries:
         if not kind.startswith("sentence_transformers."):
-            raise InputError(f"{path}: {kind} is code of its own, which is not run; {EXPECTED}")
+            raise InputError(f"{path}: {kind} is custom code, which is not run; {EXPECTED}")
     modules = tuple(SentenceModule(kind.rpartition(".")[2], folder / name) for kind, name in entries)
     kinds = tuple(module.kind for module in modules)
     if kinds not in SUPPORTED:
@@ -50,14 +50,15 @@ def read_modules(folder: Path) -> tuple[SentenceModule, ...]:
 
 
 def transformer_folder(folder: Path) -> Path:
-    """The folder with the encoder's config.json: that of the module Transformer, or else `folder`."""
+    """Returns the folder with the encoder's config.json: that of the Transformer module, or `folder` if there is
+    none."""
     entries = _entries(folder) if (folder / MODULES).is_file() else []
     names = [name for kind, name in entries if kind.rpartition(".")[2] == TRANSFORMER]
     return folder / names[0] if names else folder
 
 
 def _entries(folder: Path) -> list[tuple[str, str]]:
-    """Class and folder of each module."""
+    """Reads the class and folder of each module."""
     path = folder / MODULES
     try:
         entries = [(str(entry["type"]), str(entry["path"])) for entry in json.loads(path.read_text(encoding="utf-8"))]

@@ -1,7 +1,7 @@
-"""The correspondence of a family's tensors and our parameters: one table, which import and export both read.
+"""Tables that map the tensors of a model family to parameters. Import and export use the same table.
 
 A row has the path of a parameter, the name of the tensor in transformers, and the rearrangement of axes. Our stacked
-blocks have a leading axis of layers; transformers has one tensor for each layer, with its number for `{l}` in the name.
+blocks have a leading layer axis; transformers has one tensor per layer, with its number in place of `{l}` in the name.
 """
 
 import dataclasses
@@ -13,81 +13,83 @@ import numpy as np
 from jaxformer.errors import InputError
 
 SHOWN = 8
-"""Names that a message lists, at most."""
+"""Maximum number of names that a message lists."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ParamMapping:
-    """Maps one tensor of transformers (one for each layer, if its name has `{l}`) to our parameters."""
+    """Maps one tensor of transformers, or one per layer if its name has `{l}`, to our parameters."""
 
     ours: str | tuple[str, ...]
-    """Path of the parameter, such as `transformer/blocks/mlp/up/kernel`; several if the tensor holds several
-    parameters, which are along the first axis of the rearranged tensor."""
+    """Path of the parameter, such as `transformer/blocks/mlp/up/kernel`. Several paths if the tensor contains several
+    parameters, which are then along the first axis of the rearranged tensor."""
     theirs: str
-    """Name of the tensor."""
+    """Name of the tensor in transformers."""
     pattern: str = ""
-    """The rearrangement of the tensor's axes, as einops writes it: `(h k) d -> d h k`; empty if they are the same."""
+    """Rearrangement of the tensor's axes in einops notation, such as `(h k) d -> d h k`. Empty if the axes are the
+    same."""
     copies: tuple[str, ...] = ()
-    """Other names of a tied tensor: stored as well (then the values must be equal), or instead."""
+    """Other names of a tied tensor. It is stored under one or several of these names; all stored values must be
+    equal."""
     tied_to: str = ""
-    """The tensor that is read if this one is not stored."""
+    """Name of the tensor to read if this one is not stored."""
     requires: str = ""
-    """A path that the model must have for the row to apply."""
+    """Path of a parameter that the model must have for the row to apply."""
     excludes: str = ""
-    """A path that the model must not have."""
+    """Path of a parameter that the model must not have for the row to apply."""
     first_layer: int = 0
-    """The first layer that has it, where its name has `{l}`. What ours holds for the layers before has no effect."""
+    """First layer that has the tensor, if its name has `{l}`. Our parameters of the layers before have no effect."""
 
     def applies(self, paths: Container[str]) -> bool:
-        """Whether a model with parameters at these paths has this tensor."""
+        """Returns whether a model with parameters at these paths has the tensor."""
         other = (not self.requires or self.requires in paths) and self.excludes not in paths
         return other and any(path in paths for path in self.paths)
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """The paths of the parameters."""
+        """Paths of the parameters, as a tuple."""
         return (self.ours,) if isinstance(self.ours, str) else self.ours
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """All rows of a family; those apply to a model whose parameters it has."""
+    """Rows of a model family. A row applies if the model has its parameters."""
 
     rows: tuple[ParamMapping, ...]
-    """The tensors that are parameters."""
+    """Tensors that are parameters."""
     known: Mapping[str, str | Callable[[tuple[int, ...]], np.ndarray]] = dataclasses.field(default_factory=dict)
-    """Names, with `{l}` for a number, of tensors that may be stored without being parameters: with the reason, or a
-    function that computes the expected values from a shape."""
+    """Names (with `{l}` for a number) of tensors that may be stored although they are not parameters. Maps each to the
+    reason, or to a function that computes the expected values from the shape."""
     prefix: str = ""
-    """The prefix that the names of a model without heads lack."""
+    """Prefix of tensor names that is missing in models without heads."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TensorMapping:
-    """One tensor of transformers, and the parameters that it holds."""
+    """Maps one tensor of transformers to the parameters that it contains."""
 
     name: str
     shape: tuple[int, ...]
     paths: tuple[str, ...]
-    """Paths of the parameters, or of the stacked parameters that it is a layer of."""
+    """Paths of the parameters, or of the stacked parameters if it contains one of their layers."""
     layer: int | None
-    """Its index in their first axis; None if they are not stacked."""
+    """Index of the layer in the first axis of stacked parameters. None if they are not stacked."""
     copies: tuple[str, ...]
-    """As in `ParamMapping`."""
+    """Other names of a tied tensor, see `ParamMapping.copies`."""
     tied_to: str
-    """As in `ParamMapping`."""
+    """Name of the tensor to read if this one is not stored."""
     split: tuple[int, ...]
-    """The shape of the tensor with every axis of the parameters apart."""
+    """Shape of the tensor after splitting its axes into those of the parameters."""
     order: tuple[int, ...]
     """Axis permutation from the split tensor to the parameters."""
 
     def to_ours(self, tensor: np.ndarray) -> list[np.ndarray]:
-        """Returns views of a tensor, one for each path."""
+        """Returns views of a tensor, one per path."""
         arranged = tensor.reshape(self.split).transpose(self.order)
         return list(arranged) if len(self.paths) > 1 else [arranged]
 
     def to_theirs(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
-        """Returns the tensor from one array for each path; a copy, unless the order of axes is the same."""
+        """Returns the tensor for the given arrays, one per path. It is a copy unless the order of axes is the same."""
         arranged = np.stack(arrays) if len(self.paths) > 1 else arrays[0]
         return np.ascontiguousarray(arranged.transpose(np.argsort(self.order))).reshape(self.shape)
 
@@ -96,12 +98,12 @@ def slots(table: Table, shapes: Mapping[str, tuple[int, ...]], headless: bool = 
     """Returns the tensors that a model has, in the order of the table.
 
     Args:
-      table: the family's.
-      shapes: of the parameters, by path.
-      headless: whether their names lack the table's prefix.
+      table: Table of the model family.
+      shapes: Shapes of the parameters, by path.
+      headless: Whether tensor names lack the prefix of the table.
 
     Raises:
-      ValueError: the table does not cover each parameter exactly once.
+      ValueError: If the table does not cover each parameter exactly once.
     """
     found, covered = [], []
     for row in table.rows:
@@ -124,7 +126,7 @@ def slots(table: Table, shapes: Mapping[str, tuple[int, ...]], headless: bool = 
 
 
 def is_known(table: Table, name: str) -> bool:
-    """Whether a tensor with this name is known to be no parameter."""
+    """Returns whether a tensor name is known not to be a parameter."""
     patterns = [re.escape(known).replace(r"\{l\}", r"\d+") for known in table.known]
     patterns += [pattern.removeprefix(re.escape(table.prefix)) for pattern in patterns]
     return any(re.fullmatch(pattern, name) for pattern in patterns)
@@ -132,29 +134,29 @@ def is_known(table: Table, name: str) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Sources:
-    """The stored tensor of each slot."""
+    """Stored tensors for all slots."""
 
     slots: list[TensorMapping]
     """All slots."""
     names: list[str]
-    """The stored name of each."""
+    """Name of the stored tensor of each slot."""
     copies: list[tuple[str, str]]
-    """LazyTensor names that must hold the same."""
+    """Pairs of names of stored tensors that must have equal values."""
 
 
 def match(
     table: Table, shapes: Mapping[str, tuple[int, ...]], stored: Mapping[str, tuple[int, ...]], where: str
 ) -> Sources:
-    """Finds the stored tensor for each mapping.
+    """Finds the stored tensor of each slot.
 
     Args:
-      table: the family's.
-      shapes: of the parameters, by path.
-      stored: shapes of the stored tensors, by name.
-      where: the start of messages.
+      table: Table of the model family.
+      shapes: Shapes of the parameters, by path.
+      stored: Shapes of the stored tensors, by name.
+      where: Start of error messages.
 
     Raises:
-      InputError: tensors are missing, unknown, or of another shape; lists them.
+      InputError: If tensors are missing, unknown, or have another shape. The message lists them.
     """
     wanted = slots(table, shapes, is_headless(table, stored))
     own = {slot.name for slot in wanted}
@@ -183,7 +185,7 @@ def match(
 
 
 def is_headless(table: Table, names: Mapping[str, object]) -> bool:
-    """Whether the names lack the table's prefix, as those of a model without heads do."""
+    """Returns whether the names lack the prefix of the table, as in a model without heads."""
     return not any(name.startswith(table.prefix) for name in names)
 
 
@@ -209,9 +211,10 @@ def _of_row(row: ParamMapping, shapes: Mapping[str, tuple[int, ...]]) -> Iterato
 
 
 def _parsed(pattern: str, axes: int) -> tuple[list[list[int]], tuple[int, ...]]:
-    """Parses a pattern: the split axes in each axis of the tensor, and the permutation from them to the parameter's.
+    """Parses a pattern. Returns the split axes of each tensor axis, and the permutation from them to the parameter's
+    axes.
 
-    An axis 1 of the tensor has no counterpart.
+    An axis `1` of the tensor has no counterpart in the parameter.
     """
     if not pattern:
         return [[axis] for axis in range(axes)], tuple(range(axes))

@@ -1,7 +1,7 @@
-"""Runs of text models in a form that other programs expect: no more ids than the tokenizer has, and Marian's order.
+"""Converts text models to the form that other programs expect: no unused ids, and Marian's order of the vocabulary.
 
-Converters such as CTranslate2's count the tokenizer's pieces and expect as many rows; of a Marian they drop the last
-row, which is padding, and start the decoder from zeros.
+Converters such as CTranslate2 expect as many embedding rows as the tokenizer has pieces. For Marian models they drop
+the last row, which is padding, and start the decoder from a zero vector.
 """
 
 import dataclasses
@@ -19,17 +19,17 @@ from jaxformer.runs.run import Run
 from jaxformer.training.checkpoints import StoredArray
 
 NEVER = -50.0
-"""The logit of padding, to which the embedding of zeros adds nothing: no probability, and no number too large for
-float16 or for a comparison of logits relative to the largest."""
+"""Logit of the padding token, whose embedding is zero: low enough to have no probability, but not too large for float16
+or for a comparison relative to the largest logit."""
 
 
 def marian_form(model: EncoderDecoder) -> EncoderDecoder:
-    """The model that computes what `model`, whose `zero_start` is set, does, once padding is the last token."""
+    """Returns the equivalent of a model with `zero_start`, for a vocabulary in which padding is the last token."""
     return dataclasses.replace(model, head_bias=True, zero_start=False)
 
 
 def marian_run(run: Run) -> Run:
-    """The run with padding as the last token, whose embedding is zero and which never comes."""
+    """Converts a run so that padding is the last token, has a zero embedding and is never generated."""
     size, pad = run.tokenizer.vocab_size, run.tokenizer.pad_id
     order = np.array([*(number for number in range(size) if number != pad), pad])
     arrays = parameters.flat(run.params)
@@ -56,11 +56,11 @@ def marian_run(run: Run) -> Run:
 
 
 TOKEN_ROWS = ("embeddings/token", "head")
-"""Parameters of an encoder–decoder with a row for each token."""
+"""Paths of the encoder–decoder parameters that have one row per token."""
 
 
 def _renumbered(decoding: Decoding, places: Mapping[int, int]) -> Decoding:
-    """The settings with the new ids of the tokens that they name."""
+    """Replaces token ids in the settings by their new ids."""
 
     def moved(value: Any) -> Any:
         return tuple(map(moved, value)) if isinstance(value, tuple) else None if value is None else places[value]
@@ -69,7 +69,7 @@ def _renumbered(decoding: Decoding, places: Mapping[int, int]) -> Decoding:
 
 
 def without_unused_ids(run: Run) -> Run:
-    """The run with a vocabulary of the tokenizer's size."""
+    """Reduces the vocabulary of a run to the size of the tokenizer."""
     limit = run.model.text_limits
     if run.tokenizer is None or limit is None or run.tokenizer.vocab_size >= limit.vocab:
         return run
@@ -84,7 +84,7 @@ def without_unused_ids(run: Run) -> Run:
 
 
 def _first(array: Any, shape: tuple[int, ...]) -> StoredArray:
-    """The first entries of an array along each axis."""
+    """Truncates an array to a shape along each axis."""
     return _lazy(array, shape, lambda: np.asarray(array)[tuple(map(slice, shape))])
 
 
@@ -93,6 +93,6 @@ def _lazy(array: Any, shape: tuple[int, ...], read: Callable[[], np.ndarray]) ->
 
 
 def replaced(run: Run, model: Model, params: Any, tokenizer: Any) -> Run:
-    """The run with another model, its parameters and its tokenizer."""
+    """Returns the run with another model, its parameters and its tokenizer."""
     experiment = dataclasses.replace(run.experiment, model=model)
     return dataclasses.replace(run, experiment=experiment, params=params, tokenizer=tokenizer)

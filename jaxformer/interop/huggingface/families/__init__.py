@@ -1,4 +1,4 @@
-"""The families, and the one map from what a config.json says to them."""
+"""Model families of transformers, and functions that find the family of a config.json or of a model."""
 
 import importlib
 import math
@@ -52,20 +52,21 @@ FAMILIES: tuple[Family, ...] = (
     *classifiers.FAMILIES,
     *modern_bert.CLASSIFIERS,
 )
-"""In the order in which they are tried on a model: LLaMA before Mistral."""
+"""All families, in the order in which they are tried for a model: LLaMA before Mistral."""
 ARCHITECTURES: Mapping[str, Family] = {name: family for family in FAMILIES for name in family.architectures}
 MODEL_TYPES: Mapping[str, Family] = {family.model_type: family for family in reversed(FAMILIES)}
 
 
 def families_of(model: Model) -> list[Family]:
-    """The families of a model's class, the most specific ones first: of its own `interop` module and of the library."""
+    """Returns the families for the class of a model: those of its `interop` module and of the library, most specific
+    first."""
     own = importlib.import_module(model.interop).FAMILIES if model.interop else ()
     found = [family for family in (*own, *FAMILIES) if isinstance(model, family.module)]
     return sorted(found, key=lambda family: type(model) is not family.module)
 
 
 def bridge_of(model: Model) -> Bridge:
-    """The bridge of a model's class."""
+    """Returns the bridge for the class of a model."""
     return next((family.bridge for family in families_of(model)), Bridge())
 
 
@@ -74,19 +75,19 @@ def family_of_config(
 ) -> tuple[Family, str]:
     """Finds the family of a config.json.
 
-    Old files name no architecture; then the names of the tensors decide, if they have the prefix of one family.
+    Old files name no architecture. In that case, the family is found by the prefix of the tensor names.
 
     Args:
-      config: the content of the file.
-      names: of the tensors.
-      where: the file, for messages.
-      families: families that are not among the library's, which come first.
+      config: Content of the file.
+      names: Names of the tensors.
+      where: Path of the file, for messages.
+      families: Additional families, which take precedence over those of the library.
 
     Returns:
       The family, and the architecture that the file names.
 
     Raises:
-      InputError: it is none of the families.
+      InputError: If no family matches.
     """
     families = (*families, *FAMILIES)
     architectures = {name: family for family in reversed(families) for name in family.architectures}
@@ -109,21 +110,21 @@ def family_of_config(
 
 
 def family_of_model(model: Model, architecture: str | None = None) -> tuple[Family, dict[str, Any]]:
-    """Finds a family that computes what a model does.
+    """Finds a family that can represent a model exactly.
 
     Args:
-      model: the model.
-      architecture: the preferred class of transformers, if several would do.
+      model: Model to export.
+      architecture: Preferred class of transformers, if several are possible.
 
     Returns:
-      The family, and its config of the model.
+      The family, and the config of the model in that family.
 
     Raises:
-      InputError: there is none; says what the nearest does not support.
+      InputError: If there is none. The message names what the most similar family does not support.
     """
     offered = families_of(model)
     if not offered:
-        raise InputError(f"model={type(model).__name__}: no family of transformers has its form")
+        raise InputError(f"model={type(model).__name__}: no family of transformers supports this class")
     offered.sort(key=lambda family: architecture not in family.architectures)
     refusals: list[tuple[float, str]] = []
     for family in offered:
@@ -132,17 +133,17 @@ def family_of_model(model: Model, architecture: str | None = None) -> tuple[Fami
             reader = ConfigReader(config, family.model_type)
             found = differences(model, family.build(reader, _head_names(family, model)))
         except (AttributeError, KeyError, InputError) as error:
-            # The model has parts that this family does not know.
+            # The model has parts that this family does not support.
             refusals.append((math.inf, f"{type(model).__name__}: {error}"))
             continue
         if not found:
             return family, config
         refusals.append((len(found), found[0].describe("here", f"in {family.model_type}")))
     _, nearest = min(refusals, key=lambda refusal: refusal[0])
-    raise InputError(f"no family of transformers computes what this model does: {nearest}")
+    raise InputError(f"no family of transformers represents this model exactly: {nearest}")
 
 
 def _head_names(family: Family, model: Model) -> list[str]:
-    """Names of the tensors that the model has, by which a family knows its heads."""
+    """Returns the names of the model's tensors, by which a family recognises its heads."""
     paths = abstract(model)
     return [row.theirs for row in family.table.rows if row.applies(paths)]

@@ -29,7 +29,7 @@ TABLE = Table(
 
 
 def build(reader: ConfigReader, names: Collection[str]) -> Bart:
-    """Our BART."""
+    """Builds the model for a BART config."""
     reader.must("normalize_embedding", True)
     reader.must("static_position_embeddings", False)
     reader.must("extra_pos_embeddings", 2)
@@ -44,11 +44,11 @@ def build(reader: ConfigReader, names: Collection[str]) -> Bart:
 
 
 def describe(model: Bart) -> dict[str, Any]:
-    """Their config of our BART."""
+    """Converts the model to a BART config."""
     return {"architectures": ["BartForConditionalGeneration"]} | marian.fields(model)
 
 
-BRIDGE = marian.EncoderDecoderBridge(decoder_start="eos_token_id")  # As in its paper.
+BRIDGE = marian.EncoderDecoderBridge(decoder_start="eos_token_id")  # As in the paper.
 FAMILY = Family(
     model_type="bart",
     architectures=("BartForConditionalGeneration",),

@@ -51,7 +51,7 @@ TABLE = Table(
 
 
 def build(reader: ConfigReader, names: Collection[str]) -> Bert:
-    """Our BERT, with the heads whose tensors are there."""
+    """Builds the model for a BERT config, with the heads whose tensors are stored."""
     reader.must("position_embedding_type", "absolute")
     reader.must("tie_word_embeddings", True)
     return Bert(
@@ -64,7 +64,7 @@ def build(reader: ConfigReader, names: Collection[str]) -> Bert:
 
 
 def encoder(reader: ConfigReader):
-    """The stack of BERT's and RoBERTa's config."""
+    """Builds the stack for a BERT or RoBERTa config."""
     return stack(
         reader,
         width=reader.integer("hidden_size"),
@@ -79,7 +79,7 @@ def encoder(reader: ConfigReader):
 
 
 def heads(names: Collection[str], pooler: str, masked_lm: str) -> tuple[str, ...]:
-    """The heads that have tensors."""
+    """Returns the heads whose tensors are stored."""
     found = {
         "masked_lm": masked_lm in names,
         "pooler": any(name.endswith(pooler) for name in names),
@@ -89,7 +89,7 @@ def heads(names: Collection[str], pooler: str, masked_lm: str) -> tuple[str, ...
 
 
 def describe(model: Bert) -> dict[str, Any]:
-    """Their config of our BERT."""
+    """Converts the model to a BERT config."""
     if "next_sentence" in model.prediction_heads:
         architecture = "BertForPreTraining"
     else:
@@ -103,7 +103,7 @@ def describe(model: Bert) -> dict[str, Any]:
 
 
 def encoder_fields(model: Bert) -> dict[str, Any]:
-    """Fields of the stack in the configs of BERT and RoBERTa."""
+    """Returns the config fields of the stack, shared by BERT and RoBERTa."""
     config = model.transformer
     return {
         "vocab_size": model.vocab,
@@ -119,29 +119,29 @@ def encoder_fields(model: Bert) -> dict[str, Any]:
 
 
 class EncoderBridge(Bridge):
-    """Encoders with the heads of `Bert`: masked language modelling, a pooler, next sentences."""
+    """Bridge for encoders with the heads of `Bert`: masked language modelling, pooler, next-sentence prediction."""
 
     def objective(self, source: Source, model: Bert) -> Objective:
-        """Masked language modelling; of an encoder without that head, vectors of sentences."""
+        """Returns a masked LM objective, or a sentence embedding objective if the model has no masked LM head."""
         if "masked_lm" in model.prediction_heads:
             return MaskedLM(next_sentence=float("next_sentence" in model.prediction_heads))
         return sentence_encoders.read(source.home, model, source.folder.path)
 
     def task(self, source: Source, model: Bert, objective: Any) -> Task:
-        """Masked tokens, in pairs of sentences if the model has two token types."""
+        """Returns a masked LM task, with sentence pairs if the model has a next-sentence head and two token types."""
         length = text_length(model)
         pairs = "next_sentence" in model.prediction_heads and model.token_types > 1
         return MaskedSentencePairs(length, max(1, length * 15 // 100), next_sentence=pairs)
 
     def outputs(self, model: Bert, output: Any, objective: Any = None) -> dict[str, jax.Array]:
-        """Logits of the heads; without heads, hidden vectors."""
+        """Returns the logits of the heads, or hidden vectors if there are no heads."""
         found = super().outputs(model, output, objective)
         if "next_sentence" in model.prediction_heads:
             found["seq_relationship_logits"] = output.next_sentence_logits[:, 0]
         return found
 
     def labels(self, model: Bert, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Targets at all tokens, and the last token's type for the next-sentence head."""
+        """Returns targets for all tokens. The label of the next-sentence head is the token type of the last token."""
         found = {}
         if "masked_lm" in model.prediction_heads:
             found["labels"] = np.where(rows["segments"] > 0, rows["targets"], -100)
@@ -150,16 +150,16 @@ class EncoderBridge(Bridge):
         return found
 
     def loss(self, outputs: Mapping[str, jax.Array], rows: Mapping[str, jax.Array]) -> jax.Array:
-        """The sum of the heads' losses."""
+        """Computes the sum of the losses of all heads."""
         loss = mean_cross_entropy(outputs["logits"], rows["targets"], rows["segments"])
         if "seq_relationship_logits" in outputs:
-            # One prediction a row.
+            # One prediction per row.
             logits, targets = outputs["seq_relationship_logits"][:, None], rows["token_types"][:, -1:]
             loss += mean_cross_entropy(logits, targets, np.ones(targets.shape))
         return loss
 
     def nearest_config(self, model: Bert, objective: Any) -> dict[str, Any]:
-        """BERT's."""
+        """Returns the config of the BERT class with the same heads."""
         if "masked_lm" in model.prediction_heads:
             architecture = "BertForPreTraining" if "next_sentence" in model.prediction_heads else "BertForMaskedLM"
         else:

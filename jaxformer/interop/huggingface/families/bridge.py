@@ -1,7 +1,7 @@
-"""The parts of a family besides its table of weights: its objective and task, and the call of transformers' class.
+"""Properties of a model family other than its weights: objective, task, and the calls of transformers' classes.
 
-A `Bridge` belongs to a `Family`; families whose models are called in the same way share one. The defaults fit encoders
-of text.
+A `Bridge` belongs to a `Family`. Families whose models are called in the same way share a bridge. The defaults suit
+text encoders.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from jaxformer.runs.run import Run
 
 Arrays = Mapping[str, Any]
 LENGTH = 512
-"""Tokens of a row of an imported experiment, at most."""
+"""Maximum number of tokens per row in an imported experiment."""
 ARGUMENTS = {
     "tokens": "input_ids",
     "segments": "attention_mask",
@@ -33,58 +33,58 @@ ARGUMENTS = {
     "images": "pixel_values",
     "noise": "noise",
 }
-"""transformers' names of the inputs of a model."""
+"""Default argument names in transformers, by the names of model inputs."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A Hugging Face folder that is imported."""
+    """Hugging Face folder to import."""
 
     home: Path
-    """The folder as it was named."""
+    """Folder as given by the user."""
     folder: Folder | None = None
-    """The folder of the weights, which is in `home` or is `home`; None for a model that comes from no folder."""
+    """Folder of the weights, which is `home` or a subfolder of it. None for a model that was not imported."""
     tokenizer: Tokenizer | None = None
 
 
 class Bridge:
-    """Exchanges models of a kind with transformers."""
+    """Defines how a kind of model is used in jaxformer, and how the corresponding class of transformers is called."""
 
     arguments: ClassVar[Mapping[str, str]] = ARGUMENTS
-    """transformers' name of each input of the model."""
+    """Argument names in transformers, by the names of model inputs."""
 
     def objective(self, source: Source, model: Any) -> Objective:
-        """The objective of an imported model.
+        """Returns the objective of an imported model.
 
         Raises:
-          InputError: the folder asks for something that is not supported.
+          InputError: If the folder requires something that is not supported.
         """
-        raise InputError(f"{source.home}: an imported {type(model).__name__} has no objective here")
+        raise InputError(f"{source.home}: there is no objective for an imported {type(model).__name__}")
 
     def task(self, source: Source, model: Any, objective: Any) -> Task:
-        """The task of an imported model, whose rows the objective takes."""
-        raise InputError(f"{source.home}: an imported {type(model).__name__} has no task here")
+        """Returns the task of an imported model, whose rows the objective accepts."""
+        raise InputError(f"{source.home}: there is no task for an imported {type(model).__name__}")
 
     def special_tokens(self, model: Model, tokens: Mapping[str, int | None]) -> dict[str, int | None]:
-        """Fields of a config.json that name special tokens, from the tokenizer's special tokens.
+        """Returns the config fields of special tokens, given the ids in the tokenizer.
 
-        The vocabulary of an encoder has no beginning and end but [CLS] and [SEP], which have other names.
+        Encoders have no BOS and EOS tokens: their [CLS] and [SEP] tokens have separate fields.
         """
         if model.pretrained()[1].is_generative:
             return dict(tokens)
         return {**tokens, "bos_token_id": None, "eos_token_id": None}
 
     def conventional(self, run: Run) -> Run:
-        """The run in the form that other programs expect of an export."""
+        """Converts a run to the form that other programs expect in an export."""
         return without_unused_ids(run)
 
     def outputs(self, model: Any, output: Any, objective: Any = None) -> dict[str, jax.Array]:
-        """Converts the outputs of the model to those of transformers' class, by its names.
+        """Converts model outputs to those of the transformers class, with its names.
 
         Args:
-          model: the model.
-          output: its `ModelOutput`.
-          objective: of its run; None if there is none.
+          model: Model that computed the outputs.
+          output: `ModelOutput` of the model.
+          objective: Objective of the run. None if there is no run.
         """
         if (logits := getattr(output, "logits", None)) is not None:
             return {"logits": logits}
@@ -92,47 +92,48 @@ class Bridge:
         return found | ({"pooler_output": output.pooled[:, 0]} if model.has_pooler else {})
 
     def labels(self, model: Any, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Labels for which transformers' class computes a loss; without any, the parity test uses a loss of its own.
+        """Returns the labels for which the transformers class computes its loss. If empty, parity checks use another
+        loss.
 
         Args:
-          model: the model.
-          rows: the inputs by the model's names, and random `targets` [b, t].
+          model: JAX model.
+          rows: Inputs by their names in the model, and random `targets` [b, t].
         """
         del model, rows
         return {}
 
     def loss(self, outputs: Mapping[str, jax.Array], rows: Mapping[str, jax.Array]) -> jax.Array:
-        """transformers' loss for `labels`, from the model's `outputs`."""
+        """Computes the loss that the transformers class computes for `labels`, from the converted `outputs`."""
         raise NotImplementedError
 
     def nearest_config(self, model: Any, objective: Any) -> dict[str, Any]:
-        """The config of a class with the arguments and outputs of an exported program.
+        """Returns the config of the transformers class whose arguments and outputs match an exported program.
 
-        It describes a program whose parameters no class has.
+        It is written next to a program if no class matches its parameters.
         """
         raise InputError(f"model={type(model).__name__}: transformers has no class with its inputs and outputs")
 
 
 def text_length(model: Model) -> int:
-    """Tokens of a row of an imported experiment."""
+    """Returns the number of tokens per row in an imported experiment."""
     limits = model.text_limits
     return LENGTH if limits is None else min(limits.max_length, LENGTH)
 
 
 def mean_cross_entropy(logits: jax.Array, targets: jax.Array, mask: jax.Array) -> jax.Array:
-    """The mean over the tokens of a mask; logits [b, t, v], targets and mask [b, t]."""
+    """Computes the mean cross-entropy over the tokens of a mask. Logits are [b, t, v]; targets and mask are [b, t]."""
     chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], axis=-1)[..., 0]
     return -(chosen * mask).sum() / mask.sum()
 
 
 def stack_sizes(stack: Transformer) -> dict[str, int]:
-    """The sizes of a stack by the names that most configs have."""
+    """Returns the sizes of a stack, with the field names that most configs use."""
     groups, head_dim = stack.attention.sizes(stack.heads, stack.width)
     heads = {"num_attention_heads": stack.heads, "num_key_value_heads": groups, "head_dim": head_dim}
     return {"hidden_size": stack.width, "num_hidden_layers": stack.depth, **heads}
 
 
 def text_sizes(model: Model) -> dict[str, int]:
-    """The sizes of a text model with one stack."""
+    """Returns the sizes of a text model with one stack."""
     limits, (stack, *_) = model.text_limits, model.stacks().values()
     return {**stack_sizes(stack), "vocab_size": limits.vocab, "max_position_embeddings": limits.max_length}

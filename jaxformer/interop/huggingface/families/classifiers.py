@@ -1,4 +1,4 @@
-"""Encoders and decoders with a linear head: transformers' classes for classes of texts and tokens, and for spans."""
+"""Encoders and decoders with a linear head: sequence classification, token classification and question answering."""
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping
@@ -31,14 +31,14 @@ from jaxformer.predictors.labelled_texts import form_of
 
 BACKBONE = "backbone/"
 SPAN = ("start", "end")
-"""Meanings of the two logits of a token, in a model that answers questions."""
+"""Labels of the two logits per token in a question answering model."""
 
 
 class ClassifierBridge(Bridge):
-    """Classifiers of texts and of tokens, regressions, and answers as spans."""
+    """Bridge for classifiers of texts and tokens, regression, and extractive question answering."""
 
     def objective(self, source: Source, model: Classifier) -> Objective:
-        """Fields for the pooling, the labels and the problem type."""
+        """Returns the objective for the pooling, the labels and the problem type of the model."""
         if model.pooling == "none":
             return QuestionAnswering() if model.labels == SPAN else Tagging()
         where = str(source.folder.path / CONFIG)
@@ -46,7 +46,7 @@ class ClassifierBridge(Bridge):
         return Regression() if kind == REGRESSION else Classification(many=kind == MANY)
 
     def task(self, source: Source, model: Classifier, objective: Any) -> Task:
-        """Texts or words with labels, or questions with answers."""
+        """Returns a task for labelled texts, labelled words, or questions with answers."""
         length = text_length(model)
         if isinstance(objective, Tagging):
             return TagTokens(model.labels, length)
@@ -56,17 +56,18 @@ class ClassifierBridge(Bridge):
             kind = "regression"
         else:
             kind = "multi_label" if objective.many else "single_label"
-        # The folder does not say whether the model reads pairs: a tab makes one.
+        # The folder does not specify whether the model reads pairs, so a tab in a text separates a pair.
         return Classify(pair="pair", labels=model.labels, kind=kind, length=length, form=form_of(model))
 
     def outputs(self, model: Classifier, output: Any, objective: Any = None) -> dict[str, jax.Array]:
-        """Logits of texts [b, n] or of tokens [b, t, n], or of the two ends of an answer, [b, t] each."""
+        """Returns the logits of texts [b, n], of tokens [b, t, n], or of the start and end of an answer, [b, t]
+        each."""
         if answers_spans(model, objective):
             return {"start_logits": output.logits[..., 0], "end_logits": output.logits[..., 1]}
         return {"logits": output.logits if model.pooling == "none" else output.logits[:, 0]}
 
     def nearest_config(self, model: Classifier, objective: Any) -> dict[str, Any]:
-        """The objective of BERT or LLaMA with such a head."""
+        """Returns the config of the BERT or LLaMA class with the same kind of head."""
         decoder, spans = model.backbone.is_generative, answers_spans(model, objective)
         head = "TokenClassification" if model.pooling == "none" else "SequenceClassification"
         architecture = f"{'Llama' if decoder else 'Bert'}For{'QuestionAnswering' if spans else head}"
@@ -81,7 +82,7 @@ class ClassifierBridge(Bridge):
 
 
 def answers_spans(model: Classifier, objective: Any = None) -> bool:
-    """Whether the two numbers of each token are for the start and the end of an answer."""
+    """Returns whether the two logits per token are those of the start and end of an answer."""
     return model.pooling == "none" and model.labels == SPAN and not isinstance(objective, Tagging)
 
 
@@ -96,15 +97,15 @@ def with_head(
     renamed: Mapping[str, str] | None = None,
     adapt: Callable[[ConfigReader, nn.Module], nn.Module] = lambda reader, backbone: backbone,
 ) -> Family:
-    """A family whose model is a classifier of another one's.
+    """Derives the family of classifiers from the family of their backbone.
 
     Args:
-      base: the family of what the classifier is made of.
-      architecture: the class of transformers.
-      pooling: how an example becomes the vector that the head classifies.
-      head: its rows.
-      renamed: what tensors of the base are called here.
-      adapt: what of the config changes the base's model.
+      base: Family of the backbone.
+      architecture: Name of the transformers class.
+      pooling: Pooling method that reduces an example to the vector that is classified.
+      head: Table rows of the head.
+      renamed: Maps tensor name prefixes of the backbone family to those of the classifier.
+      adapt: Function that changes the backbone according to the config.
     """
     span = architecture.endswith("ForQuestionAnswering")
 
@@ -116,7 +117,7 @@ def with_head(
     def describe(model: Classifier) -> dict[str, Any]:
         if model.pooling != pooling or (span and model.labels != SPAN):
             form = f"model.pooling={model.pooling} with labels {model.labels}"
-            raise InputError(f"{form}: {architecture} reads {pooling}")
+            raise InputError(f"{form}: {architecture} supports {pooling}")
         described = dict(base.describe(model.backbone))
         named = {} if span else label_fields(model.labels)
         return described | named | {"architectures": [architecture], "classifier_dropout": model.dropout}
@@ -134,7 +135,8 @@ def with_head(
 
 
 def classifier_table(base: Table, head: list[ParamMapping], renamed: Mapping[str, str] | None = None) -> Table:
-    """The rows of a base, whose arrays are in the backbone, and of a head; `renamed` as in `with_head`."""
+    """Combines the rows of a backbone's table, with adapted paths, with those of a head. See `with_head` for
+    `renamed`."""
 
     def name(theirs: str) -> str:
         for old, new in (renamed or {}).items():
@@ -159,7 +161,7 @@ def _linear(theirs: str) -> list[ParamMapping]:
 
 
 def _pooled(reader: ConfigReader, backbone: nn.Module) -> nn.Module:
-    """With a pooler, which RoBERTa's head has under another name."""
+    """Adds a pooler to the backbone. In RoBERTa it is part of the classification head."""
     del reader
     return dataclasses.replace(backbone, prediction_heads=("pooler",))
 
@@ -187,5 +189,5 @@ FAMILIES = (
         [ParamMapping("head/kernel", "score.weight", "c d -> d c")],
     ),
 )
-"""Classes for questions come before those for tokens, which would fit the same models. Classes with another head, such
-as DistilBERT's for texts, which has a ReLU, are not supported."""
+"""Families of classifiers. Question answering precedes token classification, whose classes would match the same models.
+Classes with other heads, such as DistilBERT's sequence classification with a ReLU, are not supported."""

@@ -26,12 +26,12 @@ from jaxformer.objectives.image_text import ImageTextContrastive
 from jaxformer.runs.run import Run
 
 HIGHEST = 2
-"""The `eos_token_id` of old CLIP configs, with which transformers pools the token of the highest id."""
+"""Value of `eos_token_id` in old CLIP configs, for which transformers pools the token with the highest id."""
 POOLED = ("query", "key", "value")
 
 
 def tower(ours: str, theirs: str, last_norm: str) -> list[ParamMapping]:
-    """The stack of a tower."""
+    """Returns the table rows of the stack in a tower."""
     layer, block = f"{theirs}.encoder.layers.{{l}}", f"{ours}/transformer/blocks"
     names = (f"{layer}.self_attn.{part}_proj" for part in ("q", "k", "v", "out"))
     return [
@@ -45,7 +45,7 @@ def tower(ours: str, theirs: str, last_norm: str) -> list[ParamMapping]:
 
 
 def pooling_head(ours: str, theirs: str) -> list[ParamMapping]:
-    """SigLIP's attention pooling, whose three maps are one tensor."""
+    """Returns the table rows of SigLIP's attention pooling, which stores query, key and value kernels as one tensor."""
     kernels, biases = (tuple(f"{ours}/attention/{part}/{kind}" for part in POOLED) for kind in ("kernel", "bias"))
     return [
         ParamMapping(f"{ours}/query", f"{theirs}.probe", "1 1 d -> d"),
@@ -93,12 +93,12 @@ SIGLIP_TABLE = Table(
 
 
 def build_clip(reader: ConfigReader, names: Collection[str]) -> Clip:
-    """Makes the model of a CLIPConfig."""
+    """Builds the model for a CLIPConfig."""
     del names
     text_reader, vision_reader = _nested(reader, "text_config"), _nested(reader, "vision_config")
     width = reader.integer("projection_dim", 512)
     for nested in (text_reader, vision_reader):
-        nested.get("projection_dim")  # Of the towers by themselves.
+        nested.get("projection_dim")  # Only used by the towers as separate models.
     end = text_reader.get("eos_token_id", 49_407)
     defaults = {"width": 512, "inner": 2048, "heads": 8, "activation": "quick_gelu", "epsilon": 1e-5}
     text = {"causal": True, "pooling": "highest" if end == HIGHEST else "end"}
@@ -112,7 +112,7 @@ def build_clip(reader: ConfigReader, names: Collection[str]) -> Clip:
 
 
 def build_siglip(reader: ConfigReader, names: Collection[str]) -> Clip:
-    """Makes the model of a SiglipConfig."""
+    """Builds the model for a SiglipConfig."""
     del names
     text_reader, vision_reader = _nested(reader, "text_config"), _nested(reader, "vision_config")
     defaults = {"width": 768, "inner": 3072, "heads": 12, "activation": "gelu_pytorch_tanh", "epsilon": 1e-6}
@@ -127,7 +127,7 @@ def build_siglip(reader: ConfigReader, names: Collection[str]) -> Clip:
 
 
 def _nested(reader: ConfigReader, name: str) -> ConfigReader:
-    """The reader of a tower's config; old files have it a second time, and that one counts."""
+    """Returns the reader of a tower's config. Old files contain it twice; the `_dict` field takes precedence."""
     values = {**reader.get(name, {}), **reader.get(f"{name}_dict", {})}
     return ConfigReader(values, f"{reader.where}: {name}")
 
@@ -147,7 +147,7 @@ def _finished(model: Clip, reader: ConfigReader, *nested: ConfigReader) -> Clip:
 
 
 def _stack(reader: ConfigReader, defaults: Mapping[str, Any]) -> Transformer:
-    reader.get("dropout")  # Which nothing reads.
+    reader.get("dropout")  # Never used.
     return stack(
         reader,
         width=reader.integer("hidden_size", defaults["width"]),
@@ -184,7 +184,7 @@ def _vision_fields(reader: ConfigReader, defaults: Mapping[str, Any], patch: int
 
 
 def describe_clip(model: Clip) -> dict[str, Any]:
-    """The CLIPConfig of a model."""
+    """Converts the model to a CLIPConfig."""
     end = model.text.end_id if model.text.pooling == "end" else HIGHEST
     text = {"projection_dim": model.width, "eos_token_id": end, "bos_token_id": None, "pad_token_id": None}
     return {
@@ -201,7 +201,7 @@ def describe_clip(model: Clip) -> dict[str, Any]:
 
 
 def describe_siglip(model: Clip) -> dict[str, Any]:
-    """The SiglipConfig of a model."""
+    """Converts the model to a SiglipConfig."""
     tokens = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": model.text.pad_id}
     text = {"projection_size": model.vision.transformer.width, **tokens}
     return {
@@ -233,27 +233,28 @@ def _vision_sizes(vision: ImageTower) -> dict[str, Any]:
 
 
 def with_end(model: Clip, end_id: int) -> Clip:
-    """The model that pools this token, for texts whose last token it is."""
+    """Returns the model with pooling of the token `end_id`, for texts that end with it."""
     return dataclasses.replace(model, text=dataclasses.replace(model.text, pooling="end", end_id=end_id))
 
 
 class ClipBridge(Bridge):
-    """Models of images and texts."""
+    """Bridge for models of images and texts."""
 
     def objective(self, source: Source, model: Clip) -> ImageTextContrastive:
-        """The softmax loss; with a bias of the scores, the sigmoid loss."""
+        """Returns the contrastive objective: with the sigmoid loss if the scores have a bias, else with the softmax
+        loss."""
         return ImageTextContrastive("softmax" if model.init_bias is None else "sigmoid")
 
     def task(self, source: Source, model: Clip, objective: Any) -> ImageTextPairs:
-        """Images as the folder prepares them, with texts."""
+        """Returns a task of image–text pairs, with the image processing of the folder."""
         return ImageTextPairs(image_field(source, model.vision), TextField(length=model.text.max_length))
 
     def special_tokens(self, model: Model, tokens: Mapping[str, int | None]) -> dict[str, int | None]:
-        """None: they are in the config of the text tower."""
+        """Returns no fields, because the config of the text tower contains the special tokens."""
         return {}
 
     def conventional(self, run: Run) -> Run:
-        """With the end token by its id, which is the last of each text here."""
+        """Converts pooling of the last token to pooling of the end token, which is the last token of each text."""
         run = without_unused_ids(run)
         if run.model.text.pooling != "last" or run.model.text.pad_id is not None:
             return run
@@ -261,7 +262,7 @@ class ClipBridge(Bridge):
         return replaced(run, model, run.params, run.tokenizer)
 
     def outputs(self, model: Clip, output: Any, objective: Any = None) -> dict[str, jax.Array]:
-        """Scores and vectors."""
+        """Returns scores and vectors."""
         return {
             "logits_per_image": output.logits,
             "image_embeds": output.image_vectors,

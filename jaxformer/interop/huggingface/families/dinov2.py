@@ -1,4 +1,4 @@
-"""DINOv2 (Oquab et al. 2024), with registers too (Darcet et al. 2024)."""
+"""DINOv2 (Oquab et al. 2024), with and without registers (Darcet et al. 2024)."""
 
 import dataclasses
 import functools
@@ -24,7 +24,7 @@ GATED = tuple(f"{OURS}/mlp/{part}" for part in ("gate", "up"))
 
 
 def table(prefix: str) -> Table:
-    """The table, with the names' first word."""
+    """Returns the table for tensor names with this prefix."""
     layer = f"{prefix}.encoder.layer.{{l}}"
     return Table(
         (
@@ -39,13 +39,13 @@ def table(prefix: str) -> Table:
             *norm("transformer/norm", f"{prefix}.layernorm"),
             *linear("head", "classifier"),
         ),
-        known={f"{prefix}.embeddings.mask_token": "what stands for a patch in its pretraining"},
+        known={f"{prefix}.embeddings.mask_token": "replaces masked patches in pretraining"},
         prefix=f"{prefix}.",
     )
 
 
 def _mlp_rows(theirs: str) -> list[ParamMapping]:
-    """The two maps of an MLP; transformers stores gate and up of a gated one as one tensor."""
+    """Returns the table rows of the MLP. In a gated MLP, transformers stores gate and up kernels as one tensor."""
     gate = f"{GATED[0]}/kernel"
     kernel, bias = (tuple(f"{part}/{name}" for part in GATED) for name in ("kernel", "bias"))
     gated = [
@@ -61,10 +61,10 @@ def _mlp_rows(theirs: str) -> list[ParamMapping]:
 
 
 def build(reader: ConfigReader, names: Collection[str]) -> Vit:
-    """Our ViT in DINOv2's form; its classifier reads the class token and the mean of the patches."""
+    """Builds the model for a DINOv2 config. The classifier reads the class token and the mean of the patches."""
     reader.must("qkv_bias", True)
     for name in ("apply_layernorm", "reshape_hidden_states", "out_features", "out_indices", "stage_names"):
-        reader.get(name)  # Of the backbone class, which returns the outputs of blocks.
+        reader.get(name)  # Only used by the backbone class, which returns block outputs.
     reader.get("use_mask_token")
     width = reader.integer("hidden_size", 768)
     transformer = stack(
@@ -87,7 +87,7 @@ def build(reader: ConfigReader, names: Collection[str]) -> Vit:
 def _mlp(reader: ConfigReader, inner: int) -> Mlp | GatedMlp:
     activation = reader.choice("hidden_act", ACTIVATIONS, "gelu")
     if reader.flag("use_swiglu_ffn", False):
-        # Two thirds of the width, in whole eights, and always with SiLU.
+        # Two thirds of the width, rounded up to a multiple of 8, and always with SiLU.
         return GatedMlp((int(inner * 2 / 3) + 7) // 8 * 8, bias=True)
     return Mlp(inner, activation)
 
@@ -97,12 +97,14 @@ def _has_registers(names: Collection[str]) -> bool:
 
 
 def describe(model: Vit, name: str) -> dict[str, Any]:
-    """Their config of our ViT, of the classes whose names begin with `name`."""
+    """Converts the model to a DINOv2 config. `name` is the start of the class name."""
     config = model.transformer
     if bool(model.registers) != (name == WITH):
-        raise InputError(f"model.registers={model.registers}: {name} has {'some' if name == WITH else 'none'}")
+        raise InputError(
+            f"model.registers={model.registers}: expected {'at least one' if name == WITH else 'none'} for {name}"
+        )
     if config.residual is None:
-        raise InputError("model.transformer.residual=None: DINOv2 has layer scale")
+        raise InputError("model.transformer.residual=None: expected LayerScale, as in DINOv2")
     gated = isinstance(config.mlp, GatedMlp)
     registers = {"num_register_tokens": model.registers} if model.registers else {}
     return {
@@ -126,13 +128,14 @@ def describe(model: Vit, name: str) -> dict[str, Any]:
 
 
 def _ratio(config: Transformer) -> int:
-    """The ratio that gives the inner width; `build` raises an error if there is none."""
+    """Returns the ratio of MLP width to hidden width. If `build` cannot restore the width from it, the comparison after
+    it fails."""
     inner = config.mlp.inner(config.width)
     return round((inner * 3 / 2 if isinstance(config.mlp, GatedMlp) else inner) / config.width)
 
 
 def family(model_type: str, name: str) -> Family:
-    """DINOv2's, or that with registers."""
+    """Builds the family of DINOv2, with or without registers."""
     return Family(
         model_type=model_type,
         architectures=(f"{name}Model", f"{name}ForImageClassification"),

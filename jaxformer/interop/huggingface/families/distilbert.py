@@ -1,4 +1,4 @@
-"""DistilBERT (Sanh et al. 2019): a BERT without token types and pooler."""
+"""DistilBERT (Sanh et al. 2019): BERT without token types and pooler."""
 
 from collections.abc import Collection
 from typing import Any
@@ -40,10 +40,10 @@ TABLE = Table(
 
 
 def build(reader: ConfigReader, names: Collection[str]) -> Bert:
-    """Our DistilBERT, with its masked-LM head if it is there."""
+    """Builds the model for a DistilBERT config, with its masked LM head if stored."""
     reader.must("tie_word_embeddings", True)
     for name in ("sinusoidal_pos_embds", "tie_weights_", "qa_dropout", "seq_classif_dropout"):
-        reader.get(name)  # How its table of positions began, what is always so, and heads that are not here.
+        reader.get(name)  # Initialisation, constants, and unsupported heads.
     width = reader.integer("dim", 768)
     transformer = stack(
         reader,
@@ -66,7 +66,7 @@ def build(reader: ConfigReader, names: Collection[str]) -> Bert:
 
 
 def describe(model: Bert) -> dict[str, Any]:
-    """Their config of our DistilBERT."""
+    """Converts the model to a DistilBERT config."""
     config = model.transformer
     return {
         "architectures": ["DistilBertForMaskedLM" if "masked_lm" in model.prediction_heads else "DistilBertModel"],

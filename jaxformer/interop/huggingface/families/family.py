@@ -1,4 +1,4 @@
-"""A family: classes of transformers, the conversion of their configs, and the table of their weights."""
+"""Model families: classes of transformers, conversion of their configs, and tables of their weights."""
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -28,7 +28,7 @@ ACTIVATIONS = {
     "swish": "silu",
     "tanh": "tanh",
 }
-"""Our activations by transformers' names."""
+"""Activation functions by their names in transformers."""
 NAMES = {
     "gelu": "gelu",
     "gelu_tanh": "gelu_new",
@@ -37,10 +37,10 @@ NAMES = {
     "silu": "silu",
     "tanh": "tanh",
 }
-"""transformers' names of our activations."""
+"""Names in transformers of the activation functions."""
 
 NOT_COMPUTED = ("dropout", "attention_dropout", "dtype", "remat", "unroll")
-"""Fields of a stack that do not change what its parameters compute."""
+"""Fields of a stack that do not change its results."""
 
 
 AUTO_CLASSES: Mapping[str, tuple[str, str | None]] = {
@@ -57,54 +57,54 @@ AUTO_CLASSES: Mapping[str, tuple[str, str | None]] = {
     "ForImageClassification": ("AutoModelForImageClassification", "image-classification"),
     "Model": ("AutoModel", "feature-extraction"),
 }
-"""The auto class that loads an architecture, and the hub's name of its task, by the end of the architecture's name."""
+"""Auto class of transformers and task name on the hub, by the suffix of the class name."""
 
 
 Layout = Literal["plain", "encoder", "ended"]
-"""The special tokens around texts, for a tokenizer without a template: none, [CLS] and [SEP], or an end token."""
+"""Special tokens around texts for a tokenizer without a template: none, [CLS] and [SEP], or an EOS token."""
 MARKS = ("pad", "unk", "cls", "sep", "mask")
-"""The special tokens of BERT's tokenizers."""
+"""Roles of the special tokens in BERT tokenizers."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """A family of transformers' models."""
+    """Family of models in transformers."""
 
     model_type: str
-    """Its name in a config.json."""
+    """Name of the family in config.json."""
     architectures: tuple[str, ...]
-    """The supported classes, the usual one first."""
+    """Supported classes of transformers, the most common one first."""
     module: type[Model]
-    """The class of the model."""
+    """Class of the JAX model."""
     build: Callable[[ConfigReader, Collection[str]], Model]
-    """Makes the model of a config and the tensors' names; reads every field of the config that it honours."""
+    """Builds a model from a config and the names of the stored tensors. Reads all supported fields of the config."""
     describe: Callable[[Any], Mapping[str, Any]]
-    """Makes the config of a model, with `architectures`, such that `build` makes the same model of it."""
+    """Converts a model to a config, including `architectures`, from which `build` restores the same model."""
     table: Table
-    """The correspondence of parameters."""
+    """Table of the parameters and tensors."""
     headless_architectures: tuple[str, ...] = ()
-    """Architectures whose tensors lack the table's prefix."""
+    """Classes whose tensor names lack the prefix of the table."""
     constants: Callable[[Any], Mapping[str, np.ndarray]] | None = None
-    """Tensors that the model computes and transformers stores, by name; exports write them."""
+    """Returns constant tensors by name that transformers stores and the JAX model computes. Exports write them."""
     own_pad: bool = False
-    """Whether `describe` says which token is padding, because positions depend on it."""
+    """Whether `describe` returns the padding id, because position ids depend on it."""
     special_tokens: tuple[str, ...] = ("pad", "unk", "bos", "eos")
-    """The special tokens that its tokenizers name, if the vocabulary has them."""
+    """Roles of the special tokens that its tokenizers name, if the vocabulary contains them."""
     layout: Layout = "plain"
-    """The special tokens around its texts."""
+    """Special tokens around texts."""
     bridge: Bridge = Bridge()
-    """Its objective and task, and how transformers' classes are called."""
+    """Objective and task of its models, and calls of its transformers classes."""
     auto_classes: Mapping[str, tuple[str, str | None]] = dataclasses.field(default_factory=dict)
-    """The auto class and the hub's task of architectures for which `AUTO_CLASSES` does not hold."""
+    """Auto class and task name of classes for which `AUTO_CLASSES` is wrong."""
 
     def auto_class(self, architecture: str) -> tuple[str, str | None]:
-        """The auto class that loads an architecture, and the hub's name of its task."""
+        """Returns the auto class that loads a class of transformers, and its task name on the hub."""
         known = {**self.auto_classes, **AUTO_CLASSES}
         return next(names for ending, names in known.items() if architecture.endswith(ending))
 
 
 def stack(reader: ConfigReader, **fields: Any) -> Transformer:
-    """Makes a Transformer; raises InputError that names the config if a field is invalid."""
+    """Builds a Transformer. If a field is invalid, the InputError names the config."""
     try:
         return Transformer(**fields)
     except InputError as error:
@@ -112,17 +112,17 @@ def stack(reader: ConfigReader, **fields: Any) -> Transformer:
 
 
 def explicit(model: Model) -> Model:
-    """The model with the sizes that its fields leave to be derived, and without what only training needs."""
+    """Returns the model with derived sizes filled in, and without settings that only affect training."""
     return model.comparable().map_stacks(_explicit_stack)
 
 
 def differences(model: Model, other: Model) -> list[Difference]:
-    """Returns the fields in which two models compute differently."""
+    """Returns the fields that make two models compute different results."""
     return config.differences(explicit(model), explicit(other), "model")
 
 
 def shortest_period(kinds: Sequence[Any]) -> int:
-    """The least number of kinds of block that, repeated, give the kind of each block of a stack."""
+    """Returns the length of the shortest period whose repetition gives the kinds of all blocks in a stack."""
     every = range(len(kinds))
     return next(size for size in range(1, len(kinds) + 1) if all(kinds[i] == kinds[i % size] for i in every))
 
@@ -146,7 +146,7 @@ def _explicit_stack(stack: Transformer) -> Transformer:
 
 
 def _explicit_variant(stack: Transformer, number: int) -> Variant:
-    """The parts of a block, with the sizes that its fields leave to be derived."""
+    """Returns the parts of a block, with derived sizes filled in."""
     variant = stack.variant(number)
     attention, mlp = variant.attention, variant.mlp
     if isinstance(attention, Attention):

@@ -1,4 +1,4 @@
-"""Gemma 3's models of text (Gemma Team 2025): blocks with local attention in turn with global ones."""
+"""Gemma 3 text models (Gemma Team 2025): blocks with local and global attention alternate."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -19,11 +19,11 @@ from jaxformer.models.gpt import Gpt
 
 LAYER, OURS = "model.layers.{l}", "transformer/blocks"
 GLOBAL, LOCAL = "full_attention", "sliding_attention"
-"""The two kinds of block, as a config names them."""
+"""Kinds of blocks, as named in configs."""
 BASES = {GLOBAL: 1_000_000.0, LOCAL: 10_000.0}
-"""`rope_theta` of each kind, where the config has none."""
+"""Default of `rope_theta` per kind of block."""
 WINDOW = 4096
-"""`sliding_window`, where the config has none."""
+"""Default of `sliding_window`."""
 
 TABLE = Table(
     (
@@ -42,11 +42,11 @@ TABLE = Table(
 
 
 def build(reader: ConfigReader, names: Collection[str]) -> Gpt:
-    """Makes a Gemma: a LLaMA with two kinds of block, and zero-centred norms before and after each layer."""
+    """Builds a Gemma: a LLaMA with two kinds of blocks, and zero-centred norms before and after each layer."""
     reader.must("use_bidirectional_attention", False)
     for name in ("attn_logit_softcapping", "final_logit_softcapping"):
         reader.must(name, None)
-    reader.get("cache_implementation")  # How transformers lays out its cache, in configs of the hub.
+    reader.get("cache_implementation")  # Cache layout of transformers, in configs on the hub.
     epsilon = reader.number("rms_norm_eps", 1e-6)
     attention = Attention(
         kv_heads=reader.integer("num_key_value_heads", 4),
@@ -86,19 +86,19 @@ def build(reader: ConfigReader, names: Collection[str]) -> Gpt:
 
 
 def _kinds(reader: ConfigReader, depth: int) -> list[str]:
-    """The kind of each block: as listed, or by the older pattern, where every n-th block is global."""
+    """Returns the kind of each block: as listed, or by the older pattern, in which every n-th block is global."""
     size = reader.integer("sliding_window_pattern", 6)
-    reader.get("_sliding_window_pattern")  # Written beside `layer_types`, and not read.
+    reader.get("_sliding_window_pattern")  # Written in addition to `layer_types`, but never read.
     kinds = reader.get("layer_types")
     if kinds is None:
         return [LOCAL if (number + 1) % size else GLOBAL for number in range(depth)]
     if not isinstance(kinds, list) or len(kinds) != depth or set(kinds) - BASES.keys():
-        raise reader.error("layer_types", kinds, f"{depth} of {GLOBAL} and {LOCAL}")
+        raise reader.error("layer_types", kinds, f"a list of {depth} kinds, {GLOBAL} or {LOCAL}")
     return kinds
 
 
 def _positions(reader: ConfigReader) -> dict[str, Rotary]:
-    """Rotary positions of each kind of block, from the fields of transformers 5 or from older ones."""
+    """Returns the rotary embeddings per kind of block, from the fields of transformers 5 or older ones."""
     given = reader.get("rope_parameters", {})
     if not isinstance(given, Mapping) or given.keys() - BASES.keys():
         raise reader.error("rope_parameters", given, f"an object with {GLOBAL} and {LOCAL}")
@@ -112,9 +112,9 @@ def _positions(reader: ConfigReader) -> dict[str, Rotary]:
 
 
 def describe(model: Gpt) -> dict[str, Any]:
-    """The config of a Gemma, with the names of rotary fields that all versions of transformers read."""
+    """Converts a Gemma to its config. The names of rotary fields are those that all versions of transformers read."""
     config = model.transformer
-    if config.width % config.heads:  # Though it has heads of a size of their own.
+    if config.width % config.heads:  # Required although the head size is independent of the width.
         expected = "expected a number that divides the width, as Gemma3TextConfig requires"
         raise InputError(f"model.transformer.heads={config.heads}: {expected}")
     blocks = [config.variant(number) for number in range(config.depth)]

@@ -25,7 +25,7 @@ from jaxformer.objectives.causal_lm import CausalLM
 LAYER, OURS = "transformer.h.{l}", "transformer/blocks"
 PARTS = [f"{OURS}/attention/{part}" for part in ("query", "key", "value")]
 
-# Its matrices have their inputs first, and queries, keys and values are one.
+# Kernels are stored as [in, out]. Query, key and value kernels are one tensor.
 TABLE = Table(
     (
         ParamMapping("embeddings/token", "transformer.wte.weight", copies=("lm_head.weight",)),
@@ -40,20 +40,20 @@ TABLE = Table(
         *norm("transformer/norm", "transformer.ln_f"),
         ParamMapping("head", "lm_head.weight"),
     ),
-    known={f"{LAYER}.attn.bias": "the causal mask", f"{LAYER}.attn.masked_bias": "what a masked score is"},
+    known={f"{LAYER}.attn.bias": "the causal mask", f"{LAYER}.attn.masked_bias": "the value of masked scores"},
     prefix="transformer.",
 )
 
 
 def build(reader: ConfigReader, names: Collection[str]) -> Gpt:
-    """Our GPT-2."""
+    """Builds the model for a GPT-2 config."""
     del names
     for name, value in {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False}.items():
         reader.must(name, value)
-    reader.get("reorder_and_upcast_attn")  # Scores and softmax are in float32 here always.
-    reader.get("n_ctx")  # n_positions by its old name.
+    reader.get("reorder_and_upcast_attn")  # Scores and softmax are always in float32.
+    reader.get("n_ctx")  # Old name of n_positions.
     for name in ("type", "use_proj", "activation", "proj_to_labels", "first_dropout"):
-        reader.get(f"summary_{name}")  # Of a head that is not here.
+        reader.get(f"summary_{name}")  # Fields of an unsupported head.
     width = reader.integer("n_embd", 768)
     transformer = stack(
         reader,
@@ -74,7 +74,7 @@ def build(reader: ConfigReader, names: Collection[str]) -> Gpt:
 
 
 def describe(model: Gpt) -> dict[str, Any]:
-    """Their config of our GPT-2."""
+    """Converts the model to a GPT-2 config."""
     config = model.transformer
     return {
         "architectures": ["GPT2LMHeadModel"],
@@ -94,27 +94,27 @@ def describe(model: Gpt) -> dict[str, Any]:
 
 
 class DecoderBridge(Bridge):
-    """Causal language models."""
+    """Bridge for causal language models."""
 
     def objective(self, source: Source, model: Gpt) -> Objective:
-        """Next tokens, decoded as the folder says."""
+        """Returns a causal LM objective with the decoding settings of the folder."""
         decoding = read_decoding(source.folder, Decoding(), source.tokenizer)
         return CausalLM(decoding=decoding, beginning=begins_texts(source.tokenizer, source.folder.path))
 
     def task(self, source: Source, model: Gpt, objective: Any) -> Task:
-        """Rows of text."""
+        """Returns a task for rows of text."""
         return NextToken(text_length(model))
 
     def labels(self, model: Gpt, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The tokens themselves: transformers compares each prediction with the token after it."""
+        """Returns the tokens as labels. transformers compares each prediction with the next label."""
         return {"labels": np.where(rows["segments"] > 0, rows["tokens"], -100)}
 
     def loss(self, outputs: Mapping[str, jax.Array], rows: Mapping[str, jax.Array]) -> jax.Array:
-        """Cross-entropy of next tokens."""
+        """Computes the cross-entropy of the next tokens."""
         return mean_cross_entropy(outputs["logits"][:, :-1], rows["tokens"][:, 1:], rows["segments"][:, 1:])
 
     def nearest_config(self, model: Gpt, objective: Any) -> dict[str, Any]:
-        """LLaMA's."""
+        """Returns the config of a LLaMA."""
         return {"model_type": "llama", "architectures": ["LlamaForCausalLM"], **text_sizes(model)}
 
 

@@ -1,4 +1,5 @@
-"""LLaMA (Touvron et al. 2023), and what has its shape: Mistral (Jiang et al. 2023) and Qwen3 (Yang et al. 2025)."""
+"""LLaMA (Touvron et al. 2023) and families of the same structure: Mistral (Jiang et al. 2023) and Qwen3 (Yang et al.
+2025)."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -36,19 +37,20 @@ ROPE = {
     "low_freq_factor": "low",
     "high_freq_factor": "high",
 }
-"""Our fields that scale rotary positions, by transformers' names."""
+"""Fields of `Rotary` that scale positions, by their names in transformers."""
 SCALINGS = {"none": (), "linear": ("factor",), "llama3": tuple(ROPE)}
-"""The scalings that are here, and which fields each needs."""
+"""Supported scaling types of rotary positions, with the fields that each requires."""
 
 
 def build_llama(reader: ConfigReader, names: Collection[str]) -> Gpt:
-    """Our LLaMA."""
+    """Builds the model for a LLaMA config."""
     bias = reader.flag("attention_bias", False)
     return _build(reader, bias=bias, mlp_bias=reader.flag("mlp_bias", False), groups=None)
 
 
 def build_mistral(reader: ConfigReader, names: Collection[str]) -> Gpt:
-    """Our Mistral: a LLaMA without biases; a window shorter than its positions is not here."""
+    """Builds the model for a Mistral config: a LLaMA without biases. Windows shorter than the maximum length are not
+    supported."""
     longest, window = reader.integer("max_position_embeddings", 131_072), reader.get("sliding_window")
     if window is not None and window < longest:
         raise reader.error("sliding_window", window, f"null, or at least max_position_embeddings={longest}")
@@ -56,13 +58,13 @@ def build_mistral(reader: ConfigReader, names: Collection[str]) -> Gpt:
 
 
 def build_qwen3(reader: ConfigReader, names: Collection[str]) -> Gpt:
-    """Our Qwen3: a LLaMA whose heads' queries and keys are normalised."""
+    """Builds the model for a Qwen3 config: a LLaMA whose queries and keys are normalised per head."""
     reader.must("use_sliding_window", False)
     kinds = reader.get("layer_types", [])
     if any(kind != "full_attention" for kind in kinds):
-        raise reader.error("layer_types", sorted(set(kinds)), "full_attention alone")
+        raise reader.error("layer_types", sorted(set(kinds)), "only full_attention")
     for name in ("sliding_window", "max_window_layers"):
-        reader.get(name)  # Say nothing without use_sliding_window.
+        reader.get(name)  # No effect without use_sliding_window.
     norm = HeadRMSNorm(reader.number("rms_norm_eps", 1e-6))
     bias = reader.flag("attention_bias", False)
     return _build(reader, bias=bias, groups=32, head_dim=128, max_length=32_768, head_norm=norm)
@@ -106,7 +108,7 @@ def _build(
 
 
 def rotary(reader: ConfigReader) -> Rotary:
-    """The config's fields of rotary positions, with today's names or older ones."""
+    """Reads the rotary fields of a config, with current or older names."""
     reader.must("partial_rotary_factor", 1.0)
     base = reader.number("rope_theta", 10_000.0)
     name = "rope_parameters" if "rope_parameters" in reader else "rope_scaling"
@@ -115,7 +117,8 @@ def rotary(reader: ConfigReader) -> Rotary:
 
 
 def rotary_of(reader: ConfigReader, name: str, rope: Mapping[str, Any]) -> Rotary:
-    """Rotary positions of a mapping of `rope_theta`, `rope_type` and what the type needs; `name` is for messages."""
+    """Builds rotary embeddings from `rope_theta`, `rope_type` and the fields of that type. `name` is used in
+    messages."""
     rope = dict(rope)
     older = rope.pop("type", "default")
     kind = rope.pop("rope_type", older)
@@ -133,7 +136,7 @@ def rotary_of(reader: ConfigReader, name: str, rope: Mapping[str, Any]) -> Rotar
 
 
 def rope_fields(positions: Rotary) -> dict[str, Any]:
-    """The same in the older words, which all versions of transformers read."""
+    """Converts rotary embeddings to the older config fields, which all versions of transformers read."""
     scaling = {
         theirs: getattr(positions, ours) for theirs, ours in ROPE.items() if theirs in SCALINGS[positions.scaling]
     }
@@ -143,7 +146,7 @@ def rope_fields(positions: Rotary) -> dict[str, Any]:
 
 def _describe(architecture: str, **fields: Any):
     def describe(model: Gpt) -> dict[str, Any]:
-        """Their config of our model."""
+        """Converts the model to a config."""
         config = model.transformer
         groups, head_dim = config.attention.sizes(config.heads, config.width)
         mine = {

@@ -1,4 +1,4 @@
-"""Marian (Junczys-Dowmunt et al. 2018): the encoder–decoder of the paper, with one vocabulary and a biased head."""
+"""Marian (Junczys-Dowmunt et al. 2018): the original encoder–decoder, with one vocabulary and a biased head."""
 
 from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
@@ -28,14 +28,14 @@ from jaxformer.runs.run import Run
 
 
 def sinusoids(shape: tuple[int, ...]) -> np.ndarray:
-    """The table that is computed here, [positions, width]."""
+    """Computes sinusoidal position embeddings, [positions, width]."""
     positions, width = shape
     angles = np.arange(positions)[:, None] * 10_000.0 ** (-np.arange(0, width, 2) / width)
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=-1)
 
 
 def stack_rows(side: str) -> list[ParamMapping]:
-    """The blocks of an encoder or a decoder, as Marian and BART have them."""
+    """Returns the table rows of the blocks in an encoder or decoder, shared by Marian and BART."""
     layer, ours = f"model.{side}.layers.{{l}}", f"{side}/blocks"
 
     def maps(kind):
@@ -52,7 +52,7 @@ def stack_rows(side: str) -> list[ParamMapping]:
 
 
 def shared_rows() -> list[ParamMapping]:
-    """Embeddings and head, as Marian and BART have them."""
+    """Returns the table rows of embeddings and head, shared by Marian and BART."""
     tied = ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight")
     return [
         ParamMapping("embeddings/token", "model.shared.weight", copies=tied),
@@ -69,7 +69,7 @@ TABLE = Table(
 
 
 def build(reader: ConfigReader, names: Collection[str]) -> EncoderDecoder:
-    """Our Marian."""
+    """Builds the model for a Marian config."""
     vocab = reader.integer("vocab_size", 58_101)
     reader.must("decoder_vocab_size", vocab)
     reader.must("share_encoder_decoder_embeddings", True)
@@ -86,10 +86,10 @@ def build(reader: ConfigReader, names: Collection[str]) -> EncoderDecoder:
 
 
 def stacks(reader: ConfigReader) -> dict[str, Transformer]:
-    """Both stacks of Marian's and BART's config."""
+    """Builds both stacks for a Marian or BART config."""
     for name in ("normalize_before", "add_final_layer_norm", "add_bias_logits"):
         reader.must(name, False)
-    reader.get("num_hidden_layers")  # The encoder's, again.
+    reader.get("num_hidden_layers")  # Same value as encoder_layers.
     for name in ("activation_dropout", "encoder_layerdrop", "decoder_layerdrop"):
         reader.only_training(name)
 
@@ -110,7 +110,7 @@ def stacks(reader: ConfigReader) -> dict[str, Transformer]:
 
 
 def describe(model: EncoderDecoder) -> dict[str, Any]:
-    """Their config of our Marian."""
+    """Converts the model to a Marian config."""
     return {
         "architectures": ["MarianMTModel"],
         "share_encoder_decoder_embeddings": True,
@@ -120,7 +120,7 @@ def describe(model: EncoderDecoder) -> dict[str, Any]:
 
 
 def fields(model: EncoderDecoder) -> dict[str, Any]:
-    """Fields that the configs of Marian and BART share."""
+    """Returns the config fields that Marian and BART share."""
     sides = {}
     for side, part in (("encoder", model.encoder), ("decoder", model.decoder)):
         sides |= {
@@ -145,7 +145,7 @@ def fields(model: EncoderDecoder) -> dict[str, Any]:
 
 
 class EncoderDecoderBridge(Bridge):
-    """Encoder–decoders of text."""
+    """Bridge for text encoder–decoders."""
 
     arguments: ClassVar[Mapping[str, str]] = {
         "inputs": "input_ids",
@@ -154,11 +154,11 @@ class EncoderDecoderBridge(Bridge):
     }
 
     def __init__(self, decoder_start: str = "pad_token_id"):
-        """`decoder_start`: the special token that outputs follow, as a field of a config.json."""
+        """Sets the special token to use as the decoder start token, as a config field name."""
         self.decoder_start = decoder_start
 
     def objective(self, source: Source, model: EncoderDecoder) -> Objective:
-        """Outputs for inputs, decoded as the folder says."""
+        """Returns a sequence-to-sequence objective with the decoding settings of the folder."""
         return Seq2SeqLM(
             decoding=read_decoding(source.folder, Decoding(max_new_tokens=128), source.tokenizer),
             start=start_token(source.folder, source.tokenizer),
@@ -166,24 +166,24 @@ class EncoderDecoderBridge(Bridge):
         )
 
     def task(self, source: Source, model: EncoderDecoder, objective: Any) -> Task:
-        """Pairs of texts."""
+        """Returns a task for pairs of texts."""
         return TextToText(text_length(model), text_length(model))
 
     def special_tokens(self, model: Model, tokens: Mapping[str, int | None]) -> dict[str, int | None]:
-        """The tokenizer's special tokens, and the start of outputs."""
+        """Returns the special tokens of the tokenizer, and the decoder start token."""
         start = tokens[self.decoder_start]
         return {**tokens, **({} if start is None else {"decoder_start_token_id": start})}
 
     def labels(self, model: EncoderDecoder, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Targets at all tokens."""
+        """Returns the targets of all tokens."""
         return {"labels": np.where(rows["segments"] > 0, rows["targets"], -100)}
 
     def loss(self, outputs: Mapping[str, jax.Array], rows: Mapping[str, jax.Array]) -> jax.Array:
-        """Cross-entropy of the targets."""
+        """Computes the cross-entropy of the targets."""
         return mean_cross_entropy(outputs["logits"], rows["targets"], rows["segments"])
 
     def nearest_config(self, model: EncoderDecoder, objective: Any) -> dict[str, Any]:
-        """T5's."""
+        """Returns the config of a T5."""
         encoder, decoder = model.stacks().values()
         _, head_dim = decoder.attention.sizes(decoder.heads, decoder.width)
         return {
@@ -200,10 +200,10 @@ class EncoderDecoderBridge(Bridge):
 
 
 class MarianBridge(EncoderDecoderBridge):
-    """The encoder–decoder of the paper; a decoder that starts from zeros is written with Marian's conventions."""
+    """Bridge for the original encoder–decoder. Models whose decoder starts from zeros follow Marian's conventions."""
 
     def conventional(self, run: Run) -> Run:
-        """Without unused ids; with padding as the last id if the decoder starts from zeros."""
+        """Removes unused ids, and makes padding the last id if the decoder starts from zeros."""
         run = super().conventional(run)
         return marian_run(run) if run.tokenizer is not None and run.model.zero_start else run
 

@@ -1,4 +1,4 @@
-"""ModernBERT (Warner et al. 2024): a BERT of local and global blocks, with rotary positions and gated MLPs."""
+"""ModernBERT (Warner et al. 2024): BERT with local and global attention, rotary positions and gated MLPs."""
 
 import dataclasses
 from collections.abc import Collection, Sequence
@@ -25,7 +25,7 @@ from jaxformer.models.classifier import Classifier
 
 GLOBAL, LOCAL = "full_attention", "sliding_attention"
 BASES = {GLOBAL: ("global_rope_theta", 160_000.0), LOCAL: ("local_rope_theta", 10_000.0)}
-"""For each kind of block: the older name of its rotary base, and the default."""
+"""Older name and default of the rotary base, per kind of block."""
 POOLINGS: dict[str, Pooling] = {"cls": "first", "mean": "mean"}
 
 LAYER, OURS = "model.layers.{l}", "transformer/blocks"
@@ -36,7 +36,7 @@ TABLE = Table(
     (
         ParamMapping("embeddings/token", "model.embeddings.tok_embeddings.weight", copies=("decoder.weight",)),
         *norm("embeddings/norm", "model.embeddings.norm"),
-        # The first block reads embeddings that are normalised already.
+        # The first block has no attention norm, because the embeddings are already normalised.
         *(dataclasses.replace(row, first_layer=1) for row in norm(f"{OURS}/attention_norm", f"{LAYER}.attn_norm")),
         ParamMapping(tuple(f"{part}/kernel" for part in PARTS), f"{LAYER}.attn.Wqkv.weight", "(n h k) d -> n d h k"),
         ParamMapping(tuple(f"{part}/bias" for part in PARTS), f"{LAYER}.attn.Wqkv.bias", "(n h k) -> n h k"),
@@ -58,12 +58,12 @@ UNUSED = (
     *("deterministic_flash_attn", "repad_logits_with_grad", "sparse_prediction", "sparse_pred_ignore_index"),
     "classifier_pooling",
 )
-"""Fields that change nothing that is computed here: initialisation, kernels, a loss that gathers the masked tokens, the
-pooling of a classifier, and names that transformers does not read."""
+"""Fields without effect on the results: initialisation, kernels, a loss that gathers masked tokens, the pooling of a
+classifier, and names that transformers does not read."""
 
 
 def build(reader: ConfigReader, names: Collection[str]) -> Bert:
-    """Our ModernBERT, with its masked-LM head if it is there."""
+    """Builds the model for a ModernBERT config, with its masked LM head if stored."""
     reader.must("tie_word_embeddings", True)
     reader.must("norm_bias", False)
     for name in UNUSED:
@@ -88,7 +88,7 @@ def build(reader: ConfigReader, names: Collection[str]) -> Bert:
 
 
 def describe(model: Bert) -> dict[str, Any]:
-    """Their config of our ModernBERT."""
+    """Converts the model to a ModernBERT config."""
     config = model.transformer
     return {
         "architectures": ["ModernBertForMaskedLM" if "masked_lm" in model.prediction_heads else "ModernBertModel"],
@@ -116,7 +116,7 @@ def describe(model: Bert) -> dict[str, Any]:
 def _stack(reader: ConfigReader, mlp: GatedMlp) -> Transformer:
     depth, bias = reader.integer("num_hidden_layers", 22), reader.flag("attention_bias", False)
     kinds = _kinds(reader, depth)
-    # Their window reaches half of the field's tokens to each side.
+    # A window of transformers reaches half of this number of tokens to each side.
     window = reader.integer("local_attention", 128) // 2 + 1
     base, local_base = (_rotary(reader, kind) for kind in (GLOBAL, LOCAL))
     variants = {GLOBAL: Variant(), LOCAL: Variant(Attention(bias=bias, window=window), position_embedding=local_base)}
@@ -137,7 +137,7 @@ def _stack(reader: ConfigReader, mlp: GatedMlp) -> Transformer:
 
 
 def _kinds(reader: ConfigReader, depth: int) -> list[str]:
-    """The kind of each block."""
+    """Returns the kind of each block."""
     every = reader.integer("global_attn_every_n_layers", 3)
     kinds = reader.get("layer_types") or [LOCAL if number % every else GLOBAL for number in range(depth)]
     if len(kinds) != depth or not set(kinds) <= set(BASES):
@@ -146,14 +146,14 @@ def _kinds(reader: ConfigReader, depth: int) -> list[str]:
 
 
 def _rotary(reader: ConfigReader, kind: str) -> Rotary:
-    """The positions of a kind of block, by the newer names or the older ones."""
+    """Reads the rotary embeddings of a kind of block, with newer or older field names."""
     base = reader.number(*BASES[kind])
     rope = reader.get("rope_parameters", {}).get(kind) or {}
     return rotary_of(reader, "rope_parameters", {"rope_theta": base} | reader.get("rope_scaling", {}) | rope)
 
 
 def _block_fields(config: Transformer) -> dict[str, Any]:
-    """The fields of the kinds of block, by newer and older names."""
+    """Returns the config fields of the kinds of blocks, with newer and older names."""
     blocks = [config.variant(number) for number in range(config.depth)]
     kinds = [GLOBAL if block.attention.window is None else LOCAL for block in blocks]
     of_kind = dict(zip(reversed(kinds), reversed(blocks), strict=True))
@@ -172,7 +172,8 @@ def _block_fields(config: Transformer) -> dict[str, Any]:
 
 
 def _every(kinds: Sequence[str]) -> dict[str, int]:
-    """The older field that says the same as `layer_types`, where one global block precedes equally many local ones."""
+    """Returns the older field for `layer_types`, if each global block is followed by the same number of local
+    blocks."""
     for every in range(1, len(kinds) + 1):
         if all((kind == LOCAL) == bool(number % every) for number, kind in enumerate(kinds)):
             return {"global_attn_every_n_layers": every}
@@ -200,7 +201,7 @@ HEAD = [
 
 
 def _classifier(architecture: str, pooled: bool, span: bool = False) -> Family:
-    """A family whose model classifies texts (`pooled`), tokens, or the ends of spans."""
+    """Builds a family of classifiers of texts (`pooled`), tokens, or answer spans (`span`)."""
 
     def build_classifier(reader: ConfigReader, names: Collection[str]) -> Classifier:
         backbone, pooling = build(reader, names), reader.choice("classifier_pooling", POOLINGS, "cls")
@@ -217,9 +218,9 @@ def _classifier(architecture: str, pooled: bool, span: bool = False) -> Family:
         poolings = {ours: theirs for theirs, ours in POOLINGS.items()} if pooled else {"none": "cls"}
         if model.pooling not in poolings or (span and model.labels != SPAN):
             form = f"model.pooling={model.pooling} with labels {model.labels}"
-            raise InputError(f"{form}: {architecture} reads {' or '.join(poolings)}")
+            raise InputError(f"{form}: {architecture} supports {' or '.join(poolings)}")
         if model.transform is None:
-            raise InputError(f"model.transform=None: {architecture} has a layer before its classes")
+            raise InputError(f"model.transform=None: expected a layer before the classes, as in {architecture}")
         if model.backbone.prediction_heads:
             raise InputError(f"model.backbone.prediction_heads={model.backbone.prediction_heads}: expected none")
         named = {} if span else label_fields(model.labels)
@@ -249,4 +250,4 @@ CLASSIFIERS = (
     _classifier("ModernBertForQuestionAnswering", pooled=False, span=True),
     _classifier("ModernBertForTokenClassification", pooled=False),
 )
-"""The class for questions comes before the one for tokens, which would fit the same models."""
+"""Question answering precedes token classification, whose class would match the same models."""

@@ -1,4 +1,4 @@
-"""RoBERTa (Liu et al. 2019): a BERT whose positions start after the id of padding."""
+"""RoBERTa (Liu et al. 2019): BERT whose position ids start after the padding id."""
 
 from collections.abc import Collection
 from typing import Any
@@ -41,16 +41,16 @@ TABLE = Table(
 
 
 def build(reader: ConfigReader, names: Collection[str]) -> Bert:
-    """Our RoBERTa, with the heads whose tensors are there."""
+    """Builds the model for a RoBERTa config, with the heads whose tensors are stored."""
     reader.must("position_embedding_type", "absolute")
     reader.must("tie_word_embeddings", True)
     found = heads(names, pooler="pooler.dense.weight", masked_lm="lm_head.dense.weight")
     if "masked_lm" in found:
-        reader.must("hidden_act", "gelu")  # Its head has no other.
+        reader.must("hidden_act", "gelu")  # The head supports no other activation.
     offset = reader.get("pad_token_id", 1) + 1
     rows = reader.integer("max_position_embeddings", 512)
     if rows <= offset:
-        raise reader.error("max_position_embeddings", rows, f"more than {offset}, the first position's row")
+        raise reader.error("max_position_embeddings", rows, f"more than {offset}, the row of the first position")
     return Bert(
         encoder(reader),
         vocab=reader.integer("vocab_size"),
@@ -62,9 +62,11 @@ def build(reader: ConfigReader, names: Collection[str]) -> Bert:
 
 
 def describe(model: Bert) -> dict[str, Any]:
-    """Their config of our RoBERTa."""
+    """Converts the model to a RoBERTa config."""
     if model.position_offset < 1:
-        raise InputError("RoBERTa's positions start after padding's")
+        raise InputError(
+            "model.position_offset: expected at least 1, because RoBERTa's positions start after the padding id"
+        )
     return {
         "architectures": ["RobertaForMaskedLM" if "masked_lm" in model.prediction_heads else "RobertaModel"],
         "position_embedding_type": "absolute",

@@ -1,20 +1,20 @@
-"""Rows that the families' tables share: each part of a block, whatever they call it."""
+"""Table rows of block parts that several families share."""
 
 from jaxformer.interop.huggingface.table import ParamMapping
 
 
 def linear(ours: str, theirs: str, pattern: str = "f d -> d f") -> list[ParamMapping]:
-    """A map with its bias; PyTorch keeps the outputs first."""
+    """Returns the table rows for the kernel and bias of a linear layer. PyTorch stores the kernel as [out, in]."""
     return [ParamMapping(f"{ours}/kernel", f"{theirs}.weight", pattern), ParamMapping(f"{ours}/bias", f"{theirs}.bias")]
 
 
 def norm(ours: str, theirs: str) -> list[ParamMapping]:
-    """A norm's scale and bias."""
+    """Returns the table rows for the scale and bias of a normalisation layer."""
     return [ParamMapping(f"{ours}/scale", f"{theirs}.weight"), ParamMapping(f"{ours}/bias", f"{theirs}.bias")]
 
 
 def attention(ours: str, query: str, key: str, value: str, output: str) -> list[ParamMapping]:
-    """The four maps by their names, in which heads and their dimensions are one axis."""
+    """Returns the table rows of attention with these tensor names. PyTorch merges heads and head size into one axis."""
     rows = []
     for part, theirs in (("query", query), ("key", key), ("value", value)):
         rows += [
@@ -25,7 +25,7 @@ def attention(ours: str, query: str, key: str, value: str, output: str) -> list[
 
 
 def llama_attention(ours: str, theirs: str) -> list[ParamMapping]:
-    """LLaMA's self-attention, with the norms of each head's queries and keys that later families have."""
+    """Returns the table rows of LLaMA's self-attention, including the query and key norms of later families."""
     maps = (f"{theirs}.{part}_proj" for part in ("q", "k", "v", "o"))
     return [
         *attention(ours, *maps),
@@ -35,5 +35,5 @@ def llama_attention(ours: str, theirs: str) -> list[ParamMapping]:
 
 
 def gated_mlp(ours: str, theirs: str) -> list[ParamMapping]:
-    """The three maps of LLaMA's gated MLP."""
+    """Returns the table rows of LLaMA's gated MLP."""
     return [row for part in ("gate", "up", "down") for row in linear(f"{ours}/{part}", f"{theirs}.{part}_proj")]

@@ -1,4 +1,4 @@
-"""T5 (Raffel et al. 2020): v1.0, v1.1 and Flan's, and mT5 (Xue et al. 2021)."""
+"""T5 (Raffel et al. 2020) in versions 1.0, 1.1 and Flan, and mT5 (Xue et al. 2021)."""
 
 import dataclasses
 from collections.abc import Collection
@@ -22,7 +22,8 @@ def _attention(ours: str, theirs: str) -> list[ParamMapping]:
 
 
 def _mlp(ours: str, theirs: str) -> list[ParamMapping]:
-    """Gated or not, which changes a name: `up` is what does not pass through the activation, where there are two."""
+    """Returns the table rows of the MLP. If it is gated, `wi_0` is the gate and `wi_1` is `up`; otherwise `wi` is
+    `up`."""
     gate, up = f"{ours}/gate/kernel", f"{ours}/up/kernel"
     return [
         ParamMapping(gate, f"{theirs}.wi_0.weight", "f d -> d f"),
@@ -59,7 +60,7 @@ TABLE = Table(
         ),
         *_stack("encoder"),
         *_stack("decoder"),
-        # A file of transformers 5 lacks a head that equals the embeddings. Ours has it: older versions would draw one.
+        # transformers 5 omits a head that equals the embeddings. Exports include it, because older versions need it.
         ParamMapping("head", "lm_head.weight", tied_to="shared.weight"),
     ),
     known={"decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight": "never used"},
@@ -67,14 +68,15 @@ TABLE = Table(
 
 
 def build_t5(reader: ConfigReader, names: Collection[str]) -> T5:
-    """Our T5: v1.0, which shares its embeddings with its head and scales what it decodes, or v1.1, which does not."""
-    # transformers 5 writes tie_word_embeddings=true in every config; scale_decoder_outputs has its former meaning.
+    """Builds the model for a T5 config: v1.0, with tied embeddings and scaled decoder outputs, or v1.1, without
+    them."""
+    # transformers 5 always writes tie_word_embeddings=true; scale_decoder_outputs has its former meaning.
     tie_embeddings = reader.flag("tie_word_embeddings", True)
     return _build(reader, tie_embeddings=reader.flag("scale_decoder_outputs", tie_embeddings), form="relu")
 
 
 def build_mt5(reader: ConfigReader, names: Collection[str]) -> T5:
-    """Our mT5: never scaled, whatever its config says of ties."""
+    """Builds the model for an mT5 config, which never scales decoder outputs, even if `tie_word_embeddings` is set."""
     reader.get("tie_word_embeddings")
     return _build(reader, tie_embeddings=False, form="gated-gelu")
 
@@ -83,10 +85,10 @@ def _build(reader: ConfigReader, tie_embeddings: bool, form: str) -> T5:
     depth = reader.integer("num_layers", 6)
     forms = {name: (Mlp, act) for name, act in ACTIVATIONS.items()}
     forms |= {f"gated-{name}": (GatedMlp, act) for name, act in ACTIVATIONS.items()}
-    forms["gated-gelu"] = (GatedMlp, "gelu_tanh")  # By this name it means the approximation.
+    forms["gated-gelu"] = (GatedMlp, "gelu_tanh")  # In T5 this name means the tanh approximation.
     kind, act = reader.choice("feed_forward_proj", forms, form)
     for name in ("dense_act_fn", "is_gated_act", "scale_decoder_outputs"):
-        reader.get(name)  # Said by the two before, or always so.
+        reader.get(name)  # Implied by the fields above, or constant.
     sizes = {
         "width": reader.integer("d_model", 512),
         "heads": reader.integer("num_heads", 8),
@@ -113,12 +115,12 @@ def _build(reader: ConfigReader, tie_embeddings: bool, form: str) -> T5:
 
 
 def describe_t5(model: T5) -> dict[str, Any]:
-    """Their config of our T5."""
+    """Converts the model to a T5 config."""
     return {"architectures": ["T5ForConditionalGeneration"]} | _fields(model)
 
 
 def describe_mt5(model: T5) -> dict[str, Any]:
-    """Their config of our mT5."""
+    """Converts the model to an mT5 config."""
     return {"architectures": ["MT5ForConditionalGeneration"]} | _fields(model)
 
 
@@ -142,7 +144,7 @@ def _fields(model: T5) -> dict[str, Any]:
         "dropout_rate": stack.dropout,
         "layer_norm_epsilon": stack.norm.epsilon,
         "feed_forward_proj": act,
-        # transformers before 5 scales by the first field, 5.0 by the second alone.
+        # transformers before 5 scales if the first field is set, 5.0 if the second one is.
         "tie_word_embeddings": model.tie_embeddings,
         "scale_decoder_outputs": model.tie_embeddings,
     }

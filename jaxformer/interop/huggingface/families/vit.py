@@ -30,7 +30,7 @@ from jaxformer.runs.run import Run
 
 
 def embeddings(theirs: str) -> list[ParamMapping]:
-    """Patches, class token and positions, as every family of images has them."""
+    """Returns the table rows of patch, class token and position embeddings, shared by all image families."""
     return [
         ParamMapping("embeddings/patch/kernel", f"{theirs}.patch_embeddings.projection.weight", "d n y x -> y x n d"),
         ParamMapping("embeddings/patch/bias", f"{theirs}.patch_embeddings.projection.bias"),
@@ -40,14 +40,14 @@ def embeddings(theirs: str) -> list[ParamMapping]:
 
 
 def self_attention(ours: str, theirs: str) -> list[ParamMapping]:
-    """The four maps of a layer."""
+    """Returns the table rows of a layer's self-attention."""
     inner = f"{theirs}.attention.attention"
     output = f"{theirs}.attention.output.dense"
     return attention(f"{ours}/attention", f"{inner}.query", f"{inner}.key", f"{inner}.value", output)
 
 
 def blocks(ours: str, theirs: str) -> list[ParamMapping]:
-    """The layers of ViT's and the masked autoencoder's stacks."""
+    """Returns the table rows of the layers in a ViT or masked autoencoder."""
     return [
         *self_attention(ours, theirs),
         *norm(f"{ours}/attention_norm", f"{theirs}.layernorm_before"),
@@ -65,15 +65,15 @@ TABLE = Table(
         *linear("pooler", "vit.pooler.dense"),
         *linear("head", "classifier"),
     ),
-    known={"vit.embeddings.mask_token": "what stands for a patch in masked image modelling"},
+    known={"vit.embeddings.mask_token": "replaces masked patches in masked image modelling"},
     prefix="vit.",
 )
 
 
 def build(reader: ConfigReader, names: Collection[str]) -> Vit:
-    """Our ViT, with the head that has tensors."""
+    """Builds the model for a ViT config, with the head that is stored."""
     reader.must("pooler_act", "tanh")
-    reader.get("encoder_stride")  # Of masked image modelling's decoder.
+    reader.get("encoder_stride")  # Only used by the decoder for masked image modelling.
     transformer = encoder(reader)
     reader.must("pooler_output_size", transformer.width)
     labels = read_labels(reader) if "classifier.weight" in names else ()
@@ -82,11 +82,11 @@ def build(reader: ConfigReader, names: Collection[str]) -> Vit:
 
 
 def image_model(reader: ConfigReader, module: type, **fields: Any) -> Any:
-    """A model with the geometry that the config says; what our fields refuse is the config's fault."""
+    """Builds an image model with the geometry of a config. Invalid values raise an InputError that names the config."""
     geometry = {"image": "image_size", "patch": "patch_size"}
     fields |= {ours: reader.integer(theirs, {"image": 224, "patch": 16}[ours]) for ours, theirs in geometry.items()}
     channels = reader.integer("num_channels", 3)
-    if channels != 3:  # No config.json says what pixels are normalised by, and a default for colours has three numbers.
+    if channels != 3:  # Pixel statistics are not in config.json, and the default has three channels.
         fields |= {"mean": (0.5,), "std": (0.5,)}
     try:
         return module(channels=channels, **fields)
@@ -95,7 +95,7 @@ def image_model(reader: ConfigReader, module: type, **fields: Any) -> Any:
 
 
 def encoder(reader: ConfigReader) -> Transformer:
-    """The stack of ViT's and the masked autoencoder's config."""
+    """Builds the stack for a ViT or masked autoencoder config."""
     reader.must("qkv_bias", True)
     return stack(
         reader,
@@ -110,9 +110,9 @@ def encoder(reader: ConfigReader) -> Transformer:
 
 
 def describe(model: Vit) -> dict[str, Any]:
-    """Their config of our ViT."""
+    """Converts the model to a ViT config."""
     if model.labels and model.pooler:
-        raise InputError("model.pooler=True: ViTForImageClassification has none")
+        raise InputError("model.pooler=True: expected False, because ViTForImageClassification has no pooler")
     head = label_fields(model.labels) if model.labels else {}
     return {
         "architectures": ["ViTForImageClassification" if model.labels else "ViTModel"],
@@ -126,12 +126,12 @@ def describe(model: Vit) -> dict[str, Any]:
 
 
 def geometry(model: Any) -> dict[str, Any]:
-    """Fields of images and patches in the configs."""
+    """Returns the config fields of images and patches."""
     return {"image_size": model.image, "patch_size": model.patch, "num_channels": model.channels, "qkv_bias": True}
 
 
 def encoder_fields(config: Transformer) -> dict[str, Any]:
-    """Fields of the stack in the configs of ViT and the masked autoencoder."""
+    """Returns the config fields of the stack, shared by ViT and the masked autoencoder."""
     return {
         "hidden_size": config.width,
         "num_hidden_layers": config.depth,
@@ -145,26 +145,26 @@ def encoder_fields(config: Transformer) -> dict[str, Any]:
 
 
 def image_sizes(model: Any) -> dict[str, Any]:
-    """The sizes of an image model, as a config has them."""
+    """Returns the sizes of an image model as config fields."""
     geometry = {"image_size": model.image, "patch_size": model.patch, "num_channels": model.channels}
     return {**stack_sizes(next(iter(model.stacks().values()))), **geometry}
 
 
 def image_field(source: Source, model: Any) -> ImageField:
-    """Images that are prepared as the folder says."""
+    """Returns an image field with the image processing of the folder."""
     preparation = read_preparation(source.home, model)
     fields = {"size": model.image, "channels": model.channels}
     return ImageField(**fields | (preparation.field if preparation else {}))
 
 
 class ImageBridge(Bridge):
-    """Encoders and classifiers of images."""
+    """Bridge for image encoders and classifiers."""
 
     def objective(self, source: Source, model: Vit) -> Objective:
-        """Classification; of a model without labels, vectors of images.
+        """Returns a classification objective, or an image embedding objective if the model has no labels.
 
         Raises:
-          InputError: the folder's `problem_type` is not that of one label for each image.
+          InputError: If the `problem_type` of the folder is not single-label classification.
         """
         if model.labels and source.folder is not None:
             where = str(source.folder.path / CONFIG)
@@ -173,30 +173,30 @@ class ImageBridge(Bridge):
         return ImageClassification() if model.labels else ImageEmbedding()
 
     def task(self, source: Source, model: Vit, objective: Any) -> Task:
-        """Images with labels, if the model's have distinct names; images alone otherwise.
+        """Returns a task for labelled images if the label names are distinct, else for images without labels.
 
-        ImageNet has a name twice: such labels can be predicted, and cannot be read from data.
+        ImageNet has a duplicate label name: such labels can be predicted, but not read from data.
         """
         image = image_field(source, model)
         distinct = len(model.labels) > 1 and len(set(model.labels)) == len(model.labels)
         return LabelledImages(image, labels=model.labels) if distinct else ImageTask(image)
 
     def special_tokens(self, model: Model, tokens: Mapping[str, int | None]) -> dict[str, int | None]:
-        """None."""
+        """Returns no fields, because images have no special tokens."""
         return {}
 
     def conventional(self, run: Run) -> Run:
-        """With parameters where transformers' classes have them."""
+        """Converts a run to the parameter layout of a transformers class."""
         return image_run(run)
 
     def outputs(self, model: Vit, output: Any, objective: Any = None) -> dict[str, jax.Array]:
-        """Logits; of a model without labels, hidden vectors and the pooler's."""
+        """Returns logits, or hidden vectors and the pooler output if the model has no labels."""
         if model.labels:
             return {"logits": output.logits}
         return {"last_hidden_state": output.hidden} | ({"pooler_output": output.pooled} if model.pooler else {})
 
     def nearest_config(self, model: Vit, objective: Any) -> dict[str, Any]:
-        """ViT's."""
+        """Returns the config of a ViT."""
         architecture = "ViTForImageClassification" if model.labels else "ViTModel"
         labels = label_fields(model.labels) if model.labels else {}
         return {"model_type": "vit", "architectures": [architecture], **image_sizes(model), **labels}

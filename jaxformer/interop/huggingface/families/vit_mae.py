@@ -1,4 +1,4 @@
-"""The masked autoencoder (He et al. 2022)."""
+"""Masked autoencoder (He et al. 2022)."""
 
 import dataclasses
 from collections.abc import Collection
@@ -35,14 +35,15 @@ from jaxformer.runs.run import Run
 
 
 def positions(shape: tuple[int, ...]) -> np.ndarray:
-    """The table of fixed positions, [1, 1 + p, d]: zeros for the class token, then sinusoids."""
+    """Computes the fixed position embeddings, [1, 1 + p, d]: zeros for the class token, followed by sinusoids."""
     _, count, width = shape
     side = round((count - 1) ** 0.5)
     return np.concatenate([np.zeros((1, width)), np.asarray(sinusoidal_2d(side, side, width))])[None]
 
 
 def _decoder_blocks() -> list[ParamMapping]:
-    """The decoder's layers, by the names of the published checkpoints, and by those that transformers 5 writes."""
+    """Returns the table rows of the decoder layers, with the tensor names of published checkpoints and of transformers
+    5."""
     return [
         dataclasses.replace(row, copies=(row.theirs.replace("decoder_layers", "decoder_encoder.layer"),))
         for row in blocks("decoder/blocks", "decoder.decoder_layers.{l}")
@@ -66,8 +67,8 @@ TABLE = Table(
 
 
 def build(reader: ConfigReader, names: Collection[str]) -> MaskedAutoencoder:
-    """Our masked autoencoder, with the decoder if it has tensors."""
-    reader.get("norm_pix_loss")  # The objective's.
+    """Builds the model for a ViTMAE config, with the decoder if stored."""
+    reader.get("norm_pix_loss")  # A setting of the objective.
     transformer, decoder = encoder(reader), None
     sizes = {"width": ("hidden_size", 512), "depth": ("num_hidden_layers", 8), "heads": ("num_attention_heads", 16)}
     fields = {ours: reader.integer(f"decoder_{theirs}", default) for ours, (theirs, default) in sizes.items()}
@@ -86,7 +87,7 @@ def build(reader: ConfigReader, names: Collection[str]) -> MaskedAutoencoder:
 
 
 def describe(model: MaskedAutoencoder) -> dict[str, Any]:
-    """Their config of our masked autoencoder."""
+    """Converts the model to a ViTMAE config."""
     config = {
         "architectures": ["ViTMAEModel" if model.decoder is None else "ViTMAEForPreTraining"],
         "mask_ratio": model.mask_rate,
@@ -101,34 +102,34 @@ def describe(model: MaskedAutoencoder) -> dict[str, Any]:
 
 
 def constants(model: MaskedAutoencoder) -> dict[str, np.ndarray]:
-    """The tables of positions."""
+    """Computes the tensors of fixed position embeddings, by name."""
     bare, count = model.decoder is None, 1 + model.patches
     found = {f"{'' if bare else 'vit.'}embeddings.position_embeddings": positions((1, count, model.transformer.width))}
     return found if bare else found | {"decoder.decoder_pos_embed": positions((1, count, model.decoder.width))}
 
 
 class MaskedAutoencoderBridge(ImageBridge):
-    """Masked autoencoders."""
+    """Bridge for masked autoencoders."""
 
     def objective(self, source: Source, model: MaskedAutoencoder) -> Objective:
-        """The pixels of masked patches."""
+        """Returns the objective of predicting the pixels of masked patches."""
         return MaskedAutoencoding()
 
     def task(self, source: Source, model: MaskedAutoencoder, objective: Any) -> Task:
-        """Images with masked patches."""
+        """Returns a task of images with masked patches."""
         return MaskedPatches(image_field(source, model), model.patch)
 
     def conventional(self, run: Run) -> Run:
-        """As it is."""
+        """Returns the run unchanged."""
         return run
 
     def outputs(self, model: MaskedAutoencoder, output: Any, objective: Any = None) -> dict[str, jax.Array]:
-        """The predicted pixels; without a decoder, hidden vectors; and which patches are masked."""
+        """Returns the predicted pixels (or hidden vectors, without a decoder), and the mask of patches."""
         found = {"last_hidden_state": output.hidden} if output.pixels is None else {"logits": output.pixels}
         return found | {"mask": output.masked}
 
     def nearest_config(self, model: MaskedAutoencoder, objective: Any) -> dict[str, Any]:
-        """The masked autoencoder's."""
+        """Returns the config of a ViTMAE."""
         architecture = "ViTMAEModel" if model.decoder is None else "ViTMAEForPreTraining"
         sizes = {**image_sizes(model), "mask_ratio": model.mask_rate}
         return {"model_type": "vit_mae", "architectures": [architecture], **sizes}
