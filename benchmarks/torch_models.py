@@ -1,4 +1,4 @@
-"""The models of `mfu.py` in PyTorch: each function returns transformers' model and its loss on a batch of ours."""
+"""The models of `mfu.py` in PyTorch: each function returns a transformers model and its loss on a batch of `mfu.py`."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -78,7 +78,7 @@ class Transformer(nn.Module):
     dtype: DType = "auto"
     """Type to compute in. `auto` is bfloat16 on accelerators and float32 on CPU."""
     remat: Literal["none", "dots", "full"] = "none"
-    """What to rematerialize in the backward pass to save memory: `none`, `dots` (everything except matrix products),
+    """Part to rematerialize in the backward pass to save memory: `none`, `dots` (everything except matrix products),
     or `full` (whole blocks)."""
     unroll: int | None = None
     """Number of blocks per loop iteration. A larger number runs faster, but compiles more slowly and saves less

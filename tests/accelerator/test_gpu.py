@@ -1,4 +1,4 @@
-"""What only a GPU can show; skipped elsewhere. `benchmarks/on_gpu.sh` runs it with JAX_PLATFORMS=cuda,cpu."""
+"""Tests that need a GPU, skipped elsewhere. `benchmarks/on_gpu.sh` runs them with JAX_PLATFORMS=cuda,cpu."""
 
 import jax
 import jax.numpy as jnp
