@@ -59,14 +59,14 @@ def _problem(name, here, query_bthk, key_bgsk, biased, dropped) -> str | None:
     """Returns the reason why a kernel does not support this layer. None if it does."""
     size, dtype = query_bthk.shape[-1], query_bthk.dtype
     if here != PLATFORMS[name]:
-        return f"it runs on {PLATFORMS[name].upper()}, and this is {here.upper()}"
+        return f"it runs on {PLATFORMS[name].upper()}, not on {here.upper()}"
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty and max(sharding.ways(mesh, axis) for axis in ("query_position", "key_position")) > 1:
-        return "it computes whole rows, whose positions are split over the mesh here"
+        return "it needs whole rows, but the mesh splits their positions"
     if biased:
-        return "it adds nothing to scores, as relative positions do"
+        return "it does not support a bias of the scores, such as relative positions"
     if dropped:
-        return "it drops no weights: transformer.attention_dropout must be 0"
+        return "it does not support dropout of the weights; expected transformer.attention_dropout=0"
     if name == "cudnn" and (size % 8 or size > 128):
         return f"expected a head_dim that is a multiple of 8 and at most 128, not {size}"
     if name == "cudnn" and not (dtype == key_bgsk.dtype and dtype in (jnp.bfloat16, jnp.float16)):

@@ -50,7 +50,8 @@ class Lora:
         for pattern in self.target_modules:
             if not any(found_in(path, [pattern]) for path in kernels):
                 raise InputError(
-                    f"lora.target_modules={pattern!r}: found in no kernel's path; they are like {next(iter(kernels))}"
+                    f"lora.target_modules={pattern!r}: matches no kernel path; an example of a path is "
+                    f"{next(iter(kernels))}"
                 )
         found = {}
         for number, (path, kernel) in enumerate(kernels.items()):

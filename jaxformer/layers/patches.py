@@ -32,7 +32,7 @@ def patchify(images: jax.Array, size: int) -> jax.Array:
     """Divides images [b, height, width, n] into patches [b, p, size, size, n], row by row."""
     batch, height, width, channels = images.shape
     if height % size or width % size:
-        raise ValueError(f"images of {height} × {width} do not divide into patches of {size} × {size}")
+        raise ValueError(f"images of {height} × {width} cannot be divided into patches of {size} × {size}")
     rows = images.reshape(batch, height // size, size, width // size, size, channels)
     return rows.swapaxes(2, 3).reshape(batch, -1, size, size, channels)
 
@@ -88,7 +88,9 @@ def sinusoidal_2d(rows: int, columns: int, width: int) -> jax.Array:
     The width must be divisible by 4.
     """
     if width % 4:
-        raise ValueError(f"width {width} is not divisible by 4: sines and cosines of columns and rows take a part each")
+        raise ValueError(
+            f"width {width} is not divisible by 4: sines and cosines of columns and rows take a quarter each"
+        )
     row, column = (grid.reshape(-1) for grid in np.indices((rows, columns)))
     return jnp.concatenate([sinusoidal(jnp.asarray(place), width // 2) for place in (column, row)], axis=-1)
 

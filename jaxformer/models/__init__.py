@@ -1,4 +1,4 @@
-"""Models, one family a module."""
+"""Models, one module per model family."""
 
 from typing import TYPE_CHECKING
 

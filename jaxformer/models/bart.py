@@ -1,4 +1,4 @@
-"""BART: an encoder–decoder with learned positions and normalised embeddings (Lewis et al. 2020)."""
+"""BART: an encoder–decoder with learned positions and normalized embeddings (Lewis et al. 2020)."""
 
 from typing import Literal
 
@@ -16,22 +16,22 @@ from jaxformer.models.encoder_decoder import EncoderDecoder
 from jaxformer.parallel import metadata, sharding
 
 BASE = Transformer(768, 6, 12, mlp=Mlp(), norm=LayerNorm(1e-5), norm_position="after")
-"""Each stack of the paper's base model."""
+"""Encoder and decoder stack of the paper's base model."""
 
 
 class Entry(nn.Module):
-    """Adds learned positions, a norm and dropout to the embeddings before a stack; [b, t, d] → [b, t, d]."""
+    """Adds learned positions to the embeddings of a stack, then applies a norm and dropout: [b, t, d] → [b, t, d]."""
 
     max_length: int
-    """The longest input, in tokens."""
+    """Maximum input length in tokens."""
     offset: int
-    """Rows of the table before that of position 0."""
+    """Number of unused rows at the beginning of the position table."""
     norm: nn.Module
-    """The norm of the sum."""
+    """Normalization of the sum."""
     dropout: float
-    """Rate of dropout on the result."""
+    """Dropout rate of the result."""
     dtype: DType
-    """The type of the result."""
+    """Type of the result."""
 
     @nn.compact
     def __call__(self, x: jax.Array, position_ids: jax.Array | None, train: bool) -> jax.Array:
@@ -44,24 +44,24 @@ class Entry(nn.Module):
 
 
 class Bart(EncoderDecoder):
-    """The encoder–decoder whose stacks each have positions of their own, and a norm of the embeddings."""
+    """BART model: an encoder–decoder in which each stack has its own positions, and normalizes its embeddings."""
 
     encoder: Transformer = BASE
-    """The stack over the inputs."""
+    """Stack of the encoder."""
     decoder: Transformer = BASE
-    """The stack over the outputs; each block attends to the encoder's output too."""
+    """Stack of the decoder. Each block also attends to the output of the encoder."""
     vocab: int | None = 50_265
-    """Size of the vocabulary, one for inputs and outputs; at least the tokenizer's. None: the tokenizer's."""
+    """Vocabulary size, shared by inputs and outputs. At least that of the tokenizer; if None, that of the tokenizer."""
     max_length: int = 1024
-    """The longest input and output, in tokens."""
+    """Maximum length of inputs and of outputs in tokens."""
     position_embedding: AddedPositions = "none"
-    """Positions added to the embeddings that both stacks share; each stack adds its own positions after them."""
+    """Positions to add to the embeddings that both stacks share. Each stack then adds its own learned positions."""
     scale_embeddings: bool = False
-    """Whether embeddings are multiplied by the square root of the width."""
+    """Whether to multiply embeddings by the square root of the width."""
     head_bias: bool = True
-    """Whether the head has a bias."""
+    """Whether the output layer has a bias."""
     position_offset: int = 2
-    """Rows of the tables of positions before that of position 0."""
+    """Number of unused rows at the beginning of the position tables."""
 
     def setup(self):
         super().setup()
@@ -73,6 +73,6 @@ class Bart(EncoderDecoder):
         self.encoder_entry, self.decoder_entry = entry(self.encoder), entry(self.decoder)
 
     def _embed(self, tokens, position_ids, train: bool, side: Literal["encoder", "decoder"]):
-        x, table = super()._embed(tokens, position_ids, False, side)  # Dropout comes once, at the end.
+        x, table = super()._embed(tokens, position_ids, False, side)  # Dropout is applied once, at the end.
         entry = self.encoder_entry if side == "encoder" else self.decoder_entry
         return entry(x, position_ids, train), table

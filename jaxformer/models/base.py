@@ -1,6 +1,7 @@
-"""The contract of models: what a model takes, what it is made of, and what it computes.
+"""Contract of models: inputs, stacks, computation and outputs.
 
-Code outside of a family reads this contract and never asks for a class: initialisation, checks of the tokenizer, warm
+Code outside a model family only uses this contract, and never checks for a class: initialization, tokenizer checks,
+warm
 start, exports, parity and decoding work for every `Model`.
 """
 
@@ -21,90 +22,93 @@ from jaxformer.parallel import sharding
 
 @dataclasses.dataclass(frozen=True)
 class InputSpec:
-    """An array that a model is called with."""
+    """Specification of an input array of a model."""
 
     axes: str
-    """A letter for each axis; axes of the same letter have the same length in a call. `b` are rows."""
+    """Axes of the array, one letter per axis. Axes with the same letter have the same length in a call. `b` is the
+    batch axis."""
     meaning: str
-    """One line for the documentation of exported programs."""
+    """Description on one line, for the documentation of exported programs."""
     dtype: str = "int32"
+    """NumPy dtype name."""
     optional: bool = False
-    """Whether the model has a default for it."""
+    """Whether the model has a default for the array."""
     exported: bool = True
-    """Whether exported programs take it. They do not take what only training needs, such as the layout of packed
-    rows."""
+    """Whether exported programs take the array. They do not take arrays that only training needs, such as the layout
+    of packed rows."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenInput:
-    """The limits of an input of token ids."""
+    """Limits of an input of token ids."""
 
     vocab: int
-    """Size of the vocabulary."""
+    """Vocabulary size."""
     max_length: int
-    """The longest row, in tokens."""
+    """Maximum row length in tokens."""
 
 
 POSITION_IDS = InputSpec("bt", "positions, from 0 in each example", optional=True, exported=False)
-SEGMENTS = InputSpec("bt", "1 where there is a token, 0 for padding", optional=True)
-TOKENS = InputSpec("bt", "ids of the tokens")
+SEGMENTS = InputSpec("bt", "1 for tokens, 0 for padding", optional=True)
+TOKENS = InputSpec("bt", "token ids")
 
 
 @flax.struct.dataclass
 class ModelOutput:
-    """The output of a model; None for what it does not have, or was not requested.
+    """Output of a model. Fields that the model does not have, or that were not requested, are None.
 
-    A family adds fields of its own. An output of a model with a head has `logits` too, as a field or a property.
+    A model family adds its own fields. The output of a model with a head also has `logits`, as a field or a property.
     """
 
     hidden: jax.Array | None = None
-    """The output of the last stack, [b, t, d]."""
+    """Output of the last stack, [b, t, d]."""
     pooled: jax.Array | None = None
-    """A vector for each example, [b, c, d], or for each image, [b, d]."""
+    """One vector per example, [b, c, d], or per image, [b, d]."""
     attention: jax.Array | None = None
     """Weights of self-attention, float32 [l, b, h, t, s]."""
     means: dict[str, Mean] = flax.struct.field(default_factory=dict)
-    """Auxiliary means of the stacks, such as the load of experts; training adds them to the loss."""
+    """Auxiliary means of the stacks, such as the load of experts. Training adds them to the loss."""
 
     exported: ClassVar[tuple[str, ...]] = ("hidden", "logits", "pooled")
-    """Attributes that an exported program returns, where they are not None."""
+    """Attributes that an exported program returns, unless they are None."""
 
     @property
     def features(self) -> jax.Array | None:
-        """Vectors for further use, [b, t, d]: those of each token."""
+        """Vectors for downstream use, one per token: [b, t, d]."""
         return self.hidden
 
 
 @flax.struct.dataclass
 class LMOutput(ModelOutput):
-    """The output of a language model."""
+    """Output of a language model."""
 
     lm_head: LMHead | None = None
-    """The map from `hidden` to logits."""
+    """Output layer that maps `hidden` to logits."""
     cache: Cache | None = None
-    """The cache with the new tokens, if the model was called with one."""
+    """Cache that includes the new tokens. None if the model was called without a cache."""
 
     @property
     def logits(self) -> jax.Array | None:
-        """Logits of each next token, float32 [b, t, v]; computed when read, so that a loss can do without them."""
+        """Next-token logits, float32 [b, t, v]. Computed on access, so that a loss can avoid computing them."""
         return None if self.lm_head is None else sharding.constrain(self.lm_head.logits(self.hidden), "btv")
 
 
 @flax.struct.dataclass
 class Memory:
-    """The output of an encoder for a prompt."""
+    """Output of an encoder for a prompt."""
 
     hidden: jax.Array
-    """[b, s, d]."""
+    """Encoder output, [b, s, d]."""
     segments: jax.Array
-    """Integers [b, s]: 1, and 0 where there is padding."""
+    """Segments, integers [b, s]: 1 for tokens, 0 for padding."""
 
 
 class Model(nn.Module):
-    """A model: a frozen dataclass of hyperparameters whose call returns a `ModelOutput`.
+    """Base class of models: a frozen dataclass of hyperparameters whose call returns a `ModelOutput`.
 
-    A family implements `inputs`, `stacks`, `flops` and, for text, `token_inputs`. Stacks are fields, and the name of a
-    field is the path of the stack's parameters.
+    A model family implements `inputs`, `stacks`, `flops` and, for text, `token_inputs`. Stacks are fields, and the name
+    of
+    the field is the path of the stack's parameters.
 
     Example:
 
@@ -127,51 +131,53 @@ class Model(nn.Module):
     """
 
     is_generative: ClassVar[bool] = False
-    """Whether it predicts next tokens one by one: it has `new_cache` and takes a `cache`."""
+    """Whether the model predicts next tokens one by one. It then has `new_cache` and takes a `cache`."""
     is_encoder_decoder: ClassVar[bool] = False
-    """Whether it has an encoder of `inputs` (`encode`), and a decoder of `tokens` (`decode`) that attends to it."""
+    """Whether the model has an encoder for `inputs` (`encode`), and a decoder for `tokens` (`decode`) that attends
+    to the encoder output."""
     is_text_classifier: ClassVar[bool] = False
-    """Whether its logits are those of `labels`, for examples or tokens of text as `pooling` says."""
+    """Whether the logits are those of `labels`, for text examples or for tokens, depending on `pooling`."""
 
-    # `inputs`, `stacks` and `flops` are not abstract: `help` of an abstract class shows no fields.
+    # `inputs`, `stacks` and `flops` are not abstract methods, because `help` shows no fields for an abstract class.
 
     def inputs(self) -> dict[str, InputSpec]:
-        """The arrays that a call takes, by the names of its arguments."""
+        """Returns the specifications of the input arrays, by argument name."""
         raise NotImplementedError
 
     def stacks(self) -> dict[str, Transformer]:
-        """The stacks of blocks, in the order in which they run, by the path of their parameters."""
+        """Returns the stacks by the path of their parameters, in the order in which they run."""
         raise NotImplementedError
 
     def token_inputs(self) -> dict[str, TokenInput]:
-        """The limits of each input of token ids, by its name; none for a model without text."""
+        """Returns the limits of the token-id inputs, by argument name. Empty for a model without text."""
         return {}
 
     def flops(self, sizes: Mapping[str, int]) -> float:
-        """Floating-point operations of the matrix products of a forward pass.
+        """Returns the number of floating-point operations of the matrix products in a forward pass.
 
         Args:
-          sizes: the length of each axis by its letter, such as {"b": 32, "t": 128}. Axes of optional inputs may be
-            missing; axes that the model fixes (`fixed_sizes`) are.
+          sizes: length of each axis by its letter, such as {"b": 32, "t": 128}. Axes of optional inputs may be missing.
+            Axes
+            with a fixed length (`fixed_sizes`) are not included.
         """
         raise NotImplementedError
 
     def fixed_sizes(self) -> dict[str, int]:
-        """Lengths of the axes that are the same in every call, by letter: height, width and channels of images."""
+        """Returns the lengths of the axes that are the same in every call, by letter, such as the height of images."""
         return {}
 
     @property
     def text_limits(self) -> TokenInput | None:
-        """The smallest limits of all inputs of token ids; None for a model without text."""
+        """Minimum of the limits of all token-id inputs. None for a model without text."""
         limits = self.token_inputs().values()
         if not limits:
             return None
         return TokenInput(min(limit.vocab for limit in limits), min(limit.max_length for limit in limits))
 
     def encode_prompt(self, **inputs: jax.Array) -> Memory | None:
-        """Encodes what a prompt has besides tokens: text to translate, sound, a picture.
+        """Encodes the parts of a prompt other than tokens, such as a text to translate, audio or an image.
 
-        Only models with an encoder take inputs; each names its own. Decoding calls it once.
+        Decoding calls it once. Only models with an encoder take inputs, whose names depend on the model.
         """
         if inputs:
             raise ValueError(f"{type(self).__name__} has no encoder: it cannot read {', '.join(inputs)}")
@@ -185,16 +191,16 @@ class Model(nn.Module):
         memory: jax.Array | None = None,
         prefix: jax.Array | None = None,
     ) -> LMOutput:
-        """Predicts the tokens after `tokens`, which follow those in the cache.
+        """Predicts the tokens after `tokens`, which follow the tokens in the cache.
 
-        By default it is a call with a `cache`; encoder–decoders have a method of their own.
+        By default, calls the model with `cache`. Encoder–decoders override this method.
 
         Args:
-          tokens: integers [b, k]; several at once are those of a prompt, or of a speculative step.
-          position_ids: integers [b, k].
-          cache: of the tokens before these, as `new_cache` made it; its segments say where there are tokens.
-          memory: what `encode_prompt` returned, [b, s, d]; needed in the first call only.
-          prefix: boolean [b, k]: tokens that see each other both ways; None: none do.
+          tokens: token ids, integers [b, k]. k is above 1 for the tokens of a prompt or of a speculative step.
+          position_ids: positions, integers [b, k].
+          cache: cache of the preceding tokens, made by `new_cache`. Its segments mark the slots that contain tokens.
+          memory: output of `encode_prompt`, [b, s, d]. Only needed in the first call.
+          prefix: tokens that attend to each other in both directions, boolean [b, k]. If None, attention is causal.
         """
         if memory is not None:
             raise ValueError(f"{type(self).__name__} has no cross-attention: it cannot read a memory")
@@ -203,70 +209,78 @@ class Model(nn.Module):
         return self(tokens, position_ids=position_ids, prefix=prefix, cache=cache)
 
     def new_cache(self, rows: int, slots: int) -> Cache:
-        """An empty cache of the stack that generates."""
+        """Returns an empty cache for the stack that generates tokens."""
         return list(self.stacks().values())[-1].new_cache(rows, slots)
 
     @property
     def has_pooler(self) -> bool:
-        """Whether `pooled` comes from a trained layer."""
+        """Whether `pooled` is the output of a trained layer."""
         return False
 
     @property
     def interop(self) -> str:
-        """Name of the module whose `FAMILIES` say how the model is exchanged with Hugging Face.
+        """Name of a module whose `FAMILIES` define how the model is converted to and from the Hugging Face format.
 
-        Empty where the library's own families do. The module is imported when it is needed.
+        Empty if the library's own families include the model. The module is imported when needed.
         """
         return ""
 
     @property
     def compute_dtype(self) -> DType:
-        """The type that heads compute in: that of the last stack."""
+        """Compute type of the heads, which is that of the last stack."""
         return list(self.stacks().values())[-1].dtype
 
     @property
     def backbone_parts(self) -> tuple[str, ...]:
-        """First names of the parameters that a warm start must find in both models; the others are heads."""
+        """First path components of the parameters that a warm start must find in both models.
+
+        Other parameters are heads.
+        """
         return ("embeddings", next(iter(self.stacks())).partition("/")[0])
 
     @property
     def head_fields(self) -> tuple[str, ...]:
-        """Fields that do not change `backbone_parts`, in which a model may differ from the one it starts from."""
+        """Names of fields that do not change `backbone_parts`.
+
+        A model may differ in them from the model it is initialized from.
+        """
         return ()
 
     @property
     def warm_start_names(self) -> Mapping[str, str]:
-        """Where else a warm start looks for a head's parameters, by the first name of their paths.
+        """Alternative sources of head parameters for a warm start.
 
-        The values are first names in a pretrained model, which count where it has no parameter of the path itself.
+        Maps the first path component of a parameter to a first path component in the pretrained model. It is used if
+        the
+        pretrained model has no parameter with the path itself.
         """
         return {}
 
     def pretrained(self) -> tuple[str, "Model"]:
-        """The pretrained model inside this one (or itself), and the prefix of its parameters' paths."""
+        """Returns the pretrained model inside this one (or the model itself), and the prefix of its parameter paths."""
         return "", self
 
     def part(self, name: str) -> tuple[str, "Model"]:
-        """The model inside this one (or itself) that takes the input of this name, and the prefix of its paths."""
+        """Returns the model inside this one (or itself) that takes the input `name`, and its parameter path prefix."""
         del name
         return self.pretrained()
 
     @nn.nowrap
     def map_part(self, name: str, change: Callable[["Model"], "Model"]) -> "Model":
-        """The model with the innermost model that takes the input of this name replaced by `change(it)`."""
+        """Returns a model in which the innermost model that takes the input `name` is replaced by `change(it)`."""
         prefix, inner = self.part(name)
         if not prefix:
             return change(self)
         return dataclasses.replace(self, **{prefix.strip("/"): inner.map_part(name, change)})
 
     def comparable(self) -> Self:
-        """The model with neutral values for fields that change neither a parameter nor what is computed from it."""
+        """Returns the model with default values for fields that affect neither the parameters nor the computation."""
         return self
 
     @nn.nowrap
     def map_stacks(self, change: Callable[[Transformer], Transformer]) -> Self:
-        """The model with each of its stacks replaced by `change(stack)`."""
-        # Not wrapped by Linen, or modules that `change` makes would become submodules of this one.
+        """Returns a model in which each stack is replaced by `change(stack)`."""
+        # Without `nowrap`, Linen would make the modules that `change` returns submodules of this one.
         changes: dict[str, Any] = {}
         for path, stack in self.stacks().items():
             field, _, inner = path.partition("/")
@@ -275,12 +289,15 @@ class Model(nn.Module):
 
     @nn.nowrap
     def replace_stacks(self, **changes: Any) -> Self:
-        """The model with these fields in each of its stacks, such as `dtype="float32"`."""
+        """Returns a model in which these fields of each stack are replaced, such as `dtype="float32"`."""
         return self.map_stacks(lambda stack: dataclasses.replace(stack, **changes))
 
     @nn.nowrap
     def abstract_inputs(self, length: int = 2) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes and types of the inputs without default, for one row; axes that are free have this length."""
+        """Returns shapes and types of the required inputs, for one row.
+
+        Axes without a fixed size have the length `length`.
+        """
         sizes = {"b": 1} | self.fixed_sizes()
         return {
             name: jax.ShapeDtypeStruct([sizes.get(letter, length) for letter in spec.axes], spec.dtype)

@@ -1,5 +1,7 @@
-"""BERT: a bidirectional encoder with a masked-LM and a next-sentence head (Devlin et al. 2019); with rotary positions,
-local attention and gated MLPs, ModernBERT (Warner et al. 2024)."""
+"""BERT: a bidirectional encoder with masked-LM and next-sentence heads (Devlin et al. 2019).
+
+With rotary positions, local attention and gated MLPs, it is ModernBERT (Warner et al. 2024).
+"""
 
 import dataclasses
 from collections.abc import Mapping
@@ -23,34 +25,39 @@ from jaxformer.models.flops import linear_flops, stack_flops
 from jaxformer.parallel import metadata, sharding
 
 Head = Literal["masked_lm", "pooler", "next_sentence"]
-"""A head on the encoder: predictions of masked tokens, a vector of each sentence pair, and the class of that vector."""
+"""Head of the encoder: predictions for masked tokens, one vector per sentence pair, or a classification of that
+vector."""
 
 
 @flax.struct.dataclass
 class BertOutput(ModelOutput):
-    """The output of BERT.
+    """Output of BERT.
 
-    `hidden` is None where only some positions were wanted. `pooled` is the tanh of a linear map of each first token,
-    [b, c, d] for c sentence pairs a row, 1 without packing.
+    `hidden` is None if only some positions were requested. `pooled` is tanh of a linear layer on the first token of
+    each sentence pair, [b, c, d], with c pairs per row (1 without packing).
     """
 
     prediction: jax.Array | None = None
-    """The masked-LM head's hidden vectors, [b, m, d]; m = t without `masked_positions`."""
+    """Hidden vectors of the masked-LM head, [b, m, d]. m = t without `masked_positions`."""
     lm_head: LMHead | None = None
-    """The map from `prediction` to logits: the token embeddings, and a bias."""
+    """Output layer that maps `prediction` to logits, with the token embeddings and a bias."""
     next_sentence_logits: jax.Array | None = None
-    """float32 [b, c, 2]: class 0 says the second sentence follows the first, class 1 that it is random."""
+    """Next-sentence logits, float32 [b, c, 2]. Class 0: the second sentence follows the first. Class 1: it is
+    random."""
 
     exported: ClassVar[tuple[str, ...]] = (*ModelOutput.exported, "next_sentence_logits")
 
     @property
     def logits(self) -> jax.Array | None:
-        """Masked-LM logits, float32 [b, m, v]; computed when read, so that a loss can do without all of them."""
+        """Masked-LM logits, float32 [b, m, v]. Computed on access, so that a loss can avoid computing all of them."""
         return None if self.lm_head is None else sharding.constrain(self.lm_head.logits(self.prediction), "bmv")
 
 
 class PredictionHead(nn.Module):
-    """The masked-LM head without its decoder, the token table: linear, activation, norm; and the decoder's bias."""
+    """Masked-LM head: linear layer, activation and norm, and the bias of the output layer.
+
+    The output layer itself is the token table.
+    """
 
     vocab: int
     activation: Activation
@@ -60,29 +67,29 @@ class PredictionHead(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Maps [b, m, d] to the vectors to decode, [b, m, d], and the bias of their logits, [v]."""
+        """Maps [b, m, d] to the vectors to decode, [b, m, d], and returns the bias of the logits, [v]."""
         dense = Linear("bmi,id->bmd", (x.shape[-1], x.shape[-1]), self.dense_bias, self.dtype, name="dense")
         x = self.norm(activation(self.activation)(dense(x)))
         return x, self.param("bias", metadata.with_axes(nn.initializers.zeros, "v"), (self.vocab,))
 
 
 class Bert(Model):
-    """The encoder with its heads: both of pretraining, unless fewer are named."""
+    """BERT model: the encoder with its heads. Defaults to both pretraining heads."""
 
     transformer: Transformer = Transformer(norm=LayerNorm(1e-12), norm_position="after")
-    """The stack of blocks. Positions are learned and added to the embeddings, unless it has a scheme of its own."""
+    """Stack of blocks. Learned positions are added to the embeddings, unless the stack has a position scheme."""
     vocab: int | None = 30_522
-    """Size of the vocabulary; at least the tokenizer's. None: the tokenizer's."""
+    """Vocabulary size. At least that of the tokenizer; if None, that of the tokenizer."""
     max_length: int = 512
-    """The longest input, in tokens."""
+    """Maximum input length in tokens."""
     token_types: int = 2
-    """Kinds of sentence (A and B); 0 for no embeddings of them."""
+    """Number of token types (sentences A and B). 0 disables token-type embeddings."""
     position_offset: int = 0
-    """Rows of the table of positions before that of position 0; RoBERTa has two."""
+    """Number of unused rows at the beginning of the position table. RoBERTa has two."""
     prediction_heads: tuple[Head, ...] = ("masked_lm", "pooler", "next_sentence")
-    """The heads; the next-sentence head reads the pooler."""
+    """Heads of the model. The next-sentence head requires the pooler."""
     head_bias: bool = True
-    """Whether the linear map of the masked-LM head has a bias."""
+    """Whether the linear layer of the masked-LM head has a bias."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -92,10 +99,10 @@ class Bert(Model):
             )
 
     def inputs(self) -> dict[str, InputSpec]:
-        """The arrays that a call takes; token types only where there are several."""
+        """Returns the specifications of the input arrays. Token types are included only if there are several."""
         types = InputSpec("bt", "0 in sentence A, 1 in sentence B", optional=True)
-        positions = InputSpec("bm", "where to predict tokens", optional=True, exported=False)
-        firsts = InputSpec("bc", "the first token of each example", optional=True, exported=False)
+        positions = InputSpec("bm", "positions of the tokens to predict", optional=True, exported=False)
+        firsts = InputSpec("bc", "position of the first token of each example", optional=True, exported=False)
         return {
             "tokens": TOKENS,
             "segments": SEGMENTS,
@@ -106,15 +113,18 @@ class Bert(Model):
         }
 
     def stacks(self) -> dict[str, Transformer]:
-        """The encoder."""
+        """Returns the encoder stack."""
         return {"transformer": self.transformer}
 
     def token_inputs(self) -> dict[str, TokenInput]:
-        """The limits of `tokens`."""
+        """Returns the limits of `tokens`."""
         return {"tokens": TokenInput(self.vocab, self.max_length)}
 
     def flops(self, sizes: Mapping[str, int]) -> float:
-        """Operations of a forward pass on b rows of t tokens, with m predictions (default: t) and c pairs (1) each."""
+        """Returns the operations of a forward pass on b rows of t tokens, with m predictions and c pairs per row.
+
+        m defaults to t, and c to 1.
+        """
         tokens, pairs, width = sizes["t"], sizes.get("c", 1), self.transformer.width
         outputs = sizes["m"] + pairs if "m" in sizes else None
         flops = stack_flops(self.transformer, tokens, outputs)
@@ -129,16 +139,16 @@ class Bert(Model):
 
     @property
     def head_fields(self) -> tuple[str, ...]:
-        """The fields of the heads."""
+        """Names of the fields that configure the heads."""
         return "prediction_heads", "head_bias"
 
     def comparable(self) -> Self:
-        """The model without what only a masked-LM head that is not there would have."""
+        """Returns the model with defaults for the fields of the masked-LM head if the model does not have this head."""
         return self if "masked_lm" in self.prediction_heads else dataclasses.replace(self, head_bias=True)
 
     @property
     def has_pooler(self) -> bool:
-        """Whether the pooler is among the heads."""
+        """Whether the heads include the pooler."""
         return "pooler" in self.prediction_heads
 
     @nn.compact
@@ -153,16 +163,16 @@ class Bert(Model):
         train: bool = False,
         return_attention: bool = False,
     ) -> BertOutput:
-        """Encodes the tokens.
+        """Encodes tokens and applies the heads.
 
         Args:
-          tokens: integers [b, t].
-          segments: integers [b, t]; tokens attend within their segment, 0 is padding. Default: one segment.
-          position_ids: integers [b, t]. Default: 0, 1, 2, ...
-          token_types: integers [b, t]: 0 in sentence A, 1 in B. Default: 0.
-          masked_positions: integers [b, m]: where to predict tokens. Default: everywhere.
-          cls_positions: integers [b, c]: the first token of each sentence pair. Default: 0.
-          train: whether to drop out; needs the rng stream `dropout`.
+          tokens: token ids, integers [b, t].
+          segments: integers [b, t]. Tokens attend within their segment, and 0 is padding. Defaults to one segment.
+          position_ids: positions, integers [b, t]. Defaults to 0, 1, 2, ...
+          token_types: token types, integers [b, t]: 0 in sentence A, 1 in B. Defaults to 0.
+          masked_positions: positions of the tokens to predict, integers [b, m]. Defaults to all positions.
+          cls_positions: position of the first token of each sentence pair, integers [b, c]. Defaults to 0.
+          train: whether to apply dropout. Requires the rng stream `dropout`.
           return_attention: whether to return the attention weights.
         """
         if tokens.shape[1] > self.max_length:
@@ -189,7 +199,7 @@ class Bert(Model):
             hidden = output.hidden
             firsts, masked = take(hidden, cls_positions), take(hidden, masked_positions)
         else:
-            # The last block computes what the heads read, and nothing else.
+            # The last block computes only the positions that the heads read.
             at, pairs = jnp.concatenate([cls_positions, masked_positions], axis=1), cls_positions.shape[1]
             output = config(x, inputs.replace(at=at))
             firsts, masked, hidden = output.hidden[:, :pairs], output.hidden[:, pairs:], None

@@ -1,4 +1,7 @@
-"""A pretrained encoder or decoder with a linear head: classes of texts or of tokens (Devlin et al. 2019, §4)."""
+"""Classifier: a pretrained encoder or decoder with a linear head for classes of texts or tokens (Devlin et al.
+
+2019, §4).
+"""
 
 import dataclasses
 from collections.abc import Mapping
@@ -23,73 +26,79 @@ WITHOUT_POOLER = "expected first, mean, max, last, first_and_mean or none"
 
 @flax.struct.dataclass
 class ClassifierOutput(ModelOutput):
-    """The output of a classifier."""
+    """Output of a classifier."""
 
     logits: jax.Array | None = None
-    """float32 [b, c, n]: of each example in a row, for n labels; [b, t, n] of each token with pooling `none`."""
+    """Logits, float32 [b, c, n], for the c examples of each row and n labels. With pooling `none`, [b, t, n] for
+    each token."""
     vectors: jax.Array | None = None
-    """The input of the head, [b, c, d] or [b, t, d]."""
+    """Input of the head, [b, c, d] or [b, t, d]."""
 
     @property
     def features(self) -> jax.Array | None:
-        """The input of the head."""
+        """Input of the head."""
         return self.vectors
 
 
 class Classifier(Model):
-    """A model of text with one linear head.
+    """Text classification model: a backbone with a linear head.
 
-    The parameters of the model are in `backbone`, those of the head in `head` and, where there is one, `transform`.
+    The parameters of the backbone are in `backbone`, and those of the head in `head` and, if there is a `transform`, in
+    `transform`.
     """
 
     is_text_classifier: ClassVar[bool] = True
 
     backbone: Model
-    """The pretrained model: any with an input `tokens` and an output `hidden`, such as a `Bert` or a `Gpt`."""
+    """Pretrained model with an input `tokens` and an output `hidden`, such as a `Bert` or a `Gpt`."""
     labels: tuple[str, ...]
-    """The name of each class, in the order of their ids; for a regression, the name of the number."""
+    """Class names in the order of their ids. For regression, the single name of the target."""
     pooling: Pooling = "pooler"
-    """How an example becomes the vector that is classified; in a decoder, only the `last` token depends on the whole
-    text. `none` classifies each token."""
+    """How the token vectors of an example are reduced to one vector. In a decoder, only the `last` token depends on
+    the whole text. `none` classifies each token."""
     dropout: float = 0.1
-    """Rate of dropout on the input of the head."""
+    """Dropout rate of the input of the head."""
     bias: bool = True
     """Whether the head has a bias."""
     transform: HeadLayer | None = None
-    """The layer between the vectors and the head; None: the head reads them as they are."""
+    """Layer between the pooled vectors and the head. If None, the head reads the pooled vectors."""
 
     def __post_init__(self):
         super().__post_init__()
         backbone, kind = self.backbone, type(self.backbone).__name__
         if not isinstance(backbone, Model) or backbone.is_encoder_decoder or "tokens" not in backbone.inputs():
             raise InputError(
-                f"model.backbone={kind}: expected a Bert or a Gpt, or another encoder or decoder of text; an "
-                "encoder-decoder answers in text"
+                f"model.backbone={kind}: expected a Bert or a Gpt, or another encoder or decoder of text; "
+                "an encoder-decoder is not a classifier"
             )
         if self.pooling == "pooler" and not backbone.has_pooler:
             raise InputError(f"model.pooling=pooler: the backbone has none; {WITHOUT_POOLER}")
         if not self.labels or len(set(self.labels)) < len(self.labels):
-            raise InputError(f"model.labels={self.labels}: expected one name or more, each once")
+            raise InputError(f"model.labels={self.labels}: expected at least one name, without duplicates")
         if not 0 <= self.dropout < 1:
             raise InputError(f"model.dropout={self.dropout}: expected 0 or more, below 1")
 
     def inputs(self) -> dict[str, InputSpec]:
-        """The inputs of the backbone that concern whole rows or examples."""
+        """Returns the inputs of the backbone that describe whole rows or examples."""
         names = ("tokens", "segments", "position_ids", "token_types", "cls_positions")
-        own = {"cls_positions": InputSpec("bc", "the first token of each example", optional=True, exported=False)}
+        own = {
+            "cls_positions": InputSpec(
+                "bc", "position of the first token of each example", optional=True, exported=False
+            )
+        }
         specs = own | self.backbone.inputs()
         return {name: specs[name] for name in names if name in specs}
 
     def stacks(self) -> dict[str, Transformer]:
-        """The stacks of the backbone."""
+        """Returns the stacks of the backbone."""
         return {f"backbone/{path}": stack for path, stack in self.backbone.stacks().items()}
 
     def token_inputs(self) -> dict[str, TokenInput]:
-        """The limits of the backbone's inputs."""
+        """Returns the limits of the backbone's inputs."""
         return self.backbone.token_inputs()
 
     def flops(self, sizes: Mapping[str, int]) -> float:
-        """Operations of a forward pass on b rows of t tokens, with c examples each (default: 1)."""
+        """Returns the operations of a forward pass on b rows of t tokens with c examples each. c defaults to 1."""
         examples = sizes.get("c", 1)
         inner = {**sizes, "m": 0} if self.pooling == "pooler" else dict(sizes)
         vectors = sizes["t"] if self.pooling == "none" else examples
@@ -99,31 +108,31 @@ class Classifier(Model):
         return self.backbone.flops(inner) + sizes["b"] * head
 
     def pretrained(self) -> tuple[str, Model]:
-        """The backbone."""
+        """Returns the path prefix of the backbone, and the backbone."""
         return "backbone/", self.backbone
 
     @property
     def warm_start_names(self) -> Mapping[str, str]:
-        """The layer before the head can start from that of a masked-LM head."""
+        """Lets the layer before the head be initialized from that of a masked-LM head."""
         return {"transform": "masked_lm"}
 
     def comparable(self) -> Self:
-        """The model without dropout."""
+        """Returns the model without dropout."""
         return dataclasses.replace(self, backbone=self.backbone.comparable(), dropout=0.0)
 
     @property
     def interop(self) -> str:
-        """The backbone's."""
+        """Module name of the backbone. See `Model.interop`."""
         return self.backbone.interop
 
     @property
     def vocab(self) -> int:
-        """Size of the backbone's vocabulary."""
+        """Vocabulary size of the backbone."""
         return self.backbone.token_inputs()["tokens"].vocab
 
     @property
     def max_length(self) -> int:
-        """The backbone's longest input, in tokens."""
+        """Maximum input length of the backbone in tokens."""
         return self.backbone.token_inputs()["tokens"].max_length
 
     @nn.compact
@@ -139,12 +148,14 @@ class Classifier(Model):
         """Classifies each example of each row, or each token.
 
         Args:
-          tokens: integers [b, t].
-          segments: integers [b, t]: the c-th example of a row has segment c + 1, 0 is padding. Default: one example.
-          position_ids: integers [b, t]. Default: 0, 1, 2, ...
-          token_types: integers [b, t], for a backbone with several types: 0 in sentence A, 1 in B. Default: 0.
-          cls_positions: integers [b, c]: the first token of each example. Default: 0.
-          train: whether to drop out; needs the rng stream `dropout`.
+          tokens: token ids, integers [b, t].
+          segments: integers [b, t]. The c-th example of a row has segment c + 1, and 0 is padding. Defaults to one
+            example.
+          position_ids: positions, integers [b, t]. Defaults to 0, 1, 2, ...
+          token_types: token types for a backbone with several types, integers [b, t]: 0 in sentence A, 1 in B. Defaults
+            to 0.
+          cls_positions: position of the first token of each example, integers [b, c]. Defaults to 0.
+          train: whether to apply dropout. Requires the rng stream `dropout`.
         """
         segments = jnp.ones_like(tokens) if segments is None else segments
         cls_positions = jnp.zeros_like(tokens[:, :1]) if cls_positions is None else cls_positions
@@ -155,9 +166,9 @@ class Classifier(Model):
             "token_types": token_types,
             "cls_positions": cls_positions,
         }
-        if self.pooling == "pooler":  # No predictions are wanted: the last block computes only the first tokens.
+        if self.pooling == "pooler":  # No predictions are needed, so the last block computes only the first tokens.
             inputs["masked_positions"] = tokens[:, :0]
-        # RoBERTa has one token type: it separates two texts by tokens.
+        # RoBERTa has only one token type, because it separates two texts by special tokens.
         known = self.backbone.inputs()
         output = self.backbone(**{name: array for name, array in inputs.items() if name in known}, train=train)
         if self.pooling == "pooler":

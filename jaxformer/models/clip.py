@@ -1,5 +1,7 @@
-"""Two towers, of images and of texts, whose vectors share one space: CLIP (Radford et al. 2021) and SigLIP (Zhai et al.
-2023)."""
+"""Image and text encoders (towers) with a common vector space: CLIP (Radford et al.
+
+2021), SigLIP (Zhai et al. 2023).
+"""
 
 import dataclasses
 import math
@@ -30,73 +32,74 @@ from jaxformer.models.vit import IMAGES
 from jaxformer.parallel import metadata
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-"""The pixels of CLIP's own training data."""
-TOKENS = InputSpec("ct", "ids of the tokens of each text")
-SEGMENTS = InputSpec("ct", "1 where there is a token, 0 for padding", optional=True)
+"""Mean and standard deviation of the pixels in CLIP's training data."""
+TOKENS = InputSpec("ct", "token ids of each text")
+SEGMENTS = InputSpec("ct", "1 for tokens, 0 for padding", optional=True)
 
 TextPooling = Literal["last", "end", "highest"]
-"""The token whose vector represents a text: the last one before padding, the first `end_id`, or the first of the
-highest id."""
+"""Token whose vector represents a text: the last token before padding, the first `end_id`, or the first token with
+the highest id."""
 
 
 def tower_stack(width: int, heads: int, activation: str, epsilon: float) -> Transformer:
-    """A stack of 12 blocks as both papers have them."""
+    """Returns a stack of 12 blocks, as in both papers."""
     mlp, norm = Mlp(4 * width, activation), LayerNorm(epsilon)
     return Transformer(width, 12, heads, mlp=mlp, norm=norm, dropout=0.0, attention_dropout=0.0)
 
 
 class ImageTower(Model):
-    """An encoder of images. `ImageTower()` is CLIP's ViT-B/32."""
+    """Image encoder. `ImageTower()` is that of CLIP ViT-B/32."""
 
     transformer: Transformer = tower_stack(768, 12, "quick_gelu", 1e-5)
-    """The stack of blocks."""
+    """Stack of blocks."""
     image: int = 224
-    """Height and width of the images, in pixels; positions are interpolated to other sizes."""
+    """Height and width of the images in pixels. Positions are interpolated for other sizes."""
     patch: int = 32
-    """Height and width of a patch."""
+    """Height and width of a patch in pixels."""
     channels: int = 3
-    """Channels of an image: 1 is grey, 3 are red, green and blue."""
+    """Number of image channels: 1 for grayscale, 3 for RGB."""
     pooling: Literal["first", "attention"] = "first"
-    """How the image becomes a vector: `first` is the class token (CLIP), `attention` a learned query that attends to
-    all patches (SigLIP); only `first` has a class token."""
+    """How the image is reduced to a vector: `first` uses a class token (CLIP), and `attention` a learned query that
+    attends to all patches (SigLIP). Only `first` adds a class token."""
     embedding_norm: bool = True
-    """Whether embeddings are normalised before the first block, as CLIP's are."""
+    """Whether embeddings are normalized before the first block, as in CLIP."""
     patch_bias: bool = False
-    """Whether the map of patches has a bias, as SigLIP's does."""
+    """Whether the linear layer of the patches has a bias, as in SigLIP."""
     mean: tuple[float, ...] = MEAN
-    """Mean of each channel, or of all, for pixels between 0 and 1; it is subtracted."""
+    """Mean to subtract from pixels scaled to 0–1: one number per channel, or one for all channels."""
     std: tuple[float, ...] = STD
-    """Standard deviation of each channel, or of all; pixels are divided by it."""
+    """Standard deviation to divide pixels by: one number per channel, or one for all channels."""
 
     def __post_init__(self):
         super().__post_init__()
         check_geometry(self.image, self.patch, self.channels, self.mean, self.std)
 
     def inputs(self) -> dict[str, InputSpec]:
-        """The images."""
+        """Returns the specification of the images."""
         return {"images": IMAGES}
 
     def stacks(self) -> dict[str, Transformer]:
-        """The encoder."""
+        """Returns the encoder stack."""
         return {"transformer": self.transformer}
 
     def fixed_sizes(self) -> dict[str, int]:
-        """Height, width and channels of the images."""
+        """Returns the height, width and number of channels of the images."""
         return {"y": self.image, "x": self.image, "n": self.channels}
 
     def flops(self, sizes: Mapping[str, int]) -> float:
-        """Operations of a forward pass on b images that computes only what `pooled` needs."""
+        """Returns the operations of a forward pass on b images that computes only `pooled`."""
         stack, patches, width = self.transformer, (self.image // self.patch) ** 2, self.transformer.width
         flops = linear_flops(patches, self.patch**2 * self.channels, width)
         if self.pooling == "first":
             return sizes["b"] * (flops + stack_flops(stack, patches + 1, 1))
         flops += stack_flops(stack, patches)
-        # One query: its map and that of the output, keys and values of all patches, scores and their sum, the MLP.
+        # One query: projections of the query and the output, keys and values of all patches, scores and weighted sum,
+        # MLP.
         flops += (2 + 2 * patches) * linear_flops(width, width) + 4.0 * patches * width
         return sizes["b"] * (flops + stack.mlp.flops(width))
 
     def comparable(self) -> Self:
-        """The model without the statistics of pixels, which belong to the preparation of images."""
+        """Returns the model without pixel statistics, which belong to image preprocessing."""
         return dataclasses.replace(self, mean=(0.5,), std=(0.5,))
 
     @nn.compact
@@ -104,9 +107,10 @@ class ImageTower(Model):
         """Encodes images.
 
         Args:
-          images: uint8 [b, height, width, n], or floats that are normalised already. Height and width are multiples of
-            the patch.
-          train: whether to drop out; needs the rng stream `dropout`.
+          images: uint8 [b, height, width, n], or floats that are already normalized. Height and width must be multiples
+            of the
+            patch size.
+          train: whether to apply dropout. Requires the rng stream `dropout`.
         """
         config, first = self.transformer, self.pooling == "first"
         embeddings = ImageEmbeddings(
@@ -134,23 +138,23 @@ class ImageTower(Model):
 
 
 class TextTower(Model):
-    """An encoder of texts. `TextTower()` is that of CLIP's ViT-B/32."""
+    """Text encoder. `TextTower()` is that of CLIP ViT-B/32."""
 
     transformer: Transformer = tower_stack(512, 8, "quick_gelu", 1e-5)
-    """The stack of blocks."""
+    """Stack of blocks."""
     vocab: int | None = 49_408
-    """Size of the vocabulary; at least the tokenizer's. None: the tokenizer's."""
+    """Vocabulary size. At least that of the tokenizer; if None, that of the tokenizer."""
     max_length: int = 77
-    """The longest text, in tokens."""
+    """Maximum text length in tokens."""
     causal: bool = True
-    """Whether a token sees only itself and those before it, as in CLIP."""
+    """Whether each token attends only to itself and earlier tokens, as in CLIP."""
     pooling: TextPooling = "last"
-    """The token whose vector represents the text. CLIP pools the end token, which is the last one of each text."""
+    """Token whose vector represents the text. CLIP uses the end token, which is the last token of each text."""
     end_id: int | None = None
-    """The id of the end token, for the pooling `end`."""
+    """Id of the end token. Only used by the pooling `end`."""
     pad_id: int | None = None
-    """The id in place of padding, which all tokens see, so that `last` is the last position of the row (SigLIP); rows
-    have `max_length` tokens then. None: padding is masked."""
+    """Id that replaces padding (SigLIP). All tokens attend to it, rows have `max_length` tokens, and `last` is the
+    last position of the row. If None, padding is masked."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -161,19 +165,22 @@ class TextTower(Model):
             raise InputError(f"model.text.pad_id={self.pad_id}: expected None, or causal=False and pooling=last")
 
     def inputs(self) -> dict[str, InputSpec]:
-        """Tokens, and which of them are padding where that is masked."""
+        """Returns the specifications of the tokens, and of their segments if padding is masked."""
         return {"tokens": TOKENS} | ({"segments": SEGMENTS} if self.pad_id is None else {})
 
     def stacks(self) -> dict[str, Transformer]:
-        """The encoder."""
+        """Returns the encoder stack."""
         return {"transformer": self.transformer}
 
     def token_inputs(self) -> dict[str, TokenInput]:
-        """The limits of `tokens`."""
+        """Returns the limits of `tokens`."""
         return {"tokens": TokenInput(self.vocab, self.max_length)}
 
     def flops(self, sizes: Mapping[str, int]) -> float:
-        """Operations of a forward pass on c texts (default: b) of t tokens that computes only what `pooled` needs."""
+        """Returns the operations of a forward pass on c texts of t tokens that computes only `pooled`.
+
+        c defaults to b.
+        """
         return sizes.get("c", sizes.get("b")) * stack_flops(self.transformer, sizes["t"], 1, causal=self.causal)
 
     @nn.compact
@@ -181,9 +188,9 @@ class TextTower(Model):
         """Encodes texts.
 
         Args:
-          tokens: integers [c, t].
-          segments: integers [c, t]: 1 at the tokens of the text, 0 at padding, which comes after it. Default: 1.
-          train: whether to drop out; needs the rng stream `dropout`.
+          tokens: token ids, integers [c, t].
+          segments: integers [c, t]: 1 at text tokens, 0 at padding, which follows the text. Defaults to 1.
+          train: whether to apply dropout. Requires the rng stream `dropout`.
         """
         if tokens.shape[1] > self.max_length:
             raise ValueError(f"{tokens.shape[1]} tokens: the model has positions for {self.max_length}")
@@ -202,7 +209,7 @@ class TextTower(Model):
         return ModelOutput(pooled=output.hidden[:, 0], means=output.means)
 
     def _pooled_at(self, tokens: jax.Array, segments: jax.Array | None) -> jax.Array:
-        """The index of each text's pooled token, integers [c, 1]."""
+        """Returns the index of the pooled token of each text, integers [c, 1]."""
         if self.pooling == "highest":
             return tokens.argmax(1, keepdims=True)
         if self.pooling == "end":
@@ -214,22 +221,22 @@ class TextTower(Model):
 
 @flax.struct.dataclass
 class ClipOutput(ModelOutput):
-    """The output of the two towers."""
+    """Output of the two encoders."""
 
     image_vectors: jax.Array | None = None
-    """float32 [b, d] with length 1; None without images."""
+    """Image vectors of length 1, float32 [b, d]. None without images."""
     text_vectors: jax.Array | None = None
-    """float32 [c, d] with length 1; None without texts."""
+    """Text vectors of length 1, float32 [c, d]. None without texts."""
     scale: jax.Array | None = None
-    """Factor of products of vectors, a scalar."""
+    """Factor of the dot products of image and text vectors, a scalar."""
     bias: jax.Array | None = None
-    """Added to them then, a scalar; None: nothing."""
+    """Bias added to the scaled dot products, a scalar. None if the model has no bias."""
 
     exported: ClassVar[tuple[str, ...]] = ("logits", "image_vectors", "text_vectors")
 
     @property
     def logits(self) -> jax.Array | None:
-        """How well each text fits each image, float32 [b, c]; None without both."""
+        """Similarity scores of images and texts, float32 [b, c]. None unless both are given."""
         if self.image_vectors is None or self.text_vectors is None:
             return None
         scores = self.scale * (self.image_vectors @ self.text_vectors.T)
@@ -237,28 +244,31 @@ class ClipOutput(ModelOutput):
 
     @property
     def features(self) -> jax.Array | None:
-        """The vectors of the images, or of the texts where there are no images."""
+        """Image vectors, or text vectors if there are no images."""
         return self.text_vectors if self.image_vectors is None else self.image_vectors
 
 
 class Clip(Model):
-    """Two towers and the maps of their vectors to one space. `Clip()` is CLIP ViT-B/32, `siglip()` SigLIP B/16."""
+    """Image and text encoders with projections to a common vector space.
+
+    `Clip()` is CLIP ViT-B/32, and `siglip()` is SigLIP B/16.
+    """
 
     vision: ImageTower = ImageTower()
-    """The encoder of images."""
+    """Image encoder."""
     text: TextTower = TextTower()
-    """The encoder of texts."""
+    """Text encoder."""
     width: int | None = 512
-    """Size of the vectors that are compared, to which linear maps without biases lead; None: as wide as images, of
-    which there is no map, and that of texts has a bias (SigLIP)."""
+    """Size of the compared vectors, to which both encoders are projected by linear layers without bias. If None, it
+    is the width of the image encoder, and only texts are projected, by a layer with bias (SigLIP)."""
     init_scale: float = 1 / 0.07
-    """Initial value of the scale of the scores, a parameter that is learned as its logarithm."""
+    """Initial scale of the scores. The scale is a parameter, learned as its logarithm."""
     init_bias: float | None = None
-    """Initial value of the bias of the scores, which the sigmoid loss needs; None: no bias."""
+    """Initial bias of the scores, which the sigmoid loss needs. If None, there is no bias."""
 
     def __post_init__(self):
         if self.text.transformer is self.vision.transformer:
-            # Linen takes one instance for one set of parameters; the two stacks have their own.
+            # Linen shares the parameters of one instance, but the two stacks have separate parameters.
             text = dataclasses.replace(self.text, transformer=fresh(self.text.transformer))
             object.__setattr__(self, "text", text)
         super().__post_init__()
@@ -268,24 +278,24 @@ class Clip(Model):
             raise InputError(f"model.init_scale={self.init_scale}: expected above 0")
 
     def inputs(self) -> dict[str, InputSpec]:
-        """The images and the texts; a call may leave out either."""
+        """Returns the specifications of images and texts. A call may omit either of them."""
         return self.vision.inputs() | self.text.inputs()
 
     def stacks(self) -> dict[str, Transformer]:
-        """The stacks of both towers."""
+        """Returns the stacks of both encoders."""
         towers = {"vision": self.vision, "text": self.text}
         return {f"{name}/{path}": stack for name, tower in towers.items() for path, stack in tower.stacks().items()}
 
     def token_inputs(self) -> dict[str, TokenInput]:
-        """The limits of texts."""
+        """Returns the limits of texts."""
         return self.text.token_inputs()
 
     def fixed_sizes(self) -> dict[str, int]:
-        """Height, width and channels of the images."""
+        """Returns the height, width and number of channels of the images."""
         return self.vision.fixed_sizes()
 
     def flops(self, sizes: Mapping[str, int]) -> float:
-        """Operations of a forward pass on b images and c texts (default: b) of t tokens."""
+        """Returns the operations of a forward pass on b images and c texts of t tokens. c defaults to b."""
         images, texts = sizes["b"], sizes.get("c", sizes["b"])
         image_width, text_width = self.vision.transformer.width, self.text.transformer.width
         width = self.width or image_width
@@ -295,21 +305,21 @@ class Clip(Model):
         return self.vision.flops(sizes) + self.text.flops(sizes) + maps + linear_flops(images, width, texts)
 
     def part(self, name: str) -> tuple[str, Model]:
-        """The tower that takes the input of this name."""
+        """Returns the encoder that takes the input `name`, and the prefix of its parameter paths."""
         return ("vision/", self.vision) if name in self.vision.inputs() else ("text/", self.text)
 
     @property
     def backbone_parts(self) -> tuple[str, ...]:
-        """Both towers."""
+        """Path components of both encoders."""
         return "vision", "text"
 
     @property
     def head_fields(self) -> tuple[str, ...]:
-        """The size of the compared vectors, and initial values."""
+        """Names of the fields for the size of the compared vectors, and for initial values."""
         return "width", "init_scale", "init_bias"
 
     def comparable(self) -> Self:
-        """The model without statistics of pixels and initial values."""
+        """Returns the model without pixel statistics and initial values."""
         bias = None if self.init_bias is None else 0.0
         return dataclasses.replace(self, vision=self.vision.comparable(), init_scale=1.0, init_bias=bias)
 
@@ -324,10 +334,10 @@ class Clip(Model):
         """Encodes images, texts or both.
 
         Args:
-          images: uint8 [b, height, width, n], or floats that are normalised already; None: no images.
-          tokens: integers [c, t]; None: no texts.
-          segments: integers [c, t]: 1 at tokens, 0 at padding. Default: 1.
-          train: whether to drop out; needs the rng stream `dropout`.
+          images: uint8 [b, height, width, n], or floats that are already normalized. None for no images.
+          tokens: token ids, integers [c, t]. None for no texts.
+          segments: integers [c, t]: 1 at tokens, 0 at padding. Defaults to 1.
+          train: whether to apply dropout. Requires the rng stream `dropout`.
         """
         log_scale = self.param("log_scale", metadata.with_axes(_constant(math.log(self.init_scale)), ""), ())
         bias = None
@@ -357,7 +367,7 @@ class Clip(Model):
 
     @nn.nowrap
     def score_map(self, params: Any) -> tuple[jax.Array, jax.Array | None]:
-        """The factor that turns products of vectors into scores, and the summand after it; None: nothing."""
+        """Returns the factor and the bias (or None) that turn dot products of vectors into scores."""
         return jnp.exp(params["log_scale"]), params.get("bias")
 
     def _map(self, name: str, vectors: jax.Array, bias: bool) -> jax.Array:
@@ -366,7 +376,7 @@ class Clip(Model):
 
 
 def siglip() -> Clip:
-    """SigLIP B/16 for images of 224 × 224 pixels."""
+    """Returns SigLIP B/16 for images of 224 × 224 pixels."""
     vision = ImageTower(
         tower_stack(768, 12, "gelu_tanh", 1e-6),
         patch=16,

@@ -1,4 +1,4 @@
-"""The encoder–decoder (Vaswani et al. 2017)."""
+"""Encoder–decoder model (Vaswani et al. 2017)."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -26,50 +26,51 @@ from jaxformer.parallel import metadata
 
 @flax.struct.dataclass
 class EncoderDecoderOutput(LMOutput):
-    """The output of an encoder–decoder; `hidden`, `lm_head` and `cache` are the decoder's."""
+    """Output of an encoder–decoder. `hidden`, `lm_head` and `cache` are those of the decoder."""
 
     encoded: jax.Array | None = None
-    """The encoder's output, [b, s, d]."""
+    """Encoder output, [b, s, d]."""
 
     @property
     def features(self) -> jax.Array | None:
-        """A vector for each token of the inputs, [b, s, d]."""
+        """One vector per input token, [b, s, d]."""
         return self.encoded
 
 
 BASE = Transformer(512, 6, 8, mlp=Mlp(activation="relu"), norm=LayerNorm(1e-5), norm_position="after")
-"""Each stack of the paper's base model."""
+"""Encoder and decoder stack of the paper's base model."""
 
 
 class EncoderDecoder(Model):
-    """An encoder of the inputs, and a causal decoder that attends to the encoder's output."""
+    """Encoder–decoder: an encoder for the inputs, and a causal decoder that attends to the encoder output."""
 
     is_generative: ClassVar[bool] = True
     is_encoder_decoder: ClassVar[bool] = True
 
     encoder: Transformer = BASE
-    """The stack over the inputs."""
+    """Stack of the encoder."""
     decoder: Transformer = BASE
-    """The stack over the outputs; each block attends to the encoder's output too."""
+    """Stack of the decoder. Each block also attends to the output of the encoder."""
     vocab: int | None = 37_000
-    """Size of the vocabulary, one for inputs and outputs; at least the tokenizer's. None: the tokenizer's."""
+    """Vocabulary size, shared by inputs and outputs. At least that of the tokenizer; if None, that of the tokenizer."""
     max_length: int = 512
-    """The longest input and output, in tokens."""
+    """Maximum length of inputs and of outputs in tokens."""
     position_embedding: AddedPositions = "sinusoidal"
     """How positions are added to embeddings."""
     scale_embeddings: bool = True
-    """Whether embeddings are multiplied by the square root of the width, as in the paper."""
+    """Whether to multiply embeddings by the square root of the width, as in the paper."""
     tie_embeddings: bool = True
-    """Whether the head shares the token embeddings."""
+    """Whether the output layer shares the token embeddings."""
     head_bias: bool = False
-    """Whether the head has a bias, as Marian's has: a constant of pretrained weights, which is not trained."""
+    """Whether the output layer has a bias, as in Marian. It is a constant of the pretrained weights and is not
+    trained."""
     zero_start: bool = False
-    """Whether the decoder begins from a vector of zeros instead of its start token's embedding, as Marian's does;
-    CTranslate2 takes no other encoder–decoder of this form."""
+    """Whether the decoder starts from a zero vector instead of the embedding of its start token, as in Marian.
+    CTranslate2 only supports encoder–decoders of this form with a zero start."""
 
     def __post_init__(self):
         if self.decoder is self.encoder:
-            # Linen takes one instance for one set of parameters; the two stacks have their own.
+            # Linen shares the parameters of one instance, but the two stacks have separate parameters.
             object.__setattr__(self, "decoder", fresh(self.encoder))
         super().__post_init__()
         if self.encoder.width != self.decoder.width:
@@ -79,26 +80,26 @@ class EncoderDecoder(Model):
             )
 
     def inputs(self) -> dict[str, InputSpec]:
-        """The arrays that a call takes."""
+        """Returns the specifications of the input arrays."""
         return {
-            "inputs": InputSpec("bs", "ids of the tokens that the encoder reads"),
+            "inputs": InputSpec("bs", "token ids of the encoder input"),
             "tokens": TOKENS,
-            "input_segments": InputSpec("bs", "as `segments`, of `inputs`", optional=True),
+            "input_segments": InputSpec("bs", "segments of `inputs`, like `segments`", optional=True),
             "segments": SEGMENTS,
             "input_position_ids": dataclasses.replace(POSITION_IDS, axes="bs"),
             "position_ids": POSITION_IDS,
         }
 
     def stacks(self) -> dict[str, Transformer]:
-        """The encoder and the decoder."""
+        """Returns the encoder and decoder stacks."""
         return {"encoder": self.encoder, "decoder": self.decoder}
 
     def token_inputs(self) -> dict[str, TokenInput]:
-        """The limits of `inputs` and of `tokens`, which are the same."""
+        """Returns the limits of `inputs` and of `tokens`, which are equal."""
         return dict.fromkeys(("inputs", "tokens"), TokenInput(self.vocab, self.max_length))
 
     def flops(self, sizes: Mapping[str, int]) -> float:
-        """Operations of a forward pass on b rows of s input tokens and t output tokens."""
+        """Returns the operations of a forward pass on b rows of s input tokens and t output tokens."""
         encoder = stack_flops(self.encoder, sizes["s"])
         decoder = stack_flops(self.decoder, sizes["t"], memory=sizes["s"], causal=True)
         return sizes["b"] * (encoder + decoder + linear_flops(sizes["t"], self.decoder.width, self.vocab))
@@ -134,13 +135,14 @@ class EncoderDecoder(Model):
         """Predicts each next token of the output.
 
         Args:
-          inputs: integers [b, s].
-          tokens: integers [b, t]: the output so far, after a start token.
-          input_segments: integers [b, s]; tokens attend within their segment, 0 is padding. Default: one segment.
-          segments: integers [b, t]; they attend to the inputs of their segment too.
-          input_position_ids: integers [b, s]. Default: 0, 1, 2, ...
-          position_ids: integers [b, t]. Default: 0, 1, 2, ...
-          train: whether to drop out; needs the rng stream `dropout`.
+          inputs: input token ids, integers [b, s].
+          tokens: output token ids, integers [b, t], after a decoder start token.
+          input_segments: integers [b, s]. Tokens attend within their segment, and 0 is padding. Defaults to one
+            segment.
+          segments: segments of `tokens`, integers [b, t]. They also attend to the inputs of their segment.
+          input_position_ids: positions of the inputs, integers [b, s]. Defaults to 0, 1, 2, ...
+          position_ids: positions of the outputs, integers [b, t]. Defaults to 0, 1, 2, ...
+          train: whether to apply dropout. Requires the rng stream `dropout`.
         """
         encoded, means = self._encode(inputs, input_segments, input_position_ids, train)
         if input_segments is not None and segments is None:
@@ -161,11 +163,11 @@ class EncoderDecoder(Model):
         position_ids: jax.Array | None = None,
         train: bool = False,
     ) -> jax.Array:
-        """Returns the encoder's output, [b, s, d]; the arguments are those of a call, without `input_`."""
+        """Returns the encoder output, [b, s, d]. Same arguments as a call, without the prefix `input_`."""
         return self._encode(inputs, segments, position_ids, train)[0]
 
     def _encode(self, inputs, segments, position_ids, train: bool) -> tuple[jax.Array, dict[str, Mean]]:
-        """The encoder's output, and its auxiliary means."""
+        """Returns the encoder output and its auxiliary means."""
         x, _ = self._embed(inputs, position_ids, train, "encoder")
         mask = None if segments is None else Mask.of_segments(segments, segments)
         output = self.encoder(x, BlockInputs(mask=mask, position_ids=position_ids, train=train))
@@ -175,7 +177,7 @@ class EncoderDecoder(Model):
         """Encodes prompts.
 
         Args:
-          inputs: those of `encode`: `inputs` and `segments`, integers [b, s], and perhaps `position_ids`.
+          inputs: arguments of `encode`: `inputs` and `segments`, integers [b, s], and optionally `position_ids`.
         """
         return Memory(self.encode(**inputs), inputs["segments"])
 
@@ -187,9 +189,9 @@ class EncoderDecoder(Model):
         memory: jax.Array | None = None,
         prefix: jax.Array | None = None,
     ) -> EncoderDecoderOutput:
-        """Predicts the tokens after `tokens`, as `Model.decode` says; the memory's segments are in the cache."""
+        """Predicts the tokens after `tokens`. See `Model.decode`. The segments of the memory are in the cache."""
         if prefix is not None:
-            raise ValueError("the decoder of an encoder–decoder has no prefix that sees itself both ways")
+            raise ValueError("the decoder of an encoder–decoder has no prefix with attention in both directions")
         x, table = self._embed(tokens, position_ids, False, "decoder")
         output = self.decoder(x, BlockInputs(position_ids=position_ids, memory=memory), cache)
         hidden, lm_head = self._head(output.hidden, table, False)
@@ -208,16 +210,16 @@ class EncoderDecoder(Model):
         return self.embeddings(tokens, position_ids, train=train, blank=blank)
 
     def _token_init_std(self) -> float:
-        """Standard deviation of the initial token embeddings."""
+        """Returns the standard deviation of the initial token embeddings."""
         return self.encoder.width**-0.5
 
     def _end(self, hidden: jax.Array, train: bool) -> jax.Array:
-        """Transforms a stack's output."""
+        """Transforms the output of a stack. Subclasses override it, for example to apply dropout."""
         del train
         return hidden
 
     def _head(self, hidden: jax.Array, table: jax.Array, train: bool) -> tuple[jax.Array, LMHead]:
-        """Returns the vectors that logits are computed from, and the map to logits."""
+        """Returns the vectors to compute logits from, and the output layer."""
         table = table if self.tie_embeddings else self.head
         bias = jax.lax.stop_gradient(self.bias) if self.head_bias else None
         return self._end(hidden, train), LMHead(table, bias)

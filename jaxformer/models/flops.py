@@ -1,4 +1,4 @@
-"""Floating-point operations of the matrix products in a forward pass: two for each multiplication."""
+"""Floating-point operations of the matrix products in a forward pass. Each multiplication counts as two operations."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from jaxformer.layers.transformer import Transformer, Variant
 
 
 def linear_flops(*sizes: int) -> float:
-    """A product of matrices whose axes have these sizes: tokens, inputs and outputs."""
+    """Returns the operations of a matrix product with axes of these sizes: tokens, inputs and outputs."""
     flops = 2.0
     for size in sizes:
         flops *= size
@@ -16,14 +16,15 @@ def linear_flops(*sizes: int) -> float:
 def stack_flops(
     stack: Transformer, tokens: int, outputs: int | None = None, memory: int = 0, causal: bool = False
 ) -> float:
-    """A stack on one row.
+    """Returns the operations of a stack on one row.
 
     Args:
-      stack: its blocks have attention with `sizes` and an MLP with `flops`.
-      tokens: in the row.
-      outputs: positions whose output is wanted: the last block computes only keys and values for the others. None: all.
-      memory: tokens that cross-attention attends to; 0 without cross-attention.
-      causal: whether a token attends to half of the others on average.
+      stack: the stack. Its blocks have attention with a method `sizes` and an MLP with a method `flops`.
+      tokens: number of tokens in the row.
+      outputs: number of positions whose output is needed. The last block computes only keys and values at other
+        positions. If None, all positions.
+      memory: number of tokens that cross-attention attends to. 0 without cross-attention.
+      causal: whether attention is causal, so that a token attends to half of the tokens on average.
     """
     kinds = stack.period or (Variant(),)
 

@@ -1,5 +1,8 @@
-"""GPT: a causal decoder (Radford et al. 2019); with rotary positions, RMS norms and gated MLPs, LLaMA (Touvron et al.
-2023); with local and global blocks besides, Gemma 3 (Gemma Team 2025)."""
+"""GPT: a causal decoder (Radford et al. 2019), and the models LLaMA and Gemma 3 with other settings.
+
+With rotary positions, RMS norms and gated MLPs, it is LLaMA (Touvron et al. 2023). With alternating local and global
+blocks, it is Gemma 3 (Gemma Team 2025).
+"""
 
 from collections.abc import Mapping
 from typing import ClassVar
@@ -23,40 +26,40 @@ from jaxformer.parallel import metadata
 
 @flax.struct.dataclass
 class GptOutput(LMOutput):
-    """The output of GPT."""
+    """Output of GPT."""
 
 
 class Gpt(Model):
-    """A causal language model: `Gpt()` is GPT-2, and with `Rotary` positions in its stack it is LLaMA."""
+    """Causal language model. `Gpt()` is GPT-2. With `Rotary` positions in its stack, it is LLaMA."""
 
     transformer: Transformer = Transformer(mlp=Mlp(activation="gelu_tanh"), norm=LayerNorm(1e-5))
-    """The stack of blocks. Positions are learned and added to the embeddings, unless it has a scheme of its own."""
+    """Stack of blocks. Learned positions are added to the embeddings, unless the stack has a position scheme."""
     vocab: int | None = 50_257
-    """Size of the vocabulary; at least the tokenizer's. None: the tokenizer's."""
+    """Vocabulary size. At least that of the tokenizer; if None, that of the tokenizer."""
     max_length: int = 1024
-    """The longest input, in tokens."""
+    """Maximum input length in tokens."""
     tie_embeddings: bool = True
-    """Whether the head shares the token embeddings."""
+    """Whether the output layer shares the token embeddings."""
     scale_embeddings: bool = False
-    """Whether embeddings are multiplied by the square root of the width, as Gemma's are."""
+    """Whether to multiply embeddings by the square root of the width, as in Gemma."""
 
     is_generative: ClassVar[bool] = True
 
     def inputs(self) -> dict[str, InputSpec]:
-        """The arrays that a call takes."""
-        prefix = InputSpec("bt", "True for tokens that attend to each other both ways", "bool", True, False)
+        """Returns the specifications of the input arrays."""
+        prefix = InputSpec("bt", "True for tokens that attend to each other in both directions", "bool", True, False)
         return {"tokens": TOKENS, "segments": SEGMENTS, "position_ids": POSITION_IDS, "prefix": prefix}
 
     def stacks(self) -> dict[str, Transformer]:
-        """The decoder."""
+        """Returns the decoder stack."""
         return {"transformer": self.transformer}
 
     def token_inputs(self) -> dict[str, TokenInput]:
-        """The limits of `tokens`."""
+        """Returns the limits of `tokens`."""
         return {"tokens": TokenInput(self.vocab, self.max_length)}
 
     def flops(self, sizes: Mapping[str, int]) -> float:
-        """Operations of a forward pass on b rows of t tokens."""
+        """Returns the operations of a forward pass on b rows of t tokens."""
         head = linear_flops(sizes["t"], self.transformer.width, self.vocab)
         return sizes["b"] * (stack_flops(self.transformer, sizes["t"], causal=True) + head)
 
@@ -74,12 +77,13 @@ class Gpt(Model):
         """Predicts each next token.
 
         Args:
-          tokens: integers [b, t].
-          segments: integers [b, t]; tokens attend within their segment, 0 is padding. Default: one segment.
-          position_ids: integers [b, t]. Default: 0, 1, 2, ...
-          prefix: boolean [b, t]: tokens that see each other both ways. Default: none.
-          cache: of the tokens before these. Then `position_ids` are needed, and `segments` are the cache's.
-          train: whether to drop out; needs the rng stream `dropout`.
+          tokens: token ids, integers [b, t].
+          segments: integers [b, t]. Tokens attend within their segment, and 0 is padding. Defaults to one segment.
+          position_ids: positions, integers [b, t]. Defaults to 0, 1, 2, ...
+          prefix: tokens that attend to each other in both directions, boolean [b, t]. Defaults to no tokens.
+          cache: cache of earlier tokens. With a cache, `position_ids` is required, and the segments are those of the
+            cache.
+          train: whether to apply dropout. Requires the rng stream `dropout`.
           return_attention: whether to return the attention weights.
         """
         if tokens.shape[1] > self.max_length:

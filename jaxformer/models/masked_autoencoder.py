@@ -1,5 +1,7 @@
-"""The masked autoencoder (He et al. 2022): a ViT encodes a quarter of the patches, a light decoder predicts the
-others."""
+"""Masked autoencoder (He et al.
+
+2022): a ViT encodes a quarter of the patches, and a small decoder predicts the others.
+"""
 
 import dataclasses
 from collections.abc import Mapping
@@ -26,45 +28,48 @@ from jaxformer.parallel import metadata
 
 @flax.struct.dataclass
 class MaskedAutoencoderOutput(ModelOutput):
-    """The output of a masked autoencoder.
+    """Output of a masked autoencoder.
 
-    `hidden` is the encoder's, [b, 1 + visible, d]: class token, and the visible patches in the order of their noise.
+    `hidden` is the encoder output, [b, 1 + visible, d]: the class token, and the visible patches in the order of their
+    noise.
     """
 
     masked: jax.Array | None = None
-    """float32 [b, p]: 1 where a patch is masked."""
+    """Whether each patch is masked (1) or visible (0), float32 [b, p]."""
     pixels: jax.Array | None = None
-    """The decoder's prediction of each patch, float32 [b, p, patch · patch · n]; None without a decoder."""
+    """Decoder predictions of each patch, float32 [b, p, patch · patch · n]. None without a decoder."""
     targets: jax.Array | None = None
-    """The normalised pixels of each patch, float32, of the same shape."""
+    """Normalized pixels of each patch, float32, of the same shape as `pixels`."""
 
     exported: ClassVar[tuple[str, ...]] = ("hidden", "pixels", "masked")
 
 
 class MaskedAutoencoder(Model):
-    """A ViT's encoder with a decoder of pixels. A `Vit` with the same stack and sinusoidal positions has its encoder's
-    parameters at the same paths."""
+    """Masked autoencoder: a ViT encoder with a decoder of pixels.
+
+    A `Vit` with the same stack and sinusoidal positions has the encoder parameters at the same paths.
+    """
 
     transformer: Transformer = Transformer(norm=LayerNorm(1e-6), dropout=0.0, attention_dropout=0.0)
-    """The encoder's stack of blocks."""
+    """Stack of the encoder."""
     decoder: Transformer | None = Transformer(512, 8, 16, norm=LayerNorm(1e-6), dropout=0.0, attention_dropout=0.0)
-    """The decoder's; None for the encoder alone."""
+    """Stack of the decoder. If None, the model has only an encoder."""
     image: int = 224
-    """Height and width of the images."""
+    """Height and width of the images in pixels."""
     patch: int = 16
-    """Height and width of a patch."""
+    """Height and width of a patch in pixels."""
     channels: int = 3
-    """Channels of an image."""
+    """Number of image channels."""
     mask_rate: float = 0.75
-    """Share of the patches that are masked."""
+    """Share of the patches to mask."""
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    """Mean of each channel, or of all, for pixels between 0 and 1; it is subtracted."""
+    """Mean to subtract from pixels scaled to 0–1: one number per channel, or one for all channels."""
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
-    """Standard deviation of each channel, or of all; pixels are divided by it."""
+    """Standard deviation to divide pixels by: one number per channel, or one for all channels."""
 
     def __post_init__(self):
         if self.decoder is self.transformer:
-            # Linen takes one instance for one set of parameters; the two stacks have their own.
+            # Linen shares the parameters of one instance, but the two stacks have separate parameters.
             object.__setattr__(self, "decoder", fresh(self.transformer))
         super().__post_init__()
         check_geometry(self.image, self.patch, self.channels, self.mean, self.std)
@@ -76,38 +81,40 @@ class MaskedAutoencoder(Model):
 
     @property
     def patches(self) -> int:
-        """Patches of an image."""
+        """Number of patches per image."""
         return (self.image // self.patch) ** 2
 
     @property
     def visible(self) -> int:
-        """Patches that are encoded."""
+        """Number of patches that are encoded."""
         return int(self.patches * (1 - self.mask_rate))
 
     def inputs(self) -> dict[str, InputSpec]:
-        """Images, and the noise that chooses the visible patches."""
-        noise = InputSpec("bp", "one number for each patch; the patches with the least are encoded", "float32", True)
+        """Returns the specifications of the images, and of the noise that selects the visible patches."""
+        noise = InputSpec(
+            "bp", "one number per patch; the patches with the lowest numbers are encoded", "float32", True
+        )
         return {"images": IMAGES, "noise": noise}
 
     def stacks(self) -> dict[str, Transformer]:
-        """The encoder, and the decoder if there is one."""
+        """Returns the encoder stack, and the decoder stack if there is one."""
         return {"transformer": self.transformer} | ({} if self.decoder is None else {"decoder": self.decoder})
 
     def fixed_sizes(self) -> dict[str, int]:
-        """Height, width and channels of the images, and their patches."""
+        """Returns the height, width and number of channels of the images, and the number of patches."""
         return {"y": self.image, "x": self.image, "n": self.channels, "p": self.patches}
 
     @property
     def head_fields(self) -> tuple[str, ...]:
-        """The share of masked patches."""
+        """Name of the field for the share of masked patches."""
         return ("mask_rate",)
 
     def comparable(self) -> Self:
-        """The model without the statistics of pixels, which belong to the preparation of images."""
+        """Returns the model without pixel statistics, which belong to image preprocessing."""
         return dataclasses.replace(self, mean=(0.5,), std=(0.5,))
 
     def flops(self, sizes: Mapping[str, int]) -> float:
-        """Operations of a forward pass on b images."""
+        """Returns the operations of a forward pass on b images."""
         pixels, width = self.patch**2 * self.channels, self.transformer.width
         flops = linear_flops(self.patches, pixels, width) + stack_flops(self.transformer, 1 + self.visible)
         if self.decoder is not None:
@@ -123,9 +130,10 @@ class MaskedAutoencoder(Model):
         """Predicts the masked patches.
 
         Args:
-          images: uint8 [b, image, image, n], or floats that are normalised already.
-          noise: [b, p]; the patches with the least are visible. Default: the first ones.
-          train: whether to drop out; needs the rng stream `dropout`.
+          images: uint8 [b, image, image, n], or floats that are already normalized.
+          noise: float32 [b, p]. The patches with the lowest values are visible. By default, the first patches are
+            visible.
+          train: whether to apply dropout. Requires the rng stream `dropout`.
         """
         config = self.transformer
         pixels = normalise(images, self.mean, self.std)
@@ -136,7 +144,7 @@ class MaskedAutoencoder(Model):
         if noise is None:
             noise = jnp.broadcast_to(jnp.arange(self.patches, dtype=jnp.float32), embedded.patches.shape[:2])
         order = jnp.argsort(noise, axis=1)
-        place = jnp.argsort(order, axis=1)  # Of each patch in that order.
+        place = jnp.argsort(order, axis=1)  # Rank of each patch.
         x = jnp.concatenate([embedded.leading, take(embedded.patches, order[:, : self.visible])], axis=1)
         encoded = config(Dropout(config.dropout)(x, train), BlockInputs(train=train))
         hidden = encoded.hidden
@@ -148,7 +156,12 @@ class MaskedAutoencoder(Model):
         )
 
     def _paint(self, hidden: jax.Array, place: jax.Array, train: bool) -> tuple[jax.Array, dict[str, Mean]]:
-        """The pixels of every patch, from the visible ones and one vector for all masked ones, and auxiliary means."""
+        """Decodes the pixels of every patch from the visible patches. Each masked patch is represented by one learned
+        vector.
+
+        Returns:
+          Pixels, float32 [b, p, patch · patch · n], and auxiliary means.
+        """
         config, count = self.decoder, place.shape[1]
         shape = (hidden.shape[-1], config.width)
         x = Linear("bti,id->btd", shape, dtype=config.dtype, name="decoder_embedding")(hidden)

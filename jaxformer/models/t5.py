@@ -23,17 +23,17 @@ def t5_stack(
     bidirectional: bool = True,
     **fields,
 ) -> Transformer:
-    """A stack of T5: pre-norm, RMS norms, no biases, scores without scale, relative positions.
+    """Returns a T5 stack: pre-norm with RMS norms, no biases, unscaled attention scores, relative positions.
 
     Args:
-      width: of the residual stream.
-      depth: blocks.
-      heads: attention heads, of `head_dim` each, whatever the width.
-      mlp: inner width.
+      width: width of the residual stream.
+      depth: number of blocks.
+      heads: number of attention heads of size `head_dim`, which need not divide the width.
+      mlp: inner width of the MLP.
       head_dim: size of a head.
-      gated: a gated GELU, as in v1.1, instead of a ReLU.
-      bidirectional: of an encoder; False of a decoder.
-      fields: others of `Transformer`.
+      gated: whether to use a gated GELU, as in v1.1, instead of a ReLU.
+      bidirectional: True for an encoder, False for a decoder.
+      fields: other fields of `Transformer`.
     """
     return Transformer(
         width,
@@ -48,18 +48,18 @@ def t5_stack(
 
 
 class T5(EncoderDecoder):
-    """T5: v1.0 with the default fields, v1.1 with gated stacks and `tie_embeddings=False`."""
+    """T5 model: v1.0 by default, v1.1 with gated stacks and `tie_embeddings=False`."""
 
     encoder: Transformer = t5_stack(768, 12, 12, 3072)
-    """The stack over the inputs."""
+    """Stack of the encoder."""
     decoder: Transformer = t5_stack(768, 12, 12, 3072, bidirectional=False)
-    """The stack over the outputs; each block attends to the encoder's output too."""
+    """Stack of the decoder. Each block also attends to the output of the encoder."""
     vocab: int | None = 32_128
-    """Size of the vocabulary, sentinels included; at least the tokenizer's. None: the tokenizer's."""
+    """Vocabulary size including sentinels. At least that of the tokenizer; if None, that of the tokenizer."""
     position_embedding: AddedPositions = "none"
     """How positions are added to embeddings."""
     scale_embeddings: bool = False
-    """Whether embeddings are multiplied by the square root of the width."""
+    """Whether to multiply embeddings by the square root of the width."""
 
     def setup(self):
         super().setup()
@@ -73,5 +73,5 @@ class T5(EncoderDecoder):
 
     def _head(self, hidden: jax.Array, table: jax.Array, train: bool) -> tuple[jax.Array, LMHead]:
         hidden, decoder = super()._head(hidden, table, train)
-        # Embeddings begin at the size of one where they are not scaled; as a head they would be too large.
+        # Unscaled embeddings are initialized with standard deviation 1, which is too large for an output layer.
         return hidden * hidden.shape[-1] ** -0.5 if self.tie_embeddings else hidden, decoder

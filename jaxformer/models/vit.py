@@ -1,5 +1,7 @@
-"""ViT: a Transformer over the patches of an image (Dosovitskiy et al. 2021); with layer scale, DINOv2 (Oquab et al.
-2024)."""
+"""ViT: a Transformer encoder for images (Dosovitskiy et al.
+
+2021). With LayerScale, it is DINOv2 (Oquab et al. 2024).
+"""
 
 import dataclasses
 from collections.abc import Mapping
@@ -27,76 +29,76 @@ IMAGES = InputSpec("byxn", "pixels, from 0 to 255", "uint8")
 
 @flax.struct.dataclass
 class VitOutput(ModelOutput):
-    """The output of a ViT.
+    """Output of a ViT.
 
-    `hidden` has the class token, the registers, and the patches row by row; `pooled` is [b, d], or [b, 2 d] with
-    `first_and_mean`.
+    `hidden` contains the class token, the registers, and the patches row by row. `pooled` is [b, d], or [b, 2 d] with
+    the pooling `first_and_mean`.
     """
 
     logits: jax.Array | None = None
-    """float32 [b, c]; None for a model without labels."""
+    """Logits, float32 [b, c]. None for a model without labels."""
 
     @property
     def features(self) -> jax.Array | None:
-        """A vector for each image, [b, d]."""
+        """One vector per image, [b, d]."""
         return self.pooled
 
 
 class Vit(Model):
-    """An encoder of images, and their classifier if it has labels. `Vit()` is ViT-B/16."""
+    """Vision Transformer: an image encoder, and a classifier if it has labels. `Vit()` is ViT-B/16."""
 
     transformer: Transformer = Transformer(norm=LayerNorm(1e-6), dropout=0.0, attention_dropout=0.0)
-    """The stack of blocks."""
+    """Stack of blocks."""
     labels: tuple[str, ...] = ()
-    """The name of each class, in the order of their ids; without any the model has no head."""
+    """Class names in the order of their ids. If empty, the model has no classification head."""
     image: int = 224
-    """Height and width of the images, in pixels; learned positions are interpolated to other sizes."""
+    """Height and width of the images in pixels. Learned positions are interpolated for other sizes."""
     patch: int = 16
-    """Height and width of a patch."""
+    """Height and width of a patch in pixels."""
     channels: int = 3
-    """Channels of an image: 1 is grey, 3 are red, green and blue."""
+    """Number of image channels: 1 for grayscale, 3 for RGB."""
     position_embedding: ImagePositions = "learned"
     """How positions are added to patches."""
     class_token: bool = True
-    """Whether there is a class token before the patches."""
+    """Whether to add a class token before the patches."""
     registers: int = 0
-    """Register tokens between the class token and the patches."""
+    """Number of register tokens between the class token and the patches."""
     pooling: Pooling = "first"
-    """How the image becomes a vector: `first` (the class token), `mean` (the mean of the patches, Beyer et al. 2022),
-    or `first_and_mean` (both, concatenated)."""
+    """How the image is reduced to a vector: `first` (the class token), `mean` (the mean of the patches, Beyer et al.
+    2022), or `first_and_mean` (both, concatenated)."""
     pooler: bool = False
-    """Whether that vector is followed by a linear map and tanh."""
+    """Whether to apply a linear layer and tanh to the pooled vector."""
     mean: tuple[float, ...] = (0.5,)
-    """Mean of each channel, or of all, for pixels between 0 and 1; it is subtracted."""
+    """Mean to subtract from pixels scaled to 0–1: one number per channel, or one for all channels."""
     std: tuple[float, ...] = (0.5,)
-    """Standard deviation of each channel, or of all; pixels are divided by it."""
+    """Standard deviation to divide pixels by: one number per channel, or one for all channels."""
 
     def __post_init__(self):
         super().__post_init__()
         check_geometry(self.image, self.patch, self.channels, self.mean, self.std)
         if len(self.labels) == 1:
-            raise InputError(f"model.labels={self.labels}: expected two names or more, or none")
+            raise InputError(f"model.labels={self.labels}: expected at least two names, or none")
         if self.pooling not in POOLINGS:
             raise InputError(f"model.pooling={self.pooling}: expected one of {', '.join(POOLINGS)} for a Vit")
         if self.pooling != "mean" and not self.class_token:
-            raise InputError(f"model.pooling={self.pooling}: expected mean where model.class_token=False")
+            raise InputError(f"model.pooling={self.pooling}: expected mean with model.class_token=False")
         if self.position_embedding == "sinusoidal" and self.transformer.width % 4:
             raise InputError(f"transformer.width={self.transformer.width}: sinusoidal positions need a multiple of 4")
 
     def inputs(self) -> dict[str, InputSpec]:
-        """The images."""
+        """Returns the specification of the images."""
         return {"images": IMAGES}
 
     def stacks(self) -> dict[str, Transformer]:
-        """The encoder."""
+        """Returns the encoder stack."""
         return {"transformer": self.transformer}
 
     def fixed_sizes(self) -> dict[str, int]:
-        """Height, width and channels of the images."""
+        """Returns the height, width and number of channels of the images."""
         return {"y": self.image, "x": self.image, "n": self.channels}
 
     def flops(self, sizes: Mapping[str, int]) -> float:
-        """Operations of a forward pass on b images that computes only what `pooled` needs."""
+        """Returns the operations of a forward pass on b images that computes only `pooled`."""
         width, patches = self.transformer.width, (self.image // self.patch) ** 2
         tokens = int(self.class_token) + self.registers + patches
         flops = linear_flops(patches, self.patch**2 * self.channels, width)
@@ -108,30 +110,31 @@ class Vit(Model):
 
     @property
     def head_fields(self) -> tuple[str, ...]:
-        """The head, which pools and classifies."""
+        """Names of the fields that configure pooling and classification."""
         return "labels", "pooler", "pooling"
 
     def comparable(self) -> Self:
-        """The model without the statistics of pixels, which belong to the preparation of images."""
+        """Returns the model without pixel statistics, which belong to image preprocessing."""
         return dataclasses.replace(self, mean=(0.5,), std=(0.5,))
 
     @property
     def has_pooler(self) -> bool:
-        """Whether there is a pooler."""
+        """Whether the model has a pooler."""
         return self.pooler
 
     @nn.compact
     def __call__(
         self, images: jax.Array, train: bool = False, return_attention: bool = False, pooled_only: bool = False
     ) -> VitOutput:
-        """Encodes images, and classifies them where there are labels.
+        """Encodes images, and classifies them if the model has labels.
 
         Args:
-          images: uint8 [b, height, width, n], or floats that are normalised already. Height and width are multiples of
-            the patch.
-          train: whether to drop out; needs the rng stream `dropout`.
+          images: uint8 [b, height, width, n], or floats that are already normalized. Height and width must be multiples
+            of the
+            patch size.
+          train: whether to apply dropout. Requires the rng stream `dropout`.
           return_attention: whether to return the attention weights.
-          pooled_only: whether the last block may leave out whatever `pooled` does not need.
+          pooled_only: whether the last block may skip everything that `pooled` does not need.
         """
         config = self.transformer
         embeddings = ImageEmbeddings(

@@ -152,7 +152,7 @@ def test_names_of_labels_and_the_preparation_of_images_travel(tmp_path):
         ({"image_size": [12, 16]}, "image_size=[12, 16] is not supported; expected a whole number above 0"),
         ({"image_size": 13}, "model.image=13 is not a multiple of model.patch=4; 12 would be"),
         ({"id2label": {"0": "cat", "2": "dog"}}, "expected a name for each of the numbers 0, 1, 2, ..."),
-        ({"id2label": {"0": "cat"}}, "model.labels=('cat',): expected two names or more, or none"),
+        ({"id2label": {"0": "cat"}}, "model.labels=('cat',): expected at least two names, or none"),
         ({"pooler_act": "relu"}, "pooler_act='relu' is not supported; expected 'tanh'"),
     ],
 )

@@ -190,18 +190,21 @@ class TestChoice:
         assert sharding.platform() == "cpu"
 
     def test_a_kernel_asked_for_in_vain_is_an_error(self, monkeypatch):
-        with pytest.raises(InputError, match=r"attention\.kernel=splash: it runs on TPU, and this is CPU"):
+        with pytest.raises(InputError, match=r"attention\.kernel=splash: it runs on TPU, not on CPU"):
             choose("splash")
         monkeypatch.setattr(sharding, "platform", lambda: "tpu")
-        with pytest.raises(InputError, match=r"attention\.kernel=splash: it drops no weights: .*attention_dropout"):
+        with pytest.raises(
+            InputError,
+            match=r"attention\.kernel=splash: it does not support dropout of the weights; .*attention_dropout",
+        ):
             choose("splash", dropped=True)
-        with pytest.raises(InputError, match=r"attention\.kernel=splash: it adds nothing to scores"):
+        with pytest.raises(InputError, match=r"attention\.kernel=splash: it does not support a bias of the scores"):
             choose("splash", biased=True)
         assert choose("splash", queries=1, mask=PREFIX) == "blocks", "as decoding needs it"
 
     def test_the_layer_passes_on_what_was_asked_for(self):
         x = np.zeros((1, 4, 8), np.float32)
-        with pytest.raises(InputError, match=r"attention\.kernel=cudnn: it runs on GPU, and this is CPU"):
+        with pytest.raises(InputError, match=r"attention\.kernel=cudnn: it runs on GPU, not on CPU"):
             Attention(kernel="cudnn").init(jax.random.key(0), x, heads=2)
 
 

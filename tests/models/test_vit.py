@@ -49,7 +49,7 @@ def test_another_resolution_has_interpolated_positions():
     expected = apply(square, params | {"embeddings": params["embeddings"] | {"position": grown}}, large[:, :16])
     np.testing.assert_allclose(apply(VIT, params, large[:, :16]).logits, expected.logits, atol=1e-5)
     assert apply(VIT, params, large).hidden.shape == (2, 21, 16)
-    with pytest.raises(ValueError, match="18 × 12 do not divide into patches of 4"):
+    with pytest.raises(ValueError, match="18 × 12 cannot be divided into patches of 4"):
         apply(VIT, params, np.zeros((1, 18, 12, 1), np.uint8))
 
 
@@ -79,8 +79,8 @@ def test_training_drops_paths_by_the_key_and_evaluation_none():
     [
         ({"image": 225}, "model.image=225 is not a multiple of model.patch=16; 224 would be"),
         ({"patch": 0}, "model.patch=0: expected at least 1"),
-        ({"labels": ("cat",)}, "model.labels=('cat',): expected two names or more, or none"),
-        ({"class_token": False}, "model.pooling=first: expected mean where model.class_token=False"),
+        ({"labels": ("cat",)}, "model.labels=('cat',): expected at least two names, or none"),
+        ({"class_token": False}, "model.pooling=first: expected mean with model.class_token=False"),
         ({"mean": (0.1, 0.2)}, "model.mean=(0.1, 0.2): expected one number, or one for each of 3 channels"),
         ({"std": (0.0,)}, "model.std=(0.0,): expected numbers above 0"),
     ],

@@ -281,7 +281,7 @@ class TestLora:
     def test_what_is_wrong_with_it_is_said_in_one_line(self, folder):
         with pytest.raises(InputError, match=r"lora.rank=0: expected at least 1"):
             Lora(rank=0)
-        message = r"lora.target_modules='querry': found in no kernel's path; they are like backbone"
+        message = r"lora.target_modules='querry': matches no kernel path; an example of a path is backbone"
         with pytest.raises(InputError, match=message):
             first_state(review_experiment(folder, lora=Lora(target_modules=("querry",))))
         with pytest.raises(InputError, match=r"optimizer.freeze=.*: lora says what trains; expected none"):

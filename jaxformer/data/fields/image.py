@@ -76,7 +76,7 @@ class ImageField(Field[Picture]):
     def __post_init__(self):
         fields.at_least("data.task.image.size", self.size, 1)
         if self.channels not in pictures.MODES:
-            raise FieldError("data.task.image.channels", f"={self.channels}: expected 1, for grey, or 3")
+            raise FieldError("data.task.image.channels", f"={self.channels}: expected 1 (grayscale) or 3 (RGB)")
         if not 0 < self.crop <= 1:
             raise FieldError("data.task.image.crop", f"={self.crop}: expected above 0, at most 1")
 

@@ -56,7 +56,7 @@ class LabelField(Field[np.ndarray]):
         found = columns.value(example, self.column, path)
         number = None if isinstance(found, bool | np.bool_) else _real(found)
         if number is None or not math.isfinite(number):
-            expected = "a number" if number is None else "a finite number of 32 bits"
+            expected = "a number" if number is None else "a finite float32 number"
             raise FieldError(path, f"={self.column!r}: the column holds {shown(found)}; expected {expected}")
         return np.array([number], np.float32)
 
@@ -133,7 +133,7 @@ def check_classes(
         if len(found) > 1:
             return
     for only in found:
-        raise InputError(f"{name}: every label is {labels[only]!r}; expected examples of two classes or more")
+        raise InputError(f"{name}: every label is {labels[only]!r}; expected examples of at least two classes")
 
 
 def first_spread(count: int, first: int) -> Iterator[int]:
@@ -179,7 +179,8 @@ def multi_hot(items: Sequence[Any], labels: Sequence[str]) -> np.ndarray:
     found = [label_index(item, labels) for item in items]
     if len(set(found)) < len(found) and not all(isinstance(item, str) for item in items):
         raise InputError(
-            f"labels {shown(list(items))}: an index is repeated; expected each once, or {len(labels)} zeros and ones"
+            f"labels {shown(list(items))}: an index is repeated; expected distinct indices, or "
+            f"{len(labels)} zeros and ones"
         )
     target[found] = 1
     return target

@@ -259,7 +259,7 @@ def _check_state(data: Data, rows: Sequence[int], state: np.ndarray | None) -> n
     if np.shape(state) != initial.shape:
         raise InputError(
             f"the lane states have shape {np.shape(state)}: expected {initial.shape}; data.batch, data.pack, "
-            "data.open_documents and data.lookahead must be as when it was saved"
+            "data.open_documents and data.lookahead must be the same as when it was saved"
         )
     return np.asarray(state)
 

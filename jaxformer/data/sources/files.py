@@ -131,7 +131,7 @@ class JsonDocuments(_Pieces):
 
     def __init__(self, paths: list[str], encoding: str = "utf-8"):
         super().__init__(encoding)
-        empty, problems = [], Problems("give one object a line")
+        empty, problems = [], Problems("expected one object per line")
         for path in paths:
             blank = True
             for number, (offset, line, text) in enumerate(self.lines(path), 1):
@@ -157,8 +157,8 @@ class ParallelLines(Sequence):
         counts = list(map(len, self.sides))
         if counts[0] != counts[1]:
             raise InputError(
-                f"{inputs} has {counts[0]} lines, {targets} has {counts[1]}: line n of the one must belong to line n "
-                "of the other"
+                f"{inputs} has {counts[0]} lines, {targets} has {counts[1]}: line n of one file must belong to "
+                "line n of the other"
             )
         blank = self.sides[0].blank | self.sides[1].blank
         self.numbers = array.array("q", (number for number in range(counts[0]) if number not in blank))

@@ -234,4 +234,4 @@ def skip(problem: str) -> None:
     """
     if problem not in _skipped:
         _skipped[problem] = len(_skipped) + 1
-        print(f"skipped: {problem} ({_skipped[problem]} until now)", file=sys.stderr, flush=True)
+        print(f"skipped: {problem} ({_skipped[problem]} so far)", file=sys.stderr, flush=True)

@@ -64,8 +64,8 @@ class Tfds(Source):
         except NotImplementedError as error:
             raise InputError(
                 f"{builder.data_dir}: prepared as {builder.info.file_format.value}, which has no random access; "
-                f"tfds convert_format --dataset_dir={builder.data_dir} --out_file_format=array_record adds that, where "
-                "TensorFlow is installed"
+                f"tfds convert_format --dataset_dir={builder.data_dir} --out_file_format=array_record adds it on a "
+                "machine with TensorFlow"
             ) from error
         if not len(examples):
             raise InputError(f"{self.name}: split {self.split!r} is empty")

@@ -176,11 +176,11 @@ def _header(path: str, values: Sequence[str], delimiter: str) -> list[str]:
     """Returns the column names in the first row of a table. Raises InputError if the delimiter seems to be wrong."""
     names = [value.strip() for value in values]
     if len(set(names)) < len(names):
-        raise InputError(f"{path}: its first row names a column twice; set columns")
+        raise InputError(f"{path}: its first row contains a column name twice; set columns")
     other = next((mark for mark in _DELIMITERS if mark != delimiter and mark in names[0]), None) if names else None
     if other and len(names) == 1:
         raise InputError(
             f"{path}: its first row has no {delimiter!r}, and {other!r} in {shown(names[0])}; "
-            f"{'use Tsv' if other == chr(9) else f'set delimiter to {other!r}'}, or name the column by columns"
+            f"{'use Tsv' if other == chr(9) else f'set delimiter to {other!r}'}, or set columns"
         )
     return names

@@ -215,8 +215,8 @@ def _elsewhere(name: str, with_beam: bool) -> str:
     """Returns instructions for preparing a data set on another machine."""
     packages = "tensorflow-datasets tensorflow apache-beam" if with_beam else "tensorflow-datasets tensorflow"
     return (
-        f"prepare it where that is possible (pip install {packages}; tfds build {name} --file_format={FORMAT} "
-        "--data_dir=DIR), copy DIR here and set data_dir to it"
+        f"prepare it on a machine where that is possible (pip install {packages}; tfds build {name} "
+        f"--file_format={FORMAT} --data_dir=DIR), copy DIR here and set data_dir to it"
     )
 
 
@@ -258,7 +258,9 @@ def _check_hub(name: str) -> None:
         raise InputError(f"{name}: needs the packages datasets and huggingface_hub; pip install datasets") from None
     if not _in_reach([ENDPOINT]):
         host = urllib.parse.urlsplit(ENDPOINT).hostname
-        raise InputError(f"{name}: {host} cannot be reached; write its texts elsewhere, for JsonLines to read here")
+        raise InputError(
+            f"{name}: {host} cannot be reached; save its texts on another machine and read them with JsonLines"
+        )
 
 
 @contextlib.contextmanager

@@ -77,9 +77,9 @@ class Classify(Task[Labelled]):
         fields.at_least("data.task.examples_per_row", self.examples_per_row, 1)
         expected = None
         if not self.labels or len(set(self.labels)) < len(self.labels):
-            expected = "the model's names, one or more, each once"
+            expected = "the model's label names, at least one, without duplicates"
         elif self.kind == "single_label" and len(self.labels) < 2:
-            expected = "two classes or more"
+            expected = "at least two labels"
         elif self.kind == "regression" and len(self.labels) > 1:
             expected = "one name, with kind=regression"
         if expected:

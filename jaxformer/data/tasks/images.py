@@ -62,7 +62,7 @@ class LabelledImages(ImageTask):
 
     def __post_init__(self):
         if len(self.labels) < 2 or len(set(self.labels)) < len(self.labels):
-            problem = f"={shown(self.labels)}: expected the model's names, two or more, each once"
+            problem = f"={shown(self.labels)}: expected the model's label names, at least two, without duplicates"
             raise FieldError("data.task.labels", problem)
         fields.at_least("data.task.mixup", self.mixup, 0)
         fields.at_least("data.task.cutmix", self.cutmix, 0)

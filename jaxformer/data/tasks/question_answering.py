@@ -122,7 +122,7 @@ class AnswerSpans(Task[Passage]):
         template = tokenizer.template("encoder")
         if isinstance(template.pair[0].content, str):
             raise InputError(
-                "tokenizer: its template has no special token before a question, which marks that there is no answer; "
+                "tokenizer: its template has no special token before a question, which means that there is no answer; "
                 "expected one with a template such as [CLS] A [SEP] B [SEP]"
             )
         self._check_room(template.added(pair=True))
@@ -153,7 +153,7 @@ class AnswerSpans(Task[Passage]):
     def _answers(self, example: Mapping[str, Any]) -> list[tuple[str, int]]:
         answers = columns.value(example, self.answers, "data.task.answers")
         if not isinstance(answers, Mapping) or not {"text", "answer_start"} <= answers.keys():
-            problem = f"the column holds {shown(answers)}; expected lists 'text' and 'answer_start', as SQuAD has them"
+            problem = f"the column holds {shown(answers)}; expected lists 'text' and 'answer_start', as in SQuAD"
             raise FieldError("data.task.answers", f"={self.answers!r}: {problem}")
         texts = columns.strings(answers, "text", "data.task.answers")
         starts = columns.items(answers, "answer_start", "data.task.answers")

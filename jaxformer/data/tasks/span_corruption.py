@@ -97,8 +97,8 @@ class Denoising(TextTask):
         denoiser = max(need, key=need.get)
         if need[denoiser] > have:
             raise InputError(
-                f"data.task={type(self).__name__}: a row has up to {need[denoiser]} spans, and the tokenizer {have} "
-                f"sentinels; expected tokenizer.sentinels={need[denoiser]} or more, or shorter rows (rate "
+                f"data.task={type(self).__name__}: a row has up to {need[denoiser]} spans, but the tokenizer has "
+                f"{have} sentinels; expected tokenizer.sentinels={need[denoiser]} or more, or shorter rows (rate "
                 f"{denoiser.rate} in spans of {denoiser.mean_span} of {self.stretch_length(denoiser)} tokens)"
             )
 

@@ -68,7 +68,9 @@ class TagTokens(Task[Words]):
     def __post_init__(self):
         fields.at_least("data.task.length", self.length, 3)
         if not self.labels or len(set(self.labels)) < len(self.labels):
-            raise FieldError("data.task.labels", f"={shown(self.labels)}: expected the name of each tag, each once")
+            raise FieldError(
+                "data.task.labels", f"={shown(self.labels)}: expected the name of each tag, without duplicates"
+            )
 
     @functools.cached_property
     def row(self) -> dict[str, Feature]:

@@ -32,7 +32,7 @@ class MarianTokenizer(Tokenizer):
         self._processor = self._source
         ids = json.loads(vocab)
         if sorted(ids.values()) != list(range(len(ids))) or "<unk>" not in ids:
-            raise InputError("vocab.json: expected the ids 0, 1, 2, ... by piece, <unk> among them")
+            raise InputError("vocab.json: expected a map of pieces, including <unk>, to the ids 0, 1, 2, ...")
         pieces = sorted(ids, key=ids.get)
         languages = [piece for piece in pieces if piece.startswith(">>") and piece.endswith("<<")]
         super().__init__(pieces, np.array([starts_word(piece) for piece in pieces]), special=languages)

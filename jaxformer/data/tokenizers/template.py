@@ -106,7 +106,7 @@ def template_of(processor: Mapping[str, Any] | None) -> Template | None:
     if kind == "Sequence":
         found = [template for part in processor["processors"] if (template := template_of(part)) is not None]
         if len(found) > 1:
-            raise InputError("tokenizer: several post-processors put tokens around texts; expected one at most")
+            raise InputError("tokenizer: several post-processors add special tokens; expected at most one")
         return found[0] if found else None
     if kind not in PROCESSORS:
         raise InputError(f"tokenizer: post_processor {kind!r} is not known; expected one of {', '.join(PROCESSORS)}")

@@ -94,7 +94,7 @@ def _too_low(vocab: int, sentinels: int, message: str) -> str:
     if found := re.search(r"required_chars\. \d+ vs (\d+)", message):
         needed = int(found[1]) + sentinels
         return f"tokenizer.vocab={vocab}{without}: the text's characters alone need {needed}; expected {needed} or more"
-    return f"tokenizer.vocab={vocab}{without}: SentencePiece cannot make it of this text: {message.split('] ')[-1]}"
+    return f"tokenizer.vocab={vocab}{without}: SentencePiece cannot train it on this text: {message.split('] ')[-1]}"
 
 
 def _pieces(model: bytes) -> int:

@@ -42,7 +42,7 @@ def test_several_files_one_of_them_compressed(tmp_path):
         ("text,label\na,1\nb\n", "a.csv: line 3 has 1 values; expected 2: text, label"),
         ("text,label\n", "a.csv: has no rows"),
         ("", "a.csv: has no rows"),
-        ("text,text\na,1\n", "names a column twice"),
+        ("text,text\na,1\n", "contains a column name twice"),
         ('text,label\n"a,1\n', "a.csv: line 2: unexpected end of data"),
         (b"text,label\n\xff,1\n", "a.csv: not UTF-8 at byte 11"),
     ],

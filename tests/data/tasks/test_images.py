@@ -139,8 +139,8 @@ def test_undecodable_images_are_named_skipped_and_counted(folder, tmp_path, caps
     assert sum(batch["weights"].sum() for batch in seen) == 4
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2
-    assert re.fullmatch(r"skipped: .*cut\.png: cannot be decoded: .* \(1 until now\)", lines[0])
-    assert re.fullmatch(r"skipped: .*text\.jpg: cannot be decoded: .* \(2 until now\)", lines[1])
+    assert re.fullmatch(r"skipped: .*cut\.png: cannot be decoded: .* \(1 so far\)", lines[0])
+    assert re.fullmatch(r"skipped: .*text\.jpg: cannot be decoded: .* \(2 so far\)", lines[1])
     strict = dataclasses.replace(data, task=dataclasses.replace(TASK, image=ImageField(8, strict=True)))
     line = message(lambda: list(loader.evaluation_batches(data.train, strict, None, 0, range(2))))
     assert re.search(r"data\.task\.image\.strict=True: .*cut\.png: cannot be decoded: ", line)
@@ -168,7 +168,7 @@ def test_unknown_image_labels_are_refused(folder, tmp_path):
 def test_images_of_one_class_are_refused(tmp_path):
     write(tmp_path / "cat" / "0.png")
     write(tmp_path / "cat" / "1.png")
-    assert "every label is 'cat'; expected examples of two classes or more" in message(batches, tmp_path, TASK)
+    assert "every label is 'cat'; expected examples of at least two classes" in message(batches, tmp_path, TASK)
 
 
 @pytest.mark.parametrize(
@@ -176,10 +176,10 @@ def test_images_of_one_class_are_refused(tmp_path):
     [
         (
             lambda: LabelledImages(labels=("cat",)),
-            "data.task.labels=('cat',): expected the model's names, two or more, each once",
+            "data.task.labels=('cat',): expected the model's label names, at least two, without duplicates",
         ),
         (lambda: ImageField(size=0), "data.task.image.size=0: expected at least 1"),
-        (lambda: ImageField(channels=4), "data.task.image.channels=4: expected 1, for grey, or 3"),
+        (lambda: ImageField(channels=4), "data.task.image.channels=4: expected 1 (grayscale) or 3 (RGB)"),
         (lambda: ImageField(crop=0.0), "data.task.image.crop=0.0: expected above 0, at most 1"),
         (lambda: LabelledImages(labels=LABELS, mixup=-1.0), "data.task.mixup=-1.0: expected at least 0"),
         (lambda: MaskedPatches(ImageField(20), patch=16), "data.task.image.size=20: expected a multiple of patch=16"),

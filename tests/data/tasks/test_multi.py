@@ -102,7 +102,7 @@ def test_multi_task_refuses_conflicting_settings(tokenizer):
         InputError, match=r"data.task.text_to_text.input_length=None: expected a number, as denoising.input_length=512"
     ):
         MultiTask(SpanCorruption(512), TextToText(None, 512))
-    with pytest.raises(InputError, match=r"SpanCorruption: a row has up to 2 spans, and the tokenizer 0 sentinels"):
+    with pytest.raises(InputError, match=r"SpanCorruption: a row has up to 2 spans, but the tokenizer has 0 sentinels"):
         TASK.check(tokenizer, pack=True)
 
 

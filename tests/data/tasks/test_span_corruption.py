@@ -128,7 +128,10 @@ def test_ul2_modes_precede_the_inputs(sentinel_tokenizer, input_length, length):
 
 def test_too_few_sentinels_are_named(tokenizer, sentinel_tokenizer):
     for task, words in [
-        (SpanCorruption(512), "data.task=SpanCorruption: a row has up to 28 spans, and the tokenizer 0 sentinels; "),
+        (
+            SpanCorruption(512),
+            "data.task=SpanCorruption: a row has up to 28 spans, but the tokenizer has 0 sentinels; ",
+        ),
         (
             UL2(512),
             r"UL2: a row has up to 128 spans, .* tokenizer.sentinels=128 or .* \(rate 0.5 in spans of 3.0 of 766",
@@ -137,7 +140,7 @@ def test_too_few_sentinels_are_named(tokenizer, sentinel_tokenizer):
         with pytest.raises(InputError, match=words) as caught:
             task.check(tokenizer, pack=False)
         assert "\n" not in str(caught.value)
-    with pytest.raises(InputError, match="up to 43 spans, and the tokenizer 40 sentinels"):
+    with pytest.raises(InputError, match="up to 43 spans, but the tokenizer has 40 sentinels"):
         SpanCorruption(768).check(sentinel_tokenizer, pack=True)
     SpanCorruption(512).check(sentinel_tokenizer, pack=True)
     UL2(512, denoisers=(Denoiser(0.25, None),)).check(tokenizer, pack=True)  # which needs none

@@ -91,7 +91,7 @@ def test_errors_in_sentences_are_one_line(example, message, tokenizer):
 
 
 def test_invalid_tag_labels_are_refused():
-    with pytest.raises(InputError, match="each once"):
+    with pytest.raises(InputError, match="without duplicates"):
         TagTokens(("a", "a"))
     with pytest.raises(InputError, match=r"data.task.length=2: expected at least 3"):
         TagTokens(LABELS, length=2)
