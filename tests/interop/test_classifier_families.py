@@ -84,5 +84,5 @@ def test_a_head_that_no_class_has_is_refused(tmp_path):
     theirs = transformers.BertForSequenceClassification(config)
     imported = load(open_folder(saved(theirs, tmp_path / "theirs")))
     model = imported.model.clone(pooling="mean")
-    with pytest.raises(InputError, match=r"model.pooling=mean with labels .* reads"):
+    with pytest.raises(InputError, match=r"model.pooling=mean with labels .* supports"):
         export_hf(model, imported.params, None, tmp_path / "ours")
