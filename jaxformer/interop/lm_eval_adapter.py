@@ -1,6 +1,7 @@
 """Adapter that evaluates a run with EleutherAI's lm-evaluation-harness (`pip install lm_eval`).
 
-import lm_eval from jaxformer.interop.lm_eval_adapter import RunLM
+import lm_eval
+from jaxformer.interop.lm_eval_adapter import RunLM
 
 lm_eval.simple_evaluate(model=RunLM("runs/gpt"), tasks=["lambada_openai"], num_fewshot=0)
 """

@@ -1,12 +1,13 @@
 """In-context few-shot evaluation (Brown et al. 2020, §2.4): the model picks the most likely choice.
 
-run = open_run("runs/gpt") questions = [Question("Q: Is the sky blue?\\nA:", (" yes", " no"), 0), ...] few_shot(run,
-questions, FewShot(shots=2), pool=others).accuracy
+run = open_run("runs/gpt")
+questions = [Question("Q: Is the sky blue?\\nA:", (" yes", " no"), 0), ...]
+few_shot(run, questions, FewShot(shots=2), pool=others).accuracy
 
 The data of a fine-tuning run can also be converted to questions, to compare both methods:
 
-data = load("configs/sentiment.py").data questions, pool = (questions_of(source, data.task, "{text}\\nThis is") for
-source in (data.validation, data.train))
+data = load("configs/sentiment.py").data
+questions, pool = (questions_of(source, data.task, "{text}\\nThis is") for source in (data.validation, data.train))
 """
 
 import dataclasses
