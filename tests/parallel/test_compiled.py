@@ -30,6 +30,8 @@ DEPTH = 3
 """Blocks of each stack. A model that needs only some positions of its last block runs the others in a loop: two."""
 ROWS = 64
 """Rows of a batch, or of each micro-batch, at most: with a config's own a large model needs more devices than these."""
+LEAST = 2**13
+"""Entries per layer of a stack whose gathers count."""
 SPLIT = 8
 """Devices that the rows of a batch are split over on either target."""
 TARGETS = {"8 H100": "jax_cuda12_plugin", "16 v5e": "libtpu"}
@@ -76,8 +78,11 @@ def gathered(text, in_update):
 
 
 def whole_stacks(shapes, stacks):
-    """Of such shapes those of several layers of a stack, as it is or with some of its axes made one."""
-    layers = {math.prod(stack.shape[1:]) for stack in stacks}
+    """Returns the shapes of several layers of a stack of matrices, as it is or with some of its axes made one.
+
+    Biases are left out: small tables, such as the one of two token types, have shapes like theirs.
+    """
+    layers = {math.prod(stack.shape[1:]) for stack in stacks} - set(range(LEAST))
     return [shape for shape in shapes if shape[0] in range(2, DEPTH + 1) and math.prod(shape[1:]) in layers]
 
 
