@@ -159,8 +159,8 @@ def load(file: Path, **overrides: object) -> config.Experiment:
 
 
 def shallow(module: nn.Module, depth: int) -> nn.Module:
-    """The same model with stacks of `depth` blocks."""
-    changed = {"depth": depth} if isinstance(module, Transformer) else {}
+    """Returns the same model with stacks of `depth` blocks, or of that many periods of blocks."""
+    changed = {"depth": depth * max(1, len(module.period))} if isinstance(module, Transformer) else {}
     for field in dataclasses.fields(module):
         part = getattr(module, field.name, None)
         if isinstance(part, nn.Module) and field.name != "parent":

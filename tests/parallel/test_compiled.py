@@ -27,7 +27,9 @@ from jaxformer.training.state import abstract_state
 
 CONFIGS = sorted((tiny.ROOT / "configs").glob("*.py"))
 DEPTH = 3
-"""Blocks of each stack. A model that needs only some positions of its last block runs the others in a loop: two."""
+"""Blocks, or periods of blocks, of each stack.
+
+A model that needs only some positions of its last block runs the others in a loop: two."""
 ROWS = 64
 """Rows of a batch, or of each micro-batch, at most: with a config's own a large model needs more devices than these."""
 LEAST = 2**13
@@ -83,7 +85,8 @@ def whole_stacks(shapes, stacks):
     Biases are left out: small tables, such as the one of two token types, have shapes like theirs.
     """
     layers = {math.prod(stack.shape[1:]) for stack in stacks} - set(range(LEAST))
-    return [shape for shape in shapes if shape[0] in range(2, DEPTH + 1) and math.prod(shape[1:]) in layers]
+    most = max(stack.shape[0] for stack in stacks)
+    return [shape for shape in shapes if shape[0] in range(2, most + 1) and math.prod(shape[1:]) in layers]
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda path: path.stem)
