@@ -40,8 +40,7 @@ def package_file(name: str, member: str, folder: str) -> str:
     """Returns the path of a file from a package of the Debian distribution that apt is configured for.
 
     Downloads the package if necessary. This needs no special rights and does not change the system: apt keeps its lists
-    in
-    `folder`.
+    in `folder`.
 
     Args:
       name: name of the package.

@@ -19,8 +19,8 @@ from jaxformer.layers.positions import Placement, rotate
 BLOCK = 256
 """Maximum number of queries whose scores are in memory at the same time."""
 CAUSAL_PARTS = 4
-"""Number of chunks of queries in causal attention. Each chunk skips the keys after it. More chunks skip more keys,
-but add overhead."""
+"""Number of chunks of queries in causal attention. Each chunk skips the keys after it. More chunks skip more keys, but
+add overhead."""
 WINDOW_PARTS = 16
 """Maximum number of chunks of queries in attention with a window."""
 SHORTEST_PART = 64
@@ -222,8 +222,8 @@ class Attention(nn.Module):
     window: int | None = None
     """Window size of self-attention: a query attends to keys at a distance of less than this. If None, no limit."""
     kernel: kernels.Kernel = "auto"
-    """Implementation. `auto` is `splash` on TPU and `cudnn` on GPU; it is `blocks` (blocks of queries) on CPU, and
-    if the kernel does not support the layer."""
+    """Implementation. `auto` is `splash` on TPU and `cudnn` on GPU; it is `blocks` (blocks of queries) on CPU, and if
+    the kernel does not support the layer."""
 
     def __post_init__(self):
         super().__post_init__()

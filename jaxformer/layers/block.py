@@ -18,8 +18,8 @@ from jaxformer.parallel import sharding
 
 NormPosition = Literal["before", "after", "both"]
 """Where a block applies norms. `before`: before each layer, and at the end of the stack (pre-norm, stable for deep
-stacks). `after`: after each residual sum (post-norm, Vaswani et al. 2017). `both`: before and after each layer,
-and at the end of the stack (Gemma 2 and 3)."""
+stacks). `after`: after each residual sum (post-norm, Vaswani et al. 2017). `both`: before and after each layer, and at
+the end of the stack (Gemma 2 and 3)."""
 
 
 @flax.struct.dataclass
@@ -27,8 +27,8 @@ class BlockInputs:
     """Inputs of a stack and its blocks other than `x`."""
 
     mask: Mask | None = None
-    """Mask of the tokens that each token attends to. If None, each token attends to all tokens. With a cache, only
-    the order of the mask is used, and None means causal."""
+    """Mask of the tokens that each token attends to. If None, each token attends to all tokens. With a cache, only the
+    order of the mask is used, and None means causal."""
     position_ids: jax.Array | None = None
     """Positions for a position scheme, integers [b, t]. Defaults to 0, 1, 2, ..."""
     memory: jax.Array | KeyValue | None = None
@@ -42,8 +42,8 @@ class BlockInputs:
     condition: jax.Array | None = None
     """Condition of norms and residual branches, [b, c], such as the time and class of a diffusion model."""
     at: jax.Array | None = None
-    """Positions whose output is needed, integers [b, m]. The last block skips all other positions. For the 15%
-    masked tokens of BERT, this saves most of its computation."""
+    """Positions whose output is needed, integers [b, m]. The last block skips all other positions. For the 15% masked
+    tokens of BERT, this saves most of its computation."""
     train: bool = flax.struct.field(pytree_node=False, default=False)
     """Whether to apply dropout. Requires the rng stream `dropout`."""
     return_attention: bool = flax.struct.field(pytree_node=False, default=False)

@@ -27,8 +27,8 @@ class LayerCache:
     keys: KeyValue
     """Keys and values of the tokens in the slots."""
     index: jax.Array | None = None
-    """Index in its row of the token in each slot, integers [b, s], or `FREE`. Used by layers with a window, which
-    reuse their slots in turn. If None, slot i contains token i."""
+    """Index in its row of the token in each slot, integers [b, s], or `FREE`. Used by layers with a window, which reuse
+    their slots in turn. If None, slot i contains token i."""
 
     def write(self, new: KeyValue, used: jax.Array) -> tuple["LayerCache", KeyValue]:
         """Adds keys and values to the cache.

@@ -9,8 +9,7 @@ def keep_mask(key: jax.Array, rate: float, shape: tuple[int, ...]) -> tuple[jax.
     """Draws which elements to keep. Returns them with the exact probability of keeping an element.
 
     Each element uses eight random bits, and each generated word serves four elements, because random bits are the main
-    cost
-    of dropout. The rate is rounded to a multiple of 1/256 if this changes it by less than 2%, and otherwise of
+    cost of dropout. The rate is rounded to a multiple of 1/256 if this changes it by less than 2%, and otherwise of
     1/65,536.
 
     Returns:

@@ -12,8 +12,8 @@ from jaxformer.layers.masks import Mask
 from jaxformer.parallel import sharding
 
 Kernel = Literal["auto", "blocks", "splash", "cudnn"]
-"""Implementation of attention. `auto` is `splash` on TPU and `cudnn` on GPU; it is `blocks` on CPU, and if the
-kernel does not support the layer."""
+"""Implementation of attention. `auto` is `splash` on TPU and `cudnn` on GPU; it is `blocks` on CPU, and if the kernel
+does not support the layer."""
 
 PLATFORMS = {"splash": "tpu", "cudnn": "gpu"}
 """Maps each kernel to its platform."""
@@ -27,8 +27,7 @@ def choose(kernel: Kernel, query_bthk, key_bgsk, mask: Mask | None, biased: bool
     """Returns the implementation for this attention: `blocks`, `splash` or `cudnn`.
 
     Even if a kernel is requested by name, short inputs use blocks, and so do masks with a special order, such as those
-    of
-    caches and prefixes.
+    of caches and prefixes.
 
     Args:
       kernel: requested implementation.
@@ -133,8 +132,7 @@ def cudnn(query_bthk, key_bgsk, value_bgsk, mask: Mask | None, scale: float, oth
     `otherwise`.
 
     cuDNN takes the length of each row. It would need other segments as a matrix, which uses more memory than blocks.
-    The
-    rows are examined when the program runs. The output at padding positions is arbitrary.
+    The rows are examined when the program runs. The output at padding positions is arbitrary.
 
     Args:
       query_bthk: queries.

@@ -28,10 +28,8 @@ class Linear(nn.Module):
     """Linear layer `y = x · kernel + bias`, described by an einsum equation such as `btd,dhk->bthk`.
 
     The axes of the kernel are the letters after the comma; their meaning is listed in `sharding`. The contracted axes
-    are
-    the last axes of `x` and the first axes of the kernel. The other kernel axes are also the axes of the bias, and the
-    last
-    axes of the output.
+    are the last axes of `x` and the first axes of the kernel. The other kernel axes are also the axes of the bias, and
+    the last axes of the output.
     """
 
     equation: str

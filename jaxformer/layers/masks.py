@@ -18,8 +18,8 @@ class Mask:
     """
 
     query_segments: jax.Array | None = None
-    """Segment of each query, integers [b, t]. Documents packed in a row have different segments, and padding has 0.
-    If None, there is one segment."""
+    """Segment of each query, integers [b, t]. Documents packed in a row have different segments, and padding has 0. If
+    None, there is one segment."""
     key_segments: jax.Array | None = None
     """Segment of each key, integers [b, s]."""
     query_order: jax.Array | None = None

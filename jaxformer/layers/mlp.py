@@ -18,8 +18,7 @@ def activation(name: Activation) -> Callable[[jax.Array], jax.Array]:
     """Returns the activation function of a name.
 
     `gelu` is exact. `gelu_tanh` and `quick_gelu`, which is x · sigmoid(1.702 x), are approximations of it (Hendrycks &
-    Gimpel
-    2016).
+    Gimpel 2016).
     """
     functions = {
         "gelu": lambda x: jax.nn.gelu(x, approximate=False),
@@ -106,8 +105,7 @@ class HeadLayer(nn.Module):
     """Layer between an encoder and an output layer, `norm(activation(dense(x)))`: [b, m, d] → [b, m, d].
 
     BERT has it before the output layer of the masked language model (Devlin et al. 2019). ModernBERT also has it before
-    the
-    classification layer (Warner et al. 2024).
+    the classification layer (Warner et al. 2024).
     """
 
     activation: Activation = "gelu"

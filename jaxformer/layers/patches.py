@@ -84,8 +84,7 @@ def sinusoidal_2d(rows: int, columns: int, width: int) -> jax.Array:
     """Returns sinusoidal positions of patches, [rows · columns, d].
 
     The first half of the width encodes the column of a patch, the second half its row, as in the checkpoints of He et
-    al.
-    The width must be divisible by 4.
+    al. The width must be divisible by 4.
     """
     if width % 4:
         raise ValueError(
@@ -136,8 +135,8 @@ class ImageEmbeddings(nn.Module):
     class_token: bool = True
     """Whether to prepend a class token, whose output represents the whole image."""
     registers: int = 0
-    """Number of register tokens: learned tokens without a position, between the class token and the patches (Darcet
-    et al. 2024)."""
+    """Number of register tokens: learned tokens without a position, between the class token and the patches (Darcet et
+    al. 2024)."""
     dtype: DType = "auto"
     """Type of the result."""
     bias: bool = True

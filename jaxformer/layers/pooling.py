@@ -9,8 +9,8 @@ from jaxformer.layers.block import take
 
 Pooling = Literal["pooler", "first", "mean", "max", "last", "first_and_mean", "none"]
 """Method of pooling: a trained layer on the first token (`pooler`, as in BERT), the first token, the mean or the
-maximum of all tokens, the last token, or the first token concatenated with the mean. `none` is for predictions
-per token."""
+maximum of all tokens, the last token, or the first token concatenated with the mean. `none` is for predictions per
+token."""
 
 
 def pool(hidden: jax.Array, pooling: Pooling, belongs: jax.Array) -> jax.Array:
@@ -23,8 +23,7 @@ def pool(hidden: jax.Array, pooling: Pooling, belongs: jax.Array) -> jax.Array:
 
     Returns:
       Pooled vectors, [b, c, d], computed in float32 and returned in the type of `hidden`. The vector of an example
-      without
-      tokens is finite but arbitrary.
+      without tokens is finite but arbitrary.
     """
     if pooling == "first":
         return take(hidden, belongs.argmax(-1))

@@ -1,8 +1,7 @@
 """Positions: encodings that are added to embeddings, and schemes that act in attention.
 
 A position scheme is a module passed to `Transformer`. It is called once for a stack and returns a `Placement`, which
-the
-self-attention of every block applies.
+the self-attention of every block applies.
 """
 
 import math
@@ -92,8 +91,8 @@ class Rotary(nn.Module):
     base: float = 10_000.0
     """Wavelength of the slowest pair, in units of 2π positions."""
     scaling: Literal["none", "linear", "llama3"] = "none"
-    """How to scale positions beyond the pretrained length. `linear` divides all angles by `factor` (Chen et al.
-    2023). `llama3` divides only the angles of slow pairs, as in LLaMA 3.1."""
+    """How to scale positions beyond the pretrained length. `linear` divides all angles by `factor` (Chen et al. 2023).
+    `llama3` divides only the angles of slow pairs, as in LLaMA 3.1."""
     factor: float = 8.0
     """Divisor of the angles. Only used with a scaling."""
     pretrained: int = 8192

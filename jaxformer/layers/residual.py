@@ -15,8 +15,8 @@ class ResidualBranch(nn.Module):
     layer_scale: float | None = None
     """Initial value of the scales (LayerScale; Touvron et al. 2021, CaiT). If None, there are no scales."""
     drop_path: float = 0.0
-    """Probability that training skips a layer of the last block for an example (stochastic depth, Huang et al.
-    2016). It increases linearly from 0 in the first block."""
+    """Probability that training skips a layer of the last block for an example (stochastic depth, Huang et al. 2016).
+    It increases linearly from 0 in the first block."""
 
     def __post_init__(self):
         super().__post_init__()

@@ -1,9 +1,8 @@
 """Parameters of the blocks of a stack, and ways to run the blocks.
 
 The parameters of blocks with the same structure are one tree with a leading layer axis, regardless of how the blocks
-are
-run. If a period has blocks with different parameters, each kind has a tree under its number: `blocks/0`, `blocks/1`,
-...
+are run. If a period has blocks with different parameters, each kind has a tree under its number: `blocks/0`,
+`blocks/1`, ...
 """
 
 from collections.abc import Callable, Sequence
@@ -30,8 +29,7 @@ def initializer(inits: Sequence[Callable[[jax.Array], Any]], depth: int) -> Call
 
     Args:
       inits: one function per kind of block, which returns the boxed parameters of a block from a random key. Block i
-        has
-        the kind i modulo the number of kinds.
+        has the kind i modulo the number of kinds.
       depth: number of blocks.
     """
     period = len(inits)

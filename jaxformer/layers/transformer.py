@@ -78,11 +78,11 @@ class Transformer(nn.Module):
     dtype: DType = "auto"
     """Type to compute in. `auto` is bfloat16 on accelerators and float32 on CPU."""
     remat: Literal["none", "dots", "full"] = "none"
-    """Part to rematerialize in the backward pass to save memory: `none`, `dots` (everything except matrix products),
-    or `full` (whole blocks)."""
+    """Part to rematerialize in the backward pass to save memory: `none`, `dots` (everything except matrix products), or
+    `full` (whole blocks)."""
     unroll: int | None = None
-    """Number of blocks per loop iteration. A larger number runs faster, but compiles more slowly and saves less
-    memory with remat. Defaults to all blocks on CPU without remat, otherwise to 1."""
+    """Number of blocks per loop iteration. A larger number runs faster, but compiles more slowly and saves less memory
+    with remat. Defaults to all blocks on CPU without remat, otherwise to 1."""
     residual: nn.Module | None = None
     """Module applied to the output of a layer before it is added to the residual stream, such as
     `ResidualBranch(drop_path=0.1)`."""

@@ -1,8 +1,7 @@
 """Contract of models: inputs, stacks, computation and outputs.
 
 Code outside a model family only uses this contract, and never checks for a class: initialization, tokenizer checks,
-warm
-start, exports, parity and decoding work for every `Model`.
+warm start, exports, parity and decoding work for every `Model`.
 """
 
 import dataclasses
@@ -34,8 +33,8 @@ class InputSpec:
     optional: bool = False
     """Whether the model has a default for the array."""
     exported: bool = True
-    """Whether exported programs take the array. They do not take arrays that only training needs, such as the layout
-    of packed rows."""
+    """Whether exported programs take the array. They do not take arrays that only training needs, such as the layout of
+    packed rows."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,8 +106,7 @@ class Model(nn.Module):
     """Base class of models: a frozen dataclass of hyperparameters whose call returns a `ModelOutput`.
 
     A model family implements `inputs`, `stacks`, `flops` and, for text, `token_inputs`. Stacks are fields, and the name
-    of
-    the field is the path of the stack's parameters.
+    of the field is the path of the stack's parameters.
 
     Example:
 
@@ -133,8 +131,8 @@ class Model(nn.Module):
     is_generative: ClassVar[bool] = False
     """Whether the model predicts next tokens one by one. It then has `new_cache` and takes a `cache`."""
     is_encoder_decoder: ClassVar[bool] = False
-    """Whether the model has an encoder for `inputs` (`encode`), and a decoder for `tokens` (`decode`) that attends
-    to the encoder output."""
+    """Whether the model has an encoder for `inputs` (`encode`), and a decoder for `tokens` (`decode`) that attends to
+    the encoder output."""
     is_text_classifier: ClassVar[bool] = False
     """Whether the logits are those of `labels`, for text examples or for tokens, depending on `pooling`."""
 
@@ -157,8 +155,7 @@ class Model(nn.Module):
 
         Args:
           sizes: length of each axis by its letter, such as {"b": 32, "t": 128}. Axes of optional inputs may be missing.
-            Axes
-            with a fixed length (`fixed_sizes`) are not included.
+            Axes with a fixed length (`fixed_sizes`) are not included.
         """
         raise NotImplementedError
 
@@ -251,8 +248,7 @@ class Model(nn.Module):
         """Alternative sources of head parameters for a warm start.
 
         Maps the first path component of a parameter to a first path component in the pretrained model. It is used if
-        the
-        pretrained model has no parameter with the path itself.
+        the pretrained model has no parameter with the path itself.
         """
         return {}
 

@@ -29,8 +29,8 @@ class ClassifierOutput(ModelOutput):
     """Output of a classifier."""
 
     logits: jax.Array | None = None
-    """Logits, float32 [b, c, n], for the c examples of each row and n labels. With pooling `none`, [b, t, n] for
-    each token."""
+    """Logits, float32 [b, c, n], for the c examples of each row and n labels. With pooling `none`, [b, t, n] for each
+    token."""
     vectors: jax.Array | None = None
     """Input of the head, [b, c, d] or [b, t, d]."""
 
@@ -54,8 +54,8 @@ class Classifier(Model):
     labels: tuple[str, ...]
     """Class names in the order of their ids. For regression, the single name of the target."""
     pooling: Pooling = "pooler"
-    """How the token vectors of an example are reduced to one vector. In a decoder, only the `last` token depends on
-    the whole text. `none` classifies each token."""
+    """How the token vectors of an example are reduced to one vector. In a decoder, only the `last` token depends on the
+    whole text. `none` classifies each token."""
     dropout: float = 0.1
     """Dropout rate of the input of the head."""
     bias: bool = True
@@ -113,7 +113,7 @@ class Classifier(Model):
 
     @property
     def warm_start_names(self) -> Mapping[str, str]:
-        """Lets the layer before the head be initialized from that of a masked-LM head."""
+        """Maps `transform`, the layer before the head, to the masked-LM head from which a warm start may initialize it."""
         return {"transform": "masked_lm"}
 
     def comparable(self) -> Self:

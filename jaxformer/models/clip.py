@@ -37,8 +37,8 @@ TOKENS = InputSpec("ct", "token ids of each text")
 SEGMENTS = InputSpec("ct", "1 for tokens, 0 for padding", optional=True)
 
 TextPooling = Literal["last", "end", "highest"]
-"""Token whose vector represents a text: the last token before padding, the first `end_id`, or the first token with
-the highest id."""
+"""Token whose vector represents a text: the last token before padding, the first `end_id`, or the first token with the
+highest id."""
 
 
 def tower_stack(width: int, heads: int, activation: str, epsilon: float) -> Transformer:
@@ -108,8 +108,7 @@ class ImageTower(Model):
 
         Args:
           images: uint8 [b, height, width, n], or floats that are already normalized. Height and width must be multiples
-            of the
-            patch size.
+            of the patch size.
           train: whether to apply dropout. Requires the rng stream `dropout`.
         """
         config, first = self.transformer, self.pooling == "first"
@@ -153,8 +152,8 @@ class TextTower(Model):
     end_id: int | None = None
     """Id of the end token. Only used by the pooling `end`."""
     pad_id: int | None = None
-    """Id that replaces padding (SigLIP). All tokens attend to it, rows have `max_length` tokens, and `last` is the
-    last position of the row. If None, padding is masked."""
+    """Id that replaces padding (SigLIP). All tokens attend to it, rows have `max_length` tokens, and `last` is the last
+    position of the row. If None, padding is masked."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -259,8 +258,8 @@ class Clip(Model):
     text: TextTower = TextTower()
     """Text encoder."""
     width: int | None = 512
-    """Size of the compared vectors, to which both encoders are projected by linear layers without bias. If None, it
-    is the width of the image encoder, and only texts are projected, by a layer with bias (SigLIP)."""
+    """Size of the compared vectors, to which both encoders are projected by linear layers without bias. If None, it is
+    the width of the image encoder, and only texts are projected, by a layer with bias (SigLIP)."""
     init_scale: float = 1 / 0.07
     """Initial scale of the scores. The scale is a parameter, learned as its logarithm."""
     init_bias: float | None = None
@@ -310,7 +309,7 @@ class Clip(Model):
 
     @property
     def backbone_parts(self) -> tuple[str, ...]:
-        """Path components of both encoders."""
+        """First path components of the parameters of both encoders."""
         return "vision", "text"
 
     @property

@@ -130,8 +130,7 @@ class Vit(Model):
 
         Args:
           images: uint8 [b, height, width, n], or floats that are already normalized. Height and width must be multiples
-            of the
-            patch size.
+            of the patch size.
           train: whether to apply dropout. Requires the rng stream `dropout`.
           return_attention: whether to return the attention weights.
           pooled_only: whether the last block may skip everything that `pooled` does not need.

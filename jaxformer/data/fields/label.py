@@ -146,8 +146,7 @@ def label_index(label: Any, labels: Sequence[str]) -> int:
     """Returns the index of a label that is given by name or index. Raises InputError if the label is unknown.
 
     A string is first compared with the names and then read as an index: "1" is the label named "1" if it exists,
-    otherwise
-    the label with index 1. Surrounding white space is ignored.
+    otherwise the label with index 1. Surrounding white space is ignored.
     """
     if isinstance(label, str):
         if label in labels:

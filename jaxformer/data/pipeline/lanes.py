@@ -117,10 +117,9 @@ class Lane:
     """Produces the rows of lane `number` out of `lanes`.
 
     Several documents are open at the same time and take turns, so that the examples of a long document are spread over
-    many
-    steps. With packing, up to `lookahead` examples are pending. A row takes the oldest pending example first, and then
-    repeatedly the longest example (tokens and inputs together) that still fits. Examples are never cut. An example is
-    pending for at most `lookahead` rows.
+    many steps. With packing, up to `lookahead` examples are pending. A row takes the oldest pending example first, and
+    then repeatedly the longest example (tokens and inputs together) that still fits. Examples are never cut. An example
+    is pending for at most `lookahead` rows.
     """
 
     def __init__(

@@ -118,8 +118,7 @@ def train_batches(
 
     Returns:
       An iterator of (batch, state) pairs: a dict of arrays [len(rows), ...], and the lane states after this batch,
-      int32
-      [len(rows), S]. Close the iterator, or use it as a context manager, to end its threads and processes.
+      int32 [len(rows), S]. Close the iterator, or use it as a context manager, to end its threads and processes.
 
     Raises:
       InputError: If the source gives no example, or the state was saved with other settings.
@@ -143,8 +142,7 @@ def evaluation_batches(
     time.
 
     A lane that has ended gives rows of zeros (weight 0, segment 0) until the last of `rows` has ended. Same arguments
-    as
-    `train_batches`.
+    as `train_batches`.
     """
     data = dataclasses.replace(data, task=data.task.for_evaluation())
     check(data, tokenizer)

@@ -70,8 +70,7 @@ def sentences(example: Mapping[str, Any], column: str | None = None, path: str =
     """Returns the non-empty sentences of an example.
 
     A list is returned as it is. A text with several lines is split into its lines, and any other text by its
-    punctuation.
-    Same arguments and errors as `text`.
+    punctuation. Same arguments and errors as `text`.
     """
     found = _text_column(example, column, path)
     if isinstance(found, str):

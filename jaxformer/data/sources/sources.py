@@ -269,8 +269,7 @@ def scanned(documents: Sequence, most: int, start: int = 0) -> Iterator[range]:
     """Yields ranges of the document indices to check: up to `most` evenly spaced documents per component.
 
     Only sources with the attribute `scan` are checked. Their documents are cheap to read. Plain text files need no
-    check:
-    if a file can be opened, all its documents are texts.
+    check: if a file can be opened, all its documents are texts.
     """
     if isinstance(documents, Mixed):
         for part, part_start in zip(documents.parts, documents.starts[:-1], strict=True):

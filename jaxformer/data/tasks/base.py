@@ -2,8 +2,7 @@
 
 A task is a frozen dataclass whose methods are pure. `read` checks the columns of an example from a source and returns
 their values. `encode` (step 2) turns such an example into the document that the lanes cache. `examples` turns a
-document
-and a `Visit` into training examples. `row` declares how a lane places training examples in a batch row.
+document and a `Visit` into training examples. `row` declares how a lane places training examples in a batch row.
 """
 
 import abc

@@ -56,8 +56,8 @@ class Classify(Task[Labelled]):
     pair: str | None = None
     """Name of the column with the second text. If None, the task reads single texts."""
     label: str = "label"
-    """Name of the column with the label. single_label: its name or index. multi_label: a list of names or indices,
-    or a multi-hot list (with two labels, [0, 1] means only the second label). regression: a finite number."""
+    """Name of the column with the label. single_label: its name or index. multi_label: a list of names or indices, or a
+    multi-hot list (with two labels, [0, 1] means only the second label). regression: a finite number."""
     labels: tuple[str, ...] = ()
     """Label names in index order, the same as those of the model. For regression, the single name of the target."""
     kind: Kind = "single_label"
@@ -65,8 +65,8 @@ class Classify(Task[Labelled]):
     length: int = 128
     """Number of tokens per row. If a pair is too long, the end of its longer text is cut."""
     form: Form = "encoder"
-    """Kind of model. An encoder reads [CLS] a [SEP] b [SEP]; a decoder reads a and b with EOS tokens. The template
-    of an imported tokenizer overrides both."""
+    """Kind of model. An encoder reads [CLS] a [SEP] b [SEP]; a decoder reads a and b with EOS tokens. The template of
+    an imported tokenizer overrides both."""
     examples_per_row: int = 1
     """Number of examples per row. A number above 1 requires packing."""
     augmentation: TextAugmentation | None = None

@@ -45,9 +45,8 @@ class LabelledImages(ImageTask):
     """Image classification: an image and its label.
 
     Rows: `images` uint8 [b, size, size, channels]; `labels` int32 and `weights` float32 [b, 2]. The two entries of an
-    image
-    that is mixed from two images are both labels and their shares. Otherwise they are the label with weight 1, and
-    zeros.
+    image that is mixed from two images are both labels and their shares. Otherwise they are the label with weight 1,
+    and zeros.
     """
 
     label: str = "label"
@@ -57,8 +56,8 @@ class LabelledImages(ImageTask):
     mixup: float = 0.0
     """Parameter of the beta distribution of the mixing weights in Mixup (Zhang et al. 2018). 0 disables Mixup."""
     cutmix: float = 0.0
-    """Parameter of the beta distribution of the area shares in CutMix (Yun et al. 2019). 0 disables CutMix. With
-    both, each visit uses one of them at random."""
+    """Parameter of the beta distribution of the area shares in CutMix (Yun et al. 2019). 0 disables CutMix. With both,
+    each visit uses one of them at random."""
 
     def __post_init__(self):
         if len(self.labels) < 2 or len(set(self.labels)) < len(self.labels):
@@ -120,8 +119,7 @@ class MaskedPatches(ImageTask):
     """Images with random noise per patch. A masked autoencoder hides the patches with the most noise (He et al. 2022).
 
     Rows: `images` uint8 [b, size, size, channels]; `noise` float32 [b, p], one value per patch, where the model sees
-    the
-    patches with the lowest values; `weights` float32 [b, 1], 1 for each image.
+    the patches with the lowest values; `weights` float32 [b, 1], 1 for each image.
     """
 
     patch: int = 16

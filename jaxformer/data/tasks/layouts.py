@@ -42,8 +42,7 @@ def pair_row(input_length: int | None, length: int) -> dict[str, Feature]:
     """Returns the layout of rows of text pairs.
 
     Extends `text_row` with `inputs` int32 [b, input_length] for an encoder-decoder. If `input_length` is None, extends
-    it
-    with `prefix` int32 [b, length] instead, which is 1 at input tokens.
+    it with `prefix` int32 [b, length] instead, which is 1 at input tokens.
     """
     other = {"prefix": Feature(length)} if input_length is None else {"inputs": Feature(input_length)}
     return text_row(length) | other
@@ -56,8 +55,7 @@ def text_example(ids: np.ndarray, prefix: int | None = None) -> Example:
     Args:
       ids: the text with its special tokens.
       prefix: number of leading ids that are given rather than predicted. If None, one id is given, and the example has
-        no
-        array `prefix`.
+        no array `prefix`.
     """
     weights = np.ones(len(ids) - 1, np.float32)
     example = {"tokens": ids[:-1], "targets": ids[1:], "weights": weights}
@@ -72,8 +70,7 @@ def pair_example(inputs: np.ndarray, targets: np.ndarray, tokenizer: Tokenizer, 
     """Returns an example for generating targets from inputs. Both are int32 and end with the EOS token.
 
     With an encoder, the decoder input starts with the padding token (Raffel et al. 2020). Without an encoder, the
-    targets
-    follow the inputs.
+    targets follow the inputs.
     """
     if not encoder:
         return text_example(np.concatenate([inputs, targets]), len(inputs))
@@ -117,8 +114,7 @@ def encoder_inputs(tokens: np.ndarray, tokenizer: Tokenizer, limit: int) -> tupl
     """Returns the encoder inputs of an encoder-decoder, int32 of at most `limit` tokens, and whether they are complete.
 
     The EOS token follows the text. If the template of an imported tokenizer begins with a BOS token, as in BART, it is
-    added
-    before the text.
+    added before the text.
     """
     own = tokenizer.own_template
     first = [] if own is None else [slot.content for slot in own.single[:1] if isinstance(slot.content, int)]

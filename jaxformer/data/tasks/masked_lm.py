@@ -52,8 +52,7 @@ class MaskedSentencePairs(Task[Sentences]):
 
     Rows: `tokens`, `segments`, `position_ids`, `token_types` int32 [b, length]; `masked_positions`, `targets` int32 and
     `weights` float32 [b, predictions]. With next-sentence prediction also `cls_positions`, `next_sentence` (0: the
-    second
-    sentence follows the first, 1: it is from another document) int32 and `next_sentence_weights` float32
+    second sentence follows the first, 1: it is from another document) int32 and `next_sentence_weights` float32
     [b, examples_per_row]. Unused entries of a row are 0, including weights and segments.
     """
 
@@ -66,8 +65,8 @@ class MaskedSentencePairs(Task[Sentences]):
     whole_word: bool = False
     """Whether to mask whole words: either all tokens of a word or none of them."""
     next_sentence: bool = True
-    """Whether to make sentence pairs for next-sentence prediction. If False, examples are single chunks of text (Liu
-    et al. 2019)."""
+    """Whether to make sentence pairs for next-sentence prediction. If False, examples are single chunks of text (Liu et
+    al. 2019)."""
     short_rate: float = 0.1
     """Share of the examples that are shortened to a random length."""
     examples_per_row: int = 1

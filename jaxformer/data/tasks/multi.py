@@ -30,10 +30,8 @@ class MultiTask(Task[Routed]):
     """Mixture of span corruption and text-to-text tasks (Raffel et al. 2020, §3.5.2).
 
     An example that has both columns of `text_to_text` goes to that task, and any other example to `denoising`. The
-    weights
-    of a `Mixture` of sources set how often each kind occurs. The prefixes of its `Columns` name the text-to-text tasks.
-    The
-    rows are those of `TextToText`; each array has the larger of the two tasks' lengths.
+    weights of a `Mixture` of sources set how often each kind occurs. The prefixes of its `Columns` name the
+    text-to-text tasks. The rows are those of `TextToText`; each array has the larger of the two tasks' lengths.
     """
 
     denoising: SpanCorruption | UL2 | PrefixLM = SpanCorruption()

@@ -64,16 +64,13 @@ class AnswerSpans(Task[Passage]):
     """Predicts the first and last token of the answer to a question, in overlapping windows of its context.
 
     The source has the columns of SQuAD: a question, a context, and `answers` with the lists `text` and `answer_start`,
-    the
-    index in the context of each answer's first character. The first answer is the target; empty lists mean that there
-    is no
-    answer. In a window that does not contain the complete answer, [CLS] is the target.
+    the index in the context of each answer's first character. The first answer is the target; empty lists mean that
+    there is no answer. In a window that does not contain the complete answer, [CLS] is the target.
 
     Rows: `tokens`, `token_types` and `spannable` int32 [b, length], and the `segments` and `position_ids` that lanes
-    add.
-    `spannable` is 1 where answers may start and end: at [CLS] and in the context. `starts`, `ends` int32 [b,
-    examples_per_row] are the first and last token of the answer, as indices into the row. `weights` float32 [b,
-    examples_per_row] is 1 for each window.
+    add. `spannable` is 1 where answers may start and end: at [CLS] and in the context. `starts`, `ends` int32
+    [b, examples_per_row] are the first and last token of the answer, as indices into the row. `weights` float32
+    [b, examples_per_row] is 1 for each window.
     """
 
     length: int = 384

@@ -49,8 +49,7 @@ class Denoising(TextTask):
     """Base class of `SpanCorruption` and `UL2`. The rows are those of `TextToText`.
 
     A document is cut into chunks, so that the inputs and targets of each chunk fit in a row without truncation. All
-    tokens
-    of a document are used, except a single remaining token at its end.
+    tokens of a document are used, except a single remaining token at its end.
     """
 
     input_length: int | None

@@ -48,17 +48,14 @@ class SummarySentences(Task[LabelledSentences]):
     """Predicts for each sentence of a document whether it is part of the summary.
 
     The targets are an oracle summary: the sentences that are most similar to the summary in the source, found greedily
-    by
-    ROUGE. A document that is too long is truncated at its end, and the oracle chooses among the sentences that fit. A
-    document gives no example if it has fewer than two sentences, or no word in common with its summary.
+    by ROUGE. A document that is too long is truncated at its end, and the oracle chooses among the sentences that fit.
+    A document gives no example if it has fewer than two sentences, or no word in common with its summary.
 
     Rows: `tokens` and `token_types` int32 [b, length], and the `segments` and `position_ids` that lanes add. Each
-    sentence
-    has the special tokens of the tokenizer's template, such as [CLS] and [SEP], and token types alternate between
-    sentences.
-    `sentence_positions` int32 [b, sentences_per_row] are the indices of the first token of each sentence. `targets`
-    int32 of
-    the same shape are 1 for the sentences of the oracle, and `weights` float32 are 1 for all sentences.
+    sentence has the special tokens of the tokenizer's template, such as [CLS] and [SEP], and token types alternate
+    between sentences. `sentence_positions` int32 [b, sentences_per_row] are the indices of the first token of each
+    sentence. `targets` int32 of the same shape are 1 for the sentences of the oracle, and `weights` float32 are 1 for
+    all sentences.
     """
 
     length: int = 512

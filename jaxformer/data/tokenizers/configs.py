@@ -31,8 +31,8 @@ class SentencePiece:
     sample: int = 100_000
     """Maximum number of documents to train on, evenly spaced over the source."""
     sentinels: int = 0
-    """Number of sentinel pieces for span corruption: <extra_id_0> is the last piece of the vocabulary, <extra_id_1>
-    the one before it. T5 has 100. A loaded model without sentinels gets them after its own pieces."""
+    """Number of sentinel pieces for span corruption: <extra_id_0> is the last piece of the vocabulary, <extra_id_1> the
+    one before it. T5 has 100. A loaded model without sentinels gets them after its own pieces."""
 
     def __post_init__(self):
         if not 0 <= self.sentinels < self.vocab:
@@ -102,8 +102,8 @@ class ByteLevelBpe:
     """Maximum vocabulary size for training, including the 256 bytes and special pieces. A small text gives fewer
     pieces."""
     path: str | None = None
-    """Path of a tokenizer.json, or of a folder that contains one, or vocab.json and merges.txt, or GPT-2's
-    encoder.json and vocab.bpe. If None, trains a tokenizer."""
+    """Path of a tokenizer.json, or of a folder that contains one, or vocab.json and merges.txt, or GPT-2's encoder.json
+    and vocab.bpe. If None, trains a tokenizer."""
     sample: int = 100_000
     """Maximum number of documents to train on, evenly spaced over the source."""
 

@@ -15,8 +15,7 @@ class MarianTokenizer(Tokenizer):
     """Tokenizer of a Marian translation model. It encodes source texts, and its `target` encodes translations.
 
     The vocabulary file maps the pieces of both languages to ids. A text may begin with the token of the target
-    language,
-    such as `>>fra<<`.
+    language, such as `>>fra<<`.
     """
 
     file = "source.spm"

@@ -125,8 +125,7 @@ class Tokenizer(abc.ABC):
         """Returns the template of special tokens around a text and around a pair of texts.
 
         Returns the tokenizer's own template if there is one. Otherwise an encoder reads [CLS] A [SEP] B [SEP], and a
-        decoder
-        reads an EOS token after each text.
+        decoder reads an EOS token after each text.
 
         Raises:
           InputError: If the vocabulary lacks these special tokens.
@@ -158,16 +157,14 @@ class Tokenizer(abc.ABC):
 
         Returns:
           Token ids, int32 [n], and offsets, int32 [n, 2]: the index of the first character that is not white space, and
-          the
-          index after the last character.
+          the index after the last character.
         """
 
     def encode_with_masks(self, text: str) -> np.ndarray:
         """Encodes a text to int32 [n], with the token `mask_id` for every literal `[MASK]`.
 
         A new word begins after `[MASK]` only if the text has a space there: the full stop of "the [MASK]." continues a
-        word, as
-        in training.
+        word, as in training.
         """
         return self._encode_around(text, {MASK: self.mask_id} if MASK in text else {})
 

@@ -36,8 +36,8 @@ _MATRICES: Mapping[str, Callable[[float, int, int], Matrix]] = {
     "translate_x": lambda level, width, height: (1, 0, 0.3 * level * width, 0, 1, 0),
     "translate_y": lambda level, width, height: (1, 0, 0, 0, 1, 0.3 * level * height),
 }
-"""Maps names of affine operations to functions (level, width, height) that return their matrix. The matrix maps
-points of the result to points of the image."""
+"""Maps names of affine operations to functions (level, width, height) that return their matrix. The matrix maps points
+of the result to points of the image."""
 
 
 def _affine(name: str) -> Callable[[Image.Image, float], Image.Image]:

@@ -10,8 +10,8 @@ class Masked(NamedTuple):
     """Masked examples. The entries of example i are starts[i]:starts[i + 1] of the flat arrays."""
 
     tokens: np.ndarray
-    """Tokens with masks, int32 [e, t]. Of the chosen tokens, 80% become `[MASK]`, 10% a random piece, and 10% stay
-    the same."""
+    """Tokens with masks, int32 [e, t]. Of the chosen tokens, 80% become `[MASK]`, 10% a random piece, and 10% stay the
+    same."""
     positions: np.ndarray
     """Index of each chosen token in its row of `tokens`, int32 [n], ascending within an example."""
     targets: np.ndarray
@@ -49,8 +49,7 @@ def mask(
       options: how many tokens are chosen, and what replaces them.
       rng: random generator.
       words: word numbers returned by the function `words`, int [e, t]. If given, either all pieces of a word are chosen
-        or
-        none. Each piece of a word with more than `options.limit` pieces counts as a word.
+        or none. Each piece of a word with more than `options.limit` pieces counts as a word.
 
     Returns:
       The masked tokens, and the targets.

@@ -30,8 +30,7 @@ def sentence_pairs(
 
     Sentences are collected up to the target length and split at random into two parts. If a random second part replaces
     the second sentences, the next pair begins with these. A single remaining sentence makes no pair: it could only have
-    a
-    random second part, which would unbalance the labels.
+    a random second part, which would unbalance the labels.
 
     Args:
       sentences: tokens of each sentence, int32 [n]. None of them is empty.

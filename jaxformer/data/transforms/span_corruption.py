@@ -76,8 +76,7 @@ def noise_mask(length: int, rate: float, mean_span: float | None, rng: np.random
     """Draws which tokens of a chunk to hide, bool [length]. Same arguments as `sizes`.
 
     Visible and hidden spans alternate. All divisions of the visible tokens into spans are equally likely, and so are
-    all
-    divisions of the hidden tokens.
+    all divisions of the hidden tokens.
     """
     if mean_span is None:
         return np.arange(length) >= length - rng.integers(1, _longest_rest(length, rate) + 1)
@@ -114,8 +113,7 @@ def restore(inputs: np.ndarray, targets: np.ndarray, tokenizer: Tokenizer) -> np
 
     Raises:
       InputError: If a sentinel does not occur exactly once in the inputs and once in the targets, or if the targets do
-        not
-        begin with a sentinel.
+        not begin with a sentinel.
     """
     inputs, targets = (_before_end(np.asarray(ids, np.int32), tokenizer) for ids in (inputs, targets))
     places, starts = (np.flatnonzero(np.isin(ids, tokenizer.sentinel_ids)) for ids in (inputs, targets))

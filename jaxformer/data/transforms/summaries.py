@@ -31,8 +31,7 @@ def oracle(sentences: Sequence[str], summary: str, most: int) -> list[int]:
     """Greedily selects the sentences that are most similar to a summary (Nallapati et al. 2017; Liu & Lapata 2019).
 
     Repeatedly adds the sentence that increases the sum of ROUGE-1 and ROUGE-2 of the selected sentences most. Ties go
-    to the
-    first sentence. Stops when no sentence increases the sum.
+    to the first sentence. Stops when no sentence increases the sum.
 
     Args:
       sentences: sentences of the document.
@@ -72,8 +71,7 @@ def choose(
       sentences: at least as many sentences as scores. Sentences without a score are not selected.
       most: maximum number of sentences to select.
       block_trigrams: whether to skip a sentence that shares three successive words with a sentence already selected
-        (Paulus
-        et al. 2018).
+        (Paulus et al. 2018).
 
     Returns:
       Indices of the selected sentences, ascending.
