@@ -106,8 +106,9 @@ class Cache:
         return self.replace(layers=tuple(layers), segments=jnp.pad(self.segments, [(0, 0), (0, tokens)]))
 
     def mask(self, layer: LayerCache, segments: jax.Array, order: jax.Array, window: int | None) -> Mask:
-        """Returns the mask for new tokens. They attend to cached keys, and to new keys with an order not above their
-        own.
+        """Returns the mask for new tokens.
+
+        They attend to cached keys, and to new keys with an order not above their own.
 
         Args:
           layer: cache of the layer.

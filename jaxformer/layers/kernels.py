@@ -128,8 +128,7 @@ def splash(query_bthk, key_bgsk, value_bgsk, mask: Mask | None, scale: float, in
 
 
 def cudnn(query_bthk, key_bgsk, value_bgsk, mask: Mask | None, scale: float, otherwise: Callable[[], jax.Array]):
-    """Computes attention with cuDNN if each row is one segment followed only by padding, and otherwise with
-    `otherwise`.
+    """Computes attention with cuDNN if each row is one segment followed by padding, otherwise with `otherwise`.
 
     cuDNN takes the length of each row. It would need other segments as a matrix, which uses more memory than blocks.
     The rows are examined when the program runs. The output at padding positions is arbitrary.
@@ -154,8 +153,7 @@ def cudnn(query_bthk, key_bgsk, value_bgsk, mask: Mask | None, scale: float, oth
 
 
 def flash(mask: Mask | None, scale: float, implementation: str = "cudnn") -> Callable[..., jax.Array]:
-    """Returns an attention function of queries, keys, values and mask segments that uses the given JAX
-    implementation."""
+    """Returns an attention function of queries, keys, values and segments, which uses this JAX implementation."""
 
     def attend(query, key, value, segments):
         rows, queries, keys = query.shape[0], query.shape[1], key.shape[2]

@@ -40,8 +40,9 @@ class Lora:
                 check_pattern(f"lora.{name}", pattern)
 
     def init(self, key: jax.Array, base: Any) -> Any:
-        """Initializes A and B of each adapted kernel, boxed like the kernels. A is random and B is zero, so the model
-        is unchanged.
+        """Initializes A and B of each adapted kernel, boxed like the kernels.
+
+        A is random and B is zero, so the model is unchanged.
 
         Raises:
           InputError: If a pattern of `target_modules` matches no kernel.

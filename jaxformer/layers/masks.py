@@ -50,8 +50,9 @@ class Mask:
 
     @classmethod
     def prefix(cls, in_prefix: jax.Array, segments: jax.Array | None = None) -> Self:
-        """Creates a prefix mask: causal, except that all tokens of a segment attend to its whole prefix (Raffel et al.
-        2020, §3.2.1).
+        """Creates a prefix mask (Raffel et al. 2020, §3.2.1).
+
+        The mask is causal, except that all tokens of a segment attend to its whole prefix.
 
         Args:
           in_prefix: whether each token is in the prefix of its segment, boolean [b, t].

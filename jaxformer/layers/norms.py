@@ -10,9 +10,9 @@ from jaxformer.parallel import metadata
 
 
 class LayerNorm(nn.Module):
-    """Layer normalization `(x - mean) / sqrt(variance + epsilon) · scale + bias` over the last axis (Ba et al.
+    """Layer normalization over the last axis (Ba et al. 2016).
 
-    2016).
+    Computes `(x - mean) / sqrt(variance + epsilon) · scale + bias`.
     """
 
     epsilon: float = 1e-6

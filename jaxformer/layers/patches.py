@@ -96,8 +96,7 @@ def sinusoidal_2d(rows: int, columns: int, width: int) -> jax.Array:
 
 @functools.cache
 def bicubic(old: int, new: int) -> np.ndarray:
-    """Returns the matrix [new, old] that resamples a line by cubic convolution (Keys 1981), like PyTorch's
-    `interpolate`.
+    """Returns the matrix [new, old] that resamples a line by cubic convolution (Keys 1981), as in PyTorch.
 
     The constant is -0.75, the ends are repeated, and downsampling does not smooth.
     """

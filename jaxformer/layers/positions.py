@@ -18,11 +18,10 @@ from jaxformer.parallel import metadata
 
 
 def sinusoidal(position_ids: jax.Array, width: int, longest: float = 10_000.0) -> jax.Array:
-    """Returns sinusoidal positions: sines in the first half of the width, cosines in the second (Vaswani et al. 2017,
-    §3.5).
+    """Returns sinusoidal positions (Vaswani et al. 2017, §3.5).
 
-    The paper interleaves sines and cosines. The order here is a fixed permutation, the one that Marian checkpoints
-    have.
+    The first half of the width contains sines, the second half cosines. The paper interleaves sines and cosines. The
+    order here is a fixed permutation, the one that Marian checkpoints have.
 
     Args:
       position_ids: positions, integers [...].
@@ -82,10 +81,10 @@ def _first(value, otherwise):
 
 
 class Rotary(nn.Module):
-    """Rotary positions: rotates pairs of query and key dimensions by angles proportional to the position (Su et al.
-    2021).
+    """Rotary positions (Su et al. 2021).
 
-    A pair consists of a dimension of the first half and the corresponding dimension of the second half, as in LLaMA.
+    Rotates pairs of query and key dimensions by angles proportional to the position. A pair consists of a dimension of
+    the first half and the corresponding dimension of the second half, as in LLaMA.
     """
 
     base: float = 10_000.0

@@ -126,8 +126,7 @@ def run(function: BlockFunction, x: jax.Array, blocks: Any, period: int, unroll:
 
 
 def _periods(blocks: Any, period: int, whole: int) -> list[Any]:
-    """Returns the parameters of the blocks in whole periods, one entry per kind of block, with a leading period
-    axis."""
+    """Returns the parameters of the blocks in whole periods, one entry per kind, with a leading period axis."""
     kinds = _kinds(blocks)
     if period == 1:
         return kinds

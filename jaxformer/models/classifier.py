@@ -1,6 +1,6 @@
-"""Classifier: a pretrained encoder or decoder with a linear head for classes of texts or tokens (Devlin et al.
+"""Text classifier: a pretrained encoder or decoder with a linear head (Devlin et al. 2019, §4).
 
-2019, §4).
+It predicts classes of texts or of tokens.
 """
 
 import dataclasses
@@ -113,7 +113,7 @@ class Classifier(Model):
 
     @property
     def warm_start_names(self) -> Mapping[str, str]:
-        """Maps `transform`, the layer before the head, to the masked-LM head from which a warm start may initialize it."""
+        """Maps the layer before the head to the masked-LM head, from which a warm start may initialize it."""
         return {"transform": "masked_lm"}
 
     def comparable(self) -> Self:

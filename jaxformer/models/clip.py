@@ -1,6 +1,6 @@
-"""Image and text encoders (towers) with a common vector space: CLIP (Radford et al.
+"""Image and text encoders (towers) with a common vector space.
 
-2021), SigLIP (Zhai et al. 2023).
+The models are CLIP (Radford et al. 2021) and SigLIP (Zhai et al. 2023).
 """
 
 import dataclasses

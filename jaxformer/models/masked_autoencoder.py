@@ -1,6 +1,6 @@
-"""Masked autoencoder (He et al.
+"""Masked autoencoder (He et al. 2022).
 
-2022): a ViT encodes a quarter of the patches, and a small decoder predicts the others.
+A ViT encodes a quarter of the patches, and a small decoder predicts the others.
 """
 
 import dataclasses
@@ -156,8 +156,9 @@ class MaskedAutoencoder(Model):
         )
 
     def _paint(self, hidden: jax.Array, place: jax.Array, train: bool) -> tuple[jax.Array, dict[str, Mean]]:
-        """Decodes the pixels of every patch from the visible patches. Each masked patch is represented by one learned
-        vector.
+        """Decodes the pixels of every patch from the visible patches.
+
+        Each masked patch is represented by one learned vector.
 
         Returns:
           Pixels, float32 [b, p, patch · patch · n], and auxiliary means.

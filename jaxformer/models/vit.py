@@ -1,6 +1,6 @@
-"""ViT: a Transformer encoder for images (Dosovitskiy et al.
+"""ViT: a Transformer encoder for images (Dosovitskiy et al. 2021).
 
-2021). With LayerScale, it is DINOv2 (Oquab et al. 2024).
+With LayerScale, it is DINOv2 (Oquab et al. 2024).
 """
 
 import dataclasses

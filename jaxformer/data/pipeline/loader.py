@@ -138,11 +138,10 @@ def train_batches(
 def evaluation_batches(
     source: Source, data: Data, tokenizer: Tokenizer | None, seed: int, rows: Sequence[int]
 ) -> Iterator[Batch]:
-    """Yields the batches of one ordered pass over a source. Every document is read once and masked the same way each
-    time.
+    """Yields the batches of one ordered pass over a source.
 
-    A lane that has ended gives rows of zeros (weight 0, segment 0) until the last of `rows` has ended. Same arguments
-    as `train_batches`.
+    Every document is read once and masked the same way each time. A lane that has ended gives rows of zeros (weight 0,
+    segment 0) until the last of `rows` has ended. Same arguments as `train_batches`.
     """
     data = dataclasses.replace(data, task=data.task.for_evaluation())
     check(data, tokenizer)

@@ -60,10 +60,10 @@ class Tsv(Source):
 
 @dataclasses.dataclass(frozen=True)
 class ClassFolders(Source):
-    """One folder per class with one text file per example: {"text", "label"}, where the label is the name of the
-    folder.
+    """One folder per class with one text file per example.
 
-    The IMDb reviews and the 20 Newsgroups articles (encoded in latin-1) have this layout.
+    An example is {"text", "label"}, where the label is the name of the folder. The IMDb reviews and the 20 Newsgroups
+    articles (encoded in latin-1) have this layout.
     """
 
     path: str

@@ -69,8 +69,7 @@ class Task(abc.ABC, Generic[DocumentT]):
         """Raises InputError if the tokenizer or packing does not fit the task."""
 
     def check_source(self, documents: Sequence[Mapping[str, Any]], name: str) -> None:
-        """Raises InputError if the task cannot learn from the training source, for example because all labels are the
-        same.
+        """Raises InputError if the task cannot learn from the training source, such as if all labels are equal.
 
         `name` is the name of the source, for messages.
         """

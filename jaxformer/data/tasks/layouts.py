@@ -49,8 +49,9 @@ def pair_row(input_length: int | None, length: int) -> dict[str, Feature]:
 
 
 def text_example(ids: np.ndarray, prefix: int | None = None) -> Example:
-    """Returns an example in which each of the ids, int [n + 1], is predicted from the ids before it. Its arrays are
-    [n].
+    """Returns an example in which each of the ids, int [n + 1], is predicted from the ids before it.
+
+    Its arrays are [n].
 
     Args:
       ids: the text with its special tokens.

@@ -72,18 +72,18 @@ PLAIN = Template((Slot("A"),), (Slot("A"), Slot("B", 1)))
 
 
 def encoder_template(cls: int, sep: int) -> Template:
-    """Returns the BERT template (Devlin et al.
+    """Returns the BERT template (Devlin et al. 2019).
 
-    2019): [CLS] A [SEP], and [CLS] A [SEP] B [SEP] with type 1 from B on.
+    The template is [CLS] A [SEP], and [CLS] A [SEP] B [SEP] with type 1 from B on.
     """
     single = (Slot(cls), Slot("A"), Slot(sep))
     return Template(single, (*single, Slot("B", 1), Slot(sep, 1)))
 
 
 def roberta_template(cls: int, sep: int) -> Template:
-    """Returns the template of RoBERTa (Liu et al.
+    """Returns the template of RoBERTa (Liu et al. 2019) and BART.
 
-    2019) and BART: <s> A </s>, and <s> A </s></s> B </s>. All types are 0.
+    The template is <s> A </s>, and <s> A </s></s> B </s>. All token types are 0.
     """
     single = (Slot(cls), Slot("A"), Slot(sep))
     return Template(single, (*single, Slot(sep), Slot("B"), Slot(sep)))

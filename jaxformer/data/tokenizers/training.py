@@ -28,10 +28,10 @@ def train_sentencepiece(
     lowercase: bool,
     sentinels: int = 0,
 ) -> bytes:
-    """Trains a SentencePiece model of `vocab` pieces (Kudo & Richardson 2018). Special pieces come first, sentinels
-    last.
+    """Trains a SentencePiece model of `vocab` pieces (Kudo & Richardson 2018).
 
-    A text with too few different pieces gives a smaller vocabulary, and a note is printed.
+    Special pieces come first, sentinels last. A text with too few different pieces gives a smaller vocabulary, and a
+    note is printed.
 
     Raises:
       InputError: If the text has more distinct characters than `vocab` has room for, or no characters.

@@ -91,10 +91,10 @@ def _split_long_words(words: np.ndarray, maskable: np.ndarray, limit: int) -> np
 
 
 def _to_whole_words(words: np.ndarray, wanted: np.ndarray, available: np.ndarray) -> np.ndarray:
-    """Returns the largest count up to `wanted` at which a word ends. If there is none, returns the size of the first
-    word.
+    """Returns the largest count up to `wanted` at which a word ends.
 
-    `words` is [e, t] in the order in which tokens are chosen, where the pieces of a word are adjacent.
+    If there is none, returns the size of the first word. `words` is [e, t] in the order in which tokens are chosen,
+    where the pieces of a word are adjacent.
     """
     count = np.arange(1, words.shape[1] + 1)
     ends = np.ones(words.shape, bool)

@@ -25,12 +25,12 @@ def sentence_pairs(
     rng: np.random.Generator,
     draw: Callable[[np.random.Generator], Sequence[np.ndarray]],
 ) -> list[SentencePair]:
-    """Cuts a document into pairs of consecutive parts. Half of the pairs get a random second part from another
-    document.
+    """Cuts a document into pairs of consecutive parts.
 
-    Sentences are collected up to the target length and split at random into two parts. If a random second part replaces
-    the second sentences, the next pair begins with these. A single remaining sentence makes no pair: it could only have
-    a random second part, which would unbalance the labels.
+    Half of the pairs get a random second part from another document. Sentences are collected up to the target length
+    and split at random into two parts. If a random second part replaces the second sentences, the next pair begins with
+    these. A single remaining sentence makes no pair: it could only have a random second part, which would unbalance the
+    labels.
 
     Args:
       sentences: tokens of each sentence, int32 [n]. None of them is empty.
@@ -89,8 +89,7 @@ def _begins(tokens: np.ndarray, part: np.ndarray) -> bool:
 def full_sentences(
     sentences: list[np.ndarray], room: int, short_rate: float, rng: np.random.Generator
 ) -> list[np.ndarray]:
-    """Splits a document into chunks of consecutive whole sentences, up to `room` tokens (Liu et al. 2019,
-    FULL-SENTENCES).
+    """Splits a document into chunks of up to `room` tokens of whole sentences (FULL-SENTENCES, Liu et al. 2019).
 
     A sentence longer than `room` is cut and continues in the next chunk. Each token of the document is in exactly one
     chunk.

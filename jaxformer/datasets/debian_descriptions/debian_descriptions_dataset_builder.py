@@ -251,10 +251,10 @@ def _topics(examples: list[dict]) -> list[dict]:
 
 
 def _split(examples: list[dict], held_out: int = _HELD_OUT, largest: float = math.inf) -> dict[str, list[dict]]:
-    """Splits examples by source package and removes duplicates. Held-out examples share no text with the training
-    split.
+    """Splits examples by source package and removes duplicates.
 
-    All examples of a source with more than `largest` examples are in the training split.
+    Held-out examples share no text with the training split. All examples of a source with more than `largest` examples
+    are in the training split.
     """
     sizes = collections.Counter(example["source"] for example in examples)
     splits = {"train": {}, "validation": {}, "test": {}}
