@@ -157,7 +157,7 @@ def flash(mask: Mask | None, scale: float, implementation: str = "cudnn") -> Cal
 
     def attend(query, key, value, segments):
         rows, queries, keys = query.shape[0], query.shape[1], key.shape[2]
-        odd = queries % 2, keys % 2  # JAX's gradient of cuDNN's function refuses odd lengths.
+        odd = queries % 2, keys % 2  # The gradient of JAX's cuDNN attention does not support odd lengths.
         lengths = {}
         if segments is not None or any(odd):
             counts = [jnp.full(rows, length, jnp.int32) for length in (queries, keys)]

@@ -26,7 +26,7 @@ class Lora:
     rank: int = 8
     """Rank of the adapters: number of columns of A and of rows of B."""
     alpha: float = 16.0
-    """Numerator of the factor alpha / rank of A B. Dividing by the rank lets one learning rate suit all ranks."""
+    """Scale of the adapters: A B is multiplied by alpha / rank, so that one learning rate suits all ranks."""
     target_modules: tuple[str, ...] = ("attention/(query|value)/kernel$",)
     """Regular expressions that select the kernels to adapt. A kernel is adapted if one of them occurs in its path."""
     modules_to_save: tuple[str, ...] = ("^head/",)

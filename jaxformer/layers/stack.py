@@ -70,7 +70,7 @@ class Kept(NamedTuple):
     """Values kept from every block."""
 
     kinds: tuple[Any, ...]
-    """Values of the blocks in whole periods, one entry per kind of block, with a leading period axis."""
+    """Values kept from the blocks of complete periods: one entry per kind of block, with a leading period axis."""
     rest: tuple[Any, ...]
     """Values of each block after the last whole period."""
 

@@ -51,7 +51,7 @@ class Bart(EncoderDecoder):
     decoder: Transformer = BASE
     """Stack of the decoder. Each block also attends to the output of the encoder."""
     vocab: int | None = 50_265
-    """Vocabulary size, shared by inputs and outputs. At least that of the tokenizer; if None, that of the tokenizer."""
+    """Vocabulary size of inputs and outputs, at least that of the tokenizer. If None, uses that of the tokenizer."""
     max_length: int = 1024
     """Maximum length of inputs and of outputs in tokens."""
     position_embedding: AddedPositions = "none"

@@ -79,7 +79,7 @@ class Bert(Model):
     transformer: Transformer = Transformer(norm=LayerNorm(1e-12), norm_position="after")
     """Stack of blocks. Learned positions are added to the embeddings, unless the stack has a position scheme."""
     vocab: int | None = 30_522
-    """Vocabulary size. At least that of the tokenizer; if None, that of the tokenizer."""
+    """Vocabulary size, at least that of the tokenizer. If None, uses that of the tokenizer."""
     max_length: int = 512
     """Maximum input length in tokens."""
     token_types: int = 2
@@ -121,7 +121,7 @@ class Bert(Model):
         return {"tokens": TokenInput(self.vocab, self.max_length)}
 
     def flops(self, sizes: Mapping[str, int]) -> float:
-        """Returns the operations of a forward pass on b rows of t tokens, with m predictions and c pairs per row.
+        """Returns the FLOPs of a forward pass on b rows of t tokens, with m predictions and c pairs per row.
 
         m defaults to t, and c to 1.
         """

@@ -98,7 +98,7 @@ class Classifier(Model):
         return self.backbone.token_inputs()
 
     def flops(self, sizes: Mapping[str, int]) -> float:
-        """Returns the operations of a forward pass on b rows of t tokens with c examples each. c defaults to 1."""
+        """Returns the FLOPs of a forward pass on b rows of t tokens with c examples each. c defaults to 1."""
         examples = sizes.get("c", 1)
         inner = {**sizes, "m": 0} if self.pooling == "pooler" else dict(sizes)
         vectors = sizes["t"] if self.pooling == "none" else examples

@@ -87,7 +87,7 @@ class ImageTower(Model):
         return {"y": self.image, "x": self.image, "n": self.channels}
 
     def flops(self, sizes: Mapping[str, int]) -> float:
-        """Returns the operations of a forward pass on b images that computes only `pooled`."""
+        """Returns the FLOPs of a forward pass on b images that computes only `pooled`."""
         stack, patches, width = self.transformer, (self.image // self.patch) ** 2, self.transformer.width
         flops = linear_flops(patches, self.patch**2 * self.channels, width)
         if self.pooling == "first":
@@ -142,7 +142,7 @@ class TextTower(Model):
     transformer: Transformer = tower_stack(512, 8, "quick_gelu", 1e-5)
     """Stack of blocks."""
     vocab: int | None = 49_408
-    """Vocabulary size. At least that of the tokenizer; if None, that of the tokenizer."""
+    """Vocabulary size, at least that of the tokenizer. If None, uses that of the tokenizer."""
     max_length: int = 77
     """Maximum text length in tokens."""
     causal: bool = True
@@ -176,7 +176,7 @@ class TextTower(Model):
         return {"tokens": TokenInput(self.vocab, self.max_length)}
 
     def flops(self, sizes: Mapping[str, int]) -> float:
-        """Returns the operations of a forward pass on c texts of t tokens that computes only `pooled`.
+        """Returns the FLOPs of a forward pass on c texts of t tokens that computes only `pooled`.
 
         c defaults to b.
         """
@@ -294,7 +294,7 @@ class Clip(Model):
         return self.vision.fixed_sizes()
 
     def flops(self, sizes: Mapping[str, int]) -> float:
-        """Returns the operations of a forward pass on b images and c texts of t tokens. c defaults to b."""
+        """Returns the FLOPs of a forward pass on b images and c texts of t tokens. c defaults to b."""
         images, texts = sizes["b"], sizes.get("c", sizes["b"])
         image_width, text_width = self.vision.transformer.width, self.text.transformer.width
         width = self.width or image_width

@@ -52,7 +52,7 @@ class EncoderDecoder(Model):
     decoder: Transformer = BASE
     """Stack of the decoder. Each block also attends to the output of the encoder."""
     vocab: int | None = 37_000
-    """Vocabulary size, shared by inputs and outputs. At least that of the tokenizer; if None, that of the tokenizer."""
+    """Vocabulary size of inputs and outputs, at least that of the tokenizer. If None, uses that of the tokenizer."""
     max_length: int = 512
     """Maximum length of inputs and of outputs in tokens."""
     position_embedding: AddedPositions = "sinusoidal"
@@ -99,7 +99,7 @@ class EncoderDecoder(Model):
         return dict.fromkeys(("inputs", "tokens"), TokenInput(self.vocab, self.max_length))
 
     def flops(self, sizes: Mapping[str, int]) -> float:
-        """Returns the operations of a forward pass on b rows of s input tokens and t output tokens."""
+        """Returns the FLOPs of a forward pass on b rows of s input tokens and t output tokens."""
         encoder = stack_flops(self.encoder, sizes["s"])
         decoder = stack_flops(self.decoder, sizes["t"], memory=sizes["s"], causal=True)
         return sizes["b"] * (encoder + decoder + linear_flops(sizes["t"], self.decoder.width, self.vocab))

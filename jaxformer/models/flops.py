@@ -1,4 +1,4 @@
-"""Floating-point operations of the matrix products in a forward pass. Each multiplication counts as two operations."""
+"""FLOPs of the matrix products in a forward pass. Each multiplication counts as two operations."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from jaxformer.layers.transformer import Transformer, Variant
 
 
 def linear_flops(*sizes: int) -> float:
-    """Returns the operations of a matrix product with axes of these sizes: tokens, inputs and outputs."""
+    """Returns the FLOPs of a matrix product with axes of these sizes: tokens, inputs and outputs."""
     flops = 2.0
     for size in sizes:
         flops *= size
@@ -16,7 +16,7 @@ def linear_flops(*sizes: int) -> float:
 def stack_flops(
     stack: Transformer, tokens: int, outputs: int | None = None, memory: int = 0, causal: bool = False
 ) -> float:
-    """Returns the operations of a stack on one row.
+    """Returns the FLOPs of a stack on one row.
 
     Args:
       stack: the stack. Its blocks have attention with a method `sizes` and an MLP with a method `flops`.

@@ -35,7 +35,7 @@ class Gpt(Model):
     transformer: Transformer = Transformer(mlp=Mlp(activation="gelu_tanh"), norm=LayerNorm(1e-5))
     """Stack of blocks. Learned positions are added to the embeddings, unless the stack has a position scheme."""
     vocab: int | None = 50_257
-    """Vocabulary size. At least that of the tokenizer; if None, that of the tokenizer."""
+    """Vocabulary size, at least that of the tokenizer. If None, uses that of the tokenizer."""
     max_length: int = 1024
     """Maximum input length in tokens."""
     tie_embeddings: bool = True
@@ -59,7 +59,7 @@ class Gpt(Model):
         return {"tokens": TokenInput(self.vocab, self.max_length)}
 
     def flops(self, sizes: Mapping[str, int]) -> float:
-        """Returns the operations of a forward pass on b rows of t tokens."""
+        """Returns the FLOPs of a forward pass on b rows of t tokens."""
         head = linear_flops(sizes["t"], self.transformer.width, self.vocab)
         return sizes["b"] * (stack_flops(self.transformer, sizes["t"], causal=True) + head)
 

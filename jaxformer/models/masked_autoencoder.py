@@ -114,7 +114,7 @@ class MaskedAutoencoder(Model):
         return dataclasses.replace(self, mean=(0.5,), std=(0.5,))
 
     def flops(self, sizes: Mapping[str, int]) -> float:
-        """Returns the operations of a forward pass on b images."""
+        """Returns the FLOPs of a forward pass on b images."""
         pixels, width = self.patch**2 * self.channels, self.transformer.width
         flops = linear_flops(self.patches, pixels, width) + stack_flops(self.transformer, 1 + self.visible)
         if self.decoder is not None:
@@ -144,7 +144,7 @@ class MaskedAutoencoder(Model):
         if noise is None:
             noise = jnp.broadcast_to(jnp.arange(self.patches, dtype=jnp.float32), embedded.patches.shape[:2])
         order = jnp.argsort(noise, axis=1)
-        place = jnp.argsort(order, axis=1)  # Rank of each patch.
+        place = jnp.argsort(order, axis=1)  # Rank of the noise of each patch.
         x = jnp.concatenate([embedded.leading, take(embedded.patches, order[:, : self.visible])], axis=1)
         encoded = config(Dropout(config.dropout)(x, train), BlockInputs(train=train))
         hidden = encoded.hidden

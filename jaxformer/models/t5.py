@@ -55,7 +55,7 @@ class T5(EncoderDecoder):
     decoder: Transformer = t5_stack(768, 12, 12, 3072, bidirectional=False)
     """Stack of the decoder. Each block also attends to the output of the encoder."""
     vocab: int | None = 32_128
-    """Vocabulary size including sentinels. At least that of the tokenizer; if None, that of the tokenizer."""
+    """Vocabulary size including sentinels, at least that of the tokenizer. If None, uses that of the tokenizer."""
     position_embedding: AddedPositions = "none"
     """How positions are added to embeddings."""
     scale_embeddings: bool = False

@@ -98,7 +98,7 @@ class Vit(Model):
         return {"y": self.image, "x": self.image, "n": self.channels}
 
     def flops(self, sizes: Mapping[str, int]) -> float:
-        """Returns the operations of a forward pass on b images that computes only `pooled`."""
+        """Returns the FLOPs of a forward pass on b images that computes only `pooled`."""
         width, patches = self.transformer.width, (self.image // self.patch) ** 2
         tokens = int(self.class_token) + self.registers + patches
         flops = linear_flops(patches, self.patch**2 * self.channels, width)

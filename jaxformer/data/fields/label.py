@@ -27,7 +27,7 @@ _NUMERAL = re.compile(r"(\d{1,9})(\.0*)?", re.ASCII)
 
 @dataclasses.dataclass(frozen=True)
 class LabelField(Field[np.ndarray]):
-    """A label.
+    """A label of an example: a class, several classes, or a number.
 
     Rows, depending on `kind`:
       single_label: `labels` int32 [b, 1], the index of the label.
@@ -41,7 +41,7 @@ class LabelField(Field[np.ndarray]):
     labels: tuple[str, ...] = ()
     """Label names in index order, the same as those of the model. For regression, the single name of the target."""
     kind: Kind = "single_label"
-    """Kind of target."""
+    """Kind of target: exactly one label, any number of labels, or a real number."""
 
     def features(self) -> dict[str, Feature]:
         size = len(self.labels) if self.kind == "multi_label" else 1

@@ -219,7 +219,7 @@ class _LabelledFiles(Sequence):
         return {"image": image, "label": label}
 
     def place(self, index: int) -> str:
-        """Returns the path of the file of an example."""
+        """Returns the path of an example's file."""
         return self.found[index][0]
 
 

@@ -146,7 +146,8 @@ class Columns(Source):
         return self._wrap(self.source.open())
 
     def _wrap(self, documents: Sequence) -> Sequence[dict[str, Any]]:
-        if isinstance(documents, Mixed):  # The order depends on the weights.
+        # A mixture stays a `Mixed`, because its order depends on its weights.
+        if isinstance(documents, Mixed):
             return Mixed([self._wrap(part) for part in documents.parts], documents.weights, documents.names)
         return Renamed(documents, self)
 

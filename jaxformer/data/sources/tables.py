@@ -107,7 +107,7 @@ class _FolderDocuments(Sequence):
         return {"text": files.decoded(path, self.encoding).strip(), "label": label}
 
     def place(self, index: int) -> str:
-        """Returns the path of the file of an example."""
+        """Returns the path of an example's file."""
         return self.documents[index][0]
 
 

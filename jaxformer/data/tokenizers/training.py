@@ -16,7 +16,7 @@ from jaxformer.errors import InputError
 from jaxformer.progress import phase
 
 _ALPHABET = 1000  # Maximum number of characters in a WordPiece vocabulary.
-_LONGEST_SENTENCE = 65_536  # in bytes
+_LONGEST_SENTENCE = 65_536  # Maximum length of a sentence in bytes.
 
 
 @phase("training the tokenizer")
