@@ -57,7 +57,7 @@ class Search:
     open: jax.Array
     """Whether a better hypothesis is still possible, boolean [b]."""
     position_ids: jax.Array
-    """Positions of the next tokens of the live hypotheses, integers [b·k]."""
+    """Positions of the last tokens of the live hypotheses, integers [b·k]."""
     cache: Cache
     """Keys and values of the previous tokens, with b·k rows."""
     seen: jax.Array | None
@@ -134,7 +134,7 @@ def _scores(state: Search, logits: jax.Array, decoding: Decoding, prompts: Promp
 
 
 def _with_ended(state: Search, extended: Hypotheses, ends: jax.Array, count, decoding: Decoding) -> Hypotheses:
-    """Merges newly ended hypotheses into `ended` and keeps the best. Only the first `beams` extensions may end."""
+    """Merges newly ended hypotheses into `ended` and keeps the best. Only the best `beams` extensions may end."""
     beams = decoding.num_beams
     now = ends & (jnp.arange(ends.shape[1]) < beams) & state.open[:, None]
     scores = jnp.where(now, extended.scores / count.astype(jnp.float32) ** decoding.length_penalty, NEVER)

@@ -81,7 +81,7 @@ def generate(
 
     Raises:
       InputError: If a prompt is empty, exceeds the maximum length of the model or has a token outside of the
-          vocabulary.
+        vocabulary.
     """
     check_specials(model, end, start, decoding)
     prompts = [as_prompt(prompt, model, start) for prompt in prompts]

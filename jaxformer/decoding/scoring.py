@@ -59,7 +59,7 @@ def score(
 
     Raises:
       InputError: If a prompt or a continuation is empty, exceeds the maximum length of the model or has a token
-          outside of the vocabulary.
+        outside of the vocabulary.
     """
     pairs = list(zip(prompts, continuations, strict=True))
     pairs = [(checked(prompt, model), checked(continuation, model, "continuation")) for prompt, continuation in pairs]

@@ -72,8 +72,8 @@ class Decoding:
     forced_eos_token_ids: tuple[int, ...] = ()
     """Ids of end tokens, one of which becomes the last token of an output that reaches its limit."""
     exponential_decay_length_penalty: tuple[int, float] | None = None
-    """Pair (start, factor): after `start` new tokens, each token multiplies the score of the end token by the
-    factor."""
+    """Pair (start, factor): after `start` new tokens, the score of the end token grows exponentially by the factor per
+    token."""
     renormalize_logits: bool = False
     """Whether beam search normalises scores to log-probabilities again after the other settings have changed them."""
 

@@ -55,8 +55,8 @@ class RunLM(LM):
     def loglikelihood_rolling(self, requests: Sequence[Instance]) -> list[float]:
         """Returns the log-probability of each text after the BOS or EOS token. Long texts are divided into windows.
 
-        The harness' own model of an exported folder gives the same values. If the tokenizer adds the BOS token, set
-        `add_bos_token=False` there; otherwise that model counts the BOS token too, after another one.
+        The harness' own model of an exported folder gives the same values. If the tokenizer adds the BOS token, that
+        model needs `add_bos_token=False`; otherwise it counts the BOS token too, after another one.
         """
         run, tokenizer = self.run, self.run.tokenizer
         if not isinstance(run.objective, CausalLM):

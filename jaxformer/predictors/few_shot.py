@@ -57,7 +57,7 @@ def questions_of(
 
     Raises:
       InputError: If a label is not one of the task's labels, the number of choices differs from the number of
-          labels, or the task has not exactly one label per text.
+        labels, or the task has not exactly one label per text.
     """
     choices = tuple(f" {label}" for label in task.labels) if choices is None else tuple(choices)
     if task.kind != "single_label":

@@ -20,7 +20,7 @@ class HiddenPatches(Predictor[MaskedAutoencoder]):
     """Shows the reconstruction error of hidden patches."""
 
     terms: Callable[[MaskedAutoencoder, Any, Mapping[str, np.ndarray]], Mapping[str, Any]]
-    """Function that computes the terms of a batch, including its `loss`."""
+    """Function that computes the terms of a batch. One of them is its `loss`."""
 
     def encode(self, images: Sequence[Prepared]) -> dict[str, np.ndarray]:
         return {"images": np.stack([image.pixels for image in images])}

@@ -110,7 +110,7 @@ def pooled(
     """Computes one vector for each of the up to `count` texts of a row, float32 [b, c, d].
 
     Args:
-      model: BERT model.
+      model: Text encoder.
       params: Parameters of the model.
       pooling: Method that combines the vectors of the tokens of a text.
       tokens: Token ids, integers [b, t].

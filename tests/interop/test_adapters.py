@@ -121,7 +121,7 @@ def test_a_classifier_on_a_pretrained_base(base, tmp_path):
 @pytest.mark.parametrize(
     "settings, words",
     [
-        ({"peft_type": "IA3"}, "peft_type='IA3' is not supported; expected LORA, or merge it where PEFT is"),
+        ({"peft_type": "IA3"}, "peft_type='IA3' is not supported; expected LORA, or merge it with PEFT"),
         ({"use_dora": True}, "use_dora=True is not supported; merge it"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa', which changes the base, is not supported; merge"),
         ({"layer_replication": [[0, 2]]}, "layer_replication="),

@@ -94,7 +94,7 @@ def export_onnx(run: Run | str | os.PathLike, out: str | os.PathLike, dtype: DTy
 
     Raises:
       InputError: If the `dtype` or the kind of model is not supported, a package is missing, ONNX Runtime computes
-          other results, or `out` exists or cannot be written.
+        other results, or `out` exists or cannot be written.
     """
     if dtype != "float32":
         raise InputError(f"--dtype {dtype}: expected float32 for --format onnx")

@@ -19,7 +19,7 @@ from jaxformer.interop.huggingface.locations import locate
 from jaxformer.interop.huggingface.sentence_modules import SENTENCE_MODEL, transformer_folder
 from jaxformer.interop.huggingface.table import Table
 
-MERGE = "merge it where PEFT is: model.merge_and_unload().save_pretrained(FOLDER)"
+MERGE = "merge it with PEFT: model.merge_and_unload().save_pretrained(FOLDER)"
 """Advice in error messages about unsupported adapters."""
 IGNORED = frozenset(
     (
@@ -29,7 +29,7 @@ IGNORED = frozenset(
         *("revision", "runtime_config", "target_modules", "task_type", "use_rslora"),
     )
 )
-"""Fields that are read, or that only select the trained tensors, which the tensor names show too."""
+"""Supported config fields: fields that are read, and fields that only select the trained tensors."""
 INITIAL = (True, False, None, "gaussian", "eva", "orthogonal")
 """Values of init_lora_weights that do not change the base model."""
 HEADS = {
@@ -125,7 +125,7 @@ def open_adapter(folder: Path) -> Folder:
 
     Raises:
       InputError: If the adapter's kind or settings are not supported, the base model is not found, or the two do
-          not match.
+        not match.
     """
     said, where = read_json(folder / ADAPTER), folder / ADAPTER
     _check(said, where)

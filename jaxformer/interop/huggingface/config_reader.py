@@ -64,14 +64,14 @@ class ConfigReader:
         return value
 
     def number(self, name: str, default: float) -> float:
-        """Returns a number."""
+        """Returns the value of a numeric field as a float."""
         value = self.get(name, default)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.error(name, value, "a number")
         return float(value)
 
     def flag(self, name: str, default: bool) -> bool:
-        """Returns a boolean."""
+        """Returns the value of a boolean field."""
         value = self.get(name, default)
         if not isinstance(value, bool):
             raise self.error(name, value, "true or false")

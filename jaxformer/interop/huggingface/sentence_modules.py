@@ -33,7 +33,7 @@ def read_modules(folder: Path) -> tuple[SentenceModule, ...]:
 
     Raises:
       InputError: If the file is not a list of modules, names a folder outside of `folder`, or has unsupported
-          modules or an unsupported order. The message names the first one.
+        modules or an unsupported order. The message names the first one.
     """
     path, entries = folder / MODULES, _entries(folder)
     for kind, _ in entries:

@@ -38,7 +38,7 @@ class ParamMapping:
     excludes: str = ""
     """Path of a parameter that the model must not have for the row to apply."""
     first_layer: int = 0
-    """First layer that has the tensor, if its name has `{l}`. Our parameters of the layers before have no effect."""
+    """First layer that has the tensor, if its name has `{l}`. Our parameters of earlier layers have no effect."""
 
     def applies(self, paths: Container[str]) -> bool:
         """Returns whether a model with parameters at these paths has the tensor."""
@@ -56,7 +56,7 @@ class Table:
     """Rows of a model family. A row applies if the model has its parameters."""
 
     rows: tuple[ParamMapping, ...]
-    """Tensors that are parameters."""
+    """Mappings of the tensors that are parameters."""
     known: Mapping[str, str | Callable[[tuple[int, ...]], np.ndarray]] = dataclasses.field(default_factory=dict)
     """Names (with `{l}` for a number) of tensors that may be stored although they are not parameters. Maps each to the
     reason, or to a function that computes the expected values from the shape."""

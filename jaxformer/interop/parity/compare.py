@@ -186,7 +186,7 @@ class TorchModel:
         self.round(self.network)
 
     def round(self, network: torch.nn.Module) -> None:
-        """Rounds the tensors of a transformers network that are parameters of the JAX model, in place."""
+        """Rounds tensors of a transformers network in place, if they are parameters of the JAX model."""
         # In a network without heads, the tensor names have no prefix.
         names = {slot.name for slot in self.slots} | {slot.name.partition(".")[2] for slot in self.slots}
         for name, tensor in network.state_dict().items():

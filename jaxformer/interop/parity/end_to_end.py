@@ -122,7 +122,7 @@ def compare_answers(
       ours: Model and parameters of the run, as compared.
       folder: Hugging Face folder of the run.
       rounded: Function that rounds the weights of a network in place, like those of `ours`. By default, they are
-          not rounded.
+        not rounded.
     """
     compare = COMPARISONS.get(type(run.objective))
     if compare is None:

@@ -79,7 +79,7 @@ def encoder(reader: ConfigReader):
 
 
 def heads(names: Collection[str], pooler: str, masked_lm: str) -> tuple[str, ...]:
-    """Returns the heads whose tensors are stored."""
+    """Returns the names of the prediction heads whose tensors are stored."""
     found = {
         "masked_lm": masked_lm in names,
         "pooler": any(name.endswith(pooler) for name in names),

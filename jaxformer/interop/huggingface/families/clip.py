@@ -262,7 +262,7 @@ class ClipBridge(Bridge):
         return replaced(run, model, run.params, run.tokenizer)
 
     def outputs(self, model: Clip, output: Any, objective: Any = None) -> dict[str, jax.Array]:
-        """Returns scores and vectors."""
+        """Returns the image–text scores, the image vectors and the text vectors."""
         return {
             "logits_per_image": output.logits,
             "image_embeds": output.image_vectors,

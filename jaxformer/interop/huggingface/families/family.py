@@ -81,7 +81,7 @@ class Family:
     describe: Callable[[Any], Mapping[str, Any]]
     """Converts a model to a config, including `architectures`, from which `build` restores the same model."""
     table: Table
-    """Table of the parameters and tensors."""
+    """Table that maps tensors of transformers to parameters."""
     headless_architectures: tuple[str, ...] = ()
     """Classes whose tensor names lack the prefix of the table."""
     constants: Callable[[Any], Mapping[str, np.ndarray]] | None = None
@@ -91,9 +91,9 @@ class Family:
     special_tokens: tuple[str, ...] = ("pad", "unk", "bos", "eos")
     """Roles of the special tokens that its tokenizers name, if the vocabulary contains them."""
     layout: Layout = "plain"
-    """Special tokens around texts."""
+    """Kind of special tokens around texts, for tokenizers without a template."""
     bridge: Bridge = Bridge()
-    """Objective and task of its models, and calls of its transformers classes."""
+    """Bridge that defines the objective and task of its models, and how its transformers classes are called."""
     auto_classes: Mapping[str, tuple[str, str | None]] = dataclasses.field(default_factory=dict)
     """Auto class and task name of classes for which `AUTO_CLASSES` is wrong."""
 
