@@ -1,4 +1,4 @@
-"""The command line: `jaxformer new | train | evaluate | predict | export | import`."""
+"""The command line: `jaxformer new | train | plan | evaluate | predict | export | import`."""
 
 import argparse
 import json
@@ -25,6 +25,8 @@ USAGE = """usage: jaxformer COMMAND ...
   train CONFIG [--field value ...] [--workdir RUN]      train a run, or resume it; with --help, list the fields;
                                                         with --fork RUN, train on from another run's state;
                                                         CONFIG is a file, or a name such as bert_quickstart
+  plan CONFIG --topology NAME [--price USD]             memory, traffic, time and cost of a run on TPUs or GPUs that
+                                                        need not be here, such as v5p:4x4x4 or h100:64
   evaluate RUN                                          metrics on the run's held-out data
   predict RUN [TEXT ...] [--input FILE] [--out PATH]    what the run's model does: fills [MASK], continues, answers;
                                                         with --among VALUE ..., ranks these texts for an image,
@@ -45,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = {
         "new": new,
         "train": train,
+        "plan": plan,
         "evaluate": evaluate,
         "predict": predict,
         "export": export,
@@ -112,6 +115,15 @@ def train(arguments: list[str]) -> None:
     from jaxformer.training.loop import fit
 
     fit(experiment, workdir[-1] if workdir else Path("runs") / Path(paths[0]).stem)
+
+
+def plan(arguments: list[str]) -> None:
+    """Says what a run would need and take on hardware that is not here."""
+    from jaxformer.progress import display, phase
+
+    with display(stderr=True), phase("starting"):
+        from jaxformer.planning import command as planning
+    planning.run(arguments)
 
 
 def evaluate(arguments: list[str]) -> None:
