@@ -1,4 +1,4 @@
-"""The command line: `jaxformer new | train | plan | evaluate | predict | export | import`."""
+"""The command line: `jaxformer new | train | launch | evaluate | predict | export | import`."""
 
 import argparse
 import json
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import jaxformer
 from jaxformer import classes
 from jaxformer.errors import InputError
+from jaxformer.parallel import start
 from jaxformer.training import host
 
 if TYPE_CHECKING:
@@ -25,8 +26,7 @@ USAGE = """usage: jaxformer COMMAND ...
   train CONFIG [--field value ...] [--workdir RUN]      train a run, or resume it; with --help, list the fields;
                                                         with --fork RUN, train on from another run's state;
                                                         CONFIG is a file, or a name such as bert_quickstart
-  plan CONFIG --topology NAME [--price USD]             memory, traffic, time and cost of a run on TPUs or GPUs that
-                                                        need not be here, such as v5p:4x4x4 or h100:64
+  launch -n N CONFIG [--field value ...]                train with N processes on this machine
   evaluate RUN                                          metrics on the run's held-out data
   predict RUN [TEXT ...] [--input FILE] [--out PATH]    what the run's model does: fills [MASK], continues, answers;
                                                         with --among VALUE ..., ranks these texts for an image,
@@ -38,7 +38,14 @@ USAGE = """usage: jaxformer COMMAND ...
 
 evaluate, predict and export take --step N, a checkpoint other than the latest (or the best). All commands take
 --allow PACKAGE, a package of your own whose classes a run may use; without it, only jaxformer's are imported.
+
+The processes of a TPU pod, of Slurm, Open MPI, torchrun and SkyPilot find each other. Elsewhere each one takes
+--coordinator HOST:PORT, where process 0 is, --processes N and --process I. They wait --wait SECONDS for each other, by
+default 300.
 """
+
+SEVERAL = ("train", "evaluate", "predict", "export", "import")
+"""The commands that several processes may work on."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,11 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = {
         "new": new,
         "train": train,
-        "plan": plan,
         "evaluate": evaluate,
         "predict": predict,
         "export": export,
         "import": import_,
+        "launch": launch,
     }
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
@@ -64,7 +71,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise InputError(f"{arguments[0]}: no such command; expected {', '.join(commands)}")
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
-            commands[arguments[0]](arguments[1:])
+            name, *rest = arguments
+            if name not in SEVERAL:
+                commands[name](rest)
+                return 0
+            rest, wait = start.take_flags(rest)
+            with start.joined(name, wait):
+                commands[name](rest)
     except InputError as error:
         print(f"jaxformer: {error}", file=sys.stderr)
         return 2
@@ -117,13 +130,11 @@ def train(arguments: list[str]) -> None:
     fit(experiment, workdir[-1] if workdir else Path("runs") / Path(paths[0]).stem)
 
 
-def plan(arguments: list[str]) -> None:
-    """Says what a run would need and take on hardware that is not here."""
-    from jaxformer.progress import display, phase
+def launch(arguments: list[str]) -> None:
+    """Trains with several processes on this machine."""
+    from jaxformer.launch import launch
 
-    with display(stderr=True), phase("starting"):
-        from jaxformer.planning import command as planning
-    planning.run(arguments)
+    sys.exit(launch(arguments))
 
 
 def evaluate(arguments: list[str]) -> None:
@@ -370,19 +381,14 @@ def _show_warning(message: Warning | str, *_) -> None:
 
 
 def _start_jax() -> None:
-    """Keeps compiled programs on disk, and joins the other processes where there are some."""
+    """Keeps compiled programs on disk: where JAX_COMPILATION_CACHE_DIR says, or in the user's cache."""
     import jax
 
     if jax.config.values["jax_compilation_cache_dir"] is None:
         home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         jax.config.update("jax_compilation_cache_dir", os.path.join(home, "jaxformer", "compiled"))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
-    tasks = int(os.environ.get("SLURM_NTASKS", "1"))
-    if "JAX_COORDINATOR_ADDRESS" in os.environ or len(hosts) > 1 or tasks > 1:
-        given = (os.environ.get(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
-        processes, number = (None if value is None else int(value) for value in given)
-        jax.distributed.initialize(num_processes=processes, process_id=number)  # None: as the cluster says.
 
 
 def _take(arguments: list[str], flag: str, expected: str) -> tuple[list[str], list[str]]:

@@ -1,4 +1,4 @@
-"""Metrics that are means over the data, or functions of such means."""
+"""Metrics that are means over the data, and functions of them."""
 
 import dataclasses
 import math
@@ -12,10 +12,10 @@ from jaxformer.metrics.means import Covariance, Mean, with_auxiliary
 
 @dataclasses.dataclass(frozen=True)
 class Average(Metric[Mean]):
-    """Mean of one of the objective's terms, reported under the name of the term."""
+    """The mean of one of the objective's terms, under the term's name."""
 
     name: str
-    """Name of the term and of the metric."""
+    """The term, and the metric."""
     higher_is_better: bool = False
     """Whether the highest value is the best one."""
 
@@ -32,16 +32,16 @@ class Average(Metric[Mean]):
 
 @dataclasses.dataclass(frozen=True)
 class Loss(Metric[dict[str, Mean]]):
-    """Loss: the weighted sum of the means of its terms."""
+    """The loss: the weighted sum of the means of its terms."""
 
     weights: tuple[tuple[str, float], ...] = (("loss", 1.0),)
-    """Pairs of a term's name and its weight."""
+    """The terms and their weights."""
 
     names = ("loss",)
 
     @classmethod
     def of(cls, weights: Mapping[str, float]) -> "Loss":
-        """Returns the loss with an objective's weights of its terms."""
+        """The loss with the weights that an objective has for its terms."""
         return cls(tuple(weights.items()))
 
     def update(self, terms: Terms) -> dict[str, Mean]:
@@ -54,12 +54,12 @@ class Loss(Metric[dict[str, Mean]]):
 
 @dataclasses.dataclass(frozen=True)
 class Perplexity(Metric[Mean]):
-    """Perplexity: the exponential of the mean cross-entropy in nats."""
+    """The exponential of a mean cross-entropy in nats."""
 
     name: str
-    """Name of the metric."""
+    """The metric."""
     term: str
-    """Name of the term that is the cross-entropy in nats."""
+    """The term with the cross-entropy."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -74,10 +74,10 @@ class Perplexity(Metric[Mean]):
 
 @dataclasses.dataclass(frozen=True)
 class BitsPerToken(Metric[Mean]):
-    """Mean cross-entropy in bits per token."""
+    """A mean cross-entropy in bits."""
 
     term: str = "cross_entropy"
-    """Name of the term that is the cross-entropy in nats."""
+    """The term with the cross-entropy in nats."""
 
     names = ("bits_per_token",)
 
@@ -90,12 +90,12 @@ class BitsPerToken(Metric[Mean]):
 
 @dataclasses.dataclass(frozen=True)
 class LargestShare(Metric[Mean]):
-    """Share of the most frequent class: the accuracy of always predicting it."""
+    """The share of the most frequent class, from the term's counts of all classes: a baseline for an accuracy."""
 
     name: str
-    """Name of the metric."""
+    """The metric."""
     term: str
-    """Name of the term whose sum has the number of examples per class, [classes]."""
+    """The term whose sum has the counts, [classes]."""
 
     higher_is_better = True
 
@@ -112,10 +112,10 @@ class LargestShare(Metric[Mean]):
 
 @dataclasses.dataclass(frozen=True)
 class Pearson(Metric[Covariance]):
-    """Pearson correlation of predictions and targets; 0 if either of them is constant."""
+    """Pearson's correlation of predictions and targets; 0 where one of them does not vary."""
 
     term: str = "covariance"
-    """Name of the term with the covariances of predictions and targets."""
+    """The term with their covariances."""
 
     names = ("pearson",)
     higher_is_better = True
@@ -128,9 +128,7 @@ class Pearson(Metric[Covariance]):
 
 
 def token_metrics() -> tuple[Metric, ...]:
-    """Returns the metrics of a model that predicts tokens.
-
-    Perplexity and bits per token are computed from the cross-entropy, without label smoothing and z-loss."""
+    """The metrics of a model that predicts tokens; perplexity and bits are of the cross-entropy alone."""
     perplexity = Perplexity("perplexity", "cross_entropy")
     accuracy = Average("accuracy", higher_is_better=True)
     return Loss(), Average("cross_entropy"), perplexity, BitsPerToken(), accuracy

@@ -1,4 +1,4 @@
-"""Entity-level scores of BIO, BIOES and BILOU tags, by exact spans as in conlleval (Tjong Kim Sang 2002)."""
+"""Entities of BIO, BIOES and BILOU tags, counted by exact spans as conlleval does (Tjong Kim Sang 2002)."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -13,23 +13,23 @@ from jaxformer.metrics.base import Context, DocumentMetric, Terms
 from jaxformer.metrics.means import Mean
 
 ENTITIES = "entities/"
-"""Prefix of the terms with the entity counts of sentences that fit in one row."""
+"""Prefix of the terms with the counts of entities of sentences that lie in one row."""
 
 
 def counts(
     labels: Sequence[str], found: jax.Array, right: jax.Array, weights: jax.Array, segments: jax.Array
 ) -> dict[str, Mean]:
-    """Counts the true positives, predictions and targets of each entity type, as the sums [3] of a `Mean`.
+    """How many entities of each kind were found rightly, were found, and are there, as sums [3] of a mean.
 
-    An entity begins with a B, S or U tag, and with any other tag of its type that follows another type, O, or the end
-    of an entity (E, L, S or U). A prediction is correct if its first word, its last word and its type are.
+    An entity begins with a B, S or U, and with any other tag of its kind after another kind, after O, or after the end
+    of an entity (E, L, S or U). It is right if its first word, its last word and its kind are.
 
     Args:
-      labels: names of the tags.
-      found: predicted tags, integers [b, t].
-      right: target tags, integers [b, t].
-      weights: 1 at the first token of each word and 0 elsewhere, [b, t]. Tokens of weight 0 are ignored.
-      segments: number of each token's sentence in its row, [b, t].
+      labels: the tags.
+      found: the tags given, integers [b, t].
+      right: the right ones, [b, t].
+      weights: 0 but at the first token of each word, [b, t]; what is elsewhere does not count.
+      segments: the number of the sentence that a token is of, [b, t].
     """
     words = weights > 0
     # Words move together, so that each one's neighbours are the words beside it; no sentence follows them.
@@ -46,21 +46,21 @@ def counts(
 
 
 Counts = dict[str, Mean]
-"""Numbers of true positives, predictions and targets by entity type, as the sums [3] of a `Mean`."""
+"""By kind: how many entities were found rightly, were found, and are there, as the sums [3] of a mean."""
 
 
 @dataclasses.dataclass(frozen=True)
 class EntityScores(DocumentMetric[Counts]):
-    """Precision, recall and F1 of all entities, and the F1 of each entity type, from 0 to 1.
+    """Precision, recall and F1 of all entities, and the F1 of each kind, from 0 to 1.
 
-    Sentences that fit in one row are scored in batches. Longer sentences, which are split into several rows, are scored
-    as documents.
+    Batches have the sentences that lie in one row. Longer ones, whose entities may be longer than a row, are scored as
+    documents.
     """
 
     labels: tuple[str, ...]
-    """Names of the tags, in the order of their indices."""
+    """The tags."""
     count_long: Callable[[Context, Sequence[Mapping[str, Any]], Sequence[int]], Counts]
-    """Function that counts the entities of the sentences that do not fit in one row."""
+    """The counts of the sentences of documents that do not lie in one row."""
 
     higher_is_better = True
 
@@ -92,7 +92,7 @@ def _f1(right: float, found: float, there: float) -> float:
 
 
 class _Spans(NamedTuple):
-    """Entity spans: whether an entity begins at a token, bool [b, t]; its type and last word, integers [b, t]."""
+    """Where entities begin, bool [b, t], and there their kinds and last words, integers [b, t]."""
 
     begins: jax.Array
     kind: jax.Array

@@ -1,4 +1,4 @@
-"""Image-to-text and text-to-image retrieval."""
+"""Retrieval of texts by images and of images by texts."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -8,30 +8,31 @@ import numpy as np
 from jaxformer.metrics.base import Metric, Terms
 
 CHUNK = 1024
-"""Number of rows of the score matrix that are computed at once."""
+"""Rows of scores that exist at once."""
 
 
 class Pairs(NamedTuple):
-    """Vectors of matching images and texts, one pair per row."""
+    """Images and texts that belong together, one of each in a row."""
 
     images: np.ndarray
     """float32 [n, d], of length 1."""
     texts: np.ndarray
     """float32 [n, d], of length 1."""
     keys: np.ndarray
-    """Integers [n, t] that identify the texts: rows with equal texts have equal integers."""
+    """Integers [n, t], the same in rows whose texts are equal."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Retrieval(Metric[Pairs]):
-    """Recall at k of image-to-text and text-to-image retrieval.
+    """How often the right text is among the k best for an image, and a right image among the k best for a text.
 
-    The candidates are all distinct texts, or all images, of the data, regardless of batches. A text may match several
-    images. Ties count against the model. `chance_k` is the image-to-text recall of a random ranking.
+    Candidates are all different texts, and all images, of the data, however they are divided into batches. A text may
+    belong to several images. Equal scores count against the model. `chance_k` is what a random order of the texts
+    gives.
     """
 
     at: tuple[int, ...] = (1, 5)
-    """Values of k."""
+    """The values of k."""
 
     higher_is_better = True
 
@@ -64,7 +65,7 @@ class Retrieval(Metric[Pairs]):
 
 
 def _ranks(queries: np.ndarray, candidates: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Returns the number of non-matching candidates that score at least as high as the best match, integers [n]."""
+    """How many wrong candidates are at least as near to each query as its nearest right one; integers [n]."""
     found = []
     for start in range(0, len(queries), CHUNK):
         rows = slice(start, start + CHUNK)

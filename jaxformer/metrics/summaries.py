@@ -1,4 +1,4 @@
-"""ROUGE of extractive summaries, compared to the first sentences of each document and to an oracle."""
+"""ROUGE of extractive summaries, beside the first sentences of the documents and the best that could be chosen."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -13,39 +13,38 @@ from jaxformer.metrics.texts import ROUGE, text_scores
 
 
 class Summaries(NamedTuple):
-    """Summaries of one document."""
+    """The summaries of one document."""
 
     chosen: str
-    """Sentences selected by the model."""
+    """The sentences that the model chooses."""
     lead: str
-    """The same number of sentences from the start of the document."""
+    """As many sentences from the start of the document."""
     oracle: str
-    """The same number of sentences, selected greedily by ROUGE with the reference."""
+    """As many sentences, chosen greedily by their likeness to the reference."""
     reference: str
-    """Reference summary."""
+    """The summary of the source."""
     whole: bool
-    """Whether the document fits in the model's input."""
+    """Whether the model reads the document to its end."""
 
 
 KINDS = {"chosen": "", "lead": "lead_", "oracle": "oracle_"}
-"""Maps the fields of `Summaries` that are scored to the prefixes of their metrics."""
+"""The summaries that are scored, and the prefixes of their metrics."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SummaryScores(DocumentMetric[tuple[Summaries, ...]]):
-    """ROUGE-1, -2 and -L (Lin 2004) of summaries of held-out documents, from 0 to 100.
+    """ROUGE-1, -2 and -L (Lin 2004) of the first held-out documents' summaries, from 0 to 100.
 
-    Metrics that begin with `lead_` and `oracle_` are the same scores of the first sentences and of the oracle.
-    `read_whole` is the percentage of documents that fit in the model's input.
+    `lead_` and `oracle_` are the same scores of the first sentences and of the oracle's. `read_whole` is the percentage
+    of documents that the model reads to their end.
     """
 
     summarize: Callable[[Context, Sequence[Sequence[str]]], Sequence[tuple[str, bool]]]
-    """Function that summarizes documents, each a list of sentences. Returns the summary of each document, and whether
-    the document fits in the model's input."""
+    """The summary of each document, a list of sentences, and whether the model reads it to its end."""
     sentences: int
-    """Maximum number of sentences in a summary."""
+    """Sentences of a summary, at most."""
     count: int | None = None
-    """Number of documents to score, from the start of the data. If None, all are scored."""
+    """Documents to score; None scores all."""
 
     names = (*(prefix + name for prefix in KINDS.values() for name in ROUGE), "read_whole")
     higher_is_better = True

@@ -1,4 +1,4 @@
-"""Base classes of objectives. An objective is a loss: a pure function of (model, params, batch, key)."""
+"""The contract of objectives: a loss is a pure function of (model, params, batch, key)."""
 
 import abc
 from collections.abc import Collection, Mapping
@@ -17,7 +17,7 @@ ModelT = TypeVar("ModelT", bound=Model)
 
 
 class Objective(abc.ABC, Generic[ModelT]):
-    """Base class of training objectives. A subclass is a frozen dataclass; its fields can be set by flags.
+    """A training objective. A subclass is a frozen dataclass, whose fields are flags.
 
     A new objective needs `__call__`, and lists the arrays of a batch in `model_inputs` and `required`:
 
@@ -33,15 +33,15 @@ class Objective(abc.ABC, Generic[ModelT]):
     """
 
     model_inputs: ClassVar[tuple[str, ...]] = ()
-    """Names of the batch arrays that are passed to the model as keyword arguments. Arrays that are not in the batch are
-    left out."""
+    """The arrays of a batch that the model takes, under the names of its arguments; those that a row lacks are left
+    out."""
     required: ClassVar[tuple[str, ...]] = ()
-    """Names of the arrays that the task's rows must have."""
+    """The arrays that the rows of a task must have."""
     example_task: ClassVar[str] = ""
-    """Task with such rows, named in error messages, for example "TagTokens" or "one such as NextToken"."""
+    """A task with such rows, for the error message: "TagTokens", or "one such as NextToken"."""
     in_transformers: ClassVar[bool] = True
-    """Whether transformers has model classes for this objective. If not, runs cannot be exported as Hugging Face
-    folders."""
+    """Whether a class of transformers is for what the model is trained for; where none is, a run is not exported as a
+    Hugging Face folder."""
 
     @abc.abstractmethod
     def __call__(self, model: ModelT, params: Any, batch: Mapping[str, jax.Array], key: Any = None) -> dict[str, Any]:
@@ -49,14 +49,14 @@ class Objective(abc.ABC, Generic[ModelT]):
 
         Args:
           model: the model.
-          params: model parameters.
+          params: its parameters.
           batch: arrays [b, ...] by name.
-          key: PRNG key for dropout; if None, the model is evaluated.
+          key: for dropout; None evaluates.
 
         Returns:
-          A `Mean` for each name in `loss_weights`, the model's auxiliary losses (`means.auxiliary`), which are added to
-          the loss, and further terms for the metrics. In training all terms are `Mean`s, which are merged over
-          micro-batches; in an evaluation, terms may also be other arrays.
+          A `Mean` for each of `loss_weights`, the model's auxiliary means (`means.auxiliary`), which are part of the
+          loss, and further terms for the metrics. A training step returns means alone,
+          which micro-batches add up; an evaluation may return arrays of any kind.
         """
 
     @property
@@ -65,7 +65,7 @@ class Objective(abc.ABC, Generic[ModelT]):
         return {"loss": 1.0}
 
     def metrics(self, model: ModelT) -> tuple[Metric, ...]:
-        """Returns the metrics to report for training steps and evaluations. Defaults to the loss."""
+        """The metrics to report, of training steps and of evaluations; by default the loss."""
         return (Loss.of(self.loss_weights),)
 
     def check(self, model: ModelT, row: Mapping[str, Any]) -> None:
@@ -76,60 +76,59 @@ class Objective(abc.ABC, Generic[ModelT]):
           row: the features of the task's rows by name.
 
         Raises:
-          InputError: If the objective cannot train the model, or the rows lack an array.
+          InputError: it is a model of another kind, or the rows lack an array.
         """
         self.check_model(model)
         self.check_row(row)
 
     def check_model(self, model: Model) -> None:
-        """Raises InputError if the objective cannot train the model."""
+        """Raises InputError where the objective cannot train the model."""
 
     def wrong_model(self, model: Model, wanted: str) -> InputError:
-        """Returns the error for a model of the wrong class. `wanted` describes the right one, such as "a Gpt"."""
+        """The error for a model of another kind than the wanted one, such as "a Gpt or another decoder"."""
         return InputError(f"objective={type(self).__name__}: needs {wanted}; the model is a {type(model).__name__}")
 
     def check_row(self, row: Collection[str]) -> None:
-        """Raises InputError if the rows lack an array of `required`."""
+        """Raises InputError where the rows lack one of `required`."""
         if missing := [name for name in self.required if name not in row]:
             use = f"; use {self.example_task}" if self.example_task else ""
             raise InputError(f"objective={type(self).__name__}: the task's rows have no {missing[0]}{use}")
 
     def predictor(self, model: ModelT, params: Any, tokenizer: Tokenizer | None) -> Predictor | None:
-        """Creates the predictor that `predict` uses. Returns None, the default, if there is nothing to predict.
+        """Makes the predictor that `predict` uses; None, the default, if the model has no predictions.
 
         Args:
           model: the model.
-          params: model parameters; may be None if the predictor only encodes requests.
-          tokenizer: the run's tokenizer, or None if the model reads no text.
+          params: its parameters; None only to encode requests.
+          tokenizer: the run's tokenizer; None where it reads no text.
         """
         return None
 
     def inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Selects the model's arguments from the arrays of a batch."""
+        """The arguments of the model among the arrays of a batch."""
         return {name: batch[name] for name in self.model_inputs if name in batch}
 
     def apply_model(self, model: ModelT, params: Any, batch: Mapping[str, jax.Array], key: Any, **options: Any) -> Any:
-        """Applies the model to a batch, in training mode with `key` for dropout, or in evaluation mode if None."""
+        """The model's output for a batch; with a key it trains, and the key is for dropout."""
         rngs = None if key is None else {"dropout": key}
         return model.apply({"params": params}, **self.inputs(batch), train=key is not None, rngs=rngs, **options)
 
 
 class BatchObjective(Objective[ModelT]):
-    """Base class of objectives that compare the examples of a whole batch, such as contrastive losses.
+    """An objective that compares the examples of a whole batch, such as a contrastive loss.
 
-    A subclass computes the loss in two parts, `vectors` and `compare`, so that with `optimizer.accumulate` the examples
-    of all micro-batches are compared with each other.
+    A subclass divides the loss in two, so that it stays that of the whole batch with `optimizer.accumulate`.
     """
 
     @abc.abstractmethod
     def vectors(self, model: ModelT, params: Any, batch: Mapping[str, jax.Array], key: Any) -> dict[str, Any]:
-        """Computes the inputs of the loss, by name: arrays [b, ...], one entry per batch row, and auxiliary losses."""
+        """The inputs of the loss, by name: arrays [b, ...] with the rows of the batch, and auxiliary means."""
 
     @abc.abstractmethod
     def compare(
         self, model: ModelT, params: Any, vectors: Mapping[str, Any], batch: Mapping[str, jax.Array]
     ) -> dict[str, Any]:
-        """Computes the terms that `__call__` returns, from the vectors of the whole batch."""
+        """The terms that a call returns, from the vectors of a whole batch."""
 
     def __call__(self, model: ModelT, params: Any, batch: Mapping[str, jax.Array], key: Any = None) -> dict[str, Any]:
         return self.compare(model, params, self.vectors(model, params, batch, key), batch)

@@ -1,4 +1,4 @@
-"""Image classification, also of mixed images (Dosovitskiy et al. 2021; mixup, Zhang et al. 2018)."""
+"""Classes of images by softmax cross-entropy, with mixed images too (Dosovitskiy et al. 2021; Zhang et al. 2018)."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -19,17 +19,17 @@ from jaxformer.objectives.base import Objective
 from jaxformer.predictors.image_labels import ImageLabels
 
 TOP = 5
-"""Number of predictions that `top_5_accuracy` considers."""
+"""Guesses among which `top_5_accuracy` looks for the label."""
 MOST_SCORED = 100
-"""Maximum number of labels with which an evaluation reports scores per label."""
+"""Largest number of labels for which an evaluation scores each label separately."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageClassification(Objective[Vit]):
-    """Classifies images by softmax cross-entropy. The targets of a mixed image are both labels, by their shares."""
+    """The class of each image; of a mixed image both classes in their shares."""
 
     label_smoothing: float = 0.0
-    """Probability mass that is distributed uniformly over the labels in training (Szegedy et al. 2016)."""
+    """Share of the label's probability that all labels divide in training (Szegedy et al. 2016)."""
 
     def __post_init__(self):
         fields.check(self)
@@ -41,7 +41,7 @@ class ImageClassification(Objective[Vit]):
 
     @property
     def problem_type(self) -> str:
-        """Value of `problem_type` in the config.json of transformers."""
+        """transformers' name of it in a config.json."""
         return "single_label_classification"
 
     def check(self, model: Vit, row: Mapping[str, Any]) -> None:
@@ -52,14 +52,13 @@ class ImageClassification(Objective[Vit]):
         check_images((row["images"].capacity, *row["images"].shape), model.patch, model.channels)
 
     def __call__(self, model: Vit, params, batch: Mapping[str, jax.Array], key=None) -> dict[str, Mean]:
-        """Computes the loss (nats) and the accuracies of a batch, as weighted means.
+        """The loss (nats) and accuracies of a batch, as weighted means.
 
         Args:
           model: a ViT of c labels.
-          params: model parameters.
+          params: its parameters.
           batch: images [b, height, width, n]; labels, integers [b, 2], and their weights in each image, [b, 2].
-          key: PRNG key for dropout; if None, the model is evaluated without label smoothing, and the counts of each
-            label are added.
+          key: for dropout; None evaluates without label smoothing, and adds each label's counts.
         """
         output = self.apply_model(model, params, batch, key, pooled_only=True)
         logits = output.logits
@@ -83,7 +82,7 @@ class ImageClassification(Objective[Vit]):
         return means
 
     def metrics(self, model: Vit) -> tuple[Metric, ...]:
-        """Loss and accuracies; in evaluations also scores of each label, whose accuracy is `recall/NAME`."""
+        """The loss, the accuracies, and in evaluations the scores of each label: `recall/NAME` is its accuracy."""
         accuracies = ("accuracy", "top_5_accuracy")[: 2 if len(model.labels) > TOP else 1]
         of_labels = (LabelScores(model.labels),) if len(model.labels) <= MOST_SCORED else ()
         return Loss(), *(Average(name, higher_is_better=True) for name in accuracies), *of_labels

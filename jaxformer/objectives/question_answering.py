@@ -1,4 +1,4 @@
-"""Extractive question answering with a start and an end logit per token (Devlin et al. 2019, §4.2 and §4.3)."""
+"""Answers as spans of a text: a start and an end by a classifier of tokens (Devlin et al. 2019, §4.2 and §4.3)."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -20,21 +20,21 @@ from jaxformer.objectives.tagging import check_tokens
 from jaxformer.predictors.answer_spans import INPUTS, SpanPredictor
 
 LABELS = ("start", "end")
-"""Names of the two logits per token."""
+"""Meanings of the classifier's two logits of a token."""
 NAMES = ("loss", "start_accuracy", "end_accuracy")
 
 
 @dataclasses.dataclass(frozen=True)
 class QuestionAnswering(Objective[Classifier]):
-    """Predicts the first and the last token of an answer."""
+    """Predict the first and the last token of an answer."""
 
     longest: int = 30
-    """Maximum number of tokens in an answer."""
+    """Tokens of an answer, at most."""
     no_answer: float | None = None
-    """Predicts no answer if the score at [CLS] exceeds the score of the best span by more than this threshold, for
-    example 0 (SQuAD 2.0). If None, every question gets an answer (SQuAD 1.1)."""
+    """By how much the score of no answer, at [CLS], must be above the best span's for none to be given, 0 for example
+    (SQuAD 2.0); None: every question has an answer (SQuAD 1.1)."""
     scored: int | None = None
-    """Number of held-out questions that an evaluation answers and scores. If None, all are scored; if 0, none."""
+    """Held-out questions that an evaluation answers and scores, the first ones; None for all, 0 for none."""
 
     def __post_init__(self):
         fields.check(self)
@@ -52,15 +52,15 @@ class QuestionAnswering(Objective[Classifier]):
         self.check_row(row)
 
     def __call__(self, model: Classifier, params, batch: Mapping[str, jax.Array], key=None) -> dict[str, Mean]:
-        """Computes the loss (nats), averaged over start and end, and the accuracy of both, over the windows of a batch.
+        """The loss (nats), the mean of both ends', and how often each end is right, of a batch's windows.
 
-        Tokens outside the context, such as those of the question, have probability 0.
+        An end is one of the tokens at which answers may begin and end: no probability goes to the question.
 
         Args:
           model: a classifier that reads tokens, with the labels start and end.
-          params: model parameters.
+          params: its parameters.
           batch: tokens, segments, position_ids, token_types, spannable [b, t]; starts, ends, weights [b, c].
-          key: PRNG key for dropout; if None, the model is evaluated.
+          key: for dropout; None evaluates.
         """
         output = self.apply_model(model, params, batch, key)
         logits = output.logits
@@ -78,7 +78,7 @@ class QuestionAnswering(Objective[Classifier]):
         return means | auxiliary(output)
 
     def metrics(self, model: Classifier) -> tuple[Metric, ...]:
-        """Loss and accuracies of the start and the end; in evaluations also the SQuAD scores."""
+        """The loss, the accuracy of both ends, and in evaluations SQuAD's scores."""
         accuracies = (Average(name, higher_is_better=True) for name in ("start_accuracy", "end_accuracy"))
         of_documents = () if self.scored == 0 else (AnswerScores(self._answers, self.scored),)
         return Loss(), *accuracies, *of_documents

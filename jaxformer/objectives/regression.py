@@ -1,4 +1,4 @@
-"""Regression of a number per text or text pair, such as the similarity of two sentences."""
+"""A number for each text or pair of texts, such as how alike the two are."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -22,13 +22,13 @@ from jaxformer.predictors.text_numbers import TextNumbers
 
 @dataclasses.dataclass(frozen=True)
 class Regression(Objective[Classifier]):
-    """Predicts a number per example, by the squared error. The model has one label: the name of the number."""
+    """The number of each example, by its squared error; the model has one label, the number's name."""
 
     model_inputs = INPUTS
 
     @property
     def problem_type(self) -> str:
-        """Value of `problem_type` in the config.json of transformers."""
+        """transformers' name of it in a config.json."""
         return "regression"
 
     def check(self, model: Classifier, row: Mapping[str, Any]) -> None:
@@ -39,14 +39,13 @@ class Regression(Objective[Classifier]):
             raise InputError("objective=Regression: the task's rows have labels; set data.task.kind=regression")
 
     def __call__(self, model: Classifier, params, batch: Mapping[str, jax.Array], key=None) -> dict[str, Mean]:
-        """Computes the squared and the absolute error of a batch, as weighted means.
+        """The squared and the absolute error of a batch as weighted means.
 
         Args:
           model: a classifier with one label.
-          params: model parameters.
+          params: its parameters.
           batch: the arrays of `inputs`; targets and weights float32 [b, c].
-          key: PRNG key for dropout; if None, the model is evaluated and the covariance of predictions and targets is
-            added.
+          key: for dropout; None evaluates, and adds the covariance of predictions and targets.
         """
         output = self.apply_model(model, params, batch, key)
         logits = output.logits
@@ -59,7 +58,7 @@ class Regression(Objective[Classifier]):
         return means
 
     def metrics(self, model: Classifier) -> tuple[Metric, ...]:
-        """Mean squared and mean absolute error; in evaluations also the correlations."""
+        """The mean squared and the mean absolute error, and in evaluations the correlations."""
         return Loss(), Average("absolute_error"), Pearson(), Spearman(_predictions)
 
     def predictor(self, model: Classifier, params: Any, tokenizer: Tokenizer) -> TextNumbers:
@@ -67,7 +66,7 @@ class Regression(Objective[Classifier]):
 
 
 def _predictions(context: Context, documents: Sequence[Mapping[str, Any]], indices: Sequence[int]) -> Pairs:
-    """Returns the predicted and the target number of the selected documents that have at least one token."""
+    """The predicted and the true number of each of some documents; of none without a token."""
     texts = read_each(documents, lambda one: context.task.encode(one, context.tokenizer), indices)
     texts = [text for text in texts if len(text.first)]
     pairs = [(text.first, text.second) for text in texts]

@@ -26,7 +26,7 @@ from jaxformer.runs import run as runs
 from jaxformer.runs.folder import DAMAGED, Claim
 from jaxformer.runs.parameters import read_params, used_params
 from jaxformer.runs.run import Run
-from jaxformer.training import forking
+from jaxformer.training import agreement, forking
 from jaxformer.training.checkpoints import Checkpoints
 from jaxformer.training.evaluation import Evaluations
 from jaxformer.training.first_state import restore_or_init
@@ -97,16 +97,10 @@ def jit_step(experiment: Experiment, mesh: jax.sharding.Mesh):
     return jax.jit(functools.partial(train_step, experiment), donate_argnums=0, out_shardings=shardings)
 
 
-def trace_step(experiment: Experiment, mesh: jax.sharding.Mesh) -> jax.stages.Traced:
-    """Traces `train_step` for a mesh, whose devices need not exist."""
-    with sharding.use(mesh, experiment.mesh):
-        return jit_step(experiment, mesh).trace(abstract_state(experiment, mesh), abstract_batch(experiment, mesh))
-
-
 def lower_step(experiment: Experiment, mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
     """Lowers `train_step` for a mesh, whose devices need not exist: `.compile()` compiles the step for them."""
     with sharding.use(mesh, experiment.mesh):
-        return trace_step(experiment, mesh).lower()
+        return jit_step(experiment, mesh).lower(abstract_state(experiment, mesh), abstract_batch(experiment, mesh))
 
 
 def compile_step(experiment: Experiment, mesh: jax.sharding.Mesh):
@@ -165,6 +159,7 @@ def fit(experiment: Experiment, workdir: str | os.PathLike, quiet: bool = False)
       InputError: something about the experiment, its data or the folder is wrong, or its gradients are.
     """
     began, folder, data = time.monotonic(), Path(workdir), experiment.data
+    agreement.check_same(experiment, folder)
     mesh = sharding.make_mesh(experiment.mesh)
     check_batch(experiment, mesh)
     experiment.objective.check(experiment.model, data.task.row)
@@ -306,7 +301,7 @@ def out_of_patience(experiment: Experiment, history: Sequence[Mapping[str, float
     return bool(values) and len(values) - 1 - values.index(max(values)) >= patience
 
 
-def check_batch(experiment: Experiment, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> None:
+def check_batch(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:
     """Raises InputError where the batch does not divide by the mesh and the micro-batches."""
     batch, parts = experiment.data.batch, experiment.optimizer.accumulate
     ways = sharding.ways(mesh, "batch")

@@ -1,5 +1,6 @@
 """Stopping: a signal asks for it, and the training loop decides when."""
 
+import os
 import signal
 import threading
 
@@ -11,7 +12,7 @@ class Stop:
     """While entered, SIGTERM and Ctrl-C only set a flag; a second Ctrl-C interrupts at once.
 
     Cloud machines send SIGTERM before they take the machine away. In several processes jax.distributed
-    receives it, and all of them agree on the step at which to stop.
+    receives it, and all of them agree on the step at which to stop; Ctrl-C is passed on to it.
     """
 
     def __init__(self):
@@ -32,6 +33,8 @@ class Stop:
         if self.signal and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = signal.Signals(number).name
+        if number == signal.SIGINT and jax.process_count() > 1:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def requested(self) -> bool:
         """Whether this process was asked to stop; in several processes use `at`."""

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 
 from jaxformer.config import Experiment
 from jaxformer.data.pipeline.lanes import empty_batch
-from jaxformer.errors import InputError
 from jaxformer.parallel import metadata, sharding
 from jaxformer.parameter_paths import found_in, frozen_mask, join, split
 
@@ -124,22 +123,6 @@ def abstract_batch(experiment: Experiment, mesh: jax.sharding.Mesh) -> dict[str,
     rows = sharding.batch_sharding(mesh)
     batch = jax.eval_shape(lambda: empty_batch(experiment.data.batch, experiment.data.task.row))
     return _with_shardings(batch, dict.fromkeys(batch, rows))
-
-
-def check_axes(experiment: Experiment, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> None:
-    """Raises InputError where an axis of the mesh is larger than a dimension of the model that it splits.
-
-    The heads of keys are left out: attention repeats them where there are fewer.
-    """
-    boxed = jax.eval_shape(lambda: _run_params(experiment, jax.random.key(0)))
-    rules = {**sharding.RULES, **dict(experiment.mesh.rules)}
-    for box in jax.tree.leaves(boxed, is_leaf=metadata.is_boxed):
-        for letter, size in zip(box.letters, box.value.shape, strict=True):
-            name = sharding.AXES[letter]
-            ways = {axis: mesh.shape.get(axis, 1) for axis in rules[name]}
-            for axis, parts in ways.items():
-                if parts > size and name != "kv_heads":
-                    raise InputError(f"mesh.{axis}={parts} is larger than what it splits: the model's {name} of {size}")
 
 
 def init_state(experiment: Experiment, abstract: TrainState) -> TrainState:

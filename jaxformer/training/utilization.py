@@ -7,7 +7,6 @@ from typing import Any
 import jax
 
 PEAK_FLOPS = {
-    "NVIDIA B200": 2250e12,
     "NVIDIA H200": 989e12,
     "NVIDIA H100 PCIe": 756e12,
     "NVIDIA H100": 989e12,
@@ -16,7 +15,6 @@ PEAK_FLOPS = {
     "NVIDIA L4": 121e12,
     "NVIDIA A10G": 70e12,
     "NVIDIA A10": 125e12,
-    "TPU7x": 2307e12 / 2,
     "TPU v6 lite": 918e12,
     "TPU v5 lite": 197e12,
     "TPU v5p": 459e12,
@@ -26,7 +24,7 @@ PEAK_FLOPS = {
     "TPU v2": 45e12,
 }
 """Floating-point operations a second of dense bfloat16 products, as the makers state them, by how a device's kind
-begins; the more specific kinds first. A device of TPU7x is half a chip."""
+begins; the more specific kinds first."""
 
 
 def peak_flops(device: Any) -> float | None:

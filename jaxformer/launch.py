@@ -1,0 +1,189 @@
+"""`jaxformer launch`: one run with several processes on this machine."""
+
+import argparse
+import contextlib
+import ctypes
+import importlib.util
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import IO, NoReturn
+
+from jaxformer.errors import InputError
+from jaxformer.parallel import cluster
+
+ENDING = 30.0
+"""Seconds that the other processes have to end by themselves once one has failed."""
+DEVICES = re.compile(r"--xla_force_host_platform_device_count=(\d+)")
+"""The setting of XLA that simulates devices on the CPU."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"launch: {message}")
+
+
+def launch(arguments: Sequence[str]) -> int:
+    """Trains with several processes on this machine.
+
+    The first process has the terminal; lines that others print as errors begin with their number. SIGTERM and Ctrl-C
+    save and end all of them, a second one kills them.
+
+    Args:
+      arguments: `-n N`, and the arguments of `train`.
+
+    Returns:
+      The exit status: of the first process that failed, or 128 and its signal.
+
+    Raises:
+      InputError: no number of processes, or one by which the devices do not divide.
+    """
+    parser = _Parser(
+        "jaxformer launch", usage="jaxformer launch -n N CONFIG.py [--field value ...]", allow_abbrev=False
+    )
+    parser.description = "Trains with N processes on this machine: on CPU, or on GPUs, which are divided among them."
+    parser.add_argument("-n", type=int, required=True, metavar="N", help="the number of processes")
+    parser.epilog = "The other arguments are those of train: see jaxformer train --help."
+    options, rest = parser.parse_known_args(arguments)
+    if options.n < 1:
+        raise InputError(f"launch: -n {options.n}: expected at least 1")
+    if not rest:
+        raise InputError("launch: expected a config file, such as configs/bert_quickstart.py")
+    environments = [_environment(number, options.n) for number in range(options.n)]
+    address = f"127.0.0.1:{_free_port()}"
+    command = [sys.executable, "-m", "jaxformer", "train", *rest]
+    signals = _Signals()
+    with signals.received():
+        started = [
+            _start(command, number, environment | {cluster.ADDRESS: address})
+            for number, environment in enumerate(environments)
+        ]
+        return _supervise(started, signals)
+
+
+def _environment(number: int, count: int) -> dict[str, str]:
+    """The variables of one process: its place, and its share of the devices."""
+    place = {cluster.COUNT: str(count), cluster.NUMBER: str(number)}
+    if cluster.has_tpu() and count > 1:
+        raise InputError("launch: one process has all TPUs of a host; use jaxformer train")
+    gpus = _gpus()
+    if gpus:
+        _check_division("GPUs", len(gpus), count)
+        each = len(gpus) // count
+        place["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[number * each : (number + 1) * each])
+    flags = os.environ.get("XLA_FLAGS", "")
+    simulated = DEVICES.findall(flags)
+    if simulated:
+        devices = int(simulated[-1])
+        _check_division("simulated devices", devices, count)
+        share = f"--xla_force_host_platform_device_count={devices // count}"
+        place["XLA_FLAGS"] = DEVICES.sub(share, flags)
+    return {**os.environ, **place}
+
+
+def _gpus() -> list[str]:
+    """The GPUs that JAX would use."""
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    if platforms and not {"cuda", "gpu"} & set(platforms.split(",")):
+        return []
+    found = importlib.util.find_spec("jax_plugins")
+    plugins = (
+        [name for folder in found.submodule_search_locations or () for name in os.listdir(folder)] if found else []
+    )
+    return cluster.visible_gpus() if any(name.startswith("xla_cuda") for name in plugins) else []
+
+
+def _check_division(what: str, devices: int, count: int) -> None:
+    if devices % count:
+        ways = ", ".join(str(number) for number in range(1, devices + 1) if devices % number == 0)
+        raise InputError(f"launch: -n {count} does not divide {devices} {what}; expected one of {ways}")
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def _start(command: Sequence[str], number: int, environment: dict[str, str]) -> subprocess.Popen[str]:
+    """Starts a process, in a group of its own: Ctrl-C goes to this process alone, which passes it on."""
+    pipe = None if number == 0 else subprocess.PIPE
+    process = subprocess.Popen(
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=pipe and subprocess.DEVNULL,
+        stderr=pipe,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+        preexec_fn=_end_with_parent,
+    )
+    if process.stderr:
+        threading.Thread(target=_prefix, args=(process.stderr, number), daemon=True).start()
+    return process
+
+
+def _end_with_parent() -> None:
+    """Has the kernel send SIGTERM to this process when the one that has started it ends."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+def _prefix(lines: IO[str], number: int) -> None:
+    """Prints the lines of a process with its number."""
+    for line in lines:
+        print(f"[{number}] {line}", end="", file=sys.stderr, flush=True)
+
+
+class _Signals:
+    """The requests to end that this process gets."""
+
+    def __init__(self):
+        self.count = 0
+
+    @contextlib.contextmanager
+    def received(self) -> Iterator[None]:
+        """Counts SIGTERM and Ctrl-C until the block ends."""
+        before = {number: signal.signal(number, self._receive) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _receive(self, *_) -> None:
+        self.count += 1
+
+
+def _supervise(started: Sequence[subprocess.Popen[str]], signals: _Signals) -> int:
+    """Waits for all processes, passes requests to end on to them, and kills those that do not end after a failure."""
+    running, status, deadline, passed_on = dict(enumerate(started)), 0, None, 0
+    while running:
+        if signals.count > passed_on:
+            passed_on = signals.count
+            _send(running.values(), signal.SIGTERM if passed_on == 1 else signal.SIGKILL)
+        if deadline and time.monotonic() > deadline:
+            _send(running.values(), signal.SIGKILL)
+        ended = {number: process.returncode for number, process in running.items() if process.poll() is not None}
+        running = {number: process for number, process in running.items() if number not in ended}
+        # One that was killed comes before those that have ended because of it.
+        for number, code in sorted(ended.items(), key=lambda one: one[1] >= 0):
+            if code and not status:
+                status, deadline = code if code > 0 else 128 - code, time.monotonic() + ENDING
+                how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
+                print(f"jaxformer: launch: process {number} of {len(started)} {how}", file=sys.stderr, flush=True)
+        time.sleep(0.05)
+    return status
+
+
+def _send(processes: Iterable[subprocess.Popen[str]], number: int) -> None:
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(number)

@@ -1,0 +1,145 @@
+"""Joins the processes of a run before they work, and ends them together.
+
+with joined("train"):
+    jf.fit(experiment, workdir)
+"""
+
+import argparse
+import contextlib
+import functools
+import hashlib
+import importlib.metadata
+import os
+import platform
+import traceback
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import jaxformer
+from jaxformer.errors import InputError
+from jaxformer.parallel import cluster
+from jaxformer.parallel.cluster import Place
+from jaxformer.parallel.line import Line
+
+WAIT = 300.0
+"""Seconds to wait for the other processes."""
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "libtpu", "jax-cuda12-plugin")
+"""Packages whose versions have to be the same in all processes."""
+
+
+class _Flags(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(message.removeprefix("argument "))
+
+
+def take_flags(arguments: list[str]) -> tuple[list[str], float]:
+    """Takes the flags that say where this process is out of a command line, and sets the variables that say the same.
+
+    Returns:
+      The other arguments, and the seconds to wait for the other processes.
+
+    Raises:
+      InputError: a flag lacks its value, or has a wrong one.
+    """
+    parser = _Flags(add_help=False, allow_abbrev=False)
+    for flag in cluster.FLAGS:
+        parser.add_argument(f"--{flag}")
+    parser.add_argument("--wait", type=float, default=WAIT)
+    options, rest = parser.parse_known_args(arguments)
+    if not options.wait > 0:
+        raise InputError(f"--wait {options.wait:g}: expected a number of seconds above 0")
+    for flag, variable in cluster.FLAGS.items():
+        value = getattr(options, flag)
+        if value is not None:
+            os.environ[variable] = value
+    return rest, options.wait
+
+
+@contextlib.contextmanager
+def joined(command: str, wait: float = WAIT) -> Iterator[Place | None]:
+    """Meets the other processes of a run, if there are any, and initialises JAX for them; ends with them.
+
+    An error in the block is printed, and ends all processes with the same exit status. Only process 0 writes to
+    standard output. For before the first use of a device. A process that is alone pays nothing.
+
+    Args:
+      command: what all of them do.
+      wait: seconds to wait for the others.
+
+    Yields:
+      The place of this process; None if it is the only one.
+
+    Raises:
+      InputError: a process does not arrive, or differs from the others. An error in the block is raised where this
+        process is the only one; else it ends the process.
+    """
+    place = cluster.find(wait=wait)
+    if place is None:
+        if command == "train" and (note := cluster.left_out()):
+            warnings.warn(note, stacklevel=3)
+        yield None
+        return
+    try:
+        line = Line.open(place, facts(command), wait)
+    except InputError as error:
+        raise InputError(f"{place}: {error}") from error
+    try:
+        _initialize_jax(place, wait)
+        with contextlib.ExitStack() as stack:
+            if place.process:
+                nothing = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+                stack.enter_context(contextlib.redirect_stdout(nothing))
+            yield place
+    except InputError as error:
+        line.fail(str(error), 2)
+    except KeyboardInterrupt:
+        line.fail("interrupted", 130)
+    except BrokenPipeError:
+        line.fail("the reader of standard output has gone", 1)
+    except SystemExit as error:
+        if error.code:
+            line.fail(f"exit status {error.code}", error.code if isinstance(error.code, int) else 1)
+        line.done()
+        raise
+    except BaseException as error:
+        with contextlib.suppress(OSError, ValueError):
+            traceback.print_exc()
+        line.fail(f"{type(error).__name__}: {error}".splitlines()[0], 1)
+    line.done()
+
+
+def _initialize_jax(place: Place, wait: float) -> None:
+    import jax
+
+    host, port = place.address
+    local = f"[{host}]:{port}" if ":" in host else f"127.0.0.1:{port}"
+    jax.distributed.initialize(
+        place.coordinator,
+        place.processes,
+        place.process,
+        local_device_ids=place.gpus,
+        cluster_detection_method="deactivate",
+        initialization_timeout=max(60, int(wait)),
+        coordinator_bind_address=local if place.is_local else None,
+    )
+
+
+def facts(command: str) -> dict[str, str]:
+    """Returns what has to be the same in all processes before they begin: versions, code, and their command."""
+    versions = {}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    python = ".".join(platform.python_version_tuple()[:2])
+    return {"command": command, "Python": python, "jaxformer's code": _code(), **versions}
+
+
+@functools.cache
+def _code() -> str:
+    """The version of this library, and a digest of its source files."""
+    package, digest = Path(jaxformer.__file__).parent, hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        digest.update(f"{path.relative_to(package)}\n".encode() + path.read_bytes())
+    return f"{jaxformer.__version__} ({digest.hexdigest()[:8]})"

@@ -1,0 +1,47 @@
+"""Whether all processes train the same experiment, before the first step."""
+
+import hashlib
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxformer import classes, fields
+from jaxformer.config import Experiment
+from jaxformer.errors import InputError
+from jaxformer.parallel import processes
+from jaxformer.parallel.line import differing
+
+
+def check_same(experiment: Experiment, workdir: Path) -> None:
+    """Raises InputError, in all processes, where one of them has another experiment, folder or code than process 0."""
+    if jax.process_count() == 1:
+        return
+    first, *others = processes.gather(lambda: facts(experiment, workdir))
+    for number, other in enumerate(others, 1):
+        if problem := differing(0, first, number, other):
+            raise InputError(problem)
+
+
+def facts(experiment: Experiment, workdir: Path) -> dict[str, str]:
+    """Each field of an experiment by its path, the run's folder, and a digest of code that is not jaxformer's."""
+    code = {}
+    for cls in fields.classes_in(experiment).values():
+        if not cls.__module__.startswith(f"{classes.OWN}."):
+            path = Path(inspect.getfile(cls))
+            code[f"code of {cls.__module__}"] = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+    return {"--workdir": str(workdir), **dict(_leaves(fields.encode(experiment), "")), **code}
+
+
+def _leaves(value: Any, path: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict):
+        for name, child in value.items():
+            yield from _leaves(child, f"{path}.{name}".removeprefix("."))
+    elif isinstance(value, list):
+        yield f"{path} (length)", str(len(value))
+        for index, child in enumerate(value):
+            yield from _leaves(child, f"{path}.{index}")
+    else:
+        yield path, repr(value)
