@@ -21,16 +21,20 @@ def choose(logits: jax.Array, decoding: Decoding, key: jax.Array) -> jax.Array:
 
 
 def likeliest(logits: jax.Array) -> jax.Array:
-    """Returns the argmax, int32 [b], the first one if there are ties. Uses two reductions, because argmax is slow in
-    XLA on CPU."""
+    """Returns the argmax, int32 [b], the first one if there are ties.
+
+    Uses two reductions, because argmax is slow in XLA on CPU.
+    """
     largest = logits.max(-1, keepdims=True)
     index = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
     return jnp.where(logits >= largest, index, logits.shape[-1] - 1).min(-1)
 
 
 def warp(logits: jax.Array, decoding: Decoding) -> jax.Array:
-    """Applies the temperature and the sampling cutoffs to logits [b, v]. Each cutoff renormalises what the previous one
-    kept."""
+    """Applies the temperature and the sampling cutoffs to logits [b, v].
+
+    Each cutoff renormalises what the previous one kept.
+    """
     logits = logits / decoding.temperature
     if decoding.top_p < 1:
         ordered = jnp.sort(logits, axis=-1, descending=True)
@@ -52,8 +56,10 @@ def warp(logits: jax.Array, decoding: Decoding) -> jax.Array:
 
 
 def _typical(logits: jax.Array, mass: float) -> jax.Array:
-    """Sets all logits to -inf except those of the tokens whose surprisal is closest to the entropy and that together
-    reach `mass`."""
+    """Keeps the tokens whose surprisal is closest to the entropy and that together reach `mass`.
+
+    The logits of all other tokens are set to -inf.
+    """
     surprise = -jax.nn.log_softmax(logits)
     distances = jnp.abs(surprise - _entropy(logits))
     distances, ordered = jax.lax.sort_key_val(distances, logits)

@@ -37,8 +37,9 @@ class Prompt:
 
 
 def as_prompt(prompt: Prompt | Sequence[int], model: Model, start: int | None) -> Prompt:
-    """Builds the prompt of a sequence of token ids. An encoder–decoder encodes them and decodes from `start`; a decoder
-    continues them.
+    """Builds the prompt of a sequence of token ids.
+
+    An encoder–decoder encodes them and decodes from `start`; a decoder continues them.
 
     Raises:
       InputError: If it is empty, exceeds the maximum length of the model or has a token outside of the vocabulary.
@@ -255,8 +256,10 @@ def _inputs(prompts: Sequence[Prompt], longest: int, rows: int) -> dict[str, np.
 
 
 def _static(decoding: Decoding, prompts: Prompts) -> Decoding:
-    """Removes the settings that are passed as arrays (seed, limits, end tokens), so that they do not cause a
-    recompilation."""
+    """Removes the settings that are passed as arrays (seed, limits, end tokens).
+
+    Otherwise they would cause a recompilation.
+    """
     ends = [(token,) for token in prompts.rules.ends.tolist()]
     words = tuple(word for word in decoding.bad_words_ids if word not in ends)  # End tokens are never banned.
     return dataclasses.replace(

@@ -44,8 +44,7 @@ class RunLM(LM):
             raise InputError(f"{self.run.folder}: {type(self.run.objective).__name__} does not generate text")
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
-        """Returns the log-probability of each continuation given its context, and whether greedy decoding would
-        generate it."""
+        """Returns each continuation's log-probability given its context, and whether greedy decoding generates it."""
         contexts, continuations = zip(*(request.args for request in requests), strict=True) if requests else ((), ())
         found = self.run.log_likelihoods(contexts, continuations)
         answers = [(one.log_probability, one.greedy) for one in found]

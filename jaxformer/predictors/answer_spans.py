@@ -115,8 +115,7 @@ class SpanPredictor(Predictor[Classifier]):
         return int(passage.offsets[start, 0]), int(passage.offsets[stop, 1]), float(np.exp(min(best - total, 0)))
 
     def demonstrate(self, batch: Mapping[str, Any]) -> list[str]:
-        """Formats a few held-out questions with the predicted spans in their windows, and the true spans if they
-        differ."""
+        """Formats a few held-out questions with the predicted spans, and the true spans if they differ."""
         batch = {name: np.asarray(array)[:SHOWN] for name, array in batch.items()}
         inputs = {name: batch[name] for name in INPUTS if name in batch}
         logits = np.asarray(_logits(self.model, self.params, inputs))

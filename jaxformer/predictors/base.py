@@ -48,8 +48,10 @@ class Answer(abc.ABC):
 
     @classmethod
     def save_all(cls, answers: Sequence["Answer"], path: Path) -> None:
-        """Writes several answers to one file as a JSON list. Answers that are not JSON override it to write a folder of
-        files."""
+        """Writes several answers to one file as a JSON list.
+
+        Answers that are not JSON override it to write a folder of files.
+        """
         values = [answer.to_json() for answer in answers]
         path.write_text(json.dumps(values, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
@@ -133,8 +135,10 @@ class RanksCandidates(abc.ABC):
 
 
 class Embeds(abc.ABC):
-    """Capability of predictors with their own method for vectors. For others, `embed` uses the last layer of the
-    model."""
+    """Capability of predictors with their own method for vectors.
+
+    For others, `embed` uses the last layer of the model.
+    """
 
     @abc.abstractmethod
     def embed(self, requests: Sequence[Any]) -> np.ndarray:

@@ -93,10 +93,10 @@ def demonstrate(
     inputs: Mapping[str, np.ndarray],
     count: int = 4,
 ) -> list[str]:
-    """Formats the first rows of a batch with the predictions for their masked tokens: `[light]`, or `[dark, was
-    light]`.
+    """Formats the first rows of a batch with the predictions for their masked tokens.
 
-    `inputs` are the arrays of the batch that are arguments of the model.
+    A correct prediction is shown as `[light]`, a wrong one as `[dark, was light]`. `inputs` are the arrays of the batch
+    that are arguments of the model.
     """
     batch, inputs = ({name: array[:count] for name, array in part.items()} for part in (batch, inputs))
     logits = jax.jit(model.apply)({"params": params}, **inputs).logits

@@ -65,8 +65,10 @@ class ImageTextRanking(Predictor[Clip], RanksCandidates, Embeds):
         return np.stack(vectors)
 
     def predict(self, requests: Sequence[Request]) -> list[Embedded]:
-        """Computes the vector of each image or text, and its cosine similarities to the others. Long texts are
-        truncated."""
+        """Computes the vector of each image or text, and its cosine similarities to the others.
+
+        Long texts are truncated.
+        """
         return with_cosines([_name(one) for one in requests], self.embed(requests))
 
     def rank(self, requests: Sequence[Request], candidates: Sequence[Request]) -> list[Ranked]:
@@ -104,8 +106,10 @@ class ImageTextRanking(Predictor[Clip], RanksCandidates, Embeds):
         return lines
 
     def _tokens(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
-        """Lays out texts as rows padded to the longest row, or to the model's maximum length if the model reads
-        padding."""
+        """Lays out texts as padded rows.
+
+        Their length is that of the longest row, or the model's maximum length if the model reads padding.
+        """
         longest = self.model.text.max_length
         rows = [
             layouts.lay_out(self.tokenizer, "encoder", longest, tokens).tokens

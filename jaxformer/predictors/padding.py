@@ -40,8 +40,10 @@ def padded(
 
 
 def stacked(rows: Sequence[np.ndarray], more: Sequence[np.ndarray] | None = None) -> dict[str, np.ndarray]:
-    """Stacks all rows into one batch, int32 [n, t], padded to the longest row. Arguments and arrays are those of
-    `padded`."""
+    """Stacks all rows into one batch, int32 [n, t], padded to the longest row.
+
+    Arguments and arrays are those of `padded`.
+    """
     shape = (len(rows), max(map(len, rows), default=0))
     batch = {"tokens": np.zeros(shape, np.int32), "segments": np.zeros(shape, np.int32)}
     if more is not None:

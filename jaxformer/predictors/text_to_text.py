@@ -69,8 +69,10 @@ class TextToTextPredictor(Predictor[EncoderDecoder], Generates, ScoresContinuati
         return [Answered(text, answer) for text, answer in zip(texts, answers, strict=True)]
 
     def demonstrate(self, batch: Mapping[str, Any]) -> list[str]:
-        """Formats a few held-out inputs with their references and the generated outputs, from different tasks if there
-        are several."""
+        """Formats a few held-out inputs with their references and the generated outputs.
+
+        If there are several tasks, the inputs are from different ones.
+        """
         examples = self._in_turns(list(_examples(batch)))[:SHOWN]
         outputs = self.answer_tokens([inputs for inputs, _ in examples])
         lines = []
@@ -122,8 +124,10 @@ class TextToTextPredictor(Predictor[EncoderDecoder], Generates, ScoresContinuati
         )
 
     def _in_turns(self, examples: list[Example]) -> list[Example]:
-        """Orders examples so that prefixes take turns: the first example of each prefix comes before the second
-        ones."""
+        """Orders examples so that prefixes take turns.
+
+        The first example of each prefix comes before the second ones.
+        """
         prefixes = {prefix: _starts_with(prefix, self.tokenizer) for prefix in self.prefixes}
         seen, turns = collections.Counter(), []
         for inputs, _ in examples:

@@ -76,13 +76,13 @@ TABLE = """
 
 
 def export_onnx(run: Run | str | os.PathLike, out: str | os.PathLike, dtype: DType = "float32") -> str:
-    """Writes a folder with the model of a run as ONNX programs, the tokenizer, and a README that shows how to call
-    them.
+    """Writes a folder with the model of a run as ONNX programs.
 
-    File names are those that optimum and transformers.js expect: `onnx/model.onnx`, which has a cache if the model is a
-    decoder that generates text; for an encoder–decoder `onnx/encoder_model.onnx`, `decoder_model.onnx`,
-    `decoder_with_past_model.onnx` and `decoder_model_merged.onnx`. The programs are converted from the JAX model, so
-    models without a transformers class are supported too.
+    The folder also contains the tokenizer, and a README that shows how to call the programs. File names are those that
+    optimum and transformers.js expect: `onnx/model.onnx`, which has a cache if the model is a decoder that generates
+    text; for an encoder–decoder `onnx/encoder_model.onnx`, `decoder_model.onnx`, `decoder_with_past_model.onnx` and
+    `decoder_model_merged.onnx`. The programs are converted from the JAX model, so models without a transformers class
+    are supported too.
 
     Args:
       run: Run, or folder of a run.

@@ -181,8 +181,10 @@ def _entry(graph: Graph, vector: Tensor, number: int) -> Tensor:
 
 
 def _gather(graph: Graph, equation: Any, tensor: Tensor, indices: Tensor) -> Tensor:
-    """Gathers whole slices at given indices of one axis, such as rows of a table, with separate indices per batch row
-    if batched."""
+    """Gathers whole slices at given indices of one axis, such as rows of a table.
+
+    If batched, each batch row has its own indices.
+    """
     numbers, sizes = equation.params["dimension_numbers"], equation.params["slice_sizes"]
     full, places = (atom.aval.shape for atom in equation.invars)
     batch, axis = numbers.operand_batching_dims, numbers.start_index_map[0]

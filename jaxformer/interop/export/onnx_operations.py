@@ -145,8 +145,10 @@ def _sort(graph: Graph, equation: Any, *tensors: Tensor) -> list[Tensor]:
 
 
 def _inside(name: str) -> Callable:
-    """Builds the converter of an operation that calls a function. The operations of the function are added to the
-    graph."""
+    """Builds the converter of an operation that calls a function.
+
+    The operations of the function are added to the graph.
+    """
 
     def convert(graph: Graph, equation: Any, *tensors: Tensor) -> list[Tensor]:
         inner = equation.params[name]

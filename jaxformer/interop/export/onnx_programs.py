@@ -85,8 +85,7 @@ def _limits(model: Model, *axes: str) -> tuple[str, ...]:
 
 
 def _arguments(model: Model) -> dict[str, Argument]:
-    """Returns the arguments of a program without a cache, named as in transformers, in the order of the model
-    inputs."""
+    """Returns the arguments of a program without a cache, with transformers' names, in the model's input order."""
     names, sizes = bridge_of(model).arguments, {"b": BATCH, "c": TEXTS, "t": LENGTH} | model.fixed_sizes()
     found = {}
     for name, spec in stablehlo_program.arguments(model).items():

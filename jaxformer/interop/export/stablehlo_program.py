@@ -52,8 +52,9 @@ It was written by jax {version}; jax guarantees that later versions run it for a
 
 
 def export_stablehlo(run: Run | str | os.PathLike, out: str | os.PathLike, dtype: DType = "float32") -> None:
-    """Writes a folder with the forward pass of a run's model as a StableHLO program, its weights, and a README with an
-    example call.
+    """Writes a folder with the forward pass of a run's model as a StableHLO program.
+
+    The folder also contains the weights, and a README with an example call.
 
     Args:
       run: Run, or folder of a run.

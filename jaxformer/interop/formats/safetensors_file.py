@@ -1,7 +1,7 @@
-"""Reads and writes the safetensors format (https://github.com/huggingface/safetensors): a JSON header and the tensor
-data.
+"""Reads and writes the safetensors format (https://github.com/huggingface/safetensors).
 
-The safetensors library is not used, because it needs all tensors in memory at once when it writes a file.
+A file has a JSON header, followed by the tensor data. The safetensors library is not used, because it needs all tensors
+in memory at once when it writes a file.
 """
 
 import json

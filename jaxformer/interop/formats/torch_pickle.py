@@ -1,8 +1,8 @@
-"""Reads PyTorch files without PyTorch. The restricted unpickler creates only tensors, so it never runs code of the
-file.
+"""Reads PyTorch files without PyTorch.
 
-Current files are zip archives with `data.pkl`, whose tensors refer to archive entries that contain the values. Files
-from before PyTorch 1.6 are sequences of pickles, followed by the values.
+The restricted unpickler creates only tensors, so it never runs code of the file. Current files are zip archives with
+`data.pkl`, whose tensors refer to archive entries that contain the values. Files from before PyTorch 1.6 are sequences
+of pickles, followed by the values.
 """
 
 import dataclasses

@@ -1,5 +1,7 @@
-"""Opens LoRA adapters saved by PEFT (Hu et al. 2022). They are merged into the tensors of their base model when these
-are read."""
+"""Opens LoRA adapters saved by PEFT (Hu et al. 2022).
+
+They are merged into the tensors of their base model when these are read.
+"""
 
 import dataclasses
 import math

@@ -91,8 +91,10 @@ class ConfigReader:
             raise self.error(name, value, " or ".join(map(repr, allowed)))
 
     def rate(self, name: str, default: float = 0.0, *others: str) -> float:
-        """Returns a dropout rate. Adds a note if the rates in `others` differ, because the model has only one rate for
-        all."""
+        """Returns a dropout rate.
+
+        Adds a note if the rates in `others` differ, because the model has only one rate for all.
+        """
         rate = self.number(name, default)
         for other in others:
             if (value := self.number(other, default)) != rate:

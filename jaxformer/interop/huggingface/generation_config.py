@@ -132,8 +132,10 @@ def decoding_of(fields: Mapping[str, Any], default: Decoding) -> Decoding:
 
 
 def generation_fields(decoding: Decoding) -> dict[str, Any]:
-    """Converts `Decoding` to generation fields of transformers, without those that have transformers' defaults or no
-    effect."""
+    """Converts `Decoding` to generation fields of transformers.
+
+    Fields with transformers' defaults or without effect are omitted.
+    """
     draws = decoding.temperature > 0
     plain = {field.name: field.default for field in dataclasses.fields(Decoding)}
     fields = {

@@ -57,6 +57,8 @@ def image_run(run: Run) -> Run:
 
 
 def _reads_mean(model: Vit) -> bool:
-    """Returns whether the model is a classifier of the mean of the patches. Without a class token, transformers has no
-    class for it."""
+    """Returns whether the model is a classifier of the mean of the patches.
+
+    Without a class token, transformers has no class for it.
+    """
     return bool(model.labels) and model.pooling == "mean" and model.class_token and not model.pooler

@@ -139,8 +139,10 @@ class ExportPlan:
     """Maximum size of a weight file in bytes."""
 
     def special_tokens(self, model: Model, tokenizer: Tokenizer | None) -> dict[str, Any]:
-        """Returns the special tokens for config.json. Missing ones are null, because transformers has other
-        defaults."""
+        """Returns the special tokens for config.json.
+
+        Missing ones are null, because transformers has other defaults.
+        """
         if model.text_limits is None:
             return {}
         found: dict[str, Any] = dict.fromkeys(PARTS)

@@ -147,8 +147,10 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 def _fill_unused(arrays: Mapping[str, np.ndarray], slots: Sequence[TensorMapping]) -> None:
-    """Initialises unused layers before the first stored one like a normalisation: scales are 1, all others 0. They have
-    no effect."""
+    """Initialises unused layers before the first stored one like a normalisation: scales are 1, all others 0.
+
+    They have no effect.
+    """
     first: dict[str, int] = {}
     for slot in slots:
         for path in slot.paths:

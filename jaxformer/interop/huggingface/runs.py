@@ -191,8 +191,9 @@ def _read(folder: str | os.PathLike, dtype: DType) -> tuple[Run, Imported]:
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
-    """Loads the tokenizer of a folder. It may be in the encoder's subfolder, or in the base model's folder for an
-    adapter.
+    """Loads the tokenizer of a folder.
+
+    It may be in the encoder's subfolder, or in the base model's folder for an adapter.
 
     Raises:
       InputError: In the cases of `import_tokenizer`.

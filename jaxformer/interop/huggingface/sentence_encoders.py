@@ -47,8 +47,9 @@ def is_sentence_encoder(folder: Path) -> bool:
 
 
 def read(folder: Path, model: Model, encoder: Path | None = None) -> SentenceEmbedding:
-    """Reads how a folder computes sentence vectors. Without modules.json, it is mean pooling, as in
-    sentence-transformers.
+    """Reads how a folder computes sentence vectors.
+
+    Without modules.json, it is mean pooling, as in sentence-transformers.
 
     Args:
       folder: Folder with modules.json.

@@ -211,10 +211,10 @@ def _of_row(row: ParamMapping, shapes: Mapping[str, tuple[int, ...]]) -> Iterato
 
 
 def _parsed(pattern: str, axes: int) -> tuple[list[list[int]], tuple[int, ...]]:
-    """Parses a pattern. Returns the split axes of each tensor axis, and the permutation from them to the parameter's
-    axes.
+    """Parses a pattern.
 
-    An axis `1` of the tensor has no counterpart in the parameter.
+    Returns the split axes of each tensor axis, and the permutation from them to the parameter's axes. An axis `1` of
+    the tensor has no counterpart in the parameter.
     """
     if not pattern:
         return [[axis] for axis in range(axes)], tuple(range(axes))

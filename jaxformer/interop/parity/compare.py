@@ -206,8 +206,7 @@ class TorchModel:
         return Computed({name: part.detach().numpy() for name, part in outputs.items()}, loss.item(), gradients)
 
     def named(self, ours: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Converts arrays shaped like the JAX parameters to tensors of transformers, with the mapping that exports
-        weights."""
+        """Converts arrays shaped like the JAX parameters to tensors of transformers, with the export's mapping."""
         found = {}
         for slot in self.slots:
             parts = [np.asarray(ours[path][... if slot.layer is None else slot.layer]) for path in slot.paths]
@@ -256,8 +255,7 @@ def their_tokenizer(folder: Path) -> Any:
 
 @contextlib.contextmanager
 def reading(what: str) -> Iterator[None]:
-    """Converts any exception that transformers raises while it loads `what` to Unreadable, and silences its log
-    messages.
+    """Converts any exception of transformers while it loads `what` to Unreadable, and silences its log.
 
     The log would report tensors that a class does not use, such as BERT's pooler in a fill-mask pipeline.
     """
@@ -275,8 +273,9 @@ def reading(what: str) -> Iterator[None]:
 
 
 def largest_difference(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]) -> tuple[float, str]:
-    """Returns the largest difference of the gradients relative to their scale, and the parameter's name. NaN counts as
-    infinite.
+    """Returns the largest difference of the gradients relative to their scale, and the parameter's name.
+
+    NaN counts as infinite.
 
     Raises:
       InputError: If the two sides have no common tensor.
@@ -322,8 +321,10 @@ def join_spans(outputs: Mapping[str, Any], stack: Callable[..., Any]) -> dict[st
 
 
 def mean_square(outputs: Mapping[str, Any], mask: Any) -> Any:
-    """Computes the mean square of the logits or hidden vectors at tokens, as a loss. Accepts JAX arrays and torch
-    tensors."""
+    """Computes the mean square of the logits or hidden vectors at tokens, as a loss.
+
+    Accepts JAX arrays and torch tensors.
+    """
     compared = next(name for name in ("logits", "logits_per_image", "last_hidden_state") if name in outputs)
     squares = outputs[compared] ** 2
     if mask is None or squares.ndim < 3:

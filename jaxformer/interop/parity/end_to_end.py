@@ -183,8 +183,10 @@ def _of_texts(sides: Sides, values: Callable[[Any], list[float]], names: Sequenc
 
 
 def _tagged(sides: Sides) -> Iterator[Line]:
-    """Compares the probability of each word's tag, taken at its first token. The probability is 0 for a word without
-    tokens."""
+    """Compares the probability of each word's tag, taken at its first token.
+
+    The probability is 0 for a word without tokens.
+    """
     texts, tokenizer = sides.short([" ".join(WORD.findall(text)) for text in TEXTS]), their_tokenizer(sides.folder)
     if not texts:
         return
@@ -267,8 +269,10 @@ def _generated(sides: Sides, auto: Any, written: Callable[[Any], str]) -> Iterat
 
 
 def _embedded(sides: Sides) -> Iterator[Line]:
-    """Compares vectors of texts without a prompt. Pooling and normalisation are applied here, since transformers has
-    neither."""
+    """Compares vectors of texts without a prompt.
+
+    Pooling and normalisation are applied here, since transformers has neither.
+    """
     texts, tokenizer = sides.short(TEXTS), their_tokenizer(sides.folder)
     if not texts:
         return

@@ -43,8 +43,10 @@ class Line:
 
 
 def compared(name: str, where: str, ours: np.ndarray, theirs: np.ndarray, mask: np.ndarray | None) -> Line:
-    """Compares an output at all tokens. The difference is the largest one, relative to the largest reference value (or
-    1)."""
+    """Compares an output at all tokens.
+
+    The difference is the largest one, relative to the largest reference value (or 1).
+    """
     if ours.shape != theirs.shape:
         return Line(name, where, float("inf"), LOGITS, f"shapes {ours.shape} and {theirs.shape}")
     difference, size = _largest(ours - theirs, mask), max(1.0, _largest(theirs, mask))

@@ -58,8 +58,10 @@ MODEL_TYPES: Mapping[str, Family] = {family.model_type: family for family in rev
 
 
 def families_of(model: Model) -> list[Family]:
-    """Returns the families for the class of a model: those of its `interop` module and of the library, most specific
-    first."""
+    """Returns the families for the class of a model, most specific first.
+
+    They are those of its `interop` module and of the library.
+    """
     own = importlib.import_module(model.interop).FAMILIES if model.interop else ()
     found = [family for family in (*own, *FAMILIES) if isinstance(model, family.module)]
     return sorted(found, key=lambda family: type(model) is not family.module)

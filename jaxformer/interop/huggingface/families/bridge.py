@@ -92,8 +92,9 @@ class Bridge:
         return found | ({"pooler_output": output.pooled[:, 0]} if model.has_pooler else {})
 
     def labels(self, model: Any, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Returns the labels for which the transformers class computes its loss. If empty, parity checks use another
-        loss.
+        """Returns the labels for which the transformers class computes its loss.
+
+        If empty, parity checks use another loss.
 
         Args:
           model: JAX model.

@@ -60,8 +60,7 @@ class ClassifierBridge(Bridge):
         return Classify(pair="pair", labels=model.labels, kind=kind, length=length, form=form_of(model))
 
     def outputs(self, model: Classifier, output: Any, objective: Any = None) -> dict[str, jax.Array]:
-        """Returns the logits of texts [b, n], of tokens [b, t, n], or of the start and end of an answer, [b, t]
-        each."""
+        """Returns the logits of texts [b, n], of tokens [b, t, n], or of answer starts and ends, [b, t] each."""
         if answers_spans(model, objective):
             return {"start_logits": output.logits[..., 0], "end_logits": output.logits[..., 1]}
         return {"logits": output.logits if model.pooling == "none" else output.logits[:, 0]}
@@ -135,8 +134,10 @@ def with_head(
 
 
 def classifier_table(base: Table, head: list[ParamMapping], renamed: Mapping[str, str] | None = None) -> Table:
-    """Combines the rows of a backbone's table, with adapted paths, with those of a head. See `with_head` for
-    `renamed`."""
+    """Combines the rows of a backbone's table, with adapted paths, with those of a head.
+
+    See `with_head` for `renamed`.
+    """
 
     def name(theirs: str) -> str:
         for old, new in (renamed or {}).items():

@@ -241,8 +241,7 @@ class ClipBridge(Bridge):
     """Bridge for models of images and texts."""
 
     def objective(self, source: Source, model: Clip) -> ImageTextContrastive:
-        """Returns the contrastive objective: with the sigmoid loss if the scores have a bias, else with the softmax
-        loss."""
+        """Returns the contrastive objective, with the sigmoid loss if scores have a bias, else the softmax loss."""
         return ImageTextContrastive("softmax" if model.init_bias is None else "sigmoid")
 
     def task(self, source: Source, model: Clip, objective: Any) -> ImageTextPairs:

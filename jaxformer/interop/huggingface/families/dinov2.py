@@ -128,8 +128,10 @@ def describe(model: Vit, name: str) -> dict[str, Any]:
 
 
 def _ratio(config: Transformer) -> int:
-    """Returns the ratio of MLP width to hidden width. If `build` cannot restore the width from it, the comparison after
-    it fails."""
+    """Returns the ratio of MLP width to hidden width.
+
+    If `build` cannot restore the width from it, the comparison after it fails.
+    """
     inner = config.mlp.inner(config.width)
     return round((inner * 3 / 2 if isinstance(config.mlp, GatedMlp) else inner) / config.width)
 

@@ -1,5 +1,7 @@
-"""LLaMA (Touvron et al. 2023) and families of the same structure: Mistral (Jiang et al. 2023) and Qwen3 (Yang et al.
-2025)."""
+"""LLaMA (Touvron et al. 2023) and families with the same structure.
+
+These are Mistral (Jiang et al. 2023) and Qwen3 (Yang et al. 2025).
+"""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -49,8 +51,10 @@ def build_llama(reader: ConfigReader, names: Collection[str]) -> Gpt:
 
 
 def build_mistral(reader: ConfigReader, names: Collection[str]) -> Gpt:
-    """Builds the model for a Mistral config: a LLaMA without biases. Windows shorter than the maximum length are not
-    supported."""
+    """Builds the model for a Mistral config: a LLaMA without biases.
+
+    Windows shorter than the maximum length are not supported.
+    """
     longest, window = reader.integer("max_position_embeddings", 131_072), reader.get("sliding_window")
     if window is not None and window < longest:
         raise reader.error("sliding_window", window, f"null, or at least max_position_embeddings={longest}")
@@ -117,8 +121,10 @@ def rotary(reader: ConfigReader) -> Rotary:
 
 
 def rotary_of(reader: ConfigReader, name: str, rope: Mapping[str, Any]) -> Rotary:
-    """Builds rotary embeddings from `rope_theta`, `rope_type` and the fields of that type. `name` is used in
-    messages."""
+    """Builds rotary embeddings from `rope_theta`, `rope_type` and the fields of that type.
+
+    `name` is used in messages.
+    """
     rope = dict(rope)
     older = rope.pop("type", "default")
     kind = rope.pop("rope_type", older)

@@ -172,8 +172,7 @@ def _block_fields(config: Transformer) -> dict[str, Any]:
 
 
 def _every(kinds: Sequence[str]) -> dict[str, int]:
-    """Returns the older field for `layer_types`, if each global block is followed by the same number of local
-    blocks."""
+    """Returns the older field for `layer_types`, if the same number of local blocks follows each global one."""
     for every in range(1, len(kinds) + 1):
         if all((kind == LOCAL) == bool(number % every) for number, kind in enumerate(kinds)):
             return {"global_attn_every_n_layers": every}

@@ -22,8 +22,10 @@ def _attention(ours: str, theirs: str) -> list[ParamMapping]:
 
 
 def _mlp(ours: str, theirs: str) -> list[ParamMapping]:
-    """Returns the table rows of the MLP. If it is gated, `wi_0` is the gate and `wi_1` is `up`; otherwise `wi` is
-    `up`."""
+    """Returns the table rows of the MLP.
+
+    If it is gated, `wi_0` is the gate and `wi_1` is `up`; otherwise `wi` is `up`.
+    """
     gate, up = f"{ours}/gate/kernel", f"{ours}/up/kernel"
     return [
         ParamMapping(gate, f"{theirs}.wi_0.weight", "f d -> d f"),
@@ -68,8 +70,10 @@ TABLE = Table(
 
 
 def build_t5(reader: ConfigReader, names: Collection[str]) -> T5:
-    """Builds the model for a T5 config: v1.0, with tied embeddings and scaled decoder outputs, or v1.1, without
-    them."""
+    """Builds the model for a T5 config.
+
+    T5 v1.0 has tied embeddings and scaled decoder outputs; v1.1 has neither.
+    """
     # transformers 5 always writes tie_word_embeddings=true; scale_decoder_outputs has its former meaning.
     tie_embeddings = reader.flag("tie_word_embeddings", True)
     return _build(reader, tie_embeddings=reader.flag("scale_decoder_outputs", tie_embeddings), form="relu")

@@ -42,8 +42,10 @@ def positions(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _decoder_blocks() -> list[ParamMapping]:
-    """Returns the table rows of the decoder layers, with the tensor names of published checkpoints and of transformers
-    5."""
+    """Returns the table rows of the decoder layers.
+
+    Tensor names are those of published checkpoints, and those of transformers 5.
+    """
     return [
         dataclasses.replace(row, copies=(row.theirs.replace("decoder_layers", "decoder_encoder.layer"),))
         for row in blocks("decoder/blocks", "decoder.decoder_layers.{l}")

@@ -1,9 +1,8 @@
-"""Converts a SentencePiece model (Kudo & Richardson 2018) to a tokenizer.json of the `tokenizers` library, with the
-same ids.
+"""Converts SentencePiece models (Kudo & Richardson 2018) to a tokenizer.json of the `tokenizers` library.
 
-The library applies the normalization table of a model per grapheme, and may drop the end of a grapheme. Therefore texts
-are first normalized to NFKC. This equals the table of `nmt_nfkc`, except for texts with combining marks that are not in
-canonical order or that follow a replaced character, such as a ligature.
+The ids of the pieces are the same. The library applies the normalization table of a model per grapheme, and may drop
+the end of a grapheme. Therefore texts are first normalized to NFKC. This equals the table of `nmt_nfkc`, except for
+texts with combining marks that are not in canonical order or that follow a replaced character, such as a ligature.
 """
 
 import unicodedata

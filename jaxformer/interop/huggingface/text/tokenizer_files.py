@@ -166,15 +166,19 @@ def _more_special(settings: Mapping[str, Any]) -> set[str]:
 
 
 def _class(settings: Mapping[str, Any]) -> str | None:
-    """Returns the tokenizer class by its name in transformers 5. None if neither the tokenizer nor the model names
-    it."""
+    """Returns the tokenizer class by its name in transformers 5.
+
+    None if neither the tokenizer nor the model names it.
+    """
     said = str(settings.get("tokenizer_class") or "").removesuffix("Fast")
     return said if said in CLASSES else None if said else MODEL_CLASSES.get(settings["model_type"])
 
 
 def _roles(settings: Mapping[str, Any], pieces: list[str]) -> dict[str, str]:
-    """Returns the special tokens in the vocabulary by role, as named by the folder or by the defaults of the tokenizer
-    class."""
+    """Returns the special tokens in the vocabulary by role.
+
+    Their names are those in the folder, or the defaults of the tokenizer class.
+    """
     names = {key: settings.get(f"{key}_token", ...) for key in special_tokens.NAMES}
     default = CLASSES.get(_class(settings) or "", {})
     found = {key: default.get(key) if name is ... else name for key, name in names.items()}

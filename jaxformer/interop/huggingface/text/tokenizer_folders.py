@@ -70,8 +70,10 @@ def export_tokenizer(
 
 
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, folder: str | os.PathLike) -> None:
-    """Raises InputError if the tokenizer has more pieces than the vocabulary of the model. The vocabulary may be
-    larger."""
+    """Raises InputError if the tokenizer has more pieces than the vocabulary of the model.
+
+    The vocabulary may be larger.
+    """
     if tokenizer.vocab_size > vocab_size:
         raise InputError(
             f"{folder}: the tokenizer has {tokenizer.vocab_size:,} pieces, the model has a vocabulary "
