@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from jaxformer.layers.block import Block as Block
     from jaxformer.layers.dropout import Dropout as Dropout
     from jaxformer.layers.embeddings import Embeddings as Embeddings
+    from jaxformer.layers.experts import ExpertMlp as ExpertMlp
     from jaxformer.layers.linear import Linear as Linear
     from jaxformer.layers.linear import LMHead as LMHead
     from jaxformer.layers.lora import Lora as Lora
@@ -35,6 +36,7 @@ else:
             "layers.block": ("Block",),
             "layers.dropout": ("Dropout",),
             "layers.embeddings": ("Embeddings",),
+            "layers.experts": ("ExpertMlp",),
             "layers.linear": ("LMHead", "Linear"),
             "layers.lora": ("Lora",),
             "layers.masks": ("Mask",),

@@ -11,7 +11,7 @@ from jaxformer.layers.attention import AttentionInputs
 from jaxformer.layers.cache import KeyValue, LayerCache
 from jaxformer.layers.dropout import Dropout
 from jaxformer.layers.linear import DType
-from jaxformer.layers.masks import Mask
+from jaxformer.layers.masks import Mask, Tokens
 from jaxformer.layers.positions import Placement
 from jaxformer.metrics.means import Mean
 from jaxformer.parallel import sharding
@@ -109,7 +109,9 @@ class Block(nn.Module):
         if inputs.memory is not None:
             y, memory = self._attend_memory(self._before(x, "cross_attention", inputs, state), inputs)
             x = self._add(x, y, "cross_attention", inputs, state)
-        y, means = self.mlp(self._before(x, "mlp", inputs, state), self.dtype, inputs.train)
+        mask = inputs.mask if inputs.at is None else inputs.mask and inputs.mask.at(inputs.at)
+        tokens = Tokens.of(mask, inputs.at)
+        y, means = self.mlp(self._before(x, "mlp", inputs, state), self.dtype, inputs.train, tokens)
         x = self._add(x, y, "mlp", inputs, state)
         return BlockOutput(sharding.constrain(x, "btd"), weights, cache, memory, means)
 

@@ -101,3 +101,31 @@ class Mask:
             near = jnp.abs(self.query_index[:, None, :, None] - self.key_index[:, None, None, :]) < self.window
             seen = near if seen is None else seen & near
         return seen
+
+
+@flax.struct.dataclass
+class Tokens:
+    """The positions of a layer's input that hold a token, for layers that compute or count something else there."""
+
+    real: jax.Array | None = None
+    """Boolean [b, t], False for padding; None: all are tokens."""
+    repeated: jax.Array | None = None
+    """Boolean [b, t]: the position of the row was among those before it too; None: none was. Predictions of a masked
+    language model that are missing are padded with the row's first position."""
+
+    @classmethod
+    def of(cls, mask: Mask | None, at: jax.Array | None) -> Self:
+        """The tokens of queries with this mask; `at` [b, m] are their positions in the row, None: all of them."""
+        repeated = None
+        if at is not None:
+            earlier = jnp.arange(at.shape[1])[:, None] > jnp.arange(at.shape[1])[None]
+            repeated = jnp.any((at[:, :, None] == at[:, None, :]) & earlier, axis=-1)
+        segments = None if mask is None else mask.query_segments
+        return cls(None if segments is None else segments != 0, repeated)
+
+    def counted(self, shape: tuple[int, ...]) -> jax.Array:
+        """float32 [b, t]: 1 for each token of a row, 0 for padding and for what is repeated."""
+        counted = jnp.ones(shape, jnp.float32)
+        if self.real is not None:
+            counted *= self.real
+        return counted if self.repeated is None else counted * ~self.repeated

@@ -8,6 +8,7 @@ import jax
 
 from jaxformer.errors import InputError
 from jaxformer.layers.linear import DType, Linear
+from jaxformer.layers.masks import Tokens
 from jaxformer.metrics.means import Mean
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu", "tanh"]
@@ -55,9 +56,11 @@ class Mlp(nn.Module):
         return 4.0 * embed * self.inner(embed)
 
     @nn.compact
-    def __call__(self, x: jax.Array, dtype: DType = "auto", train: bool = False) -> tuple[jax.Array, dict[str, Mean]]:
+    def __call__(
+        self, x: jax.Array, dtype: DType = "auto", train: bool = False, tokens: Tokens | None = None
+    ) -> tuple[jax.Array, dict[str, Mean]]:
         """Computes the network. The second result, auxiliary means, is empty."""
-        del train
+        del train, tokens
         embed = x.shape[-1]
         width = self.inner(embed)
         x = Linear("btd,df->btf", (embed, width), self.bias, dtype, name="up")(x)
@@ -90,9 +93,11 @@ class GatedMlp(nn.Module):
         return 6.0 * embed * self.inner(embed)
 
     @nn.compact
-    def __call__(self, x: jax.Array, dtype: DType = "auto", train: bool = False) -> tuple[jax.Array, dict[str, Mean]]:
+    def __call__(
+        self, x: jax.Array, dtype: DType = "auto", train: bool = False, tokens: Tokens | None = None
+    ) -> tuple[jax.Array, dict[str, Mean]]:
         """Computes the network. The second result, auxiliary means, is empty."""
-        del train
+        del train, tokens
         embed = x.shape[-1]
         width = self.inner(embed)
         gate = Linear("btd,df->btf", (embed, width), self.bias, dtype, name="gate")(x)

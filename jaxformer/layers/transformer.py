@@ -178,6 +178,11 @@ class Transformer(nn.Module):
             own.position_embedding or self.position_embedding,
         )
 
+    @property
+    def kinds(self) -> tuple[Variant, ...]:
+        """The parts of each kind of block of the period."""
+        return tuple(self.variant(number) for number in range(max(1, len(self.period))))
+
     def new_cache(self, rows: int, slots: int) -> Cache:
         """Returns an empty cache with the given numbers of rows and slots."""
         groups, head_dim = self.attention.sizes(self.heads, self.width)

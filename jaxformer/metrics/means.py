@@ -73,9 +73,18 @@ AUXILIARY = "auxiliary/"
 """How the names of a model's auxiliary means begin among the terms of a loss, in which each has the weight 1."""
 
 
+REPORTED = "reported/"
+"""Prefix of the names of means that are logged and not added to the loss."""
+
+
 def auxiliary(output: Any) -> dict[str, Mean]:
-    """The auxiliary means of a model's output, as terms of a loss."""
-    return {AUXILIARY + name: mean for name, mean in output.means.items()}
+    """Returns auxiliary losses of a model's output as terms of a loss, and its reported means by their own names."""
+    return {auxiliary_name(name): mean for name, mean in output.means.items()}
+
+
+def auxiliary_name(name: str) -> str:
+    """Returns the name that a mean of a block has among the terms of a loss."""
+    return name if name.startswith(REPORTED) else AUXILIARY + name
 
 
 def with_auxiliary(weights: Mapping[str, float], terms: Iterable[str]) -> dict[str, float]:

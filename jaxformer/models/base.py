@@ -210,6 +210,12 @@ class Model(nn.Module):
         return list(self.stacks().values())[-1].new_cache(rows, slots)
 
     @property
+    def mean_names(self) -> tuple[str, ...]:
+        """The auxiliary means that its stacks may return, as the MLPs of their blocks declare them (`mean_names`)."""
+        mlps = [kind.mlp for stack in self.stacks().values() for kind in stack.kinds]
+        return tuple(dict.fromkeys(name for mlp in mlps for name in getattr(mlp, "mean_names", ())))
+
+    @property
     def has_pooler(self) -> bool:
         """Whether `pooled` is the output of a trained layer."""
         return False

@@ -8,8 +8,9 @@ import jax
 
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import InputError
-from jaxformer.metrics.averages import Loss
+from jaxformer.metrics.averages import Average, Loss
 from jaxformer.metrics.base import Metric
+from jaxformer.metrics.means import auxiliary_name
 from jaxformer.models.base import Model
 from jaxformer.predictors.base import Predictor
 
@@ -67,6 +68,10 @@ class Objective(abc.ABC, Generic[ModelT]):
     def metrics(self, model: ModelT) -> tuple[Metric, ...]:
         """The metrics to report, of training steps and of evaluations; by default the loss."""
         return (Loss.of(self.loss_weights),)
+
+    def all_metrics(self, model: ModelT) -> tuple[Metric, ...]:
+        """`metrics`, and the auxiliary means of the model's stacks."""
+        return (*self.metrics(model), *(Average(auxiliary_name(name)) for name in model.mean_names))
 
     def check(self, model: ModelT, row: Mapping[str, Any]) -> None:
         """Checks that rows with these arrays can train the model.

@@ -42,7 +42,7 @@ AXES: Mapping[str, str] = {
 `_` an axis that is whole here on purpose, whatever it is."""
 
 RULES: Mapping[str, tuple[str, ...]] = {
-    "batch": ("slices", "data", "fsdp"),
+    "batch": ("slices", "data", "fsdp", "expert"),
     "embed": ("fsdp",),
     "embed_in": ("fsdp",),
     "heads": ("tensor",),
@@ -53,7 +53,7 @@ RULES: Mapping[str, tuple[str, ...]] = {
     "key_position": (),
     "layers": (),
     "head_dim": (),
-    "experts": (),
+    "experts": ("expert",),
     "patches": (),
     "patch_row": (),
     "patch_column": (),
@@ -65,7 +65,7 @@ RULES: Mapping[str, tuple[str, ...]] = {
 """The mesh axes that an axis is split over. An array uses each mesh axis once: the first of its axes to ask has it."""
 
 
-IMPLEMENTED = ("slices", "data", "fsdp", "tensor")
+IMPLEMENTED = ("slices", "data", "fsdp", "expert", "tensor")
 """Mesh axes that something is split over. A mesh that uses another one is refused."""
 
 
@@ -85,7 +85,7 @@ class Mesh:
     sequence: int = 1
     """Ways that the positions of each row are split; not implemented yet."""
     expert: int = 1
-    """Ways that the experts of a layer are split; not implemented yet."""
+    """Ways that the experts of each `ExpertMlp` are split; the batch is split over these devices too."""
     pipeline: int = 1
     """Ways that the blocks of a stack are split; not implemented yet."""
     slices: int = 1

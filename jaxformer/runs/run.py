@@ -386,6 +386,6 @@ def _mesh_for(experiment: Experiment, devices: int) -> sharding.Mesh:
     """The run's own mesh if the devices here can hold it, or as many copies as divide the batch."""
     with contextlib.suppress(InputError):
         sizes = experiment.mesh.sizes(devices)
-        if experiment.data.batch % (sizes["slices"] * sizes["data"] * sizes["fsdp"]) == 0:
+        if experiment.data.batch % math.prod(sizes[name] for name in sharding.RULES["batch"]) == 0:
             return experiment.mesh
     return sharding.Mesh(data=math.gcd(experiment.data.batch, devices))

@@ -42,7 +42,7 @@ class Evaluator:
         self._rows = sharding.local_rows(experiment.data.batch, mesh)
         self._data = evaluation.data(experiment.data) if evaluation else experiment.data
         self._limit = evaluation.batches if evaluation else experiment.evaluation.batches
-        self._metrics = experiment.objective.metrics(experiment.model)
+        self._metrics = experiment.objective.all_metrics(experiment.model)
         self._of_documents = [metric for metric in self._metrics if isinstance(metric, DocumentMetric)]
 
     def check(self) -> None:

@@ -16,6 +16,7 @@ from jaxformer.evaluations import flat_results, result_key
 from jaxformer.metrics.averages import Average
 from jaxformer.metrics.base import MetricStates
 from jaxformer.metrics.means import Mean
+from jaxformer.models.flops import idle_parameters
 from jaxformer.progress import duration
 from jaxformer.runs.history import METRICS, read_history
 from jaxformer.runs.next_command import next_command, program
@@ -37,7 +38,7 @@ class Meter:
         self._unit, in_row = experiment.data.task.unit
         self._in_step = experiment.data.batch * in_row
         objective, model = experiment.objective, experiment.model
-        self._metrics = (*objective.metrics(model), Average("gradient_norm"))
+        self._metrics = (*objective.all_metrics(model), Average("gradient_norm"))
         self._means: list[dict[str, Mean]] = []
         self._timed = 0
         self.first_step: float | None = None
@@ -82,7 +83,9 @@ class Meter:
             return {}
         tokens = in_row * (self._experiment.data.batch if self._unit == "images" else 1)
         trained, _ = trained_and_held(self._experiment, state.params)
-        operations = step_flops(parameters=_count(state.params), trained=_count(trained), tokens=tokens)
+        parameters = _count(state.params)
+        active = 1 - idle_parameters(model.stacks().values()) / parameters
+        operations = active * step_flops(parameters=parameters, trained=_count(trained), tokens=tokens)
         return {UTILIZATION: steps_per_second * operations / (peak * jax.device_count())}
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -162,6 +163,7 @@ def fit(experiment: Experiment, workdir: str | os.PathLike, quiet: bool = False)
     agreement.check_same(experiment, folder)
     mesh = sharding.make_mesh(experiment.mesh)
     check_batch(experiment, mesh)
+    check_experts(experiment, mesh)
     experiment.objective.check(experiment.model, data.task.row)
     rows = sharding.local_rows(data.batch, mesh)
 
@@ -311,6 +313,18 @@ def check_batch(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:
         shares = f"{ways} shares ({axes})" + (f" × {parts} micro-batches" if parts > 1 else "")
         nearest = max(1, round(batch / (ways * parts))) * ways * parts
         raise InputError(f"data.batch={batch} does not divide into {shares}; {nearest} would")
+
+
+def check_experts(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:
+    """Raises InputError where the expert axis of the mesh has nothing to split, or does not divide it."""
+    ways = mesh.shape["expert"]
+    kinds = [kind for stack in experiment.model.stacks().values() for kind in stack.kinds]
+    numbers = sorted({kind.mlp.experts for kind in kinds if hasattr(kind.mlp, "experts")})
+    if ways > 1 and not numbers:
+        raise InputError(f"mesh.expert={ways}: the model has no experts (ExpertMlp); expected 1")
+    for number in numbers:
+        if number % ways:
+            raise InputError(f"mesh.expert={ways} does not divide mlp.experts={number}; {math.gcd(number, ways)} would")
 
 
 def check_tokenizer(experiment: Experiment, tokenizer: Tokenizer | None) -> None:

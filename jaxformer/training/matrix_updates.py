@@ -65,10 +65,13 @@ def on_matrices(inner: optax.GradientTransformation, infos: Infos) -> optax.Grad
 
 
 def limit_by_layer(threshold: float, relative: bool, infos: Infos) -> optax.GradientTransformation:
-    """Limits the root mean square of each layer's update; `relative` multiplies it by the parameter's."""
+    """Limits the root mean square of the update of each layer, and of each expert of it.
+
+    `relative` multiplies it by the parameter's.
+    """
 
     def limit(path, update, param):
-        axes = tuple(range(int(infos[path].is_stacked), update.ndim))
+        axes = tuple(range(infos[path].batch, update.ndim))
 
         def size(x):
             return jnp.sqrt(jnp.mean(jnp.square(x), axes, keepdims=True))

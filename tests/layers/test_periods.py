@@ -30,7 +30,7 @@ class CountingMlp(nn.Module):
     """An MLP with other parameters than `Mlp`, which returns an auxiliary mean."""
 
     @nn.compact
-    def __call__(self, x, dtype="auto", train=False):
+    def __call__(self, x, dtype="auto", train=False, tokens=None):
         y = Linear("btd,df->btf", (16, 16), dtype=dtype, name="only")(x)
         return jnp.tanh(y), {"load": Mean(jnp.sum(jnp.abs(y)), jnp.asarray(float(y.size)))}
 

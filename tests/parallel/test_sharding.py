@@ -213,7 +213,7 @@ def as_overrides(flags):
 
 
 def test_mesh_axes_without_an_implementation_are_refused():
-    for name in ("sequence", "expert", "pipeline"):
+    for name in ("sequence", "pipeline"):
         with pytest.raises(InputError, match=f"mesh.{name}=2: not implemented; expected 1"):
             Mesh(**{name: 2})
 

@@ -183,7 +183,7 @@ class CountingMlp(nn.Module):
     activation: str = "gelu"
 
     @nn.compact
-    def __call__(self, x, dtype="auto", train=False):
+    def __call__(self, x, dtype="auto", train=False, tokens=None):
         y = jnp.tanh(Linear("btd,df->btf", (16, 16), dtype=dtype, name="only")(x))
         return y, {"square": Mean(jnp.sum(jnp.square(y)), jnp.asarray(float(y.size)))}
 

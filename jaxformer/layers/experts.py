@@ -1,0 +1,177 @@
+"""Mixture of experts: many feed-forward networks, and a router that chooses a few of them for each token."""
+
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxformer.errors import InputError
+from jaxformer.layers import dispatch
+from jaxformer.layers.dispatch import Kernels, Routes
+from jaxformer.layers.linear import DType, Linear, compute_dtype, truncated_normal
+from jaxformer.layers.masks import Tokens
+from jaxformer.layers.mlp import Activation
+from jaxformer.metrics.means import REPORTED, Mean, whole
+from jaxformer.parallel import metadata
+
+BALANCE, ROUTER_Z = "load_balance", "router_z"
+"""The auxiliary losses, as a block names them."""
+LOAD, DROPPED = f"{REPORTED}largest_expert_load", f"{REPORTED}dropped_tokens"
+"""The reported means, as a block names them."""
+
+
+class ExpertMlp(nn.Module):
+    """The sum of the `top_k` most probable of many networks, weighted by their probabilities: [b, t, d] → [b, t, d].
+
+    A router, a linear map in float32, gives each token a probability of each expert (Shazeer et al. 2017; Fedus et al.
+    2022, Switch Transformer; Jiang et al. 2024, Mixtral). Each expert is a `GatedMlp` or an `Mlp` without biases.
+    Padding is not computed, and its output is 0.
+
+    The means that training adds to the loss and reports are over the tokens that a block computes, and over blocks:
+
+    - `auxiliary/load_balance`: e · Σ fᵢ pᵢ, where fᵢ is the mean number of choices of expert i by a token and pᵢ its
+      mean probability (Fedus et al. 2022, eq. 4; `top_k` where the load is even). As a product of two means, it is
+      computed for each micro-batch and each block, and then averaged, weighted by their tokens. Devices share the
+      means, so that it does not depend on the mesh.
+    - `auxiliary/router_z`: the mean square of the logarithm of the router's partition function (Zoph et al. 2022,
+      ST-MoE, eq. 5).
+    - `reported/largest_expert_load`: the share of the choices that the busiest expert has, per micro-batch and block.
+    - `reported/dropped_tokens`: the share of the choices that were dropped.
+    """
+
+    experts: int = 8
+    """Number of experts."""
+    top_k: int = 2
+    """Experts that compute each token."""
+    width: int | None = None
+    """Inner width of an expert; by default that of a `GatedMlp` or an `Mlp`."""
+    activation: Activation = "silu"
+    """The function between the maps, or of the gate."""
+    gated: bool = True
+    """Whether experts have a gate, as `GatedMlp` has; else they are as `Mlp`."""
+    normalize: bool = True
+    """Whether the weights of a token's experts are divided by their sum, as in Mixtral. With `top_k=1` they are then 1,
+    and the router learns from the auxiliary losses alone."""
+    capacity: float | None = None
+    """The most tokens of a row that an expert computes in training, as a multiple of the even share t · top_k / experts
+    (Lepikhin et al. 2021, GShard); a choice above it is dropped. None: nothing is dropped, nor is it outside of
+    training."""
+    balance_weight: float = 0.01
+    """Weight of the load-balancing loss; Switch Transformer's is 0.01."""
+    z_weight: float = 0.001
+    """Weight of the router's z-loss; ST-MoE's is 0.001."""
+
+    mean_names: ClassVar[tuple[str, ...]] = (BALANCE, ROUTER_Z, LOAD, DROPPED)
+    """The means that a block may return."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        for field in ("experts", "top_k", "width"):
+            value = getattr(self, field)
+            if value is not None and value < 1:
+                raise InputError(f"mlp.{field}={value}: expected at least 1")
+        if self.top_k > self.experts:
+            raise InputError(f"mlp.top_k={self.top_k}: expected at most mlp.experts={self.experts}")
+        if self.capacity is not None and not self.capacity > 0:
+            raise InputError(f"mlp.capacity={self.capacity}: expected more than 0, or None to drop nothing")
+        for field in ("balance_weight", "z_weight"):
+            if not getattr(self, field) >= 0:
+                raise InputError(f"mlp.{field}={getattr(self, field)}: expected at least 0")
+
+    def inner(self, embed: int) -> int:
+        """The inner width of an expert in a model of that width."""
+        return self.width or (-(-8 * embed // (3 * 32)) * 32 if self.gated else 4 * embed)
+
+    def flops(self, embed: int) -> float:
+        """Floating-point operations of the router and of `top_k` experts for one token."""
+        return 2.0 * embed * self.experts + self.top_k * (6.0 if self.gated else 4.0) * embed * self.inner(embed)
+
+    def idle_parameters(self, embed: int) -> int:
+        """The parameters of the experts that do not compute a token."""
+        return (self.experts - self.top_k) * (3 if self.gated else 2) * embed * self.inner(embed)
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, dtype: DType = "auto", train: bool = False, tokens: Tokens | None = None
+    ) -> tuple[jax.Array, dict[str, Mean]]:
+        """Maps x, and returns the means of the tokens that are counted.
+
+        Args:
+          x: [b, t, d].
+          dtype: the type that experts compute in.
+          train: whether `capacity` counts.
+          tokens: where there are tokens; None: everywhere.
+        """
+        tokens = tokens or Tokens()
+        kernels = self._kernels(x.shape[-1], dtype)
+        logits = self._logits(x)
+        probabilities = jax.nn.softmax(logits)
+        weights, chosen = jax.lax.top_k(probabilities, self.top_k)
+        if self.normalize:
+            weights = weights / jnp.sum(weights, axis=-1, keepdims=True)
+        counted = tokens.counted(x.shape[:2])
+        means = self._losses(logits, probabilities, chosen, counted)
+        if tokens.real is not None:
+            chosen = jnp.where(tokens.real[..., None], chosen, self.experts)
+        routes = Routes(chosen, weights, counted)
+        x = x.astype(compute_dtype(dtype))
+        if any(map(jax.export.is_symbolic_dim, x.shape)):
+            return dispatch.dense(x, routes, kernels), means
+        if self.capacity is None or not train:
+            return dispatch.dropless(x, routes, kernels), means
+        y, dropped = dispatch.limited(x, routes, kernels, self.capacity)
+        return y, means | {DROPPED: Mean(dropped / self.top_k, means[LOAD].weight)}
+
+    def _logits(self, x: jax.Array) -> jax.Array:
+        """The router's logits, float32 [b, t, experts]."""
+        # Whole: a table split over devices would save nothing, and every token needs all of its logits.
+        router = Linear("btd,d_->bt_", (x.shape[-1], self.experts), bias=False, dtype="float32", name="router")
+        with jax.default_matmul_precision("highest"):
+            return router(x)
+
+    def _kernels(self, embed: int, dtype: DType) -> Kernels:
+        width, kind = self.inner(embed), compute_dtype(dtype)
+
+        def kernel(name, axes, rows, columns):
+            shape = (self.experts, rows, columns)
+            return ExpertKernel(axes, shape, name=name)().astype(kind)
+
+        gate = kernel("gate", "edf", embed, width) if self.gated else None
+        up = kernel("up", "edf", embed, width)
+        return Kernels(gate, up, kernel("down", "efd", width, embed), self.activation)
+
+    def _losses(self, logits, probabilities, chosen, counted) -> dict[str, Mean]:
+        """The auxiliary losses, and the largest load."""
+        chosen, counted = whole(chosen), whole(counted)
+        choices = jnp.sum(chosen[..., None] == jnp.arange(self.experts), axis=2, dtype=jnp.float32)
+        number = jnp.sum(counted)
+
+        def share(values):
+            """The mean over all tokens, [experts]."""
+            values = jnp.einsum("bt,bte->e", counted, whole(values), precision="highest")
+            return values / (number + (number == 0))
+
+        load = share(choices)
+        means = {LOAD: Mean(number * jnp.max(load) / self.top_k, number)}
+        if self.balance_weight:
+            loss = self.balance_weight * self.experts * jnp.sum(load * share(probabilities))
+            means[BALANCE] = Mean(number * loss, number)
+        if self.z_weight:
+            square = jnp.square(jax.nn.logsumexp(logits, axis=-1))
+            means[ROUTER_Z] = Mean(self.z_weight * jnp.sum(whole(square) * counted), number)
+        return means
+
+
+class ExpertKernel(nn.Module):
+    """The kernels of a linear map of each expert."""
+
+    axes: str
+    """Their axes: `edf` or `efd`."""
+    shape: tuple[int, int, int]
+    """Experts, inputs and outputs."""
+
+    @nn.compact
+    def __call__(self) -> jax.Array:
+        init = truncated_normal((3 * self.shape[1]) ** -0.5)
+        return self.param("kernel", metadata.with_axes(init, self.axes, contracted=1), self.shape)
