@@ -134,7 +134,7 @@ def with_head(
 
 
 def classifier_table(base: Table, head: list[ParamMapping], renamed: Mapping[str, str] | None = None) -> Table:
-    """Combines the rows of a backbone's table, with adapted paths, with those of a head.
+    """Returns the table of a classifier: its backbone's rows, with adapted paths, and the rows of its head.
 
     See `with_head` for `renamed`.
     """
