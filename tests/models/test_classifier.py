@@ -108,7 +108,7 @@ def test_it_drops_out_only_in_training():
             "model.pooling=pooler: the backbone has none",
         ),
         (lambda: Classifier(bert(), ("a", "a")), "expected at least one name, without duplicates"),
-        (lambda: Classifier(bert(), ()), "expected one name or more"),
+        (lambda: Classifier(bert(), ()), "expected at least one name"),
         (lambda: Classifier(bert(), LABELS, dropout=1.0), "model.dropout=1.0"),
     ],
 )

@@ -266,7 +266,7 @@ def test_parallel_files_are_pairs_by_line(write):
 
 def test_parallel_files_must_have_as_many_lines(write, tmp_path):
     english, german, none = write("a.en", "one\ntwo\n"), write("a.de", "eins\nzwei\n\n"), write("a.fr", "\n\n")
-    with pytest.raises(InputError, match=r"a.en has 2 lines, .*a.de has 3: line n of the one") as caught:
+    with pytest.raises(InputError, match=r"a.en has 2 lines, .*a.de has 3: line n of one file") as caught:
         ParallelFiles(english, german).open()
     assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match=r"a.en and .*a.fr: no line has text in both"):

@@ -69,7 +69,7 @@ def test_find_works_in_a_fresh_process():
 @pytest.mark.parametrize(
     "name, words",
     [
-        ("imdb_reviews", r"imdb_reviews: could not be prepared: \S+ cannot be reached; prepare it where"),
+        ("imdb_reviews", r"imdb_reviews: could not be prepared: \S+ cannot be reached; prepare it on a machine"),
         (
             "glue/mrpc",
             r"could not be prepared: \S+ cannot be reached; .*tfds build glue/mrpc --file_format=array_record",
