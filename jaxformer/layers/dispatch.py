@@ -1,13 +1,13 @@
-"""Tokens to their experts and back, on one device and over the mesh.
+"""Computation of experts: sends tokens to their experts and back, on one device or over a mesh.
 
-Three ways compute the same where nothing is dropped:
+Three implementations give the same result if no choice is dropped:
 
-- `dropless`: rows sorted by expert, in blocks (`layers.grouped`). Over the mesh, each device gathers the tokens of
-  those that hold the other experts, computes what chose its own, and the results are added up and scattered. Shapes
-  are fixed, so that no distribution of tokens can fail: buffers hold the worst case, and only rows in use are computed.
-- `limited`: a fixed number of slots of each row of the batch for each expert. Over the mesh the slots travel by an
-  all-to-all. What is dropped depends on the row alone, and so on neither the mesh nor the micro-batch.
-- `dense`: every expert computes every token; for programs whose lengths are symbols.
+- `dropless`: sorts rows by expert, in blocks (`layers.grouped`). Over a mesh, each device gathers the tokens of the
+  devices that hold other experts, computes those that chose its experts, and the outputs are summed and scattered.
+  Shapes are fixed: buffers are large enough for the worst case, and only rows in use are computed.
+- `limited`: gives each expert a fixed number of slots per batch row. Over a mesh, the slots are exchanged by an
+  all-to-all. Which choices are dropped depends only on the row, and not on the mesh or the micro-batch.
+- `dense`: every expert computes every token. Used by programs with symbolic lengths.
 """
 
 import dataclasses
@@ -27,43 +27,44 @@ from jaxformer.parallel import sharding
 
 @flax.struct.dataclass
 class Routes:
-    """The experts of each token."""
+    """Routing of tokens: the experts of each token and their weights."""
 
     chosen: jax.Array
-    """Integers [b, t, k]; the number of experts where there is no token."""
+    """Indices of the chosen experts, integers [b, t, k]. Equal to the number of experts at padding."""
     weights: jax.Array
-    """float32 [b, t, k]."""
+    """Weights of the chosen experts, float32 [b, t, k]."""
     counted: jax.Array
-    """float32 [b, t]: 1, and 0 for padding and repeated tokens, which take no slot from another."""
+    """Tokens to count, float32 [b, t]: 1, or 0 for padding and repeated tokens, which take no slot from other
+    tokens."""
 
 
 @flax.struct.dataclass
 class Kernels:
-    """The linear maps of all experts, in the type to compute in."""
+    """Kernels of the linear layers of all experts, in the compute type."""
 
     gate: jax.Array | None
-    """[e, d, f]; None: without a gate."""
+    """Kernels of the gates, [e, d, f]. None if experts have no gate."""
     up: jax.Array
-    """[e, d, f]."""
+    """Kernels of the first linear layers, [e, d, f]."""
     down: jax.Array
-    """[e, f, d]."""
+    """Kernels of the last linear layers, [e, f, d]."""
     activation: Activation = flax.struct.field(pytree_node=False)
-    """As in `Mlp`."""
+    """Activation function. See `Mlp`."""
 
     @property
     def experts(self) -> int:
-        """Their number."""
+        """Number of experts."""
         return len(self.up)
 
     def apply(self, x: jax.Array, product) -> jax.Array:
-        """The network, whose matrix products are `product(x, kernel)`."""
+        """Computes the experts, with `product(x, kernel)` for matrix products."""
         up, function = product(x, self.up), activation(self.activation)
         hidden = function(up) if self.gate is None else function(product(x, self.gate)) * up
         return product(hidden, self.down)
 
 
 def dense(x: jax.Array, routes: Routes, kernels: Kernels) -> jax.Array:
-    """The experts' output for x [b, t, d]; every expert computes every token."""
+    """Returns the weighted output of the experts for x [b, t, d]. Every expert computes every token."""
     chosen = routes.chosen[..., None] == jnp.arange(kernels.experts)
     weights = jnp.sum(chosen * routes.weights[..., None], axis=2)
     every = jnp.broadcast_to(x, (kernels.experts, *x.shape))
@@ -72,18 +73,18 @@ def dense(x: jax.Array, routes: Routes, kernels: Kernels) -> jax.Array:
 
 
 def limited(x: jax.Array, routes: Routes, kernels: Kernels, capacity: float) -> tuple[jax.Array, jax.Array]:
-    """The experts' output for x [b, t, d], where each has a fixed number of slots in a row, and the choices dropped.
+    """Returns the weighted output of experts with limited slots per row for x [b, t, d].
 
-    First choices take slots before second ones, and earlier tokens before later ones (Lepikhin et al. 2021).
+    First choices take slots before second choices, and earlier tokens before later tokens (Lepikhin et al. 2021).
 
     Args:
-      x: the tokens.
-      routes: their experts.
-      kernels: the experts.
-      capacity: slots of an expert, as a multiple of an even share of the row's choices.
+      x: tokens, [b, t, d].
+      routes: experts of the tokens.
+      kernels: kernels of the experts.
+      capacity: number of slots per expert, as a multiple of an even share of the choices in a row.
 
     Returns:
-      [b, t, d], and the number of choices of counted tokens that no slot was left for.
+      Output, [b, t, d], and the number of dropped choices of counted tokens.
     """
     (rows, length, choices), experts = routes.chosen.shape, kernels.experts
     slots = max(1, min(length, math.ceil(capacity * length * choices / experts)))
@@ -93,7 +94,7 @@ def limited(x: jax.Array, routes: Routes, kernels: Kernels, capacity: float) -> 
     inputs = move(jnp.tile(x, (1, choices, 1)), source, slot).reshape(rows, experts, slots, -1)
     inputs = sharding.constrain(sharding.constrain(inputs, "b___").swapaxes(0, 1), "eb__")
 
-    # Gathered along the embeddings, as other kernels are.
+    # Gathered along the embedding axis, like other kernels.
     kernels = dataclasses.replace(
         kernels,
         gate=None if kernels.gate is None else sharding.constrain(kernels.gate, "e_f"),
@@ -110,13 +111,15 @@ def limited(x: jax.Array, routes: Routes, kernels: Kernels, capacity: float) -> 
 
 
 def _places(chosen: jax.Array, counted: jax.Array, experts: int, slots: int) -> tuple[jax.Array, jax.Array]:
-    """The slot of each choice of a row, and the choice of each slot; the number of the others where there is none.
+    """Assigns choices to slots. Returns the slot of each choice of a row, and the choice of each slot.
+
+    A choice without a slot has the number of slots, and an empty slot has the number of choices.
 
     Args:
-      chosen: integers [a].
-      counted: [a]; choices that count come first.
-      experts: their number.
-      slots: of an expert.
+      chosen: chosen experts, integers [a].
+      counted: whether each choice is counted, [a]. Counted choices take slots first.
+      experts: number of experts.
+      slots: number of slots per expert.
     """
     order = jnp.argsort(2 * chosen + (counted == 0), stable=True)
     counts = jnp.sum(chosen[:, None] == jnp.arange(experts), axis=0)
@@ -133,7 +136,7 @@ def _places(chosen: jax.Array, counted: jax.Array, experts: int, slots: int) -> 
 
 
 def dropless(x: jax.Array, routes: Routes, kernels: Kernels) -> jax.Array:
-    """The experts' output for x [b, t, d]; nothing is dropped."""
+    """Returns the weighted output of the experts for x [b, t, d]. No choice is dropped."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         flat, chosen, weights = (array.reshape(-1, array.shape[-1]) for array in (x, routes.chosen, routes.weights))
@@ -142,14 +145,14 @@ def dropless(x: jax.Array, routes: Routes, kernels: Kernels) -> jax.Array:
 
 
 def _chosen_output(x: jax.Array, chosen: jax.Array, weights: jax.Array, kernels: Kernels, experts: int) -> jax.Array:
-    """The weighted sum of the outputs of those experts that a token chose among `kernels`.
+    """Returns the weighted sum of the outputs of the experts in `kernels` that each token chose.
 
     Args:
-      x: [n, d].
-      chosen: integers [n, k]; others than indices of `kernels` add nothing.
-      weights: [n, k].
-      kernels: the experts here.
-      experts: the number of all experts, which says how large a group is on average.
+      x: tokens, [n, d].
+      chosen: integers [n, k]. Choices that are not indices of `kernels` add nothing.
+      weights: weights of the choices, [n, k].
+      kernels: kernels of the experts on this device.
+      experts: number of all experts, which determines the average group size.
     """
     (count, choices), here = chosen.shape, kernels.experts
     group = chosen.reshape(-1)
@@ -162,23 +165,23 @@ def _chosen_output(x: jax.Array, chosen: jax.Array, weights: jax.Array, kernels:
 
 
 class _Layout(NamedTuple):
-    """The mesh axes that split tokens, and each axis of the kernels; None: none."""
+    """Mesh axes that split tokens and each axis of the kernels. None for an axis that is not split."""
 
     tokens: PartitionSpec
-    """The spec of [b, t, d]."""
+    """Partition spec of tokens [b, t, d]."""
     experts: Any
-    """The axes that split the experts."""
+    """Mesh axes that split the experts."""
     width: Any
-    """The axes that split their inner width."""
+    """Mesh axes that split the inner width of the experts."""
     rows: Any
-    """The axes of the embeddings in `gate` and `up`, where they split tokens too: kernels are gathered along them, and
-    gradients scattered."""
+    """Mesh axes that split the embedding axis of `gate` and `up` as well as tokens. Kernels are gathered along them,
+    and their gradients are scattered."""
     columns: Any
-    """The same in `down`."""
+    """Mesh axes that split the embedding axis of `down` as well as tokens."""
 
     @classmethod
     def of(cls, mesh: jax.sharding.AbstractMesh, x: jax.Array, kernels: Kernels) -> "_Layout":
-        """The layout by the rules; the compiler gathers kernels along axes that this layout leaves out."""
+        """Creates the layout from the sharding rules. The compiler gathers kernels along axes that the layout omits."""
         tokens = sharding.partition_spec("bt_", x.shape, mesh)
         experts, rows, width = sharding.partition_spec("edf", kernels.up.shape, mesh)
         _, other_width, columns = sharding.partition_spec("efd", kernels.down.shape, mesh)
@@ -189,21 +192,21 @@ class _Layout(NamedTuple):
 
     @property
     def held(self) -> tuple[str, ...]:
-        """The mesh axes along which devices hold other parts of the experts."""
+        """Mesh axes along which devices hold different parts of the experts."""
         return _names((self.experts, self.width))
 
     def specs(self, kernels: Kernels) -> Kernels:
-        """The spec of each kernel."""
+        """Returns the partition spec of each kernel."""
         up = PartitionSpec(self.experts, self.rows, self.width)
         down = PartitionSpec(self.experts, self.width, self.columns)
         return dataclasses.replace(kernels, gate=None if kernels.gate is None else up, up=up, down=down)
 
 
 def _on_mesh(mesh: jax.sharding.AbstractMesh, x: jax.Array, routes: Routes, kernels: Kernels) -> jax.Array:
-    """`_chosen_output` of each device's tokens and parts of kernels: the compiler cannot split a sort by itself.
+    """Runs `_chosen_output` on the tokens and kernel parts of each device, because the compiler cannot split a sort.
 
-    Mesh axes that split tokens and experts (or the experts' width) alike gather the tokens first, and scatter the sum
-    of the outputs; others add them up.
+    If a mesh axis splits both tokens and experts (or the experts' width), tokens are gathered along it, and the summed
+    outputs are scattered. Along other axes, outputs are only summed.
     """
     layout, experts = _Layout.of(mesh, x, kernels), kernels.experts
     tokens = _names(layout.tokens)
@@ -211,7 +214,7 @@ def _on_mesh(mesh: jax.sharding.AbstractMesh, x: jax.Array, routes: Routes, kern
     varying = tuple(dict.fromkeys((*tokens, *layout.held)))
 
     def whole(kernel, axes, axis):
-        """The kernel along the embeddings, where a gradient from all tokens will be summed."""
+        """Gathers the kernel along the embedding axis, so that its gradients from all tokens are summed."""
         return _vary(_gathered(kernel, axes, axis), varying, (*layout.held, *_names((axes,))))
 
     def compute(x, chosen, weights, kernels):
@@ -237,7 +240,7 @@ def _on_mesh(mesh: jax.sharding.AbstractMesh, x: jax.Array, routes: Routes, kern
 
 
 def _names(spec) -> tuple[str, ...]:
-    """The mesh axes of a spec."""
+    """Returns the mesh axes in a partition spec."""
     return tuple(name for part in spec if part for name in ((part,) if isinstance(part, str) else part))
 
 
@@ -246,9 +249,9 @@ def _gathered(array: jax.Array, names, axis: int) -> jax.Array:
 
 
 def _vary(array: jax.Array, names: tuple[str, ...], known: tuple[str, ...]) -> jax.Array:
-    """The array as one that may differ along the mesh axes `names`; that it does along `known` is known.
+    """Marks the array as varying along the mesh axes `names`. It already varies along `known`.
 
-    Its gradient is summed over the others.
+    Its gradient is summed over the other axes.
     """
     missing = tuple(name for name in names if name not in known)
     return jax.lax.pcast(array, missing, to="varying") if missing else array

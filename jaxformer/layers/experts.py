@@ -1,4 +1,4 @@
-"""Mixture of experts: many feed-forward networks, and a router that chooses a few of them for each token."""
+"""Mixture of experts: several feed-forward networks, and a router that chooses some of them for each token."""
 
 from typing import ClassVar
 
@@ -16,54 +16,55 @@ from jaxformer.metrics.means import REPORTED, Mean, whole
 from jaxformer.parallel import metadata
 
 BALANCE, ROUTER_Z = "load_balance", "router_z"
-"""The auxiliary losses, as a block names them."""
+"""Names of the auxiliary losses of a block."""
 LOAD, DROPPED = f"{REPORTED}largest_expert_load", f"{REPORTED}dropped_tokens"
-"""The reported means, as a block names them."""
+"""Names of the reported means of a block."""
 
 
 class ExpertMlp(nn.Module):
-    """The sum of the `top_k` most probable of many networks, weighted by their probabilities: [b, t, d] → [b, t, d].
+    """Mixture of experts: the sum of the `top_k` most probable experts, weighted by probability: [b, t, d] → [b, t, d].
 
-    A router, a linear map in float32, gives each token a probability of each expert (Shazeer et al. 2017; Fedus et al.
-    2022, Switch Transformer; Jiang et al. 2024, Mixtral). Each expert is a `GatedMlp` or an `Mlp` without biases.
+    A router, a linear layer in float32, gives each token a probability of each expert (Shazeer et al. 2017; Fedus et
+    al. 2022, Switch Transformer; Jiang et al. 2024, Mixtral). Each expert is a `GatedMlp` or an `Mlp` without biases.
     Padding is not computed, and its output is 0.
 
-    The means that training adds to the loss and reports are over the tokens that a block computes, and over blocks:
+    Training adds the auxiliary means to the loss and reports the others. They are means over the tokens that a block
+    computes, and over blocks:
 
-    - `auxiliary/load_balance`: e · Σ fᵢ pᵢ, where fᵢ is the mean number of choices of expert i by a token and pᵢ its
-      mean probability (Fedus et al. 2022, eq. 4; `top_k` where the load is even). As a product of two means, it is
-      computed for each micro-batch and each block, and then averaged, weighted by their tokens. Devices share the
+    - `auxiliary/load_balance`: e · Σ fᵢ pᵢ, where fᵢ is the mean number of choices of expert i per token and pᵢ its
+      mean probability (Fedus et al. 2022, eq. 4). It is `top_k` if the load is even. As a product of two means, it is
+      computed per micro-batch and block, and then averaged, weighted by the number of tokens. Devices share the
       means, so that it does not depend on the mesh.
-    - `auxiliary/router_z`: the mean square of the logarithm of the router's partition function (Zoph et al. 2022,
-      ST-MoE, eq. 5).
-    - `reported/largest_expert_load`: the share of the choices that the busiest expert has, per micro-batch and block.
-    - `reported/dropped_tokens`: the share of the choices that were dropped.
+    - `auxiliary/router_z`: mean square of the logarithm of the router's partition function (Zoph et al. 2022, ST-MoE,
+      eq. 5).
+    - `reported/largest_expert_load`: share of the choices that go to the busiest expert, per micro-batch and block.
+    - `reported/dropped_tokens`: share of the choices that are dropped.
     """
 
     experts: int = 8
     """Number of experts."""
     top_k: int = 2
-    """Experts that compute each token."""
+    """Number of experts that compute each token."""
     width: int | None = None
-    """Inner width of an expert; by default that of a `GatedMlp` or an `Mlp`."""
+    """Inner width of an expert. Defaults to that of a `GatedMlp` or an `Mlp`."""
     activation: Activation = "silu"
-    """The function between the maps, or of the gate."""
+    """Activation function of the gate, or between the linear layers if there is no gate."""
     gated: bool = True
-    """Whether experts have a gate, as `GatedMlp` has; else they are as `Mlp`."""
+    """Whether experts have a gate, as in `GatedMlp`. If False, experts are like `Mlp`."""
     normalize: bool = True
-    """Whether the weights of a token's experts are divided by their sum, as in Mixtral. With `top_k=1` they are then 1,
-    and the router learns from the auxiliary losses alone."""
+    """Whether to divide the weights of a token's experts by their sum, as in Mixtral. With `top_k=1` all weights are
+    then 1, and the router learns only from the auxiliary losses."""
     capacity: float | None = None
-    """The most tokens of a row that an expert computes in training, as a multiple of the even share t · top_k / experts
-    (Lepikhin et al. 2021, GShard); a choice above it is dropped. None: nothing is dropped, nor is it outside of
-    training."""
+    """Maximum number of tokens per row that an expert computes in training, as a multiple of the even share t · top_k /
+    experts (Lepikhin et al. 2021, GShard). Further choices are dropped. If None, and outside training, nothing is
+    dropped."""
     balance_weight: float = 0.01
-    """Weight of the load-balancing loss; Switch Transformer's is 0.01."""
+    """Weight of the load-balancing loss. Switch Transformer uses 0.01."""
     z_weight: float = 0.001
-    """Weight of the router's z-loss; ST-MoE's is 0.001."""
+    """Weight of the router z-loss. ST-MoE uses 0.001."""
 
     mean_names: ClassVar[tuple[str, ...]] = (BALANCE, ROUTER_Z, LOAD, DROPPED)
-    """The means that a block may return."""
+    """Names of the means that a block may return."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -80,28 +81,28 @@ class ExpertMlp(nn.Module):
                 raise InputError(f"mlp.{field}={getattr(self, field)}: expected at least 0")
 
     def inner(self, embed: int) -> int:
-        """The inner width of an expert in a model of that width."""
+        """Returns the inner width of an expert for a model of width `embed`."""
         return self.width or (-(-8 * embed // (3 * 32)) * 32 if self.gated else 4 * embed)
 
     def flops(self, embed: int) -> float:
-        """Floating-point operations of the router and of `top_k` experts for one token."""
+        """Returns the FLOPs of the router and of `top_k` experts per token."""
         return 2.0 * embed * self.experts + self.top_k * (6.0 if self.gated else 4.0) * embed * self.inner(embed)
 
     def idle_parameters(self, embed: int) -> int:
-        """The parameters of the experts that do not compute a token."""
+        """Returns the number of parameters of the experts that do not compute a given token."""
         return (self.experts - self.top_k) * (3 if self.gated else 2) * embed * self.inner(embed)
 
     @nn.compact
     def __call__(
         self, x: jax.Array, dtype: DType = "auto", train: bool = False, tokens: Tokens | None = None
     ) -> tuple[jax.Array, dict[str, Mean]]:
-        """Maps x, and returns the means of the tokens that are counted.
+        """Computes the experts. Returns the output and the means over the counted tokens.
 
         Args:
-          x: [b, t, d].
-          dtype: the type that experts compute in.
-          train: whether `capacity` counts.
-          tokens: where there are tokens; None: everywhere.
+          x: input vectors, [b, t, d].
+          dtype: type to compute experts in.
+          train: whether to apply `capacity`.
+          tokens: positions that hold tokens. If None, all positions.
         """
         tokens = tokens or Tokens()
         kernels = self._kernels(x.shape[-1], dtype)
@@ -124,8 +125,8 @@ class ExpertMlp(nn.Module):
         return y, means | {DROPPED: Mean(dropped / self.top_k, means[LOAD].weight)}
 
     def _logits(self, x: jax.Array) -> jax.Array:
-        """The router's logits, float32 [b, t, experts]."""
-        # Whole: a table split over devices would save nothing, and every token needs all of its logits.
+        """Returns the router logits, float32 [b, t, experts]."""
+        # Not split over devices: splitting a small table saves nothing, and every token needs all of its logits.
         router = Linear("btd,d_->bt_", (x.shape[-1], self.experts), bias=False, dtype="float32", name="router")
         with jax.default_matmul_precision("highest"):
             return router(x)
@@ -142,13 +143,13 @@ class ExpertMlp(nn.Module):
         return Kernels(gate, up, kernel("down", "efd", width, embed), self.activation)
 
     def _losses(self, logits, probabilities, chosen, counted) -> dict[str, Mean]:
-        """The auxiliary losses, and the largest load."""
+        """Returns the auxiliary losses and the largest load."""
         chosen, counted = whole(chosen), whole(counted)
         choices = jnp.sum(chosen[..., None] == jnp.arange(self.experts), axis=2, dtype=jnp.float32)
         number = jnp.sum(counted)
 
         def share(values):
-            """The mean over all tokens, [experts]."""
+            """Returns the mean over all tokens, [experts]."""
             values = jnp.einsum("bt,bte->e", counted, whole(values), precision="highest")
             return values / (number + (number == 0))
 
@@ -164,12 +165,12 @@ class ExpertMlp(nn.Module):
 
 
 class ExpertKernel(nn.Module):
-    """The kernels of a linear map of each expert."""
+    """Kernels of one linear layer of all experts."""
 
     axes: str
-    """Their axes: `edf` or `efd`."""
+    """Axes of the kernels: `edf` or `efd`."""
     shape: tuple[int, int, int]
-    """Experts, inputs and outputs."""
+    """Numbers of experts, inputs and outputs."""
 
     @nn.compact
     def __call__(self) -> jax.Array:

@@ -1,7 +1,7 @@
 """Products of rows with the matrix of their group: the computation of experts that drops no token.
 
-Rows are sorted by their group and laid in blocks, each of which belongs to one group (Gale et al. 2022, MegaBlocks).
-So a product reads and computes what the rows need and no more, however uneven the groups are.
+Rows are sorted by their group and laid in blocks, each of which belongs to one group (Gale et al. 2022, MegaBlocks). So
+a product reads and computes what the rows need and no more, however uneven the groups are.
 """
 
 from typing import Any, NamedTuple

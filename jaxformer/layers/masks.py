@@ -105,17 +105,17 @@ class Mask:
 
 @flax.struct.dataclass
 class Tokens:
-    """The positions of a layer's input that hold a token, for layers that compute or count something else there."""
+    """Positions of a layer's input that hold tokens, for layers that treat padding differently."""
 
     real: jax.Array | None = None
-    """Boolean [b, t], False for padding; None: all are tokens."""
+    """Whether each position holds a token, boolean [b, t]. False for padding. If None, all positions are tokens."""
     repeated: jax.Array | None = None
-    """Boolean [b, t]: the position of the row was among those before it too; None: none was. Predictions of a masked
-    language model that are missing are padded with the row's first position."""
+    """Whether each position of the row occurred before, boolean [b, t]. If None, none did. Missing predictions of a
+    masked language model are padded with the first position of the row."""
 
     @classmethod
     def of(cls, mask: Mask | None, at: jax.Array | None) -> Self:
-        """The tokens of queries with this mask; `at` [b, m] are their positions in the row, None: all of them."""
+        """Returns the tokens of queries with this mask at the positions `at` [b, m]. If None, at all positions."""
         repeated = None
         if at is not None:
             earlier = jnp.arange(at.shape[1])[:, None] > jnp.arange(at.shape[1])[None]
@@ -124,7 +124,7 @@ class Tokens:
         return cls(None if segments is None else segments != 0, repeated)
 
     def counted(self, shape: tuple[int, ...]) -> jax.Array:
-        """float32 [b, t]: 1 for each token of a row, 0 for padding and for what is repeated."""
+        """Returns float32 [b, t]: 1 for each token of a row, 0 for padding and repeated positions."""
         counted = jnp.ones(shape, jnp.float32)
         if self.real is not None:
             counted *= self.real

@@ -180,7 +180,7 @@ class Transformer(nn.Module):
 
     @property
     def kinds(self) -> tuple[Variant, ...]:
-        """The parts of each kind of block of the period."""
+        """Parts of each kind of block in a period."""
         return tuple(self.variant(number) for number in range(max(1, len(self.period))))
 
     def new_cache(self, rows: int, slots: int) -> Cache:

@@ -211,7 +211,7 @@ class Model(nn.Module):
 
     @property
     def mean_names(self) -> tuple[str, ...]:
-        """The auxiliary means that its stacks may return, as the MLPs of their blocks declare them (`mean_names`)."""
+        """Names of the means that the stacks may return, as declared by `mean_names` of the MLPs of their blocks."""
         mlps = [kind.mlp for stack in self.stacks().values() for kind in stack.kinds]
         return tuple(dict.fromkeys(name for mlp in mlps for name in getattr(mlp, "mean_names", ())))
 

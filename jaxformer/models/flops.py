@@ -50,7 +50,7 @@ def stack_flops(
 
 
 def idle_parameters(stacks: Iterable[Transformer]) -> int:
-    """The parameters of experts that do not compute a token, in the blocks of all stacks."""
+    """Returns the number of expert parameters, in all stacks, that do not compute a given token."""
     idle = 0
     for stack in stacks:
         for number in range(stack.depth):
