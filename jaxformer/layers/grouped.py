@@ -1,7 +1,7 @@
-"""Products of rows with the matrix of their group: the computation of experts that drops no token.
+"""Products of rows with the kernel of their group, for computing experts without dropping tokens.
 
-Rows are sorted by their group and laid in blocks, each of which belongs to one group (Gale et al. 2022, MegaBlocks). So
-a product reads and computes what the rows need and no more, however uneven the groups are.
+Rows are sorted by group and placed in blocks, each of which belongs to one group (Gale et al. 2022, MegaBlocks). A
+product therefore computes only what the rows need, however uneven the groups are.
 """
 
 from typing import Any, NamedTuple
@@ -12,30 +12,33 @@ import jax.numpy as jnp
 from jaxformer.parallel import sharding
 
 BLOCKS = {"cpu": 256, "gpu": 512, "tpu": 1}
-"""The most rows of a block by platform. A TPU has an instruction for groups of any size, whose blocks need no rows of
-their own."""
+"""Maximum number of rows in a block, by platform. A TPU has an instruction for groups of any size and needs no
+blocks."""
 
 
 class Groups(NamedTuple):
-    """The layout of `a` rows of `g` groups in `s` slots, blocks of the same number of slots each."""
+    """Layout of `a` rows of `g` groups in `s` slots. All blocks have the same number of slots."""
 
     slot: jax.Array
-    """Integers [a]: the slot of each row; s where the row is in no group."""
+    """Slot of each row, integers [a]. Equal to s for a row without a group."""
     row: jax.Array
-    """Integers [s]: the row of each slot; a where the slot is empty."""
+    """Row of each slot, integers [s]. Equal to a for an empty slot."""
     group: jax.Array
-    """Integers [blocks]: the group of each block."""
+    """Group of each block, integers [blocks]."""
     sizes: jax.Array
-    """Integers [g]: the slots of each group, a multiple of those of a block."""
+    """Number of slots of each group, integers [g], a multiple of the block size."""
 
     @property
     def block(self) -> int:
-        """Slots of a block."""
+        """Number of slots per block."""
         return len(self.row) // len(self.group)
 
 
 def block_size(rows: int, groups: int) -> int:
-    """Rows of a block, a power of two: half of the mean group's at most, since on average half a block is empty."""
+    """Returns the number of rows per block, a power of two.
+
+    It is at most half of the average group size, because half a block per group is empty on average.
+    """
     size, most = 1, min(BLOCKS[sharding.platform()], rows // (2 * groups))
     while 2 * size <= most:
         size *= 2
@@ -43,15 +46,15 @@ def block_size(rows: int, groups: int) -> int:
 
 
 def arrange(group: jax.Array, groups: int, block: int) -> Groups:
-    """Sorts rows by their group.
+    """Sorts rows by group and returns their layout.
 
     Args:
-      group: integers [a], the group of each row; a number from `groups` on is none.
-      groups: their number.
-      block: slots of a block.
+      group: group of each row, integers [a]. A number of at least `groups` means no group.
+      groups: number of groups.
+      block: number of slots per block.
     """
     rows = len(group)
-    # Every group that has a row wastes less than a block.
+    # Every group with a row wastes less than one block.
     most = min(groups, rows)
     blocks = (rows - most) // block + most
     order = jnp.argsort(group, stable=True)
@@ -73,10 +76,10 @@ def arrange(group: jax.Array, groups: int, block: int) -> Groups:
 
 @jax.custom_vjp
 def move(x: jax.Array, source: jax.Array, target: jax.Array) -> jax.Array:
-    """Moves rows one to one: row i of the result is row `source[i]` of x [n, d], or 0 where that is n.
+    """Moves rows one to one: row i of the result is row `source[i]` of x [n, d], or 0 if `source[i]` is n.
 
-    `target` is the way back, for the gradient: where each row of x is in the result. Then both directions are gathers;
-    the gradient of a gather is otherwise a scatter, which is slow.
+    `target` is the position of each row of x in the result. It makes the gradient a gather too, because the usual
+    gradient of a gather is a slow scatter.
     """
     return jnp.take(x, source, axis=0, mode="fill", fill_value=0)
 
@@ -93,15 +96,15 @@ move.defvjp(_move_forward, _move_backward)
 
 
 def grouped_dot(x: jax.Array, kernels: jax.Array, groups: Groups) -> jax.Array:
-    """The product of each row of x with its group's kernel.
+    """Computes the product of each row of x with the kernel of its group.
 
     Args:
-      x: [s, i], in the slots of `groups`; empty slots have zeros.
-      kernels: [g, i, o], of the same type.
-      groups: the layout.
+      x: rows in the slots of `groups`, [s, i]. Empty slots are zero.
+      kernels: kernel of each group, [g, i, o], of the same type.
+      groups: layout of the rows.
 
     Returns:
-      [s, o]; zeros in empty slots.
+      Products, [s, o]. Empty slots are zero.
     """
     if sharding.platform() != "tpu":
         return _dot_of_blocks(x, kernels, groups.group, _used_blocks(groups))
@@ -115,12 +118,12 @@ def _used_blocks(groups: Groups) -> jax.Array:
 
 @jax.custom_vjp
 def _dot_of_blocks(x: jax.Array, kernels: jax.Array, group: jax.Array, used: jax.Array) -> jax.Array:
-    """The products of `used` blocks of x with their kernels, one by one."""
+    """Computes the products of the first `used` blocks of x with their kernels, one by one."""
     return _loop(x, kernels, group, used, contracted=1)
 
 
 def _loop(x, kernels, group, used, contracted: int) -> jax.Array:
-    """The products of blocks with their kernels, summed over axis `contracted` of the kernels."""
+    """Computes the products of blocks with their kernels, summed over axis `contracted` of the kernels."""
     blocks = x.reshape(len(group), -1, x.shape[-1])
 
     def body(number, y):
@@ -154,5 +157,6 @@ _dot_of_blocks.defvjp(_forward, _backward)
 
 
 def _zeros(shape: tuple[int, ...], like: jax.Array, dtype: Any = None) -> jax.Array:
-    """Zeros that vary over the same mesh axes as `like`, as the carry of a loop in `jax.shard_map` must."""
+    """Returns zeros that vary over the same mesh axes as `like`, as required for the carry of a loop in
+    `jax.shard_map`."""
     return jnp.zeros(shape, dtype or like.dtype) + jnp.sum(like[:0]).astype(dtype or like.dtype)
