@@ -66,6 +66,9 @@ ROBERTA = SIZES | {"max_position_embeddings": POSITIONS + 2, "type_vocab_size": 
 MODERN_BERT = SIZES | {"num_hidden_layers": 4, "local_attention": 8, "pad_token_id": 0, "bos_token_id": 1}
 MODERN_BERT |= {"eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
 
+MIXTRAL = {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None, "tie_word_embeddings": False}
+QWEN3_MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "norm_topk_prob": True}
+
 MODELS: dict[str, tuple[str, str | None, dict[str, Any]]] = {
     "bert": ("BertForPreTraining", "word_piece", SIZES),
     "bert classes": ("BertForSequenceClassification", "word_piece", SIZES | LABELS),
@@ -79,6 +82,8 @@ MODELS: dict[str, tuple[str, str | None, dict[str, Any]]] = {
     "llama long": ("LlamaForCausalLM", "sentence_piece", DECODER | {"rope_parameters": LLAMA3}),
     "mistral": ("MistralForCausalLM", "sentence_piece", DECODER | {"sliding_window": None}),
     "qwen3": ("Qwen3ForCausalLM", "byte_level", DECODER | {"tie_word_embeddings": True}),
+    "mixtral": ("MixtralForCausalLM", "sentence_piece", DECODER | MIXTRAL),
+    "qwen3 moe": ("Qwen3MoeForCausalLM", "byte_level", DECODER | QWEN3_MOE),
     "gemma3": ("Gemma3ForCausalLM", "sentence_piece", GEMMA),
     "gemma3 long": ("Gemma3ForCausalLM", "sentence_piece", GEMMA | {"rope_parameters": LINEAR}),
     "t5": ("T5ForConditionalGeneration", "sentence_piece", T5),

@@ -113,15 +113,24 @@ GEMMA_KINDS = ("full_attention", "sliding_attention")
 
 @st.composite
 def llama(draw, name="Llama"):
-    """LLaMA, Mistral or Qwen3: grouped heads of any even size, biases, ties and rotations as each has them."""
+    """LLaMA, Mistral, Qwen3, and those with experts: grouped heads of any even size, biases, ties and rotations."""
     groups = draw(HEADS)
     heads = groups * draw(st.integers(1, 3))
     rope = draw(st.sampled_from([{"rope_type": "default"}, {"rope_type": "linear", "factor": 3.0}, LLAMA3]))
-    biases = {"Llama": ("attention_bias", "mlp_bias"), "Mistral": (), "Qwen3": ("attention_bias",)}[name]
+    biases = {"Llama": ("attention_bias", "mlp_bias"), "Qwen3": ("attention_bias",), "Qwen3Moe": ("attention_bias",)}
+    number = draw(st.integers(2, 5))
+    experts = {
+        "num_experts" if name == "Qwen3Moe" else "num_local_experts": number,
+        "num_experts_per_tok": draw(st.integers(1, number)),
+    }
+    if name == "Qwen3Moe":
+        experts |= {"moe_intermediate_size": 4 * draw(st.integers(1, 4)), "norm_topk_prob": draw(st.booleans())}
+    # The grouped products that transformers computes experts by need rows of a multiple of 16 bytes.
+    aligned = 4 if name in ("Mixtral", "Qwen3Moe") else 1
     config = getattr(transformers, f"{name}Config")(
         vocab_size=VOCAB,
-        hidden_size=heads * draw(st.integers(2, 3)),
-        intermediate_size=draw(INNER),
+        hidden_size=aligned * heads * draw(st.integers(2, 3)),
+        intermediate_size=aligned * draw(INNER),
         num_hidden_layers=draw(DEPTH),
         num_attention_heads=heads,
         num_key_value_heads=groups,
@@ -130,8 +139,9 @@ def llama(draw, name="Llama"):
         rms_norm_eps=draw(EPSILONS),
         rope_parameters=rope | {"rope_theta": draw(st.sampled_from([100.0, 5e5]))},
         tie_word_embeddings=draw(st.booleans()),
-        **{bias: draw(st.booleans()) for bias in biases},
+        **{bias: draw(st.booleans()) for bias in biases.get(name, ())},
         **({"sliding_window": None} if name == "Mistral" else {}),
+        **(experts if aligned > 1 else {}),
         **NO_TOKENS,
     )
     return getattr(transformers, f"{name}ForCausalLM")(config)
@@ -225,6 +235,8 @@ FAMILIES: dict[str, Any] = {
     "llama": llama(),
     "mistral": llama("Mistral"),
     "qwen3": llama("Qwen3"),
+    "mixtral": llama("Mixtral"),
+    "qwen3_moe": llama("Qwen3Moe"),
     "gemma3": gemma3(),
     "t5": t5(),
     "mt5": t5("MT5"),

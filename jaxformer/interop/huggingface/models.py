@@ -104,7 +104,8 @@ def load(folder: Folder, dtype: DType = "float32", families: Sequence[Family] = 
     reader.finish()
     model = with_pixels(model, folder.path)
     shapes = parameters.abstract(model)
-    params = parameters.read(family.table, shapes, folder.tensors, stored, str(folder.path))
+    table = family.table.layout(folder.tensors)
+    params = parameters.read(table, shapes, folder.tensors, stored, str(folder.path))
     return Imported(model, params, origin_of(folder, architecture), tuple(reader.notes))
 
 

@@ -79,7 +79,7 @@ def read(
 
     def fill(slot, name):
         for path, part in zip(slot.paths, slot.to_ours(stored[name].read()), strict=True):
-            copy_into(arrays[path][... if slot.layer is None else slot.layer], part)
+            copy_into(arrays[path][(*slot.index, ...)], part)
 
     with ThreadPoolExecutor(AT_ONCE) as others:
         for slot, _ in zip(sources.slots, others.map(fill, sources.slots, sources.names), strict=True):
@@ -98,7 +98,7 @@ def written(slots: Sequence[TensorMapping], arrays: Mapping[str, Any], dtype: np
     # All layers of a stack are transferred at once, while the previous stack is written.
     stacks = ahead([np.asarray(arrays[path]) for path in group[0].paths] for group in groups)
     for slot, stack in ((slot, stack) for group, stack in zip(groups, stacks, strict=True) for slot in group):
-        parts = [array[... if slot.layer is None else slot.layer] for array in stack]
+        parts = [array[(*slot.index, ...)] for array in stack]
         if len(parts) == 1 and slot.order == tuple(range(len(slot.order))) and parts[0].dtype == dtype:
             yield parts[0].reshape(slot.shape)  # No copy: the token embeddings are often the largest tensor.
             continue
@@ -154,7 +154,7 @@ def _fill_unused(arrays: Mapping[str, np.ndarray], slots: Sequence[TensorMapping
     first: dict[str, int] = {}
     for slot in slots:
         for path in slot.paths:
-            first.setdefault(path, slot.layer or 0)
+            first.setdefault(path, slot.index[0] if slot.index else 0)
     for path, array in arrays.items():
         if unused := first.get(path, None if array.ndim == 0 else len(array)):
             array[:unused] = 1.0 if path.endswith("/scale") else 0.0

@@ -1,10 +1,12 @@
 """Tables that map the tensors of a model family to parameters. Import and export use the same table.
 
 A row has the path of a parameter, the name of the tensor in transformers, and the rearrangement of axes. Our stacked
-blocks have a leading layer axis; transformers has one tensor per layer, with its number in place of `{l}` in the name.
+blocks have a leading layer axis; transformers has one tensor per layer, with its number in place of `{l}` in the name,
+or one per layer and expert, with the number of the expert in place of `{e}`.
 """
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 
@@ -62,6 +64,17 @@ class Table:
     reason, or to a function that computes the expected values from the shape."""
     prefix: str = ""
     """Prefix of tensor names that is missing in models without heads."""
+    others: tuple["Table", ...] = ()
+    """Other layouts of the same tensors, which imports accept. Exports write this one."""
+
+    def layout(self, names: Container[str]) -> "Table":
+        """Returns the table for the layout of tensors with these names."""
+
+        def found(table):
+            first = [row.theirs.format(l=row.first_layer, e=0) for row in table.rows]
+            return sum(name in names or name.removeprefix(table.prefix) in names for name in first)
+
+        return max((self, *self.others), key=found)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,9 +84,9 @@ class TensorMapping:
     name: str
     shape: tuple[int, ...]
     paths: tuple[str, ...]
-    """Paths of the parameters, or of the stacked parameters if it contains one of their layers."""
-    layer: int | None
-    """Index of the layer in the first axis of stacked parameters. None if they are not stacked."""
+    """Paths of the parameters, or of the stacked parameters if it contains one of their layers or experts."""
+    index: tuple[int, ...]
+    """Indices of the layer and of the expert in the first axes of stacked parameters. () if they are not stacked."""
     copies: tuple[str, ...]
     """Other names of a tied tensor, see `ParamMapping.copies`."""
     tied_to: str
@@ -194,9 +207,11 @@ def _of_row(row: ParamMapping, shapes: Mapping[str, tuple[int, ...]]) -> Iterato
     if missing:
         raise ValueError(f"the table's row {row.theirs} has no {missing[0]}")
     shape, count = shapes[row.paths[0]], len(row.paths)
-    layers: Sequence[int | None] = [None]
-    if "{l}" in row.theirs:
-        layers, shape = range(row.first_layer, shape[0]), shape[1:]
+    numbers: list[Sequence[int]] = []
+    for letter, first in (("{l}", row.first_layer), ("{e}", 0)):
+        if letter in row.theirs:
+            numbers.append(range(first, shape[0]))
+            shape = shape[1:]
     if count > 1:
         shape = (count, *shape)
     groups, order = _parsed(row.pattern, len(shape))
@@ -204,10 +219,10 @@ def _of_row(row: ParamMapping, shapes: Mapping[str, tuple[int, ...]]) -> Iterato
     for index, axis in enumerate(order):
         sizes[axis] = shape[index]
     theirs = tuple(int(np.prod([sizes[axis] for axis in group])) for group in groups)
-    for layer in layers:
-        names = (row.theirs, *row.copies)
-        name, *copies = names if layer is None else [each.replace("{l}", str(layer)) for each in names]
-        yield TensorMapping(name, theirs, row.paths, layer, tuple(copies), row.tied_to, tuple(sizes), order)
+    for index in itertools.product(*numbers):
+        named = dict(zip("le", index, strict=False))
+        name, *copies = (each.format(**named) if index else each for each in (row.theirs, *row.copies))
+        yield TensorMapping(name, theirs, row.paths, index, tuple(copies), row.tied_to, tuple(sizes), order)
 
 
 def _parsed(pattern: str, axes: int) -> tuple[list[list[int]], tuple[int, ...]]:

@@ -101,8 +101,9 @@ def certify(
     family, architecture = family_of_config(folder.config, folder.tensors, where, families_of(model))
     dtype = dtype or str(folder.config.get("dtype") or folder.config.get("torch_dtype") or "float32")
     shapes = {path: tuple(array.shape) for path, array in parameters.flat(params).items()}
+    headless = architecture in family.headless_architectures
     theirs = compare.TorchModel(
-        folder, slots(family.table, shapes, architecture in family.headless_architectures), architecture, dtype
+        folder, lambda names: slots(family.table.layout(names), shapes, headless), architecture, dtype
     )
     ours = compare.JaxModel(model, params, dtype)
     lines = tuple(_lines(ours, theirs, tokenizer, folder.path))

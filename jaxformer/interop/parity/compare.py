@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -162,27 +162,42 @@ class JaxModel:
             return generate(self.model, self.params, prompts, Decoding(max_new_tokens=new), start=start)
 
 
+def one_by_one(network: torch.nn.Module) -> None:
+    """Makes a network of transformers compute its experts one by one: grouped products refuse sizes off alignment."""
+    if getattr(network.config, "_experts_implementation", None) not in (None, "eager"):
+        network.set_experts_implementation("eager")
+
+
 class TorchModel:
     """transformers model that is described by a folder."""
 
-    def __init__(self, folder: Folder, slots: Sequence[TensorMapping], architecture: str, dtype: str):
+    def __init__(
+        self,
+        folder: Folder,
+        slots: Callable[[Collection[str]], Sequence[TensorMapping]],
+        architecture: str,
+        dtype: str,
+    ):
         """Loads the model.
 
         Args:
           folder: Hugging Face folder.
-          slots: Tensors of the folder that are parameters of the JAX model.
+          slots: Function of the names of the model's tensors. It returns the tensors that are parameters of the JAX
+            model, in the layout of the model, which may differ from that of the folder.
           architecture: Name of the transformers class.
           dtype: Dtype that these tensors are rounded to.
 
         Raises:
           Unreadable: If transformers cannot load the folder.
         """
-        self.config, self.slots, self.dtype = folder.config, slots, getattr(torch, dtype)
+        self.config, self.dtype = folder.config, getattr(torch, dtype)
         with reading(architecture):
             kind = getattr(transformers, architecture)
             self.network = kind.from_pretrained(
                 folder.path, dtype=torch.float32, attn_implementation="eager", local_files_only=True
             ).eval()
+        one_by_one(self.network)
+        self.slots = slots(self.network.state_dict().keys())
         self.round(self.network)
 
     def round(self, network: torch.nn.Module) -> None:
@@ -209,7 +224,7 @@ class TorchModel:
         """Converts arrays shaped like the JAX parameters to tensors of transformers, with the export's mapping."""
         found = {}
         for slot in self.slots:
-            parts = [np.asarray(ours[path][... if slot.layer is None else slot.layer]) for path in slot.paths]
+            parts = [np.asarray(ours[path][(*slot.index, ...)]) for path in slot.paths]
             found[slot.name] = slot.to_theirs(parts)
         return found
 

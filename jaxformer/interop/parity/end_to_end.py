@@ -20,7 +20,7 @@ from PIL import Image
 
 from jaxformer.data.tasks.classification import PAIR
 from jaxformer.errors import InputError
-from jaxformer.interop.parity.compare import JaxModel, on_cpu, reading, their_tokenizer
+from jaxformer.interop.parity.compare import JaxModel, on_cpu, one_by_one, reading, their_tokenizer
 from jaxformer.interop.parity.lines import Line
 from jaxformer.objectives.causal_lm import CausalLM
 from jaxformer.objectives.classification import Classification
@@ -85,6 +85,7 @@ class Sides:
         """Loads the model of the folder with an auto class of transformers."""
         with reading(auto.__name__):
             found = auto.from_pretrained(self.folder, dtype=torch.float32, local_files_only=True).eval()
+        one_by_one(found)
         self.round(found)
         return found
 

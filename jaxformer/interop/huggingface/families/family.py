@@ -13,6 +13,7 @@ from jaxformer.interop.huggingface.config_reader import ConfigReader
 from jaxformer.interop.huggingface.families.bridge import Bridge
 from jaxformer.interop.huggingface.table import Table
 from jaxformer.layers.attention import Attention
+from jaxformer.layers.experts import ExpertMlp
 from jaxformer.layers.mlp import GatedMlp, Mlp
 from jaxformer.layers.residual import ResidualBranch
 from jaxformer.layers.transformer import Transformer, Variant
@@ -155,4 +156,7 @@ def _explicit_variant(stack: Transformer, number: int) -> Variant:
         attention = dataclasses.replace(attention, kv_heads=groups, head_dim=head_dim, query_pre_attn_scalar=scalar)
     if isinstance(mlp, Mlp | GatedMlp):
         mlp = dataclasses.replace(mlp, width=mlp.inner(stack.width))
+    if isinstance(mlp, ExpertMlp):
+        # The capacity and the losses only affect training.
+        mlp = dataclasses.replace(mlp, width=mlp.inner(stack.width), capacity=None, balance_weight=0.0, z_weight=0.0)
     return Variant(attention, mlp, variant.position_embedding)

@@ -3,8 +3,11 @@
 These are Mistral (Jiang et al. 2023) and Qwen3 (Yang et al. 2025).
 """
 
-from collections.abc import Collection, Mapping
+import dataclasses
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
+
+import flax.linen as nn
 
 from jaxformer.interop.huggingface.config_reader import ConfigReader
 from jaxformer.interop.huggingface.families.family import ACTIVATIONS, NAMES, Family, stack
@@ -19,19 +22,29 @@ from jaxformer.models.gpt import Gpt
 
 LAYER, OURS = "model.layers.{l}", "transformer/blocks"
 
-TABLE = Table(
-    (
-        ParamMapping("embeddings/token", "model.embed_tokens.weight", copies=("lm_head.weight",)),
-        *norm(f"{OURS}/attention_norm", f"{LAYER}.input_layernorm"),
-        *llama_attention(f"{OURS}/attention", f"{LAYER}.self_attn"),
-        *norm(f"{OURS}/mlp_norm", f"{LAYER}.post_attention_layernorm"),
-        *gated_mlp(f"{OURS}/mlp", f"{LAYER}.mlp"),
-        *norm("transformer/norm", "model.norm"),
-        ParamMapping("head", "lm_head.weight"),
-    ),
-    known={f"{LAYER}.self_attn.rotary_emb.inv_freq": "computed from the config", "model.rotary_emb.inv_freq": "too"},
-    prefix="model.",
-)
+
+def llama_table(mlp: Iterable[ParamMapping], others: tuple[Table, ...] = ()) -> Table:
+    """Returns the table of a LLaMA whose MLPs have the given rows."""
+    return Table(
+        (
+            ParamMapping("embeddings/token", "model.embed_tokens.weight", copies=("lm_head.weight",)),
+            *norm(f"{OURS}/attention_norm", f"{LAYER}.input_layernorm"),
+            *llama_attention(f"{OURS}/attention", f"{LAYER}.self_attn"),
+            *norm(f"{OURS}/mlp_norm", f"{LAYER}.post_attention_layernorm"),
+            *mlp,
+            *norm("transformer/norm", "model.norm"),
+            ParamMapping("head", "lm_head.weight"),
+        ),
+        known={
+            f"{LAYER}.self_attn.rotary_emb.inv_freq": "computed from the config",
+            "model.rotary_emb.inv_freq": "too",
+        },
+        prefix="model.",
+        others=others,
+    )
+
+
+TABLE = llama_table(gated_mlp(f"{OURS}/mlp", f"{LAYER}.mlp"))
 
 ROPE = {
     "factor": "factor",
@@ -47,7 +60,7 @@ SCALINGS = {"none": (), "linear": ("factor",), "llama3": tuple(ROPE)}
 def build_llama(reader: ConfigReader, names: Collection[str]) -> Gpt:
     """Builds the model for a LLaMA config."""
     bias = reader.flag("attention_bias", False)
-    return _build(reader, bias=bias, mlp_bias=reader.flag("mlp_bias", False), groups=None)
+    return build_decoder(reader, dense_mlp(reader, reader.flag("mlp_bias", False)), bias=bias, groups=None)
 
 
 def build_mistral(reader: ConfigReader, names: Collection[str]) -> Gpt:
@@ -55,49 +68,63 @@ def build_mistral(reader: ConfigReader, names: Collection[str]) -> Gpt:
 
     Windows shorter than the maximum length are not supported.
     """
+    without_window(reader)
+    return build_decoder(reader, dense_mlp(reader), groups=8, max_length=131_072)
+
+
+def without_window(reader: ConfigReader) -> None:
+    """Raises InputError where a Mistral's window is shorter than its positions."""
     longest, window = reader.integer("max_position_embeddings", 131_072), reader.get("sliding_window")
     if window is not None and window < longest:
         raise reader.error("sliding_window", window, f"null, or at least max_position_embeddings={longest}")
-    return _build(reader, groups=8, max_length=131_072)
 
 
 def build_qwen3(reader: ConfigReader, names: Collection[str]) -> Gpt:
     """Builds the model for a Qwen3 config: a LLaMA whose queries and keys are normalised per head."""
+    return build_qwen(reader, dense_mlp(reader), groups=32, head_dim=128)
+
+
+def build_qwen(reader: ConfigReader, mlp: nn.Module, groups: int, head_dim: int | None) -> Gpt:
+    """Builds a Qwen3 with the given MLPs and defaults of its heads."""
     reader.must("use_sliding_window", False)
     kinds = reader.get("layer_types", [])
     if any(kind != "full_attention" for kind in kinds):
         raise reader.error("layer_types", sorted(set(kinds)), "only full_attention")
     for name in ("sliding_window", "max_window_layers"):
         reader.get(name)  # No effect without use_sliding_window.
-    norm = HeadRMSNorm(reader.number("rms_norm_eps", 1e-6))
-    bias = reader.flag("attention_bias", False)
-    return _build(reader, bias=bias, groups=32, head_dim=128, max_length=32_768, head_norm=norm)
+    norm, bias = HeadRMSNorm(reader.number("rms_norm_eps", 1e-6)), reader.flag("attention_bias", False)
+    gpt = build_decoder(reader, mlp, groups, bias, head_dim, 32_768)
+    attention = dataclasses.replace(gpt.transformer.attention, head_norm=norm)
+    return gpt.replace_stacks(attention=attention)
 
 
-def _build(
+def dense_mlp(reader: ConfigReader, bias: bool = False) -> GatedMlp:
+    """Builds the MLP of a config without experts."""
+    return GatedMlp(reader.integer("intermediate_size"), reader.choice("hidden_act", ACTIVATIONS, "silu"), bias)
+
+
+def build_decoder(
     reader: ConfigReader,
+    mlp: nn.Module,
     groups: int | None,
     bias: bool = False,
-    mlp_bias: bool = False,
     head_dim: int | None = None,
     max_length: int = 2048,
-    head_norm: HeadRMSNorm | None = None,
 ) -> Gpt:
+    """Builds a LLaMA with the given MLPs. The last three arguments are the family's defaults."""
     width, heads = reader.integer("hidden_size"), reader.integer("num_attention_heads")
     attention = Attention(
         kv_heads=reader.integer("num_key_value_heads", groups or heads),
         head_dim=reader.integer("head_dim", head_dim or max(1, width // heads)),
         bias=bias,
-        head_norm=head_norm,
     )
-    activation = reader.choice("hidden_act", ACTIVATIONS, "silu")
     transformer = stack(
         reader,
         width=width,
         depth=reader.integer("num_hidden_layers"),
         heads=heads,
         attention=attention,
-        mlp=GatedMlp(reader.integer("intermediate_size"), activation, mlp_bias),
+        mlp=mlp,
         norm=RMSNorm(reader.number("rms_norm_eps", 1e-6)),
         position_embedding=rotary(reader),
         dropout=0.0,
@@ -150,32 +177,34 @@ def rope_fields(positions: Rotary) -> dict[str, Any]:
     return {"rope_theta": positions.base, "rope_scaling": None if positions.scaling == "none" else kind | scaling}
 
 
+def describe_decoder(model: Gpt) -> dict[str, Any]:
+    """Returns the config fields that these families share, without those of the MLP."""
+    config = model.transformer
+    groups, head_dim = config.attention.sizes(config.heads, config.width)
+    return {
+        "vocab_size": model.vocab,
+        "max_position_embeddings": model.max_length,
+        "hidden_size": config.width,
+        "num_hidden_layers": config.depth,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": groups,
+        "head_dim": head_dim,
+        "hidden_act": NAMES[config.mlp.activation],
+        "rms_norm_eps": config.norm.epsilon,
+        "attention_dropout": config.attention_dropout,
+        "tie_word_embeddings": model.tie_embeddings,
+        **rope_fields(config.position_embedding),
+    }
+
+
 def _describe(architecture: str, **fields: Any):
     def describe(model: Gpt) -> dict[str, Any]:
         """Converts the model to a config."""
         config = model.transformer
-        groups, head_dim = config.attention.sizes(config.heads, config.width)
-        mine = {
-            "architectures": [architecture],
-            "vocab_size": model.vocab,
-            "max_position_embeddings": model.max_length,
-            "hidden_size": config.width,
-            "num_hidden_layers": config.depth,
-            "num_attention_heads": config.heads,
-            "num_key_value_heads": groups,
-            "head_dim": head_dim,
-            "intermediate_size": config.mlp.inner(config.width),
-            "hidden_act": NAMES[config.mlp.activation],
-            "rms_norm_eps": config.norm.epsilon,
-            "attention_dropout": config.attention_dropout,
-            "tie_word_embeddings": model.tie_embeddings,
-        }
+        mine = {"architectures": [architecture], "intermediate_size": config.mlp.inner(config.width)}
         biases = {"attention_bias": config.attention.bias, "mlp_bias": config.mlp.bias}
-        return (
-            mine
-            | rope_fields(config.position_embedding)
-            | {name: biases.get(name, value) for name, value in fields.items()}
-        )
+        own = {name: biases.get(name, value) for name, value in fields.items()}
+        return mine | describe_decoder(model) | own
 
     return describe
 

@@ -37,3 +37,21 @@ def llama_attention(ours: str, theirs: str) -> list[ParamMapping]:
 def gated_mlp(ours: str, theirs: str) -> list[ParamMapping]:
     """Returns the table rows of LLaMA's gated MLP."""
     return [row for part in ("gate", "up", "down") for row in linear(f"{ours}/{part}", f"{theirs}.{part}_proj")]
+
+
+def experts(ours: str, theirs: str, router: str, names: tuple[str, str, str]) -> list[ParamMapping]:
+    """Returns the rows of a router and of experts with separate tensors; `names` are those of gate, up and down."""
+    rows = [ParamMapping(f"{ours}/router/kernel", f"{router}.weight", "f d -> d f")]
+    for part, name in zip(("gate", "up", "down"), names, strict=True):
+        rows.append(ParamMapping(f"{ours}/{part}/kernel", f"{theirs}.{{e}}.{name}.weight", "f d -> d f"))
+    return rows
+
+
+def fused_experts(ours: str, theirs: str, router: str) -> list[ParamMapping]:
+    """Returns the rows of a router and of experts whose tensors are fused, as transformers 5 has them in memory."""
+    gate_and_up = (f"{ours}/gate/kernel", f"{ours}/up/kernel")
+    return [
+        ParamMapping(f"{ours}/router/kernel", f"{router}.weight", "f d -> d f"),
+        ParamMapping(gate_and_up, f"{theirs}.gate_up_proj", "e (n f) d -> n e d f"),
+        ParamMapping(f"{ours}/down/kernel", f"{theirs}.down_proj", "e d f -> e f d"),
+    ]
