@@ -109,8 +109,7 @@ class Block(nn.Module):
         if inputs.memory is not None:
             y, memory = self._attend_memory(self._before(x, "cross_attention", inputs, state), inputs)
             x = self._add(x, y, "cross_attention", inputs, state)
-        mask = inputs.mask if inputs.at is None else inputs.mask and inputs.mask.at(inputs.at)
-        tokens = Tokens.of(mask, inputs.at)
+        tokens = Tokens(None if inputs.mask is None else inputs.mask.query_segments, inputs.at)
         y, means = self.mlp(self._before(x, "mlp", inputs, state), self.dtype, inputs.train, tokens)
         x = self._add(x, y, "mlp", inputs, state)
         return BlockOutput(sharding.constrain(x, "btd"), weights, cache, memory, means)

@@ -113,8 +113,8 @@ class ExpertMlp(nn.Module):
             weights = weights / jnp.sum(weights, axis=-1, keepdims=True)
         counted = tokens.counted(x.shape[:2])
         means = self._losses(logits, probabilities, chosen, counted)
-        if tokens.real is not None:
-            chosen = jnp.where(tokens.real[..., None], chosen, self.experts)
+        if (real := tokens.real) is not None:
+            chosen = jnp.where(real[..., None], chosen, self.experts)
         routes = Routes(chosen, weights, counted)
         x = x.astype(compute_dtype(dtype))
         if any(map(jax.export.is_symbolic_dim, x.shape)):

@@ -105,27 +105,34 @@ class Mask:
 
 @flax.struct.dataclass
 class Tokens:
-    """Positions of a layer's input that hold tokens, for layers that treat padding differently."""
+    """Positions of a layer's input that hold tokens, for layers that treat padding differently.
 
-    real: jax.Array | None = None
-    """Whether each position holds a token, boolean [b, t]. False for padding. If None, all positions are tokens."""
-    repeated: jax.Array | None = None
-    """Whether each position of the row occurred before, boolean [b, t]. If None, none did. Missing predictions of a
-    masked language model are padded with the first position of the row."""
+    Arrays are computed when they are read, so that other layers do not pay for them.
+    """
 
-    @classmethod
-    def of(cls, mask: Mask | None, at: jax.Array | None) -> Self:
-        """Returns the tokens of queries with this mask at the positions `at` [b, m]. If None, at all positions."""
-        repeated = None
-        if at is not None:
-            earlier = jnp.arange(at.shape[1])[:, None] > jnp.arange(at.shape[1])[None]
-            repeated = jnp.any((at[:, :, None] == at[:, None, :]) & earlier, axis=-1)
-        segments = None if mask is None else mask.query_segments
-        return cls(None if segments is None else segments != 0, repeated)
+    segments: jax.Array | None = None
+    """Segment of each position of the row, integers [b, s]. 0 for padding. If None, all positions are tokens."""
+    at: jax.Array | None = None
+    """Positions of the row that the layer computes, integers [b, t]. If None, all of them."""
+
+    @property
+    def real(self) -> jax.Array | None:
+        """Whether each position holds a token, boolean [b, t]. None if all do."""
+        if self.segments is None:
+            return None
+        real = self.segments != 0
+        return real if self.at is None else jnp.take_along_axis(real, self.at, axis=1)
 
     def counted(self, shape: tuple[int, ...]) -> jax.Array:
-        """Returns float32 [b, t]: 1 for each token of a row, 0 for padding and repeated positions."""
-        counted = jnp.ones(shape, jnp.float32)
-        if self.real is not None:
-            counted *= self.real
-        return counted if self.repeated is None else counted * ~self.repeated
+        """Returns float32 [b, t]: 1 for each token of a row, 0 for padding and repeated positions.
+
+        Missing predictions of a masked language model are padded with the first position of the row.
+        """
+        counted, real = jnp.ones(shape, jnp.float32), self.real
+        if real is not None:
+            counted *= real
+        if self.at is None:
+            return counted
+        index = jnp.arange(self.at.shape[1])
+        repeated = jnp.any((self.at[:, :, None] == self.at[:, None, :]) & (index[:, None] > index[None]), axis=-1)
+        return counted * ~repeated

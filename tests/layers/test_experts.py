@@ -121,7 +121,7 @@ def test_capacity_drops_later_and_second_choices_of_a_row_first():
     mlp = ExpertMlp(experts=2, top_k=2, width=5, capacity=0.5, normalize=False)
     params, x = noisy_params(mlp, X), np.abs(X)
     params["router"]["kernel"] = jnp.ones((6, 2)).at[:, 1].set(0)  # All choose expert 0 first, and 1 second.
-    tokens = Tokens(REAL, np.broadcast_to(np.arange(7) == 1, (3, 7)))
+    tokens = Tokens(REAL, np.broadcast_to([0, 0, 2, 3, 4, 5, 6], (3, 7)))
     y, means = apply(mlp, params, x, tokens)
     kept = apply(dataclasses.replace(mlp, capacity=None), params, x, tokens)[0]
     slots = 4  # ⌈0.5 · 7 · 2 / 2⌉; the repeated token waits for the others.
@@ -182,9 +182,22 @@ def test_blocks_on_a_tpu_are_those_of_its_own_instruction(monkeypatch):
 
 def test_positions_that_are_wanted_twice_count_once():
     at = np.array([[3, 5, 0, 0], [1, 1, 1, 2]])
-    tokens = Tokens.of(Mask.of_segments(np.array([[1, 1, 1, 0], [1, 1, 1, 1]]), np.ones((2, 4))), at)
-    np.testing.assert_array_equal(tokens.counted((2, 4)), [[1, 1, 1, 0], [1, 0, 0, 1]])
-    np.testing.assert_array_equal(Tokens.of(None, None).counted((2, 3)), np.ones((2, 3)))
+    tokens = Tokens(np.array([[1, 1, 1, 2, 2, 0], [1, 1, 0, 0, 0, 0]]), at)
+    np.testing.assert_array_equal(tokens.counted((2, 4)), [[1, 0, 1, 0], [1, 0, 0, 0]])
+    np.testing.assert_array_equal(tokens.real, [[True, False, True, True], [True, True, True, False]])
+    np.testing.assert_array_equal(Tokens().counted((2, 3)), np.ones((2, 3)))
+
+
+def test_programs_for_any_length_compute_every_expert():
+    params = noisy_params(MLP, X)
+    rows, length = jax.export.symbolic_shape("b, t")
+
+    def run(x, real):
+        return MLP.apply({"params": params}, x, "float32", False, Tokens(real))[0]
+
+    shapes = jax.ShapeDtypeStruct((rows, length, 6), np.float32), jax.ShapeDtypeStruct((rows, length), bool)
+    program = jax.export.export(jax.jit(run))(*shapes)
+    np.testing.assert_allclose(program.call(X, REAL), expected(MLP, params, real=REAL)[0], atol=1e-5)
 
 
 def test_a_stack_gives_its_blocks_their_padding():
