@@ -8,7 +8,7 @@ import contextlib
 import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Container, Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -166,8 +166,12 @@ def _check_ours(folder: Path) -> None:
         return
     except OSError as error:
         raise InputError(f"--workdir {folder}: cannot be written: {error.strerror}") from error
-    ours = {LOCK, *(path.name for path in _left(folder))}
-    foreign = [] if EXPERIMENT in names else [name for name in names if name not in ours]
+    check_names(folder, names, {LOCK, *(path.name for path in _left(folder))})
+
+
+def check_names(folder: Path, names: Collection[str], ours: Container[str]) -> None:
+    """Raises InputError if a folder has other names in it than `ours`, and is not a run's."""
+    foreign = [] if EXPERIMENT in names else [name for name in sorted(names) if name not in ours]
     if foreign:
         more = f" (and {len(foreign) - 1} more)" if len(foreign) > 1 else ""
         raise InputError(f"--workdir {folder}: holds {foreign[0]}{more} but no run; expected a new or a run's folder")

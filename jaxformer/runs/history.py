@@ -22,7 +22,7 @@ def read_history(path: Path, last: float = math.inf, rewrite: bool = False) -> l
     if not path.exists():
         return []
     kept = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+    for line in path.read_bytes().decode(errors="replace").splitlines(keepends=True):
         try:
             if json.loads(line)["step"] <= last and line.endswith("\n"):
                 kept.append(line)

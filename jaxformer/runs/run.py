@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxformer import config, fields
+from jaxformer import config, fields, storage
 from jaxformer.config import Experiment
 from jaxformer.data.pipeline.loader import evaluation_batches
 from jaxformer.data.sources import columns
@@ -38,6 +38,7 @@ from jaxformer.predictors.base import Generates, Predictor, RanksCandidates, Sco
 from jaxformer.predictors.embedding import embed
 from jaxformer.progress import phase
 from jaxformer.runs import summaries
+from jaxformer.runs.bucket import claim_bucket
 from jaxformer.runs.folder import CHECKPOINTS, EXPERIMENT, TOKENIZER, Claim, claim, write_at_once
 from jaxformer.runs.history import METRICS, read_history
 from jaxformer.runs.parameters import no_checkpoint, read_params
@@ -275,8 +276,9 @@ class RunTokenizer:
     def build(self, open_source: Callable[[], Sequence], folder: str) -> Tokenizer:
         """The tokenizer kept in `folder`; the run's, saved there, if there is none yet."""
         if not saved(folder):
-            read_experiment(Path(self.run))  # Raises InputError if the folder is not a run's.
-            load_tokenizer(str(Path(self.run) / TOKENIZER)).save(folder)
+            home = storage.path(self.run)
+            read_experiment(home)  # Raises InputError if the folder is not a run's.
+            load_tokenizer(str(home / TOKENIZER)).save(folder)
         return load_tokenizer(folder)
 
 
@@ -298,7 +300,7 @@ def open_run(
       InputError: the folder is not a run's, has no checkpoint yet or none of that step, or they are damaged; or its
         experiment names a class that is neither jaxformer's nor of a package that `allow` has been given.
     """
-    folder = Path(folder)
+    folder = storage.path(folder)
     experiment = read_experiment(folder, known)
     if not (folder / CHECKPOINTS).is_dir():
         raise no_checkpoint(folder, experiment.checkpoint)
@@ -314,10 +316,12 @@ def read_experiment(folder: Path, known: Experiment | None = None) -> Experiment
     Raises:
       InputError: the folder is not a run's, or its experiment names other classes, or cannot be read.
     """
+    if storage.is_remote(folder):
+        storage.check_bucket(folder)
     try:
-        text = (folder / EXPERIMENT).read_text(encoding="utf-8")
+        text = storage.read_bytes(str(folder / EXPERIMENT)).decode()
     except OSError as error:
-        reason = f"{EXPERIMENT}: {error.strerror}" if folder.exists() else "there is no such folder"
+        reason = f"{EXPERIMENT}: {error.strerror or 'no such object'}" if folder.exists() else "there is no such folder"
         raise InputError(f"{folder}: not a run's folder: {reason}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{folder / EXPERIMENT}: not UTF-8 text, at byte {error.start}") from error
@@ -335,7 +339,8 @@ def writer(folder: Path, experiment: Experiment) -> Iterator[Claim]:
       InputError: as `claim`; or the folder has another experiment's run, or the experiment has no form in JSON.
     """
     config.to_json(experiment)
-    with claim(folder, functools.partial(_check_belongs, folder, experiment)) as claimed:
+    claimed_by = claim_bucket if storage.is_remote(folder) else claim
+    with claimed_by(folder, functools.partial(_check_belongs, folder, experiment)) as claimed:
         yield claimed
 
 
@@ -351,7 +356,7 @@ def prepare_tokenizer(folder: Claim, experiment: Experiment) -> Tokenizer | None
         if folder.is_run and not saved(str(folder.tokenizer)):
             raise InputError(f"--workdir {folder.folder}: the run's {TOKENIZER}/ is missing or empty; put it back")
         if experiment.fork is not None and not folder.is_run:
-            forked = Path(experiment.fork)
+            forked = storage.path(experiment.fork)
             read_experiment(forked, known=experiment)  # Raises InputError if the folder is not a run's.
             load_tokenizer(str(forked / TOKENIZER)).save(str(folder.tokenizer))
         experiment.tokenizer.build(experiment.data.train.open, str(folder.tokenizer))

@@ -19,14 +19,17 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint import checkpoint_managers as policies
 
+from jaxformer import storage
 from jaxformer.config import Checkpoint
 from jaxformer.errors import InputError
 from jaxformer.evaluations import BestMetric
 from jaxformer.progress import phase
 from jaxformer.runs.folder import CHECKPOINTS, Claim
+from jaxformer.training import s3_checkpoints
 from jaxformer.training.damage import Damaged, unless_damaged
 
 Tree = Any
+COMMITTED = ocp.options.AtomicityMode.COMMIT_FILE
 AT_ONCE = 1 << 28
 """Bytes of arrays that are read at the same time, unless one has more: each is in memory three times meanwhile."""
 
@@ -90,15 +93,20 @@ class Checkpoints:
         """
         reading = settings is None
         self._folder, self._claim = folder, claim
+        in_s3 = os.fspath(folder).startswith(s3_checkpoints.S3)
+        if in_s3:
+            s3_checkpoints.enable()
         with _errors_only() if reading else contextlib.nullcontext():
             options = ocp.CheckpointManagerOptions(
                 preservation_policy=None if reading else _preserved(settings, best),
                 best_fn=lambda _: 0.0,  # Without one, Orbax keeps no metrics beside a checkpoint.
                 read_only=reading,
                 cleanup_tmp_directories=not reading,
+                # A folder is renamed object by object in S3: a checkpoint is there when its last object is, as in gs://.
+                atomicity_options=ocp.options.AtomicityOptions(COMMITTED if in_s3 else ocp.options.AtomicityMode.AUTO),
             )
             home = claim.home / CHECKPOINTS if claim else folder
-            self._manager = _Manager(home.absolute(), options=options, handler_registry=_registry())
+            self._manager = _Manager(epath.Path(storage.absolute(home)), options=options, handler_registry=_registry())
 
     @property
     def latest(self) -> int | None:
@@ -190,7 +198,7 @@ class Checkpoints:
             folder.mkdir(exist_ok=True)
             for step in later:
                 names = itertools.chain([f"{step}"], (f"{step}-{number}" for number in itertools.count(2)))
-                os.rename(self._of(step), next(folder / name for name in names if not (folder / name).exists()))
+                self._of(step).rename(next(folder / name for name in names if not (folder / name).exists()))
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("set_aside")
         self._manager.reload()
@@ -202,7 +210,7 @@ class Checkpoints:
             self._manager.wait_until_finished()
 
     def _of(self, step: int) -> epath.Path:
-        return epath.Path(self._folder).absolute() / str(step)
+        return epath.Path(storage.absolute(self._folder)) / str(step)
 
     @contextlib.contextmanager
     def _in_place(self) -> Iterator[None]:

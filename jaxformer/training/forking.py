@@ -2,12 +2,11 @@
 
 import dataclasses
 import functools
-from pathlib import Path
 
 import jax
 import numpy as np
 
-from jaxformer import config
+from jaxformer import config, storage
 from jaxformer.config import Experiment
 from jaxformer.data.pipeline import loader
 from jaxformer.errors import InputError
@@ -50,7 +49,7 @@ def fork_from(experiment: Experiment, mesh: jax.sharding.Mesh) -> Fork:
     """
     if experiment.fork is None:
         raise ValueError("fork=None: expected a run's folder")
-    folder = Path(experiment.fork)
+    folder = storage.path(experiment.fork)
     other = _check_same_state(experiment, run.read_experiment(folder, known=experiment))
     checkpoints = Checkpoints(folder / run.CHECKPOINTS)
     order = checkpoint_order(folder, checkpoints, other.checkpoint, None, experiment.fork_step)  # Not the best.

@@ -3,7 +3,7 @@
 import contextlib
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from rich.table import Table
 
 from jaxformer import progress, strict_json
 from jaxformer.config import Experiment
+from jaxformer.errors import InputError
 from jaxformer.evaluations import flat_results, result_key
 from jaxformer.metrics.averages import Average
 from jaxformer.metrics.base import MetricStates
@@ -22,6 +23,7 @@ from jaxformer.runs.history import METRICS, read_history
 from jaxformer.runs.next_command import next_command, program
 from jaxformer.runs.run import Run
 from jaxformer.runs.summaries import headline
+from jaxformer.training.log_files import LogFiles
 from jaxformer.training.state import TrainState, trained_and_held
 from jaxformer.training.utilization import memory_in_use, peak_flops, step_flops
 
@@ -96,7 +98,14 @@ def _count(params: Any) -> int:
 class Logs:
     """The logs of a run that writes; a context manager. A process that is not the first says nothing."""
 
-    def __init__(self, folder: Path, steps: int, start: int, quiet: bool = False):
+    def __init__(
+        self,
+        folder: Path,
+        steps: int,
+        start: int,
+        quiet: bool = False,
+        moved: Callable[[], str] = lambda: "",
+    ):
         """Opens the logs at step `start`; what an earlier run of them logged after it is taken back.
 
         Args:
@@ -104,6 +113,7 @@ class Logs:
           steps: the run's length.
           start: updates already done.
           quiet: whether to print nothing.
+          moved: why nothing may be written to the folder any more, if so.
         """
         self._writes, self._steps, self._started = jax.process_index() == 0, steps, False
         self._quiet, self._start, self._stack = quiet or not self._writes, start, contextlib.ExitStack()
@@ -111,15 +121,18 @@ class Logs:
         """The step of the last evaluations and the metrics of all of them, as `validation/loss`."""
         self.history: list[dict[str, float]] = []
         """The metrics of all evaluations so far, an entry a step."""
-        for line in read_history(folder / METRICS, start, self._writes):
+        self._files = LogFiles(folder, moved) if self._writes else None
+        home = folder if self._files is None else self._files.home
+        for line in read_history(home / METRICS, start, self._writes):
             split, step = line.pop("split"), line.pop("step")
             if split != "train":
                 self._note(step, {split: line})
         if jax.process_count() > 1:
             self.evaluated = start  # Evaluations are interrupted, to be made up for, in one process only.
         if self._writes:
-            self._lines = (folder / METRICS).open("a", encoding="utf-8", buffering=1)
-            self._board = _tensorboard().SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
+            self._lines = (home / METRICS).open("a", encoding="utf-8", buffering=1)
+            self._board = _tensorboard().SummaryWriter(str(home / "tensorboard"), purge_step=start + 1)
+            self.flush()
 
     def __enter__(self) -> "Logs":
         self._display = self._stack.enter_context(progress.display(self._quiet))
@@ -128,12 +141,21 @@ class Logs:
         self._compiling.enter_context(self._display.phase("compiling the training step"))
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, kind: type | None, *_) -> None:
         self._display.end_bar()
         self._stack.close()
-        if self._writes:
+        if self._files is not None:
             self._lines.close()
             self._board.close()
+            # An error that is being raised says more than a failure to copy, which it may have caused.
+            with contextlib.nullcontext() if kind is None else contextlib.suppress(InputError):
+                self._files.close()
+
+    def flush(self) -> None:
+        """Returns when all that was logged is in the run's folder."""
+        if self._files is not None and self._files.is_copied:
+            self._board.flush()
+            self._files.flush()
 
     def say(self, text: str) -> None:
         """Prints a line above the bar."""
@@ -180,6 +202,8 @@ class Logs:
                 train_summary(values, self._display.remaining) if split == "train" else f"{split}  {summary(values)}"
             )
             self.say(f"step {step:{width}}/{self._steps}  {shown}")
+        if self._files is not None:
+            self._files.copy_soon()
 
     def end(self, run: Run, results: Mapping[str, float] | None) -> None:
         """Shows the last evaluation, and what the model does on held-out data."""

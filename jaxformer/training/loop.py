@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxformer import config
+from jaxformer import config, storage
 from jaxformer.config import Experiment
 from jaxformer.data.pipeline import loader
 from jaxformer.data.tokenizers import Tokenizer
@@ -159,7 +159,7 @@ def fit(experiment: Experiment, workdir: str | os.PathLike, quiet: bool = False)
     Raises:
       InputError: something about the experiment, its data or the folder is wrong, or its gradients are.
     """
-    began, folder, data = time.monotonic(), Path(workdir), experiment.data
+    began, folder, data = time.monotonic(), storage.path(workdir), experiment.data
     agreement.check_same(experiment, folder)
     mesh = sharding.make_mesh(experiment.mesh)
     check_batch(experiment, mesh)
@@ -186,7 +186,7 @@ def fit(experiment: Experiment, workdir: str | os.PathLike, quiet: bool = False)
         saved.set_aside(step, folder / DAMAGED)
         batches = stack.enter_context(loader.train_batches(data, tokenizer, experiment.seed, rows, lanes[rows]))
         claim.start(config.to_json(experiment))
-        logs = stack.enter_context(Logs(folder, experiment.steps, step, quiet))
+        logs = stack.enter_context(Logs(folder, experiment.steps, step, quiet, claim.moved))
         bent = forking.rate_change(before, experiment, state) if before and step else []
         logs.say("\n".join(filter(None, [describe(experiment, state, mesh), begun, *bent])))
         training = Training(
@@ -245,6 +245,7 @@ def train_to_end(training: Training, state: TrainState, lanes: np.ndarray, meter
         best, forked = evaluated and experiment.checkpoint.best, training.forked and step == start
         if ending or best or forked or due(step, experiment.checkpoint.every, steps):
             trees = {**state.trees(), "lanes": lay({"lanes": lanes})}
+            logs.flush()  # A resumed run has the lines up to its checkpoint.
             saved.save(step, trees, logs.results if evaluated else None)
         if ending:
             break

@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from jaxformer import storage
 from jaxformer.data.messages import Problems, note
 from jaxformer.errors import InputError
 
@@ -26,8 +27,7 @@ def expand(patterns: Sequence[str]) -> list[str]:
     found: dict[str, None] = {}
     for pattern in map(os.path.expanduser, patterns):
         is_glob = glob.has_magic(pattern) and not os.path.exists(pattern)
-        matches = sorted(glob.glob(pattern, recursive=True)) if is_glob else [pattern]
-        matches = [path for path in matches if not is_glob or os.path.isfile(path)]
+        matches = storage.matching(pattern) if is_glob else [pattern]
         if not matches:
             raise InputError(f"{pattern}: no file matches this glob")
         found.update(dict.fromkeys(matches))
@@ -241,10 +241,13 @@ def read(path: str, encoding: str = "utf-8") -> mmap.mmap | bytes:
 def read_bytes(path: str) -> mmap.mmap | bytes:
     """Returns the bytes of a file. They are memory-mapped, or decompressed if the file is a `.gz`.
 
+    An object in a bucket is copied to this machine first (`storage.local_copy`).
+
     Raises:
       InputError: If the file cannot be read.
     """
     try:
+        path = storage.local_copy(path)
         if path.endswith(".gz"):
             with gzip.open(path) as file:
                 return file.read()

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+from jaxformer import storage
 from jaxformer.data.tokenizers import training
 from jaxformer.data.tokenizers.byte_level import ByteLevelTokenizer
 from jaxformer.data.tokenizers.loading import load, load_json, load_tokenizer, read, saved
@@ -152,10 +153,10 @@ def byte_level_of_files(vocab: str, merges: str, prefix: bool = False) -> ByteLe
 def _file(path: str, *names: str) -> str:
     """Returns the path, or the first of the named files that exists in it if it is a folder."""
     path = os.path.expanduser(path)
-    if not os.path.isdir(path):
+    if not storage.path(path).is_dir():
         return path
     for name in names:
-        if os.path.exists(os.path.join(path, name)):
+        if storage.path(os.path.join(path, name)).exists():
             return os.path.join(path, name)
     missing = f"neither {names[0]} nor {names[1]}" if len(names) == 2 else f"none of {', '.join(names)}"
     raise InputError(f"{path}: this folder has {missing}")

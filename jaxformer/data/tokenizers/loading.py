@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from jaxformer import storage
 from jaxformer.data.tokenizers import training
 from jaxformer.data.tokenizers.byte_level import ByteLevelTokenizer
 from jaxformer.data.tokenizers.json_tokenizer import ROLES, JsonTokenizer, parts
@@ -22,7 +23,7 @@ def load_tokenizer(folder: str) -> Tokenizer:
     """Loads the tokenizer that `save` wrote to a folder. Raises InputError if there is none."""
     for kind in KINDS:
         path = os.path.join(folder, kind.file)
-        if os.path.exists(path):
+        if storage.path(path).exists():
             return load_json(path, _roles(folder)) if kind is JsonTokenizer else load(kind, path)
     names = [kind.file for kind in KINDS]
     raise InputError(f"{folder}: holds no tokenizer; expected {', '.join(names[:-1])} or {names[-1]}")
@@ -30,7 +31,7 @@ def load_tokenizer(folder: str) -> Tokenizer:
 
 def saved(folder: str) -> bool:
     """Returns whether the folder contains a saved tokenizer."""
-    return any(os.path.exists(os.path.join(folder, kind.file)) for kind in KINDS)
+    return any(storage.path(os.path.join(folder, kind.file)).exists() for kind in KINDS)
 
 
 def load(kind: type[Tokenizer], path: str) -> Tokenizer:
@@ -89,8 +90,7 @@ def kind_of(config: Mapping[str, Any]) -> type[JsonTokenizer] | None:
 def read(path: str) -> bytes:
     """Returns the content of a file. Raises InputError if the file cannot be read."""
     try:
-        with open(os.path.expanduser(path), "rb") as file:
-            return file.read()
+        return storage.read_bytes(os.path.expanduser(path))
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise InputError(f"{path}: {reason}; give the path of a tokenizer's file") from error
@@ -98,6 +98,6 @@ def read(path: str) -> bytes:
 
 def _roles(folder: str) -> dict[str, str]:
     path = os.path.join(folder, ROLES)
-    if not os.path.exists(path):
+    if not storage.path(path).exists():
         return {}
     return {key.removesuffix("_token"): name for key, name in json.loads(read(path)).items()}

@@ -6,10 +6,12 @@ import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from jaxformer import storage
 from jaxformer.data.tokenizers import special_tokens
 from jaxformer.data.tokenizers.special_tokens import MASK
 from jaxformer.data.tokenizers.template import Template, decoder_template, encoder_template
@@ -215,6 +217,9 @@ class Tokenizer(abc.ABC):
 
     def save(self, folder: str) -> None:
         """Saves the tokenizer to a folder atomically: writes a temporary folder and renames it."""
+        if storage.is_remote(folder):
+            self._save_remote(storage.path(folder))
+            return
         folder = os.path.abspath(folder)
         temporary = f"{folder}.tmp-{os.getpid()}"
         try:
@@ -230,6 +235,12 @@ class Tokenizer(abc.ABC):
                 raise InputError(
                     f"{folder}: the tokenizer cannot be saved here ({reason}); give a folder that can be written"
                 ) from error
+
+    def _save_remote(self, folder: Path) -> None:
+        """Writes the objects of a folder in a bucket; the one that says that there is a tokenizer comes last."""
+        with storage.reported(folder, "the tokenizer cannot be saved here"):
+            for name, content in sorted(self.files().items(), key=lambda file: file[0] == self.file):
+                (folder / name).write_bytes(content)
 
 
 def without_spaces(text: str, offsets: Sequence[tuple[int, int]]) -> np.ndarray:

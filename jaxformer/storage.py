@@ -1,0 +1,214 @@
+"""Paths of local files and of objects in buckets: `gs://BUCKET/KEY` and `s3://BUCKET/KEY`.
+
+`path` makes the one or the other of a name; both have pathlib's interface. An object is written whole or not at all,
+and nothing is ever appended to one.
+"""
+
+import asyncio
+import contextlib
+import functools
+import glob
+import hashlib
+import importlib.util
+import os
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+from jaxformer.errors import InputError
+
+CLIENTS = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}
+"""The package that speaks the protocol of a scheme, and the extra that installs it."""
+STALLED = 30
+"""Seconds without a byte after which a request is tried again."""
+TRIES = 6
+"""How often a request is tried that fails, stalls or is throttled; the waits between two of them double, from 1 s."""
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_MOST_SAID = 200
+
+
+def is_remote(name: str | os.PathLike) -> bool:
+    """Whether a path is an object's or a folder's in a bucket."""
+    return bool(_SCHEME.match(os.fspath(name)))
+
+
+def path(name: str | os.PathLike) -> Path:
+    """The path of a name: pathlib's, or for a bucket `etils.epath`'s, which has the same methods.
+
+    Raises:
+      InputError: another scheme than gs:// and s3://, no bucket, or the package for its protocol is not installed.
+    """
+    name = os.fspath(name)
+    found = _SCHEME.match(name)
+    if found is None:
+        return Path(name)
+    scheme = found[1]
+    if scheme not in CLIENTS:
+        raise InputError(f"{name}: expected a local path, or one that begins with gs:// or s3://")
+    if not name.removeprefix(f"{scheme}://").strip("/"):
+        raise InputError(f"{name}: expected the name of a bucket after {scheme}://")
+    package, extra = CLIENTS[scheme]
+    if importlib.util.find_spec(package) is None:
+        raise InputError(f"{name}: needs {package}, which is not installed; pip install 'jaxformer[{extra}]'")
+    _configure()
+    from etils import epath
+
+    return cast(Path, epath.Path(name))
+
+
+def absolute(name: str | os.PathLike) -> Path:
+    """The absolute path of a name; those in buckets always are."""
+    return path(name) if is_remote(name) else Path(name).absolute()
+
+
+def file_system(name: str | os.PathLike) -> Any:
+    """fsspec's file system of a bucket's path."""
+    import fsspec
+
+    path(name)  # Raises InputError where it cannot be used.
+    return fsspec.filesystem(os.fspath(name).partition("://")[0])
+
+
+@functools.cache
+def _configure() -> None:
+    """Makes requests fail after a bounded time, and every look at a bucket one at what is there now."""
+    # TensorStore, which reads and writes checkpoints, has limits of its own; its defaults wait for a stalled server.
+    os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS", str(STALLED))
+    os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES", "1")
+    os.environ.setdefault("EPATH_USE_TF", "false")  # Where TensorFlow is installed, its own client would be used.
+    from fsspec import config
+
+    now = {"use_listings_cache": False, "skip_instance_cache": False}
+    settings: dict[str, dict[str, Any]] = {}
+    if importlib.util.find_spec("gcsfs"):
+        import aiohttp
+
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=STALLED, sock_read=STALLED)
+        settings["gcs"] = {"requests_timeout": timeout} | now
+    if importlib.util.find_spec("s3fs"):
+        retries = {"mode": "standard", "total_max_attempts": TRIES}
+        limits = {"connect_timeout": STALLED, "read_timeout": STALLED, "retries": retries}
+        settings["s3"] = {"config_kwargs": limits} | now
+    for protocol, values in settings.items():
+        config.conf[protocol] = values | config.conf.get(protocol, {})  # What the user has set stays.
+
+
+def check_bucket(name: str | os.PathLike) -> None:
+    """Raises InputError where the bucket of a path is not there or may not be listed."""
+    fs = file_system(name)
+    bucket, key = os.fspath(name).partition("://")[2].partition("/")[::2]
+    with reported(name, "cannot be listed"):
+        try:
+            if os.fspath(name).startswith("gs://"):
+                fs.call("GET", "b/{}/o", bucket, prefix=key, maxResults=1)
+            else:
+                fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=key, MaxKeys=1)
+        except FileNotFoundError as error:
+            raise InputError(f"{name}: there is no bucket {bucket}, or it may not be read; make it first") from error
+
+
+@contextlib.contextmanager
+def reported(name: str | os.PathLike, problem: str = "cannot be read") -> Iterator[None]:
+    """Raises InputError, in one line, for what goes wrong with a bucket's path; FileNotFoundError stays as it is.
+
+    Args:
+      name: the path; errors with local ones stay as they are.
+      problem: what the block could not do.
+    """
+    began = time.monotonic()
+    try:
+        yield
+    except (InputError, FileNotFoundError):
+        raise
+    except Exception as error:
+        if not is_remote(name) or not _is_of_client(error):
+            raise
+        waited = time.monotonic() - began
+        after = f", after {waited:.0f} s" if waited >= 1 else ""
+        raise InputError(f"{name}: {problem}{after}: {_reason(error)}") from error
+
+
+def _is_of_client(error: BaseException) -> bool:
+    packages = {"aiohttp", "botocore", "aiobotocore", "gcsfs", "google", "requests", "s3fs", "fsspec"}
+    return isinstance(error, OSError | asyncio.TimeoutError) or type(error).__module__.partition(".")[0] in packages
+
+
+def _reason(error: BaseException) -> str:
+    said = " ".join(str(error).split()) or type(error).__name__
+    said = said if len(said) <= _MOST_SAID else f"{said[:_MOST_SAID]} …"
+    denied = isinstance(error, PermissionError) or re.search(r"\b(403|Forbidden|AccessDenied)\b", said)
+    return f"access is denied ({said})" if denied else said
+
+
+def read_bytes(name: str) -> bytes:
+    """The content of a file or an object.
+
+    Raises:
+      OSError: it is not there, or a local one cannot be read.
+      InputError: an object cannot be read.
+    """
+    with reported(name):
+        return path(name).read_bytes()
+
+
+def matching(pattern: str) -> list[str]:
+    """The files or objects that a glob matches, sorted."""
+    if not is_remote(pattern):
+        return [found for found in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(found)]
+    with reported(pattern, "cannot be listed"):
+        found = file_system(pattern).glob(pattern, detail=True)
+    scheme = pattern.partition("://")[0]
+    return sorted(f"{scheme}://{name}" for name, entry in found.items() if entry["type"] == "file")
+
+
+def local_copy(name: str, folder: Path | None = None) -> str:
+    """The path of an object's copy on this machine, which is made where it is missing.
+
+    A copy is known by its object's version, so that processes, workers and restarts share it.
+
+    Args:
+      name: the object's path; a local path is returned as it is.
+      folder: where the copy is to be; by default a folder of its version in `copies`.
+
+    Raises:
+      InputError: there is no such object, it cannot be read, or the copy not be written.
+    """
+    if not is_remote(name):
+        return name
+    fs = file_system(name)
+    with reported(name):
+        try:
+            info = fs.info(name)
+        except FileNotFoundError as error:
+            raise InputError(f"{name}: no such object; give the path of one that can be read") from error
+    target = (folder or copies(name, version(info))) / name.rpartition("/")[2]
+    if target.exists() and target.stat().st_size == info["size"]:
+        return str(target)
+    temporary = target.with_name(f"{target.name}.tmp-{os.getpid()}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with reported(name):
+            fs.get_file(name, str(temporary))
+        os.replace(temporary, target)
+    except OSError as error:
+        if error.filename is None and not error.errno:
+            raise
+        raise InputError(
+            f"{name}: cannot be copied to {target.parent}: {error.strerror}; set XDG_CACHE_HOME to a folder with room"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return str(target)
+
+
+def copies(name: str, version: str) -> Path:
+    """The folder of the copies of one version of an object or a folder."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxformer" / "objects"
+    return home / hashlib.sha256(f"{name}\n{version}".encode()).hexdigest()[:32]
+
+
+def version(info: dict[str, Any]) -> str:
+    """The version of an object, of what fsspec says of it."""
+    return str(info.get("generation") or info.get("ETag") or info.get("etag") or info.get("mtime"))
