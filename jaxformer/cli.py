@@ -5,13 +5,14 @@ import json
 import os
 import shlex
 import sys
+import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jaxformer
-from jaxformer import classes
+from jaxformer import classes, storage
 from jaxformer.errors import InputError
 from jaxformer.parallel import start
 from jaxformer.training import host
@@ -263,7 +264,7 @@ def _print_answers(run, options: argparse.Namespace, lines: Sequence[str]) -> No
     with display(stderr=True), phase("predicting"):
         answers = _predict_each(run, options, lines)
     if options.out:
-        _save_answers(list(filter(None, answers)), Path(options.out))
+        _save_answers(list(filter(None, answers)), options.out)
         return
     for answer in answers:
         print(
@@ -273,8 +274,17 @@ def _print_answers(run, options: argparse.Namespace, lines: Sequence[str]) -> No
         )
 
 
-def _save_answers(answers: Sequence["Answer"], out: Path) -> None:
+def _save_answers(answers: Sequence["Answer"], out: str) -> None:
     """Saves the answers in the form of their kind; blank lines have none."""
+    if storage.is_remote(out):
+        with tempfile.TemporaryDirectory(prefix="jaxformer-") as folder:
+            _save_here(answers, Path(folder, out.rpartition("/")[2]))
+            storage.upload(Path(folder), out.rpartition("/")[0])
+        return
+    _save_here(answers, Path(out))
+
+
+def _save_here(answers: Sequence["Answer"], out: Path) -> None:
     try:
         if len(answers) == 1:
             answers[0].save(out)
@@ -305,7 +315,8 @@ def export(arguments: list[str]) -> None:
     _add_step(parser)
     _add_weights_options(parser)
     options = parser.parse(arguments)
-    if os.path.lexists(options.out):  # Before anything large is read.
+    there = storage.path(options.out).exists() if storage.is_remote(options.out) else os.path.lexists(options.out)
+    if there:  # Before anything large is read.
         raise InputError(f"{options.out}: is there already; expected a new folder's name")
     run = _open(options.run, options.format == "stablehlo", options.step)
     from jaxformer.training.damage import Damaged
@@ -409,7 +420,7 @@ def _take(arguments: list[str], flag: str, expected: str) -> tuple[list[str], li
 def _read_lines(path: str) -> list[str]:
     """The lines of a file, or of standard input for `-`; of a blank line the empty text."""
     try:
-        content = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+        content = sys.stdin.buffer.read() if path == "-" else storage.read_bytes(path)
         text = content.decode("utf-8-sig")
     except OSError as error:
         raise InputError(f"--input {path}: {error.strerror}") from error

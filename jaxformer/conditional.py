@@ -65,7 +65,8 @@ def write(path: Path, content: bytes, version: str | None) -> str:
     except (FileExistsError, FileNotFoundError) as error:
         raise Changed(str(path)) from error
     except OSError as error:
-        if "ConditionalRequestConflict" in str(error) or "PreconditionFailed" in str(error):
+        answer = getattr(error.__cause__, "response", {})  # botocore's, whose codes s3fs turns into other errors.
+        if answer.get("Error", {}).get("Code") in ("PreconditionFailed", "ConditionalRequestConflict"):
             raise Changed(str(path)) from error
         raise
 

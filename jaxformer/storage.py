@@ -6,6 +6,7 @@ and nothing is ever appended to one.
 
 import asyncio
 import contextlib
+import fnmatch
 import functools
 import glob
 import hashlib
@@ -13,7 +14,8 @@ import importlib.util
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,6 +29,12 @@ TRIES = 6
 """How often a request is tried that fails, stalls or is throttled; the waits between two of them double, from 1 s."""
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _MOST_SAID = 200
+_AT_ONCE = 8
+"""Objects that are copied at the same time."""
+_STATUS = re.compile(
+    r"\b(PERMISSION_DENIED|UNAUTHENTICATED|UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|ABORTED)\b"
+)
+"""TensorStore's names of what went wrong, in errors of other classes."""
 
 
 def is_remote(name: str | os.PathLike) -> bool:
@@ -123,14 +131,19 @@ def reported(name: str | os.PathLike, problem: str = "cannot be read") -> Iterat
     except (InputError, FileNotFoundError):
         raise
     except Exception as error:
-        if not is_remote(name) or not _is_of_client(error):
+        if not is_remote(name) or not is_of_client(error):
             raise
         waited = time.monotonic() - began
         after = f", after {waited:.0f} s" if waited >= 1 else ""
         raise InputError(f"{name}: {problem}{after}: {_reason(error)}") from error
 
 
-def _is_of_client(error: BaseException) -> bool:
+def is_of_client(error: BaseException) -> bool:
+    """Returns whether an error comes from the connection to a bucket, which says nothing about what is in it."""
+    if isinstance(error, FileNotFoundError):
+        return False
+    if _STATUS.search(str(error)):
+        return True
     packages = {"aiohttp", "botocore", "aiobotocore", "gcsfs", "google", "requests", "s3fs", "fsspec"}
     return isinstance(error, OSError | asyncio.TimeoutError) or type(error).__module__.partition(".")[0] in packages
 
@@ -151,6 +164,18 @@ def read_bytes(name: str) -> bytes:
     """
     with reported(name):
         return path(name).read_bytes()
+
+
+def rename(source: str | os.PathLike, target: str | os.PathLike) -> None:
+    """Renames a file or a folder; the objects of a folder in a bucket one by one."""
+    if not is_remote(source):
+        os.rename(source, target)
+        return
+    fs, keys = file_system(source), list(objects_below(os.fspath(source)))
+    with reported(source, "cannot be moved"):
+        for key in keys:
+            fs.cp_file(f"{source}/{key}", f"{target}/{key}")
+        fs.rm([f"{source}/{key}" for key in keys])
 
 
 def matching(pattern: str) -> list[str]:
@@ -199,8 +224,61 @@ def local_copy(name: str, folder: Path | None = None) -> str:
             f"{name}: cannot be copied to {target.parent}: {error.strerror}; set XDG_CACHE_HOME to a folder with room"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
     return str(target)
+
+
+def local_folder(name: str, patterns: Sequence[str]) -> Path:
+    """Returns a folder on this machine with copies of a bucket's objects, which are made if they are missing.
+
+    Args:
+      name: The folder's path in the bucket.
+      patterns: The objects to copy: patterns of their paths relative to the folder.
+
+    Raises:
+      InputError: An object cannot be read, or a copy cannot be written.
+    """
+    below = objects_below(name)
+    found = {key: info for key, info in below.items() if any(fnmatch.fnmatch(key, pattern) for pattern in patterns)}
+    versions = "\n".join(f"{key} {version(info)}" for key, info in sorted(found.items()))
+    home = copies(name, versions) / name.rstrip("/").rpartition("/")[2]
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
+        copying = (threads.submit(local_copy, f"{name.rstrip('/')}/{key}", (home / key).parent) for key in found)
+        for copied in list(copying):
+            copied.result()
+    return home
+
+
+def objects_below(name: str) -> dict[str, dict[str, Any]]:
+    """Returns fsspec's information about each object below a folder, by its path relative to it, sorted.
+
+    Raises:
+      InputError: The folder cannot be listed.
+    """
+    folder = name.rstrip("/")
+    with reported(name, "cannot be listed"):
+        found = file_system(name).find(folder, detail=True)
+    start = folder.partition("://")[2] + "/"
+    return {key.removeprefix(start): info for key, info in sorted(found.items()) if key.startswith(start)}
+
+
+def upload(folder: Path, name: str | os.PathLike, last: Sequence[str] = ()) -> None:
+    """Writes the files below a local folder to a folder in a bucket.
+
+    Args:
+      folder: The local folder.
+      name: The folder's path in the bucket.
+      last: The names of the files that are written after all others, as they make the folder complete.
+
+    Raises:
+      InputError: An object cannot be written.
+    """
+    fs, target = file_system(name), os.fspath(name).rstrip("/")
+    files = sorted((file for file in folder.rglob("*") if file.is_file()), key=lambda file: file.name in last)
+    with reported(name, "cannot be written"):
+        for file in files:
+            fs.put_file(str(file), f"{target}/{file.relative_to(folder).as_posix()}")
 
 
 def copies(name: str, version: str) -> Path:

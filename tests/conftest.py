@@ -45,6 +45,24 @@ def no_lines_of_slow_phases(monkeypatch):
     monkeypatch.setattr("jaxformer.progress.SILENCE", 600)
 
 
+@pytest.fixture(scope="module", params=["gcs", "s3"])
+def any_bucket(request):
+    """A server of either protocol of object stores, used by this process and those that it starts."""
+    import object_stores
+
+    with getattr(object_stores, request.param)() as server, object_stores.used_by_this_process(server):
+        yield server
+
+
+@pytest.fixture
+def bucket(any_bucket):
+    """The same without faults and without objects."""
+    any_bucket.faults.clear()
+    any_bucket.empty()
+    yield any_bucket
+    any_bucket.faults.clear()
+
+
 @pytest.fixture(scope="session")
 def tiny_config(tmp_path_factory):
     """The config file of a tiny run on generated text; compiled programs are shared with the processes of a test."""

@@ -53,9 +53,9 @@ class Lease:
                 if seen is not None and _said(seen).get("owner") == self._owner:
                     return seen.version, before is None  # An answer was lost on its way.
 
-    def _after(self, seen: conditional.Stored) -> conditional.Stored | None:
+    def _after(self, first: conditional.Stored) -> conditional.Stored | None:
         """The object once its lease has run out or been given back; raises InputError if it is renewed meanwhile."""
-        first = seen
+        seen: conditional.Stored | None = first
         while seen is not None and _seconds_left(seen) > 0:
             time.sleep(_length(first) / 30)
             seen = conditional.read(self._path)

@@ -198,7 +198,7 @@ class Checkpoints:
             folder.mkdir(exist_ok=True)
             for step in later:
                 names = itertools.chain([f"{step}"], (f"{step}-{number}" for number in itertools.count(2)))
-                self._of(step).rename(next(folder / name for name in names if not (folder / name).exists()))
+                storage.rename(self._of(step), next(folder / name for name in names if not (folder / name).exists()))
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("set_aside")
         self._manager.reload()

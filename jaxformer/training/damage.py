@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxformer import fields
+from jaxformer import fields, storage
 from jaxformer.errors import InputError
 
 Read = TypeVar("Read")
@@ -55,7 +55,8 @@ def unless_damaged(folder: PurePath, read: Callable[[], Read]) -> Read:
 
     Raises:
       Damaged: `read` failed, but not for a lack of memory or of permission.
-      InputError: the checkpoint may not be read; it is not taken for damaged, as training would move it aside.
+      InputError: the checkpoint may not be read, or its bucket is out of reach; it is not taken for damaged, as
+        training would move it aside.
     """
     with _errors_of_others_dropped():
         try:
@@ -66,6 +67,7 @@ def unless_damaged(folder: PurePath, read: Callable[[], Read]) -> Read:
             cause = _first_cause(error)
             # TensorStore raises ValueError with the name of its status.
             forbidden = isinstance(cause, PermissionError) or "PERMISSION_DENIED" in str(cause)
+            forbidden = forbidden or (storage.is_remote(folder) and storage.is_of_client(cause))
             said = _message(cause)
             del cause
         gc.collect()

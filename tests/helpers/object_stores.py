@@ -55,13 +55,15 @@ class Faults:
 class Server:
     """A running server: `url` and `faults`, and the environment of a client."""
 
-    def __init__(self, scheme: str, url: str, variables: dict[str, str], put: Callable, listed: Callable):
-        self.scheme, self.url, self.variables = scheme, url, CLIENT | variables
+    def __init__(self, scheme: str, variables: dict[str, str], put: Callable, listed: Callable, empty: Callable):
+        self.scheme, self.variables = scheme, CLIENT | variables
         self.faults = Faults()
         self.put: Callable[[str, bytes], None] = put
         """Writes an object of the bucket, by its key."""
         self.listed: Callable[[], dict[str, bytes]] = listed
-        """All objects of the bucket by key."""
+        """Returns all objects of the bucket by key."""
+        self.empty: Callable[[], None] = empty
+        """Removes all objects."""
 
     def path(self, key: str) -> str:
         """The path of a key in the bucket."""
@@ -72,7 +74,7 @@ class Server:
 def gcs() -> Iterator[Server]:
     """A server of Google Cloud Storage's protocol with an empty bucket."""
     from gcp_storage_emulator import server as emulator
-    from gcp_storage_emulator.handlers import buckets
+    from gcp_storage_emulator.handlers import buckets, objects
     from gcp_storage_emulator.storage import Storage
 
     logging.getLogger("gcp_storage_emulator").setLevel(logging.CRITICAL)  # It reports each object that is not there.
@@ -121,12 +123,19 @@ def gcs() -> Iterator[Server]:
         setattr(Handler, f"do_{method}", functools.partialmethod(Handler.handle_one, method))
     httpd = _ThreadingServer(("127.0.0.1", 0), functools.partial(Handler, storage))
     url = f"http://127.0.0.1:{httpd.server_port}"
+
+    def put(key, content):
+        entry = objects._make_object_resource(url, BUCKET, key, "text/plain", str(len(content)))
+        with lock:
+            wanted.generation = None
+            storage.create_file(BUCKET, key, content, objects._checksums(content, entry))
+
     found = Server(
         "gs",
-        url,
         {"STORAGE_EMULATOR_HOST": url, "TENSORSTORE_GCS_HTTP_URL": url, "GOOGLE_CLOUD_PROJECT": "project"},
-        lambda key, content: _upload(url, key, content),
+        put,
         lambda: {key: storage.get_file(BUCKET, key) for key in sorted(storage.objects.get(BUCKET, {}))},
+        lambda: [storage._hard_delete_file(BUCKET, key) for key in list(storage.objects.get(BUCKET, {}))],
     )
     with _serving(httpd):
         yield found
@@ -171,13 +180,6 @@ def _conditional(base: type) -> type:
     return Conditional
 
 
-def _upload(url: str, key: str, content: bytes) -> None:
-    import requests
-
-    query = urllib.parse.urlencode({"uploadType": "media", "name": key})
-    requests.post(f"{url}/upload/storage/v1/b/{BUCKET}/o?{query}", data=content, timeout=10).raise_for_status()
-
-
 @contextlib.contextmanager
 def s3() -> Iterator[Server]:
     """A server of S3's protocol with an empty bucket."""
@@ -219,9 +221,15 @@ def s3() -> Iterator[Server]:
 
     variables = {"AWS_ENDPOINT_URL": url, "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
     variables |= {"AWS_DEFAULT_REGION": "us-east-1", "AWS_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true"}
-    found = Server(
-        "s3", url, variables, lambda key, content: client().put_object(Bucket=BUCKET, Key=key, Body=content), listed
-    )
+
+    def put(key, content):
+        client().put_object(Bucket=BUCKET, Key=key, Body=content)
+
+    def empty():
+        for key in listed():
+            client().delete_object(Bucket=BUCKET, Key=key)
+
+    found = Server("s3", variables, put, listed, empty)
     with _serving(httpd):
         client().create_bucket(Bucket=BUCKET)
         yield found

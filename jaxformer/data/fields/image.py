@@ -4,6 +4,7 @@ An image of h × w pixels has h entries of shape [w, n] per row, so that one exa
 """
 
 import dataclasses
+import io
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -131,7 +132,9 @@ class ImageField(Field[Picture]):
         except pictures.Undecodable as error:
             raise InputError(str(error)) from error
         if not file.exists():  # The file may belong to the user.
-            picture.save(file)
+            content = io.BytesIO()
+            picture.save(content, "PNG")
+            file.write_bytes(content.getvalue())
         return str(file)
 
     def decode(self, image: pictures.ImageLike, name: str) -> Image.Image:

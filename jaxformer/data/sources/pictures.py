@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from jaxformer import storage
 from jaxformer.data.sources.sources import Source
 from jaxformer.errors import InputError
 
@@ -55,6 +56,8 @@ def read_picture(image: ImageLike, channels: int, name: str = "") -> Image.Image
       Undecodable: If `image` is not an image, or the range of its pixels is unknown.
     """
     name = name_of(image, name)
+    if isinstance(image, str | os.PathLike) and storage.is_remote(image):
+        image = _object(os.fspath(image))  # An InputError: an object that is out of reach is not skipped.
     try:
         picture = _seen(_in_8_bits(_upright(_opened(image))))
         # Pillow can convert some modes only to RGB.
@@ -89,12 +92,25 @@ def images_in(value: Any) -> list[Any]:
     Raises:
       InputError: If the folder contains no image.
     """
-    if not isinstance(value, str | os.PathLike) or not os.path.isdir(value):
+    if not isinstance(value, str | os.PathLike):
+        return [value]
+    if storage.is_remote(value) and not os.fspath(value).lower().endswith(ENDINGS):
+        folder = os.fspath(value).rstrip("/")
+        names = [name for name in storage.objects_below(folder) if "/" not in name and name.lower().endswith(ENDINGS)]
+        return [f"{folder}/{name}" for name in names] or [value]
+    if not os.path.isdir(value):
         return [value]
     found = [entry.path for entry in os.scandir(value) if entry.name.lower().endswith(ENDINGS) and entry.is_file()]
     if not found:
         raise InputError(f"{os.fspath(value)}: this folder has no image; expected files such as cat.png")
     return sorted(found)
+
+
+def _object(name: str) -> bytes:
+    try:
+        return storage.read_bytes(name)
+    except FileNotFoundError as error:
+        raise InputError(f"{name}: no such object; give the path of an image") from error
 
 
 def _opened(image: ImageLike) -> Image.Image:
@@ -178,12 +194,7 @@ class ImageFolders(Source):
     """Path of the folder that contains the class folders. Images may be in subfolders of these."""
 
     def open(self) -> Sequence[dict[str, Any]]:
-        found = []
-        for label in self.labels:
-            for folder, below, names in os.walk(os.path.join(self._home, label)):
-                below.sort()
-                images = [os.path.join(folder, name) for name in sorted(names) if name.lower().endswith(ENDINGS)]
-                found += [(image, label) for image in images]
+        found = self._objects() if storage.is_remote(self.path) else self._files()
         if not found:
             raise InputError(f"{self.path}: holds no image in a folder of its class; expected names such as cat/1.png")
         return _LabelledFiles(found)
@@ -191,6 +202,8 @@ class ImageFolders(Source):
     @property
     def labels(self) -> tuple[str, ...]:
         """Class names, sorted."""
+        if storage.is_remote(self.path):
+            return tuple(dict.fromkeys(label for _, label in self._objects()))
         try:
             entries = sorted(os.scandir(self._home), key=lambda entry: entry.name)
         except OSError as error:
@@ -200,6 +213,22 @@ class ImageFolders(Source):
     @property
     def _home(self) -> str:
         return os.path.expanduser(self.path)
+
+    def _files(self) -> list[tuple[str, str]]:
+        """Returns the path and the label of each image."""
+        found = []
+        for label in self.labels:
+            for folder, below, names in os.walk(os.path.join(self._home, label)):
+                below.sort()
+                images = [os.path.join(folder, name) for name in sorted(names) if name.lower().endswith(ENDINGS)]
+                found += [(image, label) for image in images]
+        return found
+
+    def _objects(self) -> list[tuple[str, str]]:
+        """Returns the same for a folder in a bucket."""
+        parts = (name.split("/") for name in storage.objects_below(self.path) if name.lower().endswith(ENDINGS))
+        images = sorted(names for names in parts if len(names) > 1 and not names[0].startswith("."))
+        return [("/".join([self.path.rstrip("/"), *names]), names[0]) for names in images]
 
 
 class _LabelledFiles(Sequence):

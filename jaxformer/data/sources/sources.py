@@ -55,7 +55,7 @@ class Tfds(Source):
     """Folder of prepared data sets. If None, uses the TFDS default."""
 
     def open(self) -> Sequence[dict[str, Any]]:
-        builder = tfds_builders.prepared(self.name, self.data_dir)
+        builder = tfds_builders.prepared(self.name, self.data_dir, self.split)
         try:
             examples = builder.as_data_source(split=self.split)
         except ValueError as error:

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from jaxformer import storage
 from jaxformer.data.messages import Problems
 from jaxformer.data.sources import files
 from jaxformer.data.sources.sources import Source
@@ -82,22 +83,14 @@ class _FolderDocuments(Sequence):
     scan = True
 
     def __init__(self, path: str, encoding: str):
-        if not os.path.isdir(path):
-            raise InputError(f"{path}: no such folder; expected one with a folder for each class")
         self.encoding = encoding
-        found: list[tuple[str, str]] = []
-        for label in sorted(os.listdir(path)):
-            folder = os.path.join(path, label)
-            if os.path.isdir(folder) and not label.startswith("."):
-                names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
-                paths = [os.path.join(folder, name) for name in names]
-                found += [(file, label) for file in paths if os.path.isfile(file)]
+        found = list(_class_objects(path) if storage.is_remote(path) else _class_files(path))
         if not found:
             raise InputError(f"{path}: expected a folder for each class with text files in it; there are none")
-        empty = [file for file, _ in found if not os.path.getsize(file)]
-        files.check_not_empty([file for file, _ in found], empty)
+        empty = [file for file, _, size in found if not size]
+        files.check_not_empty([file for file, *_ in found], empty)
         skipped = set(empty)
-        self.documents = [(file, label) for file, label in found if file not in skipped]
+        self.documents = [(file, label) for file, label, _ in found if file not in skipped]
 
     def __len__(self) -> int:
         return len(self.documents)
@@ -109,6 +102,26 @@ class _FolderDocuments(Sequence):
     def place(self, index: int) -> str:
         """Returns the path of an example's file."""
         return self.documents[index][0]
+
+
+def _class_files(path: str) -> Iterator[tuple[str, str, int]]:
+    """Yields the path, the label and the size of each file in the class folders of a folder."""
+    if not os.path.isdir(path):
+        raise InputError(f"{path}: no such folder; expected one with a folder for each class")
+    for label in sorted(os.listdir(path)):
+        folder = os.path.join(path, label)
+        if os.path.isdir(folder) and not label.startswith("."):
+            names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+            files_there = filter(os.path.isfile, (os.path.join(folder, name) for name in names))
+            yield from ((file, label, os.path.getsize(file)) for file in files_there)
+
+
+def _class_objects(path: str) -> Iterator[tuple[str, str, int]]:
+    """Yields the same of the objects of a folder in a bucket."""
+    for key, info in storage.objects_below(path).items():
+        label, _, name = key.partition("/")
+        if name and "/" not in name and not label.startswith(".") and not name.startswith("."):
+            yield f"{path.rstrip('/')}/{key}", label, info["size"]
 
 
 class Table(Sequence):

@@ -15,6 +15,7 @@ import urllib.request
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from jaxformer import storage
 from jaxformer.data.messages import listed, note
 from jaxformer.errors import InputError
 from jaxformer.progress import phase
@@ -28,16 +29,21 @@ _SECONDS = 5
 """Number of seconds after which a host that does not answer counts as unreachable."""
 
 
-def prepared(name: str, data_dir: str | None) -> Any:
+def prepared(name: str, data_dir: str | None, split: str = "") -> Any:
     """Returns the builder of a prepared data set. Prepares the data set if necessary.
 
     Args:
       name: catalog name, optionally with config and version, or the path of a prepared folder.
       data_dir: folder of prepared data sets. If None, uses the TFDS default.
+      split: what to read, which is copied to this machine from a bucket.
 
     Raises:
       InputError: If the data set does not exist or cannot be prepared. The message says what is missing and what to do.
     """
+    if storage.is_remote(name):
+        return _of_bucket(name, split)
+    if data_dir is not None and storage.is_remote(data_dir):
+        return _of_bucket(f"{data_dir.rstrip('/')}/{name.replace(':', '/')}", split)
     folder = os.path.expanduser(name)
     if os.path.isfile(os.path.join(folder, _INFO)) or os.path.isabs(folder) or name.startswith("."):
         return _of_folder(folder)
@@ -126,6 +132,22 @@ def _of_folder(folder: str) -> Any:
             return _with_random_access(tfds.builder_from_directory(path))
     except Exception as error:
         raise InputError(f"{path}: holds no readable TFDS data set: {_first_line(error)}") from error
+
+
+def _of_bucket(folder: str, split: str) -> Any:
+    """Returns the builder of a data set that was prepared in a bucket, with a copy of a split on this machine."""
+    folder = folder.rstrip("/")
+    found = [key.rpartition("/")[0] for key in storage.objects_below(folder) if key.rpartition("/")[2] == _INFO]
+    versions = [key for key in found if _VERSION.fullmatch(key)]
+    if "" not in found and not versions:
+        raise InputError(
+            f"{folder}: this folder holds no prepared TFDS data set (no {_INFO} in it or in a version below it); "
+            f"tfds build --file_format={FORMAT} --data_dir=DIR prepares one to be copied there"
+        )
+    path = folder if "" in found else f"{folder}/{max(versions, key=_version_of)}"
+    with phase(f"copying {path}"):
+        copied = storage.local_folder(path, ["*.json", "*.txt", *(f"*-{name}.*" for name in re.findall(r"\w+", split))])
+    return _of_folder(str(copied))
 
 
 def _folders_with_info(folder: str) -> list[str]:

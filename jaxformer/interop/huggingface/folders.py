@@ -5,11 +5,12 @@ import dataclasses
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxformer import strict_json
+from jaxformer import storage, strict_json
 from jaxformer.errors import InputError
 from jaxformer.interop.formats.flax_msgpack import open_flax
 from jaxformer.interop.formats.safetensors_file import open_safetensors, size_of, write_safetensors
@@ -143,6 +144,10 @@ def new_folder(path: str | os.PathLike) -> Iterator[Path]:
     Raises:
       InputError: If `path` exists or cannot be written.
     """
+    if storage.is_remote(path):
+        with _new_in_bucket(storage.path(path)) as folder:
+            yield folder
+        return
     path = Path(path)
     if path.exists() or path.is_symlink():
         raise InputError(f"{path}: is there already; expected a new folder's name")
@@ -163,6 +168,17 @@ def new_folder(path: str | os.PathLike) -> Iterator[Path]:
         if isinstance(error, OSError) and error.errno is not None and not isinstance(error, InputError):
             raise InputError(f"{path}: cannot be written: {error.strerror}") from error
         raise
+
+
+@contextlib.contextmanager
+def _new_in_bucket(path: Path) -> Iterator[Path]:
+    """As `new_folder` for a path in a bucket: a local folder, whose files are written there at the end."""
+    storage.check_bucket(path)
+    if path.exists():
+        raise InputError(f"{path}: is there already; expected a new folder's name")
+    with tempfile.TemporaryDirectory(prefix="jaxformer-") as temporary:
+        yield Path(temporary)
+        storage.upload(Path(temporary), path, last=(CONFIG, "experiment.json"))
 
 
 def _remove_empty(folders: Iterable[Path]) -> None:

