@@ -82,7 +82,7 @@ def test_a_lease_that_is_lost_ends_training_in_one_line_and_removes_nothing(buck
     assert f"runs/a/{EXPERIMENT}" in bucket.listed()
 
 
-def test_folders_that_are_no_runs_are_reported(bucket):
+def test_folders_without_a_run_are_reported(bucket):
     assert "there is no such folder" in message(run.open_run, bucket.path("none"))
     bucket.put("some/file", b"")
     assert "not a run's folder: experiment.json" in message(run.open_run, bucket.path("some"))

@@ -117,7 +117,7 @@ def _class_files(path: str) -> Iterator[tuple[str, str, int]]:
 
 
 def _class_objects(path: str) -> Iterator[tuple[str, str, int]]:
-    """Yields the same of the objects of a folder in a bucket."""
+    """Yields the path, the label and the size of each object in the class folders of a folder in a bucket."""
     for key, info in storage.objects_below(path).items():
         label, _, name = key.partition("/")
         if name and "/" not in name and not label.startswith(".") and not name.startswith("."):
