@@ -423,7 +423,7 @@ def _read_lines(path: str) -> list[str]:
         content = sys.stdin.buffer.read() if path == "-" else storage.read_bytes(path)
         text = content.decode("utf-8-sig")
     except OSError as error:
-        raise InputError(f"--input {path}: {error.strerror}") from error
+        raise InputError(f"--input {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"--input {path}: not UTF-8 text, at byte {error.start}") from error
     # Not `splitlines`: only a newline ends a line; Unicode's other separators are part of a text.
