@@ -1,4 +1,4 @@
-"""Choosing the class of a part of an experiment by its name: `--optimizer Lion`, `--model.transformer.norm RMSNorm`."""
+"""Choosing the class of a part of an experiment by name: `--optimizer Lion`, `--model.transformer.norm RMSNorm`."""
 
 import dataclasses
 import inspect
@@ -15,18 +15,18 @@ PACKAGE = __name__.partition(".")[0]
 
 
 def choose(value: Any, overrides: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The overrides with an instance wherever they name a class for a part of a config value.
+    """Replaces class names in the overrides by instances of these classes.
 
-    The instance keeps the fields that the part before has too, where they were not at their default there. Overrides of
-    its fields are part of it.
+    Each instance keeps the fields of the part that it replaces if both classes have them and they were not at their
+    default. Overrides of the instance's own fields are applied to it.
 
     Args:
-      value: a config value.
+      value: the config value to override.
       overrides: values by dotted path, as `fields.replace` takes them.
-      prefix: precedes a path in messages, `--` on a command line.
+      prefix: text before a path in messages, `--` on a command line.
 
     Raises:
-      InputError: no such class for this field, or a field of the class without default is not given.
+      InputError: If a field cannot hold a class of this name, or a field of the class has no default and is not given.
     """
     nodes = {path: (hint, child) for path, hint, child in fields.walk(value)}
     chosen = {}
@@ -51,10 +51,10 @@ def choose(value: Any, overrides: Mapping[str, Any], prefix: str = "") -> dict[s
 
 
 def candidates(hint: Any, current: Any) -> dict[str, type]:
-    """The classes that a field can hold, by name.
+    """Returns the classes that a field can hold, by name.
 
-    These are the subclasses of its type in packages that a run may name, and the classes in the module of what it holds
-    now that have its type.
+    These are the subclasses of the field's type in packages that a run may name, and the classes of that type in the
+    module of the current value.
     """
     types = [one for one in typing.get_args(hint) or (hint,) if isinstance(one, type)]
     found = [cls for one in types if one.__module__.startswith(f"{PACKAGE}.") for cls in _subclasses(one)]
@@ -68,7 +68,7 @@ def candidates(hint: Any, current: Any) -> dict[str, type]:
 
 
 def _converted(cls: type, current: Any, below: Mapping[str, Any], path: str) -> Any:
-    """An instance of the class with the fields of `current` that were set, and those without default from `below`."""
+    """Makes an instance of the class from the fields of `current` that were set, and required fields from `below`."""
     hints, defaults = fields.hints(cls), _defaults(type(current))
     kept = {name: value for name, _, value in fields.children(current) if name in hints}
     kept = {name: value for name, value in kept.items() if name not in defaults or value != defaults[name]}
@@ -80,7 +80,7 @@ def _converted(cls: type, current: Any, below: Mapping[str, Any], path: str) -> 
 
 
 def _class_name(new: Any) -> str | None:
-    """The name of a class that a value for a field may be."""
+    """Returns the class name that an override may stand for; None if it cannot be a class name."""
     words = [new] if isinstance(new, str) else new
     if isinstance(words, list | tuple) and len(words) == 1 and isinstance(words[0], str):
         word = words[0]
@@ -89,7 +89,7 @@ def _class_name(new: Any) -> str | None:
 
 
 def _subclasses(cls: type) -> list[type]:
-    """All subclasses, or the class itself if it has none."""
+    """Returns all subclasses of a class, or the class itself if it has none."""
     return [leaf for child in cls.__subclasses__() for leaf in {child, *_subclasses(child)}] or [cls]
 
 
@@ -105,7 +105,7 @@ def _fits(cls: type, wanted: type) -> bool:
 
 
 def _defaults(cls: type) -> dict[str, Any]:
-    """The defaults of a dataclass's fields, by name."""
+    """Returns the defaults of a dataclass's fields, by name."""
     found = {}
     for field in dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ():
         if field.default is not dataclasses.MISSING:

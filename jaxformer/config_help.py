@@ -1,4 +1,4 @@
-"""The help of `train CONFIG --help`: every field of an experiment with its default and its meaning."""
+"""Help of `train CONFIG --help`, which lists every field of an experiment with its default and its meaning."""
 
 import dataclasses
 import typing
@@ -24,14 +24,14 @@ def print_help(experiment: Any, docstring: str, command: str) -> None:
             prog=command,
             description=docstring,
             use_underscores=True,
-            # One way to set a field, whatever it holds: `--path value`.
+            # Every field is set in the same way: `--path value`.
             config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
             registry=registry,
         )
 
 
 def _fields_of_default(info: tyro.constructors.StructTypeInfo) -> Any:
-    """A rule for tyro: what to set are the fields of the default, whatever the annotation says."""
+    """Makes tyro offer the fields of the default value, whatever the annotation of the field is."""
     default = info.default
     if isinstance(default, tuple) and any(map(fields.is_config, default)):
         items = [(str(index), item) for index, item in enumerate(default)]
@@ -45,11 +45,11 @@ def _fields_of_default(info: tyro.constructors.StructTypeInfo) -> Any:
 
 
 _EXACT = "exact"
-"""Marks what the rule has been applied to."""
+"""Marker for fields that `_fields_of_default` has been applied to."""
 
 
 def _with_plain_none(field):
-    """The field; one that could have fields of its own but is None, or empty, is shown as that, not hidden."""
+    """Makes tyro show a field that is None or empty, although it could have fields of its own."""
     structs = any(map(dataclasses.is_dataclass, typing.get_args(field.type)))
     if field.default is None and structs:
         return dataclasses.replace(field, type=type(None))

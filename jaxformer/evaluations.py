@@ -11,23 +11,23 @@ from jaxformer.data.tasks.base import Task
 from jaxformer.errors import FieldError, InputError
 
 VALIDATION = "validation"
-"""The evaluation on `data.validation`."""
+"""Name of the evaluation on `data.validation`."""
 RESERVED = ("train", VALIDATION)
 """Names that an evaluation may not have."""
 
 
 @dataclasses.dataclass(frozen=True)
 class NamedEvaluation:
-    """An evaluation beside that on `data.validation`, on data of its own."""
+    """An evaluation on its own data, in addition to the one on `data.validation`."""
 
     name: str
-    """Its name: the `split` of its lines in `metrics.jsonl`, and the prefix of its metrics in `checkpoint.best`."""
+    """Name of the evaluation: the `split` in `metrics.jsonl`, and the prefix of its metrics in `checkpoint.best`."""
     source: Source
-    """Held-out documents."""
+    """Source of the held-out documents."""
     task: Task | None = None
-    """The task that lays them out; None uses `data.task`."""
+    """Task that makes model inputs from the documents. If None, `data.task`."""
     batches: int | None = None
-    """Batches to read, at most; None reads all of the data."""
+    """Maximum number of batches to read. If None, all of the data is read."""
 
     def __post_init__(self):
         if not self.name.replace("-", "_").isidentifier() or self.name in RESERVED:
@@ -37,28 +37,28 @@ class NamedEvaluation:
         fields.at_least("evaluations.batches", self.batches, 1)
 
     def data(self, data: Data) -> Data:
-        """The data of an experiment with the task of the evaluation, and its source for validation."""
+        """Returns the data config with this evaluation's task, and with its source as the validation source."""
         return dataclasses.replace(data, validation=self.source, task=self.task or data.task)
 
 
 @dataclasses.dataclass(frozen=True)
 class BestMetric:
-    """The metric by which checkpoints are compared."""
+    """Metric by which checkpoints are compared."""
 
     evaluation: str
-    """The name of its evaluation."""
+    """Name of the evaluation that computes the metric."""
     metric: str
-    """Its name there."""
+    """Name of the metric within the evaluation."""
     higher_is_better: bool
-    """Whether the highest value is the best one."""
+    """Whether a higher value is better."""
 
     @property
     def key(self) -> str:
-        """Its name among the results of all evaluations."""
+        """Name of the metric among the results of all evaluations."""
         return result_key(self.evaluation, self.metric)
 
     def rank(self, results: Mapping[str, float]) -> float | None:
-        """A number that is higher for a better checkpoint, -inf for NaN; None where it was not evaluated."""
+        """Returns a number that is higher for a better checkpoint: -inf for NaN, None if there was no evaluation."""
         if self.key not in results:
             return None
         value = results[self.key]
@@ -68,12 +68,12 @@ class BestMetric:
 
 
 def result_key(evaluation: str, metric: str) -> str:
-    """The name of a metric among the results of all evaluations: `validation/loss`."""
+    """Returns the name of a metric among the results of all evaluations: `validation/loss`."""
     return f"{evaluation}/{metric}"
 
 
 def flat_results(results: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """The metrics of all evaluations under one name each."""
+    """Merges the metrics of all evaluations into one dict, with keys such as `validation/loss`."""
     return {result_key(name, metric): value for name, values in results.items() for metric, value in values.items()}
 
 
@@ -82,11 +82,11 @@ def find_best(name: str, evaluations: tuple[str, ...], declared: Mapping[str, bo
 
     Args:
       name: `METRIC` of the evaluation on `data.validation`, or `NAME/METRIC` of a named one.
-      evaluations: the names of all evaluations.
-      declared: whether the highest value is the best one, by the name of each metric.
+      evaluations: names of all evaluations.
+      declared: maps each metric's name to whether a higher value is better.
 
     Raises:
-      InputError: there is no such evaluation or metric.
+      InputError: If there is no such evaluation or metric.
     """
     if name in declared and VALIDATION in evaluations:
         return BestMetric(VALIDATION, name, declared[name])

@@ -1,6 +1,6 @@
-"""Adds the strings that follow fields to their class's docstring, so that `help(Data)` shows what each field means.
+"""Adds field docstrings to the docstring of their class, so that `help(Data)` shows what each field means.
 
-The source of a class is read only when its `__doc__` is.
+The source of a class is read only when its `__doc__` is accessed.
 """
 
 import ast
@@ -18,7 +18,7 @@ PACKAGE = __name__.partition(".")[0]
 
 
 class FieldDocs:
-    """The `__doc__` of a dataclass: its docstring, and its fields with their meanings."""
+    """Descriptor for the `__doc__` of a dataclass: its docstring, followed by its fields with their meanings."""
 
     def __init__(self, docstring: str | None):
         self._docstring = docstring
@@ -33,7 +33,7 @@ class FieldDocs:
 
 
 def field_docs(cls: type) -> dict[str, str]:
-    """The meaning of each documented field of a dataclass, inherited ones included, by name."""
+    """Returns the docstring of each documented field of a dataclass, by name, including inherited fields."""
     found: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         if dataclasses.is_dataclass(base):
@@ -48,7 +48,7 @@ def install() -> None:
 
 
 def attach(module: ModuleType) -> None:
-    """Replaces the docstring of each dataclass that the module defines by a `FieldDocs`."""
+    """Replaces the docstring of each dataclass that the module defines with a `FieldDocs`."""
     for cls in vars(module).values():
         if isinstance(cls, type) and cls.__module__ == module.__name__ and dataclasses.is_dataclass(cls):
             setattr(cls, "__doc__", FieldDocs(vars(cls).get("__doc__")))  # noqa: B010 (a descriptor, not a str)
@@ -72,7 +72,7 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 @functools.cache
 def _strings_after_fields(cls: type) -> dict[str, str]:
-    """The string that follows each field in the body of a class; empty where the source cannot be read."""
+    """Returns the string that follows each field in the body of a class; empty if the source cannot be read."""
     try:
         (definition,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
     except (OSError, TypeError, SyntaxError):

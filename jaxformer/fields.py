@@ -1,6 +1,6 @@
-"""The fields of a config value as a tree: their paths, types, words for them, and JSON.
+"""The fields of a config value as a tree: paths, types, parsing from the command line, and JSON.
 
-A config value is a frozen dataclass or a Linen module, which is one too. Its fields hold other
+A config value is a frozen dataclass or a Linen module, which is a dataclass too. Its fields hold other
 config values, tuples, strings, numbers, bools and None.
 """
 
@@ -18,7 +18,7 @@ from jaxformer.suggestions import nearest
 
 
 def check(value: Any) -> None:
-    """Raises InputError if a field at any depth holds what its annotation does not allow."""
+    """Raises InputError if a field at any depth holds a value that its annotation does not allow."""
     for path, hint, child in walk(value):
         if not _accepts(hint, child):
             raise FieldError(path, f"={child!r}: expected {_describe(hint)}", owner="")
@@ -31,20 +31,20 @@ def at_least(path: str, value: float | None, least: float) -> None:
 
 
 def within(path: str, value: float | None, low: float, high: float, below: bool = False) -> None:
-    """Raises FieldError if the field at `path` has a value and it is not from `low` to `high`, or `below` high."""
+    """Raises FieldError if the field at `path` has a value outside [low, high], or outside [low, high) if `below`."""
     if value is not None and not (low <= value < high or (value == high and not below)):
         raise FieldError(path, f"={value}: expected {low} to {high}" + (f", below {high}" if below else ""))
 
 
 def walk(value: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(path, type, value) of every field below `value`, in order, parents before their children."""
+    """Yields (path, type, value) of every field below `value`, in order, parents before their children."""
     for name, hint, child in children(value):
         yield join(path, name), hint, child
         yield from walk(child, join(path, name))
 
 
 def children(value: Any) -> list[tuple[str, Any, Any]]:
-    """(name, type, value) of each field; a tuple of config values has its indices for names."""
+    """Returns (name, type, value) of each field. The names of config values in a tuple are their indices."""
     if is_config(value):
         return [(name, hint, getattr(value, name)) for name, hint in hints(type(value)).items()]
     if isinstance(value, tuple) and any(map(is_config, value)):
@@ -53,17 +53,17 @@ def children(value: Any) -> list[tuple[str, Any, Any]]:
 
 
 def is_config(value: Any) -> bool:
-    """Whether `value` is a config value: an instance, not a class."""
+    """Returns whether `value` is a config value: an instance, not a class."""
     return dataclasses.is_dataclass(value) and not isinstance(value, type)
 
 
 def join(path: str, name: str) -> str:
-    """The dotted path of the field `name` of the value at `path`."""
+    """Returns the dotted path of the field `name` of the value at `path`."""
     return f"{path}.{name}" if path else name
 
 
 def show(value: Any) -> str:
-    """A few words for `value`: a config value's class, or the value itself."""
+    """Returns a short description of a value for messages: the class of a config value, or the value itself."""
     return type(value).__name__ if is_config(value) else repr(value)
 
 
@@ -72,13 +72,13 @@ def replace(value: Any, overrides: Mapping[str, Any], prefix: str = "") -> Any:
 
     Args:
       value: a config value.
-      overrides: values by path. Strings, one or a list of them, are read as words of a command
+      overrides: values by path. A string, or a list of strings, is parsed as words of a command
         line.
-      prefix: what a path begins with in messages, `--` on a command line.
+      prefix: text before a path in messages, `--` on a command line.
 
     Raises:
-      InputError: if there is no such field, or what it is set to is of a wrong type or refused by
-        its owner.
+      InputError: If there is no such field, or its new value is of a wrong type or is refused by
+        the config value that has the field.
     """
     nodes = {path: (hint, child) for path, hint, child in walk(value)}
     changes = {}
@@ -89,16 +89,22 @@ def replace(value: Any, overrides: Mapping[str, Any], prefix: str = "") -> Any:
             raise InputError(f"{prefix}{path}: no such field{suggestion}")
         for whole in overrides:
             if path.startswith(f"{whole}."):
-                raise InputError(f"{prefix}{path}: {prefix}{whole} is set too; set one of the two")
+                raise InputError(f"{prefix}{path}: {prefix}{whole} is set too; set only one of the two")
         changes[tuple(path.split("."))] = converted(prefix + path, *nodes[path], new)
     return _rebuild(value, changes, "") if changes else value
 
 
 def converted(name: str, hint: Any, current: Any, new: Any) -> Any:
-    """`new` as a value for a field of type `hint` that holds `current` now.
+    """Converts `new` to a value for a field of type `hint`.
+
+    Args:
+      name: name of the field in messages.
+      hint: type of the field.
+      current: current value of the field.
+      new: the new value, or the words of a command line.
 
     Raises:
-      InputError: it is of another type.
+      InputError: If it cannot be converted to that type.
     """
     words = [new] if isinstance(new, str) else new
     if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
@@ -119,7 +125,7 @@ def converted(name: str, hint: Any, current: Any, new: Any) -> Any:
 
 
 def _rebuild(value: Any, changes: Mapping[tuple[str, ...], Any], path: str) -> Any:
-    """`value` with all changes. Each object is made once, for fields that only fit together."""
+    """Returns `value` with all changes. Builds each object only once, so that dependent fields can change together."""
     new = {}
     for name, _, child in children(value):
         below = {parts[1:]: change for parts, change in changes.items() if parts[0] == name}
@@ -137,17 +143,17 @@ def _rebuild(value: Any, changes: Mapping[tuple[str, ...], Any], path: str) -> A
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an exception in one line."""
+    """Returns the message of an exception on one line."""
     return " ".join(str(getattr(error, "msg", error)).split())
 
 
-# Types: whether a value has one, how to read one from words, and what to call it.
+# Types: checking values, parsing them from words, and describing them in messages.
 
 
 @functools.cache
 def hints(cls: type) -> dict[str, Any]:
-    """The types of the fields that a user sets, by name."""
-    linen = sys.modules.get("flax.linen")  # Not imported here: a class can only be a module where it is.
+    """Returns the types of the fields that a user sets, by name."""
+    linen = sys.modules.get("flax.linen")  # Not imported here: if it is not imported yet, no class is a Linen module.
     hidden = {"parent", "name"} if linen is not None and issubclass(cls, linen.Module) else ()
     annotated = typing.get_type_hints(cls)
     names = [field.name for field in dataclasses.fields(cls) if field.init]
@@ -159,13 +165,13 @@ def _is_union(hint: Any) -> bool:
 
 
 def _items(hint: Any, count: int) -> list[Any]:
-    """The types of the items of a tuple type; a type of any length has `count` items."""
+    """Returns the types of the `count` items of a tuple type."""
     arguments = typing.get_args(hint)
     return [arguments[0]] * count if arguments[1:] == (...,) else list(arguments)
 
 
 def _choices(hint: Any) -> Sequence[Any]:
-    """All values of a type that has only a few."""
+    """Returns all values of a type that has only a few, such as a Literal; empty for other types."""
     if typing.get_origin(hint) is Literal:
         return typing.get_args(hint)
     if hint is bool:
@@ -174,7 +180,7 @@ def _choices(hint: Any) -> Sequence[Any]:
 
 
 def _accepts(hint: Any, value: Any) -> bool:
-    """Whether `value` is of the type, or has a protocol's members; callables are taken on trust."""
+    """Returns whether `value` is of the type, or has the members of a protocol. Callables are not checked further."""
     if _is_union(hint):
         return any(_accepts(choice, value) for choice in typing.get_args(hint))
     if choices := _choices(hint):
@@ -192,9 +198,9 @@ def _accepts(hint: Any, value: Any) -> bool:
 
 
 def _read(hint: Any, words: Sequence[str]) -> Any:
-    """The value of the type that the words stand for. Raises ValueError if there is none."""
+    """Parses the words as a value of the type. Raises ValueError if they are not one."""
     if _is_union(hint):
-        # Any word is a str, so str comes last: None and numbers have their chance first.
+        # Any word is a valid str, so str is tried last.
         for choice in sorted(typing.get_args(hint), key=lambda choice: choice is str):
             try:
                 return _read(choice, words)
@@ -216,7 +222,7 @@ def _read(hint: Any, words: Sequence[str]) -> Any:
 
 
 def _describe(hint: Any) -> str:
-    """The name of a value of the type in a message."""
+    """Describes the values of a type in a message."""
     if _is_union(hint):
         return " or ".join(map(_describe, typing.get_args(hint)))
     if choices := _choices(hint):
@@ -233,7 +239,7 @@ def _describe(hint: Any) -> str:
 
 
 def encode(value: Any, path: str = "") -> Any:
-    """`value` as `json.dumps` takes it. Raises InputError if something could not be read back."""
+    """Converts `value` for `json.dumps`. Raises InputError if a part of it could not be read back."""
     if is_config(value):
         fields = {name: encode(child, join(path, name)) for name, _, child in children(value)}
         return {"class": classes.class_name(type(value)), **fields}
@@ -248,15 +254,15 @@ def encode(value: Any, path: str = "") -> Any:
 
 
 def decode(value: Any, path: str = "", known: Mapping[str, type] = types.MappingProxyType({})) -> Any:
-    """The inverse of `encode`; fields that are missing take their default.
+    """Converts a value that `encode` made back to a config value. Missing fields have their default.
 
     Args:
-      value: what `json.loads` gave.
-      path: where it is, for messages.
-      known: classes by name that need no permission, as of `classes_in`.
+      value: what `json.loads` returned.
+      path: dotted path of the value, for messages.
+      known: classes by name that need no permission, as returned by `classes_in`.
 
     Raises:
-      InputError: a class is not of an allowed package, cannot be imported, has no such field, or refuses a value.
+      InputError: If a class is not of an allowed package, cannot be imported, has no such field, or refuses a value.
     """
     if isinstance(value, list):
         return tuple(decode(item, join(path, str(index)), known) for index, item in enumerate(value))
@@ -278,6 +284,6 @@ def decode(value: Any, path: str = "", known: Mapping[str, type] = types.Mapping
 
 
 def classes_in(value: Any) -> dict[str, type]:
-    """The classes of a config value and of all below it, by the name that `encode` writes."""
+    """Returns the classes of a config value and of all values below it, by the name that `encode` writes."""
     found = {type(child) for _, _, child in walk(value) if is_config(child)} | {type(value)}
     return {f"{cls.__module__}.{cls.__qualname__}": cls for cls in found}

@@ -1,4 +1,4 @@
-"""`jaxformer launch`: one run with several processes on this machine."""
+"""`jaxformer launch`: trains one run with several processes on this machine."""
 
 import argparse
 import contextlib
@@ -19,9 +19,9 @@ from jaxformer.errors import InputError
 from jaxformer.parallel import cluster
 
 ENDING = 30.0
-"""Seconds that the other processes have to end by themselves once one has failed."""
+"""Number of seconds that the other processes have to end by themselves once one has failed."""
 DEVICES = re.compile(r"--xla_force_host_platform_device_count=(\d+)")
-"""The setting of XLA that simulates devices on the CPU."""
+"""XLA flag for the number of simulated devices on the CPU."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -32,22 +32,22 @@ class _Parser(argparse.ArgumentParser):
 def launch(arguments: Sequence[str]) -> int:
     """Trains with several processes on this machine.
 
-    The first process has the terminal; lines that others print as errors begin with their number. SIGTERM and Ctrl-C
-    save and end all of them, a second one kills them.
+    The first process uses the terminal; error lines of the other processes begin with the process number. SIGTERM or
+    Ctrl-C makes all processes save and end; a second one kills them.
 
     Args:
       arguments: `-n N`, and the arguments of `train`.
 
     Returns:
-      The exit status: of the first process that failed, or 128 and its signal.
+      The exit status of the first process that failed, 128 plus the signal number if a signal ended it, otherwise 0.
 
     Raises:
-      InputError: no number of processes, or one by which the devices do not divide.
+      InputError: If the number of processes is missing or does not divide the number of devices.
     """
     parser = _Parser(
         "jaxformer launch", usage="jaxformer launch -n N CONFIG.py [--field value ...]", allow_abbrev=False
     )
-    parser.description = "Trains with N processes on this machine: on CPU, or on GPUs, which are divided among them."
+    parser.description = "Trains with N processes on this machine, on the CPU or on GPUs, which are divided evenly."
     parser.add_argument("-n", type=int, required=True, metavar="N", help="the number of processes")
     parser.epilog = "The other arguments are those of train: see jaxformer train --help."
     options, rest = parser.parse_known_args(arguments)
@@ -68,10 +68,10 @@ def launch(arguments: Sequence[str]) -> int:
 
 
 def _environment(number: int, count: int) -> dict[str, str]:
-    """The variables of one process: its place, and its share of the devices."""
+    """Returns the environment variables of one process: its place among the processes, and its share of the devices."""
     place = {cluster.COUNT: str(count), cluster.NUMBER: str(number)}
     if cluster.has_tpu() and count > 1:
-        raise InputError("launch: one process has all TPUs of a host; use jaxformer train")
+        raise InputError("launch: a single process uses all TPUs of a host; use jaxformer train")
     gpus = _gpus()
     if gpus:
         _check_division("GPUs", len(gpus), count)
@@ -88,7 +88,7 @@ def _environment(number: int, count: int) -> dict[str, str]:
 
 
 def _gpus() -> list[str]:
-    """The GPUs that JAX would use."""
+    """Returns the GPUs that JAX would use."""
     platforms = os.environ.get("JAX_PLATFORMS", "")
     if platforms and not {"cuda", "gpu"} & set(platforms.split(",")):
         return []
@@ -112,7 +112,7 @@ def _free_port() -> int:
 
 
 def _start(command: Sequence[str], number: int, environment: dict[str, str]) -> subprocess.Popen[str]:
-    """Starts a process, in a group of its own: Ctrl-C goes to this process alone, which passes it on."""
+    """Starts a process in its own process group, so that Ctrl-C reaches only the launcher, which passes it on."""
     pipe = None if number == 0 else subprocess.PIPE
     process = subprocess.Popen(
         command,
@@ -131,19 +131,19 @@ def _start(command: Sequence[str], number: int, environment: dict[str, str]) -> 
 
 
 def _end_with_parent() -> None:
-    """Has the kernel send SIGTERM to this process when the one that has started it ends."""
+    """Makes the kernel send SIGTERM to this process when its parent ends."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def _prefix(lines: IO[str], number: int) -> None:
-    """Prints the lines of a process with its number."""
+    """Prints the error lines of a process with the process number in front."""
     for line in lines:
         print(f"[{number}] {line}", end="", file=sys.stderr, flush=True)
 
 
 class _Signals:
-    """The requests to end that this process gets."""
+    """Counter of the requests to end that this process has received."""
 
     def __init__(self):
         self.count = 0
@@ -173,7 +173,7 @@ def _supervise(started: Sequence[subprocess.Popen[str]], signals: _Signals) -> i
             _send(running.values(), signal.SIGKILL)
         ended = {number: process.returncode for number, process in running.items() if process.poll() is not None}
         running = {number: process for number, process in running.items() if number not in ended}
-        # One that was killed comes before those that have ended because of it.
+        # Reports a process that was killed before those that ended as a consequence.
         for number, code in sorted(ended.items(), key=lambda one: one[1] >= 0):
             if code and not status:
                 status, deadline = code if code > 0 else 128 - code, time.monotonic() + ENDING

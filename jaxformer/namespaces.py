@@ -1,6 +1,6 @@
-"""Lazy namespaces: `import jaxformer as jf`, then `jf.models.Bert` imports its module when it is first used.
+"""Lazy namespaces: after `import jaxformer as jf`, `jf.models.Bert` imports its module when it is first used.
 
-Processes that only prepare data import `jaxformer.data` and no JAX, so a package may not import its modules at once.
+Processes that only prepare data import `jaxformer.data` without JAX, so a package must not import all its modules.
 """
 
 import difflib
@@ -12,7 +12,7 @@ from typing import Any
 ROOT = __name__.partition(".")[0]
 
 _homes: dict[str, str] = {}
-"""The module of each public name of any namespace."""
+"""Maps each public name of any namespace to its module."""
 
 
 def attach(
@@ -21,7 +21,7 @@ def attach(
     """Makes the public names of a module importable on first use.
 
     The module repeats the names as imports under `TYPE_CHECKING`, which type checkers and editors read; a test
-    compares the two.
+    compares the two lists.
 
     Args:
       namespace: the `__name__` of the module.
@@ -29,7 +29,7 @@ def attach(
       namespaces: submodules that are public themselves.
 
     Returns:
-      the `__getattr__`, `__dir__` and `__all__` of the module.
+      The `__getattr__`, `__dir__` and `__all__` of the module.
     """
     homes = {name: f"{ROOT}.{module}" for module, names in modules.items() for name in names}
     public = sorted({*homes, *namespaces})
@@ -51,5 +51,5 @@ def attach(
 
 
 def find(name: str) -> Any:
-    """The object that a namespace imported so far has under this name; None if there is none."""
+    """Returns the object of this name in any namespace imported so far; None if there is none."""
     return getattr(importlib.import_module(_homes[name]), name) if name in _homes else None

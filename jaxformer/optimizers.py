@@ -1,4 +1,4 @@
-"""Optimizers and the schedule of their learning rate."""
+"""Optimizers and learning rate schedules."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Choosing parameters by their path, such as `transformer/blocks/attention/query/kernel`."""
+"""Selecting parameters by their path, such as `transformer/blocks/attention/query/kernel`."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from jaxformer.errors import InputError
 
 
 def map_paths(function: Callable[..., Any], params: Any, *others: Any) -> Any:
-    """A tree of `function(path, parameter, ...)`; a box around a parameter is the parameter."""
+    """Maps `function(path, parameter, ...)` over a tree of parameters. A parameter in its box is a leaf."""
 
     def named(keys, *leaves):
         return function(jax.tree_util.keystr(keys, simple=True, separator="/"), *leaves)
@@ -25,17 +25,17 @@ def _is_box(leaf: Any) -> bool:
 
 
 def is_embedding(path: str) -> bool:
-    """Whether the parameter is one of those that make tokens or patches into vectors."""
+    """Returns whether the parameter is part of the embeddings of tokens or patches."""
     return "embeddings" in path.split("/")
 
 
 def decay_mask(params: Any) -> Any:
-    """True for each parameter that decays: all but those named `bias` or `scale`."""
+    """Returns a tree with True for each parameter that has weight decay: all except those named `bias` or `scale`."""
     return map_paths(lambda path, _: path.rpartition("/")[2] not in ("bias", "scale"), params)
 
 
 def found_in(path: str, patterns: Sequence[str]) -> bool:
-    """Whether one of the regular expressions is found in the path."""
+    """Returns whether one of the regular expressions matches anywhere in the path."""
     return any(re.search(pattern, path) for pattern in patterns)
 
 
@@ -48,16 +48,16 @@ def check_pattern(field: str, pattern: str) -> None:
 
 
 def frozen_mask(params: Any, patterns: Sequence[str]) -> Any:
-    """True for each parameter in whose path one of the patterns is found.
+    """Returns a tree with True for each parameter whose path one of the patterns matches.
 
     Raises:
-      InputError: if a pattern finds no parameter, or together they find all.
+      InputError: If a pattern matches no parameter, or the patterns together match all parameters.
     """
     paths = jax.tree.leaves(map_paths(lambda path, _: path, params))
     for pattern in patterns:
         if not any(re.search(pattern, path) for path in paths):
-            problem = f"optimizer.freeze={pattern!r}: found in no parameter's path"
-            raise InputError(f"{problem}; they are like {paths[0]}")
+            problem = f"optimizer.freeze={pattern!r}: matches no parameter's path"
+            raise InputError(f"{problem}; a path is for example {paths[0]}")
     mask = map_paths(lambda path, _: found_in(path, patterns), params)
     if all(jax.tree.leaves(mask)):
         raise InputError(f"optimizer.freeze={patterns}: nothing is left to train")
@@ -65,7 +65,7 @@ def frozen_mask(params: Any, patterns: Sequence[str]) -> Any:
 
 
 def split(params: Any, is_held: Callable[[str], bool]) -> tuple[Any, Any]:
-    """Two trees of nested dicts: the parameters that train, and those that are held, by path."""
+    """Splits the parameters into two trees of nested dicts: those that train, and those whose path `is_held`."""
     trained, held = {}, {}
     for keys, leaf in flax.traverse_util.flatten_dict(params).items():
         (held if is_held("/".join(keys)) else trained)[keys] = leaf
@@ -73,6 +73,6 @@ def split(params: Any, is_held: Callable[[str], bool]) -> tuple[Any, Any]:
 
 
 def join(params: Any, others: Any) -> Any:
-    """`others` with those of `params` in their places; `params` itself where it has them all."""
+    """Returns `others` with the parameters in `params` inserted at their paths."""
     own, rest = flax.traverse_util.flatten_dict(params), flax.traverse_util.flatten_dict(others)
     return params if own.keys() >= rest.keys() else flax.traverse_util.unflatten_dict(rest | own)

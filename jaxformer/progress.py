@@ -1,11 +1,11 @@
-"""The display of work that takes time: phases with names, the bar of the training, and lines that stay above both.
+"""Progress display for long work: named phases, a training bar, and lines that stay above both.
 
     with display():
         with phase("training the tokenizer"):
             ...
 
-In a terminal, its last lines are the running phases with their time. Elsewhere, a phase that takes more than two
-seconds is a line on standard error. Without a display, phases show nothing.
+In a terminal, the last lines show the running phases with their time. Elsewhere, a phase that takes more than two
+seconds prints one line to standard error. Without an open display, phases show nothing.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.progress import TimeRemainingColumn as Remaining
 
 SILENCE = 2.0
-"""Seconds after which a phase is worth a line."""
+"""Number of seconds after which a phase prints a line."""
 
 _shown: "Display | None" = None
 
@@ -29,12 +29,12 @@ class Display:
     """Phases, a bar and lines on one console."""
 
     def __init__(self, quiet: bool = False, stderr: bool = False):
-        """Makes a display.
+        """Creates a display.
 
         Args:
           quiet: whether to print nothing.
-          stderr: whether to draw on standard error, for commands whose results go to standard output; where that is no
-            terminal, phases are not shown.
+          stderr: whether to draw on standard error, for commands whose results go to standard output. If standard error
+            is not a terminal, phases are not shown.
         """
         # The file is fixed: some libraries redirect standard output while they work.
         self._console = Console(file=sys.stderr if stderr else sys.stdout, quiet=quiet, highlight=False, soft_wrap=True)
@@ -71,7 +71,7 @@ class Display:
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[Callable[[str], None]]:
-        """Shows that something is being done; yields a function that shows how much of it, such as "12 batches"."""
+        """Shows a phase until the block ends. Yields a function that shows its progress, such as "12 batches"."""
         began, task = time.monotonic(), self._phases.add_task(name, total=None, count="")
         timer = threading.Timer(SILENCE, self._errors.print, [f"{name} …"], {"markup": False})
         timer.daemon = True
@@ -86,7 +86,7 @@ class Display:
             self._console.print(f"{name}: {duration(seconds)}", style="dim", markup=False)
 
     def start_bar(self, name: str, total: int, completed: int) -> None:
-        """Shows a bar, from now on."""
+        """Shows a bar."""
         self._task = self._bar.add_task(name, total=total, completed=completed)
 
     def advance(self, completed: int) -> None:
@@ -102,13 +102,13 @@ class Display:
 
     @property
     def remaining(self) -> float | None:
-        """Seconds to the bar's end at the speed of the last steps; None if that is not known yet."""
+        """Returns the estimated number of seconds until the bar is complete; None if the speed is not known yet."""
         return None if self._task is None else self._bar.tasks[0].time_remaining
 
 
 @contextlib.contextmanager
 def display(quiet: bool = False, stderr: bool = False) -> Iterator[Display]:
-    """Opens a display for the phases of the block; one that is open already serves."""
+    """Opens a display for the phases of the block, or uses the one that is already open."""
     global _shown
     if _shown is not None:
         yield _shown
@@ -123,7 +123,7 @@ def display(quiet: bool = False, stderr: bool = False) -> Iterator[Display]:
 
 @contextlib.contextmanager
 def phase(name: str) -> Iterator[Callable[[str], None]]:
-    """Shows on the open display, if there is one, what is being done; also a decorator. See `Display.phase`."""
+    """Shows a phase on the open display, if there is one. Also usable as a decorator. See `Display.phase`."""
     if _shown is None:
         yield lambda count: None
         return
@@ -132,7 +132,7 @@ def phase(name: str) -> Iterator[Callable[[str], None]]:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people write them: 4.2 s, 42 s, 3:07, 1:02:45."""
+    """Formats a number of seconds: 4.2 s, 42 s, 3:07, 1:02:45."""
     if seconds < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     minutes, seconds = divmod(round(seconds), 60)

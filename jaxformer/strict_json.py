@@ -1,4 +1,4 @@
-"""JSON that every reader takes: without `NaN` and `Infinity`, which the standard does not have."""
+"""JSON without `NaN` and `Infinity`, which the standard does not have, so that every parser can read it."""
 
 import json
 import math
@@ -7,12 +7,12 @@ from typing import Any
 
 
 def dumps(value: Any, **options: Any) -> str:
-    """`json.dumps` with null for numbers that are not finite; options are its own."""
+    """Returns the JSON of a value, with null for numbers that are not finite. Same options as `json.dumps`."""
     return json.dumps(_finite(value), allow_nan=False, **options)
 
 
 def numbers(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A line that `dumps` wrote, with NaN for null."""
+    """Returns the numbers of an object that `dumps` wrote, with NaN in place of null."""
     return {name: math.nan if value is None else value for name, value in values.items()}
 
 

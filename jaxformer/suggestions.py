@@ -1,4 +1,4 @@
-"""Suggestions for the name of a field that is misspelt, or that other libraries use."""
+"""Suggestions for field names that are misspelt, or that are the names in other libraries."""
 
 import difflib
 from collections.abc import Sequence
@@ -59,11 +59,11 @@ FOREIGN = {
     "mesh.tensor": "tp tensor_parallel tensor_parallel_size model_parallel",
     "workdir": "output_dir out_dir output out save_dir log_dir logdir run run_dir checkpoint_dir ckpt_dir work_dir",
 }
-"""Ends of paths, the more specific ones first, and what other programs call these fields."""
+"""Maps the ends of field paths to the names of these fields in other libraries. More specific paths come first."""
 
 
 def nearest(name: str, names: Sequence[str]) -> str | None:
-    """The one of the names that was probably meant: by its end, by what other programs call it, or by its spelling."""
+    """Returns the name that was probably meant, by its end, its name in other libraries, or its spelling, or None."""
     by_end = {path.rpartition(".")[2]: path for path in reversed(names)}
     whole = [path for path in names if path.endswith(f".{name}")]
     alike = whole or _called(name, names) or difflib.get_close_matches(name, names, 1)
@@ -72,12 +72,12 @@ def nearest(name: str, names: Sequence[str]) -> str | None:
 
 
 def _called(name: str, names: Sequence[str]) -> list[str]:
-    """The names that another program's name stands for, the least deep first."""
+    """Returns the fields that another library's name stands for, in order of depth."""
     plain = _plain(name.rpartition(".")[2])
     for path, foreign in FOREIGN.items():
         if plain in map(_plain, foreign.split()):
             found = [known for known in names if f".{known}".endswith(f".{path}")]
-            if not found and not any("." in known for known in names):  # The fields of a class alone.
+            if not found and not any("." in known for known in names):  # The names are the fields of one class.
                 found = [part for part in reversed(path.split(".")) if part in names]
             if found:
                 return sorted(found, key=lambda known: known.count("."))

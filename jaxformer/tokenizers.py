@@ -1,4 +1,4 @@
-"""Tokenizers: trained on the training data, or those of a run or of pretrained weights."""
+"""Tokenizers: trained on the training data, or taken from a run or from pretrained weights."""
 
 from typing import TYPE_CHECKING
 

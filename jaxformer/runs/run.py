@@ -189,7 +189,7 @@ class Run:
             predictor = self.predictor
             if not isinstance(predictor, Generates):
                 raise InputError(
-                    f"num_samples={num_samples}: {type(self.objective).__name__} does not write; expected 1"
+                    f"num_samples={num_samples}: {type(self.objective).__name__} does not generate text; expected 1"
                 )
             if predictor.decoding.temperature == 0 or predictor.decoding.num_beams > 1:
                 raise InputError(f"num_samples={num_samples}: all would be alike; set temperature=1 and num_beams=1")
@@ -214,7 +214,7 @@ class Run:
         predictor = self.predictor
         if not isinstance(predictor, ScoresContinuations):
             raise InputError(
-                f"{self.folder}: {type(self.objective).__name__} does not write; expected a model that does"
+                f"{self.folder}: {type(self.objective).__name__} does not generate text; expected a model that does"
             )
         with sharding.use(self.mesh, self.experiment.mesh):
             return predictor.log_likelihoods(texts, continuations)
@@ -231,7 +231,9 @@ class Run:
           InputError: no such setting, or the run's model does not write.
         """
         if settings and not isinstance(self.predictor, Generates):
-            raise InputError(f"{next(iter(settings))}: {type(self.objective).__name__} does not write; leave it out")
+            raise InputError(
+                f"{next(iter(settings))}: {type(self.objective).__name__} does not generate text; leave it out"
+            )
         overrides = {f"objective.decoding.{name}": value for name, value in settings.items()}
         return dataclasses.replace(self, experiment=config.override(self.experiment, overrides))
 

@@ -199,7 +199,9 @@ def test_predict_refuses_what_it_cannot_fill(run, refused):
 
 
 def test_predict_refuses_settings_of_writing_for_a_model_that_does_not_write(run, refused):
-    assert "temperature: MaskedLM does not write" in refused("predict", run[0], "A [MASK].", "--temperature", "1")
+    assert "temperature: MaskedLM does not generate text" in refused(
+        "predict", run[0], "A [MASK].", "--temperature", "1"
+    )
 
 
 @pytest.mark.parametrize("content, named", [(None, "no such file"), (b"\n\n", "empty"), (b"a\n\xff\n", "byte 2")])

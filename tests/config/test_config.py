@@ -101,7 +101,7 @@ class TestLoad:
             ({"data": Lion(), "data.batch": 3}, "data="),
             (
                 {"optimizer": Lion(), "optimizer.b1": 0.5},
-                "optimizer.b1: optimizer is set too; set one of the two",
+                "optimizer.b1: optimizer is set too; set only one of the two",
             ),
             ({"model.transformer.heads": 5}, "heads=5 does not divide transformer.width=64"),
         ],

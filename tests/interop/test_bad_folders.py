@@ -204,7 +204,7 @@ def test_indices_that_lie(folder, index, line):
 
 def test_an_out_that_exists_and_a_kill_halfway(written, tmp_path):
     params = import_hf(written)[1]
-    with pytest.raises(InputError, match="is there already; expected a new folder's name"):
+    with pytest.raises(InputError, match="already exists; expected the name of a new folder"):
         export_hf(BERT, params, None, tmp_path)
 
     def stop(folder):
@@ -295,6 +295,6 @@ def test_the_command_line_says_it_in_one_line(written, tmp_path, capsys):
     assert cli.main(["export", str(tmp_path), str(written)]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 4 and all(line.startswith("jaxformer: ") for line in lines)
-    assert "no such folder" in lines[0] and "is there already" in lines[1]
-    assert "not a run's folder" in lines[2] and "is there already" in lines[3]
+    assert "no such folder" in lines[0] and "already exists" in lines[1]
+    assert "not a run's folder" in lines[2] and "already exists" in lines[3]
     assert not list(tmp_path.iterdir())

@@ -122,7 +122,7 @@ def test_its_readme_runs_without_jaxformer(dtype, tmp_path, monkeypatch, capsys)
     monkeypatch.setattr(cli, "_open", lambda *given, **named: run)
     command = ["export", "nowhere", str(tmp_path / "out"), "--format", "stablehlo", "--dtype", dtype]
     assert cli.main(command) == 0
-    assert "jax alone runs it" in capsys.readouterr().out
+    assert "how to run it with jax" in capsys.readouterr().out
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"README.md", PROGRAM, WEIGHTS, "tokenizer"}
     page = (tmp_path / "out" / "README.md").read_text()
     assert "up to 32 tokens" in page and f"`logits` [b, t, {len(PIECES)}]" in page
@@ -131,7 +131,7 @@ def test_its_readme_runs_without_jaxformer(dtype, tmp_path, monkeypatch, capsys)
     assert found["logits"].shape == (2, 8, len(PIECES))
     assert_same(found, run.model, tree, [np.ones((2, 8), np.int32)] * 2)
     assert cli.main(command) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -64,9 +64,9 @@ def test_its_predictor_answers_and_its_answers_save_themselves(run, tmp_path, ca
 @pytest.mark.parametrize(
     "use, message",
     [
-        (lambda run: run.with_decoding(temperature=0.5), "temperature: Hinge does not write"),
-        (lambda run: run.predict("a film", num_samples=2), "num_samples=2: Hinge does not write"),
-        (lambda run: run.log_likelihoods(["a"], ["film"]), "Hinge does not write"),
+        (lambda run: run.with_decoding(temperature=0.5), "temperature: Hinge does not generate text"),
+        (lambda run: run.predict("a film", num_samples=2), "num_samples=2: Hinge does not generate text"),
+        (lambda run: run.log_likelihoods(["a"], ["film"]), "Hinge does not generate text"),
     ],
 )
 def test_capabilities_that_its_predictor_lacks_are_refused(run, use, message):

@@ -152,5 +152,5 @@ def test_what_cannot_be_asked_is_refused(run, tokenizer):
     bert = small_bert()
     mesh = sharding.make_mesh(sharding.Mesh(1))
     other = Run(run.folder, small_experiment(bert), tokenizer, 1, bert_params(bert), mesh)
-    with pytest.raises(InputError, match="nowhere: MaskedLM does not write"):
+    with pytest.raises(InputError, match="nowhere: MaskedLM does not generate text"):
         few_shot(other, QUESTIONS)

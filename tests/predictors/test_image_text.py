@@ -84,4 +84,4 @@ def test_the_command_line_ranks_texts_and_images(pictures, tmp_path, monkeypatch
     assert cli.main(["predict", "RUN", "green", "--json", "--among", str(pictures)]) == 0
     assert '"ranking": [{"candidate": "' in capsys.readouterr().out
     assert cli.main(["predict", "RUN", "green", "--num_samples", "2", "--among", str(pictures)]) == 2
-    assert "--among draws nothing; leave one of them out" in capsys.readouterr().err
+    assert "--among samples no answers; leave one of them out" in capsys.readouterr().err

@@ -193,7 +193,7 @@ class TestLinearProbing:
 
     def test_a_pattern_that_finds_nothing_is_an_error_before_the_run(self, folder, tmp_path):
         experiment = review_experiment(folder, optimizer=AdamW(freeze=("^backbon/",)))
-        with pytest.raises(InputError, match=r"optimizer.freeze='\^backbon/': found in no parameter's path"):
+        with pytest.raises(InputError, match=r"optimizer.freeze='\^backbon/': matches no parameter's path"):
             jf.fit(experiment, tmp_path / "run", quiet=True)
         assert not (tmp_path / "run").exists()
 
@@ -284,7 +284,9 @@ class TestLora:
         message = r"lora.target_modules='querry': matches no kernel path; an example of a path is backbone"
         with pytest.raises(InputError, match=message):
             first_state(review_experiment(folder, lora=Lora(target_modules=("querry",))))
-        with pytest.raises(InputError, match=r"optimizer.freeze=.*: lora says what trains; expected none"):
+        with pytest.raises(
+            InputError, match=r"optimizer.freeze=.*: lora decides which parameters are trained; expected none"
+        ):
             review_experiment(folder, lora=LORA, optimizer=AdamW(freeze=("pooler",)))
 
 

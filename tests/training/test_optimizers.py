@@ -282,7 +282,7 @@ def test_frozen_parameters_stay_and_take_no_memory(kind):
 
 
 def test_a_pattern_that_finds_nothing():
-    with pytest.raises(InputError, match=r"optimizer.freeze='embedings': found in no parameter's path"):
+    with pytest.raises(InputError, match=r"optimizer.freeze='embedings': matches no parameter's path"):
         frozen_mask(parameters(), ("embedings",))
 
 

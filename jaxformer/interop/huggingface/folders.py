@@ -150,7 +150,7 @@ def new_folder(path: str | os.PathLike) -> Iterator[Path]:
         return
     path = Path(path)
     if path.exists() or path.is_symlink():
-        raise InputError(f"{path}: is there already; expected a new folder's name")
+        raise InputError(f"{path}: already exists; expected the name of a new folder")
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     made = [parent for parent in path.parents if not parent.exists()]
     try:
