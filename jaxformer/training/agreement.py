@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,10 @@ from jaxformer.config import Experiment
 from jaxformer.errors import InputError
 from jaxformer.parallel import processes
 from jaxformer.parallel.line import differing
+from jaxformer.runs.folder import EXPERIMENT, STARTING
+
+LATE = 10
+"""Seconds after which a folder counts as one that this host does not see."""
 
 
 def check_same(experiment: Experiment, workdir: Path) -> None:
@@ -23,6 +28,30 @@ def check_same(experiment: Experiment, workdir: Path) -> None:
     for number, other in enumerate(others, 1):
         if problem := differing(0, first, number, other):
             raise InputError(problem)
+
+
+def check_shared(folder: Path) -> None:
+    """Raises InputError, in all processes, where one does not see the run's folder that process 0 has made.
+
+    Hosts without a shared disk would each keep their own part of a checkpoint, and none the whole.
+    """
+    if jax.process_count() == 1 or "://" in str(folder):
+        return
+    blind = [str(number) for number, sees in enumerate(processes.gather(lambda: _sees(folder))) if not sees]
+    if blind:
+        numbers = ", ".join(blind[:10])
+        raise InputError(
+            f"--workdir {folder}: process {numbers} does not see it; expected a folder that all hosts share"
+        )
+
+
+def _sees(folder: Path) -> bool:
+    """Whether the folder is being made a run's, or is one; a network file system may show that late."""
+    for _ in range(LATE):
+        if (folder / STARTING).exists() or (folder / EXPERIMENT).exists():
+            return True
+        time.sleep(1)
+    return False
 
 
 def facts(experiment: Experiment, workdir: Path) -> dict[str, str]:

@@ -171,6 +171,7 @@ def fit(experiment: Experiment, workdir: str | os.PathLike, quiet: bool = False)
         shown = stack.enter_context(display(quiet or jax.process_index() > 0))
         stop = stack.enter_context(Stop())
         claim = stack.enter_context(runs.writer(folder, experiment))
+        agreement.check_shared(folder)
         before = runs.read_experiment(folder, known=experiment) if claim.is_run else None
         experiment, tokenizer = prepare_text(experiment, claim)
         train = compile_step(experiment, mesh)
