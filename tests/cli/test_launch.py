@@ -178,11 +178,13 @@ def script_of_the_page(config, folder):
 @pytest.mark.slow
 def test_the_slurm_page_trains_saves_and_resumes(tiny_config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XLA_FLAGS", TWO["XLA_FLAGS"].replace("=2", "=1"))
     run, asked = tmp_path / "runs" / "tiny", one_node_slurm.asked
     (tmp_path / "steps").write_text(str(ENDLESS[1]))
     with one_node_slurm.running(tmp_path / "slurm"):
-        job = asked("sbatch", "--parsable", script_of_the_page(tiny_config, tmp_path)).strip()
+        script = script_of_the_page(tiny_config, tmp_path)
+        with monkeypatch.context() as of_the_job:
+            of_the_job.setenv("XLA_FLAGS", TWO["XLA_FLAGS"].replace("=2", "=1"))
+            job = asked("sbatch", "--parsable", script).strip()
         printed = tmp_path / f"slurm-{job}.out"
 
         def has(state):
