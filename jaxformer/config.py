@@ -19,8 +19,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import flax.linen as nn
-
 from jaxformer import classes, fields, namespaces
 from jaxformer.choices import choose
 from jaxformer.config_files import locate
@@ -30,6 +28,7 @@ from jaxformer.errors import InputError
 from jaxformer.evaluations import VALIDATION, BestMetric, NamedEvaluation, find_best
 from jaxformer.layers.lora import Lora
 from jaxformer.metrics.base import directions
+from jaxformer.models.base import Model
 from jaxformer.objectives.base import Objective
 from jaxformer.parallel.sharding import Mesh
 from jaxformer.suggestions import nearest
@@ -41,6 +40,7 @@ class TokenizerConfig(Protocol):
 
     def build(self, open_source: Callable[[], Sequence], folder: str) -> Tokenizer:
         """Loads the tokenizer from `folder`. If the folder has none yet, makes it and saves it there."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Experiment:
       InputError: If a field at any depth has a value of another type than its annotation, or a value out of range.
     """
 
-    model: nn.Module
+    model: Model
     """The model with all its hyperparameters."""
     objective: Objective
     """The objective, which computes the loss: a pure function of (model, params, batch, key)."""

@@ -62,8 +62,10 @@ def unpacked(name: str, version: str) -> Path:
     if not folder.is_dir():
         archive = package(name, version, str(home))
         temporary = f"{folder}.tmp-{os.getpid()}"
-        form = {"format": "zip"} if archive.endswith(".whl") else {"filter": "data"}
-        shutil.unpack_archive(archive, temporary, **form)
+        if archive.endswith(".whl"):
+            shutil.unpack_archive(archive, temporary, "zip")
+        else:
+            shutil.unpack_archive(archive, temporary, filter="data")
         try:
             os.rename(temporary, folder)
         except OSError:  # Another process was faster.
@@ -91,4 +93,16 @@ def read_member(archive: tarfile.TarFile, member: str | tarfile.TarInfo) -> byte
     file = archive.extractfile(member)
     if file is None:
         raise ValueError(f"{member}: not a regular file")
+    return file.read()
+
+
+def content(archive: tarfile.TarFile, member: str | tarfile.TarInfo) -> bytes:
+    """The content of a file in an archive.
+
+    Raises:
+      InputError: it is not a file.
+    """
+    file = archive.extractfile(member)
+    if file is None:
+        raise InputError(f"{archive.name}: {getattr(member, 'name', member)} is not a file")
     return file.read()

@@ -1,9 +1,9 @@
 """Beam search: extends the k best hypotheses of each row at every step (Graves 2012; Wu et al. 2016)."""
 
+import dataclasses
 import functools
 from typing import Any
 
-import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from jaxformer.decoding.loops import first_seen
 from jaxformer.decoding.settings import Decoding
 from jaxformer.decoding.steps import Prompts
 from jaxformer.layers.cache import Cache
+from jaxformer.models.base import Model
 
 
 @flax.struct.dataclass
@@ -65,7 +66,7 @@ class Search:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 4))
-def search(model: nn.Module, decoding: Decoding, params: Any, prompts: Prompts, room: int) -> Hypotheses:
+def search(model: Model, decoding: Decoding, params: Any, prompts: Prompts, room: int) -> Hypotheses:
     """Runs a beam search and returns the best outputs of each row. `room` is the maximum number of new tokens."""
     rows, beams = len(prompts.tokens), decoding.num_beams
     ahead = steps.start(model, params, prompts, room)
@@ -75,9 +76,9 @@ def search(model: nn.Module, decoding: Decoding, params: Any, prompts: Prompts, 
     state = Search(
         count=jnp.zeros((), jnp.int32),
         # All hypotheses are equal at first: only one of them is considered.
-        live=live.replace(scores=live.scores.at[:, 0].set(0)),
+        live=dataclasses.replace(live, scores=live.scores.at[:, 0].set(0)),
         ended=live,
-        open=prompts.rules.limits > 0,
+        open=jnp.asarray(prompts.rules.limits) > 0,
         position_ids=repeat(ahead.position_ids),
         cache=jax.tree.map(lambda array: repeat(array) if array.ndim else array, ahead.cache),
         seen=None if seen is None else jnp.repeat(seen[:, None], beams, axis=1),
@@ -87,7 +88,7 @@ def search(model: nn.Module, decoding: Decoding, params: Any, prompts: Prompts, 
     def body(state):
         last = jax.lax.dynamic_slice_in_dim(state.live.tokens, state.count - 1, 1, axis=2)
         ahead = steps.step(model, params, last.reshape(-1), state.position_ids, state.cache)
-        state = state.replace(position_ids=ahead.position_ids, cache=ahead.cache)
+        state = dataclasses.replace(state, position_ids=ahead.position_ids, cache=ahead.cache)
         return _extend(state, ahead.logits, decoding, prompts)
 
     return jax.lax.while_loop(lambda state: (state.count < room) & state.open.any(), body, state).ended
@@ -112,13 +113,14 @@ def _extend(state: Search, logits: jax.Array, decoding: Decoding, prompts: Promp
     parents = jnp.take_along_axis(parents, chosen, axis=1)
     cache = state.cache
     places = (jnp.arange(rows)[:, None] * beams + parents).reshape(-1)
-    return state.replace(
+    return dataclasses.replace(
+        state,
         count=count,
         live=live,
         ended=ended,
         open=state.open & _may_improve(live, ended, count, decoding, prompts),
         # The encoder memory is not reordered: all hypotheses of a row share it.
-        cache=cache.replace(layers=jax.tree.map(lambda array: array[places], cache.layers)),
+        cache=dataclasses.replace(cache, layers=jax.tree.map(lambda array: array[places], cache.layers)),
         seen=_seen(state.seen, parents, jnp.take_along_axis(tokens, chosen, axis=1)),
     )
 
@@ -138,7 +140,9 @@ def _with_ended(state: Search, extended: Hypotheses, ends: jax.Array, count, dec
     beams = decoding.num_beams
     now = ends & (jnp.arange(ends.shape[1]) < beams) & state.open[:, None]
     scores = jnp.where(now, extended.scores / count.astype(jnp.float32) ** decoding.length_penalty, NEVER)
-    merged = jax.tree.map(lambda *both: jnp.concatenate(both, axis=1), state.ended, extended.replace(scores=scores))
+    merged = jax.tree.map(
+        lambda *both: jnp.concatenate(both, axis=1), state.ended, dataclasses.replace(extended, scores=scores)
+    )
     return merged.best(merged.scores, beams)[0]
 
 

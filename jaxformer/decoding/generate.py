@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxformer.data.tokenizers.tokenizer import Ids
 from jaxformer.decoding import beams, loops, steps
 from jaxformer.decoding.rules import Rules
 from jaxformer.decoding.settings import Decoding
@@ -36,7 +37,7 @@ class Prompt:
         return next((array for array in self.inputs.values() if array.ndim == 1), self.tokens)
 
 
-def as_prompt(prompt: Prompt | Sequence[int], model: Model, start: int | None) -> Prompt:
+def as_prompt(prompt: Prompt | Ids, model: Model, start: int | None) -> Prompt:
     """Builds the prompt of a sequence of token ids.
 
     An encoder–decoder encodes them and decodes from `start`; a decoder continues them.
@@ -54,7 +55,7 @@ def as_prompt(prompt: Prompt | Sequence[int], model: Model, start: int | None) -
 def generate(
     model: Model,
     params: Any,
-    prompts: Sequence[Prompt | Sequence[int]],
+    prompts: Sequence[Prompt | Ids],
     decoding: Decoding = Decoding(),
     end: int | None = None,
     start: int | None = None,
@@ -85,14 +86,14 @@ def generate(
         vocabulary.
     """
     check_specials(model, end, start, decoding)
-    prompts = [as_prompt(prompt, model, start) for prompt in prompts]
-    if not prompts:
+    asked = [as_prompt(prompt, model, start) for prompt in prompts]
+    if not asked:
         return []
     params = steps.ready(model, params)
     key = jax.random.key(decoding.seed)
-    outputs: list[np.ndarray | None] = [None] * len(prompts)
-    for number, indices in enumerate(by_length([prompt.read for prompt in prompts])):
-        batch = _batch(model, [prompts[index] for index in indices], decoding, end, prefix, pieces)
+    outputs: dict[int, np.ndarray] = {}
+    for number, indices in enumerate(by_length([prompt.read for prompt in asked])):
+        batch = _batch(model, [asked[index] for index in indices], decoding, end, prefix, pieces)
         most = int(batch.rules.limits.max())
         room = bucket(decoding.max_new_tokens or most)
         if decoding.num_beams > 1:
@@ -105,13 +106,13 @@ def generate(
             tokens, lengths = jax.device_get((progress.tokens, progress.lengths))
         for row, index in enumerate(indices):
             outputs[index] = tokens[row, : lengths[row]]
-    return outputs
+    return [outputs[index] for index in range(len(asked))]
 
 
 def stream(
     model: Model,
     params: Any,
-    prompt: Prompt | Sequence[int],
+    prompt: Prompt | Ids,
     decoding: Decoding = Decoding(),
     end: int | None = None,
     start: int | None = None,
@@ -154,7 +155,7 @@ def by_length(prompts: Sequence[np.ndarray], rows: int = ROWS) -> list[list[int]
     return [order[first : first + rows] for first in range(0, len(order), rows)]
 
 
-def checked(prompt: Sequence[int], model: Model, name: str = "prompt") -> np.ndarray:
+def checked(prompt: Ids, model: Model, name: str = "prompt") -> np.ndarray:
     """Checks a token sequence and returns it as int32 [n]. `name` is its name in error messages.
 
     Raises:

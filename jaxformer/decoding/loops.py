@@ -1,9 +1,9 @@
 """Decoding loop for greedy decoding and sampling. Runs on the device and updates the cache and tokens in place."""
 
+import dataclasses
 import functools
 from typing import Any
 
-import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from jaxformer.decoding.rules import Rules
 from jaxformer.decoding.settings import Decoding
 from jaxformer.decoding.steps import Prompts
 from jaxformer.layers.cache import Cache
+from jaxformer.models.base import Model
 
 
 @flax.struct.dataclass
@@ -43,7 +44,7 @@ class Progress:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 4))
-def begin(model: nn.Module, decoding: Decoding, params: Any, prompts: Prompts, room: int, key: jax.Array) -> Progress:
+def begin(model: Model, decoding: Decoding, params: Any, prompts: Prompts, room: int, key: jax.Array) -> Progress:
     """Runs the prefill and chooses the first token of each row. `room` is the maximum number of new tokens."""
     ahead = steps.start(model, params, prompts, room)
     rows = len(prompts.tokens)
@@ -64,7 +65,7 @@ def begin(model: nn.Module, decoding: Decoding, params: Any, prompts: Prompts, r
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
-def advance(model: nn.Module, decoding: Decoding, params: Any, progress: Progress, until: jax.Array) -> Progress:
+def advance(model: Model, decoding: Decoding, params: Any, progress: Progress, until: jax.Array) -> Progress:
     """Generates tokens until each row has ended or has `until` new tokens."""
 
     def unfinished(progress):
@@ -72,7 +73,9 @@ def advance(model: nn.Module, decoding: Decoding, params: Any, progress: Progres
 
     def body(progress):
         ahead = steps.step(model, params, progress.last, progress.position_ids, progress.cache)
-        return _add(progress.replace(position_ids=ahead.position_ids, cache=ahead.cache), ahead.logits, decoding)
+        return _add(
+            dataclasses.replace(progress, position_ids=ahead.position_ids, cache=ahead.cache), ahead.logits, decoding
+        )
 
     return jax.lax.while_loop(unfinished, body, progress)
 
@@ -87,7 +90,8 @@ def _add(progress: Progress, logits: jax.Array, decoding: Decoding) -> Progress:
     seen = progress.seen
     if seen is not None:
         seen = seen.at[jnp.arange(len(token)), token].set(True)
-    return progress.replace(
+    return dataclasses.replace(
+        progress,
         count=progress.count + 1,
         tokens=jax.lax.dynamic_update_slice_in_dim(progress.tokens, token[:, None], progress.count, axis=1),
         lengths=lengths,
@@ -97,7 +101,7 @@ def _add(progress: Progress, logits: jax.Array, decoding: Decoding) -> Progress:
     )
 
 
-def first_seen(model: nn.Module, decoding: Decoding, prompts: Prompts) -> jax.Array | None:
+def first_seen(model: Model, decoding: Decoding, prompts: Prompts) -> jax.Array | None:
     """Returns a boolean mask [b, v] of the tokens that the output continues. None if `repetition_penalty` is 1."""
     if decoding.repetition_penalty == 1:
         return None

@@ -4,8 +4,10 @@ Definitions and order are those of transformers' logits processors. A setting at
 of `Rules` are None) and no computation.
 """
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import flax.struct
 import jax
@@ -23,18 +25,18 @@ NO_TOKEN = -1
 class Rules:
     """Data that the logits processors need for a batch of b rows."""
 
-    limits: jax.Array
+    limits: jax.Array | np.ndarray
     """Maximum number of new tokens per row, integers [b]. 0 for padding rows."""
-    ends: jax.Array
+    ends: jax.Array | np.ndarray
     """Ids of the tokens that end a row, integers [e]."""
-    least: jax.Array | None = None
+    least: jax.Array | np.ndarray | None = None
     """Minimum number of new tokens before an end token is allowed, integers [b]. If None, there is no minimum."""
-    given: jax.Array | None = None
+    given: jax.Array | np.ndarray | None = None
     """Tokens that the output continues (the prompt or the decoder start tokens), integers [b, g], left-padded with
     `NO_TOKEN`. If None, no processor needs them."""
-    read: jax.Array | None = None
+    read: jax.Array | np.ndarray | None = None
     """Prompt tokens, integers [b, t], left-padded with `NO_TOKEN`. If None, no processor needs them."""
-    alone: jax.Array | None = None
+    alone: jax.Array | np.ndarray | None = None
     """Whether the output of each row continues exactly one token, boolean [b]. Used by `forced_bos_token_id`."""
     pieces: int | None = flax.struct.field(pytree_node=False, default=None)
     """Vocabulary size of the tokenizer; higher ids are never generated. If None, all ids of the model are allowed."""
@@ -80,7 +82,7 @@ class Rules:
 
     def repeated(self, times: int) -> "Rules":
         """Returns the rules with each row repeated `times` times."""
-        return jax.tree.map(lambda array: jnp.repeat(array, times, axis=0), self).replace(ends=self.ends)
+        return dataclasses.replace(jax.tree.map(lambda array: jnp.repeat(array, times, axis=0), self), ends=self.ends)
 
     def is_end(self, tokens: jax.Array) -> jax.Array:
         """Returns whether each of the tokens (integers [...]) ends its row, boolean [...]."""
@@ -89,6 +91,19 @@ class Rules:
     def only_pieces(self, logits: jax.Array) -> jax.Array:
         """Sets logits [..., v] of ids that the tokenizer does not have to -inf."""
         return without_pieces(logits, self.pieces)
+
+
+class History(NamedTuple):
+    """Tokens before the next token of each row."""
+
+    tokens: jax.Array
+    """Prompt or start token, and output, integers [b, n]. `NO_TOKEN` before and after them."""
+    stop: jax.Array
+    """Index of the next token, scalar."""
+
+    def last(self, size: int) -> jax.Array:
+        """Returns the last `size` tokens of each row, integers [b, size]."""
+        return jax.lax.dynamic_slice_in_dim(self.tokens, self.stop - size, size, axis=1)
 
 
 def without_pieces(logits: jax.Array, pieces: int | None) -> jax.Array:
@@ -112,28 +127,25 @@ def apply(
       decoding: Decoding settings.
     """
     vocab = scores.shape[-1]
-    if decoding.encoder_repetition_penalty != 1:
+    if decoding.encoder_repetition_penalty != 1 and rules.read is not None:
         scores = weaken(scores, _mentioned(rules.read, vocab), 1 / decoding.encoder_repetition_penalty)
     scores = weaken(scores, seen, decoding.repetition_penalty)
     history = None
     if rules.given is not None:
         output = jnp.where(jnp.arange(output.shape[1]) < count, output, NO_TOKEN)
-        history = jnp.concatenate([rules.given, output], axis=1)
+        history = History(jnp.concatenate([rules.given, output], axis=1), rules.given.shape[1] + count)
 
-    def last(size):
-        return jax.lax.dynamic_slice_in_dim(history, rules.given.shape[1] + count - size, size, axis=1)
-
-    if size := decoding.no_repeat_ngram_size:
-        scores = jnp.where(_repeats(last(size - 1), history, vocab), NEVER, scores)
-    if size := decoding.encoder_no_repeat_ngram_size:
-        recent = last(size - 1) if size > 1 else jnp.zeros((len(scores), 0), jnp.int32)
+    if (size := decoding.no_repeat_ngram_size) and history is not None:
+        scores = jnp.where(_repeats(history.last(size - 1), history.tokens, vocab), NEVER, scores)
+    if (size := decoding.encoder_no_repeat_ngram_size) and rules.read is not None:
+        recent = jnp.zeros((len(scores), 0), jnp.int32) if history is None else history.last(size - 1)
         scores = jnp.where(_repeats(recent, rules.read, vocab), NEVER, scores)
     for length, words in itertools.groupby(sorted(decoding.bad_words_ids, key=len), key=len):
         words = np.array(list(words))
         if length == 1:
             scores = scores.at[:, words[:, 0]].set(NEVER)
-        else:
-            completed = (last(length - 1)[:, None] == words[:, :-1]).all(-1)
+        elif history is not None:
+            completed = (history.last(length - 1)[:, None] == words[:, :-1]).all(-1)
             scores = scores.at[:, words[:, -1]].min(jnp.where(completed, NEVER, jnp.inf))
     return _apply_lengths(scores, count, rules, decoding)
 
@@ -144,7 +156,7 @@ def _apply_lengths(scores: jax.Array, count: jax.Array, rules: Rules, decoding: 
         early = (count < rules.least)[:, None]
         scores = jnp.where(early & _among(rules.ends, scores), NEVER, scores)
     first = count == 0
-    if decoding.forced_bos_token_id is not None:
+    if decoding.forced_bos_token_id is not None and rules.alone is not None:
         forced = _among(np.array([decoding.forced_bos_token_id]), scores)
         scores = jnp.where((first & rules.alone)[:, None], jnp.where(forced, 0.0, NEVER), scores)
         first = count == rules.alone
@@ -180,13 +192,13 @@ def _among(ids: jax.Array | np.ndarray, scores: jax.Array) -> jax.Array:
     return jnp.zeros(scores.shape[-1], bool).at[ids].set(True)
 
 
-def _mentioned(text: jax.Array, vocab: int) -> jax.Array:
+def _mentioned(text: jax.Array | np.ndarray, vocab: int) -> jax.Array:
     """Returns a boolean mask [b, v] of the vocabulary entries that occur in each row of `text`, integers [b, t]."""
     places = jnp.where(text == NO_TOKEN, vocab, text)
     return jnp.zeros((len(text), vocab), bool).at[jnp.arange(len(text))[:, None], places].set(True, mode="drop")
 
 
-def _repeats(last: jax.Array, text: jax.Array, vocab: int) -> jax.Array:
+def _repeats(last: jax.Array, text: jax.Array | np.ndarray, vocab: int) -> jax.Array:
     """Finds the tokens that would repeat an n-gram of the text.
 
     Returns a boolean mask [b, v] of the tokens that follow an occurrence of the row's `last` tokens (integers [b, n])

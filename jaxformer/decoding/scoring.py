@@ -5,14 +5,15 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxformer.data.tokenizers.tokenizer import Ids
 from jaxformer.decoding.generate import by_length, check_specials, checked, padded
 from jaxformer.decoding.rules import without_pieces
 from jaxformer.errors import InputError
+from jaxformer.models.base import Model
 from jaxformer.parallel import sharding
 
 CHUNK = 1 << 25
@@ -38,10 +39,10 @@ class Score:
 
 
 def score(
-    model: nn.Module,
+    model: Model,
     params: Any,
-    prompts: Sequence[Sequence[int]],
-    continuations: Sequence[Sequence[int]],
+    prompts: Sequence[Ids],
+    continuations: Sequence[Ids],
     start: int | None = None,
     prefix: bool = False,
     pieces: int | None = None,
@@ -61,10 +62,12 @@ def score(
       InputError: If a prompt or a continuation is empty, exceeds the maximum length of the model or has a token
         outside of the vocabulary.
     """
-    pairs = list(zip(prompts, continuations, strict=True))
-    pairs = [(checked(prompt, model), checked(continuation, model, "continuation")) for prompt, continuation in pairs]
+    pairs = [
+        (checked(prompt, model), checked(continuation, model, "continuation"))
+        for prompt, continuation in zip(prompts, continuations, strict=True)
+    ]
     check_specials(model, start=start)
-    scores: list[Score | None] = [None] * len(pairs)
+    scores: dict[int, Score] = {}
     for indices in by_length([np.concatenate(pair) for pair in pairs]):
         some = [pairs[index] for index in indices]
         batch = _answered(model, some, start) if model.is_encoder_decoder else _continued(model, some, prefix)
@@ -74,10 +77,10 @@ def score(
             scores[index] = Score(
                 float(values[row, :count].sum(dtype=np.float64)), count, bool(hits[row, :count].all())
             )
-    return scores
+    return [scores[index] for index in range(len(pairs))]
 
 
-def _continued(model: nn.Module, pairs: Sequence[tuple[np.ndarray, np.ndarray]], prefix: bool) -> dict[str, Any]:
+def _continued(model: Model, pairs: Sequence[tuple[np.ndarray, np.ndarray]], prefix: bool) -> dict[str, Any]:
     """Lays out each prompt and its continuation as one row, without the last token, which nothing follows."""
     rows = [np.concatenate(pair)[:-1] for pair in pairs]
     if (longest := max(map(len, rows))) > model.max_length:
@@ -95,7 +98,7 @@ def _continued(model: nn.Module, pairs: Sequence[tuple[np.ndarray, np.ndarray]],
     return {"inputs": inputs, "at": at, "targets": targets}
 
 
-def _answered(model: nn.Module, pairs: Sequence[tuple[np.ndarray, np.ndarray]], start: int) -> dict[str, Any]:
+def _answered(model: Model, pairs: Sequence[tuple[np.ndarray, np.ndarray]], start: int | None) -> dict[str, Any]:
     """Lays out prompts as encoder inputs, and continuations as decoder inputs after the start token."""
     inputs, input_segments = padded([prompt for prompt, _ in pairs], model.max_length)
     targets, segments = padded([answer for _, answer in pairs], model.max_length)
@@ -105,7 +108,7 @@ def _answered(model: nn.Module, pairs: Sequence[tuple[np.ndarray, np.ndarray]], 
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
-def _score(model: nn.Module, params: Any, batch: Any, pieces: int | None = None) -> tuple[jax.Array, jax.Array]:
+def _score(model: Model, params: Any, batch: Any, pieces: int | None = None) -> tuple[jax.Array, jax.Array]:
     """Returns the log-probability of each target, float32 [b, m], and whether it is the argmax, boolean [b, m]."""
     output = model.apply({"params": params}, **{k: sharding.constrain(v, "bt") for k, v in batch["inputs"].items()})
     hidden = jnp.take_along_axis(output.hidden, batch["at"][..., None], axis=1)

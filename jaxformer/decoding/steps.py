@@ -4,12 +4,15 @@ Models generate through `Model.encode_prompt` and `Model.decode`, which accept p
 different lengths are left-padded, so that all rows write to the same cache slot.
 """
 
+import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxformer.decoding.rules import Rules
@@ -24,14 +27,14 @@ from jaxformer.parallel import sharding
 class Prompts:
     """Prompts of a batch of b rows."""
 
-    tokens: jax.Array
+    tokens: jax.Array | np.ndarray
     """Tokens that the output continues, integers [b, k], left-padded. The prompt for a decoder-only model; for an
     encoder–decoder the start token or a forced prefix, such as language and task tokens."""
-    segments: jax.Array
+    segments: jax.Array | np.ndarray
     """Mask of `tokens`, integers [b, k]: 1 for tokens, 0 for padding."""
     rules: Rules
     """Rules for the new tokens."""
-    inputs: dict[str, jax.Array] = flax.struct.field(default_factory=dict)
+    inputs: Mapping[str, jax.Array | np.ndarray] = flax.struct.field(default_factory=dict)
     """Encoder inputs, arrays [b, ...], named as the arguments of `Model.encode_prompt`. Empty without an encoder."""
     prefix: bool = flax.struct.field(pytree_node=False, default=False)
     """Whether attention among `tokens` is bidirectional, for a prefix language model."""
@@ -71,19 +74,19 @@ def start(model: Model, params: Any, prompts: Prompts, room: int) -> Next:
       prompts: Prompts of the batch.
       room: Number of cache slots for new tokens.
     """
-    tokens, segments = (sharding.constrain(array, "bt") for array in (prompts.tokens, prompts.segments))
+    tokens, segments = (sharding.constrain(jnp.asarray(array), "bt") for array in (prompts.tokens, prompts.segments))
     rows, length = tokens.shape
     position_ids = jnp.maximum(jnp.cumsum(segments, axis=1) - 1, 0)
-    cache = model.new_cache(rows, length).replace(segments=segments)
+    cache = dataclasses.replace(model.new_cache(rows, length), segments=segments)
     hidden = None
     if prompts.inputs:
         inputs = {name: _by_rows(array) for name, array in prompts.inputs.items()}
         memory = model.apply({"params": params}, **inputs, method="encode_prompt")
-        hidden, cache = memory.hidden, cache.replace(memory_segments=memory.segments)
+        hidden, cache = memory.hidden, dataclasses.replace(cache, memory_segments=memory.segments)
     prefix = segments > 0 if prompts.prefix else None
     output = _decode(model, params, tokens, position_ids, _laid(cache), memory=hidden, prefix=prefix)
     cache = output.cache.room_for(room)
-    cache = cache.replace(segments=cache.segments.at[:, length:].set(1))
+    cache = dataclasses.replace(cache, segments=cache.segments.at[:, length:].set(1))
     return Next(_last(output), position_ids[:, -1] + 1, _laid(cache))
 
 
@@ -98,8 +101,8 @@ def _decode(model: Model, params: Any, *arrays: Any, **options: Any) -> Any:
     return model.apply({"params": params}, *arrays, **options, method="decode")
 
 
-def _by_rows(array: jax.Array) -> jax.Array:
-    return sharding.constrain(array, "b" + "_" * (array.ndim - 1))
+def _by_rows(array: jax.Array | np.ndarray) -> jax.Array:
+    return sharding.constrain(jnp.asarray(array), "b" + "_" * (array.ndim - 1))
 
 
 def _last(output) -> jax.Array:
@@ -112,8 +115,8 @@ def _laid(cache: Cache) -> Cache:
     def lay(keys):
         return jax.tree.map(lambda array: sharding.constrain(array, "bgsk"), keys)
 
-    layers = tuple(layer.replace(keys=lay(layer.keys)) for layer in cache.layers)
-    return cache.replace(layers=layers, memory=lay(cache.memory))
+    layers = tuple(dataclasses.replace(layer, keys=lay(layer.keys)) for layer in cache.layers)
+    return dataclasses.replace(cache, layers=layers, memory=lay(cache.memory))
 
 
 def _of_one_block(stack: jax.Array) -> NamedSharding | None:

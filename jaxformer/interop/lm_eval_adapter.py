@@ -10,9 +10,10 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lm_eval import utils
-from lm_eval.api.instance import Instance
-from lm_eval.api.model import LM
+# In an environment of its own, which has an older transformers than the tests.
+from lm_eval import utils  # pyright: ignore[reportMissingImports]
+from lm_eval.api.instance import Instance  # pyright: ignore[reportMissingImports]
+from lm_eval.api.model import LM  # pyright: ignore[reportMissingImports]
 
 from jaxformer.decoding.scoring import score
 from jaxformer.errors import InputError
@@ -21,6 +22,7 @@ from jaxformer.objectives.causal_lm import CausalLM
 from jaxformer.parallel import sharding
 from jaxformer.predictors.base import ScoresContinuations
 from jaxformer.predictors.continuation import Continuation
+from jaxformer.predictors.text_to_text import TextToTextPredictor
 from jaxformer.runs.run import Run, open_run
 
 NEW = 256
@@ -57,7 +59,7 @@ class RunLM(LM):
         The harness' own model of an exported folder gives the same values. If the tokenizer adds the BOS token, that
         model needs `add_bos_token=False`; otherwise it counts the BOS token too, after another one.
         """
-        run, tokenizer = self.run, self.run.tokenizer
+        run, tokenizer = self.run, self.run.require_tokenizer()
         if not isinstance(run.objective, CausalLM):
             raise InputError(f"{run.folder}: expected a language model; others have no probability of a text")
         begins = names_beginning(tokenizer, run.objective.beginning)
@@ -80,7 +82,7 @@ class RunLM(LM):
 
     def generate_until(self, requests: Sequence[Instance]) -> list[str]:
         """Generates a text for each (context, settings), truncated at the first of the strings in `until`."""
-        answers: list[str | None] = [None] * len(requests)
+        answers = [""] * len(requests)
         groups: dict[str, list[int]] = {}
         for number, request in enumerate(requests):
             groups.setdefault(repr(sorted(request.args[1].items())), []).append(number)
@@ -103,7 +105,9 @@ class RunLM(LM):
         ours |= {"max_new_tokens": settings.get("max_gen_toks", NEW), "num_beams": settings.get("num_beams", 1)}
         ours["temperature"] = float(ours.get("temperature", 1.0)) if drawn else 0.0
         run = self.run.with_decoding(**ours)
-        predictor, tokenizer = run.predictor, run.tokenizer
+        predictor, tokenizer = run.predictor, run.require_tokenizer()
+        if not isinstance(predictor, Continuation | TextToTextPredictor):
+            raise InputError(f"{run.folder}: {type(run.objective).__name__} does not write")
         prompts = predictor.prompts(contexts)
         # The harness prefers room for the answer over a complete context.
         most = max(1, run.model.max_length + 1 - (ours["max_new_tokens"] if isinstance(predictor, Continuation) else 1))

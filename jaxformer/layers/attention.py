@@ -1,5 +1,6 @@
 """Scaled dot-product attention and the attention layer (Vaswani et al. 2017, §3.2)."""
 
+import dataclasses
 import functools
 
 import flax.linen as nn
@@ -80,7 +81,8 @@ class AttendOptions:
 
     def part(self, queries: slice, keys: slice, number: int) -> "AttendOptions":
         """Returns the options for a slice of the queries and keys. `number` is the index of the slice, for dropout."""
-        return self.replace(
+        return dataclasses.replace(
+            self,
             mask=self.mask and self.mask.part(queries, keys),
             bias=None if self.bias is None else self.bias[..., queries, keys],
             key=None if self.key is None else jax.random.fold_in(self.key, number),
@@ -155,7 +157,7 @@ def _attend_part(query_bthk: jax.Array, keys: KeyValue, options: AttendOptions) 
         number, query, of_queries, bias = block
         key = None if options.key is None else jax.random.fold_in(options.key, number)
         seen = mask and mask.with_queries(of_queries)
-        return None, _attend_at_once(query, keys, options.replace(mask=seen, bias=bias, key=key))
+        return None, _attend_at_once(query, keys, dataclasses.replace(options, mask=seen, bias=bias, key=key))
 
     of_queries = {} if mask is None else {name: getattr(mask, name) for name in OF_QUERIES}
     blocks = (
@@ -182,7 +184,7 @@ class AttentionInputs:
     """Changes that a position scheme makes to queries, keys and scores."""
     cache: LayerCache | None = None
     """Keys and values of earlier tokens. Those of `x` are appended to it."""
-    used: jax.Array | None = None
+    used: jax.Array | int = 0
     """Number of tokens in the cache, scalar."""
     train: bool = flax.struct.field(pytree_node=False, default=False)
     """Whether to apply dropout. Requires the rng stream `dropout`."""

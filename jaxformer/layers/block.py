@@ -1,5 +1,6 @@
 """Transformer block that all model families share."""
 
+import dataclasses
 from typing import Literal
 
 import flax.linen as nn
@@ -62,7 +63,7 @@ class BlockState:
     """Whether this is the first block."""
     cache: LayerCache | None = None
     """Keys and values of earlier tokens."""
-    used: jax.Array | None = None
+    used: jax.Array | int = 0
     """Number of tokens in the cache, scalar."""
 
 
@@ -128,17 +129,11 @@ class Block(nn.Module):
         if self.norm_position == "both":
             y = normalise(self.norm.copy(name=f"{name}_post_norm"), y, inputs.condition)
         if self.residual is not None:
-            y = self._branch(f"{name}_residual", y, inputs, state)
+            y = _scaled(self.residual.copy(name=f"{name}_residual"), y, inputs, state)
         x = x + Dropout(self.dropout)(y, inputs.train)
         if self.norm_position != "after":
             return x
         return normalise(self.norm.copy(name=f"{name}_norm"), x, inputs.condition)
-
-    def _branch(self, name: str, y: jax.Array, inputs: BlockInputs, state: BlockState) -> jax.Array:
-        branch = self.residual.copy(name=name)
-        if inputs.condition is None:
-            return branch(y, state.depth_fraction, inputs.train)
-        return branch(y, state.depth_fraction, inputs.train, inputs.condition)
 
     def _attend(self, x: jax.Array, inputs: BlockInputs, state: BlockState):
         """Computes self-attention. Returns its output at the selected positions, its weights and its cache."""
@@ -157,7 +152,7 @@ class Block(nn.Module):
         if inputs.at is not None:
             query = take(x, inputs.at)
             placement = placement and placement.at(inputs.at)
-            given = given.replace(memory=x, mask=mask and mask.at(inputs.at), placement=placement)
+            given = dataclasses.replace(given, memory=x, mask=mask and mask.at(inputs.at), placement=placement)
         attended = self.attention(query, given, heads=self.heads, dropout=self.attention_dropout, dtype=self.dtype)
         return attended.output, attended.weights, attended.cache
 
@@ -170,6 +165,13 @@ class Block(nn.Module):
         attention = self.attention.copy(name="cross_attention")
         attended = attention(x, given, heads=self.heads, dropout=self.attention_dropout, dtype=self.dtype)
         return attended.output, attended.keys
+
+
+def _scaled(residual: nn.Module, y: jax.Array, inputs: BlockInputs, state: BlockState) -> jax.Array:
+    """A layer's output as the module `residual` changes it."""
+    if inputs.condition is None:
+        return residual(y, state.depth_fraction, inputs.train)
+    return residual(y, state.depth_fraction, inputs.train, inputs.condition)
 
 
 def normalise(norm: nn.Module, x: jax.Array, condition: jax.Array | None) -> jax.Array:

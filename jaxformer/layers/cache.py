@@ -1,5 +1,7 @@
 """Caches for decoding: keys and values of earlier tokens, to which each call adds those of new tokens."""
 
+import dataclasses
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -30,7 +32,7 @@ class LayerCache:
     """Index in its row of the token in each slot, integers [b, s], or `FREE`. Used by layers with a window, which reuse
     their slots in turn. If None, slot i contains token i."""
 
-    def write(self, new: KeyValue, used: jax.Array) -> tuple["LayerCache", KeyValue]:
+    def write(self, new: KeyValue, used: jax.Array | int) -> tuple["LayerCache", KeyValue]:
         """Adds keys and values to the cache.
 
         Args:
@@ -38,13 +40,12 @@ class LayerCache:
           used: index of the first new token, scalar.
 
         Returns:
-          The updated cache, and the keys and values that the new tokens attend to. `visible_index` returns their
-          indices.
+          The updated cache, and the keys and values that the new tokens attend to. `Cache.mask` uses their indices.
         """
         new = jax.tree.map(lambda kept, array: array.astype(kept.dtype), self.keys, new)
         if self.index is None:
             keys = jax.tree.map(lambda kept, array: _update(kept, array, used), self.keys, new)
-            return self.replace(keys=keys), keys
+            return dataclasses.replace(self, keys=keys), keys
         count, size = new.key.shape[2], self.keys.key.shape[2]
         kept = min(count, size)  # If there are more tokens than slots, only the last tokens are kept.
         last = used + jnp.arange(count - kept, count)
@@ -56,18 +57,19 @@ class LayerCache:
         # The first of the new tokens still attend to keys that later ones overwrite.
         return cache, jax.tree.map(lambda old, add: jnp.concatenate([old, add], axis=2), self.keys, new)
 
-    def visible_index(self, used: jax.Array, count: int) -> jax.Array:
-        """Returns the indices of the keys that `write` returns for `count` new tokens, integers [b, s].
 
-        Only for layers with a window.
-        """
-        new = jnp.broadcast_to(used + jnp.arange(count), (len(self.index), count))
-        if count == 1:
-            return self.index.at[:, used % self.index.shape[1]].set(new[:, 0])
-        return jnp.concatenate([self.index, new], axis=1)
+def _visible_index(index: jax.Array, used: jax.Array, count: int) -> jax.Array:
+    """Returns the indices of the keys that `LayerCache.write` returns for `count` new tokens, integers [b, s].
+
+    Only for layers with a window.
+    """
+    new = jnp.broadcast_to(used + jnp.arange(count), (len(index), count))
+    if count == 1:
+        return index.at[:, used % index.shape[1]].set(new[:, 0])
+    return jnp.concatenate([index, new], axis=1)
 
 
-def _update(kept: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array:
+def _update(kept: jax.Array, new: jax.Array, start: jax.Array | int) -> jax.Array:
     return jax.lax.dynamic_update_slice_in_dim(kept, new, start, axis=2)
 
 
@@ -103,7 +105,7 @@ class Cache:
                 layers.append(LayerCache(jax.tree.map(lambda array: _padded(array, tokens), layer.keys)))
             else:
                 layers.append(_local(layer.keys, window))
-        return self.replace(layers=tuple(layers), segments=jnp.pad(self.segments, [(0, 0), (0, tokens)]))
+        return dataclasses.replace(self, layers=tuple(layers), segments=jnp.pad(self.segments, [(0, 0), (0, tokens)]))
 
     def mask(self, layer: LayerCache, segments: jax.Array, order: jax.Array, window: int | None) -> Mask:
         """Returns the mask for new tokens.
@@ -118,7 +120,7 @@ class Cache:
         """
         count, new = order.shape[1], (self.used + jnp.arange(order.shape[1]))[None]
         if layer.index is not None:
-            index = layer.visible_index(self.used, count)
+            index = _visible_index(layer.index, self.used, count)
             of_keys = jnp.take_along_axis(self.segments, jnp.minimum(index, self.segments.shape[1] - 1), axis=1)
             return Mask(segments, of_keys, order, index, new, index, window)
         slots = jnp.arange(self.segments.shape[1])
@@ -126,7 +128,9 @@ class Cache:
         keys = jnp.broadcast_to(keys, (order.shape[0], slots.shape[0]))  # Rows and slots may be symbolic.
         keys = jax.lax.dynamic_update_slice_in_dim(keys, order, self.used, axis=1)
         mask = Mask(segments, self.segments, order, keys)
-        return mask if window is None else mask.replace(query_index=new, key_index=slots[None], window=window)
+        return (
+            mask if window is None else dataclasses.replace(mask, query_index=new, key_index=slots[None], window=window)
+        )
 
 
 def _padded(array: jax.Array, tokens: int) -> jax.Array:

@@ -60,9 +60,7 @@ class Embeddings(nn.Module):
           train: whether to apply dropout. Requires the rng stream `dropout`.
           blank: tokens to embed as zero vectors, boolean [b, t]. Defaults to no tokens.
         """
-        if self.vocab is None:
-            raise InputError("model.vocab=None: a run takes the tokenizer's size; without a run, expected a number")
-        tokens_vd = self._table("token", "vd", self.vocab, self.token_init_std)
+        tokens_vd = self._table("token", "vd", vocabulary(self.vocab), self.token_init_std)
         # The lookup needs whole rows. Gathering them from a table that is split along the width would make the compiler
         # rebuild the table for every use. The tensor axis splits the vocabulary.
         x = sharding.constrain(jnp.take(sharding.constrain(tokens_vd, "v_"), tokens, axis=0), "btd") * self.scale
@@ -88,6 +86,17 @@ class Embeddings(nn.Module):
 
     def _table(self, name: str, axes: str, rows: int, size: float = 0.02) -> jax.Array:
         return self.param(name, metadata.with_axes(truncated_normal(size), axes), (rows, self.width))
+
+
+def vocabulary(size: int | None) -> int:
+    """The size of a vocabulary.
+
+    Raises:
+      InputError: it is None, which stands for the tokenizer's until a run has one.
+    """
+    if size is None:
+        raise InputError("model.vocab=None: a run takes the tokenizer's size; without a run, expected a number")
+    return size
 
 
 def first_positions(key: jax.Array, shape: tuple[int, int]) -> jax.Array:

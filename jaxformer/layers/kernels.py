@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -122,7 +122,9 @@ def splash(query_bthk, key_bgsk, value_bgsk, mask: Mask | None, scale: float, in
             head_shards=1,
             q_seq_shards=1,
         )
-        return jax.vmap(kernel)(query, key, value, segments).swapaxes(1, 2)[:, :queries]
+        # Without residuals it returns one array.
+        output: Any = jax.vmap(kernel)(query, key, value, segments)
+        return output.swapaxes(1, 2)[:, :queries]
 
     return _on_mesh(attend, query_bthk, key_bgsk, value_bgsk, _segments(mask))
 
@@ -152,18 +154,19 @@ def cudnn(query_bthk, key_bgsk, value_bgsk, mask: Mask | None, scale: float, oth
     return by_kernel() if segments is None else jax.lax.cond(_alone(*segments), by_kernel, otherwise)
 
 
-def flash(mask: Mask | None, scale: float, implementation: str = "cudnn") -> Callable[..., jax.Array]:
+def flash(
+    mask: Mask | None, scale: float, implementation: Literal["xla", "cudnn"] = "cudnn"
+) -> Callable[..., jax.Array]:
     """Returns an attention function of queries, keys, values and segments, which uses this JAX implementation."""
 
     def attend(query, key, value, segments):
         rows, queries, keys = query.shape[0], query.shape[1], key.shape[2]
         odd = queries % 2, keys % 2  # The gradient of JAX's cuDNN attention does not support odd lengths.
-        lengths = {}
-        if segments is not None or any(odd):
-            counts = [jnp.full(rows, length, jnp.int32) for length in (queries, keys)]
-            if segments is not None:
-                counts = [jnp.sum(ids != 0, axis=1, dtype=jnp.int32) for ids in segments]
-            lengths = dict(zip(("query_seq_lengths", "key_value_seq_lengths"), counts, strict=True))
+        of_queries = of_keys = None
+        if segments is not None:
+            of_queries, of_keys = (jnp.sum(ids != 0, axis=1, dtype=jnp.int32) for ids in segments)
+        elif any(odd):
+            of_queries, of_keys = (jnp.full(rows, length, jnp.int32) for length in (queries, keys))
         output = jax.nn.dot_product_attention(
             _pad(query, 1, odd[0]),
             _pad(key.swapaxes(1, 2), 1, odd[1]),
@@ -171,7 +174,8 @@ def flash(mask: Mask | None, scale: float, implementation: str = "cudnn") -> Cal
             scale=scale,
             is_causal=mask is not None and mask.in_order,
             implementation=implementation,
-            **lengths,
+            query_seq_lengths=of_queries,
+            key_value_seq_lengths=of_keys,
         )
         return output[:, :queries]
 

@@ -1,6 +1,10 @@
 """Attention masks stored as integers per token. Dense blocks are created when needed."""
 
-from typing import Self
+import dataclasses
+import functools
+import operator
+from collections.abc import Callable
+from typing import Any, Self
 
 import flax.struct
 import jax
@@ -64,7 +68,7 @@ class Mask:
     def windowed(self, window: int, length: int) -> Self:
         """Returns this mask with a window, for self-attention over `length` tokens (Beltagy et al. 2020, §3.1)."""
         index = jnp.arange(length)[None]
-        return self.replace(query_index=index, key_index=index, window=window, aligned=True)
+        return dataclasses.replace(self, query_index=index, key_index=index, window=window, aligned=True)
 
     def at(self, positions: jax.Array) -> Self:
         """Returns the mask for only the queries at `positions`, integers [b, m]."""
@@ -83,24 +87,27 @@ class Mask:
             return None if array is None else array[:, some]
 
         some = self.with_queries({name: cut(getattr(self, name), queries) for name in OF_QUERIES})
-        return some.replace(**{name: cut(getattr(self, name), keys) for name in OF_KEYS})
+        return dataclasses.replace(some, **{name: cut(getattr(self, name), keys) for name in OF_KEYS})
 
     def with_queries(self, arrays: dict[str, jax.Array | None]) -> Self:
         """Returns this mask with the query arrays replaced. `arrays` maps field names to arrays."""
-        return self.replace(**arrays, in_order=False, aligned=False)
+        return dataclasses.replace(self, **arrays, in_order=False, aligned=False)
 
     def dense(self) -> jax.Array | None:
         """Returns a boolean mask [b or 1, 1, t, s], True if a query attends to a key. None if all attend to all."""
-        seen = None
+        parts = []
         if self.query_segments is not None:
-            seen = self.query_segments[:, None, :, None] == self.key_segments[:, None, None, :]
+            parts.append(_pairwise(operator.eq, self.query_segments, self.key_segments))
         if self.query_order is not None:
-            before = self.query_order[:, None, :, None] >= self.key_order[:, None, None, :]
-            seen = before if seen is None else seen & before
+            parts.append(_pairwise(operator.ge, self.query_order, self.key_order))
         if self.window is not None:
-            near = jnp.abs(self.query_index[:, None, :, None] - self.key_index[:, None, None, :]) < self.window
-            seen = near if seen is None else seen & near
-        return seen
+            parts.append(jnp.abs(_pairwise(operator.sub, self.query_index, self.key_index)) < self.window)
+        return functools.reduce(operator.and_, parts) if parts else None
+
+
+def _pairwise(function: Callable[[Any, Any], jax.Array], of_queries: Any, of_keys: Any) -> jax.Array:
+    """A function of each query's integer and each key's, [b or 1, 1, t, s]."""
+    return function(of_queries[:, None, :, None], of_keys[:, None, None, :])
 
 
 @flax.struct.dataclass

@@ -51,8 +51,8 @@ def normalise(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]
     """Normalizes uint8 pixels to float32: (pixel / 255 - mean) / std. Other types are assumed to be normalized."""
     if images.dtype != jnp.uint8:
         return images.astype(jnp.float32)
-    mean, std = np.array(mean, np.float32), np.array(std, np.float32)
-    return images.astype(jnp.float32) / (255 * std) - mean / std
+    means, stds = np.array(mean, np.float32), np.array(std, np.float32)
+    return images.astype(jnp.float32) / (255 * stds) - means / stds
 
 
 def check_geometry(image: int, patch: int, channels: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:

@@ -66,11 +66,16 @@ class Placement:
             rows = jnp.broadcast_to(added, (position_ids.shape[0], *added.shape[1:]))
             added = jnp.take_along_axis(rows, position_ids[..., None], axis=1)
         if query is not None:
-            rows = [jnp.broadcast_to(array, (position_ids.shape[0], *array.shape[1:])) for array in query]
-            query = tuple(jnp.take_along_axis(array, position_ids[..., None, None], axis=1) for array in rows)
+            query = _at(query[0], position_ids), _at(query[1], position_ids)
         if bias is not None:
             bias = jnp.moveaxis(bias[:, position_ids], 1, 0)
         return Placement(query, self.key, bias, added, self.key_added)
+
+
+def _at(array: jax.Array, position_ids: jax.Array) -> jax.Array:
+    """The cosines or sines [b or 1, t, 1, k/2] of the positions, integers [b, m]: [b, m, 1, k/2]."""
+    rows = jnp.broadcast_to(array, (position_ids.shape[0], *array.shape[1:]))
+    return jnp.take_along_axis(rows, position_ids[..., None, None], axis=1)
 
 
 _FIELDS = ("query", "key", "bias", "query_added", "key_added")
@@ -78,6 +83,10 @@ _FIELDS = ("query", "key", "bias", "query_added", "key_added")
 
 def _first(value, otherwise):
     return otherwise if value is None else value
+
+
+Scaling = Literal["none", "linear", "llama3"]
+"""How rotary positions beyond the pretrained length are brought within it."""
 
 
 class Rotary(nn.Module):
@@ -89,7 +98,7 @@ class Rotary(nn.Module):
 
     base: float = 10_000.0
     """Wavelength of the slowest pair, in units of 2π positions."""
-    scaling: Literal["none", "linear", "llama3"] = "none"
+    scaling: Scaling = "none"
     """How to scale positions beyond the pretrained length. `linear` divides all angles by `factor` (Chen et al. 2023).
     `llama3` divides only the angles of slow pairs, as in LLaMA 3.1."""
     factor: float = 8.0

@@ -6,7 +6,7 @@ are run. If a period has blocks with different parameters, each kind has a tree 
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,24 @@ import jax.numpy as jnp
 from jaxformer.metrics.means import Mean, added
 from jaxformer.parallel import metadata, sharding
 
-BlockFunction = Callable[[jax.Array, jax.Array, Any, int], tuple[jax.Array, Any]]
-"""Function that runs a block: maps (x, block number, parameters, kind) to the new x and the values to keep."""
+
+class BlockFunction(Protocol):
+    """Function that runs a block."""
+
+    def __call__(
+        self, x: jax.Array, number: jax.Array, params: Any, kind: int, at: jax.Array | None = None, /
+    ) -> tuple[jax.Array, Any]:
+        """Returns the output of a block, [b, t, d] or [b, m, d], and the values to keep.
+
+        Args:
+          x: input of the block, [b, t, d].
+          number: index of the block, scalar.
+          params: parameters of the block.
+          kind: kind of the block.
+          at: positions to compute, integers [b, m]. If None, all positions.
+        """
+        ...
+
 
 REMAT_POLICIES = {
     "full": None,
@@ -79,11 +95,12 @@ class Kept(NamedTuple):
 
         None if `select` returns None.
         """
-        arrays = [select(part) for part in self.kinds]
-        if arrays[0] is None:
+        arrays = [array for part in self.kinds if (array := select(part)) is not None]
+        if not arrays:
             return None
         whole = arrays[0] if len(arrays) == 1 else jnp.stack(arrays, axis=1).reshape(-1, *arrays[0].shape[1:])
-        return jnp.concatenate([whole, jnp.stack([select(part) for part in self.rest])]) if self.rest else whole
+        rest = [array for part in self.rest if (array := select(part)) is not None]
+        return jnp.concatenate([whole, jnp.stack(rest)]) if rest else whole
 
     def summed(self, select: Callable[[Any], dict[str, Mean]]) -> dict[str, Mean]:
         """Sums the means of all blocks, chosen by `select`, by name."""

@@ -1,7 +1,7 @@
 """Transformer stack, with the hyperparameters that all model families share."""
 
 import dataclasses
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import flax.linen as nn
 import flax.struct
@@ -31,6 +31,14 @@ class Variant:
     """Feed-forward network of the block, such as one with experts."""
     position_embedding: nn.Module | None = None
     """Position scheme of the block's self-attention, such as a `Rotary` with a different base."""
+
+
+class BlockParts(NamedTuple):
+    """The parts of a kind of block, with the stack's where the kind has none of its own."""
+
+    attention: nn.Module
+    mlp: nn.Module
+    position_embedding: nn.Module | None
 
 
 @flax.struct.dataclass
@@ -136,7 +144,7 @@ class Transformer(nn.Module):
             raise ValueError("at: the last block's output would differ in shape from the other blocks'")
         blocks = tuple(self._block(kind) for kind in range(max(1, len(self.period))))
         if self.is_initializing():
-            first = inputs.replace(mask=None, memory_mask=None, at=None, train=False)
+            first = dataclasses.replace(inputs, mask=None, memory_mask=None, at=None, train=False)
             inits = [lambda key, block=block: block.init(key, x, first)["params"] for block in blocks]
             self.param("blocks", stack.initializer(inits, self.depth))
         stacked = nn.unbox(self.get_variable("params", "blocks"))
@@ -148,7 +156,7 @@ class Transformer(nn.Module):
         key = self.make_rng("dropout") if inputs.train else None
 
         def run_block(x, number, params, kind, at=None):
-            given = inputs.replace(at=at, placement=placements[kind])
+            given = dataclasses.replace(inputs, at=at, placement=placements[kind])
             state = BlockState(number / max(1, self.depth - 1), number == 0)
             rngs = None if key is None else {"dropout": jax.random.fold_in(key, number)}
             output = blocks[kind].apply({"params": params}, x, given, state, rngs=rngs)
@@ -169,17 +177,17 @@ class Transformer(nn.Module):
         means = kept.summed(lambda part: part[2])
         return TransformerOutput(self._end(x, inputs.condition), attention, layers=layers, means=means)
 
-    def variant(self, number: int) -> Variant:
+    def variant(self, number: int) -> BlockParts:
         """Returns the parts of block `number`, including those that it shares with the stack."""
         own = self.period[number % len(self.period)] if self.period else Variant()
-        return Variant(
+        return BlockParts(
             own.attention or self.attention,
             own.mlp or self.mlp,
             own.position_embedding or self.position_embedding,
         )
 
     @property
-    def kinds(self) -> tuple[Variant, ...]:
+    def kinds(self) -> tuple[BlockParts, ...]:
         """Parts of each kind of block in a period."""
         return tuple(self.variant(number) for number in range(max(1, len(self.period))))
 
@@ -196,7 +204,8 @@ class Transformer(nn.Module):
         """Runs the blocks one by one. Each has its own cache, which is updated in place."""
         slots = cache.used + jnp.arange(x.shape[1])
         segments = jax.lax.dynamic_slice_in_dim(cache.segments, cache.used, x.shape[1], axis=1)
-        order = slots[None] if inputs.mask is None else cache.used + inputs.mask.query_order
+        order = None if inputs.mask is None else inputs.mask.query_order
+        order = slots[None] if order is None else cache.used + order
         memory_mask = None
         if cache.memory_segments is not None:
             memory_mask = Mask.of_segments(jnp.ones_like(segments), cache.memory_segments)
@@ -206,7 +215,8 @@ class Transformer(nn.Module):
         layers, memories = [], []
         for number, params in enumerate(stack.unstacked(stacked)):
             kind, layer = number % len(blocks), cache.layers[number]
-            given = inputs.replace(
+            given = dataclasses.replace(
+                inputs,
                 mask=cache.mask(layer, segments, order, blocks[kind].attention.window),
                 placement=placements[kind],
                 memory=inputs.memory if cache.memory is None else cache.memory[number],
@@ -218,7 +228,7 @@ class Transformer(nn.Module):
             layers.append(output.cache)
             memories.append(output.memory)
         memories = None if memories[0] is None else tuple(memories)
-        cache = cache.replace(layers=tuple(layers), used=cache.used + x.shape[1], memory=memories)
+        cache = dataclasses.replace(cache, layers=tuple(layers), used=cache.used + x.shape[1], memory=memories)
         return TransformerOutput(self._end(x, inputs.condition), cache=cache)
 
     def _place(self, positions, query_index, key_index, given: Placement | None) -> list[Placement | None]:

@@ -49,13 +49,15 @@ def decoded_cross_entropy(
     """
     sums = _sums((label_smoothing, z_loss), x, lm_head, targets, weights)
     weight = total(weights)
-    loss, *others = (Mean(one, weight) for one in sums)
-    return TokenLoss(loss, *jax.lax.stop_gradient(others))
+    loss, cross_entropy, accuracy = (Mean(one, weight) for one in sums)
+    return TokenLoss(loss, jax.lax.stop_gradient(cross_entropy), jax.lax.stop_gradient(accuracy))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _sums(terms, x, lm_head, targets, weights):
+def _only_sums(terms, x, lm_head, targets, weights) -> tuple[jax.Array, ...]:
     return _scan_chunks(terms, x, lm_head, targets, weights, with_gradient=False)[0]
+
+
+_sums = jax.custom_vjp(_only_sums, nondiff_argnums=(0,))
 
 
 def _forward(terms, x, lm_head, targets, weights):
@@ -87,19 +89,21 @@ def _scan_chunks(terms, x, lm_head, targets, weights, with_gradient):
 
     def body(carry, chunk):
         sums, gradients = one(*chunk)
-        dx, dhead = gradients if with_gradient else (None, None)
+        dx, dhead = (None, None) if gradients is None else gradients
         return jax.tree.map(jnp.add, carry, (sums, dhead)), dx
 
     zeros = jax.tree.map(jnp.zeros_like, lm_head) if with_gradient else None
     start = ((jnp.float32(0),) * 3, zeros)
     (sums, dhead), dx = jax.lax.scan(body, start, tuple(map(split, (x, targets, weights))))
-    if not with_gradient:
+    if dx is None:
         return sums, None
     dx = jnp.moveaxis(dx, 0, 1).reshape(rows, chunks * size, -1)[:, :positions]
     return sums, (dx, dhead)
 
 
-def _chunk(x, targets, weights, lm_head, terms, with_gradient):
+def _chunk(
+    x, targets, weights, lm_head, terms, with_gradient
+) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, LMHead] | None]:
     """Sums of one chunk, all its positions in one axis: every product is then one plain matrix product."""
     shape, width, (smoothing, z_loss) = x.shape, x.shape[-1], terms
     x, targets, weights = x.reshape(-1, width), targets.reshape(-1, 1), weights.reshape(-1, 1)

@@ -37,10 +37,8 @@ class Metric(abc.ABC, Generic[State]):
     higher_is_better: bool = False
     """Whether the highest value is the best one, for `checkpoint.best`."""
 
-    @property
-    @abc.abstractmethod
-    def names(self) -> tuple[str, ...]:
-        """The names of the numbers that `compute` returns."""
+    names: tuple[str, ...]
+    """The names of the numbers that `compute` returns: a class variable, or a property."""
 
     @abc.abstractmethod
     def update(self, terms: Terms) -> State | None:

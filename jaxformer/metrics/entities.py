@@ -17,7 +17,11 @@ ENTITIES = "entities/"
 
 
 def counts(
-    labels: Sequence[str], found: jax.Array, right: jax.Array, weights: jax.Array, segments: jax.Array
+    labels: Sequence[str],
+    found: jax.Array | np.ndarray,
+    right: jax.Array | np.ndarray,
+    weights: jax.Array | np.ndarray,
+    segments: jax.Array | np.ndarray,
 ) -> dict[str, Mean]:
     """How many entities of each kind were found rightly, were found, and are there, as sums [3] of a mean.
 
@@ -79,7 +83,7 @@ class EntityScores(DocumentMetric[Counts]):
 
     def compute(self, state: Counts) -> dict[str, float]:
         sums = {kind: np.asarray(mean.sum, np.float64) * np.ones(3) for kind, mean in state.items()}
-        right, found, there = sum(sums.values())
+        right, found, there = sum(sums.values(), np.zeros(3))
         values = {"entity_precision": right / max(found, 1), "entity_recall": right / max(there, 1)}
         values["entity_f1"] = _f1(right, found, there)
         return {name: float(value) for name, value in values.items()} | {

@@ -44,9 +44,9 @@ def total(values: jax.Array) -> jax.Array:
 class Mean:
     """A weighted mean, kept as its sum and its weight, so that merging two is adding them."""
 
-    sum: jax.Array
+    sum: jax.Array | np.ndarray
     """Σ weight · value: a scalar, or an array of several means that share one weight."""
-    weight: jax.Array
+    weight: jax.Array | np.ndarray | float
     """Σ weight, a scalar."""
 
     @classmethod
@@ -56,7 +56,7 @@ class Mean:
         return cls(total(values * weights), total(weights))
 
     @property
-    def value(self) -> jax.Array:
+    def value(self) -> jax.Array | np.ndarray:
         """The mean; 0 where nothing was weighed."""
         return self.sum / (self.weight + (self.weight == 0))
 
@@ -109,13 +109,13 @@ class Covariance:
     (1983) merge variances.
     """
 
-    weight: jax.Array
+    weight: jax.Array | np.ndarray
     """Σ weight, a scalar."""
-    center: jax.Array
+    center: jax.Array | np.ndarray
     """[k]: a point among the values, near their means."""
-    sums: jax.Array
+    sums: jax.Array | np.ndarray
     """[k]: Σ weight · (value − center)."""
-    products: jax.Array
+    products: jax.Array | np.ndarray
     """[k, k]: Σ weight · (value − center)(value − center)ᵀ."""
 
     @classmethod

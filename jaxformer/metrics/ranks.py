@@ -31,4 +31,7 @@ class Spearman(DocumentMetric[Pairs]):
     def compute(self, state: Pairs) -> dict[str, float]:
         values, targets = zip(*state, strict=True) if state else ((), ())
         alike = len(set(values)) < 2 or len(set(targets)) < 2
-        return {"spearman": 0.0 if alike else float(scipy.stats.spearmanr(values, targets).statistic)}
+        if alike:
+            return {"spearman": 0.0}
+        found = scipy.stats.spearmanr(values, targets)
+        return {"spearman": float(found.statistic)}  # pyright: ignore[reportAttributeAccessIssue] - SciPy's own result.

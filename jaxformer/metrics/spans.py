@@ -70,7 +70,7 @@ class AnswerScores(DocumentMetric[dict[str, Mean]]):
         references = [[text for text, _ in right] for *_, right in columns]
         pairs = list(zip(answers, references, strict=True))
         return {
-            name: Mean(np.float64(sum(score(*pair) for pair in pairs)), np.float64(len(pairs)))
+            name: Mean(np.array(sum(score(*pair) for pair in pairs), np.float64), len(pairs))
             for name, score in SCORES.items()
         }
 

@@ -6,12 +6,13 @@ warm start, exports, parity and decoding work for every `Model`.
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import flax.linen as nn
 import flax.struct
 import jax
 
+from jaxformer.errors import InputError
 from jaxformer.layers.cache import Cache
 from jaxformer.layers.linear import DType, LMHead
 from jaxformer.layers.transformer import Transformer
@@ -77,6 +78,13 @@ class ModelOutput:
         return self.hidden
 
 
+def decoded(lm_head: LMHead | None, vectors: jax.Array | None, axes: str) -> jax.Array | None:
+    """The logits of vectors, laid on the mesh by the letters of their axes; None without a head or vectors."""
+    if lm_head is None or vectors is None:
+        return None
+    return sharding.constrain(lm_head.logits(vectors), axes)
+
+
 @flax.struct.dataclass
 class LMOutput(ModelOutput):
     """Output of a language model."""
@@ -89,7 +97,7 @@ class LMOutput(ModelOutput):
     @property
     def logits(self) -> jax.Array | None:
         """Next-token logits, float32 [b, t, v]. Computed on access, so that a loss can avoid computing them."""
-        return None if self.lm_head is None else sharding.constrain(self.lm_head.logits(self.hidden), "btv")
+        return decoded(self.lm_head, self.hidden, "btv")
 
 
 @flax.struct.dataclass
@@ -136,6 +144,16 @@ class Model(nn.Module):
     is_text_classifier: ClassVar[bool] = False
     """Whether the logits are those of `labels`, for text examples or for tokens, depending on `pooling`."""
 
+    if TYPE_CHECKING:
+        # Linen's own declaration also returns the collections that a call changes, which no model has.
+        def apply(
+            self,
+            variables: Mapping[str, Any],
+            *args: Any,
+            **kwargs: Any,
+        ) -> Any:
+            """The model's output for these variables and arguments."""
+
     # `inputs`, `stacks` and `flops` are not abstract methods, because `help` shows no fields for an abstract class.
 
     def inputs(self) -> dict[str, InputSpec]:
@@ -170,6 +188,17 @@ class Model(nn.Module):
         if not limits:
             return None
         return TokenInput(min(limit.vocab for limit in limits), min(limit.max_length for limit in limits))
+
+    def require_text_limits(self) -> TokenInput:
+        """The limits of all inputs of token ids.
+
+        Raises:
+          InputError: the model reads no text.
+        """
+        limits = self.text_limits
+        if limits is None:
+            raise InputError(f"model={type(self).__name__}: reads no text; expected a model that does")
+        return limits
 
     def encode_prompt(self, **inputs: jax.Array) -> Memory | None:
         """Encodes the parts of a prompt other than tokens, such as a text to translate, audio or an image.

@@ -14,15 +14,15 @@ import jax.numpy as jnp
 
 from jaxformer.errors import InputError
 from jaxformer.layers.block import BlockInputs, take
-from jaxformer.layers.embeddings import Embeddings
+from jaxformer.layers.embeddings import Embeddings, vocabulary
 from jaxformer.layers.linear import DType, Linear, LMHead
 from jaxformer.layers.masks import Mask
 from jaxformer.layers.mlp import Activation, activation
 from jaxformer.layers.norms import LayerNorm
 from jaxformer.layers.transformer import Transformer, fresh
-from jaxformer.models.base import POSITION_IDS, SEGMENTS, TOKENS, InputSpec, Model, ModelOutput, TokenInput
+from jaxformer.models.base import POSITION_IDS, SEGMENTS, TOKENS, InputSpec, Model, ModelOutput, TokenInput, decoded
 from jaxformer.models.flops import linear_flops, stack_flops
-from jaxformer.parallel import metadata, sharding
+from jaxformer.parallel import metadata
 
 Head = Literal["masked_lm", "pooler", "next_sentence"]
 """Head of the encoder: predictions for masked tokens, one vector per sentence pair, or a classification of that
@@ -50,7 +50,7 @@ class BertOutput(ModelOutput):
     @property
     def logits(self) -> jax.Array | None:
         """Masked-LM logits, float32 [b, m, v]. Computed on access, so that a loss can avoid computing all of them."""
-        return None if self.lm_head is None else sharding.constrain(self.lm_head.logits(self.prediction), "bmv")
+        return decoded(self.lm_head, self.prediction, "bmv")
 
 
 class PredictionHead(nn.Module):
@@ -118,7 +118,7 @@ class Bert(Model):
 
     def token_inputs(self) -> dict[str, TokenInput]:
         """Returns the limits of `tokens`."""
-        return {"tokens": TokenInput(self.vocab, self.max_length)}
+        return {"tokens": TokenInput(vocabulary(self.vocab), self.max_length)}
 
     def flops(self, sizes: Mapping[str, int]) -> float:
         """Returns the FLOPs of a forward pass on b rows of t tokens, with m predictions and c pairs per row.
@@ -130,7 +130,7 @@ class Bert(Model):
         flops = stack_flops(self.transformer, tokens, outputs)
         if "masked_lm" in self.prediction_heads:
             predictions = sizes.get("m", tokens)
-            flops += linear_flops(predictions, width, width) + linear_flops(predictions, width, self.vocab)
+            flops += linear_flops(predictions, width, width) + linear_flops(predictions, width, vocabulary(self.vocab))
         if self.has_pooler:
             flops += linear_flops(pairs, width, width)
         if "next_sentence" in self.prediction_heads:
@@ -177,6 +177,33 @@ class Bert(Model):
         """
         if tokens.shape[1] > self.max_length:
             raise ValueError(f"{tokens.shape[1]} tokens: the model has positions for {self.max_length}")
+        x, table = self._embed(tokens, position_ids, token_types, train)
+        mask = None if segments is None else Mask.of_segments(segments, segments)
+        inputs = BlockInputs(mask=mask, position_ids=position_ids, train=train)
+        cls_positions = jnp.zeros_like(tokens[:, :1]) if cls_positions is None else cls_positions
+        if masked_positions is None or return_attention:
+            output = self.transformer(x, dataclasses.replace(inputs, return_attention=return_attention))
+            hidden = output.hidden
+            firsts, masked = take(hidden, cls_positions), take(hidden, masked_positions)
+        else:
+            # The last block computes only the positions that the heads read.
+            at, pairs = jnp.concatenate([cls_positions, masked_positions], axis=1), cls_positions.shape[1]
+            output = self.transformer(x, dataclasses.replace(inputs, at=at))
+            firsts, masked, hidden = output.hidden[:, :pairs], output.hidden[:, pairs:], None
+        prediction, lm_head = self._predict(masked, table)
+        pooled, next_sentence_logits = self._pool(firsts)
+        return BertOutput(
+            hidden=hidden,
+            pooled=pooled,
+            attention=output.attention,
+            means=output.means,
+            prediction=prediction,
+            lm_head=lm_head,
+            next_sentence_logits=next_sentence_logits,
+        )
+
+    def _embed(self, tokens, position_ids, token_types, train: bool) -> tuple[jax.Array, jax.Array]:
+        """The input of the stack, and the token table."""
         config = self.transformer
         embeddings = Embeddings(
             config.width,
@@ -190,38 +217,26 @@ class Bert(Model):
             offset=self.position_offset,
             name="embeddings",
         )
-        x, table = embeddings(tokens, position_ids, token_types, train)
-        mask = None if segments is None else Mask.of_segments(segments, segments)
-        inputs = BlockInputs(mask=mask, position_ids=position_ids, train=train)
-        cls_positions = jnp.zeros_like(tokens[:, :1]) if cls_positions is None else cls_positions
-        if masked_positions is None or return_attention:
-            output = config(x, inputs.replace(return_attention=return_attention))
-            hidden = output.hidden
-            firsts, masked = take(hidden, cls_positions), take(hidden, masked_positions)
-        else:
-            # The last block computes only the positions that the heads read.
-            at, pairs = jnp.concatenate([cls_positions, masked_positions], axis=1), cls_positions.shape[1]
-            output = config(x, inputs.replace(at=at))
-            firsts, masked, hidden = output.hidden[:, :pairs], output.hidden[:, pairs:], None
-        prediction = lm_head = pooled = next_sentence_logits = None
-        if "masked_lm" in self.prediction_heads:
-            head = PredictionHead(
-                self.vocab, config.mlp.activation, fresh(config.norm), self.head_bias, config.dtype, name="masked_lm"
-            )
-            prediction, bias = head(masked)
-            lm_head = LMHead(table, bias)
-        if "pooler" in self.prediction_heads:
-            pooler = Linear("bmi,id->bmd", (config.width, config.width), dtype=config.dtype, name="pooler")
-            pooled = jnp.tanh(pooler(firsts))
-        if "next_sentence" in self.prediction_heads:
-            next_sentence = Linear("bmd,dc->bmc", (config.width, 2), dtype=config.dtype, name="next_sentence")
-            next_sentence_logits = next_sentence(pooled).astype(jnp.float32)
-        return BertOutput(
-            hidden=hidden,
-            pooled=pooled,
-            attention=output.attention,
-            means=output.means,
-            prediction=prediction,
-            lm_head=lm_head,
-            next_sentence_logits=next_sentence_logits,
+        return embeddings(tokens, position_ids, token_types, train)
+
+    def _predict(self, masked: jax.Array, table: jax.Array) -> tuple[jax.Array | None, LMHead | None]:
+        """The vectors to decode, [b, m, d], and the map of them to logits; None without a masked-LM head."""
+        if "masked_lm" not in self.prediction_heads:
+            return None, None
+        config, vocab = self.transformer, vocabulary(self.vocab)
+        head = PredictionHead(
+            vocab, config.mlp.activation, fresh(config.norm), self.head_bias, config.dtype, name="masked_lm"
         )
+        prediction, bias = head(masked)
+        return prediction, LMHead(table, bias)
+
+    def _pool(self, firsts: jax.Array) -> tuple[jax.Array | None, jax.Array | None]:
+        """The vector of each sentence pair, [b, c, d], and its logits, float32 [b, c, 2]; None without their heads."""
+        if not self.has_pooler:
+            return None, None
+        width, dtype = self.transformer.width, self.transformer.dtype
+        pooled = jnp.tanh(Linear("bmi,id->bmd", (width, width), dtype=dtype, name="pooler")(firsts))
+        if "next_sentence" not in self.prediction_heads:
+            return pooled, None
+        next_sentence = Linear("bmd,dc->bmc", (width, 2), dtype=dtype, name="next_sentence")
+        return pooled, next_sentence(pooled).astype(jnp.float32)

@@ -17,10 +17,10 @@ from jaxformer.errors import InputError
 from jaxformer.layers.attention_pooling import AttentionPooling
 from jaxformer.layers.block import BlockInputs
 from jaxformer.layers.dropout import Dropout
-from jaxformer.layers.embeddings import Embeddings
+from jaxformer.layers.embeddings import Embeddings, vocabulary
 from jaxformer.layers.linear import Linear
 from jaxformer.layers.masks import Mask
-from jaxformer.layers.mlp import Mlp
+from jaxformer.layers.mlp import Activation, Mlp
 from jaxformer.layers.norms import LayerNorm
 from jaxformer.layers.patches import ImageEmbeddings, check_geometry, normalise
 from jaxformer.layers.transformer import Transformer, fresh
@@ -41,7 +41,7 @@ TextPooling = Literal["last", "end", "highest"]
 highest id."""
 
 
-def tower_stack(width: int, heads: int, activation: str, epsilon: float) -> Transformer:
+def tower_stack(width: int, heads: int, activation: Activation, epsilon: float) -> Transformer:
     """Returns a stack of 12 blocks, as in both papers."""
     mlp, norm = Mlp(4 * width, activation), LayerNorm(epsilon)
     return Transformer(width, 12, heads, mlp=mlp, norm=norm, dropout=0.0, attention_dropout=0.0)
@@ -173,14 +173,15 @@ class TextTower(Model):
 
     def token_inputs(self) -> dict[str, TokenInput]:
         """Returns the limits of `tokens`."""
-        return {"tokens": TokenInput(self.vocab, self.max_length)}
+        return {"tokens": TokenInput(vocabulary(self.vocab), self.max_length)}
 
     def flops(self, sizes: Mapping[str, int]) -> float:
         """Returns the FLOPs of a forward pass on c texts of t tokens that computes only `pooled`.
 
         c defaults to b.
         """
-        return sizes.get("c", sizes.get("b")) * stack_flops(self.transformer, sizes["t"], 1, causal=self.causal)
+        texts = sizes["c"] if "c" in sizes else sizes["b"]
+        return texts * stack_flops(self.transformer, sizes["t"], 1, causal=self.causal)
 
     @nn.compact
     def __call__(self, tokens: jax.Array, segments: jax.Array | None = None, train: bool = False) -> ModelOutput:
@@ -236,7 +237,7 @@ class ClipOutput(ModelOutput):
     @property
     def logits(self) -> jax.Array | None:
         """Similarity scores of images and texts, float32 [b, c]. None unless both are given."""
-        if self.image_vectors is None or self.text_vectors is None:
+        if self.image_vectors is None or self.text_vectors is None or self.scale is None:
             return None
         scores = self.scale * (self.image_vectors @ self.text_vectors.T)
         return scores if self.bias is None else scores + self.bias
@@ -346,12 +347,12 @@ class Clip(Model):
         means = {}
         if images is not None:
             output = self.vision(images, train)
-            image_vectors, means = output.pooled, output.means
+            image_vectors, means = _pooled(output), output.means
             if self.width is not None:
                 image_vectors = self._map("image_projection", image_vectors, bias=False)
         if tokens is not None:
             output = self.text(tokens, segments, train)
-            text_vectors = self._map("text_projection", output.pooled, bias=self.width is None)
+            text_vectors = self._map("text_projection", _pooled(output), bias=self.width is None)
             means = added(means, output.means)
         image_vectors, text_vectors = (
             None if vectors is None else unit(vectors.astype(jnp.float32)) for vectors in (image_vectors, text_vectors)
@@ -372,6 +373,13 @@ class Clip(Model):
     def _map(self, name: str, vectors: jax.Array, bias: bool) -> jax.Array:
         shape = (vectors.shape[-1], self.width or self.vision.transformer.width)
         return Linear("bi,id->bd", shape, bias, self.vision.transformer.dtype, name=name)(vectors)
+
+
+def _pooled(output: ModelOutput) -> jax.Array:
+    """The vectors of a tower."""
+    if output.pooled is None:
+        raise ValueError("the output of a tower has no pooled vectors")
+    return output.pooled
 
 
 def siglip() -> Clip:

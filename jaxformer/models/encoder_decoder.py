@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxformer.errors import InputError
 from jaxformer.layers.block import BlockInputs
 from jaxformer.layers.cache import Cache
-from jaxformer.layers.embeddings import AddedPositions, Embeddings
+from jaxformer.layers.embeddings import AddedPositions, Embeddings, vocabulary
 from jaxformer.layers.linear import LMHead, truncated_normal
 from jaxformer.layers.masks import Mask
 from jaxformer.layers.mlp import Mlp
@@ -96,13 +96,13 @@ class EncoderDecoder(Model):
 
     def token_inputs(self) -> dict[str, TokenInput]:
         """Returns the limits of `inputs` and of `tokens`, which are equal."""
-        return dict.fromkeys(("inputs", "tokens"), TokenInput(self.vocab, self.max_length))
+        return dict.fromkeys(("inputs", "tokens"), TokenInput(vocabulary(self.vocab), self.max_length))
 
     def flops(self, sizes: Mapping[str, int]) -> float:
         """Returns the FLOPs of a forward pass on b rows of s input tokens and t output tokens."""
         encoder = stack_flops(self.encoder, sizes["s"])
         decoder = stack_flops(self.decoder, sizes["t"], memory=sizes["s"], causal=True)
-        return sizes["b"] * (encoder + decoder + linear_flops(sizes["t"], self.decoder.width, self.vocab))
+        return sizes["b"] * (encoder + decoder + linear_flops(sizes["t"], self.decoder.width, vocabulary(self.vocab)))
 
     def setup(self):
         width = self.encoder.width
@@ -118,9 +118,9 @@ class EncoderDecoder(Model):
         )
         if not self.tie_embeddings:
             init = metadata.with_axes(truncated_normal(0.02), "vd")
-            self.head = self.param("head", init, (self.vocab, width))
+            self.head = self.param("head", init, (vocabulary(self.vocab), width))
         if self.head_bias:
-            self.bias = self.param("bias", metadata.with_axes(nn.initializers.zeros, "v"), (self.vocab,))
+            self.bias = self.param("bias", metadata.with_axes(nn.initializers.zeros, "v"), (vocabulary(self.vocab),))
 
     def __call__(
         self,
@@ -145,9 +145,10 @@ class EncoderDecoder(Model):
           train: whether to apply dropout. Requires the rng stream `dropout`.
         """
         encoded, means = self._encode(inputs, input_segments, input_position_ids, train)
-        if input_segments is not None and segments is None:
-            segments = jnp.ones_like(tokens)
-        memory_mask = None if input_segments is None else Mask.of_segments(segments, input_segments)
+        memory_mask = None
+        if input_segments is not None:
+            segments = jnp.ones_like(tokens) if segments is None else segments
+            memory_mask = Mask.of_segments(segments, input_segments)
         x, table = self._embed(tokens, position_ids, train, "decoder")
         mask = Mask.causal(tokens.shape[1], segments)
         given = BlockInputs(mask=mask, position_ids=position_ids, memory=encoded, memory_mask=memory_mask, train=train)
@@ -173,13 +174,9 @@ class EncoderDecoder(Model):
         output = self.encoder(x, BlockInputs(mask=mask, position_ids=position_ids, train=train))
         return self._end(output.hidden, train), output.means
 
-    def encode_prompt(self, **inputs: jax.Array) -> Memory:
-        """Encodes prompts.
-
-        Args:
-          inputs: arguments of `encode`: `inputs` and `segments`, integers [b, s], and optionally `position_ids`.
-        """
-        return Memory(self.encode(**inputs), inputs["segments"])
+    def encode_prompt(self, inputs: jax.Array, segments: jax.Array, position_ids: jax.Array | None = None) -> Memory:
+        """Encodes prompts. The arguments are those of `encode`."""
+        return Memory(self.encode(inputs, segments, position_ids), segments)
 
     def decode(
         self,

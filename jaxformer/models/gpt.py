@@ -13,7 +13,7 @@ import jax
 
 from jaxformer.layers.block import BlockInputs
 from jaxformer.layers.cache import Cache
-from jaxformer.layers.embeddings import Embeddings
+from jaxformer.layers.embeddings import Embeddings, vocabulary
 from jaxformer.layers.linear import LMHead, truncated_normal
 from jaxformer.layers.masks import Mask
 from jaxformer.layers.mlp import Mlp
@@ -56,11 +56,11 @@ class Gpt(Model):
 
     def token_inputs(self) -> dict[str, TokenInput]:
         """Returns the limits of `tokens`."""
-        return {"tokens": TokenInput(self.vocab, self.max_length)}
+        return {"tokens": TokenInput(vocabulary(self.vocab), self.max_length)}
 
     def flops(self, sizes: Mapping[str, int]) -> float:
         """Returns the FLOPs of a forward pass on b rows of t tokens."""
-        head = linear_flops(sizes["t"], self.transformer.width, self.vocab)
+        head = linear_flops(sizes["t"], self.transformer.width, vocabulary(self.vocab))
         return sizes["b"] * (stack_flops(self.transformer, sizes["t"], causal=True) + head)
 
     @nn.compact
@@ -106,7 +106,7 @@ class Gpt(Model):
         output = config(x, inputs, cache)
         if not self.tie_embeddings:
             init = metadata.with_axes(truncated_normal(0.02), "vd")
-            table = self.param("head", init, (self.vocab, config.width))
+            table = self.param("head", init, (vocabulary(self.vocab), config.width))
         return GptOutput(
             hidden=output.hidden,
             attention=output.attention,

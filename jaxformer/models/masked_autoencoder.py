@@ -149,13 +149,15 @@ class MaskedAutoencoder(Model):
         encoded = config(Dropout(config.dropout)(x, train), BlockInputs(train=train))
         hidden = encoded.hidden
         masked = (place >= self.visible).astype(jnp.float32)
-        painted, means = (None, {}) if self.decoder is None else self._paint(hidden, place, train)
+        painted, means = (None, {}) if self.decoder is None else self._paint(self.decoder, hidden, place, train)
         targets = patchify(pixels, self.patch).reshape(*place.shape, -1)
         return MaskedAutoencoderOutput(
             hidden=hidden, masked=masked, pixels=painted, targets=targets, means=added(encoded.means, means)
         )
 
-    def _paint(self, hidden: jax.Array, place: jax.Array, train: bool) -> tuple[jax.Array, dict[str, Mean]]:
+    def _paint(
+        self, decoder: Transformer, hidden: jax.Array, place: jax.Array, train: bool
+    ) -> tuple[jax.Array, dict[str, Mean]]:
         """Decodes the pixels of every patch from the visible patches.
 
         Each masked patch is represented by one learned vector.
@@ -163,15 +165,14 @@ class MaskedAutoencoder(Model):
         Returns:
           Pixels, float32 [b, p, patch · patch · n], and auxiliary means.
         """
-        config, count = self.decoder, place.shape[1]
-        shape = (hidden.shape[-1], config.width)
-        x = Linear("bti,id->btd", shape, dtype=config.dtype, name="decoder_embedding")(hidden)
-        mask_token = self.param("mask_token", metadata.with_axes(truncated_normal(0.02), "d"), (config.width,))
-        absent = jnp.broadcast_to(mask_token.astype(x.dtype), (x.shape[0], count + 1 - x.shape[1], config.width))
+        width, dtype, count = decoder.width, decoder.dtype, place.shape[1]
+        x = Linear("bti,id->btd", (hidden.shape[-1], width), dtype=dtype, name="decoder_embedding")(hidden)
+        mask_token = self.param("mask_token", metadata.with_axes(truncated_normal(0.02), "d"), (width,))
+        absent = jnp.broadcast_to(mask_token.astype(x.dtype), (x.shape[0], count + 1 - x.shape[1], width))
         patches = take(jnp.concatenate([x[:, 1:], absent], axis=1), place)
         side = self.image // self.patch
-        patches = patches + sinusoidal_2d(side, side, config.width).astype(x.dtype)
-        output = config(jnp.concatenate([x[:, :1], patches], axis=1), BlockInputs(train=train))
+        patches = patches + sinusoidal_2d(side, side, width).astype(x.dtype)
+        output = decoder(jnp.concatenate([x[:, :1], patches], axis=1), BlockInputs(train=train))
         x = output.hidden[:, 1:]
-        shape = (config.width, self.patch * self.patch * self.channels)
-        return Linear("bpd,df->bpf", shape, dtype=config.dtype, name="pixels")(x).astype(jnp.float32), output.means
+        shape = (width, self.patch * self.patch * self.channels)
+        return Linear("bpd,df->bpf", shape, dtype=dtype, name="pixels")(x).astype(jnp.float32), output.means

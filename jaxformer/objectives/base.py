@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import jax
 
 from jaxformer.data.tokenizers import Tokenizer
+from jaxformer.decoding.settings import Decoding
 from jaxformer.errors import InputError
 from jaxformer.metrics.averages import Average, Loss
 from jaxformer.metrics.base import Metric
@@ -43,6 +44,12 @@ class Objective(abc.ABC, Generic[ModelT]):
     in_transformers: ClassVar[bool] = True
     """Whether a class of transformers is for what the model is trained for; where none is, a run is not exported as a
     Hugging Face folder."""
+
+    decoding: ClassVar[Decoding | None] = None
+    """How the model generates: a field of objectives of models that do; None: it generates nothing."""
+
+    problem_type: ClassVar[str | None] = None
+    """transformers' name of the kind of labels in a config.json; None for an objective without."""
 
     @abc.abstractmethod
     def __call__(self, model: ModelT, params: Any, batch: Mapping[str, jax.Array], key: Any = None) -> dict[str, Any]:

@@ -58,7 +58,7 @@ class ImageTextContrastive(BatchObjective[Clip]):
           key: for dropout; None evaluates.
         """
         output = self.apply_model(model, params, batch, key)
-        found = {"image_vectors": output.image_vectors, "text_vectors": output.text_vectors}
+        found: dict[str, Any] = {"image_vectors": output.image_vectors, "text_vectors": output.text_vectors}
         if key is None:  # For the metrics of an evaluation.
             segments = batch.get("segments", jnp.ones_like(batch["tokens"]))
             found |= {"text_keys": jnp.where(segments > 0, batch["tokens"], -1)}
@@ -72,7 +72,7 @@ class ImageTextContrastive(BatchObjective[Clip]):
         scale, bias = model.score_map(params)
         scores = jnp.minimum(scale, self.max_scale) * (vectors["image_vectors"] @ vectors["text_vectors"].T)
         loss, accuracy = LOSSES[self.loss](scores if bias is None else scores + bias, weights)
-        terms = {name: part for name, part in vectors.items() if isinstance(part, Mean)}
+        terms: dict[str, Any] = {name: part for name, part in vectors.items() if isinstance(part, Mean)}
         if "text_keys" in vectors:
             terms |= {name: part for name, part in vectors.items() if not isinstance(part, Mean)}
             terms["pair_weights"] = weights

@@ -38,7 +38,9 @@ class Regression(Objective[Classifier]):
         if row["targets"].dtype != "float32":
             raise InputError("objective=Regression: the task's rows have labels; set data.task.kind=regression")
 
-    def __call__(self, model: Classifier, params, batch: Mapping[str, jax.Array], key=None) -> dict[str, Mean]:
+    def __call__(
+        self, model: Classifier, params, batch: Mapping[str, jax.Array], key=None
+    ) -> dict[str, Mean | Covariance]:
         """The squared and the absolute error of a batch as weighted means.
 
         Args:
@@ -50,7 +52,10 @@ class Regression(Objective[Classifier]):
         output = self.apply_model(model, params, batch, key)
         logits = output.logits
         x, y, weights = logits[..., 0], batch["targets"], batch["weights"]
-        means = {"loss": Mean.of((x - y) ** 2, weights), "absolute_error": Mean.of(jnp.abs(x - y), weights)}
+        means: dict[str, Mean | Covariance] = {
+            "loss": Mean.of((x - y) ** 2, weights),
+            "absolute_error": Mean.of(jnp.abs(x - y), weights),
+        }
         means |= auxiliary(output)
         if key is None:
             pairs = jnp.stack([x.reshape(-1), y.reshape(-1)], axis=-1)

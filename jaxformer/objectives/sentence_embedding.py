@@ -21,7 +21,7 @@ from jaxformer.metrics.base import Metric
 from jaxformer.metrics.means import Mean
 from jaxformer.models.base import Model
 from jaxformer.objectives.base import BatchObjective
-from jaxformer.predictors.sentence_vectors import SentenceVectors, pooled, prompt_of
+from jaxformer.predictors.sentence_vectors import SentenceVectors, TextRows, pooled, prompt_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,13 +78,13 @@ class SentenceEmbedding(BatchObjective[Model]):
           key: for dropout; None evaluates.
         """
         keys = (None, None) if key is None else jax.random.split(key)
-        sides = [("inputs", "input_segments", "input_position_ids"), ("tokens", "segments", "position_ids")]
         count = batch["weights"].shape[1]
-        firsts, seconds = (
-            unit(pooled(model, params, self.pooling, *(batch[name] for name in names), count, key))
-            for names, key in zip(sides, keys, strict=True)
-        )
-        return {"firsts": firsts, "seconds": seconds}
+        firsts = TextRows(batch["inputs"], batch["input_segments"], batch["input_position_ids"], count)
+        seconds = TextRows(batch["tokens"], batch["segments"], batch["position_ids"], count)
+        return {
+            "firsts": unit(pooled(model, params, self.pooling, firsts, keys[0])),
+            "seconds": unit(pooled(model, params, self.pooling, seconds, keys[1])),
+        }
 
     def compare(
         self, model: Model, params, vectors: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]

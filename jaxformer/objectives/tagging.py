@@ -72,7 +72,7 @@ def _long_counts(context: Context, documents: Sequence[Mapping[str, Any]], indic
 
     sentences = [found for found in read_each(documents, long, indices) if found is not None]
     if not sentences:
-        return {kind: Mean(np.zeros(3), np.float64(0)) for kind in kinds(labels)}
+        return {kind: Mean(np.zeros(3), 0.0) for kind in kinds(labels)}
     best = token_tags(context.model, context.params, tokenizer, sentences, task.length)
     size = 2 ** int(np.ceil(np.log2(sum(len(words.tokens) for words, _ in sentences))))  # Few sizes to compile for.
 

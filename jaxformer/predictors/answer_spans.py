@@ -107,7 +107,7 @@ class SpanPredictor(Predictor[Classifier]):
         none = min(float(logits[0].sum()) for _, logits in scores)
         best, start, stop = -np.inf, 0, 0
         for part, logits in scores:
-            score, first, last = best_span(*logits[part.before : part.stop].T, self.longest)
+            score, first, last = _best(logits[part.before : part.stop], self.longest)
             if score > best:
                 best, start, stop = score, part.start + first, part.start + last
         if self.no_answer is not None and none > best + self.no_answer:
@@ -124,7 +124,7 @@ class SpanPredictor(Predictor[Classifier]):
             tokens = batch["tokens"][row]
             context = np.flatnonzero((batch["segments"][row] == 1) & (batch["spannable"][row] > 0))[1:]
             before = int(context[0])
-            _, first, last = best_span(*logits[row, before : context[-1] + 1].T, self.longest)
+            _, first, last = _best(logits[row, before : context[-1] + 1], self.longest)
             found, right = (before + first, before + last), (batch["starts"][row, 0], batch["ends"][row, 0])
             shown, wanted = (self.tokenizer.decode(tokens[start : stop + 1]) for start, stop in (found, right))
             wanted = f", was {wanted or '(no answer)'}" * (found != right)
@@ -132,12 +132,19 @@ class SpanPredictor(Predictor[Classifier]):
         return lines
 
 
+def _best(logits: np.ndarray, longest: int) -> tuple[float, int, int]:
+    """`best_span` of the logits of both ends, [t, 2]."""
+    return best_span(logits[:, 0], logits[:, 1], longest)
+
+
 def _pairs(texts: Sequence[str]) -> list[tuple[str, str]]:
     """Splits each text at the tab into question and context."""
-    pairs = [tuple(part.strip() for part in text.partition(PAIR)[::2]) for text in texts]
-    for text, pair in zip(texts, pairs, strict=True):
-        if not all(pair):
+    pairs = []
+    for text in texts:
+        question, _, context = (part.strip() for part in text.partition(PAIR))
+        if not question or not context:
             raise InputError(f"{text[:60]!r}: expected a question, a tab, and the text that answers it")
+        pairs.append((question, context))
     return pairs
 
 

@@ -16,6 +16,7 @@ from jaxformer.decoding.settings import Decoding
 ModelT = TypeVar("ModelT")
 
 
+@dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class Answer(abc.ABC):
     """Answer of a model to one request. A subclass is a frozen dataclass.
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 
 from jaxformer.data.tasks.dialogue import ANSWERS, DialogueTemplate
+from jaxformer.data.tokenizers.tokenizer import Ids
 from jaxformer.decoding.generate import generate, stream
 from jaxformer.decoding.scoring import Score, score
 from jaxformer.decoding.settings import Decoding
@@ -115,7 +116,7 @@ class Continuation(Predictor[Gpt], Streams, ScoresContinuations):
             return self.tokenizer.encode_with_sentinels(text)
         return self.template.prompt(text, self.tokenizer) if text.strip() else np.zeros(0, np.int32)
 
-    def write(self, prompts: Sequence[Sequence[int]]) -> list[np.ndarray]:
+    def write(self, prompts: Sequence[Ids]) -> list[np.ndarray]:
         """Generates the new tokens after each prompt."""
         return generate(self.model, self.params, prompts, self.decoding, self.tokenizer.eos_id, **self._settings)
 

@@ -22,7 +22,7 @@ def embed(run: "Run", texts: Sequence[str]) -> np.ndarray:
     if not len(texts):
         raise InputError("no texts to embed; expected one or more")
     if isinstance(run.predictor, Embeds):
-        return run.predictor.embed(run.prepare_requests(texts))
+        return run.predictor.embed(run.prepare_requests(list(texts)))
     parts = [_embed(run, texts[start : start + ROWS]) for start in range(0, len(texts), ROWS)]
     return np.concatenate(parts)
 

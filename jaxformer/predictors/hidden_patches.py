@@ -19,7 +19,7 @@ SHOWN = 4
 class HiddenPatches(Predictor[MaskedAutoencoder]):
     """Shows the reconstruction error of hidden patches."""
 
-    terms: Callable[[MaskedAutoencoder, Any, Mapping[str, np.ndarray]], Mapping[str, Any]]
+    terms: Callable[[MaskedAutoencoder, Any, Mapping[str, Any]], Mapping[str, Any]]
     """Function that computes the terms of a batch. One of them is its `loss`."""
 
     def encode(self, images: Sequence[Prepared]) -> dict[str, np.ndarray]:

@@ -126,7 +126,7 @@ class ImageTextRanking(Predictor[Clip], RanksCandidates, Embeds):
 def _divided(requests: Sequence[Request]) -> tuple[dict[int, Prepared], dict[int, str]]:
     """Separates requests into images and texts, each keyed by the index of the request."""
     texts = {place: one for place, one in enumerate(requests) if isinstance(one, str)}
-    return {place: one for place, one in enumerate(requests) if place not in texts}, texts
+    return {place: one for place, one in enumerate(requests) if not isinstance(one, str)}, texts
 
 
 def _name(request: Request) -> str:

@@ -11,6 +11,7 @@ from jaxformer.data.tasks import layouts
 from jaxformer.data.tasks.classification import PAIR
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.data.tokenizers.template import Template
+from jaxformer.data.tokenizers.tokenizer import Form
 from jaxformer.errors import InputError
 from jaxformer.models.classifier import Classifier
 from jaxformer.predictors.padding import padded, stacked
@@ -44,7 +45,7 @@ def check_rows(objective: str, model: Any, row: Mapping[str, Any]) -> None:
         raise InputError(f"data.task.form: the layout of the rows does not fit the model; expected {form}")
 
 
-def form_of(model: Classifier) -> str:
+def form_of(model: Classifier) -> Form:
     """Returns the layout of texts for the model: `encoder` or `decoder`."""
     return "decoder" if model.backbone.is_generative else "encoder"
 

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -104,27 +104,37 @@ def prompt_of(prompts: Sequence[tuple[str, str]], name: str | None, field: str) 
     return dict(prompts)[name]
 
 
+class TextRows(NamedTuple):
+    """Rows of tokens, each with one or more texts."""
+
+    tokens: jax.Array
+    """Token ids, integers [b, t]."""
+    segments: jax.Array
+    """Integers [b, t]: c + 1 for tokens of text c of the row (c from 0), 0 for padding."""
+    position_ids: jax.Array | None = None
+    """Integers [b, t]. If None, 0, 1, 2, ..."""
+    count: int = 1
+    """Maximum number of texts per row, c."""
+
+
 def pooled(
-    model: Model, params, pooling: Pooling, tokens, segments, position_ids, count: int, key=None, skipped: int = 0
+    model: Model, params, pooling: Pooling, rows: TextRows, key: jax.Array | None = None, skipped: jax.Array | int = 0
 ) -> jax.Array:
-    """Computes one vector for each of the up to `count` texts of a row, float32 [b, c, d].
+    """Computes one vector for each text of a row, float32 [b, c, d].
 
     Args:
       model: Text encoder.
       params: Parameters of the model.
       pooling: Method that combines the vectors of the tokens of a text.
-      tokens: Token ids, integers [b, t].
-      segments: Integers [b, t]: c + 1 for tokens of text c of the row (c from 0), 0 for padding.
-      position_ids: Integers [b, t]. If None, 0, 1, 2, ...
-      count: Maximum number of texts per row, c.
+      rows: Rows of texts.
       key: Random key for dropout. If None, dropout is disabled.
       skipped: Number of tokens at the start of a row to leave out of the pooling.
     """
-    belongs = segments_of(segments, count)
-    arrays = {"segments": segments, "position_ids": position_ids, "cls_positions": belongs.argmax(-1)}
+    belongs = segments_of(rows.segments, rows.count)
+    arrays = {"segments": rows.segments, "position_ids": rows.position_ids, "cls_positions": belongs.argmax(-1)}
     arrays = {name: array for name, array in arrays.items() if name in model.inputs()}
     rngs = None if key is None else {"dropout": key}
-    output = model.apply({"params": params}, tokens, **arrays, train=key is not None, rngs=rngs)
+    output = model.apply({"params": params}, rows.tokens, **arrays, train=key is not None, rngs=rngs)
     return _pool(output, pooling, belongs, skipped)
 
 
@@ -134,16 +144,19 @@ def embedded(pooling: Pooling, normalized: bool, output: ModelOutput, mask: jax.
     return unit(vectors) if normalized else vectors
 
 
-def _pool(output: ModelOutput, pooling: str, belongs: jax.Array, skipped: jax.Array | int = 0) -> jax.Array:
+def _pool(output: ModelOutput, pooling: Pooling, belongs: jax.Array, skipped: jax.Array | int = 0) -> jax.Array:
     """Pools the tokens of each text, float32 [b, c, d]. `belongs` (boolean [b, c, t]) marks the tokens of each text."""
+    vectors = output.pooled if pooling == "pooler" else output.hidden
+    if vectors is None:
+        raise ValueError(f"the output of the model has nothing for pooling={pooling}")
     if pooling == "pooler":
-        return output.pooled.astype(jnp.float32)
+        return vectors.astype(jnp.float32)
     belongs = belongs & (jnp.arange(belongs.shape[2]) >= skipped)
-    return pool(output.hidden.astype(jnp.float32), pooling, belongs)
+    return pool(vectors.astype(jnp.float32), pooling, belongs)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
 def _vectors(model: Model, params, how: tuple[Pooling, bool], tokens, segments, skipped) -> jax.Array:
     pooling, normalized = how
-    vectors = pooled(model, params, pooling, tokens, segments, None, 1, skipped=skipped)[:, 0]
+    vectors = pooled(model, params, pooling, TextRows(tokens, segments), skipped=skipped)[:, 0]
     return unit(vectors) if normalized else vectors

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from jaxformer.data.tokenizers import Tokenizer
+from jaxformer.data.tokenizers.tokenizer import Ids
 from jaxformer.decoding.generate import generate
 from jaxformer.decoding.scoring import Score, score
 from jaxformer.decoding.settings import Decoding
@@ -111,7 +112,7 @@ class TextToTextPredictor(Predictor[EncoderDecoder], Generates, ScoresContinuati
         before = [self.tokenizer.bos_id] if self.beginning else []
         return [np.array([*before, *tokens, self.tokenizer.eos_id], np.int32) for tokens in encoded]
 
-    def write(self, prompts: Sequence[Sequence[int]]) -> list[np.ndarray]:
+    def write(self, prompts: Sequence[Ids]) -> list[np.ndarray]:
         """Generates the tokens of the answer to each prompt."""
         return generate(
             self.model,

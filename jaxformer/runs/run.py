@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
@@ -32,6 +31,7 @@ from jaxformer.data.tokenizers import Tokenizer, load_tokenizer
 from jaxformer.data.tokenizers.loading import saved
 from jaxformer.decoding.scoring import Score
 from jaxformer.errors import InputError
+from jaxformer.models.base import Model
 from jaxformer.objectives.base import Objective
 from jaxformer.parallel import sharding
 from jaxformer.predictors.base import Generates, Predictor, RanksCandidates, ScoresContinuations, Streams
@@ -69,9 +69,19 @@ class Run:
     """The run's own mesh, or one of the devices that are here."""
 
     @property
-    def model(self) -> nn.Module:
+    def model(self) -> Model:
         """Its model."""
         return self.experiment.model
+
+    def require_tokenizer(self) -> Tokenizer:
+        """Its tokenizer.
+
+        Raises:
+          InputError: it reads no text.
+        """
+        if self.tokenizer is None:
+            raise InputError(f"{self.folder}: the run reads no text, and has no tokenizer")
+        return self.tokenizer
 
     @property
     def objective(self) -> Objective:

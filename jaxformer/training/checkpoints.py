@@ -42,8 +42,8 @@ class StoredArray:
     """Its shape."""
     dtype: np.dtype
     """Its type."""
-    sharding: jax.sharding.Sharding
-    """Where `loaded` puts it."""
+    sharding: jax.sharding.Sharding | None
+    """Where `loaded` puts it; None: on the default device."""
     read: Callable[[], np.ndarray]
     """Reads it."""
 
@@ -238,7 +238,12 @@ def _preserved(settings: Checkpoint, best: BestMetric | None) -> policies.Preser
     latest = policies.LatestN(settings.keep)
     if best is None:
         return latest
-    kept = policies.BestN(get_metric_fn=best.rank, n=1, keep_checkpoints_without_metrics=False)
+
+    def rank(results: Mapping[str, float]) -> float:
+        found = best.rank(results)
+        return -math.inf if found is None else found  # Evaluated before this metric was asked for.
+
+    kept = policies.BestN(get_metric_fn=rank, n=1, keep_checkpoints_without_metrics=False)
     return policies.AnyPreservationPolicy([latest, kept])
 
 

@@ -39,7 +39,7 @@ def loss_and_gradient(experiment: Experiment, params, batch, key) -> tuple[Means
     if parts == 1:
         return gradient(batch, key, None)
     if isinstance(objective, BatchObjective):
-        return _by_cached_vectors(experiment, params, batch, key)
+        return _by_cached_vectors(experiment, objective, params, batch, key)
     # Only the weights are used: the compiler leaves the rest of this pass out.
     totals = {name: mean.weight for name, mean in objective(model, model_params(experiment, params), batch).items()}
 
@@ -53,13 +53,13 @@ def loss_and_gradient(experiment: Experiment, params, batch, key) -> tuple[Means
     return jax.tree.map(lambda array: array.sum(0), means), total
 
 
-def _by_cached_vectors(experiment: Experiment, params, batch, key) -> tuple[Means, Any]:
+def _by_cached_vectors(experiment: Experiment, objective: BatchObjective, params, batch, key) -> tuple[Means, Any]:
     """The same for an objective that compares the examples of the whole batch (Gao et al. 2021, gradient caching).
 
     A first pass computes all vectors without keeping what their gradient needs. The loss of all of them gives their
     gradients, which a second pass, with the same dropout, takes back to the parameters, one micro-batch at a time.
     """
-    objective, model, parts = experiment.objective, experiment.model, experiment.optimizer.accumulate
+    model, parts = experiment.model, experiment.optimizer.accumulate
     trained, held = trained_and_held(experiment, params)
     micros = (jnp.arange(parts), _split(batch, parts))
 
@@ -88,10 +88,11 @@ def _by_cached_vectors(experiment: Experiment, params, batch, key) -> tuple[Mean
 
 def _weighted(weights: Mapping[str, float], means: Means, totals: Mapping[str, jax.Array] | None) -> jax.Array:
     """The weighted sum of means and auxiliary means, each divided by its total weight where that is given."""
-    return sum(
+    parts = (
         weight * Mean(means[name].sum, totals[name] if totals else means[name].weight).value
         for name, weight in with_auxiliary(weights, means).items()
     )
+    return jnp.asarray(sum(parts))
 
 
 def _split(batch: Mapping[str, jax.Array], parts: int) -> Mapping[str, jax.Array]:

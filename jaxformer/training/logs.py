@@ -17,7 +17,6 @@ from jaxformer.evaluations import flat_results, result_key
 from jaxformer.metrics.averages import Average
 from jaxformer.metrics.base import MetricStates
 from jaxformer.metrics.means import Mean
-from jaxformer.models.flops import idle_parameters
 from jaxformer.progress import duration
 from jaxformer.runs.history import METRICS, read_history
 from jaxformer.runs.next_command import next_command, program
@@ -78,16 +77,13 @@ class Meter:
         }
 
     def _utilization(self, steps_per_second: float, state: TrainState) -> dict[str, float]:
-        """The share of the devices' peak that the steps use, by the estimate of `step_flops`; empty if not known."""
-        peak, model = peak_flops(jax.devices()[0]), self._experiment.model
-        in_row = getattr(model, "patches", None) if self._unit == "images" else self._in_step
-        if peak is None or in_row is None:
+        """The share of the devices' peak that the steps use, by `step_flops`; empty if the peak is not known."""
+        peak, experiment = peak_flops(jax.devices()[0]), self._experiment
+        if peak is None:
             return {}
-        tokens = in_row * (self._experiment.data.batch if self._unit == "images" else 1)
-        trained, _ = trained_and_held(self._experiment, state.params)
-        parameters = _count(state.params)
-        active = 1 - idle_parameters(model.stacks().values()) / parameters
-        operations = active * step_flops(parameters=parameters, trained=_count(trained), tokens=tokens)
+        trained = _count(trained_and_held(experiment, state.params)[0]) / _count(state.params)
+        data = experiment.data
+        operations = step_flops(experiment.model, data.task.row, data.batch, trained)
         return {UTILIZATION: steps_per_second * operations / (peak * jax.device_count())}
 
 
@@ -210,6 +206,7 @@ class Logs:
         if self._quiet:
             return
         self._display.end_bar()
+        results = results or {}
         for name in run.experiment.all_evaluations if results else ():
             prefix = result_key(name, "")
             values = {key.removeprefix(prefix): x for key, x in results.items() if key.startswith(prefix)}

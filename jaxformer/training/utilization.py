@@ -2,9 +2,13 @@
 
 import resource
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import jax
+
+from jaxformer.data.examples import Feature
+from jaxformer.models.base import Model
 
 PEAK_FLOPS = {
     "NVIDIA H200": 989e12,
@@ -32,13 +36,24 @@ def peak_flops(device: Any) -> float | None:
     return next((peak for kind, peak in PEAK_FLOPS.items() if device.device_kind.startswith(kind)), None)
 
 
-def step_flops(parameters: int, trained: int, tokens: int) -> float:
-    """Operations of a training step by the usual estimate (Kaplan et al. 2020), 6 a parameter and token.
+def step_flops(model: Model, row: Mapping[str, Feature], batch: int, trained: float = 1.0) -> float:
+    """Floating-point operations of the matrix products of a training step, as `Model.flops` counts them.
 
-    That is 2 in the forward pass and 4 in the backward pass: 2 for the activations, and 2 for the gradient of
-    parameters that train. Attention scores and the optimizer are not counted.
+    The backward pass computes the gradients of the activations and those of the trained parameters. Each takes as many
+    operations as the forward pass, the latter in proportion to the parameters that are trained. The optimizer and
+    rematerialisation are not counted.
+
+    Args:
+      model: Model that is trained.
+      row: Arrays of a row, as `Task.row` declares them.
+      batch: Number of rows.
+      trained: Fraction of the parameters that are trained.
     """
-    return tokens * (4.0 * parameters + 2.0 * trained)
+    sizes = {"b": batch}
+    for name, spec in model.inputs().items():
+        if name in row:
+            sizes |= zip(spec.axes[1:], (row[name].capacity, *row[name].shape), strict=True)
+    return (2.0 + trained) * model.flops(sizes)
 
 
 def memory_in_use() -> int:

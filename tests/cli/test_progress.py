@@ -117,7 +117,6 @@ def test_the_peak_of_a_device_is_that_of_its_own_kind():
     assert list(peaks.values()) == [989e12, 756e12]
     assert utilization.peak_flops(Device("TPU v5 lite")) == 197e12 < utilization.peak_flops(Device("TPU v5p"))
     assert utilization.peak_flops(jax.devices()[0]) is None
-    assert utilization.step_flops(100, 100, 10) == 6 * 100 * 10
 
 
 def test_many_labels_are_summarised_by_the_worst():

@@ -1,5 +1,6 @@
 """Blocks from their parts; the stack from its blocks, however it is rolled or recomputed."""
 
+import dataclasses
 import functools
 
 import jax
@@ -288,3 +289,12 @@ def test_impossible_hyperparameters_are_refused_in_one_line(fields, message):
 def test_heads_of_a_size_of_their_own_need_not_divide_the_width():
     transformer = Transformer(16, 1, 5, attention=Attention(head_dim=4))
     assert noisy_params(transformer, X)["blocks"]["attention"]["query"]["kernel"].shape == (1, 16, 5, 4)
+
+
+def test_a_mask_without_an_order_is_causal_with_a_cache():
+    stack = small(position_embedding=Rotary(100.0))
+    params = noisy_params(stack, X)
+    cache = stack.new_cache(*X.shape[:2])
+    cache = dataclasses.replace(cache, segments=jnp.ones(X.shape[:2], jnp.int32))
+    outputs = [stack.apply({"params": params}, X, BlockInputs(mask=mask), cache).hidden for mask in (None, Mask())]
+    np.testing.assert_array_equal(*outputs)

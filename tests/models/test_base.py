@@ -9,6 +9,7 @@ import pytest
 from small_bert import small_bert, small_transformer
 from small_vit import AUTOENCODER, SCALED, VIT
 
+from jaxformer.errors import InputError
 from jaxformer.layers.attention import Attention
 from jaxformer.layers.mlp import GatedMlp
 from jaxformer.models.bart import Bart
@@ -120,3 +121,15 @@ def test_flops_of_bert_leave_out_what_no_head_reads():
 
     heads = 5 * (2 * width**2 + 2 * width * vocab) + 2 * width**2 + 4 * width
     assert model.flops({**sizes, "m": 5, "c": 1}) == 4 * (block(tokens) + block(6) + heads)
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt", "encoder-decoder"])
+def test_a_vocabulary_that_is_left_open_has_no_limits(name):
+    with pytest.raises(InputError, match=r"model\.vocab=None"):
+        _ = dataclasses.replace(MODELS[name], vocab=None).text_limits
+
+
+def test_a_model_without_text_has_no_limits_of_text():
+    assert VIT.text_limits is None
+    with pytest.raises(InputError, match="model=Vit: reads no text"):
+        VIT.require_text_limits()

@@ -192,6 +192,16 @@ def test_the_best_is_kept_beside_the_latest(metric, higher_is_better, best, tree
     assert steps_kept(tmp_path) == [best, 5]
 
 
+def test_checkpoints_from_before_the_metric_was_evaluated_rank_last(trees, tmp_path):
+    save_all(tmp_path, Checkpoint(keep=2, best="loss"), trees, [2.0, 1.0])
+    other = BestMetric("validation", "other", False)
+    with Checkpoints(tmp_path, Checkpoint(keep=1, best="other"), best=other) as saved:
+        for step, value in ((3, 0.5), (4, 0.7), (5, 0.9)):
+            saved.save(step, trees(step), {other.key: value})
+        saved.wait()
+    assert steps_kept(tmp_path) == [3, 5]
+
+
 def test_saving_a_step_again_does_nothing(trees, tmp_path):
     with Checkpoints(tmp_path, Checkpoint()) as saved:
         saved.save(3, trees(3), None)

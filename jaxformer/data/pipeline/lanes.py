@@ -13,7 +13,7 @@ encoding the documents of these visits again.
 import collections
 import operator
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import grain
 import numpy as np
@@ -40,19 +40,20 @@ class Reader:
         documents: Sequence[dict[str, Any]],
         order: grain.MapDataset,
         task: Task,
-        tokenizer: Tokenizer,
+        tokenizer: Tokenizer | None,
         seed: int,
     ):
         self._documents, self._order, self._seed = documents, order, seed
-        self._task, self._tokenizer = task, tokenizer
+        # A task that reads no text is not given a tokenizer, and does not use it.
+        self._task, self._tokenizer = task, cast(Tokenizer, tokenizer)
         self._cache: collections.OrderedDict[int, Any] = collections.OrderedDict()
         self._cached = 0
         self.visits = len(order)
 
     def examples(self, visit: int) -> list[Example]:
         """Returns the examples of a visit. They are a function of (seed, visit) only."""
-        index = int(self._order[visit])
-        return self._read(index, np.random.default_rng((self._seed, visit)))
+        index: Any = self._order[visit]  # Never None: no visit is left out.
+        return self._read(int(index), np.random.default_rng((self._seed, visit)))
 
     def check(self, name: str) -> None:
         """Raises InputError if no document of the source, or of a component of a mixture, gives an example.

@@ -241,7 +241,7 @@ class _LaneIterator(grain.DatasetIterator):
         raise NotImplementedError("pass the lane states to train_batches")
 
 
-def _open(source: Source, data: Data, tokenizer: Tokenizer, seed: int, shuffle: bool) -> lanes.Reader:
+def _open(source: Source, data: Data, tokenizer: Tokenizer | None, seed: int, shuffle: bool) -> lanes.Reader:
     documents = source.open()
     order = shuffled(documents, seed) if shuffle else in_order(documents)
     return lanes.Reader(documents, order, data.task, tokenizer, seed)

@@ -106,7 +106,7 @@ class TextDocuments(_Pieces):
         empty = []
         for path in paths:
             before = len(self)
-            start = stop = None
+            start, stop = None, 0
             for offset, line, text in self.lines(path):
                 blank = not text.strip()
                 if not blank:

@@ -123,7 +123,7 @@ class ParallelFiles(Source):
         files.check_encoding(self.encoding)
 
     def open(self) -> Sequence[dict[str, Any]]:
-        return files.ParallelLines(*map(os.path.expanduser, (self.inputs, self.targets)), self.encoding)
+        return files.ParallelLines(os.path.expanduser(self.inputs), os.path.expanduser(self.targets), self.encoding)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -317,7 +317,8 @@ def in_order(documents: Sequence) -> grain.MapDataset:
         start + np.array([*in_order(part)]) for part, start in zip(documents.parts, documents.starts[:-1], strict=True)
     ]
     places = [(np.arange(len(order)) + 0.5) / len(order) for order in orders]
-    return grain.MapDataset.source(np.concatenate(orders)[np.argsort(np.concatenate(places), kind="stable")])
+    indices: Any = np.concatenate(orders)[np.argsort(np.concatenate(places), kind="stable")]
+    return grain.MapDataset.source(indices)
 
 
 def components(documents: Sequence, name: str, start: int = 0) -> Iterator[tuple[str, range]]:

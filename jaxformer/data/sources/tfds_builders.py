@@ -169,22 +169,23 @@ def _version_of(path: str) -> tuple[int, ...]:
 
 def _with_random_access(builder: Any) -> Any:
     """Returns a builder that reads the array_record files of the data set, if it was prepared in several formats."""
-    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core import read_only_builder
 
     others = {other.value for other in builder.info.alternative_file_formats}
     if FORMAT in others and builder.info.file_format.value != FORMAT:
-        return tfds.core.read_only_builder.builder_from_directory(builder.data_dir, file_format=FORMAT)
+        return read_only_builder.builder_from_directory(builder.data_dir, file_format=FORMAT)
     return builder
 
 
 def _other_version(builder: Any, name: str, data_dir: str | None) -> Any:
     """Returns the builder of another prepared version of the data set. None if there is none."""
     import tensorflow_datasets as tfds
+    from tensorflow_datasets.core import read_only_builder
 
     if ":" in name:
         return None
     try:
-        other = tfds.core.read_only_builder.builder_from_files(name, data_dir=data_dir)
+        other = read_only_builder.builder_from_files(name, data_dir=data_dir)
     except (tfds.core.DatasetNotFoundError, ValueError):
         return None
     note(f"{name}: version {builder.version} is not prepared; version {other.version} in {other.data_dir} is read")

@@ -115,7 +115,7 @@ class Classify(Task[Labelled]):
         """Returns the texts. If the task reads pairs, splits each text at its tab into the two texts of a pair."""
         if self.pair is None:
             return list(requests)
-        return [tuple(map(str.strip, text.split(PAIR, 1))) if PAIR in text else text for text in requests]
+        return [_divided(text) if PAIR in text else text for text in requests]
 
     def check_source(self, documents: Sequence[Mapping[str, Any]], name: str) -> None:
         self._target.check_source(documents, name, LOOKED_AT, "data.task.label")
@@ -148,3 +148,9 @@ class Classify(Task[Labelled]):
     def _texts(self, example: Mapping[str, Any]) -> list[str]:
         texts = [columns.text(example, self.text, "data.task.text")]
         return texts if self.pair is None else [*texts, columns.text(example, self.pair, "data.task.pair")]
+
+
+def _divided(text: str) -> tuple[str, str]:
+    """The two texts of a request."""
+    first, _, second = text.partition(PAIR)
+    return first.strip(), second.strip()

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Sequence
+from typing import TypeGuard
 
 from jaxformer.data.fields.image import ImageField, Prepared
 from jaxformer.data.fields.text import TextField
@@ -34,7 +35,7 @@ class ImageTextPairs(FieldTask):
         return [one if is_text(one) else self.image.prepare([one])[0] for one in requests]
 
 
-def is_text(request: pictures.ImageLike) -> bool:
+def is_text(request: pictures.ImageLike) -> TypeGuard[str]:
     """Returns whether a request is a text rather than an image."""
     if not isinstance(request, str):
         return False

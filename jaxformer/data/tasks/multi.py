@@ -40,7 +40,7 @@ class MultiTask(Task[Routed]):
     """Task for examples with a pair of texts."""
 
     def __post_init__(self):
-        lengths = [task.input_length for task in self._tasks.values()]
+        lengths = [self.denoising.input_length, self.text_to_text.input_length]
         if len({length is None for length in lengths}) > 1:
             raise FieldError(
                 "data.task.text_to_text.input_length",
@@ -51,7 +51,7 @@ class MultiTask(Task[Routed]):
             )
 
     @property
-    def _tasks(self) -> dict[str, Task]:
+    def _tasks(self) -> dict[str, Task[Any]]:
         return {"denoising": self.denoising, "text_to_text": self.text_to_text}
 
     @functools.cached_property
@@ -96,7 +96,7 @@ class MultiTask(Task[Routed]):
         # Neither task draws another document, so the visit does not have to be converted.
         return self._tasks[document.name].examples(document.document, visit)
 
-    def _choose(self, example: Mapping[str, Any]) -> tuple[str, Task]:
+    def _choose(self, example: Mapping[str, Any]) -> tuple[str, Task[Any]]:
         """Returns the name of the task for an example, and the task."""
         columns = self.text_to_text.inputs, self.text_to_text.targets
         name = "text_to_text" if all(column in example for column in columns) else "denoising"

@@ -82,7 +82,8 @@ class Denoising(TextTask):
     def stretch_length(self, denoiser: Denoiser, taken: int = 0) -> int:
         """Returns the number of tokens in a chunk if `taken` other tokens precede its inputs."""
         if self.input_length is None:
-            return span_corruption.stretch_length(denoiser.rate, denoiser.mean_span, None, self.length - taken)
+            length = None if self.length is None else self.length - taken
+            return span_corruption.stretch_length(denoiser.rate, denoiser.mean_span, None, length)
         # If half of the tokens are hidden, the targets could need one more token than the inputs.
         length = self.input_length if self.length is None and denoiser.rate <= 0.5 else self.length
         return span_corruption.stretch_length(denoiser.rate, denoiser.mean_span, self.input_length - taken, length)
@@ -93,7 +94,7 @@ class Denoising(TextTask):
         for denoiser, mode in zip(self._used, self._modes(tokenizer), strict=True):
             length = self._check_room(denoiser, len(mode))
             need[denoiser] = span_corruption.sizes(length, denoiser.rate, denoiser.mean_span).sentinels
-        denoiser = max(need, key=need.get)
+        denoiser = max(need, key=need.__getitem__)
         if need[denoiser] > have:
             raise InputError(
                 f"data.task={type(self).__name__}: a row has up to {need[denoiser]} spans, but the tokenizer has "

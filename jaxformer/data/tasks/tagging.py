@@ -158,7 +158,9 @@ def windows(first: np.ndarray, room: int, cuttable: np.ndarray | None = None) ->
         stop = min(start + room, len(first))
         if stop < len(first):
             for allowed in (cuttable, first):
-                found = np.flatnonzero(allowed[start + 1 : stop + 1]) if allowed is not None else ()
+                if allowed is None:
+                    continue
+                found = np.flatnonzero(allowed[start + 1 : stop + 1])
                 if len(found):
                     stop = start + 1 + int(found[-1])
                     break

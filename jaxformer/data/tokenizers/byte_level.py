@@ -2,11 +2,11 @@
 
 import functools
 import re
-from collections.abc import Sequence
 
 import numpy as np
 
 from jaxformer.data.tokenizers.json_tokenizer import JsonTokenizer, parts
+from jaxformer.data.tokenizers.tokenizer import Ids
 
 
 class ByteLevelTokenizer(JsonTokenizer):
@@ -42,7 +42,7 @@ class ByteLevelTokenizer(JsonTokenizer):
             text = re.sub(rf"\s+({'|'.join(map(re.escape, ids))})", r"\1", text)
         return super()._encode_around(text, ids)
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Ids) -> str:
         """Decodes the bytes to text. Incomplete characters become U+FFFD."""
         visible = self._visible(ids)
         text = b"".join(self._bytes[number] for number in visible).decode(errors="replace")

@@ -141,13 +141,21 @@ def byte_level_of_files(vocab: str, merges: str, prefix: bool = False) -> ByteLe
     """
     try:
         ids, lines = json.loads(read(vocab)), read(merges).decode().split("\n")
-        pairs = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+        pairs = [_pair(line) for line in lines if line and not line.startswith("#version")]
         return ByteLevelTokenizer(training.byte_level(ids, pairs, prefix).to_str())
     except InputError:
         raise
     except Exception as error:  # the library raises bare Exception
         reason = training.reason(error)
         raise InputError(f"{vocab}, {merges}: not the vocabulary and the merges of a BPE ({reason})") from error
+
+
+def _pair(line: str) -> tuple[str, str]:
+    """The two pieces that a line of merges joins."""
+    pieces = line.split(" ")
+    if len(pieces) != 2:
+        raise ValueError(f"{line!r}: expected two pieces")
+    return pieces[0], pieces[1]
 
 
 def _file(path: str, *names: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxformer.data.tokenizers.template import Template, template_of
-from jaxformer.data.tokenizers.tokenizer import Tokenizer, without_spaces
+from jaxformer.data.tokenizers.tokenizer import Ids, Tokenizer, without_spaces
 
 ROLES = "special_tokens_map.json"
 """Name of the file next to tokenizer.json that maps roles to special tokens. It has the format of transformers."""
@@ -101,7 +101,7 @@ class JsonTokenizer(Tokenizer):
         tokenizer.encode_special_tokens = True
         return tokenizer
 
-    def _visible(self, ids: Sequence[int]) -> list[int]:
+    def _visible(self, ids: Ids) -> list[int]:
         """Returns the ids for which `decode` shows text."""
         return [int(number) for number in ids if 0 <= number < self.vocab_size and not self._hidden[number]]
 

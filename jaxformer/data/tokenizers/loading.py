@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from jaxformer import storage
 from jaxformer.data.tokenizers import training
@@ -21,10 +21,13 @@ KINDS = (SentencePieceTokenizer, MarianTokenizer, JsonTokenizer)
 
 def load_tokenizer(folder: str) -> Tokenizer:
     """Loads the tokenizer that `save` wrote to a folder. Raises InputError if there is none."""
-    for kind in KINDS:
+    for kind in (SentencePieceTokenizer, MarianTokenizer):
         path = os.path.join(folder, kind.file)
         if storage.path(path).exists():
-            return load_json(path, _roles(folder)) if kind is JsonTokenizer else load(kind, path)
+            return load(kind, path)
+    path = os.path.join(folder, JsonTokenizer.file)
+    if os.path.exists(path):
+        return load_json(path, _roles(folder))
     names = [kind.file for kind in KINDS]
     raise InputError(f"{folder}: holds no tokenizer; expected {', '.join(names[:-1])} or {names[-1]}")
 
@@ -34,7 +37,10 @@ def saved(folder: str) -> bool:
     return any(storage.path(os.path.join(folder, kind.file)).exists() for kind in KINDS)
 
 
-def load(kind: type[Tokenizer], path: str) -> Tokenizer:
+SentencePieceKind = TypeVar("SentencePieceKind", bound=SentencePieceTokenizer | MarianTokenizer)
+
+
+def load(kind: type[SentencePieceKind], path: str) -> SentencePieceKind:
     """Loads a SentencePiece model from its file, or the two models and the vocabulary of Marian from their folder."""
     if kind is MarianTokenizer:
         folder = os.path.dirname(os.path.expanduser(path))

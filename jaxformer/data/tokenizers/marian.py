@@ -2,12 +2,11 @@
 
 import copy
 import json
-from collections.abc import Sequence
 
 import numpy as np
 
 from jaxformer.data.tokenizers.sentence_piece import SPACE, readable, spelt, starts_word
-from jaxformer.data.tokenizers.tokenizer import Tokenizer
+from jaxformer.data.tokenizers.tokenizer import Ids, Tokenizer
 from jaxformer.errors import InputError
 
 
@@ -66,7 +65,7 @@ class MarianTokenizer(Tokenizer):
             return [], text
         return [self._ids.get(text[:end], self.unk_id)], text[end:]
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Ids) -> str:
         shown = [int(number) for number in ids if 0 <= number < self.vocab_size and not self._hidden(int(number))]
         text = self._target.decode_pieces([self.pieces[number] for number in shown])
         return text.replace(SPACE, " ").strip()

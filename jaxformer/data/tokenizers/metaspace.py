@@ -1,13 +1,13 @@
 """SentencePiece spelling in a tokenizer.json: a word begins with U+2581."""
 
 import functools
-from collections.abc import Sequence
 
 import numpy as np
 
 from jaxformer.data.tokenizers import special_tokens
 from jaxformer.data.tokenizers.json_tokenizer import JsonTokenizer
 from jaxformer.data.tokenizers.sentence_piece import SPACE, readable, starts_word
+from jaxformer.data.tokenizers.tokenizer import Ids
 
 
 class MetaspaceTokenizer(JsonTokenizer):
@@ -22,7 +22,7 @@ class MetaspaceTokenizer(JsonTokenizer):
         found = {number: "⁇ " for number in self.special_ids if self.pieces[number] in unknown}  # As in SentencePiece.
         return super()._shown | found
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Ids) -> str:
         pieces = [
             SPACE + self._shown[number] if number in self._shown else self.pieces[number]
             for number in self._visible(ids)

@@ -1,12 +1,11 @@
 """SentencePiece tokenizer (Kudo & Richardson 2018)."""
 
 import functools
-from collections.abc import Sequence
 
 import numpy as np
 
 from jaxformer.data.tokenizers import training
-from jaxformer.data.tokenizers.tokenizer import Tokenizer, characters, without_spaces
+from jaxformer.data.tokenizers.tokenizer import Ids, Tokenizer, characters, without_spaces
 from jaxformer.errors import InputError
 
 SPACE = "\u2581"
@@ -33,7 +32,10 @@ def spelt(processor, text: str) -> tuple[list[tuple[str, int]], np.ndarray]:
     from sentencepiece import sentencepiece_pb2
 
     # All versions of SentencePiece support offsets in this serialized form.
-    found = sentencepiece_pb2.SentencePieceText.FromString(processor.encode(text, out_type="serialized_proto")).pieces
+    serialized = processor.encode(text, out_type="serialized_proto")
+    # The module makes its classes when it is imported.
+    parsed = sentencepiece_pb2.SentencePieceText.FromString(serialized)  # pyright: ignore[reportAttributeAccessIssue]
+    found = parsed.pieces
     offsets = characters(text, [(piece.begin, piece.end) for piece in found])
     return [(piece.piece, piece.id) for piece in found], without_spaces(text, offsets)
 
@@ -69,13 +71,12 @@ class SentencePieceTokenizer(Tokenizer):
     def _continuing(self):
         """The model without the space that SentencePiece adds before every text."""
         import sentencepiece
-        from sentencepiece import sentencepiece_model_pb2
 
-        model = sentencepiece_model_pb2.ModelProto.FromString(self._model)
+        model = training.parsed(self._model)
         model.normalizer_spec.add_dummy_prefix = False
         return sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Ids) -> str:
         ids = [int(number) for number in ids if 0 <= number < self.vocab_size]
         pieces = [
             SPACE + self._shown[number] if number in self._shown else self.pieces[number]

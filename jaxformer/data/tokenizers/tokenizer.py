@@ -21,6 +21,10 @@ Form = Literal["encoder", "decoder"]
 """Kind of model that reads the text: bidirectional, or left to right."""
 
 
+Ids = Sequence[int] | np.ndarray
+"""Ids of tokens: a list, or integers [n]."""
+
+
 class Tokenizer(abc.ABC):
     """Converts text to token ids and back. Use one of its subclasses. `encode` never returns ids of special tokens.
 
@@ -107,13 +111,13 @@ class Tokenizer(abc.ABC):
             self._special(key)
 
     # Looked up on first use, because the task decides which of them a vocabulary must have.
-    pad_id = functools.cached_property(lambda self: self._special("pad"))
-    unk_id = functools.cached_property(lambda self: self._special("unk"))
-    cls_id = functools.cached_property(lambda self: self._special("cls"))
-    sep_id = functools.cached_property(lambda self: self._special("sep"))
-    mask_id = functools.cached_property(lambda self: self._special("mask"))
-    bos_id = functools.cached_property(lambda self: self._special("bos"))
-    eos_id = functools.cached_property(lambda self: self._special("eos"))
+    pad_id: functools.cached_property[int] = functools.cached_property(lambda self: self._special("pad"))
+    unk_id: functools.cached_property[int] = functools.cached_property(lambda self: self._special("unk"))
+    cls_id: functools.cached_property[int] = functools.cached_property(lambda self: self._special("cls"))
+    sep_id: functools.cached_property[int] = functools.cached_property(lambda self: self._special("sep"))
+    mask_id: functools.cached_property[int] = functools.cached_property(lambda self: self._special("mask"))
+    bos_id: functools.cached_property[int] = functools.cached_property(lambda self: self._special("bos"))
+    eos_id: functools.cached_property[int] = functools.cached_property(lambda self: self._special("eos"))
 
     @property
     def own_template(self) -> Template | None:
@@ -188,7 +192,7 @@ class Tokenizer(abc.ABC):
         return self.encode(text)
 
     @abc.abstractmethod
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Ids) -> str:
         """Decodes ids to readable text. Omits unknown ids, and special tokens other than `[MASK]` and sentinels."""
 
     @functools.cached_property
@@ -243,7 +247,7 @@ class Tokenizer(abc.ABC):
                 (folder / name).write_bytes(content)
 
 
-def without_spaces(text: str, offsets: Sequence[tuple[int, int]]) -> np.ndarray:
+def without_spaces(text: str, offsets: Sequence[tuple[int, int]] | np.ndarray) -> np.ndarray:
     """Removes leading white space from the offsets. Returns int32 [n, 2]."""
     trimmed = np.array(offsets, np.int32).reshape(-1, 2)
     for stretch in trimmed:

@@ -97,10 +97,16 @@ def _too_low(vocab: int, sentinels: int, message: str) -> str:
     return f"tokenizer.vocab={vocab}{without}: SentencePiece cannot train it on this text: {message.split('] ')[-1]}"
 
 
-def _pieces(model: bytes) -> int:
+def parsed(model: bytes) -> Any:
+    """A SentencePiece model as its protocol buffer."""
     from sentencepiece import sentencepiece_model_pb2
 
-    return len(sentencepiece_model_pb2.ModelProto.FromString(model).pieces)
+    # The module makes its classes when it is imported.
+    return sentencepiece_model_pb2.ModelProto.FromString(model)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _pieces(model: bytes) -> int:
+    return len(parsed(model).pieces)
 
 
 def with_sentinels(model: bytes, count: int) -> bytes:
@@ -116,9 +122,7 @@ def with_pieces(model: bytes, names: Sequence[str]) -> bytes:
 
     They are control symbols, so that no text is encoded as one.
     """
-    from sentencepiece import sentencepiece_model_pb2
-
-    proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+    proto = parsed(model)
     for name in names:
         proto.pieces.add(piece=name, score=0.0, type=proto.SentencePiece.CONTROL)
     proto.trainer_spec.vocab_size = len(proto.pieces)
@@ -149,7 +153,7 @@ def train_wordpiece(documents: Sequence[dict[str, Any]], sample: int, vocab: int
     counts = collections.Counter()
     for text in texts(documents, sample):
         counts.update("".join(tokenizer.normalizer.normalize_str(text).split()))
-    alphabet = sorted(sorted(counts), key=counts.get, reverse=True)[:_ALPHABET]
+    alphabet = sorted(sorted(counts), key=counts.__getitem__, reverse=True)[:_ALPHABET]
     # The trainer orders the characters that continue a word by a hash table, and breaks ties by id. Passing them as
     # special tokens fixes their order, which makes the vocabulary deterministic.
     continuations = ["##" + character for character in alphabet]

@@ -1,10 +1,9 @@
 """WordPiece tokenizer (Devlin et al. 2019)."""
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from jaxformer.data.tokenizers.json_tokenizer import JsonTokenizer
+from jaxformer.data.tokenizers.tokenizer import Ids
 
 
 class WordPieceTokenizer(JsonTokenizer):
@@ -13,7 +12,7 @@ class WordPieceTokenizer(JsonTokenizer):
     def _starts(self, pieces: list[str]) -> np.ndarray:
         return np.array([not piece.startswith("##") for piece in pieces])
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Ids) -> str:
         return self._tokenizer.decode(self._visible(ids), skip_special_tokens=False).removeprefix("##")
 
     def piece(self, token: int) -> str:

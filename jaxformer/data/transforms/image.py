@@ -192,7 +192,8 @@ def fitted(
     elif fit == "crop":
         short = min(width, height)
         if max(width, height) > LONGEST * short:
-            box = tuple(map(int, middle(width, height, min(width, LONGEST * short), min(height, LONGEST * short))))
+            cut = middle(width, height, min(width, LONGEST * short), min(height, LONGEST * short))
+            box = int(cut[0]), int(cut[1]), int(cut[2]), int(cut[3])
             picture = picture.crop(box)
             width, height = picture.size
             moved = geometry.resized_box(box, width, height)

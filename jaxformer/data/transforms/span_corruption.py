@@ -58,13 +58,19 @@ def stretch_length(rate: float, mean_span: float | None, input_length: int | Non
 
     Returns:
       The number of tokens, below 2 if no chunk fits. Every shorter chunk fits too.
+
+    Raises:
+      ValueError: there is no limit.
     """
+    if input_length is None and length is None:
+        raise ValueError("input_length=None, length=None: expected at least one number")
 
     def fits(count: int) -> bool:
         size = sizes(count, rate, mean_span)
-        if input_length is None:
-            return size.both + 1 <= length
-        return size.inputs + 1 <= input_length and (length is None or size.targets + 1 <= length)
+        if input_length is not None and size.inputs + 1 > input_length:
+            return False
+        needed = size.both if input_length is None else size.targets
+        return length is None or needed + 1 <= length
 
     count = 1
     while fits(count + 1):

@@ -78,13 +78,13 @@ def choose(
     """
     chosen: list[int] = []
     seen: set[tuple[str, ...]] = set()
-    for index in np.argsort(-np.asarray(scores), kind="stable"):
+    for index in map(int, np.argsort(-np.asarray(scores), kind="stable")):
         if len(chosen) == most:
             break
         trigrams = set(_ngrams(words(sentences[index]), 3))
         if block_trigrams and trigrams & seen:
             continue
-        chosen.append(int(index))
+        chosen.append(index)
         seen |= trigrams
     return sorted(chosen)
 

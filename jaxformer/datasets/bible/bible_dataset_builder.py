@@ -69,6 +69,7 @@ class BibleConfig(tfds.core.BuilderConfig):
 class Builder(tfds.core.GeneratorBasedBuilder):
     """Builds the Bible data set. See `_DESCRIPTION`."""
 
+    builder_config: BibleConfig
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS = [
         BibleConfig(name="web", description="World English Bible, by chapter"),

@@ -10,7 +10,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
 
@@ -76,6 +76,7 @@ class Entry:
 class Builder(tfds.core.GeneratorBasedBuilder):
     """Builds the Debian descriptions. See `_DESCRIPTION`."""
 
+    builder_config: DescriptionsConfig
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS: ClassVar = [
         DescriptionsConfig(name="summaries", description="Long descriptions and summaries, in English"),
@@ -94,7 +95,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     def _info(self) -> tfds.core.DatasetInfo:
         columns = ["en", self.builder_config.language] if self.builder_config.language else ["description", "summary"]
         columns = ["text"] if self.builder_config.topics else columns
-        features = {name: tfds.features.Text() for name in ("package", "source", "section", *columns)}
+        features: dict[str, Any] = {name: tfds.features.Text() for name in ("package", "source", "section", *columns)}
         if self.builder_config.topics:
             features["label"] = tfds.features.ClassLabel(names=list(TOPICS))
         return tfds.core.DatasetInfo(

@@ -50,6 +50,7 @@ class EmojiConfig(tfds.core.BuilderConfig):
 class Builder(tfds.core.GeneratorBasedBuilder):
     """Builds the emoji data set. See `_DESCRIPTION`."""
 
+    builder_config: EmojiConfig
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS: ClassVar = [
         EmojiConfig(name="all", description="By Google and Twitter", designers=("google", "twitter")),
@@ -83,10 +84,10 @@ class Builder(tfds.core.GeneratorBasedBuilder):
                 files = {
                     os.path.basename(member.name): member for member in archive if f"/{designer}/64/" in member.name
                 }
-                entries = json.load(archive.extractfile("package/emoji.json"))
+                entries = json.loads(downloads.content(archive, "package/emoji.json"))
                 for file, name, category in _images(entries, split):
                     if file in files:
-                        pixels = on_white(archive.extractfile(files[file]).read())
+                        pixels = on_white(downloads.content(archive, files[file]))
                         example = {"image": pixels, "label": category, "name": name, "designer": designer}
                         yield f"{designer}/{file}", example
 

@@ -52,6 +52,7 @@ _HEADING_WORDS = 30
 class Builder(tfds.core.GeneratorBasedBuilder):
     """Builds the Shakespeare data set. See `_DESCRIPTION`."""
 
+    builder_config: tfds.core.BuilderConfig
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS: ClassVar = [
         tfds.core.BuilderConfig(name="plays", description="Shakespeare's plays, by scene"),
@@ -89,7 +90,7 @@ def _read(archive: str) -> dict[str, str]:
         for member in files:
             found = re.search(r"/(shkspr|milton)data/texts/(.+)_gut\.txt$", member.name)
             if found and (found[1] == "shkspr" or found[2] in _MILTON):
-                works[found[2]] = _clean(files.extractfile(member).read().decode("utf-8-sig"))
+                works[found[2]] = _clean(downloads.content(files, member).decode("utf-8-sig"))
     return works
 
 

@@ -7,6 +7,7 @@ from jaxformer.interop.huggingface.adapters import open_folder
 from jaxformer.interop.huggingface.families import bridge_of, family_of_model
 from jaxformer.interop.huggingface.folders import CONFIG, GENERATION, read_json, write_json
 from jaxformer.interop.huggingface.generation_config import generation_fields
+from jaxformer.interop.huggingface.image_runs import image_field_in
 from jaxformer.interop.huggingface.images import write_preprocessor
 from jaxformer.interop.huggingface.runs import export_run, obstacle, plan_of, read_origin
 from jaxformer.interop.huggingface.text.tokenizer_folders import export_tokenizer
@@ -67,10 +68,10 @@ def _describe(run: Run, folder: Path) -> None:
     config = bridge_of(model).nearest_config(model, run.objective) | tokens
     write_json(folder / CONFIG, config)
     if "images" in model.inputs():
-        write_preprocessor(folder, model, run.experiment.data.task.image)
+        write_preprocessor(folder, model, image_field_in(run.experiment.data.task))
     if run.tokenizer is not None:
         template = template_of(model, run.tokenizer)
         export_tokenizer(run.tokenizer, folder, config["model_type"], plan.add_bos, template)
-    if (decoding := getattr(run.objective, "decoding", None)) is not None:
+    if (decoding := run.objective.decoding) is not None:
         known = {name: value for name, value in tokens.items() if value is not None}
         write_json(folder / GENERATION, known | generation_fields(decoding))

@@ -67,7 +67,7 @@ def _content(tensor: Any) -> tuple:
 def _share(model: ir.Model, stored: Mapping[tuple, ir.ExternalTensor]) -> None:
     """Replaces arrays by references to equal arrays in the data file of another program."""
     for value in model.graph.initializers.values():
-        if (same := stored.get(_content(value.const_value))) is not None:
+        if (same := stored.get(_content(value.const_value))) is not None and value.name is not None:
             value.const_value = ir.ExternalTensor(
                 same.location,
                 same.offset,
@@ -122,19 +122,22 @@ def compared(run: Run, found: Mapping[str, Program], params: Arrays, sessions: S
     return f"outputs differ by {most:.1e} at most, relative to the largest"
 
 
+IMAGE_INPUTS = ("pixel_values", "noise")
+
+
 def _inputs(run: Run, found: Mapping[str, Program]) -> Iterator[Rows]:
     """Yields images, or padded and long rows of text."""
     rng, model = np.random.default_rng(0), run.model
     if SINGLE in found and "pixel_values" in (arguments := found[SINGLE].arguments):
         for name, scale in (("within range", 1.0), ("out of distribution", 10.0)):
-            shapes = {name: (ROWS, *argument.axes[1:]) for name, argument in arguments.items()}
+            shapes = {key: [ROWS, *map(int, arguments[key].axes[1:])] for key in IMAGE_INPUTS if key in arguments}
             arrays = {"pixel_values": rng.normal(0, scale, shapes["pixel_values"]).astype(np.float32)}
             if "noise" in shapes:
                 arrays["noise"] = rng.random(shapes["noise"], np.float32)
             yield Rows(name, arrays, None)
         return
     texts = [] if run.tokenizer is None else [run.tokenizer.encode(text) for text in HARD_STRINGS]
-    limits = model.text_limits
+    limits = model.require_text_limits()
     stream = np.concatenate([*texts, rng.integers(0, limits.vocab, ROWS * LONGEST)]).astype(np.int64)
     short, long = min(LENGTH, limits.max_length), min(LONGEST, limits.max_length)
     for name, lengths in (("padded", [short, max(1, short // 2), 1]), ("long", [long])):
@@ -194,7 +197,8 @@ def call(session: onnxruntime.InferenceSession, arrays: Arrays) -> dict[str, np.
     names = [output.name for output in session.get_outputs()]
     taken = {given.name for given in session.get_inputs()}
     given = {name: array for name, array in arrays.items() if name in taken}
-    return dict(zip(names, session.run(names, given), strict=True))
+    outputs: list[Any] = list(session.run(names, given))
+    return dict(zip(names, outputs, strict=True))
 
 
 def empty_past(session: onnxruntime.InferenceSession, rows: int) -> dict[str, np.ndarray]:

@@ -81,9 +81,10 @@ class Graph:
             name = tensor.name or f"constant_{len(self.stored)}"
             while name in self.stored:
                 name += "_"
-            data = ir.tensor(np.asarray(tensor.array, order="C"), name=name)
+            array = np.asarray(tensor.array, order="C")
+            data = ir.tensor(array, name=name)
             tensor.value = ir.Value(
-                name=name, shape=ir.Shape(data.shape), type=ir.TensorType(data.dtype), const_value=data
+                name=name, shape=ir.Shape(array.shape), type=ir.TensorType(data.dtype), const_value=data
             )
             self.stored[name] = tensor.value
         return tensor.value
@@ -103,14 +104,14 @@ class Graph:
         match node:
             case ast.Name():
                 return self.lengths[node.id]
-            case ast.Constant():
-                return self.integers([node.value])
+            case ast.Constant(value=int(number)):
+                return self.integers([number])
             case ast.UnaryOp(op=ast.USub()):
                 return self.op("Neg", self._computed(node.operand))
             case ast.BinOp() if type(node.op) in kinds:
                 return self.op(kinds[type(node.op)], self._computed(node.left), self._computed(node.right))
-            case ast.Call() if node.func.id in functions:
-                return self.op(functions[node.func.id], *map(self._computed, node.args))
+            case ast.Call(func=ast.Name(id=name)) if name in functions:
+                return self.op(functions[name], *map(self._computed, node.args))
         raise InputError(f"a length of {ast.unparse(node)} cannot be computed in an ONNX program")
 
     def shape(self, dimensions: Sequence[Dimension]) -> ir.Value:
@@ -146,8 +147,9 @@ class Graph:
             known[variable] = self.constant(np.asarray(array, variable.aval.dtype))
 
         def read(atom):
+            shaped: Any = atom.aval
             literal = isinstance(atom, jax.extend.core.Literal)
-            return self.constant(np.asarray(atom.val, atom.aval.dtype)) if literal else known[atom]
+            return self.constant(np.asarray(atom.val, shaped.dtype)) if literal else known[atom]
 
         for equation in jaxpr.eqns:
             name, given = equation.primitive.name, [read(atom) for atom in equation.invars]
@@ -187,13 +189,13 @@ def _folded(equation: Any, given: Sequence[Tensor]) -> list[np.ndarray] | None:
     """Computes an operation in advance, if its inputs and shapes are known. Returns None otherwise."""
     shapes = [variable.aval.shape for variable in (*equation.invars, *equation.outvars)]
     name = equation.primitive.name
-    if name in ALONE or any(tensor.array is None for tensor in given) or not all(map(is_known, shapes)):
+    if name in ALONE or name == "dim_as_value" or not all(map(is_known, shapes)):
         return None
-    if name == "dim_as_value":
-        return None
-    arrays = [
-        np.broadcast_to(tensor.array, atom.aval.shape) for tensor, atom in zip(given, equation.invars, strict=True)
-    ]
+    arrays = []
+    for tensor, atom in zip(given, equation.invars, strict=True):
+        if tensor.array is None:
+            return None
+        arrays.append(np.broadcast_to(tensor.array, atom.aval.shape))
     if name in VIEWS:  # Avoids a copy, because parameters may be large.
         return [VIEWS[name](arrays[0], equation.params)]
     found = equation.primitive.bind(*map(jax.numpy.asarray, arrays), **equation.params)

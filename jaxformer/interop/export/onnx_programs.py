@@ -20,8 +20,7 @@ from jaxformer.interop.huggingface.families import bridge_of
 from jaxformer.layers.cache import Cache, KeyValue, LayerCache
 from jaxformer.layers.transformer import Transformer
 from jaxformer.models.base import Model
-from jaxformer.models.encoder_decoder import EncoderDecoder
-from jaxformer.models.gpt import Gpt
+from jaxformer.objectives.causal_lm import CausalLM
 from jaxformer.objectives.sentence_embedding import SentenceEmbedding
 from jaxformer.predictors.sentence_vectors import embedded
 from jaxformer.runs.run import Run
@@ -70,7 +69,7 @@ def programs(run: Run) -> dict[str, Program]:
         return _encoder_decoder(model)
     if not model.is_generative:
         return {SINGLE: _single(model, run.objective)}
-    both_ways = getattr(run.objective, "prompt", "text") != "text"
+    both_ways = isinstance(run.objective, CausalLM) and run.objective.prompt != "text"
     return {SINGLE: _prefix_decoder(model) if both_ways else _decoder(model)}
 
 
@@ -117,7 +116,7 @@ def _single(model: Model, objective: Any) -> Program:
     return Program(function, _arguments(model), _limits(model, LENGTH))
 
 
-def _prefix_decoder(model: Gpt) -> Program:
+def _prefix_decoder(model: Model) -> Program:
     def function(params, input_ids, attention_mask, prefix_mask):
         return {"logits": apply(model, params, input_ids, attention_mask, prefix=prefix_mask > 0).logits}
 
@@ -150,7 +149,7 @@ def _keys(output: Any) -> tuple[KeyValue, ...]:
     return tuple(layer.keys for layer in output.cache.layers)
 
 
-def _decoder(model: Gpt) -> Program:
+def _decoder(model: Model) -> Program:
     (stack,) = model.stacks().values()
     depth = stack.depth
 
@@ -173,10 +172,10 @@ def _with_room(layers: tuple[KeyValue, ...], segments: jax.Array, tokens: int, *
     """Returns a cache of the layers with room for `tokens` more tokens."""
     used = jnp.asarray(layers[0].key.shape[2], jnp.int32)
     cache = Cache(tuple(map(LayerCache, layers)), segments, used).room_for(tokens)
-    return cache.replace(segments=segments, **memory)
+    return dataclasses.replace(cache, segments=segments, **memory)
 
 
-def _encoder_decoder(model: EncoderDecoder) -> dict[str, Program]:
+def _encoder_decoder(model: Model) -> dict[str, Program]:
     depth, width = model.decoder.depth, model.encoder.width
     own, other = "past_key_values.{}.decoder", "past_key_values.{}.encoder"
     mask = Argument((BATCH, READ), "int64", f"{MASK}, in the encoder input")

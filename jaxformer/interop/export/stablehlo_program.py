@@ -70,7 +70,7 @@ def export_stablehlo(run: Run | str | os.PathLike, out: str | os.PathLike, dtype
         params = {path: _stored(path, array, FLOATS[dtype]) for path, array in arrays.items()}
         exported = forward_pass(run.model, params, dtype)
         (folder / PROGRAM).write_bytes(exported.serialize())
-        np.savez(folder / WEIGHTS, **params)
+        np.savez(folder / WEIGHTS, allow_pickle=True, **params)
         if run.tokenizer is not None:
             run.tokenizer.save(str(folder / "tokenizer"))
         (folder / "README.md").write_text(_readme(run.model, params, dtype, exported), encoding="utf-8")
@@ -89,7 +89,7 @@ def forward_pass(model: Model, params: Mapping[str, Any], dtype: DType) -> jax.e
     """
     specs = arguments(model)
     model = portable(model)
-    sizes = dict(model.fixed_sizes())
+    sizes: dict[str, Any] = dict(model.fixed_sizes())
     letters = sorted({letter for spec in specs.values() for letter in spec.axes} - sizes.keys())
     limits = {specs[name].axes[1]: limit.max_length for name, limit in model.token_inputs().items()}
     constraints = [f"{letter} <= {length}" for letter, length in limits.items()]
@@ -99,7 +99,8 @@ def forward_pass(model: Model, params: Mapping[str, Any], dtype: DType) -> jax.e
         if dtype == "bfloat16":  # NumPy has no bfloat16: its files contain the bits.
             params = {path: jax.lax.bitcast_convert_type(array, jnp.bfloat16) for path, array in params.items()}
         tree = parameters.nested({path: array.astype(jnp.float32) for path, array in params.items()})
-        output = model.apply({"params": tree}, **dict(zip(specs, arrays, strict=True)))
+        named = dict(zip(specs, arrays, strict=True))
+        output = model.apply({"params": tree}, **named)
         return {name: array for name in output.exported if (array := getattr(output, name, None)) is not None}
 
     arrays = [

@@ -86,7 +86,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, tuple[np.dtype, tuple[in
         for (name, (dtype, shape)), array in zip(tensors.items(), arrays, strict=True):
             if (array.dtype, array.shape) != (dtype, tuple(shape)):
                 raise ValueError(f"{name}: {array.dtype} {array.shape}, announced as {dtype} {shape}")
-            file.write(memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8)))
+            file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
             if flushing.done():  # Flush to disk in parallel with the following tensors.
                 flushing.result()
                 flushing = other.submit(os.fdatasync, file.fileno())

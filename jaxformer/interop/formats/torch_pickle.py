@@ -12,7 +12,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -82,7 +82,7 @@ def open_pytorch(path: Path) -> dict[str, LazyTensor]:
 class _Tensors(pickle.Unpickler):
     """Unpickles a state dict. Refuses everything but tensors, with a message that names it."""
 
-    def __init__(self, file: io.BufferedIOBase, path: Path):
+    def __init__(self, file: IO[bytes], path: Path):
         super().__init__(file, encoding="utf-8")
         self._path = path
 

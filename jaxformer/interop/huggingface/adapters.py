@@ -69,8 +69,8 @@ class Pair:
     @property
     def shape(self) -> tuple[int, int]:
         """Shape of the adapted tensor."""
-        shape = self.b.shape[0], self.a.shape[1]
-        return shape[::-1] if self.transposed else shape
+        outputs, inputs = self.b.shape[0], self.a.shape[1]
+        return (inputs, outputs) if self.transposed else (outputs, inputs)
 
     def merged(self, base: LazyTensor) -> LazyTensor:
         """Returns the tensor with the scaled product added, in float32. Computed when the tensor is read."""
@@ -176,7 +176,7 @@ def _architecture(said: Mapping[str, Any], base: Folder, where: Path) -> str:
     if named is None and (ending is None or own.endswith(ending)):
         return own
     found = [name for name, other in ARCHITECTURES.items() if other.model_type == family.model_type]
-    matching = [name for name in found if (name == named if named else name.endswith(ending))]
+    matching = [name for name in found if (name == named if named else name.endswith(ending or ()))]
     if not matching:
         field = f"base_model_class={named!r}" if named else f"task_type={said['task_type']!r}"
         raise InputError(f"{where}: {field} is not supported for {family.model_type}; expected {', '.join(found)}")

@@ -8,6 +8,7 @@ from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.decoding.settings import Decoding
 from jaxformer.errors import InputError
 from jaxformer.interop.huggingface.folders import CONFIG, GENERATION, Folder
+from jaxformer.predictors.text_to_text import Start
 
 RENAMED = {
     "max_new_tokens": "max_new_tokens",
@@ -174,7 +175,7 @@ def default_ends(tokenizer: Tokenizer) -> tuple[int, ...]:
         return ()
 
 
-def start_token(folder: Folder, tokenizer: Tokenizer) -> str:
+def start_token(folder: Folder, tokenizer: Tokenizer) -> Start:
     """Returns the `start` of `Seq2SeqLM` for a folder: the kind of token that is its decoder start token.
 
     Raises:
@@ -184,7 +185,7 @@ def start_token(folder: Folder, tokenizer: Tokenizer) -> str:
     start = said.get("decoder_start_token_id")
     if start is None:
         return "padding"
-    kinds = {"padding": "pad_id", "end": "eos_id", "beginning": "bos_id"}
+    kinds: dict[Start, str] = {"padding": "pad_id", "end": "eos_id", "beginning": "bos_id"}
     ids = {}
     for kind, attribute in kinds.items():
         try:

@@ -9,14 +9,14 @@ from jaxformer.interop.huggingface import parameters
 from jaxformer.interop.huggingface.text_forms import replaced
 from jaxformer.layers.patches import sinusoidal_2d
 from jaxformer.layers.residual import ResidualBranch
-from jaxformer.models.vit import Vit
+from jaxformer.models.base import Model
 from jaxformer.runs.run import Run
 
 SCALES = tuple(f"transformer/blocks/{part}_residual/scale" for part in ("attention", "mlp"))
 """Paths of the LayerScale parameters."""
 
 
-def image_form(model: Vit) -> Vit:
+def image_form(model: Model) -> Model:
     """Returns an equivalent model whose parameters have the form of a transformers class.
 
     Fixed position embeddings become learned ones. A classifier of the mean of the patches becomes the one of DINOv2,
@@ -34,7 +34,7 @@ def image_form(model: Vit) -> Vit:
     return dataclasses.replace(model, **changes) if changes else model
 
 
-def image_params(model: Vit, params: Any) -> Any:
+def image_params(model: Model, params: Any) -> Any:
     """Converts the parameters of `model` to those of `image_form(model)`."""
     arrays, form = parameters.flat(params), image_form(model)
     shapes = parameters.abstract(form)
@@ -56,7 +56,7 @@ def image_run(run: Run) -> Run:
     return run if form is run.model else replaced(run, form, image_params(run.model, run.params), run.tokenizer)
 
 
-def _reads_mean(model: Vit) -> bool:
+def _reads_mean(model: Model) -> bool:
     """Returns whether the model is a classifier of the mean of the patches.
 
     Without a class token, transformers has no class for it.

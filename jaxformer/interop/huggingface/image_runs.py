@@ -3,8 +3,12 @@
 from pathlib import Path
 
 from jaxformer.config import Experiment
+from jaxformer.data.fields.image import ImageField
 from jaxformer.data.pipeline.loader import Data
 from jaxformer.data.sources.pictures import ImageFolders
+from jaxformer.data.tasks.base import Task
+from jaxformer.data.tasks.composed import FieldTask
+from jaxformer.errors import InputError
 from jaxformer.interop.huggingface.families import bridge_of
 from jaxformer.interop.huggingface.families.bridge import Source
 from jaxformer.interop.huggingface.folders import Folder
@@ -30,4 +34,17 @@ def image_experiment(home: Path, model: Model, folder: Folder | None = None) -> 
 
 def write_preparation(folder: Path, run: Run) -> None:
     """Writes the image processing of a run, without augmentation."""
-    write_preprocessor(folder, run.model, run.experiment.data.task.image)
+    write_preprocessor(folder, run.model, image_field_in(run.experiment.data.task))
+
+
+def image_field_in(task: Task) -> ImageField:
+    """The field of a task that prepares images.
+
+    Raises:
+      InputError: it has none.
+    """
+    fields = task.fields.values() if isinstance(task, FieldTask) else ()
+    found = next((field for field in fields if isinstance(field, ImageField)), None)
+    if found is None:
+        raise InputError(f"data.task={type(task).__name__}: has no ImageField; expected a task of images")
+    return found

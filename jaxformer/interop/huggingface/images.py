@@ -150,7 +150,7 @@ def _class_of(reader: ConfigReader, model_type: str | None) -> str:
     field = "image_processor_type" if "image_processor_type" in reader else "feature_extractor_type"
     named = reader.get(field)
     if named is None:
-        named = BY_MODEL.get(model_type, "ViTImageProcessor")
+        named = BY_MODEL.get(model_type or "", "ViTImageProcessor")
     kind = str(named).replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast").removesuffix("Pil")
     if kind not in PROCESSORS:
         raise reader.error(field, named, f"one of {', '.join(PROCESSORS)}")

@@ -89,7 +89,7 @@ def _training(run: Run) -> str:
     experiment = run.experiment
     if not run.step:
         return "Not trained here: the weights were imported."
-    row, batch = experiment.data.task.length if hasattr(experiment.data.task, "length") else None, experiment.data.batch
+    row, batch = getattr(experiment.data.task, "length", None), experiment.data.batch
     rows = f"{batch} rows of {row} tokens" if row else f"{batch} rows"
     lines = [
         f"{run.step:,} of {experiment.steps:,} steps of {rows}, by {type(experiment.optimizer).__name__}, "

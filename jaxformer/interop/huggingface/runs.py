@@ -36,6 +36,7 @@ from jaxformer.interop.huggingface.text.tokenizer_folders import check_vocabular
 from jaxformer.interop.parity import certificate as certificates
 from jaxformer.interop.parity.lines import Unreadable
 from jaxformer.models.base import Model
+from jaxformer.objectives.causal_lm import CausalLM
 from jaxformer.objectives.sentence_embedding import SentenceEmbedding
 from jaxformer.objectives.seq2seq_lm import Seq2SeqLM
 from jaxformer.parallel.sharding import Mesh, make_mesh
@@ -155,16 +156,17 @@ def export_run(
 def plan_of(run: Run, dtype: DType = "float32", origin: SourceMetadata | None = None) -> ExportPlan:
     """Returns the settings of a run's export, from its objective and the metadata of the imported folder."""
     objective = run.objective
-    decoding = getattr(objective, "decoding", None)
-    generation = {} if decoding is None else generation_fields(decoding) | end_tokens(decoding, run.tokenizer)
+    decoding, generation = objective.decoding, {}
+    if decoding is not None:
+        generation = generation_fields(decoding) | end_tokens(decoding, run.require_tokenizer())
     return ExportPlan(
         dtype=dtype,
         origin=origin,
         generation=generation,
-        decoder_start=objective.start_id(run.tokenizer) if isinstance(objective, Seq2SeqLM) else None,
-        add_bos=getattr(objective, "beginning", False),
-        dialogue=getattr(objective, "template", None),
-        problem_type=getattr(objective, "problem_type", None),
+        decoder_start=objective.start_id(run.require_tokenizer()) if isinstance(objective, Seq2SeqLM) else None,
+        add_bos=isinstance(objective, CausalLM | Seq2SeqLM) and objective.beginning,
+        dialogue=objective.template if isinstance(objective, CausalLM) else None,
+        problem_type=objective.problem_type,
     )
 
 
@@ -248,7 +250,7 @@ def _experiment(source: Source, model: Model) -> Experiment:
     """Builds a placeholder experiment for an imported model, without training data."""
     bridge = bridge_of(model)
     if not model.is_text_classifier and sentence_encoders.is_sentence_encoder(source.home):
-        objective: Objective = sentence_encoders.read(source.home, model, source.folder.path)
+        objective: Objective = sentence_encoders.read(source.home, model, source.opened.path)
     else:
         objective = bridge.objective(source, model)
     data = Data(TextFiles(()), bridge.task(source, model, objective), batch=8)

@@ -17,12 +17,13 @@ from jaxformer.interop.huggingface.sentence_modules import (
     TRANSFORMER,
     read_modules,
 )
+from jaxformer.layers.pooling import Pooling
 from jaxformer.models.base import Model
 from jaxformer.objectives.sentence_embedding import SentenceEmbedding
 
 SENTENCES = "sentence_bert_config.json"
 MODEL_TYPE = "SentenceTransformer"
-POOLINGS = {"mean": "mean", "cls": "first", "max": "max", "lasttoken": "last"}
+POOLINGS: dict[str, Pooling] = {"mean": "mean", "cls": "first", "max": "max", "lasttoken": "last"}
 """Pooling methods by their names in sentence-transformers."""
 LEGACY = {
     "pooling_mode_cls_token": "cls",
@@ -67,6 +68,7 @@ def read(folder: Path, model: Model, encoder: Path | None = None) -> SentenceEmb
             f"{folder / MODULES}: sentence vectors of a {type(model).__name__} are not supported; expected an encoder"
         )
     modules = {module.kind: module.folder for module in read_modules(folder)}
+    pooling: Pooling
     said = _sentences(modules[TRANSFORMER])
     if POOLING in modules:
         pooling, include_prompt = _pooling(modules[POOLING] / "config.json", model)
@@ -88,7 +90,7 @@ def read(folder: Path, model: Model, encoder: Path | None = None) -> SentenceEmb
     )
 
 
-def with_case(tokenizer: Tokenizer | None, folder: Path) -> Tokenizer | None:
+def with_case(tokenizer: Tokenizer, folder: Path) -> Tokenizer:
     """Makes a tokenizer lowercase texts if `do_lower_case` is set in sentence_bert_config.json.
 
     Raises:
@@ -162,11 +164,12 @@ def _sentences(encoder: Path) -> dict[str, Any]:
 
 def _check_output(said: Mapping[str, Any], path: Path, expected: tuple[Mapping[str, Any], str]) -> None:
     """Raises InputError if the output of the Transformer module is not the input that the next module expects."""
-    for name, value in zip(("modality_config", "module_output_name"), expected, strict=True):
+    modalities, output = expected
+    for name, value in {"modality_config": modalities, "module_output_name": output}.items():
         found = said.get(name)
         if name == "modality_config" and isinstance(found, dict):
             # Sentences are texts; other modalities of the encoder do not matter.
-            found = {"text": {key: each for key, each in found.get("text", {}).items() if key in value["text"]}}
+            found = {"text": {key: each for key, each in found.get("text", {}).items() if key in modalities["text"]}}
         if found != value and not (found is None and expected is HIDDEN):
             raise InputError(f"{path}: {name}={said.get(name)!r} is not supported; expected {value!r}")
 
@@ -185,7 +188,7 @@ def _longest(said: Mapping[str, Any], encoder: Path, model: Any) -> int | None:
     return longest if longest < model.max_length else None
 
 
-def _pooling(path: Path, model: Model) -> tuple[str, bool]:
+def _pooling(path: Path, model: Model) -> tuple[Pooling, bool]:
     """Reads the pooling method from 1_Pooling/config.json, and whether prompt tokens are included."""
     said = read_json(path)
     flags = [mode for flag, mode in LEGACY.items() if said.get(flag) is True]

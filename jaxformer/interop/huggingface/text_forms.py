@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from jaxformer.config import override
 from jaxformer.decoding.settings import Decoding
 from jaxformer.interop.huggingface import parameters
 from jaxformer.interop.huggingface.text.permuted_tokenizer import permuted
 from jaxformer.models.base import Model
-from jaxformer.models.encoder_decoder import EncoderDecoder
 from jaxformer.runs.run import Run
 from jaxformer.training.checkpoints import StoredArray
 
@@ -23,14 +23,15 @@ NEVER = -50.0
 or for a comparison relative to the largest logit."""
 
 
-def marian_form(model: EncoderDecoder) -> EncoderDecoder:
+def marian_form(model: Model) -> Model:
     """Returns the equivalent of a model with `zero_start`, for a vocabulary in which padding is the last token."""
     return dataclasses.replace(model, head_bias=True, zero_start=False)
 
 
 def marian_run(run: Run) -> Run:
     """Converts a run so that padding is the last token, has a zero embedding and is never generated."""
-    size, pad = run.tokenizer.vocab_size, run.tokenizer.pad_id
+    tokenizer = run.require_tokenizer()
+    size, pad = tokenizer.vocab_size, tokenizer.pad_id
     order = np.array([*(number for number in range(size) if number != pad), pad])
     arrays = parameters.flat(run.params)
     shapes = parameters.abstract(run.model)
@@ -48,11 +49,11 @@ def marian_run(run: Run) -> Run:
     constant = np.zeros(size, np.float32) if bias is None else np.array(np.asarray(bias)[order])
     constant[-1] = NEVER
     model = marian_form(run.model)
-    if (decoding := getattr(run.objective, "decoding", None)) is not None:
+    if (decoding := run.objective.decoding) is not None:
         indices = {int(old): new for new, old in enumerate(order)}
-        objective = dataclasses.replace(run.objective, decoding=_renumbered(decoding, indices))
-        run = dataclasses.replace(run, experiment=dataclasses.replace(run.experiment, objective=objective))
-    return replaced(run, model, parameters.nested(changed | {"bias": constant}), permuted(run.tokenizer, order))
+        experiment = override(run.experiment, {"objective.decoding": _renumbered(decoding, indices)})
+        run = dataclasses.replace(run, experiment=experiment)
+    return replaced(run, model, parameters.nested(changed | {"bias": constant}), permuted(tokenizer, order))
 
 
 TOKEN_ROWS = ("embeddings/token", "head")

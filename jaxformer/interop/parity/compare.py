@@ -94,7 +94,7 @@ def inputs(model: Model, texts: Sequence[np.ndarray], pad: int, seed: int = 0) -
         lengths = np.full(len(tokens), tokens.shape[1]) if lengths is None else lengths
         segments = (np.arange(tokens.shape[1]) < lengths[:, None]).astype(np.int32)
         input_segments = np.flip(segments, 0)
-        arrays = {
+        given = {
             "tokens": np.where(segments, tokens, pad),
             "segments": segments,
             "targets": rng.choice(every, tokens.shape),
@@ -103,7 +103,7 @@ def inputs(model: Model, texts: Sequence[np.ndarray], pad: int, seed: int = 0) -
             "input_segments": input_segments,
         }
         # Copy the arrays, because torch does not accept negative strides, which flipping causes.
-        arrays = {key: np.array(array, np.int32) for key, array in arrays.items()}
+        arrays: dict[str, np.ndarray] = {key: np.array(array, np.int32) for key, array in given.items()}
         if (spec := model.inputs().get("images")) is not None:
             shape = [sizes[letter] for letter in spec.axes]
             arrays["images"] = rng.uniform(-1, 1, shape).astype(np.float32)
@@ -304,7 +304,7 @@ def largest_difference(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.n
         size = max(np.abs(theirs[name]).max(initial=0), SMALL * most, 1e-30)
         difference = float(np.abs(ours[name] - theirs[name]).max(initial=0) / size)
         differences[name] = difference if np.isfinite(difference) else np.inf
-    worst = max(differences, key=differences.get)
+    worst = max(differences, key=differences.__getitem__)
     return differences[worst], worst
 
 

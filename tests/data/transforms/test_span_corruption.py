@@ -66,6 +66,11 @@ def test_the_example_of_the_paper(sentinel_tokenizer):
     assert targets[0] == sentinel_tokenizer.vocab_size - 1 and targets[3] == sentinel_tokenizer.vocab_size - 2
 
 
+def test_a_stretch_needs_a_limit():
+    with pytest.raises(ValueError, match="expected at least one number"):
+        span_corruption.stretch_length(0.15, 3.0, None, None)
+
+
 def test_the_lengths_of_the_paper():
     # 512 inputs and 114 targets (Raffel et al. 2020, §3.1.4).
     length = span_corruption.stretch_length(0.15, 3.0, 512, None)

@@ -34,7 +34,7 @@ def build(reader: ConfigReader, names: Collection[str]) -> Bart:
     reader.must("static_position_embeddings", False)
     reader.must("extra_pos_embeddings", 2)
     return Bart(
-        **marian.stacks(reader),
+        *marian.stacks(reader),
         vocab=reader.integer("vocab_size", 50_265),
         max_length=reader.integer("max_position_embeddings", 1024),
         scale_embeddings=reader.flag("scale_embedding", False),

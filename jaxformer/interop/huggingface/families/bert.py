@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxformer.config import Objective
@@ -17,7 +18,7 @@ from jaxformer.interop.huggingface.families.rows import attention, linear, norm
 from jaxformer.interop.huggingface.table import ParamMapping, Table
 from jaxformer.layers.mlp import Mlp
 from jaxformer.layers.norms import LayerNorm
-from jaxformer.models.bert import Bert
+from jaxformer.models.bert import Bert, Head
 from jaxformer.objectives.masked_lm import MaskedLM
 
 EMBEDDINGS, LAYER, HEAD = "bert.embeddings", "bert.encoder.layer.{l}", "cls.predictions"
@@ -78,9 +79,9 @@ def encoder(reader: ConfigReader):
     )
 
 
-def heads(names: Collection[str], pooler: str, masked_lm: str) -> tuple[str, ...]:
+def heads(names: Collection[str], pooler: str, masked_lm: str) -> tuple[Head, ...]:
     """Returns the names of the prediction heads whose tensors are stored."""
-    found = {
+    found: dict[Head, bool] = {
         "masked_lm": masked_lm in names,
         "pooler": any(name.endswith(pooler) for name in names),
         "next_sentence": "cls.seq_relationship.weight" in names,
@@ -125,7 +126,7 @@ class EncoderBridge(Bridge):
         """Returns a masked LM objective, or a sentence embedding objective if the model has no masked LM head."""
         if "masked_lm" in model.prediction_heads:
             return MaskedLM(next_sentence=float("next_sentence" in model.prediction_heads))
-        return sentence_encoders.read(source.home, model, source.folder.path)
+        return sentence_encoders.read(source.home, model, source.opened.path)
 
     def task(self, source: Source, model: Bert, objective: Any) -> Task:
         """Returns a masked LM task, with sentence pairs if the model has a next-sentence head and two token types."""
@@ -155,7 +156,7 @@ class EncoderBridge(Bridge):
         if "seq_relationship_logits" in outputs:
             # One prediction per row.
             logits, targets = outputs["seq_relationship_logits"][:, None], rows["token_types"][:, -1:]
-            loss += mean_cross_entropy(logits, targets, np.ones(targets.shape))
+            loss += mean_cross_entropy(logits, targets, jnp.ones(targets.shape))
         return loss
 
     def nearest_config(self, model: Bert, objective: Any) -> dict[str, Any]:

@@ -46,6 +46,27 @@ class Source:
     """Folder of the weights, which is `home` or a subfolder of it. None for a model that was not imported."""
     tokenizer: Tokenizer | None = None
 
+    @property
+    def opened(self) -> Folder:
+        """The folder of the weights.
+
+        Raises:
+          InputError: there is none.
+        """
+        if self.folder is None:
+            raise InputError(f"{self.home}: holds no weights; expected a Hugging Face folder")
+        return self.folder
+
+    def require_tokenizer(self) -> Tokenizer:
+        """The folder's tokenizer.
+
+        Raises:
+          InputError: there is none.
+        """
+        if self.tokenizer is None:
+            raise InputError(f"{self.home}: holds no tokenizer; expected one")
+        return self.tokenizer
+
 
 class Bridge:
     """Defines how a kind of model is used in jaxformer, and how the corresponding class of transformers is called."""
@@ -136,5 +157,5 @@ def stack_sizes(stack: Transformer) -> dict[str, int]:
 
 def text_sizes(model: Model) -> dict[str, int]:
     """Returns the sizes of a text model with one stack."""
-    limits, (stack, *_) = model.text_limits, model.stacks().values()
+    limits, (stack, *_) = model.require_text_limits(), model.stacks().values()
     return {**stack_sizes(stack), "vocab_size": limits.vocab, "max_position_embeddings": limits.max_length}

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
 
 from jaxformer.config import Objective
@@ -21,6 +20,7 @@ from jaxformer.interop.huggingface.folders import CONFIG
 from jaxformer.interop.huggingface.labels import MANY, REGRESSION, label_fields, read_labels, read_problem_type
 from jaxformer.interop.huggingface.table import ParamMapping, Table
 from jaxformer.layers.pooling import Pooling
+from jaxformer.models.base import Model
 from jaxformer.models.classifier import Classifier
 from jaxformer.objectives.classification import Classification
 from jaxformer.objectives.question_answering import QuestionAnswering
@@ -41,8 +41,8 @@ class ClassifierBridge(Bridge):
         """Returns the objective for the pooling, the labels and the problem type of the model."""
         if model.pooling == "none":
             return QuestionAnswering() if model.labels == SPAN else Tagging()
-        where = str(source.folder.path / CONFIG)
-        kind = read_problem_type(source.folder.config, model.labels, where)
+        where = str(source.opened.path / CONFIG)
+        kind = read_problem_type(source.opened.config, model.labels, where)
         return Regression() if kind == REGRESSION else Classification(many=kind == MANY)
 
     def task(self, source: Source, model: Classifier, objective: Any) -> Task:
@@ -51,7 +51,7 @@ class ClassifierBridge(Bridge):
         if isinstance(objective, Tagging):
             return TagTokens(model.labels, length)
         if isinstance(objective, QuestionAnswering):
-            return answer_spans(length, source.tokenizer)
+            return answer_spans(length, source.require_tokenizer())
         if isinstance(objective, Regression):
             kind = "regression"
         else:
@@ -70,7 +70,7 @@ class ClassifierBridge(Bridge):
         decoder, spans = model.backbone.is_generative, answers_spans(model, objective)
         head = "TokenClassification" if model.pooling == "none" else "SequenceClassification"
         architecture = f"{'Llama' if decoder else 'Bert'}For{'QuestionAnswering' if spans else head}"
-        problem = getattr(objective, "problem_type", None)
+        problem = None if objective is None else objective.problem_type
         return {
             "model_type": "llama" if decoder else "bert",
             "architectures": [architecture],
@@ -94,7 +94,7 @@ def with_head(
     pooling: Pooling,
     head: list[ParamMapping],
     renamed: Mapping[str, str] | None = None,
-    adapt: Callable[[ConfigReader, nn.Module], nn.Module] = lambda reader, backbone: backbone,
+    adapt: Callable[[ConfigReader, Model], Model] = lambda reader, backbone: backbone,
 ) -> Family:
     """Derives the family of classifiers from the family of their backbone.
 
@@ -147,7 +147,7 @@ def classifier_table(base: Table, head: list[ParamMapping], renamed: Mapping[str
     rows = [
         dataclasses.replace(
             row,
-            ours=tuple(BACKBONE + path for path in row.paths) if len(row.paths) > 1 else BACKBONE + row.paths[0],
+            ours=BACKBONE + row.ours if isinstance(row.ours, str) else tuple(BACKBONE + path for path in row.ours),
             theirs=name(row.theirs),
             requires=row.requires and BACKBONE + row.requires,
             excludes=row.excludes and BACKBONE + row.excludes,
@@ -161,7 +161,7 @@ def _linear(theirs: str) -> list[ParamMapping]:
     return linear("head", theirs, "c d -> d c")
 
 
-def _pooled(reader: ConfigReader, backbone: nn.Module) -> nn.Module:
+def _pooled(reader: ConfigReader, backbone: Model) -> Model:
     """Adds a pooler to the backbone. In RoBERTa it is part of the classification head."""
     del reader
     return dataclasses.replace(backbone, prediction_heads=("pooler",))

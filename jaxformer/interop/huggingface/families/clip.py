@@ -101,13 +101,16 @@ def build_clip(reader: ConfigReader, names: Collection[str]) -> Clip:
         nested.get("projection_dim")  # Only used by the towers as separate models.
     end = text_reader.get("eos_token_id", 49_407)
     defaults = {"width": 512, "inner": 2048, "heads": 8, "activation": "quick_gelu", "epsilon": 1e-5}
-    text = {"causal": True, "pooling": "highest" if end == HIGHEST else "end"}
-    text |= {} if end == HIGHEST else {"end_id": end}
-    text |= _text_fields(text_reader, defaults, vocab=49_408, length=77)
+    text = _text_fields(text_reader, defaults, vocab=49_408, length=77)
     defaults |= {"width": 768, "inner": 3072, "heads": 12}
     vision = _vision_fields(vision_reader, defaults, patch=32)
     scale = math.exp(reader.number("logit_scale_init_value", 2.6592))
-    model = _made(reader, lambda: Clip(ImageTower(**vision), TextTower(**text), width, scale))
+
+    def make() -> Clip:
+        pooling, end_id = ("highest", None) if end == HIGHEST else ("end", end)
+        return Clip(ImageTower(**vision), TextTower(**text, causal=True, pooling=pooling, end_id=end_id), width, scale)
+
+    model = _made(reader, make)
     return _finished(model, reader, text_reader, vision_reader)
 
 
@@ -116,13 +119,17 @@ def build_siglip(reader: ConfigReader, names: Collection[str]) -> Clip:
     del names
     text_reader, vision_reader = _nested(reader, "text_config"), _nested(reader, "vision_config")
     defaults = {"width": 768, "inner": 3072, "heads": 12, "activation": "gelu_pytorch_tanh", "epsilon": 1e-6}
-    text = {"causal": False, "pad_id": text_reader.get("pad_token_id", 1)}
-    text |= _text_fields(text_reader, defaults, vocab=32_000, length=64)
+    pad_id = text_reader.get("pad_token_id", 1)
+    text = _text_fields(text_reader, defaults, vocab=32_000, length=64)
     vision = _vision_fields(vision_reader, defaults, patch=16)
-    vision |= {"pooling": "attention", "embedding_norm": False, "patch_bias": True}
     vision_reader.must("vision_use_head", True)
     text_reader.must("projection_size", vision["transformer"].width)
-    model = _made(reader, lambda: Clip(ImageTower(**vision), TextTower(**text), None, 10.0, -10.0))
+
+    def make() -> Clip:
+        images = ImageTower(**vision, pooling="attention", embedding_norm=False, patch_bias=True)
+        return Clip(images, TextTower(**text, causal=False, pad_id=pad_id), None, 10.0, -10.0)
+
+    model = _made(reader, make)
     return _finished(model, reader, text_reader, vision_reader)
 
 
@@ -232,7 +239,7 @@ def _vision_sizes(vision: ImageTower) -> dict[str, Any]:
     return {**geometry, **_sizes(vision.transformer)}
 
 
-def with_end(model: Clip, end_id: int) -> Clip:
+def with_end(model: Model, end_id: int) -> Model:
     """Returns the model with pooling of the token `end_id`, for texts that end with it."""
     return dataclasses.replace(model, text=dataclasses.replace(model.text, pooling="end", end_id=end_id))
 
@@ -257,7 +264,8 @@ class ClipBridge(Bridge):
         run = without_unused_ids(run)
         if run.model.text.pooling != "last" or run.model.text.pad_id is not None:
             return run
-        model = with_end(run.model, run.tokenizer.template("encoder").single[-1].content)
+        ending = run.require_tokenizer().template("encoder").single[-1].content
+        model = with_end(run.model, int(ending))
         return replaced(run, model, run.params, run.tokenizer)
 
     def outputs(self, model: Clip, output: Any, objective: Any = None) -> dict[str, jax.Array]:

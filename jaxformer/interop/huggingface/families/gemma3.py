@@ -7,7 +7,7 @@ from jaxformer.errors import InputError
 from jaxformer.interop.huggingface.config_reader import ConfigReader
 from jaxformer.interop.huggingface.families.family import ACTIVATIONS, NAMES, Family, shortest_period, stack
 from jaxformer.interop.huggingface.families.gpt2 import BRIDGE
-from jaxformer.interop.huggingface.families.llama import rope_fields, rotary_of
+from jaxformer.interop.huggingface.families.llama import rope_fields, rotary_in, rotary_of
 from jaxformer.interop.huggingface.families.rows import gated_mlp, llama_attention, norm
 from jaxformer.interop.huggingface.table import ParamMapping, Table
 from jaxformer.layers.attention import Attention
@@ -122,7 +122,9 @@ def describe(model: Gpt) -> dict[str, Any]:
     of_kind = dict(zip(kinds, blocks, strict=True))
     attention = blocks[0].attention
     groups, head_dim = attention.sizes(config.heads, config.width)
-    rotary = {kind: of_kind[kind].position_embedding if kind in of_kind else Rotary(BASES[kind]) for kind in BASES}
+    rotary = {
+        kind: rotary_in(of_kind[kind].position_embedding) if kind in of_kind else Rotary(BASES[kind]) for kind in BASES
+    }
     return {
         "architectures": ["Gemma3ForCausalLM"],
         "vocab_size": model.vocab,

@@ -98,8 +98,9 @@ class DecoderBridge(Bridge):
 
     def objective(self, source: Source, model: Gpt) -> Objective:
         """Returns a causal LM objective with the decoding settings of the folder."""
-        decoding = read_decoding(source.folder, Decoding(), source.tokenizer)
-        return CausalLM(decoding=decoding, beginning=begins_texts(source.tokenizer, source.folder.path))
+        folder, tokenizer = source.opened, source.require_tokenizer()
+        decoding = read_decoding(folder, Decoding(), tokenizer)
+        return CausalLM(decoding=decoding, beginning=begins_texts(tokenizer, folder.path))
 
     def task(self, source: Source, model: Gpt, objective: Any) -> Task:
         """Returns a task for rows of text."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import flax.linen as nn
 
+from jaxformer.errors import InputError
 from jaxformer.interop.huggingface.config_reader import ConfigReader
 from jaxformer.interop.huggingface.families.family import ACTIVATIONS, NAMES, Family, stack
 from jaxformer.interop.huggingface.families.gpt2 import BRIDGE
@@ -17,7 +18,7 @@ from jaxformer.interop.huggingface.table import ParamMapping, Table
 from jaxformer.layers.attention import Attention
 from jaxformer.layers.mlp import GatedMlp
 from jaxformer.layers.norms import HeadRMSNorm, RMSNorm
-from jaxformer.layers.positions import Rotary
+from jaxformer.layers.positions import Rotary, Scaling
 from jaxformer.models.gpt import Gpt
 
 LAYER, OURS = "model.layers.{l}", "transformer/blocks"
@@ -53,7 +54,7 @@ ROPE = {
     "high_freq_factor": "high",
 }
 """Fields of `Rotary` that scale positions, by their names in transformers."""
-SCALINGS = {"none": (), "linear": ("factor",), "llama3": tuple(ROPE)}
+SCALINGS: Mapping[Scaling, tuple[str, ...]] = {"none": (), "linear": ("factor",), "llama3": tuple(ROPE)}
 """Supported scaling types of rotary positions, with the fields that each requires."""
 
 
@@ -154,11 +155,11 @@ def rotary_of(reader: ConfigReader, name: str, rope: Mapping[str, Any]) -> Rotar
     """
     rope = dict(rope)
     older = rope.pop("type", "default")
-    kind = rope.pop("rope_type", older)
-    kind = {"default": "none"}.get(kind, kind)
+    said = rope.pop("rope_type", older)
     base = float(rope.pop("rope_theta"))
-    if kind not in SCALINGS:
-        raise reader.error(f"{name}.rope_type", kind, "default, linear or llama3")
+    kind: Scaling | None = next((name for name in SCALINGS if name == {"default": "none"}.get(said, said)), None)
+    if kind is None:
+        raise reader.error(f"{name}.rope_type", said, "default, linear or llama3")
     if rope.pop("partial_rotary_factor", 1.0) != 1.0:
         raise reader.error(f"{name}.partial_rotary_factor", "below 1", "1")
     if kind != "llama3":
@@ -166,6 +167,18 @@ def rotary_of(reader: ConfigReader, name: str, rope: Mapping[str, Any]) -> Rotar
     if set(rope) != set(SCALINGS[kind]):
         raise reader.error(name, rope, f"these fields for {kind}: {', '.join(SCALINGS[kind]) or 'none'}")
     return Rotary(base, kind, **{ROPE[field]: value for field, value in rope.items()})
+
+
+def rotary_in(positions: nn.Module | None) -> Rotary:
+    """Returns the position scheme of blocks, which must be rotary.
+
+    Raises:
+      InputError: if it is another one.
+    """
+    if not isinstance(positions, Rotary):
+        kind = None if positions is None else type(positions).__name__
+        raise InputError(f"model.transformer.position_embedding={kind}: expected Rotary")
+    return positions
 
 
 def rope_fields(positions: Rotary) -> dict[str, Any]:
@@ -193,7 +206,7 @@ def describe_decoder(model: Gpt) -> dict[str, Any]:
         "rms_norm_eps": config.norm.epsilon,
         "attention_dropout": config.attention_dropout,
         "tie_word_embeddings": model.tie_embeddings,
-        **rope_fields(config.position_embedding),
+        **rope_fields(rotary_in(config.position_embedding)),
     }
 
 

@@ -76,7 +76,7 @@ def build(reader: ConfigReader, names: Collection[str]) -> EncoderDecoder:
     reader.must("static_position_embeddings", True)
     reader.must("normalize_embedding", False)
     return EncoderDecoder(
-        **stacks(reader),
+        *stacks(reader),
         vocab=vocab,
         max_length=reader.integer("max_position_embeddings", 1024),
         scale_embeddings=reader.flag("scale_embedding", False),
@@ -85,8 +85,8 @@ def build(reader: ConfigReader, names: Collection[str]) -> EncoderDecoder:
     )
 
 
-def stacks(reader: ConfigReader) -> dict[str, Transformer]:
-    """Builds both stacks for a Marian or BART config."""
+def stacks(reader: ConfigReader) -> tuple[Transformer, Transformer]:
+    """Builds the encoder and the decoder for a Marian or BART config."""
     for name in ("normalize_before", "add_final_layer_norm", "add_bias_logits"):
         reader.must(name, False)
     reader.get("num_hidden_layers")  # Same value as encoder_layers.
@@ -106,7 +106,7 @@ def stacks(reader: ConfigReader) -> dict[str, Transformer]:
             attention_dropout=reader.rate("attention_dropout"),
         )
 
-    return {"encoder": make("encoder"), "decoder": make("decoder")}
+    return make("encoder"), make("decoder")
 
 
 def describe(model: EncoderDecoder) -> dict[str, Any]:
@@ -159,10 +159,11 @@ class EncoderDecoderBridge(Bridge):
 
     def objective(self, source: Source, model: EncoderDecoder) -> Objective:
         """Returns a sequence-to-sequence objective with the decoding settings of the folder."""
+        folder, tokenizer = source.opened, source.require_tokenizer()
         return Seq2SeqLM(
-            decoding=read_decoding(source.folder, Decoding(max_new_tokens=128), source.tokenizer),
-            start=start_token(source.folder, source.tokenizer),
-            beginning=begins_texts(source.tokenizer, source.folder.path),
+            decoding=read_decoding(folder, Decoding(max_new_tokens=128), tokenizer),
+            start=start_token(folder, tokenizer),
+            beginning=begins_texts(tokenizer, folder.path),
         )
 
     def task(self, source: Source, model: EncoderDecoder, objective: Any) -> Task:
@@ -189,7 +190,7 @@ class EncoderDecoderBridge(Bridge):
         return {
             "model_type": "t5",
             "architectures": ["T5ForConditionalGeneration"],
-            "vocab_size": model.text_limits.vocab,
+            "vocab_size": model.require_text_limits().vocab,
             "d_model": encoder.width,
             "num_layers": encoder.depth,
             "num_heads": decoder.heads,

@@ -10,7 +10,7 @@ from jaxformer.interop.huggingface.families.bert import BRIDGE
 from jaxformer.interop.huggingface.families.classifiers import BRIDGE as CLASSIFIERS_BRIDGE
 from jaxformer.interop.huggingface.families.classifiers import SPAN, classifier_table
 from jaxformer.interop.huggingface.families.family import ACTIVATIONS, MARKS, NAMES, Family, shortest_period, stack
-from jaxformer.interop.huggingface.families.llama import ROPE, SCALINGS, rotary_of
+from jaxformer.interop.huggingface.families.llama import ROPE, SCALINGS, rotary_in, rotary_of
 from jaxformer.interop.huggingface.families.rows import linear, norm
 from jaxformer.interop.huggingface.labels import label_fields, read_labels
 from jaxformer.interop.huggingface.table import ParamMapping, Table
@@ -159,7 +159,7 @@ def _block_fields(config: Transformer) -> dict[str, Any]:
     of_kind = dict(zip(reversed(kinds), reversed(blocks), strict=True))
     fields: dict[str, Any] = {"layer_types": kinds, "rope_parameters": {}}
     for kind, (older, default) in BASES.items():
-        positions = of_kind[kind].position_embedding if kind in of_kind else Rotary(default)
+        positions = rotary_in(of_kind[kind].position_embedding) if kind in of_kind else Rotary(default)
         scaling = {
             theirs: getattr(positions, ours) for theirs, ours in ROPE.items() if theirs in SCALINGS[positions.scaling]
         }
@@ -230,7 +230,7 @@ def _classifier(architecture: str, pooled: bool, span: bool = False) -> Family:
             "classifier_dropout": model.dropout,
             "classifier_pooling": poolings[model.pooling],
         }
-        return describe(model.backbone) | named | own
+        return dict(FAMILY.describe(model.backbone)) | named | own
 
     return dataclasses.replace(
         FAMILY,

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Collection
 from typing import Any
 
+from jaxformer.errors import InputError
 from jaxformer.interop.huggingface.config_reader import ConfigReader
 from jaxformer.interop.huggingface.families.family import ACTIVATIONS, NAMES, Family, stack
 from jaxformer.interop.huggingface.families.marian import EncoderDecoderBridge
@@ -129,7 +130,9 @@ def describe_mt5(model: T5) -> dict[str, Any]:
 
 
 def _fields(model: T5) -> dict[str, Any]:
-    stack = model.encoder
+    stack, positions = model.encoder, model.encoder.position_embedding
+    if not isinstance(positions, RelativePositions):
+        raise InputError("model.encoder.position_embedding: expected RelativePositions")
     act = NAMES[stack.mlp.activation]
     if isinstance(stack.mlp, GatedMlp):
         act = {"gelu_new": "gated-gelu", "relu": "gated-relu", "silu": "gated-silu"}[act]
@@ -143,8 +146,8 @@ def _fields(model: T5) -> dict[str, Any]:
         "num_layers": stack.depth,
         "num_decoder_layers": model.decoder.depth,
         "num_heads": stack.heads,
-        "relative_attention_num_buckets": stack.position_embedding.buckets,
-        "relative_attention_max_distance": stack.position_embedding.longest,
+        "relative_attention_num_buckets": positions.buckets,
+        "relative_attention_max_distance": positions.longest,
         "dropout_rate": stack.dropout,
         "layer_norm_epsilon": stack.norm.epsilon,
         "feed_forward_proj": act,

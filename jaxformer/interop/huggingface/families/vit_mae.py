@@ -105,9 +105,10 @@ def describe(model: MaskedAutoencoder) -> dict[str, Any]:
 
 def constants(model: MaskedAutoencoder) -> dict[str, np.ndarray]:
     """Computes the tensors of fixed position embeddings, by name."""
-    bare, count = model.decoder is None, 1 + model.patches
-    found = {f"{'' if bare else 'vit.'}embeddings.position_embeddings": positions((1, count, model.transformer.width))}
-    return found if bare else found | {"decoder.decoder_pos_embed": positions((1, count, model.decoder.width))}
+    decoder, count = model.decoder, 1 + model.patches
+    prefix = "" if decoder is None else "vit."
+    found = {f"{prefix}embeddings.position_embeddings": positions((1, count, model.transformer.width))}
+    return found if decoder is None else found | {"decoder.decoder_pos_embed": positions((1, count, decoder.width))}
 
 
 class MaskedAutoencoderBridge(ImageBridge):

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxformer.data.tokenizers import Tokenizer
+from jaxformer.data.tokenizers import Tokenizer, training
 from jaxformer.data.tokenizers.json_tokenizer import JsonTokenizer
 from jaxformer.data.tokenizers.marian import MarianTokenizer
 from jaxformer.data.tokenizers.sentence_piece import SentencePieceTokenizer
@@ -42,9 +42,7 @@ def permuted(tokenizer: Tokenizer, order: np.ndarray) -> Tokenizer:
 
 
 def _sentencepiece(model: bytes, order: np.ndarray, pad: str) -> bytes:
-    from sentencepiece import sentencepiece_model_pb2
-
-    proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+    proto = training.parsed(model)
     pieces = [proto.pieces[number] for number in order]
     places = {int(old): new for new, old in enumerate(order)}
     result = type(proto).FromString(model)

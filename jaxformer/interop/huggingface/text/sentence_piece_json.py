@@ -8,6 +8,7 @@ texts with combining marks that are not in canonical order or that follow a repl
 import unicodedata
 from typing import Any
 
+from jaxformer.data.tokenizers import training
 from jaxformer.data.tokenizers.sentence_piece import SPACE
 from jaxformer.errors import InputError
 
@@ -22,9 +23,8 @@ def to_json_tokenizer(model: bytes) -> Any:
       InputError: If the library does not support this kind of model.
     """
     import tokenizers
-    from sentencepiece import sentencepiece_model_pb2
 
-    proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+    proto = training.parsed(model)
     kinds = {proto.trainer_spec.UNIGRAM: _unigram, proto.trainer_spec.BPE: _bpe}
     if proto.trainer_spec.model_type not in kinds or proto.trainer_spec.treat_whitespace_as_suffix:
         raise InputError("unsupported SentencePiece model; expected unigram or BPE with spaces before words")

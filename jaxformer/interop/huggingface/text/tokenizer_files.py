@@ -34,8 +34,8 @@ SENTINELS = 100
 """Default number of sentinel tokens in T5 tokenizers."""
 BERT = {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "mask": "[MASK]"}
 ROBERTA = {"bos": "<s>", "eos": "</s>", "sep": "</s>", "cls": "<s>", "unk": "<unk>", "pad": "<pad>", "mask": "<mask>"}
-GPT2 = dict.fromkeys(("unk", "bos", "eos"), "<|endoftext|>")
-QWEN2 = dict.fromkeys(("unk", "eos", "pad"), "<|endoftext|>")
+GPT2: dict[str, str] = dict.fromkeys(("unk", "bos", "eos"), "<|endoftext|>")
+QWEN2: dict[str, str] = dict.fromkeys(("unk", "eos", "pad"), "<|endoftext|>")
 LLAMA = {"unk": "<unk>", "bos": "<s>", "eos": "</s>"}
 GEMMA = {"unk": "<unk>", "bos": "<bos>", "eos": "<eos>", "pad": "<pad>", "mask": "<mask>"}
 T5 = {"eos": "</s>", "unk": "<unk>", "pad": "<pad>"}

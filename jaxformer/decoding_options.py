@@ -1,0 +1,58 @@
+"""Command line options of models that generate."""
+
+
+def _ids(word: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in word.split(","))
+
+
+def _sequences(word: str) -> tuple[tuple[int, ...], ...]:
+    return tuple(_ids(part.replace("+", ",")) for part in word.split(","))
+
+
+def _decay(word: str) -> tuple[int, float]:
+    start, factor = word.split(",")
+    return int(start), float(factor)
+
+
+def _flag(word: str) -> bool:
+    if word.lower() not in ("true", "false"):
+        raise ValueError(word)
+    return word.lower() == "true"
+
+
+DECODING = {
+    "max_new_tokens": (int, "maximum number of new tokens"),
+    "temperature": (
+        float,
+        "sampling temperature: lower is less random, above 1 more random; 0 always takes the likeliest token",
+    ),
+    "top_k": (int, "sample from this many of the likeliest tokens"),
+    "top_p": (float, "sample from the smallest set of likeliest tokens that has this total probability"),
+    "min_p": (float, "sample from tokens with at least this fraction of the likeliest token's probability"),
+    "repetition_penalty": (float, "above 1 makes tokens that occurred before less likely"),
+    "num_beams": (int, "number of beams of a beam search; 1 turns it off"),
+    "length_penalty": (float, "for beam search: above 0 favours long outputs"),
+    "early_stopping": (str, "when a beam search ends: False, True or never (as in transformers)"),
+    "seed": (int, "random seed of the sampling"),
+    "max_length": (int, "maximum number of tokens of prompt and output together; replaces max_new_tokens"),
+    "min_new_tokens": (int, "minimum number of new tokens before the EOS token"),
+    "min_length": (int, "minimum number of tokens of prompt and output together before the EOS token"),
+    "eos_token_ids": (_ids, "tokens that end an output, such as 2,7; by default the tokenizer's EOS token"),
+    "typical_p": (float, "locally typical sampling from tokens that have this total probability"),
+    "epsilon_cutoff": (float, "sample from tokens with at least this probability"),
+    "eta_cutoff": (float, "like epsilon_cutoff, but lower when the model is uncertain"),
+    "encoder_repetition_penalty": (float, "above 1 makes tokens of the prompt more likely"),
+    "no_repeat_ngram_size": (int, "length of the n-grams that may not occur twice"),
+    "encoder_no_repeat_ngram_size": (int, "length of the prompt's n-grams that may not occur in the output"),
+    "bad_words_ids": (_sequences, "token sequences that are never generated, such as 5,6+7: 5, and 6 followed by 7"),
+    "suppress_tokens": (_ids, "tokens that are never generated, such as 5,6"),
+    "begin_suppress_tokens": (_ids, "tokens that are never generated as the first token"),
+    "forced_bos_token_id": (int, "first token to generate after a start token or a prompt of one token"),
+    "forced_eos_token_ids": (_ids, "one of these tokens is generated last when the maximum length is reached"),
+    "exponential_decay_length_penalty": (
+        _decay,
+        "START,FACTOR: after START new tokens the EOS token becomes more likely, exponentially by FACTOR",
+    ),
+    "renormalize_logits": (_flag, "true: normalize the scores of a beam search after all these changes"),
+}
+"""Type and help text of each field of `Decoding`, repeated here because the module of `Decoding` imports jax."""

@@ -1,0 +1,125 @@
+"""Compares the answers of a run to pictures with those of transformers, which loads the folder of the run."""
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from PIL import Image
+
+from jaxformer.interop.parity.compare import on_cpu, reading, their_tokenizer
+from jaxformer.interop.parity.lines import Line
+from jaxformer.interop.parity.sides import TEXTS, Sides, line
+from jaxformer.runs.run import Run
+
+PICTURES = ((53, 37), (24, 64))
+"""Heights and widths in pixels. Neither is square; one is wider and one is taller than the model's input."""
+
+
+def classified(sides: Sides) -> Iterator[Line]:
+    """Compares label probabilities of pictures."""
+    names = sides.run.model.labels
+    if sides.run.model.channels == 3:
+        classify = sides.pipeline("image-classification", top_k=len(names))
+    else:  # The pipeline converts all pictures to RGB.
+        classify = _without_pipeline(sides)
+    with _pictures(sides.run) as paths:
+        ours = [[dict(answer.labels)[name] for name in names] for answer in sides.predict(paths)]
+        scores = [{choice["label"]: choice["score"] for choice in classify(path)} for path in paths]
+    yield line("labels", f"{len(ours)} pictures", ours, [[found[name] for name in names] for found in scores])
+
+
+def _without_pipeline(sides: Sides) -> Callable[[str], list[dict[str, Any]]]:
+    """Returns a function that computes the results of an image pipeline, without conversion of pictures to RGB."""
+    network, process = sides.network(transformers.AutoModelForImageClassification), _processor(sides)
+
+    def classify(path: str) -> list[dict[str, Any]]:
+        with torch.no_grad(), Image.open(path) as picture:
+            shares = network(**process(picture, return_tensors="pt")).logits[0].softmax(-1).tolist()
+        return [{"label": network.config.id2label[number], "score": share} for number, share in enumerate(shares)]
+
+    return classify
+
+
+def _processor(sides: Sides) -> Any:
+    """Loads the image processor of the folder."""
+    with reading("AutoImageProcessor"):
+        return transformers.AutoImageProcessor.from_pretrained(sides.folder, local_files_only=True)
+
+
+def embedded(sides: Sides) -> Iterator[Line]:
+    """Compares unit-length vectors of pictures."""
+    network, process, theirs = sides.network(transformers.AutoModel), _processor(sides), []
+    with _pictures(sides.run) as paths:
+        ours = [answer.vector for answer in sides.predict(paths)]
+        for path in paths:
+            with torch.no_grad(), Image.open(path) as picture:
+                output = network(**process(picture, return_tensors="pt"))
+            vector = output.last_hidden_state[0, 0].numpy()
+            theirs.append(vector / np.linalg.norm(vector))
+    yield line("vectors", f"{len(ours)} pictures", ours, theirs)
+
+
+def ranked(sides: Sides) -> Iterator[Line]:
+    """Compares the probabilities of texts for pictures."""
+    texts = sides.short(TEXTS)
+    if not texts or sides.run.model.part("images")[1].channels != 3:  # The pipeline converts all pictures to RGB.
+        return
+    # The pipeline pads texts to 64 tokens for every SigLIP model, whatever its maximum length.
+    masks = "segments" in sides.run.model.inputs()
+    rank = _piped(sides, texts) if masks else _padded(sides, texts)
+    with _pictures(sides.run) as paths:
+        with on_cpu():
+            ours = [[dict(answer.ranking)[text] for text in texts] for answer in sides.run.rank(paths, texts)]
+        theirs = [rank(path) for path in paths]
+    yield line("ranked texts", f"{len(texts)} texts for {len(ours)} pictures", ours, theirs)
+
+
+def _piped(sides: Sides, texts: Sequence[str]) -> Callable[[str], list[float]]:
+    """Returns a function that computes the probabilities of the texts for an image file, with the pipeline."""
+    classify = sides.pipeline("zero-shot-image-classification")
+
+    def rank(path: str) -> list[float]:
+        found = classify(path, candidate_labels=texts, hypothesis_template="{}")
+        return [{choice["label"]: choice["score"] for choice in found}[text] for text in texts]
+
+    return rank
+
+
+def _padded(sides: Sides, texts: Sequence[str]) -> Callable[[str], list[float]]:
+    """Returns a function that computes the probabilities of the texts for an image file, with the model.
+
+    Texts are padded to the maximum length of the model.
+    """
+    network, process, tokenizer = (
+        sides.network(transformers.AutoModel),
+        _processor(sides),
+        their_tokenizer(sides.folder),
+    )
+    longest = sides.run.model.require_text_limits().max_length
+    tokens = tokenizer(list(texts), padding="max_length", max_length=longest, return_tensors="pt").input_ids
+
+    def rank(path: str) -> list[float]:
+        with torch.no_grad(), Image.open(path) as picture:
+            output = network(input_ids=tokens, **process(picture, return_tensors="pt"))
+        return output.logits_per_image[0].sigmoid().tolist()
+
+    return rank
+
+
+@contextlib.contextmanager
+def _pictures(run: Run) -> Iterator[list[str]]:
+    """Yields paths of generated pictures with the number of channels of the model."""
+    channels = run.model.part("images")[1].channels
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        paths = []
+        for number, (height, width) in enumerate(PICTURES):
+            coarse = rng.integers(0, 256, (6, 5) if channels == 1 else (6, 5, 3), np.uint8)
+            paths.append(str(Path(folder) / f"{number}.png"))
+            Image.fromarray(coarse).resize((width, height), Image.Resampling.BILINEAR).save(paths[-1])
+        yield paths

@@ -1,0 +1,94 @@
+"""Run and its exported folder, whose answers to raw inputs are compared."""
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import transformers
+
+from jaxformer.config import override
+from jaxformer.interop.parity.compare import on_cpu, one_by_one, reading
+from jaxformer.interop.parity.lines import Line
+from jaxformer.objectives.base import Objective
+from jaxformer.runs.run import Run
+
+ObjectiveT = TypeVar("ObjectiveT", bound=Objective)
+ANSWERS = 1e-4
+"""Tolerance for probabilities and unit vectors, and for regression values relative to the largest (or 1)."""
+# No whitespace at the ends: `predict` strips it, but transformers does not.
+TEXTS = ("The dog ran.", "It has 3 naïve cats!", "a  light  shone")
+SPECIALS = 8
+"""Upper bound for the number of special tokens that a layout adds to a text or a pair."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sides:
+    """Run, and the exported folder of the run that transformers loads."""
+
+    run: Run
+    """Run that computes in float32 on the CPU, with parameters rounded to the compared dtype."""
+    folder: Path
+    """Hugging Face folder."""
+    round: Callable[[torch.nn.Module], None]
+    """Function that rounds the weights of a network of the folder to the compared dtype, in place."""
+
+    def predict(self, inputs: Sequence[str]) -> list[Any]:
+        """Returns the answers of the run."""
+        with on_cpu():
+            return self.run.predict(list(inputs))
+
+    def pipeline(self, task: str, **settings: Any) -> Any:
+        """Loads a transformers pipeline from the folder."""
+        with reading(f"a pipeline for {task}"), warnings.catch_warnings(action="ignore"):
+            make: Any = transformers.pipeline  # Its overloads know no task that is computed.
+            found = make(task, str(self.folder), device="cpu", dtype=torch.float32, **settings)
+        self.round(found.model)
+        return found
+
+    def network(self, auto: Any) -> Any:
+        """Loads the model of the folder with an auto class of transformers."""
+        with reading(auto.__name__):
+            found = auto.from_pretrained(self.folder, dtype=torch.float32, local_files_only=True).eval()
+        one_by_one(found)
+        self.round(found)
+        return found
+
+    def objective(self, kind: type[ObjectiveT]) -> ObjectiveT:
+        """Returns the objective of the run, which must be of this kind."""
+        found = self.run.objective
+        if not isinstance(found, kind):
+            raise TypeError(f"the objective is a {type(found).__name__}; expected a {kind.__name__}")
+        return found
+
+    def with_objective(self, **changes: Any) -> "Sides":
+        """Returns a copy with changed settings of the run's objective."""
+        experiment = override(self.run.experiment, {f"objective.{name}": value for name, value in changes.items()})
+        return dataclasses.replace(self, run=dataclasses.replace(self.run, experiment=experiment))
+
+    def only_pieces(self, network: torch.nn.Module) -> None:
+        """Makes a network assign no probability to ids that the tokenizer does not have, as `predict` does."""
+        size = self.run.require_tokenizer().vocab_size
+
+        def remove(module: torch.nn.Module, inputs: Any, output: Any) -> None:
+            output.logits[..., size:] = -torch.inf
+
+        network.register_forward_hook(remove)
+
+    def short(self, texts: Sequence[Any], parts: Callable[[Any], Sequence[str]] = lambda text: [text]) -> list[Any]:
+        """Selects the texts that fit the maximum length of the model, so that neither side truncates."""
+        tokenizer, longest = self.run.require_tokenizer(), self.run.model.require_text_limits().max_length
+        sizes = [sum(len(tokenizer.encode(part)) for part in parts(text)) for text in texts]
+        return [text for text, size in zip(texts, sizes, strict=True) if size + SPECIALS <= longest]
+
+
+def line(what: str, where: str, ours: Sequence[Any], theirs: Sequence[Any]) -> Line:
+    """Compares numbers. The difference is the largest one, relative to the largest reference value (or 1)."""
+    mine, other = (np.asarray(side, np.float64) for side in (ours, theirs))
+    if mine.shape != other.shape:
+        return Line(what, where, float("inf"), ANSWERS, f"shapes {mine.shape} here and {other.shape} in PyTorch")
+    difference = float(np.abs(mine - other).max(initial=0))
+    return Line(what, where, difference / max(1.0, np.abs(other).max(initial=0)), ANSWERS, "from raw inputs")
