@@ -1,8 +1,8 @@
-"""Where a process is among the processes of a run: from flags, from variables, or from the cluster that started it.
+"""Finds the place of a process among the processes of a run, from flags, environment variables or the cluster.
 
-JAX knows TPU pods, Slurm and Open MPI (`jax._src.clusters`), which are asked here. What it lacks is read from the
-variables of PyTorch's launchers, of SkyPilot and of indexed jobs of Kubernetes, which need no access to its API. A
-process that is alone asks nothing: a look at the environment is all that it pays.
+JAX can detect TPU pods, Slurm and Open MPI (`jax._src.clusters`), and its detection is used here. The variables of
+PyTorch's launchers, SkyPilot and indexed Kubernetes jobs are read in addition; they need no access to the Kubernetes
+API. A single process only looks at its environment variables.
 """
 
 import dataclasses
@@ -16,35 +16,35 @@ from jaxformer.errors import InputError
 
 ADDRESS, COUNT, NUMBER = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 FLAGS = {"coordinator": ADDRESS, "processes": COUNT, "process": NUMBER}
-"""The flags that say where a process is, and the variables that say the same."""
+"""Maps the flags for the place of a process to the environment variables with the same meaning."""
 PORT = 8476
-"""The coordinator's port, where none is given."""
+"""Default port of the coordinator."""
 
 Environment = Mapping[str, str]
 
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """A process among the processes of a run."""
+    """Place of a process among the processes of a run."""
 
     coordinator: str
-    """`HOST:PORT`, where process 0 listens."""
+    """Address `HOST:PORT` at which process 0 listens."""
     processes: int
-    """The number of processes."""
+    """Number of processes."""
     process: int
-    """The number of this one, from 0."""
+    """Index of this process, from 0."""
     gpus: tuple[int, ...] | None = None
-    """Its GPUs among those that it sees; None: all of them."""
+    """Indices of its GPUs among the visible ones. If None, it uses all of them."""
 
     @property
     def address(self) -> tuple[str, int]:
-        """The host and the port of the coordinator."""
+        """Host and port of the coordinator."""
         host, _, port = self.coordinator.rpartition(":")
         return host.strip("[]"), int(port)
 
     @property
     def is_local(self) -> bool:
-        """Whether all processes are on this host, which the coordinator's address says."""
+        """Whether all processes are on this host, judging by the coordinator's address."""
         return self.address[0] in ("localhost", "127.0.0.1", "::1")
 
     def __str__(self) -> str:
@@ -52,14 +52,14 @@ class Place:
 
 
 def find(environ: Environment = os.environ, wait: float = 300) -> Place | None:
-    """The place of this process; None if it is the only one.
+    """Returns the place of this process; None if it is the only one.
 
     Args:
-      environ: the variables to read.
-      wait: seconds that a TPU pod's coordinator may take to have an address.
+      environ: environment variables to read.
+      wait: maximum number of seconds to wait for the address of a TPU pod's coordinator.
 
     Raises:
-      InputError: the variables are incomplete or contradict each other.
+      InputError: If the variables are incomplete or contradict each other.
     """
     given = {flag: environ[name] for flag, name in FLAGS.items() if environ.get(name)}
     if given.keys() == FLAGS.keys() or given.get("processes") == "1":
@@ -74,7 +74,7 @@ def find(environ: Environment = os.environ, wait: float = 300) -> Place | None:
 
 @dataclasses.dataclass(frozen=True)
 class _Found:
-    """A place as far as a cluster says it; None where it does not."""
+    """A place as far as a cluster defines it. Unknown parts are None."""
 
     coordinator: str | None = None
     processes: str | None = None
@@ -87,7 +87,7 @@ class _Found:
 
 
 def _checked(given: dict[str, str], gpus: tuple[int, ...] | None = None) -> Place | None:
-    """The place that these values of flags give; None for a single process."""
+    """Returns the place for these values of the flags; None for a single process."""
     numbers = {}
     for flag in ("processes", "process"):
         if flag in given:
@@ -111,7 +111,7 @@ def _checked(given: dict[str, str], gpus: tuple[int, ...] | None = None) -> Plac
 
 
 def _on_slurm(environ: Environment) -> _Found | None:
-    """A task of `srun`. The script of `sbatch` itself is none, although it has SLURM_NTASKS."""
+    """Returns the place of a task of `srun`. The script of `sbatch` has none, although SLURM_NTASKS is set there."""
     if int(environ.get("SLURM_STEP_NUM_TASKS", "1")) < 2 or "SLURM_PROCID" not in environ:
         return None
     from jax._src.clusters import SlurmCluster  # Reads os.environ.
@@ -123,7 +123,7 @@ def _on_slurm(environ: Environment) -> _Found | None:
 
 
 def left_out(environ: Environment = os.environ) -> str:
-    """A note for a process that is alone where a cluster has room for more; empty elsewhere."""
+    """Returns a note for a process that is alone although the cluster has room for more; otherwise empty."""
     tasks = environ.get("SLURM_NTASKS", "1")
     if tasks != "1" and "SLURM_PROCID" in environ and "SLURM_STEP_NUM_TASKS" not in environ and COUNT not in environ:
         return f"this is the script of a job of {tasks} tasks, not one of them: one process trains; srun starts all"
@@ -131,7 +131,7 @@ def left_out(environ: Environment = os.environ) -> str:
 
 
 def _tasks_of_node(counts: str, node: int) -> int:
-    """The tasks on a node, of Slurm's list for all nodes, such as `8(x2),4`."""
+    """Returns the number of tasks on a node from Slurm's list for all nodes, such as `8(x2),4`."""
     expanded = []
     for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", counts):
         expanded += [int(count)] * int(times or 1)
@@ -139,7 +139,10 @@ def _tasks_of_node(counts: str, node: int) -> int:
 
 
 def _on_open_mpi(environ: Environment) -> _Found | None:
-    """A process of `mpirun`. Only Open MPI before 5 says where mpirun runs, which is where process 0 is expected."""
+    """Returns the place of a process of `mpirun`.
+
+    Process 0 is expected on the host that runs mpirun, which only versions of Open MPI before 5 report.
+    """
     if int(environ.get("OMPI_COMM_WORLD_SIZE", "1")) < 2:
         return None
     from jax._src.clusters import OmpiCluster
@@ -152,7 +155,7 @@ def _on_open_mpi(environ: Environment) -> _Found | None:
 
 
 def _of_torch(environ: Environment) -> _Found | None:
-    """A process of torchrun, or of an operator of Kubernetes that sets the same variables."""
+    """Returns the place of a process of torchrun, or of a Kubernetes operator that sets the same variables."""
     if int(environ.get("WORLD_SIZE") or 1) < 2 or not {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= environ.keys():
         return None
     port = int(environ["MASTER_PORT"]) + ("TORCHELASTIC_RUN_ID" in environ)  # torchrun listens there itself.
@@ -162,7 +165,7 @@ def _of_torch(environ: Environment) -> _Found | None:
 
 
 def _on_sky_pilot(environ: Environment) -> _Found | None:
-    """The process of a node of SkyPilot."""
+    """Returns the place of the process of a SkyPilot node."""
     nodes = environ.get("SKYPILOT_NODE_IPS", "").split()
     if len(nodes) < 2 or "SKYPILOT_NODE_RANK" not in environ:
         return None
@@ -170,7 +173,7 @@ def _on_sky_pilot(environ: Environment) -> _Found | None:
 
 
 def _of_indexed_job(environ: Environment) -> _Found | None:
-    """A pod of an indexed job of Kubernetes, such as those of a JobSet: it only knows its own number."""
+    """Returns the place of a pod of an indexed Kubernetes job, such as a JobSet: only its index is known."""
     if "JOB_COMPLETION_INDEX" not in environ or ADDRESS not in environ:
         return None
     return _Found(process=environ["JOB_COMPLETION_INDEX"])
@@ -186,7 +189,9 @@ _CLUSTERS: tuple[Callable[[Environment], _Found | None], ...] = (
 
 
 def _on_tpu(environ: Environment, wait: float) -> _Found | None:
-    """A host of a TPU pod or of several slices, by the variables of GKE or Compute Engine's metadata."""
+    """Returns the place of a host of a TPU pod or of several slices, from variables of GKE or metadata of Compute
+    Engine.
+    """
     if not has_tpu(environ):
         return None
     import jax  # noqa: F401  # It finds out whether this is a Cloud TPU VM.
@@ -208,7 +213,7 @@ def _on_tpu(environ: Environment, wait: float) -> _Found | None:
 
 
 def has_tpu(environ: Environment = os.environ) -> bool:
-    """Whether this host has TPUs that JAX would use."""
+    """Returns whether this host has TPUs that JAX would use."""
     platforms = environ.get("JAX_PLATFORMS", "")
     if platforms and "tpu" not in platforms.split(","):
         return False
@@ -217,7 +222,7 @@ def has_tpu(environ: Environment = os.environ) -> bool:
 
 
 def visible_gpus(environ: Environment = os.environ) -> list[str]:
-    """The GPUs of NVIDIA that this process sees, as CUDA_VISIBLE_DEVICES names them."""
+    """Returns the NVIDIA GPUs that this process sees, with their names in CUDA_VISIBLE_DEVICES."""
     listed = environ.get("CUDA_VISIBLE_DEVICES")
     if listed is not None:
         return [name for name in listed.split(",") if name.strip()]
@@ -225,15 +230,15 @@ def visible_gpus(environ: Environment = os.environ) -> list[str]:
 
 
 def own_gpus(environ: Environment, local: int, here: int) -> tuple[int, ...] | None:
-    """The GPUs of one of several processes of a host; None: all that it sees.
+    """Returns the GPUs of one of several processes on a host; None if it uses all that it sees.
 
-    A scheduler may give each process GPUs of its own, or all processes those of the host, which are divided then. (JAX
-    gives each process one, and the first to a process that is alone on its host.)
+    A scheduler gives each process its own GPUs, or gives all processes the GPUs of the host, which are then divided.
+    (JAX's default is one GPU per process, and the first GPU for a process that is alone on its host.)
 
     Args:
-      environ: the process's variables.
-      local: the process's number on its host.
-      here: the number of processes on its host.
+      environ: environment variables of the process.
+      local: index of the process on its host.
+      here: number of processes on its host.
     """
     seen = len(visible_gpus(environ))
     of_all = int(environ.get("SLURM_GPUS_ON_NODE") or seen)  # More than it sees: those are its own.

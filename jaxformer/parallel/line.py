@@ -1,11 +1,11 @@
-"""Lines between process 0 of a run and each other process: who has arrived, and who has failed.
+"""Connections between process 0 of a run and each other process, to detect arrivals and failures.
 
-Every process connects to the coordinator's address before JAX does, says who it is, and waits until all have arrived.
-The connections stay open, while JAX's own service takes over the port. The kernel closes them when a process ends,
-however it ends, so process 0 knows at once, says so to the others, and all end with one line. JAX's heartbeats would
-need minutes, and abort without naming the cause.
+Before JAX connects, every process connects to the coordinator's address, identifies itself, and waits until all have
+arrived. The connections stay open while JAX's own service takes over the port. The kernel closes them when a process
+ends for any reason. So process 0 notices at once and notifies the others, and all end with a one-line error. JAX's
+heartbeats would need minutes, and abort without naming the cause.
 
-Messages are JSON objects, one a line.
+Messages are JSON objects, one per line.
 """
 
 import contextlib
@@ -24,15 +24,15 @@ from jaxformer.parallel.cluster import Place
 
 Message = dict[str, Any]
 GREETING = "jaxformer"
-"""The field that identifies a first message; its value is the version of this protocol."""
+"""Field that identifies a first message. Its value is the version of this protocol."""
 LONGEST = 1 << 20
-"""Bytes of a message, at most."""
+"""Maximum size of a message in bytes."""
 PATIENCE = 10.0
-"""Seconds of waiting after which a line says so; then every three times as many."""
+"""Seconds of waiting before the first progress line. The time triples for each further line."""
 RETRY = 0.2
 """Seconds between two attempts to connect."""
 GRACE = 15.0
-"""Seconds more that a process waits for what process 0 says at the end of its own wait."""
+"""Additional seconds that a process waits for the final message of process 0 when its wait is over."""
 
 
 class _Channel:
@@ -41,7 +41,7 @@ class _Channel:
     def __init__(self, connection: socket.socket):
         self.connection, self._received, self._lock = connection, b"", threading.Lock()
         self.unread: list[Message] = []
-        """Messages that came together with one that was expected."""
+        """Messages that arrived together with an expected one."""
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         # A machine that is lost closes nothing: 15 s of silence, and 3 unanswered questions 5 s apart.
         for option, seconds in (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3)):
@@ -51,16 +51,16 @@ class _Channel:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000)
 
     def send(self, message: Message) -> None:
-        """Sends a message; nothing where the other side is gone, which its reader notices."""
+        """Sends a message. Does nothing if the other side is gone, which the reader notices."""
         with self._lock, contextlib.suppress(OSError):
             self.connection.sendall(json.dumps(message).encode() + b"\n")
 
     def receive(self) -> list[Message]:
-        """The messages that have come; waits for some bytes.
+        """Waits for data, and returns the complete messages.
 
         Raises:
-          EOFError: the other side is gone.
-          ValueError: it does not speak this protocol.
+          EOFError: If the other side is gone.
+          ValueError: If the other side does not use this protocol.
         """
         try:
             new = self.connection.recv(1 << 16)
@@ -80,7 +80,7 @@ class _Channel:
 
 
 def _finish(channels: Collection[_Channel]) -> None:
-    """Ends what is sent, and returns once the other sides have read all and closed, or after two seconds."""
+    """Ends sending, and waits until the other sides have read everything and closed, for at most two seconds."""
     ending = time.monotonic() + 2
     for channel in channels:
         with contextlib.suppress(OSError):
@@ -93,7 +93,7 @@ def _finish(channels: Collection[_Channel]) -> None:
 
 
 class Line:
-    """The line of one process: of process 0 with all others, of each other with process 0."""
+    """The connections of one process: process 0 to all others, every other process to process 0."""
 
     def __init__(self, place: Place, channels: dict[int, _Channel], names: dict[int, str]):
         self.place, self._channels, self._names = place, channels, names
@@ -104,32 +104,32 @@ class Line:
 
     @classmethod
     def open(cls, place: Place, facts: dict[str, str], wait: float) -> "Line":
-        """Meets all other processes.
+        """Connects to all other processes.
 
         Args:
-          place: where this process is.
-          facts: what has to be the same in all processes, by name.
-          wait: seconds to wait for the others.
+          place: place of this process.
+          facts: values that must be the same in all processes, by name.
+          wait: number of seconds to wait for the others.
 
         Raises:
-          InputError: some process does not arrive, another one has its number, or their facts differ.
+          InputError: If a process does not arrive, two have the same index, or their facts differ.
         """
         own = {"process": place.process, "processes": place.processes, "name": _name(), "facts": facts}
         meet = _gather if place.process == 0 else _attend
         return cls(place, *meet(place, {GREETING: 1, **own}, wait))
 
     def done(self) -> None:
-        """Says that this process has ended well, so that the end of its connection does not count as a failure."""
+        """Reports the successful end of this process, so that the end of its connection is not taken for a failure."""
         self._done.add(self.place.process)
         self._send({"done": True})
 
     def fail(self, why: str, status: int, shown: bool = False) -> NoReturn:
-        """Ends this process, and with it all others.
+        """Ends this process and all others.
 
         Args:
-          why: a line for all of them.
-          status: the exit status of all of them.
-          shown: whether this process has printed why.
+          why: one-line reason, for all of them.
+          status: exit status of all of them.
+          shown: whether this process has already printed the reason.
         """
         if not self._ending.acquire(blocking=False):
             time.sleep(GRACE)  # The other thread of this process is about to end it.
@@ -150,12 +150,12 @@ class Line:
         os._exit(status)  # The usual way waits for processes that have gone.
 
     def _forget(self) -> None:
-        """Closes the connections in a child of this process: an open one would hide that this process has ended."""
+        """Closes the connections in a child process, where an open one would hide the end of this process."""
         for channel in self._channels.values():
             channel.connection.close()
 
     def _watch(self) -> None:
-        """Waits for what the others say, and for their ends."""
+        """Waits for messages and for the ends of the other processes."""
         with selectors.DefaultSelector() as waiting:
             for number, channel in self._channels.items():
                 waiting.register(channel.connection, selectors.EVENT_READ, number)
@@ -166,7 +166,7 @@ class Line:
                         waiting.unregister(key.fileobj)
 
     def _heard(self, number: int) -> bool:
-        """Reads what a process says; False where it has ended well."""
+        """Reads the messages of a process. Returns False if it has ended successfully."""
         try:
             messages = self._channels[number].receive()
         except (EOFError, ValueError):
@@ -191,7 +191,7 @@ class Line:
         return f"process {number} of {self.place.processes} ({self._names[number]})"
 
     def _end(self, why: str, status: int) -> None:
-        """Ends this process because another one has; process 0 says it to all."""
+        """Ends this process because another one has ended. Process 0 notifies all others."""
         if not self._ending.acquire(blocking=False):
             return
         report(self.place, why)
@@ -201,7 +201,7 @@ class Line:
 
 
 def report(place: Place, why: str) -> None:
-    """Prints an error with the number of the process that prints it."""
+    """Prints an error with the index of this process."""
     restore = "\x1b[?25h" if sys.stderr.isatty() else ""  # A bar that is drawn no more has hidden the cursor.
     with contextlib.suppress(OSError, ValueError):  # It may have no reader any more.
         print(f"{restore}jaxformer: {place}: {why}", file=sys.stderr, flush=True)
@@ -212,7 +212,7 @@ def _name() -> str:
 
 
 def _gather(place: Place, own: Message, wait: float) -> tuple[dict[int, _Channel], dict[int, str]]:
-    """In process 0: the channels to all others and their names, once all are there."""
+    """Returns the channels to all other processes and their names, once all have connected. Runs in process 0."""
     met: dict[int, _Channel] = {}
     names = {0: own["name"]}
     try:
@@ -236,7 +236,7 @@ def _gather(place: Place, own: Message, wait: float) -> tuple[dict[int, _Channel
 
 @contextlib.contextmanager
 def _listening(place: Place) -> Iterator[socket.socket]:
-    """A socket that listens at the coordinator's address; JAX's service listens there when it is closed."""
+    """Opens a socket that listens at the coordinator's address. When it is closed, JAX's service listens there."""
     host, port = place.address
     try:
         if place.is_local:
@@ -256,7 +256,11 @@ def _listening(place: Place) -> Iterator[socket.socket]:
 def _arrivals(
     place: Place, server: socket.socket, wait: float, met: dict[int, _Channel]
 ) -> Iterator[tuple[_Channel, Message]]:
-    """Each process that connects, with its first message, until `met` has all; raises InputError when time is over."""
+    """Yields each process that connects, with its first message, until `met` has all of them.
+
+    Raises:
+      InputError: If the waiting time is over.
+    """
     waits = _Waits(wait, f"{place}: waiting at {place.coordinator} for", lambda: _missing(place, met))
     strangers: dict[socket.socket, _Channel] = {}
     with selectors.DefaultSelector() as waiting:
@@ -291,14 +295,14 @@ def _arrivals(
 
 
 def _missing(place: Place, met: dict[int, _Channel]) -> str:
-    """The numbers of the processes that are missing, at most ten of them."""
+    """Returns the indices of the missing processes, at most ten of them."""
     missing = [number for number in range(1, place.processes) if number not in met]
     numbers = ", ".join(map(str, missing[:10])) + (f" and {len(missing) - 10} more" if len(missing) > 10 else "")
     return f"process{'es' if len(missing) > 1 else ''} {numbers} of {place.processes}"
 
 
 def _check_greeting(place: Place, greeting: Message, names: dict[int, str]) -> None:
-    """Raises InputError where a process does not belong to this run."""
+    """Raises InputError if a process does not belong to this run."""
     number, count, name = greeting.get("process"), greeting.get("processes"), greeting.get("name")
     if count != place.processes:
         raise InputError(f"process {number} ({name}) expects {count} processes, process 0 {place.processes}")
@@ -309,7 +313,7 @@ def _check_greeting(place: Place, greeting: Message, names: dict[int, str]) -> N
 
 
 def _difference(own: Message, other: Message) -> str:
-    """Describes how the facts of another process differ from those of process 0; empty if they do not."""
+    """Describes how the facts of another process differ from those of process 0; empty if they are the same."""
     ours, others = own["facts"], other.get("facts")
     if not isinstance(others, dict):
         return f"process {other['process']} ({other.get('name')}) gives no facts"
@@ -317,7 +321,7 @@ def _difference(own: Message, other: Message) -> str:
 
 
 def differing(number: int, facts: dict[str, str], other: int, others: dict[str, str]) -> str:
-    """A line about what differs between two processes, the first three facts; empty if nothing does."""
+    """Describes on one line up to three facts that differ between two processes; empty if all are the same."""
     names = [name for name in sorted(facts.keys() | others.keys()) if facts.get(name) != others.get(name)]
     if not names:
         return ""
@@ -327,7 +331,7 @@ def differing(number: int, facts: dict[str, str], other: int, others: dict[str, 
 
 
 def _attend(place: Place, own: Message, wait: float) -> tuple[dict[int, _Channel], dict[int, str]]:
-    """In another process than 0: the channel to process 0, once all are there."""
+    """Returns the channel to process 0, once all processes have connected. Runs in all other processes."""
     channel = _Channel(_connect(place, wait))
     channel.send(own)
     channel.connection.settimeout(wait + GRACE)
@@ -349,7 +353,7 @@ def _attend(place: Place, own: Message, wait: float) -> tuple[dict[int, _Channel
 
 
 def _connect(place: Place, wait: float) -> socket.socket:
-    """A connection to process 0; raises InputError when time is over."""
+    """Connects to process 0. Raises InputError if the waiting time is over."""
     problem = ""
     waits = _Waits(wait, f"{place}: waiting for", lambda: f"process 0 at {place.coordinator}: {problem}")
     while True:
@@ -367,7 +371,7 @@ def _connect(place: Place, wait: float) -> socket.socket:
 
 
 class _Waits:
-    """Time that is waited, with a line on standard error now and then."""
+    """A time limit that prints progress lines to standard error at growing intervals."""
 
     def __init__(self, wait: float, what: str, whom: Callable[[], str]):
         self._began, self._wait, self._what, self._whom, self._next = time.monotonic(), wait, what, whom, PATIENCE
@@ -379,17 +383,17 @@ class _Waits:
 
     @property
     def over(self) -> bool:
-        """Whether none are left."""
+        """Whether no time is left."""
         return self.left <= 0
 
     @property
     def next(self) -> float:
-        """Seconds until there is something to do; says a line where one is due."""
+        """Prints a line if one is due, and returns the number of seconds until the next action."""
         self.say()
         return max(0.01, min(self.left, self._next - (self._wait - self.left)))
 
     def say(self) -> None:
-        """Says who is waited for, if a line is due."""
+        """Prints which processes are missing, if a line is due."""
         waited = self._wait - self.left
         if waited >= self._next:
             self._next *= 3

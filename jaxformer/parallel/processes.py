@@ -1,4 +1,4 @@
-"""Work that the processes of a run share: each computes on its own devices, and all get all results."""
+"""Work shared by the processes of a run: each computes on its own devices, and all receive all results."""
 
 import pickle
 from collections.abc import Callable
@@ -15,19 +15,19 @@ Result = TypeVar("Result")
 
 
 ONE_DEVICE_BELOW = 4 << 30
-"""Bytes of parameters with which `local_mesh` has one device; larger ones are split over all of the process's."""
+"""Size of parameters in bytes below which `local_mesh` has one device. Larger ones are split over all local devices."""
 
 
 def local_mesh(mesh: jax.sharding.Mesh, size: int) -> jax.sharding.Mesh:
-    """A mesh of devices of this process alone, with the axes of another one.
+    """Returns a mesh of this process's devices, with the axes of another mesh.
 
-    It has one device if the parameters are small: how rows and products are divided among devices changes the last
-    digits of a result, and with them the order of equal ones. Decoding a few rows takes as long on one device as on
-    several, as each reads all parameters for every token.
+    It has one device if the parameters are small. The division of rows and products among devices changes the last
+    digits of a result, and so the order of equal results. Decoding a few rows takes as long on one device as on
+    several, because each device reads all parameters for every token.
 
     Args:
-      mesh: the mesh of all processes.
-      size: bytes of the parameters.
+      mesh: mesh of all processes.
+      size: size of the parameters in bytes.
     """
     if size >= ONE_DEVICE_BELOW and jax.process_count() == 1:
         return mesh
@@ -43,7 +43,7 @@ def to_local(tree: Any, abstract: Any) -> Any:
 
     Args:
       tree: arrays on the mesh of all processes.
-      abstract: the same tree of arrays with the shardings to give them.
+      abstract: tree of the same arrays with their new shardings.
     """
 
     def copy(array, leaf):
@@ -55,12 +55,13 @@ def to_local(tree: Any, abstract: Any) -> Any:
 
 
 def gather(function: Callable[[], Result]) -> list[Result]:
-    """Calls a function in every process, and returns the results of all, by the number of the process.
+    """Calls a function in every process, and returns all results, ordered by process index.
 
-    Every process must call it. The results travel as pickles, between processes of one run, that trust each other.
+    Every process must call `gather`. Results are sent as pickles between the processes of one run, which trust each
+    other.
 
     Raises:
-      InputError: the function raised one in some process; it is raised in all, so that none waits for the others.
+      InputError: If the function raised InputError in any process. All processes raise it, so that none waits forever.
     """
     if jax.process_count() == 1:
         return [function()]

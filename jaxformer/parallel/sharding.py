@@ -1,8 +1,8 @@
-"""The mesh of devices, the glossary of axes, and the rules that lay axes on the mesh.
+"""The mesh of devices, the glossary of axes, and the rules that map axes to the mesh.
 
-Every array axis in jaxformer has a letter. The letters of an einsum are its documentation, the computation and
-the sharding at once: `Linear("btd,dhk->bthk")` gives its kernel the axes embed, heads, head_dim, and `RULES` lays
-them on the mesh.
+Every array axis in jaxformer has a letter. The letters of an einsum are its documentation, its computation and
+its sharding at once: `Linear("btd,dhk->bthk")` gives its kernel the axes embed, heads, head_dim, and `RULES` maps
+them to the mesh.
 """
 
 import contextlib
@@ -38,8 +38,9 @@ AXES: Mapping[str, str] = {
     "i": "embed_in",
     "_": "whole",
 }
-"""The glossary: one letter for one kind of axis, everywhere. `i` is the input side of a width × width kernel, and
-`_` an axis that is whole here on purpose, whatever it is."""
+"""Glossary: one letter per kind of axis, used everywhere. `i` is the input axis of a width × width kernel, and `_` an
+axis that is deliberately never split.
+"""
 
 RULES: Mapping[str, tuple[str, ...]] = {
     "batch": ("slices", "data", "fsdp", "expert"),
@@ -62,37 +63,40 @@ RULES: Mapping[str, tuple[str, ...]] = {
     "classes": (),
     "whole": (),
 }
-"""The mesh axes that an axis is split over. An array uses each mesh axis once: the first of its axes to ask has it."""
+"""Maps each array axis to the mesh axes that it is split over. An array uses each mesh axis only once, for the first of
+its axes that asks for it.
+"""
 
 
 IMPLEMENTED = ("slices", "data", "fsdp", "expert", "tensor")
-"""Mesh axes that something is split over. A mesh that uses another one is refused."""
+"""Mesh axes that are in use. A mesh with a size above 1 for any other axis is refused."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
-    """The sizes of the device mesh by axis, outermost first: devices of one slice are neighbours along `tensor`.
+    """Sizes of the device mesh by axis, outermost first: neighbouring devices of a slice are along `tensor`.
 
-    Exactly one size may be -1: it takes all devices that are left.
+    Exactly one size may be -1, which means all remaining devices.
     """
 
     data: int = -1
-    """Copies of the model, each with its share of the batch."""
+    """Number of copies of the model, each with its share of the batch."""
     fsdp: int = 1
-    """Ways that parameters and optimizer state are split; the batch is split over these devices too."""
+    """Number of ways to split parameters and optimizer state. The batch is split over these devices too."""
     tensor: int = 1
-    """Ways that heads, MLP width and vocabulary are split."""
+    """Number of ways to split heads, MLP width and vocabulary."""
     sequence: int = 1
-    """Ways that the positions of each row are split; not implemented yet."""
+    """Number of ways to split the positions of each row. Not implemented yet."""
     expert: int = 1
-    """Ways that the experts of each `ExpertMlp` are split; the batch is split over these devices too."""
+    """Number of ways to split the experts of each `ExpertMlp`. The batch is split over these devices too."""
     pipeline: int = 1
-    """Ways that the blocks of a stack are split; not implemented yet."""
+    """Number of ways to split the blocks of a stack. Not implemented yet."""
     slices: int = 1
-    """Slices or nodes of a job, each with copies of the model of its own; connected by the slower network."""
+    """Number of slices or nodes of a job, connected by the slower network. Each has its own copies of the model."""
     rules: tuple[tuple[str, tuple[str, ...]], ...] = ()
     """Overrides of `RULES`: pairs of an array axis and the mesh axes that it is split over, such as
-    `(("vocab", ("fsdp", "tensor")),)`."""
+    `(("vocab", ("fsdp", "tensor")),)`.
+    """
 
     def __post_init__(self):
         sizes = self._given()
@@ -107,18 +111,18 @@ class Mesh:
             if axis == "batch":
                 raise InputError(f"mesh.rules: batch is always split over {', '.join(RULES['batch'])}; leave it out")
             if axis not in RULES:
-                raise InputError(f"mesh.rules: {axis!r} is no axis of an array; expected one of {', '.join(RULES)}")
+                raise InputError(f"mesh.rules: {axis!r} is not an axis of an array; expected one of {', '.join(RULES)}")
             if unknown := [name for name in names if name not in sizes]:
-                raise InputError(f"mesh.rules: {axis}: {unknown[0]!r} is no mesh axis; expected {', '.join(sizes)}")
+                raise InputError(f"mesh.rules: {axis}: {unknown[0]!r} is not a mesh axis; expected {', '.join(sizes)}")
 
     def _given(self) -> dict[str, int]:
         return {name: getattr(self, name) for name in AXIS_NAMES}
 
     def sizes(self, devices: int) -> dict[str, int]:
-        """The size of each axis on a number of devices, outermost first.
+        """Returns the size of each axis for a number of devices, outermost first.
 
         Raises:
-          InputError: they do not fit.
+          InputError: If the sizes do not fit that number.
         """
         sizes = self._given()
         fixed = int(np.prod([size for size in sizes.values() if size != -1]))
@@ -132,11 +136,11 @@ class Mesh:
 
 
 AXIS_NAMES = ("slices", "data", "pipeline", "fsdp", "expert", "sequence", "tensor")
-"""The mesh axes, from those that communicate least to those that communicate most."""
+"""Mesh axes, ordered from the least to the most communication."""
 
 
 def make_mesh(mesh: Mesh, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
-    """The mesh over `devices` (default: all). In several processes every device must be in it."""
+    """Creates the mesh over `devices` (default: all). If there are several processes, it must contain every device."""
     devices = jax.devices() if devices is None else list(devices)
     sizes = mesh.sizes(len(devices))
     used = int(np.prod(list(sizes.values())))
@@ -148,11 +152,11 @@ def make_mesh(mesh: Mesh, devices: Sequence[Any] | None = None) -> jax.sharding.
 
 
 _overrides = jax.make_user_context(default_value=())
-"""The overrides of `RULES` in use; part of the key under which jax keeps compiled functions."""
+"""The overrides of `RULES` in use. They are part of the cache key of functions compiled by jax."""
 
 
 def rules() -> dict[str, tuple[str, ...]]:
-    """The mesh axes that each array axis is split over, with the overrides in use."""
+    """Returns the mesh axes that each array axis is split over, with the overrides in use."""
     return {**RULES, **dict(_overrides.value or ())}
 
 
@@ -164,20 +168,20 @@ def use(mesh: jax.sharding.Mesh, config: Mesh) -> Iterator[None]:
 
 
 def overridden(config: Mesh) -> contextlib.AbstractContextManager:
-    """Puts the rules of a mesh's config to use."""
+    """Applies the rules of a mesh's config until the block ends."""
     return _overrides(config.rules)
 
 
 def ways(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh, axis: str) -> int:
-    """Into how many parts the rules split an axis of that name, such as `batch`."""
+    """Returns the number of parts that the rules split an axis into, such as `batch`."""
     return int(np.prod([mesh.shape.get(name, 1) for name in rules()[axis]], dtype=int))
 
 
 def platform() -> str:
-    """The platform that the traced program is compiled for: the current mesh's (`jax.set_mesh`), else the default one.
+    """Returns the platform that the traced program is compiled for: that of the current mesh, or the default platform.
 
-    Whatever depends on the platform asks this function rather than `jax.default_backend()`: the devices of a mesh need
-    not be those of this process, for example where a program is only compiled for them.
+    Code that depends on the platform calls this function instead of `jax.default_backend()`, because the devices of a
+    mesh may belong to another platform, for example if a program is only compiled for them.
     """
     device = jax.sharding.get_abstract_mesh().abstract_device
     if device is None:
@@ -189,15 +193,15 @@ def platform() -> str:
 def partition_spec(
     letters: Sequence[str], shape: Sequence[int], mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh
 ) -> PartitionSpec:
-    """The spec of an array with these axes; a dimension that its mesh axes do not divide stays whole.
+    """Returns the partition spec of an array with these axes. Dimensions that are not divisible stay whole.
 
     Args:
-      letters: one letter of `AXES` a dimension.
-      shape: the array's shape.
+      letters: one letter of `AXES` per dimension.
+      shape: shape of the array.
       mesh: a mesh with the axes of `Mesh`.
 
     Raises:
-      ValueError: a letter that the glossary does not know, or another number of letters than dimensions.
+      ValueError: If a letter is not in the glossary, or the number of letters is not the number of dimensions.
     """
     if len(letters) != len(shape):
         raise ValueError(f"axes {''.join(letters)!r} do not describe an array of shape {tuple(shape)}")
@@ -214,7 +218,9 @@ def partition_spec(
 
 
 def constrain(x: jax.Array, letters: str) -> jax.Array:
-    """Constrains the sharding of `x` on the current mesh (`jax.set_mesh`) by its axes; without a mesh, returns `x`."""
+    """Constrains the sharding of `x` on the current mesh (`jax.set_mesh`) by its axes. Returns `x` if there is no
+    mesh.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
@@ -222,12 +228,12 @@ def constrain(x: jax.Array, letters: str) -> jax.Array:
 
 
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
-    """Every device has the whole array."""
+    """Returns the sharding that replicates an array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def state_shardings(abstract_state, mesh: jax.sharding.Mesh):
-    """A tree of NamedSharding for a tree of (boxed) abstract arrays; what carries no axes is replicated."""
+    """Returns a tree of NamedSharding for a tree of (boxed) abstract arrays. Arrays without axes are replicated."""
 
     def sharding(leaf):
         if is_boxed(leaf):
@@ -238,28 +244,28 @@ def state_shardings(abstract_state, mesh: jax.sharding.Mesh):
 
 
 def shardings_of(tree: Any) -> Any:
-    """The sharding of each array of a tree; the arrays may be abstract."""
+    """Returns the sharding of each array of a tree. The arrays may be abstract."""
     return jax.tree.map(lambda leaf: leaf.sharding, tree)
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
-    """Rows split over the mesh axes of the batch; all other axes whole."""
+    """Returns the sharding of a batch: rows are split over the mesh axes of the batch, and all other axes are whole."""
     return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
 
 
 def local_rows(batch: int, mesh: jax.sharding.Mesh) -> list[int]:
-    """The rows of a global batch that this process's devices hold, in order."""
+    """Returns the indices of the rows of a global batch that this process's devices hold, in order."""
     index_of = batch_sharding(mesh).addressable_devices_indices_map((batch,))
     return sorted({row for index in index_of.values() if index for row in range(batch)[index[0]]})
 
 
 def global_batch(local: Mapping[str, np.ndarray], rows: Sequence[int], batch: int, mesh) -> dict[str, jax.Array]:
-    """Host arrays of this process's `rows` as jax.Arrays of the whole batch, laid on the mesh.
+    """Creates jax.Arrays of the whole batch on the mesh from the host arrays of this process's `rows`.
 
     Args:
       local: arrays [len(rows), ...], in the order of `rows`.
-      rows: as `local_rows` gave them.
-      batch: rows of the global batch.
+      rows: the result of `local_rows`.
+      batch: number of rows of the global batch.
     """
     sharding = batch_sharding(mesh)
     place = {row: index for index, row in enumerate(rows)}

@@ -1,4 +1,4 @@
-"""Joins the processes of a run before they work, and ends them together.
+"""Connects the processes of a run before they start to work, and ends them together.
 
 with joined("train"):
     jf.fit(experiment, workdir)
@@ -24,9 +24,9 @@ from jaxformer.parallel.cluster import Place
 from jaxformer.parallel.line import Line
 
 WAIT = 300.0
-"""Seconds to wait for the other processes."""
+"""Default number of seconds to wait for the other processes."""
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "libtpu", "jax-cuda12-plugin")
-"""Packages whose versions have to be the same in all processes."""
+"""Packages whose versions must be the same in all processes."""
 
 
 class _Flags(argparse.ArgumentParser):
@@ -35,13 +35,13 @@ class _Flags(argparse.ArgumentParser):
 
 
 def take_flags(arguments: list[str]) -> tuple[list[str], float]:
-    """Takes the flags that say where this process is out of a command line, and sets the variables that say the same.
+    """Removes the flags for the place of this process from a command line, and sets the corresponding variables.
 
     Returns:
-      The other arguments, and the seconds to wait for the other processes.
+      The other arguments, and the number of seconds to wait for the other processes.
 
     Raises:
-      InputError: a flag lacks its value, or has a wrong one.
+      InputError: If a flag has no value, or a wrong one.
     """
     parser = _Flags(add_help=False, allow_abbrev=False)
     for flag in cluster.FLAGS:
@@ -59,21 +59,21 @@ def take_flags(arguments: list[str]) -> tuple[list[str], float]:
 
 @contextlib.contextmanager
 def joined(command: str, wait: float = WAIT) -> Iterator[Place | None]:
-    """Meets the other processes of a run, if there are any, and initialises JAX for them; ends with them.
+    """Connects to the other processes of a run, if there are any, and initialises JAX for them. Ends with them.
 
     An error in the block is printed, and ends all processes with the same exit status. Only process 0 writes to
-    standard output. For before the first use of a device. A process that is alone pays nothing.
+    standard output. Must be entered before the first use of a device. A single process has no overhead.
 
     Args:
-      command: what all of them do.
-      wait: seconds to wait for the others.
+      command: the command that all of them run.
+      wait: number of seconds to wait for the others.
 
     Yields:
       The place of this process; None if it is the only one.
 
     Raises:
-      InputError: a process does not arrive, or differs from the others. An error in the block is raised where this
-        process is the only one; else it ends the process.
+      InputError: If a process does not arrive, or differs from the others. If this process is the only one, errors in
+        the block are raised as usual; otherwise they end the process.
     """
     place = cluster.find(wait=wait)
     if place is None:
@@ -127,7 +127,7 @@ def _initialize_jax(place: Place, wait: float) -> None:
 
 
 def facts(command: str) -> dict[str, str]:
-    """Returns what has to be the same in all processes before they begin: versions, code, and their command."""
+    """Returns the facts that must be the same in all processes at the start: versions, code, and command."""
     versions = {}
     for name in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -138,7 +138,7 @@ def facts(command: str) -> dict[str, str]:
 
 @functools.cache
 def _code() -> str:
-    """The version of this library, and a digest of its source files."""
+    """Returns the version of this library with a digest of its source files."""
     package, digest = Path(jaxformer.__file__).parent, hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         digest.update(f"{path.relative_to(package)}\n".encode() + path.read_bytes())

@@ -1,7 +1,7 @@
-"""The right to write to a run's folder: for one process at a time, in a folder that is new or a run's.
+"""Exclusive write access to a run's folder, which must be new or already belong to a run.
 
-Until a folder is a run's, everything is made in a folder of this library's own name in it, `STARTING`. So what a start
-that failed or was killed has left is known by name, and nothing else is ever removed.
+Until a folder belongs to a run, everything is created in its subfolder `STARTING`. So leftovers of a start that failed
+or was killed can be recognised by name, and nothing else is ever removed.
 """
 
 import contextlib
@@ -20,57 +20,64 @@ from jaxformer.errors import InputError
 
 EXPERIMENT, TOKENIZER, CHECKPOINTS, LOCK = "experiment.json", "tokenizer", "checkpoints", ".lock"
 DAMAGED = "damaged"
-"""Where checkpoints are kept that could not be read when the run was started again."""
+"""Subfolder for checkpoints that could not be read when the run was started again."""
 STARTING = ".jaxformer-starting"
-"""In a folder that is about to become a run's: what becomes its tokenizer and its experiment."""
+"""Subfolder of a folder that is about to become a run's. It holds the new tokenizer and experiment."""
 MOVED = "moved"
-"""In `STARTING`: which folder is the tokenizer that has been moved out of it."""
+"""File in `STARTING` that identifies the tokenizer folder that has been moved out of it."""
 
 
 class Claim:
-    """A folder that this process, or the first of several, writes a run to."""
+    """A run's folder that this process, or process 0 of several, may write to."""
 
     def __init__(self, folder: Path, lock: TextIO | None = None):
-        """Opens the folder, where `lock` is given: the folder's locked file, in the first process."""
+        """Opens the folder.
+
+        Args:
+          folder: the run's folder.
+          lock: the folder's locked file in process 0; None in other processes.
+        """
         self.folder, self._lock = folder, lock
         # An open folder keeps its inode's number on every file system.
         self._opened = None if lock is None else os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         self.is_run = (folder / EXPERIMENT).exists()
-        """Whether there is an experiment in it."""
+        """Whether the folder holds an experiment."""
         self.started = False
-        """Whether this process has written its experiment, after which nothing is removed any more."""
+        """Whether this process has written the experiment. After that, nothing is removed any more."""
 
     @property
     def home(self) -> Path:
-        """The folder, where possible by a name that follows it when it is renamed.
+        """Path of the folder, if possible by a name that follows it when it is renamed.
 
-        What is written in the background then never makes a folder at the old place.
+        So writes in the background never create a folder at the old path.
         """
         by_number = Path(f"/proc/self/fd/{self._opened}")
         return by_number if jax.process_count() == 1 and by_number.is_dir() else self.folder
 
     @property
     def tokenizer(self) -> Path:
-        """Where the tokenizer is, or is to be made."""
+        """Path of the tokenizer, which may not exist yet."""
         return (self.folder if self.is_run else self.folder / STARTING) / TOKENIZER
 
     def check(self) -> None:
-        """Raises InputError, in all processes, where the folder was renamed, replaced, removed or unmounted."""
+        """Raises InputError, in all processes, if the folder was renamed, replaced, removed or unmounted."""
         moved = self.moved()
         if jax.process_count() > 1 and multihost_utils.broadcast_one_to_all(np.int32(bool(moved))):
             moved = moved or "the run was moved"
         self._raise_if(moved)
 
     def check_here(self) -> None:
-        """As `check`, in this process alone."""
+        """Like `check`, but only for this process."""
         self._raise_if(self.moved())
 
     def _raise_if(self, moved: str) -> None:
         if moved:
-            raise InputError(f"--workdir {self.folder}: {moved}; training has ended, and all that is saved is kept")
+            raise InputError(
+                f"--workdir {self.folder}: {moved}; training has ended, and everything saved so far is kept"
+            )
 
     def moved(self) -> str:
-        """The problem with the folder that this process knows of; empty if it is still there."""
+        """Describes the problem with the folder that this process knows of; empty if the folder is still there."""
         if self._lock is None or self._opened is None:
             return ""
         if not _is_same(self.folder, self._opened):
@@ -82,13 +89,13 @@ class Claim:
         return "" if _is_same(self.folder / LOCK, self._lock.fileno()) else f"{LOCK} there was removed or replaced"
 
     def start(self, experiment: str) -> None:
-        """Makes the folder a run's, at once or not at all, or replaces the experiment of a run where it is another.
+        """Makes the folder a run's folder atomically, or replaces the experiment of a run if it differs.
 
         Args:
-          experiment: what is to be in `EXPERIMENT`.
+          experiment: the new content of `EXPERIMENT`.
         """
         if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("experiment")  # All have read the tokenizer where it was made.
+            multihost_utils.sync_global_devices("experiment")  # All processes have read the new tokenizer.
         self.check()
         if jax.process_index() == 0:
             self._write(experiment)
@@ -115,23 +122,23 @@ class Claim:
 
 @contextlib.contextmanager
 def claim(folder: Path, check: Callable[[], None]) -> Iterator[Claim]:
-    """The right to write to a run's folder, made where it is missing; the kernel takes it back from a dead process.
+    """Claims write access to a run's folder, and creates the folder if it is missing. The claim ends with the process.
 
-    What was made here is removed again when an error ends the block before `Claim.start`.
+    If an error ends the block before `Claim.start`, everything that was created here is removed again.
 
     Args:
-      folder: where the run is or is to be.
-      check: raises InputError where a run that is there must not be written to.
+      folder: folder of an existing or a new run.
+      check: raises InputError if the run in the folder must not be written to.
 
     Raises:
-      InputError: another process writes there, the folder cannot be written, or holds something else than a run.
+      InputError: If another process writes there, the folder cannot be written, or it holds something other than a run.
     """
     if jax.process_index():
         multihost_utils.sync_global_devices("folder")
-        yield Claim(folder)  # The first process has the right for all.
+        yield Claim(folder)  # Process 0 holds the lock for all.
         return
     _check_ours(folder)
-    check()  # Before anything is made: what is refused stays as it is.
+    check()  # Before anything is created, so that a refused folder stays unchanged.
     with contextlib.ExitStack() as closed, contextlib.ExitStack() as undone:
         _make(folder, undone)
         lock = closed.enter_context(_locked(folder, undone))
@@ -152,14 +159,14 @@ def claim(folder: Path, check: Callable[[], None]) -> Iterator[Claim]:
 
 
 def write_at_once(path: Path, text: str) -> None:
-    """Replaces a file by one with this text, whole or not at all."""
+    """Replaces a file with one that holds this text, atomically."""
     temporary = path.with_name(f"{path.name}.tmp")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
 
 
 def _check_ours(folder: Path) -> None:
-    """Raises InputError if the folder is not empty and not a run's; leftovers of a start are not counted."""
+    """Raises InputError if the folder is neither empty nor a run's. Leftovers of a start do not count."""
     try:
         names = sorted(os.listdir(folder))
     except FileNotFoundError:
@@ -174,11 +181,13 @@ def check_names(folder: Path, names: Collection[str], ours: Container[str]) -> N
     foreign = [] if EXPERIMENT in names else [name for name in sorted(names) if name not in ours]
     if foreign:
         more = f" (and {len(foreign) - 1} more)" if len(foreign) > 1 else ""
-        raise InputError(f"--workdir {folder}: holds {foreign[0]}{more} but no run; expected a new or a run's folder")
+        raise InputError(
+            f"--workdir {folder}: holds {foreign[0]}{more} but no run; expected a new folder or a run's folder"
+        )
 
 
 def _left(folder: Path) -> list[Path]:
-    """Leftovers of a start in a folder that did not become a run's; `STARTING`, which identifies them, comes last."""
+    """Returns the leftovers of a start in a folder that did not become a run's. `STARTING`, their marker, is last."""
     starting, checkpoints, tokenizer = (folder / name for name in (STARTING, CHECKPOINTS, TOKENIZER))
     if starting.is_symlink() or not starting.is_dir():
         return []
@@ -192,13 +201,13 @@ def _left(folder: Path) -> list[Path]:
 
 
 def _clear(folder: Path) -> None:
-    """Removes what a start has left."""
+    """Removes the leftovers of a start."""
     for path in _left(folder):
         path.rmdir() if path.name == CHECKPOINTS else shutil.rmtree(path)
 
 
 def _make(folder: Path, undone: contextlib.ExitStack) -> None:
-    """Makes the folder and those above it that are missing."""
+    """Creates the folder and its missing parents."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         for path in reversed(missing):
@@ -215,7 +224,7 @@ def _remove_empty(folder: Path) -> None:
 
 
 def _locked(folder: Path, undone: contextlib.ExitStack) -> TextIO:
-    """The folder's lock, opened, made where it is missing, and locked."""
+    """Opens the lock file of the folder, creates it if it is missing, and locks it."""
     path = folder / LOCK
     busy = InputError(f"--workdir {folder}: another process is writing this run; use another folder")
     try:
@@ -228,12 +237,12 @@ def _locked(folder: Path, undone: contextlib.ExitStack) -> TextIO:
     except BlockingIOError as error:
         lock.close()
         raise busy from error
-    except OSError as error:  # Some network file systems cannot.
+    except OSError as error:  # Some network file systems do not support locks.
         lock.close()
         if new:
             path.unlink(missing_ok=True)
         raise InputError(f"--workdir {folder}: cannot be locked: {error.strerror}") from error
-    if not _is_same(path, lock.fileno()):  # Its process has just removed it.
+    if not _is_same(path, lock.fileno()):  # The process that created the lock has just removed it.
         lock.close()
         raise busy
     if new:
@@ -242,7 +251,7 @@ def _locked(folder: Path, undone: contextlib.ExitStack) -> TextIO:
 
 
 def _is_same(path: str | os.PathLike, opened: int) -> bool:
-    """Whether an open file or folder is the one at a path."""
+    """Returns whether an open file or folder is the one at a path."""
     try:
         return os.path.samestat(os.stat(path), os.fstat(opened))
     except OSError:
@@ -250,6 +259,6 @@ def _is_same(path: str | os.PathLike, opened: int) -> bool:
 
 
 def _identity(path: Path) -> str:
-    """Device and inode of a file or folder, itself and not where it links to."""
+    """Returns the device and inode of a file or folder, without following a link."""
     status = os.lstat(path)
     return f"{status.st_dev} {status.st_ino}"

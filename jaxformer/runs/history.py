@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: one JSON object a line, with `step`, `split` (train, or the evaluation's name) and the metrics."""
+"""Reading `metrics.jsonl`: one JSON object per line, with `step`, `split` (train or an evaluation) and the metrics."""
 
 import json
 import math
@@ -12,12 +12,12 @@ METRICS = "metrics.jsonl"
 
 
 def read_history(path: Path, last: float = math.inf, rewrite: bool = False) -> list[dict[str, Any]]:
-    """Reads the lines of a file of metrics, without a last one that was cut short; null is read as NaN.
+    """Reads the lines of a metrics file, except a last line that was cut short. null is read as NaN.
 
     Args:
-      path: the file; no lines where it is missing.
+      path: the file. If it is missing, there are no lines.
       last: the last step to read.
-      rewrite: whether to remove the other lines from the file: a resumed run reaches their steps again.
+      rewrite: whether to remove all other lines from the file, because a resumed run writes these steps again.
     """
     if not path.exists():
         return []

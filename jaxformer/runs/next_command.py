@@ -1,4 +1,4 @@
-"""The command to try once a run has been trained, with an example from its data."""
+"""The command that is suggested after training, with an example from the run's data."""
 
 import contextlib
 import os
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from jaxformer.runs.run import Run
 
 TRIED = 20
-"""Examples of a source that may have nothing to ask about before the search is given up."""
+"""Maximum number of examples to try until one makes a request."""
 
 
 def next_command(run: "Run") -> str:
-    """A command that predicts with the run, or one that begins another run with its weights where it cannot predict."""
+    """Returns a command that predicts with the run, or one that trains from its weights if the run cannot predict."""
     words, folder = example_of(run), shlex.quote(str(run.folder))
     allowed = [f"--allow {package}" for package in foreign_packages(fields.classes_in(run.experiment))]
     if not words:
@@ -30,7 +30,7 @@ def next_command(run: "Run") -> str:
 
 
 def example_of(run: "Run") -> tuple[str, ...]:
-    """Requests to `predict` about the first example of the held-out data, or of the training data."""
+    """Returns arguments of `predict` from the first usable example of the held-out data, or of the training data."""
     data = run.experiment.data
     documents = (data.validation or data.train).open()
     for index in range(min(TRIED, len(documents))):
@@ -41,7 +41,7 @@ def example_of(run: "Run") -> tuple[str, ...]:
 
 
 def program() -> str:
-    """How a shell here starts the command line of this environment."""
+    """Returns the shell command that starts jaxformer in this environment."""
     found, home = shutil.which("jaxformer"), Path(sys.executable).parent
     if found and Path(found).parent.samefile(home):
         return "jaxformer"
@@ -52,7 +52,7 @@ def program() -> str:
 
 
 def quoted(text: str) -> str:
-    """A text as a word of a shell's command line; a tab as bash and zsh write it."""
+    """Quotes a text as a shell word. Tabs use the `$'...'` form of bash and zsh."""
     if "\t" in text:
         inner = text.replace("\\", "\\\\").replace("'", "\\'").replace("\t", "\\t")
         return f"$'{inner}'"

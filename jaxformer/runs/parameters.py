@@ -1,4 +1,4 @@
-"""The parameters of a run, read from its checkpoints."""
+"""Reading a run's parameters from its checkpoints."""
 
 import functools
 import warnings
@@ -26,9 +26,12 @@ def read_params(
     in_memory: bool = True,
     step: int | None = None,
 ) -> tuple[int, Any]:
-    """The step and the model's parameters (their average, where there is one) of a run's best checkpoint.
+    """Reads the model's parameters, or their moving average if there is one, from a run's best checkpoint.
 
-    That is the latest one, unless `checkpoint.best` says by what to choose, or `step` which. See `open_run`.
+    The best checkpoint is the latest one, unless `checkpoint.best` names a metric or `step` is given. See `open_run`.
+
+    Returns:
+      The step of the checkpoint, and the parameters.
     """
     checkpoints, stored = Checkpoints(folder / CHECKPOINTS), state.abstract_state(experiment, mesh)
     covered = stored.average is not None and join(stored.average, stored.params) is stored.average
@@ -48,10 +51,10 @@ def checkpoint_order(
     best: BestMetric | None,
     step: int | None = None,
 ) -> list[int]:
-    """The steps of a run's checkpoints, in the order in which to try to read them, or the one that is asked for.
+    """Returns the steps of a run's checkpoints in the order in which to try to read them, or only the requested step.
 
     Raises:
-      InputError: there is none, or not that one.
+      InputError: If there is no checkpoint, or none of that step.
     """
     steps = checkpoints.best_first(best) if best else checkpoints.steps
     if not steps:
@@ -65,14 +68,14 @@ def checkpoint_order(
 
 
 def no_checkpoint(folder: Path, settings: config.Checkpoint) -> InputError:
-    """The error of a run without a checkpoint."""
+    """Returns the error for a run without a checkpoint."""
     return InputError(
         f"{folder}: the run has no checkpoint yet; one is written every {settings.every:,} steps and at its end"
     )
 
 
 def used_params(experiment: Experiment, params: Any, mesh: jax.sharding.Mesh) -> Any:
-    """The model's parameters on the mesh, from the run's: LoRA's are merged."""
+    """Returns the model's parameters on the mesh, with LoRA merged into the kernels."""
     if experiment.lora is None:
         return params
     shardings = sharding.shardings_of(state.abstract_params(experiment, mesh))

@@ -1,12 +1,12 @@
-"""A run's folder: what is in it, and reading a run back.
+"""A run's folder: its contents, and reading a run back.
 
-experiment.json   the experiment, whole
+experiment.json   the whole experiment
 tokenizer/        the tokenizer
-checkpoints/      a folder a step
-metrics.jsonl     one JSON object a line: step, split, metrics
-tensorboard/      the same for TensorBoard
-damaged/          checkpoints that could not be read, out of the way
-origin.json       of an imported run: what its Hugging Face folder said beside the model
+checkpoints/      one folder per step
+metrics.jsonl     one JSON object per line: step, split, metrics
+tensorboard/      the same metrics for TensorBoard
+damaged/          checkpoints that could not be read, kept apart
+origin.json       only in an imported run: further content of its Hugging Face folder
 """
 
 import contextlib
@@ -48,36 +48,36 @@ MAY_CHANGE = (
     *("steps", "mesh", "init", "fork", "fork_step", "evaluation", "evaluations", "checkpoint", "log"),
     *("data.workers", "data.prefetch", "objective.decoding", "objective.scored", "objective.scores"),
 )
-"""Fields that may change when a run is resumed: they change no weight's meaning."""
+"""Fields that may change when a run is resumed, because they do not change the meaning of any weight."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run read back from its folder."""
+    """A run read from its folder."""
 
     folder: Path
-    """Where it is."""
+    """Path of the run's folder."""
     experiment: Experiment
-    """The experiment of the run."""
+    """Experiment of the run."""
     tokenizer: Tokenizer | None
-    """Its tokenizer; None where it reads no text."""
+    """Tokenizer of the run; None if the run reads no text."""
     step: int
-    """Updates done to the parameters."""
+    """Number of updates of the parameters."""
     params: Any
-    """Its parameters (their average, where the run keeps one), on `mesh`."""
+    """Parameters on `mesh`, or their moving average if the run keeps one."""
     mesh: jax.sharding.Mesh
-    """The run's own mesh, or one of the devices that are here."""
+    """Mesh of the run's config, or one for the devices that are available."""
 
     @property
     def model(self) -> Model:
-        """Its model."""
+        """The model."""
         return self.experiment.model
 
     def require_tokenizer(self) -> Tokenizer:
-        """Its tokenizer.
+        """Returns the tokenizer.
 
         Raises:
-          InputError: it reads no text.
+          InputError: If the run reads no text.
         """
         if self.tokenizer is None:
             raise InputError(f"{self.folder}: the run reads no text, and has no tokenizer")
@@ -85,28 +85,28 @@ class Run:
 
     @property
     def objective(self) -> Objective:
-        """Its objective: the loss, the metrics and what `predict` does."""
+        """The objective, which defines the loss, the metrics and what `predict` does."""
         return self.experiment.objective
 
     @functools.cached_property
     def predictor(self) -> Predictor:
-        """The predictor, which turns requests into answers; call its methods under the run's mesh.
+        """The predictor, which answers requests. Call its methods under the run's mesh.
 
         Raises:
-          InputError: the objective has none.
+          InputError: If the objective has no predictor.
         """
         found = self.objective.predictor(self.model, self.params, self.tokenizer)
         if found is None:
-            raise InputError(f"{self.folder}: {type(self.objective).__name__} has no predictor; it only trains")
+            raise InputError(f"{self.folder}: {type(self.objective).__name__} has no predictor; it can only be trained")
         return found
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """The lines of its `metrics.jsonl`: `step`, `split` and the metrics by name; empty if it was imported."""
+        """Lines of `metrics.jsonl`: `step`, `split` and the metrics by name. Empty if the run was imported."""
         return read_history(self.folder / METRICS)
 
     def summary(self) -> str:
-        """The model by parts with their sizes, what it is trained on, and the last evaluation."""
+        """Returns a summary: the parts of the model with their sizes, the training data, and the last evaluation."""
         return summaries.summary(self)
 
     def __repr__(self) -> str:
@@ -116,39 +116,40 @@ class Run:
         return summaries.card(self)
 
     def encode(self, text: Any) -> dict[str, np.ndarray]:
-        """The model's arguments for a text, or the path of an image, as `predict` lays it out; or for several.
+        """Encodes a text, the path of an image, or a sequence of them as the arguments of the model, as in `predict`.
 
-        `run.model.apply({"params": run.params}, **run.encode("some text"))` is the model's output. A text of a BERT is
-        between [CLS] and [SEP]; arrays are [b, t] with padding after the shorter texts, which `segments` marks with 0.
+        `run.model.apply({"params": run.params}, **run.encode("some text"))` is the model's output. A text for a BERT is
+        enclosed in [CLS] and [SEP]; arrays are [b, t] with padding after the shorter texts, marked with 0 in
+        `segments`.
         """
         return self.predictor.encode(self.prepare_requests(as_list(text)))
 
     def embed(self, text: Any) -> np.ndarray:
-        """The vector of a text, or of the image of a path, float32 [d]; of several, [n, d].
+        """Returns the vector of a text or of the image at a path, float32 [d]; for a sequence, [n, d].
 
-        The vectors of sentence embeddings are those that were trained. Any other model of texts gives the mean of its
-        last hidden states, a classifier what its head reads, and a model of images what its head would read.
+        For sentence embedding models, these are the trained vectors. Other text models give the mean of their last
+        hidden states, and classifiers and image models the vector that is the input of their head.
 
         Raises:
-          InputError: the model has no such vectors, or a text is refused by `predict`.
+          InputError: If the model has no such vectors, or `predict` would refuse the text.
         """
         with sharding.use(self.mesh, self.experiment.mesh):
             vectors = embed(self, as_list(text))
         return vectors[0] if is_single(text) else vectors
 
     def predict(self, text: Any, num_samples: int = 1) -> Any:
-        """Predicts: fills the `[MASK]`s, continues the text, answers it or labels the image, as the objective says.
+        """Fills the `[MASK]`s, continues or answers the text, or labels the image, depending on the objective.
 
         Args:
-          text: a text; the path of an image, the content of its file, its pixels or Pillow's picture; or a sequence.
-          num_samples: answers to each text, drawn at random; more than one needs a model that draws tokens.
+          text: a text; an image as a path, file content, pixels or Pillow image; or a sequence of these.
+          num_samples: number of sampled answers per text. More than one needs a model that samples tokens.
 
         Returns:
-          One answer for one text, a list for several; `str` of an answer is readable text. With several samples, a list
-          of them instead of each answer.
+          One answer for one text, a list of answers for a sequence; `str` of an answer is readable text. With several
+          samples, each answer is a list of them.
 
         Raises:
-          InputError: a text that the model cannot answer, or several samples of a model that draws nothing.
+          InputError: If the model cannot answer a text, or several samples are asked of a model that does not sample.
         """
         self._check_samples(num_samples)
         requests = self.prepare_requests(as_list(text))
@@ -163,14 +164,14 @@ class Run:
         """Ranks candidates by how well they fit a request: texts for an image, or images for a text.
 
         Args:
-          request: as `text` of `predict`, or a sequence of them.
+          request: one request or a sequence, in the forms that `predict` accepts.
           candidates: texts, or images. The path of a folder stands for the images in it.
 
         Returns:
-          One answer for one request, a list for several.
+          One answer for one request, a list of answers for a sequence.
 
         Raises:
-          InputError: the run's model ranks no candidates, or cannot compare these.
+          InputError: If the run's model ranks no candidates, or cannot compare these.
         """
         predictor = self.predictor
         if not isinstance(predictor, RanksCandidates):
@@ -182,10 +183,10 @@ class Run:
         return answers[0] if is_single(request) else answers
 
     def prepare_requests(self, inputs: list) -> list:
-        """Texts or images as the objective's `predict` takes them.
+        """Converts texts or images to the requests of the objective's predictor.
 
         Raises:
-          InputError: a text is not Unicode, as when a command line has bytes that are not UTF-8.
+          InputError: If a text is not valid Unicode, for example from a command line with bytes that are not UTF-8.
         """
         if self.tokenizer is not None:
             for number, one in enumerate(inputs, 1):
@@ -202,10 +203,12 @@ class Run:
                     f"num_samples={num_samples}: {type(self.objective).__name__} does not generate text; expected 1"
                 )
             if predictor.decoding.temperature == 0 or predictor.decoding.num_beams > 1:
-                raise InputError(f"num_samples={num_samples}: all would be alike; set temperature=1 and num_beams=1")
+                raise InputError(
+                    f"num_samples={num_samples}: all answers would be the same; set temperature=1 and num_beams=1"
+                )
 
     def stream(self, text: str) -> Iterator[str]:
-        """Streams the answer to a text as pieces of a string, as the model generates them if it can."""
+        """Streams the answer to a text as pieces of a string, while it is generated if the model supports that."""
         predictor = self.predictor
         if not isinstance(predictor, Streams) or not self.streams:
             yield str(self.predict(text))
@@ -213,14 +216,14 @@ class Run:
         self.prepare_requests([text])
         pieces = predictor.stream(text)
         while True:
-            with sharding.use(self.mesh, self.experiment.mesh):  # Not while the caller has its turn.
+            with sharding.use(self.mesh, self.experiment.mesh):  # Not while the caller's code runs.
                 piece = next(pieces, None)
             if piece is None:
                 return
             yield piece
 
     def log_likelihoods(self, texts: Sequence[str], continuations: Sequence[str]) -> list[Score]:
-        """How likely the model, one that writes, finds each continuation of its text."""
+        """Scores how likely each continuation is after its text. Needs a model that generates text."""
         predictor = self.predictor
         if not isinstance(predictor, ScoresContinuations):
             raise InputError(
@@ -231,14 +234,14 @@ class Run:
 
     @property
     def streams(self) -> bool:
-        """Whether the model writes in pieces: a language model does, but not by beam search."""
+        """Whether the model generates text in pieces: true for a language model without beam search."""
         return isinstance(self.predictor, Streams) and self.predictor.decoding.num_beams == 1
 
     def with_decoding(self, **settings: Any) -> "Run":
-        """The run with other settings of `Decoding`: `run.with_decoding(temperature=0, max_new_tokens=200)`.
+        """Returns the run with other `Decoding` settings: `run.with_decoding(temperature=0, max_new_tokens=200)`.
 
         Raises:
-          InputError: no such setting, or the run's model does not write.
+          InputError: If there is no such setting, or the run's model does not generate text.
         """
         if settings and not isinstance(self.predictor, Generates):
             raise InputError(
@@ -249,9 +252,9 @@ class Run:
 
     @phase("trying held-out examples")
     def demonstrate(self) -> list[str]:
-        """Lines that show predictions for the first held-out examples; none in several processes."""
+        """Returns lines that show predictions for the first held-out examples; none if there are several processes."""
         if jax.process_count() > 1:
-            return []  # Only the first process speaks, and a mesh of all of them does not compute for it alone.
+            return []  # Only process 0 prints, and it cannot compute alone on a mesh of all processes.
         data, seed = self.experiment.data, self.experiment.seed
         if data.validation is None:
             return []
@@ -261,13 +264,14 @@ class Run:
             return [] if predictor is None else predictor.demonstrate(batch)
 
     def evaluate(self, name: str | None = None) -> dict[str, float]:
-        """Metrics on held-out data.
+        """Computes the metrics on held-out data.
 
         Args:
-          name: one of the experiment's evaluations; None: that on `data.validation`, or else the first one.
+          name: name of one of the experiment's evaluations. If None, the one on `data.validation`, or the first one if
+            there is no such data.
 
         Raises:
-          InputError: the experiment has no held-out data, or no evaluation of this name.
+          InputError: If the experiment has no held-out data, or no evaluation of this name.
         """
         known = self.experiment.all_evaluations
         if not known:
@@ -280,13 +284,13 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class RunTokenizer:
-    """The tokenizer of a run, for one that begins with its parameters."""
+    """Tokenizer config that takes over the tokenizer of another run, for a run that starts from its parameters."""
 
     run: str
-    """The run's folder."""
+    """Folder of the other run."""
 
     def build(self, open_source: Callable[[], Sequence], folder: str) -> Tokenizer:
-        """The tokenizer kept in `folder`; the run's, saved there, if there is none yet."""
+        """Loads the tokenizer from `folder`. If there is none yet, copies the other run's tokenizer there."""
         if not saved(folder):
             home = storage.path(self.run)
             read_experiment(home)  # Raises InputError if the folder is not a run's.
@@ -297,20 +301,20 @@ class RunTokenizer:
 def open_run(
     folder: str | os.PathLike, in_memory: bool = True, step: int | None = None, known: Experiment | None = None
 ) -> Run:
-    """Reads a run: its latest checkpoint (the best, with `checkpoint.best`) and all that is needed to use it.
+    """Reads a run: its latest checkpoint (or its best, with `checkpoint.best`) and everything needed to use it.
 
-    A damaged checkpoint is named in a warning, and the newest good one (the best good one) is read instead.
+    If a checkpoint is damaged, a warning names it, and the next good one (latest or best) is read instead.
 
     Args:
-      folder: the run's.
-      in_memory: whether to read the parameters now. Else they are `StoredArray`s, which `np.asarray` reads one by one
-        and `loaded` all; those of LoRA, which are computed, are read in any case.
-      step: which checkpoint to read, and no other.
+      folder: the run's folder.
+      in_memory: whether to read the parameters now. If False, they are `StoredArray`s: `np.asarray` reads one of them,
+        `loaded` all. LoRA parameters are always read, because they are merged.
+      step: step of the only checkpoint to read. If None, the latest or the best one.
       known: an experiment whose classes need not be allowed.
 
     Raises:
-      InputError: the folder is not a run's, has no checkpoint yet or none of that step, or they are damaged; or its
-        experiment names a class that is neither jaxformer's nor of a package that `allow` has been given.
+      InputError: If the folder is not a run's, or has no readable checkpoint (of that step); or if its experiment
+        names a class that belongs neither to jaxformer nor to a package passed to `allow`.
     """
     folder = storage.path(folder)
     experiment = read_experiment(folder, known)
@@ -323,10 +327,10 @@ def open_run(
 
 
 def read_experiment(folder: Path, known: Experiment | None = None) -> Experiment:
-    """The experiment of a run, whose classes are allowed, or those of `known`.
+    """Reads the experiment of a run. Its classes must be allowed, or occur in `known`.
 
     Raises:
-      InputError: the folder is not a run's, or its experiment names other classes, or cannot be read.
+      InputError: If the folder is not a run's, or its experiment names other classes, or cannot be read.
     """
     if storage.is_remote(folder):
         storage.check_bucket(folder)
@@ -345,10 +349,11 @@ def read_experiment(folder: Path, known: Experiment | None = None) -> Experiment
 
 @contextlib.contextmanager
 def writer(folder: Path, experiment: Experiment) -> Iterator[Claim]:
-    """The right to write a run of an experiment to a folder; see `claim`.
+    """Claims write access to a folder for a run of an experiment; see `claim`.
 
     Raises:
-      InputError: as `claim`; or the folder has another experiment's run, or the experiment has no form in JSON.
+      InputError: Under the conditions of `claim`; or if the folder has another experiment's run, or the experiment
+        cannot be represented in JSON.
     """
     config.to_json(experiment)
     claimed_by = claim_bucket if storage.is_remote(folder) else claim
@@ -357,10 +362,10 @@ def writer(folder: Path, experiment: Experiment) -> Iterator[Claim]:
 
 
 def prepare_tokenizer(folder: Claim, experiment: Experiment) -> Tokenizer | None:
-    """The run's tokenizer. A new run's is made by the first process, or comes from the run that it forks.
+    """Returns the run's tokenizer. For a new run, process 0 makes it, or copies it from the run that is forked.
 
     Raises:
-      InputError: a run that has begun has lost its tokenizer: one that is trained again may have other ids.
+      InputError: If the tokenizer of an existing run is missing: training it again could change the token ids.
     """
     if experiment.tokenizer is None:
         return None
@@ -378,12 +383,12 @@ def prepare_tokenizer(folder: Claim, experiment: Experiment) -> Tokenizer | None
 
 
 def write_experiment(folder: Path, experiment: Experiment) -> None:
-    """Writes the experiment of a run; at once or not at all."""
+    """Writes the experiment of a run atomically."""
     write_at_once(folder / EXPERIMENT, config.to_json(experiment))
 
 
 def _check_belongs(folder: Path, experiment: Experiment) -> None:
-    """Raises InputError where a folder holds another experiment's run."""
+    """Raises InputError if a folder holds another experiment's run."""
     if not (folder / EXPERIMENT).exists():
         return
     stored = read_experiment(folder, known=experiment)
@@ -400,7 +405,7 @@ def _check_belongs(folder: Path, experiment: Experiment) -> None:
 
 
 def _mesh_for(experiment: Experiment, devices: int) -> sharding.Mesh:
-    """The run's own mesh if the devices here can hold it, or as many copies as divide the batch."""
+    """Returns the run's own mesh if it fits the available devices, or one with as many copies as divide the batch."""
     with contextlib.suppress(InputError):
         sizes = experiment.mesh.sizes(devices)
         if experiment.data.batch % math.prod(sizes[name] for name in sharding.RULES["batch"]) == 0:

@@ -1,4 +1,4 @@
-"""Representations of a run: one line, a summary, and a card in a notebook."""
+"""Representations of a run: one line, a summary, and an HTML card for notebooks."""
 
 import html
 import typing
@@ -11,11 +11,11 @@ if typing.TYPE_CHECKING:
     from jaxformer.runs.run import Run
 
 FEW, WORST = 10, 3
-"""Labels whose metrics are all shown, at most; of more, how many with the lowest F1 are."""
+"""Maximum number of labels whose metrics are all shown; with more labels, the number of lowest F1 scores to show."""
 
 
 class Summary(str):
-    """A text of several lines that an interpreter shows as it is."""
+    """A text of several lines whose repr is the text itself."""
 
     __slots__ = ()
 
@@ -24,12 +24,12 @@ class Summary(str):
 
 
 def one_line(run: "Run") -> str:
-    """The run's folder, model, size and step."""
+    """Returns the run's folder, model, size and step on one line."""
     return f"<Run {run.folder}: {_model(run)}, {_progress(run)}>"
 
 
 def summary(run: "Run") -> Summary:
-    """The run's model by parts, what it is trained on, and its last evaluation."""
+    """Returns the parts of the model with their sizes, the training data, and the last evaluation."""
     parts = {name: _size(tree) for name, tree in run.params.items()}
     width = max(map(len, parts), default=0)
     lines = [f"{run.folder} · {_progress(run)}", _model(run)]
@@ -43,7 +43,7 @@ def summary(run: "Run") -> Summary:
 
 
 def card(run: "Run") -> str:
-    """The same as `summary` in a few lines of HTML."""
+    """Returns the content of `summary` as an HTML table."""
     rows = {"folder": str(run.folder), "model": _model(run), "progress": _progress(run), **_settings(run)}
     evaluation = _last_evaluation(run)
     if evaluation:
@@ -55,7 +55,7 @@ def card(run: "Run") -> str:
 
 
 def headline(values: Mapping[str, float]) -> dict[str, float]:
-    """The metrics; of many labels, only the lowest F1 scores."""
+    """Returns the metrics to show. If there are many labels, only the lowest F1 scores are kept."""
     labels = {name: value for name, value in values.items() if name.startswith("f1/")}
     if len(labels) <= FEW:
         return dict(values)

@@ -1,4 +1,4 @@
-"""Whether all processes train the same experiment, before the first step."""
+"""Checks before the first step that all processes train the same experiment."""
 
 import hashlib
 import inspect
@@ -21,7 +21,7 @@ LATE = 10
 
 
 def check_same(experiment: Experiment, workdir: Path) -> None:
-    """Raises InputError, in all processes, where one of them has another experiment, folder or code than process 0."""
+    """Raises InputError in all processes if the experiment, folder or code of any process differs from process 0."""
     if jax.process_count() == 1:
         return
     first, *others = processes.gather(lambda: facts(experiment, workdir))
@@ -55,7 +55,7 @@ def _sees(folder: Path) -> bool:
 
 
 def facts(experiment: Experiment, workdir: Path) -> dict[str, str]:
-    """Each field of an experiment by its path, the run's folder, and a digest of code that is not jaxformer's."""
+    """Returns what must agree: each field of the experiment by path, the run's folder, and digests of user code."""
     code = {}
     for cls in fields.classes_in(experiment).values():
         if not cls.__module__.startswith(f"{classes.OWN}."):

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: the training state and the data's lanes together, saved in the background by Orbax."""
+"""Checkpoints of a run: the training state and the lanes of the data, saved together in the background by Orbax."""
 
 import contextlib
 import dataclasses
@@ -31,21 +31,23 @@ from jaxformer.training.damage import Damaged, unless_damaged
 Tree = Any
 COMMITTED = ocp.options.AtomicityMode.COMMIT_FILE
 AT_ONCE = 1 << 28
-"""Bytes of arrays that are read at the same time, unless one has more: each is in memory three times meanwhile."""
+"""Maximum number of bytes of arrays to read at the same time, except for a single larger array. While it is read, each
+array is in memory three times.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
 class StoredArray:
-    """An array of a checkpoint, not in memory: `np.asarray` of it reads it, each time again."""
+    """An array of a checkpoint that is not in memory. Each `np.asarray` of it reads it from disk."""
 
     shape: tuple[int, ...]
-    """Its shape."""
+    """Shape of the array."""
     dtype: np.dtype
-    """Its type."""
+    """Dtype of the array."""
     sharding: jax.sharding.Sharding | None
-    """Where `loaded` puts it; None: on the default device."""
+    """Sharding that `loaded` gives the array. If None, it is on the default device."""
     read: Callable[[], np.ndarray]
-    """Reads it."""
+    """Function that reads the array."""
 
     def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
         return self.read().astype(dtype or self.dtype, copy=False)
@@ -61,7 +63,7 @@ def loaded(tree: Tree) -> Tree:
 
 
 class _Manager(ocp.CheckpointManager):
-    """Orbax's, which opens a folder in which the metrics of a checkpoint are damaged: that one was not evaluated."""
+    """Orbax checkpoint manager that treats a checkpoint with damaged metrics as not evaluated, instead of failing."""
 
     def metrics(self, step: int) -> dict[str, float] | None:
         with contextlib.suppress(ValueError, OSError):
@@ -70,10 +72,10 @@ class _Manager(ocp.CheckpointManager):
 
 
 class Checkpoints:
-    """The checkpoints in one folder, each of several named trees of arrays.
+    """The checkpoints in one folder. Each consists of several named trees of arrays.
 
-    A save is atomic: a process killed while it writes leaves the checkpoint before it as the latest. Nothing is
-    compressed: numbers of a trained model hardly become smaller, and compressing takes longer than writing.
+    A save is atomic: if the process is killed while it writes, the previous checkpoint remains the latest. Nothing is
+    compressed, because trained parameters hardly become smaller, and compression takes longer than writing.
     """
 
     def __init__(
@@ -83,13 +85,13 @@ class Checkpoints:
         claim: Claim | None = None,
         best: BestMetric | None = None,
     ):
-        """Opens the folder; without `settings` for reading only.
+        """Opens the folder, for reading only if there are no `settings`.
 
         Args:
-          folder: the checkpoints'.
-          settings: what to keep.
-          claim: the right to write to the run's folder; nothing is saved once that folder has been moved.
-          best: the metric whose best checkpoint is kept too.
+          folder: folder of the checkpoints.
+          settings: which checkpoints to keep.
+          claim: write access to the run's folder. Once that folder has been moved, nothing is saved.
+          best: metric whose best checkpoint is kept too.
         """
         reading = settings is None
         self._folder, self._claim = folder, claim
@@ -99,7 +101,7 @@ class Checkpoints:
         with _errors_only() if reading else contextlib.nullcontext():
             options = ocp.CheckpointManagerOptions(
                 preservation_policy=None if reading else _preserved(settings, best),
-                best_fn=lambda _: 0.0,  # Without one, Orbax keeps no metrics beside a checkpoint.
+                best_fn=lambda _: 0.0,  # Without best_fn, Orbax stores no metrics with a checkpoint.
                 read_only=reading,
                 cleanup_tmp_directories=not reading,
                 # A folder is renamed object by object in S3: a checkpoint is there when its last object is, as in gs://.
@@ -110,18 +112,18 @@ class Checkpoints:
 
     @property
     def latest(self) -> int | None:
-        """The step of the newest checkpoint."""
+        """Step of the newest checkpoint; None if there is none."""
         return self._manager.latest_step()
 
     @property
     def steps(self) -> list[int]:
-        """The steps of all checkpoints, the newest first."""
+        """Steps of all checkpoints, newest first."""
         return sorted(self._manager.all_steps(), reverse=True)
 
     def best_first(self, best: BestMetric) -> list[int]:
-        """The steps of all checkpoints, the best ones by a metric first, then those that were not evaluated.
+        """Returns the steps of all checkpoints, best first by a metric. Checkpoints without evaluation come last.
 
-        Of several that are equally good, the earliest comes first.
+        Of several equally good checkpoints, the earliest comes first.
         """
         ranks = {step: best.rank(self.results(step) or {}) for step in self.steps}
         evaluated = {step: rank for step, rank in ranks.items() if rank is not None}
@@ -129,40 +131,44 @@ class Checkpoints:
         return in_order + [step for step in self.steps if step not in evaluated]
 
     def best(self, best: BestMetric) -> int | None:
-        """The step of the best checkpoint by a metric, the first of several; None where none was evaluated."""
+        """Returns the step of the best checkpoint by a metric, the earliest if several are equal; None without
+        evaluation.
+        """
         first = next(iter(self.best_first(best)), None)
         return first if first is not None and best.rank(self.results(first) or {}) is not None else None
 
     def results(self, step: int) -> dict[str, float] | None:
-        """The metrics of all evaluations at the step of a checkpoint, as `validation/loss`; None without evaluation."""
+        """Returns the metrics of all evaluations at a checkpoint, with keys like `validation/loss`; None without
+        evaluation.
+        """
         return self._manager.metrics(step)
 
     @phase("saving")
     def save(self, step: int, trees: Mapping[str, Tree], metrics: Mapping[str, float] | None) -> None:
-        """Starts to save; the arrays may be donated at once. Saving a step again does nothing.
+        """Starts to save. The arrays may be donated at once. Does nothing if the step is already saved.
 
         Args:
-          step: the number of updates done.
-          trees: arrays on the mesh, by the name that `restore` will ask for; None is left out.
-          metrics: the evaluation at this step, if there was one, to find the best checkpoint.
+          step: number of updates done.
+          trees: arrays on the mesh, by the names used in `restore`. None is left out.
+          metrics: evaluation at this step, if there was one, to find the best checkpoint.
         """
         if step in self._manager.all_steps():
             return
         items = {name: ocp.args.PyTreeSave(tree) for name, tree in trees.items() if tree is not None}
-        with self._in_place(), _errors_only():  # It warns where there are no metrics.
+        with self._in_place(), _errors_only():  # Orbax warns if there are no metrics.
             self._manager.save(step, args=ocp.args.Composite(**items), metrics=dict(metrics or {}) or None)
 
     @phase("reading the checkpoint")
     def restore(self, abstract: Mapping[str, Tree], step: int | None = None) -> dict[str, Tree]:
-        """Reads some of the trees of a checkpoint (the latest by default) onto the shardings asked for.
+        """Reads some of the trees of a checkpoint (by default the latest) onto the given shardings.
 
         Args:
-          abstract: jax.ShapeDtypeStruct with shardings, by name; None is left out.
-          step: which checkpoint.
+          abstract: jax.ShapeDtypeStructs with shardings, by name. None is left out.
+          step: step of the checkpoint.
 
         Raises:
-          InputError: it has other arrays, or of other shapes, or of types that would be rounded.
-          Damaged: a part of it is missing or cannot be read.
+          InputError: If the checkpoint has other arrays or shapes, or dtypes that would have to be rounded.
+          Damaged: If a part of it is missing or cannot be read.
         """
         step = self.latest if step is None else step
         if step is None:
@@ -174,14 +180,14 @@ class Checkpoints:
         }
 
     def stored(self, abstract: Mapping[str, Tree], step: int) -> dict[str, Tree]:
-        """The same trees, of arrays that are read when they are asked for.
+        """Returns the trees as `StoredArray`s, which are read only when they are needed.
 
         Args:
-          abstract: as of `restore`.
-          step: which checkpoint.
+          abstract: same as in `restore`.
+          step: step of the checkpoint.
 
         Raises:
-          InputError: as `restore`.
+          InputError: Under the same condition as `restore`.
         """
         folder = self._of(step)
         return {
@@ -190,7 +196,7 @@ class Checkpoints:
         }
 
     def set_aside(self, after: int, folder: Path) -> None:
-        """Moves the checkpoints of later steps, which are damaged, to another folder: their steps are saved again."""
+        """Moves damaged checkpoints of later steps to another folder, because these steps will be saved again."""
         later = [step for step in self.steps if step > after]
         if not later:
             return
@@ -205,7 +211,7 @@ class Checkpoints:
 
     @phase("saving")
     def wait(self) -> None:
-        """Returns when all saves are on disk; raises the error that one of them met."""
+        """Waits until all saves are on disk. Raises the error of a save that failed."""
         with self._in_place():
             self._manager.wait_until_finished()
 
@@ -214,7 +220,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _in_place(self) -> Iterator[None]:
-        """Raises InputError if the run's folder has been moved, before and instead of any other error."""
+        """Raises InputError if the run's folder has been moved, in place of any other error."""
         if self._claim:
             self._claim.check()
         try:
@@ -228,13 +234,13 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type | None, *_) -> None:
-        # An error that is being raised says more than a failure to close, which it may have caused.
+        # An error that is already being raised is more helpful than a failure to close, which it may have caused.
         with contextlib.nullcontext() if kind is None else contextlib.suppress(Exception):
             self._manager.close()
 
 
 def _preserved(settings: Checkpoint, best: BestMetric | None) -> policies.PreservationPolicy:
-    """The latest checkpoints, and the best one of those that were evaluated."""
+    """Returns the policy that keeps the latest checkpoints, and the best one of those that were evaluated."""
     latest = policies.LatestN(settings.keep)
     if best is None:
         return latest
@@ -248,14 +254,14 @@ def _preserved(settings: Checkpoint, best: BestMetric | None) -> policies.Preser
 
 
 def _registry() -> ocp.handlers.CheckpointHandlerRegistry:
-    """Trees under any name, written without compression."""
+    """Returns the handlers for trees of any name, written without compression."""
     registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
     registry.add(None, ocp.args.PyTreeSave, ocp.PyTreeCheckpointHandler(use_compression=False))
     return registry
 
 
 def _restored(folder: epath.Path, abstract: Tree) -> Tree:
-    """The tree in a folder, its large arrays one after the other; compressed or not."""
+    """Restores the tree in a folder, compressed or not, a few large arrays at a time."""
     arguments = _restore_arguments(folder, abstract)
     leaves, structure = jax.tree.flatten(abstract)
     arrays = [None] * len(leaves)
@@ -267,8 +273,8 @@ def _restored(folder: epath.Path, abstract: Tree) -> Tree:
 
 
 def _stored(folder: epath.Path, abstract: Tree) -> Tree:
-    """The tree in a folder, of arrays to be read one by one."""
-    _restore_arguments(folder, abstract)  # It raises where they are others.
+    """Returns the tree in a folder as arrays that are read one by one."""
+    _restore_arguments(folder, abstract)  # Raises InputError if the arrays differ.
     arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), abstract)
     leaves, structure = jax.tree.flatten(abstract)
 
@@ -282,7 +288,7 @@ def _stored(folder: epath.Path, abstract: Tree) -> Tree:
 
 
 def _read(folder: epath.Path, abstract: Tree, arguments: Tree, places: set[int]) -> dict[int, Any]:
-    """Some leaves of the tree in a folder, by their places among all."""
+    """Reads some leaves of the tree in a folder, given by their indices among all leaves."""
     leaves, structure = jax.tree.flatten(abstract)
     asked = structure.unflatten(leaf if place in places else ocp.PLACEHOLDER for place, leaf in enumerate(leaves))
     arguments = ocp.args.PyTreeRestore(asked, restore_args=arguments)
@@ -291,9 +297,9 @@ def _read(folder: epath.Path, abstract: Tree, arguments: Tree, places: set[int])
 
 
 def _parts(leaves: list[jax.ShapeDtypeStruct]) -> Iterator[set[int]]:
-    """Groups of arrays that are read at the same time: as many as have `AT_ONCE` bytes together, or one that has more.
+    """Yields groups of leaf indices to read at the same time: up to `AT_ONCE` bytes, or one larger array.
 
-    The largest come first: the others find room where what was needed to read these has been given back.
+    The largest arrays come first, so that smaller ones can reuse the memory that was needed to read them.
     """
     sizes = [math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves]
     part, used = set(), 0
@@ -307,10 +313,10 @@ def _parts(leaves: list[jax.ShapeDtypeStruct]) -> Iterator[set[int]]:
 
 
 def _restore_arguments(folder: epath.Path, abstract: Tree) -> Tree:
-    """How each array is to be read; raises InputError if the stored ones are not those requested.
+    """Returns how to read each array. Raises InputError if the stored arrays are not those requested.
 
-    Orbax silently casts to the requested dtype. The dtype is passed to it only where the numbers become wider:
-    then it keeps each array until the next garbage collection.
+    Orbax silently casts to the requested dtype. The dtype is passed to Orbax only if it is wider than the stored one,
+    because Orbax then keeps each array until the next garbage collection.
     """
     if not folder.is_dir():
         raise Damaged(f"{folder.parent}: the checkpoint has no {folder.name}")
@@ -318,7 +324,7 @@ def _restore_arguments(folder: epath.Path, abstract: Tree) -> Tree:
     wanted = ocp.tree.to_flat_dict(abstract)
     for path in sorted(stored.keys() ^ wanted.keys(), key=str):
         name, has = "/".join(map(str, (folder.name, *path))), "has no" if path in wanted else "also has"
-        raise InputError(f"{folder.parent}: the checkpoint {has} {name}; it is of another model or optimizer")
+        raise InputError(f"{folder.parent}: the checkpoint {has} {name}; it belongs to another model or optimizer")
     for path, leaf in wanted.items():
         found = stored[path]
         if tuple(found.shape) != leaf.shape or not np.can_cast(found.dtype, leaf.dtype):
@@ -348,5 +354,5 @@ def _errors_only() -> Iterator[None]:
 
 
 def replicated(shape: tuple[int, ...], dtype: np.dtype, mesh: jax.sharding.Mesh) -> jax.ShapeDtypeStruct:
-    """An abstract array that every device is to hold whole."""
+    """Returns an abstract array that is replicated on every device."""
     return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec()))

@@ -1,4 +1,4 @@
-"""Checkpoints that cannot be read, and reading the first one that can."""
+"""Checkpoints that cannot be read, and finding the first readable one."""
 
 import contextlib
 import gc
@@ -17,22 +17,25 @@ from jaxformer.errors import InputError
 
 Read = TypeVar("Read")
 MOST_SAID = 300
-"""Characters of a library's message about a damaged file, at most."""
+"""Maximum number of characters shown of a library's message about a damaged file."""
 
 
 class Damaged(InputError):
-    """A part of a checkpoint is missing or cannot be read."""
+    """Error for a checkpoint that is incomplete or cannot be read."""
 
 
 def first_good(steps: Iterable[int], read: Callable[[int], Read]) -> tuple[int, Read, list[str]]:
-    """The first step whose checkpoint is not damaged, what `read` returns for it, and a line for each damaged one.
+    """Reads the first checkpoint that is not damaged.
 
     Args:
-      steps: in the order in which to try them.
+      steps: steps in the order in which to try them.
       read: reads the checkpoint of a step.
 
+    Returns:
+      The step, the result of `read`, and a line for each damaged checkpoint before it.
+
     Raises:
-      Damaged: all of them are.
+      Damaged: If all checkpoints are damaged.
     """
     damaged: list[str] = []
     for step in steps:
@@ -41,7 +44,7 @@ def first_good(steps: Iterable[int], read: Callable[[int], Read]) -> tuple[int, 
             found.append(read(step))
         except Damaged as error:
             problem = str(error)
-        # Each process reads what its devices hold; a checkpoint that is damaged for one is skipped by all.
+        # Each process reads only its shards. A checkpoint that is damaged for one process is skipped by all.
         if jax.process_count() > 1 and multihost_utils.process_allgather(np.int32(bool(problem))).any():
             problem = problem or f"step {step}: damaged for another process"
         if not problem:
@@ -51,12 +54,12 @@ def first_good(steps: Iterable[int], read: Callable[[int], Read]) -> tuple[int, 
 
 
 def unless_damaged(folder: PurePath, read: Callable[[], Read]) -> Read:
-    """Returns `read` of a checkpoint.
+    """Returns `read()` for a checkpoint.
 
     Raises:
-      Damaged: `read` failed, but not for a lack of memory or of permission.
-      InputError: the checkpoint may not be read, or its bucket is out of reach; it is not taken for damaged, as
-        training would move it aside.
+      Damaged: If `read` failed for another reason than a lack of memory or of permission.
+      InputError: If permission is missing, or the bucket cannot be reached. This is not `Damaged`, because training
+        would move the checkpoint away.
     """
     with _errors_of_others_dropped():
         try:
@@ -89,7 +92,7 @@ def _message(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _errors_of_others_dropped() -> Iterator[None]:
-    """Silences the errors of arrays that were read at the same time as one that failed, when they are collected."""
+    """Silences errors, at garbage collection, of arrays that were read at the same time as one that failed."""
     hook, log = sys.unraisablehook, logging.getLogger("asyncio")
     sys.unraisablehook, log.disabled = lambda _: None, True
     try:

@@ -1,4 +1,4 @@
-"""The evaluation loop: one pass over held-out data, every document once."""
+"""The evaluation loop: one pass over held-out data that reads every document once."""
 
 import contextlib
 import functools
@@ -24,11 +24,13 @@ from jaxformer.progress import phase
 from jaxformer.training.state import abstract_params
 
 GROUP = 32
-"""Documents of a group: the unit that processes share. Fixed, so that answers do not depend on their number."""
+"""Number of documents per group, the unit that is divided among processes. It is fixed, so that answers do not depend
+on the number of processes.
+"""
 
 
 class Evaluator:
-    """Evaluates parameters on the data of one evaluation; compiles once, at the first call."""
+    """Evaluates parameters on the data of one evaluation. Compiles once, at the first call."""
 
     def __init__(
         self,
@@ -37,7 +39,7 @@ class Evaluator:
         mesh: jax.sharding.Mesh,
         evaluation: NamedEvaluation | None = None,
     ):
-        """`evaluation`: one of the named evaluations; None evaluates on `data.validation`."""
+        """Prepares the evaluation named `evaluation`; if it is None, the one on `data.validation`."""
         self._experiment, self._tokenizer, self._mesh = experiment, tokenizer, mesh
         self._rows = sharding.local_rows(experiment.data.batch, mesh)
         self._data = evaluation.data(experiment.data) if evaluation else experiment.data
@@ -46,7 +48,7 @@ class Evaluator:
         self._of_documents = [metric for metric in self._metrics if isinstance(metric, DocumentMetric)]
 
     def check(self) -> None:
-        """Raises InputError where the held-out data gives no batch, or lacks what the metrics need."""
+        """Raises InputError if the held-out data gives no batch, or lacks fields that the metrics need."""
         self._experiment.objective.check(self._experiment.model, self._data.task.row)
         for metric in self._of_documents:
             metric.check(self._data.task)
@@ -54,11 +56,11 @@ class Evaluator:
             next(batches)
 
     def __call__(self, params, stopped: Callable[[], bool] = lambda: False) -> dict[str, float] | None:
-        """The metrics by name, exact over all held-out documents; None if `stopped` turned true on the way.
+        """Returns the metrics by name, exact over all held-out documents; None if `stopped` returned True.
 
         Args:
-          params: parameters laid on the mesh.
-          stopped: asked after every batch.
+          params: parameters on the mesh.
+          stopped: called after every batch. If it returns True, the evaluation is abandoned.
         """
         objective, model, states = self._experiment.objective, self._experiment.model, MetricStates(self._metrics)
         with sharding.use(self._mesh, self._experiment.mesh), phase("evaluating") as show:
@@ -73,7 +75,7 @@ class Evaluator:
         return states.compute()
 
     def _add_documents(self, states: MetricStates, params) -> None:
-        """Adds the states of whole documents, whose groups the processes share."""
+        """Adds the states of metrics of whole documents, whose groups are divided among the processes."""
         size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
         mesh = processes.local_mesh(self._mesh, size)
         local = processes.to_local(params, abstract_params(self._experiment, mesh))
@@ -106,12 +108,12 @@ class Evaluations:
         }
 
     def check(self) -> None:
-        """Raises InputError as `Evaluator.check` does."""
+        """Raises InputError under the conditions of `Evaluator.check`."""
         for evaluator in self._evaluators.values():
             evaluator.check()
 
     def __call__(self, params, stopped: Callable[[], bool] = lambda: False) -> dict[str, dict[str, float]] | None:
-        """The metrics of each evaluation by its name; None if `stopped` turned true on the way."""
+        """Returns the metrics of each evaluation by its name; None if `stopped` returned True."""
         results = {}
         for name, evaluate in self._evaluators.items():
             values = evaluate(params, stopped)
@@ -123,14 +125,14 @@ class Evaluations:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _terms(objective: Objective, model: Any, params: Any, batch: dict[str, jax.Array]) -> dict[str, Any]:
-    """The terms of a batch, whole on every device."""
+    """Computes the objective's terms of a batch, replicated on every device."""
     with fixed_order():
         terms = objective(model, params, batch)
     return jax.tree.map(lambda array: jax.lax.with_sharding_constraint(array, PartitionSpec()), terms)
 
 
 def _score(metric: DocumentMetric, context: Context, documents: Any) -> list[Any]:
-    """The states of all groups of documents, in their order; each process computes those that are its own."""
+    """Returns the states of all groups of documents, in order. Each process computes only its share of them."""
     indices = list(metric.select(context, documents))
     groups = [indices[start : start + GROUP] for start in range(0, len(indices), GROUP)] or [[]]
     count = jax.process_count()
@@ -140,7 +142,7 @@ def _score(metric: DocumentMetric, context: Context, documents: Any) -> list[Any
 
 
 def _until_all_end(batches: Iterator[Batch], empty: Batch) -> Iterator[Batch]:
-    """Every process's batches until the last one has no more; a process without further data yields empty batches."""
+    """Yields this process's batches, then empty batches until every process has no more data."""
     if jax.process_count() == 1:
         yield from batches
         return

@@ -20,10 +20,10 @@ from jaxformer.training.state import TrainState, abstract_state, copied, init_st
 def restore_or_init(
     saved: Checkpoints, experiment: Experiment, mesh: jax.sharding.Mesh
 ) -> tuple[TrainState, np.ndarray, str]:
-    """The state and the states of all lanes, and lines about where they are from, which may be empty.
+    """Returns the state, the states of all lanes, and lines that say where they are from (may be empty).
 
-    They are those of the newest good checkpoint. Without a checkpoint, they are those of the run `fork`, or new ones,
-    with the parameters of `init` if it is set.
+    They come from the newest good checkpoint. If there is no checkpoint, they come from the run `fork`, or are new,
+    with parameters from `init` if it is set.
     """
     abstract, lanes = abstract_state(experiment, mesh), loader.initial_state(experiment.data)
     if saved.latest is not None:

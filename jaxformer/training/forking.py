@@ -1,4 +1,4 @@
-"""Continues training from another run's state under other settings, and reports what changes."""
+"""Continues training from another run's state under other settings, and reports the changes."""
 
 import dataclasses
 import functools
@@ -18,41 +18,44 @@ from jaxformer.training.damage import first_good
 from jaxformer.training.state import TrainState, abstract_state, copied, trained_and_held
 
 BESIDE_BATCHES = ("data.validation", "data.workers", "data.prefetch")
-"""Fields of the data that no training batch depends on."""
+"""Fields of `data` that do not affect the training batches."""
 UNLISTED = ("fork", "fork_step", "init")
-"""Fields in which a fork always differs."""
+"""Fields that always differ in a fork, and are not reported."""
 MOST_LISTED = 10
-"""Changed settings that are listed, at most."""
+"""Maximum number of changed settings to list."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Fork:
-    """Where a fork begins."""
+    """The start of a forked run."""
 
     state: TrainState
-    """The state, on the mesh."""
+    """The training state, on the mesh."""
     lanes: np.ndarray
-    """The states of all lanes."""
+    """States of all lanes."""
     told: str
     """Lines that name the run, the step and the settings that differ."""
 
 
 def fork_from(experiment: Experiment, mesh: jax.sharding.Mesh) -> Fork:
-    """The state of the run `experiment.fork`, for an experiment with other settings.
+    """Reads the state of the run `experiment.fork`, for an experiment with other settings.
 
     Args:
-      experiment: of the fork; its `fork` is set.
-      mesh: where the state is to lie.
+      experiment: experiment of the fork, with `fork` set.
+      mesh: mesh for the state.
 
     Raises:
-      InputError: the run cannot be read, has another model, tokenizer or optimizer, or is not before `steps`.
+      InputError: If the run cannot be read, has another model, tokenizer or optimizer, or has already done `steps`
+        steps.
     """
     if experiment.fork is None:
         raise ValueError("fork=None: expected a run's folder")
     folder = storage.path(experiment.fork)
     other = _check_same_state(experiment, run.read_experiment(folder, known=experiment))
     checkpoints = Checkpoints(folder / run.CHECKPOINTS)
-    order = checkpoint_order(folder, checkpoints, other.checkpoint, None, experiment.fork_step)  # Not the best.
+    order = checkpoint_order(
+        folder, checkpoints, other.checkpoint, None, experiment.fork_step
+    )  # The latest, not the best.
     wanted = abstract_state(experiment, mesh)
     averaged = wanted.average is not None and other.optimizer.ema is not None
     places = loader.initial_state(other.data)
@@ -61,7 +64,7 @@ def fork_from(experiment: Experiment, mesh: jax.sharding.Mesh) -> Fork:
     try:
         step, restored, damaged = first_good(order, functools.partial(checkpoints.restore, trees))
     except InputError as error:
-        raise InputError(f"fork={folder}: {error}; init={folder} would take its parameters alone") from error
+        raise InputError(f"fork={folder}: {error}; init={folder} would take only its parameters") from error
     if step >= experiment.steps:
         raise InputError(f"steps={experiment.steps}: fork={folder} is at step {step} already; expected more steps")
     state = TrainState.from_trees(restored)
@@ -77,7 +80,7 @@ def fork_from(experiment: Experiment, mesh: jax.sharding.Mesh) -> Fork:
 
 
 def rate_change(before: Experiment, now: Experiment, state: TrainState) -> list[str]:
-    """A line about the learning rate of the next update, if the new settings change it; otherwise none."""
+    """Returns a line about the learning rate of the next update if the new settings change it; otherwise no line."""
     updates = int(state.step) - int(state.skipped)
     old, new = (float(each.optimizer.schedule(each.steps)(updates)) for each in (before, now))
     if old == new:
@@ -88,7 +91,7 @@ def rate_change(before: Experiment, now: Experiment, state: TrainState) -> list[
 
 
 def _check_same_state(experiment: Experiment, other: Experiment) -> Experiment:
-    """The other experiment; raises InputError if its model or tokenizer is another one."""
+    """Returns the experiment of the other run. Raises InputError if its model or tokenizer differs."""
     changed = differences(other.model, experiment.model)
     changed += config.differences(other.tokenizer, experiment.tokenizer, "tokenizer")
     if changed:
@@ -97,14 +100,14 @@ def _check_same_state(experiment: Experiment, other: Experiment) -> Experiment:
 
 
 def _other_batches(other: Experiment, experiment: Experiment) -> list[str]:
-    """Differences that change the batches of an experiment, a line each."""
+    """Returns one line per difference that changes the batches of an experiment."""
     seeds = [f"seed: {other.seed} in the run, {experiment.seed} now"] if other.seed != experiment.seed else []
     found = config.differences(other.data, experiment.data, "data")
     return seeds + [str(difference) for difference in found if not difference.within(*BESIDE_BATCHES)]
 
 
 def _changes(other: Experiment, experiment: Experiment) -> list[str]:
-    """The settings that differ from the run's, a line each, and how many more there are."""
+    """Returns one line per setting that differs from the run's, and a line with the number of further ones."""
     lines = [str(found) for found in config.differences(other, experiment) if found.path not in UNLISTED]
     more = [f"and {len(lines) - MOST_LISTED} more settings"] if len(lines) > MOST_LISTED else []
     return lines[:MOST_LISTED] + more

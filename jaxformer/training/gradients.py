@@ -18,12 +18,12 @@ Means = dict[str, Mean]
 
 
 def loss_and_gradient(experiment: Experiment, params, batch, key) -> tuple[Means, Any]:
-    """The means of a batch, and the gradient of its loss by the parameters that train.
+    """Computes the means of a batch, and the gradient of its loss with respect to the trained parameters.
 
-    It is exact for any number of micro-batches.
-    The loss is Σ weight · sum / weight of the means that the objective names. With micro-batches each sum is divided
-    by the weight of the whole batch, so that their gradients add up to the whole batch's, however uneven they are.
-    Objectives that compare the examples of a batch have the vectors of all of them first.
+    The result is exact for any number of micro-batches. The loss is Σ weight · sum / weight of the means that the
+    objective names. With micro-batches, each sum is divided by the weight of the whole batch, so the gradients add up
+    to the gradient of the whole batch even if micro-batches differ in weight. For objectives that compare the examples
+    of a batch, the vectors of all examples are computed first.
     """
     objective, model, parts = experiment.objective, experiment.model, experiment.optimizer.accumulate
     trained, held = trained_and_held(experiment, params)
@@ -40,7 +40,7 @@ def loss_and_gradient(experiment: Experiment, params, batch, key) -> tuple[Means
         return gradient(batch, key, None)
     if isinstance(objective, BatchObjective):
         return _by_cached_vectors(experiment, objective, params, batch, key)
-    # Only the weights are used: the compiler leaves the rest of this pass out.
+    # Only the weights are used, so the compiler removes the rest of this pass.
     totals = {name: mean.weight for name, mean in objective(model, model_params(experiment, params), batch).items()}
 
     def body(total, numbered):
@@ -54,10 +54,10 @@ def loss_and_gradient(experiment: Experiment, params, batch, key) -> tuple[Means
 
 
 def _by_cached_vectors(experiment: Experiment, objective: BatchObjective, params, batch, key) -> tuple[Means, Any]:
-    """The same for an objective that compares the examples of the whole batch (Gao et al. 2021, gradient caching).
+    """Does the same for an objective that compares the examples of the whole batch (Gao et al. 2021, gradient caching).
 
-    A first pass computes all vectors without keeping what their gradient needs. The loss of all of them gives their
-    gradients, which a second pass, with the same dropout, takes back to the parameters, one micro-batch at a time.
+    A first pass computes all vectors without storing activations. The loss of all vectors gives their gradients. A
+    second pass with the same dropout propagates these to the parameters, one micro-batch at a time.
     """
     model, parts = experiment.model, experiment.optimizer.accumulate
     trained, held = trained_and_held(experiment, params)
@@ -87,7 +87,7 @@ def _by_cached_vectors(experiment: Experiment, objective: BatchObjective, params
 
 
 def _weighted(weights: Mapping[str, float], means: Means, totals: Mapping[str, jax.Array] | None) -> jax.Array:
-    """The weighted sum of means and auxiliary means, each divided by its total weight where that is given."""
+    """Returns the weighted sum of means and auxiliary means, each divided by its total weight if that is given."""
     parts = (
         weight * Mean(means[name].sum, totals[name] if totals else means[name].weight).value
         for name, weight in with_auxiliary(weights, means).items()
@@ -96,7 +96,7 @@ def _weighted(weights: Mapping[str, float], means: Means, totals: Mapping[str, j
 
 
 def _split(batch: Mapping[str, jax.Array], parts: int) -> Mapping[str, jax.Array]:
-    """Micro-batches [parts, rows, ...], each of which has rows of every device."""
+    """Splits a batch into micro-batches [parts, rows, ...], each with rows of every device."""
 
     def split(array):
         return sharding.constrain(
@@ -107,7 +107,7 @@ def _split(batch: Mapping[str, jax.Array], parts: int) -> Mapping[str, jax.Array
 
 
 def _merge(part: Any) -> Any:
-    """The rows of micro-batches [parts, rows, ...] in the order of the batch; the sums of auxiliary means."""
+    """Restores the batch order of rows in micro-batches [parts, rows, ...], and adds up auxiliary means."""
     if is_mean(part):
         return jax.tree.map(lambda array: array.sum(0), part)
     return part.swapaxes(0, 1).reshape(-1, *part.shape[2:])

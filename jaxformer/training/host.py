@@ -1,7 +1,7 @@
-"""This process's memory on the host, where the CPU is the device.
+"""Memory allocation on the host, for training on the CPU.
 
-XLA on CPU allocates a step's buffers again each time. Large ones come from the kernel, small page by zeroed small page,
-and go back to it: a sixth of a step's time. Huge pages are quicker to get.
+XLA on CPU allocates a step's buffers again at every step. The kernel zeroes large buffers page by page, which takes a
+sixth of the step's time with small pages. Huge pages are faster.
 """
 
 import os
@@ -13,9 +13,9 @@ SETTING = "/sys/kernel/mm/transparent_hugepage/enabled"
 
 
 def restart_with_huge_pages() -> None:
-    """Restarts this program if the C library will then take its memory in huge pages, else does nothing.
+    """Restarts this program with huge pages if the C library supports them, otherwise does nothing.
 
-    glibc reads that setting when a process begins, and at no other time. For the very beginning of a program.
+    glibc reads the setting only when a process starts, so this must be called at the very beginning of a program.
     """
     tunables = os.environ.get("GLIBC_TUNABLES", "")
     if "glibc.malloc.hugetlb" in tunables or platform.libc_ver()[0] != "glibc" or not sys.executable:
@@ -23,7 +23,7 @@ def restart_with_huge_pages() -> None:
     try:
         with open(SETTING, encoding="ascii") as file:
             if "[madvise]" not in file.read():
-                return  # All programs have them, or none has.
+                return  # The system setting is "always" or "never", so the restart would change nothing.
     except OSError:
         return
     os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, [tunables, HUGE_PAGES]))

@@ -1,4 +1,4 @@
-"""Reports of a run: lines and a bar in the terminal, `metrics.jsonl`, TensorBoard."""
+"""Reports of a run: lines and a bar in the terminal, `metrics.jsonl`, and TensorBoard."""
 
 import contextlib
 import sys
@@ -31,10 +31,15 @@ UTILIZATION = "model_flops_utilization"
 
 
 class Meter:
-    """The means since the last report, and the speed."""
+    """Collects the means since the last report, and measures the speed."""
 
     def __init__(self, experiment: Experiment, began: float):
-        """`began`: time.monotonic() when the work began that the first step ended."""
+        """Starts the clock.
+
+        Args:
+          experiment: the experiment that is trained.
+          began: time.monotonic() at the start of the work that ends with the first step, such as compilation.
+        """
         self._experiment, self._began = experiment, began
         self._unit, in_row = experiment.data.task.unit
         self._in_step = experiment.data.batch * in_row
@@ -43,25 +48,25 @@ class Meter:
         self._means: list[dict[str, Mean]] = []
         self._timed = 0
         self.first_step: float | None = None
-        """Seconds from the beginning to the end of the first step."""
+        """Seconds from `began` to the end of the first step; None before that."""
 
     def add(self, means: dict[str, Mean]) -> None:
-        """Takes the means of a step, which may not be computed yet."""
+        """Adds the means of a step, which may not be computed yet."""
         self._means.append(means)
         self._timed += 1
         if self.first_step is None:
             jax.block_until_ready(means)
             self.first_step = time.monotonic() - self._began
             self.restart()
-        # Waits for the step before the last: the device always has work, and the queue is short if a stop is asked for.
+        # Waits for the step before the last, so that the device always has work but the queue is short at a stop.
         jax.block_until_ready(self._means[-3:-2])
 
     def restart(self) -> None:
-        """Restarts the clock, after something other than training took time."""
+        """Restarts the clock after something other than training took time."""
         self._timed, self._since = 0, time.monotonic()
 
     def report(self, step: int, state: TrainState) -> dict[str, float]:
-        """The metrics of the steps since the last report, or since the run resumed; waits for the device."""
+        """Returns the metrics of the steps since the last report, or since the run resumed. Waits for the device."""
         states = MetricStates(self._metrics)
         for terms in jax.device_get(self._means):
             states.add(terms)
@@ -77,7 +82,7 @@ class Meter:
         }
 
     def _utilization(self, steps_per_second: float, state: TrainState) -> dict[str, float]:
-        """The share of the devices' peak that the steps use, by `step_flops`; empty if the peak is not known."""
+        """Returns the share of the devices' peak FLOPs in use, by `step_flops`; empty if the peak is unknown."""
         peak, experiment = peak_flops(jax.devices()[0]), self._experiment
         if peak is None:
             return {}
@@ -92,7 +97,7 @@ def _count(params: Any) -> int:
 
 
 class Logs:
-    """The logs of a run that writes; a context manager. A process that is not the first says nothing."""
+    """The logs of a run, as a context manager. Only process 0 writes them."""
 
     def __init__(
         self,
@@ -102,21 +107,21 @@ class Logs:
         quiet: bool = False,
         moved: Callable[[], str] = lambda: "",
     ):
-        """Opens the logs at step `start`; what an earlier run of them logged after it is taken back.
+        """Opens the logs at step `start`. Lines that an earlier process logged for later steps are removed.
 
         Args:
-          folder: the run's.
-          steps: the run's length.
-          start: updates already done.
+          folder: the run's folder.
+          steps: number of steps of the run.
+          start: number of updates already done.
           quiet: whether to print nothing.
-          moved: why nothing may be written to the folder any more, if so.
+          moved: function that returns why nothing may be written to the folder any more, or the empty string.
         """
         self._writes, self._steps, self._started = jax.process_index() == 0, steps, False
         self._quiet, self._start, self._stack = quiet or not self._writes, start, contextlib.ExitStack()
         self.evaluated, self.results = 0, None
-        """The step of the last evaluations and the metrics of all of them, as `validation/loss`."""
+        """Step of the last evaluations, and the metrics of all of them, with keys like `validation/loss`."""
         self.history: list[dict[str, float]] = []
-        """The metrics of all evaluations so far, an entry a step."""
+        """Metrics of all evaluations so far, one entry per step."""
         self._files = LogFiles(folder, moved) if self._writes else None
         home = folder if self._files is None else self._files.home
         for line in read_history(home / METRICS, start, self._writes):
@@ -124,7 +129,7 @@ class Logs:
             if split != "train":
                 self._note(step, {split: line})
         if jax.process_count() > 1:
-            self.evaluated = start  # Evaluations are interrupted, to be made up for, in one process only.
+            self.evaluated = start  # Only a single process makes up for an interrupted evaluation.
         if self._writes:
             self._lines = (home / METRICS).open("a", encoding="utf-8", buffering=1)
             self._board = _tensorboard().SummaryWriter(str(home / "tensorboard"), purge_step=start + 1)
@@ -166,13 +171,13 @@ class Logs:
         self._display.advance(step)
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
-        """Adds a line to `metrics.jsonl`, the same to TensorBoard, and prints a summary; notes an evaluation."""
+        """Adds a line to `metrics.jsonl` and TensorBoard, and prints a summary. Remembers evaluations."""
         if split != "train":
             self._note(step, {split: values})
         self._write(step, {split: values})
 
     def write_evaluations(self, step: int, results: Mapping[str, Mapping[str, float]]) -> None:
-        """Writes the metrics of all evaluations at a step, by their names, and notes them."""
+        """Writes the metrics of all evaluations at a step, by name, and remembers them."""
         self._note(step, results)
         self._write(step, results)
 
@@ -189,7 +194,9 @@ class Logs:
             return
         numbers = {split: {name: float(x) for name, x in values.items()} for split, values in lines.items()}
         texts = [strict_json.dumps({"step": step, "split": split, **values}) for split, values in numbers.items()]
-        self._lines.write("".join(f"{text}\n" for text in texts))  # At once: a kill leaves all of them or none.
+        self._lines.write(
+            "".join(f"{text}\n" for text in texts)
+        )  # In one write, so that a kill leaves all lines or none.
         width = len(str(self._steps))
         for split, values in numbers.items():
             for name, value in values.items():
@@ -202,7 +209,7 @@ class Logs:
             self._files.copy_soon()
 
     def end(self, run: Run, results: Mapping[str, float] | None) -> None:
-        """Shows the last evaluation, and what the model does on held-out data."""
+        """Shows the last evaluation, and predictions on held-out data."""
         if self._quiet:
             return
         self._display.end_bar()
@@ -222,17 +229,17 @@ class Logs:
             table.add_row(metric.replace("_", " "), f"{value:.4f}")
         self._display.show(table)
         if len(shown) < len(values):
-            more = f"{len(values) - len(shown)} more, of single labels"
+            more = f"{len(values) - len(shown)} more metrics of single labels"
             self.say(f"{more}: {program()} evaluate {run.folder} --all")
 
 
 def summary(values: Mapping[str, float]) -> str:
-    """The metrics in a line, but those of single classes, such as `f1/positive`."""
+    """Formats the metrics on one line, without those of single classes, such as `f1/positive`."""
     return "  ".join(f"{name} {value:.4f}" for name, value in values.items() if "/" not in name)
 
 
 def train_summary(values: Mapping[str, float], remaining: float | None) -> str:
-    """A line on the last steps; `remaining` are the seconds to the end, if known."""
+    """Formats the metrics of the last steps on one line, with the `remaining` seconds to the end if known."""
     [(name, speed)] = [pair for pair in values.items() if pair[0].endswith(PER_SECOND)]
     parts = [
         f"loss {values['loss']:.4f}",
@@ -251,7 +258,7 @@ def train_summary(values: Mapping[str, float], remaining: float | None) -> str:
 
 
 def _tensorboard():
-    """tensorboardX, without torch: it would import that, where it is installed, for seconds, to name a type."""
+    """Imports tensorboardX without torch, which it would otherwise import, in seconds, only to name a type."""
     hide = "torch" not in sys.modules
     if hide:
         sys.modules["torch"] = None  # type: ignore[assignment]  # An import of it raises ImportError.

@@ -1,4 +1,4 @@
-"""The training step, and `fit`, which reads from top to bottom."""
+"""The training step, and `fit`, the whole course of a training."""
 
 import contextlib
 import dataclasses
@@ -43,19 +43,19 @@ from jaxformer.training.state import (
 )
 
 MOST_SKIPPED = 10
-"""Steps in a row whose gradient is not finite, after which a run stops."""
+"""Number of consecutive steps with a non-finite gradient after which a run stops."""
 
 
 def train_step(experiment: Experiment, state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, Means]:
-    """One update. A gradient that is not finite changes nothing but the counts.
+    """Does one update. If the gradient is not finite, changes nothing except the counts.
 
     Args:
-      experiment: what is trained and how; static under jit.
-      state: the state before; to be donated.
-      batch: arrays [b, ...], as the objective documents them.
+      experiment: the experiment; static under jit.
+      state: the state before the step, which may be donated.
+      batch: arrays [b, ...], as documented by the objective.
 
     Returns:
-      The state after, and the batch's means, with the gradient's norm among them.
+      The state after the step, and the means of the batch, including the gradient norm.
     """
     key = jax.random.fold_in(jax.random.key(experiment.seed), state.step)
     means, gradient = loss_and_gradient(experiment, state.params, batch, key)
@@ -89,23 +89,23 @@ def train_step(experiment: Experiment, state: TrainState, batch: dict[str, jax.A
 
 
 def jit_step(experiment: Experiment, mesh: jax.sharding.Mesh):
-    """Jits `train_step` for a mesh: (state, batch) → (state, means), to be called or lowered under that mesh.
+    """Jits `train_step` for a mesh: (state, batch) → (state, means). Call or lower it under that mesh.
 
-    The state is donated, and the one returned has its shardings: without them, the compiler for GPUs replicates the
-    results of the condition around the update.
+    The state is donated, and the returned state has the same shardings. These are set explicitly because the compiler
+    for GPUs would otherwise replicate the results of the condition around the update.
     """
     shardings = sharding.shardings_of(abstract_state(experiment, mesh)), sharding.replicated(mesh)
     return jax.jit(functools.partial(train_step, experiment), donate_argnums=0, out_shardings=shardings)
 
 
 def lower_step(experiment: Experiment, mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
-    """Lowers `train_step` for a mesh, whose devices need not exist: `.compile()` compiles the step for them."""
+    """Lowers `train_step` for a mesh whose devices need not exist. `.compile()` compiles the step for them."""
     with sharding.use(mesh, experiment.mesh):
         return jit_step(experiment, mesh).lower(abstract_state(experiment, mesh), abstract_batch(experiment, mesh))
 
 
 def compile_step(experiment: Experiment, mesh: jax.sharding.Mesh):
-    """Compiles `train_step` for a mesh, at the first call: (state, batch) → (state, means); the state is donated."""
+    """Compiles `train_step` for a mesh at the first call: (state, batch) → (state, means). The state is donated."""
     step = jit_step(experiment, mesh)
 
     def run(state, batch):
@@ -117,47 +117,47 @@ def compile_step(experiment: Experiment, mesh: jax.sharding.Mesh):
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """The open parts of a run that trains."""
+    """Everything that a running training needs."""
 
     experiment: Experiment
     """The experiment."""
     mesh: jax.sharding.Mesh
-    """Where."""
+    """Mesh of the training."""
     tokenizer: Tokenizer | None
-    """Its tokenizer; None where it reads no text."""
+    """Tokenizer of the run; None if the run reads no text."""
     claim: Claim
-    """The right to write to its folder."""
+    """Write access to the run's folder."""
     stop: Stop
-    """Whether it has been asked to stop."""
+    """Whether the process was asked to stop."""
     train: Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, Means]]
-    """The compiled step."""
+    """The compiled training step."""
     evaluate: Evaluations | None
     """All evaluations; None without held-out data."""
     saved: Checkpoints
-    """Its checkpoints."""
+    """Checkpoints of the run."""
     batches: Iterable[tuple[loader.Batch, np.ndarray]]
-    """The batches of this process's rows, with the states of their lanes after each."""
+    """Batches of this process's rows, each with the states of their lanes after it."""
     logs: Logs
-    """Its logs."""
+    """Logs of the run."""
     forked: bool
-    """Whether the first state is another run's, and this one has no checkpoint yet."""
+    """Whether the initial state comes from another run and this run has no checkpoint yet."""
 
 
 def fit(experiment: Experiment, workdir: str | os.PathLike, quiet: bool = False) -> Run:
     """Trains a run from its latest checkpoint, or from the start, to `experiment.steps`.
 
-    SIGTERM, or Ctrl-C, saves and returns; the same call resumes from there, bit for bit.
+    After SIGTERM or Ctrl-C, saves and returns. The same call then resumes from there with identical results.
 
     Args:
-      experiment: what to do.
-      workdir: the run's folder; made where it is missing.
+      experiment: the experiment.
+      workdir: the run's folder, which is created if it is missing.
       quiet: whether to print nothing.
 
     Returns:
-      The run, with its latest parameters, or its best ones where the experiment says what is best.
+      The run, with its latest parameters, or its best ones if the experiment sets `checkpoint.best`.
 
     Raises:
-      InputError: something about the experiment, its data or the folder is wrong, or its gradients are.
+      InputError: If the experiment, its data or the folder is invalid, or too many gradients are not finite.
     """
     began, folder, data = time.monotonic(), storage.path(workdir), experiment.data
     agreement.check_same(experiment, folder)
@@ -198,8 +198,8 @@ def fit(experiment: Experiment, workdir: str | os.PathLike, quiet: bool = False)
 
 
 def prepare_text(experiment: Experiment, claim: Claim) -> tuple[Experiment, Tokenizer | None]:
-    """The experiment with the size of its vocabulary, and its tokenizer, for checked documents."""
-    loader.check_documents(experiment.data)  # Before a tokenizer is trained on them.
+    """Checks the documents, and returns the experiment with the size of its vocabulary, and its tokenizer."""
+    loader.check_documents(experiment.data)  # Checks them before a tokenizer is trained on them.
     for evaluation in experiment.evaluations:
         loader.check_documents(evaluation.data(experiment.data), train=False)
     tokenizer = runs.prepare_tokenizer(claim, experiment)
@@ -211,22 +211,22 @@ def prepare_text(experiment: Experiment, claim: Claim) -> tuple[Experiment, Toke
 def prepare_evaluation(
     experiment: Experiment, tokenizer: Tokenizer | None, mesh: jax.sharding.Mesh
 ) -> Evaluations | None:
-    """The evaluations on checked held-out data; None without such data."""
+    """Returns the evaluations after checking the held-out data; None without held-out data."""
     if not experiment.all_evaluations:
         return None
     evaluate = Evaluations(experiment, tokenizer, mesh)
     with phase("checking the held-out data"):
-        evaluate.check()  # Its errors come before the first step.
+        evaluate.check()  # Raises its errors before the first step.
     return evaluate
 
 
 def train_to_end(training: Training, state: TrainState, lanes: np.ndarray, meter: Meter) -> TrainState:
-    """The state after the last step, early where the run is asked to stop or its patience is over; saves it.
+    """Trains until the last step, a request to stop, or the end of patience. Saves and returns the state.
 
     Args:
-      training: the parts of the run.
-      state: the state to start from; it is donated.
-      lanes: int32 [rows, S], the states of this process's lanes before the first batch.
+      training: the parts of the training.
+      state: the initial state, which is donated.
+      lanes: int32 [rows, S], states of this process's lanes before the first batch.
       meter: measures the steps.
     """
     experiment, mesh, logs, saved = training.experiment, training.mesh, training.logs, training.saved
@@ -236,7 +236,7 @@ def train_to_end(training: Training, state: TrainState, lanes: np.ndarray, meter
     step = start
     for batch, lanes_after in training.batches:
         if training.evaluate and logs.evaluated < step and due(step, experiment.evaluation.every, steps):
-            # No name for the parameters: the step donates them, and those merged from LoRA would stay in memory.
+            # No variable holds the parameters: the step donates them, and merged LoRA parameters would stay in memory.
             results = training.evaluate(used_params(experiment, state.best_params, mesh), training.stop.requested)
             if results:
                 logs.write_evaluations(step, results)
@@ -262,7 +262,7 @@ def train_to_end(training: Training, state: TrainState, lanes: np.ndarray, meter
 
 
 def finish(training: Training, state: TrainState) -> Run:
-    """The run after its last step, once its checkpoints are on disk; says how it ended."""
+    """Returns the run after its last step, once its checkpoints are on disk. Prints how training ended."""
     experiment, logs, saved, stop = training.experiment, training.logs, training.saved, training.stop
     folder, steps, step = training.claim.folder, experiment.steps, int(state.step)
     saved.wait()
@@ -273,7 +273,7 @@ def finish(training: Training, state: TrainState) -> Run:
         used, params = read_params(folder, experiment, training.mesh)
         run, results = dataclasses.replace(run, step=used, params=params), saved.results(used)
     if stop.signal and (step < steps or (training.evaluate and logs.evaluated < step)):
-        logs.say(f"stopped by {stop.signal} at step {step}, saved; the same command resumes from there")
+        logs.say(f"stopped by {stop.signal} at step {step}, saved; run the same command to resume")
         return run
     if step < steps:
         named = f"no better {experiment.checkpoint.best} in {experiment.evaluation.patience} evaluations"
@@ -283,7 +283,7 @@ def finish(training: Training, state: TrainState) -> Run:
 
 
 def already_done(folder: Path, experiment: Experiment, step: int, shown: Display) -> Run:
-    """The run unchanged, for one that has done more steps than are asked for; says so."""
+    """Returns the run unchanged if it has already done the requested number of steps, and prints that."""
     shown.say(
         f"--steps {experiment.steps}: the run in {folder} has done {step:,} already; nothing is trained or changed; "
         f"set more than {step:,} to continue"
@@ -292,12 +292,12 @@ def already_done(folder: Path, experiment: Experiment, step: int, shown: Display
 
 
 def due(step: int, every: int, steps: int) -> bool:
-    """Whether something that happens every `every` steps, and at the end, happens after this one."""
+    """Returns whether an action is due after this step: every `every` steps, and after the last of `steps`."""
     return step > 0 and (step % every == 0 or step == steps)
 
 
 def out_of_patience(experiment: Experiment, history: Sequence[Mapping[str, float]]) -> bool:
-    """Whether the best evaluation is as many evaluations ago as `evaluation.patience` says."""
+    """Returns whether the best evaluation is at least `evaluation.patience` evaluations ago."""
     patience, best = experiment.evaluation.patience, experiment.best_metric
     if patience is None or best is None:
         return False
@@ -306,7 +306,7 @@ def out_of_patience(experiment: Experiment, history: Sequence[Mapping[str, float
 
 
 def check_batch(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:
-    """Raises InputError where the batch does not divide by the mesh and the micro-batches."""
+    """Raises InputError if the batch size is not divisible by the mesh and the micro-batches."""
     batch, parts = experiment.data.batch, experiment.optimizer.accumulate
     ways = sharding.ways(mesh, "batch")
     if batch % (ways * parts):
@@ -318,7 +318,7 @@ def check_batch(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:
 
 
 def check_experts(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:
-    """Raises InputError where the expert axis of the mesh has nothing to split, or does not divide it."""
+    """Raises InputError if the expert axis of the mesh has no experts to split, or does not divide their number."""
     ways = mesh.shape["expert"]
     kinds = [kind for stack in experiment.model.stacks().values() for kind in stack.kinds]
     numbers = sorted({kind.mlp.experts for kind in kinds if hasattr(kind.mlp, "experts")})
@@ -330,7 +330,7 @@ def check_experts(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:
 
 
 def check_tokenizer(experiment: Experiment, tokenizer: Tokenizer | None) -> None:
-    """Raises InputError where the model is too small for the tokenizer or the rows."""
+    """Raises InputError if the model is too small for the tokenizer's vocabulary or for the length of the rows."""
     if tokenizer is None:
         return
     size, row = tokenizer.vocab_size, experiment.data.task.row
@@ -342,14 +342,14 @@ def check_tokenizer(experiment: Experiment, tokenizer: Tokenizer | None) -> None
             )
     longest = min((limit.max_length for limit in limits.values()), default=0)
     for array, field in (("tokens", "length"), ("inputs", "input_length")):
-        # An encoder of both texts of a pair has one input for them.
+        # If one encoder reads both texts of a pair, they share its maximum length.
         limit = limits[array].max_length if array in limits else longest
         if array in row and limits and limit < (length := row[array].capacity):
             raise InputError(f"model.max_length={limit} is shorter than data.task.{field}={length}")
 
 
 def check_gradients(state: TrainState, step: int, saved: Checkpoints) -> None:
-    """Raises InputError where no gradient was finite for too long."""
+    """Raises InputError if too many consecutive gradients were not finite."""
     if int(state.skipped_in_a_row) >= MOST_SKIPPED:
         raise InputError(
             f"step {step}: the last {int(state.skipped_in_a_row)} gradients were not finite and were skipped: lower "
@@ -358,7 +358,7 @@ def check_gradients(state: TrainState, step: int, saved: Checkpoints) -> None:
 
 
 def describe(experiment: Experiment, state: TrainState, mesh: jax.sharding.Mesh) -> str:
-    """Device, mesh, parameters and tokens or images a step, in a line."""
+    """Describes the devices, mesh, parameters, and tokens or images per step, on one line."""
     device, usual = mesh.devices.flat[0], ("data", "fsdp", "tensor")
     used = {axis: size for axis, size in mesh.shape.items() if size > 1 or axis in usual}
     sizes = " × ".join(f"{axis} {size}" for axis, size in used.items())

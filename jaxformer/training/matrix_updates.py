@@ -1,4 +1,4 @@
-"""Updates of whole matrices, which Muon and Adafactor are made of: each kernel counts as the matrix it applies."""
+"""Matrix updates for Muon and Adafactor, which treat each kernel as the matrix of its linear map."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -14,11 +14,11 @@ from jaxformer.parallel.metadata import ParameterInfo
 from jaxformer.parameter_paths import map_paths
 
 Infos = Mapping[str, ParameterInfo]
-"""The axes of each parameter, by its path."""
+"""Maps each parameter's path to its axes."""
 
 
 def muon_labels(infos: Infos) -> Callable[[Any], Any]:
-    """Labels `orthogonal` for each kernel of the blocks, `adamw` for everything else."""
+    """Returns a labelling function: `orthogonal` for each kernel of the blocks, `adamw` for all other parameters."""
 
     def label(path, _):
         return "orthogonal" if infos[path].is_stacked and infos[path].is_kernel else "adamw"
@@ -27,7 +27,7 @@ def muon_labels(infos: Infos) -> Callable[[Any], Any]:
 
 
 def dimension_numbers(infos: Infos) -> Callable[[optax.Updates], Any]:
-    """The axes of each kernel's matrix, as Optax describes them."""
+    """Returns the dimension numbers of each kernel's matrix, in Optax's form."""
 
     def numbers(path, _):
         return optax.contrib.MuonDimensionNumbers(infos[path].rows, infos[path].columns)
@@ -48,7 +48,7 @@ def scale_to_adamw(infos: Infos) -> optax.GradientTransformation:
 def on_matrices(inner: optax.GradientTransformation, infos: Infos) -> optax.GradientTransformation:
     """Applies `inner` to kernels as [layers, rows, columns], so that it factors each layer's matrix.
 
-    Its statistics carry no axes, as they are small: every device keeps them whole.
+    The statistics of `inner` have no named axes and are replicated on every device, because they are small.
     """
 
     def flat(tree):
@@ -65,9 +65,9 @@ def on_matrices(inner: optax.GradientTransformation, infos: Infos) -> optax.Grad
 
 
 def limit_by_layer(threshold: float, relative: bool, infos: Infos) -> optax.GradientTransformation:
-    """Limits the root mean square of the update of each layer, and of each expert of it.
+    """Limits the root mean square of the update per layer, and per expert if there are experts.
 
-    `relative` multiplies it by the parameter's.
+    If `relative`, also multiplies the update by the root mean square of the parameter.
     """
 
     def limit(path, update, param):
@@ -77,7 +77,7 @@ def limit_by_layer(threshold: float, relative: bool, infos: Infos) -> optax.Grad
             return jnp.sqrt(jnp.mean(jnp.square(x), axes, keepdims=True))
 
         update = update / jnp.maximum(1, size(update) / threshold)
-        # A parameter that is initialised to zero must still be able to leave it.
+        # A parameter that is initialised to zero must still be able to change.
         return update * jnp.maximum(size(param), 1e-3) if relative else update
 
     return optax.stateless(lambda updates, params: map_paths(limit, updates, params))

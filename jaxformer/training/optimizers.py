@@ -1,6 +1,6 @@
-"""Optimizers and learning rates: config values that make Optax transformations.
+"""Optimizers and learning rate schedules: configs that create Optax transformations.
 
-What a parameter is, its initialisation says: see `parallel.metadata`.
+The kind of each parameter is known from its initialisation: see `parallel.metadata`.
 """
 
 import dataclasses
@@ -28,17 +28,18 @@ from jaxformer.training.matrix_updates import (
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """The learning rate over the run: a linear warm-up from 0, then a decay."""
+    """Learning rate over the run: a linear warm-up from 0, followed by a decay."""
 
     peak: float = 1e-4
-    """The highest learning rate, reached at the end of the warm-up."""
+    """Peak learning rate, reached at the end of the warm-up."""
     warmup: int = 0
-    """Steps of the warm-up."""
+    """Number of warm-up steps."""
     decay: Literal["constant", "linear", "cosine", "inverse_sqrt"] = "linear"
-    """The shape after the warm-up; inverse_sqrt (Vaswani et al. 2017) needs a warm-up. linear and cosine end with
-    `steps`: a run that is continued with other steps has another learning rate from there on, and says so."""
+    """Shape of the decay after the warm-up. inverse_sqrt (Vaswani et al. 2017) needs a warm-up. linear and cosine end
+    at `steps`, so continuing a run with other `steps` changes its learning rate, which is reported.
+    """
     end: float = 0.0
-    """Where linear and cosine end with the run, as a fraction of the peak."""
+    """Final learning rate of linear and cosine, as a fraction of the peak."""
 
     def __post_init__(self):
         fields.check(self)
@@ -51,11 +52,10 @@ class Schedule:
             raise InputError(f"optimizer.schedule.end={self.end}: expected 0 with decay={self.decay}")
 
     def __call__(self, steps: int) -> Callable[[jax.typing.ArrayLike], jax.Array]:
-        """The learning rate as a function of the updates done so far, for a run of `steps` updates.
+        """Returns the learning rate as a function of the number of updates done, for a run of `steps` updates.
 
-        Update 0 of a warm-up has rate 0, update `warmup` the peak; `end` would be the rate of
-        update `steps`. A warm-up longer than the run is cut off by its end, so that a config can be
-        tried for a few steps.
+        Update 0 of a warm-up has rate 0, update `warmup` has the peak rate, and update `steps` would have the final
+        rate `end`. A warm-up longer than the run is cut off, so that a config can be tried for a few steps.
         """
 
         def rate(step: jax.typing.ArrayLike) -> jax.Array:
@@ -77,23 +77,26 @@ class Schedule:
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """The base of all optimizers. Use one of its subclasses."""
+    """Base class of all optimizers. Use one of its subclasses."""
 
     schedule: Schedule = Schedule()
-    """The learning rate."""
+    """Learning rate schedule."""
     weight_decay: float = 0.01
-    """Decoupled weight decay, times the learning rate; never on biases and scales of norms."""
+    """Decoupled weight decay, multiplied by the learning rate. Not applied to biases and scales of norms."""
     clip: float | None = 1.0
-    """Largest global norm of the gradient, of all parameters that train; None does not clip."""
+    """Maximum global norm of the gradient of all trained parameters. If None, gradients are not clipped."""
     accumulate: int = 1
-    """Micro-batches whose gradients make one update."""
+    """Number of micro-batches whose gradients are accumulated for one update."""
     ema: float | None = None
-    """Decay of the moving average of the parameters that evaluation uses; None keeps none."""
+    """Decay of the moving average of the parameters, which evaluation then uses. If None, there is no average."""
     freeze: tuple[str, ...] = ()
-    """Regular expressions; parameters in whose path one is found stay as they are, without gradient and state."""
+    """Regular expressions. Parameters whose path matches one of them are frozen and have no gradient or optimizer
+    state.
+    """
     layer_decay: float = 1.0
-    """The learning rate of each block as a share of that of the block above it (Clark et al. 2020); heads have the
-    whole rate, embeddings the least."""
+    """Learning rate of each block relative to the block above it (Clark et al. 2020). Heads have the full learning
+    rate, embeddings the lowest.
+    """
 
     def __post_init__(self):
         fields.check(self)
@@ -107,41 +110,41 @@ class Optimizer:
             check_pattern("optimizer.freeze", pattern)
 
     def transform(self, steps: int, infos: Infos) -> optax.GradientTransformation:
-        """The whole update of the trained parameters: clipping, the optimizer's own rule, layer-wise decay.
+        """Returns the whole update of the trained parameters: clipping, the optimizer's rule, and layer-wise decay.
 
         Args:
-          steps: updates in the whole run.
-          infos: the axes of each parameter, by its path.
+          steps: number of updates in the whole run.
+          infos: axes of each parameter, by path.
 
         Raises:
-          InputError: at once if the schedule does not fit the run.
+          InputError: If the schedule does not fit the run.
         """
-        # What does nothing has its place too: so the state is the same with and without it, and a fork can change it.
+        # Transformations without effect are included too, so that the state has the same form and a fork can change it.
         clip = optax.identity() if self.clip is None else _clip_by_global_norm(self.clip)
         layers = optax.identity() if self.layer_decay == 1 else _scale_by_layer(self.layer_decay, infos)
         return optax.chain(clip, self.rule(self.schedule(steps), infos), layers)
 
     def rule(self, rate: optax.Schedule, infos: Infos) -> optax.GradientTransformation:
-        """The update rule of the subclass, from gradients to updates.
+        """Returns the update rule of the subclass, which turns gradients into updates.
 
         Args:
-          rate: the learning rate by step.
-          infos: the axes of each parameter, by its path.
+          rate: learning rate by step.
+          infos: axes of each parameter, by path.
         """
-        # Not an abstract class: `help` of one shows no fields.
+        # Not an abstract class, because `help` shows no fields of an abstract class.
         raise NotImplementedError(f"{type(self).__name__} has no rule of its own")
 
 
 @dataclasses.dataclass(frozen=True)
 class AdamW(Optimizer):
-    """Adam with decoupled weight decay (Loshchilov & Hutter 2019). Two moments a parameter."""
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019). Stores two moments per parameter."""
 
     b1: float = 0.9
-    """Decay of the gradient's mean."""
+    """Decay of the first moment, the mean of the gradient."""
     b2: float = 0.999
-    """Decay of its mean square."""
+    """Decay of the second moment, the mean square of the gradient."""
     eps: float = 1e-6
-    """Added to the root of the mean square."""
+    """Constant added to the root of the second moment."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -153,13 +156,13 @@ class AdamW(Optimizer):
 
 @dataclasses.dataclass(frozen=True)
 class Lion(Optimizer):
-    """The sign of an interpolated momentum (Chen et al. 2023). One moment a parameter.
+    """Lion: the sign of an interpolated momentum (Chen et al. 2023). Stores one moment per parameter.
 
-    It wants a third to a tenth of AdamW's learning rate, and as much more weight decay.
+    Needs a learning rate three to ten times lower than AdamW, and a weight decay higher by the same factor.
     """
 
     b1: float = 0.9
-    """Weight of the momentum against the gradient in an update."""
+    """Weight of the momentum relative to the gradient in an update."""
     b2: float = 0.99
     """Decay of the momentum."""
 
@@ -173,20 +176,20 @@ class Lion(Optimizer):
 
 @dataclasses.dataclass(frozen=True)
 class Adafactor(Optimizer):
-    """Adam's mean square from its row and column means (Shazeer & Stern 2018): next to no memory.
+    """Adafactor: Adam with a factored second moment (Shazeer & Stern 2018). Needs hardly any memory.
 
-    Every kernel counts as the matrix it applies, its heads and their dimensions as one axis, and
-    each layer by itself. Matrices with a side below 128 keep their whole mean square.
+    The second moment is stored as row and column means of each layer's matrix. Heads and their dimensions count as one
+    axis of the matrix. Matrices with a side below 128 keep the whole second moment.
     """
 
     decay: float = 0.8
-    """The mean square of update t decays by 1 − t^−decay."""
+    """Exponent of the decay: the second moment of update t decays by 1 − t^−decay."""
     relative: bool = True
     """Whether the learning rate is relative to the root mean square of the parameter."""
     threshold: float = 1.0
-    """Largest root mean square of an update, before the learning rate."""
+    """Maximum root mean square of an update, before multiplication by the learning rate."""
     momentum: float | None = None
-    """Decay of the updates' mean, which costs one moment a parameter; None keeps none."""
+    """Decay of the mean of the updates, which costs one moment per parameter. If None, there is no momentum."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -207,20 +210,20 @@ class Adafactor(Optimizer):
 
 @dataclasses.dataclass(frozen=True)
 class Muon(Optimizer):
-    """Orthogonalised momentum (Jordan 2024) for the kernels of the blocks, AdamW for all else.
+    """Muon: orthogonalised momentum (Jordan 2024) for the kernels of the blocks, and AdamW for all other parameters.
 
-    Updates are scaled to AdamW's usual size (Liu et al. 2025), so that both take one learning rate,
-    AdamW's.
+    Updates are scaled to the usual size of AdamW updates (Liu et al. 2025), so that both use the same learning rate,
+    in the range that suits AdamW.
     """
 
     momentum: float = 0.95
-    """Decay of the momentum that is orthogonalised (Nesterov's)."""
+    """Decay of the Nesterov momentum that is orthogonalised."""
     b1: float = 0.9
-    """Decay of the gradient's mean in AdamW."""
+    """Decay of AdamW's first moment, the mean of the gradient."""
     b2: float = 0.999
-    """Decay of its mean square."""
+    """Decay of AdamW's second moment, the mean square of the gradient."""
     eps: float = 1e-6
-    """Added to the root of the mean square."""
+    """Constant added to the root of AdamW's second moment."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -240,7 +243,7 @@ class Muon(Optimizer):
 
 def _clip_by_global_norm(limit: float) -> optax.GradientTransformation:
     def clip(updates, params):
-        # One factor for all. Optax's own chooses leaf by leaf, and XLA on CPU then keeps a clipped
+        # Uses one factor for all leaves. Optax's own clipping selects leaf by leaf, and XLA on CPU then keeps a clipped
         # copy of everything, which makes the whole update twice as slow.
         factor = jnp.minimum(1, limit / optax.tree.norm(updates))
         return jax.tree.map(lambda update: update * factor, updates)

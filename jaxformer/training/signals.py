@@ -1,4 +1,4 @@
-"""Stopping: a signal asks for it, and the training loop decides when."""
+"""Stopping: a signal requests it, and the training loop decides at which step."""
 
 import os
 import signal
@@ -9,10 +9,10 @@ from jax.experimental import multihost_utils
 
 
 class Stop:
-    """While entered, SIGTERM and Ctrl-C only set a flag; a second Ctrl-C interrupts at once.
+    """Context manager that turns SIGTERM and Ctrl-C into a flag. A second Ctrl-C interrupts at once.
 
-    Cloud machines send SIGTERM before they take the machine away. In several processes jax.distributed
-    receives it, and all of them agree on the step at which to stop; Ctrl-C is passed on to it.
+    Cloud machines send SIGTERM before they are taken away. If there are several processes, jax.distributed
+    receives the signal, and all processes agree on the step at which to stop; Ctrl-C is passed on to it.
     """
 
     def __init__(self):
@@ -37,11 +37,11 @@ class Stop:
             os.kill(os.getpid(), signal.SIGTERM)
 
     def requested(self) -> bool:
-        """Whether this process was asked to stop; in several processes use `at`."""
+        """Whether this process was asked to stop. If there are several processes, use `at`."""
         return self.signal is not None and jax.process_count() == 1
 
     def at(self, step: int) -> bool:
-        """Whether to stop after this step; the same answer in every process."""
+        """Returns whether to stop after this step. The answer is the same in every process."""
         if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
             self.signal = self.signal or "SIGTERM"
             return True

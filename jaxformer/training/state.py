@@ -57,7 +57,7 @@ def init_params(experiment: Experiment, key: jax.Array) -> Any:
     """Parameters drawn at random, each in a box that names its axes."""
     rows = experiment.data.task.row
     batch = {name: jnp.zeros((1, feature.capacity, *feature.shape), feature.dtype) for name, feature in rows.items()}
-    # Segments and positions are made by the lanes, and a parameter's shape depends on none of them.
+    # Segments and positions come from the lanes. No parameter's shape depends on them.
     return experiment.model.init(key, **experiment.objective.inputs(batch))["params"]
 
 

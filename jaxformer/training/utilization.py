@@ -1,4 +1,4 @@
-"""How much of a device's speed and memory a run uses."""
+"""Estimates how much of a device's speed and memory a run uses."""
 
 import resource
 import sys
@@ -27,17 +27,18 @@ PEAK_FLOPS = {
     "TPU v3": 123e12,
     "TPU v2": 45e12,
 }
-"""Floating-point operations a second of dense bfloat16 products, as the makers state them, by how a device's kind
-begins; the more specific kinds first."""
+"""Peak FLOPs per second of dense bfloat16 products, as stated by the vendors, by prefix of the device kind. More
+specific prefixes come first.
+"""
 
 
 def peak_flops(device: Any) -> float | None:
-    """The operations a second that a device's maker states; None if they are not known here."""
+    """Returns the peak FLOPs per second that a device's vendor states; None if they are not in the table."""
     return next((peak for kind, peak in PEAK_FLOPS.items() if device.device_kind.startswith(kind)), None)
 
 
 def step_flops(model: Model, row: Mapping[str, Feature], batch: int, trained: float = 1.0) -> float:
-    """Floating-point operations of the matrix products of a training step, as `Model.flops` counts them.
+    """Returns the FLOPs of the matrix products of a training step, counted by `Model.flops`.
 
     The backward pass computes the gradients of the activations and those of the trained parameters. Each takes as many
     operations as the forward pass, the latter in proportion to the parameters that are trained. The optimizer and
@@ -57,7 +58,7 @@ def step_flops(model: Model, row: Mapping[str, Feature], batch: int, trained: fl
 
 
 def memory_in_use() -> int:
-    """The most bytes that this process has used: of its first device's memory, or on a CPU of the machine's."""
+    """Returns the peak memory use of this process in bytes, on its first device, or on the host if that is a CPU."""
     statistics: dict[str, Any] = jax.local_devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in statistics:
         return statistics["peak_bytes_in_use"]

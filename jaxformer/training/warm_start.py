@@ -61,7 +61,7 @@ def start_from(name: str, model: Model, params: Any, mesh: jax.sharding.Mesh) ->
     """
     folder = locate(name)
     if is_model_folder(folder):
-        from jaxformer.interop.huggingface.models import load  # All families: only who needs them waits for them.
+        from jaxformer.interop.huggingface.models import load  # Slow: imports all model families.
 
         imported = load(open_folder(folder))
         check_model(name, imported.model, model)
@@ -121,7 +121,7 @@ def match(name: str, found: Weights, wanted: Weights) -> Start:
 
 
 def _origin(source: str, theirs: Container[str], wanted: Model) -> str:
-    """The path of the weights that a parameter starts from; its own where they have it or nothing in place of it."""
+    """Returns the path of the weights for a parameter: its own path, unless only the substitute path exists there."""
     first, _, rest = source.partition("/")
     other = f"{wanted.warm_start_names.get(first, first)}/{rest}"
     return other if source not in theirs and other in theirs else source

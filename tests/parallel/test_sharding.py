@@ -248,8 +248,8 @@ def test_jitted_functions_follow_the_rules_in_use():
 @pytest.mark.parametrize(
     ("rules", "message"),
     [
-        ((("vocabulary", ()),), "'vocabulary' is no axis of an array"),
-        ((("vocab", ("tensors",)),), "'tensors' is no mesh axis"),
+        ((("vocabulary", ()),), "'vocabulary' is not an axis of an array"),
+        ((("vocab", ("tensors",)),), "'tensors' is not a mesh axis"),
         ((("batch", ()),), "batch is always split over slices, data, fsdp"),
     ],
 )

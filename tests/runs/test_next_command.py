@@ -102,9 +102,9 @@ def test_several_samples_of_a_text_differ_and_are_refused_where_they_cannot(tmp_
     assert len({str(sample) for sample in samples}) > 1
     both = run.predict(["w1 w2", "w3"], num_samples=2)
     assert [[sample.text for sample in answers] for answers in both] == [["w1 w2"] * 2, ["w3"] * 2]
-    with pytest.raises(InputError, match="num_samples=2: all would be alike; set temperature=1"):
+    with pytest.raises(InputError, match="num_samples=2: all answers would be the same; set temperature=1"):
         run.with_decoding(temperature=0).predict("w1", num_samples=2)
-    with pytest.raises(InputError, match="all would be alike"):
+    with pytest.raises(InputError, match="all answers would be the same"):
         small_run(tokenizer, Seq2SeqLM()).predict("w1", num_samples=2)
     with pytest.raises(InputError, match="num_samples=0: expected at least 1"):
         run.predict("w1", num_samples=0)

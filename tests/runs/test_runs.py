@@ -317,7 +317,7 @@ class TestFork:
             ({"model.transformer.norm_position": "before"}, "model.transformer.norm_position: 'after' in the run"),
             ({"model.transformer.depth": 3}, "model.transformer.depth: 2 in the run, 3 now"),
             ({"tokenizer.vocab": 100}, "tokenizer.vocab: 120 in the run, 100 now; a fork keeps"),
-            ({"optimizer": Lion()}, "of another model or optimizer; init=.* would take its parameters alone"),
+            ({"optimizer": Lion()}, "of another model or optimizer; init=.* would take only its parameters"),
             ({"fork": "/nowhere"}, "/nowhere: not a run's folder"),
         ],
         ids=str,

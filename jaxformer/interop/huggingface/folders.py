@@ -175,7 +175,7 @@ def _new_in_bucket(path: Path) -> Iterator[Path]:
     """As `new_folder` for a path in a bucket: a local folder, whose files are written there at the end."""
     storage.check_bucket(path)
     if path.exists():
-        raise InputError(f"{path}: is there already; expected a new folder's name")
+        raise InputError(f"{path}: already exists; expected the name of a new folder")
     with tempfile.TemporaryDirectory(prefix="jaxformer-") as temporary:
         yield Path(temporary)
         storage.upload(Path(temporary), path, last=(CONFIG, "experiment.json"))
