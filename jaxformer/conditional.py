@@ -1,4 +1,4 @@
-"""Conditional writes: an object is written only if its version is the one that was last seen."""
+"""Conditional writes: an object is written only if it still has the version that was last seen."""
 
 import dataclasses
 import datetime
@@ -13,23 +13,23 @@ from jaxformer import storage
 
 
 class Changed(Exception):
-    """Somebody else has written or removed the object."""
+    """Error if another process has written or removed the object."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """An object as it was at one moment."""
+    """An object at one moment."""
 
     content: bytes
-    """Its content."""
+    """Content of the object."""
     version: str
-    """Its generation in Google Cloud Storage, its ETag in S3."""
+    """Generation of the object in Google Cloud Storage, or its ETag in S3."""
     age: float
-    """Seconds since it was written, by the clock of the server alone."""
+    """Seconds since the object was written, by the clock of the server."""
 
 
 def read(path: Path) -> Stored | None:
-    """The object of a path; None where there is none, or where it was replaced while it was read."""
+    """Reads the object at a path. Returns None if it does not exist, or was replaced during the read."""
     fs, bucket, key = _located(path)
     try:
         if _is_gcs(path):
@@ -47,12 +47,13 @@ def write(path: Path, content: bytes, version: str | None) -> str:
     """Writes an object and returns its new version.
 
     Args:
-      path: the object's.
-      content: what to write.
-      version: the version that it must have; None: it must not be there.
+      path: path of the object.
+      content: the new content.
+      version: version that the object must have. If None, the object must not exist.
 
     Raises:
-      Changed: it has another one; also where an earlier try of this very request was carried out and its answer lost.
+      Changed: If it has another version. Also if an earlier attempt of the same request succeeded but its response was
+        lost.
     """
     fs, bucket, key = _located(path)
     try:
@@ -72,7 +73,7 @@ def write(path: Path, content: bytes, version: str | None) -> str:
 
 
 def remove(path: Path, version: str) -> None:
-    """Removes an object, unless it has another version or is not there."""
+    """Removes an object, unless it has another version or does not exist."""
     fs, bucket, key = _located(path)
     try:
         if _is_gcs(path):
@@ -107,5 +108,5 @@ async def _read_s3(fs: Any, bucket: str, key: str) -> Stored:
 
 
 def _age(date: str, written: datetime.datetime) -> float:
-    """Seconds from `written` to the server's `Date`; both have whole seconds."""
+    """Returns the seconds from `written` to the server's `Date`. Both are in whole seconds."""
     return (email.utils.parsedate_to_datetime(date) - written).total_seconds()

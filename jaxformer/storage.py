@@ -1,7 +1,7 @@
 """Paths of local files and of objects in buckets: `gs://BUCKET/KEY` and `s3://BUCKET/KEY`.
 
-`path` makes the one or the other of a name; both have pathlib's interface. An object is written whole or not at all,
-and nothing is ever appended to one.
+`path` converts a name to a path of either kind; both have pathlib's interface. Objects are written atomically, and are
+never appended to.
 """
 
 import asyncio
@@ -22,31 +22,32 @@ from typing import Any, cast
 from jaxformer.errors import InputError
 
 CLIENTS = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}
-"""The package that speaks the protocol of a scheme, and the extra that installs it."""
+"""Maps each URL scheme to the package that supports it, and to the extra that installs the package."""
 STALLED = 30
-"""Seconds without a byte after which a request is tried again."""
+"""Number of seconds without data after which a request is retried."""
 TRIES = 6
-"""How often a request is tried that fails, stalls or is throttled; the waits between two of them double, from 1 s."""
+"""Maximum number of attempts of a request that fails, stalls or is throttled. Waits between them double, from 1 s."""
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _MOST_SAID = 200
 _AT_ONCE = 8
-"""Objects that are copied at the same time."""
+"""Number of objects that are copied at the same time."""
 _STATUS = re.compile(
     r"\b(PERMISSION_DENIED|UNAUTHENTICATED|UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|ABORTED)\b"
 )
-"""TensorStore's names of what went wrong, in errors of other classes."""
+"""Status names of TensorStore, which occur in the messages of other exception classes."""
 
 
 def is_remote(name: str | os.PathLike) -> bool:
-    """Whether a path is an object's or a folder's in a bucket."""
+    """Returns whether a path is in a bucket."""
     return bool(_SCHEME.match(os.fspath(name)))
 
 
 def path(name: str | os.PathLike) -> Path:
-    """The path of a name: pathlib's, or for a bucket `etils.epath`'s, which has the same methods.
+    """Returns the path of a name: pathlib's, or for a bucket `etils.epath`'s, which has the same methods.
 
     Raises:
-      InputError: another scheme than gs:// and s3://, no bucket, or the package for its protocol is not installed.
+      InputError: If the scheme is neither gs:// nor s3://, there is no bucket, or the package for its protocol is
+        missing.
     """
     name = os.fspath(name)
     found = _SCHEME.match(name)
@@ -67,12 +68,12 @@ def path(name: str | os.PathLike) -> Path:
 
 
 def absolute(name: str | os.PathLike) -> Path:
-    """The absolute path of a name; those in buckets always are."""
+    """Returns the absolute path of a name. Paths in buckets are always absolute."""
     return path(name) if is_remote(name) else Path(name).absolute()
 
 
 def file_system(name: str | os.PathLike) -> Any:
-    """fsspec's file system of a bucket's path."""
+    """Returns fsspec's file system for a path in a bucket."""
     import fsspec
 
     path(name)  # Raises InputError where it cannot be used.
@@ -81,7 +82,7 @@ def file_system(name: str | os.PathLike) -> Any:
 
 @functools.cache
 def _configure() -> None:
-    """Makes requests fail after a bounded time, and every look at a bucket one at what is there now."""
+    """Configures the clients so that requests fail after a limited time, and listings are never cached."""
     # TensorStore, which reads and writes checkpoints, has limits of its own; its defaults wait for a stalled server.
     os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS", str(STALLED))
     os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES", "1")
@@ -104,7 +105,7 @@ def _configure() -> None:
 
 
 def check_bucket(name: str | os.PathLike) -> None:
-    """Raises InputError where the bucket of a path is not there or may not be listed."""
+    """Raises InputError if the bucket of a path does not exist or may not be listed."""
     fs = file_system(name)
     bucket, key = os.fspath(name).partition("://")[2].partition("/")[::2]
     with reported(name, "cannot be listed"):
@@ -119,10 +120,10 @@ def check_bucket(name: str | os.PathLike) -> None:
 
 @contextlib.contextmanager
 def reported(name: str | os.PathLike, problem: str = "cannot be read") -> Iterator[None]:
-    """Raises InputError, in one line, for what goes wrong with a bucket's path; FileNotFoundError stays as it is.
+    """Raises InputError, on one line, for errors with a path in a bucket, except for FileNotFoundError.
 
     Args:
-      name: the path; errors with local ones stay as they are.
+      name: the path. Errors with local paths are not changed.
       problem: what the block could not do.
     """
     began = time.monotonic()
@@ -156,18 +157,18 @@ def _reason(error: BaseException) -> str:
 
 
 def read_bytes(name: str) -> bytes:
-    """The content of a file or an object.
+    """Returns the content of a file or an object.
 
     Raises:
-      OSError: it is not there, or a local one cannot be read.
-      InputError: an object cannot be read.
+      OSError: If it does not exist, or a local file cannot be read.
+      InputError: If an object cannot be read.
     """
     with reported(name):
         return path(name).read_bytes()
 
 
 def rename(source: str | os.PathLike, target: str | os.PathLike) -> None:
-    """Renames a file or a folder; the objects of a folder in a bucket one by one."""
+    """Renames a file or a folder. The objects of a folder in a bucket are renamed one by one."""
     if not is_remote(source):
         os.rename(source, target)
         return
@@ -179,7 +180,7 @@ def rename(source: str | os.PathLike, target: str | os.PathLike) -> None:
 
 
 def matching(pattern: str) -> list[str]:
-    """The files or objects that a glob matches, sorted."""
+    """Returns the files or objects that match a glob pattern, sorted."""
     if not is_remote(pattern):
         return [found for found in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(found)]
     with reported(pattern, "cannot be listed"):
@@ -189,16 +190,16 @@ def matching(pattern: str) -> list[str]:
 
 
 def local_copy(name: str, folder: Path | None = None) -> str:
-    """The path of an object's copy on this machine, which is made where it is missing.
+    """Returns the path of a local copy of an object, which is downloaded if it is missing.
 
-    A copy is known by its object's version, so that processes, workers and restarts share it.
+    Copies are identified by the version of the object, so that processes, workers and restarts share them.
 
     Args:
-      name: the object's path; a local path is returned as it is.
-      folder: where the copy is to be; by default a folder of its version in `copies`.
+      name: path of the object. A local path is returned unchanged.
+      folder: folder for the copy. Defaults to a folder for its version in `copies`.
 
     Raises:
-      InputError: there is no such object, it cannot be read, or the copy not be written.
+      InputError: If the object does not exist or cannot be read, or the copy cannot be written.
     """
     if not is_remote(name):
         return name
@@ -282,11 +283,11 @@ def upload(folder: Path, name: str | os.PathLike, last: Sequence[str] = ()) -> N
 
 
 def copies(name: str, version: str) -> Path:
-    """The folder of the copies of one version of an object or a folder."""
+    """Returns the folder for copies of one version of an object or a folder."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxformer" / "objects"
     return home / hashlib.sha256(f"{name}\n{version}".encode()).hexdigest()[:32]
 
 
 def version(info: dict[str, Any]) -> str:
-    """The version of an object, of what fsspec says of it."""
+    """Returns the version of an object from fsspec's information about it."""
     return str(info.get("generation") or info.get("ETag") or info.get("etag") or info.get("mtime"))

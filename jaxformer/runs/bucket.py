@@ -1,7 +1,8 @@
-"""The right to write to a run's folder in a bucket, as `folder` has it for local ones.
+"""Exclusive write access to a run's folder in a bucket; `folder` has the same for local folders.
 
-There are no folders in a bucket, and no moves. Until a folder is a run's, its tokenizer is below `STARTING`; then it is
-copied to its place, and `EXPERIMENT`, which makes the folder a run's, is the last object that is written.
+A bucket has no folders, and objects cannot be moved. Until a folder belongs to a run, its tokenizer is below
+`STARTING`. Then the tokenizer is copied to its place, and `EXPERIMENT`, which makes the folder a run's, is written
+last.
 """
 
 import contextlib
@@ -19,10 +20,15 @@ LEASE = ".lease"
 
 
 class BucketClaim(Claim):
-    """A folder in a bucket that this process, or the first of several, writes a run to."""
+    """A run's folder in a bucket that this process, or process 0 of several, may write to."""
 
     def __init__(self, folder: Path, lease: Lease | None = None):
-        """`lease`: the right to write, in the first process."""
+        """Opens the folder.
+
+        Args:
+          folder: the run's folder.
+          lease: the lease that allows writing, in process 0; None in other processes.
+        """
         super().__init__(folder)
         self._lease = lease
 
@@ -45,7 +51,7 @@ class BucketClaim(Claim):
 
 @contextlib.contextmanager
 def claim_bucket(folder: Path, check: Callable[[], None]) -> Iterator[Claim]:
-    """The right to write to a run's folder in a bucket; arguments and errors as those of `folder.claim`."""
+    """Claims write access to a run's folder in a bucket. Same arguments and errors as `folder.claim`."""
     if jax.process_index():
         multihost_utils.sync_global_devices("folder")
         yield BucketClaim(folder)  # The first process has the right for all.
@@ -73,7 +79,7 @@ def claim_bucket(folder: Path, check: Callable[[], None]) -> Iterator[Claim]:
 
 
 def _check_ours(folder: Path) -> None:
-    """Raises InputError if there are objects in the folder and it is not a run's; those of a start are not counted."""
+    """Raises InputError if the folder has objects and is not a run's. Leftovers of a start do not count."""
     with storage.reported(folder, "cannot be listed"):
         names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
         ours = {LEASE, STARTING} | ({TOKENIZER} if STARTING in names and _left(folder / TOKENIZER) else set())
@@ -85,7 +91,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _left(tokenizer: Path) -> list[Path]:
-    """The objects of a tokenizer that a start has copied to its place; empty where one of them is something else."""
+    """Returns the objects of a tokenizer that a start has copied to its place; empty if any other object is there."""
     kept = {file.name: file for file in _files(tokenizer.parent / STARTING / TOKENIZER)}
     found = _files(tokenizer)
     ours = all(file.name in kept and file.read_bytes() == kept[file.name].read_bytes() for file in found)
@@ -93,7 +99,7 @@ def _left(tokenizer: Path) -> list[Path]:
 
 
 def _clear(folder: Path) -> None:
-    """Removes what a start has left."""
+    """Removes the leftovers of a start."""
     with storage.reported(folder, "cannot be written"):
         for file in (*_left(folder / TOKENIZER), *_files(folder / STARTING / TOKENIZER)):
             file.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""One writer at a time in a bucket: an object that its owner renews while it lives."""
+"""A lease that allows only one writer in a bucket: an object that its owner renews as long as it runs."""
 
 import contextlib
 import json
@@ -15,21 +15,21 @@ from jaxformer.errors import InputError
 from jaxformer.progress import phase
 
 SECONDS = 60.0
-"""How long a lease lasts that is not renewed; it is renewed four times as often."""
+"""Number of seconds after which a lease expires if it is not renewed. It is renewed four times as often."""
 
 
 class Lease:
-    """The right to write below a path, until it is released or not renewed for `SECONDS`.
+    """Exclusive write access below a path, until it is released or not renewed for `SECONDS`.
 
-    The right is in an object, which is written only where it has the version that was last seen. Ages are by the
-    clock of the server.
+    The lease is an object that is written only if it still has the version that was last seen. Its age is measured by
+    the clock of the server.
     """
 
     def __init__(self, path: Path):
-        """Takes the lease at `path`, which may be one that its owner does not renew any more.
+        """Takes the lease at `path`. A lease that its owner no longer renews is taken over.
 
         Raises:
-          InputError: its owner renews it, or the object cannot be read or written.
+          InputError: If the owner still renews the lease, or the object cannot be read or written.
         """
         self._path, self._owner, self._count = path, uuid.uuid4().hex, 0
         self._lock, self._closed, self._lost = threading.Lock(), threading.Event(), ""
@@ -39,7 +39,7 @@ class Lease:
         threading.Thread(target=self._renew_repeatedly, name="lease", daemon=True).start()
 
     def _take(self) -> tuple[str, bool]:
-        """The version of the object, now that it is ours, and whether there was none."""
+        """Takes the object. Returns its new version, and whether it was new."""
         seen = conditional.read(self._path)
         while True:
             if seen is not None and (left := _seconds_left(seen)) > 0:
@@ -54,7 +54,7 @@ class Lease:
                     return seen.version, before is None  # An answer was lost on its way.
 
     def _after(self, first: conditional.Stored) -> conditional.Stored | None:
-        """The object once its lease has run out or been given back; raises InputError if it is renewed meanwhile."""
+        """Waits until the lease has ended, and returns its object. Raises InputError if it is renewed."""
         seen: conditional.Stored | None = first
         while seen is not None and _seconds_left(seen) > 0:
             time.sleep(_length(first) / 30)
@@ -67,10 +67,10 @@ class Lease:
         return seen
 
     def problem(self) -> str:
-        """Why this process may not write any more; empty if it may.
+        """Returns why this process may not write any more; empty if it may.
 
         Raises:
-          InputError: that cannot be known, as the bucket is out of reach.
+          InputError: If this cannot be determined because the bucket cannot be reached.
         """
         if not self._lost and _now() - self._began > SECONDS:
             with storage.reported(self._path, "the lease cannot be renewed"):
@@ -78,7 +78,7 @@ class Lease:
         return self._lost
 
     def release(self, remove: bool = False) -> None:
-        """Gives the lease back; a failure to do so only makes the next writer wait.
+        """Releases the lease. If that fails, the next writer only has to wait.
 
         Args:
           remove: whether to remove the object.
@@ -140,5 +140,5 @@ def _length(seen: conditional.Stored) -> float:
 
 
 def _seconds_left(seen: conditional.Stored) -> float:
-    """Seconds until a lease runs out; its server counts whole ones, so that one more may have passed."""
+    """Returns the seconds until a lease expires. One second is added, because the server counts whole seconds."""
     return -1.0 if _said(seen).get("released") else _length(seen) + 1 - seen.age

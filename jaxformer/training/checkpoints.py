@@ -131,16 +131,12 @@ class Checkpoints:
         return in_order + [step for step in self.steps if step not in evaluated]
 
     def best(self, best: BestMetric) -> int | None:
-        """Returns the step of the best checkpoint by a metric, the earliest if several are equal; None without
-        evaluation.
-        """
+        """Returns the step of the best checkpoint by a metric, the earliest of equals; None without evaluation."""
         first = next(iter(self.best_first(best)), None)
         return first if first is not None and best.rank(self.results(first) or {}) is not None else None
 
     def results(self, step: int) -> dict[str, float] | None:
-        """Returns the metrics of all evaluations at a checkpoint, with keys like `validation/loss`; None without
-        evaluation.
-        """
+        """Returns the metrics of all evaluations at a step, by keys like `validation/loss`; None without evaluation."""
         return self._manager.metrics(step)
 
     @phase("saving")

@@ -1,4 +1,4 @@
-"""Where a run's logs are appended to: its folder, or for one in a bucket a local folder that is copied there."""
+"""Files of a run's logs: in the run's folder, or for a bucket in a local folder that is copied there."""
 
 import contextlib
 import tempfile
@@ -11,24 +11,24 @@ from jaxformer import storage
 from jaxformer.runs.history import METRICS
 
 EVERY = 10.0
-"""Seconds between two copies of the logs to a bucket, which has whole objects only; checkpoints copy at once."""
+"""Number of seconds between two copies of the logs to a bucket. A checkpoint also copies them."""
 
 
 class LogFiles:
-    """The files that a run appends its logs to.
+    """The files to which a run appends its logs.
 
-    In a bucket each file is one object, which is written again, whole, when there is more in it.
+    In a bucket, each file is one object, which is rewritten as a whole when the file has grown.
     """
 
     def __init__(self, folder: Path, moved: Callable[[], str]):
-        """Makes `home`, where there is nothing yet but the metrics so far.
+        """Creates `home`, which at first contains only the metrics so far.
 
         Args:
-          folder: the run's.
-          moved: why nothing may be written to the folder any more, if so.
+          folder: the run's folder.
+          moved: function that returns why nothing may be written to the folder any more, or the empty string.
         """
         self.home = folder
-        """A local folder for the files."""
+        """Local folder of the files."""
         self.is_copied = storage.is_remote(folder)
         """Whether the files are copied to the run's folder."""
         self._folder, self._moved, self._sizes = folder, moved, dict[Path, int]()
@@ -42,16 +42,16 @@ class LogFiles:
             (self.home / METRICS).write_bytes((folder / METRICS).read_bytes())
 
     def copy_soon(self) -> None:
-        """Copies what is new in the background, if the last time is long enough ago; a failure is made up for later."""
+        """Copies new content in the background if the last copy is long enough ago. A failed copy is repeated later."""
         if self.is_copied and time.monotonic() - self._last >= EVERY and self._is_idle():
             self._last = time.monotonic()
             self._copying: Future | None = self._thread.submit(self._copy)
 
     def flush(self) -> None:
-        """Copies what is new.
+        """Copies new content.
 
         Raises:
-          InputError: it cannot be written.
+          InputError: If it cannot be written.
         """
         if self.is_copied:
             self._last = time.monotonic()
@@ -59,7 +59,7 @@ class LogFiles:
                 self._thread.submit(self._copy).result()
 
     def close(self) -> None:
-        """Copies what is new, if it can, and removes the local files."""
+        """Copies new content if possible, and removes the local files."""
         if self.is_copied:
             try:
                 self.flush()

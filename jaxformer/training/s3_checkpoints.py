@@ -1,7 +1,7 @@
-"""Lets Orbax write to S3: it describes local folders and gs:// to TensorStore, which speaks S3's protocol as well.
+"""Enables Orbax to write to S3. Orbax itself supports only local folders and gs://, although TensorStore supports S3.
 
-Orbax makes each description in three functions of its own, which are replaced by ones that know s3:// too. Where a
-later version of Orbax has others, saving to S3 ends in one line, and nothing else is touched.
+Three functions of Orbax, which describe a path for TensorStore, are replaced by functions that support s3:// too. If a
+later version of Orbax has other functions, saving to S3 fails with a one-line error, and nothing else changes.
 """
 
 import functools
@@ -18,7 +18,7 @@ def enable() -> None:
     """Replaces the functions.
 
     Raises:
-      InputError: this version of Orbax has none of these names.
+      InputError: If this version of Orbax has no functions of these names.
     """
     from orbax.checkpoint._src.path import gcs_utils
     from orbax.checkpoint._src.serialization import tensorstore_utils as specs
@@ -35,7 +35,9 @@ def enable() -> None:
 
 
 def kvstore(path: str) -> dict[str, Any]:
-    """TensorStore's description of a path in S3, at the endpoint and in the region that AWS's variables name."""
+    """Returns TensorStore's description of a path in S3, with the endpoint and region of the AWS environment
+    variables.
+    """
     bucket, _, key = path.removeprefix(S3).partition("/")
     named: dict[str, Any] = {
         "endpoint": os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"),
