@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from jaxformer import fields
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import InputError
+from jaxformer.layers.pooling import pool, segments_of
 from jaxformer.metrics.averages import Average, Loss
 from jaxformer.metrics.base import Context, Metric
-from jaxformer.metrics.means import Mean
+from jaxformer.metrics.means import Mean, auxiliary
 from jaxformer.metrics.summaries import SummaryScores
 from jaxformer.models.classifier import Classifier
 from jaxformer.objectives.base import Objective
@@ -25,7 +26,8 @@ class ExtractiveSummarization(Objective[Classifier]):
     """Predict whether each sentence is part of the summary, by binary cross-entropy.
 
     The model classifies tokens and has one label; its logits at the first tokens of sentences are their scores. This is
-    BERTSum with a linear layer on top, without layers between sentences.
+    BERTSum with a linear layer on top, without layers between sentences. `sentence_pooling` chooses the mean of all
+    logits of a sentence instead.
     """
 
     num_sentences: int = 3
@@ -34,6 +36,10 @@ class ExtractiveSummarization(Objective[Classifier]):
     """Whether no two sentences of a summary share three successive words (Paulus et al. 2018)."""
     alternate_types: bool = True
     """Whether the token types of sentences alternate, 0, 1, 0 and so on; otherwise all are 0."""
+    sentence_pooling: Literal["first", "mean"] = "first"
+    """The score of a sentence: the logit of its `first` token, [CLS] (Liu & Lapata 2019), or the `mean` of the logits
+    of its tokens, which is the logit of their mean vector. Use `mean` where the pretrained model gives all [CLS] of a
+    row the same vector, as MiniLM does, whose sentence vectors are means of tokens."""
     scored: int | None = None
     """Held-out documents that an evaluation summarises and scores, the first ones; None for all, 0 for none."""
 
@@ -66,9 +72,10 @@ class ExtractiveSummarization(Objective[Classifier]):
           batch: tokens, segments, position_ids, token_types [b, t]; sentence_positions, targets, weights [b, n].
           key: for dropout; None evaluates.
         """
-        logits = self.apply_model(model, params, batch, key).logits[..., 0]
+        output = self.apply_model(model, params, batch, key)
         positions, targets, weights = batch["sentence_positions"], batch["targets"], batch["weights"]
-        scores = jnp.take_along_axis(logits, positions, 1)
+        belongs = sentence_tokens(positions, weights, batch["segments"])
+        scores = pool(output.logits, self.sentence_pooling, belongs)[..., 0]
         losses = jax.nn.softplus(scores) - targets * scores
         documents = jnp.take_along_axis(batch["segments"], positions, 1)
         rivals = (documents[:, None] == documents[:, :, None]) & (weights[:, None] > 0)  # [b, n, n]
@@ -76,7 +83,7 @@ class ExtractiveSummarization(Objective[Classifier]):
         return {
             "loss": Mean.of(losses, weights),
             "top_accuracy": Mean.of(targets, jnp.where(scores >= best, weights, 0)),
-        }
+        } | auxiliary(output)
 
     def metrics(self, model: Classifier) -> tuple[Metric, ...]:
         """The loss, the accuracy of the best sentence, and in evaluations ROUGE of summaries."""
@@ -96,4 +103,18 @@ class ExtractiveSummarization(Objective[Classifier]):
             num_sentences=self.num_sentences,
             block_trigrams=self.block_trigrams,
             alternate_types=self.alternate_types,
+            sentence_pooling=self.sentence_pooling,
         )
+
+
+def sentence_tokens(positions: jax.Array, weights: jax.Array, segments: jax.Array) -> jax.Array:
+    """Returns whether tokens belong to each sentence, from its first token to that of the next, boolean [b, n, t].
+
+    Args:
+      positions: the first token of each sentence in ascending order, integers [b, n].
+      weights: [b, n]: 0 after the last sentence of a row.
+      segments: integers [b, t]: 0 is padding.
+    """
+    starts = (jnp.arange(segments.shape[1]) == positions[..., None]) & (weights[..., None] > 0)  # [b, n, t]
+    numbers = jnp.where(segments > 0, jnp.cumsum(starts.any(1), -1), 0)
+    return segments_of(numbers, positions.shape[1])

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -56,6 +56,8 @@ class SummaryPredictor(Predictor[Classifier]):
     """Whether no two sentences of a summary may share three successive words."""
     alternate_types: bool = True
     """Whether token types alternate between sentences, see `ExtractiveSummarization`."""
+    sentence_pooling: Literal["first", "mean"] = "first"
+    """Tokens that a sentence is scored by, see `ExtractiveSummarization`."""
 
     def encode(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
         """Converts documents to the arguments of the model. Long documents are truncated."""
@@ -85,7 +87,7 @@ class SummaryPredictor(Predictor[Classifier]):
         for places, batch in padded([row.tokens for row in rows], length, types):
             logits = np.asarray(_logits(self.model, self.params, batch))
             for row, place in enumerate(places):
-                scores[place] = logits[row, rows[place].positions]
+                scores[place] = self._scores(logits[row, : len(rows[place].tokens)], rows[place].positions)
         return [self._summary(*parts) for parts in zip(documents, rows, scores, strict=True)]
 
     def _summary(self, sentences: Sequence[str], row: SentenceRow, logits: np.ndarray) -> Summary:
@@ -99,6 +101,17 @@ class SummaryPredictor(Predictor[Classifier]):
             total=len(sentences),
             whole=row.whole,
         )
+
+    def _scores(self, logits: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """Returns the score of each sentence, [n].
+
+        Args:
+          logits: Logits of the tokens up to the end of the last sentence, [t].
+          positions: Index of the first token of each sentence, [n].
+        """
+        if self.sentence_pooling == "first":
+            return logits[positions]
+        return np.add.reduceat(logits, positions) / np.diff(positions, append=len(logits))
 
     def choose(self, logits: np.ndarray, sentences: Sequence[str]) -> list[int]:
         """Selects the sentences of a summary and returns their indices, ascending.
@@ -121,7 +134,7 @@ class SummaryPredictor(Predictor[Classifier]):
                 stops = [*starts[1:], np.flatnonzero(segments == document)[-1] + 1]
                 texts = [self._text(tokens[start:stop]) for start, stop in zip(starts, stops, strict=True)]
                 right = np.flatnonzero(batch["targets"][row][np.isin(batch["sentence_positions"][row], starts)])
-                chosen = self.choose(logits[row, starts], texts)
+                chosen = self.choose(self._scores(logits[row, : stops[-1]], starts), texts)
                 said, wanted = (" ".join(texts[index] for index in some) for some in (chosen, right))
                 lines.append(f"[{said}]" if said == wanted else f"[{said}], the oracle's: [{wanted}]")
         return lines[:SHOWN]

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from counting_mlp import CountingMlp
 from reports import report
 from small_bert import noisy_params
 from small_summaries import small_classifier, summary_experiment, write_documents
@@ -67,7 +68,7 @@ def batch_of(rows, tokenizer):
     return batch
 
 
-def scores_of(model, params, tokenizer, sentences, types=True):
+def scores_of(model, params, tokenizer, sentences, types=True, pooling="first"):
     """The score of each sentence, of a row that is laid out by hand."""
     tokens, kinds, starts = [], [], []
     for number, sentence in enumerate(sentences):
@@ -76,31 +77,42 @@ def scores_of(model, params, tokenizer, sentences, types=True):
         tokens += part
         kinds += [number % 2 * types] * len(part)
     logits = model.apply({"params": params}, np.array([tokens]), token_types=np.array([kinds])).logits
-    return np.asarray(logits, np.float64)[0, starts, 0]
+    logits = np.asarray(logits, np.float64)[0, :, 0]
+    if pooling == "first":
+        return logits[starts]
+    return np.array([logits[start:stop].mean() for start, stop in zip(starts, [*starts[1:], None], strict=True)])
 
 
-@pytest.mark.parametrize("alternate", [True, False])
-def test_the_loss_is_the_cross_entropy_of_each_sentence(alternate, model, params, tokenizer):
+@pytest.mark.parametrize(("alternate", "pooling"), [(True, "first"), (False, "first"), (True, "mean")])
+def test_the_loss_is_the_cross_entropy_of_each_sentence(alternate, pooling, model, params, tokenizer):
     losses, right = [], []
     for document, targets in zip(DOCUMENTS, ([0, 1, 0], [1, 0], [0, 1, 1, 0]), strict=True):
-        scores = scores_of(model, params, tokenizer, document["document"], alternate)
+        scores = scores_of(model, params, tokenizer, document["document"], alternate, pooling)
         chances = 1 / (1 + np.exp(-scores))
         losses += [-np.log(chance if target else 1 - chance) for chance, target in zip(chances, targets, strict=True)]
         right.append(targets[int(scores.argmax())])
-    objective = dataclasses.replace(ONE, alternate_types=alternate)
+    objective = dataclasses.replace(ONE, alternate_types=alternate, sentence_pooling=pooling)
     means = objective(model, params, batch_of([[0], [1], [2]], tokenizer))
     assert float(means["loss"].value) == pytest.approx(np.mean(losses), abs=1e-5)
     assert float(means["top_accuracy"].value) == pytest.approx(np.mean(right))
 
 
-def test_packing_and_padding_change_nothing(model, params, tokenizer):
+@pytest.mark.parametrize("pooling", ["first", "mean"])
+def test_packing_and_padding_change_nothing(pooling, model, params, tokenizer):
+    objective = dataclasses.replace(ONE, sentence_pooling=pooling)
     results = [
-        report(ONE, model, ONE(model, params, batch_of(rows, tokenizer)))
+        report(objective, model, objective(model, params, batch_of(rows, tokenizer)))
         for rows in ([[0], [1], [2]], [[0, 1], [2]], [[1, 2], [], [0]])
     ]
     assert results[0]["loss"] > 0.1
     for result in results[1:]:
         assert result == pytest.approx(results[0], abs=1e-5)
+
+
+def test_auxiliary_means_of_the_model_are_part_of_the_loss(tokenizer):
+    model = small_classifier(depth=1, mlp=CountingMlp())
+    params = noisy_params(model, np.zeros((1, 4), np.int32))
+    assert float(ONE(model, params, batch_of([[0]], tokenizer))["auxiliary/square"].value) > 0
 
 
 def test_it_learns_which_sentence_is_the_summary(run):
@@ -135,6 +147,19 @@ def test_predict_prints_the_chosen_sentences(run, capsys, tmp_path):
     assert capsys.readouterr().out == "W1 alone\n", "a document of one sentence is its own summary"
     assert cli.main(["predict", str(run.folder), "..."]) == 2
     assert capsys.readouterr().err == "jaxformer: '...': no words to summarise; expected some sentences\n"
+
+
+@pytest.mark.parametrize("pooling", ["first", "mean"])
+def test_the_predictor_chooses_by_the_scores_of_the_loss(pooling, model, params, tokenizer):
+    predictor = dataclasses.replace(ONE, sentence_pooling=pooling).predictor(model, params, tokenizer)
+    documents = [document["document"] for document in DOCUMENTS]
+    for sentences, answer in zip(documents, predictor.summarize(documents, TASK.length), strict=True):
+        scores = scores_of(model, params, tokenizer, sentences, pooling=pooling)
+        assert answer.indices == (int(scores.argmax()),)
+        assert answer.probabilities == pytest.approx([1 / (1 + np.exp(-scores.max()))], abs=1e-5)
+    chosen = [f"[{answer.text}]" for answer in predictor.summarize(documents, TASK.length)]
+    shown = predictor.demonstrate(batch_of([[0, 1], [2]], tokenizer))
+    assert [line.split(", the oracle's")[0] for line in shown] == chosen
 
 
 def test_a_document_that_is_too_long_says_so(run):

@@ -2,11 +2,11 @@
 
 import functools
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from counting_mlp import CountingMlp
 from small_bert import (
     assert_trees_close,
     assert_trees_identical,
@@ -18,9 +18,7 @@ from small_bert import (
     small_experiment,
 )
 
-from jaxformer.layers.linear import Linear
 from jaxformer.metrics.averages import Loss
-from jaxformer.metrics.means import Mean
 from jaxformer.training.loop import loss_and_gradient, train_step
 from jaxformer.training.optimizers import AdamW, Schedule
 
@@ -175,17 +173,6 @@ def test_the_gradients_norm_is_that_before_clipping():
     squares = sum(float(jnp.square(leaf).sum()) for leaf in jax.tree.leaves(gradient_in_parts(1)[1]))
     assert float(means["gradient_norm"].value) == pytest.approx(squares**0.5, rel=1e-5)
     assert squares**0.5 > 0.1
-
-
-class CountingMlp(nn.Module):
-    """An MLP with an auxiliary mean: the mean square of its outputs."""
-
-    activation: str = "gelu"
-
-    @nn.compact
-    def __call__(self, x, dtype="auto", train=False, tokens=None):
-        y = jnp.tanh(Linear("btd,df->btf", (16, 16), dtype=dtype, name="only")(x))
-        return y, {"square": Mean(jnp.sum(jnp.square(y)), jnp.asarray(float(y.size)))}
 
 
 @pytest.mark.parametrize("parts", [1, 2])
