@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from jaxformer.interop.huggingface.runs import import_run as import_run
     from jaxformer.layers.lora import Lora as Lora
     from jaxformer.parallel.sharding import Mesh as Mesh
+    from jaxformer.planning.plans import plan as plan
+    from jaxformer.planning.search import search_plans as search_plans
     from jaxformer.predictors.few_shot import FewShot as FewShot
     from jaxformer.predictors.few_shot import Question as Question
     from jaxformer.predictors.few_shot import few_shot as few_shot
@@ -65,6 +67,8 @@ else:
             "interop.huggingface.runs": ("export_run", "from_pretrained", "import_run"),
             "layers.lora": ("Lora",),
             "parallel.sharding": ("Mesh",),
+            "planning.plans": ("plan",),
+            "planning.search": ("search_plans",),
             "predictors.few_shot": ("FewShot", "Question", "few_shot", "questions_of"),
             "runs.run": ("Run", "open_run"),
             "training.loop": ("fit",),

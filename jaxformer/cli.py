@@ -1,4 +1,4 @@
-"""The command line: `jaxformer new | train | launch | evaluate | predict | export | import`."""
+"""The command line: `jaxformer new | train | plan | launch | evaluate | predict | export | import`."""
 
 import argparse
 import json
@@ -30,6 +30,8 @@ USAGE = """usage: jaxformer COMMAND ...
                                                         with --fork RUN, train on from another run's state;
                                                         CONFIG is a file, or a name such as bert_quickstart
   launch -n N CONFIG [--field value ...]                train with N processes on this machine
+  plan CONFIG --topology NAME [--price USD] [--search]  report memory, traffic, time and cost of a run on TPUs or
+                                                        GPUs that need not be attached: v5p:4x4x4, h100:64
   evaluate RUN                                          print the metrics on the run's held-out data
   predict RUN [TEXT ...] [--input FILE] [--out PATH]    fill [MASK], continue or answer, as the run's model does;
                                                         with --among VALUE ..., rank these texts for an image,
@@ -58,6 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = {
         "new": new,
         "train": train,
+        "plan": plan,
         "evaluate": evaluate,
         "predict": predict,
         "export": export,
@@ -143,6 +146,15 @@ def launch(arguments: list[str]) -> None:
     from jaxformer.launch import launch
 
     sys.exit(launch(arguments))
+
+
+def plan(arguments: list[str]) -> None:
+    """Reports what a run would need and take on hardware that need not be attached."""
+    from jaxformer.progress import display, phase
+
+    with display(stderr=True), phase("starting"):
+        from jaxformer.planning import command as planning
+    planning.run(arguments)
 
 
 def evaluate(arguments: list[str]) -> None:

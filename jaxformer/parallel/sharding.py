@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxformer.errors import InputError
@@ -140,15 +141,35 @@ AXIS_NAMES = ("slices", "data", "pipeline", "fsdp", "expert", "sequence", "tenso
 
 
 def make_mesh(mesh: Mesh, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
-    """Creates the mesh over `devices` (default: all). If there are several processes, it must contain every device."""
+    """Creates the mesh over `devices` (default: all). If there are several processes, it must contain every device.
+
+    TPU devices are laid out so that neighbours along an axis of the mesh are neighbours on the network. The devices of
+    several slices are laid out so that only the axis `slices` crosses from one slice to another.
+
+    Raises:
+      InputError: the mesh does not fit the devices or their slices.
+    """
     devices = jax.devices() if devices is None else list(devices)
     sizes = mesh.sizes(len(devices))
     used = int(np.prod(list(sizes.values())))
     if used != len(devices) and jax.process_count() > 1:
         raise InputError(f"mesh of {used} devices: {len(devices)} in {jax.process_count()} processes must all be used")
-    # Linen's parameters meet only automatic axes; make_mesh's own default is explicit ones.
+    # Linen's parameters meet only automatic axes.
     types = (AxisType.Auto,) * len(sizes)
-    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=types, devices=devices[:used])
+    return jax.sharding.Mesh(_laid_out(sizes, devices[:used]), tuple(sizes), axis_types=types)
+
+
+def _laid_out(sizes: Mapping[str, int], devices: Sequence[Any]) -> np.ndarray:
+    """The devices as an array with an axis for each of the mesh's."""
+    slices = len({getattr(device, "slice_index", None) for device in devices})
+    if devices[0].platform != "tpu" or slices == 1:
+        # An axis may take part of a dimension of the network: 32 devices of a torus of 4×4×4, for example.
+        return mesh_utils.create_device_mesh(tuple(sizes.values()), devices, allow_split_physical_axes=True)
+    if sizes["slices"] != slices:
+        raise InputError(f"mesh.slices={sizes['slices']}: the devices are in {slices} slices; expected {slices}")
+    inside = [1 if name == "slices" else size for name, size in sizes.items()]
+    across = [size if name == "slices" else 1 for name, size in sizes.items()]
+    return mesh_utils.create_hybrid_device_mesh(inside, across, devices, allow_split_physical_axes=True)
 
 
 _overrides = jax.make_user_context(default_value=())

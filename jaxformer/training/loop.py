@@ -98,10 +98,16 @@ def jit_step(experiment: Experiment, mesh: jax.sharding.Mesh):
     return jax.jit(functools.partial(train_step, experiment), donate_argnums=0, out_shardings=shardings)
 
 
+def trace_step(experiment: Experiment, mesh: jax.sharding.Mesh) -> jax.stages.Traced:
+    """Traces `train_step` for a mesh, whose devices need not exist."""
+    with sharding.use(mesh, experiment.mesh):
+        return jit_step(experiment, mesh).trace(abstract_state(experiment, mesh), abstract_batch(experiment, mesh))
+
+
 def lower_step(experiment: Experiment, mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
     """Lowers `train_step` for a mesh whose devices need not exist. `.compile()` compiles the step for them."""
     with sharding.use(mesh, experiment.mesh):
-        return jit_step(experiment, mesh).lower(abstract_state(experiment, mesh), abstract_batch(experiment, mesh))
+        return trace_step(experiment, mesh).lower()
 
 
 def compile_step(experiment: Experiment, mesh: jax.sharding.Mesh):
@@ -305,7 +311,7 @@ def out_of_patience(experiment: Experiment, history: Sequence[Mapping[str, float
     return bool(values) and len(values) - 1 - values.index(max(values)) >= patience
 
 
-def check_batch(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:
+def check_batch(experiment: Experiment, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> None:
     """Raises InputError if the batch size is not divisible by the mesh and the micro-batches."""
     batch, parts = experiment.data.batch, experiment.optimizer.accumulate
     ways = sharding.ways(mesh, "batch")

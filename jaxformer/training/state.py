@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from jaxformer.config import Experiment
 from jaxformer.data.pipeline.lanes import empty_batch
+from jaxformer.errors import InputError
 from jaxformer.parallel import metadata, sharding
 from jaxformer.parameter_paths import found_in, frozen_mask, join, split
 
@@ -89,9 +90,14 @@ def _run_params(experiment: Experiment, key: jax.Array) -> Any:
     return {"base": params, "lora": experiment.lora.init(jax.random.fold_in(key, LORA), params)}
 
 
+def boxed_params(experiment: Experiment) -> Any:
+    """The shapes of the parameters of a run, each in a box that names its axes; computes nothing."""
+    return jax.eval_shape(lambda: _run_params(experiment, jax.random.key(0)))
+
+
 def parameter_info(experiment: Experiment) -> dict[str, metadata.ParameterInfo]:
     """The axes of each parameter of a run, by its path; computes nothing."""
-    return metadata.parameter_info(jax.eval_shape(lambda: _run_params(experiment, jax.random.key(0))))
+    return metadata.parameter_info(boxed_params(experiment))
 
 
 def create(experiment: Experiment) -> TrainState:
@@ -123,6 +129,22 @@ def abstract_batch(experiment: Experiment, mesh: jax.sharding.Mesh) -> dict[str,
     rows = sharding.batch_sharding(mesh)
     batch = jax.eval_shape(lambda: empty_batch(experiment.data.batch, experiment.data.task.row))
     return _with_shardings(batch, dict.fromkeys(batch, rows))
+
+
+def check_axes(experiment: Experiment, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> None:
+    """Raises InputError where an axis of the mesh is larger than a dimension of the model that it splits.
+
+    The heads of keys are left out: attention repeats them where there are fewer.
+    """
+    boxed = boxed_params(experiment)
+    rules = {**sharding.RULES, **dict(experiment.mesh.rules)}
+    for box in jax.tree.leaves(boxed, is_leaf=metadata.is_boxed):
+        for letter, size in zip(box.letters, box.value.shape, strict=True):
+            name = sharding.AXES[letter]
+            ways = {axis: mesh.shape.get(axis, 1) for axis in rules[name]}
+            for axis, parts in ways.items():
+                if parts > size and name != "kv_heads":
+                    raise InputError(f"mesh.{axis}={parts} is larger than what it splits: the model's {name} of {size}")
 
 
 def init_state(experiment: Experiment, abstract: TrainState) -> TrainState:

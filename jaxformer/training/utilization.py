@@ -11,6 +11,7 @@ from jaxformer.data.examples import Feature
 from jaxformer.models.base import Model
 
 PEAK_FLOPS = {
+    "NVIDIA B200": 2250e12,
     "NVIDIA H200": 989e12,
     "NVIDIA H100 PCIe": 756e12,
     "NVIDIA H100": 989e12,
@@ -19,6 +20,7 @@ PEAK_FLOPS = {
     "NVIDIA L4": 121e12,
     "NVIDIA A10G": 70e12,
     "NVIDIA A10": 125e12,
+    "TPU7x": 2307e12 / 2,
     "TPU v6 lite": 918e12,
     "TPU v5 lite": 197e12,
     "TPU v5p": 459e12,
@@ -28,7 +30,7 @@ PEAK_FLOPS = {
     "TPU v2": 45e12,
 }
 """Peak FLOPs per second of dense bfloat16 products, as stated by the vendors, by prefix of the device kind. More
-specific prefixes come first.
+specific prefixes come first. A device of TPU7x is half a chip.
 """
 
 

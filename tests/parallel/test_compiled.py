@@ -6,21 +6,19 @@ and what it gathers.
 
 import dataclasses
 import functools
-import importlib.util
 import math
-import os
 import re
-from pathlib import Path
 
 import jax
 import pytest
 import tiny
-from jax.experimental import topologies
 
 import jaxformer as jf
 from jaxformer import config
+from jaxformer.errors import InputError
 from jaxformer.parallel import sharding
 from jaxformer.parallel.sharding import Mesh
+from jaxformer.planning import compiling, topologies
 from jaxformer.training import loop
 from jaxformer.training.optimizers import Muon
 from jaxformer.training.state import abstract_state
@@ -36,35 +34,25 @@ LEAST = 2**13
 """Entries per layer of a stack whose gathers count."""
 SPLIT = 8
 """Devices that the rows of a batch are split over on either target."""
-TARGETS = {"8 H100": "jax_cuda12_plugin", "16 v5e": "libtpu"}
-"""The platform to compile for, and the package that has its compiler."""
+TARGETS = ("h100:8", "v5e:4x4")
+"""The topologies to compile for."""
+compiling.prepare()
 pytestmark = pytest.mark.slow
 
 
 @functools.cache
 def mesh_of(target):
-    if target == "16 v5e":
-        # Without these the library asks the network which TPU this is, and one process at a time may use it.
-        os.environ |= {"TPU_ACCELERATOR_TYPE": "v5litepod-16", "TPU_WORKER_HOSTNAMES": "localhost"}
-        os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
-        described = topologies.get_topology_desc(platform="tpu", topology_name="v5e:4x4")
-        return sharding.make_mesh(Mesh(2, 4, 2), described.devices)
-    card = (Path(__file__).parent / "h100_target_config.textproto").read_text()
-    options = {"topology_name": "h100", "topology": "1x1x8", "target_config": card}
-    return sharding.make_mesh(Mesh(1, 8, 1), topologies.get_topology_desc(platform="cuda", **options).devices)
+    shape = Mesh(2, 4, 2) if target == "v5e:4x4" else Mesh(1, 8, 1)
+    return sharding.make_mesh(shape, compiling.devices(topologies.parse(target)))
 
 
 @pytest.fixture(params=TARGETS)
 def target(request):
-    package = TARGETS[request.param]
-    if importlib.util.find_spec(package) is None:
-        pytest.skip(f"{package} is not installed: it compiles for {request.param} (pip install '.[plan]')")
+    try:
+        compiling.check_compiler(topologies.parse(request.param))
+    except InputError as error:
+        pytest.skip(str(error))
     return request.param
-
-
-def compiler_options(target):
-    """Without a GPU nothing can be tuned, and Triton finds no tiles for some products."""
-    return {"xla_gpu_enable_triton_gemm": False} if target == "8 H100" else None
 
 
 def products(lowered):
@@ -103,7 +91,7 @@ def test_the_step(target, file, record_property):
     assert types.count("bf16") > len(types) / 2, "the compute type is the target's, not that of this process"
     assert len(types) == len(products(loop.lower_step(shallower, mesh))), "blocks run in a loop, as on the target"
 
-    compiled = lowered.compile(compiler_options(target))
+    compiled = lowered.compile(compiling.OPTIONS[topologies.parse(target).chip.platform])
     leaves, (places, _) = jax.tree.leaves_with_path(state), compiled.output_shardings
     changed = [
         jax.tree_util.keystr(path)

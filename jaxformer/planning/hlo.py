@@ -1,0 +1,224 @@
+"""Reads the text of a compiled program: its computations, and how often each of them runs.
+
+Only what planning needs is read. The text is that of `jax.stages.Compiled.as_text()`, after the compiler has split the
+program over devices, so that shapes are those of one device.
+"""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Iterator, Mapping
+
+BITS = {"pred": 8, "token": 0, "opaque": 0}
+"""Bits of an element of the types that do not say so by their name."""
+ARRAY = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\](?:\{([^}]*)\})?")
+INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.-]+) = (.*)")
+HEADER = re.compile(r"(ENTRY )?%?([\w.-]+) \(.*\{$")
+CALLED = re.compile(r"(?:calls|body|to_apply|called_computations|branch_computations)=(?:\{([^}]*)\}|%?([\w.-]+))")
+BRANCHES = re.compile(r"(?:true|false)_computation=%?([\w.-]+)")
+TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+COMMENT = re.compile(r"/\*.*?\*/")
+FOLLOWED = ("copy", "bitcast", "convert", "copy-done", "copy-start")
+"""Operations whose result is their operand's value."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One instruction of a computation."""
+
+    name: str
+    type: str
+    """Type and layout of its result, as written."""
+    opcode: str
+    operands: tuple[str, ...]
+    """The names of its operands; the value of a constant, the number of a parameter."""
+    attributes: str
+    """The text after the operands."""
+
+    @functools.cached_property
+    def called(self) -> tuple[str, ...]:
+        """The computations that it calls, except the condition of a loop."""
+        found = [name for several, one in CALLED.findall(self.attributes) for name in (several or one).split(",")]
+        return tuple(name.strip().lstrip("%") for name in found) + tuple(BRANCHES.findall(self.attributes))
+
+    def attribute(self, pattern: str) -> str | None:
+        """The first group of the first match in its attributes."""
+        found = re.search(pattern, self.attributes)
+        return found[1] if found else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Computation:
+    """The instructions of a computation by name, in order; the last one is its result."""
+
+    name: str
+    instructions: Mapping[str, Instruction]
+
+    @property
+    def root(self) -> Instruction:
+        """The instruction whose value is the computation's."""
+        return list(self.instructions.values())[-1]
+
+    @functools.cached_property
+    def parameters(self) -> dict[int, str]:
+        """The names of its parameters by number."""
+        found = self.instructions.values()
+        return {int(one.operands[0]): one.name for one in found if one.opcode == "parameter"}
+
+
+def array_bytes(text: str, memory: bool = False) -> float:
+    """The bytes of the arrays of a type as written.
+
+    Args:
+      text: such as `bf16[4,2048]{1,0:T(8,128)(2,1)S(1)}`, or a tuple of such types.
+      memory: whether to leave out arrays in the small memory on the chip, `S(1)`.
+    """
+    total = 0.0
+    for dtype, sizes, layout in ARRAY.findall(text):
+        if memory and "S(" in layout:
+            continue
+        elements = 1
+        for size in sizes.split(",") if sizes else ():
+            elements *= int(size)
+        total += elements * _bits(dtype) / 8
+    return total
+
+
+@functools.cache
+def _bits(dtype: str) -> int:
+    if dtype in BITS:
+        return BITS[dtype]
+    found = re.match(r"[a-z]+(\d+)", dtype)
+    return int(found[1]) if found else 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A compiled program."""
+
+    computations: Mapping[str, Computation]
+    entry: str
+
+    @classmethod
+    def parse(cls, text: str) -> "Program":
+        """Reads the text of a program."""
+        computations, entry, name = {}, "", ""
+        instructions: dict[str, Instruction] = {}
+        for line in text.splitlines():
+            if not line.startswith(" "):
+                if header := HEADER.match(line):
+                    name, instructions = header[2], {}
+                    entry = name if header[1] else entry
+                elif line == "}" and name:  # Strings among attributes may have lines of their own.
+                    computations[name], name = Computation(name, instructions), ""
+            elif name and (found := INSTRUCTION.match(line)):
+                instruction = _instruction(found[1], COMMENT.sub("", found[2]))
+                instructions[instruction.name] = instruction
+                if line.lstrip().startswith("ROOT ") and name:
+                    instructions[instruction.name] = instructions.pop(instruction.name)
+        return cls(computations, entry)
+
+    def runs(self) -> Iterator[tuple[Computation, float]]:
+        """Every computation that runs by itself, not as part of a fused instruction, and how often it does."""
+        yield from self._runs(self.entry, 1.0)
+
+    def _runs(self, name: str, times: float) -> Iterator[tuple[Computation, float]]:
+        computation = self.computations[name]
+        yield computation, times
+        for instruction in computation.instructions.values():
+            inside = times * (self.trips(computation, instruction) or 1) if instruction.opcode == "while" else times
+            if instruction.opcode in ("while", "call", "conditional"):
+                for called in instruction.called:
+                    yield from self._runs(called, inside)
+
+    def unknown_loops(self) -> int:
+        """The number of loops whose trip count is not known; they are counted once."""
+        return sum(
+            instruction.opcode == "while" and self.trips(computation, instruction) is None
+            for computation, _ in self.runs()
+            for instruction in computation.instructions.values()
+        )
+
+    def trips(self, computation: Computation, loop: Instruction) -> int | None:
+        """How often a loop's body runs; None if it is not known.
+
+        Compilers for CPU and GPU say so. That for TPU does not, and the loop's condition is read instead: loops of
+        JAX count from 0 by 1 to a constant.
+        """
+        if found := TRIPS.search(loop.attributes):
+            return int(found[1])
+        condition = self.computations[loop.attribute(r"condition=%?([\w.-]+)") or ""]
+        before = computation.instructions.get(loop.operands[0])
+        return self._limit(condition, before, computation)
+
+    def _limit(self, condition: Computation, before: Instruction | None, outside: Computation) -> int | None:
+        """The constant that a condition compares with."""
+        compare, values = condition.root, dict[str, int | None]()
+        operands = list(compare.operands)
+        inner = condition
+        if compare.opcode == "fusion":
+            inner = self.computations[compare.called[0]]
+            values = {
+                inner.parameters[number]: self._constant(condition, name, before, outside)
+                for number, name in enumerate(operands)
+            }
+            compare = inner.root
+            operands = list(compare.operands)
+        if compare.opcode != "compare" or len(operands) != 2:
+            return None
+        found = [values[name] if name in values else self._constant(inner, name, before, outside) for name in operands]
+        if "direction=LT" in compare.attributes:
+            return found[1]
+        return found[0] if "direction=GT" in compare.attributes else None
+
+    def _constant(
+        self, computation: Computation, name: str, before: Instruction | None, outside: Computation
+    ) -> int | None:
+        """The value of an integer constant, which may have come into a loop in the tuple of its state."""
+        instruction = computation.instructions.get(name)
+        while instruction is not None and instruction.opcode in FOLLOWED:
+            instruction = computation.instructions.get(instruction.operands[0])
+        if instruction is None:
+            return None
+        if instruction.opcode == "constant":
+            found = re.fullmatch(r"-?\d+", instruction.operands[0])
+            return int(found[0]) if found else None
+        number = instruction.attribute(r"index=(\d+)")
+        if instruction.opcode == "get-tuple-element" and before is not None and before.opcode == "tuple" and number:
+            if computation is outside:
+                return None
+            return self._constant(outside, before.operands[int(number)], None, outside)
+        return None
+
+
+def _instruction(name: str, rest: str) -> Instruction:
+    """An instruction of what follows its name: `TYPE OPCODE(OPERANDS), ATTRIBUTES`."""
+    end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
+    opening = rest.index("(", end)
+    closing = _closing(rest, opening)
+    inside = rest[opening + 1 : closing]
+    operands = tuple(part.split()[-1].lstrip("%") for part in _split(inside)) if inside else ()
+    return Instruction(name, rest[:end], rest[end:opening].strip(), operands, rest[closing + 1 :])
+
+
+def _split(text: str) -> list[str]:
+    """The parts of a list with commas, those in brackets aside."""
+    if "[" not in text and "{" not in text and "(" not in text:
+        return [part for part in text.split(",") if part.strip()]
+    parts, depth, start = [], 0, 0
+    for place, letter in enumerate(text):
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and depth == 0:
+            parts.append(text[start:place])
+            start = place + 1
+    return [part for part in [*parts, text[start:]] if part.strip()]
+
+
+def _closing(text: str, opening: int) -> int:
+    """The place of the parenthesis that closes the one at `opening`."""
+    depth = 0
+    for found in re.finditer(r"[()]", text[opening:]):
+        depth += 1 if found[0] == "(" else -1
+        if depth == 0:
+            return opening + found.start()
+    raise ValueError(f"no closing parenthesis: {text[:80]}")

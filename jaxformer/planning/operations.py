@@ -1,0 +1,78 @@
+"""Floating-point operations of the matrix products of a traced function, loops and recomputation included."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jax.extend import core
+
+FLASH = "dot_product_attention"
+"""The prefix of the names of cuDNN's attention."""
+
+
+def count(traced: jax.stages.Traced) -> float:
+    """The operations of all devices together: 2 for each multiplication of a product.
+
+    Compilers count the body of a loop once and kernels not at all, so the traced program is counted instead: before it
+    is split over devices, with what rematerialisation computes again. Of a choice, the branch with more is taken.
+    """
+    return _of(traced.jaxpr.jaxpr)
+
+
+def _of(jaxpr: core.Jaxpr) -> float:
+    return sum(_of_equation(equation) for equation in jaxpr.eqns)
+
+
+def _of_equation(equation: core.JaxprEqn) -> float:
+    name, params = equation.primitive.name, equation.params
+    if name == "dot_general":
+        return _product(equation)
+    if name == "conv_general_dilated":
+        kernel = equation.invars[1].aval.shape  # type: ignore[attr-defined]
+        features = params["dimension_numbers"].rhs_spec[0]
+        return 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) / kernel[features]  # type: ignore[attr-defined]
+    if name.startswith(FLASH):
+        return _attention(equation, name)
+    inside = [_of(jaxpr) for jaxpr in _jaxprs(params)]
+    if not inside:
+        return 0.0
+    if name == "cond":
+        return max(inside)
+    return sum(inside) * _times(name, params)
+
+
+def _times(name: str, params: Mapping[str, Any]) -> float:
+    """How often an equation runs what is inside it."""
+    if name == "scan":
+        return params["length"]
+    if name == "shard_map":  # Its inside is what each device does.
+        return params["mesh"].size
+    if name == "pallas_call":
+        return math.prod(int(size) for size in params["grid_mapping"].grid)
+    return 1
+
+
+def _jaxprs(params: Mapping[str, Any]) -> list[core.Jaxpr]:
+    found = []
+    for value in params.values():
+        for one in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(one, core.ClosedJaxpr):
+                found.append(one.jaxpr)
+            elif isinstance(one, core.Jaxpr):
+                found.append(one)
+    return found
+
+
+def _product(equation: core.JaxprEqn) -> float:
+    (contracted, _), _ = equation.params["dimension_numbers"]
+    left = equation.invars[0].aval.shape  # type: ignore[attr-defined]
+    out = equation.outvars[0].aval.shape  # type: ignore[attr-defined]
+    return 2.0 * math.prod(out) * math.prod(left[axis] for axis in contracted)
+
+
+def _attention(equation: core.JaxprEqn, name: str) -> float:
+    """Attention by a kernel, of queries and keys [b, t, h, k]: two products forward, five backward."""
+    rows, queries, heads, size = equation.invars[0].aval.shape  # type: ignore[attr-defined]
+    keys = equation.invars[1].aval.shape[1]  # type: ignore[attr-defined]
+    return (10.0 if "bwd" in name else 4.0) * rows * heads * queries * keys * size

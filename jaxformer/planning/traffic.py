@@ -1,0 +1,203 @@
+"""Communication of a compiled program between devices, and its traffic between a device's memory and its cores."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+
+from jaxformer.planning import groups
+from jaxformer.planning.hlo import Computation, Instruction, Program, array_bytes
+from jaxformer.planning.topologies import Place, Reach, Topology
+
+KINDS = (
+    "all-reduce",
+    "all-gather",
+    "reduce-scatter",
+    "ragged-all-to-all",
+    "all-to-all",
+    "collective-permute",
+    "collective-broadcast",
+)
+SCATTERED = "all-reduce-scatter"
+"""The compiler for TPUs gives this name to a fusion of an all-reduce and the slice that a device keeps: a
+reduce-scatter."""
+UNMOVED = {
+    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id"),
+    *("while", "call", "conditional", "opt-barrier", "iota", "domain", "add-dependency"),
+}
+"""Operations that move nothing themselves."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """A collective of a program."""
+
+    kind: str
+    size: float
+    """Bytes a device of what it reads."""
+    times: float
+    """How often it runs in a step."""
+    reach: Reach
+    """The position of the devices of a group."""
+
+    @property
+    def total(self) -> float:
+        """Bytes of the whole array that it gathers, or that each device of a group brings to be reduced."""
+        return self.size * self.reach.size if self.kind == "all-gather" else self.size
+
+    @property
+    def fast(self) -> float:
+        """Bytes that a device sends over the fast network in a step, by the bandwidth-optimal (ring) algorithm."""
+        share = self.reach.within
+        return self.times * self._passes * self.total * (share - 1) / share
+
+    @property
+    def slow(self) -> float:
+        """Bytes that a device sends over the slow network in a step: its share of what its slice or node sends."""
+        islands = self.reach.islands
+        return self.times * self._passes * self.total * (islands - 1) / islands / self.reach.within
+
+    @property
+    def _passes(self) -> float:
+        """How often the whole array passes through a device: to be reduced, to be gathered, or both."""
+        if self.kind == "collective-permute":  # Nothing stays where it is.
+            return self.reach.size / (self.reach.size - 1) if self.reach.size > 1 else 0.0
+        return 2.0 if self.kind == "all-reduce" else 1.0
+
+
+def collectives(program: Program, topology: Topology, places: Sequence[Place]) -> list[Collective]:
+    """The collectives of a program, each with how often it runs.
+
+    Args:
+      program: compiled for the devices.
+      topology: on which they are.
+      places: of the devices, in the order of the program's device assignment.
+    """
+    reaches: dict[str, Reach] = {}
+
+    def reach(instruction: Instruction) -> Reach:
+        key = instruction.attributes.partition("metadata=")[0]
+        if key not in reaches:
+            found = groups.of(instruction.attributes, len(places))
+            several = [topology.reach(places[number] for number in group) for group in found]
+            # The groups of a collective work at the same time, and the slowest one decides.
+            reaches[key] = max(several, key=lambda one: (one.islands, -one.share))
+        return reaches[key]
+
+    found = []
+    for computation, times in program.runs():
+        # What TPU's compiler overlaps with other work is in several fusions, which share a channel.
+        seen: set[str] = set()
+        for kind, instruction, inside in _collectives(program, computation):
+            channel = instruction.attribute(r"channel_id=(\d+)")
+            if channel in seen:
+                continue
+            seen |= {channel} if channel else set()
+            size = sum(array_bytes(inside.instructions[name].type) for name in instruction.operands)
+            where = reach(instruction)
+            if where.size > 1:
+                found.append(Collective(kind, size, times, where))
+    return found
+
+
+def _collectives(program: Program, computation: Computation) -> Iterator[tuple[str, Instruction, Computation]]:
+    """The collectives of a computation and of what is fused in it: kind, instruction, and the computation it is in."""
+    for instruction in computation.instructions.values():
+        kind = instruction.opcode.removesuffix("-start")
+        if kind in KINDS:
+            yield kind, instruction, computation
+        elif kind in ("fusion", "async", "custom-call"):
+            for name in instruction.called:
+                for inner, inside, where in _collectives(program, program.computations[name]):
+                    scattered = instruction.name.startswith(SCATTERED) or name.startswith(SCATTERED)
+                    yield "reduce-scatter" if scattered and inner == "all-reduce" else inner, inside, where
+
+
+def memory_bytes(program: Program) -> float:
+    """Bytes that a device reads from its memory and writes to it in a step.
+
+    Each instruction reads its operands and writes its result; values inside a fusion stay on the chip. Where an
+    instruction takes or replaces only a slice of an array, the slice is counted. Of a conditional, the branch that
+    moves more is counted.
+    """
+
+    def of_computation(name: str) -> float:
+        computation = program.computations[name]
+        return sum(of_instruction(computation, one) for one in computation.instructions.values())
+
+    def of_instruction(computation: Computation, one: Instruction) -> float:
+        if one.opcode == "while":
+            return (program.trips(computation, one) or 1) * sum(map(of_computation, one.called))
+        if one.opcode == "conditional":
+            return max(map(of_computation, one.called), default=0.0)
+        if one.opcode == "call":
+            return sum(map(of_computation, one.called))
+        if one.opcode in UNMOVED or one.opcode.endswith("-done"):
+            return 0.0
+        return _moved(program, computation, one)
+
+    return of_computation(program.entry)
+
+
+def _moved(program: Program, computation: Computation, one: Instruction) -> float:
+    """Bytes that an instruction reads and writes."""
+    types = [computation.instructions[name].type for name in one.operands if name in computation.instructions]
+    result = array_bytes(one.type, memory=True)
+    if one.opcode in ("dynamic-slice", "slice", "gather"):
+        return 2 * result
+    if one.opcode in ("dynamic-update-slice", "scatter"):
+        return 2 * array_bytes(types[-1 if one.opcode == "scatter" else 1], memory=True)
+    if one.opcode == "copy-start":  # Its type names source and destination.
+        return result
+    if one.opcode == "fusion" and one.called:
+        return _moved_by_fusion(program.computations[one.called[0]], types, result)
+    return result + sum(array_bytes(kind, memory=True) for kind in types)
+
+
+def _moved_by_fusion(inner: Computation, types: Sequence[str], result: float) -> float:
+    """Bytes that a fusion reads and writes: slices of what it only takes or replaces slices of."""
+    users: dict[str, list[Instruction]] = {}
+    for one in inner.instructions.values():
+        for name in one.operands:
+            users.setdefault(name, []).append(one)
+
+    def final_users(name: str) -> Iterator[Instruction]:
+        for user in users.get(name, []):
+            if user.opcode == "bitcast" and user is not inner.root:
+                yield from final_users(user.name)
+            else:
+                yield user
+
+    read, replaced = 0.0, 0.0
+    for number, kind in enumerate(types):
+        name, size = inner.parameters.get(number), array_bytes(kind, memory=True)
+        used = list(final_users(name)) if name else []
+        if used and all(user is inner.root and user.opcode == "tuple" for user in used):
+            replaced += size  # It is only passed on.
+            continue
+        slices = [_slice(inner, user, name) for user in used] if name else []
+        if size and slices and all(part is not None for part in slices):
+            parts = sum(part for part in slices if part is not None)
+            read += min(size, parts)
+            if any(user.opcode == "dynamic-update-slice" for user in used):
+                replaced += max(0.0, size - parts)
+        else:
+            read += size
+    return read + max(0.0, result - replaced)
+
+
+def _slice(inner: Computation, user: Instruction, name: str | None) -> float | None:
+    """Bytes of the slice of an operand that its user takes or replaces; None where it uses all of it."""
+    if user.opcode in ("dynamic-slice", "slice"):
+        return array_bytes(user.type)
+    if user.opcode == "gather" and user.operands[0] == name:
+        return array_bytes(user.type)
+    if user.opcode == "dynamic-update-slice" and inner.instructions[user.operands[0]].name != user.operands[1]:
+        return array_bytes(inner.instructions[user.operands[1]].type)
+    return None
+
+
+def by_kind(found: Sequence[Collective], measure: Callable[[Collective], float]) -> dict[str, float]:
+    """The sum of a measure over the collectives of each kind, largest first."""
+    totals: dict[str, float] = {}
+    for one in found:
+        totals[one.kind] = totals.get(one.kind, 0.0) + measure(one)
+    return dict(sorted(totals.items(), key=lambda item: -item[1]))

@@ -1,0 +1,193 @@
+"""The search: which candidates there are, in which order they are compiled, and why each loses."""
+
+import dataclasses
+import io
+import json
+
+import pytest
+import tiny
+from rich.console import Console
+
+import jaxformer as jf
+from jaxformer import cli, config
+from jaxformer.errors import InputError
+from jaxformer.parallel.sharding import Mesh
+from jaxformer.planning import compiling, plans, search, topologies
+from jaxformer.planning.candidates import Candidate, Formulas, candidates, powers
+from jaxformer.planning.plans import Memory, Plan
+from jaxformer.planning.roofline import Roofline
+from jaxformer.planning.search import Ranked, rank
+from jaxformer.planning.search_report import print_search, search_json
+
+GIB = 2**30
+BERT = config.load(tiny.ROOT / "configs" / "bert_base.py", {"model.transformer.depth": 2})
+V5E = topologies.parse("v5e:4x4")
+
+
+def candidate(data=1, fsdp=16, tensor=1, remat="none", micro=1):
+    return Candidate(Mesh(data, fsdp, tensor), remat, micro)
+
+
+def test_every_mesh_of_powers_of_two_fills_the_topology():
+    assert powers(12) == [1, 2, 4, 8]
+    for name, tensors in (("v5e:4x4", {1, 2, 4, 8, 16}), ("h100:16", {1, 2, 4, 8}), ("2xv5e:2x2", {1, 2, 4})):
+        topology = topologies.parse(name)
+        found = list(candidates(BERT, topology))
+        assert len({one.label for one in found}) == len(found)
+        assert {one.mesh.tensor for one in found} == tensors
+        for one in found:
+            sizes = one.mesh.sizes(topology.size)
+            assert sizes["slices"] * sizes["data"] * sizes["fsdp"] * sizes["tensor"] == topology.size
+            assert sizes["slices"] == (2 if name.startswith("2x") else 1)
+
+
+def test_a_candidate_is_applied_as_its_flags_are():
+    chosen = candidate(2, 4, 2, "full", 4)
+    applied = chosen.applied(BERT)
+    flags = chosen.flags(BERT)
+    assert flags == (
+        "--mesh.data 2 --mesh.fsdp 4 --mesh.tensor 2 --model.transformer.remat full --optimizer.accumulate 4"
+    )
+    words = flags.replace("--", "").split()
+    overrides = dict(zip(words[::2], words[1::2], strict=True))
+    assert config.override(BERT, overrides) == applied
+    glue = config.load(tiny.ROOT / "configs" / "bert_base_glue.py")
+    assert "--model.backbone.transformer.remat full" in chosen.flags(glue)
+
+
+def test_what_splits_and_computes_again_less_needs_at_least_as_much():
+    fails = candidate(2, 8, 1, "dots", 2)
+    assert candidate(2, 8, 1, "none", 1).needs_at_least(fails) and candidate(4, 4, 1, "dots", 2).needs_at_least(fails)
+    for fits in (candidate(2, 8, 1, "full", 2), candidate(2, 8, 1, "dots", 4), candidate(1, 16, 1, "dots", 2)):
+        assert not fits.needs_at_least(fails)
+    assert not candidate(1, 8, 2, "dots", 2).needs_at_least(fails), "another way to split matrices"
+
+
+@pytest.fixture(scope="module")
+def formulas():
+    return Formulas(BERT, V5E, model_flops=1e15)
+
+
+def test_what_cannot_run_is_said(formulas):
+    assert formulas.problem(candidate()) is None
+    assert formulas.problem(candidate(2, 1, 8)) == "tensor 8 does not divide the heads of 12"
+    assert formulas.problem(candidate(16, 1, 1, micro=3)) == (
+        "the batch of 256 does not divide into 16 shares × 3 micro-batches"
+    )
+
+
+def test_formulas_know_what_splits_and_what_is_sent(formulas):
+    whole, split = candidate(16, 1), candidate(1, 16)
+    ratio = formulas.state_bytes(whole) / formulas.state_bytes(split)
+    assert 15 < ratio <= 16
+    again = formulas.roofline(candidate(remat="full"))
+    assert again.products == pytest.approx(4 / 3 * formulas.roofline(split).products)
+    assert formulas.roofline(candidate(micro=4)).fast == pytest.approx(4 * formulas.roofline(split).fast)
+    assert formulas.roofline(candidate(1, 4, 4)).fast > formulas.roofline(split).fast, "activations are sent too"
+    kept = {remat: formulas.activation_bytes(candidate(remat=remat)) for remat in ("none", "full")}
+    assert kept["full"] == 2 * 2 * 16 * 512 * 768 and kept["none"] > 4 * kept["full"]
+    slices = Formulas(BERT, topologies.parse("2xv5e:2x2"), model_flops=1e15)
+    assert slices.roofline(Candidate(Mesh(1, 4, 1, slices=2), "none", 1)).slow > 0 == formulas.roofline(split).slow
+
+
+def made(chosen, peak, seconds, topology=V5E):
+    memory = Memory(16 * GIB, 16 * GIB, GIB, GIB, 0.0, peak * GIB)
+    times = Roofline(seconds, 0.0, seconds / 10, 0.0)
+    mesh = chosen.mesh.sizes(topology.size)
+    return Plan(chosen.applied(BERT), topology, mesh, memory, 1e12, 1e12, roofline=times)
+
+
+def test_each_that_loses_says_why():
+    fast, slow = candidate(), candidate(remat="full")
+    tried = [Ranked(one, made(one, 8, time).roofline, made(one, 8, time)) for one, time in ((slow, 4.0), (fast, 3.0))]
+    guess = [
+        Ranked(candidate(2, 8), Roofline(3.0, 0, 1.0, 0), None),
+        Ranked(candidate(4, 4), Roofline(3.0, 0, 9.0, 0), None),
+    ]
+    lost = Ranked(candidate(1, 8, 2), None, None, "tensor 2 does not divide the heads of 3")
+    ranking = rank(tried, guess, [lost])
+    assert [one.candidate for one in ranking] == [fast, slow, guess[0].candidate, guess[1].candidate, lost.candidate]
+    assert [one.loses for one in ranking] == [
+        "",
+        "1.33 times the time: more computed again, 4.00 s against 3.00 s",
+        "not compiled: by formulas the next to try",
+        "not compiled: by formulas 3.00 times the time: more communication, 9.00 s against 1.00 s",
+        "tensor 2 does not divide the heads of 3",
+    ]
+    assert rank([], guess, [lost])[-1].loses == "was not compiled; --compiled says how many are"
+
+
+@pytest.fixture
+def without_compilers(monkeypatch):
+    """Plans whose memory and time follow from the candidate, and the candidates that were planned."""
+    planned = []
+
+    def compiled_plan(experiment, topology, price=None):
+        remat = next(iter(experiment.model.stacks().values())).remat
+        planned.append((remat, experiment.mesh, experiment.optimizer.accumulate))
+        peak = {"none": 40, "dots": 20, "full": 10}[remat] / experiment.optimizer.accumulate
+        chosen = Candidate(experiment.mesh, remat, experiment.optimizer.accumulate)
+        return dataclasses.replace(made(chosen, peak, 1.0 + len(planned), topology), price=price)
+
+    monkeypatch.setattr(compiling, "check_compiler", lambda topology: None)
+    monkeypatch.setattr(plans, "compiled_plan", compiled_plan)
+    return planned
+
+
+def test_what_needs_more_than_what_does_not_fit_is_not_compiled(without_compilers):
+    found = jf.search_plans(BERT, "v5e:4x4", compiled=5)
+    assert len(without_compilers) == 5 == sum(one.plan is not None for one in found.ranking)
+    assert (
+        found.best
+        and found.best.plan
+        and found.best.plan.memory.fits
+        and found.best.candidate.flags(BERT) == found.flags
+    )
+    fits = [one for one in found.ranking if one.plan and one.plan.memory.fits]
+    assert fits[0] is found.best and sorted(fits, key=lambda one: one.estimate.middle) == fits
+    pruned = [one for one in found.ranking if "needs no less than" in one.loses]
+    assert pruned and all(one.plan is None for one in pruned)
+    assert all(one.loses for one in found.ranking[1:]) and not found.ranking[0].loses
+    assert len({one.candidate for one in found.ranking}) == len(found.ranking) == len(list(candidates(BERT, V5E)))
+
+
+def test_a_search_is_printed_and_is_json(without_compilers, capsys):
+    found = jf.search_plans(BERT, V5E, price=1.0, compiled=6)
+    console = Console(record=True, width=250, file=io.StringIO())
+    print_search(found, console)
+    shown = console.export_text()
+    assert f"{len(found.ranking)} candidates, 6 compiled" in shown and f"flags: {found.flags}" in shown
+    assert "the best" in shown and "device-hours" in shown
+    written = json.loads(json.dumps(search_json(found)))
+    assert written["flags"] == found.flags and len(written["ranking"]) == len(found.ranking)
+    assert written["best"]["fits"] and written["ranking"][0]["compiled"]
+
+
+def test_where_nothing_that_was_compiled_fits_the_search_says_so(without_compilers, capsys):
+    found = jf.search_plans(BERT, V5E, compiled=1)
+    assert found.best is None and found.flags == ""
+    console = Console(record=True, width=250, file=io.StringIO())
+    print_search(found, console)
+    assert "nothing that was compiled fits" in console.export_text()
+
+
+def test_bad_searches_are_refused_in_one_line(without_compilers, capsys):
+    with pytest.raises(InputError, match="--compiled 0: expected at least 1"):
+        jf.search_plans(BERT, V5E, compiled=0)
+    with pytest.raises(InputError, match="--search: no way to run it on v5e:4x4: the batch of 7 does not divide"):
+        jf.search_plans(BERT, V5E, {"data.batch": 7})
+    assert cli.main(["plan", "bert_base", "--topology", "v5e:4x4", "--search", "--compiled", "x"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "argument --compiled: invalid int value" in line
+
+
+@pytest.mark.slow
+def test_a_search_with_a_compiler_finds_flags_that_fit(capsys):
+    try:
+        compiling.check_compiler(topologies.parse("h100:4"))
+    except InputError as error:
+        pytest.skip(str(error))
+    experiment = config.load(tiny.ROOT / "configs" / "gpt_quickstart.py", {"model.transformer.depth": 2})
+    found = search.search_plans(experiment, "h100:4", compiled=2)
+    assert found.best is not None and "--mesh.fsdp" in found.flags
+    assert all(one.loses for one in found.ranking[1:])
