@@ -77,7 +77,9 @@ def candidates(experiment: Experiment, topology: Topology) -> Iterator[Candidate
     """All ways that are tried: every mesh, by powers of two, each kind of rematerialisation, and micro-batches."""
     tpu = topology.chip.platform == "tpu"
     slices = topology.islands if tpu else 1
-    inside = topology.size // slices
+    # The axes of the experiment that are not searched stay as they are.
+    others = math.prod(max(1, getattr(experiment.mesh, name)) for name in ("pipeline", "expert", "sequence"))
+    inside = topology.size // (slices * others)
     tensor = [size for size in powers(inside) if size <= (TENSOR if tpu else min(TENSOR, topology.chip.island))]
     for ways in tensor:
         for fsdp in powers(inside // ways):

@@ -28,6 +28,8 @@ def _of_equation(equation: core.JaxprEqn) -> float:
     name, params = equation.primitive.name, equation.params
     if name == "dot_general":
         return _product(equation)
+    if name == "ragged_dot_general":
+        return _grouped(equation)
     if name == "conv_general_dilated":
         kernel = equation.invars[1].aval.shape  # type: ignore[attr-defined]
         features = params["dimension_numbers"].rhs_spec[0]
@@ -69,6 +71,17 @@ def _product(equation: core.JaxprEqn) -> float:
     left = equation.invars[0].aval.shape  # type: ignore[attr-defined]
     out = equation.outvars[0].aval.shape  # type: ignore[attr-defined]
     return 2.0 * math.prod(out) * math.prod(left[axis] for axis in contracted)
+
+
+def _grouped(equation: core.JaxprEqn) -> float:
+    """Products of groups of rows with a matrix for each group; each row is in one of them."""
+    numbers = equation.params["ragged_dot_dimension_numbers"]
+    (contracted, _), _ = numbers.dot_dimension_numbers
+    left, right = (equation.invars[number].aval.shape for number in (0, 1))  # type: ignore[attr-defined]
+    size = math.prod(left[axis] for axis in contracted)
+    if set(numbers.lhs_ragged_dimensions) & set(contracted):  # The gradient of the matrices.
+        return 2.0 * math.prod(left) * math.prod(right) / size
+    return 2.0 * math.prod(equation.outvars[0].aval.shape) * size  # type: ignore[attr-defined]
 
 
 def _attention(equation: core.JaxprEqn, name: str) -> float:

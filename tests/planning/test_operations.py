@@ -36,6 +36,17 @@ def test_products_are_those_that_the_compiler_counts():
     assert ours == theirs == 2 * (2 * 5 * 4 * 4) * (3 * 2 * 2)
 
 
+def test_grouped_products_are_counted_forward_and_backward():
+    rows, matrices, sizes = jnp.ones((10, 4)), jnp.ones((3, 4, 5)), jnp.array([2, 3, 5])
+
+    def loss(rows, matrices):
+        return jnp.sin(jax.lax.ragged_dot(rows, matrices, sizes)).sum()
+
+    forward = 2 * 10 * 4 * 5
+    assert operations.count(jax.jit(loss).trace(rows, matrices)) == forward
+    assert operations.count(jax.jit(jax.grad(loss, argnums=(0, 1))).trace(rows, matrices)) == 3 * forward
+
+
 def test_a_loop_is_counted_as_often_as_it_runs_and_of_a_choice_the_larger_branch():
     def loop(x, w):
         return jax.lax.scan(lambda x, _: (product(x, w), None), x, None, length=7)[0]
