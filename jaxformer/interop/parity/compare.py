@@ -162,7 +162,7 @@ class JaxModel:
             return generate(self.model, self.params, prompts, Decoding(max_new_tokens=new), start=start)
 
 
-def one_by_one(network: torch.nn.Module) -> None:
+def one_by_one(network: Any) -> None:
     """Makes a network of transformers compute its experts one by one: grouped products refuse sizes off alignment."""
     if getattr(network.config, "_experts_implementation", None) not in (None, "eager"):
         network.set_experts_implementation("eager")
