@@ -180,7 +180,7 @@ def evaluate(arguments: list[str]) -> None:
         for name, value in shown.items():
             print(f"{name:32} {value:.4f}")
         if len(shown) < len(results):
-            print(f"and {len(results) - len(shown)} more, of single labels: --all shows them", file=sys.stderr)
+            print(f"and {len(results) - len(shown)} more for single labels: --all shows them", file=sys.stderr)
 
 
 def predict(arguments: list[str]) -> None:

@@ -107,7 +107,7 @@ class RunLM(LM):
         run = self.run.with_decoding(**ours)
         predictor, tokenizer = run.predictor, run.require_tokenizer()
         if not isinstance(predictor, Continuation | TextToTextPredictor):
-            raise InputError(f"{run.folder}: {type(run.objective).__name__} does not write")
+            raise InputError(f"{run.folder}: {type(run.objective).__name__} does not generate text")
         prompts = predictor.prompts(contexts)
         # The harness prefers room for the answer over a complete context.
         most = max(1, run.model.max_length + 1 - (ours["max_new_tokens"] if isinstance(predictor, Continuation) else 1))
