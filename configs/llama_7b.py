@@ -4,6 +4,8 @@
 
 The paper's model, optimizer and batch of four million tokens; it trains for one trillion tokens on a mixture of
 which C4 is the second largest part. Not run: no accelerator was at hand.
+
+`jaxformer plan` finds that it fits 64 chips of a TPU v5p with `--mesh.data 2 --mesh.fsdp 32`: 30.7 of 95 GiB a device.
 """
 
 import jaxformer as jf

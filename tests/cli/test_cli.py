@@ -215,7 +215,7 @@ def test_predict_refuses_a_bad_file_of_texts(content, named, run, refused, tmp_p
 
 def test_an_unknown_command_is_named_with_those_that_exist(refused):
     line = refused("pretrain")
-    assert "pretrain" in line and "train, evaluate, predict" in line
+    assert "pretrain" in line and "train, plan, evaluate, predict" in line
 
 
 def test_training_shows_where_it_runs_how_it_goes_and_what_it_has_learned(run):
