@@ -1,7 +1,4 @@
-"""Losses that draw the two vectors of a pair together and those of different pairs apart.
-
-All pairs of a global batch are compared, whichever devices hold their rows.
-"""
+"""Contrastive losses, over all pairs of the global batch."""
 
 import jax
 import jax.numpy as jnp
@@ -11,23 +8,24 @@ from jaxformer.metrics.means import Mean
 
 
 def unit(vectors: jax.Array) -> jax.Array:
-    """Vectors [..., d] with length 1; zeros, which have no direction, stay zeros and have a finite gradient."""
+    """Normalizes vectors [..., d] to length 1. Zero vectors stay zero and have a finite gradient."""
     return vectors * jax.lax.rsqrt(jnp.maximum(jnp.sum(vectors**2, -1, keepdims=True), 1e-24))
 
 
 def info_nce(scores: jax.Array, weights: jax.Array) -> tuple[Mean, Mean]:
-    """Cross-entropy (nats) and accuracy of finding the second part of each pair (van den Oord et al. 2018).
+    """Computes the InfoNCE loss (nats) and its accuracy (van den Oord et al. 2018).
 
     Args:
-      scores: float [n, n], of the first part of a row with the second part of a column; pairs are on the diagonal.
-      weights: float32 [n]: 0 for rows and columns without a pair.
+      scores: similarities, float [n, n], of the first element of each row with the second element of each column.
+        Pairs are on the diagonal.
+      weights: float32 [n]; 0 for rows and columns without a pair.
     """
     scores = jnp.where(weights > 0, scores, jnp.finfo(jnp.float32).min)
     return class_cross_entropy(scores, jnp.arange(len(weights)), weights)
 
 
 def softmax_contrastive(scores: jax.Array, weights: jax.Array) -> tuple[Mean, Mean]:
-    """The mean of `info_nce` in both directions, and of its accuracy (Radford et al. 2021).
+    """Computes the mean loss and accuracy of `info_nce` in both directions (CLIP, Radford et al. 2021).
 
     Args:
       scores: as in `info_nce`, divided by the temperature.
@@ -38,14 +36,15 @@ def softmax_contrastive(scores: jax.Array, weights: jax.Array) -> tuple[Mean, Me
 
 
 def sigmoid_contrastive(scores: jax.Array, weights: jax.Array) -> tuple[Mean, Mean]:
-    """The loss that classifies each combination as a pair or none (Zhai et al. 2023), and the accuracy of `info_nce`.
+    """Computes the pairwise sigmoid loss (SigLIP, Zhai et al. 2023), and the accuracy of `info_nce`.
 
     Args:
       scores: as in `info_nce`, multiplied by the scale, with the bias added.
       weights: as in `info_nce`.
 
     Returns:
-      The sum over all n² combinations of the negative log-probability (nats), divided by the number of pairs.
+      The negative log-likelihood (nats) summed over all n² combinations and divided by the number of pairs, and the
+      accuracy.
     """
     scores = scores.astype(jnp.float32)
     sign = 2.0 * jnp.eye(len(weights)) - 1.0

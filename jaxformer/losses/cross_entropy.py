@@ -1,4 +1,4 @@
-"""Softmax cross-entropy over a large vocabulary, without ever holding all logits."""
+"""Softmax cross-entropy over a large vocabulary that never stores all logits."""
 
 import functools
 from typing import NamedTuple
@@ -11,18 +11,18 @@ from jaxformer.metrics.means import Mean, total
 from jaxformer.parallel import sharding
 
 CHUNK_ELEMENTS = 1 << 26
-"""Logits that a device holds at once, at most: 256 MiB in float32."""
+"""Maximum number of logits that a device stores at once: 256 MiB in float32."""
 
 
 class TokenLoss(NamedTuple):
-    """Losses and metrics of a batch of predicted tokens, as weighted means."""
+    """Losses and accuracy of a batch of predicted tokens, as weighted means."""
 
     loss: Mean
-    """Cross-entropy with label smoothing and z-loss, in nats; the only one with a gradient."""
+    """Cross-entropy with label smoothing and z-loss, in nats. The only field with a gradient."""
     cross_entropy: Mean
     """Cross-entropy, in nats."""
     accuracy: Mean
-    """How often the likeliest token is the target."""
+    """Share of positions at which the argmax is the target."""
 
 
 def decoded_cross_entropy(
@@ -33,17 +33,17 @@ def decoded_cross_entropy(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
 ) -> TokenLoss:
-    """Cross-entropy of the decoded vectors.
+    """Computes the LM head and the cross-entropy of its logits, in chunks of positions.
 
-    The gradient is computed with the loss, chunk by chunk, while the logits are there: as the loss is a sum, its
-    gradient only needs scaling later. Nothing of size [b, m, v] outlives its chunk and nothing is computed twice.
+    The gradient is computed together with the loss, while the logits of a chunk are in memory. Since the loss is a sum,
+    the backward pass only has to scale it. No array of size [b, m, v] exists, and no logits are computed twice.
 
     Args:
       x: vectors [b, m, d].
-      lm_head: from vectors to logits.
+      lm_head: maps vectors to logits.
       targets: integers [b, m].
       weights: float32 [b, m]; 0 where there is nothing to predict.
-      label_smoothing: share of the target's probability that all tokens divide (Szegedy et al. 2016).
+      label_smoothing: probability mass that is distributed uniformly over the vocabulary (Szegedy et al. 2016).
       z_loss: weight of the squared logarithm of the partition function, which keeps logits small (Chowdhery et al.
         2022).
     """
@@ -75,7 +75,7 @@ _sums.defvjp(_forward, _backward)
 
 
 def _scan_chunks(terms, x, lm_head, targets, weights, with_gradient):
-    """The sums over all chunks, and with them the gradients (dx, dhead) where wanted."""
+    """Sums the loss over all chunks, and the gradients (dx, dhead) if wanted."""
     rows, positions, _ = x.shape
     chunks = _chunks(rows, positions, len(lm_head.table))
     one = functools.partial(_chunk, lm_head=lm_head, terms=terms, with_gradient=with_gradient)
@@ -104,7 +104,7 @@ def _scan_chunks(terms, x, lm_head, targets, weights, with_gradient):
 def _chunk(
     x, targets, weights, lm_head, terms, with_gradient
 ) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, LMHead] | None]:
-    """Sums of one chunk, all its positions in one axis: every product is then one plain matrix product."""
+    """Computes the sums of one chunk. Its positions form one axis, so that each product is a plain matrix product."""
     shape, width, (smoothing, z_loss) = x.shape, x.shape[-1], terms
     x, targets, weights = x.reshape(-1, width), targets.reshape(-1, 1), weights.reshape(-1, 1)
     logits = sharding.constrain(lm_head.logits(x), "bv")
@@ -144,7 +144,7 @@ def _chunks(rows: int, positions: int, vocab: int) -> int:
 
 
 def class_cross_entropy(logits: jax.Array, targets: jax.Array, weights: jax.Array) -> tuple[Mean, Mean]:
-    """Cross-entropy and accuracy over few classes: the weighted means over all positions.
+    """Computes the weighted mean cross-entropy (nats) and accuracy over a few classes.
 
     Args:
       logits: [..., c].

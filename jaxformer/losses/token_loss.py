@@ -1,4 +1,4 @@
-"""The loss of objectives that predict every next token."""
+"""Loss of objectives that predict tokens."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,13 +13,13 @@ NAMES = ("loss", "cross_entropy", "accuracy")
 
 
 def check_terms(objective: Any) -> None:
-    """Raises InputError where an objective's `label_smoothing` or `z_loss` is out of range."""
+    """Raises InputError if an objective's `label_smoothing` or `z_loss` is out of range."""
     fields.within("objective.label_smoothing", objective.label_smoothing, 0, 1, below=True)
     fields.at_least("objective.z_loss", objective.z_loss, 0)
 
 
 def token_means(objective: Any, model: Any, params: Any, batch: Mapping[str, jax.Array], key: Any) -> dict[str, Mean]:
-    """The loss with its terms, the cross-entropy without them, in nats, and the accuracy of a batch's targets."""
+    """Computes the loss with label smoothing and z-loss, the plain cross-entropy (both in nats), and the accuracy."""
     output = objective.apply_model(model, params, batch, key)
     means = decoded_cross_entropy(
         output.hidden,

@@ -1,4 +1,4 @@
-"""Metrics that are means over the data, and functions of them."""
+"""Metrics that are means over the data, or functions of such means."""
 
 import dataclasses
 import math
@@ -12,10 +12,10 @@ from jaxformer.metrics.means import Covariance, Mean, with_auxiliary
 
 @dataclasses.dataclass(frozen=True)
 class Average(Metric[Mean]):
-    """The mean of one of the objective's terms, under the term's name."""
+    """Mean of one of the objective's terms, reported under the name of the term."""
 
     name: str
-    """The term, and the metric."""
+    """Name of the term and of the metric."""
     higher_is_better: bool = False
     """Whether the highest value is the best one."""
 
@@ -32,16 +32,16 @@ class Average(Metric[Mean]):
 
 @dataclasses.dataclass(frozen=True)
 class Loss(Metric[dict[str, Mean]]):
-    """The loss: the weighted sum of the means of its terms."""
+    """Loss: the weighted sum of the means of its terms."""
 
     weights: tuple[tuple[str, float], ...] = (("loss", 1.0),)
-    """The terms and their weights."""
+    """Pairs of a term's name and its weight."""
 
     names = ("loss",)
 
     @classmethod
     def of(cls, weights: Mapping[str, float]) -> "Loss":
-        """The loss with the weights that an objective has for its terms."""
+        """Returns the loss with an objective's weights of its terms."""
         return cls(tuple(weights.items()))
 
     def update(self, terms: Terms) -> dict[str, Mean]:
@@ -54,12 +54,12 @@ class Loss(Metric[dict[str, Mean]]):
 
 @dataclasses.dataclass(frozen=True)
 class Perplexity(Metric[Mean]):
-    """The exponential of a mean cross-entropy in nats."""
+    """Perplexity: the exponential of the mean cross-entropy in nats."""
 
     name: str
-    """The metric."""
+    """Name of the metric."""
     term: str
-    """The term with the cross-entropy."""
+    """Name of the term that is the cross-entropy in nats."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -74,10 +74,10 @@ class Perplexity(Metric[Mean]):
 
 @dataclasses.dataclass(frozen=True)
 class BitsPerToken(Metric[Mean]):
-    """A mean cross-entropy in bits."""
+    """Mean cross-entropy in bits per token."""
 
     term: str = "cross_entropy"
-    """The term with the cross-entropy in nats."""
+    """Name of the term that is the cross-entropy in nats."""
 
     names = ("bits_per_token",)
 
@@ -90,12 +90,12 @@ class BitsPerToken(Metric[Mean]):
 
 @dataclasses.dataclass(frozen=True)
 class LargestShare(Metric[Mean]):
-    """The share of the most frequent class, from the term's counts of all classes: a baseline for an accuracy."""
+    """Share of the most frequent class: the accuracy of always predicting it."""
 
     name: str
-    """The metric."""
+    """Name of the metric."""
     term: str
-    """The term whose sum has the counts, [classes]."""
+    """Name of the term whose sum has the number of examples per class, [classes]."""
 
     higher_is_better = True
 
@@ -112,10 +112,10 @@ class LargestShare(Metric[Mean]):
 
 @dataclasses.dataclass(frozen=True)
 class Pearson(Metric[Covariance]):
-    """Pearson's correlation of predictions and targets; 0 where one of them does not vary."""
+    """Pearson correlation of predictions and targets; 0 if either of them is constant."""
 
     term: str = "covariance"
-    """The term with their covariances."""
+    """Name of the term with the covariances of predictions and targets."""
 
     names = ("pearson",)
     higher_is_better = True
@@ -128,7 +128,9 @@ class Pearson(Metric[Covariance]):
 
 
 def token_metrics() -> tuple[Metric, ...]:
-    """The metrics of a model that predicts tokens; perplexity and bits are of the cross-entropy alone."""
+    """Returns the metrics of a model that predicts tokens.
+
+    Perplexity and bits per token are computed from the cross-entropy, without label smoothing and z-loss."""
     perplexity = Perplexity("perplexity", "cross_entropy")
     accuracy = Average("accuracy", higher_is_better=True)
     return Loss(), Average("cross_entropy"), perplexity, BitsPerToken(), accuracy

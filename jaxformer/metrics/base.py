@@ -1,4 +1,4 @@
-"""The contract of metrics: states of batches and of documents that merge exactly on any number of processes."""
+"""Base classes of metrics, whose states merge exactly across batches, documents and processes."""
 
 import abc
 import dataclasses
@@ -11,11 +11,11 @@ from jaxformer.metrics.means import Covariance, Mean
 
 State = TypeVar("State")
 Terms = Mapping[str, Any]
-"""The values that an objective returns for a batch, by name: `Mean`s, and in evaluations the inputs of its metrics."""
+"""Values that an objective returns for a batch, by name: `Mean`s and, in evaluations, other inputs of its metrics."""
 
 
 class Metric(abc.ABC, Generic[State]):
-    """One reported number, or several that are computed from one state.
+    """Base class of metrics: one reported number, or several numbers that are computed from one state.
 
     A state is created for every batch and merged with the states of earlier batches. All processes see the terms of
     the whole batch, so that all of them compute the same numbers. A metric is a frozen dataclass:
@@ -35,85 +35,88 @@ class Metric(abc.ABC, Generic[State]):
     """
 
     higher_is_better: bool = False
-    """Whether the highest value is the best one, for `checkpoint.best`."""
+    """Whether `checkpoint.best` selects the highest value instead of the lowest."""
 
     names: tuple[str, ...]
-    """The names of the numbers that `compute` returns: a class variable, or a property."""
+    """Names of the numbers that `compute` returns: a class variable, or a property."""
 
     @abc.abstractmethod
     def update(self, terms: Terms) -> State | None:
-        """The state of one batch.
+        """Computes the state of one batch.
 
         Args:
           terms: the objective's terms of the batch, with NumPy arrays.
 
         Returns:
-          The state; None where the terms lack what the metric needs, as those of a training step may.
+          The state, or None if the terms lack what the metric needs, as those of a training step may.
         """
 
     def merge(self, state: State, other: State) -> State:
-        """The state of two parts of the data, `state` of the earlier one; by default merges trees of means."""
+        """Merges the states of two parts of the data; `state` belongs to the earlier part.
+
+        The default implementation merges trees of `Mean`s and `Covariance`s.
+        """
         return jax.tree.map(lambda one, two: one.merged(two), state, other, is_leaf=is_mean)
 
     @abc.abstractmethod
     def compute(self, state: State) -> dict[str, float]:
-        """The numbers by name, of the merged state of all the data."""
+        """Returns the numbers by name, given the merged state of all data."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """The arguments of a metric of documents."""
+    """Inputs of a `DocumentMetric`."""
 
     model: Any
     """The model."""
     params: Any
-    """Its parameters, on devices of this process, whose mesh is the current one."""
+    """Model parameters, on the devices of this process, which form the current mesh."""
     tokenizer: Any
-    """The run's tokenizer; None where it reads no text."""
+    """The run's tokenizer; None if the run reads no text."""
     task: Any
-    """The task of the evaluation."""
+    """Task of the evaluation."""
 
 
 class DocumentMetric(Metric[State]):
-    """A metric of whole documents, such as scores of generated texts.
+    """Base class of metrics of whole documents, such as scores of generated texts.
 
-    Rows are parts of documents, so that means over rows do not give it. An evaluation divides the documents into groups
-    of a fixed size, and its processes share the groups. Their states are merged in the order of the documents, so that
-    the result does not depend on the number of processes.
+    A batch row may hold only part of a document, so these metrics cannot be computed from batches. An evaluation
+    divides the documents into groups of a fixed size and distributes the groups over the processes. The states of the
+    groups are merged in document order, so that the result does not depend on the number of processes.
     """
 
     def update(self, terms: Terms) -> State | None:
         return None
 
     def check(self, task: Any) -> None:
-        """Raises InputError where the documents of a task lack what the metric compares."""
+        """Raises InputError if the documents of a task lack what the metric needs."""
 
     def select(self, context: Context, documents: Sequence[Mapping[str, Any]]) -> Sequence[int]:
-        """The indices of the documents to score, ascending; all by default."""
+        """Returns the indices of the documents to score, in ascending order. Defaults to all documents."""
         return range(len(documents))
 
     @abc.abstractmethod
     def score(self, context: Context, documents: Sequence[Mapping[str, Any]], indices: Sequence[int]) -> State:
-        """The state of some documents.
+        """Computes the state of some documents.
 
         Args:
-          context: the model, which computes on the devices of this process.
+          context: the model, its parameters and its tokenizer.
           documents: all held-out documents.
-          indices: which of them to score; none where there is no document.
+          indices: indices of the documents to score; may be empty.
         """
 
 
 class MetricStates:
-    """The states of several metrics, and what they compute."""
+    """Accumulates the states of several metrics and computes their numbers."""
 
     def __init__(self, metrics: Iterable[Metric]):
-        """Starts without data.
+        """Creates states without data.
 
         Args:
           metrics: the metrics.
 
         Raises:
-          ValueError: two metrics have the same name.
+          ValueError: If two metrics have a name in common.
         """
         self.metrics = tuple(metrics)
         self._states: list[Any] = [None] * len(self.metrics)
@@ -125,14 +128,14 @@ class MetricStates:
             self._merge(number, metric.update(terms))
 
     def add_state(self, metric: Metric, state: Any) -> None:
-        """Adds a state of one of the metrics."""
+        """Merges a state into that of one of the metrics."""
         self._merge(self.metrics.index(metric), state)
 
     def compute(self) -> dict[str, float]:
-        """The numbers of all metrics that have a state, in the order of the metrics.
+        """Returns the numbers of all metrics that have a state, in the order of the metrics.
 
         Raises:
-          ValueError: a metric computes other numbers than it has declared.
+          ValueError: If the numbers of a metric differ from its `names`.
         """
         values: dict[str, float] = {}
         for metric, state in zip(self.metrics, self._states, strict=True):
@@ -152,10 +155,10 @@ class MetricStates:
 
 
 def directions(metrics: Iterable[Metric]) -> dict[str, bool]:
-    """Whether the highest value is the best one, by the name of each number that the metrics declare.
+    """Returns `higher_is_better` for each name that the metrics declare.
 
     Raises:
-      ValueError: two metrics have the same name.
+      ValueError: If two metrics have a name in common.
     """
     found: dict[str, bool] = {}
     for metric in metrics:
@@ -167,5 +170,5 @@ def directions(metrics: Iterable[Metric]) -> dict[str, bool]:
 
 
 def is_mean(leaf: Any) -> bool:
-    """Whether a node of a tree is a mean or a covariance; for `jax.tree.map(is_leaf=...)`."""
+    """Returns whether a tree node is a `Mean` or a `Covariance`, for `jax.tree.map(is_leaf=...)`."""
     return isinstance(leaf, Mean | Covariance)

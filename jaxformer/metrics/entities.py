@@ -1,4 +1,4 @@
-"""Entities of BIO, BIOES and BILOU tags, counted by exact spans as conlleval does (Tjong Kim Sang 2002)."""
+"""Entity-level scores of BIO, BIOES and BILOU tags, by exact spans as in conlleval (Tjong Kim Sang 2002)."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +13,7 @@ from jaxformer.metrics.base import Context, DocumentMetric, Terms
 from jaxformer.metrics.means import Mean
 
 ENTITIES = "entities/"
-"""Prefix of the terms with the counts of entities of sentences that lie in one row."""
+"""Prefix of the terms with the entity counts of sentences that fit in one row."""
 
 
 def counts(
@@ -23,17 +23,17 @@ def counts(
     weights: jax.Array | np.ndarray,
     segments: jax.Array | np.ndarray,
 ) -> dict[str, Mean]:
-    """How many entities of each kind were found rightly, were found, and are there, as sums [3] of a mean.
+    """Counts the true positives, predictions and targets of each entity type, as the sums [3] of a `Mean`.
 
-    An entity begins with a B, S or U, and with any other tag of its kind after another kind, after O, or after the end
-    of an entity (E, L, S or U). It is right if its first word, its last word and its kind are.
+    An entity begins with a B, S or U tag, and with any other tag of its type that follows another type, O, or the end
+    of an entity (E, L, S or U). A prediction is correct if its first word, its last word and its type are.
 
     Args:
-      labels: the tags.
-      found: the tags given, integers [b, t].
-      right: the right ones, [b, t].
-      weights: 0 but at the first token of each word, [b, t]; what is elsewhere does not count.
-      segments: the number of the sentence that a token is of, [b, t].
+      labels: names of the tags.
+      found: predicted tags, integers [b, t].
+      right: target tags, integers [b, t].
+      weights: 1 at the first token of each word and 0 elsewhere, [b, t]. Tokens of weight 0 are ignored.
+      segments: number of each token's sentence in its row, [b, t].
     """
     words = weights > 0
     # Words move together, so that each one's neighbours are the words beside it; no sentence follows them.
@@ -50,21 +50,21 @@ def counts(
 
 
 Counts = dict[str, Mean]
-"""By kind: how many entities were found rightly, were found, and are there, as the sums [3] of a mean."""
+"""Numbers of true positives, predictions and targets by entity type, as the sums [3] of a `Mean`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class EntityScores(DocumentMetric[Counts]):
-    """Precision, recall and F1 of all entities, and the F1 of each kind, from 0 to 1.
+    """Precision, recall and F1 of all entities, and the F1 of each entity type, from 0 to 1.
 
-    Batches have the sentences that lie in one row. Longer ones, whose entities may be longer than a row, are scored as
-    documents.
+    Sentences that fit in one row are scored in batches. Longer sentences, which are split into several rows, are scored
+    as documents.
     """
 
     labels: tuple[str, ...]
-    """The tags."""
+    """Names of the tags, in the order of their indices."""
     count_long: Callable[[Context, Sequence[Mapping[str, Any]], Sequence[int]], Counts]
-    """The counts of the sentences of documents that do not lie in one row."""
+    """Function that counts the entities of the sentences that do not fit in one row."""
 
     higher_is_better = True
 
@@ -96,7 +96,7 @@ def _f1(right: float, found: float, there: float) -> float:
 
 
 class _Spans(NamedTuple):
-    """Where entities begin, bool [b, t], and there their kinds and last words, integers [b, t]."""
+    """Entity spans: whether an entity begins at a token, bool [b, t]; its type and last word, integers [b, t]."""
 
     begins: jax.Array
     kind: jax.Array

@@ -1,4 +1,4 @@
-"""Precision, recall and F1 of labels, and Matthews' correlation, from counts that merge by addition."""
+"""Precision, recall and F1 of labels, and the Matthews correlation coefficient, computed from sums of counts."""
 
 import dataclasses
 import math
@@ -12,16 +12,16 @@ from jaxformer.metrics.base import Metric, Terms
 from jaxformer.metrics.means import Mean
 
 COUNTS = "counts/"
-"""Prefix of the terms with a label's counts."""
+"""Prefix of the terms with the counts of each label."""
 
 
 def label_counts(names: Sequence[str], targets: jax.Array, guesses: jax.Array, weights: jax.Array) -> dict[str, Mean]:
-    """How often each label was guessed rightly, was guessed, and was there: a mean with the three sums for each.
+    """Counts the true positives, predictions and targets of each label, as the sums [3] of a `Mean`.
 
     Args:
-      names: of the n labels.
-      targets: [..., n], 1 where a label holds.
-      guesses: [..., n], 1 where it is said to.
+      names: names of the n labels.
+      targets: multi-hot targets [..., n].
+      guesses: multi-hot predictions [..., n].
       weights: float32 [...].
     """
     targets, guesses, weights = targets.astype(jnp.float32), guesses.astype(jnp.float32), weights[..., None]
@@ -31,11 +31,11 @@ def label_counts(names: Sequence[str], targets: jax.Array, guesses: jax.Array, w
 
 
 Counts = dict[str, Mean]
-"""By label: how often it was guessed rightly, was guessed, and was there, as the sums of a mean."""
+"""Numbers of true positives, predictions and targets by label, as the sums [3] of a `Mean`."""
 
 
 def counts_in(names: Sequence[str], terms: Terms) -> Counts | None:
-    """The counts of each label among the terms of a batch; None where there are none, as in training."""
+    """Returns the counts of each label among the terms of a batch, or None if there are none, as in training."""
     if not all(COUNTS + name in terms for name in names):
         return None
     return {name: terms[COUNTS + name].double() for name in names}
@@ -43,9 +43,9 @@ def counts_in(names: Sequence[str], terms: Terms) -> Counts | None:
 
 @dataclasses.dataclass(frozen=True)
 class LabelScores(Metric[Counts]):
-    """Precision, recall and F1 of each label, 0 where they would be 0 / 0.
+    """Precision, recall and F1 of each label; 0 if the denominator is 0.
 
-    `macro_f1` is the mean of F1 over the labels that are there or were guessed.
+    `macro_f1` is the mean F1 over the labels that occur among the targets or predictions.
     """
 
     labels: tuple[str, ...]
@@ -74,7 +74,7 @@ class LabelScores(Metric[Counts]):
 
 @dataclasses.dataclass(frozen=True)
 class Matthews(Metric[Counts]):
-    """Matthews' correlation of single labels (Gorodkin 2004 for more than two); 0 where all are alike."""
+    """Matthews correlation of single labels (Gorodkin 2004 for more than two); 0 if either side is constant."""
 
     labels: tuple[str, ...]
     """The labels."""

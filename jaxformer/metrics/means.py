@@ -1,4 +1,4 @@
-"""Means that stay exact when batches are uneven, split or spread over devices."""
+"""Weighted means that merge exactly across batches, micro-batches and devices of unequal weight."""
 
 import contextlib
 import contextvars
@@ -16,10 +16,10 @@ _in_fixed_order = contextvars.ContextVar("_in_fixed_order", default=False)
 
 @contextlib.contextmanager
 def fixed_order() -> Iterator[None]:
-    """While a function is traced in this context, its means are sums in an order that no mesh and no process changes.
+    """Makes the means of functions traced in this context independent of the mesh and the number of processes.
 
-    Devices add up their parts of a sum in an order that depends on how they are connected, and float32 rounds
-    differently in each. In this context the values are gathered first, which costs a step of training too much.
+    The order in which devices add up their parts of a sum depends on the mesh, and so does the rounding in float32. In
+    this context the values are gathered before they are summed, which is too slow for training steps.
     """
     token = _in_fixed_order.set(True)
     try:
@@ -29,20 +29,20 @@ def fixed_order() -> Iterator[None]:
 
 
 def whole(array: jax.Array) -> jax.Array:
-    """The array, in `fixed_order` whole on every device of the current mesh."""
+    """Returns the array; in `fixed_order`, replicated on all devices of the current mesh."""
     if not _in_fixed_order.get() or jax.sharding.get_abstract_mesh().empty:
         return array
     return jax.lax.with_sharding_constraint(array, PartitionSpec())
 
 
 def total(values: jax.Array) -> jax.Array:
-    """The sum of all values; see `fixed_order`."""
+    """Returns the sum of all values. See `fixed_order`."""
     return jnp.sum(whole(values))
 
 
 @flax.struct.dataclass
 class Mean:
-    """A weighted mean, kept as its sum and its weight, so that merging two is adding them."""
+    """Weighted mean, stored as a sum and a weight, so that two means are merged by adding both."""
 
     sum: jax.Array | np.ndarray
     """Σ weight · value: a scalar, or an array of several means that share one weight."""
@@ -51,26 +51,26 @@ class Mean:
 
     @classmethod
     def of(cls, values: jax.Array, weights: jax.Array) -> "Mean":
-        """The mean of `values` with `weights` of the same shape, in float32."""
+        """Returns the mean of `values` with `weights` of the same shape, in float32."""
         values, weights = values.astype(jnp.float32), weights.astype(jnp.float32)
         return cls(total(values * weights), total(weights))
 
     @property
     def value(self) -> jax.Array | np.ndarray:
-        """The mean; 0 where nothing was weighed."""
+        """Weighted mean, or 0 if the total weight is 0."""
         return self.sum / (self.weight + (self.weight == 0))
 
     def double(self) -> "Mean":
-        """The same as NumPy float64."""
+        """Returns the mean as NumPy float64."""
         return Mean(np.asarray(self.sum, np.float64), float(self.weight))
 
     def merged(self, other: "Mean") -> "Mean":
-        """The mean of both together; both in `double`."""
+        """Returns the mean of the data of both; call `double` on both first."""
         return Mean(self.sum + other.sum, self.weight + other.weight)
 
 
 AUXILIARY = "auxiliary/"
-"""How the names of a model's auxiliary means begin among the terms of a loss, in which each has the weight 1."""
+"""Prefix of the names of a model's auxiliary losses among the terms of a loss. Each has the weight 1."""
 
 
 REPORTED = "reported/"
@@ -88,12 +88,12 @@ def auxiliary_name(name: str) -> str:
 
 
 def with_auxiliary(weights: Mapping[str, float], terms: Iterable[str]) -> dict[str, float]:
-    """Adds the auxiliary terms, each with weight 1, to the weights of the terms of a loss."""
+    """Adds the auxiliary terms, each with weight 1, to the weights of a loss."""
     return {**dict.fromkeys((name for name in terms if name.startswith(AUXILIARY)), 1.0), **weights}
 
 
 def added(*parts: Mapping[str, Mean]) -> dict[str, Mean]:
-    """Means of several parts of a model by name, those of one name added up."""
+    """Merges the named means of several parts of a model; means of the same name are added."""
     total: dict[str, Mean] = {}
     for means in parts:
         for name, mean in means.items():
@@ -103,16 +103,16 @@ def added(*parts: Mapping[str, Mean]) -> dict[str, Mean]:
 
 @flax.struct.dataclass
 class Covariance:
-    """Weighted covariances of k values, kept about a point near their means.
+    """Weighted covariances of k values, stored relative to a point near their means.
 
-    Sums of plain squares lose all digits where values are large beside their spread. Two of these merge as Chan et al.
-    (1983) merge variances.
+    Sums of squares relative to 0 lose all precision if the values are large compared to their spread. Two covariances
+    are merged as in Chan et al. (1983).
     """
 
     weight: jax.Array | np.ndarray
     """Σ weight, a scalar."""
     center: jax.Array | np.ndarray
-    """[k]: a point among the values, near their means."""
+    """[k]: reference point near the means of the values, relative to which the sums are stored."""
     sums: jax.Array | np.ndarray
     """[k]: Σ weight · (value − center)."""
     products: jax.Array | np.ndarray
@@ -120,7 +120,7 @@ class Covariance:
 
     @classmethod
     def of(cls, values: jax.Array, weights: jax.Array) -> "Covariance":
-        """The covariances of `values` [n, k] with `weights` [n], in float32."""
+        """Returns the covariances of `values` [n, k] with `weights` [n], in float32."""
         values, weights = whole(values.astype(jnp.float32)), whole(weights.astype(jnp.float32))[:, None]
         weight, real = weights.sum(), weights > 0
         least = jnp.where(real, values, jnp.inf).min(0)
@@ -134,7 +134,7 @@ class Covariance:
         )
 
     def double(self) -> "Covariance":
-        """The same as NumPy float64, about the means."""
+        """Returns the covariances as NumPy float64, relative to the means."""
         weight, center, sums, products = (
             np.asarray(part, np.float64) for part in (self.weight, self.center, self.sums, self.products)
         )
@@ -144,7 +144,7 @@ class Covariance:
         return Covariance(weight, center + sums / weight, np.zeros_like(sums), products)
 
     def merged(self, other: "Covariance") -> "Covariance":
-        """The covariances of both together; both in `double`."""
+        """Returns the covariances of the data of both; call `double` on both first."""
         weight = self.weight + other.weight
         share = other.weight / (weight + (weight == 0))
         apart = other.center - self.center
@@ -153,13 +153,13 @@ class Covariance:
 
     @property
     def correlation(self) -> float:
-        """Pearson's correlation of the first two values; 0 where one of them does not vary."""
+        """Returns the Pearson correlation of the first two values, or 0 if either is constant."""
         (x, product), (_, y) = self.double().products[:2, :2]
         return float(np.clip(product / np.sqrt(x * y), -1, 1)) if min(x, y) > 0 else 0.0
 
 
 def merge(parts: Iterable[Mapping[str, Mean | Covariance]]) -> dict[str, Mean | Covariance]:
-    """The means of all parts together, name by name, as NumPy float64; one transfer from the device for all."""
+    """Merges parts name by name, as NumPy float64, with a single transfer from the device."""
     merged: dict[str, Mean | Covariance] = {}
     for part in jax.device_get(list(parts)):
         for name, mean in part.items():

@@ -1,4 +1,4 @@
-"""Correlation of ranks, which do not add up from batch to batch."""
+"""Rank correlation, which cannot be merged from batch to batch."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -9,15 +9,15 @@ import scipy.stats
 from jaxformer.metrics.base import Context, DocumentMetric
 
 Pairs = tuple[tuple[float, float], ...]
-"""Predictions and targets, in the order of the documents."""
+"""Pairs of a prediction and a target, in document order."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Spearman(DocumentMetric[Pairs]):
-    """Spearman's correlation of predictions and targets over all documents; 0 where one of them does not vary."""
+    """Spearman correlation of predictions and targets over all documents; 0 if either is constant."""
 
     predict: Callable[[Context, Sequence[Mapping[str, Any]], Sequence[int]], Pairs]
-    """The prediction and the target of each document with one of the indices."""
+    """Function that returns the prediction and the target of each document with one of the indices."""
 
     names = ("spearman",)
     higher_is_better = True

@@ -1,4 +1,4 @@
-"""Retrieval of texts by images and of images by texts."""
+"""Image-to-text and text-to-image retrieval."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -8,31 +8,30 @@ import numpy as np
 from jaxformer.metrics.base import Metric, Terms
 
 CHUNK = 1024
-"""Rows of scores that exist at once."""
+"""Number of rows of the score matrix that are computed at once."""
 
 
 class Pairs(NamedTuple):
-    """Images and texts that belong together, one of each in a row."""
+    """Vectors of matching images and texts, one pair per row."""
 
     images: np.ndarray
     """float32 [n, d], of length 1."""
     texts: np.ndarray
     """float32 [n, d], of length 1."""
     keys: np.ndarray
-    """Integers [n, t], the same in rows whose texts are equal."""
+    """Integers [n, t] that identify the texts: rows with equal texts have equal integers."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Retrieval(Metric[Pairs]):
-    """How often the right text is among the k best for an image, and a right image among the k best for a text.
+    """Recall at k of image-to-text and text-to-image retrieval.
 
-    Candidates are all different texts, and all images, of the data, however they are divided into batches. A text may
-    belong to several images. Equal scores count against the model. `chance_k` is what a random order of the texts
-    gives.
+    The candidates are all distinct texts, or all images, of the data, regardless of batches. A text may match several
+    images. Ties count against the model. `chance_k` is the image-to-text recall of a random ranking.
     """
 
     at: tuple[int, ...] = (1, 5)
-    """The values of k."""
+    """Values of k."""
 
     higher_is_better = True
 
@@ -65,7 +64,7 @@ class Retrieval(Metric[Pairs]):
 
 
 def _ranks(queries: np.ndarray, candidates: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """How many wrong candidates are at least as near to each query as its nearest right one; integers [n]."""
+    """Returns the number of non-matching candidates that score at least as high as the best match, integers [n]."""
     found = []
     for start in range(0, len(queries), CHUNK):
         rows = slice(start, start + CHUNK)

@@ -1,4 +1,4 @@
-"""Answers as spans of a text: the best one, and SQuAD's scores (Rajpurkar et al. 2016, §6.1; 2018 for no answers)."""
+"""Extractive answers: the best span, and SQuAD scores (Rajpurkar et al. 2016, §6.1; Rajpurkar et al. 2018)."""
 
 import collections
 import dataclasses
@@ -18,12 +18,12 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
 def best_span(starts: np.ndarray, ends: np.ndarray, longest: int) -> tuple[float, int, int]:
-    """The highest sum of two scores, and where: the first place and the last of a span of up to `longest` places.
+    """Finds the span with the highest sum of start and end scores. Returns the sum and its first and last position.
 
     Args:
-      starts: float [n], of each place as the first; -inf where a span may not begin.
-      ends: float [n], of each place as the last.
-      longest: places of a span, at most.
+      starts: start scores, float [n]; -inf where a span may not begin.
+      ends: end scores, float [n].
+      longest: maximum number of positions in a span.
     """
     best = (-np.inf, 0, 0)
     for more in range(min(longest, len(starts))):
@@ -35,12 +35,12 @@ def best_span(starts: np.ndarray, ends: np.ndarray, longest: int) -> tuple[float
 
 
 def exact_match(answer: str, references: Sequence[str]) -> float:
-    """1 where the answer is one of the references, apart from case, punctuation, articles and spaces; otherwise 0."""
+    """Returns 1 if the answer equals a reference, ignoring case, punctuation, articles and spaces; otherwise 0."""
     return float(any(_normalized(answer) == _normalized(reference) for reference in references or [""]))
 
 
 def f1(answer: str, references: Sequence[str]) -> float:
-    """The best F1 of the answer's words and those of a reference; no references mean that there is no answer."""
+    """Returns the highest word-level F1 with any reference. Without references, only the empty answer is correct."""
     return max(_f1(_normalized(answer).split(), _normalized(reference).split()) for reference in references or [""])
 
 
@@ -49,12 +49,12 @@ SCORES = {"exact_match": exact_match, "f1": f1}
 
 @dataclasses.dataclass(frozen=True)
 class AnswerScores(DocumentMetric[dict[str, Mean]]):
-    """SQuAD's exact match and F1 of the answers to whole documents, from 0 to 100."""
+    """SQuAD exact match and F1 of answers to questions about whole documents, from 0 to 100."""
 
     answer: Callable[[Context, Sequence[tuple[str, str]]], Sequence[str]]
-    """The answers to pairs of a question and its text."""
+    """Function that answers pairs of a question and its context."""
     count: int | None = None
-    """Questions to score, the first ones; None scores all."""
+    """Number of questions to score, from the start of the data. If None, all are scored."""
 
     names = tuple(SCORES)
     higher_is_better = True

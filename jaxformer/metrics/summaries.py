@@ -1,4 +1,4 @@
-"""ROUGE of extractive summaries, beside the first sentences of the documents and the best that could be chosen."""
+"""ROUGE of extractive summaries, compared to the first sentences of each document and to an oracle."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -13,38 +13,39 @@ from jaxformer.metrics.texts import ROUGE, text_scores
 
 
 class Summaries(NamedTuple):
-    """The summaries of one document."""
+    """Summaries of one document."""
 
     chosen: str
-    """The sentences that the model chooses."""
+    """Sentences selected by the model."""
     lead: str
-    """As many sentences from the start of the document."""
+    """The same number of sentences from the start of the document."""
     oracle: str
-    """As many sentences, chosen greedily by their likeness to the reference."""
+    """The same number of sentences, selected greedily by ROUGE with the reference."""
     reference: str
-    """The summary of the source."""
+    """Reference summary."""
     whole: bool
-    """Whether the model reads the document to its end."""
+    """Whether the document fits in the model's input."""
 
 
 KINDS = {"chosen": "", "lead": "lead_", "oracle": "oracle_"}
-"""The summaries that are scored, and the prefixes of their metrics."""
+"""Maps the fields of `Summaries` that are scored to the prefixes of their metrics."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SummaryScores(DocumentMetric[tuple[Summaries, ...]]):
-    """ROUGE-1, -2 and -L (Lin 2004) of the first held-out documents' summaries, from 0 to 100.
+    """ROUGE-1, -2 and -L (Lin 2004) of summaries of held-out documents, from 0 to 100.
 
-    `lead_` and `oracle_` are the same scores of the first sentences and of the oracle's. `read_whole` is the percentage
-    of documents that the model reads to their end.
+    Metrics that begin with `lead_` and `oracle_` are the same scores of the first sentences and of the oracle.
+    `read_whole` is the percentage of documents that fit in the model's input.
     """
 
     summarize: Callable[[Context, Sequence[Sequence[str]]], Sequence[tuple[str, bool]]]
-    """The summary of each document, a list of sentences, and whether the model reads it to its end."""
+    """Function that summarizes documents, each a list of sentences. Returns the summary of each document, and whether
+    the document fits in the model's input."""
     sentences: int
-    """Sentences of a summary, at most."""
+    """Maximum number of sentences in a summary."""
     count: int | None = None
-    """Documents to score; None scores all."""
+    """Number of documents to score, from the start of the data. If None, all are scored."""
 
     names = (*(prefix + name for prefix in KINDS.values() for name in ROUGE), "read_whole")
     higher_is_better = True

@@ -1,7 +1,7 @@
 """BLEU, chrF and ROUGE of generated texts, by sacreBLEU and rouge-score.
 
-Papineni et al. 2002, Popović 2015, Lin 2004. The texts themselves are the state: the scores of a corpus are computed
-from all of them together, by the public functions of both libraries, whichever process generated them.
+References: Papineni et al. 2002, Popović 2015, Lin 2004. The state of these metrics is the texts themselves, since
+corpus-level scores are computed from all texts together.
 """
 
 import dataclasses
@@ -18,18 +18,19 @@ from jaxformer.errors import InputError
 from jaxformer.metrics.base import Context, DocumentMetric
 
 ROUGE = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}
-"""Our names of its kinds, and those of rouge-score."""
+"""Maps the names of the metrics to those of rouge-score."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """The generated texts that are scored, and their metrics."""
+    """Selects which generated texts to score, and by which metrics."""
 
     prefix: str = ""
-    """Prefix of the inputs that are scored, such as "summarize: ", and of the names of their metrics; "" means all
-    inputs."""
+    """Scores only inputs with this prefix, such as "summarize: ", and adds it to the names of the metrics. If empty,
+    all inputs are scored."""
     by: tuple[Literal["bleu", "chrf", "rouge"], ...] = ("bleu", "chrf")
-    """BLEU and chrF of all texts together; ROUGE-1, -2 and -L, F-measures of stems of English words, on average."""
+    """Metrics to compute: corpus-level `bleu` and `chrf`, or `rouge` (average F-measure of ROUGE-1, -2 and -L, with
+    English stemming)."""
 
     def __post_init__(self):
         if not self.by:
@@ -37,34 +38,34 @@ class Scores:
 
     @property
     def label(self) -> str:
-        """The prefix of the names of its metrics, such as "summarize_"."""
+        """Prefix of the metric names, such as "summarize_"."""
         return re.sub(r"\W+", "_", self.prefix.lower() + " ").lstrip("_")
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Its metrics, without the label."""
+        """Names of the metrics, without `label`."""
         return tuple(name for kind in self.by for name in (ROUGE if kind == "rouge" else (kind,)))
 
 
 CUT = ("cut_inputs", "cut_references")
-"""How many of the scored documents have more tokens of inputs, and of a reference, than the task's rows."""
+"""Names of the numbers of scored documents whose input, or reference, is longer than the task's rows."""
 
 Texts = tuple[tuple[str, str], ...]
-"""Generated texts and their references, in the order of the documents."""
+"""Pairs of a generated text and its reference, in document order."""
 
 
 def text_scores(
     outputs: Sequence[str], references: Sequence[str], by: Sequence[str] = ("bleu", "chrf")
 ) -> dict[str, float]:
-    """Scores of a corpus, each from 0 to 100; 0 where there is no text.
+    """Computes corpus-level scores, each from 0 to 100; 0 if there are no texts.
 
     Args:
-      outputs: the generated texts.
-      references: as many texts that should have been generated.
-      by: of bleu, chrf and rouge.
+      outputs: generated texts.
+      references: the reference of each generated text.
+      by: metrics to compute: `bleu`, `chrf`, `rouge`.
 
     Returns:
-      `bleu` and `chrf` of all texts together, and `rouge_1`, `rouge_2` and `rouge_l`, means over the texts.
+      Corpus-level `bleu` and `chrf`; `rouge_1`, `rouge_2` and `rouge_l` averaged over the texts.
     """
     if not outputs:
         return dict.fromkeys((name for kind in by for name in (ROUGE if kind == "rouge" else (kind,))), 0.0)
@@ -81,12 +82,12 @@ def text_scores(
 
 @dataclasses.dataclass(frozen=True)
 class _FirstTexts:
-    """The first documents whose inputs have a prefix."""
+    """Base class of metrics of the first documents whose inputs have a prefix."""
 
     scores: Scores
-    """The documents that are scored, and their metrics."""
+    """Which documents to score, and by which metrics."""
     count: int
-    """Documents to score, at most."""
+    """Maximum number of documents to score."""
 
     def check(self, task: Task) -> None:
         if not task.writes:
@@ -110,11 +111,11 @@ class _FirstTexts:
 class TextScores(_FirstTexts, DocumentMetric[Texts]):
     """BLEU, chrF and ROUGE of the texts that a model generates for the first held-out documents.
 
-    References are the whole texts of the source itself, unaffected by the tokenizer and the length of rows.
+    References are the original texts of the source, independent of the tokenizer and the row length.
     """
 
     generate: Callable[[Context, Sequence[np.ndarray]], Sequence[str]]
-    """The generated texts for inputs as tokens."""
+    """Function that generates a text for each input, given as tokens."""
 
     higher_is_better = True
 
@@ -138,7 +139,7 @@ class TextScores(_FirstTexts, DocumentMetric[Texts]):
 
 @dataclasses.dataclass(frozen=True)
 class CutTexts(_FirstTexts, DocumentMetric[tuple[int, int]]):
-    """How many of the scored documents have more tokens than the task's rows: of inputs, and of the reference."""
+    """Numbers of scored documents whose input, and whose reference, is longer than the task's rows."""
 
     @property
     def names(self) -> tuple[str, ...]:

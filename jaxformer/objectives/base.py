@@ -1,4 +1,4 @@
-"""The contract of objectives: a loss is a pure function of (model, params, batch, key)."""
+"""Base classes of objectives. An objective is a loss: a pure function of (model, params, batch, key)."""
 
 import abc
 from collections.abc import Collection, Mapping
@@ -19,7 +19,7 @@ ModelT = TypeVar("ModelT", bound=Model)
 
 
 class Objective(abc.ABC, Generic[ModelT]):
-    """A training objective. A subclass is a frozen dataclass, whose fields are flags.
+    """Base class of training objectives. A subclass is a frozen dataclass; its fields can be set by flags.
 
     A new objective needs `__call__`, and lists the arrays of a batch in `model_inputs` and `required`:
 
@@ -35,15 +35,15 @@ class Objective(abc.ABC, Generic[ModelT]):
     """
 
     model_inputs: ClassVar[tuple[str, ...]] = ()
-    """The arrays of a batch that the model takes, under the names of its arguments; those that a row lacks are left
-    out."""
+    """Names of the batch arrays that are passed to the model as keyword arguments. Arrays that are not in the batch are
+    left out."""
     required: ClassVar[tuple[str, ...]] = ()
-    """The arrays that the rows of a task must have."""
+    """Names of the arrays that the task's rows must have."""
     example_task: ClassVar[str] = ""
-    """A task with such rows, for the error message: "TagTokens", or "one such as NextToken"."""
+    """Task with such rows, named in error messages, for example "TagTokens" or "one such as NextToken"."""
     in_transformers: ClassVar[bool] = True
-    """Whether a class of transformers is for what the model is trained for; where none is, a run is not exported as a
-    Hugging Face folder."""
+    """Whether transformers has model classes for this objective. If not, runs cannot be exported as Hugging Face
+    folders."""
 
     decoding: ClassVar[Decoding | None] = None
     """How the model generates: a field of objectives of models that do; None: it generates nothing."""
@@ -57,14 +57,14 @@ class Objective(abc.ABC, Generic[ModelT]):
 
         Args:
           model: the model.
-          params: its parameters.
+          params: model parameters.
           batch: arrays [b, ...] by name.
-          key: for dropout; None evaluates.
+          key: PRNG key for dropout; if None, the model is evaluated.
 
         Returns:
-          A `Mean` for each of `loss_weights`, the model's auxiliary means (`means.auxiliary`), which are part of the
-          loss, and further terms for the metrics. A training step returns means alone,
-          which micro-batches add up; an evaluation may return arrays of any kind.
+          A `Mean` for each name in `loss_weights`, the model's auxiliary losses (`means.auxiliary`), which are added to
+          the loss, and further terms for the metrics. In training all terms are `Mean`s, which are merged over
+          micro-batches; in an evaluation, terms may also be other arrays.
         """
 
     @property
@@ -73,7 +73,7 @@ class Objective(abc.ABC, Generic[ModelT]):
         return {"loss": 1.0}
 
     def metrics(self, model: ModelT) -> tuple[Metric, ...]:
-        """The metrics to report, of training steps and of evaluations; by default the loss."""
+        """Returns the metrics to report for training steps and evaluations. Defaults to the loss."""
         return (Loss.of(self.loss_weights),)
 
     def all_metrics(self, model: ModelT) -> tuple[Metric, ...]:
@@ -88,59 +88,60 @@ class Objective(abc.ABC, Generic[ModelT]):
           row: the features of the task's rows by name.
 
         Raises:
-          InputError: it is a model of another kind, or the rows lack an array.
+          InputError: If the objective cannot train the model, or the rows lack an array.
         """
         self.check_model(model)
         self.check_row(row)
 
     def check_model(self, model: Model) -> None:
-        """Raises InputError where the objective cannot train the model."""
+        """Raises InputError if the objective cannot train the model."""
 
     def wrong_model(self, model: Model, wanted: str) -> InputError:
-        """The error for a model of another kind than the wanted one, such as "a Gpt or another decoder"."""
+        """Returns the error for a model of the wrong class. `wanted` describes the right one, such as "a Gpt"."""
         return InputError(f"objective={type(self).__name__}: needs {wanted}; the model is a {type(model).__name__}")
 
     def check_row(self, row: Collection[str]) -> None:
-        """Raises InputError where the rows lack one of `required`."""
+        """Raises InputError if the rows lack an array of `required`."""
         if missing := [name for name in self.required if name not in row]:
             use = f"; use {self.example_task}" if self.example_task else ""
             raise InputError(f"objective={type(self).__name__}: the task's rows have no {missing[0]}{use}")
 
     def predictor(self, model: ModelT, params: Any, tokenizer: Tokenizer | None) -> Predictor | None:
-        """Makes the predictor that `predict` uses; None, the default, if the model has no predictions.
+        """Creates the predictor that `predict` uses. Returns None, the default, if there is nothing to predict.
 
         Args:
           model: the model.
-          params: its parameters; None only to encode requests.
-          tokenizer: the run's tokenizer; None where it reads no text.
+          params: model parameters; may be None if the predictor only encodes requests.
+          tokenizer: the run's tokenizer, or None if the model reads no text.
         """
         return None
 
     def inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments of the model among the arrays of a batch."""
+        """Selects the model's arguments from the arrays of a batch."""
         return {name: batch[name] for name in self.model_inputs if name in batch}
 
     def apply_model(self, model: ModelT, params: Any, batch: Mapping[str, jax.Array], key: Any, **options: Any) -> Any:
-        """The model's output for a batch; with a key it trains, and the key is for dropout."""
+        """Applies the model to a batch, in training mode with `key` for dropout, or in evaluation mode if None."""
         rngs = None if key is None else {"dropout": key}
         return model.apply({"params": params}, **self.inputs(batch), train=key is not None, rngs=rngs, **options)
 
 
 class BatchObjective(Objective[ModelT]):
-    """An objective that compares the examples of a whole batch, such as a contrastive loss.
+    """Base class of objectives that compare the examples of a whole batch, such as contrastive losses.
 
-    A subclass divides the loss in two, so that it stays that of the whole batch with `optimizer.accumulate`.
+    A subclass computes the loss in two parts, `vectors` and `compare`, so that with `optimizer.accumulate` the examples
+    of all micro-batches are compared with each other.
     """
 
     @abc.abstractmethod
     def vectors(self, model: ModelT, params: Any, batch: Mapping[str, jax.Array], key: Any) -> dict[str, Any]:
-        """The inputs of the loss, by name: arrays [b, ...] with the rows of the batch, and auxiliary means."""
+        """Computes the inputs of the loss, by name: arrays [b, ...], one entry per batch row, and auxiliary losses."""
 
     @abc.abstractmethod
     def compare(
         self, model: ModelT, params: Any, vectors: Mapping[str, Any], batch: Mapping[str, jax.Array]
     ) -> dict[str, Any]:
-        """The terms that a call returns, from the vectors of a whole batch."""
+        """Computes the terms that `__call__` returns, from the vectors of the whole batch."""
 
     def __call__(self, model: ModelT, params: Any, batch: Mapping[str, jax.Array], key: Any = None) -> dict[str, Any]:
         return self.compare(model, params, self.vectors(model, params, batch, key), batch)

@@ -1,4 +1,4 @@
-"""The objective of a causal language model: every next token (Radford et al. 2019)."""
+"""Objective of causal language models: next-token prediction (Radford et al. 2019)."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -22,22 +22,22 @@ from jaxformer.predictors.continuation import Continuation
 
 @dataclasses.dataclass(frozen=True)
 class CausalLM(Objective[Gpt]):
-    """Predict each next token."""
+    """Predicts each next token."""
 
     label_smoothing: float = 0.0
-    """Share of the target's probability that all tokens divide (Szegedy et al. 2016)."""
+    """Probability mass that is distributed uniformly over the vocabulary (Szegedy et al. 2016)."""
     z_loss: float = 0.0
-    """Weight of the squared logarithm of the partition function, which keeps logits small; PaLM has 1e-4."""
+    """Weight of the squared logarithm of the softmax denominator, which keeps logits small. PaLM uses 1e-4."""
     prompt: Literal["text", "prefix", "inputs"] = "text"
-    """The kind of prompt: the beginning of a text; one whose tokens see each other both ways (rows of a prefix language
-    model); or inputs to answer, which do so too and have an end token (rows of text to text)."""
+    """Kind of prompt: `text` is the start of a text; `prefix` is the same with bidirectional attention (for a prefix
+    language model); `inputs` has bidirectional attention and ends in an EOS token (for a text-to-text model)."""
     beginning: bool = False
-    """Begin prompts with the tokenizer's beginning token, for a model that has learned from texts that do."""
+    """Whether prompts begin with the BOS token. Set it if the training texts did."""
     template: DialogueTemplate | None = None
-    """How dialogues are written, as in the rows of `Dialogue`: a prompt is one, or what a user says, and the model
-    answers. None: it continues texts."""
+    """Template of dialogues, as in the `Dialogue` task. A prompt is then a dialogue or a user message, which the model
+    answers. If None, the model continues texts."""
     decoding: Decoding = Decoding(temperature=0.8, top_p=0.95)
-    """How it writes; changes nothing in training."""
+    """Generation settings. They have no effect on training."""
 
     def __post_init__(self):
         fields.check(self)
@@ -66,13 +66,13 @@ class CausalLM(Objective[Gpt]):
         return found | {"prefix": found["prefix"] > 0} if "prefix" in found else found
 
     def __call__(self, model: Gpt, params, batch: Mapping[str, jax.Array], key=None) -> dict[str, Mean]:
-        """The loss and cross-entropy (nats) and the accuracy of a batch, as weighted means.
+        """Computes the loss and the cross-entropy (nats) and the accuracy of a batch, as weighted means.
 
         Args:
           model: a GPT.
-          params: its parameters.
-          batch: tokens, targets, weights, segments, position_ids [b, t], and perhaps prefix [b, t].
-          key: for dropout; None evaluates.
+          params: model parameters.
+          batch: tokens, targets, weights, segments, position_ids [b, t], and optionally prefix [b, t].
+          key: PRNG key for dropout; if None, the model is evaluated.
         """
         return token_means(self, model, params, batch, key)
 

@@ -1,4 +1,4 @@
-"""Classes of texts: one of a model's labels, or each of them by itself (Devlin et al. 2019, §4.1)."""
+"""Text classification with one label per example or any number of labels (Devlin et al. 2019, §4.1)."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -22,12 +22,12 @@ from jaxformer.predictors.text_labels import TextLabels
 
 @dataclasses.dataclass(frozen=True)
 class Classification(Objective[Classifier]):
-    """The label of each example, by cross-entropy; or of each label whether it holds."""
+    """Classifies examples, by softmax cross-entropy; with `many`, by binary cross-entropy of each label."""
 
     many: bool = False
-    """Whether any number of labels may hold, each by itself: rows of `Classify` whose kind is many."""
+    """Whether an example may have any number of labels, as in rows of `Classify` with `kind="multi_label"`."""
     label_smoothing: float = 0.0
-    """Share of the label's probability that all labels divide (Szegedy et al. 2016)."""
+    """Probability mass that is distributed uniformly over the labels (Szegedy et al. 2016)."""
 
     def __post_init__(self):
         fields.check(self)
@@ -35,7 +35,7 @@ class Classification(Objective[Classifier]):
 
     @property
     def problem_type(self) -> str:
-        """transformers' name of it in a config.json."""
+        """Value of `problem_type` in the config.json of transformers."""
         return "multi_label_classification" if self.many else "single_label_classification"
 
     model_inputs = INPUTS
@@ -51,14 +51,14 @@ class Classification(Objective[Classifier]):
             )
 
     def __call__(self, model: Classifier, params, batch: Mapping[str, jax.Array], key=None) -> dict[str, Mean]:
-        """The loss (nats) and accuracy of a batch, as weighted means.
+        """Computes the loss (nats) and the accuracy of a batch, as weighted means.
 
         Args:
           model: a classifier with n labels.
-          params: its parameters.
-          batch: the arrays of `inputs`; targets integers [b, c], or float32 [b, c · n] where many labels may hold;
+          params: model parameters.
+          batch: the arrays of `inputs`; targets, integers [b, c], or multi-hot float32 [b, c · n] with `many`;
             weights [b, c].
-          key: for dropout; None evaluates, and adds the counts of each label.
+          key: PRNG key for dropout; if None, the model is evaluated and the counts of each label are added.
         """
         output = self.apply_model(model, params, batch, key)
         logits = output.logits
@@ -78,7 +78,7 @@ class Classification(Objective[Classifier]):
         return means if key is not None else means | label_counts(model.labels, targets, guesses, weights)
 
     def metrics(self, model: Classifier) -> tuple[Metric, ...]:
-        """Loss and accuracy (of all labels at once, where many may hold), and in evaluations the scores of labels."""
+        """Loss and accuracy (with `many`, of all labels of an example together); in evaluations also label scores."""
         matthews = () if self.many else (Matthews(model.labels),)
         return Loss(), Average("accuracy", higher_is_better=True), *matthews, LabelScores(model.labels)
 

@@ -1,4 +1,4 @@
-"""Classes of images by softmax cross-entropy, with mixed images too (Dosovitskiy et al. 2021; Zhang et al. 2018)."""
+"""Image classification, also of mixed images (Dosovitskiy et al. 2021; mixup, Zhang et al. 2018)."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -19,17 +19,17 @@ from jaxformer.objectives.base import Objective
 from jaxformer.predictors.image_labels import ImageLabels
 
 TOP = 5
-"""Guesses among which `top_5_accuracy` looks for the label."""
+"""Number of predictions that `top_5_accuracy` considers."""
 MOST_SCORED = 100
-"""Largest number of labels for which an evaluation scores each label separately."""
+"""Maximum number of labels with which an evaluation reports scores per label."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageClassification(Objective[Vit]):
-    """The class of each image; of a mixed image both classes in their shares."""
+    """Classifies images by softmax cross-entropy. The targets of a mixed image are both labels, by their shares."""
 
     label_smoothing: float = 0.0
-    """Share of the label's probability that all labels divide in training (Szegedy et al. 2016)."""
+    """Probability mass that is distributed uniformly over the labels in training (Szegedy et al. 2016)."""
 
     def __post_init__(self):
         fields.check(self)
@@ -41,7 +41,7 @@ class ImageClassification(Objective[Vit]):
 
     @property
     def problem_type(self) -> str:
-        """transformers' name of it in a config.json."""
+        """Value of `problem_type` in the config.json of transformers."""
         return "single_label_classification"
 
     def check(self, model: Vit, row: Mapping[str, Any]) -> None:
@@ -52,13 +52,14 @@ class ImageClassification(Objective[Vit]):
         check_images((row["images"].capacity, *row["images"].shape), model.patch, model.channels)
 
     def __call__(self, model: Vit, params, batch: Mapping[str, jax.Array], key=None) -> dict[str, Mean]:
-        """The loss (nats) and accuracies of a batch, as weighted means.
+        """Computes the loss (nats) and the accuracies of a batch, as weighted means.
 
         Args:
           model: a ViT of c labels.
-          params: its parameters.
+          params: model parameters.
           batch: images [b, height, width, n]; labels, integers [b, 2], and their weights in each image, [b, 2].
-          key: for dropout; None evaluates without label smoothing, and adds each label's counts.
+          key: PRNG key for dropout; if None, the model is evaluated without label smoothing, and the counts of each
+            label are added.
         """
         output = self.apply_model(model, params, batch, key, pooled_only=True)
         logits = output.logits
@@ -82,7 +83,7 @@ class ImageClassification(Objective[Vit]):
         return means
 
     def metrics(self, model: Vit) -> tuple[Metric, ...]:
-        """The loss, the accuracies, and in evaluations the scores of each label: `recall/NAME` is its accuracy."""
+        """Loss and accuracies; in evaluations also scores of each label, whose accuracy is `recall/NAME`."""
         accuracies = ("accuracy", "top_5_accuracy")[: 2 if len(model.labels) > TOP else 1]
         of_labels = (LabelScores(model.labels),) if len(model.labels) <= MOST_SCORED else ()
         return Loss(), *(Average(name, higher_is_better=True) for name in accuracies), *of_labels

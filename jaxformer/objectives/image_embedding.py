@@ -1,4 +1,4 @@
-"""Vectors of images from an encoder without labels, such as DINOv2 (Oquab et al. 2024); it only predicts."""
+"""Image embeddings of an encoder without labels, such as DINOv2 (Oquab et al. 2024). For prediction only."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -14,16 +14,16 @@ from jaxformer.predictors.image_vectors import ImageVectors
 
 @dataclasses.dataclass(frozen=True)
 class ImageEmbedding(Objective[Vit]):
-    """One vector an image: what stands for it in the model, with length 1."""
+    """Embeds each image as one vector of length 1: the model's pooled output."""
 
     model_inputs = ("images",)
 
     def check(self, model: Vit, row: Mapping[str, Any]) -> NoReturn:
-        """Raises InputError: nothing trains the model for this here."""
+        """Raises InputError, since this objective cannot train."""
         self._refuse()
 
     def __call__(self, model: Vit, params, batch: Mapping[str, jax.Array], key=None) -> NoReturn:
-        """Raises InputError, as `check` does."""
+        """Raises InputError, since this objective cannot train."""
         self._refuse()
 
     def predictor(self, model: Vit, params: Any, tokenizer: None) -> ImageVectors:

@@ -1,4 +1,4 @@
-"""Vectors of images and texts: near where they belong together (Radford et al. 2021; Zhai et al. 2023)."""
+"""Contrastive learning of image and text embeddings (CLIP, Radford et al. 2021; SigLIP, Zhai et al. 2023)."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -25,13 +25,13 @@ LOSSES = {"softmax": softmax_contrastive, "sigmoid": sigmoid_contrastive}
 
 @dataclasses.dataclass(frozen=True)
 class ImageTextContrastive(BatchObjective[Clip]):
-    """Distinguishes the pairs of a batch from all other combinations of its images and texts."""
+    """Contrasts the image-text pairs of a batch with all other combinations of its images and texts."""
 
     loss: Literal["softmax", "sigmoid"] = "softmax"
-    """The loss: `softmax` finds the text of each image and the image of each text (CLIP), `sigmoid` classifies every
-    combination (SigLIP) and needs a model with a bias of the scores."""
+    """Loss: `softmax` identifies the text of each image and the image of each text (CLIP); `sigmoid` classifies every
+    combination as a pair or not (SigLIP) and needs a model with a score bias."""
     max_scale: float = 100.0
-    """Largest scale of the scores in the loss; a larger one does not grow further (Radford et al. 2021, §2.5)."""
+    """Upper limit of the learned scale of the scores in the loss (Radford et al. 2021, §2.5)."""
 
     model_inputs = ("images", "tokens", "segments")
     required = ("images", "tokens", "weights")
@@ -49,13 +49,13 @@ class ImageTextContrastive(BatchObjective[Clip]):
             raise InputError("objective.loss=sigmoid: needs a bias of the scores; expected model.init_bias=-10")
 
     def vectors(self, model: Clip, params, batch: Mapping[str, jax.Array], key=None) -> dict[str, Any]:
-        """The vectors of the images and of the texts, `image_vectors` and `text_vectors`: float32 [b, d], of length 1.
+        """Computes `image_vectors` and `text_vectors`, float32 [b, d] of length 1.
 
         Args:
           model: a model of images and texts.
-          params: its parameters.
+          params: model parameters.
           batch: images [b, h, w, n]; tokens, segments [b, t]; weights [b, 1].
-          key: for dropout; None evaluates.
+          key: PRNG key for dropout; if None, the model is evaluated.
         """
         output = self.apply_model(model, params, batch, key)
         found: dict[str, Any] = {"image_vectors": output.image_vectors, "text_vectors": output.text_vectors}
@@ -67,7 +67,7 @@ class ImageTextContrastive(BatchObjective[Clip]):
     def compare(
         self, model: Clip, params, vectors: Mapping[str, Any], batch: Mapping[str, jax.Array]
     ) -> dict[str, Any]:
-        """The loss (nats), and how often the nearest of the batch is the right one, in both directions on average."""
+        """Computes the loss (nats), and the in-batch retrieval accuracy, averaged over both directions."""
         weights = batch["weights"].reshape(-1)
         scale, bias = model.score_map(params)
         scores = jnp.minimum(scale, self.max_scale) * (vectors["image_vectors"] @ vectors["text_vectors"].T)

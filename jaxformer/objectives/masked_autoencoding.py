@@ -1,4 +1,4 @@
-"""The masked autoencoder's loss: the pixels of the patches that the encoder did not see (He et al. 2022)."""
+"""Objective of the masked autoencoder: reconstruct the pixels of masked patches (He et al. 2022)."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -16,16 +16,15 @@ from jaxformer.objectives.base import Objective
 from jaxformer.predictors.hidden_patches import HiddenPatches
 
 EPSILON = 1e-6
-"""Added to the variance of a patch."""
+"""Number added to the variance of a patch."""
 
 
 @dataclasses.dataclass(frozen=True)
 class MaskedAutoencoding(Objective[MaskedAutoencoder]):
-    """The mean squared error of hidden patches; painting them grey has 1, where patches are normalised."""
+    """Mean squared error of masked patches. With normalised patches, predicting the mean has an error of 1."""
 
     normalised: bool = True
-    """Whether each patch is to be painted with its own mean taken off and divided by its own deviation, from which
-    classifiers start better."""
+    """Whether target patches are normalised by their own mean and standard deviation, which improves fine-tuning."""
 
     def __post_init__(self):
         fields.check(self)
@@ -47,13 +46,13 @@ class MaskedAutoencoding(Objective[MaskedAutoencoder]):
             )
 
     def __call__(self, model: MaskedAutoencoder, params, batch: Mapping[str, jax.Array], key=None) -> dict[str, Mean]:
-        """The loss of a batch, as a weighted mean over hidden patches.
+        """Computes the loss of a batch, as a weighted mean over masked patches.
 
         Args:
           model: a masked autoencoder.
-          params: its parameters.
+          params: model parameters.
           batch: images [b, height, width, n], noise [b, p], and weights [b, 1], 1 for each image.
-          key: for dropout; None evaluates.
+          key: PRNG key for dropout; if None, the model is evaluated.
         """
         output = self.apply_model(model, params, batch, key)
         targets = normalised(output.targets) if self.normalised else output.targets
@@ -65,6 +64,6 @@ class MaskedAutoencoding(Objective[MaskedAutoencoder]):
 
 
 def normalised(patches: jax.Array) -> jax.Array:
-    """Patches [..., pixels] with mean 0 and variance 1 each, divided by n - 1 pixels as the paper's program does."""
+    """Normalises each patch [..., pixels] to mean 0 and variance 1, with Bessel's correction as in the paper's code."""
     mean, variance = patches.mean(-1, keepdims=True), patches.var(-1, keepdims=True, ddof=1)
     return (patches - mean) / jnp.sqrt(variance + EPSILON)

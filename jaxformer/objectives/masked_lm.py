@@ -1,4 +1,4 @@
-"""BERT's pretraining objective: masked tokens and next sentences (Devlin et al. 2019, §3.1)."""
+"""BERT's pretraining objective: masked language modelling and next-sentence prediction (Devlin et al. 2019, §3.1)."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -20,16 +20,16 @@ from jaxformer.predictors.fill_mask import FillMask
 
 @dataclasses.dataclass(frozen=True)
 class MaskedLM(Objective[Bert]):
-    """Predict the masked tokens, and whether the second sentence follows the first."""
+    """Predicts the masked tokens, and whether the second sentence follows the first."""
 
     next_sentence: float = 1.0
-    """Weight of the next-sentence loss beside the masked-LM loss; 0 leaves it out."""
+    """Weight of the next-sentence loss, relative to the masked-LM loss. If 0, there is no next-sentence loss."""
 
     model_inputs = ("tokens", "segments", "position_ids", "token_types", "masked_positions", "cls_positions")
 
     @property
     def loss_weights(self) -> Mapping[str, float]:
-        """The weight of each term in the loss."""
+        """Weight of each term in the loss."""
         weights = {"masked_lm_loss": 1.0, "next_sentence_loss": self.next_sentence}
         return {name: weight for name, weight in weights.items() if weight}
 
@@ -53,14 +53,14 @@ class MaskedLM(Objective[Bert]):
             raise InputError(f"model.token_types={model.token_types}: expected at least 2 for sentence pairs")
 
     def __call__(self, model: Bert, params, batch: Mapping[str, jax.Array], key=None) -> dict[str, Mean]:
-        """The losses (nats) and accuracies of a batch, as weighted means.
+        """Computes the losses (nats) and accuracies of a batch, as weighted means.
 
         Args:
           model: a BERT.
-          params: its parameters.
+          params: model parameters.
           batch: tokens, segments, position_ids, token_types [b, t]; masked_positions, targets, weights [b, m];
             cls_positions, next_sentence, next_sentence_weights [b, c].
-          key: for dropout; None evaluates, and adds how often each token was a target.
+          key: PRNG key for dropout; if None, the model is evaluated and the count of each target token is added.
         """
         output = self.apply_model(model, params, batch, key)
         targets, weights = batch["targets"], batch["weights"]
@@ -76,7 +76,7 @@ class MaskedLM(Objective[Bert]):
         return means
 
     def metrics(self, model: Bert) -> tuple[Metric, ...]:
-        """The losses and accuracies, and the unigram accuracy, that of always guessing the most frequent target."""
+        """Losses and accuracies, and the accuracy of always predicting the most frequent target."""
         found = [Loss.of(self.loss_weights)]
         for kind in ("masked_lm", "next_sentence")[: 2 if self.next_sentence else 1]:
             found += [Average(f"{kind}_accuracy", higher_is_better=True), Average(f"{kind}_loss")]

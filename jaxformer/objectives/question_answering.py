@@ -1,4 +1,4 @@
-"""Answers as spans of a text: a start and an end by a classifier of tokens (Devlin et al. 2019, §4.2 and §4.3)."""
+"""Extractive question answering with a start and an end logit per token (Devlin et al. 2019, §4.2 and §4.3)."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -20,21 +20,21 @@ from jaxformer.objectives.tagging import check_tokens
 from jaxformer.predictors.answer_spans import INPUTS, SpanPredictor
 
 LABELS = ("start", "end")
-"""Meanings of the classifier's two logits of a token."""
+"""Names of the two logits per token."""
 NAMES = ("loss", "start_accuracy", "end_accuracy")
 
 
 @dataclasses.dataclass(frozen=True)
 class QuestionAnswering(Objective[Classifier]):
-    """Predict the first and the last token of an answer."""
+    """Predicts the first and the last token of an answer."""
 
     longest: int = 30
-    """Tokens of an answer, at most."""
+    """Maximum number of tokens in an answer."""
     no_answer: float | None = None
-    """By how much the score of no answer, at [CLS], must be above the best span's for none to be given, 0 for example
-    (SQuAD 2.0); None: every question has an answer (SQuAD 1.1)."""
+    """Predicts no answer if the score at [CLS] exceeds the score of the best span by more than this threshold, for
+    example 0 (SQuAD 2.0). If None, every question gets an answer (SQuAD 1.1)."""
     scored: int | None = None
-    """Held-out questions that an evaluation answers and scores, the first ones; None for all, 0 for none."""
+    """Number of held-out questions that an evaluation answers and scores. If None, all are scored; if 0, none."""
 
     def __post_init__(self):
         fields.check(self)
@@ -52,15 +52,15 @@ class QuestionAnswering(Objective[Classifier]):
         self.check_row(row)
 
     def __call__(self, model: Classifier, params, batch: Mapping[str, jax.Array], key=None) -> dict[str, Mean]:
-        """The loss (nats), the mean of both ends', and how often each end is right, of a batch's windows.
+        """Computes the loss (nats), averaged over start and end, and the accuracy of both, over the windows of a batch.
 
-        An end is one of the tokens at which answers may begin and end: no probability goes to the question.
+        Tokens outside the context, such as those of the question, have probability 0.
 
         Args:
           model: a classifier that reads tokens, with the labels start and end.
-          params: its parameters.
+          params: model parameters.
           batch: tokens, segments, position_ids, token_types, spannable [b, t]; starts, ends, weights [b, c].
-          key: for dropout; None evaluates.
+          key: PRNG key for dropout; if None, the model is evaluated.
         """
         output = self.apply_model(model, params, batch, key)
         logits = output.logits
@@ -78,7 +78,7 @@ class QuestionAnswering(Objective[Classifier]):
         return means | auxiliary(output)
 
     def metrics(self, model: Classifier) -> tuple[Metric, ...]:
-        """The loss, the accuracy of both ends, and in evaluations SQuAD's scores."""
+        """Loss and accuracies of the start and the end; in evaluations also the SQuAD scores."""
         accuracies = (Average(name, higher_is_better=True) for name in ("start_accuracy", "end_accuracy"))
         of_documents = () if self.scored == 0 else (AnswerScores(self._answers, self.scored),)
         return Loss(), *accuracies, *of_documents

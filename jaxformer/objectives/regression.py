@@ -1,4 +1,4 @@
-"""A number for each text or pair of texts, such as how alike the two are."""
+"""Regression of a number per text or text pair, such as the similarity of two sentences."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -22,13 +22,13 @@ from jaxformer.predictors.text_numbers import TextNumbers
 
 @dataclasses.dataclass(frozen=True)
 class Regression(Objective[Classifier]):
-    """The number of each example, by its squared error; the model has one label, the number's name."""
+    """Predicts a number per example, by the squared error. The model has one label: the name of the number."""
 
     model_inputs = INPUTS
 
     @property
     def problem_type(self) -> str:
-        """transformers' name of it in a config.json."""
+        """Value of `problem_type` in the config.json of transformers."""
         return "regression"
 
     def check(self, model: Classifier, row: Mapping[str, Any]) -> None:
@@ -41,13 +41,14 @@ class Regression(Objective[Classifier]):
     def __call__(
         self, model: Classifier, params, batch: Mapping[str, jax.Array], key=None
     ) -> dict[str, Mean | Covariance]:
-        """The squared and the absolute error of a batch as weighted means.
+        """Computes the squared and the absolute error of a batch, as weighted means.
 
         Args:
           model: a classifier with one label.
-          params: its parameters.
+          params: model parameters.
           batch: the arrays of `inputs`; targets and weights float32 [b, c].
-          key: for dropout; None evaluates, and adds the covariance of predictions and targets.
+          key: PRNG key for dropout; if None, the model is evaluated and the covariance of predictions and targets is
+            added.
         """
         output = self.apply_model(model, params, batch, key)
         logits = output.logits
@@ -63,7 +64,7 @@ class Regression(Objective[Classifier]):
         return means
 
     def metrics(self, model: Classifier) -> tuple[Metric, ...]:
-        """The mean squared and the mean absolute error, and in evaluations the correlations."""
+        """Mean squared and mean absolute error; in evaluations also the correlations."""
         return Loss(), Average("absolute_error"), Pearson(), Spearman(_predictions)
 
     def predictor(self, model: Classifier, params: Any, tokenizer: Tokenizer) -> TextNumbers:
@@ -71,7 +72,7 @@ class Regression(Objective[Classifier]):
 
 
 def _predictions(context: Context, documents: Sequence[Mapping[str, Any]], indices: Sequence[int]) -> Pairs:
-    """The predicted and the true number of each of some documents; of none without a token."""
+    """Returns the predicted and the target number of the selected documents that have at least one token."""
     texts = read_each(documents, lambda one: context.task.encode(one, context.tokenizer), indices)
     texts = [text for text in texts if len(text.first)]
     pairs = [(text.first, text.second) for text in texts]

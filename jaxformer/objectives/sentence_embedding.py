@@ -1,7 +1,7 @@
-"""Vectors of sentences: near where texts belong together, by a contrastive loss (Reimers & Gurevych 2019).
+"""Contrastive learning of sentence embeddings (Reimers & Gurevych 2019).
 
-Of the second texts of a whole batch, each first text is to be nearest to its own (Gao et al. 2021, with the loss that
-van den Oord et al. 2018 call InfoNCE).
+Each text is to be closer to its own pair than to the second texts of all other pairs in the batch (Gao et al. 2021,
+with the InfoNCE loss of van den Oord et al. 2018).
 """
 
 import dataclasses
@@ -26,23 +26,25 @@ from jaxformer.predictors.sentence_vectors import SentenceVectors, TextRows, poo
 
 @dataclasses.dataclass(frozen=True)
 class SentenceEmbedding(BatchObjective[Model]):
-    """One vector a text, near to those of texts that mean the same."""
+    """Embeds each text as one vector, close to the vectors of texts with the same meaning."""
 
     pooling: Pooling = "mean"
-    """How the tokens' vectors become one: their mean, their maximum in each dimension, the first token's, the last
-    token's, or the pooler's output."""
+    """How the token vectors are reduced to one vector: their mean or maximum per dimension, the vector of the first or
+    the last token, or the output of the pooler."""
     normalized: bool = True
-    """Whether vectors have length 1."""
+    """Whether vectors are normalized to length 1."""
     longest: int | None = None
-    """The longest input in tokens, with [CLS] and [SEP]; None: as many as the model has positions."""
+    """Maximum number of input tokens, including [CLS] and [SEP]. If None, the model's maximum length."""
     temperature: float = 0.05
-    """Temperature by which cosines are divided in training; the lower, the more the nearest wrong texts count."""
+    """Temperature that divides the cosine similarities in training. A lower temperature puts more weight on the most
+    similar negatives."""
     prompts: tuple[tuple[str, str], ...] = ()
-    """Names and texts of prompts. A prompt is put before each text that is embedded; the training data has its own."""
+    """Pairs of a prompt's name and text. A prompt is prepended to each text that is embedded, but not to training
+    texts."""
     default_prompt_name: str | None = None
-    """The prompt that is used where none is asked for; None: no prompt."""
+    """Name of the prompt that is used if a request names none. If None, no prompt is used."""
     include_prompt: bool = True
-    """Whether the pooling reads the tokens of the prompt, and [CLS] before it."""
+    """Whether pooling includes the tokens of the prompt and the [CLS] token before it."""
 
     def __post_init__(self):
         fields.check(self)
@@ -69,13 +71,13 @@ class SentenceEmbedding(BatchObjective[Model]):
             raise InputError("objective=SentenceEmbedding: the task's rows are for an encoder-decoder; use TextPairs")
 
     def vectors(self, model: Model, params, batch: Mapping[str, jax.Array], key=None) -> dict[str, jax.Array]:
-        """The vectors of the first and of the second texts, `firsts` and `seconds`: float32 [b, c, d], of length 1.
+        """Computes the vectors of both texts, `firsts` and `seconds`: float32 [b, c, d], of length 1.
 
         Args:
           model: an encoder of text.
-          params: its parameters.
+          params: model parameters.
           batch: inputs, input_segments, input_position_ids, tokens, segments, position_ids [b, t]; weights [b, c].
-          key: for dropout; None evaluates.
+          key: PRNG key for dropout; if None, the model is evaluated.
         """
         keys = (None, None) if key is None else jax.random.split(key)
         count = batch["weights"].shape[1]
@@ -89,9 +91,9 @@ class SentenceEmbedding(BatchObjective[Model]):
     def compare(
         self, model: Model, params, vectors: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]
     ) -> dict[str, Mean]:
-        """The loss (nats), and how often the nearest of all second texts is the right one, over a batch's first texts.
+        """Computes the loss (nats), and the accuracy of retrieving the second text of each pair within the batch.
 
-        All second texts of the batch are compared, whatever devices and micro-batches their rows are in.
+        The second texts of all devices and micro-batches are candidates.
         """
         firsts, seconds = (vectors[name].reshape(-1, vectors[name].shape[-1]) for name in ("firsts", "seconds"))
         loss, accuracy = info_nce(firsts @ seconds.T / self.temperature, batch["weights"].reshape(-1))

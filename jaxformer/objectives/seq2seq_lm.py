@@ -1,4 +1,4 @@
-"""The objective of an encoder–decoder: each next token of the output, given the inputs (Vaswani et al. 2017)."""
+"""Objective of encoder–decoders: next-token prediction of the output, given the inputs (Vaswani et al. 2017)."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -23,22 +23,22 @@ from jaxformer.predictors.text_to_text import Start, TextToTextPredictor, start_
 
 @dataclasses.dataclass(frozen=True)
 class Seq2SeqLM(Objective[EncoderDecoder]):
-    """Predict each next token of an output from the inputs and the output so far."""
+    """Predicts each next token of the output from the inputs and the previous output tokens."""
 
     label_smoothing: float = 0.0
-    """Share of the target's probability that all tokens divide (Szegedy et al. 2016); the paper has 0.1."""
+    """Probability mass that is distributed uniformly over the vocabulary (Szegedy et al. 2016). The paper uses 0.1."""
     z_loss: float = 0.0
-    """Weight of the squared logarithm of the partition function, which keeps logits small; T5 has 1e-4."""
+    """Weight of the squared logarithm of the softmax denominator, which keeps logits small. T5 uses 1e-4."""
     decoding: Decoding = Decoding(max_new_tokens=128, num_beams=4)
-    """How it writes; changes nothing in training."""
+    """Generation settings. They have no effect on training."""
     scored: int = 0
-    """Held-out documents that an evaluation answers and scores, the first ones (of each prefix); 0 for none."""
+    """Number of held-out documents (of each prefix) for which an evaluation generates texts and scores them."""
     scores: tuple[Scores, ...] = (Scores(),)
-    """Their metrics; with several prefixes, each task has its own."""
+    """Metrics of the generated texts; each task, identified by a prefix, may have its own."""
     start: Start = "padding"
-    """The token that an answer follows: padding, as in the rows of `TextToText`, or another, as an imported BART's."""
+    """Decoder start token: padding, as in the rows of `TextToText`, or another token, as in BART."""
     beginning: bool = False
-    """Begin inputs with the tokenizer's beginning token, for a model that has learned from inputs that do."""
+    """Whether inputs begin with the BOS token. Set it if the training inputs did."""
 
     def __post_init__(self):
         fields.check(self)
@@ -58,19 +58,19 @@ class Seq2SeqLM(Objective[EncoderDecoder]):
             raise self.wrong_model(model, "an EncoderDecoder")
 
     def __call__(self, model: EncoderDecoder, params, batch: Mapping[str, jax.Array], key=None) -> dict[str, Mean]:
-        """The loss and cross-entropy (nats) and the accuracy of a batch, as weighted means.
+        """Computes the loss and the cross-entropy (nats) and the accuracy of a batch, as weighted means.
 
         Args:
           model: an encoder–decoder.
-          params: its parameters.
+          params: model parameters.
           batch: inputs, input_segments, input_position_ids [b, s]; tokens, targets, weights, segments,
             position_ids [b, t].
-          key: for dropout; None evaluates.
+          key: PRNG key for dropout; if None, the model is evaluated.
         """
         return token_means(self, model, params, batch, key)
 
     def metrics(self, model: EncoderDecoder) -> tuple[Metric, ...]:
-        """Metrics of the tokens, and with `scored` those of generated texts."""
+        """Token metrics; with `scored`, also the metrics of generated texts."""
         found = [*token_metrics()]
         for part in self.scores if self.scored else ():
             found += [TextScores(part, self.scored, self._generated), CutTexts(part, self.scored)]
@@ -80,7 +80,7 @@ class Seq2SeqLM(Objective[EncoderDecoder]):
         return self.predictor(context.model, context.params, context.tokenizer).answer_tokens(inputs)
 
     def start_id(self, tokenizer: Tokenizer) -> int:
-        """The id of the token that an answer follows."""
+        """Returns the id of the decoder start token."""
         return start_id(self.start, tokenizer)
 
     def predictor(self, model: EncoderDecoder, params: Any, tokenizer: Tokenizer) -> TextToTextPredictor:

@@ -1,4 +1,4 @@
-"""Tags of words by a classifier of tokens: parts of speech, and entities (Devlin et al. 2019, §5.3)."""
+"""Word tagging, such as parts of speech and named entities (Devlin et al. 2019, §5.3)."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,7 +23,7 @@ from jaxformer.predictors.word_tags import INPUTS, WordTags, token_tags
 
 @dataclasses.dataclass(frozen=True)
 class Tagging(Objective[Classifier]):
-    """Predict the tag of each word, at its first token."""
+    """Predicts the tag of each word at its first token."""
 
     model_inputs = INPUTS
     required = ("tokens", "targets", "weights")
@@ -34,13 +34,13 @@ class Tagging(Objective[Classifier]):
         self.check_row(row)
 
     def __call__(self, model: Classifier, params, batch: Mapping[str, jax.Array], key=None) -> dict[str, Mean]:
-        """The loss (nats) and the accuracy of a batch's words; with the tags of entities, their counts too.
+        """Computes the loss (nats) and the accuracy of the words of a batch; with entity tags, also entity counts.
 
         Args:
           model: a classifier that reads tokens.
-          params: its parameters.
+          params: model parameters.
           batch: tokens, segments, position_ids, targets, weights [b, t].
-          key: for dropout; None evaluates.
+          key: PRNG key for dropout; if None, the model is evaluated.
         """
         output = self.apply_model(model, params, batch, key)
         logits = output.logits
@@ -53,7 +53,7 @@ class Tagging(Objective[Classifier]):
         return means
 
     def metrics(self, model: Classifier) -> tuple[Metric, ...]:
-        """Loss and accuracy; with the tags of entities, in evaluations, the scores of entities too."""
+        """Loss and accuracy; with entity tags, in evaluations, also the entity scores."""
         of_entities = (EntityScores(model.labels, _long_counts),) if has_entities(model.labels) else ()
         return Loss(), Average("accuracy", higher_is_better=True), *of_entities
 
@@ -62,7 +62,7 @@ class Tagging(Objective[Classifier]):
 
 
 def _long_counts(context: Context, documents: Sequence[Mapping[str, Any]], indices: Sequence[int]) -> dict[str, Mean]:
-    """Counts of the entities of sentences with several windows, in which an entity may be longer than a row."""
+    """Counts the entities of sentences that are split into several rows, where an entity may span two rows."""
     task, tokenizer, labels = context.task, context.tokenizer, context.model.labels
 
     def long(document: Mapping[str, Any]) -> tuple[Words, list[slice]] | None:
@@ -91,7 +91,7 @@ def _long_counts(context: Context, documents: Sequence[Mapping[str, Any]], indic
 
 
 def check_tokens(model: Any, objective: str) -> None:
-    """Raises InputError where a model does not classify tokens."""
+    """Raises InputError if a model does not classify tokens."""
     if not model.is_text_classifier:
         raise InputError(f"objective={objective}: needs a Classifier; the model is a {type(model).__name__}")
     if model.pooling != "none":

@@ -373,7 +373,7 @@ def test_help_lists_the_arguments_of_each_command(tiny_config, capsys):
         assert word in fields
     assert "Size of the residual stream" in fields and "--workdir" in fields
     told = " ".join(fields.replace("│", " ").split())
-    assert "--fork" in told and "has another learning rate from there on" in told
+    assert "--fork" in told and "changes its learning rate" in told
 
 
 def test_without_a_command_the_usage_is_shown(capsys):

@@ -258,8 +258,8 @@ class TestParse:
             assert f"--{path} " in text, path
         assert "--model.parent" not in text
         words = " ".join(text.replace("│", " ").split())
-        assert "Updates of the parameters in the whole run. (default: 100)" in words
-        assert "Attention heads; they divide the width. (default: 4)" in words
+        assert "Number of parameter updates in the whole run. (default: 100)" in words
+        assert "Size of the residual stream. (default: 64)" in words
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def shrunk(experiment):
         small |= {"data.task.stride": 16, "data.task.question_length": 16}
     if hasattr(experiment.objective, "scored"):
         small["objective.scored"] = 2 if experiment.objective.scored is None else min(2, experiment.objective.scored)
-    if hasattr(experiment.objective, "decoding"):
+    if experiment.objective.decoding is not None:
         small |= {"objective.decoding.max_new_tokens": 4, "objective.decoding.num_beams": 1}
     sentinels = getattr(experiment.tokenizer, "sentinels", 0)
     least = 280 if isinstance(experiment.tokenizer, ByteLevelBpe) else 60

@@ -109,8 +109,11 @@ def test_fields_that_a_config_lacks_are_those_of_transformers():
         ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping=50.0 is not supported; expected None"),
         ({"final_logit_softcapping": 30.0}, "final_logit_softcapping=30.0 is not supported; expected None"),
         ({"use_bidirectional_attention": True}, "use_bidirectional_attention=True is not supported; expected False"),
-        ({"layer_types": [LOCAL]}, r"layer_types=\['sliding_attention'\] .* 5 of full_attention and sliding_attention"),
-        ({"layer_types": ["chunked_attention"] * 5}, "layer_types=.* 5 of full_attention and sliding_attention"),
+        (
+            {"layer_types": [LOCAL]},
+            r"layer_types=\['sliding_attention'\] .* 5 kinds, full_attention or sliding_attention",
+        ),
+        ({"layer_types": ["chunked_attention"] * 5}, "layer_types=.* 5 kinds, full_attention or sliding_attention"),
         ({"rope_parameters": {"rope_theta": 1e6}}, "rope_parameters=.* an object with full_attention and sliding_att"),
         ({"rope_parameters": {LOCAL: {"rope_type": "yarn"}}}, "rope_parameters.sliding_attention.rope_type='yarn'"),
         ({"altup_num_inputs": 4}, "unsupported fields for this model family: altup_num_inputs=4"),

@@ -265,7 +265,10 @@ def test_bad_folders(tmp_path):
     cases = [
         ({}, "no tokenizer in the folder; expected one of tokenizer.json"),
         ({"tokenizer.json": "{"}, "not a tokenizer.json"),
-        ({"tokenizer.json": '{"model": {"type": "BPE", "vocab": {}, "merges": []}}'}, "a BPE model with other pieces"),
+        (
+            {"tokenizer.json": '{"model": {"type": "BPE", "vocab": {}, "merges": []}}'},
+            "a BPE model whose pieces are not those of",
+        ),
         ({"tokenizer.model": "what"}, "not a SentencePiece model"),
         ({"vocab.txt": "a\n"}, r"the vocabulary has no \[UNK\]"),
         ({"vocab.json": "[]", "merges.txt": "a b"}, "not the vocabulary and the merges"),

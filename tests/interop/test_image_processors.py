@@ -151,7 +151,7 @@ def test_dinov2_takes_images_of_another_size_than_its_positions(tmp_path):
 
 REFUSED = [
     ({"image_processor_type": "ConvNextImageProcessor"}, "image_processor_type='ConvNextImageProcessor' is not suppo"),
-    ({"size": {"longest_edge": 24}}, "size={'longest_edge': 24} is not supported; expected a number, or a dict of"),
+    ({"size": {"longest_edge": 24}}, "size={'longest_edge': 24} is not supported; expected a number, or a dict with"),
     ({"size": {"height": 24, "width": 20}}, "size={'height': 24, 'width': 20} is not supported"),
     ({"size": "24"}, "size='24' is not supported"),
     ({"size": {"shortest_edge": 24}}, "do_center_crop=False is not supported; expected true, because size="),
