@@ -200,7 +200,9 @@ def test_the_slurm_page_trains_saves_and_resumes(tiny_config, tmp_path, monkeypa
         (stopped,) = re.findall(r"stopped by SIGTERM at step (\d+), saved", printed.read_text())
         (tmp_path / "steps").write_text(str(int(stopped) + 3))
         asked("scontrol", "requeue", job)
-        asked("scontrol", "update", f"JobId={job}", "StartTime=now")  # Slurm waits two minutes otherwise.
+        asked(
+            "scontrol", "update", f"JobId={job}", "StartTime=now+10"
+        )  # Not the usual two minutes; but later than the end.
         wait_for(lambda: has("COMPLETED"), "the end of the requeued job")
     assert tiny.step_reached(run) == int(stopped) + 3, printed.read_text()
     assert_uninterrupted(run, tiny_config)
