@@ -8,7 +8,7 @@ from jaxformer.errors import InputError
 
 
 class Parser(argparse.ArgumentParser):
-    """An argparse parser whose errors are one line."""
+    """Argument parser of a command. Reports an error on one line, and has the option `--allow`."""
 
     def __init__(self, command: str, description: str):
         super().__init__(prog=f"jaxformer {command}", description=description)
@@ -16,7 +16,7 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--allow", metavar="PACKAGE", action="append", default=[], help=meaning)
 
     def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
-        """Parses options before, between and after the positional arguments, and allows the packages of `--allow`."""
+        """Parses the arguments, with options in any position, and passes the `--allow` values to `classes.allow`."""
         options = self.parse_intermixed_args(arguments)
         classes.allow(*options.allow)
         return options
@@ -26,13 +26,13 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_step(parser: argparse.ArgumentParser) -> None:
-    """Adds the option that chooses a checkpoint."""
+    """Adds the option `--step`, which selects a checkpoint."""
     meaning = "step of the checkpoint to use; by default the latest, or the best if the config sets checkpoint.best"
     parser.add_argument("--step", metavar="N", type=int, help=meaning)
 
 
 def add_weights_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of commands that read or write Hugging Face folders."""
+    """Adds `--dtype` and `--no-certificate`, the options of commands that import or export Hugging Face folders."""
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="type of the weights"
     )
@@ -40,7 +40,19 @@ def add_weights_options(parser: argparse.ArgumentParser) -> None:
 
 
 def take(arguments: list[str], flag: str, expected: str) -> tuple[list[str], list[str]]:
-    """Splits the arguments into those without any `--flag VALUE`, and the values of the flag."""
+    """Removes every `--flag VALUE` and `--flag=VALUE` from the arguments.
+
+    Args:
+      arguments: command line arguments.
+      flag: name of the flag, without `--`.
+      expected: description of the value for the error message.
+
+    Returns:
+      The remaining arguments, and the values of the flag.
+
+    Raises:
+      InputError: If the flag has no value.
+    """
     rest, values = [], []
     words = iter(arguments)
     for word in words:

@@ -1,4 +1,4 @@
-"""Conditional writes: an object is written only if it still has the version that was last seen."""
+"""Reads, writes and removes objects in buckets, and compares versions to detect changes by other processes."""
 
 import dataclasses
 import datetime
@@ -13,23 +13,23 @@ from jaxformer import storage
 
 
 class Changed(Exception):
-    """Error if another process has written or removed the object."""
+    """Raised if an object no longer has the expected version because another process has written or removed it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """An object at one moment."""
+    """Snapshot of an object in a bucket: its content and version when it was read."""
 
     content: bytes
     """Content of the object."""
     version: str
-    """Generation of the object in Google Cloud Storage, or its ETag in S3."""
+    """Generation number of the object in Google Cloud Storage, or its ETag in S3."""
     age: float
-    """Seconds since the object was written, by the clock of the server."""
+    """Number of seconds between the last write of the object and this read, according to the server's clock."""
 
 
 def read(path: Path) -> Stored | None:
-    """Reads the object at a path. Returns None if it does not exist, or was replaced during the read."""
+    """Reads the object at a path. Returns None if it does not exist or was replaced during the read."""
     fs, bucket, key = _located(path)
     try:
         if _is_gcs(path):
@@ -49,11 +49,11 @@ def write(path: Path, content: bytes, version: str | None) -> str:
     Args:
       path: path of the object.
       content: the new content.
-      version: version that the object must have. If None, the object must not exist.
+      version: expected current version of the object. If None, the object must not exist.
 
     Raises:
-      Changed: If it has another version. Also if an earlier attempt of the same request succeeded but its response was
-        lost.
+      Changed: If the object has another version. This also happens if the client retries a request that succeeded but
+        whose response was lost.
     """
     fs, bucket, key = _located(path)
     try:
@@ -66,14 +66,14 @@ def write(path: Path, content: bytes, version: str | None) -> str:
     except (FileExistsError, FileNotFoundError) as error:
         raise Changed(str(path)) from error
     except OSError as error:
-        answer = getattr(error.__cause__, "response", {})  # botocore's, whose codes s3fs turns into other errors.
+        answer = getattr(error.__cause__, "response", {})  # The botocore error, which has the original error code.
         if answer.get("Error", {}).get("Code") in ("PreconditionFailed", "ConditionalRequestConflict"):
             raise Changed(str(path)) from error
         raise
 
 
 def remove(path: Path, version: str) -> None:
-    """Removes an object, unless it has another version or does not exist."""
+    """Removes an object if it has this version. Otherwise, or if the request fails, does nothing."""
     fs, bucket, key = _located(path)
     try:
         if _is_gcs(path):
@@ -108,5 +108,5 @@ async def _read_s3(fs: Any, bucket: str, key: str) -> Stored:
 
 
 def _age(date: str, written: datetime.datetime) -> float:
-    """Returns the seconds from `written` to the server's `Date`. Both are in whole seconds."""
+    """Returns the number of seconds from `written` to `date`, the `Date` header of a response."""
     return (email.utils.parsedate_to_datetime(date) - written).total_seconds()

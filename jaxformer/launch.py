@@ -19,9 +19,9 @@ from jaxformer.errors import InputError
 from jaxformer.parallel import cluster
 
 ENDING = 30.0
-"""Number of seconds that the other processes have to end by themselves once one has failed."""
+"""Number of seconds after the failure of one process at which the other processes are killed."""
 DEVICES = re.compile(r"--xla_force_host_platform_device_count=(\d+)")
-"""XLA flag for the number of simulated devices on the CPU."""
+"""Matches the XLA flag that sets the number of simulated CPU devices."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -30,19 +30,20 @@ class _Parser(argparse.ArgumentParser):
 
 
 def launch(arguments: Sequence[str]) -> int:
-    """Trains with several processes on this machine.
+    """Runs `jaxformer launch`: trains with several processes on this machine.
 
-    The first process uses the terminal; error lines of the other processes begin with the process number. SIGTERM or
-    Ctrl-C makes all processes save and end; a second one kills them.
+    Process 0 writes to the terminal. Of the other processes, only standard error is shown, and each line begins with
+    the process number. On SIGTERM or Ctrl-C, all processes save a checkpoint and end. A second signal kills them.
 
     Args:
-      arguments: `-n N`, and the arguments of `train`.
+      arguments: `-n N`, followed by the arguments of `jaxformer train`.
 
     Returns:
-      The exit status of the first process that failed, 128 plus the signal number if a signal ended it, otherwise 0.
+      0 if all processes succeed. Otherwise the exit status of the first process that failed, or 128 plus the signal
+      number if a signal ended it.
 
     Raises:
-      InputError: If the number of processes is missing or does not divide the number of devices.
+      InputError: If the number of processes is missing, or the number of devices is not divisible by it.
     """
     parser = _Parser(
         "jaxformer launch", usage="jaxformer launch -n N CONFIG.py [--field value ...]", allow_abbrev=False
@@ -68,7 +69,7 @@ def launch(arguments: Sequence[str]) -> int:
 
 
 def _environment(number: int, count: int) -> dict[str, str]:
-    """Returns the environment variables of one process: its place among the processes, and its share of the devices."""
+    """Returns the environment variables of process `number` of `count`: its index and its share of the devices."""
     place = {cluster.COUNT: str(count), cluster.NUMBER: str(number)}
     if cluster.has_tpu() and count > 1:
         raise InputError("launch: a single process uses all TPUs of a host; use jaxformer train")
@@ -88,7 +89,7 @@ def _environment(number: int, count: int) -> dict[str, str]:
 
 
 def _gpus() -> list[str]:
-    """Returns the GPUs that JAX would use."""
+    """Returns the names of the GPUs that JAX would use, without initialising JAX. Empty without a JAX GPU plugin."""
     platforms = os.environ.get("JAX_PLATFORMS", "")
     if platforms and not {"cuda", "gpu"} & set(platforms.split(",")):
         return []
@@ -112,7 +113,7 @@ def _free_port() -> int:
 
 
 def _start(command: Sequence[str], number: int, environment: dict[str, str]) -> subprocess.Popen[str]:
-    """Starts a process in its own process group, so that Ctrl-C reaches only the launcher, which passes it on."""
+    """Starts a process in its own session. Ctrl-C then reaches only the launcher, which forwards it once."""
     pipe = None if number == 0 else subprocess.PIPE
     process = subprocess.Popen(
         command,
@@ -131,26 +132,26 @@ def _start(command: Sequence[str], number: int, environment: dict[str, str]) -> 
 
 
 def _end_with_parent() -> None:
-    """Makes the kernel send SIGTERM to this process when its parent ends."""
+    """Asks the kernel to send SIGTERM to this process when its parent ends. Runs in the child process."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def _prefix(lines: IO[str], number: int) -> None:
-    """Prints the error lines of a process with the process number in front."""
+    """Prints each line of a process's standard error with the process number in front."""
     for line in lines:
         print(f"[{number}] {line}", end="", file=sys.stderr, flush=True)
 
 
 class _Signals:
-    """Counter of the requests to end that this process has received."""
+    """Counts the SIGTERM and Ctrl-C signals that this process has received."""
 
     def __init__(self):
         self.count = 0
 
     @contextlib.contextmanager
     def received(self) -> Iterator[None]:
-        """Counts SIGTERM and Ctrl-C until the block ends."""
+        """Counts signals inside the `with` block, then restores the previous signal handlers."""
         before = {number: signal.signal(number, self._receive) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             yield
@@ -163,7 +164,7 @@ class _Signals:
 
 
 def _supervise(started: Sequence[subprocess.Popen[str]], signals: _Signals) -> int:
-    """Waits for all processes, passes requests to end on to them, and kills those that do not end after a failure."""
+    """Waits for all processes, forwards signals to them, and kills the rest if one fails. Returns the exit status."""
     running, status, deadline, passed_on = dict(enumerate(started)), 0, None, 0
     while running:
         if signals.count > passed_on:
@@ -173,7 +174,7 @@ def _supervise(started: Sequence[subprocess.Popen[str]], signals: _Signals) -> i
             _send(running.values(), signal.SIGKILL)
         ended = {number: process.returncode for number, process in running.items() if process.poll() is not None}
         running = {number: process for number, process in running.items() if number not in ended}
-        # Reports a process that was killed before those that ended as a consequence.
+        # If several processes end at the same time, reports one that was killed, because it is the likely cause.
         for number, code in sorted(ended.items(), key=lambda one: one[1] >= 0):
             if code and not status:
                 status, deadline = code if code > 0 else 128 - code, time.monotonic() + ENDING

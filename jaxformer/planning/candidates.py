@@ -1,4 +1,7 @@
-"""Ways to run an experiment on a topology, and what formulas say of them before anything is compiled."""
+"""Enumerates the meshes, rematerialisation policies and micro-batch counts that a planning search tries.
+
+`Formulas` estimates the memory and time of each of these candidates before any of them is compiled.
+"""
 
 import dataclasses
 import math
@@ -17,35 +20,36 @@ from jaxformer.training.state import boxed_params, create
 from jaxformer.training.utilization import PEAK_FLOPS
 
 REMAT = ("none", "dots", "full")
-"""The kinds of rematerialisation, from the most memory to the least."""
+"""Rematerialisation policies, in order of decreasing memory use."""
 AGAIN = {"none": 0.0, "dots": 0.05, "full": 1 / 3}
-"""The operations that each kind adds, as a share of the model's: with dots, the products of attention."""
+"""Recomputed operations of each policy, as a fraction of the model's FLOPs. `dots` only recomputes the matrix products
+of attention."""
 MICRO = (1, 2, 4, 8, 16)
-"""Micro-batches that are tried."""
+"""Numbers of micro-batches to try."""
 TENSOR = 16
-"""The most ways that matrices are split; of GPUs, those of a node."""
+"""Maximum size of the mesh axis `tensor`. For GPUs it is also at most the number of GPUs per node."""
 COMPUTE, GRADIENT = 2, 4
-"""Bytes of an element in bfloat16 and float32."""
+"""Bytes per element of activations (bfloat16) and of parameters and gradients (float32)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A way to run an experiment."""
+    """One way to run an experiment: a mesh, a rematerialisation policy and a number of micro-batches."""
 
     mesh: sharding.Mesh
     remat: str
     micro: int
-    """Micro-batches."""
+    """Number of micro-batches per step."""
 
     @property
     def label(self) -> str:
-        """The candidate in a few words."""
+        """One-line description of the candidate for tables and messages."""
         axes = {name: getattr(self.mesh, name) for name in ("slices", "data", "fsdp", "tensor")}
         split = " × ".join(f"{name} {size}" for name, size in axes.items() if size > 1) or "data 1"
         return f"{split}, remat {self.remat}, {self.micro} micro-batch{'es' if self.micro > 1 else ''}"
 
     def applied(self, experiment: Experiment) -> Experiment:
-        """The experiment, run in this way."""
+        """Returns a copy of the experiment with the settings of this candidate."""
         return dataclasses.replace(
             experiment,
             mesh=self.mesh,
@@ -54,7 +58,7 @@ class Candidate:
         )
 
     def flags(self, experiment: Experiment) -> str:
-        """The flags of `jaxformer train` that set it."""
+        """Returns the flags of `jaxformer train` that select this candidate."""
         values = {f"mesh.{name}": getattr(self.mesh, name) for name in ("data", "fsdp", "tensor")}
         if self.mesh.slices > 1:
             values["mesh.slices"] = self.mesh.slices
@@ -64,7 +68,10 @@ class Candidate:
         return " ".join(f"--{name} {value}" for name, value in values.items())
 
     def needs_at_least(self, other: "Candidate") -> bool:
-        """Whether it needs as much memory as the other one or more: nothing is split, or computed again, more."""
+        """Returns whether this candidate certainly needs at least as much memory as `other`.
+
+        True if it does not shard, recompute or divide into micro-batches more than `other`.
+        """
         return (
             self.mesh.tensor == other.mesh.tensor
             and self.mesh.fsdp <= other.mesh.fsdp
@@ -74,10 +81,10 @@ class Candidate:
 
 
 def candidates(experiment: Experiment, topology: Topology) -> Iterator[Candidate]:
-    """All ways that are tried: every mesh, by powers of two, each kind of rematerialisation, and micro-batches."""
+    """Yields all candidates: meshes whose axes are powers of two, with each policy and each number of micro-batches."""
     tpu = topology.chip.platform == "tpu"
     slices = topology.islands if tpu else 1
-    # The axes of the experiment that are not searched stay as they are.
+    # The search does not change these axes.
     others = math.prod(max(1, getattr(experiment.mesh, name)) for name in ("pipeline", "expert", "sequence"))
     inside = topology.size // (slices * others)
     tensor = [size for size in powers(inside) if size <= (TENSOR if tpu else min(TENSOR, topology.chip.island))]
@@ -93,14 +100,14 @@ def candidates(experiment: Experiment, topology: Topology) -> Iterator[Candidate
 
 
 def powers(limit: int) -> list[int]:
-    """The powers of two up to a limit."""
+    """Returns the powers of two from 1 to `limit`, inclusive."""
     return [2**exponent for exponent in range(limit.bit_length()) if 2**exponent <= limit]
 
 
 class Formulas:
-    """Memory and time of candidates by the usual formulas, which need no compiler.
+    """Estimates memory and time of candidates by formulas, without compiling them.
 
-    They only decide which candidates are compiled, and in which order.
+    The estimates only decide which candidates are compiled, and in which order.
     """
 
     def __init__(self, experiment: Experiment, topology: Topology, model_flops: float):
@@ -113,7 +120,7 @@ class Formulas:
         self._places: list[Place] = [(island, place) for island in range(topology.islands) for place in inside]
 
     def problem(self, candidate: Candidate) -> str | None:
-        """Why a candidate cannot run, or would split nothing by one of its axes."""
+        """Returns why a candidate cannot run, or why one of its axes would not shard anything. None if it can run."""
         mesh, batch = candidate.mesh, self._experiment.data.batch
         ways = mesh.slices * mesh.data * mesh.fsdp
         if batch % (ways * candidate.micro):
@@ -130,13 +137,14 @@ class Formulas:
         return None
 
     def state_bytes(self, candidate: Candidate) -> float:
-        """Bytes of the parameters and the optimizer's state of a device, exact for the former."""
+        """Returns the bytes of parameters and optimizer state per device. The bytes of the parameters are exact."""
         return self._elements(candidate.mesh, ("fsdp", "tensor")) * GRADIENT * (1 + self._optimizer)
 
     def activation_bytes(self, candidate: Candidate) -> float:
-        """Bytes of a device that the activations kept for the backward pass take at least.
+        """Returns a lower bound of the bytes per device of activations that are stored for the backward pass.
 
-        With `full` the input of each block is kept; otherwise also what the products of attention and MLP return.
+        With `full`, the input of each block is stored. Otherwise the outputs of the matrix products of attention and
+        MLP are stored too.
         """
         split, row = candidate.mesh.tensor, self._experiment.data.task.row
         tokens = min([row[name].capacity for name in ("tokens", "inputs") if name in row], default=0) or self._in_row
@@ -151,11 +159,11 @@ class Formulas:
         return total * self._rows(candidate) / candidate.micro
 
     def roofline(self, candidate: Candidate) -> Roofline:
-        """The time of a step; that of the device's memory is not estimated."""
+        """Returns the estimated times of a step. Memory traffic is not estimated: its time is 0."""
         mesh, chip = candidate.mesh, self._topology.chip
         gathered = COMPUTE * self._elements(mesh, ("tensor",))
         kept = GRADIENT * self._elements(mesh, ("fsdp", "tensor"))
-        # Gathered forward and backward, and the gradients reduced.
+        # Parameters are gathered in the forward and in the backward pass, and gradients are reduced.
         sent = {"fsdp": 3 * gathered * candidate.micro, "data": 2 * kept * candidate.micro}
         sent["slices"] = sent["data"]
         sent["tensor"] = 2 * self._activations(candidate)
@@ -168,7 +176,7 @@ class Formulas:
         return Roofline(operations / PEAK_FLOPS[chip.kind], 0.0, fast, slow)
 
     def _elements(self, mesh: sharding.Mesh, axes: tuple[str, ...]) -> float:
-        """Elements of the parameters that a device has if only these axes split them."""
+        """Returns the number of parameter elements per device if parameters are only sharded over these mesh axes."""
         sizes = {name: getattr(mesh, name) if name in axes else 1 for name in sharding.AXIS_NAMES}
         abstract = AbstractMesh(tuple(sizes.values()), tuple(sizes))
         total = 0.0
@@ -180,23 +188,23 @@ class Formulas:
         return total
 
     def _activations(self, candidate: Candidate) -> float:
-        """Bytes of the activations of a device that are summed over the axis `tensor` in a step."""
-        layers = 6 if candidate.remat == "full" else 4  # Two for each pass of a block.
+        """Returns the bytes of activations per device that a step sums over the mesh axis `tensor`."""
+        layers = 6 if candidate.remat == "full" else 4  # Two sums per pass: forward, backward and recomputation.
         stacks = self._experiment.model.stacks().values()
         width = sum(stack.width * stack.depth for stack in stacks)
         return layers * COMPUTE * self._rows(candidate) * self._in_row * width
 
     @property
     def _in_row(self) -> int:
-        """Tokens of a row, or patches of an image."""
+        """Number of tokens per row, or of patches per image."""
         return max(self._experiment.data.task.unit[1], getattr(self._experiment.model, "patches", 0))
 
     def _rows(self, candidate: Candidate) -> float:
-        """Rows of a batch that a device has."""
+        """Returns the number of batch rows per device."""
         return self._experiment.data.batch / (candidate.mesh.slices * candidate.mesh.data * candidate.mesh.fsdp)
 
     def _group(self, mesh: sharding.Mesh, axis: str) -> list[Place]:
-        """The places of the devices of one group along an axis, if devices are laid out in order."""
+        """Returns the places of one group of devices along a mesh axis if the devices of the mesh are in order."""
         sizes: Mapping[str, int] = mesh.sizes(self._topology.size)
         numbers = np.arange(self._topology.size).reshape(tuple(sizes.values()))
         first = np.moveaxis(numbers, list(sizes).index(axis), -1).reshape(-1, sizes[axis])[0]

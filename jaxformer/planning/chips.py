@@ -1,8 +1,8 @@
-"""The chips that can be planned for, with the figures that their makers publish.
+"""Published specifications of the chips that planning supports: memory, bandwidths and networks.
 
-Google's figures are from the pages v4, v5e, v5p, v6e and tpu7x of https://docs.cloud.google.com/tpu/docs, NVIDIA's from
-the data sheets h100, h200 and dgx-b200 of https://www.nvidia.com/en-us/data-center. Where a maker publishes the sum of
-both directions of a network, this table has half of it: the bytes that a device sends.
+The figures of TPUs are from the pages v4, v5e, v5p, v6e and tpu7x of https://docs.cloud.google.com/tpu/docs. The
+figures of GPUs are from the data sheets h100, h200 and dgx-b200 of https://www.nvidia.com/en-us/data-center. Network
+bandwidths count only the bytes that a device sends: half of a published figure that adds both directions.
 """
 
 import dataclasses
@@ -11,55 +11,55 @@ from typing import Literal
 GB = 1e9
 GIB = 2**30
 GBIT = 1e9 / 8
-"""Bytes in a gigabit, the unit of network cards."""
+"""Number of bytes in a gigabit, the unit of network card speeds."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One device as JAX counts them, which is half a chip of TPU7x and of TPU v3 and older."""
+    """Specification of one JAX device. On TPU7x, a JAX device is half of a chip."""
 
     name: str
-    """The first part of a topology's name."""
+    """Name of the chip in topology names, such as `v5p` in `v5p:4x4x4`."""
     kind: str
-    """How JAX's `device_kind` begins: the key of `utilization.PEAK_FLOPS`."""
+    """Prefix of `jax.Device.device_kind`, which is also the key in `utilization.PEAK_FLOPS`."""
     platform: Literal["tpu", "gpu"]
     memory: float
-    """Bytes of device memory; a TPU's compiler keeps some of them for itself."""
+    """Size of the device memory in bytes. On TPUs the compiler reserves a part of it."""
     bandwidth: float
-    """Bytes a second between this memory and the chip."""
+    """Bandwidth of the device memory in bytes per second."""
     links: float
-    """Bytes a second that the device sends over the fast network, all its links together: ICI or NVLink."""
+    """Bytes per second that the device can send over all its links of the fast network (ICI or NVLink) together."""
     network: float
-    """Bytes a second that the device sends over the slow network: between slices (DCN) or nodes (InfiniBand)."""
+    """Bytes per second that the device can send over the slow network: between slices (DCN) or nodes (InfiniBand)."""
     devices: int = 1
-    """Devices of a chip."""
+    """Number of JAX devices per chip."""
     dimensions: int = 1
-    """Dimensions of the fast network: 2 or 3 of a torus; 1 where every device reaches every other one at full speed."""
+    """Number of dimensions of the fast network: 2 or 3 for a torus, 1 if all devices are connected at full speed."""
     island: int = 0
-    """Devices of a node; 0 where a topology's shape says how many a slice has."""
+    """Number of GPUs per node. 0 for TPUs, whose topology name gives the shape of a slice."""
 
     @property
     def networks(self) -> tuple[str, str]:
-        """The names of the fast and of the slow network."""
+        """Names of the fast and the slow network."""
         return ("ICI", "DCN") if self.platform == "tpu" else ("NVLink", "InfiniBand")
 
 
 CHIPS = {
     chip.name: chip
     for chip in (
-        # The page of v4 states no bandwidth of its links: six of 50 GB/s (Jouppi et al. 2023, "TPU v4", table 4), and
-        # none of the data center's network; that of v5p is assumed.
+        # The page of v4 does not give bandwidths. It has six links of 50 GB/s (Jouppi et al. 2023, "TPU v4", table 4).
+        # For the data center network, the bandwidth of v5p is assumed.
         Chip("v4", "TPU v4", "tpu", 32 * GIB, 1200 * GB, 300 * GB, 50 * GBIT, dimensions=3),
-        # 6.4 Tbit/s of network for a pod of 256 chips.
+        # A pod of 256 chips has a network bandwidth of 6.4 Tbit/s.
         Chip("v5e", "TPU v5 lite", "tpu", 16 * GIB, 819 * GB, 200 * GB, 25 * GBIT, dimensions=2),
         Chip("v5p", "TPU v5", "tpu", 95 * GIB, 2765 * GB, 600 * GB, 50 * GBIT, dimensions=3),
         Chip("v6e", "TPU v6 lite", "tpu", 32 * GIB, 1638 * GB, 400 * GB, 100 * GBIT, dimensions=2),
-        # Each of a chip's two devices has half of its memory and cores; both share its links.
+        # Each of the two devices of a chip has half of its memory and cores. They share the links.
         Chip("tpu7x", "TPU7x", "tpu", 96 * GIB, 3690 * GB, 300 * GB, 50 * GBIT, devices=2, dimensions=3),
-        # Memory as CUDA reports it; one ConnectX-7 of 400 Gbit/s a GPU, as in NVIDIA's DGX.
+        # Memory sizes are those that CUDA reports. As in NVIDIA DGX, each GPU has a 400 Gbit/s ConnectX-7 card.
         Chip("h100", "NVIDIA H100", "gpu", 84_978_434_048, 3350 * GB, 450 * GB, 400 * GBIT, island=8),
         Chip("h200", "NVIDIA H200", "gpu", 151_397_597_184, 4800 * GB, 450 * GB, 400 * GBIT, island=8),
         Chip("b200", "NVIDIA B200", "gpu", 191_514_411_008, 8000 * GB, 900 * GB, 400 * GBIT, island=8),
     )
 }
-"""All chips by name."""
+"""Maps names to chips."""

@@ -14,7 +14,7 @@ from jaxformer.planning.search import COMPILED, search_plans
 from jaxformer.planning.search_report import print_search, search_json
 
 WIDTH = 180
-"""Columns of tables where the output is not a terminal."""
+"""Width of tables in characters if the output is not a terminal."""
 USAGE = "jaxformer plan CONFIG --topology v5p:4x4x4 [--field value ...]"
 EPILOG = (
     "Topologies: v4, v5e, v5p, v6e and tpu7x with the shape of a slice, such as v5p:4x4x4, or 2xv5e:16x16 for two "
@@ -24,7 +24,7 @@ EPILOG = (
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse with errors of one line."""
+    """Argument parser that reports an error on one line."""
 
     def error(self, message: str):
         raise InputError(f"plan: {message}")
@@ -46,10 +46,13 @@ def _parser() -> _Parser:
 
 
 def run(arguments: list[str]) -> None:
-    """Plans the experiment of a config file, and prints the plan.
+    """Runs `jaxformer plan`: plans the experiment of a config file and prints the plan or the search.
+
+    Args:
+      arguments: command line arguments after `plan`.
 
     Raises:
-      InputError: something about the arguments is wrong.
+      InputError: If an argument is wrong, or planning fails (see `plans.plan` and `search_plans`).
     """
     parser = _parser()
     if arguments in (["-h"], ["--help"]):
@@ -62,7 +65,7 @@ def run(arguments: list[str]) -> None:
     if options.price is not None and not options.price > 0:
         raise InputError(f"--price {options.price:g}: expected the price of one device for an hour, above 0")
     classes.allow(*options.allow)
-    # A program is only compiled here: devices of this machine, if there are any, are left alone.
+    # Planning only compiles programs, so it does not occupy the devices of this machine.
     jax.config.update("jax_platforms", "cpu")
     compiling.prepare()
     topology = topologies.parse(options.topology)

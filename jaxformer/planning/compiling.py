@@ -17,30 +17,30 @@ from jaxformer.planning.targets import target_config
 from jaxformer.planning.topologies import Place, Topology
 
 COMPILERS = {"tpu": ("libtpu",), "gpu": ("jax_cuda12_plugin", "jax_cuda13_plugin")}
-"""The packages, one of which has the compiler of a platform."""
+"""Packages that contain the compiler of each platform. One of them must be installed."""
 VARIABLES = {
-    # Without these libtpu asks the network which TPU this is, and one process at a time may use it.
+    # Otherwise libtpu asks a metadata server for the TPU type, and allows only one process at a time.
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    # Without this JAX does not register the compiler for GPUs where there is none.
+    # Otherwise JAX does not register the GPU compiler on a machine without a GPU.
     "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",
-    # Compilers log that they are slow; their errors are exceptions too.
+    # Hides log messages about slow compilation. Errors are still raised as exceptions.
     "TF_CPP_MIN_LOG_LEVEL": "3",
 }
-"""Environment variables that are set where they are not, before JAX looks for devices."""
-# Without a GPU nothing can be tuned, and Triton finds no tiles for some products.
+"""Environment variables that `prepare` sets unless they are set already."""
+# Without a GPU there is no autotuning, and Triton does not find tile sizes for some matrix products.
 OPTIONS: dict[str, dict[str, str | bool]] = {"gpu": {"xla_gpu_enable_triton_gemm": False}, "tpu": {}}
-"""Options of the compiler of each platform."""
+"""Compiler options of each platform."""
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 class DoesNotFit(Exception):
-    """The compiler found that a program needs more memory than a device has.
+    """Raised if the compiler finds that a program needs more memory than a device has.
 
     Args:
-      needed: bytes that it needs, as far as the compiler says; 0 if it does not.
-      available: bytes that there are.
+      needed: number of bytes that the program needs; 0 if the compiler does not report it.
+      available: number of bytes that are available.
     """
 
     def __init__(self, needed: float, available: float):
@@ -50,23 +50,26 @@ class DoesNotFit(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """A program that has been compiled."""
+    """Compiled program with its memory use and compile time."""
 
     program: Program
     peak: float
-    """The most bytes of a device's memory that it uses at a time, its arguments among them."""
+    """Peak memory use in bytes per device, including the arguments of the program."""
     seconds: float
-    """How long the compiler took."""
+    """Compile time in seconds."""
 
 
 def prepare() -> None:
-    """Makes compilers for devices that are not attached available; to be called before JAX looks for devices."""
+    """Sets the environment variables that compilers need on a machine without the target devices.
+
+    Must be called before JAX initialises its devices.
+    """
     for variable, value in VARIABLES.items():
         os.environ.setdefault(variable, value)
 
 
 def check_compiler(topology: Topology) -> None:
-    """Raises InputError where no compiler for the topology is installed."""
+    """Raises InputError if no compiler for the topology is installed."""
     packages = COMPILERS[topology.chip.platform]
     if not any(map(importlib.util.find_spec, packages)):
         raise InputError(
@@ -76,10 +79,10 @@ def check_compiler(topology: Topology) -> None:
 
 
 def devices(topology: Topology) -> Sequence[Any]:
-    """The devices of a topology, as JAX describes them; programs can be compiled for them, not run.
+    """Returns JAX device descriptions of a topology. Programs can be compiled for them, but cannot run on them.
 
     Raises:
-      InputError: the compiler is not installed, or does not know the topology.
+      InputError: If the compiler is not installed, or does not support the topology.
     """
     check_compiler(topology)
     platform = {"gpu": "cuda", "tpu": "tpu"}[topology.chip.platform]
@@ -96,7 +99,7 @@ def devices(topology: Topology) -> Sequence[Any]:
 
 
 def _description(topology: Topology) -> dict[str, Any]:
-    """The arguments by which a platform's compiler knows a topology."""
+    """Returns the arguments of `get_topology_desc` that describe the topology to the compiler of its platform."""
     chip, shape = topology.chip, "x".join(map(str, topology.shape))
     if chip.platform == "gpu":
         target = target_config(chip.name)
@@ -106,13 +109,13 @@ def _description(topology: Topology) -> dict[str, Any]:
         options["num_slices"] = topology.islands
     if topology.shape == (1, 1):
         options["chips_per_host_bounds"] = [1, 1, 1]
-    if chip.name == "v4":  # The two cores of a chip as one device, as on Google Cloud.
+    if chip.name == "v4":  # As on Google Cloud, the two cores of a chip are one device.
         options["chip_config_name"] = "megacore"
     return options
 
 
 def place(topology: Topology, device: Any) -> Place:
-    """Where a device is: its slice or node, and its coordinates there."""
+    """Returns the place of a device: the index of its slice or node, and its coordinates there."""
     if topology.chip.platform == "gpu":
         island, number = divmod(device.id, topology.shape[0])
         return island, (number,)
@@ -123,7 +126,8 @@ def compile_for(topology: Topology, lowered: jax.stages.Lowered) -> Compiled:
     """Compiles a program that was lowered for devices of a topology.
 
     Raises:
-      DoesNotFit: the compiler says that it needs more memory than a device has. That for GPUs never does.
+      DoesNotFit: If the compiler reports that the program needs more memory than a device has. Only the TPU compiler
+        reports this.
     """
     began = time.monotonic()
     try:
@@ -137,7 +141,10 @@ def compile_for(topology: Topology, lowered: jax.stages.Lowered) -> Compiled:
 
 
 def memory_of(message: str, capacity: float) -> tuple[float, float]:
-    """The bytes needed and available of a compiler's message, such as "Used 20.4G of 15.75G hbm"."""
+    """Extracts the needed and the available bytes from a compiler message, such as "Used 20.4G of 15.75G hbm".
+
+    If the message does not contain them, returns 0 and `capacity`.
+    """
     found = [
         float(number) * UNITS[unit]
         for number, unit in re.findall(r"(\d+(?:\.\d+)?)([KMGT]?)\b(?: hbm|\)|,| of)", message)

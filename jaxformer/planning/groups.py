@@ -1,4 +1,4 @@
-"""The groups of devices of a collective, in each of the forms in which XLA writes them."""
+"""Parses the device groups of a collective in each notation that XLA uses."""
 
 import math
 import re
@@ -14,15 +14,15 @@ TILES = re.compile(r"\[([\d,]+)\](?:<=\[([\d,]+)\])?(?:T\(([\d,]+)\))?")
 
 
 def of(attributes: str, devices: int) -> np.ndarray:
-    """The groups of a collective.
+    """Returns the device groups of a collective.
 
     Args:
-      attributes: of its instruction.
+      attributes: text of the attributes of its instruction.
       devices: number of devices of the program.
 
     Returns:
-      int [groups, devices of a group]: places of devices in the program's assignment; of a permutation, pairs of a
-      source and a target.
+      Positions in the device assignment of the program, int [groups, devices per group]. For a permutation, each group
+      is a pair of source and target.
     """
     if found := PAIRS.search(attributes):
         return _lists(found[1])
@@ -44,7 +44,10 @@ def _lists(text: str) -> np.ndarray:
 
 
 def _tiles(text: str, devices: int) -> np.ndarray:
-    """Numbers from 0 in order, reshaped and transposed: `[16,4]<=[4,16]T(1,0)`, or `[4,16]T(1,0)` as given."""
+    """Parses `[16,4]<=[4,16]T(1,0)`: the numbers 0 to 63 with shape [4, 16], transposed, then reshaped to [16, 4].
+
+    The form `[4,16]T(1,0)` omits the last reshape.
+    """
     found = TILES.search(text)
     if found is None:
         return np.arange(devices).reshape(1, devices)
@@ -56,13 +59,13 @@ def _tiles(text: str, devices: int) -> np.ndarray:
 
 
 def _mesh(axes: str, ids: str | None, used: str) -> np.ndarray:
-    """The devices along some axes of a mesh, or along parts of them: `mesh['a'=2,'b'=4] {'a','b':(2)2}`."""
+    """Parses groups along mesh axes, or along parts of axes, such as `mesh['a'=2,'b'=4] {'a','b':(2)2}`."""
     sizes = {name: int(size) for name, size, _, _ in AXIS.findall(axes)}
     devices = math.prod(sizes.values())
     numbers = np.arange(devices)
     if ids:
         numbers = (_tiles(ids, devices) if "[" in ids else np.array(_numbers(ids))).reshape(-1)
-    # A part (p)s of an axis: the axis is p × s × the rest, and the part is the one of size s.
+    # `'b':(p)s` is a part of an axis: the axis is split into p × s × rest, and s is the part that groups extend along.
     parts = {name: (int(before or 1), int(size or sizes[name])) for name, _, before, size in AXIS.findall(used)}
     shape, grouped = [], []
     for name, size in sizes.items():

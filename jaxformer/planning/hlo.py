@@ -1,7 +1,7 @@
-"""Reads the text of a compiled program: its computations, and how often each of them runs.
+"""Parses the HLO text of a compiled program: its computations, and how often each of them runs.
 
-Only what planning needs is read. The text is that of `jax.stages.Compiled.as_text()`, after the compiler has split the
-program over devices, so that shapes are those of one device.
+Parses only what planning needs. The text comes from `jax.stages.Compiled.as_text()`. At this point the compiler has
+partitioned the program, so all shapes are per device.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 BITS = {"pred": 8, "token": 0, "opaque": 0}
-"""Bits of an element of the types that do not say so by their name."""
+"""Bits per element of the types whose name does not contain it."""
 ARRAY = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\](?:\{([^}]*)\})?")
 INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.-]+) = (.*)")
 HEADER = re.compile(r"(ENTRY )?%?([\w.-]+) \(.*\{$")
@@ -19,59 +19,59 @@ BRANCHES = re.compile(r"(?:true|false)_computation=%?([\w.-]+)")
 TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 COMMENT = re.compile(r"/\*.*?\*/")
 FOLLOWED = ("copy", "bitcast", "convert", "copy-done", "copy-start")
-"""Operations whose result is their operand's value."""
+"""Operations that return the value of their operand. `Program.trips` looks through them for constants."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One instruction of a computation."""
+    """One HLO instruction of a computation."""
 
     name: str
     type: str
-    """Type and layout of its result, as written."""
+    """Type and layout of the result, as HLO text such as `bf16[4,8]{1,0}`."""
     opcode: str
     operands: tuple[str, ...]
-    """The names of its operands; the value of a constant, the number of a parameter."""
+    """Names of the operands. For a constant, its value; for a parameter, its number."""
     attributes: str
-    """The text after the operands."""
+    """Text after the operands."""
 
     @functools.cached_property
     def called(self) -> tuple[str, ...]:
-        """The computations that it calls, except the condition of a loop."""
+        """Names of the computations that the instruction calls, except for the condition of a loop."""
         found = [name for several, one in CALLED.findall(self.attributes) for name in (several or one).split(",")]
         return tuple(name.strip().lstrip("%") for name in found) + tuple(BRANCHES.findall(self.attributes))
 
     def attribute(self, pattern: str) -> str | None:
-        """The first group of the first match in its attributes."""
+        """Returns the first group of the first match of a regular expression in the attributes, or None."""
         found = re.search(pattern, self.attributes)
         return found[1] if found else None
 
 
 @dataclasses.dataclass(frozen=True)
 class Computation:
-    """The instructions of a computation by name, in order; the last one is its result."""
+    """A named computation: its instructions by name, in order. The last instruction is the result."""
 
     name: str
     instructions: Mapping[str, Instruction]
 
     @property
     def root(self) -> Instruction:
-        """The instruction whose value is the computation's."""
+        """Instruction whose value is the result of the computation."""
         return list(self.instructions.values())[-1]
 
     @functools.cached_property
     def parameters(self) -> dict[int, str]:
-        """The names of its parameters by number."""
+        """Maps parameter numbers to the names of the parameter instructions."""
         found = self.instructions.values()
         return {int(one.operands[0]): one.name for one in found if one.opcode == "parameter"}
 
 
 def array_bytes(text: str, memory: bool = False) -> float:
-    """The bytes of the arrays of a type as written.
+    """Returns the total size in bytes of the arrays of an HLO type.
 
     Args:
-      text: such as `bf16[4,2048]{1,0:T(8,128)(2,1)S(1)}`, or a tuple of such types.
-      memory: whether to leave out arrays in the small memory on the chip, `S(1)`.
+      text: HLO type, such as `bf16[4,2048]{1,0:T(8,128)(2,1)S(1)}`, or a tuple of types.
+      memory: whether to count only arrays in device memory. Arrays in on-chip memory are marked `S(1)`.
     """
     total = 0.0
     for dtype, sizes, layout in ARRAY.findall(text):
@@ -94,14 +94,14 @@ def _bits(dtype: str) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A compiled program."""
+    """HLO of a compiled program: its computations by name, and the name of the computation at which it starts."""
 
     computations: Mapping[str, Computation]
     entry: str
 
     @classmethod
     def parse(cls, text: str) -> "Program":
-        """Reads the text of a program."""
+        """Parses the HLO text of a program."""
         computations, entry, name = {}, "", ""
         instructions: dict[str, Instruction] = {}
         for line in text.splitlines():
@@ -109,7 +109,7 @@ class Program:
                 if header := HEADER.match(line):
                     name, instructions = header[2], {}
                     entry = name if header[1] else entry
-                elif line == "}" and name:  # Strings among attributes may have lines of their own.
+                elif line == "}" and name:  # Other such lines belong to strings in attributes, which may be multi-line.
                     computations[name], name = Computation(name, instructions), ""
             elif name and (found := INSTRUCTION.match(line)):
                 instruction = _instruction(found[1], COMMENT.sub("", found[2]))
@@ -119,7 +119,7 @@ class Program:
         return cls(computations, entry)
 
     def runs(self) -> Iterator[tuple[Computation, float]]:
-        """Every computation that runs by itself, not as part of a fused instruction, and how often it does."""
+        """Yields every computation that is not part of a fusion, with the number of times that it runs per step."""
         yield from self._runs(self.entry, 1.0)
 
     def _runs(self, name: str, times: float) -> Iterator[tuple[Computation, float]]:
@@ -132,7 +132,7 @@ class Program:
                     yield from self._runs(called, inside)
 
     def unknown_loops(self) -> int:
-        """The number of loops whose trip count is not known; they are counted once."""
+        """Returns the number of loops with an unknown trip count. Their bodies are counted once."""
         return sum(
             instruction.opcode == "while" and self.trips(computation, instruction) is None
             for computation, _ in self.runs()
@@ -140,10 +140,10 @@ class Program:
         )
 
     def trips(self, computation: Computation, loop: Instruction) -> int | None:
-        """How often a loop's body runs; None if it is not known.
+        """Returns the trip count of a loop; None if it is not known.
 
-        Compilers for CPU and GPU say so. That for TPU does not, and the loop's condition is read instead: loops of
-        JAX count from 0 by 1 to a constant.
+        The CPU and GPU compilers write it into the HLO text. The TPU compiler does not, so it is taken from the loop's
+        condition: loops of JAX count from 0 to a constant.
         """
         if found := TRIPS.search(loop.attributes):
             return int(found[1])
@@ -152,7 +152,13 @@ class Program:
         return self._limit(condition, before, computation)
 
     def _limit(self, condition: Computation, before: Instruction | None, outside: Computation) -> int | None:
-        """The constant that a condition compares with."""
+        """Returns the constant to which a loop condition compares its counter; None if the condition has another form.
+
+        Args:
+          condition: computation of the condition.
+          before: initial state of the loop, a tuple instruction.
+          outside: computation that contains the loop.
+        """
         compare, values = condition.root, dict[str, int | None]()
         operands = list(compare.operands)
         inner = condition
@@ -174,7 +180,9 @@ class Program:
     def _constant(
         self, computation: Computation, name: str, before: Instruction | None, outside: Computation
     ) -> int | None:
-        """The value of an integer constant, which may have come into a loop in the tuple of its state."""
+        """Returns the value of an integer constant, which may be part of the initial state of a loop. None if the named
+        instruction is not a constant.
+        """
         instruction = computation.instructions.get(name)
         while instruction is not None and instruction.opcode in FOLLOWED:
             instruction = computation.instructions.get(instruction.operands[0])
@@ -192,7 +200,7 @@ class Program:
 
 
 def _instruction(name: str, rest: str) -> Instruction:
-    """An instruction of what follows its name: `TYPE OPCODE(OPERANDS), ATTRIBUTES`."""
+    """Parses the part of an instruction after its name: `TYPE OPCODE(OPERANDS), ATTRIBUTES`."""
     end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
     opening = rest.index("(", end)
     closing = _closing(rest, opening)
@@ -202,7 +210,7 @@ def _instruction(name: str, rest: str) -> Instruction:
 
 
 def _split(text: str) -> list[str]:
-    """The parts of a list with commas, those in brackets aside."""
+    """Splits a list at its commas, except for commas in brackets."""
     if "[" not in text and "{" not in text and "(" not in text:
         return [part for part in text.split(",") if part.strip()]
     parts, depth, start = [], 0, 0
@@ -215,7 +223,7 @@ def _split(text: str) -> list[str]:
 
 
 def _closing(text: str, opening: int) -> int:
-    """The place of the parenthesis that closes the one at `opening`."""
+    """Returns the index of the parenthesis that closes the one at index `opening`."""
     depth = 0
     for found in re.finditer(r"[()]", text[opening:]):
         depth += 1 if found[0] == "(" else -1

@@ -1,4 +1,4 @@
-"""Floating-point operations of the matrix products of a traced function, loops and recomputation included."""
+"""Counts the FLOPs of the matrix products of a traced function, including loops and recomputation."""
 
 import math
 from collections.abc import Mapping
@@ -8,14 +8,15 @@ import jax
 from jax.extend import core
 
 FLASH = "dot_product_attention"
-"""The prefix of the names of cuDNN's attention."""
+"""Name prefix of the cuDNN attention primitives."""
 
 
 def count(traced: jax.stages.Traced) -> float:
-    """The operations of all devices together: 2 for each multiplication of a product.
+    """Returns the FLOPs of all devices together: 2 for each multiplication in a matrix product.
 
-    Compilers count the body of a loop once and kernels not at all, so the traced program is counted instead: before it
-    is split over devices, with what rematerialisation computes again. Of a choice, the branch with more is taken.
+    XLA's own cost analysis counts the body of a loop only once, and does not count kernels. So the traced program is
+    counted, before it is partitioned. It includes the operations that rematerialisation repeats. For a conditional, the
+    branch with the most operations is counted.
     """
     return _of(traced.jaxpr.jaxpr)
 
@@ -45,10 +46,10 @@ def _of_equation(equation: core.JaxprEqn) -> float:
 
 
 def _times(name: str, params: Mapping[str, Any]) -> float:
-    """How often an equation runs what is inside it."""
+    """Returns how often an equation runs its inner jaxpr."""
     if name == "scan":
         return params["length"]
-    if name == "shard_map":  # Its inside is what each device does.
+    if name == "shard_map":  # The inner jaxpr is the program of one device.
         return params["mesh"].size
     if name == "pallas_call":
         return math.prod(int(size) for size in params["grid_mapping"].grid)
@@ -74,18 +75,21 @@ def _product(equation: core.JaxprEqn) -> float:
 
 
 def _grouped(equation: core.JaxprEqn) -> float:
-    """Products of groups of rows with a matrix for each group; each row is in one of them."""
+    """Returns the FLOPs of a grouped matrix product, in which each group of rows has its own matrix."""
     numbers = equation.params["ragged_dot_dimension_numbers"]
     (contracted, _), _ = numbers.dot_dimension_numbers
     left, right = (equation.invars[number].aval.shape for number in (0, 1))  # type: ignore[attr-defined]
     size = math.prod(left[axis] for axis in contracted)
-    if set(numbers.lhs_ragged_dimensions) & set(contracted):  # The gradient of the matrices.
+    if set(numbers.lhs_ragged_dimensions) & set(contracted):  # The gradient with respect to the matrices.
         return 2.0 * math.prod(left) * math.prod(right) / size
     return 2.0 * math.prod(equation.outvars[0].aval.shape) * size  # type: ignore[attr-defined]
 
 
 def _attention(equation: core.JaxprEqn, name: str) -> float:
-    """Attention by a kernel, of queries and keys [b, t, h, k]: two products forward, five backward."""
+    """Returns the FLOPs of cuDNN attention with queries and keys [b, t, h, k].
+
+    The forward pass has two matrix products, and the backward pass five.
+    """
     rows, queries, heads, size = equation.invars[0].aval.shape  # type: ignore[attr-defined]
     keys = equation.invars[1].aval.shape[1]  # type: ignore[attr-defined]
     return (10.0 if "bwd" in name else 4.0) * rows * heads * queries * keys * size

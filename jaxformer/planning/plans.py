@@ -1,4 +1,4 @@
-"""Plans an experiment: compiles its step for hardware that is not attached, and derives memory, traffic and time."""
+"""Plans an experiment: compiles its step for hardware that is not attached, and computes memory, traffic and time."""
 
 import dataclasses
 import os
@@ -24,81 +24,81 @@ from jaxformer.training.state import abstract_batch, abstract_state, check_axes,
 from jaxformer.training.utilization import PEAK_FLOPS
 
 PREALLOCATED = 0.75
-"""The share of a GPU's memory that JAX takes, unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise."""
+"""Fraction of GPU memory that JAX allocates by default (XLA_PYTHON_CLIENT_MEM_FRACTION)."""
 MOST = 0.92
-"""The share that can be asked for: the rest is CUDA's own, cuDNN's and NCCL's."""
+"""Largest fraction of GPU memory that JAX can allocate. CUDA, cuDNN and NCCL need the rest."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes of one device's memory."""
+    """Memory use of a step on one device, in bytes."""
 
     capacity: float
-    """The size of the memory."""
+    """Size of the device memory."""
     usable: float
-    """The part of it that a program can use."""
+    """Part of the device memory that a program can use."""
     params: float
-    """Parameters."""
+    """Bytes of the parameters."""
     optimizer: float
-    """The optimizer's state, and the moving average of the parameters where there is one."""
+    """Bytes of the optimizer state, and of the moving average of the parameters if there is one."""
     batch: float
-    """The rows of a batch."""
+    """Bytes of the batch."""
     peak: float
-    """The most that is in use at a time; where the compiler refuses the program, what it says that it needs, or 0."""
+    """Peak memory use. If the compiler rejects the program, the size that it reports as needed, or 0."""
     refused: bool = False
-    """Whether the compiler refuses the program for its memory."""
+    """Whether the compiler rejects the program because it needs too much memory."""
 
     @property
     def fits(self) -> bool:
-        """Whether the step runs."""
+        """Whether the step fits in the usable memory."""
         return not self.refused and self.peak <= self.usable
 
     @property
     def rest(self) -> float:
-        """Activations, gradients and other temporaries, and the padding of arrays."""
+        """Bytes of activations, gradients and other temporaries, including the padding of arrays."""
         return max(0.0, self.peak - self.params - self.optimizer - self.batch)
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The needs of an experiment's step on a topology: memory, communication and time."""
+    """Memory, communication and time of a training step on a topology."""
 
     experiment: Experiment
     topology: Topology
     mesh: Mapping[str, int]
-    """The size of each axis of the mesh, outermost first."""
+    """Size of each mesh axis, outermost first."""
     memory: Memory
     model_flops: float
-    """Operations of a step that the model calls for: `Model.flops` forward, and as many for each of the gradients of
-    activations and of parameters that train."""
+    """FLOPs per step without recomputation: `Model.flops` for the forward pass, as much for the gradients of
+    activations, and for the gradients of parameters as much times the fraction of parameters that train."""
     flops: float
-    """Operations of a step's matrix products as traced, with what is computed again."""
+    """FLOPs per step of the matrix products of the traced program, including recomputation."""
     collectives: tuple[Collective, ...] = ()
-    """The collectives of a step; none where the compiler refuses the program."""
+    """Collectives of a step. Empty if the compiler rejects the program."""
     memory_bytes: float = 0.0
-    """Bytes that a device reads from its memory and writes to it in a step."""
+    """Bytes per step that a device reads from and writes to its memory."""
     roofline: Roofline | None = None
-    """None where the compiler refuses the program."""
+    """Times of the parts of a step. None if the compiler rejects the program."""
     price: float | None = None
-    """The price of one device for an hour."""
+    """Price of one device per hour."""
     compiled_in: float = 0.0
-    """Seconds that the compiler took."""
+    """Compile time in seconds."""
     notes: tuple[str, ...] = ()
-    """Remarks on the figures."""
+    """Warnings about the figures."""
 
     @property
     def remat(self) -> str:
-        """The rematerialisation of the stacks."""
+        """Rematerialisation policies of the stacks."""
         return ", ".join(dict.fromkeys(stack.remat for stack in self.experiment.model.stacks().values()))
 
     @property
     def units(self) -> tuple[str, int]:
-        """The unit of speed, and how many a step has: tokens, with padding, or images."""
+        """Unit of speed (tokens or images), and the number of units per step. Tokens include padding."""
         name, in_row = self.experiment.data.task.unit
         return name, in_row * self.experiment.data.batch
 
     def utilization(self, seconds: float) -> float:
-        """The share of the chips' published speed that a step uses which takes this time (MFU)."""
+        """Returns the model FLOPs utilization (MFU) of a step that takes `seconds`, as a fraction of the peak FLOPs."""
         return self.model_flops / (seconds * self.topology.size * PEAK_FLOPS[self.topology.chip.kind])
 
 
@@ -108,19 +108,21 @@ def plan(
     overrides: Mapping[str, Any] | None = None,
     price: float | None = None,
 ) -> Plan:
-    """Plans a run: compiles its step for hardware that is not attached, and derives memory, traffic, time and cost.
+    """Plans a run: compiles its step for hardware that is not attached, and computes memory, traffic, time and cost.
 
-    Nothing runs, and no data is read. The times are a roofline: published speeds, which no program reaches.
+    Does not run the step or read data. The times are lower bounds from published speeds, which real programs do not
+    reach.
 
     Args:
-      experiment: what is trained, or a config file, as `load` takes it.
-      topology: such as `v5p:4x4x4`, `2xv5e:16x16` or `h100:64`.
+      experiment: experiment, or the path of a config file (see `load`).
+      topology: name of a topology, such as `v5p:4x4x4`, `2xv5e:16x16` or `h100:64`.
       overrides: fields of the experiment to replace, by dotted path.
-      price: of one device for an hour.
+      price: price of one device per hour.
 
     Raises:
-      InputError: there is no such topology, the experiment's mesh does not fill it, an axis is larger than what it
-        splits, the batch does not divide, or the compiler is not installed.
+      InputError: If the topology does not exist, the mesh of the experiment does not use all its devices, a mesh axis
+        is larger than the array axis that it shards, the batch is not divisible by the mesh, or the compiler is not
+        installed.
     """
     compiling.prepare()
     if not isinstance(experiment, Experiment):
@@ -134,10 +136,13 @@ def plan(
 
 
 def check(experiment: Experiment, topology: Topology) -> AbstractMesh:
-    """The experiment's mesh on a topology, without devices; needs no compiler.
+    """Checks that an experiment can run on a topology. Does not need the compiler.
+
+    Returns:
+      The abstract mesh of the experiment.
 
     Raises:
-      InputError: they do not fit each other.
+      InputError: If the mesh, the batch or the objective of the experiment does not fit.
     """
     check_vocabulary(experiment)
     sizes = experiment.mesh.sizes(topology.size)
@@ -163,13 +168,13 @@ def check(experiment: Experiment, topology: Topology) -> AbstractMesh:
 
 
 def check_vocabulary(experiment: Experiment) -> None:
-    """Raises InputError where the experiment leaves the size of a vocabulary to its tokenizer."""
+    """Raises InputError if the vocabulary size of the experiment depends on a tokenizer that is still to be trained."""
     if missing := config.open_vocabularies(experiment):
         raise InputError(f"{missing[0]}: only the tokenizer's training decides it; expected --{missing[0]} SIZE")
 
 
 def compiled_plan(experiment: Experiment, topology: Topology, price: float | None = None) -> Plan:
-    """The plan of an experiment that `check` accepts."""
+    """Compiles the step and returns the plan of an experiment that has passed `check`."""
     devices = compiling.devices(topology)
     mesh = sharding.make_mesh(experiment.mesh, devices)
     with phase("tracing the step"):
@@ -206,7 +211,7 @@ def _with_program(base: Plan, compiled: Compiled, mesh: jax.sharding.Mesh) -> Pl
 
 
 def state_memory(experiment: Experiment, topology: Topology, mesh: jax.sharding.Mesh) -> Memory:
-    """The memory that the state and a batch take; the peak is not known yet."""
+    """Returns the memory use of the state and a batch. The peak is 0, because it is known only after compilation."""
     state, chip = abstract_state(experiment, mesh), topology.chip
     usable = chip.memory * (MOST if chip.platform == "gpu" else 1.0)
     params = device_bytes(state.params)
@@ -215,14 +220,14 @@ def state_memory(experiment: Experiment, topology: Topology, mesh: jax.sharding.
 
 
 def device_bytes(tree: Any) -> float:
-    """Bytes that one device has of the arrays of a tree, which may be abstract."""
+    """Returns the bytes per device of the arrays of a tree, which may be abstract."""
     return sum(
         float(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)
     )
 
 
 def model_flops(experiment: Experiment, mesh: jax.sharding.Mesh) -> float:
-    """Operations of a step, by the model's own count of a forward pass; dropout and the optimizer are not counted."""
+    """Returns the FLOPs per step (see `Plan.model_flops`), without dropout and the optimizer."""
     batch, specs = abstract_batch(experiment, mesh), experiment.model.inputs()
     sizes: dict[str, int] = {}
     for name, array in experiment.objective.inputs(batch).items():

@@ -1,4 +1,4 @@
-"""Plans as text for people and as JSON for programs."""
+"""Formats plans as text or JSON."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,7 +20,7 @@ CAVEAT = (
 
 
 def print_plan(plan: Plan, console: Console) -> None:
-    """Prints a plan."""
+    """Prints a plan: its memory, collectives, times and cost."""
     name, amount = plan.units
     topology, batch = plan.topology, plan.experiment.data.batch
     parts = plan.experiment.optimizer.accumulate
@@ -52,7 +52,7 @@ def print_plan(plan: Plan, console: Console) -> None:
 
 
 def verdict(plan: Plan) -> str:
-    """Whether the step fits, in a line."""
+    """Returns one line that says whether the step fits in memory."""
     memory = plan.memory
     if memory.refused:
         needed = f"needs at least {gib(memory.peak)} of" if memory.peak else "needs more than"
@@ -66,17 +66,17 @@ def verdict(plan: Plan) -> str:
 
 
 def mesh_text(mesh: Mapping[str, int]) -> str:
-    """The axes of a mesh that split something."""
+    """Formats the mesh axes with more than one device, such as `data 2 × tensor 4`."""
     return " × ".join(f"{axis} {size}" for axis, size in mesh.items() if size > 1) or "data 1"
 
 
 def gib(size: float) -> str:
-    """Bytes as GiB, without the unit."""
+    """Formats a number of bytes in GiB, without the unit."""
     return f"{size / GIB:.2f}" if size < 10 * GIB else f"{size / GIB:.1f}"
 
 
 def bytes_text(size: float) -> str:
-    """Bytes with a unit."""
+    """Formats a number of bytes with a unit."""
     for scale, unit in ((GIB, "GiB"), (2**20, "MiB")):
         if size >= scale:
             return f"{size / scale:.2f} {unit}" if size < 10 * scale else f"{size / scale:.1f} {unit}"
@@ -84,7 +84,7 @@ def bytes_text(size: float) -> str:
 
 
 def duration_text(low: float, high: float) -> str:
-    """Two durations in days, in the unit that suits the longer one."""
+    """Formats a range of durations, given in days, in a unit that suits the longer one."""
     for scale, unit in ((1.0, "days"), (24.0, "hours")):
         if high * scale >= 1:
             return f"{span(low * scale, high * scale, ',.1f' if high * scale < 100 else ',.0f')} {unit}"
@@ -94,7 +94,7 @@ def duration_text(low: float, high: float) -> str:
 
 
 def operations_text(flops: float) -> str:
-    """Operations with a unit."""
+    """Formats a number of operations with a unit, such as `1.5 TFLOP`."""
     for scale, unit in OPERATIONS:
         if flops >= scale:
             return f"{flops / scale:,.1f} {unit}"
@@ -102,12 +102,12 @@ def operations_text(flops: float) -> str:
 
 
 def seconds_text(seconds: float) -> str:
-    """Seconds with a unit."""
+    """Formats a number of seconds in s or ms."""
     return f"{seconds:,.2f} s" if seconds >= 1 else f"{seconds * 1e3:,.3g} ms"
 
 
 def span(low: float, high: float, form: str = ",.0f") -> str:
-    """Two ends of what is expected, once where they read alike."""
+    """Formats a range as `LOW–HIGH`, or as one number if both have the same text."""
     first, last = f"{low:{form}}", f"{high:{form}}"
     return first if first == last else f"{first}–{last}"
 
@@ -148,7 +148,7 @@ def _times(plan: Plan, found: Roofline) -> list[str]:
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:
-    """A plan as JSON: bytes, operations and seconds."""
+    """Returns a plan as a JSON object, in bytes, FLOPs and seconds."""
     memory, found = plan.memory, plan.roofline
     result: dict[str, Any] = {
         "topology": topology_json(plan.topology),
@@ -195,13 +195,13 @@ def plan_json(plan: Plan) -> dict[str, Any]:
 
 
 def topology_json(topology: Topology) -> dict[str, Any]:
-    """A topology as JSON."""
+    """Returns a topology as a JSON object."""
     networks = dict(zip(("fast_network", "slow_network"), topology.chip.networks, strict=True))
     return {"name": topology.name, "chip": topology.chip.name, "devices": topology.size, **networks}
 
 
 def collectives_json(found: Sequence[traffic.Collective]) -> dict[str, dict[str, float]]:
-    """The collectives of each kind: how many, and the bytes that a device sends over each network."""
+    """Returns per kind of collective how often it runs, and how many bytes a device sends over each network."""
     kinds = traffic.by_kind(found, lambda one: one.fast + one.slow)
     return {
         kind: {

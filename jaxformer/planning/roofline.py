@@ -1,4 +1,4 @@
-"""How fast a program can be on a chip at its published speeds, if nothing else held it up."""
+"""Estimates the time of a program from the published speeds of a chip (a roofline model), and the cost of a run."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -12,51 +12,51 @@ DAY = 86_400.0
 
 @dataclasses.dataclass(frozen=True)
 class Roofline:
-    """The seconds of each part of a step, if it ran alone at the published speed.
+    """Time in seconds that each part of a step would take by itself at the published speed of the chip.
 
-    A real step is slower than `shortest`, where all parts overlap. How much they overlap is not known before a program
-    runs, so `longest` is the sum of the parts. A step may take even longer, since no part reaches its published speed.
+    `shortest` assumes that all parts overlap, and `longest` that none do. A real step may take even longer than
+    `longest`, because no part reaches its published speed.
     """
 
     products: float
-    """Matrix products, with those that rematerialisation computes again."""
+    """Time of the matrix products, including recomputation."""
     memory: float
-    """Reading and writing the device's memory."""
+    """Time to read and write device memory."""
     fast: float
-    """The network inside a slice or node."""
+    """Time to send data over the fast network, inside a slice or node."""
     slow: float
-    """The network between them."""
+    """Time to send data over the slow network, between slices or nodes."""
 
     @property
     def shortest(self) -> float:
-        """Seconds of a step in which everything overlaps."""
+        """Time of a step in which all parts overlap."""
         return max(self.products, self.memory, self.fast, self.slow)
 
     @property
     def longest(self) -> float:
-        """Seconds of a step in which nothing overlaps."""
+        """Time of a step in which no parts overlap."""
         return self.products + self.memory + self.fast + self.slow
 
     @property
     def middle(self) -> float:
-        """Seconds between the two, by which plans are ranked."""
+        """Mean of `shortest` and `longest`. Searches rank plans by it."""
         return (self.shortest + self.longest) / 2
 
     @property
     def bound(self) -> str:
-        """The field of the part that takes longest."""
+        """Name of the field with the largest time, which is the bottleneck."""
         parts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return max(parts, key=lambda name: parts[name])
 
 
 def roofline(chip: Chip, flops: float, memory: float, collectives: Iterable[Collective]) -> Roofline:
-    """The roofline of a program on one device.
+    """Returns the roofline of a program on one device.
 
     Args:
-      chip: the device.
-      flops: operations of its share of the matrix products.
-      memory: bytes that it reads and writes.
-      collectives: what it sends.
+      chip: specification of the device.
+      flops: FLOPs of the matrix products, per device.
+      memory: bytes that the device reads from and writes to its memory.
+      collectives: collectives of the program.
     """
     collectives = list(collectives)
     return Roofline(
@@ -69,22 +69,22 @@ def roofline(chip: Chip, flops: float, memory: float, collectives: Iterable[Coll
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """The time and the price of a whole run."""
+    """Time and price of a whole run."""
 
     days: float
     device_hours: float
     price: float | None
-    """In the currency of the price of a device hour; None without one."""
+    """Price of all device hours. None if the price of a device hour is not given."""
 
 
 def cost(seconds: float, steps: int, devices: int, price: float | None) -> Cost:
-    """The cost of a whole run.
+    """Returns the cost of a whole run.
 
     Args:
-      seconds: of a step.
-      steps: of the run.
-      devices: that run it.
-      price: of one device for an hour.
+      seconds: time of a step.
+      steps: number of steps.
+      devices: number of devices.
+      price: price of one device per hour.
     """
     hours = seconds * steps * devices / 3600
     return Cost(seconds * steps / DAY, hours, None if price is None else price * hours)

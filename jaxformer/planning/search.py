@@ -1,4 +1,4 @@
-"""`search_plans`: the fastest way to run an experiment on a topology, and why each other way loses."""
+"""Searches for the fastest way to run an experiment on a topology, and explains why each other way is worse."""
 
 import dataclasses
 import os
@@ -20,42 +20,43 @@ from jaxformer.planning.topologies import Topology
 from jaxformer.progress import display, phase
 
 COMPILED = 6
-"""Candidates that are compiled, unless more are asked for."""
+"""Default number of candidates to compile."""
 PARTS = ("products", "memory", "fast", "slow")
 
 
 @dataclasses.dataclass(frozen=True)
 class Ranked:
-    """A candidate with its place in the ranking."""
+    """A candidate in the ranking, with the reason for its position."""
 
     candidate: Candidate
     estimate: Roofline | None
-    """By the compiled program if there is one, else by formulas; None if the candidate cannot run."""
+    """Times of a step, from the compiled program if there is one, otherwise from formulas. None if the candidate cannot
+    run."""
     plan: Plan | None
-    """None if it was not compiled."""
+    """Plan of the candidate. None if it was not compiled."""
     loses: str = ""
-    """Why it is not the best one; empty for the best."""
+    """Reason why this is not the best candidate. Empty for the best candidate."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """The ranking of all ways to run an experiment."""
+    """Result of a search: the ranking of all candidates."""
 
     experiment: Experiment
     topology: Topology
     ranking: tuple[Ranked, ...]
-    """The best first; then those that were compiled and fit, by time, those that formulas say are slower, and those
-    that do not fit or cannot run."""
+    """Candidates that were compiled and fit, fastest first; then those that were not compiled; then those that do not
+    fit or cannot run."""
 
     @property
     def best(self) -> Ranked | None:
-        """The best one; None if nothing that was compiled fits."""
+        """Best candidate. None if no compiled candidate fits."""
         first = self.ranking[0]
         return first if first.plan is not None and first.plan.memory.fits else None
 
     @property
     def flags(self) -> str:
-        """The flags of `jaxformer train` for the best one."""
+        """Flags of `jaxformer train` that select the best candidate. Empty if there is none."""
         return self.best.candidate.flags(self.experiment) if self.best else ""
 
 
@@ -66,19 +67,19 @@ def search_plans(
     price: float | None = None,
     compiled: int = COMPILED,
 ) -> Search:
-    """Ranks meshes, rematerialisation and micro-batches by the time of a step.
+    """Ranks meshes, rematerialisation policies and numbers of micro-batches by the time of a step.
 
-    Formulas order the candidates; then they are compiled, the most promising first. The batch stays the experiment's.
+    Estimates all candidates by formulas, then compiles the most promising ones. Does not change the batch size.
 
     Args:
-      experiment: what is trained, or a config file, as `load` takes it.
-      topology: such as `v5p:4x4x4`.
+      experiment: experiment, or the path of a config file (see `load`).
+      topology: name of a topology, such as `v5p:4x4x4`.
       overrides: fields of the experiment to replace, by dotted path.
-      price: of one device for an hour.
-      compiled: how many candidates to compile, at most.
+      price: price of one device per hour.
+      compiled: maximum number of candidates to compile.
 
     Raises:
-      InputError: there is no such topology, the compiler is not installed, or no candidate can run.
+      InputError: If the topology does not exist, the compiler is not installed, or no candidate can run.
     """
     compiling.prepare()
     if not isinstance(experiment, Experiment):
@@ -118,7 +119,7 @@ def _search(experiment: Experiment, topology: Topology, price: float | None, lim
 
 
 def _order(experiment: Experiment, topology: Topology, formulas: Formulas) -> tuple[list[Ranked], list[Ranked]]:
-    """The candidates that may run, the fastest by formulas first, and those that cannot, with the reason."""
+    """Returns the candidates that may run, ordered by estimated time, and those that cannot run, with the reason."""
     ordered, lost = [], []
     for candidate in candidates(experiment, topology):
         problem = formulas.problem(candidate) or _too_large(candidate, topology, formulas)
@@ -130,7 +131,7 @@ def _order(experiment: Experiment, topology: Topology, formulas: Formulas) -> tu
 
 
 def _too_large(candidate: Candidate, topology: Topology, formulas: Formulas) -> str | None:
-    """Why a candidate cannot fit, by what it needs at least."""
+    """Returns why a candidate cannot fit in memory, from a lower bound of its memory use. None if it may fit."""
     state, room = formulas.state_bytes(candidate), topology.chip.memory
     if state > room:
         return f"does not fit: parameters and optimizer alone take {gib(state)} of {gib(room)} GiB"
@@ -148,12 +149,12 @@ def _compile(one: Ranked, experiment: Experiment, topology: Topology, price: flo
 
 
 def rank(tried: Sequence[Ranked], waiting: Sequence[Ranked], lost: Sequence[Ranked]) -> tuple[Ranked, ...]:
-    """The ranking, with the reason why each but the best loses.
+    """Returns the ranking, with the reason why each candidate is not the best.
 
     Args:
-      tried: compiled, and fit.
-      waiting: not compiled.
-      lost: do not fit or cannot run, with the reason.
+      tried: candidates that were compiled and fit.
+      waiting: candidates that were not compiled.
+      lost: candidates that do not fit or cannot run, with the reason.
     """
     in_order = sorted(tried, key=_middle)
     if not in_order:
@@ -161,7 +162,7 @@ def rank(tried: Sequence[Ranked], waiting: Sequence[Ranked], lost: Sequence[Rank
         return (*lost, *(dataclasses.replace(one, loses=not_compiled) for one in waiting))
     best = in_order[0]
     slower = [dataclasses.replace(one, loses=_slower(one.estimate, best.estimate)) for one in in_order[1:]]
-    # Formulas are compared with each other: what they say of the best one is not what was compiled.
+    # Estimates by formulas are compared with each other only, because they differ from estimates by compiled programs.
     first = min((one.estimate for one in waiting if one.estimate), key=lambda found: found.middle, default=None)
     guesses = [
         dataclasses.replace(one, loses=f"not compiled: by formulas {_slower(one.estimate, first) or 'the next to try'}")
@@ -175,7 +176,7 @@ def _middle(one: Ranked) -> float:
 
 
 def _slower(found: Roofline | None, best: Roofline | None) -> str:
-    """By how much a step is slower than the best one's, and by what."""
+    """Describes by which factor a step is slower than the best one, and which part of the step is the reason."""
     if found is None or best is None or found is best:
         return ""
     more = {part: getattr(found, part) - getattr(best, part) for part in PARTS}

@@ -1,4 +1,4 @@
-"""Searches as text and as JSON."""
+"""Formats the results of a planning search as text or JSON."""
 
 from typing import Any
 
@@ -9,11 +9,11 @@ from jaxformer.planning.report import gib, plan_json, print_plan, seconds_text, 
 from jaxformer.planning.search import Ranked, Search
 
 SHOWN = 24
-"""Candidates in the table."""
+"""Maximum number of candidates in the printed table."""
 
 
 def print_search(search: Search, console: Console) -> None:
-    """Prints a ranking, the best plan and its flags."""
+    """Prints the ranking, and the plan and flags of the best candidate."""
     ranking = search.ranking
     compiled = sum(one.plan is not None for one in ranking)
     console.print(f"{search.topology.name}: {len(ranking):,} candidates, {compiled} compiled")
@@ -34,7 +34,7 @@ def print_search(search: Search, console: Console) -> None:
 
 
 def search_json(search: Search) -> dict[str, Any]:
-    """A search as JSON: the whole ranking, the best plan and its flags."""
+    """Returns a JSON object with the whole ranking, and the plan and flags of the best candidate."""
     best = search.best
     return {
         "topology": topology_json(search.topology),

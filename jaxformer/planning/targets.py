@@ -1,8 +1,8 @@
-"""Descriptions of GPUs for XLA's compiler, which needs them where no card is attached.
+"""Descriptions of GPUs, which XLA needs to compile for a GPU that is not attached.
 
-Each is a text of XLA's GpuTargetConfigProto: the limits that CUDA reports for the card, and the versions of CUDA and
-cuDNN to compile for. The values are those of XLA's own descriptions, h100_sxm.txtpb, h200.txtpb and b200.txtpb in its
-xla/backends/gpu/target_config/specs (Apache-2.0), without what the compiler does not need.
+A description is a GpuTargetConfigProto in text format: the limits that CUDA reports for the GPU, and the versions of
+CUDA and cuDNN to compile for. The values are from h100_sxm.txtpb, h200.txtpb and b200.txtpb in XLA's folder
+xla/backends/gpu/target_config/specs (Apache-2.0), without the fields that the compiler does not need.
 """
 
 TEMPLATE = """
@@ -55,9 +55,9 @@ CARDS = {
         "name": "NVIDIA B200",
     },
 }
-"""The cards that can be compiled for, by the name of their chip."""
+"""Maps chip names to the fields of `TEMPLATE`."""
 
 
 def target_config(chip: str) -> str:
-    """The text of a card's GpuTargetConfigProto."""
+    """Returns the GpuTargetConfigProto of a GPU in text format."""
     return TEMPLATE.format(**CARDS[chip]).lstrip()

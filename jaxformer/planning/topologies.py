@@ -1,4 +1,4 @@
-"""Topologies by name, such as `v5p:4x4x4`, `2xv5e:16x16` and `h100:64`, and how their devices reach each other."""
+"""Parses topology names, such as `v5p:4x4x4`, `2xv5e:16x16` and `h100:64`, and describes how devices are connected."""
 
 import dataclasses
 import difflib
@@ -13,63 +13,64 @@ from jaxformer.planning.chips import CHIPS, Chip
 
 PATTERN = re.compile(r"(?:(\d+)x)?([a-z]\w*):(\d+(?:x\d+)*)")
 FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
-"""The slices that Google offers of chips on a torus of two dimensions."""
+"""Shapes of slices that Google offers for chips with a two-dimensional torus."""
 SMALL = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")
-"""Slices smaller than a cube of 4x4x4, of chips on a torus of three dimensions; larger ones consist of such cubes."""
+"""Shapes of slices smaller than 4x4x4 for chips with a three-dimensional torus. Larger slices consist of cubes."""
 LARGEST = {"v4": 4096, "v5p": 6144, "tpu7x": 9216}
-"""The most chips that one slice of them has."""
+"""Maximum number of chips per slice."""
 RING = 16
-"""The length of a dimension at which the ends of a two-dimensional torus are joined."""
+"""Length at which a dimension of a two-dimensional torus wraps around. Shorter dimensions are lines."""
 CUBE = 4
+"""Number of chips along each side of a cube in a three-dimensional torus."""
 NODES = 1024
-"""The most nodes of GPUs that are planned for."""
+"""Maximum number of GPU nodes."""
 
 Place = tuple[int, tuple[int, ...]]
-"""A device's slice or node, and its coordinates there."""
+"""Location of a device: the index of its slice or node, and its coordinates there."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Reach:
-    """The position of a group of devices that communicate."""
+    """How a group of devices that communicate is connected: the networks and links that its collectives use."""
 
     size: int
-    """Devices of the group."""
+    """Number of devices in the group."""
     islands: int
-    """Slices or nodes that it spans."""
+    """Number of slices or nodes that the group spans."""
     share: float
-    """The share of a device's fast links that a collective of the group uses: all of them, or on a torus the two links
-    along each dimension in which the group extends, one link where the dimension is a line and not a ring."""
+    """Fraction of a device's fast links that collectives of the group use. On a torus, a device uses two links along
+    each dimension in which the group extends, or one link if the dimension does not wrap around."""
 
     @property
     def within(self) -> float:
-        """Devices of the group in one slice or node."""
+        """Number of devices of the group per slice or node."""
         return self.size / self.islands
 
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """Hardware to plan for."""
+    """Hardware to plan for: one or more slices of TPUs, or nodes of GPUs."""
 
     name: str
     chip: Chip
     shape: tuple[int, ...]
-    """Chips along each dimension of a slice; of GPUs (GPUs of a node,)."""
+    """Number of chips along each dimension of a slice. For GPUs, a tuple with the number of GPUs per node."""
     islands: int = 1
-    """Slices or nodes, connected by the slow network."""
+    """Number of slices or nodes. The slow network connects them."""
 
     @property
     def size(self) -> int:
-        """The number of devices."""
+        """Number of devices."""
         return self.islands * math.prod(self.shape) * self.chip.devices
 
     def is_ring(self, dimension: int) -> bool:
-        """Whether the ends of that dimension of a slice are joined."""
+        """Returns whether a dimension of a slice wraps around."""
         if self.chip.dimensions == 2:
             return self.shape[dimension] >= RING
         return all(size % CUBE == 0 for size in self.shape)
 
     def reach(self, places: Iterable[Place]) -> Reach:
-        """The position of a group of devices, from their places."""
+        """Returns how a group of devices at these places is connected."""
         places = list(places)
         islands = {island for island, _ in places}
         if self.chip.dimensions == 1:
@@ -79,15 +80,15 @@ class Topology:
         for dimension, size in enumerate(self.shape):
             extent = len({place[dimension] for place in first})
             used += 0 if extent == 1 else 2 if extent == size and self.is_ring(dimension) else 1
-        # Two devices of one chip share it without a link.
+        # Two devices of the same chip communicate without using links.
         return Reach(len(places), len(islands), used / (2 * self.chip.dimensions) or 1.0)
 
 
 def parse(name: str) -> Topology:
-    """The topology of that name: `CHIP:SHAPE` for a TPU slice, `NxCHIP:SHAPE` for several, `CHIP:COUNT` for GPUs.
+    """Parses a topology name: `CHIP:SHAPE` for a TPU slice, `NxCHIP:SHAPE` for N slices, or `CHIP:COUNT` for GPUs.
 
     Raises:
-      InputError: there is none; the message names the nearest.
+      InputError: If the topology does not exist. The message suggests similar names.
     """
     found = PATTERN.fullmatch(name.strip().lower())
     if found is None:
@@ -138,7 +139,7 @@ def _slices(name: str, chip: Chip, several: int, shape: tuple[int, ...]) -> Topo
 
 @functools.cache
 def shapes(chip: Chip) -> frozenset[tuple[int, ...]]:
-    """The shapes of the slices that there are of a TPU."""
+    """Returns the shapes of slices that Google offers for a TPU."""
     if chip.dimensions == 2:
         return frozenset(tuple(map(int, shape.split("x"))) for shape in FLAT)
     small = {tuple(map(int, shape.split("x"))) for shape in SMALL}
@@ -148,7 +149,7 @@ def shapes(chip: Chip) -> frozenset[tuple[int, ...]]:
 
 
 def _nearest(shape: Sequence[int], known: Iterable[tuple[int, ...]]) -> list[tuple[int, ...]]:
-    """The two shapes of nearly as many chips, the most alike first."""
+    """Returns the two known shapes that are closest in number of chips, then in shape."""
     wanted, count = sorted(shape), max(1, math.prod(shape))
 
     def distance(other: tuple[int, ...]) -> tuple[float, float]:

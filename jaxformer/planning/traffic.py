@@ -1,4 +1,4 @@
-"""Communication of a compiled program between devices, and its traffic between a device's memory and its cores."""
+"""Counts the bytes that a compiled program sends between devices, and those that it reads from and writes to memory."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
@@ -17,59 +17,58 @@ KINDS = (
     "collective-broadcast",
 )
 SCATTERED = "all-reduce-scatter"
-"""The compiler for TPUs gives this name to a fusion of an all-reduce and the slice that a device keeps: a
-reduce-scatter."""
+"""Name that the TPU compiler gives to a reduce-scatter that is a fusion of an all-reduce and a slice."""
 UNMOVED = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id"),
     *("while", "call", "conditional", "opt-barrier", "iota", "domain", "add-dependency"),
 }
-"""Operations that move nothing themselves."""
+"""Operations that do not read or write memory themselves."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """A collective of a program."""
+    """A collective operation of a program."""
 
     kind: str
     size: float
-    """Bytes a device of what it reads."""
+    """Size of the input in bytes per device."""
     times: float
-    """How often it runs in a step."""
+    """Number of times that the collective runs per step."""
     reach: Reach
-    """The position of the devices of a group."""
+    """How the devices of a group are connected."""
 
     @property
     def total(self) -> float:
-        """Bytes of the whole array that it gathers, or that each device of a group brings to be reduced."""
+        """Size in bytes of the gathered array, or of the array that each device contributes to a reduction."""
         return self.size * self.reach.size if self.kind == "all-gather" else self.size
 
     @property
     def fast(self) -> float:
-        """Bytes that a device sends over the fast network in a step, by the bandwidth-optimal (ring) algorithm."""
+        """Bytes that a device sends over the fast network per step with the bandwidth-optimal (ring) algorithm."""
         share = self.reach.within
         return self.times * self._passes * self.total * (share - 1) / share
 
     @property
     def slow(self) -> float:
-        """Bytes that a device sends over the slow network in a step: its share of what its slice or node sends."""
+        """Bytes that a device sends over the slow network per step: its share of the bytes of its slice or node."""
         islands = self.reach.islands
         return self.times * self._passes * self.total * (islands - 1) / islands / self.reach.within
 
     @property
     def _passes(self) -> float:
-        """How often the whole array passes through a device: to be reduced, to be gathered, or both."""
-        if self.kind == "collective-permute":  # Nothing stays where it is.
+        """Number of times that the whole array passes through a device: once to be reduced and once to be gathered."""
+        if self.kind == "collective-permute":  # Every device sends its whole array.
             return self.reach.size / (self.reach.size - 1) if self.reach.size > 1 else 0.0
         return 2.0 if self.kind == "all-reduce" else 1.0
 
 
 def collectives(program: Program, topology: Topology, places: Sequence[Place]) -> list[Collective]:
-    """The collectives of a program, each with how often it runs.
+    """Returns the collectives of a program, with the number of times that each of them runs.
 
     Args:
-      program: compiled for the devices.
-      topology: on which they are.
-      places: of the devices, in the order of the program's device assignment.
+      program: compiled program.
+      topology: topology for which the program was compiled.
+      places: places of the devices, in the order of the device assignment of the program.
     """
     reaches: dict[str, Reach] = {}
 
@@ -78,13 +77,13 @@ def collectives(program: Program, topology: Topology, places: Sequence[Place]) -
         if key not in reaches:
             found = groups.of(instruction.attributes, len(places))
             several = [topology.reach(places[number] for number in group) for group in found]
-            # The groups of a collective work at the same time, and the slowest one decides.
+            # The groups of a collective run at the same time, so the slowest group determines the time.
             reaches[key] = max(several, key=lambda one: (one.islands, -one.share))
         return reaches[key]
 
     found = []
     for computation, times in program.runs():
-        # What TPU's compiler overlaps with other work is in several fusions, which share a channel.
+        # The TPU compiler splits a collective that overlaps with other work into several fusions on the same channel.
         seen: set[str] = set()
         for kind, instruction, inside in _collectives(program, computation):
             channel = instruction.attribute(r"channel_id=(\d+)")
@@ -99,7 +98,7 @@ def collectives(program: Program, topology: Topology, places: Sequence[Place]) -
 
 
 def _collectives(program: Program, computation: Computation) -> Iterator[tuple[str, Instruction, Computation]]:
-    """The collectives of a computation and of what is fused in it: kind, instruction, and the computation it is in."""
+    """Yields the collectives of a computation and of its fusions: kind, instruction, and containing computation."""
     for instruction in computation.instructions.values():
         kind = instruction.opcode.removesuffix("-start")
         if kind in KINDS:
@@ -112,11 +111,11 @@ def _collectives(program: Program, computation: Computation) -> Iterator[tuple[s
 
 
 def memory_bytes(program: Program) -> float:
-    """Bytes that a device reads from its memory and writes to it in a step.
+    """Returns the bytes per step that a device reads from and writes to its memory.
 
-    Each instruction reads its operands and writes its result; values inside a fusion stay on the chip. Where an
-    instruction takes or replaces only a slice of an array, the slice is counted. Of a conditional, the branch that
-    moves more is counted.
+    Each instruction reads its operands and writes its result. Values inside a fusion stay on the chip. If an
+    instruction reads or replaces only a slice of an array, only the slice is counted. For a conditional, the branch
+    that moves the most bytes is counted.
     """
 
     def of_computation(name: str) -> float:
@@ -138,14 +137,14 @@ def memory_bytes(program: Program) -> float:
 
 
 def _moved(program: Program, computation: Computation, one: Instruction) -> float:
-    """Bytes that an instruction reads and writes."""
+    """Returns the bytes that an instruction reads and writes."""
     types = [computation.instructions[name].type for name in one.operands if name in computation.instructions]
     result = array_bytes(one.type, memory=True)
     if one.opcode in ("dynamic-slice", "slice", "gather"):
         return 2 * result
     if one.opcode in ("dynamic-update-slice", "scatter"):
         return 2 * array_bytes(types[-1 if one.opcode == "scatter" else 1], memory=True)
-    if one.opcode == "copy-start":  # Its type names source and destination.
+    if one.opcode == "copy-start":  # The result type contains both the source and the destination.
         return result
     if one.opcode == "fusion" and one.called:
         return _moved_by_fusion(program.computations[one.called[0]], types, result)
@@ -153,7 +152,7 @@ def _moved(program: Program, computation: Computation, one: Instruction) -> floa
 
 
 def _moved_by_fusion(inner: Computation, types: Sequence[str], result: float) -> float:
-    """Bytes that a fusion reads and writes: slices of what it only takes or replaces slices of."""
+    """Returns the bytes that a fusion reads and writes. Counts only slices of the arrays that it slices or updates."""
     users: dict[str, list[Instruction]] = {}
     for one in inner.instructions.values():
         for name in one.operands:
@@ -171,7 +170,7 @@ def _moved_by_fusion(inner: Computation, types: Sequence[str], result: float) ->
         name, size = inner.parameters.get(number), array_bytes(kind, memory=True)
         used = list(final_users(name)) if name else []
         if used and all(user is inner.root and user.opcode == "tuple" for user in used):
-            replaced += size  # It is only passed on.
+            replaced += size  # The fusion returns the operand unchanged.
             continue
         slices = [_slice(inner, user, name) for user in used] if name else []
         if size and slices and all(part is not None for part in slices):
@@ -185,7 +184,7 @@ def _moved_by_fusion(inner: Computation, types: Sequence[str], result: float) ->
 
 
 def _slice(inner: Computation, user: Instruction, name: str | None) -> float | None:
-    """Bytes of the slice of an operand that its user takes or replaces; None where it uses all of it."""
+    """Returns the bytes of the slice of an operand that its user reads or replaces. None if it uses the whole array."""
     if user.opcode in ("dynamic-slice", "slice"):
         return array_bytes(user.type)
     if user.opcode == "gather" and user.operands[0] == name:
@@ -196,7 +195,7 @@ def _slice(inner: Computation, user: Instruction, name: str | None) -> float | N
 
 
 def by_kind(found: Sequence[Collective], measure: Callable[[Collective], float]) -> dict[str, float]:
-    """The sum of a measure over the collectives of each kind, largest first."""
+    """Returns the sum of `measure` over the collectives of each kind, largest sum first."""
     totals: dict[str, float] = {}
     for one in found:
         totals[one.kind] = totals.get(one.kind, 0.0) + measure(one)

@@ -1,8 +1,8 @@
-"""Exclusive write access to a run's folder in a bucket; `folder` has the same for local folders.
+"""Exclusive write access to a run's folder in a bucket. `folder` does the same for local folders.
 
-A bucket has no folders, and objects cannot be moved. Until a folder belongs to a run, its tokenizer is below
-`STARTING`. Then the tokenizer is copied to its place, and `EXPERIMENT`, which makes the folder a run's, is written
-last.
+Objects in a bucket cannot be moved. So a new run first writes its tokenizer to the subfolder `STARTING`, and later
+copies it to `TOKENIZER`. It writes the object `EXPERIMENT` last, because a folder is a run's folder once it contains
+this object.
 """
 
 import contextlib
@@ -20,14 +20,14 @@ LEASE = ".lease"
 
 
 class BucketClaim(Claim):
-    """A run's folder in a bucket that this process, or process 0 of several, may write to."""
+    """Permission of this run to write to a folder in a bucket. Process 0 holds the lease."""
 
     def __init__(self, folder: Path, lease: Lease | None = None):
         """Opens the folder.
 
         Args:
           folder: the run's folder.
-          lease: the lease that allows writing, in process 0; None in other processes.
+          lease: lease of the folder in process 0; None in other processes.
         """
         super().__init__(folder)
         self._lease = lease
@@ -51,14 +51,14 @@ class BucketClaim(Claim):
 
 @contextlib.contextmanager
 def claim_bucket(folder: Path, check: Callable[[], None]) -> Iterator[Claim]:
-    """Claims write access to a run's folder in a bucket. Same arguments and errors as `folder.claim`."""
+    """Claims exclusive write access to a run's folder in a bucket. Same arguments and errors as `folder.claim`."""
     if jax.process_index():
         multihost_utils.sync_global_devices("folder")
-        yield BucketClaim(folder)  # The first process has the right for all.
+        yield BucketClaim(folder)  # Process 0 holds the lease for all processes.
         return
     storage.check_bucket(folder)
     _check_ours(folder)
-    check()  # Before anything is made: what is refused stays as it is.
+    check()  # Before anything is written, so that a rejected folder stays unchanged.
     with contextlib.ExitStack() as undone:
         lease = Lease(folder / LEASE)
         undone.callback(lease.release, remove=lease.is_new)
@@ -79,7 +79,7 @@ def claim_bucket(folder: Path, check: Callable[[], None]) -> Iterator[Claim]:
 
 
 def _check_ours(folder: Path) -> None:
-    """Raises InputError if the folder has objects and is not a run's. Leftovers of a start do not count."""
+    """Raises InputError if the folder contains objects but not a run. Ignores leftovers of a start that failed."""
     with storage.reported(folder, "cannot be listed"):
         names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
         ours = {LEASE, STARTING} | ({TOKENIZER} if STARTING in names and _left(folder / TOKENIZER) else set())
@@ -91,7 +91,10 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _left(tokenizer: Path) -> list[Path]:
-    """Returns the objects of a tokenizer that a start has copied to its place; empty if any other object is there."""
+    """Returns the tokenizer objects that a failed start has copied from `STARTING` to `tokenizer`.
+
+    Empty if `tokenizer` contains any other object, which must not be removed.
+    """
     kept = {file.name: file for file in _files(tokenizer.parent / STARTING / TOKENIZER)}
     found = _files(tokenizer)
     ours = all(file.name in kept and file.read_bytes() == kept[file.name].read_bytes() for file in found)
@@ -99,7 +102,7 @@ def _left(tokenizer: Path) -> list[Path]:
 
 
 def _clear(folder: Path) -> None:
-    """Removes the leftovers of a start."""
+    """Removes the leftovers of a start that failed."""
     with storage.reported(folder, "cannot be written"):
         for file in (*_left(folder / TOKENIZER), *_files(folder / STARTING / TOKENIZER)):
             file.unlink(missing_ok=True)

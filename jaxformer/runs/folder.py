@@ -1,7 +1,8 @@
-"""Exclusive write access to a run's folder, which must be new or already belong to a run.
+"""Exclusive write access to a run's folder, which must be new or already contain a run.
 
-Until a folder belongs to a run, everything is created in its subfolder `STARTING`. So leftovers of a start that failed
-or was killed can be recognised by name, and nothing else is ever removed.
+A folder is a run's folder once it contains the file `EXPERIMENT`. Until then, a starting run creates its files in the
+subfolder `STARTING`. So the leftovers of a start that failed or was killed are recognised by name, and no other files
+are ever removed.
 """
 
 import contextlib
@@ -20,36 +21,36 @@ from jaxformer.errors import InputError
 
 EXPERIMENT, TOKENIZER, CHECKPOINTS, LOCK = "experiment.json", "tokenizer", "checkpoints", ".lock"
 DAMAGED = "damaged"
-"""Subfolder for checkpoints that could not be read when the run was started again."""
+"""Name of the subfolder for corrupted checkpoints, to which a restarted run moves them."""
 STARTING = ".jaxformer-starting"
-"""Subfolder of a folder that is about to become a run's. It holds the new tokenizer and experiment."""
+"""Name of the subfolder in which a starting run creates its tokenizer and experiment."""
 MOVED = "moved"
-"""File in `STARTING` that identifies the tokenizer folder that has been moved out of it."""
+"""Name of a file in `STARTING`. It identifies the tokenizer folder that is moved to its final place."""
 
 
 class Claim:
-    """A run's folder that this process, or process 0 of several, may write to."""
+    """Permission of this run to write to a folder. Process 0 holds the lock."""
 
     def __init__(self, folder: Path, lock: TextIO | None = None):
         """Opens the folder.
 
         Args:
           folder: the run's folder.
-          lock: the folder's locked file in process 0; None in other processes.
+          lock: open, locked file `LOCK` in process 0; None in other processes.
         """
         self.folder, self._lock = folder, lock
-        # An open folder keeps its inode's number on every file system.
+        # While the folder is open, file systems do not reuse its inode number.
         self._opened = None if lock is None else os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         self.is_run = (folder / EXPERIMENT).exists()
-        """Whether the folder holds an experiment."""
+        """Whether the folder contains a run, that is, the file `EXPERIMENT`."""
         self.started = False
-        """Whether this process has written the experiment. After that, nothing is removed any more."""
+        """Whether `start` has been called. If not, the end of the claim removes everything that it created."""
 
     @property
     def home(self) -> Path:
-        """Path of the folder, if possible by a name that follows it when it is renamed.
+        """Path of the folder. If possible, a path through the open folder that stays valid when the folder is renamed.
 
-        So writes in the background never create a folder at the old path.
+        Background writes then never create a folder at the old path.
         """
         by_number = Path(f"/proc/self/fd/{self._opened}")
         return by_number if jax.process_count() == 1 and by_number.is_dir() else self.folder
@@ -77,7 +78,7 @@ class Claim:
             )
 
     def moved(self) -> str:
-        """Describes the problem with the folder that this process knows of; empty if the folder is still there."""
+        """Returns a description of how the folder was moved, removed or replaced. Empty if it was not."""
         if self._lock is None or self._opened is None:
             return ""
         if not _is_same(self.folder, self._opened):
@@ -89,20 +90,20 @@ class Claim:
         return "" if _is_same(self.folder / LOCK, self._lock.fileno()) else f"{LOCK} there was removed or replaced"
 
     def start(self, experiment: str) -> None:
-        """Makes the folder a run's folder atomically, or replaces the experiment of a run if it differs.
+        """Writes `EXPERIMENT` atomically, which makes a new folder a run's folder.
 
         Args:
-          experiment: the new content of `EXPERIMENT`.
+          experiment: the new content of `EXPERIMENT`. If the folder already contains it, nothing is written.
         """
         if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("experiment")  # All processes have read the new tokenizer.
+            multihost_utils.sync_global_devices("experiment")  # Waits until all processes have read the new tokenizer.
         self.check()
         if jax.process_index() == 0:
             self._write(experiment)
         self.is_run = self.started = True
 
     def close(self) -> None:
-        """Closes the folder."""
+        """Closes the open folder."""
         if self._opened is not None:
             os.close(self._opened)
 
@@ -122,20 +123,21 @@ class Claim:
 
 @contextlib.contextmanager
 def claim(folder: Path, check: Callable[[], None]) -> Iterator[Claim]:
-    """Claims write access to a run's folder, and creates the folder if it is missing. The claim ends with the process.
+    """Claims exclusive write access to a run's folder until the block ends. Creates the folder if it is missing.
 
-    If an error ends the block before `Claim.start`, everything that was created here is removed again.
+    If the block ends before `Claim.start` is called, everything that the claim created is removed again.
 
     Args:
       folder: folder of an existing or a new run.
-      check: raises InputError if the run in the folder must not be written to.
+      check: function that raises InputError if the run in the folder must not be written to.
 
     Raises:
-      InputError: If another process writes there, the folder cannot be written, or it holds something other than a run.
+      InputError: If another process has claimed the folder, it cannot be written to, or it contains other files but
+        not a run.
     """
     if jax.process_index():
         multihost_utils.sync_global_devices("folder")
-        yield Claim(folder)  # Process 0 holds the lock for all.
+        yield Claim(folder)  # Process 0 holds the lock for all processes.
         return
     _check_ours(folder)
     check()  # Before anything is created, so that a refused folder stays unchanged.
@@ -159,14 +161,14 @@ def claim(folder: Path, check: Callable[[], None]) -> Iterator[Claim]:
 
 
 def write_at_once(path: Path, text: str) -> None:
-    """Replaces a file with one that holds this text, atomically."""
+    """Replaces the content of a file atomically: a crash leaves either the old or the new text."""
     temporary = path.with_name(f"{path.name}.tmp")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
 
 
 def _check_ours(folder: Path) -> None:
-    """Raises InputError if the folder is neither empty nor a run's. Leftovers of a start do not count."""
+    """Raises InputError if the folder contains files but not a run. Ignores leftovers of a start that failed."""
     try:
         names = sorted(os.listdir(folder))
     except FileNotFoundError:
@@ -177,7 +179,8 @@ def _check_ours(folder: Path) -> None:
 
 
 def check_names(folder: Path, names: Collection[str], ours: Container[str]) -> None:
-    """Raises InputError if a folder has other names in it than `ours`, and is not a run's."""
+    """Raises InputError if `names`, the content of a folder, has names other than `ours` and does not have
+    `EXPERIMENT`."""
     foreign = [] if EXPERIMENT in names else [name for name in sorted(names) if name not in ours]
     if foreign:
         more = f" (and {len(foreign) - 1} more)" if len(foreign) > 1 else ""
@@ -187,7 +190,7 @@ def check_names(folder: Path, names: Collection[str], ours: Container[str]) -> N
 
 
 def _left(folder: Path) -> list[Path]:
-    """Returns the leftovers of a start in a folder that did not become a run's. `STARTING`, their marker, is last."""
+    """Returns the leftovers of a failed start. `STARTING` is last, because the others are only recognised with it."""
     starting, checkpoints, tokenizer = (folder / name for name in (STARTING, CHECKPOINTS, TOKENIZER))
     if starting.is_symlink() or not starting.is_dir():
         return []
@@ -201,13 +204,13 @@ def _left(folder: Path) -> list[Path]:
 
 
 def _clear(folder: Path) -> None:
-    """Removes the leftovers of a start."""
+    """Removes the leftovers of a start that failed."""
     for path in _left(folder):
         path.rmdir() if path.name == CHECKPOINTS else shutil.rmtree(path)
 
 
 def _make(folder: Path, undone: contextlib.ExitStack) -> None:
-    """Creates the folder and its missing parents."""
+    """Creates the folder and its missing parents. `undone` removes those that are still empty."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         for path in reversed(missing):
@@ -219,7 +222,7 @@ def _make(folder: Path, undone: contextlib.ExitStack) -> None:
 
 
 def _remove_empty(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # Somebody else may have put something there.
+    with contextlib.suppress(OSError):  # Fails if another process has created files in it.
         folder.rmdir()
 
 
@@ -242,7 +245,7 @@ def _locked(folder: Path, undone: contextlib.ExitStack) -> TextIO:
         if new:
             path.unlink(missing_ok=True)
         raise InputError(f"--workdir {folder}: cannot be locked: {error.strerror}") from error
-    if not _is_same(path, lock.fileno()):  # The process that created the lock has just removed it.
+    if not _is_same(path, lock.fileno()):  # Another process has just removed the file that this process locked.
         lock.close()
         raise busy
     if new:
@@ -251,7 +254,7 @@ def _locked(folder: Path, undone: contextlib.ExitStack) -> TextIO:
 
 
 def _is_same(path: str | os.PathLike, opened: int) -> bool:
-    """Returns whether an open file or folder is the one at a path."""
+    """Returns whether `path` refers to the file or folder with the open descriptor `opened`."""
     try:
         return os.path.samestat(os.stat(path), os.fstat(opened))
     except OSError:
@@ -259,6 +262,6 @@ def _is_same(path: str | os.PathLike, opened: int) -> bool:
 
 
 def _identity(path: Path) -> str:
-    """Returns the device and inode of a file or folder, without following a link."""
+    """Returns the device and inode numbers of a file or folder. Does not follow symbolic links."""
     status = os.lstat(path)
     return f"{status.st_dev} {status.st_ino}"

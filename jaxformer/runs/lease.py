@@ -1,4 +1,7 @@
-"""A lease that allows only one writer in a bucket: an object that its owner renews as long as it runs."""
+"""Lease that ensures that only one process writes to a folder in a bucket, similar to a lock file.
+
+The lease is an object in the bucket, which its owner rewrites regularly as long as it runs.
+"""
 
 import contextlib
 import json
@@ -19,17 +22,21 @@ SECONDS = 60.0
 
 
 class Lease:
-    """Exclusive write access below a path, until it is released or not renewed for `SECONDS`.
+    """Exclusive write access to the folder that contains `path`.
 
-    The lease is an object that is written only if it still has the version that was last seen. Its age is measured by
-    the clock of the server.
+    The lease ends when it is released, or when its owner has not renewed it for `SECONDS`. It is stored as an object at
+    `path` and updated by compare-and-swap: a write succeeds only if the version of the object has not changed since
+    this process last read or wrote it. Expiry uses the clock of the storage server.
     """
 
     def __init__(self, path: Path):
-        """Takes the lease at `path`. A lease that its owner no longer renews is taken over.
+        """Acquires the lease. If another process holds it, waits for it to expire.
+
+        Args:
+          path: path of the object that stores the lease.
 
         Raises:
-          InputError: If the owner still renews the lease, or the object cannot be read or written.
+          InputError: If the other process renews the lease meanwhile, or the object cannot be read or written.
         """
         self._path, self._owner, self._count = path, uuid.uuid4().hex, 0
         self._lock, self._closed, self._lost = threading.Lock(), threading.Event(), ""
@@ -39,7 +46,7 @@ class Lease:
         threading.Thread(target=self._renew_repeatedly, name="lease", daemon=True).start()
 
     def _take(self) -> tuple[str, bool]:
-        """Takes the object. Returns its new version, and whether it was new."""
+        """Acquires the lease. Returns the new version of its object, and whether the object did not exist before."""
         seen = conditional.read(self._path)
         while True:
             if seen is not None and (left := _seconds_left(seen)) > 0:
@@ -51,10 +58,14 @@ class Lease:
             except conditional.Changed:
                 before, seen = seen, conditional.read(self._path)
                 if seen is not None and _said(seen).get("owner") == self._owner:
-                    return seen.version, before is None  # An answer was lost on its way.
+                    return seen.version, before is None  # The write succeeded, but its response was lost.
 
     def _after(self, first: conditional.Stored) -> conditional.Stored | None:
-        """Waits until the lease has ended, and returns its object. Raises InputError if it is renewed."""
+        """Waits until the lease `first` of another process ends, and returns its last object; None if it was removed.
+
+        Raises:
+          InputError: If the other process renews the lease.
+        """
         seen: conditional.Stored | None = first
         while seen is not None and _seconds_left(seen) > 0:
             time.sleep(_length(first) / 30)
@@ -67,10 +78,10 @@ class Lease:
         return seen
 
     def problem(self) -> str:
-        """Returns why this process may not write any more; empty if it may.
+        """Returns the reason why this process has lost the lease, or an empty string if it still holds the lease.
 
         Raises:
-          InputError: If this cannot be determined because the bucket cannot be reached.
+          InputError: If the lease has expired and cannot be renewed because the bucket cannot be reached.
         """
         if not self._lost and _now() - self._began > SECONDS:
             with storage.reported(self._path, "the lease cannot be renewed"):
@@ -78,10 +89,10 @@ class Lease:
         return self._lost
 
     def release(self, remove: bool = False) -> None:
-        """Releases the lease. If that fails, the next writer only has to wait.
+        """Releases the lease. Errors are ignored, because the next writer then only has to wait for its expiry.
 
         Args:
-          remove: whether to remove the object.
+          remove: whether to remove the object of the lease.
         """
         self._closed.set()
         with self._lock, contextlib.suppress(Exception):
@@ -93,7 +104,7 @@ class Lease:
 
     def _renew_repeatedly(self) -> None:
         while not self._closed.wait(SECONDS / 4):
-            with contextlib.suppress(Exception):  # `problem` tries again, and reports it.
+            with contextlib.suppress(Exception):  # `problem` tries again, and reports the error.
                 self._renew()
 
     def _renew(self) -> None:
@@ -109,17 +120,17 @@ class Lease:
                     whose = "was removed" if seen is None else f"has been taken over by {_named(seen)}"
                     self._lost = f"the run's lease {whose}, after {began - self._began:.0f} s without a renewal"
                     return
-                self._version = seen.version  # An answer was lost on its way.
+                self._version = seen.version  # The write succeeded, but its response was lost.
             self._began = began
 
     def _content(self, released: bool = False) -> bytes:
-        self._count += 1  # Two of the same content would have the same ETag.
+        self._count += 1  # The content must change with each renewal, because S3 computes the ETag from it.
         said = {"owner": self._owner, "host": socket.gethostname(), "process": os.getpid(), "renewals": self._count}
         return json.dumps({**said, "seconds": SECONDS, "released": released}).encode()
 
 
 def _now() -> float:
-    return time.clock_gettime(time.CLOCK_BOOTTIME)  # It includes the time for which a machine is suspended.
+    return time.clock_gettime(time.CLOCK_BOOTTIME)  # Unlike CLOCK_MONOTONIC, includes time in suspend.
 
 
 def _said(seen: conditional.Stored) -> dict[str, Any]:
@@ -140,5 +151,5 @@ def _length(seen: conditional.Stored) -> float:
 
 
 def _seconds_left(seen: conditional.Stored) -> float:
-    """Returns the seconds until a lease expires. One second is added, because the server counts whole seconds."""
+    """Returns the seconds until a lease expires. Adds one second, because server times are rounded to seconds."""
     return -1.0 if _said(seen).get("released") else _length(seen) + 1 - seen.age
