@@ -9,12 +9,16 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from PIL import Image
 from small_bert import noisy_params, small_transformer
 
 from jaxformer.config import Evaluation, Experiment
+from jaxformer.data.fields.image import ImageField
+from jaxformer.data.fields.text import TextField
 from jaxformer.data.pipeline.loader import Data
 from jaxformer.data.sources.sources import JsonLines
 from jaxformer.data.tasks.classification import Classify
+from jaxformer.data.tasks.image_text import ImageTextPairs
 from jaxformer.data.tasks.question_answering import AnswerSpans
 from jaxformer.data.tasks.seq2seq import TextToText
 from jaxformer.data.tasks.summary_sentences import SummarySentences
@@ -25,9 +29,11 @@ from jaxformer.evaluations import NamedEvaluation
 from jaxformer.metrics.texts import Scores
 from jaxformer.models.bert import Bert
 from jaxformer.models.classifier import Classifier
+from jaxformer.models.clip import Clip, ImageTower, TextTower
 from jaxformer.models.encoder_decoder import EncoderDecoder
 from jaxformer.objectives.classification import Classification
 from jaxformer.objectives.extractive_summarization import ExtractiveSummarization
+from jaxformer.objectives.image_text import ImageTextContrastive
 from jaxformer.objectives.question_answering import LABELS as ENDS
 from jaxformer.objectives.question_answering import QuestionAnswering
 from jaxformer.objectives.regression import Regression
@@ -42,7 +48,7 @@ WORDS = [f"w{number}" for number in range(12)]
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
 TAGS = ("O", "B-x", "I-x", "B-y", "I-y")
 BERT = Bert(small_transformer(), vocab=len(PIECES), max_length=24, prediction_heads=())
-KINDS = ("translation", "answers", "numbers", "tags", "classes", "summaries")
+KINDS = ("translation", "answers", "numbers", "tags", "classes", "summaries", "pairs")
 ALL = (Scores(by=("bleu", "chrf", "rouge")),)
 
 
@@ -63,6 +69,8 @@ def write_documents(folder: Path, count: int = 70) -> None:
             return {"question": text(1, 4), "context": context, "answers": answers}
         if kind == "summaries":
             return {"document": [text(1, 5) for _ in range(rng.integers(1, 6))], "summary": text(1, 6)}
+        if kind == "pairs":  # Few words, so that images share texts.
+            return {"image": str(folder / f"{rng.integers(40)}.png"), "text": text(1, 3)}
         if kind == "tags":
             words = text(2, 30).split()
             return {"words": words, "tags": [str(tag) for tag in rng.choice(TAGS, len(words))]}
@@ -72,6 +80,8 @@ def write_documents(folder: Path, count: int = 70) -> None:
         }
 
     (folder / "vocab.txt").write_text("\n".join(PIECES))
+    for number in range(40):
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(folder / f"{number}.png")
     for kind in KINDS:
         (folder / f"{kind}.jsonl").write_text("\n".join(json.dumps(document(kind)) for _ in range(count)))
     WordPiece(path=str(folder / "vocab.txt")).build(None, str(folder / "kept"))
@@ -97,6 +107,11 @@ def experiments(folder: Path) -> dict[str, Experiment]:
             Classifier(BERT, ("summary",), "none"),
             ExtractiveSummarization(num_sentences=2),
             SummarySentences(24, 8),
+        ),
+        "pairs": (
+            Clip(ImageTower(stack, image=8, patch=4), TextTower(stack, vocab=len(PIECES), max_length=8), width=8),
+            ImageTextContrastive(),
+            ImageTextPairs(ImageField(8), TextField(length=8)),
         ),
         "classes": (
             Classifier(BERT, tuple(WORDS[:3]), "mean"),
@@ -126,7 +141,9 @@ def evaluate(folder: Path, experiment: Experiment) -> dict[str, dict[str, float]
     """The metrics of all evaluations of an experiment, of parameters drawn at random."""
     tokenizer = experiment.tokenizer.build(None, str(folder / "kept"))
     mesh = sharding.make_mesh(experiment.mesh)
-    example = [np.zeros((1, 4), np.int32)] * (2 if isinstance(experiment.model, EncoderDecoder) else 1)
+    examples = {"images": np.zeros((1, 8, 8, 3), np.uint8), "inputs": np.zeros((1, 4), np.int32)}
+    inputs = experiment.model.inputs()
+    example = [array for name, array in examples.items() if name in inputs] + [np.zeros((1, 4), np.int32)]
 
     def lay(array, leaf):
         whole = np.asarray(array)

@@ -58,4 +58,5 @@ def test_the_metrics_of_one_process_have_something_to_compare(alone):
     assert 0 < validation["tags"]["entity_f1"] < 1
     assert 0 < validation["summaries"]["rouge_1"] < validation["summaries"]["oracle_rouge_1"]
     assert 0 < validation["classes"]["macro_f1"] < 1
+    assert 0 < validation["pairs"]["image_to_text_5"] < 1 and 0 < validation["pairs"]["text_to_image_5"] < 1
     assert {results["first_rows"]["loss"] != results["validation"]["loss"] for results in alone.values()} == {True}
