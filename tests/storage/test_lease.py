@@ -45,7 +45,8 @@ def test_an_object_is_written_at_the_version_that_was_seen_only(path):
 
 
 @pytest.mark.slow
-def test_a_second_writer_is_refused_while_the_first_one_renews(path, short):
+def test_a_second_writer_is_refused_while_the_first_one_renews(path, monkeypatch):
+    monkeypatch.setattr(lease, "SECONDS", 8.0)
     first = Lease(path)
     line = message(Lease, path)
     assert "another process is writing this run (process " in line and str(path.parent) in line

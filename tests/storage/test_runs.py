@@ -15,8 +15,8 @@ from jaxformer.runs import lease
 from jaxformer.runs.history import METRICS, read_history
 
 PAGE = Path(__file__).parents[2] / "docs" / "storage.md"
-SHORT = 4.0
-"""Seconds that a lease lasts here."""
+SHORT = 20.0
+"""Seconds that a lease lasts here; a machine with much else to do must be able to renew it."""
 TRAIN = f"""
 import sys
 from jaxformer import cli
