@@ -245,7 +245,7 @@ class TestParse:
     @pytest.mark.parametrize("flag", ["--help", "-h"])
     @pytest.mark.filterwarnings("error")
     def test_help_shows_every_field_with_default_and_meaning(self, file, experiment, flag, capsys, monkeypatch):
-        monkeypatch.setenv("COLUMNS", "200")
+        monkeypatch.setenv("COLUMNS", "100")
         with pytest.raises(SystemExit) as caught:
             self.parse(file, "--steps", "3", flag)
         text, errors = capsys.readouterr()

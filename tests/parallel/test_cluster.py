@@ -39,7 +39,7 @@ JOB = {"JAX_COORDINATOR_ADDRESS": "train-0-0.train:1234", "JAX_NUM_PROCESSES": "
 def environ(monkeypatch):
     """Sets variables for JAX too, which reads those of the process."""
     for name in os.environ:
-        if name.startswith(("JAX_COORD", "JAX_NUM", "JAX_PROC", "SLURM", "OMPI", "CUDA_VIS")):
+        if name.startswith(("JAX_COORD", "JAX_NUM", "JAX_PROC", "SLURM", "OMPI", "CUDA_VIS", "TPU_", "MEGASCALE")):
             monkeypatch.delenv(name)
 
     def update(values):

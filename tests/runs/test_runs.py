@@ -317,7 +317,7 @@ class TestFork:
             ({"model.transformer.norm_position": "before"}, "model.transformer.norm_position: 'after' in the run"),
             ({"model.transformer.depth": 3}, "model.transformer.depth: 2 in the run, 3 now"),
             ({"tokenizer.vocab": 100}, "tokenizer.vocab: 120 in the run, 100 now; a fork keeps"),
-            ({"optimizer": Lion()}, "of another model or optimizer; init=.* would take only its parameters"),
+            ({"optimizer": Lion()}, "belongs to another model or optimizer; init=.* would take only its parameters"),
             ({"fork": "/nowhere"}, "/nowhere: not a run's folder"),
         ],
         ids=str,
@@ -330,7 +330,10 @@ class TestFork:
 
     @pytest.mark.parametrize(
         "change, said",
-        [({"fork": "a", "init": "b"}, "init=b: fork=a gives"), ({"fork_step": 3}, "fork_step=3: needs a run")],
+        [
+            ({"fork": "a", "init": "b"}, "init=b: fork=a sets the parameters too"),
+            ({"fork_step": 3}, "fork_step=3: needs a run"),
+        ],
         ids=str,
     )
     def test_fields_that_do_not_go_together_are_refused(self, change, said, experiment):

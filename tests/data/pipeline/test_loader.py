@@ -253,7 +253,8 @@ def test_data_imports_no_model_and_no_jax():
     result = run("-c", code)
     assert result.returncode == 0, result.stderr
     modules = {name.split(".")[1] for name in result.stdout.split() if name.startswith("jaxformer.")}
-    assert modules == {"classes", "data", "errors", "field_docs", "fields", "namespaces", "progress", "suggestions"}
+    found = {"classes", "data", "errors", "field_docs", "fields", "namespaces", "progress", "storage", "suggestions"}
+    assert modules == found
 
 
 def test_a_source_without_examples_is_refused_at_once(tokenizer, tmp_path):
