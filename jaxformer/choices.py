@@ -1,4 +1,4 @@
-"""Choosing the class of a part of an experiment by name: `--optimizer Lion`, `--model.transformer.norm RMSNorm`."""
+"""Replaces parts of an experiment by class name: `--optimizer Lion`, `--model.transformer.norm RMSNorm`."""
 
 import dataclasses
 import inspect
@@ -17,8 +17,8 @@ PACKAGE = __name__.partition(".")[0]
 def choose(value: Any, overrides: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Replaces class names in the overrides by instances of these classes.
 
-    Each instance keeps the fields of the part that it replaces if both classes have them and they were not at their
-    default. Overrides of the instance's own fields are applied to it.
+    A new instance copies the field values of the object that it replaces, if both classes have the field and its value
+    is not the default. Then the overrides of fields of the instance are applied.
 
     Args:
       value: the config value to override.

@@ -22,7 +22,7 @@ _allowed: set[str] = set()
 
 
 def allow(*packages: str) -> None:
-    """Allows runs that this process reads to use classes of these packages.
+    """Adds packages to the allowlist of this process. Runs that it loads may then use classes of these packages.
 
     Args:
       packages: import names, such as `"my_models"`. The modules are imported when a run names one of their classes, but

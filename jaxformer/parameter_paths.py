@@ -12,7 +12,10 @@ from jaxformer.errors import InputError
 
 
 def map_paths(function: Callable[..., Any], params: Any, *others: Any) -> Any:
-    """Maps `function(path, parameter, ...)` over a tree of parameters. A parameter in its box is a leaf."""
+    """Maps `function(path, parameter, ...)` over a tree of parameters.
+
+    A parameter may be an array or a `metadata.Boxed`, an array with its axes, which counts as one leaf.
+    """
 
     def named(keys, *leaves):
         return function(jax.tree_util.keystr(keys, simple=True, separator="/"), *leaves)

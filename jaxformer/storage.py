@@ -1,7 +1,7 @@
-"""Paths of local files and of objects in buckets: `gs://BUCKET/KEY` and `s3://BUCKET/KEY`.
+"""Access to local files and to objects in buckets: `gs://BUCKET/KEY` and `s3://BUCKET/KEY`.
 
-`path` converts a name to a path of either kind; both have pathlib's interface. Objects are written atomically, and are
-never appended to.
+`path` converts a name to a path object with the interface of pathlib. Objects are written atomically as a whole, and
+cannot be appended to.
 """
 
 import asyncio
@@ -22,11 +22,11 @@ from typing import Any, cast
 from jaxformer.errors import InputError
 
 CLIENTS = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}
-"""Maps each URL scheme to the package that supports it, and to the extra that installs the package."""
+"""Maps each URL scheme to the package that supports it and the extra of jaxformer that installs the package."""
 STALLED = 30
-"""Number of seconds without data after which a request is retried."""
+"""Number of seconds without data after which a request counts as failed and is retried."""
 TRIES = 6
-"""Maximum number of attempts of a request that fails, stalls or is throttled. Waits between them double, from 1 s."""
+"""Maximum number of attempts of a request that fails. The wait between two attempts starts at 1 s and doubles."""
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _MOST_SAID = 200
 _AT_ONCE = 8
@@ -34,7 +34,7 @@ _AT_ONCE = 8
 _STATUS = re.compile(
     r"\b(PERMISSION_DENIED|UNAUTHENTICATED|UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|ABORTED)\b"
 )
-"""Status names of TensorStore, which occur in the messages of other exception classes."""
+"""Matches the status names of TensorStore errors, whose exception classes do not tell that they come from a bucket."""
 
 
 def is_remote(name: str | os.PathLike) -> bool:
@@ -43,11 +43,11 @@ def is_remote(name: str | os.PathLike) -> bool:
 
 
 def path(name: str | os.PathLike) -> Path:
-    """Returns the path of a name: pathlib's, or for a bucket `etils.epath`'s, which has the same methods.
+    """Converts a name to a path: a `pathlib.Path`, or for a bucket an `etils.epath` path, which has the same methods.
 
     Raises:
-      InputError: If the scheme is neither gs:// nor s3://, there is no bucket, or the package for its protocol is
-        missing.
+      InputError: If the scheme is neither gs:// nor s3://, the bucket name is missing, or the package for the scheme
+        is not installed.
     """
     name = os.fspath(name)
     found = _SCHEME.match(name)
@@ -73,20 +73,20 @@ def absolute(name: str | os.PathLike) -> Path:
 
 
 def file_system(name: str | os.PathLike) -> Any:
-    """Returns fsspec's file system for a path in a bucket."""
+    """Returns the fsspec file system for a path in a bucket."""
     import fsspec
 
-    path(name)  # Raises InputError where it cannot be used.
+    path(name)  # Raises InputError if the name is invalid or a package is missing.
     return fsspec.filesystem(os.fspath(name).partition("://")[0])
 
 
 @functools.cache
 def _configure() -> None:
     """Configures the clients so that requests fail after a limited time, and listings are never cached."""
-    # TensorStore, which reads and writes checkpoints, has limits of its own; its defaults wait for a stalled server.
+    # TensorStore, which reads and writes checkpoints, has no limit by default for a server that stalls.
     os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS", str(STALLED))
     os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES", "1")
-    os.environ.setdefault("EPATH_USE_TF", "false")  # Where TensorFlow is installed, its own client would be used.
+    os.environ.setdefault("EPATH_USE_TF", "false")  # Otherwise epath uses TensorFlow's client if it is installed.
     from fsspec import config
 
     now = {"use_listings_cache": False, "skip_instance_cache": False}
@@ -101,7 +101,7 @@ def _configure() -> None:
         limits = {"connect_timeout": STALLED, "read_timeout": STALLED, "retries": retries}
         settings["s3"] = {"config_kwargs": limits} | now
     for protocol, values in settings.items():
-        config.conf[protocol] = values | config.conf.get(protocol, {})  # What the user has set stays.
+        config.conf[protocol] = values | config.conf.get(protocol, {})  # Settings of the user take precedence.
 
 
 def check_bucket(name: str | os.PathLike) -> None:
@@ -120,11 +120,13 @@ def check_bucket(name: str | os.PathLike) -> None:
 
 @contextlib.contextmanager
 def reported(name: str | os.PathLike, problem: str = "cannot be read") -> Iterator[None]:
-    """Raises InputError, on one line, for errors with a path in a bucket, except for FileNotFoundError.
+    """Context manager that converts errors of a bucket's client to a one-line InputError.
+
+    Does not change FileNotFoundError, and errors if the path is local.
 
     Args:
-      name: the path. Errors with local paths are not changed.
-      problem: what the block could not do.
+      name: path that the block accesses.
+      problem: description of the failure for the message.
     """
     began = time.monotonic()
     try:
@@ -140,7 +142,7 @@ def reported(name: str | os.PathLike, problem: str = "cannot be read") -> Iterat
 
 
 def is_of_client(error: BaseException) -> bool:
-    """Returns whether an error comes from the connection to a bucket, which says nothing about what is in it."""
+    """Returns whether an error comes from the client or server of a bucket, rather than from an object's content."""
     if isinstance(error, FileNotFoundError):
         return False
     if _STATUS.search(str(error)):
@@ -168,7 +170,7 @@ def read_bytes(name: str) -> bytes:
 
 
 def rename(source: str | os.PathLike, target: str | os.PathLike) -> None:
-    """Renames a file or a folder. The objects of a folder in a bucket are renamed one by one."""
+    """Renames a file or a folder. In a bucket, copies all objects of the folder, then removes the originals."""
     if not is_remote(source):
         os.rename(source, target)
         return
@@ -180,7 +182,7 @@ def rename(source: str | os.PathLike, target: str | os.PathLike) -> None:
 
 
 def matching(pattern: str) -> list[str]:
-    """Returns the files or objects that match a glob pattern, sorted."""
+    """Returns the sorted paths of the files or objects that match a glob pattern."""
     if not is_remote(pattern):
         return [found for found in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(found)]
     with reported(pattern, "cannot be listed"):
@@ -190,13 +192,13 @@ def matching(pattern: str) -> list[str]:
 
 
 def local_copy(name: str, folder: Path | None = None) -> str:
-    """Returns the path of a local copy of an object, which is downloaded if it is missing.
+    """Downloads an object unless there is a local copy of its current version. Returns the path of the copy.
 
-    Copies are identified by the version of the object, so that processes, workers and restarts share them.
+    All processes on this machine share the copies.
 
     Args:
       name: path of the object. A local path is returned unchanged.
-      folder: folder for the copy. Defaults to a folder for its version in `copies`.
+      folder: folder for the copy. Defaults to a cache folder for the current version (see `copies`).
 
     Raises:
       InputError: If the object does not exist or cannot be read, or the copy cannot be written.
@@ -231,14 +233,14 @@ def local_copy(name: str, folder: Path | None = None) -> str:
 
 
 def local_folder(name: str, patterns: Sequence[str]) -> Path:
-    """Returns a folder on this machine with copies of a bucket's objects, which are made if they are missing.
+    """Downloads objects of a folder in a bucket, except for those with a current local copy. Returns the local folder.
 
     Args:
-      name: The folder's path in the bucket.
-      patterns: The objects to copy: patterns of their paths relative to the folder.
+      name: path of the folder in the bucket.
+      patterns: glob patterns of the objects to download, relative to the folder.
 
     Raises:
-      InputError: An object cannot be read, or a copy cannot be written.
+      InputError: If an object cannot be read, or a copy cannot be written.
     """
     below = objects_below(name)
     found = {key: info for key, info in below.items() if any(fnmatch.fnmatch(key, pattern) for pattern in patterns)}
@@ -252,10 +254,13 @@ def local_folder(name: str, patterns: Sequence[str]) -> Path:
 
 
 def objects_below(name: str) -> dict[str, dict[str, Any]]:
-    """Returns fsspec's information about each object below a folder, by its path relative to it, sorted.
+    """Lists all objects below a folder in a bucket.
+
+    Returns:
+      The fsspec information of each object, by path relative to the folder, sorted.
 
     Raises:
-      InputError: The folder cannot be listed.
+      InputError: If the folder cannot be listed.
     """
     folder = name.rstrip("/")
     with reported(name, "cannot be listed"):
@@ -265,15 +270,15 @@ def objects_below(name: str) -> dict[str, dict[str, Any]]:
 
 
 def upload(folder: Path, name: str | os.PathLike, last: Sequence[str] = ()) -> None:
-    """Writes the files below a local folder to a folder in a bucket.
+    """Copies all files below a local folder to a folder in a bucket.
 
     Args:
-      folder: The local folder.
-      name: The folder's path in the bucket.
-      last: The names of the files that are written after all others, as they make the folder complete.
+      folder: local folder.
+      name: path of the folder in the bucket.
+      last: names of files to write after all others, such as a file that marks the folder as complete.
 
     Raises:
-      InputError: An object cannot be written.
+      InputError: If an object cannot be written.
     """
     fs, target = file_system(name), os.fspath(name).rstrip("/")
     files = sorted((file for file in folder.rglob("*") if file.is_file()), key=lambda file: file.name in last)
@@ -283,11 +288,11 @@ def upload(folder: Path, name: str | os.PathLike, last: Sequence[str] = ()) -> N
 
 
 def copies(name: str, version: str) -> Path:
-    """Returns the folder for copies of one version of an object or a folder."""
+    """Returns the cache folder for local copies of one version of an object or a folder in a bucket."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxformer" / "objects"
     return home / hashlib.sha256(f"{name}\n{version}".encode()).hexdigest()[:32]
 
 
 def version(info: dict[str, Any]) -> str:
-    """Returns the version of an object from fsspec's information about it."""
+    """Returns the version of an object from its fsspec information: a generation, an ETag or a modification time."""
     return str(info.get("generation") or info.get("ETag") or info.get("etag") or info.get("mtime"))

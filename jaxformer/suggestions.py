@@ -63,7 +63,10 @@ FOREIGN = {
 
 
 def nearest(name: str, names: Sequence[str]) -> str | None:
-    """Returns the name that was probably meant, by its end, its name in other libraries, or its spelling, or None."""
+    """Suggests the name that was probably meant. Returns None if no name matches.
+
+    Matches the last part of a dotted name, then names of the same setting in other libraries, then similar spellings.
+    """
     by_end = {path.rpartition(".")[2]: path for path in reversed(names)}
     whole = [path for path in names if path.endswith(f".{name}")]
     alike = whole or _called(name, names) or difflib.get_close_matches(name, names, 1)
@@ -72,7 +75,7 @@ def nearest(name: str, names: Sequence[str]) -> str | None:
 
 
 def _called(name: str, names: Sequence[str]) -> list[str]:
-    """Returns the fields that another library's name stands for, in order of depth."""
+    """Returns the fields that have this name in another library (see `FOREIGN`), least nested first."""
     plain = _plain(name.rpartition(".")[2])
     for path, foreign in FOREIGN.items():
         if plain in map(_plain, foreign.split()):

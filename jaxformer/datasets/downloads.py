@@ -97,10 +97,10 @@ def read_member(archive: tarfile.TarFile, member: str | tarfile.TarInfo) -> byte
 
 
 def content(archive: tarfile.TarFile, member: str | tarfile.TarInfo) -> bytes:
-    """The content of a file in an archive.
+    """Reads a file in an archive.
 
     Raises:
-      InputError: it is not a file.
+      InputError: If the member is not a file.
     """
     file = archive.extractfile(member)
     if file is None:

@@ -1,7 +1,7 @@
-"""Logits processors: change the scores of the next token by output length, repetitions and banned tokens.
+"""Logits processors: change the scores of the next token according to output length, repetitions and banned tokens.
 
-Definitions and order are those of transformers' logits processors. A setting at its default needs no arrays (its fields
-of `Rules` are None) and no computation.
+Definitions and order are the same as in transformers. A setting at its default costs nothing: its fields of `Rules` are
+None.
 """
 
 import dataclasses
@@ -32,8 +32,8 @@ class Rules:
     least: jax.Array | np.ndarray | None = None
     """Minimum number of new tokens before an end token is allowed, integers [b]. If None, there is no minimum."""
     given: jax.Array | np.ndarray | None = None
-    """Tokens that the output continues (the prompt or the decoder start tokens), integers [b, g], left-padded with
-    `NO_TOKEN`. If None, no processor needs them."""
+    """Last tokens before the output, integers [b, g], left-padded with `NO_TOKEN`: the end of the prompt, or the
+    decoder start tokens of an encoder–decoder. If None, no processor needs them."""
     read: jax.Array | np.ndarray | None = None
     """Prompt tokens, integers [b, t], left-padded with `NO_TOKEN`. If None, no processor needs them."""
     alone: jax.Array | np.ndarray | None = None

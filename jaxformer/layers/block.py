@@ -168,7 +168,7 @@ class Block(nn.Module):
 
 
 def _scaled(residual: nn.Module, y: jax.Array, inputs: BlockInputs, state: BlockState) -> jax.Array:
-    """A layer's output as the module `residual` changes it."""
+    """Applies the module `residual` (such as LayerScale or stochastic depth) to the output `y` of a layer."""
     if inputs.condition is None:
         return residual(y, state.depth_fraction, inputs.train)
     return residual(y, state.depth_fraction, inputs.train, inputs.condition)

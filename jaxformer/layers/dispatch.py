@@ -1,13 +1,14 @@
-"""Computation of experts: sends tokens to their experts and back, on one device or over a mesh.
+"""Sends tokens to the experts that they chose, computes the experts, and combines their outputs.
 
-Three implementations give the same result if no choice is dropped:
+In this module, each token makes k choices of an expert. There are three implementations, which give the same result if
+no choice is dropped:
 
-- `dropless`: sorts rows by expert, in blocks (`layers.grouped`). Over a mesh, each device gathers the tokens of the
-  devices that hold other experts, computes those that chose its experts, and the outputs are summed and scattered.
-  Shapes are fixed: buffers are large enough for the worst case, and only rows in use are computed.
-- `limited`: gives each expert a fixed number of slots per batch row. Over a mesh, the slots are exchanged by an
-  all-to-all. Which choices are dropped depends only on the row, and not on the mesh or the micro-batch.
-- `dense`: every expert computes every token. Used by programs with symbolic lengths.
+- `dropless`: sorts tokens by expert into blocks (see `layers.grouped`). On a mesh, each device gathers the tokens of
+  the devices with other experts, computes its experts for the tokens that chose them, and the outputs are summed and
+  scattered. Buffers have a fixed size for the worst case, but only their used part is computed.
+- `limited`: gives each expert a fixed number of slots per batch row. On a mesh, slots are exchanged by an all-to-all.
+  Which choices are dropped depends only on the batch row, and not on the mesh or the micro-batch.
+- `dense`: computes every expert for every token. Used in programs with symbolic lengths.
 """
 
 import dataclasses
@@ -34,8 +35,8 @@ class Routes:
     weights: jax.Array
     """Weights of the chosen experts, float32 [b, t, k]."""
     counted: jax.Array
-    """Tokens to count, float32 [b, t]: 1, or 0 for padding and repeated tokens, which take no slot from other
-    tokens."""
+    """1 for each token to count, float32 [b, t]. 0 for padding and repeated tokens, which never take a slot that a
+    counted token needs."""
 
 
 @flax.struct.dataclass
@@ -57,14 +58,14 @@ class Kernels:
         return len(self.up)
 
     def apply(self, x: jax.Array, product) -> jax.Array:
-        """Computes the experts, with `product(x, kernel)` for matrix products."""
+        """Computes the experts. Uses `product(x, kernel)` for matrix products."""
         up, function = product(x, self.up), activation(self.activation)
         hidden = function(up) if self.gate is None else function(product(x, self.gate)) * up
         return product(hidden, self.down)
 
 
 def dense(x: jax.Array, routes: Routes, kernels: Kernels) -> jax.Array:
-    """Returns the weighted output of the experts for x [b, t, d]. Every expert computes every token."""
+    """Returns the weighted sum of the chosen experts' outputs for x [b, t, d]. Computes all experts for all tokens."""
     chosen = routes.chosen[..., None] == jnp.arange(kernels.experts)
     weights = jnp.sum(chosen * routes.weights[..., None], axis=2)
     every = jnp.broadcast_to(x, (kernels.experts, *x.shape))
@@ -73,7 +74,7 @@ def dense(x: jax.Array, routes: Routes, kernels: Kernels) -> jax.Array:
 
 
 def limited(x: jax.Array, routes: Routes, kernels: Kernels, capacity: float) -> tuple[jax.Array, jax.Array]:
-    """Returns the weighted output of experts with limited slots per row for x [b, t, d].
+    """Returns the weighted sum of the chosen experts' outputs. Each expert has a limited number of slots per batch row.
 
     First choices take slots before second choices, and earlier tokens before later tokens (Lepikhin et al. 2021).
 
@@ -94,7 +95,7 @@ def limited(x: jax.Array, routes: Routes, kernels: Kernels, capacity: float) -> 
     inputs = move(jnp.tile(x, (1, choices, 1)), source, slot).reshape(rows, experts, slots, -1)
     inputs = sharding.constrain(sharding.constrain(inputs, "b___").swapaxes(0, 1), "eb__")
 
-    # Gathered along the embedding axis, like other kernels.
+    # Gathers the kernels along the embedding dimension, as for other linear layers.
     kernels = dataclasses.replace(
         kernels,
         gate=None if kernels.gate is None else sharding.constrain(kernels.gate, "e_f"),
@@ -136,7 +137,7 @@ def _places(chosen: jax.Array, counted: jax.Array, experts: int, slots: int) -> 
 
 
 def dropless(x: jax.Array, routes: Routes, kernels: Kernels) -> jax.Array:
-    """Returns the weighted output of the experts for x [b, t, d]. No choice is dropped."""
+    """Returns the weighted sum of the chosen experts' outputs for x [b, t, d]. Drops no choice."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         flat, chosen, weights = (array.reshape(-1, array.shape[-1]) for array in (x, routes.chosen, routes.weights))
@@ -149,10 +150,10 @@ def _chosen_output(x: jax.Array, chosen: jax.Array, weights: jax.Array, kernels:
 
     Args:
       x: tokens, [n, d].
-      chosen: integers [n, k]. Choices that are not indices of `kernels` add nothing.
+      chosen: indices of the chosen experts, integers [n, k]. Experts that are not in `kernels` contribute 0.
       weights: weights of the choices, [n, k].
       kernels: kernels of the experts on this device.
-      experts: number of all experts, which determines the average group size.
+      experts: number of experts on all devices, which determines the average number of tokens per expert.
     """
     (count, choices), here = chosen.shape, kernels.experts
     group = chosen.reshape(-1)
@@ -165,23 +166,23 @@ def _chosen_output(x: jax.Array, chosen: jax.Array, weights: jax.Array, kernels:
 
 
 class _Layout(NamedTuple):
-    """Mesh axes that split tokens and each axis of the kernels. None for an axis that is not split."""
+    """Mesh axes across which tokens and each dimension of the kernels are sharded. None for an unsharded dimension."""
 
     tokens: PartitionSpec
     """Partition spec of tokens [b, t, d]."""
     experts: Any
-    """Mesh axes that split the experts."""
+    """Mesh axes across which the experts are sharded."""
     width: Any
-    """Mesh axes that split the inner width of the experts."""
+    """Mesh axes across which the inner width of the experts is sharded."""
     rows: Any
-    """Mesh axes that split the embedding axis of `gate` and `up` as well as tokens. Kernels are gathered along them,
-    and their gradients are scattered."""
+    """Mesh axes across which both tokens and the embedding dimension of `gate` and `up` are sharded. The kernels are
+    gathered along these axes, and their gradients are scattered."""
     columns: Any
-    """Mesh axes that split the embedding axis of `down` as well as tokens."""
+    """Mesh axes across which both tokens and the embedding dimension of `down` are sharded. See `rows`."""
 
     @classmethod
     def of(cls, mesh: jax.sharding.AbstractMesh, x: jax.Array, kernels: Kernels) -> "_Layout":
-        """Creates the layout from the sharding rules. The compiler gathers kernels along axes that the layout omits."""
+        """Creates the layout from the sharding rules. The compiler gathers kernels along all other mesh axes."""
         tokens = sharding.partition_spec("bt_", x.shape, mesh)
         experts, rows, width = sharding.partition_spec("edf", kernels.up.shape, mesh)
         _, other_width, columns = sharding.partition_spec("efd", kernels.down.shape, mesh)
@@ -192,7 +193,7 @@ class _Layout(NamedTuple):
 
     @property
     def held(self) -> tuple[str, ...]:
-        """Mesh axes along which devices hold different parts of the experts."""
+        """Mesh axes along which devices have different experts or different parts of their width."""
         return _names((self.experts, self.width))
 
     def specs(self, kernels: Kernels) -> Kernels:
@@ -203,10 +204,11 @@ class _Layout(NamedTuple):
 
 
 def _on_mesh(mesh: jax.sharding.AbstractMesh, x: jax.Array, routes: Routes, kernels: Kernels) -> jax.Array:
-    """Runs `_chosen_output` on the tokens and kernel parts of each device, because the compiler cannot split a sort.
+    """Runs `_chosen_output` on each device with its shards of tokens and kernels.
 
-    If a mesh axis splits both tokens and experts (or the experts' width), tokens are gathered along it, and the summed
-    outputs are scattered. Along other axes, outputs are only summed.
+    This uses `shard_map` because the compiler cannot partition a sort. If tokens and experts (or their width) are
+    sharded along the same mesh axis, the tokens are gathered along it, and the outputs are summed and scattered. Along
+    other mesh axes of the experts, outputs are only summed.
     """
     layout, experts = _Layout.of(mesh, x, kernels), kernels.experts
     tokens = _names(layout.tokens)
@@ -214,7 +216,7 @@ def _on_mesh(mesh: jax.sharding.AbstractMesh, x: jax.Array, routes: Routes, kern
     varying = tuple(dict.fromkeys((*tokens, *layout.held)))
 
     def whole(kernel, axes, axis):
-        """Gathers the kernel along the embedding axis, so that its gradients from all tokens are summed."""
+        """Gathers a kernel along its embedding dimension. The backward pass then sums its gradients of all tokens."""
         return _vary(_gathered(kernel, axes, axis), varying, (*layout.held, *_names((axes,))))
 
     def compute(x, chosen, weights, kernels):
@@ -240,7 +242,7 @@ def _on_mesh(mesh: jax.sharding.AbstractMesh, x: jax.Array, routes: Routes, kern
 
 
 def _names(spec) -> tuple[str, ...]:
-    """Returns the mesh axes in a partition spec."""
+    """Returns the names of the mesh axes in a partition spec."""
     return tuple(name for part in spec if part for name in ((part,) if isinstance(part, str) else part))
 
 
@@ -249,9 +251,12 @@ def _gathered(array: jax.Array, names, axis: int) -> jax.Array:
 
 
 def _vary(array: jax.Array, names: tuple[str, ...], known: tuple[str, ...]) -> jax.Array:
-    """Marks the array as varying along the mesh axes `names`. It already varies along `known`.
+    """Marks an array inside `shard_map` as having different values along the mesh axes `names`.
 
-    Its gradient is summed over the other axes.
+    Args:
+      array: the array.
+      names: mesh axes along which the result varies.
+      known: mesh axes along which the array already varies. The gradient is summed over the other axes in `names`.
     """
     missing = tuple(name for name in names if name not in known)
     return jax.lax.pcast(array, missing, to="varying") if missing else array

@@ -89,10 +89,10 @@ class Embeddings(nn.Module):
 
 
 def vocabulary(size: int | None) -> int:
-    """The size of a vocabulary.
+    """Returns the vocabulary size.
 
     Raises:
-      InputError: it is None, which stands for the tokenizer's until a run has one.
+      InputError: If the size is None, which a run replaces by the size of its tokenizer.
     """
     if size is None:
         raise InputError("model.vocab=None: a run takes the tokenizer's size; without a run, expected a number")

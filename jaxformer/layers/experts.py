@@ -18,23 +18,24 @@ from jaxformer.parallel import metadata
 BALANCE, ROUTER_Z = "load_balance", "router_z"
 """Names of the auxiliary losses of a block."""
 LOAD, DROPPED = f"{REPORTED}largest_expert_load", f"{REPORTED}dropped_tokens"
-"""Names of the reported means of a block."""
+"""Names of the metrics of a block that are reported but not added to the loss."""
 
 
 class ExpertMlp(nn.Module):
-    """Mixture of experts: the sum of the `top_k` most probable experts, weighted by probability: [b, t, d] → [b, t, d].
+    """Mixture of experts, [b, t, d] → [b, t, d]: the sum of the outputs of the `top_k` most probable experts, weighted
+    by probability.
 
     A router, a linear layer in float32, gives each token a probability of each expert (Shazeer et al. 2017; Fedus et
     al. 2022, Switch Transformer; Jiang et al. 2024, Mixtral). Each expert is a `GatedMlp` or an `Mlp` without biases.
     Padding is not computed, and its output is 0.
 
-    Training adds the auxiliary means to the loss and reports the others. They are means over the tokens that a block
-    computes, and over blocks:
+    A block also returns these metrics, averaged over tokens and blocks. Training adds those that begin with
+    `auxiliary/` to the loss, and reports the others:
 
     - `auxiliary/load_balance`: e · Σ fᵢ pᵢ, where fᵢ is the mean number of choices of expert i per token and pᵢ its
-      mean probability (Fedus et al. 2022, eq. 4). It is `top_k` if the load is even. As a product of two means, it is
-      computed per micro-batch and block, and then averaged, weighted by the number of tokens. Devices share the
-      means, so that it does not depend on the mesh.
+      mean probability (Fedus et al. 2022, eq. 4). Equal to `top_k` if the load is even. It is computed per block and
+      micro-batch over the tokens of all devices, so it does not depend on the mesh, and then averaged, weighted by the
+      number of tokens.
     - `auxiliary/router_z`: mean square of the logarithm of the router's partition function (Zoph et al. 2022, ST-MoE,
       eq. 5).
     - `reported/largest_expert_load`: share of the choices that go to the busiest expert, per micro-batch and block.
@@ -56,15 +57,15 @@ class ExpertMlp(nn.Module):
     then 1, and the router learns only from the auxiliary losses."""
     capacity: float | None = None
     """Maximum number of tokens per row that an expert computes in training, as a multiple of the even share t · top_k /
-    experts (Lepikhin et al. 2021, GShard). Further choices are dropped. If None, and outside training, nothing is
-    dropped."""
+    experts (Lepikhin et al. 2021, GShard). Further tokens are dropped for this expert. If None, no tokens are dropped,
+    as in evaluation."""
     balance_weight: float = 0.01
     """Weight of the load-balancing loss. Switch Transformer uses 0.01."""
     z_weight: float = 0.001
     """Weight of the router z-loss. ST-MoE uses 0.001."""
 
     mean_names: ClassVar[tuple[str, ...]] = (BALANCE, ROUTER_Z, LOAD, DROPPED)
-    """Names of the means that a block may return."""
+    """Names of the metrics that a block may return besides its output."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -96,7 +97,7 @@ class ExpertMlp(nn.Module):
     def __call__(
         self, x: jax.Array, dtype: DType = "auto", train: bool = False, tokens: Tokens | None = None
     ) -> tuple[jax.Array, dict[str, Mean]]:
-        """Computes the experts. Returns the output and the means over the counted tokens.
+        """Computes the experts. Returns the output [b, t, d], and metrics averaged over the counted tokens.
 
         Args:
           x: input vectors, [b, t, d].
@@ -126,7 +127,7 @@ class ExpertMlp(nn.Module):
 
     def _logits(self, x: jax.Array) -> jax.Array:
         """Returns the router logits, float32 [b, t, experts]."""
-        # Not split over devices: splitting a small table saves nothing, and every token needs all of its logits.
+        # The router is replicated: it is small, and every token needs all of its logits.
         router = Linear("btd,d_->bt_", (x.shape[-1], self.experts), bias=False, dtype="float32", name="router")
         with jax.default_matmul_precision("highest"):
             return router(x)
@@ -143,7 +144,7 @@ class ExpertMlp(nn.Module):
         return Kernels(gate, up, kernel("down", "efd", width, embed), self.activation)
 
     def _losses(self, logits, probabilities, chosen, counted) -> dict[str, Mean]:
-        """Returns the auxiliary losses and the largest load."""
+        """Returns the auxiliary losses, and the load of the busiest expert."""
         chosen, counted = whole(chosen), whole(counted)
         choices = jnp.sum(chosen[..., None] == jnp.arange(self.experts), axis=2, dtype=jnp.float32)
         number = jnp.sum(counted)
@@ -165,12 +166,12 @@ class ExpertMlp(nn.Module):
 
 
 class ExpertKernel(nn.Module):
-    """Kernels of one linear layer of all experts."""
+    """Parameter with the stacked kernels of one linear layer of all experts, [e, inputs, outputs]."""
 
     axes: str
-    """Axes of the kernels: `edf` or `efd`."""
+    """Letters of the three axes for sharding (see `sharding.AXES`): `edf` or `efd`."""
     shape: tuple[int, int, int]
-    """Numbers of experts, inputs and outputs."""
+    """Number of experts, inputs and outputs."""
 
     @nn.compact
     def __call__(self) -> jax.Array:

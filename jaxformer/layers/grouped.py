@@ -1,7 +1,7 @@
-"""Products of rows with the kernel of their group, for computing experts without dropping tokens.
+"""Grouped matrix products: multiplies each row by the kernel of its group. Used for experts without dropped tokens.
 
-Rows are sorted by group and placed in blocks, each of which belongs to one group (Gale et al. 2022, MegaBlocks). A
-product therefore computes only what the rows need, however uneven the groups are.
+A row is a token, and a group is an expert. Rows are sorted by group and placed in blocks, each of which belongs to one
+group (Gale et al. 2022, MegaBlocks). So the cost depends on the number of rows, and not on how uneven the groups are.
 """
 
 from typing import Any, NamedTuple
@@ -12,12 +12,11 @@ import jax.numpy as jnp
 from jaxformer.parallel import sharding
 
 BLOCKS = {"cpu": 256, "gpu": 512, "tpu": 1}
-"""Maximum number of rows in a block, by platform. A TPU has an instruction for groups of any size and needs no
-blocks."""
+"""Maximum number of rows in a block, by platform. On TPUs, `ragged_dot` computes groups of any size without blocks."""
 
 
 class Groups(NamedTuple):
-    """Layout of `a` rows of `g` groups in `s` slots. All blocks have the same number of slots."""
+    """Layout of a rows, which belong to g groups, in s slots. A block is a fixed number of consecutive slots."""
 
     slot: jax.Array
     """Slot of each row, integers [a]. Equal to s for a row without a group."""
@@ -37,7 +36,7 @@ class Groups(NamedTuple):
 def block_size(rows: int, groups: int) -> int:
     """Returns the number of rows per block, a power of two.
 
-    It is at most half of the average group size, because half a block per group is empty on average.
+    It is at most half of the average group size, because on average half of a block is empty in each group.
     """
     size, most = 1, min(BLOCKS[sharding.platform()], rows // (2 * groups))
     while 2 * size <= most:
@@ -54,7 +53,7 @@ def arrange(group: jax.Array, groups: int, block: int) -> Groups:
       block: number of slots per block.
     """
     rows = len(group)
-    # Every group with a row wastes less than one block.
+    # Every non-empty group leaves less than one block of slots empty.
     most = min(groups, rows)
     blocks = (rows - most) // block + most
     order = jnp.argsort(group, stable=True)
@@ -76,10 +75,10 @@ def arrange(group: jax.Array, groups: int, block: int) -> Groups:
 
 @jax.custom_vjp
 def move(x: jax.Array, source: jax.Array, target: jax.Array) -> jax.Array:
-    """Moves rows one to one: row i of the result is row `source[i]` of x [n, d], or 0 if `source[i]` is n.
+    """Permutes rows: row i of the result is row `source[i]` of x [n, d], or 0 if `source[i]` is n.
 
-    `target` is the position of each row of x in the result. It makes the gradient a gather too, because the usual
-    gradient of a gather is a slow scatter.
+    `target` is the inverse: the position in the result of each row of x. With it the gradient is a gather too. JAX
+    would compute a scatter, which is slow.
     """
     return jnp.take(x, source, axis=0, mode="fill", fill_value=0)
 
@@ -118,12 +117,12 @@ def _used_blocks(groups: Groups) -> jax.Array:
 
 @jax.custom_vjp
 def _dot_of_blocks(x: jax.Array, kernels: jax.Array, group: jax.Array, used: jax.Array) -> jax.Array:
-    """Computes the products of the first `used` blocks of x with their kernels, one by one."""
+    """Multiplies the first `used` blocks of x by the kernels of their groups, in a loop over blocks."""
     return _loop(x, kernels, group, used, contracted=1)
 
 
 def _loop(x, kernels, group, used, contracted: int) -> jax.Array:
-    """Computes the products of blocks with their kernels, summed over axis `contracted` of the kernels."""
+    """Multiplies blocks by the kernels of their groups. Contracts axis `contracted` of the kernels."""
     blocks = x.reshape(len(group), -1, x.shape[-1])
 
     def body(number, y):
@@ -157,6 +156,8 @@ _dot_of_blocks.defvjp(_forward, _backward)
 
 
 def _zeros(shape: tuple[int, ...], like: jax.Array, dtype: Any = None) -> jax.Array:
-    """Returns zeros that vary over the same mesh axes as `like`, as required for the carry of a loop in
-    `jax.shard_map`."""
+    """Returns zeros that are marked as varying over the same mesh axes as `like`.
+
+    The carry of a loop inside `jax.shard_map` needs this mark.
+    """
     return jnp.zeros(shape, dtype or like.dtype) + jnp.sum(like[:0]).astype(dtype or like.dtype)

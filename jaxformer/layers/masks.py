@@ -106,7 +106,10 @@ class Mask:
 
 
 def _pairwise(function: Callable[[Any, Any], jax.Array], of_queries: Any, of_keys: Any) -> jax.Array:
-    """A function of each query's integer and each key's, [b or 1, 1, t, s]."""
+    """Applies a function to all pairs of the queries' integers [b or 1, t] and the keys' integers [b or 1, s].
+
+    Returns [b or 1, 1, t, s].
+    """
     return function(of_queries[:, None, :, None], of_keys[:, None, None, :])
 
 

@@ -73,7 +73,7 @@ class Placement:
 
 
 def _at(array: jax.Array, position_ids: jax.Array) -> jax.Array:
-    """The cosines or sines [b or 1, t, 1, k/2] of the positions, integers [b, m]: [b, m, 1, k/2]."""
+    """Selects the cosines or sines [b or 1, t, 1, k/2] at `position_ids`, integers [b, m]. Returns [b, m, 1, k/2]."""
     rows = jnp.broadcast_to(array, (position_ids.shape[0], *array.shape[1:]))
     return jnp.take_along_axis(rows, position_ids[..., None, None], axis=1)
 
@@ -158,7 +158,7 @@ class RelativePositions(nn.Module):
     buckets: int = 32
     """Number of buckets. Half of them are for single distances, and the others for increasingly wide ranges."""
     longest: int = 128
-    """Distance from which on all distances share one bucket."""
+    """Distance from which on all distances share the last bucket (`relative_attention_max_distance` in T5)."""
     bidirectional: bool = True
     """Whether half of the buckets are for keys after the query. False if queries do not attend to later keys."""
 

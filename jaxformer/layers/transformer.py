@@ -52,9 +52,10 @@ class TransformerOutput:
     cache: Cache | None = None
     """Cache that includes the new tokens. None if there was no cache."""
     layers: jax.Array | None = None
-    """Output of each block before the last norm, [l, b, t, d]. None unless requested."""
+    """Output of each block, before the final norm of the stack, [l, b, t, d]. None unless requested."""
     means: dict[str, Mean] = flax.struct.field(default_factory=dict)
-    """Auxiliary means summed over all blocks, such as the load of experts. Objectives add them to the loss."""
+    """Averaged metrics by name, combined over all blocks, such as a load-balancing loss. Objectives add auxiliary
+    losses to the training loss."""
 
 
 class Transformer(nn.Module):

@@ -79,7 +79,13 @@ class ModelOutput:
 
 
 def decoded(lm_head: LMHead | None, vectors: jax.Array | None, axes: str) -> jax.Array | None:
-    """The logits of vectors, laid on the mesh by the letters of their axes; None without a head or vectors."""
+    """Computes the logits of vectors. Returns None if there are no vectors or no LM head.
+
+    Args:
+      lm_head: output layer.
+      vectors: hidden vectors, [..., d].
+      axes: letters of the axes of the logits, for sharding.
+    """
     if lm_head is None or vectors is None:
         return None
     return sharding.constrain(lm_head.logits(vectors), axes)
@@ -152,7 +158,7 @@ class Model(nn.Module):
             *args: Any,
             **kwargs: Any,
         ) -> Any:
-            """The model's output for these variables and arguments."""
+            """Computes the model's output. Same arguments as `flax.linen.Module.apply`."""
 
     # `inputs`, `stacks` and `flops` are not abstract methods, because `help` shows no fields for an abstract class.
 
@@ -190,10 +196,10 @@ class Model(nn.Module):
         return TokenInput(min(limit.vocab for limit in limits), min(limit.max_length for limit in limits))
 
     def require_text_limits(self) -> TokenInput:
-        """The limits of all inputs of token ids.
+        """Returns the vocabulary size and the maximum length that all text inputs of the model support.
 
         Raises:
-          InputError: the model reads no text.
+          InputError: If the model has no text input.
         """
         limits = self.text_limits
         if limits is None:
@@ -240,7 +246,10 @@ class Model(nn.Module):
 
     @property
     def mean_names(self) -> tuple[str, ...]:
-        """Names of the means that the stacks may return, as declared by `mean_names` of the MLPs of their blocks."""
+        """Names of the averaged metrics that stacks may return besides their output, such as a load-balancing loss.
+
+        Each MLP class declares its metrics in `mean_names`.
+        """
         mlps = [kind.mlp for stack in self.stacks().values() for kind in stack.kinds]
         return tuple(dict.fromkeys(name for mlp in mlps for name in getattr(mlp, "mean_names", ())))
 

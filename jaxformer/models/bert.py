@@ -203,7 +203,7 @@ class Bert(Model):
         )
 
     def _embed(self, tokens, position_ids, token_types, train: bool) -> tuple[jax.Array, jax.Array]:
-        """The input of the stack, and the token table."""
+        """Returns the embeddings of the tokens, [b, t, d], and the token embedding table."""
         config = self.transformer
         embeddings = Embeddings(
             config.width,
@@ -220,7 +220,7 @@ class Bert(Model):
         return embeddings(tokens, position_ids, token_types, train)
 
     def _predict(self, masked: jax.Array, table: jax.Array) -> tuple[jax.Array | None, LMHead | None]:
-        """The vectors to decode, [b, m, d], and the map of them to logits; None without a masked-LM head."""
+        """Returns transformed vectors, [b, m, d], and the output layer for their logits; None without this head."""
         if "masked_lm" not in self.prediction_heads:
             return None, None
         config, vocab = self.transformer, vocabulary(self.vocab)
@@ -231,7 +231,10 @@ class Bert(Model):
         return prediction, LMHead(table, bias)
 
     def _pool(self, firsts: jax.Array) -> tuple[jax.Array | None, jax.Array | None]:
-        """The vector of each sentence pair, [b, c, d], and its logits, float32 [b, c, 2]; None without their heads."""
+        """Returns the pooled vector, [b, c, d], and next-sentence logits, float32 [b, c, 2], of each sentence pair.
+
+        Each is None if the model does not have this head.
+        """
         if not self.has_pooler:
             return None, None
         width, dtype = self.transformer.width, self.transformer.dtype

@@ -376,7 +376,6 @@ class Clip(Model):
 
 
 def _pooled(output: ModelOutput) -> jax.Array:
-    """The vectors of a tower."""
     if output.pooled is None:
         raise ValueError("the output of a tower has no pooled vectors")
     return output.pooled

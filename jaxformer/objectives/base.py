@@ -77,7 +77,7 @@ class Objective(abc.ABC, Generic[ModelT]):
         return (Loss.of(self.loss_weights),)
 
     def all_metrics(self, model: ModelT) -> tuple[Metric, ...]:
-        """`metrics`, and the auxiliary means of the model's stacks."""
+        """Returns `metrics`, and the auxiliary losses of the model's stacks."""
         return (*self.metrics(model), *(Average(auxiliary_name(name)) for name in model.mean_names))
 
     def check(self, model: ModelT, row: Mapping[str, Any]) -> None:

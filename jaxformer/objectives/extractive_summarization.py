@@ -54,7 +54,7 @@ class ExtractiveSummarization(Objective[Classifier]):
     in_transformers = False
 
     def inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments of the model among the arrays of a batch; token types only where they alternate."""
+        """Selects the model inputs in a batch. Omits token types if `alternate_types` is False."""
         found = super().inputs(batch)
         return found if self.alternate_types else {name: found[name] for name in found if name != "token_types"}
 
@@ -64,13 +64,13 @@ class ExtractiveSummarization(Objective[Classifier]):
             raise InputError(f"model.labels={model.labels}: expected one name for objective=ExtractiveSummarization")
 
     def __call__(self, model: Classifier, params, batch: Mapping[str, jax.Array], key=None) -> dict[str, Mean]:
-        """The loss (nats) of a batch's sentences, and how often a document's best sentence is one of the oracle.
+        """Computes the loss (nats) per sentence, and how often a document's best sentence is in the oracle summary.
 
         Args:
-          model: a classifier of tokens with one label.
-          params: its parameters.
+          model: a token classifier with one label.
+          params: model parameters.
           batch: tokens, segments, position_ids, token_types [b, t]; sentence_positions, targets, weights [b, n].
-          key: for dropout; None evaluates.
+          key: PRNG key for dropout; if None, the model is evaluated.
         """
         output = self.apply_model(model, params, batch, key)
         positions, targets, weights = batch["sentence_positions"], batch["targets"], batch["weights"]
@@ -86,7 +86,7 @@ class ExtractiveSummarization(Objective[Classifier]):
         } | auxiliary(output)
 
     def metrics(self, model: Classifier) -> tuple[Metric, ...]:
-        """The loss, the accuracy of the best sentence, and in evaluations ROUGE of summaries."""
+        """Returns the loss, the accuracy of the best sentence and, for evaluations, ROUGE of summaries."""
         of_documents = () if self.scored == 0 else (SummaryScores(self._summaries, self.num_sentences, self.scored),)
         return Loss(), Average("top_accuracy", higher_is_better=True), *of_documents
 

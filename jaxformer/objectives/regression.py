@@ -64,7 +64,7 @@ class Regression(Objective[Classifier]):
         return means
 
     def metrics(self, model: Classifier) -> tuple[Metric, ...]:
-        """Mean squared and mean absolute error; in evaluations also the correlations."""
+        """Returns the mean squared error, the mean absolute error and, for evaluations, correlations."""
         return Loss(), Average("absolute_error"), Pearson(), Spearman(_predictions)
 
     def predictor(self, model: Classifier, params: Any, tokenizer: Tokenizer) -> TextNumbers:

@@ -70,7 +70,7 @@ class Seq2SeqLM(Objective[EncoderDecoder]):
         return token_means(self, model, params, batch, key)
 
     def metrics(self, model: EncoderDecoder) -> tuple[Metric, ...]:
-        """Token metrics; with `scored`, also the metrics of generated texts."""
+        """Returns token metrics and, if `scored` is set, metrics of generated texts."""
         found = [*token_metrics()]
         for part in self.scores if self.scored else ():
             found += [TextScores(part, self.scored, self._generated), CutTexts(part, self.scored)]

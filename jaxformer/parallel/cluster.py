@@ -1,8 +1,8 @@
-"""Finds the place of a process among the processes of a run, from flags, environment variables or the cluster.
+"""Finds the index of this process, the number of processes and the address of process 0.
 
-JAX can detect TPU pods, Slurm and Open MPI (`jax._src.clusters`), and its detection is used here. The variables of
-PyTorch's launchers, SkyPilot and indexed Kubernetes jobs are read in addition; they need no access to the Kubernetes
-API. A single process only looks at its environment variables.
+They come from flags, from environment variables or from the cluster. For TPU pods, Slurm and Open MPI this module uses
+the detection of JAX (`jax._src.clusters`). It also reads the environment variables of PyTorch launchers, SkyPilot and
+indexed Kubernetes jobs, without access to the Kubernetes API.
 """
 
 import dataclasses
@@ -16,16 +16,16 @@ from jaxformer.errors import InputError
 
 ADDRESS, COUNT, NUMBER = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 FLAGS = {"coordinator": ADDRESS, "processes": COUNT, "process": NUMBER}
-"""Maps the flags for the place of a process to the environment variables with the same meaning."""
+"""Maps command line flags to the environment variables with the same meaning."""
 PORT = 8476
-"""Default port of the coordinator."""
+"""Default port of the coordinator, which is process 0."""
 
 Environment = Mapping[str, str]
 
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Place of a process among the processes of a run."""
+    """Index of a process, number of processes, and address of process 0 (the coordinator)."""
 
     coordinator: str
     """Address `HOST:PORT` at which process 0 listens."""
@@ -34,7 +34,7 @@ class Place:
     process: int
     """Index of this process, from 0."""
     gpus: tuple[int, ...] | None = None
-    """Indices of its GPUs among the visible ones. If None, it uses all of them."""
+    """Indices of the visible GPUs that this process uses. If None, it uses all of them."""
 
     @property
     def address(self) -> tuple[str, int]:
@@ -52,7 +52,7 @@ class Place:
 
 
 def find(environ: Environment = os.environ, wait: float = 300) -> Place | None:
-    """Returns the place of this process; None if it is the only one.
+    """Returns the place of this process. None if it is the only process.
 
     Args:
       environ: environment variables to read.
@@ -64,7 +64,7 @@ def find(environ: Environment = os.environ, wait: float = 300) -> Place | None:
     given = {flag: environ[name] for flag, name in FLAGS.items() if environ.get(name)}
     if given.keys() == FLAGS.keys() or given.get("processes") == "1":
         return _checked(given)
-    # A TPU comes first: the order of its devices is that of its hosts.
+    # TPU detection takes precedence, because the order of processes must be the order of the TPU hosts.
     found = _on_tpu(environ, wait) or next(filter(None, (look(environ) for look in _CLUSTERS)), None)
     if found is None and not given:
         return None
@@ -74,7 +74,7 @@ def find(environ: Environment = os.environ, wait: float = 300) -> Place | None:
 
 @dataclasses.dataclass(frozen=True)
 class _Found:
-    """A place as far as a cluster defines it. Unknown parts are None."""
+    """Values of a `Place` that were detected. None for values that the cluster does not define."""
 
     coordinator: str | None = None
     processes: str | None = None
@@ -87,7 +87,7 @@ class _Found:
 
 
 def _checked(given: dict[str, str], gpus: tuple[int, ...] | None = None) -> Place | None:
-    """Returns the place for these values of the flags; None for a single process."""
+    """Checks the values of the flags, and returns the place. None for a single process."""
     numbers = {}
     for flag in ("processes", "process"):
         if flag in given:
@@ -111,7 +111,7 @@ def _checked(given: dict[str, str], gpus: tuple[int, ...] | None = None) -> Plac
 
 
 def _on_slurm(environ: Environment) -> _Found | None:
-    """Returns the place of a task of `srun`. The script of `sbatch` has none, although SLURM_NTASKS is set there."""
+    """Returns the place of a task that `srun` started. None in the script of `sbatch`, which also has SLURM_NTASKS."""
     if int(environ.get("SLURM_STEP_NUM_TASKS", "1")) < 2 or "SLURM_PROCID" not in environ:
         return None
     from jax._src.clusters import SlurmCluster  # Reads os.environ.
@@ -123,7 +123,7 @@ def _on_slurm(environ: Environment) -> _Found | None:
 
 
 def left_out(environ: Environment = os.environ) -> str:
-    """Returns a note for a process that is alone although the cluster has room for more; otherwise empty."""
+    """Returns a warning if this is a single process in a Slurm job with several tasks. Otherwise an empty string."""
     tasks = environ.get("SLURM_NTASKS", "1")
     if tasks != "1" and "SLURM_PROCID" in environ and "SLURM_STEP_NUM_TASKS" not in environ and COUNT not in environ:
         return f"this is the script of a job of {tasks} tasks, not one of them: one process trains; srun starts all"
@@ -139,9 +139,10 @@ def _tasks_of_node(counts: str, node: int) -> int:
 
 
 def _on_open_mpi(environ: Environment) -> _Found | None:
-    """Returns the place of a process of `mpirun`.
+    """Returns the place of a process that `mpirun` started.
 
-    Process 0 is expected on the host that runs mpirun, which only versions of Open MPI before 5 report.
+    The address is that of the host that runs mpirun, where process 0 must be. Open MPI 5 and later do not report this
+    host, so the address must be given as a flag.
     """
     if int(environ.get("OMPI_COMM_WORLD_SIZE", "1")) < 2:
         return None
@@ -155,17 +156,17 @@ def _on_open_mpi(environ: Environment) -> _Found | None:
 
 
 def _of_torch(environ: Environment) -> _Found | None:
-    """Returns the place of a process of torchrun, or of a Kubernetes operator that sets the same variables."""
+    """Returns the place of a process that torchrun, or a Kubernetes operator with the same variables, started."""
     if int(environ.get("WORLD_SIZE") or 1) < 2 or not {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= environ.keys():
         return None
-    port = int(environ["MASTER_PORT"]) + ("TORCHELASTIC_RUN_ID" in environ)  # torchrun listens there itself.
+    port = int(environ["MASTER_PORT"]) + ("TORCHELASTIC_RUN_ID" in environ)  # torchrun itself uses MASTER_PORT.
     local, here = int(environ.get("LOCAL_RANK", "0")), int(environ.get("LOCAL_WORLD_SIZE", "1"))
     address = f"{environ['MASTER_ADDR']}:{port}"
     return _Found(address, environ["WORLD_SIZE"], environ["RANK"], own_gpus(environ, local, here))
 
 
 def _on_sky_pilot(environ: Environment) -> _Found | None:
-    """Returns the place of the process of a SkyPilot node."""
+    """Returns the place of the process on a SkyPilot node. There is one process per node."""
     nodes = environ.get("SKYPILOT_NODE_IPS", "").split()
     if len(nodes) < 2 or "SKYPILOT_NODE_RANK" not in environ:
         return None
@@ -173,7 +174,7 @@ def _on_sky_pilot(environ: Environment) -> _Found | None:
 
 
 def _of_indexed_job(environ: Environment) -> _Found | None:
-    """Returns the place of a pod of an indexed Kubernetes job, such as a JobSet: only its index is known."""
+    """Returns the place of a pod of an indexed Kubernetes job, such as a JobSet. It only contains the index."""
     if "JOB_COMPLETION_INDEX" not in environ or ADDRESS not in environ:
         return None
     return _Found(process=environ["JOB_COMPLETION_INDEX"])
@@ -189,12 +190,13 @@ _CLUSTERS: tuple[Callable[[Environment], _Found | None], ...] = (
 
 
 def _on_tpu(environ: Environment, wait: float) -> _Found | None:
-    """Returns the place of a host of a TPU pod or of several slices, from variables of GKE or metadata of Compute
-    Engine.
+    """Returns the place of a host of a TPU pod or of several slices.
+
+    It comes from environment variables on GKE, and from the metadata server on Compute Engine.
     """
     if not has_tpu(environ):
         return None
-    import jax  # noqa: F401  # It finds out whether this is a Cloud TPU VM.
+    import jax  # noqa: F401  # The import detects whether this is a Cloud TPU VM.
     from jax._src.clusters import GceTpuCluster, GkeTpuCluster
 
     for cluster in (GkeTpuCluster, GceTpuCluster):
@@ -202,7 +204,7 @@ def _on_tpu(environ: Environment, wait: float) -> _Found | None:
             if not cluster.is_env_present():
                 continue
             processes = cluster.get_process_count()
-        except OSError:  # No metadata: the TPU is not Compute Engine's.
+        except OSError:  # There is no metadata server, so this is not a Compute Engine VM.
             continue
         if processes < 2:
             return None
@@ -222,7 +224,7 @@ def has_tpu(environ: Environment = os.environ) -> bool:
 
 
 def visible_gpus(environ: Environment = os.environ) -> list[str]:
-    """Returns the NVIDIA GPUs that this process sees, with their names in CUDA_VISIBLE_DEVICES."""
+    """Returns the names of the NVIDIA GPUs that this process can see, as in CUDA_VISIBLE_DEVICES."""
     listed = environ.get("CUDA_VISIBLE_DEVICES")
     if listed is not None:
         return [name for name in listed.split(",") if name.strip()]
@@ -230,10 +232,10 @@ def visible_gpus(environ: Environment = os.environ) -> list[str]:
 
 
 def own_gpus(environ: Environment, local: int, here: int) -> tuple[int, ...] | None:
-    """Returns the GPUs of one of several processes on a host; None if it uses all that it sees.
+    """Returns the indices of the GPUs for one of several processes on a host. None if it uses all visible GPUs.
 
-    A scheduler gives each process its own GPUs, or gives all processes the GPUs of the host, which are then divided.
-    (JAX's default is one GPU per process, and the first GPU for a process that is alone on its host.)
+    Some schedulers make only its own GPUs visible to each process. If all GPUs of the host are visible to every
+    process, they are divided evenly. (By default, JAX would use one GPU per process.)
 
     Args:
       environ: environment variables of the process.
@@ -241,7 +243,9 @@ def own_gpus(environ: Environment, local: int, here: int) -> tuple[int, ...] | N
       here: number of processes on its host.
     """
     seen = len(visible_gpus(environ))
-    of_all = int(environ.get("SLURM_GPUS_ON_NODE") or seen)  # More than it sees: those are its own.
+    of_all = int(
+        environ.get("SLURM_GPUS_ON_NODE") or seen
+    )  # If more than `seen`, the visible GPUs belong to this process only.
     if here < 2 or seen < max(here, of_all):
         return None
     each = seen // here

@@ -1,9 +1,9 @@
-"""Connections between process 0 of a run and each other process, to detect arrivals and failures.
+"""Connects process 0 of a run with every other process, to detect at once if a process fails.
 
-Before JAX connects, every process connects to the coordinator's address, identifies itself, and waits until all have
-arrived. The connections stay open while JAX's own service takes over the port. The kernel closes them when a process
-ends for any reason. So process 0 notices at once and notifies the others, and all end with a one-line error. JAX's
-heartbeats would need minutes, and abort without naming the cause.
+Before JAX is initialised, every process connects to the coordinator's address, identifies itself, and waits until all
+processes have connected. The connections stay open when JAX's own service takes over the port. When a process ends for
+any reason, its kernel closes its connection. Then process 0 notifies the others, and all processes end with a one-line
+error. JAX by itself needs minutes to notice, and does not report the cause.
 
 Messages are JSON objects, one per line.
 """
@@ -24,43 +24,43 @@ from jaxformer.parallel.cluster import Place
 
 Message = dict[str, Any]
 GREETING = "jaxformer"
-"""Field that identifies a first message. Its value is the version of this protocol."""
+"""Field that identifies the first message of a process. Its value is the version of this protocol."""
 LONGEST = 1 << 20
 """Maximum size of a message in bytes."""
 PATIENCE = 10.0
-"""Seconds of waiting before the first progress line. The time triples for each further line."""
+"""Number of seconds before the first progress line. The time triples for each further line."""
 RETRY = 0.2
-"""Seconds between two attempts to connect."""
+"""Number of seconds between two attempts to connect."""
 GRACE = 15.0
-"""Additional seconds that a process waits for the final message of process 0 when its wait is over."""
+"""Number of seconds that a process waits longer than process 0, to receive its error message."""
 
 
 class _Channel:
-    """A connection that carries messages."""
+    """Sends and receives messages over a socket."""
 
     def __init__(self, connection: socket.socket):
         self.connection, self._received, self._lock = connection, b"", threading.Lock()
         self.unread: list[Message] = []
-        """Messages that arrived together with an expected one."""
+        """Messages that arrived together with the first message, and are still to be handled."""
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        # A machine that is lost closes nothing: 15 s of silence, and 3 unanswered questions 5 s apart.
+        # Detects a lost machine, which cannot close its connection: after 15 s of silence, 3 probes are sent 5 s apart.
         for option, seconds in (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3)):
             if hasattr(socket, option):
                 connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), seconds)
-        if hasattr(socket, "TCP_USER_TIMEOUT"):  # The same for what is sent and never acknowledged.
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # The same limit for sent data that is not acknowledged.
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000)
 
     def send(self, message: Message) -> None:
-        """Sends a message. Does nothing if the other side is gone, which the reader notices."""
+        """Sends a message. Ignores a closed connection, because `receive` reports it."""
         with self._lock, contextlib.suppress(OSError):
             self.connection.sendall(json.dumps(message).encode() + b"\n")
 
     def receive(self) -> list[Message]:
-        """Waits for data, and returns the complete messages.
+        """Waits for data and returns the messages that are complete, which may be none.
 
         Raises:
-          EOFError: If the other side is gone.
-          ValueError: If the other side does not use this protocol.
+          EOFError: If the connection is closed.
+          ValueError: If the data is not in the format of this protocol.
         """
         try:
             new = self.connection.recv(1 << 16)
@@ -80,7 +80,7 @@ class _Channel:
 
 
 def _finish(channels: Collection[_Channel]) -> None:
-    """Ends sending, and waits until the other sides have read everything and closed, for at most two seconds."""
+    """Closes the sending side of the channels. Waits up to two seconds until the other processes close theirs."""
     ending = time.monotonic() + 2
     for channel in channels:
         with contextlib.suppress(OSError):
@@ -93,7 +93,7 @@ def _finish(channels: Collection[_Channel]) -> None:
 
 
 class Line:
-    """The connections of one process: process 0 to all others, every other process to process 0."""
+    """The connections of one process: to all others in process 0, and to process 0 in every other process."""
 
     def __init__(self, place: Place, channels: dict[int, _Channel], names: dict[int, str]):
         self.place, self._channels, self._names = place, channels, names
@@ -104,35 +104,35 @@ class Line:
 
     @classmethod
     def open(cls, place: Place, facts: dict[str, str], wait: float) -> "Line":
-        """Connects to all other processes.
+        """Connects the processes of a run, and waits until all have connected.
 
         Args:
           place: place of this process.
           facts: values that must be the same in all processes, by name.
-          wait: number of seconds to wait for the others.
+          wait: number of seconds to wait for the other processes.
 
         Raises:
-          InputError: If a process does not arrive, two have the same index, or their facts differ.
+          InputError: If a process does not connect in time, two have the same index, or their facts differ.
         """
         own = {"process": place.process, "processes": place.processes, "name": _name(), "facts": facts}
         meet = _gather if place.process == 0 else _attend
         return cls(place, *meet(place, {GREETING: 1, **own}, wait))
 
     def done(self) -> None:
-        """Reports the successful end of this process, so that the end of its connection is not taken for a failure."""
+        """Reports that this process has succeeded, so that the end of its connection does not count as a failure."""
         self._done.add(self.place.process)
         self._send({"done": True})
 
     def fail(self, why: str, status: int, shown: bool = False) -> NoReturn:
-        """Ends this process and all others.
+        """Ends this process and all others with an error.
 
         Args:
-          why: one-line reason, for all of them.
-          status: exit status of all of them.
+          why: one-line reason that all processes report.
+          status: exit status of all processes.
           shown: whether this process has already printed the reason.
         """
         if not self._ending.acquire(blocking=False):
-            time.sleep(GRACE)  # The other thread of this process is about to end it.
+            time.sleep(GRACE)  # Another thread is about to end this process.
         if not shown:
             report(self.place, why)
         self._send({"failed": why, "status": status})
@@ -147,15 +147,15 @@ class Line:
             with contextlib.suppress(Exception):
                 stream.flush()
         _finish(self._channels.values())
-        os._exit(status)  # The usual way waits for processes that have gone.
+        os._exit(status)  # A normal exit would wait for processes that have already ended.
 
     def _forget(self) -> None:
-        """Closes the connections in a child process, where an open one would hide the end of this process."""
+        """Closes the connections in a forked child. Otherwise they would stay open when this process ends."""
         for channel in self._channels.values():
             channel.connection.close()
 
     def _watch(self) -> None:
-        """Waits for messages and for the ends of the other processes."""
+        """Handles messages from other processes, and detects when they end. Runs in a thread."""
         with selectors.DefaultSelector() as waiting:
             for number, channel in self._channels.items():
                 waiting.register(channel.connection, selectors.EVENT_READ, number)
@@ -166,7 +166,7 @@ class Line:
                         waiting.unregister(key.fileobj)
 
     def _heard(self, number: int) -> bool:
-        """Reads the messages of a process. Returns False if it has ended successfully."""
+        """Receives and handles the messages of a process. Returns False if its connection has ended."""
         try:
             messages = self._channels[number].receive()
         except (EOFError, ValueError):
@@ -191,7 +191,7 @@ class Line:
         return f"process {number} of {self.place.processes} ({self._names[number]})"
 
     def _end(self, why: str, status: int) -> None:
-        """Ends this process because another one has ended. Process 0 notifies all others."""
+        """Ends this process because another one has failed. Process 0 also notifies all others."""
         if not self._ending.acquire(blocking=False):
             return
         report(self.place, why)
@@ -202,8 +202,8 @@ class Line:
 
 def report(place: Place, why: str) -> None:
     """Prints an error with the index of this process."""
-    restore = "\x1b[?25h" if sys.stderr.isatty() else ""  # A bar that is drawn no more has hidden the cursor.
-    with contextlib.suppress(OSError, ValueError):  # It may have no reader any more.
+    restore = "\x1b[?25h" if sys.stderr.isatty() else ""  # A progress bar may have hidden the cursor.
+    with contextlib.suppress(OSError, ValueError):  # Standard error may be closed.
         print(f"{restore}jaxformer: {place}: {why}", file=sys.stderr, flush=True)
 
 
@@ -212,7 +212,7 @@ def _name() -> str:
 
 
 def _gather(place: Place, own: Message, wait: float) -> tuple[dict[int, _Channel], dict[int, str]]:
-    """Returns the channels to all other processes and their names, once all have connected. Runs in process 0."""
+    """Waits until all processes have connected. Returns their channels and names, by index. Runs in process 0."""
     met: dict[int, _Channel] = {}
     names = {0: own["name"]}
     try:
@@ -236,7 +236,7 @@ def _gather(place: Place, own: Message, wait: float) -> tuple[dict[int, _Channel
 
 @contextlib.contextmanager
 def _listening(place: Place) -> Iterator[socket.socket]:
-    """Opens a socket that listens at the coordinator's address. When it is closed, JAX's service listens there."""
+    """Opens a socket that listens at the coordinator's address. The block must end before JAX uses the same port."""
     host, port = place.address
     try:
         if place.is_local:
@@ -256,10 +256,10 @@ def _listening(place: Place) -> Iterator[socket.socket]:
 def _arrivals(
     place: Place, server: socket.socket, wait: float, met: dict[int, _Channel]
 ) -> Iterator[tuple[_Channel, Message]]:
-    """Yields each process that connects, with its first message, until `met` has all of them.
+    """Yields the channel and the first message of each process that connects, until `met` contains all processes.
 
     Raises:
-      InputError: If the waiting time is over.
+      InputError: If not all processes have connected in time, or one of them ends.
     """
     waits = _Waits(wait, f"{place}: waiting at {place.coordinator} for", lambda: _missing(place, met))
     strangers: dict[socket.socket, _Channel] = {}
@@ -289,20 +289,20 @@ def _arrivals(
                 if messages and messages[0].get(GREETING) == 1:
                     greeting, *channel.unread = messages
                     yield channel, greeting
-                elif messages:  # Something else on the network.
+                elif messages:  # A connection from another program.
                     waiting.unregister(connection)
                     connection.close()
 
 
 def _missing(place: Place, met: dict[int, _Channel]) -> str:
-    """Returns the indices of the missing processes, at most ten of them."""
+    """Describes which processes have not connected, at most ten by index."""
     missing = [number for number in range(1, place.processes) if number not in met]
     numbers = ", ".join(map(str, missing[:10])) + (f" and {len(missing) - 10} more" if len(missing) > 10 else "")
     return f"process{'es' if len(missing) > 1 else ''} {numbers} of {place.processes}"
 
 
 def _check_greeting(place: Place, greeting: Message, names: dict[int, str]) -> None:
-    """Raises InputError if a process does not belong to this run."""
+    """Raises InputError if the index or the number of processes in a first message does not fit this run."""
     number, count, name = greeting.get("process"), greeting.get("processes"), greeting.get("name")
     if count != place.processes:
         raise InputError(f"process {number} ({name}) expects {count} processes, process 0 {place.processes}")
@@ -313,7 +313,7 @@ def _check_greeting(place: Place, greeting: Message, names: dict[int, str]) -> N
 
 
 def _difference(own: Message, other: Message) -> str:
-    """Describes how the facts of another process differ from those of process 0; empty if they are the same."""
+    """Describes how the facts of another process differ from those of process 0. Empty if they are the same."""
     ours, others = own["facts"], other.get("facts")
     if not isinstance(others, dict):
         return f"process {other['process']} ({other.get('name')}) gives no facts"
@@ -321,7 +321,7 @@ def _difference(own: Message, other: Message) -> str:
 
 
 def differing(number: int, facts: dict[str, str], other: int, others: dict[str, str]) -> str:
-    """Describes on one line up to three facts that differ between two processes; empty if all are the same."""
+    """Describes on one line up to three facts that differ between two processes. Empty if all are the same."""
     names = [name for name in sorted(facts.keys() | others.keys()) if facts.get(name) != others.get(name)]
     if not names:
         return ""
@@ -331,7 +331,7 @@ def differing(number: int, facts: dict[str, str], other: int, others: dict[str, 
 
 
 def _attend(place: Place, own: Message, wait: float) -> tuple[dict[int, _Channel], dict[int, str]]:
-    """Returns the channel to process 0, once all processes have connected. Runs in all other processes."""
+    """Connects to process 0, and waits until all processes have connected. Same result as `_gather`."""
     channel = _Channel(_connect(place, wait))
     channel.send(own)
     channel.connection.settimeout(wait + GRACE)
@@ -353,7 +353,7 @@ def _attend(place: Place, own: Message, wait: float) -> tuple[dict[int, _Channel
 
 
 def _connect(place: Place, wait: float) -> socket.socket:
-    """Connects to process 0. Raises InputError if the waiting time is over."""
+    """Connects to process 0. Retries until the waiting time is over, then raises InputError."""
     problem = ""
     waits = _Waits(wait, f"{place}: waiting for", lambda: f"process 0 at {place.coordinator}: {problem}")
     while True:
@@ -378,7 +378,7 @@ class _Waits:
 
     @property
     def left(self) -> float:
-        """Seconds that are left."""
+        """Number of seconds until the time limit."""
         return self._began + self._wait - time.monotonic()
 
     @property
@@ -388,12 +388,12 @@ class _Waits:
 
     @property
     def next(self) -> float:
-        """Prints a line if one is due, and returns the number of seconds until the next action."""
+        """Prints a progress line if one is due. Returns the seconds until the next line or the time limit."""
         self.say()
         return max(0.01, min(self.left, self._next - (self._wait - self.left)))
 
     def say(self) -> None:
-        """Prints which processes are missing, if a line is due."""
+        """Prints a progress line if one is due. It names the missing processes."""
         waited = self._wait - self.left
         if waited >= self._next:
             self._next *= 3

@@ -63,7 +63,10 @@ class ParameterInfo:
 
 @flax.struct.dataclass
 class Boxed(nn.meta.AxisMetadata):
-    """A new parameter with its axes. Linen's own box would request shardings by names that no mesh has."""
+    """A parameter with the names of its axes, one letter each.
+
+    Replaces Flax's `nn.Partitioned`, which would request shardings over mesh axes with these names.
+    """
 
     value: Any
     """The parameter."""
@@ -79,33 +82,33 @@ class Boxed(nn.meta.AxisMetadata):
         return dataclasses.replace(self, value=val)
 
     def add_axis(self, index: int, params: Mapping[str, str]) -> "Boxed":
-        """Returns the box of a value with an additional axis of the letter `params["letter"]`."""
+        """Inserts an axis with the letter `params["letter"]` at `index`, as for stacked parameters."""
         return dataclasses.replace(self, letters=self.letters[:index] + params["letter"] + self.letters[index:])
 
     def remove_axis(self, index: int, params: Mapping[str, str]) -> "Boxed":
-        """Returns the box of a value without one of the axes."""
+        """Removes the axis at `index`, the inverse of `add_axis`."""
         del params
         return dataclasses.replace(self, letters=self.letters[:index] + self.letters[index + 1 :])
 
 
 def is_boxed(leaf: Any) -> bool:
-    """Returns whether a leaf is a parameter in its box; for `jax.tree.map(is_leaf=...)`."""
+    """Returns whether a leaf is a `Boxed` parameter. Use it as `is_leaf` in `jax.tree.map`."""
     return isinstance(leaf, Boxed)
 
 
 def with_axes(init: nn.initializers.Initializer, letters: str, contracted: int = 0) -> nn.initializers.Initializer:
-    """Wraps an initializer so that its parameter carries its axes.
+    """Wraps an initializer so that it returns a `Boxed` parameter.
 
     Args:
       init: the initializer.
-      letters: one letter of the glossary per dimension.
-      contracted: number of axes that the parameter's linear map contracts, if it is a kernel.
+      letters: one letter per dimension (see `sharding.AXES`).
+      contracted: number of input axes, which the linear layer contracts, if the parameter is a kernel.
     """
     return lambda *args: Boxed(init(*args), letters, contracted)
 
 
 def parameter_info(boxed: Any) -> dict[str, ParameterInfo]:
-    """Returns the axes of each parameter of a tree of boxes, by path, such as `embeddings/token`."""
+    """Returns the axes of each parameter in a tree of `Boxed` parameters, by path, such as `embeddings/token`."""
     found = {}
     for keys, box in jax.tree_util.tree_leaves_with_path(boxed, is_leaf=is_boxed):
         path = jax.tree_util.keystr(keys, simple=True, separator="/")

@@ -75,27 +75,27 @@ IMPLEMENTED = ("slices", "data", "fsdp", "expert", "tensor")
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
-    """Sizes of the device mesh by axis, outermost first: neighbouring devices of a slice are along `tensor`.
+    """Sizes of the device mesh by axis. Neighbouring devices are along `tensor`, so it has the fastest connections.
 
     Exactly one size may be -1, which means all remaining devices.
     """
 
     data: int = -1
-    """Number of copies of the model, each with its share of the batch."""
+    """Number of copies of the model. Each copy trains on its share of the batch."""
     fsdp: int = 1
-    """Number of ways to split parameters and optimizer state. The batch is split over these devices too."""
+    """Number of devices across which parameters, optimizer state and the batch are sharded."""
     tensor: int = 1
-    """Number of ways to split heads, MLP width and vocabulary."""
+    """Number of devices across which attention heads, MLP width and vocabulary are sharded."""
     sequence: int = 1
-    """Number of ways to split the positions of each row. Not implemented yet."""
+    """Number of devices across which the positions of each row are sharded. Not implemented yet."""
     expert: int = 1
-    """Number of ways to split the experts of each `ExpertMlp`. The batch is split over these devices too."""
+    """Number of devices across which the experts of each `ExpertMlp` and the batch are sharded."""
     pipeline: int = 1
-    """Number of ways to split the blocks of a stack. Not implemented yet."""
+    """Number of devices across which the blocks of a stack are distributed. Not implemented yet."""
     slices: int = 1
     """Number of slices or nodes of a job, connected by the slower network. Each has its own copies of the model."""
     rules: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    """Overrides of `RULES`: pairs of an array axis and the mesh axes that it is split over, such as
+    """Overrides of `RULES`: pairs of an array axis and the mesh axes across which it is sharded, such as
     `(("vocab", ("fsdp", "tensor")),)`.
     """
 
@@ -141,13 +141,17 @@ AXIS_NAMES = ("slices", "data", "pipeline", "fsdp", "expert", "sequence", "tenso
 
 
 def make_mesh(mesh: Mesh, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
-    """Creates the mesh over `devices` (default: all). If there are several processes, it must contain every device.
+    """Creates the device mesh.
 
-    TPU devices are laid out so that neighbours along an axis of the mesh are neighbours on the network. The devices of
-    several slices are laid out so that only the axis `slices` crosses from one slice to another.
+    Neighbours along a mesh axis are neighbours in the TPU network. If there are several slices, only the mesh axis
+    `slices` extends across them.
+
+    Args:
+      mesh: sizes of the mesh axes.
+      devices: devices of the mesh. Defaults to all devices.
 
     Raises:
-      InputError: the mesh does not fit the devices or their slices.
+      InputError: If the mesh does not fit the devices or their slices, or if several processes do not use all devices.
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes = mesh.sizes(len(devices))
@@ -160,7 +164,7 @@ def make_mesh(mesh: Mesh, devices: Sequence[Any] | None = None) -> jax.sharding.
 
 
 def _laid_out(sizes: Mapping[str, int], devices: Sequence[Any]) -> np.ndarray:
-    """The devices as an array with an axis for each of the mesh's."""
+    """Returns the devices as an array with one dimension per mesh axis."""
     slices = len({getattr(device, "slice_index", None) for device in devices})
     if devices[0].platform != "tpu" or slices == 1:
         # An axis may take part of a dimension of the network: 32 devices of a torus of 4×4×4, for example.

@@ -1,4 +1,4 @@
-"""Connects the processes of a run before they start to work, and ends them together.
+"""Connects the processes of a run at its start, and ends all of them if one fails.
 
 with joined("train"):
     jf.fit(experiment, workdir)
@@ -35,13 +35,15 @@ class _Flags(argparse.ArgumentParser):
 
 
 def take_flags(arguments: list[str]) -> tuple[list[str], float]:
-    """Removes the flags for the place of this process from a command line, and sets the corresponding variables.
+    """Removes `--coordinator`, `--processes`, `--process` and `--wait` from a command line.
+
+    Sets the environment variables that correspond to the first three flags (see `cluster.FLAGS`).
 
     Returns:
       The other arguments, and the number of seconds to wait for the other processes.
 
     Raises:
-      InputError: If a flag has no value, or a wrong one.
+      InputError: If a flag has no value, or an invalid one.
     """
     parser = _Flags(add_help=False, allow_abbrev=False)
     for flag in cluster.FLAGS:
@@ -59,21 +61,21 @@ def take_flags(arguments: list[str]) -> tuple[list[str], float]:
 
 @contextlib.contextmanager
 def joined(command: str, wait: float = WAIT) -> Iterator[Place | None]:
-    """Connects to the other processes of a run, if there are any, and initialises JAX for them. Ends with them.
+    """Context manager that connects the processes of a run, if there are several, and initialises JAX for them.
 
-    An error in the block is printed, and ends all processes with the same exit status. Only process 0 writes to
-    standard output. Must be entered before the first use of a device. A single process has no overhead.
+    An error in the block is printed, and ends all processes with the same exit status. Standard output of all
+    processes except process 0 is discarded. Must be entered before the first use of a device. For a single process it
+    does nothing.
 
     Args:
-      command: the command that all of them run.
-      wait: number of seconds to wait for the others.
+      command: name of the command, which must be the same in all processes.
+      wait: number of seconds to wait for the other processes.
 
     Yields:
-      The place of this process; None if it is the only one.
+      The index of this process and the address of process 0 (a `Place`). None if there is only one process.
 
     Raises:
-      InputError: If a process does not arrive, or differs from the others. If this process is the only one, errors in
-        the block are raised as usual; otherwise they end the process.
+      InputError: If a process does not connect in time, or its versions or code differ from those of process 0.
     """
     place = cluster.find(wait=wait)
     if place is None:
@@ -127,7 +129,7 @@ def _initialize_jax(place: Place, wait: float) -> None:
 
 
 def facts(command: str) -> dict[str, str]:
-    """Returns the facts that must be the same in all processes at the start: versions, code, and command."""
+    """Returns values that must be the same in all processes, by name: the command, the code and package versions."""
     versions = {}
     for name in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -138,7 +140,7 @@ def facts(command: str) -> dict[str, str]:
 
 @functools.cache
 def _code() -> str:
-    """Returns the version of this library with a digest of its source files."""
+    """Returns the version of jaxformer, followed by a digest of its source files."""
     package, digest = Path(jaxformer.__file__).parent, hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         digest.update(f"{path.relative_to(package)}\n".encode() + path.read_bytes())

@@ -128,7 +128,7 @@ class FewShotResult:
 
     @property
     def standard_error(self) -> float:
-        """Standard error of the accuracy for questions of this distribution."""
+        """Standard error of the accuracy, if the questions are a random sample."""
         return float(np.sqrt(self.accuracy * (1 - self.accuracy) / len(self.picks)))
 
 

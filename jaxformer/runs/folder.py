@@ -68,7 +68,7 @@ class Claim:
         self._raise_if(moved)
 
     def check_here(self) -> None:
-        """Like `check`, but only for this process."""
+        """Raises InputError in this process if the folder was renamed, replaced, removed or unmounted. See `check`."""
         self._raise_if(self.moved())
 
     def _raise_if(self, moved: str) -> None:

@@ -17,11 +17,11 @@ from jaxformer.parallel.line import differing
 from jaxformer.runs.folder import EXPERIMENT, STARTING
 
 LATE = 10
-"""Seconds after which a folder counts as one that this host does not see."""
+"""Number of seconds to wait until a new folder is visible on this host."""
 
 
 def check_same(experiment: Experiment, workdir: Path) -> None:
-    """Raises InputError in all processes if the experiment, folder or code of any process differs from process 0."""
+    """Raises InputError, in all processes, if experiment, folder or user code of a process differ from process 0."""
     if jax.process_count() == 1:
         return
     first, *others = processes.gather(lambda: facts(experiment, workdir))
@@ -31,9 +31,9 @@ def check_same(experiment: Experiment, workdir: Path) -> None:
 
 
 def check_shared(folder: Path) -> None:
-    """Raises InputError, in all processes, where one does not see the run's folder that process 0 has made.
+    """Raises InputError, in all processes, if a process cannot see the run's folder that process 0 has created.
 
-    Hosts without a shared disk would each keep their own part of a checkpoint, and none the whole.
+    Without a shared file system, each host would save only its own part of a checkpoint.
     """
     if jax.process_count() == 1 or "://" in str(folder):
         return
@@ -46,7 +46,7 @@ def check_shared(folder: Path) -> None:
 
 
 def _sees(folder: Path) -> bool:
-    """Whether the folder is being made a run's, or is one; a network file system may show that late."""
+    """Returns whether the folder contains a run or a starting run. Waits, because a network file system may be slow."""
     for _ in range(LATE):
         if (folder / STARTING).exists() or (folder / EXPERIMENT).exists():
             return True
@@ -55,7 +55,10 @@ def _sees(folder: Path) -> bool:
 
 
 def facts(experiment: Experiment, workdir: Path) -> dict[str, str]:
-    """Returns what must agree: each field of the experiment by path, the run's folder, and digests of user code."""
+    """Returns the values that must be the same in all processes, by name.
+
+    They are the fields of the experiment, the run's folder, and digests of the user modules that define its classes.
+    """
     code = {}
     for cls in fields.classes_in(experiment).values():
         if not cls.__module__.startswith(f"{classes.OWN}."):

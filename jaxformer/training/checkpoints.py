@@ -31,8 +31,9 @@ from jaxformer.training.damage import Damaged, unless_damaged
 Tree = Any
 COMMITTED = ocp.options.AtomicityMode.COMMIT_FILE
 AT_ONCE = 1 << 28
-"""Maximum number of bytes of arrays to read at the same time, except for a single larger array. While it is read, each
-array is in memory three times.
+"""Maximum total size in bytes of arrays that are read at the same time. A larger array is read by itself.
+
+The limit exists because reading an array temporarily needs three copies of it in memory.
 """
 
 

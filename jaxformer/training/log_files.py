@@ -1,4 +1,4 @@
-"""Files of a run's logs: in the run's folder, or for a bucket in a local folder that is copied there."""
+"""Log files of a run. If the run's folder is in a bucket, they are written locally and copied there regularly."""
 
 import contextlib
 import tempfile
@@ -11,24 +11,25 @@ from jaxformer import storage
 from jaxformer.runs.history import METRICS
 
 EVERY = 10.0
-"""Number of seconds between two copies of the logs to a bucket. A checkpoint also copies them."""
+"""Minimum number of seconds between two copies of the logs to a bucket."""
 
 
 class LogFiles:
-    """The files to which a run appends its logs.
+    """Log files of a run.
 
-    In a bucket, each file is one object, which is rewritten as a whole when the file has grown.
+    An object in a bucket cannot be appended to, so a file that has grown is copied as a whole.
     """
 
     def __init__(self, folder: Path, moved: Callable[[], str]):
-        """Creates `home`, which at first contains only the metrics so far.
+        """Prepares the local folder. If the run's folder is in a bucket, downloads the metrics of earlier steps to it.
 
         Args:
           folder: the run's folder.
-          moved: function that returns why nothing may be written to the folder any more, or the empty string.
+          moved: function that returns the reason why this process may no longer write to the folder, or an empty
+            string.
         """
         self.home = folder
-        """Local folder of the files."""
+        """Local folder of the log files."""
         self.is_copied = storage.is_remote(folder)
         """Whether the files are copied to the run's folder."""
         self._folder, self._moved, self._sizes = folder, moved, dict[Path, int]()
@@ -42,16 +43,19 @@ class LogFiles:
             (self.home / METRICS).write_bytes((folder / METRICS).read_bytes())
 
     def copy_soon(self) -> None:
-        """Copies new content in the background if the last copy is long enough ago. A failed copy is repeated later."""
+        """Starts a copy in the background if the last was at least `EVERY` seconds ago. Does nothing without a bucket.
+
+        Errors are ignored, because the next copy includes the same content.
+        """
         if self.is_copied and time.monotonic() - self._last >= EVERY and self._is_idle():
             self._last = time.monotonic()
             self._copying: Future | None = self._thread.submit(self._copy)
 
     def flush(self) -> None:
-        """Copies new content.
+        """Copies new content to the bucket and waits until it is written. Does nothing without a bucket.
 
         Raises:
-          InputError: If it cannot be written.
+          InputError: If the bucket cannot be written to.
         """
         if self.is_copied:
             self._last = time.monotonic()
@@ -59,7 +63,7 @@ class LogFiles:
                 self._thread.submit(self._copy).result()
 
     def close(self) -> None:
-        """Copies new content if possible, and removes the local files."""
+        """Copies new content to the bucket, and removes the local files. Does nothing without a bucket."""
         if self.is_copied:
             try:
                 self.flush()
@@ -72,7 +76,7 @@ class LogFiles:
 
     def _copy(self) -> None:
         if self._moved():
-            return  # `Claim.check` reports it.
+            return  # `Claim.check` reports the error.
         for file in sorted(self.home.rglob("*")):
             content = file.read_bytes() if file.is_file() else b""
             if file.is_file() and self._sizes.get(file) != len(content):

@@ -1,7 +1,7 @@
-"""Enables Orbax to write to S3. Orbax itself supports only local folders and gs://, although TensorStore supports S3.
+"""Enables Orbax to write to S3. Orbax only supports local folders and gs://, although TensorStore supports S3.
 
-Three functions of Orbax, which describe a path for TensorStore, are replaced by functions that support s3:// too. If a
-later version of Orbax has other functions, saving to S3 fails with a one-line error, and nothing else changes.
+Replaces the three Orbax functions that describe a path to TensorStore by functions that also accept s3:// paths. If
+another version of Orbax lacks these functions, only checkpoints in S3 fail, with a one-line error.
 """
 
 import functools
@@ -15,10 +15,10 @@ S3 = "s3://"
 
 @functools.cache
 def enable() -> None:
-    """Replaces the functions.
+    """Replaces the three Orbax functions.
 
     Raises:
-      InputError: If this version of Orbax has no functions of these names.
+      InputError: If the installed version of Orbax does not have them.
     """
     from orbax.checkpoint._src.path import gcs_utils
     from orbax.checkpoint._src.serialization import tensorstore_utils as specs
@@ -35,14 +35,12 @@ def enable() -> None:
 
 
 def kvstore(path: str) -> dict[str, Any]:
-    """Returns TensorStore's description of a path in S3, with the endpoint and region of the AWS environment
-    variables.
-    """
+    """Returns the TensorStore spec of an S3 path. Endpoint and region come from the AWS environment variables."""
     bucket, _, key = path.removeprefix(S3).partition("/")
     named: dict[str, Any] = {
         "endpoint": os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"),
         "aws_region": os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"),
     }
-    if "AWS_ACCESS_KEY_ID" in os.environ:  # Otherwise it looks in all places, and reports each where there is none.
+    if "AWS_ACCESS_KEY_ID" in os.environ:  # Otherwise TensorStore tries all sources, and logs each one that fails.
         named["aws_credentials"] = {"type": "environment"}
     return {"driver": "s3", "bucket": bucket, "path": key} | {name: value for name, value in named.items() if value}

@@ -37,7 +37,7 @@ class Stop:
             os.kill(os.getpid(), signal.SIGTERM)
 
     def requested(self) -> bool:
-        """Whether this process was asked to stop. If there are several processes, use `at`."""
+        """Returns whether a signal asked a single-process run to stop. For several processes, use `at`."""
         return self.signal is not None and jax.process_count() == 1
 
     def at(self, step: int) -> bool:

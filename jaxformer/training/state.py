@@ -23,50 +23,50 @@ LORA = 1
 
 @flax.struct.dataclass
 class TrainState:
-    """The state of training after `step` steps."""
+    """Training state after `step` steps."""
 
     step: jax.Array
-    """int32: batches seen."""
+    """Number of steps, int32 scalar. Includes skipped steps."""
     params: Any
-    """Parameters, float32, those that are held too."""
+    """Parameters of the run, float32, including frozen parameters."""
     optimizer: Any
-    """Optax's state, of the parameters that train."""
+    """Optax state of the trained parameters."""
     average: Any
-    """Moving average of the parameters that train, or None."""
+    """Moving average of the trained parameters. None if the run keeps none."""
     skipped: jax.Array
-    """int32: steps whose gradient was not finite, and which changed nothing else."""
+    """Number of skipped steps, int32 scalar. A step is skipped if its gradient is not finite."""
     skipped_in_a_row: jax.Array
-    """int32: those since the last good step."""
+    """Number of consecutive skipped steps up to now, int32 scalar."""
 
     @property
     def best_params(self) -> Any:
-        """The parameters for evaluation and prediction."""
+        """Parameters for evaluation and prediction: the moving average if there is one."""
         return self.params if self.average is None else join(self.average, self.params)
 
     def trees(self) -> dict[str, Any]:
-        """The state as the separate trees of a checkpoint, so that the parameters can be read alone."""
+        """Returns the trees of a checkpoint, which allow the parameters to be read without the optimizer state."""
         counts = {"step": self.step, "skipped": self.skipped, "skipped_in_a_row": self.skipped_in_a_row}
         return {"params": self.params, "average": self.average, "training": {"optimizer": self.optimizer, **counts}}
 
     @classmethod
     def from_trees(cls, trees: dict[str, Any]) -> "TrainState":
-        """The state that `trees` came from."""
+        """Restores the state from the result of `trees`."""
         return cls(params=trees["params"], average=trees["average"], **trees["training"])
 
 
 def init_params(experiment: Experiment, key: jax.Array) -> Any:
-    """Parameters drawn at random, each in a box that names its axes."""
+    """Initialises the model's parameters randomly. Each is a `metadata.Boxed`, which names its axes."""
     rows = experiment.data.task.row
     batch = {name: jnp.zeros((1, feature.capacity, *feature.shape), feature.dtype) for name, feature in rows.items()}
-    # Segments and positions come from the lanes. No parameter's shape depends on them.
+    # Omits segments and positions, which the data pipeline adds, because no parameter shape depends on them.
     return experiment.model.init(key, **experiment.objective.inputs(batch))["params"]
 
 
 def trained_and_held(experiment: Experiment, params: Any) -> tuple[Any, Any]:
-    """The parameters of a run as two trees: those that train, and those that are held.
+    """Splits the parameters of a run into two trees: trained and frozen parameters.
 
     Raises:
-      InputError: `optimizer.freeze` names no parameter, or leaves none to train.
+      InputError: If a pattern of `optimizer.freeze` matches no parameter, or all parameters are frozen.
     """
     patterns, lora = experiment.optimizer.freeze, experiment.lora
     if lora is not None:
@@ -78,12 +78,12 @@ def trained_and_held(experiment: Experiment, params: Any) -> tuple[Any, Any]:
 
 
 def model_params(experiment: Experiment, params: Any) -> Any:
-    """The parameters of the model, of those of the run."""
+    """Extracts the model's parameters from the parameters of the run. With LoRA, merges the adapters."""
     return params if experiment.lora is None else experiment.lora.merge(params)
 
 
 def _run_params(experiment: Experiment, key: jax.Array) -> Any:
-    """The boxed parameters of a run: the model's, and with LoRA `{"base": the model's, "lora": A and B}`."""
+    """Initialises the parameters of a run: the model's, or with LoRA `{"base": model parameters, "lora": adapters}`."""
     params = init_params(experiment, key)
     if experiment.lora is None:
         return params
@@ -91,17 +91,17 @@ def _run_params(experiment: Experiment, key: jax.Array) -> Any:
 
 
 def boxed_params(experiment: Experiment) -> Any:
-    """The shapes of the parameters of a run, each in a box that names its axes; computes nothing."""
+    """Returns the abstract parameters of a run. Each is a `metadata.Boxed`, which names its axes."""
     return jax.eval_shape(lambda: _run_params(experiment, jax.random.key(0)))
 
 
 def parameter_info(experiment: Experiment) -> dict[str, metadata.ParameterInfo]:
-    """The axes of each parameter of a run, by its path; computes nothing."""
+    """Returns the axes of each parameter of a run, by path. Does not compute the parameters."""
     return metadata.parameter_info(boxed_params(experiment))
 
 
 def create(experiment: Experiment) -> TrainState:
-    """The state before the first step, its arrays in boxes that name their axes."""
+    """Creates the state before the first step. Parameters are `metadata.Boxed`, which name their axes."""
     key = jax.random.key(experiment.seed)
     params = _run_params(experiment, key)
     zero, (trained, _) = jnp.zeros((), jnp.int32), trained_and_held(experiment, params)
@@ -111,30 +111,30 @@ def create(experiment: Experiment) -> TrainState:
 
 
 def abstract_state(experiment: Experiment, mesh: jax.sharding.Mesh) -> TrainState:
-    """The shapes and shardings of the state; computes nothing."""
+    """Returns the shapes and shardings of the training state, without computing it."""
     boxed = jax.eval_shape(lambda: create(experiment))
     with sharding.overridden(experiment.mesh):
         return _with_shardings(nn.unbox(boxed), sharding.state_shardings(boxed, mesh))
 
 
 def abstract_params(experiment: Experiment, mesh: jax.sharding.Mesh) -> Any:
-    """The shapes and shardings of the model's parameters; computes nothing."""
+    """Returns the shapes and shardings of the model's parameters, without computing them."""
     boxed = jax.eval_shape(lambda: init_params(experiment, jax.random.key(0)))
     with sharding.overridden(experiment.mesh):
         return _with_shardings(nn.unbox(boxed), sharding.state_shardings(boxed, mesh))
 
 
 def abstract_batch(experiment: Experiment, mesh: jax.sharding.Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes and shardings of a batch of the experiment's rows."""
+    """Returns the shapes and shardings of a batch."""
     rows = sharding.batch_sharding(mesh)
     batch = jax.eval_shape(lambda: empty_batch(experiment.data.batch, experiment.data.task.row))
     return _with_shardings(batch, dict.fromkeys(batch, rows))
 
 
 def check_axes(experiment: Experiment, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> None:
-    """Raises InputError where an axis of the mesh is larger than a dimension of the model that it splits.
+    """Raises InputError if a mesh axis is larger than a parameter dimension that is sharded across it.
 
-    The heads of keys are left out: attention repeats them where there are fewer.
+    Does not check key/value heads, because attention repeats them if there are too few.
     """
     boxed = boxed_params(experiment)
     rules = {**sharding.RULES, **dict(experiment.mesh.rules)}
@@ -148,12 +148,12 @@ def check_axes(experiment: Experiment, mesh: jax.sharding.Mesh | jax.sharding.Ab
 
 
 def init_state(experiment: Experiment, abstract: TrainState) -> TrainState:
-    """The state before the first step, each device making its own part; the same on every mesh."""
+    """Computes the state before the first step, sharded over the mesh. The values are the same on every mesh."""
     return jax.jit(lambda: nn.unbox(create(experiment)), out_shardings=sharding.shardings_of(abstract))()
 
 
 def copied(tree: Any) -> Any:
-    """Arrays of their own with the same values and shardings: a step may donate these and those."""
+    """Copies a tree of arrays, with their shardings, so that the originals or the copies can be donated."""
     return jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=sharding.shardings_of(tree))(tree)
 
 

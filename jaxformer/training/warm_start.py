@@ -30,34 +30,34 @@ class Start:
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """The parameters of a model."""
+    """A model with its parameters."""
 
     model: Model
     params: Any
-    """A tree of arrays."""
+    """Parameters of the model, a tree of arrays."""
 
     @property
     def labels(self) -> Any:
-        """Names of its classes, which its head has a vector for each of; None without a head."""
+        """Names of the classes that the model's head predicts. None without such a head."""
         return getattr(self.model, "labels", None)
 
     def by_path(self) -> dict[str, tuple[str, Any]]:
-        """Each parameter with its path, by its path within the pretrained model."""
+        """Maps the path of each parameter within the pretrained part of the model to its full path and its array."""
         prefix, _ = self.model.pretrained()
         return {path.removeprefix(prefix): (path, array) for path, array in parameters.flat(self.params).items()}
 
 
 def start_from(name: str, model: Model, params: Any, mesh: jax.sharding.Mesh) -> Start:
-    """Returns the parameters of a model with those that the weights have replaced.
+    """Replaces random parameters of a model by pretrained weights.
 
     Args:
-      name: a run's folder, or what `locate` takes.
-      model: the model to initialise.
-      params: its random parameters, on the mesh; kept where the weights have none.
-      mesh: the mesh of the parameters.
+      name: run folder, or another name that `locate` accepts.
+      model: model to initialise.
+      params: random parameters of the model, on the mesh. Kept for parameters that the weights lack.
+      mesh: mesh of the parameters.
 
     Raises:
-      InputError: there are no such weights, or they are those of another model.
+      InputError: If the weights do not exist or belong to a different model.
     """
     folder = locate(name)
     if is_model_folder(folder):

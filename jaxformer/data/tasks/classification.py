@@ -151,6 +151,6 @@ class Classify(Task[Labelled]):
 
 
 def _divided(text: str) -> tuple[str, str]:
-    """The two texts of a request."""
+    """Splits a request into its two texts."""
     first, _, second = text.partition(PAIR)
     return first.strip(), second.strip()

@@ -151,7 +151,7 @@ def byte_level_of_files(vocab: str, merges: str, prefix: bool = False) -> ByteLe
 
 
 def _pair(line: str) -> tuple[str, str]:
-    """The two pieces that a line of merges joins."""
+    """Parses a line of a BPE merges file into the two pieces to merge."""
     pieces = line.split(" ")
     if len(pieces) != 2:
         raise ValueError(f"{line!r}: expected two pieces")

@@ -98,7 +98,7 @@ def _too_low(vocab: int, sentinels: int, message: str) -> str:
 
 
 def parsed(model: bytes) -> Any:
-    """A SentencePiece model as its protocol buffer."""
+    """Parses a serialised SentencePiece model into a protocol buffer."""
     from sentencepiece import sentencepiece_model_pb2
 
     # The module makes its classes when it is imported.

@@ -60,7 +60,7 @@ def stretch_length(rate: float, mean_span: float | None, input_length: int | Non
       The number of tokens, below 2 if no chunk fits. Every shorter chunk fits too.
 
     Raises:
-      ValueError: there is no limit.
+      ValueError: If both limits are None.
     """
     if input_length is None and length is None:
         raise ValueError("input_length=None, length=None: expected at least one number")

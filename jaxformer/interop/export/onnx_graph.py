@@ -170,7 +170,7 @@ def is_known(shape: Sequence[Dimension]) -> bool:
 
 
 ALONE = ("jit", "pjit", "scan", "while", "cond", "custom_jvp_call", "custom_vjp_call", "checkpoint", "closed_call")
-"""Operations that contain a jaxpr, whose operations are converted one by one."""
+"""JAX primitives that contain a nested jaxpr. The operations in the jaxpr are converted individually."""
 
 
 VIEWS: Mapping[str, Callable[[np.ndarray, Mapping[str, Any]], np.ndarray]] = {

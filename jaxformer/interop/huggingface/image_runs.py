@@ -19,10 +19,10 @@ from jaxformer.training.optimizers import AdamW, Schedule
 
 
 def image_experiment(home: Path, model: Model, folder: Folder | None = None) -> Experiment:
-    """Builds a placeholder experiment for an imported model, without training data.
+    """Builds an experiment for an imported image model. It has no training data, so it can predict but not train.
 
     Args:
-      home: Folder to read the image processing from, if there is any.
+      home: Folder to read the image preprocessing settings from, if it has any.
       model: Imported model.
       folder: Hugging Face folder of the model. None if the model was not imported.
     """
@@ -33,15 +33,15 @@ def image_experiment(home: Path, model: Model, folder: Folder | None = None) -> 
 
 
 def write_preparation(folder: Path, run: Run) -> None:
-    """Writes the image processing of a run, without augmentation."""
+    """Writes the image preprocessing settings of a run, without augmentation."""
     write_preprocessor(folder, run.model, image_field_in(run.experiment.data.task))
 
 
 def image_field_in(task: Task) -> ImageField:
-    """The field of a task that prepares images.
+    """Returns the field of a task that preprocesses images.
 
     Raises:
-      InputError: it has none.
+      InputError: If the task has no such field.
     """
     fields = task.fields.values() if isinstance(task, FieldTask) else ()
     found = next((field for field in fields if isinstance(field, ImageField)), None)

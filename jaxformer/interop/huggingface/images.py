@@ -97,9 +97,10 @@ def with_pixels(model: Model, folder: Path) -> Model:
 
 
 def read_preparation(folder: Path, model: Any) -> Preparation | None:
-    """Reads the image processing of a folder for its model. None if the folder has no image processor.
+    """Reads the image preprocessing settings of a Hugging Face folder. Returns None if it has no image processor.
 
-    The result equals that of transformers' image processors without torchvision, for images of every size.
+    With these settings, images of any size become the same arrays as with the image processors of transformers that do
+    not use torchvision.
 
     Raises:
       InputError: If a field is not supported.

@@ -209,9 +209,14 @@ def _tokenizer_folder(folder: Path) -> Path:
 
 
 def _compared(run: Run, source: Path, out: Path, dtype: DType, ours: bool) -> str:
-    """Writes the parity certificate if that is possible. Returns a one-line summary.
+    """Writes the parity certificate if possible. Returns a one-line summary.
 
-    transformers must be able to load an exported folder (`ours`). Other folders may be too old for it.
+    Args:
+      run: imported or exported run.
+      source: Hugging Face folder to compare with.
+      out: folder for the certificate.
+      dtype: type of the weights.
+      ours: whether jaxformer has exported the folder. If so, it is an error if transformers cannot load it.
     """
     problem = certificates.obstacle(run.model)
     if not ours and open_folder(source).base is not None:

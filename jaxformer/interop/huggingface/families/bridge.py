@@ -48,20 +48,20 @@ class Source:
 
     @property
     def opened(self) -> Folder:
-        """The folder of the weights.
+        """Folder of the weights.
 
         Raises:
-          InputError: there is none.
+          InputError: If the model was not imported.
         """
         if self.folder is None:
             raise InputError(f"{self.home}: holds no weights; expected a Hugging Face folder")
         return self.folder
 
     def require_tokenizer(self) -> Tokenizer:
-        """The folder's tokenizer.
+        """Returns the tokenizer of the folder.
 
         Raises:
-          InputError: there is none.
+          InputError: If the folder has no tokenizer.
         """
         if self.tokenizer is None:
             raise InputError(f"{self.home}: holds no tokenizer; expected one")

@@ -112,7 +112,16 @@ def build_decoder(
     head_dim: int | None = None,
     max_length: int = 2048,
 ) -> Gpt:
-    """Builds a LLaMA with the given MLPs. The last three arguments are the family's defaults."""
+    """Builds a LLaMA-like decoder.
+
+    Args:
+      reader: config of the model.
+      mlp: MLP of each block.
+      groups: default number of key/value heads. If None, the number of query heads.
+      bias: whether the linear layers of attention have biases.
+      head_dim: default size of a head. If None, width / heads.
+      max_length: default maximum length.
+    """
     width, heads = reader.integer("hidden_size"), reader.integer("num_attention_heads")
     attention = Attention(
         kv_heads=reader.integer("num_key_value_heads", groups or heads),
@@ -173,7 +182,7 @@ def rotary_in(positions: nn.Module | None) -> Rotary:
     """Returns the position scheme of blocks, which must be rotary.
 
     Raises:
-      InputError: if it is another one.
+      InputError: If the blocks have another position scheme.
     """
     if not isinstance(positions, Rotary):
         kind = None if positions is None else type(positions).__name__

@@ -1,7 +1,10 @@
-"""Decoders with experts: Mixtral (Jiang et al. 2024) and Qwen3-MoE (Yang et al. 2025), LLaMA's form with other MLPs.
+"""Mixture-of-experts decoders: Mixtral (Jiang et al. 2024) and Qwen3-MoE (Yang et al. 2025).
 
-Folders have a tensor for each map of each expert, which all versions of transformers read; version 5 keeps those of all
-experts in one, and may save them so. Both are read, and the first is written.
+Except for the MLPs, their layers are those of LLaMA.
+
+There are two checkpoint formats. One has a tensor for each linear layer of each expert; all versions of transformers
+can read it. The other stacks the tensors of all experts; transformers 5 may save it. Import reads both formats, and
+export writes the first.
 """
 
 from collections.abc import Collection
@@ -33,7 +36,7 @@ QWEN_TABLE = llama_table(
 
 
 def build_mixtral(reader: ConfigReader, names: Collection[str]) -> Gpt:
-    """Builds the model for a Mixtral config: a Mistral with experts."""
+    """Builds the model for a Mixtral config: a Mistral decoder with experts."""
     without_window(reader)
     reader.only_training("router_jitter_noise")
     mlp = _experts(reader, "num_local_experts", "intermediate_size", (8, 2))
@@ -41,10 +44,10 @@ def build_mixtral(reader: ConfigReader, names: Collection[str]) -> Gpt:
 
 
 def build_qwen3_moe(reader: ConfigReader, names: Collection[str]) -> Gpt:
-    """Builds the model for a Qwen3-MoE config: a Qwen3 with experts in every block."""
+    """Builds the model for a Qwen3-MoE config: a Qwen3 decoder with experts in every block."""
     reader.must("decoder_sparse_step", 1)
     reader.must("mlp_only_layers", [])
-    reader.get("intermediate_size")  # That of blocks without experts.
+    reader.get("intermediate_size")  # Width of blocks without experts, of which there are none.
     name = "num_experts" if "num_experts" in reader else "num_local_experts"
     normalize = reader.flag("norm_topk_prob", False)
     mlp = _experts(reader, name, "moe_intermediate_size", (128, 8), normalize)
@@ -54,8 +57,16 @@ def build_qwen3_moe(reader: ConfigReader, names: Collection[str]) -> Gpt:
 def _experts(
     reader: ConfigReader, number: str, width: str, defaults: tuple[int, int], normalize: bool = True
 ) -> ExpertMlp:
-    """Builds the experts from fields with these names. The defaults are the number of experts and of choices."""
-    reader.get("output_router_logits")  # Whether transformers' class adds the loss that balances the load to its own.
+    """Builds the experts from a config.
+
+    Args:
+      reader: config of the model.
+      number: name of the field with the number of experts.
+      width: name of the field with the inner width of an expert.
+      defaults: default number of experts, and default number of experts per token.
+      normalize: whether the weights of the chosen experts sum to 1.
+    """
+    reader.get("output_router_logits")  # Whether transformers adds the load-balancing loss to its own loss.
     try:
         return ExpertMlp(
             experts=reader.integer(number, defaults[0]),
@@ -78,7 +89,7 @@ def _describe_experts(model: Gpt) -> dict[str, Any]:
 
 
 def describe_mixtral(model: Gpt) -> dict[str, Any]:
-    """Returns the Mixtral config for a model."""
+    """Converts a model to a Mixtral config."""
     mlp = model.transformer.mlp
     return _describe_experts(model) | {
         "architectures": ["MixtralForCausalLM"],
@@ -89,7 +100,7 @@ def describe_mixtral(model: Gpt) -> dict[str, Any]:
 
 
 def describe_qwen3_moe(model: Gpt) -> dict[str, Any]:
-    """Returns the Qwen3-MoE config for a model."""
+    """Converts a model to a Qwen3-MoE config."""
     mlp, width = model.transformer.mlp, model.transformer.width
     return _describe_experts(model) | {
         "architectures": ["Qwen3MoeForCausalLM"],
