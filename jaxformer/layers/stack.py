@@ -167,7 +167,7 @@ def _kinds(blocks: Any) -> list[Any]:
 
 
 def rematerialised(function: BlockFunction, remat: str, in_loop: bool) -> BlockFunction:
-    """Wraps the function so that the backward pass rematerializes it, depending on `remat`."""
+    """Wraps a block function so that the backward pass recomputes its activations, according to `remat`."""
     if remat == "none":
         return function
     # Outside a loop, the compiler would detect the repeated computation and keep its result instead.

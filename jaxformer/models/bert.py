@@ -33,8 +33,8 @@ vector."""
 class BertOutput(ModelOutput):
     """Output of BERT.
 
-    `hidden` is None if only some positions were requested. `pooled` is tanh of a linear layer on the first token of
-    each sentence pair, [b, c, d], with c pairs per row (1 without packing).
+    `hidden` is None if only some positions were requested. `pooled` is computed from the first token of each sentence
+    pair by a linear layer and tanh, [b, c, d]. There are c pairs per row (1 without packing).
     """
 
     prediction: jax.Array | None = None

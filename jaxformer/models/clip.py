@@ -93,9 +93,7 @@ class ImageTower(Model):
         if self.pooling == "first":
             return sizes["b"] * (flops + stack_flops(stack, patches + 1, 1))
         flops += stack_flops(stack, patches)
-        # One query: projections of the query and the output, keys and values of all patches, scores and weighted sum,
-        # MLP.
-        flops += (2 + 2 * patches) * linear_flops(width, width) + 4.0 * patches * width
+        flops += (2 + 2 * patches) * linear_flops(width, width) + 4.0 * patches * width  # Attention of one query
         return sizes["b"] * (flops + stack.mlp.flops(width))
 
     def comparable(self) -> Self:

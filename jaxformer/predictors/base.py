@@ -93,7 +93,7 @@ class Predictor(abc.ABC, Generic[ModelT]):
 
 
 class Generates(abc.ABC):
-    """Capability of predictors that generate tokens."""
+    """Interface of predictors that generate tokens."""
 
     decoding: Decoding
     """Settings of the generation."""
@@ -136,9 +136,9 @@ class RanksCandidates(abc.ABC):
 
 
 class Embeds(abc.ABC):
-    """Capability of predictors with their own method for vectors.
+    """Interface of predictors that define how texts or images are embedded as vectors.
 
-    For others, `embed` uses the last layer of the model.
+    For other predictors, `Run.embed` uses the last layer of the model.
     """
 
     @abc.abstractmethod

@@ -1,12 +1,12 @@
-"""A run's folder: its contents, and reading a run back.
+"""Reads runs. A run's folder contains:
 
 experiment.json   the whole experiment
 tokenizer/        the tokenizer
 checkpoints/      one folder per step
 metrics.jsonl     one JSON object per line: step, split, metrics
 tensorboard/      the same metrics for TensorBoard
-damaged/          checkpoints that could not be read, kept apart
-origin.json       only in an imported run: further content of its Hugging Face folder
+damaged/          corrupted checkpoints
+origin.json       only in an imported run: metadata of its Hugging Face folder
 """
 
 import contextlib
@@ -48,7 +48,7 @@ MAY_CHANGE = (
     *("steps", "mesh", "init", "fork", "fork_step", "evaluation", "evaluations", "checkpoint", "log"),
     *("data.workers", "data.prefetch", "objective.decoding", "objective.scored", "objective.scores"),
 )
-"""Fields that may change when a run is resumed, because they do not change the meaning of any weight."""
+"""Fields that may change when a run is resumed, because they do not affect the meaning of its parameters."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Run:
     tokenizer: Tokenizer | None
     """Tokenizer of the run; None if the run reads no text."""
     step: int
-    """Number of updates of the parameters."""
+    """Number of training steps of the parameters."""
     params: Any
     """Parameters on `mesh`, or their moving average if the run keeps one."""
     mesh: jax.sharding.Mesh
@@ -70,31 +70,23 @@ class Run:
 
     @property
     def model(self) -> Model:
-        """The model."""
+        """Model of the run, without parameters."""
         return self.experiment.model
 
     def require_tokenizer(self) -> Tokenizer:
-        """Returns the tokenizer.
-
-        Raises:
-          InputError: If the run reads no text.
-        """
+        """Returns the tokenizer. Raises InputError if the run does not use text."""
         if self.tokenizer is None:
             raise InputError(f"{self.folder}: the run reads no text, and has no tokenizer")
         return self.tokenizer
 
     @property
     def objective(self) -> Objective:
-        """The objective, which defines the loss, the metrics and what `predict` does."""
+        """Objective of the run, which defines the loss, the metrics and the behaviour of `predict`."""
         return self.experiment.objective
 
     @functools.cached_property
     def predictor(self) -> Predictor:
-        """The predictor, which answers requests. Call its methods under the run's mesh.
-
-        Raises:
-          InputError: If the objective has no predictor.
-        """
+        """Predictor of the objective. Call its methods under the run's mesh. Raises InputError if there is none."""
         found = self.objective.predictor(self.model, self.params, self.tokenizer)
         if found is None:
             raise InputError(f"{self.folder}: {type(self.objective).__name__} has no predictor; it can only be trained")
@@ -118,17 +110,16 @@ class Run:
     def encode(self, text: Any) -> dict[str, np.ndarray]:
         """Encodes a text, the path of an image, or a sequence of them as the arguments of the model, as in `predict`.
 
-        `run.model.apply({"params": run.params}, **run.encode("some text"))` is the model's output. A text for a BERT is
-        enclosed in [CLS] and [SEP]; arrays are [b, t] with padding after the shorter texts, marked with 0 in
-        `segments`.
+        `run.model.apply({"params": run.params}, **run.encode("some text"))` is the model's output. Texts become arrays
+        [b, t], padded at the end, where `segments` is 0. For BERT they include [CLS] and [SEP].
         """
         return self.predictor.encode(self.prepare_requests(as_list(text)))
 
     def embed(self, text: Any) -> np.ndarray:
-        """Returns the vector of a text or of the image at a path, float32 [d]; for a sequence, [n, d].
+        """Returns the vector of a text, or of the image at a path, float32 [d]. For a sequence of them, [n, d].
 
-        For sentence embedding models, these are the trained vectors. Other text models give the mean of their last
-        hidden states, and classifiers and image models the vector that is the input of their head.
+        It is the trained vector of a sentence embedding model, the input of the head for classifiers and image models,
+        and the mean of the last hidden states for other text models.
 
         Raises:
           InputError: If the model has no such vectors, or `predict` would refuse the text.
@@ -138,18 +129,18 @@ class Run:
         return vectors[0] if is_single(text) else vectors
 
     def predict(self, text: Any, num_samples: int = 1) -> Any:
-        """Fills the `[MASK]`s, continues or answers the text, or labels the image, depending on the objective.
+        """Fills masks in a text, continues or answers it, or labels an image, depending on the objective.
 
         Args:
           text: a text; an image as a path, file content, pixels or Pillow image; or a sequence of these.
           num_samples: number of sampled answers per text. More than one needs a model that samples tokens.
 
         Returns:
-          One answer for one text, a list of answers for a sequence; `str` of an answer is readable text. With several
-          samples, each answer is a list of them.
+          One answer for one text, or a list for a sequence. `str` of an answer is readable text. With several samples,
+          each answer is a list.
 
         Raises:
-          InputError: If the model cannot answer a text, or several samples are asked of a model that does not sample.
+          InputError: If the model cannot answer a text, or `num_samples` > 1 and the model does not sample.
         """
         self._check_samples(num_samples)
         requests = self.prepare_requests(as_list(text))
@@ -165,13 +156,13 @@ class Run:
 
         Args:
           request: one request or a sequence, in the forms that `predict` accepts.
-          candidates: texts, or images. The path of a folder stands for the images in it.
+          candidates: texts or images. The path of a folder is replaced by the images in the folder.
 
         Returns:
-          One answer for one request, a list of answers for a sequence.
+          One answer for one request, or a list of answers for a sequence.
 
         Raises:
-          InputError: If the run's model ranks no candidates, or cannot compare these.
+          InputError: If the run's model cannot rank candidates, or not candidates of this kind.
         """
         predictor = self.predictor
         if not isinstance(predictor, RanksCandidates):
@@ -208,7 +199,7 @@ class Run:
                 )
 
     def stream(self, text: str) -> Iterator[str]:
-        """Streams the answer to a text as pieces of a string, while it is generated if the model supports that."""
+        """Yields the answer to a text in pieces while it is generated, or as a whole if the model does not stream."""
         predictor = self.predictor
         if not isinstance(predictor, Streams) or not self.streams:
             yield str(self.predict(text))
@@ -223,7 +214,7 @@ class Run:
             yield piece
 
     def log_likelihoods(self, texts: Sequence[str], continuations: Sequence[str]) -> list[Score]:
-        """Scores how likely each continuation is after its text. Needs a model that generates text."""
+        """Computes the log-probability of each continuation after its text. Needs a model that generates text."""
         predictor = self.predictor
         if not isinstance(predictor, ScoresContinuations):
             raise InputError(
@@ -234,14 +225,14 @@ class Run:
 
     @property
     def streams(self) -> bool:
-        """Whether the model generates text in pieces: true for a language model without beam search."""
+        """Whether `stream` yields an answer while it is generated. True for a language model without beam search."""
         return isinstance(self.predictor, Streams) and self.predictor.decoding.num_beams == 1
 
     def with_decoding(self, **settings: Any) -> "Run":
         """Returns the run with other `Decoding` settings: `run.with_decoding(temperature=0, max_new_tokens=200)`.
 
         Raises:
-          InputError: If there is no such setting, or the run's model does not generate text.
+          InputError: If a setting does not exist, or the run's model does not generate text.
         """
         if settings and not isinstance(self.predictor, Generates):
             raise InputError(
@@ -252,7 +243,7 @@ class Run:
 
     @phase("trying held-out examples")
     def demonstrate(self) -> list[str]:
-        """Returns lines that show predictions for the first held-out examples; none if there are several processes."""
+        """Formats predictions for the first held-out examples as lines. Empty if there are several processes."""
         if jax.process_count() > 1:
             return []  # Only process 0 prints, and it cannot compute alone on a mesh of all processes.
         data, seed = self.experiment.data, self.experiment.seed
@@ -267,11 +258,10 @@ class Run:
         """Computes the metrics on held-out data.
 
         Args:
-          name: name of one of the experiment's evaluations. If None, the one on `data.validation`, or the first one if
-            there is no such data.
+          name: name of an evaluation of the experiment. Defaults to the one on `data.validation`, or else the first.
 
         Raises:
-          InputError: If the experiment has no held-out data, or no evaluation of this name.
+          InputError: If the experiment has no held-out data, or no evaluation with this name.
         """
         known = self.experiment.all_evaluations
         if not known:
@@ -284,7 +274,7 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class RunTokenizer:
-    """Tokenizer config that takes over the tokenizer of another run, for a run that starts from its parameters."""
+    """Tokenizer config that copies the tokenizer of another run, for a run that starts from its parameters."""
 
     run: str
     """Folder of the other run."""
@@ -301,20 +291,20 @@ class RunTokenizer:
 def open_run(
     folder: str | os.PathLike, in_memory: bool = True, step: int | None = None, known: Experiment | None = None
 ) -> Run:
-    """Reads a run: its latest checkpoint (or its best, with `checkpoint.best`) and everything needed to use it.
+    """Reads a run with its latest checkpoint, or its best one if the config sets `checkpoint.best`.
 
-    If a checkpoint is damaged, a warning names it, and the next good one (latest or best) is read instead.
+    If this checkpoint is corrupted, prints a warning and reads the next one.
 
     Args:
       folder: the run's folder.
-      in_memory: whether to read the parameters now. If False, they are `StoredArray`s: `np.asarray` reads one of them,
-        `loaded` all. LoRA parameters are always read, because they are merged.
-      step: step of the only checkpoint to read. If None, the latest or the best one.
-      known: an experiment whose classes need not be allowed.
+      in_memory: whether to read the parameters now. If False, they are `StoredArray`s, which `np.asarray` or `loaded`
+        reads. With LoRA they are always read, because the adapters are merged.
+      step: step of the checkpoint to read. If None, the latest or the best one.
+      known: experiment whose classes are allowed too.
 
     Raises:
-      InputError: If the folder is not a run's, or has no readable checkpoint (of that step); or if its experiment
-        names a class that belongs neither to jaxformer nor to a package passed to `allow`.
+      InputError: If the folder does not contain a run or a readable checkpoint, or if the experiment contains a class
+        that is neither part of jaxformer nor of a package passed to `allow`.
     """
     folder = storage.path(folder)
     experiment = read_experiment(folder, known)
@@ -330,7 +320,7 @@ def read_experiment(folder: Path, known: Experiment | None = None) -> Experiment
     """Reads the experiment of a run. Its classes must be allowed, or occur in `known`.
 
     Raises:
-      InputError: If the folder is not a run's, or its experiment names other classes, or cannot be read.
+      InputError: If the folder does not contain a run, or its experiment contains other classes or cannot be read.
     """
     if storage.is_remote(folder):
         storage.check_bucket(folder)
@@ -349,11 +339,11 @@ def read_experiment(folder: Path, known: Experiment | None = None) -> Experiment
 
 @contextlib.contextmanager
 def writer(folder: Path, experiment: Experiment) -> Iterator[Claim]:
-    """Claims write access to a folder for a run of an experiment; see `claim`.
+    """Claims write access to a folder for a run of an experiment. See `claim`.
 
     Raises:
-      InputError: Under the conditions of `claim`; or if the folder has another experiment's run, or the experiment
-        cannot be represented in JSON.
+      InputError: Like `claim`, or if the folder contains a run of another experiment, or the experiment cannot be
+        represented in JSON.
     """
     config.to_json(experiment)
     claimed_by = claim_bucket if storage.is_remote(folder) else claim
@@ -362,11 +352,7 @@ def writer(folder: Path, experiment: Experiment) -> Iterator[Claim]:
 
 
 def prepare_tokenizer(folder: Claim, experiment: Experiment) -> Tokenizer | None:
-    """Returns the run's tokenizer. For a new run, process 0 makes it, or copies it from the run that is forked.
-
-    Raises:
-      InputError: If the tokenizer of an existing run is missing: training it again could change the token ids.
-    """
+    """Returns the run's tokenizer. For a new run, process 0 makes it. Raises InputError if an existing run has none."""
     if experiment.tokenizer is None:
         return None
     if jax.process_index() == 0:
@@ -388,7 +374,7 @@ def write_experiment(folder: Path, experiment: Experiment) -> None:
 
 
 def _check_belongs(folder: Path, experiment: Experiment) -> None:
-    """Raises InputError if a folder holds another experiment's run."""
+    """Raises InputError if a folder contains a run of another experiment."""
     if not (folder / EXPERIMENT).exists():
         return
     stored = read_experiment(folder, known=experiment)
@@ -405,7 +391,7 @@ def _check_belongs(folder: Path, experiment: Experiment) -> None:
 
 
 def _mesh_for(experiment: Experiment, devices: int) -> sharding.Mesh:
-    """Returns the run's own mesh if it fits the available devices, or one with as many copies as divide the batch."""
+    """Returns the run's own mesh if it fits the available devices, or else a data-parallel mesh that fits the batch."""
     with contextlib.suppress(InputError):
         sizes = experiment.mesh.sizes(devices)
         if experiment.data.batch % math.prod(sizes[name] for name in sharding.RULES["batch"]) == 0:

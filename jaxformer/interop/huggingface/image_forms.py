@@ -19,9 +19,9 @@ SCALES = tuple(f"transformer/blocks/{part}_residual/scale" for part in ("attenti
 def image_form(model: Model) -> Model:
     """Returns an equivalent model whose parameters have the form of a transformers class.
 
-    Fixed position embeddings become learned ones. A classifier of the mean of the patches becomes the one of DINOv2,
-    which also reads the class token, with weights of 0, and has LayerScale, with scales of 1. The differences only
-    matter if the model is trained further elsewhere.
+    Fixed position embeddings become learned ones. A classifier on the mean of the patches becomes a DINOv2 classifier.
+    That one also uses the class token, which gets weights of 0, and LayerScale, which gets scales of 1. The outputs are
+    the same, but further training with transformers would differ.
     """
     changes: dict[str, Any] = {}
     if model.position_embedding == "sinusoidal":

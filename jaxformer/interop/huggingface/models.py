@@ -39,7 +39,7 @@ from jaxformer.predictors.labelled_texts import template_of
 REWRITTEN = {"architectures", "model_type", "torch_dtype", "dtype", "transformers_version", "_name_or_path"}
 """Fields of config.json that an export does not keep."""
 PARTS = {"pad_token_id": "pad", "bos_token_id": "bos", "eos_token_id": "eos"}
-"""Roles of special tokens, by config field."""
+"""Maps config fields of token ids to the roles of these special tokens."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -50,7 +50,7 @@ def read_modules(folder: Path) -> tuple[SentenceModule, ...]:
 
 
 def transformer_folder(folder: Path) -> Path:
-    """Returns the folder with the encoder's config.json: that of the Transformer module, or else `folder`."""
+    """Returns the folder with the encoder's config.json: the folder of the Transformer module, or else `folder`."""
     entries = _entries(folder) if (folder / MODULES).is_file() else []
     names = [name for kind, name in entries if kind.rpartition(".")[2] == TRANSFORMER]
     return folder / names[0] if names else folder

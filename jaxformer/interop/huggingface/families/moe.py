@@ -47,7 +47,7 @@ def build_qwen3_moe(reader: ConfigReader, names: Collection[str]) -> Gpt:
     """Builds the model for a Qwen3-MoE config: a Qwen3 decoder with experts in every block."""
     reader.must("decoder_sparse_step", 1)
     reader.must("mlp_only_layers", [])
-    reader.get("intermediate_size")  # Width of blocks without experts, of which there are none.
+    reader.get("intermediate_size")  # Width of blocks without experts, which are not supported.
     name = "num_experts" if "num_experts" in reader else "num_local_experts"
     normalize = reader.flag("norm_topk_prob", False)
     mlp = _experts(reader, name, "moe_intermediate_size", (128, 8), normalize)
