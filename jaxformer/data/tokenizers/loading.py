@@ -26,7 +26,7 @@ def load_tokenizer(folder: str) -> Tokenizer:
         if storage.path(path).exists():
             return load(kind, path)
     path = os.path.join(folder, JsonTokenizer.file)
-    if os.path.exists(path):
+    if storage.path(path).exists():
         return load_json(path, _roles(folder))
     names = [kind.file for kind in KINDS]
     raise InputError(f"{folder}: holds no tokenizer; expected {', '.join(names[:-1])} or {names[-1]}")
