@@ -89,10 +89,6 @@ class ExpertMlp(nn.Module):
         """Returns the FLOPs of the router and of `top_k` experts per token."""
         return 2.0 * embed * self.experts + self.top_k * (6.0 if self.gated else 4.0) * embed * self.inner(embed)
 
-    def idle_parameters(self, embed: int) -> int:
-        """Returns the number of parameters of the experts that do not compute a given token."""
-        return (self.experts - self.top_k) * (3 if self.gated else 2) * embed * self.inner(embed)
-
     @nn.compact
     def __call__(
         self, x: jax.Array, dtype: DType = "auto", train: bool = False, tokens: Tokens | None = None

@@ -1,6 +1,5 @@
 """FLOPs of the matrix products in a forward pass. Each multiplication counts as two operations."""
 
-from collections.abc import Iterable
 from typing import Any
 
 from jaxformer.layers.transformer import Transformer, Variant
@@ -47,13 +46,3 @@ def stack_flops(
 
     last = stack.depth - 1
     return sum(block(number, tokens) for number in range(last)) + block(last, tokens if outputs is None else outputs)
-
-
-def idle_parameters(stacks: Iterable[Transformer]) -> int:
-    """Returns the number of expert parameters, in all stacks, that do not compute a given token."""
-    idle = 0
-    for stack in stacks:
-        for number in range(stack.depth):
-            of_mlp = getattr(stack.variant(number).mlp, "idle_parameters", None)
-            idle += of_mlp(stack.width) if of_mlp else 0
-    return idle

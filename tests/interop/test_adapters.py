@@ -109,7 +109,7 @@ def test_a_classifier_on_a_pretrained_base(base, tmp_path):
     np.testing.assert_array_equal(run.params["head"]["bias"], head["classifier.bias"].numpy())
     assert "masked_lm" not in run.params["backbone"]
     [told] = import_run(tmp_path / "adapter", tmp_path / "run")
-    assert told.startswith("no parity certificate: of a PEFT adapter; export")
+    assert told.startswith("no parity certificate: the folder is a PEFT adapter; export")
     export_run(tmp_path / "run", tmp_path / "merged", certificate=False)
     theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged").eval()
     tokens, expected = hidden(theirs)
@@ -142,7 +142,7 @@ def test_what_cannot_be_merged_is_named(base, tmp_path, settings, words):
     "matrices, other, words",
     [
         ({"bert.encoder.layer.7.attention.self.query": (2, 12, 12)}, {}, "adapts encoder.layer.7.attention.self.query"),
-        ({QUERY: (2, 12, 13)}, {}, r"query.weight is [12, 12] in the base"),
+        ({QUERY: (2, 12, 13)}, {}, "query.weight has shape [13, 12], but [12, 12] in the base"),
         ({QUERY: (2, 12, 12)}, {f"{QUERY}.lora_magnitude_vector": torch.ones(12)}, "lora_magnitude_vector is not supp"),
         ({}, {f"{QUERY}.lora_A.weight": torch.ones(2, 12)}, "expected lora_A [r, inputs] and lora_B [outputs, r]"),
     ],
