@@ -109,4 +109,4 @@ async def _read_s3(fs: Any, bucket: str, key: str) -> Stored:
 
 def _age(date: str, written: datetime.datetime) -> float:
     """Returns the number of seconds from `written` to `date`, the `Date` header of a response."""
-    return (email.utils.parsedate_to_datetime(date) - written).total_seconds()
+    return max(0.0, (email.utils.parsedate_to_datetime(date) - written).total_seconds())
