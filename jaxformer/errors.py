@@ -37,14 +37,14 @@ class FieldError(InputError):
         return f"{self.path}{self.problem}"
 
     def under(self, path: str) -> "FieldError":
-        """Returns the error for a config value that is at `path`."""
+        """Returns the error with `path` as the path of the config value that contains the field."""
         field = self.path.removeprefix(self.owner).removeprefix(".")
         return FieldError(f"{path}.{field}", self.problem, owner="")
 
 
 @contextlib.contextmanager
 def under(path: str) -> Iterator[None]:
-    """Sets the path of the config value that a block builds or uses in `FieldError`s of the block, if it is known."""
+    """Context manager that adds the path of a config value to the `FieldError`s of its block. Empty if unknown."""
     try:
         yield
     except FieldError as error:

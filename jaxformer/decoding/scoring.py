@@ -22,10 +22,10 @@ CHUNK = 1 << 25
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """Score of a continuation."""
+    """Log-probability of a continuation after a text."""
 
     log_probability: float
-    """Sum of the log-probabilities of its tokens, in nats."""
+    """Sum of the log-probabilities of the continuation's tokens, in nats."""
     tokens: int
     """Number of tokens in the continuation."""
     greedy: bool

@@ -48,7 +48,7 @@ class Metric(abc.ABC, Generic[State]):
           terms: the objective's terms of the batch, with NumPy arrays.
 
         Returns:
-          The state, or None if the terms lack what the metric needs, as those of a training step may.
+          The state, or None if the terms do not include those of the metric. Training steps may omit them.
         """
 
     def merge(self, state: State, other: State) -> State:

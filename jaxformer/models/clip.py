@@ -48,7 +48,7 @@ def tower_stack(width: int, heads: int, activation: Activation, epsilon: float) 
 
 
 class ImageTower(Model):
-    """Image encoder. `ImageTower()` is that of CLIP ViT-B/32."""
+    """Image encoder of CLIP. The defaults are those of CLIP ViT-B/32."""
 
     transformer: Transformer = tower_stack(768, 12, "quick_gelu", 1e-5)
     """Stack of blocks."""
@@ -135,7 +135,7 @@ class ImageTower(Model):
 
 
 class TextTower(Model):
-    """Text encoder. `TextTower()` is that of CLIP ViT-B/32."""
+    """Text encoder of CLIP. The defaults are those of CLIP ViT-B/32."""
 
     transformer: Transformer = tower_stack(512, 8, "quick_gelu", 1e-5)
     """Stack of blocks."""

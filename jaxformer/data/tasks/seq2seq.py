@@ -31,7 +31,7 @@ class PrefixLM(TextTask):
     """
 
     length: int = 512
-    """Number of target tokens per row. For a decoder-only model, of the prefix and the rest together."""
+    """Number of target tokens per row. For a decoder-only model, number of tokens of prefix and targets together."""
     input_length: int | None = None
     """Number of input tokens per row, for an encoder-decoder. None for a decoder-only model."""
     column: str | None = None

@@ -120,7 +120,7 @@ def with_sentinels(model: bytes, count: int) -> bytes:
 def with_pieces(model: bytes, names: Sequence[str]) -> bytes:
     """Returns a SentencePiece model with additional pieces.
 
-    They are control symbols, so that no text is encoded as one.
+    The new pieces are control symbols, so they are never produced by encoding text.
     """
     proto = parsed(model)
     for name in names:

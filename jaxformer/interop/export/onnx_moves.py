@@ -183,7 +183,7 @@ def _entry(graph: Graph, vector: Tensor, number: int) -> Tensor:
 def _gather(graph: Graph, equation: Any, tensor: Tensor, indices: Tensor) -> Tensor:
     """Gathers whole slices at given indices of one axis, such as rows of a table.
 
-    If batched, each batch row has its own indices.
+    If the gather has batch dimensions, each batch row has its own indices.
     """
     numbers, sizes = equation.params["dimension_numbers"], equation.params["slice_sizes"]
     full, places = (atom.aval.shape for atom in equation.invars)

@@ -175,7 +175,7 @@ class ImageBridge(Bridge):
     def task(self, source: Source, model: Vit, objective: Any) -> Task:
         """Returns a task for labelled images if the label names are distinct, else for images without labels.
 
-        ImageNet has a duplicate label name: such labels can be predicted, but not read from data.
+        Labels with duplicate names, as in ImageNet, can be predicted, but not read from data.
         """
         image = image_field(source, model)
         distinct = len(model.labels) > 1 and len(set(model.labels)) == len(model.labels)
