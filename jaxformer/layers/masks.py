@@ -18,7 +18,8 @@ OF_KEYS = ("key_segments", "key_order", "key_index")
 class Mask:
     """Attention mask.
 
-    A query attends to the keys of its segment whose order is not above its own, within the window.
+    A query attends to a key if both are in the same segment, the order of the key is at most that of the query, and the
+    key is within the window.
     """
 
     query_segments: jax.Array | None = None

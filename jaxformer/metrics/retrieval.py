@@ -15,9 +15,9 @@ class Pairs(NamedTuple):
     """Vectors of matching images and texts, one pair per row."""
 
     images: np.ndarray
-    """float32 [n, d], of length 1."""
+    """Image embeddings, float32 [n, d], each row normalized to unit length."""
     texts: np.ndarray
-    """float32 [n, d], of length 1."""
+    """Text embeddings, float32 [n, d], each row normalized to unit length."""
     keys: np.ndarray
     """Integers [n, t] that identify the texts: rows with equal texts have equal integers."""
 

@@ -148,7 +148,7 @@ class Model(nn.Module):
     """Whether the model has an encoder for `inputs` (`encode`), and a decoder for `tokens` (`decode`) that attends to
     the encoder output."""
     is_text_classifier: ClassVar[bool] = False
-    """Whether the logits are those of `labels`, for text examples or for tokens, depending on `pooling`."""
+    """Whether the model classifies text: its logits have one entry per label, per text or per token (see `pooling`)."""
 
     if TYPE_CHECKING:
         # Linen's own declaration also returns the collections that a call changes, which no model has.

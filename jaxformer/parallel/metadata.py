@@ -71,7 +71,7 @@ class Boxed(nn.meta.AxisMetadata):
     value: Any
     """The parameter."""
     letters: str = flax.struct.field(pytree_node=False)
-    """One letter per dimension."""
+    """Names of the parameter's dimensions, one letter of `sharding.AXES` each."""
     contracted: int = flax.struct.field(pytree_node=False, default=0)
     """Number of contracted axes, as in `ParameterInfo`."""
 

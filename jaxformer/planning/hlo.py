@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 BITS = {"pred": 8, "token": 0, "opaque": 0}
-"""Bits per element of the types whose name does not contain it."""
+"""Bits per element of the HLO types whose names do not include the number of bits."""
 ARRAY = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\](?:\{([^}]*)\})?")
 INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.-]+) = (.*)")
 HEADER = re.compile(r"(ENTRY )?%?([\w.-]+) \(.*\{$")

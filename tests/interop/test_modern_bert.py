@@ -205,5 +205,5 @@ def test_what_cannot_be_honoured_is_refused(change, line, tmp_path):
 
 def test_a_classifier_without_its_layer_is_refused():
     model = modern_classifier(NAMES).clone(transform=None)
-    with pytest.raises(InputError, match="transform=None: ModernBertForSequenceClassification has a layer before"):
+    with pytest.raises(InputError, match="transform=None: expected a layer before the classes, as in ModernBert"):
         family_of_model(model, "ModernBertForSequenceClassification")
