@@ -172,6 +172,9 @@ def trained(optimizer, shape, steps=2):
 def test_optimizers_of_matrices_train_experts_alike_on_every_mesh(optimizer):
     alone, means = trained(optimizer, ONE)
     split, split_means = trained(optimizer, Mesh(1, 2, expert=2))
+    for tree in (alone, split):
+        # A bias of keys changes no attention: its gradient is rounding, which Adafactor scales to a whole update.
+        del tree["transformer"]["blocks"]["attention"]["key"]["bias"]
     assert_trees_close(split, alone, 2e-5)
     for name, mean in means.items():
         assert float(split_means[name].value) == pytest.approx(float(mean.value), rel=1e-4), name
