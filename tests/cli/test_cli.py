@@ -155,6 +155,7 @@ def test_train_refuses_a_folder_with_something_else_in_it(tiny_config, refused, 
     assert mine.read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_train_refuses_another_experiments_run(run, tiny_config, refused):
     folder, _ = run
     line = refused("train", tiny_config, "--model.transformer.depth", "3", "--workdir", folder)
@@ -218,6 +219,7 @@ def test_an_unknown_command_is_named_with_those_that_exist(refused):
     assert "pretrain" in line and "train, plan, evaluate, predict" in line
 
 
+@pytest.mark.slow
 def test_training_shows_where_it_runs_how_it_goes_and_what_it_has_learned(run):
     folder, text = run
     text = re.sub(r"^.* …\n?", "", text, flags=re.MULTILINE)  # Phases that took long.
@@ -276,6 +278,7 @@ def test_an_empty_line_has_an_empty_answer_without_the_model():
     assert cli._predict_each(Run(), two, ["", "a"]) == [None, None, "a0", "a1"]
 
 
+@pytest.mark.slow
 def test_predict_reads_standard_input(run):
     command = [sys.executable, "-c", "from jaxformer.cli import command; command()", "predict", str(run[0])]
     done = subprocess.run(
@@ -284,6 +287,7 @@ def test_predict_reads_standard_input(run):
     assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("A [MASK].\n")
 
 
+@pytest.mark.slow
 def test_options_may_be_before_between_and_after_the_texts(run, capsys):
     folder, options = str(run[0]), ["--step", "20"]
     for words in (
@@ -303,6 +307,7 @@ def test_a_text_that_looks_like_an_option_follows_two_dashes(run, capsys):
     assert [line for line in out.splitlines() if not line.startswith(" ")] == ["-- [MASK].", "--step [MASK]."]
 
 
+@pytest.mark.slow
 def test_step_chooses_a_checkpoint(run, capsys, refused, tmp_path):
     assert cli.main(["evaluate", "--step", "20", str(run[0])]) == 0
     assert "step 20" in capsys.readouterr().out
@@ -315,6 +320,7 @@ def test_step_chooses_a_checkpoint(run, capsys, refused, tmp_path):
     assert "--step: invalid int value: 'last'" in refused("evaluate", run[0], "--step", "last")
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_named_in_a_line_and_another_one_used(run, tmp_path):
     shutil.copytree(run[0], tmp_path / "run")
     for file in (tmp_path / "run" / "checkpoints" / "24" / "params").rglob("d/*"):
@@ -325,6 +331,7 @@ def test_a_damaged_checkpoint_is_named_in_a_line_and_another_one_used(run, tmp_p
     assert re.fullmatch(r"warning: \S*run/checkpoints/24: damaged: .*; using step 20\n", done.stderr)
 
 
+@pytest.mark.slow
 def test_an_export_that_meets_a_damaged_array_takes_another_checkpoint(run, tmp_path, capsys):
     shutil.copytree(run[0], tmp_path / "run")
     for file in (tmp_path / "run" / "checkpoints" / "24" / "params").rglob("ocdbt.process_0/d/*"):

@@ -94,6 +94,7 @@ def predicted(capsys, *arguments):
     return capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_predict_continues_a_text_as_the_run_does(written, capsys):
     _, folder = written["gpt"]
     text = "The old king"
@@ -105,6 +106,7 @@ def test_predict_continues_a_text_as_the_run_does(written, capsys):
     assert len(drawn) > 1 and all(out.startswith(text) for out in drawn)
 
 
+@pytest.mark.slow
 def test_predict_takes_settings_of_decoding(written, capsys):
     _, folder = written["gpt"]
     text, run = "The old king", open_run(folder)
@@ -121,6 +123,7 @@ def test_predict_takes_settings_of_decoding(written, capsys):
     assert predicted(capsys, folder, text, *beams) == str(searched.predict(text)) + "\n"
 
 
+@pytest.mark.slow
 def test_predict_prints_one_text_after_the_other(written, capsys, tmp_path):
     texts = write(tmp_path / "texts.txt", "The dog ran.\n\nA cat saw the sun.\n")
     for kind, (_, folder) in written.items():
@@ -164,6 +167,7 @@ def test_a_translation_is_scored_when_it_is_evaluated(written, capsys):
     assert len([line for line in open_run(folder).demonstrate() if "reference" in line]) == 3
 
 
+@pytest.mark.slow
 def test_how_a_model_writes_may_change_in_a_run_and_its_loss_may_not(written, refused, capsys):
     for kind, field, value in (("gpt", "decoding.temperature", 0.5), ("translation", "scored", 3)):
         file, folder = written[kind]
@@ -186,6 +190,7 @@ def test_train_refuses_what_a_model_that_writes_cannot_do(kind, flags, named, wr
     assert all(fragment in line for fragment in named), line
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_may_be_that_of_the_best_translation(written, tmp_path):
     changes = {"checkpoint.best": "chrf", "steps": 2}
     assert fit(config.load(written["translation"][0], changes), tmp_path / "run", quiet=True).step == 2

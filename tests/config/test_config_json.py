@@ -87,6 +87,7 @@ class TestJson:
         assert '"width": 64,\n' in text
         assert text.endswith("}\n")
 
+    @pytest.mark.slow
     def test_in_another_process(self, experiment, tmp_path):
         path = tmp_path / "experiment.json"
         path.write_text(config.to_json(experiment))

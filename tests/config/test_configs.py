@@ -126,6 +126,7 @@ def test_its_docstring_is_the_command_and_it_is_short(file):
     assert len(text.splitlines()) <= 60
 
 
+@pytest.mark.slow
 def test_its_state_can_be_planned_and_its_rows_fit_its_model(file):
     experiment = jf.load(file)
     state = abstract_state(experiment, sharding.make_mesh(Mesh(1, 1, 1)))

@@ -87,6 +87,7 @@ def test_fields_are_set_by_name_on_loading(tiny_config):
         jf.load(tiny_config, stepz=40)
 
 
+@pytest.mark.slow
 def test_a_run_is_one_line_a_summary_and_a_card(run):
     size = sum(leaf.size for leaf in map(np.asarray, _leaves(run.params)))
     assert repr(run) == f"<Run {run.folder}: Bert, {size:,} parameters, step 3 of 3>"
@@ -110,6 +111,7 @@ def test_the_history_is_what_the_run_wrote(run):
     assert run.history == lines and [line["step"] for line in run.history] == [1, 2, 3, 3]
 
 
+@pytest.mark.slow
 def test_encode_gives_what_the_model_takes_and_embed_the_mean_of_the_last_hidden_states(run):
     texts, tokenizer = ["the old dog ran", "the sea"], run.tokenizer
     rows = [[tokenizer.cls_id, *tokenizer.encode(text), tokenizer.sep_id] for text in texts]

@@ -22,6 +22,7 @@ def read(tmp_path_factory):
     return make
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["web", "kjv"])
 def test_documents(read, name):
     train, validation = read(name, "train"), read(name, "validation")

@@ -16,6 +16,7 @@ def documents(tmp_path_factory):
     return [(name, genre, brown._sentences(name, genre, text)) for name, genre, text in brown._read(archive)]
 
 
+@pytest.mark.slow
 def test_documents(documents):
     assert len(documents) == 500 and len({genre for _, genre, _ in documents}) == 15
     assert sum(len(sentences) for *_, sentences in documents) == 57_340

@@ -34,6 +34,7 @@ from jaxformer.parallel.sharding import Mesh, make_mesh, state_shardings
 MODELS = ("gpt2", "llama", "gemma3", "t5", "marian")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_greedy_is_that_of_transformers(name):
     assert_same(run(name, Decoding(max_new_tokens=NEW)), run_theirs(name))
@@ -43,6 +44,7 @@ def test_greedy_is_that_of_transformers(name):
     assert min(lengths) < NEW and max(lengths) == NEW, "some end early and some do not"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "t5"])
 def test_a_repetition_penalty_is_that_of_transformers(name):
     ours = run(name, Decoding(max_new_tokens=NEW, repetition_penalty=1.8))
@@ -62,6 +64,7 @@ BEAMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, settings",
     [*((name, "two") for name in MODELS), *(("gpt2", settings) for settings in BEAMS if settings != "two")],
@@ -74,6 +77,7 @@ def test_beam_search_is_that_of_transformers(name, settings):
     assert any(len(output) < NEW for output in found)
 
 
+@pytest.mark.slow
 def test_local_blocks_cache_no_more_tokens_than_their_window(monkeypatch):
     made, room_for = [], Cache.room_for
 
@@ -87,6 +91,7 @@ def test_local_blocks_cache_no_more_tokens_than_their_window(monkeypatch):
     assert first == third == WINDOW and second >= 20 + NEW
 
 
+@pytest.mark.slow
 def test_a_beam_search_continues_while_a_better_hypothesis_is_possible():
     """As in transformers; these end tokens come so that one is found late."""
     likely, possible = (
@@ -99,6 +104,7 @@ def test_a_beam_search_continues_while_a_better_hypothesis_is_possible():
         assert [output.tolist() for output in found] != [output.tolist() for output in run("gpt2", likely, end)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, settings",
     [*((name, {}) for name in MODELS), ("llama", {"num_beams": 3}), ("gpt2", {"repetition_penalty": 1.5})],
@@ -126,6 +132,7 @@ def test_each_greedy_token_is_the_likeliest_of_the_full_forward_pass(name, prefi
     assert prefix == any(one.tolist() != other.tolist() for one, other in zip(outputs, plain, strict=True))
 
 
+@pytest.mark.slow
 def test_with_more_slots_than_it_needs_a_cache_changes_nothing():
     """In several calls, of prefixes too."""
     _, model, params = both("gpt2")
@@ -142,6 +149,7 @@ def test_with_more_slots_than_it_needs_a_cache_changes_nothing():
     np.testing.assert_allclose(logits, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, shape, beams",
     [*((name, Mesh(2, 2, 2), 1) for name in MODELS), ("gpt2", Mesh(8), 1), ("t5", Mesh(1, 2, 2), 2)],
@@ -192,6 +200,7 @@ def test_seen_tokens_are_weakened_as_in_transformers():
     np.testing.assert_allclose(weaken(LOGITS[None], seen, 1.4), expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_draws_follow_the_seed_and_differ_from_step_to_step():
     decoding = Decoding(max_new_tokens=NEW, temperature=5.0)
     outputs = run("gpt2", decoding)
@@ -203,6 +212,7 @@ def test_draws_follow_the_seed_and_differ_from_step_to_step():
     assert len(set(outputs[0])) > NEW // 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_stream_gives_the_same_tokens_in_pieces(temperature):
     _, model, params = both("llama")
@@ -237,6 +247,7 @@ def test_the_loop_ends_with_the_last_row():
         assert steps_taken(token) == ends[token]
 
 
+@pytest.mark.slow
 def test_outputs_end_with_the_positions():
     """The last position is used, and its prediction too."""
     _, model, params = both("gpt2")
@@ -249,6 +260,7 @@ def test_outputs_end_with_the_positions():
     assert generate(model, params, [np.arange(LONGEST) % VOCAB], Decoding(max_new_tokens=NEW))[0].tolist() == [expected]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_a_step_copies_no_cache_and_no_weights(name):
     """In the program of the loop, nothing of the size of a matrix or of a cache is moved or converted."""

@@ -72,6 +72,7 @@ def processed(decoding, given, output, scores, answers):
     return processors(tokens, torch.tensor(scores)[None].clone())[0].numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answers", [False, True])
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 def test_scores_are_those_of_the_logits_processors(settings, answers):
@@ -140,6 +141,7 @@ def bundle(name):
     return {"no_repeat_ngram_size": 2, "min_new_tokens": 4, "forced_eos_token_ids": (9,), "eos_token_ids": (end, 9)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, beams", [("gpt2", 1), ("t5", 1), ("llama", 3), ("bart", 3)])
 def test_several_settings_write_what_transformers_writes(name, beams):
     settings = bundle(name)
@@ -157,6 +159,7 @@ def test_several_settings_write_what_transformers_writes(name, beams):
     assert [tokens.tolist() for tokens in ours] != [tokens.tolist() for tokens in plain]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, settings", [("gpt2", {"max_length": 15, "min_length": 14}), ("t5", {"max_length": 6})])
 def test_lengths_count_the_prompt_of_a_decoder_and_the_start_token(name, settings):
     end = common_token(name)
@@ -175,6 +178,7 @@ def test_a_prompt_as_long_as_the_limit_is_refused():
         run("gpt2", Decoding(max_new_tokens=None, max_length=12))
 
 
+@pytest.mark.slow
 def test_ids_without_a_piece_are_never_written():
     """In all ways to write; the first four tokens are likely enough to come where they may."""
     _, model, params = both("gpt2")

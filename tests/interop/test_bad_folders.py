@@ -155,6 +155,7 @@ def test_tensors_that_do_not_fit(folder, changed, line):
         import_hf(folder)
 
 
+@pytest.mark.slow
 def test_buffers_copies_and_old_names_are_known(folder):
     expected = np.asarray(import_hf(folder)[1]["masked_lm"]["norm"]["scale"])
 

@@ -69,6 +69,7 @@ def test_an_answer_begins_after_a_space(tmp_path):
     assert predictor._written(before, answer) == "\nAssistant: the light"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["config", "file", "files"])
 def test_an_imported_chat_template_is_kept(form, tmp_path):
     tokenizer = TOKENIZERS["bytes"].build(lambda: TEXTS, str(tmp_path / "kept"))

@@ -43,6 +43,7 @@ def logits(theirs, tokens, lengths):
     return output.logits.numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family, kind, fields", CLASSES, ids=[family + kind for family, kind, _ in CLASSES])
 def test_logits_are_transformers_and_tensors_and_labels_survive_the_round_trip(family, kind, fields, tmp_path):
     config = getattr(transformers, f"{family}Config")(**fields)

@@ -98,6 +98,7 @@ def test_a_tokenizer_in_another_order_finds_the_same_pieces(kind, corpus, tmp_pa
     assert permuted(after, np.arange(after.vocab_size)) is after
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fields", [{}, {"tie_embeddings": False, "head_bias": True}])
 def test_a_translator_in_marians_form_writes_the_same(run, fields):
     run = translator(run.tokenizer, **fields) if fields else run
@@ -111,6 +112,7 @@ def test_a_translator_in_marians_form_writes_the_same(run, fields):
     assert conventional(loaded).params is loaded.params, "nothing is left to change"
 
 
+@pytest.mark.slow
 def test_the_first_token_of_an_answer_is_of_no_importance_where_it_counts_as_zeros(run):
     """Alone, packed after another example, and in a cache."""
     tokens = np.array([[7, 8, 9, 3, 8, 9]])
@@ -127,6 +129,7 @@ def test_the_first_token_of_an_answer_is_of_no_importance_where_it_counts_as_zer
     assert not np.allclose(logits(tokens, plain), logits(other, plain))
 
 
+@pytest.mark.slow
 def test_transformers_writes_the_same_and_the_export_comes_back(run, exported):
     theirs = transformers.AutoModelForSeq2SeqLM.from_pretrained(exported).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(exported)
@@ -141,6 +144,7 @@ def test_transformers_writes_the_same_and_the_export_comes_back(run, exported):
     assert torch.equal(theirs.model.shared.weight[-1], torch.zeros(16))
 
 
+@pytest.mark.slow
 def test_a_gpts_vocabulary_is_cut_to_the_tokenizer(tmp_path):
     tokenizer = small_tokenizer(tmp_path)
     base = small_run(tokenizer, CausalLM(decoding=Decoding(8)))

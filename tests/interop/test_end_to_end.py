@@ -173,6 +173,7 @@ def lines_of(run, folder):
     return list(compare_answers(run, JaxModel(run.model, run.params, "float32"), folder))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_an_export_answers_as_the_run_does(name, tokenizers, tmp_path):
     lines = lines_of(*exported(name, tokenizers, tmp_path / "out"))

@@ -74,6 +74,7 @@ def small_gemma(vocab, depth=3, max_length=64, **fields):
     return Gpt(stack, vocab, max_length, scale_embeddings=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [TODAY, OLDER, OLDER | HUB], ids=["today", "older", "hub"])
 def test_rotations_and_windows_are_read_in_any_versions_words(words, tmp_path):
     config = transformers.Gemma3TextConfig(**SIZES, **TODAY, sliding_window=4)
@@ -192,6 +193,7 @@ def write_tokenizer(folder):
     return tokenizer.get_vocab_size()
 
 
+@pytest.mark.slow
 def test_tokenizer_and_chat_template_survive_the_round_trip_of_a_run(tmp_path):
     (tmp_path / "tokenizer").mkdir()
     model = small_gemma(write_tokenizer(tmp_path / "tokenizer"))

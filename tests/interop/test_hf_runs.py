@@ -122,6 +122,7 @@ def jf_task(model):
 STACK = dataclasses.replace(GPT.transformer, norm_position="after", norm=LayerNorm(1e-12))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("heads", [("masked_lm", "pooler", "next_sentence"), ("masked_lm",), ()])
 def test_a_bert_goes_and_comes_back(heads, tmp_path, tokenizer):
     (tmp_path / "run").mkdir()
@@ -137,6 +138,7 @@ def test_a_bert_goes_and_comes_back(heads, tmp_path, tokenizer):
     assert list(map(str, after.predict(texts))) == list(map(str, before.predict(texts)))
 
 
+@pytest.mark.slow
 def test_a_config_initialises_from_an_imported_run(tmp_path, tokenizer):
     (tmp_path / "run").mkdir()
     model = Bert(STACK, vocab=len(PIECES), max_length=32)
@@ -148,6 +150,7 @@ def test_a_config_initialises_from_an_imported_run(tmp_path, tokenizer):
     assert config.from_json(config.to_json(run.experiment)) == run.experiment
 
 
+@pytest.mark.slow
 def test_special_tokens_labels_and_generation_travel(tmp_path, tokenizer):
     (tmp_path / "run").mkdir()
     export_run(writing_run(tmp_path / "run", tokenizer, False), tmp_path / "out", certificate=False)
@@ -186,6 +189,7 @@ def exported(tmp_path_factory):
     return home / "run", home / "out", printed.getvalue()
 
 
+@pytest.mark.slow
 def test_the_command_line_proves_what_it_exports(exported):
     _, out, printed = exported
     content = json.loads((out / "parity.json").read_text())
@@ -194,6 +198,7 @@ def test_the_command_line_proves_what_it_exports(exported):
     assert told and told[0] in (out / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_an_export_that_is_something_else_leaves_nothing(exported, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(lines, "LOGITS", 1e-12)
     monkeypatch.setattr(certificate, "HARD_STRINGS", ("w1 w2",))
@@ -206,6 +211,7 @@ def test_an_export_that_is_something_else_leaves_nothing(exported, tmp_path, mon
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_an_import_is_proved_too_and_rounded_if_asked(exported, tmp_path, capsys):
     _, out, _ = exported
     assert cli.main(["import", str(out), str(tmp_path / "run"), "--dtype", "bfloat16"]) == 0
@@ -252,6 +258,7 @@ class TestSentenceEmbedding:
         output = self.MODEL.apply({"params": self.PARAMS}, tokens)
         return {"mean": output.hidden[0].mean(0), "first": output.hidden[0, 0], "pooler": output.pooled[0, 0]}[pooling]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("pooling", ["mean", "first", "pooler"])
     def test_padding_and_the_other_texts_change_no_vector(self, tokenizer, pooling):
         objective = SentenceEmbedding(pooling, normalized=False)
@@ -259,6 +266,7 @@ class TestSentenceEmbedding:
         for text, vector in zip(self.TEXTS, vectors, strict=True):
             np.testing.assert_allclose(vector, self.vector(tokenizer, text, pooling), atol=1e-5)
 
+    @pytest.mark.slow
     def test_cosines(self, tokenizer):
         first, second, _ = SentenceEmbedding().predictor(self.MODEL, self.PARAMS, tokenizer).predict(self.TEXTS)
         one, other = (self.vector(tokenizer, text, "mean") for text in self.TEXTS[:2])
@@ -274,6 +282,7 @@ class TestSentenceEmbedding:
         np.testing.assert_allclose(vectors[0], vectors[1], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_masked_lm_needs_its_heads():
     model = Bert(STACK, vocab=9, prediction_heads=("pooler",))
     with pytest.raises(

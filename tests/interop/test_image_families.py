@@ -69,6 +69,7 @@ def run_ours(model, params, *inputs):
     return jax.device_get(jax.jit(lambda params: model.apply({"params": params}, *inputs))(params))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_outputs_are_transformers_and_tensors_survive_the_round_trip(name, tmp_path):
     model = theirs(name)
@@ -103,6 +104,7 @@ def test_a_masked_autoencoder_of_grey_images_is_exported_certified_and_read_agai
     assert not differences(again, model) and again.mean == (0.3,) and again.std == (0.2,)
 
 
+@pytest.mark.slow
 def test_the_masked_autoencoders_loss_equals_transformers_for_plain_and_normalised_pixels(tmp_path):
     for normalised in (False, True):
         model = theirs("ViTMAEForPreTraining", norm_pix_loss=normalised)

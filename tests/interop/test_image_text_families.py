@@ -58,6 +58,7 @@ def run_theirs(model):
     return {ours: output[name].numpy() for name, ours in names.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_outputs_are_transformers_and_tensors_survive_the_round_trip(name, tmp_path):
     model = theirs(name)
@@ -83,6 +84,7 @@ def test_outputs_are_transformers_and_tensors_survive_the_round_trip(name, tmp_p
     assert not differences(import_hf(tmp_path / "ours")[0], ours)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["CLIPModel", "SiglipModel"])
 def test_the_certificate_compares_images_and_texts(name, tmp_path):
     theirs(name).save_pretrained(tmp_path)

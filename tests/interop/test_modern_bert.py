@@ -93,6 +93,7 @@ def ours(imported, *inputs):
     return np.asarray(logits[:, 0] if getattr(imported.model, "pooling", "none") != "none" else logits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_numbers_are_transformers_and_tensors_survive_the_round_trip(name, tmp_path):
     kind, fields = CASES[name]
@@ -139,6 +140,7 @@ def run_of(name, tokenizer, folder) -> Run:
     return Run(Path("run"), experiment, tokenizer, 0, params, make_mesh(Mesh(1), jax.devices()[:1]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, tokenizer", [(name, "byte_level" if name == "masked tokens" else "word_piece") for name in RUNS]
 )

@@ -73,6 +73,7 @@ def shown(answer):
     return dict(answer.labels) if hasattr(answer, "labels") else {answer.name: answer.value}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "labels, objective, problem_type",
     [

@@ -58,6 +58,7 @@ def vectors(run, texts=TEXTS):
     return np.stack([answer.vector for answer in run.predict(texts)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "objective",
     [
@@ -172,6 +173,7 @@ def test_the_longest_input_is_that_of_the_tokenizer_where_the_encoder_names_none
     assert objective_of(folder) == SentenceEmbedding("mean", normalized=False, longest=8)
 
 
+@pytest.mark.slow
 def test_letters_become_small_where_the_encoder_says_so(run, tmp_path):
     unknown, known = "W2 w2", "w2 w2"
     (tmp_path / "vocab.txt").write_text("\n".join(PIECES))
@@ -188,6 +190,7 @@ def test_letters_become_small_where_the_encoder_says_so(run, tmp_path):
     np.testing.assert_allclose(vectors(jf.from_pretrained(tmp_path / "again")), vectors(read), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_an_encoder_in_a_numbered_folder(run, folder, tmp_path):
     old = tmp_path / "old"
     (old / "0_Transformer").mkdir(parents=True)
@@ -226,6 +229,7 @@ def test_how_vectors_are_compared_travels(folder, tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_a_prompt_is_put_before_each_text(run):
     objective = SentenceEmbedding(prompts=(("query", "w1 "), ("none", "")), default_prompt_name="query")
     arguments = run.model, run.params, run.tokenizer

@@ -32,6 +32,7 @@ def assert_equal(mask, arrays, scale=None):
         assert size > 1e-3 or expected[name].size < 64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", LENGTHS)
 def test_causal_values_and_gradients_are_those_of_the_whole_matrix(length):
     assert_equal(MASKS["causal in segments"](length), case(length, length, heads=4, groups=2))
@@ -55,6 +56,7 @@ def test_keys_may_be_more_or_fewer_than_queries(queries):
     assert_equal(mask, case(queries, 77))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [257, 300])
 def test_long_parts_of_a_causal_row_go_block_by_block(length, monkeypatch):
     """Parts of 65 and of 75 queries in blocks of at most 24: the last is padded, and each sees its part's keys."""
@@ -62,6 +64,7 @@ def test_long_parts_of_a_causal_row_go_block_by_block(length, monkeypatch):
     assert_equal(Mask.causal(length, documents(length, 2)), case(length, length, heads=4, groups=2, rows=2))
 
 
+@pytest.mark.slow
 def test_a_bias_may_differ_from_row_to_row(monkeypatch):
     monkeypatch.setattr(attention, "BLOCK", 16)
     arrays = case(37, 37, rows=2)

@@ -35,6 +35,7 @@ class TestDropout:
         )()
         return np.asarray(left), np.asarray(all_weights)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(("name", "length"), [("everywhere", 96), ("causal", 520), ("everywhere", 520)])
     def test_the_share_that_stays_is_the_rates_and_the_rest_is_scaled(self, name, length):
         left, weights = self.run(length, MASKS[name](length))
@@ -72,6 +73,7 @@ class TestDropout:
         assert (left != self.run(40, None, key=jax.random.key(12))[0]).any()
         np.testing.assert_array_equal(self.run(40, None, key=None)[0], weights)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", ["causal", "segments"])
     def test_its_gradient_uses_the_same_mask(self, name, monkeypatch):
         """Blocks are computed again going back: what was dropped must be dropped again."""

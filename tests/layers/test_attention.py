@@ -132,6 +132,7 @@ def test_parameters_have_the_shapes_and_biases_that_the_fields_say():
     assert {"bias" in part for part in params_of(Attention()).values()} == {True}
 
 
+@pytest.mark.slow
 def test_grouped_keys_carry_the_letter_of_their_own_axis():
     boxed = Attention(kv_heads=2).init(jax.random.key(0), X, heads=6)["params"]
     assert boxed["query"]["kernel"].letters == "dhk"

@@ -61,6 +61,7 @@ def test_elements_that_share_a_random_word_are_independent(rate):
         assert abs(np.mean(values[distance:] * values[:-distance])) < SIGMAS * COUNT**-0.5
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None)
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=4).map(tuple))
 def test_any_shape(shape):

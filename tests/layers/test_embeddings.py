@@ -67,6 +67,7 @@ def test_the_token_table_comes_back_as_it_is():
     assert table.dtype == jnp.float32
 
 
+@pytest.mark.slow
 def test_gradients_go_to_the_rows_that_were_looked_up():
     module = embeddings(token_types=3, position_embedding="learned", norm=LayerNorm())
     params = noisy_params(module, TOKENS)

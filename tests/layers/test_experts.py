@@ -97,6 +97,7 @@ def test_a_row_without_tokens_and_experts_without_tokens_change_nothing():
     assert not np.any(y) and all(float(mean.value) == 0 for mean in means.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fields", [{}, {"gated": False, "top_k": 3}, {"capacity": 9.0}], ids=str)
 def test_gradients_are_those_of_all_experts_computed_for_every_token(fields, monkeypatch):
     mlp = dataclasses.replace(MLP, **fields)
@@ -117,6 +118,7 @@ def test_gradients_are_those_of_all_experts_computed_for_every_token(fields, mon
         assert_trees_close({"": one}, {"": other}, 1e-5)
 
 
+@pytest.mark.slow
 def test_capacity_drops_later_and_second_choices_of_a_row_first():
     mlp = ExpertMlp(experts=2, top_k=2, width=5, capacity=0.5, normalize=False)
     params, x = noisy_params(mlp, X), np.abs(X)
@@ -136,6 +138,7 @@ def test_capacity_drops_later_and_second_choices_of_a_row_first():
     assert "reported/dropped_tokens" not in means, "nothing is dropped outside of training"
 
 
+@pytest.mark.slow
 def test_what_a_row_drops_does_not_depend_on_other_rows():
     mlp = dataclasses.replace(MLP, capacity=0.8)
     params = noisy_params(mlp, X)
@@ -145,6 +148,7 @@ def test_what_a_row_drops_does_not_depend_on_other_rows():
         np.testing.assert_allclose(apply(mlp, params, X[row : row + 1])[0][0], together[row], atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rows", "groups", "block"), [(50, 4, 4), (3, 8, 1), (64, 4, 8), (1, 2, 1), (40, 3, 16)])
 @pytest.mark.parametrize("even", [True, False])
 def test_grouped_products_are_those_of_each_row_with_its_groups_kernel(rows, groups, block, even):
@@ -200,6 +204,7 @@ def test_programs_for_any_length_compute_every_expert():
     np.testing.assert_allclose(program.call(X, REAL), expected(MLP, params, real=REAL)[0], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_stack_gives_its_blocks_their_padding():
     stack = small_transformer(mlp=ExpertMlp(experts=4, width=8))
     x = RNG.normal(size=(2, 6, 16)).astype(np.float32)
@@ -217,6 +222,7 @@ def test_a_stack_gives_its_blocks_their_padding():
     assert float(at.means["load_balance"].weight) == 9 + 4, "one is repeated, and one is padding"
 
 
+@pytest.mark.slow
 def test_decoding_with_a_cache_equals_the_whole_row():
     stack = Transformer(16, 3, 2, mlp=ExpertMlp(experts=4, width=8), period=(Variant(), Variant(mlp=MLP)), dropout=0.0)
     model = Gpt(stack, vocab=20, max_length=10)

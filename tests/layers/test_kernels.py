@@ -47,6 +47,7 @@ def inputs(queries, keys=None, **sizes):
 
 
 class TestSplash:
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", ["everywhere", "segments", "causal", "causal in segments"])
     def test_values_and_gradients_are_those_of_blocks(self, name, monkeypatch):
         """At a length that is padded, of three tiles."""
@@ -55,11 +56,13 @@ class TestSplash:
         ways = (functools.partial(way, mask) for way in (by_splash, by_blocks))
         assert_equal(*ways, inputs(300, heads=2, groups=1))
 
+    @pytest.mark.slow
     def test_keys_may_be_fewer_than_queries(self):
         segments = documents(300)
         mask = Mask.of_segments(segments, segments[:, :280])
         assert_equal(functools.partial(by_splash, mask), functools.partial(by_blocks, mask), inputs(300, 280))
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(("heads", "groups"), [(4, 1), (3, 3)])
     def test_rows_and_heads_are_split_over_the_mesh(self, heads, groups):
         """Where the tensor axis has more devices than there are heads of keys, and where it does not divide them."""

@@ -46,6 +46,7 @@ def test_window_limits_what_attention_sees(window, causal):
     np.testing.assert_array_equal(mask.windowed(window, 12).dense(), dense)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("causal", [False, True])
 def test_windowed_attention_in_parts_equals_dense(causal):
     """400 tokens: more than one part, and more than one block of queries in each."""
@@ -82,6 +83,7 @@ def by_hand(stack, params, x, mask):
     return stack.norm.apply({"params": params["norm"]}, x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unroll", [1, 5])
 @pytest.mark.parametrize("depth", [1, 3, 5])
 @pytest.mark.parametrize("mlp", [None, CountingMlp()], ids=["alike", "other parameters"])
@@ -97,6 +99,7 @@ def test_period_runs_each_kind_in_turn(depth, mlp, unroll):
     np.testing.assert_allclose(some, np.take_along_axis(np.asarray(output.hidden), at[..., None], 1), atol=2e-5)
 
 
+@pytest.mark.slow
 def test_remat_of_a_period_changes_nothing():
     def gradient(**fields):
         stack = small(depth=5, period=(Variant(), LOCAL), **FIELDS, **fields)
@@ -107,6 +110,7 @@ def test_remat_of_a_period_changes_nothing():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), plain, recomputed)
 
 
+@pytest.mark.slow
 def test_auxiliary_means_of_all_blocks_are_added():
     some = small(depth=3, period=(Variant(mlp=CountingMlp()), Variant()), **FIELDS)
     assert some.apply({"params": noisy_params(some, X)}, X).means["load"].weight == 2 * X.size
@@ -118,6 +122,7 @@ def test_auxiliary_means_of_all_blocks_are_added():
     assert at["load"].weight == 2 * X.size + 2 * 2 * 16
 
 
+@pytest.mark.slow
 def test_output_of_every_layer_is_returned_where_it_is_asked_for():
     stack = small(depth=3, norm_position="after")
     params = noisy_params(stack, X)
@@ -180,6 +185,7 @@ def decode(stack, params, chunks, room):
     return jnp.concatenate(outputs, axis=1), cache
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunks", [[2, *[1] * 10], [6, *[1] * 6], [1, 4, 1, 6], [5, 2, 2, 3]], ids=str)
 def test_decoding_with_a_window_sized_cache_is_the_full_pass(chunks):
     stack = small(depth=5, period=(LOCAL, LOCAL, Variant()), **FIELDS)
@@ -190,6 +196,7 @@ def test_decoding_with_a_window_sized_cache_is_the_full_pass(chunks):
     assert [layer.keys.key.shape[2] for layer in cache.layers] == [3, 3, 12, 3, 3]
 
 
+@pytest.mark.slow
 def test_positions_with_parameters_belong_to_the_whole_stack():
     with pytest.raises(InputError, match=r"transformer.period: position_embedding=RelativePositions has parameters"):
         small(period=(Variant(position_embedding=RelativePositions()),))

@@ -124,6 +124,7 @@ def values_and_gradients(**fields):
     return {"output": output, "gradients": gradients}
 
 
+@pytest.mark.slow
 def test_scanned_equals_unrolled():
     assert_trees_close(values_and_gradients(unroll=1), values_and_gradients(unroll=2), 1e-5)
 
@@ -140,16 +141,19 @@ def test_blocks_are_unrolled_only_where_the_mesh_is_of_cpus(platform, unroll):
     assert [step.params["unroll"] for step in traced.eqns if step.primitive.name == "scan"] == [unroll]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("remat", "unroll"), [("dots", 1), ("full", 1), ("full", 2)])
 def test_what_is_recomputed_changes_nothing(remat, unroll):
     assert_trees_close(values_and_gradients(unroll=unroll, remat=remat), values_and_gradients(unroll=2), 1e-5)
 
 
+@pytest.mark.slow
 def test_nor_does_it_with_a_memory_and_positions():
     fields = {"memory": True, "norm_position": "before", "position_embedding": SCHEMES["relative"]}
     assert_trees_close(values_and_gradients(unroll=1, remat="full", **fields), values_and_gradients(**fields), 1e-5)
 
 
+@pytest.mark.slow
 def test_dropout_acts_in_training_only():
     """Evaluated, a model with dropout is the one without; trained, it is not."""
     transformer, plain = small(dropout=0.2, attention_dropout=0.2), small()
@@ -159,6 +163,7 @@ def test_dropout_acts_in_training_only():
     assert np.abs(values_and_gradients(unroll=2)["output"] - evaluated).max() > 0.01
 
 
+@pytest.mark.slow
 def test_layers_do_not_share_a_dropout_mask():
     """Where each layer's output is one, those of two layers add up to none, one or two."""
     transformer = small(depth=2, norm_position="before", dropout=0.5)
@@ -169,6 +174,7 @@ def test_layers_do_not_share_a_dropout_mask():
     assert max(len(np.unique(row)) for row in np.asarray(rows)) == 3
 
 
+@pytest.mark.slow
 def test_remat_saves_memory_as_it_comes():
     """Whole blocks recomputed need less than all but matrix products, and those less than nothing recomputed."""
 
@@ -183,6 +189,7 @@ def test_remat_saves_memory_as_it_comes():
     assert full < dots < none
 
 
+@pytest.mark.slow
 def test_returned_attention_has_a_row_a_query_that_sums_to_one():
     transformer = small(heads=4)
     params = noisy_params(transformer, X)
@@ -211,6 +218,7 @@ def test_the_output_at_some_positions_is_that_of_all_positions(position, depth):
     np.testing.assert_allclose(apply(transformer, params, at=at).hidden, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("position_ids", [None, np.array([[0, 1, 2, 3, 4, 0, 1, 2, 3, 0, 0, 0], range(3, 15)])])
 @pytest.mark.parametrize("scheme", ["rotary", "relative"])
 def test_so_it_is_with_a_scheme_of_positions_a_memory_and_a_causal_mask(scheme, position_ids):
@@ -222,6 +230,7 @@ def test_so_it_is_with_a_scheme_of_positions_a_memory_and_a_causal_mask(scheme, 
     np.testing.assert_allclose(run(params, at), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_rotary_positions_are_those_that_are_given():
     """Each document of a row counts its own, and then is as it is alone."""
     transformer = small(position_embedding=Rotary(100.0))
@@ -236,6 +245,7 @@ def test_rotary_positions_are_those_that_are_given():
     assert np.abs(stretched - together).max() > 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("position", ["before", "after"])
 def test_a_segments_output_has_no_gradient_in_another_segment(position):
     transformer = small(norm_position=position)

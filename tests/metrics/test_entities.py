@@ -56,6 +56,7 @@ def test_the_counts_are_those_of_spans(seed):
     assert reported["f1/LOC"] == pytest.approx(2 * expected["LOC"][0] / expected["LOC"][1:].sum())
 
 
+@pytest.mark.slow
 def test_padding_and_what_is_given_to_it_change_nothing():
     found, right, weights, segments = random_batch(0)
     more = [np.pad(array, ((0, 0), (0, 9))) for array in (found, right, weights, segments)]
@@ -123,6 +124,7 @@ def test_bioes_and_bilou_are_counted_as_conlleval_does(letters, seed):
         assert expected.min() > 10
 
 
+@pytest.mark.slow
 def test_the_same_entities_count_alike_in_every_scheme():
     rng = np.random.default_rng(0)
     spans = {"BI": [], "BIES": [], "BILU": []}

@@ -82,6 +82,7 @@ def test_token_inputs_are_inputs(name):
         assert limit.vocab == 96 and limit.max_length == 24
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_flops_are_those_of_the_compiled_program(name):
     """XLA counts element-wise operations too, so the products are about half of its count or more."""

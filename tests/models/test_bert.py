@@ -39,6 +39,7 @@ def example_outputs(output, logits, row, place, example, start):
     }
 
 
+@pytest.mark.slow
 def test_packed_examples_get_the_predictions_of_rows_of_their_own():
     packed, alone = run(PARAMS, lay_out([EXAMPLES])), run(PARAMS, lay_out([[example] for example in EXAMPLES]))
     start = 0
@@ -49,6 +50,7 @@ def test_packed_examples_get_the_predictions_of_rows_of_their_own():
         start += len(example["tokens"])
 
 
+@pytest.mark.slow
 def test_packed_examples_add_up_to_the_sums_and_gradients_of_rows_of_their_own():
     @jax.jit
     def sums(params, batch):
@@ -66,6 +68,7 @@ def test_packed_examples_add_up_to_the_sums_and_gradients_of_rows_of_their_own()
     assert_trees_close(gradient, expected_gradient, 3e-5)
 
 
+@pytest.mark.slow
 def test_a_segments_outputs_have_no_gradient_in_another_segments_embeddings():
     """Every token has an embedding of its own here, so a gradient in the table shows which tokens were seen."""
     batch = lay_out([EXAMPLES]) | {"tokens": np.arange(1, LENGTH + 1)[None]}
@@ -89,6 +92,7 @@ def test_a_segments_outputs_have_no_gradient_in_another_segments_embeddings():
         assert np.abs(gradient[inside]).max(-1).all(), "every token of the segment counts"
 
 
+@pytest.mark.slow
 def test_predictions_at_some_positions_are_those_of_all_positions():
     """The last block leaves out what no head reads; nothing else may change by it, attention asked for or not."""
     batch = lay_out([EXAMPLES])
@@ -100,6 +104,7 @@ def test_predictions_at_some_positions_are_those_of_all_positions():
         np.testing.assert_allclose(output.pooled, everywhere.pooled, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [1, 8])
 def test_padding_changes_nothing(more):
     short, long = (lay_out([[EXAMPLES[0]], [EXAMPLES[1]]], length) for length in (9, 9 + more))
@@ -122,6 +127,7 @@ def test_the_content_of_padding_changes_no_bit():
     assert (np.asarray(output.hidden)[padding] != np.asarray(same.hidden)[padding]).any(), "the padding did change"
 
 
+@pytest.mark.slow
 def test_defaults_are_one_segment_from_position_zero_of_type_zero_with_predictions_everywhere():
     tokens = np.random.default_rng(0).integers(0, VOCAB, (2, 7))
     zeros, count = np.zeros_like(tokens), np.tile(np.arange(7), (2, 1))
@@ -155,6 +161,7 @@ def test_the_decoder_is_the_token_table():
     np.testing.assert_array_equal(np.flatnonzero(moved), [42])
 
 
+@pytest.mark.slow
 def test_dropout_falls_on_embeddings_layers_and_attention():
     tokens = np.arange(1, 9)[None]
 
@@ -172,6 +179,7 @@ def test_dropout_falls_on_embeddings_layers_and_attention():
     assert spread(attention_dropout=0.3) > 0.01
 
 
+@pytest.mark.slow
 def test_bfloat16_is_close_to_float32_with_float32_parameters_and_logits():
     model, batch = small_bert(dtype="bfloat16"), lay_out([EXAMPLES])
     abstract = jax.eval_shape(model.init, jax.random.key(0), batch["tokens"])

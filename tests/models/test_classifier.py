@@ -31,6 +31,7 @@ BACKBONES = {"bert": bert(), "gpt": Gpt(small_transformer(), 96, 24)}
 PARTS = {"bert": ("pooler", "first", "mean", "last"), "gpt": ("first", "mean", "last")}  # A decoder has no pooler.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("backbone", "reads"), [(name, part) for name, parts in PARTS.items() for part in parts])
 def test_packed_examples_have_the_logits_that_they_have_alone(backbone, reads):
     model = Classifier(BACKBONES[backbone], LABELS, reads)
@@ -89,6 +90,7 @@ def test_that_layer_starts_from_the_one_of_a_masked_lm_head():
     assert_trees_close(again.params, start.params, 0)
 
 
+@pytest.mark.slow
 def test_it_drops_out_only_in_training():
     model = Classifier(bert(), LABELS, dropout=0.5)
     params = noisy_params(model, ROWS)

@@ -33,6 +33,7 @@ def apply(model, params, *inputs, **more):
     return jax.jit(lambda params: model.apply({"params": params}, *inputs, **more))(params)
 
 
+@pytest.mark.slow
 def test_padding_does_not_change_a_text_that_masks_it():
     padded = apply(MODEL, PARAMS, tokens=TOKENS, segments=SEGMENTS).text_vectors
     for row, length in enumerate((8, 5, 3)):
@@ -40,6 +41,7 @@ def test_padding_does_not_change_a_text_that_masks_it():
         np.testing.assert_allclose(padded[row], alone, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_poolings_agree_where_the_end_is_the_last_and_highest_token():
     tokens = TOKENS.copy()
     tokens[np.arange(3), SEGMENTS.sum(1) - 1] = 29
@@ -50,6 +52,7 @@ def test_poolings_agree_where_the_end_is_the_last_and_highest_token():
         np.testing.assert_allclose(apply(model, PARAMS, tokens=tokens).text_vectors, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_text_without_a_mask_sees_its_padding_and_pools_the_last_position():
     params = noisy_params(SIGMOID, IMAGES, TOKENS)
     found = apply(SIGMOID, params, tokens=TOKENS, segments=SEGMENTS).text_vectors
@@ -59,6 +62,7 @@ def test_a_text_without_a_mask_sees_its_padding_and_pools_the_last_position():
     assert np.abs(shorter - found[2:]).max() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [MODEL, SIGMOID], ids=["softmax", "sigmoid"])
 def test_logits_are_scaled_products_of_unit_vectors(model):
     params = noisy_params(model, IMAGES, TOKENS)

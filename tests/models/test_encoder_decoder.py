@@ -91,6 +91,7 @@ def influence(name, batch):
     return jnp.abs(jax.jacrev(sums)(PARAMS[name]["embeddings"]["token"])).max(-1)
 
 
+@pytest.mark.slow
 @each_model
 def test_an_output_depends_on_all_inputs_and_on_no_later_token(name):
     found = np.asarray(influence(name, {"inputs": INPUTS, "tokens": TOKENS}) > 0)
@@ -99,6 +100,7 @@ def test_an_output_depends_on_all_inputs_and_on_no_later_token(name):
     assert found.sum() == 12 * 13 / 2 + 12 * 14
 
 
+@pytest.mark.slow
 @each_model
 def test_in_a_packed_row_it_depends_on_its_own_pair_alone(name):
     found = np.asarray(influence(name, PACKED) > 0)
@@ -115,6 +117,7 @@ def apart(array, lengths):
     return rows
 
 
+@pytest.mark.slow
 @each_model
 def test_packed_pairs_get_the_outputs_of_rows_of_their_own(name):
     batch = {
@@ -150,6 +153,7 @@ def test_defaults_are_one_segment_from_position_zero(name):
     assert bare.shape == (1, 12, VOCAB)
 
 
+@pytest.mark.slow
 def test_outputs_without_segments_see_all_inputs_but_padding():
     some = {"input_segments": np.minimum(INPUT_SEGMENTS, 1)}
     _, padded = run("learned", {"inputs": INPUTS, "tokens": TOKENS} | some)
@@ -157,6 +161,7 @@ def test_outputs_without_segments_see_all_inputs_but_padding():
     np.testing.assert_allclose(padded, short, atol=1e-5)
 
 
+@pytest.mark.slow
 @each_model
 def test_decoding_with_a_cache_is_the_full_forward_pass(name):
     model, params = MODELS[name], {"params": PARAMS[name]}
@@ -177,6 +182,7 @@ def test_decoding_with_a_cache_is_the_full_forward_pass(name):
         assert int(cache.used) == start
 
 
+@pytest.mark.slow
 def test_the_stacks_have_weights_of_their_own_though_one_was_given_twice():
     params = jax.tree.map(jnp.shape, PARAMS["learned"])
     encoder, decoder = params["encoder"], params["decoder"]
@@ -189,6 +195,7 @@ def test_the_stacks_have_weights_of_their_own_though_one_was_given_twice():
     assert np.abs(one - other).max() > 0.01, "and begin different"
 
 
+@pytest.mark.slow
 def test_the_head_is_the_token_table_unless_it_has_its_own_and_t5_makes_it_smaller():
     for name, (model, params) in {name: (MODELS[name], PARAMS[name]) for name in MODELS}.items():
         assert ("head" in params) == (not model.tie_embeddings)
@@ -212,6 +219,7 @@ def test_token_embeddings_begin_so_that_they_enter_the_stacks_at_the_size_of_one
         assert float(begin(jax.random.key(0)).value.std()) * scale == pytest.approx(0.8796, rel=0.03)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vaswani", "t5"])
 def test_dropout_acts_in_training(name):
     dropping = {"dropout": 0.3, "attention_dropout": 0.3}

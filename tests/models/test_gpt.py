@@ -74,17 +74,20 @@ def influence(name, segments=None, prefix=None):
     return jnp.abs(gradients[:, TOKENS[0]]).max(-1)
 
 
+@pytest.mark.slow
 @each_model
 def test_an_output_depends_on_its_own_token_and_on_those_before_and_on_no_other(name):
     np.testing.assert_array_equal(influence(name) > 0, np.tri(LENGTH, dtype=bool))
 
 
+@pytest.mark.slow
 @each_model
 def test_in_a_packed_row_it_depends_on_its_own_document_alone(name):
     expected = Mask.causal(LENGTH, SEGMENTS).dense()[0, 0]
     np.testing.assert_array_equal(influence(name, SEGMENTS) > 0, expected)
 
 
+@pytest.mark.slow
 @each_model
 def test_a_prefix_is_seen_both_ways(name):
     found = np.asarray(influence(name, SEGMENTS, PREFIX) > 0)
@@ -126,6 +129,7 @@ def test_defaults_are_one_segment_from_position_zero_without_a_prefix(name):
     assert bare.shape == (1, LENGTH, VOCAB)
 
 
+@pytest.mark.slow
 @each_model
 def test_decoding_with_a_cache_is_the_full_forward_pass(name):
     model, tokens = MODELS[name], np.concatenate([TOKENS, TOKENS[:, ::-1]])
@@ -159,6 +163,7 @@ def test_attention_weights_on_request_are_those_of_the_mask():
     assert not np.asarray(weights)[~seen].any()
 
 
+@pytest.mark.slow
 def test_the_decoder_is_the_token_table_where_they_are_tied_and_a_table_of_its_own_elsewhere():
     tokens = np.array([[1, 2, 3]])  # 30 is not among them: only its logit can move.
     for name, path in (("gpt", ("embeddings", "token")), ("llama", ("head",))):
@@ -184,6 +189,7 @@ def test_learned_positions_are_there_unless_the_stack_has_a_scheme():
     }
 
 
+@pytest.mark.slow
 def test_scaled_embeddings_are_larger_by_the_square_root_of_the_width():
     model = small_gpt(position_embedding=Rotary(100.0))
     params = PARAMS["gpt"] | {"embeddings": {"token": PARAMS["gpt"]["embeddings"]["token"]}}
@@ -196,6 +202,7 @@ def test_scaled_embeddings_are_larger_by_the_square_root_of_the_width():
     assert np.abs(model.apply({"params": scaled}, TOKENS).hidden - expected).max() > 0.1
 
 
+@pytest.mark.slow
 def test_dropout_falls_on_embeddings_layers_and_attention():
     def spread(**fields):
         model = small_gpt(**fields)
@@ -229,6 +236,7 @@ def test_more_tokens_than_positions_are_refused():
         run("llama", np.zeros((1, LENGTH + 1), int))
 
 
+@pytest.mark.slow
 def test_by_default_it_is_gpt2_and_llama_is_a_few_fields():
     def parameters(model):
         shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 2), int)))

@@ -11,6 +11,7 @@ from jaxformer.layers.patches import interpolate
 from jaxformer.models.vit import Vit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [VIT, SCALED], ids=["first", "first_and_mean"])
 def test_what_is_left_out_where_only_the_pooled_is_wanted_changes_nothing(model):
     params = noisy(model)
@@ -33,6 +34,7 @@ def test_the_pooled_is_the_class_token_and_the_mean_of_the_patches_alone():
     np.testing.assert_allclose(output.pooled, np.asarray(output.hidden).mean(1), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_bytes_are_normalised_by_the_models_own_mean_and_deviation():
     model = dataclasses.replace(VIT, mean=(0.3,), std=(0.2,))
     params = noisy(model)
@@ -40,6 +42,7 @@ def test_bytes_are_normalised_by_the_models_own_mean_and_deviation():
     np.testing.assert_allclose(apply(model, params, IMAGES).logits, apply(model, params, floats).logits, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_another_resolution_has_interpolated_positions():
     params = noisy(VIT)
     large = np.random.default_rng(1).integers(0, 256, (2, 20, 16, 1), np.uint8)
@@ -53,6 +56,7 @@ def test_another_resolution_has_interpolated_positions():
         apply(VIT, params, np.zeros((1, 18, 12, 1), np.uint8))
 
 
+@pytest.mark.slow
 def test_patches_that_change_places_change_the_answer_by_their_positions_alone():
     fixed = dataclasses.replace(VIT, position_embedding="sinusoidal")
     params, turned = noisy(fixed), IMAGES[:, ::-1]
@@ -64,6 +68,7 @@ def test_patches_that_change_places_change_the_answer_by_their_positions_alone()
     np.testing.assert_allclose(apply(VIT, blank, IMAGES).logits, apply(VIT, blank, shifted).logits, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_training_drops_paths_by_the_key_and_evaluation_none():
     params = noisy(SCALED)
 

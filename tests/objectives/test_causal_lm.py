@@ -76,6 +76,7 @@ def test_without_smoothing_and_z_loss_the_loss_is_the_cross_entropy():
     assert plain["cross_entropy"].sum == pytest.approx(means(CausalLM(0.2, 0.1))["cross_entropy"].sum)
 
 
+@pytest.mark.slow
 def test_a_packed_row_is_its_documents_alone():
     batch = draw_batch()
     parts = [(0, slice(7)), (0, slice(7, 11)), (1, slice(9))]
@@ -83,6 +84,7 @@ def test_a_packed_row_is_its_documents_alone():
     assert means()["loss"].sum == pytest.approx(sum(part["loss"].sum for part in alone), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_dropout_follows_the_key():
     model = MODEL.clone(transformer=MODEL.transformer.clone(dropout=0.3))
     one, same, other = (means(model=model, key=jax.random.key(seed))["loss"].sum for seed in (1, 1, 2))
@@ -106,6 +108,7 @@ def test_the_report_is_readable():
     assert report_of(CausalLM(), MODEL, hopeless)["perplexity"] == math.exp(700)
 
 
+@pytest.mark.slow
 def test_a_text_is_continued_by_what_the_model_finds_likeliest(tokenizer):
     objective = CausalLM(decoding=Decoding(max_new_tokens=6))
     texts = [TEXT, "w5", "w1 w2 w3 w4"]
@@ -117,6 +120,7 @@ def test_a_text_is_continued_by_what_the_model_finds_likeliest(tokenizer):
         assert tokenizer.encode(str(answer)).tolist() == [*prompt, *(t for t in output if t > 4)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "decoding", [Decoding(max_new_tokens=20), Decoding(max_new_tokens=20, temperature=2.0)], ids=["likeliest", "drawn"]
 )
@@ -151,6 +155,7 @@ def test_a_prompt_is_what_the_model_has_learned_from(objective, before, after, t
     )
 
 
+@pytest.mark.slow
 def test_a_demonstration_begins_with_a_held_out_text(tokenizer):
     batch = draw_batch()
     (line,) = CausalLM(decoding=Decoding(max_new_tokens=3)).predictor(MODEL, PARAMS, tokenizer).demonstrate(batch)

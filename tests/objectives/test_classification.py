@@ -50,6 +50,7 @@ def logits_of(model, params, batch, count):
     return np.asarray(output)[batch["weights"] > 0][:count]
 
 
+@pytest.mark.slow
 def test_one_label_has_torchs_loss_and_scikit_learns_scores():
     truth = RNG.integers(0, 3, 40)
     batches = [batch_of(truth[:20]), batch_of(truth[20:])]
@@ -68,6 +69,7 @@ def test_one_label_has_torchs_loss_and_scikit_learns_scores():
     assert 0.1 < report["accuracy"] < 0.9
 
 
+@pytest.mark.slow
 def test_many_labels_have_torchs_loss_and_scikit_learns_scores():
     truth = RNG.integers(0, 2, (30, 3))
     batch, objective = batch_of(truth, "multi_label"), Classification(many=True)
@@ -80,6 +82,7 @@ def test_many_labels_have_torchs_loss_and_scikit_learns_scores():
     assert "matthews" not in report
 
 
+@pytest.mark.slow
 def test_a_number_has_torchs_loss_and_scipys_correlation():
     model = Classifier(small_backbone(), ("likeness",), "mean")
     params = noisy_params(model, np.zeros((1, 4), np.int32))
@@ -92,6 +95,7 @@ def test_a_number_has_torchs_loss_and_scipys_correlation():
     assert report["pearson"] == pytest.approx(stats.pearsonr(values, truth)[0], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_ranks_are_of_all_documents(tokenizer):
     model = Classifier(small_backbone(), ("likeness",), "mean")
     params, objective = noisy_params(model, np.zeros((1, 4), np.int32)), Regression()
@@ -118,6 +122,7 @@ def test_ranks_are_of_all_documents(tokenizer):
             assert score_documents(objective, model, params, tokenizer, task, rows) == {"spearman": 0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["single_label", "multi_label"])
 def test_packing_and_padding_change_nothing(kind):
     truth = RNG.integers(0, 3, 9) if kind == "single_label" else RNG.integers(0, 2, (9, 3))
@@ -128,6 +133,7 @@ def test_packing_and_padding_change_nothing(kind):
     assert packed == pytest.approx(alone, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_batch_without_weight_is_not_an_error():
     batch = {name: 0 * array for name, array in batch_of([0, 1]).items()}
     report = report_of(Classification(), MODEL, Classification()(MODEL, PARAMS, batch))
@@ -141,6 +147,7 @@ def tokenizer(tmp_path_factory):
     return WordPiece(path=str(folder / "vocab.txt")).build(None, str(folder / "kept"))
 
 
+@pytest.mark.slow
 def test_texts_and_pairs_are_predicted_with_probabilities(tokenizer):
     texts = ["a great film", "the plot is dull\tand it is poor", "great " * 90]
     pairs = Classify(pair="b", labels=NAMES).prepare_requests(texts)
@@ -176,6 +183,7 @@ def test_a_tab_is_a_blank_for_a_model_of_single_texts(tokenizer):
     assert pair.labels != blank.labels and pair.text == texts[0]
 
 
+@pytest.mark.slow
 def test_held_out_texts_are_shown_with_what_they_are(tokenizer):
     task, model = Classify(labels=LABELS, length=16, examples_per_row=2), Classifier(small_backbone(), LABELS)
     params = noisy_params(model, np.zeros((1, 4), np.int32))

@@ -83,6 +83,7 @@ def scores_of(model, params, tokenizer, sentences, types=True, pooling="first"):
     return np.array([logits[start:stop].mean() for start, stop in zip(starts, [*starts[1:], None], strict=True)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("alternate", "pooling"), [(True, "first"), (False, "first"), (True, "mean")])
 def test_the_loss_is_the_cross_entropy_of_each_sentence(alternate, pooling, model, params, tokenizer):
     losses, right = [], []
@@ -97,6 +98,7 @@ def test_the_loss_is_the_cross_entropy_of_each_sentence(alternate, pooling, mode
     assert float(means["top_accuracy"].value) == pytest.approx(np.mean(right))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pooling", ["first", "mean"])
 def test_packing_and_padding_change_nothing(pooling, model, params, tokenizer):
     objective = dataclasses.replace(ONE, sentence_pooling=pooling)
@@ -109,12 +111,14 @@ def test_packing_and_padding_change_nothing(pooling, model, params, tokenizer):
         assert result == pytest.approx(results[0], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_auxiliary_means_of_the_model_are_part_of_the_loss(tokenizer):
     model = small_classifier(depth=1, mlp=CountingMlp())
     params = noisy_params(model, np.zeros((1, 4), np.int32))
     assert float(ONE(model, params, batch_of([[0]], tokenizer))["auxiliary/square"].value) > 0
 
 
+@pytest.mark.slow
 def test_it_learns_which_sentence_is_the_summary(run):
     values = run.evaluate()
     assert values["top_accuracy"] > 0.7 and values["rouge_l"] > values["lead_rouge_l"] + 20
@@ -125,6 +129,7 @@ def test_it_learns_which_sentence_is_the_summary(run):
     assert 1 <= len(shown) <= 4 and shown[0].startswith("[here ")
 
 
+@pytest.mark.slow
 def test_it_resumes_to_the_same_end(folder, tmp_path):
     experiment = summary_experiment(folder)
     whole = jf.fit(experiment, tmp_path / "whole", quiet=True)
@@ -134,6 +139,7 @@ def test_it_resumes_to_the_same_end(folder, tmp_path):
     tiny.assert_equal(tiny.saved(whole.folder), tiny.saved(again.folder))
 
 
+@pytest.mark.slow
 def test_predict_prints_the_chosen_sentences(run, capsys, tmp_path):
     text = "W1 w2 w3. Here w4 w5 w6. W7 w8."
     assert cli.main(["predict", str(run.folder), text]) == 0
@@ -202,6 +208,7 @@ def test_it_leaves_as_a_program_and_not_for_transformers(run, tmp_path, capsys):
     assert any((tmp_path / "program").iterdir())
 
 
+@pytest.mark.slow
 def test_the_program_scores_the_same_sentences(run, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     jf.export_onnx(run, tmp_path / "onnx")

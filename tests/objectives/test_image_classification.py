@@ -32,6 +32,7 @@ def logits():
     return np.array(jax.jit(VIT.apply)({"params": PARAMS}, IMAGES).logits)
 
 
+@pytest.mark.slow
 def test_the_loss_is_pytorchs_with_soft_targets_and_label_smoothing(logits):
     targets = np.zeros((3, 3), np.float32)
     for row in range(3):
@@ -44,6 +45,7 @@ def test_the_loss_is_pytorchs_with_soft_targets_and_label_smoothing(logits):
         np.testing.assert_allclose(mean.weight, 3, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_accuracies_and_the_scores_of_each_label_count_the_larger_part_of_a_mixed_image(logits):
     right = logits[:3].argmax(1) == [2, 1, 1]
     values = report(OBJECTIVE, VIT, OBJECTIVE(VIT, PARAMS, BATCH))
@@ -58,6 +60,7 @@ def test_accuracies_and_the_scores_of_each_label_count_the_larger_part_of_a_mixe
     np.testing.assert_allclose(OBJECTIVE(many, params, one)["top_5_accuracy"].value, expected)
 
 
+@pytest.mark.slow
 def test_a_prediction_is_each_label_with_its_probability_the_likeliest_first(logits):
     prepared = [Prepared(f"{number}.png", image) for number, image in enumerate(IMAGES)]
     answers = OBJECTIVE.predictor(VIT, PARAMS, None).predict(prepared)
@@ -84,6 +87,7 @@ def test_vectors_have_length_one_and_cosines_to_the_others():
     np.testing.assert_allclose(answers[1].cosines[0][1], answers[0].vector @ answers[1].vector, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plain", [True, False])
 def test_the_masked_autoencoders_loss_counts_hidden_patches_of_real_images_alone(plain):
     params, noise = noisy(AUTOENCODER), np.random.default_rng(0).random((4, 9)).astype(np.float32)

@@ -67,6 +67,7 @@ def batch_of(rows, tokenizer, task=TASK):
     return batch
 
 
+@pytest.mark.slow
 def test_logits_are_those_of_transformers(tokenizer):
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
     config = transformers.BertConfig(vocab_size=60, max_position_embeddings=24, **sizes)
@@ -87,6 +88,7 @@ def test_logits_are_those_of_transformers(tokenizer):
         np.testing.assert_allclose(found, scores.detach().numpy()[real], atol=TOLERANCE, rtol=TOLERANCE)
 
 
+@pytest.mark.slow
 def test_the_loss_is_that_of_the_tokens_where_answers_may_be(model, params, tokenizer):
     batch = batch_of([[0], [1]], tokenizer)
     logits = np.asarray(model.apply({"params": params}, **ANYTIME.inputs(batch)).logits, np.float64)
@@ -100,6 +102,7 @@ def test_the_loss_is_that_of_the_tokens_where_answers_may_be(model, params, toke
     assert float(means["loss"].value) == pytest.approx(np.mean(losses), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_packing_and_padding_change_nothing(model, params, tokenizer):
     packed = dataclasses.replace(TASK, examples_per_row=3)
     results = [
@@ -128,6 +131,7 @@ def test_a_span_is_in_the_context_and_not_too_long(seed, model, params, tokenize
         assert 1 <= len(answer.text.split()) <= 4 and 0 < answer.probability <= 1
 
 
+@pytest.mark.slow
 def test_the_best_span_of_all_windows_is_the_answer(model, params, tokenizer):
     context = " ".join(f"w{number}" for number in (3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8, 4, 6, 2, 6))
     (answer,) = ANYTIME.predictor(model, params, tokenizer).answer(TASK, [("w30 w31", context)])
@@ -166,6 +170,7 @@ def test_the_best_span_of_all_windows_is_the_answer(model, params, tokenizer):
     assert never == answer and always.text == "" and "(no answer)" in str(always)
 
 
+@pytest.mark.slow
 def test_documents_are_scored_whole(model, params, tokenizer):
     def scores(objective):
         predictor = objective.predictor(model, params, tokenizer)
@@ -195,6 +200,7 @@ def test_readable_answers(model, params, tokenizer):
     assert ", was (no answer)]" in lines[1]
 
 
+@pytest.mark.slow
 def test_it_learns_the_position_of_the_answer(folder, tmp_path):
     """The answer follows the word of the question: a few steps are enough, and evaluations score documents."""
     import json
@@ -226,6 +232,7 @@ def test_it_learns_the_position_of_the_answer(folder, tmp_path):
     assert np.isfinite(values["start_accuracy"])
 
 
+@pytest.mark.slow
 def test_a_model_of_one_token_type_has_that_of_all_tokens(params, model, tokenizer):
     """As RoBERTa: the type of what comes second is none of its own, and must not be left out."""
     one = dataclasses.replace(model, backbone=dataclasses.replace(model.backbone, token_types=1))

@@ -74,6 +74,7 @@ def means(name, batch, objective=Seq2SeqLM(), key=None):
     return merge([jax.jit(lambda batch: objective(MODELS[name], PARAMS[name], batch, key))(batch)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_the_terms_are_weighted_sums_over_the_targets_of_each_example_alone(name):
     """Packed with others, an example neither reads nor writes anything of them."""
@@ -131,6 +132,7 @@ DOCUMENTS = [
 TASK = TextToText(8, 6, "source", "target")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scored", [1, 2, 4, 20])
 def test_the_first_documents_are_scored_against_the_texts_of_the_source(scored, tokenizer):
     """Whole texts; the tokenizer loses letters and spaces, and rows lose the ends."""
@@ -216,6 +218,7 @@ def test_a_demonstration_has_an_example_of_each_task(tokenizer):
     assert shown == [tokenizer.decode(examples[number][0]) for number in (0, 4, 8)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_texts_are_answered(name, tokenizer):
     texts = ["w1 w2", "w3 <extra_id_0> w4 <extra_id_1>", "w7 w8 w9 w10 w11"]

@@ -53,6 +53,7 @@ def alone(train):
     return train(Mesh(1, 1, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", MESHES, ids=str)
 def test_every_mesh_trains_to_the_same_losses_and_parameters(shape, train, alone):
     state, losses = train(shape)
@@ -61,6 +62,7 @@ def test_every_mesh_trains_to_the_same_losses_and_parameters(shape, train, alone
         np.testing.assert_allclose(np.asarray(ours), np.asarray(theirs), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_parameters_moments_and_average_are_split_as_the_rules_say(train):
     state, _ = train(Mesh(2, 2, 2), steps=1)
     parts = jax.tree.leaves(state.optimizer, is_leaf=lambda part: hasattr(part, "mu"))
@@ -83,6 +85,7 @@ def test_parameters_moments_and_average_are_split_as_the_rules_say(train):
     assert held < 0.4 * whole, "most of the parameters are split four ways"
 
 
+@pytest.mark.slow
 def test_the_state_is_laid_out_before_it_is_made(tiny_config):
     mesh = sharding.make_mesh(Mesh(2, 2, 2))
     experiment = tiny.load(tiny_config)
@@ -93,6 +96,7 @@ def test_the_state_is_laid_out_before_it_is_made(tiny_config):
         assert leaf.sharding.is_equivalent_to(plan.sharding, leaf.ndim)
 
 
+@pytest.mark.slow
 def test_the_state_given_to_a_step_is_donated(tiny_config):
     mesh, experiment = sharding.make_mesh(Mesh(2, 2, 2)), tiny.load(tiny_config)
     state = init_state(experiment, abstract_state(experiment, mesh))

@@ -190,6 +190,7 @@ class TestForward:
     def close(self, actual, expected, where=...):
         np.testing.assert_allclose(np.asarray(actual)[where], expected.numpy()[where], atol=TOLERANCE, rtol=TOLERANCE)
 
+    @pytest.mark.slow
     def test_hidden_vectors(self, pair):
         batch, (expected, _), (output, _), _ = pair
         # Outputs at padding differ (PyTorch's attend to the text, ours to padding), and nothing reads them.
@@ -217,6 +218,7 @@ class TestForward:
             self.close(np.moveaxis(ours, 1, 2), theirs.movedim(1, 2), batch["segments"] > 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_loss_and_every_gradient(seed):
     shape = SHAPES[seed]
@@ -236,6 +238,7 @@ def test_loss_and_every_gradient(seed):
     assert all(jnp.abs(leaf).max() > 100 * TOLERANCE for leaf in jax.tree.leaves(gradient))
 
 
+@pytest.mark.slow
 def test_steps_of_adamw():
     """Four updates of the whole model, through warm-up, peak and decay, against torch's own AdamW and clipping."""
     shape, steps, rates = SHAPES[1], 6, [0.0, 1e-3, 2e-3, 1.5e-3]

@@ -147,6 +147,7 @@ def run_ours(model, params, batch):
     return output.logits, loss, smoothed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "lengths"), [*((name, SHORT) for name in CASES), ("llama-5of1-linear", LONG)])
 def test_logits_and_losses_of_padded_rows(name, lengths):
     theirs, ours, params, _ = both(name)
@@ -156,6 +157,7 @@ def test_logits_and_losses_of_padded_rows(name, lengths):
     assert_same(jax.jit(lambda params, batch: run_ours(ours, params, batch))(params, batch), expected, batch[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GRADIENTS)
 def test_logits_losses_and_every_gradient_of_long_padded_rows(name, monkeypatch):
     monkeypatch.setattr(attention, "BLOCK", 128)

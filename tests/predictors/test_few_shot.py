@@ -81,6 +81,7 @@ def test_a_question_is_not_an_example_for_itself():
         assert len(text.split("\n\n")) == 8
 
 
+@pytest.mark.slow
 def test_what_is_too_long_loses_its_beginning(run):
     """The solved examples have 80 tokens, and only as many are used as there are positions for."""
     settings = FewShot(shots=20, separator=" ")
@@ -102,6 +103,7 @@ def test_the_tokens_of_a_continuation_are_those_that_it_has_after_its_text(text,
     assert found.log_probability == pytest.approx(expected.log_probability, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_an_encoder_decoder_picks_too(tokenizer):
     run = small_run(tokenizer, Seq2SeqLM())
     result = few_shot(run, QUESTIONS)
@@ -110,6 +112,7 @@ def test_an_encoder_decoder_picks_too(tokenizer):
     assert result.scores[0][1] == pytest.approx(expected.per_token, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_inputs_to_answer_end_with_their_end_token(tokenizer):
     run = small_run(tokenizer, CausalLM(prompt="inputs"))
     (found,) = run.log_likelihoods(["w1 w2"], ["w3"])

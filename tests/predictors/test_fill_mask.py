@@ -45,6 +45,7 @@ def ids(*pieces):
     return np.array([PIECES.index(piece) for piece in pieces], np.int32)
 
 
+@pytest.mark.slow
 def test_each_blank_has_the_five_likeliest_pieces_with_their_probabilities(predict):
     (filled,) = predict(["In the beginning [MASK] created [MASK]."])
     tokens = ids("[CLS]", "in", "the", "beginning", "[MASK]", "created", "[MASK]", ".", "[SEP]")
@@ -58,6 +59,7 @@ def test_each_blank_has_the_five_likeliest_pieces_with_their_probabilities(predi
         np.testing.assert_allclose([probability for _, probability in blank], probabilities[best], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_texts_answer_does_not_depend_on_the_texts_beside_it(predict):
     texts = [f"{'the ' * (i % 30)}{WORDS[i % 12]} was [MASK]" for i in range(fill_mask.ROWS + 2)]
     together = predict(texts)
@@ -69,6 +71,7 @@ def test_a_texts_answer_does_not_depend_on_the_texts_beside_it(predict):
         np.testing.assert_allclose([p for _, p in one], [p for _, p in other], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_ids_without_a_piece_are_never_predicted(tokenizer):
     """Though they are the likeliest of the model's; the pieces share all of the probability."""
     biases = np.where(np.arange(MODEL.vocab) < len(PIECES), 0.0, 50.0).astype(np.float32)
@@ -135,14 +138,17 @@ class TestDemonstrate:
         bias = jnp.zeros(MODEL.vocab).at[PIECES.index(piece)].set(1e4)
         return PARAMS | {"masked_lm": PARAMS["masked_lm"] | {"bias": bias}}
 
+    @pytest.mark.slow
     def test_it_shows_right_and_wrong_guesses_in_brackets(self, tokenizer):
         lines = OBJECTIVE.predictor(MODEL, self.always("light"), tokenizer).demonstrate(self.batch())
         assert lines == ["the [light] was [light, was good]ness", ""]
 
+    @pytest.mark.slow
     def test_it_shows_a_few_rows_only(self, tokenizer):
         batch = {name: np.repeat(array, 5, axis=0) for name, array in self.batch().items()}
         assert len(OBJECTIVE.predictor(MODEL, self.always("dark"), tokenizer).demonstrate(batch)) == 4
 
+    @pytest.mark.slow
     def test_its_guesses_are_those_of_the_model_on_the_whole_batch(self, tokenizer):
         """With all inputs of the batch, the sentences' types among them, as in training."""
         batch = self.batch()

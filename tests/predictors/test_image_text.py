@@ -23,6 +23,7 @@ def pictures(tmp_path):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [SOFTMAX, SIGMOID], ids=["softmax", "sigmoid"])
 def test_texts_are_ranked_by_the_scores_of_the_model(model, pictures, tmp_path):
     run, path = small_run(model, tmp_path), str(pictures / "1.png")

@@ -95,6 +95,7 @@ def test_the_program_is_that_of_this_environment():
     assert "usage: jaxformer COMMAND" in done.stdout
 
 
+@pytest.mark.slow
 def test_several_samples_of_a_text_differ_and_are_refused_where_they_cannot(tmp_path):
     tokenizer = small_tokenizer(tmp_path)
     run = small_run(tokenizer, CausalLM(decoding=Decoding(max_new_tokens=6, temperature=1.5)))

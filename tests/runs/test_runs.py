@@ -41,6 +41,7 @@ def contents(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_the_experiment_is_kept_whole(run, experiment):
     assert runs.read_experiment(run.folder) == experiment
     text = (run.folder / "experiment.json").read_text()
@@ -69,6 +70,7 @@ def test_a_run_with_an_average_is_used_with_it(run):
     assert any((saved[path] != saved[path.replace("average", "params")]).any() for path in differing)
 
 
+@pytest.mark.slow
 def test_predicting_one_text_gives_one_answer_and_several_a_list(run):
     [first, second] = run.predict(["The [MASK] ran.", "A dog [MASK] the [MASK]."])
     alone = run.predict("The [MASK] ran.")
@@ -83,6 +85,7 @@ def test_half_a_character_is_refused_with_its_place(run, name):
         getattr(run, name)(["the sea", "a\udc80b"])
 
 
+@pytest.mark.slow
 def test_a_run_that_has_ended_does_nothing_more(run, copy):
     before = tiny.saved(copy)
     again = jf.fit(run.experiment, copy, quiet=True)
@@ -98,6 +101,7 @@ def test_a_run_without_its_tokenizer_is_refused_rather_than_given_another(run, c
     assert contents(copy) == before
 
 
+@pytest.mark.slow
 def test_a_run_asked_for_fewer_steps_than_it_has_done_says_so_and_stays_as_it_is(run, copy, capsys):
     before, kept = tiny.saved(copy), tree(copy)
     shorter = dataclasses.replace(run.experiment, steps=4)
@@ -112,6 +116,7 @@ def test_a_run_asked_for_fewer_steps_than_it_has_done_says_so_and_stays_as_it_is
     assert tree(copy) == kept
 
 
+@pytest.mark.slow
 def test_more_steps_say_what_becomes_of_the_learning_rate(run, copy, capsys):
     jf.fit(dataclasses.replace(run.experiment, steps=7), copy)
     line = "steps: 6 before, 7 now: the learning rate changes from 0 to 0.005; the linear schedule continues from there"
@@ -125,6 +130,7 @@ def test_a_schedule_that_does_not_depend_on_the_steps_says_nothing(decay, rates,
     assert len(lines) == bool(rates) and all(f"the learning rate changes from {rates}; " in line for line in lines)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -173,6 +179,7 @@ def test_a_second_writer_is_refused_until_the_first_has_ended(experiment, tmp_pa
         pass
 
 
+@pytest.mark.slow
 def test_a_run_begins_from_the_parameters_of_another(run, experiment, tmp_path):
     begun = config.override(experiment, {"init": str(run.folder), "optimizer.schedule.peak": 0.0, "steps": 1})
     begun = config.override(begun, {"optimizer.schedule.warmup": 0})
@@ -182,6 +189,7 @@ def test_a_run_begins_from_the_parameters_of_another(run, experiment, tmp_path):
     assert fitted.step == 1
 
 
+@pytest.mark.slow
 def test_a_run_does_not_begin_from_one_with_another_model(run, experiment, tmp_path):
     other = config.override(experiment, {"init": str(run.folder), "model.transformer.depth": 3})
     with pytest.raises(InputError, match=r"init=.*another model: model.transformer.depth: 2 in the run, 3 now"):
@@ -197,6 +205,7 @@ def test_a_run_from_a_larger_mesh_opens_on_the_devices_that_are_here(copy, run):
     assert opened.evaluate()["loss"] == pytest.approx(run.evaluate()["loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_is_kept_and_all_evaluations_are_saved(experiment, tmp_path):
     best = {"checkpoint.best": "loss", "checkpoint.keep": 1, "checkpoint.every": 5, "evaluation.every": 2}
     # A rate that makes the loss worse after the first evaluation.
@@ -212,6 +221,7 @@ def damage(folder, step, tree="average"):
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
+@pytest.mark.slow
 def test_a_damaged_latest_checkpoint_is_named_and_the_newest_good_one_trained_on(run, copy, capsys):
     damage(copy, 6, "training")
     assert jf.open_run(copy).step == 6, "what is not read does no harm"
@@ -231,6 +241,7 @@ def test_a_damaged_latest_checkpoint_is_named_and_the_newest_good_one_trained_on
         assert steps[0] == steps[1]
 
 
+@pytest.mark.slow
 def test_a_run_whose_checkpoints_are_all_damaged_is_refused_in_a_line_and_kept(run, copy):
     for step in (3, 6):
         damage(copy, step)
@@ -241,6 +252,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_refused_in_a_line_and_kept(r
     assert contents(copy) == before
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_chosen_by_its_step(run, copy):
     assert jf.open_run(copy, step=3).step == 3
     with pytest.raises(InputError, match=rf"{copy}: no checkpoint of step 4; there are 3, 6"):
@@ -263,6 +275,7 @@ def test_a_missing_folder_and_one_that_is_not_a_run_have_different_errors(tmp_pa
         jf.open_run(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_next_best_checkpoint_is_used_where_the_best_is_damaged(run, copy):
     losses = {line["step"]: line["loss"] for line in tiny.metrics(copy, "validation")}
     best = min(losses, key=losses.get)
@@ -277,6 +290,7 @@ def test_the_next_best_checkpoint_is_used_where_the_best_is_damaged(run, copy):
 class TestFork:
     """A run that begins from another one's state."""
 
+    @pytest.mark.slow
     def test_with_the_same_settings_it_ends_as_the_run_would_have(self, run, experiment, tmp_path):
         forked = config.override(experiment, {"fork": str(run.folder), "fork_step": 3})
         assert jf.fit(forked, tmp_path / "run", quiet=True).step == 6
@@ -284,6 +298,7 @@ class TestFork:
         assert [line["step"] for line in tiny.metrics(tmp_path / "run")] == [4, 5, 6]
         assert jf.fit(forked, tmp_path / "run", quiet=True).step == 6  # The same command again resumes.
 
+    @pytest.mark.slow
     def test_settings_may_change_and_the_log_says_which(self, run, experiment, tmp_path, capsys):
         before = tree(run.folder)
         changes = {"optimizer.schedule.peak": 0.001, "optimizer.clip": None, "optimizer.ema": None, "steps": 8}

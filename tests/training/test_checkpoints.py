@@ -255,6 +255,7 @@ def damages(file):
     yield lambda: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
+@pytest.mark.slow
 def test_whatever_file_of_a_checkpoint_is_damaged_it_is_read_rightly_or_not_at_all(trees, tmp_path):
     wanted = {"params": abstract(trees(1))["params"]}
     save_all(tmp_path / "good", Checkpoint(best="loss"), lambda step: {"params": trees(step)["params"]}, [2.0, 1.0])
@@ -272,6 +273,7 @@ def test_whatever_file_of_a_checkpoint_is_damaged_it_is_read_rightly_or_not_at_a
     assert refused > len(files) // 2
 
 
+@pytest.mark.slow
 def test_a_folder_of_a_checkpoint_that_is_gone_makes_it_a_damaged_one(trees, tmp_path):
     save_all(tmp_path, Checkpoint(), trees, [None] * 3)
     shutil.rmtree(tmp_path / "3" / "training")

@@ -44,6 +44,7 @@ def plain(evaluate):
     return evaluate(Mesh(1, 1, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "shape, batch",
     [(Mesh(1, 1, 1), 1), (Mesh(1, 1, 1), 64), (Mesh(1, 1, 1), 5), (Mesh(8), 16), (Mesh(2, 2, 2), 8), (Mesh(1, 8), 24)],
@@ -72,12 +73,14 @@ def test_accuracy_and_unigram_baseline_are_over_all_masked_tokens(experiment, to
     assert plain["masked_lm_loss"] == pytest.approx(np.log(experiment.model.vocab), abs=0.3), "it has learned nothing"
 
 
+@pytest.mark.slow
 def test_fewer_batches_are_a_part_of_the_held_out_data(evaluate, plain):
     few = evaluate(Mesh(1, 1, 1), evaluation__batches=1)
     assert few["loss"] != plain["loss"]
     assert evaluate(Mesh(1, 1, 1), evaluation__batches=1000) == plain
 
 
+@pytest.mark.slow
 def test_an_interrupted_evaluation_has_no_result(evaluate):
     asked = []
 
@@ -89,6 +92,7 @@ def test_an_interrupted_evaluation_has_no_result(evaluate):
     assert len(asked) == 2
 
 
+@pytest.mark.slow
 def test_what_the_best_checkpoint_is_chosen_by_must_be_a_metric(experiment, evaluate, plain):
     for name in set(plain) - {"loss"}:
         now = override(experiment, {"checkpoint.best": name})

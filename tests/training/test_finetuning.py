@@ -76,6 +76,7 @@ def batch_of(experiment):
         return next(batches)[0]
 
 
+@pytest.mark.slow
 def test_it_learns_and_says_what_it_has_learned(run):
     results = run.evaluate()
     assert results["accuracy"] > 0.8 and results["f1/good"] > 0.8
@@ -84,6 +85,7 @@ def test_it_learns_and_says_what_it_has_learned(run):
     assert all(line.startswith("[") for line in run.demonstrate())
 
 
+@pytest.mark.slow
 def test_it_leaves_for_transformers_with_its_labels_and_comes_back(run, tmp_path):
     assert export_run(run, tmp_path / "out", certificate=False)
     theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
@@ -101,6 +103,7 @@ class TestWhereItBegins:
         run = jf.fit(review_experiment(folder, steps=1, optimizer=STILL, **fields), home / "run", quiet=True)
         return run.params
 
+    @pytest.mark.slow
     def test_at_weights_of_hugging_face(self, folder, weights, tmp_path):
         out, theirs = weights
         params = self.begun(folder, tmp_path, init=str(out))
@@ -109,6 +112,7 @@ class TestWhereItBegins:
         fresh = first_state(review_experiment(folder)).params["head"]
         assert_trees_close(params["head"], fresh, 1e-6)
 
+    @pytest.mark.slow
     def test_at_a_run_of_the_same_labels_heads_and_all(self, folder, run, tmp_path):
         params = self.begun(folder, tmp_path, init=str(run.folder), tokenizer=RunTokenizer(str(run.folder)))
         assert_trees_identical(params, run.params)
@@ -143,11 +147,13 @@ class TestWhereItBegins:
         with pytest.raises(InputError, match=f"init=x: another model: model.backbone.transformer.{words}"):
             check_model("x", small_backbone(), model)
 
+    @pytest.mark.slow
     def test_not_with_more_positions(self, folder, weights, tmp_path):
         longer = Classifier(dataclasses.replace(small_backbone(), max_length=32), LABELS)
         with pytest.raises(InputError, match=r"another model: model.backbone.max_length: 16 in the run, 32 now"):
             self.begun(folder, tmp_path, init=str(weights[0]), model=longer)
 
+    @pytest.mark.slow
     def test_not_at_a_folder_without_weights(self, folder, tmp_path):
         (tmp_path / "empty").mkdir()
         with pytest.raises(InputError, match=r"not a run's folder"):
@@ -161,6 +167,7 @@ class TestWhereItBegins:
 
 
 class TestLinearProbing:
+    @pytest.mark.slow
     def test_the_backbone_has_no_gradient_no_state_and_no_average(self, folder):
         optimizer = AdamW(Schedule(1e-2), freeze=("^backbone/",), ema=0.5)
         experiment = review_experiment(folder, optimizer=optimizer)
@@ -173,6 +180,7 @@ class TestLinearProbing:
         assert (after.params["head"]["kernel"] != state.params["head"]["kernel"]).any()
         assert paths(after.best_params).keys() == paths(state.params).keys()
 
+    @pytest.mark.slow
     def test_no_work_is_done_for_its_gradient(self, folder):
         """Counted by the compiler: hardly more than the forward pass."""
 
@@ -184,6 +192,7 @@ class TestLinearProbing:
 
         assert flops(freeze=("^backbone/",)) < 0.5 * flops()
 
+    @pytest.mark.slow
     def test_it_runs_and_is_read_back(self, folder, tmp_path):
         optimizer = AdamW(Schedule(1e-2), freeze=("^backbone/",), ema=0.5)
         experiment = review_experiment(folder, steps=4, optimizer=optimizer)
@@ -199,6 +208,7 @@ class TestLinearProbing:
 
 
 class TestLora:
+    @pytest.mark.slow
     def test_it_changes_nothing_at_first(self, folder):
         plain, adapted = review_experiment(folder), review_experiment(folder, lora=LORA)
         before, state = first_state(plain).params, first_state(adapted)
@@ -206,6 +216,7 @@ class TestLora:
         assert_trees_identical(model_params(adapted, state.params), before)
         assert all((leaf == 0).all() == path.endswith("/b") for path, leaf in paths(state.params["lora"]).items())
 
+    @pytest.mark.slow
     def test_merged_is_the_sum_of_both_maps(self):
         model, tokens = Classifier(small_backbone(), LABELS), np.zeros((1, 4), np.int32)
         base = noisy_params(model, tokens)
@@ -233,6 +244,7 @@ class TestLora:
         for path in untouched:
             assert paths(merged)[path] is paths(base)[path]
 
+    @pytest.mark.slow
     def test_the_optimizers_memory_is_that_of_its_own_parameters(self, folder):
         def moments(rank):
             experiment = review_experiment(folder, lora=dataclasses.replace(LORA, rank=rank))
@@ -253,6 +265,7 @@ class TestLora:
         assert leaves[f"{query}/a"].sharding.spec == PartitionSpec(None, "fsdp", None)
         assert leaves[f"{query}/b"].sharding.spec == PartitionSpec(None, None, "tensor", None)
 
+    @pytest.mark.slow
     def test_a_run_of_it_learns_resumes_bit_for_bit_and_is_merged_for_all_else(self, folder, tmp_path):
         experiment = review_experiment(folder, steps=8, lora=LORA, optimizer=AdamW(Schedule(3e-2), ema=0.5))
         whole = jf.fit(experiment, tmp_path / "whole", quiet=True)
@@ -299,6 +312,7 @@ class TestAnEarlyEnd:
         defaults = {"checkpoint": checkpoint, "evaluation": evaluation, "optimizer": optimizer}
         return review_experiment(folder, steps=30, **(defaults | fields))
 
+    @pytest.mark.slow
     def test_it_comes_when_nothing_has_become_better(self, folder, tmp_path):
         experiment = self.patient(folder)
         run = jf.fit(experiment, tmp_path / "run", quiet=True)

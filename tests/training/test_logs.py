@@ -44,6 +44,7 @@ def values(loss):
     return dict.fromkeys(TRAIN, 1.0) | {"loss": loss}
 
 
+@pytest.mark.slow
 def test_every_line_has_its_step_its_split_and_all_metrics_as_numbers(run):
     lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     assert [(line["step"], line["split"]) for line in lines] == [
@@ -60,6 +61,7 @@ def test_every_line_has_its_step_its_split_and_all_metrics_as_numbers(run):
         assert set(line) - {"step", "split"} >= (TRAIN if line["split"] == "train" else {"masked_lm_unigram_accuracy"})
 
 
+@pytest.mark.slow
 def test_a_line_is_the_mean_of_the_steps_since_the_last_one(run, tiny_config, tmp_path):
     each = {"steps": 5, "log__every": 1, "evaluation__every": 4}
     jf.fit(tiny.load(tiny_config, **each), tmp_path / "run")
@@ -134,6 +136,7 @@ def test_a_summary_is_one_line():
     assert summary({"loss": 1.0, "accuracy": 0.25}) == "loss 1.0000  accuracy 0.2500"
 
 
+@pytest.mark.slow
 def test_tensorboard_is_imported_without_torch_which_can_be_imported_later():
     script = "import sys; from jaxformer.training import logs; logs._tensorboard(); assert 'torch' not in sys.modules"
     script += "; import torch"

@@ -291,6 +291,7 @@ def test_nothing_left_to_train():
         frozen_mask(parameters(), (".",))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [AdamW, Muon])
 def test_each_layer_has_a_share_of_the_rate_of_the_one_above(kind):
     params, gradient = parameters(layers=3), parameters(layers=3, seed=1)
@@ -320,6 +321,7 @@ def layer(tree, index):
     return {**tree, "transformer": {"blocks": blocks}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [Muon, Adafactor])
 def test_each_layer_of_a_stack_updates_as_if_alone(kind):
     # 128 wide, so that Adafactor factors; layers of different size, so that a statistic over all
@@ -338,6 +340,7 @@ def test_each_layer_of_a_stack_updates_as_if_alone(kind):
             np.testing.assert_allclose(paths(together)[path][index], leaf[0], atol=1e-6, err_msg=path)
 
 
+@pytest.mark.slow
 def test_muon_orthogonalises_the_matrix_that_each_kernel_applies():
     params, gradient = parameters(seed=0), parameters(seed=1)
     optimizer = Muon(Schedule(1.0, decay="constant"), weight_decay=0.0, clip=None)
@@ -356,6 +359,7 @@ def test_muon_orthogonalises_the_matrix_that_each_kernel_applies():
         assert singular.max() < 1.4, name
 
 
+@pytest.mark.slow
 def test_muon_updates_the_rest_by_adamw():
     params, gradients = parameters(), [parameters(seed=seed) for seed in (1, 2, 3)]
     muon, adamw = (paths(run(kind(CONSTANT, clip=None), params, gradients)) for kind in (Muon, AdamW))

@@ -63,6 +63,7 @@ def experiment_of(tiny_config, **overrides):
     return config.override(tiny.load(tiny_config, model__transformer__heads=4), overrides)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda path: path.stem)
 def test_the_step_of_a_config_returns_the_state_as_it_takes_it(file):
     """At full width: nothing is computed."""
@@ -73,6 +74,7 @@ def test_the_step_of_a_config_returns_the_state_as_it_takes_it(file):
     assert_keeps_the_state(lowered, state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("shape", MESHES, ids=str)
 def test_the_step_returns_the_state_as_it_takes_it_on_every_mesh(shape, variant, tiny_config):
@@ -82,6 +84,7 @@ def test_the_step_returns_the_state_as_it_takes_it_on_every_mesh(shape, variant,
     assert_keeps_the_state(lowered, state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "variant"), list(zip(MESHES, ["average", "LoRA", "micro-batches"], strict=True)), ids=str
 )
@@ -111,6 +114,7 @@ def test_an_abstract_batch_is_one_as_the_loader_gives_it(tiny_config):
         assert (array.shape, array.dtype) == (abstract[name].shape, abstract[name].dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["frozen", "LoRA"])
 def test_the_state_keeps_its_shardings_from_init_to_restore(variant, tiny_config, tmp_path):
     experiment, mesh = experiment_of(tiny_config, **VARIANTS[variant]), sharding.make_mesh(Mesh(1, 4, 2))
@@ -127,6 +131,7 @@ def test_the_state_keeps_its_shardings_from_init_to_restore(variant, tiny_config
     assert_same_shardings(restored, abstract)
 
 
+@pytest.mark.slow
 def test_a_copy_has_the_sharding_of_the_array_in_memory_of_its_own(tiny_config):
     experiment, mesh = experiment_of(tiny_config), sharding.make_mesh(Mesh(1, 4, 2))
     params = init_state(experiment, abstract_state(experiment, mesh)).params
@@ -136,6 +141,7 @@ def test_a_copy_has_the_sharding_of_the_array_in_memory_of_its_own(tiny_config):
     assert all(np.isfinite(array).all() for array in jax.tree.leaves(copies))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [Mesh(1, 4, 2), Mesh(8, 1, 1)], ids=str)
 def test_parameters_that_come_from_elsewhere_lie_where_those_they_replace_do(shape, tiny_config):
     experiment, mesh = experiment_of(tiny_config), sharding.make_mesh(shape)
@@ -148,6 +154,7 @@ def test_parameters_that_come_from_elsewhere_lie_where_those_they_replace_do(sha
     assert {leaf.dtype for leaf in jax.tree.leaves(start.params)} == {jnp.dtype("float32")}
 
 
+@pytest.mark.slow
 def test_decoding_splits_each_block_as_the_stack_is_split(tiny_config):
     del tiny_config
     experiment = jf.load(tiny.ROOT / "configs" / "gpt_quickstart.py", {"model.transformer.dtype": "bfloat16"})

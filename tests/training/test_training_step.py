@@ -50,6 +50,7 @@ def gradient_in_parts(parts):
     return {name: {"sum": mean.sum, "weight": mean.weight} for name, mean in means.items()}, gradient
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", [2, 4])
 def test_micro_batches_give_the_gradient_and_means_of_the_whole_batch(parts):
     means, gradient = gradient_in_parts(parts)
@@ -58,6 +59,7 @@ def test_micro_batches_give_the_gradient_and_means_of_the_whole_batch(parts):
     assert_trees_close(means, expected_means, atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_parts_differ_enough_that_a_mean_of_means_would_be_wrong():
     """Without this, the test above would not notice that all rows weigh the same."""
     halves = []
@@ -69,6 +71,7 @@ def test_the_parts_differ_enough_that_a_mean_of_means_would_be_wrong():
     assert max(jax.tree.leaves(errors)) > 0.01
 
 
+@pytest.mark.slow
 def test_micro_batches_make_the_same_update():
     whole, _ = step(experiment(), first_state(experiment(), PARAMS), BATCH)
     parts, _ = step(experiment(accumulate=4), first_state(experiment(accumulate=4), PARAMS), BATCH)
@@ -76,6 +79,7 @@ def test_micro_batches_make_the_same_update():
     assert np.abs(whole.params["pooler"]["kernel"] - PARAMS["pooler"]["kernel"]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_micro_batches_do_not_share_a_dropout_mask():
     """Two equal halves: with one mask for both, their loss would be twice the half's own."""
     batch = {name: np.repeat(array[:1], 2, axis=0) for name, array in BATCH.items()}
@@ -87,6 +91,7 @@ def test_micro_batches_do_not_share_a_dropout_mask():
     assert total == pytest.approx(one + other, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_the_average_follows_the_parameters_by_its_decay():
     with_average = experiment(ema=0.75)
     state, expected = first_state(with_average, PARAMS), PARAMS
@@ -121,6 +126,7 @@ BAD_WEIGHTS = BATCH | {"weights": np.where(np.arange(9) == 1, np.inf, BATCH["wei
 
 
 class TestGradientsThatAreNotFinite:
+    @pytest.mark.slow
     def test_a_bad_batch_changes_no_bit_of_parameters_moments_and_average(self):
         before = trained()
         after, means = step(experiment(ema=0.9), before, BAD_WEIGHTS)
@@ -155,6 +161,7 @@ def test_a_batch_without_predictions_is_not_an_error_and_has_no_gradient():
     assert float(means["gradient_norm"].value) == 0
 
 
+@pytest.mark.slow
 def test_dropout_differs_from_step_to_step_and_from_seed_to_seed():
     still = optimizer(schedule=Schedule(0.0))
 
@@ -167,6 +174,7 @@ def test_dropout_differs_from_step_to_step_and_from_seed_to_seed():
     assert len({loss(0), loss(1), loss(2), loss(0, seed=1)}) == 4
 
 
+@pytest.mark.slow
 def test_the_gradients_norm_is_that_before_clipping():
     clipped = experiment(clip=1e-3)
     _, means = step(clipped, first_state(clipped, PARAMS), BATCH)
@@ -175,6 +183,7 @@ def test_the_gradients_norm_is_that_before_clipping():
     assert squares**0.5 > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", [1, 2])
 def test_auxiliary_means_of_a_model_are_part_of_the_loss(parts):
     model = small_bert(depth=2, mlp=CountingMlp())

@@ -89,6 +89,7 @@ class InMemory(Source):
         ]
 
 
+@pytest.mark.slow
 def test_a_task_of_ones_own_trains_and_resumes(tmp_path):
     small_classifier.write_reviews(tmp_path)
     experiment = small_classifier.review_experiment(tmp_path)

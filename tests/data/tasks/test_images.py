@@ -87,6 +87,7 @@ def test_image_batches_depend_only_on_seed_and_step(folder, task):
             assert all(np.array_equal(continued[key], batch[key]) for key in batch)
 
 
+@pytest.mark.slow
 def test_image_batches_are_the_same_with_workers(folder):
     with batches(folder, MIXED) as one, batches(folder, MIXED, workers=2) as two:
         for _ in range(2):
