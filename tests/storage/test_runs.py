@@ -1,5 +1,6 @@
 """Runs in buckets, by real processes: killed, resumed, refused to a second writer; and the commands of the page."""
 
+import json
 import os
 import re
 import subprocess
@@ -10,7 +11,6 @@ import pytest
 import tiny
 
 from jaxformer import cli, storage
-from jaxformer.data.sources.sources import JsonLines
 from jaxformer.runs import lease
 from jaxformer.runs.history import METRICS, read_history
 
@@ -22,15 +22,23 @@ import sys
 from jaxformer import cli
 from jaxformer.runs import lease
 lease.SECONDS = {SHORT}
+{{hook}}
 sys.exit(cli.main(["train", *sys.argv[1:]]))
 """
+HOOK = """
+import time
+from jaxformer.training.logs import Meter
+add, steps = Meter.add, iter([0] * 6 + [600])
+Meter.add = lambda meter, means: time.sleep(next(steps)) or add(meter, means)
+"""
+"""Waits after six steps, while the lease is renewed."""
 FEW = ("--steps", "10", "--evaluation.every", "10", "--evaluation.batches", "1", "--checkpoint.every", "4")
 
 
-def start(*arguments):
-    """A process that trains on one device, with short leases."""
+def start(*arguments, hook=""):
+    """A process that trains on one device, with short leases, after it has run the lines of a hook."""
     flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
-    command = [sys.executable, "-c", TRAIN, *map(str, arguments)]
+    command = [sys.executable, "-c", TRAIN.format(hook=hook), *map(str, arguments)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(command, env=os.environ | {"XLA_FLAGS": flags}, text=True, cwd=tiny.ROOT, **pipes)
 
@@ -55,7 +63,7 @@ def test_a_killed_run_is_refused_while_it_lives_and_resumes_as_if_undisturbed(
 ):
     run = bucket.path("runs/a")
     monkeypatch.setattr(lease, "SECONDS", SHORT)
-    first = start(tiny_config, *FEW, "--workdir", run, "--log.every", "1")
+    first = start(tiny_config, *FEW, "--workdir", run, hook=HOOK)
     tiny.wait_for(lambda: any("/checkpoints/4/commit_success.txt" in url for url in requests(bucket)), first)
     assert cli.main(["train", str(tiny_config), *FEW, "--workdir", run]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
@@ -84,8 +92,7 @@ def test_the_commands_of_the_page(bucket, tiny_config, tmp_path, monkeypatch, ca
         _, *words = [word.strip('"') for word in re.findall(r'"[^"]*"|\S+', line)]
         words = [str(tiny_config) if word == "CONFIG.py" else word for word in words]
         assert cli.main([*words, *(FEW if words[0] == "train" else ())]) == 0, (line, capsys.readouterr().err)
-    [answer] = JsonLines(("gs://bucket/answers/a.json",)).open()
-    assert answer
+    assert json.loads(storage.read_bytes("gs://bucket/answers/a.json"))
     objects = bucket.listed()
     assert {"hf/a/config.json", "hf/a/model.safetensors", "runs/imported/experiment.json"} <= objects.keys()
     assert "parameters are those of gs://bucket/runs/a" in capsys.readouterr().out

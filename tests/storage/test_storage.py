@@ -15,8 +15,9 @@ from PIL import Image
 from small_config import message
 
 from jaxformer import storage
+from jaxformer.data.sources import tfds_builders
 from jaxformer.data.sources.pictures import ImageFolders, images_in, read_picture
-from jaxformer.data.sources.sources import JsonLines, TextFiles
+from jaxformer.data.sources.sources import JsonLines, TextFiles, Tfds
 from jaxformer.data.sources.tables import ClassFolders, Csv
 from jaxformer.data.tokenizers import WordPiece, load_tokenizer
 
@@ -69,6 +70,42 @@ def test_images_are_read(bucket):
     assert [int(np.asarray(read_picture(one["image"], 3)).mean()) for one in found] == [30, 10, 20]
     assert images_in(bucket.path("p/cat")) == [bucket.path("p/cat/1.png")]
     assert "no such object" in message(read_picture, bucket.path("p/none.png"), 3)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """The folder of a data set that was prepared as array_record."""
+    import tensorflow_datasets as tfds
+
+    class Words(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.2")
+
+        def _info(self):
+            features = tfds.features.FeaturesDict({"text": tfds.features.Text()})
+            return tfds.core.DatasetInfo(builder=self, features=features)
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples("One.", "Two."), "test": self._generate_examples("Three.")}
+
+        def _generate_examples(self, *texts):
+            yield from ((text, {"text": text}) for text in texts)
+
+    folder = tmp_path_factory.mktemp("tfds")
+    with tfds_builders.quiet():
+        Words(data_dir=folder).download_and_prepare(file_format="array_record")
+    return folder
+
+
+def test_tfds_data_sets_are_read_where_they_were_prepared(bucket, prepared, tmp_path):
+    storage.upload(prepared, bucket.path("tfds"))
+    found = Tfds("words", "train", bucket.path("tfds")).open()
+    assert sorted(found[index]["text"] for index in range(len(found))) == ["One.", "Two."]
+    copies = [file.name for file in (tmp_path / "cache").rglob("*.array_record*")]
+    assert len(copies) == 1 and "-train." in copies[0]  # Only the split that is read.
+    assert len(Tfds(bucket.path("tfds/words/1.0.2"), "train[:50%]").open()) == 1
+    assert Tfds("words:1.0.2", "test", bucket.path("tfds")).open()[0] == {"text": "Three."}
+    assert "no split 'valid'" in message(Tfds("words", "valid", bucket.path("tfds")).open)
+    assert "holds no prepared TFDS data set" in message(Tfds("none", "train", bucket.path("tfds")).open)
 
 
 def test_an_image_that_is_out_of_reach_is_not_skipped(bucket):
