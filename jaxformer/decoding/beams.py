@@ -22,12 +22,13 @@ class Hypotheses:
     """k hypotheses per row, best first."""
 
     scores: jax.Array
-    """Log-probabilities, float32 [b, k], with the length penalty applied for ended hypotheses. -inf marks an empty
-    slot."""
+    """Log-probabilities, float32 [batch, k], with the length penalty applied for ended hypotheses. -inf marks an empty
+    slot.
+    """
     tokens: jax.Array
-    """Tokens of the hypotheses, integers [b, k, n]."""
+    """Tokens of the hypotheses, integers [batch, k, n]."""
     lengths: jax.Array
-    """Number of tokens per hypothesis, integers [b, k]."""
+    """Number of tokens per hypothesis, integers [batch, k]."""
 
     @classmethod
     def none(cls, rows: int, count: int, room: int) -> "Hypotheses":
@@ -36,9 +37,9 @@ class Hypotheses:
         return cls(jnp.full(zeros.shape, NEVER), jnp.zeros((*zeros.shape, room), jnp.int32), zeros)
 
     def best(self, scores: jax.Array, count: int) -> tuple["Hypotheses", jax.Array]:
-        """Selects the `count` hypotheses with the highest `scores` ([b, k]) and gives them these scores.
+        """Selects the `count` hypotheses with the highest `scores` ([batch, k]) and gives them these scores.
 
-        Also returns their indices among the k hypotheses, integers [b, count].
+        Also returns their indices among the k hypotheses, integers [batch, count].
         """
         scores, index = jax.lax.top_k(scores, count)
         rows = jnp.arange(len(index))[:, None]
@@ -56,13 +57,13 @@ class Search:
     ended: Hypotheses
     """Hypotheses that have ended."""
     open: jax.Array
-    """Whether a better hypothesis is still possible, boolean [b]."""
+    """Whether a better hypothesis is still possible, boolean [batch]."""
     position_ids: jax.Array
     """Positions of the last tokens of the live hypotheses, integers [b·k]."""
     cache: Cache
     """Keys and values of the previous tokens, with b·k rows."""
     seen: jax.Array | None
-    """Tokens that occurred before, boolean [b, k, v]. None if `repetition_penalty` is 1."""
+    """Tokens that occurred before, boolean [batch, k, vocab]. None if `repetition_penalty` is 1."""
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 4))
@@ -147,7 +148,7 @@ def _with_ended(state: Search, extended: Hypotheses, ends: jax.Array, count, dec
 
 
 def _may_improve(live: Hypotheses, ended: Hypotheses, count, decoding: Decoding, prompts: Prompts) -> jax.Array:
-    """Returns whether the search of each row continues, boolean [b]."""
+    """Returns whether the search of each row continues, boolean [batch]."""
     worst = ended.scores.min(-1)
     lengths = count
     if decoding.early_stopping is True:

@@ -10,7 +10,7 @@ NEVER = -jnp.inf
 
 
 def choose(logits: jax.Array, decoding: Decoding, key: jax.Array) -> jax.Array:
-    """Chooses the next token of each row by argmax or by sampling: float32 logits [b, v] to int32 [b]."""
+    """Chooses the next token of each row by argmax or by sampling: float32 logits [batch, vocab] to int32 [batch]."""
     if not decoding.temperature:
         return likeliest(logits)
     tokens = None
@@ -21,7 +21,7 @@ def choose(logits: jax.Array, decoding: Decoding, key: jax.Array) -> jax.Array:
 
 
 def likeliest(logits: jax.Array) -> jax.Array:
-    """Returns the argmax, int32 [b], the first one if there are ties.
+    """Returns the argmax, int32 [batch], the first one if there are ties.
 
     Uses two reductions, because argmax is slow in XLA on CPU.
     """
@@ -31,7 +31,7 @@ def likeliest(logits: jax.Array) -> jax.Array:
 
 
 def warp(logits: jax.Array, decoding: Decoding) -> jax.Array:
-    """Applies the temperature and the sampling cutoffs to logits [b, v].
+    """Applies the temperature and the sampling cutoffs to logits [batch, vocab].
 
     Each cutoff renormalises what the previous one kept.
     """
@@ -81,7 +81,7 @@ def _entropy(logits: jax.Array) -> jax.Array:
 
 
 def weaken(scores: jax.Array, seen: jax.Array | None, penalty: float) -> jax.Array:
-    """Applies the repetition penalty to scores [..., v] of the tokens in `seen`, boolean [..., v]."""
+    """Applies the repetition penalty to scores [..., vocab] of the tokens in `seen`, boolean [..., vocab]."""
     if seen is None:
         return scores
     return jnp.where(seen, jnp.where(scores < 0, scores * penalty, scores / penalty), scores)

@@ -198,7 +198,7 @@ def padded(
       size: Length of a row. If None, the longest prompt rounded up by `bucket`.
 
     Returns:
-      Tokens and segments (1 for tokens, 0 for padding), int32 [b, t].
+      Tokens and segments (1 for tokens, 0 for padding), int32 [batch, length].
     """
     length, rows = size or min(bucket(max(map(len, prompts))), longest), 1
     while rows < len(prompts):

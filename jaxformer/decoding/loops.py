@@ -24,19 +24,19 @@ class Progress:
     count: jax.Array
     """Number of new tokens in the rows that have not ended, scalar."""
     tokens: jax.Array
-    """New tokens, integers [b, n]. The first `lengths[r]` are valid in row r."""
+    """New tokens, integers [batch, n]. The first `lengths[r]` are valid in row r."""
     lengths: jax.Array
-    """Number of new tokens per row, including the end token, integers [b]."""
+    """Number of new tokens per row, including the end token, integers [batch]."""
     last: jax.Array
-    """Token that the model reads in the next step, integers [b]."""
+    """Token that the model reads in the next step, integers [batch]."""
     position_ids: jax.Array
-    """Position of `last`, integers [b]."""
+    """Position of `last`, integers [batch]."""
     cache: Cache
     """Keys and values of the tokens before `last`."""
     ended: jax.Array
-    """Whether the row has ended, boolean [b]."""
+    """Whether the row has ended, boolean [batch]."""
     seen: jax.Array | None
-    """Tokens that occurred before, boolean [b, v]. None if `repetition_penalty` is 1."""
+    """Tokens that occurred before, boolean [batch, vocab]. None if `repetition_penalty` is 1."""
     rules: Rules
     """Rules for the new tokens."""
     key: jax.Array
@@ -102,7 +102,7 @@ def _add(progress: Progress, logits: jax.Array, decoding: Decoding) -> Progress:
 
 
 def first_seen(model: Model, decoding: Decoding, prompts: Prompts) -> jax.Array | None:
-    """Returns a boolean mask [b, v] of the tokens that the output continues. None if `repetition_penalty` is 1."""
+    """Returns a boolean mask [batch, vocab] of the tokens that the output continues. None if `repetition_penalty` is 1."""
     if decoding.repetition_penalty == 1:
         return None
     rows = jnp.arange(len(prompts.tokens))[:, None]

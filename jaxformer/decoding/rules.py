@@ -26,18 +26,19 @@ class Rules:
     """Data that the logits processors need for a batch of b rows."""
 
     limits: jax.Array | np.ndarray
-    """Maximum number of new tokens per row, integers [b]. 0 for padding rows."""
+    """Maximum number of new tokens per row, integers [batch]. 0 for padding rows."""
     ends: jax.Array | np.ndarray
     """Ids of the tokens that end a row, integers [e]."""
     least: jax.Array | np.ndarray | None = None
-    """Minimum number of new tokens before an end token is allowed, integers [b]. If None, there is no minimum."""
+    """Minimum number of new tokens before an end token is allowed, integers [batch]. If None, there is no minimum."""
     given: jax.Array | np.ndarray | None = None
-    """Last tokens before the output, integers [b, g], left-padded with `NO_TOKEN`: the end of the prompt, or the
-    decoder start tokens of an encoder–decoder. If None, no processor needs them."""
+    """Last tokens before the output, integers [batch, g], left-padded with `NO_TOKEN`: the end of the prompt, or the
+    decoder start tokens of an encoder–decoder. If None, no processor needs them.
+    """
     read: jax.Array | np.ndarray | None = None
-    """Prompt tokens, integers [b, t], left-padded with `NO_TOKEN`. If None, no processor needs them."""
+    """Prompt tokens, integers [batch, length], left-padded with `NO_TOKEN`. If None, no processor needs them."""
     alone: jax.Array | np.ndarray | None = None
-    """Whether the output of each row continues exactly one token, boolean [b]. Used by `forced_bos_token_id`."""
+    """Whether the output of each row continues exactly one token, boolean [batch]. Used by `forced_bos_token_id`."""
     pieces: int | None = flax.struct.field(pytree_node=False, default=None)
     """Vocabulary size of the tokenizer; higher ids are never generated. If None, all ids of the model are allowed."""
 
@@ -56,7 +57,7 @@ class Rules:
         Args:
           decoding: Decoding settings.
           prompts: Prompt of each row, int32 [n].
-          limits: Maximum number of new tokens per row, int32 [b].
+          limits: Maximum number of new tokens per row, int32 [batch].
           ends: Ids of the tokens that end an output.
           followed: Tokens that each output continues, int32 [k]. If None, the prompts.
           pieces: Vocabulary size of the tokenizer, if the vocabulary of the model is larger.
@@ -89,7 +90,7 @@ class Rules:
         return (tokens[..., None] == self.ends).any(-1)
 
     def only_pieces(self, logits: jax.Array) -> jax.Array:
-        """Sets logits [..., v] of ids that the tokenizer does not have to -inf."""
+        """Sets logits [..., vocab] of ids that the tokenizer does not have to -inf."""
         return without_pieces(logits, self.pieces)
 
 
@@ -97,17 +98,17 @@ class History(NamedTuple):
     """Tokens before the next token of each row."""
 
     tokens: jax.Array
-    """Prompt or start token, and output, integers [b, n]. `NO_TOKEN` before and after them."""
+    """Prompt or start token, and output, integers [batch, n]. `NO_TOKEN` before and after them."""
     stop: jax.Array
     """Index of the next token, scalar."""
 
     def last(self, size: int) -> jax.Array:
-        """Returns the last `size` tokens of each row, integers [b, size]."""
+        """Returns the last `size` tokens of each row, integers [batch, size]."""
         return jax.lax.dynamic_slice_in_dim(self.tokens, self.stop - size, size, axis=1)
 
 
 def without_pieces(logits: jax.Array, pieces: int | None) -> jax.Array:
-    """Sets logits [..., v] of ids from `pieces` on, which the tokenizer does not have, to -inf."""
+    """Sets logits [..., vocab] of ids from `pieces` on, which the tokenizer does not have, to -inf."""
     if pieces is None or pieces >= logits.shape[-1]:
         return logits
     return jnp.where(jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) < pieces, logits, NEVER)
@@ -119,9 +120,9 @@ def apply(
     """Applies all logits processors to the scores of the next token.
 
     Args:
-      scores: Logits or log-probabilities, float32 [b, v].
-      seen: Tokens that occurred before, boolean [b, v]. None if `repetition_penalty` is 1.
-      output: New tokens so far, integers [b, n]; the first `count` are valid.
+      scores: Logits or log-probabilities, float32 [batch, vocab].
+      seen: Tokens that occurred before, boolean [batch, vocab]. None if `repetition_penalty` is 1.
+      output: New tokens so far, integers [batch, n]; the first `count` are valid.
       count: Number of new tokens so far, scalar.
       rules: Rules of the batch.
       decoding: Decoding settings.
@@ -177,7 +178,9 @@ def _apply_lengths(scores: jax.Array, count: jax.Array, rules: Rules, decoding: 
 
 
 def _before(texts: Sequence[np.ndarray], rows: int, least: int = 1) -> np.ndarray:
-    """Left-pads texts to int32 [rows, t]. t is at least `least` and a power of 2, so that few programs are compiled."""
+    """Left-pads texts to int32 [rows, length]. t is at least `least` and a power of 2, so that few programs are
+    compiled.
+    """
     size = 16
     while size < max([least, *map(len, texts)]):
         size *= 2
@@ -188,12 +191,14 @@ def _before(texts: Sequence[np.ndarray], rows: int, least: int = 1) -> np.ndarra
 
 
 def _among(ids: jax.Array | np.ndarray, scores: jax.Array) -> jax.Array:
-    """Returns a boolean mask [v] of the vocabulary entries in `ids`."""
+    """Returns a boolean mask [vocab] of the vocabulary entries in `ids`."""
     return jnp.zeros(scores.shape[-1], bool).at[ids].set(True)
 
 
 def _mentioned(text: jax.Array | np.ndarray, vocab: int) -> jax.Array:
-    """Returns a boolean mask [b, v] of the vocabulary entries that occur in each row of `text`, integers [b, t]."""
+    """Returns a boolean mask [batch, vocab] of the vocabulary entries that occur in each row of `text`, integers
+    [batch, length].
+    """
     places = jnp.where(text == NO_TOKEN, vocab, text)
     return jnp.zeros((len(text), vocab), bool).at[jnp.arange(len(text))[:, None], places].set(True, mode="drop")
 
@@ -201,8 +206,8 @@ def _mentioned(text: jax.Array | np.ndarray, vocab: int) -> jax.Array:
 def _repeats(last: jax.Array, text: jax.Array | np.ndarray, vocab: int) -> jax.Array:
     """Finds the tokens that would repeat an n-gram of the text.
 
-    Returns a boolean mask [b, v] of the tokens that follow an occurrence of the row's `last` tokens (integers [b, n])
-    in its `text` (integers [b, t]).
+    Returns a boolean mask [batch, vocab] of the tokens that follow an occurrence of the row's `last` tokens (integers
+    [batch, n]) in its `text` (integers [batch, length]).
     """
     size = last.shape[1]
     starts = text.shape[1] - size

@@ -109,7 +109,9 @@ def _answered(model: Model, pairs: Sequence[tuple[np.ndarray, np.ndarray]], star
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
 def _score(model: Model, params: Any, batch: Any, pieces: int | None = None) -> tuple[jax.Array, jax.Array]:
-    """Returns the log-probability of each target, float32 [b, m], and whether it is the argmax, boolean [b, m]."""
+    """Returns the log-probability of each target, float32 [batch, predictions], and whether it is the argmax, boolean
+    [batch, predictions].
+    """
     output = model.apply({"params": params}, **{k: sharding.constrain(v, "bt") for k, v in batch["inputs"].items()})
     hidden = jnp.take_along_axis(output.hidden, batch["at"][..., None], axis=1)
     rows, length = batch["targets"].shape

@@ -28,14 +28,16 @@ class Prompts:
     """Prompts of a batch of b rows."""
 
     tokens: jax.Array | np.ndarray
-    """Tokens that the output continues, integers [b, k], left-padded. The prompt for a decoder-only model; for an
-    encoder–decoder the start token or a forced prefix, such as language and task tokens."""
+    """Tokens that the output continues, integers [batch, k], left-padded. The prompt for a decoder-only model; for an
+    encoder–decoder the start token or a forced prefix, such as language and task tokens.
+    """
     segments: jax.Array | np.ndarray
-    """Mask of `tokens`, integers [b, k]: 1 for tokens, 0 for padding."""
+    """Mask of `tokens`, integers [batch, k]: 1 for tokens, 0 for padding."""
     rules: Rules
     """Rules for the new tokens."""
     inputs: Mapping[str, jax.Array | np.ndarray] = flax.struct.field(default_factory=dict)
-    """Encoder inputs, arrays [b, ...], named as the arguments of `Model.encode_prompt`. Empty without an encoder."""
+    """Encoder inputs, arrays [batch, ...], named as the arguments of `Model.encode_prompt`. Empty without an encoder.
+    """
     prefix: bool = flax.struct.field(pytree_node=False, default=False)
     """Whether attention among `tokens` is bidirectional, for a prefix language model."""
 
@@ -44,9 +46,9 @@ class Next(NamedTuple):
     """Result of a decoding step."""
 
     logits: jax.Array
-    """Logits of the next token of each row, float32 [b, v]."""
+    """Logits of the next token of each row, float32 [batch, vocab]."""
     position_ids: jax.Array
-    """Position of the next token, integers [b]."""
+    """Position of the next token, integers [batch]."""
     cache: Cache
     """Keys and values of all previous tokens."""
 
@@ -91,7 +93,7 @@ def start(model: Model, params: Any, prompts: Prompts, room: int) -> Next:
 
 
 def step(model: Model, params: Any, tokens: jax.Array, position_ids: jax.Array, cache: Cache) -> Next:
-    """Runs one decoding step for the tokens [b] at positions [b]."""
+    """Runs one decoding step for the tokens [batch] at positions [batch]."""
     places = jnp.minimum(position_ids, model.max_length - 1)  # A row that has ended keeps its position.
     output = _decode(model, params, tokens[:, None], places[:, None], cache)
     return Next(_last(output), position_ids + 1, output.cache)

@@ -35,12 +35,13 @@ def attention_weights(query_bthk, key_bgsk, mask_bhts=None, bias_hts=None, scale
       query_bthk: queries.
       key_bgsk: keys. Each group of h/g consecutive heads shares one head of keys (grouped queries, Ainslie et al.
         2023).
-      mask_bhts: boolean, broadcastable to [b, h, t, s], True if a query may attend to a key. If None, all are allowed.
+      mask_bhts: boolean, broadcastable to [batch, heads, queries, keys], True if a query may attend to a key. If None,
+        all are allowed.
       bias_hts: bias to add to the scores, or None.
       scale: factor of the products of queries and keys. Defaults to 1 / sqrt(k).
 
     Returns:
-      Attention weights, float32 [b, h, t, s]. Each row sums to 1.
+      Attention weights, float32 [batch, heads, queries, keys]. Each row sums to 1.
     """
     batch, queries, heads, size = query_bthk.shape
     groups, keys = key_bgsk.shape[1:3]
@@ -55,7 +56,7 @@ def attention_weights(query_bthk, key_bgsk, mask_bhts=None, bias_hts=None, scale
 
 
 def mix(weights_bhts: jax.Array, value_bgsk: jax.Array) -> jax.Array:
-    """Returns the averages of the values weighted by the attention weights, [b, t, h, k]."""
+    """Returns the averages of the values weighted by the attention weights, [batch, length, heads, head_dim]."""
     batch, heads, queries, keys = weights_bhts.shape
     groups, size = value_bgsk.shape[1], value_bgsk.shape[-1]
     weights = weights_bhts.astype(value_bgsk.dtype).reshape(batch, groups, -1, queries, keys)
@@ -69,7 +70,7 @@ class AttendOptions:
     mask: Mask | None = None
     """Mask of the keys that each query attends to. If None, each query attends to all keys."""
     bias: jax.Array | None = None
-    """Bias to add to the scores, [h, t, s] or [b, h, t, s]."""
+    """Bias to add to the scores, [heads, queries, keys] or [batch, heads, queries, keys]."""
     key: jax.Array | None = None
     """Random key for dropout. If None, no dropout is applied."""
     scale: float | None = flax.struct.field(pytree_node=False, default=None)
@@ -98,7 +99,7 @@ def attend(query_bthk: jax.Array, keys: KeyValue, options: AttendOptions | None 
       options: mask and other options.
 
     Returns:
-      Attention output, [b, t, h, k].
+      Attention output, [batch, length, heads, head_dim].
     """
     options = options or AttendOptions()
     mask, biased, dropped = options.mask, options.bias is not None, options.key is not None
@@ -176,8 +177,9 @@ class AttentionInputs:
     """Inputs of an attention layer other than `x`."""
 
     memory: jax.Array | KeyValue | None = None
-    """Vectors to attend to, [b, s, d], or their keys and values from an earlier call. If None, `x` attends to
-    itself."""
+    """Vectors to attend to, [batch, keys, embed], or their keys and values from an earlier call. If None, `x` attends
+    to itself.
+    """
     mask: Mask | None = None
     """Mask of the keys that each query attends to. If None, each query attends to all keys."""
     placement: Placement | None = None
@@ -197,9 +199,9 @@ class AttentionOutput:
     """Output of an attention layer."""
 
     output: jax.Array
-    """Output vectors, [b, t, d]."""
+    """Output vectors, [batch, length, embed]."""
     weights: jax.Array | None
-    """Attention weights before dropout, float32 [b, h, t, s]. None unless requested."""
+    """Attention weights before dropout, float32 [batch, heads, queries, keys]. None unless requested."""
     keys: KeyValue
     """Keys and values that were attended to."""
     cache: LayerCache | None = None
@@ -207,7 +209,7 @@ class AttentionOutput:
 
 
 class Attention(nn.Module):
-    """Multi-head attention of `x` to itself or to a memory: [b, t, d] → [b, t, d]."""
+    """Multi-head attention of `x` to itself or to a memory: [batch, length, embed] → [batch, length, embed]."""
 
     kv_heads: int | None = None
     """Number of key and value heads. Each is shared by several query heads. Defaults to the number of query heads."""
@@ -251,7 +253,7 @@ class Attention(nn.Module):
         """Computes attention.
 
         Args:
-          x: input vectors, [b, t, d].
+          x: input vectors, [batch, length, embed].
           inputs: memory, mask and other inputs.
           heads: number of query heads. It must divide the width unless `head_dim` is set.
           dropout: dropout rate of the attention weights during training.
@@ -285,7 +287,7 @@ class Attention(nn.Module):
         return AttentionOutput(output(mixed), weights, keys, cache)
 
     def _query(self, x: jax.Array, placement: Placement, heads: int, dtype: DType) -> jax.Array:
-        """Computes queries [b, t, h, k]."""
+        """Computes queries [batch, length, heads, head_dim]."""
         width, (_, head_dim) = x.shape[-1], self.sizes(heads, x.shape[-1])
         gain = 1.0 if self.scale_scores else head_dim**-0.5
         project = Linear("btd,dhk->bthk", (width, heads, head_dim), self.bias, dtype, gain, name="query")
@@ -295,7 +297,7 @@ class Attention(nn.Module):
         return query if placement.query is None else rotate(query, placement.query)
 
     def _keys(self, memory: jax.Array, placement: Placement, heads: int, dtype: DType) -> KeyValue:
-        """Computes the keys and values of a memory [b, s, d]."""
+        """Computes the keys and values of a memory [batch, keys, embed]."""
         width = memory.shape[-1]
         groups, head_dim = self.sizes(heads, width)
         equation = "btd,dhk->bthk" if groups == heads else "btd,dgk->btgk"
@@ -311,7 +313,7 @@ class Attention(nn.Module):
 
 
 def attend_with_weights(query_bthk: jax.Array, keys: KeyValue, options: AttendOptions) -> tuple[jax.Array, jax.Array]:
-    """Computes attention. Returns the weights before dropout, float32 [b, h, t, s], and the output.
+    """Computes attention. Returns the weights before dropout, float32 [batch, heads, queries, keys], and the output.
 
     The full weight matrix is in memory.
     """

@@ -12,7 +12,9 @@ from jaxformer.parallel import metadata
 
 
 class AttentionPooling(nn.Module):
-    """Pools tokens by the attention of a learned query, followed by a residual MLP: [b, t, d] → [b, d]."""
+    """Pools tokens by the attention of a learned query, followed by a residual MLP: [batch, length, embed] →
+    [batch, embed].
+    """
 
     heads: int = 12
     """Number of attention heads. It must divide the width."""

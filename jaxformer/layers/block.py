@@ -31,9 +31,9 @@ class BlockInputs:
     """Mask of the tokens that each token attends to. If None, each token attends to all tokens. With a cache, only the
     order of the mask is used, and None means causal."""
     position_ids: jax.Array | None = None
-    """Positions for a position scheme, integers [b, t]. Defaults to 0, 1, 2, ..."""
+    """Positions for a position scheme, integers [batch, length]. Defaults to 0, 1, 2, ..."""
     memory: jax.Array | KeyValue | None = None
-    """Vectors for cross-attention, [b, s, d]. With a cache, they are only needed in the first call."""
+    """Vectors for cross-attention, [batch, keys, embed]. With a cache, they are only needed in the first call."""
     memory_mask: Mask | None = None
     """Mask of the memory vectors that each token attends to."""
     placement: Placement | None = None
@@ -41,10 +41,11 @@ class BlockInputs:
     memory_placement: Placement | None = None
     """Placement to apply in cross-attention to the queries and to the keys of the memory."""
     condition: jax.Array | None = None
-    """Condition of norms and residual branches, [b, c], such as the time and class of a diffusion model."""
+    """Condition of norms and residual branches, [batch, c], such as the time and class of a diffusion model."""
     at: jax.Array | None = None
-    """Positions whose output is needed, integers [b, m]. The last block skips all other positions. For the 15% masked
-    tokens of BERT, this saves most of its computation."""
+    """Positions whose output is needed, integers [batch, predictions]. The last block skips all other positions. For
+    the 15% masked tokens of BERT, this saves most of its computation.
+    """
     train: bool = flax.struct.field(pytree_node=False, default=False)
     """Whether to apply dropout. Requires the rng stream `dropout`."""
     return_attention: bool = flax.struct.field(pytree_node=False, default=False)
@@ -72,9 +73,9 @@ class BlockOutput:
     """Output of a block."""
 
     hidden: jax.Array
-    """Output vectors, [b, t, d], or [b, m, d] at selected positions."""
+    """Output vectors, [batch, length, embed], or [batch, predictions, embed] at selected positions."""
     attention: jax.Array | None
-    """Weights of self-attention, float32 [b, h, t, s]. None unless requested."""
+    """Weights of self-attention, float32 [batch, heads, queries, keys]. None unless requested."""
     cache: LayerCache | None
     """Cache that includes the new tokens. None if there was no cache."""
     memory: KeyValue | None
@@ -102,7 +103,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, inputs: BlockInputs | None = None, state: BlockState | None = None) -> BlockOutput:
-        """Computes the output of the block for x [b, t, d]."""
+        """Computes the output of the block for x [batch, length, embed]."""
         inputs, state = inputs or BlockInputs(), state or BlockState()
         y, weights, cache = self._attend(self._before(x, "attention", inputs, state), inputs, state)
         x = self._add(take(x, inputs.at), y, "attention", inputs, state)
@@ -180,5 +181,7 @@ def normalise(norm: nn.Module, x: jax.Array, condition: jax.Array | None) -> jax
 
 
 def take(x: jax.Array, at: jax.Array | None) -> jax.Array:
-    """Selects the vectors of `x` [b, t, d] at the positions `at` [b, m]. Returns [b, m, d], or `x` if `at` is None."""
+    """Selects the vectors of `x` [batch, length, embed] at the positions `at` [batch, predictions]. Returns
+    [batch, predictions, embed], or `x` if `at` is None.
+    """
     return x if at is None else jnp.take_along_axis(x, at[..., None], axis=1)

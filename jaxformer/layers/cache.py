@@ -17,9 +17,9 @@ class KeyValue:
     """Keys and values of one layer, arranged for products with queries."""
 
     key: jax.Array
-    """Keys, [b, g, s, k]."""
+    """Keys, [batch, kv_heads, keys, head_dim]."""
     value: jax.Array
-    """Values, [b, g, s, k]."""
+    """Values, [batch, kv_heads, keys, head_dim]."""
 
 
 @flax.struct.dataclass
@@ -29,14 +29,15 @@ class LayerCache:
     keys: KeyValue
     """Keys and values of the tokens in the slots."""
     index: jax.Array | None = None
-    """Index in its row of the token in each slot, integers [b, s], or `FREE`. Used by layers with a window, which reuse
-    their slots in turn. If None, slot i contains token i."""
+    """Index in its row of the token in each slot, integers [batch, keys], or `FREE`. Used by layers with a window,
+    which reuse their slots in turn. If None, slot i contains token i.
+    """
 
     def write(self, new: KeyValue, used: jax.Array | int) -> tuple["LayerCache", KeyValue]:
         """Adds keys and values to the cache.
 
         Args:
-          new: keys and values of t tokens, [b, g, t, k].
+          new: keys and values of t tokens, [batch, kv_heads, length, head_dim].
           used: index of the first new token, scalar.
 
         Returns:
@@ -59,7 +60,7 @@ class LayerCache:
 
 
 def _visible_index(index: jax.Array, used: jax.Array, count: int) -> jax.Array:
-    """Returns the indices of the keys that `LayerCache.write` returns for `count` new tokens, integers [b, s].
+    """Returns the indices of the keys that `LayerCache.write` returns for `count` new tokens, integers [batch, keys].
 
     Only for layers with a window.
     """
@@ -80,13 +81,13 @@ class Cache:
     layers: tuple[LayerCache, ...]
     """Cache of the self-attention of each layer."""
     segments: jax.Array
-    """Segments of the slots, integers [b, s]: 1 if a slot contains a token, 0 if it is padding or empty."""
+    """Segments of the slots, integers [batch, keys]: 1 if a slot contains a token, 0 if it is padding or empty."""
     used: jax.Array
     """Number of slots used so far in every row, scalar."""
     memory: tuple[KeyValue, ...] | None = None
     """Keys and values of cross-attention, one per layer."""
     memory_segments: jax.Array | None = None
-    """Segments of the memory, integers [b, s]. 0 is padding."""
+    """Segments of the memory, integers [batch, keys]. 0 is padding."""
     windows: tuple[int | None, ...] = flax.struct.field(pytree_node=False, default=())
     """Window of the self-attention of each layer, or None."""
 
@@ -114,8 +115,8 @@ class Cache:
 
         Args:
           layer: cache of the layer.
-          segments: segments of the new tokens, integers [b, t].
-          order: order of the new tokens, integers [b, t] or [1, t], starting at `used`.
+          segments: segments of the new tokens, integers [batch, length].
+          order: order of the new tokens, integers [batch, length] or [1, length], starting at `used`.
           window: window of the layer, or None.
         """
         count, new = order.shape[1], (self.used + jnp.arange(order.shape[1]))[None]

@@ -31,12 +31,13 @@ class Routes:
     """Routing of tokens: the experts of each token and their weights."""
 
     chosen: jax.Array
-    """Indices of the chosen experts, integers [b, t, k]. Equal to the number of experts at padding."""
+    """Indices of the chosen experts, integers [batch, length, k]. Equal to the number of experts at padding."""
     weights: jax.Array
-    """Weights of the chosen experts, float32 [b, t, k]."""
+    """Weights of the chosen experts, float32 [batch, length, k]."""
     counted: jax.Array
-    """1 for each token to count, float32 [b, t]. 0 for padding and repeated tokens, which never take a slot that a
-    counted token needs."""
+    """1 for each token to count, float32 [batch, length]. 0 for padding and repeated tokens, which never take a slot
+    that a counted token needs.
+    """
 
 
 @flax.struct.dataclass
@@ -44,11 +45,11 @@ class Kernels:
     """Kernels of the linear layers of all experts, in the compute type."""
 
     gate: jax.Array | None
-    """Kernels of the gates, [e, d, f]. None if experts have no gate."""
+    """Kernels of the gates, [experts, embed, mlp]. None if experts have no gate."""
     up: jax.Array
-    """Kernels of the first linear layers, [e, d, f]."""
+    """Kernels of the first linear layers, [experts, embed, mlp]."""
     down: jax.Array
-    """Kernels of the last linear layers, [e, f, d]."""
+    """Kernels of the last linear layers, [experts, mlp, embed]."""
     activation: Activation = flax.struct.field(pytree_node=False)
     """Activation function. See `Mlp`."""
 
@@ -65,7 +66,9 @@ class Kernels:
 
 
 def dense(x: jax.Array, routes: Routes, kernels: Kernels) -> jax.Array:
-    """Returns the weighted sum of the chosen experts' outputs for x [b, t, d]. Computes all experts for all tokens."""
+    """Returns the weighted sum of the chosen experts' outputs for x [batch, length, embed]. Computes all experts for
+    all tokens.
+    """
     chosen = routes.chosen[..., None] == jnp.arange(kernels.experts)
     weights = jnp.sum(chosen * routes.weights[..., None], axis=2)
     every = jnp.broadcast_to(x, (kernels.experts, *x.shape))
@@ -79,13 +82,13 @@ def limited(x: jax.Array, routes: Routes, kernels: Kernels, capacity: float) -> 
     First choices take slots before second choices, and earlier tokens before later tokens (Lepikhin et al. 2021).
 
     Args:
-      x: tokens, [b, t, d].
+      x: tokens, [batch, length, embed].
       routes: experts of the tokens.
       kernels: kernels of the experts.
       capacity: number of slots per expert, as a multiple of an even share of the choices in a row.
 
     Returns:
-      Output, [b, t, d], and the number of dropped choices of counted tokens.
+      Output, [batch, length, embed], and the number of dropped choices of counted tokens.
     """
     (rows, length, choices), experts = routes.chosen.shape, kernels.experts
     slots = max(1, min(length, math.ceil(capacity * length * choices / experts)))
@@ -137,7 +140,7 @@ def _places(chosen: jax.Array, counted: jax.Array, experts: int, slots: int) -> 
 
 
 def dropless(x: jax.Array, routes: Routes, kernels: Kernels) -> jax.Array:
-    """Returns the weighted sum of the chosen experts' outputs for x [b, t, d]. Drops no choice."""
+    """Returns the weighted sum of the chosen experts' outputs for x [batch, length, embed]. Drops no choice."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         flat, chosen, weights = (array.reshape(-1, array.shape[-1]) for array in (x, routes.chosen, routes.weights))
@@ -149,7 +152,7 @@ def _chosen_output(x: jax.Array, chosen: jax.Array, weights: jax.Array, kernels:
     """Returns the weighted sum of the outputs of the experts in `kernels` that each token chose.
 
     Args:
-      x: tokens, [n, d].
+      x: tokens, [n, embed].
       chosen: indices of the chosen experts, integers [n, k]. Experts that are not in `kernels` contribute 0.
       weights: weights of the choices, [n, k].
       kernels: kernels of the experts on this device.
@@ -169,7 +172,7 @@ class _Layout(NamedTuple):
     """Mesh axes across which tokens and each dimension of the kernels are sharded. None for an unsharded dimension."""
 
     tokens: PartitionSpec
-    """Partition spec of tokens [b, t, d]."""
+    """Partition spec of tokens [batch, length, embed]."""
     experts: Any
     """Mesh axes across which the experts are sharded."""
     width: Any

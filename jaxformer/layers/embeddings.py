@@ -17,7 +17,9 @@ AddedPositions = Literal["learned", "sinusoidal", "none"]
 
 
 class Embeddings(nn.Module):
-    """Sum of token, position and token-type embeddings, optionally normalized: [b, t] → [b, t, d]."""
+    """Sum of token, position and token-type embeddings, optionally normalized: [batch, length] →
+    [batch, length, embed].
+    """
 
     width: int
     """Size of the embeddings."""
@@ -51,14 +53,14 @@ class Embeddings(nn.Module):
         train: bool = False,
         blank: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
-        """Returns the embeddings in the compute dtype, and the token table, float32 [v, d].
+        """Returns the embeddings in the compute dtype, and the token table, float32 [vocab, embed].
 
         Args:
-          tokens: token ids, integers [b, t].
-          position_ids: positions, integers [b, t]. Defaults to 0, 1, 2, ...
-          token_types: token types, integers [b, t]. Defaults to 0.
+          tokens: token ids, integers [batch, length].
+          position_ids: positions, integers [batch, length]. Defaults to 0, 1, 2, ...
+          token_types: token types, integers [batch, length]. Defaults to 0.
           train: whether to apply dropout. Requires the rng stream `dropout`.
-          blank: tokens to embed as zero vectors, boolean [b, t]. Defaults to no tokens.
+          blank: tokens to embed as zero vectors, boolean [batch, length]. Defaults to no tokens.
         """
         tokens_vd = self._table("token", "vd", vocabulary(self.vocab), self.token_init_std)
         # The lookup needs whole rows. Gathering them from a table that is split along the width would make the compiler

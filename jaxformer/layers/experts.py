@@ -22,8 +22,8 @@ LOAD, DROPPED = f"{REPORTED}largest_expert_load", f"{REPORTED}dropped_tokens"
 
 
 class ExpertMlp(nn.Module):
-    """Mixture of experts, [b, t, d] → [b, t, d]: the sum of the outputs of the `top_k` most probable experts, weighted
-    by probability.
+    """Mixture of experts, [batch, length, embed] → [batch, length, embed]: the sum of the outputs of the `top_k` most
+    probable experts, weighted by probability.
 
     A router, a linear layer in float32, gives each token a probability of each expert (Shazeer et al. 2017; Fedus et
     al. 2022, Switch Transformer; Jiang et al. 2024, Mixtral). Each expert is a `GatedMlp` or an `Mlp` without biases.
@@ -93,10 +93,11 @@ class ExpertMlp(nn.Module):
     def __call__(
         self, x: jax.Array, dtype: DType = "auto", train: bool = False, tokens: Tokens | None = None
     ) -> tuple[jax.Array, dict[str, Mean]]:
-        """Computes the experts. Returns the output [b, t, d], and metrics averaged over the counted tokens.
+        """Computes the experts. Returns the output [batch, length, embed], and metrics averaged over the counted
+        tokens.
 
         Args:
-          x: input vectors, [b, t, d].
+          x: input vectors, [batch, length, embed].
           dtype: type to compute experts in.
           train: whether to apply `capacity`.
           tokens: positions that hold tokens. If None, all positions.
@@ -122,7 +123,7 @@ class ExpertMlp(nn.Module):
         return y, means | {DROPPED: Mean(dropped / self.top_k, means[LOAD].weight)}
 
     def _logits(self, x: jax.Array) -> jax.Array:
-        """Returns the router logits, float32 [b, t, experts]."""
+        """Returns the router logits, float32 [batch, length, experts]."""
         # The router is replicated: it is small, and every token needs all of its logits.
         router = Linear("btd,d_->bt_", (x.shape[-1], self.experts), bias=False, dtype="float32", name="router")
         with jax.default_matmul_precision("highest"):

@@ -75,7 +75,7 @@ def arrange(group: jax.Array, groups: int, block: int) -> Groups:
 
 @jax.custom_vjp
 def move(x: jax.Array, source: jax.Array, target: jax.Array) -> jax.Array:
-    """Permutes rows: row i of the result is row `source[i]` of x [n, d], or 0 if `source[i]` is n.
+    """Permutes rows: row i of the result is row `source[i]` of x [n, embed], or 0 if `source[i]` is n.
 
     `target` is the inverse: the position in the result of each row of x. With it the gradient is a gather too. JAX
     would compute a scatter, which is slow.

@@ -85,7 +85,7 @@ def splash(query_bthk, key_bgsk, value_bgsk, mask: Mask | None, scale: float, in
       interpret: whether to emulate the kernel without a TPU, which is slow.
 
     Returns:
-      Attention output, [b, t, h, k].
+      Attention output, [batch, length, heads, head_dim].
     """
     # Imported here because Pallas is slow to import.
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
@@ -144,7 +144,7 @@ def cudnn(query_bthk, key_bgsk, value_bgsk, mask: Mask | None, scale: float, oth
       otherwise: function that computes the same attention in another way.
 
     Returns:
-      Attention output, [b, t, h, k].
+      Attention output, [batch, length, heads, head_dim].
     """
     segments = _segments(mask)
 

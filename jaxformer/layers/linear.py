@@ -70,12 +70,12 @@ class LMHead:
     """Output layer that maps hidden vectors to vocabulary logits: `x · tableᵀ + bias`."""
 
     table: jax.Array
-    """Output embeddings, float32 [v, d]. Equal to the token embeddings if the two are tied."""
+    """Output embeddings, float32 [vocab, embed]. Equal to the token embeddings if the two are tied."""
     bias: jax.Array | None = None
-    """Bias, float32 [v]."""
+    """Bias, float32 [vocab]."""
 
     def logits(self, x: jax.Array) -> jax.Array:
-        """Computes logits, float32 [..., v], from vectors [..., d]."""
+        """Computes logits, float32 [..., vocab], from vectors [..., embed]."""
         table = self.table.astype(x.dtype)
         logits = jnp.einsum("...d,vd->...v", x, table, preferred_element_type=jnp.float32)
         return logits if self.bias is None else logits + self.bias

@@ -23,18 +23,21 @@ class Mask:
     """
 
     query_segments: jax.Array | None = None
-    """Segment of each query, integers [b, t]. Documents packed in a row have different segments, and padding has 0. If
-    None, there is one segment."""
+    """Segment of each query, integers [batch, length]. Documents packed in a row have different segments, and padding
+    has 0. If None, there is one segment.
+    """
     key_segments: jax.Array | None = None
-    """Segment of each key, integers [b, s]."""
+    """Segment of each key, integers [batch, keys]."""
     query_order: jax.Array | None = None
-    """Order of each query, integers [b, t] or [1, t]. If None, a query attends to every key of its segment."""
+    """Order of each query, integers [batch, length] or [1, length]. If None, a query attends to every key of its
+    segment.
+    """
     key_order: jax.Array | None = None
-    """Order of each key, integers [b, s] or [1, s]."""
+    """Order of each key, integers [batch, keys] or [1, s]."""
     query_index: jax.Array | None = None
-    """Index of each query in its row, integers [b, t] or [1, t]. Only needed with a window."""
+    """Index of each query in its row, integers [batch, length] or [1, length]. Only needed with a window."""
     key_index: jax.Array | None = None
-    """Index of each key in its row, integers [b, s] or [1, s]. Only needed with a window."""
+    """Index of each key in its row, integers [batch, keys] or [1, s]. Only needed with a window."""
     window: int | None = flax.struct.field(pytree_node=False, default=None)
     """Window size: a query attends to keys at a distance of less than this. If None, no limit."""
     in_order: bool = flax.struct.field(pytree_node=False, default=False)
@@ -60,8 +63,8 @@ class Mask:
         The mask is causal, except that all tokens of a segment attend to its whole prefix.
 
         Args:
-          in_prefix: whether each token is in the prefix of its segment, boolean [b, t].
-          segments: segments, integers [b, t].
+          in_prefix: whether each token is in the prefix of its segment, boolean [batch, length].
+          segments: segments, integers [batch, length].
         """
         order = jnp.where(in_prefix, 0, jnp.arange(in_prefix.shape[1]) + 1)
         return cls(segments, segments, order, order)
@@ -72,7 +75,7 @@ class Mask:
         return dataclasses.replace(self, query_index=index, key_index=index, window=window, aligned=True)
 
     def at(self, positions: jax.Array) -> Self:
-        """Returns the mask for only the queries at `positions`, integers [b, m]."""
+        """Returns the mask for only the queries at `positions`, integers [batch, predictions]."""
 
         def take(array):
             if array is None:
@@ -95,7 +98,9 @@ class Mask:
         return dataclasses.replace(self, **arrays, in_order=False, aligned=False)
 
     def dense(self) -> jax.Array | None:
-        """Returns a boolean mask [b or 1, 1, t, s], True if a query attends to a key. None if all attend to all."""
+        """Returns a boolean mask [batch or 1, 1, queries, keys], True if a query attends to a key. None if all attend
+        to all.
+        """
         parts = []
         if self.query_segments is not None:
             parts.append(_pairwise(operator.eq, self.query_segments, self.key_segments))
@@ -107,9 +112,10 @@ class Mask:
 
 
 def _pairwise(function: Callable[[Any, Any], jax.Array], of_queries: Any, of_keys: Any) -> jax.Array:
-    """Applies a function to all pairs of the queries' integers [b or 1, t] and the keys' integers [b or 1, s].
+    """Applies a function to all pairs of the queries' integers [batch or 1, length] and the keys' integers
+    [batch or 1, s].
 
-    Returns [b or 1, 1, t, s].
+    Returns [batch or 1, 1, queries, keys].
     """
     return function(of_queries[:, None, :, None], of_keys[:, None, None, :])
 
@@ -122,20 +128,20 @@ class Tokens:
     """
 
     segments: jax.Array | None = None
-    """Segment of each position of the row, integers [b, s]. 0 for padding. If None, all positions are tokens."""
+    """Segment of each position of the row, integers [batch, keys]. 0 for padding. If None, all positions are tokens."""
     at: jax.Array | None = None
-    """Positions of the row that the layer computes, integers [b, t]. If None, all of them."""
+    """Positions of the row that the layer computes, integers [batch, length]. If None, all of them."""
 
     @property
     def real(self) -> jax.Array | None:
-        """Whether each position holds a token, boolean [b, t]. None if all do."""
+        """Whether each position holds a token, boolean [batch, length]. None if all do."""
         if self.segments is None:
             return None
         real = self.segments != 0
         return real if self.at is None else jnp.take_along_axis(real, self.at, axis=1)
 
     def counted(self, shape: tuple[int, ...]) -> jax.Array:
-        """Returns float32 [b, t]: 1 for each token of a row, 0 for padding and repeated positions.
+        """Returns float32 [batch, length]: 1 for each token of a row, 0 for padding and repeated positions.
 
         Missing predictions of a masked language model are padded with the first position of the row.
         """

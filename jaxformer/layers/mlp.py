@@ -33,7 +33,9 @@ def activation(name: Activation) -> Callable[[jax.Array], jax.Array]:
 
 
 class Mlp(nn.Module):
-    """Feed-forward network `down(activation(up(x)))` (Vaswani et al. 2017, §3.3): [b, t, d] → [b, t, d]."""
+    """Feed-forward network `down(activation(up(x)))` (Vaswani et al. 2017, §3.3): [batch, length, embed] →
+    [batch, length, embed].
+    """
 
     width: int | None = None
     """Inner width. Defaults to four times the model width."""
@@ -69,7 +71,9 @@ class Mlp(nn.Module):
 
 
 class GatedMlp(nn.Module):
-    """Gated feed-forward network `down(activation(gate(x)) · up(x))` (Shazeer 2020): [b, t, d] → [b, t, d]."""
+    """Gated feed-forward network `down(activation(gate(x)) · up(x))` (Shazeer 2020): [batch, length, embed] →
+    [batch, length, embed].
+    """
 
     width: int | None = None
     """Inner width. Defaults to 8/3 of the model width, rounded up to a multiple of 32, which gives about the same
@@ -107,7 +111,8 @@ class GatedMlp(nn.Module):
 
 
 class HeadLayer(nn.Module):
-    """Layer between an encoder and an output layer, `norm(activation(dense(x)))`: [b, m, d] → [b, m, d].
+    """Layer between an encoder and an output layer, `norm(activation(dense(x)))`: [batch, predictions, embed] →
+    [batch, predictions, embed].
 
     BERT has it before the output layer of the masked language model (Devlin et al. 2019). ModernBERT also has it before
     the classification layer (Warner et al. 2024).

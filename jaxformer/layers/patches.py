@@ -23,13 +23,13 @@ class Embedded:
     """Embedded image, the input of a stack: leading tokens and patches."""
 
     leading: jax.Array
-    """Class token, if there is one, followed by the registers, [b, r, d]."""
+    """Class token, if there is one, followed by the registers, [batch, r, embed]."""
     patches: jax.Array
-    """Patches, [b, p, d], row by row of the image."""
+    """Patches, [batch, patches, embed], row by row of the image."""
 
 
 def patchify(images: jax.Array, size: int) -> jax.Array:
-    """Divides images [b, height, width, n] into patches [b, p, size, size, n], row by row."""
+    """Divides images [batch, height, width, channels] into patches [batch, patches, size, size, channels], row by row."""
     batch, height, width, channels = images.shape
     if height % size or width % size:
         raise ValueError(f"images of {height} × {width} cannot be divided into patches of {size} × {size}")
@@ -38,7 +38,7 @@ def patchify(images: jax.Array, size: int) -> jax.Array:
 
 
 def unpatchify(patches: jax.Array, columns: int) -> jax.Array:
-    """Assembles patches [b, p, size, size, n] into images [b, height, width, n].
+    """Assembles patches [batch, patches, size, size, channels] into images [batch, height, width, channels].
 
     `columns` is the number of patches per row.
     """
@@ -121,7 +121,7 @@ def interpolate(table: jax.Array, rows: int, columns: int) -> jax.Array:
 
 
 class ImageEmbeddings(nn.Module):
-    """Embeds images as patches with positions, and adds leading tokens: [b, height, width, n] → `Embedded`."""
+    """Embeds images as patches with positions, and adds leading tokens: [batch, height, width, channels] → `Embedded`."""
 
     width: int
     """Size of the vectors."""
@@ -160,7 +160,7 @@ class ImageEmbeddings(nn.Module):
         return Embedded(leading, x)
 
     def _positions(self, rows: int, columns: int) -> tuple[jax.Array | float, jax.Array]:
-        """Returns the positions of the class token and of the patches, [p, d]."""
+        """Returns the positions of the class token and of the patches, [patches, embed]."""
         if self.position_embedding == "sinusoidal":
             return 0.0, sinusoidal_2d(rows, columns, self.width)
         side, leading = self.image // self.patch, int(self.class_token)

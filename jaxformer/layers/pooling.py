@@ -17,12 +17,13 @@ def pool(hidden: jax.Array, pooling: Pooling, belongs: jax.Array) -> jax.Array:
     """Pools the tokens of each example.
 
     Args:
-      hidden: token vectors, [b, t, d].
+      hidden: token vectors, [batch, length, embed].
       pooling: any method except `pooler` and `none`, which the model implements.
-      belongs: whether a token is part of the c-th example of its row, boolean [b, c, t].
+      belongs: whether a token is part of the c-th example of its row, boolean [batch, c, length].
 
     Returns:
-      Pooled vectors, [b, c, d], computed in float32 and returned in the type of `hidden`. The vector of an example
+      Pooled vectors, [batch, c, embed], computed in float32 and returned in the type of `hidden`. The vector of an
+        example
       without tokens is finite but arbitrary.
     """
     if pooling == "first":
@@ -43,8 +44,8 @@ def pool(hidden: jax.Array, pooling: Pooling, belongs: jax.Array) -> jax.Array:
 
 
 def segments_of(segments: jax.Array, count: int) -> jax.Array:
-    """Returns whether tokens belong to each of the `count` examples of a row, boolean [b, c, t].
+    """Returns whether tokens belong to each of the `count` examples of a row, boolean [batch, c, length].
 
-    `segments` [b, t] are numbered from 1.
+    `segments` [batch, length] are numbered from 1.
     """
     return segments[:, None] == jnp.arange(1, count + 1)[:, None]

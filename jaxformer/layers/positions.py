@@ -49,18 +49,19 @@ class Placement:
     key: tuple[jax.Array, jax.Array] | None = None
     """Cosines and sines for rotating keys, in the same format."""
     bias: jax.Array | None = None
-    """Bias to add to the scores, float32 [h, t, s] or [b, h, t, s]."""
+    """Bias to add to the scores, float32 [heads, queries, keys] or [batch, heads, queries, keys]."""
     query_added: jax.Array | None = None
-    """Array to add to `x` before it is projected to queries, [b or 1, t, d] (Carion et al. 2020)."""
+    """Array to add to `x` before it is projected to queries, [batch or 1, length, embed] (Carion et al. 2020)."""
     key_added: jax.Array | None = None
-    """Array to add to `x` or to the memory before it is projected to keys, but not to values, [b or 1, s, d]."""
+    """Array to add to `x` or to the memory before it is projected to keys, but not to values, [batch or 1, s, embed].
+    """
 
     def merged(self, other: "Placement") -> "Placement":
         """Combines two placements. Fields that both set are taken from `other`."""
         return Placement(**{name: _first(getattr(other, name), getattr(self, name)) for name in _FIELDS})
 
     def at(self, position_ids: jax.Array) -> "Placement":
-        """Returns the placement for only the queries at `position_ids`, integers [b, m]."""
+        """Returns the placement for only the queries at `position_ids`, integers [batch, predictions]."""
         query, bias, added = self.query, self.bias, self.query_added
         if added is not None:
             rows = jnp.broadcast_to(added, (position_ids.shape[0], *added.shape[1:]))
@@ -73,7 +74,9 @@ class Placement:
 
 
 def _at(array: jax.Array, position_ids: jax.Array) -> jax.Array:
-    """Selects the cosines or sines [b or 1, t, 1, k/2] at `position_ids`, integers [b, m]. Returns [b, m, 1, k/2]."""
+    """Selects the cosines or sines [b or 1, t, 1, k/2] at `position_ids`, integers [batch, predictions]. Returns
+    [b, m, 1, k/2].
+    """
     rows = jnp.broadcast_to(array, (position_ids.shape[0], *array.shape[1:]))
     return jnp.take_along_axis(rows, position_ids[..., None, None], axis=1)
 
@@ -133,7 +136,7 @@ class Rotary(nn.Module):
     def __call__(
         self, position_ids: jax.Array, query_index: jax.Array, key_index: jax.Array, heads: int, head_dim: int
     ):
-        """Computes the rotation for `position_ids`, integers [b, t].
+        """Computes the rotation for `position_ids`, integers [batch, length].
 
         The other arguments except `head_dim` are not used.
         """
@@ -174,7 +177,7 @@ class RelativePositions(nn.Module):
     def __call__(
         self, position_ids: jax.Array, query_index: jax.Array, key_index: jax.Array, heads: int, head_dim: int
     ):
-        """Computes the bias for the row indices of queries, integers [t], and keys, integers [s].
+        """Computes the bias for the row indices of queries, integers [length], and keys, integers [s].
 
         Other arguments are not used.
         """

@@ -24,10 +24,10 @@ class ResidualBranch(nn.Module):
 
     @nn.compact
     def __call__(self, y: jax.Array, depth: jax.Array | float = 1.0, train: bool = False) -> jax.Array:
-        """Maps the output of a layer to the vectors to add to the residual stream, both [b, t, d].
+        """Maps the output of a layer to the vectors to add to the residual stream, both [batch, length, embed].
 
         Args:
-          y: output of a layer, [b, t, d].
+          y: output of a layer, [batch, length, embed].
           depth: relative depth of the block, from 0 for the first block to 1 for the last.
           train: whether to drop paths. Requires the rng stream `dropout`.
         """

@@ -21,14 +21,14 @@ class BlockFunction(Protocol):
     def __call__(
         self, x: jax.Array, number: jax.Array, params: Any, kind: int, at: jax.Array | None = None, /
     ) -> tuple[jax.Array, Any]:
-        """Returns the output of a block, [b, t, d] or [b, m, d], and the values to keep.
+        """Returns the output of a block, [batch, length, embed] or [batch, predictions, embed], and the values to keep.
 
         Args:
-          x: input of the block, [b, t, d].
+          x: input of the block, [batch, length, embed].
           number: index of the block, scalar.
           params: parameters of the block.
           kind: kind of the block.
-          at: positions to compute, integers [b, m]. If None, all positions.
+          at: positions to compute, integers [batch, predictions]. If None, all positions.
         """
         ...
 

@@ -46,13 +46,16 @@ class TransformerOutput:
     """Output of a stack."""
 
     hidden: jax.Array
-    """Output of the last block, [b, t, d] or [b, m, d]. Normalized unless norms are applied after layers."""
+    """Output of the last block, [batch, length, embed] or [batch, predictions, embed]. Normalized unless norms are
+    applied after layers.
+    """
     attention: jax.Array | None = None
-    """Weights of self-attention, float32 [l, b, h, t, s]. None unless requested."""
+    """Weights of self-attention, float32 [layers, batch, heads, queries, keys]. None unless requested."""
     cache: Cache | None = None
     """Cache that includes the new tokens. None if there was no cache."""
     layers: jax.Array | None = None
-    """Output of each block, before the final norm of the stack, [l, b, t, d]. None unless requested."""
+    """Output of each block, before the final norm of the stack, [layers, batch, length, embed]. None unless requested.
+    """
     means: dict[str, Mean] = flax.struct.field(default_factory=dict)
     """Averaged metrics by name, combined over all blocks, such as a load-balancing loss. Objectives add auxiliary
     losses to the training loss."""
@@ -136,7 +139,7 @@ class Transformer(nn.Module):
         """Runs all blocks.
 
         Args:
-          x: embeddings [b, t, d].
+          x: embeddings [batch, length, embed].
           inputs: mask and other inputs.
           cache: cache of earlier tokens. `x` contains the tokens that follow them.
         """

@@ -8,7 +8,7 @@ from jaxformer.metrics.means import Mean
 
 
 def unit(vectors: jax.Array) -> jax.Array:
-    """Normalizes vectors [..., d] to length 1. Zero vectors stay zero and have a finite gradient."""
+    """Normalizes vectors [..., embed] to length 1. Zero vectors stay zero and have a finite gradient."""
     return vectors * jax.lax.rsqrt(jnp.maximum(jnp.sum(vectors**2, -1, keepdims=True), 1e-24))
 
 

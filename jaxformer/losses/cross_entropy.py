@@ -36,13 +36,14 @@ def decoded_cross_entropy(
     """Computes the LM head and the cross-entropy of its logits, in chunks of positions.
 
     The gradient is computed together with the loss, while the logits of a chunk are in memory. Since the loss is a sum,
-    the backward pass only has to scale it. No array of size [b, m, v] exists, and no logits are computed twice.
+    the backward pass only has to scale it. No array of size [batch, predictions, vocab] exists, and no logits are
+    computed twice.
 
     Args:
-      x: vectors [b, m, d].
+      x: vectors [batch, predictions, embed].
       lm_head: maps vectors to logits.
-      targets: integers [b, m].
-      weights: float32 [b, m]; 0 where there is nothing to predict.
+      targets: integers [batch, predictions].
+      weights: float32 [batch, predictions]; 0 where there is nothing to predict.
       label_smoothing: probability mass that is distributed uniformly over the vocabulary (Szegedy et al. 2016).
       z_loss: weight of the squared logarithm of the partition function, which keeps logits small (Chowdhery et al.
         2022).

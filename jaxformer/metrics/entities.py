@@ -30,10 +30,10 @@ def counts(
 
     Args:
       labels: names of the tags.
-      found: predicted tags, integers [b, t].
-      right: target tags, integers [b, t].
-      weights: 1 at the first token of each word and 0 elsewhere, [b, t]. Tokens of weight 0 are ignored.
-      segments: number of each token's sentence in its row, [b, t].
+      found: predicted tags, integers [batch, length].
+      right: target tags, integers [batch, length].
+      weights: 1 at the first token of each word and 0 elsewhere, [batch, length]. Tokens of weight 0 are ignored.
+      segments: number of each token's sentence in its row, [batch, length].
     """
     words = weights > 0
     # Words move together, so that each one's neighbours are the words beside it; no sentence follows them.
@@ -96,7 +96,9 @@ def _f1(right: float, found: float, there: float) -> float:
 
 
 class _Spans(NamedTuple):
-    """Entity spans: whether an entity begins at a token, bool [b, t]; its type and last word, integers [b, t]."""
+    """Entity spans: whether an entity begins at a token, bool [batch, length]; its type and last word, integers
+    [batch, length].
+    """
 
     begins: jax.Array
     kind: jax.Array

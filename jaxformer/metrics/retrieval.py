@@ -15,11 +15,11 @@ class Pairs(NamedTuple):
     """Vectors of matching images and texts, one pair per row."""
 
     images: np.ndarray
-    """Image embeddings, float32 [n, d], each row normalized to unit length."""
+    """Image embeddings, float32 [n, embed], each row normalized to unit length."""
     texts: np.ndarray
-    """Text embeddings, float32 [n, d], each row normalized to unit length."""
+    """Text embeddings, float32 [n, embed], each row normalized to unit length."""
     keys: np.ndarray
-    """Integers [n, t] that identify the texts: rows with equal texts have equal integers."""
+    """Integers [n, length] that identify the texts: rows with equal texts have equal integers."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,9 @@ BASE = Transformer(768, 6, 12, mlp=Mlp(), norm=LayerNorm(1e-5), norm_position="a
 
 
 class Entry(nn.Module):
-    """Adds learned positions to the embeddings of a stack, then applies a norm and dropout: [b, t, d] → [b, t, d]."""
+    """Adds learned positions to the embeddings of a stack, then applies a norm and dropout: [batch, length, embed] →
+    [batch, length, embed].
+    """
 
     max_length: int
     """Maximum input length in tokens."""

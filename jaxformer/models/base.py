@@ -61,11 +61,11 @@ class ModelOutput:
     """
 
     hidden: jax.Array | None = None
-    """Output of the last stack, [b, t, d]."""
+    """Output of the last stack, [batch, length, embed]."""
     pooled: jax.Array | None = None
-    """One vector per example, [b, c, d], or per image, [b, d]."""
+    """One vector per example, [batch, c, embed], or per image, [batch, embed]."""
     attention: jax.Array | None = None
-    """Weights of self-attention, float32 [l, b, h, t, s]."""
+    """Weights of self-attention, float32 [layers, batch, heads, queries, keys]."""
     means: dict[str, Mean] = flax.struct.field(default_factory=dict)
     """Auxiliary means of the stacks, such as the load of experts. Training adds them to the loss."""
 
@@ -74,7 +74,7 @@ class ModelOutput:
 
     @property
     def features(self) -> jax.Array | None:
-        """Vectors for downstream use, one per token: [b, t, d]."""
+        """Vectors for downstream use, one per token: [batch, length, embed]."""
         return self.hidden
 
 
@@ -83,7 +83,7 @@ def decoded(lm_head: LMHead | None, vectors: jax.Array | None, axes: str) -> jax
 
     Args:
       lm_head: output layer.
-      vectors: hidden vectors, [..., d].
+      vectors: hidden vectors, [..., embed].
       axes: letters of the axes of the logits, for sharding.
     """
     if lm_head is None or vectors is None:
@@ -102,7 +102,9 @@ class LMOutput(ModelOutput):
 
     @property
     def logits(self) -> jax.Array | None:
-        """Next-token logits, float32 [b, t, v]. Computed on access, so that a loss can avoid computing them."""
+        """Next-token logits, float32 [batch, length, vocab]. Computed on access, so that a loss can avoid computing
+        them.
+        """
         return decoded(self.lm_head, self.hidden, "btv")
 
 
@@ -111,9 +113,9 @@ class Memory:
     """Output of an encoder for a prompt."""
 
     hidden: jax.Array
-    """Encoder output, [b, s, d]."""
+    """Encoder output, [batch, input_length, embed]."""
     segments: jax.Array
-    """Segments, integers [b, s]: 1 for tokens, 0 for padding."""
+    """Segments, integers [batch, input_length]: 1 for tokens, 0 for padding."""
 
 
 class Model(nn.Module):
@@ -228,11 +230,11 @@ class Model(nn.Module):
         By default, calls the model with `cache`. Encoder–decoders override this method.
 
         Args:
-          tokens: token ids, integers [b, k]. k is above 1 for the tokens of a prompt or of a speculative step.
-          position_ids: positions, integers [b, k].
+          tokens: token ids, integers [batch, k]. k is above 1 for the tokens of a prompt or of a speculative step.
+          position_ids: positions, integers [batch, k].
           cache: cache of the preceding tokens, made by `new_cache`. Its segments mark the slots that contain tokens.
-          memory: output of `encode_prompt`, [b, s, d]. Only needed in the first call.
-          prefix: tokens that attend to each other in both directions, boolean [b, k]. If None, attention is causal.
+          memory: output of `encode_prompt`, [batch, input_length, embed]. Only needed in the first call.
+          prefix: tokens that attend to each other in both directions, boolean [batch, k]. If None, attention is causal.
         """
         if memory is not None:
             raise ValueError(f"{type(self).__name__} has no cross-attention: it cannot read a memory")

@@ -34,22 +34,25 @@ class BertOutput(ModelOutput):
     """Output of BERT.
 
     `hidden` is None if only some positions were requested. `pooled` is computed from the first token of each sentence
-    pair by a linear layer and tanh, [b, c, d]. There are c pairs per row (1 without packing).
+    pair by a linear layer and tanh, [batch, c, embed]. There are c pairs per row (1 without packing).
     """
 
     prediction: jax.Array | None = None
-    """Hidden vectors of the masked-LM head, [b, m, d]. m = t without `masked_positions`."""
+    """Hidden vectors of the masked-LM head, [batch, predictions, embed]. m = t without `masked_positions`."""
     lm_head: LMHead | None = None
     """Output layer that maps `prediction` to logits, with the token embeddings and a bias."""
     next_sentence_logits: jax.Array | None = None
-    """Next-sentence logits, float32 [b, c, 2]. Class 0: the second sentence follows the first. Class 1: it is
-    random."""
+    """Next-sentence logits, float32 [batch, c, 2]. Class 0: the second sentence follows the first. Class 1: it is
+    random.
+    """
 
     exported: ClassVar[tuple[str, ...]] = (*ModelOutput.exported, "next_sentence_logits")
 
     @property
     def logits(self) -> jax.Array | None:
-        """Masked-LM logits, float32 [b, m, v]. Computed on access, so that a loss can avoid computing all of them."""
+        """Masked-LM logits, float32 [batch, predictions, vocab]. Computed on access, so that a loss can avoid computing
+        all of them.
+        """
         return decoded(self.lm_head, self.prediction, "bmv")
 
 
@@ -67,7 +70,9 @@ class PredictionHead(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Maps [b, m, d] to the vectors to decode, [b, m, d], and returns the bias of the logits, [v]."""
+        """Maps [batch, predictions, embed] to the vectors to decode, [batch, predictions, embed], and returns the bias
+        of the logits, [vocab].
+        """
         dense = Linear("bmi,id->bmd", (x.shape[-1], x.shape[-1]), self.dense_bias, self.dtype, name="dense")
         x = self.norm(activation(self.activation)(dense(x)))
         return x, self.param("bias", metadata.with_axes(nn.initializers.zeros, "v"), (self.vocab,))
@@ -166,12 +171,14 @@ class Bert(Model):
         """Encodes tokens and applies the heads.
 
         Args:
-          tokens: token ids, integers [b, t].
-          segments: integers [b, t]. Tokens attend within their segment, and 0 is padding. Defaults to one segment.
-          position_ids: positions, integers [b, t]. Defaults to 0, 1, 2, ...
-          token_types: token types, integers [b, t]: 0 in sentence A, 1 in B. Defaults to 0.
-          masked_positions: positions of the tokens to predict, integers [b, m]. Defaults to all positions.
-          cls_positions: position of the first token of each sentence pair, integers [b, c]. Defaults to 0.
+          tokens: token ids, integers [batch, length].
+          segments: integers [batch, length]. Tokens attend within their segment, and 0 is padding. Defaults to one
+            segment.
+          position_ids: positions, integers [batch, length]. Defaults to 0, 1, 2, ...
+          token_types: token types, integers [batch, length]: 0 in sentence A, 1 in B. Defaults to 0.
+          masked_positions: positions of the tokens to predict, integers [batch, predictions]. Defaults to all
+            positions.
+          cls_positions: position of the first token of each sentence pair, integers [batch, c]. Defaults to 0.
           train: whether to apply dropout. Requires the rng stream `dropout`.
           return_attention: whether to return the attention weights.
         """
@@ -203,7 +210,7 @@ class Bert(Model):
         )
 
     def _embed(self, tokens, position_ids, token_types, train: bool) -> tuple[jax.Array, jax.Array]:
-        """Returns the embeddings of the tokens, [b, t, d], and the token embedding table."""
+        """Returns the embeddings of the tokens, [batch, length, embed], and the token embedding table."""
         config = self.transformer
         embeddings = Embeddings(
             config.width,
@@ -220,7 +227,9 @@ class Bert(Model):
         return embeddings(tokens, position_ids, token_types, train)
 
     def _predict(self, masked: jax.Array, table: jax.Array) -> tuple[jax.Array | None, LMHead | None]:
-        """Returns transformed vectors, [b, m, d], and the output layer for their logits; None without this head."""
+        """Returns transformed vectors, [batch, predictions, embed], and the output layer for their logits; None without
+        this head.
+        """
         if "masked_lm" not in self.prediction_heads:
             return None, None
         config, vocab = self.transformer, vocabulary(self.vocab)
@@ -231,7 +240,8 @@ class Bert(Model):
         return prediction, LMHead(table, bias)
 
     def _pool(self, firsts: jax.Array) -> tuple[jax.Array | None, jax.Array | None]:
-        """Returns the pooled vector, [b, c, d], and next-sentence logits, float32 [b, c, 2], of each sentence pair.
+        """Returns the pooled vector, [batch, c, embed], and next-sentence logits, float32 [batch, c, 2], of each
+        sentence pair.
 
         Each is None if the model does not have this head.
         """

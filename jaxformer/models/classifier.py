@@ -29,10 +29,11 @@ class ClassifierOutput(ModelOutput):
     """Output of a classifier."""
 
     logits: jax.Array | None = None
-    """Logits, float32 [b, c, n], for the c examples of each row and n labels. With pooling `none`, [b, t, n] for each
-    token."""
+    """Logits, float32 [batch, c, n], for the c examples of each row and n labels. With pooling `none`,
+    [batch, length, n] for each token.
+    """
     vectors: jax.Array | None = None
-    """Input of the head, [b, c, d] or [b, t, d]."""
+    """Input of the head, [batch, c, embed] or [batch, length, embed]."""
 
     @property
     def features(self) -> jax.Array | None:
@@ -148,13 +149,13 @@ class Classifier(Model):
         """Classifies each example of each row, or each token.
 
         Args:
-          tokens: token ids, integers [b, t].
-          segments: integers [b, t]. The c-th example of a row has segment c + 1, and 0 is padding. Defaults to one
-            example.
-          position_ids: positions, integers [b, t]. Defaults to 0, 1, 2, ...
-          token_types: token types for a backbone with several types, integers [b, t]: 0 in sentence A, 1 in B. Defaults
-            to 0.
-          cls_positions: position of the first token of each example, integers [b, c]. Defaults to 0.
+          tokens: token ids, integers [batch, length].
+          segments: integers [batch, length]. The c-th example of a row has segment c + 1, and 0 is padding. Defaults to
+            one example.
+          position_ids: positions, integers [batch, length]. Defaults to 0, 1, 2, ...
+          token_types: token types for a backbone with several types, integers [batch, length]: 0 in sentence A, 1 in B.
+            Defaults to 0.
+          cls_positions: position of the first token of each example, integers [batch, c]. Defaults to 0.
           train: whether to apply dropout. Requires the rng stream `dropout`.
         """
         segments = jnp.ones_like(tokens) if segments is None else segments

@@ -105,8 +105,8 @@ class ImageTower(Model):
         """Encodes images.
 
         Args:
-          images: uint8 [b, height, width, n], or floats that are already normalized. Height and width must be multiples
-            of the patch size.
+          images: uint8 [batch, height, width, channels], or floats that are already normalized. Height and width must
+            be multiples of the patch size.
           train: whether to apply dropout. Requires the rng stream `dropout`.
         """
         config, first = self.transformer, self.pooling == "first"
@@ -186,8 +186,8 @@ class TextTower(Model):
         """Encodes texts.
 
         Args:
-          tokens: token ids, integers [c, t].
-          segments: integers [c, t]: 1 at text tokens, 0 at padding, which follows the text. Defaults to 1.
+          tokens: token ids, integers [c, length].
+          segments: integers [c, length]: 1 at text tokens, 0 at padding, which follows the text. Defaults to 1.
           train: whether to apply dropout. Requires the rng stream `dropout`.
         """
         if tokens.shape[1] > self.max_length:
@@ -222,9 +222,9 @@ class ClipOutput(ModelOutput):
     """Output of the two encoders."""
 
     image_vectors: jax.Array | None = None
-    """Image vectors of length 1, float32 [b, d]. None without images."""
+    """Image vectors of length 1, float32 [batch, embed]. None without images."""
     text_vectors: jax.Array | None = None
-    """Text vectors of length 1, float32 [c, d]. None without texts."""
+    """Text vectors of length 1, float32 [c, embed]. None without texts."""
     scale: jax.Array | None = None
     """Factor of the dot products of image and text vectors, a scalar."""
     bias: jax.Array | None = None
@@ -234,7 +234,7 @@ class ClipOutput(ModelOutput):
 
     @property
     def logits(self) -> jax.Array | None:
-        """Similarity scores of images and texts, float32 [b, c]. None unless both are given."""
+        """Similarity scores of images and texts, float32 [batch, c]. None unless both are given."""
         if self.image_vectors is None or self.text_vectors is None or self.scale is None:
             return None
         scores = self.scale * (self.image_vectors @ self.text_vectors.T)
@@ -332,9 +332,9 @@ class Clip(Model):
         """Encodes images, texts or both.
 
         Args:
-          images: uint8 [b, height, width, n], or floats that are already normalized. None for no images.
-          tokens: token ids, integers [c, t]. None for no texts.
-          segments: integers [c, t]: 1 at tokens, 0 at padding. Defaults to 1.
+          images: uint8 [batch, height, width, channels], or floats that are already normalized. None for no images.
+          tokens: token ids, integers [c, length]. None for no texts.
+          segments: integers [c, length]: 1 at tokens, 0 at padding. Defaults to 1.
           train: whether to apply dropout. Requires the rng stream `dropout`.
         """
         log_scale = self.param("log_scale", metadata.with_axes(_constant(math.log(self.init_scale)), ""), ())

@@ -29,11 +29,11 @@ class EncoderDecoderOutput(LMOutput):
     """Output of an encoder–decoder. `hidden`, `lm_head` and `cache` are those of the decoder."""
 
     encoded: jax.Array | None = None
-    """Encoder output, [b, s, d]."""
+    """Encoder output, [batch, input_length, embed]."""
 
     @property
     def features(self) -> jax.Array | None:
-        """One vector per input token, [b, s, d]."""
+        """One vector per input token, [batch, input_length, embed]."""
         return self.encoded
 
 
@@ -135,13 +135,13 @@ class EncoderDecoder(Model):
         """Predicts each next token of the output.
 
         Args:
-          inputs: input token ids, integers [b, s].
-          tokens: output token ids, integers [b, t], after a decoder start token.
-          input_segments: integers [b, s]. Tokens attend within their segment, and 0 is padding. Defaults to one
-            segment.
-          segments: segments of `tokens`, integers [b, t]. They also attend to the inputs of their segment.
-          input_position_ids: positions of the inputs, integers [b, s]. Defaults to 0, 1, 2, ...
-          position_ids: positions of the outputs, integers [b, t]. Defaults to 0, 1, 2, ...
+          inputs: input token ids, integers [batch, input_length].
+          tokens: output token ids, integers [batch, length], after a decoder start token.
+          input_segments: integers [batch, input_length]. Tokens attend within their segment, and 0 is padding. Defaults
+            to one segment.
+          segments: segments of `tokens`, integers [batch, length]. They also attend to the inputs of their segment.
+          input_position_ids: positions of the inputs, integers [batch, input_length]. Defaults to 0, 1, 2, ...
+          position_ids: positions of the outputs, integers [batch, length]. Defaults to 0, 1, 2, ...
           train: whether to apply dropout. Requires the rng stream `dropout`.
         """
         encoded, means = self._encode(inputs, input_segments, input_position_ids, train)
@@ -164,7 +164,9 @@ class EncoderDecoder(Model):
         position_ids: jax.Array | None = None,
         train: bool = False,
     ) -> jax.Array:
-        """Returns the encoder output, [b, s, d]. Same arguments as a call, without the prefix `input_`."""
+        """Returns the encoder output, [batch, input_length, embed]. Same arguments as a call, without the prefix
+        `input_`.
+        """
         return self._encode(inputs, segments, position_ids, train)[0]
 
     def _encode(self, inputs, segments, position_ids, train: bool) -> tuple[jax.Array, dict[str, Mean]]:

@@ -77,10 +77,11 @@ class Gpt(Model):
         """Predicts each next token.
 
         Args:
-          tokens: token ids, integers [b, t].
-          segments: integers [b, t]. Tokens attend within their segment, and 0 is padding. Defaults to one segment.
-          position_ids: positions, integers [b, t]. Defaults to 0, 1, 2, ...
-          prefix: tokens that attend to each other in both directions, boolean [b, t]. Defaults to no tokens.
+          tokens: token ids, integers [batch, length].
+          segments: integers [batch, length]. Tokens attend within their segment, and 0 is padding. Defaults to one
+            segment.
+          position_ids: positions, integers [batch, length]. Defaults to 0, 1, 2, ...
+          prefix: tokens that attend to each other in both directions, boolean [batch, length]. Defaults to no tokens.
           cache: cache of earlier tokens. With a cache, `position_ids` is required, and the segments are those of the
             cache.
           train: whether to apply dropout. Requires the rng stream `dropout`.

@@ -35,7 +35,7 @@ class MaskedAutoencoderOutput(ModelOutput):
     """
 
     masked: jax.Array | None = None
-    """Whether each patch is masked (1) or visible (0), float32 [b, p]."""
+    """Whether each patch is masked (1) or visible (0), float32 [batch, patches]."""
     pixels: jax.Array | None = None
     """Decoder predictions of each patch, float32 [b, p, patch · patch · n]. None without a decoder."""
     targets: jax.Array | None = None
@@ -130,9 +130,9 @@ class MaskedAutoencoder(Model):
         """Predicts the masked patches.
 
         Args:
-          images: uint8 [b, image, image, n], or floats that are already normalized.
-          noise: float32 [b, p]. The patches with the lowest values are visible. By default, the first patches are
-            visible.
+          images: uint8 [batch, image, image, n], or floats that are already normalized.
+          noise: float32 [batch, patches]. The patches with the lowest values are visible. By default, the first patches
+            are visible.
           train: whether to apply dropout. Requires the rng stream `dropout`.
         """
         config = self.transformer

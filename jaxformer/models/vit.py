@@ -31,16 +31,16 @@ IMAGES = InputSpec("byxn", "pixels, from 0 to 255", "uint8")
 class VitOutput(ModelOutput):
     """Output of a ViT.
 
-    `hidden` contains the class token, the registers, and the patches row by row. `pooled` is [b, d], or [b, 2 d] with
-    the pooling `first_and_mean`.
+    `hidden` contains the class token, the registers, and the patches row by row. `pooled` is [batch, embed], or
+    [b, 2 d] with the pooling `first_and_mean`.
     """
 
     logits: jax.Array | None = None
-    """Logits, float32 [b, c]. None for a model without labels."""
+    """Logits, float32 [batch, c]. None for a model without labels."""
 
     @property
     def features(self) -> jax.Array | None:
-        """One vector per image, [b, d]."""
+        """One vector per image, [batch, embed]."""
         return self.pooled
 
 
@@ -129,8 +129,8 @@ class Vit(Model):
         """Encodes images, and classifies them if the model has labels.
 
         Args:
-          images: uint8 [b, height, width, n], or floats that are already normalized. Height and width must be multiples
-            of the patch size.
+          images: uint8 [batch, height, width, channels], or floats that are already normalized. Height and width must
+            be multiples of the patch size.
           train: whether to apply dropout. Requires the rng stream `dropout`.
           return_attention: whether to return the attention weights.
           pooled_only: whether the last block may skip everything that `pooled` does not need.

@@ -58,7 +58,7 @@ class Objective(abc.ABC, Generic[ModelT]):
         Args:
           model: the model.
           params: model parameters.
-          batch: arrays [b, ...] by name.
+          batch: arrays [batch, ...] by name.
           key: PRNG key for dropout; if None, the model is evaluated.
 
         Returns:
@@ -135,7 +135,7 @@ class BatchObjective(Objective[ModelT]):
 
     @abc.abstractmethod
     def vectors(self, model: ModelT, params: Any, batch: Mapping[str, jax.Array], key: Any) -> dict[str, Any]:
-        """Computes the inputs of the loss, by name: arrays [b, ...], one entry per batch row, and auxiliary losses."""
+        """Computes the inputs of the loss, by name: arrays [batch, ...], one entry per batch row, and auxiliary losses."""
 
     @abc.abstractmethod
     def compare(

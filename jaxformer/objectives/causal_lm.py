@@ -71,7 +71,8 @@ class CausalLM(Objective[Gpt]):
         Args:
           model: a GPT.
           params: model parameters.
-          batch: tokens, targets, weights, segments, position_ids [b, t], and optionally prefix [b, t].
+          batch: tokens, targets, weights, segments, position_ids [batch, length], and optionally prefix
+            [batch, length].
           key: PRNG key for dropout; if None, the model is evaluated.
         """
         return token_means(self, model, params, batch, key)

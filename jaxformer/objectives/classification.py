@@ -56,8 +56,8 @@ class Classification(Objective[Classifier]):
         Args:
           model: a classifier with n labels.
           params: model parameters.
-          batch: the arrays of `inputs`; targets, integers [b, c], or multi-hot float32 [b, c · n] with `many`;
-            weights [b, c].
+          batch: the arrays of `inputs`; targets, integers [batch, c], or multi-hot float32 [b, c · n] with `many`;
+            weights [batch, c].
           key: PRNG key for dropout; if None, the model is evaluated and the counts of each label are added.
         """
         output = self.apply_model(model, params, batch, key)

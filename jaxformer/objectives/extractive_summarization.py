@@ -69,7 +69,8 @@ class ExtractiveSummarization(Objective[Classifier]):
         Args:
           model: a token classifier with one label.
           params: model parameters.
-          batch: tokens, segments, position_ids, token_types [b, t]; sentence_positions, targets, weights [b, n].
+          batch: tokens, segments, position_ids, token_types [batch, length]; sentence_positions, targets, weights
+            [batch, n].
           key: PRNG key for dropout; if None, the model is evaluated.
         """
         output = self.apply_model(model, params, batch, key)
@@ -108,12 +109,13 @@ class ExtractiveSummarization(Objective[Classifier]):
 
 
 def sentence_tokens(positions: jax.Array, weights: jax.Array, segments: jax.Array) -> jax.Array:
-    """Returns whether tokens belong to each sentence, from its first token to that of the next, boolean [b, n, t].
+    """Returns whether tokens belong to each sentence, from its first token to that of the next, boolean
+    [batch, n, length].
 
     Args:
-      positions: the first token of each sentence in ascending order, integers [b, n].
-      weights: [b, n]: 0 after the last sentence of a row.
-      segments: integers [b, t]: 0 is padding.
+      positions: the first token of each sentence in ascending order, integers [batch, n].
+      weights: [batch, n]: 0 after the last sentence of a row.
+      segments: integers [batch, length]: 0 is padding.
     """
     starts = (jnp.arange(segments.shape[1]) == positions[..., None]) & (weights[..., None] > 0)  # [b, n, t]
     numbers = jnp.where(segments > 0, jnp.cumsum(starts.any(1), -1), 0)

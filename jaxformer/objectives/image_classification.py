@@ -57,7 +57,8 @@ class ImageClassification(Objective[Vit]):
         Args:
           model: a ViT of c labels.
           params: model parameters.
-          batch: images [b, height, width, n]; labels, integers [b, 2], and their weights in each image, [b, 2].
+          batch: images [batch, height, width, channels]; labels, integers [batch, 2], and their weights in each image,
+            [batch, 2].
           key: PRNG key for dropout; if None, the model is evaluated without label smoothing, and the counts of each
             label are added.
         """

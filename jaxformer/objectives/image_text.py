@@ -49,12 +49,12 @@ class ImageTextContrastive(BatchObjective[Clip]):
             raise InputError("objective.loss=sigmoid: needs a bias of the scores; expected model.init_bias=-10")
 
     def vectors(self, model: Clip, params, batch: Mapping[str, jax.Array], key=None) -> dict[str, Any]:
-        """Computes `image_vectors` and `text_vectors`, float32 [b, d] of length 1.
+        """Computes `image_vectors` and `text_vectors`, float32 [batch, embed] of length 1.
 
         Args:
           model: a model of images and texts.
           params: model parameters.
-          batch: images [b, h, w, n]; tokens, segments [b, t]; weights [b, 1].
+          batch: images [batch, height, width, channels]; tokens, segments [batch, length]; weights [batch, 1].
           key: PRNG key for dropout; if None, the model is evaluated.
         """
         output = self.apply_model(model, params, batch, key)

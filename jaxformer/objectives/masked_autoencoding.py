@@ -51,7 +51,8 @@ class MaskedAutoencoding(Objective[MaskedAutoencoder]):
         Args:
           model: a masked autoencoder.
           params: model parameters.
-          batch: images [b, height, width, n], noise [b, p], and weights [b, 1], 1 for each image.
+          batch: images [batch, height, width, channels], noise [batch, patches], and weights [batch, 1], 1 for each
+            image.
           key: PRNG key for dropout; if None, the model is evaluated.
         """
         output = self.apply_model(model, params, batch, key)

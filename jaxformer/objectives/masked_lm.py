@@ -58,8 +58,8 @@ class MaskedLM(Objective[Bert]):
         Args:
           model: a BERT.
           params: model parameters.
-          batch: tokens, segments, position_ids, token_types [b, t]; masked_positions, targets, weights [b, m];
-            cls_positions, next_sentence, next_sentence_weights [b, c].
+          batch: tokens, segments, position_ids, token_types [batch, length]; masked_positions, targets, weights
+            [batch, predictions]; cls_positions, next_sentence, next_sentence_weights [batch, c].
           key: PRNG key for dropout; if None, the model is evaluated and the count of each target token is added.
         """
         output = self.apply_model(model, params, batch, key)

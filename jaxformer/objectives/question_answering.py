@@ -59,7 +59,8 @@ class QuestionAnswering(Objective[Classifier]):
         Args:
           model: a classifier that reads tokens, with the labels start and end.
           params: model parameters.
-          batch: tokens, segments, position_ids, token_types, spannable [b, t]; starts, ends, weights [b, c].
+          batch: tokens, segments, position_ids, token_types, spannable [batch, length]; starts, ends, weights
+            [batch, c].
           key: PRNG key for dropout; if None, the model is evaluated.
         """
         output = self.apply_model(model, params, batch, key)

@@ -46,7 +46,7 @@ class Regression(Objective[Classifier]):
         Args:
           model: a classifier with one label.
           params: model parameters.
-          batch: the arrays of `inputs`; targets and weights float32 [b, c].
+          batch: the arrays of `inputs`; targets and weights float32 [batch, c].
           key: PRNG key for dropout; if None, the model is evaluated and the covariance of predictions and targets is
             added.
         """

@@ -71,12 +71,13 @@ class SentenceEmbedding(BatchObjective[Model]):
             raise InputError("objective=SentenceEmbedding: the task's rows are for an encoder-decoder; use TextPairs")
 
     def vectors(self, model: Model, params, batch: Mapping[str, jax.Array], key=None) -> dict[str, jax.Array]:
-        """Computes the vectors of both texts, `firsts` and `seconds`: float32 [b, c, d], of length 1.
+        """Computes the vectors of both texts, `firsts` and `seconds`: float32 [batch, c, embed], of length 1.
 
         Args:
           model: an encoder of text.
           params: model parameters.
-          batch: inputs, input_segments, input_position_ids, tokens, segments, position_ids [b, t]; weights [b, c].
+          batch: inputs, input_segments, input_position_ids, tokens, segments, position_ids [batch, length]; weights
+            [batch, c].
           key: PRNG key for dropout; if None, the model is evaluated.
         """
         keys = (None, None) if key is None else jax.random.split(key)

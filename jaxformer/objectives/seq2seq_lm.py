@@ -63,8 +63,8 @@ class Seq2SeqLM(Objective[EncoderDecoder]):
         Args:
           model: an encoder–decoder.
           params: model parameters.
-          batch: inputs, input_segments, input_position_ids [b, s]; tokens, targets, weights, segments,
-            position_ids [b, t].
+          batch: inputs, input_segments, input_position_ids [batch, input_length]; tokens, targets, weights, segments,
+            position_ids [batch, length].
           key: PRNG key for dropout; if None, the model is evaluated.
         """
         return token_means(self, model, params, batch, key)

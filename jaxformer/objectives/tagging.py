@@ -39,7 +39,7 @@ class Tagging(Objective[Classifier]):
         Args:
           model: a classifier that reads tokens.
           params: model parameters.
-          batch: tokens, segments, position_ids, targets, weights [b, t].
+          batch: tokens, segments, position_ids, targets, weights [batch, length].
           key: PRNG key for dropout; if None, the model is evaluated.
         """
         output = self.apply_model(model, params, batch, key)

@@ -133,7 +133,7 @@ class SpanPredictor(Predictor[Classifier]):
 
 
 def _best(logits: np.ndarray, longest: int) -> tuple[float, int, int]:
-    """Calls `best_span` with the start and end logits, [t, 2]."""
+    """Calls `best_span` with the start and end logits, [length, 2]."""
     return best_span(logits[:, 0], logits[:, 1], longest)
 
 

@@ -143,7 +143,7 @@ class Embeds(abc.ABC):
 
     @abc.abstractmethod
     def embed(self, requests: Sequence[Any]) -> np.ndarray:
-        """Computes the vectors of the requests, float32 [n, d]."""
+        """Computes the vectors of the requests, float32 [n, embed]."""
 
 
 def _plain(value: Any, pair: tuple[str, str] | None) -> Any:

@@ -128,7 +128,7 @@ def encode(text: str, tokenizer: Tokenizer, longest: int) -> np.ndarray:
 
 
 def _predict(model, params, tokenizer, rows, top):
-    """Computes the probabilities and ids of the most likely tokens at every position, [rows, t, top]."""
+    """Computes the probabilities and ids of the most likely tokens at every position, [rows, length, top]."""
     longest = max(map(len, rows))
     length = min(model.max_length, -(-longest // BUCKET) * BUCKET)  # Few lengths, so that few programs are compiled.
     tokens = np.full((len(rows), length), tokenizer.pad_id, np.int32)

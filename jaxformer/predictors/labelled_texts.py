@@ -87,7 +87,7 @@ def token_logits(
       model: Classifier of whole texts.
       params: Parameters of the model.
       tokenizer: Tokenizer of the texts.
-      pairs: First and second text of each example, int32 [t] each. The second is None if there is no pair.
+      pairs: First and second text of each example, int32 [length] each. The second is None if there is no pair.
       length: Maximum number of tokens per row.
     """
     rows = [layouts.lay_out(tokenizer, form_of(model), length, first, second) for first, second in pairs]
@@ -106,7 +106,7 @@ def _logits(model, params, batch):
 
 
 def batch_logits(model: Classifier, params, batch: Mapping[str, np.ndarray]) -> jax.Array:
-    """Computes the logits of a batch from the data pipeline, float32 [b, c, labels]."""
+    """Computes the logits of a batch from the data pipeline, float32 [batch, c, labels]."""
     return _logits(model, params, {name: batch[name] for name in INPUTS if name in batch})
 
 

@@ -18,7 +18,7 @@ def padded(
       more: Token types of each row, int [n]. If None, batches have no token types.
 
     Yields:
-      Indices in `rows` of up to 32 rows, and the arrays of the batch, int32 [r, t]: `tokens`, `segments`, and
+      Indices in `rows` of up to 32 rows, and the arrays of the batch, int32 [r, length]: `tokens`, `segments`, and
       `token_types` if `more` is given. r is a power of 2; rows without an index are padding. t is a multiple of 32, or
       `longest`.
     """
@@ -40,7 +40,7 @@ def padded(
 
 
 def stacked(rows: Sequence[np.ndarray], more: Sequence[np.ndarray] | None = None) -> dict[str, np.ndarray]:
-    """Stacks all rows into one batch, int32 [n, t], padded to the longest row.
+    """Stacks all rows into one batch, int32 [n, length], padded to the longest row.
 
     Arguments and arrays are those of `padded`.
     """

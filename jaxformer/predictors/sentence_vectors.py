@@ -60,7 +60,7 @@ class SentenceVectors(Predictor[Model], Embeds):
         return with_cosines(texts, self.embed(texts))
 
     def embed(self, texts: Sequence[str], prompt_name: str | None = None) -> np.ndarray:
-        """Computes the vectors of texts, float32 [n, d].
+        """Computes the vectors of texts, float32 [n, embed].
 
         Args:
           texts: Texts to embed. Long texts are truncated.
@@ -108,11 +108,11 @@ class TextRows(NamedTuple):
     """Rows of tokens, each with one or more texts."""
 
     tokens: jax.Array
-    """Token ids, integers [b, t]."""
+    """Token ids, integers [batch, length]."""
     segments: jax.Array
-    """Integers [b, t]: c + 1 for tokens of text c of the row (c from 0), 0 for padding."""
+    """Integers [batch, length]: c + 1 for tokens of text c of the row (c from 0), 0 for padding."""
     position_ids: jax.Array | None = None
-    """Integers [b, t]. If None, 0, 1, 2, ..."""
+    """Integers [batch, length]. If None, 0, 1, 2, ..."""
     count: int = 1
     """Maximum number of texts per row, c."""
 
@@ -120,7 +120,7 @@ class TextRows(NamedTuple):
 def pooled(
     model: Model, params, pooling: Pooling, rows: TextRows, key: jax.Array | None = None, skipped: jax.Array | int = 0
 ) -> jax.Array:
-    """Computes one vector for each text of a row, float32 [b, c, d].
+    """Computes one vector for each text of a row, float32 [batch, c, embed].
 
     Args:
       model: Text encoder.
@@ -139,13 +139,17 @@ def pooled(
 
 
 def embedded(pooling: Pooling, normalized: bool, output: ModelOutput, mask: jax.Array) -> jax.Array:
-    """Computes the vector of each row, float32 [b, d], from the encoder output. `mask` ([b, t]) is 1 for tokens."""
+    """Computes the vector of each row, float32 [batch, embed], from the encoder output. `mask` ([batch, length]) is 1
+    for tokens.
+    """
     vectors = _pool(output, pooling, mask[:, None] > 0)[:, 0]
     return unit(vectors) if normalized else vectors
 
 
 def _pool(output: ModelOutput, pooling: Pooling, belongs: jax.Array, skipped: jax.Array | int = 0) -> jax.Array:
-    """Pools the tokens of each text, float32 [b, c, d]. `belongs` (boolean [b, c, t]) marks the tokens of each text."""
+    """Pools the tokens of each text, float32 [batch, c, embed]. `belongs` (boolean [batch, c, length]) marks the tokens
+    of each text.
+    """
     vectors = output.pooled if pooling == "pooler" else output.hidden
     if vectors is None:
         raise ValueError(f"the output of the model has nothing for pooling={pooling}")

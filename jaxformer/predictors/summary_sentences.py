@@ -106,7 +106,7 @@ class SummaryPredictor(Predictor[Classifier]):
         """Returns the score of each sentence, [n].
 
         Args:
-          logits: Logits of the tokens up to the end of the last sentence, [t].
+          logits: Logits of the tokens up to the end of the last sentence, [length].
           positions: Index of the first token of each sentence, [n].
         """
         if self.sentence_pooling == "first":
@@ -157,5 +157,5 @@ def _documents(texts: Sequence[str]) -> list[list[str]]:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _logits(model: Classifier, params: Any, batch: Mapping[str, np.ndarray]) -> jax.Array:
-    """Computes the logit of each token, [b, t]."""
+    """Computes the logit of each token, [batch, length]."""
     return model.apply({"params": params}, **batch).logits[..., 0]

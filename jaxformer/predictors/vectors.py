@@ -18,7 +18,7 @@ class Embedded(Answer):
     text: str
     """Text or image path as given in the request."""
     vector: np.ndarray
-    """Vector, float32 [d]."""
+    """Vector, float32 [embed]."""
     cosines: tuple[tuple[str, float], ...] = ()
     """The other inputs in their order, each with the cosine similarity of its vector."""
 
@@ -29,7 +29,7 @@ class Embedded(Answer):
 
 
 def with_cosines(names: Sequence[str], vectors: np.ndarray) -> list[Embedded]:
-    """Combines each vector of [n, d] with its name and its cosine similarities to the others."""
+    """Combines each vector of [n, embed] with its name and its cosine similarities to the others."""
     lengths = np.linalg.norm(vectors, axis=-1)
     cosines = vectors @ vectors.T / np.maximum(np.outer(lengths, lengths), np.finfo(np.float32).tiny)
     return [

@@ -111,12 +111,12 @@ class Run:
         """Encodes a text, the path of an image, or a sequence of them as the arguments of the model, as in `predict`.
 
         `run.model.apply({"params": run.params}, **run.encode("some text"))` is the model's output. Texts become arrays
-        [b, t], padded at the end, where `segments` is 0. For BERT they include [CLS] and [SEP].
+        [batch, length], padded at the end, where `segments` is 0. For BERT they include [CLS] and [SEP].
         """
         return self.predictor.encode(self.prepare_requests(as_list(text)))
 
     def embed(self, text: Any) -> np.ndarray:
-        """Returns the vector of a text, or of the image at a path, float32 [d]. For a sequence of them, [n, d].
+        """Returns the vector of a text, or of the image at a path, float32 [embed]. For a sequence of them, [n, embed].
 
         It is the trained vector of a sentence embedding model, the input of the head for classifiers and image models,
         and the mean of the last hidden states for other text models.

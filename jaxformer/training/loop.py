@@ -52,7 +52,7 @@ def train_step(experiment: Experiment, state: TrainState, batch: dict[str, jax.A
     Args:
       experiment: the experiment; static under jit.
       state: the state before the step, which may be donated.
-      batch: arrays [b, ...], as documented by the objective.
+      batch: arrays [batch, ...], as documented by the objective.
 
     Returns:
       The state after the step, and the means of the batch, including the gradient norm.

@@ -50,7 +50,7 @@ class Prepared:
 class ImageField(Field[Picture]):
     """An image, resized to a square.
 
-    Rows: `images` uint8 [b, size, size, channels].
+    Rows: `images` uint8 [batch, size, size, channels].
     """
 
     size: int = 224

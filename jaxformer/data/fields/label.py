@@ -30,9 +30,9 @@ class LabelField(Field[np.ndarray]):
     """A label of an example: a class, several classes, or a number.
 
     Rows, depending on `kind`:
-      single_label: `labels` int32 [b, 1], the index of the label.
-      multi_label: `labels` float32 [b, labels], 1 for each label that applies (multi-hot).
-      regression: `labels` float32 [b, 1], the number.
+      single_label: `labels` int32 [batch, 1], the index of the label.
+      multi_label: `labels` float32 [batch, labels], 1 for each label that applies (multi-hot).
+      regression: `labels` float32 [batch, 1], the number.
     """
 
     column: str = "label"

@@ -23,7 +23,7 @@ from jaxformer.errors import FieldError, shown
 class TextField(Field[layouts.Document]):
     """A text with the special tokens of the tokenizer's template.
 
-    Rows: `tokens` int32 [b, length], and the `segments` and `position_ids` that lanes add.
+    Rows: `tokens` int32 [batch, length], and the `segments` and `position_ids` that lanes add.
     """
 
     column: str = "text"
@@ -80,7 +80,7 @@ class TextField(Field[layouts.Document]):
 class TokenField(Field[np.ndarray]):
     """Token ids that a column contains as integers, such as image codes. No tokenizer is needed.
 
-    Rows: `tokens` int32 [b, length], and the `segments` and `position_ids` that lanes add.
+    Rows: `tokens` int32 [batch, length], and the `segments` and `position_ids` that lanes add.
     """
 
     column: str = "tokens"

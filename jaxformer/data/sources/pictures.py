@@ -46,9 +46,9 @@ def read_picture(image: ImageLike, channels: int, name: str = "") -> Image.Image
     first frame of an animation.
 
     Args:
-      image: path, content of an image file, Pillow image, or an array [height, width] or [height, width, c] with c = 1
-        (grayscale), 2 (grayscale and alpha), 3 (RGB) or 4 (RGBA). Arrays are uint8, uint16 (0 to 65,535), floats (0 to
-        1), bool, or other integers (0 to 255). Pillow mode I contains 0 to 65,535, and mode F contains 0 to 1.
+      image: path, content of an image file, Pillow image, or an array [height, width] or [height, width, channels] with
+        c = 1 (grayscale), 2 (grayscale and alpha), 3 (RGB) or 4 (RGBA). Arrays are uint8, uint16 (0 to 65,535), floats
+        (0 to 1), bool, or other integers (0 to 255). Pillow mode I contains 0 to 65,535, and mode F contains 0 to 1.
       channels: 1 for grayscale, 3 for color.
       name: name of an image without a path, for messages.
 

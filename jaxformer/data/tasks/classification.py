@@ -44,11 +44,12 @@ class Classify(Task[Labelled]):
     """Predicts the label of a text or of a pair of texts (Devlin et al. 2019, §4.1).
 
     Rows, with c = `examples_per_row`:
-      `tokens`: int32 [b, length]. The lanes add `segments` and `position_ids` of the same shape.
-      `token_types`: int32 [b, length], 1 in the second text. Only for encoders.
-      `cls_positions`: int32 [b, c], index of the first token of each example.
-      `targets`: int32 [b, c] (single_label), float32 [b, c * labels] (multi_label) or float32 [b, c] (regression).
-      `weights`: float32 [b, c], 1 for each example.
+      `tokens`: int32 [batch, length]. The lanes add `segments` and `position_ids` of the same shape.
+      `token_types`: int32 [batch, length], 1 in the second text. Only for encoders.
+      `cls_positions`: int32 [batch, c], index of the first token of each example.
+      `targets`: int32 [batch, c] (single_label), float32 [b, c * labels] (multi_label) or float32 [batch, c]
+        (regression).
+      `weights`: float32 [batch, c], 1 for each example.
     """
 
     text: str = "text"

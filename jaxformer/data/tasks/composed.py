@@ -31,7 +31,7 @@ class FieldTask(Task[FieldValues]):
 
     The dataclass fields of a subclass that contain a `Field` are the fields of the task. They are transformed in order.
 
-    Rows: the arrays of the fields; `weights` float32 [b, 1], 1 for each example.
+    Rows: the arrays of the fields; `weights` float32 [batch, 1], 1 for each example.
     """
 
     @functools.cached_property

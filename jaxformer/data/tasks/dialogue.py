@@ -110,8 +110,8 @@ class Dialogue(Task[Turns]):
     Each example has a list of turns {"role": ..., "content": ...} with the role system, user or assistant. A dialogue
     that does not fit in a row is cut after an answer. A question with answers that is longer than a row is truncated.
 
-    Rows: `tokens`, `targets` int32 and `weights` float32 [b, length], and the `segments` and `position_ids` that lanes
-    add. Weights are 1 if the target belongs to an assistant turn, including its EOS token, and otherwise 0.
+    Rows: `tokens`, `targets` int32 and `weights` float32 [batch, length], and the `segments` and `position_ids` that
+    lanes add. Weights are 1 if the target belongs to an assistant turn, including its EOS token, and otherwise 0.
     """
 
     length: int = 512

@@ -15,8 +15,9 @@ from jaxformer.data.tasks.composed import FieldTask
 class ImageTextPairs(FieldTask):
     """Pairs of an image and a text that describes it.
 
-    Rows: `images` uint8 [b, size, size, channels]; `tokens` int32 [b, length]; `weights` float32 [b, 1], 1 for each
-    pair. The data pipeline adds `segments` (1 at text tokens, 0 at padding) and `position_ids` when it lays out rows.
+    Rows: `images` uint8 [batch, size, size, channels]; `tokens` int32 [batch, length]; `weights` float32 [batch, 1], 1
+    for each pair. The data pipeline adds `segments` (1 at text tokens, 0 at padding) and `position_ids` when it lays
+    out rows.
     """
 
     image: ImageField = ImageField()

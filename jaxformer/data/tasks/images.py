@@ -26,7 +26,7 @@ LOOKED_AT = 100
 class ImageTask(FieldTask):
     """Images without labels. Base class of image tasks.
 
-    Rows: `images` uint8 [b, size, size, channels]; `weights` float32 [b, 1], 1 for each image.
+    Rows: `images` uint8 [batch, size, size, channels]; `weights` float32 [batch, 1], 1 for each image.
     """
 
     image: ImageField = ImageField()
@@ -44,9 +44,9 @@ class ImageTask(FieldTask):
 class LabelledImages(ImageTask):
     """Image classification: an image and its label.
 
-    Rows: `images` uint8 [b, size, size, channels]; `labels` int32 and `weights` float32 [b, 2]. The two entries of an
-    image that is mixed from two images are both labels and their shares. Otherwise they are the label with weight 1,
-    and zeros.
+    Rows: `images` uint8 [batch, size, size, channels]; `labels` int32 and `weights` float32 [batch, 2]. The two entries
+    of an image that is mixed from two images are both labels and their shares. Otherwise they are the label with weight
+    1, and zeros.
     """
 
     label: str = "label"
@@ -118,8 +118,8 @@ class LabelledImages(ImageTask):
 class MaskedPatches(ImageTask):
     """Images with random noise per patch. A masked autoencoder hides the patches with the most noise (He et al. 2022).
 
-    Rows: `images` uint8 [b, size, size, channels]; `noise` float32 [b, p], one value per patch, where the model sees
-    the patches with the lowest values; `weights` float32 [b, 1], 1 for each image.
+    Rows: `images` uint8 [batch, size, size, channels]; `noise` float32 [batch, patches], one value per patch, where the
+    model sees the patches with the lowest values; `weights` float32 [batch, 1], 1 for each image.
     """
 
     patch: int = 16

@@ -34,15 +34,15 @@ class TextPair:
 
 
 def text_row(length: int) -> dict[str, Feature]:
-    """Returns the layout of rows with `tokens`, `targets` int32 and `weights` float32 [b, length]."""
+    """Returns the layout of rows with `tokens`, `targets` int32 and `weights` float32 [batch, length]."""
     return {"tokens": Feature(length), "targets": Feature(length), "weights": Feature(length, "float32")}
 
 
 def pair_row(input_length: int | None, length: int) -> dict[str, Feature]:
     """Returns the layout of rows of text pairs.
 
-    Extends `text_row` with `inputs` int32 [b, input_length] for an encoder-decoder. If `input_length` is None, extends
-    it with `prefix` int32 [b, length] instead, which is 1 at input tokens.
+    Extends `text_row` with `inputs` int32 [batch, input_length] for an encoder-decoder. If `input_length` is None,
+    extends it with `prefix` int32 [batch, length] instead, which is 1 at input tokens.
     """
     other = {"prefix": Feature(length)} if input_length is None else {"inputs": Feature(input_length)}
     return text_row(length) | other

@@ -50,10 +50,10 @@ class Sentences(Sequence):
 class MaskedSentencePairs(Task[Sentences]):
     """Masked language modeling and next-sentence prediction (Devlin et al. 2019, §3.1).
 
-    Rows: `tokens`, `segments`, `position_ids`, `token_types` int32 [b, length]; `masked_positions`, `targets` int32 and
-    `weights` float32 [b, predictions]. With next-sentence prediction also `cls_positions`, `next_sentence` (0: the
-    second sentence follows the first, 1: it is from another document) int32 and `next_sentence_weights` float32
-    [b, examples_per_row]. Unused entries of a row are 0, including weights and segments.
+    Rows: `tokens`, `segments`, `position_ids`, `token_types` int32 [batch, length]; `masked_positions`, `targets` int32
+    and `weights` float32 [batch, predictions]. With next-sentence prediction also `cls_positions`, `next_sentence` (0:
+    the second sentence follows the first, 1: it is from another document) int32 and `next_sentence_weights` float32
+    [batch, examples_per_row]. Unused entries of a row are 0, including weights and segments.
     """
 
     length: int = 128

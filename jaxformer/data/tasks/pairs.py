@@ -24,9 +24,10 @@ class TextPairs(Task[TextPair]):
 
     Both columns may be the same: dropout then makes two different vectors of one text (Gao et al. 2021).
 
-    Rows: `inputs` int32 [b, input_length] is the first text, with `input_segments` and `input_position_ids`. `tokens`
-    int32 [b, length] is the second text, with `segments` and `position_ids`. Both contain the special tokens of the
-    tokenizer's template, such as [CLS] and [SEP]. `weights` float32 [b, examples_per_row] is 1 for each pair.
+    Rows: `inputs` int32 [batch, input_length] is the first text, with `input_segments` and `input_position_ids`.
+    `tokens` int32 [batch, length] is the second text, with `segments` and `position_ids`. Both contain the special
+    tokens of the tokenizer's template, such as [CLS] and [SEP]. `weights` float32 [batch, examples_per_row] is 1 for
+    each pair.
     """
 
     length: int = 64

@@ -39,9 +39,9 @@ class Window:
     """A question and a part of its context, with special tokens."""
 
     tokens: np.ndarray
-    """Tokens, int32 [t]. For BERT: [CLS] question [SEP] part [SEP]."""
+    """Tokens, int32 [length]. For BERT: [CLS] question [SEP] part [SEP]."""
     token_types: np.ndarray
-    """Token types of the tokenizer's template, int32 [t]. For BERT, 1 in the context part and after it."""
+    """Token types of the tokenizer's template, int32 [length]. For BERT, 1 in the context part and after it."""
     before: int
     """Index in `tokens` of the first token of the context part."""
     stop: int
@@ -51,7 +51,7 @@ class Window:
 
     @property
     def spannable(self) -> np.ndarray:
-        """Mask of the tokens where answers may start and end, int32 [t]: 1 in the context and at the first token.
+        """Mask of the tokens where answers may start and end, int32 [length]: 1 in the context and at the first token.
 
         The first token, such as [CLS], means that there is no answer.
         """
@@ -67,10 +67,10 @@ class AnswerSpans(Task[Passage]):
     the index in the context of each answer's first character. The first answer is the target; empty lists mean that
     there is no answer. In a window that does not contain the complete answer, [CLS] is the target.
 
-    Rows: `tokens`, `token_types` and `spannable` int32 [b, length], and the `segments` and `position_ids` that lanes
-    add. `spannable` is 1 where answers may start and end: at [CLS] and in the context. `starts`, `ends` int32
-    [b, examples_per_row] are the first and last token of the answer, as indices into the row. `weights` float32
-    [b, examples_per_row] is 1 for each window.
+    Rows: `tokens`, `token_types` and `spannable` int32 [batch, length], and the `segments` and `position_ids` that
+    lanes add. `spannable` is 1 where answers may start and end: at [CLS] and in the context. `starts`, `ends` int32
+    [batch, examples_per_row] are the first and last token of the answer, as indices into the row. `weights` float32
+    [batch, examples_per_row] is 1 for each window.
     """
 
     length: int = 384

@@ -27,7 +27,7 @@ class PrefixLM(TextTask):
 
     For an encoder-decoder, rows are those of `TextToText`. For a decoder-only model (`input_length` is None), chunks
     are those of `NextToken`, and the tokens of the prefix attend to each other in both directions: `prefix` int32
-    [b, length] is 1 in the prefix. `weights` are 0 in the prefix except at its last token.
+    [batch, length] is 1 in the prefix. `weights` are 0 in the prefix except at its last token.
     """
 
     length: int = 512
@@ -77,12 +77,12 @@ class PrefixLM(TextTask):
 class TextToText(Task[TextPair]):
     """Generates one text from another: translation, summarization, answers (Sutskever et al. 2014, Raffel et al. 2020).
 
-    Rows: `inputs` int32 [b, input_length] with `input_segments` and `input_position_ids`; `tokens`, `targets` int32 and
-    `weights` float32 [b, length] with `segments` and `position_ids`. Inputs and targets end with the EOS token.
+    Rows: `inputs` int32 [batch, input_length] with `input_segments` and `input_position_ids`; `tokens`, `targets` int32
+    and `weights` float32 [batch, length] with `segments` and `position_ids`. Inputs and targets end with the EOS token.
     `tokens` are a padding token followed by the targets without their last token.
 
     For a decoder-only model (`input_length` is None), `tokens` are the inputs followed by the targets. `prefix` int32
-    [b, length] is 1 in the inputs. `weights` are 0 in the inputs except at their last token.
+    [batch, length] is 1 in the inputs. `weights` are 0 in the inputs except at their last token.
     """
 
     input_length: int | None = 512

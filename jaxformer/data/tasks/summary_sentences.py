@@ -23,7 +23,7 @@ class LabelledSentences:
     """The encoded sentences of a document, without special tokens."""
 
     tokens: tuple[np.ndarray, ...]
-    """Tokens of each sentence, int32 [t]."""
+    """Tokens of each sentence, int32 [length]."""
     labels: np.ndarray
     """Labels of the n sentences that fit in a row, int32 [n]: 1 for each sentence of the oracle summary."""
     size: int
@@ -34,9 +34,9 @@ class SentenceRow(NamedTuple):
     """The sentences of a document in one row."""
 
     tokens: np.ndarray
-    """Tokens, int32 [t]. For BERT: [CLS] sentence [SEP] [CLS] sentence [SEP] and so on."""
+    """Tokens, int32 [length]. For BERT: [CLS] sentence [SEP] [CLS] sentence [SEP] and so on."""
     token_types: np.ndarray
-    """Token types, int32 [t]: 0 in the first sentence, 1 in the second, 0 in the third and so on."""
+    """Token types, int32 [length]: 0 in the first sentence, 1 in the second, 0 in the third and so on."""
     positions: np.ndarray
     """Index of the first token of each sentence that fits, int32 [n]. For BERT, this token is [CLS]."""
     whole: bool
@@ -51,9 +51,9 @@ class SummarySentences(Task[LabelledSentences]):
     by ROUGE. A document that is too long is truncated at its end, and the oracle chooses among the sentences that fit.
     A document gives no example if it has fewer than two sentences, or no word in common with its summary.
 
-    Rows: `tokens` and `token_types` int32 [b, length], and the `segments` and `position_ids` that lanes add. Each
+    Rows: `tokens` and `token_types` int32 [batch, length], and the `segments` and `position_ids` that lanes add. Each
     sentence has the special tokens of the tokenizer's template, such as [CLS] and [SEP], and token types alternate
-    between sentences. `sentence_positions` int32 [b, sentences_per_row] are the indices of the first token of each
+    between sentences. `sentence_positions` int32 [batch, sentences_per_row] are the indices of the first token of each
     sentence. `targets` int32 of the same shape are 1 for the sentences of the oracle, and `weights` float32 are 1 for
     all sentences.
     """
@@ -141,7 +141,7 @@ def lay_out(sentences: Sequence[np.ndarray], tokenizer: Tokenizer, length: int) 
     """Concatenates the sentences of a document with their special tokens.
 
     Args:
-      sentences: tokens of each sentence without special tokens, int32 [t].
+      sentences: tokens of each sentence without special tokens, int32 [length].
       tokenizer: tokenizer with the template of special tokens.
       length: maximum number of tokens. The last sentence is truncated if it does not fit completely.
     """

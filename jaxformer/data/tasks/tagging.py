@@ -47,10 +47,10 @@ class TagTokens(Task[Words]):
     Each example of the source has a list of words and a list of their tags. Long sentences are cut into windows before
     a word, outside of entities if possible.
 
-    Rows: `tokens`, `targets` int32 and `weights` float32 [b, length], and the `segments` and `position_ids` that lanes
-    add. Each example has the special tokens of the tokenizer's template, such as [CLS] and [SEP]. Weights are 1 at the
-    first token of each word. If the tags mark entities, rows also have `partial` int32 [b, length], which is 1 in the
-    windows of sentences with several windows.
+    Rows: `tokens`, `targets` int32 and `weights` float32 [batch, length], and the `segments` and `position_ids` that
+    lanes add. Each example has the special tokens of the tokenizer's template, such as [CLS] and [SEP]. Weights are 1
+    at the first token of each word. If the tags mark entities, rows also have `partial` int32 [batch, length], which is
+    1 in the windows of sentences with several windows.
     """
 
     labels: tuple[str, ...] = ()

@@ -22,9 +22,9 @@ class LaidOut(NamedTuple):
     """One text or a pair of texts with special tokens."""
 
     tokens: np.ndarray
-    """Tokens, int32 [t]."""
+    """Tokens, int32 [length]."""
     token_types: np.ndarray
-    """Token types, int32 [t]."""
+    """Token types, int32 [length]."""
     starts: tuple[int, ...]
     """Index of the first token of each text."""
 

@@ -10,8 +10,9 @@ class Masked(NamedTuple):
     """Masked examples. The entries of example i are starts[i]:starts[i + 1] of the flat arrays."""
 
     tokens: np.ndarray
-    """Tokens with masks, int32 [e, t]. Of the chosen tokens, 80% become `[MASK]`, 10% a random piece, and 10% stay the
-    same."""
+    """Tokens with masks, int32 [e, length]. Of the chosen tokens, 80% become `[MASK]`, 10% a random piece, and 10% stay
+    the same.
+    """
     positions: np.ndarray
     """Index of each chosen token in its row of `tokens`, int32 [n], ascending within an example."""
     targets: np.ndarray
@@ -44,12 +45,12 @@ def mask(
     """Chooses tokens to predict and masks them.
 
     Args:
-      tokens: tokens, int32 [e, t].
-      maskable: whether each token may be chosen, bool [e, t].
+      tokens: tokens, int32 [e, length].
+      maskable: whether each token may be chosen, bool [e, length].
       options: how many tokens are chosen, and what replaces them.
       rng: random generator.
-      words: word numbers returned by the function `words`, int [e, t]. If given, either all pieces of a word are chosen
-        or none. Each piece of a word with more than `options.limit` pieces counts as a word.
+      words: word numbers returned by the function `words`, int [e, length]. If given, either all pieces of a word are
+        chosen or none. Each piece of a word with more than `options.limit` pieces counts as a word.
 
     Returns:
       The masked tokens, and the targets.
@@ -76,7 +77,7 @@ def mask(
 
 
 def words(tokens: np.ndarray, maskable: np.ndarray, word_start: np.ndarray) -> np.ndarray:
-    """Returns the word number of each token, int64 [e, t]. `word_start` is bool [vocab]."""
+    """Returns the word number of each token, int64 [e, length]. `word_start` is bool [vocab]."""
     begins = word_start[tokens]
     # A token after an unmaskable token begins a word, even if it is in the middle of a word that was cut.
     begins[:, 1:] |= ~maskable[:, :-1]
@@ -93,8 +94,8 @@ def _split_long_words(words: np.ndarray, maskable: np.ndarray, limit: int) -> np
 def _to_whole_words(words: np.ndarray, wanted: np.ndarray, available: np.ndarray) -> np.ndarray:
     """Returns the largest count up to `wanted` at which a word ends.
 
-    If there is none, returns the size of the first word. `words` is [e, t] in the order in which tokens are chosen,
-    where the pieces of a word are adjacent.
+    If there is none, returns the size of the first word. `words` is [e, length] in the order in which tokens are
+    chosen, where the pieces of a word are adjacent.
     """
     count = np.arange(1, words.shape[1] + 1)
     ends = np.ones(words.shape, bool)

@@ -94,7 +94,7 @@ class Rows:
     arrays: Arrays
     """Input arrays by name. `tokens` are the decoder input and `read` the encoder input of an encoder–decoder."""
     mask: np.ndarray | None
-    """Mask [b, t] of the tokens whose outputs are compared. If None, all outputs are compared."""
+    """Mask [batch, length] of the tokens whose outputs are compared. If None, all outputs are compared."""
 
 
 def compared(run: Run, found: Mapping[str, Program], params: Arrays, sessions: Sessions) -> str:

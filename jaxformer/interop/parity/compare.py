@@ -51,11 +51,11 @@ class Rows:
     name: str
     """Description of the inputs."""
     arrays: Mapping[str, np.ndarray]
-    """Arrays by the names of the model's inputs. Text inputs also have random `targets` [b, t]."""
+    """Arrays by the names of the model's inputs. Text inputs also have random `targets` [batch, length]."""
 
     @property
     def mask(self) -> np.ndarray | None:
-        """Mask of tokens, integers [b, t]: 0 for padding. None for images."""
+        """Mask of tokens, integers [batch, length]: 0 for padding. None for images."""
         return self.arrays.get("segments")
 
     @property
@@ -241,7 +241,7 @@ class TorchModel:
         return found, output.loss if labels else mean_square(found, None if mask is None else torch.from_numpy(mask))
 
     def generate(self, prompt: np.ndarray, new: int, start: int | None, pad: int) -> tuple[np.ndarray, np.ndarray]:
-        """Generates `new` tokens greedily after a prompt. Returns the tokens and the logits [n, v] of each choice."""
+        """Generates `new` tokens greedily after a prompt. Returns the tokens and the logits [n, vocab] of each choice."""
         settings = transformers.GenerationConfig(
             max_new_tokens=new,
             min_new_tokens=new,
@@ -328,7 +328,7 @@ def torch_arguments(model: Model, rows: Rows) -> dict[str, torch.Tensor]:
 
 
 def join_spans(outputs: Mapping[str, Any], stack: Callable[..., Any]) -> dict[str, Any]:
-    """Stacks the logits of start and end positions into one array, [b, t, 2]."""
+    """Stacks the logits of start and end positions into one array, [batch, length, 2]."""
     found = dict(outputs)
     if "start_logits" in found:
         found["logits"] = stack([found.pop("start_logits"), found.pop("end_logits")], -1)

@@ -46,7 +46,7 @@ POOLINGS = {
     "first": lambda hidden: hidden[0],
     "last": lambda hidden: hidden[-1],
 }
-"""Pooling functions that reduce token vectors [t, d] to one vector."""
+"""Pooling functions that reduce token vectors [length, embed] to one vector."""
 
 
 def compare_answers(

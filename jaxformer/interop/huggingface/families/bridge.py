@@ -119,7 +119,7 @@ class Bridge:
 
         Args:
           model: JAX model.
-          rows: Inputs by their names in the model, and random `targets` [b, t].
+          rows: Inputs by their names in the model, and random `targets` [batch, length].
         """
         del model, rows
         return {}
@@ -143,7 +143,9 @@ def text_length(model: Model) -> int:
 
 
 def mean_cross_entropy(logits: jax.Array, targets: jax.Array, mask: jax.Array) -> jax.Array:
-    """Computes the mean cross-entropy over the tokens of a mask. Logits are [b, t, v]; targets and mask are [b, t]."""
+    """Computes the mean cross-entropy over the tokens of a mask. Logits are [batch, length, vocab]; targets and mask
+    are [batch, length].
+    """
     chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], axis=-1)[..., 0]
     return -(chosen * mask).sum() / mask.sum()
 

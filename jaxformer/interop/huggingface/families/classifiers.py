@@ -60,7 +60,9 @@ class ClassifierBridge(Bridge):
         return Classify(pair="pair", labels=model.labels, kind=kind, length=length, form=form_of(model))
 
     def outputs(self, model: Classifier, output: Any, objective: Any = None) -> dict[str, jax.Array]:
-        """Returns the logits of texts [b, n], of tokens [b, t, n], or of answer starts and ends, [b, t] each."""
+        """Returns the logits of texts [batch, n], of tokens [batch, length, n], or of answer starts and ends,
+        [batch, length] each.
+        """
         if answers_spans(model, objective):
             return {"start_logits": output.logits[..., 0], "end_logits": output.logits[..., 1]}
         return {"logits": output.logits if model.pooling == "none" else output.logits[:, 0]}
