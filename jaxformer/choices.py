@@ -1,4 +1,6 @@
-"""Replaces parts of an experiment by class name: `--optimizer Lion`, `--model.transformer.norm RMSNorm`."""
+"""Replaces parts of an experiment by instances of a named class: `--optimizer Lion`,
+`--model.transformer.norm RMSNorm`.
+"""
 
 import dataclasses
 import inspect
@@ -22,8 +24,8 @@ def choose(value: Any, overrides: Mapping[str, Any], prefix: str = "") -> dict[s
 
     Args:
       value: the config value to override.
-      overrides: values by dotted path, as `fields.replace` takes them.
-      prefix: text before a path in messages, `--` on a command line.
+      overrides: maps dotted field paths to new values, as in `fields.replace`.
+      prefix: text before a path in error messages, `--` on a command line.
 
     Raises:
       InputError: If a field cannot hold a class of this name, or a field of the class has no default and is not given.
@@ -51,10 +53,14 @@ def choose(value: Any, overrides: Mapping[str, Any], prefix: str = "") -> dict[s
 
 
 def candidates(hint: Any, current: Any) -> dict[str, type]:
-    """Returns the classes that a field can hold, by name.
+    """Returns the classes whose instances a field can hold, by class name.
 
     These are the subclasses of the field's type in packages that a run may name, and the classes of that type in the
     module of the current value.
+
+    Args:
+      hint: type annotation of the field.
+      current: current value of the field.
     """
     types = [one for one in typing.get_args(hint) or (hint,) if isinstance(one, type)]
     found = [cls for one in types if one.__module__.startswith(f"{PACKAGE}.") for cls in _subclasses(one)]
@@ -68,7 +74,14 @@ def candidates(hint: Any, current: Any) -> dict[str, type]:
 
 
 def _converted(cls: type, current: Any, below: Mapping[str, Any], path: str) -> Any:
-    """Makes an instance of the class from the fields of `current` that were set, and required fields from `below`."""
+    """Creates an instance of a class to replace a config value.
+
+    Args:
+      cls: class to create an instance of.
+      current: the value to replace. The instance takes over its fields that are not the default.
+      below: overrides of the new instance's fields, from which required fields are taken.
+      path: dotted path of the value, for error messages.
+    """
     hints, defaults = fields.hints(cls), _defaults(type(current))
     kept = {name: value for name, _, value in fields.children(current) if name in hints}
     kept = {name: value for name, value in kept.items() if name not in defaults or value != defaults[name]}
@@ -80,7 +93,7 @@ def _converted(cls: type, current: Any, below: Mapping[str, Any], path: str) -> 
 
 
 def _class_name(new: Any) -> str | None:
-    """Returns the class name that an override may stand for; None if it cannot be a class name."""
+    """Returns the class name that an override contains. None if the override cannot be a class name."""
     words = [new] if isinstance(new, str) else new
     if isinstance(words, list | tuple) and len(words) == 1 and isinstance(words[0], str):
         word = words[0]

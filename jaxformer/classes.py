@@ -1,4 +1,4 @@
-"""The classes that JSON may name: the classes of jaxformer, and of packages that the user allows.
+"""Determines which classes the JSON of a run may name: those of jaxformer, and of packages that the user allows.
 
 Importing a module runs its code. A run may come from an untrusted source, so the JSON in its folder does not decide
 which modules are imported.
@@ -38,12 +38,14 @@ def allow(*packages: str) -> None:
 
 
 def foreign_packages(names: Iterable[str]) -> list[str]:
-    """Returns the packages of some class names, without jaxformer itself."""
+    """Returns the names of the packages that the named classes belong to, without jaxformer itself."""
     return sorted({name.partition(".")[0] for name in names} - {OWN})
 
 
 def class_name(cls: type) -> str:
-    """Returns the name to import `cls` by. Raises InputError if another process could not import it."""
+    """Returns the name by which a class can be imported, such as `module.Class`. Raises InputError if another process
+    could not import it.
+    """
     name = f"{cls.__module__}.{cls.__qualname__}"
     # `__main__` and config files are modules of this process only.
     if cls.__module__.startswith("__") or getattr(sys.modules.get(cls.__module__), cls.__qualname__, None) is not cls:
@@ -55,11 +57,11 @@ def class_name(cls: type) -> str:
 
 
 def dataclass_named(name: Any, path: str) -> type:
-    """Returns the dataclass that a `module.Class` in JSON names, and imports its module if that is allowed.
+    """Returns the dataclass with a name such as `module.Class` from JSON. Imports the module if that is allowed.
 
     Args:
-      name: the name.
-      path: dotted path of the value in the JSON, for messages.
+      name: name of the module and the class.
+      path: dotted path of the value in the JSON, for error messages.
 
     Raises:
       InputError: If the class is not of an allowed package, or there is no such dataclass.
@@ -80,7 +82,7 @@ def dataclass_named(name: Any, path: str) -> type:
 
 @contextlib.contextmanager
 def installed_only(*folders: str | os.PathLike) -> Iterator[None]:
-    """Excludes the current directory and these folders from imports until the block ends.
+    """Context manager that excludes the current directory and the given folders from imports.
 
     `python -m` and PYTHONPATH put such folders before all others.
     """

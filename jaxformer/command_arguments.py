@@ -16,7 +16,9 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--allow", metavar="PACKAGE", action="append", default=[], help=meaning)
 
     def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
-        """Parses the arguments, with options in any position, and passes the `--allow` values to `classes.allow`."""
+        """Parses the arguments, with options in any order, and allows the packages in `--allow` (see
+        `classes.allow`).
+        """
         options = self.parse_intermixed_args(arguments)
         classes.allow(*options.allow)
         return options
@@ -45,7 +47,7 @@ def take(arguments: list[str], flag: str, expected: str) -> tuple[list[str], lis
     Args:
       arguments: command line arguments.
       flag: name of the flag, without `--`.
-      expected: description of the value for the error message.
+      expected: description of the value, for the error message.
 
     Returns:
       The remaining arguments, and the values of the flag.

@@ -1,4 +1,4 @@
-"""Reads, writes and removes objects in buckets, and compares versions to detect changes by other processes."""
+"""Conditional access to objects in buckets: writes and removes an object only if no other process has changed it."""
 
 import dataclasses
 import datetime
@@ -13,12 +13,14 @@ from jaxformer import storage
 
 
 class Changed(Exception):
-    """Raised if an object no longer has the expected version because another process has written or removed it."""
+    """Raised if an object in a bucket does not have the expected version, because another process has written or
+    removed it.
+    """
 
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """Snapshot of an object in a bucket: its content and version when it was read."""
+    """Snapshot of an object in a bucket: its content, version and age when it was read."""
 
     content: bytes
     """Content of the object."""
@@ -108,5 +110,5 @@ async def _read_s3(fs: Any, bucket: str, key: str) -> Stored:
 
 
 def _age(date: str, written: datetime.datetime) -> float:
-    """Returns the number of seconds from `written` to `date`, the `Date` header of a response."""
+    """Returns the number of seconds from `written` to `date`, the value of the `Date` header of a server's response."""
     return max(0.0, (email.utils.parsedate_to_datetime(date) - written).total_seconds())

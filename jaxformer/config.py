@@ -38,21 +38,27 @@ class TokenizerConfig(Protocol):
     """Config of a tokenizer, such as `SentencePiece`."""
 
     def build(self, open_source: Callable[[], Sequence], folder: str) -> Tokenizer:
-        """Loads the tokenizer from `folder`. If the folder has none yet, makes it and saves it there."""
+        """Loads the tokenizer from `folder`. If the folder does not contain one yet, creates it and saves it there.
+
+        Args:
+          open_source: function that opens the training source, for training a tokenizer.
+          folder: tokenizer folder of the run.
+        """
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """When to evaluate, and how much of `data.validation` to use."""
+    """When to evaluate, and how much of the held-out data to use."""
 
     every: int = 1000
     """Number of steps between evaluations. The last step is always evaluated."""
     batches: int | None = None
     """Maximum number of batches per evaluation. If None, each evaluation reads all of the held-out data."""
     patience: int | None = None
-    """Number of consecutive evaluations without a better `checkpoint.best` after which the run ends early. If None, it
-    never does."""
+    """Number of consecutive evaluations without an improvement of `checkpoint.best` after which the run ends early. If
+    None, the run does not end early.
+    """
 
     def __post_init__(self):
         fields.check(self)
@@ -70,8 +76,9 @@ class Checkpoint:
     keep: int = 3
     """Number of latest checkpoints to keep."""
     best: str | None = None
-    """Metric whose best checkpoint is kept too, such as `loss`, or `NAME/METRIC` for a named evaluation. All commands
-    except resuming then use the best checkpoint. The metric declares whether higher or lower is better.
+    """Metric whose best checkpoint is kept too, such as `loss`, or `NAME/METRIC` for a named evaluation. Commands then
+    use the best checkpoint, except that training resumes from the latest. The metric determines whether higher or lower
+    is better.
     """
 
     def __post_init__(self):
@@ -82,10 +89,10 @@ class Checkpoint:
 
 @dataclasses.dataclass(frozen=True)
 class Log:
-    """When to report metrics."""
+    """When to log metrics."""
 
     every: int = 50
-    """Number of steps between the lines of `metrics.jsonl`. Each line has the means since the previous line, or since
+    """Number of steps between the lines of `metrics.jsonl`. Each line has averages since the previous line, or since
     the run resumed. The host waits for the device only at these steps.
     """
 
@@ -109,9 +116,9 @@ class Experiment:
     data: Data
     """Data sources, task and batch size."""
     tokenizer: TokenizerConfig | None
-    """Tokenizer, which is loaded or trained on the training data. None if nothing reads text."""
+    """Tokenizer, which is loaded or trained on the training data. None if the data does not contain text."""
     optimizer: Optimizer
-    """Update rule and learning rate schedule."""
+    """Optimizer and learning rate schedule."""
     steps: int
     """Number of parameter updates in the whole run."""
     seed: int = 0
@@ -129,7 +136,7 @@ class Experiment:
     fork_step: int | None = None
     """Step of the checkpoint of `fork` to start from. If None, the latest checkpoint."""
     lora: Lora | None = None
-    """Kernels that LoRA adapts while all other parameters are frozen. If None, no LoRA is used."""
+    """LoRA settings: which kernels are adapted while all other parameters are frozen. If None, LoRA is not used."""
     evaluation: Evaluation = Evaluation()
     """When to evaluate."""
     evaluations: tuple[NamedEvaluation, ...] = ()
@@ -163,13 +170,13 @@ class Experiment:
 
     @property
     def all_evaluations(self) -> dict[str, NamedEvaluation | None]:
-        """Returns all evaluations by name; the one on `data.validation` is None."""
+        """Returns all evaluations by name. The value is None for the one on `data.validation`."""
         first = {} if self.data.validation is None else {VALIDATION: None}
         return first | {evaluation.name: evaluation for evaluation in self.evaluations}
 
     @functools.cached_property
     def best_metric(self) -> BestMetric | None:
-        """Metric that `checkpoint.best` names; None if it is not set."""
+        """Metric that selects the best checkpoint, as named by `checkpoint.best`. None if that is not set."""
         if self.checkpoint.best is None:
             return None
         return find_best(
@@ -191,7 +198,13 @@ class Experiment:
         _ = self.best_metric  # Raises InputError where there is no such metric.
 
     def _check_same(self, field: str, owner: str) -> None:
-        """Raises InputError if the task and another part have different values of a field that both have."""
+        """Raises InputError if a field has different values in the task and in another part of the experiment that must
+        agree with it.
+
+        Args:
+          field: name of the field.
+          owner: name of the other part, `model` or `objective`.
+        """
         task, other = self.data.task, getattr(self, owner)
         if not (hasattr(task, field) and hasattr(other, field)):
             return
@@ -204,23 +217,23 @@ def load(path: str | os.PathLike, overrides: Mapping[str, Any] | None = None, **
     """Loads the experiment of a config file, with some fields overridden: `load(path, steps=40)`.
 
     Args:
-      path: the config file, or the name of a config that comes with jaxformer: `bert_quickstart`.
-      overrides: values by dotted path, `{"steps": 200, "model.transformer.width": "64"}`, as
-        `override` takes them.
+      path: the config file, or the name of a config that comes with jaxformer, such as `bert_quickstart`.
+      overrides: maps dotted field paths to new values, as in `override`:
+        `{"steps": 200, "model.transformer.width": "64"}`.
       **settings: further overrides by name: `steps=200`, `mesh=Mesh(2)`.
 
     Raises:
-      InputError: If the file cannot be read or run or holds no experiment, or an override is wrong.
+      InputError: If the file cannot be read or run or does not define an experiment, or an override is wrong.
     """
     return override(_read_file(locate(path))[0], {**(overrides or {}), **settings})
 
 
 def parse(path: str | os.PathLike, argv: Sequence[str], command: str | None = None) -> Experiment:
-    """Loads the experiment of a config file, with the fields that a command line sets.
+    """Loads the experiment of a config file, with the fields that command line arguments set.
 
     Args:
       path: path or name of the config file, as in `load`.
-      argv: `["--steps", "200", "--model.transformer.width=64"]`. `-h` or `--help` prints the
+      argv: arguments, such as `["--steps", "200", "--model.transformer.width=64"]`. `-h` or `--help` prints the
         config's docstring and every field with its default and its meaning, and exits with 0.
       command: first part of the usage line of the help. Defaults to `train.py PATH --workdir RUN`.
 
@@ -240,19 +253,21 @@ def override(experiment: Experiment, overrides: Mapping[str, Any]) -> Experiment
 
     Args:
       experiment: the experiment to start from.
-      overrides: values by dotted path. A string, or a list of strings, is parsed as on the command
+      overrides: maps dotted field paths to new values. A string, or a list of strings, is parsed as on the command
         line; any other value is used as it is. A whole part can be set too: `{"mesh": Mesh(2)}`, or
-        `{"optimizer": "Lion"}`, which keeps the fields that both classes have.
+        `{"optimizer": "Lion"}`, which keeps the values of the fields that both classes have.
 
     Raises:
-      InputError: If there is no such field, or the value is of a wrong type or is refused by the
-        object that it belongs to.
+      InputError: If there is no such field, or the value is of a wrong type or is refused by the object that it belongs
+        to.
     """
     return fields.replace(experiment, choose(experiment, overrides))
 
 
 def with_vocabulary(experiment: Experiment, size: int | None) -> Experiment:
-    """Returns the experiment with `vocab` set to the size of the tokenizer's vocabulary wherever the model has None."""
+    """Returns the experiment with the vocabulary size of the tokenizer in each `vocab` field of the model that is
+    None.
+    """
     return override(experiment, dict.fromkeys(open_vocabularies(experiment), size)) if size is not None else experiment
 
 
@@ -264,7 +279,7 @@ def open_vocabularies(experiment: Experiment) -> list[str]:
 
 
 def to_json(experiment: Experiment) -> str:
-    """Returns the experiment as indented JSON. Classes are represented by their import names.
+    """Converts the experiment to indented JSON. Classes are represented by their import names.
 
     Raises InputError if a class cannot be imported by name, or a value cannot be represented in JSON.
     """
@@ -272,7 +287,7 @@ def to_json(experiment: Experiment) -> str:
 
 
 def from_json(text: str, folder: str | os.PathLike = ".", known: Experiment | None = None) -> Experiment:
-    """Reads the experiment that `to_json` wrote. Fields missing from the text have their default.
+    """Reads an experiment from the JSON that `to_json` wrote. Fields that the text does not contain have their default.
 
     Its classes must belong to jaxformer or to packages allowed by `classes.allow`.
 
@@ -282,8 +297,8 @@ def from_json(text: str, folder: str | os.PathLike = ".", known: Experiment | No
       known: an experiment whose classes need no permission.
 
     Raises:
-      InputError: If the text is not the JSON of an experiment, or names a class or a field that this version does
-        not have, or a class that is not allowed.
+      InputError: If the text is not the JSON of an experiment, or names a class or a field that this version does not
+        have, or a class that is not allowed.
     """
     try:
         values = json.loads(text)
@@ -298,7 +313,7 @@ def from_json(text: str, folder: str | os.PathLike = ".", known: Experiment | No
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """A field in which two configs differ."""
+    """A field whose values differ between two configs."""
 
     path: str
     """Dotted path of the field."""
@@ -308,7 +323,7 @@ class Difference:
     """Value of the field in the second config."""
 
     def describe(self, before: str, now: str) -> str:
-        """Returns a line with both values, followed by `before` and `now`, which say where each value is from."""
+        """Returns a line with both values. `before` and `now` name the origin of the first and the second value."""
         return f"{self.path}: {fields.show(self.before)} {before}, {fields.show(self.now)} {now}"
 
     def within(self, *paths: str) -> bool:
@@ -363,7 +378,7 @@ def _read_file(path: Path) -> tuple[Experiment, str]:
 
 
 def _blame(path: Path, error: Exception, module: types.ModuleType) -> str:
-    """Describes an error in a config file on one line, with its location."""
+    """Describes an error in a config file on one line, with its location in the file."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == str(path)]
     line = lines[-1] if lines else getattr(error, "lineno", None)
@@ -374,7 +389,7 @@ def _blame(path: Path, error: Exception, module: types.ModuleType) -> str:
 
 
 def _perhaps(message: str, module: types.ModuleType) -> str:
-    """Returns a hint at the right name for a misspelt field, or the empty string. Python itself gives no such hint."""
+    """Returns a suggestion for an error message about a misspelt field name. Empty if there is none."""
     found = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", message)
     if not found:
         return ""
@@ -386,7 +401,10 @@ def _perhaps(message: str, module: types.ModuleType) -> str:
 
 
 def _flags(argv: Sequence[str]) -> dict[str, list[str]]:
-    """Returns the words of each `--path word ...` or `--path=word ...`, by path. `-` in a path is read as `_`."""
+    """Groups command line words by the flag before them. Returns the values of each flag, by dotted path.
+
+    Flags have the form `--path value ...` or `--path=value ...`. `-` in a path is read as `_`.
+    """
     flags = {}
     for argument in argv:
         if argument.startswith("--"):

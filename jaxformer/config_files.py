@@ -1,4 +1,4 @@
-"""Config files: finding them by path, or by name if they come with jaxformer, and writing a new one."""
+"""Config files: finds them by path, or by name if they come with jaxformer, and writes a new one."""
 
 import difflib
 import os

@@ -31,7 +31,9 @@ def print_help(experiment: Any, docstring: str, command: str) -> None:
 
 
 def _fields_of_default(info: tyro.constructors.StructTypeInfo) -> Any:
-    """Makes tyro offer the fields of the default value, whatever the annotation of the field is."""
+    """Makes tyro (the library that prints the help) list the fields of the default value instead of those of the
+    annotated type.
+    """
     default = info.default
     if isinstance(default, tuple) and any(map(fields.is_config, default)):
         items = [(str(index), item) for index, item in enumerate(default)]
@@ -45,11 +47,11 @@ def _fields_of_default(info: tyro.constructors.StructTypeInfo) -> Any:
 
 
 _EXACT = "exact"
-"""Marker for fields that `_fields_of_default` has been applied to."""
+"""Marker of fields that `_fields_of_default` has already been applied to."""
 
 
 def _with_plain_none(field):
-    """Makes tyro show a field that is None or empty, although it could have fields of its own."""
+    """Makes tyro (the library that prints the help) list a field whose default is None or empty as a single field."""
     structs = any(map(dataclasses.is_dataclass, typing.get_args(field.type)))
     if field.default is None and structs:
         return dataclasses.replace(field, type=type(None))

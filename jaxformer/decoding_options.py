@@ -1,4 +1,4 @@
-"""Command line options of models that generate."""
+"""Command line options of models that generate text."""
 
 
 def _ids(word: str) -> tuple[int, ...]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 _LONGEST = 60
-"""Maximum number of characters of a value in a message."""
+"""Maximum number of characters of a value in an error message."""
 
 
 class InputError(ValueError):
@@ -18,13 +18,13 @@ class InputError(ValueError):
 class FieldError(InputError):
     """Error in a field of a config value. The message has the form `data.task.length=24: expected at least 32`.
 
-    A config value has no reference to where it is used, so it assumes the usual path of its class. Code that builds or
-    reads it at another path replaces the assumed path with `under`.
+    A config value has no reference to the experiment that contains it, so it assumes the usual path of its class. Code
+    that builds or reads it at another path replaces the assumed path with `under`.
 
     Args:
       path: dotted path of the field, such as `data.task.length`.
       problem: the rest of the message, such as `=24: expected at least 32`.
-      owner: the part of `path` that leads to the config value that raises the error. If None, `path` without its last
+      owner: path of the config value that raises the error, the first part of `path`. If None, `path` without its last
         name.
     """
 
@@ -44,7 +44,9 @@ class FieldError(InputError):
 
 @contextlib.contextmanager
 def under(path: str) -> Iterator[None]:
-    """Context manager that adds the path of a config value to the `FieldError`s of its block. Empty if unknown."""
+    """Context manager that completes the field paths in errors. `path` is the path of the config value that raises the
+    `FieldError`s of the block. Empty if the path is unknown.
+    """
     try:
         yield
     except FieldError as error:
@@ -54,6 +56,6 @@ def under(path: str) -> Iterator[None]:
 
 
 def shown(value: Any) -> str:
-    """Returns the repr of a value on one line, cut to 60 characters."""
+    """Returns the repr of a value on one line, truncated to 60 characters."""
     text = repr(value).replace("\n", " ")
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"

@@ -13,7 +13,7 @@ from jaxformer.errors import FieldError, InputError
 VALIDATION = "validation"
 """Name of the evaluation on `data.validation`."""
 RESERVED = ("train", VALIDATION)
-"""Names that an evaluation may not have."""
+"""Names that are not allowed for named evaluations, because they have another meaning in `metrics.jsonl`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +21,9 @@ class NamedEvaluation:
     """An evaluation on its own data, in addition to the one on `data.validation`."""
 
     name: str
-    """Name of the evaluation: the `split` in `metrics.jsonl`, and the prefix of its metrics in `checkpoint.best`."""
+    """Name of the evaluation. It is the value of `split` in `metrics.jsonl`, and the prefix of the evaluation's metrics
+    in `checkpoint.best`.
+    """
     source: Source
     """Source of the held-out documents."""
     task: Task | None = None
@@ -43,22 +45,24 @@ class NamedEvaluation:
 
 @dataclasses.dataclass(frozen=True)
 class BestMetric:
-    """Metric by which checkpoints are compared."""
+    """Metric that determines which checkpoint is best."""
 
     evaluation: str
     """Name of the evaluation that computes the metric."""
     metric: str
-    """Name of the metric within the evaluation."""
+    """Name of the metric in this evaluation, such as `loss`."""
     higher_is_better: bool
     """Whether a higher value is better."""
 
     @property
     def key(self) -> str:
-        """Name of the metric among the results of all evaluations."""
+        """Name of the evaluation and the metric, such as `validation/loss`, which is the key in merged results."""
         return result_key(self.evaluation, self.metric)
 
     def rank(self, results: Mapping[str, float]) -> float | None:
-        """Returns a number that is higher for a better checkpoint: -inf for NaN, None if there was no evaluation."""
+        """Returns a number that is higher for a better checkpoint. -inf if the metric is NaN. None if the evaluation
+        has not run.
+        """
         if self.key not in results:
             return None
         value = results[self.key]
@@ -78,10 +82,11 @@ def flat_results(results: Mapping[str, Mapping[str, float]]) -> dict[str, float]
 
 
 def find_best(name: str, evaluations: tuple[str, ...], declared: Mapping[str, bool]) -> BestMetric:
-    """Finds the metric that `checkpoint.best` names.
+    """Finds the metric that the setting `checkpoint.best` names.
 
     Args:
-      name: `METRIC` of the evaluation on `data.validation`, or `NAME/METRIC` of a named one.
+      name: value of the setting: `METRIC` of the evaluation on `data.validation`, or `NAME/METRIC` of a named
+        evaluation.
       evaluations: names of all evaluations.
       declared: maps each metric's name to whether a higher value is better.
 

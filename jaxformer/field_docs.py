@@ -42,7 +42,9 @@ def field_docs(cls: type) -> dict[str, str]:
 
 
 def install() -> None:
-    """Attaches `FieldDocs` to the dataclasses of each module of this package that is imported from now on."""
+    """Makes each module of this package that is imported afterwards show field docstrings in the docstrings of its
+    dataclasses.
+    """
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
 
@@ -72,7 +74,9 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 @functools.cache
 def _strings_after_fields(cls: type) -> dict[str, str]:
-    """Returns the string that follows each field in the body of a class; empty if the source cannot be read."""
+    """Returns the string literal that follows each field in the source code of a class, by field name. Empty if the
+    source cannot be read.
+    """
     try:
         (definition,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
     except (OSError, TypeError, SyntaxError):

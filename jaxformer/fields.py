@@ -1,7 +1,7 @@
-"""The fields of a config value as a tree: paths, types, parsing from the command line, and JSON.
+"""Operations on the tree of fields of a config value: paths, types, parsing from the command line, and JSON.
 
-A config value is a frozen dataclass or a Linen module, which is a dataclass too. Its fields hold other
-config values, tuples, strings, numbers, bools and None.
+A config value is a frozen dataclass or a Linen module, which is a dataclass too. Its fields hold other config values,
+tuples, strings, numbers, bools and None.
 """
 
 import dataclasses
@@ -25,26 +25,38 @@ def check(value: Any) -> None:
 
 
 def at_least(path: str, value: float | None, least: float) -> None:
-    """Raises FieldError if the field at `path` has a value and it is below `least`."""
+    """Raises FieldError if a value is below `least`. `path` is the dotted path of its field. None is allowed."""
     if value is not None and not value >= least:
         raise FieldError(path, f"={value}: expected at least {least}")
 
 
 def within(path: str, value: float | None, low: float, high: float, below: bool = False) -> None:
-    """Raises FieldError if the field at `path` has a value outside [low, high], or outside [low, high) if `below`."""
+    """Raises FieldError if a value is outside the interval [low, high], or [low, high) if `below`. None is allowed.
+
+    Args:
+      path: dotted path of the field.
+      value: value of the field.
+      low: minimum.
+      high: maximum.
+      below: whether the maximum itself is not allowed.
+    """
     if value is not None and not (low <= value < high or (value == high and not below)):
         raise FieldError(path, f"={value}: expected {low} to {high}" + (f", below {high}" if below else ""))
 
 
 def walk(value: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Yields (path, type, value) of every field below `value`, in order, parents before their children."""
+    """Yields (path, type, value) of every field of a config value and of the config values inside it, parents before
+    their children.
+    """
     for name, hint, child in children(value):
         yield join(path, name), hint, child
         yield from walk(child, join(path, name))
 
 
 def children(value: Any) -> list[tuple[str, Any, Any]]:
-    """Returns (name, type, value) of each field. The names of config values in a tuple are their indices."""
+    """Returns (name, type, value) of each field of a config value. If `value` is a tuple, the names of its config
+    values are their indices.
+    """
     if is_config(value):
         return [(name, hint, getattr(value, name)) for name, hint in hints(type(value)).items()]
     if isinstance(value, tuple) and any(map(is_config, value)):
@@ -53,7 +65,7 @@ def children(value: Any) -> list[tuple[str, Any, Any]]:
 
 
 def is_config(value: Any) -> bool:
-    """Returns whether `value` is a config value: an instance, not a class."""
+    """Returns whether `value` is a config value: an instance of a frozen dataclass or Linen module, not a class."""
     return dataclasses.is_dataclass(value) and not isinstance(value, type)
 
 
@@ -63,22 +75,22 @@ def join(path: str, name: str) -> str:
 
 
 def show(value: Any) -> str:
-    """Returns a short description of a value for messages: the class of a config value, or the value itself."""
+    """Returns a short description of a value for error messages: the class of a config value, or the value itself."""
     return type(value).__name__ if is_config(value) else repr(value)
 
 
 def replace(value: Any, overrides: Mapping[str, Any], prefix: str = "") -> Any:
-    """Returns `value` with the fields at some dotted paths replaced, all at once.
+    """Returns a config value in which some fields at any depth are replaced, all at once.
 
     Args:
       value: a config value.
-      overrides: values by path. A string, or a list of strings, is parsed as words of a command
+      overrides: maps dotted field paths to new values. A string, or a list of strings, is parsed as on the command
         line.
-      prefix: text before a path in messages, `--` on a command line.
+      prefix: text before a path in error messages, `--` on a command line.
 
     Raises:
-      InputError: If there is no such field, or its new value is of a wrong type or is refused by
-        the config value that has the field.
+      InputError: If there is no such field, or its new value is of a wrong type or is refused by the config value that
+        has the field.
     """
     nodes = {path: (hint, child) for path, hint, child in walk(value)}
     changes = {}
@@ -95,10 +107,10 @@ def replace(value: Any, overrides: Mapping[str, Any], prefix: str = "") -> Any:
 
 
 def converted(name: str, hint: Any, current: Any, new: Any) -> Any:
-    """Converts `new` to a value for a field of type `hint`.
+    """Converts a new value to the type of a field.
 
     Args:
-      name: name of the field in messages.
+      name: name of the field in error messages.
       hint: type of the field.
       current: current value of the field.
       new: the new value, or the words of a command line.
@@ -125,7 +137,9 @@ def converted(name: str, hint: Any, current: Any, new: Any) -> Any:
 
 
 def _rebuild(value: Any, changes: Mapping[tuple[str, ...], Any], path: str) -> Any:
-    """Returns `value` with all changes. Builds each object only once, so that dependent fields can change together."""
+    """Returns a config value with all changes applied. Builds each object only once, so that dependent fields can
+    change together.
+    """
     new = {}
     for name, _, child in children(value):
         below = {parts[1:]: change for parts, change in changes.items() if parts[0] == name}
@@ -152,7 +166,7 @@ def one_line(error: BaseException) -> str:
 
 @functools.cache
 def hints(cls: type) -> dict[str, Any]:
-    """Returns the types of the fields that a user sets, by name."""
+    """Returns the type annotations of the fields of a config class that a user can set, by name."""
     linen = sys.modules.get("flax.linen")  # Not imported here: if it is not imported yet, no class is a Linen module.
     hidden = {"parent", "name"} if linen is not None and issubclass(cls, linen.Module) else ()
     annotated = typing.get_type_hints(cls)
@@ -165,13 +179,13 @@ def _is_union(hint: Any) -> bool:
 
 
 def _items(hint: Any, count: int) -> list[Any]:
-    """Returns the types of the `count` items of a tuple type."""
+    """Returns the types of the items of a tuple with `count` items. `hint` is the type of the tuple."""
     arguments = typing.get_args(hint)
     return [arguments[0]] * count if arguments[1:] == (...,) else list(arguments)
 
 
 def _choices(hint: Any) -> Sequence[Any]:
-    """Returns all values of a type that has only a few, such as a Literal; empty for other types."""
+    """Returns all values of a type that has only a few values, such as a Literal. Empty for other types."""
     if typing.get_origin(hint) is Literal:
         return typing.get_args(hint)
     if hint is bool:
@@ -180,7 +194,9 @@ def _choices(hint: Any) -> Sequence[Any]:
 
 
 def _accepts(hint: Any, value: Any) -> bool:
-    """Returns whether `value` is of the type, or has the members of a protocol. Callables are not checked further."""
+    """Returns whether a value matches a type annotation. For a protocol, checks its members. Callables are not checked
+    further.
+    """
     if _is_union(hint):
         return any(_accepts(choice, value) for choice in typing.get_args(hint))
     if choices := _choices(hint):
@@ -198,7 +214,7 @@ def _accepts(hint: Any, value: Any) -> bool:
 
 
 def _read(hint: Any, words: Sequence[str]) -> Any:
-    """Parses the words as a value of the type. Raises ValueError if they are not one."""
+    """Parses command line words as a value of a type. Raises ValueError if that is not possible."""
     if _is_union(hint):
         # Any word is a valid str, so str is tried last.
         for choice in sorted(typing.get_args(hint), key=lambda choice: choice is str):
@@ -222,7 +238,7 @@ def _read(hint: Any, words: Sequence[str]) -> Any:
 
 
 def _describe(hint: Any) -> str:
-    """Describes the values of a type in a message."""
+    """Returns a description of the values of a type, for error messages."""
     if _is_union(hint):
         return " or ".join(map(_describe, typing.get_args(hint)))
     if choices := _choices(hint):
@@ -239,7 +255,7 @@ def _describe(hint: Any) -> str:
 
 
 def encode(value: Any, path: str = "") -> Any:
-    """Converts `value` for `json.dumps`. Raises InputError if a part of it could not be read back."""
+    """Converts a config value to a form for `json.dumps`. Raises InputError if a part of it could not be read back."""
     if is_config(value):
         fields = {name: encode(child, join(path, name)) for name, _, child in children(value)}
         return {"class": classes.class_name(type(value)), **fields}
@@ -254,11 +270,11 @@ def encode(value: Any, path: str = "") -> Any:
 
 
 def decode(value: Any, path: str = "", known: Mapping[str, type] = types.MappingProxyType({})) -> Any:
-    """Converts a value that `encode` made back to a config value. Missing fields have their default.
+    """Converts the result of `encode` back to a config value. Missing fields have their default.
 
     Args:
-      value: what `json.loads` returned.
-      path: dotted path of the value, for messages.
+      value: result of `json.loads`.
+      path: dotted path of the value, for error messages.
       known: classes by name that need no permission, as returned by `classes_in`.
 
     Raises:
@@ -284,6 +300,6 @@ def decode(value: Any, path: str = "", known: Mapping[str, type] = types.Mapping
 
 
 def classes_in(value: Any) -> dict[str, type]:
-    """Returns the classes of a config value and of all values below it, by the name that `encode` writes."""
+    """Returns the classes of a config value and of all config values inside it, by their names in JSON."""
     found = {type(child) for _, _, child in walk(value) if is_config(child)} | {type(value)}
     return {f"{cls.__module__}.{cls.__qualname__}": cls for cls in found}

@@ -19,7 +19,7 @@ from jaxformer.errors import InputError
 from jaxformer.parallel import cluster
 
 ENDING = 30.0
-"""Number of seconds after the failure of one process at which the other processes are killed."""
+"""Number of seconds that the other processes have to end after one process has failed. Then they are killed."""
 DEVICES = re.compile(r"--xla_force_host_platform_device_count=(\d+)")
 """Matches the XLA flag that sets the number of simulated CPU devices."""
 
@@ -69,7 +69,9 @@ def launch(arguments: Sequence[str]) -> int:
 
 
 def _environment(number: int, count: int) -> dict[str, str]:
-    """Returns the environment variables of process `number` of `count`: its index and its share of the devices."""
+    """Returns the environment variables for process `number` of `count`. They contain its index and its share of the
+    devices.
+    """
     place = {cluster.COUNT: str(count), cluster.NUMBER: str(number)}
     if cluster.has_tpu() and count > 1:
         raise InputError("launch: a single process uses all TPUs of a host; use jaxformer train")
@@ -138,7 +140,7 @@ def _end_with_parent() -> None:
 
 
 def _prefix(lines: IO[str], number: int) -> None:
-    """Prints each line of a process's standard error with the process number in front."""
+    """Prints each line of a process's standard error, with the number of the process before it."""
     for line in lines:
         print(f"[{number}] {line}", end="", file=sys.stderr, flush=True)
 

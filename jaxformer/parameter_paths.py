@@ -1,4 +1,4 @@
-"""Selecting parameters by their path, such as `transformer/blocks/attention/query/kernel`."""
+"""Selects parameters by their path, such as `transformer/blocks/attention/query/kernel`."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from jaxformer.errors import InputError
 
 
 def map_paths(function: Callable[..., Any], params: Any, *others: Any) -> Any:
-    """Maps `function(path, parameter, ...)` over a tree of parameters.
+    """Applies `function(path, parameter, ...)` to each parameter of a tree. Returns the tree of the results.
 
     A parameter may be an array or a `metadata.Boxed`, an array with its axes, which counts as one leaf.
     """
@@ -28,7 +28,7 @@ def _is_box(leaf: Any) -> bool:
 
 
 def is_embedding(path: str) -> bool:
-    """Returns whether the parameter is part of the embeddings of tokens or patches."""
+    """Returns whether a parameter belongs to the embeddings of tokens or patches, judging by its path."""
     return "embeddings" in path.split("/")
 
 
@@ -38,12 +38,14 @@ def decay_mask(params: Any) -> Any:
 
 
 def found_in(path: str, patterns: Sequence[str]) -> bool:
-    """Returns whether one of the regular expressions matches anywhere in the path."""
+    """Returns whether one of the regular expressions matches a part of the path."""
     return any(re.search(pattern, path) for pattern in patterns)
 
 
 def check_pattern(field: str, pattern: str) -> None:
-    """Raises InputError if a pattern is not a regular expression."""
+    """Raises InputError if a pattern is not a valid regular expression. `field` is the config field that contains
+    it.
+    """
     try:
         re.compile(pattern)
     except re.error as error:
@@ -51,7 +53,7 @@ def check_pattern(field: str, pattern: str) -> None:
 
 
 def frozen_mask(params: Any, patterns: Sequence[str]) -> Any:
-    """Returns a tree with True for each parameter whose path one of the patterns matches.
+    """Returns a tree with True for each parameter whose path matches one of the patterns, and False for the others.
 
     Raises:
       InputError: If a pattern matches no parameter, or the patterns together match all parameters.
@@ -68,7 +70,9 @@ def frozen_mask(params: Any, patterns: Sequence[str]) -> Any:
 
 
 def split(params: Any, is_held: Callable[[str], bool]) -> tuple[Any, Any]:
-    """Splits the parameters into two trees of nested dicts: those that train, and those whose path `is_held`."""
+    """Splits the parameters into two trees of nested dicts: those to train, and those for whose path `is_held` returns
+    True, such as frozen parameters.
+    """
     trained, held = {}, {}
     for keys, leaf in flax.traverse_util.flatten_dict(params).items():
         (held if is_held("/".join(keys)) else trained)[keys] = leaf
@@ -76,6 +80,8 @@ def split(params: Any, is_held: Callable[[str], bool]) -> tuple[Any, Any]:
 
 
 def join(params: Any, others: Any) -> Any:
-    """Returns `others` with the parameters in `params` inserted at their paths."""
+    """Merges two trees of parameters: returns `others` with the parameters in `params` inserted at their paths. Inverse
+    of `split`.
+    """
     own, rest = flax.traverse_util.flatten_dict(params), flax.traverse_util.flatten_dict(others)
     return params if own.keys() >= rest.keys() else flax.traverse_util.unflatten_dict(rest | own)

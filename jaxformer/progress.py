@@ -20,13 +20,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.progress import TimeRemainingColumn as Remaining
 
 SILENCE = 2.0
-"""Number of seconds after which a phase prints a line."""
+"""Number of seconds after which a running phase prints a line, if the output is not a terminal."""
 
 _shown: "Display | None" = None
 
 
 class Display:
-    """Phases, a bar and lines on one console."""
+    """Shows the running phases, a progress bar and lines of text on a console."""
 
     def __init__(self, quiet: bool = False, stderr: bool = False):
         """Creates a display.
@@ -51,7 +51,7 @@ class Display:
 
     @contextlib.contextmanager
     def open(self) -> Iterator["Display"]:
-        """Draws in a terminal until the block ends."""
+        """Context manager that draws the phases and the bar in a terminal during its block."""
         with contextlib.ExitStack() as stack:
             if self.live:
                 drawn = Group(self._phases, self._bar)
@@ -62,16 +62,18 @@ class Display:
             yield self
 
     def say(self, text: str) -> None:
-        """Prints lines that stay."""
+        """Prints text that stays on the screen above the phases and the bar."""
         self._console.print(text, markup=False)
 
     def show(self, renderable: object) -> None:
-        """Prints a table that stays."""
+        """Prints a table that stays on the screen above the phases and the bar."""
         self._console.print(renderable)
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[Callable[[str], None]]:
-        """Shows a phase until the block ends. Yields a function that shows its progress, such as "12 batches"."""
+        """Context manager that shows the name of a phase during its block. Yields a function that shows its progress,
+        such as "12 batches".
+        """
         began, task = time.monotonic(), self._phases.add_task(name, total=None, count="")
         timer = threading.Timer(SILENCE, self._errors.print, [f"{name} …"], {"markup": False})
         timer.daemon = True
@@ -86,16 +88,16 @@ class Display:
             self._console.print(f"{name}: {duration(seconds)}", style="dim", markup=False)
 
     def start_bar(self, name: str, total: int, completed: int) -> None:
-        """Shows a bar."""
+        """Shows a progress bar of `total` steps, beginning at `completed`."""
         self._task = self._bar.add_task(name, total=total, completed=completed)
 
     def advance(self, completed: int) -> None:
-        """Moves the bar."""
+        """Sets the number of completed steps that the bar shows."""
         if self._task is not None:
             self._bar.update(self._task, completed=completed)
 
     def end_bar(self) -> None:
-        """Removes the bar."""
+        """Removes the progress bar."""
         if self._task is not None:
             self._bar.remove_task(self._task)
             self._task = None
@@ -108,7 +110,7 @@ class Display:
 
 @contextlib.contextmanager
 def display(quiet: bool = False, stderr: bool = False) -> Iterator[Display]:
-    """Opens a display for the phases of the block, or uses the one that is already open."""
+    """Context manager that opens a display for the phases of its block, or uses the display that is already open."""
     global _shown
     if _shown is not None:
         yield _shown
@@ -123,7 +125,9 @@ def display(quiet: bool = False, stderr: bool = False) -> Iterator[Display]:
 
 @contextlib.contextmanager
 def phase(name: str) -> Iterator[Callable[[str], None]]:
-    """Shows a phase on the open display, if there is one. Also usable as a decorator. See `Display.phase`."""
+    """Context manager that shows a phase on the open display, if there is one. Also usable as a decorator. See
+    `Display.phase`.
+    """
     if _shown is None:
         yield lambda count: None
         return

@@ -26,15 +26,17 @@ CLIENTS = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}
 STALLED = 30
 """Number of seconds without data after which a request counts as failed and is retried."""
 TRIES = 6
-"""Maximum number of attempts of a request that fails. The wait between two attempts starts at 1 s and doubles."""
+"""Maximum number of attempts for a request that fails. The wait between two attempts starts at 1 s and doubles."""
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _MOST_SAID = 200
 _AT_ONCE = 8
-"""Number of objects that are copied at the same time."""
+"""Number of objects that are copied from or to a bucket at the same time."""
 _STATUS = re.compile(
     r"\b(PERMISSION_DENIED|UNAUTHENTICATED|UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|ABORTED)\b"
 )
-"""Matches status names in messages of TensorStore errors. Their exception classes are also used for other errors."""
+"""Matches status names in the messages of TensorStore errors. The type of such an exception alone does not show whether
+storage failed, as it is also used for other errors.
+"""
 
 
 def is_remote(name: str | os.PathLike) -> bool:
@@ -68,7 +70,7 @@ def path(name: str | os.PathLike) -> Path:
 
 
 def absolute(name: str | os.PathLike) -> Path:
-    """Returns the absolute path of a name. Paths in buckets are always absolute."""
+    """Converts a name to an absolute path. Paths in buckets are always absolute."""
     return path(name) if is_remote(name) else Path(name).absolute()
 
 
@@ -82,7 +84,9 @@ def file_system(name: str | os.PathLike) -> Any:
 
 @functools.cache
 def _configure() -> None:
-    """Configures the clients so that requests fail after a limited time, and listings are never cached."""
+    """Configures the clients of both bucket services: requests fail after a limited time, and listings are not
+    cached.
+    """
     # TensorStore, which reads and writes checkpoints, has no limit by default for a server that stalls.
     os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS", str(STALLED))
     os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES", "1")
@@ -120,13 +124,13 @@ def check_bucket(name: str | os.PathLike) -> None:
 
 @contextlib.contextmanager
 def reported(name: str | os.PathLike, problem: str = "cannot be read") -> Iterator[None]:
-    """Context manager that converts errors of a bucket's client to a one-line InputError.
+    """Context manager that converts errors from accessing a bucket to an InputError of one line.
 
     Does not change FileNotFoundError, and errors if the path is local.
 
     Args:
       name: path that the block accesses.
-      problem: description of the failure for the message.
+      problem: description of the failure for the error message.
     """
     began = time.monotonic()
     try:
@@ -142,7 +146,7 @@ def reported(name: str | os.PathLike, problem: str = "cannot be read") -> Iterat
 
 
 def is_of_client(error: BaseException) -> bool:
-    """Returns whether an error comes from the client or server of a bucket, rather than from an object's content."""
+    """Returns whether an error was raised while accessing a bucket, rather than by the content of an object."""
     if isinstance(error, FileNotFoundError):
         return False
     if _STATUS.search(str(error)):
@@ -159,7 +163,7 @@ def _reason(error: BaseException) -> str:
 
 
 def read_bytes(name: str) -> bytes:
-    """Returns the content of a file or an object.
+    """Returns the content of a file, or of an object in a bucket.
 
     Raises:
       OSError: If it does not exist, or a local file cannot be read.

@@ -1,4 +1,4 @@
-"""JSON without `NaN` and `Infinity`, which the standard does not have, so that every parser can read it."""
+"""JSON without `NaN` and `Infinity`. The JSON standard does not have them, so that not every parser can read them."""
 
 import json
 import math
@@ -7,12 +7,14 @@ from typing import Any
 
 
 def dumps(value: Any, **options: Any) -> str:
-    """Returns the JSON of a value, with null for numbers that are not finite. Same options as `json.dumps`."""
+    """Converts a value to JSON, with null for numbers that are not finite. Same options as `json.dumps`."""
     return json.dumps(_finite(value), allow_nan=False, **options)
 
 
 def numbers(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the numbers of an object that `dumps` wrote, with NaN in place of null."""
+    """Replaces null by NaN in the values of a parsed JSON object whose values are numbers. Inverts what `dumps`
+    does.
+    """
     return {name: math.nan if value is None else value for name, value in values.items()}
 
 

@@ -1,4 +1,4 @@
-"""Suggestions for field names that are misspelt, or that are the names in other libraries."""
+"""Suggestions for field names that are misspelt, or that belong to other libraries."""
 
 import difflib
 from collections.abc import Sequence
@@ -59,7 +59,9 @@ FOREIGN = {
     "mesh.tensor": "tp tensor_parallel tensor_parallel_size model_parallel",
     "workdir": "output_dir out_dir output out save_dir log_dir logdir run run_dir checkpoint_dir ckpt_dir work_dir",
 }
-"""Maps the ends of field paths to the names of these fields in other libraries. More specific paths come first."""
+"""Maps the last parts of field paths to the names of the same settings in other libraries, separated by spaces. More
+specific paths come first.
+"""
 
 
 def nearest(name: str, names: Sequence[str]) -> str | None:
@@ -75,7 +77,7 @@ def nearest(name: str, names: Sequence[str]) -> str | None:
 
 
 def _called(name: str, names: Sequence[str]) -> list[str]:
-    """Returns the fields that have this name in another library (see `FOREIGN`), least nested first."""
+    """Returns the fields whose name in another library is `name` (see `FOREIGN`), least nested first."""
     plain = _plain(name.rpartition(".")[2])
     for path, foreign in FOREIGN.items():
         if plain in map(_plain, foreign.split()):

@@ -1,4 +1,4 @@
-"""Types that tasks, fields and lanes exchange: examples, the layout of batch rows, and visits to documents."""
+"""Types that tasks, fields and the data pipeline exchange: examples, array layouts, and visits to documents."""
 
 import dataclasses
 from collections.abc import Callable
@@ -9,11 +9,11 @@ import numpy as np
 from jaxformer.data.tokenizers import Tokenizer
 
 Example = dict[str, np.ndarray]
-"""Maps names to the arrays of one example."""
+"""Training example: maps array names, such as "tokens", to arrays."""
 
 
 class Sized(Protocol):
-    """Protocol of an encoded document or a part of one."""
+    """Protocol of an encoded document, or of a part of one, that reports its size in memory."""
 
     @property
     def size(self) -> int:
@@ -26,27 +26,30 @@ DocumentT = TypeVar("DocumentT", bound=Sized)
 
 @dataclasses.dataclass(frozen=True)
 class Feature:
-    """Layout of one array in a batch row. A row concatenates the arrays of successive examples."""
+    """Layout of one array, such as `tokens`, in a batch row. A row concatenates this array of successive examples."""
 
     capacity: int
-    """Number of entries in a row."""
+    """Number of entries of this array in a row, such as the number of tokens."""
     dtype: str = "int32"
-    """NumPy dtype name."""
+    """NumPy data type of the array, by name."""
     offset: bool = False
-    """Whether the values are token indices. They are then shifted by the position at which the example begins in the
-    row.
+    """Whether the values are token indices within the example. The pipeline then adds the index in the row at which the
+    example begins.
     """
     shape: tuple[int, ...] = ()
-    """Shape of one entry. The entries of an image are its pixel rows, so that one image fills one batch row."""
+    """Shape of one entry, () for a scalar such as a token. The entries of an image are its pixel rows, so that one
+    image fills one batch row.
+    """
 
 
 @dataclasses.dataclass(frozen=True)
 class Visit(Generic[DocumentT]):
-    """One visit of a lane to a document. It produces the examples of the document."""
+    """One reading of a document by the data pipeline, with what a task needs to make the training examples for it."""
 
     tokenizer: Tokenizer
     """Tokenizer that encoded the document. None for tasks that do not read text."""
     rng: np.random.Generator
-    """Random generator of the visit, seeded by the experiment's seed and the visit number."""
+    """Random generator for this reading of the document, seeded by the experiment's seed and the number of the visit.
+    """
     draw: Callable[[np.random.Generator], DocumentT]
-    """Returns another encoded document, chosen at random with the given generator."""
+    """Function that returns another encoded document, chosen at random with the given generator."""

@@ -1,4 +1,4 @@
-"""Notes on standard error, and errors that list several problems of an input."""
+"""Notes on standard error, and error messages that list several problems of an input."""
 
 import multiprocessing
 import sys
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from jaxformer.errors import InputError
 
 _SHOWN = 10
-"""Maximum number of problems in one message."""
+"""Maximum number of problems listed in one error message."""
 
 _printed: set[str] = set()
 
@@ -20,16 +20,20 @@ def note(text: str) -> None:
 
 
 def listed(names: Sequence[str]) -> str:
-    """Joins the first ten names with commas and appends the number of remaining names."""
+    """Joins the first ten names with commas. If there are more, appends their number."""
     more = len(names) - _SHOWN
     return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 class Problems:
-    """Collects problems of an input. The error message lists the first ten and counts the others."""
+    """Collects the problems of an input, to report them in one error. The message lists the first ten and counts the
+    others.
+    """
 
     def __init__(self, advice: str = ""):
-        """Initializes an empty list of problems. `advice` says what would be right; the message ends with it."""
+        """Initializes an empty list of problems. `advice` is the end of the error message, and says what would be
+        right.
+        """
         self.advice, self.first, self.count = advice, [], 0
 
     def add(self, problem: str) -> None:
@@ -41,7 +45,7 @@ class Problems:
     def check(self, scope: str = "") -> None:
         """Raises InputError if a problem was added.
 
-        `scope` names the checked part of the input if it was not checked as a whole.
+        `scope` names the part of the input that was checked, if it is not the whole input.
         """
         if not self.count:
             return

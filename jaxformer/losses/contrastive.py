@@ -1,4 +1,4 @@
-"""Contrastive losses, over all pairs of the global batch."""
+"""Contrastive losses, which compare each pair with all other pairs of the global batch."""
 
 import jax
 import jax.numpy as jnp
@@ -16,19 +16,19 @@ def info_nce(scores: jax.Array, weights: jax.Array) -> tuple[Mean, Mean]:
     """Computes the InfoNCE loss (nats) and its accuracy (van den Oord et al. 2018).
 
     Args:
-      scores: similarities, float [n, n], of the first element of each row with the second element of each column.
-        Pairs are on the diagonal.
-      weights: float32 [n]; 0 for rows and columns without a pair.
+      scores: similarity of the first element of each pair (rows) with the second element of each pair (columns), float
+        [pairs, pairs]. Matching elements are on the diagonal.
+      weights: float32 [pairs], 0 for padding.
     """
     scores = jnp.where(weights > 0, scores, jnp.finfo(jnp.float32).min)
     return class_cross_entropy(scores, jnp.arange(len(weights)), weights)
 
 
 def softmax_contrastive(scores: jax.Array, weights: jax.Array) -> tuple[Mean, Mean]:
-    """Computes the mean loss and accuracy of `info_nce` in both directions (CLIP, Radford et al. 2021).
+    """Computes the mean loss and the mean accuracy of `info_nce` in both directions (CLIP, Radford et al. 2021).
 
     Args:
-      scores: as in `info_nce`, divided by the temperature.
+      scores: similarities divided by the temperature, as in `info_nce`.
       weights: as in `info_nce`.
     """
     (loss, accuracy), (other_loss, other_accuracy) = info_nce(scores, weights), info_nce(scores.T, weights)
@@ -39,12 +39,12 @@ def sigmoid_contrastive(scores: jax.Array, weights: jax.Array) -> tuple[Mean, Me
     """Computes the pairwise sigmoid loss (SigLIP, Zhai et al. 2023), and the accuracy of `info_nce`.
 
     Args:
-      scores: as in `info_nce`, multiplied by the scale, with the bias added.
+      scores: similarities as in `info_nce`, multiplied by the scale, with the bias added.
       weights: as in `info_nce`.
 
     Returns:
-      The negative log-likelihood (nats) summed over all n² combinations and divided by the number of pairs, and the
-      accuracy.
+      The negative log-likelihood (nats), summed over all combinations and divided by the number of pairs, and the
+        accuracy.
     """
     scores = scores.astype(jnp.float32)
     sign = 2.0 * jnp.eye(len(weights)) - 1.0

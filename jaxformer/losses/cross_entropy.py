@@ -20,7 +20,7 @@ class TokenLoss(NamedTuple):
     loss: Mean
     """Cross-entropy with label smoothing and z-loss, in nats. The only field with a gradient."""
     cross_entropy: Mean
-    """Cross-entropy, in nats."""
+    """Cross-entropy without label smoothing and z-loss, in nats."""
     accuracy: Mean
     """Share of positions at which the argmax is the target."""
 
@@ -33,16 +33,16 @@ def decoded_cross_entropy(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
 ) -> TokenLoss:
-    """Computes the LM head and the cross-entropy of its logits, in chunks of positions.
+    """Applies the output layer and computes the cross-entropy of its logits, in chunks of positions.
 
     The gradient is computed together with the loss, while the logits of a chunk are in memory. Since the loss is a sum,
     the backward pass only has to scale it. No array of size [batch, predictions, vocab] exists, and no logits are
     computed twice.
 
     Args:
-      x: vectors [batch, predictions, embed].
-      lm_head: maps vectors to logits.
-      targets: integers [batch, predictions].
+      x: hidden vectors, [batch, predictions, embed].
+      lm_head: output layer, which maps vectors to logits.
+      targets: target token ids, integers [batch, predictions].
       weights: float32 [batch, predictions]; 0 where there is nothing to predict.
       label_smoothing: probability mass that is distributed uniformly over the vocabulary (Szegedy et al. 2016).
       z_loss: weight of the squared logarithm of the partition function, which keeps logits small (Chowdhery et al.
@@ -76,7 +76,9 @@ _sums.defvjp(_forward, _backward)
 
 
 def _scan_chunks(terms, x, lm_head, targets, weights, with_gradient):
-    """Sums the loss over all chunks, and the gradients (dx, dhead) if wanted."""
+    """Sums the loss over all chunks of positions and, if `with_gradient`, the gradients of the vectors and of the
+    output layer.
+    """
     rows, positions, _ = x.shape
     chunks = _chunks(rows, positions, len(lm_head.table))
     one = functools.partial(_chunk, lm_head=lm_head, terms=terms, with_gradient=with_gradient)
@@ -105,7 +107,9 @@ def _scan_chunks(terms, x, lm_head, targets, weights, with_gradient):
 def _chunk(
     x, targets, weights, lm_head, terms, with_gradient
 ) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, LMHead] | None]:
-    """Computes the sums of one chunk. Its positions form one axis, so that each product is a plain matrix product."""
+    """Computes the loss of one chunk of positions and, if `with_gradient`, its gradients. The positions form one axis,
+    so that each product is a plain matrix product.
+    """
     shape, width, (smoothing, z_loss) = x.shape, x.shape[-1], terms
     x, targets, weights = x.reshape(-1, width), targets.reshape(-1, 1), weights.reshape(-1, 1)
     logits = sharding.constrain(lm_head.logits(x), "bv")
@@ -148,8 +152,8 @@ def class_cross_entropy(logits: jax.Array, targets: jax.Array, weights: jax.Arra
     """Computes the weighted mean cross-entropy (nats) and accuracy over a few classes.
 
     Args:
-      logits: [..., c].
-      targets: integers [...].
+      logits: [..., classes].
+      targets: class indices, integers [...].
       weights: float32 [...].
     """
     log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))

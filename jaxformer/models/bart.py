@@ -20,8 +20,9 @@ BASE = Transformer(768, 6, 12, mlp=Mlp(), norm=LayerNorm(1e-5), norm_position="a
 
 
 class Entry(nn.Module):
-    """Adds learned positions to the embeddings of a stack, then applies a norm and dropout: [batch, length, embed] →
-    [batch, length, embed].
+    """Layers between the token embeddings and a stack: learned positions, a norm and dropout.
+
+    Maps [batch, length, embed] to [batch, length, embed].
     """
 
     max_length: int
@@ -29,11 +30,11 @@ class Entry(nn.Module):
     offset: int
     """Number of unused rows at the beginning of the position table."""
     norm: nn.Module
-    """Normalization of the sum."""
+    """Normalization of the sum of embeddings and positions."""
     dropout: float
-    """Dropout rate of the result."""
+    """Dropout rate after the normalization."""
     dtype: DType
-    """Type of the result."""
+    """Type to compute in."""
 
     @nn.compact
     def __call__(self, x: jax.Array, position_ids: jax.Array | None, train: bool) -> jax.Array:

@@ -1,7 +1,7 @@
-"""Contract of models: inputs, stacks, computation and outputs.
+"""Base class of models: inputs, stacks, computation and outputs.
 
-Code outside a model family only uses this contract, and never checks for a class: initialization, tokenizer checks,
-warm start, exports, parity and decoding work for every `Model`.
+Code outside a model family only uses the methods of this class, and never checks for a concrete class. So
+initialization, tokenizer checks, warm start, exports, parity tests and decoding work for every `Model`.
 """
 
 import dataclasses
@@ -22,30 +22,32 @@ from jaxformer.parallel import sharding
 
 @dataclasses.dataclass(frozen=True)
 class InputSpec:
-    """Specification of an input array of a model."""
+    """Specification of an input array of a model: its axes, type and meaning."""
 
     axes: str
-    """Axes of the array, one letter per axis. Axes with the same letter have the same length in a call. `b` is the
-    batch axis."""
+    """Axes of the array, one letter per axis, such as "bt". Axes with the same letter have the same length in a call.
+    `b` is the batch axis.
+    """
     meaning: str
-    """Description on one line, for the documentation of exported programs."""
+    """Description of the array on one line, for the documentation of exported programs."""
     dtype: str = "int32"
-    """NumPy dtype name."""
+    """NumPy data type of the array, by name."""
     optional: bool = False
-    """Whether the model has a default for the array."""
+    """Whether the array may be left out, because the model has a default for it."""
     exported: bool = True
-    """Whether exported programs take the array. They do not take arrays that only training needs, such as the layout of
-    packed rows."""
+    """Whether exported programs take the array. They do not take arrays that only training needs, such as the segments
+    of packed rows.
+    """
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenInput:
-    """Limits of an input of token ids."""
+    """Limits of a model input that contains token ids."""
 
     vocab: int
-    """Vocabulary size."""
+    """Vocabulary size. Token ids must be below it."""
     max_length: int
-    """Maximum row length in tokens."""
+    """Maximum number of tokens per row."""
 
 
 POSITION_IDS = InputSpec("bt", "positions, from 0 in each example", optional=True, exported=False)
@@ -61,13 +63,15 @@ class ModelOutput:
     """
 
     hidden: jax.Array | None = None
-    """Output of the last stack, [batch, length, embed]."""
+    """Output vectors of the last stack, [batch, length, embed]."""
     pooled: jax.Array | None = None
-    """One vector per example, [batch, c, embed], or per image, [batch, embed]."""
+    """One vector per example, [batch, examples, embed] for text or [batch, embed] for images."""
     attention: jax.Array | None = None
-    """Weights of self-attention, float32 [layers, batch, heads, queries, keys]."""
+    """Self-attention weights of all layers, float32 [layers, batch, heads, queries, keys]."""
     means: dict[str, Mean] = flax.struct.field(default_factory=dict)
-    """Auxiliary means of the stacks, such as the load of experts. Training adds them to the loss."""
+    """Auxiliary losses and metrics of the stacks as weighted means, such as the load of experts. Training adds the
+    losses to its loss.
+    """
 
     exported: ClassVar[tuple[str, ...]] = ("hidden", "logits", "pooled")
     """Attributes that an exported program returns, unless they are None."""
@@ -79,12 +83,13 @@ class ModelOutput:
 
 
 def decoded(lm_head: LMHead | None, vectors: jax.Array | None, axes: str) -> jax.Array | None:
-    """Computes the logits of vectors. Returns None if there are no vectors or no LM head.
+    """Applies the output layer to hidden vectors. Returns the logits, or None if there are no vectors or no output
+    layer.
 
     Args:
-      lm_head: output layer.
+      lm_head: output layer, which maps hidden vectors to logits.
       vectors: hidden vectors, [..., embed].
-      axes: letters of the axes of the logits, for sharding.
+      axes: one letter per axis of the logits (see `sharding.AXES`), for sharding.
     """
     if lm_head is None or vectors is None:
         return None
@@ -98,7 +103,7 @@ class LMOutput(ModelOutput):
     lm_head: LMHead | None = None
     """Output layer that maps `hidden` to logits."""
     cache: Cache | None = None
-    """Cache that includes the new tokens. None if the model was called without a cache."""
+    """Keys and values of the tokens so far, including the new ones. None if the model was called without a cache."""
 
     @property
     def logits(self) -> jax.Array | None:
@@ -110,12 +115,12 @@ class LMOutput(ModelOutput):
 
 @flax.struct.dataclass
 class Memory:
-    """Output of an encoder for a prompt."""
+    """Encoder output that a decoder attends to."""
 
     hidden: jax.Array
-    """Encoder output, [batch, input_length, embed]."""
+    """Encoder output vectors, [batch, input_length, embed]."""
     segments: jax.Array
-    """Segments, integers [batch, input_length]: 1 for tokens, 0 for padding."""
+    """Mask of the encoder inputs, integers [batch, input_length]: 1 for tokens, 0 for padding."""
 
 
 class Model(nn.Module):
@@ -169,11 +174,15 @@ class Model(nn.Module):
         raise NotImplementedError
 
     def stacks(self) -> dict[str, Transformer]:
-        """Returns the stacks by the path of their parameters, in the order in which they run."""
+        """Returns the stacks of Transformer blocks, in the order in which they run. Keys are the paths of their
+        parameters.
+        """
         raise NotImplementedError
 
     def token_inputs(self) -> dict[str, TokenInput]:
-        """Returns the limits of the token-id inputs, by argument name. Empty for a model without text."""
+        """Returns the vocabulary size and maximum length of each input of token ids, by argument name. Empty for a
+        model without text.
+        """
         return {}
 
     def flops(self, sizes: Mapping[str, int]) -> float:
@@ -186,12 +195,16 @@ class Model(nn.Module):
         raise NotImplementedError
 
     def fixed_sizes(self) -> dict[str, int]:
-        """Returns the lengths of the axes that are the same in every call, by letter, such as the height of images."""
+        """Returns the lengths of input axes that are the same in every call, such as the height of images. Keys are the
+        letters of the axes.
+        """
         return {}
 
     @property
     def text_limits(self) -> TokenInput | None:
-        """Minimum of the limits of all token-id inputs. None for a model without text."""
+        """Vocabulary size and maximum length that all text inputs of the model support. None for a model without
+        text.
+        """
         limits = self.token_inputs().values()
         if not limits:
             return None
@@ -209,7 +222,7 @@ class Model(nn.Module):
         return limits
 
     def encode_prompt(self, **inputs: jax.Array) -> Memory | None:
-        """Encodes the parts of a prompt other than tokens, such as a text to translate, audio or an image.
+        """Encodes the parts of a prompt other than tokens to continue, such as a text to translate, audio or an image.
 
         Decoding calls it once. Only models with an encoder take inputs, whose names depend on the model.
         """
@@ -230,11 +243,13 @@ class Model(nn.Module):
         By default, calls the model with `cache`. Encoder–decoders override this method.
 
         Args:
-          tokens: token ids, integers [batch, k]. k is above 1 for the tokens of a prompt or of a speculative step.
-          position_ids: positions, integers [batch, k].
+          tokens: token ids, integers [batch, new tokens]. There are several in the call for the prompt, and otherwise
+            usually one.
+          position_ids: positions of `tokens`, integers of the same shape.
           cache: cache of the preceding tokens, made by `new_cache`. Its segments mark the slots that contain tokens.
-          memory: output of `encode_prompt`, [batch, input_length, embed]. Only needed in the first call.
-          prefix: tokens that attend to each other in both directions, boolean [batch, k]. If None, attention is causal.
+          memory: output vectors of `encode_prompt`, [batch, input_length, embed]. Only needed in the first call.
+          prefix: tokens that attend to each other in both directions, boolean, of the same shape as `tokens`. If None,
+            attention is causal.
         """
         if memory is not None:
             raise ValueError(f"{type(self).__name__} has no cross-attention: it cannot read a memory")
@@ -243,85 +258,99 @@ class Model(nn.Module):
         return self(tokens, position_ids=position_ids, prefix=prefix, cache=cache)
 
     def new_cache(self, rows: int, slots: int) -> Cache:
-        """Returns an empty cache for the stack that generates tokens."""
+        """Returns an empty cache of keys and values, for the stack that generates tokens.
+
+        Args:
+          rows: number of batch rows.
+          slots: maximum number of tokens per row.
+        """
         return list(self.stacks().values())[-1].new_cache(rows, slots)
 
     @property
     def mean_names(self) -> tuple[str, ...]:
-        """Names of the averaged metrics that stacks may return besides their output, such as a load-balancing loss.
+        """Names of the losses and metrics that stacks may return besides their output, such as a load-balancing loss.
 
-        Each MLP class declares its metrics in `mean_names`.
+        Each MLP class declares its own in a field of the same name.
         """
         mlps = [kind.mlp for stack in self.stacks().values() for kind in stack.kinds]
         return tuple(dict.fromkeys(name for mlp in mlps for name in getattr(mlp, "mean_names", ())))
 
     @property
     def has_pooler(self) -> bool:
-        """Whether `pooled` is the output of a trained layer."""
+        """Whether the output `pooled` is computed by a trained layer."""
         return False
 
     @property
     def interop(self) -> str:
-        """Name of a module whose `FAMILIES` define how the model is converted to and from the Hugging Face format.
+        """Name of the module that converts the model to and from the Hugging Face format, by its `FAMILIES`.
 
-        Empty if the library's own families include the model. The module is imported when needed.
+        Empty if jaxformer itself can convert the model. The module is imported when needed.
         """
         return ""
 
     @property
     def compute_dtype(self) -> DType:
-        """Compute type of the heads, which is that of the last stack."""
+        """Type that the heads compute in. It is the type of the last stack."""
         return list(self.stacks().values())[-1].dtype
 
     @property
     def backbone_parts(self) -> tuple[str, ...]:
-        """First path components of the parameters that a warm start must find in both models.
+        """First components of the paths of the backbone's parameters. All other parameters are heads.
 
-        Other parameters are heads.
+        A warm start fails if the pretrained model lacks backbone parameters of this model, but may initialize heads
+        randomly.
         """
         return ("embeddings", next(iter(self.stacks())).partition("/")[0])
 
     @property
     def head_fields(self) -> tuple[str, ...]:
-        """Names of fields that do not change `backbone_parts`.
+        """Names of fields that only affect the heads, and not the backbone.
 
-        A model may differ in them from the model it is initialized from.
+        In a warm start, the pretrained model may have other values in these fields.
         """
         return ()
 
     @property
     def warm_start_names(self) -> Mapping[str, str]:
-        """Alternative sources of head parameters for a warm start.
+        """Further sources of head parameters for a warm start.
 
-        Maps the first path component of a parameter to a first path component in the pretrained model. It is used if
-        the pretrained model has no parameter with the path itself.
+        Maps the first component of a parameter path to the first component of a path in the pretrained model. That
+        parameter is used if the pretrained model has none with the same path.
         """
         return {}
 
     def pretrained(self) -> tuple[str, "Model"]:
-        """Returns the pretrained model inside this one (or the model itself), and the prefix of its parameter paths."""
+        """Returns the pretrained model inside this model, and the prefix of its parameter paths. It is this model
+        itself unless the model wraps another one.
+        """
         return "", self
 
     def part(self, name: str) -> tuple[str, "Model"]:
-        """Returns the model inside this one (or itself) that takes the input `name`, and its parameter path prefix."""
+        """Returns the model inside this model (or this model itself) that takes the input `name`, and the prefix of its
+        parameter paths.
+        """
         del name
         return self.pretrained()
 
     @nn.nowrap
     def map_part(self, name: str, change: Callable[["Model"], "Model"]) -> "Model":
-        """Returns a model in which the innermost model that takes the input `name` is replaced by `change(it)`."""
+        """Returns a model in which the innermost model that takes the input `name` is replaced by the result of
+        `change` for it.
+        """
         prefix, inner = self.part(name)
         if not prefix:
             return change(self)
         return dataclasses.replace(self, **{prefix.strip("/"): inner.map_part(name, change)})
 
     def comparable(self) -> Self:
-        """Returns the model with default values for fields that affect neither the parameters nor the computation."""
+        """Returns the model with default values in fields that affect neither the parameters nor the computation, for
+        comparing models.
+        """
         return self
 
     @nn.nowrap
     def map_stacks(self, change: Callable[[Transformer], Transformer]) -> Self:
-        """Returns a model in which each stack is replaced by `change(stack)`."""
+        """Returns a model in which each stack is replaced by the result of `change` for it."""
         # Without `nowrap`, Linen would make the modules that `change` returns submodules of this one.
         changes: dict[str, Any] = {}
         for path, stack in self.stacks().items():
@@ -331,12 +360,12 @@ class Model(nn.Module):
 
     @nn.nowrap
     def replace_stacks(self, **changes: Any) -> Self:
-        """Returns a model in which these fields of each stack are replaced, such as `dtype="float32"`."""
+        """Returns a model in which the given fields of each stack are replaced, such as `dtype="float32"`."""
         return self.map_stacks(lambda stack: dataclasses.replace(stack, **changes))
 
     @nn.nowrap
     def abstract_inputs(self, length: int = 2) -> dict[str, jax.ShapeDtypeStruct]:
-        """Returns shapes and types of the required inputs, for one row.
+        """Returns shapes and types of the required inputs, for one batch row.
 
         Axes without a fixed size have the length `length`.
         """

@@ -25,8 +25,9 @@ from jaxformer.models.flops import linear_flops, stack_flops
 from jaxformer.parallel import metadata
 
 Head = Literal["masked_lm", "pooler", "next_sentence"]
-"""Head of the encoder: predictions for masked tokens, one vector per sentence pair, or a classification of that
-vector."""
+"""Head of the encoder: `masked_lm` predicts masked tokens, `pooler` computes one vector per sentence pair, and
+`next_sentence` classifies that vector.
+"""
 
 
 @flax.struct.dataclass
@@ -34,16 +35,16 @@ class BertOutput(ModelOutput):
     """Output of BERT.
 
     `hidden` is None if only some positions were requested. `pooled` is computed from the first token of each sentence
-    pair by a linear layer and tanh, [batch, c, embed]. There are c pairs per row (1 without packing).
+    pair by a linear layer and tanh, [batch, pairs, embed]. Rows have one pair without packing.
     """
 
     prediction: jax.Array | None = None
-    """Hidden vectors of the masked-LM head, [batch, predictions, embed]. m = t without `masked_positions`."""
+    """Hidden vectors of the masked-LM head, [batch, predictions, embed]. Without `masked_positions`, one per token."""
     lm_head: LMHead | None = None
-    """Output layer that maps `prediction` to logits, with the token embeddings and a bias."""
+    """Output layer that maps `prediction` to logits. It consists of the token embeddings and a bias."""
     next_sentence_logits: jax.Array | None = None
-    """Next-sentence logits, float32 [batch, c, 2]. Class 0: the second sentence follows the first. Class 1: it is
-    random.
+    """Next-sentence logits, float32 [batch, pairs, 2]. Class 0: the second sentence follows the first. Class 1: it is
+    from another document.
     """
 
     exported: ClassVar[tuple[str, ...]] = (*ModelOutput.exported, "next_sentence_logits")
@@ -57,9 +58,9 @@ class BertOutput(ModelOutput):
 
 
 class PredictionHead(nn.Module):
-    """Masked-LM head: linear layer, activation and norm, and the bias of the output layer.
+    """Layers of the masked-LM head before the output layer: a linear layer, an activation and a norm.
 
-    The output layer itself is the token table.
+    It also has the bias of the output layer, whose weights are the token embeddings.
     """
 
     vocab: int
@@ -70,8 +71,9 @@ class PredictionHead(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Maps [batch, predictions, embed] to the vectors to decode, [batch, predictions, embed], and returns the bias
-        of the logits, [vocab].
+        """Transforms the vectors at masked positions, [batch, predictions, embed].
+
+        Returns the transformed vectors, of the same shape, and the bias of the output layer, [vocab].
         """
         dense = Linear("bmi,id->bmd", (x.shape[-1], x.shape[-1]), self.dense_bias, self.dtype, name="dense")
         x = self.norm(activation(self.activation)(dense(x)))
@@ -122,13 +124,15 @@ class Bert(Model):
         return {"transformer": self.transformer}
 
     def token_inputs(self) -> dict[str, TokenInput]:
-        """Returns the limits of `tokens`."""
+        """Returns the vocabulary size and maximum length of the input `tokens`."""
         return {"tokens": TokenInput(vocabulary(self.vocab), self.max_length)}
 
     def flops(self, sizes: Mapping[str, int]) -> float:
-        """Returns the FLOPs of a forward pass on b rows of t tokens, with m predictions and c pairs per row.
+        """Returns the FLOPs of a forward pass.
 
-        m defaults to t, and c to 1.
+        Args:
+          sizes: numbers of rows `b`, of tokens per row `t`, of predictions per row `m` (default t) and of sentence
+            pairs per row `c` (default 1).
         """
         tokens, pairs, width = sizes["t"], sizes.get("c", 1), self.transformer.width
         outputs = sizes["m"] + pairs if "m" in sizes else None
@@ -144,16 +148,18 @@ class Bert(Model):
 
     @property
     def head_fields(self) -> tuple[str, ...]:
-        """Names of the fields that configure the heads."""
+        """Names of the fields that only affect the heads."""
         return "prediction_heads", "head_bias"
 
     def comparable(self) -> Self:
-        """Returns the model with defaults for the fields of the masked-LM head if the model does not have this head."""
+        """Returns the model with defaults in fields that have no effect: those of the masked-LM head, if the model does
+        not have it.
+        """
         return self if "masked_lm" in self.prediction_heads else dataclasses.replace(self, head_bias=True)
 
     @property
     def has_pooler(self) -> bool:
-        """Whether the heads include the pooler."""
+        """Whether the model has the head `pooler`."""
         return "pooler" in self.prediction_heads
 
     @nn.compact
@@ -178,7 +184,7 @@ class Bert(Model):
           token_types: token types, integers [batch, length]: 0 in sentence A, 1 in B. Defaults to 0.
           masked_positions: positions of the tokens to predict, integers [batch, predictions]. Defaults to all
             positions.
-          cls_positions: position of the first token of each sentence pair, integers [batch, c]. Defaults to 0.
+          cls_positions: position of the first token of each sentence pair, integers [batch, pairs]. Defaults to 0.
           train: whether to apply dropout. Requires the rng stream `dropout`.
           return_attention: whether to return the attention weights.
         """
@@ -210,7 +216,9 @@ class Bert(Model):
         )
 
     def _embed(self, tokens, position_ids, token_types, train: bool) -> tuple[jax.Array, jax.Array]:
-        """Returns the embeddings of the tokens, [batch, length, embed], and the token embedding table."""
+        """Embeds the tokens. Returns the embeddings, [batch, length, embed], and the token embedding table,
+        [vocab, embed].
+        """
         config = self.transformer
         embeddings = Embeddings(
             config.width,
@@ -227,8 +235,10 @@ class Bert(Model):
         return embeddings(tokens, position_ids, token_types, train)
 
     def _predict(self, masked: jax.Array, table: jax.Array) -> tuple[jax.Array | None, LMHead | None]:
-        """Returns transformed vectors, [batch, predictions, embed], and the output layer for their logits; None without
-        this head.
+        """Applies the masked-LM head to the vectors at masked positions.
+
+        Returns the transformed vectors, [batch, predictions, embed], and the output layer for their logits. Both are
+        None without this head.
         """
         if "masked_lm" not in self.prediction_heads:
             return None, None
@@ -240,10 +250,10 @@ class Bert(Model):
         return prediction, LMHead(table, bias)
 
     def _pool(self, firsts: jax.Array) -> tuple[jax.Array | None, jax.Array | None]:
-        """Returns the pooled vector, [batch, c, embed], and next-sentence logits, float32 [batch, c, 2], of each
-        sentence pair.
+        """Applies the pooler and the next-sentence head to the first token of each sentence pair.
 
-        Each is None if the model does not have this head.
+        Returns the pooled vectors, [batch, pairs, embed], and the next-sentence logits, float32 [batch, pairs, 2]. Each
+        is None if the model does not have this head.
         """
         if not self.has_pooler:
             return None, None

@@ -26,18 +26,16 @@ WITHOUT_POOLER = "expected first, mean, max, last, first_and_mean or none"
 
 @flax.struct.dataclass
 class ClassifierOutput(ModelOutput):
-    """Output of a classifier."""
+    """Output of a text classifier."""
 
     logits: jax.Array | None = None
-    """Logits, float32 [batch, c, n], for the c examples of each row and n labels. With pooling `none`,
-    [batch, length, n] for each token.
-    """
+    """Logits, float32 [batch, examples, labels]. With pooling `none`, [batch, length, labels] for each token."""
     vectors: jax.Array | None = None
-    """Input of the head, [batch, c, embed] or [batch, length, embed]."""
+    """Input of the classification head, [batch, examples, embed] or, per token, [batch, length, embed]."""
 
     @property
     def features(self) -> jax.Array | None:
-        """Input of the head."""
+        """Vectors for downstream use: the input of the classification head."""
         return self.vectors
 
 
@@ -80,7 +78,9 @@ class Classifier(Model):
             raise InputError(f"model.dropout={self.dropout}: expected 0 or more, below 1")
 
     def inputs(self) -> dict[str, InputSpec]:
-        """Returns the inputs of the backbone that describe whole rows or examples."""
+        """Returns the input specifications: the backbone's inputs that describe whole rows or examples, and
+        `cls_positions`.
+        """
         names = ("tokens", "segments", "position_ids", "token_types", "cls_positions")
         own = {
             "cls_positions": InputSpec(
@@ -95,11 +95,15 @@ class Classifier(Model):
         return {f"backbone/{path}": stack for path, stack in self.backbone.stacks().items()}
 
     def token_inputs(self) -> dict[str, TokenInput]:
-        """Returns the limits of the backbone's inputs."""
+        """Returns the vocabulary size and maximum length of each input of token ids. They are those of the backbone."""
         return self.backbone.token_inputs()
 
     def flops(self, sizes: Mapping[str, int]) -> float:
-        """Returns the FLOPs of a forward pass on b rows of t tokens with c examples each. c defaults to 1."""
+        """Returns the FLOPs of a forward pass.
+
+        Args:
+          sizes: numbers of rows `b`, of tokens per row `t`, and of examples per row `c` (default 1).
+        """
         examples = sizes.get("c", 1)
         inner = {**sizes, "m": 0} if self.pooling == "pooler" else dict(sizes)
         vectors = sizes["t"] if self.pooling == "none" else examples
@@ -109,7 +113,7 @@ class Classifier(Model):
         return self.backbone.flops(inner) + sizes["b"] * head
 
     def pretrained(self) -> tuple[str, Model]:
-        """Returns the path prefix of the backbone, and the backbone."""
+        """Returns the prefix of the backbone's parameter paths, and the backbone."""
         return "backbone/", self.backbone
 
     @property
@@ -118,12 +122,12 @@ class Classifier(Model):
         return {"transform": "masked_lm"}
 
     def comparable(self) -> Self:
-        """Returns the model without dropout."""
+        """Returns the model without dropout in the head, which does not affect its parameters."""
         return dataclasses.replace(self, backbone=self.backbone.comparable(), dropout=0.0)
 
     @property
     def interop(self) -> str:
-        """Module name of the backbone. See `Model.interop`."""
+        """Module that converts the model to and from the Hugging Face format. It is that of the backbone."""
         return self.backbone.interop
 
     @property
@@ -150,12 +154,12 @@ class Classifier(Model):
 
         Args:
           tokens: token ids, integers [batch, length].
-          segments: integers [batch, length]. The c-th example of a row has segment c + 1, and 0 is padding. Defaults to
-            one example.
+          segments: integers [batch, length]. The examples of a row have the segments 1, 2, ..., and 0 is padding.
+            Defaults to one example.
           position_ids: positions, integers [batch, length]. Defaults to 0, 1, 2, ...
           token_types: token types for a backbone with several types, integers [batch, length]: 0 in sentence A, 1 in B.
             Defaults to 0.
-          cls_positions: position of the first token of each example, integers [batch, c]. Defaults to 0.
+          cls_positions: position of the first token of each example, integers [batch, examples]. Defaults to 0.
           train: whether to apply dropout. Requires the rng stream `dropout`.
         """
         segments = jnp.ones_like(tokens) if segments is None else segments

@@ -1,4 +1,4 @@
-"""Image and text encoders (towers) with a common vector space.
+"""Models with an image encoder and a text encoder (towers) that map to a common vector space.
 
 The models are CLIP (Radford et al. 2021) and SigLIP (Zhai et al. 2023).
 """
@@ -32,17 +32,25 @@ from jaxformer.models.vit import IMAGES
 from jaxformer.parallel import metadata
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-"""Mean and standard deviation of the pixels in CLIP's training data."""
+"""Mean and standard deviation per channel of the pixels in CLIP's training data, scaled to 0–1."""
 TOKENS = InputSpec("ct", "token ids of each text")
 SEGMENTS = InputSpec("ct", "1 for tokens, 0 for padding", optional=True)
 
 TextPooling = Literal["last", "end", "highest"]
-"""Token whose vector represents a text: the last token before padding, the first `end_id`, or the first token with the
-highest id."""
+"""Token whose output vector represents a text: the last token before padding, the first token with id `end_id`, or the
+first token with the highest id.
+"""
 
 
 def tower_stack(width: int, heads: int, activation: Activation, epsilon: float) -> Transformer:
-    """Returns a stack of 12 blocks, as in both papers."""
+    """Returns a stack of 12 pre-norm blocks, as in the CLIP and SigLIP papers.
+
+    Args:
+      width: width of the residual stream.
+      heads: number of attention heads.
+      activation: activation function of the MLPs.
+      epsilon: number added to the variance in norms.
+    """
     mlp, norm = Mlp(4 * width, activation), LayerNorm(epsilon)
     return Transformer(width, 12, heads, mlp=mlp, norm=norm, dropout=0.0, attention_dropout=0.0)
 
@@ -51,7 +59,7 @@ class ImageTower(Model):
     """Image encoder of CLIP. The defaults are those of CLIP ViT-B/32."""
 
     transformer: Transformer = tower_stack(768, 12, "quick_gelu", 1e-5)
-    """Stack of blocks."""
+    """Stack of Transformer blocks."""
     image: int = 224
     """Height and width of the images in pixels. Positions are interpolated for other sizes."""
     patch: int = 32
@@ -59,12 +67,13 @@ class ImageTower(Model):
     channels: int = 3
     """Number of image channels: 1 for grayscale, 3 for RGB."""
     pooling: Literal["first", "attention"] = "first"
-    """How the image is reduced to a vector: `first` uses a class token (CLIP), and `attention` a learned query that
-    attends to all patches (SigLIP). Only `first` adds a class token."""
+    """How the image is reduced to one vector: `first` uses a class token (CLIP), and `attention` a learned query that
+    attends to all patches (SigLIP). Only `first` adds a class token.
+    """
     embedding_norm: bool = True
     """Whether embeddings are normalized before the first block, as in CLIP."""
     patch_bias: bool = False
-    """Whether the linear layer of the patches has a bias, as in SigLIP."""
+    """Whether the linear layer that embeds patches has a bias, as in SigLIP."""
     mean: tuple[float, ...] = MEAN
     """Mean to subtract from pixels scaled to 0–1: one number per channel, or one for all channels."""
     std: tuple[float, ...] = STD
@@ -87,7 +96,7 @@ class ImageTower(Model):
         return {"y": self.image, "x": self.image, "n": self.channels}
 
     def flops(self, sizes: Mapping[str, int]) -> float:
-        """Returns the FLOPs of a forward pass on b images that computes only `pooled`."""
+        """Returns the FLOPs of a forward pass that computes only `pooled`. `sizes` has the number of images `b`."""
         stack, patches, width = self.transformer, (self.image // self.patch) ** 2, self.transformer.width
         flops = linear_flops(patches, self.patch**2 * self.channels, width)
         if self.pooling == "first":
@@ -97,7 +106,9 @@ class ImageTower(Model):
         return sizes["b"] * (flops + stack.mlp.flops(width))
 
     def comparable(self) -> Self:
-        """Returns the model without pixel statistics, which belong to image preprocessing."""
+        """Returns the model with default pixel statistics for comparing models, because they belong to image
+        preprocessing.
+        """
         return dataclasses.replace(self, mean=(0.5,), std=(0.5,))
 
     @nn.compact
@@ -138,7 +149,7 @@ class TextTower(Model):
     """Text encoder of CLIP. The defaults are those of CLIP ViT-B/32."""
 
     transformer: Transformer = tower_stack(512, 8, "quick_gelu", 1e-5)
-    """Stack of blocks."""
+    """Stack of Transformer blocks."""
     vocab: int | None = 49_408
     """Vocabulary size, at least that of the tokenizer. If None, uses that of the tokenizer."""
     max_length: int = 77
@@ -170,13 +181,14 @@ class TextTower(Model):
         return {"transformer": self.transformer}
 
     def token_inputs(self) -> dict[str, TokenInput]:
-        """Returns the limits of `tokens`."""
+        """Returns the vocabulary size and maximum length of the input `tokens`."""
         return {"tokens": TokenInput(vocabulary(self.vocab), self.max_length)}
 
     def flops(self, sizes: Mapping[str, int]) -> float:
-        """Returns the FLOPs of a forward pass on c texts of t tokens that computes only `pooled`.
+        """Returns the FLOPs of a forward pass that computes only `pooled`.
 
-        c defaults to b.
+        Args:
+          sizes: numbers of texts `c` (default `b`) and of tokens per text `t`.
         """
         texts = sizes["c"] if "c" in sizes else sizes["b"]
         return texts * stack_flops(self.transformer, sizes["t"], 1, causal=self.causal)
@@ -186,8 +198,8 @@ class TextTower(Model):
         """Encodes texts.
 
         Args:
-          tokens: token ids, integers [c, length].
-          segments: integers [c, length]: 1 at text tokens, 0 at padding, which follows the text. Defaults to 1.
+          tokens: token ids, integers [texts, length].
+          segments: integers [texts, length]: 1 at text tokens, 0 at padding, which follows the text. Defaults to 1.
           train: whether to apply dropout. Requires the rng stream `dropout`.
         """
         if tokens.shape[1] > self.max_length:
@@ -207,7 +219,7 @@ class TextTower(Model):
         return ModelOutput(pooled=output.hidden[:, 0], means=output.means)
 
     def _pooled_at(self, tokens: jax.Array, segments: jax.Array | None) -> jax.Array:
-        """Returns the index of the pooled token of each text, integers [c, 1]."""
+        """Returns the index of the token whose vector represents each text, integers [texts, 1]."""
         if self.pooling == "highest":
             return tokens.argmax(1, keepdims=True)
         if self.pooling == "end":
@@ -219,12 +231,12 @@ class TextTower(Model):
 
 @flax.struct.dataclass
 class ClipOutput(ModelOutput):
-    """Output of the two encoders."""
+    """Output of the image encoder and the text encoder."""
 
     image_vectors: jax.Array | None = None
-    """Image vectors of length 1, float32 [batch, embed]. None without images."""
+    """Image vectors of length 1, float32 [images, embed]. None without images."""
     text_vectors: jax.Array | None = None
-    """Text vectors of length 1, float32 [c, embed]. None without texts."""
+    """Text vectors of length 1, float32 [texts, embed]. None without texts."""
     scale: jax.Array | None = None
     """Factor of the dot products of image and text vectors, a scalar."""
     bias: jax.Array | None = None
@@ -234,7 +246,7 @@ class ClipOutput(ModelOutput):
 
     @property
     def logits(self) -> jax.Array | None:
-        """Similarity scores of images and texts, float32 [batch, c]. None unless both are given."""
+        """Similarity score of each image with each text, float32 [images, texts]. None unless both are given."""
         if self.image_vectors is None or self.text_vectors is None or self.scale is None:
             return None
         scores = self.scale * (self.image_vectors @ self.text_vectors.T)
@@ -242,7 +254,7 @@ class ClipOutput(ModelOutput):
 
     @property
     def features(self) -> jax.Array | None:
-        """Image vectors, or text vectors if there are no images."""
+        """Vectors for downstream use: image vectors, or text vectors if there are no images."""
         return self.text_vectors if self.image_vectors is None else self.image_vectors
 
 
@@ -285,7 +297,7 @@ class Clip(Model):
         return {f"{name}/{path}": stack for name, tower in towers.items() for path, stack in tower.stacks().items()}
 
     def token_inputs(self) -> dict[str, TokenInput]:
-        """Returns the limits of texts."""
+        """Returns the vocabulary size and maximum length of the input `tokens`."""
         return self.text.token_inputs()
 
     def fixed_sizes(self) -> dict[str, int]:
@@ -293,7 +305,11 @@ class Clip(Model):
         return self.vision.fixed_sizes()
 
     def flops(self, sizes: Mapping[str, int]) -> float:
-        """Returns the FLOPs of a forward pass on b images and c texts of t tokens. c defaults to b."""
+        """Returns the FLOPs of a forward pass.
+
+        Args:
+          sizes: numbers of images `b`, of texts `c` (default b) and of tokens per text `t`.
+        """
         images, texts = sizes["b"], sizes.get("c", sizes["b"])
         image_width, text_width = self.vision.transformer.width, self.text.transformer.width
         width = self.width or image_width
@@ -308,16 +324,16 @@ class Clip(Model):
 
     @property
     def backbone_parts(self) -> tuple[str, ...]:
-        """First path components of the parameters of both encoders."""
+        """First components of the parameter paths of both encoders."""
         return "vision", "text"
 
     @property
     def head_fields(self) -> tuple[str, ...]:
-        """Names of the fields for the size of the compared vectors, and for initial values."""
+        """Names of the fields that do not affect the encoders: the size of the compared vectors, and initial values."""
         return "width", "init_scale", "init_bias"
 
     def comparable(self) -> Self:
-        """Returns the model without pixel statistics and initial values."""
+        """Returns the model with default pixel statistics and initial values, for comparing models."""
         bias = None if self.init_bias is None else 0.0
         return dataclasses.replace(self, vision=self.vision.comparable(), init_scale=1.0, init_bias=bias)
 
@@ -332,9 +348,9 @@ class Clip(Model):
         """Encodes images, texts or both.
 
         Args:
-          images: uint8 [batch, height, width, channels], or floats that are already normalized. None for no images.
-          tokens: token ids, integers [c, length]. None for no texts.
-          segments: integers [c, length]: 1 at tokens, 0 at padding. Defaults to 1.
+          images: uint8 [images, height, width, channels], or floats that are already normalized. None for no images.
+          tokens: token ids, integers [texts, length]. None for no texts.
+          segments: integers [texts, length]: 1 at tokens, 0 at padding. Defaults to 1.
           train: whether to apply dropout. Requires the rng stream `dropout`.
         """
         log_scale = self.param("log_scale", metadata.with_axes(_constant(math.log(self.init_scale)), ""), ())
@@ -365,7 +381,9 @@ class Clip(Model):
 
     @nn.nowrap
     def score_map(self, params: Any) -> tuple[jax.Array, jax.Array | None]:
-        """Returns the factor and the bias (or None) that turn dot products of vectors into scores."""
+        """Returns the learned scale and bias that convert dot products of vectors to similarity scores. The bias may be
+        None.
+        """
         return jnp.exp(params["log_scale"]), params.get("bias")
 
     def _map(self, name: str, vectors: jax.Array, bias: bool) -> jax.Array:

@@ -26,19 +26,19 @@ from jaxformer.parallel import metadata
 
 @flax.struct.dataclass
 class EncoderDecoderOutput(LMOutput):
-    """Output of an encoder–decoder. `hidden`, `lm_head` and `cache` are those of the decoder."""
+    """Output of an encoder–decoder. `hidden`, `lm_head` and `cache` belong to the decoder."""
 
     encoded: jax.Array | None = None
-    """Encoder output, [batch, input_length, embed]."""
+    """Output vectors of the encoder, [batch, input_length, embed]."""
 
     @property
     def features(self) -> jax.Array | None:
-        """One vector per input token, [batch, input_length, embed]."""
+        """Vectors for downstream use: one per input token, [batch, input_length, embed]."""
         return self.encoded
 
 
 BASE = Transformer(512, 6, 8, mlp=Mlp(activation="relu"), norm=LayerNorm(1e-5), norm_position="after")
-"""Encoder and decoder stack of the paper's base model."""
+"""Encoder and decoder stack of the base model in the paper."""
 
 
 class EncoderDecoder(Model):
@@ -56,17 +56,17 @@ class EncoderDecoder(Model):
     max_length: int = 512
     """Maximum length of inputs and of outputs in tokens."""
     position_embedding: AddedPositions = "sinusoidal"
-    """How positions are added to embeddings."""
+    """How positions are added to token embeddings."""
     scale_embeddings: bool = True
     """Whether to multiply embeddings by the square root of the width, as in the paper."""
     tie_embeddings: bool = True
     """Whether the output layer shares the token embeddings."""
     head_bias: bool = False
-    """Whether the output layer has a bias, as in Marian. It is a constant of the pretrained weights and is not
-    trained."""
+    """Whether the output layer has a bias, as in Marian. The bias comes from pretrained weights and is not trained."""
     zero_start: bool = False
-    """Whether the decoder starts from a zero vector instead of the embedding of its start token, as in Marian.
-    CTranslate2 only supports encoder–decoders of this form with a zero start."""
+    """Whether the first decoder input is a zero vector instead of the embedding of the start token, as in Marian.
+    CTranslate2 supports encoder–decoders of this form only with a zero start.
+    """
 
     def __post_init__(self):
         if self.decoder is self.encoder:
@@ -95,11 +95,15 @@ class EncoderDecoder(Model):
         return {"encoder": self.encoder, "decoder": self.decoder}
 
     def token_inputs(self) -> dict[str, TokenInput]:
-        """Returns the limits of `inputs` and of `tokens`, which are equal."""
+        """Returns the vocabulary size and maximum length of `inputs` and of `tokens`. They are equal."""
         return dict.fromkeys(("inputs", "tokens"), TokenInput(vocabulary(self.vocab), self.max_length))
 
     def flops(self, sizes: Mapping[str, int]) -> float:
-        """Returns the FLOPs of a forward pass on b rows of s input tokens and t output tokens."""
+        """Returns the FLOPs of a forward pass.
+
+        Args:
+          sizes: numbers of rows `b`, of input tokens per row `s`, and of output tokens per row `t`.
+        """
         encoder = stack_flops(self.encoder, sizes["s"])
         decoder = stack_flops(self.decoder, sizes["t"], memory=sizes["s"], causal=True)
         return sizes["b"] * (encoder + decoder + linear_flops(sizes["t"], self.decoder.width, vocabulary(self.vocab)))
@@ -136,7 +140,7 @@ class EncoderDecoder(Model):
 
         Args:
           inputs: input token ids, integers [batch, input_length].
-          tokens: output token ids, integers [batch, length], after a decoder start token.
+          tokens: token ids of the decoder start token and the output, integers [batch, length].
           input_segments: integers [batch, input_length]. Tokens attend within their segment, and 0 is padding. Defaults
             to one segment.
           segments: segments of `tokens`, integers [batch, length]. They also attend to the inputs of their segment.
@@ -170,14 +174,14 @@ class EncoderDecoder(Model):
         return self._encode(inputs, segments, position_ids, train)[0]
 
     def _encode(self, inputs, segments, position_ids, train: bool) -> tuple[jax.Array, dict[str, Mean]]:
-        """Returns the encoder output and its auxiliary means."""
+        """Runs the encoder. Returns its output vectors, and its auxiliary losses and metrics."""
         x, _ = self._embed(inputs, position_ids, train, "encoder")
         mask = None if segments is None else Mask.of_segments(segments, segments)
         output = self.encoder(x, BlockInputs(mask=mask, position_ids=position_ids, train=train))
         return self._end(output.hidden, train), output.means
 
     def encode_prompt(self, inputs: jax.Array, segments: jax.Array, position_ids: jax.Array | None = None) -> Memory:
-        """Encodes prompts. The arguments are those of `encode`."""
+        """Encodes the inputs of prompts, such as texts to translate. Same arguments as `encode`."""
         return Memory(self.encode(inputs, segments, position_ids), segments)
 
     def decode(
@@ -188,7 +192,7 @@ class EncoderDecoder(Model):
         memory: jax.Array | None = None,
         prefix: jax.Array | None = None,
     ) -> EncoderDecoderOutput:
-        """Predicts the tokens after `tokens`. See `Model.decode`. The segments of the memory are in the cache."""
+        """Predicts the tokens after `tokens`. See `Model.decode`. The cache contains the segments of the memory."""
         if prefix is not None:
             raise ValueError("the decoder of an encoder–decoder has no prefix with attention in both directions")
         x, table = self._embed(tokens, position_ids, False, "decoder")
@@ -197,7 +201,7 @@ class EncoderDecoder(Model):
         return EncoderDecoderOutput(hidden=hidden, lm_head=lm_head, cache=output.cache)
 
     def _embed(self, tokens, position_ids, train: bool, side: Literal["encoder", "decoder"]):
-        """Returns the input of a stack, and the token table."""
+        """Embeds the tokens of one side. Returns the input of its stack, and the token embedding table."""
         if tokens.shape[1] > self.max_length:
             raise ValueError(f"{tokens.shape[1]} tokens: the model has positions for {self.max_length}")
         blank = None
@@ -209,16 +213,18 @@ class EncoderDecoder(Model):
         return self.embeddings(tokens, position_ids, train=train, blank=blank)
 
     def _token_init_std(self) -> float:
-        """Returns the standard deviation of the initial token embeddings."""
+        """Returns the standard deviation of the random initial token embeddings."""
         return self.encoder.width**-0.5
 
     def _end(self, hidden: jax.Array, train: bool) -> jax.Array:
-        """Transforms the output of a stack. Subclasses override it, for example to apply dropout."""
+        """Transforms the output of a stack. Subclasses can override it, for example to apply dropout."""
         del train
         return hidden
 
     def _head(self, hidden: jax.Array, table: jax.Array, train: bool) -> tuple[jax.Array, LMHead]:
-        """Returns the vectors to compute logits from, and the output layer."""
+        """Prepares the decoder output for prediction. Returns the vectors to compute logits from, and the output
+        layer.
+        """
         table = table if self.tie_embeddings else self.head
         bias = jax.lax.stop_gradient(self.bias) if self.head_bias else None
         return self._end(hidden, train), LMHead(table, bias)

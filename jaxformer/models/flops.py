@@ -1,4 +1,4 @@
-"""FLOPs of the matrix products in a forward pass. Each multiplication counts as two operations."""
+"""Computes the FLOPs of the matrix products in a forward pass. Each multiplication counts as two operations."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from jaxformer.layers.transformer import Transformer, Variant
 
 
 def linear_flops(*sizes: int) -> float:
-    """Returns the FLOPs of a matrix product with axes of these sizes: tokens, inputs and outputs."""
+    """Returns the FLOPs of a matrix product. The arguments are the lengths of its axes: tokens, inputs and outputs."""
     flops = 2.0
     for size in sizes:
         flops *= size
@@ -16,10 +16,10 @@ def linear_flops(*sizes: int) -> float:
 def stack_flops(
     stack: Transformer, tokens: int, outputs: int | None = None, memory: int = 0, causal: bool = False
 ) -> float:
-    """Returns the FLOPs of a stack on one row.
+    """Returns the FLOPs of a stack of Transformer blocks on one row.
 
     Args:
-      stack: the stack. Its blocks have attention with a method `sizes` and an MLP with a method `flops`.
+      stack: the stack. The attention layer of its blocks has a method `sizes`, and the MLP has a method `flops`.
       tokens: number of tokens in the row.
       outputs: number of positions whose output is needed. The last block computes only keys and values at other
         positions. If None, all positions.

@@ -33,7 +33,9 @@ class Gpt(Model):
     """Causal language model. `Gpt()` is GPT-2. With `Rotary` positions in its stack, it is LLaMA."""
 
     transformer: Transformer = Transformer(mlp=Mlp(activation="gelu_tanh"), norm=LayerNorm(1e-5))
-    """Stack of blocks. Learned positions are added to the embeddings, unless the stack has a position scheme."""
+    """Stack of Transformer blocks. Learned positions are added to the embeddings, unless the stack has a position
+    scheme such as `Rotary`.
+    """
     vocab: int | None = 50_257
     """Vocabulary size, at least that of the tokenizer. If None, uses that of the tokenizer."""
     max_length: int = 1024
@@ -55,11 +57,11 @@ class Gpt(Model):
         return {"transformer": self.transformer}
 
     def token_inputs(self) -> dict[str, TokenInput]:
-        """Returns the limits of `tokens`."""
+        """Returns the vocabulary size and maximum length of the input `tokens`."""
         return {"tokens": TokenInput(vocabulary(self.vocab), self.max_length)}
 
     def flops(self, sizes: Mapping[str, int]) -> float:
-        """Returns the FLOPs of a forward pass on b rows of t tokens."""
+        """Returns the FLOPs of a forward pass. `sizes` has the number of rows `b` and of tokens per row `t`."""
         head = linear_flops(sizes["t"], self.transformer.width, vocabulary(self.vocab))
         return sizes["b"] * (stack_flops(self.transformer, sizes["t"], causal=True) + head)
 

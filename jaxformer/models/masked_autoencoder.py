@@ -30,14 +30,16 @@ from jaxformer.parallel import metadata
 class MaskedAutoencoderOutput(ModelOutput):
     """Output of a masked autoencoder.
 
-    `hidden` is the encoder output, [b, 1 + visible, d]: the class token, and the visible patches in the order of their
-    noise.
+    `hidden` is the encoder output, [batch, 1 + visible patches, embed]: the class token, and the visible patches in the
+    order of their noise.
     """
 
     masked: jax.Array | None = None
     """Whether each patch is masked (1) or visible (0), float32 [batch, patches]."""
     pixels: jax.Array | None = None
-    """Decoder predictions of each patch, float32 [b, p, patch · patch · n]. None without a decoder."""
+    """Pixels of each patch as predicted by the decoder, float32 [batch, patches, patch · patch · channels]. None
+    without a decoder.
+    """
     targets: jax.Array | None = None
     """Normalized pixels of each patch, float32, of the same shape as `pixels`."""
 
@@ -45,9 +47,9 @@ class MaskedAutoencoderOutput(ModelOutput):
 
 
 class MaskedAutoencoder(Model):
-    """Masked autoencoder: a ViT encoder with a decoder of pixels.
+    """Masked autoencoder: a ViT encoder, and a decoder that predicts pixels.
 
-    A `Vit` with the same stack and sinusoidal positions has the encoder parameters at the same paths.
+    The encoder parameters have the same paths as those of a `Vit` with the same stack and sinusoidal positions.
     """
 
     transformer: Transformer = Transformer(norm=LayerNorm(1e-6), dropout=0.0, attention_dropout=0.0)
@@ -86,7 +88,7 @@ class MaskedAutoencoder(Model):
 
     @property
     def visible(self) -> int:
-        """Number of patches that are encoded."""
+        """Number of patches per image that the encoder sees."""
         return int(self.patches * (1 - self.mask_rate))
 
     def inputs(self) -> dict[str, InputSpec]:
@@ -106,15 +108,17 @@ class MaskedAutoencoder(Model):
 
     @property
     def head_fields(self) -> tuple[str, ...]:
-        """Name of the field for the share of masked patches."""
+        """Name of the field that does not affect the encoder's parameters: the share of masked patches."""
         return ("mask_rate",)
 
     def comparable(self) -> Self:
-        """Returns the model without pixel statistics, which belong to image preprocessing."""
+        """Returns the model with default pixel statistics for comparing models, because they belong to image
+        preprocessing.
+        """
         return dataclasses.replace(self, mean=(0.5,), std=(0.5,))
 
     def flops(self, sizes: Mapping[str, int]) -> float:
-        """Returns the FLOPs of a forward pass on b images."""
+        """Returns the FLOPs of a forward pass. `sizes` has the number of images `b`."""
         pixels, width = self.patch**2 * self.channels, self.transformer.width
         flops = linear_flops(self.patches, pixels, width) + stack_flops(self.transformer, 1 + self.visible)
         if self.decoder is not None:
@@ -130,7 +134,7 @@ class MaskedAutoencoder(Model):
         """Predicts the masked patches.
 
         Args:
-          images: uint8 [batch, image, image, n], or floats that are already normalized.
+          images: uint8 [batch, height, width, channels], or floats that are already normalized.
           noise: float32 [batch, patches]. The patches with the lowest values are visible. By default, the first patches
             are visible.
           train: whether to apply dropout. Requires the rng stream `dropout`.
@@ -158,12 +162,17 @@ class MaskedAutoencoder(Model):
     def _paint(
         self, decoder: Transformer, hidden: jax.Array, place: jax.Array, train: bool
     ) -> tuple[jax.Array, dict[str, Mean]]:
-        """Decodes the pixels of every patch from the visible patches.
+        """Predicts the pixels of every patch from the encoded visible patches.
 
-        Each masked patch is represented by one learned vector.
+        Args:
+          decoder: stack of the decoder. Its input has the same learned vector for each masked patch.
+          hidden: encoder output.
+          place: index among the encoded patches of each patch.
+          train: whether to apply dropout.
 
         Returns:
-          Pixels, float32 [b, p, patch · patch · n], and auxiliary means.
+          Pixels, float32 [batch, patches, patch · patch · channels], and the auxiliary losses and metrics of the
+            decoder.
         """
         width, dtype, count = decoder.width, decoder.dtype, place.shape[1]
         x = Linear("bti,id->btd", (hidden.shape[-1], width), dtype=dtype, name="decoder_embedding")(hidden)

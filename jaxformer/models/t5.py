@@ -48,7 +48,7 @@ def t5_stack(
 
 
 class T5(EncoderDecoder):
-    """T5 model: v1.0 by default, v1.1 with gated stacks and `tie_embeddings=False`."""
+    """T5 model. The defaults are version 1.0. Version 1.1 has gated stacks and `tie_embeddings=False`."""
 
     encoder: Transformer = t5_stack(768, 12, 12, 3072)
     """Stack of the encoder."""
@@ -57,7 +57,7 @@ class T5(EncoderDecoder):
     vocab: int | None = 32_128
     """Vocabulary size including sentinels, at least that of the tokenizer. If None, uses that of the tokenizer."""
     position_embedding: AddedPositions = "none"
-    """How positions are added to embeddings."""
+    """How positions are added to token embeddings. T5 adds none, because its stacks have relative positions."""
     scale_embeddings: bool = False
     """Whether to multiply embeddings by the square root of the width."""
 

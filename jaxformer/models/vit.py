@@ -32,15 +32,15 @@ class VitOutput(ModelOutput):
     """Output of a ViT.
 
     `hidden` contains the class token, the registers, and the patches row by row. `pooled` is [batch, embed], or
-    [b, 2 d] with the pooling `first_and_mean`.
+    [batch, 2 · embed] with the pooling `first_and_mean`.
     """
 
     logits: jax.Array | None = None
-    """Logits, float32 [batch, c]. None for a model without labels."""
+    """Class logits, float32 [batch, labels]. None for a model without labels."""
 
     @property
     def features(self) -> jax.Array | None:
-        """One vector per image, [batch, embed]."""
+        """Vectors for downstream use: one per image, [batch, embed]."""
         return self.pooled
 
 
@@ -48,7 +48,7 @@ class Vit(Model):
     """Vision Transformer: an image encoder, and a classifier if it has labels. `Vit()` is ViT-B/16."""
 
     transformer: Transformer = Transformer(norm=LayerNorm(1e-6), dropout=0.0, attention_dropout=0.0)
-    """Stack of blocks."""
+    """Stack of Transformer blocks."""
     labels: tuple[str, ...] = ()
     """Class names in the order of their ids. If empty, the model has no classification head."""
     image: int = 224
@@ -58,14 +58,15 @@ class Vit(Model):
     channels: int = 3
     """Number of image channels: 1 for grayscale, 3 for RGB."""
     position_embedding: ImagePositions = "learned"
-    """How positions are added to patches."""
+    """How positions are added to patch embeddings."""
     class_token: bool = True
     """Whether to add a class token before the patches."""
     registers: int = 0
-    """Number of register tokens between the class token and the patches."""
+    """Number of registers (additional learned tokens) between the class token and the patches."""
     pooling: Pooling = "first"
-    """How the image is reduced to a vector: `first` (the class token), `mean` (the mean of the patches, Beyer et al.
-    2022), or `first_and_mean` (both, concatenated)."""
+    """How the image is reduced to one vector: `first` (the class token), `mean` (the mean of the patches, Beyer et al.
+    2022), or `first_and_mean` (both, concatenated).
+    """
     pooler: bool = False
     """Whether to apply a linear layer and tanh to the pooled vector."""
     mean: tuple[float, ...] = (0.5,)
@@ -98,7 +99,7 @@ class Vit(Model):
         return {"y": self.image, "x": self.image, "n": self.channels}
 
     def flops(self, sizes: Mapping[str, int]) -> float:
-        """Returns the FLOPs of a forward pass on b images that computes only `pooled`."""
+        """Returns the FLOPs of a forward pass that computes only `pooled`. `sizes` has the number of images `b`."""
         width, patches = self.transformer.width, (self.image // self.patch) ** 2
         tokens = int(self.class_token) + self.registers + patches
         flops = linear_flops(patches, self.patch**2 * self.channels, width)
@@ -110,16 +111,18 @@ class Vit(Model):
 
     @property
     def head_fields(self) -> tuple[str, ...]:
-        """Names of the fields that configure pooling and classification."""
+        """Names of the fields that only affect pooling and classification."""
         return "labels", "pooler", "pooling"
 
     def comparable(self) -> Self:
-        """Returns the model without pixel statistics, which belong to image preprocessing."""
+        """Returns the model with default pixel statistics for comparing models, because they belong to image
+        preprocessing.
+        """
         return dataclasses.replace(self, mean=(0.5,), std=(0.5,))
 
     @property
     def has_pooler(self) -> bool:
-        """Whether the model has a pooler."""
+        """Whether the output `pooled` is computed by a trained layer."""
         return self.pooler
 
     @nn.compact

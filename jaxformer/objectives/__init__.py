@@ -1,4 +1,4 @@
-"""Objectives: the losses that train a model."""
+"""Objectives: they define the loss and the metrics for training a model."""
 
 from typing import TYPE_CHECKING
 

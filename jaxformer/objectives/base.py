@@ -35,41 +35,47 @@ class Objective(abc.ABC, Generic[ModelT]):
     """
 
     model_inputs: ClassVar[tuple[str, ...]] = ()
-    """Names of the batch arrays that are passed to the model as keyword arguments. Arrays that are not in the batch are
-    left out."""
+    """Names of the batch arrays that are passed to the model as keyword arguments. Arrays that a batch does not have
+    are left out.
+    """
     required: ClassVar[tuple[str, ...]] = ()
-    """Names of the arrays that the task's rows must have."""
+    """Names of the batch arrays that the task must provide."""
     example_task: ClassVar[str] = ""
-    """Task with such rows, named in error messages, for example "TagTokens" or "one such as NextToken"."""
+    """Name of a task that provides the required arrays, for error messages: "TagTokens" or "one such as NextToken"."""
     in_transformers: ClassVar[bool] = True
     """Whether transformers has model classes for this objective. If not, runs cannot be exported as Hugging Face
-    folders."""
+    folders.
+    """
 
     decoding: ClassVar[Decoding | None] = None
-    """How the model generates: a field of objectives of models that do; None: it generates nothing."""
+    """Settings for generating text. Objectives of generative models have a field of this name. None if the model does
+    not generate text.
+    """
 
     problem_type: ClassVar[str | None] = None
-    """transformers' name of the kind of labels in a config.json; None for an objective without."""
+    """Kind of classification in the config.json of transformers, such as "multi_label_classification". None for other
+    objectives.
+    """
 
     @abc.abstractmethod
     def __call__(self, model: ModelT, params: Any, batch: Mapping[str, jax.Array], key: Any = None) -> dict[str, Any]:
-        """Computes the terms of the loss and of the metrics of a batch.
+        """Computes the losses and the inputs of the metrics for a batch.
 
         Args:
           model: the model.
           params: model parameters.
-          batch: arrays [batch, ...] by name.
-          key: PRNG key for dropout; if None, the model is evaluated.
+          batch: maps names to arrays [batch, ...].
+          key: PRNG key for dropout. If None, the model is evaluated.
 
         Returns:
-          A `Mean` for each name in `loss_weights`, the model's auxiliary losses (`means.auxiliary`), which are added to
-          the loss, and further terms for the metrics. In training all terms are `Mean`s, which are merged over
-          micro-batches; in an evaluation, terms may also be other arrays.
+          A weighted mean for each name in `loss_weights`, the model's auxiliary losses (`means.auxiliary`), which are
+            added to the loss, and further values for the metrics. In training all values are weighted means, which are
+            merged over micro-batches. In an evaluation, they may also be other arrays.
         """
 
     @property
     def loss_weights(self) -> Mapping[str, float]:
-        """The weight of each term in the loss."""
+        """Maps the names of losses to their weights in the total loss."""
         return {"loss": 1.0}
 
     def metrics(self, model: ModelT) -> tuple[Metric, ...]:
@@ -77,51 +83,57 @@ class Objective(abc.ABC, Generic[ModelT]):
         return (Loss.of(self.loss_weights),)
 
     def all_metrics(self, model: ModelT) -> tuple[Metric, ...]:
-        """Returns `metrics`, and the auxiliary losses of the model's stacks."""
+        """Returns the metrics of the objective, and the auxiliary losses of the model's stacks, which are reported
+        too.
+        """
         return (*self.metrics(model), *(Average(auxiliary_name(name)) for name in model.mean_names))
 
     def check(self, model: ModelT, row: Mapping[str, Any]) -> None:
-        """Checks that rows with these arrays can train the model.
+        """Checks that batches of a task can train the model.
 
         Args:
           model: the model.
-          row: the features of the task's rows by name.
+          row: layouts of the task's arrays, by name.
 
         Raises:
-          InputError: If the objective cannot train the model, or the rows lack an array.
+          InputError: If the objective cannot train the model, or a required array is missing.
         """
         self.check_model(model)
         self.check_row(row)
 
     def check_model(self, model: Model) -> None:
-        """Raises InputError if the objective cannot train the model."""
+        """Checks that the objective can train the model. Raises InputError if it cannot."""
 
     def wrong_model(self, model: Model, wanted: str) -> InputError:
         """Returns the error for a model of the wrong class. `wanted` describes the right one, such as "a Gpt"."""
         return InputError(f"objective={type(self).__name__}: needs {wanted}; the model is a {type(model).__name__}")
 
     def check_row(self, row: Collection[str]) -> None:
-        """Raises InputError if the rows lack an array of `required`."""
+        """Raises InputError if an array that the objective requires is missing. `row` has the names of the task's
+        arrays.
+        """
         if missing := [name for name in self.required if name not in row]:
             use = f"; use {self.example_task}" if self.example_task else ""
             raise InputError(f"objective={type(self).__name__}: the task's rows have no {missing[0]}{use}")
 
     def predictor(self, model: ModelT, params: Any, tokenizer: Tokenizer | None) -> Predictor | None:
-        """Creates the predictor that `predict` uses. Returns None, the default, if there is nothing to predict.
+        """Creates the predictor, which `predict` uses. Returns None, the default, if there is nothing to predict.
 
         Args:
           model: the model.
-          params: model parameters; may be None if the predictor only encodes requests.
-          tokenizer: the run's tokenizer, or None if the model reads no text.
+          params: model parameters. May be None if the predictor only encodes requests.
+          tokenizer: the run's tokenizer, or None if the model does not read text.
         """
         return None
 
     def inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Selects the model's arguments from the arrays of a batch."""
+        """Selects the model's keyword arguments from the arrays of a batch."""
         return {name: batch[name] for name in self.model_inputs if name in batch}
 
     def apply_model(self, model: ModelT, params: Any, batch: Mapping[str, jax.Array], key: Any, **options: Any) -> Any:
-        """Applies the model to a batch, in training mode with `key` for dropout, or in evaluation mode if None."""
+        """Applies the model to a batch. With `key`, the PRNG key for dropout, the model is in training mode. If it is
+        None, the model is in evaluation mode.
+        """
         rngs = None if key is None else {"dropout": key}
         return model.apply({"params": params}, **self.inputs(batch), train=key is not None, rngs=rngs, **options)
 
@@ -135,13 +147,15 @@ class BatchObjective(Objective[ModelT]):
 
     @abc.abstractmethod
     def vectors(self, model: ModelT, params: Any, batch: Mapping[str, jax.Array], key: Any) -> dict[str, Any]:
-        """Computes the inputs of the loss, by name: arrays [batch, ...], one entry per batch row, and auxiliary losses."""
+        """Computes the vectors that the loss compares, by name: arrays [batch, ...] with one entry per batch row. Also
+        returns auxiliary losses.
+        """
 
     @abc.abstractmethod
     def compare(
         self, model: ModelT, params: Any, vectors: Mapping[str, Any], batch: Mapping[str, jax.Array]
     ) -> dict[str, Any]:
-        """Computes the terms that `__call__` returns, from the vectors of the whole batch."""
+        """Computes the losses and the inputs of the metrics, as in `__call__`, from the vectors of the whole batch."""
 
     def __call__(self, model: ModelT, params: Any, batch: Mapping[str, jax.Array], key: Any = None) -> dict[str, Any]:
         return self.compare(model, params, self.vectors(model, params, batch, key), batch)

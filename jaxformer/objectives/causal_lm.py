@@ -22,7 +22,7 @@ from jaxformer.predictors.continuation import Continuation
 
 @dataclasses.dataclass(frozen=True)
 class CausalLM(Objective[Gpt]):
-    """Predicts each next token."""
+    """Causal language modeling: predicts each token from the tokens before it."""
 
     label_smoothing: float = 0.0
     """Probability mass that is distributed uniformly over the vocabulary (Szegedy et al. 2016)."""
@@ -32,10 +32,11 @@ class CausalLM(Objective[Gpt]):
     """Kind of prompt: `text` is the start of a text; `prefix` is the same with bidirectional attention (for a prefix
     language model); `inputs` has bidirectional attention and ends in an EOS token (for a text-to-text model)."""
     beginning: bool = False
-    """Whether prompts begin with the BOS token. Set it if the training texts did."""
+    """Whether prompts begin with the BOS token. Set it if the training texts begin with it."""
     template: DialogueTemplate | None = None
-    """Template of dialogues, as in the `Dialogue` task. A prompt is then a dialogue or a user message, which the model
-    answers. If None, the model continues texts."""
+    """Template of dialogues, as in the `Dialogue` task. A prompt is then a dialogue or a user message, and the model
+    generates the answer. If None, the model continues texts.
+    """
     decoding: Decoding = Decoding(temperature=0.8, top_p=0.95)
     """Generation settings. They have no effect on training."""
 
@@ -73,7 +74,7 @@ class CausalLM(Objective[Gpt]):
           params: model parameters.
           batch: tokens, targets, weights, segments, position_ids [batch, length], and optionally prefix
             [batch, length].
-          key: PRNG key for dropout; if None, the model is evaluated.
+          key: PRNG key for dropout. If None, the model is evaluated.
         """
         return token_means(self, model, params, batch, key)
 

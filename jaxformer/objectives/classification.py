@@ -22,10 +22,10 @@ from jaxformer.predictors.text_labels import TextLabels
 
 @dataclasses.dataclass(frozen=True)
 class Classification(Objective[Classifier]):
-    """Classifies examples, by softmax cross-entropy; with `many`, by binary cross-entropy of each label."""
+    """Text classification by softmax cross-entropy or, if `many`, by binary cross-entropy of each label."""
 
     many: bool = False
-    """Whether an example may have any number of labels, as in rows of `Classify` with `kind="multi_label"`."""
+    """Whether an example may have any number of labels, as with the task `Classify(kind="multi_label")`."""
     label_smoothing: float = 0.0
     """Probability mass that is distributed uniformly over the labels (Szegedy et al. 2016)."""
 
@@ -54,11 +54,11 @@ class Classification(Objective[Classifier]):
         """Computes the loss (nats) and the accuracy of a batch, as weighted means.
 
         Args:
-          model: a classifier with n labels.
+          model: a text classifier.
           params: model parameters.
-          batch: the arrays of `inputs`; targets, integers [batch, c], or multi-hot float32 [b, c · n] with `many`;
-            weights [batch, c].
-          key: PRNG key for dropout; if None, the model is evaluated and the counts of each label are added.
+          batch: the arrays of `inputs`; targets, integers [batch, examples] or, if `many`, multi-hot float32
+            [batch, examples · labels]; weights [batch, examples].
+          key: PRNG key for dropout. If None, the model is evaluated and the counts of each label are added.
         """
         output = self.apply_model(model, params, batch, key)
         logits = output.logits
@@ -78,7 +78,9 @@ class Classification(Objective[Classifier]):
         return means if key is not None else means | label_counts(model.labels, targets, guesses, weights)
 
     def metrics(self, model: Classifier) -> tuple[Metric, ...]:
-        """Loss and accuracy (with `many`, of all labels of an example together); in evaluations also label scores."""
+        """Returns the loss and the accuracy, and for evaluations also scores per label. If `many`, an example is
+        correct if all its labels are.
+        """
         matthews = () if self.many else (Matthews(model.labels),)
         return Loss(), Average("accuracy", higher_is_better=True), *matthews, LabelScores(model.labels)
 

@@ -1,4 +1,6 @@
-"""Extractive summaries: each sentence of a document is scored at its own [CLS] (BERTSum, Liu & Lapata 2019)."""
+"""Extractive summarization: each sentence of a document is scored at its own [CLS] token (BERTSum, Liu & Lapata
+2019).
+"""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -23,25 +25,30 @@ from jaxformer.predictors.summary_sentences import SummaryPredictor
 
 @dataclasses.dataclass(frozen=True)
 class ExtractiveSummarization(Objective[Classifier]):
-    """Predict whether each sentence is part of the summary, by binary cross-entropy.
+    """Extractive summarization: predicts whether each sentence is part of the summary, by binary cross-entropy.
 
-    The model classifies tokens and has one label; its logits at the first tokens of sentences are their scores. This is
-    BERTSum with a linear layer on top, without layers between sentences. `sentence_pooling` chooses the mean of all
-    logits of a sentence instead.
+    The model classifies tokens and has one label. The score of a sentence is the logit at its first token, as in
+    BERTSum with a linear layer on top and no layers between sentences. With `sentence_pooling="mean"`, it is the mean
+    of the logits at all its tokens.
     """
 
     num_sentences: int = 3
-    """Sentences of a summary, at most."""
+    """Maximum number of sentences in a summary."""
     block_trigrams: bool = True
-    """Whether no two sentences of a summary share three successive words (Paulus et al. 2018)."""
+    """Whether to skip a sentence that shares three successive words with a sentence already selected (Paulus et al.
+    2018).
+    """
     alternate_types: bool = True
-    """Whether the token types of sentences alternate, 0, 1, 0 and so on; otherwise all are 0."""
+    """Whether the token types of successive sentences alternate between 0 and 1. If False, all are 0."""
     sentence_pooling: Literal["first", "mean"] = "first"
-    """The score of a sentence: the logit of its `first` token, [CLS] (Liu & Lapata 2019), or the `mean` of the logits
-    of its tokens, which is the logit of their mean vector. Use `mean` where the pretrained model gives all [CLS] of a
-    row the same vector, as MiniLM does, whose sentence vectors are means of tokens."""
+    """Score of a sentence: `first` uses the logit of its first token, [CLS] (Liu & Lapata 2019), and `mean` the mean of
+    the logits of all its tokens. Use `mean` for pretrained models in which the vectors of all [CLS] tokens of a row are
+    almost equal, such as MiniLM.
+    """
     scored: int | None = None
-    """Held-out documents that an evaluation summarises and scores, the first ones; None for all, 0 for none."""
+    """Number of held-out documents, from the first one on, that an evaluation summarizes and scores. If None, all are
+    scored; if 0, none.
+    """
 
     def __post_init__(self):
         fields.check(self)
@@ -64,14 +71,15 @@ class ExtractiveSummarization(Objective[Classifier]):
             raise InputError(f"model.labels={model.labels}: expected one name for objective=ExtractiveSummarization")
 
     def __call__(self, model: Classifier, params, batch: Mapping[str, jax.Array], key=None) -> dict[str, Mean]:
-        """Computes the loss (nats) per sentence, and how often a document's best sentence is in the oracle summary.
+        """Computes the loss (nats) per sentence, and how often a document's best sentence is in the oracle summary,
+        which serves as the target.
 
         Args:
           model: a token classifier with one label.
           params: model parameters.
           batch: tokens, segments, position_ids, token_types [batch, length]; sentence_positions, targets, weights
-            [batch, n].
-          key: PRNG key for dropout; if None, the model is evaluated.
+            [batch, sentences].
+          key: PRNG key for dropout. If None, the model is evaluated.
         """
         output = self.apply_model(model, params, batch, key)
         positions, targets, weights = batch["sentence_positions"], batch["targets"], batch["weights"]
@@ -109,12 +117,12 @@ class ExtractiveSummarization(Objective[Classifier]):
 
 
 def sentence_tokens(positions: jax.Array, weights: jax.Array, segments: jax.Array) -> jax.Array:
-    """Returns whether tokens belong to each sentence, from its first token to that of the next, boolean
-    [batch, n, length].
+    """Returns which tokens belong to each sentence, boolean [batch, sentences, length]. A sentence ends before the
+    first token of the next one.
 
     Args:
-      positions: the first token of each sentence in ascending order, integers [batch, n].
-      weights: [batch, n]: 0 after the last sentence of a row.
+      positions: index of the first token of each sentence in ascending order, integers [batch, sentences].
+      weights: 1 for sentences, 0 after the last sentence of a row, [batch, sentences].
       segments: integers [batch, length]: 0 is padding.
     """
     starts = (jnp.arange(segments.shape[1]) == positions[..., None]) & (weights[..., None] > 0)  # [b, n, t]

@@ -1,4 +1,4 @@
-"""Image classification, also of mixed images (Dosovitskiy et al. 2021; mixup, Zhang et al. 2018)."""
+"""Image classification, including mixed images (Dosovitskiy et al. 2021; Mixup, Zhang et al. 2018)."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -19,14 +19,16 @@ from jaxformer.objectives.base import Objective
 from jaxformer.predictors.image_labels import ImageLabels
 
 TOP = 5
-"""Number of predictions that `top_5_accuracy` considers."""
+"""Number of classes with the highest logits among which `top_5_accuracy` looks for the label."""
 MOST_SCORED = 100
-"""Maximum number of labels with which an evaluation reports scores per label."""
+"""Maximum number of labels for which an evaluation reports scores per label. With more labels, it reports none."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageClassification(Objective[Vit]):
-    """Classifies images by softmax cross-entropy. The targets of a mixed image are both labels, by their shares."""
+    """Image classification by softmax cross-entropy. The target of an image that is mixed from two images consists of
+    both labels, weighted by their shares.
+    """
 
     label_smoothing: float = 0.0
     """Probability mass that is distributed uniformly over the labels in training (Szegedy et al. 2016)."""
@@ -55,11 +57,11 @@ class ImageClassification(Objective[Vit]):
         """Computes the loss (nats) and the accuracies of a batch, as weighted means.
 
         Args:
-          model: a ViT of c labels.
+          model: a ViT with labels.
           params: model parameters.
           batch: images [batch, height, width, channels]; labels, integers [batch, 2], and their weights in each image,
             [batch, 2].
-          key: PRNG key for dropout; if None, the model is evaluated without label smoothing, and the counts of each
+          key: PRNG key for dropout. If None, the model is evaluated without label smoothing, and the counts of each
             label are added.
         """
         output = self.apply_model(model, params, batch, key, pooled_only=True)
@@ -84,7 +86,9 @@ class ImageClassification(Objective[Vit]):
         return means
 
     def metrics(self, model: Vit) -> tuple[Metric, ...]:
-        """Loss and accuracies; in evaluations also scores of each label, whose accuracy is `recall/NAME`."""
+        """Returns the loss and the accuracies, and for evaluations also scores per label. The accuracy for one label is
+        `recall/NAME`.
+        """
         accuracies = ("accuracy", "top_5_accuracy")[: 2 if len(model.labels) > TOP else 1]
         of_labels = (LabelScores(model.labels),) if len(model.labels) <= MOST_SCORED else ()
         return Loss(), *(Average(name, higher_is_better=True) for name in accuracies), *of_labels

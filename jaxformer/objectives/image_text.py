@@ -25,7 +25,9 @@ LOSSES = {"softmax": softmax_contrastive, "sigmoid": sigmoid_contrastive}
 
 @dataclasses.dataclass(frozen=True)
 class ImageTextContrastive(BatchObjective[Clip]):
-    """Contrasts the image-text pairs of a batch with all other combinations of its images and texts."""
+    """Contrastive learning of images and texts: compares the pairs of a batch with all other combinations of its images
+    and texts.
+    """
 
     loss: Literal["softmax", "sigmoid"] = "softmax"
     """Loss: `softmax` identifies the text of each image and the image of each text (CLIP); `sigmoid` classifies every
@@ -49,13 +51,13 @@ class ImageTextContrastive(BatchObjective[Clip]):
             raise InputError("objective.loss=sigmoid: needs a bias of the scores; expected model.init_bias=-10")
 
     def vectors(self, model: Clip, params, batch: Mapping[str, jax.Array], key=None) -> dict[str, Any]:
-        """Computes `image_vectors` and `text_vectors`, float32 [batch, embed] of length 1.
+        """Computes the vectors to compare: `image_vectors` and `text_vectors`, float32 [batch, embed] of length 1.
 
         Args:
           model: a model of images and texts.
           params: model parameters.
           batch: images [batch, height, width, channels]; tokens, segments [batch, length]; weights [batch, 1].
-          key: PRNG key for dropout; if None, the model is evaluated.
+          key: PRNG key for dropout. If None, the model is evaluated.
         """
         output = self.apply_model(model, params, batch, key)
         found: dict[str, Any] = {"image_vectors": output.image_vectors, "text_vectors": output.text_vectors}

@@ -16,12 +16,14 @@ from jaxformer.objectives.base import Objective
 from jaxformer.predictors.hidden_patches import HiddenPatches
 
 EPSILON = 1e-6
-"""Number added to the variance of a patch."""
+"""Number added to the variance of a patch's pixels before dividing by its square root."""
 
 
 @dataclasses.dataclass(frozen=True)
 class MaskedAutoencoding(Objective[MaskedAutoencoder]):
-    """Mean squared error of masked patches. With normalised patches, predicting the mean has an error of 1."""
+    """Reconstruction of masked patches by the mean squared error of their pixels. With normalised patches, predicting
+    the mean has an error of 1.
+    """
 
     normalised: bool = True
     """Whether target patches are normalised by their own mean and standard deviation, which improves fine-tuning."""
@@ -65,6 +67,8 @@ class MaskedAutoencoding(Objective[MaskedAutoencoder]):
 
 
 def normalised(patches: jax.Array) -> jax.Array:
-    """Normalises each patch [..., pixels] to mean 0 and variance 1, with Bessel's correction as in the paper's code."""
+    """Normalises the pixels of each patch, [..., pixels], to mean 0 and variance 1. Uses Bessel's correction, as in the
+    paper's code.
+    """
     mean, variance = patches.mean(-1, keepdims=True), patches.var(-1, keepdims=True, ddof=1)
     return (patches - mean) / jnp.sqrt(variance + EPSILON)

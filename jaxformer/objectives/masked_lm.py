@@ -20,7 +20,7 @@ from jaxformer.predictors.fill_mask import FillMask
 
 @dataclasses.dataclass(frozen=True)
 class MaskedLM(Objective[Bert]):
-    """Predicts the masked tokens, and whether the second sentence follows the first."""
+    """BERT pretraining: predicts the masked tokens, and whether the second sentence follows the first."""
 
     next_sentence: float = 1.0
     """Weight of the next-sentence loss, relative to the masked-LM loss. If 0, there is no next-sentence loss."""
@@ -29,7 +29,7 @@ class MaskedLM(Objective[Bert]):
 
     @property
     def loss_weights(self) -> Mapping[str, float]:
-        """Weight of each term in the loss."""
+        """Maps the names of losses to their weights in the total loss."""
         weights = {"masked_lm_loss": 1.0, "next_sentence_loss": self.next_sentence}
         return {name: weight for name, weight in weights.items() if weight}
 
@@ -59,8 +59,8 @@ class MaskedLM(Objective[Bert]):
           model: a BERT.
           params: model parameters.
           batch: tokens, segments, position_ids, token_types [batch, length]; masked_positions, targets, weights
-            [batch, predictions]; cls_positions, next_sentence, next_sentence_weights [batch, c].
-          key: PRNG key for dropout; if None, the model is evaluated and the count of each target token is added.
+            [batch, predictions]; cls_positions, next_sentence, next_sentence_weights [batch, pairs].
+          key: PRNG key for dropout. If None, the model is evaluated and the count of each target token is added.
         """
         output = self.apply_model(model, params, batch, key)
         targets, weights = batch["targets"], batch["weights"]
@@ -76,7 +76,9 @@ class MaskedLM(Objective[Bert]):
         return means
 
     def metrics(self, model: Bert) -> tuple[Metric, ...]:
-        """Losses and accuracies, and the accuracy of always predicting the most frequent target."""
+        """Returns the losses and accuracies, and for comparison the accuracy of always predicting the most frequent
+        target.
+        """
         found = [Loss.of(self.loss_weights)]
         for kind in ("masked_lm", "next_sentence")[: 2 if self.next_sentence else 1]:
             found += [Average(f"{kind}_accuracy", higher_is_better=True), Average(f"{kind}_loss")]

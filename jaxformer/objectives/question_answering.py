@@ -20,13 +20,13 @@ from jaxformer.objectives.tagging import check_tokens
 from jaxformer.predictors.answer_spans import INPUTS, SpanPredictor
 
 LABELS = ("start", "end")
-"""Names of the two logits per token."""
+"""Label names of the classifier: each token has a logit for being the start and one for being the end of the answer."""
 NAMES = ("loss", "start_accuracy", "end_accuracy")
 
 
 @dataclasses.dataclass(frozen=True)
 class QuestionAnswering(Objective[Classifier]):
-    """Predicts the first and the last token of an answer."""
+    """Extractive question answering: predicts the first and the last token of an answer."""
 
     longest: int = 30
     """Maximum number of tokens in an answer."""
@@ -57,11 +57,11 @@ class QuestionAnswering(Objective[Classifier]):
         Tokens outside the context, such as those of the question, have probability 0.
 
         Args:
-          model: a classifier that reads tokens, with the labels start and end.
+          model: a token classifier with the labels start and end.
           params: model parameters.
           batch: tokens, segments, position_ids, token_types, spannable [batch, length]; starts, ends, weights
-            [batch, c].
-          key: PRNG key for dropout; if None, the model is evaluated.
+            [batch, windows].
+          key: PRNG key for dropout. If None, the model is evaluated.
         """
         output = self.apply_model(model, params, batch, key)
         logits = output.logits
@@ -79,7 +79,7 @@ class QuestionAnswering(Objective[Classifier]):
         return means | auxiliary(output)
 
     def metrics(self, model: Classifier) -> tuple[Metric, ...]:
-        """Loss and accuracies of the start and the end; in evaluations also the SQuAD scores."""
+        """Returns the loss and the accuracies of start and end, and for evaluations also the SQuAD scores."""
         accuracies = (Average(name, higher_is_better=True) for name in ("start_accuracy", "end_accuracy"))
         of_documents = () if self.scored == 0 else (AnswerScores(self._answers, self.scored),)
         return Loss(), *accuracies, *of_documents

@@ -1,4 +1,4 @@
-"""Regression of a number per text or text pair, such as the similarity of two sentences."""
+"""Regression: predicts a number for a text or a text pair, such as the similarity of two sentences."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,9 @@ from jaxformer.predictors.text_numbers import TextNumbers
 
 @dataclasses.dataclass(frozen=True)
 class Regression(Objective[Classifier]):
-    """Predicts a number per example, by the squared error. The model has one label: the name of the number."""
+    """Predicts a number per example, by the squared error. The model has one label, the name of the predicted
+    number.
+    """
 
     model_inputs = INPUTS
 
@@ -46,8 +48,8 @@ class Regression(Objective[Classifier]):
         Args:
           model: a classifier with one label.
           params: model parameters.
-          batch: the arrays of `inputs`; targets and weights float32 [batch, c].
-          key: PRNG key for dropout; if None, the model is evaluated and the covariance of predictions and targets is
+          batch: the arrays of `inputs`; targets and weights float32 [batch, examples].
+          key: PRNG key for dropout. If None, the model is evaluated and the covariance of predictions and targets is
             added.
         """
         output = self.apply_model(model, params, batch, key)
@@ -72,7 +74,7 @@ class Regression(Objective[Classifier]):
 
 
 def _predictions(context: Context, documents: Sequence[Mapping[str, Any]], indices: Sequence[int]) -> Pairs:
-    """Returns the predicted and the target number of the selected documents that have at least one token."""
+    """Predicts the selected documents that have at least one token. Returns predicted and target numbers."""
     texts = read_each(documents, lambda one: context.task.encode(one, context.tokenizer), indices)
     texts = [text for text in texts if len(text.first)]
     pairs = [(text.first, text.second) for text in texts]

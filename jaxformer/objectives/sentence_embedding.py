@@ -1,7 +1,7 @@
 """Contrastive learning of sentence embeddings (Reimers & Gurevych 2019).
 
-Each text is to be closer to its own pair than to the second texts of all other pairs in the batch (Gao et al. 2021,
-with the InfoNCE loss of van den Oord et al. 2018).
+The loss makes the vector of each text more similar to the vector of its own pair than to those of all other second
+texts in the batch (Gao et al. 2021, with the InfoNCE loss of van den Oord et al. 2018).
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from jaxformer.predictors.sentence_vectors import SentenceVectors, TextRows, poo
 
 @dataclasses.dataclass(frozen=True)
 class SentenceEmbedding(BatchObjective[Model]):
-    """Embeds each text as one vector, close to the vectors of texts with the same meaning."""
+    """Sentence embeddings: embeds each text as one vector, close to the vectors of texts with the same meaning."""
 
     pooling: Pooling = "mean"
     """How the token vectors are reduced to one vector: their mean or maximum per dimension, the vector of the first or
@@ -39,10 +39,11 @@ class SentenceEmbedding(BatchObjective[Model]):
     """Temperature that divides the cosine similarities in training. A lower temperature puts more weight on the most
     similar negatives."""
     prompts: tuple[tuple[str, str], ...] = ()
-    """Pairs of a prompt's name and text. A prompt is prepended to each text that is embedded, but not to training
-    texts."""
+    """Pairs of a name and the text of a prompt, which is added before each text to embed, but not before training
+    texts.
+    """
     default_prompt_name: str | None = None
-    """Name of the prompt that is used if a request names none. If None, no prompt is used."""
+    """Name of the prompt to use if a request does not name one. If None, such a request uses no prompt."""
     include_prompt: bool = True
     """Whether pooling includes the tokens of the prompt and the [CLS] token before it."""
 
@@ -71,14 +72,15 @@ class SentenceEmbedding(BatchObjective[Model]):
             raise InputError("objective=SentenceEmbedding: the task's rows are for an encoder-decoder; use TextPairs")
 
     def vectors(self, model: Model, params, batch: Mapping[str, jax.Array], key=None) -> dict[str, jax.Array]:
-        """Computes the vectors of both texts, `firsts` and `seconds`: float32 [batch, c, embed], of length 1.
+        """Computes the vectors of both texts of each pair, `firsts` and `seconds`: float32 [batch, pairs, embed], of
+        length 1.
 
         Args:
-          model: an encoder of text.
+          model: a text encoder.
           params: model parameters.
           batch: inputs, input_segments, input_position_ids, tokens, segments, position_ids [batch, length]; weights
-            [batch, c].
-          key: PRNG key for dropout; if None, the model is evaluated.
+            [batch, pairs].
+          key: PRNG key for dropout. If None, the model is evaluated.
         """
         keys = (None, None) if key is None else jax.random.split(key)
         count = batch["weights"].shape[1]

@@ -23,7 +23,7 @@ from jaxformer.predictors.text_to_text import Start, TextToTextPredictor, start_
 
 @dataclasses.dataclass(frozen=True)
 class Seq2SeqLM(Objective[EncoderDecoder]):
-    """Predicts each next token of the output from the inputs and the previous output tokens."""
+    """Sequence-to-sequence learning: predicts each output token from the inputs and the previous output tokens."""
 
     label_smoothing: float = 0.0
     """Probability mass that is distributed uniformly over the vocabulary (Szegedy et al. 2016). The paper uses 0.1."""
@@ -32,13 +32,17 @@ class Seq2SeqLM(Objective[EncoderDecoder]):
     decoding: Decoding = Decoding(max_new_tokens=128, num_beams=4)
     """Generation settings. They have no effect on training."""
     scored: int = 0
-    """Number of held-out documents (of each prefix) for which an evaluation generates texts and scores them."""
+    """Number of held-out documents for which an evaluation generates and scores texts. If tasks are distinguished by a
+    prefix, this number for each prefix.
+    """
     scores: tuple[Scores, ...] = (Scores(),)
-    """Metrics of the generated texts; each task, identified by a prefix, may have its own."""
+    """Metrics of generated texts. Tasks that are distinguished by a prefix of the inputs can have different metrics."""
     start: Start = "padding"
-    """Decoder start token: padding, as in the rows of `TextToText`, or another token, as in BART."""
+    """Token that the decoder starts from: the padding token, as in the rows of `TextToText`, or another token, as in
+    BART.
+    """
     beginning: bool = False
-    """Whether inputs begin with the BOS token. Set it if the training inputs did."""
+    """Whether inputs begin with the BOS token. Set it if the training inputs begin with it."""
 
     def __post_init__(self):
         fields.check(self)
@@ -65,7 +69,7 @@ class Seq2SeqLM(Objective[EncoderDecoder]):
           params: model parameters.
           batch: inputs, input_segments, input_position_ids [batch, input_length]; tokens, targets, weights, segments,
             position_ids [batch, length].
-          key: PRNG key for dropout; if None, the model is evaluated.
+          key: PRNG key for dropout. If None, the model is evaluated.
         """
         return token_means(self, model, params, batch, key)
 

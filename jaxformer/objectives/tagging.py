@@ -1,4 +1,4 @@
-"""Word tagging, such as parts of speech and named entities (Devlin et al. 2019, §5.3)."""
+"""Tagging of words, for example with parts of speech or named entities (Devlin et al. 2019, §5.3)."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,7 +23,7 @@ from jaxformer.predictors.word_tags import INPUTS, WordTags, token_tags
 
 @dataclasses.dataclass(frozen=True)
 class Tagging(Objective[Classifier]):
-    """Predicts the tag of each word at its first token."""
+    """Predicts the tag of each word, at the first token of the word."""
 
     model_inputs = INPUTS
     required = ("tokens", "targets", "weights")
@@ -53,7 +53,7 @@ class Tagging(Objective[Classifier]):
         return means
 
     def metrics(self, model: Classifier) -> tuple[Metric, ...]:
-        """Loss and accuracy; with entity tags, in evaluations, also the entity scores."""
+        """Returns the loss and the accuracy. If the tags mark entities, evaluations also have entity scores."""
         of_entities = (EntityScores(model.labels, _long_counts),) if has_entities(model.labels) else ()
         return Loss(), Average("accuracy", higher_is_better=True), *of_entities
 
@@ -62,7 +62,9 @@ class Tagging(Objective[Classifier]):
 
 
 def _long_counts(context: Context, documents: Sequence[Mapping[str, Any]], indices: Sequence[int]) -> dict[str, Mean]:
-    """Counts the entities of sentences that are split into several rows, where an entity may span two rows."""
+    """Counts the true and predicted entities of sentences that are split into several rows, where an entity may span
+    two rows.
+    """
     task, tokenizer, labels = context.task, context.tokenizer, context.model.labels
 
     def long(document: Mapping[str, Any]) -> tuple[Words, list[slice]] | None:

@@ -13,9 +13,11 @@ EncodedT = TypeVar("EncodedT", bound=Sized)
 
 
 class Field(abc.ABC, Generic[EncodedT]):
-    """One column of an example. Subclasses are frozen dataclasses with a field `column`.
+    """One column of a dataset, and how its values become arrays. Subclasses are frozen dataclasses with a field
+    `column`.
 
-    `read` and `encode` process each value once; the result is cached. `transform` is applied at every visit.
+    `read` and `encode` process each value once, and the result is cached. `transform` is applied each time that a
+    document is read.
     """
 
     reads_text: ClassVar[bool] = False
@@ -23,7 +25,7 @@ class Field(abc.ABC, Generic[EncodedT]):
 
     @property
     def unit(self) -> tuple[str, int] | None:
-        """Name of the unit for throughput, such as "tokens", and the number of units per row.
+        """Name of the unit in which throughput is reported, such as "tokens", and the number of units per batch row.
 
         None if the field has no unit.
         """
@@ -31,7 +33,9 @@ class Field(abc.ABC, Generic[EncodedT]):
 
     @property
     def requirement(self) -> str | None:
-        """Requirement on an example for this field, for error messages. None if `read` already checks everything."""
+        """Requirement that a document must meet to be usable for this field, for error messages. None if `read` already
+        checks everything.
+        """
         return None
 
     @abc.abstractmethod
@@ -39,7 +43,7 @@ class Field(abc.ABC, Generic[EncodedT]):
         """Returns the layouts of the arrays that `transform` returns, by name."""
 
     def check(self, tokenizer: Tokenizer | None) -> None:
-        """Raises InputError if the tokenizer does not fit the field."""
+        """Checks that the tokenizer fits the field. Raises InputError if it does not."""
 
     def for_evaluation(self) -> "Field[EncodedT]":
         """Returns this field without augmentation, for held-out data."""
@@ -47,11 +51,11 @@ class Field(abc.ABC, Generic[EncodedT]):
 
     @abc.abstractmethod
     def read(self, example: Mapping[str, Any], path: str) -> Any:
-        """Returns the checked value of the column, not yet decoded.
+        """Returns the value of the column in an example, checked but not yet decoded.
 
         Args:
-          example: columns by name.
-          path: config field that names the column, for messages.
+          example: maps column names to values.
+          path: config field that names the column, for error messages.
 
         Raises:
           InputError: If the column does not exist or its value has the wrong type.
@@ -59,33 +63,34 @@ class Field(abc.ABC, Generic[EncodedT]):
 
     @abc.abstractmethod
     def encode(self, value: Any, tokenizer: Tokenizer | None) -> EncodedT | None:
-        """Returns the value in its cached form.
+        """Converts a value from `read` to the form that is cached, such as a text to its tokens.
 
-        None if the value cannot be used; its document then gives no example.
+        Returns None if the value cannot be used. Its document then gives no training example.
         """
 
     @abc.abstractmethod
     def transform(
         self, encoded: EncodedT, visit: Visit, geometry: GeometricTransform | None
     ) -> tuple[Example, GeometricTransform | None]:
-        """Returns the arrays for one visit.
+        """Returns the arrays of a training example for one reading of a document.
 
         Args:
           encoded: result of `encode`.
-          visit: the visit, with its tokenizer and random generator.
-          geometry: transform that an earlier field applied to the image of the example. Boxes, points and masks must
-            follow it. None if there is no earlier image field.
+          visit: this reading of the document, with its tokenizer and random generator.
+          geometry: crop, flip or rotation that an earlier field applied to the image of the example. Boxes, points and
+            masks must follow it. None if there is no earlier image field.
 
         Returns:
           The arrays by name, and the geometric transform to pass to later fields.
         """
 
     def request(self, example: Mapping[str, Any], folder: Path, path: str) -> str | None:
-        """Returns an argument for the `predict` command made from an example. None if the field does not provide one.
+        """Makes an argument for the `predict` command from an example of the dataset. Returns None if the field does
+        not provide one.
 
         Args:
-          example: columns by name.
-          folder: folder in which to write the request if it must be a file.
-          path: config field that names the column, for messages.
+          example: maps column names to values.
+          folder: folder to write the argument to if it must be a file, such as an image.
+          path: config field that names the column, for error messages.
         """
         return None

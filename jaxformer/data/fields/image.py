@@ -1,6 +1,6 @@
-"""Image field.
+"""Field that reads images, and resizes and augments them.
 
-An image of h × w pixels has h entries of shape [w, n] per row, so that one example fills a batch row.
+A batch row consists of the pixel rows of one image: `size` entries, each of shape [size, channels].
 """
 
 import dataclasses
@@ -23,32 +23,32 @@ from jaxformer.data.transforms.image import Augmentation, Fit, Resample, fitted,
 from jaxformer.errors import FieldError, InputError
 
 EXAMPLE = "example.png"
-"""Name of the image file in a run folder that serves as an example input for `predict`."""
+"""Name of the image file in a run folder that `predict` can be tried with."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """A decoded image."""
+    """A decoded image, in the form that is cached."""
 
     picture: Image.Image
     """Image as a Pillow object."""
     size: int
-    """Memory use in units of four bytes."""
+    """Size of the image in memory, in units of four bytes."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """A preprocessed image for prediction."""
+    """An image that is resized and cropped for prediction."""
 
     path: str
-    """Path of the file, or another name of the image."""
+    """Path of the image file. For an image in memory, a name for messages."""
     pixels: np.ndarray
     """Pixels, uint8 [size, size, channels]."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageField(Field[Picture]):
-    """An image, resized to a square.
+    """Field that reads an image and resizes it to a square.
 
     Rows: `images` uint8 [batch, size, size, channels].
     """
@@ -61,7 +61,9 @@ class ImageField(Field[Picture]):
     """Name of the column with the image: a path, the bytes of an image file, or pixels (see
     `pictures.read_picture`)."""
     augmentation: Augmentation | None = None
-    """Random augmentation of the image at each training visit."""
+    """Random augmentation of the image, drawn again each time that training reads the image. If None, images are not
+    augmented.
+    """
     fit: Fit = "crop"
     """How an image without augmentation becomes a square before the center crop: `crop` resizes its shorter side,
     `stretch` resizes both sides, `none` does not resize."""
@@ -138,7 +140,15 @@ class ImageField(Field[Picture]):
         return str(file)
 
     def decode(self, image: pictures.ImageLike, name: str) -> Image.Image:
-        """Decodes an image to a picture with `channels` channels. Raises Undecodable, with `name` in the message."""
+        """Decodes an image and converts it to `channels` channels.
+
+        Args:
+          image: path, content, pixels or Pillow image.
+          name: name of the image for error messages.
+
+        Raises:
+          Undecodable: If the image cannot be read.
+        """
         picture = pictures.read_picture(image, self.channels, name)
         if self.fit == "none" and min(picture.size) < self.size:
             size = f"{picture.width} × {picture.height} pixels"
@@ -146,18 +156,21 @@ class ImageField(Field[Picture]):
         return picture
 
     def view(self, picture: Image.Image, rng: np.random.Generator) -> tuple[np.ndarray, GeometricTransform]:
-        """Returns the pixels of a picture at one visit, uint8 [size, size, channels], and the geometric transform."""
+        """Resizes and crops a picture, at random if there is an augmentation.
+
+        Returns the pixels, uint8 [size, size, channels], and the geometric transform from the picture to them.
+        """
         if self.augmentation is not None:
             return self.augmentation(picture, self.size, self.resample, rng)
         square, geometry = fitted(picture, self.size, self.edge, self.fit, self.resample)
         return pixels(square), geometry
 
     def prepared(self, picture: Image.Image) -> np.ndarray:
-        """Returns the pixels of a picture without augmentation, uint8 [size, size, channels]."""
+        """Resizes and crops a picture without augmentation. Returns the pixels, uint8 [size, size, channels]."""
         return pixels(fitted(picture, self.size, self.edge, self.fit, self.resample)[0])
 
     def prepare(self, images: Sequence[pictures.ImageLike]) -> list[Prepared]:
-        """Preprocesses images from files or memory as for evaluation.
+        """Decodes, resizes and crops images without augmentation, as for evaluation. Images are files or in memory.
 
         Raises InputError if an image cannot be decoded.
         """

@@ -1,4 +1,4 @@
-"""Label field: one of several classes, any number of them, or a real number."""
+"""Field that reads a label: one of several classes, any number of classes, or a real number."""
 
 import dataclasses
 import math
@@ -27,7 +27,7 @@ _NUMERAL = re.compile(r"(\d{1,9})(\.0*)?", re.ASCII)
 
 @dataclasses.dataclass(frozen=True)
 class LabelField(Field[np.ndarray]):
-    """A label of an example: a class, several classes, or a number.
+    """Field that reads the label of an example: a class, several classes, or a number.
 
     Rows, depending on `kind`:
       single_label: `labels` int32 [batch, 1], the index of the label.
@@ -48,7 +48,9 @@ class LabelField(Field[np.ndarray]):
         return {"labels": Feature(size, "int32" if self.kind == "single_label" else "float32")}
 
     def read(self, example: Mapping[str, Any], path: str = f"{_PATH}.column") -> np.ndarray:
-        """Returns the target: int32 [1] (single_label), float32 [labels] (multi_label) or float32 [1] (regression)."""
+        """Reads the target of an example: int32 [1] (single_label), float32 [labels] (multi_label) or float32 [1]
+        (regression).
+        """
         if self.kind == "single_label":
             return np.array([self.index(example, path)], np.int32)
         if self.kind == "multi_label":
@@ -61,7 +63,7 @@ class LabelField(Field[np.ndarray]):
         return np.array([number], np.float32)
 
     def index(self, example: Mapping[str, Any], path: str = f"{_PATH}.column") -> int:
-        """Returns the index of a single label."""
+        """Reads the label of an example that has exactly one label. Returns its index."""
         return label_index(columns.value(example, self.column, path), self.labels)
 
     def encode(self, value: np.ndarray, tokenizer: Tokenizer | None) -> np.ndarray:
@@ -73,11 +75,12 @@ class LabelField(Field[np.ndarray]):
         return {"labels": encoded}, geometry
 
     def check_source(self, documents: Sequence[Mapping[str, Any]], name: str, first: int, path: str) -> None:
-        """Raises InputError if the labels of a training source are all the same, or if its label lists are ambiguous.
+        """Checks the labels of a training source. Raises InputError if all are the same, or if lists of labels are
+        ambiguous.
 
         Args:
           documents: examples of the source.
-          name: name of the source, for messages.
+          name: name of the source, for error messages.
           first: number of evenly spaced examples to look at before all others.
           path: config field that names the column.
         """
@@ -95,7 +98,7 @@ class LabelField(Field[np.ndarray]):
         return _numerals_as_indices(found, self.labels)
 
     def _check_lists(self, documents: Sequence[Mapping[str, Any]], path: str) -> None:
-        """Raises InputError if a list such as [0, 1] for two labels could be multi-hot or a list of indices."""
+        """Raises InputError if lists such as [0, 1] could be read both as multi-hot vectors and as lists of indices."""
         ambiguous = indexed = None
         for index in range(len(documents)):
             with located(documents, index):
@@ -137,7 +140,7 @@ def check_classes(
 
 
 def first_spread(count: int, first: int) -> Iterator[int]:
-    """Yields `first` evenly spaced indices below `count`, and then all indices below `count`."""
+    """Yields `first` evenly spaced indices below `count`, followed by all indices below `count` in order."""
     yield from np.linspace(0, count - 1, min(count, first)).astype(int).tolist()
     yield from range(count)
 
@@ -166,11 +169,12 @@ def label_index(label: Any, labels: Sequence[str]) -> int:
 
 
 def multi_hot(items: Sequence[Any], labels: Sequence[str]) -> np.ndarray:
-    """Returns a multi-hot vector, float32 [labels]. Raises InputError if an item is not a label.
+    """Converts the labels of an example to a multi-hot vector, float32 [labels]. Raises InputError if an item is not a
+    label.
 
     Args:
-      items: names or indices of the labels that apply, or a multi-hot list of 0 and 1 (or bool), one per label.
-      labels: label names.
+      items: names or indices of the labels that apply, or a list of 0 and 1 (or bool), one per label.
+      labels: all label names.
     """
     if _is_multi_hot(items, len(labels)):
         return np.array(items, np.float32)
@@ -186,9 +190,9 @@ def multi_hot(items: Sequence[Any], labels: Sequence[str]) -> np.ndarray:
 
 
 def _numerals_as_indices(items: Sequence[Any], labels: Sequence[str]) -> list[Any]:
-    """Converts texts such as "0" to integers if all items are such texts and none is a label name.
+    """Converts items such as "0" to integers, if all items are numerals and none of them is a label name.
 
-    Otherwise returns the items.
+    Otherwise returns the items unchanged.
     """
     names = {name.strip() for name in labels}
     texts = [item.strip() for item in items if isinstance(item, str)]
@@ -202,7 +206,9 @@ def _is_multi_hot(items: Sequence[Any], count: int) -> bool:
 
 
 def _real(value: Any) -> float | None:
-    """Converts a value to float, infinite if it exceeds float32. None if the value is not a number."""
+    """Converts a value to a float. Values beyond the range of float32 become infinite. Returns None if the value is not
+    a number.
+    """
     if not isinstance(value, str | numbers.Real | np.number):
         return None
     try:

@@ -1,4 +1,4 @@
-"""Text fields: texts to tokenize, and columns that already contain token ids."""
+"""Fields that read a text to tokenize, or a list of token ids."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -21,9 +21,9 @@ from jaxformer.errors import FieldError, shown
 
 @dataclasses.dataclass(frozen=True)
 class TextField(Field[layouts.Document]):
-    """A text with the special tokens of the tokenizer's template.
+    """Field that reads and tokenizes a text, and adds the special tokens of the tokenizer, such as [CLS] and [SEP].
 
-    Rows: `tokens` int32 [batch, length], and the `segments` and `position_ids` that lanes add.
+    Rows: `tokens` int32 [batch, length], and the `segments` and `position_ids` that the data pipeline adds.
     """
 
     column: str = "text"
@@ -31,9 +31,11 @@ class TextField(Field[layouts.Document]):
     length: int = 64
     """Number of tokens per row. A longer text is truncated at its end."""
     form: Form = "encoder"
-    """Kind of model whose special-token template is used."""
+    """Whether to add the special tokens of an encoder ([CLS] and [SEP]) or of a decoder (EOS)."""
     augmentation: TextAugmentation | None = None
-    """Random augmentation of the text at each training visit."""
+    """Random augmentation of the text, drawn again each time that training reads the text. If None, texts are not
+    augmented.
+    """
 
     reads_text: ClassVar[bool] = True
 
@@ -78,9 +80,9 @@ class TextField(Field[layouts.Document]):
 
 @dataclasses.dataclass(frozen=True)
 class TokenField(Field[np.ndarray]):
-    """Token ids that a column contains as integers, such as image codes. No tokenizer is needed.
+    """Field that reads token ids from a column of integers, such as image codes. No tokenizer is needed.
 
-    Rows: `tokens` int32 [batch, length], and the `segments` and `position_ids` that lanes add.
+    Rows: `tokens` int32 [batch, length], and the `segments` and `position_ids` that the data pipeline adds.
     """
 
     column: str = "tokens"
@@ -88,7 +90,7 @@ class TokenField(Field[np.ndarray]):
     length: int = 256
     """Number of tokens per row. A longer list is truncated at its end."""
     vocab: int | None = None
-    """Number of distinct tokens. If None, the upper bound is not checked."""
+    """Number of distinct tokens: ids must be below it. If None, ids have no upper bound."""
 
     def __post_init__(self):
         fields.at_least("data.task.tokens.length", self.length, 1)

@@ -1,8 +1,8 @@
-"""Step 4 of the data pipeline: lanes, each of which packs examples into its own batch rows.
+"""Step 4 of the data pipeline: packs the examples of documents into batch rows.
 
-A global batch of B rows has B lanes. Lane r visits every B-th document of one endless document order, starting at the
-r-th document. Its n-th row is a function of (seed, n, r) only: other lanes, hosts and restarts do not affect it. The
-state of a lane is a few integers, int32 [S]:
+Row r of every batch is filled by lane r. With B rows per batch, lane r reads every B-th document of one endless
+document order, starting at the r-th document. Its n-th row is a function of (seed, n, r) only: other lanes, hosts and
+restarts do not affect it. The state of a lane is a few integers, int32 [S]:
 
     next visit, turn, (visit, example) of each open document, (visit, example) of each pending example
 
@@ -25,15 +25,19 @@ from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import InputError, under
 
 _CACHE_SIZE = 2**25
-"""Maximum size of the documents that a reader caches, in units of four bytes. A character takes about one unit."""
+"""Maximum total size of the encoded documents that a `Reader` caches, in units of four bytes. A character takes about
+one unit.
+"""
 _NO_VISIT = -1
 _COUNT = np.arange(2**20, dtype=np.int32)
 PACKED_KEYS = {"tokens": ("segments", "position_ids"), "inputs": ("input_segments", "input_position_ids")}
-"""Maps the name of an array to the names of its segments and position ids."""
+"""Maps the name of a packed array to the names of the two arrays that separate its examples: segments and position
+ids.
+"""
 
 
 class Reader:
-    """Reads the documents that the lanes of a process share and makes the examples of a visit."""
+    """Reads, encodes and caches documents, and makes training examples from them. Shared by all lanes of a process."""
 
     def __init__(
         self,
@@ -51,14 +55,24 @@ class Reader:
         self.visits = len(order)
 
     def examples(self, visit: int) -> list[Example]:
-        """Returns the examples of a visit. They are a function of (seed, visit) only."""
+        """Returns the training examples of one entry in the endless document order.
+
+        Args:
+          visit: index of the entry. The examples are a function of (seed, visit) only.
+        """
         index: Any = self._order[visit]  # Never None: no visit is left out.
         return self._read(int(index), np.random.default_rng((self._seed, visit)))
 
     def check(self, name: str) -> None:
-        """Raises InputError if no document of the source, or of a component of a mixture, gives an example.
+        """Checks that the source gives training examples, by reading documents until one does.
 
-        Reads documents up to the first one that gives an example.
+        In a mixture of sources, each source is checked.
+
+        Args:
+          name: name of the source, for error messages.
+
+        Raises:
+          InputError: If no document gives an example.
         """
         task, least = type(self._task).__name__, self._task.min_documents
         if len(self._documents) < least:
@@ -71,7 +85,9 @@ class Reader:
                 )
 
     def check_source(self, name: str) -> None:
-        """Raises InputError if the task cannot learn from the source, for example because all labels are the same."""
+        """Raises InputError if the task cannot learn from the source, for example because all its labels are the
+        same.
+        """
         with under("data.task"):
             self._task.check_source(self._documents, name)
 
@@ -102,20 +118,20 @@ class Reader:
 
 
 class PendingExample(NamedTuple):
-    """An example that waits for room in a row."""
+    """A training example that waits until it fits in a batch row."""
 
     visit: int
-    """Visit of the lane that produced the example."""
+    """Number of the document reading that produced the example, counted per lane."""
     index: int
-    """Index of the example among the examples of the visit."""
+    """Index of the example among all examples of that document reading."""
     sizes: tuple[int, ...]
-    """Number of entries in each of its arrays, in the order of the features."""
+    """Number of entries in each array of the example, in the order of the features."""
     example: Example
-    """Arrays of the example."""
+    """Arrays of the example, by name."""
 
 
 class Lane:
-    """Produces the rows of lane `number` out of `lanes`.
+    """Fills one row of each batch: row `number` out of `lanes` rows.
 
     Several documents are open at the same time and take turns, so that the examples of a long document are spread over
     many steps. With packing, up to `lookahead` examples are pending. A row takes the oldest pending example first, and
@@ -132,7 +148,16 @@ class Lane:
         state: Sequence[int],
         num_open: int,
     ):
-        """Restores the lane from `state`: one row of `initial_state`, or an earlier result of the method `state`."""
+        """Restores a lane from its state.
+
+        Args:
+          reader: makes the examples of documents.
+          features: layouts of the arrays in a row, by name.
+          number: index of the batch row that this lane fills.
+          lanes: number of rows in the global batch.
+          state: one row of `initial_state`, or an earlier result of the method `state`.
+          num_open: number of documents that are open at the same time.
+        """
         self._reader, self._features, self._number, self._lanes = reader, features, number, lanes
         self._next, self._turn, *numbers = map(int, state)
         marks = list(zip(numbers[::2], numbers[1::2], strict=True))
@@ -146,13 +171,13 @@ class Lane:
         ]
 
     def state(self) -> list[int]:
-        """Returns the lane state after the last row, a list of S integers."""
+        """Returns the state of the lane after the last row, as a list of integers. See the module for their order."""
         marks = self._open + [pending[:2] for pending in self._pending]
         marks += [(_NO_VISIT, 0)] * (self._lookahead - len(self._pending))
         return [self._next, self._turn, *(number for mark in marks for number in mark)]
 
     def next_row(self) -> list[Example]:
-        """Returns the examples of the next row. An empty list after the last document."""
+        """Returns the examples of the next batch row. The list is empty after the last document."""
         if not self._lookahead:
             taken = self._take()
             return [taken.example] if taken else []
@@ -177,7 +202,7 @@ class Lane:
             self._pending.append(taken)
 
     def _take(self) -> PendingExample | None:
-        """Returns the next example of the open document whose turn it is. None after the last document."""
+        """Returns the next example, which is from the open document whose turn it is. None after the last document."""
         for _ in self._open:
             turn, self._turn = self._turn, (self._turn + 1) % len(self._open)
             visit, index = self._open[turn]
@@ -206,13 +231,13 @@ class Lane:
 
 
 def initial_state(lanes: int, num_open: int, lookahead: int) -> np.ndarray:
-    """Returns the state of all lanes before the first row, int32 [lanes, 2 + 2 * (num_open + lookahead)]."""
+    """Returns the states of all lanes before the first row, int32 [lanes, 2 + 2 * (num_open + lookahead)]."""
     marks = [_NO_VISIT, 0] * (num_open + lookahead)
     return np.tile(np.array([0, 0, *marks], np.int32), (lanes, 1))
 
 
 def empty_batch(rows: int, features: dict[str, Feature]) -> dict[str, np.ndarray]:
-    """Returns zero arrays [rows, capacity, ...] for `features`, with the segments and position ids of `PACKED_KEYS`."""
+    """Returns a batch of zeros: an array [rows, capacity, ...] for each feature, and its segments and position ids."""
     batch = {
         key: np.zeros((rows, feature.capacity, *feature.shape), feature.dtype) for key, feature in features.items()
     }
@@ -225,7 +250,8 @@ def empty_batch(rows: int, features: dict[str, Feature]) -> dict[str, np.ndarray
 def write_row(batch: dict[str, np.ndarray], number: int, row: list[Example], features: dict[str, Feature]) -> None:
     """Writes examples one after the other into row `number` of a batch of zeros.
 
-    An example has the same segment number in all arrays of the row, which links its tokens to its inputs.
+    An example has the same segment number in all arrays of the row, such as `tokens` and `inputs`, so that they can be
+    matched.
     """
     ends = dict.fromkeys(features, 0)
     for segment, example in enumerate(row, 1):

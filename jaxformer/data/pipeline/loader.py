@@ -1,4 +1,4 @@
-"""Step 5 of the data pipeline, on the host: prefetches the batch rows of this process and the lane states."""
+"""Step 5 of the data pipeline: prepares the batch rows of this process in the background, ahead of training."""
 
 import contextlib
 import dataclasses
@@ -23,7 +23,7 @@ from jaxformer.progress import phase
 Batch = dict[str, np.ndarray]
 
 _CHECKED = 100_000
-"""Maximum number of documents to check per source before training."""
+"""Maximum number of documents per source that are checked before training begins."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,9 +41,9 @@ class Data:
     pack: bool = False
     """Whether to pack several examples into a row if they fit."""
     open_documents: int = 8
-    """Number of documents that take turns in each row of the batch. A larger number mixes the examples better."""
+    """Number of documents that each row of the batch alternates between. A larger number mixes the examples better."""
     lookahead: int = 16
-    """Number of pending examples to choose from when filling the rest of a row. Only used with `pack`."""
+    """Number of examples to choose from when filling the rest of a row. Only used with `pack`."""
     workers: int = 0
     """Number of processes that prepare training batches. 0 prepares them in a thread of this process."""
     prefetch: int = 8
@@ -56,7 +56,7 @@ class Data:
 
     @property
     def num_pending(self) -> int:
-        """Maximum number of pending examples of a lane."""
+        """Maximum number of examples per batch row that wait until they fit."""
         return self.lookahead if self.pack else 0
 
 
@@ -70,7 +70,7 @@ def check(data: Data, tokenizer: Tokenizer | None) -> None:
 
 @phase("checking the documents")
 def check_documents(data: Data, train: bool = True) -> None:
-    """Checks the columns of the documents in files. Checks up to 100,000 evenly spaced documents per source.
+    """Checks the columns of up to 100,000 evenly spaced documents per source.
 
     Args:
       data: the sources and the task.
@@ -95,7 +95,7 @@ def check_documents(data: Data, train: bool = True) -> None:
 
 
 def initial_state(data: Data) -> np.ndarray:
-    """Returns the states of all lanes before the first step, int32 [batch, S]."""
+    """Returns the state of the data pipeline before the first step, int32 [batch, S], with S integers per batch row."""
     return lanes.initial_state(data.batch, data.open_documents, data.num_pending)
 
 
@@ -114,11 +114,12 @@ def train_batches(
       tokenizer: encodes the documents. None if the task does not read text.
       seed: random seed. The seed and the step number determine every batch.
       rows: indices, below `data.batch`, of the rows that this process feeds.
-      state: lane states after an earlier batch, int32 [len(rows), S]. If None, starts from the first batch.
+      state: state of the data pipeline after an earlier batch, int32 [len(rows), S], with S integers per row. If None,
+        starts from the first batch.
 
     Returns:
-      An iterator of (batch, state) pairs: a dict of arrays [len(rows), ...], and the lane states after this batch,
-      int32 [len(rows), S]. Close the iterator, or use it as a context manager, to end its threads and processes.
+      An iterator of (batch, state) pairs: a dict of arrays [len(rows), ...], and the state after this batch, int32
+        [len(rows), S]. Close the iterator, or use it as a context manager, to end its threads and processes.
 
     Raises:
       InputError: If the source gives no example, or the state was saved with other settings.
@@ -140,8 +141,15 @@ def evaluation_batches(
 ) -> Iterator[Batch]:
     """Yields the batches of one ordered pass over a source.
 
-    Every document is read once and masked the same way each time. A lane that has ended gives rows of zeros (weight 0,
-    segment 0) until the last of `rows` has ended. Same arguments as `train_batches`.
+    Every document is read once and masked the same way each time. When the documents of a batch row end before those of
+    other rows, that row is filled with zeros (weight 0, segment 0).
+
+    Args:
+      source: documents to evaluate on.
+      data: task and batch settings.
+      tokenizer: encodes the documents. None if the task does not read text.
+      seed: random seed.
+      rows: indices, below `data.batch`, of the rows that this process feeds.
     """
     data = dataclasses.replace(data, task=data.task.for_evaluation())
     check(data, tokenizer)
@@ -153,7 +161,7 @@ def evaluation_batches(
 
 
 class Batches(Iterator[tuple[Batch, np.ndarray]]):
-    """Iterator of batches that a background thread or process prepares.
+    """Iterator of (batch, state) pairs that a background thread or process prepares.
 
     Errors in the background are raised here unchanged.
     """
@@ -192,7 +200,9 @@ def _close(iterators: list[grain.DatasetIterator]) -> None:
 
 
 class _LaneBatches(grain.IterDataset):
-    """Batches of the lanes `rows`. Its parent dataset consists of the rows, which Grain divides among processes."""
+    """Grain dataset of the batches of some rows. Its parent dataset is a range of rows, which Grain divides among
+    worker processes.
+    """
 
     def __init__(
         self,
@@ -218,7 +228,9 @@ class _LaneBatches(grain.IterDataset):
 
 
 class _LaneIterator(grain.DatasetIterator):
-    """Iterator of the (batch, state) pairs of some lanes. Ends when the last of these lanes has ended."""
+    """Iterator of (batch, state) pairs for some batch rows. Ends when the documents of the last of these rows have
+    ended.
+    """
 
     def __init__(self, lanes_: list[lanes.Lane], features: dict[str, Feature]):
         super().__init__()
@@ -262,7 +274,7 @@ def _check_state(data: Data, rows: Sequence[int], state: np.ndarray | None) -> n
 
 
 def _interleave(parts: list[tuple[Batch, np.ndarray]]) -> tuple[Batch, np.ndarray]:
-    """Merges the batches of W workers. Worker w has rows w, w + W, w + 2W, ..."""
+    """Merges the batches of W worker processes. Worker w prepared rows w, w + W, w + 2W, ..."""
 
     def merge(arrays: list[np.ndarray]) -> np.ndarray:
         merged = np.empty((sum(map(len, arrays)), *arrays[0].shape[1:]), arrays[0].dtype)

@@ -22,9 +22,9 @@ def value(example: Mapping[str, Any], column: str, path: str) -> Any:
     """Returns the value of a column.
 
     Args:
-      example: columns by name.
+      example: maps column names to values.
       column: name of the column.
-      path: config field that names the column, for messages.
+      path: config field that names the column, for error messages.
 
     Raises:
       FieldError: If the column does not exist.
@@ -55,9 +55,9 @@ def text(example: Mapping[str, Any], column: str | None = None, path: str = _TEX
     """Returns the text of an example without surrounding white space. A list of sentences is joined by newlines.
 
     Args:
-      example: columns by name.
+      example: maps column names to values.
       column: name of a column that contains a str or a list of str. If None, uses `sentences` or `text`.
-      path: config field that names the column, for messages.
+      path: config field that names the column, for error messages.
 
     Raises:
       InputError: If the column does not exist or does not contain text.
@@ -92,7 +92,9 @@ def first_words(text: str, count: int = 25) -> str:
 
 
 def with_blank(text: str, blank: str = "[MASK]") -> str:
-    """Returns the first ten words of a text, with the middle word replaced by `blank`."""
+    """Returns the first ten words of a text, with the middle word replaced by `blank`. Used as an example for
+    `predict`.
+    """
     words = first_words(text, 10).split(" ")
     middle = len(words) // 2
     words[middle] = re.sub(r"\w+(\W\w+)*", blank, words[middle], count=1) if words[middle].strip(".,;:!?") else blank
@@ -100,9 +102,10 @@ def with_blank(text: str, blank: str = "[MASK]") -> str:
 
 
 def check_text(value: Any, name: str) -> None:
-    """Raises InputError if a value is not a str, or contains a surrogate.
+    """Raises InputError if a value is not a str, or contains a surrogate (half of a UTF-16 pair), which cannot be
+    encoded.
 
-    `name` is the name of the value in the message.
+    `name` is the name of the value in the error message.
     """
     if not isinstance(value, str):
         raise InputError(f"{name} holds {shown(value)}; expected a text")

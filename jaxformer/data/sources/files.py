@@ -43,7 +43,13 @@ def check_encoding(encoding: str) -> None:
 
 
 def check_not_empty(paths: Sequence[str], empty: Sequence[str], need: str = "document") -> None:
-    """Raises InputError if all files are empty. Prints a note if only some of them are."""
+    """Raises InputError if all files are empty, and prints a note if some of them are.
+
+    Args:
+      paths: all files.
+      empty: files that are empty.
+      need: what the files should contain, for the error message.
+    """
     if not empty:
         return
     more = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
@@ -54,7 +60,7 @@ def check_not_empty(paths: Sequence[str], empty: Sequence[str], need: str = "doc
 
 
 class _Pieces(Sequence):
-    """Byte ranges of files. The ranges are found when a file is opened and read on indexing."""
+    """Sequence of byte ranges of files. The ranges are found when a file is opened, and read when they are indexed."""
 
     def __init__(self, encoding: str = "utf-8"):
         self.encoding = encoding
@@ -71,7 +77,7 @@ class _Pieces(Sequence):
         self.stops.append(stop)
 
     def lines(self, path: str) -> Iterator[tuple[int, bytes, str]]:
-        """Yields (byte offset, bytes, text) for each line. `add` refers to the last file whose lines were read."""
+        """Yields (byte offset, bytes, text) for each line of a file. Later calls of `add` refer to this file."""
         buffer = read(path, self.encoding)
         self.buffers.append(buffer)
         self.paths.append(path)
@@ -93,13 +99,13 @@ class _Pieces(Sequence):
         return buffer[self.starts[index] : self.stops[index]].decode()
 
     def place(self, index: int) -> str:
-        """Returns the file and the first line number of a document."""
+        """Returns the file and the first line number of a document, for error messages."""
         file = self.files[index]
         return f"{self.paths[file]}: line {_line_number(self.buffers[file], self.starts[index])}"
 
 
 class TextDocuments(_Pieces):
-    """Documents {"text": str} of plain text files. `separator` has the values of `TextFiles.documents`."""
+    """Documents {"text": str} of plain text files. `separator` has the same values as `TextFiles.documents`."""
 
     def __init__(self, paths: list[str], separator: str, encoding: str = "utf-8"):
         super().__init__(encoding)
@@ -150,7 +156,7 @@ class JsonDocuments(_Pieces):
 
 
 class ParallelLines(Sequence):
-    """Pairs {"inputs", "targets"} of the lines of two files. Pairs with an empty line are skipped."""
+    """Text pairs {"inputs", "targets"} from the lines of two files. Pairs with an empty line are skipped."""
 
     def __init__(self, inputs: str, targets: str, encoding: str = "utf-8"):
         self.sides = [_Lines(inputs, encoding), _Lines(targets, encoding)]
@@ -175,7 +181,7 @@ class ParallelLines(Sequence):
         return {key: side[number] for key, side in zip(("inputs", "targets"), self.sides, strict=True)}
 
     def place(self, index: int) -> str:
-        """Returns the file and line number of the inputs of a pair.
+        """Returns the file and line number of a pair's inputs, for error messages.
 
         The targets are on the same line of the other file.
         """
@@ -183,7 +189,7 @@ class ParallelLines(Sequence):
 
 
 class _Lines(_Pieces):
-    """All lines of a file, including empty ones."""
+    """All lines of a file, including empty lines."""
 
     def __init__(self, path: str, encoding: str):
         super().__init__(encoding)
@@ -198,7 +204,7 @@ class _Lines(_Pieces):
 
 
 def _no_object(text: str) -> str:
-    """Returns what is wrong with a line that should contain a JSON object. Empty if the line is valid."""
+    """Returns a description of the error in a line that should contain a JSON object. Empty if the line is valid."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -231,7 +237,7 @@ def decoded(path: str, encoding: str = "utf-8") -> str:
 def read(path: str, encoding: str = "utf-8") -> mmap.mmap | bytes:
     """Returns the content of a file as UTF-8.
 
-    It is memory-mapped, or in memory if it is compressed or in another encoding.
+    Compressed files, and files in another encoding, are read into memory. Others are memory-mapped.
     """
     if codecs.lookup(encoding).name == "utf-8":
         return read_bytes(path)
@@ -239,7 +245,7 @@ def read(path: str, encoding: str = "utf-8") -> mmap.mmap | bytes:
 
 
 def read_bytes(path: str) -> mmap.mmap | bytes:
-    """Returns the bytes of a file. They are memory-mapped, or decompressed if the file is a `.gz`.
+    """Returns the bytes of a file, memory-mapped if it is not compressed. A `.gz` file is decompressed into memory.
 
     An object in a bucket is copied to this machine first (`storage.local_copy`).
 

@@ -15,11 +15,11 @@ from jaxformer.data.sources.sources import Source
 from jaxformer.errors import InputError
 
 ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-"""File name extensions of images."""
+"""File name extensions of images, in lower case."""
 MODES = {1: "L", 3: "RGB"}
-"""Maps the number of channels to the Pillow mode for grayscale or color."""
+"""Maps the number of channels to the Pillow mode: L for grayscale, RGB for color."""
 PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
-"""Maps Pillow modes with premultiplied alpha to the corresponding modes without it."""
+"""Maps Pillow modes whose colors are multiplied by alpha to the modes with plain colors."""
 DEEP = 65_535
 """Maximum value of a 16-bit pixel."""
 BACKGROUND = "white"
@@ -34,7 +34,7 @@ class Undecodable(Exception):
 
 
 def name_of(image: ImageLike, otherwise: str) -> str:
-    """Returns the path of an image, or `otherwise` if it does not have one. Used in messages."""
+    """Returns the path of an image for error messages, or `otherwise` if it does not have one."""
     return os.fspath(image) if isinstance(image, str | os.PathLike) else otherwise
 
 
@@ -47,10 +47,11 @@ def read_picture(image: ImageLike, channels: int, name: str = "") -> Image.Image
 
     Args:
       image: path, content of an image file, Pillow image, or an array [height, width] or [height, width, channels] with
-        c = 1 (grayscale), 2 (grayscale and alpha), 3 (RGB) or 4 (RGBA). Arrays are uint8, uint16 (0 to 65,535), floats
-        (0 to 1), bool, or other integers (0 to 255). Pillow mode I contains 0 to 65,535, and mode F contains 0 to 1.
-      channels: 1 for grayscale, 3 for color.
-      name: name of an image without a path, for messages.
+        1 channel (grayscale), 2 (grayscale and alpha), 3 (RGB) or 4 (RGBA). Arrays are uint8, uint16 (0 to 65,535),
+        floats (0 to 1), bool, or other integers (0 to 255). Pillow mode I contains 0 to 65,535, and mode F contains 0
+        to 1.
+      channels: number of channels of the result, 1 for grayscale or 3 for color.
+      name: name of an image without a path, for error messages.
 
     Raises:
       Undecodable: If `image` is not an image, or the range of its pixels is unknown.
@@ -177,7 +178,7 @@ def _in_8_bits(picture: Image.Image) -> Image.Image:
 
 
 def _seen(picture: Image.Image) -> Image.Image:
-    """Removes transparency by placing the picture on the background. Transparent pixels may have any color."""
+    """Replaces transparency by the background color."""
     if not picture.has_transparency_data:
         return picture
     if picture.mode in PREMULTIPLIED:
@@ -188,7 +189,7 @@ def _seen(picture: Image.Image) -> Image.Image:
 
 @dataclasses.dataclass(frozen=True)
 class ImageFolders(Source):
-    """Source with one folder of images per class. The folder has the name of the class."""
+    """Source of labeled images, with one folder of images per class. The folder name is the class name."""
 
     path: str
     """Path of the folder that contains the class folders. Images may be in subfolders of these."""
@@ -215,7 +216,7 @@ class ImageFolders(Source):
         return os.path.expanduser(self.path)
 
     def _files(self) -> list[tuple[str, str]]:
-        """Returns the path and the label of each image."""
+        """Lists the image files in the class folders. Returns (path, label) pairs."""
         found = []
         for label in self.labels:
             for folder, below, names in os.walk(os.path.join(self._home, label)):
@@ -225,14 +226,14 @@ class ImageFolders(Source):
         return found
 
     def _objects(self) -> list[tuple[str, str]]:
-        """Returns the same for a folder in a bucket."""
+        """Lists the images in the class folders of a bucket. Returns (path, label) pairs."""
         parts = (name.split("/") for name in storage.objects_below(self.path) if name.lower().endswith(ENDINGS))
         images = sorted(names for names in parts if len(names) > 1 and not names[0].startswith("."))
         return [("/".join([self.path.rstrip("/"), *names]), names[0]) for names in images]
 
 
 class _LabelledFiles(Sequence):
-    """Examples {"image": path, "label": name} of image files. `labels` are the names of all classes."""
+    """Sequence of examples {"image": path, "label": name} of image files. `labels` are the names of all classes."""
 
     scan = True
 
@@ -248,7 +249,7 @@ class _LabelledFiles(Sequence):
         return {"image": image, "label": label}
 
     def place(self, index: int) -> str:
-        """Returns the path of an example's file."""
+        """Returns the path of an example's image file, for error messages."""
         return self.found[index][0]
 
 

@@ -1,7 +1,7 @@
-"""Step 1 of the data pipeline: `source.open()[i]` is an example, a dict of named columns.
+"""Step 1 of the data pipeline: sources of documents, such as text files and TFDS data sets.
 
-A source is a frozen dataclass of plain values. `source.open()` returns a random-access sequence of examples. `shuffled`
-and `in_order` return the order in which the documents of such a sequence are visited.
+A source is a frozen dataclass of plain values. `source.open()` returns a random-access sequence of examples, each a
+dict of named columns. `shuffled` and `in_order` return the order in which the examples of such a sequence are read.
 """
 
 import abc
@@ -29,11 +29,14 @@ _FEW = 65_536
 
 @dataclasses.dataclass(frozen=True)
 class Source(abc.ABC):
-    """Source of documents. Use one of its subclasses."""
+    """Source of documents. Abstract: use a subclass, such as `TextFiles` or `Tfds`."""
 
     @abc.abstractmethod
     def open(self) -> Sequence[dict[str, Any]]:
-        """Returns a random-access sequence of examples. Raises InputError if there are none."""
+        """Opens the source. Returns a random-access sequence of examples, each a dict of named columns.
+
+        Raises InputError if there are no examples.
+        """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +79,9 @@ class Tfds(Source):
 
 @dataclasses.dataclass(frozen=True)
 class TextFiles(Source):
-    """Plain text files. Files in `.gz` or not in UTF-8 are decoded into memory; others are memory-mapped."""
+    """Plain text files. Compressed files (`.gz`) and files not in UTF-8 are decoded into memory; others are
+    memory-mapped.
+    """
 
     paths: tuple[str, ...] = ()
     """Paths or glob patterns of the files."""
@@ -94,7 +99,9 @@ class TextFiles(Source):
 
 @dataclasses.dataclass(frozen=True)
 class JsonLines(Source):
-    """JSON Lines files with one JSON object per line. Files in `.gz` or not in UTF-8 are decoded into memory."""
+    """JSON Lines files with one JSON object per line. Compressed files (`.gz`) and files not in UTF-8 are decoded into
+    memory.
+    """
 
     paths: tuple[str, ...] = ()
     """Paths or glob patterns of the files."""
@@ -110,12 +117,12 @@ class JsonLines(Source):
 
 @dataclasses.dataclass(frozen=True)
 class ParallelFiles(Source):
-    """Pairs of lines from two text files. Pairs with an empty line are skipped."""
+    """Pairs of corresponding lines from two text files, such as translations. Pairs with an empty line are skipped."""
 
     inputs: str
     """Path of the file with the input texts."""
     targets: str
-    """Path of the file with the target texts. Line n belongs to line n of `inputs`."""
+    """Path of the file with the target texts. Line n is the target of line n of `inputs`."""
     encoding: str = "utf-8"
     """Python name of the encoding of both files, such as utf-8 or latin-1."""
 
@@ -159,8 +166,8 @@ class Mixture(Source):
     sources: tuple[Source, ...] = ()
     """Sources to mix."""
     weights: tuple[float, ...] = ()
-    """Share of each source among the visited documents. The weights need not sum to 1; a source with weight 0 is left
-    out.
+    """Share of each source among the documents that are read. The weights need not sum to 1. A source with weight 0 is
+    left out.
     """
 
     def __post_init__(self):
@@ -192,7 +199,7 @@ class Mixed(Sequence):
         return part[index]
 
     def place(self, index: int) -> str:
-        """Returns the origin of a document, as reported by its component."""
+        """Returns the origin of a document for error messages, such as its file and line."""
         return place(*self._find(index))
 
     def _find(self, index: int) -> tuple[Sequence, int]:
@@ -201,7 +208,7 @@ class Mixed(Sequence):
 
 
 class Renamed(Sequence):
-    """Examples {"inputs", "targets"} made from columns with other names."""
+    """Sequence of examples {"inputs", "targets"}, made from examples with other column names."""
 
     def __init__(self, examples: Sequence, columns: Columns):
         self.examples, self.columns = examples, columns
@@ -211,7 +218,7 @@ class Renamed(Sequence):
         return len(self.examples)
 
     def place(self, index: int) -> str:
-        """Returns the origin of an example, as reported by its source."""
+        """Returns the origin of an example for error messages, such as its file and line."""
         return place(self.examples, index)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
@@ -223,13 +230,15 @@ class Renamed(Sequence):
 
 
 class Decoded(Sequence):
-    """TFDS examples in which bytes are decoded to str if they are valid UTF-8. The bytes of an image file are not."""
+    """Sequence of TFDS examples in which texts are decoded from bytes to str. Bytes that are not UTF-8, such as an
+    image, stay bytes.
+    """
 
     def __init__(self, examples: Sequence, name: str):
         self.examples, self.name = examples, name
 
     def place(self, index: int) -> str:
-        """Returns the split, and the index of an example within it."""
+        """Returns the split of an example and its index in the split, for error messages."""
         return f"{self.name}, example {index}"
 
     def __len__(self) -> int:
@@ -240,7 +249,7 @@ class Decoded(Sequence):
 
 
 def place(documents: Sequence, index: int) -> str:
-    """Returns the origin of a document for messages: file and line, or split and index."""
+    """Returns the origin of a document for error messages: its file and line, or its split and index."""
     own = getattr(documents, "place", None)
     return own(index) if own else f"example {index}"
 
@@ -267,10 +276,16 @@ def read_each(documents: Sequence, function: Callable[[Any], Any], indices: Iter
 
 
 def scanned(documents: Sequence, most: int, start: int = 0) -> Iterator[range]:
-    """Yields ranges of the document indices to check: up to `most` evenly spaced documents per component.
+    """Yields the ranges of document indices to check before training: up to `most` evenly spaced documents per
+    component.
 
-    Only sources with the attribute `scan` are checked. Their documents are cheap to read. Plain text files need no
-    check: if a file can be opened, all its documents are texts.
+    Only sources with the attribute `scan` are checked, because their documents are cheap to read. Plain text files need
+    no check: if a file can be opened, all its documents are texts.
+
+    Args:
+      documents: opened source.
+      most: maximum number of documents per component of a mixture.
+      start: number that is added to all indices.
     """
     if isinstance(documents, Mixed):
         for part, part_start in zip(documents.parts, documents.starts[:-1], strict=True):
@@ -280,9 +295,9 @@ def scanned(documents: Sequence, most: int, start: int = 0) -> Iterator[range]:
 
 
 def shuffled(documents: Sequence, seed: int) -> grain.MapDataset:
-    """Returns the endless order in which training visits documents, as a dataset of indices into `documents`.
+    """Returns the endless random order in which training reads documents, as a dataset of indices into `documents`.
 
-    Every component of a mixture is reshuffled at each of its own epochs.
+    Every component of a mixture is reshuffled at the start of each of its own epochs.
     """
     if not isinstance(documents, Mixed):
         return _shuffled_range(len(documents), _seed(seed, 0))
@@ -307,7 +322,7 @@ def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def in_order(documents: Sequence) -> grain.MapDataset:
-    """Returns an order that visits every document once, from first to last, as a dataset of indices into `documents`.
+    """Returns an order that contains every document once, from first to last, as a dataset of indices into `documents`.
 
     The documents of each component of a mixture are spread evenly over the whole order.
     """
@@ -322,7 +337,7 @@ def in_order(documents: Sequence) -> grain.MapDataset:
 
 
 def components(documents: Sequence, name: str, start: int = 0) -> Iterator[tuple[str, range]]:
-    """Yields the name and the index range of each component, including those of nested mixtures.
+    """Yields the name and the index range of each component of a mixture, including those of nested mixtures.
 
     A source that is not a mixture is one component called `name`.
     """

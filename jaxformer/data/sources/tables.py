@@ -100,12 +100,12 @@ class _FolderDocuments(Sequence):
         return {"text": files.decoded(path, self.encoding).strip(), "label": label}
 
     def place(self, index: int) -> str:
-        """Returns the path of an example's file."""
+        """Returns the path of an example's file, for error messages."""
         return self.documents[index][0]
 
 
 def _class_files(path: str) -> Iterator[tuple[str, str, int]]:
-    """Yields the path, the label and the size of each file in the class folders of a folder."""
+    """Lists the files in the class folders inside a folder. Yields (path, label, size in bytes)."""
     if not os.path.isdir(path):
         raise InputError(f"{path}: no such folder; expected one with a folder for each class")
     for label in sorted(os.listdir(path)):
@@ -117,7 +117,7 @@ def _class_files(path: str) -> Iterator[tuple[str, str, int]]:
 
 
 def _class_objects(path: str) -> Iterator[tuple[str, str, int]]:
-    """Yields the path, the label and the size of each object in the class folders of a folder in a bucket."""
+    """Lists the objects in the class folders inside a bucket's folder. Yields (path, label, size in bytes)."""
     for key, info in storage.objects_below(path).items():
         label, _, name = key.partition("/")
         if name and "/" not in name and not label.startswith(".") and not name.startswith("."):
@@ -125,7 +125,7 @@ def _class_objects(path: str) -> Iterator[tuple[str, str, int]]:
 
 
 class Table(Sequence):
-    """Rows of tables, each a dict {column: str}."""
+    """Sequence of the rows of CSV or TSV files. Each row is a dict that maps column names to texts."""
 
     scan = True
 
@@ -155,14 +155,16 @@ class Table(Sequence):
         return self.rows[index]
 
     def place(self, index: int) -> str:
-        """Returns the file and first line number of a row."""
+        """Returns the file and first line number of a row, for error messages."""
         return f"{self.paths[self.files[index]]}: line {self.lines[index]}"
 
 
 def _rows(
     path: str, columns: Sequence[str] | None, delimiter: str, quoted: bool, encoding: str, problems: Problems
 ) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yields (line, row) pairs of a table. Adds rows with the wrong number of values to `problems`."""
+    """Reads a CSV or TSV file. Yields (line number, row) pairs, and adds rows with the wrong number of values to
+    `problems`.
+    """
     csv.field_size_limit(2**31 - 1)  # A text may be longer than the default limit of the csv module.
     quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
     text = io.StringIO(files.decoded(path, encoding), newline="")

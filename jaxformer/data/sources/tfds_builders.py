@@ -21,21 +21,21 @@ from jaxformer.errors import InputError
 from jaxformer.progress import phase
 
 FORMAT = "array_record"
-"""File format with random access."""
+"""TFDS file format that allows reading examples in any order."""
 _INFO = "dataset_info.json"
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _NO_BUILDERS = ("core", "scripts", "testing", "proto")
 _SECONDS = 5
-"""Number of seconds after which a host that does not answer counts as unreachable."""
+"""Number of seconds to wait for a host before it counts as unreachable."""
 
 
 def prepared(name: str, data_dir: str | None, split: str = "") -> Any:
-    """Returns the builder of a prepared data set. Prepares the data set if necessary.
+    """Returns the TFDS builder of a prepared data set. Prepares the data set first if necessary.
 
     Args:
       name: catalog name, optionally with config and version, or the path of a prepared folder.
       data_dir: folder of prepared data sets. If None, uses the TFDS default.
-      split: what to read, which is copied to this machine from a bucket.
+      split: split to read. If the data set is in a bucket, this split is copied to this machine.
 
     Raises:
       InputError: If the data set does not exist or cannot be prepared. The message says what is missing and what to do.
@@ -59,7 +59,9 @@ def prepared(name: str, data_dir: str | None, split: str = "") -> Any:
 
 
 def find(name: str, data_dir: str | None) -> Any:
-    """Returns the builder of a catalog name, prepared or not. Does not download anything."""
+    """Returns the TFDS builder of a data set in the catalog, whether it is prepared or not. Does not download
+    anything.
+    """
     import tensorflow_datasets as tfds
 
     base = re.split("[/:]", name)[0]
@@ -89,7 +91,7 @@ def find(name: str, data_dir: str | None) -> Any:
 
 @functools.cache
 def import_builders() -> None:
-    """Imports all TFDS packages with builders, which registers the builders.
+    """Imports all TFDS packages that define data sets, because importing registers them.
 
     Skips packages with missing dependencies.
     """
@@ -103,7 +105,7 @@ def import_builders() -> None:
 
 
 def _perhaps(base: str, name: str) -> str:
-    """Returns a suggestion for an error message: a data set with a similar name, or the configs of this data set."""
+    """Returns a suggestion for a wrong data set name: a similar name, or the configs of the data set."""
     import tensorflow_datasets as tfds
 
     names = tfds.list_builders(with_community_datasets=False)
@@ -115,7 +117,7 @@ def _perhaps(base: str, name: str) -> str:
 
 
 def _of_folder(folder: str) -> Any:
-    """Returns the builder of the data set that was prepared in a folder. Chooses the latest of several versions."""
+    """Returns the TFDS builder of a data set that was prepared in a folder. Chooses the latest of several versions."""
     import tensorflow_datasets as tfds
 
     found = _folders_with_info(folder)
@@ -135,7 +137,7 @@ def _of_folder(folder: str) -> Any:
 
 
 def _of_bucket(folder: str, split: str) -> Any:
-    """Returns the builder of a data set that was prepared in a bucket, with a copy of a split on this machine."""
+    """Copies a split of a data set from a bucket to this machine. Returns the TFDS builder of the copy."""
     folder = folder.rstrip("/")
     found = [key.rpartition("/")[0] for key in storage.objects_below(folder) if key.rpartition("/")[2] == _INFO]
     versions = [key for key in found if _VERSION.fullmatch(key)]
@@ -151,7 +153,7 @@ def _of_bucket(folder: str, split: str) -> Any:
 
 
 def _folders_with_info(folder: str) -> list[str]:
-    """Returns the folder itself, or its subfolders up to three levels below, that contain prepared data sets."""
+    """Finds prepared data sets in a folder. Returns the folder itself, or its subfolders up to three levels below."""
     folders, found = [folder], []
     for _ in range(4):
         found += [path for path in folders if os.path.isfile(os.path.join(path, _INFO))]
@@ -168,7 +170,7 @@ def _version_of(path: str) -> tuple[int, ...]:
 
 
 def _with_random_access(builder: Any) -> Any:
-    """Returns a builder that reads the array_record files of the data set, if it was prepared in several formats."""
+    """Returns a TFDS builder for the array_record files of a data set, if it was prepared in several formats."""
     from tensorflow_datasets.core import read_only_builder
 
     others = {other.value for other in builder.info.alternative_file_formats}
@@ -178,7 +180,7 @@ def _with_random_access(builder: Any) -> Any:
 
 
 def _other_version(builder: Any, name: str, data_dir: str | None) -> Any:
-    """Returns the builder of another prepared version of the data set. None if there is none."""
+    """Returns the TFDS builder of another version of the data set that is prepared. None if there is none."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core import read_only_builder
 
@@ -235,7 +237,7 @@ def _archives_without_tensorflow() -> Iterator[None]:
 
 
 def _elsewhere(name: str, with_beam: bool) -> str:
-    """Returns instructions for preparing a data set on another machine."""
+    """Returns instructions for preparing a data set on another machine, for an error message."""
     packages = "tensorflow-datasets tensorflow apache-beam" if with_beam else "tensorflow-datasets tensorflow"
     return (
         f"prepare it on a machine where that is possible (pip install {packages}; tfds build {name} "
@@ -244,7 +246,7 @@ def _elsewhere(name: str, with_beam: bool) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """Returns on one line why preparing failed: which package is missing, or which host is unreachable."""
+    """Explains on one line why preparing a data set failed: a missing package, or an unreachable host."""
     chain: list[BaseException] = []
     cause: BaseException | None = error
     while cause is not None and cause not in chain:
@@ -262,7 +264,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _in_reach(urls: Iterable[str]) -> bool:
-    """Returns whether one of the hosts answers. True if there are no hosts, or if a proxy is configured."""
+    """Returns whether at least one host of the URLs answers. True if there are no URLs, or if a proxy is configured."""
     parts = [urllib.parse.urlsplit(url) for url in urls]
     hosts = sorted({(part.hostname, 80 if part.scheme == "http" else 443) for part in parts if part.hostname})
     if not hosts or urllib.request.getproxies():
@@ -274,7 +276,7 @@ def _in_reach(urls: Iterable[str]) -> bool:
 
 
 def _check_hub(name: str) -> None:
-    """Raises InputError if the Hugging Face Hub cannot be reached. TFDS queries it for the names of data sets."""
+    """Raises InputError if the Hugging Face Hub cannot be reached. TFDS would query it for a data set of this name."""
     try:
         from huggingface_hub.constants import ENDPOINT
     except ImportError:
@@ -288,7 +290,7 @@ def _check_hub(name: str) -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Context manager that suppresses TFDS output, and warnings that preparation makes irrelevant."""
+    """Context manager that suppresses the output of TFDS, and warnings that do not matter when preparing a data set."""
     from absl import logging
 
     before = logging.get_verbosity()

@@ -1,8 +1,9 @@
 """Step 3 of the data pipeline: tasks turn an encoded document into training examples.
 
 A task is a frozen dataclass whose methods are pure. `read` checks the columns of an example from a source and returns
-their values. `encode` (step 2) turns such an example into the document that the lanes cache. `examples` turns a
-document and a `Visit` into training examples. `row` declares how a lane places training examples in a batch row.
+their values. `encode` (step 2) turns such an example into the document that the data pipeline caches. `examples` turns
+a document and a `Visit` (one reading of the document) into training examples. `row` declares how training examples are
+laid out in a batch row.
 """
 
 import abc
@@ -19,30 +20,32 @@ from jaxformer.data.tokenizers import Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class Written:
-    """A pair of input and reference text, with the tokens that the model receives as its input."""
+    """Input and reference text of an example, for evaluating generated text."""
 
     inputs: str
     """Input text, with the prefix of the task."""
     reference: str
-    """Text to generate, as in the source."""
+    """Text that the model should generate, as in the source."""
     tokens: np.ndarray
-    """Input tokens as they appear in a batch row, int32 [n]."""
+    """Input tokens, as they appear in a batch row, int32 [tokens]."""
     cut_inputs: bool
-    """Whether the inputs were truncated to fit in a row."""
+    """Whether the input was truncated to fit in a batch row."""
     cut_references: bool
-    """Whether the reference would be truncated to fit in a row."""
+    """Whether the reference would be truncated to fit in a batch row."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Task(abc.ABC, Generic[DocumentT]):
-    """Makes training examples from documents. Use one of the subclasses."""
+    """Pretraining or fine-tuning task: makes training examples from documents. Abstract: use a subclass, such as
+    `NextToken`.
+    """
 
     @property
     @abc.abstractmethod
     def row(self) -> dict[str, Feature]:
-        """Layouts of the arrays of an example, by name.
+        """Layouts of the arrays of a training example, by name.
 
-        The lanes add segments and positions for `tokens` and `inputs`.
+        The data pipeline adds segments and position ids for `tokens` and `inputs`.
         """
 
     @property
@@ -52,26 +55,27 @@ class Task(abc.ABC, Generic[DocumentT]):
 
     @property
     def unit(self) -> tuple[str, int]:
-        """Name of the unit for throughput, such as "tokens", and the number of units per row."""
+        """Name of the unit in which throughput is reported, such as "tokens", and the number of units per batch row."""
         return "tokens", self.row["tokens"].capacity
 
     @property
     def min_documents(self) -> int:
-        """Minimum number of documents in a source."""
+        """Minimum number of documents that a source for this task must have."""
         return 1
 
     @property
     def requirement(self) -> str:
-        """Requirement on a document to give an example, for error messages."""
+        """Requirement that a document must meet to give a training example, for error messages."""
         return "document with text"
 
     def check(self, tokenizer: Tokenizer | None, pack: bool) -> None:
-        """Raises InputError if the tokenizer or packing does not fit the task."""
+        """Checks that the tokenizer and the packing setting fit the task. Raises InputError if they do not."""
 
     def check_source(self, documents: Sequence[Mapping[str, Any]], name: str) -> None:
-        """Raises InputError if the task cannot learn from the training source, such as if all labels are equal.
+        """Raises InputError if the task cannot learn from the training source, for example because all its labels are
+        the same.
 
-        `name` is the name of the source, for messages.
+        `name` is the name of the source, for error messages.
         """
 
     def for_evaluation(self) -> "Task":
@@ -79,7 +83,7 @@ class Task(abc.ABC, Generic[DocumentT]):
         return self
 
     def prepare_requests(self, requests: Sequence[Any]) -> Sequence[Any]:
-        """Converts the inputs of the `predict` command (texts or paths) to the inputs of the predictor."""
+        """Converts the arguments of the `predict` command (texts or paths) to the inputs of the predictor."""
         return requests
 
     def read(self, example: Mapping[str, Any]) -> Any:
@@ -91,11 +95,12 @@ class Task(abc.ABC, Generic[DocumentT]):
         return example
 
     def requests(self, example: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
-        """Returns arguments for the `predict` command made from an example of a source. May be empty.
+        """Makes arguments for the `predict` command from an example of a source. Returns an empty tuple if the task
+        does not support it.
 
         Args:
-          example: columns by name.
-          folder: folder in which to write a request that must be a file.
+          example: maps column names to values.
+          folder: folder to write an argument to if it must be a file, such as an image.
 
         Raises:
           InputError: If a column that the task reads is missing from the example.
@@ -104,17 +109,19 @@ class Task(abc.ABC, Generic[DocumentT]):
 
     @property
     def writes(self) -> bool:
-        """Whether documents have a text to generate, which `written` returns."""
+        """Whether models of this task generate a text that can be compared with a reference. See `written`."""
         return False
 
     def written(self, example: Mapping[str, Any], tokenizer: Tokenizer) -> Written | None:
-        """Returns the text to generate for an example of a source. None if the example does not have one."""
+        """Returns the input and reference text of an example of a source. None if the example does not have a
+        reference.
+        """
         return None
 
     @abc.abstractmethod
     def encode(self, example: Mapping[str, Any], tokenizer: Tokenizer | None) -> DocumentT:
-        """Returns the encoded document, the input of `examples`."""
+        """Encodes an example of a source. Returns the document, which is the input of `examples` and is cached."""
 
     @abc.abstractmethod
     def examples(self, document: DocumentT, visit: Visit[DocumentT]) -> list[Example]:
-        """Returns the examples for one visit to a document. May be empty."""
+        """Makes the training examples for one reading of a document. The list may be empty."""

@@ -24,7 +24,7 @@ class NextToken(TextTask):
     A long document is cut into chunks that overlap by one token, so that every token except the first is a target once.
 
     Rows: `tokens`, `targets` int32 and `weights` float32 [batch, length], and the `segments` and `position_ids` that
-    lanes add.
+    the data pipeline adds.
     """
 
     length: int = 1024

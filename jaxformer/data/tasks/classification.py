@@ -20,9 +20,9 @@ from jaxformer.data.transforms.text import TextAugmentation
 from jaxformer.errors import FieldError, shown
 
 LOOKED_AT = 1000
-"""Number of evenly spaced examples to search first for a second class."""
+"""Number of evenly spaced examples that are checked first when searching a source for a second class."""
 PAIR = "\t"
-"""Separator between the two texts of a pair in one string."""
+"""Character that separates the two texts of a pair in an argument of `predict`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,24 +30,24 @@ class Labelled:
     """An encoded text or text pair with its target."""
 
     first: np.ndarray
-    """Tokens of the first text without special tokens, int32 [n]."""
+    """Tokens of the first text without special tokens, int32 [tokens]."""
     second: np.ndarray | None
-    """Tokens of the second text without special tokens, int32 [n]. None if there is no second text."""
+    """Tokens of the second text without special tokens, int32 [tokens]. None if there is no second text."""
     target: np.ndarray
     """Target, as returned by `LabelField.read`."""
     size: int
-    """Number of characters in both texts."""
+    """Number of characters in both texts, which is their size in the cache."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Classify(Task[Labelled]):
-    """Predicts the label of a text or of a pair of texts (Devlin et al. 2019, §4.1).
+    """Task to predict the label of a text or of a pair of texts (Devlin et al. 2019, §4.1).
 
     Rows, with c = `examples_per_row`:
-      `tokens`: int32 [batch, length]. The lanes add `segments` and `position_ids` of the same shape.
+      `tokens`: int32 [batch, length]. The data pipeline adds `segments` and `position_ids` of the same shape.
       `token_types`: int32 [batch, length], 1 in the second text. Only for encoders.
       `cls_positions`: int32 [batch, c], index of the first token of each example.
-      `targets`: int32 [batch, c] (single_label), float32 [b, c * labels] (multi_label) or float32 [batch, c]
+      `targets`: int32 [batch, c] (single_label), float32 [batch, c * labels] (multi_label) or float32 [batch, c]
         (regression).
       `weights`: float32 [batch, c], 1 for each example.
     """
@@ -66,12 +66,15 @@ class Classify(Task[Labelled]):
     length: int = 128
     """Number of tokens per row. If a pair is too long, the end of its longer text is cut."""
     form: Form = "encoder"
-    """Kind of model. An encoder reads [CLS] a [SEP] b [SEP]; a decoder reads a and b with EOS tokens. The template of
-    an imported tokenizer overrides both."""
+    """Kind of model. An encoder reads [CLS] a [SEP] b [SEP] for texts a and b; a decoder reads a and b with EOS tokens.
+    The special tokens of an imported tokenizer override both.
+    """
     examples_per_row: int = 1
     """Number of examples per row. A number above 1 requires packing."""
     augmentation: TextAugmentation | None = None
-    """Random augmentation of the texts at each training visit."""
+    """Random augmentation of the texts, drawn again each time that training reads them. If None, texts are not
+    augmented.
+    """
 
     def __post_init__(self):
         fields.at_least("data.task.length", self.length, 4)
@@ -152,6 +155,6 @@ class Classify(Task[Labelled]):
 
 
 def _divided(text: str) -> tuple[str, str]:
-    """Splits a request into its two texts."""
+    """Splits an argument of `predict` at its tab into the two texts of a pair."""
     first, _, second = text.partition(PAIR)
     return first.strip(), second.strip()

@@ -17,17 +17,18 @@ from jaxformer.errors import InputError, under
 
 @dataclasses.dataclass(frozen=True)
 class FieldValues:
-    """The encoded field values of an example."""
+    """The encoded values of all fields for one example."""
 
     values: Mapping[str, Any] | None
     """Maps field names to values. None if one of the values cannot be used."""
     size: int
-    """Memory use in units of four bytes."""
+    """Size of the values in memory, in units of four bytes."""
 
 
 @dataclasses.dataclass(frozen=True)
 class FieldTask(Task[FieldValues]):
-    """Task composed of fields. A row contains one example, with the arrays of each field.
+    """Task composed of fields, each of which reads one column. A row contains one example, with the arrays of each
+    field.
 
     The dataclass fields of a subclass that contain a `Field` are the fields of the task. They are transformed in order.
 
@@ -36,12 +37,12 @@ class FieldTask(Task[FieldValues]):
 
     @functools.cached_property
     def fields(self) -> Mapping[str, Field]:
-        """Fields by name."""
+        """Fields of the task by name."""
         return self._nested
 
     @functools.cached_property
     def _nested(self) -> dict[str, Field]:
-        """Fields that are configuration values of the task, by name."""
+        """Values of the task's dataclass fields that are a `Field`, by name."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {name: value for name, value in values.items() if isinstance(value, Field)}
 
@@ -98,11 +99,11 @@ class FieldTask(Task[FieldValues]):
         return [] if document.values is None else [self._example(document.values, visit)]
 
     def _example(self, values: Mapping[str, Any], visit: Visit[FieldValues]) -> Example:
-        """Returns the arrays of a visit to a document with these field values."""
+        """Makes the training example for one reading of a document with these field values."""
         return self.transformed(values, visit) | {"weights": np.ones(1, np.float32)}
 
     def transformed(self, values: Mapping[str, Any], visit: Visit[FieldValues]) -> Example:
-        """Returns the arrays of all fields at a visit.
+        """Applies the transforms of all fields for one reading of a document. Returns the arrays.
 
         Boxes, points and masks follow the transform of the image before them.
         """

@@ -17,9 +17,9 @@ from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import FieldError, InputError
 
 Turn = tuple[str, str]
-"""Pair of a role and the content of the turn."""
+"""Role and content of a turn, such as ("user", "Hello")."""
 ANSWERS = "assistant"
-"""Role whose turns are targets."""
+"""Role whose turns the model learns to generate."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,26 +44,29 @@ class DialogueTemplate:
         return dataclasses.asdict(self)
 
     def space(self, role: str) -> str:
-        """Returns the white space between the role text and the turn. A single space if the template has none."""
+        """Returns the white space that separates the role text from the content. A single space if the template has
+        none.
+        """
         before = self.roles[role]
         return before[len(before.rstrip()) :] or " "
 
     def text(self, turn: Turn) -> str:
-        """Returns a turn with the role text before it."""
+        """Returns the content of a turn with the text of its role before it."""
         role, content = turn
         return self.roles[role].rstrip() + (self.space(role) + content if content else "")
 
     def encode(self, turn: Turn, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
-        """Encodes a turn as one text.
+        """Encodes the role text and the content of a turn together, as one text.
 
-        Returns the tokens before the turn, int32 [m], and of the turn with EOS token, int32 [n].
+        Returns:
+          Tokens before the content, int32 [tokens], and tokens of the content with the EOS token, int32 [tokens].
         """
         tokens, offsets = tokenizer.encode_with_offsets(self.text(turn))
         size = int(np.sum(offsets[:, 0] < len(self.roles[turn[0]].rstrip())))
         return tokens[:size], layouts.ended(tokens[size:], tokenizer)
 
     def prompt(self, text: str, tokenizer: Tokenizer) -> np.ndarray:
-        """Encodes a text as a dialogue, followed by the beginning of the next answer. Returns int32 [n].
+        """Encodes a text as a dialogue, followed by the role text of the next answer. Returns int32 [tokens].
 
         A line that begins with the text of a role starts a new turn. Lines before the first such line are a user turn.
         """
@@ -84,12 +87,12 @@ class DialogueTemplate:
 
 
 class Part(NamedTuple):
-    """An encoded turn."""
+    """An encoded turn of a dialogue."""
 
     before: np.ndarray
-    """Tokens before the turn, int32 [m]."""
+    """Tokens of the role text before the turn, int32 [tokens]."""
     tokens: np.ndarray
-    """Tokens of the turn and the EOS token, int32 [n]."""
+    """Tokens of the turn and the EOS token, int32 [tokens]."""
     learned: bool
     """Whether the turn is an assistant turn, which makes it a target."""
 
@@ -100,7 +103,7 @@ class Turns:
 
     parts: tuple[Part, ...]
     size: int
-    """Number of characters in all turns."""
+    """Number of characters in all turns, which is their size in the cache."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +114,8 @@ class Dialogue(Task[Turns]):
     that does not fit in a row is cut after an answer. A question with answers that is longer than a row is truncated.
 
     Rows: `tokens`, `targets` int32 and `weights` float32 [batch, length], and the `segments` and `position_ids` that
-    lanes add. Weights are 1 if the target belongs to an assistant turn, including its EOS token, and otherwise 0.
+    the data pipeline adds. Weights are 1 if the target belongs to an assistant turn, including its EOS token, and
+    otherwise 0.
     """
 
     length: int = 512
@@ -119,7 +123,7 @@ class Dialogue(Task[Turns]):
     messages: str = "messages"
     """Name of the column with the list of turns."""
     template: DialogueTemplate = DialogueTemplate()
-    """Template of the text around turns."""
+    """Text that is written before the turns of each role."""
 
     def __post_init__(self):
         fields.at_least("data.task.length", self.length, 8)
@@ -159,7 +163,7 @@ class Dialogue(Task[Turns]):
         return [example for row in self._rows(document) if (example := self._example(row)) is not None]
 
     def _rows(self, document: Turns) -> list[list[Part]]:
-        """Returns the turns of each row, in order."""
+        """Distributes the turns of a dialogue over batch rows, in order. Returns the turns of each row."""
         rows, size = [[]], 0
         for exchange in _exchanges(document.parts):
             more = len(_joined(exchange))
@@ -171,7 +175,7 @@ class Dialogue(Task[Turns]):
         return rows
 
     def _example(self, parts: Sequence[Part]) -> Example | None:
-        """Returns the example made from a list of turns. None if it has no target."""
+        """Makes a training example from the turns of one row. Returns None if none of its tokens is a target."""
         ids = _joined(parts)[: self.length + 1]
         learned = [np.repeat([False, part.learned], [len(part.before), len(part.tokens)]) for part in parts]
         weights = np.concatenate([[], *learned])[1 : len(ids)].astype(np.float32)

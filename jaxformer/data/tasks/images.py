@@ -19,7 +19,9 @@ from jaxformer.data.transforms.image import cutmix, mixup
 from jaxformer.errors import FieldError, shown
 
 LOOKED_AT = 100
-"""Number of evenly spaced examples to search first for a second class. Each of them is decoded."""
+"""Number of evenly spaced examples that are checked first when searching a source for a second class. Small, because
+each of them is decoded.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,10 +32,10 @@ class ImageTask(FieldTask):
     """
 
     image: ImageField = ImageField()
-    """Image field."""
+    """How images are read, resized and augmented."""
 
     def prepare_requests(self, requests: Sequence[pictures.ImageLike]) -> list[Prepared]:
-        """Preprocesses images from files or memory as for evaluation.
+        """Decodes, resizes and crops images without augmentation, as for evaluation. Images are files or in memory.
 
         Raises InputError if an image cannot be decoded.
         """
@@ -54,10 +56,13 @@ class LabelledImages(ImageTask):
     labels: tuple[str, ...] = ()
     """Label names in index order, the same as those of the model."""
     mixup: float = 0.0
-    """Parameter of the beta distribution of the mixing weights in Mixup (Zhang et al. 2018). 0 disables Mixup."""
+    """Parameter α of the Beta(α, α) distribution that mixing weights are drawn from in Mixup (Zhang et al. 2018). 0
+    disables Mixup.
+    """
     cutmix: float = 0.0
-    """Parameter of the beta distribution of the area shares in CutMix (Yun et al. 2019). 0 disables CutMix. With both,
-    each visit uses one of them at random."""
+    """Parameter α of the Beta(α, α) distribution that area shares are drawn from in CutMix (Yun et al. 2019). 0
+    disables CutMix. With both, each training example uses one of them at random.
+    """
 
     def __post_init__(self):
         if len(self.labels) < 2 or len(set(self.labels)) < len(self.labels):
@@ -95,7 +100,7 @@ class LabelledImages(ImageTask):
         return {"images": image, "labels": np.array(labels, np.int32), "weights": weights}
 
     def _mixed(self, image: np.ndarray, visit: Visit[FieldValues]) -> tuple[np.ndarray, int, float]:
-        """Mixes the image with another one.
+        """Mixes the image with a random other image, by Mixup or CutMix.
 
         Returns the mixed image, the label of the other image, and the share of `image`.
         """
@@ -116,7 +121,8 @@ class LabelledImages(ImageTask):
 
 @dataclasses.dataclass(frozen=True)
 class MaskedPatches(ImageTask):
-    """Images with random noise per patch. A masked autoencoder hides the patches with the most noise (He et al. 2022).
+    """Images with a random number (noise) per patch. A masked autoencoder hides the patches with the highest numbers
+    (He et al. 2022).
 
     Rows: `images` uint8 [batch, size, size, channels]; `noise` float32 [batch, patches], one value per patch, where the
     model sees the patches with the lowest values; `weights` float32 [batch, 1], 1 for each image.

@@ -1,4 +1,4 @@
-"""Row layouts of text tasks: a single text, or inputs and targets with or without an encoder."""
+"""Array layouts that several text tasks share: a single text, or inputs and targets with or without an encoder."""
 
 import dataclasses
 
@@ -16,9 +16,9 @@ class Document:
     """An encoded text without special tokens."""
 
     tokens: np.ndarray
-    """Tokens, int32 [n]."""
+    """Tokens of the text, int32 [tokens]."""
     size: int
-    """Number of characters in the text."""
+    """Number of characters in the text, which is its size in the cache."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,35 +26,35 @@ class TextPair:
     """Two encoded texts without special tokens."""
 
     inputs: np.ndarray
-    """Tokens of the inputs, int32 [m]."""
+    """Tokens of the inputs, int32 [tokens]."""
     targets: np.ndarray
-    """Tokens of the targets, int32 [n]."""
+    """Tokens of the targets, int32 [tokens]."""
     size: int
-    """Number of characters in both texts."""
+    """Number of characters in both texts, which is their size in the cache."""
 
 
 def text_row(length: int) -> dict[str, Feature]:
-    """Returns the layout of rows with `tokens`, `targets` int32 and `weights` float32 [batch, length]."""
+    """Returns the layout of a batch row for language modeling: `tokens`, `targets` int32 and `weights` float32
+    [batch, length].
+    """
     return {"tokens": Feature(length), "targets": Feature(length), "weights": Feature(length, "float32")}
 
 
 def pair_row(input_length: int | None, length: int) -> dict[str, Feature]:
-    """Returns the layout of rows of text pairs.
+    """Returns the layout of a batch row with pairs of input and target texts.
 
-    Extends `text_row` with `inputs` int32 [batch, input_length] for an encoder-decoder. If `input_length` is None,
-    extends it with `prefix` int32 [batch, length] instead, which is 1 at input tokens.
+    Extends `text_row` with `inputs` int32 [batch, input_length] for an encoder-decoder. If `input_length` is None, for
+    a decoder-only model, extends it with `prefix` int32 [batch, length] instead, which is 1 at input tokens.
     """
     other = {"prefix": Feature(length)} if input_length is None else {"inputs": Feature(input_length)}
     return text_row(length) | other
 
 
 def text_example(ids: np.ndarray, prefix: int | None = None) -> Example:
-    """Returns an example in which each of the ids, int [n + 1], is predicted from the ids before it.
-
-    Its arrays are [n].
+    """Returns a training example in which each token is predicted from the tokens before it.
 
     Args:
-      ids: the text with its special tokens.
+      ids: the text with its special tokens, int [length + 1]. The arrays of the example have one entry less.
       prefix: number of leading ids that are given rather than predicted. If None, one id is given, and the example has
         no array `prefix`.
     """
@@ -68,10 +68,16 @@ def text_example(ids: np.ndarray, prefix: int | None = None) -> Example:
 
 
 def pair_example(inputs: np.ndarray, targets: np.ndarray, tokenizer: Tokenizer, encoder: bool) -> Example:
-    """Returns an example for generating targets from inputs. Both are int32 and end with the EOS token.
+    """Returns a training example for generating targets from inputs.
 
     With an encoder, the decoder input starts with the padding token (Raffel et al. 2020). Without an encoder, the
     targets follow the inputs.
+
+    Args:
+      inputs: tokens of the input text with the EOS token, int32 [tokens].
+      targets: tokens of the target text with the EOS token, int32 [tokens].
+      tokenizer: tokenizer with a padding token.
+      encoder: whether the model is an encoder-decoder.
     """
     if not encoder:
         return text_example(np.concatenate([inputs, targets]), len(inputs))
@@ -80,13 +86,17 @@ def pair_example(inputs: np.ndarray, targets: np.ndarray, tokenizer: Tokenizer, 
 
 
 def ended(tokens: np.ndarray, tokenizer: Tokenizer, limit: int | None = None) -> np.ndarray:
-    """Appends the EOS token and truncates to at most `limit` tokens in total. Returns int32."""
+    """Appends the EOS token to a text, and truncates the text so that the result has at most `limit` tokens. Returns
+    int32 [tokens].
+    """
     kept = tokens if limit is None else tokens[: limit - 1]
     return np.append(kept, tokenizer.eos_id).astype(np.int32)
 
 
 def overlapping(ids: np.ndarray, length: int) -> list[np.ndarray]:
-    """Splits ids into chunks of up to `length` + 1 ids. Each chunk repeats the last id of the previous one."""
+    """Splits a text into chunks of up to `length` + 1 tokens. Each chunk begins with the last token of the previous
+    one.
+    """
     return [ids[start : start + length + 1] for start in range(0, len(ids) - 1, length)]
 
 
@@ -98,11 +108,11 @@ def lay_out(
     If a pair is too long, the end of its longer text is cut.
 
     Args:
-      tokenizer: tokenizer with the template of special tokens.
-      form: kind of model.
+      tokenizer: tokenizer, which determines the special tokens and where they are added.
+      form: whether the model is an encoder or a decoder.
       length: maximum number of tokens.
-      first: tokens of the first text without special tokens, int [n].
-      second: tokens of the second text, int [m]. None for a single text.
+      first: tokens of the first text without special tokens, int [tokens].
+      second: tokens of the second text, int [tokens]. None for a single text.
     """
     template = tokenizer.template(form)
     room = max(length - template.added(second is not None), 0)
@@ -112,10 +122,12 @@ def lay_out(
 
 
 def encoder_inputs(tokens: np.ndarray, tokenizer: Tokenizer, limit: int) -> tuple[np.ndarray, bool]:
-    """Returns the encoder inputs of an encoder-decoder, int32 of at most `limit` tokens, and whether they are complete.
+    """Adds special tokens to the input text of an encoder-decoder, and truncates it to at most `limit` tokens.
 
-    The EOS token follows the text. If the template of an imported tokenizer begins with a BOS token, as in BART, it is
-    added before the text.
+    The EOS token follows the text. If an imported tokenizer adds a BOS token, as for BART, it is added before the text.
+
+    Returns:
+      The tokens, int32 [tokens], and whether the text was not truncated.
     """
     own = tokenizer.own_template
     first = [] if own is None else [slot.content for slot in own.single[:1] if isinstance(slot.content, int)]
@@ -135,11 +147,11 @@ def check_template(
     """Raises InputError if the vocabulary lacks special tokens, or if special tokens leave no room for text.
 
     Args:
-      tokenizer: tokenizer with the template of special tokens.
-      form: kind of model.
+      tokenizer: tokenizer, which determines the special tokens.
+      form: whether the model is an encoder or a decoder.
       length: number of tokens per row.
       pair: whether a row contains two texts.
-      path: config field that sets `length`, for messages.
+      path: config field that sets `length`, for error messages.
     """
     added = tokenizer.template(form).added(pair)
     if added >= length:
@@ -148,7 +160,7 @@ def check_template(
 
 
 def check_packing(examples_per_row: int, pack: bool) -> None:
-    """Raises InputError if `examples_per_row` does not fit the packing setting."""
+    """Raises InputError if packing is off but `examples_per_row` is above 1, or if packing is on but it is 1."""
     if examples_per_row > 1 and not pack:
         raise FieldError(
             "data.task.examples_per_row",

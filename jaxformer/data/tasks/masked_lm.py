@@ -20,7 +20,9 @@ from jaxformer.errors import FieldError
 
 
 class Sentences(Sequence):
-    """Sentences of a document, int32 [n] each. A sentence is encoded on first use."""
+    """Sequence of the encoded sentences of a document, int32 [tokens] each. A sentence is encoded when it is first
+    used.
+    """
 
     def __init__(self, texts: list[str], tokenizer: Tokenizer):
         self.texts, self.tokenizer = texts, tokenizer
@@ -38,7 +40,7 @@ class Sentences(Sequence):
 
     @functools.cached_property
     def tokens(self) -> list[np.ndarray]:
-        """Tokens of all sentences that have at least one token."""
+        """List of the encoded sentences, without those that have no token."""
         missing = [i for i, tokens in enumerate(self._tokens) if tokens is None]
         encoded = self.tokenizer.encode_batch([self.texts[i] for i in missing])
         for index, tokens in zip(missing, encoded, strict=True):
@@ -163,9 +165,10 @@ class MaskedSentencePairs(Task[Sentences]):
         return sentence_pairs(document.tokens, room, self.short_rate, visit.rng, visit.draw)
 
     def _lay_out(self, pairs: list[SentencePair], tokenizer: Tokenizer):
-        """Lays out pairs as [CLS] a [SEP] b [SEP].
+        """Adds special tokens to sentence pairs: [CLS] a [SEP] b [SEP].
 
-        Returns tokens and token types int32 [e, length] with one pair per row, and lengths int64 [e].
+        Returns tokens and token types int32 [examples, length] with one pair per row, and the number of tokens of each
+        pair, int64 [examples].
         """
         tokens = np.zeros((len(pairs), self.length), np.int32)
         token_types = np.zeros((len(pairs), self.length), np.int32)

@@ -15,7 +15,7 @@ from jaxformer.errors import FieldError, under
 
 
 class Routed(NamedTuple):
-    """An encoded document and the name of its task."""
+    """An encoded document, and the name of the task that makes its training examples."""
 
     name: str
     document: Sized
@@ -31,7 +31,8 @@ class MultiTask(Task[Routed]):
 
     An example that has both columns of `text_to_text` goes to that task, and any other example to `denoising`. The
     weights of a `Mixture` of sources set how often each kind occurs. The prefixes of its `Columns` name the
-    text-to-text tasks. The rows are those of `TextToText`; each array has the larger of the two tasks' lengths.
+    text-to-text tasks. The rows are those of `TextToText`; each array is as long as the longer of the two tasks
+    requires.
     """
 
     denoising: SpanCorruption | UL2 | PrefixLM = SpanCorruption()
@@ -97,7 +98,7 @@ class MultiTask(Task[Routed]):
         return self._tasks[document.name].examples(document.document, visit)
 
     def _choose(self, example: Mapping[str, Any]) -> tuple[str, Task[Any]]:
-        """Returns the name of the task for an example, and the task."""
+        """Chooses the task for an example by its columns. Returns the name of the task, and the task."""
         columns = self.text_to_text.inputs, self.text_to_text.targets
         name = "text_to_text" if all(column in example for column in columns) else "denoising"
         return name, self._tasks[name]

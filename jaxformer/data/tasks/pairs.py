@@ -20,14 +20,13 @@ from jaxformer.data.transforms.text import TextAugmentation
 
 @dataclasses.dataclass(frozen=True)
 class TextPairs(Task[TextPair]):
-    """Pairs of texts that belong together, such as a question and its answer.
+    """Pairs of texts with the same meaning, such as a question and its answer.
 
     Both columns may be the same: dropout then makes two different vectors of one text (Gao et al. 2021).
 
     Rows: `inputs` int32 [batch, input_length] is the first text, with `input_segments` and `input_position_ids`.
     `tokens` int32 [batch, length] is the second text, with `segments` and `position_ids`. Both contain the special
-    tokens of the tokenizer's template, such as [CLS] and [SEP]. `weights` float32 [batch, examples_per_row] is 1 for
-    each pair.
+    tokens of the tokenizer, such as [CLS] and [SEP]. `weights` float32 [batch, examples_per_row] is 1 for each pair.
     """
 
     length: int = 64
@@ -42,7 +41,9 @@ class TextPairs(Task[TextPair]):
     examples_per_row: int = 1
     """Number of pairs per row. A number above 1 requires packing."""
     augmentation: TextAugmentation | None = None
-    """Random augmentation of both texts at each training visit."""
+    """Random augmentation of both texts, drawn again each time that training reads them. If None, texts are not
+    augmented.
+    """
 
     def __post_init__(self):
         fields.at_least("data.task.length", self.length, 3)

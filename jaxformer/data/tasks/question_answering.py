@@ -23,31 +23,31 @@ class Passage:
     """An encoded question and its context, without special tokens."""
 
     question: np.ndarray
-    """Tokens of the question, int32 [q]."""
+    """Tokens of the question, int32 [tokens]."""
     context: np.ndarray
-    """Tokens of the context, int32 [n]."""
+    """Tokens of the context, int32 [tokens]."""
     offsets: np.ndarray
-    """Start and end character (exclusive) of each context token, int32 [n, 2]."""
+    """Start and end character (exclusive) of each context token, int32 [tokens, 2]."""
     answer: tuple[int, int] | None
-    """First and last token of the first answer, as indices into `context`. None if there is no answer."""
+    """Indices in `context` of the first and last token of the first answer. None if there is no answer."""
     size: int
-    """Number of characters in the question and the context."""
+    """Number of characters in the question and the context, which is their size in the cache."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-    """A question and a part of its context, with special tokens."""
+    """A question and a part of its context that fit together in a batch row, with special tokens."""
 
     tokens: np.ndarray
-    """Tokens, int32 [length]. For BERT: [CLS] question [SEP] part [SEP]."""
+    """Tokens of the window, int32 [length]. For BERT: [CLS] question [SEP] part [SEP]."""
     token_types: np.ndarray
-    """Token types of the tokenizer's template, int32 [length]. For BERT, 1 in the context part and after it."""
+    """Token type of each token, int32 [length]. For BERT, 1 in the context part and after it, otherwise 0."""
     before: int
     """Index in `tokens` of the first token of the context part."""
     stop: int
     """Index in `tokens` after the last token of the context part."""
     start: int
-    """Index in the context of the first token of the part."""
+    """Index in the complete context of the first token of this part."""
 
     @property
     def spannable(self) -> np.ndarray:
@@ -67,10 +67,10 @@ class AnswerSpans(Task[Passage]):
     the index in the context of each answer's first character. The first answer is the target; empty lists mean that
     there is no answer. In a window that does not contain the complete answer, [CLS] is the target.
 
-    Rows: `tokens`, `token_types` and `spannable` int32 [batch, length], and the `segments` and `position_ids` that
-    lanes add. `spannable` is 1 where answers may start and end: at [CLS] and in the context. `starts`, `ends` int32
-    [batch, examples_per_row] are the first and last token of the answer, as indices into the row. `weights` float32
-    [batch, examples_per_row] is 1 for each window.
+    Rows: `tokens`, `token_types` and `spannable` int32 [batch, length], and the `segments` and `position_ids` that the
+    data pipeline adds. `spannable` is 1 where answers may start and end: at [CLS] and in the context. `starts`, `ends`
+    int32 [batch, examples_per_row] are the first and last token of the answer, as indices into the row. `weights`
+    float32 [batch, examples_per_row] is 1 for each window.
     """
 
     length: int = 384
@@ -94,7 +94,9 @@ class AnswerSpans(Task[Passage]):
         self._check_room(3)  # The number for BERT; `check` uses the number that the tokenizer adds.
 
     def _check_room(self, special: int) -> None:
-        """Raises InputError if windows with `special` special tokens leave no room for context or skip some of it."""
+        """Checks that a row has room for a question, a context and `special` special tokens. Raises InputError if it
+        does not, or if `stride` would skip context tokens.
+        """
         room = self.length - self.question_length - special
         if room < 1:
             problem = f"too short for a question of {self.question_length} tokens, {special} special ones and context"
@@ -183,9 +185,8 @@ class AnswerSpans(Task[Passage]):
         return [self._example(window, document.answer) for window in self.windows(document, visit.tokenizer)]
 
     def windows(self, passage: Passage, tokenizer: Tokenizer) -> list[Window]:
-        """Returns the windows of a passage, which together cover its context.
-
-        Empty if the question or the context is empty.
+        """Splits the context of a passage into overlapping windows, each with the question. Returns an empty list if
+        the question or the context is empty.
         """
         if not len(passage.question) or not len(passage.context):
             return []

@@ -97,7 +97,7 @@ class TextToText(Task[TextPair]):
     prefix: str = ""
     """Text to add before the inputs, such as "summarize: "."""
     too_long: Literal["cut", "drop"] = "cut"
-    """Treatment of an example that does not fit in a row: `cut` truncates it, `drop` leaves it out."""
+    """Handling of an example that does not fit in a row: `cut` truncates it, `drop` leaves it out."""
 
     def __post_init__(self):
         fields.at_least("data.task.input_length", self.input_length, 2)
@@ -150,7 +150,10 @@ class TextToText(Task[TextPair]):
         return Written(self.prefix + text, reference, inputs, cut_inputs, cut_targets)
 
     def _cut(self, pair: TextPair, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray, bool, bool]:
-        """Returns the inputs and targets with EOS tokens, truncated to fit, and whether each of them was truncated."""
+        """Adds EOS tokens to inputs and targets, and truncates both to fit in a row.
+
+        Returns the inputs, the targets, whether the inputs were truncated, and whether the targets were truncated.
+        """
         if self.input_length is not None:
             inputs, whole = layouts.encoder_inputs(pair.inputs, tokenizer, self.input_length)
             targets = layouts.ended(pair.targets, tokenizer, self.length)

@@ -28,16 +28,16 @@ def _check_noise(path: str, rate: float, mean_span: float | None) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Denoiser:
-    """One way of hiding tokens."""
+    """Settings for hiding tokens of a text: the share of hidden tokens and the length of hidden spans."""
 
     rate: float = 0.15
     """Average share of the tokens to hide."""
     mean_span: float | None = 3.0
     """Average length of a hidden span in tokens. If None, hides everything after a random point, as in a prefix LM."""
     weight: float = 1.0
-    """Share of the examples that this denoiser makes. The weights of all denoisers need not sum to 1."""
+    """Share of the training examples that this denoiser makes, relative to the weights of the other denoisers."""
     mode: str = ""
-    """Name of the denoiser, such as [R]. If `UL2.modes` is set, it is written before the inputs."""
+    """Name of the denoiser, such as [R]. If `UL2.modes` is set, the model input begins with it."""
 
     def __post_init__(self):
         _check_noise("data.task.denoisers", self.rate, self.mean_span)
@@ -59,7 +59,7 @@ class Denoising(TextTask):
     @property
     @abc.abstractmethod
     def recipes(self) -> tuple[Denoiser, ...]:
-        """Denoisers to draw from."""
+        """Denoisers of this task. Each training example is made by one of them."""
 
     @functools.cached_property
     def row(self) -> dict[str, Feature]:
@@ -80,7 +80,12 @@ class Denoising(TextTask):
         return "document of two tokens or more"
 
     def stretch_length(self, denoiser: Denoiser, taken: int = 0) -> int:
-        """Returns the number of tokens in a chunk if `taken` other tokens precede its inputs."""
+        """Returns the number of tokens in a chunk of a document, such that its inputs and targets fit in a row.
+
+        Args:
+          denoiser: denoiser that will hide tokens of the chunk.
+          taken: number of tokens that precede the inputs, such as the name of the denoiser.
+        """
         if self.input_length is None:
             length = None if self.length is None else self.length - taken
             return span_corruption.stretch_length(denoiser.rate, denoiser.mean_span, None, length)
@@ -126,7 +131,7 @@ class Denoising(TextTask):
         return layouts.pair_example(inputs, layouts.ended(targets, visit.tokenizer), visit.tokenizer, encoder)
 
     def _modes(self, tokenizer: Tokenizer) -> list[np.ndarray]:
-        """Returns the tokens before the inputs of each denoiser in use."""
+        """Returns for each denoiser in use the tokens of its name, to write before the inputs."""
         return [tokenizer.encode(denoiser.mode if self.modes else "") for denoiser in self._used]
 
     @functools.cached_property
@@ -135,7 +140,7 @@ class Denoising(TextTask):
 
     @functools.cached_property
     def _thresholds(self) -> np.ndarray:
-        """Numbers between 0 and 1 that divide the unit interval into the shares of the denoisers."""
+        """Cumulative shares of the denoisers, from 0 to 1, for drawing one of them by a random number."""
         weights = [denoiser.weight for denoiser in self._used]
         return (np.cumsum(weights) / np.sum(weights))[:-1]
 
@@ -195,7 +200,7 @@ MIXTURE = (
     Denoiser(0.15, 64.0, mode="[X]"),
     Denoiser(0.5, 64.0, mode="[X]"),
 )
-"""The seven denoisers of UL2 (Tay et al. 2022, table 1): regular, sequential and extreme denoisers."""
+"""The seven denoisers of UL2 (Tay et al. 2022, table 1): regular [R], sequential [S] and extreme [X] denoisers."""
 
 
 @dataclasses.dataclass(frozen=True)

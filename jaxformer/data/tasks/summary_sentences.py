@@ -20,25 +20,28 @@ from jaxformer.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class LabelledSentences:
-    """The encoded sentences of a document, without special tokens."""
+    """The encoded sentences of a document, without special tokens, and which of them form its summary."""
 
     tokens: tuple[np.ndarray, ...]
-    """Tokens of each sentence, int32 [length]."""
+    """Tokens of each sentence, int32 [tokens]."""
     labels: np.ndarray
-    """Labels of the n sentences that fit in a row, int32 [n]: 1 for each sentence of the oracle summary."""
+    """Label of each sentence that fits in a row, int32 [sentences]: 1 if it belongs to the oracle summary (the
+    sentences that are most similar to the reference summary).
+    """
     size: int
-    """Number of characters in the document."""
+    """Number of characters in the document, which is its size in the cache."""
 
 
 class SentenceRow(NamedTuple):
-    """The sentences of a document in one row."""
+    """Sentences of one document, laid out with special tokens in a batch row."""
 
     tokens: np.ndarray
-    """Tokens, int32 [length]. For BERT: [CLS] sentence [SEP] [CLS] sentence [SEP] and so on."""
+    """Tokens of the row, int32 [length]. For BERT: [CLS] sentence [SEP] [CLS] sentence [SEP] and so on."""
     token_types: np.ndarray
-    """Token types, int32 [length]: 0 in the first sentence, 1 in the second, 0 in the third and so on."""
+    """Token type of each token, int32 [length]: 0 in the first sentence, 1 in the second, 0 in the third and so on."""
     positions: np.ndarray
-    """Index of the first token of each sentence that fits, int32 [n]. For BERT, this token is [CLS]."""
+    """Index of the first token of each sentence that fits in the row, int32 [sentences]. For BERT, this token is [CLS].
+    """
     whole: bool
     """Whether the row contains the complete document."""
 
@@ -51,8 +54,8 @@ class SummarySentences(Task[LabelledSentences]):
     by ROUGE. A document that is too long is truncated at its end, and the oracle chooses among the sentences that fit.
     A document gives no example if it has fewer than two sentences, or no word in common with its summary.
 
-    Rows: `tokens` and `token_types` int32 [batch, length], and the `segments` and `position_ids` that lanes add. Each
-    sentence has the special tokens of the tokenizer's template, such as [CLS] and [SEP], and token types alternate
+    Rows: `tokens` and `token_types` int32 [batch, length], and the `segments` and `position_ids` that the data pipeline
+    adds. Each sentence has the special tokens of the tokenizer, such as [CLS] and [SEP], and token types alternate
     between sentences. `sentence_positions` int32 [batch, sentences_per_row] are the indices of the first token of each
     sentence. `targets` int32 of the same shape are 1 for the sentences of the oracle, and `weights` float32 are 1 for
     all sentences.
@@ -63,7 +66,7 @@ class SummarySentences(Task[LabelledSentences]):
     sentences_per_row: int = 64
     """Maximum number of sentences per row."""
     oracle_sentences: int = 3
-    """Maximum number of sentences in the oracle summary."""
+    """Maximum number of sentences that are labeled as the summary of a document."""
     document: str = "document"
     """Name of the column with the document: a text, or a list of sentences."""
     summary: str = "summary"
@@ -101,7 +104,7 @@ class SummarySentences(Task[LabelledSentences]):
         return (columns.first_words(" ".join(self.read(example)[0]), 50),)
 
     def read(self, example: Mapping[str, Any]) -> tuple[list[str], str]:
-        """Returns the sentences that contain words, and the summary."""
+        """Returns the sentences of a document, without those that contain no word, and its summary."""
         found = columns.value(example, self.document, "data.task.document")
         if isinstance(found, str):
             sentences = summaries.split_document(columns.text(example, self.document, "data.task.document"))
@@ -133,7 +136,7 @@ class SummarySentences(Task[LabelledSentences]):
         ]
 
     def lay_out(self, sentences: Sequence[np.ndarray], tokenizer: Tokenizer) -> SentenceRow:
-        """Lays out the sentences of a document in a row. See the function `lay_out`."""
+        """Lays out the sentences of a document in a batch row. See the function `lay_out`."""
         return lay_out(sentences[: self.sentences_per_row], tokenizer, self.length)
 
 
@@ -141,8 +144,8 @@ def lay_out(sentences: Sequence[np.ndarray], tokenizer: Tokenizer, length: int) 
     """Concatenates the sentences of a document with their special tokens.
 
     Args:
-      sentences: tokens of each sentence without special tokens, int32 [length].
-      tokenizer: tokenizer with the template of special tokens.
+      sentences: tokens of each sentence without special tokens, int32 [tokens].
+      tokenizer: tokenizer, which determines the special tokens and where they are added.
       length: maximum number of tokens. The last sentence is truncated if it does not fit completely.
     """
     template = tokenizer.template("encoder")

@@ -18,37 +18,38 @@ from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import FieldError, shown
 
 OUTSIDE = "O"
-"""Tag of a word outside all entities."""
+"""Tag of a word that is not part of an entity."""
 BEGINS, CONTINUES, ENDS = ("B-", "S-", "U-"), ("I-", "E-", "L-"), ("E-", "L-", "S-", "U-")
-"""Prefixes of the tags of the first word of an entity, of its other words, and of its last word. BIO uses B and I.
-BIOES adds E for the end and S for a single word. BILOU uses L for the last word and U for a single word."""
+"""Prefixes of entity tags: of the first word of an entity, of its other words, and of its last word. BIO tags use B and
+I. BIOES tags add E for the end and S for a single word. BILOU tags use L for the last word and U for a single word.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Words:
-    """The encoded words of a text in order, without special tokens."""
+    """The encoded words of a text, without special tokens, and their tags."""
 
     tokens: np.ndarray
-    """Tokens, int32 [n]."""
+    """Tokens of all words in order, int32 [tokens]."""
     owners: np.ndarray
-    """Index of the word that each token belongs to, int [n]."""
+    """Index of the word that each token belongs to, int [tokens]."""
     first: np.ndarray
-    """Whether each token is the first token of its word, bool [n]."""
+    """Whether each token is the first token of its word, bool [tokens]."""
     tags: np.ndarray
-    """Tag index of the word at the first token of each word, otherwise 0. int32 [n]."""
+    """For the first token of each word, the index of the word's tag; 0 for other tokens. int32 [tokens]."""
     size: int
-    """Number of characters in the words."""
+    """Number of characters in the words, which is their size in the cache."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TagTokens(Task[Words]):
-    """Predicts the tag of each word at its first token.
+    """Task to predict the tag of each word, at the first token of the word.
 
     Each example of the source has a list of words and a list of their tags. Long sentences are cut into windows before
     a word, outside of entities if possible.
 
     Rows: `tokens`, `targets` int32 and `weights` float32 [batch, length], and the `segments` and `position_ids` that
-    lanes add. Each example has the special tokens of the tokenizer's template, such as [CLS] and [SEP]. Weights are 1
+    the data pipeline adds. Each example has the special tokens of the tokenizer, such as [CLS] and [SEP]. Weights are 1
     at the first token of each word. If the tags mark entities, rows also have `partial` int32 [batch, length], which is
     1 in the windows of sentences with several windows.
     """
@@ -101,9 +102,9 @@ class TagTokens(Task[Words]):
         return [self._example(document, part, visit.tokenizer, len(parts) > 1) for part in parts]
 
     def windows(self, document: Words, tokenizer: Tokenizer) -> list[slice]:
-        """Returns the windows of a sentence, as slices that together cover all its tokens.
+        """Splits a sentence into windows that fit in a batch row, as slices that together cover all its tokens.
 
-        Each window becomes an example.
+        Each window becomes a training example.
         """
         inside = np.array([label.startswith(CONTINUES) for label in self.labels])
         room = self.length - tokenizer.template("encoder").added()
@@ -122,19 +123,26 @@ class TagTokens(Task[Words]):
 
 
 def has_entities(labels: Sequence[str]) -> bool:
-    """Returns whether the tags mark entities: `O`, and tags such as B-x and I-x of BIO, BIOES or BILOU."""
+    """Returns whether the tags mark entities: they include `O`, and tags with prefixes such as B-x and I-x (BIO, BIOES
+    or BILOU).
+    """
     return bool(kinds(labels)) and all(label == OUTSIDE or label.startswith(BEGINS + CONTINUES) for label in labels)
 
 
 def kinds(labels: Sequence[str]) -> tuple[str, ...]:
-    """Returns the kinds of entities in the order of the labels."""
+    """Returns the entity types that occur in tag names, such as PER in B-PER, in the order of the tags."""
     return tuple(dict.fromkeys(label[2:] for label in labels if label.startswith(BEGINS + CONTINUES)))
 
 
 def encode_words(words: Sequence[str], tokenizer: Tokenizer, tags: Sequence[int] | None = None) -> Words:
-    """Encodes words as a text with spaces between them, with the tag index of each word if `tags` is given.
+    """Encodes words as a text with spaces between them.
 
     A word that the tokenizer drops has no token. A token that spans two words is the first token of the second word.
+
+    Args:
+      words: words of the text.
+      tokenizer: tokenizer.
+      tags: tag index of each word. If None, words do not have tags.
     """
     text = " ".join(words)
     tokens, offsets = tokenizer.encode_with_offsets(text)
@@ -149,9 +157,9 @@ def windows(first: np.ndarray, room: int, cuttable: np.ndarray | None = None) ->
     """Splits a sequence of tokens into windows of up to `room` tokens that together cover all tokens.
 
     Args:
-      first: whether each token is the first token of a word, bool [n]. A window begins at a word if possible.
+      first: whether each token is the first token of a word, bool [tokens]. A window begins at a word if possible.
       room: maximum number of tokens in a window.
-      cuttable: positions where cuts are preferred, bool [n].
+      cuttable: positions where cuts are preferred, bool [tokens].
     """
     stretches, start = [], 0
     while start < len(first):

@@ -1,8 +1,8 @@
 """Step 2 of the data pipeline: tokenizers convert text to token ids and back.
 
 `SentencePiece` (Kudo & Richardson 2018), `WordPiece` (Devlin et al. 2019) and `ByteLevelBpe` (Radford et al. 2019) are
-configurations. Their `build` returns a `Tokenizer`, which is saved in a subfolder of the run. `load_tokenizer` reads
-it.
+configurations. Their method `build` returns a `Tokenizer` and saves it in a subfolder of the run. `load_tokenizer`
+loads it from there.
 """
 
 from jaxformer.data.tokenizers.configs import ByteLevelBpe, SentencePiece, WordPiece

@@ -10,7 +10,9 @@ from jaxformer.data.tokenizers.tokenizer import Ids
 
 
 class ByteLevelTokenizer(JsonTokenizer):
-    """Byte-level BPE tokenizer. Pieces consist of 256 letters, one per byte. A word begins with the space before it."""
+    """Byte-level BPE tokenizer. Its pieces (vocabulary entries) are spelled with 256 letters, one per byte. A word
+    begins with the space before it.
+    """
 
     def _starts(self, pieces: list[str]) -> np.ndarray:
         # A part of a character counts as a part of a word.
@@ -18,7 +20,7 @@ class ByteLevelTokenizer(JsonTokenizer):
         return np.array([text[:1].isspace() or not any(c.isalnum() or c == "\ufffd" for c in text) for text in texts])
 
     def _spelt(self, piece: str) -> bytes:
-        """Returns the bytes of a piece.
+        """Returns the bytes that a piece (a vocabulary entry) stands for.
 
         A piece with letters outside the alphabet, such as an added token, is encoded as UTF-8.
         """
@@ -61,9 +63,9 @@ class ByteLevelTokenizer(JsonTokenizer):
 
 
 def _alphabet() -> dict[str, int]:
-    """Returns GPT-2's mapping from letters to bytes.
+    """Returns GPT-2's mapping from the letters that pieces are spelled with to bytes.
 
-    Printable bytes map to themselves. The other bytes map to U+0100 and the following characters, in order.
+    Printable bytes are their own letters. The letters of other bytes are U+0100 and the following characters, in order.
     """
     prints = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in prints]
@@ -71,4 +73,4 @@ def _alphabet() -> dict[str, int]:
 
 
 ALPHABET = _alphabet()
-"""Maps each letter to its byte."""
+"""Maps each letter that pieces are spelled with to the byte that it represents."""

@@ -30,7 +30,7 @@ class SentencePiece:
     path: str | None = None
     """Path of a trained .model file. If None, trains a model with the other fields."""
     sample: int = 100_000
-    """Maximum number of documents to train on, evenly spaced over the source."""
+    """Maximum number of documents to train the tokenizer on, evenly spaced over the source."""
     sentinels: int = 0
     """Number of sentinel pieces for span corruption: <extra_id_0> is the last piece of the vocabulary, <extra_id_1> the
     one before it. T5 has 100. A loaded model without sentinels gets them after its own pieces."""
@@ -69,7 +69,7 @@ class WordPiece:
     path: str | None = None
     """Path of a vocab.txt, a tokenizer.json, or a folder that contains one of them. If None, trains a tokenizer."""
     sample: int = 100_000
-    """Maximum number of documents to train on, evenly spaced over the source."""
+    """Maximum number of documents to train the tokenizer on, evenly spaced over the source."""
 
     def build(self, open_source: Callable[[], Sequence], folder: str) -> Tokenizer:
         """Returns the tokenizer in `folder`. If the folder has none, trains or loads a tokenizer and saves it there."""
@@ -106,7 +106,7 @@ class ByteLevelBpe:
     """Path of a tokenizer.json, or of a folder that contains one, or vocab.json and merges.txt, or GPT-2's encoder.json
     and vocab.bpe. If None, trains a tokenizer."""
     sample: int = 100_000
-    """Maximum number of documents to train on, evenly spaced over the source."""
+    """Maximum number of documents to train the tokenizer on, evenly spaced over the source."""
 
     def __post_init__(self):
         least = 256 + len(SPECIALS)
@@ -137,7 +137,10 @@ class ByteLevelBpe:
 def byte_level_of_files(vocab: str, merges: str, prefix: bool = False) -> ByteLevelTokenizer:
     """Loads a byte-level BPE tokenizer from GPT-2's two files.
 
-    `prefix`: whether the tokenizer adds a space before every text.
+    Args:
+      vocab: path of the JSON file that maps pieces to ids.
+      merges: path of the file with one merge per line.
+      prefix: whether the tokenizer adds a space before every text.
     """
     try:
         ids, lines = json.loads(read(vocab)), read(merges).decode().split("\n")
@@ -159,7 +162,9 @@ def _pair(line: str) -> tuple[str, str]:
 
 
 def _file(path: str, *names: str) -> str:
-    """Returns the path, or the first of the named files that exists in it if it is a folder."""
+    """Returns the path of a tokenizer file. If `path` is a folder, returns the first of the named files that exists in
+    it.
+    """
     path = os.path.expanduser(path)
     if not storage.path(path).is_dir():
         return path

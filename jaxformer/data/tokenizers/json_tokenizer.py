@@ -1,4 +1,4 @@
-"""Tokenizers that use the `tokenizers` library. Subclasses define how pieces spell words."""
+"""Base class of tokenizers that are stored as a tokenizer.json and run by the `tokenizers` library."""
 
 import abc
 import functools
@@ -12,7 +12,9 @@ from jaxformer.data.tokenizers.template import Template, template_of
 from jaxformer.data.tokenizers.tokenizer import Ids, Tokenizer, without_spaces
 
 ROLES = "special_tokens_map.json"
-"""Name of the file next to tokenizer.json that maps roles to special tokens. It has the format of transformers."""
+"""Name of the file next to tokenizer.json that maps roles, such as `eos_token`, to special tokens. transformers uses
+the same file.
+"""
 
 
 class JsonTokenizer(Tokenizer):
@@ -58,7 +60,7 @@ class JsonTokenizer(Tokenizer):
 
     @abc.abstractmethod
     def _starts(self, pieces: list[str]) -> np.ndarray:
-        """Returns whether each piece begins a word, bool [vocab]."""
+        """Returns for each piece of the vocabulary whether it begins a word, bool [vocab]."""
 
     def encode(self, text: str) -> np.ndarray:
         return np.array(self._encoder.encode(text, add_special_tokens=False).ids, np.int32)
@@ -76,13 +78,14 @@ class JsonTokenizer(Tokenizer):
 
     @functools.cached_property
     def _continuing(self):
-        """The tokenizer without the space that some tokenizers add before every text."""
+        """Variant of the tokenizer that does not add a space before every text, for encoding the rest of a text."""
         return self._of_text(_without_prefix)
 
     def _of_text(self, change: Callable[[dict[str, Any]], None]):
-        """Returns a `tokenizers.Tokenizer` of a changed config.
+        """Creates the `tokenizers.Tokenizer` for a modified config. `change` modifies the parsed tokenizer.json in
+        place.
 
-        It encodes the names of special tokens as plain text.
+        The tokenizer encodes names of special tokens in a text, such as `[MASK]`, as plain text.
         """
         import tokenizers
 
@@ -102,7 +105,7 @@ class JsonTokenizer(Tokenizer):
         return tokenizer
 
     def _visible(self, ids: Ids) -> list[int]:
-        """Returns the ids for which `decode` shows text."""
+        """Removes the ids that `decode` does not show, such as most special tokens."""
         return [int(number) for number in ids if 0 <= number < self.vocab_size and not self._hidden[number]]
 
     @functools.cached_property
@@ -120,7 +123,9 @@ class JsonTokenizer(Tokenizer):
 
 
 def _unknown(model: Mapping[str, Any]) -> list[str]:
-    """Returns a list with the unknown piece of the model. Empty if the model does not have one."""
+    """Returns a list with the unknown piece (such as [UNK]) of a model from a tokenizer.json. Empty if the model does
+    not have one.
+    """
     number, name = model.get("unk_id"), model.get("unk_token")
     return [name] if name else [] if number is None else [model["vocab"][number][0]]
 

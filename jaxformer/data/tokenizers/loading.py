@@ -1,4 +1,4 @@
-"""Loading of tokenizers from files."""
+"""Loads tokenizers from files."""
 
 import json
 import os
@@ -41,7 +41,13 @@ SentencePieceKind = TypeVar("SentencePieceKind", bound=SentencePieceTokenizer | 
 
 
 def load(kind: type[SentencePieceKind], path: str) -> SentencePieceKind:
-    """Loads a SentencePiece model from its file, or the two models and the vocabulary of Marian from their folder."""
+    """Loads a SentencePiece model from its file, or a Marian tokenizer from the folder with its two models and its
+    vocabulary.
+
+    Args:
+      kind: class of the tokenizer.
+      path: path of the file or folder.
+    """
     if kind is MarianTokenizer:
         folder = os.path.dirname(os.path.expanduser(path))
         contents = [read(os.path.join(folder, name)) for name in MarianTokenizer.FILES]
@@ -77,9 +83,13 @@ def load_json(path: str, roles: Mapping[str, str] | None = None) -> JsonTokenize
 
 
 def kind_of(config: Mapping[str, Any]) -> type[JsonTokenizer] | None:
-    """Returns the tokenizer class for a tokenizer.json, depending on how its pieces spell words.
+    """Returns the tokenizer class for a tokenizer.json, which depends on how its pieces are spelled.
 
-    None if not supported.
+    Args:
+      config: parsed content of tokenizer.json.
+
+    Returns:
+      The class. None if the kind of tokenizer is not supported.
     """
     model, around = config["model"], list(parts(config, "normalizer", "pre_tokenizer", "decoder"))
     types = {part["type"] for part in around}

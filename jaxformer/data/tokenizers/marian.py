@@ -40,7 +40,7 @@ class MarianTokenizer(Tokenizer):
 
     @property
     def target(self) -> "MarianTokenizer":
-        """Tokenizer of the target language."""
+        """Tokenizer of the target language, with which translations are encoded and decoded."""
         other = copy.copy(self)
         other._processor = self._target
         return other
@@ -59,7 +59,9 @@ class MarianTokenizer(Tokenizer):
         return np.array(ids, np.int32), stretches.astype(np.int32)
 
     def _divided(self, text: str) -> tuple[list[int], str]:
-        """Splits a text into the token of a language at its beginning, if any, and the rest."""
+        """Splits a text into the language token at its beginning, such as `>>fra<<`, and the rest. Returns the ids of
+        the token, if any, and the rest.
+        """
         end = text.find("<<") + 2
         if not text.startswith(">>") or end < 2:
             return [], text

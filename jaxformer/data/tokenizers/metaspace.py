@@ -1,4 +1,4 @@
-"""SentencePiece spelling in a tokenizer.json: a word begins with U+2581."""
+"""Tokenizers in a tokenizer.json whose pieces are spelled as in SentencePiece: a word begins with U+2581."""
 
 import functools
 

@@ -9,7 +9,7 @@ from jaxformer.data.tokenizers.tokenizer import Ids, Tokenizer, characters, with
 from jaxformer.errors import InputError
 
 SPACE = "\u2581"
-"""Character that SentencePiece writes for a space."""
+"""Character that SentencePiece writes in place of a space."""
 
 
 def starts_word(piece: str) -> bool:
@@ -18,7 +18,12 @@ def starts_word(piece: str) -> bool:
 
 
 def readable(piece: str, starts: bool) -> str:
-    """Returns a piece as readable text. `…` marks a piece that continues a word."""
+    """Converts a piece (a vocabulary entry) to readable text. `…` marks a piece that continues a word.
+
+    Args:
+      piece: the piece, with its space character.
+      starts: whether the piece begins a word.
+    """
     if piece == SPACE:
         return "␣"
     return piece.removeprefix(SPACE) if starts else "…" + piece
@@ -27,7 +32,7 @@ def readable(piece: str, starts: bool) -> str:
 def spelt(processor, text: str) -> tuple[list[tuple[str, int]], np.ndarray]:
     """Encodes a text with a SentencePiece processor.
 
-    Returns the piece and id of each token, and its start and end character (exclusive), int32 [n, 2].
+    Returns the piece and id of each token, and its start and end character (exclusive), int32 [tokens, 2].
     """
     from sentencepiece import sentencepiece_pb2
 
@@ -69,7 +74,7 @@ class SentencePieceTokenizer(Tokenizer):
 
     @functools.cached_property
     def _continuing(self):
-        """The model without the space that SentencePiece adds before every text."""
+        """SentencePiece model that does not add a space before every text, for encoding the rest of a text."""
         import sentencepiece
 
         model = training.parsed(self._model)
@@ -92,7 +97,7 @@ class SentencePieceTokenizer(Tokenizer):
         return self._model
 
     def with_sentinels(self, count: int) -> "SentencePieceTokenizer":
-        """Returns this model with `count` sentinels after its pieces.
+        """Returns a tokenizer with `count` sentinel pieces after the pieces of this tokenizer.
 
         Raises:
           InputError: If the model already has a different number of sentinels.

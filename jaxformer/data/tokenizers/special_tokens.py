@@ -1,4 +1,4 @@
-"""Names of special tokens in vocabularies trained by this library and in those of other model families."""
+"""Names of the special tokens, in vocabularies trained by this library and in those of other model families."""
 
 PAD, UNK, CLS, SEP, MASK = SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
@@ -16,7 +16,9 @@ NAMES = {
 
 
 def sentinel(number: int) -> str:
-    """Returns the name of a sentinel token. In span corruption, it replaces one span (Raffel et al. 2020)."""
+    """Returns the name of a sentinel token, such as `<extra_id_0>`. In span corruption, it replaces one span (Raffel et
+    al. 2020).
+    """
     return f"<extra_id_{number}>"
 
 

@@ -1,4 +1,4 @@
-"""Templates: the special tokens that a tokenizer adds to a text or to a pair of texts, and the type of each token."""
+"""Templates: which special tokens a tokenizer adds to a text or to a pair of texts, and the type of each token."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -10,28 +10,28 @@ from jaxformer.errors import InputError
 
 
 class Slot(NamedTuple):
-    """One element of a template."""
+    """One element of a template: a text, or a special token."""
 
     content: str | int
-    """`A` or `B` for a text, or the id of a special token."""
+    """`A` for the first text, `B` for the second text, or the id of a special token."""
     token_type: int = 0
-    """Token type of the element, 0 or 1 as in BERT."""
+    """Token type that the model receives for the element, 0 or 1 as in BERT."""
 
 
 class LaidOut(NamedTuple):
-    """One text or a pair of texts with special tokens."""
+    """A text or a pair of texts, with special tokens added."""
 
     tokens: np.ndarray
-    """Tokens, int32 [length]."""
+    """Tokens of the text or texts with special tokens, int32 [length]."""
     token_types: np.ndarray
-    """Token types, int32 [length]."""
+    """Token type of each token, int32 [length]."""
     starts: tuple[int, ...]
-    """Index of the first token of each text."""
+    """Index in `tokens` of the first token of each text."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Template:
-    """Special tokens around one text and around a pair of texts."""
+    """Which special tokens are added to a text, and to a pair of texts."""
 
     single: tuple[Slot, ...]
     """Elements for a single text `A`."""
@@ -47,7 +47,7 @@ class Template:
         return sum(isinstance(slot.content, int) for slot in self.slots(pair))
 
     def without_end(self, token: int | None) -> "Template":
-        """Returns this template without occurrences of `token` at its end."""
+        """Returns this template without the special tokens `token` at its end, such as EOS tokens."""
 
         def cut(slots: tuple[Slot, ...]) -> tuple[Slot, ...]:
             return cut(slots[:-1]) if token is not None and slots[-1].content == token else slots
@@ -55,7 +55,7 @@ class Template:
         return Template(cut(self.single), cut(self.pair))
 
     def lay_out(self, first: np.ndarray, second: np.ndarray | None = None) -> LaidOut:
-        """Adds special tokens to one text, int [n], or to a pair of texts."""
+        """Adds special tokens to one text, int [tokens], or to a pair of texts."""
         texts = {"A": first, "B": second}
         parts, types, starts, size = [], [], [], 0
         for content, token_type in self.slots(second is not None):
@@ -90,12 +90,12 @@ def roberta_template(cls: int, sep: int) -> Template:
 
 
 def decoder_template(end: int) -> Template:
-    """Returns a template with an EOS token after each text (Radford et al. 2018)."""
+    """Returns a template that adds an EOS token after each text (Radford et al. 2018). `end` is its id."""
     return Template((Slot("A"), Slot(end)), (Slot("A"), Slot(end), Slot("B", 1), Slot(end, 1)))
 
 
 def template_of(processor: Mapping[str, Any] | None) -> Template | None:
-    """Returns the template of the `post_processor` of a tokenizer.json. None if it does not add tokens.
+    """Converts the `post_processor` of a tokenizer.json to a template. Returns None if it does not add tokens.
 
     Raises:
       InputError: If the kind of post-processor is not supported.
@@ -119,7 +119,7 @@ def to_processor(template: Template, pieces: list[str], beside: Mapping[str, Any
     Args:
       template: template to convert.
       pieces: pieces of the vocabulary, by id.
-      beside: existing post-processor that does not add tokens, to apply before the template.
+      beside: existing post-processor that does not add tokens. It is kept and applied before the template.
     """
 
     def part(slot: Slot) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Interface of tokenizers."""
+"""Base class of all tokenizers."""
 
 import abc
 import functools
@@ -18,11 +18,11 @@ from jaxformer.data.tokenizers.template import Template, decoder_template, encod
 from jaxformer.errors import InputError
 
 Form = Literal["encoder", "decoder"]
-"""Kind of model that reads the text: bidirectional, or left to right."""
+"""Kind of model that reads the text: a bidirectional encoder, or a decoder that reads from left to right."""
 
 
 Ids = Sequence[int] | np.ndarray
-"""Ids of tokens: a list, or integers [n]."""
+"""Token ids: a list, or an integer array [tokens]."""
 
 
 class Tokenizer(abc.ABC):
@@ -35,7 +35,7 @@ class Tokenizer(abc.ABC):
     """
 
     file: str
-    """Name of the tokenizer file in its folder."""
+    """Name of the main tokenizer file in the tokenizer's folder."""
 
     def __init__(
         self,
@@ -48,9 +48,9 @@ class Tokenizer(abc.ABC):
         """Initializes the attributes of all tokenizers.
 
         Args:
-          pieces: see the attribute.
-          word_start: see the attribute.
-          roles: see the attribute.
+          pieces: pieces of the vocabulary, by id.
+          word_start: whether each piece begins a word, bool [vocab].
+          roles: maps roles, such as `eos`, to special pieces, if these do not follow from `special_tokens.NAMES`.
           special: pieces that are special regardless of their names.
           by_name: whether pieces with a name in `special_tokens.NAMES` are special.
         """
@@ -72,7 +72,7 @@ class Tokenizer(abc.ABC):
 
     @functools.cached_property
     def sentinel_ids(self) -> np.ndarray:
-        """Ids of the sentinels `<extra_id_0>`, `<extra_id_1>`, ..., int32. Usually descending."""
+        """Ids of the sentinels `<extra_id_0>`, `<extra_id_1>`, ..., int32. Usually in descending order."""
         return np.array(special_tokens.sentinels(self._ids), np.int32)
 
     @functools.cached_property
@@ -81,7 +81,7 @@ class Tokenizer(abc.ABC):
 
     @functools.cached_property
     def is_special(self) -> np.ndarray:
-        """Whether each piece is special, bool [vocab]."""
+        """Whether each piece of the vocabulary is special, bool [vocab]."""
         return np.isin(np.arange(self.vocab_size), self.special_ids)
 
     @functools.cached_property
@@ -121,16 +121,16 @@ class Tokenizer(abc.ABC):
 
     @property
     def own_template(self) -> Template | None:
-        """Template that came with the tokenizer.
+        """Template of special tokens that is stored in the tokenizer's files.
 
-        None if the tokenizer was trained here or its files do not define a template.
+        None if the tokenizer was trained by this library or its files do not define a template.
         """
         return None
 
     def template(self, form: Form) -> Template:
-        """Returns the template of special tokens around a text and around a pair of texts.
+        """Returns the template: which special tokens are added to a text and to a pair of texts.
 
-        Returns the tokenizer's own template if there is one. Otherwise an encoder reads [CLS] A [SEP] B [SEP], and a
+        This is the tokenizer's own template if there is one. Otherwise an encoder reads [CLS] A [SEP] B [SEP], and a
         decoder reads an EOS token after each text.
 
         Raises:
@@ -151,10 +151,12 @@ class Tokenizer(abc.ABC):
 
     @abc.abstractmethod
     def encode(self, text: str) -> np.ndarray:
-        """Encodes a text to int32 [n]. Adds no special tokens, and treats `[MASK]` as plain text."""
+        """Encodes a text. Adds no special tokens, and treats names such as `[MASK]` as plain text. Returns int32
+        [tokens].
+        """
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Encodes several texts to int32 [n] each."""
+        """Encodes several texts. Returns int32 [tokens] for each."""
         return [self.encode(text) for text in texts]
 
     @abc.abstractmethod
@@ -162,12 +164,12 @@ class Tokenizer(abc.ABC):
         """Encodes a text like `encode`, and also returns the character offsets of each token.
 
         Returns:
-          Token ids, int32 [n], and offsets, int32 [n, 2]: the index of the first character that is not white space, and
-          the index after the last character.
+          Token ids, int32 [tokens], and offsets, int32 [tokens, 2]: the index of the first character that is not white
+            space, and the index after the last character.
         """
 
     def encode_with_masks(self, text: str) -> np.ndarray:
-        """Encodes a text to int32 [n], with the token `mask_id` for every literal `[MASK]`.
+        """Encodes a text in which `[MASK]` stands for the mask token. Returns int32 [tokens].
 
         A new word begins after `[MASK]` only if the text has a space there: the full stop of "the [MASK]." continues a
         word, as in training.
@@ -175,11 +177,15 @@ class Tokenizer(abc.ABC):
         return self._encode_around(text, {MASK: self.mask_id} if MASK in text else {})
 
     def encode_with_sentinels(self, text: str) -> np.ndarray:
-        """Encodes a text to int32 [n]. Literal names such as `<extra_id_0>` become the sentinel tokens of that name."""
+        """Encodes a text in which names such as `<extra_id_0>` stand for the sentinel tokens of that name. Returns
+        int32 [tokens].
+        """
         return self._encode_around(text, {self.pieces[number]: int(number) for number in self.sentinel_ids})
 
     def _encode_around(self, text: str, ids: dict[str, int]) -> np.ndarray:
-        """Encodes a text in which the keys of `ids` are replaced by their ids."""
+        """Encodes a text in which the names of some special tokens stand for these tokens. `ids` maps the names to
+        token ids.
+        """
         words = re.split(f"({'|'.join(map(re.escape, ids))})", text) if ids else [text]
         parts = [self.encode(words[0])]
         for name, part in zip(words[1::2], words[2::2], strict=True):
@@ -204,16 +210,18 @@ class Tokenizer(abc.ABC):
 
     @abc.abstractmethod
     def piece(self, token: int) -> str:
-        """Returns a piece in readable form: '…ing' continues a word, '␣' is a single space."""
+        """Returns the piece (vocabulary entry) of a token in readable form: '…ing' continues a word, '␣' is a single
+        space.
+        """
 
     @property
     def target(self) -> "Tokenizer":
-        """Tokenizer of generated texts. It is this tokenizer, unless inputs and outputs have different ones."""
+        """Tokenizer of generated texts. This tokenizer itself, unless inputs and outputs have different tokenizers."""
         return self
 
     @abc.abstractmethod
     def serialize(self) -> bytes:
-        """Returns the content of the tokenizer file."""
+        """Returns the content of the main tokenizer file."""
 
     def files(self) -> dict[str, bytes]:
         """Returns the contents of all files of the tokenizer, by name."""
@@ -241,14 +249,16 @@ class Tokenizer(abc.ABC):
                 ) from error
 
     def _save_remote(self, folder: Path) -> None:
-        """Writes the objects of a folder in a bucket; the one that says that there is a tokenizer comes last."""
+        """Writes the tokenizer files to a folder in a bucket. The main file is written last, because its existence
+        marks a complete tokenizer.
+        """
         with storage.reported(folder, "the tokenizer cannot be saved here"):
             for name, content in sorted(self.files().items(), key=lambda file: file[0] == self.file):
                 (folder / name).write_bytes(content)
 
 
 def without_spaces(text: str, offsets: Sequence[tuple[int, int]] | np.ndarray) -> np.ndarray:
-    """Removes leading white space from the offsets. Returns int32 [n, 2]."""
+    """Moves the start of each token's offsets after leading white space. Returns int32 [tokens, 2]."""
     trimmed = np.array(offsets, np.int32).reshape(-1, 2)
     for stretch in trimmed:
         while stretch[0] < stretch[1] and text[stretch[0]].isspace():
@@ -257,6 +267,6 @@ def without_spaces(text: str, offsets: Sequence[tuple[int, int]] | np.ndarray) -
 
 
 def characters(text: str, offsets: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Converts offsets in UTF-8 bytes to offsets in characters, int32 [n, 2]."""
+    """Converts offsets that count UTF-8 bytes to offsets that count characters, int32 [tokens, 2]."""
     starts = (np.frombuffer(text.encode(), np.uint8) & 0xC0) != 0x80
     return np.append(0, np.cumsum(starts))[np.array(offsets, np.int64).reshape(-1, 2)].astype(np.int32)

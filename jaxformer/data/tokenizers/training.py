@@ -56,7 +56,7 @@ def train_sentencepiece(
 
 
 def _sentencepiece(found: Iterator[str], **settings: Any) -> bytes:
-    """Trains a SentencePiece model on texts.
+    """Trains a SentencePiece model on an iterator of texts. `settings` are options of the SentencePiece trainer.
 
     Raises:
       RuntimeError: If SentencePiece fails.
@@ -89,7 +89,9 @@ def _sentencepiece(found: Iterator[str], **settings: Any) -> bytes:
 
 
 def _too_low(vocab: int, sentinels: int, message: str) -> str:
-    """Returns the reason why SentencePiece cannot train a model of this size."""
+    """Returns the error message for a vocabulary size that is too low. It names the required size if SentencePiece's
+    `message` contains it.
+    """
     without = f" ({vocab - sentinels} without its sentinels)" if sentinels else ""
     if found := re.search(r"required_chars\. \d+ vs (\d+)", message):
         needed = int(found[1]) + sentinels
@@ -110,9 +112,9 @@ def _pieces(model: bytes) -> int:
 
 
 def with_sentinels(model: bytes, count: int) -> bytes:
-    """Returns a SentencePiece model with `count` sentinels after its pieces.
+    """Returns a serialised SentencePiece model with `count` sentinel pieces after the existing pieces.
 
-    Sentinel 0 is last (Raffel et al. 2020).
+    Sentinel 0 is the last piece (Raffel et al. 2020).
     """
     return with_pieces(model, [special_tokens.sentinel(number) for number in reversed(range(count))])
 
@@ -130,9 +132,13 @@ def with_pieces(model: bytes, names: Sequence[str]) -> bytes:
 
 
 def wordpiece(vocab: dict[str, int], lowercase: bool, unk: str = UNK, **normalizer: Any):
-    """Returns BERT's tokenizer with this vocabulary as a `tokenizers.Tokenizer`.
+    """Creates a WordPiece tokenizer like BERT's with this vocabulary, as a `tokenizers.Tokenizer`.
 
-    Other keyword arguments configure its normalizer.
+    Args:
+      vocab: maps pieces to ids.
+      lowercase: whether to convert text to lower case and strip accents.
+      unk: name of the unknown piece.
+      normalizer: options of the BERT normalizer.
     """
     import tokenizers
 
@@ -176,9 +182,12 @@ def vocab_of_lines(content: bytes) -> dict[str, int]:
 
 
 def byte_level(vocab: dict[str, int], merges: list[tuple[str, str]], prefix: bool = False):
-    """Returns GPT-2's tokenizer with this vocabulary and these merges as a `tokenizers.Tokenizer`.
+    """Creates a byte-level BPE tokenizer like GPT-2's, as a `tokenizers.Tokenizer`.
 
-    `prefix`: whether to add a space before every text.
+    Args:
+      vocab: maps pieces to ids.
+      merges: pairs of pieces to merge, in order of priority.
+      prefix: whether to add a space before every text.
     """
     import tokenizers
 
@@ -220,7 +229,9 @@ def texts(documents: Sequence[dict[str, Any]], sample: int) -> Iterator[str]:
 
 
 def _kept_error(found: Iterator[str], failed: list[InputError]) -> Iterator[str]:
-    """Yields the texts and appends their error to `failed`, because SentencePiece only passes on its message."""
+    """Yields the texts. If reading one raises InputError, appends it to `failed` first, because SentencePiece only
+    passes on the message of an error.
+    """
     try:
         yield from found
     except InputError as error:
@@ -231,7 +242,7 @@ def _kept_error(found: Iterator[str], failed: list[InputError]) -> Iterator[str]
 def _example_texts(example: dict[str, Any]) -> list[str]:
     """Returns the sentences or the words of an example.
 
-    If it has neither, returns all text columns, as in a pair {en, de}.
+    If it has neither, returns the values of all its text columns, as for a pair {en, de}.
     """
     if "sentences" in example or "text" in example:
         return sentences(example)

@@ -1,4 +1,4 @@
-"""Geometric transforms: track the points of an image that is cropped, resized, flipped, rotated or sheared.
+"""Geometric transforms: how points of an image move when it is cropped, resized, flipped, rotated or sheared.
 
 Coordinates are in pixels from the upper left corner of the image, x to the right and y downwards. The pixel in column i
 and row j covers the square from (i, j) to (i + 1, j + 1).
@@ -10,14 +10,14 @@ import math
 import numpy as np
 
 Box = tuple[float, float, float, float]
-"""Left, upper, right and lower edge, in pixels."""
+"""Box in an image: left, upper, right and lower edge, in pixels."""
 Matrix = tuple[float, float, float, float, float, float]
 """Affine matrix (a, b, c, d, e, f). It maps the point (x, y) to (a x + b y + c, d x + e y + f)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class GeometricTransform:
-    """Affine transform of an image: a map of its points, and the size of the transformed image."""
+    """Affine transform of an image: where each of its points moves, and the size of the transformed image."""
 
     matrix: Matrix
     """Maps points of the image to points of the transformed image."""
@@ -50,7 +50,8 @@ def flip(width: int, height: int) -> GeometricTransform:
 
 
 def affine(matrix: Matrix, width: int, height: int) -> GeometricTransform:
-    """Returns the transform of Pillow's affine transform: `matrix` maps points of the result to points of the image.
+    """Returns the transform that Pillow applies for an affine matrix. `matrix` maps points of the result to points of
+    the image.
 
     The result has the size of the image.
     """
@@ -68,11 +69,11 @@ def points_after(points: np.ndarray, transform: GeometricTransform) -> np.ndarra
     """Transforms points (x, y).
 
     Args:
-      points: points in the image, [n, 2].
+      points: points in the image, [points, 2].
       transform: transform of the image.
 
     Returns:
-      Transformed points, float32 [n, 2]. They may be outside the transformed image.
+      Transformed points, float32 [points, 2]. They may be outside the transformed image.
     """
     a, b, c, d, e, f = transform.matrix
     x, y = np.asarray(points, np.float64).reshape(-1, 2).T
@@ -83,11 +84,12 @@ def boxes_after(boxes: np.ndarray, transform: GeometricTransform) -> tuple[np.nd
     """Transforms boxes. A result is the smallest axis-aligned box around the transformed box, clipped to the image.
 
     Args:
-      boxes: boxes in the image, [n, 4]; see `Box`.
+      boxes: boxes in the image, [boxes, 4]; see `Box`.
       transform: transform of the image.
 
     Returns:
-      Transformed boxes, float32 [n, 4], and whether each has a positive area inside the transformed image, bool [n].
+      Transformed boxes, float32 [boxes, 4], and whether each has a positive area inside the transformed image, bool
+        [boxes].
     """
     boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
     corners = boxes[:, [[0, 1], [2, 1], [2, 3], [0, 3]]]
@@ -98,7 +100,8 @@ def boxes_after(boxes: np.ndarray, transform: GeometricTransform) -> tuple[np.nd
 
 
 def mask_after(mask: np.ndarray, transform: GeometricTransform, fill: int = 0) -> np.ndarray:
-    """Transforms a mask. Each pixel takes the value of the nearest pixel of the mask.
+    """Transforms a mask of an image, such as a segmentation. Each pixel takes the value of the nearest pixel of the
+    mask.
 
     Args:
       mask: mask of the image, [height, width].
@@ -106,7 +109,7 @@ def mask_after(mask: np.ndarray, transform: GeometricTransform, fill: int = 0) -
       fill: value for pixels that are outside the original image.
 
     Returns:
-      Transformed mask, [transform.height, transform.width], of the same type.
+      Transformed mask of the same type, [height, width] of the transformed image.
     """
     a, b, c, d, e, f = _flat(np.linalg.inv(_square(transform.matrix)))
     x, y = np.arange(transform.width) + 0.5, (np.arange(transform.height) + 0.5)[:, None]

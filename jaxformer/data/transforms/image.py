@@ -23,10 +23,11 @@ Fit = Literal["crop", "stretch", "none"]
 """How a picture becomes a square: `crop` resizes its shorter side, `stretch` resizes both sides, `none` does not
 resize."""
 LONGEST = 32
-"""Maximum ratio of the longer to the shorter side before resizing. Longer pictures are cropped, which bounds memory
-use."""
+"""Maximum ratio of the longer to the shorter side before resizing. Images with a higher ratio are cropped, which bounds
+memory use.
+"""
 STRONGEST = 10
-"""Maximum magnitude of RandAugment operations."""
+"""Maximum of `Augmentation.magnitude`, the strength of RandAugment operations."""
 _DEGREES = 30
 """Maximum angle of RandAugment rotations, in degrees."""
 
@@ -36,8 +37,9 @@ _MATRICES: Mapping[str, Callable[[float, int, int], Matrix]] = {
     "translate_x": lambda level, width, height: (1, 0, 0.3 * level * width, 0, 1, 0),
     "translate_y": lambda level, width, height: (1, 0, 0, 0, 1, 0.3 * level * height),
 }
-"""Maps names of affine operations to functions (level, width, height) that return their matrix. The matrix maps points
-of the result to points of the image."""
+"""Maps the names of affine RandAugment operations to functions (level, width, height) that return their matrix. The
+matrix maps points of the result to points of the image.
+"""
 
 
 def _affine(name: str) -> Callable[[Image.Image, float], Image.Image]:
@@ -68,8 +70,9 @@ OPERATIONS: Mapping[str, Callable[[Image.Image, float], Image.Image]] = {
     "brightness": _enhanced(ImageEnhance.Brightness),
     "sharpness": _enhanced(ImageEnhance.Sharpness),
 }
-"""RandAugment operations by name. Each is a function of a picture and a level from -1 to 1, whose sign is the
-direction."""
+"""RandAugment operations by name. Each is a function of a picture and a level from -1 to 1, whose sign sets the
+direction.
+"""
 
 
 def operation_geometry(name: str, level: float, width: int, height: int) -> GeometricTransform:
@@ -158,13 +161,13 @@ def random_box(
 
 
 def middle(width: float, height: float, wide: float, high: float) -> Box:
-    """Returns the box of size `wide` × `high` in the center of an image."""
+    """Returns the centered box of size `wide` × `high` in an image of size `width` × `height`."""
     left, upper = (width - wide) / 2, (height - high) / 2
     return (left, upper, left + wide, upper + high)
 
 
 def resized(picture: Image.Image, size: int, box: Box, resample: Resample) -> Image.Image:
-    """Resizes a box of the picture to a square of `size` pixels."""
+    """Crops a box of the picture and resizes it to a square of `size` pixels."""
     if box == (0, 0, size, size) == (0, 0, *picture.size):
         return picture
     return picture.resize((size, size), Image.Resampling[resample.upper()], box, reducing_gap=3.0)

@@ -7,23 +7,27 @@ import numpy as np
 
 
 class Masked(NamedTuple):
-    """Masked examples. The entries of example i are starts[i]:starts[i + 1] of the flat arrays."""
+    """Masked examples. `positions` and `targets` are flat: their entries from starts[i] to starts[i + 1] belong to
+    example i.
+    """
 
     tokens: np.ndarray
-    """Tokens with masks, int32 [e, length]. Of the chosen tokens, 80% become `[MASK]`, 10% a random piece, and 10% stay
-    the same.
+    """Tokens with masks, int32 [examples, length]. Of the tokens to predict, 80% become `[MASK]`, 10% become a random
+    piece, and 10% stay the same.
     """
     positions: np.ndarray
-    """Index of each chosen token in its row of `tokens`, int32 [n], ascending within an example."""
+    """Index in its row of `tokens` of each token to predict, int32 [targets], ascending within an example."""
     targets: np.ndarray
-    """Original tokens at the chosen positions, int32 [n]."""
+    """Original ids of the tokens to predict, int32 [targets]."""
     starts: np.ndarray
-    """Start of each example in the flat arrays, int64 [e + 1]."""
+    """Index in `positions` and `targets` of the first entry of each example, and their total number, int64
+    [examples + 1].
+    """
 
 
 @dataclasses.dataclass(frozen=True)
 class Masking:
-    """Options for choosing and masking tokens."""
+    """How many tokens are chosen for prediction, and what replaces them."""
 
     rate: float
     """Share of the maskable tokens to choose. At least one token is chosen if any is maskable."""
@@ -32,7 +36,7 @@ class Masking:
     mask_id: int
     """Id of `[MASK]`."""
     random_ids: np.ndarray
-    """Ids that may replace a chosen token, int32."""
+    """Ids of the tokens that may randomly replace a chosen token, int32."""
 
 
 def mask(
@@ -45,12 +49,12 @@ def mask(
     """Chooses tokens to predict and masks them.
 
     Args:
-      tokens: tokens, int32 [e, length].
-      maskable: whether each token may be chosen, bool [e, length].
+      tokens: tokens, int32 [examples, length].
+      maskable: whether each token may be chosen, bool [examples, length].
       options: how many tokens are chosen, and what replaces them.
       rng: random generator.
-      words: word numbers returned by the function `words`, int [e, length]. If given, either all pieces of a word are
-        chosen or none. Each piece of a word with more than `options.limit` pieces counts as a word.
+      words: word numbers returned by the function `words`, int [examples, length]. If given, either all pieces of a
+        word are chosen or none. Each piece of a word with more than `options.limit` pieces counts as a word.
 
     Returns:
       The masked tokens, and the targets.
@@ -77,7 +81,13 @@ def mask(
 
 
 def words(tokens: np.ndarray, maskable: np.ndarray, word_start: np.ndarray) -> np.ndarray:
-    """Returns the word number of each token, int64 [e, length]. `word_start` is bool [vocab]."""
+    """Numbers the words of each example. Returns the word number of each token, int64 [examples, length].
+
+    Args:
+      tokens: tokens, int32 [examples, length].
+      maskable: whether each token may be chosen, bool [examples, length].
+      word_start: whether each piece of the vocabulary begins a word, bool [vocab].
+    """
     begins = word_start[tokens]
     # A token after an unmaskable token begins a word, even if it is in the middle of a word that was cut.
     begins[:, 1:] |= ~maskable[:, :-1]
@@ -92,10 +102,14 @@ def _split_long_words(words: np.ndarray, maskable: np.ndarray, limit: int) -> np
 
 
 def _to_whole_words(words: np.ndarray, wanted: np.ndarray, available: np.ndarray) -> np.ndarray:
-    """Returns the largest count up to `wanted` at which a word ends.
+    """Rounds the number of tokens to choose in each example down, so that no word is chosen in part.
 
-    If there is none, returns the size of the first word. `words` is [e, length] in the order in which tokens are
-    chosen, where the pieces of a word are adjacent.
+    If even the first word has more tokens than wanted, returns the size of the first word.
+
+    Args:
+      words: word numbers in the order in which tokens are chosen, [examples, length]. Pieces of a word are adjacent.
+      wanted: wanted number of tokens per example, [examples].
+      available: number of maskable tokens per example, [examples].
     """
     count = np.arange(1, words.shape[1] + 1)
     ends = np.ones(words.shape, bool)

@@ -10,7 +10,7 @@ _TRIES = 10
 
 
 class SentencePair(NamedTuple):
-    """Two parts of a pair, tokens int32 [n] each. `second` is None for a single text."""
+    """The two parts of a sentence pair, tokens int32 [tokens] each. `second` is None for a single text."""
 
     first: np.ndarray
     second: np.ndarray | None
@@ -25,7 +25,7 @@ def sentence_pairs(
     rng: np.random.Generator,
     draw: Callable[[np.random.Generator], Sequence[np.ndarray]],
 ) -> list[SentencePair]:
-    """Cuts a document into pairs of consecutive parts.
+    """Cuts a document into pairs of consecutive parts, for next-sentence prediction.
 
     Half of the pairs get a random second part from another document. Sentences are collected up to the target length
     and split at random into two parts. If a random second part replaces the second sentences, the next pair begins with
@@ -33,7 +33,7 @@ def sentence_pairs(
     labels.
 
     Args:
-      sentences: tokens of each sentence, int32 [n]. None of them is empty.
+      sentences: tokens of each sentence, int32 [tokens]. None of them is empty.
       room: maximum number of tokens in both parts together. In longer pairs, the longer part is truncated.
       short_rate: share of the pairs with a random shorter target length.
       rng: random generator.
@@ -41,7 +41,7 @@ def sentence_pairs(
 
     Returns:
       A list of pairs, empty if the document has a single sentence. A random second part is never the true continuation,
-      even if the other document contains the same text.
+        even if the other document contains the same text.
     """
     pairs = []
     start = 0
@@ -65,9 +65,9 @@ def sentence_pairs(
 
 
 def _random_pair(first, following, target, room, rng, draw) -> SentencePair | None:
-    """Returns a pair whose second part is from another document.
+    """Makes a sentence pair whose second part is from another document.
 
-    None if all drawn documents contain the continuation.
+    Returns None if all drawn documents contain the true continuation.
     """
     for _ in range(_TRIES):
         other = draw(rng)
@@ -137,7 +137,10 @@ def _target_length(room: int, short_rate: float, rng: np.random.Generator, least
 
 
 def _gather(sentences: Sequence[np.ndarray], start: int, target: int, least: int) -> int:
-    """Returns the index after the last sentence needed for `target` tokens and `least` sentences from `start` on."""
+    """Finds how many sentences are needed for `target` tokens and at least `least` sentences, beginning at `start`.
+
+    Returns the index after the last of these sentences.
+    """
     stop, count = start, 0
     while stop < len(sentences) and (count < target or stop - start < least):
         count += len(sentences[stop])

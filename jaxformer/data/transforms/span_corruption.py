@@ -20,20 +20,21 @@ from jaxformer.errors import InputError
 
 
 class Sizes(NamedTuple):
-    """Maximum numbers of tokens that a chunk can give."""
+    """Maximum sizes of the training example that span corruption creates from a chunk of text."""
 
     inputs: int
-    """Maximum number of input tokens."""
+    """Maximum number of input tokens that one chunk gives."""
     targets: int
-    """Maximum number of target tokens."""
+    """Maximum number of target tokens that one chunk gives."""
     both: int
-    """Maximum number of input and target tokens together."""
+    """Maximum number of input and target tokens together that one chunk gives."""
     sentinels: int
-    """Maximum number of sentinels."""
+    """Maximum number of sentinels that one chunk needs."""
 
 
 def sizes(length: int, rate: float, mean_span: float | None) -> Sizes:
-    """Returns the sizes for a chunk of `length` ≥ 2 tokens.
+    """Computes the maximum sizes of the training example that span corruption creates from a chunk of `length` ≥ 2
+    tokens.
 
     Args:
       length: number of tokens in the chunk.
@@ -95,8 +96,8 @@ def corrupt(tokens: np.ndarray, mask: np.ndarray, sentinels: np.ndarray) -> tupl
     """Replaces the masked spans by sentinels.
 
     Args:
-      tokens: tokens of the chunk, int32 [n].
-      mask: tokens to hide, bool [n].
+      tokens: tokens of the chunk, int32 [tokens].
+      mask: whether to hide each token, bool [tokens].
       sentinels: sentinel ids, int32, at least one per span.
 
     Returns:
@@ -112,7 +113,7 @@ def corrupt(tokens: np.ndarray, mask: np.ndarray, sentinels: np.ndarray) -> tupl
 
 
 def restore(inputs: np.ndarray, targets: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
-    """Inverts `corrupt`: combines inputs and targets to the original text, int32 [n].
+    """Inverts `corrupt`: combines inputs and targets to the original text, int32 [tokens].
 
     Inputs and targets may be batch rows or the output of a model. Without sentinels, the targets continue the inputs.
     Padding and everything after an EOS token are removed.
@@ -157,17 +158,26 @@ def _before_end(ids: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
 
 
 def _amounts(length: int, rate: float, mean_span: float) -> tuple[int, int]:
-    """Returns the numbers of hidden tokens and of hidden spans. No visible or hidden span is empty."""
+    """Computes how many tokens and how many spans of a chunk to hide. No visible or hidden span is empty.
+
+    Args:
+      length: number of tokens in the chunk.
+      rate: average share of the tokens to hide.
+      mean_span: average length of a hidden span.
+    """
     hidden = min(max(round(length * rate), 1), length - 1)
     return hidden, max(1, min(round(hidden / mean_span), hidden, length - hidden))
 
 
 def _longest_rest(length: int, rate: float) -> int:
-    """Returns the maximum number of tokens after the random point, for which their average share is `rate`."""
+    """Returns the maximum number of tokens to hide at the end of a chunk in prefix language modeling.
+
+    The number of hidden tokens is drawn uniformly from 1 to this maximum, so that their average share is about `rate`.
+    """
     return min(max(round(2 * rate * length) - 1, 1), length - 1)
 
 
 def _divide(count: int, parts: int, rng: np.random.Generator) -> np.ndarray:
-    """Returns `parts` random positive sizes with sum `count`."""
+    """Divides `count` into `parts` random positive integers, which are the lengths of successive spans."""
     ends = np.sort(rng.choice(count - 1, parts - 1, replace=False)) + 1
     return np.diff(ends, prepend=0, append=count)

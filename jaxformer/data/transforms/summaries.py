@@ -1,4 +1,4 @@
-"""Sentences that summarize a document: greedy oracle labels, and selection by score without repetition."""
+"""Selects sentences that summarize a document: greedily by a reference summary, or by scores without repetition."""
 
 import collections
 import re

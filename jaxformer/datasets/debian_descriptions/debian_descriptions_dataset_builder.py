@@ -41,7 +41,7 @@ TOPICS = (
     *("database", "editors", "electronics", "fonts", "games", "graphics", "hamradio", "localization"),
     *("mail", "math", "net", "science", "sound", "video", "web", "x11"),
 )
-"""Class names of `topics`, which are sections of the distribution."""
+"""Class names of the data set `topics`. They are sections of the Debian distribution."""
 _LANGUAGES = {"de": "German", "fr": "French"}
 _HELD_OUT = 2  # Number of source packages out of 100 in the validation split, and again in the test split.
 _TOPICS_HELD_OUT = 10
@@ -56,17 +56,17 @@ class DescriptionsConfig(tfds.core.BuilderConfig):
     """Code of the language to pair with English. If None, the examples are English descriptions with summaries or
     labels."""
     topics: bool = False
-    """Whether each text has a label instead of a summary."""
+    """Whether each text is labeled with its topic. If False, each text has a summary."""
 
 
 @dataclasses.dataclass
 class Entry:
-    """Description of a package."""
+    """Description of a Debian package in one language."""
 
     package: str
     """Name of the package."""
     key: str
-    """Digest of the English description. It is the same in all languages."""
+    """Digest of the English description. Translations of the description have the same digest."""
     summary: str
     """Summary on one line."""
     paragraphs: list[str]
@@ -74,7 +74,7 @@ class Entry:
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """Builds the Debian descriptions. See `_DESCRIPTION`."""
+    """TFDS builder of the Debian descriptions. `_DESCRIPTION` describes the data set."""
 
     builder_config: DescriptionsConfig
     VERSION = tfds.core.Version("1.0.0")
@@ -128,7 +128,7 @@ def summaries(folder: str) -> dict[str, list[dict]]:
 
 
 def _fetch(folder: str) -> str:
-    """Returns the folder of apt lists. Downloads the lists if necessary."""
+    """Returns the folder with apt's lists of package descriptions. Downloads the lists if necessary."""
     lists = os.path.join(folder, "lists")
     if glob.glob(os.path.join(lists, "*Translation-en")):
         return lists
@@ -150,7 +150,9 @@ def _fetch(folder: str) -> str:
 
 
 def _stanzas(lists: str, pattern: str) -> Iterator[dict[str, list[str]]]:
-    """Yields the stanzas of the lists that match a pattern. Each stanza maps field names to lists of lines."""
+    """Yields the stanzas (one per package) of the apt lists whose file names match a pattern. Each stanza maps field
+    names to lists of lines.
+    """
     for path in sorted(glob.glob(os.path.join(lists, pattern))):
         stanza, name = {}, ""
         with open(path, encoding="utf-8") as file:
@@ -168,7 +170,7 @@ def _stanzas(lists: str, pattern: str) -> Iterator[dict[str, list[str]]]:
 
 
 def _origins(lists: str) -> dict[str, tuple[str, str]]:
-    """Maps each package to (source package, section)."""
+    """Maps the name of each package to its source package and its section."""
     found = {}
     for stanza in _stanzas(lists, "*_Packages"):
         (package,) = stanza["Package"]
@@ -178,7 +180,7 @@ def _origins(lists: str) -> dict[str, tuple[str, str]]:
 
 
 def _entries(lists: str, language: str) -> list[Entry]:
-    """Returns the descriptions in a language without duplicates."""
+    """Returns the package descriptions in a language without duplicates."""
     found = {}
     for stanza in _stanzas(lists, f"*_Translation-{language}"):
         summary, *lines = stanza.get(f"Description-{language}", [""])
@@ -240,7 +242,9 @@ def _with_origin(examples: list[dict], origins: dict[str, tuple[str, str]]) -> l
 
 
 def _topics(examples: list[dict]) -> list[dict]:
-    """Returns the examples whose section is a topic. Ignores the archive area, such as "contrib" in contrib/games."""
+    """Returns the examples of packages whose section is one of `TOPICS`. Ignores the archive area, such as "contrib" in
+    contrib/games.
+    """
     found = []
     for example in examples:
         label = example["section"].rpartition("/")[2]
@@ -252,10 +256,14 @@ def _topics(examples: list[dict]) -> list[dict]:
 
 
 def _split(examples: list[dict], held_out: int = _HELD_OUT, largest: float = math.inf) -> dict[str, list[dict]]:
-    """Splits examples by source package and removes duplicates.
+    """Splits examples by source package into `train`, `validation` and `test`, and removes duplicates.
 
-    Held-out examples share no text with the training split. All examples of a source with more than `largest` examples
-    are in the training split.
+    Held-out examples share no text with the training split.
+
+    Args:
+      examples: examples of all packages.
+      held_out: percentage of source packages in each held-out split.
+      largest: if a source package has more examples than this, all of them are in the training split.
     """
     sizes = collections.Counter(example["source"] for example in examples)
     splits = {"train": {}, "validation": {}, "test": {}}
@@ -277,6 +285,6 @@ def _split_of(source: str, held_out: int = _HELD_OUT) -> str:
 
 
 def _texts(example: dict) -> frozenset[str]:
-    """Returns the texts of an example without digits."""
+    """Returns the set of an example's texts, without digits, for comparing examples."""
     columns = example.keys() - {"package", "source", "section", "label"}
     return frozenset(re.sub(r"\d", "", example[column]) for column in columns)

@@ -1,4 +1,6 @@
-"""Cloze questions on Debian package descriptions: a word of the summary is missing, and the description has it."""
+"""Cloze questions on Debian package descriptions. The question is a summary with a missing word, and the answer is that
+word in the description.
+"""
 
 import hashlib
 import os
@@ -24,7 +26,7 @@ source are in the same split.
 """
 
 BLANK = "_"
-"""Placeholder for the missing word."""
+"""Text that replaces the missing word in a question."""
 
 _WORD = re.compile(r"[^\W\d_][\w+-]{2,}\w")
 _COMMON = {"also", "based", "from", "have", "into", "library", "package", "provides", "that", "their"}
@@ -33,7 +35,7 @@ _LONGEST = 1000  # Maximum number of characters in a description.
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """Builds the cloze questions. See `_DESCRIPTION`."""
+    """TFDS builder of the cloze questions. `_DESCRIPTION` describes the data set."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -55,7 +57,11 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
 
 def _question(example: dict) -> dict | None:
-    """Returns the question on a description. None if the description is too long or contains no word of the summary."""
+    """Makes a question from a package description and its summary: a word of the summary that the description contains
+    is replaced by a blank.
+
+    Returns None if the description is too long or contains no word of the summary.
+    """
     summary, context = example["summary"], example["description"]
     found: dict[str, list[re.Match]] = {}
     for word in _WORD.finditer(context):

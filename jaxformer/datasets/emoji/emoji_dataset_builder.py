@@ -35,20 +35,20 @@ CATEGORIES = (
     "Symbols",
     "Flags",
 )
-"""Label names. The category of five separate skin tones is left out."""
+"""Label names: the categories of emoji, except for the category of the five skin tones."""
 _VERSION, _SIZE, _EVERY = "16.0.0", 64, 10
 
 
 @dataclasses.dataclass
 class EmojiConfig(tfds.core.BuilderConfig):
-    """Configuration of the emoji data set: which designers to include."""
+    """Configuration of the emoji data set: whose designs of the emoji to include."""
 
     designers: tuple[str, ...] = ()
-    """Designers, as named in the packages."""
+    """Companies or projects that designed the images, as named in the emoji packages."""
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """Builds the emoji data set. See `_DESCRIPTION`."""
+    """TFDS builder of the emoji data set. `_DESCRIPTION` describes the data set."""
 
     builder_config: EmojiConfig
     VERSION = tfds.core.Version("1.0.0")

@@ -23,7 +23,7 @@ _SHEET, _SIZE, _EACH, _EVERY = "usr/share/doc/opencv-doc/examples/data/digits.pn
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """Builds the handwritten digits. See `_DESCRIPTION`."""
+    """TFDS builder of the handwritten digits. `_DESCRIPTION` describes the data set."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -53,7 +53,9 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
 
 def digits(sheet: str) -> np.ndarray:
-    """Reads the digits of the sheet, uint8 [5000, 20, 20]. They are ordered by row and therefore by digit."""
+    """Cuts the image with all 5000 digits into single digits, uint8 [5000, 20, 20]. Rows of the image contain equal
+    digits, so the result is ordered by digit.
+    """
     with Image.open(sheet) as file:
         pixels = np.asarray(file.convert("L"))
     rows, columns = (length // _SIZE for length in pixels.shape)

@@ -28,7 +28,7 @@ LABELS = ("negative", "positive")
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """Builds the movie snippets. See `_DESCRIPTION`."""
+    """TFDS builder of the movie snippets. `_DESCRIPTION` describes the data set."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -58,7 +58,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
 
 def _read(archive: str) -> str:
-    """Returns the file with the snippets, which is in an archive inside the package archive."""
+    """Returns the text of the file with the snippets. The file is in an archive inside the package archive."""
     with tarfile.open(archive) as package:
         [inner] = [name for name in package.getnames() if name.endswith("hutto_ICWSM_2014.tar.gz")]
         with tarfile.open(fileobj=io.BytesIO(downloads.read_member(package, inner))) as files:

@@ -50,7 +50,7 @@ _HEADING_WORDS = 30
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """Builds the Shakespeare data set. See `_DESCRIPTION`."""
+    """TFDS builder of the Shakespeare data set. `_DESCRIPTION` describes the data set."""
 
     builder_config: tfds.core.BuilderConfig
     VERSION = tfds.core.Version("1.0.0")
@@ -104,7 +104,7 @@ def _clean(text: str) -> str:
 
 
 def _scenes(work: str, text: str) -> list[dict]:
-    """Splits a play into scenes with their headings. Text before the first act is kept only from a prologue on."""
+    """Splits a play into scenes with their headings. Text before the first act is dropped, except for a prologue."""
     headings = list(_HEADING.finditer(text))
     opening = _OPENING.search(text, 0, headings[0].start())
     # Tuples (start, act, scene). 0 is the text before the first act, or before the first scene of an act.

@@ -30,7 +30,7 @@ LABELS = ("ham", "spam")
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """Builds the spam data set. See `_DESCRIPTION`."""
+    """TFDS builder of the spam data set. `_DESCRIPTION` describes the data set."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -90,7 +90,7 @@ def _decoded(part: email.message.Message) -> str:
 
 
 class _Words(html.parser.HTMLParser):
-    """Collects the text outside of tags, scripts and styles."""
+    """HTML parser that collects the text outside of tags, scripts and styles."""
 
     def __init__(self):
         super().__init__()

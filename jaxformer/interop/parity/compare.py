@@ -241,7 +241,9 @@ class TorchModel:
         return found, output.loss if labels else mean_square(found, None if mask is None else torch.from_numpy(mask))
 
     def generate(self, prompt: np.ndarray, new: int, start: int | None, pad: int) -> tuple[np.ndarray, np.ndarray]:
-        """Generates `new` tokens greedily after a prompt. Returns the tokens and the logits [n, vocab] of each choice."""
+        """Generates `new` tokens greedily after a prompt. Returns the tokens and the logits [n, vocab] of each
+        choice.
+        """
         settings = transformers.GenerationConfig(
             max_new_tokens=new,
             min_new_tokens=new,
