@@ -18,7 +18,7 @@ from jaxformer.layers.pooling import Pooling
 from jaxformer.losses.contrastive import info_nce, unit
 from jaxformer.metrics.averages import Average, Loss
 from jaxformer.metrics.base import Metric
-from jaxformer.metrics.means import Mean
+from jaxformer.metrics.means import Mean, auxiliary
 from jaxformer.models.base import Model
 from jaxformer.objectives.base import BatchObjective
 from jaxformer.predictors.sentence_vectors import SentenceVectors, TextRows, pooled, prompt_of
@@ -71,9 +71,11 @@ class SentenceEmbedding(BatchObjective[Model]):
         if "targets" in row:
             raise InputError("objective=SentenceEmbedding: the task's rows are for an encoder-decoder; use TextPairs")
 
-    def vectors(self, model: Model, params, batch: Mapping[str, jax.Array], key=None) -> dict[str, jax.Array]:
+    def vectors(self, model: Model, params, batch: Mapping[str, jax.Array], key=None) -> dict[str, Any]:
         """Computes the vectors of both texts of each pair, `firsts` and `seconds`: float32 [batch, pairs, embed], of
         length 1.
+
+        The auxiliary losses of the model, such as the balance of experts, are averaged over both texts.
 
         Args:
           model: a text encoder.
@@ -86,13 +88,13 @@ class SentenceEmbedding(BatchObjective[Model]):
         count = batch["weights"].shape[1]
         firsts = TextRows(batch["inputs"], batch["input_segments"], batch["input_position_ids"], count)
         seconds = TextRows(batch["tokens"], batch["segments"], batch["position_ids"], count)
-        return {
-            "firsts": unit(pooled(model, params, self.pooling, firsts, keys[0])),
-            "seconds": unit(pooled(model, params, self.pooling, seconds, keys[1])),
-        }
+        first_vectors, first_output = pooled(model, params, self.pooling, firsts, keys[0])
+        second_vectors, second_output = pooled(model, params, self.pooling, seconds, keys[1])
+        means = {name: mean.merged(auxiliary(second_output)[name]) for name, mean in auxiliary(first_output).items()}
+        return {"firsts": unit(first_vectors), "seconds": unit(second_vectors), **means}
 
     def compare(
-        self, model: Model, params, vectors: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]
+        self, model: Model, params, vectors: Mapping[str, Any], batch: Mapping[str, jax.Array]
     ) -> dict[str, Mean]:
         """Computes the loss (nats), and the accuracy of retrieving the second text of each pair within the batch.
 
@@ -100,7 +102,8 @@ class SentenceEmbedding(BatchObjective[Model]):
         """
         firsts, seconds = (vectors[name].reshape(-1, vectors[name].shape[-1]) for name in ("firsts", "seconds"))
         loss, accuracy = info_nce(firsts @ seconds.T / self.temperature, batch["weights"].reshape(-1))
-        return {"loss": loss, "accuracy": accuracy}
+        means = {name: part for name, part in vectors.items() if isinstance(part, Mean)}
+        return {"loss": loss, "accuracy": accuracy, **means}
 
     def metrics(self, model: Model) -> tuple[Metric, ...]:
         return Loss(), Average("accuracy", higher_is_better=True)

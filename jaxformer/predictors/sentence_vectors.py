@@ -119,8 +119,8 @@ class TextRows(NamedTuple):
 
 def pooled(
     model: Model, params, pooling: Pooling, rows: TextRows, key: jax.Array | None = None, skipped: jax.Array | int = 0
-) -> jax.Array:
-    """Computes one vector for each text of a row, float32 [batch, c, embed].
+) -> tuple[jax.Array, ModelOutput]:
+    """Computes one vector for each text of a row, float32 [batch, c, embed]. Also returns the output of the model.
 
     Args:
       model: Text encoder.
@@ -135,7 +135,7 @@ def pooled(
     arrays = {name: array for name, array in arrays.items() if name in model.inputs()}
     rngs = None if key is None else {"dropout": key}
     output = model.apply({"params": params}, rows.tokens, **arrays, train=key is not None, rngs=rngs)
-    return _pool(output, pooling, belongs, skipped)
+    return _pool(output, pooling, belongs, skipped), output
 
 
 def embedded(pooling: Pooling, normalized: bool, output: ModelOutput, mask: jax.Array) -> jax.Array:
@@ -162,5 +162,5 @@ def _pool(output: ModelOutput, pooling: Pooling, belongs: jax.Array, skipped: ja
 @functools.partial(jax.jit, static_argnums=(0, 2))
 def _vectors(model: Model, params, how: tuple[Pooling, bool], tokens, segments, skipped) -> jax.Array:
     pooling, normalized = how
-    vectors = pooled(model, params, pooling, TextRows(tokens, segments), skipped=skipped)[:, 0]
-    return unit(vectors) if normalized else vectors
+    vectors, _ = pooled(model, params, pooling, TextRows(tokens, segments), skipped=skipped)
+    return unit(vectors[:, 0]) if normalized else vectors[:, 0]

@@ -11,6 +11,8 @@ from small_bert import bert_params, small_bert
 from jaxformer.data.pipeline import lanes
 from jaxformer.data.tasks.pairs import TextPairs
 from jaxformer.errors import InputError
+from jaxformer.layers.experts import ExpertMlp
+from jaxformer.metrics.means import auxiliary_name
 from jaxformer.models.gpt import Gpt
 from jaxformer.objectives.sentence_embedding import SentenceEmbedding
 from jaxformer.parallel import sharding
@@ -103,6 +105,23 @@ def test_dropout_makes_two_of_one_text():
     np.testing.assert_allclose(same[0], same[1], atol=1e-6)
     for firsts, seconds in different:
         assert np.abs(firsts - seconds).max() > 1e-2
+
+
+@pytest.mark.slow
+def test_the_balance_of_experts_is_averaged_over_both_texts():
+    mlp = ExpertMlp(experts=4, top_k=2, width=5)
+    model = dataclasses.replace(MODEL, transformer=dataclasses.replace(MODEL.transformer, mlp=mlp))
+    params, batch = bert_params(model), batch_of([[0], [1], [2]])
+    terms = jax.jit(lambda batch: OBJECTIVE(model, params, batch))(batch)
+    apply = jax.jit(lambda tokens, segments: model.apply({"params": params}, tokens, segments=segments).means)
+    first, second = apply(batch["inputs"], batch["input_segments"]), apply(batch["tokens"], batch["segments"])
+    assert first.keys() == second.keys() >= {"load_balance", "router_z"}
+    for name in first:
+        expected = (first[name].sum + second[name].sum) / (first[name].weight + second[name].weight)
+        np.testing.assert_allclose(terms[auxiliary_name(name)].value, expected, rtol=1e-5)
+    assert float(terms["auxiliary/load_balance"].value) > 0
+    reported = {name for metric in OBJECTIVE.all_metrics(model) for name in metric.names}
+    assert reported >= {auxiliary_name(name) for name in first}
 
 
 def test_what_cannot_be_is_refused():
