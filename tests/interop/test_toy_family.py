@@ -16,9 +16,13 @@ from jaxformer.data.pipeline.loader import Data
 from jaxformer.data.sources.sources import TextFiles
 from jaxformer.data.tasks.causal_lm import NextToken
 from jaxformer.data.tokenizers import WordPiece
+from jaxformer.errors import InputError
 from jaxformer.models.classifier import Classifier
 from jaxformer.objectives.causal_lm import CausalLM
+from jaxformer.parallel import sharding
+from jaxformer.planning import compiling, operations, plans, topologies
 from jaxformer.runs.run import open_run
+from jaxformer.training.loop import trace_step
 from jaxformer.training.optimizers import AdamW, Schedule
 from jaxformer.training.warm_start import Weights, check_model, match
 
@@ -103,3 +107,22 @@ def test_others_start_from_it(run, experiment, tmp_path):
     start = match("x", Weights(run.model, run.params), Weights(model, params))
     assert start.summary.endswith("new: head")
     assert_trees_identical(start.params["backbone"], run.params)
+
+
+def test_it_is_planned(experiment):
+    """The plan's parts that need no compiler; then a whole plan where one is installed."""
+    mesh, topology = sharding.Mesh(data=2, fsdp=4), topologies.parse("v5e:2x4")
+    experiment = dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, vocab=96), mesh=mesh)
+    plans.check(experiment, topology)
+    devices = sharding.make_mesh(mesh)
+    memory = plans.state_memory(experiment, topology, devices)
+    assert memory.optimizer == pytest.approx(2 * memory.params, rel=0.01), "AdamW has two moments"
+    flops = operations.count(trace_step(experiment, devices))
+    assert 0.9 < flops / plans.model_flops(experiment, devices) < 1.5
+    try:
+        compiling.check_compiler(topology)
+    except InputError:
+        return
+    plan = jf.plan(experiment, topology)
+    assert plan.memory.fits and plan.memory.params == memory.params and plan.flops == flops
+    assert plan.roofline is not None and "all-reduce" in {one.kind for one in plan.collectives}
