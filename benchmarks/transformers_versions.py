@@ -67,6 +67,10 @@ MODERN_BERT = SIZES | {"num_hidden_layers": 4, "local_attention": 8, "pad_token_
 MODERN_BERT |= {"eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
 
 MIXTRAL = {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None, "tie_word_embeddings": False}
+TOWER = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+CLIP = {"text_config": TOWER | {"vocab_size": VOCAB, "max_position_embeddings": 32, "eos_token_id": 199}}
+CLIP |= {"vision_config": TOWER | {"image_size": 16, "patch_size": 4}}
+
 QWEN3_MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "norm_topk_prob": True}
 
 MODELS: dict[str, tuple[str, str | None, dict[str, Any]]] = {
@@ -93,6 +97,8 @@ MODELS: dict[str, tuple[str, str | None, dict[str, Any]]] = {
     "bart": ("BartForConditionalGeneration", None, BART),
     "vit": ("ViTForImageClassification", None, IMAGES | LABELS | {"intermediate_size": 48}),
     "dinov2": ("Dinov2Model", None, IMAGES),
+    "clip": ("CLIPModel", None, CLIP | {"projection_dim": 24}),
+    "siglip": ("SiglipModel", None, CLIP),
 }
 """By the folder's name: transformers' class, the kind of tokenizer, and the fields of the config."""
 
@@ -130,7 +136,9 @@ def export(home: Path) -> None:
         export_hf(model, params, tokenizer, folder, ExportPlan(origin=imported.origin))
         ours = compare.JaxModel(model, params, "float32")
         rows = next(iter(compare.inputs(model, [np.arange(5, 200, dtype=np.int32)], pad=0)))
-        (output,) = ours(rows, ["last_hidden_state" if architecture.endswith("Model") else "logits"]).outputs.values()
+        compared = "logits_per_image" if "vision_config" in fields else "logits"
+        compared = "last_hidden_state" if architecture == "Dinov2Model" else compared
+        (output,) = ours(rows, [compared]).outputs.values()
         given = {name: array.tolist() for name, array in compare.torch_arguments(model, rows).items()}
         questions, answers = {"inputs": given, "texts": []}, {"output": output.ravel().tolist()}
         if model.is_generative:

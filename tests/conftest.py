@@ -24,6 +24,25 @@ NEEDS_TORCH = re.compile(
 )
 
 
+@pytest.hookimpl(trylast=True)  # The reporter is there only then.
+def pytest_configure(config):
+    if reporter := config.pluginmanager.get_plugin("terminalreporter"):
+        config.pluginmanager.register(FailureLines(reporter))
+
+
+class FailureLines:
+    """Prints one line for each failed test at once, so that a run that is stopped early shows its failures."""
+
+    def __init__(self, reporter):
+        self.reporter = reporter
+
+    def pytest_runtest_logreport(self, report):
+        if report.failed:
+            crash = getattr(report.longrepr, "reprcrash", None)
+            message = crash.message.partition("\n")[0] if crash else str(report.longrepr).strip().rpartition("\n")[2]
+            self.reporter.write_line(f" FAILED {report.nodeid} ({report.when}): {message[:200]}")
+
+
 def pytest_ignore_collect(collection_path):
     """Leaves out the files that import PyTorch if it is not there."""
     if not TORCH and collection_path.suffix == ".py" and NEEDS_TORCH.search(collection_path.read_text("utf-8")):
