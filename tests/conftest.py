@@ -58,6 +58,15 @@ def few_programs():
         sys.modules["jax"].clear_caches()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def no_variables_of_a_cluster():
+    """Keeps variables that a file of tests leaves behind from later tests, whose processes would wait for others."""
+    yield
+    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    left = {name: os.environ.pop(name) for name in names if name in os.environ}
+    assert not left
+
+
 @pytest.fixture(autouse=True)
 def no_lines_of_slow_phases(monkeypatch):
     """Makes the output independent of the machine's speed."""
