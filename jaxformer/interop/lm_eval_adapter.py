@@ -26,13 +26,15 @@ from jaxformer.predictors.text_to_text import TextToTextPredictor
 from jaxformer.runs.run import Run, open_run
 
 NEW = 256
-"""Default for the maximum number of new tokens in a task, as in the harness' own models."""
+"""Default for the maximum number of new tokens. It is the same as in the models of lm-evaluation-harness."""
 TAKEN = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "length_penalty")
-"""Generation settings of a task that have the same name and meaning in `Decoding`."""
+"""Generation settings of a task in lm-evaluation-harness that have the same name and meaning in `Decoding`."""
 
 
 class RunLM(LM):
-    """Language model of a run for the harness. For an encoder–decoder, the context is the encoder input."""
+    """Wraps a run as a language model for lm-evaluation-harness. For an encoder–decoder, the context is the encoder
+    input.
+    """
 
     def __init__(self, run: str | os.PathLike | Run):
         """Opens the run, if `run` is a folder.
@@ -56,8 +58,9 @@ class RunLM(LM):
     def loglikelihood_rolling(self, requests: Sequence[Instance]) -> list[float]:
         """Returns the log-probability of each text after the BOS or EOS token. Long texts are divided into windows.
 
-        The harness' own model of an exported folder gives the same values. If the tokenizer adds the BOS token, that
-        model needs `add_bos_token=False`; otherwise it counts the BOS token too, after another one.
+        The model class of lm-evaluation-harness gives the same values for an exported folder. If the tokenizer adds the
+        BOS token, that model needs `add_bos_token=False`. Otherwise it adds another BOS token, and scores the first one
+        too.
         """
         run, tokenizer = self.run, self.run.require_tokenizer()
         if not isinstance(run.objective, CausalLM):
@@ -81,7 +84,9 @@ class RunLM(LM):
         return answers
 
     def generate_until(self, requests: Sequence[Instance]) -> list[str]:
-        """Generates a text for each (context, settings), truncated at the first of the strings in `until`."""
+        """Generates a text for each request (context, settings). Truncates it at the first of the strings in the
+        setting `until`.
+        """
         answers = [""] * len(requests)
         groups: dict[str, list[int]] = {}
         for number, request in enumerate(requests):
@@ -96,7 +101,7 @@ class RunLM(LM):
 
     @property
     def tokenizer_name(self) -> str:
-        """Run folder, which is the key of the harness' cache of answers."""
+        """Path of the run folder. lm-evaluation-harness uses it as a key of its cache."""
         return str(self.run.folder)
 
     def _write(self, contexts: Sequence[str], settings: Mapping[str, Any]) -> list[str]:

@@ -12,19 +12,19 @@ from jaxformer.interop.export.onnx_graph import Graph, Tensor
 from jaxformer.interop.export.onnx_operations import OPERATIONS
 
 OPSET, IR_VERSION = 18, 10
-"""Versions that ONNX Runtime supports since 1.18, and transformers.js does too."""
+"""Versions of the ONNX operator set and file format. ONNX Runtime since 1.18 and transformers.js support them."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Argument:
-    """Input array of a program."""
+    """Specification of an input array of an ONNX program."""
 
     axes: tuple[str | int, ...]
     """Axes of the array: integers for fixed sizes; names, or sums of two names, for dynamic sizes."""
     dtype: str
-    """Dtype in ONNX. The program converts int64 to int32."""
+    """ONNX name of the data type. The program converts int64 to int32."""
     meaning: str = ""
-    """Description for the user."""
+    """Description of the array for users of the program."""
 
 
 def build(
@@ -36,9 +36,10 @@ def build(
     """Builds the ONNX model of a function.
 
     Args:
-      function: Function of the parameters by path and the arguments by name. Returns outputs by name.
+      function: Function to convert. It takes a dict of parameters by path, and the arguments by name. It returns
+        outputs by name.
       params: Parameters by path.
-      arguments: Arguments of the program, in order.
+      arguments: Specifications of the function's arguments, in order.
       limits: Constraints on axes, such as `length <= 512`.
 
     Raises:
@@ -80,7 +81,7 @@ def build(
 
 
 def _output(graph: Graph, name: str, tensor: Tensor, spec: jax.ShapeDtypeStruct) -> ir.Value:
-    """Adds an output to the graph."""
+    """Declares a tensor as an output of the graph, with its full shape. Returns the output value."""
     value = graph.op("Identity", graph.value(graph.whole(tensor, spec.shape)))
     value.name, value.type = name, ir.TensorType(ir.DataType.from_numpy(np.dtype(spec.dtype)))
     value.shape = ir.Shape([size if isinstance(size, int) else str(size).replace("*", " * ") for size in spec.shape])
@@ -88,7 +89,7 @@ def _output(graph: Graph, name: str, tensor: Tensor, spec: jax.ShapeDtypeStruct)
 
 
 def _in_order(name: str) -> list[str]:
-    """Sort key that orders layers by their numbers. optimum identifies outputs by their order."""
+    """Sort key that orders output names by their layer numbers. optimum identifies outputs by their order."""
     return [part.rjust(9, "0") if part.isdigit() else part for part in name.split(".")]
 
 

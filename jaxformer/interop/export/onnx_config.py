@@ -15,7 +15,7 @@ from jaxformer.predictors.labelled_texts import template_of
 from jaxformer.runs.run import Run
 
 LEFT_OUT = ("README.md", "*.safetensors", "*.safetensors.index.json")
-"""Files of the Hugging Face folder that are not copied to the ONNX folder."""
+"""File name patterns of a Hugging Face folder that are not copied to the folder with the ONNX programs."""
 
 
 def write_files(run: Run, folder: Path, programs: list[str]) -> str | None:
@@ -28,7 +28,7 @@ def write_files(run: Run, folder: Path, programs: list[str]) -> str | None:
 
     Returns:
       The reason why transformers cannot load the parameters of the run, or None. If there is a reason, the config names
-      the transformers class with the same arguments and outputs as the programs.
+        the transformers class with the same arguments and outputs as the programs.
 
     Raises:
       InputError: If the tokenizer or the image processing cannot be exported.
@@ -62,7 +62,9 @@ def _keep(source: Path, folder: Path) -> None:
 
 
 def _describe(run: Run, folder: Path) -> None:
-    """Writes the config of the most similar transformers class, and the other files."""
+    """Writes the config of the transformers class whose arguments and outputs are like those of the programs, and the
+    tokenizer and preprocessing files.
+    """
     model, plan = run.model, plan_of(run)
     tokens = plan.special_tokens(model, run.tokenizer)
     config = bridge_of(model).nearest_config(model, run.objective) | tokens

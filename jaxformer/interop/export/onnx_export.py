@@ -17,9 +17,9 @@ from jaxformer.runs import run as runs
 from jaxformer.runs.run import Run
 
 HOME = "onnx"
-"""Name of the subfolder that contains the programs."""
+"""Name of the subfolder of an export that contains the ONNX programs."""
 PACKAGES = ("onnx_ir", "onnxruntime")
-"""Packages that the export requires."""
+"""Python packages that the ONNX export requires."""
 README = """# {kind} for ONNX Runtime
 
 {files} exported from a JAX model that was trained with jaxformer; its {count:,} parameters are
@@ -149,7 +149,7 @@ def _write_readme(
 
 
 def _example(found: Mapping, token: int) -> str:
-    """Formats an example call with constant arrays and an empty cache."""
+    """Formats example Python code that calls a program with constant arrays and an empty cache."""
     (name, program), sizes = *found.items(), {"batch_size": 2, "sequence_length": 8, "past_sequence_length": 0}
     sizes["past_sequence_length + sequence_length"] = 8
     lines, cached = [], {}
@@ -176,7 +176,7 @@ def _table(name: str, program, session) -> str:
 
 
 def _rows(cells: Iterable[tuple]) -> str:
-    """Formats table rows. Rows that differ only in the layer number are merged."""
+    """Formats the rows of a Markdown table. Rows that differ only in the layer number are merged."""
     lines = {}
     for name, dtype, axes, *rest in cells:
         general = ".".join("{layer}" if part.isdigit() else part for part in name.split("."))

@@ -23,16 +23,20 @@ from jaxformer.interop.parity.hard_strings import HARD_STRINGS
 from jaxformer.runs.run import Run
 
 LEAST = 256
-"""Minimum size in bytes of arrays that are stored in an external data file."""
+"""Minimum size in bytes of an array to store it in the external data file. Smaller arrays are stored in the ONNX
+file.
+"""
 ROWS, LENGTH, LONGEST = 3, 16, 256
-"""Number of rows and tokens of the compared inputs, and number of tokens of the long input."""
+"""Sizes of the inputs for which ONNX Runtime and JAX are compared: number of rows, number of tokens per row, and number
+of tokens of an additional long row.
+"""
 
 Arrays = Mapping[str, np.ndarray]
 Sessions = Mapping[str, onnxruntime.InferenceSession]
 
 
 def write(found: Mapping[str, Program], params: Arrays, folder: Path) -> None:
-    """Writes NAME.onnx for each program, and its parameters to NAME.onnx_data.
+    """Writes an ONNX file NAME.onnx for each program, and its parameters to NAME.onnx_data.
 
     The decoders of an encoder–decoder have the same parameters, so they share the data file of `decoder_model_merged`.
 
@@ -65,7 +69,9 @@ def _content(tensor: Any) -> tuple:
 
 
 def _share(model: ir.Model, stored: Mapping[tuple, ir.ExternalTensor]) -> None:
-    """Replaces arrays by references to equal arrays in the data file of another program."""
+    """Replaces arrays of an ONNX model by references to equal arrays that another program has already stored in its
+    data file.
+    """
     for value in model.graph.initializers.values():
         if (same := stored.get(_content(value.const_value))) is not None and value.name is not None:
             value.const_value = ir.ExternalTensor(
@@ -88,20 +94,20 @@ def open_session(path: Path) -> onnxruntime.InferenceSession:
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Inputs to compare."""
+    """Input arrays for which the outputs of ONNX Runtime and JAX are compared."""
 
     name: str
     arrays: Arrays
-    """Input arrays by name. `tokens` are the decoder input and `read` the encoder input of an encoder–decoder."""
+    """Input arrays by name. For an encoder–decoder, `tokens` are the decoder inputs and `read` the encoder inputs."""
     mask: np.ndarray | None
     """Mask [batch, length] of the tokens whose outputs are compared. If None, all outputs are compared."""
 
 
 def compared(run: Run, found: Mapping[str, Program], params: Arrays, sessions: Sessions) -> str:
-    """Compares the results of the files with those of the model, and returns the difference as a sentence.
+    """Compares the results of the ONNX files with those of the JAX model. Returns the difference as a sentence.
 
-    A decoder with a cache reads each row in two parts, the second with the cached keys and values of the first. The
-    reference is the model without a cache.
+    A decoder with a cache processes each row in two parts. The second part uses the keys and values that the first part
+    has cached. The reference is the JAX model without a cache.
 
     Raises:
       InputError: If the difference exceeds the tolerance of the parity certificate.
@@ -126,7 +132,7 @@ IMAGE_INPUTS = ("pixel_values", "noise")
 
 
 def _inputs(run: Run, found: Mapping[str, Program]) -> Iterator[Rows]:
-    """Yields images, or padded and long rows of text."""
+    """Yields the inputs to compare the outputs for: images, or padded and long rows of text."""
     rng, model = np.random.default_rng(0), run.model
     if SINGLE in found and "pixel_values" in (arguments := found[SINGLE].arguments):
         for name, scale in (("within range", 1.0), ("out of distribution", 10.0)):
@@ -150,7 +156,7 @@ def _inputs(run: Run, found: Mapping[str, Program]) -> Iterator[Rows]:
 
 
 def _expected(run: Run, found: Mapping[str, Program], params: Arrays, rows: Rows) -> Arrays:
-    """Computes the reference outputs with the JAX model."""
+    """Computes the outputs of the JAX model, which are the reference for ONNX Runtime."""
     model, arrays = portable(run.model), rows.arrays
     if model.is_encoder_decoder:
         segments = {"input_segments": arrays["read_mask"], "segments": np.ones_like(arrays["tokens"])}
@@ -176,13 +182,18 @@ def _has_cache(found: Mapping[str, Program]) -> bool:
 
 
 def _given(program: Program, rows: Rows) -> dict[str, np.ndarray]:
-    """Selects the arguments of a program without a cache."""
+    """Selects the input arrays that a program without a cache takes, by argument name."""
     parts = {"input_ids": "tokens", "attention_mask": "mask", "token_type_ids": "types", "prefix_mask": "types"}
     return {name: rows.arrays[parts.get(name, name)] for name in program.arguments}
 
 
 def _computed(run: Run, found: Mapping[str, Program], sessions: Sessions, rows: Rows) -> Iterator[Arrays]:
-    """Yields the outputs of the files, once per way of using them."""
+    """Runs the exported ONNX files on the given inputs. Yields the outputs of each combination of files that can
+    compute them.
+
+    An encoder–decoder has two combinations: separate decoders without and with a cache, or the merged decoder. Other
+    models have one.
+    """
     if run.model.is_encoder_decoder:
         yield _answered(sessions, (DECODER, WITH_PAST), rows)
         yield _answered(sessions, (MERGED, MERGED), rows)
@@ -193,7 +204,9 @@ def _computed(run: Run, found: Mapping[str, Program], sessions: Sessions, rows: 
 
 
 def call(session: onnxruntime.InferenceSession, arrays: Arrays) -> dict[str, np.ndarray]:
-    """Runs a session and returns its outputs by name. Arrays that the session does not take are ignored."""
+    """Runs an ONNX Runtime session and returns its outputs by name. Arrays that the session does not take are
+    ignored.
+    """
     names = [output.name for output in session.get_outputs()]
     taken = {given.name for given in session.get_inputs()}
     given = {name: array for name, array in arrays.items() if name in taken}
@@ -202,7 +215,7 @@ def call(session: onnxruntime.InferenceSession, arrays: Arrays) -> dict[str, np.
 
 
 def empty_past(session: onnxruntime.InferenceSession, rows: int) -> dict[str, np.ndarray]:
-    """Returns an empty cache for a session."""
+    """Returns the empty arrays of cached keys and values that a session takes in its first call."""
     found = {}
     for given in session.get_inputs():
         if given.name.startswith("past_key_values"):
@@ -212,7 +225,12 @@ def empty_past(session: onnxruntime.InferenceSession, rows: int) -> dict[str, np
 
 
 def past_of(outputs: Arrays, kept: Arrays) -> dict[str, np.ndarray]:
-    """Returns the cache for the next call: the returned keys and values, and those in `kept` that were not returned."""
+    """Returns the cached keys and values for the next call of a decoder.
+
+    Args:
+      outputs: Outputs of the previous call, which may include updated keys and values.
+      kept: Cached keys and values of the previous call. Those that the call did not return are still valid.
+    """
     found = {name.replace("present", "past_key_values"): array for name, array in outputs.items() if "present" in name}
     return {**kept, **found}
 

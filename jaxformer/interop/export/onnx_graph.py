@@ -1,4 +1,4 @@
-"""Converts a JAX function to an ONNX graph: converts its jaxpr operation by operation, with dynamic axes.
+"""Converts a JAX function to an ONNX graph with dynamic axes, one operation of its jaxpr at a time.
 
 Values that depend only on parameters and constants are computed during the conversion and stored. Broadcasts are
 omitted if the next ONNX operation broadcasts by itself; ONNX follows NumPy's rules.
@@ -23,27 +23,28 @@ Dimension = Any
 
 @dataclasses.dataclass(eq=False)
 class Tensor:
-    """Array in a graph, either known at conversion time or computed by the graph.
+    """Array during the conversion: either its value is known, or the ONNX graph computes it.
 
-    Its shape may have ones on axes that the jaxpr has already broadcast. `Graph.whole` expands them.
+    Axes along which the array is broadcast may have size 1 here. `Graph.whole` gives them their full size.
     """
 
     array: np.ndarray | None
-    """Value of a known array. None if the graph computes it."""
+    """Value of the array if it is known during the conversion. None if the graph computes it."""
     value: ir.Value | None
-    """Value in the graph. None for a known array that is not stored yet."""
+    """Value in the ONNX graph. None for a known array that is not yet stored in the graph."""
     shape: tuple[Dimension, ...]
-    """Shape as stored, possibly with ones on broadcast axes."""
+    """Shape of the array in the graph. Broadcast axes may have size 1."""
     dtype: np.dtype
     name: str = ""
-    """Path of the parameter, if the array is one."""
+    """Path of the parameter, if the array is a parameter."""
 
 
 class Graph:
-    """ONNX graph that grows operation by operation.
+    """ONNX graph to which operations are added during the conversion of a JAX function.
 
     Args:
-      operations: Converters of JAX operations by name. Each is a function of the graph, the equation and its inputs.
+      operations: Maps names of JAX operations to converters. A converter is a function of the graph, the jaxpr equation
+        and its inputs.
     """
 
     def __init__(self, operations: Mapping[str, Callable]):
@@ -55,7 +56,7 @@ class Graph:
         self._constants: dict[tuple, Tensor] = {}
 
     def op(self, kind: str, *inputs: ir.Value, outputs: int = 1, **attributes: Any) -> Any:
-        """Adds an operation, and returns its output value, or a list if there are several."""
+        """Adds an ONNX operation to the graph. Returns its output value, or a list if there are several."""
         node = ir.node(kind, inputs, attributes=attributes or None, num_outputs=outputs, name=f"{kind}_{self._count}")
         for number, value in enumerate(node.outputs):
             value.name = f"{node.name}_{number}"  # Nested graphs share the names of this one.
@@ -64,11 +65,11 @@ class Graph:
         return node.outputs[0] if outputs == 1 else list(node.outputs)
 
     def integers(self, numbers: Sequence[int]) -> ir.Value:
-        """Returns a stored int64 vector."""
+        """Stores an int64 vector in the graph, and returns its value."""
         return self.value(self.constant(np.array(numbers, np.int64)))
 
     def constant(self, array: np.ndarray, name: str = "") -> Tensor:
-        """Returns a known array. Small equal arrays are stored only once."""
+        """Converts a NumPy array to a tensor whose value is known. Small equal arrays are stored only once."""
         array = np.asarray(array)
         if array.size > 64 or name:
             return Tensor(array, None, array.shape, array.dtype, name)
@@ -76,7 +77,9 @@ class Graph:
         return self._constants.setdefault(key, Tensor(array, None, array.shape, array.dtype))
 
     def value(self, tensor: Tensor) -> ir.Value:
-        """Returns the graph value of a tensor. Known arrays are stored in the graph."""
+        """Returns the graph value of a tensor. Stores the array in the graph first if it is known but not yet
+        stored.
+        """
         if tensor.value is None:
             name = tensor.name or f"constant_{len(self.stored)}"
             while name in self.stored:
@@ -90,7 +93,7 @@ class Graph:
         return tensor.value
 
     def length(self, dimension: Dimension) -> ir.Value:
-        """Returns a dimension as an int64 vector of length 1."""
+        """Returns the size of an axis as an int64 vector of length 1 in the graph."""
         if isinstance(dimension, int | np.integer):
             return self.integers([int(dimension)])
         text = str(dimension)
@@ -115,13 +118,15 @@ class Graph:
         raise InputError(f"a length of {ast.unparse(node)} cannot be computed in an ONNX program")
 
     def shape(self, dimensions: Sequence[Dimension]) -> ir.Value:
-        """Returns a shape as an int64 vector."""
+        """Returns a shape as an int64 vector in the graph."""
         if all(isinstance(dimension, int | np.integer) for dimension in dimensions):
             return self.integers([int(dimension) for dimension in dimensions])
         return self.op("Concat", *map(self.length, dimensions), axis=0)
 
     def whole(self, tensor: Tensor, shape: Sequence[Dimension]) -> Tensor:
-        """Expands a tensor to the shape that it was broadcast to."""
+        """Broadcasts a tensor to its full shape. In the graph, axes that are only broadcast may have size 1 until an
+        operation needs their full size.
+        """
         if tuple(tensor.shape) == tuple(shape):
             return tensor
         if tensor.array is not None and is_known(shape):
@@ -129,15 +134,20 @@ class Graph:
         return self.tensor(self.op("Expand", self.value(tensor), self.shape(shape)), shape, tensor.dtype)
 
     def tensor(self, value: ir.Value, shape: Sequence[Dimension], dtype: Any) -> Tensor:
-        """Returns a computed tensor."""
+        """Wraps a value that the graph computes as a tensor of the given shape and type."""
         return Tensor(None, value, tuple(shape), np.dtype(dtype))
 
     def cast(self, value: ir.Value, dtype: Any) -> ir.Value:
-        """Casts a value to another dtype."""
+        """Adds an operation that casts a value to another data type."""
         return self.op("Cast", value, to=ir.DataType.from_numpy(np.dtype(dtype)))
 
     def evaluate(self, jaxpr: Any, constants: Sequence[Any], inputs: Sequence[Tensor]) -> list[Tensor]:
-        """Adds the operations of a jaxpr, and returns its outputs.
+        """Adds all operations of a jaxpr to the graph, and returns its outputs.
+
+        Args:
+          jaxpr: The jaxpr to convert.
+          constants: Values of its constants.
+          inputs: Its inputs.
 
         Raises:
           InputError: If an operation cannot be converted.
@@ -165,12 +175,14 @@ class Graph:
 
 
 def is_known(shape: Sequence[Dimension]) -> bool:
-    """Returns whether a shape has no symbolic dimensions."""
+    """Returns whether all axes of a shape have a fixed size, rather than a symbolic one."""
     return all(isinstance(dimension, int | np.integer) for dimension in shape)
 
 
 ALONE = ("jit", "pjit", "scan", "while", "cond", "custom_jvp_call", "custom_vjp_call", "checkpoint", "closed_call")
-"""JAX primitives that contain a nested jaxpr. The operations in the jaxpr are converted individually."""
+"""Names of JAX primitives that contain a nested jaxpr, such as loops. They are never computed during the conversion as
+a whole; their inner operations are converted one by one.
+"""
 
 
 VIEWS: Mapping[str, Callable[[np.ndarray, Mapping[str, Any]], np.ndarray]] = {
@@ -182,11 +194,19 @@ VIEWS: Mapping[str, Callable[[np.ndarray, Mapping[str, Any]], np.ndarray]] = {
     ],
     **dict.fromkeys(("copy", "copy_p", "stop_gradient", "sharding_constraint"), lambda array, params: array),
 }
-"""Operations on one known array that NumPy computes as views."""
+"""Maps names of JAX operations with one input to functions that compute them as NumPy views, without copying the
+array.
+"""
 
 
 def _folded(equation: Any, given: Sequence[Tensor]) -> list[np.ndarray] | None:
-    """Computes an operation in advance, if its inputs and shapes are known. Returns None otherwise."""
+    """Computes the results of an operation during the conversion, if its inputs and shapes are known. Returns None
+    otherwise.
+
+    Args:
+      equation: Equation of the jaxpr.
+      given: Its inputs.
+    """
     shapes = [variable.aval.shape for variable in (*equation.invars, *equation.outvars)]
     name = equation.primitive.name
     if name in ALONE or name == "dim_as_value" or not all(map(is_known, shapes)):

@@ -1,6 +1,6 @@
-"""Converts JAX operations that move, reshape or repeat values to ONNX.
+"""Converters to ONNX for JAX operations that move, reshape or repeat values.
 
-Each converter is a function of the graph, the equation and its inputs.
+Each converter is a function of the graph, the jaxpr equation and its inputs.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,12 +14,12 @@ from jaxformer.interop.export.onnx_graph import Graph, Tensor
 
 
 def output(equation: Any) -> Any:
-    """Returns the shape and dtype of the single output of an equation."""
+    """Returns the shape and type of an equation's only output."""
     return equation.outvars[0].aval
 
 
 def result(graph: Graph, value: ir.Value, equation: Any, shape: Any = None) -> Tensor:
-    """Returns the tensor of the single output of an equation. `shape` defaults to the full shape."""
+    """Wraps a graph value as the only output of an equation. `shape` defaults to the full shape of the output."""
     aval = output(equation)
     return graph.tensor(value, aval.shape if shape is None else shape, aval.dtype)
 
@@ -36,7 +36,9 @@ def _convert(graph: Graph, equation: Any, tensor: Tensor) -> Tensor:
 
 
 def _broadcast_in_dim(graph: Graph, equation: Any, tensor: Tensor, *sizes: Tensor) -> Tensor:
-    """Moves axes to their places. New axes have size 1; later operations broadcast them."""
+    """Transposes and reshapes the axes of a tensor to their positions in the output. New axes have size 1; later
+    operations broadcast them.
+    """
     places, rank = equation.params["broadcast_dimensions"], len(output(equation).shape)
     shape = [1] * rank
     for place, size in zip(places, tensor.shape, strict=True):
@@ -133,7 +135,15 @@ def _slice(graph: Graph, equation: Any, tensor: Tensor) -> Tensor:
 
 
 def _start(graph: Graph, start: Tensor, size: Any, part: Any) -> ir.Value:
-    """Returns the start index of a slice as an int64 vector of length 1, clamped as in JAX."""
+    """Computes the start index of a slice along one axis as an int64 vector of length 1. It is clamped so that the
+    slice fits, as in JAX.
+
+    Args:
+      graph: Graph to add the operations to.
+      start: Start index.
+      size: Size of the axis.
+      part: Size of the slice.
+    """
     value = graph.op("Reshape", graph.cast(graph.value(start), np.int64), graph.integers([1]))
     last = graph.length(size - part)
     return graph.op("Max", graph.op("Min", value, last), graph.integers([0]))
@@ -144,7 +154,15 @@ def _dynamic_slice(graph: Graph, equation: Any, tensor: Tensor, *starts: Tensor)
 
 
 def _part(graph: Graph, tensor: Tensor, equation: Any, starts: Mapping[int, Tensor], sizes: Any) -> ir.Value:
-    """Slices the first input of the equation. `starts` maps axes to start indices."""
+    """Slices the first input of an equation.
+
+    Args:
+      graph: Graph to add the operations to.
+      tensor: Input to slice.
+      equation: Equation of the jaxpr.
+      starts: Start index of each axis to slice.
+      sizes: Size of the slice along each axis.
+    """
     full = equation.invars[0].aval.shape
     value = graph.value(graph.whole(tensor, full))
     for axis, start in starts.items():
@@ -173,7 +191,7 @@ def _dynamic_update_slice(graph: Graph, equation: Any, tensor: Tensor, update: T
 
 
 def _entry(graph: Graph, vector: Tensor, number: int) -> Tensor:
-    """Returns one entry of a vector, as a vector of length 1."""
+    """Returns the entry with index `number` of a vector, as a vector of length 1."""
     if vector.array is not None:
         return graph.constant(vector.array[number : number + 1])
     value = graph.op("Gather", graph.value(vector), graph.integers([number]), axis=0)
@@ -232,4 +250,4 @@ MOVES: Mapping[str, Callable] = {
     "gather": _gather,
     **dict.fromkeys(("copy", "copy_p", "stop_gradient", "sharding_constraint", "optimization_barrier"), _same),
 }
-"""Converters by the names of JAX operations."""
+"""Maps names of JAX operations to their converters."""

@@ -1,4 +1,4 @@
-"""Converts JAX operations to ONNX. Each converter is a function of the graph, the equation and its inputs."""
+"""Converters of JAX operations to ONNX. Each is a function of the graph, the jaxpr equation and its inputs."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,7 +12,7 @@ from jaxformer.interop.export.onnx_moves import MOVES, output, result
 
 
 def _broadcast(equation: Any, *tensors: Tensor) -> tuple[Any, ...]:
-    """Returns the output shape of an elementwise operation. An axis has size 1 if it has size 1 in all inputs."""
+    """Returns the output shape of an elementwise operation. If an axis has size 1 in all inputs, its size stays 1."""
     full = output(equation).shape
     shapes = [(1,) * (len(full) - len(tensor.shape)) + tuple(tensor.shape) for tensor in tensors]
     return tuple(next((shape[axis] for shape in shapes if not _is_one(shape[axis])), 1) for axis in range(len(full)))
@@ -133,7 +133,7 @@ def _cumsum(graph: Graph, equation: Any, tensor: Tensor) -> Tensor:
 
 
 def _sort(graph: Graph, equation: Any, *tensors: Tensor) -> list[Tensor]:
-    """Sorts the arrays by the first one."""
+    """Sorts several arrays in the same order, by the values of the first array."""
     axis, avals = equation.params["dimension"], [atom.aval for atom in equation.invars]
     if equation.params["num_keys"] != 1:
         raise InputError("the JAX operation sort by several keys cannot be converted to ONNX")
@@ -145,9 +145,10 @@ def _sort(graph: Graph, equation: Any, *tensors: Tensor) -> list[Tensor]:
 
 
 def _inside(name: str) -> Callable:
-    """Builds the converter of an operation that calls a function.
+    """Returns the converter of an operation that contains a nested jaxpr, such as a function call. `name` is the
+    parameter with the jaxpr.
 
-    The operations of the function are added to the graph.
+    The converter adds the operations of the nested jaxpr to the graph.
     """
 
     def convert(graph: Graph, equation: Any, *tensors: Tensor) -> list[Tensor]:
@@ -159,7 +160,7 @@ def _inside(name: str) -> Callable:
 
 
 def _scan(graph: Graph, equation: Any, *tensors: Tensor) -> list[Tensor]:
-    """Unrolls a loop. Slices of known arrays stay known arrays."""
+    """Converts a scan by adding the operations of its body once per iteration. Slices of known arrays stay known."""
     params = equation.params
     fixed, carried = params["num_consts"], params["num_carry"]
     constants, carry = list(tensors[:fixed]), list(tensors[fixed : fixed + carried])
@@ -184,7 +185,7 @@ def _row(graph: Graph, tensor: Tensor, number: int) -> Tensor:
 
 
 def _cond(graph: Graph, equation: Any, which: Tensor, *tensors: Tensor) -> list[Tensor]:
-    """Adds an If operation with two nested graphs. The program runs one of them."""
+    """Converts a conditional to an ONNX If operation with two nested graphs. The program runs one of them."""
     bodies, outer, lengths = [], graph.nodes, dict(graph.lengths)
     for number, branch in enumerate(equation.params["branches"]):
         graph.nodes, graph.lengths = [], dict(lengths)
@@ -239,7 +240,7 @@ ELEMENTWISE = {
     "ceil": "Ceil",
     "logistic": "Sigmoid",
 }
-"""ONNX operations by the names of the JAX operations that compute the same elementwise function."""
+"""Maps names of elementwise JAX operations to the ONNX operations that compute the same function."""
 OPERATIONS: Mapping[str, Callable] = {
     **MOVES,
     **{name: _elementwise(kind) for name, kind in ELEMENTWISE.items()},
@@ -267,4 +268,4 @@ OPERATIONS: Mapping[str, Callable] = {
     **{name: _inside("jaxpr") for name in ("jit", "pjit", "checkpoint", "remat2")},
     **{name: _inside("call_jaxpr") for name in ("custom_jvp_call", "custom_vjp_call", "closed_call", "core_call")},
 }
-"""Converters by the names of JAX operations."""
+"""Maps names of JAX operations to their converters."""

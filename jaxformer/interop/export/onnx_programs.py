@@ -1,4 +1,5 @@
-"""Functions that are exported as ONNX programs, with the file, argument and output names of Hugging Face.
+"""Defines the functions that are exported as ONNX programs, with the names of files, arguments and outputs that Hugging
+Face uses.
 
 optimum and transformers.js identify models by these names. A decoder takes and returns the keys and values of previous
 tokens, and an encoder–decoder consists of several files.
@@ -26,8 +27,9 @@ from jaxformer.predictors.sentence_vectors import embedded
 from jaxformer.runs.run import Run
 
 BATCH, LENGTH, PAST, READ = "batch_size", "sequence_length", "past_sequence_length", "encoder_sequence_length"
-"""Names of axes. transformers.js recognises `batch_size` by its name, and passes an empty cache of length 0 on the
-other axes."""
+"""Names of dynamic axes. transformers.js recognises `batch_size` by its name. In an empty cache, the axis
+`past_sequence_length` has length 0.
+"""
 TEXTS = "text_batch_size"
 """Name of the batch axis of texts in models whose numbers of texts and images may differ."""
 SINGLE = "model"
@@ -37,22 +39,24 @@ ENCODER, DECODER, WITH_PAST, MERGED = (
     "decoder_with_past_model",
     "decoder_model_merged",
 )
-"""File names without extension. The decoders contain the same parameters."""
+"""File names of an encoder–decoder's programs, without extension. The three decoders contain the same parameters."""
 MASK = "1 for tokens, 0 for padding"
 MEANINGS = {
     "segments": f"{MASK}, which is on the right",
     "images": "pixels, processed as in `preprocessor_config.json`",
 }
-"""Descriptions of the inputs that clients of transformers prepare."""
+"""Descriptions of model inputs for users of the exported program, by input name."""
 KEPT = "keys and values of previous tokens, for each of {} layers: those that were returned before, or of length 0"
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """Function from arrays to arrays that is exported as a file."""
+    """Function to export as an ONNX file, with its arguments."""
 
     function: Callable[..., Mapping[str, jax.Array]]
-    """Function of the parameters by path and the arguments by name."""
+    """Function to export. It takes a dict of parameters by path, and the arguments by name. It returns outputs by
+    name.
+    """
     arguments: Mapping[str, Argument]
     limits: tuple[str, ...] = ()
     """Constraints on the lengths of axes, such as `length <= 512`."""
@@ -84,7 +88,9 @@ def _limits(model: Model, *axes: str) -> tuple[str, ...]:
 
 
 def _arguments(model: Model) -> dict[str, Argument]:
-    """Returns the arguments of a program without a cache, with transformers' names, in the model's input order."""
+    """Returns the arguments of a program without a cache, in the order of the model's inputs. They have the names of
+    transformers.
+    """
     names, sizes = bridge_of(model).arguments, {"b": BATCH, "c": TEXTS, "t": LENGTH} | model.fixed_sizes()
     found = {}
     for name, spec in stablehlo_program.arguments(model).items():
@@ -98,7 +104,7 @@ def _arguments(model: Model) -> dict[str, Argument]:
 
 
 def _single(model: Model, objective: Any) -> Program:
-    """Returns the program of a model that does not generate text."""
+    """Returns the program of a model that does not generate text, which consists of one file."""
     bridge = bridge_of(model)
     inputs = {bridge.arguments.get(name, name): name for name in stablehlo_program.arguments(model)}
 
@@ -127,7 +133,13 @@ def _prefix_decoder(model: Model) -> Program:
 
 
 def _cached(stack: Transformer, name: str, length: str) -> dict[str, Argument]:
-    """Returns the arguments for cached keys and values. `name` is a template with the layer number."""
+    """Returns the arguments of a program for the cached keys and values of all layers.
+
+    Args:
+      stack: Decoder stack.
+      name: Template of argument names, with a placeholder for the layer number.
+      length: Name of the length axis.
+    """
     groups, head_dim = stack.attention.sizes(stack.heads, stack.width)
     axes, meaning = (BATCH, groups, length, head_dim), KEPT.format(stack.depth)
     names = [f"{name.format(layer)}.{part}" for layer in range(stack.depth) for part in ("key", "value")]
@@ -145,7 +157,7 @@ def _written(layers: tuple[KeyValue, ...], name: str) -> dict[str, jax.Array]:
 
 
 def _keys(output: Any) -> tuple[KeyValue, ...]:
-    """Returns the cached keys and values of a model output, one per layer."""
+    """Returns the keys and values in the cache of a model output, one pair per layer."""
     return tuple(layer.keys for layer in output.cache.layers)
 
 
@@ -169,7 +181,14 @@ def _decoder(model: Model) -> Program:
 
 
 def _with_room(layers: tuple[KeyValue, ...], segments: jax.Array, tokens: int, **memory: Any) -> Cache:
-    """Returns a cache of the layers with room for `tokens` more tokens."""
+    """Builds a cache from the keys and values of previous tokens, with room for `tokens` more tokens.
+
+    Args:
+      layers: Keys and values of each layer.
+      segments: Mask of the previous and new tokens.
+      tokens: Number of new tokens.
+      memory: Fields of the cache for the encoder output.
+    """
     used = jnp.asarray(layers[0].key.shape[2], jnp.int32)
     cache = Cache(tuple(map(LayerCache, layers)), segments, used).room_for(tokens)
     return dataclasses.replace(cache, segments=segments, **memory)

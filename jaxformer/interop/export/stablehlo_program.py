@@ -21,7 +21,7 @@ from jaxformer.runs.run import Run
 
 PROGRAM, WEIGHTS = "model.stablehlo", "params.npz"
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
-"""Platforms that the program supports."""
+"""Platforms that an exported program can run on."""
 README = """# {kind} as a StableHLO program
 
 `{program}` is the forward pass of a model, exported by jaxformer through `jax.export`; `{weights}` are its {count:,}
@@ -122,7 +122,9 @@ def arguments(model: Model) -> dict[str, InputSpec]:
 
 
 def portable(model: Model) -> Model:
-    """Returns the model in float32, with its layers in a loop and without platform-specific kernels."""
+    """Returns a variant of the model that can be exported for all platforms: in float32, with layers in a loop and
+    without platform-specific kernels.
+    """
 
     def blockwise(attention: Any) -> Any:
         return attention and dataclasses.replace(attention, kernel="blocks")
@@ -136,7 +138,7 @@ def portable(model: Model) -> Model:
 
 
 def _stored(path: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Converts a parameter to its format in `params.npz`.
+    """Converts a parameter to the type in which it is stored in `params.npz`.
 
     Raises:
       InputError: If a value exceeds the range of the dtype.

@@ -1,4 +1,5 @@
-"""Reads old Flax checkpoints (`flax_model.msgpack`), without loading their arrays, under PyTorch's parameter names.
+"""Reads old Flax checkpoints (`flax_model.msgpack`) with the parameter names of PyTorch. Arrays are read only when they
+are needed.
 
 Flax stores an array as a msgpack extension of type 1, which contains the shape, the dtype name and the bytes. Flax
 kernels are transposed PyTorch weights. Scales and embeddings are named weights in PyTorch.
@@ -42,7 +43,7 @@ def open_flax(path: Path) -> dict[str, LazyTensor]:
 
 
 class _Walker:
-    """Parses msgpack. Arrays become `LazyTensor`, whose bytes stay in the file."""
+    """Parser of msgpack data. Arrays become `LazyTensor`s, which are read from the file when they are needed."""
 
     def __init__(self, path: Path, file: BinaryIO):
         self._path, self._file, self._size = path, file, path.stat().st_size
@@ -67,7 +68,7 @@ class _Walker:
         return self._long(code)
 
     def _long(self, code: int) -> Any:
-        """Reads a value that starts with its length."""
+        """Reads a value that is preceded by its length. `code` is the msgpack type byte."""
         for first, sizes, make in (
             (0xC4, "BHI", self._place),
             (0xC7, "BHI", self._extension),
@@ -84,7 +85,7 @@ class _Walker:
         return dict(pairs)
 
     def _place(self, size: int) -> tuple[int, int]:
-        """Skips a block of bytes, and returns its start and size."""
+        """Skips `size` bytes. Returns the position at which they start, and `size`."""
         start = self._file.tell()
         if start + size > self._size:
             raise InputError(f"{self._path}: truncated: expected at least {start + size:,} bytes")
@@ -127,7 +128,11 @@ def _leaves(path: Path, tree: Any, names: tuple[str, ...]):
 
 
 def _joined(tree: dict) -> LazyTensor:
-    """Joins an array that Flax divided into flat chunks, because msgpack has a limit of 4 GiB."""
+    """Joins the chunks of an array that Flax has divided, because msgpack has a limit of 4 GiB.
+
+    Args:
+      tree: dict with the shape and the chunks.
+    """
     shape = tuple(tree["shape"][key] for key in sorted(tree["shape"], key=int))
     chunks = [tree["chunks"][key] for key in sorted(tree["chunks"], key=int)]
 
@@ -142,7 +147,7 @@ def _joined(tree: dict) -> LazyTensor:
 
 
 def _as_pytorch(names: tuple[str, ...], array: LazyTensor) -> tuple[str, LazyTensor]:
-    """Converts the name and layout of a leaf to those of PyTorch."""
+    """Converts the name and the layout of a Flax parameter to those of PyTorch."""
     *parts, last = names
     if last == "kernel" and len(array.shape) == 2:
         array = LazyTensor(array.dtype, array.shape[::-1], lambda read=array.read: read().T)

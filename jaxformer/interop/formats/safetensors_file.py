@@ -101,7 +101,7 @@ def size_of(dtype: np.dtype, shape: tuple[int, ...]) -> int:
 
 
 def _once(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Builds a JSON object and checks that no name occurs twice."""
+    """Builds a JSON object from pairs of names and values. Raises InputError if a name occurs twice."""
     found = dict(pairs)
     if len(found) != len(pairs):
         names = [name for name, _ in pairs]

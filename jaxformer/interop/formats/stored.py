@@ -1,4 +1,6 @@
-"""Lazy tensors in files of any format: shapes and dtypes are known at once, values are read one by one."""
+"""Tensors in files of any format. Their shapes and types are known when a file is opened, and their values are read
+later, one by one.
+"""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -13,22 +15,22 @@ from jaxformer.errors import InputError
 
 Item = TypeVar("Item")
 DType = Literal["float32", "bfloat16", "float16"]
-"""Floating-point dtype of the parameters in a folder."""
+"""Floating-point type of the parameters in a folder."""
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 FLOATS = {"float32": np.dtype(np.float32), "bfloat16": BFLOAT16, "float16": np.dtype(np.float16)}
-"""Floating-point dtypes that the parameters in a folder may have, by the names of `--dtype`."""
+"""Maps the values of `--dtype` to floating-point types of NumPy."""
 
 
 @dataclasses.dataclass(frozen=True)
 class LazyTensor:
-    """Tensor in a file, not yet read."""
+    """Tensor in a file. Its values are read only when they are needed."""
 
     dtype: np.dtype
     """Dtype of the tensor."""
     shape: tuple[int, ...]
     """Shape of the tensor."""
     read: Callable[[], np.ndarray]
-    """Function that reads the tensor. Each call reads it again."""
+    """Function that reads the values from the file. Each call reads them again."""
 
 
 def read_block(path: Path, offset: int, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
@@ -45,7 +47,7 @@ def read_block(path: Path, offset: int, dtype: np.dtype, shape: tuple[int, ...])
 
 
 def ahead(items: Iterator[Item]) -> Iterator[Item]:
-    """Yields the same items, computing the next one in another thread while the current one is used."""
+    """Yields the items of an iterator. Computes the next item in another thread while the current one is used."""
     with ThreadPoolExecutor(1) as other:
         following = other.submit(next, items, None)
         while (item := following.result()) is not None:

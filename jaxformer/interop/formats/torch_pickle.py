@@ -1,6 +1,6 @@
 """Reads PyTorch files without PyTorch.
 
-The restricted unpickler creates only tensors, so it never runs code of the file. Current files are zip archives with
+Its restricted unpickler creates only tensors, so it never runs code of the file. Current files are zip archives with
 `data.pkl`, whose tensors refer to archive entries that contain the values. Files from before PyTorch 1.6 are sequences
 of pickles, followed by the values.
 """
@@ -41,7 +41,7 @@ class _StorageType:
 
 @dataclasses.dataclass(frozen=True)
 class _Storage:
-    """Storage: a flat array of numbers that tensors are views of."""
+    """Flat array of numbers in a file. PyTorch tensors are views of such a storage."""
 
     key: str
     dtype: np.dtype
@@ -50,7 +50,7 @@ class _Storage:
 
 @dataclasses.dataclass(frozen=True)
 class _View:
-    """Tensor as a strided view of a storage."""
+    """Tensor that is a strided view of a storage."""
 
     storage: _Storage
     offset: int
@@ -80,7 +80,7 @@ def open_pytorch(path: Path) -> dict[str, LazyTensor]:
 
 
 class _Tensors(pickle.Unpickler):
-    """Unpickles a state dict. Refuses everything but tensors, with a message that names it."""
+    """Unpickler of a state dict. Refuses everything but tensors, with an error that names it."""
 
     def __init__(self, file: IO[bytes], path: Path):
         super().__init__(file, encoding="utf-8")
@@ -119,7 +119,7 @@ _BUILDERS = {
 }
 
 _Read = Callable[[_Storage, int, int], np.ndarray]
-"""Function that reads `count` numbers of a storage, starting at number `first`."""
+"""Function that reads `count` numbers of a storage, starting at number `first`: (storage, first, count) → array."""
 
 
 def _open_zip(path: Path) -> tuple[Any, _Read]:

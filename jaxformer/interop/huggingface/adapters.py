@@ -1,6 +1,6 @@
-"""Opens LoRA adapters saved by PEFT (Hu et al. 2022).
+"""Opens LoRA adapters that PEFT has saved (Hu et al. 2022).
 
-They are merged into the tensors of their base model when these are read.
+An adapter is merged into the tensors of its base model when these are read.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from jaxformer.interop.huggingface.sentence_modules import SENTENCE_MODEL, trans
 from jaxformer.interop.huggingface.table import Table
 
 MERGE = "merge it with PEFT: model.merge_and_unload().save_pretrained(FOLDER)"
-"""Advice in error messages about unsupported adapters."""
+"""Advice at the end of error messages about unsupported adapters."""
 IGNORED = frozenset(
     (
         *("auto_mapping", "base_model_name_or_path", "bias", "exclude_modules", "fan_in_fan_out", "inference_mode"),
@@ -31,40 +31,44 @@ IGNORED = frozenset(
         *("revision", "runtime_config", "target_modules", "task_type", "use_rslora"),
     )
 )
-"""Supported config fields: fields that are read, and fields that only select the trained tensors."""
+"""Fields of adapter_config.json that are supported: those that are read, and those that only affect which tensors are
+trained.
+"""
 INITIAL = (True, False, None, "gaussian", "eva", "orthogonal")
-"""Values of init_lora_weights that do not change the base model."""
+"""Supported values of the adapter config field `init_lora_weights`. They do not change the base model."""
 HEADS = {
     "SEQ_CLS": "ForSequenceClassification",
     "TOKEN_CLS": "ForTokenClassification",
     "QUESTION_ANS": "ForQuestionAnswering",
 }
-"""Class name suffixes by task_type. Task types that are not listed use the class of the base model."""
+"""Maps the `task_type` of an adapter config to the suffix of the transformers class name. Task types that are not
+listed use the class of the base model.
+"""
 PRETRAINED_HEADS = {
     "masked_lm": ("ForMaskedLM", "ForPreTraining"),
     "next_sentence": ("ForPreTraining",),
     "pooler": ("ForSequenceClassification", "ForPreTraining", "Model"),
 }
-"""Class name suffixes of the classes that have a pretraining head, by the path of the head."""
+"""Maps the path of each pretraining head to the suffixes of the transformers classes that have the head."""
 OUTER = "base_model.model."
 WRAPPERS = re.compile(r"\.(base_layer|modules_to_save|original_module)(?=\.)")
-"""Parts that PEFT adds to the names of replaced tensors."""
+"""Matches the parts that PEFT adds to the names of adapted or replaced tensors."""
 CONV1D = re.compile(r"h\.\d+\.(attn|mlp|crossattention)\.c_\w+\.weight")
-"""Names of GPT-2's linear layers, whose kernels are stored as [in, out]."""
+"""Matches the names of GPT-2's linear layers. Their kernels are stored as [in, out] instead of [out, in]."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """Low-rank matrices of one adapted tensor."""
+    """Two low-rank matrices, A and B, whose product a LoRA adapter adds to one tensor of the base model."""
 
     a: LazyTensor
-    """Matrix A, [r, in]."""
+    """Matrix A, [rank, in]."""
     b: LazyTensor
-    """Matrix B, [out, r]."""
+    """Matrix B, [out, rank]."""
     scale: float
-    """Factor of the product B A."""
+    """Factor of the product B A when it is added to the tensor."""
     transposed: bool
-    """Whether the adapted tensor is stored as [in, out]."""
+    """Whether the adapted tensor is stored as [in, out] instead of [out, in]."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -73,7 +77,9 @@ class Pair:
         return (inputs, outputs) if self.transposed else (outputs, inputs)
 
     def merged(self, base: LazyTensor) -> LazyTensor:
-        """Returns the tensor with the scaled product added, in float32. Computed when the tensor is read."""
+        """Returns the base tensor with the scaled product B A added, in float32. It is computed when the tensor is
+        read.
+        """
 
         def read() -> np.ndarray:
             product = self.scale * (self.b.read().astype(np.float32) @ self.a.read().astype(np.float32))
@@ -105,9 +111,10 @@ def base_folder(folder: Path) -> Path:
 
 
 def open_folder(path: str | os.PathLike) -> Folder:
-    """Opens the config and tensors of a folder. A PEFT adapter is merged into its base model.
+    """Opens the config and tensors of a model folder. If it contains a PEFT adapter, the adapter is merged into its
+    base model.
 
-    In a sentence-transformers folder, the encoder may be in a subfolder, which is opened in that case.
+    In a sentence-transformers folder, the encoder may be in a subfolder. That subfolder is opened then.
 
     Raises:
       InputError: If the folder does not exist, or a file in it is missing, truncated or invalid.
@@ -169,7 +176,13 @@ def _check(said: Mapping[str, Any], where: Path) -> None:
 
 
 def _architecture(said: Mapping[str, Any], base: Folder, where: Path) -> str:
-    """Returns the transformers class of the adapted model."""
+    """Returns the transformers class name of the adapted model.
+
+    Args:
+      said: Content of adapter_config.json.
+      base: Folder of the base model.
+      where: Path of the adapter, for error messages.
+    """
     family, own = family_of_config(base.config, base.tensors, str(base.path / CONFIG))
     named = (said.get("auto_mapping") or {}).get("base_model_class")
     ending = HEADS.get(str(said.get("task_type")))
@@ -186,7 +199,15 @@ def _architecture(said: Mapping[str, Any], base: Folder, where: Path) -> str:
 def _parts(
     said: Mapping[str, Any], stored: Mapping[str, LazyTensor], prefix: str, where: Path
 ) -> tuple[dict[str, Pair], dict[str, LazyTensor]]:
-    """Divides the tensors of an adapter into low-rank pairs and replaced tensors, by name without the prefix."""
+    """Divides the tensors of an adapter into low-rank pairs, which are added to base tensors, and tensors that replace
+    base tensors.
+
+    Args:
+      said: Content of adapter_config.json.
+      stored: Tensors of the adapter by name.
+      prefix: Prefix of their names, which the result does not have.
+      where: Path of the adapter, for error messages.
+    """
     halves: dict[str, dict[str, LazyTensor]] = {}
     replaced: dict[str, LazyTensor] = {}
     for full_name, tensor in stored.items():
@@ -220,7 +241,10 @@ def _pair(said: Mapping[str, Any], module: str, name: str, sides: Mapping[str, L
 
 
 def _of_pattern(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:
-    """Returns the value of the first pattern that matches the end of the module name."""
+    """Returns the value for a module from a config field that maps patterns to values.
+
+    The first pattern that matches the end of the module name is used. `default` is returned if none matches.
+    """
     for pattern, value in (patterns or {}).items():
         if re.match(rf"(.*\.)?({pattern})$", module):
             return value
@@ -228,7 +252,7 @@ def _of_pattern(patterns: Mapping[str, Any] | None, module: str, default: Any) -
 
 
 def _without_heads(tensors: Mapping[str, LazyTensor], table: Table, architecture: str) -> dict[str, LazyTensor]:
-    """Removes the heads of the base model that the adapted architecture does not have."""
+    """Removes the tensors of the base model's heads that the adapted architecture does not have."""
     parts = {part for part, endings in PRETRAINED_HEADS.items() if not architecture.endswith(endings)}
     rows = [row for row in table.rows if row.paths[0].removeprefix("backbone/").split("/")[0] not in parts]
     names = [name.removeprefix(table.prefix) for row in rows for name in (row.theirs, *row.copies)]
@@ -238,7 +262,7 @@ def _without_heads(tensors: Mapping[str, LazyTensor], table: Table, architecture
 
 
 def _with_labels(config: Mapping[str, Any], table: Table, tensors: Mapping[str, LazyTensor]) -> dict[str, Any]:
-    """Returns the config with as many labels as the head has outputs."""
+    """Returns the config with the number of labels changed to the number of outputs of the head."""
     heads = [row.theirs for row in table.rows if row.paths == ("head/kernel",) and row.theirs in tensors]
     if not heads:
         return dict(config)

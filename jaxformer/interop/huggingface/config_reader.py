@@ -1,4 +1,6 @@
-"""Reads config.json files. Each field must be read, or be known not to affect the results of a model."""
+"""Reads config.json files. A config is rejected if it has a field that is neither read nor known to have no effect on
+the model's results.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,8 +20,9 @@ decoder_start_token_id remove_invalid_values
 force_bos_token_to_be_generated save_step
 """
 HARMLESS = frozenset(_HARMLESS.split())
-"""Fields that do not affect the results of a model: origin of the file, use of outputs, initialisation, and special
-tokens, which belong to the tokenizer."""
+"""Names of fields that do not affect the results of a model: origin of the file, selection of outputs, initialisation,
+and special tokens, which are read from the tokenizer.
+"""
 
 FALSE = (
     "is_decoder",
@@ -31,14 +34,14 @@ FALSE = (
     "quantization_config",
     "sparsify",
 )
-"""Fields that any model family may have, and that must be false."""
+"""Names of fields that any model family may have, and that must be false or missing because they are not supported."""
 
 
 class ConfigReader:
     """Reads a config.json field by field, and rejects fields that were not read.
 
     Attributes:
-      where: Path of the file, for messages.
+      where: Path of the file, for error messages.
       notes: Notes about settings that only affect training and are not supported, one line each.
     """
 
@@ -78,14 +81,16 @@ class ConfigReader:
         return value
 
     def choice(self, name: str, meanings: Mapping[str, Any], default: str) -> Any:
-        """Returns the value in `meanings` for the field's value."""
+        """Looks up the value of a field in `meanings`. Raises InputError if it is not one of the keys."""
         value = self.get(name, default)
         if value not in meanings:
             raise self.error(name, value, f"one of {', '.join(meanings)}")
         return meanings[value]
 
     def must(self, name: str, *allowed: Any) -> None:
-        """Raises InputError if the field has none of the allowed values. A missing field has the first one."""
+        """Raises InputError if the value of the field is not one of the allowed values. A missing field has the first
+        of them.
+        """
         value = self.get(name, allowed[0])
         if value not in allowed:
             raise self.error(name, value, " or ".join(map(repr, allowed)))
@@ -102,12 +107,12 @@ class ConfigReader:
         return rate
 
     def only_training(self, name: str) -> None:
-        """Adds a note if the rate is above 0, because it only affects training and is not supported."""
+        """Adds a note if a rate, such as a dropout rate, is above 0. It only affects training and is not supported."""
         if self.get(name, 0.0):
             self.notes.append(f"{name}={self.get(name)} only affects training and is ignored")
 
     def finish(self) -> None:
-        """Raises InputError if there are unsupported fields that were not read."""
+        """Raises InputError if the config has fields that were not read and may affect the results of the model."""
         for name in FALSE:
             if name not in self._read and (value := self.get(name)):
                 raise self.error(name, value, "none")
@@ -121,5 +126,5 @@ class ConfigReader:
             raise InputError(f"{self.where}: unsupported fields for this model family: {shown}")
 
     def error(self, name: str, value: Any, expected: str) -> InputError:
-        """Builds the error for an unsupported value of a field."""
+        """Creates the error for an unsupported value of a field. `expected` says which values are supported."""
         return InputError(f"{self.where}: {name}={value!r} is not supported; expected {expected}")

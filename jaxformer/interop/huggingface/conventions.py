@@ -1,11 +1,12 @@
-"""Converts runs to the form that other programs expect in an export."""
+"""Converts a run before it is exported, so that the result follows the conventions of other programs."""
 
 from jaxformer.interop.huggingface.families import bridge_of
 from jaxformer.runs.run import Run
 
 
 def conventional(run: Run) -> Run:
-    """Returns an equivalent run whose export follows the conventions of its model family.
+    """Returns an equivalent run whose export follows the conventions of its model family, such as the order of the
+    vocabulary.
 
     Arrays are computed when they are read.
     """

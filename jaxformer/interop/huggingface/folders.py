@@ -24,32 +24,33 @@ READERS = {
     "pytorch_model.bin": open_pytorch,
     "flax_model.msgpack": open_flax,
 }
-"""Readers of weight files, in order of preference. Each file may be sharded, with an index named like the file plus
-`.index.json`."""
+"""Maps names of weight files to functions that open them, in order of preference. A file may be sharded, with an index
+named like the file plus `.index.json`.
+"""
 ADAPTER_READERS = {"adapter_model.safetensors": open_safetensors, "adapter_model.bin": open_pytorch}
-"""Readers of the weight files of a PEFT adapter."""
+"""Maps names of a PEFT adapter's weight files to functions that open them."""
 SHARD = 5_000_000_000
 """Maximum size of a weight file in bytes. A larger tensor gets its own file."""
 RENAMED = {".gamma": ".weight", ".beta": ".bias"}
-"""Old suffixes of normalisation parameters, from TensorFlow, and the current ones."""
+"""Maps old suffixes of normalisation parameters, which come from TensorFlow, to the current ones."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Folder:
-    """Content of a Hugging Face folder. Tensors are not read yet."""
+    """Content of a Hugging Face folder. The values of its tensors are read later."""
 
     path: Path
-    """Folder with config.json and weights, or with a PEFT adapter."""
+    """Path of the folder, which contains config.json and weights, or a PEFT adapter."""
     config: Mapping[str, Any]
-    """Content of config.json."""
+    """Parsed config.json."""
     generation: Mapping[str, Any]
-    """Content of generation_config.json. Empty if the file does not exist."""
+    """Parsed generation_config.json. Empty if the file does not exist."""
     tensors: Mapping[str, LazyTensor]
     """Tensors by name."""
     base: Path | None = None
-    """Folder of the base model, for an adapter."""
+    """Path of the base model's folder, if the folder contains an adapter."""
     sentence_transformers: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Content of config_sentence_transformers.json. Empty if the file does not exist."""
+    """Parsed config_sentence_transformers.json. Empty if the file does not exist."""
 
 
 def is_model_folder(path: Path) -> bool:
@@ -112,7 +113,13 @@ def _tensors(path: Path) -> dict[str, LazyTensor]:
 
 
 def _parts(path: Path, index: str, reader) -> dict[str, dict[str, LazyTensor]]:
-    """Opens the tensors of each file in an index, and checks that they match the index."""
+    """Opens the tensors of each weight file in an index, and checks that they match the index.
+
+    Args:
+      path: folder of the files.
+      index: name of the index file.
+      reader: function that opens a weight file.
+    """
     where = path / index
     files = read_json(where).get("weight_map")
     if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
@@ -139,7 +146,9 @@ def _modern(name: str) -> str:
 
 @contextlib.contextmanager
 def new_folder(path: str | os.PathLike) -> Iterator[Path]:
-    """Yields a temporary folder to fill, which is renamed to `path` at the end if there was no error.
+    """Context manager that creates a folder completely or not at all.
+
+    Its block fills a temporary folder, which is renamed to `path` at the end if there was no error.
 
     Raises:
       InputError: If `path` exists or cannot be written.
@@ -172,7 +181,9 @@ def new_folder(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _new_in_bucket(path: Path) -> Iterator[Path]:
-    """As `new_folder` for a path in a bucket: a local folder, whose files are written there at the end."""
+    """Context manager like `new_folder` for a path in a bucket. Its block fills a local folder, whose files are copied
+    to the bucket at the end.
+    """
     storage.check_bucket(path)
     if path.exists():
         raise InputError(f"{path}: already exists; expected the name of a new folder")

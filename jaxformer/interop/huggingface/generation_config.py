@@ -1,4 +1,6 @@
-"""Converts transformers' generation_config.json, or such fields of an old config.json, to `Decoding` and back."""
+"""Converts generation settings between transformers (generation_config.json, or config.json in old folders) and
+`Decoding`.
+"""
 
 import dataclasses
 from collections.abc import Mapping
@@ -17,11 +19,11 @@ RENAMED = {
     "eos_token_ids": "eos_token_id",
     "forced_eos_token_ids": "forced_eos_token_id",
 }
-"""Names in transformers of fields of `Decoding` that differ."""
+"""Maps fields of `Decoding` to their names in transformers, if these differ."""
 NAMES = {field.name: RENAMED.get(field.name, field.name) for field in dataclasses.fields(Decoding)}
 del NAMES["seed"]
 DRAWING = ("top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
-"""Fields that only affect sampling."""
+"""Names of fields that only affect sampling."""
 TOP_K = 50
 """Default of `top_k` in transformers."""
 REFUSED = {
@@ -34,7 +36,9 @@ REFUSED = {
     **dict.fromkeys(("constraints", "dola_layers", "force_words_ids", "max_time", "sequence_bias", "stop_strings")),
     **dict.fromkeys(("top_h", "watermarking_config")),
 }
-"""Unsupported fields that change the generated tokens, with the values that disable them."""
+"""Names of unsupported fields that change the generated tokens. Maps each to the value that disables it, which is
+allowed.
+"""
 HARMLESS = frozenset(
     [
         "bos_token_id",
@@ -72,17 +76,18 @@ HARMLESS = frozenset(
         "max_matching_ngram_size",
     ]
 )
-"""Fields that do not change the generated tokens: special tokens that are read elsewhere, outputs, memory, and
-drafting."""
+"""Names of fields that do not change the generated tokens: special tokens that are read elsewhere, selection of
+outputs, memory use, and speculative decoding.
+"""
 FIELDS = frozenset(NAMES.values()) | REFUSED.keys() | {"do_sample"}
-"""Fields that control generation, except special tokens."""
+"""Names of fields that control generation, except for special tokens."""
 
 
 def read_decoding(folder: Folder, default: Decoding, tokenizer: Tokenizer) -> Decoding:
     """Reads the decoding settings of a folder from generation_config.json, or from config.json in older folders.
 
-    If no file names an end token, it is that of the tokenizer (transformers would generate up to the maximum length).
-    If no file has a length, it is that of `default`.
+    If no file names an end token, it is the EOS token of the tokenizer. (transformers would generate up to the maximum
+    length.) If no file sets a length, it is the length of `default`.
 
     Raises:
       InputError: If fields are not supported or have invalid values. The message lists all of them.
@@ -103,7 +108,8 @@ def read_decoding(folder: Folder, default: Decoding, tokenizer: Tokenizer) -> De
 
 
 def decoding_of(fields: Mapping[str, Any], default: Decoding) -> Decoding:
-    """Converts generation fields of transformers to `Decoding`. `default` has the lengths to use if there are none.
+    """Converts generation fields of transformers to `Decoding`. If they do not set a length, it is the length of
+    `default`.
 
     Raises:
       InputError: If fields are not supported or have invalid values.
@@ -157,18 +163,18 @@ def generation_fields(decoding: Decoding) -> dict[str, Any]:
 
 
 def _listed(value: Any) -> Any:
-    """Converts a value to JSON types."""
+    """Converts a value to a type that JSON has: tuples become lists."""
     return [_listed(item) for item in value] if isinstance(value, tuple) else value
 
 
 def end_tokens(decoding: Decoding, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Returns the field `eos_token_id` of transformers: the tokens that end the output of a run with these settings."""
+    """Returns the field `eos_token_id` of transformers, which lists the tokens that end the output of a run."""
     ids = default_ends(tokenizer) if decoding.eos_token_ids is None else decoding.eos_token_ids
     return {"eos_token_id": ids[0] if len(ids) == 1 else list(ids) or None}
 
 
 def default_ends(tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Returns the end token of the tokenizer, if it has one."""
+    """Returns the ids of the tokenizer's EOS token, if it has one, as a tuple."""
     try:
         return (int(tokenizer.eos_id),)
     except InputError:
@@ -176,10 +182,10 @@ def default_ends(tokenizer: Tokenizer) -> tuple[int, ...]:
 
 
 def start_token(folder: Folder, tokenizer: Tokenizer) -> Start:
-    """Returns the `start` of `Seq2SeqLM` for a folder: the kind of token that is its decoder start token.
+    """Determines which special token the decoder of an imported encoder–decoder starts from.
 
     Raises:
-      InputError: If the decoder start token is none of these kinds.
+      InputError: If the decoder start token is none of the tokens that `Seq2SeqLM.start` can select.
     """
     said = {**folder.config, **folder.generation}
     start = said.get("decoder_start_token_id")
@@ -200,7 +206,9 @@ def start_token(folder: Folder, tokenizer: Tokenizer) -> Start:
 
 
 def _ours(name: str, value: Any) -> Any:
-    """Converts a field value to the type in `Decoding`: lists to tuples, and a single end token to a tuple."""
+    """Converts the value of a transformers field to the type that `Decoding` has: lists to tuples, and a single end
+    token to a tuple.
+    """
     if name in ("eos_token_ids", "forced_eos_token_ids") and not isinstance(value, list | tuple):
         return (value,)
     if isinstance(value, list | tuple):

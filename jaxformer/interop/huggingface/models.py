@@ -37,19 +37,19 @@ from jaxformer.models.base import Model
 from jaxformer.predictors.labelled_texts import template_of
 
 REWRITTEN = {"architectures", "model_type", "torch_dtype", "dtype", "transformers_version", "_name_or_path"}
-"""Fields of config.json that an export does not keep."""
+"""Fields of an imported config.json that an export does not copy, because it writes its own values."""
 PARTS = {"pad_token_id": "pad", "bos_token_id": "bos", "eos_token_id": "eos"}
-"""Maps config fields of token ids to the roles of these special tokens."""
+"""Maps config fields with token ids to the roles of these special tokens."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SourceMetadata:
-    """Metadata of an imported folder that is not part of the model. It is kept for exports."""
+    """Metadata of an imported folder that are not part of the model. They are kept for later exports."""
 
     architecture: str
     """Name of the transformers class."""
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Fields of config.json that do not affect the results of the model: special tokens, label names."""
+    """Fields of config.json that do not affect the results of the model, such as special tokens and label names."""
     generation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Fields of generation_config.json that are not part of `Decoding`."""
     chat_template: Any = None
@@ -66,7 +66,7 @@ class Imported:
     params: Any
     """Tree of the model's parameters."""
     origin: SourceMetadata
-    """Metadata for exports."""
+    """Metadata of the imported folder, for later exports."""
     notes: tuple[str, ...]
     """Notes about config settings that only affect training and are not supported, one line each."""
 
@@ -95,7 +95,7 @@ def import_hf(
 
 
 def load(folder: Folder, dtype: DType = "float32", families: Sequence[Family] = ()) -> Imported:
-    """Loads the model of a folder, and the metadata for exporting it."""
+    """Loads the model of an opened folder, with its parameters and metadata."""
     stored = _numpy_dtype(dtype)
     where = str(folder.path / CONFIG)
     family, architecture = family_of_config(folder.config, folder.tensors, where, families)
@@ -110,7 +110,9 @@ def load(folder: Folder, dtype: DType = "float32", families: Sequence[Family] = 
 
 
 def origin_of(folder: Folder, architecture: str) -> SourceMetadata:
-    """Returns the metadata of a folder that is not part of the model. `architecture` is the transformers class."""
+    """Returns the metadata of a folder that are not part of the model. `architecture` is the transformers class
+    name.
+    """
     kept = {name: value for name, value in folder.config.items() if name in HARMLESS - REWRITTEN}
     generation = {name: value for name, value in folder.generation.items() if name not in generation_config.FIELDS}
     said = folder.sentence_transformers
@@ -120,29 +122,31 @@ def origin_of(folder: Folder, architecture: str) -> SourceMetadata:
 
 @dataclasses.dataclass(frozen=True)
 class ExportPlan:
-    """Settings of an export, other than the model and its tokenizer."""
+    """Settings of an export, except for the model and its tokenizer."""
 
     dtype: DType = "float32"
     """Dtype of the weights."""
     origin: SourceMetadata | None = None
-    """Metadata of the imported folder that the model comes from: special tokens, chat template and label names."""
+    """Metadata of the folder that the model was imported from, if any: special tokens, chat template and label
+    names.
+    """
     generation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Generation settings, named as in transformers."""
     decoder_start: int | None = None
-    """Decoder start token of an encoder–decoder. If None, that of the model family."""
+    """Id of an encoder–decoder's start token. If None, uses the token of the model family."""
     add_bos: bool = False
     """Whether the tokenizer adds its BOS token to texts."""
     dialogue: DialogueTemplate | None = None
     """Dialogue template, which is exported as a chat template."""
     problem_type: str | None = None
-    """Name of the problem type of a classifier in transformers. If None, that of `origin`."""
+    """Kind of classification, as named in transformers. If None, uses the one in `origin`."""
     shard: int = SHARD
     """Maximum size of a weight file in bytes."""
 
     def special_tokens(self, model: Model, tokenizer: Tokenizer | None) -> dict[str, Any]:
-        """Returns the special tokens for config.json.
+        """Returns the fields of config.json with special token ids.
 
-        Missing ones are null, because transformers has other defaults.
+        Missing tokens have the value null, because transformers has other defaults.
         """
         if model.text_limits is None:
             return {}
@@ -157,12 +161,12 @@ class ExportPlan:
         return found if self.decoder_start is None else found | {"decoder_start_token_id": self.decoder_start}
 
     def generation_config(self, tokens: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns the content of generation_config.json."""
+        """Returns the content of generation_config.json. `tokens` are the config fields with special token ids."""
         known = {name: value for name, value in tokens.items() if value is not None}
         return {**known, **({} if self.origin is None else self.origin.generation), **self.generation}
 
     def write_tokenizer(self, folder: Path, tokenizer: Tokenizer, model: Model) -> None:
-        """Writes the tokenizer, with the chat template of `dialogue`, or else that of `origin`."""
+        """Writes the tokenizer, with a chat template made from `dialogue`, or else the one in `origin`."""
         export_tokenizer(tokenizer, folder, beginning=self.add_bos, template=template_of(model, tokenizer))
         chat = self.origin and self.origin.chat_template
         if self.dialogue is not None:
@@ -230,6 +234,13 @@ def _config(
     origin: SourceMetadata | None,
 ) -> dict[str, Any]:
     """Returns the content of config.json.
+
+    Args:
+      family: Model family.
+      described: Config fields of the model.
+      tokens: Config fields with special token ids.
+      has_tokenizer: Whether a tokenizer is exported.
+      origin: Metadata of the imported folder, if any.
 
     Raises:
       InputError: If the position embeddings of the model require another padding id than that of the tokenizer.

@@ -1,4 +1,6 @@
-"""Converts tensors of a folder to parameters and back, tensor by tensor, so that a model is never in memory twice."""
+"""Converts stored tensors to parameters and back, one tensor at a time, so that memory never contains the model
+twice.
+"""
 
 import collections
 import itertools
@@ -17,40 +19,42 @@ from jaxformer.interop.huggingface.table import Sources, Table, TensorMapping, m
 from jaxformer.models.base import Model
 
 ALIGNMENT = 64
-"""Alignment in bytes. JAX does not copy a NumPy array that is aligned to it."""
+"""Alignment of arrays in memory, in bytes. JAX uses a NumPy array with this alignment without copying it."""
 AT_ONCE = 2
-"""Number of tensors to read in parallel."""
+"""Number of tensors that are read in parallel."""
 STRIP = 64
-"""Number of rows to copy at a time in a transposed copy, so that their cache lines are reused for the next row."""
+"""Number of rows that are copied at a time when the axis order changes, so that their cache lines are reused for the
+next row.
+"""
 
 
 def abstract(model: Model) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes of the model's parameters, by path."""
+    """Returns the shapes of the model's parameters by path, without creating the parameters."""
     tree = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), **model.abstract_inputs()))["params"]
     return {path: leaf.shape for path, leaf in flat(tree).items()}
 
 
 def flat(params: Any) -> dict[str, Any]:
-    """Flattens a tree to leaves by path, such as `transformer/blocks/mlp/up/kernel`."""
+    """Flattens a tree of parameters to a dict. Keys are paths, such as `transformer/blocks/mlp/up/kernel`."""
     return flax.traverse_util.flatten_dict(params, sep="/")
 
 
 def nested(leaves: Mapping[str, Any]) -> Any:
-    """Converts leaves by path back to a tree."""
+    """Converts a dict of parameters by path to a tree. Inverse of `flat`."""
     return flax.traverse_util.unflatten_dict(dict(leaves), sep="/")
 
 
 def read(
     table: Table, shapes: Mapping[str, tuple[int, ...]], stored: Mapping[str, LazyTensor], dtype: np.dtype, where: str
 ) -> Any:
-    """Reads the parameters from stored tensors.
+    """Reads the parameters of a model from stored tensors.
 
     Args:
-      table: Table of the model family.
+      table: Table of the model family, which maps parameters to tensors.
       shapes: Shapes of the parameters, by path.
       stored: Stored tensors, by name.
       dtype: Dtype of the parameters.
-      where: Start of error messages.
+      where: Text at the start of error messages, such as a path.
 
     Raises:
       InputError: If tensors are missing, unknown, or have the wrong shape or dtype, or if copies of a tied tensor
@@ -89,7 +93,12 @@ def read(
 
 
 def written(slots: Sequence[TensorMapping], arrays: Mapping[str, Any], dtype: np.dtype) -> Iterator[np.ndarray]:
-    """Yields the tensors in the layout of transformers, in the order of the slots.
+    """Yields the tensors to write, in the layout of transformers.
+
+    Args:
+      slots: Tensors to write, in order, and the parameters that they contain.
+      arrays: Parameters by path.
+      dtype: Type of the tensors.
 
     Raises:
       InputError: If a value exceeds the range of the dtype.
@@ -117,7 +126,7 @@ def check_range(array: np.ndarray, name: str) -> None:
 
 
 def copy_into(target: np.ndarray, source: np.ndarray) -> None:
-    """Copies `source` to `target`, in strips if the memory order of their axes differs."""
+    """Copies `source` to `target`. Copies in strips if the memory order of their axes differs, which is faster."""
     axes = sorted(range(target.ndim), key=lambda axis: -target.strides[axis])  # Writing memory sequentially is fastest.
     target, source = _merged(target.transpose(axes), source.transpose(axes))
     if target.ndim < 2 or (target.strides[-2] > target.strides[-1]) == (source.strides[-2] > source.strides[-1]):
@@ -128,7 +137,7 @@ def copy_into(target: np.ndarray, source: np.ndarray) -> None:
 
 
 def _merged(target: np.ndarray, source: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns views of both arrays in which axes that are contiguous in both are merged."""
+    """Returns views of two arrays of equal shape, in which successive axes that are contiguous in both are merged."""
     axis = 0
     while axis + 1 < target.ndim:
         if all(array.strides[axis] == array.strides[axis + 1] * array.shape[axis + 1] for array in (target, source)):
@@ -147,9 +156,8 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 def _fill_unused(arrays: Mapping[str, np.ndarray], slots: Sequence[TensorMapping]) -> None:
-    """Initialises unused layers before the first stored one like a normalisation: scales are 1, all others 0.
-
-    They have no effect.
+    """Initialises the parameters of layers for which nothing is stored, because they have no effect. Scales are 1, and
+    all others 0.
     """
     first: dict[str, int] = {}
     for slot in slots:

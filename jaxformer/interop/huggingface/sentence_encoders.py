@@ -24,7 +24,7 @@ from jaxformer.objectives.sentence_embedding import SentenceEmbedding
 SENTENCES = "sentence_bert_config.json"
 MODEL_TYPE = "SentenceTransformer"
 POOLINGS: dict[str, Pooling] = {"mean": "mean", "cls": "first", "max": "max", "lasttoken": "last"}
-"""Pooling methods by their names in sentence-transformers."""
+"""Maps names of pooling methods in sentence-transformers to names in jaxformer."""
 LEGACY = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
@@ -33,13 +33,14 @@ LEGACY = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
-"""Flags that releases before 6 write instead of `pooling_mode`."""
+"""Maps flags in older configs of the Pooling module to the value of `pooling_mode` that replaces them."""
 HIDDEN = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}, "token_embeddings"
 POOLED = {"text": {"method": "forward", "method_output_name": "pooler_output"}}, "sentence_embedding"
-"""`modality_config` and `module_output_name` of encoders that are followed by pooling, and of those that use a
-pooler."""
+"""Expected values of `modality_config` and `module_output_name` in the config of a Transformer module: `HIDDEN` if a
+Pooling module follows, and `POOLED` if the encoder's pooler is used.
+"""
 UNLIMITED = 10**9
-"""Values of `model_max_length` above this mean that there is no limit."""
+"""If `model_max_length` of a tokenizer is above this value, the length is not limited."""
 
 
 def is_sentence_encoder(folder: Path) -> bool:
@@ -48,9 +49,9 @@ def is_sentence_encoder(folder: Path) -> bool:
 
 
 def read(folder: Path, model: Model, encoder: Path | None = None) -> SentenceEmbedding:
-    """Reads how a folder computes sentence vectors.
+    """Reads how the model in a sentence-transformers folder computes sentence vectors.
 
-    Without modules.json, it is mean pooling, as in sentence-transformers.
+    Without modules.json, vectors are computed by mean pooling, as in sentence-transformers.
 
     Args:
       folder: Folder with modules.json.
@@ -91,7 +92,7 @@ def read(folder: Path, model: Model, encoder: Path | None = None) -> SentenceEmb
 
 
 def with_case(tokenizer: Tokenizer, folder: Path) -> Tokenizer:
-    """Makes a tokenizer lowercase texts if `do_lower_case` is set in sentence_bert_config.json.
+    """Returns the tokenizer with lowercasing added, if `do_lower_case` is set in sentence_bert_config.json.
 
     Raises:
       InputError: If this kind of tokenizer cannot lowercase.
@@ -112,7 +113,7 @@ def with_case(tokenizer: Tokenizer, folder: Path) -> Tokenizer:
 
 
 def write(folder: Path, objective: SentenceEmbedding, model: Model, origin: Mapping[str, Any] | None = None) -> None:
-    """Writes the files with which sentence-transformers computes the vectors of an objective.
+    """Writes the files from which sentence-transformers computes the same vectors as the objective.
 
     Args:
       folder: Folder of the encoder, with config.json and weights.
@@ -146,10 +147,10 @@ def write(folder: Path, objective: SentenceEmbedding, model: Model, origin: Mapp
 
 
 def _sentences(encoder: Path) -> dict[str, Any]:
-    """Reads sentence_bert_config.json.
+    """Reads the settings in sentence_bert_config.json of an encoder's folder.
 
     Raises:
-      InputError: If a setting is not supported. The message names the first one.
+      InputError: If a setting is not supported. The message names the first such setting.
     """
     path = encoder / SENTENCES
     said = _optional(path)
@@ -163,7 +164,13 @@ def _sentences(encoder: Path) -> dict[str, Any]:
 
 
 def _check_output(said: Mapping[str, Any], path: Path, expected: tuple[Mapping[str, Any], str]) -> None:
-    """Raises InputError if the output of the Transformer module is not the input that the next module expects."""
+    """Raises InputError if the Transformer module does not output what the next module needs.
+
+    Args:
+      said: Config of the Transformer module.
+      path: Path of the config, for error messages.
+      expected: Expected values of `modality_config` and `module_output_name`.
+    """
     modalities, output = expected
     for name, value in {"modality_config": modalities, "module_output_name": output}.items():
         found = said.get(name)
@@ -175,7 +182,13 @@ def _check_output(said: Mapping[str, Any], path: Path, expected: tuple[Mapping[s
 
 
 def _longest(said: Mapping[str, Any], encoder: Path, model: Any) -> int | None:
-    """Returns the maximum length of an input in tokens. None if it is the maximum length of the model."""
+    """Returns the maximum number of input tokens. None if it is the maximum length of the model.
+
+    Args:
+      said: Settings in sentence_bert_config.json.
+      encoder: Folder of the encoder, whose tokenizer may set a maximum.
+      model: Encoder.
+    """
     name, longest = "max_seq_length", said.get("max_seq_length")
     path = encoder / SENTENCES
     if longest is None:
@@ -189,7 +202,7 @@ def _longest(said: Mapping[str, Any], encoder: Path, model: Any) -> int | None:
 
 
 def _pooling(path: Path, model: Model) -> tuple[Pooling, bool]:
-    """Reads the pooling method from 1_Pooling/config.json, and whether prompt tokens are included."""
+    """Reads the config of the Pooling module. Returns the pooling method, and whether prompt tokens are included."""
     said = read_json(path)
     flags = [mode for flag, mode in LEGACY.items() if said.get(flag) is True]
     modes = said.get("pooling_mode", flags or "mean")
@@ -207,12 +220,14 @@ def _pooling(path: Path, model: Model) -> tuple[Pooling, bool]:
 
 
 def _width(model: Model) -> int:
-    """Returns the width of the hidden vectors."""
+    """Returns the width of the encoder's hidden vectors."""
     return list(model.stacks().values())[-1].width
 
 
 def _pooling_fields(objective: SentenceEmbedding, model: Model) -> dict[str, Any]:
-    """Returns the config of the Pooling module, with the field names that all releases read."""
+    """Returns the config of the Pooling module, with field names that all releases of sentence-transformers can
+    read.
+    """
     mode = {ours: theirs for theirs, ours in POOLINGS.items()}[objective.pooling]
     fields: dict[str, Any] = {flag: theirs == mode for flag, theirs in LEGACY.items()}
     return fields | {
@@ -222,7 +237,9 @@ def _pooling_fields(objective: SentenceEmbedding, model: Model) -> dict[str, Any
 
 
 def _prompts(path: Path) -> tuple[tuple[tuple[str, str], ...], str | None]:
-    """Reads the prompts by name from config_sentence_transformers.json, and the name of the default prompt."""
+    """Reads the prompts in config_sentence_transformers.json. Returns (name, text) pairs, and the name of the default
+    prompt.
+    """
     said = _optional(path)
     if (kind := said.get("model_type", MODEL_TYPE)) != MODEL_TYPE:
         raise InputError(f"{path}: model_type={kind!r} is not supported; expected {MODEL_TYPE}")
@@ -239,5 +256,5 @@ def _prompts(path: Path) -> tuple[tuple[tuple[str, str], ...], str | None]:
 
 
 def _optional(path: Path) -> dict[str, Any]:
-    """Reads a JSON object. Empty if the file does not exist."""
+    """Reads a JSON object from a file. Returns an empty dict if the file does not exist."""
     return read_json(path) if path.is_file() else {}

@@ -14,26 +14,26 @@ SUPPORTED = (
     (TRANSFORMER,),
     (TRANSFORMER, NORMALIZE),
 )
-"""Supported sequences of modules. Without Pooling, the Transformer module returns the pooler output of the model."""
+"""Supported sequences of modules. If Pooling is missing, the sentence vector is the output of the encoder's pooler."""
 EXPECTED = "expected Transformer, Pooling and optionally Normalize"
 
 
 @dataclasses.dataclass(frozen=True)
 class SentenceModule:
-    """Entry of modules.json."""
+    """Module of a sentence-transformers model, as listed in modules.json."""
 
     kind: str
-    """Class name, such as `Pooling`."""
+    """Class name of the module, such as `Pooling`."""
     folder: Path
     """Folder with the files of the module."""
 
 
 def read_modules(folder: Path) -> tuple[SentenceModule, ...]:
-    """Reads modules.json.
+    """Reads modules.json of a sentence-transformers folder.
 
     Raises:
-      InputError: If the file is not a list of modules, names a folder outside of `folder`, or has unsupported
-        modules or an unsupported order. The message names the first one.
+      InputError: If the file is not a list of modules, names a folder outside of `folder`, or lists modules that are
+        not supported or in an unsupported order. The message names the first problem.
     """
     path, entries = folder / MODULES, _entries(folder)
     for kind, _ in entries:
@@ -50,14 +50,16 @@ def read_modules(folder: Path) -> tuple[SentenceModule, ...]:
 
 
 def transformer_folder(folder: Path) -> Path:
-    """Returns the folder with the encoder's config.json: the folder of the Transformer module, or else `folder`."""
+    """Returns the folder with the encoder's config.json: the folder of the Transformer module, or `folder` if there is
+    no modules.json.
+    """
     entries = _entries(folder) if (folder / MODULES).is_file() else []
     names = [name for kind, name in entries if kind.rpartition(".")[2] == TRANSFORMER]
     return folder / names[0] if names else folder
 
 
 def _entries(folder: Path) -> list[tuple[str, str]]:
-    """Reads the class and folder of each module."""
+    """Reads the class name and the folder of each module in modules.json."""
     path = folder / MODULES
     try:
         entries = [(str(entry["type"]), str(entry["path"])) for entry in json.loads(path.read_text(encoding="utf-8"))]

@@ -1,8 +1,8 @@
-"""Tables that map the tensors of a model family to parameters. Import and export use the same table.
+"""Tables that map parameters to the tensors of a model family in transformers. Import and export use the same table.
 
-A row has the path of a parameter, the name of the tensor in transformers, and the rearrangement of axes. Our stacked
-blocks have a leading layer axis; transformers has one tensor per layer, with its number in place of `{l}` in the name,
-or one per layer and expert, with the number of the expert in place of `{e}`.
+A row of a table has the path of a parameter, the name of the tensor in transformers, and the rearrangement of axes. Our
+stacked blocks have a leading layer axis. transformers has one tensor per layer, with its number in place of `{l}` in
+the name, or one per layer and expert, with the number of the expert in place of `{e}`.
 """
 
 import dataclasses
@@ -15,60 +15,70 @@ import numpy as np
 from jaxformer.errors import InputError
 
 SHOWN = 8
-"""Maximum number of names that a message lists."""
+"""Maximum number of tensor names in an error message."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ParamMapping:
-    """Maps one tensor of transformers, or one per layer if its name has `{l}`, to our parameters."""
+    """Row of a table: maps a parameter to a tensor of transformers, or to one tensor per layer if the tensor name
+    contains `{l}`.
+    """
 
     ours: str | tuple[str, ...]
-    """Path of the parameter, such as `transformer/blocks/mlp/up/kernel`. Several paths if the tensor contains several
-    parameters, which are then along the first axis of the rearranged tensor."""
+    """Path of the parameter in jaxformer, such as `transformer/blocks/mlp/up/kernel`. A tuple of paths if the tensor
+    contains several parameters; these are then along the first axis of the rearranged tensor.
+    """
     theirs: str
     """Name of the tensor in transformers."""
     pattern: str = ""
-    """Rearrangement of the tensor's axes in einops notation, such as `(h k) d -> d h k`. Empty if the axes are the
-    same."""
+    """Rearrangement of the tensor's axes to those of the parameter, in einops notation, such as `(h k) d -> d h k`.
+    Empty if the axes are the same.
+    """
     copies: tuple[str, ...] = ()
-    """Other names of a tied tensor. It is stored under one or several of these names; all stored values must be
-    equal."""
+    """Other names of the same tensor, if it is tied. A file may store it under one or several of these names, with
+    equal values.
+    """
     tied_to: str = ""
-    """Name of the tensor to read if this one is not stored."""
+    """Name of another tensor with the same values, which is read if this tensor is not stored."""
     requires: str = ""
-    """Path of a parameter that the model must have for the row to apply."""
+    """If set, the row only applies to models with a parameter at this path."""
     excludes: str = ""
-    """Path of a parameter that the model must not have for the row to apply."""
+    """If set, the row only applies to models without a parameter at this path."""
     first_layer: int = 0
-    """First layer that has the tensor, if its name has `{l}`. Our parameters of earlier layers have no effect."""
+    """Number of the first layer that has the tensor, if its name contains `{l}`. Our parameters of earlier layers have
+    no effect.
+    """
 
     def applies(self, paths: Container[str]) -> bool:
-        """Returns whether a model with parameters at these paths has the tensor."""
+        """Returns whether the row applies to a model. `paths` are the paths of the model's parameters."""
         other = (not self.requires or self.requires in paths) and self.excludes not in paths
         return other and any(path in paths for path in self.paths)
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """Paths of the parameters, as a tuple."""
+        """Paths of the parameters that the tensor contains, as a tuple."""
         return (self.ours,) if isinstance(self.ours, str) else self.ours
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Rows of a model family. A row applies if the model has its parameters."""
+    """Table that maps the parameters of a model family to tensors of transformers. A row is used only for models that
+    have its parameters.
+    """
 
     rows: tuple[ParamMapping, ...]
-    """Mappings of the tensors that are parameters."""
+    """Mappings of all parameters."""
     known: Mapping[str, str | Callable[[tuple[int, ...]], np.ndarray]] = dataclasses.field(default_factory=dict)
-    """Names (with `{l}` for a number) of tensors that may be stored although they are not parameters. Maps each to the
-    reason, or to a function that computes the expected values from the shape."""
+    """Names (with `{l}` for a number) of stored tensors that are not parameters. Maps each to the reason, or to a
+    function that computes the expected values from the shape.
+    """
     prefix: str = ""
-    """Prefix of tensor names that is missing in models without heads."""
+    """Prefix of the tensor names, except in models without heads."""
     others: tuple["Table", ...] = ()
-    """Other layouts of the same tensors, which imports accept. Exports write this one."""
+    """Tables of other layouts of the same tensors, which imports accept. Exports use the layout of this table."""
 
     def layout(self, names: Container[str]) -> "Table":
-        """Returns the table for the layout of tensors with these names."""
+        """Chooses among this table and `others` the table whose tensor names match `names` best."""
 
         def found(table):
             first = [row.theirs.format(l=row.first_layer, e=0) for row in table.rows]
@@ -79,36 +89,42 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class TensorMapping:
-    """Maps one tensor of transformers to the parameters that it contains."""
+    """Maps one stored tensor of transformers to the parameters, or parts of stacked parameters, that it contains."""
 
     name: str
     shape: tuple[int, ...]
     paths: tuple[str, ...]
-    """Paths of the parameters, or of the stacked parameters if it contains one of their layers or experts."""
+    """Paths of the parameters that the tensor contains. For stacked parameters, it contains one of their layers or
+    experts.
+    """
     index: tuple[int, ...]
-    """Indices of the layer and of the expert in the first axes of stacked parameters. () if they are not stacked."""
+    """Indices along the leading axes of stacked parameters: layer, and expert if any. () if the parameters are not
+    stacked.
+    """
     copies: tuple[str, ...]
-    """Other names of a tied tensor, see `ParamMapping.copies`."""
+    """Other names of the same tensor. See `ParamMapping.copies`."""
     tied_to: str
-    """Name of the tensor to read if this one is not stored."""
+    """Name of another tensor with the same values, which is read if this tensor is not stored."""
     split: tuple[int, ...]
-    """Shape of the tensor after splitting its axes into those of the parameters."""
+    """Shape of the tensor after its axes are split into those of the parameters."""
     order: tuple[int, ...]
-    """Axis permutation from the split tensor to the parameters."""
+    """Permutation of the axes of the split tensor that gives the parameters."""
 
     def to_ours(self, tensor: np.ndarray) -> list[np.ndarray]:
-        """Returns views of a tensor, one per path."""
+        """Converts a tensor of transformers to the parameters that it contains. Returns views, one per path."""
         arranged = tensor.reshape(self.split).transpose(self.order)
         return list(arranged) if len(self.paths) > 1 else [arranged]
 
     def to_theirs(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
-        """Returns the tensor for the given arrays, one per path. It is a copy unless the order of axes is the same."""
+        """Converts parameters, one per path, to the tensor of transformers. The result is a copy unless the axis order
+        is the same.
+        """
         arranged = np.stack(arrays) if len(self.paths) > 1 else arrays[0]
         return np.ascontiguousarray(arranged.transpose(np.argsort(self.order))).reshape(self.shape)
 
 
 def slots(table: Table, shapes: Mapping[str, tuple[int, ...]], headless: bool = False) -> list[TensorMapping]:
-    """Returns the tensors that a model has, in the order of the table.
+    """Lists the tensors that a model has in transformers, in the order of the table.
 
     Args:
       table: Table of the model family.
@@ -139,7 +155,7 @@ def slots(table: Table, shapes: Mapping[str, tuple[int, ...]], headless: bool = 
 
 
 def is_known(table: Table, name: str) -> bool:
-    """Returns whether a tensor name is known not to be a parameter."""
+    """Returns whether a stored tensor is known not to be a parameter, by its name."""
     patterns = [re.escape(known).replace(r"\{l\}", r"\d+") for known in table.known]
     patterns += [pattern.removeprefix(re.escape(table.prefix)) for pattern in patterns]
     return any(re.fullmatch(pattern, name) for pattern in patterns)
@@ -147,12 +163,12 @@ def is_known(table: Table, name: str) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Sources:
-    """Stored tensors for all slots."""
+    """Which stored tensor each tensor of a model is read from."""
 
     slots: list[TensorMapping]
-    """All slots."""
+    """Tensors of the model."""
     names: list[str]
-    """Name of the stored tensor of each slot."""
+    """For each entry of `slots`, the name of the stored tensor to read."""
     copies: list[tuple[str, str]]
     """Pairs of names of stored tensors that must have equal values."""
 
@@ -160,13 +176,13 @@ class Sources:
 def match(
     table: Table, shapes: Mapping[str, tuple[int, ...]], stored: Mapping[str, tuple[int, ...]], where: str
 ) -> Sources:
-    """Finds the stored tensor of each slot.
+    """Finds the stored tensor for each tensor of a model.
 
     Args:
       table: Table of the model family.
       shapes: Shapes of the parameters, by path.
       stored: Shapes of the stored tensors, by name.
-      where: Start of error messages.
+      where: Text at the start of error messages, such as a path.
 
     Raises:
       InputError: If tensors are missing, unknown, or have another shape. The message lists them.
@@ -198,7 +214,7 @@ def match(
 
 
 def is_headless(table: Table, names: Mapping[str, object]) -> bool:
-    """Returns whether the names lack the prefix of the table, as in a model without heads."""
+    """Returns whether tensor names lack the prefix of the table, as in a model without heads."""
     return not any(name.startswith(table.prefix) for name in names)
 
 
@@ -226,10 +242,14 @@ def _of_row(row: ParamMapping, shapes: Mapping[str, tuple[int, ...]]) -> Iterato
 
 
 def _parsed(pattern: str, axes: int) -> tuple[list[list[int]], tuple[int, ...]]:
-    """Parses a pattern.
+    """Parses the rearrangement of axes in a `ParamMapping`, which is in einops notation.
 
-    Returns the split axes of each tensor axis, and the permutation from them to the parameter's axes. An axis `1` of
-    the tensor has no counterpart in the parameter.
+    Returns for each axis of the tensor the axes that it is split into, and the permutation of these that gives the
+    parameter's axes. An axis `1` of the tensor has no counterpart in the parameter.
+
+    Args:
+      pattern: The rearrangement, such as `(h k) d -> d h k`.
+      axes: Number of axes of the tensor.
     """
     if not pattern:
         return [[axis] for axis in range(axes)], tuple(range(axes))

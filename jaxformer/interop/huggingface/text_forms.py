@@ -1,4 +1,5 @@
-"""Converts text models to the form that other programs expect: no unused ids, and Marian's order of the vocabulary.
+"""Converts text models to the form that other programs expect: without unused token ids, and for Marian models with
+padding as the last token.
 
 Converters such as CTranslate2 expect as many embedding rows as the tokenizer has pieces. For Marian models they drop
 the last row, which is padding, and start the decoder from a zero vector.
@@ -19,12 +20,13 @@ from jaxformer.runs.run import Run
 from jaxformer.training.checkpoints import StoredArray
 
 NEVER = -50.0
-"""Logit of the padding token, whose embedding is zero: low enough to have no probability, but not too large for float16
-or for a comparison relative to the largest logit."""
+"""Logit of the padding token in the converted model. It is low enough for a probability of 0, but not too large for
+float16 or for a comparison relative to the largest logit.
+"""
 
 
 def marian_form(model: Model) -> Model:
-    """Returns the equivalent of a model with `zero_start`, for a vocabulary in which padding is the last token."""
+    """Returns a model with `zero_start` that computes the same, for a vocabulary in which padding is the last token."""
     return dataclasses.replace(model, head_bias=True, zero_start=False)
 
 
@@ -57,11 +59,11 @@ def marian_run(run: Run) -> Run:
 
 
 TOKEN_ROWS = ("embeddings/token", "head")
-"""Paths of the encoder–decoder parameters that have one row per token."""
+"""Paths of the encoder–decoder parameters with one row per token of the vocabulary."""
 
 
 def _renumbered(decoding: Decoding, places: Mapping[int, int]) -> Decoding:
-    """Replaces token ids in the settings by their new ids."""
+    """Replaces the token ids in decoding settings by new ids. `places` maps old ids to new ids."""
 
     def moved(value: Any) -> Any:
         return tuple(map(moved, value)) if isinstance(value, tuple) else None if value is None else places[value]
@@ -85,7 +87,7 @@ def without_unused_ids(run: Run) -> Run:
 
 
 def _first(array: Any, shape: tuple[int, ...]) -> StoredArray:
-    """Truncates an array to a shape along each axis."""
+    """Truncates an array along each axis to a smaller shape. The result is computed when it is read."""
     return _lazy(array, shape, lambda: np.asarray(array)[tuple(map(slice, shape))])
 
 
@@ -94,6 +96,6 @@ def _lazy(array: Any, shape: tuple[int, ...], read: Callable[[], np.ndarray]) ->
 
 
 def replaced(run: Run, model: Model, params: Any, tokenizer: Any) -> Run:
-    """Returns the run with another model, its parameters and its tokenizer."""
+    """Returns a copy of a run with another model, other parameters and another tokenizer."""
     experiment = dataclasses.replace(run.experiment, model=model)
     return dataclasses.replace(run, experiment=experiment, params=params, tokenizer=tokenizer)

@@ -1,4 +1,4 @@
-"""Parity certificate: compares the PyTorch model of a Hugging Face folder with the JAX model.
+"""Parity certificate: compares the JAX model with the PyTorch model of a Hugging Face folder.
 
 `certify` compares logits, loss, gradients, greedy decoding and tokenization, in float32 on the CPU, and writes
 `parity.json` and `parity.html`.
@@ -42,7 +42,7 @@ class Certificate:
     parameters: int
     """Number of parameters of the model."""
     dtype: str
-    """Dtype of the weights in the folder. Both sides convert them to float32 before computing."""
+    """Dtype of the weights in the folder. Both models convert them to float32 before computing."""
     lines: tuple[Line, ...]
     """Comparisons and their results."""
     versions: dict[str, str]
@@ -122,7 +122,9 @@ def certify(
 
 
 def obstacle(model: Model) -> str | None:
-    """Returns the reason why no certificate can be made in this environment, or None."""
+    """Returns the reason why no certificate can be made in this environment, such as a missing package. None if it can
+    be made.
+    """
     for name in ("torch", "transformers"):
         if importlib.util.find_spec(name) is None:
             return f"{name} is not installed; pip install 'jaxformer[torch]'"
@@ -156,9 +158,10 @@ def _lines(ours: Any, theirs: Any, tokenizer: Tokenizer | None, folder: Path) ->
 
 
 def _written(ours: Any, theirs: Any, every: list[Any], pad: int) -> Line:
-    """Compares greedily generated tokens. The difference is that of the logits of the first tokens that differ.
+    """Compares greedily generated tokens of both models.
 
-    A difference near 0 is a tie, in which either token may be chosen.
+    The measured difference is that of the logits of the first two tokens that differ. If it is near 0, there is a tie,
+    and either token may be chosen.
     """
     from jaxformer.interop.parity import compare
 
@@ -179,10 +182,10 @@ def _written(ours: Any, theirs: Any, every: list[Any], pad: int) -> Line:
 
 
 def _tokens(tokenizer: Tokenizer, folder: Path) -> Line:
-    """Counts the difficult strings that the two tokenizers encode differently.
+    """Compares the two tokenizers. Counts the difficult strings that they encode differently.
 
-    Strings with a token that is special on both sides are left out, because only transformers parses special tokens in
-    a text.
+    Strings with a token that is special for both are left out, because only transformers parses special tokens in a
+    text.
     """
     from jaxformer.interop.parity import compare
 
@@ -197,13 +200,13 @@ def _tokens(tokenizer: Tokenizer, folder: Path) -> Line:
 
 
 def _quoted(texts: list[str]) -> str:
-    """Formats the first ten texts, shortened, and the number of the others."""
+    """Formats up to ten texts for an error message, shortened, and the number of further texts."""
     shown = ", ".join(repr(text if len(text) <= 30 else text[:29] + "…") for text in texts[:10])
     return shown + f" and {len(texts) - 10} more" * (len(texts) > 10)
 
 
 def _refusal(lines: list[Line]) -> str:
-    """Formats the error message for comparisons that failed."""
+    """Returns the error message for comparisons that failed."""
     differences = [str(line) for line in lines if line.what != "tokens"]
     more = f"; and {len(differences) - 4} more" if len(differences) > 4 else ""
     differences = ["; ".join(differences[:4]) + more] if differences else []

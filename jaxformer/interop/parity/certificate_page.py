@@ -1,4 +1,4 @@
-"""HTML page of a parity certificate, in one self-contained file."""
+"""Formats a parity certificate as a self-contained HTML page."""
 
 import html
 from collections.abc import Mapping

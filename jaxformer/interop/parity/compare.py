@@ -24,11 +24,11 @@ from jaxformer.models.base import Model
 from jaxformer.parallel import sharding
 
 LONGEST = 1024
-"""Maximum number of tokens of the long input."""
+"""Maximum number of tokens in the long input that models are compared on."""
 ROWS, LENGTH = 3, 16
-"""Number of rows and tokens of the other inputs."""
+"""Number of rows, and number of tokens per row, of the other inputs that models are compared on."""
 NEW = 64
-"""Number of tokens that both models generate."""
+"""Number of tokens that both models generate in a comparison."""
 NAMES = {
     "logits": "logits",
     "logits_per_image": "logits",
@@ -41,15 +41,17 @@ NAMES = {
 """Outputs to compare. Maps their names in transformers to those in the certificate."""
 SMALL = 1e-3
 """Lower bound for the scale of a tensor's gradient, as a fraction of the largest gradient of all tensors. Differences
-are relative to this scale, because tiny gradients, such as those of the key bias, consist of rounding errors."""
+of gradients are relative to this scale. Without the bound, tiny gradients that consist of rounding errors, such as
+those of the key bias, would seem to differ.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Inputs for both models."""
+    """Inputs on which both models are compared."""
 
     name: str
-    """Description of the inputs."""
+    """Description of the inputs, such as "padded"."""
     arrays: Mapping[str, np.ndarray]
     """Arrays by the names of the model's inputs. Text inputs also have random `targets` [batch, length]."""
 
@@ -60,12 +62,12 @@ class Rows:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the tokens (rows, tokens), or of the images."""
+        """Shape of the token ids (rows, tokens), or of the images."""
         return self.arrays["tokens" if "tokens" in self.arrays else "images"].shape
 
 
 def inputs(model: Model, texts: Sequence[np.ndarray], pad: int, seed: int = 0) -> Iterator[Rows]:
-    """Yields inputs for a comparison: short, long, padded and random token rows, or images.
+    """Yields inputs to compare the models on: short, long, padded and random token rows, or images.
 
     Args:
       model: JAX model.
@@ -118,21 +120,23 @@ def inputs(model: Model, texts: Sequence[np.ndarray], pad: int, seed: int = 0) -
 
 @dataclasses.dataclass(frozen=True)
 class Computed:
-    """Results of one model for one input."""
+    """Outputs, loss and gradients of one model for one input."""
 
     outputs: dict[str, np.ndarray]
-    """Outputs by their names in transformers."""
+    """Maps names of outputs in transformers to arrays."""
     loss: float
-    """Loss of transformers for the labels of the model's bridge, or `mean_square` if there are no labels."""
+    """Loss for the labels of the model's `Bridge`, as computed by transformers. If there are no labels, the result of
+    `mean_square`.
+    """
     gradients: dict[str, np.ndarray]
-    """Gradients of the loss, by path in JAX and by name in PyTorch."""
+    """Gradients of the loss. Keys are parameter paths for the JAX model, and tensor names for the PyTorch model."""
 
 
 class JaxModel:
-    """JAX model that computes in float32 on the CPU."""
+    """The JAX model of a comparison. It computes in float32 on the CPU."""
 
     def __init__(self, model: Model, params: Any, dtype: str):
-        """Rounds the parameters to `dtype`, the dtype of the weights in the folder."""
+        """Rounds the parameters to the dtype of the weights in the folder."""
         self.model = model.replace_stacks(dtype="float32", dropout=0.0, attention_dropout=0.0)
         self.bridge = bridge_of(model)
         with on_cpu():
@@ -143,7 +147,9 @@ class JaxModel:
         self._compute = jax.jit(jax.value_and_grad(self._loss, has_aux=True), static_argnums=(2, 3))
 
     def __call__(self, rows: Rows, names: Sequence[str]) -> Computed:
-        """Computes the outputs with the given names (those of transformers), the loss and its gradients."""
+        """Computes the outputs, the loss and its gradients. `names` selects the outputs, by their names in
+        transformers.
+        """
         with on_cpu():
             labelled = bool(self.bridge.labels(self.model, rows.arrays))
             (loss, outputs), gradients = self._compute(self.params, dict(rows.arrays), tuple(names), labelled)
@@ -163,13 +169,16 @@ class JaxModel:
 
 
 def one_by_one(network: Any) -> None:
-    """Makes a network of transformers compute its experts one by one: grouped products refuse sizes off alignment."""
+    """Makes a mixture-of-experts model of transformers compute its experts one after the other.
+
+    Its grouped matrix products, which compute all experts at once, fail for sizes that do not meet their alignment.
+    """
     if getattr(network.config, "_experts_implementation", None) not in (None, "eager"):
         network.set_experts_implementation("eager")
 
 
 class TorchModel:
-    """transformers model that is described by a folder."""
+    """The PyTorch model of a comparison, which transformers loads from a Hugging Face folder."""
 
     def __init__(
         self,
@@ -182,8 +191,8 @@ class TorchModel:
 
         Args:
           folder: Hugging Face folder.
-          slots: Function of the names of the model's tensors. It returns the tensors that are parameters of the JAX
-            model, in the layout of the model, which may differ from that of the folder.
+          slots: Function of the names of the PyTorch model's tensors. It returns those that contain parameters of the
+            JAX model, in the layout of the PyTorch model, which may differ from that of the folder.
           architecture: Name of the transformers class.
           dtype: Dtype that these tensors are rounded to.
 
@@ -201,7 +210,9 @@ class TorchModel:
         self.round(self.network)
 
     def round(self, network: torch.nn.Module) -> None:
-        """Rounds tensors of a transformers network in place, if they are parameters of the JAX model."""
+        """Rounds the tensors of a transformers model in place to the compared dtype, if they contain parameters of the
+        JAX model.
+        """
         # In a network without heads, the tensor names have no prefix.
         names = {slot.name for slot in self.slots} | {slot.name.partition(".")[2] for slot in self.slots}
         for name, tensor in network.state_dict().items():
@@ -221,7 +232,9 @@ class TorchModel:
         return Computed({name: part.detach().numpy() for name, part in outputs.items()}, loss.item(), gradients)
 
     def named(self, ours: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Converts arrays shaped like the JAX parameters to tensors of transformers, with the export's mapping."""
+        """Converts arrays with the shapes of JAX parameters, such as gradients, to tensors of transformers. Uses the
+        same mapping as an export.
+        """
         found = {}
         for slot in self.slots:
             parts = [np.asarray(ours[path][(*slot.index, ...)]) for path in slot.paths]
@@ -241,8 +254,10 @@ class TorchModel:
         return found, output.loss if labels else mean_square(found, None if mask is None else torch.from_numpy(mask))
 
     def generate(self, prompt: np.ndarray, new: int, start: int | None, pad: int) -> tuple[np.ndarray, np.ndarray]:
-        """Generates `new` tokens greedily after a prompt. Returns the tokens and the logits [n, vocab] of each
-        choice.
+        """Generates `new` tokens greedily after a prompt.
+
+        Returns:
+          The new tokens, and the logits from which each was chosen, [new tokens, vocab].
         """
         settings = transformers.GenerationConfig(
             max_new_tokens=new,
@@ -265,16 +280,20 @@ class TorchModel:
 
 
 def their_tokenizer(folder: Path) -> Any:
-    """Loads the tokenizer of a folder with AutoTokenizer. Raises Unreadable if that fails."""
+    """Loads the tokenizer of a folder with transformers. Raises Unreadable if that fails."""
     with reading("the tokenizer"):
         return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 @contextlib.contextmanager
 def reading(what: str) -> Iterator[None]:
-    """Converts any exception of transformers while it loads `what` to Unreadable, and silences its log.
+    """Context manager for loading something with transformers. Converts all exceptions to Unreadable, and silences the
+    log of transformers.
 
     The log would report tensors that a class does not use, such as BERT's pooler in a fill-mask pipeline.
+
+    Args:
+      what: description of what is loaded, for error messages.
     """
     transformers.utils.logging.disable_progress_bar()
     verbosity = transformers.utils.logging.get_verbosity()
@@ -290,12 +309,17 @@ def reading(what: str) -> Iterator[None]:
 
 
 def largest_difference(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]) -> tuple[float, str]:
-    """Returns the largest difference of the gradients relative to their scale, and the parameter's name.
+    """Compares the gradients of two models. Returns the largest difference relative to the scale of the gradient, and
+    the parameter's name.
 
     NaN counts as infinite.
 
+    Args:
+      ours: gradients of the JAX model, by tensor name.
+      theirs: gradients of the PyTorch model, by tensor name.
+
     Raises:
-      InputError: If the two sides have no common tensor.
+      InputError: If no tensor is in both.
     """
     names = [name for name in ours if name in theirs]
     if not names:
@@ -312,7 +336,7 @@ def largest_difference(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.n
 
 @contextlib.contextmanager
 def on_cpu() -> Iterator[None]:
-    """Runs JAX on the CPU, as PyTorch does, in full precision."""
+    """Context manager that makes JAX compute on the CPU in full precision, like the PyTorch model."""
     device = jax.local_devices(backend="cpu")[0]
     # The mesh selects the device to trace for if there are several kinds.
     with jax.default_device(device), jax.set_mesh(sharding.make_mesh(sharding.Mesh(1), [device])):
@@ -320,7 +344,7 @@ def on_cpu() -> Iterator[None]:
 
 
 def torch_arguments(model: Model, rows: Rows) -> dict[str, torch.Tensor]:
-    """Returns the arguments of the transformers class for the model inputs. Images are converted to channels-first."""
+    """Converts model inputs to arguments of the transformers class. Images are converted to channels-first."""
     found = {}
     for name, argument in bridge_of(model).arguments.items():
         if name in model.inputs() and name in rows.arrays:
@@ -330,7 +354,7 @@ def torch_arguments(model: Model, rows: Rows) -> dict[str, torch.Tensor]:
 
 
 def join_spans(outputs: Mapping[str, Any], stack: Callable[..., Any]) -> dict[str, Any]:
-    """Stacks the logits of start and end positions into one array, [batch, length, 2]."""
+    """Combines the start and end logits of a question answering model into one array of logits, [batch, length, 2]."""
     found = dict(outputs)
     if "start_logits" in found:
         found["logits"] = stack([found.pop("start_logits"), found.pop("end_logits")], -1)
@@ -338,7 +362,8 @@ def join_spans(outputs: Mapping[str, Any], stack: Callable[..., Any]) -> dict[st
 
 
 def mean_square(outputs: Mapping[str, Any], mask: Any) -> Any:
-    """Computes the mean square of the logits or hidden vectors at tokens, as a loss.
+    """Computes the mean square of the logits or hidden vectors at tokens, which serves as a loss for models without
+    one.
 
     Accepts JAX arrays and torch tensors.
     """

@@ -1,4 +1,4 @@
-"""Compares the answers of a run to raw inputs with those of transformers, which loads the folder of the run.
+"""Compares the answers of a run to raw inputs with those of transformers, which loads the exported or imported folder.
 
 The other comparisons of the parity certificate give both models the same token ids, so they do not cover the processing
 around the models: the layout of texts and pairs, image processing, generation settings, and postprocessing of logits.
@@ -46,13 +46,14 @@ POOLINGS = {
     "first": lambda hidden: hidden[0],
     "last": lambda hidden: hidden[-1],
 }
-"""Pooling functions that reduce token vectors [length, embed] to one vector."""
+"""Maps names of pooling methods to functions that reduce token vectors [length, embed] to one vector."""
 
 
 def compare_answers(
     run: Run, ours: JaxModel, folder: Path, rounded: Callable[[torch.nn.Module], None] = lambda network: None
 ) -> Iterator[Line]:
-    """Yields a comparison for each kind of raw input that the run's objective answers.
+    """Compares the answers of a run with those of transformers, for each kind of raw input that its objective supports.
+    Yields the results.
 
     Yields nothing if the objective has no answers, or if all inputs exceed the maximum length of the model.
 
@@ -60,7 +61,7 @@ def compare_answers(
       run: Run with the tokenizer, objective and task.
       ours: Model and parameters of the run, as compared.
       folder: Hugging Face folder of the run.
-      rounded: Function that rounds the weights of a network in place, like those of `ours`. By default, they are
+      rounded: Function that rounds the weights of a PyTorch model in place, like those of `ours`. By default, they are
         not rounded.
     """
     compare = COMPARISONS.get(type(run.objective))
@@ -98,13 +99,13 @@ def _filled(sides: Sides) -> Iterator[Line]:
 
 
 def _labelled(sides: Sides) -> Iterator[Line]:
-    """Compares label probabilities of texts and of pairs of texts."""
+    """Compares the label probabilities for texts and for pairs of texts."""
     names = sides.run.model.labels
     yield from _of_texts(sides, lambda answer: [dict(answer.labels)[name] for name in names], names)
 
 
 def _rated(sides: Sides) -> Iterator[Line]:
-    """Compares predicted numbers of texts and of pairs of texts."""
+    """Compares the numbers that a regression model predicts for texts and for pairs of texts."""
     yield from _of_texts(sides, lambda answer: [answer.value], sides.run.model.labels)
 
 
@@ -145,7 +146,7 @@ def _tagged(sides: Sides) -> Iterator[Line]:
 
 
 def _answered(sides: Sides) -> Iterator[Line]:
-    """Compares the best answer spans of questions, as character offsets."""
+    """Compares the best answer spans for questions, as character offsets."""
     sides, tokenizer = sides.with_objective(no_answer=None), their_tokenizer(sides.folder)
     objective, own = sides.objective(QuestionAnswering), sides.run.require_tokenizer()
     longest = answer_spans(sides.run.model.max_length, own).question_length
@@ -207,9 +208,9 @@ def _generated(sides: Sides, auto: Any, written: Callable[[Any], str]) -> Iterat
 
 
 def _embedded(sides: Sides) -> Iterator[Line]:
-    """Compares vectors of texts without a prompt.
+    """Compares sentence vectors of texts without a prompt.
 
-    Pooling and normalisation are applied here, since transformers has neither.
+    Pooling and normalisation are applied here to the outputs of transformers, which has neither.
     """
     texts, tokenizer = sides.short(TEXTS), their_tokenizer(sides.folder)
     if not texts:
@@ -241,4 +242,4 @@ COMPARISONS: Mapping[type, Callable[[Sides], Iterator[Line]]] = {
     ImageEmbedding: pictures.embedded,
     ImageTextContrastive: pictures.ranked,
 }
-"""Function that compares the answers, per objective."""
+"""Maps objective classes to functions that compare the answers of such runs."""

@@ -1,4 +1,4 @@
-"""Lines of a parity certificate: what was compared, the measured difference and the tolerance."""
+"""Entries of a parity certificate: each states a compared quantity, the measured difference and the tolerance."""
 
 import dataclasses
 import math
@@ -8,9 +8,10 @@ import numpy as np
 from jaxformer.errors import InputError
 
 LOGITS, LOSS, GRADIENTS, TIE = 2e-5, 1e-5, 1e-3, 1e-4
-"""Tolerances of logits relative to the largest logit (or 1), of the loss relative to itself (or 1), of gradients
-relative to the largest value of each tensor, and of ties between the logits of two tokens, relative to the largest
-logit (or 1)."""
+"""Tolerances: for logits relative to the largest logit (or 1); for the loss relative to itself (or 1); for gradients
+relative to the largest value of each tensor; and for ties between the logits of two tokens, relative to the largest
+logit (or 1).
+"""
 
 
 class Unreadable(InputError):
@@ -19,18 +20,18 @@ class Unreadable(InputError):
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """Result of one comparison."""
+    """Entry of a parity certificate: the result of one comparison."""
 
     what: str
     """Name of the compared quantity, such as `logits`."""
     where: str
-    """Description of the inputs."""
+    """Description of the inputs for which the quantity was compared."""
     measured: float
-    """Measured difference between the two sides."""
+    """Largest difference between the JAX model and the PyTorch model."""
     tolerance: float
-    """Maximum difference to pass."""
+    """Maximum difference for which the comparison passes."""
     note: str = ""
-    """Additional information for the reader."""
+    """Additional information about the result."""
 
     @property
     def passed(self) -> bool:
@@ -43,9 +44,16 @@ class Line:
 
 
 def compared(name: str, where: str, ours: np.ndarray, theirs: np.ndarray, mask: np.ndarray | None) -> Line:
-    """Compares an output at all tokens.
+    """Compares an output of both models at all tokens. Returns an entry of the certificate.
 
     The difference is the largest one, relative to the largest reference value (or 1).
+
+    Args:
+      name: name of the output.
+      where: description of the inputs.
+      ours: output of the JAX model.
+      theirs: output of the PyTorch model, which is the reference.
+      mask: 1 for tokens to compare. If None, all.
     """
     if ours.shape != theirs.shape:
         return Line(name, where, float("inf"), LOGITS, f"shapes {ours.shape} and {theirs.shape}")
@@ -54,6 +62,6 @@ def compared(name: str, where: str, ours: np.ndarray, theirs: np.ndarray, mask: 
 
 
 def _largest(array: np.ndarray, mask: np.ndarray | None) -> float:
-    """Returns the largest absolute value at tokens (`mask` > 0)."""
+    """Returns the largest absolute value at tokens whose mask is above 0."""
     real = mask > 0 if array.ndim == 3 and mask is not None else slice(None)
     return float(np.abs(array[real]).max())

@@ -1,4 +1,4 @@
-"""Compares the answers of a run to pictures with those of transformers, which loads the folder of the run."""
+"""Compares the answers of a run to images with those of transformers, which loads the exported or imported folder."""
 
 import contextlib
 import tempfile
@@ -17,11 +17,13 @@ from jaxformer.interop.parity.sides import TEXTS, Sides, line
 from jaxformer.runs.run import Run
 
 PICTURES = ((53, 37), (24, 64))
-"""Heights and widths in pixels. Neither is square; one is wider and one is taller than the model's input."""
+"""Heights and widths in pixels of the generated test images. Neither is square; one is wider and one is taller than the
+model's input.
+"""
 
 
 def classified(sides: Sides) -> Iterator[Line]:
-    """Compares label probabilities of pictures."""
+    """Compares the label probabilities for images."""
     names = sides.run.model.labels
     if sides.run.model.channels == 3:
         classify = sides.pipeline("image-classification", top_k=len(names))
@@ -34,7 +36,9 @@ def classified(sides: Sides) -> Iterator[Line]:
 
 
 def _without_pipeline(sides: Sides) -> Callable[[str], list[dict[str, Any]]]:
-    """Returns a function that computes the results of an image pipeline, without conversion of pictures to RGB."""
+    """Returns a function that computes the results of an image pipeline of transformers, but does not convert images to
+    RGB.
+    """
     network, process = sides.network(transformers.AutoModelForImageClassification), _processor(sides)
 
     def classify(path: str) -> list[dict[str, Any]]:
@@ -46,13 +50,13 @@ def _without_pipeline(sides: Sides) -> Callable[[str], list[dict[str, Any]]]:
 
 
 def _processor(sides: Sides) -> Any:
-    """Loads the image processor of the folder."""
+    """Loads the image processor of the folder with transformers."""
     with reading("AutoImageProcessor"):
         return transformers.AutoImageProcessor.from_pretrained(sides.folder, local_files_only=True)
 
 
 def embedded(sides: Sides) -> Iterator[Line]:
-    """Compares unit-length vectors of pictures."""
+    """Compares the image vectors, scaled to length 1."""
     network, process, theirs = sides.network(transformers.AutoModel), _processor(sides), []
     with _pictures(sides.run) as paths:
         ours = [answer.vector for answer in sides.predict(paths)]
@@ -65,7 +69,7 @@ def embedded(sides: Sides) -> Iterator[Line]:
 
 
 def ranked(sides: Sides) -> Iterator[Line]:
-    """Compares the probabilities of texts for pictures."""
+    """Compares the probabilities of texts as descriptions of images."""
     texts = sides.short(TEXTS)
     if not texts or sides.run.model.part("images")[1].channels != 3:  # The pipeline converts all pictures to RGB.
         return
@@ -80,7 +84,9 @@ def ranked(sides: Sides) -> Iterator[Line]:
 
 
 def _piped(sides: Sides, texts: Sequence[str]) -> Callable[[str], list[float]]:
-    """Returns a function that computes the probabilities of the texts for an image file, with the pipeline."""
+    """Returns a function that computes the probabilities of the texts for an image file with a transformers
+    pipeline.
+    """
     classify = sides.pipeline("zero-shot-image-classification")
 
     def rank(path: str) -> list[float]:
@@ -91,7 +97,8 @@ def _piped(sides: Sides, texts: Sequence[str]) -> Callable[[str], list[float]]:
 
 
 def _padded(sides: Sides, texts: Sequence[str]) -> Callable[[str], list[float]]:
-    """Returns a function that computes the probabilities of the texts for an image file, with the model.
+    """Returns a function that computes the probabilities of the texts for an image file with the transformers model,
+    without a pipeline.
 
     Texts are padded to the maximum length of the model.
     """
@@ -113,7 +120,7 @@ def _padded(sides: Sides, texts: Sequence[str]) -> Callable[[str], list[float]]:
 
 @contextlib.contextmanager
 def _pictures(run: Run) -> Iterator[list[str]]:
-    """Yields paths of generated pictures with the number of channels of the model."""
+    """Generates test images with as many channels as the model expects. Yields a list of their paths."""
     channels = run.model.part("images")[1].channels
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,6 @@
-"""Run and its exported folder, whose answers to raw inputs are compared."""
+"""The two sides of a comparison of answers to raw inputs: a run, and transformers with the exported or imported
+folder.
+"""
 
 import dataclasses
 import warnings
@@ -18,26 +20,28 @@ from jaxformer.runs.run import Run
 
 ObjectiveT = TypeVar("ObjectiveT", bound=Objective)
 ANSWERS = 1e-4
-"""Tolerance for probabilities and unit vectors, and for regression values relative to the largest (or 1)."""
+"""Tolerance for comparing answers: for probabilities and unit vectors, and for regression values relative to the
+largest one (or 1).
+"""
 # No whitespace at the ends: `predict` strips it, but transformers does not.
 TEXTS = ("The dog ran.", "It has 3 naïve cats!", "a  light  shone")
 SPECIALS = 8
-"""Upper bound for the number of special tokens that a layout adds to a text or a pair."""
+"""Maximum number of special tokens that are added to a text or a pair of texts. An upper bound for all tokenizers."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Sides:
-    """Run, and the exported folder of the run that transformers loads."""
+    """The two sides of a comparison: a run, and the Hugging Face folder that transformers loads."""
 
     run: Run
-    """Run that computes in float32 on the CPU, with parameters rounded to the compared dtype."""
+    """Run to compare. It computes in float32 on the CPU, with parameters rounded to the compared dtype."""
     folder: Path
-    """Hugging Face folder."""
+    """Path of the Hugging Face folder."""
     round: Callable[[torch.nn.Module], None]
-    """Function that rounds the weights of a network of the folder to the compared dtype, in place."""
+    """Function that rounds the weights of a transformers model to the compared dtype, in place."""
 
     def predict(self, inputs: Sequence[str]) -> list[Any]:
-        """Returns the answers of the run."""
+        """Returns the answers of the run to raw inputs."""
         with on_cpu():
             return self.run.predict(list(inputs))
 
@@ -50,7 +54,7 @@ class Sides:
         return found
 
     def network(self, auto: Any) -> Any:
-        """Loads the model of the folder with an auto class of transformers."""
+        """Loads the model of the folder with an auto class of transformers, and rounds its weights."""
         with reading(auto.__name__):
             found = auto.from_pretrained(self.folder, dtype=torch.float32, local_files_only=True).eval()
         one_by_one(found)
@@ -58,19 +62,19 @@ class Sides:
         return found
 
     def objective(self, kind: type[ObjectiveT]) -> ObjectiveT:
-        """Returns the objective of the run, which must be of this kind."""
+        """Returns the objective of the run. Raises TypeError if it is not of the given class."""
         found = self.run.objective
         if not isinstance(found, kind):
             raise TypeError(f"the objective is a {type(found).__name__}; expected a {kind.__name__}")
         return found
 
     def with_objective(self, **changes: Any) -> "Sides":
-        """Returns a copy with changed settings of the run's objective."""
+        """Returns a copy in which fields of the run's objective are changed."""
         experiment = override(self.run.experiment, {f"objective.{name}": value for name, value in changes.items()})
         return dataclasses.replace(self, run=dataclasses.replace(self.run, experiment=experiment))
 
     def only_pieces(self, network: torch.nn.Module) -> None:
-        """Makes a network assign no probability to ids that the tokenizer does not have, as `predict` does."""
+        """Makes a transformers model give probability 0 to ids that the tokenizer does not have, like `predict`."""
         size = self.run.require_tokenizer().vocab_size
 
         def remove(module: torch.nn.Module, inputs: Any, output: Any) -> None:
@@ -79,14 +83,22 @@ class Sides:
         network.register_forward_hook(remove)
 
     def short(self, texts: Sequence[Any], parts: Callable[[Any], Sequence[str]] = lambda text: [text]) -> list[Any]:
-        """Selects the texts that fit the maximum length of the model, so that neither side truncates."""
+        """Selects the texts that fit the maximum length of the model, so that neither side truncates them.
+
+        Args:
+          texts: texts, or objects that contain texts.
+          parts: function that returns the texts of an item.
+        """
         tokenizer, longest = self.run.require_tokenizer(), self.run.model.require_text_limits().max_length
         sizes = [sum(len(tokenizer.encode(part)) for part in parts(text)) for text in texts]
         return [text for text, size in zip(texts, sizes, strict=True) if size + SPECIALS <= longest]
 
 
 def line(what: str, where: str, ours: Sequence[Any], theirs: Sequence[Any]) -> Line:
-    """Compares numbers. The difference is the largest one, relative to the largest reference value (or 1)."""
+    """Compares the numbers of both sides. Returns an entry of the certificate.
+
+    The difference is the largest one, relative to the largest reference value (or 1).
+    """
     mine, other = (np.asarray(side, np.float64) for side in (ours, theirs))
     if mine.shape != other.shape:
         return Line(what, where, float("inf"), ANSWERS, f"shapes {mine.shape} here and {other.shape} in PyTorch")

@@ -1,4 +1,4 @@
-"""Model families of transformers, and functions that find the family of a config.json or of a model."""
+"""The supported model families of transformers, and functions that find the family of a config.json or of a model."""
 
 import importlib
 import math
@@ -55,15 +55,17 @@ FAMILIES: tuple[Family, ...] = (
     *classifiers.FAMILIES,
     *modern_bert.CLASSIFIERS,
 )
-"""All families, in the order in which they are tried for a model: LLaMA before Mistral."""
+"""All supported families, in the order in which they are tried for a model. LLaMA comes before Mistral, because some
+models fit both.
+"""
 ARCHITECTURES: Mapping[str, Family] = {name: family for family in FAMILIES for name in family.architectures}
 MODEL_TYPES: Mapping[str, Family] = {family.model_type: family for family in reversed(FAMILIES)}
 
 
 def families_of(model: Model) -> list[Family]:
-    """Returns the families for the class of a model, most specific first.
+    """Returns the families that may represent a model, by its class. The most specific families come first.
 
-    They are those of its `interop` module and of the library.
+    They are the families of the model's `interop` module and those of this library.
     """
     own = importlib.import_module(model.interop).FAMILIES if model.interop else ()
     found = [family for family in (*own, *FAMILIES) if isinstance(model, family.module)]
@@ -71,7 +73,7 @@ def families_of(model: Model) -> list[Family]:
 
 
 def bridge_of(model: Model) -> Bridge:
-    """Returns the bridge for the class of a model."""
+    """Returns the `Bridge` for a model, which defines how its class is used here and in transformers."""
     return next((family.bridge for family in families_of(model)), Bridge())
 
 
@@ -149,6 +151,9 @@ def family_of_model(model: Model, architecture: str | None = None) -> tuple[Fami
 
 
 def _head_names(family: Family, model: Model) -> list[str]:
-    """Returns the names of the model's tensors, by which a family recognises its heads."""
+    """Returns the names of the tensors that an export of the model to this family would contain.
+
+    `Family.build` needs them to determine which heads the model has.
+    """
     paths = abstract(model)
     return [row.theirs for row in family.table.rows if row.applies(paths)]

@@ -1,4 +1,4 @@
-"""BART (Lewis et al. 2020)."""
+"""BART family (Lewis et al. 2020): conversion from and to transformers."""
 
 from collections.abc import Collection
 from typing import Any
@@ -29,7 +29,7 @@ TABLE = Table(
 
 
 def build(reader: ConfigReader, names: Collection[str]) -> Bart:
-    """Builds the model for a BART config."""
+    """Builds the model for a BART config. `names` are the names of the stored tensors."""
     reader.must("normalize_embedding", True)
     reader.must("static_position_embeddings", False)
     reader.must("extra_pos_embeddings", 2)

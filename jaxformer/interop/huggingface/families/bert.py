@@ -1,4 +1,4 @@
-"""BERT (Devlin et al. 2019)."""
+"""BERT family (Devlin et al. 2019): conversion from and to transformers."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -52,7 +52,9 @@ TABLE = Table(
 
 
 def build(reader: ConfigReader, names: Collection[str]) -> Bert:
-    """Builds the model for a BERT config, with the heads whose tensors are stored."""
+    """Builds the model for a BERT config. `names` are the names of the stored tensors, which determine the heads of the
+    model.
+    """
     reader.must("position_embedding_type", "absolute")
     reader.must("tie_word_embeddings", True)
     return Bert(
@@ -65,7 +67,7 @@ def build(reader: ConfigReader, names: Collection[str]) -> Bert:
 
 
 def encoder(reader: ConfigReader):
-    """Builds the stack for a BERT or RoBERTa config."""
+    """Builds the stack of Transformer blocks for a BERT or RoBERTa config."""
     return stack(
         reader,
         width=reader.integer("hidden_size"),
@@ -80,7 +82,13 @@ def encoder(reader: ConfigReader):
 
 
 def heads(names: Collection[str], pooler: str, masked_lm: str) -> tuple[Head, ...]:
-    """Returns the names of the prediction heads whose tensors are stored."""
+    """Returns the names of the heads whose tensors are stored.
+
+    Args:
+      names: Names of the stored tensors.
+      pooler: Name of a tensor of the pooler.
+      masked_lm: Name of a tensor of the masked-LM head.
+    """
     found: dict[Head, bool] = {
         "masked_lm": masked_lm in names,
         "pooler": any(name.endswith(pooler) for name in names),
@@ -104,7 +112,7 @@ def describe(model: Bert) -> dict[str, Any]:
 
 
 def encoder_fields(model: Bert) -> dict[str, Any]:
-    """Returns the config fields of the stack, shared by BERT and RoBERTa."""
+    """Converts the stack of a BERT or RoBERTa model to the config fields for it."""
     config = model.transformer
     return {
         "vocab_size": model.vocab,
@@ -120,7 +128,9 @@ def encoder_fields(model: Bert) -> dict[str, Any]:
 
 
 class EncoderBridge(Bridge):
-    """Bridge for encoders with the heads of `Bert`: masked language modelling, pooler, next-sentence prediction."""
+    """Defines how encoders with the heads of `Bert` are used: masked language modelling, pooler, next-sentence
+    prediction.
+    """
 
     def objective(self, source: Source, model: Bert) -> Objective:
         """Returns a masked LM objective, or a sentence embedding objective if the model has no masked LM head."""
@@ -142,7 +152,9 @@ class EncoderBridge(Bridge):
         return found
 
     def labels(self, model: Bert, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Returns targets for all tokens. The label of the next-sentence head is the token type of the last token."""
+        """Returns targets for all tokens. The label of the next-sentence head is arbitrary: the token type of the last
+        token.
+        """
         found = {}
         if "masked_lm" in model.prediction_heads:
             found["labels"] = np.where(rows["segments"] > 0, rows["targets"], -100)
@@ -160,7 +172,7 @@ class EncoderBridge(Bridge):
         return loss
 
     def nearest_config(self, model: Bert, objective: Any) -> dict[str, Any]:
-        """Returns the config of the BERT class with the same heads."""
+        """Returns the config of the BERT class in transformers that has the same heads."""
         if "masked_lm" in model.prediction_heads:
             architecture = "BertForPreTraining" if "next_sentence" in model.prediction_heads else "BertForMaskedLM"
         else:

@@ -1,6 +1,7 @@
-"""Properties of a model family other than its weights: objective, task, and the calls of transformers' classes.
+"""Properties of a model family other than its weights: which objective and task an imported model gets, and how the
+classes of transformers are called.
 
-A `Bridge` belongs to a `Family`. Families whose models are called in the same way share a bridge. The defaults suit
+A `Bridge` belongs to a `Family`. Families whose models are called in the same way share a bridge. The defaults are for
 text encoders.
 """
 
@@ -25,7 +26,7 @@ from jaxformer.runs.run import Run
 
 Arrays = Mapping[str, Any]
 LENGTH = 512
-"""Maximum number of tokens per row in an imported experiment."""
+"""Maximum number of tokens per row in the experiment of an imported model."""
 ARGUMENTS = {
     "tokens": "input_ids",
     "segments": "attention_mask",
@@ -33,22 +34,22 @@ ARGUMENTS = {
     "images": "pixel_values",
     "noise": "noise",
 }
-"""Default argument names in transformers, by the names of model inputs."""
+"""Maps names of model inputs to argument names of transformers classes. Bridges may override it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Hugging Face folder to import."""
+    """Hugging Face folder that a model is imported from."""
 
     home: Path
-    """Folder as given by the user."""
+    """Path of the folder as given by the user."""
     folder: Folder | None = None
-    """Folder of the weights, which is `home` or a subfolder of it. None for a model that was not imported."""
+    """Folder that contains the weights: `home` or a subfolder of it. None for a model that was not imported."""
     tokenizer: Tokenizer | None = None
 
     @property
     def opened(self) -> Folder:
-        """Folder of the weights.
+        """Folder that contains the weights.
 
         Raises:
           InputError: If the model was not imported.
@@ -69,13 +70,13 @@ class Source:
 
 
 class Bridge:
-    """Defines how a kind of model is used in jaxformer, and how the corresponding class of transformers is called."""
+    """Defines how a kind of model is used in jaxformer, and how the corresponding transformers class is called."""
 
     arguments: ClassVar[Mapping[str, str]] = ARGUMENTS
-    """Argument names in transformers, by the names of model inputs."""
+    """Maps names of model inputs to argument names of the transformers class."""
 
     def objective(self, source: Source, model: Any) -> Objective:
-        """Returns the objective of an imported model.
+        """Returns the objective for an imported model.
 
         Raises:
           InputError: If the folder requires something that is not supported.
@@ -83,24 +84,28 @@ class Bridge:
         raise InputError(f"{source.home}: there is no objective for an imported {type(model).__name__}")
 
     def task(self, source: Source, model: Any, objective: Any) -> Task:
-        """Returns the task of an imported model, whose rows the objective accepts."""
+        """Returns the task for an imported model. It provides the arrays that the objective requires."""
         raise InputError(f"{source.home}: there is no task for an imported {type(model).__name__}")
 
     def special_tokens(self, model: Model, tokens: Mapping[str, int | None]) -> dict[str, int | None]:
-        """Returns the config fields of special tokens, given the ids in the tokenizer.
+        """Converts the special token ids of the tokenizer to fields of config.json.
 
         Encoders have no BOS and EOS tokens: their [CLS] and [SEP] tokens have separate fields.
+
+        Args:
+          model: Model to export.
+          tokens: Maps special token fields to ids in the tokenizer.
         """
         if model.pretrained()[1].is_generative:
             return dict(tokens)
         return {**tokens, "bos_token_id": None, "eos_token_id": None}
 
     def conventional(self, run: Run) -> Run:
-        """Converts a run to the form that other programs expect in an export."""
+        """Returns an equivalent run whose export follows the conventions of other programs."""
         return without_unused_ids(run)
 
     def outputs(self, model: Any, output: Any, objective: Any = None) -> dict[str, jax.Array]:
-        """Converts model outputs to those of the transformers class, with its names.
+        """Converts the outputs of a JAX model to those of the transformers class, by their names there.
 
         Args:
           model: Model that computed the outputs.
@@ -113,7 +118,7 @@ class Bridge:
         return found | ({"pooler_output": output.pooled[:, 0]} if model.has_pooler else {})
 
     def labels(self, model: Any, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Returns the labels for which the transformers class computes its loss.
+        """Returns the arguments with labels from which the transformers class computes its loss, for parity checks.
 
         If empty, parity checks use another loss.
 
@@ -125,39 +130,48 @@ class Bridge:
         return {}
 
     def loss(self, outputs: Mapping[str, jax.Array], rows: Mapping[str, jax.Array]) -> jax.Array:
-        """Computes the loss that the transformers class computes for `labels`, from the converted `outputs`."""
+        """Computes the same loss as the transformers class, for parity checks.
+
+        Args:
+          outputs: Outputs of the JAX model, as converted by `outputs`.
+          rows: Inputs by their names in the model, and random `targets` [batch, length].
+        """
         raise NotImplementedError
 
     def nearest_config(self, model: Any, objective: Any) -> dict[str, Any]:
         """Returns the config of the transformers class whose arguments and outputs match an exported program.
 
-        It is written next to a program if no class matches its parameters.
+        It is written next to the program if no transformers class can load its parameters.
         """
         raise InputError(f"model={type(model).__name__}: transformers has no class with its inputs and outputs")
 
 
 def text_length(model: Model) -> int:
-    """Returns the number of tokens per row in an imported experiment."""
+    """Returns the number of tokens per row in the experiment of an imported text model."""
     limits = model.text_limits
     return LENGTH if limits is None else min(limits.max_length, LENGTH)
 
 
 def mean_cross_entropy(logits: jax.Array, targets: jax.Array, mask: jax.Array) -> jax.Array:
-    """Computes the mean cross-entropy over the tokens of a mask. Logits are [batch, length, vocab]; targets and mask
-    are [batch, length].
+    """Computes the mean cross-entropy over some tokens.
+
+    Args:
+      logits: [batch, length, vocab].
+      targets: target token ids, integers [batch, length].
+      mask: 1 for tokens to include, 0 for others, [batch, length].
     """
     chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], axis=-1)[..., 0]
     return -(chosen * mask).sum() / mask.sum()
 
 
 def stack_sizes(stack: Transformer) -> dict[str, int]:
-    """Returns the sizes of a stack, with the field names that most configs use."""
+    """Returns the sizes of a stack as config fields, by the names that most families use."""
     groups, head_dim = stack.attention.sizes(stack.heads, stack.width)
     heads = {"num_attention_heads": stack.heads, "num_key_value_heads": groups, "head_dim": head_dim}
     return {"hidden_size": stack.width, "num_hidden_layers": stack.depth, **heads}
 
 
 def text_sizes(model: Model) -> dict[str, int]:
-    """Returns the sizes of a text model with one stack."""
+    """Returns the sizes of a text model with one stack as config fields."""
     limits, (stack, *_) = model.require_text_limits(), model.stacks().values()
     return {**stack_sizes(stack), "vocab_size": limits.vocab, "max_position_embeddings": limits.max_length}

@@ -1,4 +1,6 @@
-"""Encoders and decoders with a linear head: sequence classification, token classification and question answering."""
+"""Families of encoders and decoders with a linear head: sequence classification, token classification and question
+answering.
+"""
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping
@@ -35,10 +37,10 @@ SPAN = ("start", "end")
 
 
 class ClassifierBridge(Bridge):
-    """Bridge for classifiers of texts and tokens, regression, and extractive question answering."""
+    """Defines how classifiers of texts and tokens are used, including regression and extractive question answering."""
 
     def objective(self, source: Source, model: Classifier) -> Objective:
-        """Returns the objective for the pooling, the labels and the problem type of the model."""
+        """Returns the objective for a classifier, which depends on its pooling, labels and problem type."""
         if model.pooling == "none":
             return QuestionAnswering() if model.labels == SPAN else Tagging()
         where = str(source.opened.path / CONFIG)
@@ -46,7 +48,7 @@ class ClassifierBridge(Bridge):
         return Regression() if kind == REGRESSION else Classification(many=kind == MANY)
 
     def task(self, source: Source, model: Classifier, objective: Any) -> Task:
-        """Returns a task for labelled texts, labelled words, or questions with answers."""
+        """Returns the task for a classifier: labelled texts, labelled words, or questions with answers."""
         length = text_length(model)
         if isinstance(objective, Tagging):
             return TagTokens(model.labels, length)
@@ -60,15 +62,15 @@ class ClassifierBridge(Bridge):
         return Classify(pair="pair", labels=model.labels, kind=kind, length=length, form=form_of(model))
 
     def outputs(self, model: Classifier, output: Any, objective: Any = None) -> dict[str, jax.Array]:
-        """Returns the logits of texts [batch, n], of tokens [batch, length, n], or of answer starts and ends,
-        [batch, length] each.
+        """Returns the logits by their names in transformers: of texts [batch, labels], of tokens
+        [batch, length, labels], or of answer starts and ends, [batch, length] each.
         """
         if answers_spans(model, objective):
             return {"start_logits": output.logits[..., 0], "end_logits": output.logits[..., 1]}
         return {"logits": output.logits if model.pooling == "none" else output.logits[:, 0]}
 
     def nearest_config(self, model: Classifier, objective: Any) -> dict[str, Any]:
-        """Returns the config of the BERT or LLaMA class with the same kind of head."""
+        """Returns the config of the BERT or LLaMA class in transformers that has the same kind of head."""
         decoder, spans = model.backbone.is_generative, answers_spans(model, objective)
         head = "TokenClassification" if model.pooling == "none" else "SequenceClassification"
         architecture = f"{'Llama' if decoder else 'Bert'}For{'QuestionAnswering' if spans else head}"
@@ -83,7 +85,9 @@ class ClassifierBridge(Bridge):
 
 
 def answers_spans(model: Classifier, objective: Any = None) -> bool:
-    """Returns whether the two logits per token are those of the start and end of an answer."""
+    """Returns whether a token classifier predicts answer spans: its two logits per token are for the start and the end
+    of an answer.
+    """
     return model.pooling == "none" and model.labels == SPAN and not isinstance(objective, Tagging)
 
 
@@ -104,9 +108,10 @@ def with_head(
       base: Family of the backbone.
       architecture: Name of the transformers class.
       pooling: Pooling method that reduces an example to the vector that is classified.
-      head: Table rows of the head.
-      renamed: Maps tensor name prefixes of the backbone family to those of the classifier.
-      adapt: Function that changes the backbone according to the config.
+      head: Mappings of the head's parameters.
+      renamed: Maps prefixes of tensor names in the backbone family to those in the classifier.
+      adapt: Function of a config reader and the backbone. It returns the backbone with changes that the config
+        requires.
     """
     span = architecture.endswith("ForQuestionAnswering")
 
@@ -136,7 +141,7 @@ def with_head(
 
 
 def classifier_table(base: Table, head: list[ParamMapping], renamed: Mapping[str, str] | None = None) -> Table:
-    """Returns the table of a classifier: its backbone's rows, with adapted paths, and the rows of its head.
+    """Returns the table of a classifier: the mappings of its backbone, with adapted paths, and those of its head.
 
     See `with_head` for `renamed`.
     """
@@ -164,7 +169,7 @@ def _linear(theirs: str) -> list[ParamMapping]:
 
 
 def _pooled(reader: ConfigReader, backbone: Model) -> Model:
-    """Adds a pooler to the backbone. In RoBERTa it is part of the classification head."""
+    """Adds a pooler to the backbone. In RoBERTa, the pooler is part of the classification head."""
     del reader
     return dataclasses.replace(backbone, prediction_heads=("pooler",))
 

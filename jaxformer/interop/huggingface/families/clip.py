@@ -1,4 +1,4 @@
-"""CLIP (Radford et al. 2021) and SigLIP (Zhai et al. 2023)."""
+"""CLIP family (Radford et al. 2021) and SigLIP family (Zhai et al. 2023): conversion from and to transformers."""
 
 import dataclasses
 import math
@@ -26,12 +26,20 @@ from jaxformer.objectives.image_text import ImageTextContrastive
 from jaxformer.runs.run import Run
 
 HIGHEST = 2
-"""Value of `eos_token_id` in old CLIP configs, for which transformers pools the token with the highest id."""
+"""Value of `eos_token_id` in old CLIP configs. It makes transformers use the token with the highest id as the end
+token.
+"""
 POOLED = ("query", "key", "value")
 
 
 def tower(ours: str, theirs: str, last_norm: str) -> list[ParamMapping]:
-    """Returns the table rows of the stack in a tower."""
+    """Returns the parameter mappings of the stack in an image or text encoder.
+
+    Args:
+      ours: Parameter path of the encoder.
+      theirs: Prefix of its tensor names in transformers.
+      last_norm: Name of the tensor of the last norm.
+    """
     layer, block = f"{theirs}.encoder.layers.{{l}}", f"{ours}/transformer/blocks"
     names = (f"{layer}.self_attn.{part}_proj" for part in ("q", "k", "v", "out"))
     return [
@@ -45,7 +53,9 @@ def tower(ours: str, theirs: str, last_norm: str) -> list[ParamMapping]:
 
 
 def pooling_head(ours: str, theirs: str) -> list[ParamMapping]:
-    """Returns the table rows of SigLIP's attention pooling, which stores query, key and value kernels as one tensor."""
+    """Returns the parameter mappings of SigLIP's attention pooling. transformers stores query, key and value kernels as
+    one tensor.
+    """
     kernels, biases = (tuple(f"{ours}/attention/{part}/{kind}" for part in POOLED) for kind in ("kernel", "bias"))
     return [
         ParamMapping(f"{ours}/query", f"{theirs}.probe", "1 1 d -> d"),
@@ -134,7 +144,9 @@ def build_siglip(reader: ConfigReader, names: Collection[str]) -> Clip:
 
 
 def _nested(reader: ConfigReader, name: str) -> ConfigReader:
-    """Returns the reader of a tower's config. Old files contain it twice; the `_dict` field takes precedence."""
+    """Returns a reader for the config of one encoder, which is nested in the config of the model. Old files contain it
+    twice; the field with the suffix `_dict` takes precedence.
+    """
     values = {**reader.get(name, {}), **reader.get(f"{name}_dict", {})}
     return ConfigReader(values, f"{reader.where}: {name}")
 
@@ -240,15 +252,19 @@ def _vision_sizes(vision: ImageTower) -> dict[str, Any]:
 
 
 def with_end(model: Model, end_id: int) -> Model:
-    """Returns the model with pooling of the token `end_id`, for texts that end with it."""
+    """Returns the model with `end` pooling, which uses the vector of the first token with the id `end_id`. Only for
+    texts that end with this token.
+    """
     return dataclasses.replace(model, text=dataclasses.replace(model.text, pooling="end", end_id=end_id))
 
 
 class ClipBridge(Bridge):
-    """Bridge for models of images and texts."""
+    """Defines how models of images and texts are used."""
 
     def objective(self, source: Source, model: Clip) -> ImageTextContrastive:
-        """Returns the contrastive objective, with the sigmoid loss if scores have a bias, else the softmax loss."""
+        """Returns the contrastive objective, with the sigmoid loss if scores have a bias, and otherwise with the
+        softmax loss.
+        """
         return ImageTextContrastive("softmax" if model.init_bias is None else "sigmoid")
 
     def task(self, source: Source, model: Clip, objective: Any) -> ImageTextPairs:
@@ -256,11 +272,13 @@ class ClipBridge(Bridge):
         return ImageTextPairs(image_field(source, model.vision), TextField(length=model.text.max_length))
 
     def special_tokens(self, model: Model, tokens: Mapping[str, int | None]) -> dict[str, int | None]:
-        """Returns no fields, because the config of the text tower contains the special tokens."""
+        """Returns no fields, because special tokens are part of the text encoder's config."""
         return {}
 
     def conventional(self, run: Run) -> Run:
-        """Converts pooling of the last token to pooling of the end token, which is the last token of each text."""
+        """Returns an equivalent run whose text encoder uses the vector of the end token instead of the last token. They
+        are the same token.
+        """
         run = without_unused_ids(run)
         if run.model.text.pooling != "last" or run.model.text.pad_id is not None:
             return run

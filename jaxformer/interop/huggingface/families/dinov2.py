@@ -1,4 +1,6 @@
-"""DINOv2 (Oquab et al. 2024), with and without registers (Darcet et al. 2024)."""
+"""DINOv2 family (Oquab et al. 2024), with and without registers (Darcet et al. 2024): conversion from and to
+transformers.
+"""
 
 import dataclasses
 import functools
@@ -24,7 +26,7 @@ GATED = tuple(f"{OURS}/mlp/{part}" for part in ("gate", "up"))
 
 
 def table(prefix: str) -> Table:
-    """Returns the table for tensor names with this prefix."""
+    """Returns the table that maps parameters to tensors of transformers. `prefix` is the prefix of tensor names."""
     layer = f"{prefix}.encoder.layer.{{l}}"
     return Table(
         (
@@ -45,7 +47,9 @@ def table(prefix: str) -> Table:
 
 
 def _mlp_rows(theirs: str) -> list[ParamMapping]:
-    """Returns the table rows of the MLP. In a gated MLP, transformers stores gate and up kernels as one tensor."""
+    """Returns the parameter mappings of the MLP. In a gated MLP, transformers stores gate and up kernels as one
+    tensor.
+    """
     gate = f"{GATED[0]}/kernel"
     kernel, bias = (tuple(f"{part}/{name}" for part in GATED) for name in ("kernel", "bias"))
     gated = [
@@ -128,9 +132,9 @@ def describe(model: Vit, name: str) -> dict[str, Any]:
 
 
 def _ratio(config: Transformer) -> int:
-    """Returns the ratio of MLP width to hidden width.
+    """Returns the ratio of the MLP width to the model width, as a config field.
 
-    If `build` cannot restore the width from it, the comparison after it fails.
+    If `build` cannot restore the MLP width from this ratio, a later comparison of the models fails.
     """
     inner = config.mlp.inner(config.width)
     return round((inner * 3 / 2 if isinstance(config.mlp, GatedMlp) else inner) / config.width)

@@ -1,4 +1,6 @@
-"""DistilBERT (Sanh et al. 2019): BERT without token types and pooler."""
+"""DistilBERT family (Sanh et al. 2019), which is BERT without token types and pooler: conversion from and to
+transformers.
+"""
 
 from collections.abc import Collection
 from typing import Any
@@ -40,7 +42,9 @@ TABLE = Table(
 
 
 def build(reader: ConfigReader, names: Collection[str]) -> Bert:
-    """Builds the model for a DistilBERT config, with its masked LM head if stored."""
+    """Builds the model for a DistilBERT config. It has a masked-LM head if `names`, the names of the stored tensors,
+    include one.
+    """
     reader.must("tie_word_embeddings", True)
     for name in ("sinusoidal_pos_embds", "tie_weights_", "qa_dropout", "seq_classif_dropout"):
         reader.get(name)  # Initialisation, constants, and unsupported heads.

@@ -29,7 +29,7 @@ ACTIVATIONS = {
     "swish": "silu",
     "tanh": "tanh",
 }
-"""Activation functions by their names in transformers."""
+"""Maps names of activation functions in transformers to names in jaxformer."""
 NAMES = {
     "gelu": "gelu",
     "gelu_tanh": "gelu_new",
@@ -38,10 +38,10 @@ NAMES = {
     "silu": "silu",
     "tanh": "tanh",
 }
-"""Names in transformers of the activation functions."""
+"""Maps names of activation functions in jaxformer to names in transformers."""
 
 NOT_COMPUTED = ("dropout", "attention_dropout", "dtype", "remat", "unroll")
-"""Fields of a stack that do not change its results."""
+"""Names of stack fields that do not change the results of a model."""
 
 
 AUTO_CLASSES: Mapping[str, tuple[str, str | None]] = {
@@ -58,18 +58,18 @@ AUTO_CLASSES: Mapping[str, tuple[str, str | None]] = {
     "ForImageClassification": ("AutoModelForImageClassification", "image-classification"),
     "Model": ("AutoModel", "feature-extraction"),
 }
-"""Auto class of transformers and task name on the hub, by the suffix of the class name."""
+"""Maps suffixes of transformers class names to the auto class that loads the class, and to its task name on the hub."""
 
 
 Layout = Literal["plain", "encoder", "ended"]
-"""Special tokens around texts for a tokenizer without a template: none, [CLS] and [SEP], or an EOS token."""
+"""Special tokens that are added to texts if a tokenizer has no template: none, [CLS] and [SEP], or an EOS token."""
 MARKS = ("pad", "unk", "cls", "sep", "mask")
 """Roles of the special tokens in BERT tokenizers."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """Family of models in transformers."""
+    """Family of models in transformers, and how they are converted."""
 
     model_type: str
     """Name of the family in config.json."""
@@ -80,32 +80,34 @@ class Family:
     build: Callable[[ConfigReader, Collection[str]], Model]
     """Builds a model from a config and the names of the stored tensors. Reads all supported fields of the config."""
     describe: Callable[[Any], Mapping[str, Any]]
-    """Converts a model to a config, including `architectures`, from which `build` restores the same model."""
+    """Converts a model to a config, including `architectures`. `build` must restore the same model from it."""
     table: Table
-    """Table that maps tensors of transformers to parameters."""
+    """Table that maps parameters to tensors of transformers."""
     headless_architectures: tuple[str, ...] = ()
-    """Classes whose tensor names lack the prefix of the table."""
+    """Names of transformers classes without a head. Their tensor names do not have the prefix of the table."""
     constants: Callable[[Any], Mapping[str, np.ndarray]] | None = None
-    """Returns constant tensors by name that transformers stores and the JAX model computes. Exports write them."""
+    """Function of the model. It returns tensors that transformers stores although the JAX model computes them, by name.
+    Exports write them.
+    """
     own_pad: bool = False
-    """Whether `describe` returns the padding id, because position ids depend on it."""
+    """Whether `describe` includes the padding id, because position ids depend on it."""
     special_tokens: tuple[str, ...] = ("pad", "unk", "bos", "eos")
-    """Roles of the special tokens that its tokenizers name, if the vocabulary contains them."""
+    """Roles of the special tokens that tokenizers of this family name, if the vocabulary contains them."""
     layout: Layout = "plain"
-    """Kind of special tokens around texts, for tokenizers without a template."""
+    """Special tokens that are added to texts, for tokenizers without a template."""
     bridge: Bridge = Bridge()
-    """Bridge that defines the objective and task of its models, and how its transformers classes are called."""
+    """Defines which objective and task an imported model gets, and how its transformers class is called."""
     auto_classes: Mapping[str, tuple[str, str | None]] = dataclasses.field(default_factory=dict)
-    """Auto class and task name of classes for which `AUTO_CLASSES` is wrong."""
+    """Exceptions to `AUTO_CLASSES` for this family: maps class names to auto class and task name."""
 
     def auto_class(self, architecture: str) -> tuple[str, str | None]:
-        """Returns the auto class that loads a class of transformers, and its task name on the hub."""
+        """Returns the auto class that loads a transformers class, and the task name of the class on the hub."""
         known = {**self.auto_classes, **AUTO_CLASSES}
         return next(names for ending, names in known.items() if architecture.endswith(ending))
 
 
 def stack(reader: ConfigReader, **fields: Any) -> Transformer:
-    """Builds a Transformer. If a field is invalid, the InputError names the config."""
+    """Builds a stack of Transformer blocks. If a field is invalid, the InputError names the config."""
     try:
         return Transformer(**fields)
     except InputError as error:
@@ -113,17 +115,19 @@ def stack(reader: ConfigReader, **fields: Any) -> Transformer:
 
 
 def explicit(model: Model) -> Model:
-    """Returns the model with derived sizes filled in, and without settings that only affect training."""
+    """Returns the model with derived sizes filled in, and with defaults for settings that only affect training, for
+    comparing models.
+    """
     return model.comparable().map_stacks(_explicit_stack)
 
 
 def differences(model: Model, other: Model) -> list[Difference]:
-    """Returns the fields that make two models compute different results."""
+    """Returns the fields whose difference makes two models compute different results."""
     return config.differences(explicit(model), explicit(other), "model")
 
 
 def shortest_period(kinds: Sequence[Any]) -> int:
-    """Returns the length of the shortest period whose repetition gives the kinds of all blocks in a stack."""
+    """Returns the length of the shortest period in the sequence of block kinds of a stack."""
     every = range(len(kinds))
     return next(size for size in range(1, len(kinds) + 1) if all(kinds[i] == kinds[i % size] for i in every))
 
@@ -147,7 +151,7 @@ def _explicit_stack(stack: Transformer) -> Transformer:
 
 
 def _explicit_variant(stack: Transformer, number: int) -> Variant:
-    """Returns the parts of a block, with derived sizes filled in."""
+    """Returns the settings of the block with index `number`, with derived sizes filled in."""
     variant = stack.variant(number)
     attention, mlp = variant.attention, variant.mlp
     if isinstance(attention, Attention):

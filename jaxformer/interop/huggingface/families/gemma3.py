@@ -1,4 +1,6 @@
-"""Gemma 3 text models (Gemma Team 2025): blocks with local and global attention alternate."""
+"""Gemma 3 family of text models (Gemma Team 2025): conversion from and to transformers. Blocks with local and global
+attention alternate.
+"""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -19,11 +21,11 @@ from jaxformer.models.gpt import Gpt
 
 LAYER, OURS = "model.layers.{l}", "transformer/blocks"
 GLOBAL, LOCAL = "full_attention", "sliding_attention"
-"""Kinds of blocks, as named in configs."""
+"""Names of the two kinds of blocks in configs: with global attention, and with attention in a sliding window."""
 BASES = {GLOBAL: 1_000_000.0, LOCAL: 10_000.0}
-"""Default of `rope_theta` per kind of block."""
+"""Default of the config field `rope_theta` for each kind of block."""
 WINDOW = 4096
-"""Default of `sliding_window`."""
+"""Default of the config field `sliding_window`, in tokens."""
 
 TABLE = Table(
     (
@@ -42,7 +44,7 @@ TABLE = Table(
 
 
 def build(reader: ConfigReader, names: Collection[str]) -> Gpt:
-    """Builds a Gemma: a LLaMA with two kinds of blocks, and zero-centred norms before and after each layer."""
+    """Builds a Gemma model: a LLaMA with two kinds of blocks, and zero-centred norms before and after each layer."""
     reader.must("use_bidirectional_attention", False)
     for name in ("attn_logit_softcapping", "final_logit_softcapping"):
         reader.must(name, None)
@@ -86,7 +88,9 @@ def build(reader: ConfigReader, names: Collection[str]) -> Gpt:
 
 
 def _kinds(reader: ConfigReader, depth: int) -> list[str]:
-    """Returns the kind of each block: as listed, or by the older pattern, in which every n-th block is global."""
+    """Returns the kind of each block, from the list in the config or from its older field for the period: every n-th
+    block is global.
+    """
     size = reader.integer("sliding_window_pattern", 6)
     reader.get("_sliding_window_pattern")  # Written in addition to `layer_types`, but never read.
     kinds = reader.get("layer_types")
@@ -98,7 +102,9 @@ def _kinds(reader: ConfigReader, depth: int) -> list[str]:
 
 
 def _positions(reader: ConfigReader) -> dict[str, Rotary]:
-    """Returns the rotary embeddings per kind of block, from the fields of transformers 5 or older ones."""
+    """Returns the rotary position embeddings for each kind of block, from the config fields of transformers 5 or of
+    older versions.
+    """
     given = reader.get("rope_parameters", {})
     if not isinstance(given, Mapping) or given.keys() - BASES.keys():
         raise reader.error("rope_parameters", given, f"an object with {GLOBAL} and {LOCAL}")
@@ -112,7 +118,9 @@ def _positions(reader: ConfigReader) -> dict[str, Rotary]:
 
 
 def describe(model: Gpt) -> dict[str, Any]:
-    """Converts a Gemma to its config. The names of rotary fields are those that all versions of transformers read."""
+    """Converts a Gemma model to its config. The names of rotary fields are those that all versions of transformers can
+    read.
+    """
     config = model.transformer
     if config.width % config.heads:  # Required although the head size is independent of the width.
         expected = "expected a number that divides the width, as Gemma3TextConfig requires"

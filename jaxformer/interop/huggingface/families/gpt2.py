@@ -1,4 +1,4 @@
-"""GPT-2 (Radford et al. 2019)."""
+"""GPT-2 family (Radford et al. 2019): conversion from and to transformers."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -94,7 +94,7 @@ def describe(model: Gpt) -> dict[str, Any]:
 
 
 class DecoderBridge(Bridge):
-    """Bridge for causal language models."""
+    """Defines how causal language models are used."""
 
     def objective(self, source: Source, model: Gpt) -> Objective:
         """Returns a causal LM objective with the decoding settings of the folder."""
@@ -103,19 +103,21 @@ class DecoderBridge(Bridge):
         return CausalLM(decoding=decoding, beginning=begins_texts(tokenizer, folder.path))
 
     def task(self, source: Source, model: Gpt, objective: Any) -> Task:
-        """Returns a task for rows of text."""
+        """Returns a next-token prediction task on texts."""
         return NextToken(text_length(model))
 
     def labels(self, model: Gpt, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Returns the tokens as labels. transformers compares each prediction with the next label."""
+        """Returns the tokens as labels. transformers shifts them, so that each prediction is compared with the next
+        token.
+        """
         return {"labels": np.where(rows["segments"] > 0, rows["tokens"], -100)}
 
     def loss(self, outputs: Mapping[str, jax.Array], rows: Mapping[str, jax.Array]) -> jax.Array:
-        """Computes the cross-entropy of the next tokens."""
+        """Computes the cross-entropy of the next tokens, like the transformers class."""
         return mean_cross_entropy(outputs["logits"][:, :-1], rows["tokens"][:, 1:], rows["segments"][:, 1:])
 
     def nearest_config(self, model: Gpt, objective: Any) -> dict[str, Any]:
-        """Returns the config of a LLaMA."""
+        """Returns the config of a LLaMA in transformers, which has the same arguments and outputs."""
         return {"model_type": "llama", "architectures": ["LlamaForCausalLM"], **text_sizes(model)}
 
 

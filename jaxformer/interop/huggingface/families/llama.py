@@ -1,6 +1,6 @@
-"""LLaMA (Touvron et al. 2023) and families with the same structure.
+"""LLaMA family (Touvron et al. 2023) and families with the same structure: conversion from and to transformers.
 
-These are Mistral (Jiang et al. 2023) and Qwen3 (Yang et al. 2025).
+The others are Mistral (Jiang et al. 2023) and Qwen3 (Yang et al. 2025).
 """
 
 import dataclasses
@@ -25,7 +25,12 @@ LAYER, OURS = "model.layers.{l}", "transformer/blocks"
 
 
 def llama_table(mlp: Iterable[ParamMapping], others: tuple[Table, ...] = ()) -> Table:
-    """Returns the table of a LLaMA whose MLPs have the given rows."""
+    """Returns the table of a LLaMA-like family, which maps parameters to tensors of transformers.
+
+    Args:
+      mlp: Parameter mappings of the MLPs.
+      others: Tables of other layouts of the same tensors, which imports accept.
+    """
     return Table(
         (
             ParamMapping("embeddings/token", "model.embed_tokens.weight", copies=("lm_head.weight",)),
@@ -53,9 +58,9 @@ ROPE = {
     "low_freq_factor": "low",
     "high_freq_factor": "high",
 }
-"""Fields of `Rotary` that scale positions, by their names in transformers."""
+"""Maps config fields of transformers that scale rotary positions to fields of `Rotary`."""
 SCALINGS: Mapping[Scaling, tuple[str, ...]] = {"none": (), "linear": ("factor",), "llama3": tuple(ROPE)}
-"""Supported scaling types of rotary positions, with the fields that each requires."""
+"""Maps supported scaling types of rotary positions to the config fields that each requires."""
 
 
 def build_llama(reader: ConfigReader, names: Collection[str]) -> Gpt:
@@ -74,7 +79,9 @@ def build_mistral(reader: ConfigReader, names: Collection[str]) -> Gpt:
 
 
 def without_window(reader: ConfigReader) -> None:
-    """Raises InputError where a Mistral's window is shorter than its positions."""
+    """Raises InputError if the attention window of a Mistral config is shorter than the maximum length, which is not
+    supported.
+    """
     longest, window = reader.integer("max_position_embeddings", 131_072), reader.get("sliding_window")
     if window is not None and window < longest:
         raise reader.error("sliding_window", window, f"null, or at least max_position_embeddings={longest}")
@@ -86,7 +93,14 @@ def build_qwen3(reader: ConfigReader, names: Collection[str]) -> Gpt:
 
 
 def build_qwen(reader: ConfigReader, mlp: nn.Module, groups: int, head_dim: int | None) -> Gpt:
-    """Builds a Qwen3 with the given MLPs and defaults of its heads."""
+    """Builds a Qwen3 model.
+
+    Args:
+      reader: config of the model.
+      mlp: MLP of each block.
+      groups: default number of key/value heads.
+      head_dim: default size of a head. If None, width / heads.
+    """
     reader.must("use_sliding_window", False)
     kinds = reader.get("layer_types", [])
     if any(kind != "full_attention" for kind in kinds):
@@ -100,7 +114,7 @@ def build_qwen(reader: ConfigReader, mlp: nn.Module, groups: int, head_dim: int 
 
 
 def dense_mlp(reader: ConfigReader, bias: bool = False) -> GatedMlp:
-    """Builds the MLP of a config without experts."""
+    """Builds the gated MLP for a config without experts."""
     return GatedMlp(reader.integer("intermediate_size"), reader.choice("hidden_act", ACTIVATIONS, "silu"), bias)
 
 
@@ -149,7 +163,7 @@ def build_decoder(
 
 
 def rotary(reader: ConfigReader) -> Rotary:
-    """Reads the rotary fields of a config, with current or older names."""
+    """Reads the rotary position embeddings of a config, with current or older field names."""
     reader.must("partial_rotary_factor", 1.0)
     base = reader.number("rope_theta", 10_000.0)
     name = "rope_parameters" if "rope_parameters" in reader else "rope_scaling"
@@ -179,11 +193,7 @@ def rotary_of(reader: ConfigReader, name: str, rope: Mapping[str, Any]) -> Rotar
 
 
 def rotary_in(positions: nn.Module | None) -> Rotary:
-    """Returns the position scheme of blocks, which must be rotary.
-
-    Raises:
-      InputError: If the blocks have another position scheme.
-    """
+    """Returns the position scheme of blocks. Raises InputError if it is not rotary."""
     if not isinstance(positions, Rotary):
         kind = None if positions is None else type(positions).__name__
         raise InputError(f"model.transformer.position_embedding={kind}: expected Rotary")
@@ -191,7 +201,7 @@ def rotary_in(positions: nn.Module | None) -> Rotary:
 
 
 def rope_fields(positions: Rotary) -> dict[str, Any]:
-    """Converts rotary embeddings to the older config fields, which all versions of transformers read."""
+    """Converts rotary position embeddings to the older config fields, which all versions of transformers can read."""
     scaling = {
         theirs: getattr(positions, ours) for theirs, ours in ROPE.items() if theirs in SCALINGS[positions.scaling]
     }
@@ -200,7 +210,7 @@ def rope_fields(positions: Rotary) -> dict[str, Any]:
 
 
 def describe_decoder(model: Gpt) -> dict[str, Any]:
-    """Returns the config fields that these families share, without those of the MLP."""
+    """Converts a model to the config fields that LLaMA-like families share, without those of the MLP."""
     config = model.transformer
     groups, head_dim = config.attention.sizes(config.heads, config.width)
     return {

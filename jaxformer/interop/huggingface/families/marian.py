@@ -1,4 +1,6 @@
-"""Marian (Junczys-Dowmunt et al. 2018): the original encoder–decoder, with one vocabulary and a biased head."""
+"""Marian family (Junczys-Dowmunt et al. 2018): conversion from and to transformers. Marian is the original
+encoder–decoder with a shared vocabulary and a bias in the output layer.
+"""
 
 from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
@@ -28,14 +30,16 @@ from jaxformer.runs.run import Run
 
 
 def sinusoids(shape: tuple[int, ...]) -> np.ndarray:
-    """Computes sinusoidal position embeddings, [positions, width]."""
+    """Computes sinusoidal position embeddings of shape [positions, embed]."""
     positions, width = shape
     angles = np.arange(positions)[:, None] * 10_000.0 ** (-np.arange(0, width, 2) / width)
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=-1)
 
 
 def stack_rows(side: str) -> list[ParamMapping]:
-    """Returns the table rows of the blocks in an encoder or decoder, shared by Marian and BART."""
+    """Returns the parameter mappings of the blocks in an encoder or decoder of Marian or BART. `side` is "encoder" or
+    "decoder".
+    """
     layer, ours = f"model.{side}.layers.{{l}}", f"{side}/blocks"
 
     def maps(kind):
@@ -52,7 +56,7 @@ def stack_rows(side: str) -> list[ParamMapping]:
 
 
 def shared_rows() -> list[ParamMapping]:
-    """Returns the table rows of embeddings and head, shared by Marian and BART."""
+    """Returns the parameter mappings of embeddings and output layer, which Marian and BART share."""
     tied = ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight")
     return [
         ParamMapping("embeddings/token", "model.shared.weight", copies=tied),
@@ -120,7 +124,7 @@ def describe(model: EncoderDecoder) -> dict[str, Any]:
 
 
 def fields(model: EncoderDecoder) -> dict[str, Any]:
-    """Returns the config fields that Marian and BART share."""
+    """Converts a model to the config fields that Marian and BART share."""
     sides = {}
     for side, part in (("encoder", model.encoder), ("decoder", model.decoder)):
         sides |= {
@@ -145,7 +149,7 @@ def fields(model: EncoderDecoder) -> dict[str, Any]:
 
 
 class EncoderDecoderBridge(Bridge):
-    """Bridge for text encoder–decoders."""
+    """Defines how text encoder–decoders are used."""
 
     arguments: ClassVar[Mapping[str, str]] = {
         "inputs": "input_ids",
@@ -154,7 +158,7 @@ class EncoderDecoderBridge(Bridge):
     }
 
     def __init__(self, decoder_start: str = "pad_token_id"):
-        """Sets the special token to use as the decoder start token, as a config field name."""
+        """Sets which special token is the decoder start token. `decoder_start` is the config field of that token."""
         self.decoder_start = decoder_start
 
     def objective(self, source: Source, model: EncoderDecoder) -> Objective:
@@ -167,7 +171,7 @@ class EncoderDecoderBridge(Bridge):
         )
 
     def task(self, source: Source, model: EncoderDecoder, objective: Any) -> Task:
-        """Returns a task for pairs of texts."""
+        """Returns a text-to-text task."""
         return TextToText(text_length(model), text_length(model))
 
     def special_tokens(self, model: Model, tokens: Mapping[str, int | None]) -> dict[str, int | None]:
@@ -176,15 +180,15 @@ class EncoderDecoderBridge(Bridge):
         return {**tokens, **({} if start is None else {"decoder_start_token_id": start})}
 
     def labels(self, model: EncoderDecoder, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Returns the targets of all tokens."""
+        """Returns the targets of all tokens as labels."""
         return {"labels": np.where(rows["segments"] > 0, rows["targets"], -100)}
 
     def loss(self, outputs: Mapping[str, jax.Array], rows: Mapping[str, jax.Array]) -> jax.Array:
-        """Computes the cross-entropy of the targets."""
+        """Computes the cross-entropy of the targets, like the transformers class."""
         return mean_cross_entropy(outputs["logits"], rows["targets"], rows["segments"])
 
     def nearest_config(self, model: EncoderDecoder, objective: Any) -> dict[str, Any]:
-        """Returns the config of a T5."""
+        """Returns the config of a T5 in transformers, which has the same arguments and outputs."""
         encoder, decoder = model.stacks().values()
         _, head_dim = decoder.attention.sizes(decoder.heads, decoder.width)
         return {
@@ -201,10 +205,14 @@ class EncoderDecoderBridge(Bridge):
 
 
 class MarianBridge(EncoderDecoderBridge):
-    """Bridge for the original encoder–decoder. Models whose decoder starts from zeros follow Marian's conventions."""
+    """Defines how the original encoder–decoder is used. A model whose first decoder input is a zero vector follows
+    Marian's conventions.
+    """
 
     def conventional(self, run: Run) -> Run:
-        """Removes unused ids, and makes padding the last id if the decoder starts from zeros."""
+        """Returns an equivalent run without unused token ids. If the first decoder input is a zero vector, padding
+        becomes the last id.
+        """
         run = super().conventional(run)
         return marian_run(run) if run.tokenizer is not None and run.model.zero_start else run
 

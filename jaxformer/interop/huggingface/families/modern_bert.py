@@ -1,4 +1,6 @@
-"""ModernBERT (Warner et al. 2024): BERT with local and global attention, rotary positions and gated MLPs."""
+"""ModernBERT family (Warner et al. 2024): conversion from and to transformers. It is BERT with local and global
+attention, rotary positions and gated MLPs.
+"""
 
 import dataclasses
 from collections.abc import Collection, Sequence
@@ -25,7 +27,7 @@ from jaxformer.models.classifier import Classifier
 
 GLOBAL, LOCAL = "full_attention", "sliding_attention"
 BASES = {GLOBAL: ("global_rope_theta", 160_000.0), LOCAL: ("local_rope_theta", 10_000.0)}
-"""Older name and default of the rotary base, per kind of block."""
+"""Older config field and default of the rotary base frequency, for each kind of block."""
 POOLINGS: dict[str, Pooling] = {"cls": "first", "mean": "mean"}
 
 LAYER, OURS = "model.layers.{l}", "transformer/blocks"
@@ -58,12 +60,15 @@ UNUSED = (
     *("deterministic_flash_attn", "repad_logits_with_grad", "sparse_prediction", "sparse_pred_ignore_index"),
     "classifier_pooling",
 )
-"""Fields without effect on the results: initialisation, kernels, a loss that gathers masked tokens, the pooling of a
-classifier, and names that transformers does not read."""
+"""Names of config fields that do not affect the results: initialisation, kernels, a loss that gathers masked tokens,
+the pooling of a classifier, and fields that transformers does not read.
+"""
 
 
 def build(reader: ConfigReader, names: Collection[str]) -> Bert:
-    """Builds the model for a ModernBERT config, with its masked LM head if stored."""
+    """Builds the model for a ModernBERT config. It has a masked-LM head if `names`, the names of the stored tensors,
+    include one.
+    """
     reader.must("tie_word_embeddings", True)
     reader.must("norm_bias", False)
     for name in UNUSED:
@@ -137,7 +142,7 @@ def _stack(reader: ConfigReader, mlp: GatedMlp) -> Transformer:
 
 
 def _kinds(reader: ConfigReader, depth: int) -> list[str]:
-    """Returns the kind of each block."""
+    """Returns the kind of each block: with global or with local attention."""
     every = reader.integer("global_attn_every_n_layers", 3)
     kinds = reader.get("layer_types") or [LOCAL if number % every else GLOBAL for number in range(depth)]
     if len(kinds) != depth or not set(kinds) <= set(BASES):
@@ -146,14 +151,14 @@ def _kinds(reader: ConfigReader, depth: int) -> list[str]:
 
 
 def _rotary(reader: ConfigReader, kind: str) -> Rotary:
-    """Reads the rotary embeddings of a kind of block, with newer or older field names."""
+    """Reads the rotary position embeddings for a kind of block, with newer or older field names."""
     base = reader.number(*BASES[kind])
     rope = reader.get("rope_parameters", {}).get(kind) or {}
     return rotary_of(reader, "rope_parameters", {"rope_theta": base} | reader.get("rope_scaling", {}) | rope)
 
 
 def _block_fields(config: Transformer) -> dict[str, Any]:
-    """Returns the config fields of the kinds of blocks, with newer and older names."""
+    """Converts the kinds of blocks to config fields, with newer and older names."""
     blocks = [config.variant(number) for number in range(config.depth)]
     kinds = [GLOBAL if block.attention.window is None else LOCAL for block in blocks]
     of_kind = dict(zip(reversed(kinds), reversed(blocks), strict=True))
@@ -172,7 +177,9 @@ def _block_fields(config: Transformer) -> dict[str, Any]:
 
 
 def _every(kinds: Sequence[str]) -> dict[str, int]:
-    """Returns the older field for `layer_types`, if the same number of local blocks follows each global one."""
+    """Returns the older config field for the list of block kinds. It can represent only a fixed period: every n-th
+    block is global.
+    """
     for every in range(1, len(kinds) + 1):
         if all((kind == LOCAL) == bool(number % every) for number, kind in enumerate(kinds)):
             return {"global_attn_every_n_layers": every}
@@ -200,7 +207,7 @@ HEAD = [
 
 
 def _classifier(architecture: str, pooled: bool, span: bool = False) -> Family:
-    """Builds a family of classifiers of texts (`pooled`), tokens, or answer spans (`span`)."""
+    """Builds a family of classifiers: of texts if `pooled`, of answer spans if `span`, and otherwise of tokens."""
 
     def build_classifier(reader: ConfigReader, names: Collection[str]) -> Classifier:
         backbone, pooling = build(reader, names), reader.choice("classifier_pooling", POOLINGS, "cls")
@@ -249,4 +256,6 @@ CLASSIFIERS = (
     _classifier("ModernBertForQuestionAnswering", pooled=False, span=True),
     _classifier("ModernBertForTokenClassification", pooled=False),
 )
-"""Question answering precedes token classification, whose class would match the same models."""
+"""Families of ModernBERT classifiers. Question answering comes before token classification, because the latter would
+match the same models.
+"""

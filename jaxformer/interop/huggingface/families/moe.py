@@ -1,4 +1,5 @@
-"""Mixture-of-experts decoders: Mixtral (Jiang et al. 2024) and Qwen3-MoE (Yang et al. 2025).
+"""Families of mixture-of-experts decoders, Mixtral (Jiang et al. 2024) and Qwen3-MoE (Yang et al. 2025): conversion
+from and to transformers.
 
 Except for the MLPs, their layers are those of LLaMA.
 
@@ -57,7 +58,7 @@ def build_qwen3_moe(reader: ConfigReader, names: Collection[str]) -> Gpt:
 def _experts(
     reader: ConfigReader, number: str, width: str, defaults: tuple[int, int], normalize: bool = True
 ) -> ExpertMlp:
-    """Builds the experts from a config.
+    """Builds the mixture-of-experts MLP for a config.
 
     Args:
       reader: config of the model.

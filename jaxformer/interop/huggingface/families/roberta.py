@@ -1,4 +1,6 @@
-"""RoBERTa (Liu et al. 2019): BERT whose position ids start after the padding id."""
+"""RoBERTa family (Liu et al. 2019): conversion from and to transformers. It is BERT with position ids that start after
+the padding id.
+"""
 
 from collections.abc import Collection
 from typing import Any
@@ -41,7 +43,9 @@ TABLE = Table(
 
 
 def build(reader: ConfigReader, names: Collection[str]) -> Bert:
-    """Builds the model for a RoBERTa config, with the heads whose tensors are stored."""
+    """Builds the model for a RoBERTa config. `names` are the names of the stored tensors, which determine the heads of
+    the model.
+    """
     reader.must("position_embedding_type", "absolute")
     reader.must("tie_word_embeddings", True)
     found = heads(names, pooler="pooler.dense.weight", masked_lm="lm_head.dense.weight")

@@ -1,20 +1,34 @@
-"""Table rows of block parts that several families share."""
+"""Parameter mappings of layers that several model families have."""
 
 from jaxformer.interop.huggingface.table import ParamMapping
 
 
 def linear(ours: str, theirs: str, pattern: str = "f d -> d f") -> list[ParamMapping]:
-    """Returns the table rows for the kernel and bias of a linear layer. PyTorch stores the kernel as [out, in]."""
+    """Returns the parameter mappings of a linear layer's kernel and bias. PyTorch stores the kernel as [out, in].
+
+    Args:
+      ours: Parameter path of the layer.
+      theirs: Prefix of its tensor names in transformers.
+      pattern: Rearrangement of the kernel in einops notation.
+    """
     return [ParamMapping(f"{ours}/kernel", f"{theirs}.weight", pattern), ParamMapping(f"{ours}/bias", f"{theirs}.bias")]
 
 
 def norm(ours: str, theirs: str) -> list[ParamMapping]:
-    """Returns the table rows for the scale and bias of a normalisation layer."""
+    """Returns the parameter mappings of a normalisation layer's scale and bias."""
     return [ParamMapping(f"{ours}/scale", f"{theirs}.weight"), ParamMapping(f"{ours}/bias", f"{theirs}.bias")]
 
 
 def attention(ours: str, query: str, key: str, value: str, output: str) -> list[ParamMapping]:
-    """Returns the table rows of attention with these tensor names. PyTorch merges heads and head size into one axis."""
+    """Returns the parameter mappings of an attention layer. PyTorch merges the axes of heads and head size.
+
+    Args:
+      ours: Parameter path of the layer.
+      query: Prefix of the query tensors' names in transformers.
+      key: Prefix of the key tensors' names.
+      value: Prefix of the value tensors' names.
+      output: Prefix of the output tensors' names.
+    """
     rows = []
     for part, theirs in (("query", query), ("key", key), ("value", value)):
         rows += [
@@ -25,7 +39,7 @@ def attention(ours: str, query: str, key: str, value: str, output: str) -> list[
 
 
 def llama_attention(ours: str, theirs: str) -> list[ParamMapping]:
-    """Returns the table rows of LLaMA's self-attention, including the query and key norms of later families."""
+    """Returns the parameter mappings of LLaMA's self-attention, including the query and key norms of later families."""
     maps = (f"{theirs}.{part}_proj" for part in ("q", "k", "v", "o"))
     return [
         *attention(ours, *maps),
@@ -35,12 +49,19 @@ def llama_attention(ours: str, theirs: str) -> list[ParamMapping]:
 
 
 def gated_mlp(ours: str, theirs: str) -> list[ParamMapping]:
-    """Returns the table rows of LLaMA's gated MLP."""
+    """Returns the parameter mappings of LLaMA's gated MLP."""
     return [row for part in ("gate", "up", "down") for row in linear(f"{ours}/{part}", f"{theirs}.{part}_proj")]
 
 
 def experts(ours: str, theirs: str, router: str, names: tuple[str, str, str]) -> list[ParamMapping]:
-    """Returns the rows of a router and of experts with separate tensors; `names` are those of gate, up and down."""
+    """Returns the parameter mappings of a router and its experts, if each expert has separate tensors.
+
+    Args:
+      ours: Parameter path of the MLP.
+      theirs: Prefix of its tensor names in transformers.
+      router: Name of the router's tensor.
+      names: Names of the gate, up and down tensors.
+    """
     rows = [ParamMapping(f"{ours}/router/kernel", f"{router}.weight", "f d -> d f")]
     for part, name in zip(("gate", "up", "down"), names, strict=True):
         rows.append(ParamMapping(f"{ours}/{part}/kernel", f"{theirs}.{{e}}.{name}.weight", "f d -> d f"))
@@ -48,7 +69,9 @@ def experts(ours: str, theirs: str, router: str, names: tuple[str, str, str]) ->
 
 
 def fused_experts(ours: str, theirs: str, router: str) -> list[ParamMapping]:
-    """Returns the rows of a router and of experts whose tensors are fused, as transformers 5 has them in memory."""
+    """Returns the parameter mappings of a router and its experts, if the tensors of all experts are fused, as in
+    transformers 5.
+    """
     gate_and_up = (f"{ours}/gate/kernel", f"{ours}/up/kernel")
     return [
         ParamMapping(f"{ours}/router/kernel", f"{router}.weight", "f d -> d f"),

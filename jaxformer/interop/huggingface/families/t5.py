@@ -1,4 +1,6 @@
-"""T5 (Raffel et al. 2020) in versions 1.0, 1.1 and Flan, and mT5 (Xue et al. 2021)."""
+"""T5 family (Raffel et al. 2020) in versions 1.0, 1.1 and Flan, and mT5 family (Xue et al. 2021): conversion from and
+to transformers.
+"""
 
 import dataclasses
 from collections.abc import Collection
@@ -23,9 +25,9 @@ def _attention(ours: str, theirs: str) -> list[ParamMapping]:
 
 
 def _mlp(ours: str, theirs: str) -> list[ParamMapping]:
-    """Returns the table rows of the MLP.
+    """Returns the parameter mappings of the MLP.
 
-    If it is gated, `wi_0` is the gate and `wi_1` is `up`; otherwise `wi` is `up`.
+    In transformers, a gated MLP has `wi_0` (the gate) and `wi_1` (our `up`); other MLPs have `wi` (our `up`).
     """
     gate, up = f"{ours}/gate/kernel", f"{ours}/up/kernel"
     return [

@@ -1,4 +1,4 @@
-"""ViT (Dosovitskiy et al. 2021)."""
+"""ViT family (Dosovitskiy et al. 2021): conversion from and to transformers."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -30,7 +30,7 @@ from jaxformer.runs.run import Run
 
 
 def embeddings(theirs: str) -> list[ParamMapping]:
-    """Returns the table rows of patch, class token and position embeddings, shared by all image families."""
+    """Returns the parameter mappings of patch, class token and position embeddings, shared by all image families."""
     return [
         ParamMapping("embeddings/patch/kernel", f"{theirs}.patch_embeddings.projection.weight", "d n y x -> y x n d"),
         ParamMapping("embeddings/patch/bias", f"{theirs}.patch_embeddings.projection.bias"),
@@ -40,14 +40,14 @@ def embeddings(theirs: str) -> list[ParamMapping]:
 
 
 def self_attention(ours: str, theirs: str) -> list[ParamMapping]:
-    """Returns the table rows of a layer's self-attention."""
+    """Returns the parameter mappings of self-attention in a ViT layer."""
     inner = f"{theirs}.attention.attention"
     output = f"{theirs}.attention.output.dense"
     return attention(f"{ours}/attention", f"{inner}.query", f"{inner}.key", f"{inner}.value", output)
 
 
 def blocks(ours: str, theirs: str) -> list[ParamMapping]:
-    """Returns the table rows of the layers in a ViT or masked autoencoder."""
+    """Returns the parameter mappings of the layers in a ViT or masked autoencoder."""
     return [
         *self_attention(ours, theirs),
         *norm(f"{ours}/attention_norm", f"{theirs}.layernorm_before"),
@@ -71,7 +71,9 @@ TABLE = Table(
 
 
 def build(reader: ConfigReader, names: Collection[str]) -> Vit:
-    """Builds the model for a ViT config, with the head that is stored."""
+    """Builds the model for a ViT config. `names` are the names of the stored tensors, which determine whether it has a
+    head.
+    """
     reader.must("pooler_act", "tanh")
     reader.get("encoder_stride")  # Only used by the decoder for masked image modelling.
     transformer = encoder(reader)
@@ -82,7 +84,9 @@ def build(reader: ConfigReader, names: Collection[str]) -> Vit:
 
 
 def image_model(reader: ConfigReader, module: type, **fields: Any) -> Any:
-    """Builds an image model with the geometry of a config. Invalid values raise an InputError that names the config."""
+    """Builds an image model with the image and patch sizes of a config. Invalid values raise an InputError that names
+    the config.
+    """
     geometry = {"image": "image_size", "patch": "patch_size"}
     fields |= {ours: reader.integer(theirs, {"image": 224, "patch": 16}[ours]) for ours, theirs in geometry.items()}
     channels = reader.integer("num_channels", 3)
@@ -95,7 +99,7 @@ def image_model(reader: ConfigReader, module: type, **fields: Any) -> Any:
 
 
 def encoder(reader: ConfigReader) -> Transformer:
-    """Builds the stack for a ViT or masked autoencoder config."""
+    """Builds the stack of Transformer blocks for a ViT or masked autoencoder config."""
     reader.must("qkv_bias", True)
     return stack(
         reader,
@@ -126,12 +130,12 @@ def describe(model: Vit) -> dict[str, Any]:
 
 
 def geometry(model: Any) -> dict[str, Any]:
-    """Returns the config fields of images and patches."""
+    """Converts the image and patch sizes of a model to config fields."""
     return {"image_size": model.image, "patch_size": model.patch, "num_channels": model.channels, "qkv_bias": True}
 
 
 def encoder_fields(config: Transformer) -> dict[str, Any]:
-    """Returns the config fields of the stack, shared by ViT and the masked autoencoder."""
+    """Converts the stack of a ViT or masked autoencoder to config fields."""
     return {
         "hidden_size": config.width,
         "num_hidden_layers": config.depth,
@@ -145,20 +149,20 @@ def encoder_fields(config: Transformer) -> dict[str, Any]:
 
 
 def image_sizes(model: Any) -> dict[str, Any]:
-    """Returns the sizes of an image model as config fields."""
+    """Returns the sizes of an image model as config fields, by the names that most families use."""
     geometry = {"image_size": model.image, "patch_size": model.patch, "num_channels": model.channels}
     return {**stack_sizes(next(iter(model.stacks().values()))), **geometry}
 
 
 def image_field(source: Source, model: Any) -> ImageField:
-    """Returns an image field with the image processing of the folder."""
+    """Returns an image field that prepares images as the imported folder specifies."""
     preparation = read_preparation(source.home, model)
     fields = {"size": model.image, "channels": model.channels}
     return ImageField(**fields | (preparation.field if preparation else {}))
 
 
 class ImageBridge(Bridge):
-    """Bridge for image encoders and classifiers."""
+    """Defines how image encoders and classifiers are used."""
 
     def objective(self, source: Source, model: Vit) -> Objective:
         """Returns a classification objective, or an image embedding objective if the model has no labels.
@@ -186,7 +190,7 @@ class ImageBridge(Bridge):
         return {}
 
     def conventional(self, run: Run) -> Run:
-        """Converts a run to the parameter layout of a transformers class."""
+        """Returns an equivalent run whose parameters have the layout of a transformers class."""
         return image_run(run)
 
     def outputs(self, model: Vit, output: Any, objective: Any = None) -> dict[str, jax.Array]:
@@ -196,7 +200,7 @@ class ImageBridge(Bridge):
         return {"last_hidden_state": output.hidden} | ({"pooler_output": output.pooled} if model.pooler else {})
 
     def nearest_config(self, model: Vit, objective: Any) -> dict[str, Any]:
-        """Returns the config of a ViT."""
+        """Returns the config of a ViT in transformers, which has the same arguments and outputs."""
         architecture = "ViTForImageClassification" if model.labels else "ViTModel"
         labels = label_fields(model.labels) if model.labels else {}
         return {"model_type": "vit", "architectures": [architecture], **image_sizes(model), **labels}

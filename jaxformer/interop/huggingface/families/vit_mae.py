@@ -1,4 +1,4 @@
-"""Masked autoencoder (He et al. 2022)."""
+"""Masked autoencoder family (He et al. 2022): conversion from and to transformers."""
 
 import dataclasses
 from collections.abc import Collection
@@ -35,16 +35,18 @@ from jaxformer.runs.run import Run
 
 
 def positions(shape: tuple[int, ...]) -> np.ndarray:
-    """Computes the fixed position embeddings, [1, 1 + p, d]: zeros for the class token, followed by sinusoids."""
+    """Computes the fixed position embeddings, [1, 1 + patches, embed]: zeros for the class token, followed by
+    sinusoids.
+    """
     _, count, width = shape
     side = round((count - 1) ** 0.5)
     return np.concatenate([np.zeros((1, width)), np.asarray(sinusoidal_2d(side, side, width))])[None]
 
 
 def _decoder_blocks() -> list[ParamMapping]:
-    """Returns the table rows of the decoder layers.
+    """Returns the parameter mappings of the decoder layers.
 
-    Tensor names are those of published checkpoints, and those of transformers 5.
+    Each tensor has two possible names: that of published checkpoints and that of transformers 5.
     """
     return [
         dataclasses.replace(row, copies=(row.theirs.replace("decoder_layers", "decoder_encoder.layer"),))
@@ -69,7 +71,9 @@ TABLE = Table(
 
 
 def build(reader: ConfigReader, names: Collection[str]) -> MaskedAutoencoder:
-    """Builds the model for a ViTMAE config, with the decoder if stored."""
+    """Builds the model for a ViTMAE config. It has a decoder if `names`, the names of the stored tensors, include
+    one.
+    """
     reader.get("norm_pix_loss")  # A setting of the objective.
     transformer, decoder = encoder(reader), None
     sizes = {"width": ("hidden_size", 512), "depth": ("num_hidden_layers", 8), "heads": ("num_attention_heads", 16)}
@@ -104,7 +108,7 @@ def describe(model: MaskedAutoencoder) -> dict[str, Any]:
 
 
 def constants(model: MaskedAutoencoder) -> dict[str, np.ndarray]:
-    """Computes the tensors of fixed position embeddings, by name."""
+    """Computes the tensors with the fixed position embeddings, which transformers stores, by name."""
     decoder, count = model.decoder, 1 + model.patches
     prefix = "" if decoder is None else "vit."
     found = {f"{prefix}embeddings.position_embeddings": positions((1, count, model.transformer.width))}
@@ -112,10 +116,10 @@ def constants(model: MaskedAutoencoder) -> dict[str, np.ndarray]:
 
 
 class MaskedAutoencoderBridge(ImageBridge):
-    """Bridge for masked autoencoders."""
+    """Defines how masked autoencoders are used."""
 
     def objective(self, source: Source, model: MaskedAutoencoder) -> Objective:
-        """Returns the objective of predicting the pixels of masked patches."""
+        """Returns the objective for predicting the pixels of masked patches."""
         return MaskedAutoencoding()
 
     def task(self, source: Source, model: MaskedAutoencoder, objective: Any) -> Task:
@@ -132,7 +136,7 @@ class MaskedAutoencoderBridge(ImageBridge):
         return found | {"mask": output.masked}
 
     def nearest_config(self, model: MaskedAutoencoder, objective: Any) -> dict[str, Any]:
-        """Returns the config of a ViTMAE."""
+        """Returns the config of a ViTMAE in transformers, which has the same arguments and outputs."""
         architecture = "ViTMAEModel" if model.decoder is None else "ViTMAEForPreTraining"
         sizes = {**image_sizes(model), "mask_ratio": model.mask_rate}
         return {"model_type": "vit_mae", "architectures": [architecture], **sizes}

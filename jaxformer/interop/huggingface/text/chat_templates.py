@@ -1,4 +1,4 @@
-"""Reads and writes chat templates: Jinja templates in tokenizer_config.json that convert dialogues to text."""
+"""Reads and writes chat templates: Jinja templates in a tokenizer_config.json that convert dialogues to text."""
 
 import json
 import warnings
@@ -21,11 +21,11 @@ SAMPLES: Sequence[Sequence[Turn]] = (
     [("user", "hello there"), ("assistant", "(1) yes, 2 of 3!"), ("user", "…and then?"), ("assistant", "Ünïcode 日本")],
     [("system", "Be\nbrief."), ("user", "'why'"), ("assistant", "")],
 )
-"""Dialogues for which an exported chat template must produce the same tokens as in training."""
+"""Dialogues with which an exported chat template is checked. It must produce the same tokens as in training."""
 
 
 def read_chat_template(folder: Path) -> Any:
-    """Reads the chat template of a folder: a text, a list of named templates, or None.
+    """Reads the chat template of a folder. Returns its text, a list of named templates, or None.
 
     Template files take precedence over tokenizer_config.json, as in transformers.
     """
@@ -40,15 +40,21 @@ def read_chat_template(folder: Path) -> Any:
 
 
 def write_chat_template(folder: Path, template: Any) -> None:
-    """Adds a chat template to tokenizer_config.json of a folder."""
+    """Adds a chat template to the tokenizer_config.json of a folder."""
     write_json(folder / SETTINGS, read_json(folder / SETTINGS) | {FIELD: template})
 
 
 def chat_template(dialogue: DialogueTemplate, tokenizer: Tokenizer, folder: Path, beginning: bool) -> str | None:
-    """Converts a dialogue template to Jinja, for the exported tokenizer in a folder.
+    """Converts a dialogue template to a Jinja chat template for an exported tokenizer.
 
     The result must produce the same tokens as in training. The text between turns depends on how the tokenizer starts a
     word after a special token. Returns None, with a warning, if no text gives the same tokens.
+
+    Args:
+      dialogue: template to convert.
+      tokenizer: tokenizer of the run.
+      folder: folder of the exported tokenizer.
+      beginning: whether dialogues begin with the BOS token.
     """
     import tokenizers
 
@@ -65,14 +71,22 @@ def chat_template(dialogue: DialogueTemplate, tokenizer: Tokenizer, folder: Path
 
 
 def _tokens(dialogue: DialogueTemplate, turns: Sequence[Turn], tokenizer: Tokenizer, beginning: bool) -> list[int]:
-    """Returns the tokens of a dialogue as in training, followed by the start of another answer."""
+    """Encodes a dialogue as in training, followed by the role text of another answer. Returns token ids."""
     parts = [part for turn in turns for part in dialogue.encode(turn, tokenizer)]
     before = [tokenizer.bos_id] if beginning else []
     return np.concatenate([before, *parts, tokenizer.encode(dialogue.assistant.rstrip())]).astype(int).tolist()
 
 
 def _text(dialogue: DialogueTemplate, turns: Sequence[Turn], begin: str | None, end: str, between: str) -> str:
-    """Returns the text of a dialogue, followed by the start of another answer."""
+    """Returns the text that a chat template produces for a dialogue, followed by the role text of another answer.
+
+    Args:
+      dialogue: template of the role texts.
+      turns: turns of the dialogue.
+      begin: BOS token as text, or None.
+      end: EOS token as text, which follows each turn.
+      between: text between an EOS token and the next turn.
+    """
     before = [] if begin is None else [begin]
     return between.join([*before, *(dialogue.text(turn) + end for turn in turns), dialogue.assistant.rstrip()])
 

@@ -1,4 +1,4 @@
-"""Reorders the vocabulary of a tokenizer: texts have the same pieces, with other ids."""
+"""Changes the order of a tokenizer's vocabulary. Texts are split into the same pieces, but these have other ids."""
 
 import json
 from typing import Any
@@ -12,11 +12,15 @@ from jaxformer.data.tokenizers.sentence_piece import SentencePieceTokenizer
 from jaxformer.errors import InputError
 
 PAD = "<pad>"
-"""Name of the padding piece in Marian folders, which other programs look for."""
+"""Name of the padding piece in Marian folders. Other programs find the piece by this name."""
 
 
 def permuted(tokenizer: Tokenizer, order: np.ndarray) -> Tokenizer:
-    """Returns a tokenizer whose piece n is piece `order[n]` of the given one, and whose padding piece is named `<pad>`.
+    """Returns a tokenizer with the same pieces in another order. Its padding piece is named `<pad>`.
+
+    Args:
+      tokenizer: tokenizer to reorder.
+      order: old id of each piece, by new id.
 
     Raises:
       InputError: If this kind of tokenizer cannot be reordered, or another piece is named `<pad>`.
@@ -60,7 +64,13 @@ def _sentencepiece(model: bytes, order: np.ndarray, pad: str) -> bytes:
 
 
 def _config(config: dict[str, Any], order: np.ndarray, pad: str) -> dict[str, Any]:
-    """Returns the content of the tokenizer.json with the new order."""
+    """Reorders the vocabulary in the parsed content of a tokenizer.json.
+
+    Args:
+      config: content of tokenizer.json.
+      order: old id of each piece, by new id.
+      pad: name of the padding piece, which is renamed to `<pad>`.
+    """
     places = {int(old): new for new, old in enumerate(order)}
 
     def name(piece: str) -> str:

@@ -1,4 +1,4 @@
-"""Converts SentencePiece models (Kudo & Richardson 2018) to a tokenizer.json of the `tokenizers` library.
+"""Converts SentencePiece models (Kudo & Richardson 2018) to a tokenizer.json for the `tokenizers` library.
 
 The ids of the pieces are the same. The library applies the normalization table of a model per grapheme, and may drop
 the end of a grapheme. Therefore texts are first normalized to NFKC. This equals the table of `nmt_nfkc`, except for
@@ -13,7 +13,7 @@ from jaxformer.data.tokenizers.sentence_piece import SPACE
 from jaxformer.errors import InputError
 
 STAND_INS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
-"""Placeholder characters that do not occur in texts: Unicode noncharacters."""
+"""Placeholder characters for use during normalization. They are Unicode noncharacters, which do not occur in texts."""
 
 
 def to_json_tokenizer(model: bytes) -> Any:
@@ -46,7 +46,9 @@ def _unigram(proto):
 
 
 def _bpe(proto):
-    """Builds the BPE model. Merges are all divisions of a piece into two pieces, in the order of piece scores."""
+    """Builds the BPE model of the `tokenizers` library. Its merges are all divisions of a piece into two other pieces,
+    ordered by the scores of the merged pieces.
+    """
     import tokenizers
 
     normal = [piece for piece in proto.pieces if piece.type == proto.SentencePiece.NORMAL]
@@ -65,7 +67,7 @@ def _bpe(proto):
 
 
 def _surround(tokenizer: Any, proto: Any) -> None:
-    """Adds the normalizer, pre-tokenizer and decoder."""
+    """Adds the normalizer, pre-tokenizer and decoder of a SentencePiece model to a tokenizer."""
     from tokenizers import Regex, decoders, normalizers, pre_tokenizers
 
     spec, steps = proto.normalizer_spec, _characters(proto)
@@ -90,7 +92,7 @@ def _surround(tokenizer: Any, proto: Any) -> None:
 
 
 def _characters(proto: Any) -> list[Any]:
-    """Returns the normalizers of characters."""
+    """Returns the normalizers that replace characters like the SentencePiece model."""
     from tokenizers import normalizers
 
     table, name = proto.normalizer_spec.precompiled_charsmap, proto.normalizer_spec.name
@@ -114,7 +116,9 @@ def _characters(proto: Any) -> list[Any]:
 
 
 def _native(proto: Any):
-    """Returns SentencePiece's own normalization function, without its handling of spaces."""
+    """Returns the function by which SentencePiece normalizes texts for this model, except that it does not change
+    spaces.
+    """
     import sentencepiece
 
     copy = type(proto).FromString(proto.SerializeToString())

@@ -29,7 +29,7 @@ from jaxformer.interop.huggingface.text.sentence_piece_json import to_json_token
 SETTINGS = "tokenizer_config.json"
 ADDED = "added_tokens.json"
 MODELS = ("spiece.model", "tokenizer.model")
-"""File names of SentencePiece models in T5 and LLaMA folders."""
+"""File names of SentencePiece models in Hugging Face folders: of T5 and of LLaMA."""
 SENTINELS = 100
 """Default number of sentinel tokens in T5 tokenizers."""
 BERT = {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "mask": "[MASK]"}
@@ -54,7 +54,9 @@ CLASSES: Mapping[str, Mapping[str, str]] = {
     "GemmaTokenizer": GEMMA,
     "T5Tokenizer": T5,
 }
-"""Default special tokens of transformers' tokenizer classes, for folders that do not name others."""
+"""Maps tokenizer classes of transformers to their default special tokens, which apply if a folder does not name
+others.
+"""
 MODEL_CLASSES: Mapping[str, str] = {
     "bert": "BertTokenizer",
     "distilbert": "DistilBertTokenizer",
@@ -70,9 +72,9 @@ MODEL_CLASSES: Mapping[str, str] = {
     "t5": "T5Tokenizer",
     "mt5": "T5Tokenizer",
 }
-"""Default tokenizer class of each `model_type`, if tokenizer_config.json names none."""
+"""Maps each model type to its default tokenizer class, which applies if tokenizer_config.json does not name one."""
 BEGINNING = ("LlamaTokenizer", "GemmaTokenizer")
-"""Tokenizer classes that add a BOS token by default, if tokenizer_config.json has no setting."""
+"""Tokenizer classes that add a BOS token to texts unless tokenizer_config.json says otherwise."""
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -113,7 +115,7 @@ def import_tokenizer(folder: str | os.PathLike) -> Tokenizer:
 
 
 def begins_texts(tokenizer: Tokenizer | None, folder: str | os.PathLike) -> bool:
-    """Returns whether texts of the folder's model start with a BOS token.
+    """Returns whether the folder's model expects texts that start with a BOS token.
 
     The tokenizer's template decides. For a SentencePiece model, which has no template, `add_bos_token` of
     tokenizer_config.json decides, or else the tokenizer class: those of LLaMA and Gemma add a BOS token.
@@ -125,7 +127,7 @@ def begins_texts(tokenizer: Tokenizer | None, folder: str | os.PathLike) -> bool
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object. Empty if the file does not exist."""
+    """Reads a JSON object from a file. Returns an empty dict if the file does not exist."""
     if not path.exists():
         return {}
     try:
@@ -138,7 +140,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _settings(folder: Path) -> dict[str, Any]:
-    """Reads the settings of a folder's tokenizer, with the text of each special token.
+    """Reads the tokenizer settings of a folder, in which special tokens are represented by their texts.
 
     Adds the `model_type` of config.json, and the tokens of added_tokens.json to `added_tokens_decoder`.
     """
@@ -158,7 +160,7 @@ def _is_token(value: Any) -> bool:
 
 
 def _more_special(settings: Mapping[str, Any]) -> set[str]:
-    """Returns the names of special tokens without a role."""
+    """Returns the names of special tokens that have no role such as BOS or EOS."""
     names = set()
     for field in ("extra_special_tokens", "additional_special_tokens"):
         said = settings.get(field) or []
@@ -168,18 +170,18 @@ def _more_special(settings: Mapping[str, Any]) -> set[str]:
 
 
 def _class(settings: Mapping[str, Any]) -> str | None:
-    """Returns the tokenizer class by its name in transformers 5.
+    """Returns the name of the tokenizer class, as in transformers 5.
 
-    None if neither the tokenizer nor the model names it.
+    None if neither the tokenizer nor the model names a class.
     """
     said = str(settings.get("tokenizer_class") or "").removesuffix("Fast")
     return said if said in CLASSES else None if said else MODEL_CLASSES.get(settings["model_type"])
 
 
 def _roles(settings: Mapping[str, Any], pieces: list[str]) -> dict[str, str]:
-    """Returns the special tokens in the vocabulary by role.
+    """Maps roles, such as `eos`, to the special tokens of the vocabulary.
 
-    Their names are those in the folder, or the defaults of the tokenizer class.
+    The tokens have the names in the folder, or the defaults of the tokenizer class.
     """
     names = {key: settings.get(f"{key}_token", ...) for key in special_tokens.NAMES}
     default = CLASSES.get(_class(settings) or "", {})
@@ -189,7 +191,9 @@ def _roles(settings: Mapping[str, Any], pieces: list[str]) -> dict[str, str]:
 
 
 def _completed(tokenizer: JsonTokenizer, settings: Mapping[str, Any]) -> JsonTokenizer:
-    """Adds the added tokens, special tokens and template that other files of the folder define."""
+    """Adds tokens, special tokens and the template that are defined by other files of the folder than
+    tokenizer.json.
+    """
     config, kind, changed = tokenizer.config, type(tokenizer), False
     known = {token["content"] for token in config.get("added_tokens") or []}
     added = [token for _, token in sorted(settings["added_tokens_decoder"].items()) if token["content"] not in known]
@@ -209,7 +213,7 @@ def _completed(tokenizer: JsonTokenizer, settings: Mapping[str, Any]) -> JsonTok
 
 
 def _class_template(settings: Mapping[str, Any], roles: Mapping[str, str], tokenizer: Tokenizer) -> Template:
-    """Returns the special tokens that the transformers class of the tokenizer adds to texts."""
+    """Returns the template of special tokens that the tokenizer class in transformers adds to texts."""
     ids = {key: tokenizer.pieces.index(name) for key, name in roles.items()}
     special, has_marks = CLASSES.get(_class(settings) or ""), {"cls", "sep"} <= ids.keys()
     if special is BERT and has_marks:
@@ -228,7 +232,12 @@ def _class_template(settings: Mapping[str, Any], roles: Mapping[str, str], token
 
 
 def _with_added(model: bytes, added: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Returns the `added_tokens` of a tokenizer.json with further tokens. The library assigns their ids."""
+    """Adds further tokens to the `added_tokens` of a tokenizer.json. The `tokenizers` library assigns their ids.
+
+    Args:
+      model: content of the tokenizer.json.
+      added: descriptions of the further tokens.
+    """
     import tokenizers
 
     written = tokenizers.Tokenizer.from_str(model.decode())
@@ -237,7 +246,7 @@ def _with_added(model: bytes, added: list[dict[str, Any]]) -> list[dict[str, Any
 
 
 def _token(said: Mapping[str, Any]) -> Any:
-    """Builds a `tokenizers.AddedToken` from its description in the folder."""
+    """Creates a `tokenizers.AddedToken` from the description of an added token in a folder."""
     import tokenizers
 
     names = ("content", "lstrip", "rstrip", "single_word", "normalized", "special")
@@ -245,10 +254,16 @@ def _token(said: Mapping[str, Any]) -> Any:
 
 
 def _sentencepiece(folder: Path, name: str, settings: Mapping[str, Any]) -> Tokenizer:
-    """Loads a SentencePiece model and adds the tokens that its folder defines after its pieces.
+    """Loads a SentencePiece model, and adds the tokens that the other files of the folder define. Their ids follow
+    those of the model.
 
-    Special tokens become control pieces of the model, which do not match any text. If there are other added tokens,
-    which are matched before the model is applied, the result is a tokenizer of the `tokenizers` library.
+    Special tokens become control pieces of the model, which text never matches. If there are other added tokens, text
+    must be matched with these before the model is applied. The result is then a tokenizer of the `tokenizers` library.
+
+    Args:
+      folder: Hugging Face folder.
+      name: file name of the model.
+      settings: settings of the tokenizer, as returned by `_settings`.
     """
     tokenizer = load(SentencePieceTokenizer, str(folder / name))
     size, added = tokenizer.vocab_size, settings["added_tokens_decoder"]
@@ -270,7 +285,9 @@ def _sentencepiece(folder: Path, name: str, settings: Mapping[str, Any]) -> Toke
 
 
 def _is_special(token: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
-    """Returns whether an added token is special: it is marked as special, or has the name of a special token."""
+    """Returns whether an added token is special: either it is marked as special, or its name is that of a special
+    token.
+    """
     named = {name for names in special_tokens.NAMES.values() for name in names} | _more_special(settings)
     sentinels = special_tokens.sentinel(0).removesuffix("0>")
     return token.get("special", False) or token["content"] in named or token["content"].startswith(sentinels)
@@ -279,7 +296,9 @@ def _is_special(token: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
 def _with_ordinary(
     tokenizer: SentencePieceTokenizer, added: list[dict[str, Any]], settings: Mapping[str, Any]
 ) -> MetaspaceTokenizer:
-    """Converts a SentencePiece model with added tokens, some of which are not special, to a tokenizer.json."""
+    """Converts a SentencePiece model with added tokens to a tokenizer of the `tokenizers` library. Needed if some added
+    tokens are not special.
+    """
     written, t5 = to_json_tokenizer(tokenizer.serialize()), _class(settings) == "T5Tokenizer"
     # LLaMA's added tokens are matched before normalization, so that a preceding space is kept.
     flags = {} if t5 else {"normalized": False}
@@ -298,7 +317,7 @@ def _with_ordinary(
 
 
 def _prefix_once(config: dict[str, Any]) -> None:
-    """Prepends a space only at the start of a text, not after each added token."""
+    """Changes a tokenizer.json so that a space is only added at the start of a text, and not after each added token."""
     steps = config["normalizer"]["normalizers"]
     kept = [step for step in steps if step["type"] != "Prepend"]
     if len(kept) < len(steps):
@@ -312,7 +331,7 @@ def _prefix_once(config: dict[str, Any]) -> None:
 
 
 def _wordpiece(folder: Path, settings: Mapping[str, Any]) -> WordPieceTokenizer:
-    """Loads BERT's vocab.txt with the normalization settings of its config."""
+    """Loads a WordPiece tokenizer from BERT's vocab.txt, with the normalization settings of the folder."""
     vocab = training.vocab_of_lines(read(str(folder / "vocab.txt")))
     unk = settings.get("unk_token", special_tokens.UNK)
     if unk not in vocab:
@@ -329,7 +348,9 @@ def _wordpiece(folder: Path, settings: Mapping[str, Any]) -> WordPieceTokenizer:
 
 
 def _byte_level(folder: Path, settings: Mapping[str, Any]) -> ByteLevelTokenizer:
-    """Loads GPT-2's vocab.json and merges.txt. Texts are divided into words as in the tokenizer class."""
+    """Loads a byte-level BPE tokenizer from GPT-2's vocab.json and merges.txt. Texts are divided into words as by the
+    tokenizer class.
+    """
     prefix_space = bool(settings.get("add_prefix_space", False))
     tokenizer = byte_level_of_files(str(folder / "vocab.json"), str(folder / "merges.txt"), prefix_space)
     config, known = tokenizer.config, _class(settings)

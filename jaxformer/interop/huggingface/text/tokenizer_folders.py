@@ -1,4 +1,4 @@
-"""Imports and exports tokenizers of Hugging Face folders, with the same ids as `AutoTokenizer`."""
+"""Exports tokenizers to Hugging Face folders. `AutoTokenizer` then gives the same ids."""
 
 import json
 import os
@@ -82,7 +82,7 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, folder: str | os.Pat
 
 
 def _special_names(tokenizer: Tokenizer, family: str, beginning: bool) -> dict[str, str]:
-    """Returns the special tokens that both the family and the vocabulary have, by role."""
+    """Maps roles to the special tokens that the export names: those that both the family and the vocabulary have."""
     keys = MODEL_TYPES[family].special_tokens if family in MODEL_TYPES else Family.special_tokens
     found = {key: tokenizer.special_id(key) for key in keys}
     if _layout(family) != "encoder" and not names_beginning(tokenizer, beginning):
@@ -91,15 +91,15 @@ def _special_names(tokenizer: Tokenizer, family: str, beginning: bool) -> dict[s
 
 
 def _layout(family: str) -> Layout:
-    """Returns the kind of special tokens around texts of a family. `plain` (none) for an unknown family."""
+    """Returns the special tokens that models of a family expect around texts. `plain` (none) for an unknown family."""
     return MODEL_TYPES[family].layout if family in MODEL_TYPES else "plain"
 
 
 def names_beginning(tokenizer: Tokenizer, beginning: bool) -> bool:
-    """Returns whether an export names a BOS token.
+    """Returns whether an exported tokenizer names a BOS token.
 
     It does if texts start with it, if the imported folder named one, or if one token is both BOS and EOS, as in GPT-2.
-    Otherwise other programs would put the token before texts, although the model was trained without it.
+    Otherwise other programs would add the token to texts, although the model was trained without it.
     """
     if beginning or tokenizer.roles:
         return beginning or "bos" in tokenizer.roles
@@ -107,7 +107,9 @@ def names_beginning(tokenizer: Tokenizer, beginning: bool) -> bool:
 
 
 def _family_template(tokenizer: Tokenizer, family: str, beginning: bool) -> Template:
-    """Returns the special tokens around one text and around pairs of texts, for the models of a family."""
+    """Returns the template of special tokens that models of a family expect around a text and around a pair of
+    texts.
+    """
     bos, eos = tokenizer.special_id("bos"), tokenizer.special_id("eos")
     layout = _layout(family)
     if layout == "encoder" and None not in (tokenizer.special_id("cls"), tokenizer.special_id("sep")):
@@ -119,7 +121,7 @@ def _family_template(tokenizer: Tokenizer, family: str, beginning: bool) -> Temp
 
 
 def _files(tokenizer: Tokenizer, template: Template, special: set[str]) -> dict[str, bytes]:
-    """Returns tokenizer.json, and the files for older readers."""
+    """Returns the contents of tokenizer.json, and of the files that older programs read, by file name."""
     files = {JsonTokenizer.file: _json_file(tokenizer, template, special)}
     if isinstance(tokenizer, WordPieceTokenizer):
         files["vocab.txt"] = "".join(f"{piece}\n" for piece in tokenizer.pieces).encode()
