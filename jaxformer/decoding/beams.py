@@ -19,27 +19,27 @@ from jaxformer.models.base import Model
 
 @flax.struct.dataclass
 class Hypotheses:
-    """k hypotheses per row, best first."""
+    """The k best partial or complete outputs (hypotheses) of each batch row, best first."""
 
     scores: jax.Array
-    """Log-probabilities, float32 [batch, k], with the length penalty applied for ended hypotheses. -inf marks an empty
-    slot.
+    """Log-probabilities, float32 [batch, k], with the length penalty applied for ended hypotheses. -inf marks an unused
+    entry.
     """
     tokens: jax.Array
-    """Tokens of the hypotheses, integers [batch, k, n]."""
+    """Tokens of the hypotheses, integers [batch, k, maximum length]."""
     lengths: jax.Array
     """Number of tokens per hypothesis, integers [batch, k]."""
 
     @classmethod
     def none(cls, rows: int, count: int, room: int) -> "Hypotheses":
-        """Returns empty slots."""
+        """Creates unused entries for `count` hypotheses per row, with room for `room` tokens each."""
         zeros = jnp.zeros((rows, count), jnp.int32)
         return cls(jnp.full(zeros.shape, NEVER), jnp.zeros((*zeros.shape, room), jnp.int32), zeros)
 
     def best(self, scores: jax.Array, count: int) -> tuple["Hypotheses", jax.Array]:
-        """Selects the `count` hypotheses with the highest `scores` ([batch, k]) and gives them these scores.
+        """Selects the `count` hypotheses of each row with the highest `scores`, and gives them these scores.
 
-        Also returns their indices among the k hypotheses, integers [batch, count].
+        `scores` is [batch, k]. Also returns the indices of the selected hypotheses, integers [batch, count].
         """
         scores, index = jax.lax.top_k(scores, count)
         rows = jnp.arange(len(index))[:, None]
@@ -48,27 +48,29 @@ class Hypotheses:
 
 @flax.struct.dataclass
 class Search:
-    """State of a running beam search."""
+    """State of a running beam search with k hypotheses per batch row."""
 
     count: jax.Array
-    """Number of tokens of the live hypotheses, scalar."""
+    """Number of tokens in each hypothesis that is still being extended, scalar."""
     live: Hypotheses
-    """Hypotheses that will be extended."""
+    """Hypotheses that are still being extended."""
     ended: Hypotheses
-    """Hypotheses that have ended."""
+    """Hypotheses that have ended with an end token."""
     open: jax.Array
-    """Whether a better hypothesis is still possible, boolean [batch]."""
+    """Whether a better hypothesis is still possible in each row, boolean [batch]."""
     position_ids: jax.Array
-    """Positions of the last tokens of the live hypotheses, integers [b·k]."""
+    """Positions of the last tokens of the hypotheses in `live`, integers [batch · k]."""
     cache: Cache
-    """Keys and values of the previous tokens, with b·k rows."""
+    """Keys and values of the previous tokens, with one row per hypothesis."""
     seen: jax.Array | None
-    """Tokens that occurred before, boolean [batch, k, vocab]. None if `repetition_penalty` is 1."""
+    """Whether each token of the vocabulary occurred before, boolean [batch, k, vocab]. None if `repetition_penalty`
+    is 1.
+    """
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 4))
 def search(model: Model, decoding: Decoding, params: Any, prompts: Prompts, room: int) -> Hypotheses:
-    """Runs a beam search and returns the best outputs of each row. `room` is the maximum number of new tokens."""
+    """Runs a beam search. Returns the best outputs of each row. `room` is the maximum number of new tokens."""
     rows, beams = len(prompts.tokens), decoding.num_beams
     ahead = steps.start(model, params, prompts, room)
     repeat = functools.partial(jnp.repeat, repeats=beams, axis=0)
@@ -96,7 +98,9 @@ def search(model: Model, decoding: Decoding, params: Any, prompts: Prompts, room
 
 
 def _extend(state: Search, logits: jax.Array, decoding: Decoding, prompts: Prompts) -> Search:
-    """Extends each live hypothesis by all next tokens. The best extensions stay live or end."""
+    """Extends each live hypothesis by every token of the vocabulary. The best of these extensions either stay live or
+    end.
+    """
     rows, beams = state.live.scores.shape
     count = state.count + 1
     scores = _scores(state, logits, decoding, prompts).reshape(rows, beams, -1)
@@ -127,7 +131,7 @@ def _extend(state: Search, logits: jax.Array, decoding: Decoding, prompts: Promp
 
 
 def _scores(state: Search, logits: jax.Array, decoding: Decoding, prompts: Prompts) -> jax.Array:
-    """Computes log-probabilities of the next tokens of each hypothesis after the logits processors, [b·k, v]."""
+    """Computes the log-probabilities of the next tokens after all logits processors, [batch · k, vocab]."""
     beams = decoding.num_beams
     scores = jax.nn.log_softmax(prompts.rules.only_pieces(logits))
     seen = None if state.seen is None else state.seen.reshape(scores.shape)
@@ -137,7 +141,9 @@ def _scores(state: Search, logits: jax.Array, decoding: Decoding, prompts: Promp
 
 
 def _with_ended(state: Search, extended: Hypotheses, ends: jax.Array, count, decoding: Decoding) -> Hypotheses:
-    """Merges newly ended hypotheses into `ended` and keeps the best. Only the best `beams` extensions may end."""
+    """Merges hypotheses that have just ended with those that ended before, and keeps the best ones. Only the best
+    `num_beams` extensions may end.
+    """
     beams = decoding.num_beams
     now = ends & (jnp.arange(ends.shape[1]) < beams) & state.open[:, None]
     scores = jnp.where(now, extended.scores / count.astype(jnp.float32) ** decoding.length_penalty, NEVER)
@@ -148,7 +154,9 @@ def _with_ended(state: Search, extended: Hypotheses, ends: jax.Array, count, dec
 
 
 def _may_improve(live: Hypotheses, ended: Hypotheses, count, decoding: Decoding, prompts: Prompts) -> jax.Array:
-    """Returns whether the search of each row continues, boolean [batch]."""
+    """Returns whether the search of each row continues, because a better hypothesis is still possible. Boolean
+    [batch].
+    """
     worst = ended.scores.min(-1)
     lengths = count
     if decoding.early_stopping is True:

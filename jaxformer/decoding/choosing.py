@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxformer.decoding.settings import Decoding
 
 NEVER = -jnp.inf
-"""Logit of a token that cannot be chosen."""
+"""Logit of a token that must not be chosen."""
 
 
 def choose(logits: jax.Array, decoding: Decoding, key: jax.Array) -> jax.Array:
@@ -31,9 +31,9 @@ def likeliest(logits: jax.Array) -> jax.Array:
 
 
 def warp(logits: jax.Array, decoding: Decoding) -> jax.Array:
-    """Applies the temperature and the sampling cutoffs to logits [batch, vocab].
+    """Changes logits [batch, vocab] for sampling: divides them by the temperature and removes unlikely tokens.
 
-    Each cutoff renormalises what the previous one kept.
+    Each cutoff renormalises the probabilities of the tokens that the previous one kept.
     """
     logits = logits / decoding.temperature
     if decoding.top_p < 1:
@@ -56,9 +56,10 @@ def warp(logits: jax.Array, decoding: Decoding) -> jax.Array:
 
 
 def _typical(logits: jax.Array, mass: float) -> jax.Array:
-    """Keeps the tokens whose surprisal is closest to the entropy and that together reach `mass`.
+    """Removes tokens for typical sampling: keeps the tokens whose surprisal is closest to the entropy, until their
+    total probability reaches `mass`.
 
-    The logits of all other tokens are set to -inf.
+    Removed tokens get the logit -inf.
     """
     surprise = -jax.nn.log_softmax(logits)
     distances = jnp.abs(surprise - _entropy(logits))
@@ -69,19 +70,27 @@ def _typical(logits: jax.Array, mass: float) -> jax.Array:
 
 
 def _likelier_than(probability: jax.Array | float, logits: jax.Array) -> jax.Array:
-    """Sets logits of tokens below the probability to -inf. The most likely token is always kept."""
+    """Removes tokens whose probability is below a limit, by setting their logits to -inf. The most likely token is
+    always kept.
+    """
     unlikely = jax.nn.softmax(logits) < probability
     return jnp.where(unlikely & (logits < logits.max(-1, keepdims=True)), NEVER, logits)
 
 
 def _entropy(logits: jax.Array) -> jax.Array:
-    """Computes the entropy of the next token in nats, [..., 1]."""
+    """Computes the entropy of the next token's distribution in nats, [..., 1]."""
     logs = jax.nn.log_softmax(logits)
     return -jnp.where(jnp.isneginf(logs), 0.0, jnp.exp(logs) * logs).sum(-1, keepdims=True)
 
 
 def weaken(scores: jax.Array, seen: jax.Array | None, penalty: float) -> jax.Array:
-    """Applies the repetition penalty to scores [..., vocab] of the tokens in `seen`, boolean [..., vocab]."""
+    """Applies the repetition penalty to the scores [..., vocab] of tokens that occurred before.
+
+    Args:
+      scores: Scores of the next token.
+      seen: Whether each token occurred before, boolean [..., vocab].
+      penalty: Factor by which their scores are weakened.
+    """
     if seen is None:
         return scores
     return jnp.where(seen, jnp.where(scores < 0, scores * penalty, scores / penalty), scores)

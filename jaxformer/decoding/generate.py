@@ -16,34 +16,38 @@ from jaxformer.errors import InputError
 from jaxformer.models.base import Model
 
 ROWS = 32
-"""Maximum number of prompts decoded together."""
+"""Maximum number of prompts that are decoded in one batch."""
 CHUNK = 8
-"""Number of tokens that `stream` generates at a time."""
+"""Number of tokens that `stream` generates before it yields them."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """Prompt of one row."""
+    """Prompt for one output."""
 
     tokens: np.ndarray
-    """Tokens that the output continues, int32 [k]."""
+    """Tokens that the output continues, int32 [tokens]."""
     inputs: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    """Encoder inputs, named as the arguments of `Model.encode_prompt`: token ids [s], or an array of another modality
-    with the same shape in every prompt."""
+    """Encoder inputs, named as the arguments of `Model.encode_prompt`: token ids [tokens], or an array of another
+    modality with the same shape in every prompt.
+    """
 
     @property
     def read(self) -> np.ndarray:
-        """Prompt ids for the logits processors: those of the encoder if it reads token ids, else `tokens`."""
+        """Token ids that logits processors treat as the prompt: those of the encoder if it reads token ids, otherwise
+        `tokens`.
+        """
         return next((array for array in self.inputs.values() if array.ndim == 1), self.tokens)
 
 
 def as_prompt(prompt: Prompt | Ids, model: Model, start: int | None) -> Prompt:
-    """Builds the prompt of a sequence of token ids.
+    """Converts token ids to a prompt.
 
-    An encoder–decoder encodes them and decodes from `start`; a decoder continues them.
+    An encoder–decoder encodes them and decodes from the token `start`. A decoder continues them.
 
     Raises:
-      InputError: If it is empty, exceeds the maximum length of the model or has a token outside of the vocabulary.
+      InputError: If the sequence is empty, exceeds the maximum length of the model or has a token outside of the
+        vocabulary.
     """
     if isinstance(prompt, Prompt):
         checked(prompt.tokens, model, "forced prefix" if prompt.inputs else "prompt")
@@ -79,7 +83,7 @@ def generate(
       pieces: Vocabulary size of the tokenizer; higher ids are never generated.
 
     Returns:
-      New tokens of each prompt, int32 [n], including the end token if it was generated.
+      New tokens of each prompt, int32 [tokens], including the end token if it was generated.
 
     Raises:
       InputError: If a prompt is empty, exceeds the maximum length of the model or has a token outside of the
@@ -142,7 +146,7 @@ def stream(
 
 
 def bucket(length: int) -> int:
-    """Rounds a length up to one of 16, 24, 32, 48, 64, 96, ..."""
+    """Rounds a length up to 16, 24, 32, 48, 64, 96 and so on, so that few programs are compiled."""
     size = 16
     while size < length:
         size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
@@ -156,7 +160,7 @@ def by_length(prompts: Sequence[np.ndarray], rows: int = ROWS) -> list[list[int]
 
 
 def checked(prompt: Ids, model: Model, name: str = "prompt") -> np.ndarray:
-    """Checks a token sequence and returns it as int32 [n]. `name` is its name in error messages.
+    """Checks a sequence of token ids, and returns it as int32 [tokens]. `name` is its name in error messages.
 
     Raises:
       InputError: If it is empty, exceeds the maximum length of the model or has a token outside of the vocabulary.
@@ -189,10 +193,10 @@ def check_specials(
 def padded(
     prompts: Sequence[np.ndarray], longest: int, left: bool = False, size: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pads prompts to a common length and adds empty rows up to a power of 2, so that few programs are compiled.
+    """Pads prompts to a common length, and adds empty rows up to a power of 2, so that few programs are compiled.
 
     Args:
-      prompts: Token ids of each prompt, int32 [n].
+      prompts: Token ids of each prompt, int32 [tokens].
       longest: Maximum length of a row.
       left: Whether to pad on the left.
       size: Length of a row. If None, the longest prompt rounded up by `bucket`.
@@ -257,9 +261,9 @@ def _inputs(prompts: Sequence[Prompt], longest: int, rows: int) -> dict[str, np.
 
 
 def _static(decoding: Decoding, prompts: Prompts) -> Decoding:
-    """Removes the settings that are passed as arrays (seed, limits, end tokens).
+    """Returns the decoding settings without those that are passed as arrays: seed, limits and end tokens.
 
-    Otherwise they would cause a recompilation.
+    Otherwise a change of them would cause a recompilation.
     """
     ends = [(token,) for token in prompts.rules.ends.tolist()]
     words = tuple(word for word in decoding.bad_words_ids if word not in ends)  # End tokens are never banned.

@@ -19,33 +19,37 @@ from jaxformer.models.base import Model
 
 @flax.struct.dataclass
 class Progress:
-    """State of a running decoding loop."""
+    """State of a running decoding loop for a batch."""
 
     count: jax.Array
-    """Number of new tokens in the rows that have not ended, scalar."""
+    """Number of new tokens so far in the rows that have not ended, scalar."""
     tokens: jax.Array
-    """New tokens, integers [batch, n]. The first `lengths[r]` are valid in row r."""
+    """New tokens, integers [batch, maximum length]. In each row, the first `lengths` tokens are valid."""
     lengths: jax.Array
     """Number of new tokens per row, including the end token, integers [batch]."""
     last: jax.Array
-    """Token that the model reads in the next step, integers [batch]."""
+    """Token of each row that the model reads in the next step, integers [batch]."""
     position_ids: jax.Array
-    """Position of `last`, integers [batch]."""
+    """Position of the token `last` in each row, integers [batch]."""
     cache: Cache
     """Keys and values of the tokens before `last`."""
     ended: jax.Array
-    """Whether the row has ended, boolean [batch]."""
+    """Whether the output of each row has ended, boolean [batch]."""
     seen: jax.Array | None
-    """Tokens that occurred before, boolean [batch, vocab]. None if `repetition_penalty` is 1."""
+    """Whether each token of the vocabulary occurred before in the row, boolean [batch, vocab]. None if
+    `repetition_penalty` is 1.
+    """
     rules: Rules
-    """Rules for the new tokens."""
+    """Data for the logits processors, such as maximum lengths and end tokens."""
     key: jax.Array
     """Random key for sampling."""
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 4))
 def begin(model: Model, decoding: Decoding, params: Any, prompts: Prompts, room: int, key: jax.Array) -> Progress:
-    """Runs the prefill and chooses the first token of each row. `room` is the maximum number of new tokens."""
+    """Starts decoding: runs the prefill of the prompts and chooses the first token of each row. `room` is the maximum
+    number of new tokens.
+    """
     ahead = steps.start(model, params, prompts, room)
     rows = len(prompts.tokens)
     zeros = jnp.zeros(rows, jnp.int32)
@@ -66,7 +70,7 @@ def begin(model: Model, decoding: Decoding, params: Any, prompts: Prompts, room:
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
 def advance(model: Model, decoding: Decoding, params: Any, progress: Progress, until: jax.Array) -> Progress:
-    """Generates tokens until each row has ended or has `until` new tokens."""
+    """Continues decoding until each row has ended or has `until` new tokens."""
 
     def unfinished(progress):
         return (progress.count < until) & ~progress.ended.all()
@@ -102,7 +106,9 @@ def _add(progress: Progress, logits: jax.Array, decoding: Decoding) -> Progress:
 
 
 def first_seen(model: Model, decoding: Decoding, prompts: Prompts) -> jax.Array | None:
-    """Returns a mask of the tokens that the output continues. None if `repetition_penalty` is 1."""
+    """Returns which tokens of the vocabulary occur in the prompt of each row, boolean [batch, vocab]. None if
+    `repetition_penalty` is 1.
+    """
     if decoding.repetition_penalty == 1:
         return None
     rows = jnp.arange(len(prompts.tokens))[:, None]

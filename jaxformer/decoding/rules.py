@@ -1,4 +1,5 @@
-"""Logits processors: change the scores of the next token according to output length, repetitions and banned tokens.
+"""Logits processors: they change the scores of the next token according to output length, repetitions and banned
+tokens.
 
 Definitions and order are the same as in transformers. A setting at its default costs nothing: its fields of `Rules` are
 None.
@@ -18,27 +19,29 @@ from jaxformer.decoding.choosing import NEVER, weaken
 from jaxformer.decoding.settings import Decoding
 
 NO_TOKEN = -1
-"""Marks positions without a token: left padding of shorter prompts."""
+"""Value of array entries that do not contain a token, such as the left padding of shorter prompts."""
 
 
 @flax.struct.dataclass
 class Rules:
-    """Data that the logits processors need for a batch of b rows."""
+    """Data that the logits processors need for a batch."""
 
     limits: jax.Array | np.ndarray
     """Maximum number of new tokens per row, integers [batch]. 0 for padding rows."""
     ends: jax.Array | np.ndarray
-    """Ids of the tokens that end a row, integers [e]."""
+    """Ids of the tokens that end an output, a vector of integers."""
     least: jax.Array | np.ndarray | None = None
     """Minimum number of new tokens before an end token is allowed, integers [batch]. If None, there is no minimum."""
     given: jax.Array | np.ndarray | None = None
-    """Last tokens before the output, integers [batch, g], left-padded with `NO_TOKEN`: the end of the prompt, or the
-    decoder start tokens of an encoder–decoder. If None, no processor needs them.
+    """Last tokens before the output, integers [batch, tokens], left-padded with `NO_TOKEN`: the end of the prompt, or
+    the decoder start tokens of an encoder–decoder. None if no processor needs them.
     """
     read: jax.Array | np.ndarray | None = None
-    """Prompt tokens, integers [batch, length], left-padded with `NO_TOKEN`. If None, no processor needs them."""
+    """Prompt tokens, integers [batch, length], left-padded with `NO_TOKEN`. None if no processor needs them."""
     alone: jax.Array | np.ndarray | None = None
-    """Whether the output of each row continues exactly one token, boolean [batch]. Used by `forced_bos_token_id`."""
+    """Whether the output of each row follows exactly one token, boolean [batch]. `forced_bos_token_id` applies only
+    then.
+    """
     pieces: int | None = flax.struct.field(pytree_node=False, default=None)
     """Vocabulary size of the tokenizer; higher ids are never generated. If None, all ids of the model are allowed."""
 
@@ -52,14 +55,15 @@ class Rules:
         followed: Sequence[np.ndarray] | None = None,
         pieces: int | None = None,
     ) -> "Rules":
-        """Builds the rules of a batch. There may be fewer prompts than rows; the remaining rows are padding.
+        """Builds the data of the logits processors for a batch. There may be fewer prompts than rows; the remaining
+        rows are padding.
 
         Args:
           decoding: Decoding settings.
-          prompts: Prompt of each row, int32 [n].
+          prompts: Prompt of each row, int32 [tokens].
           limits: Maximum number of new tokens per row, int32 [batch].
           ends: Ids of the tokens that end an output.
-          followed: Tokens that each output continues, int32 [k]. If None, the prompts.
+          followed: Tokens that each output continues, int32 [tokens]. If None, the prompts.
           pieces: Vocabulary size of the tokenizer, if the vocabulary of the model is larger.
         """
         followed = prompts if followed is None else followed
@@ -82,25 +86,25 @@ class Rules:
         )
 
     def repeated(self, times: int) -> "Rules":
-        """Returns the rules with each row repeated `times` times."""
+        """Returns the data for a batch in which each row is repeated `times` times, as for beam search."""
         return dataclasses.replace(jax.tree.map(lambda array: jnp.repeat(array, times, axis=0), self), ends=self.ends)
 
     def is_end(self, tokens: jax.Array) -> jax.Array:
-        """Returns whether each of the tokens (integers [...]) ends its row, boolean [...]."""
+        """Returns whether each of the tokens (integers [...]) is an end token, boolean [...]."""
         return (tokens[..., None] == self.ends).any(-1)
 
     def only_pieces(self, logits: jax.Array) -> jax.Array:
-        """Sets logits [..., vocab] of ids that the tokenizer does not have to -inf."""
+        """Bans ids that the tokenizer does not have, by setting their logits to -inf. `logits` are [..., vocab]."""
         return without_pieces(logits, self.pieces)
 
 
 class History(NamedTuple):
-    """Tokens before the next token of each row."""
+    """All tokens before the next token of each row."""
 
     tokens: jax.Array
-    """Prompt or start token, and output, integers [batch, n]. `NO_TOKEN` before and after them."""
+    """Prompt or start token, followed by the output, integers [batch, length]. `NO_TOKEN` before and after them."""
     stop: jax.Array
-    """Index of the next token, scalar."""
+    """Index in `tokens` of the next token, scalar."""
 
     def last(self, size: int) -> jax.Array:
         """Returns the last `size` tokens of each row, integers [batch, size]."""
@@ -108,7 +112,9 @@ class History(NamedTuple):
 
 
 def without_pieces(logits: jax.Array, pieces: int | None) -> jax.Array:
-    """Sets logits [..., vocab] of ids from `pieces` on, which the tokenizer does not have, to -inf."""
+    """Bans ids from `pieces` on, which the tokenizer does not have, by setting their logits to -inf. `logits` are
+    [..., vocab].
+    """
     if pieces is None or pieces >= logits.shape[-1]:
         return logits
     return jnp.where(jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) < pieces, logits, NEVER)
@@ -121,10 +127,10 @@ def apply(
 
     Args:
       scores: Logits or log-probabilities, float32 [batch, vocab].
-      seen: Tokens that occurred before, boolean [batch, vocab]. None if `repetition_penalty` is 1.
-      output: New tokens so far, integers [batch, n]; the first `count` are valid.
+      seen: Whether each token occurred before, boolean [batch, vocab]. None if `repetition_penalty` is 1.
+      output: New tokens so far, integers [batch, maximum length]; the first `count` are valid.
       count: Number of new tokens so far, scalar.
-      rules: Rules of the batch.
+      rules: Data that the processors need.
       decoding: Decoding settings.
     """
     vocab = scores.shape[-1]
@@ -178,8 +184,8 @@ def _apply_lengths(scores: jax.Array, count: jax.Array, rules: Rules, decoding: 
 
 
 def _before(texts: Sequence[np.ndarray], rows: int, least: int = 1) -> np.ndarray:
-    """Left-pads texts to int32 [rows, length]. t is at least `least` and a power of 2, so that few programs are
-    compiled.
+    """Left-pads texts to a common length, int32 [rows, length]. The length is at least `least` and a power of 2, so
+    that few programs are compiled.
     """
     size = 16
     while size < max([least, *map(len, texts)]):
@@ -191,12 +197,12 @@ def _before(texts: Sequence[np.ndarray], rows: int, least: int = 1) -> np.ndarra
 
 
 def _among(ids: jax.Array | np.ndarray, scores: jax.Array) -> jax.Array:
-    """Returns a boolean mask [vocab] of the vocabulary entries in `ids`."""
+    """Returns which tokens of the vocabulary are in `ids`, boolean [vocab]."""
     return jnp.zeros(scores.shape[-1], bool).at[ids].set(True)
 
 
 def _mentioned(text: jax.Array | np.ndarray, vocab: int) -> jax.Array:
-    """Returns a boolean mask [batch, vocab] of the vocabulary entries that occur in each row of `text`, integers
+    """Returns which tokens of the vocabulary occur in each row of a text, boolean [batch, vocab]. `text` is integers
     [batch, length].
     """
     places = jnp.where(text == NO_TOKEN, vocab, text)
@@ -204,10 +210,15 @@ def _mentioned(text: jax.Array | np.ndarray, vocab: int) -> jax.Array:
 
 
 def _repeats(last: jax.Array, text: jax.Array | np.ndarray, vocab: int) -> jax.Array:
-    """Finds the tokens that would repeat an n-gram of the text.
+    """Finds the next tokens that would repeat an n-gram of the text.
 
-    Returns a boolean mask [batch, vocab] of the tokens that follow an occurrence of the row's `last` tokens (integers
-    [batch, n]) in its `text` (integers [batch, length]).
+    Args:
+      last: Last n − 1 tokens of each row, integers [batch, n − 1].
+      text: Tokens in which the n-gram may not occur already, integers [batch, length].
+      vocab: Vocabulary size.
+
+    Returns:
+      Whether each token of the vocabulary would repeat an n-gram, boolean [batch, vocab].
     """
     size = last.shape[1]
     starts = text.shape[1] - size

@@ -17,20 +17,21 @@ from jaxformer.models.base import Model
 from jaxformer.parallel import sharding
 
 CHUNK = 1 << 25
-"""Approximate maximum number of logits to compute at once."""
+"""Approximate maximum number of logits that are computed at once."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """Log-probability of a continuation after a text."""
+    """Log-probability of a given continuation of a text."""
 
     log_probability: float
     """Sum of the log-probabilities of the continuation's tokens, in nats."""
     tokens: int
     """Number of tokens in the continuation."""
     greedy: bool
-    """Whether each token of the continuation is the argmax given the previous tokens, so that greedy decoding would
-    generate it."""
+    """Whether greedy decoding would generate the continuation: each of its tokens has the highest probability given the
+    previous tokens.
+    """
 
     @property
     def per_token(self) -> float:
@@ -81,7 +82,9 @@ def score(
 
 
 def _continued(model: Model, pairs: Sequence[tuple[np.ndarray, np.ndarray]], prefix: bool) -> dict[str, Any]:
-    """Lays out each prompt and its continuation as one row, without the last token, which nothing follows."""
+    """Builds a batch for a decoder. Each row is a prompt and its continuation, without the last token, because nothing
+    is predicted after it.
+    """
     rows = [np.concatenate(pair)[:-1] for pair in pairs]
     if (longest := max(map(len, rows))) > model.max_length:
         raise InputError(
@@ -99,7 +102,9 @@ def _continued(model: Model, pairs: Sequence[tuple[np.ndarray, np.ndarray]], pre
 
 
 def _answered(model: Model, pairs: Sequence[tuple[np.ndarray, np.ndarray]], start: int | None) -> dict[str, Any]:
-    """Lays out prompts as encoder inputs, and continuations as decoder inputs after the start token."""
+    """Builds a batch for an encoder–decoder. Prompts are encoder inputs. The start token and the continuations are
+    decoder inputs.
+    """
     inputs, input_segments = padded([prompt for prompt, _ in pairs], model.max_length)
     targets, segments = padded([answer for _, answer in pairs], model.max_length)
     tokens = np.concatenate([np.full_like(targets[:, :1], start), targets[:, :-1]], axis=1)
@@ -109,8 +114,11 @@ def _answered(model: Model, pairs: Sequence[tuple[np.ndarray, np.ndarray]], star
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
 def _score(model: Model, params: Any, batch: Any, pieces: int | None = None) -> tuple[jax.Array, jax.Array]:
-    """Returns the log-probability of each target, float32 [batch, predictions], and whether it is the argmax, boolean
-    [batch, predictions].
+    """Scores the target tokens of a batch.
+
+    Returns:
+      Log-probability of each target, float32 [batch, predictions], and whether it is the most likely token, boolean
+        [batch, predictions].
     """
     output = model.apply({"params": params}, **{k: sharding.constrain(v, "bt") for k, v in batch["inputs"].items()})
     hidden = jnp.take_along_axis(output.hidden, batch["at"][..., None], axis=1)

@@ -1,4 +1,4 @@
-"""Decoding settings: how the next token is chosen."""
+"""Decoding settings: how a model chooses the next token."""
 
 import dataclasses
 from typing import Literal
@@ -31,8 +31,9 @@ class Decoding:
     num_beams: int = 1
     """Number of hypotheses kept at each step. 1 disables beam search."""
     length_penalty: float = 1.0
-    """Exponent of the length that divides the log-probability of a hypothesis. Above 0, it favours longer
-    hypotheses."""
+    """Exponent of the hypothesis length by which the log-probability of a hypothesis is divided. Values above 0 favour
+    longer hypotheses.
+    """
     early_stopping: bool | Literal["never"] = False
     """When a beam search ends: False when a better hypothesis is unlikely, True when `num_beams` hypotheses have ended,
     "never" when no better hypothesis is possible."""
@@ -55,7 +56,7 @@ class Decoding:
     eta_cutoff: float = 0.0
     """Minimum probability of a sampled token, lowered if the entropy is high (Hewitt et al. 2022). 0 disables it."""
     encoder_repetition_penalty: float = 1.0
-    """Factor that raises the scores of tokens in the prompt. 1 disables it."""
+    """Factor by which the scores of tokens that occur in the prompt are raised. 1 disables it."""
     no_repeat_ngram_size: int = 0
     """Length of n-grams that may occur only once in the output (and prompt of a decoder; Paulus et al. 2018). 0
     disables it."""
@@ -121,7 +122,7 @@ class Decoding:
 
     @property
     def token_ids(self) -> dict[str, tuple[int, ...]]:
-        """Token ids in each field that contains token ids. Maps field names to ids."""
+        """Maps each field that contains token ids to these ids."""
         return {
             "eos_token_ids": self.eos_token_ids or (),
             "bad_words_ids": tuple(token for word in self.bad_words_ids for token in word),

@@ -1,4 +1,4 @@
-"""Decoding steps: prefill of the prompts, and one step per new token.
+"""One decoding step at a time: the prefill of the prompts, and the computation of each new token.
 
 Models generate through `Model.encode_prompt` and `Model.decode`, which accept prompts of any modality. Prompts of
 different lengths are left-padded, so that all rows write to the same cache slot.
@@ -25,16 +25,16 @@ from jaxformer.parallel import sharding
 
 @flax.struct.dataclass
 class Prompts:
-    """Prompts of a batch of b rows."""
+    """Batch of prompts."""
 
     tokens: jax.Array | np.ndarray
-    """Tokens that the output continues, integers [batch, k], left-padded. The prompt for a decoder-only model; for an
-    encoder–decoder the start token or a forced prefix, such as language and task tokens.
+    """Tokens that the output continues, integers [batch, length], left-padded. For a decoder-only model, the prompt;
+    for an encoder–decoder, the start token or a forced prefix, such as language and task tokens.
     """
     segments: jax.Array | np.ndarray
-    """Mask of `tokens`, integers [batch, k]: 1 for tokens, 0 for padding."""
+    """Mask of `tokens`, integers [batch, length]: 1 for tokens, 0 for padding."""
     rules: Rules
-    """Rules for the new tokens."""
+    """Data for the logits processors, such as maximum lengths and end tokens."""
     inputs: Mapping[str, jax.Array | np.ndarray] = flax.struct.field(default_factory=dict)
     """Encoder inputs, arrays [batch, ...], named as the arguments of `Model.encode_prompt`. Empty without an encoder.
     """
@@ -43,12 +43,12 @@ class Prompts:
 
 
 class Next(NamedTuple):
-    """Result of a decoding step."""
+    """Result of a decoding step, from which the next token is chosen."""
 
     logits: jax.Array
     """Logits of the next token of each row, float32 [batch, vocab]."""
     position_ids: jax.Array
-    """Position of the next token, integers [batch]."""
+    """Position of the next token in each row, integers [batch]."""
     cache: Cache
     """Keys and values of all previous tokens."""
 
@@ -93,7 +93,15 @@ def start(model: Model, params: Any, prompts: Prompts, room: int) -> Next:
 
 
 def step(model: Model, params: Any, tokens: jax.Array, position_ids: jax.Array, cache: Cache) -> Next:
-    """Runs one decoding step for the tokens [batch] at positions [batch]."""
+    """Runs one decoding step.
+
+    Args:
+      model: Generative model.
+      params: Parameters, optionally prepared by `ready`.
+      tokens: Last token of each row, integers [batch].
+      position_ids: Positions of these tokens, integers [batch].
+      cache: Keys and values of the tokens before.
+    """
     places = jnp.minimum(position_ids, model.max_length - 1)  # A row that has ended keeps its position.
     output = _decode(model, params, tokens[:, None], places[:, None], cache)
     return Next(_last(output), position_ids + 1, output.cache)
@@ -112,7 +120,7 @@ def _last(output) -> jax.Array:
 
 
 def _laid(cache: Cache) -> Cache:
-    """Shards the rows and heads of the cache over the mesh."""
+    """Shards the rows and heads of a cache over the mesh."""
 
     def lay(keys):
         return jax.tree.map(lambda array: sharding.constrain(array, "bgsk"), keys)
@@ -122,16 +130,21 @@ def _laid(cache: Cache) -> Cache:
 
 
 def _of_one_block(stack: jax.Array) -> NamedSharding | None:
-    """Returns the sharding of one block's array, given the stacked array. None if the array is not on a mesh."""
+    """Returns the sharding for the array of one block, which is a slice of the stacked array. None if the array is not
+    on a mesh.
+    """
     found = getattr(stack, "sharding", None)
     return NamedSharding(found.mesh, PartitionSpec(*found.spec[1:])) if isinstance(found, NamedSharding) else None
 
 
 @functools.partial(jax.jit, static_argnames=("dtype", "shardings"))
 def _apart(blocks: Any, dtype: jnp.dtype, shardings: tuple[NamedSharding | None, ...]) -> tuple[Any, ...]:
-    """Splits stacked parameters into one tree per block and converts kernels to `dtype`.
+    """Splits stacked parameters into one tree per block, and converts kernels to `dtype`.
 
-    `shardings` are those of the leaves of one block, in order.
+    Args:
+      blocks: stacked parameters, with a leading layer axis.
+      dtype: type to convert kernels to.
+      shardings: sharding of each array of one block.
     """
 
     def convert(path, array):  # Same conversion as `Linear` applies at each call.

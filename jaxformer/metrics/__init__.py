@@ -1,4 +1,4 @@
-"""Metrics of losses and of answers."""
+"""Metrics of losses and of predictions, reported by training and evaluations."""
 
 from typing import TYPE_CHECKING
 

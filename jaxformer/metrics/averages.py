@@ -12,12 +12,12 @@ from jaxformer.metrics.means import Covariance, Mean, with_auxiliary
 
 @dataclasses.dataclass(frozen=True)
 class Average(Metric[Mean]):
-    """Mean of one of the objective's terms, reported under the name of the term."""
+    """Metric that is the mean of one of the objective's values, such as its accuracy, and has the same name."""
 
     name: str
-    """Name of the term and of the metric."""
+    """Name of the objective's value and of the metric."""
     higher_is_better: bool = False
-    """Whether the highest value is the best one."""
+    """Whether a higher value is better."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -32,16 +32,16 @@ class Average(Metric[Mean]):
 
 @dataclasses.dataclass(frozen=True)
 class Loss(Metric[dict[str, Mean]]):
-    """Loss: the weighted sum of the means of its terms."""
+    """Total loss: the weighted sum of the means of an objective's losses."""
 
     weights: tuple[tuple[str, float], ...] = (("loss", 1.0),)
-    """Pairs of a term's name and its weight."""
+    """Pairs of a loss's name and its weight in the total loss."""
 
     names = ("loss",)
 
     @classmethod
     def of(cls, weights: Mapping[str, float]) -> "Loss":
-        """Returns the loss with an objective's weights of its terms."""
+        """Creates the metric from an objective's `loss_weights`."""
         return cls(tuple(weights.items()))
 
     def update(self, terms: Terms) -> dict[str, Mean]:
@@ -57,9 +57,9 @@ class Perplexity(Metric[Mean]):
     """Perplexity: the exponential of the mean cross-entropy in nats."""
 
     name: str
-    """Name of the metric."""
+    """Name of the metric, under which it is reported."""
     term: str
-    """Name of the term that is the cross-entropy in nats."""
+    """Name of the objective's value that is the cross-entropy in nats."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -77,7 +77,7 @@ class BitsPerToken(Metric[Mean]):
     """Mean cross-entropy in bits per token."""
 
     term: str = "cross_entropy"
-    """Name of the term that is the cross-entropy in nats."""
+    """Name of the objective's value that is the cross-entropy in nats."""
 
     names = ("bits_per_token",)
 
@@ -90,12 +90,12 @@ class BitsPerToken(Metric[Mean]):
 
 @dataclasses.dataclass(frozen=True)
 class LargestShare(Metric[Mean]):
-    """Share of the most frequent class: the accuracy of always predicting it."""
+    """Share of the most frequent class. It is the accuracy of always predicting this class, for comparison."""
 
     name: str
-    """Name of the metric."""
+    """Name of the metric, under which it is reported."""
     term: str
-    """Name of the term whose sum has the number of examples per class, [classes]."""
+    """Name of the objective's value that has the number of examples per class, [classes]."""
 
     higher_is_better = True
 
@@ -115,7 +115,7 @@ class Pearson(Metric[Covariance]):
     """Pearson correlation of predictions and targets; 0 if either of them is constant."""
 
     term: str = "covariance"
-    """Name of the term with the covariances of predictions and targets."""
+    """Name of the objective's value that has the covariances of predictions and targets."""
 
     names = ("pearson",)
     higher_is_better = True

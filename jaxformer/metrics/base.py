@@ -11,44 +11,47 @@ from jaxformer.metrics.means import Covariance, Mean
 
 State = TypeVar("State")
 Terms = Mapping[str, Any]
-"""Values that an objective returns for a batch, by name: `Mean`s and, in evaluations, other inputs of its metrics."""
+"""Values that an objective returns for a batch, by name: weighted means (`Mean`) and, in evaluations, other inputs of
+metrics.
+"""
 
 
 class Metric(abc.ABC, Generic[State]):
     """Base class of metrics: one reported number, or several numbers that are computed from one state.
 
-    A state is created for every batch and merged with the states of earlier batches. All processes see the terms of
-    the whole batch, so that all of them compute the same numbers. A metric is a frozen dataclass:
+    A state is created for every batch and merged with the states of earlier batches. All processes see the objective's
+    values for the whole batch, so that all of them compute the same numbers. A metric is a frozen dataclass:
 
         @dataclasses.dataclass(frozen=True)
         class WorstError(Metric[float]):
-          names = ("worst_error",)
+            names = ("worst_error",)
 
-          def update(self, terms):
-            return float(terms["errors"].max()) if "errors" in terms else None
+            def update(self, terms):
+                return float(terms["errors"].max()) if "errors" in terms else None
 
-          def merge(self, state, other):
-            return max(state, other)
+            def merge(self, state, other):
+                return max(state, other)
 
-          def compute(self, state):
-            return {"worst_error": state}
+            def compute(self, state):
+                return {"worst_error": state}
     """
 
     higher_is_better: bool = False
     """Whether `checkpoint.best` selects the highest value instead of the lowest."""
 
     names: tuple[str, ...]
-    """Names of the numbers that `compute` returns: a class variable, or a property."""
+    """Names of the numbers that `compute` returns. A class variable or a property."""
 
     @abc.abstractmethod
     def update(self, terms: Terms) -> State | None:
         """Computes the state of one batch.
 
         Args:
-          terms: the objective's terms of the batch, with NumPy arrays.
+          terms: values of the objective for the batch, with NumPy arrays.
 
         Returns:
-          The state, or None if the terms do not include those of the metric. Training steps may omit them.
+          The state, or None if the objective has not returned the values that the metric needs. Training steps may omit
+            them.
         """
 
     def merge(self, state: State, other: State) -> State:
@@ -60,27 +63,27 @@ class Metric(abc.ABC, Generic[State]):
 
     @abc.abstractmethod
     def compute(self, state: State) -> dict[str, float]:
-        """Returns the numbers by name, given the merged state of all data."""
+        """Returns the numbers to report, by name, from the merged state of all data."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """Inputs of a `DocumentMetric`."""
+    """Model, parameters, tokenizer and task for computing a `DocumentMetric`."""
 
     model: Any
-    """The model."""
+    """Model that is evaluated."""
     params: Any
     """Model parameters, on the devices of this process, which form the current mesh."""
     tokenizer: Any
-    """The run's tokenizer; None if the run reads no text."""
+    """Tokenizer of the run. None if the data does not contain text."""
     task: Any
     """Task of the evaluation."""
 
 
 class DocumentMetric(Metric[State]):
-    """Base class of metrics of whole documents, such as scores of generated texts.
+    """Base class of metrics that are computed from whole documents, such as scores of generated texts.
 
-    A batch row may hold only part of a document, so these metrics cannot be computed from batches. An evaluation
+    A batch row may contain only part of a document, so these metrics cannot be computed from batches. An evaluation
     divides the documents into groups of a fixed size and distributes the groups over the processes. The states of the
     groups are merged in document order, so that the result does not depend on the number of processes.
     """
@@ -89,7 +92,7 @@ class DocumentMetric(Metric[State]):
         return None
 
     def check(self, task: Any) -> None:
-        """Raises InputError if the documents of a task lack what the metric needs."""
+        """Raises InputError if the documents of a task do not have what the metric needs."""
 
     def select(self, context: Context, documents: Sequence[Mapping[str, Any]]) -> Sequence[int]:
         """Returns the indices of the documents to score, in ascending order. Defaults to all documents."""
@@ -107,7 +110,7 @@ class DocumentMetric(Metric[State]):
 
 
 class MetricStates:
-    """Accumulates the states of several metrics and computes their numbers."""
+    """Accumulates the states of several metrics over batches and documents, and computes their numbers."""
 
     def __init__(self, metrics: Iterable[Metric]):
         """Creates states without data.
@@ -123,12 +126,12 @@ class MetricStates:
         directions(self.metrics)
 
     def add(self, terms: Terms) -> None:
-        """Adds the terms of a batch, with NumPy arrays."""
+        """Updates the metrics with the objective's values for a batch, which are NumPy arrays."""
         for number, metric in enumerate(self.metrics):
             self._merge(number, metric.update(terms))
 
     def add_state(self, metric: Metric, state: Any) -> None:
-        """Merges a state into that of one of the metrics."""
+        """Merges a state of one of the metrics into its accumulated state."""
         self._merge(self.metrics.index(metric), state)
 
     def compute(self) -> dict[str, float]:
@@ -155,7 +158,7 @@ class MetricStates:
 
 
 def directions(metrics: Iterable[Metric]) -> dict[str, bool]:
-    """Returns `higher_is_better` for each name that the metrics declare.
+    """Maps the name of each number that the metrics report to whether a higher value is better.
 
     Raises:
       ValueError: If two metrics have a name in common.

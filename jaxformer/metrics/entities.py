@@ -13,7 +13,7 @@ from jaxformer.metrics.base import Context, DocumentMetric, Terms
 from jaxformer.metrics.means import Mean
 
 ENTITIES = "entities/"
-"""Prefix of the terms with the entity counts of sentences that fit in one row."""
+"""Prefix of the names of entity counts among an objective's values. The counts are of sentences that fit in one row."""
 
 
 def counts(
@@ -23,7 +23,7 @@ def counts(
     weights: jax.Array | np.ndarray,
     segments: jax.Array | np.ndarray,
 ) -> dict[str, Mean]:
-    """Counts the true positives, predictions and targets of each entity type, as the sums [3] of a `Mean`.
+    """Counts the entities of each type: true positives, predictions and targets, which are the three sums of a `Mean`.
 
     An entity begins with a B, S or U tag, and with any other tag of its type that follows another type, O, or the end
     of an entity (E, L, S or U). A prediction is correct if its first word, its last word and its type are.
@@ -50,7 +50,7 @@ def counts(
 
 
 Counts = dict[str, Mean]
-"""Numbers of true positives, predictions and targets by entity type, as the sums [3] of a `Mean`."""
+"""Maps entity types to numbers of true positives, predictions and targets, which are the three sums of a `Mean`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,9 +62,9 @@ class EntityScores(DocumentMetric[Counts]):
     """
 
     labels: tuple[str, ...]
-    """Names of the tags, in the order of their indices."""
+    """Names of the tags, in index order."""
     count_long: Callable[[Context, Sequence[Mapping[str, Any]], Sequence[int]], Counts]
-    """Function that counts the entities of the sentences that do not fit in one row."""
+    """Function that counts the entities of sentences that do not fit in one row."""
 
     higher_is_better = True
 
@@ -96,8 +96,8 @@ def _f1(right: float, found: float, there: float) -> float:
 
 
 class _Spans(NamedTuple):
-    """Entity spans: whether an entity begins at a token, bool [batch, length]; its type and last word, integers
-    [batch, length].
+    """Entities in batch rows: whether one begins at each token, bool [batch, length]; its type and the index of its
+    last word, integers [batch, length].
     """
 
     begins: jax.Array

@@ -1,4 +1,6 @@
-"""Precision, recall and F1 of labels, and the Matthews correlation coefficient, computed from sums of counts."""
+"""Precision, recall and F1 of labels, and the Matthews correlation coefficient. All are computed from counts that are
+summed over the data.
+"""
 
 import dataclasses
 import math
@@ -12,17 +14,17 @@ from jaxformer.metrics.base import Metric, Terms
 from jaxformer.metrics.means import Mean
 
 COUNTS = "counts/"
-"""Prefix of the terms with the counts of each label."""
+"""Prefix of the names of label counts among an objective's values."""
 
 
 def label_counts(names: Sequence[str], targets: jax.Array, guesses: jax.Array, weights: jax.Array) -> dict[str, Mean]:
-    """Counts the true positives, predictions and targets of each label, as the sums [3] of a `Mean`.
+    """Counts for each label the true positives, predictions and targets, which are the three sums of a `Mean`.
 
     Args:
-      names: names of the n labels.
-      targets: multi-hot targets [..., n].
-      guesses: multi-hot predictions [..., n].
-      weights: float32 [...].
+      names: names of the labels.
+      targets: multi-hot targets, [..., labels].
+      guesses: multi-hot predictions, [..., labels].
+      weights: 1 for examples to count, 0 for padding, float32 [...].
     """
     targets, guesses, weights = targets.astype(jnp.float32), guesses.astype(jnp.float32), weights[..., None]
     counts = jnp.stack([targets * guesses, guesses, targets], -1) * weights[..., None]
@@ -31,11 +33,13 @@ def label_counts(names: Sequence[str], targets: jax.Array, guesses: jax.Array, w
 
 
 Counts = dict[str, Mean]
-"""Numbers of true positives, predictions and targets by label, as the sums [3] of a `Mean`."""
+"""Maps labels to numbers of true positives, predictions and targets, which are the three sums of a `Mean`."""
 
 
 def counts_in(names: Sequence[str], terms: Terms) -> Counts | None:
-    """Returns the counts of each label among the terms of a batch, or None if there are none, as in training."""
+    """Returns the counts of each label among an objective's values for a batch. None if there are none, as in
+    training.
+    """
     if not all(COUNTS + name in terms for name in names):
         return None
     return {name: terms[COUNTS + name].double() for name in names}
@@ -49,7 +53,7 @@ class LabelScores(Metric[Counts]):
     """
 
     labels: tuple[str, ...]
-    """The labels."""
+    """Names of the labels."""
 
     higher_is_better = True
 
@@ -74,10 +78,12 @@ class LabelScores(Metric[Counts]):
 
 @dataclasses.dataclass(frozen=True)
 class Matthews(Metric[Counts]):
-    """Matthews correlation of single labels (Gorodkin 2004 for more than two); 0 if either side is constant."""
+    """Matthews correlation of predicted and true classes (for more than two classes, Gorodkin 2004). 0 if either is
+    constant.
+    """
 
     labels: tuple[str, ...]
-    """The labels."""
+    """Names of the labels."""
 
     names = ("matthews",)
     higher_is_better = True

@@ -1,4 +1,4 @@
-"""Weighted means that merge exactly across batches, micro-batches and devices of unequal weight."""
+"""Weighted means and covariances that merge exactly across batches, micro-batches and devices of unequal weight."""
 
 import contextlib
 import contextvars
@@ -16,10 +16,11 @@ _in_fixed_order = contextvars.ContextVar("_in_fixed_order", default=False)
 
 @contextlib.contextmanager
 def fixed_order() -> Iterator[None]:
-    """Makes the means of functions traced in this context independent of the mesh and the number of processes.
+    """Context manager in which sums do not depend on the mesh or the number of processes.
 
-    The order in which devices add up their parts of a sum depends on the mesh, and so does the rounding in float32. In
-    this context the values are gathered before they are summed, which is too slow for training steps.
+    The order in which devices add up their parts of a sum depends on the mesh, and so does the rounding in float32. For
+    functions traced in this context, the values are gathered before they are summed, which is too slow for training
+    steps.
     """
     token = _in_fixed_order.set(True)
     try:
@@ -29,71 +30,75 @@ def fixed_order() -> Iterator[None]:
 
 
 def whole(array: jax.Array) -> jax.Array:
-    """Returns the array; in `fixed_order`, replicated on all devices of the current mesh."""
+    """Returns the array. In a `fixed_order` context, makes it replicated on all devices of the current mesh."""
     if not _in_fixed_order.get() or jax.sharding.get_abstract_mesh().empty:
         return array
     return jax.lax.with_sharding_constraint(array, PartitionSpec())
 
 
 def total(values: jax.Array) -> jax.Array:
-    """Returns the sum of all values. See `fixed_order`."""
+    """Returns the sum of all values. In a `fixed_order` context, the sum does not depend on the mesh."""
     return jnp.sum(whole(values))
 
 
 @flax.struct.dataclass
 class Mean:
-    """Weighted mean, stored as a sum and a weight, so that two means are merged by adding both."""
+    """Weighted mean, stored as a weighted sum and the total weight, so that two means are merged by adding both."""
 
     sum: jax.Array | np.ndarray
-    """Σ weight · value: a scalar, or an array of several means that share one weight."""
+    """Sum of weight · value: a scalar, or an array of several means that have the same weights."""
     weight: jax.Array | np.ndarray | float
-    """Σ weight, a scalar."""
+    """Sum of the weights, a scalar."""
 
     @classmethod
     def of(cls, values: jax.Array, weights: jax.Array) -> "Mean":
-        """Returns the mean of `values` with `weights` of the same shape, in float32."""
+        """Computes the mean of `values` with weights of the same shape, in float32."""
         values, weights = values.astype(jnp.float32), weights.astype(jnp.float32)
         return cls(total(values * weights), total(weights))
 
     @property
     def value(self) -> jax.Array | np.ndarray:
-        """Weighted mean, or 0 if the total weight is 0."""
+        """Value of the mean. 0 if the total weight is 0."""
         return self.sum / (self.weight + (self.weight == 0))
 
     def double(self) -> "Mean":
-        """Returns the mean as NumPy float64."""
+        """Converts the mean to NumPy float64."""
         return Mean(np.asarray(self.sum, np.float64), float(self.weight))
 
     def merged(self, other: "Mean") -> "Mean":
-        """Returns the mean of the data of both; call `double` on both first."""
+        """Returns the mean over the data of both means. Call `double` on both first."""
         return Mean(self.sum + other.sum, self.weight + other.weight)
 
 
 AUXILIARY = "auxiliary/"
-"""Prefix of the names of a model's auxiliary losses among the terms of a loss. Each has the weight 1."""
+"""Prefix of the names of a model's auxiliary losses among an objective's values. Each has the weight 1 in the total
+loss.
+"""
 
 
 REPORTED = "reported/"
-"""Prefix of the names of means that are logged and not added to the loss."""
+"""Prefix of the names of a model's means that are only logged, and are not part of the loss."""
 
 
 def auxiliary(output: Any) -> dict[str, Mean]:
-    """Returns auxiliary losses of a model's output as terms of a loss, and its reported means by their own names."""
+    """Returns the auxiliary losses and the logged means in a model's output, by the names that they have among an
+    objective's values.
+    """
     return {auxiliary_name(name): mean for name, mean in output.means.items()}
 
 
 def auxiliary_name(name: str) -> str:
-    """Returns the name that a mean of a block has among the terms of a loss."""
+    """Converts the name of a loss or mean of a block to its name among an objective's values."""
     return name if name.startswith(REPORTED) else AUXILIARY + name
 
 
 def with_auxiliary(weights: Mapping[str, float], terms: Iterable[str]) -> dict[str, float]:
-    """Adds the auxiliary terms, each with weight 1, to the weights of a loss."""
+    """Adds the auxiliary losses among the names in `terms` to the weights of a loss. Each has weight 1."""
     return {**dict.fromkeys((name for name in terms if name.startswith(AUXILIARY)), 1.0), **weights}
 
 
 def added(*parts: Mapping[str, Mean]) -> dict[str, Mean]:
-    """Merges the named means of several parts of a model; means of the same name are added."""
+    """Merges the named means of several parts of a model. Means with the same name are added."""
     total: dict[str, Mean] = {}
     for means in parts:
         for name, mean in means.items():
@@ -103,24 +108,29 @@ def added(*parts: Mapping[str, Mean]) -> dict[str, Mean]:
 
 @flax.struct.dataclass
 class Covariance:
-    """Weighted covariances of k values, stored relative to a point near their means.
+    """Weighted covariances of several quantities, stored relative to a point near their means.
 
     Sums of squares relative to 0 lose all precision if the values are large compared to their spread. Two covariances
     are merged as in Chan et al. (1983).
     """
 
     weight: jax.Array | np.ndarray
-    """Σ weight, a scalar."""
+    """Sum of the weights, a scalar."""
     center: jax.Array | np.ndarray
-    """[k]: reference point near the means of the values, relative to which the sums are stored."""
+    """Point near the means of the quantities, relative to which the sums are stored, [quantities]."""
     sums: jax.Array | np.ndarray
-    """[k]: Σ weight · (value − center)."""
+    """Sum of weight · (value − center), [quantities]."""
     products: jax.Array | np.ndarray
-    """[k, k]: Σ weight · (value − center)(value − center)ᵀ."""
+    """Sum of weight · (value − center)(value − center)ᵀ, [quantities, quantities]."""
 
     @classmethod
     def of(cls, values: jax.Array, weights: jax.Array) -> "Covariance":
-        """Returns the covariances of `values` [n, k] with `weights` [n], in float32."""
+        """Computes the weighted covariances of several quantities, in float32.
+
+        Args:
+          values: values of each quantity, [examples, quantities].
+          weights: weight of each example, [examples].
+        """
         values, weights = whole(values.astype(jnp.float32)), whole(weights.astype(jnp.float32))[:, None]
         weight, real = weights.sum(), weights > 0
         least = jnp.where(real, values, jnp.inf).min(0)
@@ -134,7 +144,7 @@ class Covariance:
         )
 
     def double(self) -> "Covariance":
-        """Returns the covariances as NumPy float64, relative to the means."""
+        """Converts the covariances to NumPy float64, and makes the means the reference point."""
         weight, center, sums, products = (
             np.asarray(part, np.float64) for part in (self.weight, self.center, self.sums, self.products)
         )
@@ -144,7 +154,7 @@ class Covariance:
         return Covariance(weight, center + sums / weight, np.zeros_like(sums), products)
 
     def merged(self, other: "Covariance") -> "Covariance":
-        """Returns the covariances of the data of both; call `double` on both first."""
+        """Returns the covariances over the data of both. Call `double` on both first."""
         weight = self.weight + other.weight
         share = other.weight / (weight + (weight == 0))
         apart = other.center - self.center
@@ -153,13 +163,15 @@ class Covariance:
 
     @property
     def correlation(self) -> float:
-        """Returns the Pearson correlation of the first two values, or 0 if either is constant."""
+        """Returns the Pearson correlation of the first two quantities. 0 if either is constant."""
         (x, product), (_, y) = self.double().products[:2, :2]
         return float(np.clip(product / np.sqrt(x * y), -1, 1)) if min(x, y) > 0 else 0.0
 
 
 def merge(parts: Iterable[Mapping[str, Mean | Covariance]]) -> dict[str, Mean | Covariance]:
-    """Merges parts name by name, as NumPy float64, with a single transfer from the device."""
+    """Merges several dicts of means and covariances by name, as NumPy float64. Transfers all arrays from the device at
+    once.
+    """
     merged: dict[str, Mean | Covariance] = {}
     for part in jax.device_get(list(parts)):
         for name, mean in part.items():

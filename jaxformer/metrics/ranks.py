@@ -1,4 +1,4 @@
-"""Rank correlation, which cannot be merged from batch to batch."""
+"""Rank correlation. It is computed from all documents at once, because it cannot be merged from batch to batch."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -14,10 +14,10 @@ Pairs = tuple[tuple[float, float], ...]
 
 @dataclasses.dataclass(frozen=True)
 class Spearman(DocumentMetric[Pairs]):
-    """Spearman correlation of predictions and targets over all documents; 0 if either is constant."""
+    """Spearman rank correlation of predictions and targets over all documents. 0 if either is constant."""
 
     predict: Callable[[Context, Sequence[Mapping[str, Any]], Sequence[int]], Pairs]
-    """Function that returns the prediction and the target of each document with one of the indices."""
+    """Function that returns the prediction and the target for each document with one of the given indices."""
 
     names = ("spearman",)
     higher_is_better = True

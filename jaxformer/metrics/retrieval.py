@@ -1,4 +1,4 @@
-"""Image-to-text and text-to-image retrieval."""
+"""Recall of image-to-text and text-to-image retrieval."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -8,30 +8,32 @@ import numpy as np
 from jaxformer.metrics.base import Metric, Terms
 
 CHUNK = 1024
-"""Number of rows of the score matrix that are computed at once."""
+"""Number of queries that are compared with all candidates at once."""
 
 
 class Pairs(NamedTuple):
     """Vectors of matching images and texts, one pair per row."""
 
     images: np.ndarray
-    """Image embeddings, float32 [n, embed], each row normalized to unit length."""
+    """Image vectors, float32 [pairs, embed], of length 1."""
     texts: np.ndarray
-    """Text embeddings, float32 [n, embed], each row normalized to unit length."""
+    """Text vectors, float32 [pairs, embed], of length 1."""
     keys: np.ndarray
-    """Integers [n, length] that identify the texts: rows with equal texts have equal integers."""
+    """Integers that identify the texts, [pairs, length]: equal texts have equal rows."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Retrieval(Metric[Pairs]):
-    """Recall at k of image-to-text and text-to-image retrieval.
+    """Recall at k of image-to-text and text-to-image retrieval: the share of queries with a match among the k best
+    candidates.
 
     The candidates are all distinct texts, or all images, of the data, regardless of batches. A text may match several
-    images. Ties count against the model. `chance_k` is the image-to-text recall of a random ranking.
+    images. A candidate with the same score as the match counts as better. `chance_k` is the image-to-text recall of a
+    random ranking.
     """
 
     at: tuple[int, ...] = (1, 5)
-    """Values of k."""
+    """Values of k, the number of best candidates in which the match is searched."""
 
     higher_is_better = True
 
@@ -64,7 +66,16 @@ class Retrieval(Metric[Pairs]):
 
 
 def _ranks(queries: np.ndarray, candidates: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Returns the number of non-matching candidates that score at least as high as the best match, integers [n]."""
+    """Ranks the candidates for each query by the dot product of their vectors.
+
+    Args:
+      queries: vectors of the queries, [queries, embed].
+      candidates: vectors of the candidates, [candidates, embed].
+      right: whether each candidate matches each query.
+
+    Returns:
+      Number of non-matching candidates that score at least as high as the best match, integers [queries].
+    """
     found = []
     for start in range(0, len(queries), CHUNK):
         rows = slice(start, start + CHUNK)

@@ -1,4 +1,6 @@
-"""Extractive answers: the best span, and SQuAD scores (Rajpurkar et al. 2016, §6.1; Rajpurkar et al. 2018)."""
+"""Extractive question answering: finding the best answer span, and SQuAD scores (Rajpurkar et al. 2016, §6.1; Rajpurkar
+et al. 2018).
+"""
 
 import collections
 import dataclasses
@@ -18,11 +20,12 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
 def best_span(starts: np.ndarray, ends: np.ndarray, longest: int) -> tuple[float, int, int]:
-    """Finds the span with the highest sum of start and end scores. Returns the sum and its first and last position.
+    """Finds the answer span with the highest sum of start and end scores. Returns the sum and the first and last
+    position of the span.
 
     Args:
-      starts: start scores, float [n]; -inf where a span may not begin.
-      ends: end scores, float [n].
+      starts: start score of each position, float [positions]; -inf where a span may not begin.
+      ends: end score of each position, float [positions].
       longest: maximum number of positions in a span.
     """
     best = (-np.inf, 0, 0)
@@ -40,7 +43,9 @@ def exact_match(answer: str, references: Sequence[str]) -> float:
 
 
 def f1(answer: str, references: Sequence[str]) -> float:
-    """Returns the highest word-level F1 with any reference. Without references, only the empty answer is correct."""
+    """Returns the F1 score of the words of an answer, compared with the most similar reference. Without references,
+    only the empty answer is correct.
+    """
     return max(_f1(_normalized(answer).split(), _normalized(reference).split()) for reference in references or [""])
 
 

@@ -1,4 +1,4 @@
-"""ROUGE of extractive summaries, compared to the first sentences of each document and to an oracle."""
+"""ROUGE scores of extractive summaries, and for comparison those of the first sentences and of an oracle."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -13,14 +13,16 @@ from jaxformer.metrics.texts import ROUGE, text_scores
 
 
 class Summaries(NamedTuple):
-    """Summaries of one document."""
+    """Several summaries of one document, to compare with the reference."""
 
     chosen: str
-    """Sentences selected by the model."""
+    """Summary of the sentences that the model selected."""
     lead: str
-    """The same number of sentences from the start of the document."""
+    """Summary of the first sentences of the document, as many as in `chosen`."""
     oracle: str
-    """The same number of sentences, selected greedily by ROUGE with the reference."""
+    """Summary of the sentences that are most similar to the reference, selected greedily by ROUGE, as many as in
+    `chosen`.
+    """
     reference: str
     """Reference summary."""
     whole: bool
@@ -28,14 +30,14 @@ class Summaries(NamedTuple):
 
 
 KINDS = {"chosen": "", "lead": "lead_", "oracle": "oracle_"}
-"""Maps the fields of `Summaries` that are scored to the prefixes of their metrics."""
+"""Maps each summary in `Summaries` to the prefix of its metrics."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SummaryScores(DocumentMetric[tuple[Summaries, ...]]):
     """ROUGE-1, -2 and -L (Lin 2004) of summaries of held-out documents, from 0 to 100.
 
-    Metrics that begin with `lead_` and `oracle_` are the same scores of the first sentences and of the oracle.
+    Metrics that begin with `lead_` and `oracle_` are the scores of the first sentences and of the oracle summary.
     `read_whole` is the percentage of documents that fit in the model's input.
     """
 

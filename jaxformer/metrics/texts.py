@@ -1,4 +1,4 @@
-"""BLEU, chrF and ROUGE of generated texts, by sacreBLEU and rouge-score.
+"""BLEU, chrF and ROUGE scores of generated texts, computed by sacreBLEU and rouge-score.
 
 References: Papineni et al. 2002, Popović 2015, Lin 2004. The state of these metrics is the texts themselves, since
 corpus-level scores are computed from all texts together.
@@ -18,12 +18,12 @@ from jaxformer.errors import InputError
 from jaxformer.metrics.base import Context, DocumentMetric
 
 ROUGE = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}
-"""Maps the names of the metrics to those of rouge-score."""
+"""Maps names of ROUGE metrics to their names in the package rouge-score."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """Selects which generated texts to score, and by which metrics."""
+    """Which generated texts to score, and by which metrics."""
 
     prefix: str = ""
     """Scores only inputs with this prefix, such as "summarize: ", and adds it to the names of the metrics. If empty,
@@ -38,17 +38,17 @@ class Scores:
 
     @property
     def label(self) -> str:
-        """Prefix of the metric names, such as "summarize_"."""
+        """Prefix of the metric names, such as "summarize_" for inputs that begin with "summarize: "."""
         return re.sub(r"\W+", "_", self.prefix.lower() + " ").lstrip("_")
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the metrics, without `label`."""
+        """Names of the metrics, without the prefix `label`."""
         return tuple(name for kind in self.by for name in (ROUGE if kind == "rouge" else (kind,)))
 
 
 CUT = ("cut_inputs", "cut_references")
-"""Names of the numbers of scored documents whose input, or reference, is longer than the task's rows."""
+"""Names of the metrics that count scored documents whose input, or reference text, is longer than the task's rows."""
 
 Texts = tuple[tuple[str, str], ...]
 """Pairs of a generated text and its reference, in document order."""
@@ -82,10 +82,10 @@ def text_scores(
 
 @dataclasses.dataclass(frozen=True)
 class _FirstTexts:
-    """Base class of metrics of the first documents whose inputs have a prefix."""
+    """Base class of metrics that are computed from the first documents whose inputs begin with a certain prefix."""
 
     scores: Scores
-    """Which documents to score, and by which metrics."""
+    """Prefix of the inputs to score, and the metrics to compute."""
     count: int
     """Maximum number of documents to score."""
 
@@ -115,7 +115,7 @@ class TextScores(_FirstTexts, DocumentMetric[Texts]):
     """
 
     generate: Callable[[Context, Sequence[np.ndarray]], Sequence[str]]
-    """Function that generates a text for each input, given as tokens."""
+    """Function that generates a text for each input, which is given as tokens."""
 
     higher_is_better = True
 
@@ -139,7 +139,7 @@ class TextScores(_FirstTexts, DocumentMetric[Texts]):
 
 @dataclasses.dataclass(frozen=True)
 class CutTexts(_FirstTexts, DocumentMetric[tuple[int, int]]):
-    """Numbers of scored documents whose input, and whose reference, is longer than the task's rows."""
+    """Numbers of scored documents that do not fit in the task's rows: by their input, and by their reference text."""
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -1,1 +1,3 @@
-"""Plans runs on hardware that is not attached: memory, communication, time and cost (`jaxformer plan`, `jf.plan`)."""
+"""Planning: predicts memory, communication, time and cost of runs on hardware that is not attached (`jaxformer plan`,
+`jf.plan`).
+"""

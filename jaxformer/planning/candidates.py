@@ -1,6 +1,6 @@
-"""Enumerates the meshes, rematerialisation policies and micro-batch counts that a planning search tries.
+"""Lists the combinations of mesh, rematerialisation policy and number of micro-batches that a planning search tries.
 
-`Formulas` estimates the memory and time of each of these candidates before any of them is compiled.
+`Formulas` estimates the memory and time of each combination before any of them is compiled.
 """
 
 import dataclasses
@@ -22,19 +22,22 @@ from jaxformer.training.utilization import PEAK_FLOPS
 REMAT = ("none", "dots", "full")
 """Rematerialisation policies, in order of decreasing memory use."""
 AGAIN = {"none": 0.0, "dots": 0.05, "full": 1 / 3}
-"""Recomputed operations of each policy, as a fraction of the model's FLOPs. `dots` only recomputes the matrix products
-of attention."""
+"""Additional FLOPs for recomputation with each rematerialisation policy, as a fraction of the model's FLOPs. `dots`
+only recomputes the matrix products of attention.
+"""
 MICRO = (1, 2, 4, 8, 16)
-"""Numbers of micro-batches to try."""
+"""Numbers of micro-batches per step to try."""
 TENSOR = 16
 """Maximum size of the mesh axis `tensor`. For GPUs it is also at most the number of GPUs per node."""
 COMPUTE, GRADIENT = 2, 4
-"""Bytes per element of activations (bfloat16) and of parameters and gradients (float32)."""
+"""Number of bytes per element: of activations (bfloat16), and of parameters and gradients (float32)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """One way to run an experiment: a mesh, a rematerialisation policy and a number of micro-batches."""
+    """One way to run an experiment that a search considers: a mesh, a rematerialisation policy and a number of
+    micro-batches.
+    """
 
     mesh: sharding.Mesh
     remat: str
@@ -49,7 +52,7 @@ class Candidate:
         return f"{split}, remat {self.remat}, {self.micro} micro-batch{'es' if self.micro > 1 else ''}"
 
     def applied(self, experiment: Experiment) -> Experiment:
-        """Returns a copy of the experiment with the settings of this candidate."""
+        """Returns a copy of the experiment with the mesh, policy and number of micro-batches of this candidate."""
         return dataclasses.replace(
             experiment,
             mesh=self.mesh,
@@ -70,7 +73,8 @@ class Candidate:
     def needs_at_least(self, other: "Candidate") -> bool:
         """Returns whether this candidate certainly needs at least as much memory as `other`.
 
-        True if it does not shard, recompute or divide into micro-batches more than `other`.
+        True if both have the same size of the mesh axis `tensor`, and `other` otherwise shards, recomputes and divides
+        into micro-batches at least as much.
         """
         return (
             self.mesh.tensor == other.mesh.tensor
@@ -81,7 +85,9 @@ class Candidate:
 
 
 def candidates(experiment: Experiment, topology: Topology) -> Iterator[Candidate]:
-    """Yields all candidates: meshes whose axes are powers of two, with each policy and each number of micro-batches."""
+    """Yields all candidates for a topology: meshes whose axis sizes are powers of two, with each policy and each number
+    of micro-batches.
+    """
     tpu = topology.chip.platform == "tpu"
     slices = topology.islands if tpu else 1
     # The search does not change these axes.
@@ -107,7 +113,7 @@ def powers(limit: int) -> list[int]:
 class Formulas:
     """Estimates memory and time of candidates by formulas, without compiling them.
 
-    The estimates only decide which candidates are compiled, and in which order.
+    The estimates only determine which candidates are compiled, and in which order.
     """
 
     def __init__(self, experiment: Experiment, topology: Topology, model_flops: float):
@@ -120,7 +126,9 @@ class Formulas:
         self._places: list[Place] = [(island, place) for island in range(topology.islands) for place in inside]
 
     def problem(self, candidate: Candidate) -> str | None:
-        """Returns why a candidate cannot run, or why one of its axes would not shard anything. None if it can run."""
+        """Returns the reason why a candidate cannot run, or why one of its mesh axes would not shard anything. None if
+        it can run.
+        """
         mesh, batch = candidate.mesh, self._experiment.data.batch
         ways = mesh.slices * mesh.data * mesh.fsdp
         if batch % (ways * candidate.micro):
@@ -204,7 +212,9 @@ class Formulas:
         return self._experiment.data.batch / (candidate.mesh.slices * candidate.mesh.data * candidate.mesh.fsdp)
 
     def _group(self, mesh: sharding.Mesh, axis: str) -> list[Place]:
-        """Returns the places of one group of devices along a mesh axis if the devices of the mesh are in order."""
+        """Returns the locations of one group of devices along a mesh axis, if the mesh contains the devices in
+        order.
+        """
         sizes: Mapping[str, int] = mesh.sizes(self._topology.size)
         numbers = np.arange(self._topology.size).reshape(tuple(sizes.values()))
         first = np.moveaxis(numbers, list(sizes).index(axis), -1).reshape(-1, sizes[axis])[0]

@@ -1,4 +1,4 @@
-"""Published specifications of the chips that planning supports: memory, bandwidths and networks.
+"""Published specifications of the chips that planning supports: memory sizes, and memory and network bandwidths.
 
 The figures of TPUs are from the pages v4, v5e, v5p, v6e and tpu7x of https://docs.cloud.google.com/tpu/docs. The
 figures of GPUs are from the data sheets h100, h200 and dgx-b200 of https://www.nvidia.com/en-us/data-center. Network
@@ -11,32 +11,36 @@ from typing import Literal
 GB = 1e9
 GIB = 2**30
 GBIT = 1e9 / 8
-"""Number of bytes in a gigabit, the unit of network card speeds."""
+"""Number of bytes in a gigabit, which is the unit of network speeds."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """Specification of one JAX device. On TPU7x, a JAX device is half of a chip."""
+    """Specification of a chip, per JAX device. On TPU7x, a JAX device is half of a chip."""
 
     name: str
     """Name of the chip in topology names, such as `v5p` in `v5p:4x4x4`."""
     kind: str
-    """Prefix of `jax.Device.device_kind`, which is also the key in `utilization.PEAK_FLOPS`."""
+    """Prefix of `jax.Device.device_kind` for this chip. It is also the key in `utilization.PEAK_FLOPS`."""
     platform: Literal["tpu", "gpu"]
     memory: float
     """Size of the device memory in bytes. On TPUs the compiler reserves a part of it."""
     bandwidth: float
     """Bandwidth of the device memory in bytes per second."""
     links: float
-    """Bytes per second that the device can send over all its links of the fast network (ICI or NVLink) together."""
+    """Number of bytes per second that the device can send over all its links of the fast network (ICI or NVLink)
+    together.
+    """
     network: float
-    """Bytes per second that the device can send over the slow network: between slices (DCN) or nodes (InfiniBand)."""
+    """Number of bytes per second that the device can send over the slow network: between slices (DCN) or nodes
+    (InfiniBand).
+    """
     devices: int = 1
     """Number of JAX devices per chip."""
     dimensions: int = 1
     """Number of dimensions of the fast network: 2 or 3 for a torus, 1 if all devices are connected at full speed."""
     island: int = 0
-    """Number of GPUs per node. 0 for TPUs, whose topology name gives the shape of a slice."""
+    """Number of GPUs per node. 0 for TPUs, because their topology name gives the shape of a slice."""
 
     @property
     def networks(self) -> tuple[str, str]:
@@ -62,4 +66,4 @@ CHIPS = {
         Chip("b200", "NVIDIA B200", "gpu", 191_514_411_008, 8000 * GB, 900 * GB, 400 * GBIT, island=8),
     )
 }
-"""Maps names to chips."""
+"""Maps chip names, such as `v5p`, to specifications."""

@@ -1,4 +1,4 @@
-"""The command `jaxformer plan`."""
+"""Command line interface of planning: `jaxformer plan`."""
 
 import argparse
 import json

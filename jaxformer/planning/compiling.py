@@ -1,4 +1,4 @@
-"""Compiles programs for devices that are not attached."""
+"""Compiles programs for devices that are not attached to this machine."""
 
 import dataclasses
 import importlib.util
@@ -36,7 +36,7 @@ UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 class DoesNotFit(Exception):
-    """Raised if the compiler finds that a program needs more memory than a device has.
+    """Raised if the compiler reports that a program needs more memory than a device has.
 
     Args:
       needed: number of bytes that the program needs; 0 if the compiler does not report it.
@@ -99,7 +99,7 @@ def devices(topology: Topology) -> Sequence[Any]:
 
 
 def _description(topology: Topology) -> dict[str, Any]:
-    """Returns the arguments of `get_topology_desc` that describe the topology to the compiler of its platform."""
+    """Returns arguments that describe the topology to the compiler of its platform."""
     chip, shape = topology.chip, "x".join(map(str, topology.shape))
     if chip.platform == "gpu":
         target = target_config(chip.name)
@@ -115,7 +115,7 @@ def _description(topology: Topology) -> dict[str, Any]:
 
 
 def place(topology: Topology, device: Any) -> Place:
-    """Returns the place of a device: the index of its slice or node, and its coordinates there."""
+    """Returns the location of a device: the index of its slice or node, and its coordinates there."""
     if topology.chip.platform == "gpu":
         island, number = divmod(device.id, topology.shape[0])
         return island, (number,)

@@ -1,4 +1,4 @@
-"""Parses the device groups of a collective in each notation that XLA uses."""
+"""Parses the groups of devices that a collective operation runs in, in each notation that XLA uses."""
 
 import math
 import re
@@ -14,7 +14,7 @@ TILES = re.compile(r"\[([\d,]+)\](?:<=\[([\d,]+)\])?(?:T\(([\d,]+)\))?")
 
 
 def of(attributes: str, devices: int) -> np.ndarray:
-    """Returns the device groups of a collective.
+    """Parses the groups of devices in which a collective operation runs.
 
     Args:
       attributes: text of the attributes of its instruction.
@@ -22,7 +22,7 @@ def of(attributes: str, devices: int) -> np.ndarray:
 
     Returns:
       Positions in the device assignment of the program, int [groups, devices per group]. For a permutation, each group
-      is a pair of source and target.
+        is a pair of source and target.
     """
     if found := PAIRS.search(attributes):
         return _lists(found[1])
@@ -44,7 +44,8 @@ def _lists(text: str) -> np.ndarray:
 
 
 def _tiles(text: str, devices: int) -> np.ndarray:
-    """Parses `[16,4]<=[4,16]T(1,0)`: the numbers 0 to 63 with shape [4, 16], transposed, then reshaped to [16, 4].
+    """Parses groups in tile notation. In `[16,4]<=[4,16]T(1,0)`, the numbers 0 to 63 have shape [4, 16], are
+    transposed, and reshaped to [16, 4].
 
     The form `[4,16]T(1,0)` omits the last reshape.
     """
@@ -59,7 +60,13 @@ def _tiles(text: str, devices: int) -> np.ndarray:
 
 
 def _mesh(axes: str, ids: str | None, used: str) -> np.ndarray:
-    """Parses groups along mesh axes, or along parts of axes, such as `mesh['a'=2,'b'=4] {'a','b':(2)2}`."""
+    """Parses groups along mesh axes, or along parts of axes. An example is `mesh['a'=2,'b'=4] {'a','b':(2)2}`.
+
+    Args:
+      axes: axes of the mesh and their sizes.
+      ids: order of the devices, or None.
+      used: axes along which the groups extend.
+    """
     sizes = {name: int(size) for name, size, _, _ in AXIS.findall(axes)}
     devices = math.prod(sizes.values())
     numbers = np.arange(devices)

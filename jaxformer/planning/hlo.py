@@ -1,4 +1,4 @@
-"""Parses the HLO text of a compiled program: its computations, and how often each of them runs.
+"""Parses the HLO text of a compiled program: its computations, their instructions, and how often each computation runs.
 
 Parses only what planning needs. The text comes from `jax.stages.Compiled.as_text()`. At this point the compiler has
 partitioned the program, so all shapes are per device.
@@ -19,21 +19,23 @@ BRANCHES = re.compile(r"(?:true|false)_computation=%?([\w.-]+)")
 TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 COMMENT = re.compile(r"/\*.*?\*/")
 FOLLOWED = ("copy", "bitcast", "convert", "copy-done", "copy-start")
-"""Operations that return the value of their operand. `Program.trips` looks through them for constants."""
+"""Names of HLO operations that return the value of their operand. To find a constant, `Program.trips` continues with
+the operand.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One HLO instruction of a computation."""
+    """Instruction of an HLO program."""
 
     name: str
     type: str
     """Type and layout of the result, as HLO text such as `bf16[4,8]{1,0}`."""
     opcode: str
     operands: tuple[str, ...]
-    """Names of the operands. For a constant, its value; for a parameter, its number."""
+    """Names of the operands. For a constant, its value; for a program parameter, its number."""
     attributes: str
-    """Text after the operands."""
+    """HLO text of the instruction after its operands."""
 
     @functools.cached_property
     def called(self) -> tuple[str, ...]:
@@ -61,7 +63,7 @@ class Computation:
 
     @functools.cached_property
     def parameters(self) -> dict[int, str]:
-        """Maps parameter numbers to the names of the parameter instructions."""
+        """Maps parameter numbers to the names of the instructions that represent the parameters."""
         found = self.instructions.values()
         return {int(one.operands[0]): one.name for one in found if one.opcode == "parameter"}
 
@@ -94,7 +96,7 @@ def _bits(dtype: str) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """HLO of a compiled program: its computations by name, and the name of the computation at which it starts."""
+    """Parsed HLO program: its computations by name, and the name of the computation at which it starts."""
 
     computations: Mapping[str, Computation]
     entry: str
@@ -140,10 +142,14 @@ class Program:
         )
 
     def trips(self, computation: Computation, loop: Instruction) -> int | None:
-        """Returns the trip count of a loop; None if it is not known.
+        """Returns the number of iterations of a loop. None if it is not known.
 
         The CPU and GPU compilers write it into the HLO text. The TPU compiler does not, so it is taken from the loop's
         condition: loops of JAX count from 0 to a constant.
+
+        Args:
+          computation: computation that contains the loop.
+          loop: instruction of the loop.
         """
         if found := TRIPS.search(loop.attributes):
             return int(found[1])
@@ -152,7 +158,8 @@ class Program:
         return self._limit(condition, before, computation)
 
     def _limit(self, condition: Computation, before: Instruction | None, outside: Computation) -> int | None:
-        """Returns the constant to which a loop condition compares its counter; None if the condition has another form.
+        """Returns the constant with which a loop condition compares the loop counter. None if the condition has another
+        form.
 
         Args:
           condition: computation of the condition.
@@ -180,8 +187,14 @@ class Program:
     def _constant(
         self, computation: Computation, name: str, before: Instruction | None, outside: Computation
     ) -> int | None:
-        """Returns the value of an integer constant, which may be part of the initial state of a loop. None if the named
-        instruction is not a constant.
+        """Returns the value of an integer constant. None if the instruction is not a constant.
+
+        Args:
+          computation: computation that contains the instruction.
+          name: name of the instruction. It may be a part of the loop state, whose value is then taken from the initial
+            state.
+          before: initial state of the loop, a tuple instruction.
+          outside: computation that contains the loop.
         """
         instruction = computation.instructions.get(name)
         while instruction is not None and instruction.opcode in FOLLOWED:
@@ -210,7 +223,7 @@ def _instruction(name: str, rest: str) -> Instruction:
 
 
 def _split(text: str) -> list[str]:
-    """Splits a list at its commas, except for commas in brackets."""
+    """Splits a comma-separated list in HLO text. Commas in brackets do not separate."""
     if "[" not in text and "{" not in text and "(" not in text:
         return [part for part in text.split(",") if part.strip()]
     parts, depth, start = [], 0, 0
@@ -223,7 +236,7 @@ def _split(text: str) -> list[str]:
 
 
 def _closing(text: str, opening: int) -> int:
-    """Returns the index of the parenthesis that closes the one at index `opening`."""
+    """Returns the index of the parenthesis that closes the parenthesis at index `opening`."""
     depth = 0
     for found in re.finditer(r"[()]", text[opening:]):
         depth += 1 if found[0] == "(" else -1

@@ -8,7 +8,7 @@ import jax
 from jax.extend import core
 
 FLASH = "dot_product_attention"
-"""Name prefix of the cuDNN attention primitives."""
+"""Prefix of the names of cuDNN's attention primitives."""
 
 
 def count(traced: jax.stages.Traced) -> float:
@@ -46,7 +46,12 @@ def _of_equation(equation: core.JaxprEqn) -> float:
 
 
 def _times(name: str, params: Mapping[str, Any]) -> float:
-    """Returns how often an equation runs its inner jaxpr."""
+    """Returns how often an equation of a jaxpr runs its inner jaxpr, such as the number of iterations of a scan.
+
+    Args:
+      name: name of the primitive.
+      params: parameters of the equation.
+    """
     if name == "scan":
         return params["length"]
     if name == "shard_map":  # The inner jaxpr is the program of one device.
@@ -86,7 +91,7 @@ def _grouped(equation: core.JaxprEqn) -> float:
 
 
 def _attention(equation: core.JaxprEqn, name: str) -> float:
-    """Returns the FLOPs of cuDNN attention with queries and keys [b, t, h, k].
+    """Returns the FLOPs of a cuDNN attention primitive. Its queries and keys are [batch, length, heads, head_dim].
 
     The forward pass has two matrix products, and the backward pass five.
     """

@@ -1,4 +1,6 @@
-"""Plans an experiment: compiles its step for hardware that is not attached, and computes memory, traffic and time."""
+"""Plans an experiment: compiles its training step for hardware that is not attached, and computes memory, traffic and
+time.
+"""
 
 import dataclasses
 import os
@@ -26,17 +28,17 @@ from jaxformer.training.utilization import PEAK_FLOPS
 PREALLOCATED = 0.75
 """Fraction of GPU memory that JAX allocates by default (XLA_PYTHON_CLIENT_MEM_FRACTION)."""
 MOST = 0.92
-"""Largest fraction of GPU memory that JAX can allocate. CUDA, cuDNN and NCCL need the rest."""
+"""Largest fraction of GPU memory that JAX can be set to allocate. CUDA, cuDNN and NCCL need the rest."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Memory use of a step on one device, in bytes."""
+    """Memory use of a training step on one device, in bytes."""
 
     capacity: float
     """Size of the device memory."""
     usable: float
-    """Part of the device memory that a program can use."""
+    """Part of the device memory that a program can use, in bytes."""
     params: float
     """Bytes of the parameters."""
     optimizer: float
@@ -61,7 +63,7 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Memory, communication and time of a training step on a topology."""
+    """Predicted memory use, communication and time of a training step on a topology."""
 
     experiment: Experiment
     topology: Topology
@@ -69,16 +71,18 @@ class Plan:
     """Size of each mesh axis, outermost first."""
     memory: Memory
     model_flops: float
-    """FLOPs per step without recomputation: `Model.flops` for the forward pass, as much for the gradients of
-    activations, and for the gradients of parameters as much times the fraction of parameters that train."""
+    """FLOPs per step without recomputation: those of the forward pass (`Model.flops`), the same number again for the
+    gradients of activations, and for the gradients of parameters that number times the fraction of parameters that
+    train.
+    """
     flops: float
     """FLOPs per step of the matrix products of the traced program, including recomputation."""
     collectives: tuple[Collective, ...] = ()
-    """Collectives of a step. Empty if the compiler rejects the program."""
+    """Collective operations of a step. Empty if the compiler rejects the program."""
     memory_bytes: float = 0.0
-    """Bytes per step that a device reads from and writes to its memory."""
+    """Number of bytes per step that a device reads from and writes to its memory."""
     roofline: Roofline | None = None
-    """Times of the parts of a step. None if the compiler rejects the program."""
+    """Lower bounds for the time of each part of a step. None if the compiler rejects the program."""
     price: float | None = None
     """Price of one device per hour."""
     compiled_in: float = 0.0
@@ -88,7 +92,7 @@ class Plan:
 
     @property
     def remat(self) -> str:
-        """Rematerialisation policies of the stacks."""
+        """Rematerialisation policies of the model's stacks."""
         return ", ".join(dict.fromkeys(stack.remat for stack in self.experiment.model.stacks().values()))
 
     @property
@@ -168,7 +172,7 @@ def check(experiment: Experiment, topology: Topology) -> AbstractMesh:
 
 
 def check_vocabulary(experiment: Experiment) -> None:
-    """Raises InputError if the vocabulary size of the experiment depends on a tokenizer that is still to be trained."""
+    """Raises InputError if the vocabulary size of the model depends on a tokenizer that has not been trained yet."""
     if missing := config.open_vocabularies(experiment):
         raise InputError(f"{missing[0]}: only the tokenizer's training decides it; expected --{missing[0]} SIZE")
 
@@ -211,7 +215,9 @@ def _with_program(base: Plan, compiled: Compiled, mesh: jax.sharding.Mesh) -> Pl
 
 
 def state_memory(experiment: Experiment, topology: Topology, mesh: jax.sharding.Mesh) -> Memory:
-    """Returns the memory use of the state and a batch. The peak is 0, because it is known only after compilation."""
+    """Computes the memory use of the training state and a batch. The peak is set to 0, because it is known only after
+    compilation.
+    """
     state, chip = abstract_state(experiment, mesh), topology.chip
     usable = chip.memory * (MOST if chip.platform == "gpu" else 1.0)
     params = device_bytes(state.params)

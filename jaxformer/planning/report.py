@@ -1,4 +1,4 @@
-"""Formats plans as text or JSON."""
+"""Formats the result of planning as text or JSON."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -148,7 +148,7 @@ def _times(plan: Plan, found: Roofline) -> list[str]:
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:
-    """Returns a plan as a JSON object, in bytes, FLOPs and seconds."""
+    """Converts a plan to a JSON object, in bytes, FLOPs and seconds."""
     memory, found = plan.memory, plan.roofline
     result: dict[str, Any] = {
         "topology": topology_json(plan.topology),
@@ -201,7 +201,9 @@ def topology_json(topology: Topology) -> dict[str, Any]:
 
 
 def collectives_json(found: Sequence[traffic.Collective]) -> dict[str, dict[str, float]]:
-    """Returns per kind of collective how often it runs, and how many bytes a device sends over each network."""
+    """Returns for each kind of collective operation how often it runs, and how many bytes a device sends over each
+    network.
+    """
     kinds = traffic.by_kind(found, lambda one: one.fast + one.slow)
     return {
         kind: {

@@ -39,7 +39,7 @@ class Roofline:
 
     @property
     def middle(self) -> float:
-        """Mean of `shortest` and `longest`. Searches rank plans by it."""
+        """Mean of `shortest` and `longest`, by which searches order their results."""
         return (self.shortest + self.longest) / 2
 
     @property

@@ -26,12 +26,13 @@ PARTS = ("products", "memory", "fast", "slow")
 
 @dataclasses.dataclass(frozen=True)
 class Ranked:
-    """A candidate in the ranking, with the reason for its position."""
+    """A candidate (a way to run the experiment) in the result of a search, with the reason for its position."""
 
     candidate: Candidate
     estimate: Roofline | None
-    """Times of a step, from the compiled program if there is one, otherwise from formulas. None if the candidate cannot
-    run."""
+    """Time of each part of a step, from the compiled program if there is one, otherwise from formulas. None if the
+    candidate cannot run.
+    """
     plan: Plan | None
     """Plan of the candidate. None if it was not compiled."""
     loses: str = ""
@@ -45,8 +46,9 @@ class Search:
     experiment: Experiment
     topology: Topology
     ranking: tuple[Ranked, ...]
-    """Candidates that were compiled and fit, fastest first; then those that were not compiled; then those that do not
-    fit or cannot run."""
+    """All candidates: first those that were compiled and fit in memory, fastest first; then those that were not
+    compiled; then those that do not fit or cannot run.
+    """
 
     @property
     def best(self) -> Ranked | None:
@@ -119,7 +121,9 @@ def _search(experiment: Experiment, topology: Topology, price: float | None, lim
 
 
 def _order(experiment: Experiment, topology: Topology, formulas: Formulas) -> tuple[list[Ranked], list[Ranked]]:
-    """Returns the candidates that may run, ordered by estimated time, and those that cannot run, with the reason."""
+    """Estimates all candidates. Returns those that may run, ordered by estimated time, and those that cannot run, with
+    the reason.
+    """
     ordered, lost = [], []
     for candidate in candidates(experiment, topology):
         problem = formulas.problem(candidate) or _too_large(candidate, topology, formulas)
@@ -131,7 +135,9 @@ def _order(experiment: Experiment, topology: Topology, formulas: Formulas) -> tu
 
 
 def _too_large(candidate: Candidate, topology: Topology, formulas: Formulas) -> str | None:
-    """Returns why a candidate cannot fit in memory, from a lower bound of its memory use. None if it may fit."""
+    """Returns the reason why a candidate cannot fit in memory, based on a lower bound of its memory use. None if it may
+    fit.
+    """
     state, room = formulas.state_bytes(candidate), topology.chip.memory
     if state > room:
         return f"does not fit: parameters and optimizer alone take {gib(state)} of {gib(room)} GiB"
@@ -176,7 +182,7 @@ def _middle(one: Ranked) -> float:
 
 
 def _slower(found: Roofline | None, best: Roofline | None) -> str:
-    """Describes by which factor a step is slower than the best one, and which part of the step is the reason."""
+    """Describes how many times slower a step is than the fastest one, and which part of the step is the reason."""
     if found is None or best is None or found is best:
         return ""
     more = {part: getattr(found, part) - getattr(best, part) for part in PARTS}

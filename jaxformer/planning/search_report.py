@@ -1,4 +1,4 @@
-"""Formats the results of a planning search as text or JSON."""
+"""Formats the result of a planning search as text or JSON."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ SHOWN = 24
 
 
 def print_search(search: Search, console: Console) -> None:
-    """Prints the ranking, and the plan and flags of the best candidate."""
+    """Prints all candidates in order, and the plan and flags of the best candidate."""
     ranking = search.ranking
     compiled = sum(one.plan is not None for one in ranking)
     console.print(f"{search.topology.name}: {len(ranking):,} candidates, {compiled} compiled")
@@ -34,7 +34,7 @@ def print_search(search: Search, console: Console) -> None:
 
 
 def search_json(search: Search) -> dict[str, Any]:
-    """Returns a JSON object with the whole ranking, and the plan and flags of the best candidate."""
+    """Returns a JSON object with all candidates in order, and the plan and flags of the best candidate."""
     best = search.best
     return {
         "topology": topology_json(search.topology),

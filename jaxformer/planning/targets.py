@@ -1,4 +1,4 @@
-"""Descriptions of GPUs, which XLA needs to compile for a GPU that is not attached.
+"""Descriptions of GPU types, which XLA needs to compile for a GPU that is not attached.
 
 A description is a GpuTargetConfigProto in text format: the limits that CUDA reports for the GPU, and the versions of
 CUDA and cuDNN to compile for. The values are from h100_sxm.txtpb, h200.txtpb and b200.txtpb in XLA's folder
@@ -55,9 +55,9 @@ CARDS = {
         "name": "NVIDIA B200",
     },
 }
-"""Maps chip names to the fields of `TEMPLATE`."""
+"""Maps names of GPUs to the values to insert into `TEMPLATE`."""
 
 
 def target_config(chip: str) -> str:
-    """Returns the GpuTargetConfigProto of a GPU in text format."""
+    """Returns the description of a GPU type, a GpuTargetConfigProto in text format."""
     return TEMPLATE.format(**CARDS[chip]).lstrip()

@@ -13,17 +13,19 @@ from jaxformer.planning.chips import CHIPS, Chip
 
 PATTERN = re.compile(r"(?:(\d+)x)?([a-z]\w*):(\d+(?:x\d+)*)")
 FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
-"""Shapes of slices that Google offers for chips with a two-dimensional torus."""
+"""Shapes of slices that Google offers for TPUs whose network is a two-dimensional torus."""
 SMALL = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")
-"""Shapes of slices smaller than 4x4x4 for chips with a three-dimensional torus. Larger slices consist of cubes."""
+"""Shapes of slices smaller than 4x4x4 for TPUs whose network is a three-dimensional torus. Larger slices consist of
+cubes of 4x4x4.
+"""
 LARGEST = {"v4": 4096, "v5p": 6144, "tpu7x": 9216}
-"""Maximum number of chips per slice."""
+"""Maximum number of chips per slice, by TPU type."""
 RING = 16
-"""Length at which a dimension of a two-dimensional torus wraps around. Shorter dimensions are lines."""
+"""Length from which on a dimension of a two-dimensional torus is connected to a ring. Shorter dimensions are lines."""
 CUBE = 4
-"""Number of chips along each side of a cube in a three-dimensional torus."""
+"""Number of chips along each side of a cube, the unit from which slices with a three-dimensional torus are built."""
 NODES = 1024
-"""Maximum number of GPU nodes."""
+"""Maximum number of GPU nodes in a topology."""
 
 Place = tuple[int, tuple[int, ...]]
 """Location of a device: the index of its slice or node, and its coordinates there."""
@@ -31,19 +33,20 @@ Place = tuple[int, tuple[int, ...]]
 
 @dataclasses.dataclass(frozen=True)
 class Reach:
-    """How a group of devices that communicate is connected: the networks and links that its collectives use."""
+    """How a group of devices is connected: which networks and links their collective operations use."""
 
     size: int
     """Number of devices in the group."""
     islands: int
     """Number of slices or nodes that the group spans."""
     share: float
-    """Fraction of a device's fast links that collectives of the group use. On a torus, a device uses two links along
-    each dimension in which the group extends, or one link if the dimension does not wrap around."""
+    """Fraction of a device's fast links that collective operations of the group use. On a torus, a device uses two
+    links along each dimension in which the group extends, or one link if the dimension is not a ring.
+    """
 
     @property
     def within(self) -> float:
-        """Number of devices of the group per slice or node."""
+        """Number of devices of the group in each slice or node."""
         return self.size / self.islands
 
 
@@ -64,13 +67,13 @@ class Topology:
         return self.islands * math.prod(self.shape) * self.chip.devices
 
     def is_ring(self, dimension: int) -> bool:
-        """Returns whether a dimension of a slice wraps around."""
+        """Returns whether a dimension of a slice is connected to a ring."""
         if self.chip.dimensions == 2:
             return self.shape[dimension] >= RING
         return all(size % CUBE == 0 for size in self.shape)
 
     def reach(self, places: Iterable[Place]) -> Reach:
-        """Returns how a group of devices at these places is connected."""
+        """Determines how a group of devices is connected. `places` are their locations."""
         places = list(places)
         islands = {island for island, _ in places}
         if self.chip.dimensions == 1:
@@ -149,7 +152,7 @@ def shapes(chip: Chip) -> frozenset[tuple[int, ...]]:
 
 
 def _nearest(shape: Sequence[int], known: Iterable[tuple[int, ...]]) -> list[tuple[int, ...]]:
-    """Returns the two known shapes that are closest in number of chips, then in shape."""
+    """Finds the two known slice shapes that are most similar: first by number of chips, then by shape."""
     wanted, count = sorted(shape), max(1, math.prod(shape))
 
     def distance(other: tuple[int, ...]) -> tuple[float, float]:

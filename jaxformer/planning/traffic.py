@@ -22,53 +22,61 @@ UNMOVED = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id"),
     *("while", "call", "conditional", "opt-barrier", "iota", "domain", "add-dependency"),
 }
-"""Operations that do not read or write memory themselves."""
+"""Names of HLO operations that do not read or write memory themselves."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """A collective operation of a program."""
+    """Collective operation of a compiled program, such as an all-reduce."""
 
     kind: str
     size: float
-    """Size of the input in bytes per device."""
+    """Size of its input in bytes per device."""
     times: float
-    """Number of times that the collective runs per step."""
+    """Number of times that it runs per step."""
     reach: Reach
-    """How the devices of a group are connected."""
+    """How the devices of each group are connected."""
 
     @property
     def total(self) -> float:
-        """Size in bytes of the gathered array, or of the array that each device contributes to a reduction."""
+        """Size in bytes of the whole array: the gathered array, or the array that each device contributes to a
+        reduction.
+        """
         return self.size * self.reach.size if self.kind == "all-gather" else self.size
 
     @property
     def fast(self) -> float:
-        """Bytes that a device sends over the fast network per step with the bandwidth-optimal (ring) algorithm."""
+        """Number of bytes that a device sends over the fast network per step with the bandwidth-optimal (ring)
+        algorithm.
+        """
         share = self.reach.within
         return self.times * self._passes * self.total * (share - 1) / share
 
     @property
     def slow(self) -> float:
-        """Bytes that a device sends over the slow network per step: its share of the bytes of its slice or node."""
+        """Number of bytes that a device sends over the slow network per step: its share of the bytes of its slice or
+        node.
+        """
         islands = self.reach.islands
         return self.times * self._passes * self.total * (islands - 1) / islands / self.reach.within
 
     @property
     def _passes(self) -> float:
-        """Number of times that the whole array passes through a device: once to be reduced and once to be gathered."""
+        """Number of times that the whole array passes through each device: once for a reduction or a gather, twice for
+        an all-reduce, which consists of both.
+        """
         if self.kind == "collective-permute":  # Every device sends its whole array.
             return self.reach.size / (self.reach.size - 1) if self.reach.size > 1 else 0.0
         return 2.0 if self.kind == "all-reduce" else 1.0
 
 
 def collectives(program: Program, topology: Topology, places: Sequence[Place]) -> list[Collective]:
-    """Returns the collectives of a program, with the number of times that each of them runs.
+    """Returns the collective operations of a program, and how often each of them runs.
 
     Args:
       program: compiled program.
       topology: topology for which the program was compiled.
-      places: places of the devices, in the order of the device assignment of the program.
+      places: locations of the devices, in the order of the device assignment of the program.
     """
     reaches: dict[str, Reach] = {}
 
@@ -98,7 +106,9 @@ def collectives(program: Program, topology: Topology, places: Sequence[Place]) -
 
 
 def _collectives(program: Program, computation: Computation) -> Iterator[tuple[str, Instruction, Computation]]:
-    """Yields the collectives of a computation and of its fusions: kind, instruction, and containing computation."""
+    """Yields the collective operations of a computation and of its fusions: kind, instruction, and containing
+    computation.
+    """
     for instruction in computation.instructions.values():
         kind = instruction.opcode.removesuffix("-start")
         if kind in KINDS:
@@ -137,7 +147,7 @@ def memory_bytes(program: Program) -> float:
 
 
 def _moved(program: Program, computation: Computation, one: Instruction) -> float:
-    """Returns the bytes that an instruction reads and writes."""
+    """Returns the number of bytes that an instruction reads from and writes to memory."""
     types = [computation.instructions[name].type for name in one.operands if name in computation.instructions]
     result = array_bytes(one.type, memory=True)
     if one.opcode in ("dynamic-slice", "slice", "gather"):
@@ -152,7 +162,9 @@ def _moved(program: Program, computation: Computation, one: Instruction) -> floa
 
 
 def _moved_by_fusion(inner: Computation, types: Sequence[str], result: float) -> float:
-    """Returns the bytes that a fusion reads and writes. Counts only slices of the arrays that it slices or updates."""
+    """Returns the number of bytes that a fusion reads from and writes to memory. If it uses only a slice of an array,
+    only the slice counts.
+    """
     users: dict[str, list[Instruction]] = {}
     for one in inner.instructions.values():
         for name in one.operands:
@@ -184,7 +196,13 @@ def _moved_by_fusion(inner: Computation, types: Sequence[str], result: float) ->
 
 
 def _slice(inner: Computation, user: Instruction, name: str | None) -> float | None:
-    """Returns the bytes of the slice of an operand that its user reads or replaces. None if it uses the whole array."""
+    """Returns the number of bytes of the part of an array that an instruction uses. None if it uses the whole array.
+
+    Args:
+      inner: computation that contains the instruction.
+      user: instruction that reads or replaces a slice.
+      name: name of the array.
+    """
     if user.opcode in ("dynamic-slice", "slice"):
         return array_bytes(user.type)
     if user.opcode == "gather" and user.operands[0] == name:
@@ -195,7 +213,7 @@ def _slice(inner: Computation, user: Instruction, name: str | None) -> float | N
 
 
 def by_kind(found: Sequence[Collective], measure: Callable[[Collective], float]) -> dict[str, float]:
-    """Returns the sum of `measure` over the collectives of each kind, largest sum first."""
+    """Sums `measure` over the collective operations of each kind. Returns the sums by kind, largest first."""
     totals: dict[str, float] = {}
     for one in found:
         totals[one.kind] = totals.get(one.kind, 0.0) + measure(one)

@@ -1,4 +1,4 @@
-"""Answers questions with spans of a text (extractive question answering)."""
+"""Answers questions with spans of a given text (extractive question answering)."""
 
 import dataclasses
 import functools
@@ -18,24 +18,25 @@ from jaxformer.predictors.base import Answer, Predictor
 from jaxformer.predictors.padding import padded, stacked
 
 INPUTS = ("tokens", "segments", "position_ids", "token_types")
-"""Names of the arrays in a batch that are arguments of the model."""
+"""Names of the batch arrays that are passed to the model."""
 AROUND, SHOWN = 40, 4
-"""Number of context characters to print on each side of an answer, and maximum number of examples in a
-demonstration."""
+"""Number of context characters to print on each side of an answer, and maximum number of questions shown in a
+demonstration.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
 class SpanAnswer(Answer):
-    """Span of a context that answers a question."""
+    """Answer to a question: a span of the given context."""
 
     question: str
-    """Question as given in the request."""
+    """Question in the request."""
     context: str
-    """Context as given in the request."""
+    """Context in the request."""
     start: int
-    """Start index of the answer in the characters of the context."""
+    """Index of the answer's first character in the context."""
     stop: int
-    """End index of the answer (exclusive). Equal to `start` if there is no answer."""
+    """Index after the answer's last character in the context. Equal to `start` if there is no answer."""
     probability: float
     """Product of the probabilities of the first and last token, each normalised over all windows of the context."""
 
@@ -61,10 +62,12 @@ class SpanPredictor(Predictor[Classifier]):
     longest: int = 30
     """Maximum number of tokens of an answer."""
     no_answer: float | None = None
-    """Threshold for "no answer", see `QuestionAnswering`."""
+    """Threshold for predicting no answer, see `QuestionAnswering.no_answer`."""
 
     def encode(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
-        """Converts texts to the arguments of the model, with one row per window. Texts are as in `predict`."""
+        """Converts requests to the arguments of the model, with one row per window of the context. Same requests as in
+        `predict`.
+        """
         task = answer_spans(self.model.max_length, self.tokenizer)
         windows = [
             part
@@ -99,7 +102,15 @@ class SpanPredictor(Predictor[Classifier]):
         ]
 
     def _best(self, passage: Passage, scores: list) -> tuple[int, int, float]:
-        """Returns the start and end index of the best span in characters, and its probability."""
+        """Finds the best answer span over all windows of a context.
+
+        Args:
+          passage: question and context.
+          scores: pairs of a window and its start and end logits, [length, 2].
+
+        Returns:
+          Start and end index of the span in characters, and its probability.
+        """
         if not scores:
             return 0, 0, 1.0
         ends = [np.concatenate([logits[part.spannable > 0, end] for part, logits in scores]) for end in (0, 1)]
@@ -133,12 +144,14 @@ class SpanPredictor(Predictor[Classifier]):
 
 
 def _best(logits: np.ndarray, longest: int) -> tuple[float, int, int]:
-    """Calls `best_span` with the start and end logits, [length, 2]."""
+    """Finds the answer span with the highest score. `logits` are the start and end logits of a window, [length, 2]. See
+    `best_span`.
+    """
     return best_span(logits[:, 0], logits[:, 1], longest)
 
 
 def _pairs(texts: Sequence[str]) -> list[tuple[str, str]]:
-    """Splits each text at the tab into question and context."""
+    """Splits each request at its tab into question and context."""
     pairs = []
     for text in texts:
         question, _, context = (part.strip() for part in text.partition(PAIR))

@@ -18,15 +18,16 @@ ModelT = TypeVar("ModelT")
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class Answer(abc.ABC):
-    """Answer of a model to one request. A subclass is a frozen dataclass.
+    """Base class of answers of a model to one request. A subclass is a frozen dataclass.
 
     `str` gives the text for the terminal. By default, an answer is saved as JSON and displayed in a notebook as its
     `str`. Answers that are images or sounds override `save` and `_repr_html_`.
     """
 
     pair_names: ClassVar[Mapping[str, tuple[str, str]]] = {}
-    """JSON keys of the two parts of each pair, per field that contains pairs: `{"labels": ("label",
-    "probability")}`."""
+    """For each field that contains pairs, the JSON keys of their two parts, such as
+    `{"labels": ("label", "probability")}`.
+    """
     display_fields: ClassVar[tuple[str, ...]] = ()
     """Names of the fields that only control how the answer is printed. They are not saved."""
 
@@ -51,7 +52,7 @@ class Answer(abc.ABC):
     def save_all(cls, answers: Sequence["Answer"], path: Path) -> None:
         """Writes several answers to one file as a JSON list.
 
-        Answers that are not JSON override it to write a folder of files.
+        Answers in other formats override this method to write a folder of files.
         """
         values = [answer.to_json() for answer in answers]
         path.write_text(json.dumps(values, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
@@ -73,11 +74,11 @@ class Predictor(abc.ABC, Generic[ModelT]):
     params: Any
     """Parameters of the model. May be None if only `encode` is called."""
     tokenizer: Any
-    """Tokenizer of the run. None if the model reads no text."""
+    """Tokenizer of the run. None if the model does not read text."""
 
     @abc.abstractmethod
     def encode(self, requests: Sequence[Any]) -> dict[str, np.ndarray]:
-        """Converts requests to the arguments of the model."""
+        """Converts requests to the arguments of the model: arrays by name."""
 
     @abc.abstractmethod
     def predict(self, requests: Sequence[Any]) -> list[Answer]:
@@ -88,19 +89,19 @@ class Predictor(abc.ABC, Generic[ModelT]):
         """
 
     def demonstrate(self, batch: Mapping[str, np.ndarray]) -> list[str]:
-        """Returns lines that show predictions for a held-out batch. Empty by default."""
+        """Returns lines of text that show predictions for a held-out batch. Empty by default."""
         return []
 
 
 class Generates(abc.ABC):
-    """Interface of predictors that generate tokens."""
+    """Interface of predictors that generate tokens with decoding settings."""
 
     decoding: Decoding
-    """Settings of the generation."""
+    """Settings for generating tokens."""
 
 
 class Streams(Generates):
-    """Capability of predictors that yield their answers piece by piece, except with beam search."""
+    """Interface of predictors that can yield their answers piece by piece, except with beam search."""
 
     @abc.abstractmethod
     def stream(self, text: str) -> Iterator[str]:
@@ -112,7 +113,7 @@ class Streams(Generates):
 
 
 class ScoresContinuations(abc.ABC):
-    """Capability of predictors that score given continuations of texts."""
+    """Interface of predictors that can score given continuations of texts."""
 
     @abc.abstractmethod
     def log_likelihoods(self, texts: Sequence[str], continuations: Sequence[str]) -> list[Score]:
@@ -124,11 +125,15 @@ class ScoresContinuations(abc.ABC):
 
 
 class RanksCandidates(abc.ABC):
-    """Capability of predictors that rank given candidates by how well they fit a request."""
+    """Interface of predictors that can rank given candidates by how well they fit a request."""
 
     @abc.abstractmethod
     def rank(self, requests: Sequence[Any], candidates: Sequence[Any]) -> list[Answer]:
-        """Ranks the candidates for each request, best first. Both are as returned by `Task.prepare_requests`.
+        """Ranks the candidates for each request, best first.
+
+        Args:
+          requests: requests, as returned by `Task.prepare_requests`.
+          candidates: candidates, in the same form.
 
         Raises:
           InputError: If a request cannot be compared with a candidate.
@@ -136,14 +141,14 @@ class RanksCandidates(abc.ABC):
 
 
 class Embeds(abc.ABC):
-    """Interface of predictors that define how texts or images are embedded as vectors.
+    """Interface of predictors with their own way of computing vectors of texts or images.
 
     For other predictors, `Run.embed` uses the last layer of the model.
     """
 
     @abc.abstractmethod
     def embed(self, requests: Sequence[Any]) -> np.ndarray:
-        """Computes the vectors of the requests, float32 [n, embed]."""
+        """Computes the vector of each request, float32 [requests, embed]."""
 
 
 def _plain(value: Any, pair: tuple[str, str] | None) -> Any:

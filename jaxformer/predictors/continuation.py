@@ -17,15 +17,15 @@ from jaxformer.predictors.base import Answer, Predictor, ScoresContinuations, St
 from jaxformer.predictors.padding import stacked
 
 SHOWN = 48
-"""Maximum number of prompt tokens of a held-out text in a demonstration."""
+"""Maximum number of tokens of a held-out text that a demonstration uses as a prompt."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Continued(Answer):
-    """Text with its continuation."""
+    """A text and its generated continuation."""
 
     text: str
-    """Text as given in the request."""
+    """Text in the request."""
     continuation: str
     """Generated text. Starts with a space if it starts a new word."""
 
@@ -38,16 +38,16 @@ class Continuation(Predictor[Gpt], Streams, ScoresContinuations):
     """Continues texts, or answers in dialogues if there is a `template`."""
 
     decoding: Decoding
-    """Decoding settings."""
+    """Settings for generating tokens."""
     prompt: Literal["text", "prefix", "inputs"] = "text"
-    """Kind of prompt, see `CausalLM`."""
+    """Kind of prompt, see `CausalLM.prompt`."""
     beginning: bool = False
     """Whether prompts start with the BOS token of the tokenizer."""
     template: DialogueTemplate | None = None
-    """Template of dialogues. If None, texts are continued."""
+    """Template of dialogues. If None, texts are continued without a template."""
 
     def encode(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
-        """Converts texts, as prompts, to the arguments of the model."""
+        """Converts texts to prompts, and these to the arguments of the model."""
         batch = stacked(self.prompts(texts))
         return batch if self.prompt == "text" else batch | {"prefix": batch["segments"] > 0}
 
@@ -98,7 +98,7 @@ class Continuation(Predictor[Gpt], Streams, ScoresContinuations):
         return score(self.model, self.params, prompts, [pair[1] for pair in pairs], **self._settings)
 
     def prompts(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Encodes texts as prompts. `<extra_id_0>` and so on become sentinel tokens.
+        """Encodes texts as prompts. Names such as `<extra_id_0>` become sentinel tokens.
 
         Raises:
           InputError: If a text has no tokens.
@@ -117,11 +117,11 @@ class Continuation(Predictor[Gpt], Streams, ScoresContinuations):
         return self.template.prompt(text, self.tokenizer) if text.strip() else np.zeros(0, np.int32)
 
     def write(self, prompts: Sequence[Ids]) -> list[np.ndarray]:
-        """Generates the new tokens after each prompt."""
+        """Generates new tokens after each prompt. Returns only the new tokens."""
         return generate(self.model, self.params, prompts, self.decoding, self.tokenizer.eos_id, **self._settings)
 
     def demonstrate(self, batch: Mapping[str, Any]) -> list[str]:
-        """Formats the start of a held-out text with its generated continuation."""
+        """Continues the start of a held-out text, and formats both parts for display."""
         segments, tokens = batch["segments"][0], batch["tokens"][0]
         first = tokens[segments == 1]
         if not len(first):
@@ -140,7 +140,7 @@ class Continuation(Predictor[Gpt], Streams, ScoresContinuations):
         return {"prefix": self.prompt != "text", "pieces": self.tokenizer.vocab_size}
 
     def _divided(self, text: str, continuation: str) -> tuple[np.ndarray, np.ndarray]:
-        """Encodes a text together with its continuation, and splits the tokens into the two parts."""
+        """Encodes a text together with its continuation. Returns the tokens of each."""
         if self.template is not None:
             answer = self.template.encode((ANSWERS, continuation.strip()), self.tokenizer)[1]
             return self.prompts([text])[0], answer[:-1]  # Without the end token.
@@ -154,7 +154,7 @@ class Continuation(Predictor[Gpt], Streams, ScoresContinuations):
         return np.concatenate([before, whole[:size]]).astype(np.int32), whole[size:]
 
     def _written(self, prompt: np.ndarray, output: np.ndarray) -> str:
-        """Decodes the output to a text that can be appended to the prompt."""
+        """Decodes generated tokens to a text that can be appended to the prompt, including a space if needed."""
         if self.template is not None:
             return f"\n{self.template.text((ANSWERS, self.tokenizer.decode(output).lstrip()))}"
         if self.prompt == "inputs":

@@ -18,7 +18,7 @@ ROWS, BUCKET = 32, 32
 
 
 def embed(run: "Run", texts: Sequence[str]) -> np.ndarray:
-    """Computes the vectors of texts, or of the images at the given paths, float32 [n, embed]. See `Run.embed`."""
+    """Computes the vectors of texts, or of the images at the given paths, float32 [texts, embed]. See `Run.embed`."""
     if not len(texts):
         raise InputError("no texts to embed; expected one or more")
     if isinstance(run.predictor, Embeds):
@@ -47,7 +47,9 @@ def _padded(array: np.ndarray, limit: int) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _features(model, params, batch) -> jax.Array:
-    """Returns the features of each row, float32 [batch, embed], averaged over its tokens."""
+    """Computes the vector of each batch row, float32 [batch, embed]: the model's features, averaged over the tokens of
+    the row.
+    """
     output = model.apply({"params": params}, **batch)
     features = getattr(output, "features", None)
     if features is None:

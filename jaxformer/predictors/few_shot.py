@@ -25,7 +25,7 @@ from jaxformer.runs.run import Run
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """Question with its possible continuations, one of them correct."""
+    """Multiple-choice question for a language model: the choices are continuations of its text."""
 
     text: str
     """Text before each choice."""
@@ -79,14 +79,15 @@ class FewShot:
     """Settings of a few-shot evaluation."""
 
     shots: int = 0
-    """Number of solved examples before each question, drawn at random per question."""
+    """Number of solved examples before each question. They are drawn at random for each question."""
     separator: str = "\n\n"
     """Text between the solved examples."""
     by: Literal["token", "sum", "prior"] = "token"
-    """Score of a choice: its log-probability per token, the sum over its tokens, or the sum minus that of the same
-    choice after `prior`. The last one suits choices of different frequencies."""
+    """Score of a choice: its log-probability per token (`token`), the sum over its tokens (`sum`), or that sum minus
+    the sum for the same choice after the text `prior` (`prior`). The last one is for choices of different frequencies.
+    """
     prior: str = "Answer:"
-    """Neutral text after which all choices are equally valid, for `by="prior"`."""
+    """Neutral text after which all choices are equally valid. Only used by `by="prior"`."""
     seed: int = 0
     """Random seed for drawing the solved examples."""
 
@@ -95,7 +96,7 @@ class FewShot:
         fields.at_least("few_shot.shots", self.shots, 0)
 
     def texts(self, questions: Sequence[Question], pool: Sequence[Question] = ()) -> list[str]:
-        """Returns the text before the choices of each question.
+        """Returns the text before the choices of each question, including the solved examples.
 
         Args:
           questions: Questions to ask.
@@ -120,11 +121,11 @@ class FewShotResult:
     """Result of a few-shot evaluation."""
 
     picks: tuple[int, ...]
-    """Index of the picked choice per question."""
+    """Index of the choice with the highest score, for each question."""
     scores: tuple[tuple[float, ...], ...]
     """Score of each choice of each question, in nats."""
     accuracy: float
-    """Fraction of questions with the correct pick."""
+    """Share of questions whose correct choice has the highest score."""
 
     @property
     def standard_error(self) -> float:

@@ -21,16 +21,16 @@ ROWS, BUCKET = 16, 32
 
 @dataclasses.dataclass(frozen=True)
 class Filled(Answer):
-    """Text with masks, and the most likely tokens for each mask."""
+    """A text with masks, and the most likely tokens for each mask."""
 
     pair_names: ClassVar = {"blanks": ("token", "probability")}
 
     text: str
-    """Text as given in the request."""
+    """Text in the request."""
     blanks: tuple[tuple[tuple[str, float], ...], ...]
-    """Most likely tokens of each mask with their probabilities, best first."""
+    """For each mask, the most likely tokens with their probabilities, best first."""
     filled: str = ""
-    """Text with the most likely token at each mask, decoded by the tokenizer."""
+    """The text with each mask replaced by its most likely token, as decoded by the tokenizer."""
 
     def __str__(self) -> str:
         lines = [self.text, *([f"  {self.filled}"] if self.filled else [])]
@@ -42,10 +42,10 @@ class Filled(Answer):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FillMask(Predictor[Bert]):
-    """Fills the `[MASK]` tokens of texts."""
+    """Predictor that fills the `[MASK]` tokens of texts."""
 
     model_inputs: tuple[str, ...] = ()
-    """Names of the arrays in a batch that are arguments of the model, for demonstrations."""
+    """Names of the batch arrays to pass to the model when `demonstrate` is given a batch. Not used by `predict`."""
 
     def encode(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
         """Converts texts to the arguments of the model, each between [CLS] and [SEP]."""
@@ -55,13 +55,13 @@ class FillMask(Predictor[Bert]):
         return fill_masks(self.model, self.params, self.tokenizer, texts)
 
     def demonstrate(self, batch: Mapping[str, np.ndarray]) -> list[str]:
-        """Formats a few held-out texts with the predictions for their masked tokens."""
+        """Predicts the masked tokens of a few held-out texts, and formats them for display."""
         inputs = {name: array for name, array in batch.items() if name in self.model_inputs}
         return demonstrate(self.model, self.params, self.tokenizer, batch, inputs)
 
 
 def fill_masks(model: Bert, params, tokenizer: Tokenizer, texts: Sequence[str], top: int = 5) -> list[Filled]:
-    """Predicts the most likely tokens for each `[MASK]` of each text.
+    """Predicts the `top` most likely tokens for each `[MASK]` of each text.
 
     Raises:
       InputError: If a text has no `[MASK]` or exceeds the maximum length of the model.
@@ -93,10 +93,10 @@ def demonstrate(
     inputs: Mapping[str, np.ndarray],
     count: int = 4,
 ) -> list[str]:
-    """Formats the first rows of a batch with the predictions for their masked tokens.
+    """Predicts the masked tokens in the first `count` rows of a batch, and formats them for display.
 
     A correct prediction is shown as `[light]`, a wrong one as `[dark, was light]`. `inputs` are the arrays of the batch
-    that are arguments of the model.
+    that are passed to the model.
     """
     batch, inputs = ({name: array[:count] for name, array in part.items()} for part in (batch, inputs))
     logits = jax.jit(model.apply)({"params": params}, **inputs).logits
@@ -115,7 +115,7 @@ def demonstrate(
 
 
 def encode(text: str, tokenizer: Tokenizer, longest: int) -> np.ndarray:
-    """Encodes a text with the special tokens of the tokenizer's template, int32 [n]. `[MASK]` becomes one token.
+    """Encodes a text with special tokens such as [CLS] and [SEP], int32 [tokens]. `[MASK]` becomes one token.
 
     Raises:
       InputError: If there are more than `longest` tokens.
@@ -128,7 +128,9 @@ def encode(text: str, tokenizer: Tokenizer, longest: int) -> np.ndarray:
 
 
 def _predict(model, params, tokenizer, rows, top):
-    """Computes the probabilities and ids of the most likely tokens at every position, [rows, length, top]."""
+    """Computes the `top` most likely tokens at every position. Returns their probabilities and ids,
+    [rows, length, top].
+    """
     longest = max(map(len, rows))
     length = min(model.max_length, -(-longest // BUCKET) * BUCKET)  # Few lengths, so that few programs are compiled.
     tokens = np.full((len(rows), length), tokenizer.pad_id, np.int32)
@@ -147,7 +149,7 @@ def _top(model, params, tokens, segments, top, pieces):
 
 
 def _shown(tokenizer: Tokenizer, token: int) -> str:
-    """Formats a token as readable text. Punctuation is quoted."""
+    """Formats a token as readable text. Punctuation is put in quotation marks."""
     piece = tokenizer.piece(token)
     return piece if any(map(str.isalnum, piece)) else f"'{piece}'"
 

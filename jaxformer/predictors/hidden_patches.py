@@ -1,4 +1,4 @@
-"""Shows how well a masked autoencoder reconstructs hidden patches. It cannot answer requests."""
+"""Shows how well a masked autoencoder reconstructs hidden patches of held-out images. It cannot answer requests."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -12,25 +12,25 @@ from jaxformer.models.masked_autoencoder import MaskedAutoencoder
 from jaxformer.predictors.base import Predictor
 
 SHOWN = 4
-"""Maximum number of images in a demonstration."""
+"""Maximum number of images shown in a demonstration."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class HiddenPatches(Predictor[MaskedAutoencoder]):
-    """Shows the reconstruction error of hidden patches."""
+    """Predictor of masked autoencoders, which only shows the reconstruction error of hidden patches."""
 
     terms: Callable[[MaskedAutoencoder, Any, Mapping[str, Any]], Mapping[str, Any]]
-    """Function that computes the terms of a batch. One of them is its `loss`."""
+    """Function (model, params, batch) that returns the objective's values for a batch, including the `loss`."""
 
     def encode(self, images: Sequence[Prepared]) -> dict[str, np.ndarray]:
         return {"images": np.stack([image.pixels for image in images])}
 
     def predict(self, images: Sequence[Any]) -> NoReturn:
-        """Raises InputError, because a masked autoencoder has no answers."""
+        """Raises InputError, because a masked autoencoder cannot answer requests."""
         raise InputError("a masked autoencoder has no answers; fine-tune a Vit with labels from it (init=RUN)")
 
     def demonstrate(self, batch: Mapping[str, np.ndarray]) -> list[str]:
-        """Formats the reconstruction error of the hidden patches of the first images."""
+        """Reconstructs the first held-out images, and formats the errors of the hidden patches for display."""
         lines, hidden = [], self.model.patches - self.model.visible
         for row in np.flatnonzero(batch["weights"][:, 0])[:SHOWN]:
             one = {name: array[row : row + 1] for name, array in batch.items()}

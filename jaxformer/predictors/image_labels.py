@@ -14,14 +14,14 @@ from jaxformer.models.vit import Vit
 from jaxformer.predictors.base import Answer, Predictor
 
 ROWS, SHOWN = 32, 8
-"""Batch size of predictions, and maximum number of images in a demonstration."""
+"""Number of images per batch, and maximum number of images shown in a demonstration."""
 TOP = 5
-"""Maximum number of labels to print."""
+"""Maximum number of labels that are printed per image."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Recognised(Answer):
-    """Image file with its labels."""
+    """An image file and its predicted labels."""
 
     pair_names: ClassVar = {"labels": ("label", "probability")}
 
@@ -36,7 +36,7 @@ class Recognised(Answer):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageLabels(Predictor[Vit]):
-    """Predicts labels of images."""
+    """Predictor of image classifiers."""
 
     def encode(self, images: Sequence[Prepared]) -> dict[str, np.ndarray]:
         """Converts images to the arguments of the model."""
@@ -58,7 +58,7 @@ class ImageLabels(Predictor[Vit]):
         return found
 
     def demonstrate(self, batch: Mapping[str, Any]) -> list[str]:
-        """Formats the predicted labels of the first images of a batch."""
+        """Predicts the labels of the first held-out images, and formats them for display."""
         rows = np.flatnonzero(batch["weights"][:, 0])[:SHOWN]
         probabilities = np.asarray(_probabilities(self.model, self.params, batch["images"][rows]))
         lines = []

@@ -17,20 +17,20 @@ from jaxformer.predictors.base import Answer, Embeds, Predictor, RanksCandidates
 from jaxformer.predictors.vectors import Embedded, with_cosines
 
 ROWS, SHOWN = 32, 8
-"""Batch size of predictions, and maximum number of pairs in a demonstration."""
+"""Number of texts or images per batch, and maximum number of pairs shown in a demonstration."""
 TOP = 5
-"""Maximum number of candidates to print."""
+"""Maximum number of candidates that are printed per request."""
 Request = Prepared | str
 
 
 @dataclasses.dataclass(frozen=True)
 class Ranked(Answer):
-    """Image or text with its ranked candidates."""
+    """An image or text and its ranked candidates."""
 
     pair_names: ClassVar = {"ranking": ("candidate", "probability")}
 
     request: str
-    """Text, or path of the image file."""
+    """Text of the request, or path of its image file."""
     ranking: tuple[tuple[str, float], ...]
     """Candidates with their probabilities, most likely first."""
 
@@ -40,14 +40,14 @@ class Ranked(Answer):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageTextRanking(Predictor[Clip], RanksCandidates, Embeds):
-    """Embeds images and texts, and ranks candidates by the similarity of their vectors."""
+    """Predictor that embeds images and texts as vectors, and ranks candidates by the similarity of their vectors."""
 
     independent: bool = False
     """Whether candidates have independent (sigmoid) probabilities. Otherwise the probabilities of all candidates sum to
     1."""
 
     def encode(self, requests: Sequence[Request]) -> dict[str, np.ndarray]:
-        """Converts the images and texts among the requests to the arguments of the model."""
+        """Converts requests, some of which are images and some texts, to the arguments of the model."""
         images, texts = _divided(requests)
         arrays = {"images": np.stack([images[place].pixels for place in images])} if images else {}
         return arrays | (self._tokens(list(texts.values())) if texts else {})
@@ -65,7 +65,7 @@ class ImageTextRanking(Predictor[Clip], RanksCandidates, Embeds):
         return np.stack(vectors)
 
     def predict(self, requests: Sequence[Request]) -> list[Embedded]:
-        """Computes the vector of each image or text, and its cosine similarities to the others.
+        """Computes the vector of each image or text, and its cosine similarities to the other requests.
 
         Long texts are truncated.
         """
@@ -91,7 +91,9 @@ class ImageTextRanking(Predictor[Clip], RanksCandidates, Embeds):
         ]
 
     def demonstrate(self, batch: Mapping[str, np.ndarray]) -> list[str]:
-        """Formats the closest text in the batch for each of its first images."""
+        """Finds the most similar text in the batch for each of the first held-out images, and formats it for
+        display.
+        """
         rows = np.flatnonzero(batch["weights"][:, 0])
         arrays = {name: np.asarray(batch[name])[rows] for name in ("images", "tokens", "segments")}
         special = self.tokenizer.is_special
@@ -106,9 +108,9 @@ class ImageTextRanking(Predictor[Clip], RanksCandidates, Embeds):
         return lines
 
     def _tokens(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
-        """Lays out texts as padded rows.
+        """Encodes texts as padded rows of tokens.
 
-        Their length is that of the longest row, or the model's maximum length if the model reads padding.
+        All rows have the length of the longest one, or the model's maximum length if the model attends to padding.
         """
         longest = self.model.text.max_length
         rows = [
@@ -124,7 +126,7 @@ class ImageTextRanking(Predictor[Clip], RanksCandidates, Embeds):
 
 
 def _divided(requests: Sequence[Request]) -> tuple[dict[int, Prepared], dict[int, str]]:
-    """Separates requests into images and texts, each keyed by the index of the request."""
+    """Separates requests into images and texts. Both are returned as dicts with the index of the request as the key."""
     texts = {place: one for place, one in enumerate(requests) if isinstance(one, str)}
     return {place: one for place, one in enumerate(requests) if not isinstance(one, str)}, texts
 
@@ -134,7 +136,7 @@ def _name(request: Request) -> str:
 
 
 def _filled(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Pads the arrays to `ROWS` rows, so that few programs are compiled."""
+    """Pads the arrays of a batch to `ROWS` rows, so that few programs are compiled."""
     filled = {}
     for name, array in arrays.items():
         more = [(0, ROWS - len(array))] + [(0, 0)] * (array.ndim - 1)

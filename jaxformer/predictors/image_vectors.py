@@ -1,4 +1,4 @@
-"""Computes unit-length vectors of images."""
+"""Computes image vectors of length 1."""
 
 import dataclasses
 import functools
@@ -14,19 +14,19 @@ from jaxformer.predictors.base import Predictor
 from jaxformer.predictors.vectors import Embedded, with_cosines
 
 ROWS = 32
-"""Batch size."""
+"""Number of images per batch."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageVectors(Predictor[Vit]):
-    """Computes one unit-length vector per image."""
+    """Predictor that computes one vector of length 1 per image."""
 
     def encode(self, images: Sequence[Prepared]) -> dict[str, np.ndarray]:
         """Converts images to the arguments of the model."""
         return {"images": np.stack([image.pixels for image in images])}
 
     def predict(self, images: Sequence[Prepared]) -> list[Embedded]:
-        """Computes the vector of each image, and its cosine similarities to the others."""
+        """Computes the vector of each image, and its cosine similarities to the other images."""
         parts = [np.stack([image.pixels for image in images[i : i + ROWS]]) for i in range(0, len(images), ROWS)]
         vectors = np.concatenate([np.asarray(_vectors(self.model, self.params, part)) for part in parts])
         return with_cosines([image.path for image in images], vectors)

@@ -1,4 +1,4 @@
-"""Functions shared by the predictors and objectives of text classifiers: checks of batches, and logits of texts."""
+"""Functions that the predictors and objectives of text classifiers share: checks of tasks, and logits of texts."""
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,23 +17,28 @@ from jaxformer.models.classifier import Classifier
 from jaxformer.predictors.padding import padded, stacked
 
 INPUTS = ("tokens", "segments", "position_ids", "token_types", "cls_positions")
-"""Names of the arrays in a batch that are arguments of a classifier."""
+"""Names of the batch arrays that are passed to a text classifier."""
 Text = str | tuple[str, str]
-"""Text or pair of texts."""
+"""A text, or a pair of texts."""
 SHOWN = 4
-"""Maximum number of texts in a demonstration."""
+"""Maximum number of texts shown in a demonstration."""
 
 
 def as_given(text: str | tuple[str, str]) -> str:
-    """Formats a request: a text as it is, a pair joined by a tab."""
+    """Converts a text or pair of texts to the form of a request: the two texts of a pair are joined by a tab."""
     return text if isinstance(text, str) else PAIR.join(text)
 
 
 def check_rows(objective: str, model: Any, row: Mapping[str, Any]) -> None:
-    """Checks that the model is a classifier of whole texts and that the rows have its layout.
+    """Checks that the model classifies whole texts, and that the task provides the arrays for it.
+
+    Args:
+      objective: name of the objective, for error messages.
+      model: the model.
+      row: layouts of the task's arrays, by name.
 
     Raises:
-      InputError: If the model or the rows do not fit.
+      InputError: If the model or the task does not fit.
     """
     if not model.is_text_classifier or model.pooling == "none":
         found = type(model).__name__ + " of tokens" * model.is_text_classifier
@@ -46,12 +51,12 @@ def check_rows(objective: str, model: Any, row: Mapping[str, Any]) -> None:
 
 
 def form_of(model: Classifier) -> Form:
-    """Returns the layout of texts for the model: `encoder` or `decoder`."""
+    """Returns the kind of special tokens that the model expects around texts: those of an `encoder` or a `decoder`."""
     return "decoder" if model.backbone.is_generative else "encoder"
 
 
 def template_of(model: Any, tokenizer: Tokenizer) -> Template | None:
-    """Returns the special-token template of a classifier. None for other models."""
+    """Returns the template of special tokens around texts for a classifier. None for other models."""
     return tokenizer.template(form_of(model)) if model.is_text_classifier else None
 
 
@@ -87,7 +92,8 @@ def token_logits(
       model: Classifier of whole texts.
       params: Parameters of the model.
       tokenizer: Tokenizer of the texts.
-      pairs: First and second text of each example, int32 [length] each. The second is None if there is no pair.
+      pairs: Tokens of the first and second text of each example, int32 [tokens] each. The second is None if there is no
+        pair.
       length: Maximum number of tokens per row.
     """
     rows = [layouts.lay_out(tokenizer, form_of(model), length, first, second) for first, second in pairs]
@@ -106,17 +112,16 @@ def _logits(model, params, batch):
 
 
 def batch_logits(model: Classifier, params, batch: Mapping[str, np.ndarray]) -> jax.Array:
-    """Computes the logits of a batch from the data pipeline, float32 [batch, c, labels]."""
+    """Computes the logits of a batch from the data pipeline, float32 [batch, examples, labels]."""
     return _logits(model, params, {name: batch[name] for name in INPUTS if name in batch})
 
 
 def held_out_texts(
     model: Classifier, params, tokenizer: Tokenizer, batch: Mapping[str, np.ndarray]
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Yields (text, logits, target) of the first examples of a batch.
+    """Yields (text, logits, target) for the first examples of a held-out batch.
 
-    Logits are float32 [n] for n labels. Targets have the dtype of the batch and shape [1], or [n] for multi-label
-    tasks.
+    Logits are float32 [labels]. Targets have the type of the batch and shape [1], or [labels] for multi-label tasks.
     """
     batch = {name: array[:SHOWN] for name, array in batch.items()}
     logits, weights = np.asarray(batch_logits(model, params, batch)), batch["weights"]

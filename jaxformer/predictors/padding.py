@@ -1,4 +1,4 @@
-"""Pads texts to a few lengths, so that predictions compile few programs."""
+"""Pads texts to one of a few lengths, so that predictions compile few programs."""
 
 from collections.abc import Iterator, Sequence
 
@@ -10,17 +10,17 @@ ROWS, BUCKET = 32, 32
 def padded(
     rows: Sequence[np.ndarray], longest: int, more: Sequence[np.ndarray] | None = None
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
-    """Yields batches of rows of similar lengths, padded with zeros. Segments are 0 for padding.
+    """Groups rows of similar lengths into batches, and pads them with zeros. Segments are 0 for padding.
 
     Args:
-      rows: Token ids of each row, int [n].
+      rows: Token ids of each row, int [tokens].
       longest: Maximum length of a row.
-      more: Token types of each row, int [n]. If None, batches have no token types.
+      more: Token types of each row, int [tokens]. If None, batches have no token types.
 
     Yields:
-      Indices in `rows` of up to 32 rows, and the arrays of the batch, int32 [r, length]: `tokens`, `segments`, and
-      `token_types` if `more` is given. r is a power of 2; rows without an index are padding. t is a multiple of 32, or
-      `longest`.
+      Indices in `rows` of up to 32 rows, and the arrays of the batch, int32 [batch, length]: `tokens`, `segments`, and
+        `token_types` if `more` is given. The batch size is a power of 2; rows without an index are padding. The length
+        is a multiple of 32, or `longest`.
     """
     order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
     for start in range(0, len(order), ROWS):
@@ -40,9 +40,9 @@ def padded(
 
 
 def stacked(rows: Sequence[np.ndarray], more: Sequence[np.ndarray] | None = None) -> dict[str, np.ndarray]:
-    """Stacks all rows into one batch, int32 [n, length], padded to the longest row.
+    """Stacks all rows into one batch, int32 [rows, length], padded to the longest row.
 
-    Arguments and arrays are those of `padded`.
+    Same arguments and arrays as `padded`.
     """
     shape = (len(rows), max(map(len, rows), default=0))
     batch = {"tokens": np.zeros(shape, np.int32), "segments": np.zeros(shape, np.int32)}

@@ -19,18 +19,19 @@ from jaxformer.predictors.padding import padded, stacked
 from jaxformer.predictors.vectors import Embedded, with_cosines
 
 SHOWN = 4
-"""Maximum number of text pairs in a demonstration."""
+"""Maximum number of text pairs shown in a demonstration."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SentenceVectors(Predictor[Model], Embeds):
-    """Computes one vector per text."""
+    """Predictor that computes one vector per text."""
 
     pairs: Callable[[Model, Any, Mapping[str, np.ndarray]], Sequence[jax.Array]]
-    """Function that computes the vectors of the first and second texts of a batch, float32 [b · c, d], for
-    demonstrations."""
+    """Function that computes the vectors of the first and second texts of a held-out batch, float32 [texts, embed], for
+    demonstrations.
+    """
     pooling: Pooling = "mean"
-    """Pooling method. This and the fields below are those of `SentenceEmbedding`."""
+    """Pooling method. This field and the following ones have the same meaning as in `SentenceEmbedding`."""
     normalized: bool = True
     longest: int | None = None
     prompts: tuple[tuple[str, str], ...] = ()
@@ -38,7 +39,7 @@ class SentenceVectors(Predictor[Model], Embeds):
     include_prompt: bool = True
 
     def demonstrate(self, batch: Mapping[str, Any]) -> list[str]:
-        """Formats a few held-out pairs with the cosine similarity of their vectors."""
+        """Computes the cosine similarity of a few held-out text pairs, and formats it for display."""
         batch = {name: np.asarray(array)[:SHOWN] for name, array in batch.items()}
         firsts, seconds = (np.asarray(part) for part in self.pairs(self.model, self.params, batch))
         count, lines = batch["weights"].shape[1], []
@@ -51,16 +52,20 @@ class SentenceVectors(Predictor[Model], Embeds):
         return lines
 
     def encode(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
-        """Converts texts to the arguments of the model, after the default prompt. Long texts are truncated."""
+        """Adds the default prompt to texts, and converts them to the arguments of the model. Long texts are
+        truncated.
+        """
         prompt = prompt_of(self.prompts, self.default_prompt_name, "prompt_name")
         return stacked(self._rows([prompt + text for text in texts]))
 
     def predict(self, texts: Sequence[str]) -> list[Embedded]:
-        """Computes the vector of each text, and its cosine similarities to the others. Long texts are truncated."""
+        """Computes the vector of each text, and its cosine similarities to the other texts. Long texts are
+        truncated.
+        """
         return with_cosines(texts, self.embed(texts))
 
     def embed(self, texts: Sequence[str], prompt_name: str | None = None) -> np.ndarray:
-        """Computes the vectors of texts, float32 [n, embed].
+        """Computes the vectors of texts, float32 [texts, embed].
 
         Args:
           texts: Texts to embed. Long texts are truncated.
@@ -92,10 +97,15 @@ class SentenceVectors(Predictor[Model], Embeds):
 
 
 def prompt_of(prompts: Sequence[tuple[str, str]], name: str | None, field: str) -> str:
-    """Returns the prompt with the given name, or an empty string if the name is None.
+    """Returns the text of the prompt with the given name. Returns an empty string if the name is None.
+
+    Args:
+      prompts: pairs of a name and a text.
+      name: name of the prompt.
+      field: config field that contains the name, for error messages.
 
     Raises:
-      InputError: If there is no prompt with this name. The message names `field`.
+      InputError: If there is no prompt with this name.
     """
     if name is None:
         return ""
@@ -105,22 +115,22 @@ def prompt_of(prompts: Sequence[tuple[str, str]], name: str | None, field: str) 
 
 
 class TextRows(NamedTuple):
-    """Rows of tokens, each with one or more texts."""
+    """Batch rows of tokens, in which each row contains one or more texts."""
 
     tokens: jax.Array
     """Token ids, integers [batch, length]."""
     segments: jax.Array
-    """Integers [batch, length]: c + 1 for tokens of text c of the row (c from 0), 0 for padding."""
+    """Number of the text in the row that each token belongs to, from 1, or 0 for padding. Integers [batch, length]."""
     position_ids: jax.Array | None = None
-    """Integers [batch, length]. If None, 0, 1, 2, ..."""
+    """Positions, integers [batch, length]. If None, 0, 1, 2, ..."""
     count: int = 1
-    """Maximum number of texts per row, c."""
+    """Maximum number of texts per row."""
 
 
 def pooled(
     model: Model, params, pooling: Pooling, rows: TextRows, key: jax.Array | None = None, skipped: jax.Array | int = 0
 ) -> tuple[jax.Array, ModelOutput]:
-    """Computes one vector for each text of a row, float32 [batch, c, embed]. Also returns the output of the model.
+    """Computes one vector for each text, float32 [batch, texts per row, embed]. Also returns the output of the model.
 
     Args:
       model: Text encoder.
@@ -139,16 +149,26 @@ def pooled(
 
 
 def embedded(pooling: Pooling, normalized: bool, output: ModelOutput, mask: jax.Array) -> jax.Array:
-    """Computes the vector of each row, float32 [batch, embed], from the encoder output. `mask` ([batch, length]) is 1
-    for tokens.
+    """Computes one vector per batch row from the encoder output, float32 [batch, embed].
+
+    Args:
+      pooling: method that combines the vectors of tokens.
+      normalized: whether to normalize the result to length 1.
+      output: output of the encoder.
+      mask: 1 for tokens, 0 for padding, [batch, length].
     """
     vectors = _pool(output, pooling, mask[:, None] > 0)[:, 0]
     return unit(vectors) if normalized else vectors
 
 
 def _pool(output: ModelOutput, pooling: Pooling, belongs: jax.Array, skipped: jax.Array | int = 0) -> jax.Array:
-    """Pools the tokens of each text, float32 [batch, c, embed]. `belongs` (boolean [batch, c, length]) marks the tokens
-    of each text.
+    """Combines the token vectors of each text to one vector, float32 [batch, texts per row, embed].
+
+    Args:
+      output: output of the encoder.
+      pooling: method that combines the vectors.
+      belongs: whether each token belongs to each text, boolean [batch, texts per row, length].
+      skipped: number of tokens at the start of a row to leave out.
     """
     vectors = output.pooled if pooling == "pooler" else output.hidden
     if vectors is None:

@@ -1,4 +1,4 @@
-"""Summarises documents by their highest-scoring sentences."""
+"""Summarises documents by selecting their sentences with the highest scores."""
 
 import dataclasses
 import functools
@@ -16,29 +16,29 @@ from jaxformer.predictors.base import Answer, Predictor
 from jaxformer.predictors.padding import padded, stacked
 
 SHOWN = 4
-"""Maximum number of documents in a demonstration."""
+"""Maximum number of documents shown in a demonstration."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Summary(Answer):
-    """Sentences of a document that summarise it."""
+    """Extractive summary: the selected sentences of a document."""
 
     sentences: tuple[str, ...]
     """Selected sentences, in the order of the document."""
     indices: tuple[int, ...]
     """Indices of the selected sentences in the document."""
     probabilities: tuple[float, ...]
-    """Probability of each selected sentence to be in a summary."""
+    """Probability that each selected sentence belongs to the summary."""
     read: int
-    """Number of sentences that the model has read, from the start of the document."""
+    """Number of sentences, from the start of the document, that fit in the model's input."""
     total: int
     """Number of sentences in the document."""
     whole: bool
-    """Whether the model has read the whole document."""
+    """Whether the whole document fits in the model's input."""
 
     @property
     def text(self) -> str:
-        """Selected sentences joined to one text."""
+        """Text of the summary: the selected sentences joined by spaces."""
         return " ".join(self.sentences)
 
     def __str__(self) -> str:
@@ -48,16 +48,16 @@ class Summary(Answer):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SummaryPredictor(Predictor[Classifier]):
-    """Selects the sentences of a document that summarise it."""
+    """Predictor that selects the sentences of a document that summarise it."""
 
     num_sentences: int = 3
     """Maximum number of sentences in a summary."""
     block_trigrams: bool = True
     """Whether no two sentences of a summary may share three successive words."""
     alternate_types: bool = True
-    """Whether token types alternate between sentences, see `ExtractiveSummarization`."""
+    """Whether the token types of successive sentences alternate between 0 and 1. If False, all are 0."""
     sentence_pooling: Literal["first", "mean"] = "first"
-    """Tokens that a sentence is scored by, see `ExtractiveSummarization`."""
+    """Score of a sentence: the logit of its `first` token, or the `mean` of the logits of all its tokens."""
 
     def encode(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
         """Converts documents to the arguments of the model. Long documents are truncated."""
@@ -103,25 +103,29 @@ class SummaryPredictor(Predictor[Classifier]):
         )
 
     def _scores(self, logits: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """Returns the score of each sentence, [n].
+        """Computes the score of each sentence from the logits of its tokens, [sentences].
 
         Args:
           logits: Logits of the tokens up to the end of the last sentence, [length].
-          positions: Index of the first token of each sentence, [n].
+          positions: Index of the first token of each sentence, [sentences].
         """
         if self.sentence_pooling == "first":
             return logits[positions]
         return np.add.reduceat(logits, positions) / np.diff(positions, append=len(logits))
 
     def choose(self, logits: np.ndarray, sentences: Sequence[str]) -> list[int]:
-        """Selects the sentences of a summary and returns their indices, ascending.
+        """Selects the sentences of a summary. Returns their indices in ascending order.
 
-        `logits` are those of the sentences that the model has read.
+        Args:
+          logits: scores of the sentences that fit in the model's input.
+          sentences: all sentences of the document.
         """
         return summaries.choose(logits, sentences, self.num_sentences, self.block_trigrams)
 
     def demonstrate(self, batch: Mapping[str, Any]) -> list[str]:
-        """Formats the summaries of a few held-out documents, and the oracle summaries if they differ."""
+        """Summarises a few held-out documents, and formats the summaries for display. Adds the oracle summaries if they
+        differ.
+        """
         batch = {name: np.asarray(array)[:SHOWN] for name, array in batch.items()}
         names = ("tokens", "segments", "position_ids", *["token_types"] * self.alternate_types)
         logits = np.asarray(_logits(self.model, self.params, {name: batch[name] for name in names}))

@@ -14,13 +14,13 @@ from jaxformer.predictors.labelled_texts import Text, as_given, encode_texts, he
 
 @dataclasses.dataclass(frozen=True)
 class Classified(Answer):
-    """Text, or pair of texts separated by a tab, with its labels."""
+    """A text, or pair of texts separated by a tab, and its predicted labels."""
 
     pair_names: ClassVar = {"labels": ("label", "probability")}
     display_fields: ClassVar = ("shown",)
 
     text: str
-    """Text as given in the request."""
+    """Text in the request."""
     labels: tuple[tuple[str, float], ...]
     """All labels with their probabilities, most likely first."""
     shown: int = 5
@@ -32,7 +32,7 @@ class Classified(Answer):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TextLabels(Predictor[Classifier]):
-    """Predicts labels of texts."""
+    """Predictor of text classifiers."""
 
     many: bool = False
     """Whether a text may have any number of labels (multi-label classification)."""
@@ -49,7 +49,9 @@ class TextLabels(Predictor[Classifier]):
         ]
 
     def demonstrate(self, batch: Mapping[str, Any]) -> list[str]:
-        """Formats a few held-out texts with their most likely label, and the true label if it differs."""
+        """Predicts the labels of a few held-out texts, and formats them for display. Adds the true label if it
+        differs.
+        """
         lines = []
         for text, logits, target in held_out_texts(self.model, self.params, self.tokenizer, batch):
             ranked = self._ranked(logits)

@@ -13,10 +13,10 @@ from jaxformer.predictors.labelled_texts import Text, as_given, encode_texts, he
 
 @dataclasses.dataclass(frozen=True)
 class Rated(Answer):
-    """Text, or pair of texts separated by a tab, with its predicted number."""
+    """A text, or pair of texts separated by a tab, and its predicted number."""
 
     text: str
-    """Text as given in the request."""
+    """Text in the request."""
     name: str
     """Name of the predicted quantity."""
     value: float
@@ -28,7 +28,7 @@ class Rated(Answer):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TextNumbers(Predictor[Classifier]):
-    """Predicts a number for each text."""
+    """Predictor of regression models: a number for each text or pair of texts."""
 
     def encode(self, texts: Sequence[Text]) -> dict[str, np.ndarray]:
         """Converts texts or pairs of texts to the arguments of the model."""
@@ -43,6 +43,6 @@ class TextNumbers(Predictor[Classifier]):
         ]
 
     def demonstrate(self, batch: Mapping[str, Any]) -> list[str]:
-        """Formats a few held-out texts with their predicted and true numbers."""
+        """Predicts the numbers of a few held-out texts, and formats them with the true numbers for display."""
         shown = held_out_texts(self.model, self.params, self.tokenizer, batch)
         return [f"[{logits[0]:.2f}, was {target[0]:.2f}] {text}" for text, logits, target in shown]

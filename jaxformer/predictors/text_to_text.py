@@ -18,21 +18,21 @@ from jaxformer.predictors.base import Answer, Generates, Predictor, ScoresContin
 from jaxformer.predictors.padding import stacked
 
 Start = Literal["padding", "end", "beginning"]
-"""Token to use as the decoder start token."""
+"""Special token that the decoder starts from: the padding, EOS (`end`) or BOS (`beginning`) token."""
 
 Example = tuple[np.ndarray, np.ndarray]
-"""Inputs and targets, each including the EOS token."""
+"""Tokens of the input and of the target text, each with the EOS token."""
 
 SHOWN = 3
-"""Maximum number of examples in a demonstration."""
+"""Maximum number of examples shown in a demonstration."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Answered(Answer):
-    """Text with the answer of the model."""
+    """A text and the text that the model generated from it."""
 
     text: str
-    """Text as given in the request."""
+    """Text in the request."""
     answer: str
     """Generated text."""
 
@@ -42,26 +42,26 @@ class Answered(Answer):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TextToTextPredictor(Predictor[EncoderDecoder], Generates, ScoresContinuations):
-    """Generates an answer to each text."""
+    """Predictor that generates a text from each text, such as a translation."""
 
     decoding: Decoding
-    """Decoding settings."""
+    """Settings for generating tokens."""
     start: Start = "padding"
-    """Token to use as the decoder start token."""
+    """Special token that the decoder starts from."""
     beginning: bool = False
     """Whether inputs start with the BOS token of the tokenizer."""
     prefixes: tuple[str, ...] = ("",)
-    """Prefixes of the tasks. A demonstration shows examples of each."""
+    """Prefixes of the inputs that distinguish tasks. A demonstration shows examples of each."""
 
     def encode(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
-        """Converts texts to the arguments of the model: encoder inputs, and the decoder start tokens."""
+        """Converts texts to the arguments of the model: encoder inputs, and decoder start tokens."""
         batch = stacked(self.prompts(texts))
         first = np.full((len(texts), 1), start_id(self.start, self.tokenizer), np.int32)
         arrays = {"inputs": batch["tokens"], "input_segments": batch["segments"]}
         return arrays | {"tokens": first, "segments": np.ones_like(first)}
 
     def predict(self, texts: Sequence[str]) -> list[Answered]:
-        """Answers each text.
+        """Generates an answer to each text.
 
         Raises:
           InputError: If a text has no tokens or exceeds the maximum length of the model.
@@ -70,9 +70,9 @@ class TextToTextPredictor(Predictor[EncoderDecoder], Generates, ScoresContinuati
         return [Answered(text, answer) for text, answer in zip(texts, answers, strict=True)]
 
     def demonstrate(self, batch: Mapping[str, Any]) -> list[str]:
-        """Formats a few held-out inputs with their references and the generated outputs.
+        """Generates outputs for a few held-out inputs, and formats them with the references for display.
 
-        If there are several tasks, the inputs are from different ones.
+        If inputs of several tasks are distinguished by prefixes, examples of each task are shown.
         """
         examples = self._in_turns(list(_examples(batch)))[:SHOWN]
         outputs = self.answer_tokens([inputs for inputs, _ in examples])
@@ -100,7 +100,7 @@ class TextToTextPredictor(Predictor[EncoderDecoder], Generates, ScoresContinuati
         )
 
     def prompts(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Encodes texts as encoder inputs. `<extra_id_0>` and so on become sentinel tokens.
+        """Encodes texts as encoder inputs. Names such as `<extra_id_0>` become sentinel tokens.
 
         Raises:
           InputError: If a text has no tokens.
@@ -113,7 +113,7 @@ class TextToTextPredictor(Predictor[EncoderDecoder], Generates, ScoresContinuati
         return [np.array([*before, *tokens, self.tokenizer.eos_id], np.int32) for tokens in encoded]
 
     def write(self, prompts: Sequence[Ids]) -> list[np.ndarray]:
-        """Generates the tokens of the answer to each prompt."""
+        """Generates the answer to each prompt. Returns its tokens."""
         return generate(
             self.model,
             self.params,
@@ -125,9 +125,8 @@ class TextToTextPredictor(Predictor[EncoderDecoder], Generates, ScoresContinuati
         )
 
     def _in_turns(self, examples: list[Example]) -> list[Example]:
-        """Orders examples so that prefixes take turns.
-
-        The first example of each prefix comes before the second ones.
+        """Orders examples so that the prefixes alternate: first one example of each prefix, followed by a second
+        example of each, and so on.
         """
         prefixes = {prefix: _starts_with(prefix, self.tokenizer) for prefix in self.prefixes}
         seen, turns = collections.Counter(), []
@@ -142,7 +141,7 @@ class TextToTextPredictor(Predictor[EncoderDecoder], Generates, ScoresContinuati
 
 
 def start_id(start: Start, tokenizer: Tokenizer) -> int:
-    """Returns the id of the decoder start token."""
+    """Returns the id of the special token that the decoder starts from."""
     names = {"padding": "pad_id", "end": "eos_id", "beginning": "bos_id"}
     return getattr(tokenizer, names[start])
 

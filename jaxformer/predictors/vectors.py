@@ -1,4 +1,4 @@
-"""Answers that are vectors."""
+"""Answers of predictors that compute vectors."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -11,16 +11,16 @@ from jaxformer.predictors.base import Answer
 
 @dataclasses.dataclass(frozen=True)
 class Embedded(Answer):
-    """Text or image path with its vector, and its cosine similarities to the other inputs."""
+    """A text or image path, its vector, and its cosine similarities to the other requests."""
 
     pair_names: ClassVar = {"cosines": ("text", "cosine")}
 
     text: str
-    """Text or image path as given in the request."""
+    """Text or image path in the request."""
     vector: np.ndarray
     """Vector, float32 [embed]."""
     cosines: tuple[tuple[str, float], ...] = ()
-    """The other inputs in their order, each with the cosine similarity of its vector."""
+    """The other requests in their order, each with the cosine similarity of its vector to this one."""
 
     def __str__(self) -> str:
         if not self.cosines:
@@ -29,7 +29,7 @@ class Embedded(Answer):
 
 
 def with_cosines(names: Sequence[str], vectors: np.ndarray) -> list[Embedded]:
-    """Combines each vector of [n, embed] with its name and its cosine similarities to the others."""
+    """Creates the answers for vectors [requests, embed], including the cosine similarities between them."""
     lengths = np.linalg.norm(vectors, axis=-1)
     cosines = vectors @ vectors.T / np.maximum(np.outer(lengths, lengths), np.finfo(np.float32).tiny)
     return [

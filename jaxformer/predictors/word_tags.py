@@ -18,23 +18,23 @@ from jaxformer.predictors.base import Answer, Predictor
 from jaxformer.predictors.padding import padded, stacked
 
 INPUTS = ("tokens", "segments", "position_ids")
-"""Names of the arrays in a batch that are arguments of the model."""
+"""Names of the batch arrays that are passed to the model."""
 WORD = re.compile(r"\w+(?:[.'’-]\w+)*|[^\w\s]")
 """Matches a word, including inner periods, apostrophes and hyphens, or a single punctuation mark."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Tagged(Answer):
-    """Text with the tags of its words."""
+    """A text, its words and their predicted tags."""
 
     text: str
-    """Text as given in the request."""
+    """Text in the request."""
     words: tuple[str, ...]
     """Words of the text. Punctuation marks count as words."""
     tags: tuple[str, ...]
     """Most likely tag of each word."""
     probabilities: tuple[float, ...]
-    """Probability of each tag."""
+    """Probability of each word's tag."""
 
     def __str__(self) -> str:
         return " ".join(f"{word}/{tag}" for word, tag in zip(self.words, self.tags, strict=True))
@@ -42,7 +42,7 @@ class Tagged(Answer):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class WordTags(Predictor[Classifier]):
-    """Predicts tags of the words in texts."""
+    """Predictor that tags the words of texts."""
 
     def encode(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
         """Converts texts to the arguments of the model. Long texts are truncated."""
@@ -79,7 +79,9 @@ class WordTags(Predictor[Classifier]):
         ]
 
     def demonstrate(self, batch: Mapping[str, Any]) -> list[str]:
-        """Formats a few tagged held-out sentences: `light/NOUN`, or `light/ADJ (NOUN)` if the true tag differs."""
+        """Tags a few held-out sentences, and formats them for display: `light/NOUN`, or `light/ADJ (NOUN)` if the true
+        tag differs.
+        """
         batch = {name: np.asarray(array)[:4] for name, array in batch.items()}
         inputs = {name: batch[name] for name in INPUTS if name in batch}
         tags = np.asarray(_best(self.model, self.params, inputs)[0])
@@ -94,9 +96,14 @@ class WordTags(Predictor[Classifier]):
 def token_tags(
     model: Classifier, params, tokenizer: Tokenizer, sentences: Sequence[tuple[Words, Sequence[slice]]], length: int
 ) -> list[np.ndarray]:
-    """Predicts the most likely tag of each token and its probability, [n, 2] per sentence.
+    """Predicts the most likely tag of each token. Returns the tag and its probability, [tokens, 2] for each sentence.
 
-    Each sentence is given with its windows of up to `length` tokens, including special tokens.
+    Args:
+      model: Classifier of tokens.
+      params: Parameters of the model.
+      tokenizer: Tokenizer of the sentences.
+      sentences: Encoded words of each sentence, and the windows that the sentence is divided into.
+      length: Maximum number of tokens in a window, including special tokens.
     """
     template, places, rows = tokenizer.template("encoder"), [], []
     for number, (words, parts) in enumerate(sentences):
@@ -121,7 +128,9 @@ def _best(model: Classifier, params, batch) -> tuple[jax.Array, jax.Array]:
 
 
 def _of_words(labels, owners, first, best, count) -> tuple[tuple[str, ...], tuple[float, ...]]:
-    """Selects the tags and probabilities of words from those of their first tokens, [n, 2]."""
+    """Returns the tag of each word, which is the tag of its first token, and its probability. `best` has the tag and
+    probability of each token, [tokens, 2].
+    """
     words = np.zeros((count, 2))
     words[owners[first]] = best[first]
     return tuple(labels[int(tag)] for tag in words[:, 0]), tuple(map(float, words[:, 1]))
