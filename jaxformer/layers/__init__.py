@@ -1,4 +1,4 @@
-"""Layers that models are composed of."""
+"""Layers from which models are composed."""
 
 from typing import TYPE_CHECKING
 

@@ -20,28 +20,29 @@ from jaxformer.layers.positions import Placement, rotate
 BLOCK = 256
 """Maximum number of queries whose scores are in memory at the same time."""
 CAUSAL_PARTS = 4
-"""Number of chunks of queries in causal attention. Each chunk skips the keys after it. More chunks skip more keys, but
-add overhead."""
+"""Number of chunks into which causal attention divides the queries. Each chunk skips the keys after it. More chunks
+skip more keys, but add overhead.
+"""
 WINDOW_PARTS = 16
-"""Maximum number of chunks of queries in attention with a window."""
+"""Maximum number of chunks into which attention with a window divides the queries."""
 SHORTEST_PART = 64
-"""Minimum number of queries per chunk."""
+"""Minimum number of queries per chunk in causal or windowed attention."""
 
 
 def attention_weights(query_bthk, key_bgsk, mask_bhts=None, bias_hts=None, scale=None) -> jax.Array:
-    """Computes `softmax(query · key · scale + bias)` in float32.
+    """Computes the attention weights `softmax(query · key · scale + bias)` in float32.
 
     Args:
-      query_bthk: queries.
-      key_bgsk: keys. Each group of h/g consecutive heads shares one head of keys (grouped queries, Ainslie et al.
-        2023).
+      query_bthk: queries, [batch, queries, heads, head_dim].
+      key_bgsk: keys, [batch, kv_heads, keys, head_dim]. Each group of heads / kv_heads consecutive heads shares one
+        head of keys (grouped queries, Ainslie et al. 2023).
       mask_bhts: boolean, broadcastable to [batch, heads, queries, keys], True if a query may attend to a key. If None,
         all are allowed.
-      bias_hts: bias to add to the scores, or None.
-      scale: factor of the products of queries and keys. Defaults to 1 / sqrt(k).
+      bias_hts: bias to add to the scores, [heads, queries, keys] or [batch, heads, queries, keys]. None for no bias.
+      scale: factor of the products of queries and keys. Defaults to 1 / sqrt(head_dim).
 
     Returns:
-      Attention weights, float32 [batch, heads, queries, keys]. Each row sums to 1.
+      Attention weights, float32 [batch, heads, queries, keys]. They sum to 1 over the keys.
     """
     batch, queries, heads, size = query_bthk.shape
     groups, keys = key_bgsk.shape[1:3]
@@ -56,7 +57,12 @@ def attention_weights(query_bthk, key_bgsk, mask_bhts=None, bias_hts=None, scale
 
 
 def mix(weights_bhts: jax.Array, value_bgsk: jax.Array) -> jax.Array:
-    """Returns the averages of the values weighted by the attention weights, [batch, length, heads, head_dim]."""
+    """Averages the values with the attention weights. Returns [batch, queries, heads, head_dim].
+
+    Args:
+      weights_bhts: attention weights, [batch, heads, queries, keys].
+      value_bgsk: values, [batch, kv_heads, keys, head_dim].
+    """
     batch, heads, queries, keys = weights_bhts.shape
     groups, size = value_bgsk.shape[1], value_bgsk.shape[-1]
     weights = weights_bhts.astype(value_bgsk.dtype).reshape(batch, groups, -1, queries, keys)
@@ -74,11 +80,11 @@ class AttendOptions:
     key: jax.Array | None = None
     """Random key for dropout. If None, no dropout is applied."""
     scale: float | None = flax.struct.field(pytree_node=False, default=None)
-    """Factor of the scores. See `attention_weights`."""
+    """Factor of the products of queries and keys. See `attention_weights`."""
     rate: float = flax.struct.field(pytree_node=False, default=0.0)
     """Dropout rate of the attention weights."""
     kernel: kernels.Kernel = flax.struct.field(pytree_node=False, default="auto")
-    """Implementation. See `Attention.kernel`."""
+    """Implementation of attention. See `Attention.kernel`."""
 
     def part(self, queries: slice, keys: slice, number: int) -> "AttendOptions":
         """Returns the options for a slice of the queries and keys. `number` is the index of the slice, for dropout."""
@@ -91,15 +97,15 @@ class AttendOptions:
 
 
 def attend(query_bthk: jax.Array, keys: KeyValue, options: AttendOptions | None = None) -> jax.Array:
-    """Computes attention without a full score matrix, so that memory grows linearly with the row length.
+    """Computes attention without storing all scores, so that memory grows linearly with the row length.
 
     Args:
-      query_bthk: queries.
+      query_bthk: queries, [batch, queries, heads, head_dim].
       keys: keys and values.
       options: mask and other options.
 
     Returns:
-      Attention output, [batch, length, heads, head_dim].
+      Attention output, [batch, queries, heads, head_dim].
     """
     options = options or AttendOptions()
     mask, biased, dropped = options.mask, options.bias is not None, options.key is not None
@@ -177,17 +183,17 @@ class AttentionInputs:
     """Inputs of an attention layer other than `x`."""
 
     memory: jax.Array | KeyValue | None = None
-    """Vectors to attend to, [batch, keys, embed], or their keys and values from an earlier call. If None, `x` attends
-    to itself.
+    """Vectors to attend to, [batch, keys, embed], or their keys and values from an earlier call. If None, the layer
+    attends to its input `x` (self-attention).
     """
     mask: Mask | None = None
     """Mask of the keys that each query attends to. If None, each query attends to all keys."""
     placement: Placement | None = None
-    """Changes that a position scheme makes to queries, keys and scores."""
+    """Rotations or biases by which a position scheme changes queries, keys and scores."""
     cache: LayerCache | None = None
-    """Keys and values of earlier tokens. Those of `x` are appended to it."""
+    """Keys and values of earlier tokens. Those of the input `x` are appended to it."""
     used: jax.Array | int = 0
-    """Number of tokens in the cache, scalar."""
+    """Number of tokens in the cache before this call, scalar."""
     train: bool = flax.struct.field(pytree_node=False, default=False)
     """Whether to apply dropout. Requires the rng stream `dropout`."""
     return_weights: bool = flax.struct.field(pytree_node=False, default=False)
@@ -205,29 +211,34 @@ class AttentionOutput:
     keys: KeyValue
     """Keys and values that were attended to."""
     cache: LayerCache | None = None
-    """Cache that includes the keys and values of `x`. None if there was no cache."""
+    """Cache of keys and values that includes those of the input `x`. None if there was no cache."""
 
 
 class Attention(nn.Module):
-    """Multi-head attention of `x` to itself or to a memory: [batch, length, embed] → [batch, length, embed]."""
+    """Multi-head attention of the input `x` to itself or to a memory: [batch, length, embed] →
+    [batch, length, embed].
+    """
 
     kv_heads: int | None = None
     """Number of key and value heads. Each is shared by several query heads. Defaults to the number of query heads."""
     head_dim: int | None = None
     """Size of a head. Defaults to the width divided by the number of heads."""
     bias: bool = True
-    """Whether the four linear layers have biases."""
+    """Whether the linear layers of queries, keys, values and output have biases."""
     scale_scores: bool = True
     """Whether to divide scores by sqrt(head_dim). If False, as in T5, the initial query kernel is smaller instead."""
     query_pre_attn_scalar: int | None = None
-    """Number whose square root divides the scores, as in Gemma. If None, uses the head size."""
+    """Number whose square root divides the attention scores, as in Gemma. If None, uses the head size."""
     head_norm: nn.Module | None = None
     """Normalization of the queries and keys of each head, such as `HeadRMSNorm()`. If None, they are not normalized."""
     window: int | None = None
-    """Window size of self-attention: a query attends to keys at a distance of less than this. If None, no limit."""
+    """Window size of self-attention: a query attends only to keys at a distance of less than this. If None, the
+    distance is not limited.
+    """
     kernel: kernels.Kernel = "auto"
-    """Implementation. `auto` is `splash` on TPU and `cudnn` on GPU; it is `blocks` (blocks of queries) on CPU, and if
-    the kernel does not support the layer."""
+    """Implementation. `auto` is `splash` on TPU and `cudnn` on GPU. It is `blocks` (blocks of queries in plain JAX) on
+    CPU, and if the other implementation does not support the layer.
+    """
 
     def __post_init__(self):
         super().__post_init__()
@@ -287,7 +298,7 @@ class Attention(nn.Module):
         return AttentionOutput(output(mixed), weights, keys, cache)
 
     def _query(self, x: jax.Array, placement: Placement, heads: int, dtype: DType) -> jax.Array:
-        """Computes queries [batch, length, heads, head_dim]."""
+        """Projects the input to queries, [batch, length, heads, head_dim], and applies the position scheme."""
         width, (_, head_dim) = x.shape[-1], self.sizes(heads, x.shape[-1])
         gain = 1.0 if self.scale_scores else head_dim**-0.5
         project = Linear("btd,dhk->bthk", (width, heads, head_dim), self.bias, dtype, gain, name="query")
@@ -297,7 +308,7 @@ class Attention(nn.Module):
         return query if placement.query is None else rotate(query, placement.query)
 
     def _keys(self, memory: jax.Array, placement: Placement, heads: int, dtype: DType) -> KeyValue:
-        """Computes the keys and values of a memory [batch, keys, embed]."""
+        """Projects a memory [batch, keys, embed] to keys and values, and applies the position scheme to the keys."""
         width = memory.shape[-1]
         groups, head_dim = self.sizes(heads, width)
         equation = "btd,dhk->bthk" if groups == heads else "btd,dgk->btgk"

@@ -12,14 +12,14 @@ from jaxformer.parallel import metadata
 
 
 class AttentionPooling(nn.Module):
-    """Pools tokens by the attention of a learned query, followed by a residual MLP: [batch, length, embed] →
-    [batch, embed].
+    """Pools the vectors of a sequence by the attention of a learned query, followed by an MLP with a residual
+    connection: [batch, length, embed] → [batch, embed].
     """
 
     heads: int = 12
     """Number of attention heads. It must divide the width."""
     mlp: nn.Module = Mlp()
-    """Feed-forward network."""
+    """Feed-forward network after the attention."""
     norm: nn.Module = LayerNorm()
     """Normalization of the input of the feed-forward network."""
     dtype: DType = "auto"

@@ -20,28 +20,32 @@ from jaxformer.parallel import sharding
 NormPosition = Literal["before", "after", "both"]
 """Where a block applies norms. `before`: before each layer, and at the end of the stack (pre-norm, stable for deep
 stacks). `after`: after each residual sum (post-norm, Vaswani et al. 2017). `both`: before and after each layer, and at
-the end of the stack (Gemma 2 and 3)."""
+the end of the stack (Gemma 2 and 3).
+"""
 
 
 @flax.struct.dataclass
 class BlockInputs:
-    """Inputs of a stack and its blocks other than `x`."""
+    """Inputs of a stack and its blocks other than the vectors `x`."""
 
     mask: Mask | None = None
     """Mask of the tokens that each token attends to. If None, each token attends to all tokens. With a cache, only the
-    order of the mask is used, and None means causal."""
+    order numbers of the mask are used (see `Mask.query_order`), and None means causal.
+    """
     position_ids: jax.Array | None = None
-    """Positions for a position scheme, integers [batch, length]. Defaults to 0, 1, 2, ..."""
+    """Positions of the tokens for a position scheme, integers [batch, length]. Defaults to 0, 1, 2, ..."""
     memory: jax.Array | KeyValue | None = None
     """Vectors for cross-attention, [batch, keys, embed]. With a cache, they are only needed in the first call."""
     memory_mask: Mask | None = None
     """Mask of the memory vectors that each token attends to."""
     placement: Placement | None = None
-    """Placement to apply in self-attention in addition to the stack's own position scheme."""
+    """Rotations or biases to apply in self-attention, in addition to those of the stack's own position scheme."""
     memory_placement: Placement | None = None
-    """Placement to apply in cross-attention to the queries and to the keys of the memory."""
+    """Rotations or biases to apply in cross-attention to the queries and to the keys of the memory."""
     condition: jax.Array | None = None
-    """Condition of norms and residual branches, [batch, c], such as the time and class of a diffusion model."""
+    """Vector that norms and residual branches depend on, [batch, size], such as the time and class of a diffusion
+    model.
+    """
     at: jax.Array | None = None
     """Positions whose output is needed, integers [batch, predictions]. The last block skips all other positions. For
     the 15% masked tokens of BERT, this saves most of its computation.
@@ -56,21 +60,21 @@ class BlockInputs:
 
 @flax.struct.dataclass
 class BlockState:
-    """Position of a block in its stack, and its cache during decoding."""
+    """Position of a block in its stack and, during decoding, its cache."""
 
     depth_fraction: jax.Array | float = 1.0
     """Relative depth of the block, from 0 for the first block to 1 for the last."""
     is_first: jax.Array | bool = False
     """Whether this is the first block."""
     cache: LayerCache | None = None
-    """Keys and values of earlier tokens."""
+    """Keys and values of earlier tokens for self-attention. None without a cache."""
     used: jax.Array | int = 0
-    """Number of tokens in the cache, scalar."""
+    """Number of tokens in the cache before this call, scalar."""
 
 
 @flax.struct.dataclass
 class BlockOutput:
-    """Output of a block."""
+    """Output of a Transformer block."""
 
     hidden: jax.Array
     """Output vectors, [batch, length, embed], or [batch, predictions, embed] at selected positions."""
@@ -81,7 +85,7 @@ class BlockOutput:
     memory: KeyValue | None
     """Keys and values of cross-attention. None without a memory."""
     means: dict[str, Mean]
-    """Auxiliary means by name, such as the load of experts."""
+    """Auxiliary losses and metrics of the block as weighted means, by name, such as the load of experts."""
 
 
 class Block(nn.Module):
@@ -117,7 +121,14 @@ class Block(nn.Module):
         return BlockOutput(sharding.constrain(x, "btd"), weights, cache, memory, means)
 
     def _before(self, x: jax.Array, name: str, inputs: BlockInputs, state: BlockState) -> jax.Array:
-        """Returns the input of a layer: the residual stream, normalized if norms are applied before layers."""
+        """Prepares the input of a layer: the residual stream, normalized if norms are applied before layers.
+
+        Args:
+          x: residual stream.
+          name: name of the layer, `attention`, `cross_attention` or `mlp`.
+          inputs: inputs of the block.
+          state: state of the block.
+        """
         if self.norm_position == "after":
             return x
         y = normalise(self.norm.copy(name=f"{name}_norm"), x, inputs.condition)
@@ -169,19 +180,27 @@ class Block(nn.Module):
 
 
 def _scaled(residual: nn.Module, y: jax.Array, inputs: BlockInputs, state: BlockState) -> jax.Array:
-    """Applies the module `residual` (such as LayerScale or stochastic depth) to the output `y` of a layer."""
+    """Applies the residual module (such as LayerScale or stochastic depth) to the output `y` of a layer, before it is
+    added to the residual stream.
+    """
     if inputs.condition is None:
         return residual(y, state.depth_fraction, inputs.train)
     return residual(y, state.depth_fraction, inputs.train, inputs.condition)
 
 
 def normalise(norm: nn.Module, x: jax.Array, condition: jax.Array | None) -> jax.Array:
-    """Normalizes `x`. Passes the condition to the norm if there is one."""
+    """Normalizes `x`. Passes the condition to the norm as its second argument if there is one."""
     return norm(x) if condition is None else norm(x, condition)
 
 
 def take(x: jax.Array, at: jax.Array | None) -> jax.Array:
-    """Selects the vectors of `x` [batch, length, embed] at the positions `at` [batch, predictions]. Returns
-    [batch, predictions, embed], or `x` if `at` is None.
+    """Selects the vectors at some positions.
+
+    Args:
+      x: vectors, [batch, length, embed].
+      at: positions, integers [batch, predictions]. If None, `x` is returned.
+
+    Returns:
+      Selected vectors, [batch, predictions, embed].
     """
     return x if at is None else jnp.take_along_axis(x, at[..., None], axis=1)

@@ -1,4 +1,6 @@
-"""Caches for decoding: keys and values of earlier tokens, to which each call adds those of new tokens."""
+"""Caches for decoding. They contain the keys and values of earlier tokens, to which each call adds those of new
+tokens.
+"""
 
 import dataclasses
 
@@ -9,12 +11,14 @@ import jax.numpy as jnp
 from jaxformer.layers.masks import Mask
 
 FREE = jnp.iinfo(jnp.int32).max
-"""Index of an empty cache slot. It is greater than the index of any query."""
+"""Index in the row that marks an empty cache slot. It is greater than the index of any token, so that no query attends
+to the slot.
+"""
 
 
 @flax.struct.dataclass
 class KeyValue:
-    """Keys and values of one layer, arranged for products with queries."""
+    """Keys and values of one layer, in the axis order that attention uses."""
 
     key: jax.Array
     """Keys, [batch, kv_heads, keys, head_dim]."""
@@ -24,21 +28,21 @@ class KeyValue:
 
 @flax.struct.dataclass
 class LayerCache:
-    """Cache of the self-attention of one layer."""
+    """Cache of the self-attention of one layer: an array of slots, each for the key and value of one token."""
 
     keys: KeyValue
     """Keys and values of the tokens in the slots."""
     index: jax.Array | None = None
-    """Index in its row of the token in each slot, integers [batch, keys], or `FREE`. Used by layers with a window,
-    which reuse their slots in turn. If None, slot i contains token i.
+    """Index in the row of the token in each slot, integers [batch, slots], or `FREE`. Used by layers with a window,
+    which overwrite their slots in turn. If None, slot i contains token i.
     """
 
     def write(self, new: KeyValue, used: jax.Array | int) -> tuple["LayerCache", KeyValue]:
-        """Adds keys and values to the cache.
+        """Adds the keys and values of new tokens to the cache.
 
         Args:
-          new: keys and values of t tokens, [batch, kv_heads, length, head_dim].
-          used: index of the first new token, scalar.
+          new: keys and values of the new tokens, [batch, kv_heads, new tokens, head_dim].
+          used: index in the row of the first new token, scalar.
 
         Returns:
           The updated cache, and the keys and values that the new tokens attend to. `Cache.mask` uses their indices.
@@ -60,9 +64,14 @@ class LayerCache:
 
 
 def _visible_index(index: jax.Array, used: jax.Array, count: int) -> jax.Array:
-    """Returns the indices of the keys that `LayerCache.write` returns for `count` new tokens, integers [batch, keys].
+    """Returns the index in the row of each key that `LayerCache.write` returns, integers [batch, keys].
 
     Only for layers with a window.
+
+    Args:
+      index: index of the token in each slot, before the new tokens are added.
+      used: index of the first new token.
+      count: number of new tokens.
     """
     new = jnp.broadcast_to(used + jnp.arange(count), (len(index), count))
     if count == 1:
@@ -76,20 +85,22 @@ def _update(kept: jax.Array, new: jax.Array, start: jax.Array | int) -> jax.Arra
 
 @flax.struct.dataclass
 class Cache:
-    """Keys and values of the tokens so far. A stack takes a cache and returns the updated cache."""
+    """Keys and values of the tokens so far, for all layers of a stack. A call of the stack takes a cache and returns
+    the updated cache.
+    """
 
     layers: tuple[LayerCache, ...]
     """Cache of the self-attention of each layer."""
     segments: jax.Array
-    """Segments of the slots, integers [batch, keys]: 1 if a slot contains a token, 0 if it is padding or empty."""
+    """Mask of the slots, integers [batch, slots]: 1 if a slot contains a token, 0 if it is padding or empty."""
     used: jax.Array
     """Number of slots used so far in every row, scalar."""
     memory: tuple[KeyValue, ...] | None = None
-    """Keys and values of cross-attention, one per layer."""
+    """Keys and values of cross-attention for each layer. They do not change during decoding."""
     memory_segments: jax.Array | None = None
-    """Segments of the memory, integers [batch, keys]. 0 is padding."""
+    """Mask of the memory, integers [batch, keys]. 0 is padding."""
     windows: tuple[int | None, ...] = flax.struct.field(pytree_node=False, default=())
-    """Window of the self-attention of each layer, or None."""
+    """Window size of the self-attention of each layer. None for layers without a window."""
 
     def room_for(self, tokens: int) -> "Cache":
         """Returns a copy of a full cache with empty slots for new tokens.
@@ -109,15 +120,16 @@ class Cache:
         return dataclasses.replace(self, layers=tuple(layers), segments=jnp.pad(self.segments, [(0, 0), (0, tokens)]))
 
     def mask(self, layer: LayerCache, segments: jax.Array, order: jax.Array, window: int | None) -> Mask:
-        """Returns the mask for new tokens.
+        """Returns the attention mask for new tokens.
 
-        They attend to cached keys, and to new keys with an order not above their own.
+        They attend to cached keys, and to new keys whose order number is not above their own.
 
         Args:
           layer: cache of the layer.
-          segments: segments of the new tokens, integers [batch, length].
-          order: order of the new tokens, integers [batch, length] or [1, length], starting at `used`.
-          window: window of the layer, or None.
+          segments: mask of the new tokens, integers [batch, new tokens]: 1 for tokens, 0 for padding.
+          order: order numbers of the new tokens (see `Mask.query_order`), integers [batch or 1, new tokens], starting
+            at `used`.
+          window: window size of the layer, or None.
         """
         count, new = order.shape[1], (self.used + jnp.arange(order.shape[1]))[None]
         if layer.index is not None:
@@ -139,9 +151,9 @@ def _padded(array: jax.Array, tokens: int) -> jax.Array:
 
 
 def _local(keys: KeyValue, window: int) -> LayerCache:
-    """Converts a full cache to a ring buffer.
+    """Converts a cache with a slot for each token to a ring buffer with `window` slots.
 
-    Each slot keeps the last token whose index modulo the size is the slot.
+    Slot i keeps the last token whose index modulo `window` is i.
     """
     rows, slots = keys.key.shape[0], keys.key.shape[2]
     if slots <= window:

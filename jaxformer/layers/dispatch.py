@@ -1,7 +1,7 @@
-"""Sends tokens to the experts that they chose, computes the experts, and combines their outputs.
+"""Sends tokens to the experts that a router chose for them, computes the experts, and combines their outputs.
 
-In this module, each token makes k choices of an expert. There are three implementations, which give the same result if
-no choice is dropped:
+In this module, the router makes k choices of an expert for each token. There are three implementations, which give the
+same result if no choice is dropped:
 
 - `dropless`: sorts tokens by expert into blocks (see `layers.grouped`). On a mesh, each device gathers the tokens of
   the devices with other experts, computes its experts for the tokens that chose them, and the outputs are summed and
@@ -28,15 +28,15 @@ from jaxformer.parallel import sharding
 
 @flax.struct.dataclass
 class Routes:
-    """Routing of tokens: the experts of each token and their weights."""
+    """Result of the router: the k experts chosen for each token, and the weights of their outputs."""
 
     chosen: jax.Array
     """Indices of the chosen experts, integers [batch, length, k]. Equal to the number of experts at padding."""
     weights: jax.Array
-    """Weights of the chosen experts, float32 [batch, length, k]."""
+    """Weights of the chosen experts' outputs, float32 [batch, length, k]."""
     counted: jax.Array
-    """1 for each token to count, float32 [batch, length]. 0 for padding and repeated tokens, which never take a slot
-    that a counted token needs.
+    """1 for real tokens, float32 [batch, length]. 0 for padding and repeated tokens, which never take a slot that a
+    real token needs.
     """
 
 
@@ -59,7 +59,7 @@ class Kernels:
         return len(self.up)
 
     def apply(self, x: jax.Array, product) -> jax.Array:
-        """Computes the experts. Uses `product(x, kernel)` for matrix products."""
+        """Computes the experts. `product` is a function (x, kernel) that computes the matrix products."""
         up, function = product(x, self.up), activation(self.activation)
         hidden = function(up) if self.gate is None else function(product(x, self.gate)) * up
         return product(hidden, self.down)
@@ -88,7 +88,7 @@ def limited(x: jax.Array, routes: Routes, kernels: Kernels, capacity: float) -> 
       capacity: number of slots per expert, as a multiple of an even share of the choices in a row.
 
     Returns:
-      Output, [batch, length, embed], and the number of dropped choices of counted tokens.
+      Output, [batch, length, embed], and the number of dropped choices of real tokens.
     """
     (rows, length, choices), experts = routes.chosen.shape, kernels.experts
     slots = max(1, min(length, math.ceil(capacity * length * choices / experts)))
@@ -115,15 +115,18 @@ def limited(x: jax.Array, routes: Routes, kernels: Kernels, capacity: float) -> 
 
 
 def _places(chosen: jax.Array, counted: jax.Array, experts: int, slots: int) -> tuple[jax.Array, jax.Array]:
-    """Assigns choices to slots. Returns the slot of each choice of a row, and the choice of each slot.
+    """Assigns the choices of an expert in one batch row to slots of the experts.
 
     A choice without a slot has the number of slots, and an empty slot has the number of choices.
 
     Args:
-      chosen: chosen experts, integers [a].
-      counted: whether each choice is counted, [a]. Counted choices take slots first.
+      chosen: expert of each choice, integers [choices].
+      counted: whether each choice belongs to a real token, [choices]. Those choices take slots first.
       experts: number of experts.
       slots: number of slots per expert.
+
+    Returns:
+      The slot of each choice, and the choice in each slot.
     """
     order = jnp.argsort(2 * chosen + (counted == 0), stable=True)
     counts = jnp.sum(chosen[:, None] == jnp.arange(experts), axis=0)
@@ -140,7 +143,9 @@ def _places(chosen: jax.Array, counted: jax.Array, experts: int, slots: int) -> 
 
 
 def dropless(x: jax.Array, routes: Routes, kernels: Kernels) -> jax.Array:
-    """Returns the weighted sum of the chosen experts' outputs for x [batch, length, embed]. Drops no choice."""
+    """Returns the weighted sum of the chosen experts' outputs for x [batch, length, embed], without dropping any
+    choice.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         flat, chosen, weights = (array.reshape(-1, array.shape[-1]) for array in (x, routes.chosen, routes.weights))
@@ -149,12 +154,12 @@ def dropless(x: jax.Array, routes: Routes, kernels: Kernels) -> jax.Array:
 
 
 def _chosen_output(x: jax.Array, chosen: jax.Array, weights: jax.Array, kernels: Kernels, experts: int) -> jax.Array:
-    """Returns the weighted sum of the outputs of the experts in `kernels` that each token chose.
+    """Returns the weighted sum of the outputs of those chosen experts that are in `kernels`, for each token.
 
     Args:
-      x: tokens, [n, embed].
-      chosen: indices of the chosen experts, integers [n, k]. Experts that are not in `kernels` contribute 0.
-      weights: weights of the choices, [n, k].
+      x: tokens, [tokens, embed].
+      chosen: indices of the chosen experts, integers [tokens, k]. Experts that are not in `kernels` contribute 0.
+      weights: weights of the choices, [tokens, k].
       kernels: kernels of the experts on this device.
       experts: number of experts on all devices, which determines the average number of tokens per expert.
     """
@@ -169,19 +174,22 @@ def _chosen_output(x: jax.Array, chosen: jax.Array, weights: jax.Array, kernels:
 
 
 class _Layout(NamedTuple):
-    """Mesh axes across which tokens and each dimension of the kernels are sharded. None for an unsharded dimension."""
+    """Sharding of tokens and expert kernels: the mesh axes across which each of their dimensions is sharded. None for
+    an unsharded dimension.
+    """
 
     tokens: PartitionSpec
     """Partition spec of tokens [batch, length, embed]."""
     experts: Any
-    """Mesh axes across which the experts are sharded."""
+    """Mesh axes across which the experts are sharded, or None."""
     width: Any
-    """Mesh axes across which the inner width of the experts is sharded."""
+    """Mesh axes across which the inner width of the experts is sharded, or None."""
     rows: Any
-    """Mesh axes across which both tokens and the embedding dimension of `gate` and `up` are sharded. The kernels are
-    gathered along these axes, and their gradients are scattered."""
+    """Mesh axes across which both the tokens and the embedding dimension of `gate` and `up` are sharded. The kernels
+    are gathered along these axes, and their gradients are scattered.
+    """
     columns: Any
-    """Mesh axes across which both tokens and the embedding dimension of `down` are sharded. See `rows`."""
+    """Mesh axes across which both the tokens and the embedding dimension of `down` are sharded. See `rows`."""
 
     @classmethod
     def of(cls, mesh: jax.sharding.AbstractMesh, x: jax.Array, kernels: Kernels) -> "_Layout":
@@ -207,7 +215,8 @@ class _Layout(NamedTuple):
 
 
 def _on_mesh(mesh: jax.sharding.AbstractMesh, x: jax.Array, routes: Routes, kernels: Kernels) -> jax.Array:
-    """Runs `_chosen_output` on each device with its shards of tokens and kernels.
+    """Computes the chosen experts' outputs on a mesh: runs `_chosen_output` on each device with its shards of tokens
+    and kernels.
 
     This uses `shard_map` because the compiler cannot partition a sort. If tokens and experts (or their width) are
     sharded along the same mesh axis, the tokens are gathered along it, and the outputs are summed and scattered. Along

@@ -1,4 +1,4 @@
-"""Dropout that uses few random bits."""
+"""Dropout that needs few random bits per element."""
 
 import flax.linen as nn
 import jax
@@ -6,14 +6,15 @@ import jax.numpy as jnp
 
 
 def keep_mask(key: jax.Array, rate: float, shape: tuple[int, ...]) -> tuple[jax.Array, float]:
-    """Draws which elements to keep. Returns them with the exact probability of keeping an element.
+    """Draws at random which elements dropout keeps.
 
     Each element uses eight random bits, and each generated word serves four elements, because random bits are the main
     cost of dropout. The rate is rounded to a multiple of 1/256 if this changes it by less than 2%, and otherwise of
     1/65,536.
 
     Returns:
-      A boolean array of `shape`, and the exact keep probability after rounding.
+      A boolean array of `shape`, True for kept elements, and the exact probability of keeping an element after
+        rounding.
     """
     bits = 8 if abs(round(rate * 256) / 256 - rate) < 0.02 * rate else 16
     levels, lanes = 1 << bits, 32 // bits

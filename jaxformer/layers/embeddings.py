@@ -13,7 +13,7 @@ from jaxformer.layers.positions import sinusoidal
 from jaxformer.parallel import metadata, sharding
 
 AddedPositions = Literal["learned", "sinusoidal", "none"]
-"""How positions are added to embeddings."""
+"""How positions are added to token embeddings: as a learned table, as sinusoids, or not at all."""
 
 
 class Embeddings(nn.Module):
@@ -28,7 +28,7 @@ class Embeddings(nn.Module):
     max_length: int
     """Maximum input length in tokens."""
     position_embedding: AddedPositions = "learned"
-    """How positions are added to embeddings."""
+    """How positions are added to token embeddings."""
     token_types: int = 0
     """Number of token types, such as 2 for sentence pairs. 0 disables token-type embeddings."""
     scale: float = 1.0
@@ -36,11 +36,11 @@ class Embeddings(nn.Module):
     token_init_std: float = 0.02
     """Standard deviation of the initial token embeddings."""
     norm: nn.Module | None = None
-    """Normalization of the sum, or None."""
+    """Normalization of the sum of embeddings. None for no normalization."""
     dropout: float = 0.0
-    """Dropout rate of the result."""
+    """Dropout rate of the embeddings, after normalization."""
     dtype: DType = "auto"
-    """Type of the result."""
+    """Type of the returned embeddings."""
     offset: int = 0
     """Number of unused rows at the beginning of the position table. RoBERTa and BART have two."""
 
@@ -53,7 +53,8 @@ class Embeddings(nn.Module):
         train: bool = False,
         blank: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
-        """Returns the embeddings in the compute dtype, and the token table, float32 [vocab, embed].
+        """Embeds tokens. Returns the embeddings in the compute type, and the token embedding table, float32
+        [vocab, embed].
 
         Args:
           tokens: token ids, integers [batch, length].
@@ -91,10 +92,10 @@ class Embeddings(nn.Module):
 
 
 def vocabulary(size: int | None) -> int:
-    """Returns the vocabulary size.
+    """Returns the vocabulary size, if it is known.
 
     Raises:
-      InputError: If the size is None, which a run replaces by the size of its tokenizer.
+      InputError: If the size is None. A run replaces None by the size of its tokenizer before it builds the model.
     """
     if size is None:
         raise InputError("model.vocab=None: a run takes the tokenizer's size; without a run, expected a number")

@@ -16,9 +16,9 @@ from jaxformer.metrics.means import REPORTED, Mean, whole
 from jaxformer.parallel import metadata
 
 BALANCE, ROUTER_Z = "load_balance", "router_z"
-"""Names of the auxiliary losses of a block."""
+"""Names of the auxiliary losses of a mixture of experts."""
 LOAD, DROPPED = f"{REPORTED}largest_expert_load", f"{REPORTED}dropped_tokens"
-"""Names of the metrics of a block that are reported but not added to the loss."""
+"""Names of the metrics of a mixture of experts that are reported but not added to the loss."""
 
 
 class ExpertMlp(nn.Module):
@@ -32,10 +32,10 @@ class ExpertMlp(nn.Module):
     A block also returns these metrics, averaged over tokens and blocks. Training adds those that begin with
     `auxiliary/` to the loss, and reports the others:
 
-    - `auxiliary/load_balance`: e · Σ fᵢ pᵢ, where fᵢ is the mean number of choices of expert i per token and pᵢ its
-      mean probability (Fedus et al. 2022, eq. 4). Equal to `top_k` if the load is even. It is computed per block and
-      micro-batch over the tokens of all devices, so it does not depend on the mesh, and then averaged, weighted by the
-      number of tokens.
+    - `auxiliary/load_balance`: experts · Σ fᵢ pᵢ, where fᵢ is the mean number of choices of expert i per token and pᵢ
+      its mean probability (Fedus et al. 2022, eq. 4). Equal to `top_k` if the load is even. It is computed per block
+      and micro-batch over the tokens of all devices, so it does not depend on the mesh, and then averaged, weighted by
+      the number of tokens.
     - `auxiliary/router_z`: mean square of the logarithm of the router's partition function (Zoph et al. 2022, ST-MoE,
       eq. 5).
     - `reported/largest_expert_load`: share of the choices that go to the busiest expert, per micro-batch and block.
@@ -45,9 +45,9 @@ class ExpertMlp(nn.Module):
     experts: int = 8
     """Number of experts."""
     top_k: int = 2
-    """Number of experts that compute each token."""
+    """Number of experts that are computed for each token."""
     width: int | None = None
-    """Inner width of an expert. Defaults to that of a `GatedMlp` or an `Mlp`."""
+    """Inner width of an expert. If None, the default of `GatedMlp` or `Mlp`."""
     activation: Activation = "silu"
     """Activation function of the gate, or between the linear layers if there is no gate."""
     gated: bool = True
@@ -56,16 +56,17 @@ class ExpertMlp(nn.Module):
     """Whether to divide the weights of a token's experts by their sum, as in Mixtral. With `top_k=1` all weights are
     then 1, and the router learns only from the auxiliary losses."""
     capacity: float | None = None
-    """Maximum number of tokens per row that an expert computes in training, as a multiple of the even share t · top_k /
-    experts (Lepikhin et al. 2021, GShard). Further tokens are dropped for this expert. If None, no tokens are dropped,
-    as in evaluation."""
+    """Maximum number of tokens per row that an expert computes in training, as a multiple of the even share length ·
+    top_k / experts (Lepikhin et al. 2021, GShard). Further tokens are dropped for this expert. If None, no tokens are
+    dropped, as in evaluation.
+    """
     balance_weight: float = 0.01
     """Weight of the load-balancing loss. Switch Transformer uses 0.01."""
     z_weight: float = 0.001
     """Weight of the router z-loss. ST-MoE uses 0.001."""
 
     mean_names: ClassVar[tuple[str, ...]] = (BALANCE, ROUTER_Z, LOAD, DROPPED)
-    """Names of the metrics that a block may return besides its output."""
+    """Names of the losses and metrics that a block returns besides its output."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -93,14 +94,14 @@ class ExpertMlp(nn.Module):
     def __call__(
         self, x: jax.Array, dtype: DType = "auto", train: bool = False, tokens: Tokens | None = None
     ) -> tuple[jax.Array, dict[str, Mean]]:
-        """Computes the experts. Returns the output [batch, length, embed], and metrics averaged over the counted
-        tokens.
+        """Computes the experts. Returns the output [batch, length, embed], and the losses and metrics, averaged over
+        real tokens.
 
         Args:
           x: input vectors, [batch, length, embed].
           dtype: type to compute experts in.
           train: whether to apply `capacity`.
-          tokens: positions that hold tokens. If None, all positions.
+          tokens: positions that contain tokens. If None, all positions.
         """
         tokens = tokens or Tokens()
         kernels = self._kernels(x.shape[-1], dtype)
@@ -141,13 +142,13 @@ class ExpertMlp(nn.Module):
         return Kernels(gate, up, kernel("down", "efd", width, embed), self.activation)
 
     def _losses(self, logits, probabilities, chosen, counted) -> dict[str, Mean]:
-        """Returns the auxiliary losses, and the load of the busiest expert."""
+        """Returns the auxiliary losses, and the share of choices that go to the busiest expert."""
         chosen, counted = whole(chosen), whole(counted)
         choices = jnp.sum(chosen[..., None] == jnp.arange(self.experts), axis=2, dtype=jnp.float32)
         number = jnp.sum(counted)
 
         def share(values):
-            """Returns the mean over all tokens, [experts]."""
+            """Returns the mean of `values` over all tokens, [experts]."""
             values = jnp.einsum("bt,bte->e", counted, whole(values), precision="highest")
             return values / (number + (number == 0))
 
@@ -163,10 +164,10 @@ class ExpertMlp(nn.Module):
 
 
 class ExpertKernel(nn.Module):
-    """Parameter with the stacked kernels of one linear layer of all experts, [e, inputs, outputs]."""
+    """Parameter that contains the kernels of one linear layer for all experts, [experts, inputs, outputs]."""
 
     axes: str
-    """Letters of the three axes for sharding (see `sharding.AXES`): `edf` or `efd`."""
+    """Letters of the three axes for sharding (see `sharding.AXES`): `edf` (experts, embed, mlp) or `efd`."""
     shape: tuple[int, int, int]
     """Number of experts, inputs and outputs."""
 

@@ -1,4 +1,5 @@
-"""Grouped matrix products: multiplies each row by the kernel of its group. Used for experts without dropped tokens.
+"""Grouped matrix products: multiplies each row of a matrix by the kernel of its group. Used for experts without dropped
+tokens.
 
 A row is a token, and a group is an expert. Rows are sorted by group and placed in blocks, each of which belongs to one
 group (Gale et al. 2022, MegaBlocks). So the cost depends on the number of rows, and not on how uneven the groups are.
@@ -16,16 +17,18 @@ BLOCKS = {"cpu": 256, "gpu": 512, "tpu": 1}
 
 
 class Groups(NamedTuple):
-    """Layout of a rows, which belong to g groups, in s slots. A block is a fixed number of consecutive slots."""
+    """Layout of rows that are sorted by group. Each row is in a slot. A block is a fixed number of consecutive slots of
+    the same group.
+    """
 
     slot: jax.Array
-    """Slot of each row, integers [a]. Equal to s for a row without a group."""
+    """Slot of each row, integers [rows]. Equal to the number of slots for a row without a group."""
     row: jax.Array
-    """Row of each slot, integers [s]. Equal to a for an empty slot."""
+    """Row in each slot, integers [slots]. Equal to the number of rows for an empty slot."""
     group: jax.Array
     """Group of each block, integers [blocks]."""
     sizes: jax.Array
-    """Number of slots of each group, integers [g], a multiple of the block size."""
+    """Number of slots of each group, integers [groups], a multiple of the block size."""
 
     @property
     def block(self) -> int:
@@ -34,7 +37,7 @@ class Groups(NamedTuple):
 
 
 def block_size(rows: int, groups: int) -> int:
-    """Returns the number of rows per block, a power of two.
+    """Chooses the number of rows per block, a power of two.
 
     It is at most half of the average group size, because on average half of a block is empty in each group.
     """
@@ -45,10 +48,10 @@ def block_size(rows: int, groups: int) -> int:
 
 
 def arrange(group: jax.Array, groups: int, block: int) -> Groups:
-    """Sorts rows by group and returns their layout.
+    """Sorts rows by group, and returns their layout in slots.
 
     Args:
-      group: group of each row, integers [a]. A number of at least `groups` means no group.
+      group: group of each row, integers [rows]. A number of at least `groups` means no group.
       groups: number of groups.
       block: number of slots per block.
     """
@@ -75,10 +78,14 @@ def arrange(group: jax.Array, groups: int, block: int) -> Groups:
 
 @jax.custom_vjp
 def move(x: jax.Array, source: jax.Array, target: jax.Array) -> jax.Array:
-    """Permutes rows: row i of the result is row `source[i]` of x [n, embed], or 0 if `source[i]` is n.
+    """Permutes the rows of a matrix, with an efficient gradient.
 
-    `target` is the inverse: the position in the result of each row of x. With it the gradient is a gather too. JAX
-    would compute a scatter, which is slow.
+    With the inverse permutation, the gradient is a gather too. JAX would compute a scatter, which is slow.
+
+    Args:
+      x: matrix, [rows, embed].
+      source: index of the row of `x` for each row of the result. If it is the number of rows, the result is 0.
+      target: index in the result of each row of `x`.
     """
     return jnp.take(x, source, axis=0, mode="fill", fill_value=0)
 
@@ -95,15 +102,15 @@ move.defvjp(_move_forward, _move_backward)
 
 
 def grouped_dot(x: jax.Array, kernels: jax.Array, groups: Groups) -> jax.Array:
-    """Computes the product of each row of x with the kernel of its group.
+    """Multiplies each row of a matrix by the kernel of its group.
 
     Args:
-      x: rows in the slots of `groups`, [s, i]. Empty slots are zero.
-      kernels: kernel of each group, [g, i, o], of the same type.
+      x: rows in the slots of `groups`, [slots, inputs]. Empty slots are zero.
+      kernels: kernel of each group, [groups, inputs, outputs], of the same type.
       groups: layout of the rows.
 
     Returns:
-      Products, [s, o]. Empty slots are zero.
+      Products, [slots, outputs]. Empty slots are zero.
     """
     if sharding.platform() != "tpu":
         return _dot_of_blocks(x, kernels, groups.group, _used_blocks(groups))
@@ -117,12 +124,14 @@ def _used_blocks(groups: Groups) -> jax.Array:
 
 @jax.custom_vjp
 def _dot_of_blocks(x: jax.Array, kernels: jax.Array, group: jax.Array, used: jax.Array) -> jax.Array:
-    """Multiplies the first `used` blocks of x by the kernels of their groups, in a loop over blocks."""
+    """Multiplies the first `used` blocks of `x` by the kernels of their groups, in a loop over blocks."""
     return _loop(x, kernels, group, used, contracted=1)
 
 
 def _loop(x, kernels, group, used, contracted: int) -> jax.Array:
-    """Multiplies blocks by the kernels of their groups. Contracts axis `contracted` of the kernels."""
+    """Multiplies each of the first `used` blocks by the kernel of its group. Contracts axis `contracted` of the
+    kernels.
+    """
     blocks = x.reshape(len(group), -1, x.shape[-1])
 
     def body(number, y):

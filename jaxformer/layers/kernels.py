@@ -1,4 +1,4 @@
-"""Attention kernels that do not store score matrices: splash attention on TPU, cuDNN flash attention on GPU."""
+"""Attention kernels that do not store all scores: splash attention on TPU, cuDNN flash attention on GPU."""
 
 import math
 from collections.abc import Callable
@@ -12,27 +12,30 @@ from jaxformer.layers.masks import Mask
 from jaxformer.parallel import sharding
 
 Kernel = Literal["auto", "blocks", "splash", "cudnn"]
-"""Implementation of attention. `auto` is `splash` on TPU and `cudnn` on GPU; it is `blocks` on CPU, and if the kernel
-does not support the layer."""
+"""Implementation of attention. `auto` is `splash` on TPU and `cudnn` on GPU. It is `blocks` (blocks of queries in plain
+JAX) on CPU, and if the other implementation does not support the layer.
+"""
 
 PLATFORMS = {"splash": "tpu", "cudnn": "gpu"}
-"""Maps each kernel to its platform."""
+"""Maps each kernel to the platform that it runs on."""
 SHORTEST = 256
-"""Minimum number of queries and of keys for using a kernel. With fewer, a kernel saves little."""
+"""Minimum number of queries and of keys for which a kernel is used. With fewer, a kernel saves little."""
 TILES = (512, 384, 256, 128)
-"""Numbers of positions that splash attention processes at once. Lengths are padded to a multiple of the last number."""
+"""Numbers of positions that splash attention can process at once, largest first. Lengths are padded to a multiple of
+the last number.
+"""
 
 
 def choose(kernel: Kernel, query_bthk, key_bgsk, mask: Mask | None, biased: bool, dropped: bool) -> str:
-    """Returns the implementation for this attention: `blocks`, `splash` or `cudnn`.
+    """Chooses the implementation of attention for the given inputs: `blocks`, `splash` or `cudnn`.
 
-    Even if a kernel is requested by name, short inputs use blocks, and so do masks with a special order, such as those
-    of caches and prefixes.
+    Even if a kernel is requested by name, short inputs use `blocks`, and so do masks with special order numbers, such
+    as those of caches and prefixes.
 
     Args:
       kernel: requested implementation.
-      query_bthk: queries.
-      key_bgsk: keys.
+      query_bthk: queries, [batch, queries, heads, head_dim].
+      key_bgsk: keys, [batch, kv_heads, keys, head_dim].
       mask: mask, or None.
       biased: whether a bias is added to the scores.
       dropped: whether dropout is applied to the weights.
@@ -55,7 +58,16 @@ def choose(kernel: Kernel, query_bthk, key_bgsk, mask: Mask | None, biased: bool
 
 
 def _problem(name, here, query_bthk, key_bgsk, biased, dropped) -> str | None:
-    """Returns the reason why a kernel does not support this layer. None if it does."""
+    """Returns the reason why a kernel does not support an attention layer. None if it does.
+
+    Args:
+      name: name of the kernel.
+      here: platform.
+      query_bthk: queries, [batch, queries, heads, head_dim].
+      key_bgsk: keys, [batch, kv_heads, keys, head_dim].
+      biased: whether a bias is added to the scores.
+      dropped: whether dropout is applied to the weights.
+    """
     size, dtype = query_bthk.shape[-1], query_bthk.dtype
     if here != PLATFORMS[name]:
         return f"it runs on {PLATFORMS[name].upper()}, not on {here.upper()}"
@@ -74,18 +86,18 @@ def _problem(name, here, query_bthk, key_bgsk, biased, dropped) -> str | None:
 
 
 def splash(query_bthk, key_bgsk, value_bgsk, mask: Mask | None, scale: float, interpret: bool = False) -> jax.Array:
-    """Computes attention with the JAX splash kernel for TPUs. It skips blocks that a causal mask hides.
+    """Computes attention with JAX's splash kernel for TPUs. It skips blocks that a causal mask hides.
 
     Args:
-      query_bthk: queries.
-      key_bgsk: keys.
-      value_bgsk: values.
+      query_bthk: queries, [batch, queries, heads, head_dim].
+      key_bgsk: keys, [batch, kv_heads, keys, head_dim].
+      value_bgsk: values, [batch, kv_heads, keys, head_dim].
       mask: mask with segments, causal or not. None for full attention.
       scale: factor of the scores.
       interpret: whether to emulate the kernel without a TPU, which is slow.
 
     Returns:
-      Attention output, [batch, length, heads, head_dim].
+      Attention output, [batch, queries, heads, head_dim].
     """
     # Imported here because Pallas is slow to import.
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
@@ -130,21 +142,22 @@ def splash(query_bthk, key_bgsk, value_bgsk, mask: Mask | None, scale: float, in
 
 
 def cudnn(query_bthk, key_bgsk, value_bgsk, mask: Mask | None, scale: float, otherwise: Callable[[], jax.Array]):
-    """Computes attention with cuDNN if each row is one segment followed by padding, otherwise with `otherwise`.
+    """Computes attention with cuDNN if each row is one segment followed by padding, and otherwise with the function
+    `otherwise`.
 
     cuDNN takes the length of each row. It would need other segments as a matrix, which uses more memory than blocks.
     The rows are examined when the program runs. The output at padding positions is arbitrary.
 
     Args:
-      query_bthk: queries.
-      key_bgsk: keys.
-      value_bgsk: values.
+      query_bthk: queries, [batch, queries, heads, head_dim].
+      key_bgsk: keys, [batch, kv_heads, keys, head_dim].
+      value_bgsk: values, [batch, kv_heads, keys, head_dim].
       mask: mask with segments, causal or not. None for full attention.
       scale: factor of the scores.
       otherwise: function that computes the same attention in another way.
 
     Returns:
-      Attention output, [batch, length, heads, head_dim].
+      Attention output, [batch, queries, heads, head_dim].
     """
     segments = _segments(mask)
 
@@ -157,7 +170,14 @@ def cudnn(query_bthk, key_bgsk, value_bgsk, mask: Mask | None, scale: float, oth
 def flash(
     mask: Mask | None, scale: float, implementation: Literal["xla", "cudnn"] = "cudnn"
 ) -> Callable[..., jax.Array]:
-    """Returns an attention function of queries, keys, values and segments, which uses this JAX implementation."""
+    """Returns a function of queries, keys, values and segments that computes attention with
+    `jax.nn.dot_product_attention`.
+
+    Args:
+      mask: mask, which says whether attention is causal.
+      scale: factor of the scores.
+      implementation: implementation in JAX.
+    """
 
     def attend(query, key, value, segments):
         rows, queries, keys = query.shape[0], query.shape[1], key.shape[2]
@@ -200,7 +220,9 @@ def _alone(query_segments, key_segments) -> jax.Array:
 
 
 def _on_mesh(attend, query_bthk, key_bgsk, value_bgsk, segments) -> jax.Array:
-    """Runs `attend` on the rows and heads of each device, because the compiler cannot split a kernel."""
+    """Runs the function `attend` separately for the rows and heads of each device, because the compiler cannot split a
+    kernel.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return attend(query_bthk, key_bgsk, value_bgsk, segments)

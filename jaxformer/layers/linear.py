@@ -1,4 +1,4 @@
-"""Linear layers whose einsum equation names every axis, and compute types."""
+"""Linear layers that are described by an einsum equation, with a letter for every axis, and types to compute in."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -18,7 +18,7 @@ truncated_normal = nn.initializers.truncated_normal
 
 
 def compute_dtype(dtype: DType) -> jnp.dtype:
-    """Returns the JAX dtype of `dtype` on the platform that the program is compiled for."""
+    """Returns the JAX type for a `DType`, on the platform that the program is compiled for."""
     if dtype == "auto":
         dtype = "float32" if sharding.platform() == "cpu" else "bfloat16"
     return jnp.dtype(dtype)
@@ -27,13 +27,13 @@ def compute_dtype(dtype: DType) -> jnp.dtype:
 class Linear(nn.Module):
     """Linear layer `y = x · kernel + bias`, described by an einsum equation such as `btd,dhk->bthk`.
 
-    The axes of the kernel are the letters after the comma; their meaning is listed in `sharding`. The contracted axes
+    The letters after the comma are the axes of the kernel (see `sharding.AXES` for their meaning). The contracted axes
     are the last axes of `x` and the first axes of the kernel. The other kernel axes are also the axes of the bias, and
     the last axes of the output.
     """
 
     equation: str
-    """Einsum equation of input axes, kernel axes and output axes."""
+    """Einsum equation with a letter for each axis of input, kernel and output."""
     shape: Sequence[int]
     """Shape of the kernel."""
     bias: bool = True
@@ -70,7 +70,7 @@ class LMHead:
     """Output layer that maps hidden vectors to vocabulary logits: `x · tableᵀ + bias`."""
 
     table: jax.Array
-    """Output embeddings, float32 [vocab, embed]. Equal to the token embeddings if the two are tied."""
+    """Output embeddings, float32 [vocab, embed]. They are the token embeddings if the two are tied."""
     bias: jax.Array | None = None
     """Bias, float32 [vocab]."""
 

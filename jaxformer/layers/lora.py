@@ -1,4 +1,4 @@
-"""LoRA: adds α/r · A B to a frozen kernel W, and trains only the small matrices A and B (Hu et al. 2022)."""
+"""LoRA: adds alpha / rank · A B to a frozen kernel, and trains only the small matrices A and B (Hu et al. 2022)."""
 
 import dataclasses
 import math
@@ -40,9 +40,10 @@ class Lora:
                 check_pattern(f"lora.{name}", pattern)
 
     def init(self, key: jax.Array, base: Any) -> Any:
-        """Initializes A and B of each adapted kernel, boxed like the kernels.
+        """Initializes the matrices A and B of each adapted kernel. Like the kernels, they are `metadata.Boxed`
+        parameters, which name their axes.
 
-        A is random and B is zero, so the model is unchanged.
+        A is random and B is zero, so that the model is unchanged at first.
 
         Raises:
           InputError: If a pattern of `target_modules` matches no kernel.
@@ -62,7 +63,7 @@ class Lora:
         return flax.traverse_util.unflatten_dict(found, sep="/")
 
     def merge(self, params: Any) -> Any:
-        """Returns the model parameters: `base` with α/r · A B added to each adapted kernel."""
+        """Returns the parameters of the model, in which alpha / rank · A B has been added to each adapted kernel."""
         merged, pairs = _flat(params["base"]), _flat(params["lora"])
         for name in pairs:
             path, _, part = name.rpartition("/")
@@ -75,7 +76,7 @@ class Lora:
         return flax.traverse_util.unflatten_dict(merged, sep="/")
 
     def is_held(self, path: str) -> bool:
-        """Returns whether a parameter of the run, such as `base/embeddings/token`, is frozen."""
+        """Returns whether a parameter of the run is frozen, by its path, such as `base/embeddings/token`."""
         return path.startswith("base/") and not found_in(path.removeprefix("base/"), self.modules_to_save)
 
     def _pair(self, key: jax.Array, kernel: metadata.Boxed) -> dict[str, metadata.Boxed]:

@@ -1,4 +1,6 @@
-"""Attention masks stored as integers per token. Dense blocks are created when needed."""
+"""Attention masks that are stored as a few integers per token. Boolean matrices are created only for the block that is
+computed.
+"""
 
 import dataclasses
 import functools
@@ -18,8 +20,8 @@ OF_KEYS = ("key_segments", "key_order", "key_index")
 class Mask:
     """Attention mask.
 
-    A query attends to a key if both are in the same segment, the order of the key is at most that of the query, and the
-    key is within the window.
+    A query attends to a key if both are in the same segment, the order number of the key is at most that of the query,
+    and the key is within the window. In a causal mask, the order number of a token is its index.
     """
 
     query_segments: jax.Array | None = None
@@ -27,19 +29,21 @@ class Mask:
     has 0. If None, there is one segment.
     """
     key_segments: jax.Array | None = None
-    """Segment of each key, integers [batch, keys]."""
+    """Segment of each key, integers [batch, keys]. See `query_segments`."""
     query_order: jax.Array | None = None
-    """Order of each query, integers [batch, length] or [1, length]. If None, a query attends to every key of its
-    segment.
+    """Order number of each query, integers [batch or 1, length]. A query attends only to keys with at most this order
+    number. If None, a query attends to every key of its segment.
     """
     key_order: jax.Array | None = None
-    """Order of each key, integers [batch, keys] or [1, s]."""
+    """Order number of each key, integers [batch or 1, keys]. See `query_order`."""
     query_index: jax.Array | None = None
-    """Index of each query in its row, integers [batch, length] or [1, length]. Only needed with a window."""
+    """Index of each query in its row, integers [batch or 1, length]. Only needed with a window."""
     key_index: jax.Array | None = None
-    """Index of each key in its row, integers [batch, keys] or [1, s]. Only needed with a window."""
+    """Index of each key in its row, integers [batch or 1, keys]. Only needed with a window."""
     window: int | None = flax.struct.field(pytree_node=False, default=None)
-    """Window size: a query attends to keys at a distance of less than this. If None, no limit."""
+    """Window size: a query attends only to keys at a distance of less than this. If None, the distance is not
+    limited.
+    """
     in_order: bool = flax.struct.field(pytree_node=False, default=False)
     """Whether query i attends to no key after key i, so that attention can skip those keys."""
     aligned: bool = flax.struct.field(pytree_node=False, default=False)
@@ -94,12 +98,12 @@ class Mask:
         return dataclasses.replace(some, **{name: cut(getattr(self, name), keys) for name in OF_KEYS})
 
     def with_queries(self, arrays: dict[str, jax.Array | None]) -> Self:
-        """Returns this mask with the query arrays replaced. `arrays` maps field names to arrays."""
+        """Returns this mask with other arrays for the queries. `arrays` maps field names to arrays."""
         return dataclasses.replace(self, **arrays, in_order=False, aligned=False)
 
     def dense(self) -> jax.Array | None:
-        """Returns a boolean mask [batch or 1, 1, queries, keys], True if a query attends to a key. None if all attend
-        to all.
+        """Converts the mask to a boolean array [batch or 1, 1, queries, keys], True if a query attends to a key.
+        Returns None if all queries attend to all keys.
         """
         parts = []
         if self.query_segments is not None:
@@ -112,38 +116,43 @@ class Mask:
 
 
 def _pairwise(function: Callable[[Any, Any], jax.Array], of_queries: Any, of_keys: Any) -> jax.Array:
-    """Applies a function to all pairs of the queries' integers [batch or 1, length] and the keys' integers
-    [batch or 1, s].
+    """Applies a function to each pair of a query's and a key's integer. Returns [batch or 1, 1, queries, keys].
 
-    Returns [batch or 1, 1, queries, keys].
+    Args:
+      function: function of two arrays.
+      of_queries: integers of the queries, [batch or 1, queries].
+      of_keys: integers of the keys, [batch or 1, keys].
     """
     return function(of_queries[:, None, :, None], of_keys[:, None, None, :])
 
 
 @flax.struct.dataclass
 class Tokens:
-    """Positions of a layer's input that hold tokens, for layers that treat padding differently.
+    """Which positions of a layer's input contain tokens, for layers that treat padding differently.
 
     Arrays are computed when they are read, so that other layers do not pay for them.
     """
 
     segments: jax.Array | None = None
-    """Segment of each position of the row, integers [batch, keys]. 0 for padding. If None, all positions are tokens."""
+    """Segment of each position of the batch row, integers [batch, row length]. 0 for padding. If None, all positions
+    contain tokens.
+    """
     at: jax.Array | None = None
-    """Positions of the row that the layer computes, integers [batch, length]. If None, all of them."""
+    """Positions of the batch row that the layer computes, integers [batch, length]. If None, all of them."""
 
     @property
     def real(self) -> jax.Array | None:
-        """Whether each position holds a token, boolean [batch, length]. None if all do."""
+        """Whether each computed position contains a token, boolean [batch, length]. None if all do."""
         if self.segments is None:
             return None
         real = self.segments != 0
         return real if self.at is None else jnp.take_along_axis(real, self.at, axis=1)
 
     def counted(self, shape: tuple[int, ...]) -> jax.Array:
-        """Returns float32 [batch, length]: 1 for each token of a row, 0 for padding and repeated positions.
+        """Returns 1 for each token of a row, and 0 for padding and repeated positions, float32 [batch, length].
 
-        Missing predictions of a masked language model are padded with the first position of the row.
+        Missing predictions of a masked language model are padded with the first position of the row, which is a
+        repetition.
         """
         counted, real = jnp.ones(shape, jnp.float32), self.real
         if real is not None:

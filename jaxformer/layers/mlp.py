@@ -1,4 +1,6 @@
-"""Position-wise networks: the feed-forward network of blocks, and the layer before an output layer."""
+"""Layers that compute each position separately: the feed-forward network of blocks, and the layer before an output
+layer.
+"""
 
 from collections.abc import Callable
 from typing import Literal
@@ -16,7 +18,7 @@ Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu", "tanh"]
 
 
 def activation(name: Activation) -> Callable[[jax.Array], jax.Array]:
-    """Returns the activation function of a name.
+    """Returns the activation function with the given name.
 
     `gelu` is exact. `gelu_tanh` and `quick_gelu`, which is x · sigmoid(1.702 x), are approximations of it (Hendrycks &
     Gimpel 2016).
@@ -61,7 +63,7 @@ class Mlp(nn.Module):
     def __call__(
         self, x: jax.Array, dtype: DType = "auto", train: bool = False, tokens: Tokens | None = None
     ) -> tuple[jax.Array, dict[str, Mean]]:
-        """Computes the network. The second result, auxiliary means, is empty."""
+        """Computes the network. Returns its output and an empty dict, where other networks return auxiliary losses."""
         del train, tokens
         embed = x.shape[-1]
         width = self.inner(embed)
@@ -100,7 +102,7 @@ class GatedMlp(nn.Module):
     def __call__(
         self, x: jax.Array, dtype: DType = "auto", train: bool = False, tokens: Tokens | None = None
     ) -> tuple[jax.Array, dict[str, Mean]]:
-        """Computes the network. The second result, auxiliary means, is empty."""
+        """Computes the network. Returns its output and an empty dict, where other networks return auxiliary losses."""
         del train, tokens
         embed = x.shape[-1]
         width = self.inner(embed)

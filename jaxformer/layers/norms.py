@@ -41,7 +41,7 @@ class RMSNorm(nn.Module):
     """Whether `x` is multiplied by 1 + `scale` instead of `scale`, as in Gemma. `scale` is then initialized to 0."""
 
     axis: ClassVar[str] = "d"
-    """Letter of the last axis."""
+    """Letter of the normalized axis, for sharding (see `sharding.AXES`)."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -58,4 +58,4 @@ class HeadRMSNorm(RMSNorm):
     """RMS normalization of queries and keys over the dimensions of a head (Dehghani et al. 2023, §2)."""
 
     axis: ClassVar[str] = "k"
-    """Letter of the last axis."""
+    """Letter of the normalized axis, for sharding (see `sharding.AXES`)."""

@@ -15,17 +15,17 @@ from jaxformer.layers.positions import sinusoidal
 from jaxformer.parallel import metadata
 
 ImagePositions = Literal["learned", "sinusoidal"]
-"""How positions are added to patches: a learned table, or sines and cosines of the column and row of a patch."""
+"""How positions are added to patch embeddings: as a learned table, or as sinusoids of the column and row of a patch."""
 
 
 @flax.struct.dataclass
 class Embedded:
-    """Embedded image, the input of a stack: leading tokens and patches."""
+    """Embedded image, which is the input of a stack."""
 
     leading: jax.Array
-    """Class token, if there is one, followed by the registers, [batch, r, embed]."""
+    """Vectors before the patches: the class token, if there is one, and the registers, [batch, leading, embed]."""
     patches: jax.Array
-    """Patches, [batch, patches, embed], row by row of the image."""
+    """Patch embeddings, [batch, patches, embed], row by row of the image."""
 
 
 def patchify(images: jax.Array, size: int) -> jax.Array:
@@ -83,7 +83,7 @@ def check_images(shape: tuple[int, ...], patch: int, channels: int) -> None:
 
 
 def sinusoidal_2d(rows: int, columns: int, width: int) -> jax.Array:
-    """Returns sinusoidal positions of patches, [rows · columns, d].
+    """Computes sinusoidal positions of patches, [rows · columns, embed].
 
     The first half of the width encodes the column of a patch, the second half its row, as in the checkpoints of He et
     al. The width must be divisible by 4.
@@ -98,7 +98,8 @@ def sinusoidal_2d(rows: int, columns: int, width: int) -> jax.Array:
 
 @functools.cache
 def bicubic(old: int, new: int) -> np.ndarray:
-    """Returns the matrix [new, old] that resamples a line by cubic convolution (Keys 1981), as in PyTorch.
+    """Computes the matrix [new, old] that resamples a line of `old` values to `new` values by cubic convolution (Keys
+    1981), as in PyTorch.
 
     The constant is -0.75, the ends are repeated, and downsampling does not smooth.
     """
@@ -114,7 +115,9 @@ def bicubic(old: int, new: int) -> np.ndarray:
 
 
 def interpolate(table: jax.Array, rows: int, columns: int) -> jax.Array:
-    """Interpolates the positions of a square grid, [side · side, d], to a grid of another size, [rows · columns, d]."""
+    """Interpolates the positions of a square grid, [side · side, embed], to a grid of another size,
+    [rows · columns, embed].
+    """
     side = round(len(table) ** 0.5)
     if (side, side) == (rows, columns):
         return table
@@ -128,22 +131,22 @@ class ImageEmbeddings(nn.Module):
     """
 
     width: int
-    """Size of the vectors."""
+    """Size of the patch embeddings."""
     image: int
     """Height and width in pixels of the images that the position table is for. It is interpolated for other sizes."""
     patch: int
     """Height and width of a patch in pixels."""
     position_embedding: ImagePositions = "learned"
-    """How positions are added to patches."""
+    """How positions are added to patch embeddings."""
     class_token: bool = True
     """Whether to prepend a class token, whose output represents the whole image."""
     registers: int = 0
     """Number of register tokens: learned tokens without a position, between the class token and the patches (Darcet et
     al. 2024)."""
     dtype: DType = "auto"
-    """Type of the result."""
+    """Type of the returned embeddings."""
     bias: bool = True
-    """Whether the linear layer of the patches has a bias."""
+    """Whether the linear layer that embeds patches has a bias."""
 
     @nn.compact
     def __call__(self, images: jax.Array) -> Embedded:
@@ -164,7 +167,7 @@ class ImageEmbeddings(nn.Module):
         return Embedded(leading, x)
 
     def _positions(self, rows: int, columns: int) -> tuple[jax.Array | float, jax.Array]:
-        """Returns the positions of the class token and of the patches, [patches, embed]."""
+        """Returns the position embeddings of the class token, and of the patches [patches, embed]."""
         if self.position_embedding == "sinusoidal":
             return 0.0, sinusoidal_2d(rows, columns, self.width)
         side, leading = self.image // self.patch, int(self.class_token)

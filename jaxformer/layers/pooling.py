@@ -14,17 +14,16 @@ token."""
 
 
 def pool(hidden: jax.Array, pooling: Pooling, belongs: jax.Array) -> jax.Array:
-    """Pools the tokens of each example.
+    """Combines the token vectors of each example to one vector.
 
     Args:
       hidden: token vectors, [batch, length, embed].
       pooling: any method except `pooler` and `none`, which the model implements.
-      belongs: whether a token is part of the c-th example of its row, boolean [batch, c, length].
+      belongs: whether each token belongs to each example of its row, boolean [batch, examples, length].
 
     Returns:
-      Pooled vectors, [batch, c, embed], computed in float32 and returned in the type of `hidden`. The vector of an
-        example
-      without tokens is finite but arbitrary.
+      Pooled vectors, [batch, examples, embed], computed in float32 and returned in the type of `hidden`. The vector of
+        an example without tokens is finite but arbitrary.
     """
     if pooling == "first":
         return take(hidden, belongs.argmax(-1))
@@ -44,8 +43,10 @@ def pool(hidden: jax.Array, pooling: Pooling, belongs: jax.Array) -> jax.Array:
 
 
 def segments_of(segments: jax.Array, count: int) -> jax.Array:
-    """Returns whether tokens belong to each of the `count` examples of a row, boolean [batch, c, length].
+    """Returns whether each token belongs to each of the `count` examples of its row, boolean [batch, examples, length].
 
-    `segments` [batch, length] are numbered from 1.
+    Args:
+      segments: number of each token's example in its row, from 1, [batch, length].
+      count: number of examples per row.
     """
     return segments[:, None] == jnp.arange(1, count + 1)[:, None]

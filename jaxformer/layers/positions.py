@@ -1,7 +1,7 @@
-"""Positions: encodings that are added to embeddings, and schemes that act in attention.
+"""Position encodings: some are added to embeddings, and others change attention.
 
-A position scheme is a module passed to `Transformer`. It is called once for a stack and returns a `Placement`, which
-the self-attention of every block applies.
+A position scheme is a module passed to `Transformer`. It is called once for a stack and returns a `Placement`:
+rotations or biases, which the self-attention of every block applies.
 """
 
 import math
@@ -18,7 +18,7 @@ from jaxformer.parallel import metadata
 
 
 def sinusoidal(position_ids: jax.Array, width: int, longest: float = 10_000.0) -> jax.Array:
-    """Returns sinusoidal positions (Vaswani et al. 2017, §3.5).
+    """Computes sinusoidal position encodings (Vaswani et al. 2017, §3.5).
 
     The first half of the width contains sines, the second half cosines. The paper interleaves sines and cosines. The
     order here is a fixed permutation, the one that Marian checkpoints have.
@@ -42,18 +42,23 @@ def sinusoidal(position_ids: jax.Array, width: int, longest: float = 10_000.0) -
 
 @flax.struct.dataclass
 class Placement:
-    """Changes that a position scheme makes in attention."""
+    """Rotations or biases by which a position scheme changes attention."""
 
     query: tuple[jax.Array, jax.Array] | None = None
-    """Cosines and sines for rotating queries, float32 [b, t, 1, k/2] each."""
+    """Cosines and sines for rotating queries, float32 [batch, length, 1, head_dim / 2] each. None if queries are not
+    rotated.
+    """
     key: tuple[jax.Array, jax.Array] | None = None
-    """Cosines and sines for rotating keys, in the same format."""
+    """Cosines and sines for rotating keys, in the same format. None if keys are not rotated."""
     bias: jax.Array | None = None
-    """Bias to add to the scores, float32 [heads, queries, keys] or [batch, heads, queries, keys]."""
+    """Bias to add to the attention scores, float32 [heads, queries, keys] or [batch, heads, queries, keys]."""
     query_added: jax.Array | None = None
-    """Array to add to `x` before it is projected to queries, [batch or 1, length, embed] (Carion et al. 2020)."""
+    """Array to add to the input of attention before it is projected to queries, [batch or 1, length, embed] (Carion et
+    al. 2020).
+    """
     key_added: jax.Array | None = None
-    """Array to add to `x` or to the memory before it is projected to keys, but not to values, [batch or 1, s, embed].
+    """Array to add to the input or to the memory before it is projected to keys, but not to values,
+    [batch or 1, keys, embed].
     """
 
     def merged(self, other: "Placement") -> "Placement":
@@ -61,7 +66,9 @@ class Placement:
         return Placement(**{name: _first(getattr(other, name), getattr(self, name)) for name in _FIELDS})
 
     def at(self, position_ids: jax.Array) -> "Placement":
-        """Returns the placement for only the queries at `position_ids`, integers [batch, predictions]."""
+        """Returns the rotations and biases for only the queries at some positions. `position_ids` are their indices,
+        integers [batch, predictions].
+        """
         query, bias, added = self.query, self.bias, self.query_added
         if added is not None:
             rows = jnp.broadcast_to(added, (position_ids.shape[0], *added.shape[1:]))
@@ -74,8 +81,14 @@ class Placement:
 
 
 def _at(array: jax.Array, position_ids: jax.Array) -> jax.Array:
-    """Selects the cosines or sines [b or 1, t, 1, k/2] at `position_ids`, integers [batch, predictions]. Returns
-    [b, m, 1, k/2].
+    """Selects the cosines or sines of some positions.
+
+    Args:
+      array: cosines or sines, [batch or 1, length, 1, head_dim / 2].
+      position_ids: indices of the positions, integers [batch, predictions].
+
+    Returns:
+      Selected values, [batch, predictions, 1, head_dim / 2].
     """
     rows = jnp.broadcast_to(array, (position_ids.shape[0], *array.shape[1:]))
     return jnp.take_along_axis(rows, position_ids[..., None, None], axis=1)
@@ -89,30 +102,34 @@ def _first(value, otherwise):
 
 
 Scaling = Literal["none", "linear", "llama3"]
-"""How rotary positions beyond the pretrained length are brought within it."""
+"""How rotary position embeddings are scaled for positions beyond the pretrained length."""
 
 
 class Rotary(nn.Module):
-    """Rotary positions (Su et al. 2021).
+    """Rotary position embeddings (Su et al. 2021).
 
     Rotates pairs of query and key dimensions by angles proportional to the position. A pair consists of a dimension of
     the first half and the corresponding dimension of the second half, as in LLaMA.
     """
 
     base: float = 10_000.0
-    """Wavelength of the slowest pair, in units of 2π positions."""
+    """Wavelength of the slowest rotating pair of dimensions, in units of 2π positions."""
     scaling: Scaling = "none"
-    """How to scale positions beyond the pretrained length. `linear` divides all angles by `factor` (Chen et al. 2023).
-    `llama3` divides only the angles of slow pairs, as in LLaMA 3.1."""
+    """How to scale rotation angles for positions beyond the pretrained length. `linear` divides all angles by `factor`
+    (Chen et al. 2023). `llama3` divides only the angles of slowly rotating pairs, as in LLaMA 3.1.
+    """
     factor: float = 8.0
-    """Divisor of the angles. Only used with a scaling."""
+    """Number by which `scaling` divides rotation angles."""
     pretrained: int = 8192
-    """Pretrained length in positions, before scaling. Only used by llama3."""
+    """Maximum length in pretraining, in tokens, before scaling. Only used by the scaling `llama3`."""
     low: float = 1.0
-    """Number of turns within the pretrained length below which a pair is slow and scaled by `factor`. Only used by
-    llama3."""
+    """Only used by the scaling `llama3`: a pair of dimensions that makes fewer rotations than this within the
+    pretrained length is scaled by `factor`.
+    """
     high: float = 4.0
-    """Number of turns within the pretrained length above which a pair is not scaled. Only used by llama3."""
+    """Only used by the scaling `llama3`: a pair of dimensions that makes more rotations than this within the pretrained
+    length is not scaled.
+    """
 
     def __post_init__(self):
         super().__post_init__()
@@ -123,7 +140,7 @@ class Rotary(nn.Module):
             raise InputError(f"positions.high={self.high}: expected above positions.low={self.low}")
 
     def frequencies(self, head_dim: int) -> jax.Array:
-        """Returns the angle in radians per position of each pair, float32 [k/2]."""
+        """Computes the rotation angle per position in radians for each pair of dimensions, float32 [head_dim / 2]."""
         frequencies = self.base ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
         if self.scaling == "linear":
             return frequencies / self.factor
@@ -136,7 +153,7 @@ class Rotary(nn.Module):
     def __call__(
         self, position_ids: jax.Array, query_index: jax.Array, key_index: jax.Array, heads: int, head_dim: int
     ):
-        """Computes the rotation for `position_ids`, integers [batch, length].
+        """Computes the rotations for `position_ids`, integers [batch, length].
 
         The other arguments except `head_dim` are not used.
         """
@@ -148,7 +165,12 @@ class Rotary(nn.Module):
 
 
 def rotate(x_bthk: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Rotates queries or keys by (cosines, sines)."""
+    """Rotates queries or keys.
+
+    Args:
+      x_bthk: queries or keys, [batch, length, heads, head_dim].
+      rotation: cosines and sines of the angles.
+    """
     cosines, sines = rotation
     first, second = jnp.split(x_bthk.astype(jnp.float32), 2, axis=-1)
     rotated = jnp.concatenate([first * cosines - second * sines, second * cosines + first * sines], axis=-1)
@@ -156,12 +178,14 @@ def rotate(x_bthk: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Arra
 
 
 class RelativePositions(nn.Module):
-    """Learned bias per head and per bucket of query-key distances (Raffel et al. 2020, §2.1)."""
+    """Learned attention bias for each head, which depends on the distance between query and key (Raffel et al. 2020,
+    §2.1). Distances share a bias if they are in the same bucket.
+    """
 
     buckets: int = 32
     """Number of buckets. Half of them are for single distances, and the others for increasingly wide ranges."""
     longest: int = 128
-    """Distance from which on all distances share the last bucket (`relative_attention_max_distance` in T5)."""
+    """Distance from which on all distances are in the last bucket (`relative_attention_max_distance` in T5)."""
     bidirectional: bool = True
     """Whether half of the buckets are for keys after the query. False if queries do not attend to later keys."""
 
@@ -177,9 +201,14 @@ class RelativePositions(nn.Module):
     def __call__(
         self, position_ids: jax.Array, query_index: jax.Array, key_index: jax.Array, heads: int, head_dim: int
     ):
-        """Computes the bias for the row indices of queries, integers [length], and keys, integers [s].
+        """Computes the bias of the attention scores, [heads, queries, keys].
 
-        Other arguments are not used.
+        Args:
+          position_ids: not used.
+          query_index: indices of the queries in their row, integers [queries].
+          key_index: indices of the keys in their row, integers [keys].
+          heads: number of heads.
+          head_dim: not used.
         """
         init = metadata.with_axes(nn.initializers.normal(0.1), "_h")
         table = self.param("bias", init, (self.buckets, heads))

@@ -9,7 +9,9 @@ from jaxformer.parallel import metadata
 
 
 class ResidualBranch(nn.Module):
-    """Residual branch `keep · scale · y`: scales the dimensions by learned factors and drops random examples."""
+    """Module between the output of a layer and the residual stream. Computes `keep · scale · y`: scales the dimensions
+    by learned factors, and drops random examples.
+    """
 
     layer_scale: float | None = None
     """Initial value of the scales (LayerScale; Touvron et al. 2021, CaiT). If None, there are no scales."""

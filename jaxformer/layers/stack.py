@@ -1,4 +1,4 @@
-"""Parameters of the blocks of a stack, and ways to run the blocks.
+"""Storage of the parameters of a stack's blocks, and ways to run the blocks.
 
 The parameters of blocks with the same structure are one tree with a leading layer axis, regardless of how the blocks
 are run. If a period has blocks with different parameters, each kind has a tree under its number: `blocks/0`,
@@ -16,19 +16,23 @@ from jaxformer.parallel import metadata, sharding
 
 
 class BlockFunction(Protocol):
-    """Function that runs a block."""
+    """Type of a function that runs one block of a stack."""
 
     def __call__(
         self, x: jax.Array, number: jax.Array, params: Any, kind: int, at: jax.Array | None = None, /
     ) -> tuple[jax.Array, Any]:
-        """Returns the output of a block, [batch, length, embed] or [batch, predictions, embed], and the values to keep.
+        """Runs a block.
 
         Args:
           x: input of the block, [batch, length, embed].
           number: index of the block, scalar.
           params: parameters of the block.
-          kind: kind of the block.
+          kind: index of the kind of block within a period.
           at: positions to compute, integers [batch, predictions]. If None, all positions.
+
+        Returns:
+          The output of the block, [batch, length, embed] or [batch, predictions, embed], and values to return for every
+            block, such as attention weights.
         """
         ...
 
@@ -37,15 +41,15 @@ REMAT_POLICIES = {
     "full": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
-"""Maps rematerialization settings to JAX checkpoint policies."""
+"""Maps values of `Transformer.remat` to JAX checkpoint policies."""
 
 
 def initializer(inits: Sequence[Callable[[jax.Array], Any]], depth: int) -> Callable[[jax.Array], Any]:
-    """Returns an initializer for the parameters of `depth` blocks.
+    """Returns a function that initializes the parameters of `depth` blocks from a random key.
 
     Args:
-      inits: one function per kind of block, which returns the boxed parameters of a block from a random key. Block i
-        has the kind i modulo the number of kinds.
+      inits: one function per kind of block, which initializes a block from a random key. Block i has the kind i modulo
+        the number of kinds.
       depth: number of blocks.
     """
     period = len(inits)
@@ -65,7 +69,9 @@ def initializer(inits: Sequence[Callable[[jax.Array], Any]], depth: int) -> Call
 
 
 def unstacked(blocks: Any) -> tuple[Any, ...]:
-    """Returns a tuple of the parameters of each block. `blocks` is the stacked parameters, or already such a tuple."""
+    """Splits stacked parameters into a tuple of the parameters of each block. If `blocks` already is such a tuple,
+    returns it.
+    """
     if isinstance(blocks, tuple):
         return blocks
     kinds = _kinds(blocks)
@@ -83,17 +89,19 @@ def without_last(blocks: Any) -> tuple[Any, Any]:
 
 
 class Kept(NamedTuple):
-    """Values kept from every block."""
+    """Values that a run of a stack returns for every block, such as attention weights."""
 
     kinds: tuple[Any, ...]
-    """Values kept from the blocks of complete periods: one entry per kind of block, with a leading period axis."""
+    """Values of the blocks in complete periods: one entry per kind of block, whose arrays have a leading axis of
+    periods.
+    """
     rest: tuple[Any, ...]
-    """Values of each block after the last whole period."""
+    """Values of each block after the last complete period."""
 
     def stacked(self, select: Callable[[Any], jax.Array | None]) -> jax.Array | None:
-        """Stacks an array of every block, chosen by `select`, along a leading layer axis.
+        """Stacks one array of every block along a leading layer axis. `select` chooses the array.
 
-        None if `select` returns None.
+        Returns None if `select` returns None.
         """
         arrays = [array for part in self.kinds if (array := select(part)) is not None]
         if not arrays:
@@ -103,23 +111,23 @@ class Kept(NamedTuple):
         return jnp.concatenate([whole, jnp.stack(rest)]) if rest else whole
 
     def summed(self, select: Callable[[Any], dict[str, Mean]]) -> dict[str, Mean]:
-        """Sums the means of all blocks, chosen by `select`, by name."""
+        """Sums the means of all blocks by name. `select` chooses the means."""
         whole = [jax.tree.map(lambda array: array.sum(0), select(part)) for part in self.kinds]
         return added(*whole, *map(select, self.rest))
 
 
 def run(function: BlockFunction, x: jax.Array, blocks: Any, period: int, unroll: int) -> tuple[jax.Array, Kept]:
-    """Runs blocks in a loop over whole periods, and then the remaining blocks.
+    """Runs blocks in a loop over complete periods, and then the remaining blocks.
 
     Args:
       function: function that runs a block.
       x: input of the first block.
       blocks: stacked parameters.
       period: number of blocks in a period.
-      unroll: number of blocks per iteration of the loop, rounded up to whole periods.
+      unroll: number of blocks per iteration of the loop, rounded up to complete periods.
 
     Returns:
-      The output of the last block, and the values kept from every block.
+      The output of the last block, and the values that `function` returns for every block.
     """
     depth = sum(map(_depth, _kinds(blocks)))
     whole = depth // period
@@ -143,7 +151,9 @@ def run(function: BlockFunction, x: jax.Array, blocks: Any, period: int, unroll:
 
 
 def _periods(blocks: Any, period: int, whole: int) -> list[Any]:
-    """Returns the parameters of the blocks in whole periods, one entry per kind, with a leading period axis."""
+    """Returns the parameters of the first `whole` periods of blocks: one entry per kind of block, whose arrays have a
+    leading axis of periods.
+    """
     kinds = _kinds(blocks)
     if period == 1:
         return kinds
@@ -157,9 +167,8 @@ def _strided(blocks: Any, start: int, stop: int, step: int) -> Any:
 
 
 def _kinds(blocks: Any) -> list[Any]:
-    """Returns the stacked parameters of each kind of block.
-
-    A list of length one if all blocks have the same structure.
+    """Returns the stacked parameters of each kind of block as a list. It has one entry if all blocks have the same
+    structure.
     """
     if isinstance(blocks, dict) and all(name.isdigit() for name in blocks):
         return [blocks[str(kind)] for kind in range(len(blocks))]
@@ -167,7 +176,13 @@ def _kinds(blocks: Any) -> list[Any]:
 
 
 def rematerialised(function: BlockFunction, remat: str, in_loop: bool) -> BlockFunction:
-    """Wraps a block function so that the backward pass recomputes its activations, according to `remat`."""
+    """Wraps a block function so that the backward pass recomputes its activations, to save memory.
+
+    Args:
+      function: function that runs a block.
+      remat: value of `Transformer.remat`.
+      in_loop: whether the function is called in a loop.
+    """
     if remat == "none":
         return function
     # Outside a loop, the compiler would detect the repeated computation and keep its result instead.

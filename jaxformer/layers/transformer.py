@@ -23,10 +23,10 @@ from jaxformer.metrics.means import Mean
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """Parts of a kind of block that differ from those of the stack. If None, a part is that of the stack."""
+    """Settings of a kind of block in which it differs from the stack. A setting that is None is that of the stack."""
 
     attention: nn.Module | None = None
-    """Attention of the block, such as one with a window."""
+    """Attention layer of the block, such as one with a window."""
     mlp: nn.Module | None = None
     """Feed-forward network of the block, such as one with experts."""
     position_embedding: nn.Module | None = None
@@ -34,7 +34,7 @@ class Variant:
 
 
 class BlockParts(NamedTuple):
-    """The parts of a kind of block, with the stack's where the kind has none of its own."""
+    """All settings of a kind of block: its own, and for the rest those of the stack."""
 
     attention: nn.Module
     mlp: nn.Module
@@ -71,11 +71,11 @@ class Transformer(nn.Module):
     heads: int = 12
     """Number of attention heads. It must divide the width unless `attention.head_dim` is set."""
     attention: nn.Module = Attention()
-    """Attention of each block."""
+    """Attention layer of each block."""
     mlp: nn.Module = Mlp()
     """Feed-forward network of each block."""
     norm: nn.Module = LayerNorm()
-    """Normalization, applied twice in each block."""
+    """Normalization layer, applied to each layer of a block."""
     norm_position: NormPosition = "before"
     """Where norms are applied: `before` each layer and at the end of the stack, `after` each residual sum, or `both`
     before and after each layer."""
@@ -96,8 +96,9 @@ class Transformer(nn.Module):
     """Number of blocks per loop iteration. A larger number runs faster, but compiles more slowly and saves less memory
     with remat. Defaults to all blocks on CPU without remat, otherwise to 1."""
     residual: nn.Module | None = None
-    """Module applied to the output of a layer before it is added to the residual stream, such as
-    `ResidualBranch(drop_path=0.1)`."""
+    """Module that is applied to the output of each layer before it is added to the residual stream, such as
+    `ResidualBranch(drop_path=0.1)`.
+    """
     period: tuple[Variant, ...] = ()
     """Kinds of block that alternate, such as local and global attention. If empty, all blocks are alike. The last
     period may be incomplete."""
@@ -182,7 +183,7 @@ class Transformer(nn.Module):
         return TransformerOutput(self._end(x, inputs.condition), attention, layers=layers, means=means)
 
     def variant(self, number: int) -> BlockParts:
-        """Returns the parts of block `number`, including those that it shares with the stack."""
+        """Returns the settings of the block with index `number`, including those that it shares with the stack."""
         own = self.period[number % len(self.period)] if self.period else Variant()
         return BlockParts(
             own.attention or self.attention,
@@ -192,7 +193,7 @@ class Transformer(nn.Module):
 
     @property
     def kinds(self) -> tuple[BlockParts, ...]:
-        """Parts of each kind of block in a period."""
+        """Settings of each kind of block in a period."""
         return tuple(self.variant(number) for number in range(max(1, len(self.period))))
 
     def new_cache(self, rows: int, slots: int) -> Cache:
@@ -205,7 +206,7 @@ class Transformer(nn.Module):
         return Cache(layers, segments, jnp.zeros((), jnp.int32), windows=windows)
 
     def _decode(self, blocks, stacked, x: jax.Array, inputs: BlockInputs, cache: Cache) -> TransformerOutput:
-        """Runs the blocks one by one. Each has its own cache, which is updated in place."""
+        """Runs the blocks one by one with their caches. Each cache is updated in place."""
         slots = cache.used + jnp.arange(x.shape[1])
         segments = jax.lax.dynamic_slice_in_dim(cache.segments, cache.used, x.shape[1], axis=1)
         order = None if inputs.mask is None else inputs.mask.query_order
@@ -236,7 +237,14 @@ class Transformer(nn.Module):
         return TransformerOutput(self._end(x, inputs.condition), cache=cache)
 
     def _place(self, positions, query_index, key_index, given: Placement | None) -> list[Placement | None]:
-        """Returns the placement for each kind of block."""
+        """Calls the position schemes. Returns the rotations or biases for each kind of block.
+
+        Args:
+          positions: positions of the tokens.
+          query_index: indices of the queries in their row.
+          key_index: indices of the keys in their row.
+          given: rotations or biases to apply in addition.
+        """
         _, head_dim = self.attention.sizes(self.heads, self.width)
 
         def place(scheme):
@@ -270,7 +278,9 @@ class Transformer(nn.Module):
 
 
 def fresh(module: nn.Module) -> nn.Module:
-    """Returns an unbound copy of a module, because Linen shares the parameters of an instance among its users."""
+    """Returns an unbound copy of a module. Without a copy, several users of an instance would share its parameters in
+    Linen.
+    """
     return module.clone(parent=None, name=None)
 
 

@@ -25,7 +25,9 @@ Environment = Mapping[str, str]
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Index of a process, number of processes, and address of process 0 (the coordinator)."""
+    """Identifies this process among those of a run: its index, the number of processes, and the address of process 0
+    (the coordinator).
+    """
 
     coordinator: str
     """Address `HOST:PORT` at which process 0 listens."""
@@ -52,7 +54,8 @@ class Place:
 
 
 def find(environ: Environment = os.environ, wait: float = 300) -> Place | None:
-    """Returns the place of this process. None if it is the only process.
+    """Finds the index of this process, the number of processes and the coordinator's address. Returns None if it is the
+    only process.
 
     Args:
       environ: environment variables to read.
@@ -74,7 +77,9 @@ def find(environ: Environment = os.environ, wait: float = 300) -> Place | None:
 
 @dataclasses.dataclass(frozen=True)
 class _Found:
-    """Values of a `Place` that were detected. None for values that the cluster does not define."""
+    """Values for a `Place` that were detected in a cluster's environment. None for values that the cluster does not
+    define.
+    """
 
     coordinator: str | None = None
     processes: str | None = None
@@ -87,7 +92,13 @@ class _Found:
 
 
 def _checked(given: dict[str, str], gpus: tuple[int, ...] | None = None) -> Place | None:
-    """Checks the values of the flags, and returns the place. None for a single process."""
+    """Checks the index of this process, the number of processes and the coordinator's address. Returns None for a
+    single process.
+
+    Args:
+      given: values of the flags, by flag.
+      gpus: indices of the GPUs that this process uses.
+    """
     numbers = {}
     for flag in ("processes", "process"):
         if flag in given:
@@ -111,7 +122,10 @@ def _checked(given: dict[str, str], gpus: tuple[int, ...] | None = None) -> Plac
 
 
 def _on_slurm(environ: Environment) -> _Found | None:
-    """Returns the place of a task that `srun` started. None in the script of `sbatch`, which also has SLURM_NTASKS."""
+    """Reads the index of a task that Slurm's `srun` started, and the number of tasks.
+
+    Returns None in the script of `sbatch`, which is not a task although it also has SLURM_NTASKS.
+    """
     if int(environ.get("SLURM_STEP_NUM_TASKS", "1")) < 2 or "SLURM_PROCID" not in environ:
         return None
     from jax._src.clusters import SlurmCluster  # Reads os.environ.
@@ -123,7 +137,9 @@ def _on_slurm(environ: Environment) -> _Found | None:
 
 
 def left_out(environ: Environment = os.environ) -> str:
-    """Returns a warning if this is a single process in a Slurm job with several tasks. Otherwise an empty string."""
+    """Returns a warning if this is a single process in a Slurm job with several tasks. Otherwise returns an empty
+    string.
+    """
     tasks = environ.get("SLURM_NTASKS", "1")
     if tasks != "1" and "SLURM_PROCID" in environ and "SLURM_STEP_NUM_TASKS" not in environ and COUNT not in environ:
         return f"this is the script of a job of {tasks} tasks, not one of them: one process trains; srun starts all"
@@ -131,7 +147,7 @@ def left_out(environ: Environment = os.environ) -> str:
 
 
 def _tasks_of_node(counts: str, node: int) -> int:
-    """Returns the number of tasks on a node from Slurm's list for all nodes, such as `8(x2),4`."""
+    """Returns the number of tasks on the node with index `node`, from Slurm's list for all nodes, such as `8(x2),4`."""
     expanded = []
     for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", counts):
         expanded += [int(count)] * int(times or 1)
@@ -139,7 +155,7 @@ def _tasks_of_node(counts: str, node: int) -> int:
 
 
 def _on_open_mpi(environ: Environment) -> _Found | None:
-    """Returns the place of a process that `mpirun` started.
+    """Reads the index of a process that `mpirun` of Open MPI started, and the number of processes.
 
     The address is that of the host that runs mpirun, where process 0 must be. Open MPI 5 and later do not report this
     host, so the address must be given as a flag.
@@ -156,7 +172,9 @@ def _on_open_mpi(environ: Environment) -> _Found | None:
 
 
 def _of_torch(environ: Environment) -> _Found | None:
-    """Returns the place of a process that torchrun, or a Kubernetes operator with the same variables, started."""
+    """Reads the index of a process that torchrun (or a Kubernetes operator with the same variables) started, the number
+    of processes, and the address.
+    """
     if int(environ.get("WORLD_SIZE") or 1) < 2 or not {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= environ.keys():
         return None
     port = int(environ["MASTER_PORT"]) + ("TORCHELASTIC_RUN_ID" in environ)  # torchrun itself uses MASTER_PORT.
@@ -166,7 +184,7 @@ def _of_torch(environ: Environment) -> _Found | None:
 
 
 def _on_sky_pilot(environ: Environment) -> _Found | None:
-    """Returns the place of the process on a SkyPilot node. There is one process per node."""
+    """Reads the index of a SkyPilot node, the number of nodes, and the address. There is one process per node."""
     nodes = environ.get("SKYPILOT_NODE_IPS", "").split()
     if len(nodes) < 2 or "SKYPILOT_NODE_RANK" not in environ:
         return None
@@ -174,7 +192,10 @@ def _on_sky_pilot(environ: Environment) -> _Found | None:
 
 
 def _of_indexed_job(environ: Environment) -> _Found | None:
-    """Returns the place of a pod of an indexed Kubernetes job, such as a JobSet. It only contains the index."""
+    """Reads the index of a pod in an indexed Kubernetes job, such as a JobSet.
+
+    The job defines only the index. The address and the number of processes must be given as flags or variables.
+    """
     if "JOB_COMPLETION_INDEX" not in environ or ADDRESS not in environ:
         return None
     return _Found(process=environ["JOB_COMPLETION_INDEX"])
@@ -190,9 +211,9 @@ _CLUSTERS: tuple[Callable[[Environment], _Found | None], ...] = (
 
 
 def _on_tpu(environ: Environment, wait: float) -> _Found | None:
-    """Returns the place of a host of a TPU pod or of several slices.
+    """Reads the index of a host of a TPU pod (or of several slices), the number of hosts, and the address.
 
-    It comes from environment variables on GKE, and from the metadata server on Compute Engine.
+    They come from environment variables on GKE, and from the metadata server on Compute Engine.
     """
     if not has_tpu(environ):
         return None

@@ -1,4 +1,4 @@
-"""Connects process 0 of a run with every other process, to detect at once if a process fails.
+"""Connects process 0 of a run with every other process, so that all processes notice at once if one of them fails.
 
 Before JAX is initialised, every process connects to the coordinator's address, identifies itself, and waits until all
 processes have connected. The connections stay open when JAX's own service takes over the port. When a process ends for
@@ -24,24 +24,30 @@ from jaxformer.parallel.cluster import Place
 
 Message = dict[str, Any]
 GREETING = "jaxformer"
-"""Field that identifies the first message of a process. Its value is the version of this protocol."""
+"""Name of the field that identifies the first message of a process. The value of the field is the version of this
+protocol.
+"""
 LONGEST = 1 << 20
 """Maximum size of a message in bytes."""
 PATIENCE = 10.0
-"""Number of seconds before the first progress line. The time triples for each further line."""
+"""Number of seconds before the first line about missing processes is printed. The time triples for each further
+line.
+"""
 RETRY = 0.2
 """Number of seconds between two attempts to connect."""
 GRACE = 15.0
-"""Number of seconds that a process waits longer than process 0, to receive its error message."""
+"""Number of seconds that a process waits longer than process 0 does, in order to receive the error message of
+process 0.
+"""
 
 
 class _Channel:
-    """Sends and receives messages over a socket."""
+    """Connection to another process that sends and receives messages over a socket."""
 
     def __init__(self, connection: socket.socket):
         self.connection, self._received, self._lock = connection, b"", threading.Lock()
         self.unread: list[Message] = []
-        """Messages that arrived together with the first message, and are still to be handled."""
+        """Messages that arrived together with the first message, and have not been handled yet."""
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         # Detects a lost machine, which cannot close its connection: after 15 s of silence, 3 probes are sent 5 s apart.
         for option, seconds in (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3)):
@@ -93,7 +99,7 @@ def _finish(channels: Collection[_Channel]) -> None:
 
 
 class Line:
-    """The connections of one process: to all others in process 0, and to process 0 in every other process."""
+    """Open connections of one process: process 0 is connected to all others, and every other process to process 0."""
 
     def __init__(self, place: Place, channels: dict[int, _Channel], names: dict[int, str]):
         self.place, self._channels, self._names = place, channels, names
@@ -107,7 +113,7 @@ class Line:
         """Connects the processes of a run, and waits until all have connected.
 
         Args:
-          place: place of this process.
+          place: index of this process, number of processes and address.
           facts: values that must be the same in all processes, by name.
           wait: number of seconds to wait for the other processes.
 
@@ -150,7 +156,9 @@ class Line:
         os._exit(status)  # A normal exit would wait for processes that have already ended.
 
     def _forget(self) -> None:
-        """Closes the connections in a forked child. Otherwise they would stay open when this process ends."""
+        """Closes the connections in a forked child process. Otherwise they would stay open when the parent process
+        ends.
+        """
         for channel in self._channels.values():
             channel.connection.close()
 
@@ -166,7 +174,9 @@ class Line:
                         waiting.unregister(key.fileobj)
 
     def _heard(self, number: int) -> bool:
-        """Receives and handles the messages of a process. Returns False if its connection has ended."""
+        """Receives and handles messages of the process with index `number`. Returns False if its connection has
+        ended.
+        """
         try:
             messages = self._channels[number].receive()
         except (EOFError, ValueError):
@@ -201,7 +211,7 @@ class Line:
 
 
 def report(place: Place, why: str) -> None:
-    """Prints an error with the index of this process."""
+    """Prints an error to standard error, with the index of this process before it."""
     restore = "\x1b[?25h" if sys.stderr.isatty() else ""  # A progress bar may have hidden the cursor.
     with contextlib.suppress(OSError, ValueError):  # Standard error may be closed.
         print(f"{restore}jaxformer: {place}: {why}", file=sys.stderr, flush=True)
@@ -212,7 +222,16 @@ def _name() -> str:
 
 
 def _gather(place: Place, own: Message, wait: float) -> tuple[dict[int, _Channel], dict[int, str]]:
-    """Waits until all processes have connected. Returns their channels and names, by index. Runs in process 0."""
+    """Waits until all other processes have connected to process 0. Runs in process 0.
+
+    Args:
+      place: index of this process, number of processes and address.
+      own: first message of this process.
+      wait: number of seconds to wait.
+
+    Returns:
+      The connection to each process, and the name of each process, by index.
+    """
     met: dict[int, _Channel] = {}
     names = {0: own["name"]}
     try:
@@ -236,7 +255,9 @@ def _gather(place: Place, own: Message, wait: float) -> tuple[dict[int, _Channel
 
 @contextlib.contextmanager
 def _listening(place: Place) -> Iterator[socket.socket]:
-    """Opens a socket that listens at the coordinator's address. The block must end before JAX uses the same port."""
+    """Context manager that opens a socket which listens at the coordinator's address. The block must end before JAX
+    uses the same port.
+    """
     host, port = place.address
     try:
         if place.is_local:
@@ -256,7 +277,13 @@ def _listening(place: Place) -> Iterator[socket.socket]:
 def _arrivals(
     place: Place, server: socket.socket, wait: float, met: dict[int, _Channel]
 ) -> Iterator[tuple[_Channel, Message]]:
-    """Yields the channel and the first message of each process that connects, until `met` contains all processes.
+    """Yields the connection and the first message of each process that connects, until all are in `met`.
+
+    Args:
+      place: index of this process, number of processes and address.
+      server: socket that listens for connections.
+      wait: number of seconds to wait.
+      met: connections so far, by index. The caller adds to it.
 
     Raises:
       InputError: If not all processes have connected in time, or one of them ends.
@@ -295,14 +322,16 @@ def _arrivals(
 
 
 def _missing(place: Place, met: dict[int, _Channel]) -> str:
-    """Describes which processes have not connected, at most ten by index."""
+    """Describes which processes have not connected yet, by up to ten indices. `met` has the connected ones."""
     missing = [number for number in range(1, place.processes) if number not in met]
     numbers = ", ".join(map(str, missing[:10])) + (f" and {len(missing) - 10} more" if len(missing) > 10 else "")
     return f"process{'es' if len(missing) > 1 else ''} {numbers} of {place.processes}"
 
 
 def _check_greeting(place: Place, greeting: Message, names: dict[int, str]) -> None:
-    """Raises InputError if the index or the number of processes in a first message does not fit this run."""
+    """Raises InputError if the index or the number of processes in the first message of a process does not fit this
+    run.
+    """
     number, count, name = greeting.get("process"), greeting.get("processes"), greeting.get("name")
     if count != place.processes:
         raise InputError(f"process {number} ({name}) expects {count} processes, process 0 {place.processes}")
@@ -313,7 +342,9 @@ def _check_greeting(place: Place, greeting: Message, names: dict[int, str]) -> N
 
 
 def _difference(own: Message, other: Message) -> str:
-    """Describes how the facts of another process differ from those of process 0. Empty if they are the same."""
+    """Describes how the facts of another process (such as package versions) differ from those of process 0. Empty if
+    they are the same.
+    """
     ours, others = own["facts"], other.get("facts")
     if not isinstance(others, dict):
         return f"process {other['process']} ({other.get('name')}) gives no facts"
@@ -321,7 +352,15 @@ def _difference(own: Message, other: Message) -> str:
 
 
 def differing(number: int, facts: dict[str, str], other: int, others: dict[str, str]) -> str:
-    """Describes on one line up to three facts that differ between two processes. Empty if all are the same."""
+    """Describes on one line up to three facts, such as package versions, that differ between two processes. Empty if
+    all are the same.
+
+    Args:
+      number: index of the first process.
+      facts: facts of the first process, by name.
+      other: index of the second process.
+      others: facts of the second process, by name.
+    """
     names = [name for name in sorted(facts.keys() | others.keys()) if facts.get(name) != others.get(name)]
     if not names:
         return ""
@@ -331,7 +370,9 @@ def differing(number: int, facts: dict[str, str], other: int, others: dict[str, 
 
 
 def _attend(place: Place, own: Message, wait: float) -> tuple[dict[int, _Channel], dict[int, str]]:
-    """Connects to process 0, and waits until all processes have connected. Same result as `_gather`."""
+    """Connects this process to process 0, and waits until all processes have connected. Same arguments and result as
+    `_gather`.
+    """
     channel = _Channel(_connect(place, wait))
     channel.send(own)
     channel.connection.settimeout(wait + GRACE)
@@ -353,7 +394,7 @@ def _attend(place: Place, own: Message, wait: float) -> tuple[dict[int, _Channel
 
 
 def _connect(place: Place, wait: float) -> socket.socket:
-    """Connects to process 0. Retries until the waiting time is over, then raises InputError."""
+    """Connects to process 0. Tries again until `wait` seconds are over, then raises InputError."""
     problem = ""
     waits = _Waits(wait, f"{place}: waiting for", lambda: f"process 0 at {place.coordinator}: {problem}")
     while True:
@@ -371,7 +412,7 @@ def _connect(place: Place, wait: float) -> socket.socket:
 
 
 class _Waits:
-    """A time limit that prints progress lines to standard error at growing intervals."""
+    """Time limit for waiting. Prints lines about missing processes to standard error at growing intervals."""
 
     def __init__(self, wait: float, what: str, whom: Callable[[], str]):
         self._began, self._wait, self._what, self._whom, self._next = time.monotonic(), wait, what, whom, PATIENCE
@@ -383,17 +424,19 @@ class _Waits:
 
     @property
     def over(self) -> bool:
-        """Whether no time is left."""
+        """Whether the time limit is reached."""
         return self.left <= 0
 
     @property
     def next(self) -> float:
-        """Prints a progress line if one is due. Returns the seconds until the next line or the time limit."""
+        """Prints a line about missing processes if one is due. Returns the seconds until the next line or the time
+        limit.
+        """
         self.say()
         return max(0.01, min(self.left, self._next - (self._wait - self.left)))
 
     def say(self) -> None:
-        """Prints a progress line if one is due. It names the missing processes."""
+        """Prints a line that names the missing processes, if one is due."""
         waited = self._wait - self.left
         if waited >= self._next:
             self._next *= 3

@@ -1,7 +1,8 @@
-"""Metadata of parameters from their initialisation: their axes, and which axes a linear map contracts.
+"""Metadata of parameters: the names of their axes, and which of these axes a linear layer sums over.
 
-Initializers wrapped by `with_axes` return parameters in a `Boxed`. Sharding, optimizers and LoRA read the boxes, or the
-`ParameterInfo` created from them, so that nothing about a parameter is guessed from its name.
+The metadata are defined when a parameter is initialised: initializers wrapped by `with_axes` return parameters in a
+`Boxed`. Sharding, optimizers and LoRA read the boxes, or the `ParameterInfo` created from them, so that nothing about a
+parameter is guessed from its name.
 """
 
 import dataclasses
@@ -14,18 +15,20 @@ import flax.struct
 import jax
 
 BATCH = "le"
-"""Letters of batch axes, layers and experts: each entry along them is a separate parameter."""
+"""Letters of the axes for layers (`l`) and experts (`e`). Each entry along them is a separate parameter of one layer or
+expert.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
 class ParameterInfo:
-    """The axes of a parameter."""
+    """Names of a parameter's axes, and which of them a linear layer sums over."""
 
     axes: str
-    """One letter of the glossary in `sharding` per dimension, for example `ldhk`."""
+    """One letter per dimension, for example `ldhk` for layers, embed, heads and head_dim. See `sharding.AXES`."""
     contracted: int = 0
-    """Number of axes that the linear map sums over. They follow the axes of layers and experts. 0 if it is not a
-    kernel.
+    """Number of axes that a linear layer sums over. They follow the axes of layers and experts. 0 if the parameter is
+    not a kernel.
     """
 
     @property
@@ -35,7 +38,7 @@ class ParameterInfo:
 
     @property
     def is_kernel(self) -> bool:
-        """Whether the parameter is the kernel of a linear map."""
+        """Whether the parameter is the kernel of a linear layer."""
         return self.contracted > 0
 
     @property
@@ -45,16 +48,18 @@ class ParameterInfo:
 
     @property
     def rows(self) -> tuple[int, ...]:
-        """Indices of the contracted axes of a kernel."""
+        """Indices of the axes that a linear layer sums over: the rows of the kernel as a matrix."""
         return tuple(range(self.batch, self.batch + self.contracted))
 
     @property
     def columns(self) -> tuple[int, ...]:
-        """Indices of the output axes of a kernel."""
+        """Indices of the output axes of a kernel: its columns as a matrix."""
         return tuple(range(self.batch + self.contracted, len(self.axes)))
 
     def matrix_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Returns the shape of a kernel with its contracted axes merged into one, and its output axes into another."""
+        """Returns the shape of a kernel as a matrix, with all contracted axes merged into one, and all output axes into
+        another.
+        """
         if not self.is_kernel:
             return shape
         merged = (math.prod(shape[axis] for axis in axes) for axes in (self.rows, self.columns))
@@ -63,17 +68,17 @@ class ParameterInfo:
 
 @flax.struct.dataclass
 class Boxed(nn.meta.AxisMetadata):
-    """A parameter with the names of its axes, one letter each.
+    """Parameter with the names of its axes, one letter each.
 
     Replaces Flax's `nn.Partitioned`, which would request shardings over mesh axes with these names.
     """
 
     value: Any
-    """The parameter."""
+    """Array with the values of the parameter."""
     letters: str = flax.struct.field(pytree_node=False)
     """Names of the parameter's dimensions, one letter of `sharding.AXES` each."""
     contracted: int = flax.struct.field(pytree_node=False, default=0)
-    """Number of contracted axes, as in `ParameterInfo`."""
+    """Number of axes that a linear layer sums over. See `ParameterInfo.contracted`."""
 
     def unbox(self) -> Any:
         return self.value

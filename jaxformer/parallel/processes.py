@@ -1,4 +1,4 @@
-"""Work shared by the processes of a run: each computes on its own devices, and all receive all results."""
+"""Divides work among the processes of a run: each computes a part on its own devices, and all receive all results."""
 
 import pickle
 from collections.abc import Callable
@@ -15,11 +15,13 @@ Result = TypeVar("Result")
 
 
 ONE_DEVICE_BELOW = 4 << 30
-"""Size of parameters in bytes below which `local_mesh` has one device. Larger ones are split over all local devices."""
+"""Size of parameters in bytes below which `local_mesh` uses only one device. Larger parameters are split over all local
+devices.
+"""
 
 
 def local_mesh(mesh: jax.sharding.Mesh, size: int) -> jax.sharding.Mesh:
-    """Returns a mesh of this process's devices, with the axes of another mesh.
+    """Returns a mesh of this process's own devices, with the axis names of another mesh.
 
     It has one device if the parameters are small. The division of rows and products among devices changes the last
     digits of a result, and so the order of equal results. Decoding a few rows takes as long on one device as on
@@ -39,7 +41,7 @@ def local_mesh(mesh: jax.sharding.Mesh, size: int) -> jax.sharding.Mesh:
 
 
 def to_local(tree: Any, abstract: Any) -> Any:
-    """Copies arrays that all processes hold together to devices of this process, one array at a time.
+    """Copies arrays from the mesh of all processes to devices of this process, one array at a time.
 
     Args:
       tree: arrays on the mesh of all processes.

@@ -39,8 +39,8 @@ AXES: Mapping[str, str] = {
     "i": "embed_in",
     "_": "whole",
 }
-"""Glossary: one letter per kind of axis, used everywhere. `i` is the input axis of a width × width kernel, and `_` an
-axis that is deliberately never split.
+"""Glossary of array axes: maps each letter to the kind of axis. `i` is the input axis of a width × width kernel, and
+`_` an axis that is never split over devices.
 """
 
 RULES: Mapping[str, tuple[str, ...]] = {
@@ -65,12 +65,12 @@ RULES: Mapping[str, tuple[str, ...]] = {
     "whole": (),
 }
 """Maps each array axis to the mesh axes that it is split over. An array uses each mesh axis only once, for the first of
-its axes that asks for it.
+its axes that is mapped to it.
 """
 
 
 IMPLEMENTED = ("slices", "data", "fsdp", "expert", "tensor")
-"""Mesh axes that are in use. A mesh with a size above 1 for any other axis is refused."""
+"""Mesh axes that are supported. For any other axis, a size above 1 is refused."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +164,7 @@ def make_mesh(mesh: Mesh, devices: Sequence[Any] | None = None) -> jax.sharding.
 
 
 def _laid_out(sizes: Mapping[str, int], devices: Sequence[Any]) -> np.ndarray:
-    """Returns the devices as an array with one dimension per mesh axis."""
+    """Arranges devices in an array with one dimension per mesh axis. `sizes` maps mesh axes to their sizes."""
     slices = len({getattr(device, "slice_index", None) for device in devices})
     if devices[0].platform != "tpu" or slices == 1:
         # An axis may take part of a dimension of the network: 32 devices of a torus of 4×4×4, for example.
@@ -177,28 +177,28 @@ def _laid_out(sizes: Mapping[str, int], devices: Sequence[Any]) -> np.ndarray:
 
 
 _overrides = jax.make_user_context(default_value=())
-"""The overrides of `RULES` in use. They are part of the cache key of functions compiled by jax."""
+"""Overrides of `RULES` that currently apply. They are part of the cache key of functions compiled by jax."""
 
 
 def rules() -> dict[str, tuple[str, ...]]:
-    """Returns the mesh axes that each array axis is split over, with the overrides in use."""
+    """Returns the rules that currently apply: the mesh axes that each array axis is split over, including overrides."""
     return {**RULES, **dict(_overrides.value or ())}
 
 
 @contextlib.contextmanager
 def use(mesh: jax.sharding.Mesh, config: Mesh) -> Iterator[None]:
-    """Makes `mesh` the current mesh, with the rules of its config."""
+    """Context manager that makes `mesh` the current mesh, and applies the rules of its config."""
     with jax.set_mesh(mesh), overridden(config):
         yield
 
 
 def overridden(config: Mesh) -> contextlib.AbstractContextManager:
-    """Applies the rules of a mesh's config until the block ends."""
+    """Context manager that applies the rules of a mesh's config."""
     return _overrides(config.rules)
 
 
 def ways(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh, axis: str) -> int:
-    """Returns the number of parts that the rules split an axis into, such as `batch`."""
+    """Returns the number of parts into which the rules split an array axis, such as `batch`."""
     return int(np.prod([mesh.shape.get(name, 1) for name in rules()[axis]], dtype=int))
 
 
@@ -243,8 +243,12 @@ def partition_spec(
 
 
 def constrain(x: jax.Array, letters: str) -> jax.Array:
-    """Constrains the sharding of `x` on the current mesh (`jax.set_mesh`) by its axes. Returns `x` if there is no
-    mesh.
+    """Constrains the sharding of an array on the current mesh (`jax.set_mesh`), according to its axes. Returns the
+    array unchanged if there is no mesh.
+
+    Args:
+      x: the array.
+      letters: one letter per axis. See `AXES`.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
@@ -258,7 +262,9 @@ def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
 
 
 def state_shardings(abstract_state, mesh: jax.sharding.Mesh):
-    """Returns a tree of NamedSharding for a tree of (boxed) abstract arrays. Arrays without axes are replicated."""
+    """Returns the sharding of each array in a tree. Arrays that are `Boxed` are sharded by their axes, and others are
+    replicated.
+    """
 
     def sharding(leaf):
         if is_boxed(leaf):
@@ -274,23 +280,24 @@ def shardings_of(tree: Any) -> Any:
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
-    """Returns the sharding of a batch: rows are split over the mesh axes of the batch, and all other axes are whole."""
+    """Returns the sharding of a batch: its rows are split over mesh axes, and all other array axes are not."""
     return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
 
 
 def local_rows(batch: int, mesh: jax.sharding.Mesh) -> list[int]:
-    """Returns the indices of the rows of a global batch that this process's devices hold, in order."""
+    """Returns the indices of the global batch's rows that the devices of this process contain, in order."""
     index_of = batch_sharding(mesh).addressable_devices_indices_map((batch,))
     return sorted({row for index in index_of.values() if index for row in range(batch)[index[0]]})
 
 
 def global_batch(local: Mapping[str, np.ndarray], rows: Sequence[int], batch: int, mesh) -> dict[str, jax.Array]:
-    """Creates jax.Arrays of the whole batch on the mesh from the host arrays of this process's `rows`.
+    """Creates the arrays of the global batch on the mesh. Each process provides the rows for its own devices.
 
     Args:
-      local: arrays [len(rows), ...], in the order of `rows`.
-      rows: the result of `local_rows`.
+      local: arrays [len(rows), ...] of this process, in the order of `rows`.
+      rows: indices of the rows, as returned by `local_rows`.
       batch: number of rows of the global batch.
+      mesh: mesh of all processes.
     """
     sharding = batch_sharding(mesh)
     place = {row: index for index, row in enumerate(rows)}

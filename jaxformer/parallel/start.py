@@ -1,4 +1,4 @@
-"""Connects the processes of a run at its start, and ends all of them if one fails.
+"""Connects the processes of a run when it starts, and ends all of them if one fails.
 
 with joined("train"):
     jf.fit(experiment, workdir)

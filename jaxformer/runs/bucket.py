@@ -1,4 +1,4 @@
-"""Exclusive write access to a run's folder in a bucket. `folder` does the same for local folders.
+"""Exclusive write access to a run's folder in a bucket. The module `folder` does the same for local folders.
 
 Objects in a bucket cannot be moved. So a new run first writes its tokenizer to the subfolder `STARTING`, and later
 copies it to `TOKENIZER`. It writes the object `EXPERIMENT` last, because a folder is a run's folder once it contains
@@ -20,14 +20,14 @@ LEASE = ".lease"
 
 
 class BucketClaim(Claim):
-    """Permission of this run to write to a folder in a bucket. Process 0 holds the lease."""
+    """Write access of this run to a folder in a bucket. Process 0 has the lease that excludes other runs."""
 
     def __init__(self, folder: Path, lease: Lease | None = None):
         """Opens the folder.
 
         Args:
           folder: the run's folder.
-          lease: lease of the folder in process 0; None in other processes.
+          lease: lease of the folder, which only process 0 has. None in other processes.
         """
         super().__init__(folder)
         self._lease = lease
@@ -51,7 +51,9 @@ class BucketClaim(Claim):
 
 @contextlib.contextmanager
 def claim_bucket(folder: Path, check: Callable[[], None]) -> Iterator[Claim]:
-    """Claims exclusive write access to a run's folder in a bucket. Same arguments and errors as `folder.claim`."""
+    """Context manager that claims exclusive write access to a run's folder in a bucket. Same arguments and errors as
+    `folder.claim`.
+    """
     if jax.process_index():
         multihost_utils.sync_global_devices("folder")
         yield BucketClaim(folder)  # Process 0 holds the lease for all processes.
@@ -79,7 +81,9 @@ def claim_bucket(folder: Path, check: Callable[[], None]) -> Iterator[Claim]:
 
 
 def _check_ours(folder: Path) -> None:
-    """Raises InputError if the folder contains objects but not a run. Ignores leftovers of a start that failed."""
+    """Raises InputError if the folder contains objects but not a run. Objects that a failed start has left are
+    ignored.
+    """
     with storage.reported(folder, "cannot be listed"):
         names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
         ours = {LEASE, STARTING} | ({TOKENIZER} if STARTING in names and _left(folder / TOKENIZER) else set())
@@ -91,7 +95,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _left(tokenizer: Path) -> list[Path]:
-    """Returns the tokenizer objects that a failed start has copied from `STARTING` to `tokenizer`.
+    """Returns the tokenizer objects that a failed start has copied from the subfolder `STARTING` to `tokenizer`.
 
     Empty if `tokenizer` contains any other object, which must not be removed.
     """
@@ -102,7 +106,7 @@ def _left(tokenizer: Path) -> list[Path]:
 
 
 def _clear(folder: Path) -> None:
-    """Removes the leftovers of a start that failed."""
+    """Removes objects that a failed start of a run has left in the folder."""
     with storage.reported(folder, "cannot be written"):
         for file in (*_left(folder / TOKENIZER), *_files(folder / STARTING / TOKENIZER)):
             file.unlink(missing_ok=True)

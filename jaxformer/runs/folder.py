@@ -25,18 +25,18 @@ DAMAGED = "damaged"
 STARTING = ".jaxformer-starting"
 """Name of the subfolder in which a starting run creates its tokenizer and experiment."""
 MOVED = "moved"
-"""Name of a file in `STARTING`. It identifies the tokenizer folder that is moved to its final place."""
+"""Name of a file in `STARTING` that identifies the tokenizer folder while it is moved to its final path."""
 
 
 class Claim:
-    """Permission of this run to write to a folder. Process 0 holds the lock."""
+    """Exclusive write access of this run to its folder. Process 0 has the lock that excludes other runs."""
 
     def __init__(self, folder: Path, lock: TextIO | None = None):
         """Opens the folder.
 
         Args:
           folder: the run's folder.
-          lock: open, locked file `LOCK` in process 0; None in other processes.
+          lock: open, locked file `LOCK`, which only process 0 has. None in other processes.
         """
         self.folder, self._lock = folder, lock
         # While the folder is open, file systems do not reuse its inode number.
@@ -44,11 +44,14 @@ class Claim:
         self.is_run = (folder / EXPERIMENT).exists()
         """Whether the folder contains a run, that is, the file `EXPERIMENT`."""
         self.started = False
-        """Whether `start` has been called. If not, the end of the claim removes everything that it created."""
+        """Whether `start` has been called. If not, everything that this claim has created in the folder is removed at
+        its end.
+        """
 
     @property
     def home(self) -> Path:
-        """Path of the folder. If possible, a path through the open folder that stays valid when the folder is renamed.
+        """Path for writing to the folder. If possible, a path through the open folder that stays valid when the folder
+        is renamed.
 
         Background writes then never create a folder at the old path.
         """
@@ -57,7 +60,7 @@ class Claim:
 
     @property
     def tokenizer(self) -> Path:
-        """Path of the tokenizer, which may not exist yet."""
+        """Path of the tokenizer folder, which may not exist yet."""
         return (self.folder if self.is_run else self.folder / STARTING) / TOKENIZER
 
     def check(self) -> None:
@@ -68,7 +71,9 @@ class Claim:
         self._raise_if(moved)
 
     def check_here(self) -> None:
-        """Raises InputError in this process if the folder was renamed, replaced, removed or unmounted. See `check`."""
+        """Raises InputError in this process if the folder was renamed, replaced, removed or unmounted. See `check` for
+        all processes.
+        """
         self._raise_if(self.moved())
 
     def _raise_if(self, moved: str) -> None:
@@ -78,7 +83,7 @@ class Claim:
             )
 
     def moved(self) -> str:
-        """Returns a description of how the folder was moved, removed or replaced. Empty if it was not."""
+        """Describes how the folder was moved, removed or replaced. Empty if it was not."""
         if self._lock is None or self._opened is None:
             return ""
         if not _is_same(self.folder, self._opened):
@@ -123,7 +128,7 @@ class Claim:
 
 @contextlib.contextmanager
 def claim(folder: Path, check: Callable[[], None]) -> Iterator[Claim]:
-    """Claims exclusive write access to a run's folder until the block ends. Creates the folder if it is missing.
+    """Context manager that claims exclusive write access to a run's folder. Creates the folder if it is missing.
 
     If the block ends before `Claim.start` is called, everything that the claim created is removed again.
 
@@ -132,8 +137,8 @@ def claim(folder: Path, check: Callable[[], None]) -> Iterator[Claim]:
       check: function that raises InputError if the run in the folder must not be written to.
 
     Raises:
-      InputError: If another process has claimed the folder, it cannot be written to, or it contains other files but
-        not a run.
+      InputError: If another process has claimed the folder, it cannot be written to, or it contains other files but not
+        a run.
     """
     if jax.process_index():
         multihost_utils.sync_global_devices("folder")
@@ -168,7 +173,7 @@ def write_at_once(path: Path, text: str) -> None:
 
 
 def _check_ours(folder: Path) -> None:
-    """Raises InputError if the folder contains files but not a run. Ignores leftovers of a start that failed."""
+    """Raises InputError if the folder contains files but not a run. Files that a failed start has left are ignored."""
     try:
         names = sorted(os.listdir(folder))
     except FileNotFoundError:
@@ -179,8 +184,13 @@ def _check_ours(folder: Path) -> None:
 
 
 def check_names(folder: Path, names: Collection[str], ours: Container[str]) -> None:
-    """Raises InputError if `names`, the content of a folder, has names other than `ours` and does not have
-    `EXPERIMENT`."""
+    """Raises InputError if a folder is not empty and not a run's folder.
+
+    Args:
+      folder: the folder.
+      names: names of the files in it. It is a run's folder if `EXPERIMENT` is one of them.
+      ours: names of files that a starting run may create, which are ignored.
+    """
     foreign = [] if EXPERIMENT in names else [name for name in sorted(names) if name not in ours]
     if foreign:
         more = f" (and {len(foreign) - 1} more)" if len(foreign) > 1 else ""
@@ -190,7 +200,9 @@ def check_names(folder: Path, names: Collection[str], ours: Container[str]) -> N
 
 
 def _left(folder: Path) -> list[Path]:
-    """Returns the leftovers of a failed start. `STARTING` is last, because the others are only recognised with it."""
+    """Returns the files and folders that a failed start has left. `STARTING` is last, because the others are only
+    recognised by it.
+    """
     starting, checkpoints, tokenizer = (folder / name for name in (STARTING, CHECKPOINTS, TOKENIZER))
     if starting.is_symlink() or not starting.is_dir():
         return []
@@ -204,13 +216,13 @@ def _left(folder: Path) -> list[Path]:
 
 
 def _clear(folder: Path) -> None:
-    """Removes the leftovers of a start that failed."""
+    """Removes the files and folders that a failed start of a run has left."""
     for path in _left(folder):
         path.rmdir() if path.name == CHECKPOINTS else shutil.rmtree(path)
 
 
 def _make(folder: Path, undone: contextlib.ExitStack) -> None:
-    """Creates the folder and its missing parents. `undone` removes those that are still empty."""
+    """Creates the folder and its missing parents. Adds their removal to `undone`, for those that are still empty."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         for path in reversed(missing):

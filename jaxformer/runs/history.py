@@ -1,4 +1,6 @@
-"""Reading `metrics.jsonl`: one JSON object per line, with `step`, `split` (train or an evaluation) and the metrics."""
+"""Reads `metrics.jsonl`: one JSON object per line, with `step`, `split` (train or the name of an evaluation) and the
+metrics.
+"""
 
 import json
 import math
@@ -12,12 +14,12 @@ METRICS = "metrics.jsonl"
 
 
 def read_history(path: Path, last: float = math.inf, rewrite: bool = False) -> list[dict[str, Any]]:
-    """Reads the lines of a metrics file, except a last line that was cut short. null is read as NaN.
+    """Reads the lines of a metrics file, except a last line that is incomplete. null is read as NaN.
 
     Args:
-      path: the file. If it is missing, there are no lines.
-      last: the last step to read.
-      rewrite: whether to remove all other lines from the file, because a resumed run writes these steps again.
+      path: path of the file. If it does not exist, there are no lines.
+      last: last step to read.
+      rewrite: whether to remove the lines of later steps from the file, because a resumed run writes these steps again.
     """
     if not path.exists():
         return []

@@ -1,4 +1,4 @@
-"""Lease that ensures that only one process writes to a folder in a bucket, similar to a lock file.
+"""Lease of a folder in a bucket: ensures that only one run writes to the folder, similar to a lock file.
 
 The lease is an object in the bucket, which its owner rewrites regularly as long as it runs.
 """
@@ -18,7 +18,7 @@ from jaxformer.errors import InputError
 from jaxformer.progress import phase
 
 SECONDS = 60.0
-"""Number of seconds after which a lease expires if it is not renewed. It is renewed four times as often."""
+"""Number of seconds after which a lease expires if its owner does not renew it. It is renewed four times as often."""
 
 
 class Lease:
@@ -61,7 +61,13 @@ class Lease:
                     return seen.version, before is None  # The write succeeded, but its response was lost.
 
     def _after(self, first: conditional.Stored) -> conditional.Stored | None:
-        """Waits until the lease `first` of another process ends, and returns its last object; None if it was removed.
+        """Waits until the lease of another process ends, by release or expiry.
+
+        Args:
+          first: object of the lease as first read.
+
+        Returns:
+          Object of the lease as last read. None if the other process removed it.
 
         Raises:
           InputError: If the other process renews the lease.
@@ -89,7 +95,7 @@ class Lease:
         return self._lost
 
     def release(self, remove: bool = False) -> None:
-        """Releases the lease. Errors are ignored, because the next writer then only has to wait for its expiry.
+        """Releases the lease. Errors are ignored, because the lease expires in any case.
 
         Args:
           remove: whether to remove the object of the lease.

@@ -1,4 +1,4 @@
-"""The command that is suggested after training, with an example from the run's data."""
+"""Suggests a command to run after training, with an example from the run's data."""
 
 import contextlib
 import os
@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from jaxformer.runs.run import Run
 
 TRIED = 20
-"""Maximum number of examples to try until one makes a request."""
+"""Maximum number of examples to try until one can be converted to arguments of `predict`."""
 
 
 def next_command(run: "Run") -> str:
-    """Returns a command that predicts with the run, or one that trains from its weights if the run cannot predict."""
+    """Returns a command for predicting with the run. If the run cannot predict, returns a command that trains another
+    run from its weights.
+    """
     words, folder = example_of(run), shlex.quote(str(run.folder))
     allowed = [f"--allow {package}" for package in foreign_packages(fields.classes_in(run.experiment))]
     if not words:
@@ -30,7 +32,7 @@ def next_command(run: "Run") -> str:
 
 
 def example_of(run: "Run") -> tuple[str, ...]:
-    """Returns arguments of `predict` from the first usable example of the held-out data, or of the training data."""
+    """Makes arguments of `predict` from the first usable example of the held-out data, or of the training data."""
     data = run.experiment.data
     documents = (data.validation or data.train).open()
     for index in range(min(TRIED, len(documents))):

@@ -1,4 +1,4 @@
-"""Reading a run's parameters from its checkpoints."""
+"""Reads the parameters of a run from its checkpoints."""
 
 import functools
 import warnings
@@ -51,7 +51,8 @@ def checkpoint_order(
     best: BestMetric | None,
     step: int | None = None,
 ) -> list[int]:
-    """Returns the steps of a run's checkpoints in the order in which to try to read them, or only the requested step.
+    """Returns the steps of a run's checkpoints in the order in which to try to read them. If `step` is given, only this
+    step.
 
     Raises:
       InputError: If there is no checkpoint, or none of that step.
@@ -75,7 +76,9 @@ def no_checkpoint(folder: Path, settings: config.Checkpoint) -> InputError:
 
 
 def used_params(experiment: Experiment, params: Any, mesh: jax.sharding.Mesh) -> Any:
-    """Returns the model's parameters on the mesh, with LoRA merged into the kernels."""
+    """Converts the parameters of a run to those of its model, on the mesh. LoRA adapters are merged into the
+    kernels.
+    """
     if experiment.lora is None:
         return params
     shardings = sharding.shardings_of(state.abstract_params(experiment, mesh))

@@ -1,4 +1,4 @@
-"""Reads runs. A run's folder contains:
+"""Opens runs from their folders. A run's folder contains:
 
 experiment.json   the whole experiment
 tokenizer/        the tokenizer
@@ -48,25 +48,25 @@ MAY_CHANGE = (
     *("steps", "mesh", "init", "fork", "fork_step", "evaluation", "evaluations", "checkpoint", "log"),
     *("data.workers", "data.prefetch", "objective.decoding", "objective.scored", "objective.scores"),
 )
-"""Fields that may change when a run is resumed, because they do not affect the meaning of its parameters."""
+"""Fields of the experiment that may change when a run is resumed, because the parameters keep their meaning."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run read from its folder."""
+    """A trained or imported run: experiment, tokenizer and parameters, for predicting, evaluating and exporting."""
 
     folder: Path
     """Path of the run's folder."""
     experiment: Experiment
     """Experiment of the run."""
     tokenizer: Tokenizer | None
-    """Tokenizer of the run; None if the run reads no text."""
+    """Tokenizer of the run. None if its data does not contain text."""
     step: int
-    """Number of training steps of the parameters."""
+    """Number of training steps after which the parameters were saved."""
     params: Any
-    """Parameters on `mesh`, or their moving average if the run keeps one."""
+    """Parameters on `mesh`. If the run computes a moving average of them, the average."""
     mesh: jax.sharding.Mesh
-    """Mesh of the run's config, or one for the devices that are available."""
+    """Device mesh of the parameters: the one in the run's config, or one for the devices that are available."""
 
     @property
     def model(self) -> Model:
@@ -86,7 +86,9 @@ class Run:
 
     @functools.cached_property
     def predictor(self) -> Predictor:
-        """Predictor of the objective. Call its methods under the run's mesh. Raises InputError if there is none."""
+        """Predictor of the run's objective. Call its methods under the run's mesh. Raises InputError if there is
+        none.
+        """
         found = self.objective.predictor(self.model, self.params, self.tokenizer)
         if found is None:
             raise InputError(f"{self.folder}: {type(self.objective).__name__} has no predictor; it can only be trained")
@@ -116,7 +118,8 @@ class Run:
         return self.predictor.encode(self.prepare_requests(as_list(text)))
 
     def embed(self, text: Any) -> np.ndarray:
-        """Returns the vector of a text, or of the image at a path, float32 [embed]. For a sequence of them, [n, embed].
+        """Computes the vector of a text, or of the image at a path, float32 [embed]. For a sequence of them,
+        [texts, embed].
 
         It is the trained vector of a sentence embedding model, the input of the head for classifiers and image models,
         and the mean of the last hidden states for other text models.
@@ -199,7 +202,7 @@ class Run:
                 )
 
     def stream(self, text: str) -> Iterator[str]:
-        """Yields the answer to a text in pieces while it is generated, or as a whole if the model does not stream."""
+        """Generates the answer to a text, and yields it in pieces, or as a whole if the model does not stream."""
         predictor = self.predictor
         if not isinstance(predictor, Streams) or not self.streams:
             yield str(self.predict(text))
@@ -225,7 +228,9 @@ class Run:
 
     @property
     def streams(self) -> bool:
-        """Whether `stream` yields an answer while it is generated. True for a language model without beam search."""
+        """Whether `stream` yields an answer in pieces while it is generated. True for a language model without beam
+        search.
+        """
         return isinstance(self.predictor, Streams) and self.predictor.decoding.num_beams == 1
 
     def with_decoding(self, **settings: Any) -> "Run":
@@ -274,13 +279,17 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class RunTokenizer:
-    """Tokenizer config that copies the tokenizer of another run, for a run that starts from its parameters."""
+    """Config of a tokenizer that is copied from another run. Used by runs that start from the parameters of that
+    run.
+    """
 
     run: str
-    """Folder of the other run."""
+    """Path of the other run's folder."""
 
     def build(self, open_source: Callable[[], Sequence], folder: str) -> Tokenizer:
-        """Loads the tokenizer from `folder`. If there is none yet, copies the other run's tokenizer there."""
+        """Loads the tokenizer from `folder`. If the folder does not contain one yet, copies the other run's tokenizer
+        there.
+        """
         if not saved(folder):
             home = storage.path(self.run)
             read_experiment(home)  # Raises InputError if the folder is not a run's.
@@ -291,7 +300,8 @@ class RunTokenizer:
 def open_run(
     folder: str | os.PathLike, in_memory: bool = True, step: int | None = None, known: Experiment | None = None
 ) -> Run:
-    """Reads a run with its latest checkpoint, or its best one if the config sets `checkpoint.best`.
+    """Opens a run with the parameters of its latest checkpoint, or of its best one if the config sets
+    `checkpoint.best`.
 
     If this checkpoint is corrupted, prints a warning and reads the next one.
 
@@ -339,7 +349,7 @@ def read_experiment(folder: Path, known: Experiment | None = None) -> Experiment
 
 @contextlib.contextmanager
 def writer(folder: Path, experiment: Experiment) -> Iterator[Claim]:
-    """Claims write access to a folder for a run of an experiment. See `claim`.
+    """Context manager that claims write access to a folder for a run of an experiment. See `claim`.
 
     Raises:
       InputError: Like `claim`, or if the folder contains a run of another experiment, or the experiment cannot be
@@ -352,7 +362,9 @@ def writer(folder: Path, experiment: Experiment) -> Iterator[Claim]:
 
 
 def prepare_tokenizer(folder: Claim, experiment: Experiment) -> Tokenizer | None:
-    """Returns the run's tokenizer. For a new run, process 0 makes it. Raises InputError if an existing run has none."""
+    """Returns the run's tokenizer. For a new run, process 0 trains or copies it first. Raises InputError if an existing
+    run has none.
+    """
     if experiment.tokenizer is None:
         return None
     if jax.process_index() == 0:

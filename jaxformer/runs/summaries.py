@@ -1,4 +1,4 @@
-"""Representations of a run: one line, a summary, and an HTML card for notebooks."""
+"""Text and HTML representations of a run: one line, a summary of several lines, and a card for notebooks."""
 
 import html
 import typing
@@ -11,11 +11,13 @@ if typing.TYPE_CHECKING:
     from jaxformer.runs.run import Run
 
 FEW, WORST = 10, 3
-"""Maximum number of labels whose metrics are all shown; with more labels, the number of lowest F1 scores to show."""
+"""Maximum number of labels for which all scores are shown, and number of lowest F1 scores that are shown if there are
+more labels.
+"""
 
 
 class Summary(str):
-    """A text of several lines whose repr is the text itself."""
+    """Text of several lines whose repr is the text itself, so that an interactive Python session prints it."""
 
     __slots__ = ()
 

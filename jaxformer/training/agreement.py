@@ -17,11 +17,13 @@ from jaxformer.parallel.line import differing
 from jaxformer.runs.folder import EXPERIMENT, STARTING
 
 LATE = 10
-"""Number of seconds to wait until a new folder is visible on this host."""
+"""Maximum number of seconds to wait until a folder that process 0 has created is visible on this host."""
 
 
 def check_same(experiment: Experiment, workdir: Path) -> None:
-    """Raises InputError, in all processes, if experiment, folder or user code of a process differ from process 0."""
+    """Checks that all processes train the same experiment. Raises InputError, in all processes, if experiment, folder
+    or user code of a process differ from those of process 0.
+    """
     if jax.process_count() == 1:
         return
     first, *others = processes.gather(lambda: facts(experiment, workdir))
@@ -46,7 +48,9 @@ def check_shared(folder: Path) -> None:
 
 
 def _sees(folder: Path) -> bool:
-    """Returns whether the folder contains a run or a starting run. Waits, because a network file system may be slow."""
+    """Returns whether this process sees a run, or one that is starting, in the folder. Waits, because a network file
+    system may be slow.
+    """
     for _ in range(LATE):
         if (folder / STARTING).exists() or (folder / EXPERIMENT).exists():
             return True

@@ -1,4 +1,6 @@
-"""Checkpoints of a run: the training state and the lanes of the data, saved together in the background by Orbax."""
+"""Checkpoints of a run: the training state and the state of the data pipeline, saved together in the background by
+Orbax.
+"""
 
 import contextlib
 import dataclasses
@@ -39,23 +41,23 @@ The limit exists because reading an array temporarily needs three copies of it i
 
 @dataclasses.dataclass(frozen=True)
 class StoredArray:
-    """An array of a checkpoint that is not in memory. Each `np.asarray` of it reads it from disk."""
+    """An array in a checkpoint that has not been read. Each `np.asarray` of it reads it from disk."""
 
     shape: tuple[int, ...]
     """Shape of the array."""
     dtype: np.dtype
     """Dtype of the array."""
     sharding: jax.sharding.Sharding | None
-    """Sharding that `loaded` gives the array. If None, it is on the default device."""
+    """Sharding with which `loaded` places the array on devices. If None, it is placed on the default device."""
     read: Callable[[], np.ndarray]
-    """Function that reads the array."""
+    """Function that reads the array from disk."""
 
     def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
         return self.read().astype(dtype or self.dtype, copy=False)
 
 
 def loaded(tree: Tree) -> Tree:
-    """Reads every `StoredArray` of a tree onto its sharding."""
+    """Reads every `StoredArray` of a tree, and places it on devices with its sharding."""
 
     def load(leaf):
         return jax.device_put(np.asarray(leaf), leaf.sharding) if isinstance(leaf, StoredArray) else leaf
@@ -122,7 +124,8 @@ class Checkpoints:
         return sorted(self._manager.all_steps(), reverse=True)
 
     def best_first(self, best: BestMetric) -> list[int]:
-        """Returns the steps of all checkpoints, best first by a metric. Checkpoints without evaluation come last.
+        """Returns the steps of all checkpoints, best first according to a metric. Checkpoints without evaluation come
+        last.
 
         Of several equally good checkpoints, the earliest comes first.
         """
@@ -132,7 +135,9 @@ class Checkpoints:
         return in_order + [step for step in self.steps if step not in evaluated]
 
     def best(self, best: BestMetric) -> int | None:
-        """Returns the step of the best checkpoint by a metric, the earliest of equals; None without evaluation."""
+        """Returns the step of the best checkpoint according to a metric. Of equally good ones, the earliest. None if
+        there was no evaluation.
+        """
         first = next(iter(self.best_first(best)), None)
         return first if first is not None and best.rank(self.results(first) or {}) is not None else None
 
@@ -142,12 +147,13 @@ class Checkpoints:
 
     @phase("saving")
     def save(self, step: int, trees: Mapping[str, Tree], metrics: Mapping[str, float] | None) -> None:
-        """Starts to save. The arrays may be donated at once. Does nothing if the step is already saved.
+        """Starts to save a checkpoint in the background. The arrays may be donated at once. Does nothing if the step is
+        already saved.
 
         Args:
-          step: number of updates done.
+          step: number of training steps done.
           trees: arrays on the mesh, by the names used in `restore`. None is left out.
-          metrics: evaluation at this step, if there was one, to find the best checkpoint.
+          metrics: evaluation results at this step, if there are any, to find the best checkpoint.
         """
         if step in self._manager.all_steps():
             return
@@ -177,10 +183,10 @@ class Checkpoints:
         }
 
     def stored(self, abstract: Mapping[str, Tree], step: int) -> dict[str, Tree]:
-        """Returns the trees as `StoredArray`s, which are read only when they are needed.
+        """Returns trees of a checkpoint whose arrays are read only when they are needed (`StoredArray`).
 
         Args:
-          abstract: same as in `restore`.
+          abstract: shapes, types and shardings of the arrays, as in `restore`.
           step: step of the checkpoint.
 
         Raises:
@@ -193,7 +199,9 @@ class Checkpoints:
         }
 
     def set_aside(self, after: int, folder: Path) -> None:
-        """Moves damaged checkpoints of later steps to another folder, because these steps will be saved again."""
+        """Moves damaged checkpoints of steps above `after` to another folder, because these steps will be saved
+        again.
+        """
         later = [step for step in self.steps if step > after]
         if not later:
             return
@@ -217,7 +225,9 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _in_place(self) -> Iterator[None]:
-        """Raises InputError if the run's folder has been moved, in place of any other error."""
+        """Context manager that replaces any error by an InputError if the cause is that the run's folder has been
+        moved.
+        """
         if self._claim:
             self._claim.check()
         try:
@@ -237,7 +247,7 @@ class Checkpoints:
 
 
 def _preserved(settings: Checkpoint, best: BestMetric | None) -> policies.PreservationPolicy:
-    """Returns the policy that keeps the latest checkpoints, and the best one of those that were evaluated."""
+    """Returns the Orbax policy that keeps the latest checkpoints and, if `best` is given, the best evaluated one."""
     latest = policies.LatestN(settings.keep)
     if best is None:
         return latest
@@ -251,14 +261,16 @@ def _preserved(settings: Checkpoint, best: BestMetric | None) -> policies.Preser
 
 
 def _registry() -> ocp.handlers.CheckpointHandlerRegistry:
-    """Returns the handlers for trees of any name, written without compression."""
+    """Returns Orbax handlers that save and restore trees of any name, without compression."""
     registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
     registry.add(None, ocp.args.PyTreeSave, ocp.PyTreeCheckpointHandler(use_compression=False))
     return registry
 
 
 def _restored(folder: epath.Path, abstract: Tree) -> Tree:
-    """Restores the tree in a folder, compressed or not, a few large arrays at a time."""
+    """Reads all arrays of the tree in a folder, whether they are compressed or not. Only a few large arrays are read at
+    a time.
+    """
     arguments = _restore_arguments(folder, abstract)
     leaves, structure = jax.tree.flatten(abstract)
     arrays = [None] * len(leaves)
@@ -270,7 +282,7 @@ def _restored(folder: epath.Path, abstract: Tree) -> Tree:
 
 
 def _stored(folder: epath.Path, abstract: Tree) -> Tree:
-    """Returns the tree in a folder as arrays that are read one by one."""
+    """Returns the tree in a folder with arrays that are read only when they are needed (`StoredArray`)."""
     _restore_arguments(folder, abstract)  # Raises InputError if the arrays differ.
     arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), abstract)
     leaves, structure = jax.tree.flatten(abstract)
@@ -285,7 +297,17 @@ def _stored(folder: epath.Path, abstract: Tree) -> Tree:
 
 
 def _read(folder: epath.Path, abstract: Tree, arguments: Tree, places: set[int]) -> dict[int, Any]:
-    """Reads some leaves of the tree in a folder, given by their indices among all leaves."""
+    """Reads some arrays of the tree in a folder.
+
+    Args:
+      folder: folder of the tree.
+      abstract: shapes and types of all arrays.
+      arguments: Orbax's arguments for reading each array.
+      places: indices of the arrays to read, among all leaves of the tree.
+
+    Returns:
+      The arrays by index.
+    """
     leaves, structure = jax.tree.flatten(abstract)
     asked = structure.unflatten(leaf if place in places else ocp.PLACEHOLDER for place, leaf in enumerate(leaves))
     arguments = ocp.args.PyTreeRestore(asked, restore_args=arguments)
@@ -294,7 +316,8 @@ def _read(folder: epath.Path, abstract: Tree, arguments: Tree, places: set[int])
 
 
 def _parts(leaves: list[jax.ShapeDtypeStruct]) -> Iterator[set[int]]:
-    """Yields groups of leaf indices to read at the same time: up to `AT_ONCE` bytes, or one larger array.
+    """Divides arrays into groups that are read at the same time: several of up to `AT_ONCE` bytes together, or a single
+    larger array. Yields the indices of each group.
 
     The largest arrays come first, so that smaller ones can reuse the memory that was needed to read them.
     """
@@ -310,7 +333,7 @@ def _parts(leaves: list[jax.ShapeDtypeStruct]) -> Iterator[set[int]]:
 
 
 def _restore_arguments(folder: epath.Path, abstract: Tree) -> Tree:
-    """Returns how to read each array. Raises InputError if the stored arrays are not those requested.
+    """Returns Orbax's arguments for reading each array. Raises InputError if the stored arrays are not those requested.
 
     Orbax silently casts to the requested dtype. The dtype is passed to Orbax only if it is wider than the stored one,
     because Orbax then keeps each array until the next garbage collection.
@@ -341,7 +364,7 @@ def _restore_arguments(folder: epath.Path, abstract: Tree) -> Tree:
 
 @contextlib.contextmanager
 def _errors_only() -> Iterator[None]:
-    """Silences Orbax's warnings."""
+    """Context manager that silences Orbax's warnings."""
     before = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)
     try:

@@ -1,4 +1,4 @@
-"""Checkpoints that cannot be read, and finding the first readable one."""
+"""Damaged checkpoints: recognises them, and finds the first checkpoint that can be read."""
 
 import contextlib
 import gc
@@ -17,7 +17,7 @@ from jaxformer.errors import InputError
 
 Read = TypeVar("Read")
 MOST_SAID = 300
-"""Maximum number of characters shown of a library's message about a damaged file."""
+"""Maximum number of characters that are shown of a library's error message about a damaged file."""
 
 
 class Damaged(InputError):
@@ -28,8 +28,8 @@ def first_good(steps: Iterable[int], read: Callable[[int], Read]) -> tuple[int, 
     """Reads the first checkpoint that is not damaged.
 
     Args:
-      steps: steps in the order in which to try them.
-      read: reads the checkpoint of a step.
+      steps: steps of the checkpoints, in the order in which to try them.
+      read: function that reads the checkpoint of a step.
 
     Returns:
       The step, the result of `read`, and a line for each damaged checkpoint before it.
@@ -54,7 +54,7 @@ def first_good(steps: Iterable[int], read: Callable[[int], Read]) -> tuple[int, 
 
 
 def unless_damaged(folder: PurePath, read: Callable[[], Read]) -> Read:
-    """Returns `read()` for a checkpoint.
+    """Calls `read`, which reads a checkpoint, and returns its result. Converts errors that damage may have caused.
 
     Raises:
       Damaged: If `read` failed for another reason than a lack of memory or of permission.
@@ -92,7 +92,9 @@ def _message(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _errors_of_others_dropped() -> Iterator[None]:
-    """Silences errors, at garbage collection, of arrays that were read at the same time as one that failed."""
+    """Context manager for reading several arrays at a time. If one fails, silences the errors that Python would report
+    later, when it frees the others.
+    """
     hook, log = sys.unraisablehook, logging.getLogger("asyncio")
     sys.unraisablehook, log.disabled = lambda _: None, True
     try:

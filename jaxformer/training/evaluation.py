@@ -1,4 +1,4 @@
-"""The evaluation loop: one pass over held-out data that reads every document once."""
+"""Evaluation: one pass over held-out data that reads every document once."""
 
 import contextlib
 import functools
@@ -24,13 +24,13 @@ from jaxformer.progress import phase
 from jaxformer.training.state import abstract_params
 
 GROUP = 32
-"""Number of documents per group, the unit that is divided among processes. It is fixed, so that answers do not depend
+"""Number of documents per group. Groups are divided among processes. The number is fixed, so that answers do not depend
 on the number of processes.
 """
 
 
 class Evaluator:
-    """Evaluates parameters on the data of one evaluation. Compiles once, at the first call."""
+    """Runs one evaluation of an experiment: computes its metrics on held-out data. Compiles once, at the first call."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class Evaluator:
         mesh: jax.sharding.Mesh,
         evaluation: NamedEvaluation | None = None,
     ):
-        """Prepares the evaluation named `evaluation`; if it is None, the one on `data.validation`."""
+        """Prepares an evaluation. If `evaluation` is None, it is the one on `data.validation`."""
         self._experiment, self._tokenizer, self._mesh = experiment, tokenizer, mesh
         self._rows = sharding.local_rows(experiment.data.batch, mesh)
         self._data = evaluation.data(experiment.data) if evaluation else experiment.data
@@ -48,7 +48,7 @@ class Evaluator:
         self._of_documents = [metric for metric in self._metrics if isinstance(metric, DocumentMetric)]
 
     def check(self) -> None:
-        """Raises InputError if the held-out data gives no batch, or lacks fields that the metrics need."""
+        """Raises InputError if the held-out data gives no batch, or does not have the fields that the metrics need."""
         self._experiment.objective.check(self._experiment.model, self._data.task.row)
         for metric in self._of_documents:
             metric.check(self._data.task)
@@ -56,7 +56,7 @@ class Evaluator:
             next(batches)
 
     def __call__(self, params, stopped: Callable[[], bool] = lambda: False) -> dict[str, float] | None:
-        """Returns the metrics by name, exact over all held-out documents; None if `stopped` returned True.
+        """Computes the metrics over all held-out documents. Returns them by name, or None if `stopped` returned True.
 
         Args:
           params: parameters on the mesh.
@@ -75,7 +75,9 @@ class Evaluator:
         return states.compute()
 
     def _add_documents(self, states: MetricStates, params) -> None:
-        """Adds the states of metrics of whole documents, whose groups are divided among the processes."""
+        """Computes the metrics that need whole documents, and adds their states. The documents are divided among the
+        processes.
+        """
         size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
         mesh = processes.local_mesh(self._mesh, size)
         local = processes.to_local(params, abstract_params(self._experiment, mesh))
@@ -99,7 +101,7 @@ class Evaluator:
 
 
 class Evaluations:
-    """All evaluations of an experiment."""
+    """Runs all evaluations of an experiment."""
 
     def __init__(self, experiment: Experiment, tokenizer: Tokenizer | None, mesh: jax.sharding.Mesh):
         self._evaluators = {
@@ -108,12 +110,12 @@ class Evaluations:
         }
 
     def check(self) -> None:
-        """Raises InputError under the conditions of `Evaluator.check`."""
+        """Checks the data of all evaluations. See `Evaluator.check`."""
         for evaluator in self._evaluators.values():
             evaluator.check()
 
     def __call__(self, params, stopped: Callable[[], bool] = lambda: False) -> dict[str, dict[str, float]] | None:
-        """Returns the metrics of each evaluation by its name; None if `stopped` returned True."""
+        """Runs all evaluations. Returns the metrics of each by its name, or None if `stopped` returned True."""
         results = {}
         for name, evaluate in self._evaluators.items():
             values = evaluate(params, stopped)
@@ -125,14 +127,16 @@ class Evaluations:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _terms(objective: Objective, model: Any, params: Any, batch: dict[str, jax.Array]) -> dict[str, Any]:
-    """Computes the objective's terms of a batch, replicated on every device."""
+    """Computes the objective's values for a batch, replicated on every device."""
     with fixed_order():
         terms = objective(model, params, batch)
     return jax.tree.map(lambda array: jax.lax.with_sharding_constraint(array, PartitionSpec()), terms)
 
 
 def _score(metric: DocumentMetric, context: Context, documents: Any) -> list[Any]:
-    """Returns the states of all groups of documents, in order. Each process computes only its share of them."""
+    """Computes the states of a metric for all groups of documents, in order. Each process computes only its share of
+    the groups.
+    """
     indices = list(metric.select(context, documents))
     groups = [indices[start : start + GROUP] for start in range(0, len(indices), GROUP)] or [[]]
     count = jax.process_count()
@@ -142,7 +146,9 @@ def _score(metric: DocumentMetric, context: Context, documents: Any) -> list[Any
 
 
 def _until_all_end(batches: Iterator[Batch], empty: Batch) -> Iterator[Batch]:
-    """Yields this process's batches, then empty batches until every process has no more data."""
+    """Yields this process's batches, followed by empty batches until all processes have reached the end of their
+    data.
+    """
     if jax.process_count() == 1:
         yield from batches
         return

@@ -1,4 +1,4 @@
-"""The state and the lanes that training starts from."""
+"""Determines the training state, and the state of the data pipeline, from which training starts."""
 
 import dataclasses
 import functools
@@ -20,10 +20,11 @@ from jaxformer.training.state import TrainState, abstract_state, copied, init_st
 def restore_or_init(
     saved: Checkpoints, experiment: Experiment, mesh: jax.sharding.Mesh
 ) -> tuple[TrainState, np.ndarray, str]:
-    """Returns the state, the states of all lanes, and lines that say where they are from (may be empty).
+    """Returns the training state, the state of the data pipeline, and lines of text that state their origin (may be
+    empty).
 
-    They come from the newest good checkpoint. If there is no checkpoint, they come from the run `fork`, or are new,
-    with parameters from `init` if it is set.
+    They come from the newest undamaged checkpoint. If there is no checkpoint, they come from the run `fork`, or are
+    new, with parameters from `init` if it is set.
     """
     abstract, lanes = abstract_state(experiment, mesh), loader.initial_state(experiment.data)
     if saved.latest is not None:

@@ -18,23 +18,23 @@ from jaxformer.training.damage import first_good
 from jaxformer.training.state import TrainState, abstract_state, copied, trained_and_held
 
 BESIDE_BATCHES = ("data.validation", "data.workers", "data.prefetch")
-"""Fields of `data` that do not affect the training batches."""
+"""Fields of the experiment below `data` that do not affect the training batches."""
 UNLISTED = ("fork", "fork_step", "init")
-"""Fields that always differ in a fork, and are not reported."""
+"""Fields of the experiment that always differ in a fork, so that the difference is not reported."""
 MOST_LISTED = 10
-"""Maximum number of changed settings to list."""
+"""Maximum number of changed settings that are reported."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Fork:
-    """The start of a forked run."""
+    """State that a forked run starts from, read from the other run."""
 
     state: TrainState
-    """The training state, on the mesh."""
+    """Training state, on the mesh."""
     lanes: np.ndarray
-    """States of all lanes."""
+    """State of the data pipeline, int32 [batch, S]."""
     told: str
-    """Lines that name the run, the step and the settings that differ."""
+    """Lines of text that name the other run, the step and the settings that differ."""
 
 
 def fork_from(experiment: Experiment, mesh: jax.sharding.Mesh) -> Fork:
@@ -80,7 +80,9 @@ def fork_from(experiment: Experiment, mesh: jax.sharding.Mesh) -> Fork:
 
 
 def rate_change(before: Experiment, now: Experiment, state: TrainState) -> list[str]:
-    """Returns a line about the learning rate of the next update if the new settings change it; otherwise no line."""
+    """Describes the change of the next update's learning rate that new settings cause. Returns one line, or none if it
+    does not change.
+    """
     updates = int(state.step) - int(state.skipped)
     old, new = (float(each.optimizer.schedule(each.steps)(updates)) for each in (before, now))
     if old == new:
@@ -91,7 +93,7 @@ def rate_change(before: Experiment, now: Experiment, state: TrainState) -> list[
 
 
 def _check_same_state(experiment: Experiment, other: Experiment) -> Experiment:
-    """Returns the experiment of the other run. Raises InputError if its model or tokenizer differs."""
+    """Reads the experiment of the run to fork. Raises InputError if its model or tokenizer differs."""
     changed = differences(other.model, experiment.model)
     changed += config.differences(other.tokenizer, experiment.tokenizer, "tokenizer")
     if changed:
@@ -100,14 +102,16 @@ def _check_same_state(experiment: Experiment, other: Experiment) -> Experiment:
 
 
 def _other_batches(other: Experiment, experiment: Experiment) -> list[str]:
-    """Returns one line per difference that changes the batches of an experiment."""
+    """Returns one line for each difference between two experiments that changes the training batches."""
     seeds = [f"seed: {other.seed} in the run, {experiment.seed} now"] if other.seed != experiment.seed else []
     found = config.differences(other.data, experiment.data, "data")
     return seeds + [str(difference) for difference in found if not difference.within(*BESIDE_BATCHES)]
 
 
 def _changes(other: Experiment, experiment: Experiment) -> list[str]:
-    """Returns one line per setting that differs from the run's, and a line with the number of further ones."""
+    """Returns one line for each setting that differs from the forked run's, up to a maximum, and a line with the number
+    of further ones.
+    """
     lines = [str(found) for found in config.differences(other, experiment) if found.path not in UNLISTED]
     more = [f"and {len(lines) - MOST_LISTED} more settings"] if len(lines) > MOST_LISTED else []
     return lines[:MOST_LISTED] + more

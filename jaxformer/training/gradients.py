@@ -1,4 +1,4 @@
-"""The loss of a batch and its gradient, exact for any number of micro-batches."""
+"""Computes the loss of a batch and its gradient. The result is exact for any number of micro-batches."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +18,8 @@ Means = dict[str, Mean]
 
 
 def loss_and_gradient(experiment: Experiment, params, batch, key) -> tuple[Means, Any]:
-    """Computes the means of a batch, and the gradient of its loss with respect to the trained parameters.
+    """Computes the weighted means of a batch (losses and metrics), and the gradient of its loss with respect to the
+    trained parameters.
 
     The result is exact for any number of micro-batches. The loss is Σ weight · sum / weight of the means that the
     objective names. With micro-batches, each sum is divided by the weight of the whole batch, so the gradients add up
@@ -54,7 +55,8 @@ def loss_and_gradient(experiment: Experiment, params, batch, key) -> tuple[Means
 
 
 def _by_cached_vectors(experiment: Experiment, objective: BatchObjective, params, batch, key) -> tuple[Means, Any]:
-    """Does the same for an objective that compares the examples of the whole batch (Gao et al. 2021, gradient caching).
+    """Computes the same as `loss_and_gradient` for an objective that compares the examples of the whole batch (Gao et
+    al. 2021, gradient caching).
 
     A first pass computes all vectors without storing activations. The loss of all vectors gives their gradients. A
     second pass with the same dropout propagates these to the parameters, one micro-batch at a time.
@@ -87,7 +89,13 @@ def _by_cached_vectors(experiment: Experiment, objective: BatchObjective, params
 
 
 def _weighted(weights: Mapping[str, float], means: Means, totals: Mapping[str, jax.Array] | None) -> jax.Array:
-    """Returns the weighted sum of means and auxiliary means, each divided by its total weight if that is given."""
+    """Computes the total loss: the weighted sum of the losses and auxiliary losses.
+
+    Args:
+      weights: weight of each loss, by name.
+      means: losses as weighted means, by name.
+      totals: weights of the whole batch by which the sums are divided. If None, the means' own weights.
+    """
     parts = (
         weight * Mean(means[name].sum, totals[name] if totals else means[name].weight).value
         for name, weight in with_auxiliary(weights, means).items()

@@ -1,4 +1,4 @@
-"""Memory allocation on the host, for training on the CPU.
+"""Memory allocation settings of the host, for training on the CPU.
 
 XLA on CPU allocates a step's buffers again at every step. The kernel zeroes large buffers page by page, which takes a
 sixth of the step's time with small pages. Huge pages are faster.

@@ -11,11 +11,11 @@ from jaxformer import storage
 from jaxformer.runs.history import METRICS
 
 EVERY = 10.0
-"""Minimum number of seconds between two copies of the logs to a bucket."""
+"""Minimum number of seconds between two copies of the log files to a bucket."""
 
 
 class LogFiles:
-    """Log files of a run.
+    """Local folder for the log files of a run, which are also copied to the run's folder if it is in a bucket.
 
     An object in a bucket cannot be appended to, so a file that has grown is copied as a whole.
     """

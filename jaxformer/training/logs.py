@@ -1,4 +1,4 @@
-"""Reports of a run: lines and a bar in the terminal, `metrics.jsonl`, and TensorBoard."""
+"""Logs of a run: lines and a progress bar in the terminal, `metrics.jsonl`, and TensorBoard."""
 
 import contextlib
 import sys
@@ -31,14 +31,15 @@ UTILIZATION = "model_flops_utilization"
 
 
 class Meter:
-    """Collects the means since the last report, and measures the speed."""
+    """Collects the metrics of training steps between two log entries, and measures the speed."""
 
     def __init__(self, experiment: Experiment, began: float):
-        """Starts the clock.
+        """Starts to measure the time.
 
         Args:
           experiment: the experiment that is trained.
-          began: time.monotonic() at the start of the work that ends with the first step, such as compilation.
+          began: time at which training was started (`time.monotonic`). The time to the first step is measured from it,
+            and includes loading of data and compilation.
         """
         self._experiment, self._began = experiment, began
         self._unit, in_row = experiment.data.task.unit
@@ -48,10 +49,10 @@ class Meter:
         self._means: list[dict[str, Mean]] = []
         self._timed = 0
         self.first_step: float | None = None
-        """Seconds from `began` to the end of the first step; None before that."""
+        """Number of seconds from the start of training to the end of the first step. None before that."""
 
     def add(self, means: dict[str, Mean]) -> None:
-        """Adds the means of a step, which may not be computed yet."""
+        """Adds the means of a training step, which may still be computing on the device."""
         self._means.append(means)
         self._timed += 1
         if self.first_step is None:
@@ -62,7 +63,9 @@ class Meter:
         jax.block_until_ready(self._means[-3:-2])
 
     def restart(self) -> None:
-        """Restarts the clock after something other than training took time."""
+        """Restarts the clock, so that the time spent on something other than training, such as an evaluation, is not
+        measured.
+        """
         self._timed, self._since = 0, time.monotonic()
 
     def report(self, step: int, state: TrainState) -> dict[str, float]:
@@ -82,7 +85,9 @@ class Meter:
         }
 
     def _utilization(self, steps_per_second: float, state: TrainState) -> dict[str, float]:
-        """Returns the share of the devices' peak FLOPs in use, by `step_flops`; empty if the peak is unknown."""
+        """Returns the share of the devices' peak FLOPs that training uses, as a metric. Empty if the peak is
+        unknown.
+        """
         peak, experiment = peak_flops(jax.devices()[0]), self._experiment
         if peak is None:
             return {}
@@ -97,7 +102,7 @@ def _count(params: Any) -> int:
 
 
 class Logs:
-    """The logs of a run, as a context manager. Only process 0 writes them."""
+    """Context manager that writes the logs of a run. Only process 0 writes them."""
 
     def __init__(
         self,
@@ -114,12 +119,13 @@ class Logs:
           steps: number of steps of the run.
           start: number of updates already done.
           quiet: whether to print nothing.
-          moved: function that returns why nothing may be written to the folder any more, or the empty string.
+          moved: function that returns the reason why this process may no longer write to the folder, or an empty
+            string.
         """
         self._writes, self._steps, self._started = jax.process_index() == 0, steps, False
         self._quiet, self._start, self._stack = quiet or not self._writes, start, contextlib.ExitStack()
         self.evaluated, self.results = 0, None
-        """Step of the last evaluations, and the metrics of all of them, with keys like `validation/loss`."""
+        """Step of the latest evaluation, and its metrics, with keys like `validation/loss`."""
         self.history: list[dict[str, float]] = []
         """Metrics of all evaluations so far, one entry per step."""
         self._files = LogFiles(folder, moved) if self._writes else None
@@ -153,17 +159,17 @@ class Logs:
                 self._files.close()
 
     def flush(self) -> None:
-        """Returns when all that was logged is in the run's folder."""
+        """Waits until everything that was logged is in the run's folder."""
         if self._files is not None and self._files.is_copied:
             self._board.flush()
             self._files.flush()
 
     def say(self, text: str) -> None:
-        """Prints a line above the bar."""
+        """Prints a line above the progress bar."""
         self._display.say(text)
 
     def advance(self, step: int, meter: Meter) -> None:
-        """Moves the bar."""
+        """Moves the progress bar to a step."""
         if self._started is False:
             self._started = True
             self._compiling.close()
@@ -171,13 +177,20 @@ class Logs:
         self._display.advance(step)
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
-        """Adds a line to `metrics.jsonl` and TensorBoard, and prints a summary. Remembers evaluations."""
+        """Adds metrics to `metrics.jsonl` and TensorBoard, and prints a summary of them. Stores evaluation results in
+        `results` and `history`.
+
+        Args:
+          step: step of the metrics.
+          split: `train`, or the name of an evaluation.
+          values: metrics by name.
+        """
         if split != "train":
             self._note(step, {split: values})
         self._write(step, {split: values})
 
     def write_evaluations(self, step: int, results: Mapping[str, Mapping[str, float]]) -> None:
-        """Writes the metrics of all evaluations at a step, by name, and remembers them."""
+        """Writes the metrics of all evaluations at a step. `results` maps names of evaluations to metrics."""
         self._note(step, results)
         self._write(step, results)
 
@@ -209,7 +222,7 @@ class Logs:
             self._files.copy_soon()
 
     def end(self, run: Run, results: Mapping[str, float] | None) -> None:
-        """Shows the last evaluation, and predictions on held-out data."""
+        """Prints the results of the last evaluation, and predictions for some held-out data."""
         if self._quiet:
             return
         self._display.end_bar()
@@ -234,12 +247,14 @@ class Logs:
 
 
 def summary(values: Mapping[str, float]) -> str:
-    """Formats the metrics on one line, without those of single classes, such as `f1/positive`."""
+    """Formats metrics on one line, without those of single classes, such as `f1/positive`."""
     return "  ".join(f"{name} {value:.4f}" for name, value in values.items() if "/" not in name)
 
 
 def train_summary(values: Mapping[str, float], remaining: float | None) -> str:
-    """Formats the metrics of the last steps on one line, with the `remaining` seconds to the end if known."""
+    """Formats metrics of training steps on one line. `remaining` is the number of seconds to the end of training, if
+    known.
+    """
     [(name, speed)] = [pair for pair in values.items() if pair[0].endswith(PER_SECOND)]
     parts = [
         f"loss {values['loss']:.4f}",
@@ -258,7 +273,10 @@ def train_summary(values: Mapping[str, float], remaining: float | None) -> str:
 
 
 def _tensorboard():
-    """Imports tensorboardX without torch, which it would otherwise import, in seconds, only to name a type."""
+    """Imports tensorboardX, but prevents it from importing torch.
+
+    tensorboardX imports torch only for a type annotation, which takes several seconds.
+    """
     hide = "torch" not in sys.modules
     if hide:
         sys.modules["torch"] = None  # type: ignore[assignment]  # An import of it raises ImportError.

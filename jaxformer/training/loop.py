@@ -1,4 +1,4 @@
-"""The training step, and `fit`, the whole course of a training."""
+"""The training step, and the function `fit`, which runs a whole training."""
 
 import contextlib
 import dataclasses
@@ -47,7 +47,7 @@ MOST_SKIPPED = 10
 
 
 def train_step(experiment: Experiment, state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, Means]:
-    """Does one update. If the gradient is not finite, changes nothing except the counts.
+    """Runs one training step. If the gradient is not finite, only the step counts change.
 
     Args:
       experiment: the experiment; static under jit.
@@ -55,7 +55,7 @@ def train_step(experiment: Experiment, state: TrainState, batch: dict[str, jax.A
       batch: arrays [batch, ...], as documented by the objective.
 
     Returns:
-      The state after the step, and the means of the batch, including the gradient norm.
+      The state after the step, and the losses and metrics of the batch as weighted means, including the gradient norm.
     """
     key = jax.random.fold_in(jax.random.key(experiment.seed), state.step)
     means, gradient = loss_and_gradient(experiment, state.params, batch, key)
@@ -111,7 +111,9 @@ def lower_step(experiment: Experiment, mesh: jax.sharding.Mesh) -> jax.stages.Lo
 
 
 def compile_step(experiment: Experiment, mesh: jax.sharding.Mesh):
-    """Compiles `train_step` for a mesh at the first call: (state, batch) → (state, means). The state is donated."""
+    """Returns `train_step` as a function (state, batch) → (state, means), which is compiled for a mesh at the first
+    call. The state is donated.
+    """
     step = jit_step(experiment, mesh)
 
     def run(state, batch):
@@ -123,26 +125,26 @@ def compile_step(experiment: Experiment, mesh: jax.sharding.Mesh):
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """Everything that a running training needs."""
+    """All objects that a running training needs."""
 
     experiment: Experiment
-    """The experiment."""
+    """Experiment that is trained."""
     mesh: jax.sharding.Mesh
     """Mesh of the training."""
     tokenizer: Tokenizer | None
-    """Tokenizer of the run; None if the run reads no text."""
+    """Tokenizer of the run. None if the data does not contain text."""
     claim: Claim
     """Write access to the run's folder."""
     stop: Stop
-    """Whether the process was asked to stop."""
+    """Determines whether the process was asked to stop."""
     train: Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, Means]]
     """The compiled training step."""
     evaluate: Evaluations | None
-    """All evaluations; None without held-out data."""
+    """All evaluations. None without held-out data."""
     saved: Checkpoints
     """Checkpoints of the run."""
     batches: Iterable[tuple[loader.Batch, np.ndarray]]
-    """Batches of this process's rows, each with the states of their lanes after it."""
+    """Iterator of the batches with this process's rows. Each comes with the state of the data pipeline after it."""
     logs: Logs
     """Logs of the run."""
     forked: bool
@@ -204,7 +206,9 @@ def fit(experiment: Experiment, workdir: str | os.PathLike, quiet: bool = False)
 
 
 def prepare_text(experiment: Experiment, claim: Claim) -> tuple[Experiment, Tokenizer | None]:
-    """Checks the documents, and returns the experiment with the size of its vocabulary, and its tokenizer."""
+    """Checks the documents and prepares the tokenizer. Returns the experiment with the vocabulary size filled in, and
+    the tokenizer.
+    """
     loader.check_documents(experiment.data)  # Checks them before a tokenizer is trained on them.
     for evaluation in experiment.evaluations:
         loader.check_documents(evaluation.data(experiment.data), train=False)
@@ -217,7 +221,7 @@ def prepare_text(experiment: Experiment, claim: Claim) -> tuple[Experiment, Toke
 def prepare_evaluation(
     experiment: Experiment, tokenizer: Tokenizer | None, mesh: jax.sharding.Mesh
 ) -> Evaluations | None:
-    """Returns the evaluations after checking the held-out data; None without held-out data."""
+    """Prepares all evaluations and checks the held-out data. Returns None without held-out data."""
     if not experiment.all_evaluations:
         return None
     evaluate = Evaluations(experiment, tokenizer, mesh)
@@ -227,13 +231,14 @@ def prepare_evaluation(
 
 
 def train_to_end(training: Training, state: TrainState, lanes: np.ndarray, meter: Meter) -> TrainState:
-    """Trains until the last step, a request to stop, or the end of patience. Saves and returns the state.
+    """Trains until the last step, a request to stop, or until `evaluation.patience` ends the run early. Saves and
+    returns the state.
 
     Args:
-      training: the parts of the training.
-      state: the initial state, which is donated.
-      lanes: int32 [rows, S], states of this process's lanes before the first batch.
-      meter: measures the steps.
+      training: objects of the training.
+      state: initial state, which is donated.
+      lanes: state of the data pipeline for this process's rows before the first batch, int32 [rows, S].
+      meter: measures the speed of the steps.
     """
     experiment, mesh, logs, saved = training.experiment, training.mesh, training.logs, training.saved
     steps, size, start = experiment.steps, experiment.data.batch, int(state.step)
@@ -268,7 +273,7 @@ def train_to_end(training: Training, state: TrainState, lanes: np.ndarray, meter
 
 
 def finish(training: Training, state: TrainState) -> Run:
-    """Returns the run after its last step, once its checkpoints are on disk. Prints how training ended."""
+    """Ends a training: waits until its checkpoints are on disk, prints how it ended, and returns the run."""
     experiment, logs, saved, stop = training.experiment, training.logs, training.saved, training.stop
     folder, steps, step = training.claim.folder, experiment.steps, int(state.step)
     saved.wait()
@@ -289,7 +294,7 @@ def finish(training: Training, state: TrainState) -> Run:
 
 
 def already_done(folder: Path, experiment: Experiment, step: int, shown: Display) -> Run:
-    """Returns the run unchanged if it has already done the requested number of steps, and prints that."""
+    """Returns the run unchanged, because it has already done the requested number of steps. Prints that."""
     shown.say(
         f"--steps {experiment.steps}: the run in {folder} has done {step:,} already; nothing is trained or changed; "
         f"set more than {step:,} to continue"
@@ -303,7 +308,9 @@ def due(step: int, every: int, steps: int) -> bool:
 
 
 def out_of_patience(experiment: Experiment, history: Sequence[Mapping[str, float]]) -> bool:
-    """Returns whether the best evaluation is at least `evaluation.patience` evaluations ago."""
+    """Returns whether the best evaluation was at least `evaluation.patience` evaluations ago, which ends the run
+    early.
+    """
     patience, best = experiment.evaluation.patience, experiment.best_metric
     if patience is None or best is None:
         return False
@@ -324,7 +331,9 @@ def check_batch(experiment: Experiment, mesh: jax.sharding.Mesh | jax.sharding.A
 
 
 def check_experts(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:
-    """Raises InputError if the expert axis of the mesh has no experts to split, or does not divide their number."""
+    """Raises InputError if the model has no experts to split over the mesh axis `expert`, or if their number is not
+    divisible by its size.
+    """
     ways = mesh.shape["expert"]
     kinds = [kind for stack in experiment.model.stacks().values() for kind in stack.kinds]
     numbers = sorted({kind.mlp.experts for kind in kinds if hasattr(kind.mlp, "experts")})
@@ -336,7 +345,9 @@ def check_experts(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:
 
 
 def check_tokenizer(experiment: Experiment, tokenizer: Tokenizer | None) -> None:
-    """Raises InputError if the model is too small for the tokenizer's vocabulary or for the length of the rows."""
+    """Raises InputError if the model's vocabulary is smaller than the tokenizer's, or its maximum length is below the
+    length of the rows.
+    """
     if tokenizer is None:
         return
     size, row = tokenizer.vocab_size, experiment.data.task.row
@@ -355,7 +366,7 @@ def check_tokenizer(experiment: Experiment, tokenizer: Tokenizer | None) -> None
 
 
 def check_gradients(state: TrainState, step: int, saved: Checkpoints) -> None:
-    """Raises InputError if too many consecutive gradients were not finite."""
+    """Raises InputError if the gradients of too many consecutive steps were not finite."""
     if int(state.skipped_in_a_row) >= MOST_SKIPPED:
         raise InputError(
             f"step {step}: the last {int(state.skipped_in_a_row)} gradients were not finite and were skipped: lower "

@@ -1,4 +1,4 @@
-"""Matrix updates for Muon and Adafactor, which treat each kernel as the matrix of its linear map."""
+"""Parameter updates of Muon and Adafactor that treat the kernel of each linear layer as a matrix."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -14,11 +14,13 @@ from jaxformer.parallel.metadata import ParameterInfo
 from jaxformer.parameter_paths import map_paths
 
 Infos = Mapping[str, ParameterInfo]
-"""Maps each parameter's path to its axes."""
+"""Maps parameter paths to the names of the parameter's axes (`ParameterInfo`)."""
 
 
 def muon_labels(infos: Infos) -> Callable[[Any], Any]:
-    """Returns a labelling function: `orthogonal` for each kernel of the blocks, `adamw` for all other parameters."""
+    """Returns a function that labels the parameters for Muon: `orthogonal` for kernels of blocks, which Muon updates,
+    and `adamw` for all others.
+    """
 
     def label(path, _):
         return "orthogonal" if infos[path].is_stacked and infos[path].is_kernel else "adamw"
@@ -27,7 +29,9 @@ def muon_labels(infos: Infos) -> Callable[[Any], Any]:
 
 
 def dimension_numbers(infos: Infos) -> Callable[[optax.Updates], Any]:
-    """Returns the dimension numbers of each kernel's matrix, in Optax's form."""
+    """Returns a function that gives Optax the axes of each kernel's rows and columns, for orthogonalising it as a
+    matrix.
+    """
 
     def numbers(path, _):
         return optax.contrib.MuonDimensionNumbers(infos[path].rows, infos[path].columns)
@@ -36,7 +40,9 @@ def dimension_numbers(infos: Infos) -> Callable[[optax.Updates], Any]:
 
 
 def scale_to_adamw(infos: Infos) -> optax.GradientTransformation:
-    """Scales orthogonal matrices to the root mean square of AdamW's updates (Liu et al. 2025, §2.2)."""
+    """Returns a transformation that scales orthogonal updates to the usual root mean square of AdamW's updates (Liu et
+    al. 2025, §2.2).
+    """
 
     def scale(path, update):
         sides = infos[path].matrix_shape(update.shape)[-2:]
@@ -46,7 +52,8 @@ def scale_to_adamw(infos: Infos) -> optax.GradientTransformation:
 
 
 def on_matrices(inner: optax.GradientTransformation, infos: Infos) -> optax.GradientTransformation:
-    """Applies `inner` to kernels as [layers, rows, columns], so that it factors each layer's matrix.
+    """Returns a transformation that applies `inner` to kernels reshaped to [layers, rows, columns], so that it factors
+    the matrix of each layer.
 
     The statistics of `inner` have no named axes and are replicated on every device, because they are small.
     """
@@ -65,9 +72,10 @@ def on_matrices(inner: optax.GradientTransformation, infos: Infos) -> optax.Grad
 
 
 def limit_by_layer(threshold: float, relative: bool, infos: Infos) -> optax.GradientTransformation:
-    """Limits the root mean square of the update per layer, and per expert if there are experts.
+    """Returns a transformation that limits the root mean square of the update of each layer (and expert) to
+    `threshold`.
 
-    If `relative`, also multiplies the update by the root mean square of the parameter.
+    If `relative`, it also multiplies the update by the root mean square of the parameter.
     """
 
     def limit(path, update, param):

@@ -1,6 +1,6 @@
-"""Optimizers and learning rate schedules: configs that create Optax transformations.
+"""Optimizers and learning rate schedules: configs from which Optax transformations are created.
 
-The kind of each parameter is known from its initialisation: see `parallel.metadata`.
+Whether a parameter is a kernel, and which axes it has, is known from its initialisation: see `parallel.metadata`.
 """
 
 import dataclasses
@@ -36,10 +36,11 @@ class Schedule:
     """Number of warm-up steps."""
     decay: Literal["constant", "linear", "cosine", "inverse_sqrt"] = "linear"
     """Shape of the decay after the warm-up. inverse_sqrt (Vaswani et al. 2017) needs a warm-up. linear and cosine end
-    at `steps`, so continuing a run with other `steps` changes its learning rate, which is reported.
+    at the last step of the run, so continuing a run with another number of steps changes its learning rate, which is
+    reported.
     """
     end: float = 0.0
-    """Final learning rate of linear and cosine, as a fraction of the peak."""
+    """Final learning rate of the decays `linear` and `cosine`, as a fraction of the peak."""
 
     def __post_init__(self):
         fields.check(self)
@@ -110,11 +111,12 @@ class Optimizer:
             check_pattern("optimizer.freeze", pattern)
 
     def transform(self, steps: int, infos: Infos) -> optax.GradientTransformation:
-        """Returns the whole update of the trained parameters: clipping, the optimizer's rule, and layer-wise decay.
+        """Creates the Optax transformation for the trained parameters: clipping, the optimizer's rule, and layer-wise
+        decay.
 
         Args:
           steps: number of updates in the whole run.
-          infos: axes of each parameter, by path.
+          infos: names of each parameter's axes, by path.
 
         Raises:
           InputError: If the schedule does not fit the run.
@@ -125,11 +127,11 @@ class Optimizer:
         return optax.chain(clip, self.rule(self.schedule(steps), infos), layers)
 
     def rule(self, rate: optax.Schedule, infos: Infos) -> optax.GradientTransformation:
-        """Returns the update rule of the subclass, which turns gradients into updates.
+        """Creates the Optax transformation of the subclass, which turns gradients into updates.
 
         Args:
           rate: learning rate by step.
-          infos: axes of each parameter, by path.
+          infos: names of each parameter's axes, by path.
         """
         # Not an abstract class, because `help` shows no fields of an abstract class.
         raise NotImplementedError(f"{type(self).__name__} has no rule of its own")
@@ -187,7 +189,7 @@ class Adafactor(Optimizer):
     relative: bool = True
     """Whether the learning rate is relative to the root mean square of the parameter."""
     threshold: float = 1.0
-    """Maximum root mean square of an update, before multiplication by the learning rate."""
+    """Maximum root mean square of an update, before it is multiplied by the learning rate."""
     momentum: float | None = None
     """Decay of the mean of the updates, which costs one moment per parameter. If None, there is no momentum."""
 

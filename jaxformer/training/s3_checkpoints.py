@@ -1,4 +1,5 @@
-"""Enables Orbax to write to S3. Orbax only supports local folders and gs://, although TensorStore supports S3.
+"""Makes Orbax save checkpoints to S3. Orbax only supports local folders and gs://, although TensorStore, which it uses,
+supports S3.
 
 Replaces the three Orbax functions that describe a path to TensorStore by functions that also accept s3:// paths. If
 another version of Orbax lacks these functions, only checkpoints in S3 fail, with a one-line error.
@@ -15,10 +16,10 @@ S3 = "s3://"
 
 @functools.cache
 def enable() -> None:
-    """Replaces the three Orbax functions.
+    """Replaces the Orbax functions that describe a path to TensorStore, so that they accept s3:// paths.
 
     Raises:
-      InputError: If the installed version of Orbax does not have them.
+      InputError: If the installed version of Orbax does not have these functions.
     """
     from orbax.checkpoint._src.path import gcs_utils
     from orbax.checkpoint._src.serialization import tensorstore_utils as specs

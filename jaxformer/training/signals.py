@@ -1,4 +1,4 @@
-"""Stopping: a signal requests it, and the training loop decides at which step."""
+"""Stopping of a training: signals request it, and the training loop determines the step at which all processes stop."""
 
 import os
 import signal
@@ -9,10 +9,11 @@ from jax.experimental import multihost_utils
 
 
 class Stop:
-    """Context manager that turns SIGTERM and Ctrl-C into a flag. A second Ctrl-C interrupts at once.
+    """Context manager that records SIGTERM and Ctrl-C instead of ending the process. A second Ctrl-C interrupts at
+    once.
 
-    Cloud machines send SIGTERM before they are taken away. If there are several processes, jax.distributed
-    receives the signal, and all processes agree on the step at which to stop; Ctrl-C is passed on to it.
+    Cloud machines send SIGTERM before they are taken away. If there are several processes, jax.distributed receives the
+    signal, and all processes agree on the step at which to stop; Ctrl-C is passed on to it.
     """
 
     def __init__(self):
@@ -37,7 +38,9 @@ class Stop:
             os.kill(os.getpid(), signal.SIGTERM)
 
     def requested(self) -> bool:
-        """Returns whether a signal asked a single-process run to stop. For several processes, use `at`."""
+        """Returns whether a signal has requested to stop, for a run with a single process. For several processes, use
+        `at`.
+        """
         return self.signal is not None and jax.process_count() == 1
 
     def at(self, step: int) -> bool:

@@ -1,7 +1,7 @@
 """The training state and its shardings.
 
-Some parameters may be frozen (`optimizer.freeze`, `lora`): they have no gradient, no optimizer state and no average.
-With LoRA the parameters of a run are not yet those of its model: `model_params` makes them.
+Some parameters may be frozen (`optimizer.freeze`, `lora`): they have no gradient, no optimizer state and no moving
+average. With LoRA, the parameters of a run differ from those of its model, which `model_params` computes.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ from jaxformer.parallel import metadata, sharding
 from jaxformer.parameter_paths import found_in, frozen_mask, join, split
 
 LORA = 1
-"""Folded into the key of the parameters, for those of LoRA."""
+"""Number folded into the random key for the parameters of the model, to get the key for the LoRA adapters."""
 
 
 @flax.struct.dataclass
@@ -26,13 +26,13 @@ class TrainState:
     """Training state after `step` steps."""
 
     step: jax.Array
-    """Number of steps, int32 scalar. Includes skipped steps."""
+    """Number of training steps done, int32 scalar. Includes skipped steps."""
     params: Any
     """Parameters of the run, float32, including frozen parameters."""
     optimizer: Any
-    """Optax state of the trained parameters."""
+    """State of the Optax optimizer for the trained parameters."""
     average: Any
-    """Moving average of the trained parameters. None if the run keeps none."""
+    """Moving average of the trained parameters. None if the run does not compute one (`optimizer.ema`)."""
     skipped: jax.Array
     """Number of skipped steps, int32 scalar. A step is skipped if its gradient is not finite."""
     skipped_in_a_row: jax.Array
@@ -44,7 +44,9 @@ class TrainState:
         return self.params if self.average is None else join(self.average, self.params)
 
     def trees(self) -> dict[str, Any]:
-        """Returns the trees of a checkpoint, which allow the parameters to be read without the optimizer state."""
+        """Splits the state into the named trees of a checkpoint. They allow the parameters to be read without the
+        optimizer state.
+        """
         counts = {"step": self.step, "skipped": self.skipped, "skipped_in_a_row": self.skipped_in_a_row}
         return {"params": self.params, "average": self.average, "training": {"optimizer": self.optimizer, **counts}}
 
@@ -63,7 +65,7 @@ def init_params(experiment: Experiment, key: jax.Array) -> Any:
 
 
 def trained_and_held(experiment: Experiment, params: Any) -> tuple[Any, Any]:
-    """Splits the parameters of a run into two trees: trained and frozen parameters.
+    """Splits the parameters of a run into two trees: those that are trained, and those that are frozen.
 
     Raises:
       InputError: If a pattern of `optimizer.freeze` matches no parameter, or all parameters are frozen.
@@ -91,17 +93,19 @@ def _run_params(experiment: Experiment, key: jax.Array) -> Any:
 
 
 def boxed_params(experiment: Experiment) -> Any:
-    """Returns the abstract parameters of a run. Each is a `metadata.Boxed`, which names its axes."""
+    """Returns shapes and types of the parameters of a run, without computing them. Each is a `metadata.Boxed`, which
+    names its axes.
+    """
     return jax.eval_shape(lambda: _run_params(experiment, jax.random.key(0)))
 
 
 def parameter_info(experiment: Experiment) -> dict[str, metadata.ParameterInfo]:
-    """Returns the axes of each parameter of a run, by path. Does not compute the parameters."""
+    """Returns the names of each parameter's axes, by path. Does not compute the parameters."""
     return metadata.parameter_info(boxed_params(experiment))
 
 
 def create(experiment: Experiment) -> TrainState:
-    """Creates the state before the first step. Parameters are `metadata.Boxed`, which name their axes."""
+    """Creates the state before the first step. Each parameter is a `metadata.Boxed`, which names its axes."""
     key = jax.random.key(experiment.seed)
     params = _run_params(experiment, key)
     zero, (trained, _) = jnp.zeros((), jnp.int32), trained_and_held(experiment, params)
@@ -153,7 +157,7 @@ def init_state(experiment: Experiment, abstract: TrainState) -> TrainState:
 
 
 def copied(tree: Any) -> Any:
-    """Copies a tree of arrays, with their shardings, so that the originals or the copies can be donated."""
+    """Copies all arrays of a tree, with the same shardings, so that the originals or the copies can be donated."""
     return jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=sharding.shardings_of(tree))(tree)
 
 

@@ -29,18 +29,20 @@ PEAK_FLOPS = {
     "TPU v3": 123e12,
     "TPU v2": 45e12,
 }
-"""Peak FLOPs per second of dense bfloat16 products, as stated by the vendors, by prefix of the device kind. More
-specific prefixes come first. A device of TPU7x is half a chip.
+"""Peak FLOPs per second of dense bfloat16 products, as stated by the vendors. Keys are prefixes of JAX's device kinds;
+more specific ones come first. A device of TPU7x is half a chip.
 """
 
 
 def peak_flops(device: Any) -> float | None:
-    """Returns the peak FLOPs per second that a device's vendor states; None if they are not in the table."""
+    """Returns the peak FLOPs per second of a device, as stated by its vendor. None if the device is not in the
+    table.
+    """
     return next((peak for kind, peak in PEAK_FLOPS.items() if device.device_kind.startswith(kind)), None)
 
 
 def step_flops(model: Model, row: Mapping[str, Feature], batch: int, trained: float = 1.0) -> float:
-    """Returns the FLOPs of the matrix products of a training step, counted by `Model.flops`.
+    """Returns the FLOPs of the matrix products of a training step, based on `Model.flops`.
 
     The backward pass computes the gradients of the activations and those of the trained parameters. Each takes as many
     operations as the forward pass, the latter in proportion to the parameters that are trained. The optimizer and
@@ -48,7 +50,7 @@ def step_flops(model: Model, row: Mapping[str, Feature], batch: int, trained: fl
 
     Args:
       model: Model that is trained.
-      row: Arrays of a row, as `Task.row` declares them.
+      row: Layouts of the arrays in a batch row, as `Task.row` declares them.
       batch: Number of rows.
       trained: Fraction of the parameters that are trained.
     """

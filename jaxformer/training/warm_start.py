@@ -1,4 +1,6 @@
-"""First parameters from another run, or from weights as Hugging Face has them, matched by path."""
+"""Warm start: initialises parameters from another run or from a Hugging Face folder. Parameters are matched by their
+paths.
+"""
 
 import dataclasses
 from collections.abc import Container, Iterable
@@ -20,17 +22,19 @@ from jaxformer.runs.parameters import read_params
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """Initial parameters."""
+    """Result of a warm start: initial parameters, and a summary."""
 
     params: Any
-    """The parameters of the whole model, on the mesh."""
+    """Parameters of the whole model, on the mesh."""
     summary: str
-    """One line: how many came from the weights, which are new, and which weights are not used."""
+    """One line of text: how many parameters were initialised from the weights, which were not, and which weights were
+    not used.
+    """
 
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """A model with its parameters."""
+    """A model and its parameters, as the source or the target of a warm start."""
 
     model: Model
     params: Any
@@ -38,7 +42,7 @@ class Weights:
 
     @property
     def labels(self) -> Any:
-        """Names of the classes that the model's head predicts. None without such a head."""
+        """Class names that the model's head predicts. None for a model without such a head."""
         return getattr(self.model, "labels", None)
 
     def by_path(self) -> dict[str, tuple[str, Any]]:
@@ -73,7 +77,13 @@ def start_from(name: str, model: Model, params: Any, mesh: jax.sharding.Mesh) ->
 
 
 def check_model(name: str, model: Model, wanted: Model) -> None:
-    """Raises InputError if two models differ in more than their heads and settings that only affect training."""
+    """Raises InputError if two models differ in more than their heads and in settings that only affect training.
+
+    Args:
+      name: name of the weights, for error messages.
+      model: model of the weights.
+      wanted: model to initialise.
+    """
     prefix, inner = wanted.pretrained()
     path = ".".join(["model", *filter(None, prefix.split("/"))])
     theirs, ours = explicit(model.pretrained()[1]), explicit(inner)
@@ -90,12 +100,13 @@ def check_model(name: str, model: Model, wanted: Model) -> None:
 
 
 def match(name: str, found: Weights, wanted: Weights) -> Start:
-    """Initialises parameters by path; those of the pretrained model inside a classifier by the path within it.
+    """Initialises each parameter from the weights with the same path. Paths are relative to the pretrained model inside
+    a classifier.
 
     Args:
-      name: of the weights, for messages.
+      name: name of the weights, for error messages.
       found: the weights. A head for other labels is not used.
-      wanted: the model to initialise, and its parameters on the mesh, which are kept where `found` has none.
+      wanted: the model to initialise, and its parameters on the mesh, which are kept if `found` does not have them.
     """
     ours, theirs = wanted.by_path(), found.by_path()
     same_labels = found.labels == wanted.labels
@@ -121,7 +132,15 @@ def match(name: str, found: Weights, wanted: Weights) -> Start:
 
 
 def _origin(source: str, theirs: Container[str], wanted: Model) -> str:
-    """Returns the path of the weights for a parameter: its own path, unless only the substitute path exists there."""
+    """Returns the path of the weights to initialise a parameter from.
+
+    This is the path of the parameter itself, unless the weights only have its substitute (`Model.warm_start_names`).
+
+    Args:
+      source: path of the parameter.
+      theirs: paths of the weights.
+      wanted: model to initialise.
+    """
     first, _, rest = source.partition("/")
     other = f"{wanted.warm_start_names.get(first, first)}/{rest}"
     return other if source not in theirs and other in theirs else source
