@@ -22,7 +22,7 @@ _allowed: set[str] = set()
 
 
 def allow(*packages: str) -> None:
-    """Adds packages to the allowlist of this process. Runs that it loads may then use classes of these packages.
+    """Allows runs that this process loads to use classes of the given packages.
 
     Args:
       packages: import names, such as `"my_models"`. The modules are imported when a run names one of their classes, but

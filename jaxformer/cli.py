@@ -55,7 +55,9 @@ SEVERAL = ("train", "evaluate", "predict", "export", "import")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command and returns its exit status: 0, 2 if the input is wrong, or 130 if interrupted."""
+    """Runs the given command. Returns the exit status: 0 for success, 2 if the input is wrong, or 130 if
+    interrupted.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     commands = {
         "new": new,
@@ -97,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def command(arguments: Sequence[str] | None = None) -> None:
-    """Runs the program `jaxformer` and exits with its status.
+    """Runs the program `jaxformer`, and ends the process with the exit status.
 
     Args:
       arguments: the command and its arguments. If None, they are read from the command line.

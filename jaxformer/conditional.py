@@ -31,7 +31,7 @@ class Stored:
 
 
 def read(path: Path) -> Stored | None:
-    """Reads the object at a path. Returns None if it does not exist or was replaced during the read."""
+    """Reads the object at a path. Returns None if there is no object, or if it was replaced during the read."""
     fs, bucket, key = _located(path)
     try:
         if _is_gcs(path):
@@ -75,7 +75,7 @@ def write(path: Path, content: bytes, version: str | None) -> str:
 
 
 def remove(path: Path, version: str) -> None:
-    """Removes an object if it has this version. Otherwise, or if the request fails, does nothing."""
+    """Removes an object if its current version is `version`. Otherwise, or if the request fails, does nothing."""
     fs, bucket, key = _located(path)
     try:
         if _is_gcs(path):

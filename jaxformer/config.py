@@ -38,7 +38,8 @@ class TokenizerConfig(Protocol):
     """Config of a tokenizer, such as `SentencePiece`."""
 
     def build(self, open_source: Callable[[], Sequence], folder: str) -> Tokenizer:
-        """Loads the tokenizer from `folder`. If the folder does not contain one yet, creates it and saves it there.
+        """Loads the tokenizer from `folder`. If there is none yet, trains or imports a tokenizer and saves it in
+        `folder`.
 
         Args:
           open_source: function that opens the training source, for training a tokenizer.
@@ -327,7 +328,7 @@ class Difference:
         return f"{self.path}: {fields.show(self.before)} {before}, {fields.show(self.now)} {now}"
 
     def within(self, *paths: str) -> bool:
-        """Returns whether the field is one of these paths, or below one of them."""
+        """Returns whether the field has one of the given dotted paths, or is inside a value at one of them."""
         return any(self.path == path or self.path.startswith(f"{path}.") for path in paths)
 
     def __str__(self) -> str:

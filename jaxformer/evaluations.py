@@ -39,7 +39,9 @@ class NamedEvaluation:
         fields.at_least("evaluations.batches", self.batches, 1)
 
     def data(self, data: Data) -> Data:
-        """Returns the data config with this evaluation's task, and with its source as the validation source."""
+        """Returns a data config for this evaluation: `data` with the evaluation's own source as the validation source,
+        and its own task.
+        """
         return dataclasses.replace(data, validation=self.source, task=self.task or data.task)
 
 

@@ -54,8 +54,8 @@ def walk(value: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
 
 
 def children(value: Any) -> list[tuple[str, Any, Any]]:
-    """Returns (name, type, value) of each field of a config value. If `value` is a tuple, the names of its config
-    values are their indices.
+    """Returns (name, type, value) of each field of a config value. For a tuple, returns its config values, and the
+    names are their indices.
     """
     if is_config(value):
         return [(name, hint, getattr(value, name)) for name, hint in hints(type(value)).items()]
@@ -166,7 +166,7 @@ def one_line(error: BaseException) -> str:
 
 @functools.cache
 def hints(cls: type) -> dict[str, Any]:
-    """Returns the type annotations of the fields of a config class that a user can set, by name."""
+    """Returns the type annotations of a config class, for the fields that a user can set, by field name."""
     linen = sys.modules.get("flax.linen")  # Not imported here: if it is not imported yet, no class is a Linen module.
     hidden = {"parent", "name"} if linen is not None and issubclass(cls, linen.Module) else ()
     annotated = typing.get_type_hints(cls)

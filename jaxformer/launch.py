@@ -19,7 +19,9 @@ from jaxformer.errors import InputError
 from jaxformer.parallel import cluster
 
 ENDING = 30.0
-"""Number of seconds that the other processes have to end after one process has failed. Then they are killed."""
+"""Number of seconds to wait for the other processes after one process has failed. Processes that are still running are
+then killed.
+"""
 DEVICES = re.compile(r"--xla_force_host_platform_device_count=(\d+)")
 """Matches the XLA flag that sets the number of simulated CPU devices."""
 
@@ -140,7 +142,7 @@ def _end_with_parent() -> None:
 
 
 def _prefix(lines: IO[str], number: int) -> None:
-    """Prints each line of a process's standard error, with the number of the process before it."""
+    """Copies the standard error of a process to the terminal, with the process number before each line."""
     for line in lines:
         print(f"[{number}] {line}", end="", file=sys.stderr, flush=True)
 

@@ -37,14 +37,16 @@ class Feature:
     example begins.
     """
     shape: tuple[int, ...] = ()
-    """Shape of one entry, () for a scalar such as a token. The entries of an image are its pixel rows, so that one
-    image fills one batch row.
+    """Shape of one entry: () for a scalar such as a token. An image has one entry per row of pixels, so that one image
+    fills one batch row.
     """
 
 
 @dataclasses.dataclass(frozen=True)
 class Visit(Generic[DocumentT]):
-    """One reading of a document by the data pipeline, with what a task needs to make the training examples for it."""
+    """One reading of a document by the data pipeline. It provides what a task needs for making training examples: the
+    tokenizer, a random generator, and other documents.
+    """
 
     tokenizer: Tokenizer
     """Tokenizer that encoded the document. None for tasks that do not read text."""

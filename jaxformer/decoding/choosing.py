@@ -56,10 +56,8 @@ def warp(logits: jax.Array, decoding: Decoding) -> jax.Array:
 
 
 def _typical(logits: jax.Array, mass: float) -> jax.Array:
-    """Removes tokens for typical sampling: keeps the tokens whose surprisal is closest to the entropy, until their
-    total probability reaches `mass`.
-
-    Removed tokens get the logit -inf.
+    """Removes tokens for typical sampling, by setting their logits to -inf. Keeps the tokens whose surprisal is closest
+    to the entropy, until their total probability reaches `mass`.
     """
     surprise = -jax.nn.log_softmax(logits)
     distances = jnp.abs(surprise - _entropy(logits))

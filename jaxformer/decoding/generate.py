@@ -34,8 +34,8 @@ class Prompt:
 
     @property
     def read(self) -> np.ndarray:
-        """Token ids that logits processors treat as the prompt: those of the encoder if it reads token ids, otherwise
-        `tokens`.
+        """Token ids of the prompt for logits processors that depend on it: the encoder inputs if they are token ids,
+        otherwise `tokens`.
         """
         return next((array for array in self.inputs.values() if array.ndim == 1), self.tokens)
 

@@ -58,8 +58,9 @@ class Decoding:
     encoder_repetition_penalty: float = 1.0
     """Factor by which the scores of tokens that occur in the prompt are raised. 1 disables it."""
     no_repeat_ngram_size: int = 0
-    """Length of n-grams that may occur only once in the output (and prompt of a decoder; Paulus et al. 2018). 0
-    disables it."""
+    """Length of n-grams that must not be repeated. They are counted in the output and, for a decoder, the prompt
+    (Paulus et al. 2018). 0 disables it.
+    """
     encoder_no_repeat_ngram_size: int = 0
     """Length of n-grams of the prompt that may not occur in the output. 0 disables it."""
     bad_words_ids: tuple[tuple[int, ...], ...] = ()

@@ -84,8 +84,8 @@ class RunLM(LM):
         return answers
 
     def generate_until(self, requests: Sequence[Instance]) -> list[str]:
-        """Generates a text for each request (context, settings). Truncates it at the first of the strings in the
-        setting `until`.
+        """Generates a text for each request, a pair of context and settings. Ends the text before the first of the
+        strings in the setting `until`.
         """
         answers = [""] * len(requests)
         groups: dict[str, list[int]] = {}
@@ -126,7 +126,7 @@ class RunLM(LM):
 
 
 def _cut(text: str, until: str | Sequence[str]) -> str:
-    """Truncates the text at the first of the given strings."""
+    """Truncates a text before the first occurrence of one of the given strings."""
     for end in [until] if isinstance(until, str) else until:
         text = text.split(end)[0] if end else text
     return text

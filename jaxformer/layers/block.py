@@ -60,7 +60,7 @@ class BlockInputs:
 
 @flax.struct.dataclass
 class BlockState:
-    """Position of a block in its stack and, during decoding, its cache."""
+    """Position of a block in its stack. During decoding, also the cache of the block."""
 
     depth_fraction: jax.Array | float = 1.0
     """Relative depth of the block, from 0 for the first block to 1 for the last."""

@@ -129,8 +129,8 @@ def _dot_of_blocks(x: jax.Array, kernels: jax.Array, group: jax.Array, used: jax
 
 
 def _loop(x, kernels, group, used, contracted: int) -> jax.Array:
-    """Multiplies each of the first `used` blocks by the kernel of its group. Contracts axis `contracted` of the
-    kernels.
+    """Multiplies each of the first `used` blocks of rows by the kernel of its group, in a loop. `contracted` is the
+    kernel axis to sum over.
     """
     blocks = x.reshape(len(group), -1, x.shape[-1])
 

@@ -210,7 +210,9 @@ def _segments(mask: Mask | None) -> tuple[jax.Array, jax.Array] | None:
 
 
 def _alone(query_segments, key_segments) -> jax.Array:
-    """Returns whether each row is one segment, the same for queries and keys, followed only by padding."""
+    """Returns whether each row contains exactly one segment, followed only by padding, with the same length in queries
+    and keys.
+    """
 
     def alone(ids):
         first = jnp.arange(ids.shape[1]) < jnp.sum(ids != 0, axis=1, keepdims=True)

@@ -133,7 +133,9 @@ class ImageEmbeddings(nn.Module):
     width: int
     """Size of the patch embeddings."""
     image: int
-    """Height and width in pixels of the images that the position table is for. It is interpolated for other sizes."""
+    """Height and width in pixels of the images for which positions are learned. Positions are interpolated for images
+    of other sizes.
+    """
     patch: int
     """Height and width of a patch in pixels."""
     position_embedding: ImagePositions = "learned"

@@ -49,7 +49,9 @@ class Placement:
     rotated.
     """
     key: tuple[jax.Array, jax.Array] | None = None
-    """Cosines and sines for rotating keys, in the same format. None if keys are not rotated."""
+    """Cosines and sines for rotating keys, float32 [batch, length, 1, head_dim / 2] each. None if keys are not
+    rotated.
+    """
     bias: jax.Array | None = None
     """Bias to add to the attention scores, float32 [heads, queries, keys] or [batch, heads, queries, keys]."""
     query_added: jax.Array | None = None
@@ -183,7 +185,9 @@ class RelativePositions(nn.Module):
     """
 
     buckets: int = 32
-    """Number of buckets. Half of them are for single distances, and the others for increasingly wide ranges."""
+    """Number of buckets of distances. Half of the buckets contain one distance each, and the others increasingly wide
+    ranges.
+    """
     longest: int = 128
     """Distance from which on all distances are in the last bucket (`relative_attention_max_distance` in T5)."""
     bidirectional: bool = True

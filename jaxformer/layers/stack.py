@@ -69,9 +69,7 @@ def initializer(inits: Sequence[Callable[[jax.Array], Any]], depth: int) -> Call
 
 
 def unstacked(blocks: Any) -> tuple[Any, ...]:
-    """Splits stacked parameters into a tuple of the parameters of each block. If `blocks` already is such a tuple,
-    returns it.
-    """
+    """Splits stacked parameters into a tuple with the parameters of each block. A tuple is returned unchanged."""
     if isinstance(blocks, tuple):
         return blocks
     kinds = _kinds(blocks)
@@ -167,8 +165,8 @@ def _strided(blocks: Any, start: int, stop: int, step: int) -> Any:
 
 
 def _kinds(blocks: Any) -> list[Any]:
-    """Returns the stacked parameters of each kind of block as a list. It has one entry if all blocks have the same
-    structure.
+    """Returns a list with the stacked parameters of each kind of block. The list has one entry if all blocks have the
+    same structure.
     """
     if isinstance(blocks, dict) and all(name.isdigit() for name in blocks):
         return [blocks[str(kind)] for kind in range(len(blocks))]

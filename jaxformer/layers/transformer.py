@@ -34,7 +34,7 @@ class Variant:
 
 
 class BlockParts(NamedTuple):
-    """All settings of a kind of block: its own, and for the rest those of the stack."""
+    """Settings of a kind of block, in which those that the kind does not change are taken from the stack."""
 
     attention: nn.Module
     mlp: nn.Module
@@ -100,8 +100,9 @@ class Transformer(nn.Module):
     `ResidualBranch(drop_path=0.1)`.
     """
     period: tuple[Variant, ...] = ()
-    """Kinds of block that alternate, such as local and global attention. If empty, all blocks are alike. The last
-    period may be incomplete."""
+    """Kinds of blocks that repeat in this order, such as local and global attention. If empty, all blocks are alike.
+    The last repetition may be incomplete.
+    """
 
     def __post_init__(self):
         for field in ("norm", "position_embedding"):

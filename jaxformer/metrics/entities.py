@@ -96,8 +96,8 @@ def _f1(right: float, found: float, there: float) -> float:
 
 
 class _Spans(NamedTuple):
-    """Entities in batch rows: whether one begins at each token, bool [batch, length]; its type and the index of its
-    last word, integers [batch, length].
+    """Entities in batch rows, described per token: whether an entity begins there, bool [batch, length], and the
+    entity's type and the index of its last word, integers [batch, length].
     """
 
     begins: jax.Array

@@ -74,7 +74,7 @@ class ModelOutput:
     """
 
     exported: ClassVar[tuple[str, ...]] = ("hidden", "logits", "pooled")
-    """Attributes that an exported program returns, unless they are None."""
+    """Names of the attributes that an exported program returns. Attributes that are None are left out."""
 
     @property
     def features(self) -> jax.Array | None:
@@ -282,7 +282,7 @@ class Model(nn.Module):
 
     @property
     def interop(self) -> str:
-        """Name of the module that converts the model to and from the Hugging Face format, by its `FAMILIES`.
+        """Name of a module whose `FAMILIES` convert the model to and from the Hugging Face format.
 
         Empty if jaxformer itself can convert the model. The module is imported when needed.
         """
@@ -320,8 +320,8 @@ class Model(nn.Module):
         return {}
 
     def pretrained(self) -> tuple[str, "Model"]:
-        """Returns the pretrained model inside this model, and the prefix of its parameter paths. It is this model
-        itself unless the model wraps another one.
+        """Returns the model whose parameters are usually pretrained, and the prefix of their paths: the inner model of
+        a classifier, and otherwise this model.
         """
         return "", self
 

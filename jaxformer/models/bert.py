@@ -81,7 +81,7 @@ class PredictionHead(nn.Module):
 
 
 class Bert(Model):
-    """BERT model: the encoder with its heads. Defaults to both pretraining heads."""
+    """BERT model: an encoder with heads. By default, it has both pretraining heads."""
 
     transformer: Transformer = Transformer(norm=LayerNorm(1e-12), norm_position="after")
     """Stack of blocks. Learned positions are added to the embeddings, unless the stack has a position scheme."""
@@ -152,8 +152,8 @@ class Bert(Model):
         return "prediction_heads", "head_bias"
 
     def comparable(self) -> Self:
-        """Returns the model with defaults in fields that have no effect: those of the masked-LM head, if the model does
-        not have it.
+        """Returns the model in a form for comparing models: if it has no masked-LM head, the settings of that head have
+        their defaults.
         """
         return self if "masked_lm" in self.prediction_heads else dataclasses.replace(self, head_bias=True)
 

@@ -95,7 +95,7 @@ class Classifier(Model):
         return {f"backbone/{path}": stack for path, stack in self.backbone.stacks().items()}
 
     def token_inputs(self) -> dict[str, TokenInput]:
-        """Returns the vocabulary size and maximum length of each input of token ids. They are those of the backbone."""
+        """Returns the vocabulary size and maximum length of the backbone's inputs of token ids, by argument name."""
         return self.backbone.token_inputs()
 
     def flops(self, sizes: Mapping[str, int]) -> float:
@@ -122,12 +122,14 @@ class Classifier(Model):
         return {"transform": "masked_lm"}
 
     def comparable(self) -> Self:
-        """Returns the model without dropout in the head, which does not affect its parameters."""
+        """Returns the model in a form for comparing models: without dropout in the head."""
         return dataclasses.replace(self, backbone=self.backbone.comparable(), dropout=0.0)
 
     @property
     def interop(self) -> str:
-        """Module that converts the model to and from the Hugging Face format. It is that of the backbone."""
+        """Name of the module that converts the model to and from the Hugging Face format, which depends on the
+        backbone.
+        """
         return self.backbone.interop
 
     @property

@@ -161,8 +161,9 @@ class TextTower(Model):
     end_id: int | None = None
     """Id of the end token. Only used by the pooling `end`."""
     pad_id: int | None = None
-    """Id that replaces padding (SigLIP). All tokens attend to it, rows have `max_length` tokens, and `last` is the last
-    position of the row. If None, padding is masked."""
+    """Id of the padding token if tokens attend to padding, as in SigLIP. Rows then have `max_length` tokens, and `last`
+    is the last position of the row. If None, padding is masked.
+    """
 
     def __post_init__(self):
         super().__post_init__()
@@ -246,7 +247,9 @@ class ClipOutput(ModelOutput):
 
     @property
     def logits(self) -> jax.Array | None:
-        """Similarity score of each image with each text, float32 [images, texts]. None unless both are given."""
+        """Similarity score of each image with each text, float32 [images, texts]. None unless both images and texts are
+        given.
+        """
         if self.image_vectors is None or self.text_vectors is None or self.scale is None:
             return None
         scores = self.scale * (self.image_vectors @ self.text_vectors.T)

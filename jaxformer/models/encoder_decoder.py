@@ -201,7 +201,9 @@ class EncoderDecoder(Model):
         return EncoderDecoderOutput(hidden=hidden, lm_head=lm_head, cache=output.cache)
 
     def _embed(self, tokens, position_ids, train: bool, side: Literal["encoder", "decoder"]):
-        """Embeds the tokens of one side. Returns the input of its stack, and the token embedding table."""
+        """Embeds the tokens of the encoder or the decoder. Returns the input of the stack, and the token embedding
+        table.
+        """
         if tokens.shape[1] > self.max_length:
             raise ValueError(f"{tokens.shape[1]} tokens: the model has positions for {self.max_length}")
         blank = None

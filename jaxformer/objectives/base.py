@@ -131,8 +131,14 @@ class Objective(abc.ABC, Generic[ModelT]):
         return {name: batch[name] for name in self.model_inputs if name in batch}
 
     def apply_model(self, model: ModelT, params: Any, batch: Mapping[str, jax.Array], key: Any, **options: Any) -> Any:
-        """Applies the model to a batch. With `key`, the PRNG key for dropout, the model is in training mode. If it is
-        None, the model is in evaluation mode.
+        """Applies the model to a batch.
+
+        Args:
+          model: the model.
+          params: model parameters.
+          batch: maps names to arrays [batch, ...].
+          key: PRNG key for dropout in training. If None, the model is in evaluation mode.
+          options: further keyword arguments of the model.
         """
         rngs = None if key is None else {"dropout": key}
         return model.apply({"params": params}, **self.inputs(batch), train=key is not None, rngs=rngs, **options)

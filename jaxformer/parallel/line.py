@@ -86,7 +86,9 @@ class _Channel:
 
 
 def _finish(channels: Collection[_Channel]) -> None:
-    """Closes the sending side of the channels. Waits up to two seconds until the other processes close theirs."""
+    """Closes the sending side of the connections. Waits up to two seconds until the other processes close their
+    sides.
+    """
     ending = time.monotonic() + 2
     for channel in channels:
         with contextlib.suppress(OSError):
@@ -99,7 +101,7 @@ def _finish(channels: Collection[_Channel]) -> None:
 
 
 class Line:
-    """Open connections of one process: process 0 is connected to all others, and every other process to process 0."""
+    """Open connections of one process: in process 0 to every other process, and in every other process to process 0."""
 
     def __init__(self, place: Place, channels: dict[int, _Channel], names: dict[int, str]):
         self.place, self._channels, self._names = place, channels, names

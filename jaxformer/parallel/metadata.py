@@ -15,8 +15,8 @@ import flax.struct
 import jax
 
 BATCH = "le"
-"""Letters of the axes for layers (`l`) and experts (`e`). Each entry along them is a separate parameter of one layer or
-expert.
+"""Letters of the layer axis (`l`) and the expert axis (`e`). Along these axes, an array contains the separate
+parameters of layers or experts.
 """
 
 
@@ -97,7 +97,7 @@ class Boxed(nn.meta.AxisMetadata):
 
 
 def is_boxed(leaf: Any) -> bool:
-    """Returns whether a leaf is a `Boxed` parameter. Use it as `is_leaf` in `jax.tree.map`."""
+    """Returns whether a node of a tree is a `Boxed` parameter. Pass this function as `is_leaf` to `jax.tree.map`."""
     return isinstance(leaf, Boxed)
 
 

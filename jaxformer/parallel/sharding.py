@@ -280,7 +280,7 @@ def shardings_of(tree: Any) -> Any:
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
-    """Returns the sharding of a batch: its rows are split over mesh axes, and all other array axes are not."""
+    """Returns the sharding of a batch: its rows are divided over devices, and other axes are not."""
     return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
 
 

@@ -71,9 +71,9 @@ class Plan:
     """Size of each mesh axis, outermost first."""
     memory: Memory
     model_flops: float
-    """FLOPs per step without recomputation: those of the forward pass (`Model.flops`), the same number again for the
-    gradients of activations, and for the gradients of parameters that number times the fraction of parameters that
-    train.
+    """FLOPs per step without recomputation. They are f · (2 + t), where f is the number for a forward pass
+    (`Model.flops`) and t the fraction of parameters that are trained: a forward pass, the gradients of activations, and
+    the gradients of trained parameters.
     """
     flops: float
     """FLOPs per step of the matrix products of the traced program, including recomputation."""

@@ -36,7 +36,7 @@ class Reach:
     """How a group of devices is connected: which networks and links their collective operations use."""
 
     size: int
-    """Number of devices in the group."""
+    """Number of devices that communicate with each other in the group."""
     islands: int
     """Number of slices or nodes that the group spans."""
     share: float

@@ -31,9 +31,9 @@ class Collective:
 
     kind: str
     size: float
-    """Size of its input in bytes per device."""
+    """Size of the operation's input in bytes per device."""
     times: float
-    """Number of times that it runs per step."""
+    """Number of times that the operation runs per step."""
     reach: Reach
     """How the devices of each group are connected."""
 

@@ -101,7 +101,9 @@ class Generates(abc.ABC):
 
 
 class Streams(Generates):
-    """Interface of predictors that can yield their answers piece by piece, except with beam search."""
+    """Interface of predictors that can yield an answer piece by piece while it is generated. Not possible with beam
+    search.
+    """
 
     @abc.abstractmethod
     def stream(self, text: str) -> Iterator[str]:

@@ -47,7 +47,7 @@ class ImageTextRanking(Predictor[Clip], RanksCandidates, Embeds):
     1."""
 
     def encode(self, requests: Sequence[Request]) -> dict[str, np.ndarray]:
-        """Converts requests, some of which are images and some texts, to the arguments of the model."""
+        """Converts requests, which may be images or texts, to the arguments of the model."""
         images, texts = _divided(requests)
         arrays = {"images": np.stack([images[place].pixels for place in images])} if images else {}
         return arrays | (self._tokens(list(texts.values())) if texts else {})

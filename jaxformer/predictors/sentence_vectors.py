@@ -31,7 +31,9 @@ class SentenceVectors(Predictor[Model], Embeds):
     demonstrations.
     """
     pooling: Pooling = "mean"
-    """Pooling method. This field and the following ones have the same meaning as in `SentenceEmbedding`."""
+    """Method that combines the token vectors of a text to one vector. This field and the following ones have the same
+    meaning as in `SentenceEmbedding`.
+    """
     normalized: bool = True
     longest: int | None = None
     prompts: tuple[tuple[str, str], ...] = ()

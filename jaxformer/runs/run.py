@@ -110,7 +110,8 @@ class Run:
         return summaries.card(self)
 
     def encode(self, text: Any) -> dict[str, np.ndarray]:
-        """Encodes a text, the path of an image, or a sequence of them as the arguments of the model, as in `predict`.
+        """Converts a text, the path of an image, or a sequence of them to the arguments of the model, as `predict`
+        does.
 
         `run.model.apply({"params": run.params}, **run.encode("some text"))` is the model's output. Texts become arrays
         [batch, length], padded at the end, where `segments` is 0. For BERT they include [CLS] and [SEP].
@@ -118,7 +119,7 @@ class Run:
         return self.predictor.encode(self.prepare_requests(as_list(text)))
 
     def embed(self, text: Any) -> np.ndarray:
-        """Computes the vector of a text, or of the image at a path, float32 [embed]. For a sequence of them,
+        """Computes the vector of a text, or of the image at a path, float32 [embed]. For a sequence of texts or paths,
         [texts, embed].
 
         It is the trained vector of a sentence embedding model, the input of the head for classifiers and image models,
@@ -248,7 +249,9 @@ class Run:
 
     @phase("trying held-out examples")
     def demonstrate(self) -> list[str]:
-        """Formats predictions for the first held-out examples as lines. Empty if there are several processes."""
+        """Predicts the first held-out examples, and formats the predictions as lines of text. Empty if there are
+        several processes.
+        """
         if jax.process_count() > 1:
             return []  # Only process 0 prints, and it cannot compute alone on a mesh of all processes.
         data, seed = self.experiment.data, self.experiment.seed
@@ -403,7 +406,9 @@ def _check_belongs(folder: Path, experiment: Experiment) -> None:
 
 
 def _mesh_for(experiment: Experiment, devices: int) -> sharding.Mesh:
-    """Returns the run's own mesh if it fits the available devices, or else a data-parallel mesh that fits the batch."""
+    """Returns the mesh of the run's config if it fits the available devices. Otherwise returns a data-parallel mesh
+    that fits the batch.
+    """
     with contextlib.suppress(InputError):
         sizes = experiment.mesh.sizes(devices)
         if experiment.data.batch % math.prod(sizes[name] for name in sharding.RULES["batch"]) == 0:

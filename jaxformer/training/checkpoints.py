@@ -41,7 +41,7 @@ The limit exists because reading an array temporarily needs three copies of it i
 
 @dataclasses.dataclass(frozen=True)
 class StoredArray:
-    """An array in a checkpoint that has not been read. Each `np.asarray` of it reads it from disk."""
+    """An array in a checkpoint on disk. `np.asarray` reads it, and reads it again each time."""
 
     shape: tuple[int, ...]
     """Shape of the array."""

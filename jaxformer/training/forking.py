@@ -34,7 +34,7 @@ class Fork:
     lanes: np.ndarray
     """State of the data pipeline, int32 [batch, S]."""
     told: str
-    """Lines of text that name the other run, the step and the settings that differ."""
+    """Text that names the other run, the step and the settings that differ, one per line."""
 
 
 def fork_from(experiment: Experiment, mesh: jax.sharding.Mesh) -> Fork:
@@ -80,8 +80,8 @@ def fork_from(experiment: Experiment, mesh: jax.sharding.Mesh) -> Fork:
 
 
 def rate_change(before: Experiment, now: Experiment, state: TrainState) -> list[str]:
-    """Describes the change of the next update's learning rate that new settings cause. Returns one line, or none if it
-    does not change.
+    """Describes on one line how new settings change the learning rate of the next update. Returns an empty list if they
+    do not.
     """
     updates = int(state.step) - int(state.skipped)
     old, new = (float(each.optimizer.schedule(each.steps)(updates)) for each in (before, now))

@@ -115,7 +115,9 @@ def _split(batch: Mapping[str, jax.Array], parts: int) -> Mapping[str, jax.Array
 
 
 def _merge(part: Any) -> Any:
-    """Restores the batch order of rows in micro-batches [parts, rows, ...], and adds up auxiliary means."""
+    """Joins arrays of micro-batches, [parts, rows, ...], in the order of the whole batch, and adds up auxiliary
+    means.
+    """
     if is_mean(part):
         return jax.tree.map(lambda array: array.sum(0), part)
     return part.swapaxes(0, 1).reshape(-1, *part.shape[2:])

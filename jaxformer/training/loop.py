@@ -99,13 +99,15 @@ def jit_step(experiment: Experiment, mesh: jax.sharding.Mesh):
 
 
 def trace_step(experiment: Experiment, mesh: jax.sharding.Mesh) -> jax.stages.Traced:
-    """Traces `train_step` for a mesh, whose devices need not exist."""
+    """Traces `train_step` for a mesh. The devices of the mesh need not exist."""
     with sharding.use(mesh, experiment.mesh):
         return jit_step(experiment, mesh).trace(abstract_state(experiment, mesh), abstract_batch(experiment, mesh))
 
 
 def lower_step(experiment: Experiment, mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
-    """Lowers `train_step` for a mesh whose devices need not exist. `.compile()` compiles the step for them."""
+    """Lowers `train_step` for a mesh. The devices of the mesh need not exist. `.compile()` of the result compiles the
+    step for them.
+    """
     with sharding.use(mesh, experiment.mesh):
         return trace_step(experiment, mesh).lower()
 
@@ -144,7 +146,7 @@ class Training:
     saved: Checkpoints
     """Checkpoints of the run."""
     batches: Iterable[tuple[loader.Batch, np.ndarray]]
-    """Iterator of the batches with this process's rows. Each comes with the state of the data pipeline after it."""
+    """Iterator of batches with this process's rows. Each batch comes with the state of the data pipeline after it."""
     logs: Logs
     """Logs of the run."""
     forked: bool

@@ -52,8 +52,8 @@ def scale_to_adamw(infos: Infos) -> optax.GradientTransformation:
 
 
 def on_matrices(inner: optax.GradientTransformation, infos: Infos) -> optax.GradientTransformation:
-    """Returns a transformation that applies `inner` to kernels reshaped to [layers, rows, columns], so that it factors
-    the matrix of each layer.
+    """Returns a transformation that applies `inner` to kernels reshaped to [layers, rows, columns]. An optimizer such
+    as Adafactor then factors the matrix of each layer.
 
     The statistics of `inner` have no named axes and are replicated on every device, because they are small.
     """
@@ -72,8 +72,8 @@ def on_matrices(inner: optax.GradientTransformation, infos: Infos) -> optax.Grad
 
 
 def limit_by_layer(threshold: float, relative: bool, infos: Infos) -> optax.GradientTransformation:
-    """Returns a transformation that limits the root mean square of the update of each layer (and expert) to
-    `threshold`.
+    """Returns a transformation that limits the root mean square of the update of each layer, and of each expert if
+    there are any, to `threshold`.
 
     If `relative`, it also multiplies the update by the root mean square of the parameter.
     """

@@ -1,4 +1,4 @@
-"""The training state and its shardings.
+"""The training state: step, parameters, optimizer state and moving average, and their shardings.
 
 Some parameters may be frozen (`optimizer.freeze`, `lora`): they have no gradient, no optimizer state and no moving
 average. With LoRA, the parameters of a run differ from those of its model, which `model_params` computes.

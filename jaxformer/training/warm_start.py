@@ -34,7 +34,7 @@ class Start:
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """A model and its parameters, as the source or the target of a warm start."""
+    """A model and its parameters. A warm start copies parameters from one `Weights` to another."""
 
     model: Model
     params: Any
@@ -46,7 +46,9 @@ class Weights:
         return getattr(self.model, "labels", None)
 
     def by_path(self) -> dict[str, tuple[str, Any]]:
-        """Maps the path of each parameter within the pretrained part of the model to its full path and its array."""
+        """Maps parameter paths within the pretrained part of the model to the full path and the array of each
+        parameter.
+        """
         prefix, _ = self.model.pretrained()
         return {path.removeprefix(prefix): (path, array) for path, array in parameters.flat(self.params).items()}
 
@@ -100,13 +102,13 @@ def check_model(name: str, model: Model, wanted: Model) -> None:
 
 
 def match(name: str, found: Weights, wanted: Weights) -> Start:
-    """Initialises each parameter from the weights with the same path. Paths are relative to the pretrained model inside
-    a classifier.
+    """Initialises the parameters of a model from weights with the same paths. Within a classifier, paths begin at the
+    pretrained model.
 
     Args:
       name: name of the weights, for error messages.
       found: the weights. A head for other labels is not used.
-      wanted: the model to initialise, and its parameters on the mesh, which are kept if `found` does not have them.
+      wanted: the model to initialise, and its parameters on the mesh. A parameter without weights keeps its value.
     """
     ours, theirs = wanted.by_path(), found.by_path()
     same_labels = found.labels == wanted.labels

@@ -31,8 +31,8 @@ one unit.
 _NO_VISIT = -1
 _COUNT = np.arange(2**20, dtype=np.int32)
 PACKED_KEYS = {"tokens": ("segments", "position_ids"), "inputs": ("input_segments", "input_position_ids")}
-"""Maps the name of a packed array to the names of the two arrays that separate its examples: segments and position
-ids.
+"""Names of the arrays that separate the examples in a packed row: maps `tokens` and `inputs` to their segments and
+position ids.
 """
 
 
@@ -121,7 +121,7 @@ class PendingExample(NamedTuple):
     """A training example that waits until it fits in a batch row."""
 
     visit: int
-    """Number of the document reading that produced the example, counted per lane."""
+    """Number of the reading of a document that produced the example."""
     index: int
     """Index of the example among all examples of that document reading."""
     sizes: tuple[int, ...]
@@ -148,7 +148,7 @@ class Lane:
         state: Sequence[int],
         num_open: int,
     ):
-        """Restores a lane from its state.
+        """Restores a lane, which fills one row of each batch, from its state.
 
         Args:
           reader: makes the examples of documents.
@@ -171,7 +171,9 @@ class Lane:
         ]
 
     def state(self) -> list[int]:
-        """Returns the state of the lane after the last row, as a list of integers. See the module for their order."""
+        """Returns integers from which the lane (the examples for one row of each batch) can be restored after its
+        latest row. The docstring of the module gives their order.
+        """
         marks = self._open + [pending[:2] for pending in self._pending]
         marks += [(_NO_VISIT, 0)] * (self._lookahead - len(self._pending))
         return [self._next, self._turn, *(number for mark in marks for number in mark)]
@@ -202,7 +204,9 @@ class Lane:
             self._pending.append(taken)
 
     def _take(self) -> PendingExample | None:
-        """Returns the next example, which is from the open document whose turn it is. None after the last document."""
+        """Returns the next training example. Open documents take turns in providing it. None after the last
+        document.
+        """
         for _ in self._open:
             turn, self._turn = self._turn, (self._turn + 1) % len(self._open)
             visit, index = self._open[turn]

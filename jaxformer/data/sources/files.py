@@ -43,12 +43,12 @@ def check_encoding(encoding: str) -> None:
 
 
 def check_not_empty(paths: Sequence[str], empty: Sequence[str], need: str = "document") -> None:
-    """Raises InputError if all files are empty, and prints a note if some of them are.
+    """Raises InputError if all files are empty. Prints a note if only some files are empty.
 
     Args:
       paths: all files.
       empty: files that are empty.
-      need: what the files should contain, for the error message.
+      need: description of what the files should contain, for the error message.
     """
     if not empty:
         return
@@ -60,7 +60,9 @@ def check_not_empty(paths: Sequence[str], empty: Sequence[str], need: str = "doc
 
 
 class _Pieces(Sequence):
-    """Sequence of byte ranges of files. The ranges are found when a file is opened, and read when they are indexed."""
+    """Documents that are byte ranges of files. The positions are found when a file is opened. The bytes are read when a
+    document is requested.
+    """
 
     def __init__(self, encoding: str = "utf-8"):
         self.encoding = encoding

@@ -162,7 +162,7 @@ def _upright(picture: Image.Image) -> Image.Image:
 
 
 def _in_8_bits(picture: Image.Image) -> Image.Image:
-    """Converts a picture with 16 or 32 bits per pixel to 8 bits. Returns other pictures unchanged."""
+    """Converts a picture with 16 or 32 bits per pixel to 8 bits per pixel. Returns other pictures unchanged."""
     if not picture.mode.startswith(("I", "F")):
         return picture
     array = np.asarray(picture)
@@ -216,7 +216,7 @@ class ImageFolders(Source):
         return os.path.expanduser(self.path)
 
     def _files(self) -> list[tuple[str, str]]:
-        """Lists the image files in the class folders. Returns (path, label) pairs."""
+        """Lists the images in a local folder that has one subfolder per class. Returns (path, label) pairs."""
         found = []
         for label in self.labels:
             for folder, below, names in os.walk(os.path.join(self._home, label)):
@@ -226,7 +226,7 @@ class ImageFolders(Source):
         return found
 
     def _objects(self) -> list[tuple[str, str]]:
-        """Lists the images in the class folders of a bucket. Returns (path, label) pairs."""
+        """Lists the images in a folder in a bucket that has one subfolder per class. Returns (path, label) pairs."""
         parts = (name.split("/") for name in storage.objects_below(self.path) if name.lower().endswith(ENDINGS))
         images = sorted(names for names in parts if len(names) > 1 and not names[0].startswith("."))
         return [("/".join([self.path.rstrip("/"), *names]), names[0]) for names in images]

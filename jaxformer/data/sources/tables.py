@@ -105,7 +105,7 @@ class _FolderDocuments(Sequence):
 
 
 def _class_files(path: str) -> Iterator[tuple[str, str, int]]:
-    """Lists the files in the class folders inside a folder. Yields (path, label, size in bytes)."""
+    """Lists the files in a local folder that has one subfolder per class. Yields (path, label, size in bytes)."""
     if not os.path.isdir(path):
         raise InputError(f"{path}: no such folder; expected one with a folder for each class")
     for label in sorted(os.listdir(path)):
@@ -117,7 +117,9 @@ def _class_files(path: str) -> Iterator[tuple[str, str, int]]:
 
 
 def _class_objects(path: str) -> Iterator[tuple[str, str, int]]:
-    """Lists the objects in the class folders inside a bucket's folder. Yields (path, label, size in bytes)."""
+    """Lists the objects in a folder in a bucket that has one subfolder per class. Yields (path, label, size in
+    bytes).
+    """
     for key, info in storage.objects_below(path).items():
         label, _, name = key.partition("/")
         if name and "/" not in name and not label.startswith(".") and not name.startswith("."):

@@ -116,7 +116,9 @@ class Classify(Task[Labelled]):
         layouts.check_packing(self.examples_per_row, pack)
 
     def prepare_requests(self, requests: Sequence[str]) -> list[str | tuple[str, str]]:
-        """Returns the texts. If the task reads pairs, splits each text at its tab into the two texts of a pair."""
+        """Prepares the arguments of `predict`: returns texts unchanged or, if the task reads pairs, splits each at its
+        tab into two texts.
+        """
         if self.pair is None:
             return list(requests)
         return [_divided(text) if PAIR in text else text for text in requests]

@@ -54,7 +54,7 @@ class LabelledImages(ImageTask):
     label: str = "label"
     """Name of the column with the label, which is a name or an index."""
     labels: tuple[str, ...] = ()
-    """Label names in index order, the same as those of the model."""
+    """Label names in index order. Must equal the labels of the model."""
     mixup: float = 0.0
     """Parameter α of the Beta(α, α) distribution that mixing weights are drawn from in Mixup (Zhang et al. 2018). 0
     disables Mixup.
@@ -129,7 +129,7 @@ class MaskedPatches(ImageTask):
     """
 
     patch: int = 16
-    """Height and width of a patch in pixels, the same as those of the model."""
+    """Height and width of a patch in pixels. Must equal the patch size of the model."""
 
     def __post_init__(self):
         fields.at_least("data.task.patch", self.patch, 1)

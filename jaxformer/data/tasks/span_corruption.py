@@ -46,7 +46,7 @@ class Denoiser:
 
 
 class Denoising(TextTask):
-    """Base class of `SpanCorruption` and `UL2`. The rows are those of `TextToText`.
+    """Base class of the tasks `SpanCorruption` and `UL2`. Rows have the same arrays as those of `TextToText`.
 
     A document is cut into chunks, so that the inputs and targets of each chunk fit in a row without truncation. All
     tokens of a document are used, except a single remaining token at its end.
@@ -67,7 +67,9 @@ class Denoising(TextTask):
 
     @functools.cached_property
     def target_length(self) -> int:
-        """Number of target tokens per row: `length`, or the maximum that inputs of `input_length` require."""
+        """Number of target tokens per row: `length` if it is set, otherwise the maximum number of target tokens that
+        inputs of `input_length` can have.
+        """
         if self.length is not None:
             return self.length
         stretches = [(denoiser, self.stretch_length(denoiser)) for denoiser in self._used]

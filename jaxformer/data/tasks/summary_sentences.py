@@ -25,8 +25,8 @@ class LabelledSentences:
     tokens: tuple[np.ndarray, ...]
     """Tokens of each sentence, int32 [tokens]."""
     labels: np.ndarray
-    """Label of each sentence that fits in a row, int32 [sentences]: 1 if it belongs to the oracle summary (the
-    sentences that are most similar to the reference summary).
+    """Labels of the sentences that fit in a row, int32 [sentences]: 1 for sentences of the oracle summary (those most
+    similar to the reference summary), and 0 for others.
     """
     size: int
     """Number of characters in the document, which is its size in the cache."""

@@ -36,7 +36,7 @@ class Words:
     first: np.ndarray
     """Whether each token is the first token of its word, bool [tokens]."""
     tags: np.ndarray
-    """For the first token of each word, the index of the word's tag; 0 for other tokens. int32 [tokens]."""
+    """Index of the word's tag at the first token of each word, and 0 at other tokens, int32 [tokens]."""
     size: int
     """Number of characters in the words, which is their size in the cache."""
 
@@ -55,7 +55,7 @@ class TagTokens(Task[Words]):
     """
 
     labels: tuple[str, ...] = ()
-    """Tag names in index order, the same as those of the model."""
+    """Tag names in index order. Must equal the labels of the model."""
     length: int = 128
     """Number of tokens per row."""
     words: str = "words"

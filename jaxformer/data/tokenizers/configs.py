@@ -32,8 +32,10 @@ class SentencePiece:
     sample: int = 100_000
     """Maximum number of documents to train the tokenizer on, evenly spaced over the source."""
     sentinels: int = 0
-    """Number of sentinel pieces for span corruption: <extra_id_0> is the last piece of the vocabulary, <extra_id_1> the
-    one before it. T5 has 100. A loaded model without sentinels gets them after its own pieces."""
+    """Number of sentinel pieces for span corruption, such as 100 for T5. `<extra_id_0>` is the last piece of the
+    vocabulary, and `<extra_id_1>` the piece before it. If a loaded model has no sentinels, they are added after its
+    pieces.
+    """
 
     def __post_init__(self):
         if not 0 <= self.sentinels < self.vocab:
@@ -41,7 +43,9 @@ class SentencePiece:
             raise FieldError("tokenizer.sentinels", f"={self.sentinels}: {problem}")
 
     def build(self, open_source: Callable[[], Sequence], folder: str) -> Tokenizer:
-        """Returns the tokenizer in `folder`. If the folder has none, trains or loads a tokenizer and saves it there."""
+        """Loads the tokenizer from `folder`. If there is none yet, trains a tokenizer, or loads one from `path`, and
+        saves it in `folder`.
+        """
         if saved(folder):
             return load_tokenizer(folder)
         if self.path:
@@ -72,7 +76,9 @@ class WordPiece:
     """Maximum number of documents to train the tokenizer on, evenly spaced over the source."""
 
     def build(self, open_source: Callable[[], Sequence], folder: str) -> Tokenizer:
-        """Returns the tokenizer in `folder`. If the folder has none, trains or loads a tokenizer and saves it there."""
+        """Loads the tokenizer from `folder`. If there is none yet, trains a tokenizer, or loads one from `path`, and
+        saves it in `folder`.
+        """
         if saved(folder):
             return load_tokenizer(folder)
         tokenizer = (
@@ -115,7 +121,9 @@ class ByteLevelBpe:
             raise FieldError("tokenizer.vocab", f"={self.vocab}: {problem}")
 
     def build(self, open_source: Callable[[], Sequence], folder: str) -> Tokenizer:
-        """Returns the tokenizer in `folder`. If the folder has none, trains or loads a tokenizer and saves it there."""
+        """Loads the tokenizer from `folder`. If there is none yet, trains a tokenizer, or loads one from `path`, and
+        saves it in `folder`.
+        """
         if saved(folder):
             return load_tokenizer(folder)
         if self.path:

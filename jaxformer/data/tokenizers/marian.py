@@ -11,7 +11,8 @@ from jaxformer.errors import InputError
 
 
 class MarianTokenizer(Tokenizer):
-    """Tokenizer of a Marian translation model. It encodes source texts, and its `target` encodes translations.
+    """Tokenizer of a Marian translation model. It encodes source texts. The attribute `target` is the tokenizer for
+    translations.
 
     The vocabulary file maps the pieces of both languages to ids. A text may begin with the token of the target
     language, such as `>>fra<<`.

@@ -1,4 +1,4 @@
-"""Geometric transforms: how points of an image move when it is cropped, resized, flipped, rotated or sheared.
+"""Geometric transforms: where points of an image move when the image is cropped, resized, flipped, rotated or sheared.
 
 Coordinates are in pixels from the upper left corner of the image, x to the right and y downwards. The pixel in column i
 and row j covers the square from (i, j) to (i + 1, j + 1).
@@ -17,7 +17,9 @@ Matrix = tuple[float, float, float, float, float, float]
 
 @dataclasses.dataclass(frozen=True)
 class GeometricTransform:
-    """Affine transform of an image: where each of its points moves, and the size of the transformed image."""
+    """Affine transform of an image. It defines where each point of the image moves, and the size of the transformed
+    image.
+    """
 
     matrix: Matrix
     """Maps points of the image to points of the transformed image."""
@@ -27,7 +29,7 @@ class GeometricTransform:
     """Height of the transformed image in pixels."""
 
     def then(self, other: "GeometricTransform") -> "GeometricTransform":
-        """Composes this transform with another transform that is applied to its result."""
+        """Returns the transform that applies this transform first, and `other` to its result."""
         product = _square(other.matrix) @ _square(self.matrix)
         return GeometricTransform(_flat(product), other.width, other.height)
 

@@ -16,7 +16,7 @@ class Masked(NamedTuple):
     piece, and 10% stay the same.
     """
     positions: np.ndarray
-    """Index in its row of `tokens` of each token to predict, int32 [targets], ascending within an example."""
+    """Indices, within a row of `tokens`, of the tokens to predict, int32 [targets]. They ascend within an example."""
     targets: np.ndarray
     """Original ids of the tokens to predict, int32 [targets]."""
     starts: np.ndarray
@@ -27,7 +27,7 @@ class Masked(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Masking:
-    """How many tokens are chosen for prediction, and what replaces them."""
+    """Options that determine how many tokens are chosen for prediction, and which tokens replace them."""
 
     rate: float
     """Share of the maskable tokens to choose. At least one token is chosen if any is maskable."""

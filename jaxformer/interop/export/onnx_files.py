@@ -1,4 +1,4 @@
-"""Writes ONNX files, and compares their results in ONNX Runtime with those of the JAX model."""
+"""Writes ONNX files, and compares the results of ONNX Runtime with those of the JAX model."""
 
 import dataclasses
 import functools

@@ -66,7 +66,7 @@ class Pair:
     b: LazyTensor
     """Matrix B, [out, rank]."""
     scale: float
-    """Factor of the product B A when it is added to the tensor."""
+    """Factor by which the product B A is multiplied."""
     transposed: bool
     """Whether the adapted tensor is stored as [in, out] instead of [out, in]."""
 

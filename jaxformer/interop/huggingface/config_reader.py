@@ -81,15 +81,21 @@ class ConfigReader:
         return value
 
     def choice(self, name: str, meanings: Mapping[str, Any], default: str) -> Any:
-        """Looks up the value of a field in `meanings`. Raises InputError if it is not one of the keys."""
+        """Returns `meanings[value]` for the value of a field. Raises InputError if `meanings` does not have this value.
+
+        Args:
+          name: name of the field.
+          meanings: maps each supported value of the field to the value to return.
+          default: value of the field if it is missing.
+        """
         value = self.get(name, default)
         if value not in meanings:
             raise self.error(name, value, f"one of {', '.join(meanings)}")
         return meanings[value]
 
     def must(self, name: str, *allowed: Any) -> None:
-        """Raises InputError if the value of the field is not one of the allowed values. A missing field has the first
-        of them.
+        """Raises InputError if the field has a value other than the allowed ones. If the field is missing, the first
+        allowed value is assumed.
         """
         value = self.get(name, allowed[0])
         if value not in allowed:

@@ -30,7 +30,7 @@ named like the file plus `.index.json`.
 ADAPTER_READERS = {"adapter_model.safetensors": open_safetensors, "adapter_model.bin": open_pytorch}
 """Maps names of a PEFT adapter's weight files to functions that open them."""
 SHARD = 5_000_000_000
-"""Maximum size of a weight file in bytes. A larger tensor gets its own file."""
+"""Maximum size of a weight file in bytes. A tensor that is larger is written to a separate file."""
 RENAMED = {".gamma": ".weight", ".beta": ".bias"}
 """Maps old suffixes of normalisation parameters, which come from TensorFlow, to the current ones."""
 

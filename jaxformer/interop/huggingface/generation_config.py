@@ -36,8 +36,8 @@ REFUSED = {
     **dict.fromkeys(("constraints", "dola_layers", "force_words_ids", "max_time", "sequence_bias", "stop_strings")),
     **dict.fromkeys(("top_h", "watermarking_config")),
 }
-"""Names of unsupported fields that change the generated tokens. Maps each to the value that disables it, which is
-allowed.
+"""Fields of transformers that change the generated tokens and are not supported. Maps each field to its only allowed
+value, which disables the feature.
 """
 HARMLESS = frozenset(
     [
@@ -108,8 +108,8 @@ def read_decoding(folder: Folder, default: Decoding, tokenizer: Tokenizer) -> De
 
 
 def decoding_of(fields: Mapping[str, Any], default: Decoding) -> Decoding:
-    """Converts generation fields of transformers to `Decoding`. If they do not set a length, it is the length of
-    `default`.
+    """Converts generation fields of transformers to `Decoding`. If the fields do not limit the output length, the
+    limits of `default` are used.
 
     Raises:
       InputError: If fields are not supported or have invalid values.

@@ -34,7 +34,7 @@ PROCESSORS: Mapping[str, Mapping[str, Any]] = {
     "CLIPImageProcessor": {**CROPPED, "size": {"shortest_edge": 224}, **CLIP_PIXELS},
     "SiglipImageProcessor": {**SQUARE, "resample": 3},
 }
-"""Supported image processor classes of transformers. Maps each to the defaults of its fields."""
+"""Maps the supported image processor classes of transformers to the defaults of their fields."""
 BY_MODEL = {
     "vit": "ViTImageProcessor",
     "vit_mae": "ViTImageProcessor",
@@ -201,8 +201,8 @@ def _length(reader: ConfigReader, name: str, square: bool) -> tuple[Fit, int]:
 
 
 def _pixels(reader: ConfigReader) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Returns the mean and standard deviation for pixels in [0, 1]. If the settings rescale pixels differently, the
-    result takes it into account.
+    """Returns the mean and standard deviation for normalising pixels in [0, 1]. They include the rescale factor of the
+    settings if it differs from 1 / 255.
     """
     factor = reader.number("rescale_factor", 1 / 255)
     if not reader.flag("do_rescale", True):

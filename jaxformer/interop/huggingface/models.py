@@ -44,7 +44,7 @@ PARTS = {"pad_token_id": "pad", "bos_token_id": "bos", "eos_token_id": "eos"}
 
 @dataclasses.dataclass(frozen=True)
 class SourceMetadata:
-    """Metadata of an imported folder that are not part of the model. They are kept for later exports."""
+    """Data about an imported folder that are not part of the model, and are kept for later exports."""
 
     architecture: str
     """Name of the transformers class."""
@@ -110,8 +110,8 @@ def load(folder: Folder, dtype: DType = "float32", families: Sequence[Family] = 
 
 
 def origin_of(folder: Folder, architecture: str) -> SourceMetadata:
-    """Returns the metadata of a folder that are not part of the model. `architecture` is the transformers class
-    name.
+    """Returns the data about a folder that are not part of the model (see `SourceMetadata`). `architecture` is the
+    transformers class name.
     """
     kept = {name: value for name, value in folder.config.items() if name in HARMLESS - REWRITTEN}
     generation = {name: value for name, value in folder.generation.items() if name not in generation_config.FIELDS}

@@ -19,7 +19,7 @@ from jaxformer.interop.huggingface.table import Sources, Table, TensorMapping, m
 from jaxformer.models.base import Model
 
 ALIGNMENT = 64
-"""Alignment of arrays in memory, in bytes. JAX uses a NumPy array with this alignment without copying it."""
+"""Alignment of arrays in memory, in bytes. JAX can use a NumPy array with this alignment without copying it."""
 AT_ONCE = 2
 """Number of tensors that are read in parallel."""
 STRIP = 64
@@ -156,8 +156,8 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 def _fill_unused(arrays: Mapping[str, np.ndarray], slots: Sequence[TensorMapping]) -> None:
-    """Initialises the parameters of layers for which nothing is stored, because they have no effect. Scales are 1, and
-    all others 0.
+    """Initialises parameters that have no tensor in transformers because they have no effect, such as the first norm of
+    ModernBERT. Scales are 1, and all others 0.
     """
     first: dict[str, int] = {}
     for slot in slots:

@@ -35,8 +35,8 @@ class ParamMapping:
     Empty if the axes are the same.
     """
     copies: tuple[str, ...] = ()
-    """Other names of the same tensor, if it is tied. A file may store it under one or several of these names, with
-    equal values.
+    """Other names of a tensor that is tied (shared by several layers). A file may store it under one or several of
+    these names, with equal values.
     """
     tied_to: str = ""
     """Name of another tensor with the same values, which is read if this tensor is not stored."""
@@ -94,8 +94,8 @@ class TensorMapping:
     name: str
     shape: tuple[int, ...]
     paths: tuple[str, ...]
-    """Paths of the parameters that the tensor contains. For stacked parameters, it contains one of their layers or
-    experts.
+    """Paths of the parameters that the tensor contains. If a parameter is stacked, the tensor contains the part of one
+    layer or expert.
     """
     index: tuple[int, ...]
     """Indices along the leading axes of stacked parameters: layer, and expert if any. () if the parameters are not
@@ -155,7 +155,7 @@ def slots(table: Table, shapes: Mapping[str, tuple[int, ...]], headless: bool = 
 
 
 def is_known(table: Table, name: str) -> bool:
-    """Returns whether a stored tensor is known not to be a parameter, by its name."""
+    """Returns whether a stored tensor is listed in `Table.known`, which means that it is not a parameter."""
     patterns = [re.escape(known).replace(r"\{l\}", r"\d+") for known in table.known]
     patterns += [pattern.removeprefix(re.escape(table.prefix)) for pattern in patterns]
     return any(re.fullmatch(pattern, name) for pattern in patterns)
@@ -163,7 +163,7 @@ def is_known(table: Table, name: str) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Sources:
-    """Which stored tensor each tensor of a model is read from."""
+    """Result of `match`: the stored tensors from which the parameters of a model are read."""
 
     slots: list[TensorMapping]
     """Tensors of the model."""

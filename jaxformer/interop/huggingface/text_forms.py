@@ -96,6 +96,6 @@ def _lazy(array: Any, shape: tuple[int, ...], read: Callable[[], np.ndarray]) ->
 
 
 def replaced(run: Run, model: Model, params: Any, tokenizer: Any) -> Run:
-    """Returns a copy of a run with another model, other parameters and another tokenizer."""
+    """Returns a copy of a run in which model, parameters and tokenizer are replaced."""
     experiment = dataclasses.replace(run.experiment, model=model)
     return dataclasses.replace(run, experiment=experiment, params=params, tokenizer=tokenizer)

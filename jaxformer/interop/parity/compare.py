@@ -26,7 +26,7 @@ from jaxformer.parallel import sharding
 LONGEST = 1024
 """Maximum number of tokens in the long input that models are compared on."""
 ROWS, LENGTH = 3, 16
-"""Number of rows, and number of tokens per row, of the other inputs that models are compared on."""
+"""Number of rows, and number of tokens per row, of the short inputs that models are compared on."""
 NEW = 64
 """Number of tokens that both models generate in a comparison."""
 NAMES = {
@@ -187,12 +187,13 @@ class TorchModel:
         architecture: str,
         dtype: str,
     ):
-        """Loads the model.
+        """Loads the model from a Hugging Face folder with transformers.
 
         Args:
           folder: Hugging Face folder.
-          slots: Function of the names of the PyTorch model's tensors. It returns those that contain parameters of the
-            JAX model, in the layout of the PyTorch model, which may differ from that of the folder.
+          slots: Function that takes the tensor names of the PyTorch model and returns the tensors that contain
+            parameters of the JAX model. Their layout is that of the PyTorch model, which may differ from that of the
+            files.
           architecture: Name of the transformers class.
           dtype: Dtype that these tensors are rounded to.
 

@@ -120,7 +120,9 @@ def _padded(sides: Sides, texts: Sequence[str]) -> Callable[[str], list[float]]:
 
 @contextlib.contextmanager
 def _pictures(run: Run) -> Iterator[list[str]]:
-    """Generates test images with as many channels as the model expects. Yields a list of their paths."""
+    """Context manager that generates test images with as many channels as the model expects, in temporary files. Yields
+    their paths.
+    """
     channels = run.model.part("images")[1].channels
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:

@@ -1,5 +1,5 @@
-"""The two sides of a comparison of answers to raw inputs: a run, and transformers with the exported or imported
-folder.
+"""A run, and transformers with the exported or imported folder: the two sides whose answers to raw inputs are
+compared.
 """
 
 import dataclasses

@@ -73,7 +73,9 @@ def families_of(model: Model) -> list[Family]:
 
 
 def bridge_of(model: Model) -> Bridge:
-    """Returns the `Bridge` for a model, which defines how its class is used here and in transformers."""
+    """Returns the `Bridge` for a model, by its class. It defines the objective and task of an imported model, and how
+    the transformers class is called.
+    """
     return next((family.bridge for family in families_of(model)), Bridge())
 
 

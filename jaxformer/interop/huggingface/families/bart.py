@@ -29,7 +29,7 @@ TABLE = Table(
 
 
 def build(reader: ConfigReader, names: Collection[str]) -> Bart:
-    """Builds the model for a BART config. `names` are the names of the stored tensors."""
+    """Builds the JAX model for a BART config. `names` are the names of the stored tensors."""
     reader.must("normalize_embedding", True)
     reader.must("static_position_embeddings", False)
     reader.must("extra_pos_embeddings", 2)
@@ -44,7 +44,7 @@ def build(reader: ConfigReader, names: Collection[str]) -> Bart:
 
 
 def describe(model: Bart) -> dict[str, Any]:
-    """Converts the model to a BART config."""
+    """Converts a JAX model to a BART config."""
     return {"architectures": ["BartForConditionalGeneration"]} | marian.fields(model)
 
 

@@ -128,8 +128,8 @@ def encoder_fields(model: Bert) -> dict[str, Any]:
 
 
 class EncoderBridge(Bridge):
-    """Defines how encoders with the heads of `Bert` are used: masked language modelling, pooler, next-sentence
-    prediction.
+    """Bridge for encoders with the heads of `Bert` (masked LM, pooler, next sentence): objective and task of imported
+    models, and the outputs and loss of their transformers classes.
     """
 
     def objective(self, source: Source, model: Bert) -> Objective:

@@ -70,7 +70,9 @@ class Source:
 
 
 class Bridge:
-    """Defines how a kind of model is used in jaxformer, and how the corresponding transformers class is called."""
+    """Defines how models of one kind are used: the objective and task of an imported model, and the inputs, outputs and
+    loss of the corresponding transformers class.
+    """
 
     arguments: ClassVar[Mapping[str, str]] = ARGUMENTS
     """Maps names of model inputs to argument names of the transformers class."""

@@ -37,7 +37,9 @@ SPAN = ("start", "end")
 
 
 class ClassifierBridge(Bridge):
-    """Defines how classifiers of texts and tokens are used, including regression and extractive question answering."""
+    """Bridge for classifiers of texts and tokens, including regression and extractive question answering: objective and
+    task of imported models, and the outputs of their transformers classes.
+    """
 
     def objective(self, source: Source, model: Classifier) -> Objective:
         """Returns the objective for a classifier, which depends on its pooling, labels and problem type."""

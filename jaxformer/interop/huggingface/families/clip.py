@@ -259,7 +259,9 @@ def with_end(model: Model, end_id: int) -> Model:
 
 
 class ClipBridge(Bridge):
-    """Defines how models of images and texts are used."""
+    """Bridge for models of images and texts: objective and task of imported models, and the outputs of their
+    transformers classes.
+    """
 
     def objective(self, source: Source, model: Clip) -> ImageTextContrastive:
         """Returns the contrastive objective, with the sigmoid loss if scores have a bias, and otherwise with the
@@ -276,8 +278,8 @@ class ClipBridge(Bridge):
         return {}
 
     def conventional(self, run: Run) -> Run:
-        """Returns an equivalent run whose text encoder uses the vector of the end token instead of the last token. They
-        are the same token.
+        """Returns an equivalent run whose text encoder is set to use the vector of the end token, instead of that of
+        the last token, which is the same token.
         """
         run = without_unused_ids(run)
         if run.model.text.pooling != "last" or run.model.text.pad_id is not None:

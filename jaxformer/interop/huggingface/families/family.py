@@ -69,7 +69,7 @@ MARKS = ("pad", "unk", "cls", "sep", "mask")
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """Family of models in transformers, and how they are converted."""
+    """A model family in transformers, and the functions and tables that convert its models from and to JAX models."""
 
     model_type: str
     """Name of the family in config.json."""
@@ -84,7 +84,9 @@ class Family:
     table: Table
     """Table that maps parameters to tensors of transformers."""
     headless_architectures: tuple[str, ...] = ()
-    """Names of transformers classes without a head. Their tensor names do not have the prefix of the table."""
+    """Names of transformers classes without a head. Their tensor names do not begin with the prefix that other classes
+    have (`Table.prefix`).
+    """
     constants: Callable[[Any], Mapping[str, np.ndarray]] | None = None
     """Function of the model. It returns tensors that transformers stores although the JAX model computes them, by name.
     Exports write them.
@@ -96,7 +98,7 @@ class Family:
     layout: Layout = "plain"
     """Special tokens that are added to texts, for tokenizers without a template."""
     bridge: Bridge = Bridge()
-    """Defines which objective and task an imported model gets, and how its transformers class is called."""
+    """Defines the objective and task of an imported model of this family, and how its transformers class is called."""
     auto_classes: Mapping[str, tuple[str, str | None]] = dataclasses.field(default_factory=dict)
     """Exceptions to `AUTO_CLASSES` for this family: maps class names to auto class and task name."""
 
@@ -115,8 +117,8 @@ def stack(reader: ConfigReader, **fields: Any) -> Transformer:
 
 
 def explicit(model: Model) -> Model:
-    """Returns the model with derived sizes filled in, and with defaults for settings that only affect training, for
-    comparing models.
+    """Returns the model in a form for comparing models: derived sizes are filled in, and settings that only affect
+    training have their defaults.
     """
     return model.comparable().map_stacks(_explicit_stack)
 
@@ -127,7 +129,7 @@ def differences(model: Model, other: Model) -> list[Difference]:
 
 
 def shortest_period(kinds: Sequence[Any]) -> int:
-    """Returns the length of the shortest period in the sequence of block kinds of a stack."""
+    """Returns the length of the shortest repeating sequence of block kinds in a stack."""
     every = range(len(kinds))
     return next(size for size in range(1, len(kinds) + 1) if all(kinds[i] == kinds[i % size] for i in every))
 

@@ -88,8 +88,9 @@ def build(reader: ConfigReader, names: Collection[str]) -> Gpt:
 
 
 def _kinds(reader: ConfigReader, depth: int) -> list[str]:
-    """Returns the kind of each block, from the list in the config or from its older field for the period: every n-th
-    block is global.
+    """Returns the kind of each block: with global or with local attention.
+
+    Configs list the kinds (`layer_types`) or, in older files, give a period n: every n-th block is global.
     """
     size = reader.integer("sliding_window_pattern", 6)
     reader.get("_sliding_window_pattern")  # Written in addition to `layer_types`, but never read.

@@ -94,7 +94,9 @@ def describe(model: Gpt) -> dict[str, Any]:
 
 
 class DecoderBridge(Bridge):
-    """Defines how causal language models are used."""
+    """Bridge for causal language models: objective and task of imported models, and the labels and loss of their
+    transformers classes.
+    """
 
     def objective(self, source: Source, model: Gpt) -> Objective:
         """Returns a causal LM objective with the decoding settings of the folder."""

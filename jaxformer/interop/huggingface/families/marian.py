@@ -149,7 +149,9 @@ def fields(model: EncoderDecoder) -> dict[str, Any]:
 
 
 class EncoderDecoderBridge(Bridge):
-    """Defines how text encoder–decoders are used."""
+    """Bridge for text encoder–decoders: objective and task of imported models, and the labels and loss of their
+    transformers classes.
+    """
 
     arguments: ClassVar[Mapping[str, str]] = {
         "inputs": "input_ids",
@@ -205,8 +207,8 @@ class EncoderDecoderBridge(Bridge):
 
 
 class MarianBridge(EncoderDecoderBridge):
-    """Defines how the original encoder–decoder is used. A model whose first decoder input is a zero vector follows
-    Marian's conventions.
+    """Bridge for the original encoder–decoder. If the first decoder input is a zero vector, exports follow Marian's
+    conventions.
     """
 
     def conventional(self, run: Run) -> Run:

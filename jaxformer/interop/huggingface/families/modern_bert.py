@@ -142,7 +142,10 @@ def _stack(reader: ConfigReader, mlp: GatedMlp) -> Transformer:
 
 
 def _kinds(reader: ConfigReader, depth: int) -> list[str]:
-    """Returns the kind of each block: with global or with local attention."""
+    """Returns the kind of each block: with global or with local attention.
+
+    Configs list the kinds (`layer_types`) or, in older files, give a period n: every n-th block is global.
+    """
     every = reader.integer("global_attn_every_n_layers", 3)
     kinds = reader.get("layer_types") or [LOCAL if number % every else GLOBAL for number in range(depth)]
     if len(kinds) != depth or not set(kinds) <= set(BASES):
@@ -177,8 +180,8 @@ def _block_fields(config: Transformer) -> dict[str, Any]:
 
 
 def _every(kinds: Sequence[str]) -> dict[str, int]:
-    """Returns the older config field for the list of block kinds. It can represent only a fixed period: every n-th
-    block is global.
+    """Returns the older config field for the kinds of blocks, if every n-th block has global attention and all others
+    local attention. Otherwise returns an empty dict.
     """
     for every in range(1, len(kinds) + 1):
         if all((kind == LOCAL) == bool(number % every) for number, kind in enumerate(kinds)):

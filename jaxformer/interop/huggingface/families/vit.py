@@ -162,7 +162,9 @@ def image_field(source: Source, model: Any) -> ImageField:
 
 
 class ImageBridge(Bridge):
-    """Defines how image encoders and classifiers are used."""
+    """Bridge for image encoders and classifiers: objective and task of imported models, and the outputs of their
+    transformers classes.
+    """
 
     def objective(self, source: Source, model: Vit) -> Objective:
         """Returns a classification objective, or an image embedding objective if the model has no labels.

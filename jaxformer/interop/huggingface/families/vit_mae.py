@@ -116,7 +116,9 @@ def constants(model: MaskedAutoencoder) -> dict[str, np.ndarray]:
 
 
 class MaskedAutoencoderBridge(ImageBridge):
-    """Defines how masked autoencoders are used."""
+    """Bridge for masked autoencoders: objective and task of imported models, and the outputs of their transformers
+    class.
+    """
 
     def objective(self, source: Source, model: MaskedAutoencoder) -> Objective:
         """Returns the objective for predicting the pixels of masked patches."""

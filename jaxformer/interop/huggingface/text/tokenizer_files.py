@@ -191,9 +191,7 @@ def _roles(settings: Mapping[str, Any], pieces: list[str]) -> dict[str, str]:
 
 
 def _completed(tokenizer: JsonTokenizer, settings: Mapping[str, Any]) -> JsonTokenizer:
-    """Adds tokens, special tokens and the template that are defined by other files of the folder than
-    tokenizer.json.
-    """
+    """Adds to a tokenizer the tokens, special tokens and template that files other than tokenizer.json define."""
     config, kind, changed = tokenizer.config, type(tokenizer), False
     known = {token["content"] for token in config.get("added_tokens") or []}
     added = [token for _, token in sorted(settings["added_tokens_decoder"].items()) if token["content"] not in known]
