@@ -6,7 +6,12 @@ import re
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# No test depends on the speed of the machine.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 # Compiling is most of a test's time, and the code that LLVM optimises less is quick enough for tiny models.
 QUICK = "--xla_backend_optimization_level=0"

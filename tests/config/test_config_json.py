@@ -74,7 +74,7 @@ class TestJson:
         assert config.to_json(again) == config.to_json(experiment)
 
     @given(tree=trees)
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100)
     def test_every_value_comes_back(self, tree):
         again = fields.decode(json.loads(json.dumps(fields.encode(tree))), known=fields.classes_in(tree))
         assert again == tree

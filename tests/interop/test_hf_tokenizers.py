@@ -66,7 +66,7 @@ def settled(tokenizer, text):
     return tokenizer.native(text) == tokenizer.native(unicodedata.normalize("NFKC", text))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(UNICODE)
 @example("")
 @example("   ")
@@ -203,7 +203,7 @@ def marian(tmp_path_factory):
     return folder
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(UNICODE)
 @example(">>fra<<the light")
 def test_marian_has_two_models(marian, text):

@@ -42,6 +42,7 @@ FUNCTIONS = {
         x[..., None] * p["table"][0], jnp.abs(i)[:, :2, None] % 3, 1
     ),
     "orders": lambda p, x, i: jnp.argsort(x, 1) + jnp.sort(x, 1),
+    "largest": lambda p, x, i: jax.lax.top_k(x, 2)[0] + jax.lax.top_k(x, 2)[1],
     "products": lambda p, x, i: jnp.einsum("bt,bs,td->sd", x, x, p["wide"]) + x.T @ x @ p["wide"],
     "batched products": lambda p, x, i: jnp.einsum("bti,sbi->bts", x[..., None] + p["table"][0], x.T[..., None]),
     "an update": lambda p, x, i: jax.lax.dynamic_update_slice_in_dim(x, x[:, :2] * 2, jnp.abs(i[0, 0]) % 3, axis=1),
@@ -52,7 +53,7 @@ FUNCTIONS = {
     "constants": lambda p, x, i: x * jnp.linspace(0, 1, 4).sum() + p["table"].reshape(2, 14).T[3, 1],
 }
 PARAMS = {"table": TABLE, "one": np.ones(1, np.float32), "wide": RNG.normal(size=(5, 6)).astype(np.float32)}
-FIXED = ("products", "pieces", "places in rows", "parts", "a part somewhere")
+FIXED = ("products", "largest", "pieces", "places in rows", "parts", "a part somewhere")
 """Functions of five columns."""
 
 

@@ -142,7 +142,7 @@ def test_the_readme_of_an_image_model_runs_without_jaxformer(tmp_path):
     jf.export_stablehlo(run, tmp_path / "out")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"README.md", PROGRAM, WEIGHTS}
     page = (tmp_path / "out" / "README.md").read_text()
-    assert "| `images` | uint8 [b, 12, 12, 1] |" in page and "any number of images (b). The" in page
+    assert "| `images` | uint8 [b, 12, 12, 1] |" in page and "accepts any number of images (b)." in page
     found = run_readme(tmp_path / "out")
     assert found["logits"].shape == (2, 3)
     assert_same(found, VIT, run.params, [np.ones((2, 12, 12, 1), np.uint8)])

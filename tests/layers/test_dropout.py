@@ -20,7 +20,7 @@ def drop(x, rate, key=KEY):
     return Dropout(rate).apply({}, x, train=True, rngs={"dropout": key})
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(rates)
 def test_the_share_that_stays_is_the_probability_that_it_names(rate):
     keep, probability = keep_mask(KEY, rate, (COUNT,))
@@ -28,7 +28,6 @@ def test_the_share_that_stays_is_the_probability_that_it_names(rate):
     assert abs(float(keep.mean()) - probability) < SIGMAS * deviation
 
 
-@settings(deadline=None)
 @given(st.floats(0, 1, exclude_max=True))
 def test_the_rate_is_rounded_by_less_than_two_percent_or_to_16_bits(rate):
     _, probability = keep_mask(KEY, rate, (1,))
@@ -36,7 +35,7 @@ def test_the_rate_is_rounded_by_less_than_two_percent_or_to_16_bits(rate):
     assert abs(1 - probability - rate) <= max(0.02 * rate, 2**-16)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(rates)
 def test_the_mean_is_unbiased(rate):
     dropped = drop(jnp.ones(COUNT), rate)
@@ -62,7 +61,7 @@ def test_elements_that_share_a_random_word_are_independent(rate):
 
 
 @pytest.mark.slow
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=4).map(tuple))
 def test_any_shape(shape):
     keep, _ = keep_mask(KEY, 0.3, shape)

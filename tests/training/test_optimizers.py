@@ -151,7 +151,7 @@ class TestSchedule:
         warmup=st.integers(1, 50),
         steps=st.integers(50, 200),
     )
-    @settings(max_examples=15, deadline=None)
+    @settings(max_examples=15)
     def test_it_rises_to_the_peak_then_never_rises_nor_jumps(self, decay, warmup, steps):
         rates = self.rates(steps, peak=1.0, warmup=warmup, decay=decay)
         assert rates[warmup] == pytest.approx(1)

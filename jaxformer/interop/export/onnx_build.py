@@ -7,6 +7,7 @@ import jax
 import jax.export
 import numpy as np
 import onnx_ir as ir
+from jax.interpreters import partial_eval
 
 from jaxformer.interop.export.onnx_graph import Graph, Tensor
 from jaxformer.interop.export.onnx_operations import OPERATIONS
@@ -70,7 +71,9 @@ def build(
         given.append(
             graph.tensor(value if arguments[name].dtype != "int64" else graph.cast(value, dtype), shape, dtype)
         )
-    found = graph.evaluate(closed.jaxpr, closed.consts, given)
+    # Without what the outputs do not need, such as the auxiliary losses of experts.
+    needed, _ = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars), instantiate=True)
+    found = graph.evaluate(needed, closed.consts, given)
     computed = dict(zip(sorted(shapes), found, strict=True))
     outputs = [_output(graph, name, computed[name], shapes[name]) for name in sorted(shapes, key=_in_order)]
     inputs = [tensors[name][0] for name in arguments]

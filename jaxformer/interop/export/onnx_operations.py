@@ -144,6 +144,15 @@ def _sort(graph: Graph, equation: Any, *tensors: Tensor) -> list[Tensor]:
     return [graph.tensor(value, aval.shape, aval.dtype) for value, aval in zip([ordered, *rest], avals, strict=True)]
 
 
+def _top_k(graph: Graph, equation: Any, tensor: Tensor) -> list[Tensor]:
+    """Returns the largest values along an axis in decreasing order, and their indices."""
+    whole, count = graph.value(graph.whole(tensor, equation.invars[0].aval.shape)), graph.length(equation.params["k"])
+    values, places = graph.op("TopK", whole, count, outputs=2, axis=equation.params["axis"], largest=1, sorted=1)
+    found = values, graph.cast(places, np.int32)
+    avals = [variable.aval for variable in equation.outvars]
+    return [graph.tensor(value, aval.shape, aval.dtype) for value, aval in zip(found, avals, strict=True)]
+
+
 def _inside(name: str) -> Callable:
     """Returns the converter of an operation that contains a nested jaxpr, such as a function call. `name` is the
     parameter with the jaxpr.
@@ -263,6 +272,7 @@ OPERATIONS: Mapping[str, Callable] = {
     "argmax": _argmax,
     "cumsum": _cumsum,
     "sort": _sort,
+    "top_k": _top_k,
     "scan": _scan,
     "cond": _cond,
     **{name: _inside("jaxpr") for name in ("jit", "pjit", "checkpoint", "remat2")},
