@@ -29,8 +29,8 @@ the last number.
 def choose(kernel: Kernel, query_bthk, key_bgsk, mask: Mask | None, biased: bool, dropped: bool) -> str:
     """Chooses the implementation of attention for the given inputs: `blocks`, `splash` or `cudnn`.
 
-    Even if a kernel is requested by name, short inputs use `blocks`, and so do masks with special order numbers, such
-    as those of caches and prefixes.
+    Even if a kernel is requested by name, short inputs use `blocks`, and so do windows with cuDNN, and masks with
+    special order numbers, such as those of caches and prefixes.
 
     Args:
       kernel: requested implementation.
@@ -54,6 +54,9 @@ def choose(kernel: Kernel, query_bthk, key_bgsk, mask: Mask | None, biased: bool
         raise InputError(f"attention.kernel={kernel}: {problem}")
     queries, keys = query_bthk.shape[1], key_bgsk.shape[2]
     plain = mask is None or mask.query_order is None or (mask.in_order and queries == keys)
+    windowed = mask is not None and mask.window is not None and mask.window < max(queries, keys)
+    if windowed and not (name == "splash" and mask.aligned and queries == keys):
+        return "blocks"
     return name if plain and min(queries, keys) >= SHORTEST and not problem else "blocks"
 
 
@@ -117,6 +120,8 @@ def splash(query_bthk, key_bgsk, value_bgsk, mask: Mask | None, scale: float, in
         key, value = _pad(key, 2, missing[1]), _pad(value, 2, missing[1])
         shape = query.shape[2], key.shape[2]
         seen = masks.CausalMask(shape) if causal else masks.FullMask(shape)
+        if mask is not None and mask.window is not None:
+            seen = masks.LocalMask(shape, (mask.window - 1, 0 if causal else mask.window - 1), offset=0)
         tiles = [next(tile for tile in TILES if length % tile == 0) for length in shape]
         of_queries, of_keys = tiles
         sizes = kernels.BlockSizes(

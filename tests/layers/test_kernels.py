@@ -23,6 +23,13 @@ from jaxformer.parallel import sharding
 SCALE = 0.7
 PADDING = np.array([[1] * 200 + [0] * 56, [3] * 256], np.int32)
 
+WINDOWS = {
+    "window": lambda length: Mask().windowed(40, length),
+    "window in segments": lambda length: MASKS["segments"](length).windowed(40, length),
+    "causal window": lambda length: Mask.causal(length).windowed(140, length),
+    "causal window in segments": lambda length: MASKS["causal in segments"](length).windowed(40, length),
+}
+
 
 def by_blocks(mask, query, key, value):
     return attend(query, KeyValue(key, value), AttendOptions(mask=mask, scale=SCALE, kernel="blocks"))
@@ -48,11 +55,11 @@ def inputs(queries, keys=None, **sizes):
 
 class TestSplash:
     @pytest.mark.slow
-    @pytest.mark.parametrize("name", ["everywhere", "segments", "causal", "causal in segments"])
+    @pytest.mark.parametrize("name", ["everywhere", "segments", "causal", "causal in segments", *WINDOWS])
     def test_values_and_gradients_are_those_of_blocks(self, name, monkeypatch):
         """At a length that is padded, of three tiles."""
         monkeypatch.setattr(kernels, "TILES", (128,))
-        mask = MASKS[name](300)
+        mask = (MASKS | WINDOWS)[name](300)
         ways = (functools.partial(way, mask) for way in (by_splash, by_blocks))
         assert_equal(*ways, inputs(300, heads=2, groups=1))
 
@@ -175,6 +182,18 @@ class TestChoice:
         assert {name: choose(**options) for name, options in ELIGIBLE.items()} == dict.fromkeys(ELIGIBLE, way)
         assert {name: choose(**options) for name, options in BY_BLOCKS.items()} == dict.fromkeys(BY_BLOCKS, "blocks")
         assert choose("blocks") == "blocks"
+
+    @pytest.mark.parametrize("mask", [Mask(), CAUSAL], ids=["both ways", "causal"])
+    def test_windows_go_to_what_knows_them(self, mask, monkeypatch):
+        """A kernel that ignored a window would attend to all keys without a word."""
+        windowed, wide = mask.windowed(100, 512), mask.windowed(512, 512)
+        some = windowed.at(np.zeros((2, 300), int))
+        for here, way in (("tpu", "splash"), ("gpu", "blocks"), ("cpu", "blocks")):
+            monkeypatch.setattr(sharding, "platform", lambda here=here: here)
+            assert choose(mask=windowed) == way
+            assert choose(mask=some, queries=300) == "blocks"
+        monkeypatch.setattr(sharding, "platform", lambda: "gpu")
+        assert choose(mask=wide) == "cudnn", "it hides nothing"
 
     @pytest.mark.parametrize("shape", [{"dtype": jnp.float32}, {"size": 68}, {"size": 136}], ids=str)
     def test_cudnn_takes_half_precision_and_some_sizes_of_heads(self, shape, monkeypatch):
