@@ -27,7 +27,7 @@ USAGE = """usage: jaxformer COMMAND ...
 
   new NAME                                              write NAME.py, a commented config to start from
   train CONFIG [--field value ...] [--workdir RUN]      train a run, or resume it; with --help, list the fields;
-                                                        with --fork RUN, train on from another run's state;
+                                                        with --fork RUN, continue from another run's state;
                                                         CONFIG is a file, or a name such as bert_quickstart
   launch -n N CONFIG [--field value ...]                train with N processes on this machine
   plan CONFIG --topology NAME [--price USD] [--search]  report memory, traffic, time and cost of a run on TPUs or

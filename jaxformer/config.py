@@ -161,7 +161,7 @@ class Experiment:
             raise InputError(f"fork_step={self.fork_step}: needs a run; set fork")
         if self.lora is not None and self.optimizer.freeze:
             raise InputError(
-                f"optimizer.freeze={self.optimizer.freeze}: lora decides which parameters are trained; expected none"
+                f"optimizer.freeze={self.optimizer.freeze}: lora determines which parameters are trained; expected none"
             )
         if self.evaluation.patience is not None and self.checkpoint.best is None:
             raise InputError(f"evaluation.patience={self.evaluation.patience}: needs a metric; set checkpoint.best")

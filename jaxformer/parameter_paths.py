@@ -65,7 +65,7 @@ def frozen_mask(params: Any, patterns: Sequence[str]) -> Any:
             raise InputError(f"{problem}; a path is for example {paths[0]}")
     mask = map_paths(lambda path, _: found_in(path, patterns), params)
     if all(jax.tree.leaves(mask)):
-        raise InputError(f"optimizer.freeze={patterns}: nothing is left to train")
+        raise InputError(f"optimizer.freeze={patterns}: all parameters are frozen")
     return mask
 
 

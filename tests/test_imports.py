@@ -51,7 +51,7 @@ GRAPH = {name: imported(name) for name in FILES}
 
 def floors():
     """The floor of each name in the page's list; 0 is the lowest."""
-    section = PAGE.split("## Who may import whom")[1].split("\n## ")[0]
+    section = PAGE.split("## Which modules may import which")[1].split("\n## ")[0]
     lines = [line.split(": ")[0] for line in re.findall(r"^\d+\. (.*)$", section, re.MULTILINE)]
     return {name: floor for floor, line in enumerate(reversed(lines)) for name in re.findall(r"`([\w.]+)`", line)}
 

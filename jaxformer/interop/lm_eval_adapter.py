@@ -64,7 +64,9 @@ class RunLM(LM):
         """
         run, tokenizer = self.run, self.run.require_tokenizer()
         if not isinstance(run.objective, CausalLM):
-            raise InputError(f"{run.folder}: expected a language model; others have no probability of a text")
+            raise InputError(
+                f"{run.folder}: expected a language model, because other models have no probability of a text"
+            )
         begins = names_beginning(tokenizer, run.objective.beginning)
         first = tokenizer.bos_id if begins else tokenizer.eos_id
         owners, prompts, continuations = [], [], []

@@ -50,7 +50,7 @@ class SentenceEmbedding(BatchObjective[Model]):
     def __post_init__(self):
         fields.check(self)
         if self.pooling == "none":
-            raise InputError("objective.pooling=none: expected one vector a text: mean, max, first, last or pooler")
+            raise InputError("objective.pooling=none: expected one vector per text: mean, max, first, last or pooler")
         fields.at_least("objective.longest", self.longest, 3)
         if not self.temperature > 0:
             raise InputError(f"objective.temperature={self.temperature}: expected above 0")

@@ -51,7 +51,9 @@ class Seq2SeqLM(Objective[EncoderDecoder]):
         labels = [part.label for part in self.scores]
         for part in self.scores:
             if labels.count(part.label) > 1:
-                raise InputError(f"objective.scores: twice the prefix {part.prefix!r}; expected one of each")
+                raise InputError(
+                    f"objective.scores: the prefix {part.prefix!r} occurs twice; expected different prefixes"
+                )
 
     model_inputs = ("inputs", "tokens", "input_segments", "segments", "input_position_ids", "position_ids")
     required = ("inputs", "tokens", "targets", "weights")

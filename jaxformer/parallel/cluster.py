@@ -110,7 +110,7 @@ def _checked(given: dict[str, str], gpus: tuple[int, ...] | None = None) -> Plac
     missing = [f"--{flag} ({FLAGS[flag]})" for flag in FLAGS if flag not in given]
     if missing:
         said = ", ".join(f"--{flag} {value}" for flag, value in given.items())
-        raise InputError(f"{said}: expected {' and '.join(missing)} too, as no cluster says it")
+        raise InputError(f"{said}: expected {' and '.join(missing)} too, because no cluster defines it")
     coordinator, processes, process = given["coordinator"], numbers["processes"], numbers["process"]
     if not process < processes:
         raise InputError(f"--process {process}: expected 0 to {processes - 1}, as --processes is {processes}")
@@ -142,7 +142,7 @@ def left_out(environ: Environment = os.environ) -> str:
     """
     tasks = environ.get("SLURM_NTASKS", "1")
     if tasks != "1" and "SLURM_PROCID" in environ and "SLURM_STEP_NUM_TASKS" not in environ and COUNT not in environ:
-        return f"this is the script of a job of {tasks} tasks, not one of them: one process trains; srun starts all"
+        return f"this is a Slurm job script, not one of its {tasks} tasks: only one process trains; srun starts all"
     return ""
 
 

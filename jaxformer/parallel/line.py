@@ -297,7 +297,7 @@ def _arrivals(
         while len(met) < place.processes - 1:
             if waits.over:
                 raise InputError(
-                    f"{_missing(place, met)} did not arrive; waited {wait:g} s at {place.coordinator}: look at their "
+                    f"{_missing(place, met)} did not connect within {wait:g} s at {place.coordinator}: look at their "
                     "errors, or wait longer with --wait"
                 )
             for key, _ in waiting.select(waits.next):
@@ -309,7 +309,9 @@ def _arrivals(
                 connection: Any = key.fileobj
                 gone = [number for number, channel in met.items() if channel.connection is connection]
                 if gone:
-                    raise InputError(f"process {gone[0]} of {place.processes} ended while others were awaited")
+                    raise InputError(
+                        f"process {gone[0]} of {place.processes} ended while processes were still connecting"
+                    )
                 channel = strangers[connection]
                 try:
                     messages = channel.receive()
@@ -385,9 +387,9 @@ def _attend(place: Place, own: Message, wait: float) -> tuple[dict[int, _Channel
     except TimeoutError as error:
         raise InputError(f"process 0 of {place.processes} does not answer at {place.coordinator}") from error
     except EOFError as error:
-        raise InputError(f"process 0 of {place.processes} ended while others were awaited") from error
+        raise InputError(f"process 0 of {place.processes} ended while processes were still connecting") from error
     except ValueError as error:
-        raise InputError(f"--coordinator {place.coordinator}: something else than process 0 answers there") from error
+        raise InputError(f"--coordinator {place.coordinator}: another program answers there, not process 0") from error
     answer, *channel.unread = messages
     if "failed" in answer:
         raise InputError(str(answer["failed"]))

@@ -31,16 +31,18 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> _Parser:
-    what = "What a run would need and take on hardware that is not here: memory, traffic, time and cost."
+    what = "Predicts the memory, communication, time and cost of a run on hardware that is not attached."
     parser = _Parser(prog="jaxformer plan CONFIG", description=what, epilog=EPILOG, allow_abbrev=False)
     parser.add_argument("--topology", metavar="NAME", required=True, help="such as v5p:4x4x4 or h100:64")
-    parser.add_argument("--price", metavar="USD", type=float, help="of one device for an hour")
-    meaning = "rank meshes, rematerialisation and micro-batches, and print the flags of the fastest"
+    parser.add_argument("--price", metavar="USD", type=float, help="price of one device per hour")
+    meaning = (
+        "compare meshes, rematerialisation policies and numbers of micro-batches, and print the flags of the fastest"
+    )
     parser.add_argument("--search", action="store_true", help=meaning)
-    meaning = f"with --search, how many candidates to compile; {COMPILED} by default"
+    meaning = f"with --search, maximum number of candidates to compile; {COMPILED} by default"
     parser.add_argument("--compiled", metavar="N", type=int, default=COMPILED, help=meaning)
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
-    meaning = "a package of your own whose classes the config may use; may be given again"
+    meaning = "a package of your own whose classes the config may use; can be repeated"
     parser.add_argument("--allow", metavar="PACKAGE", action="append", default=[], help=meaning)
     return parser
 

@@ -174,7 +174,9 @@ def check(experiment: Experiment, topology: Topology) -> AbstractMesh:
 def check_vocabulary(experiment: Experiment) -> None:
     """Raises InputError if the vocabulary size of the model depends on a tokenizer that has not been trained yet."""
     if missing := config.open_vocabularies(experiment):
-        raise InputError(f"{missing[0]}: only the tokenizer's training decides it; expected --{missing[0]} SIZE")
+        raise InputError(
+            f"{missing[0]}: it depends on a tokenizer that has not been trained; expected --{missing[0]} SIZE"
+        )
 
 
 def compiled_plan(experiment: Experiment, topology: Topology, price: float | None = None) -> Plan:

@@ -273,7 +273,7 @@ BAD = {
     "truncated": lambda folder: os.truncate(folder / "model.safetensors", 5000),
     "x ends at byte": lying_header,
     "is outside of the folder; refused": outside,
-    "its pickle asks for posix.mkdir; refused": malicious,
+    "its pickle contains posix.mkdir; refused": malicious,
     "pieces, the model has a vocabulary of 11": lambda folder: (folder / "vocab.txt").write_text("\n".join(PIECES)),
 }
 

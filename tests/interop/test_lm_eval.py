@@ -124,7 +124,9 @@ def test_an_encoder_decoder_answers(run):
     ]
     (expected,) = other.log_likelihoods(["w1"], ["w2 w3"])
     assert model.loglikelihood(ask("loglikelihood", ("w1", "w2 w3"))) == [(expected.log_probability, expected.greedy)]
-    with pytest.raises(InputError, match="expected a language model; others have no probability of a text"):
+    with pytest.raises(
+        InputError, match="expected a language model, because other models have no probability of a text"
+    ):
         model.loglikelihood_rolling(ask("loglikelihood_rolling", ("w1",)))
 
 

@@ -281,7 +281,7 @@ def test_rows_and_models_that_do_not_go_with_it_are_refused(model, row, message)
         ({"label_smoothing": -0.1}, "objective.label_smoothing=-0.1: expected 0 to 1, below 1"),
         ({"z_loss": float("nan")}, "objective.z_loss=nan: expected at least 0"),
         ({"scored": -1}, "objective.scored=-1: expected at least 0"),
-        ({"scores": (Scores("a: "), Scores("a:"))}, "objective.scores: twice the prefix 'a: '"),
+        ({"scores": (Scores("a: "), Scores("a:"))}, "objective.scores: the prefix 'a: ' occurs twice"),
     ],
 )
 def test_impossible_fields_are_refused(fields, message):

@@ -196,7 +196,7 @@ def test_a_host_of_a_pod_asks_the_metadata_of_compute_engine(metadata):
 
 def test_the_script_of_a_job_of_several_tasks_is_warned(environ):
     environ({"SLURM_NTASKS": "2", "SLURM_PROCID": "0"})
-    with pytest.warns(UserWarning, match="not one of them: one process trains; srun starts all"), start.joined("train"):
+    with pytest.warns(UserWarning, match="not one of its 2 tasks: only one process trains"), start.joined("train"):
         pass
     assert not cluster.left_out({"SLURM_NTASKS": "1", "SLURM_PROCID": "0"})
     assert not cluster.left_out(SLURM | {"SLURM_STEP_NUM_TASKS": "1"})

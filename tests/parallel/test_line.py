@@ -59,8 +59,8 @@ def test_all_meet_and_the_port_is_free_for_another_server_afterwards():
 @pytest.mark.parametrize(
     ("numbers", "count", "message"),
     [
-        ((0, 1), 4, r"processes 2, 3 of 4 did not arrive; waited 0.5 s at 127.0.0.1:\d+: .*--wait"),
-        ((0,), 2, r"process 1 of 2 did not arrive; waited 0.5 s"),
+        ((0, 1), 4, r"processes 2, 3 of 4 did not connect within 0.5 s at 127.0.0.1:\d+: .*--wait"),
+        ((0,), 2, r"process 1 of 2 did not connect within 0.5 s"),
     ],
 )
 def test_those_that_do_not_arrive_are_named_everywhere(numbers, count, message):
@@ -94,7 +94,7 @@ def test_another_server_at_the_address_is_refused():
         other.start()
         (said,) = meet([place])
         other.join()
-    assert said == f"--coordinator {place.coordinator}: something else than process 0 answers there"
+    assert said == f"--coordinator {place.coordinator}: another program answers there, not process 0"
 
 
 def test_an_address_that_is_taken_is_refused_at_once():

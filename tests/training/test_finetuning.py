@@ -298,7 +298,7 @@ class TestLora:
         with pytest.raises(InputError, match=message):
             first_state(review_experiment(folder, lora=Lora(target_modules=("querry",))))
         with pytest.raises(
-            InputError, match=r"optimizer.freeze=.*: lora decides which parameters are trained; expected none"
+            InputError, match=r"optimizer.freeze=.*: lora determines which parameters are trained; expected none"
         ):
             review_experiment(folder, lora=LORA, optimizer=AdamW(freeze=("pooler",)))
 

@@ -287,7 +287,7 @@ def test_a_pattern_that_finds_nothing():
 
 
 def test_nothing_left_to_train():
-    with pytest.raises(InputError, match="nothing is left to train"):
+    with pytest.raises(InputError, match="all parameters are frozen"):
         frozen_mask(parameters(), (".",))
 
 

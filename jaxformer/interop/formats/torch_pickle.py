@@ -93,7 +93,7 @@ class _Tensors(pickle.Unpickler):
             return _BUILDERS[name]
         if module in ("torch", "torch.storage") and name in STORAGES:
             return _StorageType(STORAGES[name])
-        raise InputError(f"{self._path}: its pickle asks for {module}.{name}; refused: only tensors are read")
+        raise InputError(f"{self._path}: its pickle contains {module}.{name}; refused: only tensors are read")
 
     def persistent_load(self, identity: Any) -> _Storage:
         kind, storage, key, _, count, *view = identity
