@@ -1,4 +1,4 @@
-"""`python -m jaxformer`."""
+"""Runs the command line interface with `python -m jaxformer`."""
 
 import os
 import sys

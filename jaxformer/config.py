@@ -139,13 +139,13 @@ class Experiment:
     lora: Lora | None = None
     """LoRA settings: which kernels are adapted while all other parameters are frozen. If None, LoRA is not used."""
     evaluation: Evaluation = Evaluation()
-    """When to evaluate."""
+    """When to evaluate, and how much of the held-out data to use."""
     evaluations: tuple[NamedEvaluation, ...] = ()
     """Further evaluations, each on its own data, in addition to the one on `data.validation`."""
     checkpoint: Checkpoint = Checkpoint()
-    """When to save checkpoints."""
+    """When to save checkpoints, and which ones to keep."""
     log: Log = Log()
-    """When to report metrics."""
+    """How often to log metrics."""
 
     def __post_init__(self):
         fields.check(self)

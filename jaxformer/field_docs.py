@@ -42,8 +42,8 @@ def field_docs(cls: type) -> dict[str, str]:
 
 
 def install() -> None:
-    """Makes each module of this package that is imported afterwards show field docstrings in the docstrings of its
-    dataclasses.
+    """Makes `help` of dataclasses show their field docstrings, for all modules of this package that are imported
+    afterwards.
     """
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())

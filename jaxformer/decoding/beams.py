@@ -19,16 +19,16 @@ from jaxformer.models.base import Model
 
 @flax.struct.dataclass
 class Hypotheses:
-    """The k best partial or complete outputs (hypotheses) of each batch row, best first."""
+    """The best partial or complete outputs (hypotheses) of each batch row, best first."""
 
     scores: jax.Array
-    """Log-probabilities, float32 [batch, k], with the length penalty applied for ended hypotheses. -inf marks an unused
-    entry.
+    """Log-probabilities of the hypotheses, float32 [batch, beams], with the length penalty applied for ended
+    hypotheses. -inf marks an unused entry.
     """
     tokens: jax.Array
-    """Tokens of the hypotheses, integers [batch, k, maximum length]."""
+    """Tokens of the hypotheses, integers [batch, beams, maximum length]."""
     lengths: jax.Array
-    """Number of tokens per hypothesis, integers [batch, k]."""
+    """Number of tokens per hypothesis, integers [batch, beams]."""
 
     @classmethod
     def none(cls, rows: int, count: int, room: int) -> "Hypotheses":
@@ -37,9 +37,10 @@ class Hypotheses:
         return cls(jnp.full(zeros.shape, NEVER), jnp.zeros((*zeros.shape, room), jnp.int32), zeros)
 
     def best(self, scores: jax.Array, count: int) -> tuple["Hypotheses", jax.Array]:
-        """Selects the `count` hypotheses of each row with the highest `scores`, and gives them these scores.
+        """Selects the `count` hypotheses of each row with the highest `scores` ([batch, beams]), and gives them these
+        scores.
 
-        `scores` is [batch, k]. Also returns the indices of the selected hypotheses, integers [batch, count].
+        Also returns the indices of the selected hypotheses, integers [batch, count].
         """
         scores, index = jax.lax.top_k(scores, count)
         rows = jnp.arange(len(index))[:, None]
@@ -48,7 +49,7 @@ class Hypotheses:
 
 @flax.struct.dataclass
 class Search:
-    """State of a running beam search with k hypotheses per batch row."""
+    """State of a running beam search, with several hypotheses (beams) per batch row."""
 
     count: jax.Array
     """Number of tokens in each hypothesis that is still being extended, scalar."""
@@ -59,12 +60,12 @@ class Search:
     open: jax.Array
     """Whether a better hypothesis is still possible in each row, boolean [batch]."""
     position_ids: jax.Array
-    """Positions of the last tokens of the hypotheses in `live`, integers [batch · k]."""
+    """Positions of the last tokens of the hypotheses in `live`, integers [batch · beams]."""
     cache: Cache
     """Keys and values of the previous tokens, with one row per hypothesis."""
     seen: jax.Array | None
-    """Whether each token of the vocabulary occurred before, boolean [batch, k, vocab]. None if `repetition_penalty`
-    is 1.
+    """Whether each token of the vocabulary occurred before in each hypothesis, boolean [batch, beams, vocab]. None if
+    `repetition_penalty` is 1.
     """
 
 
@@ -131,7 +132,7 @@ def _extend(state: Search, logits: jax.Array, decoding: Decoding, prompts: Promp
 
 
 def _scores(state: Search, logits: jax.Array, decoding: Decoding, prompts: Prompts) -> jax.Array:
-    """Computes the log-probabilities of the next tokens after all logits processors, [batch · k, vocab]."""
+    """Computes the log-probabilities of the next tokens after all logits processors, [batch · beams, vocab]."""
     beams = decoding.num_beams
     scores = jax.nn.log_softmax(prompts.rules.only_pieces(logits))
     seen = None if state.seen is None else state.seen.reshape(scores.shape)

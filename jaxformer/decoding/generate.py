@@ -23,7 +23,7 @@ CHUNK = 8
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """Prompt for one output."""
+    """Prompt for one output: tokens to continue, and inputs of the encoder if there is one."""
 
     tokens: np.ndarray
     """Tokens that the output continues, int32 [tokens]."""

@@ -25,7 +25,7 @@ from jaxformer.parallel import sharding
 
 @flax.struct.dataclass
 class Prompts:
-    """Batch of prompts."""
+    """Batch of padded prompts, with the data that decoding needs."""
 
     tokens: jax.Array | np.ndarray
     """Tokens that the output continues, integers [batch, length], left-padded. For a decoder-only model, the prompt;

@@ -202,7 +202,7 @@ class AttentionInputs:
 
 @flax.struct.dataclass
 class AttentionOutput:
-    """Output of an attention layer."""
+    """Output vectors of an attention layer and, depending on the inputs, its weights and cache."""
 
     output: jax.Array
     """Output vectors, [batch, length, embed]."""

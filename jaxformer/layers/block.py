@@ -74,7 +74,7 @@ class BlockState:
 
 @flax.struct.dataclass
 class BlockOutput:
-    """Output of a Transformer block."""
+    """Output vectors of a Transformer block and, depending on the inputs, attention weights and caches."""
 
     hidden: jax.Array
     """Output vectors, [batch, length, embed], or [batch, predictions, embed] at selected positions."""

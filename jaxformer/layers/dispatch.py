@@ -28,12 +28,14 @@ from jaxformer.parallel import sharding
 
 @flax.struct.dataclass
 class Routes:
-    """Result of the router: the k experts chosen for each token, and the weights of their outputs."""
+    """Result of the router: the experts chosen for each token, and the weights of their outputs."""
 
     chosen: jax.Array
-    """Indices of the chosen experts, integers [batch, length, k]. Equal to the number of experts at padding."""
+    """Indices of the experts chosen for each token, integers [batch, length, choices]. Equal to the number of experts
+    at padding.
+    """
     weights: jax.Array
-    """Weights of the chosen experts' outputs, float32 [batch, length, k]."""
+    """Weights of the chosen experts' outputs, float32 [batch, length, choices]."""
     counted: jax.Array
     """1 for real tokens, float32 [batch, length]. 0 for padding and repeated tokens, which never take a slot that a
     real token needs.
@@ -51,7 +53,7 @@ class Kernels:
     down: jax.Array
     """Kernels of the last linear layers, [experts, mlp, embed]."""
     activation: Activation = flax.struct.field(pytree_node=False)
-    """Activation function. See `Mlp`."""
+    """Activation function of the experts. See `Mlp.activation`."""
 
     @property
     def experts(self) -> int:
@@ -158,8 +160,8 @@ def _chosen_output(x: jax.Array, chosen: jax.Array, weights: jax.Array, kernels:
 
     Args:
       x: tokens, [tokens, embed].
-      chosen: indices of the chosen experts, integers [tokens, k]. Experts that are not in `kernels` contribute 0.
-      weights: weights of the choices, [tokens, k].
+      chosen: indices of the chosen experts, integers [tokens, choices]. Experts that are not in `kernels` contribute 0.
+      weights: weights of the chosen experts' outputs, [tokens, choices].
       kernels: kernels of the experts on this device.
       experts: number of experts on all devices, which determines the average number of tokens per expert.
     """

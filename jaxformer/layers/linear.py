@@ -35,7 +35,7 @@ class Linear(nn.Module):
     equation: str
     """Einsum equation with a letter for each axis of input, kernel and output."""
     shape: Sequence[int]
-    """Shape of the kernel."""
+    """Shape of the kernel, with the axes of the equation's second operand."""
     bias: bool = True
     """Whether to add a bias."""
     dtype: DType = "auto"

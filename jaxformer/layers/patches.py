@@ -126,8 +126,8 @@ def interpolate(table: jax.Array, rows: int, columns: int) -> jax.Array:
 
 
 class ImageEmbeddings(nn.Module):
-    """Embeds images [batch, height, width, channels] as patches with positions, and adds leading tokens. Returns
-    `Embedded`.
+    """Embeds images [batch, height, width, channels] as patches with positions, and adds a class token and registers
+    before the patches if configured.
     """
 
     width: int

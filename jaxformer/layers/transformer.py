@@ -43,7 +43,7 @@ class BlockParts(NamedTuple):
 
 @flax.struct.dataclass
 class TransformerOutput:
-    """Output of a stack."""
+    """Output vectors of a stack and, depending on the inputs, attention weights, caches and outputs of all layers."""
 
     hidden: jax.Array
     """Output of the last block, [batch, length, embed] or [batch, predictions, embed]. Normalized unless norms are

@@ -1,4 +1,4 @@
-"""Softmax cross-entropy over a large vocabulary that never stores all logits."""
+"""Softmax cross-entropy over a large vocabulary, computed without storing all logits at once."""
 
 import functools
 from typing import NamedTuple

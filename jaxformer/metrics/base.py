@@ -131,7 +131,7 @@ class MetricStates:
             self._merge(number, metric.update(terms))
 
     def add_state(self, metric: Metric, state: Any) -> None:
-        """Merges a state of one of the metrics into its accumulated state."""
+        """Merges `state`, a further state of the given metric, into the state accumulated so far."""
         self._merge(self.metrics.index(metric), state)
 
     def compute(self) -> dict[str, float]:

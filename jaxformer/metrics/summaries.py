@@ -24,7 +24,7 @@ class Summaries(NamedTuple):
     `chosen`.
     """
     reference: str
-    """Reference summary."""
+    """Reference summary that the others are compared with."""
     whole: bool
     """Whether the document fits in the model's input."""
 

@@ -50,7 +50,7 @@ class Bart(EncoderDecoder):
     """BART model: an encoder–decoder in which each stack has its own positions, and normalizes its embeddings."""
 
     encoder: Transformer = BASE
-    """Stack of the encoder."""
+    """Transformer blocks of the encoder."""
     decoder: Transformer = BASE
     """Stack of the decoder. Each block also attends to the output of the encoder."""
     vocab: int | None = 50_265

@@ -98,7 +98,7 @@ def decoded(lm_head: LMHead | None, vectors: jax.Array | None, axes: str) -> jax
 
 @flax.struct.dataclass
 class LMOutput(ModelOutput):
-    """Output of a language model."""
+    """Output of a language model: hidden vectors, and an output layer to compute logits from them."""
 
     lm_head: LMHead | None = None
     """Output layer that maps `hidden` to logits."""
@@ -312,10 +312,10 @@ class Model(nn.Module):
 
     @property
     def warm_start_names(self) -> Mapping[str, str]:
-        """Further sources of head parameters for a warm start.
+        """Names of pretrained layers from which a warm start may initialize layers with another name.
 
-        Maps the first component of a parameter path to the first component of a path in the pretrained model. That
-        parameter is used if the pretrained model has none with the same path.
+        Maps the first component of a parameter path to the first component of a path in the pretrained model, such as
+        {"transform": "masked_lm"}. The latter is only used if the pretrained model has no parameter with the same path.
         """
         return {}
 

@@ -48,7 +48,7 @@ class EncoderDecoder(Model):
     is_encoder_decoder: ClassVar[bool] = True
 
     encoder: Transformer = BASE
-    """Stack of the encoder."""
+    """Transformer blocks of the encoder."""
     decoder: Transformer = BASE
     """Stack of the decoder. Each block also attends to the output of the encoder."""
     vocab: int | None = 37_000

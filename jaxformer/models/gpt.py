@@ -26,7 +26,7 @@ from jaxformer.parallel import metadata
 
 @flax.struct.dataclass
 class GptOutput(LMOutput):
-    """Output of GPT."""
+    """Output of GPT: hidden vectors, the output layer, the cache, and optionally attention weights."""
 
 
 class Gpt(Model):

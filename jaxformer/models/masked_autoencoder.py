@@ -53,7 +53,7 @@ class MaskedAutoencoder(Model):
     """
 
     transformer: Transformer = Transformer(norm=LayerNorm(1e-6), dropout=0.0, attention_dropout=0.0)
-    """Stack of the encoder."""
+    """Transformer blocks of the encoder."""
     decoder: Transformer | None = Transformer(512, 8, 16, norm=LayerNorm(1e-6), dropout=0.0, attention_dropout=0.0)
     """Stack of the decoder. If None, the model has only an encoder."""
     image: int = 224

@@ -51,7 +51,7 @@ class T5(EncoderDecoder):
     """T5 model. The defaults are version 1.0. Version 1.1 has gated stacks and `tie_embeddings=False`."""
 
     encoder: Transformer = t5_stack(768, 12, 12, 3072)
-    """Stack of the encoder."""
+    """Transformer blocks of the encoder."""
     decoder: Transformer = t5_stack(768, 12, 12, 3072, bidirectional=False)
     """Stack of the decoder. Each block also attends to the output of the encoder."""
     vocab: int | None = 32_128

@@ -40,11 +40,11 @@ class Memory:
     usable: float
     """Part of the device memory that a program can use, in bytes."""
     params: float
-    """Bytes of the parameters."""
+    """Number of bytes of the parameters."""
     optimizer: float
     """Bytes of the optimizer state, and of the moving average of the parameters if there is one."""
     batch: float
-    """Bytes of the batch."""
+    """Number of bytes of the batch."""
     peak: float
     """Peak memory use. If the compiler rejects the program, the size that it reports as needed, or 0."""
     refused: bool = False
@@ -88,7 +88,7 @@ class Plan:
     compiled_in: float = 0.0
     """Compile time in seconds."""
     notes: tuple[str, ...] = ()
-    """Warnings about the figures."""
+    """Warnings about the predicted figures."""
 
     @property
     def remat(self) -> str:

@@ -28,7 +28,7 @@ class Question:
     """Multiple-choice question for a language model: the choices are continuations of its text."""
 
     text: str
-    """Text before each choice."""
+    """Text of the question, which is followed by one of the choices."""
     choices: tuple[str, ...]
     """Possible continuations. A choice that starts a new word starts with a space."""
     answer: int
@@ -81,7 +81,7 @@ class FewShot:
     shots: int = 0
     """Number of solved examples before each question. They are drawn at random for each question."""
     separator: str = "\n\n"
-    """Text between the solved examples."""
+    """Text between successive solved examples."""
     by: Literal["token", "sum", "prior"] = "token"
     """Score of a choice: its log-probability per token (`token`), the sum over its tokens (`sum`), or that sum minus
     the sum for the same choice after the text `prior` (`prior`). The last one is for choices of different frequencies.

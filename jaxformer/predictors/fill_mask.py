@@ -26,7 +26,7 @@ class Filled(Answer):
     pair_names: ClassVar = {"blanks": ("token", "probability")}
 
     text: str
-    """Text in the request."""
+    """Text in the request, with its masks."""
     blanks: tuple[tuple[tuple[str, float], ...], ...]
     """For each mask, the most likely tokens with their probabilities, best first."""
     filled: str = ""

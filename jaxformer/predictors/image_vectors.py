@@ -14,7 +14,7 @@ from jaxformer.predictors.base import Predictor
 from jaxformer.predictors.vectors import Embedded, with_cosines
 
 ROWS = 32
-"""Number of images per batch."""
+"""Number of images that are processed together."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

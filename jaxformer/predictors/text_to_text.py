@@ -34,7 +34,7 @@ class Answered(Answer):
     text: str
     """Text in the request."""
     answer: str
-    """Generated text."""
+    """Text that the model generated."""
 
     def __str__(self) -> str:
         return self.answer

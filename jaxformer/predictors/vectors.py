@@ -18,7 +18,7 @@ class Embedded(Answer):
     text: str
     """Text or image path in the request."""
     vector: np.ndarray
-    """Vector, float32 [embed]."""
+    """Vector of the text or image, float32 [embed]."""
     cosines: tuple[tuple[str, float], ...] = ()
     """The other requests in their order, each with the cosine similarity of its vector to this one."""
 

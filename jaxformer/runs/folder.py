@@ -108,7 +108,7 @@ class Claim:
         self.is_run = self.started = True
 
     def close(self) -> None:
-        """Closes the open folder."""
+        """Closes the descriptor of the claimed folder."""
         if self._opened is not None:
             os.close(self._opened)
 

@@ -58,7 +58,7 @@ class Run:
     folder: Path
     """Path of the run's folder."""
     experiment: Experiment
-    """Experiment of the run."""
+    """Experiment of the run, as stored in its `experiment.json`."""
     tokenizer: Tokenizer | None
     """Tokenizer of the run. None if its data does not contain text."""
     step: int

@@ -92,8 +92,8 @@ def _message(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _errors_of_others_dropped() -> Iterator[None]:
-    """Context manager for reading several arrays at a time. If one fails, silences the errors that Python would report
-    later, when it frees the others.
+    """Context manager for reading several arrays at the same time. If reading one fails, silences the errors of the
+    other arrays that Python would report later, when it frees them.
     """
     hook, log = sys.unraisablehook, logging.getLogger("asyncio")
     sys.unraisablehook, log.disabled = lambda _: None, True

@@ -32,7 +32,7 @@ class Fork:
     state: TrainState
     """Training state, on the mesh."""
     lanes: np.ndarray
-    """State of the data pipeline, int32 [batch, S]."""
+    """State of the data pipeline, int32 [batch, S], with S integers per batch row."""
     told: str
     """Text that names the other run, the step and the settings that differ, one per line."""
 

@@ -132,7 +132,7 @@ class Training:
     experiment: Experiment
     """Experiment that is trained."""
     mesh: jax.sharding.Mesh
-    """Mesh of the training."""
+    """Device mesh that the training runs on."""
     tokenizer: Tokenizer | None
     """Tokenizer of the run. None if the data does not contain text."""
     claim: Claim
@@ -140,11 +140,11 @@ class Training:
     stop: Stop
     """Determines whether the process was asked to stop."""
     train: Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, Means]]
-    """The compiled training step."""
+    """Training step, compiled at the first call."""
     evaluate: Evaluations | None
     """All evaluations. None without held-out data."""
     saved: Checkpoints
-    """Checkpoints of the run."""
+    """Checkpoints of the run, for saving and reading."""
     batches: Iterable[tuple[loader.Batch, np.ndarray]]
     """Iterator of batches with this process's rows. Each batch comes with the state of the data pipeline after it."""
     logs: Logs

@@ -81,7 +81,7 @@ class Optimizer:
     """Base class of all optimizers. Use one of its subclasses."""
 
     schedule: Schedule = Schedule()
-    """Learning rate schedule."""
+    """Learning rate over the steps of the run."""
     weight_decay: float = 0.01
     """Decoupled weight decay, multiplied by the learning rate. Not applied to biases and scales of norms."""
     clip: float | None = 1.0
@@ -166,7 +166,7 @@ class Lion(Optimizer):
     b1: float = 0.9
     """Weight of the momentum relative to the gradient in an update."""
     b2: float = 0.99
-    """Decay of the momentum."""
+    """Decay of the momentum, the moving average of the gradient."""
 
     def __post_init__(self):
         super().__post_init__()

@@ -23,7 +23,7 @@ LORA = 1
 
 @flax.struct.dataclass
 class TrainState:
-    """Training state after `step` steps."""
+    """State of a training after `step` steps: parameters, optimizer state and moving average."""
 
     step: jax.Array
     """Number of training steps done, int32 scalar. Includes skipped steps."""

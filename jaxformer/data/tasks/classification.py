@@ -34,7 +34,7 @@ class Labelled:
     second: np.ndarray | None
     """Tokens of the second text without special tokens, int32 [tokens]. None if there is no second text."""
     target: np.ndarray
-    """Target, as returned by `LabelField.read`."""
+    """Target of the text: the index of its label, a multi-hot vector, or a number. See `LabelField.read`."""
     size: int
     """Number of characters in both texts, which is their size in the cache."""
 
@@ -43,13 +43,13 @@ class Labelled:
 class Classify(Task[Labelled]):
     """Task to predict the label of a text or of a pair of texts (Devlin et al. 2019, §4.1).
 
-    Rows, with c = `examples_per_row`:
+    Rows, with `examples_per_row` examples each:
       `tokens`: int32 [batch, length]. The data pipeline adds `segments` and `position_ids` of the same shape.
       `token_types`: int32 [batch, length], 1 in the second text. Only for encoders.
-      `cls_positions`: int32 [batch, c], index of the first token of each example.
-      `targets`: int32 [batch, c] (single_label), float32 [batch, c * labels] (multi_label) or float32 [batch, c]
-        (regression).
-      `weights`: float32 [batch, c], 1 for each example.
+      `cls_positions`: int32 [batch, examples], index of the first token of each example.
+      `targets`: int32 [batch, examples] (single_label), float32 [batch, examples · labels] (multi_label) or float32
+        [batch, examples] (regression).
+      `weights`: float32 [batch, examples], 1 for each example.
     """
 
     text: str = "text"

@@ -27,11 +27,11 @@ class DialogueTemplate:
     """Text before the turns of each role. An EOS token follows each turn."""
 
     system: str = "System:"
-    """Text before the system prompt."""
+    """Text that is written before the system prompt."""
     user: str = "User:"
-    """Text before a user turn."""
+    """Text that is written before each turn of the user."""
     assistant: str = "Assistant:"
-    """Text before an assistant turn."""
+    """Text that is written before each turn of the assistant."""
 
     def __post_init__(self):
         names = dataclasses.astuple(self)

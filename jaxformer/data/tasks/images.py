@@ -61,7 +61,7 @@ class LabelledImages(ImageTask):
     """
     cutmix: float = 0.0
     """Parameter α of the Beta(α, α) distribution that area shares are drawn from in CutMix (Yun et al. 2019). 0
-    disables CutMix. With both, each training example uses one of them at random.
+    disables CutMix. If Mixup is also enabled, each training example uses one of the two at random.
     """
 
     def __post_init__(self):

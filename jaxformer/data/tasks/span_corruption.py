@@ -219,7 +219,7 @@ class UL2(Denoising):
     length: int | None = None
     """Number of target tokens per row. If None, the maximum that the inputs require."""
     denoisers: tuple[Denoiser, ...] = MIXTURE
-    """Denoisers, drawn by their weights."""
+    """Denoisers to choose from at random, with probabilities proportional to their weights."""
     modes: bool = False
     """Whether to begin the inputs with the denoiser's mode, encoded as text, so that a downstream task can select a
     mode."""

@@ -34,7 +34,7 @@ class Masking:
     limit: int
     """Maximum number of chosen tokens per example."""
     mask_id: int
-    """Id of `[MASK]`."""
+    """Id of the token `[MASK]`."""
     random_ids: np.ndarray
     """Ids of the tokens that may randomly replace a chosen token, int32."""
 

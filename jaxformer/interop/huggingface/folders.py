@@ -42,7 +42,7 @@ class Folder:
     path: Path
     """Path of the folder, which contains config.json and weights, or a PEFT adapter."""
     config: Mapping[str, Any]
-    """Parsed config.json."""
+    """Parsed content of config.json."""
     generation: Mapping[str, Any]
     """Parsed generation_config.json. Empty if the file does not exist."""
     tensors: Mapping[str, LazyTensor]

@@ -65,7 +65,7 @@ class Preparation:
     fit: Fit
     """Which sides are resized to `edge` pixels."""
     resample: Resample
-    """Resampling filter."""
+    """Interpolation filter for resizing."""
     mean: tuple[float, ...]
     """Mean that is subtracted from pixels in [0, 1], per channel or for all channels."""
     std: tuple[float, ...]

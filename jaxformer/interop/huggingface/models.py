@@ -47,7 +47,7 @@ class SourceMetadata:
     """Data about an imported folder that are not part of the model, and are kept for later exports."""
 
     architecture: str
-    """Name of the transformers class."""
+    """Name of the transformers class that the folder is for."""
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Fields of config.json that do not affect the results of the model, such as special tokens and label names."""
     generation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -125,7 +125,7 @@ class ExportPlan:
     """Settings of an export, except for the model and its tokenizer."""
 
     dtype: DType = "float32"
-    """Dtype of the weights."""
+    """Type in which weights are stored."""
     origin: SourceMetadata | None = None
     """Metadata of the folder that the model was imported from, if any: special tokens, chat template and label
     names.

@@ -67,7 +67,7 @@ class Table:
     """
 
     rows: tuple[ParamMapping, ...]
-    """Mappings of all parameters."""
+    """Rows of the table: mappings of all parameters."""
     known: Mapping[str, str | Callable[[tuple[int, ...]], np.ndarray]] = dataclasses.field(default_factory=dict)
     """Names (with `{l}` for a number) of stored tensors that are not parameters. Maps each to the reason, or to a
     function that computes the expected values from the shape.

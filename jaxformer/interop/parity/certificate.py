@@ -38,7 +38,7 @@ class Certificate:
     """Result of a comparison with PyTorch."""
 
     architecture: str
-    """Name of the transformers class."""
+    """Name of the transformers class that was compared with."""
     parameters: int
     """Number of parameters of the model."""
     dtype: str

@@ -76,7 +76,7 @@ class Family:
     architectures: tuple[str, ...]
     """Supported classes of transformers, the most common one first."""
     module: type[Model]
-    """Class of the JAX model."""
+    """Class of the corresponding JAX model."""
     build: Callable[[ConfigReader, Collection[str]], Model]
     """Builds a model from a config and the names of the stored tensors. Reads all supported fields of the config."""
     describe: Callable[[Any], Mapping[str, Any]]

@@ -27,7 +27,7 @@ from jaxformer.models.classifier import Classifier
 
 GLOBAL, LOCAL = "full_attention", "sliding_attention"
 BASES = {GLOBAL: ("global_rope_theta", 160_000.0), LOCAL: ("local_rope_theta", 10_000.0)}
-"""Older config field and default of the rotary base frequency, for each kind of block."""
+"""For each kind of block, the older config field for the rotary base frequency, and its default."""
 POOLINGS: dict[str, Pooling] = {"cls": "first", "mean": "mean"}
 
 LAYER, OURS = "model.layers.{l}", "transformer/blocks"
@@ -259,6 +259,6 @@ CLASSIFIERS = (
     _classifier("ModernBertForQuestionAnswering", pooled=False, span=True),
     _classifier("ModernBertForTokenClassification", pooled=False),
 )
-"""Families of ModernBERT classifiers. Question answering comes before token classification, because the latter would
-match the same models.
+"""Families of ModernBERT classifiers. Question answering comes before token classification, because the family of token
+classification would match question answering models too.
 """
