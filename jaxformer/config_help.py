@@ -31,8 +31,8 @@ def print_help(experiment: Any, docstring: str, command: str) -> None:
 
 
 def _fields_of_default(info: tyro.constructors.StructTypeInfo) -> Any:
-    """Makes tyro (the library that prints the help) list the fields of the default value instead of those of the
-    annotated type.
+    """Makes the help show the fields of a default value, instead of those of the annotated type. Called by tyro, which
+    prints the help.
     """
     default = info.default
     if isinstance(default, tuple) and any(map(fields.is_config, default)):
@@ -51,7 +51,9 @@ _EXACT = "exact"
 
 
 def _with_plain_none(field):
-    """Makes tyro (the library that prints the help) list a field whose default is None or empty as a single field."""
+    """Makes the help show a field whose default is None or empty on one line, instead of the fields that its value
+    could have.
+    """
     structs = any(map(dataclasses.is_dataclass, typing.get_args(field.type)))
     if field.default is None and structs:
         return dataclasses.replace(field, type=type(None))

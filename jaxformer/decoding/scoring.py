@@ -118,7 +118,7 @@ def _score(model: Model, params: Any, batch: Any, pieces: int | None = None) -> 
 
     Returns:
       Log-probability of each target, float32 [batch, predictions], and whether it is the most likely token, boolean
-        [batch, predictions].
+      [batch, predictions].
     """
     output = model.apply({"params": params}, **{k: sharding.constrain(v, "bt") for k, v in batch["inputs"].items()})
     hidden = jnp.take_along_axis(output.hidden, batch["at"][..., None], axis=1)

@@ -61,7 +61,9 @@ class Kernels:
         return len(self.up)
 
     def apply(self, x: jax.Array, product) -> jax.Array:
-        """Computes the experts. `product` is a function (x, kernel) that computes the matrix products."""
+        """Computes the outputs of the experts for their tokens. `product` is a function (x, kernel) that computes
+        matrix products.
+        """
         up, function = product(x, self.up), activation(self.activation)
         hidden = function(up) if self.gate is None else function(product(x, self.gate)) * up
         return product(hidden, self.down)

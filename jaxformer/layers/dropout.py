@@ -14,7 +14,7 @@ def keep_mask(key: jax.Array, rate: float, shape: tuple[int, ...]) -> tuple[jax.
 
     Returns:
       A boolean array of `shape`, True for kept elements, and the exact probability of keeping an element after
-        rounding.
+      rounding.
     """
     bits = 8 if abs(round(rate * 256) / 256 - rate) < 0.02 * rate else 16
     levels, lanes = 1 << bits, 32 // bits

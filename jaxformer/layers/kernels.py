@@ -215,8 +215,8 @@ def _segments(mask: Mask | None) -> tuple[jax.Array, jax.Array] | None:
 
 
 def _alone(query_segments, key_segments) -> jax.Array:
-    """Returns whether each row contains exactly one segment, followed only by padding, with the same length in queries
-    and keys.
+    """Returns whether each batch row contains exactly one segment, followed only by padding. Queries and keys must have
+    the same number of tokens.
     """
 
     def alone(ids):

@@ -23,7 +23,7 @@ def pool(hidden: jax.Array, pooling: Pooling, belongs: jax.Array) -> jax.Array:
 
     Returns:
       Pooled vectors, [batch, examples, embed], computed in float32 and returned in the type of `hidden`. The vector of
-        an example without tokens is finite but arbitrary.
+      an example without tokens is finite but arbitrary.
     """
     if pooling == "first":
         return take(hidden, belongs.argmax(-1))

@@ -32,7 +32,7 @@ class BlockFunction(Protocol):
 
         Returns:
           The output of the block, [batch, length, embed] or [batch, predictions, embed], and values to return for every
-            block, such as attention weights.
+          block, such as attention weights.
         """
         ...
 

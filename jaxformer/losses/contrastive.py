@@ -44,7 +44,7 @@ def sigmoid_contrastive(scores: jax.Array, weights: jax.Array) -> tuple[Mean, Me
 
     Returns:
       The negative log-likelihood (nats), summed over all combinations and divided by the number of pairs, and the
-        accuracy.
+      accuracy.
     """
     scores = scores.astype(jnp.float32)
     sign = 2.0 * jnp.eye(len(weights)) - 1.0

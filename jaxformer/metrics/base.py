@@ -51,7 +51,7 @@ class Metric(abc.ABC, Generic[State]):
 
         Returns:
           The state, or None if the objective has not returned the values that the metric needs. Training steps may omit
-            them.
+          them.
         """
 
     def merge(self, state: State, other: State) -> State:

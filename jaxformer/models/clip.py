@@ -161,8 +161,8 @@ class TextTower(Model):
     end_id: int | None = None
     """Id of the end token. Only used by the pooling `end`."""
     pad_id: int | None = None
-    """Id of the padding token if tokens attend to padding, as in SigLIP. Rows then have `max_length` tokens, and `last`
-    is the last position of the row. If None, padding is masked.
+    """Id of the padding token if tokens attend to padding, as in SigLIP. Rows then have `max_length` tokens, and the
+    pooling `last` uses the last position of the row. If None, padding is masked.
     """
 
     def __post_init__(self):

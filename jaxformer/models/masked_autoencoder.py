@@ -167,12 +167,12 @@ class MaskedAutoencoder(Model):
         Args:
           decoder: stack of the decoder. Its input has the same learned vector for each masked patch.
           hidden: encoder output.
-          place: index among the encoded patches of each patch.
+          place: for each patch, its index in the list of all visible patches followed by all masked patches.
           train: whether to apply dropout.
 
         Returns:
           Pixels, float32 [batch, patches, patch · patch · channels], and the auxiliary losses and metrics of the
-            decoder.
+          decoder.
         """
         width, dtype, count = decoder.width, decoder.dtype, place.shape[1]
         x = Linear("bti,id->btd", (hidden.shape[-1], width), dtype=dtype, name="decoder_embedding")(hidden)

@@ -69,8 +69,8 @@ class Objective(abc.ABC, Generic[ModelT]):
 
         Returns:
           A weighted mean for each name in `loss_weights`, the model's auxiliary losses (`means.auxiliary`), which are
-            added to the loss, and further values for the metrics. In training all values are weighted means, which are
-            merged over micro-batches. In an evaluation, they may also be other arrays.
+          added to the loss, and further values for the metrics. In training all values are weighted means, which are
+          merged over micro-batches. In an evaluation, they may also be other arrays.
         """
 
     @property

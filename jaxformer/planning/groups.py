@@ -22,7 +22,7 @@ def of(attributes: str, devices: int) -> np.ndarray:
 
     Returns:
       Positions in the device assignment of the program, int [groups, devices per group]. For a permutation, each group
-        is a pair of source and target.
+      is a pair of source and target.
     """
     if found := PAIRS.search(attributes):
         return _lists(found[1])

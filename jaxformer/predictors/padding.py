@@ -19,8 +19,8 @@ def padded(
 
     Yields:
       Indices in `rows` of up to 32 rows, and the arrays of the batch, int32 [batch, length]: `tokens`, `segments`, and
-        `token_types` if `more` is given. The batch size is a power of 2; rows without an index are padding. The length
-        is a multiple of 32, or `longest`.
+      `token_types` if `more` is given. The batch size is a power of 2; rows without an index are padding. The length
+      is a multiple of 32, or `longest`.
     """
     order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
     for start in range(0, len(order), ROWS):

@@ -48,7 +48,7 @@ MAY_CHANGE = (
     *("steps", "mesh", "init", "fork", "fork_step", "evaluation", "evaluations", "checkpoint", "log"),
     *("data.workers", "data.prefetch", "objective.decoding", "objective.scored", "objective.scores"),
 )
-"""Fields of the experiment that may change when a run is resumed, because the parameters keep their meaning."""
+"""Fields of the experiment that may change when a run is resumed. They do not affect the meaning of the parameters."""
 
 
 @dataclasses.dataclass(frozen=True)

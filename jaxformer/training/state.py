@@ -40,7 +40,7 @@ class TrainState:
 
     @property
     def best_params(self) -> Any:
-        """Parameters for evaluation and prediction: the moving average if there is one."""
+        """Parameters for evaluation and prediction: the moving average if there is one, otherwise `params`."""
         return self.params if self.average is None else join(self.average, self.params)
 
     def trees(self) -> dict[str, Any]:

@@ -235,7 +235,9 @@ class Lane:
 
 
 def initial_state(lanes: int, num_open: int, lookahead: int) -> np.ndarray:
-    """Returns the states of all lanes before the first row, int32 [lanes, 2 + 2 * (num_open + lookahead)]."""
+    """Returns the states of all lanes before their first row, int32 [lanes, 2 + 2 * (num_open + lookahead)]. A lane
+    fills one row of each batch.
+    """
     marks = [_NO_VISIT, 0] * (num_open + lookahead)
     return np.tile(np.array([0, 0, *marks], np.int32), (lanes, 1))
 

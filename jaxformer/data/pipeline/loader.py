@@ -119,7 +119,7 @@ def train_batches(
 
     Returns:
       An iterator of (batch, state) pairs: a dict of arrays [len(rows), ...], and the state after this batch, int32
-        [len(rows), S]. Close the iterator, or use it as a context manager, to end its threads and processes.
+      [len(rows), S]. Close the iterator, or use it as a context manager, to end its threads and processes.
 
     Raises:
       InputError: If the source gives no example, or the state was saved with other settings.

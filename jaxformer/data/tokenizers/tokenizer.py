@@ -165,7 +165,7 @@ class Tokenizer(abc.ABC):
 
         Returns:
           Token ids, int32 [tokens], and offsets, int32 [tokens, 2]: the index of the first character that is not white
-            space, and the index after the last character.
+          space, and the index after the last character.
         """
 
     def encode_with_masks(self, text: str) -> np.ndarray:

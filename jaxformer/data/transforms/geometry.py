@@ -91,7 +91,7 @@ def boxes_after(boxes: np.ndarray, transform: GeometricTransform) -> tuple[np.nd
 
     Returns:
       Transformed boxes, float32 [boxes, 4], and whether each has a positive area inside the transformed image, bool
-        [boxes].
+      [boxes].
     """
     boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
     corners = boxes[:, [[0, 1], [2, 1], [2, 3], [0, 3]]]

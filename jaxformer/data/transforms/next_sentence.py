@@ -41,7 +41,7 @@ def sentence_pairs(
 
     Returns:
       A list of pairs, empty if the document has a single sentence. A random second part is never the true continuation,
-        even if the other document contains the same text.
+      even if the other document contains the same text.
     """
     pairs = []
     start = 0

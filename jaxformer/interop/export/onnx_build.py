@@ -21,7 +21,9 @@ class Argument:
     """Specification of an input array of an ONNX program."""
 
     axes: tuple[str | int, ...]
-    """Axes of the array: integers for fixed sizes; names, or sums of two names, for dynamic sizes."""
+    """Axes of the array: integers for fixed sizes, and names, or sums of names such as
+    `past_sequence_length + sequence_length`, for dynamic sizes.
+    """
     dtype: str
     """ONNX name of the data type. The program converts int64 to int32."""
     meaning: str = ""

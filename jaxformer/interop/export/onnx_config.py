@@ -28,7 +28,7 @@ def write_files(run: Run, folder: Path, programs: list[str]) -> str | None:
 
     Returns:
       The reason why transformers cannot load the parameters of the run, or None. If there is a reason, the config names
-        the transformers class with the same arguments and outputs as the programs.
+      the transformers class with the same arguments and outputs as the programs.
 
     Raises:
       InputError: If the tokenizer or the image processing cannot be exported.

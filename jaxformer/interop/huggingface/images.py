@@ -14,7 +14,9 @@ from jaxformer.models.base import Model
 
 PREPROCESSOR = "preprocessor_config.json"
 NESTED = "processor_config.json"
-"""File of newer folders, whose field `image_processor` contains the same settings."""
+"""File of newer Hugging Face folders. Its field `image_processor` contains the settings that are otherwise in
+preprocessor_config.json.
+"""
 RESAMPLING: Mapping[int, Resample] = {
     0: "nearest",
     1: "lanczos",

@@ -129,7 +129,7 @@ class MaskedAutoencoderBridge(ImageBridge):
         return MaskedPatches(image_field(source, model), model.patch)
 
     def conventional(self, run: Run) -> Run:
-        """Returns the run unchanged."""
+        """Returns the run unchanged, because its parameters already have the layout of transformers."""
         return run
 
     def outputs(self, model: MaskedAutoencoder, output: Any, objective: Any = None) -> dict[str, jax.Array]:
