@@ -69,6 +69,14 @@ its axes that is mapped to it.
 """
 
 
+TILE = 8
+"""Rows of a tile in which TPUs store arrays. Shards of other numbers of rows are padded, in memory and when they are
+sent. The compiler makes the columns of a tile of another dimension, so they need no rule."""
+STORAGE = "fsdp"
+"""Mesh axis that only splits how parameters are stored. They are gathered along it before use, so it may split any of
+their dimensions."""
+
+
 IMPLEMENTED = ("slices", "data", "fsdp", "expert", "tensor")
 """Mesh axes that are supported. For any other axis, a size above 1 is refused."""
 
@@ -242,6 +250,52 @@ def partition_spec(
     return PartitionSpec(*entries)
 
 
+def parameter_spec(
+    letters: str, shape: Sequence[int], mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh
+) -> PartitionSpec:
+    """Returns the partition spec of a parameter: that of `partition_spec`, but with shards that fill tiles.
+
+    If the shards along the dimension that `fsdp` splits are not a multiple of `TILE`, it splits another dimension for
+    which they are. If there is none, the spec does not change. Kernels of experts keep the spec of the rules, by which
+    they are dispatched.
+
+    Args:
+      letters: one letter of `AXES` per dimension.
+      shape: shape of the parameter.
+      mesh: a mesh with the axes of `Mesh`.
+    """
+    spec = partition_spec(letters, shape, mesh)
+    if "e" in letters or STORAGE not in spec or fills_tiles(spec, shape, mesh):
+        return spec
+    before, given = spec.index(STORAGE), rules()
+    for index, letter in enumerate(letters):
+        if index == before or not given[AXES[letter]]:
+            continue
+        entries = list(spec)
+        entries[before], others = None, _names(spec[index])
+        entries[index] = (STORAGE, *others) if others else STORAGE
+        moved = PartitionSpec(*entries)
+        if shape[index] % _parts(moved[index], mesh) == 0 and fills_tiles(moved, shape, mesh):
+            return moved
+    return spec
+
+
+def fills_tiles(spec: PartitionSpec, shape: Sequence[int], mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> bool:
+    """Returns whether the shards along the dimension that `fsdp` splits fill their tiles. True if it splits none."""
+    split = next((index for index, entry in enumerate(spec) if STORAGE in _names(entry)), None)
+    return split is None or shape[split] // _parts(spec[split], mesh) % TILE == 0
+
+
+def _names(entry: Any) -> tuple[str, ...]:
+    """Returns the mesh axes of an entry of a partition spec."""
+    return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
+
+
+def _parts(entry: Any, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> int:
+    """Returns the number of parts into which an entry of a partition spec splits a dimension."""
+    return int(np.prod([mesh.shape[name] for name in _names(entry)], dtype=int))
+
+
 def constrain(x: jax.Array, letters: str) -> jax.Array:
     """Constrains the sharding of an array on the current mesh (`jax.set_mesh`), according to its axes. Returns the
     array unchanged if there is no mesh.
@@ -268,7 +322,7 @@ def state_shardings(abstract_state, mesh: jax.sharding.Mesh):
 
     def sharding(leaf):
         if is_boxed(leaf):
-            return NamedSharding(mesh, partition_spec(leaf.letters, leaf.value.shape, mesh))
+            return NamedSharding(mesh, parameter_spec(leaf.letters, leaf.value.shape, mesh))
         return replicated(mesh)
 
     return jax.tree.map(sharding, abstract_state, is_leaf=is_boxed)

@@ -17,6 +17,7 @@ from jaxformer.errors import InputError
 from jaxformer.parallel import sharding
 from jaxformer.planning import compiling, operations, topologies, traffic
 from jaxformer.planning.compiling import Compiled, DoesNotFit
+from jaxformer.planning.notes import notes as sharding_notes
 from jaxformer.planning.roofline import Roofline, roofline
 from jaxformer.planning.topologies import Topology
 from jaxformer.planning.traffic import Collective
@@ -202,7 +203,7 @@ def _with_program(base: Plan, compiled: Compiled, mesh: jax.sharding.Mesh) -> Pl
     places = [compiling.place(topology, device) for device in mesh.devices.flat]
     collectives = traffic.collectives(program, topology, places)
     moved = traffic.memory_bytes(program)
-    notes = []
+    notes = sharding_notes(base.experiment, topology, mesh, collectives)
     if loops := program.unknown_loops():
         notes.append(f"{loops} loop(s) of unknown length are counted once")
     return dataclasses.replace(

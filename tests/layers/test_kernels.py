@@ -185,7 +185,7 @@ class TestChoice:
 
     @pytest.mark.parametrize("mask", [Mask(), CAUSAL], ids=["both ways", "causal"])
     def test_windows_go_to_what_knows_them(self, mask, monkeypatch):
-        """A kernel that ignored a window would attend to all keys without a word."""
+        """A kernel that ignores a window attends to all keys, and no error says so."""
         windowed, wide = mask.windowed(100, 512), mask.windowed(512, 512)
         some = windowed.at(np.zeros((2, 300), int))
         for here, way in (("tpu", "splash"), ("gpu", "blocks"), ("cpu", "blocks")):

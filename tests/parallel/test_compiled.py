@@ -18,7 +18,7 @@ from jaxformer import config
 from jaxformer.errors import InputError
 from jaxformer.parallel import sharding
 from jaxformer.parallel.sharding import Mesh
-from jaxformer.planning import compiling, topologies
+from jaxformer.planning import compiling, topologies, traffic
 from jaxformer.training import loop
 from jaxformer.training.optimizers import Muon
 from jaxformer.training.state import abstract_state
@@ -106,3 +106,22 @@ def test_the_step(target, file, record_property):
     split = [leaf for leaf in stacks if not leaf.sharding.is_fully_replicated]
     # Muon's update multiplies each matrix by itself, which takes all of it.
     assert split and not whole_stacks(gathered(text, in_update=not isinstance(experiment.optimizer, Muon)), split)
+
+
+def test_parameters_are_gathered_and_gradients_scattered_once():
+    """The TPU compiler uses all-reduces of whole arrays where fsdp has all of 64 devices, which the plan says."""
+    try:
+        compiling.check_compiler(topologies.parse("v5p:4x4x4"))
+    except InputError as error:
+        pytest.skip(str(error))
+    sent = {}
+    for data, fsdp in ((2, 32), (1, 64)):
+        experiment = jf.load("llama_7b", {"mesh.data": data, "mesh.fsdp": fsdp, "data.batch": 256})
+        plan = jf.plan(dataclasses.replace(experiment, model=tiny.shallow(experiment.model, DEPTH)), "v5p:4x4x4")
+        by_kind = traffic.by_kind(plan.collectives, lambda one: one.fast)
+        sent[fsdp] = sum(by_kind.values())
+        if fsdp == 32:
+            assert by_kind["all-gather"] + by_kind["reduce-scatter"] > 0.9 * sent[fsdp] and not plan.notes
+        else:
+            assert any("--mesh.data 2 --mesh.fsdp 32" in note for note in plan.notes)
+    assert sent[32] < 0.6 * sent[64]

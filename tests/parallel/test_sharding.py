@@ -13,7 +13,7 @@ import pytest
 import tiny
 from hypothesis import given
 from hypothesis import strategies as st
-from jax.sharding import PartitionSpec
+from jax.sharding import AbstractMesh, PartitionSpec
 
 from jaxformer.data.pipeline import loader
 from jaxformer.errors import InputError
@@ -131,6 +131,23 @@ def test_a_spec_follows_the_rules_uses_each_mesh_axis_once_and_leaves_whole_what
     assert spec("b", 6) == PartitionSpec(None)
     whole = sharding.make_mesh(Mesh(8, 1, 1))
     assert sharding.partition_spec("vd", (64, 16), whole) == PartitionSpec(None, None)
+
+
+def test_fsdp_splits_a_dimension_of_a_parameter_whose_shards_fill_tiles():
+    mesh = AbstractMesh((1, 64, 2), ("data", "fsdp", "tensor"))
+
+    def spec(letters, *shape):
+        return tuple(sharding.parameter_spec(letters, shape, mesh))
+
+    assert spec("ldf", 32, 4096, 11_008) == (None, "fsdp", "tensor"), "64 rows of 4,096 fill tiles"
+    assert spec("lfd", 32, 11_008, 4096) == (None, "tensor", "fsdp")
+    assert spec("lfd", 12, 3072, 768) == (None, ("fsdp", "tensor"), None), "24 columns, where the width would leave 12"
+    assert spec("ldf", 12, 768, 3072) == (None, None, ("fsdp", "tensor"))
+    assert spec("vd", 30_528, 768) == ("tensor", "fsdp"), "no dimension does: 238.5 and 12"
+    assert spec("ldhk", 12, 768, 12, 64) == (None, "fsdp", "tensor", None), "heads are too few, head_dim is never split"
+    assert spec("d", 768) == ("fsdp",), "there is no other dimension"
+    assert spec("edf", 8, 768, 3072) == (None, "fsdp", "tensor"), "experts are dispatched by the rules"
+    assert spec("_d", 3072, 768) == (None, "fsdp"), "what is whole stays whole"
 
 
 def test_a_spec_refuses_unknown_letters_and_a_wrong_number_of_them():

@@ -15,6 +15,7 @@ from jaxformer import cli, config
 from jaxformer.errors import InputError
 from jaxformer.parallel import sharding
 from jaxformer.planning import compiling, plans, report, topologies
+from jaxformer.planning import notes as sharding_notes
 from jaxformer.planning.plans import Memory, Plan
 from jaxformer.planning.roofline import Roofline
 from jaxformer.planning.traffic import Collective
@@ -110,6 +111,26 @@ def made():
     mesh = {"slices": 1, "data": 2, "pipeline": 1, "fsdp": 8, "expert": 1, "sequence": 1, "tensor": 1}
     times = Roofline(products=0.5, memory=0.2, fast=0.1, slow=0.2)
     return Plan(experiment, topology, mesh, memory, 3e15, 4e15, (sent,), 1e11, times, 2.0, notes=("of interest",))
+
+
+def test_notes_say_when_fsdp_pads_shards_or_has_all_devices_of_a_tpu(made):
+    topology = topologies.parse("v5e:8x8")
+
+    def notes(fsdp, kinds, width=768, topology=topology):
+        shape = {"width": width, "depth": 2, "heads": 4}
+        overrides = {f"model.transformer.{name}": value for name, value in shape.items()} | {"model.vocab": 1000}
+        experiment = config.load(BERT, overrides)
+        reach = dataclasses.replace(made.collectives[0].reach, size=fsdp)
+        sent = [Collective(kind, 1e9, 1.0, reach) for kind in kinds]
+        mesh = jax.sharding.AbstractMesh((64 // fsdp, fsdp), ("data", "fsdp"))
+        return sharding_notes.notes(experiment, topology, mesh, sent)
+
+    (padded, reduced) = notes(64, ["all-reduce"])
+    assert "mesh.fsdp=64: no dimension of 43% of the parameters" in padded and "multiple of 8 rows" in padded
+    assert "--mesh.data 2 --mesh.fsdp 32 sends about half as much" in reduced
+    assert notes(64, ["all-gather", "reduce-scatter", "all-reduce"], width=1024) == []
+    assert notes(32, ["all-reduce"], width=1024) == []
+    assert notes(64, ["all-reduce"], topology=topologies.parse("h100:64")) == []
 
 
 def printed(plan):

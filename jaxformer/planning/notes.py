@@ -1,0 +1,68 @@
+"""Warnings of a plan about how its mesh splits parameters."""
+
+from collections.abc import Sequence
+
+import jax
+
+from jaxformer.config import Experiment
+from jaxformer.parallel import metadata, sharding
+from jaxformer.planning.topologies import Topology
+from jaxformer.planning.traffic import Collective
+from jaxformer.training.state import boxed_params
+
+LEAST = 0.01
+"""Smallest share of the parameters whose padding is reported. Norms and biases are less."""
+
+
+def notes(
+    experiment: Experiment, topology: Topology, mesh: jax.sharding.Mesh, collectives: Sequence[Collective]
+) -> list[str]:
+    """Returns warnings about the shards of parameters on TPUs and about how they are gathered.
+
+    Args:
+      experiment: the experiment.
+      topology: topology for which its step was compiled.
+      mesh: mesh of the step.
+      collectives: collectives of the step.
+    """
+    if topology.chip.platform != "tpu":
+        return []
+    padded = padded_share(experiment, mesh)
+    found = []
+    if padded > LEAST:
+        found.append(
+            f"mesh.fsdp={mesh.shape['fsdp']}: no dimension of {padded:.0%} of the parameters gives shards of a "
+            f"multiple of {sharding.TILE} rows, so they are padded in memory and when they are sent; a smaller "
+            "mesh.fsdp gives larger shards"
+        )
+    return found + _whole_reductions(topology, mesh, collectives)
+
+
+def padded_share(experiment: Experiment, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> float:
+    """Returns the share of the parameters, by their number, whose shards along `fsdp` do not fill their tiles."""
+    total = padded = 0
+    with sharding.overridden(experiment.mesh):
+        for box in jax.tree.leaves(boxed_params(experiment), is_leaf=metadata.is_boxed):
+            shape = box.value.shape
+            spec = sharding.parameter_spec(box.letters, shape, mesh)
+            total += box.value.size
+            padded += 0 if sharding.fills_tiles(spec, shape, mesh) else box.value.size
+    return padded / total
+
+
+def _whole_reductions(topology: Topology, mesh: jax.sharding.Mesh, collectives: Sequence[Collective]) -> list[str]:
+    """Returns a warning if parameters are gathered by all-reduces, which send twice the bytes.
+
+    The compiler does so if the devices of the mesh axis are all of the program's, and 64 or more.
+    """
+    ways, size = mesh.shape["fsdp"], topology.size
+
+    def sent(kind: str) -> float:
+        return sum(one.fast + one.slow for one in collectives if one.kind == kind and one.reach.size == size)
+
+    if ways < size or not sent("all-reduce") > sent("all-gather") + sent("reduce-scatter"):
+        return []
+    return [
+        f"mesh.fsdp={ways} has all devices, so the compiler gathers parameters and sums gradients by all-reduces of "
+        f"whole arrays; --mesh.data 2 --mesh.fsdp {ways // 2} sends about half as much"
+    ]
