@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import jaxformer
 from jaxformer import classes, storage
-from jaxformer.command_arguments import Parser, add_step, add_weights_options, take
+from jaxformer.command_arguments import Parser, add_step, add_weights_options, take, take_switch
 from jaxformer.decoding_options import DECODING
 from jaxformer.errors import InputError
 from jaxformer.parallel import start
@@ -28,6 +28,7 @@ USAGE = """usage: jaxformer COMMAND ...
   new NAME                                              write NAME.py, a commented config to start from
   train CONFIG [--field value ...] [--workdir RUN]      train a run, or resume it; with --help, list the fields;
                                                         with --fork RUN, continue from another run's state;
+                                                        with --profile, trace some steps into RUN/profile;
                                                         CONFIG is a file, or a name such as bert_quickstart
   launch -n N CONFIG [--field value ...]                train with N processes on this machine
   plan CONFIG --topology NAME [--price USD] [--search]  report memory, traffic, time and cost of a run on TPUs or
@@ -127,6 +128,7 @@ def train(arguments: list[str]) -> None:
 
     arguments, workdir = take(arguments, "workdir", "the run's folder")
     arguments, allowed = take(arguments, "allow", "a package")
+    arguments, profile = take_switch(arguments, "profile")
     classes.allow(*allowed)
     if arguments in (["-h"], ["--help"]):
         print(USAGE, end="")
@@ -140,7 +142,7 @@ def train(arguments: list[str]) -> None:
     _start_jax()
     from jaxformer.training.loop import fit
 
-    fit(experiment, workdir[-1] if workdir else Path("runs") / Path(paths[0]).stem)
+    fit(experiment, workdir[-1] if workdir else Path("runs") / Path(paths[0]).stem, profile=profile)
 
 
 def launch(arguments: list[str]) -> None:

@@ -66,3 +66,9 @@ def take(arguments: list[str], flag: str, expected: str) -> tuple[list[str], lis
         else:
             rest.append(word)
     return rest, values
+
+
+def take_switch(arguments: list[str], flag: str) -> tuple[list[str], bool]:
+    """Removes every `--flag` from the arguments. Returns the remaining arguments, and whether there was one."""
+    rest = [word for word in arguments if word != f"--{flag}"]
+    return rest, len(rest) < len(arguments)

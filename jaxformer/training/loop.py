@@ -33,6 +33,7 @@ from jaxformer.training.evaluation import Evaluations
 from jaxformer.training.first_state import restore_or_init
 from jaxformer.training.gradients import Means, loss_and_gradient
 from jaxformer.training.logs import Logs, Meter
+from jaxformer.training.profiling import Profile
 from jaxformer.training.signals import Stop
 from jaxformer.training.state import (
     TrainState,
@@ -149,11 +150,13 @@ class Training:
     """Iterator of batches with this process's rows. Each batch comes with the state of the data pipeline after it."""
     logs: Logs
     """Logs of the run."""
+    profile: Profile
+    """Traces some steps if the user asks for it."""
     forked: bool
     """Whether the initial state comes from another run and this run has no checkpoint yet."""
 
 
-def fit(experiment: Experiment, workdir: str | os.PathLike, quiet: bool = False) -> Run:
+def fit(experiment: Experiment, workdir: str | os.PathLike, quiet: bool = False, profile: bool = False) -> Run:
     """Trains a run from its latest checkpoint, or from the start, to `experiment.steps`.
 
     After SIGTERM or Ctrl-C, saves and returns. The same call then resumes from there with identical results.
@@ -162,6 +165,7 @@ def fit(experiment: Experiment, workdir: str | os.PathLike, quiet: bool = False)
       experiment: the experiment.
       workdir: the run's folder, which is created if it is missing.
       quiet: whether to print nothing.
+      profile: whether to trace a few steps into the subfolder `profile` of the run, for XProf.
 
     Returns:
       The run, with its latest parameters, or its best ones if the experiment sets `checkpoint.best`.
@@ -200,8 +204,9 @@ def fit(experiment: Experiment, workdir: str | os.PathLike, quiet: bool = False)
         logs = stack.enter_context(Logs(folder, experiment.steps, step, quiet, claim.moved))
         bent = forking.rate_change(before, experiment, state) if before and step else []
         logs.say("\n".join(filter(None, [describe(experiment, state, mesh), begun, *bent])))
+        traced = stack.enter_context(Profile(folder if profile else None, step, experiment.steps))
         training = Training(
-            experiment, mesh, tokenizer, claim, stop, train, evaluate, saved, batches, logs, forked=forked
+            experiment, mesh, tokenizer, claim, stop, train, evaluate, saved, batches, logs, traced, forked
         )
         state = train_to_end(training, state, lanes[rows], Meter(experiment, began))
         return finish(training, state)
@@ -263,9 +268,13 @@ def train_to_end(training: Training, state: TrainState, lanes: np.ndarray, meter
             saved.save(step, trees, logs.results if evaluated else None)
         if ending:
             break
-        state, means = training.train(state, lay(batch))
-        step, lanes = step + 1, lanes_after
-        meter.add(means)
+        training.profile.before(step, state.step)
+        with training.profile.step(step):
+            state, means = training.train(state, lay(batch))
+            step, lanes = step + 1, lanes_after
+            meter.add(means)
+        if ended := training.profile.after(step, means):
+            logs.say(ended)
         logs.advance(step, meter)
         if due(step, experiment.log.every, steps):
             training.claim.check()
