@@ -65,7 +65,7 @@ def few_programs():
 
 @pytest.fixture(autouse=True, scope="module")
 def no_variables_of_a_cluster():
-    """Keeps variables that a file of tests leaves behind from later tests, whose processes would wait for others."""
+    """Removes variables that the tests of a file have left, because processes of later tests would wait for others."""
     yield
     names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
     left = {name: os.environ.pop(name) for name in names if name in os.environ}
