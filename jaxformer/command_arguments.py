@@ -69,6 +69,8 @@ def take(arguments: list[str], flag: str, expected: str) -> tuple[list[str], lis
 
 
 def take_switch(arguments: list[str], flag: str) -> tuple[list[str], bool]:
-    """Removes every `--flag` from the arguments. Returns the remaining arguments, and whether there was one."""
+    """Removes every `--flag` from the arguments. Returns the remaining arguments, and whether the flag was among
+    them.
+    """
     rest = [word for word in arguments if word != f"--{flag}"]
     return rest, len(rest) < len(arguments)

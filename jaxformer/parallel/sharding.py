@@ -70,11 +70,13 @@ its axes that is mapped to it.
 
 
 TILE = 8
-"""Rows of a tile in which TPUs store arrays. Shards of other numbers of rows are padded, in memory and when they are
-sent. The compiler makes the columns of a tile of another dimension, so they need no rule."""
+"""Number of rows per tile. TPUs store arrays in tiles, and pad shards whose number of rows is not a multiple of it, in
+memory and in communication. Columns are not affected, because the compiler takes them from another dimension.
+"""
 STORAGE = "fsdp"
-"""Mesh axis that only splits how parameters are stored. They are gathered along it before use, so it may split any of
-their dimensions."""
+"""Mesh axis that only splits the storage of parameters. They are gathered along it before use, so it may split any of
+their dimensions.
+"""
 
 
 IMPLEMENTED = ("slices", "data", "fsdp", "expert", "tensor")
@@ -253,11 +255,12 @@ def partition_spec(
 def parameter_spec(
     letters: str, shape: Sequence[int], mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh
 ) -> PartitionSpec:
-    """Returns the partition spec of a parameter: that of `partition_spec`, but with shards that fill tiles.
+    """Returns the partition spec of a parameter. It is that of `partition_spec`, but with shards that fill tiles if
+    possible.
 
-    If the shards along the dimension that `fsdp` splits are not a multiple of `TILE`, it splits another dimension for
-    which they are. If there is none, the spec does not change. Kernels of experts keep the spec of the rules, by which
-    they are dispatched.
+    If the number of rows per shard along the dimension that `fsdp` splits is not a multiple of `TILE`, `fsdp` splits
+    another dimension for which it is. If there is none, the spec does not change. Kernels of experts keep the spec of
+    the rules, because dispatching tokens depends on it.
 
     Args:
       letters: one letter of `AXES` per dimension.
@@ -281,18 +284,20 @@ def parameter_spec(
 
 
 def fills_tiles(spec: PartitionSpec, shape: Sequence[int], mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> bool:
-    """Returns whether the shards along the dimension that `fsdp` splits fill their tiles. True if it splits none."""
+    """Returns whether the shards of a parameter along the dimension that `fsdp` splits consist of complete tiles. True
+    if `fsdp` splits no dimension.
+    """
     split = next((index for index, entry in enumerate(spec) if STORAGE in _names(entry)), None)
     return split is None or shape[split] // _parts(spec[split], mesh) % TILE == 0
 
 
 def _names(entry: Any) -> tuple[str, ...]:
-    """Returns the mesh axes of an entry of a partition spec."""
+    """Returns the names of the mesh axes in one entry of a partition spec, that is, for one dimension."""
     return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
 
 
 def _parts(entry: Any, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> int:
-    """Returns the number of parts into which an entry of a partition spec splits a dimension."""
+    """Returns the number of parts into which one entry of a partition spec splits its dimension."""
     return int(np.prod([mesh.shape[name] for name in _names(entry)], dtype=int))
 
 

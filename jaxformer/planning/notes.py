@@ -1,4 +1,4 @@
-"""Warnings of a plan about how its mesh splits parameters."""
+"""Warnings about how the mesh of a plan splits parameters."""
 
 from collections.abc import Sequence
 
@@ -11,19 +11,19 @@ from jaxformer.planning.traffic import Collective
 from jaxformer.training.state import boxed_params
 
 LEAST = 0.01
-"""Smallest share of the parameters whose padding is reported. Norms and biases are less."""
+"""Minimum share of padded parameters for which a warning is given. The share of norms and biases is smaller."""
 
 
 def notes(
     experiment: Experiment, topology: Topology, mesh: jax.sharding.Mesh, collectives: Sequence[Collective]
 ) -> list[str]:
-    """Returns warnings about the shards of parameters on TPUs and about how they are gathered.
+    """Returns warnings about the shards of parameters on TPUs, and about how parameters are gathered.
 
     Args:
       experiment: the experiment.
       topology: topology for which its step was compiled.
       mesh: mesh of the step.
-      collectives: collectives of the step.
+      collectives: collective operations of the step.
     """
     if topology.chip.platform != "tpu":
         return []
@@ -39,7 +39,7 @@ def notes(
 
 
 def padded_share(experiment: Experiment, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> float:
-    """Returns the share of the parameters, by their number, whose shards along `fsdp` do not fill their tiles."""
+    """Returns the share of parameter values whose shards along `fsdp` do not consist of complete tiles."""
     total = padded = 0
     with sharding.overridden(experiment.mesh):
         for box in jax.tree.leaves(boxed_params(experiment), is_leaf=metadata.is_boxed):
@@ -51,9 +51,9 @@ def padded_share(experiment: Experiment, mesh: jax.sharding.Mesh | jax.sharding.
 
 
 def _whole_reductions(topology: Topology, mesh: jax.sharding.Mesh, collectives: Sequence[Collective]) -> list[str]:
-    """Returns a warning if parameters are gathered by all-reduces, which send twice the bytes.
+    """Returns a warning if parameters are gathered by all-reduces, which send twice as many bytes as all-gathers.
 
-    The compiler does so if the devices of the mesh axis are all of the program's, and 64 or more.
+    The compiler does so if the mesh axis contains all devices of the program, and 64 or more.
     """
     ways, size = mesh.shape["fsdp"], topology.size
 

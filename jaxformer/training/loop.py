@@ -151,7 +151,7 @@ class Training:
     logs: Logs
     """Logs of the run."""
     profile: Profile
-    """Traces some steps if the user asks for it."""
+    """Traces some steps if the user requests a profile."""
     forked: bool
     """Whether the initial state comes from another run and this run has no checkpoint yet."""
 

@@ -12,9 +12,9 @@ import jax
 from jaxformer import storage
 
 FOLDER = "profile"
-"""Name of the subfolder of a run that holds its profiles."""
+"""Name of the subfolder of a run that contains its profiles."""
 SKIPPED = 3
-"""Number of steps to train before those that are traced. The first step includes compilation."""
+"""Number of steps to train before tracing begins. The first step includes compilation."""
 TRACED = 5
 """Number of steps to trace."""
 
@@ -26,7 +26,8 @@ class Profile(contextlib.AbstractContextManager):
     """
 
     def __init__(self, folder: Path | None, start: int, steps: int):
-        """Chooses the steps to trace: `TRACED` steps after the first `SKIPPED`, or the last step if there are fewer.
+        """Chooses the steps to trace: `TRACED` steps after the first `SKIPPED` steps, or only the last step if the run
+        has fewer.
 
         Args:
           folder: the run's folder, which may be in a bucket. None to trace nothing.
@@ -44,7 +45,7 @@ class Profile(contextlib.AbstractContextManager):
         return self
 
     def before(self, step: int, waiting: Any) -> None:
-        """Starts the trace if it begins before this step.
+        """Starts the trace if this is the first step to trace.
 
         Args:
           step: number of steps that are done.
@@ -59,11 +60,13 @@ class Profile(contextlib.AbstractContextManager):
         jax.profiler.start_trace(str(self._written))
 
     def step(self, step: int) -> contextlib.AbstractContextManager:
-        """Marks what runs inside the block as one step, from whose marks XProf computes the time of a step."""
+        """Context manager that marks its block as one step in the trace. XProf computes the time of a step from these
+        marks.
+        """
         return jax.profiler.StepTraceAnnotation("train", step_num=step)
 
     def after(self, step: int, waiting: Any) -> str:
-        """Ends the trace if it ends after this step.
+        """Ends the trace if this was the last step to trace.
 
         Args:
           step: number of steps that are done.
@@ -84,7 +87,7 @@ class Profile(contextlib.AbstractContextManager):
             self._end()
 
     def _end(self) -> str:
-        """Writes the trace and returns a line about it."""
+        """Writes the trace to the run's folder. Returns a line that says where it is."""
         jax.profiler.stop_trace()
         written, self._written = self._written, None
         assert self._folder is not None and written is not None
