@@ -270,7 +270,7 @@ class Model(nn.Module):
     def mean_names(self) -> tuple[str, ...]:
         """Names of the losses and metrics that stacks may return besides their output, such as a load-balancing loss.
 
-        Each MLP class declares its own in a field of the same name.
+        Each MLP class lists those that it returns in its attribute `mean_names`.
         """
         mlps = [kind.mlp for stack in self.stacks().values() for kind in stack.kinds]
         return tuple(dict.fromkeys(name for mlp in mlps for name in getattr(mlp, "mean_names", ())))

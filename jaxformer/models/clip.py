@@ -268,9 +268,9 @@ class Clip(Model):
     """
 
     vision: ImageTower = ImageTower()
-    """Image encoder."""
+    """Settings of the image encoder."""
     text: TextTower = TextTower()
-    """Text encoder."""
+    """Settings of the text encoder."""
     width: int | None = 512
     """Size of the compared vectors, to which both encoders are projected by linear layers without bias. If None, it is
     the width of the image encoder, and only texts are projected, by a layer with bias (SigLIP)."""

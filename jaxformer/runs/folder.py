@@ -222,7 +222,9 @@ def _clear(folder: Path) -> None:
 
 
 def _make(folder: Path, undone: contextlib.ExitStack) -> None:
-    """Creates the folder and its missing parents. Adds their removal to `undone`, for those that are still empty."""
+    """Creates the folder and its missing parents. Adds to `undone` the removal of the created folders that are still
+    empty by then.
+    """
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         for path in reversed(missing):

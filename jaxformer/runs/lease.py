@@ -18,7 +18,9 @@ from jaxformer.errors import InputError
 from jaxformer.progress import phase
 
 SECONDS = 60.0
-"""Number of seconds after which a lease expires if its owner does not renew it. It is renewed four times as often."""
+"""Number of seconds after which a lease expires if its owner does not renew it. The owner renews it every quarter of
+this time.
+"""
 
 
 class Lease:

@@ -158,7 +158,8 @@ class AdamW(Optimizer):
 
 @dataclasses.dataclass(frozen=True)
 class Lion(Optimizer):
-    """Lion: the sign of an interpolated momentum (Chen et al. 2023). Stores one moment per parameter.
+    """Lion optimizer: updates by the sign of an interpolated momentum (Chen et al. 2023). Stores one moment per
+    parameter.
 
     Needs a learning rate three to ten times lower than AdamW, and a weight decay higher by the same factor.
     """

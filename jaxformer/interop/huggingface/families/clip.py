@@ -144,8 +144,8 @@ def build_siglip(reader: ConfigReader, names: Collection[str]) -> Clip:
 
 
 def _nested(reader: ConfigReader, name: str) -> ConfigReader:
-    """Returns a reader for the config of one encoder, which is nested in the config of the model. Old files contain it
-    twice; the field with the suffix `_dict` takes precedence.
+    """Returns a reader for the config of one encoder, which is nested in the config of the model. Old files contain the
+    nested config twice; the field with the suffix `_dict` takes precedence.
     """
     values = {**reader.get(name, {}), **reader.get(f"{name}_dict", {})}
     return ConfigReader(values, f"{reader.where}: {name}")
