@@ -237,7 +237,10 @@ def _print_answers(run, options: argparse.Namespace, lines: Sequence[str]) -> No
     with display(stderr=True), phase("predicting"):
         answers = _predict_each(run, options, lines)
     if options.out:
-        _save_answers(list(filter(None, answers)), options.out)
+        import jax
+
+        if jax.process_index() == 0:  # All processes have the same answers.
+            _save_answers(list(filter(None, answers)), options.out)
         return
     for answer in answers:
         print(

@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 import tiny
@@ -59,6 +60,10 @@ def test_its_predictor_answers_and_its_answers_save_themselves(run, tmp_path, ca
     assert json.loads((tmp_path / "answers.json").read_text()) == [answer.to_json() for answer in answers]
     assert cli.main([*command[:3], str(tmp_path / "no" / "a.json"), "a film"]) == 2
     assert "--out" in capsys.readouterr().err
+    (tmp_path / "answers.json").unlink()
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    assert cli.main([*command, "a great film"]) == 0
+    assert not (tmp_path / "answers.json").exists(), "only process 0 writes"
 
 
 @pytest.mark.parametrize(
