@@ -110,5 +110,10 @@ async def _read_s3(fs: Any, bucket: str, key: str) -> Stored:
 
 
 def _age(date: str, written: datetime.datetime) -> float:
-    """Returns the number of seconds from `written` to `date`, the value of the `Date` header of a server's response."""
+    """Returns the age of an object in seconds, by the clock of the server.
+
+    Args:
+      date: the `Date` header of the server's response.
+      written: when the object was last written.
+    """
     return max(0.0, (email.utils.parsedate_to_datetime(date) - written).total_seconds())

@@ -23,7 +23,7 @@ class Hypotheses:
 
     scores: jax.Array
     """Log-probabilities of the hypotheses, float32 [batch, beams], with the length penalty applied for ended
-    hypotheses. -inf marks an unused entry.
+    hypotheses. -inf marks an empty slot.
     """
     tokens: jax.Array
     """Tokens of the hypotheses, integers [batch, beams, maximum length]."""
@@ -32,7 +32,7 @@ class Hypotheses:
 
     @classmethod
     def none(cls, rows: int, count: int, room: int) -> "Hypotheses":
-        """Creates unused entries for `count` hypotheses per row, with room for `room` tokens each."""
+        """Creates `count` empty slots for hypotheses per row, each with room for `room` tokens."""
         zeros = jnp.zeros((rows, count), jnp.int32)
         return cls(jnp.full(zeros.shape, NEVER), jnp.zeros((*zeros.shape, room), jnp.int32), zeros)
 

@@ -17,14 +17,16 @@ BLOCKS = {"cpu": 256, "gpu": 512, "tpu": 1}
 
 
 class Groups(NamedTuple):
-    """Layout of rows that are sorted by group. Each row is in a slot. A block is a fixed number of consecutive slots of
-    the same group.
+    """Layout of rows that are sorted by group. A slot is a position in the sorted array, and may be empty. A block is a
+    fixed number of consecutive slots of the same group.
     """
 
     slot: jax.Array
-    """Slot of each row, integers [rows]. Equal to the number of slots for a row without a group."""
+    """Position of each row in the sorted array (its slot), integers [rows]. For rows without a group it is the number
+    of slots, which is out of range.
+    """
     row: jax.Array
-    """Row in each slot, integers [slots]. Equal to the number of rows for an empty slot."""
+    """Row in each slot, integers [slots]. For empty slots it is the number of rows, which is out of range."""
     group: jax.Array
     """Group of each block, integers [blocks]."""
     sizes: jax.Array

@@ -23,7 +23,9 @@ from jaxformer.metrics.means import Mean
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """Settings of a kind of block in which it differs from the stack. A setting that is None is that of the stack."""
+    """Overrides of the stack's settings for one kind of block, such as blocks with sliding-window attention. A setting
+    that is None is taken from the stack.
+    """
 
     attention: nn.Module | None = None
     """Attention layer of the block, such as one with a window."""

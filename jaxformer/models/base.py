@@ -222,7 +222,8 @@ class Model(nn.Module):
         return limits
 
     def encode_prompt(self, **inputs: jax.Array) -> Memory | None:
-        """Encodes the parts of a prompt other than tokens to continue, such as a text to translate, audio or an image.
+        """Encodes what an encoder reads of a prompt, such as a text to translate, audio or an image. Returns None for
+        models without an encoder.
 
         Decoding calls it once. Only models with an encoder take inputs, whose names depend on the model.
         """
@@ -343,8 +344,8 @@ class Model(nn.Module):
         return dataclasses.replace(self, **{prefix.strip("/"): inner.map_part(name, change)})
 
     def comparable(self) -> Self:
-        """Returns the model with default values in fields that affect neither the parameters nor the computation, for
-        comparing models.
+        """Returns a copy for comparing two models. Fields that affect neither the parameters nor the computation have
+        their default values, so models that differ only in them count as equal.
         """
         return self
 

@@ -152,8 +152,8 @@ class Bert(Model):
         return "prediction_heads", "head_bias"
 
     def comparable(self) -> Self:
-        """Returns the model in a form for comparing models: if it has no masked-LM head, the settings of that head have
-        their defaults.
+        """Returns a copy for comparing two models. If it has no masked-LM head, the settings of that head have their
+        default values.
         """
         return self if "masked_lm" in self.prediction_heads else dataclasses.replace(self, head_bias=True)
 

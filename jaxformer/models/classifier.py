@@ -102,7 +102,7 @@ class Classifier(Model):
         """Returns the FLOPs of a forward pass.
 
         Args:
-          sizes: numbers of rows `b`, of tokens per row `t`, and of examples per row `c` (default 1).
+          sizes: numbers of rows `b`, of tokens per row `t`, and of examples that are packed into a row `c` (default 1).
         """
         examples = sizes.get("c", 1)
         inner = {**sizes, "m": 0} if self.pooling == "pooler" else dict(sizes)
@@ -122,7 +122,7 @@ class Classifier(Model):
         return {"transform": "masked_lm"}
 
     def comparable(self) -> Self:
-        """Returns the model in a form for comparing models: without dropout in the head."""
+        """Returns a copy for comparing two models, without dropout in the head."""
         return dataclasses.replace(self, backbone=self.backbone.comparable(), dropout=0.0)
 
     @property

@@ -112,8 +112,8 @@ class MaskedAutoencoder(Model):
         return ("mask_rate",)
 
     def comparable(self) -> Self:
-        """Returns the model with default pixel statistics for comparing models, because they belong to image
-        preprocessing.
+        """Returns a copy whose pixel mean and standard deviation are the defaults, for comparing two models. They are
+        part of image preprocessing, so models that differ only in them count as equal.
         """
         return dataclasses.replace(self, mean=(0.5,), std=(0.5,))
 

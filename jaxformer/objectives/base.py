@@ -41,7 +41,9 @@ class Objective(abc.ABC, Generic[ModelT]):
     required: ClassVar[tuple[str, ...]] = ()
     """Names of the batch arrays that the task must provide."""
     example_task: ClassVar[str] = ""
-    """Name of a task that provides the required arrays, for error messages: "TagTokens" or "one such as NextToken"."""
+    """Text that error messages insert to suggest a task whose rows have the arrays in `required`: the name of the only
+    such task, such as "TagTokens", or an example of several, such as "one such as NextToken".
+    """
     in_transformers: ClassVar[bool] = True
     """Whether transformers has model classes for this objective. If not, runs cannot be exported as Hugging Face
     folders.

@@ -1,4 +1,7 @@
-"""Image embeddings of an encoder without labels, such as DINOv2 (Oquab et al. 2024). For prediction only."""
+"""Objective of image encoders that were pretrained without labels, such as DINOv2 (Oquab et al. 2024).
+
+It has no loss: a run with this objective computes image embeddings, but cannot be trained.
+"""
 
 import dataclasses
 from collections.abc import Mapping

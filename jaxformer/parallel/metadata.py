@@ -87,11 +87,14 @@ class Boxed(nn.meta.AxisMetadata):
         return dataclasses.replace(self, value=val)
 
     def add_axis(self, index: int, params: Mapping[str, str]) -> "Boxed":
-        """Inserts an axis with the letter `params["letter"]` at `index`, as for stacked parameters."""
+        """Returns a copy with the axis letter `params["letter"]` inserted at `index`. The array does not change.
+
+        Flax calls this method when a transformation such as `nn.scan` stacks parameters along a new axis.
+        """
         return dataclasses.replace(self, letters=self.letters[:index] + params["letter"] + self.letters[index:])
 
     def remove_axis(self, index: int, params: Mapping[str, str]) -> "Boxed":
-        """Removes the axis at `index`, the inverse of `add_axis`."""
+        """Returns a copy without the axis letter at `index`, the inverse of `add_axis`."""
         del params
         return dataclasses.replace(self, letters=self.letters[:index] + self.letters[index + 1 :])
 

@@ -91,7 +91,9 @@ class Mesh:
     """
 
     data: int = -1
-    """Number of copies of the model. Each copy trains on its share of the batch."""
+    """Number of copies of the model, each of which trains on its share of the batch (data parallelism). The default,
+    -1, means all devices that the other axes leave.
+    """
     fsdp: int = 1
     """Number of devices across which parameters, optimizer state and the batch are sharded."""
     tensor: int = 1

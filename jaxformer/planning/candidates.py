@@ -212,8 +212,9 @@ class Formulas:
         return self._experiment.data.batch / (candidate.mesh.slices * candidate.mesh.data * candidate.mesh.fsdp)
 
     def _group(self, mesh: sharding.Mesh, axis: str) -> list[Place]:
-        """Returns the locations of one group of devices along a mesh axis, if the mesh contains the devices in
-        order.
+        """Returns the locations of the first group of devices along a mesh axis, which differ only in that axis.
+
+        Assumes that the mesh lists the devices in the order of their indices.
         """
         sizes: Mapping[str, int] = mesh.sizes(self._topology.size)
         numbers = np.arange(self._topology.size).reshape(tuple(sizes.values()))

@@ -95,10 +95,10 @@ class Claim:
         return "" if _is_same(self.folder / LOCK, self._lock.fileno()) else f"{LOCK} there was removed or replaced"
 
     def start(self, experiment: str) -> None:
-        """Writes `EXPERIMENT` atomically, which makes a new folder a run's folder.
+        """Writes the file `EXPERIMENT` atomically. A folder is a run's folder once it has this file.
 
         Args:
-          experiment: the new content of `EXPERIMENT`. If the folder already contains it, nothing is written.
+          experiment: text to write. If the file already has this text, it is not written again.
         """
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("experiment")  # Waits until all processes have read the new tokenizer.
@@ -222,8 +222,8 @@ def _clear(folder: Path) -> None:
 
 
 def _make(folder: Path, undone: contextlib.ExitStack) -> None:
-    """Creates the folder and its missing parents. Adds to `undone` the removal of the created folders that are still
-    empty by then.
+    """Creates the folder and its missing parents. When the stack `undone` closes, it removes those of the created
+    folders that are empty.
     """
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:

@@ -110,7 +110,7 @@ class Evaluations:
         }
 
     def check(self) -> None:
-        """Checks the data of all evaluations. See `Evaluator.check`."""
+        """Checks that the data of every evaluation fits the objective and the metrics. See `Evaluator.check`."""
         for evaluator in self._evaluators.values():
             evaluator.check()
 
@@ -127,7 +127,9 @@ class Evaluations:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _terms(objective: Objective, model: Any, params: Any, batch: dict[str, jax.Array]) -> dict[str, Any]:
-    """Computes the objective's values for a batch, replicated on every device."""
+    """Computes the loss and the terms of the metrics of one batch, by name. The batch is sharded; the results are
+    replicated on all devices.
+    """
     with fixed_order():
         terms = objective(model, params, batch)
     return jax.tree.map(lambda array: jax.lax.with_sharding_constraint(array, PartitionSpec()), terms)

@@ -66,8 +66,8 @@ class Classify(Task[Labelled]):
     length: int = 128
     """Number of tokens per row. If a pair is too long, the end of its longer text is cut."""
     form: Form = "encoder"
-    """Kind of model. An encoder reads [CLS] a [SEP] b [SEP] for texts a and b; a decoder reads a and b with EOS tokens.
-    The special tokens of an imported tokenizer override both.
+    """Kind of model for which texts are laid out. For an encoder, texts a and b become [CLS] a [SEP] b [SEP]; for a
+    decoder, a [EOS] b [EOS]. If an imported tokenizer has a template of special tokens, that template is used instead.
     """
     examples_per_row: int = 1
     """Number of examples per row. A number above 1 requires packing."""

@@ -190,7 +190,9 @@ def _entries(lists: str, language: str) -> list[Entry]:
 
 
 def _paragraphs(lines: list[str]) -> list[str]:
-    """Splits a long description into paragraphs. List items and indented lines start on a new line."""
+    """Splits a long description into paragraphs. Joins the lines of each paragraph, but keeps list items and indented
+    lines on lines of their own.
+    """
     paragraphs = [""]
     for line in lines:
         if line.strip() == ".":

@@ -132,7 +132,9 @@ IMAGE_INPUTS = ("pixel_values", "noise")
 
 
 def _inputs(run: Run, found: Mapping[str, Program]) -> Iterator[Rows]:
-    """Yields the inputs to compare the outputs for: images, or padded and long rows of text."""
+    """Yields test inputs, for which the outputs of the ONNX model are compared with those of the JAX model: images, or
+    one batch of texts with padding and one with a long text.
+    """
     rng, model = np.random.default_rng(0), run.model
     if SINGLE in found and "pixel_values" in (arguments := found[SINGLE].arguments):
         for name, scale in (("within range", 1.0), ("out of distribution", 10.0)):
@@ -182,7 +184,7 @@ def _has_cache(found: Mapping[str, Program]) -> bool:
 
 
 def _given(program: Program, rows: Rows) -> dict[str, np.ndarray]:
-    """Selects the input arrays that a program without a cache takes, by argument name."""
+    """Returns the input arrays of a program without a cache, as a dict from argument names to arrays."""
     parts = {"input_ids": "tokens", "attention_mask": "mask", "token_type_ids": "types", "prefix_mask": "types"}
     return {name: rows.arrays[parts.get(name, name)] for name in program.arguments}
 

@@ -180,8 +180,8 @@ def is_known(shape: Sequence[Dimension]) -> bool:
 
 
 ALONE = ("jit", "pjit", "scan", "while", "cond", "custom_jvp_call", "custom_vjp_call", "checkpoint", "closed_call")
-"""Names of JAX primitives that contain a nested jaxpr, such as loops. They are never computed during the conversion as
-a whole; their inner operations are converted one by one.
+"""Names of JAX primitives that contain a nested jaxpr, such as loops. Constant folding does not evaluate them, even if
+all their inputs are constants. Their inner operations are converted or folded one by one.
 """
 
 

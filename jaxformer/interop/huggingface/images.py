@@ -186,7 +186,10 @@ def _sizes(reader: ConfigReader, model: Any, kind: str) -> tuple[int, int, Fit]:
 
 
 def _length(reader: ConfigReader, name: str, square: bool) -> tuple[Fit, int]:
-    """Parses a field with an image size. Returns which sides it refers to, and their length in pixels."""
+    """Parses a field with an image size. Returns which sides it refers to, and their length in pixels.
+
+    A single number is the length of both sides if `square`, and otherwise that of the shorter side.
+    """
     value = reader.get(name)
     if type(value) is int:
         value = {"height": value, "width": value} if square else {"shortest_edge": value}

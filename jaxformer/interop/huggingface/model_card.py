@@ -1,4 +1,6 @@
-"""Writes the README.md of an exported folder: the model, its usage, its training and its parity certificate."""
+"""Writes the README.md of an exported folder: the model, its usage, its training, and the certificate that its outputs
+equal those of transformers.
+"""
 
 from pathlib import Path
 

@@ -119,8 +119,8 @@ def _positions(reader: ConfigReader) -> dict[str, Rotary]:
 
 
 def describe(model: Gpt) -> dict[str, Any]:
-    """Converts a Gemma model to its config. The names of rotary fields are those that all versions of transformers can
-    read.
+    """Converts a Gemma model to its config in transformers. The rotary fields have names that all versions of
+    transformers can read.
     """
     config = model.transformer
     if config.width % config.heads:  # Required although the head size is independent of the width.
