@@ -39,8 +39,8 @@ class Rules:
     read: jax.Array | np.ndarray | None = None
     """Prompt tokens, integers [batch, length], left-padded with `NO_TOKEN`. None if no processor needs them."""
     alone: jax.Array | np.ndarray | None = None
-    """Whether the output of each row follows exactly one token, boolean [batch]. `forced_bos_token_id` applies only
-    then.
+    """Whether exactly one token comes before the output of each row, boolean [batch]. `forced_bos_token_id` only
+    applies to such rows. None if no processor needs it.
     """
     pieces: int | None = flax.struct.field(pytree_node=False, default=None)
     """Vocabulary size of the tokenizer; higher ids are never generated. If None, all ids of the model are allowed."""

@@ -13,7 +13,7 @@ from jaxformer.metrics.base import Context, DocumentMetric, Terms
 from jaxformer.metrics.means import Mean
 
 ENTITIES = "entities/"
-"""Prefix of the names of entity counts among an objective's values. The counts are of sentences that fit in one row."""
+"""Prefix of the names of entity counts among an objective's values. Only sentences that fit in one row are counted."""
 
 
 def counts(

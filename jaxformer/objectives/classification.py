@@ -56,8 +56,9 @@ class Classification(Objective[Classifier]):
         Args:
           model: a text classifier.
           params: model parameters.
-          batch: the arrays of `inputs`; targets, integers [batch, examples] or, if `many`, multi-hot float32
-            [batch, examples · labels]; weights [batch, examples].
+          batch: inputs of the model by name, `targets` (the labels) and `weights` [batch, examples]. A row may contain
+            several examples. Targets are integers [batch, examples] or, if `many`, multi-hot float32
+            [batch, examples · labels].
           key: PRNG key for dropout. If None, the model is evaluated and the counts of each label are added.
         """
         output = self.apply_model(model, params, batch, key)

@@ -48,7 +48,8 @@ class Regression(Objective[Classifier]):
         Args:
           model: a classifier with one label.
           params: model parameters.
-          batch: the arrays of `inputs`; targets and weights float32 [batch, examples].
+          batch: inputs of the model by name, `targets` (the numbers to predict) and `weights`. The last two are float32
+            [batch, examples], because a row may contain several examples.
           key: PRNG key for dropout. If None, the model is evaluated and the covariance of predictions and targets is
             added.
         """

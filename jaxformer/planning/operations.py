@@ -14,9 +14,9 @@ FLASH = "dot_product_attention"
 def count(traced: jax.stages.Traced) -> float:
     """Returns the FLOPs of all devices together: 2 for each multiplication in a matrix product.
 
-    XLA's own cost analysis counts the body of a loop only once, and does not count kernels. So the traced program is
-    counted, before it is partitioned. It includes the operations that rematerialisation repeats. For a conditional, the
-    branch with the most operations is counted.
+    XLA's own cost analysis counts the body of a loop only once, and does not count kernels. So this function counts the
+    operations of the traced program, before it is partitioned over devices. Operations that rematerialisation repeats
+    are included. Of the branches of a conditional, the one with the most operations is counted.
     """
     return _of(traced.jaxpr.jaxpr)
 

@@ -46,9 +46,9 @@ class ImageTask(FieldTask):
 class LabelledImages(ImageTask):
     """Image classification: an image and its label.
 
-    Rows: `images` uint8 [batch, size, size, channels]; `labels` int32 and `weights` float32 [batch, 2]. The two entries
-    of an image that is mixed from two images are both labels and their shares. Otherwise they are the label with weight
-    1, and zeros.
+    Rows: `images` uint8 [batch, size, size, channels]; `labels` int32 and `weights` float32 [batch, 2]. If an image is
+    a mixture of two images, it has the labels of both, and the weights are their shares. Otherwise the first label has
+    weight 1 and the second weight 0.
     """
 
     label: str = "label"

@@ -97,10 +97,10 @@ def _piped(sides: Sides, texts: Sequence[str]) -> Callable[[str], list[float]]:
 
 
 def _padded(sides: Sides, texts: Sequence[str]) -> Callable[[str], list[float]]:
-    """Returns a function that computes the probabilities of the texts for an image file with the transformers model,
-    without a pipeline.
+    """Returns a function that computes the probabilities of the texts for an image file with a model of
+    transformers.
 
-    Texts are padded to the maximum length of the model.
+    Texts are padded to the maximum length of the model. A pipeline of transformers would pad them to 64 tokens.
     """
     network, process, tokenizer = (
         sides.network(transformers.AutoModel),
