@@ -10,7 +10,8 @@ take turns. A line is printed as soon as a row is measured, so that a run that i
 
 FLOPs are those of the matrix products that the model needs (`Model.flops`, three times the forward pass): products that
 are computed again by rematerialisation do not count, and a causal token attends to half of the others. Utilisation is
-relative to the device's stated peak and to the speed of a bfloat16 product of 8,192 x 8,192 matrices on it.
+relative to the device's stated peak and to the speed of a bfloat16 product of 8,192 x 8,192 matrices on it. Before a
+row is measured, the line `plan` has what `jaxformer plan` predicts on one such GPU, from the program compiled for it.
 `--toy` measures tiny models, to check the script on a CPU.
 """
 
@@ -215,9 +216,49 @@ def device_of() -> dict[str, Any]:
     return {"device": device.device_kind, "peak": peak_flops(device), "product": measured}
 
 
+def planned(row: Row, toy: bool, kind: str) -> dict[str, float]:
+    """Returns what `jaxformer plan` predicts for our step on one GPU: seconds a step and bytes of its memory.
+
+    Empty if plans do not support the GPU. Call it in a process of its own, which then uses no GPU.
+
+    Args:
+      row: the row.
+      toy: whether the model is tiny.
+      kind: name of the GPU, as JAX has it.
+    """
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    import jaxformer as jf
+    from jaxformer.planning.chips import CHIPS
+
+    chip = next((chip for chip in CHIPS.values() if chip.platform == "gpu" and kind.startswith(chip.kind)), None)
+    if chip is None:
+        return {}
+    plan = jf.plan(experiment_of(row, toy), f"{chip.name}:1")
+    if plan.roofline is None:
+        return {}
+    return {"shortest": plan.roofline.shortest, "longest": plan.roofline.longest, "peak": plan.memory.peak}
+
+
+def compare_with_plan(row: Row, options: argparse.Namespace, kind: str, sizes: dict[str, Any]) -> dict[str, float]:
+    """Prints what `jaxformer plan` predicts for a row, and returns it. Empty if it predicts nothing."""
+    try:
+        plan = alone(OURS, planned, row, options.toy, kind)
+    except Exception as error:  # The measurement is worth having without it.
+        print(f"{row.name:18} plan       failed: {error}", flush=True)
+        return {}
+    if plan:
+        low, high = plan["shortest"], plan["longest"]
+        speeds = f"{sizes['units'] / high:,.0f}–{sizes['units'] / low:,.0f} {row.unit}/s"
+        times = f"{low * 1e3:.1f}–{high * 1e3:.1f} ms a step"
+        print(f"{row.name:18} plan       {speeds}   {times}   peak {plan['peak'] / 2**30:.1f} GiB", flush=True)
+    return plan
+
+
 def measure(row: Row, options: argparse.Namespace, device: dict[str, Any]) -> dict[str, Any]:
     """Measures a row and prints a line about it; a side that fails is left out."""
     sizes = alone(OURS, sizes_of, row, options.toy)
+    unplanned = options.no_plan or not device["peak"]  # No plan knows a device without a stated peak.
+    plan = {} if unplanned else compare_with_plan(row, options, device["device"], sizes)
     steps = 1 if options.toy else 5
     sides = {OURS: functools.partial(our_step, row, options.toy, steps)}
     if not options.no_torch:
@@ -228,6 +269,8 @@ def measure(row: Row, options: argparse.Namespace, device: dict[str, Any]) -> di
         seconds = take_turns({OURS: sides[OURS]}, turns=3, warm=1)
     seconds = {name: time_ / steps for name, time_ in seconds.items()}
     result: dict[str, Any] = {"benchmark": f"mfu/{row.name}", "device": device["device"]}
+    if plan:  # A step takes at least the shortest time of the plan; their ratio says how good the prediction is.
+        result["plan"] = plan | {"of_longest": round(seconds[OURS] / plan["longest"], 2)}
     for name, time_ in seconds.items():
         speed, rate = sizes["units"] / time_, sizes["flops"] / time_
         peak = f"   {rate / device['peak']:6.1%} of the stated peak" if device["peak"] else ""
@@ -253,6 +296,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=7.0, help="start no further row after this time")
     parser.add_argument("--toy", action="store_true", help="tiny models, to check the script")
     parser.add_argument("--no_torch", action="store_true", help="leave PyTorch out")
+    parser.add_argument("--no_plan", action="store_true", help="leave out what `jaxformer plan` predicts")
     options = parser.parse_args()
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", MEMORY)
     began, results = time.monotonic(), []
