@@ -93,7 +93,9 @@ def _converted(cls: type, current: Any, below: Mapping[str, Any], path: str) -> 
 
 
 def _class_name(new: Any) -> str | None:
-    """Returns the class name that an override contains. None if the override cannot be a class name."""
+    """Returns the class name in the new value of a config field, which is a string or the words of a flag, such as
+    `AdamW`. None if the value is not a class name, such as a number.
+    """
     words = [new] if isinstance(new, str) else new
     if isinstance(words, list | tuple) and len(words) == 1 and isinstance(words[0], str):
         word = words[0]

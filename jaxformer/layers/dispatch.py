@@ -232,7 +232,9 @@ def _on_mesh(mesh: jax.sharding.AbstractMesh, x: jax.Array, routes: Routes, kern
     varying = tuple(dict.fromkeys((*tokens, *layout.held)))
 
     def whole(kernel, axes, axis):
-        """Gathers a kernel along its embedding dimension. The backward pass then sums its gradients of all tokens."""
+        """All-gathers a kernel whose dimension `axis` is sharded across the mesh axes `axes`. In the backward pass, the
+        gradients that the devices compute from their own tokens are summed and sharded again.
+        """
         return _vary(_gathered(kernel, axes, axis), varying, (*layout.held, *_names((axes,))))
 
     def compute(x, chosen, weights, kernels):

@@ -1,5 +1,5 @@
-"""Layers that compute each position separately: the feed-forward network of blocks, and the layer before an output
-layer.
+"""Layers that compute each position separately: the feed-forward network of a block, and the transform (linear layer,
+activation and norm) that prediction heads such as BERT's apply before their output layer.
 """
 
 from collections.abc import Callable

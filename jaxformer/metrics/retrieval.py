@@ -15,9 +15,9 @@ class Pairs(NamedTuple):
     """Vectors of matching images and texts, one pair per row."""
 
     images: np.ndarray
-    """Image vectors, float32 [pairs, embed], of length 1."""
+    """Image vectors, float32 [pairs, embed], with an L2 norm of 1."""
     texts: np.ndarray
-    """Text vectors, float32 [pairs, embed], of length 1."""
+    """Text vectors, float32 [pairs, embed], with an L2 norm of 1."""
     keys: np.ndarray
     """Integers that identify the texts, [pairs, length]: equal texts have equal rows."""
 

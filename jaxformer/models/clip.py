@@ -235,9 +235,9 @@ class ClipOutput(ModelOutput):
     """Output of the image encoder and the text encoder."""
 
     image_vectors: jax.Array | None = None
-    """Image vectors of length 1, float32 [images, embed]. None without images."""
+    """Image vectors with an L2 norm of 1, float32 [images, embed]. None without images."""
     text_vectors: jax.Array | None = None
-    """Text vectors of length 1, float32 [texts, embed]. None without texts."""
+    """Text vectors with an L2 norm of 1, float32 [texts, embed]. None without texts."""
     scale: jax.Array | None = None
     """Factor of the dot products of image and text vectors, a scalar."""
     bias: jax.Array | None = None

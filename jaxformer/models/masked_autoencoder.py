@@ -30,8 +30,8 @@ from jaxformer.parallel import metadata
 class MaskedAutoencoderOutput(ModelOutput):
     """Output of a masked autoencoder.
 
-    `hidden` is the encoder output, [batch, 1 + visible patches, embed]: the class token, and the visible patches in the
-    order of their noise.
+    `hidden` is the encoder output, [batch, 1 + visible patches, embed]: the class token, and the visible patches. Each
+    patch of an image has a random number (`noise`); the patches with the lowest numbers are visible, in their order.
     """
 
     masked: jax.Array | None = None
@@ -108,7 +108,9 @@ class MaskedAutoencoder(Model):
 
     @property
     def head_fields(self) -> tuple[str, ...]:
-        """Name of the field that does not affect the encoder's parameters: the share of masked patches."""
+        """Names of the fields in which a pretrained model may differ in a warm start (see `Model.head_fields`): the
+        share of masked patches, which does not affect the parameters.
+        """
         return ("mask_rate",)
 
     def comparable(self) -> Self:

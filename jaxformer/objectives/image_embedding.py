@@ -17,7 +17,7 @@ from jaxformer.predictors.image_vectors import ImageVectors
 
 @dataclasses.dataclass(frozen=True)
 class ImageEmbedding(Objective[Vit]):
-    """Embeds each image as one vector of length 1: the model's pooled output."""
+    """Embeds each image as one vector with an L2 norm of 1: the model's pooled output, normalized."""
 
     model_inputs = ("images",)
 

@@ -46,7 +46,7 @@ class Reach:
 
     @property
     def within(self) -> float:
-        """Number of devices of the group in each slice or node."""
+        """Mean number of the communicating devices in each slice of TPUs or node of GPUs."""
         return self.size / self.islands
 
 

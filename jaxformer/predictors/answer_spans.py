@@ -32,7 +32,7 @@ class SpanAnswer(Answer):
     question: str
     """Question in the request."""
     context: str
-    """Context in the request."""
+    """Text of the request in which the answer was searched."""
     start: int
     """Index of the answer's first character in the context."""
     stop: int

@@ -1,4 +1,4 @@
-"""Computes image vectors of length 1."""
+"""Computes image vectors with an L2 norm of 1."""
 
 import dataclasses
 import functools
@@ -19,7 +19,7 @@ ROWS = 32
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageVectors(Predictor[Vit]):
-    """Predictor that computes one vector of length 1 per image."""
+    """Predictor that computes one vector per image, with an L2 norm of 1."""
 
     def encode(self, images: Sequence[Prepared]) -> dict[str, np.ndarray]:
         """Converts images to the arguments of the model."""

@@ -100,7 +100,7 @@ class Lease:
         """Releases the lease. Errors are ignored, because the lease expires in any case.
 
         Args:
-          remove: whether to remove the object of the lease.
+          remove: whether to delete the lease's object from the bucket. If False, it stays, marked as released.
         """
         self._closed.set()
         with self._lock, contextlib.suppress(Exception):

@@ -34,7 +34,9 @@ class Fork:
     lanes: np.ndarray
     """State of the data pipeline, int32 [batch, S], with S integers per batch row."""
     told: str
-    """Text that names the other run, the step and the settings that differ, one per line."""
+    """Message for the log: the run and the step that the state is read from, and each setting that differs on a line of
+    its own.
+    """
 
 
 def fork_from(experiment: Experiment, mesh: jax.sharding.Mesh) -> Fork:

@@ -104,7 +104,7 @@ def _weighted(weights: Mapping[str, float], means: Means, totals: Mapping[str, j
 
 
 def _split(batch: Mapping[str, jax.Array], parts: int) -> Mapping[str, jax.Array]:
-    """Splits a batch into micro-batches [parts, rows, ...], each with rows of every device."""
+    """Splits a batch into micro-batches [parts, rows, ...], each with an equal share of the rows of every device."""
 
     def split(array):
         return sharding.constrain(

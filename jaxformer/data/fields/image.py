@@ -93,7 +93,7 @@ class ImageField(Field[Picture]):
 
     @property
     def edge(self) -> int:
-        """Length of the resized sides in pixels, before the center crop to `size` pixels."""
+        """Length in pixels to which the sides that `fit` names are resized, before the center crop to `size` pixels."""
         return round(self.size / self.crop)
 
     def features(self) -> dict[str, Feature]:

@@ -120,7 +120,14 @@ class Task(abc.ABC, Generic[DocumentT]):
 
     @abc.abstractmethod
     def encode(self, example: Mapping[str, Any], tokenizer: Tokenizer | None) -> DocumentT:
-        """Encodes an example of a source. Returns the document, which is the input of `examples` and is cached."""
+        """Converts a record of a data source to a document, for example by tokenizing its text.
+
+        Documents are cached. `examples` makes training examples from them.
+
+        Args:
+          example: record of the source: maps column names to values.
+          tokenizer: tokenizer of the experiment. None if the task reads no text.
+        """
 
     @abc.abstractmethod
     def examples(self, document: DocumentT, visit: Visit[DocumentT]) -> list[Example]:

@@ -12,13 +12,7 @@ from jaxformer.errors import InputError
 from jaxformer.interop.huggingface.folders import CONFIG, GENERATION, Folder
 from jaxformer.predictors.text_to_text import Start
 
-RENAMED = {
-    "max_new_tokens": "max_new_tokens",
-    "min_new_tokens": "min_new_tokens",
-    "num_beams": "num_beams",
-    "eos_token_ids": "eos_token_id",
-    "forced_eos_token_ids": "forced_eos_token_id",
-}
+RENAMED = {"eos_token_ids": "eos_token_id", "forced_eos_token_ids": "forced_eos_token_id"}
 """Maps fields of `Decoding` to their names in transformers, if these differ."""
 NAMES = {field.name: RENAMED.get(field.name, field.name) for field in dataclasses.fields(Decoding)}
 del NAMES["seed"]

@@ -34,11 +34,11 @@ class Sides:
     """The two sides of a comparison: a run, and the Hugging Face folder that transformers loads."""
 
     run: Run
-    """Run to compare. It computes in float32 on the CPU, with parameters rounded to the compared dtype."""
+    """Run to compare. It computes in float32 on the CPU, with parameters rounded to the dtype of the export."""
     folder: Path
     """Path of the Hugging Face folder."""
     round: Callable[[torch.nn.Module], None]
-    """Function that rounds the weights of a transformers model to the compared dtype, in place."""
+    """Function that rounds the weights of a transformers model to the dtype of the export, in place."""
 
     def predict(self, inputs: Sequence[str]) -> list[Any]:
         """Returns the answers of the run to raw inputs."""
@@ -54,7 +54,9 @@ class Sides:
         return found
 
     def network(self, auto: Any) -> Any:
-        """Loads the model of the folder with an auto class of transformers, and rounds its weights."""
+        """Loads the PyTorch model of the Hugging Face folder with an auto class of transformers, such as
+        AutoModelForCausalLM. Rounds its weights to the dtype of the export, as those of the run are rounded.
+        """
         with reading(auto.__name__):
             found = auto.from_pretrained(self.folder, dtype=torch.float32, local_files_only=True).eval()
         one_by_one(found)

@@ -289,7 +289,9 @@ class ClipBridge(Bridge):
         return replaced(run, model, run.params, run.tokenizer)
 
     def outputs(self, model: Clip, output: Any, objective: Any = None) -> dict[str, jax.Array]:
-        """Returns the image–text scores, the image vectors and the text vectors."""
+        """Returns the outputs of our model by their names in transformers: the image–text scores, the image vectors and
+        the text vectors.
+        """
         return {
             "logits_per_image": output.logits,
             "image_embeds": output.image_vectors,

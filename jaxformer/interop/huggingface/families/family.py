@@ -94,9 +94,11 @@ class Family:
     own_pad: bool = False
     """Whether `describe` includes the padding id, because position ids depend on it."""
     special_tokens: tuple[str, ...] = ("pad", "unk", "bos", "eos")
-    """Roles of the special tokens that tokenizers of this family name, if the vocabulary contains them."""
+    """Roles of special tokens that an exported tokenizer config declares, such as `pad` for `pad_token`. Roles whose
+    token is not in the vocabulary are left out.
+    """
     layout: Layout = "plain"
-    """Special tokens that are added to texts, for tokenizers without a template."""
+    """Special tokens to add around a text if the tokenizer files do not say which. `plain` adds none."""
     bridge: Bridge = Bridge()
     """Defines the objective and task of an imported model of this family, and how its transformers class is called."""
     auto_classes: Mapping[str, tuple[str, str | None]] = dataclasses.field(default_factory=dict)
