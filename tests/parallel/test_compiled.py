@@ -20,7 +20,7 @@ from jaxformer.parallel import sharding
 from jaxformer.parallel.sharding import Mesh
 from jaxformer.planning import compiling, topologies, traffic
 from jaxformer.training import loop
-from jaxformer.training.optimizers import Muon
+from jaxformer.training.optimizers import AdamW, Muon
 from jaxformer.training.state import abstract_state
 
 CONFIGS = sorted((tiny.ROOT / "configs").glob("*.py"))
@@ -56,8 +56,17 @@ def target(request):
 
 
 def products(lowered):
-    """The type that each matrix product of a program multiplies."""
-    return re.findall(r"dot_general .*: \(tensor<(?:\d+x)*(\w+)>, tensor<", lowered.as_text())
+    """The type that each matrix product of a program multiplies. Leaves out those that ask for all of float32's digits,
+    such as a router's."""
+    lines = [line for line in lowered.as_text().splitlines() if "HIGHEST" not in line]
+    return re.findall(r"dot_general .*: \(tensor<(?:\d+x)*(\w+)>, tensor<", "\n".join(lines))
+
+
+def without_muon(experiment):
+    """The experiment, with AdamW in place of Muon, whose update has products in float32."""
+    given = experiment.optimizer
+    optimizer = AdamW(given.schedule, accumulate=given.accumulate) if isinstance(given, Muon) else given
+    return dataclasses.replace(experiment, optimizer=optimizer)
 
 
 def gathered(text, in_update):
@@ -87,9 +96,9 @@ def test_the_step(target, file, record_property):
         dataclasses.replace(experiment, model=tiny.shallow(experiment.model, depth)) for depth in (DEPTH, DEPTH - 1)
     )
     lowered, state = loop.lower_step(shallow, mesh), abstract_state(shallow, mesh)
-    types = products(lowered)
+    types, fewer = (products(loop.lower_step(without_muon(one), mesh)) for one in (shallow, shallower))
     assert types.count("bf16") > len(types) / 2, "the compute type is the target's, not that of this process"
-    assert len(types) == len(products(loop.lower_step(shallower, mesh))), "blocks run in a loop, as on the target"
+    assert len(types) == len(fewer), "blocks run in a loop, as on the target"
 
     compiled = lowered.compile(compiling.OPTIONS[topologies.parse(target).chip.platform])
     leaves, (places, _) = jax.tree.leaves_with_path(state), compiled.output_shardings
