@@ -29,6 +29,8 @@ USAGE = """usage: jaxformer COMMAND ...
   train CONFIG [--field value ...] [--workdir RUN]      train a run, or resume it; with --help, list the fields;
                                                         with --fork RUN, continue from another run's state;
                                                         with --profile, trace some steps into RUN/profile;
+                                                        with --no-self-check, do not compare kernels with plain
+                                                        computations on a new kind of device;
                                                         CONFIG is a file, or a name such as bert_quickstart
   launch -n N CONFIG [--field value ...]                train with N processes on this machine
   plan CONFIG --topology NAME [--price USD] [--search]  report memory, traffic, time and cost of a run on TPUs or
@@ -129,6 +131,7 @@ def train(arguments: list[str]) -> None:
     arguments, workdir = take(arguments, "workdir", "the run's folder")
     arguments, allowed = take(arguments, "allow", "a package")
     arguments, profile = take_switch(arguments, "profile")
+    arguments, unchecked = take_switch(arguments, "no-self-check")
     classes.allow(*allowed)
     if arguments in (["-h"], ["--help"]):
         print(USAGE, end="")
@@ -142,7 +145,8 @@ def train(arguments: list[str]) -> None:
     _start_jax()
     from jaxformer.training.loop import fit
 
-    fit(experiment, workdir[-1] if workdir else Path("runs") / Path(paths[0]).stem, profile=profile)
+    folder = workdir[-1] if workdir else Path("runs") / Path(paths[0]).stem
+    fit(experiment, folder, profile=profile, check_kernels=not unchecked)
 
 
 def launch(arguments: list[str]) -> None:

@@ -101,6 +101,24 @@ def _count(params: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
+def describe(experiment: Experiment, state: TrainState, mesh: jax.sharding.Mesh) -> str:
+    """Describes the devices, mesh, parameters, and tokens or images per step, on one line."""
+    device, usual = mesh.devices.flat[0], ("data", "fsdp", "tensor")
+    used = {axis: size for axis, size in mesh.shape.items() if size > 1 or axis in usual}
+    sizes = " × ".join(f"{axis} {size}" for axis, size in used.items())
+    parameters, trained = (
+        sum(leaf.size for leaf in jax.tree.leaves(tree))
+        for tree in (state.params, trained_and_held(experiment, state.params)[0])
+    )
+    of_them = f" ({trained:,} trained)" if trained < parameters else ""
+    unit, in_row = experiment.data.task.unit
+    start = f", from step {int(state.step):,}" if int(state.step) else ""
+    return (
+        f"{mesh.devices.size} × {device.device_kind} · mesh {sizes} · {parameters:,} parameters{of_them} · "
+        f"{experiment.data.batch * in_row:,} {unit} a step · {experiment.steps:,} steps{start}"
+    )
+
+
 class Logs:
     """Context manager that writes the logs of a run. Only process 0 writes them."""
 

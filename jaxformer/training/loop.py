@@ -27,12 +27,12 @@ from jaxformer.runs import run as runs
 from jaxformer.runs.folder import DAMAGED, Claim
 from jaxformer.runs.parameters import read_params, used_params
 from jaxformer.runs.run import Run
-from jaxformer.training import agreement, forking
+from jaxformer.training import agreement, forking, self_check
 from jaxformer.training.checkpoints import Checkpoints
 from jaxformer.training.evaluation import Evaluations
 from jaxformer.training.first_state import restore_or_init
 from jaxformer.training.gradients import Means, loss_and_gradient
-from jaxformer.training.logs import Logs, Meter
+from jaxformer.training.logs import Logs, Meter, describe
 from jaxformer.training.profiling import Profile
 from jaxformer.training.signals import Stop
 from jaxformer.training.state import (
@@ -156,7 +156,13 @@ class Training:
     """Whether the initial state comes from another run and this run has no checkpoint yet."""
 
 
-def fit(experiment: Experiment, workdir: str | os.PathLike, quiet: bool = False, profile: bool = False) -> Run:
+def fit(
+    experiment: Experiment,
+    workdir: str | os.PathLike,
+    quiet: bool = False,
+    profile: bool = False,
+    check_kernels: bool = True,
+) -> Run:
     """Trains a run from its latest checkpoint, or from the start, to `experiment.steps`.
 
     After SIGTERM or Ctrl-C, saves and returns. The same call then resumes from there with identical results.
@@ -166,12 +172,15 @@ def fit(experiment: Experiment, workdir: str | os.PathLike, quiet: bool = False,
       workdir: the run's folder, which is created if it is missing.
       quiet: whether to print nothing.
       profile: whether to trace a few steps into the subfolder `profile` of the run, for XProf.
+      check_kernels: whether to compare fast implementations, such as kernels of attention, with plain ones if they have
+        not been compared on this kind of device (see `self_check`).
 
     Returns:
       The run, with its latest parameters, or its best ones if the experiment sets `checkpoint.best`.
 
     Raises:
-      InputError: If the experiment, its data or the folder is invalid, or too many gradients are not finite.
+      InputError: If the experiment, its data or the folder is invalid, a fast implementation is wrong on this device,
+        or too many gradients are not finite.
     """
     began, folder, data = time.monotonic(), storage.path(workdir), experiment.data
     agreement.check_same(experiment, folder)
@@ -187,6 +196,8 @@ def fit(experiment: Experiment, workdir: str | os.PathLike, quiet: bool = False,
         claim = stack.enter_context(runs.writer(folder, experiment))
         agreement.check_shared(folder)
         before = runs.read_experiment(folder, known=experiment) if claim.is_run else None
+        if check_kernels:
+            self_check.run(experiment, mesh)
         experiment, tokenizer = prepare_text(experiment, claim)
         train = compile_step(experiment, mesh)
         evaluate = prepare_evaluation(experiment, tokenizer, mesh)
@@ -383,21 +394,3 @@ def check_gradients(state: TrainState, step: int, saved: Checkpoints) -> None:
             f"step {step}: the last {int(state.skipped_in_a_row)} gradients were not finite and were skipped: lower "
             f"optimizer.schedule.peak or optimizer.clip; the latest checkpoint is of step {saved.latest}"
         )
-
-
-def describe(experiment: Experiment, state: TrainState, mesh: jax.sharding.Mesh) -> str:
-    """Describes the devices, mesh, parameters, and tokens or images per step, on one line."""
-    device, usual = mesh.devices.flat[0], ("data", "fsdp", "tensor")
-    used = {axis: size for axis, size in mesh.shape.items() if size > 1 or axis in usual}
-    sizes = " × ".join(f"{axis} {size}" for axis, size in used.items())
-    parameters, trained = (
-        sum(leaf.size for leaf in jax.tree.leaves(tree))
-        for tree in (state.params, trained_and_held(experiment, state.params)[0])
-    )
-    of_them = f" ({trained:,} trained)" if trained < parameters else ""
-    unit, in_row = experiment.data.task.unit
-    start = f", from step {int(state.step):,}" if int(state.step) else ""
-    return (
-        f"{mesh.devices.size} × {device.device_kind} · mesh {sizes} · {parameters:,} parameters{of_them} · "
-        f"{experiment.data.batch * in_row:,} {unit} a step · {experiment.steps:,} steps{start}"
-    )

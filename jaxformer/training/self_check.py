@@ -1,0 +1,296 @@
+"""Compares the fast implementations that a run uses with plain ones, on small inputs, before its first step.
+
+Kernels of attention, attention and experts on a mesh: an error in one of these gives no message, only a model that
+learns less. So each is compared once on each new kind of device, with its value and its gradients, and the result is
+kept beside the compilation cache.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxformer import storage
+from jaxformer.config import Experiment
+from jaxformer.errors import InputError
+from jaxformer.layers import dispatch, kernels
+from jaxformer.layers.attention import AttendOptions, attend
+from jaxformer.layers.cache import KeyValue
+from jaxformer.layers.dispatch import Kernels, Routes
+from jaxformer.layers.linear import compute_dtype
+from jaxformer.layers.masks import Mask
+from jaxformer.parallel import processes, sharding, start
+from jaxformer.progress import phase
+
+FOLDER = "self_checks"
+"""Name of the folder, in that of the compilation cache, with the checks that have passed."""
+MOST = 0.05
+"""Largest difference that passes: the norm of the difference as a fraction of the norm, in every row. In bfloat16, two
+correct implementations differ by about 0.01."""
+ROWS = 8
+"""Number of different rows. A mesh that splits the batch into more parts gets copies of them."""
+EXPERT_WIDTH = 256
+"""Width of the model and of each expert in checks of experts."""
+
+Arrays = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """A fast implementation, and a plain one of the same function."""
+
+    name: str
+    """Description of the implementation and its sizes, which identifies the check."""
+    instead: str
+    """Setting that replaces the fast implementation by a plain one."""
+    fast: Callable[[Arrays], jax.Array]
+    """The fast implementation, a function of all arrays, on the mesh of the run."""
+    plain: Callable[[Arrays], jax.Array]
+    """The plain implementation, in float32 and without a mesh."""
+    rows: Mapping[str, np.ndarray]
+    """Arrays with `ROWS` rows: inputs, and `cotangent`, the gradient of the output."""
+    shared: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    """Arrays that all rows share."""
+
+
+_passed: set[tuple[str, str]] = set()
+"""Kinds of device and names of the checks that have passed in this process."""
+
+
+def run(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:
+    """Compares the fast implementations that an experiment uses on a mesh with plain ones, unless they have passed.
+
+    Raises:
+      InputError: If one differs, in all processes.
+    """
+    device = mesh.devices.flat[0].device_kind
+    needed = list(checks(experiment, mesh))
+    done = processes.gather(lambda: _passed | _read(device) if needed else set())[0]
+    missing = [check for check in needed if (device, check.name) not in done]
+    if not missing:
+        return
+    with phase("comparing fast implementations with plain ones"):
+        for check in missing:
+            found = difference(check, experiment, mesh)
+            if not found <= MOST:
+                raise InputError(
+                    f"self-check: {check.name} on {device} differs from the plain computation by {found:.0%}, expected "
+                    f"at most {MOST:.0%}: set {check.instead}, or train with --no-self-check"
+                )
+            _passed.add((device, check.name))
+    if jax.process_index() == 0:
+        _write(device, _passed | done)
+
+
+def checks(experiment: Experiment, mesh: jax.sharding.Mesh) -> Iterator[Check]:
+    """Yields the checks of the fast implementations that an experiment may use on a mesh."""
+    with sharding.use(mesh, experiment.mesh):
+        platform = sharding.platform()
+    found: dict[str, Check] = {}
+    for path, stack in experiment.model.stacks().items():
+        where = f"model.{path.replace('/', '.')}"
+        for kind in stack.kinds:
+            several = [*_attention_checks(experiment, mesh, stack, kind.attention, where)]
+            if hasattr(kind.mlp, "experts") and (mesh.size > 1 or platform != "cpu"):
+                several.append(_expert_check(mesh, stack, kind.mlp, where))
+            found |= {check.name: check for check in several}
+    yield from found.values()
+
+
+def difference(check: Check, experiment: Experiment, mesh: jax.sharding.Mesh) -> float:
+    """Returns the largest difference of the values and gradients of a row, as a fraction of their norms."""
+    expected = jax.device_get(jax.jit(functools.partial(_values, check.plain))(check.rows, check.shared))
+    with sharding.use(mesh, experiment.mesh):
+        copies = _copies(mesh)
+
+        def compare(rows, shared, expected):
+            rows, of_rows = jax.tree.map(lambda array: _repeat(array, copies), (rows, expected[0]))
+            actual, of_shared = _values(check.fast, rows, shared)
+            differences = jax.tree.map(_by_row, actual, of_rows)
+            differences |= jax.tree.map(lambda one, other: _whole(one / copies, other), of_shared, expected[1])
+            return jnp.max(jnp.stack(jax.tree.leaves(differences)))
+
+        compiled = jax.jit(compare, out_shardings=sharding.replicated(mesh))
+        return float(compiled(check.rows, check.shared, expected))
+
+
+def _copies(mesh: jax.sharding.Mesh) -> int:
+    """Returns how many copies of the rows the parts of the batch need."""
+    return int(np.lcm(ROWS, sharding.ways(mesh, "batch"))) // ROWS
+
+
+def _repeat(array: jax.Array, copies: int) -> jax.Array:
+    tiled = jnp.tile(array, (copies, *[1] * (array.ndim - 1)))
+    return sharding.constrain(tiled, "b" + "_" * (array.ndim - 1))
+
+
+def _values(function, rows: Arrays, shared: Arrays) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """Returns the output of a function with the gradients of the inputs of rows, and the gradients of shared inputs."""
+    inputs = {name: array for name, array in rows.items() if jnp.issubdtype(array.dtype, jnp.floating)}
+    cotangent = inputs.pop("cotangent")
+
+    def loss(inputs, shared):
+        output = function({**rows, **inputs, **shared}).astype(jnp.float32)
+        return jnp.sum(output * cotangent), output
+
+    (_, output), (of_rows, of_shared) = jax.value_and_grad(loss, (0, 1), has_aux=True)(inputs, dict(shared))
+    return {"output": output} | of_rows, of_shared
+
+
+def _by_row(one: jax.Array, other: jax.Array) -> jax.Array:
+    return jnp.max(jax.vmap(_whole)(one, other))
+
+
+def _whole(one: jax.Array, other: jax.Array) -> jax.Array:
+    """Returns the norm of the difference of two arrays, as a fraction of that of the second. Infinite if not finite."""
+    one, other = one.astype(jnp.float32), other.astype(jnp.float32)
+    found = jnp.linalg.norm((one - other).ravel()) / jnp.maximum(jnp.linalg.norm(other.ravel()), 1e-6)
+    return jnp.where(jnp.isfinite(found), found, jnp.inf)
+
+
+def _attention_checks(experiment: Experiment, mesh, stack, attention, where: str) -> Iterator[Check]:
+    """Yields the checks of a kind of attention, causal and not, if it may use another implementation than blocks."""
+    longest = max(experiment.data.task.unit[1], getattr(experiment.model, "patches", 0))
+    split = max(2, mesh.shape.get("sequence", 1))
+    if longest < kernels.SHORTEST:
+        return
+    groups, size = attention.sizes(stack.heads, stack.width)
+    kept = min(groups, max(1, mesh.shape["tensor"]))
+    heads, length = stack.heads // groups * kept, kernels.SHORTEST * split
+    with sharding.use(mesh, experiment.mesh):
+        dtype, total = compute_dtype(stack.dtype), ROWS * _copies(mesh)
+    query = jax.ShapeDtypeStruct((total, length, heads, size), dtype)
+    key = jax.ShapeDtypeStruct((total, kept, length, size), dtype)
+    for causal in (False, True):
+        mask = _mask(np.ones((total, length), np.int32), causal, attention.window)
+        with sharding.use(mesh, experiment.mesh):
+            way = kernels.choose(attention.kernel, query, key, mask, biased=False, dropped=False)
+        if way == "blocks":
+            continue
+        window = f", window {attention.window}" if attention.window else ""
+        sizes = " × ".join(f"{name} {ways}" for name, ways in mesh.shape.items() if ways > 1) or "one device"
+        kind = "causal" if causal else "full"
+        yield Check(
+            f"{way} attention ({heads} heads of {size}, {kept} of keys, {kind}{window}, {jnp.dtype(dtype)}, {sizes})",
+            f"{where}.attention.kernel=blocks",
+            functools.partial(_attend, attention.kernel, dtype, causal, attention.window),
+            functools.partial(_attend, "blocks", jnp.float32, causal, attention.window),
+            _attention_rows((length, heads, kept, size), alone=way == "cudnn"),
+        )
+
+
+def _attend(kernel: kernels.Kernel, dtype: Any, causal: bool, window: int | None, arrays: Arrays) -> jax.Array:
+    """Computes attention. The output at padding, which may be anything, is 0."""
+    query, key, value = (arrays[name].astype(dtype) for name in ("query", "key", "value"))
+    segments = arrays["segments"]
+    options = AttendOptions(mask=_mask(segments, causal, window), kernel=kernel)
+    output = attend(query, KeyValue(key, value), options)
+    return jnp.where((segments > 0)[..., None, None], output, 0)
+
+
+def _mask(segments: Any, causal: bool, window: int | None) -> Mask:
+    length = segments.shape[1]
+    mask = Mask.causal(length, segments) if causal else Mask.of_segments(segments, segments)
+    return mask if window is None else mask.windowed(window, length)
+
+
+def _attention_rows(sizes: tuple[int, int, int, int], alone: bool) -> dict[str, np.ndarray]:
+    """Returns random inputs of attention, and the segments of rows that end in padding.
+
+    Args:
+      sizes: length, heads, heads of keys, and size of a head.
+      alone: whether each row has one segment; otherwise most rows have several.
+    """
+    (length, heads, groups, size), random = sizes, np.random.default_rng(0)
+    shapes = {
+        "query": (ROWS, length, heads, size),
+        "key": (ROWS, groups, length, size),
+        "value": (ROWS, groups, length, size),
+        "cotangent": (ROWS, length, heads, size),
+    }
+    ends = random.integers(length // 2, length, (ROWS, 1))
+    ends[0] = length
+    index = np.arange(length)[None]
+    several = 1 + (index >= length // 3) + (index >= length // 2)
+    segments = np.where(index < ends, 1 if alone else several, 0)
+    return {name: _normal(random, shape) for name, shape in shapes.items()} | {"segments": segments.astype(np.int32)}
+
+
+def _expert_check(mesh, stack, mlp, where: str) -> Check:
+    """Returns the check of the experts of a stack, with all their tokens, on the mesh of the run."""
+    random, width, length = np.random.default_rng(0), EXPERT_WIDTH, 64
+    chosen = np.argsort(random.random((ROWS, length, mlp.experts)), axis=-1)[..., : mlp.top_k].astype(np.int32)
+    rows = {
+        "x": _normal(random, (ROWS, length, width)),
+        "weights": random.random((ROWS, length, mlp.top_k)).astype(np.float32),
+        "cotangent": _normal(random, (ROWS, length, width)),
+        "chosen": chosen,
+    }
+    names = ("gate", "up", "down") if mlp.gated else ("up", "down")
+    shared = {name: _normal(random, (mlp.experts, width, width)) / width**0.5 for name in names}
+    with jax.set_mesh(mesh):
+        dtype = compute_dtype(stack.dtype)
+    sizes = " × ".join(f"{name} {ways}" for name, ways in mesh.shape.items() if ways > 1) or "one device"
+    kind = "dropless" if mlp.capacity is None else "with capacity"
+    return Check(
+        f"experts ({mlp.experts}, {mlp.top_k} a token, {mlp.activation}, {kind}, {jnp.dtype(dtype)}, {sizes})",
+        f"{where}.mlp.capacity={1.25 if mlp.capacity is None else None}",
+        functools.partial(_experts, mlp, dtype, True),
+        functools.partial(_experts, mlp, jnp.float32, False),
+        rows,
+        shared,
+    )
+
+
+def _experts(mlp, dtype: Any, fast: bool, arrays: Arrays) -> jax.Array:
+    """Computes experts for given choices: as the run does, with room for all tokens, or every expert for all tokens."""
+    x, gate = arrays["x"].astype(dtype), arrays.get("gate")
+    up, down = arrays["up"].astype(dtype), arrays["down"].astype(dtype)
+    given = Kernels(None if gate is None else gate.astype(dtype), up, down, mlp.activation)
+    routes = Routes(arrays["chosen"], arrays["weights"], jnp.ones(x.shape[:2], jnp.float32))
+    if not fast:
+        return dispatch.dense(x, routes, given)
+    if mlp.capacity is None:
+        return dispatch.dropless(x, routes, given)
+    return dispatch.limited(x, routes, given, capacity=mlp.experts / mlp.top_k)[0]
+
+
+def _normal(random: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    return random.normal(size=shape).astype(np.float32)
+
+
+def _file(device: str) -> Any:
+    """Returns the path of the checks that this code passed on a kind of device. None without a compilation cache."""
+    home = jax.config.values["jax_compilation_cache_dir"]
+    if home is None:
+        return None
+    versions = json.dumps([device, sorted(start.facts("train").items())])
+    name = f"{hashlib.sha256(versions.encode()).hexdigest()[:16]}.json"
+    return storage.path(os.path.join(home, FOLDER)) / name
+
+
+def _read(device: str) -> set[tuple[str, str]]:
+    """Returns the kind of device and the names of the checks that have passed there."""
+    file = _file(device)
+    with contextlib.suppress(OSError, ValueError):
+        if file is not None:
+            return {(device, name) for name in json.loads(file.read_text(encoding="utf-8"))["passed"]}
+    return set()
+
+
+def _write(device: str, done: set[tuple[str, str]]) -> None:
+    """Writes the names of the checks that have passed. A cache that cannot be written to is left as it is."""
+    file = _file(device)
+    with contextlib.suppress(OSError):
+        if file is not None:
+            names = sorted(name for kind, name in done if kind == device)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps({"device": device, "passed": names}, indent=2), encoding="utf-8")
