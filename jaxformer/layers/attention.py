@@ -10,12 +10,13 @@ import jax.export
 import jax.numpy as jnp
 
 from jaxformer.errors import InputError
-from jaxformer.layers import kernels
+from jaxformer.layers import kernels, ring
 from jaxformer.layers.cache import KeyValue, LayerCache
 from jaxformer.layers.dropout import dropout
 from jaxformer.layers.linear import DType, Linear
 from jaxformer.layers.masks import OF_QUERIES, Mask
 from jaxformer.layers.positions import Placement, rotate
+from jaxformer.parallel import sharding
 
 BLOCK = 256
 """Maximum number of queries whose scores are in memory at the same time."""
@@ -113,6 +114,8 @@ def attend(query_bthk: jax.Array, keys: KeyValue, options: AttendOptions | None 
     if way == "blocks":
         return _attend_by_parts(query_bthk, keys, options)
     scale = query_bthk.shape[-1] ** -0.5 if options.scale is None else options.scale
+    if way == "ring":
+        return ring.ring(query_bthk, keys.key, keys.value, mask, options.bias, scale)
     if way == "splash":
         return kernels.splash(query_bthk, keys.key, keys.value, mask, scale)
     by_parts = functools.partial(_attend_by_parts, query_bthk, keys, options)
@@ -143,6 +146,9 @@ def _attend_by_parts(query_bthk: jax.Array, keys: KeyValue, options: AttendOptio
 
 
 def _attend_at_once(query_bthk: jax.Array, keys: KeyValue, options: AttendOptions) -> jax.Array:
+    if sharding.current_ways("query_position") > 1:  # Each device has some queries and all keys.
+        query_bthk = sharding.constrain(query_bthk, "bthk")
+        keys = jax.tree.map(lambda array: sharding.constrain(array, "bgsk"), keys)
     return attend_with_weights(query_bthk, keys, options)[1]
 
 
@@ -237,7 +243,9 @@ class Attention(nn.Module):
     """
     kernel: kernels.Kernel = "auto"
     """Implementation. `auto` is `splash` on TPU and `cudnn` on GPU. It is `blocks` (blocks of queries in plain JAX) on
-    CPU, and if the other implementation does not support the layer.
+    CPU, and if the other implementation does not support the layer. If the mesh splits rows over `sequence`, `auto` is
+    `splash` or else `ring`. With `ring`, keys are sent from device to device; otherwise, each device gathers all keys
+    of its rows.
     """
 
     def __post_init__(self):
@@ -295,7 +303,7 @@ class Attention(nn.Module):
         else:
             mixed = attend(query, keys, options)
         output = Linear("bthk,hkd->btd", (heads, head_dim, width), self.bias, dtype, name="output")
-        return AttentionOutput(output(mixed), weights, keys, cache)
+        return AttentionOutput(output(sharding.constrain(mixed, "bthk")), weights, keys, cache)
 
     def _query(self, x: jax.Array, placement: Placement, heads: int, dtype: DType) -> jax.Array:
         """Projects the input to queries, [batch, length, heads, head_dim], and applies the position scheme."""

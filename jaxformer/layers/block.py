@@ -118,10 +118,12 @@ class Block(nn.Module):
         tokens = Tokens(None if inputs.mask is None else inputs.mask.query_segments, inputs.at)
         y, means = self.mlp(self._before(x, "mlp", inputs, state), self.dtype, inputs.train, tokens)
         x = self._add(x, y, "mlp", inputs, state)
-        return BlockOutput(sharding.constrain(x, "btd"), weights, cache, memory, means)
+        return BlockOutput(sharding.constrain(x, "brd"), weights, cache, memory, means)
 
     def _before(self, x: jax.Array, name: str, inputs: BlockInputs, state: BlockState) -> jax.Array:
         """Prepares the input of a layer: the residual stream, normalized if norms are applied before layers.
+
+        Within layers, the mesh may split positions over fewer devices than between layers.
 
         Args:
           x: residual stream.
@@ -130,14 +132,15 @@ class Block(nn.Module):
           state: state of the block.
         """
         if self.norm_position == "after":
-            return x
+            return sharding.constrain(x, "btd")
         y = normalise(self.norm.copy(name=f"{name}_norm"), x, inputs.condition)
-        if self.first_norm or name != "attention":
-            return y
-        return jnp.where(state.is_first, x, y)
+        if not self.first_norm and name == "attention":
+            y = jnp.where(state.is_first, x, y)
+        return sharding.constrain(y, "btd")
 
     def _add(self, x: jax.Array, y: jax.Array, name: str, inputs: BlockInputs, state: BlockState) -> jax.Array:
         """Adds the output of a layer to the residual stream."""
+        y = sharding.constrain(y, "brd")
         if self.norm_position == "both":
             y = normalise(self.norm.copy(name=f"{name}_post_norm"), y, inputs.condition)
         if self.residual is not None:

@@ -202,14 +202,14 @@ class _Layout(NamedTuple):
         experts, rows, width = sharding.partition_spec("edf", kernels.up.shape, mesh)
         _, other_width, columns = sharding.partition_spec("efd", kernels.down.shape, mesh)
         width = width if width == other_width else None
-        free = set(_names(tokens)) - set(_names((experts, width)))
-        rows, columns = (spec if free.issuperset(_names((spec,))) else None for spec in (rows, columns))
+        free = set(sharding.names(tokens)) - set(sharding.names((experts, width)))
+        rows, columns = (spec if free.issuperset(sharding.names((spec,))) else None for spec in (rows, columns))
         return cls(tokens, experts, width, rows, columns)
 
     @property
     def held(self) -> tuple[str, ...]:
         """Mesh axes along which devices have different experts or different parts of their width."""
-        return _names((self.experts, self.width))
+        return sharding.names((self.experts, self.width))
 
     def specs(self, kernels: Kernels) -> Kernels:
         """Returns the partition spec of each kernel."""
@@ -227,7 +227,7 @@ def _on_mesh(mesh: jax.sharding.AbstractMesh, x: jax.Array, routes: Routes, kern
     other mesh axes of the experts, outputs are only summed.
     """
     layout, experts = _Layout.of(mesh, x, kernels), kernels.experts
-    tokens = _names(layout.tokens)
+    tokens = sharding.names(layout.tokens)
     shared, added = (tuple(name for name in layout.held if (name in tokens) == both) for both in (True, False))
     varying = tuple(dict.fromkeys((*tokens, *layout.held)))
 
@@ -235,7 +235,7 @@ def _on_mesh(mesh: jax.sharding.AbstractMesh, x: jax.Array, routes: Routes, kern
         """All-gathers a kernel whose dimension `axis` is sharded across the mesh axes `axes`. In the backward pass, the
         gradients that the devices compute from their own tokens are summed and sharded again.
         """
-        return _vary(_gathered(kernel, axes, axis), varying, (*layout.held, *_names((axes,))))
+        return _vary(_gathered(kernel, axes, axis), varying, (*layout.held, *sharding.names((axes,))))
 
     def compute(x, chosen, weights, kernels):
         kernels = dataclasses.replace(
@@ -247,7 +247,7 @@ def _on_mesh(mesh: jax.sharding.AbstractMesh, x: jax.Array, routes: Routes, kern
         shape = x.shape
         flat = (array.reshape(-1, array.shape[-1]) for array in (x, chosen, weights))
         x, chosen, weights = (_vary(_gathered(array, shared, 0), varying, tokens) for array in flat)
-        if names := _names((layout.experts,)):
+        if names := sharding.names((layout.experts,)):
             chosen = chosen - jax.lax.axis_index(names) * kernels.experts
         y = _chosen_output(x, chosen, weights, kernels, experts)
         if shared:
@@ -257,11 +257,6 @@ def _on_mesh(mesh: jax.sharding.AbstractMesh, x: jax.Array, routes: Routes, kern
     of_tokens = (layout.tokens,) * 3
     split = jax.shard_map(compute, in_specs=(*of_tokens, layout.specs(kernels)), out_specs=layout.tokens)
     return split(x, routes.chosen, routes.weights, kernels)
-
-
-def _names(spec) -> tuple[str, ...]:
-    """Returns the names of the mesh axes in a partition spec."""
-    return tuple(name for part in spec if part for name in ((part,) if isinstance(part, str) else part))
 
 
 def _gathered(array: jax.Array, names, axis: int) -> jax.Array:

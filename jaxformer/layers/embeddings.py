@@ -66,14 +66,14 @@ class Embeddings(nn.Module):
         tokens_vd = self._table("token", "vd", vocabulary(self.vocab), self.token_init_std)
         # The lookup needs whole rows. Gathering them from a table that is split along the width would make the compiler
         # rebuild the table for every use. The tensor axis splits the vocabulary.
-        x = sharding.constrain(jnp.take(sharding.constrain(tokens_vd, "v_"), tokens, axis=0), "btd") * self.scale
+        x = sharding.constrain(jnp.take(sharding.constrain(tokens_vd, "v_"), tokens, axis=0), "brd") * self.scale
         if blank is not None:
             x = jnp.where(blank[..., None], 0.0, x)
         if self.position_embedding == "sinusoidal":
             places = jnp.arange(tokens.shape[1]) if position_ids is None else position_ids
             x = x + sinusoidal(places, self.width)
         elif self.position_embedding == "learned":
-            init = metadata.with_axes(first_positions, "td")
+            init = metadata.with_axes(first_positions, "_d")
             positions_td = self.param("position", init, (self.offset + self.max_length, self.width))
             first = slice(self.offset, self.offset + tokens.shape[1])
             x = x + (positions_td[first] if position_ids is None else positions_td[position_ids + self.offset])
@@ -85,7 +85,7 @@ class Embeddings(nn.Module):
         if self.norm is not None:
             x = self.norm(x)
         x = Dropout(self.dropout)(x.astype(compute_dtype(self.dtype)), train)
-        return sharding.constrain(x, "btd"), tokens_vd
+        return sharding.constrain(x, "brd"), tokens_vd
 
     def _table(self, name: str, axes: str, rows: int, size: float = 0.02) -> jax.Array:
         return self.param(name, metadata.with_axes(truncated_normal(size), axes), (rows, self.width))

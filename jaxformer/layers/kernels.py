@@ -1,4 +1,6 @@
-"""Attention kernels that do not store all scores: splash attention on TPU, cuDNN flash attention on GPU."""
+"""The choice of an implementation of attention, and kernels that do not store all scores: splash attention on TPU,
+cuDNN flash attention on GPU.
+"""
 
 import math
 from collections.abc import Callable
@@ -6,20 +8,26 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxformer.errors import InputError
 from jaxformer.layers.masks import Mask
 from jaxformer.parallel import sharding
 
-Kernel = Literal["auto", "blocks", "splash", "cudnn"]
+Kernel = Literal["auto", "blocks", "splash", "cudnn", "ring"]
 """Implementation of attention. `auto` is `splash` on TPU and `cudnn` on GPU. It is `blocks` (blocks of queries in plain
-JAX) on CPU, and if the other implementation does not support the layer.
+JAX) on CPU, and if the other implementation does not support the layer. If the mesh splits rows over `sequence`, `auto`
+is `splash` or else `ring`. With `ring`, keys are sent from device to device; otherwise, each device gathers all keys of
+its rows.
 """
 
 PLATFORMS = {"splash": "tpu", "cudnn": "gpu"}
 """Maps each kernel to the platform that it runs on."""
+DROPPED = "it does not support dropout of the weights; expected transformer.attention_dropout=0"
 SHORTEST = 256
 """Minimum number of queries and of keys for which a kernel is used. With fewer, a kernel saves little."""
+SAVED = "attention"
+"""Name of the arrays that splash attention saves for the backward pass."""
 TILES = (512, 384, 256, 128)
 """Numbers of positions that splash attention can process at once, largest first. Lengths are padded to a multiple of
 the last number.
@@ -27,10 +35,11 @@ the last number.
 
 
 def choose(kernel: Kernel, query_bthk, key_bgsk, mask: Mask | None, biased: bool, dropped: bool) -> str:
-    """Chooses the implementation of attention for the given inputs: `blocks`, `splash` or `cudnn`.
+    """Chooses the implementation of attention for the given inputs: `blocks`, `splash`, `cudnn` or `ring`.
 
     Even if a kernel is requested by name, short inputs use `blocks`, and so do windows with cuDNN, and masks with
-    special order numbers, such as those of caches and prefixes.
+    special order numbers, such as those of caches and prefixes. If `ring` is requested, queries and keys that the mesh
+    does not split into equal parts use `blocks`. On a mesh that splits no positions, `ring` is the same as `auto`.
 
     Args:
       kernel: requested implementation.
@@ -43,21 +52,36 @@ def choose(kernel: Kernel, query_bthk, key_bgsk, mask: Mask | None, biased: bool
     Raises:
       InputError: If a kernel is requested by name, but does not run on this platform or does not support this layer.
     """
+    if kernel == "ring":
+        if dropped and sharding.current_ways("query_position") > 1:
+            raise InputError(f"attention.kernel=ring: {DROPPED}")
+        if splits_positions(query_bthk, key_bgsk):
+            return "ring"
+        kernel = "auto"
     here = sharding.platform()
     name = kernel
     if kernel == "auto":
         name = next((name for name, home in PLATFORMS.items() if home == here), "blocks")
-    if name == "blocks":
-        return name
-    problem = _problem(name, here, query_bthk, key_bgsk, biased, dropped)
-    if problem and kernel != "auto":
-        raise InputError(f"attention.kernel={kernel}: {problem}")
-    queries, keys = query_bthk.shape[1], key_bgsk.shape[2]
-    plain = mask is None or mask.query_order is None or (mask.in_order and queries == keys)
-    windowed = mask is not None and mask.window is not None and mask.window < max(queries, keys)
-    if windowed and not (name == "splash" and mask.aligned and queries == keys):
-        return "blocks"
-    return name if plain and min(queries, keys) >= SHORTEST and not problem else "blocks"
+    if name != "blocks":
+        problem = _problem(name, here, query_bthk, key_bgsk, biased, dropped)
+        if problem and kernel != "auto":
+            raise InputError(f"attention.kernel={kernel}: {problem}")
+        if not problem and _serves(name, query_bthk, key_bgsk, mask):
+            return name
+    return "ring" if kernel == "auto" and not dropped and splits_positions(query_bthk, key_bgsk) else "blocks"
+
+
+def _serves(name: str, query_bthk, key_bgsk, mask: Mask | None) -> bool:
+    """Checks whether a kernel can compute this mask, and whether the inputs are long enough for it, in whole tiles if
+    the mesh splits them.
+    """
+    queries, keys, parts = query_bthk.shape[1], key_bgsk.shape[2], _parts(query_bthk, key_bgsk)[0]
+    if mask is not None:
+        plain = mask.query_order is None or (mask.in_order and queries == keys)
+        windowed = mask.window is not None and mask.window < max(queries, keys)
+        if not plain or (windowed and not (name == "splash" and mask.aligned and queries == keys)):
+            return False
+    return min(queries, keys) >= SHORTEST and (parts == 1 or queries % (parts * TILES[-1]) == 0)
 
 
 def _problem(name, here, query_bthk, key_bgsk, biased, dropped) -> str | None:
@@ -74,13 +98,13 @@ def _problem(name, here, query_bthk, key_bgsk, biased, dropped) -> str | None:
     size, dtype = query_bthk.shape[-1], query_bthk.dtype
     if here != PLATFORMS[name]:
         return f"it runs on {PLATFORMS[name].upper()}, not on {here.upper()}"
-    mesh = jax.sharding.get_abstract_mesh()
-    if not mesh.empty and max(sharding.ways(mesh, axis) for axis in ("query_position", "key_position")) > 1:
+    of_queries, _, of_keys = _parts(query_bthk, key_bgsk)
+    if of_keys > 1 or (of_queries > 1 and name != "splash"):
         return "it needs whole rows, but the mesh splits their positions"
     if biased:
         return "it does not support a bias of the scores, such as relative positions"
     if dropped:
-        return "it does not support dropout of the weights; expected transformer.attention_dropout=0"
+        return DROPPED
     if name == "cudnn" and (size % 8 or size > 128):
         return f"expected a head_dim that is a multiple of 8 and at most 128, not {size}"
     if name == "cudnn" and not (dtype == key_bgsk.dtype and dtype in (jnp.bfloat16, jnp.float16)):
@@ -88,8 +112,31 @@ def _problem(name, here, query_bthk, key_bgsk, biased, dropped) -> str | None:
     return None
 
 
+def splits_positions(query_bthk: jax.Array, key_bgsk: jax.Array) -> bool:
+    """Returns whether the current mesh splits the positions of both queries and keys into equal parts."""
+    ways = _parts(query_bthk, key_bgsk)[0]
+    return ways > 1 and key_bgsk.shape[2] % ways == 0
+
+
+def _parts(query_bthk: jax.Array, key_bgsk: jax.Array) -> tuple[int, int, int]:
+    """Returns the numbers of parts that the mesh splits the queries, their heads, and the keys into."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return 1, 1, 1
+    of_queries = sharding.partition_spec("bthk", query_bthk.shape, mesh)
+    of_keys = sharding.partition_spec("bgsk", key_bgsk.shape, mesh)
+    queries, heads, keys = (
+        math.prod(mesh.shape[name] for name in sharding.names((entry,)))
+        for entry in (of_queries[1], of_queries[2], of_keys[2])
+    )
+    return queries, heads, keys
+
+
 def splash(query_bthk, key_bgsk, value_bgsk, mask: Mask | None, scale: float, interpret: bool = False) -> jax.Array:
     """Computes attention with JAX's splash kernel for TPUs. It skips blocks that a causal mask hides.
+
+    If the mesh splits the positions of queries, each device gathers all keys and values of its rows. The backward pass
+    gathers them again.
 
     Args:
       query_bthk: queries, [batch, queries, heads, head_dim].
@@ -102,48 +149,73 @@ def splash(query_bthk, key_bgsk, value_bgsk, mask: Mask | None, scale: float, in
     Returns:
       Attention output, [batch, queries, heads, head_dim].
     """
-    # Imported here because Pallas is slow to import.
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
-    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-    causal = mask is not None and mask.in_order
+    parts, of_heads, _ = _parts(query_bthk, key_bgsk)
+    lengths = _padded(query_bthk.shape[1] // parts), _padded(key_bgsk.shape[2])
+    kernel = _splash_kernel(lengths, parts, query_bthk.shape[2] // of_heads, mask or Mask(), interpret)
 
-    def attend(query, key, value, segments):
-        rows, queries, heads, _ = query.shape
-        keys = key.shape[2]
-        missing = -queries % TILES[-1], -keys % TILES[-1]
+    def attend(query, key, value, segments, kernel):
+        rows, queries, keys = len(query), query.shape[1], key.shape[2]
+        missing = lengths[0] - queries, lengths[1] - keys
         if any(missing) and segments is None:
             segments = jnp.zeros((rows, queries), jnp.int32), jnp.zeros((rows, keys), jnp.int32)
         if segments is not None:  # Padding gets a segment that no token has.
             segments = kernels.SegmentIds(*map(lambda ids, by: _pad(ids, 1, by, -1), segments, missing))
         query = _pad((query * scale).swapaxes(1, 2), 2, missing[0])
         key, value = _pad(key, 2, missing[1]), _pad(value, 2, missing[1])
-        shape = query.shape[2], key.shape[2]
-        seen = masks.CausalMask(shape) if causal else masks.FullMask(shape)
-        if mask is not None and mask.window is not None:
-            seen = masks.LocalMask(shape, (mask.window - 1, 0 if causal else mask.window - 1), offset=0)
-        tiles = [next(tile for tile in TILES if length % tile == 0) for length in shape]
-        of_queries, of_keys = tiles
-        sizes = kernels.BlockSizes(
-            block_q=of_queries,
-            block_kv=of_keys,
-            block_q_dq=of_queries,
-            block_kv_dq=of_keys,
-            block_q_dkv=of_queries,
-            block_kv_dkv=of_keys,
-        )
-        kernel = kernels.make_splash_mha(
-            masks.MultiHeadMask([seen] * heads),
-            interpret=interpret,
-            block_sizes=sizes,
-            head_shards=1,
-            q_seq_shards=1,
-        )
         # Without residuals it returns one array.
         output: Any = jax.vmap(kernel)(query, key, value, segments)
         return output.swapaxes(1, 2)[:, :queries]
 
-    return _on_mesh(attend, query_bthk, key_bgsk, value_bgsk, _segments(mask))
+    def run(query, key, value, segments):
+        return _on_mesh(attend, query, key, value, segments, kernel)
+
+    if parts > 1:
+        run = jax.checkpoint(run, policy=jax.checkpoint_policies.save_only_these_names(SAVED))
+    return run(query_bthk, key_bgsk, value_bgsk, _segments(mask))
+
+
+def _splash_kernel(lengths: tuple[int, int], parts: int, heads: int, mask: Mask, interpret: bool) -> Any:
+    """Creates the splash kernel.
+
+    Args:
+      lengths: numbers of queries of a device, and of keys.
+      parts: number of devices that share the queries of a row.
+      heads: number of heads of a device.
+      mask: mask whose order and window the kernel skips blocks by.
+      interpret: whether to emulate the kernel.
+    """
+    # Imported here because Pallas is slow to import.
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    shape = parts * lengths[0], lengths[1]
+    seen = masks.CausalMask(shape) if mask.in_order else masks.FullMask(shape)
+    if mask.window is not None:
+        before = mask.window - 1
+        seen = masks.LocalMask(shape, (before, 0 if mask.in_order else before), 0)
+    of_queries, of_keys = (next(tile for tile in TILES if length % tile == 0) for length in lengths)
+    sizes = kernels.BlockSizes(
+        block_q=of_queries,
+        block_kv=of_keys,
+        block_q_dq=of_queries,
+        block_kv_dq=of_keys,
+        block_q_dkv=of_queries,
+        block_kv_dkv=of_keys,
+    )
+    return kernels.make_splash_mha(
+        masks.MultiHeadMask([seen] * heads),
+        interpret=interpret,
+        block_sizes=sizes,
+        head_shards=1,
+        q_seq_shards=parts,
+        residual_checkpoint_name=SAVED,
+    )
+
+
+def _padded(length: int) -> int:
+    return length + -length % TILES[-1]
 
 
 def cudnn(query_bthk, key_bgsk, value_bgsk, mask: Mask | None, scale: float, otherwise: Callable[[], jax.Array]):
@@ -184,7 +256,8 @@ def flash(
       implementation: implementation in JAX.
     """
 
-    def attend(query, key, value, segments):
+    def attend(query, key, value, segments, kernel=None):
+        del kernel
         rows, queries, keys = query.shape[0], query.shape[1], key.shape[2]
         odd = queries % 2, keys % 2  # The gradient of JAX's cuDNN attention does not support odd lengths.
         of_queries = of_keys = None
@@ -226,24 +299,31 @@ def _alone(query_segments, key_segments) -> jax.Array:
     return alone(query_segments) & alone(key_segments)
 
 
-def _on_mesh(attend, query_bthk, key_bgsk, value_bgsk, segments) -> jax.Array:
-    """Runs the function `attend` separately for the rows and heads of each device, because the compiler cannot split a
-    kernel.
+def _on_mesh(attend, query_bthk, key_bgsk, value_bgsk, segments, kernel: Any = None) -> jax.Array:
+    """Runs the function `attend` separately for the rows, queries and heads of each device, because the compiler cannot
+    split a kernel.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
-        return attend(query_bthk, key_bgsk, value_bgsk, segments)
+        return attend(query_bthk, key_bgsk, value_bgsk, segments, kernel)
+    key_bgsk, value_bgsk = with_own_heads(query_bthk, key_bgsk, value_bgsk)
     of_queries = sharding.partition_spec("bthk", query_bthk.shape, mesh)
-    groups = key_bgsk.shape[1]
-    if of_queries[2] is not None and groups % mesh.shape[of_queries[2]]:
-        # Each device needs its own head of keys.
-        copies = math.lcm(groups, mesh.shape[of_queries[2]]) // groups
-        key_bgsk, value_bgsk = jnp.repeat(key_bgsk, copies, axis=1), jnp.repeat(value_bgsk, copies, axis=1)
     of_keys = sharding.partition_spec("bgsk", key_bgsk.shape, mesh)
-    of_rows = jax.sharding.PartitionSpec(of_queries[0])
-    specs = of_queries, of_keys, of_keys, of_rows
+    rows, positions, *_ = of_queries
+    of_segments = None if segments is None else (PartitionSpec(rows, positions), PartitionSpec(rows))
+    of_kernel = kernel and kernel.manual_sharding_spec(NamedSharding(mesh, PartitionSpec(None, positions)))
+    specs = of_queries, of_keys, of_keys, of_segments, of_kernel
     split = jax.shard_map(attend, in_specs=specs, out_specs=of_queries, check_vma=False)
-    return split(query_bthk, key_bgsk, value_bgsk, segments)
+    return split(query_bthk, key_bgsk, value_bgsk, segments, kernel)
+
+
+def with_own_heads(query_bthk, key_bgsk, value_bgsk) -> tuple[jax.Array, jax.Array]:
+    """Repeats heads of keys and values, if needed, so that each device has its own with its heads of queries."""
+    groups, (_, ways, _) = key_bgsk.shape[1], _parts(query_bthk, key_bgsk)
+    copies = math.lcm(groups, ways) // groups
+    if copies == 1:
+        return key_bgsk, value_bgsk
+    return jnp.repeat(key_bgsk, copies, axis=1), jnp.repeat(value_bgsk, copies, axis=1)
 
 
 def _pad(array: jax.Array, axis: int, by: int, value: int = 0) -> jax.Array:

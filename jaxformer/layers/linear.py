@@ -55,10 +55,12 @@ class Linear(nn.Module):
         init = truncated_normal(self.init_scale * (3 * rows) ** -0.5)
         kernel = self.param("kernel", metadata.with_axes(init, kernel_axes, contracted), tuple(self.shape))
         dtype = compute_dtype(self.dtype)
-        # One matrix product over all tokens: with separate batch and position axes, XLA on CPU turns the gradient of
-        # the kernel into a strided transposing copy that costs more than the product.
         tokens, features = x.shape[: x.ndim - contracted], self.shape[contracted:]
-        y = x.astype(dtype).reshape(-1, rows) @ kernel.astype(dtype).reshape(rows, -1)
+        # One matrix product over all tokens: with separate batch and position axes, XLA on CPU turns the gradient of
+        # the kernel into a strided transposing copy that costs more than the product. But a merged axis cannot be split
+        # over positions.
+        leading = tokens if sharding.current_ways("residual_position") > 1 else (-1,)
+        y = x.astype(dtype).reshape(*leading, rows) @ kernel.astype(dtype).reshape(rows, -1)
         if self.bias:
             bias = self.param("bias", metadata.with_axes(nn.initializers.zeros, kept), tuple(features))
             y = y + bias.astype(dtype).reshape(-1)

@@ -173,7 +173,7 @@ class ImageEmbeddings(nn.Module):
         if self.position_embedding == "sinusoidal":
             return 0.0, sinusoidal_2d(rows, columns, self.width)
         side, leading = self.image // self.patch, int(self.class_token)
-        init = metadata.with_axes(functools.partial(first_table, leading=leading), "td")
+        init = metadata.with_axes(functools.partial(first_table, leading=leading), "_d")
         table = self.param("position", init, (leading + side * side, self.width))
         return table[0] if leading else 0.0, interpolate(table[leading:], rows, columns)
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxformer.errors import InputError
-from jaxformer.parallel import metadata
+from jaxformer.parallel import metadata, sharding
 
 
 def sinusoidal(position_ids: jax.Array, width: int, longest: float = 10_000.0) -> jax.Array:
@@ -217,7 +217,7 @@ class RelativePositions(nn.Module):
         init = metadata.with_axes(nn.initializers.normal(0.1), "_h")
         table = self.param("bias", init, (self.buckets, heads))
         bucket = self.bucket(key_index[None, :] - query_index[:, None])
-        return Placement(bias=jnp.moveaxis(table[bucket], -1, 0))
+        return Placement(bias=sharding.constrain(jnp.moveaxis(table[bucket], -1, 0), "hts"))
 
     def bucket(self, distance: jax.Array) -> jax.Array:
         """Returns the bucket of each distance (key index minus query index), for an array of any shape."""

@@ -181,10 +181,21 @@ def rematerialised(function: BlockFunction, remat: str, in_loop: bool) -> BlockF
       remat: value of `Transformer.remat`.
       in_loop: whether the function is called in a loop.
     """
+    policy = REMAT_POLICIES.get(remat)
     if remat == "none":
-        return function
+        if sharding.current_ways("residual_position") == sharding.current_ways("query_position"):
+            return function
+        policy = _not_gathered
     # Outside a loop, the compiler would detect the repeated computation and keep its result instead.
-    return jax.checkpoint(function, prevent_cse=not in_loop, policy=REMAT_POLICIES[remat], static_argnums=3)
+    return jax.checkpoint(function, prevent_cse=not in_loop, policy=policy, static_argnums=3)
+
+
+def _not_gathered(primitive: Any, *_: Any, **params: Any) -> bool:
+    """Checkpoint policy that saves everything except what the layers of a block gather.
+
+    Between layers, the mesh axis `tensor` splits positions. The backward pass gathers them again.
+    """
+    return primitive.name != "sharding_constraint"
 
 
 def default_unroll(depth: int, remat: str) -> int:

@@ -19,6 +19,7 @@ from jaxformer.layers.mlp import Mlp
 from jaxformer.layers.norms import LayerNorm
 from jaxformer.layers.positions import Placement, Rotary
 from jaxformer.metrics.means import Mean
+from jaxformer.parallel import sharding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,6 +159,9 @@ class Transformer(nn.Module):
         stacked = nn.unbox(self.get_variable("params", "blocks"))
         if cache is not None:
             return self._decode(blocks, stacked, x, inputs, cache)
+        x = sharding.constrain(x, "brd")
+        if isinstance(inputs.memory, jax.Array):
+            inputs = dataclasses.replace(inputs, memory=sharding.constrain(inputs.memory, "btd"))
         index = jnp.arange(x.shape[1])
         positions = index[None] if inputs.position_ids is None else inputs.position_ids
         placements = self._place(positions, index, index, inputs.placement)

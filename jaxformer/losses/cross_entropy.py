@@ -1,6 +1,7 @@
 """Softmax cross-entropy over a large vocabulary, computed without storing all logits at once."""
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -79,16 +80,19 @@ def _scan_chunks(terms, x, lm_head, targets, weights, with_gradient):
     """Sums the loss over all chunks of positions and, if `with_gradient`, the gradients of the vectors and of the
     output layer.
     """
-    rows, positions, _ = x.shape
-    chunks = _chunks(rows, positions, len(lm_head.table))
+    x = sharding.constrain(x, "btd")
+    rows, ways, part = x.shape[0], _ways(x), x.shape[1] // _ways(x)
+    chunks = _chunks(rows, part, len(lm_head.table))
     one = functools.partial(_chunk, lm_head=lm_head, terms=terms, with_gradient=with_gradient)
     if chunks == 1:
         return one(x, targets, weights)
-    size = -(-positions // chunks)
+    size = -(-part // chunks)
 
-    def split(array):  # [b, m, ...] -> [chunk, b, size, ...]; the rows keep their place on the mesh
-        padding = [(0, 0), (0, chunks * size - positions)] + [(0, 0)] * (array.ndim - 2)
-        return jnp.moveaxis(jnp.pad(array, padding).reshape(rows, chunks, size, *array.shape[2:]), 1, 0)
+    def split(array):  # [b, m, ...] -> [chunk, b, ways · size, ...]; each chunk has positions of every device
+        rest = array.shape[2:]
+        padding = [(0, 0), (0, 0), (0, chunks * size - part)] + [(0, 0)] * len(rest)
+        parts = jnp.pad(array.reshape(rows, ways, part, *rest), padding).reshape(rows, ways, chunks, size, *rest)
+        return jnp.moveaxis(parts, 2, 0).reshape(chunks, rows, ways * size, *rest)
 
     def body(carry, chunk):
         sums, gradients = one(*chunk)
@@ -100,19 +104,20 @@ def _scan_chunks(terms, x, lm_head, targets, weights, with_gradient):
     (sums, dhead), dx = jax.lax.scan(body, start, tuple(map(split, (x, targets, weights))))
     if dx is None:
         return sums, None
-    dx = jnp.moveaxis(dx, 0, 1).reshape(rows, chunks * size, -1)[:, :positions]
-    return sums, (dx, dhead)
+    dx = jnp.moveaxis(dx.reshape(chunks, rows, ways, size, -1), 0, 2).reshape(rows, ways, chunks * size, -1)
+    return sums, (dx[:, :, :part].reshape(x.shape), dhead)
 
 
 def _chunk(
     x, targets, weights, lm_head, terms, with_gradient
 ) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, LMHead] | None]:
     """Computes the loss of one chunk of positions and, if `with_gradient`, its gradients. The positions form one axis,
-    so that each product is a plain matrix product.
+    so that each product is a plain matrix product, unless they are split over the mesh.
     """
     shape, width, (smoothing, z_loss) = x.shape, x.shape[-1], terms
-    x, targets, weights = x.reshape(-1, width), targets.reshape(-1, 1), weights.reshape(-1, 1)
-    logits = sharding.constrain(lm_head.logits(x), "bv")
+    leading = shape[:-1] if _ways(x) > 1 else (-1,)
+    x, targets, weights = x.reshape(*leading, width), targets.reshape(*leading, 1), weights.reshape(*leading, 1)
+    logits = sharding.constrain(lm_head.logits(x), "btv" if x.ndim > 2 else "bv")
     vocab = logits.shape[-1]
     largest = logits.max(-1, keepdims=True)
     partition = jnp.exp(logits - largest).sum(-1, keepdims=True)
@@ -126,25 +131,35 @@ def _chunk(
     sums = tuple(total(weights * values) for values in (losses, cross_entropy, wanted >= largest))
     if not with_gradient:
         return sums, None
-    is_target = jax.lax.broadcasted_iota(targets.dtype, logits.shape, 1) == targets
+    is_target = jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1) == targets
     of_partition = weights * (1 + 2 * z_loss * log_partition) / partition if z_loss else weights / partition
     dlogits = jnp.exp(logits - largest) * of_partition - jnp.where(is_target, (1 - smoothing) * weights, 0)
     if smoothing:
         dlogits = dlogits - weights * (smoothing / vocab)
     dlogits = dlogits.astype(x.dtype)
     dx = (dlogits @ lm_head.table.astype(x.dtype)).reshape(shape)
-    dtable = jnp.einsum("nv,nd->vd", dlogits, x, preferred_element_type=jnp.float32)
+    summed = tuple(range(x.ndim - 1))
+    dtable = jnp.tensordot(dlogits, x, (summed, summed), preferred_element_type=jnp.float32)
     dbias = None
     if lm_head.bias is not None:
         # As a product: XLA on CPU sums columns thirty times slower.
-        ones = jnp.ones((1, len(x)), x.dtype)
-        dbias = jnp.matmul(ones, dlogits, preferred_element_type=jnp.float32)[0]
+        ones = jnp.ones((1, *x.shape[:-1]), x.dtype)
+        axes = tuple(range(1, x.ndim)), summed
+        dbias = jnp.tensordot(ones, dlogits, axes, preferred_element_type=jnp.float32)[0]
     return sums, (dx, LMHead(dtable, dbias))
 
 
-def _chunks(rows: int, positions: int, vocab: int) -> int:
+def _ways(x: jax.Array) -> int:
+    """Returns the number of parts that the mesh splits the positions of `x` [b, m, d] into."""
     mesh = jax.sharding.get_abstract_mesh()
-    devices = 1 if mesh.empty else sharding.ways(mesh, "batch")
+    if mesh.empty:
+        return 1
+    names = sharding.names(sharding.partition_spec("btd", x.shape, mesh)[1:2])
+    return math.prod(mesh.shape[name] for name in names)
+
+
+def _chunks(rows: int, positions: int, vocab: int) -> int:
+    devices = sharding.current_ways("batch")  # `positions` are those of one device.
     return min(positions, -(-rows * positions * vocab // (CHUNK_ELEMENTS * devices)))
 
 

@@ -39,11 +39,11 @@ class Entry(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, position_ids: jax.Array | None, train: bool) -> jax.Array:
         shape = (self.offset + self.max_length, x.shape[-1])
-        table = self.param("position", metadata.with_axes(first_positions, "td"), shape)
+        table = self.param("position", metadata.with_axes(first_positions, "_d"), shape)
         places = jnp.arange(x.shape[1]) if position_ids is None else position_ids
         x = self.norm(x.astype(jnp.float32) + table[places + self.offset])
         x = Dropout(self.dropout)(x.astype(compute_dtype(self.dtype)), train)
-        return sharding.constrain(x, "btd")
+        return sharding.constrain(x, "brd")
 
 
 class Bart(EncoderDecoder):

@@ -7,7 +7,7 @@ them to the mesh.
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,6 +22,7 @@ AXES: Mapping[str, str] = {
     "b": "batch",
     "t": "query_position",
     "s": "key_position",
+    "r": "residual_position",
     "v": "vocab",
     "l": "layers",
     "d": "embed",
@@ -39,19 +40,20 @@ AXES: Mapping[str, str] = {
     "i": "embed_in",
     "_": "whole",
 }
-"""Glossary of array axes: maps each letter to the kind of axis. `i` is the input axis of a width × width kernel, and
-`_` an axis that is never split over devices.
+"""Glossary of array axes: maps each letter to the kind of axis. `r` is the axis of positions between layers, in norms
+and residual sums. `i` is the input axis of a width × width kernel, and `_` an axis that is never split over devices.
 """
 
 RULES: Mapping[str, tuple[str, ...]] = {
     "batch": ("slices", "data", "fsdp", "expert"),
-    "embed": ("fsdp",),
-    "embed_in": ("fsdp",),
+    "embed": ("fsdp", "sequence"),
+    "embed_in": ("fsdp", "sequence"),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "mlp": ("tensor",),
     "vocab": ("tensor",),
-    "query_position": (),
+    "query_position": ("sequence",),
+    "residual_position": ("sequence", "tensor"),
     "key_position": (),
     "layers": (),
     "head_dim": (),
@@ -65,7 +67,7 @@ RULES: Mapping[str, tuple[str, ...]] = {
     "whole": (),
 }
 """Maps each array axis to the mesh axes that it is split over. An array uses each mesh axis only once, for the first of
-its axes that is mapped to it.
+its axes that is mapped to it. If its mesh axes do not all divide a dimension, it is split over the first ones that do.
 """
 
 
@@ -79,7 +81,7 @@ their dimensions.
 """
 
 
-IMPLEMENTED = ("slices", "data", "fsdp", "expert", "tensor")
+IMPLEMENTED = ("slices", "data", "fsdp", "expert", "sequence", "tensor")
 """Mesh axes that are supported. For any other axis, a size above 1 is refused."""
 
 
@@ -97,9 +99,10 @@ class Mesh:
     fsdp: int = 1
     """Number of devices across which parameters, optimizer state and the batch are sharded."""
     tensor: int = 1
-    """Number of devices across which attention heads, MLP width and vocabulary are sharded."""
+    """Number of devices across which attention heads, MLP width and vocabulary are sharded. Between layers, they shard
+    the positions of each row (Korthikanti et al. 2022)."""
     sequence: int = 1
-    """Number of devices across which the positions of each row are sharded. Not implemented yet."""
+    """Number of devices across which the positions of each row, the parameters and the optimizer state are sharded."""
     expert: int = 1
     """Number of devices across which the experts of each `ExpertMlp` and the batch are sharded."""
     pipeline: int = 1
@@ -214,6 +217,12 @@ def ways(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh, axis: str) -> int:
     return int(np.prod([mesh.shape.get(name, 1) for name in rules()[axis]], dtype=int))
 
 
+def current_ways(axis: str) -> int:
+    """Returns the number of parts that the current mesh splits an axis into. 1 if there is no mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else ways(mesh, axis)
+
+
 def platform() -> str:
     """Returns the platform that the traced program is compiled for: that of the current mesh, or the default platform.
 
@@ -230,7 +239,9 @@ def platform() -> str:
 def partition_spec(
     letters: Sequence[str], shape: Sequence[int], mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh
 ) -> PartitionSpec:
-    """Returns the partition spec of an array with these axes. Dimensions that are not divisible stay whole.
+    """Returns the partition spec of an array with these axes.
+
+    A dimension is split over the first mesh axes of its rule that divide it together. It stays whole if there are none.
 
     Args:
       letters: one letter of `AXES` per dimension.
@@ -247,8 +258,8 @@ def partition_spec(
     given, taken, entries = rules(), set(), []
     for letter, size in zip(letters, shape, strict=True):
         axes = tuple(axis for axis in given[AXES[letter]] if axis not in taken and mesh.shape.get(axis, 1) > 1)
-        if size % int(np.prod([mesh.shape[axis] for axis in axes], dtype=int)):
-            axes = ()
+        while size % int(np.prod([mesh.shape[axis] for axis in axes], dtype=int)):
+            axes = axes[:-1]
         taken.update(axes)
         entries.append(axes if len(axes) > 1 else axes[0] if axes else None)
     return PartitionSpec(*entries)
@@ -277,7 +288,7 @@ def parameter_spec(
         if index == before or not given[AXES[letter]]:
             continue
         entries = list(spec)
-        entries[before], others = None, _names(spec[index])
+        entries[before], others = None, names((spec[index],))
         entries[index] = (STORAGE, *others) if others else STORAGE
         moved = PartitionSpec(*entries)
         if shape[index] % _parts(moved[index], mesh) == 0 and fills_tiles(moved, shape, mesh):
@@ -289,18 +300,18 @@ def fills_tiles(spec: PartitionSpec, shape: Sequence[int], mesh: jax.sharding.Me
     """Returns whether the shards of a parameter along the dimension that `fsdp` splits consist of complete tiles. True
     if `fsdp` splits no dimension.
     """
-    split = next((index for index, entry in enumerate(spec) if STORAGE in _names(entry)), None)
+    split = next((index for index, entry in enumerate(spec) if STORAGE in names((entry,))), None)
     return split is None or shape[split] // _parts(spec[split], mesh) % TILE == 0
-
-
-def _names(entry: Any) -> tuple[str, ...]:
-    """Returns the names of the mesh axes in one entry of a partition spec, that is, for one dimension."""
-    return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
 
 
 def _parts(entry: Any, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> int:
     """Returns the number of parts into which one entry of a partition spec splits its dimension."""
-    return int(np.prod([mesh.shape[name] for name in _names(entry)], dtype=int))
+    return int(np.prod([mesh.shape[name] for name in names((entry,))], dtype=int))
+
+
+def names(spec: Iterable[Any]) -> tuple[str, ...]:
+    """Returns the names of the mesh axes in a partition spec, or in some of its entries."""
+    return tuple(name for entry in spec if entry for name in ((entry,) if isinstance(entry, str) else entry))
 
 
 def constrain(x: jax.Array, letters: str) -> jax.Array:

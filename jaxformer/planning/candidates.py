@@ -29,6 +29,8 @@ MICRO = (1, 2, 4, 8, 16)
 """Numbers of micro-batches per step to try."""
 TENSOR = 16
 """Maximum size of the mesh axis `tensor`. For GPUs it is also at most the number of GPUs per node."""
+FIXED = ("pipeline", "expert", "sequence")
+"""Mesh axes that the search does not change."""
 COMPUTE, GRADIENT = 2, 4
 """Number of bytes per element: of activations (bfloat16), and of parameters and gradients (float32)."""
 
@@ -47,7 +49,7 @@ class Candidate:
     @property
     def label(self) -> str:
         """One-line description of the candidate for tables and messages."""
-        axes = {name: getattr(self.mesh, name) for name in ("slices", "data", "fsdp", "tensor")}
+        axes = {name: getattr(self.mesh, name) for name in sharding.AXIS_NAMES}
         split = " × ".join(f"{name} {size}" for name, size in axes.items() if size > 1) or "data 1"
         return f"{split}, remat {self.remat}, {self.micro} micro-batch{'es' if self.micro > 1 else ''}"
 
@@ -63,8 +65,9 @@ class Candidate:
     def flags(self, experiment: Experiment) -> str:
         """Returns the flags of `jaxformer train` that select this candidate."""
         values = {f"mesh.{name}": getattr(self.mesh, name) for name in ("data", "fsdp", "tensor")}
-        if self.mesh.slices > 1:
-            values["mesh.slices"] = self.mesh.slices
+        for name in ("slices", *FIXED):
+            if getattr(self.mesh, name) > 1:
+                values[f"mesh.{name}"] = getattr(self.mesh, name)
         for path in experiment.model.stacks():
             values[f"model.{path.replace('/', '.')}.remat"] = self.remat
         values["optimizer.accumulate"] = self.micro
@@ -90,8 +93,8 @@ def candidates(experiment: Experiment, topology: Topology) -> Iterator[Candidate
     """
     tpu = topology.chip.platform == "tpu"
     slices = topology.islands if tpu else 1
-    # The search does not change these axes.
-    others = math.prod(max(1, getattr(experiment.mesh, name)) for name in ("pipeline", "expert", "sequence"))
+    fixed = {name: max(1, getattr(experiment.mesh, name)) for name in FIXED}
+    others = math.prod(fixed.values())
     inside = topology.size // (slices * others)
     tensor = [size for size in powers(inside) if size <= (TENSOR if tpu else min(TENSOR, topology.chip.island))]
     for ways in tensor:
@@ -99,7 +102,7 @@ def candidates(experiment: Experiment, topology: Topology) -> Iterator[Candidate
             if inside % (ways * fsdp):
                 continue
             data = inside // (ways * fsdp)
-            mesh = dataclasses.replace(experiment.mesh, slices=slices, data=data, fsdp=fsdp, tensor=ways)
+            mesh = dataclasses.replace(experiment.mesh, slices=slices, data=data, fsdp=fsdp, tensor=ways, **fixed)
             for remat in REMAT:
                 for micro in MICRO:
                     yield Candidate(mesh, remat, micro)
@@ -130,7 +133,7 @@ class Formulas:
         it can run.
         """
         mesh, batch = candidate.mesh, self._experiment.data.batch
-        ways = mesh.slices * mesh.data * mesh.fsdp
+        ways = _batch_ways(mesh)
         if batch % (ways * candidate.micro):
             micro = f" × {candidate.micro} micro-batches" if candidate.micro > 1 else ""
             return f"the batch of {batch:,} does not divide into {ways} shares{micro}"
@@ -146,15 +149,15 @@ class Formulas:
 
     def state_bytes(self, candidate: Candidate) -> float:
         """Returns the bytes of parameters and optimizer state per device. The bytes of the parameters are exact."""
-        return self._elements(candidate.mesh, ("fsdp", "tensor")) * GRADIENT * (1 + self._optimizer)
+        return self._elements(candidate.mesh, sharding.AXIS_NAMES) * GRADIENT * (1 + self._optimizer)
 
     def activation_bytes(self, candidate: Candidate) -> float:
         """Returns a lower bound of the bytes per device of activations that are stored for the backward pass.
 
         With `full`, the input of each block is stored. Otherwise the outputs of the matrix products of attention and
-        MLP are stored too.
+        MLP are stored too. All of them are divided over `sequence` and `tensor`.
         """
-        split, row = candidate.mesh.tensor, self._experiment.data.task.row
+        split, row = candidate.mesh.tensor * candidate.mesh.sequence, self._experiment.data.task.row
         tokens = min([row[name].capacity for name in ("tokens", "inputs") if name in row], default=0) or self._in_row
         total = 0.0
         for stack in self._experiment.model.stacks().values():
@@ -162,19 +165,20 @@ class Formulas:
             if candidate.remat != "full":
                 groups, head_dim = stack.attention.sizes(stack.heads, stack.width)
                 inner = (stack.heads + 2 * groups) * head_dim + stack.mlp.flops(stack.width) / (4 * stack.width)
-                kept += stack.width + inner / split
-            total += COMPUTE * stack.depth * tokens * kept
+                kept += stack.width + inner
+            total += COMPUTE * stack.depth * tokens * kept / split
         return total * self._rows(candidate) / candidate.micro
 
     def roofline(self, candidate: Candidate) -> Roofline:
         """Returns the estimated times of a step. Memory traffic is not estimated: its time is 0."""
         mesh, chip = candidate.mesh, self._topology.chip
         gathered = COMPUTE * self._elements(mesh, ("tensor",))
-        kept = GRADIENT * self._elements(mesh, ("fsdp", "tensor"))
+        kept = GRADIENT * self._elements(mesh, sharding.AXIS_NAMES)
         # Parameters are gathered in the forward and in the backward pass, and gradients are reduced.
         sent = {"fsdp": 3 * gathered * candidate.micro, "data": 2 * kept * candidate.micro}
         sent["slices"] = sent["data"]
         sent["tensor"] = 2 * self._activations(candidate)
+        sent["sequence"] = sent["fsdp"] / mesh.fsdp + self._keys(candidate)
         fast = slow = 0.0
         for axis, amount in sent.items():
             reach = self._topology.reach(self._group(mesh, axis))
@@ -191,8 +195,7 @@ class Formulas:
         with sharding.overridden(mesh):
             for box in self._boxes:
                 spec = sharding.partition_spec(box.letters, box.value.shape, abstract)
-                parts = [name for entry in spec if entry for name in ((entry,) if isinstance(entry, str) else entry)]
-                total += box.value.size / math.prod(sizes[name] for name in parts)
+                total += box.value.size / math.prod(sizes[name] for name in sharding.names(spec))
         return total
 
     def _activations(self, candidate: Candidate) -> float:
@@ -200,7 +203,16 @@ class Formulas:
         layers = 6 if candidate.remat == "full" else 4  # Two sums per pass: forward, backward and recomputation.
         stacks = self._experiment.model.stacks().values()
         width = sum(stack.width * stack.depth for stack in stacks)
-        return layers * COMPUTE * self._rows(candidate) * self._in_row * width
+        return layers * COMPUTE * self._rows(candidate) * self._in_row * width / candidate.mesh.sequence
+
+    def _keys(self, candidate: Candidate) -> float:
+        """Returns the bytes of keys, values and their gradients that pass each device of the mesh axis `sequence`."""
+        total = 0.0
+        for stack in self._experiment.model.stacks().values():
+            groups, head_dim = stack.attention.sizes(stack.heads, stack.width)
+            total += stack.depth * 2 * groups * head_dim / candidate.mesh.tensor
+        # In the forward and in the backward pass, where gradients in float32 follow them.
+        return (2 * COMPUTE + GRADIENT) * self._rows(candidate) * self._in_row * total
 
     @property
     def _in_row(self) -> int:
@@ -209,7 +221,7 @@ class Formulas:
 
     def _rows(self, candidate: Candidate) -> float:
         """Returns the number of batch rows per device."""
-        return self._experiment.data.batch / (candidate.mesh.slices * candidate.mesh.data * candidate.mesh.fsdp)
+        return self._experiment.data.batch / _batch_ways(candidate.mesh)
 
     def _group(self, mesh: sharding.Mesh, axis: str) -> list[Place]:
         """Returns the locations of the first group of devices along a mesh axis, which differ only in that axis.
@@ -220,6 +232,11 @@ class Formulas:
         numbers = np.arange(self._topology.size).reshape(tuple(sizes.values()))
         first = np.moveaxis(numbers, list(sizes).index(axis), -1).reshape(-1, sizes[axis])[0]
         return [self._places[number] for number in first]
+
+
+def _batch_ways(mesh: sharding.Mesh) -> int:
+    """Returns the number of shares that a mesh splits a batch into."""
+    return math.prod(getattr(mesh, name) for name in sharding.RULES["batch"])
 
 
 def _bytes(tree: Any) -> int:

@@ -22,8 +22,8 @@ from jaxformer.planning.roofline import Roofline, roofline
 from jaxformer.planning.topologies import Topology
 from jaxformer.planning.traffic import Collective
 from jaxformer.progress import display, phase
-from jaxformer.training.loop import check_batch, lower_step, trace_step
-from jaxformer.training.state import abstract_batch, abstract_state, check_axes, trained_and_held
+from jaxformer.training.loop import check_batch, check_experts, lower_step, trace_step
+from jaxformer.training.state import abstract_batch, abstract_state, check_axes, check_positions, trained_and_held
 from jaxformer.training.utilization import PEAK_FLOPS
 
 PREALLOCATED = 0.75
@@ -167,7 +167,9 @@ def check(experiment: Experiment, topology: Topology) -> AbstractMesh:
     mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes))
     with sharding.overridden(experiment.mesh):
         check_batch(experiment, mesh)
+        check_experts(experiment, mesh)
         check_axes(experiment, mesh)
+        check_positions(experiment, mesh)
     experiment.objective.check(experiment.model, experiment.data.task.row)
     return mesh
 

@@ -36,9 +36,11 @@ from jaxformer.training.logs import Logs, Meter, describe
 from jaxformer.training.profiling import Profile
 from jaxformer.training.signals import Stop
 from jaxformer.training.state import (
+    TOKEN_ARRAYS,
     TrainState,
     abstract_batch,
     abstract_state,
+    check_positions,
     parameter_info,
     trained_and_held,
 )
@@ -187,6 +189,7 @@ def fit(
     mesh = sharding.make_mesh(experiment.mesh)
     check_batch(experiment, mesh)
     check_experts(experiment, mesh)
+    check_positions(experiment, mesh)
     experiment.objective.check(experiment.model, data.task.row)
     rows = sharding.local_rows(data.batch, mesh)
 
@@ -380,7 +383,7 @@ def check_tokenizer(experiment: Experiment, tokenizer: Tokenizer | None) -> None
                 f"model.vocab={limit.vocab} is smaller than the tokenizer's {size}: expected at least {size}"
             )
     longest = min((limit.max_length for limit in limits.values()), default=0)
-    for array, field in (("tokens", "length"), ("inputs", "input_length")):
+    for array, field in TOKEN_ARRAYS.items():
         # If one encoder reads both texts of a pair, they share its maximum length.
         limit = limits[array].max_length if array in limits else longest
         if array in row and limits and limit < (length := row[array].capacity):

@@ -135,6 +135,10 @@ def abstract_batch(experiment: Experiment, mesh: jax.sharding.Mesh) -> dict[str,
     return _with_shardings(batch, dict.fromkeys(batch, rows))
 
 
+TOKEN_ARRAYS = {"tokens": "length", "inputs": "input_length"}
+"""Maps arrays of tokens in a row to the fields of tasks that set their length."""
+
+
 def check_axes(experiment: Experiment, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> None:
     """Raises InputError if a mesh axis is larger than a parameter dimension that is sharded across it.
 
@@ -149,6 +153,20 @@ def check_axes(experiment: Experiment, mesh: jax.sharding.Mesh | jax.sharding.Ab
             for axis, parts in ways.items():
                 if parts > size and name != "kv_heads":
                     raise InputError(f"mesh.{axis}={parts} is larger than what it splits: the model's {name} of {size}")
+
+
+def check_positions(experiment: Experiment, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> None:
+    """Raises InputError if the mesh splits positions, but divides none of the token arrays of a row.
+
+    Arrays that do not divide stay whole, such as the short targets of an encoder–decoder. So do the patches of images.
+    """
+    ways, row = sharding.ways(mesh, "query_position"), experiment.data.task.row
+    fields = {field: row[array].capacity for array, field in TOKEN_ARRAYS.items() if array in row}
+    if fields and all(length % ways for length in fields.values()):
+        field, length = next(iter(fields.items()))
+        axes = " × ".join(f"mesh.{axis}" for axis in sharding.rules()["query_position"] if mesh.shape.get(axis, 1) > 1)
+        nearest = max(1, round(length / ways)) * ways
+        raise InputError(f"data.task.{field}={length} does not divide into {ways} parts ({axes}); {nearest} would")
 
 
 def init_state(experiment: Experiment, abstract: TrainState) -> TrainState:

@@ -76,7 +76,7 @@ class Toy(Model):
     ) -> ToyOutput:
         init, width = truncated_normal(0.02), self.body.width
         words = self.param("words", metadata.with_axes(init, "vd"), (self.vocab, width))
-        places = self.param("places", metadata.with_axes(init, "td"), (self.max_length, width))
+        places = self.param("places", metadata.with_axes(init, "_d"), (self.max_length, width))
         index = jnp.arange(tokens.shape[1]) if position_ids is None else position_ids
         x = (words[tokens] + places[index]).astype("float32")
         mask = Mask.causal(tokens.shape[1], segments)

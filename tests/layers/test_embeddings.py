@@ -96,7 +96,7 @@ def test_learned_positions_begin_as_sinusoids_and_tokens_at_the_size_that_is_ask
     assert float(boxed["token"].value.std()) == pytest.approx(0.3 * 0.8796, rel=0.03)  # Cut at two deviations.
     expected = 0.1 * sinusoidal(np.arange(LONGEST), width + width % 2)[:, :width]
     np.testing.assert_allclose(boxed["position"].value, expected, atol=1e-6)
-    assert (boxed["token"].letters, boxed["position"].letters) == ("vd", "td")
+    assert (boxed["token"].letters, boxed["position"].letters) == ("vd", "_d")
 
 
 @pytest.mark.parametrize("position_ids", [None, POSITIONS], ids=["counted", "given"])

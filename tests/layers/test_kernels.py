@@ -83,6 +83,15 @@ class TestSplash:
         assert spec[0] == ("data", "fsdp") and spec[2] == (None if heads == 3 else "tensor")
         assert output.sharding.is_equivalent_to(jax.sharding.NamedSharding(mesh, spec), 4)
 
+    @pytest.mark.slow
+    @pytest.mark.parametrize("name", ["everywhere", "causal in segments", "causal window in segments"])
+    def test_positions_are_split_over_the_mesh(self, name):
+        """Each device gathers the keys, and skips those that order and window hide from its queries."""
+        mask, shape = (MASKS | WINDOWS)[name](512), sharding.Mesh(1, 1, 2, sequence=2)
+        with sharding.use(sharding.make_mesh(shape), shape):
+            ways = (functools.partial(way, mask) for way in (by_splash, by_blocks))
+            assert_equal(*ways, inputs(512, heads=2, groups=1))
+
 
 class TestFlash:
     """The arguments of cuDNN's function, with its twin that runs everywhere."""

@@ -128,7 +128,8 @@ def test_a_spec_follows_the_rules_uses_each_mesh_axis_once_and_leaves_whole_what
     assert spec("vd", 101, 16) == PartitionSpec(None, "fsdp")
     assert spec("dd", 16, 16) == PartitionSpec("fsdp", None)
     assert spec("dd", 15, 16) == PartitionSpec(None, "fsdp")
-    assert spec("b", 6) == PartitionSpec(None)
+    assert spec("b", 6) == PartitionSpec("data"), "the first mesh axes of the rule that divide it"
+    assert spec("b", 5) == PartitionSpec(None)
     whole = sharding.make_mesh(Mesh(8, 1, 1))
     assert sharding.partition_spec("vd", (64, 16), whole) == PartitionSpec(None, None)
 
@@ -234,7 +235,7 @@ def as_overrides(flags):
 
 
 def test_mesh_axes_without_an_implementation_are_refused():
-    for name in ("sequence", "pipeline"):
+    for name in set(sharding.AXIS_NAMES) - set(sharding.IMPLEMENTED):
         with pytest.raises(InputError, match=f"mesh.{name}=2: not implemented; expected 1"):
             Mesh(**{name: 2})
 
@@ -279,9 +280,17 @@ def test_wrong_rules_are_refused_in_one_line(rules, message):
         Mesh(rules=rules)
 
 
-def test_kernels_refuse_rows_that_are_split_over_the_mesh():
-    config = Mesh(data=1, tensor=2, rules=(("query_position", ("tensor",)), ("heads", ())))
-    query = jnp.ones((1, 256, 2, 128), jnp.bfloat16)
+def test_kernels_refuse_rows_that_are_split_over_the_mesh(monkeypatch):
+    config = Mesh(data=1, tensor=4, rules=(("query_position", ("tensor",)), ("heads", ())))
+    arrays = {length: jnp.ones((1, length, 2, 128), jnp.bfloat16) for length in (256, 512)}
     with sharding.use(sharding.make_mesh(config), config):
-        problem = kernels._problem("splash", kernels.PLATFORMS["splash"], query, query.swapaxes(1, 2), False, False)
-    assert "whole rows" in problem
+        found = {}
+        for platform in ("tpu", "gpu", "cpu"):
+            monkeypatch.setattr(sharding, "platform", lambda platform=platform: platform)
+            for length, query in arrays.items():
+                found[platform, length] = kernels.choose("auto", query, query.swapaxes(1, 2), None, False, False)
+        monkeypatch.setattr(sharding, "platform", lambda: "gpu")
+        with pytest.raises(InputError, match=r"attention\.kernel=cudnn: it needs whole rows"):
+            kernels.choose("cudnn", arrays[256], arrays[256].swapaxes(1, 2), None, False, False)
+    assert found.pop(("tpu", 512)) == "splash", "each device has a whole tile of queries"
+    assert set(found.values()) == {"ring"}

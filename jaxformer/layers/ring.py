@@ -1,0 +1,365 @@
+"""Ring attention: attention over rows whose positions the mesh splits (Liu et al. 2023).
+
+Each device has a block of queries, keys and values of its rows. Blocks of keys and values travel around the ring of
+devices, and each device adds up the attention of its queries to every block that passes, with a running maximum as in
+FlashAttention (Dao et al. 2022). No device has all keys of a row, and scores exist for a few queries at a time. The
+backward pass sends the blocks around again, together with their gradients.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from jaxformer.layers import kernels
+from jaxformer.layers.masks import OF_KEYS, OF_QUERIES, Mask
+from jaxformer.parallel import sharding
+
+BLOCK = 512
+"""Maximum number of queries whose scores with a block of keys are in memory at the same time."""
+
+
+def ring(query_bthk, key_bgsk, value_bgsk, mask: Mask | None, bias, scale: float) -> jax.Array:
+    """Computes attention on a mesh that splits positions. See `kernels.splits_positions`.
+
+    Args:
+      query_bthk: queries.
+      key_bgsk: keys. Their number may differ from that of the queries, as in cross-attention.
+      value_bgsk: values.
+      mask: mask, or None for full attention. Blocks of keys that a causal mask or a window hides are not computed, and
+        with both they do not travel either.
+      bias: bias of the scores, float32 [h, t, s] or [b, h, t, s], or None.
+      scale: factor of the scores.
+
+    Returns:
+      Attention output, [b, t, h, k].
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    key_bgsk, value_bgsk = kernels.with_own_heads(query_bthk, key_bgsk, value_bgsk)
+    if bias is not None and bias.ndim == 3:
+        bias = bias[None]
+    spec = sharding.partition_spec("bthk", query_bthk.shape, mesh)
+    groups = sharding.partition_spec("bgsk", key_bgsk.shape, mesh)[1]
+    names = sharding.names(spec[1:2])
+    ways = math.prod(mesh.shape[name] for name in names)
+    blocks = query_bthk.shape[1] // ways, key_bgsk.shape[2] // ways
+    in_order = mask is not None and mask.in_order and blocks[0] == blocks[1]
+    window = mask.window if mask is not None and mask.aligned else None
+    steps = ways
+    if in_order and window is not None:
+        steps = min(ways, 1 + -(-(window - 1) // blocks[0]))
+    layout = _Layout(names, ways, steps, spec[0], spec[2], groups, in_order, window, scale)
+    return _attend(layout, query_bthk, key_bgsk, value_bgsk, bias, mask)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Layout:
+    """How queries and keys are laid out on the ring, and which blocks need each other."""
+
+    names: tuple[str, ...]
+    """Mesh axes of the ring."""
+    ways: int
+    """Number of devices of the ring."""
+    steps: int
+    """Number of blocks that each device computes, including its own."""
+    rows: Any
+    """Mesh axes of the rows."""
+    heads: Any
+    """Mesh axes of the heads of queries."""
+    groups: Any
+    """Mesh axes of the heads of keys."""
+    in_order: bool
+    """Whether no query attends to the keys of a later block."""
+    window: int | None
+    """Window size if queries and keys with the same index are in the same block, otherwise None."""
+    scale: float
+    """Factor of the scores."""
+
+    @property
+    def queries(self) -> PartitionSpec:
+        """Partition spec of arrays [b, t, h, ...]."""
+        return PartitionSpec(self.rows, self.names, self.heads)
+
+    @property
+    def keys(self) -> PartitionSpec:
+        """Partition spec of keys and values, [b, g, s, k]."""
+        return PartitionSpec(self.rows, self.groups, self.names)
+
+    def bias(self, bias: jax.Array | None) -> PartitionSpec | None:
+        """Returns the partition spec of a bias, [b or 1, h, t, s]. Each device has it for all keys."""
+        return None if bias is None else PartitionSpec(self._rows(bias), self.heads, self.names)
+
+    def mask(self, mask: Mask | None) -> Mask | None:
+        """Returns the partition specs of a mask. Each device has the integers of all keys."""
+        if mask is None:
+            return None
+
+        def spec(name: str, *positions: Any) -> PartitionSpec | None:
+            array = getattr(mask, name)
+            return None if array is None else PartitionSpec(self._rows(array), *positions)
+
+        of_queries: dict[str, Any] = {name: spec(name, self.names) for name in OF_QUERIES}
+        return dataclasses.replace(mask, **of_queries, **{name: spec(name) for name in OF_KEYS})
+
+    def shared(self, bias: jax.Array) -> tuple[str, ...]:
+        """Returns the mesh axes whose devices have different rows, but the same bias."""
+        return sharding.names((self.rows,)) if self._rows(bias) is None else ()
+
+    def sent(self, tree: Any, hops: int = 1) -> Any:
+        """Sends a tree of arrays to the device `hops` places further in the ring."""
+        pairs = [(place, (place + hops) % self.ways) for place in range(self.ways)]
+        return jax.tree.map(lambda array: jax.lax.ppermute(array, self.names, pairs), tree)
+
+    def source(self, step: jax.Array | int) -> jax.Array:
+        """Returns the place of the device whose block of keys is here at a step."""
+        return (jax.lax.axis_index(self.names) - step) % self.ways
+
+    def where_seen(self, source: jax.Array, length: int, function: Callable[..., Any], carry: Any, *operands) -> Any:
+        """Returns `function(carry, *operands)`, or `carry` if no query here attends to a key of the block `source`."""
+        here = jax.lax.axis_index(self.names)
+        seen = []
+        if self.in_order:
+            seen.append(source <= here)
+        if self.window is not None:
+            # The nearest tokens of neighboring blocks are neighbors.
+            seen.append((jnp.abs(here - source) - 1) * length + 1 < self.window)
+        if not seen:
+            return function(carry, *operands)
+        return jax.lax.cond(
+            functools.reduce(jnp.logical_and, seen), function, lambda carry, *_: carry, carry, *operands
+        )
+
+    def _rows(self, array: jax.Array) -> Any:
+        return None if array.shape[0] == 1 else self.rows
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(layout: _Layout, query, key, value, bias, mask):
+    return _forward(layout, query, key, value, bias, mask)[0]
+
+
+def _forward(layout: _Layout, query, key, value, bias, mask):
+    """Returns the output, and what the backward pass needs. Each device keeps its own block of both."""
+
+    def local(query, key, value, bias, mask):
+        def update(sums, block, bias, mask):
+            key, value = block
+
+            def chunk(_, part):
+                return None, _added(part, key, value, layout.scale)
+
+            parts = {"sums": sums, "query": query, "bias": _queries_first(bias), "mask": _of_queries(mask)}
+            chunked = functools.partial(_with_mask, chunk, mask)
+            return _in_chunks(chunked, None, parts)[1]
+
+        def step(sums, number, block):
+            source, length = layout.source(number), key.shape[2]
+            seen = _keys_of(mask, source * length, length)
+            columns = None if bias is None else jax.lax.dynamic_slice_in_dim(bias, source * length, length, axis=3)
+            return layout.where_seen(source, length, update, sums, block, columns, seen)
+
+        def body(carry, number):
+            sums, block = carry
+            passed = layout.sent(block)  # Travels while this block is computed.
+            return (step(sums, number, block), passed), None
+
+        start = {
+            "mixed": jnp.zeros(query.shape, jnp.float32),
+            "largest": jnp.full(query.shape[:3], -jnp.inf, jnp.float32),
+            "total": jnp.zeros(query.shape[:3], jnp.float32),
+        }
+        (sums, block), _ = jax.lax.scan(body, (start, (key, value)), jnp.arange(layout.steps - 1))
+        sums = step(sums, layout.steps - 1, block)
+        output = (sums["mixed"] / sums["total"][..., None]).astype(value.dtype)
+        return output, sums["largest"], sums["total"]
+
+    specs = layout.queries, layout.keys, layout.keys, layout.bias(bias), layout.mask(mask)
+    split = jax.shard_map(local, in_specs=specs, out_specs=(layout.queries,) * 3, check_vma=False)
+    output, largest, total = split(query, key, value, bias, mask)
+    return output, ((query, key, value, bias, mask), output, largest, total)
+
+
+def _backward(layout: _Layout, kept, cotangent):
+    (query, key, value, bias, mask), output, largest, total = kept
+
+    def local(query, key, value, bias, mask, kept):
+        def update(gradients, block, bias, mask):
+            key, value = block
+
+            def chunk(of_block, part):
+                part, gradient = _gradients(part, key, value, layout.scale)
+                return jax.tree.map(jnp.add, of_block, gradient), part
+
+            parts = {"query": query, "bias": _queries_first(bias), "mask": _of_queries(mask), **kept}
+            parts["dquery"] = gradients["query"]
+            chunked = functools.partial(_with_mask, chunk, mask)
+            of_block, parts = _in_chunks(chunked, gradients["block"], parts)
+            return {"query": parts["dquery"], "block": of_block, "bias": _queries_last(parts["dbias"])}
+
+        def step(dquery, dbias, number, block, dblock):
+            source, length = layout.source(number), key.shape[2]
+            first = source * length
+            seen = _keys_of(mask, first, length)
+            columns = None if bias is None else jax.lax.dynamic_slice_in_dim(bias, first, length, axis=3)
+            none = None if columns is None else jnp.zeros(columns.shape, jnp.float32)
+            gradients = {"query": dquery, "block": dblock, "bias": none}
+            gradients = layout.where_seen(source, length, update, gradients, block, columns, seen)
+            if dbias is not None:
+                dbias = jax.lax.dynamic_update_slice_in_dim(dbias, gradients["bias"], first, axis=3)
+            return gradients["query"], dbias, gradients["block"]
+
+        def body(carry, number):
+            dquery, dbias, block, dblock = carry
+            passed = layout.sent(block)
+            dquery, dbias, dblock = step(dquery, dbias, number, block, dblock)
+            return (dquery, dbias, passed, layout.sent(dblock)), None
+
+        zeros = tuple(jnp.zeros(array.shape, jnp.float32) for array in (query, key, value))
+        dbias = None if bias is None else jnp.zeros(bias.shape, jnp.float32)
+        carry = zeros[0], dbias, (key, value), zeros[1:]
+        (dquery, dbias, block, dblock), _ = jax.lax.scan(body, carry, jnp.arange(layout.steps - 1))
+        dquery, dbias, dblock = step(dquery, dbias, layout.steps - 1, block, dblock)
+        if layout.steps > 1:  # The gradients return to the devices of their keys.
+            dblock = layout.sent(dblock, 1 - layout.steps)
+        if shared:
+            dbias = jax.lax.psum(dbias, shared)
+        dkey, dvalue = dblock
+        return dquery.astype(query.dtype), dkey.astype(key.dtype), dvalue.astype(value.dtype), dbias
+
+    shared = () if bias is None else layout.shared(bias)
+    # The gradient of a score is the weight times the difference of the gradient of the weight and this mean of them.
+    mean = jnp.sum(cotangent.astype(jnp.float32) * output.astype(jnp.float32), axis=-1)
+    kept = {"cotangent": cotangent, "mean": mean, "largest": largest, "total": total}
+    of_keys, of_bias = layout.keys, layout.bias(bias)
+    split = jax.shard_map(
+        local,
+        in_specs=(layout.queries, of_keys, of_keys, of_bias, layout.mask(mask), dict.fromkeys(kept, layout.queries)),
+        out_specs=(layout.queries, of_keys, of_keys, of_bias),
+        check_vma=False,
+    )
+    return *split(query, key, value, bias, mask, kept), None
+
+
+_attend.defvjp(_forward, _backward)
+
+
+def _added(part: Mapping[str, Any], key, value, scale: float) -> dict[str, jax.Array]:
+    """Adds the attention of some queries to a block of keys to their sums.
+
+    Args:
+      part: the queries [b, t, h, k], their allowed keys, their bias, and under `sums` the `largest` score, the `total`
+        of the weights relative to it, both [b, t, h], and the values `mixed` by these weights, [b, t, h, k].
+      key: keys [b, g, s, k].
+      value: values [b, g, s, k].
+      scale: factor of the scores.
+    """
+    sums, scores = part["sums"], _scores(part, key, scale)
+    before = sums["largest"].swapaxes(1, 2)
+    largest = jnp.maximum(before, scores.max(-1))
+    weights = jnp.exp(scores - largest[..., None])
+    shrunk = jnp.exp(before - largest).swapaxes(1, 2)
+    mixed = jnp.einsum(
+        "bgrts,bgsk->btgrk", _grouped(weights.astype(value.dtype), key), value, preferred_element_type=jnp.float32
+    )
+    return {
+        "mixed": sums["mixed"] * shrunk[..., None] + mixed.reshape(sums["mixed"].shape),
+        "largest": largest.swapaxes(1, 2),
+        "total": sums["total"] * shrunk + weights.sum(-1).swapaxes(1, 2),
+    }
+
+
+def _gradients(part: Mapping[str, Any], key, value, scale: float):
+    """Returns the gradients of some queries and their bias, and those of the block's keys and values.
+
+    The arguments are those of `_added`, with the final `largest` and `total`, the `cotangent` of the output, its
+    `mean`, and the gradient `dquery` so far.
+    """
+    query, cotangent = part["query"], part["cotangent"]
+    batch, length, _, size = query.shape
+    groups = key.shape[1]
+    largest, total, mean = (part[name].swapaxes(1, 2)[..., None] for name in ("largest", "total", "mean"))
+    weights = jnp.exp(_scores(part, key, scale) - largest) / total
+    by_group = cotangent.reshape(batch, length, groups, -1, size)
+    dweights = jnp.einsum("btgrk,bgsk->bgrts", by_group, value, preferred_element_type=jnp.float32)
+    dscores = weights * (dweights.reshape(weights.shape) - mean)
+    if part["allowed"] is not None:
+        dscores = jnp.where(part["allowed"], dscores, 0)
+    dbias = part["bias"]
+    if dbias is not None:
+        dbias = _queries_first(dscores.sum(0, keepdims=True) if dbias.shape[0] == 1 else dscores)
+    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    rounded = _grouped(dscores.astype(key.dtype), key)
+    dquery = product("bgrts,bgsk->btgrk", rounded, key).reshape(query.shape) * scale
+    scaled = (query * scale).reshape(by_group.shape)
+    dkey = product("bgrts,btgrk->bgsk", rounded, scaled)
+    dvalue = product("bgrts,btgrk->bgsk", _grouped(weights.astype(value.dtype), key), by_group)
+    return {"dquery": part["dquery"] + dquery, "dbias": dbias}, (dkey, dvalue)
+
+
+def _scores(part: Mapping[str, Any], key, scale: float) -> jax.Array:
+    """Returns the scores of some queries with a block of keys, float32 [b, h, t, s]."""
+    query = part["query"]
+    batch, length, heads, size = query.shape
+    grouped = (query * scale).reshape(batch, length, key.shape[1], -1, size)
+    scores = jnp.einsum("btgrk,bgsk->bgrts", grouped, key, preferred_element_type=jnp.float32)
+    scores = scores.reshape(batch, heads, length, -1)
+    if part["bias"] is not None:
+        scores = scores + part["bias"].swapaxes(1, 2)
+    if part["allowed"] is not None:
+        scores = jnp.where(part["allowed"], scores, jnp.finfo(jnp.float32).min)
+    return scores
+
+
+def _grouped(array_bhts: jax.Array, key: jax.Array) -> jax.Array:
+    """Returns an array with its heads in groups that share a head of keys, [b, g, r, t, s]."""
+    batch, _, length, keys = array_bhts.shape
+    return array_bhts.reshape(batch, key.shape[1], -1, length, keys)
+
+
+def _in_chunks(function, carry: Any, parts: Any) -> tuple[Any, Any]:
+    """Runs `function` in a loop over chunks of queries. These are axis 1 of all arrays, and of all results."""
+    length = jax.tree.leaves(parts)[0].shape[1]
+    size = max(size for size in range(1, min(length, BLOCK) + 1) if length % size == 0)
+    if size == length or size < BLOCK // 8:  # A length with no useful divisor, such as a prime, is one chunk.
+        return function(carry, parts)
+
+    def split(array):
+        return jnp.moveaxis(array.reshape(array.shape[0], -1, size, *array.shape[2:]), 1, 0)
+
+    def join(array):
+        return jnp.moveaxis(array, 0, 1).reshape(array.shape[1], length, *array.shape[3:])
+
+    carry, results = jax.lax.scan(function, carry, jax.tree.map(split, parts))
+    return carry, jax.tree.map(join, results)
+
+
+def _with_mask(function, mask: Mask | None, carry: Any, part: dict[str, Any]) -> tuple[Any, Any]:
+    """Calls `function` with which keys of the block each query of a chunk may attend to, under `allowed`."""
+    seen = None if mask is None else mask.with_queries(part["mask"]).dense()
+    return function(carry, {**part, "allowed": seen})
+
+
+def _of_queries(mask: Mask | None) -> dict[str, jax.Array | None]:
+    return {} if mask is None else {name: getattr(mask, name) for name in OF_QUERIES}
+
+
+def _keys_of(mask: Mask | None, first: jax.Array, length: int) -> Mask | None:
+    """Returns the mask of only the `length` keys from `first` on."""
+    if mask is None:
+        return None
+    arrays = {name: getattr(mask, name) for name in OF_KEYS}
+    cut = jax.tree.map(lambda array: jax.lax.dynamic_slice_in_dim(array, first, length, axis=1), arrays)
+    return dataclasses.replace(mask, **cut)
+
+
+def _queries_first(bias_bhts: jax.Array | None) -> jax.Array | None:
+    """Moves the axis of queries of a bias to index 1, where all arrays of queries have it."""
+    return None if bias_bhts is None else bias_bhts.swapaxes(1, 2)
+
+
+_queries_last = _queries_first

@@ -1,0 +1,100 @@
+"""Ring attention equals attention on one device, in values and gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small_bert import assert_trees_close
+
+from jaxformer.layers import ring
+from jaxformer.layers.attention import AttendOptions, attend
+from jaxformer.layers.cache import KeyValue
+from jaxformer.layers.masks import Mask
+from jaxformer.parallel import sharding
+from jaxformer.parallel.sharding import Mesh
+
+ROWS, LENGTH, HEADS, SIZE = 2, 16, 4, 8
+SEGMENTS = jnp.asarray([[1] * 5 + [2] * 9 + [0] * 2, [1] * 16])
+MEMORY = jnp.asarray([[1] * 3 + [2] * 5 + [3] * 4 + [0] * 12, [1] * 24])
+PREFIX = jnp.arange(LENGTH)[None] % 7 < 3
+MASKS = {
+    "none": None,
+    "segments": Mask.of_segments(SEGMENTS, SEGMENTS),
+    "causal": Mask.causal(LENGTH),
+    "packed": Mask.causal(LENGTH, SEGMENTS),
+    "prefix": Mask.prefix(jnp.broadcast_to(PREFIX, SEGMENTS.shape), SEGMENTS),
+    "window": Mask.of_segments(SEGMENTS, SEGMENTS).windowed(3, LENGTH),
+    "causal window": Mask.causal(LENGTH, SEGMENTS).windowed(3, LENGTH),
+    "wide causal window": Mask.causal(LENGTH).windowed(6, LENGTH),
+    "memory": Mask.of_segments(SEGMENTS, MEMORY),
+}
+
+
+def arrays(keys=LENGTH, groups=HEADS, bias=None):
+    rng = np.random.default_rng(0)
+    shapes = {
+        "query": (ROWS, LENGTH, HEADS, SIZE),
+        "key": (ROWS, groups, keys, SIZE),
+        "value": (ROWS, groups, keys, SIZE),
+    }
+    if bias:
+        shapes["bias"] = bias
+    return {name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in shapes.items()}
+
+
+def computed(given, mask, shape, kernel="auto"):
+    """The result of attention on a mesh, and the gradients of all arrays."""
+
+    def loss(given, mask):
+        options = AttendOptions(mask, given.get("bias"), kernel=kernel)
+        mixed = attend(given["query"], KeyValue(given["key"], given["value"]), options)
+        seen = 1.0 if mask is None or mask.query_segments is None else mask.query_segments[..., None, None] != 0
+        return (mixed * seen * jnp.sin(jnp.arange(mixed.size)).reshape(mixed.shape)).sum(), mixed * seen
+
+    with sharding.use(sharding.make_mesh(shape), shape):
+        (_, mixed), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(given, mask)
+    return {"mixed": mixed, **gradient}
+
+
+def assert_equal(given, mask, shape, kernel="auto"):
+    expected = computed(given, mask, Mesh(1))
+    assert_trees_close(computed(given, mask, shape, kernel), expected, 1e-5, 1e-5)
+
+
+def test_a_ring_computes_packed_causal_attention_and_its_gradients():
+    assert_equal(arrays(groups=2), MASKS["packed"], Mesh(2, sequence=4))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [Mesh(1, sequence=8), Mesh(1, 1, 2, sequence=4), Mesh(1, 2, 2, sequence=2)], ids=str)
+@pytest.mark.parametrize("name", MASKS)
+def test_a_ring_computes_every_mask(name, shape):
+    keys = MASKS[name].key_segments.shape[1] if name == "memory" else LENGTH
+    assert_equal(arrays(keys, groups=2), MASKS[name], shape)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", ["auto", "blocks"])
+@pytest.mark.parametrize("bias", [(HEADS, LENGTH, LENGTH), (ROWS, HEADS, LENGTH, LENGTH)], ids=["shared", "by row"])
+def test_biases_have_gradients(bias, kernel):
+    given = arrays(bias=bias)
+    for shape in (Mesh(2, sequence=4), Mesh(1, 2, 2, sequence=2), Mesh(1, 1, 2, sequence=4)):
+        assert_equal(given, MASKS["packed"], shape, kernel)
+
+
+@pytest.mark.slow
+def test_one_head_of_keys_is_shared_by_all_devices_of_the_tensor_axis():
+    assert_equal(arrays(groups=1), MASKS["causal"], Mesh(1, 1, 4, sequence=2))
+
+
+@pytest.mark.slow
+def test_long_blocks_are_computed_in_chunks(monkeypatch):
+    monkeypatch.setattr(ring, "BLOCK", 4)
+    for name in ("packed", "causal window", "none"):
+        assert_equal(arrays(bias=(HEADS, LENGTH, LENGTH)), MASKS[name], Mesh(1, sequence=2))
+
+
+@pytest.mark.slow
+def test_gathered_keys_compute_every_mask():
+    for name in ("none", "packed", "causal window"):
+        assert_equal(arrays(groups=2), MASKS[name], Mesh(1, 1, 2, sequence=4), "blocks")
