@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
+from jaxformer.errors import InputError
 from jaxformer.metrics.means import Mean, added
 from jaxformer.parallel import metadata, sharding
 
@@ -37,9 +38,17 @@ class BlockFunction(Protocol):
         ...
 
 
+BLOCK_INPUT = "block_input"
+"""Name of the input of a block for checkpoint policies."""
 REMAT_POLICIES = {
     "full": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=(),
+        names_which_can_be_offloaded=(BLOCK_INPUT,),
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
 }
 """Maps values of `Transformer.remat` to JAX checkpoint policies."""
 
@@ -73,8 +82,7 @@ def unstacked(blocks: Any) -> tuple[Any, ...]:
     if isinstance(blocks, tuple):
         return blocks
     kinds = _kinds(blocks)
-    depth = sum(map(_depth, kinds))
-    return tuple(_layer(kinds[number % len(kinds)], number // len(kinds)) for number in range(depth))
+    return tuple(_layer(kinds[number % len(kinds)], number // len(kinds)) for number in range(depth(blocks)))
 
 
 def without_last(blocks: Any) -> tuple[Any, Any]:
@@ -82,7 +90,7 @@ def without_last(blocks: Any) -> tuple[Any, Any]:
     kinds = _kinds(blocks)
     if len(kinds) == 1:
         return jax.tree.map(lambda array: array[:-1], blocks), _layer(blocks, -1)
-    last = str((sum(map(_depth, kinds)) - 1) % len(kinds))
+    last = str((depth(blocks) - 1) % len(kinds))
     return {**blocks, last: jax.tree.map(lambda array: array[:-1], blocks[last])}, _layer(blocks[last], -1)
 
 
@@ -114,7 +122,9 @@ class Kept(NamedTuple):
         return added(*whole, *map(select, self.rest))
 
 
-def run(function: BlockFunction, x: jax.Array, blocks: Any, period: int, unroll: int) -> tuple[jax.Array, Kept]:
+def run(
+    function: BlockFunction, x: jax.Array, blocks: Any, period: int, unroll: int, first: jax.Array | int = 0
+) -> tuple[jax.Array, Kept]:
     """Runs blocks in a loop over complete periods, and then the remaining blocks.
 
     Args:
@@ -123,27 +133,28 @@ def run(function: BlockFunction, x: jax.Array, blocks: Any, period: int, unroll:
       blocks: stacked parameters.
       period: number of blocks in a period.
       unroll: number of blocks per iteration of the loop, rounded up to complete periods.
+      first: index of the first block in its stack.
 
     Returns:
       The output of the last block, and the values that `function` returns for every block.
     """
-    depth = sum(map(_depth, _kinds(blocks)))
-    whole = depth // period
+    count = depth(blocks)
+    whole = count // period
 
     def body(x, numbered):
-        first, params = numbered
+        number, params = numbered
         kept = []
         for kind in range(period):
-            x, part = function(x, first + kind, params[kind], kind)
+            x, part = function(x, number + kind, params[kind], kind)
             kept.append(part)
         return x, tuple(kept)
 
-    numbered = jnp.arange(0, whole * period, period), _periods(blocks, period, whole)
+    numbered = first + jnp.arange(0, whole * period, period), _periods(blocks, period, whole)
     x, kinds = jax.lax.scan(body, x, numbered, unroll=max(1, min(-(-unroll // period), whole)))
     rest = []
-    if depth % period:
+    if count % period:
         for number, params in list(enumerate(unstacked(blocks)))[whole * period :]:
-            x, part = function(x, jnp.asarray(number), params, number % period)
+            x, part = function(x, jnp.asarray(first + number), params, number % period)
             rest.append(part)
     return x, Kept(kinds, tuple(rest))
 
@@ -173,21 +184,26 @@ def _kinds(blocks: Any) -> list[Any]:
     return [blocks]
 
 
-def rematerialised(function: BlockFunction, remat: str, in_loop: bool) -> BlockFunction:
-    """Wraps a block function so that the backward pass recomputes its activations, to save memory.
+def rematerialised(function: Callable[..., Any], remat: str, in_loop: bool) -> Callable[..., Any]:
+    """Wraps a function so that the backward pass recomputes its activations, to save memory.
 
     Args:
-      function: function that runs a block.
+      function: takes the arguments of a `BlockFunction`, after an argument with the other inputs of all blocks.
       remat: value of `Transformer.remat`.
       in_loop: whether the function is called in a loop.
+
+    Raises:
+      InputError: If activations are to be offloaded, but the platform has no memory besides that of the host.
     """
     policy = REMAT_POLICIES.get(remat)
     if remat == "none":
         if sharding.current_ways("residual_position") == sharding.current_ways("query_position"):
             return function
         policy = _not_gathered
+    if remat == "offload" and sharding.platform() == "cpu":
+        raise InputError("transformer.remat=offload: a CPU has only the memory of its host; expected full")
     # Outside a loop, the compiler would detect the repeated computation and keep its result instead.
-    return jax.checkpoint(function, prevent_cse=not in_loop, policy=policy, static_argnums=3)
+    return jax.checkpoint(function, prevent_cse=not in_loop, policy=policy, static_argnums=4)
 
 
 def _not_gathered(primitive: Any, *_: Any, **params: Any) -> bool:
@@ -204,8 +220,9 @@ def default_unroll(depth: int, remat: str) -> int:
     return depth if sharding.platform() == "cpu" and remat == "none" else 1
 
 
-def _depth(blocks: Any) -> int:
-    return len(jax.tree.leaves(blocks)[0])
+def depth(blocks: Any) -> int:
+    """Returns the number of blocks whose stacked parameters these are."""
+    return sum(len(jax.tree.leaves(kind)[0]) for kind in _kinds(blocks))
 
 
 def _layer(blocks: Any, number: int) -> Any:

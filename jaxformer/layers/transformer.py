@@ -1,22 +1,25 @@
 """Transformer stack, with the hyperparameters that all model families share."""
 
 import dataclasses
+import functools
 from typing import Literal, NamedTuple
 
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxformer.errors import InputError
-from jaxformer.layers import stack
+from jaxformer.layers import pipeline, stack
 from jaxformer.layers.attention import Attention
-from jaxformer.layers.block import Block, BlockInputs, BlockState, NormPosition, normalise
+from jaxformer.layers.block import Block, BlockInputs, BlockState, NormPosition, normalise, take
 from jaxformer.layers.cache import Cache, KeyValue, LayerCache
 from jaxformer.layers.linear import DType, compute_dtype
 from jaxformer.layers.masks import Mask
 from jaxformer.layers.mlp import Mlp
 from jaxformer.layers.norms import LayerNorm
+from jaxformer.layers.pipeline import Schedule
 from jaxformer.layers.positions import Placement, Rotary
 from jaxformer.metrics.means import Mean
 from jaxformer.parallel import sharding
@@ -42,6 +45,28 @@ class BlockParts(NamedTuple):
     attention: nn.Module
     mlp: nn.Module
     position_embedding: nn.Module | None
+
+
+class Given(NamedTuple):
+    """Inputs of all blocks of a stack other than the vectors `x`."""
+
+    inputs: BlockInputs
+    """Inputs of the stack, without positions."""
+    placements: tuple[Placement | None, ...]
+    """Rotations or biases of self-attention for each kind of block."""
+    key: jax.Array | None
+    """Random key of dropout, into which each block folds its number. None if there is no dropout."""
+
+    def with_rows(self) -> "Given":
+        """Adds a batch axis of length 1 to biases of attention that have none."""
+
+        def with_rows(placement):
+            if placement is None or placement.bias is None or placement.bias.ndim == 4:
+                return placement
+            return dataclasses.replace(placement, bias=placement.bias[None])
+
+        inputs = dataclasses.replace(self.inputs, memory_placement=with_rows(self.inputs.memory_placement))
+        return Given(inputs, tuple(map(with_rows, self.placements)), self.key)
 
 
 @flax.struct.dataclass
@@ -92,9 +117,11 @@ class Transformer(nn.Module):
     """Dropout rate of the attention weights."""
     dtype: DType = "auto"
     """Type to compute in. `auto` is bfloat16 on accelerators and float32 on CPU."""
-    remat: Literal["none", "dots", "full"] = "none"
-    """Part to rematerialize in the backward pass to save memory: `none`, `dots` (everything except matrix products), or
-    `full` (whole blocks)."""
+    remat: Literal["none", "dots", "full", "offload"] = "none"
+    """Part to rematerialize in the backward pass to save memory: `none`, `dots` (everything except matrix products),
+    `full` (whole blocks), or `offload` (whole blocks, whose inputs are stored in host memory). Training on a CPU does
+    not support `offload`.
+    """
     unroll: int | None = None
     """Number of blocks per loop iteration. A larger number runs faster, but compiles more slowly and saves less memory
     with remat. Defaults to all blocks on CPU without remat, otherwise to 1."""
@@ -166,17 +193,26 @@ class Transformer(nn.Module):
         positions = index[None] if inputs.position_ids is None else inputs.position_ids
         placements = self._place(positions, index, index, inputs.placement)
         key = self.make_rng("dropout") if inputs.train else None
+        given = Given(dataclasses.replace(inputs, at=None, position_ids=None), tuple(placements), key)
+        remat = "full" if self.remat == "offload" and not inputs.train else self.remat
 
-        def run_block(x, number, params, kind, at=None):
-            given = dataclasses.replace(inputs, at=at, placement=placements[kind])
+        def run_block(given, x, number, params, kind, at=None):
+            inputs = dataclasses.replace(given.inputs, at=at, placement=given.placements[kind])
             state = BlockState(number / max(1, self.depth - 1), number == 0)
-            rngs = None if key is None else {"dropout": jax.random.fold_in(key, number)}
-            output = blocks[kind].apply({"params": params}, x, given, state, rngs=rngs)
+            rngs = None if given.key is None else {"dropout": jax.random.fold_in(given.key, number)}
+            x = checkpoint_name(x, stack.BLOCK_INPUT) if remat == "offload" else x
+            output = blocks[kind].apply({"params": params}, x, inputs, state, rngs=rngs)
             layer = output.hidden if inputs.return_layers else None
             return output.hidden, (output.attention, layer, output.means)
 
+        schedule = self._schedule(inputs, len(x))
         unroll = self.unroll or stack.default_unroll(self.depth, self.remat)
-        function = stack.rematerialised(run_block, self.remat, in_loop=unroll == 1 and inputs.at is None)
+        in_loop = schedule is not None or (unroll == 1 and inputs.at is None)
+        function = stack.rematerialised(run_block, remat, in_loop)
+        if schedule is not None:
+            x, means = self._run_pipeline(function, x, given, stacked, schedule)
+            return TransformerOutput(self._end(take(x, inputs.at), inputs.condition), means=means)
+        function = functools.partial(function, given)
         if inputs.at is None:
             x, kept = stack.run(function, x, stacked, len(blocks), unroll)
         else:
@@ -211,6 +247,45 @@ class Transformer(nn.Module):
         windows = tuple(self.variant(number).attention.window for number in range(self.depth))
         segments = jnp.zeros((rows, slots), jnp.int32)
         return Cache(layers, segments, jnp.zeros((), jnp.int32), windows=windows)
+
+    def _schedule(self, inputs: BlockInputs, rows: int) -> Schedule | None:
+        """Returns the schedule of the pipeline. None if the blocks run one after the other on all devices.
+
+        Raises:
+          InputError: If the mesh has a pipeline that cannot train this stack on these rows.
+        """
+        mesh = jax.sharding.get_abstract_mesh()
+        if mesh.empty or self.is_initializing() or inputs.return_attention or inputs.return_layers:
+            return None
+        schedule = Schedule.of(mesh, sharding.config())
+        if schedule.stages == 1:
+            return None
+        problem, last = None, self.variant(self.depth - 1).mlp
+        if rows % schedule.micro_batches:
+            problem = f"{rows} rows do not divide into {schedule.micro_batches} micro-batches"
+        if self.depth % (schedule.parts * len(self.kinds)):
+            problem = f"transformer.depth={self.depth} does not divide into {schedule.parts} parts"
+        if inputs.at is not None and getattr(last, "mean_names", ()):
+            problem = "the experts of the last block count only the predicted positions; expected another MLP there"
+        if problem and inputs.train:
+            raise InputError(f"mesh.pipeline={schedule.stages}: {problem}")
+        return None if problem else schedule
+
+    def _run_pipeline(self, function, x: jax.Array, given: Given, stacked, schedule: Schedule):
+        """Runs the blocks in stages. Returns the output of the last block, and the means.
+
+        The dropout of a micro-batch depends on its number, so it changes with the number of micro-batches.
+        """
+        depth = self.depth // schedule.parts
+        unroll = self.unroll or stack.default_unroll(depth, self.remat)
+
+        def run_stage(given, x, blocks, first, micro_batch):
+            if given.key is not None:
+                given = given._replace(key=jax.random.fold_in(given.key, micro_batch))
+            x, kept = stack.run(functools.partial(function, given), x, blocks, len(self.kinds), unroll, first)
+            return x, kept.summed(lambda part: part[2])
+
+        return pipeline.run(run_stage, x, given.with_rows(), stacked, schedule)
 
     def _decode(self, blocks, stacked, x: jax.Array, inputs: BlockInputs, cache: Cache) -> TransformerOutput:
         """Runs the blocks one by one with their caches. Each cache is updated in place."""

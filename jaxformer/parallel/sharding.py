@@ -45,7 +45,7 @@ and residual sums. `i` is the input axis of a width × width kernel, and `_` an 
 """
 
 RULES: Mapping[str, tuple[str, ...]] = {
-    "batch": ("slices", "data", "fsdp", "expert"),
+    "batch": ("slices", "data", "fsdp", "expert", "pipeline"),
     "embed": ("fsdp", "sequence"),
     "embed_in": ("fsdp", "sequence"),
     "heads": ("tensor",),
@@ -55,7 +55,7 @@ RULES: Mapping[str, tuple[str, ...]] = {
     "query_position": ("sequence",),
     "residual_position": ("sequence", "tensor"),
     "key_position": (),
-    "layers": (),
+    "layers": ("pipeline",),
     "head_dim": (),
     "experts": ("expert",),
     "patches": (),
@@ -81,7 +81,7 @@ their dimensions.
 """
 
 
-IMPLEMENTED = ("slices", "data", "fsdp", "expert", "sequence", "tensor")
+IMPLEMENTED = ("slices", "data", "pipeline", "fsdp", "expert", "sequence", "tensor")
 """Mesh axes that are supported. For any other axis, a size above 1 is refused."""
 
 
@@ -106,9 +106,19 @@ class Mesh:
     expert: int = 1
     """Number of devices across which the experts of each `ExpertMlp` and the batch are sharded."""
     pipeline: int = 1
-    """Number of devices across which the blocks of a stack are distributed. Not implemented yet."""
+    """Number of stages: devices across which the blocks of each stack are distributed. Layers outside the stacks divide
+    the batch among these devices.
+    """
     slices: int = 1
     """Number of slices or nodes of a job, connected by the slower network. Each has its own copies of the model."""
+    pipeline_microbatches: int | None = None
+    """Number of micro-batches that pass through the stages one after the other, a multiple of `pipeline`. With more
+    micro-batches, devices wait less. Defaults to `pipeline`.
+    """
+    pipeline_repeats: int = 1
+    """Number of times that a micro-batch passes through all stages (circular schedule). With more repeats, devices wait
+    less, but communicate more.
+    """
     rules: tuple[tuple[str, tuple[str, ...]], ...] = ()
     """Overrides of `RULES`: pairs of an array axis and the mesh axes across which it is sharded, such as
     `(("vocab", ("fsdp", "tensor")),)`.
@@ -123,6 +133,10 @@ class Mesh:
                 raise InputError(f"mesh.{name}={size}: not implemented; expected 1")
         if list(sizes.values()).count(-1) > 1:
             raise InputError(f"mesh: only one of {', '.join(sizes)} can be -1")
+        fields = {"pipeline_repeats": self.pipeline_repeats, "pipeline_microbatches": self.pipeline_microbatches}
+        for name, value in fields.items():
+            if value is not None and value < 1:
+                raise InputError(f"mesh.{name}={value}: expected at least 1")
         for axis, names in self.rules:
             if axis == "batch":
                 raise InputError(f"mesh.rules: batch is always split over {', '.join(RULES['batch'])}; leave it out")
@@ -191,13 +205,18 @@ def _laid_out(sizes: Mapping[str, int], devices: Sequence[Any]) -> np.ndarray:
     return mesh_utils.create_hybrid_device_mesh(inside, across, devices, allow_split_physical_axes=True)
 
 
-_overrides = jax.make_user_context(default_value=())
-"""Overrides of `RULES` that currently apply. They are part of the cache key of functions compiled by jax."""
+_config = jax.make_user_context(default_value=None)
+"""Config of the current mesh. It is part of the cache key of functions compiled by jax."""
+
+
+def config() -> Mesh:
+    """Returns the config of the current mesh, or a default config if none is set."""
+    return _config.value or Mesh()
 
 
 def rules() -> dict[str, tuple[str, ...]]:
     """Returns the rules that currently apply: the mesh axes that each array axis is split over, including overrides."""
-    return {**RULES, **dict(_overrides.value or ())}
+    return {**RULES, **dict(config().rules)}
 
 
 @contextlib.contextmanager
@@ -208,8 +227,8 @@ def use(mesh: jax.sharding.Mesh, config: Mesh) -> Iterator[None]:
 
 
 def overridden(config: Mesh) -> contextlib.AbstractContextManager:
-    """Context manager that applies the rules of a mesh's config."""
-    return _overrides(config.rules)
+    """Context manager that applies a mesh's config, such as its rules."""
+    return _config(config)
 
 
 def ways(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh, axis: str) -> int:
@@ -243,6 +262,8 @@ def partition_spec(
 
     A dimension is split over the first mesh axes of its rule that divide it together. It stays whole if there are none.
 
+    Inside `jax.shard_map`, the mesh axes that it splits are left out, because arrays are already split along them.
+
     Args:
       letters: one letter of `AXES` per dimension.
       shape: shape of the array.
@@ -255,9 +276,11 @@ def partition_spec(
         raise ValueError(f"axes {''.join(letters)!r} do not describe an array of shape {tuple(shape)}")
     if unknown := [letter for letter in letters if letter not in AXES]:
         raise ValueError(f"unknown axis {unknown[0]!r}: the glossary has {', '.join(AXES)}")
+    types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    sizes = {axis: size for axis, size in mesh.shape.items() if types[axis] != AxisType.Manual}
     given, taken, entries = rules(), set(), []
     for letter, size in zip(letters, shape, strict=True):
-        axes = tuple(axis for axis in given[AXES[letter]] if axis not in taken and mesh.shape.get(axis, 1) > 1)
+        axes = tuple(axis for axis in given[AXES[letter]] if axis not in taken and sizes.get(axis, 1) > 1)
         while size % int(np.prod([mesh.shape[axis] for axis in axes], dtype=int)):
             axes = axes[:-1]
         taken.update(axes)
@@ -285,7 +308,7 @@ def parameter_spec(
         return spec
     before, given = spec.index(STORAGE), rules()
     for index, letter in enumerate(letters):
-        if index == before or not given[AXES[letter]]:
+        if index == before or letter == "l" or not given[AXES[letter]]:
             continue
         entries = list(spec)
         entries[before], others = None, names((spec[index],))

@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import AbstractMesh
 
 from jaxformer.config import Experiment
+from jaxformer.layers.pipeline import Schedule
 from jaxformer.parallel import metadata, sharding
 from jaxformer.planning.roofline import Roofline
 from jaxformer.planning.topologies import Place, Topology
@@ -172,10 +173,15 @@ class Formulas:
     def roofline(self, candidate: Candidate) -> Roofline:
         """Returns the estimated times of a step. Memory traffic is not estimated: its time is 0."""
         mesh, chip = candidate.mesh, self._topology.chip
-        gathered = COMPUTE * self._elements(mesh, ("tensor",))
+        gathered = COMPUTE * self._elements(mesh, tuple(set(sharding.AXIS_NAMES) - {"fsdp", "sequence"}))
         kept = GRADIENT * self._elements(mesh, sharding.AXIS_NAMES)
         # Parameters are gathered in the forward and in the backward pass, and gradients are reduced.
-        sent = {"fsdp": 3 * gathered * candidate.micro, "data": 2 * kept * candidate.micro}
+        # A pipeline gathers the parameters of a part of its blocks in each tick.
+        schedule = Schedule(
+            max(1, mesh.pipeline), mesh.pipeline_microbatches or max(1, mesh.pipeline), mesh.pipeline_repeats
+        )
+        passes = schedule.ticks / schedule.repeats
+        sent = {"fsdp": 3 * gathered * candidate.micro * passes, "data": 2 * kept * candidate.micro}
         sent["slices"] = sent["data"]
         sent["tensor"] = 2 * self._activations(candidate)
         sent["sequence"] = sent["fsdp"] / mesh.fsdp + self._keys(candidate)
@@ -184,7 +190,8 @@ class Formulas:
             reach = self._topology.reach(self._group(mesh, axis))
             fast += amount * (reach.within - 1) / reach.within / (chip.links * reach.share)
             slow += amount * (reach.islands - 1) / reach.islands / reach.within / chip.network
-        operations = self._flops * (1 + AGAIN[candidate.remat]) / self._topology.size
+        waiting = passes / schedule.micro_batches
+        operations = self._flops * (1 + AGAIN[candidate.remat]) / self._topology.size * waiting
         return Roofline(operations / PEAK_FLOPS[chip.kind], 0.0, fast, slow)
 
     def _elements(self, mesh: sharding.Mesh, axes: tuple[str, ...]) -> float:

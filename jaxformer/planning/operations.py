@@ -54,8 +54,9 @@ def _times(name: str, params: Mapping[str, Any]) -> float:
     """
     if name == "scan":
         return params["length"]
-    if name == "shard_map":  # The inner jaxpr is the program of one device.
-        return params["mesh"].size
+    if name == "shard_map":  # The inner jaxpr is the program of one part along each axis that is newly split.
+        axes = params.get("newly_manual_axes") or params.get("manual_axes") or params["mesh"].axis_names
+        return math.prod(params["mesh"].shape[axis] for axis in axes)
     if name == "pallas_call":
         return math.prod(int(size) for size in params["grid_mapping"].grid)
     return 1

@@ -22,7 +22,8 @@ from jaxformer.planning.roofline import Roofline, roofline
 from jaxformer.planning.topologies import Topology
 from jaxformer.planning.traffic import Collective
 from jaxformer.progress import display, phase
-from jaxformer.training.loop import check_batch, check_experts, lower_step, trace_step
+from jaxformer.training.loop import check_batch, lower_step, trace_step
+from jaxformer.training.stages import check_experts, check_pipeline
 from jaxformer.training.state import abstract_batch, abstract_state, check_axes, check_positions, trained_and_held
 from jaxformer.training.utilization import PEAK_FLOPS
 
@@ -170,6 +171,7 @@ def check(experiment: Experiment, topology: Topology) -> AbstractMesh:
         check_experts(experiment, mesh)
         check_axes(experiment, mesh)
         check_positions(experiment, mesh)
+        check_pipeline(experiment, mesh)
     experiment.objective.check(experiment.model, experiment.data.task.row)
     return mesh
 

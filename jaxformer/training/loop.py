@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -35,6 +34,7 @@ from jaxformer.training.gradients import Means, loss_and_gradient
 from jaxformer.training.logs import Logs, Meter, describe
 from jaxformer.training.profiling import Profile
 from jaxformer.training.signals import Stop
+from jaxformer.training.stages import check_experts, check_pipeline
 from jaxformer.training.state import (
     TOKEN_ARRAYS,
     TrainState,
@@ -190,6 +190,7 @@ def fit(
     check_batch(experiment, mesh)
     check_experts(experiment, mesh)
     check_positions(experiment, mesh)
+    check_pipeline(experiment, mesh)
     experiment.objective.check(experiment.model, data.task.row)
     rows = sharding.local_rows(data.batch, mesh)
 
@@ -353,20 +354,6 @@ def check_batch(experiment: Experiment, mesh: jax.sharding.Mesh | jax.sharding.A
         shares = f"{ways} shares ({axes})" + (f" × {parts} micro-batches" if parts > 1 else "")
         nearest = max(1, round(batch / (ways * parts))) * ways * parts
         raise InputError(f"data.batch={batch} does not divide into {shares}; {nearest} would")
-
-
-def check_experts(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:
-    """Raises InputError if the model has no experts to split over the mesh axis `expert`, or if their number is not
-    divisible by its size.
-    """
-    ways = mesh.shape["expert"]
-    kinds = [kind for stack in experiment.model.stacks().values() for kind in stack.kinds]
-    numbers = sorted({kind.mlp.experts for kind in kinds if hasattr(kind.mlp, "experts")})
-    if ways > 1 and not numbers:
-        raise InputError(f"mesh.expert={ways}: the model has no experts (ExpertMlp); expected 1")
-    for number in numbers:
-        if number % ways:
-            raise InputError(f"mesh.expert={ways} does not divide mlp.experts={number}; {math.gcd(number, ways)} would")
 
 
 def check_tokenizer(experiment: Experiment, tokenizer: Tokenizer | None) -> None:

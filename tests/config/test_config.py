@@ -233,7 +233,7 @@ class TestParse:
             (
                 "--mesh",
                 "--mesh with no value: expected one of the fields of Mesh: data, fsdp, tensor, sequence, "
-                "expert, pipeline, slices, rules",
+                "expert, pipeline, slices, pipeline_microbatches, pipeline_repeats, rules",
             ),
             ("--data.train.sources.2.paths x", "perhaps --data.train.sources.1.paths"),
             ("7", "7: expected a field, such as --steps 200"),

@@ -308,3 +308,13 @@ def test_a_mask_without_an_order_is_causal_with_a_cache():
     cache = dataclasses.replace(cache, segments=jnp.ones(X.shape[:2], jnp.int32))
     outputs = [stack.apply({"params": params}, X, BlockInputs(mask=mask), cache).hidden for mask in (None, Mask())]
     np.testing.assert_array_equal(*outputs)
+
+
+def test_inputs_of_blocks_are_offloaded_only_where_devices_have_memory_of_their_own():
+    x, rngs = np.ones((1, 3, 16), np.float32), {"dropout": jax.random.key(0)}
+    stack = small(remat="offload")
+    params = noisy_params(small(), x)
+    expected = small().apply({"params": params}, x).hidden
+    np.testing.assert_allclose(stack.apply({"params": params}, x).hidden, expected, atol=1e-6)
+    with pytest.raises(InputError, match=r"transformer.remat=offload: a CPU has only the memory of its host"):
+        stack.apply({"params": params}, x, BlockInputs(train=True), rngs=rngs)

@@ -134,3 +134,33 @@ def test_parameters_are_gathered_and_gradients_scattered_once():
         else:
             assert any("--mesh.data 2 --mesh.fsdp 32" in note for note in plan.notes)
     assert sent[32] < 0.6 * sent[64]
+
+
+def compiled_gpt(target, shape, **fields):
+    """A GPT-2 of four blocks, compiled for a mesh of a topology: its experiment, the compiled step, and its state."""
+    mesh = sharding.make_mesh(shape, compiling.devices(topologies.parse(target)))
+    experiment = config.load(tiny.ROOT / "configs" / "gpt2_small.py", {"data.batch": ROWS, "mesh": shape, **fields})
+    experiment = dataclasses.replace(experiment, model=tiny.shallow(experiment.model, 4))
+    lowered, state = loop.lower_step(experiment, mesh), abstract_state(experiment, mesh)
+    return experiment, lowered.compile(compiling.OPTIONS[topologies.parse(target).chip.platform]), state
+
+
+def test_a_pipeline(target):
+    """Stages pass activations on. Parameters stay on their stage, where only single layers are gathered."""
+    shape = Mesh(1, 4, 2, pipeline=2) if target == "v5e:4x4" else Mesh(1, 4, pipeline=2)
+    _, compiled, state = compiled_gpt(target, shape)
+    for leaf, place in zip(jax.tree.leaves(state), jax.tree.leaves(compiled.output_shardings[0]), strict=True):
+        assert place.is_equivalent_to(leaf.sharding, leaf.ndim)
+    text = compiled.as_text() or ""
+    stacks = [leaf for leaf in jax.tree.leaves(state.params["transformer"]) if leaf.ndim > 2]
+    assert {leaf.sharding.shard_shape(leaf.shape)[0] for leaf in stacks} == {2}
+    assert re.search(r" collective-permute(-start)?\(", text)
+    assert not whole_stacks(gathered(text, in_update=True), stacks)
+
+
+def test_inputs_of_blocks_are_stored_in_host_memory(target):
+    devices = topologies.parse(target).size
+    experiment, compiled, _ = compiled_gpt(target, Mesh(1, devices), **{"model.transformer.remat": "offload"})
+    width, length = experiment.model.stacks()["transformer"].width, experiment.data.task.length
+    inputs = rf"bf16\[4,{ROWS // devices},{length},{width}\]\{{[^}}]*S\(5\)"  # 5 is XLA's number of host memory.
+    assert re.search(inputs, compiled.as_text() or "")

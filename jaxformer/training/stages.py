@@ -1,0 +1,71 @@
+"""Checks that an experiment fits the stages of a pipeline and the expert axis of its mesh."""
+
+import math
+
+import jax
+
+from jaxformer.config import Experiment
+from jaxformer.errors import InputError
+from jaxformer.layers.pipeline import Schedule
+from jaxformer.parallel import sharding
+
+
+def check_pipeline(experiment: Experiment, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> None:
+    """Raises InputError if the blocks do not divide into stages, or the batch does not divide into micro-batches."""
+    schedule = Schedule.of(mesh, experiment.mesh)
+    stages, micro_batches = schedule.stages, schedule.micro_batches
+    if stages == 1:
+        for field, usual in (("pipeline_microbatches", None), ("pipeline_repeats", 1)):
+            value = getattr(experiment.mesh, field)
+            if value != usual:
+                raise InputError(f"mesh.{field}={value}: mesh.pipeline is 1; expected {usual}")
+        return
+    if mesh.shape["sequence"] > 1:
+        raise InputError(f"mesh.sequence={mesh.shape['sequence']}: not implemented with mesh.pipeline; expected 1")
+    if micro_batches % stages:
+        multiple = math.ceil(micro_batches / stages) * stages
+        raise InputError(
+            f"mesh.pipeline_microbatches={micro_batches} is not a multiple of mesh.pipeline={stages}; "
+            f"{multiple} would be"
+        )
+    _check_rows(experiment, mesh, micro_batches)
+    of_parts = f"mesh.pipeline={stages}"
+    if schedule.repeats > 1:
+        of_parts += f" × mesh.pipeline_repeats={schedule.repeats}"
+    for path, stack in experiment.model.stacks().items():
+        each = schedule.parts * len(stack.kinds)
+        if stack.depth % each:
+            whole = f" of whole periods of {len(stack.kinds)} blocks" if len(stack.kinds) > 1 else ""
+            nearest = max(1, round(stack.depth / each)) * each
+            raise InputError(
+                f"model.{path.replace('/', '.')}.depth={stack.depth} does not divide into {schedule.parts} parts"
+                f"{whole} ({of_parts}); {nearest} would"
+            )
+
+
+def _check_rows(experiment: Experiment, mesh, micro_batches: int) -> None:
+    batch, accumulate = experiment.data.batch, experiment.optimizer.accumulate
+    axes = [name for name in sharding.RULES["batch"] if name != "pipeline" and mesh.shape[name] > 1]
+    unit = math.prod(mesh.shape[name] for name in axes) * micro_batches * accumulate
+    if batch % unit:
+        parts = [f"{micro_batches} micro-batches of the pipeline"]
+        if axes:
+            parts.insert(0, " × ".join(f"mesh.{name}={mesh.shape[name]}" for name in axes))
+        if accumulate > 1:
+            parts.append(f"optimizer.accumulate={accumulate}")
+        nearest = max(1, round(batch / unit)) * unit
+        raise InputError(f"data.batch={batch} does not divide into {' × '.join(parts)}; {nearest} would")
+
+
+def check_experts(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:
+    """Raises InputError if the model has no experts to split over the mesh axis `expert`, or if their number is not
+    divisible by its size.
+    """
+    ways = mesh.shape["expert"]
+    kinds = [kind for stack in experiment.model.stacks().values() for kind in stack.kinds]
+    numbers = sorted({kind.mlp.experts for kind in kinds if hasattr(kind.mlp, "experts")})
+    if ways > 1 and not numbers:
+        raise InputError(f"mesh.expert={ways}: the model has no experts (ExpertMlp); expected 1")
+    for number in numbers:
+        if number % ways:
+            raise InputError(f"mesh.expert={ways} does not divide mlp.experts={number}; {math.gcd(number, ways)} would")
