@@ -1,4 +1,4 @@
-"""The command line: `jaxformer new | train | plan | launch | evaluate | predict | export | import`."""
+"""The command line: `jaxformer new | train | plan | launch | evaluate | predict | export | import | verify`."""
 
 import argparse
 import json
@@ -44,6 +44,7 @@ USAGE = """usage: jaxformer COMMAND ...
                                                         with --format onnx, a program for ONNX Runtime
   import HF_DIR RUN [--dtype TYPE] [--no-certificate]   create a run from a Hugging Face folder, to predict, export,
                                                         or start other runs from
+  verify RUN                                            compare everything in a run's folder with its digests
 
 evaluate, predict and export take --step N to use a checkpoint other than the latest (or the best). All commands take
 --allow PACKAGE, a package of your own whose classes a run may use; without it, only classes of jaxformer are imported.
@@ -71,6 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "export": export,
         "import": import_,
         "launch": launch,
+        "verify": verify,
     }
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
@@ -349,6 +351,23 @@ def import_(arguments: list[str]) -> None:
         print(f"note: {note}", file=sys.stderr)
     run = _open(options.run, in_memory=False)
     print(f"{run.folder} · {type(run.model).__name__} · {type(run.objective).__name__}")
+
+
+def verify(arguments: list[str]) -> None:
+    """Compares everything in a run's folder with its digests."""
+    parser = Parser("verify", "Reads everything in a run's folder and compares it with its digests. Changes nothing.")
+    parser.add_argument("run", metavar="RUN", help="the run's folder")
+    folder = storage.path(parser.parse(arguments).run)
+    from jaxformer.progress import display
+    from jaxformer.runs import verification
+
+    parts = []
+    with display(stderr=True):
+        for part in verification.verify(folder):
+            parts.append(part)
+            print(part, flush=True)
+    if damaged := [part.name for part in parts if part.problem]:
+        raise InputError(f"{folder}: {len(damaged)} of {len(parts)} parts are damaged: {', '.join(damaged)}")
 
 
 def _open(folder: str, in_memory: bool = True, step: int | None = None):

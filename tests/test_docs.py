@@ -84,7 +84,7 @@ def folder(tmp_path_factory):
 def test_the_commands_that_it_lists(folder):
     (folder / "FILE").write_text("In the [MASK]\nGod [MASK] the light\n")
     commands = lines("jaxformer evaluate RUN")
-    assert len(commands) == 8
+    assert len(commands) == 9
     for line in commands:
         command = line.replace("CONFIG.py", "configs/bert_quickstart.py")
         command = command.replace("[--field value ...]", FEW if "RUN" in line else "")

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from jaxformer import digests
 from jaxformer.errors import InputError
 
 EXPERIMENT, TOKENIZER, CHECKPOINTS, LOCK = "experiment.json", "tokenizer", "checkpoints", ".lock"
@@ -119,10 +120,13 @@ class Claim:
                 write_at_once(path, experiment)
             return
         if self.tokenizer.exists():
+            digests.sync_all(self.tokenizer, os.listdir(self.tokenizer))
             (starting / MOVED).write_text(_identity(self.tokenizer), encoding="utf-8")
             os.rename(self.tokenizer, self.folder / TOKENIZER)
         (starting / EXPERIMENT).write_text(experiment, encoding="utf-8")
+        digests.sync(starting / EXPERIMENT)
         os.replace(starting / EXPERIMENT, path)
+        digests.sync(self.folder)
         shutil.rmtree(starting)
 
 
@@ -169,7 +173,9 @@ def write_at_once(path: Path, text: str) -> None:
     """Replaces the content of a file atomically: a crash leaves either the old or the new text."""
     temporary = path.with_name(f"{path.name}.tmp")
     temporary.write_text(text, encoding="utf-8")
+    digests.sync(temporary)
     os.replace(temporary, path)
+    digests.sync(path.parent)
 
 
 def _check_ours(folder: Path) -> None:

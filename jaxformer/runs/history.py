@@ -1,37 +1,58 @@
-"""Reads `metrics.jsonl`: one JSON object per line, with `step`, `split` (train or the name of an evaluation) and the
-metrics.
-"""
+"""Reading `metrics.jsonl`: one JSON object per line, with `step`, `split` (train or an evaluation), the metrics and a
+digest of the line."""
 
 import json
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxformer import strict_json
+from jaxformer import digests, strict_json
+from jaxformer.runs.folder import DAMAGED
 
 METRICS = "metrics.jsonl"
 
 
-def read_history(path: Path, last: float = math.inf, rewrite: bool = False) -> list[dict[str, Any]]:
-    """Reads the lines of a metrics file, except a last line that is incomplete. null is read as NaN.
+def read_history(path: Path, last: float = math.inf) -> tuple[list[dict[str, Any]], list[str]]:
+    """Reads the lines of a metrics file, except a last line that was cut short. null is read as NaN.
 
     Args:
-      path: path of the file. If it does not exist, there are no lines.
-      last: last step to read.
-      rewrite: whether to remove the lines of later steps from the file, because a resumed run writes these steps again.
+      path: the file. If it is missing, there are no lines.
+      last: the last step to read.
+
+    Returns:
+      The objects of the lines, without digests, and a phrase for each line that does not match its digest.
     """
-    if not path.exists():
-        return []
-    kept = []
-    for line in path.read_bytes().decode(errors="replace").splitlines(keepends=True):
-        try:
-            if json.loads(line)["step"] <= last and line.endswith("\n"):
-                kept.append(line)
-        except (json.JSONDecodeError, KeyError, TypeError):
-            continue  # Cut short by a kill, or damaged.
-    if rewrite:
+    lines = list(_lines(path))
+    values = [strict_json.numbers(json.loads(plain)) for _, plain in lines if plain is not None]
+    damaged = [f"{path}: line {number} is damaged" for number, (_, plain) in enumerate(lines, 1) if plain is None]
+    return [line for line in values if line["step"] <= last], damaged
+
+
+def rewrite_history(home: Path, last: float) -> None:
+    """Removes the lines of later steps from the metrics file in a folder, because a resumed run writes them again.
+
+    Damaged lines are moved to a file of the same name in the subfolder `DAMAGED`.
+    """
+    path, kept, damaged = home / METRICS, [], []
+    for line, plain in _lines(path):
+        if plain is None:
+            damaged.append(line)
+        elif json.loads(plain)["step"] <= last:
+            kept.append(line)
+    if damaged:
+        (home / DAMAGED).mkdir(exist_ok=True)
+        with (home / DAMAGED / METRICS).open("ab") as file:
+            file.writelines(damaged)
+    if path.exists():
         temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(kept), encoding="utf-8")
+        temporary.write_bytes(b"".join(kept))
         os.replace(temporary, path)
-    return [strict_json.numbers(json.loads(line)) for line in kept]
+
+
+def _lines(path: Path) -> Iterator[tuple[bytes, str | None]]:
+    """Yields each whole line of a metrics file, and its JSON without the digest; None if it is damaged."""
+    content = path.read_bytes() if path.exists() else b""
+    for line in content.split(b"\n")[:-1]:
+        yield line + b"\n", digests.unseal_line(line.decode(errors="replace"))

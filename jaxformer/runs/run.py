@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxformer import config, fields, storage
+from jaxformer import config, digests, fields, storage
 from jaxformer.config import Experiment
 from jaxformer.data.pipeline.loader import evaluation_batches
 from jaxformer.data.sources import columns
@@ -97,7 +98,10 @@ class Run:
     @property
     def history(self) -> list[dict[str, Any]]:
         """Lines of `metrics.jsonl`: `step`, `split` and the metrics by name. Empty if the run was imported."""
-        return read_history(self.folder / METRICS)
+        lines, damaged = read_history(self.folder / METRICS)
+        for problem in damaged:
+            warnings.warn(f"{problem}, and is left out", stacklevel=2)
+        return lines
 
     def summary(self) -> str:
         """Returns a summary: the parts of the model with their sizes, the training data, and the last evaluation."""
@@ -296,7 +300,7 @@ class RunTokenizer:
         if not saved(folder):
             home = storage.path(self.run)
             read_experiment(home)  # Raises InputError if the folder is not a run's.
-            load_tokenizer(str(home / TOKENIZER)).save(folder)
+            read_tokenizer(home).save(folder)
         return load_tokenizer(folder)
 
 
@@ -325,7 +329,7 @@ def open_run(
         raise no_checkpoint(folder, experiment.checkpoint)
     mesh = sharding.make_mesh(_mesh_for(experiment, len(jax.devices())))
     step, params = read_params(folder, experiment, mesh, in_memory, step)
-    tokenizer = None if experiment.tokenizer is None else load_tokenizer(str(folder / TOKENIZER))
+    tokenizer = None if experiment.tokenizer is None else read_tokenizer(folder)
     return Run(folder, experiment, tokenizer, step, params, mesh)
 
 
@@ -345,7 +349,13 @@ def read_experiment(folder: Path, known: Experiment | None = None) -> Experiment
     except UnicodeDecodeError as error:
         raise InputError(f"{folder / EXPERIMENT}: not UTF-8 text, at byte {error.start}") from error
     try:
-        return config.from_json(text, folder, known)
+        # Without the line of the digest, the file counts as edited on purpose.
+        return config.from_json(digests.unseal(text) if digests.is_sealed(text) else text, folder, known)
+    except digests.Mismatch as error:
+        raise InputError(
+            f"{folder / EXPERIMENT}: damaged: {error}; put a good copy back, or remove the line {digests.FIELD!r} if "
+            "you have edited the file"
+        ) from error
     except InputError as error:
         raise InputError(f"{folder / EXPERIMENT}: {error}") from error
 
@@ -376,16 +386,43 @@ def prepare_tokenizer(folder: Claim, experiment: Experiment) -> Tokenizer | None
         if experiment.fork is not None and not folder.is_run:
             forked = storage.path(experiment.fork)
             read_experiment(forked, known=experiment)  # Raises InputError if the folder is not a run's.
-            load_tokenizer(str(forked / TOKENIZER)).save(str(folder.tokenizer))
+            read_tokenizer(forked).save(str(folder.tokenizer))
         experiment.tokenizer.build(experiment.data.train.open, str(folder.tokenizer))
+        if not folder.is_run:
+            seal_tokenizer(folder.tokenizer)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("tokenizer")
-    return load_tokenizer(str(folder.tokenizer))
+    return read_tokenizer(folder.tokenizer.parent)
+
+
+def seal_tokenizer(folder: Path) -> None:
+    """Writes the digests of the files of a new tokenizer to its folder."""
+    names = [path.name for path in folder.iterdir() if path.name != digests.DIGESTS]
+    digests.write(folder, {name: digests.of_file(folder / name) for name in names})
+
+
+def read_tokenizer(home: Path) -> Tokenizer:
+    """Loads the tokenizer of the run in a folder. Raises InputError if it is missing or damaged."""
+    folder = home / TOKENIZER
+    check_tokenizer_files(folder)
+    return load_tokenizer(str(folder))
+
+
+def check_tokenizer_files(folder: Path) -> None:
+    """Raises InputError if a file in the folder of a run's tokenizer does not match its digest."""
+    if not saved(str(folder)):
+        return  # `load_tokenizer` says what is missing.
+    try:
+        wrong = digests.problems(folder, digests.read(folder))
+    except digests.Mismatch as error:
+        wrong = [str(error)]
+    if wrong:
+        raise InputError(f"{folder}: damaged: {digests.summary(wrong)}; put a good copy back")
 
 
 def write_experiment(folder: Path, experiment: Experiment) -> None:
-    """Writes the experiment of a run atomically."""
-    write_at_once(folder / EXPERIMENT, config.to_json(experiment))
+    """Writes the experiment of a run atomically, with its digest."""
+    write_at_once(folder / EXPERIMENT, digests.seal(config.to_json(experiment)))
 
 
 def _check_belongs(folder: Path, experiment: Experiment) -> None:

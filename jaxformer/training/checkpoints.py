@@ -21,13 +21,14 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint import checkpoint_managers as policies
 
-from jaxformer import storage
+from jaxformer import digests, storage
 from jaxformer.config import Checkpoint
 from jaxformer.errors import InputError
 from jaxformer.evaluations import BestMetric
 from jaxformer.progress import phase
 from jaxformer.runs.folder import CHECKPOINTS, Claim
 from jaxformer.training import s3_checkpoints
+from jaxformer.training.checkpoint_digests import METRICS, Handler, check_digests, write_digests
 from jaxformer.training.damage import Damaged, unless_damaged
 
 Tree = Any
@@ -70,7 +71,10 @@ class _Manager(ocp.CheckpointManager):
 
     def metrics(self, step: int) -> dict[str, float] | None:
         with contextlib.suppress(ValueError, OSError):
-            return super().metrics(step)
+            folder = storage.path(self.directory) / str(step)
+            if (folder / METRICS).exists():
+                check_digests(folder, (METRICS,))
+                return super().metrics(step)
         return None
 
 
@@ -97,7 +101,7 @@ class Checkpoints:
           best: metric whose best checkpoint is kept too.
         """
         reading = settings is None
-        self._folder, self._claim = folder, claim
+        self._folder, self._claim, self._saving = folder, claim, 0
         in_s3 = os.fspath(folder).startswith(s3_checkpoints.S3)
         if in_s3:
             s3_checkpoints.enable()
@@ -107,11 +111,12 @@ class Checkpoints:
                 best_fn=lambda _: 0.0,  # Without best_fn, Orbax stores no metrics with a checkpoint.
                 read_only=reading,
                 cleanup_tmp_directories=not reading,
+                async_options=ocp.options.AsyncOptions(post_finalization_callback=self._write_digests),
                 # A folder is renamed object by object in S3: a checkpoint is there when its last object is, as in gs://.
                 atomicity_options=ocp.options.AtomicityOptions(COMMITTED if in_s3 else ocp.options.AtomicityMode.AUTO),
             )
-            home = claim.home / CHECKPOINTS if claim else folder
-            self._manager = _Manager(epath.Path(storage.absolute(home)), options=options, handler_registry=_registry())
+            self._home = storage.absolute(claim.home / CHECKPOINTS if claim else folder)
+            self._manager = _Manager(epath.Path(self._home), options=options, handler_registry=_registry())
 
     @property
     def latest(self) -> int | None:
@@ -159,6 +164,8 @@ class Checkpoints:
             return
         items = {name: ocp.args.PyTreeSave(tree) for name, tree in trees.items() if tree is not None}
         with self._in_place(), _errors_only():  # Orbax warns if there are no metrics.
+            self._manager.wait_until_finished()  # The previous save needs its own step until it is committed.
+            self._saving = step
             self._manager.save(step, args=ocp.args.Composite(**items), metrics=dict(metrics or {}) or None)
 
     @phase("reading the checkpoint")
@@ -176,7 +183,7 @@ class Checkpoints:
         step = self.latest if step is None else step
         if step is None:
             raise InputError(f"{self._folder}: has no checkpoint")
-        folder = self._of(step)
+        folder = self._checked(step, abstract)
         return {
             name: tree and unless_damaged(folder, functools.partial(_restored, folder / name, tree))
             for name, tree in abstract.items()
@@ -192,7 +199,7 @@ class Checkpoints:
         Raises:
           InputError: Under the same condition as `restore`.
         """
-        folder = self._of(step)
+        folder = self._checked(step, abstract)
         return {
             name: tree and unless_damaged(folder, functools.partial(_stored, folder / name, tree))
             for name, tree in abstract.items()
@@ -219,6 +226,19 @@ class Checkpoints:
         """Waits until all saves are on disk. Raises the error of a save that failed."""
         with self._in_place():
             self._manager.wait_until_finished()
+            if not storage.is_remote(self._folder):
+                digests.sync(self._home)
+
+    def _write_digests(self) -> None:
+        """Writes the digests of the checkpoint that is being saved, before it is committed."""
+        temporary, final = (self._home / f"{self._saving}{end}" for end in (ocp.path.step.TMP_DIR_SUFFIX, ""))
+        write_digests(temporary if temporary.exists() else final)
+
+    def _checked(self, step: int, abstract: Mapping[str, Tree]) -> epath.Path:
+        """Returns the folder of a checkpoint, after comparing the files of some of its trees with their digests."""
+        folder, names = self._of(step), [name for name, tree in abstract.items() if tree]
+        unless_damaged(folder, functools.partial(check_digests, storage.path(folder), names))
+        return folder
 
     def _of(self, step: int) -> epath.Path:
         return epath.Path(storage.absolute(self._folder)) / str(step)
@@ -263,7 +283,7 @@ def _preserved(settings: Checkpoint, best: BestMetric | None) -> policies.Preser
 def _registry() -> ocp.handlers.CheckpointHandlerRegistry:
     """Returns Orbax handlers that save and restore trees of any name, without compression."""
     registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
-    registry.add(None, ocp.args.PyTreeSave, ocp.PyTreeCheckpointHandler(use_compression=False))
+    registry.add(None, ocp.args.PyTreeSave, Handler(use_compression=False))
     return registry
 
 

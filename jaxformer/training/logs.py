@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from rich.table import Table
 
-from jaxformer import progress, strict_json
+from jaxformer import digests, progress, strict_json
 from jaxformer.config import Experiment
 from jaxformer.errors import InputError
 from jaxformer.evaluations import flat_results, result_key
@@ -18,7 +18,8 @@ from jaxformer.metrics.averages import Average
 from jaxformer.metrics.base import MetricStates
 from jaxformer.metrics.means import Mean
 from jaxformer.progress import duration
-from jaxformer.runs.history import METRICS, read_history
+from jaxformer.runs.folder import DAMAGED
+from jaxformer.runs.history import METRICS, read_history, rewrite_history
 from jaxformer.runs.next_command import next_command, program
 from jaxformer.runs.run import Run
 from jaxformer.runs.summaries import headline
@@ -148,7 +149,10 @@ class Logs:
         """Metrics of all evaluations so far, one entry per step."""
         self._files = LogFiles(folder, moved) if self._writes else None
         home = folder if self._files is None else self._files.home
-        for line in read_history(home / METRICS, start, self._writes):
+        history, self._damaged = read_history(home / METRICS, start)
+        if self._writes:
+            rewrite_history(home, start)
+        for line in history:
             split, step = line.pop("split"), line.pop("step")
             if split != "train":
                 self._note(step, {split: line})
@@ -161,6 +165,8 @@ class Logs:
 
     def __enter__(self) -> "Logs":
         self._display = self._stack.enter_context(progress.display(self._quiet))
+        for line in self._damaged:
+            self.say(f"{line}; it is left out, and kept in {DAMAGED}/{METRICS}")
         self._display.start_bar("training", self._steps, self._start)
         self._compiling = self._stack.enter_context(contextlib.ExitStack())
         self._compiling.enter_context(self._display.phase("compiling the training step"))
@@ -225,9 +231,8 @@ class Logs:
             return
         numbers = {split: {name: float(x) for name, x in values.items()} for split, values in lines.items()}
         texts = [strict_json.dumps({"step": step, "split": split, **values}) for split, values in numbers.items()]
-        self._lines.write(
-            "".join(f"{text}\n" for text in texts)
-        )  # In one write, so that a kill leaves all lines or none.
+        # In one write, so that a kill leaves all lines or none.
+        self._lines.write("".join(f"{digests.seal_line(text)}\n" for text in texts))
         width = len(str(self._steps))
         for split, values in numbers.items():
             for name, value in values.items():

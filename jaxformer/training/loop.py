@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxformer import config, storage
+from jaxformer import config, digests, storage
 from jaxformer.config import Experiment
 from jaxformer.data.pipeline import loader
 from jaxformer.data.tokenizers import Tokenizer
@@ -215,7 +215,7 @@ def fit(
             return already_done(folder, experiment, step, shown)
         saved.set_aside(step, folder / DAMAGED)
         batches = stack.enter_context(loader.train_batches(data, tokenizer, experiment.seed, rows, lanes[rows]))
-        claim.start(config.to_json(experiment))
+        claim.start(digests.seal(config.to_json(experiment)))
         logs = stack.enter_context(Logs(folder, experiment.steps, step, quiet, claim.moved))
         bent = forking.rate_change(before, experiment, state) if before and step else []
         logs.say("\n".join(filter(None, [describe(experiment, state, mesh), begun, *bent])))

@@ -11,7 +11,7 @@ import tiny
 from trees import tree
 
 import jaxformer as jf
-from jaxformer import config
+from jaxformer import config, digests
 from jaxformer.errors import InputError
 from jaxformer.parallel.sharding import Mesh
 from jaxformer.runs import run as runs
@@ -44,7 +44,7 @@ def contents(folder):
 @pytest.mark.slow
 def test_the_experiment_is_kept_whole(run, experiment):
     assert runs.read_experiment(run.folder) == experiment
-    text = (run.folder / "experiment.json").read_text()
+    text = digests.unseal((run.folder / "experiment.json").read_text())
     assert config.to_json(config.from_json(text)) == text
 
 

@@ -45,7 +45,7 @@ def start(*arguments, hook=""):
 
 def train_losses(folder):
     """The steps and the losses of the training lines."""
-    lines = read_history(storage.path(folder) / METRICS)
+    lines, _ = read_history(storage.path(folder) / METRICS)
     return [(line["step"], line["loss"]) for line in lines if line["split"] == "train"]
 
 

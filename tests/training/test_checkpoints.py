@@ -16,6 +16,7 @@ from jaxformer.evaluations import BestMetric
 from jaxformer.parallel import sharding
 from jaxformer.parallel.sharding import Mesh
 from jaxformer.training import checkpoints
+from jaxformer.training.checkpoint_digests import write_digests
 from jaxformer.training.checkpoints import Checkpoints, loaded, replicated
 from jaxformer.training.damage import Damaged, first_good
 
@@ -105,6 +106,7 @@ def test_nothing_is_compressed_and_what_once_was_is_read(mesh, tmp_path):
     assert bytes_in(tmp_path / "new") > 400_000
     with ocp.CheckpointManager(tmp_path / "old") as old:
         old.save(1, args=ocp.args.Composite(params=ocp.args.StandardSave(zeros["params"])))
+    write_digests(tmp_path / "old" / "1")
     assert bytes_in(tmp_path / "old") < 40_000
     for folder in ("new", "old"):
         restored = Checkpoints(tmp_path / folder).restore(abstract(zeros))
@@ -115,6 +117,7 @@ def test_a_checkpoint_of_the_time_of_compression_is_read(trees, tmp_path):
     saved = {name: ocp.args.StandardSave(tree) for name, tree in trees(1).items() if tree is not None}
     with ocp.CheckpointManager(tmp_path) as old:
         old.save(1, args=ocp.args.Composite(**saved))
+    write_digests(tmp_path / "1")
     restored = Checkpoints(tmp_path).restore(abstract(trees(1)))
     jax.tree.map(np.testing.assert_array_equal, restored, trees(1))
 
@@ -280,9 +283,10 @@ def test_a_folder_of_a_checkpoint_that_is_gone_makes_it_a_damaged_one(trees, tmp
     shutil.rmtree(tmp_path / "2" / "params" / "d")
     saved = Checkpoints(tmp_path)
     step, _, [newest, older] = first_good(saved.steps, lambda step: saved.restore(abstract(trees(1)), step))
-    assert step == 1 and newest == f"{tmp_path / '3'}: the checkpoint has no training" and f"{tmp_path / '2'}" in older
+    missing = f"{tmp_path / '3'}: damaged: training/_METADATA is missing (and "
+    assert step == 1 and newest.startswith(missing) and f"{tmp_path / '2'}: damaged: params/d/" in older
     shutil.rmtree(tmp_path / "1" / "params")
-    with pytest.raises(Damaged, match=r"3: the checkpoint has no training; .*2: .*; .*1: the checkpoint has no params"):
+    with pytest.raises(Damaged, match=r"3: damaged: training/.*; .*2: damaged: .*; .*1: damaged: params/"):
         first_good(saved.steps, lambda step: saved.restore(abstract(trees(1)), step))
 
 

@@ -10,6 +10,7 @@ import pytest
 import tiny
 
 import jaxformer as jf
+from jaxformer import digests
 from jaxformer.runs.history import read_history
 from jaxformer.training.logs import Logs, summary
 
@@ -92,19 +93,26 @@ def test_truncated_lines_and_lines_after_the_resumed_step_are_dropped(tmp_path):
 
 
 def test_a_whole_last_line_without_its_end_is_dropped_too(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "split": "train", "loss": 1.0}\n{"step": 2, "split": "train"}')
+    lines = [digests.seal_line(json.dumps({"step": step, "split": "train"})) for step in (1, 2)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
     with Logs(tmp_path, 9, 2):
         pass
     assert [line["step"] for line in tiny.metrics(tmp_path)] == [1]
 
 
-def test_damaged_lines_are_dropped(tmp_path):
-    good = [json.dumps({"step": step, "split": "train", "loss": 1.0}) for step in (1, 2)]
-    (tmp_path / "metrics.jsonl").write_bytes(
-        "\n".join([good[0], "[1]", "7", "{", ""]).encode() + b"\xff\x00\n" + good[1].encode() + b"\n"
-    )
-    assert [line["step"] for line in read_history(tmp_path / "metrics.jsonl", rewrite=True)] == [1, 2]
-    assert (tmp_path / "metrics.jsonl").read_text().splitlines() == good
+def test_damaged_lines_are_reported_and_moved(tmp_path, capsys):
+    path, plain = tmp_path / "metrics.jsonl", json.dumps({"step": 1, "split": "validation", "loss": 1.0})
+    good = [digests.seal_line(json.dumps({"step": step, "split": "validation", "loss": 3.0})) for step in (1, 2)]
+    changed = [digests.seal_line(plain).replace("1.0", "0.1"), digests.seal_line(plain).replace('"step"', '"stop"')]
+    damaged = "\n".join(["[1]", "7", "{", plain, *changed, "", ""]).encode() + b"\xff\x00\n"
+    path.write_bytes(good[0].encode() + b"\n" + damaged + good[1].encode() + b"\n")
+    assert read_history(path)[1] == [f"{path}: line {number} is damaged" for number in range(2, 10)]
+    with Logs(tmp_path, 9, 2) as logs:
+        assert logs.history == [{"validation/loss": 3.0}] * 2
+    printed = capsys.readouterr().out
+    assert printed.count("is damaged; it is left out, and kept in damaged/metrics.jsonl") == 8
+    assert path.read_text().splitlines() == good
+    assert (tmp_path / "damaged" / "metrics.jsonl").read_bytes() == damaged
 
 
 def test_a_line_is_on_disk_as_soon_as_it_is_written(tmp_path):
@@ -151,6 +159,7 @@ def test_numbers_that_are_not_finite_are_null_in_the_file_and_nan_when_they_are_
         raise AssertionError(f"{name} is not JSON")
 
     line = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=refuse)
+    assert line.pop("digest")
     assert line == {"step": 1, "split": "validation", "loss": None, "perplexity": None, "accuracy": 0.5}
     with Logs(tmp_path, 9, 1, quiet=True) as logs:
         assert math.isnan(logs.results["validation/loss"]) and logs.results["validation/accuracy"] == 0.5

@@ -108,6 +108,7 @@ def import_run(
         comparison = _compared(read, read.folder, home, dtype, ours=False) if certificate else LEFT_OUT
         if read.tokenizer is not None:
             read.tokenizer.save(str(home / runs.TOKENIZER))
+            runs.seal_tokenizer(home / runs.TOKENIZER)
         write_json(home / ORIGIN, dataclasses.asdict(imported.origin))
         with Checkpoints(home / runs.CHECKPOINTS, Checkpoint()) as checkpoints:
             checkpoints.save(0, {"params": read.params}, None)

@@ -1,0 +1,84 @@
+"""Comparing everything in a run's folder with its digests, for `jaxformer verify`."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from jaxformer import digests, storage
+from jaxformer.errors import InputError
+from jaxformer.progress import phase
+from jaxformer.runs import run
+from jaxformer.runs.history import METRICS, read_history
+from jaxformer.training.checkpoint_digests import check_digests
+from jaxformer.training.checkpoints import Checkpoints
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """The result of checking one part of a run's folder."""
+
+    name: str
+    """Name of the file or folder."""
+    problem: str
+    """Description of the damage. Empty if there is none."""
+    content: str = ""
+    """Description of a part without damage, such as its size."""
+
+    def __str__(self) -> str:
+        return f"{self.name:20} {self.problem or f'good, {self.content}'}"
+
+
+def verify(folder: Path) -> Iterator[Part]:
+    """Checks the experiment, the tokenizer, the metrics and all checkpoints of a run, one part after the other.
+
+    Raises:
+      InputError: If the folder is not a run's, or a file cannot be read.
+    """
+    if storage.is_remote(folder):
+        storage.check_bucket(folder)
+    if not (folder / run.EXPERIMENT).exists():
+        raise InputError(f"{folder}: not a run's folder: it has no {run.EXPERIMENT}")
+    yield _part(folder, run.EXPERIMENT, lambda: _check_experiment(folder / run.EXPERIMENT))
+    if (folder / run.TOKENIZER).exists():
+        yield _part(folder, run.TOKENIZER, lambda: _check_tokenizer(folder / run.TOKENIZER))
+    yield _part(folder, METRICS, lambda: _check_metrics(folder / METRICS))
+    for step in Checkpoints(folder / run.CHECKPOINTS).steps if (folder / run.CHECKPOINTS).is_dir() else ():
+        name = f"{run.CHECKPOINTS}/{step}"
+        with phase(f"reading {name}"):
+            yield _part(folder, name, lambda name=name: _check_checkpoint(folder / name))
+
+
+def _part(folder: Path, name: str, check: Callable[[], str]) -> Part:
+    """Returns the result of a check that returns a description, or raises InputError with the path and the damage."""
+    try:
+        return Part(name, "", check())
+    except InputError as error:
+        return Part(name, str(error).removeprefix(f"{folder / name}: "))
+
+
+def _check_experiment(path: Path) -> str:
+    text = storage.read_bytes(str(path)).decode(errors="replace")
+    if not digests.is_sealed(text):
+        return "edited by hand: it has no digest"
+    try:
+        return f"{len(digests.unseal(text)):,} bytes"
+    except digests.Mismatch as error:
+        raise InputError(f"{path}: damaged: {error}") from error
+
+
+def _check_tokenizer(folder: Path) -> str:
+    run.check_tokenizer_files(folder)
+    return f"{len(digests.read(folder))} files"
+
+
+def _check_metrics(path: Path) -> str:
+    lines, damaged = read_history(path)
+    if damaged:
+        raise InputError(digests.summary(damaged))
+    return f"{len(lines):,} lines"
+
+
+def _check_checkpoint(folder: Path) -> str:
+    check_digests(folder)
+    files = digests.read(folder)
+    return f"{len(files)} files, {sum(digest.size for digest in files.values()):,} bytes"

@@ -1,0 +1,85 @@
+"""Digests of checkpoints: written before a checkpoint is committed, and compared before it is read.
+
+Each process writes the digests of the array data that it has written itself, in `digests.process_N.json` of each tree.
+Then process 0 writes the digests of all files to `digests.json` in the folder of the checkpoint.
+"""
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from jaxformer import digests, storage
+from jaxformer.training.damage import Damaged
+
+METRICS = "metrics"
+"""Name of the subfolder of a checkpoint with its evaluation."""
+REWRITTEN = ("_CHECKPOINT_METADATA", "commit_success.txt")
+"""Files of a checkpoint that Orbax writes after the digests. Only their existence is checked; nothing reads them."""
+
+
+class Handler(ocp.PyTreeCheckpointHandler):
+    """Orbax handler of trees. Each process also writes the digests of its array data."""
+
+    async def async_save(self, directory: Any, *arguments: Any, **options: Any) -> list[Any]:
+        return [
+            *(await super().async_save(directory, *arguments, **options) or ()),
+            _ProcessDigests(storage.path(directory)),
+        ]
+
+
+class _ProcessDigests:
+    """Future that Orbax waits for after the futures of the array data. Its result is that the digests are written."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+
+    def result(self, timeout: float | None = None) -> None:
+        process = jax.process_index()
+        files = digests.of_folder(self._folder, lambda name: name.startswith(f"ocdbt.process_{process}/"))
+        digests.write(self._folder, files, f"digests.process_{process}.json")
+
+    def cancel(self) -> None:
+        """Does nothing, because the work is only done in `result`."""
+
+
+def write_digests(folder: Path) -> None:
+    """Writes the digests of a whole checkpoint. Local files and folders are on the disk afterwards.
+
+    Raises:
+      Mismatch: If the digests that a process has written are damaged.
+    """
+    files: dict[str, digests.Digest] = {}
+    for path in sorted(folder.glob("*/digests.process_*.json")):
+        of_process = digests.read(path.parent, path.name)
+        files |= {f"{path.parent.name}/{name}": digest for name, digest in of_process.items()}
+    others = digests.of_folder(folder, lambda name: name not in files and name not in REWRITTEN)
+    if not storage.is_remote(folder):
+        digests.sync_all(folder, others)
+    digests.write(folder, files | others)
+
+
+def check_digests(folder: Path, trees: Collection[str] | None = None) -> None:
+    """Compares a checkpoint with its digests. Each of several processes reads its share of the contents.
+
+    Args:
+      folder: folder of the checkpoint.
+      trees: names of the trees to check. If None, everything is checked.
+
+    Raises:
+      Damaged: If a file is missing, foreign, or has another size or content. The message names the first such file.
+    """
+
+    def checked(name: str) -> bool:
+        return name not in REWRITTEN and (trees is None or "/" not in name or name.partition("/")[0] in trees)
+
+    try:
+        files, share = digests.read(folder), (jax.process_index(), jax.process_count())
+        found = digests.problems(folder, files, checked, share)
+    except digests.Mismatch as error:
+        found = [str(error)]
+    found += [f"{name} is missing" for name in REWRITTEN if not (folder / name).exists()]
+    if found:
+        raise Damaged(f"{folder}: damaged: {digests.summary(found)}")
