@@ -31,6 +31,7 @@ USAGE = """usage: jaxformer COMMAND ...
                                                         with --profile, trace some steps into RUN/profile;
                                                         with --no-self-check, do not compare kernels with plain
                                                         computations on a new kind of device;
+                                                        with --accept-changed-data, resume on data that has changed;
                                                         CONFIG is a file, or a name such as bert_quickstart
   launch -n N CONFIG [--field value ...]                train with N processes on this machine
   plan CONFIG --topology NAME [--price USD] [--search]  report memory, traffic, time and cost of a run on TPUs or
@@ -54,6 +55,7 @@ The processes of a TPU pod, of Slurm, Open MPI, torchrun and SkyPilot find each 
 other, by default 300.
 """
 
+ACCEPT_CHANGED_DATA = "--accept-changed-data"
 SEVERAL = ("train", "evaluate", "predict", "export", "import")
 """Names of the commands that can run in several processes at the same time."""
 
@@ -143,12 +145,13 @@ def train(arguments: list[str]) -> None:
         raise InputError(
             "train: expected a config file first, such as configs/bert_quickstart.py, or the name bert_quickstart"
         )
-    experiment = config.parse(paths[0], arguments[1:], "jaxformer train CONFIG.py [--workdir RUN]")
+    flags = [argument for argument in arguments[1:] if argument != ACCEPT_CHANGED_DATA]
+    experiment = config.parse(paths[0], flags, "jaxformer train CONFIG.py [--workdir RUN]")
     _start_jax()
     from jaxformer.training.loop import fit
 
     folder = workdir[-1] if workdir else Path("runs") / Path(paths[0]).stem
-    fit(experiment, folder, profile=profile, check_kernels=not unchecked)
+    fit(experiment, folder, profile=profile, check_kernels=not unchecked, accept_changed_data=len(flags) < len(arguments[1:]))
 
 
 def launch(arguments: list[str]) -> None:

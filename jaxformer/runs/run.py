@@ -3,6 +3,7 @@
 experiment.json   the whole experiment
 tokenizer/        the tokenizer
 checkpoints/      one folder per step
+data.json         what identifies the data, and accepted changes of it
 metrics.jsonl     one JSON object per line: step, split, metrics
 tensorboard/      the same metrics for TensorBoard
 damaged/          corrupted checkpoints

@@ -8,6 +8,7 @@ from jaxformer import digests, storage
 from jaxformer.errors import InputError
 from jaxformer.progress import phase
 from jaxformer.runs import run
+from jaxformer.runs.data_record import DATA, read_record
 from jaxformer.runs.history import METRICS, read_history
 from jaxformer.training.checkpoint_digests import check_digests
 from jaxformer.training.checkpoints import Checkpoints
@@ -39,6 +40,8 @@ def verify(folder: Path) -> Iterator[Part]:
     if not (folder / run.EXPERIMENT).exists():
         raise InputError(f"{folder}: not a run's folder: it has no {run.EXPERIMENT}")
     yield _part(folder, run.EXPERIMENT, lambda: _check_experiment(folder / run.EXPERIMENT))
+    if (folder / DATA).exists():
+        yield _part(folder, DATA, lambda: _check_record(folder))
     if (folder / run.TOKENIZER).exists():
         yield _part(folder, run.TOKENIZER, lambda: _check_tokenizer(folder / run.TOKENIZER))
     yield _part(folder, METRICS, lambda: _check_metrics(folder / METRICS))
@@ -64,6 +67,11 @@ def _check_experiment(path: Path) -> str:
         return f"{len(digests.unseal(text)):,} bytes"
     except digests.Mismatch as error:
         raise InputError(f"{path}: damaged: {error}") from error
+
+
+def _check_record(folder: Path) -> str:
+    record = read_record(folder)
+    return f"{len(record.sources) if record else 0} sources"
 
 
 def _check_tokenizer(folder: Path) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -9,9 +10,10 @@ import numpy as np
 from jaxformer import config, storage
 from jaxformer.config import Experiment
 from jaxformer.data.pipeline import loader
+from jaxformer.data.sources.fingerprints import fingerprints
 from jaxformer.errors import InputError
 from jaxformer.interop.huggingface.families.family import differences
-from jaxformer.runs import run
+from jaxformer.runs import data_record, run
 from jaxformer.runs.parameters import checkpoint_order
 from jaxformer.training.checkpoints import Checkpoints, replicated
 from jaxformer.training.damage import first_good
@@ -73,7 +75,7 @@ def fork_from(experiment: Experiment, mesh: jax.sharding.Mesh) -> Fork:
     if wanted.average is not None and not averaged:
         trained, _ = trained_and_held(experiment, state.params)
         state = dataclasses.replace(state, average=copied(trained))
-    moved = _other_batches(other, experiment)
+    moved = _other_batches(other, experiment) or _other_data(folder, experiment)
     lanes = loader.initial_state(experiment.data) if moved else np.asarray(restored["lanes"]["lanes"])
     told = [f"{line}; using step {step}" for line in damaged]
     told += [f"continues from step {step:,} of {folder}", *_changes(other, experiment)]
@@ -108,6 +110,13 @@ def _other_batches(other: Experiment, experiment: Experiment) -> list[str]:
     seeds = [f"seed: {other.seed} in the run, {experiment.seed} now"] if other.seed != experiment.seed else []
     found = config.differences(other.data, experiment.data, "data")
     return seeds + [str(difference) for difference in found if not difference.within(*BESIDE_BATCHES)]
+
+
+def _other_data(folder: Path, experiment: Experiment) -> list[str]:
+    """Returns one line per training source whose documents have changed since the run in a folder was trained."""
+    record = data_record.read_record(folder)
+    now = {} if record is None else fingerprints(experiment.data.train.open(), loader.TRAIN)
+    return [f"{name} {change}" for name, change in record.changes(now).items()] if record else []
 
 
 def _changes(other: Experiment, experiment: Experiment) -> list[str]:

@@ -22,7 +22,9 @@ from jaxformer.metrics.means import Mean
 from jaxformer.parallel import sharding
 from jaxformer.parameter_paths import join
 from jaxformer.progress import Display, display, phase
+from jaxformer.runs import data_record
 from jaxformer.runs import run as runs
+from jaxformer.runs.data_record import DataRecord, write_record
 from jaxformer.runs.folder import DAMAGED, Claim
 from jaxformer.runs.parameters import read_params, used_params
 from jaxformer.runs.run import Run
@@ -164,6 +166,7 @@ def fit(
     quiet: bool = False,
     profile: bool = False,
     check_kernels: bool = True,
+    accept_changed_data: bool = False,
 ) -> Run:
     """Trains a run from its latest checkpoint, or from the start, to `experiment.steps`.
 
@@ -176,6 +179,7 @@ def fit(
       profile: whether to trace a few steps into the subfolder `profile` of the run, for XProf.
       check_kernels: whether to compare fast implementations, such as kernels of attention, with plain ones if they have
         not been compared on this kind of device (see `self_check`).
+      accept_changed_data: whether to resume a run whose data has changed since it began.
 
     Returns:
       The run, with its latest parameters, or its best ones if the experiment sets `checkpoint.best`.
@@ -203,6 +207,7 @@ def fit(
         if check_kernels:
             self_check.run(experiment, mesh)
         experiment, tokenizer = prepare_text(experiment, claim)
+        experiment, tokenizer, record = prepare_data(experiment, claim, accept_changed_data)
         train = compile_step(experiment, mesh)
         evaluate = prepare_evaluation(experiment, tokenizer, mesh)
         saved = stack.enter_context(
@@ -211,14 +216,18 @@ def fit(
         forked = experiment.fork is not None and saved.latest is None
         state, lanes, begun = restore_or_init(saved, experiment, mesh)
         step = int(state.step)
+        record = record.at(step)
+        if step <= record.changed_at:
+            lanes = loader.abandon_documents(data, lanes)
         if step > experiment.steps:
             return already_done(folder, experiment, step, shown)
         saved.set_aside(step, folder / DAMAGED)
         batches = stack.enter_context(loader.train_batches(data, tokenizer, experiment.seed, rows, lanes[rows]))
         claim.start(digests.seal(config.to_json(experiment)))
+        write_record(claim.folder, record)
         logs = stack.enter_context(Logs(folder, experiment.steps, step, quiet, claim.moved))
         bent = forking.rate_change(before, experiment, state) if before and step else []
-        logs.say("\n".join(filter(None, [describe(experiment, state, mesh), begun, *bent])))
+        logs.say("\n".join(filter(None, [describe(experiment, state, mesh), begun, *bent, *record.told])))
         traced = stack.enter_context(Profile(folder if profile else None, step, experiment.steps))
         training = Training(
             experiment, mesh, tokenizer, claim, stop, train, evaluate, saved, batches, logs, traced, forked
@@ -227,17 +236,22 @@ def fit(
         return finish(training, state)
 
 
-def prepare_text(experiment: Experiment, claim: Claim) -> tuple[Experiment, Tokenizer | None]:
-    """Checks the documents and prepares the tokenizer. Returns the experiment with the vocabulary size filled in, and
-    the tokenizer.
+def prepare_data(experiment: Experiment, claim: Claim, accept: bool) -> tuple[Experiment, Tokenizer | None, DataRecord]:
+    """Checks the documents and whether they have changed since the run began.
+
+    Returns:
+      The experiment with the size of its vocabulary, its tokenizer, and the record of the data.
     """
-    loader.check_documents(experiment.data)  # Checks them before a tokenizer is trained on them.
+    now = loader.check_documents(experiment.data)  # Checks them before a tokenizer is trained on them.
     for evaluation in experiment.evaluations:
-        loader.check_documents(evaluation.data(experiment.data), train=False)
+        now |= loader.check_documents(evaluation.data(experiment.data), (f"evaluations.{evaluation.name}",))
     tokenizer = runs.prepare_tokenizer(claim, experiment)
+    if tokenizer is not None:
+        now[data_record.TOKENIZER] = data_record.tokenizer_fingerprint(claim.tokenizer)
+    record = data_record.compared(claim, now, accept)
     experiment = config.with_vocabulary(experiment, tokenizer and tokenizer.vocab_size)
     check_tokenizer(experiment, tokenizer)
-    return experiment, tokenizer
+    return experiment, tokenizer, record
 
 
 def prepare_evaluation(

@@ -233,7 +233,7 @@ def test_training_shows_where_it_runs_how_it_goes_and_what_it_has_learned(run):
     assert before == f"The run is in {folder}. Try it:"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=tiny.ROOT)
     assert (done.returncode, done.stderr) == (0, "") and "[MASK]" in done.stdout.splitlines()[0]
-    names = {".lock", "experiment.json", "tokenizer", "checkpoints", "metrics.jsonl", "tensorboard"}
+    names = {".lock", "experiment.json", "data.json", "tokenizer", "checkpoints", "metrics.jsonl", "tensorboard"}
     assert {path.name for path in folder.iterdir()} == names
 
 

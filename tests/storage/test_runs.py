@@ -73,7 +73,15 @@ def test_a_killed_run_is_refused_while_it_lives_and_resumes_as_if_undisturbed(
     tiny.finish(start(tiny_config, *FEW, "--workdir", run))
     assert train_losses(run) == undisturbed
     names = {key.split("/")[2] for key in bucket.listed()}
-    assert names == {".lease", "checkpoints", "experiment.json", "metrics.jsonl", "tensorboard", "tokenizer"}
+    assert names == {
+        ".lease",
+        "checkpoints",
+        "data.json",
+        "experiment.json",
+        "metrics.jsonl",
+        "tensorboard",
+        "tokenizer",
+    }
 
 
 def requests(bucket):

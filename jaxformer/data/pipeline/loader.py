@@ -14,6 +14,7 @@ from jaxformer import fields
 from jaxformer.data.examples import Feature
 from jaxformer.data.messages import Problems
 from jaxformer.data.pipeline import lanes
+from jaxformer.data.sources.fingerprints import Fingerprint, fingerprints
 from jaxformer.data.sources.sources import Source, in_order, located, scanned, shuffled
 from jaxformer.data.tasks.base import Task
 from jaxformer.data.tokenizers import Tokenizer
@@ -22,6 +23,7 @@ from jaxformer.progress import phase
 
 Batch = dict[str, np.ndarray]
 
+TRAIN, VALIDATION = "data.train", "data.validation"
 _CHECKED = 100_000
 """Maximum number of documents per source that are checked before training begins."""
 
@@ -69,17 +71,24 @@ def check(data: Data, tokenizer: Tokenizer | None) -> None:
 
 
 @phase("checking the documents")
-def check_documents(data: Data, train: bool = True) -> None:
-    """Checks the columns of up to 100,000 evenly spaced documents per source.
+def check_documents(data: Data, names: Sequence[str] = (TRAIN, VALIDATION)) -> dict[str, Fingerprint]:
+    """Checks the columns of the documents in files. Checks up to 100,000 evenly spaced documents per source.
 
     Args:
       data: the sources and the task.
-      train: whether to check the training source as well as the validation source.
+      names: names of the training source and the validation source. Without the former, only the latter is checked.
+
+    Returns:
+      The fingerprints of the sources, by names that begin with `names`.
 
     Raises:
       InputError: If the task cannot read a document. The message lists the first ten such documents by file and line.
     """
-    for source in filter(None, (data.train if train else None, data.validation)):
+    found: dict[str, Fingerprint] = {}
+    sources = (data.train, data.validation)[-len(names) :]
+    for name, source in zip(names, sources, strict=True):
+        if source is None:
+            continue
         documents, problems, read = source.open(), Problems(), 0
         for indices in scanned(documents, _CHECKED):
             read += len(indices)
@@ -92,11 +101,23 @@ def check_documents(data: Data, train: bool = True) -> None:
                 except InputError as error:
                     problems.add(str(error))
         problems.check("" if read == len(documents) else f" of {read:,} documents read")
+        found |= fingerprints(documents, name)
+    return found
 
 
 def initial_state(data: Data) -> np.ndarray:
     """Returns the state of the data pipeline before the first step, int32 [batch, S], with S integers per batch row."""
     return lanes.initial_state(data.batch, data.open_documents, data.num_pending)
+
+
+def abandon_documents(data: Data, state: np.ndarray) -> np.ndarray:
+    """Returns lane states [batch, S] that continue with their next visits, without open documents and pending examples.
+
+    Use it if the documents have changed: an example that was pending may no longer exist.
+    """
+    state, initial = state.copy(), initial_state(data)
+    state[:, 2:] = initial[:, 2:]
+    return state
 
 
 @phase("opening the training data")

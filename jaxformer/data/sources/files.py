@@ -94,6 +94,10 @@ class _Pieces(Sequence):
                 raise _undecodable(path, "utf-8", offset + skip + error.start, number) from error
             offset += len(line)
 
+    def contents(self) -> Iterator[tuple[str, mmap.mmap | bytes]]:
+        """Yields the path and the whole content of each file."""
+        yield from zip(self.paths, self.buffers, strict=True)
+
     def piece(self, index: int) -> str:
         if not -len(self) <= index < len(self):
             raise IndexError(index)
@@ -181,6 +185,11 @@ class ParallelLines(Sequence):
     def __getitem__(self, index: int) -> dict[str, Any]:
         number = self.numbers[index]
         return {key: side[number] for key, side in zip(("inputs", "targets"), self.sides, strict=True)}
+
+    def contents(self) -> Iterator[tuple[str, mmap.mmap | bytes]]:
+        """Yields the path and the whole content of both files."""
+        for side in self.sides:
+            yield from side.contents()
 
     def place(self, index: int) -> str:
         """Returns the file and line number of a pair's inputs, for error messages.

@@ -248,6 +248,11 @@ class _LabelledFiles(Sequence):
         image, label = self.found[int(index)]
         return {"image": image, "label": label}
 
+    def identity(self, index: int) -> dict[str, Any]:
+        """Returns the label of an image and the content of its file, which identify it wherever the folder is."""
+        image, label = self.found[index]
+        return {"image": storage.read_bytes(image), "label": label}
+
     def place(self, index: int) -> str:
         """Returns the path of an example's image file, for error messages."""
         return self.found[index][0]

@@ -348,6 +348,15 @@ def components(documents: Sequence, name: str, start: int = 0) -> Iterator[tuple
         yield from components(part, part_name, start + int(part_start))
 
 
+def parts(documents: Sequence) -> Iterator[Sequence]:
+    """Yields the opened sources that `components` names, in the same order."""
+    if not isinstance(documents, Mixed):
+        yield documents
+        return
+    for part in documents.parts:
+        yield from parts(part)
+
+
 def random_index(documents: Sequence, rng: np.random.Generator) -> int:
     """Returns the index of a random document. For a mixture, the component is drawn by weight."""
     if not isinstance(documents, Mixed):

@@ -156,6 +156,11 @@ class Table(Sequence):
     def __getitem__(self, index: int) -> dict[str, str]:
         return self.rows[index]
 
+    def contents(self) -> Iterator[tuple[str, Any]]:
+        """Yields the path and the whole content of each file."""
+        for path in self.paths:
+            yield path, files.read_bytes(path)
+
     def place(self, index: int) -> str:
         """Returns the file and first line number of a row, for error messages."""
         return f"{self.paths[self.files[index]]}: line {self.lines[index]}"

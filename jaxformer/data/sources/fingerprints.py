@@ -1,0 +1,100 @@
+"""Fingerprints of opened sources, by which a run notices that its data has changed.
+
+Files of text, JSON Lines and tables are read whole when they are opened, so their fingerprint covers every byte. For
+other sources it covers the number of documents and the content of `SAMPLE` documents, drawn with a fixed seed.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from jaxformer import digests
+from jaxformer.data.sources.sources import Renamed, components, located, parts
+
+SAMPLE = 500
+"""Maximum number of documents to read from a source that has no `contents`."""
+_THREADS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Fingerprint:
+    """Describes the content of one source."""
+
+    documents: int
+    """Number of documents."""
+    digests: dict[str, str]
+    """Digest of each file, by path. For a source without files, one digest of its sampled documents."""
+
+    def change(self, now: "Fingerprint") -> str:
+        """Describes the change from this fingerprint to another one. Empty if they are the same."""
+        if self == now:
+            return ""
+        size = f"{self.documents:,} to {now.documents:,} documents"
+        grown = f"has {'grown' if now.documents > self.documents else 'shrunk'} from {size}"
+        what = "was edited" if self.documents == now.documents else grown
+        names = sorted(self.digests.keys() | now.digests.keys())
+        changed = [name for name in names if self.digests.get(name) != now.digests.get(name)]
+        if not changed or changed == [_SAMPLED]:
+            return what
+        name = changed[0]
+        how = "is gone" if name not in now.digests else "has changed" if name in self.digests else "is new"
+        more = f", and {len(changed) - 1} more files" if len(changed) > 1 else ""
+        return f"{what}: {name} {how}{more}"
+
+
+def fingerprints(documents: Sequence, name: str) -> dict[str, Fingerprint]:
+    """Returns the fingerprint of an opened source, or of each component of a mixture, by name.
+
+    Args:
+      documents: the opened source.
+      name: name of the source. Components of a mixture have it as a prefix.
+    """
+    names = [part for part, _ in components(documents, name)]
+    labels = names if len(names) == 1 else [f"{name}: {part}" for part in names]
+    return {label: _fingerprint(part) for label, part in zip(labels, parts(documents), strict=True)}
+
+
+def _fingerprint(documents: Sequence) -> Fingerprint:
+    inner = documents
+    while isinstance(inner, Renamed):  # Its columns are settings of the experiment.
+        inner = inner.examples
+    contents = getattr(inner, "contents", None)
+    if contents is not None:
+        return Fingerprint(len(documents), {path: digests.of(content) for path, content in contents()})
+    count = len(inner)
+    drawn = range(count) if count <= SAMPLE else np.unique(np.random.default_rng(0).integers(count, size=SAMPLE))
+    read = getattr(inner, "identity", inner.__getitem__)
+
+    def digest(index: int) -> bytes:
+        with located(inner, index):
+            return digests.of(_bytes(read(index))).encode()
+
+    with ThreadPoolExecutor(_THREADS) as threads:
+        return Fingerprint(count, {_SAMPLED: digests.of(b"".join(threads.map(digest, map(int, drawn))))})
+
+
+_SAMPLED = "documents"
+
+
+def _bytes(value: Any) -> bytes:
+    """Returns bytes that differ for different values of the types that documents consist of."""
+    if isinstance(value, Mapping):
+        return _joined(b"{", [_bytes(item) for pair in sorted(value.items()) for item in pair])
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        return _joined(b"a", [f"{value.dtype} {value.shape}".encode(), np.ascontiguousarray(value).tobytes()])
+    if isinstance(value, list | tuple | np.ndarray):
+        return _joined(b"[", [_bytes(item) for item in value])
+    if isinstance(value, bytes):
+        return b"b" + value
+    if isinstance(value, str):
+        return b"s" + value.encode(errors="surrogatepass")
+    if value is None or isinstance(value, bool | int | float | np.generic):
+        return f"n{value}".encode()
+    return type(value).__name__.encode()  # Another object may be represented differently in each process.
+
+
+def _joined(kind: bytes, values: Sequence[bytes]) -> bytes:
+    return kind + b"".join(len(value).to_bytes(8, "big") + value for value in values)

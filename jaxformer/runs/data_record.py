@@ -1,0 +1,123 @@
+"""Record of the data that a run is trained on, in the file `DATA` of its folder, and what has changed since."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+
+from jaxformer import digests, storage
+from jaxformer.data.pipeline.loader import TRAIN
+from jaxformer.data.sources.fingerprints import Fingerprint
+from jaxformer.errors import InputError
+from jaxformer.parallel import processes
+from jaxformer.runs.folder import Claim, write_at_once
+
+DATA = "data.json"
+"""Name of the file in a run's folder."""
+TOKENIZER = "tokenizer"
+"""Name of the tokenizer among the sources."""
+ACCEPT = "--accept-changed-data"
+"""Option of `jaxformer train` that accepts changes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DataRecord:
+    """The data of a run, and the changes that were accepted."""
+
+    sources: dict[str, Fingerprint]
+    """Fingerprint of each source and of the tokenizer, by name."""
+    accepted: tuple[str, ...] = ()
+    """A line for each change that was accepted since the run began."""
+    changed_at: int = -1
+    """Step at which another training source or tokenizer was last accepted; -1 if there was none."""
+    told: tuple[str, ...] = ()
+    """Lines to print about the comparison with the record. Not stored."""
+    changes_batches: bool = False
+    """Whether the training data or the tokenizer has changed since the last start. Not stored."""
+    is_new: bool = False
+    """Whether the run begins now. Not stored."""
+
+    def at(self, step: int) -> "DataRecord":
+        """Returns the record of a run that resumes at a step."""
+        return dataclasses.replace(self, changed_at=step) if self.changes_batches else self
+
+    def changes(self, now: Mapping[str, Fingerprint]) -> dict[str, str]:
+        """Describes how the sources have changed, by name.
+
+        A source that is only in one of both belongs to an evaluation that was added or removed, and is left out.
+        """
+        common = [name for name in now if name in self.sources]
+        return {name: change for name in common if (change := self.sources[name].change(now[name]))}
+
+
+def read_record(folder: Path) -> DataRecord | None:
+    """Returns the record of a run; None if it has none. Raises InputError if it is damaged."""
+    path = folder / DATA
+    try:
+        values = json.loads(digests.unseal(storage.read_bytes(str(path)).decode(errors="replace")))
+    except FileNotFoundError:
+        return None
+    except digests.Mismatch as error:
+        raise InputError(
+            f"{path}: damaged: {error}; put a good copy back, or remove it to record the data again"
+        ) from error
+    sources = {name: Fingerprint(**value) for name, value in values["sources"].items()}
+    return DataRecord(sources, tuple(values["accepted"]), values["changed_at"])
+
+
+def write_record(folder: Path, record: DataRecord) -> None:
+    """Writes the record of a run atomically. Only process 0 does, and only if it is new or has changed."""
+    if jax.process_index() or not (record.told or record.is_new):
+        return
+    values = {"sources": {name: dataclasses.asdict(one) for name, one in record.sources.items()}}
+    values |= {"accepted": record.accepted, "changed_at": record.changed_at}
+    text = digests.seal(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+    if storage.is_remote(folder):
+        with storage.reported(folder, "cannot be written"):
+            (folder / DATA).write_text(text, encoding="utf-8")
+    else:
+        write_at_once(folder / DATA, text)
+
+
+def tokenizer_fingerprint(folder: Path) -> Fingerprint:
+    """Returns the fingerprint of the tokenizer in a folder, made of the digests of its files."""
+    files = digests.read(folder)
+    return Fingerprint(len(files), {name: digest.value for name, digest in files.items()})
+
+
+def compared(claim: Claim, now: dict[str, Fingerprint], accept: bool) -> DataRecord:
+    """Compares the data with the record of a run, and returns the record of the data as it is now.
+
+    Args:
+      claim: write access to the run's folder.
+      now: fingerprints of the sources and of the tokenizer.
+      accept: whether to accept changes.
+
+    Raises:
+      InputError: If the data has changed and this is not accepted, or if two processes read different data.
+    """
+    first, *others = processes.gather(lambda: now)
+    for number, other in enumerate(others, 1):
+        for name, change in DataRecord(first).changes(other).items():
+            raise InputError(f"{name} of process {number} is not that of process 0: it {change}")
+    if not claim.is_run:
+        return DataRecord(now, is_new=True)
+    before = read_record(claim.folder)
+    if before is None:
+        return DataRecord(now, told=(f"{claim.folder / DATA} is missing; the data is recorded as it is now",))
+    changes = before.changes(now)
+    lines = [f"{name} {change}" for name, change in changes.items()]
+    if lines and not accept:
+        raise InputError(
+            f"--workdir {claim.folder}: {digests.summary(lines)} since the run began; put the data back, or train on "
+            f"what there is now with {ACCEPT}"
+        )
+    return dataclasses.replace(
+        before,
+        sources=before.sources | now,
+        accepted=(*before.accepted, *lines),
+        told=tuple(f"accepted: {line}" for line in lines),
+        changes_batches=any(name.startswith((TRAIN, TOKENIZER)) for name in changes),
+    )
