@@ -1,4 +1,4 @@
-"""What digests cost: the seconds that they add to a save, and the speed of comparing a checkpoint with them.
+"""Cost of digests: the seconds that they add to a save, and the speed of comparing a checkpoint with them.
 
     python benchmarks/digests.py [--gigabytes 1] [--folder FOLDER]
 

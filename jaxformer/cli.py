@@ -1,4 +1,4 @@
-"""The command line: `jaxformer new | train | plan | launch | evaluate | predict | export | import | verify`."""
+"""The command line: `jaxformer COMMAND`. `USAGE` lists the commands."""
 
 import argparse
 import json
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jaxformer
-from jaxformer import classes, storage
+from jaxformer import classes, run_commands, storage
 from jaxformer.command_arguments import Parser, add_step, add_weights_options, take, take_switch
 from jaxformer.decoding_options import DECODING
 from jaxformer.errors import InputError
@@ -46,6 +46,7 @@ USAGE = """usage: jaxformer COMMAND ...
   import HF_DIR RUN [--dtype TYPE] [--no-certificate]   create a run from a Hugging Face folder, to predict, export,
                                                         or start other runs from
   verify RUN                                            compare everything in a run's folder with its digests
+  replay RUN --step N [--rows R ...]                    print the batch of a step, decoded, with the loss of each row
 
 evaluate, predict and export take --step N to use a checkpoint other than the latest (or the best). All commands take
 --allow PACKAGE, a package of your own whose classes a run may use; without it, only classes of jaxformer are imported.
@@ -55,7 +56,6 @@ The processes of a TPU pod, of Slurm, Open MPI, torchrun and SkyPilot find each 
 other, by default 300.
 """
 
-ACCEPT_CHANGED_DATA = "--accept-changed-data"
 SEVERAL = ("train", "evaluate", "predict", "export", "import")
 """Names of the commands that can run in several processes at the same time."""
 
@@ -74,7 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "export": export,
         "import": import_,
         "launch": launch,
-        "verify": verify,
+        "verify": run_commands.verify,
+        "replay": run_commands.replay,
     }
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
@@ -136,6 +137,7 @@ def train(arguments: list[str]) -> None:
     arguments, allowed = take(arguments, "allow", "a package")
     arguments, profile = take_switch(arguments, "profile")
     arguments, unchecked = take_switch(arguments, "no-self-check")
+    arguments, accept = take_switch(arguments, "accept-changed-data")
     classes.allow(*allowed)
     if arguments in (["-h"], ["--help"]):
         print(USAGE, end="")
@@ -145,13 +147,12 @@ def train(arguments: list[str]) -> None:
         raise InputError(
             "train: expected a config file first, such as configs/bert_quickstart.py, or the name bert_quickstart"
         )
-    flags = [argument for argument in arguments[1:] if argument != ACCEPT_CHANGED_DATA]
-    experiment = config.parse(paths[0], flags, "jaxformer train CONFIG.py [--workdir RUN]")
-    _start_jax()
+    experiment = config.parse(paths[0], arguments[1:], "jaxformer train CONFIG.py [--workdir RUN]")
+    host.start_jax()
     from jaxformer.training.loop import fit
 
     folder = workdir[-1] if workdir else Path("runs") / Path(paths[0]).stem
-    fit(experiment, folder, profile=profile, check_kernels=not unchecked, accept_changed_data=len(flags) < len(arguments[1:]))
+    fit(experiment, folder, profile=profile, check_kernels=not unchecked, accept_changed_data=accept)
 
 
 def launch(arguments: list[str]) -> None:
@@ -347,7 +348,7 @@ def import_(arguments: list[str]) -> None:
     parser.add_argument("run", metavar="RUN", help="the run's folder, which must not exist yet")
     add_weights_options(parser)
     options = parser.parse(arguments)
-    _start_jax()
+    host.start_jax()
     from jaxformer.interop.huggingface.runs import import_run
 
     for note in import_run(options.folder, options.run, options.dtype, not options.no_certificate):
@@ -356,28 +357,11 @@ def import_(arguments: list[str]) -> None:
     print(f"{run.folder} · {type(run.model).__name__} · {type(run.objective).__name__}")
 
 
-def verify(arguments: list[str]) -> None:
-    """Compares everything in a run's folder with its digests."""
-    parser = Parser("verify", "Reads everything in a run's folder and compares it with its digests. Changes nothing.")
-    parser.add_argument("run", metavar="RUN", help="the run's folder")
-    folder = storage.path(parser.parse(arguments).run)
-    from jaxformer.progress import display
-    from jaxformer.runs import verification
-
-    parts = []
-    with display(stderr=True):
-        for part in verification.verify(folder):
-            parts.append(part)
-            print(part, flush=True)
-    if damaged := [part.name for part in parts if part.problem]:
-        raise InputError(f"{folder}: {len(damaged)} of {len(parts)} parts are damaged: {', '.join(damaged)}")
-
-
 def _open(folder: str, in_memory: bool = True, step: int | None = None):
     from jaxformer.progress import display, phase
 
     with display(stderr=True), phase(f"opening {folder}"):
-        _start_jax()
+        host.start_jax()
         from jaxformer.runs.run import open_run
 
         return open_run(folder, in_memory, step)
@@ -386,19 +370,6 @@ def _open(folder: str, in_memory: bool = True, step: int | None = None):
 def _show_warning(message: Warning | str, *_) -> None:
     """Prints a warning on one line, without its source location."""
     print(f"warning: {message}", file=sys.stderr)
-
-
-def _start_jax() -> None:
-    """Makes JAX cache compiled programs on disk, in JAX_COMPILATION_CACHE_DIR or by default in the user's cache
-    directory.
-    """
-    import jax
-
-    if jax.config.values["jax_compilation_cache_dir"] is None:
-        home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        jax.config.update("jax_compilation_cache_dir", os.path.join(home, "jaxformer", "compiled"))
-    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def _read_lines(path: str) -> list[str]:

@@ -6,6 +6,7 @@ which detects accidental changes but not intended ones, as anyone can compute it
 """
 
 import base64
+import hashlib
 import json
 import os
 import re
@@ -47,17 +48,22 @@ def of(content: bytes) -> str:
     return f"xxh3:{xxhash.xxh3_64_hexdigest(content)}"
 
 
-def of_file(path: Path) -> Digest:
-    """Reads a local file or an object and returns its size and digest."""
+def of_file(path: Path, kind: str = "xxh3") -> Digest:
+    """Reads a local file or an object and returns its size and digest.
+
+    Args:
+      path: the path.
+      kind: `xxh3`; or `md5`, for a local file, to compare it with an object in a bucket.
+    """
     if storage.is_remote(path):
         content = storage.read_bytes(str(path))
         return Digest(len(content), of(content))
-    digest, size, buffer = xxhash.xxh3_64(), 0, bytearray(_CHUNK)
+    digest, size, buffer = xxhash.xxh3_64() if kind == "xxh3" else hashlib.md5(), 0, bytearray(_CHUNK)
     with open(path, "rb", buffering=0) as file:
         while read := file.readinto(buffer):
             digest.update(memoryview(buffer)[:read])
             size += read
-    return Digest(size, f"xxh3:{digest.hexdigest()}")
+    return Digest(size, f"{kind}:{digest.hexdigest()}")
 
 
 def of_folder(folder: Path, chosen: Callable[[str], bool] = lambda name: True) -> dict[str, Digest]:
@@ -124,9 +130,10 @@ def problems(
         differ = {name for name in left if _comparable(files[name].value, of_server[name])}
         wrong |= {name: _DIFFERS for name in differ if files[name].value != of_server[name]}
     own, shares = share
-    left = [name for name in left if files[name].value.startswith("xxh3:")][own::shares]
+    kinds = {name: files[name].value.partition(":")[0] for name in left}
+    left = [name for name in left if kinds[name] == "xxh3" or (kinds[name] == "md5" and not remote)][own::shares]
     with ThreadPoolExecutor(_THREADS) as threads:
-        now = zip(left, threads.map(lambda name: of_file(folder / name), left), strict=True)
+        now = zip(left, threads.map(lambda name: of_file(folder / name, kinds[name]), left), strict=True)
         wrong |= {name: _DIFFERS for name, digest in now if digest != files[name]}
     return [f"{name} {problem}" for name, problem in sorted(wrong.items())]
 

@@ -1,5 +1,6 @@
 """Digests of files, of JSON files and of lines."""
 
+import hashlib
 import json
 import random
 
@@ -41,11 +42,18 @@ def test_each_kind_of_damage_is_named(folder):
     assert digests.problems(folder, files, lambda name: name.startswith("a/")) == ["a/large is missing"]
 
 
+def test_a_file_is_compared_with_the_checksum_of_a_bucket(folder):
+    files = digests.read(folder) | {"small": digests.Digest(4, f"md5:{hashlib.md5(b'text').hexdigest()}")}
+    assert digests.problems(folder, files) == []
+    (folder / "small").write_text("test")
+    assert digests.problems(folder, files) == ["small has another content than was written"]
+
+
 def test_shares_read_every_file_once(folder):
     files = digests.read(folder)
     for name in files:
         content = (folder / name).read_bytes()
-        (folder / name).write_bytes(content[:-1] + b"!")
+        (folder / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     found = [digests.problems(folder, files, share=(index, 3)) for index in range(3)]
     assert sorted(map(len, found)) == [0, 1, 1] and len({line for lines in found for line in lines}) == 2
 
@@ -54,7 +62,7 @@ def test_shares_read_every_file_once(folder):
 def test_a_changed_byte_of_the_digests_themselves_is_found(index, folder):
     path = folder / digests.DIGESTS
     content = bytearray(path.read_bytes())
-    content[index] ^= 1 << index % 8
+    content[index % len(content)] ^= 1 << index % 8
     path.write_bytes(content)
     with pytest.raises(Mismatch, match=r"digests.json: it"):
         digests.read(folder)

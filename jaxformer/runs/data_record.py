@@ -36,8 +36,8 @@ class DataRecord:
     """Lines to print about the comparison with the record. Not stored."""
     changes_batches: bool = False
     """Whether the training data or the tokenizer has changed since the last start. Not stored."""
-    is_new: bool = False
-    """Whether the run begins now. Not stored."""
+    differs: bool = False
+    """Whether the record differs from the one in the folder. Not stored."""
 
     def at(self, step: int) -> "DataRecord":
         """Returns the record of a run that resumes at a step."""
@@ -68,8 +68,8 @@ def read_record(folder: Path) -> DataRecord | None:
 
 
 def write_record(folder: Path, record: DataRecord) -> None:
-    """Writes the record of a run atomically. Only process 0 does, and only if it is new or has changed."""
-    if jax.process_index() or not (record.told or record.is_new):
+    """Writes the record of a run atomically. Only process 0 does, and only if the record has changed."""
+    if jax.process_index() or not record.differs:
         return
     values = {"sources": {name: dataclasses.asdict(one) for name, one in record.sources.items()}}
     values |= {"accepted": record.accepted, "changed_at": record.changed_at}
@@ -103,10 +103,11 @@ def compared(claim: Claim, now: dict[str, Fingerprint], accept: bool) -> DataRec
         for name, change in DataRecord(first).changes(other).items():
             raise InputError(f"{name} of process {number} is not that of process 0: it {change}")
     if not claim.is_run:
-        return DataRecord(now, is_new=True)
+        return DataRecord(now, differs=True)
     before = read_record(claim.folder)
     if before is None:
-        return DataRecord(now, told=(f"{claim.folder / DATA} is missing; the data is recorded as it is now",))
+        told = f"{claim.folder / DATA} is missing; the data is recorded as it is now"
+        return DataRecord(now, told=(told,), differs=True)
     changes = before.changes(now)
     lines = [f"{name} {change}" for name, change in changes.items()]
     if lines and not accept:
@@ -120,4 +121,5 @@ def compared(claim: Claim, now: dict[str, Fingerprint], accept: bool) -> DataRec
         accepted=(*before.accepted, *lines),
         told=tuple(f"accepted: {line}" for line in lines),
         changes_batches=any(name.startswith((TRAIN, TOKENIZER)) for name in changes),
+        differs=bool(lines) or not now.keys() <= before.sources.keys(),
     )

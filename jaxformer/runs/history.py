@@ -12,6 +12,8 @@ from jaxformer import digests, strict_json
 from jaxformer.runs.folder import DAMAGED
 
 METRICS = "metrics.jsonl"
+SKIPPED = "skipped.jsonl"
+"""Name of the file with a line for each skipped step: `step`, losses, gradient norm, and the states of all lanes."""
 
 
 def read_history(path: Path, last: float = math.inf) -> tuple[list[dict[str, Any]], list[str]]:
@@ -30,12 +32,12 @@ def read_history(path: Path, last: float = math.inf) -> tuple[list[dict[str, Any
     return [line for line in values if line["step"] <= last], damaged
 
 
-def rewrite_history(home: Path, last: float) -> None:
-    """Removes the lines of later steps from the metrics file in a folder, because a resumed run writes them again.
+def rewrite_history(home: Path, last: float, name: str = METRICS) -> None:
+    """Removes the lines of later steps from a file of lines in a folder, because a resumed run writes them again.
 
     Damaged lines are moved to a file of the same name in the subfolder `DAMAGED`.
     """
-    path, kept, damaged = home / METRICS, [], []
+    path, kept, damaged = home / name, [], []
     for line, plain in _lines(path):
         if plain is None:
             damaged.append(line)
@@ -43,7 +45,7 @@ def rewrite_history(home: Path, last: float) -> None:
             kept.append(line)
     if damaged:
         (home / DAMAGED).mkdir(exist_ok=True)
-        with (home / DAMAGED / METRICS).open("ab") as file:
+        with (home / DAMAGED / name).open("ab") as file:
             file.writelines(damaged)
     if path.exists():
         temporary = path.with_suffix(".tmp")

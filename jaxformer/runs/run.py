@@ -41,6 +41,7 @@ from jaxformer.predictors.embedding import embed
 from jaxformer.progress import phase
 from jaxformer.runs import summaries
 from jaxformer.runs.bucket import claim_bucket
+from jaxformer.runs.files import check_tokenizer_files, experiment_text, read_tokenizer, seal_tokenizer
 from jaxformer.runs.folder import CHECKPOINTS, EXPERIMENT, TOKENIZER, Claim, claim, write_at_once
 from jaxformer.runs.history import METRICS, read_history
 from jaxformer.runs.parameters import no_checkpoint, read_params
@@ -328,7 +329,7 @@ def open_run(
     experiment = read_experiment(folder, known)
     if not (folder / CHECKPOINTS).is_dir():
         raise no_checkpoint(folder, experiment.checkpoint)
-    mesh = sharding.make_mesh(_mesh_for(experiment, len(jax.devices())))
+    mesh = sharding.make_mesh(mesh_for(experiment, len(jax.devices())))
     step, params = read_params(folder, experiment, mesh, in_memory, step)
     tokenizer = None if experiment.tokenizer is None else read_tokenizer(folder)
     return Run(folder, experiment, tokenizer, step, params, mesh)
@@ -340,23 +341,9 @@ def read_experiment(folder: Path, known: Experiment | None = None) -> Experiment
     Raises:
       InputError: If the folder does not contain a run, or its experiment contains other classes or cannot be read.
     """
-    if storage.is_remote(folder):
-        storage.check_bucket(folder)
+    text = experiment_text(folder)
     try:
-        text = storage.read_bytes(str(folder / EXPERIMENT)).decode()
-    except OSError as error:
-        reason = f"{EXPERIMENT}: {error.strerror or 'no such object'}" if folder.exists() else "there is no such folder"
-        raise InputError(f"{folder}: not a run's folder: {reason}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{folder / EXPERIMENT}: not UTF-8 text, at byte {error.start}") from error
-    try:
-        # Without the line of the digest, the file counts as edited on purpose.
-        return config.from_json(digests.unseal(text) if digests.is_sealed(text) else text, folder, known)
-    except digests.Mismatch as error:
-        raise InputError(
-            f"{folder / EXPERIMENT}: damaged: {error}; put a good copy back, or remove the line {digests.FIELD!r} if "
-            "you have edited the file"
-        ) from error
+        return config.from_json(text, folder, known)
     except InputError as error:
         raise InputError(f"{folder / EXPERIMENT}: {error}") from error
 
@@ -384,6 +371,7 @@ def prepare_tokenizer(folder: Claim, experiment: Experiment) -> Tokenizer | None
     if jax.process_index() == 0:
         if folder.is_run and not saved(str(folder.tokenizer)):
             raise InputError(f"--workdir {folder.folder}: the run's {TOKENIZER}/ is missing or empty; put it back")
+        check_tokenizer_files(folder.tokenizer)
         if experiment.fork is not None and not folder.is_run:
             forked = storage.path(experiment.fork)
             read_experiment(forked, known=experiment)  # Raises InputError if the folder is not a run's.
@@ -394,31 +382,6 @@ def prepare_tokenizer(folder: Claim, experiment: Experiment) -> Tokenizer | None
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("tokenizer")
     return read_tokenizer(folder.tokenizer.parent)
-
-
-def seal_tokenizer(folder: Path) -> None:
-    """Writes the digests of the files of a new tokenizer to its folder."""
-    names = [path.name for path in folder.iterdir() if path.name != digests.DIGESTS]
-    digests.write(folder, {name: digests.of_file(folder / name) for name in names})
-
-
-def read_tokenizer(home: Path) -> Tokenizer:
-    """Loads the tokenizer of the run in a folder. Raises InputError if it is missing or damaged."""
-    folder = home / TOKENIZER
-    check_tokenizer_files(folder)
-    return load_tokenizer(str(folder))
-
-
-def check_tokenizer_files(folder: Path) -> None:
-    """Raises InputError if a file in the folder of a run's tokenizer does not match its digest."""
-    if not saved(str(folder)):
-        return  # `load_tokenizer` says what is missing.
-    try:
-        wrong = digests.problems(folder, digests.read(folder))
-    except digests.Mismatch as error:
-        wrong = [str(error)]
-    if wrong:
-        raise InputError(f"{folder}: damaged: {digests.summary(wrong)}; put a good copy back")
 
 
 def write_experiment(folder: Path, experiment: Experiment) -> None:
@@ -443,10 +406,8 @@ def _check_belongs(folder: Path, experiment: Experiment) -> None:
         raise InputError(f"--workdir {folder}: another experiment's run: {changed[0]}{more}; use another folder")
 
 
-def _mesh_for(experiment: Experiment, devices: int) -> sharding.Mesh:
-    """Returns the mesh of the run's config if it fits the available devices. Otherwise returns a data-parallel mesh
-    that fits the batch.
-    """
+def mesh_for(experiment: Experiment, devices: int) -> sharding.Mesh:
+    """Returns the run's own mesh if it fits the available devices, or else a data-parallel mesh that fits the batch."""
     with contextlib.suppress(InputError):
         sizes = experiment.mesh.sizes(devices)
         if experiment.data.batch % math.prod(sizes[name] for name in sharding.RULES["batch"]) == 0:

@@ -9,7 +9,8 @@ from jaxformer.errors import InputError
 from jaxformer.progress import phase
 from jaxformer.runs import run
 from jaxformer.runs.data_record import DATA, read_record
-from jaxformer.runs.history import METRICS, read_history
+from jaxformer.runs.files import check_tokenizer_files
+from jaxformer.runs.history import METRICS, SKIPPED, read_history
 from jaxformer.training.checkpoint_digests import check_digests
 from jaxformer.training.checkpoints import Checkpoints
 
@@ -44,7 +45,9 @@ def verify(folder: Path) -> Iterator[Part]:
         yield _part(folder, DATA, lambda: _check_record(folder))
     if (folder / run.TOKENIZER).exists():
         yield _part(folder, run.TOKENIZER, lambda: _check_tokenizer(folder / run.TOKENIZER))
-    yield _part(folder, METRICS, lambda: _check_metrics(folder / METRICS))
+    for name in (METRICS, SKIPPED):
+        if (folder / name).exists():
+            yield _part(folder, name, lambda name=name: _check_lines(folder / name))
     for step in Checkpoints(folder / run.CHECKPOINTS).steps if (folder / run.CHECKPOINTS).is_dir() else ():
         name = f"{run.CHECKPOINTS}/{step}"
         with phase(f"reading {name}"):
@@ -75,11 +78,11 @@ def _check_record(folder: Path) -> str:
 
 
 def _check_tokenizer(folder: Path) -> str:
-    run.check_tokenizer_files(folder)
+    check_tokenizer_files(folder)
     return f"{len(digests.read(folder))} files"
 
 
-def _check_metrics(path: Path) -> str:
+def _check_lines(path: Path) -> str:
     lines, damaged = read_history(path)
     if damaged:
         raise InputError(digests.summary(damaged))

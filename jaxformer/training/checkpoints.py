@@ -236,7 +236,7 @@ class Checkpoints:
 
     def _checked(self, step: int, abstract: Mapping[str, Tree]) -> epath.Path:
         """Returns the folder of a checkpoint, after comparing the files of some of its trees with their digests."""
-        folder, names = self._of(step), [name for name, tree in abstract.items() if tree]
+        folder, names = self._of(step), [METRICS, *(name for name, tree in abstract.items() if tree)]
         unless_damaged(folder, functools.partial(check_digests, storage.path(folder), names))
         return folder
 

@@ -1,4 +1,4 @@
-"""Memory allocation settings of the host, for training on the CPU.
+"""Settings of the process: memory allocation on the host, for training on the CPU, and the cache of compiled programs.
 
 XLA on CPU allocates a step's buffers again at every step. The kernel zeroes large buffers page by page, which takes a
 sixth of the step's time with small pages. Huge pages are faster.
@@ -28,3 +28,14 @@ def restart_with_huge_pages() -> None:
         return
     os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, [tunables, HUGE_PAGES]))
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def start_jax() -> None:
+    """Keeps compiled programs on disk, in JAX_COMPILATION_CACHE_DIR or by default in the user's cache directory."""
+    import jax
+
+    if jax.config.values["jax_compilation_cache_dir"] is None:
+        home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        jax.config.update("jax_compilation_cache_dir", os.path.join(home, "jaxformer", "compiled"))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from jaxformer import storage
-from jaxformer.runs.history import METRICS
+from jaxformer.runs.history import METRICS, SKIPPED
 
 EVERY = 10.0
 """Minimum number of seconds between two copies of the log files to a bucket."""
@@ -39,8 +39,9 @@ class LogFiles:
         self._temporary = tempfile.TemporaryDirectory(prefix="jaxformer-logs-")
         self._thread = ThreadPoolExecutor(1, "logs")
         self.home = Path(self._temporary.name)
-        with storage.reported(folder), contextlib.suppress(FileNotFoundError):
-            (self.home / METRICS).write_bytes((folder / METRICS).read_bytes())
+        for name in (METRICS, SKIPPED):
+            with storage.reported(folder), contextlib.suppress(FileNotFoundError):
+                (self.home / name).write_bytes((folder / name).read_bytes())
 
     def copy_soon(self) -> None:
         """Starts a copy in the background if the last was at least `EVERY` seconds ago. Does nothing without a bucket.

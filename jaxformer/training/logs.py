@@ -19,11 +19,12 @@ from jaxformer.metrics.base import MetricStates
 from jaxformer.metrics.means import Mean
 from jaxformer.progress import duration
 from jaxformer.runs.folder import DAMAGED
-from jaxformer.runs.history import METRICS, read_history, rewrite_history
+from jaxformer.runs.history import METRICS, SKIPPED, read_history, rewrite_history
 from jaxformer.runs.next_command import next_command, program
 from jaxformer.runs.run import Run
 from jaxformer.runs.summaries import headline
 from jaxformer.training.log_files import LogFiles
+from jaxformer.training.skips import Skip
 from jaxformer.training.state import TrainState, trained_and_held
 from jaxformer.training.utilization import memory_in_use, peak_flops, step_flops
 
@@ -152,6 +153,7 @@ class Logs:
         history, self._damaged = read_history(home / METRICS, start)
         if self._writes:
             rewrite_history(home, start)
+            rewrite_history(home, start, SKIPPED)
         for line in history:
             split, step = line.pop("split"), line.pop("step")
             if split != "train":
@@ -212,6 +214,15 @@ class Logs:
         if split != "train":
             self._note(step, {split: values})
         self._write(step, {split: values})
+
+    def write_skip(self, skip: Skip) -> None:
+        """Adds a line about a skipped step to `skipped.jsonl`, and prints one."""
+        if self._files is None:
+            return
+        with (self._files.home / SKIPPED).open("a", encoding="utf-8") as file:
+            file.write(digests.seal_line(strict_json.dumps(skip.line())) + "\n")
+        norm = skip.values["gradient_norm"]
+        self.say(f"step {skip.step} skipped: its gradient norm is {norm}; {program()} replay RUN --step {skip.step}")
 
     def write_evaluations(self, step: int, results: Mapping[str, Mapping[str, float]]) -> None:
         """Writes the metrics of all evaluations at a step. `results` maps names of evaluations to metrics."""

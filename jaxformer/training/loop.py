@@ -36,6 +36,7 @@ from jaxformer.training.gradients import Means, loss_and_gradient
 from jaxformer.training.logs import Logs, Meter, describe
 from jaxformer.training.profiling import Profile
 from jaxformer.training.signals import Stop
+from jaxformer.training.skips import Skips
 from jaxformer.training.stages import check_experts, check_pipeline
 from jaxformer.training.state import (
     TOKEN_ARRAYS,
@@ -46,9 +47,6 @@ from jaxformer.training.state import (
     parameter_info,
     trained_and_held,
 )
-
-MOST_SKIPPED = 10
-"""Number of consecutive steps with a non-finite gradient after which a run stops."""
 
 
 def train_step(experiment: Experiment, state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, Means]:
@@ -206,7 +204,6 @@ def fit(
         before = runs.read_experiment(folder, known=experiment) if claim.is_run else None
         if check_kernels:
             self_check.run(experiment, mesh)
-        experiment, tokenizer = prepare_text(experiment, claim)
         experiment, tokenizer, record = prepare_data(experiment, claim, accept_changed_data)
         train = compile_step(experiment, mesh)
         evaluate = prepare_evaluation(experiment, tokenizer, mesh)
@@ -280,7 +277,7 @@ def train_to_end(training: Training, state: TrainState, lanes: np.ndarray, meter
     steps, size, start = experiment.steps, experiment.data.batch, int(state.step)
     rows = sharding.local_rows(size, mesh)
     lay = functools.partial(sharding.global_batch, rows=rows, batch=size, mesh=mesh)
-    step = start
+    step, skips = start, Skips(int(state.skipped_in_a_row), rows, experiment.objective.loss_weights)
     for batch, lanes_after in training.batches:
         if training.evaluate and logs.evaluated < step and due(step, experiment.evaluation.every, steps):
             # No variable holds the parameters: the step donates them, and merged LoRA parameters would stay in memory.
@@ -293,6 +290,8 @@ def train_to_end(training: Training, state: TrainState, lanes: np.ndarray, meter
         best, forked = evaluated and experiment.checkpoint.best, training.forked and step == start
         if ending or best or forked or due(step, experiment.checkpoint.every, steps):
             trees = {**state.trees(), "lanes": lay({"lanes": lanes})}
+            for skip in skips.rest():
+                logs.write_skip(skip)
             logs.flush()  # A resumed run has the lines up to its checkpoint.
             saved.save(step, trees, logs.results if evaluated else None)
         if ending:
@@ -300,6 +299,8 @@ def train_to_end(training: Training, state: TrainState, lanes: np.ndarray, meter
         training.profile.before(step, state.step)
         with training.profile.step(step):
             state, means = training.train(state, lay(batch))
+            for skip in skips.add(step + 1, means, lanes):
+                logs.write_skip(skip)
             step, lanes = step + 1, lanes_after
             meter.add(means)
         if ended := training.profile.after(step, means):
@@ -308,7 +309,6 @@ def train_to_end(training: Training, state: TrainState, lanes: np.ndarray, meter
         if due(step, experiment.log.every, steps):
             training.claim.check()
             logs.write(step, "train", meter.report(step, state))
-            check_gradients(state, step, saved)
     return state
 
 
@@ -389,12 +389,3 @@ def check_tokenizer(experiment: Experiment, tokenizer: Tokenizer | None) -> None
         limit = limits[array].max_length if array in limits else longest
         if array in row and limits and limit < (length := row[array].capacity):
             raise InputError(f"model.max_length={limit} is shorter than data.task.{field}={length}")
-
-
-def check_gradients(state: TrainState, step: int, saved: Checkpoints) -> None:
-    """Raises InputError if the gradients of too many consecutive steps were not finite."""
-    if int(state.skipped_in_a_row) >= MOST_SKIPPED:
-        raise InputError(
-            f"step {step}: the last {int(state.skipped_in_a_row)} gradients were not finite and were skipped: lower "
-            f"optimizer.schedule.peak or optimizer.clip; the latest checkpoint is of step {saved.latest}"
-        )

@@ -124,9 +124,9 @@ def wait_for(happened: Callable[[], object], process: subprocess.Popen) -> None:
 
 
 def metrics(folder: Path, split: str = "train") -> list[dict]:
-    """The lines of `metrics.jsonl` of one split."""
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [values for values in map(json.loads, lines) if values["split"] == split]
+    """The lines of `metrics.jsonl` of one split, without their digests."""
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    return [values for values in lines if values.pop("digest") and values["split"] == split]
 
 
 def step_reached(folder: Path) -> int:

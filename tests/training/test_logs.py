@@ -48,6 +48,7 @@ def values(loss):
 @pytest.mark.slow
 def test_every_line_has_its_step_its_split_and_all_metrics_as_numbers(run):
     lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert all(line.popitem()[0] == "digest" for line in lines)
     assert [(line["step"], line["split"]) for line in lines] == [
         (2, "train"),
         (4, "train"),

@@ -6,7 +6,6 @@ other sources it covers the number of documents and the content of `SAMPLE` docu
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,6 @@ from jaxformer.data.sources.sources import Renamed, components, located, parts
 
 SAMPLE = 500
 """Maximum number of documents to read from a source that has no `contents`."""
-_THREADS = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,13 +65,11 @@ def _fingerprint(documents: Sequence) -> Fingerprint:
     count = len(inner)
     drawn = range(count) if count <= SAMPLE else np.unique(np.random.default_rng(0).integers(count, size=SAMPLE))
     read = getattr(inner, "identity", inner.__getitem__)
-
-    def digest(index: int) -> bytes:
+    found = []
+    for index in map(int, drawn):
         with located(inner, index):
-            return digests.of(_bytes(read(index))).encode()
-
-    with ThreadPoolExecutor(_THREADS) as threads:
-        return Fingerprint(count, {_SAMPLED: digests.of(b"".join(threads.map(digest, map(int, drawn))))})
+            found.append(digests.of(_bytes(read(index))).encode())
+    return Fingerprint(count, {_SAMPLED: digests.of(b"".join(found))})
 
 
 _SAMPLED = "documents"

@@ -1,0 +1,51 @@
+"""The commands `jaxformer verify` and `jaxformer replay`, which change nothing in a run's folder."""
+
+from jaxformer import storage
+from jaxformer.command_arguments import Parser
+from jaxformer.errors import InputError
+from jaxformer.training import host
+
+
+def verify(arguments: list[str]) -> None:
+    """Runs `jaxformer verify`: compares everything in a run's folder with its digests, and prints a line per part.
+
+    Raises:
+      InputError: If a part is damaged.
+    """
+    parser = Parser("verify", "Reads everything in a run's folder and compares it with its digests. Changes nothing.")
+    parser.add_argument("run", metavar="RUN", help="the run's folder")
+    folder = storage.path(parser.parse(arguments).run)
+    from jaxformer.progress import display
+    from jaxformer.runs import verification
+
+    parts = []
+    with display(stderr=True):
+        for part in verification.verify(folder):
+            parts.append(part)
+            print(part, flush=True)
+    if damaged := [part.name for part in parts if part.problem]:
+        raise InputError(f"{folder}: {len(damaged)} of {len(parts)} parts are damaged: {', '.join(damaged)}")
+
+
+def replay(arguments: list[str]) -> None:
+    """Runs `jaxformer replay`: prints the batch of a training step, decoded, with the loss of each row."""
+    parser = Parser("replay", "Rebuilds the batch of a training step, decodes it, and computes the loss of each row.")
+    parser.add_argument("run", metavar="RUN", help="the run's folder")
+    parser.add_argument("--step", metavar="N", type=int, required=True, help="number of the step, counted from 1")
+    parser.add_argument(
+        "--rows", metavar="R", type=int, nargs="+", help="rows to print, counted from 0; by default all"
+    )
+    options = parser.parse(arguments)
+    host.start_jax()
+    from jaxformer.progress import display
+    from jaxformer.training.replay import replay
+
+    with display(stderr=True):
+        found = replay(storage.path(options.run), options.step)
+    if wrong := [row for row in options.rows or () if not 0 <= row < len(found.rows)]:
+        raise InputError(f"--rows {wrong[0]}: expected 0 to {len(found.rows) - 1}")
+    used = "" if found.parameters_of is None else f" · losses by the parameters of step {found.parameters_of:,}"
+    print(f"{options.run} · step {found.step:,} · {len(found.rows)} rows{used}")
+    for row in found.rows:
+        if options.rows is None or row.index in options.rows:
+            print(row)
