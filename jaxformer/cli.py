@@ -46,6 +46,9 @@ USAGE = """usage: jaxformer COMMAND ...
   import HF_DIR RUN [--dtype TYPE] [--no-certificate]   create a run from a Hugging Face folder, to predict, export,
                                                         or start other runs from
   verify RUN                                            compare everything in a run's folder with its digests
+  drill RUN_OR_CONFIG [--only NAME] [--count N]         harm the checkpoints of a small run on your storage
+                                                        (flipped bits, truncated, deleted and foreign files) and
+                                                        its data, and report whether this is detected
   replay RUN --step N [--rows R ...]                    print the batch of a step, decoded, with the loss of each row
 
 evaluate, predict and export take --step N to use a checkpoint other than the latest (or the best). All commands take
@@ -76,6 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "launch": launch,
         "verify": run_commands.verify,
         "replay": run_commands.replay,
+        "drill": run_commands.drill,
     }
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")

@@ -1,7 +1,7 @@
-"""The commands `jaxformer verify` and `jaxformer replay`, which change nothing in a run's folder."""
+"""The commands `jaxformer verify`, `replay` and `drill`, which change nothing in the files of a run."""
 
-from jaxformer import storage
-from jaxformer.command_arguments import Parser
+from jaxformer import classes, storage
+from jaxformer.command_arguments import Parser, take
 from jaxformer.errors import InputError
 from jaxformer.training import host
 
@@ -49,3 +49,13 @@ def replay(arguments: list[str]) -> None:
     for row in found.rows:
         if options.rows is None or row.index in options.rows:
             print(row)
+
+
+def drill(arguments: list[str]) -> None:
+    """Runs `jaxformer drill`: harms a small run on the user's storage, and reports whether it survives."""
+    arguments, allowed = take(arguments, "allow", "a package")
+    classes.allow(*allowed)
+    host.start_jax()
+    from jaxformer.drills import command
+
+    command.run(arguments, allowed)

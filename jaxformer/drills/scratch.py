@@ -1,0 +1,184 @@
+"""The small run that a drill harms, and the processes that train it."""
+
+import dataclasses
+import functools
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxformer import config, storage
+from jaxformer.config import Experiment
+from jaxformer.data.pipeline import loader
+from jaxformer.errors import InputError
+from jaxformer.parallel import sharding
+from jaxformer.runs import run as runs
+from jaxformer.training.checkpoints import Checkpoints, replicated
+from jaxformer.training.damage import first_good
+from jaxformer.training.state import abstract_state
+
+STEPS, EVERY = 24, 2
+"""Number of steps of the small run, and between its checkpoints."""
+_CONFIG = '''
+"""The small run of a drill."""
+
+from pathlib import Path
+
+from jaxformer import config
+
+experiment = config.from_json(Path(__file__).with_name("{name}").read_text(encoding="utf-8"))
+'''
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """Result of the drill of one fault."""
+
+    fault: str
+    """Name of the fault."""
+    tried: int
+    """Number of moments, files or bytes at which the fault was tried."""
+    detected: int
+    """Number of faults after which an older checkpoint was read, or the change of the data was found."""
+    harmless: int
+    """Number of faults that were not noticed, because what was read afterwards is the same to the bit."""
+    lost: int
+    """Largest number of steps that had to be trained again."""
+    seconds: Sequence[float]
+    """Seconds from each fault, or from the restart after it, to the state being there again."""
+    problems: Sequence[str] = ()
+    """A line for each fault that was not survived."""
+
+
+def small(experiment: Experiment) -> Experiment:
+    """Returns an experiment with the same parts that trains, saves and evaluates within a few steps."""
+    changes: dict[str, Any] = {"steps": STEPS, "init": None, "fork": None, "fork_step": None, "log.every": 1}
+    changes |= {"checkpoint.every": EVERY, "checkpoint.keep": 3}
+    changes |= {"evaluation.every": STEPS // 2, "evaluation.batches": 1, "evaluation.patience": None}
+    return config.override(experiment, changes)
+
+
+class Scratch:
+    """A folder for the runs of drills, and an undisturbed run in it that others are compared with."""
+
+    def __init__(self, home: Path, experiment: Experiment, local: Path, allowed: Sequence[str] = ()):
+        """Trains the undisturbed run.
+
+        Args:
+          home: new folder for the runs; may be in a bucket.
+          experiment: the small experiment.
+          local: folder on this machine for config files.
+          allowed: packages of the user that the experiment may name.
+
+        Raises:
+          InputError: If training fails.
+        """
+        self.home, self._local, self._count = home, local, 0
+        self._allowed = [word for package in allowed for word in ("--allow", package)]
+        self.experiment = experiment
+        self.undisturbed = home / "undisturbed"
+        process = self.start(self.undisturbed)
+        said = process.communicate()
+        if process.returncode:
+            raise InputError(f"drill: the undisturbed run failed: {(said[1] or said[0]).strip().splitlines()[-1]}")
+        if experiment.tokenizer is not None:  # Later runs copy the tokenizer instead of training it again.
+            tokenizer = runs.RunTokenizer(str(self.undisturbed))
+            self.experiment = dataclasses.replace(experiment, tokenizer=tokenizer)
+        self.expected = self.state(self.undisturbed)
+        """All arrays of the last checkpoint of the undisturbed run, by path."""
+
+    def new(self, name: str) -> Path:
+        """Returns the path of a new folder."""
+        self._count += 1
+        return self.home / f"{name}-{self._count}"
+
+    def copy(self, name: str) -> Path:
+        """Copies the undisturbed run to a new folder and returns its path."""
+        target = self.new(name)
+        for file, content in contents(self.undisturbed).items():
+            write(target / file, content)
+        return target
+
+    def start(self, folder: Path) -> subprocess.Popen[str]:
+        """Starts to train the run in a folder in a process of its own."""
+        self._count += 1
+        home = self._local / f"config{self._count}"
+        home.mkdir()
+        (home / "experiment.json").write_text(config.to_json(self.experiment), encoding="utf-8")
+        (home / "drill.py").write_text(_CONFIG.format(name="experiment.json"), encoding="utf-8")
+        command = [sys.executable, "-m", "jaxformer", "train", str(home / "drill.py"), "--workdir", str(folder)]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(
+            [*command, *self._allowed], text=True, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe
+        )
+
+    @functools.cached_property
+    def trees(self) -> dict[str, Any]:
+        """The abstract arrays of a checkpoint."""
+        mesh, experiment = self.mesh, runs.read_experiment(self.undisturbed)
+        lanes = loader.initial_state(experiment.data)
+        lanes_tree = {"lanes": replicated(lanes.shape, lanes.dtype, mesh)}
+        return abstract_state(experiment, mesh).trees() | {"lanes": lanes_tree}
+
+    @functools.cached_property
+    def mesh(self) -> jax.sharding.Mesh:
+        """The mesh on which checkpoints are read."""
+        return sharding.make_mesh(self.experiment.mesh)
+
+    def state(self, folder: Path, step: int | None = None) -> dict[str, np.ndarray]:
+        """Returns all arrays of a checkpoint of a run, by default of its last one, by path."""
+        return flat(Checkpoints(folder / runs.CHECKPOINTS).restore(self.trees, step))
+
+    def good(self, folder: Path) -> tuple[int, dict[str, np.ndarray]]:
+        """Returns the step and the arrays of the newest good checkpoint."""
+        saved, trees = Checkpoints(folder / runs.CHECKPOINTS), self.trees
+        step, restored, _ = first_good(saved.steps, lambda step: saved.restore(trees, step))
+        return step, flat(restored)
+
+
+def flat(tree: Any) -> dict[str, np.ndarray]:
+    """Returns the arrays of a tree by path."""
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
+def differing(name: object, ours: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> str:
+    """Returns which array differs. Empty if all are the same to the bit."""
+    for path, array in expected.items():
+        if path not in ours or ours[path].tobytes() != array.tobytes():
+            return f"{name}: {path} differs from the undisturbed run"
+    return ""
+
+
+def latest(folder: Path) -> int:
+    """Returns the step of the last checkpoint of a run; 0 if there is none."""
+    path = folder / runs.CHECKPOINTS
+    return (Checkpoints(path).latest or 0) if path.is_dir() else 0
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Returns the content of each file below a folder, by relative path."""
+    if storage.is_remote(folder):
+        return {name: storage.read_bytes(f"{folder}/{name}") for name in storage.objects_below(str(folder))}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
+    }
+
+
+def write(path: Path, content: bytes) -> None:
+    """Writes a file or an object, and the folders that it is in."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def remove(home: Path) -> None:
+    """Removes a folder that a drill has made."""
+    if storage.is_remote(home):
+        with storage.reported(home, "cannot be removed"):
+            storage.file_system(home).rm(str(home), recursive=True)
+    else:
+        shutil.rmtree(home)
