@@ -57,7 +57,7 @@ def _check_rows(experiment: Experiment, mesh, micro_batches: int) -> None:
         raise InputError(f"data.batch={batch} does not divide into {' × '.join(parts)}; {nearest} would")
 
 
-def check_experts(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:
+def check_experts(experiment: Experiment, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> None:
     """Raises InputError if the model has no experts to split over the mesh axis `expert`, or if their number is not
     divisible by its size.
     """
