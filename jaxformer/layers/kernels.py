@@ -153,7 +153,10 @@ def splash(query_bthk, key_bgsk, value_bgsk, mask: Mask | None, scale: float, in
 
     parts, of_heads, _ = _parts(query_bthk, key_bgsk)
     lengths = _padded(query_bthk.shape[1] // parts), _padded(key_bgsk.shape[2])
-    kernel = _splash_kernel(lengths, parts, query_bthk.shape[2] // of_heads, mask or Mask(), interpret)
+    mask = mask or Mask()
+    # Without an order and a window, the kernel is the same on all devices. JAX cannot make it for parts of queries.
+    shards = parts if mask.in_order or mask.window is not None else 1
+    kernel = _splash_kernel(lengths, shards, query_bthk.shape[2] // of_heads, mask, interpret)
 
     def attend(query, key, value, segments, kernel):
         rows, queries, keys = len(query), query.shape[1], key.shape[2]
@@ -169,7 +172,7 @@ def splash(query_bthk, key_bgsk, value_bgsk, mask: Mask | None, scale: float, in
         return output.swapaxes(1, 2)[:, :queries]
 
     def run(query, key, value, segments):
-        return _on_mesh(attend, query, key, value, segments, kernel)
+        return _on_mesh(attend, query, key, value, segments, kernel, shards)
 
     if parts > 1:
         run = jax.checkpoint(run, policy=jax.checkpoint_policies.save_only_these_names(SAVED))
@@ -181,7 +184,7 @@ def _splash_kernel(lengths: tuple[int, int], parts: int, heads: int, mask: Mask,
 
     Args:
       lengths: numbers of queries of a device, and of keys.
-      parts: number of devices that share the queries of a row.
+      parts: number of parts of the queries for which the kernel differs.
       heads: number of heads of a device.
       mask: mask whose order and window the kernel skips blocks by.
       interpret: whether to emulate the kernel.
@@ -299,9 +302,11 @@ def _alone(query_segments, key_segments) -> jax.Array:
     return alone(query_segments) & alone(key_segments)
 
 
-def _on_mesh(attend, query_bthk, key_bgsk, value_bgsk, segments, kernel: Any = None) -> jax.Array:
+def _on_mesh(attend, query_bthk, key_bgsk, value_bgsk, segments, kernel: Any = None, shards: int = 1) -> jax.Array:
     """Runs the function `attend` separately for the rows, queries and heads of each device, because the compiler cannot
     split a kernel.
+
+    `kernel` is passed to `attend`. It has an own part for each of `shards` parts of the queries.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
@@ -311,7 +316,9 @@ def _on_mesh(attend, query_bthk, key_bgsk, value_bgsk, segments, kernel: Any = N
     of_keys = sharding.partition_spec("bgsk", key_bgsk.shape, mesh)
     rows, positions, *_ = of_queries
     of_segments = None if segments is None else (PartitionSpec(rows, positions), PartitionSpec(rows))
-    of_kernel = kernel and kernel.manual_sharding_spec(NamedSharding(mesh, PartitionSpec(None, positions)))
+    of_kernel = kernel and kernel.manual_sharding_spec(
+        NamedSharding(mesh, PartitionSpec(None, positions if shards > 1 else None))
+    )
     specs = of_queries, of_keys, of_keys, of_segments, of_kernel
     split = jax.shard_map(attend, in_specs=specs, out_specs=of_queries, check_vma=False)
     return split(query_bthk, key_bgsk, value_bgsk, segments, kernel)

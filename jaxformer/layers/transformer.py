@@ -205,7 +205,7 @@ class Transformer(nn.Module):
             layer = output.hidden if inputs.return_layers else None
             return output.hidden, (output.attention, layer, output.means)
 
-        schedule = self._schedule(inputs, len(x))
+        schedule = self._schedule(inputs, x.shape[0])
         unroll = self.unroll or stack.default_unroll(self.depth, self.remat)
         in_loop = schedule is not None or (unroll == 1 and inputs.at is None)
         function = stack.rematerialised(run_block, remat, in_loop)

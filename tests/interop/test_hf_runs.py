@@ -34,6 +34,7 @@ from jaxformer.objectives.masked_lm import MaskedLM
 from jaxformer.objectives.sentence_embedding import SentenceEmbedding
 from jaxformer.objectives.seq2seq_lm import Seq2SeqLM
 from jaxformer.runs import run as runs
+from jaxformer.runs.files import seal_tokenizer
 from jaxformer.training import state
 from jaxformer.training.checkpoints import Checkpoints
 from jaxformer.training.warm_start import start_from
@@ -44,6 +45,7 @@ del VOCAB, redrawn  # Importing their module keeps transformers quiet.
 def kept(run, folder):
     """The run, written as one that was trained."""
     run.tokenizer.save(str(folder / "tokenizer"))
+    seal_tokenizer(folder / "tokenizer")
     with Checkpoints(folder / runs.CHECKPOINTS, Checkpoint()) as checkpoints:
         checkpoints.save(7, {"params": run.params}, None)
         checkpoints.wait()

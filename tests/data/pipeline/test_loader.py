@@ -253,7 +253,18 @@ def test_data_imports_no_model_and_no_jax():
     result = run("-c", code)
     assert result.returncode == 0, result.stderr
     modules = {name.split(".")[1] for name in result.stdout.split() if name.startswith("jaxformer.")}
-    found = {"classes", "data", "errors", "field_docs", "fields", "namespaces", "progress", "storage", "suggestions"}
+    found = {
+        "classes",
+        "data",
+        "digests",
+        "errors",
+        "field_docs",
+        "fields",
+        "namespaces",
+        "progress",
+        "storage",
+        "suggestions",
+    }
     assert modules == found
 
 
