@@ -106,13 +106,12 @@ def test_every_family_computes_the_same_with_its_experts_on_several_devices(name
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", PRODUCTS, ids=str)
-@pytest.mark.parametrize("name", ["gpt", "gpt limited"])
-def test_every_product_of_axes_gives_the_same_loss_and_gradients(name, shape):
-    assert_same(name, shape)
+def test_every_product_of_axes_gives_the_same_loss_and_gradients(shape):
+    assert_same("gpt", shape)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["bert", "t5", "vit"])
+@pytest.mark.parametrize("name", ["gpt limited", "bert", "t5", "vit"])
 def test_the_expert_axis_goes_with_all_others_in_every_family(name):
     assert_same(name, Mesh(1, 2, 2, expert=2))
 
