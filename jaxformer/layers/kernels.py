@@ -172,7 +172,7 @@ def splash(query_bthk, key_bgsk, value_bgsk, mask: Mask | None, scale: float, in
         return output.swapaxes(1, 2)[:, :queries]
 
     def run(query, key, value, segments):
-        return _on_mesh(attend, query, key, value, segments, kernel, shards)
+        return _on_mesh(attend, query, key, value, segments, (kernel, shards))
 
     if parts > 1:
         run = jax.checkpoint(run, policy=jax.checkpoint_policies.save_only_these_names(SAVED))
@@ -302,12 +302,13 @@ def _alone(query_segments, key_segments) -> jax.Array:
     return alone(query_segments) & alone(key_segments)
 
 
-def _on_mesh(attend, query_bthk, key_bgsk, value_bgsk, segments, kernel: Any = None, shards: int = 1) -> jax.Array:
+def _on_mesh(attend, query_bthk, key_bgsk, value_bgsk, segments, made: tuple[Any, int] = (None, 1)) -> jax.Array:
     """Runs the function `attend` separately for the rows, queries and heads of each device, because the compiler cannot
     split a kernel.
 
-    `kernel` is passed to `attend`. It has an own part for each of `shards` parts of the queries.
+    `made` is a kernel, which is passed to `attend`, and the number of parts of the queries for which it differs.
     """
+    kernel, shards = made
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return attend(query_bthk, key_bgsk, value_bgsk, segments, kernel)
