@@ -67,7 +67,7 @@ def of_file(path: Path, kind: str = "xxh3") -> Digest:
 
 
 def of_folder(folder: Path, chosen: Callable[[str], bool] = lambda name: True) -> dict[str, Digest]:
-    """Returns the digests of the files below a folder, by relative path. In a bucket, they are those of the server.
+    """Returns the digests of the files below a folder, by relative path. In a bucket, the server has computed them.
 
     Args:
       folder: the folder.

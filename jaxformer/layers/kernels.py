@@ -125,10 +125,7 @@ def _parts(query_bthk: jax.Array, key_bgsk: jax.Array) -> tuple[int, int, int]:
         return 1, 1, 1
     of_queries = sharding.partition_spec("bthk", query_bthk.shape, mesh)
     of_keys = sharding.partition_spec("bgsk", key_bgsk.shape, mesh)
-    queries, heads, keys = (
-        math.prod(mesh.shape[name] for name in sharding.names((entry,)))
-        for entry in (of_queries[1], of_queries[2], of_keys[2])
-    )
+    queries, heads, keys = (sharding.parts(entry, mesh) for entry in (of_queries[1], of_queries[2], of_keys[2]))
     return queries, heads, keys
 
 

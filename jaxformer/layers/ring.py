@@ -8,7 +8,6 @@ backward pass sends the blocks around again, together with their gradients.
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -45,8 +44,7 @@ def ring(query_bthk, key_bgsk, value_bgsk, mask: Mask | None, bias, scale: float
         bias = bias[None]
     spec = sharding.partition_spec("bthk", query_bthk.shape, mesh)
     groups = sharding.partition_spec("bgsk", key_bgsk.shape, mesh)[1]
-    names = sharding.names(spec[1:2])
-    ways = math.prod(mesh.shape[name] for name in names)
+    names, ways = sharding.names(spec[1:2]), sharding.parts(spec[1], mesh)
     blocks = query_bthk.shape[1] // ways, key_bgsk.shape[2] // ways
     in_order = mask is not None and mask.in_order and blocks[0] == blocks[1]
     window = mask.window if mask is not None and mask.aligned else None

@@ -7,6 +7,7 @@ them to the mesh.
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,6 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxformer.errors import InputError
-from jaxformer.parallel.metadata import is_boxed
 
 AXES: Mapping[str, str] = {
     "b": "batch",
@@ -68,16 +68,6 @@ RULES: Mapping[str, tuple[str, ...]] = {
 }
 """Maps each array axis to the mesh axes that it is split over. An array uses each mesh axis only once, for the first of
 its axes that is mapped to it. If its mesh axes do not all divide a dimension, it is split over the first ones that do.
-"""
-
-
-TILE = 8
-"""Number of rows per tile. TPUs store arrays in tiles, and pad shards whose number of rows is not a multiple of it, in
-memory and in communication. Columns are not affected, because the compiler takes them from another dimension.
-"""
-STORAGE = "fsdp"
-"""Mesh axis that only splits the storage of parameters. They are gathered along it before use, so it may split any of
-their dimensions.
 """
 
 
@@ -231,6 +221,13 @@ def overridden(config: Mesh) -> contextlib.AbstractContextManager:
     return _config(config)
 
 
+def mesh_text(sizes: Mapping[str, int], one: str = "data 1") -> str:
+    """Formats the mesh axes with more than one device, such as `data 2 × tensor 4`. `one` is the text if there are
+    none.
+    """
+    return " × ".join(f"{axis} {size}" for axis, size in sizes.items() if size > 1) or one
+
+
 def ways(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh, axis: str) -> int:
     """Returns the number of parts into which the rules split an array axis, such as `batch`."""
     return int(np.prod([mesh.shape.get(name, 1) for name in rules()[axis]], dtype=int))
@@ -281,55 +278,16 @@ def partition_spec(
     given, taken, entries = rules(), set(), []
     for letter, size in zip(letters, shape, strict=True):
         axes = tuple(axis for axis in given[AXES[letter]] if axis not in taken and sizes.get(axis, 1) > 1)
-        while size % int(np.prod([mesh.shape[axis] for axis in axes], dtype=int)):
+        while size % parts(axes, mesh):
             axes = axes[:-1]
         taken.update(axes)
         entries.append(axes if len(axes) > 1 else axes[0] if axes else None)
     return PartitionSpec(*entries)
 
 
-def parameter_spec(
-    letters: str, shape: Sequence[int], mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh
-) -> PartitionSpec:
-    """Returns the partition spec of a parameter. It is that of `partition_spec`, but with shards that fill tiles if
-    possible.
-
-    If the number of rows per shard along the dimension that `fsdp` splits is not a multiple of `TILE`, `fsdp` splits
-    another dimension for which it is. If there is none, the spec does not change. Kernels of experts keep the spec of
-    the rules, because dispatching tokens depends on it.
-
-    Args:
-      letters: one letter of `AXES` per dimension.
-      shape: shape of the parameter.
-      mesh: a mesh with the axes of `Mesh`.
-    """
-    spec = partition_spec(letters, shape, mesh)
-    if "e" in letters or STORAGE not in spec or fills_tiles(spec, shape, mesh):
-        return spec
-    before, given = spec.index(STORAGE), rules()
-    for index, letter in enumerate(letters):
-        if index == before or letter == "l" or not given[AXES[letter]]:
-            continue
-        entries = list(spec)
-        entries[before], others = None, names((spec[index],))
-        entries[index] = (STORAGE, *others) if others else STORAGE
-        moved = PartitionSpec(*entries)
-        if shape[index] % _parts(moved[index], mesh) == 0 and fills_tiles(moved, shape, mesh):
-            return moved
-    return spec
-
-
-def fills_tiles(spec: PartitionSpec, shape: Sequence[int], mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> bool:
-    """Returns whether the shards of a parameter along the dimension that `fsdp` splits consist of complete tiles. True
-    if `fsdp` splits no dimension.
-    """
-    split = next((index for index, entry in enumerate(spec) if STORAGE in names((entry,))), None)
-    return split is None or shape[split] // _parts(spec[split], mesh) % TILE == 0
-
-
-def _parts(entry: Any, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> int:
+def parts(entry: Any, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> int:
     """Returns the number of parts into which one entry of a partition spec splits its dimension."""
-    return int(np.prod([mesh.shape[name] for name in names((entry,))], dtype=int))
+    return math.prod(mesh.shape[name] for name in names((entry,)))
 
 
 def names(spec: Iterable[Any]) -> tuple[str, ...]:
@@ -354,19 +312,6 @@ def constrain(x: jax.Array, letters: str) -> jax.Array:
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
     """Returns the sharding that replicates an array on every device."""
     return NamedSharding(mesh, PartitionSpec())
-
-
-def state_shardings(abstract_state, mesh: jax.sharding.Mesh):
-    """Returns the sharding of each array in a tree. Arrays that are `Boxed` are sharded by their axes, and others are
-    replicated.
-    """
-
-    def sharding(leaf):
-        if is_boxed(leaf):
-            return NamedSharding(mesh, parameter_spec(leaf.letters, leaf.value.shape, mesh))
-        return replicated(mesh)
-
-    return jax.tree.map(sharding, abstract_state, is_leaf=is_boxed)
 
 
 def shardings_of(tree: Any) -> Any:

@@ -51,8 +51,8 @@ class Candidate:
     def label(self) -> str:
         """One-line description of the candidate for tables and messages."""
         axes = {name: getattr(self.mesh, name) for name in sharding.AXIS_NAMES}
-        split = " × ".join(f"{name} {size}" for name, size in axes.items() if size > 1) or "data 1"
-        return f"{split}, remat {self.remat}, {self.micro} micro-batch{'es' if self.micro > 1 else ''}"
+        micro = f"{self.micro} micro-batch{'es' if self.micro > 1 else ''}"
+        return f"{sharding.mesh_text(axes)}, remat {self.remat}, {micro}"
 
     def applied(self, experiment: Experiment) -> Experiment:
         """Returns a copy of the experiment with the mesh, policy and number of micro-batches of this candidate."""

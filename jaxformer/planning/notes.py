@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import jax
 
 from jaxformer.config import Experiment
-from jaxformer.parallel import metadata, sharding
+from jaxformer.parallel import metadata, parameter_shards, sharding
 from jaxformer.planning.topologies import Topology
 from jaxformer.planning.traffic import Collective
 from jaxformer.training.state import boxed_params
@@ -32,7 +32,7 @@ def notes(
     if padded > LEAST:
         found.append(
             f"mesh.fsdp={mesh.shape['fsdp']}: no dimension of {padded:.0%} of the parameters gives shards of a "
-            f"multiple of {sharding.TILE} rows, so they are padded in memory and when they are sent; a smaller "
+            f"multiple of {parameter_shards.TILE} rows, so they are padded in memory and when they are sent; a smaller "
             "mesh.fsdp gives larger shards"
         )
     return found + _whole_reductions(topology, mesh, collectives)
@@ -44,9 +44,9 @@ def padded_share(experiment: Experiment, mesh: jax.sharding.Mesh | jax.sharding.
     with sharding.overridden(experiment.mesh):
         for box in jax.tree.leaves(boxed_params(experiment), is_leaf=metadata.is_boxed):
             shape = box.value.shape
-            spec = sharding.parameter_spec(box.letters, shape, mesh)
+            spec = parameter_shards.parameter_spec(box.letters, shape, mesh)
             total += box.value.size
-            padded += 0 if sharding.fills_tiles(spec, shape, mesh) else box.value.size
+            padded += 0 if parameter_shards.fills_tiles(spec, shape, mesh) else box.value.size
     return padded / total
 
 

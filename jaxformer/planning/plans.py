@@ -153,11 +153,10 @@ def check(experiment: Experiment, topology: Topology) -> AbstractMesh:
     check_vocabulary(experiment)
     sizes = experiment.mesh.sizes(topology.size)
     used = int(np.prod(list(sizes.values())))
-    shown = " × ".join(f"{name} {size}" for name, size in sizes.items() if size > 1) or "data 1"
     if used != topology.size:
         raise InputError(
-            f"mesh {shown} has {used} of the {topology.size} devices of {topology.name}: expected all of them; "
-            "-1 for one of its axes takes the rest"
+            f"mesh {sharding.mesh_text(sizes)} has {used} of the {topology.size} devices of {topology.name}: expected "
+            "all of them; -1 for one of its axes takes the rest"
         )
     if topology.chip.platform == "tpu" and sizes["slices"] not in (1, topology.islands):
         raise InputError(f"mesh.slices={sizes['slices']}: {topology.name} has {topology.islands} slice(s)")

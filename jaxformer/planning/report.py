@@ -1,11 +1,12 @@
 """Formats the result of planning as text or JSON."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from jaxformer.parallel import sharding
 from jaxformer.planning import traffic
 from jaxformer.planning.plans import PREALLOCATED, Plan
 from jaxformer.planning.roofline import Roofline, cost
@@ -26,8 +27,8 @@ def print_plan(plan: Plan, console: Console) -> None:
     parts = plan.experiment.optimizer.accumulate
     micro = f" in {parts} micro-batches" if parts > 1 else ""
     console.print(
-        f"{topology.name}: {topology.size:,} devices · mesh {mesh_text(plan.mesh)} · batch {batch:,} rows{micro}, "
-        f"{amount:,} {name} · remat {plan.remat}"
+        f"{topology.name}: {topology.size:,} devices · mesh {sharding.mesh_text(plan.mesh)} · batch {batch:,} rows"
+        f"{micro}, {amount:,} {name} · remat {plan.remat}"
     )
     console.print(verdict(plan))
     memory = plan.memory
@@ -63,11 +64,6 @@ def verdict(plan: Plan) -> str:
     if plan.topology.chip.platform == "gpu" and memory.peak > PREALLOCATED * memory.capacity:
         return f"fits with XLA_PYTHON_CLIENT_MEM_FRACTION=0.92: {of}"
     return f"fits: {of}"
-
-
-def mesh_text(mesh: Mapping[str, int]) -> str:
-    """Formats the mesh axes with more than one device, such as `data 2 × tensor 4`."""
-    return " × ".join(f"{axis} {size}" for axis, size in mesh.items() if size > 1) or "data 1"
 
 
 def gib(size: float) -> str:

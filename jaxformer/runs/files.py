@@ -36,6 +36,7 @@ def experiment_text(folder: Path) -> str:
 
 def seal_tokenizer(folder: Path) -> None:
     """Writes the digests of the files of a new tokenizer to its folder."""
+    # Of the content, also in a bucket: the files are few and small, and a run may be copied to another storage.
     names = [path.name for path in folder.iterdir() if path.name != digests.DIGESTS]
     digests.write(folder, {name: digests.of_file(folder / name) for name in names})
 

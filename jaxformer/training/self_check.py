@@ -176,7 +176,7 @@ def _attention_checks(experiment: Experiment, mesh, stack, attention, where: str
         if way == "blocks":
             continue
         window = f", window {attention.window}" if attention.window else ""
-        sizes = " × ".join(f"{name} {ways}" for name, ways in mesh.shape.items() if ways > 1) or "one device"
+        sizes = sharding.mesh_text(mesh.shape, "one device")
         kind = "causal" if causal else "full"
         yield Check(
             f"{way} attention ({heads} heads of {size}, {kept} of keys, {kind}{window}, {jnp.dtype(dtype)}, {sizes})",
@@ -238,7 +238,7 @@ def _expert_check(mesh, stack, mlp, where: str) -> Check:
     shared = {name: _normal(random, (mlp.experts, width, width)) / width**0.5 for name in names}
     with jax.set_mesh(mesh):
         dtype = compute_dtype(stack.dtype)
-    sizes = " × ".join(f"{name} {ways}" for name, ways in mesh.shape.items() if ways > 1) or "one device"
+    sizes = sharding.mesh_text(mesh.shape, "one device")
     kind = "dropless" if mlp.capacity is None else "with capacity"
     return Check(
         f"experts ({mlp.experts}, {mlp.top_k} a token, {mlp.activation}, {kind}, {jnp.dtype(dtype)}, {sizes})",

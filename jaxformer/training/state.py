@@ -15,6 +15,7 @@ from jaxformer.config import Experiment
 from jaxformer.data.pipeline.lanes import empty_batch
 from jaxformer.errors import InputError
 from jaxformer.parallel import metadata, sharding
+from jaxformer.parallel.parameter_shards import state_shardings
 from jaxformer.parameter_paths import found_in, frozen_mask, join, split
 
 LORA = 1
@@ -118,14 +119,14 @@ def abstract_state(experiment: Experiment, mesh: jax.sharding.Mesh) -> TrainStat
     """Returns the shapes and shardings of the training state, without computing it."""
     boxed = jax.eval_shape(lambda: create(experiment))
     with sharding.overridden(experiment.mesh):
-        return _with_shardings(nn.unbox(boxed), sharding.state_shardings(boxed, mesh))
+        return _with_shardings(nn.unbox(boxed), state_shardings(boxed, mesh))
 
 
 def abstract_params(experiment: Experiment, mesh: jax.sharding.Mesh) -> Any:
     """Returns the shapes and shardings of the model's parameters, without computing them."""
     boxed = jax.eval_shape(lambda: init_params(experiment, jax.random.key(0)))
     with sharding.overridden(experiment.mesh):
-        return _with_shardings(nn.unbox(boxed), sharding.state_shardings(boxed, mesh))
+        return _with_shardings(nn.unbox(boxed), state_shardings(boxed, mesh))
 
 
 def abstract_batch(experiment: Experiment, mesh: jax.sharding.Mesh) -> dict[str, jax.ShapeDtypeStruct]:

@@ -29,7 +29,8 @@ from jaxformer.decoding.generate import CHUNK, bucket, generate, stream
 from jaxformer.decoding.settings import Decoding
 from jaxformer.errors import InputError
 from jaxformer.layers.cache import Cache
-from jaxformer.parallel.sharding import Mesh, make_mesh, state_shardings
+from jaxformer.parallel.parameter_shards import state_shardings
+from jaxformer.parallel.sharding import Mesh, make_mesh
 
 MODELS = ("gpt2", "llama", "gemma3", "t5", "marian")
 

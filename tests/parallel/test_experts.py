@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny
 from jax.sharding import NamedSharding, PartitionSpec
+from on_meshes import LENGTH, ROWS, VOCAB, gradients, inputs_of, laid, on
 from small_bert import assert_trees_close, lay_out, noisy_params, random_examples, small_experiment, small_transformer
 
 from jaxformer.errors import InputError
@@ -27,7 +28,6 @@ from jaxformer.training.gradients import loss_and_gradient
 from jaxformer.training.optimizers import Adafactor, AdamW, Muon, Schedule
 from jaxformer.training.state import abstract_params, abstract_state, init_state
 
-VOCAB, ROWS, LENGTH = 64, 8, 12
 EXPERTS = ExpertMlp(experts=4, width=24)
 LIMITED = ExpertMlp(experts=4, width=24, capacity=1.0)
 
@@ -51,51 +51,11 @@ ALONE, ONE = Mesh(1, expert=4), Mesh(1, 1, 1)
 PRODUCTS = [Mesh(2, expert=2), Mesh(1, 2, expert=2), Mesh(1, 1, 2, expert=2), Mesh(1, 2, 2, expert=2)]
 
 
-def inputs_of(name):
-    rng = np.random.default_rng(0)
-    if name == "vit":
-        return {"images": rng.integers(0, 256, (ROWS, 8, 8, 3)).astype(np.uint8)}
-    inputs = {"tokens": rng.integers(0, VOCAB, (ROWS, LENGTH))}
-    inputs["segments"] = np.sort(rng.integers(0, 3, (ROWS, LENGTH)))[:, ::-1].copy()
-    if name == "t5":
-        inputs |= {"inputs": inputs["tokens"][:, ::-1].copy(), "input_segments": inputs["segments"]}
-    return inputs
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def gradients(name, params, inputs):
-    def loss(params):
-        rngs = {"dropout": jax.random.key(1)}
-        output = MODELS[name].apply({"params": params}, **inputs, train=True, rngs=rngs)
-        hidden = output.hidden * inputs["segments"][..., None].astype(bool) if "segments" in inputs else output.hidden
-        auxiliary = sum(mean.value for mean in output.means.values())
-        return (hidden * np.sin(np.arange(hidden.shape[-1]))).mean() + auxiliary, output.means
-
-    return jax.value_and_grad(loss, has_aux=True)(params)
-
-
-def laid(name, shape):
-    """The mesh, the parameters laid on it, and the inputs."""
-    mesh, inputs = sharding.make_mesh(shape), inputs_of(name)
-    boxed = jax.eval_shape(lambda: MODELS[name].init(jax.random.key(0), **inputs))["params"]
-    params = jax.device_put(noisy_params(MODELS[name], **inputs), sharding.state_shardings(boxed, mesh))
-    return mesh, params, sharding.global_batch(inputs, sharding.local_rows(ROWS, mesh), ROWS, mesh)
-
-
-@functools.cache
-def on(name, shape):
-    """The loss, the means and the gradients on a mesh."""
-    mesh, params, inputs = laid(name, shape)
-    with sharding.use(mesh, shape):
-        (loss, means), gradient = gradients(name, params, inputs)
-    return loss, means, gradient
-
-
 def assert_same(name, shape):
-    expected, found = on(name, ONE), on(name, shape)
+    expected, found = on(MODELS[name], ONE), on(MODELS[name], shape)
     assert float(found[0]) == pytest.approx(float(expected[0]), rel=1e-5)
-    assert_trees_close(*(jax.tree.map(np.asarray, tree) for tree in (found[1], expected[1])), 1e-5, 1e-5)
-    assert_trees_close(*(jax.tree.map(np.asarray, tree) for tree in (found[2], expected[2])), 1e-5, 1e-5)
+    assert_trees_close(found[1], expected[1], 1e-5, 1e-5)
+    assert_trees_close(found[2], expected[2], 1e-5, 1e-5)
 
 
 @pytest.mark.slow
@@ -183,7 +143,7 @@ def test_optimizers_of_matrices_train_experts_alike_on_every_mesh(optimizer):
 @pytest.mark.slow
 def test_micro_batches_weigh_their_auxiliary_losses_by_their_tokens():
     experiment = small_experiment(MODELS["bert"], batch=ROWS)
-    params = noisy_params(MODELS["bert"], **inputs_of("bert"))
+    params = noisy_params(MODELS["bert"], **inputs_of(MODELS["bert"]))
     batch = bert_batch()
 
     def terms(part, experiment=experiment):
@@ -202,9 +162,9 @@ def test_limited_experts_exchange_slots_by_an_all_to_all_and_gather_no_stack():
     """In the compiled step the stacked kernels of experts are never whole on a device."""
     shape = Mesh(1, 2, expert=4)
     for name, wanted in (("gpt limited", "all-to-all"), ("gpt", "reduce-scatter")):
-        mesh, params, inputs = laid(name, shape)
+        mesh, params, inputs = laid(MODELS[name], shape, inputs_of(MODELS[name]))
         with sharding.use(mesh, shape):
-            text = gradients.lower(name, params, inputs).compile().as_text()
+            text = gradients.lower(MODELS[name], params, inputs).compile().as_text()
         assert re.search(rf" {wanted}\(", text)
         gathered = re.findall(r"= \S*?\[([\d,]*)\]\S* all-gather\(", text)
         assert gathered, "the embeddings' axis of kernels is gathered"

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tiny
 from jax.sharding import NamedSharding, PartitionSpec
+from on_meshes import LENGTH, ROWS, VOCAB, gradients, inputs_of, laid, on
 from small_bert import assert_trees_close, lay_out, noisy_params, random_examples, small_experiment, small_transformer
 
 from jaxformer.decoding.generate import Decoding, generate
@@ -36,7 +37,7 @@ from jaxformer.training.gradients import loss_and_gradient
 from jaxformer.training.stages import check_pipeline
 from jaxformer.training.state import abstract_state
 
-VOCAB, ROWS, LENGTH, DEPTH = 64, 8, 12, 4
+DEPTH = 4
 ONE = Mesh(1, 1, 1)
 CIRCULAR = Mesh(1, pipeline=2, pipeline_repeats=2, pipeline_microbatches=4)
 
@@ -61,48 +62,8 @@ MODELS = {
 }
 
 
-def inputs_of(name):
-    rng = np.random.default_rng(0)
-    if name == "vit":
-        return {"images": rng.integers(0, 256, (ROWS, 8, 8, 3)).astype(np.uint8)}
-    inputs = {"tokens": rng.integers(0, VOCAB, (ROWS, LENGTH))}
-    inputs["segments"] = np.sort(rng.integers(0, 3, (ROWS, LENGTH)))[:, ::-1].copy()
-    if name == "t5":
-        inputs |= {"inputs": inputs["tokens"][:, ::-1].copy(), "input_segments": inputs["segments"]}
-    return inputs
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def gradients(name, params, inputs):
-    def loss(params):
-        rngs = {"dropout": jax.random.key(1)}
-        output = MODELS[name].apply({"params": params}, **inputs, train=True, rngs=rngs)
-        hidden = output.hidden * inputs["segments"][..., None].astype(bool) if "segments" in inputs else output.hidden
-        auxiliary = sum(mean.value for mean in output.means.values())
-        return (hidden * np.sin(np.arange(hidden.shape[-1]))).mean() + auxiliary, output.means
-
-    return jax.value_and_grad(loss, has_aux=True)(params)
-
-
-def laid(name, shape):
-    """The mesh, the parameters laid on it, and the inputs."""
-    mesh, inputs = sharding.make_mesh(shape), inputs_of(name)
-    boxed = jax.eval_shape(lambda: MODELS[name].init(jax.random.key(0), **inputs))["params"]
-    params = jax.device_put(noisy_params(MODELS[name], **inputs), sharding.state_shardings(boxed, mesh))
-    return mesh, params, sharding.global_batch(inputs, sharding.local_rows(ROWS, mesh), ROWS, mesh)
-
-
-@functools.cache
-def on(name, shape):
-    """The loss, the means and the gradients on a mesh, as NumPy arrays."""
-    mesh, params, inputs = laid(name, shape)
-    with sharding.use(mesh, shape):
-        (loss, means), gradient = gradients(name, params, inputs)
-    return jax.device_get((loss, means, gradient))
-
-
 def assert_same(name, shape, other=ONE):
-    expected, found = on(name, other), on(name, shape)
+    expected, found = on(MODELS[name], other), on(MODELS[name], shape)
     assert float(found[0]) == pytest.approx(float(expected[0]), rel=1e-5)
     assert_trees_close(found[2], expected[2], 1e-5, 1e-5)
 
@@ -200,20 +161,21 @@ def test_dropout_depends_on_the_number_of_micro_batches_and_not_on_the_mesh():
     first = Mesh(1, pipeline=2, pipeline_microbatches=4)
     assert_same("dropout", Mesh(1, 2, pipeline=2, pipeline_microbatches=4), first)
     assert_same("dropout", Mesh(1, 1, 2, pipeline=4), first)
-    assert float(on("dropout", first)[0]) != float(on("dropout", ONE)[0])
+    assert float(on(MODELS["dropout"], first)[0]) != float(on(MODELS["dropout"], ONE)[0])
 
 
 @pytest.mark.slow
 def test_auxiliary_means_are_those_of_the_micro_batches():
     """The means of experts on a pipeline are the sums of those of its micro-batches alone."""
-    shape, inputs = Mesh(1, expert=2, pipeline=2), inputs_of("experts")
+    shape, inputs = Mesh(1, expert=2, pipeline=2), inputs_of(MODELS["experts"])
     params = noisy_params(MODELS["experts"], **inputs)
     alone = [
-        gradients("experts", params, {key: array[number::2] for key, array in inputs.items()}) for number in range(2)
+        gradients(MODELS["experts"], params, {key: array[number::2] for key, array in inputs.items()})
+        for number in range(2)
     ]
     means = jax.tree.map(lambda *parts: np.sum(parts, axis=0), *[part[0][1] for part in alone])
     assert {"load_balance", "router_z"} < means.keys()
-    assert_trees_close(on("experts", shape)[1], means, 1e-5, 1e-5)
+    assert_trees_close(on(MODELS["experts"], shape)[1], means, 1e-5, 1e-5)
 
 
 @pytest.mark.slow
@@ -248,12 +210,13 @@ def test_each_stage_holds_its_share_of_the_blocks():
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "shape"), [("gpt", Mesh(1, 2, 2, pipeline=2)), ("bert", CIRCULAR)])
 def test_the_compiled_step_passes_activations_on_and_gathers_no_stack(name, shape):
-    mesh, params, inputs = laid(name, shape)
+    mesh, params, inputs = laid(MODELS[name], shape, inputs_of(MODELS[name]))
     with sharding.use(mesh, shape):
-        lowered = gradients.lower(name, params, inputs)
+        lowered = gradients.lower(MODELS[name], params, inputs)
         compiled = lowered.compile()
     text = compiled.as_text() or ""
     assert re.search(r" collective-permute(-start)?\(", text)
+    # A norm has as many entries as a vector of activations, which may be gathered.
     kernels = {math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(params["transformer"]) if leaf.ndim > 2} - {16}
     for sizes in re.findall(r"= \S*?\[([\d,]*)\]\S* (?:all-gather|all-to-all)\(", text):
         numbers = [int(size) for size in sizes.split(",")]
@@ -270,7 +233,7 @@ def test_the_compiled_step_passes_activations_on_and_gathers_no_stack(name, shap
 @pytest.mark.slow
 def test_a_stage_computes_its_blocks_in_every_tick():
     """The products of a traced pipeline are those of all ticks."""
-    model, inputs = MODELS["gpt"], inputs_of("gpt")
+    model, inputs = MODELS["gpt"], inputs_of(MODELS["gpt"])
     params = nn.unbox(jax.eval_shape(lambda: model.init(jax.random.key(0), **inputs)))
 
     def products(shape):
@@ -311,7 +274,7 @@ def test_decoding_on_a_pipeline_runs_the_blocks_one_after_the_other():
     prompts = np.random.default_rng(1).integers(1, VOCAB, (4, 5))
     tokens = []
     for shape in (ONE, Mesh(1, 2, pipeline=2)):
-        mesh, params, _ = laid("gpt", shape)
+        mesh, params, _ = laid(MODELS["gpt"], shape, inputs_of(MODELS["gpt"]))
         with sharding.use(mesh, shape):
             tokens.append(generate(MODELS["gpt"], params, list(prompts), Decoding(max_new_tokens=4)))
     np.testing.assert_array_equal(*tokens)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import tiny
 from jax.sharding import PartitionSpec
-from small_bert import assert_trees_close, lay_out, noisy_params, random_examples, small_experiment, small_transformer
+from on_meshes import ROWS, VOCAB, laid
+from small_bert import assert_trees_close, lay_out, random_examples, small_experiment, small_transformer
 
 from jaxformer.errors import InputError
 from jaxformer.layers.attention import Attention
@@ -29,7 +30,7 @@ from jaxformer.training import loop
 from jaxformer.training.gradients import loss_and_gradient
 from jaxformer.training.state import check_positions
 
-VOCAB, ROWS, LENGTH = 64, 8, 24
+LENGTH = 24
 ONE = Mesh(1, 1, 1)
 MESHES = [
     Mesh(1, sequence=2),
@@ -110,18 +111,9 @@ def gradients(name, params, batch):
     return jax.value_and_grad(functools.partial(loss_of, name))(params, batch)
 
 
-def laid(name, shape):
-    """The mesh, the parameters laid on it, and a batch."""
-    mesh, batch, model = sharding.make_mesh(shape), batch_of(name), MODELS[name]
-    inputs = {key: batch[key][:1] for key in model.inputs() if key in batch}
-    boxed = jax.eval_shape(lambda: model.init(jax.random.key(0), **inputs))["params"]
-    params = jax.device_put(noisy_params(model, **inputs), sharding.state_shardings(boxed, mesh))
-    return mesh, params, sharding.global_batch(batch, sharding.local_rows(ROWS, mesh), ROWS, mesh)
-
-
 @functools.cache
 def on(name, shape):
-    mesh, params, batch = laid(name, shape)
+    mesh, params, batch = laid(MODELS[name], shape, batch_of(name))
     with sharding.use(mesh, shape):
         return jax.device_get(gradients(name, params, batch))
 
@@ -133,7 +125,7 @@ def assert_same(name, shape):
 
 
 def compiled(name, shape):
-    mesh, params, batch = laid(name, shape)
+    mesh, params, batch = laid(MODELS[name], shape, batch_of(name))
     with sharding.use(mesh, shape):
         return gradients.lower(name, params, batch).compile()
 
@@ -164,7 +156,7 @@ def test_the_loss_in_chunks_of_positions_is_the_same(monkeypatch):
     expected = on("llama", ONE)
     monkeypatch.setattr(cross_entropy, "CHUNK_ELEMENTS", ROWS * VOCAB * 5)  # Parts of 6 positions, in chunks of 3 or 5.
     for shape in (ONE, Mesh(1, sequence=4), Mesh(1, 2, 2, sequence=2)):
-        mesh, params, batch = laid("llama", shape)
+        mesh, params, batch = laid(MODELS["llama"], shape, batch_of("llama"))
         with sharding.use(mesh, shape):
             loss, gradient = jax.jit(jax.value_and_grad(lambda *given: loss_of("llama", *given)))(params, batch)
         assert float(loss) == pytest.approx(float(expected[0]), rel=1e-5)

@@ -19,6 +19,7 @@ from jaxformer.data.pipeline import loader
 from jaxformer.errors import InputError
 from jaxformer.layers import kernels
 from jaxformer.parallel import sharding
+from jaxformer.parallel.parameter_shards import parameter_spec
 from jaxformer.parallel.sharding import Mesh
 from jaxformer.runs import run
 from jaxformer.training import loop
@@ -138,7 +139,7 @@ def test_fsdp_splits_a_dimension_of_a_parameter_whose_shards_fill_tiles():
     mesh = AbstractMesh((1, 64, 2), ("data", "fsdp", "tensor"))
 
     def spec(letters, *shape):
-        return tuple(sharding.parameter_spec(letters, shape, mesh))
+        return tuple(parameter_spec(letters, shape, mesh))
 
     assert spec("ldf", 32, 4096, 11_008) == (None, "fsdp", "tensor"), "64 rows of 4,096 fill tiles"
     assert spec("lfd", 32, 11_008, 4096) == (None, "tensor", "fsdp")

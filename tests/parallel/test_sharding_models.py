@@ -16,6 +16,7 @@ from jaxformer.losses.cross_entropy import decoded_cross_entropy
 from jaxformer.models.gpt import Gpt
 from jaxformer.models.t5 import T5
 from jaxformer.parallel import sharding
+from jaxformer.parallel.parameter_shards import state_shardings
 from jaxformer.parallel.sharding import Mesh
 
 VOCAB, ROWS, LENGTH = 64, 8, 12
@@ -87,7 +88,7 @@ def on(name, shape):
     mesh, batch = sharding.make_mesh(shape), draw_batch(name)
     params = noisy_params(MODELS[name], *([batch["inputs"]] if name == "t5" else []), batch["tokens"])
     boxed = jax.eval_shape(lambda: MODELS[name].init(jax.random.key(0), **inputs_of(name, batch)))["params"]
-    params = jax.device_put(params, sharding.state_shardings(boxed, mesh))
+    params = jax.device_put(params, state_shardings(boxed, mesh))
     laid = sharding.global_batch(batch, sharding.local_rows(ROWS, mesh), ROWS, mesh)
     with jax.set_mesh(mesh):
         (loss, logits), gradient = loss_and_gradient(name, params, laid)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from jaxformer.errors import InputError
 from jaxformer.parallel import sharding
 from jaxformer.parallel.metadata import Boxed, ParameterInfo
+from jaxformer.parallel.parameter_shards import state_shardings
 from jaxformer.parameter_paths import decay_mask, found_in, frozen_mask, join, split
 from jaxformer.training.optimizers import (
     Adafactor,
@@ -420,7 +421,7 @@ def test_moments_inherit_the_axes_of_boxed_parameters(kind, moments):
     for decay in (0.5, 1.0):
         transform = kind(layer_decay=decay).transform(10, INFOS)
         state, plain = (jax.eval_shape(transform.init, params) for params in (boxed, parameters()))
-        assert jax.tree.structure(sharding.state_shardings(state, mesh)) == jax.tree.structure(plain)
+        assert jax.tree.structure(state_shardings(state, mesh)) == jax.tree.structure(plain)
         assert [leaf.shape for leaf in jax.tree.leaves(state)] == [leaf.shape for leaf in jax.tree.leaves(plain)]
     leaves = jax.tree.leaves(state, is_leaf=lambda leaf: isinstance(leaf, Boxed))
     assert sum(isinstance(leaf, Boxed) for leaf in leaves) == moments

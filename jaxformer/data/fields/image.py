@@ -93,7 +93,8 @@ class ImageField(Field[Picture]):
 
     @property
     def edge(self) -> int:
-        """Length in pixels to which the sides that `fit` names are resized, before the center crop to `size` pixels."""
+        """Length in pixels to which `fit` resizes the shorter side or both sides, before the center crop to `size`
+        pixels."""
         return round(self.size / self.crop)
 
     def features(self) -> dict[str, Feature]:

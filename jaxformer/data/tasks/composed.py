@@ -27,7 +27,7 @@ class FieldValues:
 
 @dataclasses.dataclass(frozen=True)
 class FieldTask(Task[FieldValues]):
-    """Task composed of fields, each of which reads one column. A row contains one example, with the arrays of each
+    """Task composed of fields, one per column. A row contains one example, with the arrays of each
     field.
 
     The dataclass fields of a subclass that contain a `Field` are the fields of the task. They are transformed in order.

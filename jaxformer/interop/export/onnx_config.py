@@ -62,7 +62,7 @@ def _keep(source: Path, folder: Path) -> None:
 
 
 def _describe(run: Run, folder: Path) -> None:
-    """Writes the config of the transformers class whose arguments and outputs are like those of the programs, and the
+    """Writes the config of the transformers class with the same arguments and outputs as the programs, and the
     tokenizer and preprocessing files.
     """
     model, plan = run.model, plan_of(run)

@@ -1,4 +1,4 @@
-"""Writes ONNX files, and compares the results of ONNX Runtime with those of the JAX model."""
+"""Writes ONNX files, runs them in ONNX Runtime, and compares the results with the JAX model."""
 
 import dataclasses
 import functools
@@ -104,7 +104,7 @@ class Rows:
 
 
 def compared(run: Run, found: Mapping[str, Program], params: Arrays, sessions: Sessions) -> str:
-    """Compares the results of the ONNX files with those of the JAX model. Returns the difference as a sentence.
+    """Compares the ONNX files with the JAX model on the same inputs. Returns the difference as a sentence.
 
     A decoder with a cache processes each row in two parts. The second part uses the keys and values that the first part
     has cached. The reference is the JAX model without a cache.
@@ -132,8 +132,8 @@ IMAGE_INPUTS = ("pixel_values", "noise")
 
 
 def _inputs(run: Run, found: Mapping[str, Program]) -> Iterator[Rows]:
-    """Yields test inputs, for which the outputs of the ONNX model are compared with those of the JAX model: images, or
-    one batch of texts with padding and one with a long text.
+    """Yields test inputs, on which the ONNX model is compared with the JAX model: images, or one batch of texts with
+    padding and one with a long text.
     """
     rng, model = np.random.default_rng(0), run.model
     if SINGLE in found and "pixel_values" in (arguments := found[SINGLE].arguments):

@@ -56,7 +56,7 @@ def write_card(folder: Path, run: Run, dtype: str, certificate: str) -> None:
       folder: Exported folder, still under its temporary name.
       run: Run that was exported.
       dtype: Dtype of the weights.
-      certificate: One line that says how closely the outputs of transformers match those of the run.
+      certificate: One line that says how closely transformers reproduces the outputs of the run.
     """
     architecture = read_json(folder / CONFIG)["architectures"][0]
     families = [family for family in families_of(run.model) if architecture in family.architectures]

@@ -31,7 +31,7 @@ class ParamMapping:
     theirs: str
     """Name of the tensor in transformers."""
     pattern: str = ""
-    """Rearrangement of the tensor's axes to those of the parameter, in einops notation, such as `(h k) d -> d h k`.
+    """Rearrangement of the tensor's axes to the parameter's axes, in einops notation, such as `(h k) d -> d h k`.
     Empty if the axes are the same.
     """
     copies: tuple[str, ...] = ()

@@ -107,7 +107,7 @@ class Bridge:
         return without_unused_ids(run)
 
     def outputs(self, model: Any, output: Any, objective: Any = None) -> dict[str, jax.Array]:
-        """Converts the outputs of a JAX model to those of the transformers class, by their names there.
+        """Converts the outputs of a JAX model to the outputs of the transformers class, by their names there.
 
         Args:
           model: Model that computed the outputs.

@@ -210,7 +210,7 @@ def rope_fields(positions: Rotary) -> dict[str, Any]:
 
 
 def describe_decoder(model: Gpt) -> dict[str, Any]:
-    """Converts a model to the config fields that LLaMA-like families share, without those of the MLP."""
+    """Converts a model to the config fields that LLaMA-like families share, except the fields of the MLP."""
     config = model.transformer
     groups, head_dim = config.attention.sizes(config.heads, config.width)
     return {
