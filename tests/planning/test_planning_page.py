@@ -32,11 +32,12 @@ def run_here(name):
     compiling.prepare()
 
 
-_, COMMANDS = blocks("bash")
+_, *LISTED = blocks("bash")
+COMMANDS = "".join(LISTED).replace("\\\n", " ").splitlines()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("line", COMMANDS.splitlines())
+@pytest.mark.parametrize("line", COMMANDS)
 def test_the_commands_that_it_lists(line, capsys):
     words = shlex.split(line)
     run_here(words[words.index("--topology") + 1])
