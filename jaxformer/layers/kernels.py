@@ -314,8 +314,10 @@ def _on_mesh(attend, query_bthk, key_bgsk, value_bgsk, segments, made: tuple[Any
     of_keys = sharding.partition_spec("bgsk", key_bgsk.shape, mesh)
     rows, positions, *_ = of_queries
     of_segments = None if segments is None else (PartitionSpec(rows, positions), PartitionSpec(rows))
+    # The kernel asks how large its shards are, which JAX does not say for a mesh with axes that are manual already.
+    free = jax.sharding.AbstractMesh(mesh.axis_sizes, mesh.axis_names)
     of_kernel = kernel and kernel.manual_sharding_spec(
-        NamedSharding(mesh, PartitionSpec(None, positions if shards > 1 else None))
+        NamedSharding(free, PartitionSpec(None, positions if shards > 1 else None))
     )
     specs = of_queries, of_keys, of_keys, of_segments, of_kernel
     split = jax.shard_map(attend, in_specs=specs, out_specs=of_queries, check_vma=False)

@@ -83,6 +83,20 @@ class TestSplash:
         assert spec[0] == ("data", "fsdp") and spec[2] == (None if heads == 3 else "tensor")
         assert output.sharding.is_equivalent_to(jax.sharding.NamedSharding(mesh, spec), 4)
 
+    def test_it_runs_in_a_stage_of_a_pipeline(self):
+        """Whose axis of the mesh is manual already."""
+        mask, arrays = Mask.causal(128), inputs(128, heads=2, groups=2, rows=2)
+        shape = sharding.Mesh(1, 2, 1, pipeline=2)
+        with sharding.use(sharding.make_mesh(shape), shape):
+            whole = jax.sharding.PartitionSpec()
+
+            def in_stage(way):
+                call = functools.partial(way, mask)
+                split = jax.shard_map(call, in_specs=whole, out_specs=whole, axis_names={"pipeline"}, check_vma=False)
+                return lambda query, key, value: split(query, key, value)
+
+            assert_equal(in_stage(by_splash), in_stage(by_blocks), arrays)
+
     @pytest.mark.slow
     @pytest.mark.parametrize("name", ["everywhere", "causal in segments", "causal window in segments"])
     def test_positions_are_split_over_the_mesh(self, name):
