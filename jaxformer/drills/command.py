@@ -16,6 +16,8 @@ from jaxformer.drills.scratch import Outcome, Scratch, remove, small
 from jaxformer.errors import InputError
 from jaxformer.progress import display, phase
 from jaxformer.runs import run as runs
+from jaxformer.runs import writing
+from jaxformer.runs.folder import EXPERIMENT
 
 DRILLS: dict[str, Callable[[Scratch, int], Outcome]] = {
     "flip": faults.flips,
@@ -80,10 +82,10 @@ def planned(arguments: Sequence[str], workdir: str | None) -> tuple[Experiment, 
     """
     name, *flags = arguments
     source = storage.path(name)
-    if (source / runs.EXPERIMENT).exists():
+    if (source / EXPERIMENT).exists():
         if flags:
             raise InputError(f"{flags[0]}: fields can only be set for a config; leave it out")
-        experiment, home = runs.read_experiment(source), source
+        experiment, home = writing.read_experiment(source), source
         if experiment.tokenizer is not None:
             experiment = config.override(experiment, {"tokenizer": runs.RunTokenizer(name)})
     else:

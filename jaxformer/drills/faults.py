@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxformer.data.sources.fingerprints import fingerprints
 from jaxformer.drills.scratch import EVERY, STEPS, Outcome, Scratch, contents, differing, latest, write
-from jaxformer.runs import run as runs
+from jaxformer.runs.folder import CHECKPOINTS
 
 
 def flips(scratch: Scratch, count: int) -> Outcome:
@@ -47,7 +47,7 @@ def foreign(scratch: Scratch, count: int) -> Outcome:
 
 
 def _newest(folder: Path) -> Path:
-    return folder / runs.CHECKPOINTS / str(latest(folder))
+    return folder / CHECKPOINTS / str(latest(folder))
 
 
 def _places(scratch: Scratch, count: int, draw: random.Random) -> list[tuple[str, int]]:

@@ -18,6 +18,8 @@ from jaxformer.data.pipeline import loader
 from jaxformer.errors import InputError
 from jaxformer.parallel import sharding
 from jaxformer.runs import run as runs
+from jaxformer.runs import writing
+from jaxformer.runs.folder import CHECKPOINTS
 from jaxformer.training.checkpoints import Checkpoints, replicated
 from jaxformer.training.damage import first_good
 from jaxformer.training.state import abstract_state
@@ -120,7 +122,7 @@ class Scratch:
     @functools.cached_property
     def trees(self) -> dict[str, Any]:
         """The abstract arrays of a checkpoint."""
-        mesh, experiment = self.mesh, runs.read_experiment(self.undisturbed)
+        mesh, experiment = self.mesh, writing.read_experiment(self.undisturbed)
         lanes = loader.initial_state(experiment.data)
         lanes_tree = {"lanes": replicated(lanes.shape, lanes.dtype, mesh)}
         return abstract_state(experiment, mesh).trees() | {"lanes": lanes_tree}
@@ -132,11 +134,11 @@ class Scratch:
 
     def state(self, folder: Path, step: int | None = None) -> dict[str, np.ndarray]:
         """Returns all arrays of a checkpoint of a run, by default of its last one, by path."""
-        return flat(Checkpoints(folder / runs.CHECKPOINTS).restore(self.trees, step))
+        return flat(Checkpoints(folder / CHECKPOINTS).restore(self.trees, step))
 
     def good(self, folder: Path) -> tuple[int, dict[str, np.ndarray]]:
         """Returns the step and the arrays of the newest good checkpoint."""
-        saved, trees = Checkpoints(folder / runs.CHECKPOINTS), self.trees
+        saved, trees = Checkpoints(folder / CHECKPOINTS), self.trees
         step, restored, _ = first_good(saved.steps, lambda step: saved.restore(trees, step))
         return step, flat(restored)
 
@@ -156,7 +158,7 @@ def differing(name: object, ours: Mapping[str, np.ndarray], expected: Mapping[st
 
 def latest(folder: Path) -> int:
     """Returns the step of the last checkpoint of a run; 0 if there is none."""
-    path = folder / runs.CHECKPOINTS
+    path = folder / CHECKPOINTS
     return (Checkpoints(path).latest or 0) if path.is_dir() else 0
 
 

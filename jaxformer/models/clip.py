@@ -6,10 +6,9 @@ The models are CLIP (Radford et al. 2021) and SigLIP (Zhai et al. 2023).
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, Literal, Self
 
 import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
 
@@ -27,6 +26,7 @@ from jaxformer.layers.transformer import Transformer, fresh
 from jaxformer.losses.contrastive import unit
 from jaxformer.metrics.means import added
 from jaxformer.models.base import InputSpec, Model, ModelOutput, TokenInput
+from jaxformer.models.clip_output import ClipOutput
 from jaxformer.models.flops import linear_flops, stack_flops
 from jaxformer.models.vit import IMAGES
 from jaxformer.parallel import metadata
@@ -228,37 +228,6 @@ class TextTower(Model):
         index = jnp.arange(tokens.shape[1])[None]
         there = index if segments is None else jnp.where(segments > 0, index, 0)
         return jnp.broadcast_to(there.max(1, keepdims=True), (tokens.shape[0], 1))
-
-
-@flax.struct.dataclass
-class ClipOutput(ModelOutput):
-    """Output of the image encoder and the text encoder."""
-
-    image_vectors: jax.Array | None = None
-    """Image vectors with an L2 norm of 1, float32 [images, embed]. None without images."""
-    text_vectors: jax.Array | None = None
-    """Text vectors with an L2 norm of 1, float32 [texts, embed]. None without texts."""
-    scale: jax.Array | None = None
-    """Factor of the dot products of image and text vectors, a scalar."""
-    bias: jax.Array | None = None
-    """Bias added to the scaled dot products, a scalar. None if the model has no bias."""
-
-    exported: ClassVar[tuple[str, ...]] = ("logits", "image_vectors", "text_vectors")
-
-    @property
-    def logits(self) -> jax.Array | None:
-        """Similarity score of each image with each text, float32 [images, texts]. None unless both images and texts are
-        given.
-        """
-        if self.image_vectors is None or self.text_vectors is None or self.scale is None:
-            return None
-        scores = self.scale * (self.image_vectors @ self.text_vectors.T)
-        return scores if self.bias is None else scores + self.bias
-
-    @property
-    def features(self) -> jax.Array | None:
-        """Vectors for downstream use: image vectors, or text vectors if there are no images."""
-        return self.text_vectors if self.image_vectors is None else self.image_vectors
 
 
 class Clip(Model):

@@ -7,9 +7,9 @@ from pathlib import Path
 from jaxformer import digests, storage
 from jaxformer.errors import InputError
 from jaxformer.progress import phase
-from jaxformer.runs import run
 from jaxformer.runs.data_record import DATA, read_record
 from jaxformer.runs.files import check_tokenizer_files
+from jaxformer.runs.folder import CHECKPOINTS, EXPERIMENT, TOKENIZER
 from jaxformer.runs.history import METRICS, SKIPPED, read_history
 from jaxformer.training.checkpoint_digests import check_digests
 from jaxformer.training.checkpoints import Checkpoints
@@ -38,18 +38,18 @@ def verify(folder: Path) -> Iterator[Part]:
     """
     if storage.is_remote(folder):
         storage.check_bucket(folder)
-    if not (folder / run.EXPERIMENT).exists():
-        raise InputError(f"{folder}: not a run's folder: it has no {run.EXPERIMENT}")
-    yield _part(folder, run.EXPERIMENT, lambda: _check_experiment(folder / run.EXPERIMENT))
+    if not (folder / EXPERIMENT).exists():
+        raise InputError(f"{folder}: not a run's folder: it has no {EXPERIMENT}")
+    yield _part(folder, EXPERIMENT, lambda: _check_experiment(folder / EXPERIMENT))
     if (folder / DATA).exists():
         yield _part(folder, DATA, lambda: _check_record(folder))
-    if (folder / run.TOKENIZER).exists():
-        yield _part(folder, run.TOKENIZER, lambda: _check_tokenizer(folder / run.TOKENIZER))
+    if (folder / TOKENIZER).exists():
+        yield _part(folder, TOKENIZER, lambda: _check_tokenizer(folder / TOKENIZER))
     for name in (METRICS, SKIPPED):
         if (folder / name).exists():
             yield _part(folder, name, lambda name=name: _check_lines(folder / name))
-    for step in Checkpoints(folder / run.CHECKPOINTS).steps if (folder / run.CHECKPOINTS).is_dir() else ():
-        name = f"{run.CHECKPOINTS}/{step}"
+    for step in Checkpoints(folder / CHECKPOINTS).steps if (folder / CHECKPOINTS).is_dir() else ():
+        name = f"{CHECKPOINTS}/{step}"
         with phase(f"reading {name}"):
             yield _part(folder, name, lambda name=name: _check_checkpoint(folder / name))
 

@@ -13,7 +13,7 @@ from jaxformer import classes, fields
 from jaxformer.config import Experiment
 from jaxformer.errors import InputError
 from jaxformer.parallel import processes
-from jaxformer.parallel.line import differing
+from jaxformer.parallel.meeting import differing
 from jaxformer.runs.folder import EXPERIMENT, STARTING
 
 LATE = 10

@@ -7,13 +7,15 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jaxformer import config, storage
+from jaxformer import differences as configs
+from jaxformer import storage
 from jaxformer.config import Experiment
 from jaxformer.data.pipeline import loader
 from jaxformer.data.sources.fingerprints import fingerprints
 from jaxformer.errors import InputError
 from jaxformer.interop.huggingface.families.family import differences
-from jaxformer.runs import data_record, run
+from jaxformer.runs import data_record, writing
+from jaxformer.runs.folder import CHECKPOINTS
 from jaxformer.runs.parameters import checkpoint_order
 from jaxformer.training.checkpoints import Checkpoints, replicated
 from jaxformer.training.damage import first_good
@@ -55,8 +57,8 @@ def fork_from(experiment: Experiment, mesh: jax.sharding.Mesh) -> Fork:
     if experiment.fork is None:
         raise ValueError("fork=None: expected a run's folder")
     folder = storage.path(experiment.fork)
-    other = _check_same_state(experiment, run.read_experiment(folder, known=experiment))
-    checkpoints = Checkpoints(folder / run.CHECKPOINTS)
+    other = _check_same_state(experiment, writing.read_experiment(folder, known=experiment))
+    checkpoints = Checkpoints(folder / CHECKPOINTS)
     order = checkpoint_order(
         folder, checkpoints, other.checkpoint, None, experiment.fork_step
     )  # The latest, not the best.
@@ -99,7 +101,7 @@ def rate_change(before: Experiment, now: Experiment, state: TrainState) -> list[
 def _check_same_state(experiment: Experiment, other: Experiment) -> Experiment:
     """Reads the experiment of the run to fork. Raises InputError if its model or tokenizer differs."""
     changed = differences(other.model, experiment.model)
-    changed += config.differences(other.tokenizer, experiment.tokenizer, "tokenizer")
+    changed += configs.differences(other.tokenizer, experiment.tokenizer, "tokenizer")
     if changed:
         raise InputError(f"fork={experiment.fork}: {changed[0]}; a fork keeps the model and the tokenizer")
     return other
@@ -108,7 +110,7 @@ def _check_same_state(experiment: Experiment, other: Experiment) -> Experiment:
 def _other_batches(other: Experiment, experiment: Experiment) -> list[str]:
     """Returns one line for each difference between two experiments that changes the training batches."""
     seeds = [f"seed: {other.seed} in the run, {experiment.seed} now"] if other.seed != experiment.seed else []
-    found = config.differences(other.data, experiment.data, "data")
+    found = configs.differences(other.data, experiment.data, "data")
     return seeds + [str(difference) for difference in found if not difference.within(*BESIDE_BATCHES)]
 
 
@@ -123,6 +125,6 @@ def _changes(other: Experiment, experiment: Experiment) -> list[str]:
     """Returns one line for each setting that differs from the forked run's, up to a maximum, and a line with the number
     of further ones.
     """
-    lines = [str(found) for found in config.differences(other, experiment) if found.path not in UNLISTED]
+    lines = [str(found) for found in configs.differences(other, experiment) if found.path not in UNLISTED]
     more = [f"and {len(lines) - MOST_LISTED} more settings"] if len(lines) > MOST_LISTED else []
     return lines[:MOST_LISTED] + more

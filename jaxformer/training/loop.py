@@ -22,10 +22,10 @@ from jaxformer.metrics.means import Mean
 from jaxformer.parallel import sharding
 from jaxformer.parameter_paths import join
 from jaxformer.progress import Display, display, phase
-from jaxformer.runs import data_record
+from jaxformer.runs import data_record, writing
 from jaxformer.runs import run as runs
 from jaxformer.runs.data_record import DataRecord, write_record
-from jaxformer.runs.folder import DAMAGED, Claim
+from jaxformer.runs.folder import CHECKPOINTS, DAMAGED, Claim
 from jaxformer.runs.parameters import read_params, used_params
 from jaxformer.runs.run import Run
 from jaxformer.training import agreement, forking, self_check
@@ -199,16 +199,16 @@ def fit(
     with contextlib.ExitStack() as stack:
         shown = stack.enter_context(display(quiet or jax.process_index() > 0))
         stop = stack.enter_context(Stop())
-        claim = stack.enter_context(runs.writer(folder, experiment))
+        claim = stack.enter_context(writing.writer(folder, experiment))
         agreement.check_shared(folder)
-        before = runs.read_experiment(folder, known=experiment) if claim.is_run else None
+        before = writing.read_experiment(folder, known=experiment) if claim.is_run else None
         if check_kernels:
             self_check.run(experiment, mesh)
         experiment, tokenizer, record = prepare_data(experiment, claim, accept_changed_data)
         train = compile_step(experiment, mesh)
         evaluate = prepare_evaluation(experiment, tokenizer, mesh)
         saved = stack.enter_context(
-            Checkpoints(folder / runs.CHECKPOINTS, experiment.checkpoint, claim, experiment.best_metric)
+            Checkpoints(folder / CHECKPOINTS, experiment.checkpoint, claim, experiment.best_metric)
         )
         forked = experiment.fork is not None and saved.latest is None
         state, lanes, begun = restore_or_init(saved, experiment, mesh)
@@ -242,7 +242,7 @@ def prepare_data(experiment: Experiment, claim: Claim, accept: bool) -> tuple[Ex
     now = loader.check_documents(experiment.data)  # Checks them before a tokenizer is trained on them.
     for evaluation in experiment.evaluations:
         now |= loader.check_documents(evaluation.data(experiment.data), (f"evaluations.{evaluation.name}",))
-    tokenizer = runs.prepare_tokenizer(claim, experiment)
+    tokenizer = writing.prepare_tokenizer(claim, experiment)
     if tokenizer is not None:
         now[data_record.TOKENIZER] = data_record.tokenizer_fingerprint(claim.tokenizer)
     record = data_record.compared(claim, now, accept)

@@ -20,9 +20,10 @@ from jaxformer.metrics.means import with_auxiliary
 from jaxformer.objectives.base import BatchObjective
 from jaxformer.parallel import sharding
 from jaxformer.progress import phase
-from jaxformer.runs import data_record
+from jaxformer.runs import data_record, writing
 from jaxformer.runs import run as runs
 from jaxformer.runs.files import read_tokenizer
+from jaxformer.runs.folder import CHECKPOINTS
 from jaxformer.runs.history import SKIPPED, read_history
 from jaxformer.runs.parameters import used_params
 from jaxformer.training.checkpoints import Checkpoints, replicated
@@ -76,13 +77,13 @@ def replay(folder: Path, step: int) -> Replay:
     Raises:
       InputError: If the data has changed, or the lane states before the step are not known.
     """
-    experiment = runs.read_experiment(folder)
+    experiment = writing.read_experiment(folder)
     if step < 1:
         raise InputError(f"--step {step}: expected at least 1, the first step")
     tokenizer = None if experiment.tokenizer is None else read_tokenizer(folder)
     record = _check_data(folder, experiment)
     mesh = sharding.make_mesh(runs.mesh_for(experiment, len(jax.devices())))
-    saved = Checkpoints(folder / runs.CHECKPOINTS)
+    saved = Checkpoints(folder / CHECKPOINTS)
     before, lanes = _lanes_before(folder, step, experiment, saved, record)
     batch = _batch_after(experiment, tokenizer, lanes, step - before)
     used, losses = _losses(saved, step, experiment, mesh, batch)

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from jaxformer import config
+from jaxformer.differences import Difference, differences
 from jaxformer.errors import InputError
 from jaxformer.interop.huggingface import parameters
 from jaxformer.interop.huggingface.adapters import open_folder
@@ -16,7 +16,7 @@ from jaxformer.interop.huggingface.families.family import explicit
 from jaxformer.interop.huggingface.folders import is_model_folder
 from jaxformer.interop.huggingface.locations import locate
 from jaxformer.models.base import Model
-from jaxformer.runs import run
+from jaxformer.runs import writing
 from jaxformer.runs.parameters import read_params
 
 
@@ -72,7 +72,7 @@ def start_from(name: str, model: Model, params: Any, mesh: jax.sharding.Mesh) ->
         imported = load(open_folder(folder))
         check_model(name, imported.model, model)
         return match(name, Weights(imported.model, imported.params), Weights(model, params))
-    other = run.read_experiment(folder)
+    other = writing.read_experiment(folder)
     check_model(name, other.model, model)  # Before anything large is read.
     found = read_params(folder, other, mesh)[1]
     return match(name, Weights(other.model, found), Weights(model, params))
@@ -91,12 +91,12 @@ def check_model(name: str, model: Model, wanted: Model) -> None:
     theirs, ours = explicit(model.pretrained()[1]), explicit(inner)
     (their_stack, *_), (our_stack, *_) = theirs.stacks().items(), ours.stacks().items()
     if type(theirs) is type(ours):
-        found = config.differences(theirs, ours, path)
+        found = differences(theirs, ours, path)
         found = [one for one in found if not one.within(*(f"{path}.{field}" for field in ours.head_fields))]
     elif their_stack[0] == our_stack[0]:
-        found = config.differences(their_stack[1], our_stack[1], f"{path}.{our_stack[0]}")
+        found = differences(their_stack[1], our_stack[1], f"{path}.{our_stack[0]}")
     else:
-        found = [config.Difference(path, theirs, ours)]
+        found = [Difference(path, theirs, ours)]
     if found:
         raise InputError(f"init={name}: another model: {found[0]}")
 

@@ -11,7 +11,7 @@ import tiny
 import jaxformer as jf
 from jaxformer import classes, cli, config
 from jaxformer.errors import InputError
-from jaxformer.runs import run
+from jaxformer.runs import writing
 
 PAYLOAD = """
 import dataclasses
@@ -100,7 +100,7 @@ def test_a_package_that_is_allowed_is_imported_from_where_it_is_installed(experi
         monkeypatch.syspath_prepend(str(path))
     before = sys.path[:]
     jf.allow("installed_one")
-    assert type(run.read_experiment(folder).objective).__module__ == "installed_one"
+    assert type(writing.read_experiment(folder).objective).__module__ == "installed_one"
     assert ran.exists() and not any(path.exists() for path in planted)
     assert sys.path == before
 
@@ -111,17 +111,17 @@ def test_the_classes_of_the_experiment_at_hand_need_no_permission(experiment, tm
     import at_hand
 
     mine = config.override(experiment, {"objective": at_hand.Mine()})
-    with run.writer(tmp_path / "run", mine) as claimed:
+    with writing.writer(tmp_path / "run", mine) as claimed:
         claimed.start(config.to_json(mine))
-    with run.writer(tmp_path / "run", mine):
+    with writing.writer(tmp_path / "run", mine):
         pass  # The same run again, of the same config.
     with pytest.raises(InputError, match="--allow at_hand"):
-        run.read_experiment(tmp_path / "run")
+        writing.read_experiment(tmp_path / "run")
     every = mine.checkpoint.every
     with pytest.raises(InputError, match=f"no checkpoint yet; one is written every {every} steps and at its end"):
         jf.open_run(tmp_path / "run", known=mine)
     jf.allow("at_hand")
-    assert run.read_experiment(tmp_path / "run") == mine
+    assert writing.read_experiment(tmp_path / "run") == mine
 
 
 @pytest.mark.parametrize("name", ["jaxformer.__main__.Mine", "jaxformer.data._private.Mine", "os.path", "at.hand"])

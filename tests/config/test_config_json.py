@@ -15,6 +15,7 @@ from small_config import CONFIG, message, write_config
 
 from jaxformer import config, fields
 from jaxformer.data.sources.sources import Mixture, TextFiles, Tfds
+from jaxformer.differences import differences
 from jaxformer.objectives.masked_lm import MaskedLM
 from jaxformer.training.optimizers import Lion
 
@@ -163,25 +164,25 @@ class TestJson:
 
 class TestDifferences:
     def test_none(self, experiment):
-        assert config.differences(experiment, dataclasses.replace(experiment)) == []
+        assert differences(experiment, dataclasses.replace(experiment)) == []
 
     def test_fields(self, experiment):
         now = config.override(experiment, {"model.transformer.width": 256, "data.train.sources.1.documents": "line"})
-        assert list(map(str, config.differences(experiment, now))) == [
+        assert list(map(str, differences(experiment, now))) == [
             "model.transformer.width: 64 in the run, 256 now",
             "data.train.sources.1.documents: 'blank_line' in the run, 'line' now",
         ]
-        assert list(map(str, config.differences(experiment.model, now.model, "model"))) == [
+        assert list(map(str, differences(experiment.model, now.model, "model"))) == [
             "model.transformer.width: 64 in the run, 256 now"
         ]
 
     def test_another_class_is_one_difference(self, experiment):
         now = config.override(experiment, {"optimizer": Lion(), "data.validation": Tfds()})
-        assert list(map(str, config.differences(experiment, now))) == [
+        assert list(map(str, differences(experiment, now))) == [
             "data.validation: None in the run, Tfds now",
             "optimizer: AdamW in the run, Lion now",
         ]
 
     def test_another_number_of_parts(self, experiment):
         now = config.override(experiment, {"data.train": Mixture((TextFiles(("a",)),), (1.0,))})
-        assert config.differences(experiment, now)[0].path == "data.train.sources"
+        assert differences(experiment, now)[0].path == "data.train.sources"

@@ -18,7 +18,8 @@ from jaxformer import config
 from jaxformer.data.pipeline import loader
 from jaxformer.layers.transformer import Transformer
 from jaxformer.parallel import sharding
-from jaxformer.runs import run
+from jaxformer.runs import writing
+from jaxformer.runs.folder import CHECKPOINTS
 from jaxformer.training.checkpoints import Checkpoints, replicated
 from jaxformer.training.state import abstract_state
 
@@ -138,10 +139,10 @@ def step_reached(folder: Path) -> int:
 
 def saved(folder: Path, step: int | None = None) -> dict:
     """All that a checkpoint holds, by path, as NumPy arrays; by default the latest checkpoint's."""
-    experiment, mesh = run.read_experiment(folder), sharding.make_mesh(sharding.Mesh())
+    experiment, mesh = writing.read_experiment(folder), sharding.make_mesh(sharding.Mesh())
     lanes = loader.initial_state(experiment.data)
     trees = abstract_state(experiment, mesh).trees() | {"lanes": {"lanes": replicated(lanes.shape, lanes.dtype, mesh)}}
-    restored = Checkpoints(folder / run.CHECKPOINTS).restore(trees, step)
+    restored = Checkpoints(folder / CHECKPOINTS).restore(trees, step)
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(restored)}
 
 

@@ -33,8 +33,9 @@ from jaxformer.objectives.causal_lm import CausalLM
 from jaxformer.objectives.masked_lm import MaskedLM
 from jaxformer.objectives.sentence_embedding import SentenceEmbedding
 from jaxformer.objectives.seq2seq_lm import Seq2SeqLM
-from jaxformer.runs import run as runs
+from jaxformer.runs import writing
 from jaxformer.runs.files import seal_tokenizer
+from jaxformer.runs.folder import CHECKPOINTS
 from jaxformer.training import state
 from jaxformer.training.checkpoints import Checkpoints
 from jaxformer.training.warm_start import start_from
@@ -46,10 +47,10 @@ def kept(run, folder):
     """The run, written as one that was trained."""
     run.tokenizer.save(str(folder / "tokenizer"))
     seal_tokenizer(folder / "tokenizer")
-    with Checkpoints(folder / runs.CHECKPOINTS, Checkpoint()) as checkpoints:
+    with Checkpoints(folder / CHECKPOINTS, Checkpoint()) as checkpoints:
         checkpoints.save(7, {"params": run.params}, None)
         checkpoints.wait()
-    runs.write_experiment(folder, run.experiment)
+    writing.write_experiment(folder, run.experiment)
     return folder
 
 

@@ -22,7 +22,8 @@ from jaxformer.objectives.image_classification import ImageClassification
 from jaxformer.objectives.image_embedding import ImageEmbedding
 from jaxformer.optimizers import AdamW, Schedule
 from jaxformer.parallel.sharding import Mesh, make_mesh
-from jaxformer.runs.run import Run, open_run, write_experiment
+from jaxformer.runs.run import Run, open_run
+from jaxformer.runs.writing import write_experiment
 from jaxformer.training.checkpoints import Checkpoints
 
 FIXED = {"position_embedding": "sinusoidal"}

@@ -14,7 +14,8 @@ import pytest
 
 from jaxformer.errors import InputError
 from jaxformer.parallel.cluster import Place
-from jaxformer.parallel.line import Line, differing
+from jaxformer.parallel.line import Line
+from jaxformer.parallel.meeting import differing
 
 
 def free_port():

@@ -12,7 +12,7 @@ import jaxformer as jf
 from jaxformer import cli
 from jaxformer.errors import InputError
 from jaxformer.runs import folder as run_folder
-from jaxformer.runs import run
+from jaxformer.runs import run, writing
 from jaxformer.runs.folder import STARTING, Claim, claim
 
 
@@ -63,7 +63,7 @@ def test_a_folder_with_something_else_is_refused_and_nothing_in_it_changes(make,
 
 @pytest.mark.parametrize("lock", [True, False])
 def test_a_refused_start_in_a_run_changes_nothing_in_it(lock, experiment, tmp_path):
-    with run.writer(tmp_path / "run", experiment) as claimed:
+    with writing.writer(tmp_path / "run", experiment) as claimed:
         claimed.start(run.config.to_json(experiment))
     if not lock:
         (tmp_path / "run" / ".lock").unlink()  # A run that was copied or imported has none.
@@ -71,7 +71,7 @@ def test_a_refused_start_in_a_run_changes_nothing_in_it(lock, experiment, tmp_pa
     other = run.config.override(experiment, {"seed": 5})
     with pytest.raises(InputError, match="another experiment"):
         jf.fit(other, tmp_path / "run", quiet=True)
-    with pytest.raises(ZeroDivisionError), run.writer(tmp_path / "run", experiment):
+    with pytest.raises(ZeroDivisionError), writing.writer(tmp_path / "run", experiment):
         raise ZeroDivisionError
     after = tree(tmp_path)
     after["run"] = before["run"]  # A lock that was made and removed leaves its time in the folder.
@@ -89,7 +89,7 @@ def killed(folder, **made):
 def test_what_a_killed_start_has_left_is_cleared_away(experiment, tmp_path):
     killed(tmp_path, **{"tokenizer": "a", "tokenizer.tmp-123": "b"})
     (tmp_path / "checkpoints").mkdir()
-    with run.writer(tmp_path, experiment):
+    with writing.writer(tmp_path, experiment):
         assert sorted(path.name for path in tmp_path.iterdir()) == [STARTING, ".lock"]
         assert not any((tmp_path / STARTING).iterdir())
 
@@ -103,7 +103,7 @@ def test_a_start_killed_between_its_tokenizer_and_its_experiment_is_cleared_away
         patch.setattr(os, "replace", die)
         Claim(tmp_path)._write("{}")
     assert (tmp_path / "tokenizer" / "part").exists() and not (tmp_path / "experiment.json").exists()
-    with run.writer(tmp_path, experiment):
+    with writing.writer(tmp_path, experiment):
         assert not (tmp_path / "tokenizer").exists()
 
 
@@ -112,13 +112,16 @@ def test_what_somebody_has_put_beside_a_killed_start_is_refused_and_kept(name, e
     killed(tmp_path, tokenizer="a")
     write(tmp_path / name)
     before = tree(tmp_path)
-    with pytest.raises(InputError, match=f"holds {name.split('/')[0]} but no run"), run.writer(tmp_path, experiment):
+    with (
+        pytest.raises(InputError, match=f"holds {name.split('/')[0]} but no run"),
+        writing.writer(tmp_path, experiment),
+    ):
         pass
     assert tree(tmp_path) == before
 
 
 def test_a_failed_start_removes_what_it_made_and_nothing_that_came_meanwhile(experiment, tmp_path):
-    with pytest.raises(ZeroDivisionError), run.writer(tmp_path / "new" / "run", experiment) as claimed:
+    with pytest.raises(ZeroDivisionError), writing.writer(tmp_path / "new" / "run", experiment) as claimed:
         write(claimed.tokenizer / "vocab.txt")
         (tmp_path / "new" / "run" / "checkpoints").mkdir()
         write(tmp_path / "new" / "run" / "tokenizer" / "mine.txt")
@@ -133,10 +136,10 @@ def test_a_link_to_a_folder_is_that_folder_and_one_to_nothing_is_refused(experim
     (tmp_path / "disk").mkdir()
     (tmp_path / "run").symlink_to(tmp_path / "disk")
     (tmp_path / "broken").symlink_to(tmp_path / "gone")
-    with run.writer(tmp_path / "run", experiment) as claimed:
+    with writing.writer(tmp_path / "run", experiment) as claimed:
         assert (tmp_path / "disk" / STARTING).is_dir() and not claimed.moved()
     assert not any((tmp_path / "disk").iterdir())
-    with pytest.raises(InputError, match="a link to nothing"), run.writer(tmp_path / "broken", experiment):
+    with pytest.raises(InputError, match="a link to nothing"), writing.writer(tmp_path / "broken", experiment):
         pass
 
 
@@ -145,7 +148,7 @@ def test_locks_that_fail_and_locks_of_another_process_have_different_errors(expe
         raise OSError(37, "No locks available")
 
     monkeypatch.setattr(run_folder.fcntl, "flock", fail)
-    with pytest.raises(InputError, match="cannot be locked: No locks available"), run.writer(tmp_path, experiment):
+    with pytest.raises(InputError, match="cannot be locked: No locks available"), writing.writer(tmp_path, experiment):
         pass
     assert not any(tmp_path.iterdir())
 
@@ -161,7 +164,7 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_a_folder_that_is_another_one_is_noticed_and_nothing_is_removed(change, experiment, tmp_path):
     folder = tmp_path / "run"
-    with pytest.raises(InputError) as caught, run.writer(folder, experiment) as claimed:
+    with pytest.raises(InputError) as caught, writing.writer(folder, experiment) as claimed:
         claimed.check()
         write(claimed.tokenizer / "vocab.txt")
         change(folder)
@@ -184,9 +187,9 @@ def test_what_is_saved_follows_a_folder_that_is_renamed(experiment, tmp_path):
 
 def test_an_experiment_that_is_the_same_is_not_written_again(experiment, tmp_path):
     text = run.config.to_json(experiment)
-    with run.writer(tmp_path, experiment) as claimed:
+    with writing.writer(tmp_path, experiment) as claimed:
         claimed.start(text)
     before = tree(tmp_path)
-    with run.writer(tmp_path, experiment) as claimed:
+    with writing.writer(tmp_path, experiment) as claimed:
         claimed.start(text)
     assert tree(tmp_path) == before

@@ -14,7 +14,7 @@ import jaxformer as jf
 from jaxformer import config, digests
 from jaxformer.errors import InputError
 from jaxformer.parallel.sharding import Mesh
-from jaxformer.runs import run as runs
+from jaxformer.runs import writing
 from jaxformer.training.checkpoints import StoredArray
 from jaxformer.training.forking import rate_change
 from jaxformer.training.optimizers import Lion
@@ -43,7 +43,7 @@ def contents(folder):
 
 @pytest.mark.slow
 def test_the_experiment_is_kept_whole(run, experiment):
-    assert runs.read_experiment(run.folder) == experiment
+    assert writing.read_experiment(run.folder) == experiment
     text = digests.unseal((run.folder / "experiment.json").read_text())
     assert config.to_json(config.from_json(text)) == text
 
@@ -144,7 +144,7 @@ def test_a_schedule_that_does_not_depend_on_the_steps_says_nothing(decay, rates,
 def test_what_changes_no_weights_meaning_may_change(change, run, copy):
     now = config.override(run.experiment, change)
     assert jf.fit(now, copy, quiet=True).step == 7
-    assert runs.read_experiment(copy) == now
+    assert writing.read_experiment(copy) == now
 
 
 @pytest.mark.parametrize(
@@ -171,11 +171,11 @@ def test_what_would_make_it_another_experiment_is_refused_and_the_run_untouched(
 
 
 def test_a_second_writer_is_refused_until_the_first_has_ended(experiment, tmp_path):
-    with runs.writer(tmp_path / "run", experiment):
-        with pytest.raises(InputError, match="another process"), runs.writer(tmp_path / "run", experiment):
+    with writing.writer(tmp_path / "run", experiment):
+        with pytest.raises(InputError, match="another process"), writing.writer(tmp_path / "run", experiment):
             pass
         assert (tmp_path / "run" / ".lock").exists()
-    with runs.writer(tmp_path / "run", experiment):
+    with writing.writer(tmp_path / "run", experiment):
         pass
 
 
@@ -199,7 +199,7 @@ def test_a_run_does_not_begin_from_one_with_another_model(run, experiment, tmp_p
 
 def test_a_run_from_a_larger_mesh_opens_on_the_devices_that_are_here(copy, run):
     larger = dataclasses.replace(run.experiment, mesh=Mesh(16, 2, 4))
-    runs.write_experiment(copy, larger)
+    writing.write_experiment(copy, larger)
     opened = jf.open_run(copy)
     assert {axis: size for axis, size in opened.mesh.shape.items() if size > 1} == {"data": 8}
     assert opened.evaluate()["loss"] == pytest.approx(run.evaluate()["loss"], rel=1e-5)
@@ -280,7 +280,7 @@ def test_the_next_best_checkpoint_is_used_where_the_best_is_damaged(run, copy):
     losses = {line["step"]: line["loss"] for line in tiny.metrics(copy, "validation")}
     best = min(losses, key=losses.get)
     other = config.override(run.experiment, {"checkpoint.best": "loss"})
-    runs.write_experiment(copy, other)
+    writing.write_experiment(copy, other)
     assert jf.open_run(copy).step == best
     damage(copy, best)
     with pytest.warns(UserWarning, match=f"using step {9 - best}"):

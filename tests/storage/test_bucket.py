@@ -15,7 +15,7 @@ from jaxformer.errors import InputError
 from jaxformer.evaluations import BestMetric
 from jaxformer.parallel import sharding
 from jaxformer.parallel.sharding import Mesh
-from jaxformer.runs import run
+from jaxformer.runs import run, writing
 from jaxformer.runs.bucket import LEASE
 from jaxformer.runs.folder import EXPERIMENT, STARTING
 from jaxformer.training import log_files
@@ -35,19 +35,19 @@ def folder(bucket):
 
 
 def test_a_start_makes_the_folder_a_runs_and_gives_the_lease_back(bucket, folder, experiment):
-    with run.writer(folder, experiment) as claimed:
+    with writing.writer(folder, experiment) as claimed:
         assert not claimed.is_run
         (claimed.tokenizer / "tokenizer.json").write_text("{}")
         claimed.start(config.to_json(experiment))
         assert claimed.is_run and claimed.moved() == ""
     assert set(bucket.listed()) == {f"runs/a/{name}" for name in (LEASE, EXPERIMENT, "tokenizer/tokenizer.json")}
-    assert run.read_experiment(folder, known=experiment) == experiment
-    with run.writer(folder, experiment) as claimed:
+    assert writing.read_experiment(folder, known=experiment) == experiment
+    with writing.writer(folder, experiment) as claimed:
         assert claimed.is_run and claimed.tokenizer == folder / "tokenizer"
 
 
 def test_a_start_that_fails_leaves_nothing(bucket, folder, experiment):
-    with pytest.raises(ZeroDivisionError), run.writer(folder, experiment) as claimed:
+    with pytest.raises(ZeroDivisionError), writing.writer(folder, experiment) as claimed:
         (claimed.tokenizer / "tokenizer.json").write_text("{}")
         raise ZeroDivisionError
     assert bucket.listed() == {}
@@ -58,7 +58,7 @@ def test_what_a_killed_start_has_left_is_cleared_away(copied, bucket, folder, ex
     bucket.put(f"runs/a/{STARTING}/tokenizer/tokenizer.json", b"{}")
     if copied:
         bucket.put("runs/a/tokenizer/tokenizer.json", b"{}")
-    with run.writer(folder, experiment):
+    with writing.writer(folder, experiment):
         assert set(bucket.listed()) == {f"runs/a/{LEASE}"}
 
 
@@ -67,13 +67,13 @@ def test_foreign_objects_are_refused_and_kept(key, bucket, folder, experiment):
     bucket.put(f"runs/a/{key}", b"mine")
     bucket.put(f"runs/a/{STARTING}/tokenizer/tokenizer.json", b"{}")
     before = bucket.listed()
-    with pytest.raises(InputError, match=f"holds {key.split('/')[0]} but no run"), run.writer(folder, experiment):
+    with pytest.raises(InputError, match=f"holds {key.split('/')[0]} but no run"), writing.writer(folder, experiment):
         pass
     assert bucket.listed() == before
 
 
 def test_a_lease_that_is_lost_ends_training_in_one_line_and_removes_nothing(bucket, folder, experiment):
-    with pytest.raises(InputError) as caught, run.writer(folder, experiment) as claimed:
+    with pytest.raises(InputError) as caught, writing.writer(folder, experiment) as claimed:
         claimed.start(config.to_json(experiment))
         bucket.put(f"runs/a/{LEASE}", b'{"owner": "another", "process": 7, "host": "far"}')
         claimed._lease._began -= 100

@@ -8,7 +8,7 @@ import pytest
 import tiny
 
 from jaxformer import cli
-from jaxformer.runs import run
+from jaxformer.runs import run, writing
 from jaxformer.runs.folder import STARTING
 
 STEPS = 24
@@ -104,7 +104,7 @@ def test_only_one_process_writes_to_a_run(tiny_config, tmp_path, capsys):
     line = capsys.readouterr().err
     assert line.count("\n") == 1 and str(folder) in line and "another process" in line
     kill(first)
-    with run.writer(folder, tiny.load(tiny_config)):
+    with writing.writer(folder, tiny.load(tiny_config)):
         pass  # The kernel has taken back the dead one's right.
 
 

@@ -41,7 +41,9 @@ from jaxformer.objectives.sentence_embedding import SentenceEmbedding
 from jaxformer.objectives.seq2seq_lm import Seq2SeqLM
 from jaxformer.parallel.sharding import Mesh, make_mesh
 from jaxformer.runs import run as runs
+from jaxformer.runs import writing
 from jaxformer.runs.files import seal_tokenizer
+from jaxformer.runs.folder import CHECKPOINTS, TOKENIZER
 from jaxformer.runs.run import Run
 from jaxformer.training.checkpoints import Checkpoints, loaded
 from jaxformer.training.optimizers import AdamW, Schedule
@@ -108,13 +110,13 @@ def import_run(
         read, imported = _read(folder, dtype)
         comparison = _compared(read, read.folder, home, dtype, ours=False) if certificate else LEFT_OUT
         if read.tokenizer is not None:
-            read.tokenizer.save(str(home / runs.TOKENIZER))
-            seal_tokenizer(home / runs.TOKENIZER)
+            read.tokenizer.save(str(home / TOKENIZER))
+            seal_tokenizer(home / TOKENIZER)
         write_json(home / ORIGIN, dataclasses.asdict(imported.origin))
-        with Checkpoints(home / runs.CHECKPOINTS, Checkpoint()) as checkpoints:
+        with Checkpoints(home / CHECKPOINTS, Checkpoint()) as checkpoints:
             checkpoints.save(0, {"params": read.params}, None)
             checkpoints.wait()
-        runs.write_experiment(home, read.experiment)
+        writing.write_experiment(home, read.experiment)
     return [*imported.notes, comparison]
 
 

@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from jaxformer import config
-from jaxformer.config import Difference
+from jaxformer import differences as configs
+from jaxformer.differences import Difference
 from jaxformer.errors import InputError
 from jaxformer.interop.huggingface.config_reader import ConfigReader
 from jaxformer.interop.huggingface.families.bridge import Bridge
@@ -127,7 +127,7 @@ def explicit(model: Model) -> Model:
 
 def differences(model: Model, other: Model) -> list[Difference]:
     """Returns the fields whose difference makes two models compute different results."""
-    return config.differences(explicit(model), explicit(other), "model")
+    return configs.differences(explicit(model), explicit(other), "model")
 
 
 def shortest_period(kinds: Sequence[Any]) -> int:
