@@ -231,6 +231,10 @@ class Attention(nn.Module):
     """Size of a head. Defaults to the width divided by the number of heads."""
     bias: bool = True
     """Whether the linear layers of queries, keys, values and output have biases."""
+    key_bias: bool = True
+    """Whether the linear layer of keys has a bias too, if `bias`. It adds the same number to all scores of a query, so
+    attention does not depend on it.
+    """
     scale_scores: bool = True
     """Whether to divide scores by sqrt(head_dim). If False, as in T5, the initial query kernel is smaller instead."""
     query_pre_attn_scalar: int | None = None
@@ -322,7 +326,7 @@ class Attention(nn.Module):
         equation = "btd,dhk->bthk" if groups == heads else "btd,dgk->btgk"
         shape = (width, groups, head_dim)
         added = memory if placement.key_added is None else memory + placement.key_added.astype(memory.dtype)
-        key = Linear(equation, shape, self.bias, dtype, name="key")(added)
+        key = Linear(equation, shape, self.bias and self.key_bias, dtype, name="key")(added)
         value = Linear(equation, shape, self.bias, dtype, name="value")(memory)
         if self.head_norm is not None:
             key = self.head_norm.copy(name="key_norm")(key)

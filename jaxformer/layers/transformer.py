@@ -75,7 +75,7 @@ class TransformerOutput:
 
     hidden: jax.Array
     """Output of the last block, [batch, length, embed] or [batch, predictions, embed]. Normalized unless norms are
-    applied after layers.
+    applied after layers or there is no last norm.
     """
     attention: jax.Array | None = None
     """Weights of self-attention, float32 [layers, batch, heads, queries, keys]. None unless requested."""
@@ -109,6 +109,10 @@ class Transformer(nn.Module):
     before and after each layer."""
     first_norm: bool = True
     """Whether to normalize the input of the first block's attention. Not needed if the embeddings are normalized."""
+    last_norm: bool = True
+    """Whether to normalize the output of the last block, if norms are applied before layers. Not needed if a head
+    normalizes what it reads.
+    """
     position_embedding: nn.Module | None = None
     """Position scheme of self-attention, such as `Rotary()`. If None, self-attention does not use positions."""
     dropout: float = 0.1
@@ -340,7 +344,7 @@ class Transformer(nn.Module):
         return [given if placement is None else placement.merged(given) for placement in found]
 
     def _end(self, x: jax.Array, condition: jax.Array | None) -> jax.Array:
-        return x if self.norm_position == "after" else normalise(self.norm, x, condition)
+        return normalise(self.norm, x, condition) if self.last_norm and self.norm_position != "after" else x
 
     def _block(self, kind: int) -> Block:
         variant = self.variant(kind)

@@ -53,6 +53,8 @@ class TokenInput:
 POSITION_IDS = InputSpec("bt", "positions, from 0 in each example", optional=True, exported=False)
 SEGMENTS = InputSpec("bt", "1 for tokens, 0 for padding", optional=True)
 TOKENS = InputSpec("bt", "token ids")
+PIXEL_INPUTS = ("images", "clips")
+"""Names of model inputs with pixels: pictures, and clips of videos."""
 
 
 @flax.struct.dataclass
@@ -199,6 +201,11 @@ class Model(nn.Module):
         letters of the axes.
         """
         return {}
+
+    @property
+    def pixel_input(self) -> str | None:
+        """Name of the input with pixels: `images` or `clips`. None for a model without such an input."""
+        return next((name for name in PIXEL_INPUTS if name in self.inputs()), None)
 
     @property
     def text_limits(self) -> TokenInput | None:

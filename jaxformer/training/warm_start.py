@@ -3,7 +3,7 @@ paths.
 """
 
 import dataclasses
-from collections.abc import Container, Iterable
+from collections.abc import Container
 from typing import Any
 
 import jax
@@ -18,6 +18,10 @@ from jaxformer.interop.huggingface.locations import locate
 from jaxformer.models.base import Model
 from jaxformer.runs import writing
 from jaxformer.runs.parameters import read_params
+
+LAST_NORM = "last_norm"
+"""Field of a stack in which pretrained weights may differ: whether its output is normalised. A head may normalise it
+instead."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,9 +96,12 @@ def check_model(name: str, model: Model, wanted: Model) -> None:
     (their_stack, *_), (our_stack, *_) = theirs.stacks().items(), ours.stacks().items()
     if type(theirs) is type(ours):
         found = differences(theirs, ours, path)
-        found = [one for one in found if not one.within(*(f"{path}.{field}" for field in ours.head_fields))]
+        fields = (*ours.head_fields, f"{our_stack[0]}.{LAST_NORM}")
+        found = [one for one in found if not one.within(*(f"{path}.{field}" for field in fields))]
     elif their_stack[0] == our_stack[0]:
-        found = differences(their_stack[1], our_stack[1], f"{path}.{our_stack[0]}")
+        stack = f"{path}.{our_stack[0]}"
+        found = differences(their_stack[1], our_stack[1], stack)
+        found = [one for one in found if not one.within(f"{stack}.{LAST_NORM}")]
     else:
         found = [Difference(path, theirs, ours)]
     if found:
@@ -125,11 +132,13 @@ def match(name: str, found: Weights, wanted: Weights) -> Start:
             used.add(origin)
     unused = [path for path in theirs if path not in used]
     for weights, paths, problem in ((wanted, new, "it lacks"), (found, unused, "this one lacks")):
-        parts = weights.model.pretrained()[1].backbone_parts
-        if lacking := [path for path in paths if path.split("/")[0] in parts]:
+        model = weights.model.pretrained()[1]
+        if lacking := [path for path in paths if _part(path, model) in model.backbone_parts]:
             raise InputError(f"init={name}: another model: {problem} {lacking[0]}")
     summary = f"{len(matched)} of {len(ours)} parameters are those of {name}"
-    summary += "".join(f"; {what}: {_parts(paths)}" for what, paths in (("new", new), ("unused", unused)) if paths)
+    for what, weights, paths in (("new", wanted, new), ("unused", found, unused)):
+        parts = dict.fromkeys(_part(path, weights.model.pretrained()[1]) for path in paths)
+        summary += f"; {what}: {', '.join(parts)}" if parts else ""
     return Start(parameters.nested(dict(ours.values()) | dict(matched.values())), summary)
 
 
@@ -148,5 +157,10 @@ def _origin(source: str, theirs: Container[str], wanted: Model) -> str:
     return other if source not in theirs and other in theirs else source
 
 
-def _parts(paths: Iterable[str]) -> str:
-    return ", ".join(dict.fromkeys(path.split("/")[0] for path in paths))
+def _part(path: str, model: Model) -> str:
+    """Returns the name of the part of a model that a parameter belongs to, its first component.
+
+    The last norm of a stack is a part of its own, which belongs to the head that reads it.
+    """
+    norms = [f"{stack}/norm" for stack in model.stacks()]
+    return next((norm for norm in norms if path.startswith(f"{norm}/")), path.split("/")[0])

@@ -234,6 +234,15 @@ def test_values_decide_nothing_about_the_weights_and_keys_biases_neither():
     np.testing.assert_allclose(weights, same, atol=1e-6)
 
 
+def test_a_layer_without_a_bias_of_keys_computes_the_same():
+    layer = Attention(key_bias=False)
+    params = params_of(Attention())
+    without = params | {"key": {"kernel": params["key"]["kernel"]}}
+    assert jax.tree.map(jnp.shape, params_of(layer)) == jax.tree.map(jnp.shape, without)
+    expected, output = (apply(*of, X)[0] for of in ((Attention(), params), (layer, without)))
+    np.testing.assert_allclose(output, expected, atol=1e-6)
+
+
 def test_bfloat16_computes_in_bfloat16_from_float32_parameters():
     layer = Attention()
     params = params_of(layer)

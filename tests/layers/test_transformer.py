@@ -78,6 +78,8 @@ def test_the_stack_is_its_blocks_one_after_the_other_and_a_norm_at_the_end_where
         x = block.apply({"params": own}, x, BlockInputs(mask=MASK)).hidden
     assert set(params) == ({"blocks", "norm"} if position == "before" else {"blocks"})
     if position == "before":
+        without = apply(dataclasses.replace(transformer, last_norm=False), {"blocks": params["blocks"]}).hidden
+        np.testing.assert_allclose(without, x, atol=1e-5)
         x = LayerNorm(1e-12).apply({"params": params["norm"]}, x)
     np.testing.assert_allclose(apply(transformer, params).hidden, x, atol=1e-5)
 

@@ -165,6 +165,17 @@ class TestWhereItBegins:
         stack = dataclasses.replace(small_backbone().transformer, dropout=0.5, dtype="bfloat16", remat="full")
         check_model("x", Bert(stack, vocab=19, max_length=16), Classifier(small_backbone(), LABELS))
 
+    def test_the_last_norm_belongs_to_the_head(self):
+        stack = dataclasses.replace(small_backbone().transformer, norm_position="before")
+        ends, ends_not = (
+            Bert(dataclasses.replace(stack, last_norm=last_norm), vocab=19, max_length=16, prediction_heads=())
+            for last_norm in (True, False)
+        )
+        check_model("x", ends, ends_not)
+        found, wanted = (Weights(one, noisy_params(one, np.zeros((1, 4), np.int32))) for one in (ends, ends_not))
+        assert match("x", found, wanted).summary.endswith("are those of x; unused: transformer/norm")
+        assert match("x", wanted, found).summary.endswith("are those of x; new: transformer/norm")
+
 
 class TestLinearProbing:
     @pytest.mark.slow

@@ -69,7 +69,7 @@ def _describe(run: Run, folder: Path) -> None:
     tokens = plan.special_tokens(model, run.tokenizer)
     config = bridge_of(model).nearest_config(model, run.objective) | tokens
     write_json(folder / CONFIG, config)
-    if "images" in model.inputs():
+    if model.pixel_input is not None:
         write_preprocessor(folder, model, image_field_in(run.experiment.data.task))
     if run.tokenizer is not None:
         template = template_of(model, run.tokenizer)

@@ -18,6 +18,7 @@ from jaxformer.interop.export.onnx_build import Argument
 from jaxformer.interop.export.stablehlo_program import portable
 from jaxformer.interop.huggingface import parameters
 from jaxformer.interop.huggingface.families import bridge_of
+from jaxformer.interop.huggingface.families.bridge import LAYOUTS, to_ours
 from jaxformer.layers.cache import Cache, KeyValue, LayerCache
 from jaxformer.layers.transformer import Transformer
 from jaxformer.models.base import Model
@@ -43,7 +44,7 @@ ENCODER, DECODER, WITH_PAST, MERGED = (
 MASK = "1 for tokens, 0 for padding"
 MEANINGS = {
     "segments": f"{MASK}, which is on the right",
-    "images": "pixels, processed as in `preprocessor_config.json`",
+    **dict.fromkeys(LAYOUTS, "pixels, processed as in `preprocessor_config.json`"),
 }
 """Descriptions of model inputs for users of the exported program, by input name."""
 KEPT = "keys and values of previous tokens, for each of {} layers: those that were returned before, or of length 0"
@@ -95,8 +96,8 @@ def _arguments(model: Model) -> dict[str, Argument]:
     found = {}
     for name, spec in stablehlo_program.arguments(model).items():
         axes, dtype, meaning = spec.axes, spec.dtype, MEANINGS.get(name, spec.meaning)
-        if name == "images":
-            axes, dtype = "bnyx", "float32"
+        if name in LAYOUTS:
+            axes, dtype = LAYOUTS[name], "float32"
         elif dtype == "int32":
             dtype = "int64"
         found[names.get(name, name)] = Argument(tuple(sizes[letter] for letter in axes), dtype, meaning)
@@ -106,12 +107,12 @@ def _arguments(model: Model) -> dict[str, Argument]:
 def _single(model: Model, objective: Any) -> Program:
     """Returns the program of a model that does not generate text, which consists of one file."""
     bridge = bridge_of(model)
-    inputs = {bridge.arguments.get(name, name): name for name in stablehlo_program.arguments(model)}
+    specs = stablehlo_program.arguments(model)
+    inputs = {bridge.arguments.get(name, name): name for name in specs}
 
     def function(params, **arrays):
-        given = {inputs[name]: array for name, array in arrays.items()}
-        if "images" in given:
-            given["images"] = jnp.moveaxis(given["images"], 1, -1)
+        given = {inputs[argument]: array for argument, array in arrays.items()}
+        given = {name: to_ours(name, specs[name].axes, array) for name, array in given.items()}
         output = apply(model, params, **given)
         found = bridge.outputs(model, output, objective)
         # The program cannot identify prompt tokens: if the pooling excludes them, the caller pools.

@@ -85,15 +85,14 @@ def with_pixels(model: Model, folder: Path) -> Model:
     Raises:
       InputError: In the cases of `read_preparation`.
     """
-    if "images" not in model.inputs():
+    name = model.pixel_input
+    if name is None:
         return model
     preparation = read_preparation(folder, model)
     if preparation is None:
         return model
     try:
-        return model.map_part(
-            "images", lambda part: dataclasses.replace(part, mean=preparation.mean, std=preparation.std)
-        )
+        return model.map_part(name, lambda part: dataclasses.replace(part, mean=preparation.mean, std=preparation.std))
     except InputError as error:
         raise InputError(f"{folder}: {error}") from error
 
@@ -110,7 +109,7 @@ def read_preparation(folder: Path, model: Any) -> Preparation | None:
     path, said = _read(folder)
     if said is None:
         return None
-    _, model = model.part("images")
+    _, model = model.part(model.pixel_input)
     reader = ConfigReader(said, str(path))
     config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
     kind = _class_of(reader, config.get("model_type"))
@@ -238,7 +237,7 @@ def write_preprocessor(folder: Path, model: Any, image: ImageField | None = None
     Raises:
       InputError: If the transformers class accepts only another image size.
     """
-    _, model = model.part("images")
+    _, model = model.part(model.pixel_input)
     image = image or ImageField(model.image, model.channels)
     model_type = read_json(folder / CONFIG).get("model_type")
     if image.size != model.image and model_type not in ANY_SIZE:

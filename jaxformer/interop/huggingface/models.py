@@ -209,7 +209,7 @@ def export_hf(
     tensors, arrays = _tensors(model, params, family, config["architectures"][0], stored)
     with new_folder(out) as folder:
         write_json(folder / CONFIG, config)
-        if "images" in model.inputs():
+        if model.pixel_input is not None:
             write_preprocessor(folder, model)
         if model.is_generative:
             write_json(folder / GENERATION, plan.generation_config(tokens))

@@ -149,7 +149,7 @@ def export_run(
         nonlocal summary
         if isinstance(run.objective, SentenceEmbedding):
             sentence_encoders.write(folder, run.objective, run.model, origin and origin.sentence_transformers)
-        if "images" in run.model.inputs():
+        if run.model.pixel_input is not None:
             write_preparation(folder, run)
         if certificate:
             summary = _compared(run, folder, folder, dtype, ours=True)

@@ -20,7 +20,7 @@ from jaxformer.interop.huggingface.families import bridge_of
 from jaxformer.interop.huggingface.folders import Folder
 from jaxformer.interop.huggingface.table import TensorMapping
 from jaxformer.interop.parity.lines import Unreadable
-from jaxformer.models.base import Model
+from jaxformer.models.base import PIXEL_INPUTS, Model
 from jaxformer.parallel import sharding
 
 LONGEST = 1024
@@ -62,12 +62,13 @@ class Rows:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the token ids (rows, tokens), or of the images."""
-        return self.arrays["tokens" if "tokens" in self.arrays else "images"].shape
+        """Shape of the token ids (rows, tokens), or of the images or clips."""
+        return next(self.arrays[name].shape for name in ("tokens", *PIXEL_INPUTS) if name in self.arrays)
 
 
 def inputs(model: Model, texts: Sequence[np.ndarray], pad: int, seed: int = 0) -> Iterator[Rows]:
-    """Yields inputs to compare the models on: short, long, padded and random token rows, or images.
+    """Yields inputs to compare the models on: short, long, padded and random token rows, or images
+    or clips.
 
     Args:
       model: JAX model.
@@ -80,12 +81,13 @@ def inputs(model: Model, texts: Sequence[np.ndarray], pad: int, seed: int = 0) -
     sizes = {"b": ROWS} | model.fixed_sizes()
     if limits is None:
         shapes = {name: [sizes[letter] for letter in spec.axes] for name, spec in model.inputs().items()}
-        others = {name: rng.random(shape, np.float32) for name, shape in shapes.items() if name != "images"}
-        for name, images in (
-            ("within range", rng.uniform(-1, 1, shapes["images"])),
-            ("out of distribution", rng.normal(0, 10, shapes["images"])),
+        pixels = model.pixel_input
+        others = {name: rng.random(shape, np.float32) for name, shape in shapes.items() if name != pixels}
+        for name, values in (
+            ("within range", rng.uniform(-1, 1, shapes[pixels])),
+            ("out of distribution", rng.normal(0, 10, shapes[pixels])),
         ):
-            yield Rows(name, {"images": images.astype(np.float32), **others})
+            yield Rows(name, {pixels: values.astype(np.float32), **others})
         return
     every = np.delete(np.arange(limits.vocab), pad)
     stream = np.concatenate([*texts, rng.choice(every, 2 * LONGEST)])
@@ -345,13 +347,9 @@ def on_cpu() -> Iterator[None]:
 
 
 def torch_arguments(model: Model, rows: Rows) -> dict[str, torch.Tensor]:
-    """Converts model inputs to arguments of the transformers class. Images are converted to channels-first."""
-    found = {}
-    for name, argument in bridge_of(model).arguments.items():
-        if name in model.inputs() and name in rows.arrays:
-            array = rows.arrays[name]
-            found[argument] = _tensor(array.transpose(0, 3, 1, 2) if name == "images" else array)
-    return found
+    """Converts model inputs to arguments of the transformers class, such as images with channels first."""
+    found = bridge_of(model).call_arguments(model, rows.arrays)
+    return {argument: _tensor(array) for argument, array in found.items()}
 
 
 def join_spans(outputs: Mapping[str, Any], stack: Callable[..., Any]) -> dict[str, Any]:
@@ -377,4 +375,4 @@ def mean_square(outputs: Mapping[str, Any], mask: Any) -> Any:
 
 def _tensor(array: np.ndarray) -> torch.Tensor:
     tensor = torch.from_numpy(array)
-    return tensor if tensor.is_floating_point() else tensor.long()
+    return tensor if tensor.is_floating_point() or tensor.dtype == torch.bool else tensor.long()

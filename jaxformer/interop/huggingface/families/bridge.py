@@ -32,9 +32,12 @@ ARGUMENTS = {
     "segments": "attention_mask",
     "token_types": "token_type_ids",
     "images": "pixel_values",
+    "clips": "pixel_values",
     "noise": "noise",
 }
 """Maps names of model inputs to argument names of transformers classes. Bridges may override it."""
+LAYOUTS = {"images": "bnyx", "clips": "bznyx"}
+"""Axes of model inputs with pixels in transformers, by the letters of `InputSpec.axes`. Channels come before rows."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +79,20 @@ class Bridge:
 
     arguments: ClassVar[Mapping[str, str]] = ARGUMENTS
     """Maps names of model inputs to argument names of the transformers class."""
+
+    def call_arguments(self, model: Model, arrays: Arrays) -> dict[str, np.ndarray]:
+        """Converts inputs of the JAX model to the arguments of the transformers class, with its axes.
+
+        Args:
+          model: JAX model.
+          arrays: Inputs by their names in the model. Arrays of other names are left out.
+        """
+        specs = model.inputs()
+        return {
+            argument: to_theirs(name, specs[name].axes, arrays[name])
+            for name, argument in self.arguments.items()
+            if name in specs and name in arrays
+        }
 
     def objective(self, source: Source, model: Any) -> Objective:
         """Returns the objective for an imported model.
@@ -146,6 +163,20 @@ class Bridge:
         It is written next to the program if no transformers class can load its parameters.
         """
         raise InputError(f"model={type(model).__name__}: transformers has no class with its inputs and outputs")
+
+
+def to_theirs(name: str, axes: str, array: np.ndarray) -> np.ndarray:
+    """Rearranges the axes of a model input to those of the argument in transformers. `axes` are the letters of our
+    axes.
+    """
+    return array.transpose([axes.index(letter) for letter in LAYOUTS.get(name, axes)])
+
+
+def to_ours(name: str, axes: str, array: jax.Array) -> jax.Array:
+    """Inverse of `to_theirs`, for JAX arrays."""
+    if name not in LAYOUTS:
+        return array
+    return array.transpose([LAYOUTS[name].index(letter) for letter in axes])
 
 
 def text_length(model: Model) -> int:
