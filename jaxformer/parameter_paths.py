@@ -10,6 +10,9 @@ import jax
 
 from jaxformer.errors import InputError
 
+UNDECAYED = ("bias", "scale", "mean", "variance")
+"""Names of parameters without weight decay. The last two are the statistics of a frozen batch norm."""
+
 
 def map_paths(function: Callable[..., Any], params: Any, *others: Any) -> Any:
     """Applies `function(path, parameter, ...)` to each parameter of a tree. Returns the tree of the results.
@@ -33,8 +36,10 @@ def is_embedding(path: str) -> bool:
 
 
 def decay_mask(params: Any) -> Any:
-    """Returns a tree with True for each parameter that has weight decay: all except those named `bias` or `scale`."""
-    return map_paths(lambda path, _: path.rpartition("/")[2] not in ("bias", "scale"), params)
+    """Returns a tree with True for each parameter that has weight decay: all except biases and the scales and
+    statistics of norms, by name.
+    """
+    return map_paths(lambda path, _: path.rpartition("/")[2] not in UNDECAYED, params)
 
 
 def found_in(path: str, patterns: Sequence[str]) -> bool:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from jaxformer import namespaces
 
 if TYPE_CHECKING:
+    from jaxformer.data.fields.boxes import BoxField as BoxField
     from jaxformer.data.fields.image import ImageField as ImageField
     from jaxformer.data.fields.label import LabelField as LabelField
     from jaxformer.data.fields.text import TextField as TextField
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from jaxformer.data.pipeline.loader import Data as Data
     from jaxformer.data.pipeline.loader import evaluation_batches as evaluation_batches
     from jaxformer.data.pipeline.loader import train_batches as train_batches
+    from jaxformer.data.sources.detection import CocoDetection as CocoDetection
+    from jaxformer.data.sources.detection import VocDetection as VocDetection
     from jaxformer.data.sources.pictures import ImageFolders as ImageFolders
     from jaxformer.data.sources.sources import Columns as Columns
     from jaxformer.data.sources.sources import JsonLines as JsonLines
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from jaxformer.data.sources.tables import Csv as Csv
     from jaxformer.data.sources.tables import Tsv as Tsv
     from jaxformer.data.tasks.base import Task as Task
+    from jaxformer.data.tasks.boxes import LabelledBoxes as LabelledBoxes
     from jaxformer.data.tasks.causal_lm import NextToken as NextToken
     from jaxformer.data.tasks.classification import Classify as Classify
     from jaxformer.data.tasks.composed import FieldTask as FieldTask
@@ -45,19 +49,23 @@ if TYPE_CHECKING:
     from jaxformer.data.tasks.summary_sentences import SummarySentences as SummarySentences
     from jaxformer.data.tasks.tagging import TagTokens as TagTokens
     from jaxformer.data.transforms.image import Augmentation as Augmentation
+    from jaxformer.data.transforms.scale_jitter import ScaleJitter as ScaleJitter
     from jaxformer.data.transforms.text import TextAugmentation as TextAugmentation
 else:
     __getattr__, __dir__, __all__ = namespaces.attach(
         __name__,
         {
+            "data.fields.boxes": ("BoxField",),
             "data.fields.image": ("ImageField",),
             "data.fields.label": ("LabelField",),
             "data.fields.text": ("TextField", "TokenField"),
             "data.pipeline.loader": ("Data", "evaluation_batches", "train_batches"),
+            "data.sources.detection": ("CocoDetection", "VocDetection"),
             "data.sources.pictures": ("ImageFolders",),
             "data.sources.sources": ("Columns", "JsonLines", "Mixture", "ParallelFiles", "Source", "TextFiles", "Tfds"),
             "data.sources.tables": ("ClassFolders", "Csv", "Tsv"),
             "data.tasks.base": ("Task",),
+            "data.tasks.boxes": ("LabelledBoxes",),
             "data.tasks.causal_lm": ("NextToken",),
             "data.tasks.classification": ("Classify",),
             "data.tasks.dialogue": ("Dialogue", "DialogueTemplate"),
@@ -73,6 +81,7 @@ else:
             "data.tasks.summary_sentences": ("SummarySentences",),
             "data.tasks.tagging": ("TagTokens",),
             "data.transforms.image": ("Augmentation",),
+            "data.transforms.scale_jitter": ("ScaleJitter",),
             "data.transforms.text": ("TextAugmentation",),
         },
     )

@@ -18,8 +18,9 @@ from jaxformer.data.examples import Example, Feature, Visit
 from jaxformer.data.fields.base import Field
 from jaxformer.data.sources import columns, pictures
 from jaxformer.data.tokenizers import Tokenizer
-from jaxformer.data.transforms.geometry import GeometricTransform
-from jaxformer.data.transforms.image import Augmentation, Fit, Resample, fitted, pixels
+from jaxformer.data.transforms.geometry import GeometricTransform, resized_box
+from jaxformer.data.transforms.image import Augmentation, Fit, Resample, fitted, padded, pixels, size_within
+from jaxformer.data.transforms.scale_jitter import ScaleJitter
 from jaxformer.errors import FieldError, InputError
 
 EXAMPLE = "example.png"
@@ -48,9 +49,10 @@ class Prepared:
 
 @dataclasses.dataclass(frozen=True)
 class ImageField(Field[Picture]):
-    """Field that reads an image and resizes it to a square.
+    """Field that reads an image and resizes it to a square, or pads it to one (`fit="pad"`).
 
-    Rows: `images` uint8 [batch, size, size, channels].
+    Rows: `images` uint8 [batch, size, size, channels]. With `fit="pad"`, also `pixel_mask` uint8 [batch, size, size], 1
+    for pixels of the image and 0 for padding at the right and at the bottom.
     """
 
     size: int = 224
@@ -60,13 +62,17 @@ class ImageField(Field[Picture]):
     column: str = "image"
     """Name of the column with the image: a path, the bytes of an image file, or pixels (see
     `pictures.read_picture`)."""
-    augmentation: Augmentation | None = None
+    augmentation: Augmentation | ScaleJitter | None = None
     """Random augmentation of the image, drawn again each time that training reads the image. If None, images are not
     augmented.
     """
     fit: Fit = "crop"
     """How an image without augmentation becomes a square before the center crop: `crop` resizes its shorter side,
-    `stretch` resizes both sides, `none` does not resize."""
+    `stretch` resizes both sides, `pad` keeps the aspect ratio and pads the image, `none` does not resize."""
+    shortest: int | None = None
+    """Only used by `fit="pad"`: length in pixels to which the shorter side is resized, unless the longer side would
+    exceed `size`. If None, the longer side is resized to `size`.
+    """
     crop: float = 1.0
     """Fraction of the resized image that the center crop keeps, per side: images are resized to size / crop pixels.
     0.875 is common for ImageNet.
@@ -82,6 +88,14 @@ class ImageField(Field[Picture]):
             raise FieldError("data.task.image.channels", f"={self.channels}: expected 1 (grayscale) or 3 (RGB)")
         if not 0 < self.crop <= 1:
             raise FieldError("data.task.image.crop", f"={self.crop}: expected above 0, at most 1")
+        if self.fit == "pad" and self.crop != 1:
+            raise FieldError("data.task.image.crop", f"={self.crop}: expected 1 with fit=pad, which does not crop")
+        if self.shortest is not None and (self.fit != "pad" or not 1 <= self.shortest <= self.size):
+            problem = f"={self.shortest}: expected None, or with fit=pad from 1 to data.task.image.size={self.size}"
+            raise FieldError("data.task.image.shortest", problem)
+        if self.augmentation is not None and self.fit != "pad" and not self.augmentation.fills_square:
+            kind = type(self.augmentation).__name__
+            raise FieldError("data.task.image.fit", f"={self.fit}: expected pad with augmentation={kind}")
 
     @property
     def unit(self) -> tuple[str, int]:
@@ -98,7 +112,10 @@ class ImageField(Field[Picture]):
         return round(self.size / self.crop)
 
     def features(self) -> dict[str, Feature]:
-        return {"images": Feature(self.size, "uint8", shape=(self.size, self.channels))}
+        features = {"images": Feature(self.size, "uint8", shape=(self.size, self.channels))}
+        if self.fit == "pad":
+            features["pixel_mask"] = Feature(self.size, "uint8", shape=(self.size,))
+        return features
 
     def for_evaluation(self) -> "ImageField":
         return dataclasses.replace(self, augmentation=None)
@@ -123,7 +140,10 @@ class ImageField(Field[Picture]):
         self, encoded: Picture, visit: Visit, geometry: GeometricTransform | None = None
     ) -> tuple[Example, GeometricTransform]:
         image, geometry = self.view(encoded.picture, visit.rng)
-        return {"images": image}, geometry
+        arrays = {"images": image}
+        if self.fit == "pad":
+            arrays["pixel_mask"] = self.mask(geometry)
+        return arrays, geometry
 
     def request(self, example: Mapping[str, Any], folder: Path, path: str = "data.task.image.column") -> str:
         image = columns.value(example, self.column, path)
@@ -162,13 +182,34 @@ class ImageField(Field[Picture]):
         Returns the pixels, uint8 [size, size, channels], and the geometric transform from the picture to them.
         """
         if self.augmentation is not None:
-            return self.augmentation(picture, self.size, self.resample, rng)
-        square, geometry = fitted(picture, self.size, self.edge, self.fit, self.resample)
-        return pixels(square), geometry
+            image, geometry = self.augmentation(picture, self.size, self.resample, rng)
+            return padded(image, self.size), geometry
+        return self.fitted(picture)
+
+    def fitted(self, picture: Image.Image) -> tuple[np.ndarray, GeometricTransform]:
+        """Resizes, and crops or pads a picture without augmentation.
+
+        Returns the pixels, uint8 [size, size, channels], and the geometric transform from the picture to them. With
+        `fit="pad"`, the size of the transformed image is that without padding.
+        """
+        if self.fit == "pad":
+            size = size_within(*picture.size, self.shortest or self.size, self.size)
+            moved = resized_box((0, 0, *picture.size), *size)
+            if size != picture.size:
+                picture = picture.resize(size, Image.Resampling[self.resample.upper()])
+            return padded(pixels(picture), self.size), moved
+        square, moved = fitted(picture, self.size, self.edge, self.fit, self.resample)
+        return pixels(square), moved
+
+    def mask(self, geometry: GeometricTransform) -> np.ndarray:
+        """Returns which pixels of a padded image belong to the image, uint8 [size, size]."""
+        mask = np.zeros((self.size, self.size), np.uint8)
+        mask[: geometry.height, : geometry.width] = 1
+        return mask
 
     def prepared(self, picture: Image.Image) -> np.ndarray:
         """Resizes and crops a picture without augmentation. Returns the pixels, uint8 [size, size, channels]."""
-        return pixels(fitted(picture, self.size, self.edge, self.fit, self.resample)[0])
+        return self.fitted(picture)[0]
 
     def prepare(self, images: Sequence[pictures.ImageLike]) -> list[Prepared]:
         """Decodes, resizes and crops images without augmentation, as for evaluation. Images are files or in memory.

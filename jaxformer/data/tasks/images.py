@@ -97,7 +97,7 @@ class LabelledImages(ImageTask):
         if self.mixup or self.cutmix:
             image, labels[1], share = self._mixed(image, visit)
         weights = np.array([share, 1 - share], np.float32)
-        return {"images": image, "labels": np.array(labels, np.int32), "weights": weights}
+        return arrays | {"images": image, "labels": np.array(labels, np.int32), "weights": weights}
 
     def _mixed(self, image: np.ndarray, visit: Visit[FieldValues]) -> tuple[np.ndarray, int, float]:
         """Mixes the image with a random other image, by Mixup or CutMix.

@@ -6,8 +6,8 @@ random generator that is passed.
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar, Literal
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
@@ -19,9 +19,9 @@ from jaxformer.errors import FieldError, shown
 
 Resample = Literal["bilinear", "bicubic", "lanczos", "box", "hamming", "nearest"]
 """Pillow filters for resizing. All except `nearest` average over the area that each pixel of a smaller image covers."""
-Fit = Literal["crop", "stretch", "none"]
-"""How a picture becomes a square: `crop` resizes its shorter side, `stretch` resizes both sides, `none` does not
-resize."""
+Fit = Literal["crop", "stretch", "pad", "none"]
+"""How a picture becomes a square: `crop` resizes its shorter side, `stretch` resizes both sides, `pad` keeps its aspect
+ratio and fills the square with black pixels, `none` does not resize."""
 LONGEST = 32
 """Maximum ratio of the longer to the shorter side before resizing. Images with a higher ratio are cropped, which bounds
 memory use.
@@ -101,6 +101,9 @@ class Augmentation:
     among: tuple[str, ...] = tuple(OPERATIONS)
     """RandAugment operations to draw from."""
 
+    fills_square: ClassVar[bool] = True
+    """Whether the result is a square without padding."""
+
     def __post_init__(self):
         path = "data.task.image.augmentation"
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
@@ -110,9 +113,7 @@ class Augmentation:
         fields.within(f"{path}.flip", self.flip, 0, 1)
         fields.at_least(f"{path}.operations", self.operations, 0)
         fields.within(f"{path}.magnitude", self.magnitude, 0, STRONGEST)
-        if unknown := [name for name in self.among if name not in OPERATIONS]:
-            problem = f"={shown(self.among)}: no operation {unknown[0]!r}; expected some of {', '.join(OPERATIONS)}"
-            raise FieldError(f"{path}.among", problem)
+        check_operations(path, self.among)
 
     def __call__(
         self, picture: Image.Image, size: int, resample: Resample, rng: np.random.Generator
@@ -131,15 +132,42 @@ class Augmentation:
         box = random_box(picture.width, picture.height, self.scale, self.ratio, rng)
         picture = resized(picture, size, box, resample)
         moved = geometry.resized_box(box, size, size)
-        for index in rng.choice(len(self.among), self.operations) if self.operations else ():
-            name, sign = self.among[index], 1 if rng.random() < 0.5 else -1
-            level = sign * self.magnitude / STRONGEST
-            picture = OPERATIONS[name](picture, level)
-            moved = moved.then(operation_geometry(name, level, size, size))
+        drawn = rng.choice(len(self.among), self.operations) if self.operations else ()
+        names = [self.among[index] for index in drawn]
+        picture, moved = operated(picture, moved, names, self.magnitude / STRONGEST, rng)
         image = pixels(picture)
         if rng.random() < self.flip:
             return image[:, ::-1], moved.then(geometry.flip(size, size))
         return image, moved
+
+
+def check_operations(path: str, among: Sequence[str]) -> None:
+    """Raises FieldError if a RandAugment operation does not exist. `path` is the path of the augmentation."""
+    if unknown := [name for name in among if name not in OPERATIONS]:
+        problem = f"={shown(among)}: no operation {unknown[0]!r}; expected some of {', '.join(OPERATIONS)}"
+        raise FieldError(f"{path}.among", problem)
+
+
+def operated(
+    picture: Image.Image, moved: GeometricTransform, names: Sequence[str], level: float, rng: np.random.Generator
+) -> tuple[Image.Image, GeometricTransform]:
+    """Applies RandAugment operations to a picture, each in a random direction.
+
+    Args:
+      picture: result of `moved`.
+      moved: geometric transform that led to the picture.
+      names: names of the operations, in order.
+      level: strength, from 0 to 1.
+      rng: random generator.
+
+    Returns:
+      The picture, and the geometric transform including the operations.
+    """
+    for name in names:
+        signed = level if rng.random() < 0.5 else -level
+        picture = OPERATIONS[name](picture, signed)
+        moved = moved.then(operation_geometry(name, signed, *picture.size))
+    return picture, moved
 
 
 def random_box(
@@ -207,6 +235,29 @@ def fitted(
     left, upper = (width - size) // 2, (height - size) // 2
     box = (left, upper, left + size, upper + size)
     return picture.crop(box), moved.then(geometry.resized_box(box, size, size))
+
+
+def size_within(width: int, height: int, shortest: int, longest: int) -> tuple[int, int]:
+    """Computes the size to which a picture is resized so that its shorter side has `shortest` pixels.
+
+    If the longer side would then exceed `longest` pixels, it has `longest` pixels instead. Rounds like the image
+    processor of DETR in transformers. Returns the new width and height.
+    """
+    low, high = min(width, height), max(width, height)
+    exact = float(shortest)
+    if high / low * shortest > longest:
+        exact = longest * low / high
+        shortest = max(1, round(exact))
+    if low == shortest:
+        return width, height
+    other = max(1, int(exact * high / low))
+    return (shortest, other) if width < height else (other, shortest)
+
+
+def padded(image: np.ndarray, size: int) -> np.ndarray:
+    """Pads pixels [height, width, channels] with black pixels at the right and at the bottom, to `size` × `size`."""
+    height, width = image.shape[:2]
+    return np.pad(image, ((0, size - height), (0, size - width), (0, 0)))
 
 
 def pixels(picture: Image.Image) -> np.ndarray:

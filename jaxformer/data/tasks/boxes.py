@@ -1,0 +1,106 @@
+"""Object detection task: images and the boxes of the objects in them."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from jaxformer.data.fields.base import Field
+from jaxformer.data.fields.boxes import BoxField, BoxFormat
+from jaxformer.data.fields.image import ImageField
+from jaxformer.data.sources import pictures
+from jaxformer.data.tasks.composed import FieldValues
+from jaxformer.data.tasks.images import ImageTask
+from jaxformer.data.tokenizers import Tokenizer
+from jaxformer.errors import FieldError, InputError, shown
+
+WHOLE = ("pad", "stretch")
+"""Values of `ImageField.fit` with which the whole image is visible."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedScene:
+    """An image that is resized and padded for detection."""
+
+    path: str
+    """Path of the image file. For an image in memory, a name for messages."""
+    picture: Image.Image
+    """The image before resizing."""
+    pixels: np.ndarray
+    """Pixels, uint8 [size, size, channels]."""
+    mask: np.ndarray
+    """Which pixels belong to the image and not to the padding, uint8 [size, size]."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelledBoxes(ImageTask):
+    """Object detection: an image, and the boxes and labels of the objects in it. An image may have no objects.
+
+    Rows: `images` uint8 [batch, size, size, channels] and `pixel_mask` uint8 [batch, size, size] (see `ImageField`);
+    `boxes`, `labels`, `box_weights`, `crowd`, `areas` and `image_size` (see `BoxField`); `weights` float32 [batch, 1],
+    1 for each image.
+    """
+
+    image: ImageField = ImageField(fit="pad")
+    """How images are read, resized and augmented. `fit` must be `pad` or `stretch`, so that the whole image is visible.
+    """
+    objects: str = "objects"
+    """Name of the column with the objects, a dict of lists (see `BoxField`)."""
+    labels: tuple[str, ...] = ()
+    """Label names in index order. Must equal the labels of the model."""
+    max_boxes: int = 100
+    """Number of boxes in a row. An image with more objects is an error."""
+    box_format: BoxFormat = "pixels"
+    """How the source writes boxes: `pixels` is left, upper, right and lower edge in pixels; `fractions` is upper, left,
+    lower and right edge as fractions of the height and the width, as in TensorFlow Datasets.
+    """
+
+    def __post_init__(self):
+        if not self.labels or len(set(self.labels)) < len(self.labels):
+            problem = f"={shown(self.labels)}: expected the model's label names, at least one, without duplicates"
+            raise FieldError("data.task.labels", problem)
+        if self.image.fit not in WHOLE:
+            problem = f"={self.image.fit}: expected {' or '.join(WHOLE)}, because boxes outside a crop would be lost"
+            raise FieldError("data.task.image.fit", problem, owner="data.task")
+        _ = self._boxes  # Checks its fields.
+
+    @functools.cached_property
+    def fields(self) -> Mapping[str, Field]:
+        return {"image": self.image, "objects": self._boxes}
+
+    @functools.cached_property
+    def _boxes(self) -> BoxField:
+        return BoxField(self.objects, self.labels, self.max_boxes, self.box_format)
+
+    def encode(self, example: Mapping[str, Any], tokenizer: Tokenizer | None) -> FieldValues:
+        """Decodes the image, and checks that the boxes are inside of it."""
+        encoded = super().encode(example, tokenizer)
+        if encoded.values is None:
+            return encoded
+        width, height = encoded.values["image"].picture.size
+        objects = self._boxes.in_pixels(encoded.values["objects"], width, height)
+        return FieldValues({**encoded.values, "objects": objects}, encoded.size)
+
+    def prepare_requests(self, requests: Sequence[pictures.ImageLike]) -> list[PreparedScene]:
+        """Decodes and resizes images without augmentation, as for evaluation. Images are files or in memory.
+
+        Raises InputError if an image cannot be decoded.
+        """
+        return [prepared(self.image, one, number) for number, one in enumerate(requests, 1)]
+
+
+def prepared(field: ImageField, image: pictures.ImageLike, number: int) -> PreparedScene:
+    """Decodes and resizes an image without augmentation. `number` is that of the request, for messages.
+
+    Raises InputError if the image cannot be decoded.
+    """
+    name = pictures.name_of(image, f"image {number}")
+    try:
+        picture = field.decode(image, name)
+    except pictures.Undecodable as error:
+        raise InputError(str(error)) from error
+    pixels, geometry = field.fitted(picture)
+    return PreparedScene(name, picture, pixels, field.mask(geometry))

@@ -1,0 +1,215 @@
+"""Scenes data set: emoji placed on gradients, with the box, the label and the mask of each object."""
+
+import dataclasses
+import io
+import json
+import os
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image, ImageOps
+
+from jaxformer.datasets import downloads
+
+_DESCRIPTION = """
+Scenes of up to four objects on gradients, with boxes, labels and masks. The objects are emoji of six kinds: face, hand,
+person, animal, vehicle and flag. They are cut out of the npm packages emoji-datasource-google and
+emoji-datasource-twitter, version 16.0.0, flipped and resized at random, and may overlap. The sides of a scene are
+between 64 and 96 pixels long. About one scene in sixteen has no object.
+
+Every tenth name of a kind is held out: all forms of an emoji by both designers are in the same split, so the objects of
+the validation split do not occur in the training split. Scene n depends only on the split and on n.
+
+`mask` contains the number of the object at each pixel, counted from 1 in the order of `objects`, and 0 for the
+background. Boxes enclose the visible pixels of an object, which are at least half of its pixels.
+
+The Google images (Noto) are under the Apache License 2.0, the Twitter images (Twemoji) under CC-BY 4.0, and the data
+about them is under the MIT licence.
+"""
+
+KINDS: Mapping[str, tuple[str, ...]] = {
+    "face": ("face-",),
+    "hand": ("hand-",),
+    "person": ("person", "family"),
+    "animal": ("animal-",),
+    "vehicle": ("transport-air", "transport-ground", "transport-water"),
+    "flag": ("country-flag",),
+}
+"""Maps labels to prefixes of the subcategories of emoji that they contain."""
+DESIGNERS = ("google", "twitter")
+_VERSION, _EVERY = "16.0.0", 10
+_SCENES = {"train": 8000, "validation": 400}
+_SIDES, _OBJECT_SIDES = (64, 96), (18, 44)
+_MOST = 4
+_VISIBLE = 0.5
+"""Minimum share of an object's pixels that other objects leave visible."""
+_OPAQUE = 128
+"""Minimum alpha value of a pixel that belongs to an object."""
+_NO_VEHICLES = (
+    "anchor",
+    "automobile wheel",
+    "bus stop",
+    "construction sign",
+    "fuel pump",
+    "horizontal traffic light",
+    "motorway",
+    "octagonal sign",
+    "oil drum",
+    "police cars revolving light",
+    "railway track",
+    "ring buoy",
+    "seat",
+    "vertical traffic light",
+    "wheel",
+)
+"""Names of emoji in the subcategories of vehicles that are not vehicles."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CutOut:
+    """An object that scenes are composed of."""
+
+    picture: Image.Image
+    """Image with an alpha channel, cropped to its visible part."""
+    name: str
+    """Name of the emoji."""
+
+
+class Builder(tfds.core.GeneratorBasedBuilder):
+    """TFDS builder of the scenes data set. `_DESCRIPTION` describes the data set."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        objects = {
+            "bbox": tfds.features.BBoxFeature(),
+            "label": tfds.features.ClassLabel(names=list(KINDS)),
+            "name": tfds.features.Text(),
+        }
+        features = {
+            "image": tfds.features.Image(shape=(None, None, 3)),
+            "objects": tfds.features.Sequence(objects),
+            "mask": tfds.features.Image(shape=(None, None, 1)),
+        }
+        return tfds.core.DatasetInfo(
+            builder=self, description=_DESCRIPTION, features=tfds.features.FeaturesDict(features)
+        )
+
+    def _split_generators(self, dl_manager) -> dict:
+        folder = os.path.join(str(dl_manager.download_dir), "emoji")
+        archives = {name: downloads.npm_package(f"emoji-datasource-{name}", _VERSION, folder) for name in DESIGNERS}
+        return {split: self._generate_examples(archives, split, count) for split, count in _SCENES.items()}
+
+    def _generate_examples(self, archives: Mapping[str, str], split: str, count: int) -> Iterator[tuple[int, dict]]:
+        cut_outs = read_cut_outs(archives, split)
+        for number in range(count):
+            yield number, compose(cut_outs, np.random.default_rng((split == "validation", number)))
+
+
+def read_cut_outs(archives: Mapping[str, str], split: str) -> dict[str, list[CutOut]]:
+    """Reads the objects of a split, by label.
+
+    Args:
+      archives: paths of the packages by designer.
+      split: train or validation.
+    """
+    found: dict[str, list[CutOut]] = {label: [] for label in KINDS}
+    for designer, path in archives.items():
+        with tarfile.open(path) as archive:
+            files = {os.path.basename(member.name): member for member in archive if f"/{designer}/64/" in member.name}
+            entries = json.loads(downloads.content(archive, "package/emoji.json"))
+            for label, name, file in _images(entries, split):
+                if file in files:
+                    found[label].append(CutOut(_cut_out(downloads.content(archive, files[file])), name))
+    return found
+
+
+def _images(entries: Sequence[Mapping[str, Any]], split: str) -> Iterator[tuple[str, str, str]]:
+    """Yields the label, the name and the file of each image of a split."""
+    for label, prefixes in KINDS.items():
+        there = sorted((one for one in entries if one["subcategory"].startswith(prefixes)), key=_order)
+        there = [one for one in there if _name(one) not in _NO_VEHICLES]
+        for number, entry in enumerate(there):
+            if (number % _EVERY == _EVERY - 1) == (split == "validation"):
+                for form in (entry, *entry.get("skin_variations", {}).values()):
+                    yield label, _name(entry), form["image"]
+
+
+def _name(entry: Mapping[str, Any]) -> str:
+    return (entry["name"] or entry["short_name"]).lower()
+
+
+def _order(entry: Mapping[str, Any]) -> int:
+    return entry["sort_order"]
+
+
+def _cut_out(data: bytes) -> Image.Image:
+    with Image.open(io.BytesIO(data)) as file:
+        picture = file.convert("RGBA")
+    return picture.crop(picture.getchannel("A").getbbox())
+
+
+def compose(cut_outs: Mapping[str, Sequence[CutOut]], rng: np.random.Generator) -> dict[str, Any]:
+    """Composes a scene: random objects on a gradient. Returns the columns of an example.
+
+    Args:
+      cut_outs: objects by label.
+      rng: random generator.
+    """
+    width, height = (int(side) for side in rng.integers(_SIDES[0], _SIDES[1] + 1, 2))
+    scene = _gradient(width, height, rng)
+    mask = np.zeros((height, width), np.uint8)
+    count = 0 if rng.random() < 1 / 16 else int(rng.integers(1, _MOST + 1))
+    placed: list[tuple[str, str]] = []
+    areas: list[int] = []
+    for _ in range(count):
+        label = list(cut_outs)[int(rng.integers(len(cut_outs)))]
+        chosen = cut_outs[label][int(rng.integers(len(cut_outs[label])))]
+        picture = _resized(chosen.picture, rng)
+        left, upper = (int(rng.integers(0, room + 1)) for room in (width - picture.width, height - picture.height))
+        covered = mask.copy()
+        region = covered[upper : upper + picture.height, left : left + picture.width]
+        region[np.asarray(picture.getchannel("A")) >= _OPAQUE] = len(placed) + 1
+        counts = np.bincount(covered.ravel(), minlength=len(areas) + 2)[1:]
+        if counts[-1] and (counts[:-1] >= _VISIBLE * np.array(areas)).all():
+            scene.paste(picture, (left, upper), picture)
+            mask = covered
+            placed.append((label, chosen.name))
+            areas.append(int(counts[-1]))
+    objects = [
+        {"bbox": _box(mask == number), "label": label, "name": name} for number, (label, name) in enumerate(placed, 1)
+    ]
+    return {"image": scene, "objects": objects, "mask": Image.fromarray(mask)}
+
+
+def _resized(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Resizes a picture to a random size, with its longer side within `_OBJECT_SIDES`, and flips it at random."""
+    factor = rng.uniform(*_OBJECT_SIDES) / max(picture.size)
+    width, height = (max(1, round(side * factor)) for side in picture.size)
+    picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+    return ImageOps.mirror(picture) if rng.random() < 0.5 else picture
+
+
+def _gradient(width: int, height: int, rng: np.random.Generator) -> Image.Image:
+    """Returns a picture whose color changes linearly in a random direction, with some noise."""
+    first, last = rng.uniform(0, 255, (2, 3))
+    angle = rng.uniform(0, 2 * np.pi)
+    x, y = np.linspace(-0.5, 0.5, width), np.linspace(-0.5, 0.5, height)[:, None]
+    share = np.clip(0.5 + x * np.cos(angle) + y * np.sin(angle), 0, 1)[..., None]
+    colors = first + (last - first) * share + rng.normal(0, 4, (height, width, 1))
+    return Image.fromarray(np.clip(colors, 0, 255).astype(np.uint8))
+
+
+def _box(visible: np.ndarray) -> tfds.features.BBox:
+    """Returns the box around the visible pixels of an object, a boolean array [height, width]."""
+    rows, columns = np.flatnonzero(visible.any(1)), np.flatnonzero(visible.any(0))
+    height, width = visible.shape
+    return tfds.features.BBox(
+        ymin=float(rows[0] / height),
+        xmin=float(columns[0] / width),
+        ymax=float((rows[-1] + 1) / height),
+        xmax=float((columns[-1] + 1) / width),
+    )
