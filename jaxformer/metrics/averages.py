@@ -12,10 +12,12 @@ from jaxformer.metrics.means import Covariance, Mean, with_auxiliary
 
 @dataclasses.dataclass(frozen=True)
 class Average(Metric[Mean]):
-    """Metric that is the mean of one of the objective's values, such as its accuracy, and has the same name."""
+    """Metric that averages one value returned by the training objective, such as `accuracy`, over the data. The metric
+    has the name of the value.
+    """
 
     name: str
-    """Name of the objective's value and of the metric."""
+    """Key of the value in the dict that the objective returns. Also the name of the metric."""
     higher_is_better: bool = False
     """Whether a higher value is better."""
 
@@ -32,7 +34,7 @@ class Average(Metric[Mean]):
 
 @dataclasses.dataclass(frozen=True)
 class Loss(Metric[dict[str, Mean]]):
-    """Total loss: the weighted sum of the means of an objective's losses."""
+    """Total loss: the weighted sum of an objective's losses, each averaged over the data."""
 
     weights: tuple[tuple[str, float], ...] = (("loss", 1.0),)
     """Pairs of a loss's name and its weight in the total loss."""
@@ -41,7 +43,7 @@ class Loss(Metric[dict[str, Mean]]):
 
     @classmethod
     def of(cls, weights: Mapping[str, float]) -> "Loss":
-        """Creates the metric from an objective's `loss_weights`."""
+        """Creates the metric from a dict that maps loss names to weights, such as `loss_weights` of an objective."""
         return cls(tuple(weights.items()))
 
     def update(self, terms: Terms) -> dict[str, Mean]:
@@ -59,7 +61,7 @@ class Perplexity(Metric[Mean]):
     name: str
     """Name of the metric, under which it is reported."""
     term: str
-    """Name of the objective's value that is the cross-entropy in nats."""
+    """Key of the cross-entropy (in nats) in the dict that the objective returns."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -77,7 +79,7 @@ class BitsPerToken(Metric[Mean]):
     """Mean cross-entropy in bits per token."""
 
     term: str = "cross_entropy"
-    """Name of the objective's value that is the cross-entropy in nats."""
+    """Key of the cross-entropy (in nats) in the dict that the objective returns."""
 
     names = ("bits_per_token",)
 
@@ -90,12 +92,14 @@ class BitsPerToken(Metric[Mean]):
 
 @dataclasses.dataclass(frozen=True)
 class LargestShare(Metric[Mean]):
-    """Share of the most frequent class. It is the accuracy of always predicting this class, for comparison."""
+    """Share of examples that belong to the most frequent class. This is the accuracy of a baseline that always predicts
+    this class.
+    """
 
     name: str
     """Name of the metric, under which it is reported."""
     term: str
-    """Name of the objective's value that has the number of examples per class, [classes]."""
+    """Key of the numbers of examples per class, [classes], in the dict that the objective returns."""
 
     higher_is_better = True
 
@@ -115,7 +119,7 @@ class Pearson(Metric[Covariance]):
     """Pearson correlation of predictions and targets; 0 if either of them is constant."""
 
     term: str = "covariance"
-    """Name of the objective's value that has the covariances of predictions and targets."""
+    """Key of the `Covariance` of predictions and targets in the dict that the objective returns."""
 
     names = ("pearson",)
     higher_is_better = True

@@ -11,16 +11,17 @@ from jaxformer.metrics.means import Covariance, Mean
 
 State = TypeVar("State")
 Terms = Mapping[str, Any]
-"""Values that an objective returns for a batch, by name: weighted means (`Mean`) and, in evaluations, other inputs of
-metrics.
+"""Dict that an objective returns for a batch: maps names to weighted means (`Mean`) and, in evaluations, to other
+values from which metrics are computed.
 """
 
 
 class Metric(abc.ABC, Generic[State]):
     """Base class of metrics: one reported number, or several numbers that are computed from one state.
 
-    A state is created for every batch and merged with the states of earlier batches. All processes see the objective's
-    values for the whole batch, so that all of them compute the same numbers. A metric is a frozen dataclass:
+    `update` creates a state for every batch, `merge` combines it with the state of earlier batches, and `compute` turns
+    the merged state into numbers. All processes get the values of the global batch and compute the same numbers. A
+    metric is a frozen dataclass:
 
         @dataclasses.dataclass(frozen=True)
         class WorstError(Metric[float]):
@@ -37,33 +38,33 @@ class Metric(abc.ABC, Generic[State]):
     """
 
     higher_is_better: bool = False
-    """Whether `checkpoint.best` selects the highest value instead of the lowest."""
+    """Whether higher values are better. Determines which checkpoint is the best one for the setting `checkpoint.best`.
+    """
 
     names: tuple[str, ...]
-    """Names of the numbers that `compute` returns. A class variable or a property."""
+    """Names of the numbers that `compute` returns. Subclasses define it as a class variable or a property."""
 
     @abc.abstractmethod
     def update(self, terms: Terms) -> State | None:
         """Computes the state of one batch.
 
         Args:
-          terms: values of the objective for the batch, with NumPy arrays.
+          terms: dict that the objective returns for the batch. Its arrays are NumPy arrays.
 
         Returns:
-          The state, or None if the objective has not returned the values that the metric needs. Training steps may omit
-          them.
+          The state. None if `terms` lacks a value that the metric needs, which may be the case in training steps.
         """
 
     def merge(self, state: State, other: State) -> State:
         """Merges the states of two parts of the data; `state` belongs to the earlier part.
 
-        The default implementation merges trees of `Mean`s and `Covariance`s.
+        The default implementation merges pytrees whose leaves are `Mean`s and `Covariance`s.
         """
         return jax.tree.map(lambda one, two: one.merged(two), state, other, is_leaf=is_mean)
 
     @abc.abstractmethod
     def compute(self, state: State) -> dict[str, float]:
-        """Returns the numbers to report, by name, from the merged state of all data."""
+        """Computes the numbers to report from the merged state of all data, and returns them keyed by name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Context:
     model: Any
     """Model that is evaluated."""
     params: Any
-    """Model parameters, on the devices of this process, which form the current mesh."""
+    """Model parameters, stored on the devices of this process. These devices form the current mesh."""
     tokenizer: Any
     """Tokenizer of the run. None if the data does not contain text."""
     task: Any
@@ -92,7 +93,7 @@ class DocumentMetric(Metric[State]):
         return None
 
     def check(self, task: Any) -> None:
-        """Raises InputError if the documents of a task do not have what the metric needs."""
+        """Raises InputError if the documents of `task` lack data that the metric needs, such as reference texts."""
 
     def select(self, context: Context, documents: Sequence[Mapping[str, Any]]) -> Sequence[int]:
         """Returns the indices of the documents to score, in ascending order. Defaults to all documents."""
@@ -126,19 +127,22 @@ class MetricStates:
         directions(self.metrics)
 
     def add(self, terms: Terms) -> None:
-        """Updates the metrics with the objective's values for a batch, which are NumPy arrays."""
+        """Adds a batch to the states of all metrics.
+
+        `terms` is the dict that the objective returns for the batch. Its arrays are NumPy arrays.
+        """
         for number, metric in enumerate(self.metrics):
             self._merge(number, metric.update(terms))
 
     def add_state(self, metric: Metric, state: Any) -> None:
-        """Merges `state`, a further state of the given metric, into the state accumulated so far."""
+        """Merges `state`, which `metric` computed from further data, into the accumulated state of this metric."""
         self._merge(self.metrics.index(metric), state)
 
     def compute(self) -> dict[str, float]:
         """Returns the numbers of all metrics that have a state, in the order of the metrics.
 
         Raises:
-          ValueError: If the numbers of a metric differ from its `names`.
+          ValueError: If a metric computes numbers with other names than those in its attribute `names`.
         """
         values: dict[str, float] = {}
         for metric, state in zip(self.metrics, self._states, strict=True):

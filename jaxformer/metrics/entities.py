@@ -1,4 +1,6 @@
-"""Entity-level scores of BIO, BIOES and BILOU tags, by exact spans as in conlleval (Tjong Kim Sang 2002)."""
+"""Entity-level precision, recall and F1 of BIO, BIOES and BILOU tags. A predicted entity is correct only if its type
+and its first and last word are, as in conlleval (Tjong Kim Sang 2002).
+"""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +15,9 @@ from jaxformer.metrics.base import Context, DocumentMetric, Terms
 from jaxformer.metrics.means import Mean
 
 ENTITIES = "entities/"
-"""Prefix of the names of entity counts among an objective's values. Only sentences that fit in one row are counted."""
+"""Prefix of the keys under which an objective returns entity counts. They include only sentences that fit in one batch
+row.
+"""
 
 
 def counts(
@@ -23,17 +27,21 @@ def counts(
     weights: jax.Array | np.ndarray,
     segments: jax.Array | np.ndarray,
 ) -> dict[str, Mean]:
-    """Counts the entities of each type: true positives, predictions and targets, which are the three sums of a `Mean`.
+    """Counts the true positives, predicted entities and target entities of each type.
 
-    An entity begins with a B, S or U tag, and with any other tag of its type that follows another type, O, or the end
-    of an entity (E, L, S or U). A prediction is correct if its first word, its last word and its type are.
+    An entity begins with a B, S or U tag. It also begins with any other entity tag, such as I, at the start of a
+    sentence, after O, after another type, or after the end of an entity (E, L, S or U). A predicted entity is a true
+    positive if its first word, its last word and its type are correct.
 
     Args:
       labels: names of the tags.
       found: predicted tags, integers [batch, length].
       right: target tags, integers [batch, length].
       weights: 1 at the first token of each word and 0 elsewhere, [batch, length]. Tokens of weight 0 are ignored.
-      segments: number of each token's sentence in its row, [batch, length].
+      segments: number of the sentence in the row that each token belongs to, from 1, [batch, length].
+
+    Returns:
+      Maps each entity type to a `Mean` whose field `sum` contains the three counts.
     """
     words = weights > 0
     # Words move together, so that each one's neighbours are the words beside it; no sentence follows them.
@@ -50,15 +58,17 @@ def counts(
 
 
 Counts = dict[str, Mean]
-"""Maps entity types to numbers of true positives, predictions and targets, which are the three sums of a `Mean`."""
+"""Maps each entity type to a `Mean`. Its field `sum` contains three counts: true positives, predicted entities and
+target entities.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
 class EntityScores(DocumentMetric[Counts]):
     """Precision, recall and F1 of all entities, and the F1 of each entity type, from 0 to 1.
 
-    Sentences that fit in one row are scored in batches. Longer sentences, which are split into several rows, are scored
-    as documents.
+    Sentences that fit in one batch row are scored batch by batch. A longer sentence is split into several rows, and is
+    scored as a whole, apart from the batches.
     """
 
     labels: tuple[str, ...]

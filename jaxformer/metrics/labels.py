@@ -14,17 +14,20 @@ from jaxformer.metrics.base import Metric, Terms
 from jaxformer.metrics.means import Mean
 
 COUNTS = "counts/"
-"""Prefix of the names of label counts among an objective's values."""
+"""Prefix of the keys under which an objective returns label counts."""
 
 
 def label_counts(names: Sequence[str], targets: jax.Array, guesses: jax.Array, weights: jax.Array) -> dict[str, Mean]:
-    """Counts for each label the true positives, predictions and targets, which are the three sums of a `Mean`.
+    """Counts the true positives, predictions and targets of each label.
 
     Args:
       names: names of the labels.
       targets: multi-hot targets, [..., labels].
       guesses: multi-hot predictions, [..., labels].
       weights: 1 for examples to count, 0 for padding, float32 [...].
+
+    Returns:
+      Maps the name of each label, with the prefix `COUNTS`, to a `Mean` whose field `sum` contains the three counts.
     """
     targets, guesses, weights = targets.astype(jnp.float32), guesses.astype(jnp.float32), weights[..., None]
     counts = jnp.stack([targets * guesses, guesses, targets], -1) * weights[..., None]
@@ -33,12 +36,13 @@ def label_counts(names: Sequence[str], targets: jax.Array, guesses: jax.Array, w
 
 
 Counts = dict[str, Mean]
-"""Maps labels to numbers of true positives, predictions and targets, which are the three sums of a `Mean`."""
+"""Maps each label to a `Mean`. Its field `sum` contains three counts: true positives, predictions and targets."""
 
 
 def counts_in(names: Sequence[str], terms: Terms) -> Counts | None:
-    """Returns the counts of each label among an objective's values for a batch. None if there are none, as in
-    training.
+    """Extracts the counts of each label from `terms`, the dict that an objective returns for a batch.
+
+    Returns None if `terms` does not contain them, as in training.
     """
     if not all(COUNTS + name in terms for name in names):
         return None

@@ -30,7 +30,7 @@ def fixed_order() -> Iterator[None]:
 
 
 def whole(array: jax.Array) -> jax.Array:
-    """Returns the array. In a `fixed_order` context, makes it replicated on all devices of the current mesh."""
+    """Returns the array unchanged or, in a `fixed_order` context, replicated on all devices of the current mesh."""
     if not _in_fixed_order.get() or jax.sharding.get_abstract_mesh().empty:
         return array
     return jax.lax.with_sharding_constraint(array, PartitionSpec())
@@ -43,7 +43,9 @@ def total(values: jax.Array) -> jax.Array:
 
 @flax.struct.dataclass
 class Mean:
-    """Weighted mean, stored as a weighted sum and the total weight, so that two means are merged by adding both."""
+    """Weighted mean, stored as a weighted sum and a total weight. Two means are merged by adding their sums and
+    weights.
+    """
 
     sum: jax.Array | np.ndarray
     """Sum of weight · value: a scalar, or an array of several means that have the same weights."""
@@ -66,39 +68,44 @@ class Mean:
         return Mean(np.asarray(self.sum, np.float64), float(self.weight))
 
     def merged(self, other: "Mean") -> "Mean":
-        """Returns the mean over the data of both means. Call `double` on both first."""
+        """Returns the mean over the data of both means. Convert both with `double` first, to add in float64."""
         return Mean(self.sum + other.sum, self.weight + other.weight)
 
 
 AUXILIARY = "auxiliary/"
-"""Prefix of the names of a model's auxiliary losses among an objective's values. Each has the weight 1 in the total
-loss.
+"""Prefix of the keys under which an objective returns the auxiliary losses of a model, such as those of expert layers.
+Each of them has weight 1 in the total loss.
 """
 
 
 REPORTED = "reported/"
-"""Prefix of the names of a model's means that are only logged, and are not part of the loss."""
+"""Prefix of the names of means that a model returns only for logging. They are not part of the loss."""
 
 
 def auxiliary(output: Any) -> dict[str, Mean]:
-    """Returns the auxiliary losses and the logged means in a model's output, by the names that they have among an
-    objective's values.
+    """Returns the auxiliary losses and the logged means in a model's output, keyed as in the dict that an objective
+    returns (see `auxiliary_name`).
     """
     return {auxiliary_name(name): mean for name, mean in output.means.items()}
 
 
 def auxiliary_name(name: str) -> str:
-    """Converts the name of a loss or mean of a block to its name among an objective's values."""
+    """Returns the key under which an objective returns an auxiliary loss or a logged mean of the model.
+
+    Adds the prefix `AUXILIARY`, unless `name` has the prefix `REPORTED`.
+    """
     return name if name.startswith(REPORTED) else AUXILIARY + name
 
 
 def with_auxiliary(weights: Mapping[str, float], terms: Iterable[str]) -> dict[str, float]:
-    """Adds the auxiliary losses among the names in `terms` to the weights of a loss. Each has weight 1."""
+    """Adds the auxiliary losses among the names in `terms`, with weight 1 each, to a dict from loss names to weights."""
     return {**dict.fromkeys((name for name in terms if name.startswith(AUXILIARY)), 1.0), **weights}
 
 
 def added(*parts: Mapping[str, Mean]) -> dict[str, Mean]:
-    """Merges the named means of several parts of a model. Means with the same name are added."""
+    """Merges the dicts of means of several parts of a model. Adds the sums and the weights of means with the same
+    name.
+    """
     total: dict[str, Mean] = {}
     for means in parts:
         for name, mean in means.items():
@@ -154,7 +161,9 @@ class Covariance:
         return Covariance(weight, center + sums / weight, np.zeros_like(sums), products)
 
     def merged(self, other: "Covariance") -> "Covariance":
-        """Returns the covariances over the data of both. Call `double` on both first."""
+        """Returns the covariances over the data of both. Convert both with `double` first: only the result of `double`
+        has the means as its reference point.
+        """
         weight = self.weight + other.weight
         share = other.weight / (weight + (weight == 0))
         apart = other.center - self.center
@@ -169,8 +178,9 @@ class Covariance:
 
 
 def merge(parts: Iterable[Mapping[str, Mean | Covariance]]) -> dict[str, Mean | Covariance]:
-    """Merges several dicts of means and covariances by name, as NumPy float64. Transfers all arrays from the device at
-    once.
+    """Merges several dicts of means and covariances. Entries with the same name are merged in NumPy float64.
+
+    All arrays are transferred from the device at once.
     """
     merged: dict[str, Mean | Covariance] = {}
     for part in jax.device_get(list(parts)):

@@ -27,13 +27,13 @@ class Retrieval(Metric[Pairs]):
     """Recall at k of image-to-text and text-to-image retrieval: the share of queries with a match among the k best
     candidates.
 
-    The candidates are all distinct texts, or all images, of the data, regardless of batches. A text may match several
-    images. A candidate with the same score as the match counts as better. `chance_k` is the image-to-text recall of a
-    random ranking.
+    The candidates are all distinct texts or all images of the data, not only those of a batch. A text may match several
+    images. A candidate that does not match but has the same score as the match ranks before it. `chance_k` is the
+    image-to-text recall of a random ranking.
     """
 
     at: tuple[int, ...] = (1, 5)
-    """Values of k, the number of best candidates in which the match is searched."""
+    """Values of k. A query counts as correct if a match is among its k best candidates."""
 
     higher_is_better = True
 

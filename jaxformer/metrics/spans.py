@@ -57,7 +57,7 @@ class AnswerScores(DocumentMetric[dict[str, Mean]]):
     """SQuAD exact match and F1 of answers to questions about whole documents, from 0 to 100."""
 
     answer: Callable[[Context, Sequence[tuple[str, str]]], Sequence[str]]
-    """Function that answers pairs of a question and its context."""
+    """Function that returns the answers to pairs of a question and the text that may contain its answer."""
     count: int | None = None
     """Number of questions to score, from the start of the data. If None, all are scored."""
 

@@ -1,4 +1,6 @@
-"""ROUGE scores of extractive summaries, and for comparison those of the first sentences and of an oracle."""
+"""ROUGE scores of extractive summaries and, for comparison, of two baselines: the first sentences of the document, and
+an oracle that knows the reference summary.
+"""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -13,15 +15,15 @@ from jaxformer.metrics.texts import ROUGE, text_scores
 
 
 class Summaries(NamedTuple):
-    """Several summaries of one document, to compare with the reference."""
+    """Three summaries of one document (by the model and by two baselines), and the reference to compare them with."""
 
     chosen: str
-    """Summary of the sentences that the model selected."""
+    """Sentences that the model selected, as one text."""
     lead: str
-    """Summary of the first sentences of the document, as many as in `chosen`."""
+    """First sentences of the document, at most `SummaryScores.sentences`, as one text."""
     oracle: str
-    """Summary of the sentences that are most similar to the reference, selected greedily by ROUGE, as many as in
-    `chosen`.
+    """Sentences that are most similar to the reference, at most `SummaryScores.sentences`, selected greedily by ROUGE,
+    as one text.
     """
     reference: str
     """Reference summary that the others are compared with."""
@@ -30,14 +32,15 @@ class Summaries(NamedTuple):
 
 
 KINDS = {"chosen": "", "lead": "lead_", "oracle": "oracle_"}
-"""Maps each summary in `Summaries` to the prefix of its metrics."""
+"""Maps the fields of `Summaries` that are scored to the prefixes of their metric names."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SummaryScores(DocumentMetric[tuple[Summaries, ...]]):
     """ROUGE-1, -2 and -L (Lin 2004) of summaries of held-out documents, from 0 to 100.
 
-    Metrics that begin with `lead_` and `oracle_` are the scores of the first sentences and of the oracle summary.
+    Metrics whose names begin with `lead_` and `oracle_` score two other summaries for comparison: the first sentences
+    of the document, and the sentences that are most similar to the reference.
     `read_whole` is the percentage of documents that fit in the model's input.
     """
 

@@ -48,7 +48,9 @@ class Scores:
 
 
 CUT = ("cut_inputs", "cut_references")
-"""Names of the metrics that count scored documents whose input, or reference text, is longer than the task's rows."""
+"""Names of two metrics: the number of scored documents whose input is too long for a batch row of the task, and the
+number of those whose reference text is too long.
+"""
 
 Texts = tuple[tuple[str, str], ...]
 """Pairs of a generated text and its reference, in document order."""
@@ -82,7 +84,7 @@ def text_scores(
 
 @dataclasses.dataclass(frozen=True)
 class _FirstTexts:
-    """Base class of metrics that are computed from the first documents whose inputs begin with a certain prefix."""
+    """Base class of metrics of the first `count` documents whose input begins with `scores.prefix`."""
 
     scores: Scores
     """Prefix of the inputs to score, and the metrics to compute."""
@@ -111,11 +113,11 @@ class _FirstTexts:
 class TextScores(_FirstTexts, DocumentMetric[Texts]):
     """BLEU, chrF and ROUGE of the texts that a model generates for the first held-out documents.
 
-    References are the original texts of the source, independent of the tokenizer and the row length.
+    The references are the texts of the data source as they are, neither tokenized nor truncated to the row length.
     """
 
     generate: Callable[[Context, Sequence[np.ndarray]], Sequence[str]]
-    """Function that generates a text for each input, which is given as tokens."""
+    """Function that generates one text per input. An input is an array of token ids."""
 
     higher_is_better = True
 
@@ -139,7 +141,9 @@ class TextScores(_FirstTexts, DocumentMetric[Texts]):
 
 @dataclasses.dataclass(frozen=True)
 class CutTexts(_FirstTexts, DocumentMetric[tuple[int, int]]):
-    """Numbers of scored documents that do not fit in the task's rows: by their input, and by their reference text."""
+    """Number of scored documents whose input is truncated to fit in a batch row, and number of those whose reference
+    text would be truncated.
+    """
 
     @property
     def names(self) -> tuple[str, ...]:
