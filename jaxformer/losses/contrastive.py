@@ -25,7 +25,8 @@ def info_nce(scores: jax.Array, weights: jax.Array) -> tuple[Mean, Mean]:
 
 
 def softmax_contrastive(scores: jax.Array, weights: jax.Array) -> tuple[Mean, Mean]:
-    """Computes the mean loss and the mean accuracy of `info_nce` in both directions (CLIP, Radford et al. 2021).
+    """Computes the loss and the accuracy of `info_nce` from rows to columns and from columns to rows, and averages both
+    directions (CLIP, Radford et al. 2021).
 
     Args:
       scores: similarities divided by the temperature, as in `info_nce`.
@@ -36,15 +37,15 @@ def softmax_contrastive(scores: jax.Array, weights: jax.Array) -> tuple[Mean, Me
 
 
 def sigmoid_contrastive(scores: jax.Array, weights: jax.Array) -> tuple[Mean, Mean]:
-    """Computes the pairwise sigmoid loss (SigLIP, Zhai et al. 2023), and the accuracy of `info_nce`.
+    """Computes the pairwise sigmoid loss (SigLIP, Zhai et al. 2023), and the same accuracy as `softmax_contrastive`.
 
     Args:
       scores: similarities as in `info_nce`, multiplied by the scale, with the bias added.
       weights: as in `info_nce`.
 
     Returns:
-      The negative log-likelihood (nats), summed over all combinations and divided by the number of pairs, and the
-      accuracy.
+      The negative log-likelihood (nats), summed over all entries of `scores` and divided by the number of pairs, and
+      the accuracy.
     """
     scores = scores.astype(jnp.float32)
     sign = 2.0 * jnp.eye(len(weights)) - 1.0

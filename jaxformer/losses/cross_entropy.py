@@ -77,8 +77,8 @@ _sums.defvjp(_forward, _backward)
 
 
 def _scan_chunks(terms, x, lm_head, targets, weights, with_gradient):
-    """Sums the loss over all chunks of positions and, if `with_gradient`, the gradients of the vectors and of the
-    output layer.
+    """Sums the loss over all chunks of positions. If `with_gradient`, also computes the gradients with respect to the
+    vectors `x` and the output layer.
     """
     x = sharding.constrain(x, "btd")
     rows, ways, part = x.shape[0], _ways(x), x.shape[1] // _ways(x)
@@ -111,8 +111,10 @@ def _scan_chunks(terms, x, lm_head, targets, weights, with_gradient):
 def _chunk(
     x, targets, weights, lm_head, terms, with_gradient
 ) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, LMHead] | None]:
-    """Computes the loss of one chunk of positions and, if `with_gradient`, its gradients. The positions form one axis,
-    so that each product is a plain matrix product, unless they are split over the mesh.
+    """Computes the loss of one chunk of positions and, if `with_gradient`, its gradients.
+
+    Batch and positions are flattened to one axis, so that each product is a plain matrix product, unless the mesh
+    splits the positions.
     """
     shape, width, (smoothing, z_loss) = x.shape, x.shape[-1], terms
     leading = shape[:-1] if _ways(x) > 1 else (-1,)
@@ -150,7 +152,7 @@ def _chunk(
 
 
 def _ways(x: jax.Array) -> int:
-    """Returns the number of parts that the mesh splits the positions of `x` [b, m, d] into."""
+    """Returns the number of parts into which the mesh splits the position axis (axis 1) of `x` [b, m, d]."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return 1

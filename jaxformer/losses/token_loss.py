@@ -19,7 +19,10 @@ def check_terms(objective: Any) -> None:
 
 
 def token_means(objective: Any, model: Any, params: Any, batch: Mapping[str, jax.Array], key: Any) -> dict[str, Mean]:
-    """Computes the loss with label smoothing and z-loss, the plain cross-entropy (both in nats), and the accuracy."""
+    """Computes the loss with label smoothing and z-loss, the plain cross-entropy (both in nats), and the accuracy.
+
+    Also returns the auxiliary losses and logged means of the model. The dict is keyed by name, as in `NAMES`.
+    """
     output = objective.apply_model(model, params, batch, key)
     means = decoded_cross_entropy(
         output.hidden,
