@@ -20,9 +20,10 @@ Dir::Cache "{folder}/cache";
 
 
 def apt_config(folder: str, languages: Sequence[str] = ("none",)) -> str:
-    """Writes an apt configuration that keeps lists and cache in `folder`. Returns its path.
+    """Writes an apt configuration file and returns its path.
 
-    apt then needs no special rights and does not change the system.
+    With this configuration, apt keeps its package lists and its cache in `folder`. It then needs no special rights and
+    does not change the system.
 
     Args:
       folder: folder for the configuration, the lists and the cache.
@@ -37,14 +38,14 @@ def apt_config(folder: str, languages: Sequence[str] = ("none",)) -> str:
 
 
 def package_file(name: str, member: str, folder: str) -> str:
-    """Returns the path of a file from a package of the Debian distribution that apt is configured for.
+    """Extracts a file from a Debian package and returns the path of the file.
 
-    Downloads the package if necessary. This needs no special rights and does not change the system: apt keeps its lists
-    in `folder`.
+    Downloads the package with apt if necessary. This needs no special rights and does not change the system: apt keeps
+    its lists in `folder`.
 
     Args:
       name: name of the package.
-      member: path of the file when the package is installed, such as `usr/share/doc/opencv-doc/...`.
+      member: path of the file in the package, such as `usr/share/doc/opencv-doc/...`.
       folder: folder for the package and the file.
 
     Raises:

@@ -22,7 +22,7 @@ def package(name: str, version: str, folder: str, kind: str = "") -> str:
       name: name of the package.
       version: exact version.
       folder: folder to keep the archive in.
-      kind: ending of the archive name, `.whl` or `.tar.gz`. If empty, the archive that pip chooses.
+      kind: kind of archive to download, `.whl` or `.tar.gz`. If empty, pip chooses.
 
     Raises:
       InputError: If the download fails.
@@ -56,8 +56,8 @@ def npm_package(name: str, version: str, folder: str) -> str:
 
 
 def unpacked(name: str, version: str) -> Path:
-    """Downloads and unpacks a Python package in the user's cache, unless it is already there. Returns the folder with
-    its files.
+    """Downloads a Python package and unpacks it in a cache folder of the user, unless it is already there. Returns the
+    folder with its files.
 
     Raises:
       InputError: If the download fails.
@@ -94,7 +94,7 @@ def _files(pattern: str) -> list[str]:
 
 
 def read_member(archive: tarfile.TarFile, member: str | tarfile.TarInfo) -> bytes:
-    """Returns the content of a regular file in an archive."""
+    """Returns the content of a regular file in a tar archive. Raises ValueError for other members, such as a folder."""
     file = archive.extractfile(member)
     if file is None:
         raise ValueError(f"{member}: not a regular file")
@@ -102,11 +102,7 @@ def read_member(archive: tarfile.TarFile, member: str | tarfile.TarInfo) -> byte
 
 
 def content(archive: tarfile.TarFile, member: str | tarfile.TarInfo) -> bytes:
-    """Reads a file in an archive.
-
-    Raises:
-      InputError: If the member is not a file.
-    """
+    """Returns the content of a regular file in a tar archive. Raises InputError for other members, such as a folder."""
     file = archive.extractfile(member)
     if file is None:
         raise InputError(f"{archive.name}: {getattr(member, 'name', member)} is not a file")

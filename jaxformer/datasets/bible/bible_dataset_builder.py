@@ -1,4 +1,4 @@
-"""Bible data set: documents of sentences in public-domain editions, and aligned verses in two languages."""
+"""Bible data set: chapters as lists of verses, and pairs of verses in two languages, from public-domain editions."""
 
 import contextlib
 import dataclasses
@@ -60,10 +60,12 @@ _MARKUP = {
 
 @dataclasses.dataclass
 class BibleConfig(tfds.core.BuilderConfig):
-    """Configuration of the Bible data set: documents of one edition, or pairs of English and another language."""
+    """Configuration of the Bible data set: chapters of one edition, or pairs of verses in English and another language."""
 
     language: str | None = None
-    """Code of the language to pair with English. If None, the examples are documents of the edition `name`."""
+    """Code of the language to pair with English, such as "de". If None, each example is a chapter of the English
+    edition that `name` selects (`web` or `kjv`).
+    """
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):

@@ -41,7 +41,7 @@ TOPICS = (
     *("database", "editors", "electronics", "fonts", "games", "graphics", "hamradio", "localization"),
     *("mail", "math", "net", "science", "sound", "video", "web", "x11"),
 )
-"""Class names of the data set `topics`. They are sections of the Debian distribution."""
+"""Class names of the data set `debian_descriptions/topics`: the package sections of Debian that name a topic."""
 _LANGUAGES = {"de": "German", "fr": "French"}
 _HELD_OUT = 2  # Number of source packages out of 100 in the validation split, and again in the test split.
 _TOPICS_HELD_OUT = 10
@@ -53,10 +53,11 @@ class DescriptionsConfig(tfds.core.BuilderConfig):
     """Configuration of the Debian descriptions: summaries, topics or translations."""
 
     language: str | None = None
-    """Code of the language to pair with English. If None, the examples are English descriptions with summaries or
-    labels."""
+    """Code of the language to pair with English, such as "de". If None, the examples are English descriptions with
+    summaries or topics."""
     topics: bool = False
-    """Whether each text is labeled with its topic. If False, each text has a summary."""
+    """Whether the examples are English texts labeled with their topic. If False, they are descriptions with summaries
+    or, if `language` is set, translations."""
 
 
 @dataclasses.dataclass
@@ -119,16 +120,16 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
 
 def summaries(folder: str) -> dict[str, list[dict]]:
-    """Returns the examples of `debian_descriptions/summaries` by split.
+    """Returns the examples of `debian_descriptions/summaries`, keyed by split.
 
-    The lists that apt downloads are kept in `folder`.
+    They are made from package lists, which apt downloads to `folder` if necessary.
     """
     lists = _fetch(folder)
     return _split(_with_origin(_summaries(_entries(lists, "en")), _origins(lists)))
 
 
 def _fetch(folder: str) -> str:
-    """Returns the folder with apt's lists of package descriptions. Downloads the lists if necessary."""
+    """Downloads the lists of package descriptions with apt, unless `folder` contains them. Returns their folder."""
     lists = os.path.join(folder, "lists")
     if glob.glob(os.path.join(lists, "*Translation-en")):
         return lists

@@ -35,13 +35,13 @@ CATEGORIES = (
     "Symbols",
     "Flags",
 )
-"""Label names: the categories of emoji, except for the category of the five skin tones."""
+"""Class names: the Unicode categories of emoji, without the category that contains only the five skin tones."""
 _VERSION, _SIZE, _EVERY = "16.0.0", 64, 10
 
 
 @dataclasses.dataclass
 class EmojiConfig(tfds.core.BuilderConfig):
-    """Configuration of the emoji data set: whose designs of the emoji to include."""
+    """Configuration of the emoji data set: the designers whose images it includes."""
 
     designers: tuple[str, ...] = ()
     """Companies or projects that designed the images, as named in the emoji packages."""
@@ -93,7 +93,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
 
 def _images(entries: list[dict], split: str) -> Iterator[tuple[str, str, str]]:
-    """Yields (file, name, category) for each image of a split."""
+    """Yields (file, name, category) for each image of a split. `entries` is the parsed emoji.json of the package."""
     for category in CATEGORIES:
         there = sorted((entry for entry in entries if entry["category"] == category), key=lambda e: e["sort_order"])
         for number, entry in enumerate(there):

