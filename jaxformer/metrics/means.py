@@ -98,7 +98,7 @@ def auxiliary_name(name: str) -> str:
 
 
 def with_auxiliary(weights: Mapping[str, float], terms: Iterable[str]) -> dict[str, float]:
-    """Adds the auxiliary losses among the names in `terms`, with weight 1 each, to a dict from loss names to weights."""
+    """Adds the auxiliary losses among the names in `terms` to `weights` (loss name to weight), with weight 1 each."""
     return {**dict.fromkeys((name for name in terms if name.startswith(AUXILIARY)), 1.0), **weights}
 
 

@@ -60,7 +60,7 @@ _MARKUP = {
 
 @dataclasses.dataclass
 class BibleConfig(tfds.core.BuilderConfig):
-    """Configuration of the Bible data set: chapters of one edition, or pairs of verses in English and another language."""
+    """Configuration of the Bible data set: chapters of one edition, or verses in English and another language."""
 
     language: str | None = None
     """Code of the language to pair with English, such as "de". If None, each example is a chapter of the English
