@@ -1,4 +1,4 @@
-"""Transformers and their pretraining in JAX.
+"""A library for pretraining Transformers in JAX.
 
 import jaxformer as jf
 run = jf.fit(jf.load("configs/bert_quickstart.py"), workdir="runs/bert")

@@ -1,5 +1,5 @@
-"""Replaces parts of an experiment by instances of a named class: `--optimizer Lion`,
-`--model.transformer.norm RMSNorm`.
+"""Replaces a part of an experiment by an instance of another class, given the name of the class in place of a value,
+such as `--optimizer Lion` or `--model.transformer.norm RMSNorm` on the command line.
 """
 
 import dataclasses
@@ -17,10 +17,11 @@ PACKAGE = __name__.partition(".")[0]
 
 
 def choose(value: Any, overrides: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Replaces class names in the overrides by instances of these classes.
+    """Replaces class names among the override values by instances of these classes, and returns the resulting
+    overrides.
 
-    A new instance copies the field values of the object that it replaces, if both classes have the field and its value
-    is not the default. Then the overrides of fields of the instance are applied.
+    An instance takes each field value of the object that it replaces if its class has the field and the value is not
+    the default. Overrides of the instance's own fields are then applied to it, and left out of the result.
 
     Args:
       value: the config value to override.
@@ -28,7 +29,7 @@ def choose(value: Any, overrides: Mapping[str, Any], prefix: str = "") -> dict[s
       prefix: text before a path in error messages, `--` on a command line.
 
     Raises:
-      InputError: If a field cannot hold a class of this name, or a field of the class has no default and is not given.
+      InputError: If a field cannot hold an instance of the named class, or a required field of the class is not given.
     """
     nodes = {path: (hint, child) for path, hint, child in fields.walk(value)}
     chosen = {}
@@ -53,10 +54,10 @@ def choose(value: Any, overrides: Mapping[str, Any], prefix: str = "") -> dict[s
 
 
 def candidates(hint: Any, current: Any) -> dict[str, type]:
-    """Returns the classes whose instances a field can hold, by class name.
+    """Returns the classes whose instances a field can hold, keyed by class name.
 
-    These are the subclasses of the field's type in packages that a run may name, and the classes of that type in the
-    module of the current value.
+    These are the fitting classes of packages that runs may import (see `classes.allow`), and those that are defined in
+    the same module as the class of the current value, such as a config file.
 
     Args:
       hint: type annotation of the field.
@@ -74,13 +75,17 @@ def candidates(hint: Any, current: Any) -> dict[str, type]:
 
 
 def _converted(cls: type, current: Any, below: Mapping[str, Any], path: str) -> Any:
-    """Creates an instance of a class to replace a config value.
+    """Creates an instance of `cls` to replace the config value `current`.
 
     Args:
-      cls: class to create an instance of.
-      current: the value to replace. The instance takes over its fields that are not the default.
-      below: overrides of the new instance's fields, from which required fields are taken.
+      cls: class of the new instance.
+      current: the value to replace. Its field values that differ from their defaults are copied if `cls` has the field.
+      below: overrides of the new instance's fields, keyed by field path. Required fields that cannot be copied are
+        taken from here.
       path: dotted path of the value, for error messages.
+
+    Raises:
+      InputError: If a required field cannot be copied and is not in `below`.
     """
     hints, defaults = fields.hints(cls), _defaults(type(current))
     kept = {name: value for name, _, value in fields.children(current) if name in hints}
@@ -93,8 +98,8 @@ def _converted(cls: type, current: Any, below: Mapping[str, Any], path: str) -> 
 
 
 def _class_name(new: Any) -> str | None:
-    """Returns the class name in the new value of a config field, which is a string or the words of a flag, such as
-    `AdamW`. None if the value is not a class name, such as a number.
+    """Returns the override `new` of a config field if it looks like a class name, such as `AdamW`, and otherwise None.
+    `new` is a value, or the list of words after a command line flag.
     """
     words = [new] if isinstance(new, str) else new
     if isinstance(words, list | tuple) and len(words) == 1 and isinstance(words[0], str):
@@ -104,7 +109,7 @@ def _class_name(new: Any) -> str | None:
 
 
 def _subclasses(cls: type) -> list[type]:
-    """Returns all subclasses of a class, or the class itself if it has none."""
+    """Returns all direct and indirect subclasses of a class, or only the class itself if it has none."""
     return [leaf for child in cls.__subclasses__() for leaf in {child, *_subclasses(child)}] or [cls]
 
 
@@ -120,7 +125,9 @@ def _fits(cls: type, wanted: type) -> bool:
 
 
 def _defaults(cls: type) -> dict[str, Any]:
-    """Returns the defaults of a dataclass's fields, by name."""
+    """Returns the default values of the fields of a dataclass, keyed by field name. Fields without a default are left
+    out.
+    """
     found = {}
     for field in dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ():
         if field.default is not dataclasses.MISSING:

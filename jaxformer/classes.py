@@ -1,4 +1,4 @@
-"""Determines which classes the JSON of a run may name: those of jaxformer, and of packages that the user allows.
+"""Determines which classes the JSON files of a run may name: those of jaxformer, and of packages that the user allows.
 
 Importing a module runs its code. A run may come from an untrusted source, so the JSON in its folder does not decide
 which modules are imported.
@@ -38,7 +38,7 @@ def allow(*packages: str) -> None:
 
 
 def foreign_packages(names: Iterable[str]) -> list[str]:
-    """Returns the names of the packages that the named classes belong to, without jaxformer itself."""
+    """Returns the sorted names of the packages, other than jaxformer, in class names such as `package.module.Class`."""
     return sorted({name.partition(".")[0] for name in names} - {OWN})
 
 
@@ -82,7 +82,8 @@ def dataclass_named(name: Any, path: str) -> type:
 
 @contextlib.contextmanager
 def installed_only(*folders: str | os.PathLike) -> Iterator[None]:
-    """Context manager that excludes the current directory and the given folders from imports.
+    """Context manager that excludes the current directory and the given folders from imports, by removing them from
+    `sys.path`.
 
     `python -m` and PYTHONPATH put such folders before all others.
     """
@@ -96,7 +97,7 @@ def installed_only(*folders: str | os.PathLike) -> Iterator[None]:
 
 
 def is_allowed(module: str) -> bool:
-    """Returns whether runs may name classes of a module."""
+    """Returns whether runs may name classes of a module (see `allow`)."""
     parts = module.split(".")
     # A private module of jaxformer, such as __main__, may do something when it is imported.
     own = parts[0] == OWN and not any(part.startswith("_") for part in parts)

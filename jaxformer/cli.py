@@ -60,7 +60,7 @@ other, by default 300.
 """
 
 SEVERAL = ("train", "evaluate", "predict", "export", "import")
-"""Names of the commands that can run in several processes at the same time."""
+"""Names of the commands that can run as several cooperating processes, such as one process per host of a cluster."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -265,10 +265,10 @@ def _print_answers(run, options: argparse.Namespace, lines: Sequence[str]) -> No
 
 
 def _save_answers(answers: Sequence["Answer"], out: str) -> None:
-    """Saves the answers of `predict` to a file, in the format of their class. Blank input lines have no answer.
+    """Saves the answers of `predict` to a file, in the file format of their class, such as JSON.
 
     Args:
-      answers: one answer per input line.
+      answers: the answers in the order of the inputs. Blank input lines have none.
       out: local path, or path in a bucket.
     """
     if storage.is_remote(out):
@@ -290,7 +290,9 @@ def _save_here(answers: Sequence["Answer"], out: Path) -> None:
 
 
 def _predict_each(run, options: argparse.Namespace, lines: Sequence[str]) -> list:
-    """Predicts each input line. Returns `num_samples` answers per line, in order, and None for an empty line."""
+    """Returns the answers to the texts of the command line, followed by those to `lines`, which come from `--input`:
+    for each text `num_samples` answers, or as many None for an empty line.
+    """
     texts, num_samples = options.texts, options.num_samples
     asked = [*texts, *filter(None, lines)]
     found = run.rank(asked, options.among) if options.among else run.predict(asked, num_samples)

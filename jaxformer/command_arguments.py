@@ -16,8 +16,8 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--allow", metavar="PACKAGE", action="append", default=[], help=meaning)
 
     def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
-        """Parses the arguments, with options in any order, and allows the packages in `--allow` (see
-        `classes.allow`).
+        """Parses the arguments, in which options and positional arguments may be mixed, and allows the packages given
+        by `--allow` (see `classes.allow`).
         """
         options = self.parse_intermixed_args(arguments)
         classes.allow(*options.allow)

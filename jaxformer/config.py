@@ -1,8 +1,8 @@
 """Experiments: typed configs in a Python file that can be overridden field by field, checked, and saved as JSON.
 
-A config file defines `experiment = Experiment(...)`. Its docstring is the first part of `--help`. An experiment
-consists of frozen dataclasses, Linen modules (also dataclasses), tuples, strings, numbers, bools and None. So every
-field has a dotted path, such as `model.transformer.width`, by which the command line and `load` set it.
+A config file defines `experiment = Experiment(...)`. The docstring of the file is the first part of `--help`. An
+experiment consists of frozen dataclasses, Linen modules (also dataclasses), tuples, strings, numbers, bools and None.
+So every field has a dotted path, such as `model.transformer.width`, by which the command line and `load` set it.
 """
 
 import dataclasses
@@ -131,8 +131,8 @@ class Experiment:
     (pypi:NAME==VERSION), or a name on the hub. If None, they are random.
     """
     fork: str | None = None
-    """Folder of a run whose training this run continues under its own settings. Takes over the parameters, the
-    optimizer state, the step and, if the batches are the same, the position in the data.
+    """Folder of another run that this run continues with its own settings. This run takes the other run's parameters,
+    optimizer state, step and, if the batches are the same, position in the data.
     """
     fork_step: int | None = None
     """Step of the checkpoint of `fork` to start from. If None, the latest checkpoint."""
@@ -171,13 +171,17 @@ class Experiment:
 
     @property
     def all_evaluations(self) -> dict[str, NamedEvaluation | None]:
-        """Returns all evaluations by name. The value is None for the one on `data.validation`."""
+        """All evaluations, keyed by name. The evaluation on `data.validation` has the name `validation` and the value
+        None.
+        """
         first = {} if self.data.validation is None else {VALIDATION: None}
         return first | {evaluation.name: evaluation for evaluation in self.evaluations}
 
     @functools.cached_property
     def best_metric(self) -> BestMetric | None:
-        """Metric that selects the best checkpoint, as named by `checkpoint.best`. None if that is not set."""
+        """Metric that selects the best checkpoint, as set by `checkpoint.best`. None if `checkpoint.best` is not
+        set.
+        """
         if self.checkpoint.best is None:
             return None
         return find_best(
@@ -221,7 +225,7 @@ def load(path: str | os.PathLike, overrides: Mapping[str, Any] | None = None, **
       path: the config file, or the name of a config that comes with jaxformer, such as `bert_quickstart`.
       overrides: maps dotted field paths to new values, as in `override`:
         `{"steps": 200, "model.transformer.width": "64"}`.
-      **settings: further overrides by name: `steps=200`, `mesh=Mesh(2)`.
+      **settings: further overrides of top-level fields: `steps=200`, `mesh=Mesh(2)`.
 
     Raises:
       InputError: If the file cannot be read or run or does not define an experiment, or an override is wrong.
@@ -250,7 +254,7 @@ def parse(path: str | os.PathLike, argv: Sequence[str], command: str | None = No
 
 
 def override(experiment: Experiment, overrides: Mapping[str, Any]) -> Experiment:
-    """Returns the experiment with some fields replaced, all at once.
+    """Returns the experiment with some fields replaced. Fields that depend on each other can be replaced together.
 
     Args:
       experiment: the experiment to start from.
@@ -266,14 +270,14 @@ def override(experiment: Experiment, overrides: Mapping[str, Any]) -> Experiment
 
 
 def with_vocabulary(experiment: Experiment, size: int | None) -> Experiment:
-    """Returns the experiment with the vocabulary size of the tokenizer in each `vocab` field of the model that is
-    None.
+    """Returns the experiment with every `vocab` field of the model that is None set to `size`, the vocabulary size of
+    the tokenizer. If `size` is None, returns it unchanged.
     """
     return override(experiment, dict.fromkeys(open_vocabularies(experiment), size)) if size is not None else experiment
 
 
 def open_vocabularies(experiment: Experiment) -> list[str]:
-    """Returns the paths of the model's `vocab` fields that are None."""
+    """Returns the dotted paths of the model's `vocab` fields that are None."""
     return [
         f"model.{path}" for path, _, value in fields.walk(experiment.model) if path.endswith("vocab") and value is None
     ]
@@ -295,7 +299,7 @@ def from_json(text: str, folder: str | os.PathLike = ".", known: Experiment | No
     Args:
       text: the JSON.
       folder: folder of the JSON. Nothing is imported from there, nor from the current directory.
-      known: an experiment whose classes need no permission.
+      known: an experiment whose classes are accepted even if their packages are not allowed.
 
     Raises:
       InputError: If the text is not the JSON of an experiment, or names a class or a field that this version does not
@@ -360,7 +364,8 @@ def _perhaps(message: str, module: types.ModuleType) -> str:
 
 
 def _flags(argv: Sequence[str]) -> dict[str, list[str]]:
-    """Groups command line words by the flag before them. Returns the values of each flag, by dotted path.
+    """Groups command line words by flag. Returns a dict that maps the dotted field path of each flag to the list of its
+    values.
 
     Flags have the form `--path value ...` or `--path=value ...`. `-` in a path is read as `_`.
     """

@@ -12,14 +12,17 @@ TEMPLATE = PACKAGE / "config_template.py"
 
 
 def named() -> dict[str, Path]:
-    """Returns the configs that come with jaxformer, by name, from the checkout or from the installed package."""
+    """Returns the paths of the config files that come with jaxformer, keyed by config name, such as `bert_quickstart`.
+    The files are in the Git checkout or in the installed package.
+    """
     installed = PACKAGE / "configs"
     folder = installed if installed.is_dir() else PACKAGE.parent / "configs"
     return {file.stem: file for file in sorted(folder.glob("*.py"))}
 
 
 def locate(path: str | os.PathLike) -> Path:
-    """Returns the config file at a path, or if there is none the config of that name, such as `bert_quickstart`.
+    """Returns the path of a config file, given this path or the name of a config that comes with jaxformer, such as
+    `bert_quickstart`. A file takes precedence over a config of the same name.
 
     Raises:
       InputError: If there is no config of this name.

@@ -11,7 +11,7 @@ from jaxformer import fields
 
 
 def print_help(experiment: Any, docstring: str, command: str) -> None:
-    """Prints every field with its default and meaning, and exits."""
+    """Prints every field of the experiment with its default and meaning, and exits."""
     registry = tyro.constructors.ConstructorRegistry()
     registry.struct_rule(_fields_of_default)
     with warnings.catch_warnings():
@@ -31,8 +31,8 @@ def print_help(experiment: Any, docstring: str, command: str) -> None:
 
 
 def _fields_of_default(info: tyro.constructors.StructTypeInfo) -> Any:
-    """Makes the help show the fields of a default value, instead of those of the annotated type. Called by tyro, which
-    prints the help.
+    """Rule for tyro, which prints the help: shows the fields of the class of a default value, instead of those of the
+    annotated type. Returns None if the usual rules of tyro apply.
     """
     default = info.default
     if isinstance(default, tuple) and any(map(fields.is_config, default)):
@@ -47,7 +47,7 @@ def _fields_of_default(info: tyro.constructors.StructTypeInfo) -> Any:
 
 
 _EXACT = "exact"
-"""Marker of fields that `_fields_of_default` has already been applied to."""
+"""tyro marker of fields that `_fields_of_default` has already been applied to."""
 
 
 def _with_plain_none(field):

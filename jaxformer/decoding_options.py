@@ -55,4 +55,6 @@ DECODING = {
     ),
     "renormalize_logits": (_flag, "true: normalize the scores of a beam search after all these changes"),
 }
-"""Type and help text of each field of `Decoding`, repeated here because the module of `Decoding` imports jax."""
+"""Maps each field of `Decoding` to the function that parses its command line value, and its help text. They are
+repeated here because the module of `Decoding` imports jax, which takes long.
+"""

@@ -18,7 +18,9 @@ class Difference:
     """Value of the field in the second config."""
 
     def describe(self, before: str, now: str) -> str:
-        """Returns a line with both values. `before` and `now` name the origin of the first and the second value."""
+        """Returns one line with both values. `before` and `now` say where the values come from, such as
+        `in the run`.
+        """
         return f"{self.path}: {fields.show(self.before)} {before}, {fields.show(self.now)} {now}"
 
     def within(self, *paths: str) -> bool:
@@ -35,7 +37,7 @@ def differences(before: Any, now: Any, path: str = "") -> list[Difference]:
     Args:
       before: an experiment, or a part of one.
       now: the config to compare it with.
-      path: dotted path of both configs.
+      path: dotted path of both configs within the experiment. The paths in the result begin with it.
     """
     if before == now:
         return []

@@ -1,8 +1,9 @@
 """Digests that show whether files still have the content with which they were written.
 
-A folder has a file `DIGESTS` with the size and the digest of each of its files. A JSON file has the digest of its other
-fields as its first field (`seal`), and a line of JSON as its last field (`seal_line`). The digest is XXH3 with 64 bits,
-which detects accidental changes but not intended ones, as anyone can compute it again.
+A folder contains a file named `DIGESTS` with the size and the digest of each of its other files. A JSON file has the
+digest of its other fields as its first field (`seal`). A line of JSON has such a digest as its last field
+(`seal_line`). The digest is XXH3 with 64 bits, which detects accidental changes but not intended ones, as anyone can
+compute it again.
 """
 
 import base64
@@ -40,20 +41,22 @@ class Digest(NamedTuple):
     size: int
     """Size in bytes."""
     value: str
-    """`xxh3:` and the digest of the content. For an object in a bucket, `md5:` or `etag:` and what its server gives."""
+    """Digest of the content with the prefix `xxh3:`. For an object in a bucket, the checksum that the storage server
+    reports, with the prefix `md5:` or `etag:`.
+    """
 
 
 def of(content: bytes) -> str:
-    """Returns the digest of bytes."""
+    """Returns the XXH3 digest of `content`, with the prefix `xxh3:`."""
     return f"xxh3:{xxhash.xxh3_64_hexdigest(content)}"
 
 
 def of_file(path: Path, kind: str = "xxh3") -> Digest:
-    """Reads a local file or an object and returns its size and digest.
+    """Reads a file, or an object in a bucket, and returns its size and digest.
 
     Args:
-      path: the path.
-      kind: `xxh3`; or `md5`, for a local file, to compare it with an object in a bucket.
+      path: path of the file or object.
+      kind: hash function, `xxh3` or `md5`. `md5` is only for local files, to compare them with objects in a bucket.
     """
     if storage.is_remote(path):
         content = storage.read_bytes(str(path))
@@ -67,7 +70,8 @@ def of_file(path: Path, kind: str = "xxh3") -> Digest:
 
 
 def of_folder(folder: Path, chosen: Callable[[str], bool] = lambda name: True) -> dict[str, Digest]:
-    """Returns the digests of the files below a folder, by relative path. In a bucket, the server has computed them.
+    """Returns the digests of the files below a folder, keyed by relative path. For a folder in a bucket, returns the
+    checksums that the storage server has computed, without reading the objects.
 
     Args:
       folder: the folder.
@@ -81,7 +85,13 @@ def of_folder(folder: Path, chosen: Callable[[str], bool] = lambda name: True) -
 
 
 def write(folder: Path, files: Mapping[str, Digest], name: str = DIGESTS) -> None:
-    """Writes the digests of a folder's files to the folder. A local file is synchronised with the disk."""
+    """Writes the digests of a folder's files to a file in the folder. If it is local, waits until it is on the disk.
+
+    Args:
+      folder: the folder.
+      files: digests of the files, keyed by relative path.
+      name: name of the file to write.
+    """
     values = {file: f"{digest.value} {digest.size}" for file, digest in sorted(files.items())}
     (folder / name).write_text(seal(json.dumps({"files": values}, indent=2) + "\n"), encoding="utf-8")
     if not storage.is_remote(folder):
@@ -106,13 +116,15 @@ def problems(
     checked: Callable[[str], bool] = lambda name: True,
     share: tuple[int, int] = (0, 1),
 ) -> list[str]:
-    """Returns a phrase for each file of a folder that is missing, foreign, or has another size or content.
+    """Compares the files of a folder with their digests. Returns a phrase for each file that is missing, is not in
+    `files`, or has another size or content.
 
     Args:
       folder: the folder.
-      files: digests of its files.
+      files: expected digests of its files, keyed by relative path.
       checked: function of a relative path that returns whether to check the file.
-      share: (i, n) reads only the i-th of n shares of the contents. Names and sizes are always compared.
+      share: (i, n) reads the contents of only the i-th of n shares of the files, so that n processes can divide the
+        work. Names and sizes are always compared.
     """
     found, remote = _below(folder), storage.is_remote(folder)
     names = sorted(filter(checked, files), key=lambda name: (-files[name].size, name))
@@ -139,13 +151,13 @@ def problems(
 
 
 def summary(phrases: Collection[str]) -> str:
-    """Returns the first of several problems, and the number of others."""
+    """Returns the first of several problems, followed by the number of other problems."""
     first = next(iter(phrases))
     return first if len(phrases) == 1 else f"{first} (and {len(phrases) - 1} more)"
 
 
 def seal(text: str) -> str:
-    """Adds the digest of an indented JSON object as its first field, on a line of its own."""
+    """Returns the text of an indented JSON object with its digest added as the first field, on a line of its own."""
     body = text.removeprefix("{\n")
     return f'{{\n  "{FIELD}": "{of(text.encode())}",\n{body}'
 
@@ -167,19 +179,19 @@ def unseal(text: str) -> str:
 
 
 def seal_line(text: str) -> str:
-    """Adds the digest of a JSON object on one line as its last field."""
+    """Returns the text of a JSON object on one line with its digest added as the last field."""
     return f'{text[:-1]}, "{FIELD}": "{of(text.encode())}"}}'
 
 
 def unseal_line(text: str) -> str | None:
-    """Returns the line that was given to `seal_line`; None if it has changed or has no digest."""
+    """Returns the line that was given to `seal_line`. None if the line has changed or has no digest."""
     found = _SEALED_LINE.fullmatch(text)
     plain = f"{found[1]}}}" if found else ""
     return plain if found and of(plain.encode()) == found[2] else None
 
 
 def sync(path: Path) -> None:
-    """Waits until a local file or the names in a local folder are on the disk."""
+    """Waits until a local file, or the list of files in a local folder, is on the disk (fsync)."""
     opened = os.open(path, os.O_RDONLY)
     try:
         os.fsync(opened)
@@ -188,7 +200,9 @@ def sync(path: Path) -> None:
 
 
 def sync_all(folder: Path, names: Iterable[str]) -> None:
-    """Synchronises some files of a local folder, and the names in it and in all folders below it, with the disk."""
+    """Waits until some files of a local folder, and the lists of files in it and in all folders below it, are on the
+    disk.
+    """
     for name in names:
         sync(folder / name)
     for home, _, _ in os.walk(folder):
@@ -199,7 +213,9 @@ _DIFFERS = "has another content than was written"
 
 
 def _below(folder: Path) -> dict[str, dict[str, Any]]:
-    """Returns the size, and what else a bucket says, of each file below a folder except `DIGESTS`, by relative path."""
+    """Lists the files below a folder, except `DIGESTS`. Returns a dict that maps relative paths to information about
+    the files: the `size` in bytes, and for objects in a bucket all that fsspec returns.
+    """
     if storage.is_remote(folder):
         return {name: info for name, info in storage.objects_below(str(folder)).items() if name != DIGESTS}
     found = {}
@@ -219,5 +235,7 @@ def _of_object(info: Mapping[str, Any]) -> Digest:
 
 
 def _comparable(one: str, other: str) -> bool:
-    """Returns whether different values are different contents. The ETag of an upload in parts depends on the parts."""
+    """Returns whether two digests differ only if the contents differ. False if they are of different kinds, or one is
+    the ETag of an upload in parts, which contains `-` and depends on the parts.
+    """
     return one.partition(":")[0] == other.partition(":")[0] and "-" not in one + other

@@ -37,15 +37,18 @@ class FieldError(InputError):
         return f"{self.path}{self.problem}"
 
     def under(self, path: str) -> "FieldError":
-        """Returns the error with `path` as the path of the config value that contains the field."""
+        """Returns the same error for a config value at `path`: replaces the assumed path of the value in the path of
+        the field.
+        """
         field = self.path.removeprefix(self.owner).removeprefix(".")
         return FieldError(f"{path}.{field}", self.problem, owner="")
 
 
 @contextlib.contextmanager
 def under(path: str) -> Iterator[None]:
-    """Context manager that completes the field paths in errors. `path` is the path of the config value that raises the
-    `FieldError`s of the block. Empty if the path is unknown.
+    """Context manager that raises the `FieldError`s of its block again with the full path of the field in the
+    experiment. `path` is the dotted path of the config value that raises them. If it is empty, they are raised
+    unchanged.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Named evaluations of an experiment, and the metric that chooses its best checkpoint."""
+"""Evaluations of an experiment on further data sets, and the metric that determines its best checkpoint."""
 
 import dataclasses
 import math
@@ -58,7 +58,7 @@ class BestMetric:
 
     @property
     def key(self) -> str:
-        """Name of the evaluation and the metric, such as `validation/loss`, which is the key in merged results."""
+        """Key of the metric in the merged results of all evaluations, such as `validation/loss`."""
         return result_key(self.evaluation, self.metric)
 
     def rank(self, results: Mapping[str, float]) -> float | None:
@@ -74,7 +74,7 @@ class BestMetric:
 
 
 def result_key(evaluation: str, metric: str) -> str:
-    """Returns the name of a metric among the results of all evaluations: `validation/loss`."""
+    """Returns the key of a metric in the merged results of all evaluations, such as `validation/loss`."""
     return f"{evaluation}/{metric}"
 
 
@@ -90,7 +90,7 @@ def find_best(name: str, evaluations: tuple[str, ...], declared: Mapping[str, bo
       name: value of the setting: `METRIC` of the evaluation on `data.validation`, or `NAME/METRIC` of a named
         evaluation.
       evaluations: names of all evaluations.
-      declared: maps each metric's name to whether a higher value is better.
+      declared: maps the name of each metric that evaluations compute to whether a higher value is better.
 
     Raises:
       InputError: If there is no such evaluation or metric.

@@ -33,7 +33,9 @@ class FieldDocs:
 
 
 def field_docs(cls: type) -> dict[str, str]:
-    """Returns the docstring of each documented field of a dataclass, by name, including inherited fields."""
+    """Returns the docstrings of the documented fields of a dataclass, including inherited fields, keyed by field
+    name.
+    """
     found: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         if dataclasses.is_dataclass(base):
@@ -74,8 +76,8 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 @functools.cache
 def _strings_after_fields(cls: type) -> dict[str, str]:
-    """Returns the string literal that follows each field in the source code of a class, by field name. Empty if the
-    source cannot be read.
+    """Returns the string literal that follows each field in the source code of a class, keyed by field name. Empty if
+    the source cannot be read.
     """
     try:
         (definition,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body

@@ -25,7 +25,9 @@ def check(value: Any) -> None:
 
 
 def at_least(path: str, value: float | None, least: float) -> None:
-    """Raises FieldError if a value is below `least`. `path` is the dotted path of its field. None is allowed."""
+    """Raises FieldError if `value` is less than `least`. `path` is the dotted path of the field. None is allowed as the
+    value.
+    """
     if value is not None and not value >= least:
         raise FieldError(path, f"={value}: expected at least {least}")
 
@@ -54,8 +56,8 @@ def walk(value: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
 
 
 def children(value: Any) -> list[tuple[str, Any, Any]]:
-    """Returns (name, type, value) of each field of a config value. For a tuple, returns its config values, and the
-    names are their indices.
+    """Returns (name, type, value) of each field of a config value. For a tuple that contains config values, returns its
+    items, named by their indices. Empty for any other value.
     """
     if is_config(value):
         return [(name, hint, getattr(value, name)) for name, hint in hints(type(value)).items()]
@@ -80,7 +82,8 @@ def show(value: Any) -> str:
 
 
 def replace(value: Any, overrides: Mapping[str, Any], prefix: str = "") -> Any:
-    """Returns a config value in which some fields at any depth are replaced, all at once.
+    """Returns a config value in which some fields at any depth are replaced. Fields that depend on each other can be
+    replaced together.
 
     Args:
       value: a config value.
@@ -137,8 +140,13 @@ def converted(name: str, hint: Any, current: Any, new: Any) -> Any:
 
 
 def _rebuild(value: Any, changes: Mapping[tuple[str, ...], Any], path: str) -> Any:
-    """Returns a config value with all changes applied. Builds each object only once, so that dependent fields can
-    change together.
+    """Returns a config value with all changes applied. Builds each object only once, so that fields that depend on each
+    other can change together.
+
+    Args:
+      value: the config value.
+      changes: maps field paths, as tuples of names, to new values.
+      path: dotted path of the value, for error messages.
     """
     new = {}
     for name, _, child in children(value):
@@ -166,7 +174,7 @@ def one_line(error: BaseException) -> str:
 
 @functools.cache
 def hints(cls: type) -> dict[str, Any]:
-    """Returns the type annotations of a config class, for the fields that a user can set, by field name."""
+    """Returns the type annotations of the fields of a config class that a user can set, keyed by field name."""
     linen = sys.modules.get("flax.linen")  # Not imported here: if it is not imported yet, no class is a Linen module.
     hidden = {"parent", "name"} if linen is not None and issubclass(cls, linen.Module) else ()
     annotated = typing.get_type_hints(cls)
@@ -275,7 +283,8 @@ def decode(value: Any, path: str = "", known: Mapping[str, type] = types.Mapping
     Args:
       value: result of `json.loads`.
       path: dotted path of the value, for error messages.
-      known: classes by name that need no permission, as returned by `classes_in`.
+      known: classes that are accepted even if their packages are not allowed, keyed by name, as returned by
+        `classes_in`.
 
     Raises:
       InputError: If a class is not of an allowed package, cannot be imported, has no such field, or refuses a value.
@@ -300,6 +309,8 @@ def decode(value: Any, path: str = "", known: Mapping[str, type] = types.Mapping
 
 
 def classes_in(value: Any) -> dict[str, type]:
-    """Returns the classes of a config value and of all config values inside it, by their names in JSON."""
+    """Returns the classes of a config value and of all config values inside it, keyed by the names that JSON uses for
+    them.
+    """
     found = {type(child) for _, _, child in walk(value) if is_config(child)} | {type(value)}
     return {f"{cls.__module__}.{cls.__qualname__}": cls for cls in found}

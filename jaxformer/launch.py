@@ -71,8 +71,11 @@ def launch(arguments: Sequence[str]) -> int:
 
 
 def _environment(number: int, count: int) -> dict[str, str]:
-    """Returns the environment variables for process `number` of `count`. They contain its index and its share of the
-    devices.
+    """Returns the environment variables for process `number` of `count`, with the index of the process and the devices
+    that it may use.
+
+    Raises:
+      InputError: If the devices cannot be divided among the processes.
     """
     place = {cluster.COUNT: str(count), cluster.NUMBER: str(number)}
     if cluster.has_tpu() and count > 1:
@@ -93,7 +96,9 @@ def _environment(number: int, count: int) -> dict[str, str]:
 
 
 def _gpus() -> list[str]:
-    """Returns the names of the GPUs that JAX would use, without initialising JAX. Empty without a JAX GPU plugin."""
+    """Returns the names of the GPUs that JAX would use, without initialising JAX. Empty if no GPU plugin of JAX is
+    installed.
+    """
     platforms = os.environ.get("JAX_PLATFORMS", "")
     if platforms and not {"cuda", "gpu"} & set(platforms.split(",")):
         return []
@@ -117,7 +122,9 @@ def _free_port() -> int:
 
 
 def _start(command: Sequence[str], number: int, environment: dict[str, str]) -> subprocess.Popen[str]:
-    """Starts a process in its own session. Ctrl-C then reaches only the launcher, which forwards it once."""
+    """Starts process `number` of the run in a session of its own. Ctrl-C then reaches only the launcher, which forwards
+    it once.
+    """
     pipe = None if number == 0 else subprocess.PIPE
     process = subprocess.Popen(
         command,
@@ -168,7 +175,9 @@ class _Signals:
 
 
 def _supervise(started: Sequence[subprocess.Popen[str]], signals: _Signals) -> int:
-    """Waits for all processes, forwards signals to them, and kills the rest if one fails. Returns the exit status."""
+    """Waits for all processes, forwards signals to them, and kills the others if one fails. Returns the exit status of
+    `launch`.
+    """
     running, status, deadline, passed_on = dict(enumerate(started)), 0, None, 0
     while running:
         if signals.count > passed_on:

@@ -20,12 +20,13 @@ def attach(
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
     """Makes the public names of a module importable on first use.
 
-    The module repeats the names as imports under `TYPE_CHECKING`, which type checkers and editors read; a test
-    compares the two lists.
+    The module repeats the names as imports under `TYPE_CHECKING`, which type checkers and editors read; a test compares
+    the two lists.
 
     Args:
       namespace: the `__name__` of the module.
-      modules: the names that each module defines, `{"models.bert": ("Bert",)}`, relative to jaxformer.
+      modules: maps each module, relative to jaxformer, to the public names that it defines:
+        `{"models.bert": ("Bert",)}`.
       namespaces: submodules that are public themselves.
 
     Returns:
@@ -51,5 +52,7 @@ def attach(
 
 
 def find(name: str) -> Any:
-    """Returns the object of this name in any namespace imported so far; None if there is none."""
+    """Returns the object with a public name, such as `Bert`, from any namespace imported so far. None if there
+    is none.
+    """
     return getattr(importlib.import_module(_homes[name]), name) if name in _homes else None

@@ -17,7 +17,10 @@ UNDECAYED = ("bias", "scale", "mean", "variance")
 def map_paths(function: Callable[..., Any], params: Any, *others: Any) -> Any:
     """Applies `function(path, parameter, ...)` to each parameter of a tree. Returns the tree of the results.
 
-    A parameter may be an array or a `metadata.Boxed`, an array with its axes, which counts as one leaf.
+    Args:
+      function: function of a path such as `transformer/norm/scale`, the parameter, and the leaves of `others` there.
+      params: tree of arrays, or of `metadata.Boxed` (arrays with the names of their axes), each of which is one leaf.
+      *others: trees of the same structure.
     """
 
     def named(keys, *leaves):
@@ -43,7 +46,7 @@ def decay_mask(params: Any) -> Any:
 
 
 def found_in(path: str, patterns: Sequence[str]) -> bool:
-    """Returns whether one of the regular expressions matches a part of the path."""
+    """Returns whether one of the regular expressions `patterns` matches anywhere in the path."""
     return any(re.search(pattern, path) for pattern in patterns)
 
 
@@ -58,7 +61,8 @@ def check_pattern(field: str, pattern: str) -> None:
 
 
 def frozen_mask(params: Any, patterns: Sequence[str]) -> Any:
-    """Returns a tree with True for each parameter whose path matches one of the patterns, and False for the others.
+    """Returns a tree with True for each parameter with a path that matches one of the regular expressions, and False
+    for the others.
 
     Raises:
       InputError: If a pattern matches no parameter, or the patterns together match all parameters.
@@ -75,8 +79,8 @@ def frozen_mask(params: Any, patterns: Sequence[str]) -> Any:
 
 
 def split(params: Any, is_held: Callable[[str], bool]) -> tuple[Any, Any]:
-    """Splits the parameters into two trees of nested dicts: those to train, and those for whose path `is_held` returns
-    True, such as frozen parameters.
+    """Splits the parameters into two trees of nested dicts: those to train, and those that are held constant, such as
+    frozen parameters. `is_held` is a function of a path that returns whether the parameter is held.
     """
     trained, held = {}, {}
     for keys, leaf in flax.traverse_util.flatten_dict(params).items():

@@ -71,8 +71,8 @@ class Display:
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[Callable[[str], None]]:
-        """Context manager that shows the name of a phase during its block. Yields a function that shows its progress,
-        such as "12 batches".
+        """Context manager that shows the name of a phase during its block. Yields a function that takes a text about
+        the progress, such as "12 batches", and shows it.
         """
         began, task = time.monotonic(), self._phases.add_task(name, total=None, count="")
         timer = threading.Timer(SILENCE, self._errors.print, [f"{name} …"], {"markup": False})
@@ -104,7 +104,7 @@ class Display:
 
     @property
     def remaining(self) -> float | None:
-        """Returns the estimated number of seconds until the bar is complete; None if the speed is not known yet."""
+        """Estimated number of seconds until all steps of the bar are completed. None if the speed is not known yet."""
         return None if self._task is None else self._bar.tasks[0].time_remaining
 
 

@@ -52,7 +52,9 @@ def replay(arguments: list[str]) -> None:
 
 
 def drill(arguments: list[str]) -> None:
-    """Runs `jaxformer drill`: harms a small run on the user's storage, and reports whether it survives."""
+    """Runs `jaxformer drill`: damages the checkpoints and the data of a small run on purpose, on the storage that the
+    user names, and reports whether each damage is detected.
+    """
     arguments, allowed = take(arguments, "allow", "a package")
     classes.allow(*allowed)
     host.start_jax()

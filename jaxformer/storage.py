@@ -126,7 +126,7 @@ def check_bucket(name: str | os.PathLike) -> None:
 def reported(name: str | os.PathLike, problem: str = "cannot be read") -> Iterator[None]:
     """Context manager that converts errors from accessing a bucket to an InputError of one line.
 
-    Does not change FileNotFoundError, and errors if the path is local.
+    FileNotFoundError, and all errors for a local path, are raised unchanged.
 
     Args:
       name: path that the block accesses.
@@ -146,7 +146,9 @@ def reported(name: str | os.PathLike, problem: str = "cannot be read") -> Iterat
 
 
 def is_of_client(error: BaseException) -> bool:
-    """Returns whether an error was raised while accessing a bucket, rather than by the content of an object."""
+    """Returns whether an error was raised by the access to a bucket (its client library), and not by the content of an
+    object.
+    """
     if isinstance(error, FileNotFoundError):
         return False
     if _STATUS.search(str(error)):
@@ -261,7 +263,7 @@ def objects_below(name: str) -> dict[str, dict[str, Any]]:
     """Lists all objects below a folder in a bucket.
 
     Returns:
-      The fsspec information of each object, by path relative to the folder, sorted.
+      A dict that maps the path of each object relative to the folder to its fsspec information, sorted by path.
 
     Raises:
       InputError: If the folder cannot be listed.

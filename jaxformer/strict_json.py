@@ -12,9 +12,7 @@ def dumps(value: Any, **options: Any) -> str:
 
 
 def numbers(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Replaces null by NaN in the values of a parsed JSON object whose values are numbers. Inverts what `dumps`
-    does.
-    """
+    """Replaces None by NaN in the values of a parsed JSON object whose values are numbers: the inverse of `dumps`."""
     return {name: math.nan if value is None else value for name, value in values.items()}
 
 

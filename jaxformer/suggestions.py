@@ -59,15 +59,16 @@ FOREIGN = {
     "mesh.tensor": "tp tensor_parallel tensor_parallel_size model_parallel",
     "workdir": "output_dir out_dir output out save_dir log_dir logdir run run_dir checkpoint_dir ckpt_dir work_dir",
 }
-"""Maps the last parts of field paths to the names of the same settings in other libraries, separated by spaces. More
-specific paths come first.
+"""Maps the last part of a field path to the names that other libraries give to the same setting, separated by spaces.
+Of two paths that match a field, the more specific one comes first.
 """
 
 
 def nearest(name: str, names: Sequence[str]) -> str | None:
-    """Suggests the name that was probably meant. Returns None if no name matches.
+    """Suggests the one of `names` that was probably meant by a misspelt or foreign field name. Returns None if none
+    matches.
 
-    Matches the last part of a dotted name, then names of the same setting in other libraries, then similar spellings.
+    Compares the last parts of dotted names, then names of the same setting in other libraries, then the spelling.
     """
     by_end = {path.rpartition(".")[2]: path for path in reversed(names)}
     whole = [path for path in names if path.endswith(f".{name}")]
@@ -77,7 +78,9 @@ def nearest(name: str, names: Sequence[str]) -> str | None:
 
 
 def _called(name: str, names: Sequence[str]) -> list[str]:
-    """Returns the fields whose name in another library is `name` (see `FOREIGN`), least nested first."""
+    """Returns those of `names` whose setting is called `name` in another library (see `FOREIGN`), least nested
+    first.
+    """
     plain = _plain(name.rpartition(".")[2])
     for path, foreign in FOREIGN.items():
         if plain in map(_plain, foreign.split()):

@@ -1,1 +1,1 @@
-"""Drills: faults that happen to a small run on the user's own storage, and whether the run survives them."""
+"""Drills damage a small run on purpose, on the user's own storage, and check that the damage is detected."""

@@ -1,4 +1,6 @@
-"""The command `jaxformer drill`."""
+"""The command `jaxformer drill`: damages the checkpoints and the data of a small run on purpose, and reports whether
+this is detected.
+"""
 
 import tempfile
 from collections.abc import Callable, Sequence
@@ -26,11 +28,13 @@ DRILLS: dict[str, Callable[[Scratch, int], Outcome]] = {
     "foreign": faults.foreign,
     "data": faults.changed_data,
 }
-"""The drills by the name that `--only` takes."""
+"""Maps the names that `--only` accepts to the functions that run the drills. Each takes the small run and the number of
+faults to try.
+"""
 FOLDER = "drill"
-"""Name of the subfolder with the small runs."""
+"""Name of the subfolder in which the small runs are written."""
 COUNT = 20
-"""Default of `--count`."""
+"""Default of `--count`, the number of faults that each of the random drills tries."""
 HELP = f"""usage: jaxformer drill RUN_OR_CONFIG [--only NAME] [--count N] [--workdir FOLDER] [--field value ...]
 
 Trains a small run with the parts of a run or of a config, harms it, and reports whether it survived. The small run is
@@ -50,7 +54,7 @@ def run(arguments: list[str], allowed: Sequence[str]) -> None:
       allowed: packages of the user that a run may name.
 
     Raises:
-      InputError: If an argument is wrong, the small run cannot be trained, or a fault was not survived.
+      InputError: If an argument is wrong, the small run cannot be trained, or wrong arrays were read after a fault.
     """
     if not arguments or {"-h", "--help"} & set(arguments):
         print(HELP, end="")
@@ -74,11 +78,12 @@ def run(arguments: list[str], allowed: Sequence[str]) -> None:
 
 
 def planned(arguments: Sequence[str], workdir: str | None) -> tuple[Experiment, Path]:
-    """Returns the experiment of the small run and its new folder. Raises InputError if the folder exists.
+    """Returns the experiment of the small run that the drills damage, and the path of its folder. Raises InputError if
+    the folder exists.
 
     Args:
-      arguments: the run or the config, followed by flags that override fields of a config.
-      workdir: folder in which the new folder is made; None for the default.
+      arguments: folder of a run, or path of a config followed by flags that override its fields.
+      workdir: folder in which the new folder is made. If None, the run's folder, or `runs/NAME` for a config.
     """
     name, *flags = arguments
     source = storage.path(name)
@@ -100,14 +105,14 @@ def planned(arguments: Sequence[str], workdir: str | None) -> tuple[Experiment, 
 def drill(
     experiment: Experiment, home: Path, chosen: Sequence[str], count: int, allowed: Sequence[str] = ()
 ) -> list[Outcome]:
-    """Runs drills and returns their outcomes.
+    """Trains the small run, runs the chosen drills on copies of it, and returns their outcomes.
 
     Args:
-      experiment: the small experiment.
-      home: new folder for the runs.
+      experiment: experiment of the small run.
+      home: new folder for the small run and its copies.
       chosen: names of the drills.
-      count: number of faults of the drills that try random ones.
-      allowed: packages of the user that the experiment may name.
+      count: number of faults that each of the random drills tries.
+      allowed: packages of the user whose classes the experiment may use.
     """
     with tempfile.TemporaryDirectory(prefix="jaxformer-drill-") as local:
         with phase("training the undisturbed run"):

@@ -1,4 +1,6 @@
-"""The faults of the drills. Each function harms runs of a `Scratch` at several moments and returns an `Outcome`."""
+"""The drills of `jaxformer drill`. Each function damages copies of a small run in one way, reads them, and returns an
+`Outcome` with the number of faults that were detected.
+"""
 
 import functools
 import random
@@ -15,7 +17,9 @@ from jaxformer.runs.folder import CHECKPOINTS
 
 
 def flips(scratch: Scratch, count: int) -> Outcome:
-    """Flips one bit in each of equal ranges over all bytes of a checkpoint."""
+    """Drill of flipped bits. Divides the bytes of a checkpoint into `count` equal ranges, and tries one random bit flip
+    in each range, one at a time.
+    """
     draw = random.Random(0)
 
     def harmed(content: bytes, place: int) -> bytes:
@@ -27,19 +31,21 @@ def flips(scratch: Scratch, count: int) -> Outcome:
 
 
 def truncations(scratch: Scratch, count: int) -> Outcome:
-    """Cuts the file off at one byte of each of equal ranges over all bytes of a checkpoint."""
+    """Drill of truncated files. Divides the bytes of a checkpoint into `count` equal ranges, chooses a random byte in
+    each range, and truncates the file that contains it at this byte, one file at a time.
+    """
     return _damage(scratch, "truncations", _places(scratch, count, random.Random(1)), lambda content, at: content[:at])
 
 
 def deletions(scratch: Scratch, count: int) -> Outcome:
-    """Deletes each file of a checkpoint."""
+    """Drill of missing files. Deletes each file of a checkpoint, one at a time. `count` is not used."""
     del count
     places = [(name, 0) for name in contents(_newest(scratch.undisturbed))]
     return _damage(scratch, "deleted files", places, None)
 
 
 def foreign(scratch: Scratch, count: int) -> Outcome:
-    """Adds a file to each folder of a checkpoint."""
+    """Drill of additional files. Adds a file to each folder of a checkpoint, one at a time. `count` is not used."""
     del count
     names = contents(_newest(scratch.undisturbed))
     folders = sorted({name.rpartition("/")[0] for name in names})
@@ -51,7 +57,9 @@ def _newest(folder: Path) -> Path:
 
 
 def _places(scratch: Scratch, count: int, draw: random.Random) -> list[tuple[str, int]]:
-    """Returns a random (file, byte) in each of `count` equal ranges over the concatenated files of a checkpoint."""
+    """Divides the concatenated files of a checkpoint into `count` equal ranges of bytes, and chooses a random byte in
+    each. Returns the file and the index of the byte in the file.
+    """
     sizes = {name: len(content) for name, content in contents(_newest(scratch.undisturbed)).items() if content}
     names, ends = list(sizes), np.cumsum(list(sizes.values()))
     places = []
@@ -69,13 +77,15 @@ def _damage(
     places: Sequence[tuple[str, int]],
     harm: Callable[[bytes, int], bytes] | None,
 ) -> Outcome:
-    """Harms files of the newest checkpoint of a copy of the run, one at a time, and reads it.
+    """Damages the newest checkpoint of a copy of the run, reads the newest checkpoint that counts as good, and compares
+    its arrays with the expected ones. Repeats this for each fault, after undoing the previous one.
 
     Args:
-      scratch: the runs.
-      fault: name of the fault.
-      places: the file and the byte of each fault.
-      harm: function of the content of a file and the byte that returns the new content. None deletes the file.
+      scratch: the small run.
+      fault: name of the kind of fault.
+      places: the file and the index of the byte of each fault.
+      harm: function of the content of the file and the index that returns the damaged content. If None, the file is
+        deleted.
     """
     folder = scratch.copy("damaged")
     newest, before = _newest(folder), scratch.state(folder, STEPS - EVERY)
@@ -100,14 +110,20 @@ def _damage(
 
 
 class _Altered(Sequence):
-    """An opened source with one document more or less, or with one edited document or byte."""
+    """An opened source with a change, to check that its fingerprint changes.
+
+    `how` is `grown` or `shrunk` for one more or one less document, or `edited` for other content of the document at the
+    index `place`. An index of -1 means no change.
+    """
 
     def __init__(self, documents: Sequence, how: str, place: int):
         self._documents, self._how, self._place = documents, how, place
 
     @property
     def contents(self) -> Callable[[], Iterator[tuple[str, Any]]] | None:
-        """Function that yields the content of each file; None if the source has no files."""
+        """Function that yields (path, content) of each file of the source, with the change. None if the source has no
+        files.
+        """
         whole = getattr(self._documents, "contents", None)
         return whole and functools.partial(self._altered, whole)
 
@@ -129,7 +145,9 @@ class _Altered(Sequence):
 
 
 def changed_data(scratch: Scratch, count: int) -> Outcome:
-    """Compares the fingerprint of the training data with that of the data with one document more, less or edited."""
+    """Drill of changed data. Compares the fingerprint of the training data with the fingerprints of the data with one
+    more, one less, or one edited document. Edits are tried `count` times.
+    """
     draw, seconds, missed, tried = random.Random(0), [], 0, 0
     documents = scratch.experiment.data.train.open()
     plain = _Altered(documents, "edited", -1)

@@ -1,4 +1,4 @@
-"""The small run that a drill harms, and the processes that train it."""
+"""The small run whose copies the drills of `jaxformer drill` damage, and the processes that train it."""
 
 import dataclasses
 import functools
@@ -25,7 +25,7 @@ from jaxformer.training.damage import first_good
 from jaxformer.training.state import abstract_state
 
 STEPS, EVERY = 24, 2
-"""Number of steps of the small run, and between its checkpoints."""
+"""Number of training steps of the small run, and number of steps between its checkpoints."""
 _CONFIG = '''
 """The small run of a drill."""
 
@@ -39,26 +39,30 @@ experiment = config.from_json(Path(__file__).with_name("{name}").read_text(encod
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """Result of the drill of one fault."""
+    """Result of a drill, which tries one kind of fault several times."""
 
     fault: str
-    """Name of the fault."""
+    """Name of the kind of fault."""
     tried: int
-    """Number of moments, files or bytes at which the fault was tried."""
+    """Number of faults that were tried."""
     detected: int
-    """Number of faults after which an older checkpoint was read, or the change of the data was found."""
+    """Number of faults that were detected: an older checkpoint was read, or the change of the data was found."""
     harmless: int
-    """Number of faults that were not noticed, because what was read afterwards is the same to the bit."""
+    """Number of faults that were not detected, but had no effect: all arrays that were read are bitwise equal to those
+    of the undisturbed run.
+    """
     lost: int
-    """Largest number of steps that had to be trained again."""
+    """Largest number of training steps that a fault undid, because an older checkpoint was read."""
     seconds: Sequence[float]
-    """Seconds from each fault, or from the restart after it, to the state being there again."""
+    """Time in seconds that it took to read a good checkpoint, or to check the data, after each fault."""
     problems: Sequence[str] = ()
-    """A line for each fault that was not survived."""
+    """One line for each fault after which wrong arrays were read."""
 
 
 def small(experiment: Experiment) -> Experiment:
-    """Returns an experiment with the same parts that trains, saves and evaluates within a few steps."""
+    """Returns the experiment with the same model and data, but settings with which it trains, saves and evaluates
+    within a few steps.
+    """
     changes: dict[str, Any] = {"steps": STEPS, "init": None, "fork": None, "fork_step": None, "log.every": 1}
     changes |= {"checkpoint.every": EVERY, "checkpoint.keep": 3}
     changes |= {"evaluation.every": STEPS // 2, "evaluation.batches": 1, "evaluation.patience": None}
@@ -66,16 +70,16 @@ def small(experiment: Experiment) -> Experiment:
 
 
 class Scratch:
-    """A folder for the runs of drills, and an undisturbed run in it that others are compared with."""
+    """A folder with a small run, called the undisturbed run, and damaged copies of it that are compared with it."""
 
     def __init__(self, home: Path, experiment: Experiment, local: Path, allowed: Sequence[str] = ()):
         """Trains the undisturbed run.
 
         Args:
-          home: new folder for the runs; may be in a bucket.
-          experiment: the small experiment.
-          local: folder on this machine for config files.
-          allowed: packages of the user that the experiment may name.
+          home: new folder for the runs, which may be in a bucket.
+          experiment: experiment of the undisturbed run, as returned by `small`.
+          local: local folder for config files.
+          allowed: packages of the user whose classes the experiment may use.
 
         Raises:
           InputError: If training fails.
@@ -92,10 +96,10 @@ class Scratch:
             tokenizer = runs.RunTokenizer(str(self.undisturbed))
             self.experiment = dataclasses.replace(experiment, tokenizer=tokenizer)
         self.expected = self.state(self.undisturbed)
-        """All arrays of the last checkpoint of the undisturbed run, by path."""
+        """All arrays of the last checkpoint of the undisturbed run, keyed by path."""
 
     def new(self, name: str) -> Path:
-        """Returns the path of a new folder."""
+        """Returns the path of a new folder whose name begins with `name`. The folder is not created."""
         self._count += 1
         return self.home / f"{name}-{self._count}"
 
@@ -107,7 +111,7 @@ class Scratch:
         return target
 
     def start(self, folder: Path) -> subprocess.Popen[str]:
-        """Starts to train the run in a folder in a process of its own."""
+        """Starts a process that trains the run in a folder. Returns without waiting for it."""
         self._count += 1
         home = self._local / f"config{self._count}"
         home.mkdir()
@@ -121,7 +125,7 @@ class Scratch:
 
     @functools.cached_property
     def trees(self) -> dict[str, Any]:
-        """The abstract arrays of a checkpoint."""
+        """Shapes, types and shardings of the arrays in a checkpoint, as `Checkpoints.restore` takes them."""
         mesh, experiment = self.mesh, writing.read_experiment(self.undisturbed)
         lanes = loader.initial_state(experiment.data)
         lanes_tree = {"lanes": replicated(lanes.shape, lanes.dtype, mesh)}
@@ -129,27 +133,36 @@ class Scratch:
 
     @functools.cached_property
     def mesh(self) -> jax.sharding.Mesh:
-        """The mesh on which checkpoints are read."""
+        """Device mesh on which checkpoints are read."""
         return sharding.make_mesh(self.experiment.mesh)
 
     def state(self, folder: Path, step: int | None = None) -> dict[str, np.ndarray]:
-        """Returns all arrays of a checkpoint of a run, by default of its last one, by path."""
+        """Returns all arrays of a checkpoint of a run, keyed by path. If `step` is None, reads the newest
+        checkpoint.
+        """
         return flat(Checkpoints(folder / CHECKPOINTS).restore(self.trees, step))
 
     def good(self, folder: Path) -> tuple[int, dict[str, np.ndarray]]:
-        """Returns the step and the arrays of the newest good checkpoint."""
+        """Returns the step of the newest undamaged checkpoint of a run, and its arrays, keyed by path."""
         saved, trees = Checkpoints(folder / CHECKPOINTS), self.trees
         step, restored, _ = first_good(saved.steps, lambda step: saved.restore(trees, step))
         return step, flat(restored)
 
 
 def flat(tree: Any) -> dict[str, np.ndarray]:
-    """Returns the arrays of a tree by path."""
+    """Returns a dict that maps the path of each array in a tree to the array."""
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(tree)}
 
 
 def differing(name: object, ours: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> str:
-    """Returns which array differs. Empty if all are the same to the bit."""
+    """Compares arrays with the expected arrays bit by bit. Returns an error message that names the first array that
+    differs, or an empty string if there is none.
+
+    Args:
+      name: description of the fault, for the message.
+      ours: arrays that were read, keyed by path.
+      expected: arrays of the undisturbed run, keyed by path.
+    """
     for path, array in expected.items():
         if path not in ours or ours[path].tobytes() != array.tobytes():
             return f"{name}: {path} differs from the undisturbed run"
@@ -163,7 +176,7 @@ def latest(folder: Path) -> int:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Returns the content of each file below a folder, by relative path."""
+    """Returns a dict that maps the relative path of each file below a folder to its content."""
     if storage.is_remote(folder):
         return {name: storage.read_bytes(f"{folder}/{name}") for name in storage.objects_below(str(folder))}
     return {
@@ -172,7 +185,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def write(path: Path, content: bytes) -> None:
-    """Writes a file or an object, and the folders that it is in."""
+    """Writes a file, or an object in a bucket, and creates the missing folders above it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
 

@@ -77,8 +77,8 @@ class Candidate:
     def needs_at_least(self, other: "Candidate") -> bool:
         """Returns whether this candidate certainly needs at least as much memory as `other`.
 
-        True if both have the same size of the mesh axis `tensor`, and `other` otherwise shards, recomputes and divides
-        into micro-batches at least as much.
+        True if both have the same size of the mesh axis `tensor`, and `other` has at least the same size of the axis
+        `fsdp`, the same amount of recomputation and the same number of micro-batches.
         """
         return (
             self.mesh.tensor == other.mesh.tensor
@@ -89,8 +89,8 @@ class Candidate:
 
 
 def candidates(experiment: Experiment, topology: Topology) -> Iterator[Candidate]:
-    """Yields all candidates for a topology: meshes whose axis sizes are powers of two, with each policy and each number
-    of micro-batches.
+    """Yields all candidates for a topology: meshes whose axis sizes are powers of two, each with every
+    rematerialisation policy and every number of micro-batches.
     """
     tpu = topology.chip.platform == "tpu"
     slices = topology.islands if tpu else 1
@@ -155,8 +155,9 @@ class Formulas:
     def activation_bytes(self, candidate: Candidate) -> float:
         """Returns a lower bound of the bytes per device of activations that are stored for the backward pass.
 
-        With `full`, the input of each block is stored. Otherwise the outputs of the matrix products of attention and
-        MLP are stored too. All of them are divided over `sequence` and `tensor`.
+        With the rematerialisation policy `full`, the input of each block is stored. With other policies, the outputs of
+        the matrix products of attention and MLP are stored too. The mesh axes `sequence` and `tensor` split all stored
+        activations.
         """
         split, row = candidate.mesh.tensor * candidate.mesh.sequence, self._experiment.data.task.row
         tokens = min([row[name].capacity for name in ("tokens", "inputs") if name in row], default=0) or self._in_row
@@ -195,7 +196,9 @@ class Formulas:
         return Roofline(operations / PEAK_FLOPS[chip.kind], 0.0, fast, slow)
 
     def _elements(self, mesh: sharding.Mesh, axes: tuple[str, ...]) -> float:
-        """Returns the number of parameter elements per device if parameters are only sharded over these mesh axes."""
+        """Returns the number of parameter elements per device if parameters are only sharded over the mesh axes in
+        `axes`.
+        """
         sizes = {name: getattr(mesh, name) if name in axes else 1 for name in sharding.AXIS_NAMES}
         abstract = AbstractMesh(tuple(sizes.values()), tuple(sizes))
         total = 0.0
@@ -213,7 +216,9 @@ class Formulas:
         return layers * COMPUTE * self._rows(candidate) * self._in_row * width / candidate.mesh.sequence
 
     def _keys(self, candidate: Candidate) -> float:
-        """Returns the bytes of keys, values and their gradients that pass each device of the mesh axis `sequence`."""
+        """Returns the bytes that each device sends along the mesh axis `sequence` in a step: keys, values and their
+        gradients.
+        """
         total = 0.0
         for stack in self._experiment.model.stacks().values():
             groups, head_dim = stack.attention.sizes(stack.heads, stack.width)

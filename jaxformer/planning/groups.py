@@ -1,4 +1,6 @@
-"""Parses the groups of devices that a collective operation runs in, in each notation that XLA uses."""
+"""Parses the groups of devices in which a collective operation of a compiled program runs. Supports all notations for
+groups in HLO text.
+"""
 
 import math
 import re
@@ -17,11 +19,12 @@ def of(attributes: str, devices: int) -> np.ndarray:
     """Parses the groups of devices in which a collective operation runs.
 
     Args:
-      attributes: text of the attributes of its instruction.
+      attributes: attributes of the operation's instruction, as HLO text.
       devices: number of devices of the program.
 
     Returns:
-      Positions in the device assignment of the program, int [groups, devices per group]. For a permutation, each group
+      Positions of the devices in the device assignment of the program, int [groups, devices per group]. For a
+      permutation, each group
       is a pair of source and target.
     """
     if found := PAIRS.search(attributes):

@@ -19,8 +19,8 @@ BRANCHES = re.compile(r"(?:true|false)_computation=%?([\w.-]+)")
 TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 COMMENT = re.compile(r"/\*.*?\*/")
 FOLLOWED = ("copy", "bitcast", "convert", "copy-done", "copy-start")
-"""Names of HLO operations that return the value of their operand. To find a constant, `Program.trips` continues with
-the operand.
+"""Names of HLO operations whose result has the same value as their operand. `Program.trips` skips them when it looks
+for the constant that limits a loop.
 """
 
 
@@ -35,7 +35,7 @@ class Instruction:
     operands: tuple[str, ...]
     """Names of the operands. For a constant, its value; for a program parameter, its number."""
     attributes: str
-    """HLO text of the instruction after its operands."""
+    """Rest of the HLO text of the instruction, after its operands."""
 
     @functools.cached_property
     def called(self) -> tuple[str, ...]:
@@ -51,7 +51,9 @@ class Instruction:
 
 @dataclasses.dataclass(frozen=True)
 class Computation:
-    """A named computation: its instructions by name, in order. The last instruction is the result."""
+    """A named computation of an HLO program. Its instructions are in order and keyed by name. The last one is the
+    result.
+    """
 
     name: str
     instructions: Mapping[str, Instruction]
@@ -96,7 +98,9 @@ def _bits(dtype: str) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """Parsed HLO program: its computations by name, and the name of the computation at which it starts."""
+    """Parsed HLO program: its computations, keyed by name, and the name of the computation at which it starts
+    (`entry`).
+    """
 
     computations: Mapping[str, Computation]
     entry: str

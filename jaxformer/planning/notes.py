@@ -11,13 +11,16 @@ from jaxformer.planning.traffic import Collective
 from jaxformer.training.state import boxed_params
 
 LEAST = 0.01
-"""Minimum share of padded parameters for which a warning is given. The share of norms and biases is smaller."""
+"""Minimum fraction of the parameters that must be padded for a warning. Norms and biases are a smaller fraction, so
+padding only them gives no warning.
+"""
 
 
 def notes(
     experiment: Experiment, topology: Topology, mesh: jax.sharding.Mesh, collectives: Sequence[Collective]
 ) -> list[str]:
-    """Returns warnings about the shards of parameters on TPUs, and about how parameters are gathered.
+    """Returns warnings about parameter shards that TPUs pad, and about inefficient gathering of parameters. Empty for
+    GPUs.
 
     Args:
       experiment: the experiment.
@@ -39,7 +42,9 @@ def notes(
 
 
 def padded_share(experiment: Experiment, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> float:
-    """Returns the share of parameter values whose shards along `fsdp` do not consist of complete tiles."""
+    """Returns the fraction of the parameters whose shards along the mesh axis `fsdp` are padded in TPU memory, because
+    they do not fill tiles (groups of `parameter_shards.TILE` rows).
+    """
     total = padded = 0
     with sharding.overridden(experiment.mesh):
         for box in jax.tree.leaves(boxed_params(experiment), is_leaf=metadata.is_boxed):
@@ -51,9 +56,10 @@ def padded_share(experiment: Experiment, mesh: jax.sharding.Mesh | jax.sharding.
 
 
 def _whole_reductions(topology: Topology, mesh: jax.sharding.Mesh, collectives: Sequence[Collective]) -> list[str]:
-    """Returns a warning if parameters are gathered by all-reduces, which send twice as many bytes as all-gathers.
+    """Returns a warning if the compiler gathers parameters by all-reduces, which send twice as many bytes as
+    all-gathers. Empty otherwise.
 
-    The compiler does so if the mesh axis contains all devices of the program, and 64 or more.
+    The TPU compiler does this if the mesh axis `fsdp` contains all devices of the program, and these are at least 64.
     """
     ways, size = mesh.shape["fsdp"], topology.size
 

@@ -39,7 +39,7 @@ class Roofline:
 
     @property
     def middle(self) -> float:
-        """Mean of `shortest` and `longest`, by which searches order their results."""
+        """Mean of `shortest` and `longest`. Planning searches order candidates by it."""
         return (self.shortest + self.longest) / 2
 
     @property
@@ -50,7 +50,7 @@ class Roofline:
 
 
 def roofline(chip: Chip, flops: float, memory: float, collectives: Iterable[Collective]) -> Roofline:
-    """Returns the roofline of a program on one device.
+    """Estimates the times of the parts of a program on one device.
 
     Args:
       chip: specification of the device.

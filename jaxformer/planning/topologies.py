@@ -19,9 +19,9 @@ SMALL = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")
 cubes of 4x4x4.
 """
 LARGEST = {"v4": 4096, "v5p": 6144, "tpu7x": 9216}
-"""Maximum number of chips per slice, by TPU type."""
+"""Maximum number of chips per slice for each TPU type."""
 RING = 16
-"""Length from which on a dimension of a two-dimensional torus is connected to a ring. Shorter dimensions are lines."""
+"""Minimum length at which a dimension of a two-dimensional torus forms a ring. Shorter dimensions form a line."""
 CUBE = 4
 """Number of chips along each side of a cube, the unit from which slices with a three-dimensional torus are built."""
 NODES = 1024
@@ -67,13 +67,13 @@ class Topology:
         return self.islands * math.prod(self.shape) * self.chip.devices
 
     def is_ring(self, dimension: int) -> bool:
-        """Returns whether a dimension of a slice is connected to a ring."""
+        """Returns whether the chips along a dimension of a slice form a ring. Otherwise, they form a line."""
         if self.chip.dimensions == 2:
             return self.shape[dimension] >= RING
         return all(size % CUBE == 0 for size in self.shape)
 
     def reach(self, places: Iterable[Place]) -> Reach:
-        """Determines how a group of devices is connected. `places` are their locations."""
+        """Determines how a group of devices is connected. `places` are the locations of the devices in the group."""
         places = list(places)
         islands = {island for island, _ in places}
         if self.chip.dimensions == 1:

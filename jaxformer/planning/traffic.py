@@ -213,7 +213,9 @@ def _slice(inner: Computation, user: Instruction, name: str | None) -> float | N
 
 
 def by_kind(found: Sequence[Collective], measure: Callable[[Collective], float]) -> dict[str, float]:
-    """Sums `measure` over the collective operations of each kind. Returns the sums by kind, largest first."""
+    """Sums `measure`, a function of a collective operation, over the operations of each kind. Returns the sums, keyed
+    by kind, largest first.
+    """
     totals: dict[str, float] = {}
     for one in found:
         totals[one.kind] = totals.get(one.kind, 0.0) + measure(one)

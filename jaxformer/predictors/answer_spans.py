@@ -86,7 +86,9 @@ class SpanPredictor(Predictor[Classifier]):
         return self.answer(answer_spans(self.model.max_length, self.tokenizer), _pairs(texts))
 
     def answer(self, task: AnswerSpans, pairs: Sequence[tuple[str, str]]) -> list[SpanAnswer]:
-        """Finds the best span of each (question, context) pair over all windows that the task cuts."""
+        """Finds the best span of each (question, context) pair over all windows into which `task` divides the
+        context.
+        """
         passages = [encode_passage(*pair, self.tokenizer) for pair in pairs]
         windows = [(number, part) for number, one in enumerate(passages) for part in task.windows(one, self.tokenizer)]
         scores: list[list] = [[] for _ in pairs]

@@ -1,4 +1,4 @@
-"""Base classes of predictors, which turn requests into answers, and of the answers."""
+"""Base classes of predictors and answers. A predictor turns requests, such as texts, into answers of a model."""
 
 import abc
 import dataclasses
@@ -25,7 +25,7 @@ class Answer(abc.ABC):
     """
 
     pair_names: ClassVar[Mapping[str, tuple[str, str]]] = {}
-    """For each field that contains pairs, the JSON keys of their two parts, such as
+    """Maps the name of each field that contains pairs to the JSON keys of the two parts of a pair, such as
     `{"labels": ("label", "probability")}`.
     """
     display_fields: ClassVar[tuple[str, ...]] = ()
@@ -78,7 +78,7 @@ class Predictor(abc.ABC, Generic[ModelT]):
 
     @abc.abstractmethod
     def encode(self, requests: Sequence[Any]) -> dict[str, np.ndarray]:
-        """Converts requests to the arguments of the model: arrays by name."""
+        """Converts requests to the arguments of the model: arrays, keyed by argument name."""
 
     @abc.abstractmethod
     def predict(self, requests: Sequence[Any]) -> list[Answer]:
@@ -94,7 +94,7 @@ class Predictor(abc.ABC, Generic[ModelT]):
 
 
 class Generates(abc.ABC):
-    """Interface of predictors that generate tokens with decoding settings."""
+    """Interface of predictors that generate tokens. How they choose the tokens is set by `decoding`."""
 
     decoding: Decoding
     """Settings for generating tokens."""
@@ -110,7 +110,7 @@ class Streams(Generates):
         """Yields the pieces of the answer to a text as they are generated.
 
         Raises:
-          InputError: In the cases of `predict`, and for beam search.
+          InputError: If `predict` would refuse the text, or `decoding` requests beam search.
         """
 
 

@@ -47,7 +47,7 @@ class Continuation(Predictor[Gpt], Streams, ScoresContinuations):
     """Template of dialogues. If None, texts are continued without a template."""
 
     def encode(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
-        """Converts texts to prompts, and these to the arguments of the model."""
+        """Encodes texts as prompts, and converts the prompts to the arguments of the model."""
         batch = stacked(self.prompts(texts))
         return batch if self.prompt == "text" else batch | {"prefix": batch["segments"] > 0}
 
@@ -68,7 +68,7 @@ class Continuation(Predictor[Gpt], Streams, ScoresContinuations):
         """Yields the text, followed by its continuation piece by piece as it is generated.
 
         Raises:
-          InputError: In the cases of `predict`, and for beam search.
+          InputError: If `predict` would refuse the text, or `decoding` requests beam search.
         """
         (prompt,), shown = self.prompts([text]), ""
         output = np.zeros(0, np.int32)
@@ -86,8 +86,9 @@ class Continuation(Predictor[Gpt], Streams, ScoresContinuations):
     def log_likelihoods(self, texts: Sequence[str], continuations: Sequence[str]) -> list[Score]:
         """Computes the log-probability of each continuation given its text.
 
-        A space between the two may belong to either. A prompt that is too long is truncated at its start. The prompt of
-        an empty text is the BOS token if the model uses one, else the EOS token.
+        A space between a text and its continuation may be the end of the text or the start of the continuation. A
+        prompt that is too long is truncated at its start. The prompt of an empty text is the BOS token if the model
+        uses one, else the EOS token.
 
         Raises:
           InputError: If a continuation has no tokens or exceeds the maximum length of the model.

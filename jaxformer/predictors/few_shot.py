@@ -96,7 +96,8 @@ class FewShot:
         fields.at_least("few_shot.shots", self.shots, 0)
 
     def texts(self, questions: Sequence[Question], pool: Sequence[Question] = ()) -> list[str]:
-        """Returns the text before the choices of each question, including the solved examples.
+        """Returns the prompt of each question, which each of its choices continues: the solved examples, followed by
+        the text of the question.
 
         Args:
           questions: Questions to ask.

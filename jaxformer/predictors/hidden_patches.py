@@ -1,4 +1,6 @@
-"""Shows how well a masked autoencoder reconstructs hidden patches of held-out images. It cannot answer requests."""
+"""Shows how well a masked autoencoder reconstructs the hidden patches of held-out images. Masked autoencoders do not
+answer requests, so only demonstrations are supported.
+"""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -20,13 +22,15 @@ class HiddenPatches(Predictor[MaskedAutoencoder]):
     """Predictor of masked autoencoders, which only shows the reconstruction error of hidden patches."""
 
     terms: Callable[[MaskedAutoencoder, Any, Mapping[str, Any]], Mapping[str, Any]]
-    """Function (model, params, batch) that returns the objective's values for a batch, including the `loss`."""
+    """Function (model, params, batch) that returns the dict of means that the objective computes for a batch. Its value
+    `loss` is the reconstruction error.
+    """
 
     def encode(self, images: Sequence[Prepared]) -> dict[str, np.ndarray]:
         return {"images": np.stack([image.pixels for image in images])}
 
     def predict(self, images: Sequence[Any]) -> NoReturn:
-        """Raises InputError, because a masked autoencoder cannot answer requests."""
+        """Always raises InputError, because a masked autoencoder cannot answer requests."""
         raise InputError("a masked autoencoder has no answers; fine-tune a Vit with labels from it (init=RUN)")
 
     def demonstrate(self, batch: Mapping[str, np.ndarray]) -> list[str]:

@@ -35,7 +35,7 @@ def check_rows(objective: str, model: Any, row: Mapping[str, Any]) -> None:
     Args:
       objective: name of the objective, for error messages.
       model: the model.
-      row: layouts of the task's arrays, by name.
+      row: maps the names of the arrays in the task's batch rows to their layouts.
 
     Raises:
       InputError: If the model or the task does not fit.

@@ -1,4 +1,4 @@
-"""Pads texts to one of a few lengths, so that predictions compile few programs."""
+"""Pads texts to one of a few lengths, so that few programs are compiled for different texts."""
 
 from collections.abc import Iterator, Sequence
 

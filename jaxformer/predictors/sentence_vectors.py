@@ -27,8 +27,8 @@ class SentenceVectors(Predictor[Model], Embeds):
     """Predictor that computes one vector per text."""
 
     pairs: Callable[[Model, Any, Mapping[str, np.ndarray]], Sequence[jax.Array]]
-    """Function that computes the vectors of the first and second texts of a held-out batch, float32 [texts, embed], for
-    demonstrations.
+    """Function (model, params, batch) that returns the vectors of the first texts and of the second texts of a held-out
+    batch, float32 [texts, embed] each. Only used for demonstrations.
     """
     pooling: Pooling = "mean"
     """Method that combines the token vectors of a text to one vector. This field and the following ones have the same

@@ -113,7 +113,7 @@ class TextToTextPredictor(Predictor[EncoderDecoder], Generates, ScoresContinuati
         return [np.array([*before, *tokens, self.tokenizer.eos_id], np.int32) for tokens in encoded]
 
     def write(self, prompts: Sequence[Ids]) -> list[np.ndarray]:
-        """Generates the answer to each prompt. Returns its tokens."""
+        """Generates an answer to each prompt. Returns the tokens of the answers."""
         return generate(
             self.model,
             self.params,

@@ -29,7 +29,12 @@ class Embedded(Answer):
 
 
 def with_cosines(names: Sequence[str], vectors: np.ndarray) -> list[Embedded]:
-    """Creates the answers for vectors [requests, embed], including the cosine similarities between them."""
+    """Creates the answers of a predictor that computes vectors, including the cosine similarities between them.
+
+    Args:
+      names: text or image path of each request.
+      vectors: vectors of the requests, [requests, embed].
+    """
     lengths = np.linalg.norm(vectors, axis=-1)
     cosines = vectors @ vectors.T / np.maximum(np.outer(lengths, lengths), np.finfo(np.float32).tiny)
     return [

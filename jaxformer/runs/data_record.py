@@ -1,4 +1,6 @@
-"""Record of the data that a run is trained on, in the file `DATA` of its folder, and what has changed since."""
+"""Record of the data that a run is trained on, stored in the file `DATA` of the run's folder, and the comparison of the
+data with this record.
+"""
 
 import dataclasses
 import json
@@ -15,23 +17,23 @@ from jaxformer.parallel import processes
 from jaxformer.runs.folder import Claim, write_at_once
 
 DATA = "data.json"
-"""Name of the file in a run's folder."""
+"""Name of the file in a run's folder that contains the data record."""
 TOKENIZER = "tokenizer"
-"""Name of the tokenizer among the sources."""
+"""Key of the tokenizer's fingerprint in `DataRecord.sources`."""
 ACCEPT = "--accept-changed-data"
-"""Option of `jaxformer train` that accepts changes."""
+"""Option of `jaxformer train` that accepts data that has changed since the run began."""
 
 
 @dataclasses.dataclass(frozen=True)
 class DataRecord:
-    """The data of a run, and the changes that were accepted."""
+    """Fingerprints of the data that a run is trained on, and the changes of this data that the user has accepted."""
 
     sources: dict[str, Fingerprint]
-    """Fingerprint of each source and of the tokenizer, by name."""
+    """Fingerprint of each data source and of the tokenizer, keyed by name, such as `data.train`."""
     accepted: tuple[str, ...] = ()
     """A line for each change that was accepted since the run began."""
     changed_at: int = -1
-    """Step at which another training source or tokenizer was last accepted; -1 if there was none."""
+    """Step at which the run last resumed with changes of its training data or tokenizer. -1 if it never did."""
     told: tuple[str, ...] = ()
     """Lines to print about the comparison with the record. Not stored."""
     changes_batches: bool = False
@@ -40,13 +42,17 @@ class DataRecord:
     """Whether the record differs from the one in the folder. Not stored."""
 
     def at(self, step: int) -> "DataRecord":
-        """Returns the record of a run that resumes at a step."""
+        """Returns the record for a run that resumes at `step`. If the training data or the tokenizer has changed since
+        the last start, `changed_at` is set to `step`.
+        """
         return dataclasses.replace(self, changed_at=step) if self.changes_batches else self
 
     def changes(self, now: Mapping[str, Fingerprint]) -> dict[str, str]:
-        """Describes how the sources have changed, by name.
+        """Compares the recorded fingerprints with the current ones. Returns a dict that maps the name of each changed
+        source to a description of the change.
 
-        A source that is only in one of both belongs to an evaluation that was added or removed, and is left out.
+        A source that is only on one of the two sides belongs to an evaluation that was added or removed, and is left
+        out.
         """
         common = [name for name in now if name in self.sources]
         return {name: change for name in common if (change := self.sources[name].change(now[name]))}
@@ -88,11 +94,11 @@ def tokenizer_fingerprint(folder: Path) -> Fingerprint:
 
 
 def compared(claim: Claim, now: dict[str, Fingerprint], accept: bool) -> DataRecord:
-    """Compares the data with the record of a run, and returns the record of the data as it is now.
+    """Compares the current data with the record in the run's folder, and returns the new record.
 
     Args:
       claim: write access to the run's folder.
-      now: fingerprints of the sources and of the tokenizer.
+      now: current fingerprints of the data sources and of the tokenizer, keyed by name.
       accept: whether to accept changes.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The experiment and the tokenizer in a run's folder, compared with their digests."""
+"""Reads the experiment and the tokenizer in a run's folder, and checks that they match their digests."""
 
 from pathlib import Path
 
@@ -13,8 +13,8 @@ def experiment_text(folder: Path) -> str:
     """Returns the JSON of a run's experiment, without its digest.
 
     Raises:
-      InputError: If the folder does not contain a run, or the file does not match its digest. A file without the line
-        of the digest counts as edited on purpose.
+      InputError: If the folder does not contain a run, or the file does not match its digest. A file without a digest
+        counts as edited on purpose and is accepted.
     """
     if storage.is_remote(folder):
         storage.check_bucket(folder)

@@ -51,8 +51,8 @@ class Claim:
 
     @property
     def home(self) -> Path:
-        """Path for writing to the folder. If possible, a path through the open folder that stays valid when the folder
-        is renamed.
+        """Path for writing to the folder. If possible, a path through the descriptor of the open folder, which stays
+        valid when the folder is renamed.
 
         Background writes then never create a folder at the old path.
         """
@@ -207,7 +207,7 @@ def check_names(folder: Path, names: Collection[str], ours: Container[str]) -> N
 
 def _left(folder: Path) -> list[Path]:
     """Returns the files and folders that a failed start has left. `STARTING` is last, because the others are only
-    recognised by it.
+    recognised as long as it exists.
     """
     starting, checkpoints, tokenizer = (folder / name for name in (STARTING, CHECKPOINTS, TOKENIZER))
     if starting.is_symlink() or not starting.is_dir():
@@ -247,7 +247,12 @@ def _remove_empty(folder: Path) -> None:
 
 
 def _locked(folder: Path, undone: contextlib.ExitStack) -> TextIO:
-    """Opens the lock file of the folder, creates it if it is missing, and locks it."""
+    """Opens the lock file of the folder, creates it if it is missing, locks it, and returns it. A new lock file is
+    removed when the stack `undone` closes.
+
+    Raises:
+      InputError: If another process has locked the file, or it cannot be created or locked.
+    """
     path = folder / LOCK
     busy = InputError(f"--workdir {folder}: another process is writing this run; use another folder")
     try:

@@ -1,5 +1,6 @@
-"""Reading `metrics.jsonl`: one JSON object per line, with `step`, `split` (train or an evaluation), the metrics and a
-digest of the line."""
+"""Reads `metrics.jsonl` and `skipped.jsonl`. Each line of `metrics.jsonl` is a JSON object with `step`, `split`
+(`train` or the name of an evaluation), the metrics, and a digest of the line.
+"""
 
 import json
 import math
@@ -13,11 +14,13 @@ from jaxformer.runs.folder import DAMAGED
 
 METRICS = "metrics.jsonl"
 SKIPPED = "skipped.jsonl"
-"""Name of the file with a line for each skipped step: `step`, losses, gradient norm, and the states of all lanes."""
+"""Name of the file with one line per skipped step: `step`, losses, gradient norm, and the state of the data pipeline
+before the step.
+"""
 
 
 def read_history(path: Path, last: float = math.inf) -> tuple[list[dict[str, Any]], list[str]]:
-    """Reads the lines of a metrics file, except a last line that was cut short. null is read as NaN.
+    """Reads the lines of a metrics file, except a last line that was cut short. A metric that is null is read as NaN.
 
     Args:
       path: the file. If it is missing, there are no lines.
@@ -33,9 +36,13 @@ def read_history(path: Path, last: float = math.inf) -> tuple[list[dict[str, Any
 
 
 def rewrite_history(home: Path, last: float, name: str = METRICS) -> None:
-    """Removes the lines of later steps from a file of lines in a folder, because a resumed run writes them again.
+    """Removes the lines of steps after `last` from a file of JSON lines, because a resumed run writes these lines
+    again. Damaged lines are moved to a file of the same name in the subfolder `DAMAGED`.
 
-    Damaged lines are moved to a file of the same name in the subfolder `DAMAGED`.
+    Args:
+      home: folder of the file.
+      last: the last step whose lines are kept.
+      name: name of the file.
     """
     path, kept, damaged = home / name, [], []
     for line, plain in _lines(path):
@@ -54,7 +61,7 @@ def rewrite_history(home: Path, last: float, name: str = METRICS) -> None:
 
 
 def _lines(path: Path) -> Iterator[tuple[bytes, str | None]]:
-    """Yields each whole line of a metrics file, and its JSON without the digest; None if it is damaged."""
+    """Yields each complete line of a metrics file, and its JSON without the digest, or None if the line is damaged."""
     content = path.read_bytes() if path.exists() else b""
     for line in content.split(b"\n")[:-1]:
         yield line + b"\n", digests.unseal_line(line.decode(errors="replace"))

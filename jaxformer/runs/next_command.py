@@ -32,7 +32,9 @@ def next_command(run: "Run") -> str:
 
 
 def example_of(run: "Run") -> tuple[str, ...]:
-    """Makes arguments of `predict` from the first usable example of the held-out data, or of the training data."""
+    """Converts the first usable example of the held-out data, or else of the training data, to arguments of
+    `jaxformer predict`. Empty if none of the first `TRIED` examples is usable.
+    """
     data = run.experiment.data
     documents = (data.validation or data.train).open()
     for index in range(min(TRIED, len(documents))):

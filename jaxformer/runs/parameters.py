@@ -26,9 +26,14 @@ def read_params(
     in_memory: bool = True,
     step: int | None = None,
 ) -> tuple[int, Any]:
-    """Reads the model's parameters, or their moving average if there is one, from a run's best checkpoint.
+    """Reads the model's parameters from a checkpoint of a run, or their moving average if there is one.
 
-    The best checkpoint is the latest one, unless `checkpoint.best` names a metric or `step` is given. See `open_run`.
+    Args:
+      folder: the run's folder.
+      experiment: experiment of the run.
+      mesh: mesh for the parameters.
+      in_memory: whether to read the arrays now, as in `open_run`.
+      step: step of the checkpoint. If None, the best checkpoint if `checkpoint.best` is set, otherwise the latest one.
 
     Returns:
       The step of the checkpoint, and the parameters.

@@ -60,7 +60,9 @@ class Run:
     step: int
     """Number of training steps after which the parameters were saved."""
     params: Any
-    """Parameters on `mesh`. If the run computes a moving average of them, the average."""
+    """Parameters of the model on `mesh`. If the run computes a moving average of the parameters, these are the
+    average.
+    """
     mesh: jax.sharding.Mesh
     """Device mesh of the parameters: the one in the run's config, or one for the devices that are available."""
 
@@ -82,8 +84,8 @@ class Run:
 
     @functools.cached_property
     def predictor(self) -> Predictor:
-        """Predictor of the run's objective. Call its methods under the run's mesh. Raises InputError if there is
-        none.
+        """The object that answers requests with this model (see `predict`), created by the run's objective. Call its
+        methods under the run's mesh. Raises InputError if the objective has none.
         """
         found = self.objective.predictor(self.model, self.params, self.tokenizer)
         if found is None:
@@ -121,8 +123,8 @@ class Run:
         """Computes the vector of a text, or of the image at a path, float32 [embed]. For a sequence of texts or paths,
         [texts, embed].
 
-        It is the trained vector of a sentence embedding model, the input of the head for classifiers and image models,
-        and the mean of the last hidden states for other text models.
+        The vector is the trained vector of a sentence embedding model, the input of the head of a classifier or image
+        model, and the mean of the last hidden states of any other text model.
 
         Raises:
           InputError: If the model has no such vectors, or `predict` would refuse the text.
@@ -177,7 +179,7 @@ class Run:
         return answers[0] if is_single(request) else answers
 
     def prepare_requests(self, inputs: list) -> list:
-        """Converts texts or images to the requests of the objective's predictor.
+        """Converts texts or images to requests, the form in which the methods of `predictor` take them.
 
         Raises:
           InputError: If a text is not valid Unicode, for example from a command line with bytes that are not UTF-8.
@@ -265,7 +267,8 @@ class Run:
         """Computes the metrics on held-out data.
 
         Args:
-          name: name of an evaluation of the experiment. Defaults to the one on `data.validation`, or else the first.
+          name: name of an evaluation of the experiment. Defaults to the evaluation on `data.validation`, or to the
+            first evaluation if there is none.
 
         Raises:
           InputError: If the experiment has no held-out data, or no evaluation with this name.
@@ -312,7 +315,7 @@ def open_run(
       in_memory: whether to read the parameters now. If False, they are `StoredArray`s, which `np.asarray` or `loaded`
         reads. With LoRA they are always read, because the adapters are merged.
       step: step of the checkpoint to read. If None, the latest or the best one.
-      known: experiment whose classes are allowed too.
+      known: experiment whose classes are accepted even if their packages are not allowed.
 
     Raises:
       InputError: If the folder does not contain a run or a readable checkpoint, or if the experiment contains a class
@@ -329,7 +332,9 @@ def open_run(
 
 
 def mesh_for(experiment: Experiment, devices: int) -> sharding.Mesh:
-    """Returns the run's own mesh if it fits the available devices, or else a data-parallel mesh that fits the batch."""
+    """Returns the sizes of the experiment's own mesh if it fits the number of available devices, or else those of a
+    data-parallel mesh whose size divides the batch size.
+    """
     with contextlib.suppress(InputError):
         sizes = experiment.mesh.sizes(devices)
         if experiment.data.batch % math.prod(sizes[name] for name in sharding.RULES["batch"]) == 0:

@@ -57,7 +57,9 @@ def card(run: "Run") -> str:
 
 
 def headline(values: Mapping[str, float]) -> dict[str, float]:
-    """Returns the metrics to show. If there are many labels, only the lowest F1 scores are kept."""
+    """Returns the metrics to show. If there are more than `FEW` labels, keeps only the `WORST` lowest F1 scores of
+    labels.
+    """
     labels = {name: value for name, value in values.items() if name.startswith("f1/")}
     if len(labels) <= FEW:
         return dict(values)

@@ -1,4 +1,4 @@
-"""Comparing everything in a run's folder with its digests, for `jaxformer verify`."""
+"""Compares everything in a run's folder with its digests, for `jaxformer verify`."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -55,7 +55,14 @@ def verify(folder: Path) -> Iterator[Part]:
 
 
 def _part(folder: Path, name: str, check: Callable[[], str]) -> Part:
-    """Returns the result of a check that returns a description, or raises InputError with the path and the damage."""
+    """Runs a check of one file or folder in a run's folder, and returns the result.
+
+    Args:
+      folder: the run's folder.
+      name: name of the file or folder.
+      check: function that returns a description of an undamaged part, or raises InputError with the path and the
+        damage.
+    """
     try:
         return Part(name, "", check())
     except InputError as error:

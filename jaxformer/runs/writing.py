@@ -26,7 +26,8 @@ MAY_CHANGE = (
 
 
 def read_experiment(folder: Path, known: Experiment | None = None) -> Experiment:
-    """Reads the experiment of a run. Its classes must be allowed, or occur in `known`.
+    """Reads the experiment of a run. Its classes must be allowed (see `classes.allow`), or be classes of the experiment
+    `known`.
 
     Raises:
       InputError: If the folder does not contain a run, or its experiment contains other classes or cannot be read.
@@ -43,8 +44,8 @@ def writer(folder: Path, experiment: Experiment) -> Iterator[Claim]:
     """Context manager that claims write access to a folder for a run of an experiment. See `claim`.
 
     Raises:
-      InputError: Like `claim`, or if the folder contains a run of another experiment, or the experiment cannot be
-        represented in JSON.
+      InputError: Under the same conditions as `claim`, or if the folder contains a run of another experiment, or the
+        experiment cannot be represented in JSON.
     """
     config.to_json(experiment)
     claimed_by = claim_bucket if storage.is_remote(folder) else claim
@@ -53,8 +54,8 @@ def writer(folder: Path, experiment: Experiment) -> Iterator[Claim]:
 
 
 def prepare_tokenizer(folder: Claim, experiment: Experiment) -> Tokenizer | None:
-    """Returns the run's tokenizer. For a new run, process 0 trains or copies it first. Raises InputError if an existing
-    run has none.
+    """Returns the run's tokenizer. For a new run, process 0 first trains the tokenizer or copies it from another run.
+    Raises InputError if an existing run has no tokenizer.
     """
     if experiment.tokenizer is None:
         return None

@@ -21,8 +21,8 @@ LATE = 10
 
 
 def check_same(experiment: Experiment, workdir: Path) -> None:
-    """Checks that all processes train the same experiment. Raises InputError, in all processes, if experiment, folder
-    or user code of a process differ from those of process 0.
+    """Checks that all processes train the same experiment. Raises InputError, in all processes, if the experiment, the
+    folder or the user code of a process differs from that of process 0.
     """
     if jax.process_count() == 1:
         return
@@ -59,9 +59,10 @@ def _sees(folder: Path) -> bool:
 
 
 def facts(experiment: Experiment, workdir: Path) -> dict[str, str]:
-    """Returns the values that must be the same in all processes, by name.
+    """Returns the values that must be the same in all processes, keyed by name.
 
-    They are the fields of the experiment, the run's folder, and digests of the user modules that define its classes.
+    They are the fields of the experiment, the run's folder, and digests of the user modules that define classes of the
+    experiment.
     """
     code = {}
     for cls in fields.classes_in(experiment).values():

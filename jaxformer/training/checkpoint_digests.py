@@ -1,7 +1,8 @@
 """Digests of checkpoints: written before a checkpoint is committed, and compared before it is read.
 
-Each process writes the digests of the array data that it has written itself, in `digests.process_N.json` of each tree.
-Then process 0 writes the digests of all files to `digests.json` in the folder of the checkpoint.
+Each process writes the digests of the array files that it has written itself to `digests.process_N.json`, in the
+subfolder of each tree, such as `params`. Then process 0 writes the digests of all files to `digests.json` in the folder
+of the checkpoint.
 """
 
 from collections.abc import Collection
@@ -15,13 +16,15 @@ from jaxformer import digests, storage
 from jaxformer.training.damage import Damaged
 
 METRICS = "metrics"
-"""Name of the subfolder of a checkpoint with its evaluation."""
+"""Name of the subfolder of a checkpoint with its evaluation results."""
 REWRITTEN = ("_CHECKPOINT_METADATA", "commit_success.txt")
 """Files of a checkpoint that Orbax writes after the digests. Only their existence is checked; nothing reads them."""
 
 
 class Handler(ocp.PyTreeCheckpointHandler):
-    """Orbax handler of trees. Each process also writes the digests of its array data."""
+    """Orbax handler that saves trees of arrays. Each process also writes the digests of the array files that it has
+    written.
+    """
 
     async def async_save(self, directory: Any, *arguments: Any, **options: Any) -> list[Any]:
         return [
@@ -31,7 +34,9 @@ class Handler(ocp.PyTreeCheckpointHandler):
 
 
 class _ProcessDigests:
-    """Future that Orbax waits for after the futures of the array data. Its result is that the digests are written."""
+    """Future that writes the digests of this process's array files when `result` is called. Orbax calls `result` after
+    the array files are written.
+    """
 
     def __init__(self, folder: Path):
         self._folder = folder
@@ -69,7 +74,8 @@ def check_digests(folder: Path, trees: Collection[str] | None = None) -> None:
       trees: names of the trees to check. If None, everything is checked.
 
     Raises:
-      Damaged: If a file is missing, foreign, or has another size or content. The message names the first such file.
+      Damaged: If a file is missing, does not belong there, or has another size or content. The message names the first
+        such file.
     """
 
     def checked(name: str) -> bool:

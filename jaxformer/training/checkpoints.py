@@ -42,7 +42,7 @@ The limit exists because reading an array temporarily needs three copies of it i
 
 @dataclasses.dataclass(frozen=True)
 class StoredArray:
-    """An array in a checkpoint on disk. `np.asarray` reads it, and reads it again each time."""
+    """An array in a checkpoint on disk. Each call of `np.asarray` on it reads the array from disk."""
 
     shape: tuple[int, ...]
     """Shape of the array."""
@@ -92,7 +92,7 @@ class Checkpoints:
         claim: Claim | None = None,
         best: BestMetric | None = None,
     ):
-        """Opens the folder, for reading only if there are no `settings`.
+        """Opens the folder. If `settings` is None, it is opened only for reading.
 
         Args:
           folder: folder of the checkpoints.
@@ -140,25 +140,27 @@ class Checkpoints:
         return in_order + [step for step in self.steps if step not in evaluated]
 
     def best(self, best: BestMetric) -> int | None:
-        """Returns the step of the best checkpoint according to a metric. Of equally good ones, the earliest. None if
-        there was no evaluation.
+        """Returns the step of the best checkpoint according to a metric, the earliest of several equally good ones.
+        None if no checkpoint was evaluated.
         """
         first = next(iter(self.best_first(best)), None)
         return first if first is not None and best.rank(self.results(first) or {}) is not None else None
 
     def results(self, step: int) -> dict[str, float] | None:
-        """Returns the metrics of all evaluations at a step, by keys like `validation/loss`; None without evaluation."""
+        """Returns the metrics of all evaluations at a step, with keys like `validation/loss`, or None if there are
+        none.
+        """
         return self._manager.metrics(step)
 
     @phase("saving")
     def save(self, step: int, trees: Mapping[str, Tree], metrics: Mapping[str, float] | None) -> None:
-        """Starts to save a checkpoint in the background. The arrays may be donated at once. Does nothing if the step is
-        already saved.
+        """Starts to save a checkpoint in the background. Does nothing if the step is already saved. After this call
+        returns, the caller may donate the arrays.
 
         Args:
           step: number of training steps done.
-          trees: arrays on the mesh, by the names used in `restore`. None is left out.
-          metrics: evaluation results at this step, if there are any, to find the best checkpoint.
+          trees: maps names, as used in `restore`, to trees of arrays on the mesh. Trees that are None are left out.
+          metrics: evaluation results at this step, to find the best checkpoint. None if there was no evaluation.
         """
         if step in self._manager.all_steps():
             return
@@ -170,14 +172,14 @@ class Checkpoints:
 
     @phase("reading the checkpoint")
     def restore(self, abstract: Mapping[str, Tree], step: int | None = None) -> dict[str, Tree]:
-        """Reads some of the trees of a checkpoint (by default the latest) onto the given shardings.
+        """Reads some of the trees of a checkpoint, and places their arrays on devices.
 
         Args:
-          abstract: jax.ShapeDtypeStructs with shardings, by name. None is left out.
-          step: step of the checkpoint.
+          abstract: maps names to trees of jax.ShapeDtypeStructs with shardings. Trees that are None are left out.
+          step: step of the checkpoint. If None, the latest checkpoint.
 
         Raises:
-          InputError: If the checkpoint has other arrays or shapes, or dtypes that would have to be rounded.
+          InputError: If the checkpoint has other arrays, other shapes, or dtypes with more precision than requested.
           Damaged: If a part of it is missing or cannot be read.
         """
         step = self.latest if step is None else step
@@ -206,8 +208,8 @@ class Checkpoints:
         }
 
     def set_aside(self, after: int, folder: Path) -> None:
-        """Moves damaged checkpoints of steps above `after` to another folder, because these steps will be saved
-        again.
+        """Moves the checkpoints of steps above `after`, which are damaged, to another folder, because these steps will
+        be saved again.
         """
         later = [step for step in self.steps if step > after]
         if not later:
@@ -288,9 +290,7 @@ def _registry() -> ocp.handlers.CheckpointHandlerRegistry:
 
 
 def _restored(folder: epath.Path, abstract: Tree) -> Tree:
-    """Reads all arrays of the tree in a folder, whether they are compressed or not. Only a few large arrays are read at
-    a time.
-    """
+    """Reads all arrays (compressed or not) of the tree in a folder, in groups of limited size (`AT_ONCE`)."""
     arguments = _restore_arguments(folder, abstract)
     leaves, structure = jax.tree.flatten(abstract)
     arrays = [None] * len(leaves)
@@ -322,11 +322,11 @@ def _read(folder: epath.Path, abstract: Tree, arguments: Tree, places: set[int])
     Args:
       folder: folder of the tree.
       abstract: shapes and types of all arrays.
-      arguments: Orbax's arguments for reading each array.
+      arguments: tree of Orbax's `RestoreArgs`, one for each array.
       places: indices of the arrays to read, among all leaves of the tree.
 
     Returns:
-      The arrays by index.
+      A dict that maps these indices to the arrays.
     """
     leaves, structure = jax.tree.flatten(abstract)
     asked = structure.unflatten(leaf if place in places else ocp.PLACEHOLDER for place, leaf in enumerate(leaves))
@@ -353,10 +353,11 @@ def _parts(leaves: list[jax.ShapeDtypeStruct]) -> Iterator[set[int]]:
 
 
 def _restore_arguments(folder: epath.Path, abstract: Tree) -> Tree:
-    """Returns Orbax's arguments for reading each array. Raises InputError if the stored arrays are not those requested.
+    """Returns the tree of Orbax's `RestoreArgs` for reading the arrays in a folder as described by `abstract`. Raises
+    InputError if their names or shapes differ, or their dtypes have more precision, which Orbax would silently round.
 
-    Orbax silently casts to the requested dtype. The dtype is passed to Orbax only if it is wider than the stored one,
-    because Orbax then keeps each array until the next garbage collection.
+    A dtype is passed only if it differs from the stored one: Orbax keeps each array that it casts until garbage
+    collection.
     """
     if not folder.is_dir():
         raise Damaged(f"{folder.parent}: the checkpoint has no {folder.name}")
@@ -384,7 +385,7 @@ def _restore_arguments(folder: epath.Path, abstract: Tree) -> Tree:
 
 @contextlib.contextmanager
 def _errors_only() -> Iterator[None]:
-    """Context manager that silences Orbax's warnings."""
+    """Context manager that silences Orbax's warnings, but not its errors."""
     before = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)
     try:

@@ -24,8 +24,8 @@ from jaxformer.progress import phase
 from jaxformer.training.state import abstract_params
 
 GROUP = 32
-"""Number of documents per group. Groups are divided among processes. The number is fixed, so that answers do not depend
-on the number of processes.
+"""Number of documents that a `DocumentMetric` scores together. These groups are divided among processes. The number is
+fixed, so that answers do not depend on the number of processes.
 """
 
 
@@ -39,7 +39,7 @@ class Evaluator:
         mesh: jax.sharding.Mesh,
         evaluation: NamedEvaluation | None = None,
     ):
-        """Prepares an evaluation. If `evaluation` is None, it is the one on `data.validation`."""
+        """Prepares an evaluation. If `evaluation` is None, prepares the evaluation on `data.validation`."""
         self._experiment, self._tokenizer, self._mesh = experiment, tokenizer, mesh
         self._rows = sharding.local_rows(experiment.data.batch, mesh)
         self._data = evaluation.data(experiment.data) if evaluation else experiment.data
@@ -56,7 +56,8 @@ class Evaluator:
             next(batches)
 
     def __call__(self, params, stopped: Callable[[], bool] = lambda: False) -> dict[str, float] | None:
-        """Computes the metrics over all held-out documents. Returns them by name, or None if `stopped` returned True.
+        """Computes the metrics over all held-out documents. Returns a dict from metric names to values, or None if
+        `stopped` returned True.
 
         Args:
           params: parameters on the mesh.
@@ -115,7 +116,9 @@ class Evaluations:
             evaluator.check()
 
     def __call__(self, params, stopped: Callable[[], bool] = lambda: False) -> dict[str, dict[str, float]] | None:
-        """Runs all evaluations. Returns the metrics of each by its name, or None if `stopped` returned True."""
+        """Runs all evaluations. Returns a dict that maps names of evaluations to their metrics, or None if `stopped`
+        returned True.
+        """
         results = {}
         for name, evaluate in self._evaluators.items():
             values = evaluate(params, stopped)
@@ -127,8 +130,8 @@ class Evaluations:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _terms(objective: Objective, model: Any, params: Any, batch: dict[str, jax.Array]) -> dict[str, Any]:
-    """Computes the loss and the terms of the metrics of one batch, by name. The batch is sharded; the results are
-    replicated on all devices.
+    """Computes the values that the objective returns for a batch, keyed by name: the loss, and the terms of the
+    metrics. The batch is sharded; the results are replicated on all devices.
     """
     with fixed_order():
         terms = objective(model, params, batch)
@@ -136,8 +139,8 @@ def _terms(objective: Objective, model: Any, params: Any, batch: dict[str, jax.A
 
 
 def _score(metric: DocumentMetric, context: Context, documents: Any) -> list[Any]:
-    """Computes the states of a metric for all groups of documents, in order. Each process computes only its share of
-    the groups.
+    """Computes the state of a metric, which is a partial result, for each group of documents, in order. Each process
+    computes only its share of the groups.
     """
     indices = list(metric.select(context, documents))
     groups = [indices[start : start + GROUP] for start in range(0, len(indices), GROUP)] or [[]]
@@ -148,8 +151,8 @@ def _score(metric: DocumentMetric, context: Context, documents: Any) -> list[Any
 
 
 def _until_all_end(batches: Iterator[Batch], empty: Batch) -> Iterator[Batch]:
-    """Yields this process's batches, followed by empty batches until all processes have reached the end of their
-    data.
+    """Yields this process's batches, followed by empty batches until all processes have reached the end of their data.
+    So all processes evaluate the same number of batches.
     """
     if jax.process_count() == 1:
         yield from batches

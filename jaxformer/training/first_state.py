@@ -23,8 +23,8 @@ def restore_or_init(
     """Returns the training state, the state of the data pipeline, and lines of text that state their origin (may be
     empty).
 
-    They come from the newest undamaged checkpoint. If there is no checkpoint, they come from the run `fork`, or are
-    new, with parameters from `init` if it is set.
+    Both states come from the newest undamaged checkpoint. If there is no checkpoint, they come from the run
+    `experiment.fork`, or are new, with parameters from `experiment.init` if it is set.
     """
     abstract, lanes = abstract_state(experiment, mesh), loader.initial_state(experiment.data)
     if saved.latest is not None:

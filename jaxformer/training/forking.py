@@ -99,7 +99,9 @@ def rate_change(before: Experiment, now: Experiment, state: TrainState) -> list[
 
 
 def _check_same_state(experiment: Experiment, other: Experiment) -> Experiment:
-    """Reads the experiment of the run to fork. Raises InputError if its model or tokenizer differs."""
+    """Returns `other`, the experiment of the run to fork. Raises InputError if its model or tokenizer differs from that
+    of `experiment`.
+    """
     changed = differences(other.model, experiment.model)
     changed += configs.differences(other.tokenizer, experiment.tokenizer, "tokenizer")
     if changed:
@@ -115,7 +117,9 @@ def _other_batches(other: Experiment, experiment: Experiment) -> list[str]:
 
 
 def _other_data(folder: Path, experiment: Experiment) -> list[str]:
-    """Returns one line per training source whose documents have changed since the run in a folder was trained."""
+    """Returns one line for each training source whose documents have changed since the run in `folder` was trained on
+    them.
+    """
     record = data_record.read_record(folder)
     now = {} if record is None else fingerprints(experiment.data.train.open(), loader.TRAIN)
     return [f"{name} {change}" for name, change in record.changes(now).items()] if record else []

@@ -1,4 +1,4 @@
-"""Computes the loss of a batch and its gradient. The result is exact for any number of micro-batches."""
+"""Computes the loss of a batch and its gradient. The number of micro-batches does not affect the result."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -21,10 +21,10 @@ def loss_and_gradient(experiment: Experiment, params, batch, key) -> tuple[Means
     """Computes the weighted means of a batch (losses and metrics), and the gradient of its loss with respect to the
     trained parameters.
 
-    The result is exact for any number of micro-batches. The loss is Σ weight · sum / weight of the means that the
-    objective names. With micro-batches, each sum is divided by the weight of the whole batch, so the gradients add up
-    to the gradient of the whole batch even if micro-batches differ in weight. For objectives that compare the examples
-    of a batch, the vectors of all examples are computed first.
+    The loss is Σ w · (sum / weight) over the weighted means that the objective's `loss_weights` names, with its weights
+    w. With micro-batches, each sum is divided by the weight of the whole batch, so the gradients add up to the gradient
+    of the whole batch even if micro-batches differ in weight. For objectives that compare the examples of a batch
+    (`BatchObjective`), the vectors of all examples are computed first.
     """
     objective, model, parts = experiment.objective, experiment.model, experiment.optimizer.accumulate
     trained, held = trained_and_held(experiment, params)
@@ -58,8 +58,9 @@ def _by_cached_vectors(experiment: Experiment, objective: BatchObjective, params
     """Computes the same as `loss_and_gradient` for an objective that compares the examples of the whole batch (Gao et
     al. 2021, gradient caching).
 
-    A first pass computes all vectors without storing activations. The loss of all vectors gives their gradients. A
-    second pass with the same dropout propagates these to the parameters, one micro-batch at a time.
+    A first pass computes the vectors of all examples without storing activations. The loss of all vectors gives the
+    gradients of the vectors. A second pass with the same dropout propagates these gradients to the parameters, one
+    micro-batch at a time.
     """
     model, parts = experiment.model, experiment.optimizer.accumulate
     trained, held = trained_and_held(experiment, params)
@@ -92,9 +93,10 @@ def _weighted(weights: Mapping[str, float], means: Means, totals: Mapping[str, j
     """Computes the total loss: the weighted sum of the losses and auxiliary losses.
 
     Args:
-      weights: weight of each loss, by name.
-      means: losses as weighted means, by name.
-      totals: weights of the whole batch by which the sums are divided. If None, the means' own weights.
+      weights: weight of each loss, keyed by name.
+      means: losses as weighted means, keyed by name.
+      totals: maps names of losses to the weights by which their sums are divided, those of the whole batch. If None,
+        each mean is divided by its own weight.
     """
     parts = (
         weight * Mean(means[name].sum, totals[name] if totals else means[name].weight).value
@@ -115,8 +117,8 @@ def _split(batch: Mapping[str, jax.Array], parts: int) -> Mapping[str, jax.Array
 
 
 def _merge(part: Any) -> Any:
-    """Joins arrays of micro-batches, [parts, rows, ...], in the order of the whole batch, and adds up auxiliary
-    means.
+    """Merges the results of all micro-batches. Joins an array [parts, rows, ...] to [parts · rows, ...], in the row
+    order of the whole batch. Adds up the micro-batches of a `Mean`.
     """
     if is_mean(part):
         return jax.tree.map(lambda array: array.sum(0), part)

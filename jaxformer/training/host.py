@@ -1,7 +1,7 @@
 """Settings of the process: memory allocation on the host, for training on the CPU, and the cache of compiled programs.
 
-XLA on CPU allocates a step's buffers again at every step. The kernel zeroes large buffers page by page, which takes a
-sixth of the step's time with small pages. Huge pages are faster.
+XLA on CPU allocates a step's buffers again at every step. The operating system zeroes large buffers page by page, which
+takes a sixth of the step's time with small pages. Huge pages are faster.
 """
 
 import os
@@ -31,7 +31,9 @@ def restart_with_huge_pages() -> None:
 
 
 def start_jax() -> None:
-    """Keeps compiled programs on disk, in JAX_COMPILATION_CACHE_DIR or by default in the user's cache directory."""
+    """Configures JAX to cache compiled programs on disk, in JAX_COMPILATION_CACHE_DIR or by default in the user's cache
+    directory.
+    """
     import jax
 
     if jax.config.values["jax_compilation_cache_dir"] is None:

@@ -44,7 +44,8 @@ class LogFiles:
                 (self.home / name).write_bytes((folder / name).read_bytes())
 
     def copy_soon(self) -> None:
-        """Starts a copy in the background if the last was at least `EVERY` seconds ago. Does nothing without a bucket.
+        """Starts a copy to the bucket in the background if the last copy was at least `EVERY` seconds ago. Does nothing
+        if the run's folder is local.
 
         Errors are ignored, because the next copy includes the same content.
         """
@@ -53,7 +54,7 @@ class LogFiles:
             self._copying: Future | None = self._thread.submit(self._copy)
 
     def flush(self) -> None:
-        """Copies new content to the bucket and waits until it is written. Does nothing without a bucket.
+        """Copies new content to the bucket and waits until it is written. Does nothing if the run's folder is local.
 
         Raises:
           InputError: If the bucket cannot be written to.
@@ -64,7 +65,7 @@ class LogFiles:
                 self._thread.submit(self._copy).result()
 
     def close(self) -> None:
-        """Copies new content to the bucket, and removes the local files. Does nothing without a bucket."""
+        """Copies new content to the bucket, and removes the local files. Does nothing if the run's folder is local."""
         if self.is_copied:
             try:
                 self.flush()

@@ -54,7 +54,9 @@ class Meter:
         """Number of seconds from the start of training to the end of the first step. None before that."""
 
     def add(self, means: dict[str, Mean]) -> None:
-        """Adds the means of a training step, which may still be computing on the device."""
+        """Adds the losses and metrics of a training step, as weighted means. The device may still be computing their
+        arrays.
+        """
         self._means.append(means)
         self._timed += 1
         if self.first_step is None:
@@ -195,7 +197,9 @@ class Logs:
         self._display.say(text)
 
     def advance(self, step: int, meter: Meter) -> None:
-        """Moves the progress bar to a step."""
+        """Moves the progress bar to a step. The first call also prints the time that the first step took, measured by
+        `meter`.
+        """
         if self._started is False:
             self._started = True
             self._compiling.close()
@@ -209,14 +213,14 @@ class Logs:
         Args:
           step: step of the metrics.
           split: `train`, or the name of an evaluation.
-          values: metrics by name.
+          values: maps metric names to values.
         """
         if split != "train":
             self._note(step, {split: values})
         self._write(step, {split: values})
 
     def write_skip(self, skip: Skip) -> None:
-        """Adds a line about a skipped step to `skipped.jsonl`, and prints one."""
+        """Adds a line about a skipped step to `skipped.jsonl`, and prints a message about it."""
         if self._files is None:
             return
         with (self._files.home / SKIPPED).open("a", encoding="utf-8") as file:

@@ -234,10 +234,16 @@ def fit(
 
 
 def prepare_data(experiment: Experiment, claim: Claim, accept: bool) -> tuple[Experiment, Tokenizer | None, DataRecord]:
-    """Checks the documents and whether they have changed since the run began.
+    """Checks the documents of the experiment, and whether they have changed since the run began. Prepares the
+    tokenizer.
+
+    Args:
+      experiment: the experiment.
+      claim: write access to the run's folder.
+      accept: whether to accept data that has changed.
 
     Returns:
-      The experiment with the size of its vocabulary, its tokenizer, and the record of the data.
+      The experiment with the tokenizer's vocabulary size filled in, the tokenizer, and the record of the data.
     """
     now = loader.check_documents(experiment.data)  # Checks them before a tokenizer is trained on them.
     for evaluation in experiment.evaluations:
@@ -264,8 +270,8 @@ def prepare_evaluation(
 
 
 def train_to_end(training: Training, state: TrainState, lanes: np.ndarray, meter: Meter) -> TrainState:
-    """Trains until the last step, a request to stop, or until `evaluation.patience` ends the run early. Saves and
-    returns the state.
+    """Trains until the last step is done, a signal requests to stop, or `evaluation.patience` ends the run early. Saves
+    and returns the state.
 
     Args:
       training: objects of the training.
@@ -334,7 +340,7 @@ def finish(training: Training, state: TrainState) -> Run:
 
 
 def already_done(folder: Path, experiment: Experiment, step: int, shown: Display) -> Run:
-    """Returns the run unchanged, because it has already done the requested number of steps. Prints that."""
+    """Returns the run unchanged, and prints that it has already done the requested number of steps."""
     shown.say(
         f"--steps {experiment.steps}: the run in {folder} has done {step:,} already; nothing is trained or changed; "
         f"set more than {step:,} to continue"
@@ -359,7 +365,9 @@ def out_of_patience(experiment: Experiment, history: Sequence[Mapping[str, float
 
 
 def check_batch(experiment: Experiment, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> None:
-    """Raises InputError if the batch size is not divisible by the mesh and the micro-batches."""
+    """Raises InputError if the batch size is not divisible by the number of parts into which the mesh and the
+    micro-batches split a batch.
+    """
     batch, parts = experiment.data.batch, experiment.optimizer.accumulate
     ways = sharding.ways(mesh, "batch")
     if batch % (ways * parts):
@@ -371,8 +379,8 @@ def check_batch(experiment: Experiment, mesh: jax.sharding.Mesh | jax.sharding.A
 
 
 def check_tokenizer(experiment: Experiment, tokenizer: Tokenizer | None) -> None:
-    """Raises InputError if the model's vocabulary is smaller than the tokenizer's, or its maximum length is below the
-    length of the rows.
+    """Raises InputError if the model's vocabulary is smaller than the tokenizer's, or the model's maximum length is
+    below the number of tokens per row.
     """
     if tokenizer is None:
         return

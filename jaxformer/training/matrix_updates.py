@@ -29,8 +29,8 @@ def muon_labels(infos: Infos) -> Callable[[Any], Any]:
 
 
 def dimension_numbers(infos: Infos) -> Callable[[optax.Updates], Any]:
-    """Returns a function that gives Optax the axes of each kernel's rows and columns, for orthogonalising it as a
-    matrix.
+    """Returns a function from a tree of kernels to a tree of Optax `MuonDimensionNumbers`, which say which axes are the
+    rows and the columns of the matrix that Muon orthogonalises.
     """
 
     def numbers(path, _):

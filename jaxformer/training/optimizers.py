@@ -95,8 +95,8 @@ class Optimizer:
     state.
     """
     layer_decay: float = 1.0
-    """Learning rate of each block relative to the block above it (Clark et al. 2020). Heads have the full learning
-    rate, embeddings the lowest.
+    """Learning rate of each block as a fraction of that of the block above it (Clark et al. 2020). Heads have the full
+    learning rate, embeddings the lowest.
     """
 
     def __post_init__(self):
@@ -116,7 +116,7 @@ class Optimizer:
 
         Args:
           steps: number of updates in the whole run.
-          infos: names of each parameter's axes, by path.
+          infos: maps parameter paths to the names of the parameter's axes.
 
         Raises:
           InputError: If the schedule does not fit the run.
@@ -130,8 +130,8 @@ class Optimizer:
         """Creates the Optax transformation of the subclass, which turns gradients into updates.
 
         Args:
-          rate: learning rate by step.
-          infos: names of each parameter's axes, by path.
+          rate: function of the number of updates done that returns the learning rate.
+          infos: maps parameter paths to the names of the parameter's axes.
         """
         # Not an abstract class, because `help` shows no fields of an abstract class.
         raise NotImplementedError(f"{type(self).__name__} has no rule of its own")
@@ -165,7 +165,9 @@ class Lion(Optimizer):
     """
 
     b1: float = 0.9
-    """Weight of the momentum relative to the gradient in an update."""
+    """Weight of the momentum in its sum with the gradient, which has weight 1 − b1. The sign of the sum is the
+    update.
+    """
     b2: float = 0.99
     """Decay of the momentum, the moving average of the gradient."""
 
@@ -181,8 +183,9 @@ class Lion(Optimizer):
 class Adafactor(Optimizer):
     """Adafactor: Adam with a factored second moment (Shazeer & Stern 2018). Needs hardly any memory.
 
-    The second moment is stored as row and column means of each layer's matrix. Heads and their dimensions count as one
-    axis of the matrix. Matrices with a side below 128 keep the whole second moment.
+    The second moment is stored as row and column means of each layer's matrix. If a kernel has an axis of heads and one
+    of head dimensions, they are merged into one axis of the matrix. Matrices with a side below 128 keep the whole
+    second moment.
     """
 
     decay: float = 0.8

@@ -36,14 +36,18 @@ MOST_NUMBERS = 12
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A row of a batch."""
+    """A row of a rebuilt batch, with its loss and a description of its content."""
 
     index: int
     """Index of the row in the global batch."""
     loss: float | None
-    """Loss of the row alone, without dropout; None if the objective compares the rows of a batch."""
+    """Loss of the row alone, without dropout; None if the objective compares the rows of a batch, or the run has no
+    checkpoint.
+    """
     arrays: dict[str, list[str]]
-    """The decoded examples of each array of text, and a summary of each other array, by name."""
+    """Maps the name of each array of the batch to lines of text. For an array of tokens, these are its decoded
+    examples. For any other array, this is one summary.
+    """
 
     def __str__(self) -> str:
         loss = "" if self.loss is None else f" · loss {self.loss:.4f}"
@@ -53,12 +57,12 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Replay:
-    """The batch of a step."""
+    """Result of `replay`: the rebuilt batch of a training step."""
 
     step: int
     """Number of the step, counted from 1 as in `metrics.jsonl`."""
     parameters_of: int | None
-    """Step of the checkpoint whose parameters give the losses; None if there is no checkpoint."""
+    """Step of the checkpoint whose parameters give the losses. None if the losses are not computed."""
     batch: dict[str, np.ndarray]
     """Arrays [b, ...] of the batch, as the objective receives them."""
     rows: list[Row]
@@ -66,16 +70,17 @@ class Replay:
 
 
 def replay(folder: Path, step: int) -> Replay:
-    """Rebuilds the batch of a step of a run.
+    """Rebuilds the batch of a training step from the run's data, and computes the loss of each row.
 
-    Starts from the nearest lane states before the step: those of a checkpoint, of a skipped step, or of the start.
+    Reads batches from the nearest earlier step at which the state of the data pipeline is known: the step of a
+    checkpoint, a skipped step, or the start of the run.
 
     Args:
       folder: the run's folder.
-      step: number of the step, from 1.
+      step: number of the step, counted from 1.
 
     Raises:
-      InputError: If the data has changed, or the lane states before the step are not known.
+      InputError: If the data has changed, or the state of the data pipeline is not known for any earlier step.
     """
     experiment = writing.read_experiment(folder)
     if step < 1:
@@ -93,7 +98,15 @@ def replay(folder: Path, step: int) -> Replay:
 
 
 def _check_data(folder: Path, experiment: Experiment) -> int:
-    """Returns the step at which changed data was accepted, or -1. Raises InputError if the data has changed since."""
+    """Checks that the training data is the data that the run was last trained on.
+
+    Returns:
+      The step at which the run last resumed with accepted changes of its data. -1 if its data has never changed, or
+      there is no record of the data.
+
+    Raises:
+      InputError: If the data differs from the record in the run's folder.
+    """
     record = data_record.read_record(folder)
     if record is None:
         return -1
@@ -107,7 +120,18 @@ def _check_data(folder: Path, experiment: Experiment) -> int:
 def _lanes_before(
     folder: Path, step: int, experiment: Experiment, saved: Checkpoints, changed_at: int
 ) -> tuple[int, np.ndarray]:
-    """Returns the nearest step before the given one whose lane states are known, and these states."""
+    """Finds the nearest step before `step` for which the state of the data pipeline is known.
+
+    Args:
+      folder: the run's folder.
+      step: the step whose batch is rebuilt.
+      experiment: experiment of the run.
+      saved: checkpoints of the run.
+      changed_at: result of `_check_data`. States from before this step belong to other data and are not used.
+
+    Returns:
+      The step, and the state of the data pipeline after it, int32 [batch, S], with S integers per batch row.
+    """
     initial = loader.initial_state(experiment.data)
     known: dict[int, np.ndarray] = {} if experiment.fork or changed_at >= 0 else {0: initial}
     skipped, _ = read_history(folder / SKIPPED)
@@ -128,7 +152,7 @@ def _lanes_before(
 
 
 def _batch_after(experiment: Experiment, tokenizer: Tokenizer | None, lanes: np.ndarray, count: int) -> Any:
-    """Returns the last of the `count` batches after lane states."""
+    """Reads `count` training batches, starting from a state of the data pipeline, and returns the last of them."""
     rows = range(experiment.data.batch)
     reading = loader.train_batches(experiment.data, tokenizer, experiment.seed, rows, lanes)
     with reading as batches, phase("reading batches") as update:
@@ -141,7 +165,13 @@ def _batch_after(experiment: Experiment, tokenizer: Tokenizer | None, lanes: np.
 def _losses(
     saved: Checkpoints, step: int, experiment: Experiment, mesh: jax.sharding.Mesh, batch: Mapping[str, np.ndarray]
 ) -> tuple[int | None, list[float] | None]:
-    """Returns the loss of each row with the newest parameters from before the step, or else the oldest ones."""
+    """Computes the loss of each row, with the parameters of the newest checkpoint from before the step, or of the
+    oldest checkpoint if there is none.
+
+    Returns:
+      The step of the checkpoint, and the losses. None for both if there is no checkpoint, or the objective compares the
+      rows of a batch.
+    """
     order = [found for found in saved.steps if found < step] + [found for found in saved.steps[::-1] if found >= step]
     if not order or isinstance(experiment.objective, BatchObjective):
         return None, None
@@ -165,7 +195,9 @@ def _rows(batch: Mapping[str, np.ndarray]) -> range:
 
 
 def decoded(batch: Mapping[str, np.ndarray], row: int, tokenizer: Tokenizer | None) -> dict[str, list[str]]:
-    """Returns what a row of a batch contains, by array: its texts, or a summary of other values."""
+    """Describes one row of a batch in words. Returns a dict that maps the name of each array to lines: the decoded
+    examples of an array of tokens, or one summary of other values.
+    """
     found = {}
     for name, array in batch.items():
         if name in PACKED_KEYS and tokenizer is not None:

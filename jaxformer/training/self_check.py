@@ -1,8 +1,8 @@
 """Compares the fast implementations that a run uses with plain ones, on small inputs, before its first step.
 
-Kernels of attention, attention and experts on a mesh: an error in one of these gives no message, only a model that
-learns less. So each is compared once on each new kind of device, with its value and its gradients, and the result is
-kept beside the compilation cache.
+The fast implementations are attention kernels, attention on a mesh, and experts on a mesh. An error in one of them
+would raise no exception, but the model would learn less. So the output and the gradients of each are compared once on
+each kind of device. The names of the passed checks are stored in the folder of the compilation cache.
 """
 
 import contextlib
@@ -31,12 +31,15 @@ from jaxformer.parallel import processes, sharding, start
 from jaxformer.progress import phase
 
 FOLDER = "self_checks"
-"""Name of the folder, in that of the compilation cache, with the checks that have passed."""
+"""Name of the subfolder of the compilation cache in which the names of passed checks are stored."""
 MOST = 0.05
-"""Largest difference that passes: the norm of the difference as a fraction of the norm, in every row. In bfloat16, two
-correct implementations differ by about 0.01."""
+"""Maximum relative difference ‖fast − plain‖ / ‖plain‖ that passes, for the output and the gradients of each batch row.
+In bfloat16, two correct implementations differ by about 0.01.
+"""
 ROWS = 8
-"""Number of different rows. A mesh that splits the batch into more parts gets copies of them."""
+"""Number of different batch rows in the inputs of a check. If the mesh splits the batch into more parts, the rows are
+repeated.
+"""
 EXPERT_WIDTH = 256
 """Width of the model and of each expert in checks of experts."""
 
@@ -45,31 +48,36 @@ Arrays = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """A fast implementation, and a plain one of the same function."""
+    """Comparison of a fast implementation with a plain implementation of the same function."""
 
     name: str
     """Description of the implementation and its sizes, which identifies the check."""
     instead: str
-    """Setting that replaces the fast implementation by a plain one."""
+    """Setting that selects a plain implementation in place of the fast one, for the error message."""
     fast: Callable[[Arrays], jax.Array]
-    """The fast implementation, a function of all arrays, on the mesh of the run."""
+    """The fast implementation: a function of a dict with all arrays of `rows` and `shared`. It runs on the mesh of the
+    run.
+    """
     plain: Callable[[Arrays], jax.Array]
-    """The plain implementation, in float32 and without a mesh."""
+    """The plain implementation: the same function, computed in float32 and without a mesh."""
     rows: Mapping[str, np.ndarray]
-    """Arrays with `ROWS` rows: inputs, and `cotangent`, the gradient of the output."""
+    """Input arrays with `ROWS` batch rows, keyed by name, and `cotangent`, the gradient of the loss with respect to the
+    output.
+    """
     shared: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    """Arrays that all rows share."""
+    """Input arrays that all batch rows share, such as parameters, keyed by name."""
 
 
 _passed: set[tuple[str, str]] = set()
-"""Kinds of device and names of the checks that have passed in this process."""
+"""Pairs (kind of device, name of the check) of all checks that have passed in this process."""
 
 
 def run(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:
-    """Compares the fast implementations that an experiment uses on a mesh with plain ones, unless they have passed.
+    """Compares the fast implementations that an experiment uses on a mesh with plain ones, except for those that have
+    already passed on this kind of device.
 
     Raises:
-      InputError: If one differs, in all processes.
+      InputError: In all processes, if a fast implementation differs.
     """
     device = mesh.devices.flat[0].device_kind
     needed = list(checks(experiment, mesh))
@@ -106,7 +114,9 @@ def checks(experiment: Experiment, mesh: jax.sharding.Mesh) -> Iterator[Check]:
 
 
 def difference(check: Check, experiment: Experiment, mesh: jax.sharding.Mesh) -> float:
-    """Returns the largest difference of the values and gradients of a row, as a fraction of their norms."""
+    """Runs a check. Returns the largest relative difference ‖fast − plain‖ / ‖plain‖ among the outputs and gradients of
+    all batch rows.
+    """
     expected = jax.device_get(jax.jit(functools.partial(_values, check.plain))(check.rows, check.shared))
     with sharding.use(mesh, experiment.mesh):
         copies = _copies(mesh)
@@ -123,7 +133,7 @@ def difference(check: Check, experiment: Experiment, mesh: jax.sharding.Mesh) ->
 
 
 def _copies(mesh: jax.sharding.Mesh) -> int:
-    """Returns how many copies of the rows the parts of the batch need."""
+    """Returns how many times the `ROWS` rows must be repeated so that the mesh can split the batch evenly."""
     return int(np.lcm(ROWS, sharding.ways(mesh, "batch"))) // ROWS
 
 
@@ -133,7 +143,12 @@ def _repeat(array: jax.Array, copies: int) -> jax.Array:
 
 
 def _values(function, rows: Arrays, shared: Arrays) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    """Returns the output of a function with the gradients of the inputs of rows, and the gradients of shared inputs."""
+    """Computes a function and the gradients of the sum of its output times `rows["cotangent"]`.
+
+    Returns:
+      A dict with the output and the gradients of the floating-point arrays in `rows`, and a dict with the gradients of
+      the arrays in `shared`.
+    """
     inputs = {name: array for name, array in rows.items() if jnp.issubdtype(array.dtype, jnp.floating)}
     cotangent = inputs.pop("cotangent")
 
@@ -150,14 +165,16 @@ def _by_row(one: jax.Array, other: jax.Array) -> jax.Array:
 
 
 def _whole(one: jax.Array, other: jax.Array) -> jax.Array:
-    """Returns the norm of the difference of two arrays, as a fraction of that of the second. Infinite if not finite."""
+    """Returns the relative difference ‖one − other‖ / ‖other‖ of two arrays. Infinite if it is not finite."""
     one, other = one.astype(jnp.float32), other.astype(jnp.float32)
     found = jnp.linalg.norm((one - other).ravel()) / jnp.maximum(jnp.linalg.norm(other.ravel()), 1e-6)
     return jnp.where(jnp.isfinite(found), found, jnp.inf)
 
 
 def _attention_checks(experiment: Experiment, mesh, stack, attention, where: str) -> Iterator[Check]:
-    """Yields the checks of a kind of attention, causal and not, if it may use another implementation than blocks."""
+    """Yields the checks of one kind of attention in a stack, with and without a causal mask. Yields none if the plain
+    implementation (`blocks`) is used anyway.
+    """
     longest = max(experiment.data.task.unit[1], getattr(experiment.model, "patches", 0))
     split = max(2, mesh.shape.get("sequence", 1))
     if longest < kernels.SHORTEST:
@@ -188,7 +205,9 @@ def _attention_checks(experiment: Experiment, mesh, stack, attention, where: str
 
 
 def _attend(kernel: kernels.Kernel, dtype: Any, causal: bool, window: int | None, arrays: Arrays) -> jax.Array:
-    """Computes attention. The output at padding, which may be anything, is 0."""
+    """Computes attention from the arrays `query`, `key`, `value` and `segments`. The output at padding is set to 0,
+    because implementations differ there.
+    """
     query, key, value = (arrays[name].astype(dtype) for name in ("query", "key", "value"))
     segments = arrays["segments"]
     options = AttendOptions(mask=_mask(segments, causal, window), kernel=kernel)
@@ -203,11 +222,12 @@ def _mask(segments: Any, causal: bool, window: int | None) -> Mask:
 
 
 def _attention_rows(sizes: tuple[int, int, int, int], alone: bool) -> dict[str, np.ndarray]:
-    """Returns random inputs of attention, and the segments of rows that end in padding.
+    """Returns random inputs of attention, including the segments: the number of the segment of each position, and 0 at
+    the padding that ends most rows.
 
     Args:
-      sizes: length, heads, heads of keys, and size of a head.
-      alone: whether each row has one segment; otherwise most rows have several.
+      sizes: length, number of query heads, number of key/value heads, and size of a head.
+      alone: whether each row has only one segment. Otherwise, most rows have several.
     """
     (length, heads, groups, size), random = sizes, np.random.default_rng(0)
     shapes = {
@@ -225,7 +245,7 @@ def _attention_rows(sizes: tuple[int, int, int, int], alone: bool) -> dict[str, 
 
 
 def _expert_check(mesh, stack, mlp, where: str) -> Check:
-    """Returns the check of the experts of a stack, with all their tokens, on the mesh of the run."""
+    """Returns the check of the expert layer of a stack, with random expert choices, on the mesh of the run."""
     random, width, length = np.random.default_rng(0), EXPERT_WIDTH, 64
     chosen = np.argsort(random.random((ROWS, length, mlp.experts)), axis=-1)[..., : mlp.top_k].astype(np.int32)
     rows = {
@@ -251,7 +271,15 @@ def _expert_check(mesh, stack, mlp, where: str) -> Check:
 
 
 def _experts(mlp, dtype: Any, fast: bool, arrays: Arrays) -> jax.Array:
-    """Computes experts for given choices: as the run does, with room for all tokens, or every expert for all tokens."""
+    """Computes an expert layer for the expert choices in `arrays`.
+
+    Args:
+      mlp: config of the expert layer.
+      dtype: dtype of the computation.
+      fast: whether to use the implementation of the run, with capacity for all tokens. Otherwise, every expert is
+        computed for every token.
+      arrays: inputs `x`, the chosen experts with their weights, and the kernels.
+    """
     x, gate = arrays["x"].astype(dtype), arrays.get("gate")
     up, down = arrays["up"].astype(dtype), arrays["down"].astype(dtype)
     given = Kernels(None if gate is None else gate.astype(dtype), up, down, mlp.activation)
@@ -268,7 +296,9 @@ def _normal(random: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _file(device: str) -> Any:
-    """Returns the path of the checks that this code passed on a kind of device. None without a compilation cache."""
+    """Returns the path of the file with the passed checks of a kind of device, for the current versions of jaxformer
+    and its dependencies. None if there is no compilation cache.
+    """
     home = jax.config.values["jax_compilation_cache_dir"]
     if home is None:
         return None
@@ -278,7 +308,9 @@ def _file(device: str) -> Any:
 
 
 def _read(device: str) -> set[tuple[str, str]]:
-    """Returns the kind of device and the names of the checks that have passed there."""
+    """Reads the stored names of the checks that have passed on a kind of device. Returns pairs (kind of device,
+    name).
+    """
     file = _file(device)
     with contextlib.suppress(OSError, ValueError):
         if file is not None:
@@ -287,7 +319,9 @@ def _read(device: str) -> set[tuple[str, str]]:
 
 
 def _write(device: str, done: set[tuple[str, str]]) -> None:
-    """Writes the names of the checks that have passed. A cache that cannot be written to is left as it is."""
+    """Stores the names of the checks in `done` that have passed on a kind of device. Does nothing if the compilation
+    cache cannot be written to.
+    """
     file = _file(device)
     with contextlib.suppress(OSError):
         if file is not None:

@@ -12,8 +12,8 @@ class Stop:
     """Context manager that records SIGTERM and Ctrl-C instead of ending the process. A second Ctrl-C interrupts at
     once.
 
-    Cloud machines send SIGTERM before they are taken away. If there are several processes, jax.distributed receives the
-    signal, and all processes agree on the step at which to stop; Ctrl-C is passed on to it.
+    Cloud services send SIGTERM before they take a machine away. If there are several processes, jax.distributed
+    receives the signal, and all processes agree on the step at which to stop; Ctrl-C is passed on to it.
     """
 
     def __init__(self):

@@ -1,4 +1,4 @@
-"""Notices skipped steps while the device works on the next ones, and ends a run that skips too many in a row."""
+"""Detects skipped steps, whose gradients were not finite, and ends a run that skips too many steps in a row."""
 
 import collections
 import dataclasses
@@ -16,7 +16,9 @@ from jaxformer.parallel import processes
 MOST_SKIPPED = 10
 """Number of consecutive steps with a non-finite gradient after which a run stops."""
 WITHIN = 2
-"""Number of steps after which a step is looked at. The host waits for it anyway, so looking costs no time."""
+"""Number of later steps that are started before a step is examined. At that time the host waits for the step anyway
+(see `Meter.add`), so examining it costs no time.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Skip:
     values: dict[str, float]
     """Gradient norm and losses of the step."""
     lanes: np.ndarray
-    """int32 [batch, S]: states of all lanes before the batch of the step."""
+    """State of the data pipeline before the batch of the step, int32 [batch, S], with S integers per batch row."""
 
     def line(self) -> dict[str, Any]:
         """Returns the JSON object for `skipped.jsonl`."""
@@ -36,16 +38,17 @@ class Skip:
 
 
 class Skips:
-    """Finds the skipped steps of a run.
+    """Detects the skipped steps of a run.
 
-    Every step is looked at `WITHIN` steps later, in all processes at the same step, so that they agree.
+    The gradient norm of a step is read `WITHIN` steps later, while the device computes. All processes read it after the
+    same step, so that they agree.
     """
 
     def __init__(self, in_a_row: int, rows: Sequence[int], losses: Iterable[str]):
-        """Starts to watch.
+        """Creates the detector.
 
         Args:
-          in_a_row: number of consecutive steps before the first one that were skipped.
+          in_a_row: number of consecutive skipped steps before the first step that is added.
           rows: indices of this process's rows in the global batch.
           losses: names of the means to log in addition to the gradient norm.
         """
@@ -53,7 +56,12 @@ class Skips:
         self._waiting: collections.deque[tuple[int, dict[str, Mean], np.ndarray]] = collections.deque()
 
     def add(self, step: int, means: dict[str, Mean], lanes: np.ndarray) -> Iterator[Skip]:
-        """Adds a step that may still run, with the states of this process's lanes before it. Yields older skips.
+        """Adds a step, which may still be running. Yields the skipped steps among those that are old enough to examine.
+
+        Args:
+          step: number of the step, counted from 1.
+          means: losses and metrics of the step, as weighted means.
+          lanes: state of the data pipeline for this process's rows before the step.
 
         Raises:
           InputError: If `MOST_SKIPPED` consecutive steps were skipped, after the last of them has been yielded.
@@ -62,7 +70,9 @@ class Skips:
         yield from self._looked_at(WITHIN)
 
     def rest(self) -> Iterator[Skip]:
-        """Waits for all steps so far and yields their skips. Raises InputError like `add`."""
+        """Waits for all steps that were added, and yields the skipped ones not yet yielded. Raises InputError under the
+        same condition as `add`.
+        """
         yield from self._looked_at(0)
 
     def _looked_at(self, left: int) -> Iterator[Skip]:

@@ -58,8 +58,8 @@ def _check_rows(experiment: Experiment, mesh, micro_batches: int) -> None:
 
 
 def check_experts(experiment: Experiment, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> None:
-    """Raises InputError if the model has no experts to split over the mesh axis `expert`, or if their number is not
-    divisible by its size.
+    """Raises InputError if the size of the mesh axis `expert` does not divide the number of experts of the model, or is
+    above 1 although the model has no experts.
     """
     ways = mesh.shape["expert"]
     kinds = [kind for stack in experiment.model.stacks().values() for kind in stack.kinds]

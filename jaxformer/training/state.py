@@ -101,7 +101,9 @@ def boxed_params(experiment: Experiment) -> Any:
 
 
 def parameter_info(experiment: Experiment) -> dict[str, metadata.ParameterInfo]:
-    """Returns the names of each parameter's axes, by path. Does not compute the parameters."""
+    """Returns a dict that maps parameter paths to the names of the parameter's axes. Does not compute the
+    parameters.
+    """
     return metadata.parameter_info(boxed_params(experiment))
 
 
@@ -137,7 +139,7 @@ def abstract_batch(experiment: Experiment, mesh: jax.sharding.Mesh) -> dict[str,
 
 
 TOKEN_ARRAYS = {"tokens": "length", "inputs": "input_length"}
-"""Maps arrays of tokens in a row to the fields of tasks that set their length."""
+"""Maps the names of the token arrays in a batch row to the names of the task fields that set their length."""
 
 
 def check_axes(experiment: Experiment, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> None:
@@ -157,9 +159,11 @@ def check_axes(experiment: Experiment, mesh: jax.sharding.Mesh | jax.sharding.Ab
 
 
 def check_positions(experiment: Experiment, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> None:
-    """Raises InputError if the mesh splits positions, but divides none of the token arrays of a row.
+    """Raises InputError if the mesh splits sequences along their positions, but the length of no token array of a batch
+    row is divisible by the number of parts.
 
-    Arrays that do not divide stay whole, such as the short targets of an encoder–decoder. So do the patches of images.
+    A token array whose length is not divisible, such as the short targets of an encoder–decoder, is not split. Neither
+    are the patches of images.
     """
     ways, row = sharding.ways(mesh, "query_position"), experiment.data.task.row
     fields = {field: row[array].capacity for array, field in TOKEN_ARRAYS.items() if array in row}

@@ -50,8 +50,8 @@ class Weights:
         return getattr(self.model, "labels", None)
 
     def by_path(self) -> dict[str, tuple[str, Any]]:
-        """Maps parameter paths within the pretrained part of the model to the full path and the array of each
-        parameter.
+        """Returns a dict that maps the path of each parameter within the pretrained part of the model to the full path
+        and the array of the parameter.
         """
         prefix, _ = self.model.pretrained()
         return {path.removeprefix(prefix): (path, array) for path, array in parameters.flat(self.params).items()}
@@ -61,7 +61,7 @@ def start_from(name: str, model: Model, params: Any, mesh: jax.sharding.Mesh) ->
     """Replaces random parameters of a model by pretrained weights.
 
     Args:
-      name: run folder, or another name that `locate` accepts.
+      name: folder of a run, Hugging Face folder, or another name that `locate` accepts.
       model: model to initialise.
       params: random parameters of the model, on the mesh. Kept for parameters that the weights lack.
       mesh: mesh of the parameters.
@@ -83,7 +83,8 @@ def start_from(name: str, model: Model, params: Any, mesh: jax.sharding.Mesh) ->
 
 
 def check_model(name: str, model: Model, wanted: Model) -> None:
-    """Raises InputError if two models differ in more than their heads and in settings that only affect training.
+    """Raises InputError unless two models are the same except for their heads and for settings that only affect
+    training.
 
     Args:
       name: name of the weights, for error messages.
@@ -109,13 +110,16 @@ def check_model(name: str, model: Model, wanted: Model) -> None:
 
 
 def match(name: str, found: Weights, wanted: Weights) -> Start:
-    """Initialises the parameters of a model from weights with the same paths. Within a classifier, paths begin at the
-    pretrained model.
+    """Initialises each parameter of a model from the weight with the same path. If a model is a classifier, its paths
+    are taken relative to the pretrained model inside it.
 
     Args:
       name: name of the weights, for error messages.
-      found: the weights. A head for other labels is not used.
-      wanted: the model to initialise, and its parameters on the mesh. A parameter without weights keeps its value.
+      found: the weights. Their head is not used if it has other labels.
+      wanted: the model to initialise, and its parameters on the mesh. A parameter without a weight keeps its value.
+
+    Raises:
+      InputError: If a weight has another shape, or one of the two models lacks parameters of the pretrained part.
     """
     ours, theirs = wanted.by_path(), found.by_path()
     same_labels = found.labels == wanted.labels
@@ -143,9 +147,8 @@ def match(name: str, found: Weights, wanted: Weights) -> Start:
 
 
 def _origin(source: str, theirs: Container[str], wanted: Model) -> str:
-    """Returns the path of the weights to initialise a parameter from.
-
-    This is the path of the parameter itself, unless the weights only have its substitute (`Model.warm_start_names`).
+    """Returns the path of the weight that initialises a parameter: the path of the parameter, or that of its substitute
+    (`Model.warm_start_names`) if the weights only have the substitute.
 
     Args:
       source: path of the parameter.
