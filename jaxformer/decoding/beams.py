@@ -37,10 +37,10 @@ class Hypotheses:
         return cls(jnp.full(zeros.shape, NEVER), jnp.zeros((*zeros.shape, room), jnp.int32), zeros)
 
     def best(self, scores: jax.Array, count: int) -> tuple["Hypotheses", jax.Array]:
-        """Selects the `count` hypotheses of each row with the highest `scores` ([batch, beams]), and gives them these
-        scores.
+        """Returns the `count` hypotheses of each row with the highest values in `scores` ([batch, beams]). These values
+        replace the previous scores of the hypotheses.
 
-        Also returns the indices of the selected hypotheses, integers [batch, count].
+        Also returns the indices of these hypotheses along the beam axis, integers [batch, count].
         """
         scores, index = jax.lax.top_k(scores, count)
         rows = jnp.arange(len(index))[:, None]
@@ -49,23 +49,23 @@ class Hypotheses:
 
 @flax.struct.dataclass
 class Search:
-    """State of a running beam search, with several hypotheses (beams) per batch row."""
+    """State of a running beam search. Each batch row has several hypotheses (beams)."""
 
     count: jax.Array
-    """Number of tokens in each hypothesis that is still being extended, scalar."""
+    """Number of tokens in each hypothesis in `live`, scalar. All have the same length."""
     live: Hypotheses
     """Hypotheses that are still being extended."""
     ended: Hypotheses
     """Hypotheses that have ended with an end token."""
     open: jax.Array
-    """Whether a better hypothesis is still possible in each row, boolean [batch]."""
+    """Whether the search of each row continues, boolean [batch]. It ends when no better hypothesis is expected."""
     position_ids: jax.Array
     """Positions of the last tokens of the hypotheses in `live`, integers [batch · beams]."""
     cache: Cache
     """Keys and values of the previous tokens, with one row per hypothesis."""
     seen: jax.Array | None
-    """Whether each token of the vocabulary occurred before in each hypothesis, boolean [batch, beams, vocab]. None if
-    `repetition_penalty` is 1.
+    """Whether each token of the vocabulary has already occurred in the prompt or in the hypothesis, boolean
+    [batch, beams, vocab]. None if `repetition_penalty` is 1.
     """
 
 
@@ -99,8 +99,11 @@ def search(model: Model, decoding: Decoding, params: Any, prompts: Prompts, room
 
 
 def _extend(state: Search, logits: jax.Array, decoding: Decoding, prompts: Prompts) -> Search:
-    """Extends each live hypothesis by every token of the vocabulary. The best of these extensions either stay live or
-    end.
+    """Runs one step of the beam search: extends each unfinished hypothesis (`state.live`) by every token of the
+    vocabulary, and keeps the best results.
+
+    A result is moved to `state.ended` if its last token is an end token or it has the maximum length. `logits` are
+    [batch · beams, vocab].
     """
     rows, beams = state.live.scores.shape
     count = state.count + 1
@@ -142,8 +145,16 @@ def _scores(state: Search, logits: jax.Array, decoding: Decoding, prompts: Promp
 
 
 def _with_ended(state: Search, extended: Hypotheses, ends: jax.Array, count, decoding: Decoding) -> Hypotheses:
-    """Merges hypotheses that have just ended with those that ended before, and keeps the best ones. Only the best
-    `num_beams` extensions may end.
+    """Merges the hypotheses that have just ended with those that ended before. Returns the best `num_beams` of each
+    row.
+
+    Args:
+      state: State of the search, with the hypotheses that ended before.
+      extended: Hypotheses after this step, best first.
+      ends: Whether each hypothesis of `extended` ends with this step, boolean [batch, hypotheses]. Only the best
+        `num_beams` may end.
+      count: Number of tokens in each hypothesis of `extended`.
+      decoding: Decoding settings.
     """
     beams = decoding.num_beams
     now = ends & (jnp.arange(ends.shape[1]) < beams) & state.open[:, None]

@@ -21,7 +21,7 @@ def choose(logits: jax.Array, decoding: Decoding, key: jax.Array) -> jax.Array:
 
 
 def likeliest(logits: jax.Array) -> jax.Array:
-    """Returns the argmax, int32 [batch], the first one if there are ties.
+    """Returns the argmax of each row of logits [batch, vocab], int32 [batch]: the first index if there are ties.
 
     Uses two reductions, because argmax is slow in XLA on CPU.
     """
@@ -33,7 +33,8 @@ def likeliest(logits: jax.Array) -> jax.Array:
 def warp(logits: jax.Array, decoding: Decoding) -> jax.Array:
     """Changes logits [batch, vocab] for sampling: divides them by the temperature and removes unlikely tokens.
 
-    Each cutoff renormalises the probabilities of the tokens that the previous one kept.
+    The cutoffs are applied one after the other. Each renormalises the probabilities of the tokens that the previous
+    ones kept.
     """
     logits = logits / decoding.temperature
     if decoding.top_p < 1:
@@ -82,12 +83,12 @@ def _entropy(logits: jax.Array) -> jax.Array:
 
 
 def weaken(scores: jax.Array, seen: jax.Array | None, penalty: float) -> jax.Array:
-    """Applies the repetition penalty to the scores [..., vocab] of tokens that occurred before.
+    """Applies the repetition penalty to the scores of tokens that occurred before.
 
     Args:
-      scores: Scores of the next token.
-      seen: Whether each token occurred before, boolean [..., vocab].
-      penalty: Factor by which their scores are weakened.
+      scores: Scores of the next token, [..., vocab].
+      seen: Whether each token occurred before, boolean [..., vocab]. If None, the scores are returned unchanged.
+      penalty: Divisor of positive scores and factor of negative scores. Values above 1 make repetitions less likely.
     """
     if seen is None:
         return scores

@@ -41,9 +41,10 @@ class Prompt:
 
 
 def as_prompt(prompt: Prompt | Ids, model: Model, start: int | None) -> Prompt:
-    """Converts token ids to a prompt.
+    """Converts token ids to a `Prompt`. A `Prompt` is only checked, and returned unchanged.
 
-    An encoder–decoder encodes them and decodes from the token `start`. A decoder continues them.
+    For an encoder–decoder, the token ids become the encoder input, and decoding starts from the token `start`. For a
+    decoder, they are the tokens to continue.
 
     Raises:
       InputError: If the sequence is empty, exceeds the maximum length of the model or has a token outside of the
@@ -70,17 +71,18 @@ def generate(
 
     Prompts of similar lengths are decoded together. Outputs do not depend on the batch, except when sampling. One
     program is compiled per padded prompt length (see `bucket`) and number of rows. Parameters may be sharded over a
-    mesh; in that case, call the function under `sharding.use`.
+    mesh; in that case, call this function in the context of `sharding.use`.
 
     Args:
       model: Generative model.
       params: Parameters of the model.
       prompts: Token ids of each prompt, or a `Prompt`.
       decoding: Decoding settings.
-      end: Token that ends an output, if `decoding` names none.
+      end: Token that ends an output. Only used if `decoding.eos_token_ids` is None.
       start: Decoder start token of an encoder–decoder, for prompts that are token ids.
       prefix: Whether attention within a prompt is bidirectional, for a prefix language model.
-      pieces: Vocabulary size of the tokenizer; higher ids are never generated.
+      pieces: Vocabulary size of the tokenizer. Token ids from this number on are never generated. If None, all ids may
+        be generated.
 
     Returns:
       New tokens of each prompt, int32 [tokens], including the end token if it was generated.
@@ -126,7 +128,8 @@ def stream(
     """Yields the tokens that `generate` returns for one prompt, a few at a time. Same arguments as `generate`.
 
     Raises:
-      InputError: In the cases of `generate`, and for beam search, which has no tokens before its end.
+      InputError: In the cases of `generate`, or if `decoding.num_beams` is above 1, because a beam search chooses its
+        output only at the end.
     """
     if decoding.num_beams > 1:
         raise InputError(f"decoding.num_beams={decoding.num_beams}: beam search cannot be streamed; expected 1")
@@ -154,7 +157,9 @@ def bucket(length: int) -> int:
 
 
 def by_length(prompts: Sequence[np.ndarray], rows: int = ROWS) -> list[list[int]]:
-    """Groups prompts of similar lengths into batches, longest first. Returns the indices of each batch."""
+    """Groups prompts of similar lengths into batches of at most `rows` prompts, longest first. Returns the indices of
+    the prompts in each batch.
+    """
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     return [order[first : first + rows] for first in range(0, len(order), rows)]
 
@@ -261,9 +266,10 @@ def _inputs(prompts: Sequence[Prompt], longest: int, rows: int) -> dict[str, np.
 
 
 def _static(decoding: Decoding, prompts: Prompts) -> Decoding:
-    """Returns the decoding settings without those that are passed as arrays: seed, limits and end tokens.
+    """Returns decoding settings that can be a static argument of a compiled function. The settings that the function
+    receives as arrays (seed, limits and end tokens) are set to constants.
 
-    Otherwise a change of them would cause a recompilation.
+    Without this, changing one of these settings would cause a recompilation.
     """
     ends = [(token,) for token in prompts.rules.ends.tolist()]
     words = tuple(word for word in decoding.bad_words_ids if word not in ends)  # End tokens are never banned.

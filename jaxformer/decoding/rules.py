@@ -1,8 +1,8 @@
 """Logits processors: they change the scores of the next token according to output length, repetitions and banned
 tokens.
 
-Definitions and order are the same as in transformers. A setting at its default costs nothing: its fields of `Rules` are
-None.
+Their definitions and order are the same as in the Hugging Face transformers library. A setting with its default value
+adds nothing to the compiled program, because its fields of `Rules` are None.
 """
 
 import dataclasses
@@ -43,7 +43,9 @@ class Rules:
     applies to such rows. None if no processor needs it.
     """
     pieces: int | None = flax.struct.field(pytree_node=False, default=None)
-    """Vocabulary size of the tokenizer; higher ids are never generated. If None, all ids of the model are allowed."""
+    """Vocabulary size of the tokenizer. Token ids from this number on are never generated. If None, all ids of the
+    model are allowed.
+    """
 
     @classmethod
     def of(
@@ -63,8 +65,10 @@ class Rules:
           prompts: Prompt of each row, int32 [tokens].
           limits: Maximum number of new tokens per row, int32 [batch].
           ends: Ids of the tokens that end an output.
-          followed: Tokens that each output continues, int32 [tokens]. If None, the prompts.
-          pieces: Vocabulary size of the tokenizer, if the vocabulary of the model is larger.
+          followed: Tokens directly before the output of each row, int32 [tokens]: the decoder start tokens of an
+            encoder–decoder. If None, the prompts.
+          pieces: Vocabulary size of the tokenizer. Token ids from this number on are never generated. If None, all ids
+            of the model are allowed.
         """
         followed = prompts if followed is None else followed
         stretch, read = decoding.no_repeat_ngram_size, decoding.encoder_no_repeat_ngram_size
@@ -86,7 +90,9 @@ class Rules:
         )
 
     def repeated(self, times: int) -> "Rules":
-        """Returns the data for a batch in which each row is repeated `times` times, as for beam search."""
+        """Returns the data for a batch in which each row is repeated `times` times, once per hypothesis of a beam
+        search.
+        """
         return dataclasses.replace(jax.tree.map(lambda array: jnp.repeat(array, times, axis=0), self), ends=self.ends)
 
     def is_end(self, tokens: jax.Array) -> jax.Array:
@@ -94,7 +100,9 @@ class Rules:
         return (tokens[..., None] == self.ends).any(-1)
 
     def only_pieces(self, logits: jax.Array) -> jax.Array:
-        """Bans ids that the tokenizer does not have, by setting their logits to -inf. `logits` are [..., vocab]."""
+        """Sets the logits ([..., vocab]) of token ids that the tokenizer does not have to -inf, so that they are not
+        generated.
+        """
         return without_pieces(logits, self.pieces)
 
 
@@ -112,8 +120,8 @@ class History(NamedTuple):
 
 
 def without_pieces(logits: jax.Array, pieces: int | None) -> jax.Array:
-    """Bans ids from `pieces` on, which the tokenizer does not have, by setting their logits to -inf. `logits` are
-    [..., vocab].
+    """Sets the logits ([..., vocab]) of token ids from `pieces` on to -inf, so that they are not generated. `pieces` is
+    the vocabulary size of the tokenizer. If it is None, the logits are unchanged.
     """
     if pieces is None or pieces >= logits.shape[-1]:
         return logits
@@ -184,8 +192,8 @@ def _apply_lengths(scores: jax.Array, count: jax.Array, rules: Rules, decoding: 
 
 
 def _before(texts: Sequence[np.ndarray], rows: int, least: int = 1) -> np.ndarray:
-    """Left-pads texts to a common length, int32 [rows, length]. The length is at least `least` and a power of 2, so
-    that few programs are compiled.
+    """Left-pads token sequences with `NO_TOKEN` to a common length, int32 [rows, length]. The length is at least
+    `least` and a power of 2, so that few programs are compiled.
     """
     size = 16
     while size < max([least, *map(len, texts)]):
@@ -197,7 +205,9 @@ def _before(texts: Sequence[np.ndarray], rows: int, least: int = 1) -> np.ndarra
 
 
 def _among(ids: jax.Array | np.ndarray, scores: jax.Array) -> jax.Array:
-    """Returns which tokens of the vocabulary are in `ids`, boolean [vocab]."""
+    """Returns which tokens of the vocabulary are in `ids`, boolean [vocab]. Only the last axis of `scores`
+    ([..., vocab]) is used, as the vocabulary size.
+    """
     return jnp.zeros(scores.shape[-1], bool).at[ids].set(True)
 
 

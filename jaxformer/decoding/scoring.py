@@ -48,7 +48,8 @@ def score(
     prefix: bool = False,
     pieces: int | None = None,
 ) -> list[Score]:
-    """Scores each continuation of its prompt, in batches of similar lengths.
+    """Computes the log-probability of each continuation given its prompt. Pairs of similar lengths are computed in one
+    batch.
 
     Args:
       model: `Gpt` or `EncoderDecoder`.
@@ -57,11 +58,12 @@ def score(
       continuations: Token ids of the continuation of each prompt.
       start: Decoder start token, for an `EncoderDecoder`.
       prefix: Whether attention within a prompt is bidirectional, for a `Gpt` that is a prefix language model.
-      pieces: Vocabulary size of the tokenizer; higher ids do not count as the argmax.
+      pieces: Vocabulary size of the tokenizer. Token ids from this number on are ignored in `Score.greedy`, because
+        they are never generated.
 
     Raises:
-      InputError: If a prompt or a continuation is empty, exceeds the maximum length of the model or has a token
-        outside of the vocabulary.
+      InputError: If a prompt or a continuation is empty, exceeds the maximum length of the model or has a token outside
+        of the vocabulary.
     """
     pairs = [
         (checked(prompt, model), checked(continuation, model, "continuation"))

@@ -11,8 +11,8 @@ from jaxformer.errors import InputError
 class Decoding:
     """Decoding settings: greedy by default, sampling if `temperature` > 0, beam search if `num_beams` > 1.
 
-    Definitions are those of transformers' `generate`: equal settings give equal tokens. A setting at its default adds
-    nothing to the compiled program.
+    The settings are defined as in `generate` of the Hugging Face transformers library: equal settings give equal
+    tokens. A setting with its default value adds nothing to the compiled program.
     """
 
     max_new_tokens: int | None = 64
@@ -22,17 +22,20 @@ class Decoding:
     top_k: int | None = None
     """Number of tokens with the highest probabilities to sample from. If None, all tokens."""
     top_p: float = 1.0
-    """Cumulative probability for nucleus sampling from the smallest set of tokens that reaches it (Holtzman et al.
-    2020)."""
+    """Nucleus sampling: samples from the smallest set of most likely tokens whose total probability reaches this value
+    (Holtzman et al. 2020). 1 disables it.
+    """
     min_p: float = 0.0
     """Minimum probability of a sampled token, as a fraction of the probability of the most likely token."""
     repetition_penalty: float = 1.0
-    """Penalty on the scores of tokens that occurred before (Keskar et al. 2019). 1 disables it."""
+    """Factor that makes tokens that occurred before less likely: it divides positive scores and multiplies negative
+    ones (Keskar et al. 2019). 1 disables it.
+    """
     num_beams: int = 1
     """Number of hypotheses kept at each step. 1 disables beam search."""
     length_penalty: float = 1.0
-    """Exponent of the hypothesis length by which the log-probability of a hypothesis is divided. Values above 0 favour
-    longer hypotheses.
+    """Beam search divides the log-probability of a hypothesis by its length to the power of this number. Values above 0
+    favour longer hypotheses.
     """
     early_stopping: bool | Literal["never"] = False
     """When a beam search ends: False when a better hypothesis is unlikely, True when `num_beams` hypotheses have ended,
@@ -49,16 +52,19 @@ class Decoding:
     eos_token_ids: tuple[int, ...] | None = None
     """Ids of the tokens that end an output. If None, the end token of the tokenizer."""
     typical_p: float = 1.0
-    """Cumulative probability for typical sampling: samples from the tokens whose surprisal is closest to the entropy
-    (Meister et al. 2022). 1 disables it."""
+    """Typical sampling: samples from the tokens whose surprisal is closest to the entropy and whose total probability
+    reaches this value (Meister et al. 2022). 1 disables it.
+    """
     epsilon_cutoff: float = 0.0
     """Minimum probability of a sampled token (Hewitt et al. 2022). 0 disables it."""
     eta_cutoff: float = 0.0
-    """Minimum probability of a sampled token, lowered if the entropy is high (Hewitt et al. 2022). 0 disables it."""
+    """Minimum probability of a sampled token. It is lowered if the entropy of the distribution is high (Hewitt et al.
+    2022). 0 disables it.
+    """
     encoder_repetition_penalty: float = 1.0
     """Factor by which the scores of tokens that occur in the prompt are raised. 1 disables it."""
     no_repeat_ngram_size: int = 0
-    """Length of n-grams that must not be repeated. They are counted in the output and, for a decoder, the prompt
+    """Length of n-grams that may occur only once in the output or, for a decoder, in the prompt and output together
     (Paulus et al. 2018). 0 disables it.
     """
     encoder_no_repeat_ngram_size: int = 0
@@ -70,7 +76,9 @@ class Decoding:
     begin_suppress_tokens: tuple[int, ...] = ()
     """Ids of tokens that are never generated as the first token."""
     forced_bos_token_id: int | None = None
-    """Id of the first generated token. Applies after a decoder start token or a one-token prompt."""
+    """Id of the token that is always generated first. Applies only if one token precedes the output: a decoder start
+    token or a one-token prompt.
+    """
     forced_eos_token_ids: tuple[int, ...] = ()
     """Ids of end tokens, one of which becomes the last token of an output that reaches its limit."""
     exponential_decay_length_penalty: tuple[int, float] | None = None

@@ -1,7 +1,8 @@
-"""One decoding step at a time: the prefill of the prompts, and the computation of each new token.
+"""Computes single decoding steps: `start` runs the prefill of the prompts, and `step` computes the logits of each
+further token.
 
 Models generate through `Model.encode_prompt` and `Model.decode`, which accept prompts of any modality. Prompts of
-different lengths are left-padded, so that all rows write to the same cache slot.
+different lengths are left-padded, so that the next token of every row is written to the same cache slot.
 """
 
 import dataclasses
@@ -54,9 +55,10 @@ class Next(NamedTuple):
 
 
 def ready(model: Model, params: Any) -> Any:
-    """Prepares parameters for decoding: splits the stacked blocks and converts kernels to the compute dtype.
+    """Prepares parameters for decoding: splits stacked block parameters into one tree per block, and converts kernels
+    to the compute dtype.
 
-    Otherwise each step of the decoding loop would slice and convert them again.
+    Without this, each step of the decoding loop would slice and convert them again.
     """
     name, stack = list(model.stacks().items())[-1]
     if isinstance(params[name]["blocks"], tuple):
@@ -100,7 +102,7 @@ def step(model: Model, params: Any, tokens: jax.Array, position_ids: jax.Array, 
       params: Parameters, optionally prepared by `ready`.
       tokens: Last token of each row, integers [batch].
       position_ids: Positions of these tokens, integers [batch].
-      cache: Keys and values of the tokens before.
+      cache: Keys and values of the previous tokens.
     """
     places = jnp.minimum(position_ids, model.max_length - 1)  # A row that has ended keeps its position.
     output = _decode(model, params, tokens[:, None], places[:, None], cache)
