@@ -26,14 +26,14 @@ from jaxformer.predictors.text_to_text import TextToTextPredictor
 from jaxformer.runs.run import Run, open_run
 
 NEW = 256
-"""Default for the maximum number of new tokens. It is the same as in the models of lm-evaluation-harness."""
+"""Default of the maximum number of new tokens, as in the models of lm-evaluation-harness."""
 TAKEN = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "length_penalty")
 """Generation settings of a task in lm-evaluation-harness that have the same name and meaning in `Decoding`."""
 
 
 class RunLM(LM):
-    """Wraps a run as a language model for lm-evaluation-harness. For an encoder–decoder, the context is the encoder
-    input.
+    """Wraps a run as a language model for lm-evaluation-harness. If the model is an encoder–decoder, the encoder reads
+    the context of a request, and the decoder generates or scores the answer.
     """
 
     def __init__(self, run: str | os.PathLike | Run):
@@ -58,9 +58,9 @@ class RunLM(LM):
     def loglikelihood_rolling(self, requests: Sequence[Instance]) -> list[float]:
         """Returns the log-probability of each text after the BOS or EOS token. Long texts are divided into windows.
 
-        The model class of lm-evaluation-harness gives the same values for an exported folder. If the tokenizer adds the
-        BOS token, that model needs `add_bos_token=False`. Otherwise it adds another BOS token, and scores the first one
-        too.
+        If the run is exported, the Hugging Face model class of lm-evaluation-harness gives the same values. For a
+        tokenizer that adds a BOS token to texts, that class needs the option `add_bos_token=False`. Otherwise it adds a
+        second BOS token and scores the first one.
         """
         run, tokenizer = self.run, self.run.require_tokenizer()
         if not isinstance(run.objective, CausalLM):
@@ -86,8 +86,8 @@ class RunLM(LM):
         return answers
 
     def generate_until(self, requests: Sequence[Instance]) -> list[str]:
-        """Generates a text for each request, a pair of context and settings. Ends the text before the first of the
-        strings in the setting `until`.
+        """Generates a text for each request, whose arguments are a context and a dict of generation settings. The text
+        is truncated before the first occurrence of a string in the setting `until`.
         """
         answers = [""] * len(requests)
         groups: dict[str, list[int]] = {}

@@ -25,7 +25,7 @@ class Argument:
     `past_sequence_length + sequence_length`, for dynamic sizes.
     """
     dtype: str
-    """ONNX name of the data type. The program converts int64 to int32."""
+    """ONNX name of the data type, such as `int64`. The program converts int64 inputs to int32."""
     meaning: str = ""
     """Description of the array for users of the program."""
 
@@ -39,11 +39,11 @@ def build(
     """Builds the ONNX model of a function.
 
     Args:
-      function: Function to convert. It takes a dict of parameters by path, and the arguments by name. It returns
-        outputs by name.
-      params: Parameters by path.
+      function: Function to convert: `function(params, **arrays)`. `params` is a dict that maps parameter paths to
+        arrays; the other arguments are the input arrays. It returns a dict that maps output names to arrays.
+      params: Parameters, a dict that maps paths to arrays.
       arguments: Specifications of the function's arguments, in order.
-      limits: Constraints on axes, such as `length <= 512`.
+      limits: Constraints on the sizes of dynamic axes, such as `length <= 512`.
 
     Raises:
       InputError: If the function uses an operation that cannot be converted.
@@ -94,7 +94,9 @@ def _output(graph: Graph, name: str, tensor: Tensor, spec: jax.ShapeDtypeStruct)
 
 
 def _in_order(name: str) -> list[str]:
-    """Sort key that orders output names by their layer numbers. optimum identifies outputs by their order."""
+    """Returns a sort key that orders output names by their layer numbers, because the optimum library identifies
+    outputs by their order.
+    """
     return [part.rjust(9, "0") if part.isdigit() else part for part in name.split(".")]
 
 

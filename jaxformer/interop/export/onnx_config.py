@@ -1,4 +1,6 @@
-"""Writes the config files of exported ONNX models for transformers, optimum and transformers.js."""
+"""Writes the config files of exported ONNX models that the Hugging Face libraries transformers, optimum and
+transformers.js read.
+"""
 
 from pathlib import Path
 
@@ -24,11 +26,11 @@ def write_files(run: Run, folder: Path, programs: list[str]) -> str | None:
     Args:
       run: Run whose model is exported.
       folder: Existing folder to write to.
-      programs: Names of the programs with external data files.
+      programs: Names of the programs that have an external data file.
 
     Returns:
-      The reason why transformers cannot load the parameters of the run, or None. If there is a reason, the config names
-      the transformers class with the same arguments and outputs as the programs.
+      The reason why the transformers library cannot load the parameters of the run, or None if it can. If it cannot,
+      config.json names the transformers class whose arguments and outputs match those of the programs.
 
     Raises:
       InputError: If the tokenizer or the image processing cannot be exported.
@@ -62,8 +64,8 @@ def _keep(source: Path, folder: Path) -> None:
 
 
 def _describe(run: Run, folder: Path) -> None:
-    """Writes the config of the transformers class with the same arguments and outputs as the programs, and the
-    tokenizer and preprocessing files.
+    """Writes a config.json that names the transformers class whose arguments and outputs match those of the programs.
+    Also writes the tokenizer and preprocessing files.
     """
     model, plan = run.model, plan_of(run)
     tokens = plan.special_tokens(model, run.tokenizer)

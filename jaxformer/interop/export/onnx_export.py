@@ -94,7 +94,7 @@ def export_onnx(run: Run | str | os.PathLike, out: str | os.PathLike, dtype: DTy
 
     Raises:
       InputError: If the `dtype` or the kind of model is not supported, a package is missing, ONNX Runtime computes
-        other results, or `out` exists or cannot be written.
+        results that differ from those of JAX, or `out` exists or cannot be written.
     """
     if dtype != "float32":
         raise InputError(f"--dtype {dtype}: expected float32 for --format onnx")
@@ -149,7 +149,7 @@ def _write_readme(
 
 
 def _example(found: Mapping, token: int) -> str:
-    """Formats example Python code that calls a program with constant arrays and an empty cache."""
+    """Formats example Python code that calls an exported program with constant arrays and an empty key-value cache."""
     (name, program), sizes = *found.items(), {"batch_size": 2, "sequence_length": 8, "past_sequence_length": 0}
     sizes["past_sequence_length + sequence_length"] = 8
     lines, cached = [], {}
@@ -176,7 +176,7 @@ def _table(name: str, program, session) -> str:
 
 
 def _rows(cells: Iterable[tuple]) -> str:
-    """Formats the rows of a Markdown table. Rows that differ only in the layer number are merged."""
+    """Formats tuples of cells as rows of a Markdown table. Rows that differ only in the layer number are merged."""
     lines = {}
     for name, dtype, axes, *rest in cells:
         general = ".".join("{layer}" if part.isdigit() else part for part in name.split("."))

@@ -41,8 +41,8 @@ def write(found: Mapping[str, Program], params: Arrays, folder: Path) -> None:
     The decoders of an encoder–decoder have the same parameters, so they share the data file of `decoder_model_merged`.
 
     Args:
-      found: Programs by name.
-      params: Parameters by path.
+      found: Programs, keyed by file name without extension.
+      params: Parameters, keyed by path.
       folder: Existing folder to write to.
 
     Raises:
@@ -98,7 +98,9 @@ class Rows:
 
     name: str
     arrays: Arrays
-    """Input arrays by name. For an encoder–decoder, `tokens` are the decoder inputs and `read` the encoder inputs."""
+    """Input arrays, keyed by name. For an encoder–decoder, `tokens` are the decoder inputs and `read` the encoder
+    inputs.
+    """
     mask: np.ndarray | None
     """Mask [batch, length] of the tokens whose outputs are compared. If None, all outputs are compared."""
 
@@ -184,17 +186,19 @@ def _has_cache(found: Mapping[str, Program]) -> bool:
 
 
 def _given(program: Program, rows: Rows) -> dict[str, np.ndarray]:
-    """Returns the input arrays of a program without a cache, as a dict from argument names to arrays."""
+    """Selects from `rows` the input arrays of a program without a cache. Returns a dict that maps argument names to
+    arrays.
+    """
     parts = {"input_ids": "tokens", "attention_mask": "mask", "token_type_ids": "types", "prefix_mask": "types"}
     return {name: rows.arrays[parts.get(name, name)] for name in program.arguments}
 
 
 def _computed(run: Run, found: Mapping[str, Program], sessions: Sessions, rows: Rows) -> Iterator[Arrays]:
-    """Runs the exported ONNX files on the given inputs. Yields the outputs of each combination of files that can
+    """Runs the exported ONNX files on the given inputs. Yields a dict of outputs for each combination of files that can
     compute them.
 
-    An encoder–decoder has two combinations: separate decoders without and with a cache, or the merged decoder. Other
-    models have one.
+    An encoder–decoder has two combinations: `decoder_model` followed by `decoder_with_past_model`, or
+    `decoder_model_merged` for both steps. Other models have one.
     """
     if run.model.is_encoder_decoder:
         yield _answered(sessions, (DECODER, WITH_PAST), rows)
@@ -206,8 +210,8 @@ def _computed(run: Run, found: Mapping[str, Program], sessions: Sessions, rows: 
 
 
 def call(session: onnxruntime.InferenceSession, arrays: Arrays) -> dict[str, np.ndarray]:
-    """Runs an ONNX Runtime session and returns its outputs by name. Arrays that the session does not take are
-    ignored.
+    """Runs an ONNX Runtime session. Returns a dict that maps output names to arrays. Entries of `arrays` that the
+    session does not take are ignored.
     """
     names = [output.name for output in session.get_outputs()]
     taken = {given.name for given in session.get_inputs()}
@@ -231,7 +235,8 @@ def past_of(outputs: Arrays, kept: Arrays) -> dict[str, np.ndarray]:
 
     Args:
       outputs: Outputs of the previous call, which may include updated keys and values.
-      kept: Cached keys and values of the previous call. Those that the call did not return are still valid.
+      kept: Cached keys and values that the previous call received. They are used again if the call did not return new
+        ones.
     """
     found = {name.replace("present", "past_key_values"): array for name, array in outputs.items() if "present" in name}
     return {**kept, **found}
@@ -266,5 +271,5 @@ def _answered(sessions: Sessions, names: tuple[str, str], rows: Rows) -> Arrays:
 
 
 def flat(run: Run) -> dict[str, np.ndarray]:
-    """Returns the parameters of the run by path, in float32."""
+    """Returns the parameters of the run as a dict that maps paths to float32 arrays."""
     return {path: np.asarray(array, np.float32) for path, array in parameters.flat(run.params).items()}

@@ -1,7 +1,7 @@
 """Converts a JAX function to an ONNX graph with dynamic axes, one operation of its jaxpr at a time.
 
-Values that depend only on parameters and constants are computed during the conversion and stored. Broadcasts are
-omitted if the next ONNX operation broadcasts by itself; ONNX follows NumPy's rules.
+Values that depend only on parameters and constants are computed during the conversion and stored. A broadcast is
+omitted if the next ONNX operation broadcasts its inputs, which ONNX does by the rules of NumPy.
 """
 
 import ast
@@ -44,7 +44,7 @@ class Graph:
 
     Args:
       operations: Maps names of JAX operations to converters. A converter is a function of the graph, the jaxpr equation
-        and its inputs.
+        and the input tensors. It returns the output tensor, or a list of them.
     """
 
     def __init__(self, operations: Mapping[str, Callable]):
@@ -65,7 +65,7 @@ class Graph:
         return node.outputs[0] if outputs == 1 else list(node.outputs)
 
     def integers(self, numbers: Sequence[int]) -> ir.Value:
-        """Stores an int64 vector in the graph, and returns its value."""
+        """Stores an int64 vector in the graph. Returns its ONNX value."""
         return self.value(self.constant(np.array(numbers, np.int64)))
 
     def constant(self, array: np.ndarray, name: str = "") -> Tensor:
@@ -77,8 +77,8 @@ class Graph:
         return self._constants.setdefault(key, Tensor(array, None, array.shape, array.dtype))
 
     def value(self, tensor: Tensor) -> ir.Value:
-        """Returns the graph value of a tensor. Stores the array in the graph first if it is known but not yet
-        stored.
+        """Returns the ONNX value of a tensor. If the tensor is a known array that is not stored in the graph yet,
+        stores it.
         """
         if tensor.value is None:
             name = tensor.name or f"constant_{len(self.stored)}"
@@ -124,8 +124,8 @@ class Graph:
         return self.op("Concat", *map(self.length, dimensions), axis=0)
 
     def whole(self, tensor: Tensor, shape: Sequence[Dimension]) -> Tensor:
-        """Broadcasts a tensor to its full shape. In the graph, axes that are only broadcast may have size 1 until an
-        operation needs their full size.
+        """Broadcasts a tensor to its full shape. Needed because axes along which a tensor is broadcast may have size 1
+        in the graph.
         """
         if tuple(tensor.shape) == tuple(shape):
             return tensor
@@ -134,20 +134,20 @@ class Graph:
         return self.tensor(self.op("Expand", self.value(tensor), self.shape(shape)), shape, tensor.dtype)
 
     def tensor(self, value: ir.Value, shape: Sequence[Dimension], dtype: Any) -> Tensor:
-        """Wraps a value that the graph computes as a tensor of the given shape and type."""
+        """Creates a tensor of the given shape and type from an ONNX value that the graph computes."""
         return Tensor(None, value, tuple(shape), np.dtype(dtype))
 
     def cast(self, value: ir.Value, dtype: Any) -> ir.Value:
-        """Adds an operation that casts a value to another data type."""
+        """Adds an operation that casts an ONNX value to another data type. Returns the result."""
         return self.op("Cast", value, to=ir.DataType.from_numpy(np.dtype(dtype)))
 
     def evaluate(self, jaxpr: Any, constants: Sequence[Any], inputs: Sequence[Tensor]) -> list[Tensor]:
-        """Adds all operations of a jaxpr to the graph, and returns its outputs.
+        """Adds all operations of a jaxpr to the graph. Returns the output tensors.
 
         Args:
           jaxpr: The jaxpr to convert.
-          constants: Values of its constants.
-          inputs: Its inputs.
+          constants: Values of the jaxpr's constants.
+          inputs: Input tensors of the jaxpr.
 
         Raises:
           InputError: If an operation cannot be converted.
@@ -200,12 +200,12 @@ array.
 
 
 def _folded(equation: Any, given: Sequence[Tensor]) -> list[np.ndarray] | None:
-    """Computes the results of an operation during the conversion, if its inputs and shapes are known. Returns None
-    otherwise.
+    """Evaluates an operation during the conversion, if its inputs are known and its shapes are fixed. Returns the
+    output arrays, or None if it cannot be evaluated.
 
     Args:
       equation: Equation of the jaxpr.
-      given: Its inputs.
+      given: Input tensors of the equation.
     """
     shapes = [variable.aval.shape for variable in (*equation.invars, *equation.outvars)]
     name = equation.primitive.name

@@ -1,6 +1,6 @@
 """Converters to ONNX for JAX operations that move, reshape or repeat values.
 
-Each converter is a function of the graph, the jaxpr equation and its inputs.
+Each converter is a function of the graph, the jaxpr equation and the input tensors.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,12 +14,14 @@ from jaxformer.interop.export.onnx_graph import Graph, Tensor
 
 
 def output(equation: Any) -> Any:
-    """Returns the shape and type of an equation's only output."""
+    """Returns the shape and dtype of the only output of a jaxpr equation."""
     return equation.outvars[0].aval
 
 
 def result(graph: Graph, value: ir.Value, equation: Any, shape: Any = None) -> Tensor:
-    """Wraps a graph value as the only output of an equation. `shape` defaults to the full shape of the output."""
+    """Creates the tensor for the only output of an equation from its ONNX value. `shape` defaults to the full shape of
+    the output.
+    """
     aval = output(equation)
     return graph.tensor(value, aval.shape if shape is None else shape, aval.dtype)
 
@@ -36,8 +38,8 @@ def _convert(graph: Graph, equation: Any, tensor: Tensor) -> Tensor:
 
 
 def _broadcast_in_dim(graph: Graph, equation: Any, tensor: Tensor, *sizes: Tensor) -> Tensor:
-    """Transposes and reshapes the axes of a tensor to their positions in the output. New axes have size 1; later
-    operations broadcast them.
+    """Inserts axes of size 1, so that the axes of the tensor have the same positions as in the output. Later operations
+    broadcast the inserted axes.
     """
     places, rank = equation.params["broadcast_dimensions"], len(output(equation).shape)
     shape = [1] * rank
@@ -191,7 +193,7 @@ def _dynamic_update_slice(graph: Graph, equation: Any, tensor: Tensor, update: T
 
 
 def _entry(graph: Graph, vector: Tensor, number: int) -> Tensor:
-    """Returns the entry with index `number` of a vector, as a vector of length 1."""
+    """Returns the entry with index `number` of a vector, as a tensor of shape [1]."""
     if vector.array is not None:
         return graph.constant(vector.array[number : number + 1])
     value = graph.op("Gather", graph.value(vector), graph.integers([number]), axis=0)
@@ -250,4 +252,4 @@ MOVES: Mapping[str, Callable] = {
     "gather": _gather,
     **dict.fromkeys(("copy", "copy_p", "stop_gradient", "sharding_constraint", "optimization_barrier"), _same),
 }
-"""Maps names of JAX operations to their converters."""
+"""Maps names of JAX operations to functions that convert them to ONNX."""

@@ -1,4 +1,4 @@
-"""Converters of JAX operations to ONNX. Each is a function of the graph, the jaxpr equation and its inputs."""
+"""Converters of JAX operations to ONNX. Each is a function of the graph, the jaxpr equation and the input tensors."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,7 +12,9 @@ from jaxformer.interop.export.onnx_moves import MOVES, output, result
 
 
 def _broadcast(equation: Any, *tensors: Tensor) -> tuple[Any, ...]:
-    """Returns the output shape of an elementwise operation. If an axis has size 1 in all inputs, its size stays 1."""
+    """Returns the shape of the result of an elementwise operation in the ONNX graph. If an axis has size 1 in all
+    inputs, it keeps size 1.
+    """
     full = output(equation).shape
     shapes = [(1,) * (len(full) - len(tensor.shape)) + tuple(tensor.shape) for tensor in tensors]
     return tuple(next((shape[axis] for shape in shapes if not _is_one(shape[axis])), 1) for axis in range(len(full)))
@@ -40,7 +42,7 @@ def _inverted(kind: str) -> Callable:
 
 
 def _composed(function: Callable[[Graph, Callable, ir.Value], ir.Value]) -> Callable:
-    """Builds the converter of an elementwise operation that consists of several ONNX operations.
+    """Builds the converter of an elementwise JAX operation that is expressed by several ONNX operations.
 
     `function` receives the graph, a function that creates constants of the input's dtype, and the input.
     """
@@ -133,7 +135,7 @@ def _cumsum(graph: Graph, equation: Any, tensor: Tensor) -> Tensor:
 
 
 def _sort(graph: Graph, equation: Any, *tensors: Tensor) -> list[Tensor]:
-    """Sorts several arrays in the same order, by the values of the first array."""
+    """Converts a sort of several arrays by the values of the first array."""
     axis, avals = equation.params["dimension"], [atom.aval for atom in equation.invars]
     if equation.params["num_keys"] != 1:
         raise InputError("the JAX operation sort by several keys cannot be converted to ONNX")
@@ -145,7 +147,7 @@ def _sort(graph: Graph, equation: Any, *tensors: Tensor) -> list[Tensor]:
 
 
 def _top_k(graph: Graph, equation: Any, tensor: Tensor) -> list[Tensor]:
-    """Returns the largest values along an axis in decreasing order, and their indices."""
+    """Converts `top_k`, which returns the largest values along an axis in decreasing order, and their indices."""
     whole, count = graph.value(graph.whole(tensor, equation.invars[0].aval.shape)), graph.length(equation.params["k"])
     values, places = graph.op("TopK", whole, count, outputs=2, axis=equation.params["axis"], largest=1, sorted=1)
     found = values, graph.cast(places, np.int32)
@@ -154,10 +156,10 @@ def _top_k(graph: Graph, equation: Any, tensor: Tensor) -> list[Tensor]:
 
 
 def _inside(name: str) -> Callable:
-    """Returns the converter of an operation that contains a nested jaxpr, such as a function call. `name` is the
-    parameter with the jaxpr.
+    """Builds the converter of an operation that contains a nested jaxpr, such as a function call. The converter adds
+    the operations of the nested jaxpr to the graph.
 
-    The converter adds the operations of the nested jaxpr to the graph.
+    `name` is the equation parameter that contains the nested jaxpr.
     """
 
     def convert(graph: Graph, equation: Any, *tensors: Tensor) -> list[Tensor]:
@@ -278,4 +280,4 @@ OPERATIONS: Mapping[str, Callable] = {
     **{name: _inside("jaxpr") for name in ("jit", "pjit", "checkpoint", "remat2")},
     **{name: _inside("call_jaxpr") for name in ("custom_jvp_call", "custom_vjp_call", "closed_call", "core_call")},
 }
-"""Maps names of JAX operations to their converters."""
+"""Maps names of JAX operations to functions that convert them to ONNX."""

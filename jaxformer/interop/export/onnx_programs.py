@@ -1,8 +1,8 @@
-"""Defines the functions that are exported as ONNX programs, with the names of files, arguments and outputs that Hugging
-Face uses.
+"""Defines the functions that are exported as ONNX programs.
 
-optimum and transformers.js identify models by these names. A decoder takes and returns the keys and values of previous
-tokens, and an encoder–decoder consists of several files.
+Their files, arguments and outputs have the names by which the Hugging Face libraries optimum and transformers.js
+identify models. A decoder takes and returns the keys and values of previous tokens, and an encoder–decoder consists of
+several files.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ BATCH, LENGTH, PAST, READ = "batch_size", "sequence_length", "past_sequence_leng
 `past_sequence_length` has length 0.
 """
 TEXTS = "text_batch_size"
-"""Name of the batch axis of texts in models whose numbers of texts and images may differ."""
+"""Name of the batch axis of texts in models whose inputs may contain different numbers of texts and images."""
 SINGLE = "model"
 ENCODER, DECODER, WITH_PAST, MERGED = (
     "encoder_model",
@@ -46,7 +46,7 @@ MEANINGS = {
     "segments": f"{MASK}, which is on the right",
     **dict.fromkeys(LAYOUTS, "pixels, processed as in `preprocessor_config.json`"),
 }
-"""Descriptions of model inputs for users of the exported program, by input name."""
+"""Descriptions of model inputs for users of the exported program, keyed by input name."""
 KEPT = "keys and values of previous tokens, for each of {} layers: those that were returned before, or of length 0"
 
 
@@ -55,8 +55,8 @@ class Program:
     """Function to export as an ONNX file, with its arguments."""
 
     function: Callable[..., Mapping[str, jax.Array]]
-    """Function to export. It takes a dict of parameters by path, and the arguments by name. It returns outputs by
-    name.
+    """Function to export: `function(params, **arrays)`. `params` is a dict that maps parameter paths to arrays; the
+    other arguments are the input arrays. It returns a dict that maps output names to arrays.
     """
     arguments: Mapping[str, Argument]
     limits: tuple[str, ...] = ()
@@ -64,7 +64,7 @@ class Program:
 
 
 def programs(run: Run) -> dict[str, Program]:
-    """Returns the programs of a run's model, by file name without extension.
+    """Returns the programs to export for a run's model, keyed by file name without extension.
 
     Raises:
       InputError: If the kind of model is not supported.
@@ -79,7 +79,7 @@ def programs(run: Run) -> dict[str, Program]:
 
 
 def apply(model: Model, params: Mapping[str, jax.Array], *arrays: Any, **named: Any) -> Any:
-    """Applies the model to parameters that are given by path."""
+    """Applies the model to input arrays. `params` is a dict that maps parameter paths to arrays."""
     return model.apply({"params": parameters.nested(dict(params))}, *arrays, **named)
 
 
@@ -89,8 +89,8 @@ def _limits(model: Model, *axes: str) -> tuple[str, ...]:
 
 
 def _arguments(model: Model) -> dict[str, Argument]:
-    """Returns the arguments of a program without a cache, in the order of the model's inputs. They have the names of
-    transformers.
+    """Returns the arguments of a program without a cache, in the order of the model's inputs. Keys are the argument
+    names that the transformers library uses.
     """
     names, sizes = bridge_of(model).arguments, {"b": BATCH, "c": TEXTS, "t": LENGTH} | model.fixed_sizes()
     found = {}
@@ -105,7 +105,7 @@ def _arguments(model: Model) -> dict[str, Argument]:
 
 
 def _single(model: Model, objective: Any) -> Program:
-    """Returns the program of a model that does not generate text, which consists of one file."""
+    """Returns the only program of a model that does not generate text."""
     bridge = bridge_of(model)
     specs = stablehlo_program.arguments(model)
     inputs = {bridge.arguments.get(name, name): name for name in specs}
@@ -134,7 +134,7 @@ def _prefix_decoder(model: Model) -> Program:
 
 
 def _cached(stack: Transformer, name: str, length: str) -> dict[str, Argument]:
-    """Returns the arguments of a program for the cached keys and values of all layers.
+    """Returns the arguments of a program that contain the cached keys and values of all layers, keyed by argument name.
 
     Args:
       stack: Decoder stack.

@@ -1,4 +1,4 @@
-"""Exports a model as a StableHLO program, which runs with JAX only, together with its weights and a README."""
+"""Exports a model as a StableHLO program, which needs only JAX to run, together with its weights and a README."""
 
 import dataclasses
 import os
@@ -77,11 +77,12 @@ def export_stablehlo(run: Run | str | os.PathLike, out: str | os.PathLike, dtype
 
 
 def forward_pass(model: Model, params: Mapping[str, Any], dtype: DType) -> jax.export.Exported:
-    """Exports the program, which maps parameters by path and the `arguments` of the model to outputs by name.
+    """Exports the forward pass of a model as a StableHLO program. The program takes a dict that maps parameter paths to
+    arrays, followed by the input arrays that `arguments` lists. It returns a dict that maps output names to arrays.
 
     Args:
       model: Model to export.
-      params: Parameters by path, in the format of `params.npz`.
+      params: Parameters, keyed by path, in the types in which `params.npz` stores them.
       dtype: Dtype of the parameters.
 
     Raises:
@@ -111,7 +112,8 @@ def forward_pass(model: Model, params: Mapping[str, Any], dtype: DType) -> jax.e
 
 
 def arguments(model: Model) -> dict[str, InputSpec]:
-    """Returns the arrays that the program of a model takes after the parameters, by name.
+    """Returns the specifications of the input arrays that an exported program takes after the parameters, in order and
+    keyed by name.
 
     Raises:
       InputError: If `model` is not a `Model`.
@@ -122,8 +124,8 @@ def arguments(model: Model) -> dict[str, InputSpec]:
 
 
 def portable(model: Model) -> Model:
-    """Returns a variant of the model that can be exported for all platforms: in float32, with layers in a loop and
-    without platform-specific kernels.
+    """Returns an equivalent model that can be exported for all platforms: it computes in float32, loops over its
+    layers, and uses no platform-specific kernels.
     """
 
     def blockwise(attention: Any) -> Any:

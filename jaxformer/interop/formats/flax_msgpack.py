@@ -1,8 +1,8 @@
 """Reads old Flax checkpoints (`flax_model.msgpack`) with the parameter names of PyTorch. Arrays are read only when they
 are needed.
 
-Flax stores an array as a msgpack extension of type 1, which contains the shape, the dtype name and the bytes. Flax
-kernels are transposed PyTorch weights. Scales and embeddings are named weights in PyTorch.
+Flax stores an array as a msgpack extension of type 1, which contains the shape, the dtype name and the bytes. PyTorch
+stores the transposed kernel of a linear layer, and names kernels, scales and embeddings `weight`.
 """
 
 import struct
@@ -20,10 +20,10 @@ CHUNKED = "__msgpack_chunked_array__"
 
 
 def open_flax(path: Path) -> dict[str, LazyTensor]:
-    """Opens the tensors of a file, with the names and layout of the PyTorch model.
+    """Opens the tensors of a Flax checkpoint. Returns them keyed by their PyTorch names, and in the layout of PyTorch.
 
     Raises:
-      InputError: If the file is not in this format, or is truncated.
+      InputError: If the file is not a Flax checkpoint, or is truncated.
     """
     with path.open("rb") as file:
         try:
@@ -85,7 +85,7 @@ class _Walker:
         return dict(pairs)
 
     def _place(self, size: int) -> tuple[int, int]:
-        """Skips `size` bytes. Returns the position at which they start, and `size`."""
+        """Skips `size` bytes of the file. Returns the position at which they start, and `size`."""
         start = self._file.tell()
         if start + size > self._size:
             raise InputError(f"{self._path}: truncated: expected at least {start + size:,} bytes")

@@ -40,10 +40,10 @@ LONGEST_HEADER = 100_000_000
 
 
 def open_safetensors(path: Path) -> dict[str, LazyTensor]:
-    """Opens the tensors of a file.
+    """Opens the tensors of a safetensors file, keyed by name.
 
     Raises:
-      InputError: If the file is not in this format, or is truncated.
+      InputError: If the file is not a safetensors file, or is truncated.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -66,11 +66,11 @@ def open_safetensors(path: Path) -> dict[str, LazyTensor]:
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, tuple[np.dtype, tuple[int, ...]]], arrays: Iterable) -> None:
-    """Writes a file, one tensor at a time.
+    """Writes a safetensors file, one tensor at a time.
 
     Args:
       path: File to write.
-      tensors: Dtype and shape of each tensor by name, in the order of `arrays`.
+      tensors: Dtype and shape of each tensor, keyed by name, in the order of `arrays`.
       arrays: Iterator that computes the tensors one by one.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -101,7 +101,7 @@ def size_of(dtype: np.dtype, shape: tuple[int, ...]) -> int:
 
 
 def _once(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Builds a JSON object from pairs of names and values. Raises InputError if a name occurs twice."""
+    """Builds a dict from the names and values of a JSON object. Raises InputError if a name occurs twice."""
     found = dict(pairs)
     if len(found) != len(pairs):
         names = [name for name, _ in pairs]

@@ -1,5 +1,5 @@
-"""Tensors in files of any format. Their shapes and types are known when a file is opened, and their values are read
-later, one by one.
+"""Tensors in files of any format. Their shapes and dtypes are known when a file is opened. Their values are read later,
+one tensor at a time.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from jaxformer.errors import InputError
 
 Item = TypeVar("Item")
 DType = Literal["float32", "bfloat16", "float16"]
-"""Floating-point type of the parameters in a folder."""
+"""Name of a floating-point type in which parameters can be stored."""
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 FLOATS = {"float32": np.dtype(np.float32), "bfloat16": BFLOAT16, "float16": np.dtype(np.float16)}
 """Maps the values of `--dtype` to floating-point types of NumPy."""
@@ -47,7 +47,7 @@ def read_block(path: Path, offset: int, dtype: np.dtype, shape: tuple[int, ...])
 
 
 def ahead(items: Iterator[Item]) -> Iterator[Item]:
-    """Yields the items of an iterator. Computes the next item in another thread while the current one is used."""
+    """Yields the items of an iterator. While an item is in use, the next one is computed in another thread."""
     with ThreadPoolExecutor(1) as other:
         following = other.submit(next, items, None)
         while (item := following.result()) is not None:

@@ -1,6 +1,6 @@
 """Reads PyTorch files without PyTorch.
 
-Its restricted unpickler creates only tensors, so it never runs code of the file. Current files are zip archives with
+A restricted unpickler creates only tensors, so that code in a file is never run. Current files are zip archives with
 `data.pkl`, whose tensors refer to archive entries that contain the values. Files from before PyTorch 1.6 are sequences
 of pickles, followed by the values.
 """
@@ -59,10 +59,10 @@ class _View:
 
 
 def open_pytorch(path: Path) -> dict[str, LazyTensor]:
-    """Opens the tensors of a state dict in a file.
+    """Opens the tensors of a PyTorch file that contains a state dict, keyed by name.
 
     Raises:
-      InputError: If the file is not in this format, is truncated, or contains anything but tensors.
+      InputError: If the file is not a PyTorch file, is truncated, or contains anything but tensors.
     """
     try:
         views, read = _open_zip(path) if zipfile.is_zipfile(path) else _open_legacy(path)
@@ -80,7 +80,9 @@ def open_pytorch(path: Path) -> dict[str, LazyTensor]:
 
 
 class _Tensors(pickle.Unpickler):
-    """Unpickler of a state dict. Refuses everything but tensors, with an error that names it."""
+    """Unpickler of a state dict. It creates only tensors, and raises an InputError that names any other class in the
+    file.
+    """
 
     def __init__(self, file: IO[bytes], path: Path):
         super().__init__(file, encoding="utf-8")
@@ -119,7 +121,7 @@ _BUILDERS = {
 }
 
 _Read = Callable[[_Storage, int, int], np.ndarray]
-"""Function that reads `count` numbers of a storage, starting at number `first`: (storage, first, count) → array."""
+"""Function that reads `count` numbers of a storage, starting at index `first`: (storage, first, count) → array."""
 
 
 def _open_zip(path: Path) -> tuple[Any, _Read]:

@@ -1,6 +1,6 @@
-"""Opens LoRA adapters that PEFT has saved (Hu et al. 2022).
+"""Opens LoRA adapters that the PEFT library has saved (Hu et al. 2022).
 
-An adapter is merged into the tensors of its base model when these are read.
+The adapter weights are added to each tensor of the base model when that tensor is read.
 """
 
 import dataclasses
@@ -31,8 +31,8 @@ IGNORED = frozenset(
         *("revision", "runtime_config", "target_modules", "task_type", "use_rslora"),
     )
 )
-"""Fields of adapter_config.json that are supported: those that are read, and those that only affect which tensors are
-trained.
+"""Fields of adapter_config.json that may have any value here: they are either read elsewhere in this module, or affect
+only training.
 """
 INITIAL = (True, False, None, "gaussian", "eva", "orthogonal")
 """Supported values of the adapter config field `init_lora_weights`. They do not change the base model."""
@@ -49,12 +49,13 @@ PRETRAINED_HEADS = {
     "next_sentence": ("ForPreTraining",),
     "pooler": ("ForSequenceClassification", "ForPreTraining", "Model"),
 }
-"""Maps the path of each pretraining head to the suffixes of the transformers classes that have the head."""
+"""Maps the parameter path of each pretraining head to the suffixes of the transformers class names that have the head.
+"""
 OUTER = "base_model.model."
 WRAPPERS = re.compile(r"\.(base_layer|modules_to_save|original_module)(?=\.)")
-"""Matches the parts that PEFT adds to the names of adapted or replaced tensors."""
+"""Matches the parts that PEFT inserts into the names of adapted or replaced tensors."""
 CONV1D = re.compile(r"h\.\d+\.(attn|mlp|crossattention)\.c_\w+\.weight")
-"""Matches the names of GPT-2's linear layers. Their kernels are stored as [in, out] instead of [out, in]."""
+"""Matches the names of the kernels in GPT-2's linear layers, which are stored as [in, out] instead of [out, in]."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,8 +78,8 @@ class Pair:
         return (inputs, outputs) if self.transposed else (outputs, inputs)
 
     def merged(self, base: LazyTensor) -> LazyTensor:
-        """Returns the base tensor with the scaled product B A added, in float32. It is computed when the tensor is
-        read.
+        """Returns the base tensor plus the scaled product B A, in float32. The sum is computed when the
+        tensor is read.
         """
 
         def read() -> np.ndarray:
@@ -114,7 +115,7 @@ def open_folder(path: str | os.PathLike) -> Folder:
     """Opens the config and tensors of a model folder. If it contains a PEFT adapter, the adapter is merged into its
     base model.
 
-    In a sentence-transformers folder, the encoder may be in a subfolder. That subfolder is opened then.
+    If the encoder of a sentence-transformers folder is in a subfolder, that subfolder is opened.
 
     Raises:
       InputError: If the folder does not exist, or a file in it is missing, truncated or invalid.
@@ -204,8 +205,8 @@ def _parts(
 
     Args:
       said: Content of adapter_config.json.
-      stored: Tensors of the adapter by name.
-      prefix: Prefix of their names, which the result does not have.
+      stored: Tensors of the adapter, keyed by name.
+      prefix: Prefix to remove from the tensor names.
       where: Path of the adapter, for error messages.
     """
     halves: dict[str, dict[str, LazyTensor]] = {}
@@ -252,7 +253,9 @@ def _of_pattern(patterns: Mapping[str, Any] | None, module: str, default: Any) -
 
 
 def _without_heads(tensors: Mapping[str, LazyTensor], table: Table, architecture: str) -> dict[str, LazyTensor]:
-    """Removes the tensors of the base model's heads that the adapted architecture does not have."""
+    """Removes the tensors of those pretraining heads of the base model that the transformers class `architecture` does
+    not have.
+    """
     parts = {part for part, endings in PRETRAINED_HEADS.items() if not architecture.endswith(endings)}
     rows = [row for row in table.rows if row.paths[0].removeprefix("backbone/").split("/")[0] not in parts]
     names = [name.removeprefix(table.prefix) for row in rows for name in (row.theirs, *row.copies)]
@@ -262,7 +265,9 @@ def _without_heads(tensors: Mapping[str, LazyTensor], table: Table, architecture
 
 
 def _with_labels(config: Mapping[str, Any], table: Table, tensors: Mapping[str, LazyTensor]) -> dict[str, Any]:
-    """Returns the config with the number of labels changed to the number of outputs of the head."""
+    """Returns the config of an adapted classifier with the number of labels set to the number of outputs of
+    its head.
+    """
     heads = [row.theirs for row in table.rows if row.paths == ("head/kernel",) and row.theirs in tensors]
     if not heads:
         return dict(config)

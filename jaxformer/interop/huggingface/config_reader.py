@@ -20,8 +20,8 @@ decoder_start_token_id remove_invalid_values
 force_bos_token_to_be_generated save_step
 """
 HARMLESS = frozenset(_HARMLESS.split())
-"""Names of fields that do not affect the results of a model: origin of the file, selection of outputs, initialisation,
-and special tokens, which are read from the tokenizer.
+"""Names of config.json fields that do not affect the results of a model: origin of the file, selection of outputs,
+initialisation, and special tokens, which are read from the tokenizer.
 """
 
 FALSE = (
@@ -34,7 +34,9 @@ FALSE = (
     "quantization_config",
     "sparsify",
 )
-"""Names of fields that any model family may have, and that must be false or missing because they are not supported."""
+"""Names of fields that any config may have, and that must be false or missing, because their features are not
+supported.
+"""
 
 
 class ConfigReader:
@@ -102,9 +104,10 @@ class ConfigReader:
             raise self.error(name, value, " or ".join(map(repr, allowed)))
 
     def rate(self, name: str, default: float = 0.0, *others: str) -> float:
-        """Returns a dropout rate.
+        """Returns the dropout rate in the field `name`.
 
-        Adds a note if the rates in `others` differ, because the model has only one rate for all.
+        Adds a note for each field in `others` with a different rate, because the JAX model has only one rate for all of
+        them.
         """
         rate = self.number(name, default)
         for other in others:
@@ -113,7 +116,9 @@ class ConfigReader:
         return rate
 
     def only_training(self, name: str) -> None:
-        """Adds a note if a rate, such as a dropout rate, is above 0. It only affects training and is not supported."""
+        """Adds a note if the field `name`, such as a dropout rate, is above 0. Such a field affects only training and
+        is ignored.
+        """
         if self.get(name, 0.0):
             self.notes.append(f"{name}={self.get(name)} only affects training and is ignored")
 

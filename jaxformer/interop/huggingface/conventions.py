@@ -1,4 +1,4 @@
-"""Converts a run before it is exported, so that the result follows the conventions of other programs."""
+"""Converts a run before it is exported, so that the exported model follows the conventions of other programs."""
 
 from jaxformer.interop.huggingface.families import bridge_of
 from jaxformer.runs.run import Run
@@ -8,6 +8,6 @@ def conventional(run: Run) -> Run:
     """Returns an equivalent run whose export follows the conventions of its model family, such as the order of the
     vocabulary.
 
-    Arrays are computed when they are read.
+    The converted parameters are computed when they are read.
     """
     return bridge_of(run.model).conventional(run)

@@ -24,8 +24,8 @@ READERS = {
     "pytorch_model.bin": open_pytorch,
     "flax_model.msgpack": open_flax,
 }
-"""Maps names of weight files to functions that open them, in order of preference. A file may be sharded, with an index
-named like the file plus `.index.json`.
+"""Maps names of weight files to functions that open them, in order of preference. A file may be divided into shards,
+which are listed in an index: a file with the same name plus `.index.json`.
 """
 ADAPTER_READERS = {"adapter_model.safetensors": open_safetensors, "adapter_model.bin": open_pytorch}
 """Maps names of a PEFT adapter's weight files to functions that open them."""
@@ -37,7 +37,7 @@ RENAMED = {".gamma": ".weight", ".beta": ".bias"}
 
 @dataclasses.dataclass(frozen=True)
 class Folder:
-    """Content of a Hugging Face folder. The values of its tensors are read later."""
+    """Content of a Hugging Face folder. The values of the tensors are read only when they are needed."""
 
     path: Path
     """Path of the folder, which contains config.json and weights, or a PEFT adapter."""
@@ -46,7 +46,7 @@ class Folder:
     generation: Mapping[str, Any]
     """Parsed generation_config.json. Empty if the file does not exist."""
     tensors: Mapping[str, LazyTensor]
-    """Tensors by name."""
+    """Tensors, keyed by name."""
     base: Path | None = None
     """Path of the base model's folder, if the folder contains an adapter."""
     sentence_transformers: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -75,7 +75,7 @@ def open_model(path: Path, sentence_transformers: Mapping[str, Any]) -> Folder:
 
 
 def adapter_tensors(path: Path) -> dict[str, LazyTensor]:
-    """Opens the tensors of a PEFT adapter, by name."""
+    """Opens the tensors of a PEFT adapter. Returns them keyed by name."""
     for name, reader in ADAPTER_READERS.items():
         if (path / name).is_file():
             return reader(path / name)
@@ -113,7 +113,8 @@ def _tensors(path: Path) -> dict[str, LazyTensor]:
 
 
 def _parts(path: Path, index: str, reader) -> dict[str, dict[str, LazyTensor]]:
-    """Opens the tensors of each weight file in an index, and checks that they match the index.
+    """Opens the weight files that an index lists, and checks that they contain the tensors of the index. Returns a dict
+    of tensors for each file name.
 
     Args:
       path: folder of the files.

@@ -1,5 +1,5 @@
-"""Converts generation settings between transformers (generation_config.json, or config.json in old folders) and
-`Decoding`.
+"""Converts generation settings of the transformers library (generation_config.json, or config.json in old folders) to
+`Decoding` and back.
 """
 
 import dataclasses
@@ -13,13 +13,13 @@ from jaxformer.interop.huggingface.folders import CONFIG, GENERATION, Folder
 from jaxformer.predictors.text_to_text import Start
 
 RENAMED = {"eos_token_ids": "eos_token_id", "forced_eos_token_ids": "forced_eos_token_id"}
-"""Maps fields of `Decoding` to their names in transformers, if these differ."""
+"""Maps fields of `Decoding` to their names in generation_config.json, if these differ."""
 NAMES = {field.name: RENAMED.get(field.name, field.name) for field in dataclasses.fields(Decoding)}
 del NAMES["seed"]
 DRAWING = ("top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
-"""Names of fields that only affect sampling."""
+"""Names of `Decoding` fields that affect only sampling."""
 TOP_K = 50
-"""Default of `top_k` in transformers."""
+"""Default of `top_k` in the transformers library."""
 REFUSED = {
     "num_return_sequences": 1,
     "num_beam_groups": 1,
@@ -30,8 +30,8 @@ REFUSED = {
     **dict.fromkeys(("constraints", "dola_layers", "force_words_ids", "max_time", "sequence_bias", "stop_strings")),
     **dict.fromkeys(("top_h", "watermarking_config")),
 }
-"""Fields of transformers that change the generated tokens and are not supported. Maps each field to its only allowed
-value, which disables the feature.
+"""Fields of generation_config.json that change the generated tokens and are not supported. Maps each field to its only
+allowed value, which disables the feature.
 """
 HARMLESS = frozenset(
     [
@@ -70,8 +70,8 @@ HARMLESS = frozenset(
         "max_matching_ngram_size",
     ]
 )
-"""Names of fields that do not change the generated tokens: special tokens that are read elsewhere, selection of
-outputs, memory use, and speculative decoding.
+"""Names of generation_config.json fields that do not change the generated tokens: special tokens that are read
+elsewhere, selection of outputs, memory use, and speculative decoding.
 """
 FIELDS = frozenset(NAMES.values()) | REFUSED.keys() | {"do_sample"}
 """Names of fields that control generation, except for special tokens."""
@@ -80,8 +80,8 @@ FIELDS = frozenset(NAMES.values()) | REFUSED.keys() | {"do_sample"}
 def read_decoding(folder: Folder, default: Decoding, tokenizer: Tokenizer) -> Decoding:
     """Reads the decoding settings of a folder from generation_config.json, or from config.json in older folders.
 
-    If no file names an end token, it is the EOS token of the tokenizer. (transformers would generate up to the maximum
-    length.) If no file sets a length, it is the length of `default`.
+    If no file names an end token, outputs end with the tokenizer's EOS token. (The transformers library would generate
+    up to the maximum length.) If no file limits the output length, the limits of `default` are used.
 
     Raises:
       InputError: If fields are not supported or have invalid values. The message lists all of them.
@@ -102,8 +102,8 @@ def read_decoding(folder: Folder, default: Decoding, tokenizer: Tokenizer) -> De
 
 
 def decoding_of(fields: Mapping[str, Any], default: Decoding) -> Decoding:
-    """Converts generation fields of transformers to `Decoding`. If the fields do not limit the output length, the
-    limits of `default` are used.
+    """Converts generation_config.json fields to `Decoding`. If the fields do not limit the output length, the limits of
+    `default` are used.
 
     Raises:
       InputError: If fields are not supported or have invalid values.
@@ -133,9 +133,9 @@ def decoding_of(fields: Mapping[str, Any], default: Decoding) -> Decoding:
 
 
 def generation_fields(decoding: Decoding) -> dict[str, Any]:
-    """Converts `Decoding` to generation fields of transformers.
+    """Converts `Decoding` to fields of generation_config.json.
 
-    Fields with transformers' defaults or without effect are omitted.
+    Omits fields that have their default in the transformers library, and fields without effect.
     """
     draws = decoding.temperature > 0
     plain = {field.name: field.default for field in dataclasses.fields(Decoding)}
@@ -162,13 +162,15 @@ def _listed(value: Any) -> Any:
 
 
 def end_tokens(decoding: Decoding, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Returns the field `eos_token_id` of transformers, which lists the tokens that end the output of a run."""
+    """Returns the field `eos_token_id` of generation_config.json with the ids of the tokens that end the output of a
+    run.
+    """
     ids = default_ends(tokenizer) if decoding.eos_token_ids is None else decoding.eos_token_ids
     return {"eos_token_id": ids[0] if len(ids) == 1 else list(ids) or None}
 
 
 def default_ends(tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Returns the ids of the tokenizer's EOS token, if it has one, as a tuple."""
+    """Returns a tuple with the id of the tokenizer's EOS token, or an empty tuple if it has none."""
     try:
         return (int(tokenizer.eos_id),)
     except InputError:
@@ -176,7 +178,7 @@ def default_ends(tokenizer: Tokenizer) -> tuple[int, ...]:
 
 
 def start_token(folder: Folder, tokenizer: Tokenizer) -> Start:
-    """Determines which special token the decoder of an imported encoder–decoder starts from.
+    """Returns which special token the decoder of an imported encoder–decoder starts from.
 
     Raises:
       InputError: If the decoder start token is none of the tokens that `Seq2SeqLM.start` can select.
@@ -200,8 +202,8 @@ def start_token(folder: Folder, tokenizer: Tokenizer) -> Start:
 
 
 def _ours(name: str, value: Any) -> Any:
-    """Converts the value of a transformers field to the type that `Decoding` has: lists to tuples, and a single end
-    token to a tuple.
+    """Converts the value of a generation_config.json field to the type of the `Decoding` field `name`: lists become
+    tuples, and a single end token becomes a tuple.
     """
     if name in ("eos_token_ids", "forced_eos_token_ids") and not isinstance(value, list | tuple):
         return (value,)

@@ -17,11 +17,11 @@ SCALES = tuple(f"transformer/blocks/{part}_residual/scale" for part in ("attenti
 
 
 def image_form(model: Model) -> Model:
-    """Returns an equivalent model whose parameters have the form of a transformers class.
+    """Returns an equivalent model whose parameters a transformers class can represent.
 
     Fixed position embeddings become learned ones. A classifier on the mean of the patches becomes a DINOv2 classifier.
-    That one also uses the class token, which gets weights of 0, and LayerScale, which gets scales of 1. The outputs are
-    the same, but further training with transformers would differ.
+    A DINOv2 classifier also reads the class token, for which its weights are set to 0, and has LayerScale, whose scales
+    are set to 1. The outputs are the same, but further training with the transformers library would differ.
     """
     changes: dict[str, Any] = {}
     if model.position_embedding == "sinusoidal":
@@ -57,8 +57,7 @@ def image_run(run: Run) -> Run:
 
 
 def _reads_mean(model: Model) -> bool:
-    """Returns whether the model classifies the mean of the patches and has a class token.
-
-    Without a class token, transformers has no class for such a model.
+    """Returns whether the model classifies the mean of the patches and has a class token. If it has no class token, no
+    transformers class can represent it.
     """
     return bool(model.labels) and model.pooling == "mean" and model.class_token and not model.pooler

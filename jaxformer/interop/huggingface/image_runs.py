@@ -22,7 +22,7 @@ def image_experiment(home: Path, model: Model, folder: Folder | None = None) -> 
     """Builds an experiment for an imported image model. It has no training data, so it can predict but not train.
 
     Args:
-      home: Folder to read the image preprocessing settings from, if it has any.
+      home: Folder whose image preprocessing settings are used, if it has any.
       model: Imported model.
       folder: Hugging Face folder of the model. None if the model was not imported.
     """
@@ -38,10 +38,10 @@ def write_preparation(folder: Path, run: Run) -> None:
 
 
 def image_field_in(task: Task) -> ImageField:
-    """Returns the field of a task that preprocesses images.
+    """Returns the image field of a task, which preprocesses images.
 
     Raises:
-      InputError: If the task has no such field.
+      InputError: If the task has no image field.
     """
     fields = task.fields.values() if isinstance(task, FieldTask) else ()
     found = next((field for field in fields if isinstance(field, ImageField)), None)

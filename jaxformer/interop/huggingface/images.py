@@ -25,7 +25,7 @@ RESAMPLING: Mapping[int, Resample] = {
     4: "box",
     5: "hamming",
 }
-"""Maps Pillow's numbers of resampling filters to their names."""
+"""Maps numbers of Pillow's resampling filters to the filter names."""
 CLIP_PIXELS = {"image_mean": (0.48145466, 0.4578275, 0.40821073), "image_std": (0.26862954, 0.26130258, 0.27577711)}
 SQUARE = {"resample": 2, "size": {"height": 224, "width": 224}, "image_mean": (0.5,), "image_std": (0.5,)}
 CROPPED = {"do_center_crop": True, "crop_size": {"height": 224, "width": 224}, "resample": 3}
@@ -36,7 +36,7 @@ PROCESSORS: Mapping[str, Mapping[str, Any]] = {
     "CLIPImageProcessor": {**CROPPED, "size": {"shortest_edge": 224}, **CLIP_PIXELS},
     "SiglipImageProcessor": {**SQUARE, "resample": 3},
 }
-"""Maps the supported image processor classes of transformers to the defaults of their fields."""
+"""Maps the supported image processor classes of the transformers library to the defaults of their fields."""
 BY_MODEL = {
     "vit": "ViTImageProcessor",
     "vit_mae": "ViTImageProcessor",
@@ -47,13 +47,15 @@ BY_MODEL = {
 }
 """Maps model types to their default image processor class."""
 STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
-"""Names of fields that switch preprocessing steps on or off. null means off."""
+"""Names of preprocessor_config.json fields that switch preprocessing steps on or off. The value null means off."""
 ANY_SIZE = ("dinov2", "dinov2_with_registers")
-"""Model types that accept images of any size. Others accept only the size in their config."""
+"""Model types that accept images of any size. Models of other types accept only the image size in their config."""
 IGNORED = ("image_processor_type", "feature_extractor_type", "processor_class", "_valid_processor_keys", "data_format")
-"""Names of fields that do not change the pixels. `data_format` only affects the arrays that transformers returns."""
+"""Names of preprocessor_config.json fields that do not change the pixels. `data_format` affects only the layout of the
+arrays that the transformers library returns.
+"""
 UNUSED = ("do_pad", "do_reduce_labels", "do_thumbnail", "do_flip_channel_order", "do_align_long_axis", "device")
-"""Names of fields that must be false, if present, because they are not supported."""
+"""Names of preprocessor_config.json fields that must be false or missing, because their features are not supported."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,15 +65,16 @@ class Preparation:
     size: int
     """Height and width of the model input in pixels."""
     edge: int
-    """Length in pixels of the resized sides. Afterwards, the centre of `size` × `size` pixels is cropped."""
+    """Length in pixels to which sides are resized. After the resizing, the centre of `size` × `size` pixels is cropped.
+    """
     fit: Fit
-    """Which sides are resized to `edge` pixels."""
+    """Selects the sides that are resized to `edge` pixels: both, the shorter side, or none."""
     resample: Resample
     """Interpolation filter for resizing."""
     mean: tuple[float, ...]
     """Mean that is subtracted from pixels in [0, 1], per channel or for all channels."""
     std: tuple[float, ...]
-    """Standard deviation that divides the pixels after the subtraction."""
+    """Standard deviation by which pixels are divided after the mean is subtracted, per channel or for all channels."""
 
     @property
     def field(self) -> dict[str, Any]:
@@ -80,7 +83,8 @@ class Preparation:
 
 
 def with_pixels(model: Model, folder: Path) -> Model:
-    """Returns the model with the pixel mean and standard deviation of a folder. Models without images are unchanged.
+    """Returns the model with its pixel mean and standard deviation set to those of a folder's image processor. Models
+    without images are unchanged.
 
     Raises:
       InputError: In the cases of `read_preparation`.
@@ -100,8 +104,8 @@ def with_pixels(model: Model, folder: Path) -> Model:
 def read_preparation(folder: Path, model: Any) -> Preparation | None:
     """Reads the image preprocessing settings of a Hugging Face folder. Returns None if it has no image processor.
 
-    With these settings, images of any size become the same arrays as with the image processors of transformers that do
-    not use torchvision.
+    With these settings, images are converted to the same arrays as by those image processors of the transformers
+    library that do not use torchvision.
 
     Raises:
       InputError: If a field is not supported.
@@ -139,7 +143,9 @@ def read_preparation(folder: Path, model: Any) -> Preparation | None:
 
 
 def _read(folder: Path) -> tuple[Path, dict[str, Any] | None]:
-    """Finds the file with the image processor, in the same way as transformers, and reads its fields."""
+    """Finds the file with the image processor settings, in the same way as the transformers library. Returns its path
+    and its fields, or None instead of the fields if there is no such file.
+    """
     nested = folder / NESTED
     if nested.is_file() and isinstance(said := read_json(nested).get("image_processor"), dict):
         return nested, said
@@ -148,7 +154,9 @@ def _read(folder: Path) -> tuple[Path, dict[str, Any] | None]:
 
 
 def _class_of(reader: ConfigReader, model_type: str | None) -> str:
-    """Returns the name of the image processor class, from the settings or by model type."""
+    """Returns the name of the image processor class that the settings name, or else the default class of the model
+    type.
+    """
     field = "image_processor_type" if "image_processor_type" in reader else "feature_extractor_type"
     named = reader.get(field)
     if named is None:
@@ -160,12 +168,13 @@ def _class_of(reader: ConfigReader, model_type: str | None) -> str:
 
 
 def _sizes(reader: ConfigReader, model: Any, kind: str) -> tuple[int, int, Fit]:
-    """Returns the size of the model input, the length of the resized sides, and which sides are resized.
+    """Returns a tuple of the size of the model input, the length to which sides are resized, and which sides are
+    resized.
 
     Args:
-      reader: image preprocessing settings.
-      model: imported model.
-      kind: image processor class.
+      reader: Image preprocessing settings.
+      model: Imported model.
+      kind: Name of the image processor class.
     """
     resized, cropped = reader.flag("do_resize", True), reader.flag("do_center_crop", False)
     square = reader.flag("default_to_square", kind not in ("BitImageProcessor", "CLIPImageProcessor"))
@@ -185,9 +194,10 @@ def _sizes(reader: ConfigReader, model: Any, kind: str) -> tuple[int, int, Fit]:
 
 
 def _length(reader: ConfigReader, name: str, square: bool) -> tuple[Fit, int]:
-    """Parses a field with an image size. Returns which sides it refers to, and their length in pixels.
+    """Parses the field `name`, which contains an image size. Returns how images are fitted to the size, and a length in
+    pixels.
 
-    A single number is the length of both sides if `square`, and otherwise that of the shorter side.
+    A single number is the length of both sides if `square`, and otherwise the length of the shorter side.
     """
     value = reader.get(name)
     if type(value) is int:

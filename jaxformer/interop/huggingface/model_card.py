@@ -1,5 +1,5 @@
-"""Writes the README.md of an exported folder: the model, its usage, its training, and the certificate that its outputs
-equal those of transformers.
+"""Writes the README.md of an exported folder: the model, its usage, its training, and the parity certificate, which
+says how closely the transformers library reproduces its outputs.
 """
 
 from pathlib import Path
@@ -56,7 +56,7 @@ def write_card(folder: Path, run: Run, dtype: str, certificate: str) -> None:
       folder: Exported folder, still under its temporary name.
       run: Run that was exported.
       dtype: Dtype of the weights.
-      certificate: One line that says how closely transformers reproduces the outputs of the run.
+      certificate: One line that says how closely the transformers library reproduces the outputs of the run.
     """
     architecture = read_json(folder / CONFIG)["architectures"][0]
     families = [family for family in families_of(run.model) if architecture in family.architectures]

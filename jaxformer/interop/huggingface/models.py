@@ -37,23 +37,23 @@ from jaxformer.models.base import Model
 from jaxformer.predictors.labelled_texts import template_of
 
 REWRITTEN = {"architectures", "model_type", "torch_dtype", "dtype", "transformers_version", "_name_or_path"}
-"""Fields of an imported config.json that an export does not copy, because it writes its own values."""
+"""Fields that an export does not copy from the config.json of the imported folder, because it writes its own values."""
 PARTS = {"pad_token_id": "pad", "bos_token_id": "bos", "eos_token_id": "eos"}
-"""Maps config fields with token ids to the roles of these special tokens."""
+"""Maps config fields that contain a token id to the role of that special token."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SourceMetadata:
-    """Data about an imported folder that are not part of the model, and are kept for later exports."""
+    """Metadata of an imported folder that is not part of the model, and is kept for later exports."""
 
     architecture: str
-    """Name of the transformers class that the folder is for."""
+    """Name of the transformers class that loads the folder."""
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Fields of config.json that do not affect the results of the model, such as special tokens and label names."""
     generation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Fields of generation_config.json that are not part of `Decoding`."""
     chat_template: Any = None
-    """Chat template of the tokenizer: Jinja, or a list of {"name", "template"}."""
+    """Chat template of the tokenizer: a Jinja template, a list of {"name", "template"} dicts, or None."""
     sentence_transformers: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Fields of config_sentence_transformers.json that define how vectors are compared."""
 
@@ -110,9 +110,7 @@ def load(folder: Folder, dtype: DType = "float32", families: Sequence[Family] = 
 
 
 def origin_of(folder: Folder, architecture: str) -> SourceMetadata:
-    """Returns the data about a folder that are not part of the model (see `SourceMetadata`). `architecture` is the
-    transformers class name.
-    """
+    """Returns the metadata of a folder that later exports need. `architecture` is the transformers class name."""
     kept = {name: value for name, value in folder.config.items() if name in HARMLESS - REWRITTEN}
     generation = {name: value for name, value in folder.generation.items() if name not in generation_config.FIELDS}
     said = folder.sentence_transformers
@@ -131,7 +129,7 @@ class ExportPlan:
     names.
     """
     generation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Generation settings, named as in transformers."""
+    """Fields of generation_config.json that control generation."""
     decoder_start: int | None = None
     """Id of an encoder–decoder's start token. If None, uses the token of the model family."""
     add_bos: bool = False
@@ -139,14 +137,14 @@ class ExportPlan:
     dialogue: DialogueTemplate | None = None
     """Dialogue template, which is exported as a chat template."""
     problem_type: str | None = None
-    """Kind of classification, as named in transformers. If None, uses the one in `origin`."""
+    """Kind of classification, as in the config field `problem_type`. If None, uses the one in `origin`."""
     shard: int = SHARD
     """Maximum size of a weight file in bytes."""
 
     def special_tokens(self, model: Model, tokenizer: Tokenizer | None) -> dict[str, Any]:
         """Returns the fields of config.json with special token ids.
 
-        Missing tokens have the value null, because transformers has other defaults.
+        Tokens that do not exist have the value null. Without the fields, the transformers library would use defaults.
         """
         if model.text_limits is None:
             return {}
@@ -166,7 +164,9 @@ class ExportPlan:
         return {**known, **({} if self.origin is None else self.origin.generation), **self.generation}
 
     def write_tokenizer(self, folder: Path, tokenizer: Tokenizer, model: Model) -> None:
-        """Writes the tokenizer, with a chat template made from `dialogue`, or else the one in `origin`."""
+        """Writes the tokenizer, and a chat template: the one made from `dialogue`, or else the one in
+        `origin`, if any.
+        """
         export_tokenizer(tokenizer, folder, beginning=self.add_bos, template=template_of(model, tokenizer))
         chat = self.origin and self.origin.chat_template
         if self.dialogue is not None:
@@ -183,7 +183,7 @@ def export_hf(
     plan: ExportPlan = ExportPlan(),
     finish: Callable[[Path], None] | None = None,
 ) -> None:
-    """Writes a folder that `transformers` loads with `AutoModel...from_pretrained(out)`.
+    """Writes a folder that the transformers library loads with `AutoModel...from_pretrained(out)`.
 
     The folder is renamed to `out` after it is complete.
 
@@ -192,12 +192,12 @@ def export_hf(
       params: Parameters of the model.
       tokenizer: Tokenizer of the model. If None, no tokenizer is written.
       out: Folder to write. It must not exist.
-      plan: Other settings.
+      plan: Settings of the export.
       finish: Function that adds files to the folder, given its path, before it is renamed.
 
     Raises:
-      InputError: If no family of transformers can represent the model, the tokenizer has more pieces than the
-        model, or `out` exists or cannot be written.
+      InputError: If no supported model family can represent the model, the tokenizer has more pieces than the
+        vocabulary of the model, or `out` exists or cannot be written.
     """
     stored = _numpy_dtype(plan.dtype)
     family, described = family_of_model(model, plan.origin and plan.origin.architecture)
@@ -261,7 +261,8 @@ def _config(
 def _tensors(
     model: Model, params: Any, family: Family, architecture: str, dtype: np.dtype
 ) -> tuple[dict[str, tuple], Iterator[np.ndarray]]:
-    """Returns the dtype and shape of each tensor to write, by name, and a generator of the tensors in that order.
+    """Returns a dict that maps the names of the tensors to write to their dtypes and shapes, and an iterator that
+    computes the tensors in that order.
 
     Raises:
       InputError: If the parameters do not match the model.

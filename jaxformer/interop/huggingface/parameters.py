@@ -23,24 +23,24 @@ ALIGNMENT = 64
 AT_ONCE = 2
 """Number of tensors that are read in parallel."""
 STRIP = 64
-"""Number of rows that are copied at a time when the axis order changes, so that their cache lines are reused for the
-next row.
+"""Number of rows that `copy_into` copies at a time if the axis order changes. Copying several rows together reuses
+cache lines.
 """
 
 
 def abstract(model: Model) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes of the model's parameters by path, without creating the parameters."""
+    """Returns a dict that maps the paths of the model's parameters to their shapes, without creating the parameters."""
     tree = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), **model.abstract_inputs()))["params"]
     return {path: leaf.shape for path, leaf in flat(tree).items()}
 
 
 def flat(params: Any) -> dict[str, Any]:
-    """Flattens a tree of parameters to a dict. Keys are paths, such as `transformer/blocks/mlp/up/kernel`."""
+    """Flattens a tree of parameters to a dict. Its keys are paths, such as `transformer/blocks/mlp/up/kernel`."""
     return flax.traverse_util.flatten_dict(params, sep="/")
 
 
 def nested(leaves: Mapping[str, Any]) -> Any:
-    """Converts a dict of parameters by path to a tree. Inverse of `flat`."""
+    """Converts a dict that maps paths to parameters to a tree. Inverse of `flat`."""
     return flax.traverse_util.unflatten_dict(dict(leaves), sep="/")
 
 
@@ -51,8 +51,8 @@ def read(
 
     Args:
       table: Table of the model family, which maps parameters to tensors.
-      shapes: Shapes of the parameters, by path.
-      stored: Stored tensors, by name.
+      shapes: Shapes of the parameters, keyed by path.
+      stored: Stored tensors, keyed by name.
       dtype: Dtype of the parameters.
       where: Text at the start of error messages, such as a path.
 
@@ -93,11 +93,11 @@ def read(
 
 
 def written(slots: Sequence[TensorMapping], arrays: Mapping[str, Any], dtype: np.dtype) -> Iterator[np.ndarray]:
-    """Yields the tensors to write, in the layout of transformers.
+    """Yields the tensors to write, in the layout of Hugging Face checkpoints.
 
     Args:
       slots: Tensors to write, in order, and the parameters that they contain.
-      arrays: Parameters by path.
+      arrays: Parameters, keyed by path.
       dtype: Type of the tensors.
 
     Raises:
@@ -120,7 +120,9 @@ def written(slots: Sequence[TensorMapping], arrays: Mapping[str, Any], dtype: np
 
 
 def check_range(array: np.ndarray, name: str) -> None:
-    """Raises InputError if values exceeded the range of float16 when they were converted to it."""
+    """Raises InputError if `array` is float16 and has infinite or NaN values, because values exceeded the range of
+    float16 when they were converted. `name` is the name of the tensor.
+    """
     if array.dtype == np.float16 and not np.isfinite(array).all():
         raise InputError(f"--dtype float16: {name} has values beyond 65,504; expected bfloat16 or float32")
 
@@ -156,8 +158,8 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 def _fill_unused(arrays: Mapping[str, np.ndarray], slots: Sequence[TensorMapping]) -> None:
-    """Initialises parameters that have no tensor in transformers because they have no effect, such as the first norm of
-    ModernBERT. Scales are 1, and all others 0.
+    """Initialises parameters that have no tensor in Hugging Face checkpoints because they have no effect, such as the
+    first norm of ModernBERT. Scales are set to 1, and all others to 0.
     """
     first: dict[str, int] = {}
     for slot in slots:

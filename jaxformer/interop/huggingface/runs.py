@@ -49,7 +49,7 @@ from jaxformer.training.checkpoints import Checkpoints, loaded
 from jaxformer.training.optimizers import AdamW, Schedule
 
 ORIGIN = "origin.json"
-"""Name of the file in an imported run's folder with the metadata of the Hugging Face folder."""
+"""Name of the file in the folder of an imported run that contains the metadata of the Hugging Face folder."""
 LEFT_OUT = "no parity certificate: it was left out"
 
 
@@ -71,7 +71,8 @@ class HuggingFaceTokenizer:
 
 
 def from_pretrained(folder: str | os.PathLike, dtype: DType = "float32") -> Run:
-    """Opens a Hugging Face folder as a run without a run folder. It can predict, and be exported by `export_run`.
+    """Opens a Hugging Face folder as a run in memory, without a run folder. The run can predict, and be exported by
+    `export_run`.
 
     Args:
       folder: Folder with config.json, weights and tokenizer, or another name that `locate` accepts:
@@ -79,7 +80,7 @@ def from_pretrained(folder: str | os.PathLike, dtype: DType = "float32") -> Run:
       dtype: Dtype of the parameters.
 
     Raises:
-      InputError: In the cases of `import_hf`, or if the tokenizer has more pieces than the model.
+      InputError: In the cases of `import_hf`, or if the tokenizer has more pieces than the vocabulary of the model.
     """
     run, imported = _read(folder, dtype)
     for note in imported.notes:
@@ -104,7 +105,8 @@ def import_run(
       line each.
 
     Raises:
-      InputError: In the cases of `from_pretrained`, if `run` exists, or if PyTorch computes other results.
+      InputError: In the cases of `from_pretrained`, if `run` exists, or if the PyTorch model computes different
+        results.
     """
     with new_folder(run) as home:  # First, so that no weights are read if the name is taken.
         read, imported = _read(folder, dtype)
@@ -135,8 +137,8 @@ def export_run(
       The result of the comparison, as in the model card.
 
     Raises:
-      InputError: In the cases of `export_hf`, if transformers has no class for the objective, or if PyTorch
-        computes other results.
+      InputError: In the cases of `export_hf`, if the transformers library has no class for the objective, or if the
+        PyTorch model computes different results.
     """
     # Parameters are read array by array, because they are only written.
     run = run if isinstance(run, Run) else runs.open_run(run, in_memory=False)
@@ -160,8 +162,8 @@ def export_run(
 
 
 def plan_of(run: Run, dtype: DType = "float32", origin: SourceMetadata | None = None) -> ExportPlan:
-    """Returns the settings for exporting a run. They depend on its objective and on the metadata of the folder that it
-    was imported from.
+    """Returns the settings for exporting a run. The settings depend on the objective of the run and on `origin`, the
+    metadata of the folder that the run was imported from, if any.
     """
     objective = run.objective
     decoding, generation = objective.decoding, {}
@@ -179,7 +181,7 @@ def plan_of(run: Run, dtype: DType = "float32", origin: SourceMetadata | None = 
 
 
 def obstacle(run: Run) -> str | None:
-    """Returns the reason why transformers has no class for the objective of a run. None if it has one."""
+    """Returns the reason why the transformers library has no class for the objective of a run. None if it has one."""
     if run.objective.in_transformers:
         return None
     return f"objective={type(run.objective).__name__}: transformers has no class for it"
@@ -217,14 +219,15 @@ def _tokenizer_folder(folder: Path) -> Path:
 
 
 def _compared(run: Run, source: Path, out: Path, dtype: DType, ours: bool) -> str:
-    """Writes the parity certificate if possible. Returns a one-line summary.
+    """Writes the parity certificate, or finds the reason why it cannot be made. Returns a one-line summary.
 
     Args:
       run: imported or exported run.
       source: Hugging Face folder to compare with.
       out: folder for the certificate.
       dtype: type of the weights.
-      ours: whether jaxformer has exported the folder. If so, it is an error if transformers cannot load it.
+      ours: whether jaxformer has exported the folder. If so, an error is raised if the transformers library cannot load
+        it.
     """
     problem = certificates.obstacle(run.model)
     if not ours and open_folder(source).base is not None:
@@ -246,7 +249,9 @@ def _compared(run: Run, source: Path, out: Path, dtype: DType, ours: bool) -> st
 
 
 def read_origin(folder: Path) -> SourceMetadata | None:
-    """Reads the metadata of an imported folder, from a run folder or from a Hugging Face folder."""
+    """Reads the metadata of an imported folder from the folder itself or from the folder of a run. Returns None if the
+    run was not imported.
+    """
     if is_model_folder(folder):
         source = open_folder(folder)
         _, architecture = family_of_config(source.config, source.tensors, str(source.path / CONFIG))

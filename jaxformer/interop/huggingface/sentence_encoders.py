@@ -1,4 +1,6 @@
-"""Reads and writes the files of sentence-transformers, which define how encoder outputs become sentence vectors."""
+"""Reads and writes the files of the sentence-transformers library, which define how encoder outputs become sentence
+vectors.
+"""
 
 import json
 from collections.abc import Mapping
@@ -24,7 +26,7 @@ from jaxformer.objectives.sentence_embedding import SentenceEmbedding
 SENTENCES = "sentence_bert_config.json"
 MODEL_TYPE = "SentenceTransformer"
 POOLINGS: dict[str, Pooling] = {"mean": "mean", "cls": "first", "max": "max", "lasttoken": "last"}
-"""Maps names of pooling methods in sentence-transformers to names in jaxformer."""
+"""Maps names of pooling methods in the sentence-transformers library to names in jaxformer."""
 LEGACY = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
@@ -33,14 +35,14 @@ LEGACY = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
-"""Maps flags in older configs of the Pooling module to the value of `pooling_mode` that replaces them."""
+"""Maps boolean fields in older configs of the Pooling module to the values of `pooling_mode` that replace them."""
 HIDDEN = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}, "token_embeddings"
 POOLED = {"text": {"method": "forward", "method_output_name": "pooler_output"}}, "sentence_embedding"
 """Expected values of `modality_config` and `module_output_name` in the config of a Transformer module: `HIDDEN` if a
 Pooling module follows, and `POOLED` if the encoder's pooler is used.
 """
 UNLIMITED = 10**9
-"""If `model_max_length` of a tokenizer is above this value, the length is not limited."""
+"""Lower bound of the `model_max_length` values that mean that the length is not limited."""
 
 
 def is_sentence_encoder(folder: Path) -> bool:
@@ -56,7 +58,7 @@ def read(folder: Path, model: Model, encoder: Path | None = None) -> SentenceEmb
     Args:
       folder: Folder with modules.json.
       model: Encoder of the folder.
-      encoder: Folder of the encoder's config.json, if it is another one.
+      encoder: Folder of the encoder's config.json. Defaults to `folder`.
 
     Raises:
       InputError: If modules, poolings or settings are not supported, or the encoder generates text.
@@ -113,7 +115,7 @@ def with_case(tokenizer: Tokenizer, folder: Path) -> Tokenizer:
 
 
 def write(folder: Path, objective: SentenceEmbedding, model: Model, origin: Mapping[str, Any] | None = None) -> None:
-    """Writes the files from which sentence-transformers computes the same vectors as the objective.
+    """Writes the files with which the sentence-transformers library computes the same vectors as the objective.
 
     Args:
       folder: Folder of the encoder, with config.json and weights.
@@ -147,7 +149,7 @@ def write(folder: Path, objective: SentenceEmbedding, model: Model, origin: Mapp
 
 
 def _sentences(encoder: Path) -> dict[str, Any]:
-    """Reads the settings in sentence_bert_config.json of an encoder's folder.
+    """Reads sentence_bert_config.json, the settings of the Transformer module, from the folder of an encoder.
 
     Raises:
       InputError: If a setting is not supported. The message names the first such setting.
@@ -225,8 +227,8 @@ def _width(model: Model) -> int:
 
 
 def _pooling_fields(objective: SentenceEmbedding, model: Model) -> dict[str, Any]:
-    """Returns the config of the Pooling module, with field names that all releases of sentence-transformers can
-    read.
+    """Returns the config of the Pooling module, with field names that all versions of the sentence-transformers library
+    can read.
     """
     mode = {ours: theirs for theirs, ours in POOLINGS.items()}[objective.pooling]
     fields: dict[str, Any] = {flag: theirs == mode for flag, theirs in LEGACY.items()}

@@ -1,8 +1,10 @@
-"""Tables that map parameters to the tensors of a model family in transformers. Import and export use the same table.
+"""Tables that map parameters to the tensors of Hugging Face checkpoints, one table per model family. Import and export
+use the same table.
 
-A row of a table has the path of a parameter, the name of the tensor in transformers, and the rearrangement of axes. Our
-stacked blocks have a leading layer axis. transformers has one tensor per layer, with its number in place of `{l}` in
-the name, or one per layer and expert, with the number of the expert in place of `{e}`.
+A row of a table has the path of a parameter, the name of the tensor in the checkpoint, and the rearrangement of axes.
+In jaxformer, the parameters of all blocks are stacked along a leading layer axis. A checkpoint has one tensor per
+layer, with the number of the layer in place of `{l}` in the name, or one tensor per layer and expert, with the number
+of the expert in place of `{e}`.
 """
 
 import dataclasses
@@ -20,16 +22,17 @@ SHOWN = 8
 
 @dataclasses.dataclass(frozen=True)
 class ParamMapping:
-    """Row of a table: maps a parameter to a tensor of transformers, or to one tensor per layer if the tensor name
-    contains `{l}`.
+    """Row of a table: maps a parameter to a tensor of a Hugging Face checkpoint, or to one tensor per layer if the
+    tensor name contains `{l}`.
     """
 
     ours: str | tuple[str, ...]
-    """Path of the parameter in jaxformer, such as `transformer/blocks/mlp/up/kernel`. A tuple of paths if the tensor
-    contains several parameters; these are then along the first axis of the rearranged tensor.
+    """Path of the parameter in jaxformer, such as `transformer/blocks/mlp/up/kernel`. If the tensor contains several
+    parameters, a tuple of their paths. In that case, the rearranged tensor has a leading axis with one entry per
+    parameter.
     """
     theirs: str
-    """Name of the tensor in transformers."""
+    """Name of the tensor in the checkpoint."""
     pattern: str = ""
     """Rearrangement of the tensor's axes to the parameter's axes, in einops notation, such as `(h k) d -> d h k`.
     Empty if the axes are the same.
@@ -45,8 +48,8 @@ class ParamMapping:
     excludes: str = ""
     """If set, the row only applies to models without a parameter at this path."""
     first_layer: int = 0
-    """Number of the first layer that has the tensor, if its name contains `{l}`. Our parameters of earlier layers have
-    no effect.
+    """Index of the first layer that has the tensor, if the tensor name contains `{l}`. The parameters of earlier layers
+    in jaxformer have no effect.
     """
 
     def applies(self, paths: Container[str]) -> bool:
@@ -62,23 +65,25 @@ class ParamMapping:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Table that maps the parameters of a model family to tensors of transformers. A row is used only for models that
-    have its parameters.
+    """Table that maps the parameters of a model family to tensors of Hugging Face checkpoints. A row is used only for
+    models that have the parameters of the row.
     """
 
     rows: tuple[ParamMapping, ...]
     """Rows of the table: mappings of all parameters."""
     known: Mapping[str, str | Callable[[tuple[int, ...]], np.ndarray]] = dataclasses.field(default_factory=dict)
-    """Names (with `{l}` for a number) of stored tensors that are not parameters. Maps each to the reason, or to a
-    function that computes the expected values from the shape.
+    """Stored tensors that are not parameters. Maps the name of each (with `{l}` for the layer number) to the reason, or
+    to a function that takes the shape of the tensor and returns its expected values.
     """
     prefix: str = ""
-    """Prefix of the tensor names, except in models without heads."""
+    """Prefix of the tensor names. The checkpoint of a model without heads lacks it."""
     others: tuple["Table", ...] = ()
-    """Tables of other layouts of the same tensors, which imports accept. Exports use the layout of this table."""
+    """Tables of checkpoints that store the same parameters in another layout. Imports accept these checkpoints too.
+    Exports use the layout of this table.
+    """
 
     def layout(self, names: Container[str]) -> "Table":
-        """Chooses among this table and `others` the table whose tensor names match `names` best."""
+        """Returns the table, this one or one of `others`, whose tensor names occur most often in `names`."""
 
         def found(table):
             first = [row.theirs.format(l=row.first_layer, e=0) for row in table.rows]
@@ -89,7 +94,9 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class TensorMapping:
-    """Maps one stored tensor of transformers to the parameters, or parts of stacked parameters, that it contains."""
+    """Maps one tensor of a Hugging Face checkpoint to the parameters, or parts of stacked parameters, that it
+    contains.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -108,15 +115,17 @@ class TensorMapping:
     split: tuple[int, ...]
     """Shape of the tensor after its axes are split into those of the parameters."""
     order: tuple[int, ...]
-    """Permutation of the axes of the split tensor that gives the parameters."""
+    """Permutation of the axes of the split tensor that results in the parameters."""
 
     def to_ours(self, tensor: np.ndarray) -> list[np.ndarray]:
-        """Converts a tensor of transformers to the parameters that it contains. Returns views, one per path."""
+        """Converts a tensor of a checkpoint to the parameters that it contains. Returns views of the tensor, one per
+        path.
+        """
         arranged = tensor.reshape(self.split).transpose(self.order)
         return list(arranged) if len(self.paths) > 1 else [arranged]
 
     def to_theirs(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
-        """Converts parameters, one per path, to the tensor of transformers. The result is a copy unless the axis order
+        """Converts parameters, one per path, to the tensor of a checkpoint. The result is a copy unless the axis order
         is the same.
         """
         arranged = np.stack(arrays) if len(self.paths) > 1 else arrays[0]
@@ -124,11 +133,11 @@ class TensorMapping:
 
 
 def slots(table: Table, shapes: Mapping[str, tuple[int, ...]], headless: bool = False) -> list[TensorMapping]:
-    """Lists the tensors that a model has in transformers, in the order of the table.
+    """Lists the tensors that the checkpoint of a model contains, in the order of the table.
 
     Args:
       table: Table of the model family.
-      shapes: Shapes of the parameters, by path.
+      shapes: Shapes of the parameters, keyed by path.
       headless: Whether tensor names lack the prefix of the table.
 
     Raises:
@@ -170,18 +179,18 @@ class Sources:
     names: list[str]
     """For each entry of `slots`, the name of the stored tensor to read."""
     copies: list[tuple[str, str]]
-    """Pairs of names of stored tensors that must have equal values."""
+    """Pairs of names of stored tensors that must have equal values, because they are copies of a tied tensor."""
 
 
 def match(
     table: Table, shapes: Mapping[str, tuple[int, ...]], stored: Mapping[str, tuple[int, ...]], where: str
 ) -> Sources:
-    """Finds the stored tensor for each tensor of a model.
+    """Finds the stored tensors from which the parameters of a model are read.
 
     Args:
       table: Table of the model family.
-      shapes: Shapes of the parameters, by path.
-      stored: Shapes of the stored tensors, by name.
+      shapes: Shapes of the parameters, keyed by path.
+      stored: Shapes of the stored tensors, keyed by name.
       where: Text at the start of error messages, such as a path.
 
     Raises:
@@ -244,12 +253,12 @@ def _of_row(row: ParamMapping, shapes: Mapping[str, tuple[int, ...]]) -> Iterato
 def _parsed(pattern: str, axes: int) -> tuple[list[list[int]], tuple[int, ...]]:
     """Parses the rearrangement of axes in a `ParamMapping`, which is in einops notation.
 
-    Returns for each axis of the tensor the axes that it is split into, and the permutation of these that gives the
-    parameter's axes. An axis `1` of the tensor has no counterpart in the parameter.
+    Returns a list and a permutation. The list contains, for each axis of the tensor, the indices of the axes that it is
+    split into; an axis `1` is split into none. The permutation orders the split axes as in the parameter.
 
     Args:
       pattern: The rearrangement, such as `(h k) d -> d h k`.
-      axes: Number of axes of the tensor.
+      axes: Number of axes after the splitting.
     """
     if not pattern:
         return [[axis] for axis in range(axes)], tuple(range(axes))

@@ -1,8 +1,8 @@
 """Converts text models to the form that other programs expect: without unused token ids, and for Marian models with
 padding as the last token.
 
-Converters such as CTranslate2 expect as many embedding rows as the tokenizer has pieces. For Marian models they drop
-the last row, which is padding, and start the decoder from a zero vector.
+Converters such as CTranslate2 expect as many embedding rows as the tokenizer has pieces. They drop the last row of a
+Marian model, which they expect to be padding, and start the decoder from a zero vector.
 """
 
 import dataclasses
@@ -20,18 +20,22 @@ from jaxformer.runs.run import Run
 from jaxformer.training.checkpoints import StoredArray
 
 NEVER = -50.0
-"""Logit of the padding token in the converted model. It is low enough for a probability of 0, but not too large for
-float16 or for a comparison relative to the largest logit.
+"""Logit of the padding token in the converted model. It is low enough that the token has probability 0, but not too
+large for float16 or for a comparison relative to the largest logit.
 """
 
 
 def marian_form(model: Model) -> Model:
-    """Returns a model with `zero_start` that computes the same, for a vocabulary in which padding is the last token."""
+    """Returns the model without `zero_start` and with an output bias. It computes the same as before if the decoder
+    starts from padding and padding has a zero embedding (see `marian_run`).
+    """
     return dataclasses.replace(model, head_bias=True, zero_start=False)
 
 
 def marian_run(run: Run) -> Run:
-    """Converts a run so that padding is the last token, has a zero embedding and is never generated."""
+    """Converts a run whose decoder starts from a zero vector to the form of Marian models: padding is the last token,
+    has a zero embedding and is never generated.
+    """
     tokenizer = run.require_tokenizer()
     size, pad = tokenizer.vocab_size, tokenizer.pad_id
     order = np.array([*(number for number in range(size) if number != pad), pad])
@@ -59,7 +63,7 @@ def marian_run(run: Run) -> Run:
 
 
 TOKEN_ROWS = ("embeddings/token", "head")
-"""Paths of the encoder–decoder parameters with one row per token of the vocabulary."""
+"""Paths of encoder–decoder parameters that have one row per token of the vocabulary."""
 
 
 def _renumbered(decoding: Decoding, places: Mapping[int, int]) -> Decoding:
@@ -72,7 +76,9 @@ def _renumbered(decoding: Decoding, places: Mapping[int, int]) -> Decoding:
 
 
 def without_unused_ids(run: Run) -> Run:
-    """Reduces the vocabulary of a run to the size of the tokenizer."""
+    """Reduces the vocabulary of a run's model to the size of the tokenizer, by removing the last rows of the token
+    embeddings and of the output layer.
+    """
     limit = run.model.text_limits
     if run.tokenizer is None or limit is None or run.tokenizer.vocab_size >= limit.vocab:
         return run
@@ -87,7 +93,7 @@ def without_unused_ids(run: Run) -> Run:
 
 
 def _first(array: Any, shape: tuple[int, ...]) -> StoredArray:
-    """Truncates an array along each axis to a smaller shape. The result is computed when it is read."""
+    """Truncates an array at the end of each axis to a smaller shape. The result is computed when it is read."""
     return _lazy(array, shape, lambda: np.asarray(array)[tuple(map(slice, shape))])
 
 

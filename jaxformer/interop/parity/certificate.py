@@ -35,16 +35,16 @@ PACKAGES = ("jaxformer", "jax", "flax", "torch", "transformers", "tokenizers", "
 
 @dataclasses.dataclass(frozen=True)
 class Certificate:
-    """Result of a comparison with PyTorch."""
+    """Result of comparing a JAX model with a PyTorch model."""
 
     architecture: str
-    """Name of the transformers class that was compared with."""
+    """Name of the transformers class of the PyTorch model."""
     parameters: int
     """Number of parameters of the model."""
     dtype: str
     """Dtype of the weights in the folder. Both models convert them to float32 before computing."""
     lines: tuple[Line, ...]
-    """Comparisons and their results."""
+    """Results of the comparisons."""
     versions: dict[str, str]
     """Versions of the packages that were used."""
 
@@ -89,8 +89,8 @@ def certify(
       run: Run of the model, whose answers to raw inputs are compared too. If None, only the models are compared.
 
     Raises:
-      Unreadable: If transformers cannot load the folder.
-      InputError: If the difference exceeds a tolerance, or there is an `obstacle`.
+      Unreadable: If the transformers library cannot load the folder.
+      InputError: If a difference exceeds its tolerance, or if no certificate can be made (see `obstacle`).
     """
     if problem := obstacle(model):
         raise InputError(f"no parity certificate: {problem}")
@@ -158,10 +158,10 @@ def _lines(ours: Any, theirs: Any, tokenizer: Tokenizer | None, folder: Path) ->
 
 
 def _written(ours: Any, theirs: Any, every: list[Any], pad: int) -> Line:
-    """Compares greedily generated tokens of both models.
+    """Compares the tokens that both models generate greedily.
 
-    The measured difference is that of the logits of the first two tokens that differ. If it is near 0, there is a tie,
-    and either token may be chosen.
+    If the tokens of an output differ, the measured difference is that between the logits of the first two tokens that
+    differ. A difference near 0 means a tie, in which either token may be chosen.
     """
     from jaxformer.interop.parity import compare
 
@@ -182,10 +182,11 @@ def _written(ours: Any, theirs: Any, every: list[Any], pad: int) -> Line:
 
 
 def _tokens(tokenizer: Tokenizer, folder: Path) -> Line:
-    """Compares the two tokenizers. Counts the difficult strings that they encode differently.
+    """Compares the two tokenizers. The measured difference is the number of difficult strings that they encode
+    differently.
 
-    Strings with a token that is special for both are left out, because only transformers parses special tokens in a
-    text.
+    Strings that contain a token that is special for both tokenizers are left out, because only the transformers library
+    parses special tokens in a text.
     """
     from jaxformer.interop.parity import compare
 

@@ -24,9 +24,9 @@ from jaxformer.models.base import PIXEL_INPUTS, Model
 from jaxformer.parallel import sharding
 
 LONGEST = 1024
-"""Maximum number of tokens in the long input that models are compared on."""
+"""Maximum number of tokens in the long input on which models are compared."""
 ROWS, LENGTH = 3, 16
-"""Number of rows, and number of tokens per row, of the short inputs that models are compared on."""
+"""Number of rows, and number of tokens per row, of the short inputs on which models are compared."""
 NEW = 64
 """Number of tokens that both models generate in a comparison."""
 NAMES = {
@@ -38,11 +38,11 @@ NAMES = {
     "last_hidden_state": "hidden",
     "pooler_output": "pooled",
 }
-"""Outputs to compare. Maps their names in transformers to those in the certificate."""
+"""Outputs to compare. Maps their names in the transformers library to their names in the certificate."""
 SMALL = 1e-3
-"""Lower bound for the scale of a tensor's gradient, as a fraction of the largest gradient of all tensors. Differences
-of gradients are relative to this scale. Without the bound, tiny gradients that consist of rounding errors, such as
-those of the key bias, would seem to differ.
+"""Fraction of the largest gradient of all tensors that is the lower bound for the scale of a tensor's gradient.
+Differences of gradients are relative to this scale. Without the bound, tiny gradients that consist of rounding errors,
+such as those of the key bias, would seem to differ.
 """
 
 
@@ -53,7 +53,7 @@ class Rows:
     name: str
     """Description of the inputs, such as "padded"."""
     arrays: Mapping[str, np.ndarray]
-    """Arrays by the names of the model's inputs. Text inputs also have random `targets` [batch, length]."""
+    """Input arrays of the model, keyed by name. Text inputs also have random `targets` [batch, length]."""
 
     @property
     def mask(self) -> np.ndarray | None:
@@ -125,10 +125,10 @@ class Computed:
     """Outputs, loss and gradients of one model for one input."""
 
     outputs: dict[str, np.ndarray]
-    """Maps names of outputs in transformers to arrays."""
+    """Maps names of outputs in the transformers library to arrays."""
     loss: float
-    """Loss for the labels of the model's `Bridge`, as computed by transformers. If there are no labels, the result of
-    `mean_square`.
+    """Loss of the transformers class for the labels that the model's `Bridge` returns. If it returns none, the result
+    of `mean_square`.
     """
     gradients: dict[str, np.ndarray]
     """Gradients of the loss. Keys are parameter paths for the JAX model, and tensor names for the PyTorch model."""
@@ -138,7 +138,7 @@ class JaxModel:
     """The JAX model of a comparison. It computes in float32 on the CPU."""
 
     def __init__(self, model: Model, params: Any, dtype: str):
-        """Rounds the parameters to the dtype of the weights in the folder."""
+        """Rounds the parameters to `dtype`, the dtype of the weights in the folder, and converts them to float32."""
         self.model = model.replace_stacks(dtype="float32", dropout=0.0, attention_dropout=0.0)
         self.bridge = bridge_of(model)
         with on_cpu():
@@ -149,8 +149,8 @@ class JaxModel:
         self._compute = jax.jit(jax.value_and_grad(self._loss, has_aux=True), static_argnums=(2, 3))
 
     def __call__(self, rows: Rows, names: Sequence[str]) -> Computed:
-        """Computes the outputs, the loss and its gradients. `names` selects the outputs, by their names in
-        transformers.
+        """Computes the outputs, the loss and its gradients. `names` selects the outputs by their names in the
+        transformers library.
         """
         with on_cpu():
             labelled = bool(self.bridge.labels(self.model, rows.arrays))
@@ -171,16 +171,17 @@ class JaxModel:
 
 
 def one_by_one(network: Any) -> None:
-    """Makes a mixture-of-experts model of transformers compute its experts one after the other.
+    """Makes a mixture-of-experts PyTorch model compute its experts one after the other.
 
-    Its grouped matrix products, which compute all experts at once, fail for sizes that do not meet their alignment.
+    By default, grouped matrix products compute all experts at once. They fail for sizes that do not meet their
+    alignment.
     """
     if getattr(network.config, "_experts_implementation", None) not in (None, "eager"):
         network.set_experts_implementation("eager")
 
 
 class TorchModel:
-    """The PyTorch model of a comparison, which transformers loads from a Hugging Face folder."""
+    """The PyTorch model of a comparison, which the transformers library loads from a Hugging Face folder."""
 
     def __init__(
         self,
@@ -189,7 +190,7 @@ class TorchModel:
         architecture: str,
         dtype: str,
     ):
-        """Loads the model from a Hugging Face folder with transformers.
+        """Loads the PyTorch model from a Hugging Face folder.
 
         Args:
           folder: Hugging Face folder.
@@ -200,7 +201,7 @@ class TorchModel:
           dtype: Dtype that these tensors are rounded to.
 
         Raises:
-          Unreadable: If transformers cannot load the folder.
+          Unreadable: If the transformers library cannot load the folder.
         """
         self.config, self.dtype = folder.config, getattr(torch, dtype)
         with reading(architecture):
@@ -213,8 +214,8 @@ class TorchModel:
         self.round(self.network)
 
     def round(self, network: torch.nn.Module) -> None:
-        """Rounds the tensors of a transformers model in place to the compared dtype, if they contain parameters of the
-        JAX model.
+        """Rounds the tensors of a PyTorch model in place to the compared dtype, if they contain parameters of the JAX
+        model.
         """
         # In a network without heads, the tensor names have no prefix.
         names = {slot.name for slot in self.slots} | {slot.name.partition(".")[2] for slot in self.slots}
@@ -235,8 +236,8 @@ class TorchModel:
         return Computed({name: part.detach().numpy() for name, part in outputs.items()}, loss.item(), gradients)
 
     def named(self, ours: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Converts arrays with the shapes of JAX parameters, such as gradients, to tensors of transformers. Uses the
-        same mapping as an export.
+        """Converts arrays with the shapes of JAX parameters, such as gradients, to the tensors of the PyTorch model, in
+        the same way as an export. Returns them keyed by tensor name.
         """
         found = {}
         for slot in self.slots:
@@ -283,20 +284,20 @@ class TorchModel:
 
 
 def their_tokenizer(folder: Path) -> Any:
-    """Loads the tokenizer of a folder with transformers. Raises Unreadable if that fails."""
+    """Loads the tokenizer of a folder with the transformers library. Raises Unreadable if that fails."""
     with reading("the tokenizer"):
         return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 @contextlib.contextmanager
 def reading(what: str) -> Iterator[None]:
-    """Context manager for loading something with transformers. Converts all exceptions to Unreadable, and silences the
-    log of transformers.
+    """Context manager for loading something with the transformers library. Converts all exceptions to Unreadable, and
+    silences the log of the library.
 
     The log would report tensors that a class does not use, such as BERT's pooler in a fill-mask pipeline.
 
     Args:
-      what: description of what is loaded, for error messages.
+      what: Description of what is loaded, for error messages.
     """
     transformers.utils.logging.disable_progress_bar()
     verbosity = transformers.utils.logging.get_verbosity()
@@ -312,14 +313,14 @@ def reading(what: str) -> Iterator[None]:
 
 
 def largest_difference(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]) -> tuple[float, str]:
-    """Compares the gradients of two models. Returns the largest difference relative to the scale of the gradient, and
-    the parameter's name.
+    """Compares the gradients of two models. Returns the largest difference, relative to the scale of the tensor's
+    gradient (see `SMALL`), and the name of the tensor that has it.
 
-    NaN counts as infinite.
+    A difference that is NaN counts as infinite.
 
     Args:
-      ours: gradients of the JAX model, by tensor name.
-      theirs: gradients of the PyTorch model, by tensor name.
+      ours: Gradients of the JAX model, keyed by tensor name.
+      theirs: Gradients of the PyTorch model, keyed by tensor name.
 
     Raises:
       InputError: If no tensor is in both.
@@ -339,7 +340,7 @@ def largest_difference(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.n
 
 @contextlib.contextmanager
 def on_cpu() -> Iterator[None]:
-    """Context manager that makes JAX compute on the CPU in full precision, like the PyTorch model."""
+    """Context manager that makes JAX compute on the CPU in full float32 precision, as the PyTorch model does."""
     device = jax.local_devices(backend="cpu")[0]
     # The mesh selects the device to trace for if there are several kinds.
     with jax.default_device(device), jax.set_mesh(sharding.make_mesh(sharding.Mesh(1), [device])):
@@ -361,10 +362,10 @@ def join_spans(outputs: Mapping[str, Any], stack: Callable[..., Any]) -> dict[st
 
 
 def mean_square(outputs: Mapping[str, Any], mask: Any) -> Any:
-    """Computes the mean square of the logits or hidden vectors at tokens, which serves as a loss for models without
-    one.
+    """Computes the mean square of the logits (or the hidden vectors, if there are no logits) over the tokens in `mask`.
+    Serves as the loss of models that have none.
 
-    Accepts JAX arrays and torch tensors.
+    Accepts JAX arrays and PyTorch tensors.
     """
     compared = next(name for name in ("logits", "logits_per_image", "last_hidden_state") if name in outputs)
     squares = outputs[compared] ** 2

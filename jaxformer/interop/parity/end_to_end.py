@@ -1,4 +1,5 @@
-"""Compares the answers of a run to raw inputs with those of transformers, which loads the exported or imported folder.
+"""Compares the answers of a run to raw inputs with those of the transformers library, which loads the exported or
+imported folder.
 
 The other comparisons of the parity certificate give both models the same token ids, so they do not cover the processing
 around the models: the layout of texts and pairs, image processing, generation settings, and postprocessing of logits.
@@ -52,17 +53,17 @@ POOLINGS = {
 def compare_answers(
     run: Run, ours: JaxModel, folder: Path, rounded: Callable[[torch.nn.Module], None] = lambda network: None
 ) -> Iterator[Line]:
-    """Compares the answers of a run with those of transformers, for each kind of raw input that its objective supports.
-    Yields the results.
+    """Compares the answers of a run to raw inputs with those of the transformers library. Yields an entry of the parity
+    certificate for each kind of input that the objective supports.
 
     Yields nothing if the objective has no answers, or if all inputs exceed the maximum length of the model.
 
     Args:
       run: Run with the tokenizer, objective and task.
-      ours: Model and parameters of the run, as compared.
+      ours: JAX model of the certificate, with the rounded parameters that the run uses here.
       folder: Hugging Face folder of the run.
-      rounded: Function that rounds the weights of a PyTorch model in place, like those of `ours`. By default, they are
-        not rounded.
+      rounded: Function that rounds the weights of a PyTorch model in place, in the same way as those of `ours`. By
+        default, the weights are not rounded.
     """
     compare = COMPARISONS.get(type(run.objective))
     if compare is None:
@@ -123,9 +124,9 @@ def _of_texts(sides: Sides, values: Callable[[Any], list[float]], names: Sequenc
 
 
 def _tagged(sides: Sides) -> Iterator[Line]:
-    """Compares the probability of each word's tag, taken at its first token.
+    """Compares the probabilities of the tags of words. The tag of a word is that of its first token.
 
-    The probability is 0 for a word without tokens.
+    A word without tokens has the probability 0.
     """
     texts, tokenizer = sides.short([" ".join(WORD.findall(text)) for text in TEXTS]), their_tokenizer(sides.folder)
     if not texts:
@@ -146,7 +147,7 @@ def _tagged(sides: Sides) -> Iterator[Line]:
 
 
 def _answered(sides: Sides) -> Iterator[Line]:
-    """Compares the best answer spans for questions, as character offsets."""
+    """Compares the best answer spans for questions, as character offsets in their contexts."""
     sides, tokenizer = sides.with_objective(no_answer=None), their_tokenizer(sides.folder)
     objective, own = sides.objective(QuestionAnswering), sides.run.require_tokenizer()
     longest = answer_spans(sides.run.model.max_length, own).question_length
@@ -210,7 +211,7 @@ def _generated(sides: Sides, auto: Any, written: Callable[[Any], str]) -> Iterat
 def _embedded(sides: Sides) -> Iterator[Line]:
     """Compares sentence vectors of texts without a prompt.
 
-    Pooling and normalisation are applied here to the outputs of transformers, which has neither.
+    Pooling and normalisation are applied here to the token vectors of the transformers library, which has neither.
     """
     texts, tokenizer = sides.short(TEXTS), their_tokenizer(sides.folder)
     if not texts:
@@ -242,4 +243,6 @@ COMPARISONS: Mapping[type, Callable[[Sides], Iterator[Line]]] = {
     ImageEmbedding: pictures.embedded,
     ImageTextContrastive: pictures.ranked,
 }
-"""Maps objective classes to functions that compare the answers of such runs."""
+"""Maps objective classes to functions that compare the answers of runs with such an objective to those of the
+transformers library.
+"""

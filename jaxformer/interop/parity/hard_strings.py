@@ -1,6 +1,6 @@
 """Texts that are difficult for tokenizers: spaces, combining marks, scripts, emoji, compatibility characters, code.
 
-Includes texts with the names of special tokens. A tokenizer may parse such a name as a special token only if it has the
+Some texts contain the names of special tokens. A tokenizer may parse such a name as a special token only if it has the
 token.
 """
 

@@ -8,26 +8,26 @@ import numpy as np
 from jaxformer.errors import InputError
 
 LOGITS, LOSS, GRADIENTS, TIE = 2e-5, 1e-5, 1e-3, 1e-4
-"""Tolerances: for logits relative to the largest logit (or 1); for the loss relative to itself (or 1); for gradients
-relative to the largest value of each tensor; and for ties between the logits of two tokens, relative to the largest
-logit (or 1).
+"""Tolerances, as differences between ours and theirs (those of PyTorch). Logits: max |ours - theirs| / max(1, max
+|theirs|). Loss: |ours - theirs| / max(1, |theirs|). Gradients: max |ours - theirs| / scale of the tensor's gradient.
+Ties: difference between the logits of two tokens / max(1, max |theirs|).
 """
 
 
 class Unreadable(InputError):
-    """Raised if transformers cannot load a folder."""
+    """Raised if the transformers library cannot load a folder."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """Entry of a parity certificate: the result of one comparison."""
+    """Entry of a parity certificate: the result of comparing one quantity of the JAX model and the PyTorch model."""
 
     what: str
     """Name of the compared quantity, such as `logits`."""
     where: str
     """Description of the inputs for which the quantity was compared."""
     measured: float
-    """Largest difference between the JAX model and the PyTorch model."""
+    """Difference between the JAX model and the PyTorch model, relative to the scale of the quantity."""
     tolerance: float
     """Maximum difference for which the comparison passes."""
     note: str = ""
@@ -44,16 +44,16 @@ class Line:
 
 
 def compared(name: str, where: str, ours: np.ndarray, theirs: np.ndarray, mask: np.ndarray | None) -> Line:
-    """Compares an output of both models at all tokens. Returns an entry of the certificate.
+    """Compares an output of both models at all tokens in `mask`. Returns an entry of the certificate.
 
-    The difference is the largest one, relative to the largest reference value (or 1).
+    The measured difference is max |ours - theirs| / max(1, max |theirs|).
 
     Args:
-      name: name of the output.
-      where: description of the inputs.
-      ours: output of the JAX model.
-      theirs: output of the PyTorch model, which is the reference.
-      mask: 1 for tokens to compare. If None, all.
+      name: Name of the output.
+      where: Description of the inputs.
+      ours: Output of the JAX model.
+      theirs: Output of the PyTorch model, which is the reference.
+      mask: 1 for tokens to compare, 0 for others, [batch, length]. If None, all tokens are compared.
     """
     if ours.shape != theirs.shape:
         return Line(name, where, float("inf"), LOGITS, f"shapes {ours.shape} and {theirs.shape}")
@@ -62,6 +62,8 @@ def compared(name: str, where: str, ours: np.ndarray, theirs: np.ndarray, mask: 
 
 
 def _largest(array: np.ndarray, mask: np.ndarray | None) -> float:
-    """Returns the largest absolute value at tokens whose mask is above 0."""
+    """Returns the largest absolute value of an output. If `mask` is given and the output has 3 axes, only tokens whose
+    mask is above 0 count.
+    """
     real = mask > 0 if array.ndim == 3 and mask is not None else slice(None)
     return float(np.abs(array[real]).max())

@@ -1,4 +1,6 @@
-"""Compares the answers of a run to images with those of transformers, which loads the exported or imported folder."""
+"""Compares the answers of a run to images with those of the transformers library, which loads the exported or imported
+folder.
+"""
 
 import contextlib
 import tempfile
@@ -36,8 +38,8 @@ def classified(sides: Sides) -> Iterator[Line]:
 
 
 def _without_pipeline(sides: Sides) -> Callable[[str], list[dict[str, Any]]]:
-    """Returns a function that computes the results of an image pipeline of transformers, but does not convert images to
-    RGB.
+    """Returns a function that computes the same results as an image pipeline of the transformers library, but does not
+    convert images to RGB.
     """
     network, process = sides.network(transformers.AutoModelForImageClassification), _processor(sides)
 
@@ -50,13 +52,13 @@ def _without_pipeline(sides: Sides) -> Callable[[str], list[dict[str, Any]]]:
 
 
 def _processor(sides: Sides) -> Any:
-    """Loads the image processor of the folder with transformers."""
+    """Loads the image processor of the folder with the transformers library."""
     with reading("AutoImageProcessor"):
         return transformers.AutoImageProcessor.from_pretrained(sides.folder, local_files_only=True)
 
 
 def embedded(sides: Sides) -> Iterator[Line]:
-    """Compares the image vectors, scaled to length 1."""
+    """Compares image vectors, which both sides scale to length 1."""
     network, process, theirs = sides.network(transformers.AutoModel), _processor(sides), []
     with _pictures(sides.run) as paths:
         ours = [answer.vector for answer in sides.predict(paths)]
@@ -69,7 +71,7 @@ def embedded(sides: Sides) -> Iterator[Line]:
 
 
 def ranked(sides: Sides) -> Iterator[Line]:
-    """Compares the probabilities of texts as descriptions of images."""
+    """Compares the probabilities that a model of images and texts gives to texts as descriptions of images."""
     texts = sides.short(TEXTS)
     if not texts or sides.run.model.part("images")[1].channels != 3:  # The pipeline converts all pictures to RGB.
         return
@@ -97,10 +99,11 @@ def _piped(sides: Sides, texts: Sequence[str]) -> Callable[[str], list[float]]:
 
 
 def _padded(sides: Sides, texts: Sequence[str]) -> Callable[[str], list[float]]:
-    """Returns a function that computes the probabilities of the texts for an image file with a model of
-    transformers.
+    """Returns a function that computes the probabilities of the texts for an image file with a PyTorch model, without a
+    pipeline.
 
-    Texts are padded to the maximum length of the model. A pipeline of transformers would pad them to 64 tokens.
+    Texts are padded to the maximum length of the model. A pipeline of the transformers library would pad them to 64
+    tokens.
     """
     network, process, tokenizer = (
         sides.network(transformers.AutoModel),

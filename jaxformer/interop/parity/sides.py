@@ -1,5 +1,5 @@
-"""A run, and transformers with the exported or imported folder: the two sides whose answers to raw inputs are
-compared.
+"""Defines `Sides`: a run, and the Hugging Face folder that the transformers library loads. The parity certificate
+compares the answers of both sides to raw inputs.
 """
 
 import dataclasses
@@ -20,8 +20,8 @@ from jaxformer.runs.run import Run
 
 ObjectiveT = TypeVar("ObjectiveT", bound=Objective)
 ANSWERS = 1e-4
-"""Tolerance for comparing answers: for probabilities and unit vectors, and for regression values relative to the
-largest one (or 1).
+"""Tolerance for the differences between answers: probabilities, entries of unit vectors, and regression values.
+Differences are max |ours - theirs| / max(1, max |theirs|).
 """
 # No whitespace at the ends: `predict` strips it, but transformers does not.
 TEXTS = ("The dog ran.", "It has 3 naïve cats!", "a  light  shone")
@@ -31,14 +31,14 @@ SPECIALS = 8
 
 @dataclasses.dataclass(frozen=True)
 class Sides:
-    """The two sides of a comparison: a run, and the Hugging Face folder that transformers loads."""
+    """The two sides of a comparison: a run, and the Hugging Face folder that the transformers library loads."""
 
     run: Run
     """Run to compare. It computes in float32 on the CPU, with parameters rounded to the dtype of the export."""
     folder: Path
     """Path of the Hugging Face folder."""
     round: Callable[[torch.nn.Module], None]
-    """Function that rounds the weights of a transformers model to the dtype of the export, in place."""
+    """Function that rounds the weights of a PyTorch model to the dtype of the export, in place."""
 
     def predict(self, inputs: Sequence[str]) -> list[Any]:
         """Returns the answers of the run to raw inputs."""
@@ -54,8 +54,8 @@ class Sides:
         return found
 
     def network(self, auto: Any) -> Any:
-        """Loads the PyTorch model of the Hugging Face folder with an auto class of transformers, such as
-        AutoModelForCausalLM. Rounds its weights to the dtype of the export, as those of the run are rounded.
+        """Loads the PyTorch model of the Hugging Face folder with an auto class, such as `AutoModelForCausalLM`. Rounds
+        the weights to the dtype of the export, in the same way as those of the run.
         """
         with reading(auto.__name__):
             found = auto.from_pretrained(self.folder, dtype=torch.float32, local_files_only=True).eval()
@@ -71,12 +71,14 @@ class Sides:
         return found
 
     def with_objective(self, **changes: Any) -> "Sides":
-        """Returns a copy in which fields of the run's objective are changed."""
+        """Returns a copy in which fields of the run's objective have the values in `changes`."""
         experiment = override(self.run.experiment, {f"objective.{name}": value for name, value in changes.items()})
         return dataclasses.replace(self, run=dataclasses.replace(self.run, experiment=experiment))
 
     def only_pieces(self, network: torch.nn.Module) -> None:
-        """Makes a transformers model give probability 0 to ids that the tokenizer does not have, like `predict`."""
+        """Makes a PyTorch model give probability 0 to ids that the tokenizer does not have, as `predict` does for the
+        JAX model.
+        """
         size = self.run.require_tokenizer().vocab_size
 
         def remove(module: torch.nn.Module, inputs: Any, output: Any) -> None:
@@ -88,8 +90,8 @@ class Sides:
         """Selects the texts that fit the maximum length of the model, so that neither side truncates them.
 
         Args:
-          texts: texts, or objects that contain texts.
-          parts: function that returns the texts of an item.
+          texts: Texts, or objects that contain texts.
+          parts: Function that takes an item of `texts` and returns the texts that it contains.
         """
         tokenizer, longest = self.run.require_tokenizer(), self.run.model.require_text_limits().max_length
         sizes = [sum(len(tokenizer.encode(part)) for part in parts(text)) for text in texts]
@@ -99,7 +101,7 @@ class Sides:
 def line(what: str, where: str, ours: Sequence[Any], theirs: Sequence[Any]) -> Line:
     """Compares the numbers of both sides. Returns an entry of the certificate.
 
-    The difference is the largest one, relative to the largest reference value (or 1).
+    The measured difference is max |ours - theirs| / max(1, max |theirs|).
     """
     mine, other = (np.asarray(side, np.float64) for side in (ours, theirs))
     if mine.shape != other.shape:

@@ -1,4 +1,6 @@
-"""The supported model families of transformers, and functions that find the family of a config.json or of a model."""
+"""Supported model families of Hugging Face transformers, and functions that find the family of a config.json or of a
+model.
+"""
 
 import importlib
 import math
@@ -63,9 +65,10 @@ MODEL_TYPES: Mapping[str, Family] = {family.model_type: family for family in rev
 
 
 def families_of(model: Model) -> list[Family]:
-    """Returns the families that may represent a model, by its class. The most specific families come first.
+    """Returns the families whose JAX model class is the class of the model or one of its base classes, most specific
+    first.
 
-    They are the families of the model's `interop` module and those of this library.
+    Includes the families in the module that `model.interop` names, if any.
     """
     own = importlib.import_module(model.interop).FAMILIES if model.interop else ()
     found = [family for family in (*own, *FAMILIES) if isinstance(model, family.module)]
@@ -73,8 +76,8 @@ def families_of(model: Model) -> list[Family]:
 
 
 def bridge_of(model: Model) -> Bridge:
-    """Returns the `Bridge` for a model, by its class. It defines the objective and task of an imported model, and how
-    the transformers class is called.
+    """Returns the `Bridge` for the class of a model. It chooses the objective and task of an imported model, and reads
+    the outputs of the corresponding transformers class.
     """
     return next((family.bridge for family in families_of(model)), Bridge())
 
@@ -84,7 +87,8 @@ def family_of_config(
 ) -> tuple[Family, str]:
     """Finds the family of a config.json.
 
-    Old files name no architecture. In that case, the family is found by the prefix of the tensor names.
+    Old files may name neither an architecture nor a model type. In that case, the family is found by the prefix of the
+    tensor names.
 
     Args:
       config: Content of the file.
@@ -93,7 +97,7 @@ def family_of_config(
       families: Additional families, which take precedence over those of the library.
 
     Returns:
-      The family, and the architecture that the file names.
+      The family, and the name of the transformers class (the architecture).
 
     Raises:
       InputError: If no family matches.
@@ -123,13 +127,14 @@ def family_of_model(model: Model, architecture: str | None = None) -> tuple[Fami
 
     Args:
       model: Model to export.
-      architecture: Preferred class of transformers, if several are possible.
+      architecture: Name of the preferred transformers class, if several are possible.
 
     Returns:
       The family, and the config of the model in that family.
 
     Raises:
-      InputError: If there is none. The message names what the most similar family does not support.
+      InputError: If no family can. The message names a setting of the model that the most similar family does not
+        support.
     """
     offered = families_of(model)
     if not offered:
@@ -153,9 +158,8 @@ def family_of_model(model: Model, architecture: str | None = None) -> tuple[Fami
 
 
 def _head_names(family: Family, model: Model) -> list[str]:
-    """Returns the names of the tensors that an export of the model to this family would contain.
-
-    `Family.build` needs them to determine which heads the model has.
+    """Returns the names of the tensors that an export of the model to this family would contain. `Family.build`
+    determines from these names which heads the model has.
     """
     paths = abstract(model)
     return [row.theirs for row in family.table.rows if row.applies(paths)]

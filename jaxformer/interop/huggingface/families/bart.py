@@ -1,4 +1,4 @@
-"""BART family (Lewis et al. 2020): conversion from and to transformers."""
+"""BART family (Lewis et al. 2020): conversion from and to Hugging Face transformers."""
 
 from collections.abc import Collection
 from typing import Any
@@ -29,7 +29,9 @@ TABLE = Table(
 
 
 def build(reader: ConfigReader, names: Collection[str]) -> Bart:
-    """Builds the JAX model for a BART config. `names` are the names of the stored tensors."""
+    """Builds the JAX model for a BART config. `names` are the names of the stored tensors, which determine whether the
+    output layer has a bias.
+    """
     reader.must("normalize_embedding", True)
     reader.must("static_position_embeddings", False)
     reader.must("extra_pos_embeddings", 2)

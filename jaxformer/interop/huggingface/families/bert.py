@@ -1,4 +1,4 @@
-"""BERT family (Devlin et al. 2019): conversion from and to transformers."""
+"""BERT family (Devlin et al. 2019): conversion from and to Hugging Face transformers."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -112,7 +112,7 @@ def describe(model: Bert) -> dict[str, Any]:
 
 
 def encoder_fields(model: Bert) -> dict[str, Any]:
-    """Converts the stack of a BERT or RoBERTa model to the config fields for it."""
+    """Converts the stack and the vocabulary size of a BERT or RoBERTa model to config fields."""
     config = model.transformer
     return {
         "vocab_size": model.vocab,
@@ -128,8 +128,8 @@ def encoder_fields(model: Bert) -> dict[str, Any]:
 
 
 class EncoderBridge(Bridge):
-    """Bridge for encoders with the heads of `Bert` (masked LM, pooler, next sentence): objective and task of imported
-    models, and the outputs and loss of their transformers classes.
+    """Chooses the objective and task of an imported encoder with the heads of `Bert` (masked LM, pooler, next
+    sentence), and converts the outputs and the loss of the JAX model to those of the corresponding transformers class.
     """
 
     def objective(self, source: Source, model: Bert) -> Objective:
@@ -145,15 +145,17 @@ class EncoderBridge(Bridge):
         return MaskedSentencePairs(length, max(1, length * 15 // 100), next_sentence=pairs)
 
     def outputs(self, model: Bert, output: Any, objective: Any = None) -> dict[str, jax.Array]:
-        """Returns the logits of the heads, or hidden vectors if there are no heads."""
+        """Returns the logits of the heads, or hidden vectors if there are no heads, keyed by their names in the
+        transformers library.
+        """
         found = super().outputs(model, output, objective)
         if "next_sentence" in model.prediction_heads:
             found["seq_relationship_logits"] = output.next_sentence_logits[:, 0]
         return found
 
     def labels(self, model: Bert, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Returns targets for all tokens. The label of the next-sentence head is arbitrary: the token type of the last
-        token.
+        """Returns the label arguments of the transformers class, with a target for every token. The label of the
+        next-sentence head is arbitrary: the token type of the last token.
         """
         found = {}
         if "masked_lm" in model.prediction_heads:
@@ -172,7 +174,7 @@ class EncoderBridge(Bridge):
         return loss
 
     def nearest_config(self, model: Bert, objective: Any) -> dict[str, Any]:
-        """Returns the config of the BERT class in transformers that has the same heads."""
+        """Returns the config of the BERT class of the transformers library that has the same heads."""
         if "masked_lm" in model.prediction_heads:
             architecture = "BertForPreTraining" if "next_sentence" in model.prediction_heads else "BertForMaskedLM"
         else:

@@ -1,5 +1,5 @@
 """Properties of a model family other than its weights: which objective and task an imported model gets, and how the
-classes of transformers are called.
+model classes of the transformers library are called.
 
 A `Bridge` belongs to a `Family`. Families whose models are called in the same way share a bridge. The defaults are for
 text encoders.
@@ -35,9 +35,11 @@ ARGUMENTS = {
     "clips": "pixel_values",
     "noise": "noise",
 }
-"""Maps names of model inputs to argument names of transformers classes. Bridges may override it."""
+"""Maps names of model inputs to argument names of transformers classes. A bridge may define other names."""
 LAYOUTS = {"images": "bnyx", "clips": "bznyx"}
-"""Axes of model inputs with pixels in transformers, by the letters of `InputSpec.axes`. Channels come before rows."""
+"""Axes of model inputs with pixels in the transformers library, as letters of `InputSpec.axes`. Channels come before
+rows.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +105,7 @@ class Bridge:
         raise InputError(f"{source.home}: there is no objective for an imported {type(model).__name__}")
 
     def task(self, source: Source, model: Any, objective: Any) -> Task:
-        """Returns the task for an imported model. It provides the arrays that the objective requires."""
+        """Returns the task for an imported model. The task provides the arrays that the objective requires."""
         raise InputError(f"{source.home}: there is no task for an imported {type(model).__name__}")
 
     def special_tokens(self, model: Model, tokens: Mapping[str, int | None]) -> dict[str, int | None]:
@@ -120,11 +122,14 @@ class Bridge:
         return {**tokens, "bos_token_id": None, "eos_token_id": None}
 
     def conventional(self, run: Run) -> Run:
-        """Returns an equivalent run whose export follows the conventions of other programs."""
+        """Returns an equivalent run whose export follows the conventions of other programs: its vocabulary has no ids
+        that the tokenizer does not use.
+        """
         return without_unused_ids(run)
 
     def outputs(self, model: Any, output: Any, objective: Any = None) -> dict[str, jax.Array]:
-        """Converts the outputs of a JAX model to the outputs of the transformers class, by their names there.
+        """Converts the outputs of a JAX model to those of the transformers class. Returns them keyed by their names in
+        the transformers library.
 
         Args:
           model: Model that computed the outputs.
@@ -137,13 +142,13 @@ class Bridge:
         return found | ({"pooler_output": output.pooled[:, 0]} if model.has_pooler else {})
 
     def labels(self, model: Any, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Returns the arguments with labels from which the transformers class computes its loss, for parity checks.
+        """Returns the label arguments of the transformers class, from which it computes its loss, for parity checks.
 
-        If empty, parity checks use another loss.
+        If the dict is empty, parity checks use the mean square of the outputs as the loss.
 
         Args:
           model: JAX model.
-          rows: Inputs by their names in the model, and random `targets` [batch, length].
+          rows: Input arrays of the JAX model, keyed by name, and random `targets` [batch, length].
         """
         del model, rows
         return {}
@@ -153,7 +158,7 @@ class Bridge:
 
         Args:
           outputs: Outputs of the JAX model, as converted by `outputs`.
-          rows: Inputs by their names in the model, and random `targets` [batch, length].
+          rows: Input arrays of the JAX model, keyed by name, and random `targets` [batch, length].
         """
         raise NotImplementedError
 
@@ -198,7 +203,7 @@ def mean_cross_entropy(logits: jax.Array, targets: jax.Array, mask: jax.Array) -
 
 
 def stack_sizes(stack: Transformer) -> dict[str, int]:
-    """Returns the sizes of a stack as config fields, by the names that most families use."""
+    """Returns the sizes of a stack as config fields, with the field names that most families use."""
     groups, head_dim = stack.attention.sizes(stack.heads, stack.width)
     heads = {"num_attention_heads": stack.heads, "num_key_value_heads": groups, "head_dim": head_dim}
     return {"hidden_size": stack.width, "num_hidden_layers": stack.depth, **heads}

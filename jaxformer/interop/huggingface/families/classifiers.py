@@ -37,8 +37,8 @@ SPAN = ("start", "end")
 
 
 class ClassifierBridge(Bridge):
-    """Bridge for classifiers of texts and tokens, including regression and extractive question answering: objective and
-    task of imported models, and the outputs of their transformers classes.
+    """Chooses the objective and task of an imported classifier of texts or tokens, including models for regression and
+    extractive question answering, and converts its outputs to those of the corresponding transformers class.
     """
 
     def objective(self, source: Source, model: Classifier) -> Objective:
@@ -64,15 +64,17 @@ class ClassifierBridge(Bridge):
         return Classify(pair="pair", labels=model.labels, kind=kind, length=length, form=form_of(model))
 
     def outputs(self, model: Classifier, output: Any, objective: Any = None) -> dict[str, jax.Array]:
-        """Returns the logits by their names in transformers: of texts [batch, labels], of tokens
-        [batch, length, labels], or of answer starts and ends, [batch, length] each.
+        """Returns the logits, keyed by their names in the transformers library.
+
+        Logits of texts are [batch, labels], and logits of tokens [batch, length, labels]. A question answering model
+        has logits of answer starts and of answer ends, [batch, length] each.
         """
         if answers_spans(model, objective):
             return {"start_logits": output.logits[..., 0], "end_logits": output.logits[..., 1]}
         return {"logits": output.logits if model.pooling == "none" else output.logits[:, 0]}
 
     def nearest_config(self, model: Classifier, objective: Any) -> dict[str, Any]:
-        """Returns the config of the BERT or LLaMA class in transformers that has the same kind of head."""
+        """Returns the config of the BERT or LLaMA class of the transformers library that has the same kind of head."""
         decoder, spans = model.backbone.is_generative, answers_spans(model, objective)
         head = "TokenClassification" if model.pooling == "none" else "SequenceClassification"
         architecture = f"{'Llama' if decoder else 'Bert'}For{'QuestionAnswering' if spans else head}"
@@ -145,7 +147,7 @@ def with_head(
 def classifier_table(base: Table, head: list[ParamMapping], renamed: Mapping[str, str] | None = None) -> Table:
     """Returns the table of a classifier: the mappings of its backbone, with adapted paths, and those of its head.
 
-    See `with_head` for `renamed`.
+    `renamed` maps prefixes of tensor names in the backbone family to those in the classifier.
     """
 
     def name(theirs: str) -> str:
@@ -171,7 +173,9 @@ def _linear(theirs: str) -> list[ParamMapping]:
 
 
 def _pooled(reader: ConfigReader, backbone: Model) -> Model:
-    """Adds a pooler to the backbone. In RoBERTa, the pooler is part of the classification head."""
+    """Adds a pooler to a RoBERTa backbone, because the first layer of RoBERTa's classification head equals BERT's
+    pooler.
+    """
     del reader
     return dataclasses.replace(backbone, prediction_heads=("pooler",))
 
@@ -199,5 +203,7 @@ FAMILIES = (
         [ParamMapping("head/kernel", "score.weight", "c d -> d c")],
     ),
 )
-"""Families of classifiers. Question answering precedes token classification, whose classes would match the same models.
-Classes with other heads, such as DistilBERT's sequence classification with a ReLU, are not supported."""
+"""Families of classifiers. Question answering comes before token classification, because the families of token
+classification would match question answering models too. Classes with other heads, such as DistilBERT's sequence
+classification with a ReLU, are not supported.
+"""

@@ -1,4 +1,6 @@
-"""CLIP family (Radford et al. 2021) and SigLIP family (Zhai et al. 2023): conversion from and to transformers."""
+"""CLIP family (Radford et al. 2021) and SigLIP family (Zhai et al. 2023): conversion from and to Hugging Face
+transformers.
+"""
 
 import dataclasses
 import math
@@ -26,8 +28,8 @@ from jaxformer.objectives.image_text import ImageTextContrastive
 from jaxformer.runs.run import Run
 
 HIGHEST = 2
-"""Value of `eos_token_id` in old CLIP configs. It makes transformers use the token with the highest id as the end
-token.
+"""Value of `eos_token_id` in old CLIP configs. For this value, the transformers library uses the token with the highest
+id as the end token of a text.
 """
 POOLED = ("query", "key", "value")
 
@@ -37,7 +39,7 @@ def tower(ours: str, theirs: str, last_norm: str) -> list[ParamMapping]:
 
     Args:
       ours: Parameter path of the encoder.
-      theirs: Prefix of its tensor names in transformers.
+      theirs: Prefix of the encoder's tensor names in Hugging Face checkpoints.
       last_norm: Name of the tensor of the last norm.
     """
     layer, block = f"{theirs}.encoder.layers.{{l}}", f"{ours}/transformer/blocks"
@@ -53,8 +55,8 @@ def tower(ours: str, theirs: str, last_norm: str) -> list[ParamMapping]:
 
 
 def pooling_head(ours: str, theirs: str) -> list[ParamMapping]:
-    """Returns the parameter mappings of SigLIP's attention pooling. transformers stores query, key and value kernels as
-    one tensor.
+    """Returns the parameter mappings of SigLIP's attention pooling. Hugging Face checkpoints store query, key and value
+    kernels as one tensor.
     """
     kernels, biases = (tuple(f"{ours}/attention/{part}/{kind}" for part in POOLED) for kind in ("kernel", "bias"))
     return [
@@ -252,15 +254,15 @@ def _vision_sizes(vision: ImageTower) -> dict[str, Any]:
 
 
 def with_end(model: Model, end_id: int) -> Model:
-    """Returns the model with `end` pooling, which uses the vector of the first token with the id `end_id`. Only for
+    """Returns the model with `end` pooling: the text vector is that of the first token with the id `end_id`. Only for
     texts that end with this token.
     """
     return dataclasses.replace(model, text=dataclasses.replace(model.text, pooling="end", end_id=end_id))
 
 
 class ClipBridge(Bridge):
-    """Bridge for models of images and texts: objective and task of imported models, and the outputs of their
-    transformers classes.
+    """Chooses the objective and task of an imported model of images and texts, and converts its outputs to those of the
+    corresponding transformers class.
     """
 
     def objective(self, source: Source, model: Clip) -> ImageTextContrastive:
@@ -274,12 +276,12 @@ class ClipBridge(Bridge):
         return ImageTextPairs(image_field(source, model.vision), TextField(length=model.text.max_length))
 
     def special_tokens(self, model: Model, tokens: Mapping[str, int | None]) -> dict[str, int | None]:
-        """Returns no fields, because special tokens are part of the text encoder's config."""
+        """Returns an empty dict, because special tokens are part of the text encoder's config."""
         return {}
 
     def conventional(self, run: Run) -> Run:
-        """Returns an equivalent run whose text encoder is set to use the vector of the end token, instead of that of
-        the last token, which is the same token.
+        """Returns an equivalent run whose text encoder finds the end token of a text by its id, as in the transformers
+        library, and not as the last token of the text.
         """
         run = without_unused_ids(run)
         if run.model.text.pooling != "last" or run.model.text.pad_id is not None:
@@ -289,8 +291,8 @@ class ClipBridge(Bridge):
         return replaced(run, model, run.params, run.tokenizer)
 
     def outputs(self, model: Clip, output: Any, objective: Any = None) -> dict[str, jax.Array]:
-        """Returns the outputs of our model by their names in transformers: the image–text scores, the image vectors and
-        the text vectors.
+        """Returns the image–text scores, the image vectors and the text vectors, keyed by their names in the
+        transformers library.
         """
         return {
             "logits_per_image": output.logits,

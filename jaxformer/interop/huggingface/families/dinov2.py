@@ -1,5 +1,5 @@
-"""DINOv2 family (Oquab et al. 2024), with and without registers (Darcet et al. 2024): conversion from and to
-transformers.
+"""DINOv2 family (Oquab et al. 2024), with and without registers (Darcet et al. 2024): conversion from and to Hugging
+Face transformers.
 """
 
 import dataclasses
@@ -26,7 +26,9 @@ GATED = tuple(f"{OURS}/mlp/{part}" for part in ("gate", "up"))
 
 
 def table(prefix: str) -> Table:
-    """Returns the table that maps parameters to tensors of transformers. `prefix` is the prefix of tensor names."""
+    """Returns the table that maps parameters to tensors of a Hugging Face checkpoint. `prefix` is the prefix of tensor
+    names.
+    """
     layer = f"{prefix}.encoder.layer.{{l}}"
     return Table(
         (
@@ -47,8 +49,8 @@ def table(prefix: str) -> Table:
 
 
 def _mlp_rows(theirs: str) -> list[ParamMapping]:
-    """Returns the parameter mappings of the MLP. In a gated MLP, transformers stores gate and up kernels as one
-    tensor.
+    """Returns the parameter mappings of the MLP. Hugging Face checkpoints store the gate and up kernels of a gated MLP
+    as one tensor.
     """
     gate = f"{GATED[0]}/kernel"
     kernel, bias = (tuple(f"{part}/{name}" for part in GATED) for name in ("kernel", "bias"))
@@ -101,7 +103,7 @@ def _has_registers(names: Collection[str]) -> bool:
 
 
 def describe(model: Vit, name: str) -> dict[str, Any]:
-    """Converts the model to a DINOv2 config. `name` is the start of the class name."""
+    """Converts the model to a DINOv2 config. `name` is the start of the transformers class name, such as `Dinov2`."""
     config = model.transformer
     if bool(model.registers) != (name == WITH):
         raise InputError(
@@ -132,16 +134,19 @@ def describe(model: Vit, name: str) -> dict[str, Any]:
 
 
 def _ratio(config: Transformer) -> int:
-    """Returns the ratio of the MLP width to the model width, as a config field.
+    """Returns the config field `mlp_ratio`: the ratio of the MLP width to the model width, rounded to an integer.
 
-    If `build` cannot restore the MLP width from this ratio, a later comparison of the models fails.
+    If `build` cannot restore the MLP width from it, the export fails later, when the rebuilt model is compared with the
+    original.
     """
     inner = config.mlp.inner(config.width)
     return round((inner * 3 / 2 if isinstance(config.mlp, GatedMlp) else inner) / config.width)
 
 
 def family(model_type: str, name: str) -> Family:
-    """Builds the family of DINOv2, with or without registers."""
+    """Builds the family of DINOv2, with or without registers. `name` is the start of its class names in the
+    transformers library.
+    """
     return Family(
         model_type=model_type,
         architectures=(f"{name}Model", f"{name}ForImageClassification"),

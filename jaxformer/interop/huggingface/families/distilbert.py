@@ -1,5 +1,5 @@
-"""DistilBERT family (Sanh et al. 2019), which is BERT without token types and pooler: conversion from and to
-transformers.
+"""DistilBERT family (Sanh et al. 2019), which is BERT without token types and pooler: conversion from and to Hugging
+Face transformers.
 """
 
 from collections.abc import Collection
@@ -42,8 +42,8 @@ TABLE = Table(
 
 
 def build(reader: ConfigReader, names: Collection[str]) -> Bert:
-    """Builds the model for a DistilBERT config. It has a masked-LM head if `names`, the names of the stored tensors,
-    include one.
+    """Builds the model for a DistilBERT config. The model has a masked-LM head if `names`, the names of the stored
+    tensors, include one.
     """
     reader.must("tie_word_embeddings", True)
     for name in ("sinusoidal_pos_embds", "tie_weights_", "qa_dropout", "seq_classif_dropout"):

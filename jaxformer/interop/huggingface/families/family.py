@@ -1,4 +1,6 @@
-"""Model families: classes of transformers, conversion of their configs, and tables of their weights."""
+"""Defines `Family`, the description of a model family: its classes in the transformers library, the conversion of its
+configs, and the table of its weights.
+"""
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -29,7 +31,7 @@ ACTIVATIONS = {
     "swish": "silu",
     "tanh": "tanh",
 }
-"""Maps names of activation functions in transformers to names in jaxformer."""
+"""Maps names of activation functions in Hugging Face configs to names in jaxformer."""
 NAMES = {
     "gelu": "gelu",
     "gelu_tanh": "gelu_new",
@@ -38,10 +40,10 @@ NAMES = {
     "silu": "silu",
     "tanh": "tanh",
 }
-"""Maps names of activation functions in jaxformer to names in transformers."""
+"""Maps names of activation functions in jaxformer to names in Hugging Face configs."""
 
 NOT_COMPUTED = ("dropout", "attention_dropout", "dtype", "remat", "unroll")
-"""Names of stack fields that do not change the results of a model."""
+"""Names of fields of a `Transformer` stack that do not change the results of a model."""
 
 
 AUTO_CLASSES: Mapping[str, tuple[str, str | None]] = {
@@ -58,7 +60,9 @@ AUTO_CLASSES: Mapping[str, tuple[str, str | None]] = {
     "ForImageClassification": ("AutoModelForImageClassification", "image-classification"),
     "Model": ("AutoModel", "feature-extraction"),
 }
-"""Maps suffixes of transformers class names to the auto class that loads the class, and to its task name on the hub."""
+"""Maps suffixes of transformers class names to pairs: the auto class that loads such a class, and the name of its task
+on the Hugging Face hub (None if it has no task).
+"""
 
 
 Layout = Literal["plain", "encoder", "ended"]
@@ -69,30 +73,34 @@ MARKS = ("pad", "unk", "cls", "sep", "mask")
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """A model family in transformers, and the functions and tables that convert its models from and to JAX models."""
+    """A model family of the transformers library, and the functions and tables that convert its models from and to JAX
+    models.
+    """
 
     model_type: str
     """Name of the family in config.json."""
     architectures: tuple[str, ...]
-    """Supported classes of transformers, the most common one first."""
+    """Names of the supported transformers classes, the most common one first."""
     module: type[Model]
     """Class of the corresponding JAX model."""
     build: Callable[[ConfigReader, Collection[str]], Model]
-    """Builds a model from a config and the names of the stored tensors. Reads all supported fields of the config."""
+    """Builds a model from a config and the names of the stored tensors: `build(reader, names)`. Reads all supported
+    fields of the config.
+    """
     describe: Callable[[Any], Mapping[str, Any]]
     """Converts a model to a config, including `architectures`. `build` must restore the same model from it."""
     table: Table
-    """Table that maps parameters to tensors of transformers."""
+    """Table that maps parameters to tensors of Hugging Face checkpoints."""
     headless_architectures: tuple[str, ...] = ()
-    """Names of transformers classes without a head. Their tensor names do not begin with the prefix that other classes
-    have (`Table.prefix`).
+    """Names of the transformers classes without a head. The tensor names of these classes lack the prefix
+    `Table.prefix`, which those of other classes have.
     """
     constants: Callable[[Any], Mapping[str, np.ndarray]] | None = None
-    """Function of the model. It returns tensors that transformers stores although the JAX model computes them, by name.
-    Exports write them.
+    """Function that takes the model and returns tensors that the JAX model computes but Hugging Face checkpoints store,
+    keyed by name. Exports write these tensors. None if there are no such tensors.
     """
     own_pad: bool = False
-    """Whether `describe` includes the padding id, because position ids depend on it."""
+    """Whether `describe` includes the padding id, because the position ids of the model depend on it."""
     special_tokens: tuple[str, ...] = ("pad", "unk", "bos", "eos")
     """Roles of special tokens that an exported tokenizer config declares, such as `pad` for `pad_token`. Roles whose
     token is not in the vocabulary are left out.
@@ -100,18 +108,24 @@ class Family:
     layout: Layout = "plain"
     """Special tokens to add around a text if the tokenizer files do not say which. `plain` adds none."""
     bridge: Bridge = Bridge()
-    """Defines the objective and task of an imported model of this family, and how its transformers class is called."""
+    """Chooses the objective and task of an imported model of this family, and reads the outputs of the corresponding
+    transformers class.
+    """
     auto_classes: Mapping[str, tuple[str, str | None]] = dataclasses.field(default_factory=dict)
-    """Exceptions to `AUTO_CLASSES` for this family: maps class names to auto class and task name."""
+    """Entries that take precedence over `AUTO_CLASSES` for this family: maps class names to pairs of auto class and
+    task name.
+    """
 
     def auto_class(self, architecture: str) -> tuple[str, str | None]:
-        """Returns the auto class that loads a transformers class, and the task name of the class on the hub."""
+        """Returns the auto class that loads a transformers class, and the name of its task on the Hugging Face hub
+        (None if it has no task).
+        """
         known = {**self.auto_classes, **AUTO_CLASSES}
         return next(names for ending, names in known.items() if architecture.endswith(ending))
 
 
 def stack(reader: ConfigReader, **fields: Any) -> Transformer:
-    """Builds a stack of Transformer blocks. If a field is invalid, the InputError names the config."""
+    """Builds a stack of Transformer blocks. If a field is invalid, raises an InputError that names the config."""
     try:
         return Transformer(**fields)
     except InputError as error:
@@ -119,14 +133,14 @@ def stack(reader: ConfigReader, **fields: Any) -> Transformer:
 
 
 def explicit(model: Model) -> Model:
-    """Returns the model in a form for comparing models: derived sizes are filled in, and settings that only affect
-    training have their defaults.
+    """Returns an equivalent model that can be compared field by field: derived sizes are filled in, and settings that
+    affect only training have their defaults.
     """
     return model.comparable().map_stacks(_explicit_stack)
 
 
 def differences(model: Model, other: Model) -> list[Difference]:
-    """Returns the fields whose difference makes two models compute different results."""
+    """Returns the fields that differ between two models and make them compute different results."""
     return configs.differences(explicit(model), explicit(other), "model")
 
 

@@ -1,5 +1,5 @@
-"""Gemma 3 family of text models (Gemma Team 2025): conversion from and to transformers. Blocks with local and global
-attention alternate.
+"""Gemma 3 family of text models (Gemma Team 2025): conversion from and to Hugging Face transformers. Blocks with local
+and global attention alternate.
 """
 
 from collections.abc import Collection, Mapping
@@ -103,8 +103,8 @@ def _kinds(reader: ConfigReader, depth: int) -> list[str]:
 
 
 def _positions(reader: ConfigReader) -> dict[str, Rotary]:
-    """Returns the rotary position embeddings for each kind of block, from the config fields of transformers 5 or of
-    older versions.
+    """Returns the rotary position embeddings of each kind of block. Reads the config fields of version 5 or of older
+    versions of the transformers library.
     """
     given = reader.get("rope_parameters", {})
     if not isinstance(given, Mapping) or given.keys() - BASES.keys():
@@ -119,8 +119,8 @@ def _positions(reader: ConfigReader) -> dict[str, Rotary]:
 
 
 def describe(model: Gpt) -> dict[str, Any]:
-    """Converts a Gemma model to its config in transformers. The rotary fields have names that all versions of
-    transformers can read.
+    """Converts a Gemma model to a Gemma 3 config. The rotary fields have names that all versions of the transformers
+    library can read.
     """
     config = model.transformer
     if config.width % config.heads:  # Required although the head size is independent of the width.

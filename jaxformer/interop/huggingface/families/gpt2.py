@@ -1,4 +1,4 @@
-"""GPT-2 family (Radford et al. 2019): conversion from and to transformers."""
+"""GPT-2 family (Radford et al. 2019): conversion from and to Hugging Face transformers."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -94,8 +94,8 @@ def describe(model: Gpt) -> dict[str, Any]:
 
 
 class DecoderBridge(Bridge):
-    """Bridge for causal language models: objective and task of imported models, and the labels and loss of their
-    transformers classes.
+    """Chooses the objective and task of an imported causal language model, and computes the labels and the loss of the
+    corresponding transformers class.
     """
 
     def objective(self, source: Source, model: Gpt) -> Objective:
@@ -109,17 +109,17 @@ class DecoderBridge(Bridge):
         return NextToken(text_length(model))
 
     def labels(self, model: Gpt, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Returns the tokens as labels. transformers shifts them, so that each prediction is compared with the next
-        token.
+        """Returns the tokens as labels. The transformers class shifts the labels, so that each prediction is compared
+        with the next token.
         """
         return {"labels": np.where(rows["segments"] > 0, rows["tokens"], -100)}
 
     def loss(self, outputs: Mapping[str, jax.Array], rows: Mapping[str, jax.Array]) -> jax.Array:
-        """Computes the cross-entropy of the next tokens, like the transformers class."""
+        """Computes the cross-entropy of the next tokens, in the same way as the transformers class."""
         return mean_cross_entropy(outputs["logits"][:, :-1], rows["tokens"][:, 1:], rows["segments"][:, 1:])
 
     def nearest_config(self, model: Gpt, objective: Any) -> dict[str, Any]:
-        """Returns the config of a LLaMA in transformers, which has the same arguments and outputs."""
+        """Returns the config of `LlamaForCausalLM`, whose arguments and outputs match those of exported decoders."""
         return {"model_type": "llama", "architectures": ["LlamaForCausalLM"], **text_sizes(model)}
 
 

@@ -1,4 +1,5 @@
-"""LLaMA family (Touvron et al. 2023) and families with the same structure: conversion from and to transformers.
+"""LLaMA family (Touvron et al. 2023) and families with the same structure: conversion from and to Hugging Face
+transformers.
 
 The others are Mistral (Jiang et al. 2023) and Qwen3 (Yang et al. 2025).
 """
@@ -25,7 +26,7 @@ LAYER, OURS = "model.layers.{l}", "transformer/blocks"
 
 
 def llama_table(mlp: Iterable[ParamMapping], others: tuple[Table, ...] = ()) -> Table:
-    """Returns the table of a LLaMA-like family, which maps parameters to tensors of transformers.
+    """Returns the table of a LLaMA-like family, which maps parameters to tensors of Hugging Face checkpoints.
 
     Args:
       mlp: Parameter mappings of the MLPs.
@@ -58,9 +59,9 @@ ROPE = {
     "low_freq_factor": "low",
     "high_freq_factor": "high",
 }
-"""Maps config fields of transformers that scale rotary positions to fields of `Rotary`."""
+"""Maps Hugging Face config fields that scale rotary position embeddings to fields of `Rotary`."""
 SCALINGS: Mapping[Scaling, tuple[str, ...]] = {"none": (), "linear": ("factor",), "llama3": tuple(ROPE)}
-"""Maps supported scaling types of rotary positions to the config fields that each requires."""
+"""Maps supported scaling types of rotary position embeddings to the config fields that each type requires."""
 
 
 def build_llama(reader: ConfigReader, names: Collection[str]) -> Gpt:
@@ -72,7 +73,7 @@ def build_llama(reader: ConfigReader, names: Collection[str]) -> Gpt:
 def build_mistral(reader: ConfigReader, names: Collection[str]) -> Gpt:
     """Builds the model for a Mistral config: a LLaMA without biases.
 
-    Windows shorter than the maximum length are not supported.
+    Attention windows shorter than the maximum length are not supported.
     """
     without_window(reader)
     return build_decoder(reader, dense_mlp(reader), groups=8, max_length=131_072)
@@ -172,9 +173,12 @@ def rotary(reader: ConfigReader) -> Rotary:
 
 
 def rotary_of(reader: ConfigReader, name: str, rope: Mapping[str, Any]) -> Rotary:
-    """Builds rotary embeddings from `rope_theta`, `rope_type` and the fields of that type.
+    """Builds rotary position embeddings from config fields.
 
-    `name` is used in messages.
+    Args:
+      reader: Config of the model, for error messages.
+      name: Name of the config field that contains `rope`, for error messages.
+      rope: Maps `rope_theta`, `rope_type` and the fields that this type requires to their values.
     """
     rope = dict(rope)
     older = rope.pop("type", "default")
@@ -193,7 +197,7 @@ def rotary_of(reader: ConfigReader, name: str, rope: Mapping[str, Any]) -> Rotar
 
 
 def rotary_in(positions: nn.Module | None) -> Rotary:
-    """Returns the position scheme of blocks. Raises InputError if it is not rotary."""
+    """Returns the given position embeddings of a block. Raises InputError if they are not rotary."""
     if not isinstance(positions, Rotary):
         kind = None if positions is None else type(positions).__name__
         raise InputError(f"model.transformer.position_embedding={kind}: expected Rotary")
@@ -201,7 +205,9 @@ def rotary_in(positions: nn.Module | None) -> Rotary:
 
 
 def rope_fields(positions: Rotary) -> dict[str, Any]:
-    """Converts rotary position embeddings to the older config fields, which all versions of transformers can read."""
+    """Converts rotary position embeddings to the older config fields, which all versions of the transformers library
+    can read.
+    """
     scaling = {
         theirs: getattr(positions, ours) for theirs, ours in ROPE.items() if theirs in SCALINGS[positions.scaling]
     }

@@ -1,4 +1,4 @@
-"""Marian family (Junczys-Dowmunt et al. 2018): conversion from and to transformers. Marian is the original
+"""Marian family (Junczys-Dowmunt et al. 2018): conversion from and to Hugging Face transformers. Marian is the original
 encoder–decoder with a shared vocabulary and a bias in the output layer.
 """
 
@@ -149,8 +149,8 @@ def fields(model: EncoderDecoder) -> dict[str, Any]:
 
 
 class EncoderDecoderBridge(Bridge):
-    """Bridge for text encoder–decoders: objective and task of imported models, and the labels and loss of their
-    transformers classes.
+    """Chooses the objective and task of an imported text encoder–decoder, and computes the labels and the loss of the
+    corresponding transformers class.
     """
 
     arguments: ClassVar[Mapping[str, str]] = {
@@ -160,7 +160,7 @@ class EncoderDecoderBridge(Bridge):
     }
 
     def __init__(self, decoder_start: str = "pad_token_id"):
-        """Sets which special token is the decoder start token. `decoder_start` is the config field of that token."""
+        """Sets the decoder start token. `decoder_start` is the config field with the id of that token."""
         self.decoder_start = decoder_start
 
     def objective(self, source: Source, model: EncoderDecoder) -> Objective:
@@ -177,20 +177,22 @@ class EncoderDecoderBridge(Bridge):
         return TextToText(text_length(model), text_length(model))
 
     def special_tokens(self, model: Model, tokens: Mapping[str, int | None]) -> dict[str, int | None]:
-        """Returns the special tokens of the tokenizer, and the decoder start token."""
+        """Returns the special token fields of the tokenizer, with the decoder start token added."""
         start = tokens[self.decoder_start]
         return {**tokens, **({} if start is None else {"decoder_start_token_id": start})}
 
     def labels(self, model: EncoderDecoder, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Returns the targets of all tokens as labels."""
+        """Returns the target tokens as labels. Padding has the label -100, which the transformers class ignores."""
         return {"labels": np.where(rows["segments"] > 0, rows["targets"], -100)}
 
     def loss(self, outputs: Mapping[str, jax.Array], rows: Mapping[str, jax.Array]) -> jax.Array:
-        """Computes the cross-entropy of the targets, like the transformers class."""
+        """Computes the cross-entropy of the targets, in the same way as the transformers class."""
         return mean_cross_entropy(outputs["logits"], rows["targets"], rows["segments"])
 
     def nearest_config(self, model: EncoderDecoder, objective: Any) -> dict[str, Any]:
-        """Returns the config of a T5 in transformers, which has the same arguments and outputs."""
+        """Returns the config of `T5ForConditionalGeneration`, whose arguments and outputs match those of exported
+        encoder–decoders.
+        """
         encoder, decoder = model.stacks().values()
         _, head_dim = decoder.attention.sizes(decoder.heads, decoder.width)
         return {
@@ -207,13 +209,13 @@ class EncoderDecoderBridge(Bridge):
 
 
 class MarianBridge(EncoderDecoderBridge):
-    """Bridge for the original encoder–decoder. If the first decoder input is a zero vector, exports follow Marian's
-    conventions.
+    """Bridge for `EncoderDecoder` models. Models whose first decoder input is a zero vector are exported in Marian's
+    form: padding is the last token id.
     """
 
     def conventional(self, run: Run) -> Run:
-        """Returns an equivalent run without unused token ids. If the first decoder input is a zero vector, padding
-        becomes the last id.
+        """Returns an equivalent run without unused token ids. If the first decoder input of the model is a zero vector,
+        padding becomes the last token id.
         """
         run = super().conventional(run)
         return marian_run(run) if run.tokenizer is not None and run.model.zero_start else run

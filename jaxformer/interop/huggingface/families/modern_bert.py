@@ -1,5 +1,5 @@
-"""ModernBERT family (Warner et al. 2024): conversion from and to transformers. It is BERT with local and global
-attention, rotary positions and gated MLPs.
+"""ModernBERT family (Warner et al. 2024): conversion from and to Hugging Face transformers. ModernBERT is BERT with
+local and global attention, rotary positions and gated MLPs.
 """
 
 import dataclasses
@@ -27,7 +27,9 @@ from jaxformer.models.classifier import Classifier
 
 GLOBAL, LOCAL = "full_attention", "sliding_attention"
 BASES = {GLOBAL: ("global_rope_theta", 160_000.0), LOCAL: ("local_rope_theta", 10_000.0)}
-"""For each kind of block, the older config field for the rotary base frequency, and its default."""
+"""Maps each kind of block to a pair: the older config field with the base frequency of the rotary position embeddings,
+and the default of that field.
+"""
 POOLINGS: dict[str, Pooling] = {"cls": "first", "mean": "mean"}
 
 LAYER, OURS = "model.layers.{l}", "transformer/blocks"
@@ -61,13 +63,13 @@ UNUSED = (
     "classifier_pooling",
 )
 """Names of config fields that do not affect the results: initialisation, kernels, a loss that gathers masked tokens,
-the pooling of a classifier, and fields that transformers does not read.
+the pooling of a classifier, and fields that the transformers library does not read.
 """
 
 
 def build(reader: ConfigReader, names: Collection[str]) -> Bert:
-    """Builds the model for a ModernBERT config. It has a masked-LM head if `names`, the names of the stored tensors,
-    include one.
+    """Builds the model for a ModernBERT config. The model has a masked-LM head if `names`, the names of the stored
+    tensors, include one.
     """
     reader.must("tie_word_embeddings", True)
     reader.must("norm_bias", False)
@@ -154,14 +156,14 @@ def _kinds(reader: ConfigReader, depth: int) -> list[str]:
 
 
 def _rotary(reader: ConfigReader, kind: str) -> Rotary:
-    """Reads the rotary position embeddings for a kind of block, with newer or older field names."""
+    """Reads the rotary position embeddings for a kind of block from config fields with newer or older names."""
     base = reader.number(*BASES[kind])
     rope = reader.get("rope_parameters", {}).get(kind) or {}
     return rotary_of(reader, "rope_parameters", {"rope_theta": base} | reader.get("rope_scaling", {}) | rope)
 
 
 def _block_fields(config: Transformer) -> dict[str, Any]:
-    """Converts the kinds of blocks to config fields, with newer and older names."""
+    """Converts the kinds of blocks in a stack to config fields. Writes both the newer and the older fields."""
     blocks = [config.variant(number) for number in range(config.depth)]
     kinds = [GLOBAL if block.attention.window is None else LOCAL for block in blocks]
     of_kind = dict(zip(reversed(kinds), reversed(blocks), strict=True))
@@ -180,8 +182,8 @@ def _block_fields(config: Transformer) -> dict[str, Any]:
 
 
 def _every(kinds: Sequence[str]) -> dict[str, int]:
-    """Returns the older config field for the kinds of blocks, if every n-th block has global attention and all others
-    local attention. Otherwise returns an empty dict.
+    """Returns the older config field that says that every n-th block has global attention, if all other blocks have
+    local attention. Otherwise returns an empty dict. `kinds` are the kinds of all blocks.
     """
     for every in range(1, len(kinds) + 1):
         if all((kind == LOCAL) == bool(number % every) for number, kind in enumerate(kinds)):
@@ -210,7 +212,9 @@ HEAD = [
 
 
 def _classifier(architecture: str, pooled: bool, span: bool = False) -> Family:
-    """Builds a family of classifiers: of texts if `pooled`, of answer spans if `span`, and otherwise of tokens."""
+    """Builds a family of classifiers: of texts if `pooled`, of answer spans if `span`, and otherwise of tokens.
+    `architecture` is the name of the transformers class.
+    """
 
     def build_classifier(reader: ConfigReader, names: Collection[str]) -> Classifier:
         backbone, pooling = build(reader, names), reader.choice("classifier_pooling", POOLINGS, "cls")

@@ -1,11 +1,11 @@
 """Families of mixture-of-experts decoders, Mixtral (Jiang et al. 2024) and Qwen3-MoE (Yang et al. 2025): conversion
-from and to transformers.
+from and to Hugging Face transformers.
 
-Except for the MLPs, their layers are those of LLaMA.
+Their layers are those of LLaMA, except for the MLPs.
 
-There are two checkpoint formats. One has a tensor for each linear layer of each expert; all versions of transformers
-can read it. The other stacks the tensors of all experts; transformers 5 may save it. Import reads both formats, and
-export writes the first.
+There are two checkpoint formats. The first has one tensor per linear layer and expert, and all versions of the
+transformers library can read it. The second stacks the tensors of all experts, and version 5 may save it. Import reads
+both formats, and export writes the first.
 """
 
 from collections.abc import Collection

@@ -1,5 +1,5 @@
-"""RoBERTa family (Liu et al. 2019): conversion from and to transformers. It is BERT with position ids that start after
-the padding id.
+"""RoBERTa family (Liu et al. 2019): conversion from and to Hugging Face transformers. RoBERTa is BERT with position ids
+that start after the padding id.
 """
 
 from collections.abc import Collection

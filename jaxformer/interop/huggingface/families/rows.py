@@ -8,8 +8,8 @@ def linear(ours: str, theirs: str, pattern: str = "f d -> d f") -> list[ParamMap
 
     Args:
       ours: Parameter path of the layer.
-      theirs: Prefix of its tensor names in transformers.
-      pattern: Rearrangement of the kernel in einops notation.
+      theirs: Prefix of the layer's tensor names in Hugging Face checkpoints.
+      pattern: Rearrangement of the stored kernel to our kernel, in einops notation. If empty, the axes are the same.
     """
     return [ParamMapping(f"{ours}/kernel", f"{theirs}.weight", pattern), ParamMapping(f"{ours}/bias", f"{theirs}.bias")]
 
@@ -20,11 +20,12 @@ def norm(ours: str, theirs: str) -> list[ParamMapping]:
 
 
 def attention(ours: str, query: str, key: str, value: str, output: str) -> list[ParamMapping]:
-    """Returns the parameter mappings of an attention layer. PyTorch merges the axes of heads and head size.
+    """Returns the parameter mappings of an attention layer. PyTorch merges the axes of heads and of head dimensions
+    into one axis.
 
     Args:
       ours: Parameter path of the layer.
-      query: Prefix of the query tensors' names in transformers.
+      query: Prefix of the query tensors' names in Hugging Face checkpoints.
       key: Prefix of the key tensors' names.
       value: Prefix of the value tensors' names.
       output: Prefix of the output tensors' names.
@@ -54,13 +55,14 @@ def gated_mlp(ours: str, theirs: str) -> list[ParamMapping]:
 
 
 def experts(ours: str, theirs: str, router: str, names: tuple[str, str, str]) -> list[ParamMapping]:
-    """Returns the parameter mappings of a router and its experts, if each expert has separate tensors.
+    """Returns the parameter mappings of a router and its experts, for checkpoints with separate tensors for each
+    expert.
 
     Args:
       ours: Parameter path of the MLP.
-      theirs: Prefix of its tensor names in transformers.
+      theirs: Prefix of the tensor names of all experts in Hugging Face checkpoints.
       router: Name of the router's tensor.
-      names: Names of the gate, up and down tensors.
+      names: Names of an expert's gate, up and down tensors.
     """
     rows = [ParamMapping(f"{ours}/router/kernel", f"{router}.weight", "f d -> d f")]
     for part, name in zip(("gate", "up", "down"), names, strict=True):
@@ -69,8 +71,8 @@ def experts(ours: str, theirs: str, router: str, names: tuple[str, str, str]) ->
 
 
 def fused_experts(ours: str, theirs: str, router: str) -> list[ParamMapping]:
-    """Returns the parameter mappings of a router and its experts, if the tensors of all experts are fused, as in
-    transformers 5.
+    """Returns the parameter mappings of a router and its experts, for checkpoints in which one tensor contains all
+    experts, as version 5 of the transformers library may save them.
     """
     gate_and_up = (f"{ours}/gate/kernel", f"{ours}/up/kernel")
     return [

@@ -1,5 +1,5 @@
 """T5 family (Raffel et al. 2020) in versions 1.0, 1.1 and Flan, and mT5 family (Xue et al. 2021): conversion from and
-to transformers.
+to Hugging Face transformers.
 """
 
 import dataclasses
@@ -27,7 +27,8 @@ def _attention(ours: str, theirs: str) -> list[ParamMapping]:
 def _mlp(ours: str, theirs: str) -> list[ParamMapping]:
     """Returns the parameter mappings of the MLP.
 
-    In transformers, a gated MLP has `wi_0` (the gate) and `wi_1` (our `up`); other MLPs have `wi` (our `up`).
+    In Hugging Face checkpoints, a gated MLP has `wi_0` (the gate) and `wi_1` (our `up`); other MLPs have `wi` (our
+    `up`).
     """
     gate, up = f"{ours}/gate/kernel", f"{ours}/up/kernel"
     return [

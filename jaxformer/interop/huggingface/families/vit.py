@@ -1,4 +1,4 @@
-"""ViT family (Dosovitskiy et al. 2021): conversion from and to transformers."""
+"""ViT family (Dosovitskiy et al. 2021): conversion from and to Hugging Face transformers."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -71,8 +71,8 @@ TABLE = Table(
 
 
 def build(reader: ConfigReader, names: Collection[str]) -> Vit:
-    """Builds the model for a ViT config. `names` are the names of the stored tensors, which determine whether it has a
-    head.
+    """Builds the model for a ViT config. `names` are the names of the stored tensors, which determine whether the model
+    has a classification head and a pooler.
     """
     reader.must("pooler_act", "tanh")
     reader.get("encoder_stride")  # Only used by the decoder for masked image modelling.
@@ -84,8 +84,8 @@ def build(reader: ConfigReader, names: Collection[str]) -> Vit:
 
 
 def image_model(reader: ConfigReader, module: type, **fields: Any) -> Any:
-    """Builds an image model with the image and patch sizes of a config. Invalid values raise an InputError that names
-    the config.
+    """Builds an image model of class `module` with the image and patch sizes of a config and the given other `fields`.
+    Raises an InputError that names the config if a value is invalid.
     """
     geometry = {"image": "image_size", "patch": "patch_size"}
     fields |= {ours: reader.integer(theirs, {"image": 224, "patch": 16}[ours]) for ours, theirs in geometry.items()}
@@ -149,7 +149,7 @@ def encoder_fields(config: Transformer) -> dict[str, Any]:
 
 
 def image_sizes(model: Any) -> dict[str, Any]:
-    """Returns the sizes of an image model as config fields, by the names that most families use."""
+    """Returns the sizes of an image model as config fields, with the field names that most families use."""
     geometry = {"image_size": model.image, "patch_size": model.patch, "num_channels": model.channels}
     return {**stack_sizes(next(iter(model.stacks().values()))), **geometry}
 
@@ -162,8 +162,8 @@ def image_field(source: Source, model: Any) -> ImageField:
 
 
 class ImageBridge(Bridge):
-    """Bridge for image encoders and classifiers: objective and task of imported models, and the outputs of their
-    transformers classes.
+    """Chooses the objective and task of an imported image encoder or classifier, and converts its outputs to those of
+    the corresponding transformers class.
     """
 
     def objective(self, source: Source, model: Vit) -> Objective:
@@ -188,7 +188,7 @@ class ImageBridge(Bridge):
         return LabelledImages(image, labels=model.labels) if distinct else ImageTask(image)
 
     def special_tokens(self, model: Model, tokens: Mapping[str, int | None]) -> dict[str, int | None]:
-        """Returns no fields, because images have no special tokens."""
+        """Returns an empty dict, because images have no special tokens."""
         return {}
 
     def conventional(self, run: Run) -> Run:
@@ -196,13 +196,17 @@ class ImageBridge(Bridge):
         return image_run(run)
 
     def outputs(self, model: Vit, output: Any, objective: Any = None) -> dict[str, jax.Array]:
-        """Returns logits, or hidden vectors and the pooler output if the model has no labels."""
+        """Returns the logits, or hidden vectors and the pooler output if the model has no labels, keyed by their names
+        in the transformers library.
+        """
         if model.labels:
             return {"logits": output.logits}
         return {"last_hidden_state": output.hidden} | ({"pooler_output": output.pooled} if model.pooler else {})
 
     def nearest_config(self, model: Vit, objective: Any) -> dict[str, Any]:
-        """Returns the config of a ViT in transformers, which has the same arguments and outputs."""
+        """Returns the config of the ViT class of the transformers library whose arguments and outputs match those of
+        the model.
+        """
         architecture = "ViTForImageClassification" if model.labels else "ViTModel"
         labels = label_fields(model.labels) if model.labels else {}
         return {"model_type": "vit", "architectures": [architecture], **image_sizes(model), **labels}

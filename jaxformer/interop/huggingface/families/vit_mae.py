@@ -1,4 +1,4 @@
-"""Masked autoencoder family (He et al. 2022): conversion from and to transformers."""
+"""Masked autoencoder family (He et al. 2022): conversion from and to Hugging Face transformers."""
 
 import dataclasses
 from collections.abc import Collection
@@ -35,8 +35,8 @@ from jaxformer.runs.run import Run
 
 
 def positions(shape: tuple[int, ...]) -> np.ndarray:
-    """Computes the fixed position embeddings, [1, 1 + patches, embed]: zeros for the class token, followed by
-    sinusoids.
+    """Computes fixed position embeddings of the given shape, [1, 1 + patches, embed]: zeros for the class token,
+    followed by sinusoids.
     """
     _, count, width = shape
     side = round((count - 1) ** 0.5)
@@ -46,7 +46,7 @@ def positions(shape: tuple[int, ...]) -> np.ndarray:
 def _decoder_blocks() -> list[ParamMapping]:
     """Returns the parameter mappings of the decoder layers.
 
-    Each tensor has two possible names: that of published checkpoints and that of transformers 5.
+    Each tensor has two possible names: one in published checkpoints, and one in version 5 of the transformers library.
     """
     return [
         dataclasses.replace(row, copies=(row.theirs.replace("decoder_layers", "decoder_encoder.layer"),))
@@ -71,8 +71,8 @@ TABLE = Table(
 
 
 def build(reader: ConfigReader, names: Collection[str]) -> MaskedAutoencoder:
-    """Builds the model for a ViTMAE config. It has a decoder if `names`, the names of the stored tensors, include
-    one.
+    """Builds the model for a ViTMAE config. The model has a decoder if `names`, the names of the stored tensors,
+    include one.
     """
     reader.get("norm_pix_loss")  # A setting of the objective.
     transformer, decoder = encoder(reader), None
@@ -108,7 +108,9 @@ def describe(model: MaskedAutoencoder) -> dict[str, Any]:
 
 
 def constants(model: MaskedAutoencoder) -> dict[str, np.ndarray]:
-    """Computes the tensors with the fixed position embeddings, which transformers stores, by name."""
+    """Computes the fixed position embeddings of the encoder and the decoder, which Hugging Face checkpoints store.
+    Returns them keyed by tensor name.
+    """
     decoder, count = model.decoder, 1 + model.patches
     prefix = "" if decoder is None else "vit."
     found = {f"{prefix}embeddings.position_embeddings": positions((1, count, model.transformer.width))}
@@ -116,8 +118,8 @@ def constants(model: MaskedAutoencoder) -> dict[str, np.ndarray]:
 
 
 class MaskedAutoencoderBridge(ImageBridge):
-    """Bridge for masked autoencoders: objective and task of imported models, and the outputs of their transformers
-    class.
+    """Chooses the objective and task of an imported masked autoencoder, and converts its outputs to those of the
+    corresponding transformers class.
     """
 
     def objective(self, source: Source, model: MaskedAutoencoder) -> Objective:
@@ -129,16 +131,20 @@ class MaskedAutoencoderBridge(ImageBridge):
         return MaskedPatches(image_field(source, model), model.patch)
 
     def conventional(self, run: Run) -> Run:
-        """Returns the run unchanged, because its parameters already have the layout of transformers."""
+        """Returns the run unchanged, because its parameters already have the layout of Hugging Face checkpoints."""
         return run
 
     def outputs(self, model: MaskedAutoencoder, output: Any, objective: Any = None) -> dict[str, jax.Array]:
-        """Returns the predicted pixels (or hidden vectors, without a decoder), and the mask of patches."""
+        """Returns the predicted pixels (or hidden vectors if the model has no decoder) and the mask of patches, keyed
+        by their names in the transformers library.
+        """
         found = {"last_hidden_state": output.hidden} if output.pixels is None else {"logits": output.pixels}
         return found | {"mask": output.masked}
 
     def nearest_config(self, model: MaskedAutoencoder, objective: Any) -> dict[str, Any]:
-        """Returns the config of a ViTMAE in transformers, which has the same arguments and outputs."""
+        """Returns the config of the ViTMAE class of the transformers library whose arguments and outputs match those of
+        the model.
+        """
         architecture = "ViTMAEModel" if model.decoder is None else "ViTMAEForPreTraining"
         sizes = {**image_sizes(model), "mask_ratio": model.mask_rate}
         return {"model_type": "vit_mae", "architectures": [architecture], **sizes}

@@ -21,13 +21,14 @@ SAMPLES: Sequence[Sequence[Turn]] = (
     [("user", "hello there"), ("assistant", "(1) yes, 2 of 3!"), ("user", "…and then?"), ("assistant", "Ünïcode 日本")],
     [("system", "Be\nbrief."), ("user", "'why'"), ("assistant", "")],
 )
-"""Dialogues with which an exported chat template is checked. It must produce the same tokens as in training."""
+"""Dialogues on which an exported chat template is checked: it must produce the same tokens as in training."""
 
 
 def read_chat_template(folder: Path) -> Any:
-    """Reads the chat template of a folder. Returns its text, a list of named templates, or None.
+    """Reads the chat template of a folder. Returns the text of the template, a list of named templates, or None if
+    there is none.
 
-    Template files take precedence over tokenizer_config.json, as in transformers.
+    Template files take precedence over tokenizer_config.json, as in the transformers library.
     """
     found = {"default": folder / FILE} if (folder / FILE).is_file() else {}
     found |= {path.stem: path for path in sorted((folder / MORE).glob("*.jinja"))}
@@ -47,14 +48,14 @@ def write_chat_template(folder: Path, template: Any) -> None:
 def chat_template(dialogue: DialogueTemplate, tokenizer: Tokenizer, folder: Path, beginning: bool) -> str | None:
     """Converts a dialogue template to a Jinja chat template for an exported tokenizer.
 
-    The result must produce the same tokens as in training. The text between turns depends on how the tokenizer starts a
-    word after a special token. Returns None, with a warning, if no text gives the same tokens.
+    The chat template must produce the same tokens as in training. Depending on the tokenizer, this requires a space or
+    no text between turns. Returns None, with a warning, if neither gives the same tokens.
 
     Args:
-      dialogue: template to convert.
-      tokenizer: tokenizer of the run.
-      folder: folder of the exported tokenizer.
-      beginning: whether dialogues begin with the BOS token.
+      dialogue: Template to convert.
+      tokenizer: Tokenizer of the run.
+      folder: Folder of the exported tokenizer.
+      beginning: Whether dialogues begin with the BOS token.
     """
     import tokenizers
 
@@ -71,17 +72,20 @@ def chat_template(dialogue: DialogueTemplate, tokenizer: Tokenizer, folder: Path
 
 
 def _tokens(dialogue: DialogueTemplate, turns: Sequence[Turn], tokenizer: Tokenizer, beginning: bool) -> list[int]:
-    """Encodes a dialogue as in training, followed by the role text of another answer. Returns token ids."""
+    """Encodes a dialogue as in training, followed by the text that precedes the next answer of the assistant. Returns
+    token ids.
+    """
     parts = [part for turn in turns for part in dialogue.encode(turn, tokenizer)]
     before = [tokenizer.bos_id] if beginning else []
     return np.concatenate([before, *parts, tokenizer.encode(dialogue.assistant.rstrip())]).astype(int).tolist()
 
 
 def _text(dialogue: DialogueTemplate, turns: Sequence[Turn], begin: str | None, end: str, between: str) -> str:
-    """Returns the text that a chat template produces for a dialogue, followed by the role text of another answer.
+    """Returns the text that a chat template produces for a dialogue, followed by the text that precedes the next answer
+    of the assistant.
 
     Args:
-      dialogue: template of the role texts.
+      dialogue: Template, which defines the text before each turn.
       turns: turns of the dialogue.
       begin: BOS token as text, or None.
       end: EOS token as text, which follows each turn.

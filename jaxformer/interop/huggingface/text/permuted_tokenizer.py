@@ -1,4 +1,6 @@
-"""Changes the order of a tokenizer's vocabulary. Texts are split into the same pieces, but these have other ids."""
+"""Changes the order of a tokenizer's vocabulary. The new tokenizer splits texts into the same pieces, but the pieces
+have other ids.
+"""
 
 import json
 from typing import Any
@@ -20,7 +22,7 @@ def permuted(tokenizer: Tokenizer, order: np.ndarray) -> Tokenizer:
 
     Args:
       tokenizer: tokenizer to reorder.
-      order: old id of each piece, by new id.
+      order: Old ids of the pieces, in the order of their new ids.
 
     Raises:
       InputError: If this kind of tokenizer cannot be reordered, or another piece is named `<pad>`.
@@ -68,7 +70,7 @@ def _config(config: dict[str, Any], order: np.ndarray, pad: str) -> dict[str, An
 
     Args:
       config: content of tokenizer.json.
-      order: old id of each piece, by new id.
+      order: Old ids of the pieces, in the order of their new ids.
       pad: name of the padding piece, which is renamed to `<pad>`.
     """
     places = {int(old): new for new, old in enumerate(order)}

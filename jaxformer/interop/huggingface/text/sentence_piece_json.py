@@ -1,8 +1,9 @@
 """Converts SentencePiece models (Kudo & Richardson 2018) to a tokenizer.json for the `tokenizers` library.
 
-The ids of the pieces are the same. The library applies the normalization table of a model per grapheme, and may drop
-the end of a grapheme. Therefore texts are first normalized to NFKC. This equals the table of `nmt_nfkc`, except for
-texts with combining marks that are not in canonical order or that follow a replaced character, such as a ligature.
+The ids of the pieces are the same. The `tokenizers` library applies the normalization table of a model to whole
+graphemes, and may drop the end of a grapheme. Therefore texts are first normalized to NFKC. The result equals that of
+the table `nmt_nfkc`, except for texts with combining marks that are not in canonical order or that follow a replaced
+character, such as a ligature.
 """
 
 import unicodedata
@@ -13,7 +14,9 @@ from jaxformer.data.tokenizers.sentence_piece import SPACE
 from jaxformer.errors import InputError
 
 STAND_INS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
-"""Placeholder characters for use during normalization. They are Unicode noncharacters, which do not occur in texts."""
+"""Characters that temporarily replace other characters, so that normalization does not change these. They are Unicode
+noncharacters, which do not occur in texts.
+"""
 
 
 def to_json_tokenizer(model: bytes) -> Any:
@@ -46,8 +49,8 @@ def _unigram(proto):
 
 
 def _bpe(proto):
-    """Builds the BPE model of the `tokenizers` library. Its merges are all divisions of a piece into two other pieces,
-    ordered by the scores of the merged pieces.
+    """Builds the BPE model of the `tokenizers` library. Each division of a piece into two other pieces becomes a merge.
+    Merges are ordered by the scores of the merged pieces.
     """
     import tokenizers
 
@@ -67,7 +70,9 @@ def _bpe(proto):
 
 
 def _surround(tokenizer: Any, proto: Any) -> None:
-    """Adds the normalizer, pre-tokenizer and decoder of a SentencePiece model to a tokenizer."""
+    """Adds the normalizer, pre-tokenizer and decoder of the SentencePiece model `proto` to a tokenizer of the
+    `tokenizers` library.
+    """
     from tokenizers import Regex, decoders, normalizers, pre_tokenizers
 
     spec, steps = proto.normalizer_spec, _characters(proto)
@@ -92,7 +97,9 @@ def _surround(tokenizer: Any, proto: Any) -> None:
 
 
 def _characters(proto: Any) -> list[Any]:
-    """Returns the normalizers that replace characters like the SentencePiece model."""
+    """Returns the steps of a `tokenizers` normalizer that replace characters in the same way as the normalization table
+    of a SentencePiece model (`proto`). Returns an empty list if the model has no table.
+    """
     from tokenizers import normalizers
 
     table, name = proto.normalizer_spec.precompiled_charsmap, proto.normalizer_spec.name
@@ -116,8 +123,8 @@ def _characters(proto: Any) -> list[Any]:
 
 
 def _native(proto: Any):
-    """Returns the function by which SentencePiece normalizes texts for this model, except that it does not change
-    spaces.
+    """Returns the function by which the SentencePiece library normalizes texts for the model `proto`, except that the
+    function does not change spaces.
     """
     import sentencepiece
 

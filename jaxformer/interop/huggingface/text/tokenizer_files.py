@@ -29,7 +29,7 @@ from jaxformer.interop.huggingface.text.sentence_piece_json import to_json_token
 SETTINGS = "tokenizer_config.json"
 ADDED = "added_tokens.json"
 MODELS = ("spiece.model", "tokenizer.model")
-"""File names of SentencePiece models in Hugging Face folders: of T5 and of LLaMA."""
+"""File names of SentencePiece models in Hugging Face folders: the first is that of T5, the second that of LLaMA."""
 SENTINELS = 100
 """Default number of sentinel tokens in T5 tokenizers."""
 BERT = {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "mask": "[MASK]"}
@@ -42,7 +42,7 @@ T5 = {"eos": "</s>", "unk": "<unk>", "pad": "<pad>"}
 QWEN2_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-"""Regular expression by which Qwen tokenizers divide a text into words. Each digit is a word."""
+"""Regular expression by which Qwen tokenizers divide a text into words. Each digit is a separate word."""
 CLASSES: Mapping[str, Mapping[str, str]] = {
     "BertTokenizer": BERT,
     "DistilBertTokenizer": BERT,
@@ -54,8 +54,8 @@ CLASSES: Mapping[str, Mapping[str, str]] = {
     "GemmaTokenizer": GEMMA,
     "T5Tokenizer": T5,
 }
-"""Maps tokenizer classes of transformers to their default special tokens, which apply if a folder does not name
-others.
+"""Maps tokenizer classes of the transformers library to their default special tokens, which apply if a folder does not
+name its special tokens.
 """
 MODEL_CLASSES: Mapping[str, str] = {
     "bert": "BertTokenizer",
@@ -115,10 +115,11 @@ def import_tokenizer(folder: str | os.PathLike) -> Tokenizer:
 
 
 def begins_texts(tokenizer: Tokenizer | None, folder: str | os.PathLike) -> bool:
-    """Returns whether the folder's model expects texts that start with a BOS token.
+    """Returns whether the model of a folder expects texts that start with a BOS token.
 
-    The tokenizer's template decides. For a SentencePiece model, which has no template, `add_bos_token` of
-    tokenizer_config.json decides, or else the tokenizer class: those of LLaMA and Gemma add a BOS token.
+    The template of the tokenizer decides. If there is no template, as for SentencePiece models, the field
+    `add_bos_token` of tokenizer_config.json decides. If the field is missing, the answer is True for the tokenizer
+    classes of LLaMA and Gemma, and False otherwise.
     """
     if tokenizer is not None and (template := tokenizer.own_template) is not None:
         return template.single[0].content == tokenizer.special_id("bos")
@@ -140,7 +141,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _settings(folder: Path) -> dict[str, Any]:
-    """Reads the tokenizer settings of a folder, in which special tokens are represented by their texts.
+    """Reads the tokenizer settings of a folder. Special tokens are represented by their texts.
 
     Adds the `model_type` of config.json, and the tokens of added_tokens.json to `added_tokens_decoder`.
     """
@@ -170,9 +171,9 @@ def _more_special(settings: Mapping[str, Any]) -> set[str]:
 
 
 def _class(settings: Mapping[str, Any]) -> str | None:
-    """Returns the name of the tokenizer class, as in transformers 5.
+    """Returns the name of the tokenizer class, determined in the same way as by version 5 of the transformers library.
 
-    None if neither the tokenizer nor the model names a class.
+    None if the class is not supported, or if neither the tokenizer nor the model type determines a class.
     """
     said = str(settings.get("tokenizer_class") or "").removesuffix("Fast")
     return said if said in CLASSES else None if said else MODEL_CLASSES.get(settings["model_type"])
@@ -181,7 +182,7 @@ def _class(settings: Mapping[str, Any]) -> str | None:
 def _roles(settings: Mapping[str, Any], pieces: list[str]) -> dict[str, str]:
     """Maps roles, such as `eos`, to the special tokens of the vocabulary.
 
-    The tokens have the names in the folder, or the defaults of the tokenizer class.
+    The settings name the tokens. Tokens that the settings do not name are the defaults of the tokenizer class.
     """
     names = {key: settings.get(f"{key}_token", ...) for key in special_tokens.NAMES}
     default = CLASSES.get(_class(settings) or "", {})
@@ -191,7 +192,9 @@ def _roles(settings: Mapping[str, Any], pieces: list[str]) -> dict[str, str]:
 
 
 def _completed(tokenizer: JsonTokenizer, settings: Mapping[str, Any]) -> JsonTokenizer:
-    """Adds to a tokenizer the tokens, special tokens and template that files other than tokenizer.json define."""
+    """Adds the added tokens, special tokens and template that other files than tokenizer.json define to a tokenizer.
+    Returns the new tokenizer.
+    """
     config, kind, changed = tokenizer.config, type(tokenizer), False
     known = {token["content"] for token in config.get("added_tokens") or []}
     added = [token for _, token in sorted(settings["added_tokens_decoder"].items()) if token["content"] not in known]
@@ -211,7 +214,7 @@ def _completed(tokenizer: JsonTokenizer, settings: Mapping[str, Any]) -> JsonTok
 
 
 def _class_template(settings: Mapping[str, Any], roles: Mapping[str, str], tokenizer: Tokenizer) -> Template:
-    """Returns the template of special tokens that the tokenizer class in transformers adds to texts."""
+    """Returns the template of special tokens that the tokenizer class of the transformers library adds to texts."""
     ids = {key: tokenizer.pieces.index(name) for key, name in roles.items()}
     special, has_marks = CLASSES.get(_class(settings) or ""), {"cls", "sep"} <= ids.keys()
     if special is BERT and has_marks:
@@ -230,11 +233,12 @@ def _class_template(settings: Mapping[str, Any], roles: Mapping[str, str], token
 
 
 def _with_added(model: bytes, added: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Adds further tokens to the `added_tokens` of a tokenizer.json. The `tokenizers` library assigns their ids.
+    """Adds tokens to the `added_tokens` of a tokenizer.json. Returns the complete list. The `tokenizers` library
+    assigns the ids of the new tokens.
 
     Args:
-      model: content of the tokenizer.json.
-      added: descriptions of the further tokens.
+      model: Content of the tokenizer.json.
+      added: Descriptions of the new tokens.
     """
     import tokenizers
 
@@ -255,8 +259,8 @@ def _sentencepiece(folder: Path, name: str, settings: Mapping[str, Any]) -> Toke
     """Loads a SentencePiece model, and adds the tokens that the other files of the folder define. Their ids follow
     those of the model.
 
-    Special tokens become control pieces of the model, which text never matches. If there are other added tokens, text
-    must be matched with these before the model is applied. The result is then a tokenizer of the `tokenizers` library.
+    Special tokens become control pieces of the model, which text never matches. Other added tokens must be found in a
+    text before the model is applied. If there are any, the result is a tokenizer of the `tokenizers` library.
 
     Args:
       folder: Hugging Face folder.
@@ -294,8 +298,8 @@ def _is_special(token: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
 def _with_ordinary(
     tokenizer: SentencePieceTokenizer, added: list[dict[str, Any]], settings: Mapping[str, Any]
 ) -> MetaspaceTokenizer:
-    """Converts a SentencePiece model with added tokens to a tokenizer of the `tokenizers` library. Needed if some added
-    tokens are not special.
+    """Converts a SentencePiece model with added tokens to a tokenizer of the `tokenizers` library. This is necessary if
+    some of the added tokens are not special.
     """
     written, t5 = to_json_tokenizer(tokenizer.serialize()), _class(settings) == "T5Tokenizer"
     # LLaMA's added tokens are matched before normalization, so that a preceding space is kept.
@@ -346,8 +350,8 @@ def _wordpiece(folder: Path, settings: Mapping[str, Any]) -> WordPieceTokenizer:
 
 
 def _byte_level(folder: Path, settings: Mapping[str, Any]) -> ByteLevelTokenizer:
-    """Loads a byte-level BPE tokenizer from GPT-2's vocab.json and merges.txt. Texts are divided into words as by the
-    tokenizer class.
+    """Loads a byte-level BPE tokenizer from GPT-2's vocab.json and merges.txt. Texts are divided into words in the same
+    way as by the tokenizer class that the folder names.
     """
     prefix_space = bool(settings.get("add_prefix_space", False))
     tokenizer = byte_level_of_files(str(folder / "vocab.json"), str(folder / "merges.txt"), prefix_space)

@@ -1,4 +1,6 @@
-"""Exports tokenizers to Hugging Face folders. `AutoTokenizer` then gives the same ids."""
+"""Exports tokenizers to Hugging Face folders. `AutoTokenizer` of the transformers library loads them and gives the same
+ids.
+"""
 
 import json
 import os
@@ -36,9 +38,10 @@ def export_tokenizer(
     Args:
       tokenizer: Tokenizer to export.
       folder: Existing folder to write to.
-      family: Model family as named by `model_type`, such as `bert`. Defaults to that of config.json in the folder.
+      family: Model family as named by `model_type`, such as `bert`. Defaults to the `model_type` of config.json in the
+        folder.
       beginning: Whether texts of the model start with a BOS token.
-      template: Special tokens around texts. Defaults to those of the model family.
+      template: Template of the special tokens around texts. Defaults to the template of the model family.
 
     Raises:
       InputError: If the `tokenizers` library cannot represent the tokenizer.
@@ -82,7 +85,9 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, folder: str | os.Pat
 
 
 def _special_names(tokenizer: Tokenizer, family: str, beginning: bool) -> dict[str, str]:
-    """Maps roles to the special tokens that the export names: those that both the family and the vocabulary have."""
+    """Returns the special tokens that the exported tokenizer names, keyed by role: those that both the family and the
+    vocabulary have.
+    """
     keys = MODEL_TYPES[family].special_tokens if family in MODEL_TYPES else Family.special_tokens
     found = {key: tokenizer.special_id(key) for key in keys}
     if _layout(family) != "encoder" and not names_beginning(tokenizer, beginning):
@@ -91,15 +96,18 @@ def _special_names(tokenizer: Tokenizer, family: str, beginning: bool) -> dict[s
 
 
 def _layout(family: str) -> Layout:
-    """Returns the special tokens that models of a family expect around texts. `plain` (none) for an unknown family."""
+    """Returns which special tokens models of a family expect around texts. Returns `plain` (none) for an unknown
+    family.
+    """
     return MODEL_TYPES[family].layout if family in MODEL_TYPES else "plain"
 
 
 def names_beginning(tokenizer: Tokenizer, beginning: bool) -> bool:
     """Returns whether an exported tokenizer names a BOS token.
 
-    It does if texts start with it, if the imported folder named one, or if one token is both BOS and EOS, as in GPT-2.
-    Otherwise other programs would add the token to texts, although the model was trained without it.
+    It names one if texts start with a BOS token, if the imported folder named one, or if the same token is both BOS and
+    EOS, as in GPT-2. In other cases, naming the token would make other programs add it to texts, although the model was
+    trained without it.
     """
     if beginning or tokenizer.roles:
         return beginning or "bos" in tokenizer.roles
@@ -121,7 +129,7 @@ def _family_template(tokenizer: Tokenizer, family: str, beginning: bool) -> Temp
 
 
 def _files(tokenizer: Tokenizer, template: Template, special: set[str]) -> dict[str, bytes]:
-    """Returns the contents of tokenizer.json, and of the files that older programs read, by file name."""
+    """Returns the content of tokenizer.json and of the files that older programs read, keyed by file name."""
     files = {JsonTokenizer.file: _json_file(tokenizer, template, special)}
     if isinstance(tokenizer, WordPieceTokenizer):
         files["vocab.txt"] = "".join(f"{piece}\n" for piece in tokenizer.pieces).encode()
@@ -136,7 +144,9 @@ def _files(tokenizer: Tokenizer, template: Template, special: set[str]) -> dict[
 
 
 def _json_file(tokenizer: Tokenizer, template: Template, special: set[str]) -> bytes:
-    """Returns the content of tokenizer.json with the template. The names in `special` become special tokens."""
+    """Returns the content of tokenizer.json with the given template. The tokens whose names are in `special` become
+    special tokens.
+    """
     import tokenizers
 
     if not isinstance(tokenizer, JsonTokenizer):
