@@ -67,8 +67,7 @@ class Rows:
 
 
 def inputs(model: Model, texts: Sequence[np.ndarray], pad: int, seed: int = 0) -> Iterator[Rows]:
-    """Yields inputs to compare the models on: short, long, padded and random token rows, or images
-    or clips.
+    """Yields inputs to compare the models on: short, long, padded and random token rows, or images or video clips.
 
     Args:
       model: JAX model.

@@ -37,8 +37,8 @@ ARGUMENTS = {
 }
 """Maps names of model inputs to argument names of transformers classes. A bridge may define other names."""
 LAYOUTS = {"images": "bnyx", "clips": "bznyx"}
-"""Axes of model inputs with pixels in the transformers library, as letters of `InputSpec.axes`. Channels come before
-rows.
+"""Axes of the pixel inputs of transformers classes, as letters of `InputSpec.axes`. Channels (`n`) come before rows
+(`y`).
 """
 
 
@@ -83,11 +83,12 @@ class Bridge:
     """Maps names of model inputs to argument names of the transformers class."""
 
     def call_arguments(self, model: Model, arrays: Arrays) -> dict[str, np.ndarray]:
-        """Converts inputs of the JAX model to the arguments of the transformers class, with its axes.
+        """Converts the inputs of a JAX model to the arguments of the transformers class, with the axes that
+        it expects.
 
         Args:
           model: JAX model.
-          arrays: Inputs by their names in the model. Arrays of other names are left out.
+          arrays: Input arrays of the JAX model, keyed by name. Arrays with other names are ignored.
         """
         specs = model.inputs()
         return {
@@ -171,14 +172,16 @@ class Bridge:
 
 
 def to_theirs(name: str, axes: str, array: np.ndarray) -> np.ndarray:
-    """Rearranges the axes of a model input to those of the argument in transformers. `axes` are the letters of our
-    axes.
+    """Rearranges the axes of the model input `name` to those that the transformers class expects. `axes` are the axes
+    of the input in the JAX model, as letters of `InputSpec.axes`.
     """
     return array.transpose([axes.index(letter) for letter in LAYOUTS.get(name, axes)])
 
 
 def to_ours(name: str, axes: str, array: jax.Array) -> jax.Array:
-    """Inverse of `to_theirs`, for JAX arrays."""
+    """Rearranges the axes of an argument of the transformers class to those of the model input `name`. Inverse of
+    `to_theirs`.
+    """
     if name not in LAYOUTS:
         return array
     return array.transpose([LAYOUTS[name].index(letter) for letter in axes])
