@@ -40,7 +40,7 @@ class Field(abc.ABC, Generic[EncodedT]):
 
     @abc.abstractmethod
     def features(self) -> dict[str, Feature]:
-        """Returns the layouts of the arrays that `transform` returns, by name."""
+        """Returns the layout in a batch row of each array that `transform` returns, keyed by the name of the array."""
 
     def check(self, tokenizer: Tokenizer | None) -> None:
         """Checks that the tokenizer fits the field. Raises InputError if it does not."""
@@ -55,7 +55,7 @@ class Field(abc.ABC, Generic[EncodedT]):
 
         Args:
           example: maps column names to values.
-          path: config field that names the column, for error messages.
+          path: path of the config field that names the column, such as `data.task.text.column`, for error messages.
 
         Raises:
           InputError: If the column does not exist or its value has the wrong type.
@@ -81,7 +81,7 @@ class Field(abc.ABC, Generic[EncodedT]):
             masks must follow it. None if there is no earlier image field.
 
         Returns:
-          The arrays by name, and the geometric transform to pass to later fields.
+          The arrays, keyed by name, and the geometric transform to pass to later fields.
         """
 
     def request(self, example: Mapping[str, Any], folder: Path, path: str) -> str | None:
@@ -91,6 +91,6 @@ class Field(abc.ABC, Generic[EncodedT]):
         Args:
           example: maps column names to values.
           folder: folder to write the argument to if it must be a file, such as an image.
-          path: config field that names the column, for error messages.
+          path: path of the config field that names the column, such as `data.task.text.column`, for error messages.
         """
         return None

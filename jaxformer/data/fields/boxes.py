@@ -31,11 +31,11 @@ class Objects:
     boxes: np.ndarray
     """Boxes as the source writes them, float32 [objects, 4]. After `BoxField.in_pixels`, in pixels."""
     labels: np.ndarray
-    """Label of each object as an index, int32 [objects]."""
+    """Label index of each object, int32 [objects]."""
     crowd: np.ndarray
     """Whether each box contains a crowd of objects instead of one, bool [objects]."""
     areas: np.ndarray | None
-    """Area of each object in square pixels, float32 [objects]. If None, that of its box."""
+    """Area of each object in square pixels, float32 [objects]. If None, the areas of the boxes are used."""
     size: int = 1
     """Size of the objects in memory, in units of four bytes."""
     picture: tuple[int, int] = (0, 0)
@@ -66,7 +66,7 @@ class BoxField(Field[Objects]):
     max_boxes: int = 100
     """Number of boxes in a row. An image with more objects is an error."""
     format: BoxFormat = "pixels"
-    """How the source writes boxes."""
+    """How the source writes boxes: see `BoxFormat`."""
 
     def __post_init__(self):
         fields.at_least("data.task.max_boxes", self.max_boxes, 1)
@@ -85,7 +85,8 @@ class BoxField(Field[Objects]):
     def read(self, example: Mapping[str, Any], path: str = _PATH) -> Objects:
         """Reads the objects of an example.
 
-        If the example has the columns `width` and `height`, boxes are compared with them.
+        If the example has the columns `width` and `height`, also converts the boxes to pixels, and checks that they are
+        inside an image of this size.
 
         Raises:
           InputError: If a list is missing or has the wrong length, a label is unknown, or a box is not valid.
@@ -172,7 +173,7 @@ class BoxField(Field[Objects]):
 
 
 def _numbers(box: Sequence[Any], number: int) -> list[float]:
-    """Returns the four numbers of a box. `number` is that of the object, for error messages."""
+    """Returns the four numbers of a box. `number` counts the boxes of an image from 1, for error messages."""
     values = list(box.tolist() if isinstance(box, np.ndarray) else box) if np.iterable(box) else []
     real = [isinstance(value, int | float | np.number) and not isinstance(value, bool) for value in values]
     if len(values) != 4 or not all(real) or not np.isfinite(values).all():

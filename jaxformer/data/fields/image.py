@@ -24,7 +24,7 @@ from jaxformer.data.transforms.scale_jitter import ScaleJitter
 from jaxformer.errors import FieldError, InputError
 
 EXAMPLE = "example.png"
-"""Name of the image file in a run folder that `predict` can be tried with."""
+"""Name of the image file that a run writes to its folder as an example input for the `predict` command."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +67,9 @@ class ImageField(Field[Picture]):
     augmented.
     """
     fit: Fit = "crop"
-    """How an image without augmentation becomes a square before the center crop: `crop` resizes its shorter side,
-    `stretch` resizes both sides, `pad` keeps the aspect ratio and pads the image, `none` does not resize."""
+    """How an image without augmentation becomes a square. `crop` resizes its shorter side, `stretch` resizes both
+    sides, and `none` does not resize; a center crop follows. `pad` keeps the aspect ratio and pads the image instead.
+    """
     shortest: int | None = None
     """Only used by `fit="pad"`: length in pixels to which the shorter side is resized, unless the longer side would
     exceed `size`. If None, the longer side is resized to `size`.
@@ -190,7 +191,7 @@ class ImageField(Field[Picture]):
         """Resizes, and crops or pads a picture without augmentation.
 
         Returns the pixels, uint8 [size, size, channels], and the geometric transform from the picture to them. With
-        `fit="pad"`, the size of the transformed image is that without padding.
+        `fit="pad"`, the width and height in the transform do not include the padding.
         """
         if self.fit == "pad":
             size = size_within(*picture.size, self.shortest or self.size, self.size)
@@ -202,7 +203,10 @@ class ImageField(Field[Picture]):
         return pixels(square), moved
 
     def mask(self, geometry: GeometricTransform) -> np.ndarray:
-        """Returns which pixels of a padded image belong to the image, uint8 [size, size]."""
+        """Returns a mask, uint8 [size, size], that is 1 for pixels of an image and 0 for padding.
+
+        `geometry` is the transform that `fitted` returned for the image, which gives the size without padding.
+        """
         mask = np.zeros((self.size, self.size), np.uint8)
         mask[: geometry.height, : geometry.width] = 1
         return mask

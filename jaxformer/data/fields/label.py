@@ -36,8 +36,9 @@ class LabelField(Field[np.ndarray]):
     """
 
     column: str = "label"
-    """Name of the column with the label. single_label: its name or index. multi_label: a list of names or indices, or a
-    multi-hot list (with two labels, [0, 1] means only the second label). regression: a finite number."""
+    """Name of the column with the label. It contains a label name or index (single_label), a list of names or indices
+    or a multi-hot list such as [0, 1] (multi_label), or a finite number (regression).
+    """
     labels: tuple[str, ...] = ()
     """Label names in index order, the same as those of the model. For regression, the single name of the target."""
     kind: Kind = "single_label"
@@ -81,8 +82,8 @@ class LabelField(Field[np.ndarray]):
         Args:
           documents: examples of the source.
           name: name of the source, for error messages.
-          first: number of evenly spaced examples to look at before all others.
-          path: config field that names the column.
+          first: number of evenly spaced examples to read first, which usually include two different labels.
+          path: path of the config field that names the column, for error messages.
         """
         if self.kind == "single_label":
             check_classes(documents, lambda example: self.index(example, path), self.labels, name, first)
@@ -127,7 +128,7 @@ def check_classes(
       label: function that returns the label index of a document.
       labels: label names.
       name: name of the source, for messages.
-      first: number of evenly spaced documents to look at before all others.
+      first: number of evenly spaced documents to read first, which usually include two different labels.
     """
     found: set[int] = set()
     for index in first_spread(len(documents), first):
