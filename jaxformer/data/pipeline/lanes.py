@@ -6,8 +6,9 @@ restarts do not affect it. The state of a lane is a few integers, int32 [S]:
 
     next visit, turn, (visit, example) of each open document, (visit, example) of each pending example
 
-A visit is one reading of one document, counted per lane; -1 means no visit. A lane is restored from its state by
-encoding the documents of these visits again.
+A visit is one reading of one document, counted per lane; -1 means no visit. An open document has examples that are not
+yet used. A pending example waits until it fits in a row. A lane is restored from its state by encoding the documents of
+these visits again.
 """
 
 import collections
@@ -31,13 +32,15 @@ one unit.
 _NO_VISIT = -1
 _COUNT = np.arange(2**20, dtype=np.int32)
 PACKED_KEYS = {"tokens": ("segments", "position_ids"), "inputs": ("input_segments", "input_position_ids")}
-"""Names of the arrays that separate the examples in a packed row: maps `tokens` and `inputs` to their segments and
-position ids.
+"""Maps `tokens` and `inputs` to the names of two arrays that separate the examples in a packed row: the number of each
+token's example (segment), and the position of each token in its example.
 """
 
 
 class Reader:
-    """Reads, encodes and caches documents, and makes training examples from them. Shared by all lanes of a process."""
+    """Reads, encodes and caches documents, and makes training examples from them. A process has one reader, which
+    serves all its batch rows.
+    """
 
     def __init__(
         self,
@@ -55,10 +58,10 @@ class Reader:
         self.visits = len(order)
 
     def examples(self, visit: int) -> list[Example]:
-        """Returns the training examples of one entry in the endless document order.
+        """Returns the training examples of the document at one position of the endless document order.
 
         Args:
-          visit: index of the entry. The examples are a function of (seed, visit) only.
+          visit: position in the document order. The examples are a function of (seed, visit) only.
         """
         index: Any = self._order[visit]  # Never None: no visit is left out.
         return self._read(int(index), np.random.default_rng((self._seed, visit)))
@@ -121,13 +124,13 @@ class PendingExample(NamedTuple):
     """A training example that waits until it fits in a batch row."""
 
     visit: int
-    """Number of the reading of a document that produced the example."""
+    """Number of the visit (one reading of a document) that produced the example."""
     index: int
-    """Index of the example among all examples of that document reading."""
+    """Index of the example among all examples of its visit (one reading of a document)."""
     sizes: tuple[int, ...]
-    """Number of entries in each array of the example, in the order of the features."""
+    """Number of entries in each array of the example, in the order of the task's `row`."""
     example: Example
-    """Arrays of the example, by name."""
+    """Arrays of the example, keyed by name."""
 
 
 class Lane:
@@ -152,7 +155,7 @@ class Lane:
 
         Args:
           reader: makes the examples of documents.
-          features: layouts of the arrays in a row, by name.
+          features: maps array names to the layouts of the arrays in a row.
           number: index of the batch row that this lane fills.
           lanes: number of rows in the global batch.
           state: one row of `initial_state`, or an earlier result of the method `state`.
@@ -171,8 +174,9 @@ class Lane:
         ]
 
     def state(self) -> list[int]:
-        """Returns integers from which the lane (the examples for one row of each batch) can be restored after its
-        latest row. The docstring of the module gives their order.
+        """Returns the state of the lane after its latest row: integers from which a new `Lane` can continue.
+
+        The docstring of the module gives their order.
         """
         marks = self._open + [pending[:2] for pending in self._pending]
         marks += [(_NO_VISIT, 0)] * (self._lookahead - len(self._pending))

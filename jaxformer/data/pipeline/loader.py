@@ -58,7 +58,7 @@ class Data:
 
     @property
     def num_pending(self) -> int:
-        """Maximum number of examples per batch row that wait until they fit."""
+        """Maximum number of examples that wait, for each batch row, until they fit in it. 0 without packing."""
         return self.lookahead if self.pack else 0
 
 
@@ -72,14 +72,19 @@ def check(data: Data, tokenizer: Tokenizer | None) -> None:
 
 @phase("checking the documents")
 def check_documents(data: Data, names: Sequence[str] = (TRAIN, VALIDATION)) -> dict[str, Fingerprint]:
-    """Checks the columns of the documents in files. Checks up to 100,000 evenly spaced documents per source.
+    """Checks, before training, that the task can read the columns of the documents. Computes fingerprints of the data.
+
+    Up to 100,000 evenly spaced documents per source are checked, and only in sources whose documents are cheap to read,
+    such as JSON Lines files and tables.
 
     Args:
       data: the sources and the task.
-      names: names of the training source and the validation source. Without the former, only the latter is checked.
+      names: names of the training source and the validation source, for messages. A single name is that of the
+        validation source, and only this source is checked.
 
     Returns:
-      The fingerprints of the sources, by names that begin with `names`.
+      The fingerprint of each source, keyed by its name. The components of a mixture have separate fingerprints, whose
+      keys begin with the name of the mixture.
 
     Raises:
       InputError: If the task cannot read a document. The message lists the first ten such documents by file and line.
@@ -111,9 +116,11 @@ def initial_state(data: Data) -> np.ndarray:
 
 
 def abandon_documents(data: Data, state: np.ndarray) -> np.ndarray:
-    """Returns lane states [batch, S] that continue with their next visits, without open documents and pending examples.
+    """Returns a state of the data pipeline in which every batch row continues with its next document, without the
+    documents that are partly used and the examples that wait for a row.
 
-    Use it if the documents have changed: an example that was pending may no longer exist.
+    Use it if the documents have changed: an example that waits may no longer exist. States are int32 [batch, S], with S
+    integers per batch row.
     """
     state, initial = state.copy(), initial_state(data)
     state[:, 2:] = initial[:, 2:]
@@ -182,9 +189,9 @@ def evaluation_batches(
 
 
 class Batches(Iterator[tuple[Batch, np.ndarray]]):
-    """Iterator of (batch, state) pairs that a background thread or process prepares.
+    """Iterator of (batch, state) pairs that a background thread or processes prepare.
 
-    Errors in the background are raised here unchanged.
+    An error in the background is raised unchanged when the next batch is requested.
     """
 
     def __init__(self, batches: "_LaneBatches", prefetch: int, workers: int):
@@ -221,8 +228,8 @@ def _close(iterators: list[grain.DatasetIterator]) -> None:
 
 
 class _LaneBatches(grain.IterDataset):
-    """Grain dataset of the batches of some rows. Its parent dataset is a range of rows, which Grain divides among
-    worker processes.
+    """Grain dataset of (batch, state) pairs for some batch rows. Its parent dataset consists of these rows (number and
+    state), and Grain divides it among worker processes.
     """
 
     def __init__(
@@ -249,9 +256,7 @@ class _LaneBatches(grain.IterDataset):
 
 
 class _LaneIterator(grain.DatasetIterator):
-    """Iterator of (batch, state) pairs for some batch rows. Ends when the documents of the last of these rows have
-    ended.
-    """
+    """Iterator of (batch, state) pairs for some batch rows. Ends when none of these rows has further documents."""
 
     def __init__(self, lanes_: list[lanes.Lane], features: dict[str, Feature]):
         super().__init__()
