@@ -24,7 +24,7 @@ def value(example: Mapping[str, Any], column: str, path: str) -> Any:
     Args:
       example: maps column names to values.
       column: name of the column.
-      path: config field that names the column, for error messages.
+      path: path of the config field that names the column, such as `data.task.label`, for error messages.
 
     Raises:
       FieldError: If the column does not exist.
@@ -56,8 +56,8 @@ def text(example: Mapping[str, Any], column: str | None = None, path: str = _TEX
 
     Args:
       example: maps column names to values.
-      column: name of a column that contains a str or a list of str. If None, uses `sentences` or `text`.
-      path: config field that names the column, for error messages.
+      column: name of a column that contains a str or a list of str. If None, the column `sentences` or `text` is used.
+      path: path of the config field that names the column, for error messages.
 
     Raises:
       InputError: If the column does not exist or does not contain text.
@@ -92,8 +92,8 @@ def first_words(text: str, count: int = 25) -> str:
 
 
 def with_blank(text: str, blank: str = "[MASK]") -> str:
-    """Returns the first ten words of a text, with the middle word replaced by `blank`. Used as an example for
-    `predict`.
+    """Returns the first ten words of a text, with the middle word replaced by `blank`, as an example input for the
+    `predict` command.
     """
     words = first_words(text, 10).split(" ")
     middle = len(words) // 2

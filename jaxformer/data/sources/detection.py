@@ -62,10 +62,11 @@ class VocDetection(Source):
     """
 
     path: str = "VOC2012"
-    """Path of the folder with the two folders."""
+    """Path of the folder that contains `JPEGImages` and `Annotations`."""
     split: str | None = None
-    """Name of a file in `ImageSets/Main` that lists the images, such as `train`. If None, all images with an XML
-    file."""
+    """Name of a file in `ImageSets/Main` that lists the images to read, such as `train`. If None, all images that have
+    an XML file are read.
+    """
     difficult: bool = False
     """Whether to include objects that are marked as difficult."""
 
@@ -108,11 +109,13 @@ class Annotated(Sequence):
         return self.examples[int(index)]
 
     def place(self, index: int) -> str:
-        """Returns the file with the boxes and the image of an example, for error messages."""
+        """Returns the names of the file that contains the boxes of an example and of its image, for error messages."""
         return f"{self.where}: image {self.examples[int(index)]['image']}"
 
     def identity(self, index: int) -> dict[str, Any]:
-        """Returns the objects of an example and the content of its image, which identify it wherever the folder is."""
+        """Returns an example with the content of its image file in place of the path, so that fingerprints of the data
+        do not change when the folder is moved.
+        """
         example = self.examples[int(index)]
         try:
             return {**example, "image": storage.read_bytes(example["image"])}
@@ -122,7 +125,7 @@ class Annotated(Sequence):
 
 
 def _content(path: str) -> dict[str, Any]:
-    """Reads a COCO JSON file. Raises InputError if it does not have the lists that are needed."""
+    """Reads a COCO JSON file. Raises InputError if it lacks `images`, `annotations`, `categories` or a required key."""
     try:
         content = json.loads(files.decoded(path))
     except json.JSONDecodeError as error:
@@ -138,7 +141,7 @@ def _content(path: str) -> dict[str, Any]:
 
 
 def _wrong(annotation: Mapping[str, Any], images: Mapping, names: Mapping) -> str | None:
-    """Returns what is wrong with an annotation of a COCO file, or None."""
+    """Returns a description of the error in an annotation of a COCO file. None if the annotation is valid."""
     if annotation.get("image_id") not in images:
         return f"image_id={annotation.get('image_id')!r}: the file has no such image"
     if annotation.get("category_id") not in names:

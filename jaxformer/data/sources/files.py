@@ -35,7 +35,7 @@ def expand(patterns: Sequence[str]) -> list[str]:
 
 
 def check_encoding(encoding: str) -> None:
-    """Raises InputError if Python does not have the text encoding."""
+    """Raises InputError if Python does not support the text encoding."""
     try:
         "".encode(encoding)
     except LookupError:
@@ -111,7 +111,9 @@ class _Pieces(Sequence):
 
 
 class TextDocuments(_Pieces):
-    """Documents {"text": str} of plain text files. `separator` has the same values as `TextFiles.documents`."""
+    """Documents {"text": str} of plain text files. `separator` is `line`, `blank_line` or `file`: a document is a line,
+    a block of lines, or a whole file.
+    """
 
     def __init__(self, paths: list[str], separator: str, encoding: str = "utf-8"):
         super().__init__(encoding)

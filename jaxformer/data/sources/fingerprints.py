@@ -1,7 +1,8 @@
 """Fingerprints of opened sources, by which a run notices that its data has changed.
 
-Files of text, JSON Lines and tables are read whole when they are opened, so their fingerprint covers every byte. For
-other sources it covers the number of documents and the content of `SAMPLE` documents, drawn with a fixed seed.
+The fingerprint of files of text, JSON Lines or tables covers every byte, because these files are read whole when they
+are opened. The fingerprint of other sources covers the number of documents and the content of up to `SAMPLE` documents,
+drawn with a fixed seed.
 """
 
 import dataclasses
@@ -14,7 +15,8 @@ from jaxformer import digests
 from jaxformer.data.sources.sources import Renamed, components, located, parts
 
 SAMPLE = 500
-"""Maximum number of documents to read from a source that has no `contents`."""
+"""Maximum number of documents that the fingerprint of a source covers if its files are not read whole, as for images.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,10 +26,14 @@ class Fingerprint:
     documents: int
     """Number of documents."""
     digests: dict[str, str]
-    """Digest of each file, by path. For a source without files, one digest of its sampled documents."""
+    """Maps the path of each file to a digest of its content. If the files are not read whole, one digest of sampled
+    documents.
+    """
 
     def change(self, now: "Fingerprint") -> str:
-        """Describes the change from this fingerprint to another one. Empty if they are the same."""
+        """Returns a phrase that describes how the source has changed from this fingerprint to the fingerprint `now`.
+        Empty if it has not changed.
+        """
         if self == now:
             return ""
         size = f"{self.documents:,} to {now.documents:,} documents"
@@ -44,11 +50,11 @@ class Fingerprint:
 
 
 def fingerprints(documents: Sequence, name: str) -> dict[str, Fingerprint]:
-    """Returns the fingerprint of an opened source, or of each component of a mixture, by name.
+    """Returns the fingerprint of an opened source, or of each component of a mixture, keyed by name.
 
     Args:
       documents: the opened source.
-      name: name of the source. Components of a mixture have it as a prefix.
+      name: name of the source, which is the key. The keys of several components have it as a prefix.
     """
     names = [part for part, _ in components(documents, name)]
     labels = names if len(names) == 1 else [f"{name}: {part}" for part in names]
@@ -76,7 +82,7 @@ _SAMPLED = "documents"
 
 
 def _bytes(value: Any) -> bytes:
-    """Returns bytes that differ for different values of the types that documents consist of."""
+    """Serializes a value of a document. Different values give different bytes, except for objects of unusual types."""
     if isinstance(value, Mapping):
         return _joined(b"{", [_bytes(item) for pair in sorted(value.items()) for item in pair])
     if isinstance(value, np.ndarray) and value.dtype != object:

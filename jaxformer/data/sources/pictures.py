@@ -233,7 +233,9 @@ class ImageFolders(Source):
 
 
 class _LabelledFiles(Sequence):
-    """Sequence of examples {"image": path, "label": name} of image files. `labels` are the names of all classes."""
+    """Sequence of examples {"image": path, "label": name} of image files. The attribute `labels` contains the names of
+    all classes.
+    """
 
     scan = True
 
@@ -249,7 +251,9 @@ class _LabelledFiles(Sequence):
         return {"image": image, "label": label}
 
     def identity(self, index: int) -> dict[str, Any]:
-        """Returns the label of an image and the content of its file, which identify it wherever the folder is."""
+        """Returns an example with the content of its image file in place of the path, so that fingerprints of the data
+        do not change when the folder is moved.
+        """
         image, label = self.found[index]
         return {"image": storage.read_bytes(image), "label": label}
 

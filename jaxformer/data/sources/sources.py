@@ -184,7 +184,7 @@ class Mixture(Source):
 
 
 class Mixed(Sequence):
-    """The opened sources of a mixture, concatenated."""
+    """Sequence of all documents of an opened mixture. The documents of its sources follow one after the other."""
 
     def __init__(self, parts: list[Sequence], weights: list[float], names: list[str]):
         self.parts, self.weights, self.names = parts, weights, names
@@ -349,7 +349,10 @@ def components(documents: Sequence, name: str, start: int = 0) -> Iterator[tuple
 
 
 def parts(documents: Sequence) -> Iterator[Sequence]:
-    """Yields the opened sources that `components` names, in the same order."""
+    """Yields each component of an opened mixture, including those of nested mixtures, in the order of `components`.
+
+    If `documents` is not a mixture, yields `documents`.
+    """
     if not isinstance(documents, Mixed):
         yield documents
         return

@@ -153,7 +153,9 @@ def _of_bucket(folder: str, split: str) -> Any:
 
 
 def _folders_with_info(folder: str) -> list[str]:
-    """Finds prepared data sets in a folder. Returns the folder itself, or its subfolders up to three levels below."""
+    """Finds prepared data sets. Returns `[folder]` if the folder itself is one, otherwise its nearest subfolders that
+    are, up to three levels below.
+    """
     folders, found = [folder], []
     for _ in range(4):
         found += [path for path in folders if os.path.isfile(os.path.join(path, _INFO))]
@@ -170,7 +172,9 @@ def _version_of(path: str) -> tuple[int, ...]:
 
 
 def _with_random_access(builder: Any) -> Any:
-    """Returns a TFDS builder for the array_record files of a data set, if it was prepared in several formats."""
+    """Returns a TFDS builder that reads the array_record files of a data set. Returns `builder` itself if there are no
+    such files, or if it reads them already.
+    """
     from tensorflow_datasets.core import read_only_builder
 
     others = {other.value for other in builder.info.alternative_file_formats}
@@ -180,7 +184,9 @@ def _with_random_access(builder: Any) -> Any:
 
 
 def _other_version(builder: Any, name: str, data_dir: str | None) -> Any:
-    """Returns the TFDS builder of another version of the data set that is prepared. None if there is none."""
+    """Returns the TFDS builder of another version of the data set that is already prepared, and prints a note. Returns
+    None if there is no such version, or if `name` requires a certain version.
+    """
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core import read_only_builder
 
