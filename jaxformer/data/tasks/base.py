@@ -43,9 +43,9 @@ class Task(abc.ABC, Generic[DocumentT]):
     @property
     @abc.abstractmethod
     def row(self) -> dict[str, Feature]:
-        """Layouts of the arrays of a training example, by name.
+        """Maps the names of the arrays of a training example to their layouts in a batch row.
 
-        The data pipeline adds segments and position ids for `tokens` and `inputs`.
+        The data pipeline adds arrays of segments and position ids for `tokens` and `inputs`.
         """
 
     @property
@@ -87,7 +87,7 @@ class Task(abc.ABC, Generic[DocumentT]):
         return requests
 
     def read(self, example: Mapping[str, Any]) -> Any:
-        """Returns the checked values of the columns that the task reads. `encode` calls it first.
+        """Checks the columns of an example that the task reads, and returns their values. `encode` calls this method.
 
         Raises:
           InputError: If a column is missing or contains a value of the wrong type.
@@ -131,4 +131,4 @@ class Task(abc.ABC, Generic[DocumentT]):
 
     @abc.abstractmethod
     def examples(self, document: DocumentT, visit: Visit[DocumentT]) -> list[Example]:
-        """Makes the training examples for one reading of a document. The list may be empty."""
+        """Makes the training examples for one reading of a document (see `Visit`). The list may be empty."""

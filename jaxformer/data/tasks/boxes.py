@@ -32,7 +32,7 @@ class PreparedScene:
     pixels: np.ndarray
     """Pixels, uint8 [size, size, channels]."""
     mask: np.ndarray
-    """Which pixels belong to the image and not to the padding, uint8 [size, size]."""
+    """Mask that is 1 for pixels of the image and 0 for padding, uint8 [size, size]."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +93,8 @@ class LabelledBoxes(ImageTask):
 
 
 def prepared(field: ImageField, image: pictures.ImageLike, number: int) -> PreparedScene:
-    """Decodes and resizes an image without augmentation. `number` is that of the request, for messages.
+    """Decodes and resizes an image without augmentation. `number` is the position of the image among the inputs,
+    for messages.
 
     Raises InputError if the image cannot be decoded.
     """

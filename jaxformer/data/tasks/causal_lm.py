@@ -30,7 +30,7 @@ class NextToken(TextTask):
     length: int = 1024
     """Number of tokens per row."""
     column: str | None = None
-    """Name of the column with the text or the list of sentences. If None, uses `sentences` or `text`."""
+    """Name of the column with the text or the list of sentences. If None, the column `sentences` or `text` is used."""
     beginning: bool = False
     """Whether to begin each document with the BOS token, so that its first token is predicted too."""
 

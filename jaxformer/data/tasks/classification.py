@@ -20,7 +20,7 @@ from jaxformer.data.transforms.text import TextAugmentation
 from jaxformer.errors import FieldError, shown
 
 LOOKED_AT = 1000
-"""Number of evenly spaced examples that are checked first when searching a source for a second class."""
+"""Number of evenly spaced examples to read first when checking that a source has examples of at least two classes."""
 PAIR = "\t"
 """Character that separates the two texts of a pair in an argument of `predict`."""
 
@@ -57,8 +57,9 @@ class Classify(Task[Labelled]):
     pair: str | None = None
     """Name of the column with the second text. If None, the task reads single texts."""
     label: str = "label"
-    """Name of the column with the label. single_label: its name or index. multi_label: a list of names or indices, or a
-    multi-hot list (with two labels, [0, 1] means only the second label). regression: a finite number."""
+    """Name of the column with the label. It contains a label name or index (single_label), a list of names or indices
+    or a multi-hot list such as [0, 1] (multi_label), or a finite number (regression).
+    """
     labels: tuple[str, ...] = ()
     """Label names in index order, the same as those of the model. For regression, the single name of the target."""
     kind: Kind = "single_label"

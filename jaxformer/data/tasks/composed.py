@@ -17,7 +17,7 @@ from jaxformer.errors import InputError, under
 
 @dataclasses.dataclass(frozen=True)
 class FieldValues:
-    """The encoded values of all fields for one example."""
+    """The encoded values of all fields of a task, for one example of the source."""
 
     values: Mapping[str, Any] | None
     """Maps field names to values. None if one of the values cannot be used."""
@@ -27,22 +27,23 @@ class FieldValues:
 
 @dataclasses.dataclass(frozen=True)
 class FieldTask(Task[FieldValues]):
-    """Task composed of fields, one per column. A row contains one example, with the arrays of each
-    field.
+    """Task that consists of `Field` objects. Each of them reads one column and makes arrays from it. A batch row
+    contains the arrays of one example.
 
-    The dataclass fields of a subclass that contain a `Field` are the fields of the task. They are transformed in order.
+    A subclass declares dataclass fields whose values are `Field` objects. These are applied in the order of
+    declaration.
 
-    Rows: the arrays of the fields; `weights` float32 [batch, 1], 1 for each example.
+    Rows: the arrays of all `Field` objects; `weights` float32 [batch, 1], 1 for each example.
     """
 
     @functools.cached_property
     def fields(self) -> Mapping[str, Field]:
-        """Fields of the task by name."""
+        """Maps names to the `Field` objects of the task, in the order in which they are applied."""
         return self._nested
 
     @functools.cached_property
     def _nested(self) -> dict[str, Field]:
-        """Values of the task's dataclass fields that are a `Field`, by name."""
+        """Maps the names of those dataclass fields whose value is a `Field` to their values."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {name: value for name, value in values.items() if isinstance(value, Field)}
 
@@ -99,13 +100,13 @@ class FieldTask(Task[FieldValues]):
         return [] if document.values is None else [self._example(document.values, visit)]
 
     def _example(self, values: Mapping[str, Any], visit: Visit[FieldValues]) -> Example:
-        """Makes the training example for one reading of a document with these field values."""
+        """Makes the training example for one reading of a document. `values` maps field names to encoded values."""
         return self.transformed(values, visit) | {"weights": np.ones(1, np.float32)}
 
     def transformed(self, values: Mapping[str, Any], visit: Visit[FieldValues]) -> Example:
-        """Applies the transforms of all fields for one reading of a document. Returns the arrays.
+        """Applies the transforms of all fields for one reading of a document. Returns the arrays, keyed by name.
 
-        Boxes, points and masks follow the transform of the image before them.
+        Fields after an image field, such as boxes, are transformed geometrically in the same way as the image.
         """
         arrays, geometry = {}, None
         for name, field in self.fields.items():

@@ -24,7 +24,7 @@ ANSWERS = "assistant"
 
 @dataclasses.dataclass(frozen=True)
 class DialogueTemplate:
-    """Text before the turns of each role. An EOS token follows each turn."""
+    """Text before the turns of each role, such as "User:" before a user turn. An EOS token follows each turn."""
 
     system: str = "System:"
     """Text that is written before the system prompt."""
@@ -111,7 +111,8 @@ class Dialogue(Task[Turns]):
     """Next-token prediction on the assistant turns of a dialogue. Each token is predicted from everything before it.
 
     Each example has a list of turns {"role": ..., "content": ...} with the role system, user or assistant. A dialogue
-    that does not fit in a row is cut after an answer. A question with answers that is longer than a row is truncated.
+    that does not fit in a row is split after an answer and continues in the next row. A question with its answers that
+    is longer than a row is truncated.
 
     Rows: `tokens`, `targets` int32 and `weights` float32 [batch, length], and the `segments` and `position_ids` that
     the data pipeline adds. Weights are 1 if the target belongs to an assistant turn, including its EOS token, and

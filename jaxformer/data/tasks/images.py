@@ -19,8 +19,8 @@ from jaxformer.data.transforms.image import cutmix, mixup
 from jaxformer.errors import FieldError, shown
 
 LOOKED_AT = 100
-"""Number of evenly spaced examples that are checked first when searching a source for a second class. Small, because
-each of them is decoded.
+"""Number of evenly spaced examples to read first when checking that a source has examples of at least two classes.
+Small, because each image is decoded.
 """
 
 

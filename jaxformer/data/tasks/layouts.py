@@ -127,7 +127,7 @@ def encoder_inputs(tokens: np.ndarray, tokenizer: Tokenizer, limit: int) -> tupl
     The EOS token follows the text. If an imported tokenizer adds a BOS token, as for BART, it is added before the text.
 
     Returns:
-      The tokens, int32 [tokens], and whether the text was not truncated.
+      The tokens, int32 [tokens], and whether the whole text fits.
     """
     own = tokenizer.own_template
     first = [] if own is None else [slot.content for slot in own.single[:1] if isinstance(slot.content, int)]

@@ -74,7 +74,7 @@ class MaskedSentencePairs(Task[Sentences]):
     examples_per_row: int = 1
     """Number of examples per row. A number above 1 requires packing."""
     column: str | None = None
-    """Name of the column with the text or the list of sentences. If None, uses `sentences` or `text`."""
+    """Name of the column with the text or the list of sentences. If None, the column `sentences` or `text` is used."""
 
     def __post_init__(self):
         least = self._specials + (2 if self.next_sentence else 1)

@@ -15,7 +15,7 @@ from jaxformer.errors import FieldError, under
 
 
 class Routed(NamedTuple):
-    """An encoded document, and the name of the task that makes its training examples."""
+    """An encoded document, and the name of its task, `denoising` or `text_to_text`, which makes the examples."""
 
     name: str
     document: Sized
@@ -30,9 +30,9 @@ class MultiTask(Task[Routed]):
     """Mixture of span corruption and text-to-text tasks (Raffel et al. 2020, §3.5.2).
 
     An example that has both columns of `text_to_text` goes to that task, and any other example to `denoising`. The
-    weights of a `Mixture` of sources set how often each kind occurs. The prefixes of its `Columns` name the
-    text-to-text tasks. The rows are those of `TextToText`; each array is as long as the longer of the two tasks
-    requires.
+    source is usually a `Mixture`: its weights determine how often each kind occurs, and `Columns` sources in it can
+    name each text-to-text task by a prefix. Rows have the arrays of `TextToText`. Each array has the larger of the
+    lengths that the two tasks require.
     """
 
     denoising: SpanCorruption | UL2 | PrefixLM = SpanCorruption()

@@ -84,7 +84,7 @@ class AnswerSpans(Task[Passage]):
     context: str = "context"
     """Name of the column with the text that contains the answer."""
     answers: str = "answers"
-    """Name of the column with the answers."""
+    """Name of the column with the answers, a dict with the lists `text` and `answer_start`."""
     examples_per_row: int = 1
     """Number of examples per row. A number above 1 requires packing."""
 

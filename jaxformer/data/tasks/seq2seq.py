@@ -25,9 +25,9 @@ class PrefixLM(TextTask):
     Splits a chunk of text at a random point. The part after that point is predicted from the part before it (the
     prefix).
 
-    For an encoder-decoder, rows are those of `TextToText`. For a decoder-only model (`input_length` is None), chunks
-    are those of `NextToken`, and the tokens of the prefix attend to each other in both directions: `prefix` int32
-    [batch, length] is 1 in the prefix. `weights` are 0 in the prefix except at its last token.
+    For an encoder-decoder, rows have the arrays of `TextToText`. For a decoder-only model (`input_length` is None),
+    text is cut into chunks as by `NextToken`. The row also has `prefix` int32 [batch, length], 1 at the tokens of the
+    prefix, which attend to each other in both directions. `weights` are 0 in the prefix except at its last token.
     """
 
     length: int = 512
@@ -35,7 +35,7 @@ class PrefixLM(TextTask):
     input_length: int | None = None
     """Number of input tokens per row, for an encoder-decoder. None for a decoder-only model."""
     column: str | None = None
-    """Name of the column with the text or the list of sentences. If None, uses `sentences` or `text`."""
+    """Name of the column with the text or the list of sentences. If None, the column `sentences` or `text` is used."""
 
     def __post_init__(self):
         fields.at_least("data.task.length", self.length, 2)

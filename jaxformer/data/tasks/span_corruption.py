@@ -86,7 +86,7 @@ class Denoising(TextTask):
 
         Args:
           denoiser: denoiser that will hide tokens of the chunk.
-          taken: number of tokens that precede the inputs, such as the name of the denoiser.
+          taken: number of tokens to add before the inputs, such as those of the denoiser's name.
         """
         if self.input_length is None:
             length = None if self.length is None else self.length - taken
@@ -133,7 +133,9 @@ class Denoising(TextTask):
         return layouts.pair_example(inputs, layouts.ended(targets, visit.tokenizer), visit.tokenizer, encoder)
 
     def _modes(self, tokenizer: Tokenizer) -> list[np.ndarray]:
-        """Returns for each denoiser in use the tokens of its name, to write before the inputs."""
+        """Returns, for each denoiser in use, the tokens of its name, which are added before the inputs. Without
+        `modes`, returns empty arrays.
+        """
         return [tokenizer.encode(denoiser.mode if self.modes else "") for denoiser in self._used]
 
     @functools.cached_property
@@ -142,7 +144,7 @@ class Denoising(TextTask):
 
     @functools.cached_property
     def _thresholds(self) -> np.ndarray:
-        """Cumulative shares of the denoisers, from 0 to 1, for drawing one of them by a random number."""
+        """Cumulative shares of the denoisers. A random number from 0 to 1 is compared with them to draw a denoiser."""
         weights = [denoiser.weight for denoiser in self._used]
         return (np.cumsum(weights) / np.sum(weights))[:-1]
 
@@ -182,7 +184,7 @@ class SpanCorruption(Denoising):
     mean_span: float = 3.0
     """Average length of a hidden span in tokens."""
     column: str | None = None
-    """Name of the column with the text or the list of sentences. If None, uses `sentences` or `text`."""
+    """Name of the column with the text or the list of sentences. If None, the column `sentences` or `text` is used."""
 
     def __post_init__(self):
         _check_noise("data.task", self.rate, self.mean_span)
@@ -224,7 +226,7 @@ class UL2(Denoising):
     """Whether to begin the inputs with the denoiser's mode, encoded as text, so that a downstream task can select a
     mode."""
     column: str | None = None
-    """Name of the column with the text or the list of sentences. If None, uses `sentences` or `text`."""
+    """Name of the column with the text or the list of sentences. If None, the column `sentences` or `text` is used."""
 
     def __post_init__(self):
         if not any(denoiser.weight for denoiser in self.denoisers):

@@ -20,8 +20,9 @@ from jaxformer.errors import FieldError, shown
 OUTSIDE = "O"
 """Tag of a word that is not part of an entity."""
 BEGINS, CONTINUES, ENDS = ("B-", "S-", "U-"), ("I-", "E-", "L-"), ("E-", "L-", "S-", "U-")
-"""Prefixes of entity tags: of the first word of an entity, of its other words, and of its last word. BIO tags use B and
-I. BIOES tags add E for the end and S for a single word. BILOU tags use L for the last word and U for a single word.
+"""Prefixes of the tags that may mark the first word of an entity, its further words, and its last word. BIO tags use B
+and I. BIOES tags add E for the last word and S for a single word. BILOU tags add L for the last word and U for a single
+word.
 """
 
 
@@ -159,7 +160,7 @@ def windows(first: np.ndarray, room: int, cuttable: np.ndarray | None = None) ->
     Args:
       first: whether each token is the first token of a word, bool [tokens]. A window begins at a word if possible.
       room: maximum number of tokens in a window.
-      cuttable: positions where cuts are preferred, bool [tokens].
+      cuttable: whether a window may begin at each token, bool [tokens]. Other cuts are made only if necessary.
     """
     stretches, start = [], 0
     while start < len(first):
