@@ -43,8 +43,8 @@ class SentencePiece:
             raise FieldError("tokenizer.sentinels", f"={self.sentinels}: {problem}")
 
     def build(self, open_source: Callable[[], Sequence], folder: str) -> Tokenizer:
-        """Loads the tokenizer from `folder`. If there is none yet, trains a tokenizer, or loads one from `path`, and
-        saves it in `folder`.
+        """Loads the tokenizer that is saved in `folder`. If there is none, loads it from `path`, or trains it on the
+        documents that `open_source()` returns, and saves it in `folder`.
         """
         if saved(folder):
             return load_tokenizer(folder)
@@ -76,8 +76,8 @@ class WordPiece:
     """Maximum number of documents to train the tokenizer on, evenly spaced over the source."""
 
     def build(self, open_source: Callable[[], Sequence], folder: str) -> Tokenizer:
-        """Loads the tokenizer from `folder`. If there is none yet, trains a tokenizer, or loads one from `path`, and
-        saves it in `folder`.
+        """Loads the tokenizer that is saved in `folder`. If there is none, loads it from `path`, or trains it on the
+        documents that `open_source()` returns, and saves it in `folder`.
         """
         if saved(folder):
             return load_tokenizer(folder)
@@ -121,8 +121,8 @@ class ByteLevelBpe:
             raise FieldError("tokenizer.vocab", f"={self.vocab}: {problem}")
 
     def build(self, open_source: Callable[[], Sequence], folder: str) -> Tokenizer:
-        """Loads the tokenizer from `folder`. If there is none yet, trains a tokenizer, or loads one from `path`, and
-        saves it in `folder`.
+        """Loads the tokenizer that is saved in `folder`. If there is none, loads it from `path`, or trains it on the
+        documents that `open_source()` returns, and saves it in `folder`.
         """
         if saved(folder):
             return load_tokenizer(folder)

@@ -12,8 +12,8 @@ from jaxformer.data.tokenizers.template import Template, template_of
 from jaxformer.data.tokenizers.tokenizer import Ids, Tokenizer, without_spaces
 
 ROLES = "special_tokens_map.json"
-"""Name of the file next to tokenizer.json that maps roles, such as `eos_token`, to special tokens. transformers uses
-the same file.
+"""Name of the file next to tokenizer.json that maps roles, such as `eos_token`, to special tokens. The transformers
+library uses the same file.
 """
 
 
@@ -27,7 +27,8 @@ class JsonTokenizer(Tokenizer):
 
         Args:
           model: content of tokenizer.json.
-          roles: special tokens whose role does not follow from their name, such as `{"eos": "<|im_end|>"}`.
+          roles: maps roles, such as `eos`, to special tokens whose role does not follow from their name, such as
+            `<|im_end|>`.
         """
         import tokenizers
 
@@ -60,7 +61,7 @@ class JsonTokenizer(Tokenizer):
 
     @abc.abstractmethod
     def _starts(self, pieces: list[str]) -> np.ndarray:
-        """Returns for each piece of the vocabulary whether it begins a word, bool [vocab]."""
+        """Returns whether each piece of the vocabulary begins a word, bool [vocab]."""
 
     def encode(self, text: str) -> np.ndarray:
         return np.array(self._encoder.encode(text, add_special_tokens=False).ids, np.int32)
@@ -131,7 +132,9 @@ def _unknown(model: Mapping[str, Any]) -> list[str]:
 
 
 def parts(config: Mapping[str, Any], *names: str) -> Iterator[dict[str, Any]]:
-    """Yields the named components of a tokenizer.json, such as its `normalizer`. Sequences are flattened."""
+    """Yields the named components of a tokenizer.json, such as its `normalizer`. If a component is a sequence of
+    others, yields these one by one.
+    """
     for part in filter(None, map(config.get, names)):
         for several in ("normalizers", "pretokenizers", "decoders", "processors"):
             if several in part:

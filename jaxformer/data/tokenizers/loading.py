@@ -20,7 +20,7 @@ KINDS = (SentencePieceTokenizer, MarianTokenizer, JsonTokenizer)
 
 
 def load_tokenizer(folder: str) -> Tokenizer:
-    """Loads the tokenizer that `save` wrote to a folder. Raises InputError if there is none."""
+    """Loads the tokenizer that `Tokenizer.save` wrote to a folder. Raises InputError if there is none."""
     for kind in (SentencePieceTokenizer, MarianTokenizer):
         path = os.path.join(folder, kind.file)
         if storage.path(path).exists():

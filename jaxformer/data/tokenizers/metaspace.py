@@ -1,4 +1,4 @@
-"""Tokenizers in a tokenizer.json whose pieces are spelled as in SentencePiece: a word begins with U+2581."""
+"""Tokenizers that are stored in a tokenizer.json and spell pieces as SentencePiece does: a word begins with U+2581."""
 
 import functools
 

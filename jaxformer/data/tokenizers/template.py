@@ -118,7 +118,7 @@ def to_processor(template: Template, pieces: list[str], beside: Mapping[str, Any
 
     Args:
       template: template to convert.
-      pieces: pieces of the vocabulary, by id.
+      pieces: pieces (entries) of the vocabulary, in the order of their ids.
       beside: existing post-processor that does not add tokens. It is kept and applied before the template.
     """
 

@@ -29,9 +29,10 @@ class Tokenizer(abc.ABC):
     """Converts text to token ids and back. Use one of its subclasses. `encode` never returns ids of special tokens.
 
     Attributes:
-      pieces: pieces of the vocabulary, by id.
+      pieces: pieces (entries) of the vocabulary, in the order of their ids.
       word_start: whether each piece begins a word, bool [vocab]. True for special pieces and punctuation.
-      roles: maps roles to special pieces, if these do not follow from `special_tokens.NAMES`.
+      roles: maps roles, such as `eos`, to special pieces. Roles whose piece has a name in `special_tokens.NAMES` may be
+        missing.
     """
 
     file: str
@@ -48,9 +49,10 @@ class Tokenizer(abc.ABC):
         """Initializes the attributes of all tokenizers.
 
         Args:
-          pieces: pieces of the vocabulary, by id.
+          pieces: pieces (entries) of the vocabulary, in the order of their ids.
           word_start: whether each piece begins a word, bool [vocab].
-          roles: maps roles, such as `eos`, to special pieces, if these do not follow from `special_tokens.NAMES`.
+          roles: maps roles, such as `eos`, to special pieces. Roles whose piece has a name in `special_tokens.NAMES`
+            may be missing.
           special: pieces that are special regardless of their names.
           by_name: whether pieces with a name in `special_tokens.NAMES` are special.
         """
@@ -171,8 +173,8 @@ class Tokenizer(abc.ABC):
     def encode_with_masks(self, text: str) -> np.ndarray:
         """Encodes a text in which `[MASK]` stands for the mask token. Returns int32 [tokens].
 
-        A new word begins after `[MASK]` only if the text has a space there: the full stop of "the [MASK]." continues a
-        word, as in training.
+        As in training, the text after `[MASK]` begins a new word only if a space precedes it. In "the [MASK].", the
+        full stop continues the word.
         """
         return self._encode_around(text, {MASK: self.mask_id} if MASK in text else {})
 
@@ -224,7 +226,7 @@ class Tokenizer(abc.ABC):
         """Returns the content of the main tokenizer file."""
 
     def files(self) -> dict[str, bytes]:
-        """Returns the contents of all files of the tokenizer, by name."""
+        """Returns the contents of all files of the tokenizer, keyed by file name."""
         return {self.file: self.serialize()}
 
     def save(self, folder: str) -> None:
@@ -258,7 +260,9 @@ class Tokenizer(abc.ABC):
 
 
 def without_spaces(text: str, offsets: Sequence[tuple[int, int]] | np.ndarray) -> np.ndarray:
-    """Moves the start of each token's offsets after leading white space. Returns int32 [tokens, 2]."""
+    """Moves the start of each token after its leading white space. Offsets and result are the start and end character
+    of each token, int32 [tokens, 2].
+    """
     trimmed = np.array(offsets, np.int32).reshape(-1, 2)
     for stretch in trimmed:
         while stretch[0] < stretch[1] and text[stretch[0]].isspace():

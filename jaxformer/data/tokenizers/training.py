@@ -132,7 +132,7 @@ def with_pieces(model: bytes, names: Sequence[str]) -> bytes:
 
 
 def wordpiece(vocab: dict[str, int], lowercase: bool, unk: str = UNK, **normalizer: Any):
-    """Creates a WordPiece tokenizer like BERT's with this vocabulary, as a `tokenizers.Tokenizer`.
+    """Creates a `tokenizers.Tokenizer` that works like the WordPiece tokenizer of BERT, from a vocabulary.
 
     Args:
       vocab: maps pieces to ids.
@@ -182,7 +182,7 @@ def vocab_of_lines(content: bytes) -> dict[str, int]:
 
 
 def byte_level(vocab: dict[str, int], merges: list[tuple[str, str]], prefix: bool = False):
-    """Creates a byte-level BPE tokenizer like GPT-2's, as a `tokenizers.Tokenizer`.
+    """Creates a `tokenizers.Tokenizer` that works like the byte-level BPE tokenizer of GPT-2, from pieces and merges.
 
     Args:
       vocab: maps pieces to ids.
@@ -229,8 +229,9 @@ def texts(documents: Sequence[dict[str, Any]], sample: int) -> Iterator[str]:
 
 
 def _kept_error(found: Iterator[str], failed: list[InputError]) -> Iterator[str]:
-    """Yields the texts. If reading one raises InputError, appends it to `failed` first, because SentencePiece only
-    passes on the message of an error.
+    """Yields the texts. If reading a text raises InputError, stores the error in `failed` and raises it again.
+
+    SentencePiece replaces the error by a RuntimeError, so the caller raises the stored error instead.
     """
     try:
         yield from found
