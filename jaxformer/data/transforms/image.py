@@ -20,8 +20,8 @@ from jaxformer.errors import FieldError, shown
 Resample = Literal["bilinear", "bicubic", "lanczos", "box", "hamming", "nearest"]
 """Pillow filters for resizing. All except `nearest` average over the area that each pixel of a smaller image covers."""
 Fit = Literal["crop", "stretch", "pad", "none"]
-"""How a picture becomes a square: `crop` resizes its shorter side, `stretch` resizes both sides, `pad` keeps its aspect
-ratio and fills the square with black pixels, `none` does not resize."""
+"""How a picture becomes a square. `crop` resizes its shorter side, `stretch` resizes both sides, and `none` does not
+resize; a center crop follows. `pad` keeps its aspect ratio and fills the square with black pixels."""
 LONGEST = 32
 """Maximum ratio of the longer to the shorter side before resizing. Images with a higher ratio are cropped, which bounds
 memory use.
@@ -70,13 +70,15 @@ OPERATIONS: Mapping[str, Callable[[Image.Image, float], Image.Image]] = {
     "brightness": _enhanced(ImageEnhance.Brightness),
     "sharpness": _enhanced(ImageEnhance.Sharpness),
 }
-"""RandAugment operations by name. Each is a function of a picture and a level from -1 to 1, whose sign sets the
-direction.
+"""Maps the names of RandAugment operations to functions of a picture and a level. The level is the strength from 0 to
+1, with a sign that sets the direction. Each function returns the new picture.
 """
 
 
 def operation_geometry(name: str, level: float, width: int, height: int) -> GeometricTransform:
-    """Returns the geometric transform of a RandAugment operation on a picture of this size."""
+    """Returns the geometric transform of a RandAugment operation on a picture of this size. `level` is its signed
+    strength, from -1 to 1.
+    """
     if name == "rotate":
         return geometry.rotation(_DEGREES * level, width, height)
     if name in _MATRICES:
@@ -154,14 +156,14 @@ def operated(
     """Applies RandAugment operations to a picture, each in a random direction.
 
     Args:
-      picture: result of `moved`.
-      moved: geometric transform that led to the picture.
+      picture: picture that may already be transformed.
+      moved: geometric transform from the original picture to `picture`.
       names: names of the operations, in order.
       level: strength, from 0 to 1.
       rng: random generator.
 
     Returns:
-      The picture, and the geometric transform including the operations.
+      The new picture, and the geometric transform from the original picture to it.
     """
     for name in names:
         signed = level if rng.random() < 0.5 else -level
@@ -204,7 +206,7 @@ def resized(picture: Image.Image, size: int, box: Box, resample: Resample) -> Im
 def fitted(
     picture: Image.Image, size: int, edge: int, fit: Fit, resample: Resample
 ) -> tuple[Image.Image, GeometricTransform]:
-    """Resizes a picture and crops its center. The pixels equal those of the image processors of transformers.
+    """Resizes a picture and crops its center. The pixels equal those of image processors of the transformers library.
 
     Args:
       picture: picture of any size. With `fit="none"`, at least as large as the result.
@@ -241,7 +243,7 @@ def size_within(width: int, height: int, shortest: int, longest: int) -> tuple[i
     """Computes the size to which a picture is resized so that its shorter side has `shortest` pixels.
 
     If the longer side would then exceed `longest` pixels, it has `longest` pixels instead. Rounds like the image
-    processor of DETR in transformers. Returns the new width and height.
+    processor of DETR in the transformers library. Returns the new width and height.
     """
     low, high = min(width, height), max(width, height)
     exact = float(shortest)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 _TRIES = 10
-"""Maximum number of documents to draw for a random second part."""
+"""Maximum number of documents to draw until one gives a random second part that is not the true continuation."""
 
 
 class SentencePair(NamedTuple):
@@ -27,10 +27,9 @@ def sentence_pairs(
 ) -> list[SentencePair]:
     """Cuts a document into pairs of consecutive parts, for next-sentence prediction.
 
-    Half of the pairs get a random second part from another document. Sentences are collected up to the target length
-    and split at random into two parts. If a random second part replaces the second sentences, the next pair begins with
-    these. A single remaining sentence makes no pair: it could only have a random second part, which would unbalance the
-    labels.
+    Sentences are collected up to the target length and split at random into two parts. In half of the pairs, a random
+    part of another document replaces the second part, and the next pair begins with the sentences that were replaced. A
+    single remaining sentence makes no pair: it could only have a random second part, which would unbalance the labels.
 
     Args:
       sentences: tokens of each sentence, int32 [tokens]. None of them is empty.

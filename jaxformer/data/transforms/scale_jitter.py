@@ -22,7 +22,9 @@ class ScaleJitter:
     """
 
     shortest: tuple[int, int] = (480, 800)
-    """Minimum and maximum length of the shorter side in pixels. The longer side is at most the size of the square."""
+    """Minimum and maximum length of the shorter side in pixels. If the longer side would exceed the size of the square,
+    the image is made smaller.
+    """
     crop: float = 0.5
     """Probability of a crop before resizing."""
     share: float = 0.5

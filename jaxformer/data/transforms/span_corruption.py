@@ -20,16 +20,16 @@ from jaxformer.errors import InputError
 
 
 class Sizes(NamedTuple):
-    """Maximum sizes of the training example that span corruption creates from a chunk of text."""
+    """Maximum sizes, without EOS tokens, of the training example that span corruption makes from a chunk of text."""
 
     inputs: int
-    """Maximum number of input tokens that one chunk gives."""
+    """Maximum number of input tokens made from one chunk of text."""
     targets: int
-    """Maximum number of target tokens that one chunk gives."""
+    """Maximum number of target tokens made from one chunk of text."""
     both: int
-    """Maximum number of input and target tokens together that one chunk gives."""
+    """Maximum total number of input and target tokens made from one chunk of text."""
     sentinels: int
-    """Maximum number of sentinels that one chunk needs."""
+    """Maximum number of sentinels needed for one chunk of text."""
 
 
 def sizes(length: int, rate: float, mean_span: float | None) -> Sizes:
@@ -54,8 +54,9 @@ def stretch_length(rate: float, mean_span: float | None, input_length: int | Non
     Args:
       rate: share of the tokens to hide.
       mean_span: average length of a hidden span. If None, hides everything after a random point.
-      input_length: room for the inputs. If None, inputs and targets without their last token share `length`.
-      length: room for the targets. If None, unlimited.
+      input_length: maximum number of input tokens. If None, as for a decoder-only model, inputs and targets without
+        their last token have at most `length` tokens together.
+      length: maximum number of target tokens. If None, unlimited.
 
     Returns:
       The number of tokens, below 2 if no chunk fits. Every shorter chunk fits too.
@@ -80,7 +81,7 @@ def stretch_length(rate: float, mean_span: float | None, input_length: int | Non
 
 
 def noise_mask(length: int, rate: float, mean_span: float | None, rng: np.random.Generator) -> np.ndarray:
-    """Draws which tokens of a chunk to hide, bool [length]. Same arguments as `sizes`.
+    """Draws a random mask of the tokens of a chunk to hide, bool [length]. Same arguments as `sizes`.
 
     Visible and hidden spans alternate. All divisions of the visible tokens into spans are equally likely, and so are
     all divisions of the hidden tokens.
@@ -115,8 +116,8 @@ def corrupt(tokens: np.ndarray, mask: np.ndarray, sentinels: np.ndarray) -> tupl
 def restore(inputs: np.ndarray, targets: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
     """Inverts `corrupt`: combines inputs and targets to the original text, int32 [tokens].
 
-    Inputs and targets may be batch rows or the output of a model. Without sentinels, the targets continue the inputs.
-    Padding and everything after an EOS token are removed.
+    Inputs and targets may be batch rows or the output of a model. If there are no sentinels, returns the inputs
+    followed by the targets. Padding, EOS tokens and everything after them are removed.
 
     Raises:
       InputError: If a sentinel does not occur exactly once in the inputs and once in the targets, or if the targets do
