@@ -1,4 +1,6 @@
-"""Types that tasks, fields and the data pipeline exchange: examples, array layouts, and visits to documents."""
+"""Types that tasks, fields and the data pipeline exchange: training examples, the layouts of their arrays in batch
+rows, and `Visit`, one reading of a document.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -26,7 +28,9 @@ DocumentT = TypeVar("DocumentT", bound=Sized)
 
 @dataclasses.dataclass(frozen=True)
 class Feature:
-    """Layout of one array, such as `tokens`, in a batch row. A row concatenates this array of successive examples."""
+    """Layout of one array, such as `tokens`, in a batch row. If a row contains several training examples, their arrays
+    are concatenated.
+    """
 
     capacity: int
     """Number of entries of this array in a row, such as the number of tokens."""

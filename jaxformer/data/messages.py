@@ -45,7 +45,8 @@ class Problems:
     def check(self, scope: str = "") -> None:
         """Raises InputError if a problem was added.
 
-        `scope` names the part of the input that was checked, if it is not the whole input.
+        If only a part of the input was checked, `scope` describes this part, such as " of 100,000 documents read". The
+        message appends it to the number of further problems.
         """
         if not self.count:
             return

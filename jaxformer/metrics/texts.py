@@ -26,8 +26,8 @@ class Scores:
     """Which generated texts to score, and by which metrics."""
 
     prefix: str = ""
-    """Scores only inputs with this prefix, such as "summarize: ", and adds it to the names of the metrics. If empty,
-    all inputs are scored."""
+    """Prefix of the inputs to score, such as "summarize: ". It is also added to the names of the metrics. If empty, all
+    inputs are scored."""
     by: tuple[Literal["bleu", "chrf", "rouge"], ...] = ("bleu", "chrf")
     """Metrics to compute: corpus-level `bleu` and `chrf`, or `rouge` (average F-measure of ROUGE-1, -2 and -L, with
     English stemming)."""
@@ -84,7 +84,7 @@ def text_scores(
 
 @dataclasses.dataclass(frozen=True)
 class _FirstTexts:
-    """Base class of metrics of the first `count` documents whose input begins with `scores.prefix`."""
+    """Base class of metrics that score the first `count` documents whose input begins with `scores.prefix`."""
 
     scores: Scores
     """Prefix of the inputs to score, and the metrics to compute."""
