@@ -13,7 +13,7 @@ from unittest import mock
 
 Step = Callable[[], object]
 OURS = "jaxformer"
-"""The name of our side."""
+"""The name of our side, with which the names of several begin."""
 WARM = 3
 """Steps before a timed one, as a training's follow each other. In the others' turns a process has lost the caches; a
 virtual machine may have given free memory back to its host, and two steps' buffers may be there at once."""
@@ -54,7 +54,7 @@ def surroundings(name: str) -> contextlib.AbstractContextManager:
     """Processes started in it belong to the named side; ours start as the command line does (`training.host`)."""
     from jaxformer.training import host
 
-    return mock.patch.dict(os.environ, {"GLIBC_TUNABLES": host.HUGE_PAGES} if name == OURS else {})
+    return mock.patch.dict(os.environ, {"GLIBC_TUNABLES": host.HUGE_PAGES} if name.startswith(OURS) else {})
 
 
 def alone(name: str, function: Callable, *arguments):

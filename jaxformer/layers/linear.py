@@ -9,17 +9,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxformer.layers import products
 from jaxformer.parallel import metadata, sharding
 
-DType = Literal["auto", "float32", "bfloat16"]
-"""Type to compute in. `auto` is bfloat16 on accelerators and float32 on CPU. Parameters are always float32."""
+DType = Literal["auto", "float32", "bfloat16", "bfloat16_products", "int8", "float8"]
+"""Type to compute in. `auto` is bfloat16 on accelerators and float32 on CPU. Parameters are always float32.
+
+With `bfloat16_products`, activations are float32, and the inputs of large products are rounded to bfloat16. With `int8`
+and `float8`, the inputs of linear layers are quantized (extra `quantize`), and the rest is computed like `auto`.
+"""
 
 truncated_normal = nn.initializers.truncated_normal
 
 
 def compute_dtype(dtype: DType) -> jnp.dtype:
     """Returns the JAX type for a `DType`, on the platform that the program is compiled for."""
-    if dtype == "auto":
+    if dtype == products.ROUNDED:
+        return jnp.dtype("float32")
+    if dtype == "auto" or dtype in products.TYPES:
         dtype = "float32" if sharding.platform() == "cpu" else "bfloat16"
     return jnp.dtype(dtype)
 
@@ -60,7 +67,7 @@ class Linear(nn.Module):
         # the kernel into a strided transposing copy that costs more than the product. But a merged axis cannot be split
         # over positions.
         leading = tokens if sharding.current_ways("residual_position") > 1 else (-1,)
-        y = x.astype(dtype).reshape(*leading, rows) @ kernel.astype(dtype).reshape(rows, -1)
+        y = products.multiply(x.astype(dtype).reshape(*leading, rows), kernel.reshape(rows, -1), self.dtype)
         if self.bias:
             bias = self.param("bias", metadata.with_axes(nn.initializers.zeros, kept), tuple(features))
             y = y + bias.astype(dtype).reshape(-1)
@@ -75,9 +82,17 @@ class LMHead:
     """Output embeddings, float32 [vocab, embed]. They are the token embeddings if the two are tied."""
     bias: jax.Array | None = None
     """Bias, float32 [vocab]."""
+    dtype: DType = flax.struct.field(pytree_node=False, default="auto")
+    """Type that the model computes in."""
+
+    def operands(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Returns vectors [..., embed] and the table in the type in which they are multiplied."""
+        rounded = self.dtype == products.ROUNDED and products.is_large(x.shape, self.table.shape)
+        dtype = jnp.bfloat16 if rounded else x.dtype
+        return x.astype(dtype), self.table.astype(dtype)
 
     def logits(self, x: jax.Array) -> jax.Array:
         """Computes logits, float32 [..., vocab], from vectors [..., embed]."""
-        table = self.table.astype(x.dtype)
+        x, table = self.operands(x)
         logits = jnp.einsum("...d,vd->...v", x, table, preferred_element_type=jnp.float32)
         return logits if self.bias is None else logits + self.bias

@@ -138,17 +138,18 @@ def _chunk(
     dlogits = jnp.exp(logits - largest) * of_partition - jnp.where(is_target, (1 - smoothing) * weights, 0)
     if smoothing:
         dlogits = dlogits - weights * (smoothing / vocab)
-    dlogits = dlogits.astype(x.dtype)
-    dx = (dlogits @ lm_head.table.astype(x.dtype)).reshape(shape)
+    vectors, table = lm_head.operands(x)
+    dlogits = dlogits.astype(vectors.dtype)
+    dx = jnp.matmul(dlogits, table, preferred_element_type=x.dtype).reshape(shape)
     summed = tuple(range(x.ndim - 1))
-    dtable = jnp.tensordot(dlogits, x, (summed, summed), preferred_element_type=jnp.float32)
+    dtable = jnp.tensordot(dlogits, vectors, (summed, summed), preferred_element_type=jnp.float32)
     dbias = None
     if lm_head.bias is not None:
         # As a product: XLA on CPU sums columns thirty times slower.
-        ones = jnp.ones((1, *x.shape[:-1]), x.dtype)
+        ones = jnp.ones((1, *x.shape[:-1]), dlogits.dtype)
         axes = tuple(range(1, x.ndim)), summed
         dbias = jnp.tensordot(ones, dlogits, axes, preferred_element_type=jnp.float32)[0]
-    return sums, (dx, LMHead(dtable, dbias))
+    return sums, (dx, lm_head.replace(table=dtable, bias=dbias))
 
 
 def _ways(x: jax.Array) -> int:

@@ -247,7 +247,7 @@ class Bert(Model):
             vocab, config.mlp.activation, fresh(config.norm), self.head_bias, config.dtype, name="masked_lm"
         )
         prediction, bias = head(masked)
-        return prediction, LMHead(table, bias)
+        return prediction, LMHead(table, bias, config.dtype)
 
     def _pool(self, firsts: jax.Array) -> tuple[jax.Array | None, jax.Array | None]:
         """Applies the pooler and the next-sentence head to the first token of each sentence pair.

@@ -229,4 +229,4 @@ class EncoderDecoder(Model):
         """
         table = table if self.tie_embeddings else self.head
         bias = jax.lax.stop_gradient(self.bias) if self.head_bias else None
-        return self._end(hidden, train), LMHead(table, bias)
+        return self._end(hidden, train), LMHead(table, bias, self.decoder.dtype)

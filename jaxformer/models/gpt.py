@@ -114,6 +114,6 @@ class Gpt(Model):
             hidden=output.hidden,
             attention=output.attention,
             means=output.means,
-            lm_head=LMHead(table),
+            lm_head=LMHead(table, dtype=self.transformer.dtype),
             cache=output.cache,
         )
