@@ -236,7 +236,7 @@ class Formulas:
         return self._experiment.data.batch / _batch_ways(candidate.mesh)
 
     def _group(self, mesh: sharding.Mesh, axis: str) -> list[Place]:
-        """Returns the locations of the first group of devices along a mesh axis, which differ only in that axis.
+        """Returns the locations of the devices along one mesh axis that have index 0 on all other axes.
 
         Assumes that the mesh lists the devices in the order of their indices.
         """

@@ -165,7 +165,7 @@ def _pairs(texts: Sequence[str]) -> list[tuple[str, str]]:
 
 def answer_spans(length: int, tokenizer: Tokenizer) -> AnswerSpans:
     """Creates a question answering task for rows of `length` tokens, in which windows overlap by half. Questions are
-    limited to 64 tokens and a quarter of `length`.
+    limited to 64 tokens or a quarter of `length`, whichever is smaller.
     """
     asked, special = min(64, length // 4), tokenizer.template("encoder").added(pair=True)
     return AnswerSpans(length, max(1, (length - asked - special) // 2), asked)

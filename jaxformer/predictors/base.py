@@ -66,7 +66,7 @@ class Predictor(abc.ABC, Generic[ModelT]):
     """Turns requests (texts, pairs of texts or images, as returned by `Task.prepare_requests`) into answers.
 
     Further capabilities are classes that a predictor also inherits from: `Generates`, `Streams`, `ScoresContinuations`,
-    `RanksCandidates`, `Embeds`. Call the methods under the mesh of the parameters.
+    `RanksCandidates`, `Embeds`. Call the methods in a `sharding.use` block with the mesh of the parameters.
     """
 
     model: ModelT

@@ -47,8 +47,8 @@ def _padded(array: np.ndarray, limit: int) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _features(model, params, batch) -> jax.Array:
-    """Computes the vector of each batch row, float32 [batch, embed]: the model's features, averaged over the tokens of
-    the row.
+    """Computes one vector per batch row, float32 [batch, embed]: the features of the model. If the model has one
+    feature vector per token, they are averaged over the tokens of the row.
     """
     output = model.apply({"params": params}, **batch)
     features = getattr(output, "features", None)

@@ -20,7 +20,7 @@ class Embedded(Answer):
     vector: np.ndarray
     """Vector of the text or image, float32 [embed]."""
     cosines: tuple[tuple[str, float], ...] = ()
-    """The other requests in their order, each with the cosine similarity of its vector to this one."""
+    """The other requests in their order, each with the cosine similarity of its vector to `vector`."""
 
     def __str__(self) -> str:
         if not self.cosines:

@@ -85,7 +85,7 @@ class Run:
     @functools.cached_property
     def predictor(self) -> Predictor:
         """The object that answers requests with this model (see `predict`), created by the run's objective. Call its
-        methods under the run's mesh. Raises InputError if the objective has none.
+        methods in a `sharding.use` block with the run's mesh. Raises InputError if the objective has none.
         """
         found = self.objective.predictor(self.model, self.params, self.tokenizer)
         if found is None:

@@ -11,8 +11,8 @@ if typing.TYPE_CHECKING:
     from jaxformer.runs.run import Run
 
 FEW, WORST = 10, 3
-"""Maximum number of labels for which all scores are shown, and number of lowest F1 scores that are shown if there are
-more labels.
+"""Maximum number of labels for which the F1 scores of all labels are shown, and number of lowest F1 scores that are
+shown if there are more labels.
 """
 
 

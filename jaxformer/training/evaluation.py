@@ -25,7 +25,7 @@ from jaxformer.training.state import abstract_params
 
 GROUP = 32
 """Number of documents that a `DocumentMetric` scores together. These groups are divided among processes. The number is
-fixed, so that answers do not depend on the number of processes.
+fixed, so that results do not depend on the number of processes.
 """
 
 
@@ -76,8 +76,8 @@ class Evaluator:
         return states.compute()
 
     def _add_documents(self, states: MetricStates, params) -> None:
-        """Computes the metrics that need whole documents, and adds their states. The documents are divided among the
-        processes.
+        """Computes the metrics that need whole documents, and adds the results to `states`. The documents are divided
+        among the processes.
         """
         size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
         mesh = processes.local_mesh(self._mesh, size)

@@ -92,7 +92,7 @@ def train_step(experiment: Experiment, state: TrainState, batch: dict[str, jax.A
 
 
 def jit_step(experiment: Experiment, mesh: jax.sharding.Mesh):
-    """Jits `train_step` for a mesh: (state, batch) → (state, means). Call or lower it under that mesh.
+    """Jits `train_step` for a mesh: (state, batch) → (state, means). Call it in a `sharding.use` block with the mesh.
 
     The state is donated, and the returned state has the same shardings. These are set explicitly because the compiler
     for GPUs would otherwise replicate the results of the condition around the update.
