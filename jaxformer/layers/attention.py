@@ -88,7 +88,9 @@ class AttendOptions:
     """Implementation of attention. See `Attention.kernel`."""
 
     def part(self, queries: slice, keys: slice, number: int) -> "AttendOptions":
-        """Returns the options for a slice of the queries and keys. `number` is the index of the slice, for dropout."""
+        """Returns the options for a slice of the queries and keys. `number` is the index of the slice, from which a
+        separate dropout key is derived.
+        """
         return dataclasses.replace(
             self,
             mask=self.mask and self.mask.part(queries, keys),
@@ -197,7 +199,7 @@ class AttentionInputs:
     placement: Placement | None = None
     """Rotations or biases by which a position scheme changes queries, keys and scores."""
     cache: LayerCache | None = None
-    """Keys and values of earlier tokens. Those of the input `x` are appended to it."""
+    """Cache of the keys and values of earlier tokens. The keys and values of the input `x` are added to it."""
     used: jax.Array | int = 0
     """Number of tokens in the cache before this call, scalar."""
     train: bool = flax.struct.field(pytree_node=False, default=False)
@@ -232,8 +234,8 @@ class Attention(nn.Module):
     bias: bool = True
     """Whether the linear layers of queries, keys, values and output have biases."""
     key_bias: bool = True
-    """Whether the linear layer of keys has a bias too, if `bias`. It adds the same number to all scores of a query, so
-    attention does not depend on it.
+    """Whether the linear layer of keys also has a bias. Only used if `bias` is True. A key bias adds the same number to
+    all scores of a query, so attention does not depend on it.
     """
     scale_scores: bool = True
     """Whether to divide scores by sqrt(head_dim). If False, as in T5, the initial query kernel is smaller instead."""
@@ -247,9 +249,9 @@ class Attention(nn.Module):
     """
     kernel: kernels.Kernel = "auto"
     """Implementation. `auto` is `splash` on TPU and `cudnn` on GPU. It is `blocks` (blocks of queries in plain JAX) on
-    CPU, and if the other implementation does not support the layer. If the mesh splits rows over `sequence`, `auto` is
-    `splash` or else `ring`. With `ring`, keys are sent from device to device; otherwise, each device gathers all keys
-    of its rows.
+    CPU, and if the kernel of the platform does not support the layer. If the mesh axis `sequence` divides rows among
+    devices, `auto` is `splash`, or `ring` if splash attention is not supported. `ring` sends keys from device to
+    device; the other implementations gather all keys of a row on each device.
     """
 
     def __post_init__(self):

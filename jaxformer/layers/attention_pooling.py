@@ -23,7 +23,7 @@ class AttentionPooling(nn.Module):
     norm: nn.Module = LayerNorm()
     """Normalization of the input of the feed-forward network."""
     dtype: DType = "auto"
-    """Type to compute in."""
+    """Data type of the computation."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

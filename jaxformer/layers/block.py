@@ -33,9 +33,13 @@ class BlockInputs:
     order numbers of the mask are used (see `Mask.query_order`), and None means causal.
     """
     position_ids: jax.Array | None = None
-    """Positions of the tokens for a position scheme, integers [batch, length]. Defaults to 0, 1, 2, ..."""
+    """Positions of the tokens, integers [batch, length], for a position scheme such as rotary embeddings. Defaults to
+    0, 1, 2, ...
+    """
     memory: jax.Array | KeyValue | None = None
-    """Vectors for cross-attention, [batch, keys, embed]. With a cache, they are only needed in the first call."""
+    """Vectors that cross-attention attends to, [batch, keys, embed], or their keys and values. With a cache, they are
+    only needed in the first call.
+    """
     memory_mask: Mask | None = None
     """Mask of the memory vectors that each token attends to."""
     placement: Placement | None = None
@@ -60,7 +64,7 @@ class BlockInputs:
 
 @flax.struct.dataclass
 class BlockState:
-    """Position of a block in its stack. During decoding, also the cache of the block."""
+    """Position of a block in its stack and, during decoding, the cache of the block."""
 
     depth_fraction: jax.Array | float = 1.0
     """Relative depth of the block, from 0 for the first block to 1 for the last."""
@@ -85,7 +89,7 @@ class BlockOutput:
     memory: KeyValue | None
     """Keys and values of cross-attention. None without a memory."""
     means: dict[str, Mean]
-    """Auxiliary losses and metrics of the block as weighted means, by name, such as the load of experts."""
+    """Auxiliary losses and metrics of the block, such as the load of experts, as weighted means keyed by name."""
 
 
 class Block(nn.Module):
@@ -123,7 +127,7 @@ class Block(nn.Module):
     def _before(self, x: jax.Array, name: str, inputs: BlockInputs, state: BlockState) -> jax.Array:
         """Prepares the input of a layer: the residual stream, normalized if norms are applied before layers.
 
-        Within layers, the mesh may split positions over fewer devices than between layers.
+        Also sets the sharding: within layers, positions may be split over fewer devices than in the residual stream.
 
         Args:
           x: residual stream.
@@ -192,7 +196,9 @@ def _scaled(residual: nn.Module, y: jax.Array, inputs: BlockInputs, state: Block
 
 
 def normalise(norm: nn.Module, x: jax.Array, condition: jax.Array | None) -> jax.Array:
-    """Normalizes `x`. Passes the condition to the norm as its second argument if there is one."""
+    """Applies the module `norm` to `x`. If there is a condition, such as the time of a diffusion model, it is the
+    second argument of the norm.
+    """
     return norm(x) if condition is None else norm(x, condition)
 
 

@@ -1,5 +1,5 @@
-"""Caches for decoding. They contain the keys and values of earlier tokens, to which each call adds those of new
-tokens.
+"""Caches for decoding. A cache contains the keys and values of earlier tokens. Each call of the model adds the keys and
+values of new tokens.
 """
 
 import dataclasses
@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jaxformer.layers.masks import Mask
 
 FREE = jnp.iinfo(jnp.int32).max
-"""Index in the row that marks an empty cache slot. It is greater than the index of any token, so that no query attends
-to the slot.
+"""Value of `LayerCache.index` that marks an empty slot. It is greater than the index of any token, so that no query
+attends to the slot.
 """
 
 
@@ -33,8 +33,8 @@ class LayerCache:
     keys: KeyValue
     """Keys and values of the tokens in the slots."""
     index: jax.Array | None = None
-    """Index in the row of the token in each slot, integers [batch, slots], or `FREE`. Used by layers with a window,
-    which overwrite their slots in turn. If None, slot i contains token i.
+    """For each slot, the index of its token in the row, or `FREE` if it is empty, integers [batch, slots]. Only used by
+    layers with a window, which overwrite their slots in turn. If None, slot i contains token i.
     """
 
     def write(self, new: KeyValue, used: jax.Array | int) -> tuple["LayerCache", KeyValue]:
@@ -45,7 +45,8 @@ class LayerCache:
           used: index in the row of the first new token, scalar.
 
         Returns:
-          The updated cache, and the keys and values that the new tokens attend to. `Cache.mask` uses their indices.
+          The updated cache, and the keys and values that the new tokens attend to, in the order of the keys of
+          `Cache.mask`.
         """
         new = jax.tree.map(lambda kept, array: array.astype(kept.dtype), self.keys, new)
         if self.index is None:
@@ -64,7 +65,7 @@ class LayerCache:
 
 
 def _visible_index(index: jax.Array, used: jax.Array, count: int) -> jax.Array:
-    """Returns the index in the row of each key that `LayerCache.write` returns, integers [batch, keys].
+    """Returns, for each key that `LayerCache.write` returns, the index of its token in the row, integers [batch, keys].
 
     Only for layers with a window.
 
@@ -108,7 +109,7 @@ class Cache:
         A layer with a window keeps at most as many slots as its window.
 
         Args:
-          tokens: number of new tokens.
+          tokens: number of empty slots to add, one per new token.
         """
         slots = self.segments.shape[1]
         layers = []
@@ -122,7 +123,8 @@ class Cache:
     def mask(self, layer: LayerCache, segments: jax.Array, order: jax.Array, window: int | None) -> Mask:
         """Returns the attention mask for new tokens.
 
-        They attend to cached keys, and to new keys whose order number is not above their own.
+        A new token attends to all cached tokens (with a window: those in the window), and to the new tokens whose order
+        number is at most its own.
 
         Args:
           layer: cache of the layer.

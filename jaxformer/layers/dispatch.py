@@ -61,8 +61,8 @@ class Kernels:
         return len(self.up)
 
     def apply(self, x: jax.Array, product) -> jax.Array:
-        """Computes the outputs of the experts for their tokens. `product` is a function (x, kernel) that computes
-        matrix products.
+        """Computes the outputs of the experts for the tokens `x`. `product(x, kernel)` is a function that multiplies
+        the tokens of each expert by the kernel of that expert.
         """
         up, function = product(x, self.up), activation(self.activation)
         hidden = function(up) if self.gate is None else function(product(x, self.gate)) * up
@@ -119,18 +119,19 @@ def limited(x: jax.Array, routes: Routes, kernels: Kernels, capacity: float) -> 
 
 
 def _places(chosen: jax.Array, counted: jax.Array, experts: int, slots: int) -> tuple[jax.Array, jax.Array]:
-    """Assigns the choices of an expert in one batch row to slots of the experts.
+    """Assigns the choices in one batch row to slots. A choice is a token with one of its chosen experts, and each
+    expert has a limited number of slots.
 
-    A choice without a slot has the number of slots, and an empty slot has the number of choices.
 
     Args:
       chosen: expert of each choice, integers [choices].
-      counted: whether each choice belongs to a real token, [choices]. Those choices take slots first.
+      counted: whether each choice belongs to a real token, [choices]. Choices of real tokens take slots first.
       experts: number of experts.
       slots: number of slots per expert.
 
     Returns:
-      The slot of each choice, and the choice in each slot.
+      The slot of each choice, integers [choices], or the total number of slots if the choice is dropped. The choice in
+      each slot, integers [experts · slots], or the number of choices if the slot is empty.
     """
     order = jnp.argsort(2 * chosen + (counted == 0), stable=True)
     counts = jnp.sum(chosen[:, None] == jnp.arange(experts), axis=0)

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 def keep_mask(key: jax.Array, rate: float, shape: tuple[int, ...]) -> tuple[jax.Array, float]:
     """Draws at random which elements dropout keeps.
 
-    Each element uses eight random bits, and each generated word serves four elements, because random bits are the main
-    cost of dropout. The rate is rounded to a multiple of 1/256 if this changes it by less than 2%, and otherwise of
-    1/65,536.
+    Random bits are the main cost of dropout, so each element uses only 8 of them, and the rate is rounded to a multiple
+    of 1/256. If that would change the rate by 2% or more, each element uses 16 bits, and the rate is rounded to a
+    multiple of 1/65,536.
 
     Returns:
       A boolean array of `shape`, True for kept elements, and the exact probability of keeping an element after
@@ -27,7 +27,7 @@ def keep_mask(key: jax.Array, rate: float, shape: tuple[int, ...]) -> tuple[jax.
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Sets elements to zero with probability `rate` and scales the others (Srivastava et al. 2014).
+    """Sets each element to zero with probability `rate`, and divides the others by 1 - `rate` (Srivastava et al. 2014).
 
     Returns `x` unchanged if `key` is None.
     """

@@ -1,4 +1,4 @@
-"""Embeddings of tokens and positions, the input of a stack."""
+"""Embeddings of tokens and positions, which are the input of a stack of Transformer blocks."""
 
 from typing import Literal
 
@@ -24,7 +24,7 @@ class Embeddings(nn.Module):
     width: int
     """Size of the embeddings."""
     vocab: int | None
-    """Vocabulary size. If None, a run uses the size of its tokenizer."""
+    """Vocabulary size. If None, a training run uses the vocabulary size of its tokenizer."""
     max_length: int
     """Maximum input length in tokens."""
     position_embedding: AddedPositions = "learned"
@@ -32,7 +32,7 @@ class Embeddings(nn.Module):
     token_types: int = 0
     """Number of token types, such as 2 for sentence pairs. 0 disables token-type embeddings."""
     scale: float = 1.0
-    """Factor of the token embeddings."""
+    """Number by which token embeddings are multiplied."""
     token_init_std: float = 0.02
     """Standard deviation of the initial token embeddings."""
     norm: nn.Module | None = None
@@ -40,7 +40,7 @@ class Embeddings(nn.Module):
     dropout: float = 0.0
     """Dropout rate of the embeddings, after normalization."""
     dtype: DType = "auto"
-    """Type of the returned embeddings."""
+    """Data type of the returned embeddings."""
     offset: int = 0
     """Number of unused rows at the beginning of the position table. RoBERTa and BART have two."""
 
@@ -92,10 +92,11 @@ class Embeddings(nn.Module):
 
 
 def vocabulary(size: int | None) -> int:
-    """Returns the vocabulary size, if it is known.
+    """Returns `size`, the vocabulary size of a model, if it is set.
 
     Raises:
-      InputError: If the size is None. A run replaces None by the size of its tokenizer before it builds the model.
+      InputError: If `size` is None. A training run replaces None by the vocabulary size of its tokenizer before it
+        builds the model.
     """
     if size is None:
         raise InputError("model.vocab=None: a run takes the tokenizer's size; without a run, expected a number")

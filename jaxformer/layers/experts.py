@@ -142,7 +142,9 @@ class ExpertMlp(nn.Module):
         return Kernels(gate, up, kernel("down", "efd", width, embed), self.activation)
 
     def _losses(self, logits, probabilities, chosen, counted) -> dict[str, Mean]:
-        """Returns the auxiliary losses, and the share of choices that go to the busiest expert."""
+        """Returns the auxiliary losses and the metric `LOAD` (the share of choices that go to the busiest expert) as
+        weighted means, keyed by name.
+        """
         chosen, counted = whole(chosen), whole(counted)
         choices = jnp.sum(chosen[..., None] == jnp.arange(self.experts), axis=2, dtype=jnp.float32)
         number = jnp.sum(counted)

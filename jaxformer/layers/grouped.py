@@ -1,5 +1,5 @@
-"""Grouped matrix products: multiplies each row of a matrix by the kernel of its group. Used for experts without dropped
-tokens.
+"""Grouped matrix products: multiplies each row of a matrix by the kernel of its group. Used for mixtures of experts
+that drop no tokens.
 
 A row is a token, and a group is an expert. Rows are sorted by group and placed in blocks, each of which belongs to one
 group (Gale et al. 2022, MegaBlocks). So the cost depends on the number of rows, and not on how uneven the groups are.
@@ -86,8 +86,10 @@ def move(x: jax.Array, source: jax.Array, target: jax.Array) -> jax.Array:
 
     Args:
       x: matrix, [rows, embed].
-      source: index of the row of `x` for each row of the result. If it is the number of rows, the result is 0.
-      target: index in the result of each row of `x`.
+      source: for each row of the result, the index of the row of `x` to copy. If this is the number of rows of `x`, the
+        row of the result is 0.
+      target: inverse permutation: for each row of `x`, its index in the result. Out of range for rows that are left
+        out.
     """
     return jnp.take(x, source, axis=0, mode="fill", fill_value=0)
 

@@ -1,5 +1,5 @@
-"""The choice of an implementation of attention, and kernels that do not store all scores: splash attention on TPU,
-cuDNN flash attention on GPU.
+"""Chooses the implementation of attention, and calls the kernels that do not store all attention scores: splash
+attention on TPU, and cuDNN flash attention on GPU.
 """
 
 import math
@@ -16,9 +16,9 @@ from jaxformer.parallel import sharding
 
 Kernel = Literal["auto", "blocks", "splash", "cudnn", "ring"]
 """Implementation of attention. `auto` is `splash` on TPU and `cudnn` on GPU. It is `blocks` (blocks of queries in plain
-JAX) on CPU, and if the other implementation does not support the layer. If the mesh splits rows over `sequence`, `auto`
-is `splash` or else `ring`. With `ring`, keys are sent from device to device; otherwise, each device gathers all keys of
-its rows.
+JAX) on CPU, and if the kernel of the platform does not support the layer. If the mesh axis `sequence` divides rows
+among devices, `auto` is `splash`, or `ring` if splash attention is not supported. `ring` sends keys from device to
+device; the other implementations gather all keys of a row on each device.
 """
 
 PLATFORMS = {"splash": "tpu", "cudnn": "gpu"}
@@ -27,7 +27,7 @@ DROPPED = "it does not support dropout of the weights; expected transformer.atte
 SHORTEST = 256
 """Minimum number of queries and of keys for which a kernel is used. With fewer, a kernel saves little."""
 SAVED = "attention"
-"""Name of the arrays that splash attention saves for the backward pass."""
+"""Name by which a JAX checkpoint policy identifies the arrays that splash attention saves for the backward pass."""
 TILES = (512, 384, 256, 128)
 """Numbers of positions that splash attention can process at once, largest first. Lengths are padded to a multiple of
 the last number.
@@ -37,9 +37,9 @@ the last number.
 def choose(kernel: Kernel, query_bthk, key_bgsk, mask: Mask | None, biased: bool, dropped: bool) -> str:
     """Chooses the implementation of attention for the given inputs: `blocks`, `splash`, `cudnn` or `ring`.
 
-    Even if a kernel is requested by name, short inputs use `blocks`, and so do windows with cuDNN, and masks with
-    special order numbers, such as those of caches and prefixes. If `ring` is requested, queries and keys that the mesh
-    does not split into equal parts use `blocks`. On a mesh that splits no positions, `ring` is the same as `auto`.
+    Even if a kernel is requested by name, short inputs use `blocks`, and so do windows with cuDNN, and masks that are
+    neither full nor causal, such as those of caches and prefixes. If `ring` is requested, queries and keys that the
+    mesh does not split into equal parts use `blocks`. On a mesh that splits no positions, `ring` is the same as `auto`.
 
     Args:
       kernel: requested implementation.
@@ -72,8 +72,8 @@ def choose(kernel: Kernel, query_bthk, key_bgsk, mask: Mask | None, biased: bool
 
 
 def _serves(name: str, query_bthk, key_bgsk, mask: Mask | None) -> bool:
-    """Checks whether a kernel can compute this mask, and whether the inputs are long enough for it, in whole tiles if
-    the mesh splits them.
+    """Checks whether a kernel supports this mask, and whether the inputs are long enough for it. If the device mesh
+    splits the queries, the length of each part must be a multiple of the smallest tile.
     """
     queries, keys, parts = query_bthk.shape[1], key_bgsk.shape[2], _parts(query_bthk, key_bgsk)[0]
     if mask is not None:
@@ -85,7 +85,7 @@ def _serves(name: str, query_bthk, key_bgsk, mask: Mask | None) -> bool:
 
 
 def _problem(name, here, query_bthk, key_bgsk, biased, dropped) -> str | None:
-    """Returns the reason why a kernel does not support an attention layer. None if it does.
+    """Returns the reason why a kernel does not support an attention layer. None if it supports the layer.
 
     Args:
       name: name of the kernel.
@@ -180,10 +180,11 @@ def _splash_kernel(lengths: tuple[int, int], parts: int, heads: int, mask: Mask,
     """Creates the splash kernel.
 
     Args:
-      lengths: numbers of queries of a device, and of keys.
-      parts: number of parts of the queries for which the kernel differs.
-      heads: number of heads of a device.
-      mask: mask whose order and window the kernel skips blocks by.
+      lengths: number of queries per device, and number of keys.
+      parts: number of parts of the queries that need different kernels, because a device has one part each. 1 if one
+        kernel suits all.
+      heads: number of heads per device.
+      mask: attention mask. The kernel skips blocks that are hidden by its causal order or its window.
       interpret: whether to emulate the kernel.
     """
     # Imported here because Pallas is slow to import.
@@ -222,8 +223,9 @@ def cudnn(query_bthk, key_bgsk, value_bgsk, mask: Mask | None, scale: float, oth
     """Computes attention with cuDNN if each row is one segment followed by padding, and otherwise with the function
     `otherwise`.
 
-    cuDNN takes the length of each row. It would need other segments as a matrix, which uses more memory than blocks.
-    The rows are examined when the program runs. The output at padding positions is arbitrary.
+    cuDNN is called with the length of each row. For other segments it would need the mask as a matrix, which takes more
+    memory than attention in blocks. The rows are examined when the program runs. The output at padding positions is
+    arbitrary.
 
     Args:
       query_bthk: queries, [batch, queries, heads, head_dim].
@@ -251,9 +253,9 @@ def flash(
     `jax.nn.dot_product_attention`.
 
     Args:
-      mask: mask, which says whether attention is causal.
+      mask: attention mask. Only whether it is causal is used.
       scale: factor of the scores.
-      implementation: implementation in JAX.
+      implementation: implementation that JAX uses.
     """
 
     def attend(query, key, value, segments, kernel=None):
@@ -303,7 +305,8 @@ def _on_mesh(attend, query_bthk, key_bgsk, value_bgsk, segments, made: tuple[Any
     """Runs the function `attend` separately for the rows, queries and heads of each device, because the compiler cannot
     split a kernel.
 
-    `made` is a kernel, which is passed to `attend`, and the number of parts of the queries for which it differs.
+    `made` contains the splash kernel that is passed to `attend` (or None), and the number of parts of the queries that
+    need different kernels.
     """
     kernel, shards = made
     mesh = jax.sharding.get_abstract_mesh()
@@ -325,7 +328,9 @@ def _on_mesh(attend, query_bthk, key_bgsk, value_bgsk, segments, made: tuple[Any
 
 
 def with_own_heads(query_bthk, key_bgsk, value_bgsk) -> tuple[jax.Array, jax.Array]:
-    """Repeats heads of keys and values, if needed, so that each device has its own with its heads of queries."""
+    """Repeats the heads of keys and values if there are too few to divide them among the devices in the same way as the
+    query heads.
+    """
     groups, (_, ways, _) = key_bgsk.shape[1], _parts(query_bthk, key_bgsk)
     copies = math.lcm(groups, ways) // groups
     if copies == 1:

@@ -1,4 +1,4 @@
-"""Linear layers that are described by an einsum equation, with a letter for every axis, and types to compute in."""
+"""Linear layers described by an einsum equation with one letter per axis, and the data types of computations."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -13,17 +13,17 @@ from jaxformer.layers import products
 from jaxformer.parallel import metadata, sharding
 
 DType = Literal["auto", "float32", "bfloat16", "bfloat16_products", "int8", "float8"]
-"""Type to compute in. `auto` is bfloat16 on accelerators and float32 on CPU. Parameters are always float32.
+"""Data type of a computation. `auto` is bfloat16 on accelerators and float32 on CPU. Parameters are always float32.
 
 With `bfloat16_products`, activations are float32, and the inputs of large products are rounded to bfloat16. With `int8`
-and `float8`, the inputs of linear layers are quantized (extra `quantize`), and the rest is computed like `auto`.
+and `float8`, the inputs of linear layers are quantized (extra `quantize`), and the rest is computed as with `auto`.
 """
 
 truncated_normal = nn.initializers.truncated_normal
 
 
 def compute_dtype(dtype: DType) -> jnp.dtype:
-    """Returns the JAX type for a `DType`, on the platform that the program is compiled for."""
+    """Returns the JAX data type for a `DType`. `auto` depends on the platform that the program is compiled for."""
     if dtype == products.ROUNDED:
         return jnp.dtype("float32")
     if dtype == "auto" or dtype in products.TYPES:
@@ -46,9 +46,9 @@ class Linear(nn.Module):
     bias: bool = True
     """Whether to add a bias."""
     dtype: DType = "auto"
-    """Type to compute in."""
+    """Data type of the computation."""
     init_scale: float = 1.0
-    """Factor of the initial kernel values."""
+    """Number by which the random initial kernel is multiplied."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

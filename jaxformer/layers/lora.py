@@ -40,8 +40,8 @@ class Lora:
                 check_pattern(f"lora.{name}", pattern)
 
     def init(self, key: jax.Array, base: Any) -> Any:
-        """Initializes the matrices A and B of each adapted kernel. Like the kernels, they are `metadata.Boxed`
-        parameters, which name their axes.
+        """Returns a tree with the initial matrices A and B of each adapted kernel in `base`, the parameters of the
+        model. Leaves of both trees are `metadata.Boxed`: arrays with named axes.
 
         A is random and B is zero, so that the model is unchanged at first.
 
@@ -63,7 +63,9 @@ class Lora:
         return flax.traverse_util.unflatten_dict(found, sep="/")
 
     def merge(self, params: Any) -> Any:
-        """Returns the parameters of the model, in which alpha / rank · A B has been added to each adapted kernel."""
+        """Returns the parameters of the model after adding alpha / rank · A B to each adapted kernel. `params` contains
+        both trees, `base` and `lora`.
+        """
         merged, pairs = _flat(params["base"]), _flat(params["lora"])
         for name in pairs:
             path, _, part = name.rpartition("/")
@@ -76,7 +78,7 @@ class Lora:
         return flax.traverse_util.unflatten_dict(merged, sep="/")
 
     def is_held(self, path: str) -> bool:
-        """Returns whether a parameter of the run is frozen, by its path, such as `base/embeddings/token`."""
+        """Returns whether the parameter at `path`, such as `base/embeddings/token`, is frozen in a LoRA run."""
         return path.startswith("base/") and not found_in(path.removeprefix("base/"), self.modules_to_save)
 
     def _pair(self, key: jax.Array, kernel: metadata.Boxed) -> dict[str, metadata.Boxed]:

@@ -1,5 +1,5 @@
-"""Attention masks that are stored as a few integers per token. Boolean matrices are created only for the block that is
-computed.
+"""Attention masks that are stored as a few integers per token. Boolean matrices [queries, keys] are created only for
+the part of the attention weights that is being computed.
 """
 
 import dataclasses
@@ -98,7 +98,9 @@ class Mask:
         return dataclasses.replace(some, **{name: cut(getattr(self, name), keys) for name in OF_KEYS})
 
     def with_queries(self, arrays: dict[str, jax.Array | None]) -> Self:
-        """Returns this mask with other arrays for the queries. `arrays` maps field names to arrays."""
+        """Returns a copy of this mask for other queries. `arrays` maps `query_segments`, `query_order` and
+        `query_index` to their new values.
+        """
         return dataclasses.replace(self, **arrays, in_order=False, aligned=False)
 
     def dense(self) -> jax.Array | None:
@@ -128,9 +130,9 @@ def _pairwise(function: Callable[[Any, Any], jax.Array], of_queries: Any, of_key
 
 @flax.struct.dataclass
 class Tokens:
-    """Which positions of a layer's input contain tokens, for layers that treat padding differently.
+    """Marks the positions of a layer's input that contain tokens, for layers that treat padding differently.
 
-    Arrays are computed when they are read, so that other layers do not pay for them.
+    `real` and `counted` are computed only when a layer uses them.
     """
 
     segments: jax.Array | None = None
@@ -138,7 +140,8 @@ class Tokens:
     contain tokens.
     """
     at: jax.Array | None = None
-    """Positions of the batch row that the layer computes, integers [batch, length]. If None, all of them."""
+    """Positions of the batch row that the layer computes, integers [batch, length]. If None, it computes all positions.
+    """
 
     @property
     def real(self) -> jax.Array | None:
@@ -149,10 +152,11 @@ class Tokens:
         return real if self.at is None else jnp.take_along_axis(real, self.at, axis=1)
 
     def counted(self, shape: tuple[int, ...]) -> jax.Array:
-        """Returns 1 for each token of a row, and 0 for padding and repeated positions, float32 [batch, length].
+        """Returns 1 at each position with a token, and 0 at padding and repeated positions, float32 of the given shape,
+        [batch, length].
 
-        Missing predictions of a masked language model are padded with the first position of the row, which is a
-        repetition.
+        Positions repeat in masked language modeling: if a row has fewer masked tokens than the maximum, the list `at`
+        is filled up with the first position of the row.
         """
         counted, real = jnp.ones(shape, jnp.float32), self.real
         if real is not None:

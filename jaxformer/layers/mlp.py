@@ -63,7 +63,9 @@ class Mlp(nn.Module):
     def __call__(
         self, x: jax.Array, dtype: DType = "auto", train: bool = False, tokens: Tokens | None = None
     ) -> tuple[jax.Array, dict[str, Mean]]:
-        """Computes the network. Returns its output and an empty dict, where other networks return auxiliary losses."""
+        """Returns the output of the network, and an empty dict of auxiliary losses. (A mixture of experts, `ExpertMlp`,
+        has such losses.) `train` and `tokens` are not used.
+        """
         del train, tokens
         embed = x.shape[-1]
         width = self.inner(embed)
@@ -102,7 +104,9 @@ class GatedMlp(nn.Module):
     def __call__(
         self, x: jax.Array, dtype: DType = "auto", train: bool = False, tokens: Tokens | None = None
     ) -> tuple[jax.Array, dict[str, Mean]]:
-        """Computes the network. Returns its output and an empty dict, where other networks return auxiliary losses."""
+        """Returns the output of the network, and an empty dict of auxiliary losses. (A mixture of experts, `ExpertMlp`,
+        has such losses.) `train` and `tokens` are not used.
+        """
         del train, tokens
         embed = x.shape[-1]
         width = self.inner(embed)

@@ -20,10 +20,12 @@ ImagePositions = Literal["learned", "sinusoidal"]
 
 @flax.struct.dataclass
 class Embedded:
-    """Embedded image, which is the input of a stack."""
+    """Embedded images: the vectors that are the input of a stack of Transformer blocks."""
 
     leading: jax.Array
-    """Vectors before the patches: the class token, if there is one, and the registers, [batch, leading, embed]."""
+    """Vectors that precede the patches: the class token, if there is one, and the registers (learned tokens without a
+    position), [batch, leading, embed].
+    """
     patches: jax.Array
     """Patch embeddings, [batch, patches, embed], row by row of the image."""
 
@@ -73,7 +75,9 @@ def check_geometry(image: int, patch: int, channels: int, mean: tuple[float, ...
 
 
 def check_images(shape: tuple[int, ...], patch: int, channels: int) -> None:
-    """Raises InputError if images of shape (height, width, channels) do not fit a model with these patches."""
+    """Raises InputError if images of shape (height, width, channels) do not fit a model with this patch size and number
+    of channels.
+    """
     height, width, given = shape
     if height % patch or width % patch:
         nearest = max(1, round(height / patch)) * patch
@@ -85,8 +89,8 @@ def check_images(shape: tuple[int, ...], patch: int, channels: int) -> None:
 def sinusoidal_2d(rows: int, columns: int, width: int) -> jax.Array:
     """Computes sinusoidal positions of patches, [rows · columns, embed].
 
-    The first half of the width encodes the column of a patch, the second half its row, as in the checkpoints of He et
-    al. The width must be divisible by 4.
+    The first half of the width encodes the column of a patch, the second half its row, as in masked autoencoders (He et
+    al. 2022). The width must be divisible by 4.
     """
     if width % 4:
         raise ValueError(
@@ -98,10 +102,11 @@ def sinusoidal_2d(rows: int, columns: int, width: int) -> jax.Array:
 
 @functools.cache
 def bicubic(old: int, new: int) -> np.ndarray:
-    """Computes the matrix [new, old] that resamples a line of `old` values to `new` values by cubic convolution (Keys
-    1981), as in PyTorch.
+    """Computes the matrix [new, old] that interpolates a line of `old` values at `new` points by cubic convolution
+    (Keys 1981).
 
-    The constant is -0.75, the ends are repeated, and downsampling does not smooth.
+    As in PyTorch, the coefficient a of the convolution kernel is -0.75, values beyond the ends equal the end values,
+    and there is no antialiasing.
     """
     a, matrix = -0.75, np.zeros((new, old), np.float32)
     place = (np.arange(new) + 0.5) * old / new - 0.5
@@ -146,7 +151,7 @@ class ImageEmbeddings(nn.Module):
     """Number of register tokens: learned tokens without a position, between the class token and the patches (Darcet et
     al. 2024)."""
     dtype: DType = "auto"
-    """Type of the returned embeddings."""
+    """Data type of the returned embeddings."""
     bias: bool = True
     """Whether the linear layer that embeds patches has a bias."""
 

@@ -1,4 +1,4 @@
-"""Runs the blocks of a stack as a pipeline over the mesh axis `pipeline`.
+"""Runs the blocks of a Transformer stack as a pipeline over the device mesh axis `pipeline`.
 
 Each device along this axis, a stage, holds a share of the blocks. The rows of a batch are divided into micro-batches,
 which pass from stage to stage, so that all stages compute at the same time, each on another micro-batch (Huang et al.
@@ -21,7 +21,7 @@ from jaxformer.metrics.means import Mean
 from jaxformer.parallel import sharding
 
 AXIS = "pipeline"
-"""Mesh axis of the stages."""
+"""Name of the mesh axis along which the devices are the stages of the pipeline."""
 
 
 class Schedule(NamedTuple):
@@ -41,7 +41,9 @@ class Schedule(NamedTuple):
 
     @classmethod
     def of(cls, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh, config: sharding.Mesh) -> "Schedule":
-        """Returns the schedule of a mesh with its config. It has one stage if the axis is not split."""
+        """Returns the schedule for a device mesh, with the numbers of micro-batches and repeats from its config. It has
+        one stage if the mesh has no axis `pipeline`.
+        """
         stages = mesh.shape.get(AXIS, 1)
         return cls(stages, config.pipeline_microbatches or stages, config.pipeline_repeats)
 
@@ -57,13 +59,13 @@ class Schedule(NamedTuple):
 
     @property
     def entries(self) -> np.ndarray:
-        """Tick in which the first stage first computes each micro-batch, [micro_batches]."""
+        """Index of the tick in which each micro-batch enters the first stage for the first time, [micro_batches]."""
         group, place = np.divmod(np.arange(self.micro_batches), self.stages)
         return group * self.parts + place
 
     @property
     def exits(self) -> np.ndarray:
-        """Tick in which the last stage last computes each micro-batch, [micro_batches]."""
+        """Index of the tick in which the last stage computes each micro-batch for the last time, [micro_batches]."""
         return self.entries + self.parts - 1
 
 
@@ -73,10 +75,11 @@ class StageFunction(Protocol):
     def __call__(
         self, given: Any, x: jax.Array, blocks: Any, first: jax.Array, micro_batch: jax.Array, /
     ) -> tuple[jax.Array, dict[str, Mean]]:
-        """Returns the output of the last of the blocks, of the shape of `x`, and auxiliary means.
+        """Returns the output of the last of these blocks, with the shape of `x`, and auxiliary losses and metrics as
+        weighted means, keyed by name.
 
         Args:
-          given: other inputs of the blocks, for the rows of the micro-batch.
+          given: other inputs of the blocks, such as masks, for the rows of the micro-batch.
           x: input of the first of the blocks, [rows, length, embed].
           blocks: stacked parameters of the blocks.
           first: index of the first of the blocks in the stack, scalar.
@@ -94,10 +97,10 @@ def run(
     every micro-batch.
 
     Args:
-      function: runs consecutive blocks.
+      function: function that runs consecutive blocks on one micro-batch.
       x: input of the first block, [batch, length, embed].
-      given: other inputs of the blocks, a tree of arrays. Arrays whose first dimension is that of `x` are divided into
-        micro-batches too, and are passed on together with them. All micro-batches share the other arrays.
+      given: other inputs of the blocks, a tree of arrays. Arrays whose first dimension is the batch are also divided
+        into micro-batches, and travel with them from stage to stage. All micro-batches share the other arrays.
       blocks: stacked parameters. Their first dimension is divisible by the number of parts of the schedule.
       schedule: the schedule. Its number of micro-batches divides the batch.
 
@@ -115,7 +118,7 @@ def run(
         return jax.tree.unflatten(tree, [next(first if own else second) for own in travels])
 
     def compute(index, blocks, batch, shared):
-        """Runs the ticks of one stage."""
+        """Runs all ticks of the schedule on one stage. `index` contains the index of the stage."""
         stage = index[0]
         parts = _dealt(blocks, stage, schedule)
         entering = jax.tree.map(lambda array: _entering(array, schedule), batch)
@@ -163,7 +166,9 @@ def _micro_batches(array: jax.Array, schedule: Schedule) -> jax.Array:
 
 
 def _entering(array: jax.Array, schedule: Schedule) -> jax.Array:
-    """Returns the micro-batch that may enter in each tick, [ticks, rows, ...]."""
+    """Returns the micro-batch that enters the first stage in each tick, [ticks, rows, ...]. In ticks in which none
+    enters, it is micro-batch 0, which is then ignored.
+    """
     array = sharding.constrain(array, "_b" + "_" * (array.ndim - 2))
     numbers = np.zeros(schedule.ticks, int)
     numbers[schedule.entries] = np.arange(schedule.micro_batches)
@@ -198,7 +203,9 @@ def _dealt(blocks: Any, stage: jax.Array, schedule: Schedule) -> Any:
 
 
 def _rounds(stages: int, repeats: int) -> list[np.ndarray]:
-    """Returns which of its stored parts each stage sends in each round, [stages], so that each stage receives one."""
+    """Plans the exchange of parameters for `_dealt`. Returns one array [stages] per round: the index of the stored part
+    that each stage sends, chosen such that each stage receives exactly one part per round.
+    """
     common = math.gcd(stages, repeats)
     shift = np.arange(stages) // (stages // common)
     return [start + (offset + shift) % common for start in range(0, repeats, common) for offset in range(common)]

@@ -19,7 +19,7 @@ def pool(hidden: jax.Array, pooling: Pooling, belongs: jax.Array) -> jax.Array:
     Args:
       hidden: token vectors, [batch, length, embed].
       pooling: any method except `pooler` and `none`, which the model implements.
-      belongs: whether each token belongs to each example of its row, boolean [batch, examples, length].
+      belongs: whether each token belongs to each of the examples in its row, boolean [batch, examples, length].
 
     Returns:
       Pooled vectors, [batch, examples, embed], computed in float32 and returned in the type of `hidden`. The vector of
@@ -43,10 +43,11 @@ def pool(hidden: jax.Array, pooling: Pooling, belongs: jax.Array) -> jax.Array:
 
 
 def segments_of(segments: jax.Array, count: int) -> jax.Array:
-    """Returns whether each token belongs to each of the `count` examples of its row, boolean [batch, examples, length].
+    """Returns which tokens belong to each of the `count` examples that are packed into a row, boolean [batch, examples,
+    length].
 
     Args:
-      segments: number of each token's example in its row, from 1, [batch, length].
+      segments: index of the example that each token belongs to, from 1, or 0 for padding, integers [batch, length].
       count: number of examples per row.
     """
     return segments[:, None] == jnp.arange(1, count + 1)[:, None]

@@ -20,13 +20,13 @@ from jaxformer.parallel import metadata, sharding
 def sinusoidal(position_ids: jax.Array, width: int, longest: float = 10_000.0) -> jax.Array:
     """Computes sinusoidal position encodings (Vaswani et al. 2017, §3.5).
 
-    The first half of the width contains sines, the second half cosines. The paper interleaves sines and cosines. The
-    order here is a fixed permutation, the one that Marian checkpoints have.
+    The first half of the width contains sines, the second half cosines. The paper interleaves them. The order here is
+    that of Marian checkpoints.
 
     Args:
       position_ids: positions, integers [...].
       width: size of the encoding, an even number.
-      longest: wavelength of the slowest pair, in units of 2π positions.
+      longest: wavelength of the slowest sine and cosine, in units of 2π positions.
 
     Returns:
       Position encodings, float32 [..., width].
@@ -64,12 +64,12 @@ class Placement:
     """
 
     def merged(self, other: "Placement") -> "Placement":
-        """Combines two placements. Fields that both set are taken from `other`."""
+        """Combines two placements. If both set a field, the value of `other` is used."""
         return Placement(**{name: _first(getattr(other, name), getattr(self, name)) for name in _FIELDS})
 
     def at(self, position_ids: jax.Array) -> "Placement":
-        """Returns the rotations and biases for only the queries at some positions. `position_ids` are their indices,
-        integers [batch, predictions].
+        """Returns the rotations and biases for only some of the queries: those at the indices `position_ids`, integers
+        [batch, predictions].
         """
         query, bias, added = self.query, self.bias, self.query_added
         if added is not None:

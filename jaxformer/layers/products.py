@@ -1,7 +1,7 @@
 """Matrix products that are computed in a narrower type than the layer's inputs: bfloat16, int8 or float8.
 
-Quantization is Qwix's (extra `quantize`). The custom gradients are needed because JAX computes the gradients of a
-product in the type of its result.
+Quantization uses the library Qwix (extra `quantize`). The products have custom gradients, because JAX would compute
+their gradients in the type of the result.
 """
 
 import functools
@@ -17,12 +17,16 @@ ROUNDED = "bfloat16_products"
 """Name of the type in which activations are float32, and the inputs of large products are rounded to bfloat16."""
 Quantized = Literal["int8", "float8"]
 LEAST = 64
-"""Minimum size of a product that is computed in bfloat16 (see `is_large`)."""
+"""Minimum ratio of a product's operations to conversions of its inputs and result, from which on it is computed in
+bfloat16. See `is_large`.
+"""
 TYPES: dict[str, tuple[Any, Any]] = {
     "int8": (jnp.int8, jnp.int8),
     "float8": (jnp.float8_e4m3fn, jnp.float8_e5m2),
 }
-"""For each quantized type, the type of inputs and kernels, and that of gradients (Micikevicius et al. 2022)."""
+"""Maps each quantized type to a pair: the type of inputs and kernels, and the type of gradients (Micikevicius et al.
+2022).
+"""
 
 
 def multiply(x: jax.Array, kernel: jax.Array, kind: str) -> jax.Array:
@@ -48,7 +52,7 @@ def is_large(x: tuple[Any, ...], kernel: tuple[int, ...]) -> bool:
     """Returns whether a product is large enough to be faster in bfloat16, although its inputs have to be converted.
 
     Products take rows · in · out operations, conversions rows · in + rows · out + in · out. The ratio of the two is
-    compared with `LEAST`. False if the number of rows is not known.
+    compared with `LEAST`. False if the number of rows is symbolic, as in exported programs.
 
     Args:
       x: shape of the vectors, [..., in].
@@ -103,7 +107,9 @@ def _quantized_forward(kind, x, kernel):
 
 
 def _quantized_backward(kind, inputs, gradient):
-    """The gradient of the kernel is a sum over all tokens, whose small terms 8 bits would lose: it is not quantized."""
+    """Computes the gradients of a quantized product. The gradient of the kernel is not quantized: it is a sum over all
+    tokens, in which 8 bits would lose small terms.
+    """
     x, kernel = inputs
     dx = _product(gradient, TYPES[kind][1], kernel.T, TYPES[kind][0])
     return dx, _kernel_gradient(x, gradient).astype(kernel.dtype)

@@ -9,15 +9,17 @@ from jaxformer.parallel import metadata
 
 
 class ResidualBranch(nn.Module):
-    """Module between the output of a layer and the residual stream. Computes `keep · scale · y`: scales the dimensions
-    by learned factors, and drops random examples.
+    """Scales the output `y` of a layer before it is added to the residual stream: `keep · scale · y`.
+
+    `scale` is a learned factor per dimension (LayerScale). `keep` is 1, or in training randomly 0 for some examples,
+    which then skip the layer, and 1 / P(keep) for the others (stochastic depth).
     """
 
     layer_scale: float | None = None
     """Initial value of the scales (LayerScale; Touvron et al. 2021, CaiT). If None, there are no scales."""
     drop_path: float = 0.0
-    """Probability that training skips a layer of the last block for an example (stochastic depth, Huang et al. 2016).
-    It increases linearly from 0 in the first block."""
+    """Probability with which an example skips a layer of the last block in training (stochastic depth, Huang et al.
+    2016). In the other blocks the probability is lower: it increases linearly with depth, from 0 in the first block."""
 
     def __post_init__(self):
         super().__post_init__()

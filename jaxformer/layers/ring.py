@@ -24,14 +24,14 @@ BLOCK = 512
 
 
 def ring(query_bthk, key_bgsk, value_bgsk, mask: Mask | None, bias, scale: float) -> jax.Array:
-    """Computes attention on a mesh that splits positions. See `kernels.splits_positions`.
+    """Computes attention on a mesh that splits the positions of queries and keys into equal parts.
 
     Args:
-      query_bthk: queries.
-      key_bgsk: keys. Their number may differ from that of the queries, as in cross-attention.
-      value_bgsk: values.
-      mask: mask, or None for full attention. Blocks of keys that a causal mask or a window hides are not computed, and
-        with both they do not travel either.
+      query_bthk: queries, [b, t, h, k].
+      key_bgsk: keys, [b, g, s, k]. s may differ from t, as in cross-attention.
+      value_bgsk: values, [b, g, s, k].
+      mask: mask, or None for full attention. A device does not compute blocks of keys that a causal mask or a window
+        hides from all its queries. With a causal mask and a window, it does not receive them either.
       bias: bias of the scores, float32 [h, t, s] or [b, h, t, s], or None.
       scale: factor of the scores.
 
@@ -57,24 +57,28 @@ def ring(query_bthk, key_bgsk, value_bgsk, mask: Mask | None, bias, scale: float
 
 @dataclasses.dataclass(frozen=True)
 class _Layout:
-    """How queries and keys are laid out on the ring, and which blocks need each other."""
+    """Distribution of queries and keys over the ring of devices, and settings that determine which blocks of keys each
+    block of queries attends to.
+    """
 
     names: tuple[str, ...]
-    """Mesh axes of the ring."""
+    """Mesh axes whose devices form the ring, over which positions are split."""
     ways: int
-    """Number of devices of the ring."""
+    """Number of devices in the ring."""
     steps: int
-    """Number of blocks that each device computes, including its own."""
+    """Number of blocks of keys that each device processes, including its own."""
     rows: Any
-    """Mesh axes of the rows."""
+    """Mesh axes over which batch rows are split, as an entry of a partition spec."""
     heads: Any
-    """Mesh axes of the heads of queries."""
+    """Mesh axes over which query heads are split, as an entry of a partition spec."""
     groups: Any
-    """Mesh axes of the heads of keys."""
+    """Mesh axes over which key and value heads are split, as an entry of a partition spec."""
     in_order: bool
     """Whether no query attends to the keys of a later block."""
     window: int | None
-    """Window size if queries and keys with the same index are in the same block, otherwise None."""
+    """Window size of the mask, used to skip blocks of keys. None if there is no window or if query i and key i need not
+    have the same position.
+    """
     scale: float
     """Factor of the scores."""
 
@@ -89,11 +93,15 @@ class _Layout:
         return PartitionSpec(self.rows, self.groups, self.names)
 
     def bias(self, bias: jax.Array | None) -> PartitionSpec | None:
-        """Returns the partition spec of a bias, [b or 1, h, t, s]. Each device has it for all keys."""
+        """Returns the partition spec of a bias, [b or 1, h, t, s]. Each device has the bias of its own queries for all
+        keys.
+        """
         return None if bias is None else PartitionSpec(self._rows(bias), self.heads, self.names)
 
     def mask(self, mask: Mask | None) -> Mask | None:
-        """Returns the partition specs of a mask. Each device has the integers of all keys."""
+        """Returns a `Mask` with partition specs in place of arrays. Each device has the integers of its own queries and
+        of all keys.
+        """
         if mask is None:
             return None
 
@@ -105,7 +113,9 @@ class _Layout:
         return dataclasses.replace(mask, **of_queries, **{name: spec(name) for name in OF_KEYS})
 
     def shared(self, bias: jax.Array) -> tuple[str, ...]:
-        """Returns the mesh axes whose devices have different rows, but the same bias."""
+        """Returns the mesh axes along which devices have different batch rows but the same bias, so that the gradient
+        of the bias is summed over them.
+        """
         return sharding.names((self.rows,)) if self._rows(bias) is None else ()
 
     def sent(self, tree: Any, hops: int = 1) -> Any:
@@ -114,11 +124,13 @@ class _Layout:
         return jax.tree.map(lambda array: jax.lax.ppermute(array, self.names, pairs), tree)
 
     def source(self, step: jax.Array | int) -> jax.Array:
-        """Returns the place of the device whose block of keys is here at a step."""
+        """Returns the index of the device that owns the block of keys which has arrived at this device at a step."""
         return (jax.lax.axis_index(self.names) - step) % self.ways
 
     def where_seen(self, source: jax.Array, length: int, function: Callable[..., Any], carry: Any, *operands) -> Any:
-        """Returns `function(carry, *operands)`, or `carry` if no query here attends to a key of the block `source`."""
+        """Returns `function(carry, *operands)` if a query of this device may attend to a key of the block of the device
+        `source`, and otherwise `carry`. `length` is the number of keys per block.
+        """
         here = jax.lax.axis_index(self.names)
         seen = []
         if self.in_order:
@@ -142,7 +154,9 @@ def _attend(layout: _Layout, query, key, value, bias, mask):
 
 
 def _forward(layout: _Layout, query, key, value, bias, mask):
-    """Returns the output, and what the backward pass needs. Each device keeps its own block of both."""
+    """Returns the attention output, and the arrays that the backward pass needs: the inputs, the output, and for each
+    query its largest score and the sum of exp(score - largest score).
+    """
 
     def local(query, key, value, bias, mask):
         def update(sums, block, bias, mask):
@@ -247,11 +261,13 @@ _attend.defvjp(_forward, _backward)
 
 
 def _added(part: Mapping[str, Any], key, value, scale: float) -> dict[str, jax.Array]:
-    """Adds the attention of some queries to a block of keys to their sums.
+    """Adds the attention of some queries to one block of keys to the running sums of these queries (online softmax).
+    Returns the new sums.
 
     Args:
-      part: the queries [b, t, h, k], their allowed keys, their bias, and under `sums` the `largest` score, the `total`
-        of the weights relative to it, both [b, t, h], and the values `mixed` by these weights, [b, t, h, k].
+      part: a dict of the queries `query` [b, t, h, k], their `bias` and `allowed` keys (arrays or None), and `sums`:
+        the `largest` score so far, the `total` of the weights exp(score - largest), both [b, t, h], and `mixed`, the
+        sum of the values multiplied by these weights, [b, t, h, k].
       key: keys [b, g, s, k].
       value: values [b, g, s, k].
       scale: factor of the scores.
@@ -272,10 +288,12 @@ def _added(part: Mapping[str, Any], key, value, scale: float) -> dict[str, jax.A
 
 
 def _gradients(part: Mapping[str, Any], key, value, scale: float):
-    """Returns the gradients of some queries and their bias, and those of the block's keys and values.
+    """Computes gradients for some queries and one block of keys. Returns a dict with the gradients of the queries and
+    of their bias, and a tuple with the gradients of the keys and values.
 
-    The arguments are those of `_added`, with the final `largest` and `total`, the `cotangent` of the output, its
-    `mean`, and the gradient `dquery` so far.
+    Same arguments as `_added`, except that `part` has no `sums` but the final `largest` and `total`, the gradient
+    `cotangent` of the output, its dot product `mean` with the output, [b, t, h], and the sum `dquery` of the gradients
+    of the queries so far.
     """
     query, cotangent = part["query"], part["cotangent"]
     batch, length, _, size = query.shape
@@ -314,13 +332,20 @@ def _scores(part: Mapping[str, Any], key, scale: float) -> jax.Array:
 
 
 def _grouped(array_bhts: jax.Array, key: jax.Array) -> jax.Array:
-    """Returns an array with its heads in groups that share a head of keys, [b, g, r, t, s]."""
+    """Reshapes an array [b, h, t, s] to [b, g, r, t, s], where g is the number of key heads and r = h / g the number of
+    query heads that share a key head.
+    """
     batch, _, length, keys = array_bhts.shape
     return array_bhts.reshape(batch, key.shape[1], -1, length, keys)
 
 
 def _in_chunks(function, carry: Any, parts: Any) -> tuple[Any, Any]:
-    """Runs `function` in a loop over chunks of queries. These are axis 1 of all arrays, and of all results."""
+    """Calls `function(carry, chunk)` for one chunk of queries after the other. In `parts`, a tree of arrays, queries
+    are axis 1, and a chunk is a slice of each array along this axis.
+
+    `function` returns the next carry, and a tree of arrays in which queries are also axis 1. Returns the last carry,
+    and these arrays concatenated along axis 1.
+    """
     length = jax.tree.leaves(parts)[0].shape[1]
     size = max(size for size in range(1, min(length, BLOCK) + 1) if length % size == 0)
     if size == length or size < BLOCK // 8:  # A length with no useful divisor, such as a prime, is one chunk.
@@ -337,7 +362,9 @@ def _in_chunks(function, carry: Any, parts: Any) -> tuple[Any, Any]:
 
 
 def _with_mask(function, mask: Mask | None, carry: Any, part: dict[str, Any]) -> tuple[Any, Any]:
-    """Calls `function` with which keys of the block each query of a chunk may attend to, under `allowed`."""
+    """Returns `function(carry, part)` after adding the entry `allowed` to the dict `part`: a boolean array, True if a
+    query of the chunk may attend to a key of the block, or None if all may.
+    """
     seen = None if mask is None else mask.with_queries(part["mask"]).dense()
     return function(carry, {**part, "allowed": seen})
 
@@ -347,7 +374,7 @@ def _of_queries(mask: Mask | None) -> dict[str, jax.Array | None]:
 
 
 def _keys_of(mask: Mask | None, first: jax.Array, length: int) -> Mask | None:
-    """Returns the mask of only the `length` keys from `first` on."""
+    """Returns the mask for only `length` keys, from the key with index `first` on."""
     if mask is None:
         return None
     arrays = {name: getattr(mask, name) for name in OF_KEYS}
@@ -356,7 +383,7 @@ def _keys_of(mask: Mask | None, first: jax.Array, length: int) -> Mask | None:
 
 
 def _queries_first(bias_bhts: jax.Array | None) -> jax.Array | None:
-    """Moves the axis of queries of a bias to index 1, where all arrays of queries have it."""
+    """Swaps axes 1 and 2 of a bias, [b, h, t, s], so that queries are axis 1, as `_in_chunks` requires."""
     return None if bias_bhts is None else bias_bhts.swapaxes(1, 2)
 
 

@@ -1,8 +1,8 @@
-"""Storage of the parameters of a stack's blocks, and ways to run the blocks.
+"""Stores the parameters of a stack of Transformer blocks, and runs the blocks in a loop.
 
-The parameters of blocks with the same structure are one tree with a leading layer axis, regardless of how the blocks
-are run. If a period has blocks with different parameters, each kind has a tree under its number: `blocks/0`,
-`blocks/1`, ...
+The parameters of all blocks are stacked: one tree of arrays with a leading layer axis. A period is a sequence of kinds
+of blocks that repeats in the stack, such as one global and five local blocks (`Transformer.period`). If the kinds have
+different parameters, there is one stacked tree per kind: `blocks/0`, `blocks/1`, ...
 """
 
 from collections.abc import Callable, Sequence
@@ -28,18 +28,18 @@ class BlockFunction(Protocol):
           x: input of the block, [batch, length, embed].
           number: index of the block, scalar.
           params: parameters of the block.
-          kind: index of the kind of block within a period.
+          kind: index of the kind of block in `Transformer.period`.
           at: positions to compute, integers [batch, predictions]. If None, all positions.
 
         Returns:
-          The output of the block, [batch, length, embed] or [batch, predictions, embed], and values to return for every
-          block, such as attention weights.
+          The output of the block, [batch, length, embed] or [batch, predictions, embed], and further values, such as
+          attention weights, which the stack collects from all blocks.
         """
         ...
 
 
 BLOCK_INPUT = "block_input"
-"""Name of the input of a block for checkpoint policies."""
+"""Name by which JAX checkpoint policies identify the input of a block."""
 REMAT_POLICIES = {
     "full": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -86,7 +86,9 @@ def unstacked(blocks: Any) -> tuple[Any, ...]:
 
 
 def without_last(blocks: Any) -> tuple[Any, Any]:
-    """Splits off the last block. Returns the parameters of all other blocks, and those of the last block."""
+    """Splits the stacked parameters of blocks into the parameters of all blocks except the last, and the parameters of
+    the last block.
+    """
     kinds = _kinds(blocks)
     if len(kinds) == 1:
         return jax.tree.map(lambda array: array[:-1], blocks), _layer(blocks, -1)
@@ -95,17 +97,20 @@ def without_last(blocks: Any) -> tuple[Any, Any]:
 
 
 class Kept(NamedTuple):
-    """Values that a run of a stack returns for every block, such as attention weights."""
+    """Values that the blocks of a stack return besides their output, such as attention weights, collected from all
+    blocks.
+    """
 
     kinds: tuple[Any, ...]
-    """Values of the blocks in complete periods: one entry per kind of block, whose arrays have a leading axis of
-    periods.
+    """Values of the blocks in complete periods (repetitions of `Transformer.period`): one entry per kind of block,
+    whose arrays are stacked over the periods along a leading axis.
     """
     rest: tuple[Any, ...]
     """Values of each block after the last complete period."""
 
     def stacked(self, select: Callable[[Any], jax.Array | None]) -> jax.Array | None:
-        """Stacks one array of every block along a leading layer axis. `select` chooses the array.
+        """Stacks one array of every block along a leading layer axis. `select` is a function that takes the values of a
+        block and returns the array.
 
         Returns None if `select` returns None.
         """
@@ -117,7 +122,9 @@ class Kept(NamedTuple):
         return jnp.concatenate([whole, jnp.stack(rest)]) if rest else whole
 
     def summed(self, select: Callable[[Any], dict[str, Mean]]) -> dict[str, Mean]:
-        """Sums the means of all blocks by name. `select` chooses the means."""
+        """Adds up the weighted means with the same name over all blocks. `select` is a function that takes the values
+        of a block and returns its means.
+        """
         whole = [jax.tree.map(lambda array: array.sum(0), select(part)) for part in self.kinds]
         return added(*whole, *map(select, self.rest))
 
@@ -131,7 +138,7 @@ def run(
       function: function that runs a block.
       x: input of the first block.
       blocks: stacked parameters.
-      period: number of blocks in a period.
+      period: number of blocks in a period (see `Transformer.period`).
       unroll: number of blocks per iteration of the loop, rounded up to complete periods.
       first: index of the first block in its stack.
 
@@ -160,8 +167,8 @@ def run(
 
 
 def _periods(blocks: Any, period: int, whole: int) -> list[Any]:
-    """Returns the parameters of the first `whole` periods of blocks: one entry per kind of block, whose arrays have a
-    leading axis of periods.
+    """Returns the parameters of the blocks in the first `whole` periods: one tree per kind of block, whose arrays are
+    stacked over the periods along a leading axis.
     """
     kinds = _kinds(blocks)
     if period == 1:
@@ -188,12 +195,14 @@ def rematerialised(function: Callable[..., Any], remat: str, in_loop: bool) -> C
     """Wraps a function so that the backward pass recomputes its activations, to save memory.
 
     Args:
-      function: takes the arguments of a `BlockFunction`, after an argument with the other inputs of all blocks.
+      function: function to wrap. Its first argument has the inputs that all blocks share; the others are those of a
+        `BlockFunction`.
       remat: value of `Transformer.remat`.
       in_loop: whether the function is called in a loop.
 
     Raises:
-      InputError: If activations are to be offloaded, but the platform has no memory besides that of the host.
+      InputError: If activations are to be offloaded to host memory, but the platform is the CPU, which has no other
+        memory.
     """
     policy = REMAT_POLICIES.get(remat)
     if remat == "none":
@@ -207,9 +216,10 @@ def rematerialised(function: Callable[..., Any], remat: str, in_loop: bool) -> C
 
 
 def _not_gathered(primitive: Any, *_: Any, **params: Any) -> bool:
-    """Checkpoint policy that saves everything except what the layers of a block gather.
+    """JAX checkpoint policy that saves all values except inputs of layers that were gathered from several devices.
 
-    Between layers, the mesh axis `tensor` splits positions. The backward pass gathers them again.
+    Between layers, positions are sharded over the mesh axis `tensor`, and each layer gathers them. The backward pass
+    gathers them again, which saves memory.
     """
     return primitive.name != "sharding_constraint"
 
@@ -221,7 +231,7 @@ def default_unroll(depth: int, remat: str) -> int:
 
 
 def depth(blocks: Any) -> int:
-    """Returns the number of blocks whose stacked parameters these are."""
+    """Returns the number of blocks in a tree of stacked parameters."""
     return sum(len(jax.tree.leaves(kind)[0]) for kind in _kinds(blocks))
 
 

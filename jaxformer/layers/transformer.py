@@ -40,7 +40,9 @@ class Variant:
 
 
 class BlockParts(NamedTuple):
-    """Settings of a kind of block, in which those that the kind does not change are taken from the stack."""
+    """Settings of one kind of block: those of its `Variant`, and those of the stack for each setting that the variant
+    does not override.
+    """
 
     attention: nn.Module
     mlp: nn.Module
@@ -51,14 +53,16 @@ class Given(NamedTuple):
     """Inputs of all blocks of a stack other than the vectors `x`."""
 
     inputs: BlockInputs
-    """Inputs of the stack, without positions."""
+    """Inputs of the stack, without `position_ids` and `at`."""
     placements: tuple[Placement | None, ...]
     """Rotations or biases of self-attention for each kind of block."""
     key: jax.Array | None
-    """Random key of dropout, into which each block folds its number. None if there is no dropout."""
+    """Random key of dropout. Each block derives its own key from it and the index of the block. None if there is no
+    dropout.
+    """
 
     def with_rows(self) -> "Given":
-        """Adds a batch axis of length 1 to biases of attention that have none."""
+        """Adds a batch axis of length 1 to attention biases that have no batch axis."""
 
         def with_rows(placement):
             if placement is None or placement.bias is None or placement.bias.ndim == 4:
@@ -74,8 +78,8 @@ class TransformerOutput:
     """Output vectors of a stack and, depending on the inputs, attention weights, caches and outputs of all layers."""
 
     hidden: jax.Array
-    """Output of the last block, [batch, length, embed] or [batch, predictions, embed]. Normalized unless norms are
-    applied after layers or there is no last norm.
+    """Output of the last block, [batch, length, embed] or [batch, predictions, embed]. Normalized unless
+    `norm_position` is `after` or `last_norm` is False.
     """
     attention: jax.Array | None = None
     """Weights of self-attention, float32 [layers, batch, heads, queries, keys]. None unless requested."""
@@ -85,8 +89,8 @@ class TransformerOutput:
     """Output of each block, before the final norm of the stack, [layers, batch, length, embed]. None unless requested.
     """
     means: dict[str, Mean] = flax.struct.field(default_factory=dict)
-    """Averaged metrics by name, combined over all blocks, such as a load-balancing loss. Objectives add auxiliary
-    losses to the training loss."""
+    """Auxiliary losses and metrics, such as a load-balancing loss, as weighted means over all blocks, keyed by name.
+    Training adds the auxiliary losses to its loss."""
 
 
 class Transformer(nn.Module):
@@ -103,7 +107,7 @@ class Transformer(nn.Module):
     mlp: nn.Module = Mlp()
     """Feed-forward network of each block."""
     norm: nn.Module = LayerNorm()
-    """Normalization layer, applied to each layer of a block."""
+    """Normalization layer of the blocks. `norm_position` determines where it is applied."""
     norm_position: NormPosition = "before"
     """Where norms are applied: `before` each layer and at the end of the stack, `after` each residual sum, or `both`
     before and after each layer."""
@@ -111,7 +115,7 @@ class Transformer(nn.Module):
     """Whether to normalize the input of the first block's attention. Not needed if the embeddings are normalized."""
     last_norm: bool = True
     """Whether to normalize the output of the last block, if norms are applied before layers. Not needed if a head
-    normalizes what it reads.
+    normalizes its input.
     """
     position_embedding: nn.Module | None = None
     """Position scheme of self-attention, such as `Rotary()`. If None, self-attention does not use positions."""
@@ -120,7 +124,7 @@ class Transformer(nn.Module):
     attention_dropout: float = 0.1
     """Dropout rate of the attention weights."""
     dtype: DType = "auto"
-    """Type to compute in. `auto` is bfloat16 on accelerators and float32 on CPU."""
+    """Data type of the computation. `auto` is bfloat16 on accelerators and float32 on CPU."""
     remat: Literal["none", "dots", "full", "offload"] = "none"
     """Part to rematerialize in the backward pass to save memory: `none`, `dots` (everything except matrix products),
     `full` (whole blocks), or `offload` (whole blocks, whose inputs are stored in host memory). Training on a CPU does
@@ -134,8 +138,8 @@ class Transformer(nn.Module):
     `ResidualBranch(drop_path=0.1)`.
     """
     period: tuple[Variant, ...] = ()
-    """Kinds of blocks that repeat in this order, such as local and global attention. If empty, all blocks are alike.
-    The last repetition may be incomplete.
+    """Kinds of blocks that repeat in this order, such as blocks with local and with global attention. The last
+    repetition may be incomplete. If empty, all blocks are alike.
     """
 
     def __post_init__(self):
@@ -240,7 +244,7 @@ class Transformer(nn.Module):
 
     @property
     def kinds(self) -> tuple[BlockParts, ...]:
-        """Settings of each kind of block in a period."""
+        """Settings of each kind of block in `period`. One entry if all blocks are alike."""
         return tuple(self.variant(number) for number in range(max(1, len(self.period))))
 
     def new_cache(self, rows: int, slots: int) -> Cache:
@@ -253,10 +257,11 @@ class Transformer(nn.Module):
         return Cache(layers, segments, jnp.zeros((), jnp.int32), windows=windows)
 
     def _schedule(self, inputs: BlockInputs, rows: int) -> Schedule | None:
-        """Returns the schedule of the pipeline. None if the blocks run one after the other on all devices.
+        """Returns the pipeline schedule of the current mesh. None if the blocks run without a pipeline: one after the
+        other, each on all devices.
 
         Raises:
-          InputError: If the mesh has a pipeline that cannot train this stack on these rows.
+          InputError: If the mesh has a pipeline that cannot train this stack on a batch with this number of rows.
         """
         mesh = jax.sharding.get_abstract_mesh()
         if mesh.empty or self.is_initializing() or inputs.return_attention or inputs.return_layers:
@@ -276,7 +281,8 @@ class Transformer(nn.Module):
         return None if problem else schedule
 
     def _run_pipeline(self, function, x: jax.Array, given: Given, stacked, schedule: Schedule):
-        """Runs the blocks in stages. Returns the output of the last block, and the means.
+        """Runs the blocks in the stages of a pipeline. Returns the output of the last block, and auxiliary losses and
+        metrics as weighted means.
 
         The dropout of a micro-batch depends on its number, so it changes with the number of micro-batches.
         """
@@ -292,7 +298,7 @@ class Transformer(nn.Module):
         return pipeline.run(run_stage, x, given.with_rows(), stacked, schedule)
 
     def _decode(self, blocks, stacked, x: jax.Array, inputs: BlockInputs, cache: Cache) -> TransformerOutput:
-        """Runs the blocks one by one with their caches. Each cache is updated in place."""
+        """Runs the blocks one after the other, each with its cache. Returns the output with the updated cache."""
         slots = cache.used + jnp.arange(x.shape[1])
         segments = jax.lax.dynamic_slice_in_dim(cache.segments, cache.used, x.shape[1], axis=1)
         order = None if inputs.mask is None else inputs.mask.query_order
