@@ -34,7 +34,7 @@ class Entry(nn.Module):
     dropout: float
     """Dropout rate after the normalization."""
     dtype: DType
-    """Type to compute in."""
+    """Data type of the computation."""
 
     @nn.compact
     def __call__(self, x: jax.Array, position_ids: jax.Array | None, train: bool) -> jax.Array:
@@ -52,13 +52,17 @@ class Bart(EncoderDecoder):
     encoder: Transformer = BASE
     """Transformer blocks of the encoder."""
     decoder: Transformer = BASE
-    """Stack of the decoder. Each block also attends to the output of the encoder."""
+    """Transformer blocks of the decoder. Each block also attends to the output of the encoder."""
     vocab: int | None = 50_265
-    """Vocabulary size of inputs and outputs, at least that of the tokenizer. If None, uses that of the tokenizer."""
+    """Vocabulary size of inputs and outputs, at least the size of the tokenizer's vocabulary. If None, it is equal to
+    that size.
+    """
     max_length: int = 1024
     """Maximum length of inputs and of outputs in tokens."""
     position_embedding: AddedPositions = "none"
-    """Positions to add to the embeddings that both stacks share. Each stack then adds its own learned positions."""
+    """How positions are added to the token embeddings that both stacks share. BART adds none there, because each stack
+    adds its own learned positions.
+    """
     scale_embeddings: bool = False
     """Whether to multiply embeddings by the square root of the width."""
     head_bias: bool = True

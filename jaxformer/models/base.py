@@ -22,7 +22,7 @@ from jaxformer.parallel import sharding
 
 @dataclasses.dataclass(frozen=True)
 class InputSpec:
-    """Specification of an input array of a model: its axes, type and meaning."""
+    """Specification of an input array of a model: its axes, data type and meaning."""
 
     axes: str
     """Axes of the array, one letter per axis, such as "bt". Axes with the same letter have the same length in a call.
@@ -54,7 +54,7 @@ POSITION_IDS = InputSpec("bt", "positions, from 0 in each example", optional=Tru
 SEGMENTS = InputSpec("bt", "1 for tokens, 0 for padding", optional=True)
 TOKENS = InputSpec("bt", "token ids")
 PIXEL_INPUTS = ("images", "clips")
-"""Names of model inputs with pixels: pictures, and clips of videos."""
+"""Names of model inputs that contain pixels: images, and video clips."""
 
 
 @flax.struct.dataclass
@@ -71,7 +71,7 @@ class ModelOutput:
     attention: jax.Array | None = None
     """Self-attention weights of all layers, float32 [layers, batch, heads, queries, keys]."""
     means: dict[str, Mean] = flax.struct.field(default_factory=dict)
-    """Auxiliary losses and metrics of the stacks as weighted means, such as the load of experts. Training adds the
+    """Auxiliary losses and metrics of the stacks as weighted means, such as the load of experts. Training adds these
     losses to its loss.
     """
 
@@ -172,7 +172,7 @@ class Model(nn.Module):
     # `inputs`, `stacks` and `flops` are not abstract methods, because `help` shows no fields for an abstract class.
 
     def inputs(self) -> dict[str, InputSpec]:
-        """Returns the specifications of the input arrays, by argument name."""
+        """Returns a dict that maps the name of each input argument to the specification of its array."""
         raise NotImplementedError
 
     def stacks(self) -> dict[str, Transformer]:
@@ -182,8 +182,8 @@ class Model(nn.Module):
         raise NotImplementedError
 
     def token_inputs(self) -> dict[str, TokenInput]:
-        """Returns the vocabulary size and maximum length of each input of token ids, by argument name. Empty for a
-        model without text.
+        """Returns a dict that maps the name of each input argument with token ids to its vocabulary size and maximum
+        length. Empty for a model without text.
         """
         return {}
 
@@ -204,7 +204,9 @@ class Model(nn.Module):
 
     @property
     def pixel_input(self) -> str | None:
-        """Name of the input with pixels: `images` or `clips`. None for a model without such an input."""
+        """Name of the model's input that contains pixels: `images` or `clips` (of videos). None if there is no such
+        input.
+        """
         return next((name for name in PIXEL_INPUTS if name in self.inputs()), None)
 
     @property
@@ -229,8 +231,8 @@ class Model(nn.Module):
         return limits
 
     def encode_prompt(self, **inputs: jax.Array) -> Memory | None:
-        """Encodes what an encoder reads of a prompt, such as a text to translate, audio or an image. Returns None for
-        models without an encoder.
+        """Encodes the inputs of a prompt that are for the encoder, such as a text to translate, audio or an image.
+        Returns None for models without an encoder.
 
         Decoding calls it once. Only models with an encoder take inputs, whose names depend on the model.
         """
@@ -251,8 +253,8 @@ class Model(nn.Module):
         By default, calls the model with `cache`. Encoder–decoders override this method.
 
         Args:
-          tokens: token ids, integers [batch, new tokens]. There are several in the call for the prompt, and otherwise
-            usually one.
+          tokens: token ids, integers [batch, new tokens]. The first call has all tokens of the prompt, and later calls
+            usually have one token.
           position_ids: positions of `tokens`, integers of the same shape.
           cache: cache of the preceding tokens, made by `new_cache`. Its segments mark the slots that contain tokens.
           memory: output vectors of `encode_prompt`, [batch, input_length, embed]. Only needed in the first call.
@@ -290,20 +292,22 @@ class Model(nn.Module):
 
     @property
     def interop(self) -> str:
-        """Name of a module whose `FAMILIES` convert the model to and from the Hugging Face format.
+        """Name of the Python module of a model outside jaxformer, whose variable `FAMILIES` lists the converters to and
+        from the Hugging Face format.
 
-        Empty if jaxformer itself can convert the model. The module is imported when needed.
+        Empty if the converters are in jaxformer itself. The module is imported when needed.
         """
         return ""
 
     @property
     def compute_dtype(self) -> DType:
-        """Type that the heads compute in. It is the type of the last stack."""
+        """Data type that the heads compute in: that of the last stack."""
         return list(self.stacks().values())[-1].dtype
 
     @property
     def backbone_parts(self) -> tuple[str, ...]:
-        """First components of the paths of the backbone's parameters. All other parameters are heads.
+        """Names of the top-level modules that contain the backbone's parameters, such as `embeddings`. All other
+        parameters belong to heads.
 
         A warm start fails if the pretrained model lacks backbone parameters of this model, but may initialize heads
         randomly.
@@ -312,7 +316,7 @@ class Model(nn.Module):
 
     @property
     def head_fields(self) -> tuple[str, ...]:
-        """Names of fields that only affect the heads, and not the backbone.
+        """Names of the model's fields that only affect the heads, and not the backbone.
 
         In a warm start, the pretrained model may have other values in these fields.
         """
@@ -328,22 +332,22 @@ class Model(nn.Module):
         return {}
 
     def pretrained(self) -> tuple[str, "Model"]:
-        """Returns the model whose parameters are usually pretrained, and the prefix of their paths: the inner model of
-        a classifier, and otherwise this model.
+        """Returns the prefix of the parameter paths, such as `backbone/`, and the model for the part of this model that
+        is usually pretrained, such as the backbone of a classifier. By default, returns an empty prefix and this model.
         """
         return "", self
 
     def part(self, name: str) -> tuple[str, "Model"]:
-        """Returns the model inside this model (or this model itself) that takes the input `name`, and the prefix of its
-        parameter paths.
+        """Returns the prefix of the parameter paths and the model for the part of this model that takes the input
+        `name`. The part may be this model itself, with an empty prefix.
         """
         del name
         return self.pretrained()
 
     @nn.nowrap
     def map_part(self, name: str, change: Callable[["Model"], "Model"]) -> "Model":
-        """Returns a model in which the innermost model that takes the input `name` is replaced by the result of
-        `change` for it.
+        """Returns a copy of this model, in which the innermost model `inner` that takes the input `name` is replaced by
+        `change(inner)`.
         """
         prefix, inner = self.part(name)
         if not prefix:
@@ -351,14 +355,14 @@ class Model(nn.Module):
         return dataclasses.replace(self, **{prefix.strip("/"): inner.map_part(name, change)})
 
     def comparable(self) -> Self:
-        """Returns a copy for comparing two models. Fields that affect neither the parameters nor the computation have
-        their default values, so models that differ only in them count as equal.
+        """Returns a copy for comparing two models. Fields that affect neither the parameters nor the computation are
+        set to their defaults, so that models which differ only in these fields count as equal.
         """
         return self
 
     @nn.nowrap
     def map_stacks(self, change: Callable[[Transformer], Transformer]) -> Self:
-        """Returns a model in which each stack is replaced by the result of `change` for it."""
+        """Returns a copy of this model, in which each stack is replaced by `change(stack)`."""
         # Without `nowrap`, Linen would make the modules that `change` returns submodules of this one.
         changes: dict[str, Any] = {}
         for path, stack in self.stacks().items():
@@ -368,7 +372,9 @@ class Model(nn.Module):
 
     @nn.nowrap
     def replace_stacks(self, **changes: Any) -> Self:
-        """Returns a model in which the given fields of each stack are replaced, such as `dtype="float32"`."""
+        """Returns a copy of this model, in which the given fields of each stack are replaced, such as
+        `dtype="float32"`.
+        """
         return self.map_stacks(lambda stack: dataclasses.replace(stack, **changes))
 
     @nn.nowrap

@@ -35,11 +35,13 @@ class BertOutput(ModelOutput):
     """Output of BERT.
 
     `hidden` is None if only some positions were requested. `pooled` is computed from the first token of each sentence
-    pair by a linear layer and tanh, [batch, pairs, embed]. Rows have one pair without packing.
+    pair by a linear layer and tanh, [batch, pairs, embed]. Without packing, each row has one pair.
     """
 
     prediction: jax.Array | None = None
-    """Hidden vectors of the masked-LM head, [batch, predictions, embed]. Without `masked_positions`, one per token."""
+    """Hidden vectors of the masked-LM head at `masked_positions`, [batch, predictions, embed]. If the call has no
+    `masked_positions`, there is one vector per token.
+    """
     lm_head: LMHead | None = None
     """Output layer that maps `prediction` to logits. It consists of the token embeddings and a bias."""
     next_sentence_logits: jax.Array | None = None
@@ -84,9 +86,11 @@ class Bert(Model):
     """BERT model: an encoder with heads. By default, it has both pretraining heads."""
 
     transformer: Transformer = Transformer(norm=LayerNorm(1e-12), norm_position="after")
-    """Stack of blocks. Learned positions are added to the embeddings, unless the stack has a position scheme."""
+    """Stack of Transformer blocks. Learned positions are added to the embeddings, unless the stack has a position
+    scheme such as `Rotary`.
+    """
     vocab: int | None = 30_522
-    """Vocabulary size, at least that of the tokenizer. If None, uses that of the tokenizer."""
+    """Vocabulary size, at least the size of the tokenizer's vocabulary. If None, it is equal to that size."""
     max_length: int = 512
     """Maximum input length in tokens."""
     token_types: int = 2
@@ -152,8 +156,8 @@ class Bert(Model):
         return "prediction_heads", "head_bias"
 
     def comparable(self) -> Self:
-        """Returns a copy for comparing two models. If it has no masked-LM head, the settings of that head have their
-        default values.
+        """Returns a copy for comparing two models. If the model has no masked-LM head, the settings of that head are
+        set to their defaults, so that they do not count as a difference.
         """
         return self if "masked_lm" in self.prediction_heads else dataclasses.replace(self, head_bias=True)
 

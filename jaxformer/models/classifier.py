@@ -78,8 +78,8 @@ class Classifier(Model):
             raise InputError(f"model.dropout={self.dropout}: expected 0 or more, below 1")
 
     def inputs(self) -> dict[str, InputSpec]:
-        """Returns the input specifications: the backbone's inputs that describe whole rows or examples, and
-        `cls_positions`.
+        """Returns the specifications of the input arrays: `cls_positions`, and those inputs of the backbone that are
+        not only for pretraining (as `masked_positions` is).
         """
         names = ("tokens", "segments", "position_ids", "token_types", "cls_positions")
         own = {
@@ -95,7 +95,7 @@ class Classifier(Model):
         return {f"backbone/{path}": stack for path, stack in self.backbone.stacks().items()}
 
     def token_inputs(self) -> dict[str, TokenInput]:
-        """Returns the vocabulary size and maximum length of the backbone's inputs of token ids, by argument name."""
+        """Returns the vocabulary size and maximum length of each input with token ids, the same as for the backbone."""
         return self.backbone.token_inputs()
 
     def flops(self, sizes: Mapping[str, int]) -> float:
@@ -118,16 +118,18 @@ class Classifier(Model):
 
     @property
     def warm_start_names(self) -> Mapping[str, str]:
-        """Maps the layer before the head to the masked-LM head, from which a warm start may initialize it."""
+        """Names of pretrained layers from which a warm start may initialize other layers: it may initialize `transform`
+        from the layer `masked_lm` of a pretrained model.
+        """
         return {"transform": "masked_lm"}
 
     def comparable(self) -> Self:
-        """Returns a copy for comparing two models, without dropout in the head."""
+        """Returns a copy for comparing two models, in which dropout is 0, so that it does not count as a difference."""
         return dataclasses.replace(self, backbone=self.backbone.comparable(), dropout=0.0)
 
     @property
     def interop(self) -> str:
-        """Name of the module that converts the model to and from the Hugging Face format, which depends on the
+        """Name of the Python module with the converters to and from the Hugging Face format, the same as for the
         backbone.
         """
         return self.backbone.interop

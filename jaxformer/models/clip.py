@@ -151,7 +151,7 @@ class TextTower(Model):
     transformer: Transformer = tower_stack(512, 8, "quick_gelu", 1e-5)
     """Stack of Transformer blocks."""
     vocab: int | None = 49_408
-    """Vocabulary size, at least that of the tokenizer. If None, uses that of the tokenizer."""
+    """Vocabulary size, at least the size of the tokenizer's vocabulary. If None, it is equal to that size."""
     max_length: int = 77
     """Maximum text length in tokens."""
     causal: bool = True
@@ -237,9 +237,9 @@ class Clip(Model):
     """
 
     vision: ImageTower = ImageTower()
-    """Settings of the image encoder."""
+    """Image encoder."""
     text: TextTower = TextTower()
-    """Settings of the text encoder."""
+    """Text encoder."""
     width: int | None = 512
     """Size of the compared vectors, to which both encoders are projected by linear layers without bias. If None, it is
     the width of the image encoder, and only texts are projected, by a layer with bias (SigLIP)."""
@@ -291,21 +291,27 @@ class Clip(Model):
         return self.vision.flops(sizes) + self.text.flops(sizes) + maps + linear_flops(images, width, texts)
 
     def part(self, name: str) -> tuple[str, Model]:
-        """Returns the encoder that takes the input `name`, and the prefix of its parameter paths."""
+        """Returns the prefix of the parameter paths (`vision/` or `text/`) and the model for the encoder that takes the
+        input `name`.
+        """
         return ("vision/", self.vision) if name in self.vision.inputs() else ("text/", self.text)
 
     @property
     def backbone_parts(self) -> tuple[str, ...]:
-        """First components of the parameter paths of both encoders."""
+        """Names of the modules that contain the parameters of the two encoders. See `Model.backbone_parts`."""
         return "vision", "text"
 
     @property
     def head_fields(self) -> tuple[str, ...]:
-        """Names of the fields that do not affect the encoders: the size of the compared vectors, and initial values."""
+        """Names of the fields that do not affect the encoders: the size of the compared vectors, and the initial scale
+        and bias of the scores.
+        """
         return "width", "init_scale", "init_bias"
 
     def comparable(self) -> Self:
-        """Returns the model with default pixel statistics and initial values, for comparing models."""
+        """Returns a copy for comparing two models. Its pixel statistics and initial values are the defaults, so that
+        models which differ only in them count as equal.
+        """
         bias = None if self.init_bias is None else 0.0
         return dataclasses.replace(self, vision=self.vision.comparable(), init_scale=1.0, init_bias=bias)
 

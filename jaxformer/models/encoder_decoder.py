@@ -33,7 +33,7 @@ class EncoderDecoderOutput(LMOutput):
 
     @property
     def features(self) -> jax.Array | None:
-        """Vectors for downstream use: one per input token, [batch, input_length, embed]."""
+        """Vectors for downstream use: the encoder output, [batch, input_length, embed]."""
         return self.encoded
 
 
@@ -50,9 +50,11 @@ class EncoderDecoder(Model):
     encoder: Transformer = BASE
     """Transformer blocks of the encoder."""
     decoder: Transformer = BASE
-    """Stack of the decoder. Each block also attends to the output of the encoder."""
+    """Transformer blocks of the decoder. Each block also attends to the output of the encoder."""
     vocab: int | None = 37_000
-    """Vocabulary size of inputs and outputs, at least that of the tokenizer. If None, uses that of the tokenizer."""
+    """Vocabulary size of inputs and outputs, at least the size of the tokenizer's vocabulary. If None, it is equal to
+    that size.
+    """
     max_length: int = 512
     """Maximum length of inputs and of outputs in tokens."""
     position_embedding: AddedPositions = "sinusoidal"
@@ -64,8 +66,8 @@ class EncoderDecoder(Model):
     head_bias: bool = False
     """Whether the output layer has a bias, as in Marian. The bias comes from pretrained weights and is not trained."""
     zero_start: bool = False
-    """Whether the first decoder input is a zero vector instead of the embedding of the start token, as in Marian.
-    CTranslate2 supports encoder–decoders of this form only with a zero start.
+    """Whether the first decoder input is a zero vector instead of the embedding of the start token, as in Marian. Only
+    models with a zero start can be exported in the format of Marian, which CTranslate2 supports.
     """
 
     def __post_init__(self):
@@ -143,7 +145,8 @@ class EncoderDecoder(Model):
           tokens: token ids of the decoder start token and the output, integers [batch, length].
           input_segments: integers [batch, input_length]. Tokens attend within their segment, and 0 is padding. Defaults
             to one segment.
-          segments: segments of `tokens`, integers [batch, length]. They also attend to the inputs of their segment.
+          segments: integers [batch, length]. Tokens attend to earlier tokens and to inputs of the same segment, and 0
+            is padding. Defaults to one segment.
           input_position_ids: positions of the inputs, integers [batch, input_length]. Defaults to 0, 1, 2, ...
           position_ids: positions of the outputs, integers [batch, length]. Defaults to 0, 1, 2, ...
           train: whether to apply dropout. Requires the rng stream `dropout`.
@@ -168,8 +171,8 @@ class EncoderDecoder(Model):
         position_ids: jax.Array | None = None,
         train: bool = False,
     ) -> jax.Array:
-        """Returns the encoder output, [batch, input_length, embed]. Same arguments as a call, without the prefix
-        `input_`.
+        """Returns the encoder output, [batch, input_length, embed]. The arguments correspond to `inputs`,
+        `input_segments` and `input_position_ids` of a call.
         """
         return self._encode(inputs, segments, position_ids, train)[0]
 
@@ -192,7 +195,9 @@ class EncoderDecoder(Model):
         memory: jax.Array | None = None,
         prefix: jax.Array | None = None,
     ) -> EncoderDecoderOutput:
-        """Predicts the tokens after `tokens`. See `Model.decode`. The cache contains the segments of the memory."""
+        """Predicts the tokens after `tokens`. Same arguments as `Model.decode`. The mask of the encoder output is in
+        `cache.memory_segments`.
+        """
         if prefix is not None:
             raise ValueError("the decoder of an encoder–decoder has no prefix with attention in both directions")
         x, table = self._embed(tokens, position_ids, False, "decoder")

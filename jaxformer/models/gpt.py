@@ -1,4 +1,4 @@
-"""GPT: a causal decoder (Radford et al. 2019), and the models LLaMA and Gemma 3 with other settings.
+"""GPT: a causal decoder (Radford et al. 2019). With other settings, it is LLaMA or Gemma 3.
 
 With rotary positions, RMS norms and gated MLPs, it is LLaMA (Touvron et al. 2023). With alternating local and global
 blocks, it is Gemma 3 (Gemma Team 2025).
@@ -37,7 +37,7 @@ class Gpt(Model):
     scheme such as `Rotary`.
     """
     vocab: int | None = 50_257
-    """Vocabulary size, at least that of the tokenizer. If None, uses that of the tokenizer."""
+    """Vocabulary size, at least the size of the tokenizer's vocabulary. If None, it is equal to that size."""
     max_length: int = 1024
     """Maximum input length in tokens."""
     tie_embeddings: bool = True
@@ -84,8 +84,8 @@ class Gpt(Model):
             segment.
           position_ids: positions, integers [batch, length]. Defaults to 0, 1, 2, ...
           prefix: tokens that attend to each other in both directions, boolean [batch, length]. Defaults to no tokens.
-          cache: cache of earlier tokens. With a cache, `position_ids` is required, and the segments are those of the
-            cache.
+          cache: cache of earlier tokens. With a cache, `position_ids` is required, and `segments` is not used, because
+            the cache contains the segments.
           train: whether to apply dropout. Requires the rng stream `dropout`.
           return_attention: whether to return the attention weights.
         """

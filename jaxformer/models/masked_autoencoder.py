@@ -31,7 +31,8 @@ class MaskedAutoencoderOutput(ModelOutput):
     """Output of a masked autoencoder.
 
     `hidden` is the encoder output, [batch, 1 + visible patches, embed]: the class token, and the visible patches. Each
-    patch of an image has a random number (`noise`); the patches with the lowest numbers are visible, in their order.
+    patch of an image has a random number (`noise`); the patches with the lowest numbers are visible, in the order of
+    these numbers.
     """
 
     masked: jax.Array | None = None
@@ -55,7 +56,7 @@ class MaskedAutoencoder(Model):
     transformer: Transformer = Transformer(norm=LayerNorm(1e-6), dropout=0.0, attention_dropout=0.0)
     """Transformer blocks of the encoder."""
     decoder: Transformer | None = Transformer(512, 8, 16, norm=LayerNorm(1e-6), dropout=0.0, attention_dropout=0.0)
-    """Stack of the decoder. If None, the model has only an encoder."""
+    """Transformer blocks of the decoder. If None, the model has only an encoder."""
     image: int = 224
     """Height and width of the images in pixels."""
     patch: int = 16
@@ -167,7 +168,7 @@ class MaskedAutoencoder(Model):
         """Predicts the pixels of every patch from the encoded visible patches.
 
         Args:
-          decoder: stack of the decoder. Its input has the same learned vector for each masked patch.
+          decoder: Transformer blocks of the decoder. In its input, the same learned vector replaces each masked patch.
           hidden: encoder output.
           place: for each patch, its index in the list of all visible patches followed by all masked patches.
           train: whether to apply dropout.

@@ -48,14 +48,18 @@ def t5_stack(
 
 
 class T5(EncoderDecoder):
-    """T5 model. The defaults are version 1.0. Version 1.1 has gated stacks and `tie_embeddings=False`."""
+    """T5 model. The defaults are those of T5 base, version 1.0. Version 1.1 has gated stacks and
+    `tie_embeddings=False`.
+    """
 
     encoder: Transformer = t5_stack(768, 12, 12, 3072)
     """Transformer blocks of the encoder."""
     decoder: Transformer = t5_stack(768, 12, 12, 3072, bidirectional=False)
-    """Stack of the decoder. Each block also attends to the output of the encoder."""
+    """Transformer blocks of the decoder. Each block also attends to the output of the encoder."""
     vocab: int | None = 32_128
-    """Vocabulary size including sentinels, at least that of the tokenizer. If None, uses that of the tokenizer."""
+    """Vocabulary size including sentinels, at least the size of the tokenizer's vocabulary. If None, it is equal to
+    that size.
+    """
     position_embedding: AddedPositions = "none"
     """How positions are added to token embeddings. T5 adds none, because its stacks have relative positions."""
     scale_embeddings: bool = False
