@@ -1,4 +1,6 @@
-"""Base classes of objectives. An objective is a loss: a pure function of (model, params, batch, key)."""
+"""Base classes of objectives. An objective computes the loss of training: it is a pure function of (model, params,
+batch, key).
+"""
 
 import abc
 from collections.abc import Collection, Mapping
@@ -39,14 +41,14 @@ class Objective(abc.ABC, Generic[ModelT]):
     are left out.
     """
     required: ClassVar[tuple[str, ...]] = ()
-    """Names of the batch arrays that the task must provide."""
+    """Names of the batch arrays that the task (which converts documents into batches) must provide."""
     example_task: ClassVar[str] = ""
     """Text that error messages insert to suggest a task whose rows have the arrays in `required`: the name of the only
     such task, such as "TagTokens", or an example of several, such as "one such as NextToken".
     """
     in_transformers: ClassVar[bool] = True
-    """Whether transformers has model classes for this objective. If not, runs cannot be exported as Hugging Face
-    folders.
+    """Whether the Hugging Face transformers library has model classes for this objective. If not, runs cannot be
+    exported to its format.
     """
 
     decoding: ClassVar[Decoding | None] = None
@@ -55,8 +57,8 @@ class Objective(abc.ABC, Generic[ModelT]):
     """
 
     problem_type: ClassVar[str | None] = None
-    """Kind of classification in the config.json of transformers, such as "multi_label_classification". None for other
-    objectives.
+    """Value of `problem_type` in the config.json of an exported Hugging Face model, such as
+    "multi_label_classification". None if the objective is neither classification nor regression.
     """
 
     @abc.abstractmethod
@@ -85,8 +87,8 @@ class Objective(abc.ABC, Generic[ModelT]):
         return (Loss.of(self.loss_weights),)
 
     def all_metrics(self, model: ModelT) -> tuple[Metric, ...]:
-        """Returns the metrics of the objective, and the auxiliary losses of the model's stacks, which are reported
-        too.
+        """Returns the metrics of the objective, and a metric for each auxiliary loss of the model, such as the load
+        balance of experts.
         """
         return (*self.metrics(model), *(Average(auxiliary_name(name)) for name in model.mean_names))
 
@@ -95,7 +97,7 @@ class Objective(abc.ABC, Generic[ModelT]):
 
         Args:
           model: the model.
-          row: layouts of the task's arrays, by name.
+          row: maps the names of the arrays in the task's batches to their layouts (type and shape).
 
         Raises:
           InputError: If the objective cannot train the model, or a required array is missing.
@@ -111,19 +113,20 @@ class Objective(abc.ABC, Generic[ModelT]):
         return InputError(f"objective={type(self).__name__}: needs {wanted}; the model is a {type(model).__name__}")
 
     def check_row(self, row: Collection[str]) -> None:
-        """Raises InputError if an array that the objective requires is missing. `row` has the names of the task's
-        arrays.
+        """Raises InputError if the task provides no array with a name in `required`. `row` contains the names of the
+        arrays that it provides.
         """
         if missing := [name for name in self.required if name not in row]:
             use = f"; use {self.example_task}" if self.example_task else ""
             raise InputError(f"objective={type(self).__name__}: the task's rows have no {missing[0]}{use}")
 
     def predictor(self, model: ModelT, params: Any, tokenizer: Tokenizer | None) -> Predictor | None:
-        """Creates the predictor, which `predict` uses. Returns None, the default, if there is nothing to predict.
+        """Creates the predictor, which computes the results of the command `jaxformer predict`. Returns None, the
+        default, if there is nothing to predict.
 
         Args:
           model: the model.
-          params: model parameters. May be None if the predictor only encodes requests.
+          params: model parameters. May be None if the predictor is only used to tokenize inputs.
           tokenizer: the run's tokenizer, or None if the model does not read text.
         """
         return None
@@ -149,14 +152,14 @@ class Objective(abc.ABC, Generic[ModelT]):
 class BatchObjective(Objective[ModelT]):
     """Base class of objectives that compare the examples of a whole batch, such as contrastive losses.
 
-    A subclass computes the loss in two parts, `vectors` and `compare`, so that with `optimizer.accumulate` the examples
-    of all micro-batches are compared with each other.
+    A subclass computes the loss in two parts, `vectors` and `compare`, so that with gradient accumulation
+    (`optimizer.accumulate`) the examples of all micro-batches are compared with each other.
     """
 
     @abc.abstractmethod
     def vectors(self, model: ModelT, params: Any, batch: Mapping[str, jax.Array], key: Any) -> dict[str, Any]:
-        """Computes the vectors that the loss compares, by name: arrays [batch, ...] with one entry per batch row. Also
-        returns auxiliary losses.
+        """Computes the vectors that the loss compares. Returns a dict of arrays [batch, ...] with one entry per batch
+        row, and of the model's auxiliary losses.
         """
 
     @abc.abstractmethod

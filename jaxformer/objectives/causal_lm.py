@@ -34,8 +34,8 @@ class CausalLM(Objective[Gpt]):
     beginning: bool = False
     """Whether prompts begin with the BOS token. Set it if the training texts begin with it."""
     template: DialogueTemplate | None = None
-    """Template of dialogues, as in the `Dialogue` task. A prompt is then a dialogue or a user message, and the model
-    generates the answer. If None, the model continues texts.
+    """Template that formats dialogues as text, the same as in the `Dialogue` task. A prompt is then a dialogue or a
+    user message, and the model generates the answer. If None, the model continues texts.
     """
     decoding: Decoding = Decoding(temperature=0.8, top_p=0.95)
     """Generation settings. They have no effect on training."""

@@ -35,7 +35,7 @@ class Classification(Objective[Classifier]):
 
     @property
     def problem_type(self) -> str:
-        """Value of `problem_type` in the config.json of transformers."""
+        """Value of `problem_type` in the config.json of an exported Hugging Face model."""
         return "multi_label_classification" if self.many else "single_label_classification"
 
     model_inputs = INPUTS

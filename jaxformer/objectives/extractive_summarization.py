@@ -71,8 +71,8 @@ class ExtractiveSummarization(Objective[Classifier]):
             raise InputError(f"model.labels={model.labels}: expected one name for objective=ExtractiveSummarization")
 
     def __call__(self, model: Classifier, params, batch: Mapping[str, jax.Array], key=None) -> dict[str, Mean]:
-        """Computes the loss (nats) per sentence, and how often a document's best sentence is in the oracle summary,
-        which serves as the target.
+        """Computes the loss (nats) per sentence, and how often the sentence with the highest score of a document is in
+        the target summary.
 
         Args:
           model: a token classifier with one label.

@@ -19,7 +19,9 @@ from jaxformer.objectives.base import Objective
 from jaxformer.predictors.image_labels import ImageLabels
 
 TOP = 5
-"""Number of classes with the highest logits among which `top_5_accuracy` looks for the label."""
+"""Number of classes with the highest logits that `top_5_accuracy` counts as predictions. It is correct if one of them
+is the label.
+"""
 MOST_SCORED = 100
 """Maximum number of labels for which an evaluation reports scores per label. With more labels, it reports none."""
 
@@ -43,7 +45,7 @@ class ImageClassification(Objective[Vit]):
 
     @property
     def problem_type(self) -> str:
-        """Value of `problem_type` in the config.json of transformers."""
+        """Value of `problem_type` in the config.json of an exported Hugging Face model."""
         return "single_label_classification"
 
     def check(self, model: Vit, row: Mapping[str, Any]) -> None:
@@ -59,8 +61,8 @@ class ImageClassification(Objective[Vit]):
         Args:
           model: a ViT with labels.
           params: model parameters.
-          batch: images [batch, height, width, channels]; labels, integers [batch, 2], and their weights in each image,
-            [batch, 2].
+          batch: images [batch, height, width, channels]; labels, integers [batch, 2], the two labels of a mixed image;
+            weights [batch, 2], the share of each label.
           key: PRNG key for dropout. If None, the model is evaluated without label smoothing, and the counts of each
             label are added.
         """
@@ -86,8 +88,8 @@ class ImageClassification(Objective[Vit]):
         return means
 
     def metrics(self, model: Vit) -> tuple[Metric, ...]:
-        """Returns the loss and the accuracies, and for evaluations also scores per label. The accuracy for one label is
-        `recall/NAME`.
+        """Returns the loss and the accuracies, and for evaluations also scores per label. `recall/NAME` is the accuracy
+        on images with the label NAME.
         """
         accuracies = ("accuracy", "top_5_accuracy")[: 2 if len(model.labels) > TOP else 1]
         of_labels = (LabelScores(model.labels),) if len(model.labels) <= MOST_SCORED else ()

@@ -51,7 +51,8 @@ class ImageTextContrastive(BatchObjective[Clip]):
             raise InputError("objective.loss=sigmoid: needs a bias of the scores; expected model.init_bias=-10")
 
     def vectors(self, model: Clip, params, batch: Mapping[str, jax.Array], key=None) -> dict[str, Any]:
-        """Computes the vectors to compare: `image_vectors` and `text_vectors`, float32 [batch, embed] of length 1.
+        """Computes the vectors to compare: `image_vectors` and `text_vectors`, float32 [batch, embed] with an L2 norm
+        of 1.
 
         Args:
           model: a model of images and texts.

@@ -21,8 +21,8 @@ EPSILON = 1e-6
 
 @dataclasses.dataclass(frozen=True)
 class MaskedAutoencoding(Objective[MaskedAutoencoder]):
-    """Reconstruction of masked patches by the mean squared error of their pixels. With normalised patches, predicting
-    the mean has an error of 1.
+    """Reconstruction of masked patches by the mean squared error of their pixels. If targets are normalised, predicting
+    the mean pixel of each patch has an error of about 1.
     """
 
     normalised: bool = True

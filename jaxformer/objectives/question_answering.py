@@ -52,15 +52,16 @@ class QuestionAnswering(Objective[Classifier]):
         self.check_row(row)
 
     def __call__(self, model: Classifier, params, batch: Mapping[str, jax.Array], key=None) -> dict[str, Mean]:
-        """Computes the loss (nats), averaged over start and end, and the accuracy of both, over the windows of a batch.
+        """Computes the loss (nats), averaged over start and end, and the accuracies of start and end. Each example is a
+        window: a question with a part of its context.
 
         Tokens outside the context, such as those of the question, have probability 0.
 
         Args:
           model: a token classifier with the labels start and end.
           params: model parameters.
-          batch: tokens, segments, position_ids, token_types, spannable [batch, length]; starts, ends, weights
-            [batch, windows].
+          batch: tokens, segments, position_ids, token_types, spannable [batch, length]; starts, ends, weights [batch,
+            windows].
           key: PRNG key for dropout. If None, the model is evaluated.
         """
         output = self.apply_model(model, params, batch, key)

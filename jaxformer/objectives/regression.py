@@ -30,7 +30,7 @@ class Regression(Objective[Classifier]):
 
     @property
     def problem_type(self) -> str:
-        """Value of `problem_type` in the config.json of transformers."""
+        """Value of `problem_type` in the config.json of an exported Hugging Face model."""
         return "regression"
 
     def check(self, model: Classifier, row: Mapping[str, Any]) -> None:
@@ -75,7 +75,9 @@ class Regression(Objective[Classifier]):
 
 
 def _predictions(context: Context, documents: Sequence[Mapping[str, Any]], indices: Sequence[int]) -> Pairs:
-    """Predicts the selected documents that have at least one token. Returns predicted and target numbers."""
+    """Predicts a number for each document with an index in `indices` and at least one token. Returns pairs of the
+    predicted and the target number.
+    """
     texts = read_each(documents, lambda one: context.task.encode(one, context.tokenizer), indices)
     texts = [text for text in texts if len(text.first)]
     pairs = [(text.first, text.second) for text in texts]

@@ -1,7 +1,8 @@
 """Contrastive learning of sentence embeddings (Reimers & Gurevych 2019).
 
-The loss makes the vector of each text more similar to the vector of its own pair than to those of all other second
-texts in the batch (Gao et al. 2021, with the InfoNCE loss of van den Oord et al. 2018).
+The loss makes the vector of the first text of each pair more similar to the vector of its second text than to the
+vectors of the second texts of all other pairs in the batch (Gao et al. 2021, with the InfoNCE loss of van den Oord et
+al. 2018).
 """
 
 import dataclasses
@@ -39,11 +40,11 @@ class SentenceEmbedding(BatchObjective[Model]):
     """Temperature that divides the cosine similarities in training. A lower temperature puts more weight on the most
     similar negatives."""
     prompts: tuple[tuple[str, str], ...] = ()
-    """Pairs of a name and the text of a prompt, which is added before each text to embed, but not before training
-    texts.
+    """Prompts that a request can choose, as pairs (name, text). The text is added before each text to embed, but not
+    before training texts.
     """
     default_prompt_name: str | None = None
-    """Name of the prompt to use if a request does not name one. If None, such a request uses no prompt."""
+    """Name of the prompt that is used if a request names none. If None, no prompt is used."""
     include_prompt: bool = True
     """Whether pooling includes the tokens of the prompt and the [CLS] token before it."""
 
@@ -72,8 +73,8 @@ class SentenceEmbedding(BatchObjective[Model]):
             raise InputError("objective=SentenceEmbedding: the task's rows are for an encoder-decoder; use TextPairs")
 
     def vectors(self, model: Model, params, batch: Mapping[str, jax.Array], key=None) -> dict[str, Any]:
-        """Computes the vectors of both texts of each pair, `firsts` and `seconds`: float32 [batch, pairs, embed], of
-        length 1.
+        """Computes the vectors of both texts of each pair, `firsts` and `seconds`: float32 [batch, pairs, embed], with
+        an L2 norm of 1.
 
         The auxiliary losses of the model, such as the balance of experts, are averaged over both texts.
 

@@ -32,11 +32,13 @@ class Seq2SeqLM(Objective[EncoderDecoder]):
     decoding: Decoding = Decoding(max_new_tokens=128, num_beams=4)
     """Generation settings. They have no effect on training."""
     scored: int = 0
-    """Number of held-out documents for which an evaluation generates and scores texts. If tasks are distinguished by a
-    prefix, this number for each prefix.
+    """Number of held-out documents for which an evaluation generates and scores texts. If `scores` has several
+    prefixes, this is the number of documents per prefix.
     """
     scores: tuple[Scores, ...] = (Scores(),)
-    """Metrics of generated texts. Tasks that are distinguished by a prefix of the inputs can have different metrics."""
+    """Metrics of generated texts. If the inputs of each task begin with a different prefix, tasks can have different
+    metrics.
+    """
     start: Start = "padding"
     """Token that the decoder starts from: the padding token, as in the rows of `TextToText`, or another token, as in
     BART.

@@ -34,7 +34,8 @@ class Tagging(Objective[Classifier]):
         self.check_row(row)
 
     def __call__(self, model: Classifier, params, batch: Mapping[str, jax.Array], key=None) -> dict[str, Mean]:
-        """Computes the loss (nats) and the accuracy of the words of a batch; with entity tags, also entity counts.
+        """Computes the loss (nats) and the accuracy over the words of a batch. In an evaluation of entity tags, also
+        counts correct, predicted and true entities.
 
         Args:
           model: a classifier that reads tokens.
@@ -62,8 +63,8 @@ class Tagging(Objective[Classifier]):
 
 
 def _long_counts(context: Context, documents: Sequence[Mapping[str, Any]], indices: Sequence[int]) -> dict[str, Mean]:
-    """Counts the true and predicted entities of sentences that are split into several rows, where an entity may span
-    two rows.
+    """Counts the true and predicted entities of long sentences that are split into several rows, because an entity may
+    span two rows.
     """
     task, tokenizer, labels = context.task, context.tokenizer, context.model.labels
 
