@@ -92,11 +92,11 @@ class _Found:
 
 
 def _checked(given: dict[str, str], gpus: tuple[int, ...] | None = None) -> Place | None:
-    """Checks the index of this process, the number of processes and the coordinator's address. Returns None for a
-    single process.
+    """Checks the index of this process, the number of processes and the coordinator's address, and returns them as a
+    `Place`. Returns None for a single process.
 
     Args:
-      given: values of the flags, by flag.
+      given: maps `coordinator`, `processes` and `process` to their values. Keys may be missing.
       gpus: indices of the GPUs that this process uses.
     """
     numbers = {}

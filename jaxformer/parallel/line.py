@@ -38,7 +38,7 @@ class Line:
 
         Args:
           place: index of this process, number of processes and address.
-          facts: values that must be the same in all processes, by name.
+          facts: names and values that must be the same in all processes, such as package versions.
           wait: number of seconds to wait for the other processes.
 
         Raises:

@@ -1,4 +1,6 @@
-"""Connects the processes of a run to process 0, at its start, and says which are missing or differ."""
+"""Connects the processes of a run to process 0 at the start of the run, and reports which processes are missing or
+differ in their versions.
+"""
 
 import contextlib
 import json
@@ -28,9 +30,7 @@ line.
 RETRY = 0.2
 """Number of seconds between two attempts to connect."""
 GRACE = 15.0
-"""Number of seconds that a process waits longer than process 0 does, in order to receive the error message of
-process 0.
-"""
+"""Number of seconds by which other processes wait longer than process 0, so that they receive its error message."""
 
 
 class Channel:
@@ -101,7 +101,7 @@ def gather(place: Place, own: Message, wait: float) -> tuple[dict[int, Channel],
       wait: number of seconds to wait.
 
     Returns:
-      The connection to each process, and the name of each process, by index.
+      A dict of connections and a dict of process names (host and pid). The keys are process indices.
     """
     met: dict[int, Channel] = {}
     names = {0: own["name"]}
@@ -126,8 +126,8 @@ def gather(place: Place, own: Message, wait: float) -> tuple[dict[int, Channel],
 
 @contextlib.contextmanager
 def _listening(place: Place) -> Iterator[socket.socket]:
-    """Context manager that opens a socket which listens at the coordinator's address. The block must end before JAX
-    uses the same port.
+    """Context manager that opens a socket which listens at the coordinator's address. The `with` block must end before
+    JAX uses the same port.
     """
     host, port = place.address
     try:
@@ -154,7 +154,7 @@ def _arrivals(
       place: index of this process, number of processes and address.
       server: socket that listens for connections.
       wait: number of seconds to wait.
-      met: connections so far, by index. The caller adds to it.
+      met: maps the indices of connected processes to their connections. The caller adds to it.
 
     Raises:
       InputError: If not all processes have connected in time, or one of them ends.
@@ -195,7 +195,9 @@ def _arrivals(
 
 
 def _missing(place: Place, met: dict[int, Channel]) -> str:
-    """Describes which processes have not connected yet, by up to ten indices. `met` has the connected ones."""
+    """Describes which processes have not connected yet: lists up to ten indices. `met` contains the processes that have
+    connected.
+    """
     missing = [number for number in range(1, place.processes) if number not in met]
     numbers = ", ".join(map(str, missing[:10])) + (f" and {len(missing) - 10} more" if len(missing) > 10 else "")
     return f"process{'es' if len(missing) > 1 else ''} {numbers} of {place.processes}"
@@ -215,8 +217,8 @@ def _check_greeting(place: Place, greeting: Message, names: dict[int, str]) -> N
 
 
 def _difference(own: Message, other: Message) -> str:
-    """Describes how the facts of another process (such as package versions) differ from those of process 0. Empty if
-    they are the same.
+    """Describes how the facts in the first message of another process (such as package versions) differ from those of
+    process 0. Empty if all are the same.
     """
     ours, others = own["facts"], other.get("facts")
     if not isinstance(others, dict):
@@ -230,9 +232,9 @@ def differing(number: int, facts: dict[str, str], other: int, others: dict[str, 
 
     Args:
       number: index of the first process.
-      facts: facts of the first process, by name.
+      facts: maps the names of facts to their values in the first process.
       other: index of the second process.
-      others: facts of the second process, by name.
+      others: maps the names of facts to their values in the second process.
     """
     names = [name for name in sorted(facts.keys() | others.keys()) if facts.get(name) != others.get(name)]
     if not names:
@@ -302,8 +304,8 @@ class _Waits:
 
     @property
     def next(self) -> float:
-        """Prints a line about missing processes if one is due. Returns the seconds until the next line or the time
-        limit.
+        """Number of seconds until the next line about missing processes or the time limit. First prints such a line if
+        one is due.
         """
         self.say()
         return max(0.01, min(self.left, self._next - (self._wait - self.left)))

@@ -116,7 +116,9 @@ def with_axes(init: nn.initializers.Initializer, letters: str, contracted: int =
 
 
 def parameter_info(boxed: Any) -> dict[str, ParameterInfo]:
-    """Returns the axes of each parameter in a tree of `Boxed` parameters, by path, such as `embeddings/token`."""
+    """Returns a dict that maps the path of each parameter, such as `embeddings/token`, to its axes, from a tree of
+    `Boxed` parameters.
+    """
     found = {}
     for keys, box in jax.tree_util.tree_leaves_with_path(boxed, is_leaf=is_boxed):
         path = jax.tree_util.keystr(keys, simple=True, separator="/")

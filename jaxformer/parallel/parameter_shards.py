@@ -1,4 +1,6 @@
-"""How parameters are split over the mesh: by the rules of `sharding`, but with shards that fill the tiles of TPUs."""
+"""Chooses how parameters are sharded over the device mesh: by the rules in `sharding`, but such that shards fill the
+tiles (8 rows) in which TPUs store arrays.
+"""
 
 from collections.abc import Sequence
 
@@ -10,7 +12,8 @@ from jaxformer.parallel.sharding import AXES, names, partition_spec, parts, repl
 
 TILE = 8
 """Number of rows per tile. TPUs store arrays in tiles, and pad shards whose number of rows is not a multiple of it, in
-memory and in communication. Columns are not affected, because the compiler takes them from another dimension.
+memory and in communication. The number of columns does not matter, because the compiler uses another dimension of the
+parameter as columns.
 """
 STORAGE = "fsdp"
 """Mesh axis that only splits the storage of parameters. They are gathered along it before use, so it may split any of
@@ -21,12 +24,12 @@ their dimensions.
 def parameter_spec(
     letters: str, shape: Sequence[int], mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh
 ) -> PartitionSpec:
-    """Returns the partition spec of a parameter. It is that of `partition_spec`, but with shards that fill tiles if
-    possible.
+    """Returns the partition spec of a parameter: the one from `partition_spec`, changed if its shards do not fill tiles
+    of TPU memory (`TILE` rows).
 
-    If the number of rows per shard along the dimension that `fsdp` splits is not a multiple of `TILE`, `fsdp` splits
-    another dimension for which it is. If there is none, the spec does not change. Kernels of experts keep the spec of
-    the rules, because dispatching tokens depends on it.
+    If the length of a shard along the dimension that the mesh axis `fsdp` splits is not a multiple of `TILE`, `fsdp`
+    splits another dimension, along which it is. If there is no such dimension, the spec does not change. The spec of
+    expert kernels never changes, because the dispatch of tokens to experts depends on it.
 
     Args:
       letters: one letter of `AXES` per dimension.
@@ -50,16 +53,16 @@ def parameter_spec(
 
 
 def fills_tiles(spec: PartitionSpec, shape: Sequence[int], mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> bool:
-    """Returns whether the shards of a parameter along the dimension that `fsdp` splits consist of complete tiles. True
-    if `fsdp` splits no dimension.
+    """Returns whether the shards of a parameter along the dimension that `fsdp` splits consist of complete tiles of
+    `TILE` rows. True if `fsdp` splits no dimension.
     """
     split = next((index for index, entry in enumerate(spec) if STORAGE in names((entry,))), None)
     return split is None or shape[split] // parts(spec[split], mesh) % TILE == 0
 
 
 def state_shardings(abstract_state, mesh: jax.sharding.Mesh):
-    """Returns the sharding of each array in a tree. Arrays that are `Boxed` are sharded by their axes, and others are
-    replicated.
+    """Returns a tree with the sharding of each array. `Boxed` arrays (parameters with named axes) are sharded by their
+    axes, and all others are replicated.
     """
 
     def sharding(leaf):

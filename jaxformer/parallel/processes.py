@@ -23,9 +23,8 @@ devices.
 def local_mesh(mesh: jax.sharding.Mesh, size: int) -> jax.sharding.Mesh:
     """Returns a mesh of this process's own devices, with the axis names of another mesh.
 
-    It has one device if the parameters are small. The division of rows and products among devices changes the last
-    digits of a result, and so the order of equal results. Decoding a few rows takes as long on one device as on
-    several, because each device reads all parameters for every token.
+    The mesh has one device if the parameters are small: decoding a few rows takes as long on one device as on several,
+    and splitting the computation changes rounding, and with it the order of results that are almost equal.
 
     Args:
       mesh: mesh of all processes.
@@ -45,7 +44,7 @@ def to_local(tree: Any, abstract: Any) -> Any:
 
     Args:
       tree: arrays on the mesh of all processes.
-      abstract: tree of the same arrays with their new shardings.
+      abstract: tree of the same structure, whose leaves have the new shardings as `sharding`.
     """
 
     def copy(array, leaf):

@@ -1,8 +1,7 @@
-"""The mesh of devices, the glossary of axes, and the rules that map axes to the mesh.
+"""Defines the mesh of devices, the letters of array axes, and the rules that map array axes to mesh axes.
 
-Every array axis in jaxformer has a letter. The letters of an einsum are its documentation, its computation and
-its sharding at once: `Linear("btd,dhk->bthk")` gives its kernel the axes embed, heads, head_dim, and `RULES` maps
-them to the mesh.
+Every array axis in jaxformer has a letter. The letters of an einsum equation define the computation and also the
+sharding: `Linear("btd,dhk->bthk")` gives its kernel the axes embed, heads, head_dim, and `RULES` maps them to the mesh.
 """
 
 import contextlib
@@ -68,8 +67,9 @@ RULES: Mapping[str, tuple[str, ...]] = {
     "classes": (),
     "whole": (),
 }
-"""Maps each array axis to the mesh axes that it is split over. An array uses each mesh axis only once, for the first of
-its axes that is mapped to it. If its mesh axes do not all divide a dimension, it is split over the first ones that do.
+"""Maps each array axis to the mesh axes that it is split over. If several dimensions of an array are mapped to the same
+mesh axis, only the first of them is split over it. If the number of devices along the mesh axes does not divide a
+dimension, the last of these mesh axes are left out until it does.
 """
 
 
@@ -79,7 +79,8 @@ IMPLEMENTED = ("slices", "data", "pipeline", "fsdp", "expert", "sequence", "tens
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
-    """Sizes of the device mesh by axis. Neighbouring devices are along `tensor`, so it has the fastest connections.
+    """Sizes of the device mesh by axis. Neighbouring devices are along the axis `tensor`, which therefore has the
+    fastest connections.
 
     Exactly one size may be -1, which means all remaining devices.
     """
@@ -102,7 +103,9 @@ class Mesh:
     the batch among these devices.
     """
     slices: int = 1
-    """Number of slices or nodes of a job, connected by the slower network. Each has its own copies of the model."""
+    """Number of slices or nodes of a job, connected by the slower network. Each slice or node has its own copies of the
+    model.
+    """
     pipeline_microbatches: int | None = None
     """Number of micro-batches that pass through the stages one after the other, a multiple of `pipeline`. With more
     micro-batches, devices wait less. Defaults to `pipeline`.
@@ -198,7 +201,7 @@ def _laid_out(sizes: Mapping[str, int], devices: Sequence[Any]) -> np.ndarray:
 
 
 _config = jax.make_user_context(default_value=None)
-"""Config of the current mesh. It is part of the cache key of functions compiled by jax."""
+"""Config of the current mesh, a JAX user context: `jax.jit` compiles a function again if it changes."""
 
 
 def config() -> Mesh:
@@ -207,19 +210,19 @@ def config() -> Mesh:
 
 
 def rules() -> dict[str, tuple[str, ...]]:
-    """Returns the rules that currently apply: the mesh axes that each array axis is split over, including overrides."""
+    """Returns the sharding rules that currently apply: `RULES` with the overrides of the current mesh config."""
     return {**RULES, **dict(config().rules)}
 
 
 @contextlib.contextmanager
 def use(mesh: jax.sharding.Mesh, config: Mesh) -> Iterator[None]:
-    """Context manager that makes `mesh` the current mesh, and applies the rules of its config."""
+    """Context manager that makes `mesh` the current mesh, and applies the sharding rules of its config."""
     with jax.set_mesh(mesh), overridden(config):
         yield
 
 
 def overridden(config: Mesh) -> contextlib.AbstractContextManager:
-    """Context manager that applies a mesh's config, such as its rules."""
+    """Context manager that applies the config of a mesh, such as its sharding rules, but keeps the current mesh."""
     return _config(config)
 
 
@@ -231,12 +234,14 @@ def mesh_text(sizes: Mapping[str, int], one: str = "data 1") -> str:
 
 
 def ways(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh, axis: str) -> int:
-    """Returns the number of parts into which the rules split an array axis, such as `batch`."""
+    """Returns the number of parts into which the current rules split an array axis, such as `batch`, on a mesh."""
     return int(np.prod([mesh.shape.get(name, 1) for name in rules()[axis]], dtype=int))
 
 
 def current_ways(axis: str) -> int:
-    """Returns the number of parts that the current mesh splits an axis into. 1 if there is no mesh."""
+    """Returns the number of parts into which an array axis, such as `batch`, is split on the current mesh. Returns 1
+    without a mesh.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else ways(mesh, axis)
 
@@ -259,9 +264,10 @@ def partition_spec(
 ) -> PartitionSpec:
     """Returns the partition spec of an array with these axes.
 
-    A dimension is split over the first mesh axes of its rule that divide it together. It stays whole if there are none.
+    A dimension is split over the mesh axes of its rule (see `RULES`). If the number of devices along them does not
+    divide its length, the last of these mesh axes are left out until it does.
 
-    Inside `jax.shard_map`, the mesh axes that it splits are left out, because arrays are already split along them.
+    Inside `jax.shard_map`, its manual mesh axes are left out, because arrays are already split along them.
 
     Args:
       letters: one letter of `AXES` per dimension.
@@ -293,7 +299,7 @@ def parts(entry: Any, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> in
 
 
 def names(spec: Iterable[Any]) -> tuple[str, ...]:
-    """Returns the names of the mesh axes in a partition spec, or in some of its entries."""
+    """Returns the names of all mesh axes in a partition spec or in a sequence of its entries, as one tuple."""
     return tuple(name for entry in spec if entry for name in ((entry,) if isinstance(entry, str) else entry))
 
 
@@ -322,12 +328,12 @@ def shardings_of(tree: Any) -> Any:
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
-    """Returns the sharding of a batch: its rows are divided over devices, and other axes are not."""
+    """Returns the sharding of batch arrays: rows (axis 0) are divided among devices, and other axes are not split."""
     return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
 
 
 def local_rows(batch: int, mesh: jax.sharding.Mesh) -> list[int]:
-    """Returns the indices of the global batch's rows that the devices of this process contain, in order."""
+    """Returns the indices of the rows of the global batch that are on devices of this process, in ascending order."""
     index_of = batch_sharding(mesh).addressable_devices_indices_map((batch,))
     return sorted({row for index in index_of.values() if index for row in range(batch)[index[0]]})
 

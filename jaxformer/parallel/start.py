@@ -63,9 +63,9 @@ def take_flags(arguments: list[str]) -> tuple[list[str], float]:
 def joined(command: str, wait: float = WAIT) -> Iterator[Place | None]:
     """Context manager that connects the processes of a run, if there are several, and initialises JAX for them.
 
-    An error in the block is printed, and ends all processes with the same exit status. Standard output of all
-    processes except process 0 is discarded. Must be entered before the first use of a device. For a single process it
-    does nothing.
+    An error inside the `with` block is printed, and ends all processes with the same exit status. Standard output of
+    all processes except process 0 is discarded. Must be entered before the first use of a device. For a single process
+    it does nothing.
 
     Args:
       command: name of the command, which must be the same in all processes.
@@ -129,7 +129,9 @@ def _initialize_jax(place: Place, wait: float) -> None:
 
 
 def facts(command: str) -> dict[str, str]:
-    """Returns values that must be the same in all processes, by name: the command, the code and package versions."""
+    """Returns a dict of values that must be the same in all processes: the command, the versions of Python and of
+    packages, and the version and a digest of jaxformer's code.
+    """
     versions = {}
     for name in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
