@@ -1,4 +1,4 @@
-"""Metrics of losses and of predictions, reported by training and evaluations."""
+"""Metrics that training and evaluations report, computed from losses and predictions."""
 
 from typing import TYPE_CHECKING
 

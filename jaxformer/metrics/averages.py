@@ -1,4 +1,4 @@
-"""Metrics that are means over the data, or functions of such means."""
+"""Metrics that are computed from means and covariances over the data, such as the loss and the perplexity."""
 
 import dataclasses
 import math

@@ -79,7 +79,9 @@ class _Pieces(Sequence):
         self.stops.append(stop)
 
     def lines(self, path: str) -> Iterator[tuple[int, bytes, str]]:
-        """Yields (byte offset, bytes, text) for each line of a file. Later calls of `add` refer to this file."""
+        """Yields (byte offset, bytes, text) for each line of a file. Documents added with `add` then belong to this
+        file.
+        """
         buffer = read(path, self.encoding)
         self.buffers.append(buffer)
         self.paths.append(path)

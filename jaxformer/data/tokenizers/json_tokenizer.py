@@ -79,14 +79,14 @@ class JsonTokenizer(Tokenizer):
 
     @functools.cached_property
     def _continuing(self):
-        """Variant of the tokenizer that does not add a space before every text, for encoding the rest of a text."""
+        """Tokenizer variant that adds no space before a text, for text directly after `[MASK]` or a sentinel."""
         return self._of_text(_without_prefix)
 
     def _of_text(self, change: Callable[[dict[str, Any]], None]):
-        """Creates the `tokenizers.Tokenizer` for a modified config. `change` modifies the parsed tokenizer.json in
-        place.
+        """Creates a `tokenizers.Tokenizer` that encodes names of special tokens in a text, such as `[MASK]`, as plain
+        text.
 
-        The tokenizer encodes names of special tokens in a text, such as `[MASK]`, as plain text.
+        `change` is a function that modifies the parsed tokenizer.json in place. It is called first.
         """
         import tokenizers
 

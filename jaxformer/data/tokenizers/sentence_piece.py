@@ -74,7 +74,7 @@ class SentencePieceTokenizer(Tokenizer):
 
     @functools.cached_property
     def _continuing(self):
-        """SentencePiece model that does not add a space before every text, for encoding the rest of a text."""
+        """SentencePiece model that adds no space before a text, for text directly after `[MASK]` or a sentinel."""
         import sentencepiece
 
         model = training.parsed(self._model)

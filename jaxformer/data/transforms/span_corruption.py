@@ -159,7 +159,7 @@ def _before_end(ids: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
 
 
 def _amounts(length: int, rate: float, mean_span: float) -> tuple[int, int]:
-    """Computes how many tokens and how many spans of a chunk to hide. No visible or hidden span is empty.
+    """Computes and returns the number of tokens and the number of spans of a chunk to hide. No span is empty.
 
     Args:
       length: number of tokens in the chunk.

@@ -1,4 +1,4 @@
-"""Scenes data set: emoji placed on gradients, with the box, the label and the mask of each object."""
+"""Scenes data set: synthetic images of emoji on color gradients, with the box, the label and the mask of each emoji."""
 
 import dataclasses
 import io
@@ -38,7 +38,7 @@ KINDS: Mapping[str, tuple[str, ...]] = {
     "vehicle": ("transport-air", "transport-ground", "transport-water"),
     "flag": ("country-flag",),
 }
-"""Maps labels to prefixes of the subcategories of emoji that they contain."""
+"""Maps each class name to prefixes of the Unicode subcategories of emoji that belong to the class."""
 DESIGNERS = ("google", "twitter")
 _VERSION, _EVERY = "16.0.0", 10
 _SCENES = {"train": 8000, "validation": 400}
@@ -65,12 +65,12 @@ _NO_VEHICLES = (
     "vertical traffic light",
     "wheel",
 )
-"""Names of emoji in the subcategories of vehicles that are not vehicles."""
+"""Names of emoji that are not vehicles although their subcategory belongs to the class `vehicle`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class CutOut:
-    """An object that scenes are composed of."""
+    """An emoji without its background, to be placed in scenes."""
 
     picture: Image.Image
     """Image with an alpha channel, cropped to its visible part."""
@@ -110,10 +110,10 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
 
 def read_cut_outs(archives: Mapping[str, str], split: str) -> dict[str, list[CutOut]]:
-    """Reads the objects of a split, by label.
+    """Reads the emoji of a split from the npm packages. Returns lists of them, keyed by label.
 
     Args:
-      archives: paths of the packages by designer.
+      archives: maps the designers in `DESIGNERS` to the paths of their packages.
       split: train or validation.
     """
     found: dict[str, list[CutOut]] = {label: [] for label in KINDS}
@@ -128,7 +128,7 @@ def read_cut_outs(archives: Mapping[str, str], split: str) -> dict[str, list[Cut
 
 
 def _images(entries: Sequence[Mapping[str, Any]], split: str) -> Iterator[tuple[str, str, str]]:
-    """Yields the label, the name and the file of each image of a split."""
+    """Yields (label, name, file) for each image of a split. `entries` is the parsed emoji.json of a package."""
     for label, prefixes in KINDS.items():
         there = sorted((one for one in entries if one["subcategory"].startswith(prefixes)), key=_order)
         there = [one for one in there if _name(one) not in _NO_VEHICLES]
@@ -156,7 +156,7 @@ def compose(cut_outs: Mapping[str, Sequence[CutOut]], rng: np.random.Generator) 
     """Composes a scene: random objects on a gradient. Returns the columns of an example.
 
     Args:
-      cut_outs: objects by label.
+      cut_outs: maps each label to its objects.
       rng: random generator.
     """
     width, height = (int(side) for side in rng.integers(_SIDES[0], _SIDES[1] + 1, 2))
