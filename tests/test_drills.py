@@ -4,9 +4,9 @@ import pytest
 import tiny
 
 from jaxformer import cli
-from jaxformer.drills import faults
+from jaxformer.drills import faults, processes
 from jaxformer.drills.command import DRILLS, planned
-from jaxformer.drills.scratch import Scratch, small
+from jaxformer.drills.scratch import EVERY, Scratch, small
 from jaxformer.errors import InputError
 
 
@@ -38,6 +38,26 @@ def test_every_deleted_file_is_detected(scratch):
 
 
 @pytest.mark.slow
+def test_wrong_arrays_are_reported(scratch, monkeypatch):
+    """So a drill can fail."""
+    path, array = next(iter(scratch.expected.items()))
+    assert processes.difference(scratch, scratch.undisturbed) == ""
+    monkeypatch.setitem(scratch.expected, path, array + 1)
+    said = f"{path} differs from the undisturbed run"
+    assert processes.difference(scratch, scratch.undisturbed) == f"{scratch.undisturbed}: {said}"
+    outcome = faults._damage(scratch, "edits", [("_CHECKPOINT_METADATA", 0)], lambda content, _: content)
+    assert outcome.problems == [f"edits at byte 0 of _CHECKPOINT_METADATA: {said}"] and outcome.detected == 0
+
+
+@pytest.mark.slow
+def test_kills_and_signals_lose_only_what_was_not_saved(scratch):
+    outcome = processes.kills(scratch, 1)
+    assert not outcome.problems and outcome.detected == 1 and outcome.lost <= 2 * EVERY
+    outcome = processes.stops(scratch, 1)
+    assert not outcome.problems and (outcome.detected, outcome.lost) == (2, 0)
+
+
+@pytest.mark.slow
 def test_changed_data_is_noticed(scratch):
     assert survived(faults.changed_data(scratch, 5)).tried == 7
 
@@ -54,7 +74,7 @@ def test_the_command_prints_a_table_and_removes_its_runs(tiny_config, tmp_path, 
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        (["--only", "flood"], "--only flood: expected one of flip"),
+        (["--only", "flood"], "--only flood: expected one of kill"),
         (["--count", "0"], "--count 0: expected at least 1"),
         (["--data.batch", "0"], "data.batch"),
     ],

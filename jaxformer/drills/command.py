@@ -13,7 +13,7 @@ from rich.table import Table
 from jaxformer import config, storage
 from jaxformer.command_arguments import take
 from jaxformer.config import Experiment
-from jaxformer.drills import faults
+from jaxformer.drills import faults, processes
 from jaxformer.drills.scratch import Outcome, Scratch, remove, small
 from jaxformer.errors import InputError
 from jaxformer.progress import display, phase
@@ -22,6 +22,8 @@ from jaxformer.runs import writing
 from jaxformer.runs.folder import EXPERIMENT
 
 DRILLS: dict[str, Callable[[Scratch, int], Outcome]] = {
+    "kill": processes.kills,
+    "stop": processes.stops,
     "flip": faults.flips,
     "truncate": faults.truncations,
     "delete": faults.deletions,
@@ -42,7 +44,7 @@ written to a new subfolder `{FOLDER}` of RUN, or of FOLDER (by default runs/NAME
 bucket. The subfolder is removed if every fault was survived. Nothing else is changed.
 
   --only NAME   one of {", ".join(DRILLS)}; can be repeated; by default all of them
-  --count N     number of flips, truncations and edited documents, by default {COUNT}
+  --count N     number of kills, flips, truncations and edited documents, by default {COUNT}
 """
 
 

@@ -5,6 +5,7 @@ import functools
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,17 +47,21 @@ class Outcome:
     tried: int
     """Number of faults that were tried."""
     detected: int
-    """Number of faults that were detected: an older checkpoint was read, or the change of the data was found."""
+    """Number of faults that were detected and survived: an older checkpoint was read, the change of the data was found,
+    or the run resumed and ended like the undisturbed one.
+    """
     harmless: int
     """Number of faults that were not detected, but had no effect: all arrays that were read are bitwise equal to those
     of the undisturbed run.
     """
     lost: int
-    """Largest number of training steps that a fault undid, because an older checkpoint was read."""
+    """Largest number of training steps that a fault undid, so that they were trained again."""
     seconds: Sequence[float]
-    """Time in seconds that it took to read a good checkpoint, or to check the data, after each fault."""
+    """Time in seconds that it took to recover from each fault: to read a good checkpoint, to check the data, to train
+    the first step after a kill, or to exit after a signal.
+    """
     problems: Sequence[str] = ()
-    """One line for each fault after which wrong arrays were read."""
+    """One line for each fault after which wrong arrays were read, or the run did not resume."""
 
 
 def small(experiment: Experiment) -> Experiment:
@@ -88,8 +93,11 @@ class Scratch:
         self._allowed = [word for package in allowed for word in ("--allow", package)]
         self.experiment = experiment
         self.undisturbed = home / "undisturbed"
+        began = time.monotonic()
         process = self.start(self.undisturbed)
         said = process.communicate()
+        self.seconds = time.monotonic() - began
+        """Time in seconds that the undisturbed run took."""
         if process.returncode:
             raise InputError(f"drill: the undisturbed run failed: {(said[1] or said[0]).strip().splitlines()[-1]}")
         if experiment.tokenizer is not None:  # Later runs copy the tokenizer instead of training it again.

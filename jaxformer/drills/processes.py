@@ -1,0 +1,142 @@
+"""Drills that kill or stop the process of a small run, resume it, and compare its last checkpoint with that of an
+undisturbed run.
+"""
+
+import contextlib
+import math
+import random
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from jaxformer.drills.scratch import EVERY, STEPS, Outcome, Scratch, differing, latest
+from jaxformer.runs.folder import EXPERIMENT, STARTING
+from jaxformer.runs.history import METRICS, read_history
+
+HUNG = 300.0
+"""Number of seconds, in addition to the time of the undisturbed run, after which a process counts as hung."""
+_STEP = re.compile(r"step +(\d+)/")
+_Phase = Callable[[Path, subprocess.Popen[str]], bool]
+
+
+def kills(scratch: Scratch, count: int) -> Outcome:
+    """Drill of killed processes. Kills a run with SIGKILL at `count` random moments of training and saving, and resumes
+    it each time. Whenever it reaches its last step, compares its parameters with those of the undisturbed run, and
+    starts another run.
+    """
+    draw, seconds, problems, lost, resumed = random.Random(0), [], [], 0, 0
+    folder, window = scratch.new("killed"), 2 * EVERY * scratch.seconds / STEPS
+    for _ in range(count):
+        began, process = time.monotonic(), scratch.start(folder)
+        while not wait_for_step(process):
+            status, said = ended(process, HUNG)
+            if status:
+                return Outcome("SIGKILL", count, resumed, 0, lost, seconds, [*problems, f"{folder}: {_last(said)}"])
+            problems += filter(None, [difference(scratch, folder)])
+            folder = scratch.new("killed")
+            process = scratch.start(folder)
+        seconds.append(time.monotonic() - began)
+        time.sleep(draw.uniform(0, window))
+        process.kill()
+        process.communicate()
+        lost, resumed = max(lost, logged(folder) - latest(folder)), resumed + 1
+    problems += filter(None, [finish(scratch, folder)])
+    return Outcome("SIGKILL", count, resumed - len(problems), 0, lost, seconds, problems)
+
+
+def stops(scratch: Scratch, count: int) -> Outcome:
+    """Drill of SIGTERM and SIGINT. Sends each signal to a run in up to `count` of its phases, checks that the run saves
+    its state and exits with status 0, resumes it, and compares its parameters with those of the undisturbed run.
+    """
+    seconds, problems, lost, tried = [], [], 0, 0
+    for number in (signal.SIGTERM, signal.SIGINT):
+        for name, reached in list(_phases().items())[:count]:
+            folder, tried = scratch.new(f"stopped-{name}"), tried + 1
+            process, fault = scratch.start(folder), f"{number.name} while {name}"
+            if not reached(folder, process):
+                problems.append(f"{fault}: the run ended before: {_last(ended(process, HUNG)[1])}")
+                continue
+            began = time.monotonic()
+            process.send_signal(number)
+            status, said = ended(process, HUNG)
+            seconds.append(time.monotonic() - began)
+            if status or "stopped by" not in said:
+                problems.append(f"{fault}: status {status}: {_last(said)}")
+                continue
+            lost = max(lost, logged(folder) - latest(folder))
+            problems += filter(None, [finish(scratch, folder)])
+    return Outcome("SIGTERM, SIGINT", tried, tried - len(problems), 0, lost, seconds, problems)
+
+
+def _phases() -> dict[str, _Phase]:
+    """Returns functions that wait until a run is in a phase, keyed by the phase. Each takes the folder and the process
+    of the run, and returns False if the process ends first.
+    """
+
+    def started(folder: Path) -> bool:
+        return any((folder / name).exists() for name in (STARTING, ".lease", EXPERIMENT))
+
+    return {
+        "training": lambda folder, process: wait_for_step(process, EVERY + 1),
+        "saving": lambda folder, process: wait_for_step(process, EVERY),
+        "evaluating": lambda folder, process: wait_for_step(process, STEPS // 2),
+        "compiling": lambda folder, process: bool(process.stdout and process.stdout.readline()),
+        "preparing": lambda folder, process: wait_until(lambda: started(folder), process),
+    }
+
+
+def finish(scratch: Scratch, folder: Path) -> str:
+    """Trains a run to its last step. Returns why it failed or how it differs from the undisturbed run, or an empty
+    string.
+    """
+    status, said = ended(scratch.start(folder), scratch.seconds + HUNG)
+    return f"{folder}: resuming ended with status {status}: {_last(said)}" if status else difference(scratch, folder)
+
+
+def difference(scratch: Scratch, folder: Path) -> str:
+    """Returns which array of the last checkpoint of a run differs from that of the undisturbed run, or ""."""
+    return differing(folder, scratch.state(folder), scratch.expected)
+
+
+def logged(folder: Path) -> int:
+    """Returns the last training step that a run has logged; 0 if there is none."""
+    if not (folder / METRICS).exists():
+        return 0
+    lines, _ = read_history(folder / METRICS)
+    return max((int(line["step"]) for line in lines if line["split"] == "train"), default=0)
+
+
+def ended(process: subprocess.Popen[str], seconds: float) -> tuple[int, str]:
+    """Waits until a process ends, and kills it if this takes longer than a number of seconds. Returns its exit status
+    and what it has printed.
+    """
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        out, err = process.communicate(timeout=seconds)
+        return process.returncode, out + err
+    process.kill()
+    process.communicate()
+    return -signal.SIGKILL, f"no end after {seconds:.0f} s"
+
+
+def wait_for_step(process: subprocess.Popen[str], step: int = 1) -> bool:
+    """Waits until a process prints that it has reached a step. Returns False if the process ends first."""
+    assert process.stdout is not None
+    return any((found := _STEP.search(line)) and int(found[1]) >= step for line in process.stdout)
+
+
+def wait_until(happened: Callable[[], bool], process: subprocess.Popen[str], seconds: float = math.inf) -> bool:
+    """Waits until a function returns True. Returns False if a process ends first, or after a number of seconds."""
+    until = time.monotonic() + seconds
+    while not happened():
+        if process.poll() is not None or time.monotonic() > until:
+            return False
+        time.sleep(0.002)
+    return True
+
+
+def _last(said: str) -> str:
+    """Returns the last line that a process has printed."""
+    return (said.strip().splitlines() or ["it printed nothing"])[-1]
