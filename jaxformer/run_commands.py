@@ -1,4 +1,6 @@
-"""The commands `jaxformer verify`, `replay` and `drill`, which change nothing in the files of a run."""
+"""The commands `jaxformer verify` (compares the files of a run with their digests), `replay` (prints the batch of a
+training step) and `drill` (damages copies of a small run on purpose). None of them changes the files of a run.
+"""
 
 from jaxformer import classes, storage
 from jaxformer.command_arguments import Parser, take

@@ -37,8 +37,8 @@ class Feature:
     dtype: str = "int32"
     """NumPy data type of the array, by name."""
     offset: bool = False
-    """Whether the values are token indices within the example. The pipeline then adds the index in the row at which the
-    example begins.
+    """Whether the values are token indices within the example. If True, the pipeline adds the start position of the
+    example in its packed row, so that they become indices within the row.
     """
     shape: tuple[int, ...] = ()
     """Shape of one entry: () for a scalar such as a token. An image has one entry per row of pixels, so that one image

@@ -60,9 +60,10 @@ class QuestionAnswering(Objective[Classifier]):
         Args:
           model: a token classifier with the labels start and end.
           params: model parameters.
-          batch: tokens, segments, position_ids, token_types, spannable [batch, length]; starts, ends, weights [batch,
-            windows].
-          key: PRNG key for dropout. If None, the model is evaluated.
+          batch: tokens, segments, position_ids, token_types, spannable [batch, length], where spannable is 1 for tokens
+            at which an answer may start or end; starts, ends, weights [batch, windows], where starts and ends are
+            indices of tokens in the row.
+          key: PRNG key for dropout. If None, there is no dropout.
         """
         output = self.apply_model(model, params, batch, key)
         logits = output.logits

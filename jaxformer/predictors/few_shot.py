@@ -96,8 +96,8 @@ class FewShot:
         fields.at_least("few_shot.shots", self.shots, 0)
 
     def texts(self, questions: Sequence[Question], pool: Sequence[Question] = ()) -> list[str]:
-        """Returns the prompt of each question, which each of its choices continues: the solved examples, followed by
-        the text of the question.
+        """Returns one prompt per question: solved examples, followed by the text of the question. The choices are
+        scored as continuations of the prompt.
 
         Args:
           questions: Questions to ask.

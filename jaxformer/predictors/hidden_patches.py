@@ -1,5 +1,5 @@
-"""Shows how well a masked autoencoder reconstructs the hidden patches of held-out images. Masked autoencoders do not
-answer requests, so only demonstrations are supported.
+"""Shows how well a masked autoencoder reconstructs the hidden patches of held-out images. There is no prediction for
+images of the user.
 """
 
 import dataclasses

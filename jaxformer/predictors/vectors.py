@@ -1,4 +1,4 @@
-"""Answers of predictors that compute vectors."""
+"""Return types of predictors that compute vectors of texts and images (embeddings)."""
 
 import dataclasses
 from collections.abc import Sequence

@@ -21,10 +21,11 @@ def loss_and_gradient(experiment: Experiment, params, batch, key) -> tuple[Means
     """Computes the weighted means of a batch (losses and metrics), and the gradient of its loss with respect to the
     trained parameters.
 
-    The loss is Σ w · (sum / weight) over the weighted means that the objective's `loss_weights` names, with its weights
-    w. With micro-batches, each sum is divided by the weight of the whole batch, so the gradients add up to the gradient
-    of the whole batch even if micro-batches differ in weight. For objectives that compare the examples of a batch
-    (`BatchObjective`), the vectors of all examples are computed first.
+    Each weighted mean is a pair (sum, weight). The loss is Σ c · sum / weight, where the objective's `loss_weights`
+    maps the name of each mean in the loss to its coefficient c. With micro-batches, each sum is divided by the weight
+    of the whole batch, so the gradients add up to the gradient of the whole batch even if micro-batches differ in
+    weight. For objectives that compare the examples of a batch with each other (`BatchObjective`), a first pass
+    computes the vectors of all examples, so that each micro-batch is compared with the whole batch.
     """
     objective, model, parts = experiment.objective, experiment.model, experiment.optimizer.accumulate
     trained, held = trained_and_held(experiment, params)

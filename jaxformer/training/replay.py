@@ -195,8 +195,10 @@ def _rows(batch: Mapping[str, np.ndarray]) -> range:
 
 
 def decoded(batch: Mapping[str, np.ndarray], row: int, tokenizer: Tokenizer | None) -> dict[str, list[str]]:
-    """Describes one row of a batch in words. Returns a dict that maps the name of each array to lines: the decoded
-    examples of an array of tokens, or one summary of other values.
+    """Describes one row of a batch as text. Returns a dict that maps the name of each array to a list of lines.
+
+    An array of tokens gives one line of decoded text per example in the row, or none without a tokenizer. Any other
+    array gives one line that summarises its values.
     """
     found = {}
     for name, array in batch.items():

@@ -61,8 +61,8 @@ class Check:
     plain: Callable[[Arrays], jax.Array]
     """The plain implementation: the same function, computed in float32 and without a mesh."""
     rows: Mapping[str, np.ndarray]
-    """Input arrays with `ROWS` batch rows, keyed by name, and `cotangent`, the gradient of the loss with respect to the
-    output.
+    """Arrays with a batch axis of size `ROWS`, keyed by name: the inputs of both implementations, and under the key
+    `cotangent` the gradient with respect to their output, from which the backward pass starts.
     """
     shared: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     """Input arrays that all batch rows share, such as parameters, keyed by name."""

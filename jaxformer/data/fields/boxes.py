@@ -37,7 +37,7 @@ class Objects:
     areas: np.ndarray | None
     """Area of each object in square pixels, float32 [objects]. If None, the areas of the boxes are used."""
     size: int = 1
-    """Size of the objects in memory, in units of four bytes."""
+    """Memory that the arrays of this image occupy, in units of four bytes."""
     picture: tuple[int, int] = (0, 0)
     """Width and height of the image in pixels. (0, 0) if it is not known yet."""
 

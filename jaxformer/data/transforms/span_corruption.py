@@ -1,12 +1,13 @@
 """Span corruption (Raffel et al. 2020, §3.1.4): replaces spans of a text by sentinels, and predicts the spans.
 
     text     Thank you for inviting me to your party last week
-    inputs   Thank you <extra_id_0> me to your party <extra_id_1> week
-    targets  <extra_id_0> for inviting <extra_id_1> last
+    inputs   Thank you <extra_id_0> me to your party <extra_id_1>
+    targets  <extra_id_0> for inviting <extra_id_1> last week
 
-Sentinels are numbered in order. A text begins with a visible token and ends with a hidden token, so that the targets
-need no sentinel after the last span. If `mean_span` is None, the task is prefix language modeling (§3.2.1): the text
-after a random point is hidden, without a sentinel. The functions are pure, and the caller adds EOS tokens.
+Sentinels are numbered in order. The first token of a text is always kept and its last token is always replaced, so
+that the targets need no sentinel after the last span. If `mean_span` is None, the task is prefix language modeling
+(§3.2.1): the text after a random point is hidden, without a sentinel. The functions are pure, and the caller adds EOS
+tokens.
 """
 
 import collections

@@ -102,10 +102,11 @@ def with_pixels(model: Model, folder: Path) -> Model:
 
 
 def read_preparation(folder: Path, model: Any) -> Preparation | None:
-    """Reads the image preprocessing settings of a Hugging Face folder. Returns None if it has no image processor.
+    """Reads the image preprocessing settings of a Hugging Face folder. Returns None if the folder has no image
+    processor.
 
-    With these settings, images are converted to the same arrays as by those image processors of the transformers
-    library that do not use torchvision.
+    The arrays that images are converted to with these settings equal those of the image processors in the transformers
+    library that use Pillow and NumPy. The processors that use torchvision may differ slightly.
 
     Raises:
       InputError: If a field is not supported.

@@ -121,7 +121,8 @@ def write(folder: Path, objective: SentenceEmbedding, model: Model, origin: Mapp
       folder: Folder of the encoder, with config.json and weights.
       objective: Objective that defines how vectors are computed.
       model: Encoder.
-      origin: Fields of config_sentence_transformers.json in the imported folder.
+      origin: Fields of config_sentence_transformers.json in the folder that the model was imported from, which are
+        written again. None if there are none.
     """
     kinds = [TRANSFORMER] + [POOLING] * (objective.pooling != "pooler") + [NORMALIZE] * objective.normalized
     modules = [

@@ -112,7 +112,9 @@ def describe(model: Bert) -> dict[str, Any]:
 
 
 def encoder_fields(model: Bert) -> dict[str, Any]:
-    """Converts the stack and the vocabulary size of a BERT or RoBERTa model to config fields."""
+    """Returns the fields of a Hugging Face config.json that describe the Transformer blocks (depth, width, heads, …)
+    and the vocabulary size of a BERT or RoBERTa model.
+    """
     config = model.transformer
     return {
         "vocab_size": model.vocab,

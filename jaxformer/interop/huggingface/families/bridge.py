@@ -123,8 +123,8 @@ class Bridge:
         return {**tokens, "bos_token_id": None, "eos_token_id": None}
 
     def conventional(self, run: Run) -> Run:
-        """Returns an equivalent run whose export follows the conventions of other programs: its vocabulary has no ids
-        that the tokenizer does not use.
+        """Returns an equivalent run whose model has as many vocabulary entries as its tokenizer, which programs that
+        load the exported model expect. Unused rows of the embeddings and the output layer are removed.
         """
         return without_unused_ids(run)
 

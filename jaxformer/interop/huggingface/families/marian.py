@@ -1,5 +1,7 @@
-"""Marian family (Junczys-Dowmunt et al. 2018): conversion from and to Hugging Face transformers. Marian is the original
-encoder–decoder with a shared vocabulary and a bias in the output layer.
+"""Marian family (Junczys-Dowmunt et al. 2018): conversion from and to Hugging Face transformers.
+
+Marian models have the architecture of the original Transformer (Vaswani et al. 2017). Their encoder and decoder share
+one vocabulary, and the output layer has a bias.
 """
 
 from collections.abc import Collection, Mapping
@@ -149,8 +151,8 @@ def fields(model: EncoderDecoder) -> dict[str, Any]:
 
 
 class EncoderDecoderBridge(Bridge):
-    """Chooses the objective and task of an imported text encoder–decoder, and computes the labels and the loss of the
-    corresponding transformers class.
+    """Chooses the objective and task of an imported text encoder–decoder. For the certificate, which compares a model
+    with its class in the transformers library, it also computes the labels that this class takes, and its loss.
     """
 
     arguments: ClassVar[Mapping[str, str]] = {
