@@ -24,7 +24,7 @@ MAILS = "python train.py mails.py"
 QUICKSTART, PYTEST = ".venv/bin/python train.py", "-m pytest"
 BASH = (QUICKSTART, PYTEST, "'.[cuda]'", "jaxformer evaluate RUN", "configs/sentiment.py", MAILS)
 BASH += ("jaxformer import", "configs/gpt_quickstart.py", "configs/vit_digits.py")
-PYTHON = ("jf.fit", "JsonLines", "# mails.py", "from_pretrained", "few_shot", "LabelledImages")
+PYTHON = ("jf.fit", "JsonLines", "# mails.py", "from_pretrained", "few_shot", "LabelledImages", "LabelledClips")
 """A part of each block of the README that no other has; the tests below run all of them."""
 
 
@@ -290,3 +290,13 @@ with train_batches(Data(ImageFolders("."), {task}, batch=2), None, 0, range(2)) 
     print(next(batches)[0]["images"].shape)
 """
     assert run_python("\n".join(lines) + lay_out, tmp_path) == "(2, 224, 224, 3)\n"
+
+
+def test_the_task_of_clips_makes_views_of_a_video(tmp_path):
+    *lines, task = [ast.unparse(one) for one in ast.parse(python("LabelledClips")).body]
+    lay_out = f"""
+import numpy as np
+clips = np.zeros((20, 30, 40, 3), np.uint8)
+print({task}.prepare_requests([clips])[0].views.shape)
+"""
+    assert run_python("\n".join(lines) + lay_out, tmp_path) == "(15, 16, 224, 224, 3)\n"

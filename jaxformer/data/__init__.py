@@ -6,6 +6,7 @@ from jaxformer import namespaces
 
 if TYPE_CHECKING:
     from jaxformer.data.fields.boxes import BoxField as BoxField
+    from jaxformer.data.fields.clip import ClipField as ClipField
     from jaxformer.data.fields.image import ImageField as ImageField
     from jaxformer.data.fields.label import LabelField as LabelField
     from jaxformer.data.fields.text import TextField as TextField
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from jaxformer.data.pipeline.loader import Data as Data
     from jaxformer.data.pipeline.loader import evaluation_batches as evaluation_batches
     from jaxformer.data.pipeline.loader import train_batches as train_batches
+    from jaxformer.data.sources.clips import ClipFolders as ClipFolders
     from jaxformer.data.sources.detection import CocoDetection as CocoDetection
     from jaxformer.data.sources.detection import VocDetection as VocDetection
     from jaxformer.data.sources.pictures import ImageFolders as ImageFolders
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
     from jaxformer.data.tasks.boxes import LabelledBoxes as LabelledBoxes
     from jaxformer.data.tasks.causal_lm import NextToken as NextToken
     from jaxformer.data.tasks.classification import Classify as Classify
+    from jaxformer.data.tasks.clips import ClipTask as ClipTask
+    from jaxformer.data.tasks.clips import LabelledClips as LabelledClips
+    from jaxformer.data.tasks.clips import MaskedTubes as MaskedTubes
     from jaxformer.data.tasks.composed import FieldTask as FieldTask
     from jaxformer.data.tasks.dialogue import Dialogue as Dialogue
     from jaxformer.data.tasks.dialogue import DialogueTemplate as DialogueTemplate
@@ -56,10 +61,12 @@ else:
         __name__,
         {
             "data.fields.boxes": ("BoxField",),
+            "data.fields.clip": ("ClipField",),
             "data.fields.image": ("ImageField",),
             "data.fields.label": ("LabelField",),
             "data.fields.text": ("TextField", "TokenField"),
             "data.pipeline.loader": ("Data", "evaluation_batches", "train_batches"),
+            "data.sources.clips": ("ClipFolders",),
             "data.sources.detection": ("CocoDetection", "VocDetection"),
             "data.sources.pictures": ("ImageFolders",),
             "data.sources.sources": ("Columns", "JsonLines", "Mixture", "ParallelFiles", "Source", "TextFiles", "Tfds"),
@@ -68,6 +75,7 @@ else:
             "data.tasks.boxes": ("LabelledBoxes",),
             "data.tasks.causal_lm": ("NextToken",),
             "data.tasks.classification": ("Classify",),
+            "data.tasks.clips": ("ClipTask", "LabelledClips", "MaskedTubes"),
             "data.tasks.dialogue": ("Dialogue", "DialogueTemplate"),
             "data.tasks.composed": ("FieldTask",),
             "data.tasks.image_text": ("ImageTextPairs",),

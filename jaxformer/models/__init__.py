@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from jaxformer.models.masked_autoencoder import MaskedAutoencoder as MaskedAutoencoder
     from jaxformer.models.t5 import T5 as T5
     from jaxformer.models.t5 import t5_stack as t5_stack
+    from jaxformer.models.video_masked_autoencoder import VideoMaskedAutoencoder as VideoMaskedAutoencoder
+    from jaxformer.models.video_vit import VideoVit as VideoVit
+    from jaxformer.models.video_vit import video_mae_encoder as video_mae_encoder
     from jaxformer.models.vit import Vit as Vit
 else:
     __getattr__, __dir__, __all__ = namespaces.attach(
@@ -32,6 +35,8 @@ else:
             "models.gpt": ("Gpt",),
             "models.masked_autoencoder": ("MaskedAutoencoder",),
             "models.t5": ("T5", "t5_stack"),
+            "models.video_masked_autoencoder": ("VideoMaskedAutoencoder",),
+            "models.video_vit": ("VideoVit", "video_mae_encoder"),
             "models.vit": ("Vit",),
         },
     )

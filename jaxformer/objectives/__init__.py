@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from jaxformer.objectives.sentence_embedding import SentenceEmbedding as SentenceEmbedding
     from jaxformer.objectives.seq2seq_lm import Seq2SeqLM as Seq2SeqLM
     from jaxformer.objectives.tagging import Tagging as Tagging
+    from jaxformer.objectives.video_classification import VideoClassification as VideoClassification
+    from jaxformer.objectives.video_masked_autoencoding import VideoMaskedAutoencoding as VideoMaskedAutoencoding
 else:
     __getattr__, __dir__, __all__ = namespaces.attach(
         __name__,
@@ -37,5 +39,7 @@ else:
             "objectives.sentence_embedding": ("SentenceEmbedding",),
             "objectives.seq2seq_lm": ("Seq2SeqLM",),
             "objectives.tagging": ("Tagging",),
+            "objectives.video_classification": ("VideoClassification",),
+            "objectives.video_masked_autoencoding": ("VideoMaskedAutoencoding",),
         },
     )

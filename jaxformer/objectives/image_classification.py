@@ -67,9 +67,8 @@ class ImageClassification(Objective[Vit]):
             label are added.
         """
         output = self.apply_model(model, params, batch, key, pooled_only=True)
-        logits = output.logits
         labels, shares = batch["labels"], batch["weights"]
-        log_probabilities = jax.nn.log_softmax(logits)
+        log_probabilities = logits = self.log_probabilities(output, labels)
         losses = -jnp.sum(jnp.take_along_axis(log_probabilities, labels, -1) * shares, -1)
         weights = shares.sum(-1)  # 1 for each image, 0 for none.
         if key is not None and self.label_smoothing:
@@ -86,6 +85,15 @@ class ImageClassification(Objective[Vit]):
             targets, guesses = (jax.nn.one_hot(x, len(model.labels)) for x in (target[:, 0], jnp.argmax(logits, -1)))
             means |= label_counts(model.labels, targets, guesses, weights)
         return means
+
+    def log_probabilities(self, output: Any, labels: jax.Array) -> jax.Array:
+        """Computes the log-probability of each class, [batch, classes].
+
+        Args:
+          output: output of the model.
+          labels: labels of the batch, [batch, 2].
+        """
+        return jax.nn.log_softmax(output.logits)
 
     def metrics(self, model: Vit) -> tuple[Metric, ...]:
         """Returns the loss and the accuracies, and for evaluations also scores per label. `recall/NAME` is the accuracy

@@ -94,7 +94,7 @@ class Evaluator:
         if data.validation is None:
             raise InputError("data.validation=None: expected held-out data to evaluate on")
         local = evaluation_batches(data.validation, data, self._tokenizer, seed, self._rows)
-        empty = empty_batch(len(self._rows), data.task.row)
+        empty = empty_batch(len(self._rows), data.task.for_evaluation().row)
         for number, batch in enumerate(_until_all_end(local, empty)):
             if number == self._limit:
                 return

@@ -64,6 +64,8 @@ def shrunk(experiment):
 def tiny_sources(experiment, folder):
     """Texts in place of the config's own, or pairs where its task reads two columns, or both where it reads both."""
     task = experiment.data.task
+    if "clips" in experiment.model.inputs():
+        return tiny_images.clips(folder, experiment)
     if not task.reads_text:
         return tiny_images.sources(folder)
     if "images" in experiment.model.inputs():

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from small_video import animation
 
 from jaxformer.config import Experiment
+from jaxformer.data.sources.clips import ClipFolders
 from jaxformer.data.sources.pictures import ImageFolders
 from jaxformer.data.sources.sources import JsonLines
 from jaxformer.parallel.sharding import Mesh
@@ -16,9 +18,12 @@ LABELS = ("dark", "light")
 
 def shrunk(experiment: Experiment) -> dict:
     """Overrides that leave one narrow block, few patches and two labels."""
-    stacks = [name for name in ("transformer", "decoder") if hasattr(experiment.model, name)]
+    stacks = experiment.model.stacks()
     small = {f"model.{name}.{field}": size for name in stacks for field, size in SIZES.items()}
-    small |= {"model.image": 8, "model.patch": 4, "data.task.image.size": 8}
+    field = "clip" if experiment.model.pixel_input == "clips" else "image"
+    small |= {"model.image": 8, "model.patch": 4, f"data.task.{field}.size": 8}
+    if field == "clip":
+        small |= {"model.frames": 4, "data.task.clip.frames": 4}
     if hasattr(experiment.data.task, "patch"):
         small["data.task.patch"] = 4
     if hasattr(experiment.model, "labels"):
@@ -46,6 +51,19 @@ def described(experiment: Experiment, folder: Path) -> dict:
         (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, examples)))
         found[f"data.{split}"] = JsonLines((str(folder / f"{split}.jsonl"),))
     return found
+
+
+def clips(folder: Path, experiment: Experiment) -> dict:
+    """Dark and light clips for training and for validation, by the fields of an experiment."""
+    for split, count in (("train", 8), ("validation", 3)):
+        for number, label in enumerate(LABELS):
+            home = folder / "clips" / split / label
+            home.mkdir(parents=True, exist_ok=True)
+            noise = np.random.default_rng(number).integers(0, 100, (count, 6, 12, 10, 3), np.uint8) + 100 * number
+            for place, frames in enumerate(noise.astype(np.uint8)):
+                (home / f"{place}.webp").write_bytes(animation(frames))
+    found = {f"data.{split}": ClipFolders(str(folder / "clips" / split)) for split in ("train", "validation")}
+    return found | ({"data.task.label": "label"} if hasattr(experiment.data.task, "label") else {})
 
 
 SIZES = {"width": 16, "depth": 1, "heads": 2}

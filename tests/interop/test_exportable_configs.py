@@ -14,6 +14,7 @@ from jaxformer.models.vit import Vit
 OTHERS = {
     "bert_base_cnn": "it scores sentences",
     "extractive_summarisation": "it scores sentences",
+    "vivit_moving_scenes": "its encoder is factorised",
     "topics_small": "it reads the mean of the tokens' vectors",
 }
 """Configs whose models no class of transformers computes; StableHLO and ONNX are for these."""

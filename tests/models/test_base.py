@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 from small_bert import small_bert, small_transformer
+from small_video import FACTORISED, VIDEO_AUTOENCODER, VIDEO_VIT
 from small_vit import AUTOENCODER, SCALED, VIT
 
 from jaxformer.errors import InputError
@@ -35,6 +36,9 @@ MODELS = {
     "vit": VIT,
     "vit of class and mean": SCALED,
     "masked autoencoder": AUTOENCODER,
+    "video vit": VIDEO_VIT,
+    "factorised video vit": FACTORISED,
+    "masked autoencoder of clips": VIDEO_AUTOENCODER,
 }
 
 
@@ -89,8 +93,8 @@ def test_flops_are_those_of_the_compiled_program(name):
     model = MODELS[name].replace_stacks(unroll=2, dtype="float32", dropout=0.0, attention_dropout=0.0)
     sizes = {"b": 2, "t": 8, "s": 6}
     arrays = inputs_of(model, {**sizes, "m": 3, "c": 1})
-    arrays = {name: array for name, array in arrays.items() if name in {"tokens", "inputs", "images", "noise"}}
-    options = {"pooled_only": True} if name.startswith("vit") else {}
+    arrays = {name: array for name, array in arrays.items() if name in {"tokens", "inputs", "images", "clips", "noise"}}
+    options = {"pooled_only": True} if "vit" in name else {}
     params = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), **arrays))["params"]
 
     def forward(params):

@@ -5,7 +5,7 @@ import io
 import os
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -192,13 +192,21 @@ class ImageFolders(Source):
     """Source of labeled images, with one folder of images per class. The folder name is the class name."""
 
     path: str
-    """Path of the folder that contains the class folders. Images may be in subfolders of these."""
+    """Path of the folder that contains the class folders. Files may be in subfolders of these."""
+
+    endings: ClassVar[tuple[str, ...]] = ENDINGS
+    """File name extensions of the files to read, in lower case."""
+    column: ClassVar[str] = "image"
+    """Name of the column with the paths of the files."""
+    example: ClassVar[str] = "cat/1.png"
+    """Path of a file in such a folder, for error messages."""
 
     def open(self) -> Sequence[dict[str, Any]]:
         found = self._objects() if storage.is_remote(self.path) else self._files()
         if not found:
-            raise InputError(f"{self.path}: holds no image in a folder of its class; expected names such as cat/1.png")
-        return _LabelledFiles(found)
+            problem = f"holds no {self.column} in a folder of its class; expected names such as {self.example}"
+            raise InputError(f"{self.path}: {problem}")
+        return _LabelledFiles(found, self.column)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -221,44 +229,44 @@ class ImageFolders(Source):
         for label in self.labels:
             for folder, below, names in os.walk(os.path.join(self._home, label)):
                 below.sort()
-                images = [os.path.join(folder, name) for name in sorted(names) if name.lower().endswith(ENDINGS)]
-                found += [(image, label) for image in images]
+                files = [os.path.join(folder, name) for name in sorted(names) if name.lower().endswith(self.endings)]
+                found += [(file, label) for file in files]
         return found
 
     def _objects(self) -> list[tuple[str, str]]:
         """Lists the images in a folder in a bucket that has one subfolder per class. Returns (path, label) pairs."""
-        parts = (name.split("/") for name in storage.objects_below(self.path) if name.lower().endswith(ENDINGS))
+        parts = (name.split("/") for name in storage.objects_below(self.path) if name.lower().endswith(self.endings))
         images = sorted(names for names in parts if len(names) > 1 and not names[0].startswith("."))
         return [("/".join([self.path.rstrip("/"), *names]), names[0]) for names in images]
 
 
 class _LabelledFiles(Sequence):
-    """Sequence of examples {"image": path, "label": name} of image files. The attribute `labels` contains the names of
-    all classes.
+    """Sequence of examples {"image": path, "label": name} of files. `column` is the name of the column with the paths,
+    and `labels` are the names of all classes.
     """
 
     scan = True
 
-    def __init__(self, found: list[tuple[str, str]]):
-        self.found = found
+    def __init__(self, found: list[tuple[str, str]], column: str):
+        self.found, self.column = found, column
         self.labels = tuple(dict.fromkeys(label for _, label in found))
 
     def __len__(self) -> int:
         return len(self.found)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        image, label = self.found[int(index)]
-        return {"image": image, "label": label}
+        file, label = self.found[int(index)]
+        return {self.column: file, "label": label}
 
     def identity(self, index: int) -> dict[str, Any]:
-        """Returns an example with the content of its image file in place of the path, so that fingerprints of the data
-        do not change when the folder is moved.
+        """Returns an example with the content of its file in place of the path, so that fingerprints of the data do not
+        change when the folder is moved.
         """
-        image, label = self.found[index]
-        return {"image": storage.read_bytes(image), "label": label}
+        file, label = self.found[index]
+        return {self.column: storage.read_bytes(file), "label": label}
 
     def place(self, index: int) -> str:
-        """Returns the path of an example's image file, for error messages."""
+        """Returns the path of an example's file, for error messages."""
         return self.found[index][0]
 
 

@@ -275,10 +275,10 @@ def mixup(image: np.ndarray, other: np.ndarray, share: float) -> np.ndarray:
 
 
 def cutmix(image: np.ndarray, other: np.ndarray, share: float, rng: np.random.Generator) -> tuple[np.ndarray, float]:
-    """Pastes a box of another image into an image (CutMix; Yun et al. 2019).
+    """Pastes a box of another image into an image, or into all frames of a clip (CutMix; Yun et al. 2019).
 
     Args:
-      image: pixels, [height, width, channels].
+      image: pixels, [height, width, channels] or [frames, height, width, channels].
       other: pixels of the other image, of the same shape.
       share: target share of the area that the first image keeps.
       rng: random generator for the position of the box. The box is clipped at the image edges.
@@ -286,11 +286,11 @@ def cutmix(image: np.ndarray, other: np.ndarray, share: float, rng: np.random.Ge
     Returns:
       The mixed image, and the actual area share of the first image.
     """
-    height, width = image.shape[:2]
+    height, width = image.shape[-3:-1]
     side = math.sqrt(1 - share)
     column, row = rng.uniform(0, width), rng.uniform(0, height)
     left, right = (int(np.clip(column + sign * side * width / 2, 0, width)) for sign in (-1, 1))
     upper, lower = (int(np.clip(row + sign * side * height / 2, 0, height)) for sign in (-1, 1))
     mixed = image.copy()
-    mixed[upper:lower, left:right] = other[upper:lower, left:right]
+    mixed[..., upper:lower, left:right, :] = other[..., upper:lower, left:right, :]
     return mixed, 1 - (lower - upper) * (right - left) / (height * width)

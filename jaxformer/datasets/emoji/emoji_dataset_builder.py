@@ -85,14 +85,14 @@ class Builder(tfds.core.GeneratorBasedBuilder):
                     os.path.basename(member.name): member for member in archive if f"/{designer}/64/" in member.name
                 }
                 entries = json.loads(downloads.content(archive, "package/emoji.json"))
-                for file, name, category in _images(entries, split):
+                for file, name, category in images(entries, split):
                     if file in files:
                         pixels = on_white(downloads.content(archive, files[file]))
                         example = {"image": pixels, "label": category, "name": name, "designer": designer}
                         yield f"{designer}/{file}", example
 
 
-def _images(entries: list[dict], split: str) -> Iterator[tuple[str, str, str]]:
+def images(entries: list[dict], split: str) -> Iterator[tuple[str, str, str]]:
     """Yields (file, name, category) for each image of a split. `entries` is the parsed emoji.json of the package."""
     for category in CATEGORIES:
         there = sorted((entry for entry in entries if entry["category"] == category), key=lambda e: e["sort_order"])

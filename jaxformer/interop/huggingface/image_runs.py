@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from jaxformer.config import Experiment
+from jaxformer.data.fields.clip import ClipField
 from jaxformer.data.fields.image import ImageField
 from jaxformer.data.pipeline.loader import Data
 from jaxformer.data.sources.pictures import ImageFolders
@@ -38,13 +39,15 @@ def write_preparation(folder: Path, run: Run) -> None:
 
 
 def image_field_in(task: Task) -> ImageField:
-    """Returns the image field of a task, which preprocesses images.
+    """Returns the field of a task that preprocesses images, or the frames of clips.
 
     Raises:
       InputError: If the task has no image field.
     """
     fields = task.fields.values() if isinstance(task, FieldTask) else ()
-    found = next((field for field in fields if isinstance(field, ImageField)), None)
-    if found is None:
-        raise InputError(f"data.task={type(task).__name__}: has no ImageField; expected a task of images")
-    return found
+    for field in fields:
+        if isinstance(field, ImageField):
+            return field
+        if isinstance(field, ClipField):
+            return field.frame
+    raise InputError(f"data.task={type(task).__name__}: has no ImageField or ClipField; expected a task of images")

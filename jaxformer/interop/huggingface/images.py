@@ -35,6 +35,11 @@ PROCESSORS: Mapping[str, Mapping[str, Any]] = {
     "BitImageProcessor": {**CROPPED, "size": {"shortest_edge": 224}, **CLIP_PIXELS},
     "CLIPImageProcessor": {**CROPPED, "size": {"shortest_edge": 224}, **CLIP_PIXELS},
     "SiglipImageProcessor": {**SQUARE, "resample": 3},
+    "VideoMAEImageProcessor": {**SQUARE, **CROPPED, "size": {"shortest_edge": 224}, "resample": 2},
+    "VivitImageProcessor": {
+        **{**SQUARE, **CROPPED, "size": {"shortest_edge": 256}, "resample": 2},
+        **{"rescale_factor": 1 / 127.5, "offset": True},
+    },
 }
 """Maps the supported image processor classes of the transformers library to the defaults of their fields."""
 BY_MODEL = {
@@ -44,10 +49,16 @@ BY_MODEL = {
     "dinov2_with_registers": "BitImageProcessor",
     "clip": "CLIPImageProcessor",
     "siglip": "SiglipImageProcessor",
+    "videomae": "VideoMAEImageProcessor",
+    "vivit": "VivitImageProcessor",
 }
 """Maps model types to their default image processor class."""
+BY_SHORTER_SIDE = ("BitImageProcessor", "CLIPImageProcessor", "VideoMAEImageProcessor", "VivitImageProcessor")
+"""Classes for which a size that is one number is the length of the shorter side."""
 STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
 """Names of preprocessor_config.json fields that switch preprocessing steps on or off. The value null means off."""
+CLIP_PROCESSORS = {name: BY_MODEL[name] for name in ("videomae", "vivit")}
+"""Maps model types of clips to the image processor class that exports name."""
 ANY_SIZE = ("dinov2", "dinov2_with_registers")
 """Model types that accept images of any size. Models of other types accept only the image size in their config."""
 IGNORED = ("image_processor_type", "feature_extractor_type", "processor_class", "_valid_processor_keys", "data_format")
@@ -178,7 +189,7 @@ def _sizes(reader: ConfigReader, model: Any, kind: str) -> tuple[int, int, Fit]:
       kind: Name of the image processor class.
     """
     resized, cropped = reader.flag("do_resize", True), reader.flag("do_center_crop", False)
-    square = reader.flag("default_to_square", kind not in ("BitImageProcessor", "CLIPImageProcessor"))
+    square = reader.flag("default_to_square", kind not in BY_SHORTER_SIDE)
     fit, edge = _length(reader, "size", square)
     reader.get("crop_size")
     size = _length(reader, "crop_size", True)[1] if cropped else edge
@@ -227,6 +238,10 @@ def _pixels(reader: ConfigReader) -> tuple[tuple[float, ...], tuple[float, ...]]
     mean, std = _numbers(reader, "image_mean"), _numbers(reader, "image_std")
     if not reader.flag("do_normalize", True):
         mean, std = (0.0,), (1.0,)
+    if reader.flag("offset", False):  # Only ViViT's processor has it: 1 is subtracted after rescaling.
+        if not reader.flag("do_rescale", True):
+            raise reader.error("offset", True, "false with do_rescale=false")
+        mean = tuple(value + 1 for value in mean)
     if not all(value > 0 for value in std):
         raise reader.error("image_std", reader.get("image_std"), "numbers above 0")
     scale = 1.0 if factor == 1 / 255 else 255 * factor
@@ -258,7 +273,8 @@ def write_preprocessor(folder: Path, model: Any, image: ImageField | None = None
         )
     crops = image.fit != "stretch" or image.edge != image.size
     value = {
-        "image_processor_type": _processor_for(image, crops),
+        "image_processor_type": CLIP_PROCESSORS.get(model_type) or _processor_for(image, crops),
+        **({"offset": False} if model_type == "vivit" else {}),
         "do_convert_rgb": model.channels == 3,
         "do_resize": image.fit != "none",
         "size": {"height": image.edge, "width": image.edge}

@@ -18,7 +18,7 @@ import transformers
 
 from jaxformer.data.tasks.classification import PAIR
 from jaxformer.errors import InputError
-from jaxformer.interop.parity import pictures
+from jaxformer.interop.parity import clips, pictures
 from jaxformer.interop.parity.compare import JaxModel, their_tokenizer
 from jaxformer.interop.parity.lines import Line
 from jaxformer.interop.parity.sides import TEXTS, Sides, line
@@ -33,6 +33,7 @@ from jaxformer.objectives.regression import Regression
 from jaxformer.objectives.sentence_embedding import SentenceEmbedding
 from jaxformer.objectives.seq2seq_lm import Seq2SeqLM
 from jaxformer.objectives.tagging import Tagging
+from jaxformer.objectives.video_classification import VideoClassification
 from jaxformer.parallel import sharding
 from jaxformer.predictors.answer_spans import answer_spans
 from jaxformer.predictors.word_tags import WORD
@@ -240,6 +241,7 @@ COMPARISONS: Mapping[type, Callable[[Sides], Iterator[Line]]] = {
     Seq2SeqLM: _translated,
     SentenceEmbedding: _embedded,
     ImageClassification: pictures.classified,
+    VideoClassification: clips.classified,
     ImageEmbedding: pictures.embedded,
     ImageTextContrastive: pictures.ranked,
 }

@@ -24,8 +24,10 @@ from jaxformer.interop.huggingface.families import (
     moe,
     roberta,
     t5,
+    video_mae,
     vit,
     vit_mae,
+    vivit,
 )
 from jaxformer.interop.huggingface.families.bridge import Bridge
 from jaxformer.interop.huggingface.families.family import Family, differences
@@ -52,6 +54,9 @@ FAMILIES: tuple[Family, ...] = (
     dinov2.FAMILY,
     dinov2.WITH_REGISTERS,
     vit_mae.FAMILY,
+    video_mae.FAMILY,
+    video_mae.AUTOENCODER,
+    vivit.FAMILY,
     clip.CLIP,
     clip.SIGLIP,
     *classifiers.FAMILIES,

@@ -1,0 +1,94 @@
+"""Tasks of clips: plain clips, labeled clips, and clips with hidden tubes."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from jaxformer import fields
+from jaxformer.data.examples import Example, Feature, Visit
+from jaxformer.data.fields.clip import ClipField, PreparedClip
+from jaxformer.data.sources.clips import Clip, ClipLike
+from jaxformer.data.sources.pictures import Undecodable
+from jaxformer.data.tasks.composed import FieldTask, FieldValues
+from jaxformer.data.tasks.labelled import Labelled
+from jaxformer.errors import FieldError
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipTask(FieldTask):
+    """Clips without labels. Base class of tasks of clips.
+
+    Rows: `clips` uint8 [batch, frames, size, size, channels] (all views of a video in evaluation, see `ClipField`);
+    `weights` float32 [batch, 1], 1 for each clip.
+    """
+
+    clip: ClipField = ClipField()
+    """How clips are read, sampled, resized and augmented."""
+
+    def examples(self, document: FieldValues, visit: Visit[FieldValues]) -> list[Example]:
+        try:
+            return super().examples(document, visit)
+        except Undecodable as error:  # Frames are decoded at each visit, not when a clip is opened.
+            self.clip.refuse(error)
+            return []
+
+    def prepare_requests(self, requests: Sequence[ClipLike]) -> list[PreparedClip]:
+        """Decodes, resizes and crops the views and windows of videos.
+
+        Raises InputError if a video cannot be decoded.
+        """
+        return self.clip.prepare(requests)
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelledClips(Labelled, ClipTask):
+    """Classification of clips: a clip and its label. Mixup and CutMix treat all frames of a clip alike.
+
+    Rows: `clips` uint8 [batch, frames, size, size, channels] (all views of a video in evaluation, see `ClipField`);
+    `labels` int32 and `weights` float32 [batch, 2], as in `LabelledImages`.
+    """
+
+    mixes: ClassVar[tuple[str, str]] = ("clip", "clips")
+
+    def view(self, encoded: Clip, rng: np.random.Generator) -> np.ndarray:
+        return self.clip.view(encoded, rng)[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedTubes(ClipTask):
+    """Clips with a random number (noise) for each patch of a frame. A masked autoencoder hides the patches with the
+    highest numbers in all frames, which gives tubes (Tong et al. 2022).
+
+    Rows: `clips` uint8 [batch, frames, size, size, channels]; `noise` float32 [batch, patches], one value for each
+    patch of a frame, where the model sees the patches with the lowest values; `weights` float32 [batch, 1], 1 for each
+    clip.
+    """
+
+    patch: int = 16
+    """Height and width of a patch in pixels. Must equal the patch size of the model."""
+
+    def __post_init__(self):
+        fields.at_least("data.task.patch", self.patch, 1)
+        if self.clip.size % self.patch:
+            problem = f"={self.clip.size}: expected a multiple of patch={self.patch}"
+            raise FieldError("data.task.clip.size", problem, owner="data.task")
+        if self.clip.clips * self.clip.crops > 1:
+            problem = f"={self.clip.clips} and crops={self.clip.crops}: expected 1 of each, as nothing is averaged"
+            raise FieldError("data.task.clip.clips", problem, owner="data.task")
+
+    @functools.cached_property
+    def row(self) -> dict[str, Feature]:
+        patches = (self.clip.size // self.patch) ** 2
+        return self.clip.features() | {"noise": Feature(patches, "float32"), "weights": Feature(1, "float32")}
+
+    def requests(self, example: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
+        return ()  # A masked autoencoder has no predictions.
+
+    def _example(self, values: Mapping[str, Any], visit: Visit[FieldValues]) -> Example:
+        arrays = self.transformed(values, visit)
+        noise = visit.rng.random(self.row["noise"].capacity, np.float32)
+        return arrays | {"noise": noise, "weights": np.ones(1, np.float32)}

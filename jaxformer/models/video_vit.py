@@ -1,0 +1,210 @@
+"""Vision Transformers of clips: ViViT (Arnab et al. 2021), with joint or factorised attention over space and time, and
+the encoder of VideoMAE (Tong et al. 2022).
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Literal, Self
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from jaxformer.errors import InputError
+from jaxformer.layers.attention import Attention
+from jaxformer.layers.block import BlockInputs
+from jaxformer.layers.dropout import Dropout
+from jaxformer.layers.linear import Linear
+from jaxformer.layers.norms import LayerNorm
+from jaxformer.layers.patches import ImagePositions, check_geometry, normalise
+from jaxformer.layers.transformer import Transformer, TransformerOutput, fresh
+from jaxformer.layers.tubelets import TimeEmbeddings, TubeletEmbeddings, check_times
+from jaxformer.metrics.means import added
+from jaxformer.models.base import InputSpec, Model, ModelOutput
+from jaxformer.models.flops import linear_flops, stack_flops
+
+CLIPS = InputSpec("bzyxn", "pixels of the frames, from 0 to 255", "uint8")
+STACK = {"norm": LayerNorm(1e-6), "dropout": 0.0, "attention_dropout": 0.0}
+
+
+@flax.struct.dataclass
+class VideoVitOutput(ModelOutput):
+    """Output of a `VideoVit`.
+
+    `hidden` is the output of the last stack: the class token, if there is one, and the tubelets by time and row by row,
+    or one vector for each moment with a temporal encoder. `pooled` is [batch, embed].
+    """
+
+    logits: jax.Array | None = None
+    """Class logits, float32 [batch, labels]. None for a model without labels."""
+
+    @property
+    def features(self) -> jax.Array | None:
+        """Vectors for downstream use: one per clip, [batch, embed]."""
+        return self.pooled
+
+
+class VideoVit(Model):
+    """Vision Transformer of clips: an encoder, and a classifier if it has labels. `VideoVit()` is ViViT-B/16x2.
+
+    With sinusoidal positions, no class token and mean pooling, it is the encoder of a `VideoMaskedAutoencoder`, whose
+    parameters have the same paths.
+    """
+
+    transformer: Transformer = Transformer(**STACK)
+    """Stack over all tubelets of a clip or, with `temporal`, over the tubelets of one moment."""
+    labels: tuple[str, ...] = ()
+    """Class names in the order of their ids. If empty, the model has no classification head."""
+    image: int = 224
+    """Height and width of the frames in pixels."""
+    frames: int = 32
+    """Number of frames of a clip."""
+    patch: int = 16
+    """Height and width of a tubelet in pixels."""
+    tubelet: int = 2
+    """Number of frames of a tubelet."""
+    channels: int = 3
+    """Number of channels: 1 for grayscale, 3 for RGB."""
+    temporal: Transformer | None = None
+    """Temporal encoder of the factorised form: a stack over one vector for each moment, the output of `transformer`
+    reduced by `pooling`. It has the same width. If None, `transformer` attends over space and time jointly."""
+    position_embedding: ImagePositions = "learned"
+    """How positions are added to tubelets: learned, or sinusoids of their number in the clip."""
+    class_token: bool = True
+    """Whether to add a class token before the tubelets, and before the moments."""
+    pooling: Literal["first", "mean"] = "first"
+    """How vectors are reduced to one: the first one (the class token), or their mean without the class token."""
+    pooled_norm: nn.Module | None = None
+    """Normalization of the pooled vector, as in VideoMAE, whose stack then has no last norm. If None, it is not
+    normalized."""
+    mean: tuple[float, ...] = (0.5,)
+    """Mean to subtract from pixels scaled to 0–1: one number per channel, or one for all channels."""
+    std: tuple[float, ...] = (0.5,)
+    """Standard deviation to divide pixels by: one number per channel, or one for all channels."""
+
+    def __post_init__(self):
+        if self.temporal is not None and self.temporal is self.transformer:
+            # Linen shares the parameters of one instance, but the two stacks have separate parameters.
+            object.__setattr__(self, "temporal", fresh(self.transformer))
+        super().__post_init__()
+        check_geometry(self.image, self.patch, self.channels, self.mean, self.std)
+        check_times(self.frames, self.tubelet)
+        if len(self.labels) == 1:
+            raise InputError(f"model.labels={self.labels}: expected at least two names, or none")
+        if self.pooling not in ("first", "mean"):
+            raise InputError(f"model.pooling={self.pooling}: expected first or mean for a VideoVit")
+        if self.position_embedding == "sinusoidal" and self.transformer.width % 2:
+            raise InputError(f"transformer.width={self.transformer.width}: sinusoidal positions need an even number")
+        if self.temporal is not None and self.temporal.width != self.transformer.width:
+            width = self.transformer.width
+            raise InputError(f"model.temporal.width={self.temporal.width}: expected model.transformer.width={width}")
+
+    @property
+    def times(self) -> int:
+        """Number of moments of a clip, each of which is one tubelet long."""
+        return self.frames // self.tubelet
+
+    @property
+    def patches(self) -> int:
+        """Number of tubelets of each moment."""
+        return (self.image // self.patch) ** 2
+
+    def inputs(self) -> dict[str, InputSpec]:
+        """Returns the specification of the clips."""
+        return {"clips": CLIPS}
+
+    def stacks(self) -> dict[str, Transformer]:
+        """Returns the encoder stack, and the temporal stack of the factorised form."""
+        return {"transformer": self.transformer} | ({} if self.temporal is None else {"temporal": self.temporal})
+
+    def fixed_sizes(self) -> dict[str, int]:
+        """Returns the number of frames, and their height, width and number of channels."""
+        return {"z": self.frames, "y": self.image, "x": self.image, "n": self.channels}
+
+    def flops(self, sizes: Mapping[str, int]) -> float:
+        """Returns the FLOPs of a forward pass that computes only `pooled`. `sizes` has the number of clips `b`."""
+        width, token = self.transformer.width, int(self.class_token)
+        needed = 1 if self.pooling == "first" else None
+        flops = linear_flops(self.times * self.patches, self.tubelet * self.patch**2 * self.channels, width)
+        if self.temporal is None:
+            flops += stack_flops(self.transformer, token + self.times * self.patches, needed)
+        else:
+            flops += self.times * stack_flops(self.transformer, token + self.patches, needed)
+            flops += stack_flops(self.temporal, token + self.times, needed)
+        return sizes["b"] * (flops + (linear_flops(width, len(self.labels)) if self.labels else 0.0))
+
+    @property
+    def head_fields(self) -> tuple[str, ...]:
+        """Names of the fields that only affect pooling and classification."""
+        return "labels", "pooling", "pooled_norm"
+
+    def comparable(self) -> Self:
+        """Returns a copy whose pixel mean and standard deviation are the defaults, for comparing two models. They are
+        part of preprocessing, so models that differ only in them count as equal.
+        """
+        return dataclasses.replace(self, mean=(0.5,), std=(0.5,))
+
+    @nn.compact
+    def __call__(
+        self, clips: jax.Array, train: bool = False, return_attention: bool = False, pooled_only: bool = False
+    ) -> VideoVitOutput:
+        """Encodes clips, and classifies them if the model has labels.
+
+        Args:
+          clips: uint8 [batch, frames, height, width, channels], or floats that are already normalized.
+          train: whether to apply dropout. Requires the rng stream `dropout`.
+          return_attention: whether to return the attention weights of the last stack.
+          pooled_only: whether the last block may skip everything that `pooled` does not need.
+        """
+        config, pixels = self.transformer, normalise(clips, self.mean, self.std)
+        batch, means = pixels.shape[0], {}
+        if self.temporal is not None:  # Each moment is encoded as a clip of its own.
+            pixels = pixels.reshape(-1, self.tubelet, *pixels.shape[2:])
+        embeddings = TubeletEmbeddings(
+            config.width,
+            self.patch,
+            self.tubelet,
+            self.position_embedding,
+            self.class_token,
+            config.dtype,
+            name="embeddings",
+        )
+        embedded = embeddings(pixels)
+        x = jnp.concatenate([embedded.leading, embedded.patches], axis=1)
+        last, given = self.temporal or config, BlockInputs(train=train, return_attention=return_attention)
+        if self.temporal is not None:
+            moments = self._run(config, x, BlockInputs(train=train), pooled_only=True)
+            means, x = moments.means, self._pool(moments.hidden).reshape(batch, self.times, -1)
+            x = TimeEmbeddings(self.class_token, name="temporal_embeddings")(x)
+        output = self._run(last, x, given, pooled_only)
+        pooled = self._pool(output.hidden)
+        if self.pooled_norm is not None:
+            pooled = self.pooled_norm.copy(name="head_norm")(pooled)
+        logits = None
+        if self.labels:
+            head = Linear("bd,dc->bc", (config.width, len(self.labels)), dtype=config.dtype, name="head")
+            logits = head(pooled).astype(jnp.float32)
+        hidden = None if pooled_only and self.pooling == "first" else output.hidden
+        means = added(means, output.means)
+        return VideoVitOutput(hidden=hidden, pooled=pooled, logits=logits, attention=output.attention, means=means)
+
+    def _run(self, stack: Transformer, x: jax.Array, inputs: BlockInputs, pooled_only: bool) -> TransformerOutput:
+        """Runs a stack. Only computes the first output if that is all that pooling needs."""
+        if pooled_only and self.pooling == "first" and not inputs.return_attention:
+            inputs = dataclasses.replace(inputs, at=jnp.zeros((x.shape[0], 1), jnp.int32))
+        return stack(Dropout(stack.dropout)(x, inputs.train), inputs)
+
+    def _pool(self, hidden: jax.Array) -> jax.Array:
+        if self.pooling == "first":
+            return hidden[:, 0]
+        return hidden[:, int(self.class_token) :].mean(axis=1, dtype=jnp.float32).astype(hidden.dtype)
+
+
+def video_mae_encoder(**fields) -> Transformer:
+    """Returns a stack of VideoMAE (Tong et al. 2022): keys without biases, and no last norm.
+
+    Args:
+      fields: other fields of `Transformer`, such as width and depth.
+    """
+    return Transformer(**STACK | {"attention": Attention(key_bias=False), "last_norm": False} | fields)

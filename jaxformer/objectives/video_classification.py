@@ -1,0 +1,57 @@
+"""Classification of clips, averaged over the views of a video in evaluation (Arnab et al. 2021; Tong et al. 2022)."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxformer.layers.tubelets import check_clips
+from jaxformer.models.video_vit import VideoVit
+from jaxformer.objectives.image_classification import ImageClassification
+from jaxformer.predictors.clip_labels import ClipLabels
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoClassification(ImageClassification):
+    """Classification of clips by softmax cross-entropy. If the rows of an evaluation contain several views of a video,
+    their probabilities are averaged.
+    """
+
+    model_inputs = ("clips",)
+    required = ("clips", "labels")
+    example_task = "LabelledClips"
+
+    def check(self, model: VideoVit, row: Mapping[str, Any]) -> None:
+        if not getattr(model, "labels", ()) or "clips" not in model.inputs():
+            raise self.wrong_model(model, "a VideoVit with labels")
+        self.check_row(row)
+        check_clips((row["clips"].capacity, *row["clips"].shape), model)
+
+    def __call__(self, model: VideoVit, params, batch: Mapping[str, jax.Array], key=None):
+        """Computes the loss (nats) and the accuracies of a batch, as weighted means.
+
+        Args:
+          model: a classifier of clips.
+          params: model parameters.
+          batch: clips [batch, views · frames, height, width, channels]; labels, integers [batch, 2], and their weights,
+            [batch, 2].
+          key: PRNG key for dropout. If None, the model is evaluated without label smoothing, and the counts of each
+            label are added.
+        """
+        clips = batch["clips"]
+        return super().__call__(model, params, {**batch, "clips": views_of(clips, model.frames)}, key)
+
+    def log_probabilities(self, output: Any, labels: jax.Array) -> jax.Array:
+        views = jax.nn.log_softmax(output.logits)
+        views = views.reshape(len(labels), -1, views.shape[-1])
+        return jax.nn.logsumexp(views, axis=1) - jnp.log(views.shape[1])
+
+    def predictor(self, model: VideoVit, params: Any, tokenizer: None) -> ClipLabels:
+        return ClipLabels(model, params, tokenizer)
+
+
+def views_of(clips: jax.Array, frames: int) -> jax.Array:
+    """Divides rows of several views [batch, views · frames, ...] into views [batch · views, frames, ...]."""
+    return clips.reshape(-1, frames, *clips.shape[2:])
