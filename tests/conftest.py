@@ -1,6 +1,8 @@
 """Eight simulated devices and quick compilation, for all tests: set before anything imports jax."""
 
+import gc
 import importlib.util
+import mmap
 import os
 import re
 import sys
@@ -14,10 +16,27 @@ hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
 # Compiling is most of a test's time, and the code that LLVM optimises less is quick enough for tiny models.
-QUICK = "--xla_backend_optimization_level=0"
+QUICK = ("--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true")
+OLD_FUSIONS = "--xla_cpu_use_fusion_emitters=false"
+"""Fusions are compiled in about 60% of the time by the older code, which a later XLA may not have."""
 
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 {QUICK}"
+
+def quick_flags():
+    """Options of XLA for quick compilation; XLA ends the process if it does not know one."""
+    library = Path(importlib.util.find_spec("jaxlib").origin).with_name("libjax_common.so")
+    name = OLD_FUSIONS.strip("-").partition("=")[0]
+    if not library.exists():
+        return [*QUICK]
+    with open(library, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return [*QUICK, OLD_FUSIONS] if content.find(name.encode()) >= 0 else [*QUICK]
+
+
+if QUICK[0] not in os.environ.get("XLA_FLAGS", ""):  # The workers of pytest-xdist inherit it.
+    flags = [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8", *quick_flags()]
+    os.environ["XLA_FLAGS"] = " ".join(flags)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Traced programs are millions of small objects, which live as long as the process: most collections find nothing.
+gc.set_threshold(50_000, 20, 20)
 
 MAPS, MOST_MAPS = Path("/proc/self/maps"), 20_000
 
@@ -29,8 +48,31 @@ NEEDS_TORCH = re.compile(
 )
 
 
+LONG = (
+    "test_docs",
+    "test_configs",
+    "test_faults",
+    "test_evaluation_processes",
+    "test_launch",
+    "test_sequence",
+    "test_experts",
+    "test_pipeline",
+    "test_sharding",
+    "test_decoding",
+    "test_mfu",
+)
+"""Files that take a minute or more, with the longest first: the last ones of a run should be short."""
+
+
+def pytest_collection_modifyitems(items):
+    places = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))
+
+
 @pytest.hookimpl(trylast=True)  # The reporter is there only then.
 def pytest_configure(config):
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False  # By the number of their tests, files with few long ones would be last.
     if reporter := config.pluginmanager.get_plugin("terminalreporter"):
         config.pluginmanager.register(FailureLines(reporter))
 

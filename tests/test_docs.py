@@ -13,6 +13,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import tiny
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
@@ -58,7 +59,7 @@ def run_python(script, folder):
 def run(command, folder, **variables):
     """Runs a line of the README with this environment's programs, in `folder`."""
     programs = Path(sys.executable).parent
-    environment = os.environ | {"PATH": f"{programs}:{os.environ['PATH']}", "XLA_FLAGS": ""} | variables
+    environment = os.environ | {"PATH": f"{programs}:{os.environ['PATH']}", **tiny.flags()} | variables
     return subprocess.run(
         command, shell=True, cwd=folder, env=environment, capture_output=True, text=True, timeout=500, check=False
     )

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs" / "extending").glob("*.md"))
@@ -40,7 +41,7 @@ def parameters():
 def test_page_runs_and_prints_what_it_shows(page, tmp_path):
     (tmp_path / "page.py").write_text(write_script(page, tmp_path), encoding="utf-8")
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    flags = {"XLA_FLAGS": "--xla_backend_optimization_level=0", "PYTHONPATH": path}
+    flags = tiny.flags() | {"PYTHONPATH": path}
     command = [sys.executable, "page.py"]
     done = subprocess.run(
         command, cwd=tmp_path, env=os.environ | flags, capture_output=True, text=True, timeout=500, check=False

@@ -7,6 +7,7 @@ from pathlib import Path
 import jupytext
 import nbclient
 import pytest
+import tiny
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "colab").glob("*.py"))
@@ -25,7 +26,7 @@ def test_a_notebook_is_its_source(source):
 @pytest.mark.slow
 def test_pretrain_and_export_runs_from_top_to_bottom(tmp_path, monkeypatch):
     monkeypatch.setenv("STEPS", "4")
-    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
+    monkeypatch.setenv("XLA_FLAGS", tiny.flags()["XLA_FLAGS"])
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
     notebook = jupytext.read(ROOT / "colab" / "pretrain_and_export.ipynb")
     nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()

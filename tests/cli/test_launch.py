@@ -15,13 +15,11 @@ from jaxformer import launch
 from jaxformer.errors import InputError
 from jaxformer.training import loop
 
-TWO = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"}
-
 
 def start(*arguments, **variables):
     """`python -m jaxformer ARGUMENTS` with two simulated devices."""
     command = [sys.executable, "-m", "jaxformer", *map(str, arguments)]
-    environment = os.environ | TWO | variables
+    environment = os.environ | tiny.flags(2) | variables
     return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
@@ -183,7 +181,7 @@ def test_the_slurm_page_trains_saves_and_resumes(tiny_config, tmp_path, monkeypa
     with one_node_slurm.running(tmp_path / "slurm"):
         script = script_of_the_page(tiny_config, tmp_path)
         with monkeypatch.context() as of_the_job:
-            of_the_job.setenv("XLA_FLAGS", TWO["XLA_FLAGS"].replace("=2", "=1"))
+            of_the_job.setenv("XLA_FLAGS", tiny.flags()["XLA_FLAGS"])
             job = asked("sbatch", "--parsable", script).strip()
         printed = tmp_path / f"slurm-{job}.out"
 

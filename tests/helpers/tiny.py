@@ -97,10 +97,14 @@ def write_corpus(folder: Path) -> Path:
     return folder / "tiny.py"
 
 
+def flags(devices: int = 1) -> dict[str, str]:
+    """The variable with the options of XLA for a process of its own with simulated devices."""
+    return {"XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={devices}")}
+
+
 def start(*arguments: object, devices: int = 1) -> subprocess.Popen:
     """`python train.py ARGUMENTS` in a process of its own with simulated devices."""
-    flags = os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={devices}")
-    environment = os.environ | {"XLA_FLAGS": flags}
+    environment = os.environ | flags(devices)
     command = [sys.executable, ROOT / "train.py", *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(list(map(str, command)), env=environment, text=True, **pipes)

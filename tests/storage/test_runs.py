@@ -37,10 +37,9 @@ FEW = ("--steps", "10", "--evaluation.every", "10", "--evaluation.batches", "1",
 
 def start(*arguments, hook=""):
     """A process that trains on one device, with short leases, after it has run the lines of a hook."""
-    flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
     command = [sys.executable, "-c", TRAIN.format(hook=hook), *map(str, arguments)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, env=os.environ | {"XLA_FLAGS": flags}, text=True, cwd=tiny.ROOT, **pipes)
+    return subprocess.Popen(command, env=os.environ | tiny.flags(), text=True, cwd=tiny.ROOT, **pipes)
 
 
 def train_losses(folder):
