@@ -1,6 +1,6 @@
 """Evaluates small models in one of several processes; the first one prints the metrics as JSON.
 
-python evaluation_process.py FOLDER PROCESSES NUMBER ADDRESS
+python evaluation_process.py FOLDER PROCESSES NUMBER ADDRESS KIND...
 """
 
 import json
@@ -47,7 +47,7 @@ from jaxformer.training.state import abstract_params
 WORDS = [f"w{number}" for number in range(12)]
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
 TAGS = ("O", "B-x", "I-x", "B-y", "I-y")
-BERT = Bert(small_transformer(), vocab=len(PIECES), max_length=24, prediction_heads=())
+BERT = Bert(small_transformer(depth=1), vocab=len(PIECES), max_length=24, prediction_heads=())
 KINDS = ("translation", "answers", "numbers", "tags", "classes", "summaries", "pairs")
 ALL = (Scores(by=("bleu", "chrf", "rouge")),)
 
@@ -89,7 +89,7 @@ def write_documents(folder: Path, count: int = 70) -> None:
 
 def experiments(folder: Path) -> dict[str, Experiment]:
     """An experiment of each kind."""
-    stack = small_transformer()
+    stack = small_transformer(depth=1)
     parts = {
         "translation": (
             EncoderDecoder(stack, stack, vocab=len(PIECES), max_length=24),
@@ -155,11 +155,12 @@ def evaluate(folder: Path, experiment: Experiment) -> dict[str, dict[str, float]
     return evaluations(params)
 
 
-def main(folder: str, processes: str, number: str, address: str) -> None:
+def main(folder: str, processes: str, number: str, address: str, *kinds: str) -> None:
     if int(processes) > 1:
         jax.distributed.initialize(address, int(processes), int(number))
     assert (jax.process_count(), jax.device_count()) == (int(processes), 4)
-    results = {kind: evaluate(Path(folder), one) for kind, one in experiments(Path(folder)).items()}
+    found = experiments(Path(folder))
+    results = {kind: evaluate(Path(folder), found[kind]) for kind in kinds}
     if jax.process_index() == 0:
         print(json.dumps(results))
 

@@ -14,6 +14,7 @@ from jaxformer.data.tokenizers import WordPiece
 from jaxformer.models.bert import Bert
 from jaxformer.models.classifier import Classifier
 from jaxformer.objectives.classification import Classification
+from jaxformer.parallel.sharding import Mesh
 from jaxformer.training.optimizers import AdamW, Schedule
 
 LABELS = ("bad", "good")
@@ -56,5 +57,6 @@ def review_experiment(folder: Path, steps=6, **fields) -> Experiment:
         "evaluation": Evaluation(every=2),
         "checkpoint": Checkpoint(every=2),
         "log": Log(every=1),
+        "mesh": Mesh(2),  # With eight, each save would cut most arrays into eight parts.
     }
     return Experiment(data=data, steps=steps, **(defaults | fields))

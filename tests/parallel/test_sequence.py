@@ -219,8 +219,8 @@ def test_a_ring_refuses_dropout_of_the_weights():
 def test_a_run_continues_on_another_mesh(tiny_config, tmp_path):
     fields = {"optimizer__schedule__decay": "constant", "evaluation__every": 2, "checkpoint__every": 2}
     one, two = tmp_path / "one", tmp_path / "two"
-    loop.fit(tiny.load(tiny_config, **fields, mesh=ONE, steps=6), one, quiet=True)
-    for steps, shape in ((2, Mesh(1, 2, sequence=4)), (4, Mesh(2, 2, 2)), (6, Mesh(1, 1, 2, sequence=2))):
+    loop.fit(tiny.load(tiny_config, **fields, mesh=ONE, steps=4), one, quiet=True)
+    for steps, shape in ((2, Mesh(1, 2, sequence=4)), (4, Mesh(1, 1, 2, sequence=2))):
         loop.fit(tiny.load(tiny_config, **fields, mesh=shape, steps=steps), two, quiet=True)
     tiny.assert_equal(tiny.saved(two), tiny.saved(one), atol=1e-5)
     for split in ("train", "validation"):

@@ -118,7 +118,9 @@ def test_a_run_asked_for_fewer_steps_than_it_has_done_says_so_and_stays_as_it_is
 
 @pytest.mark.slow
 def test_more_steps_say_what_becomes_of_the_learning_rate(run, copy, capsys):
-    jf.fit(dataclasses.replace(run.experiment, steps=7), copy)
+    now = dataclasses.replace(run.experiment, steps=7)
+    assert jf.fit(now, copy).step == 7
+    assert writing.read_experiment(copy) == now
     line = "steps: 6 before, 7 now: the learning rate changes from 0 to 0.005; the linear schedule continues from there"
     assert line in capsys.readouterr().out.splitlines()
 
@@ -134,10 +136,9 @@ def test_a_schedule_that_does_not_depend_on_the_steps_says_nothing(decay, rates,
 @pytest.mark.parametrize(
     "change",
     [
-        {"steps": 7},
         {"steps": 7, "mesh": Mesh(2, 2, 2)},
-        {"steps": 7, "checkpoint.every": 7, "checkpoint.best": "loss", "evaluation.batches": 1, "log.every": 2},
-        {"steps": 7, "data.prefetch": 1},
+        {"steps": 7, "checkpoint.every": 7, "checkpoint.best": "loss", "evaluation.batches": 1, "log.every": 2}
+        | {"data.prefetch": 1},
     ],
     ids=str,
 )

@@ -14,17 +14,16 @@ import tiny
 HELPERS = Path(tiny.__file__).parent
 
 
-def metrics(folder, processes):
-    """The output of an evaluation in a number of processes, with four devices together."""
+def metrics(folder, processes, kinds=evaluation_process.KINDS):
+    """The output of evaluations of some kinds in a number of processes, with four devices together."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    flags = os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={4 // processes}")
-    environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(HELPERS)}
+    environment = os.environ | tiny.flags(4 // processes) | {"PYTHONPATH": str(HELPERS)}
     arguments = [sys.executable, evaluation_process.__file__, folder, processes]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     started = [
-        subprocess.Popen([*map(str, [*arguments, number]), address], env=environment, **pipes)
+        subprocess.Popen([*map(str, [*arguments, number]), address, *kinds], env=environment, **pipes)
         for number in range(processes)
     ]
     printed = [tiny.finish(process) for process in started]
@@ -44,9 +43,15 @@ def alone(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [2, 4])
-def test_several_processes_report_what_one_does(processes, folder, alone):
-    assert metrics(folder, processes) == alone
+def test_two_processes_report_what_one_does(folder, alone):
+    assert metrics(folder, 2) == alone
+
+
+@pytest.mark.slow
+def test_four_processes_with_one_device_each_report_what_one_does(folder, alone):
+    """Of texts that are generated, and of pairs, whose rows are compared with those of all processes."""
+    kinds = ("translation", "pairs")
+    assert metrics(folder, 4, kinds) == {kind: alone[kind] for kind in kinds}
 
 
 @pytest.mark.slow

@@ -50,7 +50,7 @@ def folder(tmp_path_factory, tiny_config):
 @pytest.fixture(scope="module")
 def run(folder, tmp_path_factory):
     """A classifier that has learned something."""
-    experiment = review_experiment(folder, steps=40, evaluation=Evaluation(every=20))
+    experiment = review_experiment(folder, steps=40, evaluation=Evaluation(every=20), checkpoint=Checkpoint(every=20))
     return jf.fit(experiment, tmp_path_factory.mktemp("runs") / "run", quiet=True)
 
 
