@@ -30,6 +30,7 @@ def read(name, folder):
     return splits
 
 
+@pytest.mark.slow
 def test_movie_snippets(tmp_path):
     """The data set of the real package."""
     splits = read("movie_snippets", tmp_path)

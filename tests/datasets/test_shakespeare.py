@@ -20,6 +20,7 @@ def read(tmp_path_factory):
     return make
 
 
+@pytest.mark.slow
 def test_scenes(read):
     train, validation = read("plays", "train"), read("plays", "validation")
     works = [{document["work"] for document in split} for split in (train, validation)]

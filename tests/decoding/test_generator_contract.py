@@ -83,6 +83,7 @@ def by_hand(pixels, prefix, count=NEW):
     return tokens[len(prefix) :]
 
 
+@pytest.mark.slow
 def test_pictures_and_forced_prefixes_of_several_lengths_decode_together():
     outputs = generate(MODEL, PARAMS, PROMPTS, Decoding(max_new_tokens=NEW), start=0)
     assert [output.tolist() for output in outputs] == [by_hand(*pair) for pair in zip(PIXELS, PREFIXES, strict=True)]
@@ -94,6 +95,7 @@ def test_the_prompt_streams():
     assert np.concatenate(pieces).tolist() == by_hand(PIXELS[0], PREFIXES[0])
 
 
+@pytest.mark.slow
 def test_beam_search_finds_an_output_at_least_as_likely():
     (greedy,) = generate(MODEL, PARAMS, PROMPTS[:1], Decoding(max_new_tokens=NEW), start=0)
     (best,) = generate(MODEL, PARAMS, PROMPTS[:1], Decoding(max_new_tokens=NEW, num_beams=4), start=0)

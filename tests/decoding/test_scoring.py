@@ -14,6 +14,7 @@ from jaxformer.decoding.settings import Decoding
 from jaxformer.errors import InputError
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_scores_are_the_log_probabilities_of_transformers(name):
     theirs, model, params = both(name)
@@ -34,6 +35,7 @@ def test_scores_are_the_log_probabilities_of_transformers(name):
         assert found.per_token == pytest.approx(expected / len(continuation), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_ids_without_a_piece_are_not_the_likeliest():
     """So that greedy decoding, which never takes them, gives what is said to be greedy."""
     _, model, params = both("gpt2")
@@ -55,6 +57,7 @@ def test_long_scores_are_computed_in_parts(monkeypatch):
     assert [one.log_probability for one in parts] == pytest.approx([one.log_probability for one in whole], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_the_tokens_of_a_prefix_see_each_other_both_ways():
     """As in the full forward pass with that prefix."""
     _, model, params = both("gpt2")

@@ -96,6 +96,7 @@ def test_maps_of_gpt2_have_their_inputs_first(tmp_path):
     np.testing.assert_allclose(imported.model.apply({"params": imported.params}, tokens).logits, expected, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_a_classifier_on_a_pretrained_base(base, tmp_path):
     """The base's own heads are left out; the new one comes with the adapter, and its rows are the labels."""
     (tmp_path / "base" / "vocab.txt").write_text("\n".join(PIECES))

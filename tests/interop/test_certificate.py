@@ -136,6 +136,7 @@ def test_classifiers_and_models_of_images_pass_too(name, tokenizers, tmp_path):
     assert len(certificate.lines) == (6 if tokenizer is None else 13)
 
 
+@pytest.mark.slow
 def test_half_precision_is_compared_with_what_the_folder_has(tokenizers, tmp_path):
     model, params = MODELS["gpt2"][0], drawn(MODELS["gpt2"][0])
     export_hf(model, params, tokenizers["gpt2"], tmp_path / "out", ExportPlan(dtype="bfloat16"))
@@ -203,6 +204,7 @@ def test_gradients_with_nan_are_infinitely_far():
     assert largest_difference(other, {"a": np.array([1, 1.5])}) == (pytest.approx(1 / 3), "a")
 
 
+@pytest.mark.slow
 def test_the_page_is_self_contained_and_has_every_line(gpt2):
     certificate: Certificate = certify(*gpt2)
     text = (gpt2[-1] / "parity.html").read_text(encoding="utf-8")

@@ -172,6 +172,7 @@ def test_ctranslate2_converts_a_translator(run, exported, tmp_path):
         assert tokenizer.decode(ids, skip_special_tokens=True).strip() == str(expected)
 
 
+@pytest.mark.slow
 def test_ctranslate2_converts_a_gpt(corpus, tmp_path):
     ctranslate2 = pytest.importorskip("ctranslate2", reason="needs the extra ctranslate2")
     tokenizer = ByteLevelBpe(300).build(corpus.open, str(tmp_path / "kept"))

@@ -60,6 +60,7 @@ def run_of(model, folder):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "architecture"), MODELS.values(), ids=MODELS)
 def test_the_export_computes_what_the_run_does(model, architecture, tmp_path):
     run = run_of(model, tmp_path / "run")

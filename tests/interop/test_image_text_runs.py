@@ -14,6 +14,7 @@ from jaxformer.interop.huggingface.runs import export_run, from_pretrained
 TEXTS = ["a red dot", "green", "the end of a line"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [SOFTMAX, SIGMOID], ids=["softmax", "sigmoid"])
 def test_a_processor_of_the_folder_and_its_model_give_the_scores_of_the_run(model, tmp_path):
     run, out = small_run(model, tmp_path), tmp_path / "out"
@@ -46,6 +47,7 @@ def test_a_processor_of_the_folder_and_its_model_give_the_scores_of_the_run(mode
         assert config["text_config"]["pad_token_id"] == TOKENIZER.pad_id
 
 
+@pytest.mark.slow
 def test_clips_own_tokenizer_is_read_and_its_end_token_is_pooled(tmp_path):
     """Of the vocabulary and merges alone, as of tokenizer.json."""
     letters = [*"abcdefghijklmnopqrstuvwxyz", *(f"{letter}</w>" for letter in "abcdefghijklmnopqrstuvwxyz")]

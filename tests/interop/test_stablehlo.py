@@ -88,6 +88,7 @@ def test_longer_rows_than_the_model_takes_are_refused():
         exported.call(params, *arrays_for(BERT, t=33))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [VIT, SCALED])
 def test_a_program_takes_any_number_of_images(model):
     tree = noisy(model)
@@ -98,6 +99,7 @@ def test_a_program_takes_any_number_of_images(model):
         assert_same(outputs, model, tree, [images])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decoder", [AUTOENCODER.decoder, None])
 def test_a_program_of_a_masked_autoencoder_takes_images_and_noise(decoder):
     model = dataclasses.replace(AUTOENCODER, decoder=decoder)
@@ -160,6 +162,7 @@ def run_readme(folder):
     return found
 
 
+@pytest.mark.slow
 def test_a_number_beyond_float16_is_refused(tmp_path):
     run = small_run(small_tokenizer(tmp_path))
     params = jax.tree.map(lambda array: array * 1e6, run.params)

@@ -53,6 +53,7 @@ def run(experiment, tmp_path_factory):
     return jf.fit(experiment, tmp_path_factory.mktemp("run"), quiet=True)
 
 
+@pytest.mark.slow
 def test_it_trains_and_resumes(run, experiment, tmp_path):
     jf.fit(
         dataclasses.replace(experiment, steps=3, optimizer=AdamW(Schedule(1e-2, decay="constant"))),
@@ -70,12 +71,14 @@ def test_it_trains_and_resumes(run, experiment, tmp_path):
     assert set(run.params) == {"words", "places", "body"}
 
 
+@pytest.mark.slow
 def test_it_generates(run):
     (answer,) = run.with_decoding(max_new_tokens=5, temperature=0.0).predict(["the dog"])
     assert answer.continuation
     assert open_run(run.folder).model == run.model
 
 
+@pytest.mark.slow
 def test_it_goes_to_hugging_face_with_a_certificate_and_comes_back(run, tmp_path):
     pytest.importorskip("torch")
     summary = jf.export_run(run, tmp_path / "hf")
@@ -94,6 +97,7 @@ def test_it_becomes_programs(run, tmp_path):
     assert (tmp_path / "onnx" / "onnx" / "model.onnx").is_file()
 
 
+@pytest.mark.slow
 def test_others_start_from_it(run, experiment, tmp_path):
     started = jf.fit(
         dataclasses.replace(experiment, init=str(run.folder), steps=1, optimizer=AdamW(Schedule(0.0))),

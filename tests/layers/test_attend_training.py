@@ -67,6 +67,7 @@ class TestDropout:
             agreement = (kept[:shorter] == other_kept[:shorter])[both].mean()
             assert abs(agreement - expected) < 5 * (expected * (1 - expected) / both.sum()) ** 0.5
 
+    @pytest.mark.slow
     def test_a_key_decides_it_and_none_drops_nothing(self):
         left, weights = self.run(40, None)
         np.testing.assert_array_equal(left, self.run(40, None)[0])
@@ -97,6 +98,7 @@ class TestDropout:
             np.testing.assert_allclose(actual[name], expected[name], atol=2e-5, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["segments", "causal in segments"])
 def test_the_memory_of_a_training_step_grows_with_the_length_and_not_with_its_square(name, monkeypatch):
     if name != "segments":

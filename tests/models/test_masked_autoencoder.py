@@ -15,6 +15,7 @@ from jaxformer.models.vit import Vit
 NOISE = np.random.default_rng(2).random((4, 9)).astype(np.float32)
 
 
+@pytest.mark.slow
 def test_the_patches_with_the_least_noise_are_seen_and_no_others():
     params, hidden = noisy(AUTOENCODER), NOISE.argsort(1)[:, 3:]
     output = apply(AUTOENCODER, params, IMAGES, NOISE)

@@ -5,6 +5,7 @@ import json
 
 import jax
 import numpy as np
+import pytest
 import tiny
 from small_bert import noisy_params, paths
 from small_classifier import LABELS, PIECES, review_experiment, write_reviews
@@ -38,6 +39,7 @@ def seen(model) -> np.ndarray:
     return jacobian[:, 1:25] > 0
 
 
+@pytest.mark.slow
 def test_a_local_block_sees_its_window_and_a_global_one_everything():
     near = np.abs(np.arange(24)[:, None] - np.arange(24)) < WINDOW
     np.testing.assert_array_equal(seen(modern_bert(depth=1, period=(LOCAL,))), near)
@@ -46,6 +48,7 @@ def test_a_local_block_sees_its_window_and_a_global_one_everything():
     np.testing.assert_array_equal(seen(modern_bert(depth=2, period=(LOCAL,))), twice)
 
 
+@pytest.mark.slow
 def test_packed_examples_longer_than_the_window_get_what_they_get_alone():
     model = modern_bert()
     params = noisy_params(model, TOKENS)
@@ -58,6 +61,7 @@ def test_packed_examples_longer_than_the_window_get_what_they_get_alone():
         np.testing.assert_allclose(packed.logits[:, start:stop], alone.logits, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_predictions_at_some_positions_are_those_of_all_positions():
     """The last block is a global one here, and leaves the other positions out; a local one must do so too."""
     for depth in (4, 3):
@@ -89,6 +93,7 @@ def test_local_blocks_cost_their_window():
     assert stack_flops(everywhere, 5) == stack_flops(local, 5)
 
 
+@pytest.mark.slow
 def test_a_small_one_pretrains_and_is_fine_tuned(tmp_path):
     """The fine-tuned one starts from all of the pretrained one, the layer before its classes too."""
     write_reviews(tmp_path)
@@ -118,7 +123,7 @@ def test_a_small_one_pretrains_and_is_fine_tuned(tmp_path):
     assert start.summary.endswith("are those of x; new: head; unused: masked_lm")
     kernels = start.params["transform"]["dense"]["kernel"], run.params["masked_lm"]["dense"]["kernel"]
     np.testing.assert_array_equal(*map(np.asarray, kernels))
-    experiment = review_experiment(tmp_path, steps=40, model=model, init=str(run.folder))
+    experiment = review_experiment(tmp_path, steps=40, model=model, init=str(run.folder), checkpoint=Checkpoint(40))
     tuned = jf.fit(dataclasses.replace(experiment, tokenizer=pretraining.tokenizer), tmp_path / "tuned", quiet=True)
     assert tuned.evaluate()["accuracy"] > 0.8
     assert json.loads((tmp_path / "tuned" / "experiment.json").read_text())

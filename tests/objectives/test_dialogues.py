@@ -22,6 +22,7 @@ def tokenizer(tmp_path_factory):
     return small_tokenizer(tmp_path_factory.mktemp("vocabulary"))
 
 
+@pytest.mark.slow
 def test_a_dialogue_is_answered_as_it_was_learned(tokenizer):
     """Prompts are the tokens before the answer in the rows of `Dialogue`, and the answer ends with its turn."""
     run = small_run(tokenizer, CausalLM(decoding=Decoding(max_new_tokens=4, temperature=0), template=TEMPLATE))

@@ -34,6 +34,7 @@ def in_parts(model, parts, tmp_path):
     return jax.jit(loss_and_gradient, static_argnums=0)(experiment, run.params, BATCH, jax.random.key(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", MODELS)
 def test_micro_batches_have_the_loss_and_gradient_of_the_whole_batch(loss, tmp_path):
     (expected, whole), (means, gradient) = (in_parts(MODELS[loss], parts, tmp_path) for parts in (1, 4))
@@ -42,6 +43,7 @@ def test_micro_batches_have_the_loss_and_gradient_of_the_whole_batch(loss, tmp_p
     assert float(abs(gradient["log_scale"])) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", MODELS)
 def test_a_mesh_has_the_loss_and_gradient_of_one_device(loss, tmp_path):
     run = small_run(MODELS[loss], tmp_path)
@@ -61,6 +63,7 @@ def test_a_mesh_has_the_loss_and_gradient_of_one_device(loss, tmp_path):
     assert_trees_close(over_mesh, gradient, 1e-4)
 
 
+@pytest.mark.slow
 def test_the_loss_caps_the_scale(tmp_path):
     run = small_run(SOFTMAX, tmp_path)
     large, capped = (

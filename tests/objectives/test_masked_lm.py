@@ -22,6 +22,7 @@ def means(objective=MaskedLM(), batch=BATCH, key=None):
     return merge([jax.jit(lambda batch: objective(MODEL, PARAMS, batch, key))(batch)])
 
 
+@pytest.mark.slow
 def test_the_terms_are_weighted_sums_over_predictions_and_pairs():
     output = jax.jit(MODEL.apply)({"params": PARAMS}, **MaskedLM().inputs(BATCH))
     actual = means()

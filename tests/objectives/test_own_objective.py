@@ -30,6 +30,7 @@ def run(experiment, tmp_path_factory):
     return jf.fit(experiment, tmp_path_factory.mktemp("own") / "run", quiet=True)
 
 
+@pytest.mark.slow
 def test_it_trains_and_reports_its_own_metric_in_each_evaluation(run):
     assert {line["split"] for line in run.history} == {"train", "validation", "train-set"}
     assert "worst_margin" not in tiny.metrics(run.folder)[0], "a training step has no margins"
@@ -47,6 +48,7 @@ def test_the_best_checkpoint_is_that_with_the_highest_value_of_its_metric(run):
     assert run.evaluate("train-set")["worst_margin"] == best["worst_margin"]
 
 
+@pytest.mark.slow
 def test_its_predictor_answers_and_its_answers_save_themselves(run, tmp_path, capsys, monkeypatch):
     answers = run.predict(["a great film", "a dull <plot>"])
     logits = run.embed(["a great film", "a dull <plot>"])
@@ -80,6 +82,7 @@ def test_capabilities_that_its_predictor_lacks_are_refused(run, use, message):
     assert list(run.stream("a film")) == [str(run.predict("a film"))]
 
 
+@pytest.mark.slow
 def test_it_resumes_to_the_same_end(experiment, run, tmp_path):
     jf.fit(override(experiment, {"steps": 4}), tmp_path / "run", quiet=True)
     jf.fit(experiment, tmp_path / "run", quiet=True)

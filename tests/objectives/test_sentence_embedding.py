@@ -60,6 +60,7 @@ def test_the_loss_is_its_formula(pooling):
     assert found["accuracy"] == (scores.argmax(1) == np.arange(4)).mean()
 
 
+@pytest.mark.slow
 def test_packing_padding_and_empty_rows_change_nothing():
     plain = measured(batch_of([[0], [1], [2], [3]]))
     for rows, length, room in (([[0, 1, 2], [3]], 24, 3), ([[0], [], [1], [2], [3], []], 17, 1)):
@@ -67,6 +68,7 @@ def test_packing_padding_and_empty_rows_change_nothing():
         assert measured(batch) == pytest.approx(plain, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_empty_rows_have_a_gradient_of_numbers():
     batch = batch_of([[0], [1], []])
     gradient = jax.jit(jax.grad(lambda params: OBJECTIVE(MODEL, params, batch)["loss"].value))(PARAMS)
@@ -74,6 +76,7 @@ def test_empty_rows_have_a_gradient_of_numbers():
     assert all(np.isfinite(leaf).all() for leaf in leaves) and max(np.abs(leaf).max() for leaf in leaves) > 0
 
 
+@pytest.mark.slow
 def test_the_second_texts_of_all_devices_are_there():
     """Eight devices with a pair each give the loss, and the gradient, of one device with all eight."""
     batch = batch_of([[number] for number in range(8)])
@@ -94,6 +97,7 @@ def test_the_second_texts_of_all_devices_are_there():
             np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_dropout_makes_two_of_one_text():
     """The same text twice has a cosine of one, apart from dropout."""
     model = dataclasses.replace(MODEL, transformer=dataclasses.replace(MODEL.transformer, dropout=0.3))

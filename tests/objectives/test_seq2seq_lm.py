@@ -289,6 +289,7 @@ def test_impossible_fields_are_refused(fields, message):
         Seq2SeqLM(**fields)
 
 
+@pytest.mark.slow
 def test_scores_without_a_metric_are_refused():
     with pytest.raises(InputError, match=r"objective.scores.by: empty; expected bleu, chrf or rouge"):
         Scores("a: ", ())

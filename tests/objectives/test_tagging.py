@@ -63,6 +63,7 @@ def batch_of(rows, tokenizer, length=24):
     return batch
 
 
+@pytest.mark.slow
 def test_logits_are_those_of_transformers(tokenizer):
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
     config = transformers.BertConfig(vocab_size=60, max_position_embeddings=24, num_labels=len(LABELS), **sizes)
@@ -82,6 +83,7 @@ def test_logits_are_those_of_transformers(tokenizer):
     assert float(means["loss"].value) == pytest.approx(expected.loss.item(), abs=TOLERANCE)
 
 
+@pytest.mark.slow
 def test_packing_and_padding_change_nothing(model, params, tokenizer):
     results = [
         report(Tagging(), model, Tagging()(model, params, batch_of(rows, tokenizer, length)))
@@ -97,6 +99,7 @@ def test_training_counts_no_entities(model, params, tokenizer):
     assert means.keys() == {"loss", "accuracy"}
 
 
+@pytest.mark.slow
 def test_it_tags_words_and_signs_in_windows(model, params, tokenizer):
     longer = "w1 w2x0. " * 12
     answers = Tagging().predictor(model, params, tokenizer).predict(["w1 w2x0.", longer, "w3 \u4e2d-\u4e2d"])
@@ -150,6 +153,7 @@ class Oracle:
         return types.SimpleNamespace(logits=jax.nn.one_hot(self.table[tokens], 3), means={})
 
 
+@pytest.mark.slow
 def test_an_entity_longer_than_a_row_is_one_entity(tokenizer, tmp_path):
     """Nine words; the model misses the last: one entity is wrong, and no part of it counts as right."""
     sentences = [

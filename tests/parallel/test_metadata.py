@@ -21,6 +21,7 @@ def boxed(model, *inputs):
     return model.init(jax.random.key(0), *inputs)["params"]
 
 
+@pytest.mark.slow
 def test_parameter_info_names_axes_and_contractions():
     infos = parameter_info(boxed(Bert(small_transformer(), vocab=32, max_length=8), jnp.zeros((1, 8), jnp.int32)))
     assert infos["embeddings/token"] == ParameterInfo("vd")
@@ -31,6 +32,7 @@ def test_parameter_info_names_axes_and_contractions():
     assert not infos["transformer/blocks/mlp_norm/scale"].is_kernel
 
 
+@pytest.mark.slow
 def test_patch_kernel_is_the_matrix_that_it_applies():
     """Its path names neither query nor output: guessed from the last two axes, it would be y·x matrices."""
     info = next(info for path, info in parameter_info(boxed(VIT, IMAGE)).items() if info.axes == "yxnd")

@@ -95,6 +95,7 @@ def on(name, shape):
     return params, loss, logits, gradient
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "shape"), MESHES, ids=str)
 def test_every_mesh_gives_the_same_loss_logits_and_gradients(name, shape):
     _, expected, expected_logits, expected_gradient = on(name, Mesh(1, 1, 1))

@@ -122,6 +122,7 @@ def run_ours(model, params, batch):
     return output.logits, loss, smoothed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_logits_and_losses_of_padded_rows(name):
     theirs, ours, params, _ = both(name)
@@ -133,6 +134,7 @@ def test_logits_and_losses_of_padded_rows(name):
     assert_same(actual, expected, batch["tokens_segments"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GRADIENTS)
 def test_logits_losses_and_every_gradient_of_long_padded_rows(name, monkeypatch):
     monkeypatch.setattr(attention, "BLOCK", 128)

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import torch
 import transformers
 from hf_weights import as_ours
@@ -58,6 +59,7 @@ def torch_losses(model, batches):
     return np.array(losses)
 
 
+@pytest.mark.slow
 def test_the_losses_of_fifty_steps_are_pytorchs(tmp_path):
     write_reviews(tmp_path)
     theirs = small_classifier()

@@ -77,6 +77,7 @@ def test_a_folder_without_images_is_named(tmp_path):
         small_run(SOFTMAX, tmp_path).rank("a text", [str(tmp_path)])
 
 
+@pytest.mark.slow
 def test_the_command_line_ranks_texts_and_images(pictures, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cli, "_open", lambda *_, **__: small_run(SOFTMAX, tmp_path))
     assert cli.main(["predict", "RUN", str(pictures / "0.png"), "--among", *TEXTS]) == 0

@@ -53,6 +53,7 @@ def run(experiment, tmp_path_factory):
     return jf.fit(experiment, tmp_path_factory.mktemp("runs") / "vit", quiet=True)
 
 
+@pytest.mark.slow
 def test_it_learns_and_reports_its_speed_in_images(run):
     assert run.evaluate()["accuracy"] == 1.0 and run.tokenizer is None
     assert not (run.folder / "tokenizer").exists()
@@ -61,6 +62,7 @@ def test_it_learns_and_reports_its_speed_in_images(run):
     assert len(lines) == 6 and all("light" in line or "dark" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_it_resumes_bit_for_bit(run, experiment, tmp_path):
     jf.fit(dataclasses.replace(experiment, steps=6), tmp_path / "run", quiet=True)
     jf.fit(experiment, tmp_path / "run", quiet=True)

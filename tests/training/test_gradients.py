@@ -33,6 +33,7 @@ def in_parts(parts, model=MODEL):
     return jax.jit(loss_and_gradient, static_argnums=0)(experiment, PARAMS, BATCH, KEY)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", [2, 4])
 def test_micro_batches_are_compared_with_the_whole_batch(parts):
     (expected, whole), (means, gradient) = in_parts(1), in_parts(parts)
@@ -42,6 +43,7 @@ def test_micro_batches_are_compared_with_the_whole_batch(parts):
     assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(whole)) > 0.01
 
 
+@pytest.mark.slow
 def test_both_passes_drop_the_same():
     """The gradient is that of the loss of the vectors; each micro-batch has a key of its own."""
 
