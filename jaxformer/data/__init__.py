@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from jaxformer.data.fields.clip import ClipField as ClipField
     from jaxformer.data.fields.image import ImageField as ImageField
     from jaxformer.data.fields.label import LabelField as LabelField
+    from jaxformer.data.fields.mask import MaskField as MaskField
     from jaxformer.data.fields.text import TextField as TextField
     from jaxformer.data.fields.text import TokenField as TokenField
     from jaxformer.data.pipeline.loader import Data as Data
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from jaxformer.data.sources.detection import CocoDetection as CocoDetection
     from jaxformer.data.sources.detection import VocDetection as VocDetection
     from jaxformer.data.sources.pictures import ImageFolders as ImageFolders
+    from jaxformer.data.sources.segmentation import MaskFolders as MaskFolders
     from jaxformer.data.sources.sources import Columns as Columns
     from jaxformer.data.sources.sources import JsonLines as JsonLines
     from jaxformer.data.sources.sources import Mixture as Mixture
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
     from jaxformer.data.tasks.multi import MultiTask as MultiTask
     from jaxformer.data.tasks.pairs import TextPairs as TextPairs
     from jaxformer.data.tasks.question_answering import AnswerSpans as AnswerSpans
+    from jaxformer.data.tasks.segmentation import SegmentedImages as SegmentedImages
     from jaxformer.data.tasks.seq2seq import PrefixLM as PrefixLM
     from jaxformer.data.tasks.seq2seq import TextToText as TextToText
     from jaxformer.data.tasks.span_corruption import UL2 as UL2
@@ -64,11 +67,13 @@ else:
             "data.fields.clip": ("ClipField",),
             "data.fields.image": ("ImageField",),
             "data.fields.label": ("LabelField",),
+            "data.fields.mask": ("MaskField",),
             "data.fields.text": ("TextField", "TokenField"),
             "data.pipeline.loader": ("Data", "evaluation_batches", "train_batches"),
             "data.sources.clips": ("ClipFolders",),
             "data.sources.detection": ("CocoDetection", "VocDetection"),
             "data.sources.pictures": ("ImageFolders",),
+            "data.sources.segmentation": ("MaskFolders",),
             "data.sources.sources": ("Columns", "JsonLines", "Mixture", "ParallelFiles", "Source", "TextFiles", "Tfds"),
             "data.sources.tables": ("ClassFolders", "Csv", "Tsv"),
             "data.tasks.base": ("Task",),
@@ -84,6 +89,7 @@ else:
             "data.tasks.multi": ("MultiTask",),
             "data.tasks.pairs": ("TextPairs",),
             "data.tasks.question_answering": ("AnswerSpans",),
+            "data.tasks.segmentation": ("SegmentedImages",),
             "data.tasks.seq2seq": ("PrefixLM", "TextToText"),
             "data.tasks.span_corruption": ("Denoiser", "SpanCorruption", "UL2"),
             "data.tasks.summary_sentences": ("SummarySentences",),

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from jaxformer.models.encoder_decoder import EncoderDecoder as EncoderDecoder
     from jaxformer.models.gpt import Gpt as Gpt
     from jaxformer.models.masked_autoencoder import MaskedAutoencoder as MaskedAutoencoder
+    from jaxformer.models.segformer import SegFormer as SegFormer
+    from jaxformer.models.segformer import segformer_stage as segformer_stage
+    from jaxformer.models.segmenter import Segmenter as Segmenter
     from jaxformer.models.t5 import T5 as T5
     from jaxformer.models.t5 import t5_stack as t5_stack
     from jaxformer.models.video_masked_autoencoder import VideoMaskedAutoencoder as VideoMaskedAutoencoder
@@ -34,6 +37,8 @@ else:
             "models.encoder_decoder": ("EncoderDecoder",),
             "models.gpt": ("Gpt",),
             "models.masked_autoencoder": ("MaskedAutoencoder",),
+            "models.segformer": ("SegFormer", "segformer_stage"),
+            "models.segmenter": ("Segmenter",),
             "models.t5": ("T5", "t5_stack"),
             "models.video_masked_autoencoder": ("VideoMaskedAutoencoder",),
             "models.video_vit": ("VideoVit", "video_mae_encoder"),

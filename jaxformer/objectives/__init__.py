@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from jaxformer.objectives.masked_lm import MaskedLM as MaskedLM
     from jaxformer.objectives.question_answering import QuestionAnswering as QuestionAnswering
     from jaxformer.objectives.regression import Regression as Regression
+    from jaxformer.objectives.semantic_segmentation import SemanticSegmentation as SemanticSegmentation
     from jaxformer.objectives.sentence_embedding import SentenceEmbedding as SentenceEmbedding
     from jaxformer.objectives.seq2seq_lm import Seq2SeqLM as Seq2SeqLM
     from jaxformer.objectives.tagging import Tagging as Tagging
@@ -36,6 +37,7 @@ else:
             "objectives.masked_lm": ("MaskedLM",),
             "objectives.question_answering": ("QuestionAnswering",),
             "objectives.regression": ("Regression",),
+            "objectives.semantic_segmentation": ("SemanticSegmentation",),
             "objectives.sentence_embedding": ("SentenceEmbedding",),
             "objectives.seq2seq_lm": ("Seq2SeqLM",),
             "objectives.tagging": ("Tagging",),

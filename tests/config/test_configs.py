@@ -17,6 +17,7 @@ from jaxformer.data.tasks.classification import Classify
 from jaxformer.data.tasks.multi import MultiTask
 from jaxformer.data.tasks.pairs import TextPairs
 from jaxformer.data.tasks.question_answering import AnswerSpans
+from jaxformer.data.tasks.segmentation import SegmentedImages
 from jaxformer.data.tasks.seq2seq import TextToText
 from jaxformer.data.tasks.summary_sentences import SummarySentences
 from jaxformer.data.tasks.tagging import TagTokens
@@ -66,6 +67,8 @@ def tiny_sources(experiment, folder):
     task = experiment.data.task
     if "clips" in experiment.model.inputs():
         return tiny_images.clips(folder, experiment)
+    if isinstance(task, SegmentedImages):
+        return tiny_images.segmented(folder, experiment)
     if not task.reads_text:
         return tiny_images.sources(folder)
     if "images" in experiment.model.inputs():

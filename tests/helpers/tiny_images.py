@@ -10,6 +10,7 @@ from small_video import animation
 from jaxformer.config import Experiment
 from jaxformer.data.sources.clips import ClipFolders
 from jaxformer.data.sources.pictures import ImageFolders
+from jaxformer.data.sources.segmentation import MaskFolders
 from jaxformer.data.sources.sources import JsonLines
 from jaxformer.parallel.sharding import Mesh
 
@@ -22,6 +23,10 @@ def shrunk(experiment: Experiment) -> dict:
     small = {f"model.{name}.{field}": size for name in stacks for field, size in SIZES.items()}
     field = "clip" if experiment.model.pixel_input == "clips" else "image"
     small |= {"model.image": 8, "model.patch": 4, f"data.task.{field}.size": 8}
+    if "stage_1" in stacks:  # The encoder divides the sides of an image by 32.
+        del small["model.patch"]
+        small |= {"model.image": 32, "data.task.image.size": 32}
+        small |= {f"model.{name}.attention.reduction": 1 for name in stacks}
     if field == "clip":
         small |= {"model.frames": 4, "data.task.clip.frames": 4}
     if hasattr(experiment.data.task, "patch"):
@@ -64,6 +69,22 @@ def clips(folder: Path, experiment: Experiment) -> dict:
                 (home / f"{place}.webp").write_bytes(animation(frames))
     found = {f"data.{split}": ClipFolders(str(folder / "clips" / split)) for split in ("train", "validation")}
     return found | ({"data.task.label": "label"} if hasattr(experiment.data.task, "label") else {})
+
+
+def segmented(folder: Path, experiment: Experiment) -> dict:
+    """Dark and light pictures with masks for training and for validation, by the fields of an experiment."""
+    for split, count in (("train", 8), ("validation", 3)):
+        for number in range(2):
+            write(folder / split / "images" / str(number), count, 100 * number, seed=number)
+            for place in range(count):
+                (folder / split / "masks" / str(number)).mkdir(parents=True, exist_ok=True)
+                mask = Image.fromarray(np.full((12, 10), number, np.uint8))
+                mask.save(folder / split / "masks" / str(number) / f"{place}.png")
+    homes = {
+        split: (str(folder / split / "images"), str(folder / split / "masks")) for split in ("train", "validation")
+    }
+    plain = {"data.task.objects": None, "data.task.zero_is_unlabelled": False}
+    return {f"data.{split}": MaskFolders(*home) for split, home in homes.items()} | plain
 
 
 SIZES = {"width": 16, "depth": 1, "heads": 2}

@@ -14,6 +14,8 @@ from jaxformer.models.vit import Vit
 OTHERS = {
     "bert_base_cnn": "it scores sentences",
     "extractive_summarisation": "it scores sentences",
+    "segmenter_scenes": "it is a Segmenter",
+    "segmenter_vit_b_ade20k": "it is a Segmenter",
     "vivit_moving_scenes": "its encoder is factorised",
     "topics_small": "it reads the mean of the tokens' vectors",
 }

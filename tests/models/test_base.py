@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 from small_bert import small_bert, small_transformer
+from small_segmentation import LINEAR, MASKED, SEGFORMER
 from small_video import FACTORISED, VIDEO_AUTOENCODER, VIDEO_VIT
 from small_vit import AUTOENCODER, SCALED, VIT
 
@@ -36,6 +37,9 @@ MODELS = {
     "vit": VIT,
     "vit of class and mean": SCALED,
     "masked autoencoder": AUTOENCODER,
+    "segmenter": MASKED,
+    "segmenter with a linear decoder": LINEAR,
+    "segformer": SEGFORMER,
     "video vit": VIDEO_VIT,
     "factorised video vit": FACTORISED,
     "masked autoencoder of clips": VIDEO_AUTOENCODER,

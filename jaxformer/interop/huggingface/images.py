@@ -27,6 +27,7 @@ RESAMPLING: Mapping[int, Resample] = {
 }
 """Maps numbers of Pillow's resampling filters to the filter names."""
 CLIP_PIXELS = {"image_mean": (0.48145466, 0.4578275, 0.40821073), "image_std": (0.26862954, 0.26130258, 0.27577711)}
+IMAGENET_PIXELS = {"image_mean": (0.485, 0.456, 0.406), "image_std": (0.229, 0.224, 0.225)}
 SQUARE = {"resample": 2, "size": {"height": 224, "width": 224}, "image_mean": (0.5,), "image_std": (0.5,)}
 CROPPED = {"do_center_crop": True, "crop_size": {"height": 224, "width": 224}, "resample": 3}
 PROCESSORS: Mapping[str, Mapping[str, Any]] = {
@@ -35,6 +36,7 @@ PROCESSORS: Mapping[str, Mapping[str, Any]] = {
     "BitImageProcessor": {**CROPPED, "size": {"shortest_edge": 224}, **CLIP_PIXELS},
     "CLIPImageProcessor": {**CROPPED, "size": {"shortest_edge": 224}, **CLIP_PIXELS},
     "SiglipImageProcessor": {**SQUARE, "resample": 3},
+    "SegformerImageProcessor": {**SQUARE, "size": {"height": 512, "width": 512}, **IMAGENET_PIXELS},
     "VideoMAEImageProcessor": {**SQUARE, **CROPPED, "size": {"shortest_edge": 224}, "resample": 2},
     "VivitImageProcessor": {
         **{**SQUARE, **CROPPED, "size": {"shortest_edge": 256}, "resample": 2},
@@ -49,6 +51,7 @@ BY_MODEL = {
     "dinov2_with_registers": "BitImageProcessor",
     "clip": "CLIPImageProcessor",
     "siglip": "SiglipImageProcessor",
+    "segformer": "SegformerImageProcessor",
     "videomae": "VideoMAEImageProcessor",
     "vivit": "VivitImageProcessor",
 }
@@ -61,11 +64,18 @@ CLIP_PROCESSORS = {name: BY_MODEL[name] for name in ("videomae", "vivit")}
 """Maps model types of clips to the image processor class that exports name."""
 ANY_SIZE = ("dinov2", "dinov2_with_registers")
 """Model types that accept images of any size. Models of other types accept only the image size in their config."""
-IGNORED = ("image_processor_type", "feature_extractor_type", "processor_class", "_valid_processor_keys", "data_format")
+IGNORED = (
+    "image_processor_type",
+    "feature_extractor_type",
+    "processor_class",
+    "_valid_processor_keys",
+    "data_format",
+    "do_reduce_labels",
+)
 """Names of preprocessor_config.json fields that do not change the pixels. `data_format` affects only the layout of the
 arrays that the transformers library returns.
 """
-UNUSED = ("do_pad", "do_reduce_labels", "do_thumbnail", "do_flip_channel_order", "do_align_long_axis", "device")
+UNUSED = ("do_pad", "do_thumbnail", "do_flip_channel_order", "do_align_long_axis", "device")
 """Names of preprocessor_config.json fields that must be false or missing, because their features are not supported."""
 
 

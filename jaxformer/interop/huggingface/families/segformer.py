@@ -1,0 +1,205 @@
+"""SegFormer family (Xie et al. 2021): conversion from and to transformers."""
+
+import dataclasses
+from collections.abc import Collection
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxformer.config import Objective
+from jaxformer.data.tasks.base import Task
+from jaxformer.data.tasks.segmentation import SegmentedImages
+from jaxformer.errors import InputError
+from jaxformer.interop.huggingface.config_reader import ConfigReader
+from jaxformer.interop.huggingface.families.bridge import Source
+from jaxformer.interop.huggingface.families.family import ACTIVATIONS, NAMES, Family
+from jaxformer.interop.huggingface.families.rows import attention, linear, norm
+from jaxformer.interop.huggingface.families.vit import ImageBridge, image_field
+from jaxformer.interop.huggingface.labels import label_fields, read_labels
+from jaxformer.interop.huggingface.table import ParamMapping, Table
+from jaxformer.layers.mix_transformer import MixMlp
+from jaxformer.models.segformer import PATCHES, STAGES, SegFormer, segformer_stage
+from jaxformer.objectives.semantic_segmentation import SemanticSegmentation
+from jaxformer.runs.run import Run
+
+CONVOLUTION, HEAD = "d n y x -> y x n d", "decode_head"
+
+
+def _stage(number: int) -> list[ParamMapping]:
+    """Returns the parameter mappings of a stage, counted from 0."""
+    ours, encoder = STAGES[number], "segformer.encoder"
+    blocks, theirs = f"{ours}/blocks", f"{encoder}.block.{number}.{{l}}"
+    parts = (f"{theirs}.attention.self.{name}" for name in ("query", "key", "value"))
+    return [
+        *linear(f"{ours}_patches/patch", f"{encoder}.patch_embeddings.{number}.proj", CONVOLUTION),
+        *norm(f"{ours}_patches/norm", f"{encoder}.patch_embeddings.{number}.layer_norm"),
+        *norm(f"{blocks}/attention_norm", f"{theirs}.layer_norm_1"),
+        *attention(f"{blocks}/attention", *parts, f"{theirs}.attention.output.dense"),
+        *linear(f"{blocks}/attention/reduction", f"{theirs}.attention.self.sr", CONVOLUTION),
+        *norm(f"{blocks}/attention/reduction_norm", f"{theirs}.attention.self.layer_norm"),
+        *norm(f"{blocks}/mlp_norm", f"{theirs}.layer_norm_2"),
+        *linear(f"{blocks}/mlp/up", f"{theirs}.mlp.dense1"),
+        ParamMapping(f"{blocks}/mlp/mix_kernel", f"{theirs}.mlp.dwconv.dwconv.weight", "f 1 y x -> y x f"),
+        ParamMapping(f"{blocks}/mlp/mix_bias", f"{theirs}.mlp.dwconv.dwconv.bias"),
+        *linear(f"{blocks}/mlp/down", f"{theirs}.mlp.dense2"),
+        *norm(f"{ours}/norm", f"{encoder}.layer_norm.{number}"),
+        *linear(f"{ours}_projection", f"{HEAD}.linear_c.{number}.proj"),
+    ]
+
+
+ROWS = (
+    *(row for number in range(4) for row in _stage(number)),
+    ParamMapping("fuse/kernel", f"{HEAD}.linear_fuse.weight", "d i 1 1 -> i d"),
+    *norm("fuse_norm", f"{HEAD}.batch_norm"),
+    ParamMapping("fuse_norm/mean", f"{HEAD}.batch_norm.running_mean"),
+    ParamMapping("fuse_norm/variance", f"{HEAD}.batch_norm.running_var"),
+    *linear("head", f"{HEAD}.classifier", "c d 1 1 -> d c"),
+)
+LOADED = {
+    "encoder.patch_embeddings.{}.": "stages.{}.patch_embeddings.",
+    "encoder.block.{}.": "stages.{}.blocks.",
+    "encoder.layer_norm.{}.": "stages.{}.layer_norm.",
+    f"{HEAD}.linear_c.{{}}.": f"{HEAD}.linear_projections.{{}}.",
+}
+"""Maps parts of tensor names in files to those that the classes of transformers 5 have in memory, with the number of a
+stage."""
+LOADED_PARTS = {
+    "attention.self.query": "attention.q_proj",
+    "attention.self.key": "attention.k_proj",
+    "attention.self.value": "attention.v_proj",
+    "attention.self.sr": "attention.sequence_reduction.sequence_reduction",
+    "attention.self.layer_norm": "attention.sequence_reduction.layer_norm",
+    "attention.output.dense": "attention.o_proj",
+    "mlp.dense1": "mlp.fc1",
+    "mlp.dense2": "mlp.fc2",
+    "layer_norm_1": "layernorm_before",
+    "layer_norm_2": "layernorm_after",
+}
+
+
+def _loaded(row: ParamMapping) -> ParamMapping:
+    """Returns a row with the tensor name that the classes of transformers 5 have in memory."""
+    name = row.theirs
+    for stored, loaded in LOADED.items():
+        for number in range(4):
+            name = name.replace(stored.format(number), loaded.format(number))
+    for stored, loaded in LOADED_PARTS.items():
+        name = name.replace(stored, loaded)
+    return dataclasses.replace(row, theirs=name)
+
+
+KNOWN = {f"{HEAD}.batch_norm.num_batches_tracked": "counts the batches of training"}
+TABLE = Table(ROWS, known=KNOWN, others=(Table(tuple(map(_loaded, ROWS)), known=KNOWN),))
+
+
+def build(reader: ConfigReader, names: Collection[str]) -> SegFormer:
+    """Builds the model of a config."""
+    del names
+    reader.must("num_encoder_blocks", 4)
+    for name, values in (("patch_sizes", 0), ("strides", 1)):
+        reader.must(name, [patch[values] for patch in PATCHES])
+    reader.must("reshape_last_stage", True)
+    reader.must("semantic_loss_ignore_index", 255)
+    reader.get("layer_norm_eps")  # Not used by transformers: the norms have PyTorch's default.
+    reader.only_training("drop_path_rate")
+    lists = {
+        name: reader.get(name, default)
+        for name, default in (
+            ("hidden_sizes", [32, 64, 160, 256]),
+            ("depths", [2, 2, 2, 2]),
+            ("num_attention_heads", [1, 2, 5, 8]),
+            ("sr_ratios", [8, 4, 2, 1]),
+            ("mlp_ratios", [4, 4, 4, 4]),
+        )
+    }
+    for name, values in lists.items():
+        whole = isinstance(values, list | tuple) and len(values) == 4 and all(type(value) is int for value in values)
+        if not whole or min(values) < 1:
+            raise reader.error(name, values, "four whole numbers above 0")
+    activation = reader.choice("hidden_act", ACTIVATIONS, "gelu")
+    dropout, attention_dropout = reader.rate("hidden_dropout_prob"), reader.rate("attention_probs_dropout_prob")
+    stages = {
+        name: segformer_stage(
+            width,
+            depth,
+            heads,
+            reduction,
+            mlp=MixMlp(width * ratio, activation),
+            dropout=dropout,
+            attention_dropout=attention_dropout,
+        )
+        for name, width, depth, heads, reduction, ratio in zip(STAGES, *lists.values(), strict=True)
+    }
+    try:
+        return SegFormer(
+            **stages,
+            labels=read_labels(reader),
+            decoder_width=reader.integer("decoder_hidden_size", 256),
+            image=reader.integer("image_size", 512),
+            channels=reader.integer("num_channels", 3),
+            head_dropout=reader.rate("classifier_dropout_prob", 0.1),
+        )
+    except InputError as error:
+        raise InputError(f"{reader.where}: {error}") from error
+
+
+def describe(model: SegFormer) -> dict[str, Any]:
+    """Converts the model to a SegFormer config. transformers ignores `image_size`: its classes take any size."""
+    stages = list(model.stacks().values())
+    return {
+        "architectures": ["SegformerForSemanticSegmentation"],
+        **label_fields(model.labels),
+        "image_size": model.image,
+        "num_channels": model.channels,
+        "num_encoder_blocks": 4,
+        "patch_sizes": [size for size, _ in PATCHES],
+        "strides": [stride for _, stride in PATCHES],
+        "hidden_sizes": [stack.width for stack in stages],
+        "depths": [stack.depth for stack in stages],
+        "num_attention_heads": [stack.heads for stack in stages],
+        "sr_ratios": [stack.attention.reduction for stack in stages],
+        "mlp_ratios": [stack.mlp.inner(stack.width) // stack.width for stack in stages],
+        "hidden_act": NAMES[stages[0].mlp.activation],
+        "hidden_dropout_prob": stages[0].dropout,
+        "attention_probs_dropout_prob": stages[0].attention_dropout,
+        "classifier_dropout_prob": model.head_dropout,
+        "drop_path_rate": 0.0,
+        "decoder_hidden_size": model.decoder_width,
+    }
+
+
+class SegFormerBridge(ImageBridge):
+    """Bridge for segmentation models: objective and task of imported models, and the outputs of their class."""
+
+    def objective(self, source: Source, model: SegFormer) -> Objective:
+        """Returns the segmentation objective."""
+        return SemanticSegmentation()
+
+    def task(self, source: Source, model: SegFormer, objective: Any) -> Task:
+        """Returns a task of images with masks."""
+        return SegmentedImages(image_field(source, model), labels=model.labels)
+
+    def conventional(self, run: Run) -> Run:
+        """Returns the run unchanged, because its parameters already have the layout of transformers."""
+        return run
+
+    def outputs(self, model: SegFormer, output: Any, objective: Any = None) -> dict[str, jax.Array]:
+        """Returns the logits, with labels before rows and columns."""
+        return {"logits": jnp.moveaxis(output.logits, -1, 1)}
+
+    def nearest_config(self, model: SegFormer, objective: Any) -> dict[str, Any]:
+        """Returns the config of a SegFormer in transformers, which has the same arguments and outputs."""
+        return {"model_type": "segformer", **describe(model)}
+
+
+FAMILY = Family(
+    model_type="segformer",
+    architectures=("SegformerForSemanticSegmentation",),
+    module=SegFormer,
+    build=build,
+    describe=describe,
+    table=TABLE,
+    bridge=SegFormerBridge(),
+    auto_classes={"ForSemanticSegmentation": ("AutoModelForSemanticSegmentation", "image-segmentation")},
+)

@@ -1,0 +1,106 @@
+"""Layers of SegFormer's encoder: overlapping patches, attention to fewer positions, and an MLP that mixes neighbouring
+positions (Xie et al. 2021, §3.1). Positions are those of a square, row by row.
+"""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxformer.layers.attention import Attention
+from jaxformer.layers.cache import KeyValue
+from jaxformer.layers.linear import DType, Linear, compute_dtype
+from jaxformer.layers.masks import Tokens
+from jaxformer.layers.mlp import Mlp, activation
+from jaxformer.layers.norms import LayerNorm
+from jaxformer.layers.patches import patchify
+from jaxformer.layers.positions import Placement
+from jaxformer.metrics.means import Mean
+from jaxformer.parallel import metadata
+
+EPSILON = 1e-5
+"""Epsilon of the norms of these layers."""
+
+
+def square(x: jax.Array) -> jax.Array:
+    """Arranges positions [batch, positions, embed] as a square [batch, rows, columns, embed]."""
+    side = math.isqrt(x.shape[1])
+    return x.reshape(x.shape[0], side, side, x.shape[-1])
+
+
+def shifted(x: jax.Array, size: int, stride: int) -> list[jax.Array]:
+    """Returns the neighbourhoods of positions as shifted images, one for each place in a window of `size` × `size`,
+    row by row. The image is padded with zeros by half of the window.
+
+    Args:
+      x: image, [batch, height, width, channels].
+      size: height and width of the window.
+      stride: distance between the windows. It divides the height and the width.
+    """
+    _, height, width, _ = x.shape
+    edge = size // 2
+    padded = jnp.pad(x, ((0, 0), (edge, edge), (edge, edge), (0, 0)))
+    places = [(row, column) for row in range(size) for column in range(size)]
+    return [padded[:, row : row + height : stride, column : column + width : stride] for row, column in places]
+
+
+class OverlappingPatches(nn.Module):
+    """Embeds overlapping patches of an image: [batch, height, width, channels] → [batch, positions, embed]."""
+
+    width: int
+    """Size of the embeddings."""
+    size: int
+    """Height and width of a patch."""
+    stride: int
+    """Distance between patches."""
+    dtype: DType = "auto"
+    """Type to compute in."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (self.size, self.size, x.shape[-1], self.width)
+        windows = jnp.stack(shifted(x, self.size, self.stride), axis=3)
+        windows = windows.reshape(x.shape[0], -1, self.size, self.size, x.shape[-1])
+        y = Linear("bpyxn,yxnd->bpd", shape, dtype=self.dtype, name="patch")(windows)
+        return LayerNorm(EPSILON, name="norm")(y)
+
+
+class ReducedAttention(Attention):
+    """Attention whose keys and values are made of patches of `reduction` × `reduction` positions."""
+
+    reduction: int = 1
+    """Height and width of these patches in positions. 1 for plain attention."""
+
+    def _keys(self, memory: jax.Array, placement: Placement, heads: int, dtype: DType) -> KeyValue:
+        if self.reduction > 1:
+            width, size = memory.shape[-1], self.reduction
+            patches = patchify(square(memory), size)
+            memory = Linear("bpyxn,yxnd->bpd", (size, size, width, width), dtype=dtype, name="reduction")(patches)
+            memory = LayerNorm(EPSILON, name="reduction_norm")(memory)
+        return super()._keys(memory, placement, heads, dtype)
+
+
+class MixMlp(Mlp):
+    """Feed-forward network with a convolution of 3 × 3 positions for each channel: `down(activation(mix(up(x))))`. The
+    padding of the convolution makes the output depend on positions.
+    """
+
+    def flops(self, embed: int) -> float:
+        return super().flops(embed) + 18.0 * self.inner(embed)
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, dtype: DType = "auto", train: bool = False, tokens: Tokens | None = None
+    ) -> tuple[jax.Array, dict[str, Mean]]:
+        """Computes the network for all positions of a square. Returns its output and an empty dict."""
+        del train, tokens
+        width, inner = x.shape[-1], self.inner(x.shape[-1])
+        y = Linear("btd,df->btf", (width, inner), self.bias, dtype, name="up")(x)
+        init = metadata.with_axes(nn.initializers.truncated_normal(1 / 3), "yxf", 2)
+        kernel = self.param("mix_kernel", init, (3, 3, inner)).astype(compute_dtype(dtype))
+        bias = self.param("mix_bias", metadata.with_axes(nn.initializers.zeros, "f"), (inner,))
+        parts = zip(shifted(square(y), 3, 1), kernel.reshape(9, inner), strict=True)
+        mixed = sum(part * row for part, row in parts).reshape(y.shape) + bias.astype(y.dtype)
+        y = activation(self.activation)(mixed)
+        return Linear("btf,fd->btd", (inner, width), self.bias, dtype, name="down")(y), {}

@@ -1,0 +1,183 @@
+"""Segments pictures of any size in sliding windows, and draws the masks."""
+
+import base64
+import colorsys
+import dataclasses
+import functools
+import html
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from jaxformer.data.tasks.segmentation import PreparedPicture
+from jaxformer.data.transforms.image import pixels
+from jaxformer.layers.resizing import bilinear, resized
+from jaxformer.predictors.base import Answer, Predictor
+
+ROWS, SHOWN = 8, 4
+"""Number of windows per batch, and maximum number of pictures in a demonstration."""
+STRIP = 64
+"""Number of rows of a picture whose probabilities are computed at a time."""
+PICTURES = (".jpg", ".jpeg", ".png", ".webp")
+"""File name extensions for which an answer is saved as a picture."""
+
+
+@dataclasses.dataclass(frozen=True, repr=False, eq=False)
+class Segmented(Answer):
+    """A picture and the labels of its pixels."""
+
+    pair_names: ClassVar = {"labels": ("label", "share")}
+    display_fields: ClassVar = ("picture", "mask", "colors")
+
+    path: str
+    """Path of the picture."""
+    labels: tuple[tuple[str, float], ...]
+    """Labels that occur, with their shares of the pixels, largest first."""
+    picture: Image.Image
+    mask: np.ndarray
+    """Index of the label of each pixel, uint8 [height, width]."""
+    colors: np.ndarray
+    """Color of each label, uint8 [labels, 3]."""
+
+    def __str__(self) -> str:
+        return "\n".join([self.path, *(f"  {share:6.1%}  {name}" for name, share in self.labels)])
+
+    def drawn(self) -> Image.Image:
+        """Returns the picture with each label in its color over it."""
+        return Image.blend(self.picture.convert("RGB"), Image.fromarray(self.colors[self.mask]), 0.6)
+
+    def save(self, path: Path) -> None:
+        """Writes the answer to a file: the picture with the mask over it, or JSON, depending on the ending of its
+        name.
+        """
+        if path.suffix.lower() in PICTURES:
+            self.drawn().save(path)
+        else:
+            super().save(path)
+
+    @classmethod
+    def save_all(cls, answers: Sequence[Answer], path: Path) -> None:
+        """Writes several answers to a JSON file, or otherwise to a folder with a picture, and a mask of indices, for
+        each.
+        """
+        if path.suffix.lower() == ".json":
+            super().save_all(answers, path)
+            return
+        path.mkdir(parents=True, exist_ok=True)
+        for number, answer in enumerate(answers, 1):
+            if isinstance(answer, Segmented):
+                name = f"{number}_{Path(answer.path).stem}"
+                answer.drawn().save(path / f"{name}.png")
+                Image.fromarray(answer.mask).save(path / f"{name}_mask.png")
+        super().save_all(answers, path / "answers.json")
+
+    def _repr_html_(self) -> str:
+        content = io.BytesIO()
+        self.drawn().save(content, "PNG")
+        legend = ", ".join(f"{html.escape(name)} {share:.1%}" for name, share in self.labels)
+        data = base64.b64encode(content.getvalue()).decode()
+        return f'<p>{html.escape(self.path)}: {legend}</p><img src="data:image/png;base64,{data}">'
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Segmentations(Predictor[Any]):
+    """Predictor of segmentation models. Pictures are resized so that the shorter side is that of the task, segmented in
+    overlapping windows, and the mean probabilities resized to the size of the picture.
+    """
+
+    overlap: float = 1 / 3
+    """Minimum share of a window, along each side, that the next window covers too."""
+
+    def encode(self, pictures: Sequence[PreparedPicture]) -> dict[str, np.ndarray]:
+        """Converts pictures to the arguments of the model: all windows of the first picture, then those of the second
+        one, and so on.
+        """
+        found = [window for picture in pictures for window, _ in self._windows(self._scaled(picture))]
+        return {"images": np.stack(found)}
+
+    def predict(self, pictures: Sequence[PreparedPicture]) -> list[Segmented]:
+        """Segments each picture."""
+        names, found = self.model.labels, []
+        for picture in pictures:
+            mask = self.segment(picture)
+            shares = np.bincount(mask.ravel(), minlength=len(names)) / mask.size
+            order = [number for number in np.argsort(-shares, kind="stable") if shares[number]]
+            labels = tuple((names[number], float(shares[number])) for number in order)
+            found.append(Segmented(picture.path, labels, picture.picture, mask, palette(len(names))))
+        return found
+
+    def segment(self, picture: PreparedPicture) -> np.ndarray:
+        """Returns the label of each pixel of a picture in its own size, uint8 [height, width]."""
+        scaled = self._scaled(picture)
+        shape = (*scaled.shape[:2], len(self.model.labels))
+        total, covers, size = np.zeros(shape, np.float32), np.zeros((*shape[:2], 1), np.float32), self.model.image
+        windows = list(self._windows(scaled))
+        for start in range(0, len(windows), ROWS):
+            part = windows[start : start + ROWS]
+            shares = np.asarray(_probabilities(self.model, self.params, np.stack([window for window, _ in part])))
+            for (_, (top, left)), share in zip(part, shares, strict=True):
+                total[top : top + size, left : left + size] += share
+                covers[top : top + size, left : left + size] += 1
+        return _argmax(total / covers, picture.picture.height, picture.picture.width)
+
+    def demonstrate(self, batch: Mapping[str, Any]) -> list[str]:
+        """Segments the first held-out images, and formats the shares of right pixels for display."""
+        lines = []
+        for row in np.flatnonzero(batch["weights"][:, 0])[:SHOWN]:
+            shares = np.asarray(_probabilities(self.model, self.params, batch["images"][row : row + 1]))[0]
+            mask = batch["mask"][row]
+            known = mask != 255
+            right = (shares.argmax(-1) == mask)[known].mean() if known.any() else 0.0
+            lines.append(f"held-out image {row}: {right:.1%} of the labelled pixels are right")
+        return lines
+
+    def _scaled(self, picture: PreparedPicture) -> np.ndarray:
+        """Resizes a picture so that its shorter side has `edge` pixels, and at least that of a window."""
+        width, height = picture.picture.size
+        scale = max(picture.edge, self.model.image) / min(width, height)
+        size = tuple(max(self.model.image, round(length * scale)) for length in (width, height))
+        return pixels(picture.picture.resize(size, Image.Resampling.BILINEAR))
+
+    def _windows(self, image: np.ndarray):
+        """Yields the windows of an image, which overlap and cover it, and their upper left corners (row, column)."""
+        size = self.model.image
+        for top in _starts(image.shape[0], size, self.overlap):
+            for left in _starts(image.shape[1], size, self.overlap):
+                yield image[top : top + size, left : left + size], (top, left)
+
+
+def _starts(length: int, size: int, overlap: float) -> list[int]:
+    """Returns the starts of windows of a size that cover a line, spread evenly."""
+    step = max(1, int(size * (1 - overlap)))
+    count = 1 + -(-max(0, length - size) // step)
+    return np.linspace(0, length - size, count).round().astype(int).tolist()
+
+
+def _argmax(shares: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resizes probabilities [rows, columns, labels] to a size. Returns the most likely label of each pixel, uint8
+    [height, width].
+    """
+    rows, columns = bilinear(shares.shape[0], height), bilinear(shares.shape[1], width)
+    strips = []
+    for start in range(0, height, STRIP):
+        strip = np.einsum("ry,yxn->rxn", rows[start : start + STRIP], shares, optimize=True)
+        strips.append(np.einsum("cx,rxn->rcn", columns, strip, optimize=True).argmax(-1))
+    return np.concatenate(strips).astype(np.uint8)
+
+
+def palette(count: int) -> np.ndarray:
+    """Returns distinct colors, uint8 [count, 3]: hues at the golden angle, in three brightnesses."""
+    hues = [colorsys.hsv_to_rgb(number * 0.381966 % 1, 0.85, (1.0, 0.75, 0.5)[number % 3]) for number in range(count)]
+    return np.round(255 * np.array(hues)).astype(np.uint8)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _probabilities(model: Any, params, images) -> jax.Array:
+    logits = model.apply({"params": params}, jnp.asarray(images)).logits
+    return jax.nn.softmax(resized(logits, images.shape[1:3]))
