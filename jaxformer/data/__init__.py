@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from jaxformer.data.fields.image import ImageField as ImageField
     from jaxformer.data.fields.label import LabelField as LabelField
     from jaxformer.data.fields.mask import MaskField as MaskField
+    from jaxformer.data.fields.sound import SoundField as SoundField
     from jaxformer.data.fields.text import TextField as TextField
     from jaxformer.data.fields.text import TokenField as TokenField
     from jaxformer.data.pipeline.loader import Data as Data
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from jaxformer.data.sources.detection import VocDetection as VocDetection
     from jaxformer.data.sources.pictures import ImageFolders as ImageFolders
     from jaxformer.data.sources.segmentation import MaskFolders as MaskFolders
+    from jaxformer.data.sources.sounds import SoundManifest as SoundManifest
+    from jaxformer.data.sources.sounds import SpeechFolder as SpeechFolder
     from jaxformer.data.sources.sources import Columns as Columns
     from jaxformer.data.sources.sources import JsonLines as JsonLines
     from jaxformer.data.sources.sources import Mixture as Mixture
@@ -56,7 +59,10 @@ if TYPE_CHECKING:
     from jaxformer.data.tasks.span_corruption import SpanCorruption as SpanCorruption
     from jaxformer.data.tasks.summary_sentences import SummarySentences as SummarySentences
     from jaxformer.data.tasks.tagging import TagTokens as TagTokens
+    from jaxformer.data.tasks.transcription import TranscriptField as TranscriptField
+    from jaxformer.data.tasks.transcription import Transcription as Transcription
     from jaxformer.data.transforms.image import Augmentation as Augmentation
+    from jaxformer.data.transforms.log_mel import LogMel as LogMel
     from jaxformer.data.transforms.scale_jitter import ScaleJitter as ScaleJitter
     from jaxformer.data.transforms.text import TextAugmentation as TextAugmentation
 else:
@@ -68,12 +74,14 @@ else:
             "data.fields.image": ("ImageField",),
             "data.fields.label": ("LabelField",),
             "data.fields.mask": ("MaskField",),
+            "data.fields.sound": ("SoundField",),
             "data.fields.text": ("TextField", "TokenField"),
             "data.pipeline.loader": ("Data", "evaluation_batches", "train_batches"),
             "data.sources.clips": ("ClipFolders",),
             "data.sources.detection": ("CocoDetection", "VocDetection"),
             "data.sources.pictures": ("ImageFolders",),
             "data.sources.segmentation": ("MaskFolders",),
+            "data.sources.sounds": ("SoundManifest", "SpeechFolder"),
             "data.sources.sources": ("Columns", "JsonLines", "Mixture", "ParallelFiles", "Source", "TextFiles", "Tfds"),
             "data.sources.tables": ("ClassFolders", "Csv", "Tsv"),
             "data.tasks.base": ("Task",),
@@ -94,8 +102,10 @@ else:
             "data.tasks.span_corruption": ("Denoiser", "SpanCorruption", "UL2"),
             "data.tasks.summary_sentences": ("SummarySentences",),
             "data.tasks.tagging": ("TagTokens",),
+            "data.tasks.transcription": ("TranscriptField", "Transcription"),
             "data.transforms.image": ("Augmentation",),
             "data.transforms.scale_jitter": ("ScaleJitter",),
+            "data.transforms.log_mel": ("LogMel",),
             "data.transforms.text": ("TextAugmentation",),
         },
     )

@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from jaxformer.metrics.base import Context as Context
     from jaxformer.metrics.base import DocumentMetric as DocumentMetric
     from jaxformer.metrics.base import Metric as Metric
+    from jaxformer.metrics.error_rates import ErrorRates as ErrorRates
+    from jaxformer.metrics.error_rates import character_error_rate as character_error_rate
+    from jaxformer.metrics.error_rates import word_error_rate as word_error_rate
     from jaxformer.metrics.means import Covariance as Covariance
     from jaxformer.metrics.means import Mean as Mean
     from jaxformer.metrics.summaries import SummaryScores as SummaryScores
@@ -20,6 +23,7 @@ else:
         {
             "metrics.averages": ("Average", "Loss"),
             "metrics.base": ("Context", "DocumentMetric", "Metric"),
+            "metrics.error_rates": ("ErrorRates", "character_error_rate", "word_error_rate"),
             "metrics.means": ("Covariance", "Mean"),
             "metrics.summaries": ("SummaryScores",),
             "metrics.texts": ("Scores",),

@@ -1,0 +1,157 @@
+"""Field that reads sounds and computes their log-mel spectrograms."""
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxformer import fields
+from jaxformer.data.examples import Example, Feature, Visit
+from jaxformer.data.fields.base import Field
+from jaxformer.data.sources import columns, sounds
+from jaxformer.data.sources.pictures import skip
+from jaxformer.data.tokenizers import Tokenizer
+from jaxformer.data.transforms.geometry import GeometricTransform
+from jaxformer.data.transforms.log_mel import LogMel
+from jaxformer.errors import FieldError, InputError
+
+EXAMPLE = "example.wav"
+"""Name of the sound file in a run folder that `predict` can be tried with."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Samples:
+    """A decoded sound, in the form that is cached."""
+
+    samples: np.ndarray
+    """Samples at the rate of the field, float32 [samples]."""
+
+    @property
+    def size(self) -> int:
+        """Size of the sound in memory, in units of four bytes."""
+        return len(self.samples)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PreparedSound:
+    """A sound to transcribe."""
+
+    path: str
+    """Path of the sound file. For a sound in memory, a name for messages."""
+    samples: np.ndarray
+    """Samples at the rate of the field, float32 [samples]."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SoundField(Field[Samples]):
+    """Field that reads a sound and computes its log-mel spectrogram.
+
+    Rows: `log_mel` float32 [batch, frames, mels], padded with silence to `seconds`.
+    """
+
+    column: str = "audio"
+    """Name of the column with the sound: a path, the bytes of a sound file, or samples (see `sounds.read_sound`)."""
+    seconds: float = 30.0
+    """Length of the sounds in a batch in seconds. A longer sound is left out."""
+    log_mel: LogMel = LogMel()
+    """Sampling rate, frames and mel bands."""
+    array_rate: int | None = None
+    """Samples per second of sounds that are arrays, as in TFDS. If None, they have the rate of `log_mel`."""
+    strict: bool = False
+    """Whether to stop at a sound that cannot be decoded or is too long. If False, it is skipped with a note."""
+
+    def __post_init__(self):
+        if not self.seconds * self.log_mel.rate >= self.log_mel.hop:
+            raise FieldError("data.task.audio.seconds", f"={self.seconds}: expected one frame or more")
+        fields.at_least("data.task.audio.array_rate", self.array_rate, 1)
+
+    @property
+    def unit(self) -> tuple[str, int]:
+        return "seconds of audio", max(1, round(self.seconds))
+
+    @property
+    def requirement(self) -> str:
+        return f"sound of up to {self.seconds:g} seconds that can be decoded"
+
+    @property
+    def frames(self) -> int:
+        """Number of frames in a row."""
+        return self.log_mel.frames(self.seconds)
+
+    def features(self) -> dict[str, Feature]:
+        return {"log_mel": Feature(self.frames, "float32", shape=(self.log_mel.mels,))}
+
+    def read(self, example: Mapping[str, Any], path: str = "data.task.audio.column") -> sounds.SoundLike:
+        sound = columns.value(example, self.column, path)
+        if isinstance(sound, str):
+            columns.check_text(sound, f"column {self.column!r}")
+        return sound
+
+    def encode(self, value: sounds.SoundLike, tokenizer: Tokenizer | None = None) -> Samples | None:
+        name = sounds.name_of(value, "a sound of the source")
+        try:
+            samples = self._decode(value, name)
+            if len(samples) > self.seconds * self.log_mel.rate:
+                length = len(samples) / self.log_mel.rate
+                raise sounds.Undecodable(f"{name}: {length:.1f} seconds: longer than the rows of {self.seconds:g}")
+        except sounds.Undecodable as error:
+            if self.strict:
+                raise FieldError("data.task.audio.strict", f"=True: {error}") from error
+            skip(str(error))
+            return None
+        return Samples(samples)
+
+    def transform(
+        self, encoded: Samples, visit: Visit, geometry: GeometricTransform | None = None
+    ) -> tuple[Example, GeometricTransform | None]:
+        return {"log_mel": self.spectrogram(encoded.samples)}, geometry
+
+    def request(self, example: Mapping[str, Any], folder: Path, path: str = "data.task.audio.column") -> str | None:
+        sound = columns.value(example, self.column, path)
+        if isinstance(sound, str | os.PathLike):
+            return str(sound)
+        file = folder / EXAMPLE
+        if not file.exists():  # The file may belong to the user.
+            try:
+                write_wav(file, self._decode(sound, "the example"), self.log_mel.rate)
+            except sounds.Undecodable as error:
+                raise InputError(str(error)) from error
+        return str(file)
+
+    def spectrogram(self, samples: np.ndarray) -> np.ndarray:
+        """Computes the features of a sound, padded with silence to the length of a row: float32 [frames, mels]."""
+        length = self.frames * self.log_mel.hop
+        padded = np.zeros(length, np.float32)
+        padded[: len(samples)] = samples[:length]
+        return self.log_mel(padded)
+
+    def prepare(self, requests: Sequence[sounds.SoundLike]) -> list[PreparedSound]:
+        """Decodes sounds of any length. Sounds are files or in memory.
+
+        Raises InputError if a sound cannot be decoded.
+        """
+        found = []
+        for number, sound in enumerate(requests, 1):
+            name = sounds.name_of(sound, f"sound {number}")
+            try:
+                found.append(PreparedSound(name, self._decode(sound, name)))
+            except sounds.Undecodable as error:
+                raise InputError(str(error)) from error
+        return found
+
+    def _decode(self, sound: sounds.SoundLike, name: str) -> np.ndarray:
+        return sounds.read_sound(sound, self.log_mel.rate, name, self.array_rate)
+
+
+def write_wav(path: Path, samples: np.ndarray, rate: int) -> None:
+    """Writes samples (floats from -1 to 1, [samples]) as a 16-bit WAV file with `rate` samples per second."""
+    import wave
+
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes((np.clip(samples, -1, 1) * 32767).round().astype("<i2").tobytes())
