@@ -39,7 +39,7 @@ def segformer_stage(width: int, depth: int, heads: int, reduction: int, **fields
       reduction: height and width, in positions, of the patches that keys and values are made of.
       fields: other fields of `Transformer`.
     """
-    given = {"norm": LayerNorm(1e-5), "dropout": 0.0, "attention_dropout": 0.0, "mlp": MixMlp()}
+    given: dict[str, Any] = {"norm": LayerNorm(1e-5), "dropout": 0.0, "attention_dropout": 0.0, "mlp": MixMlp()}
     return Transformer(width, depth, heads, ReducedAttention(reduction=reduction), **given | fields)
 
 

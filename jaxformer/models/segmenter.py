@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import flax.linen as nn
 import flax.struct
@@ -22,7 +22,7 @@ from jaxformer.models.flops import linear_flops, stack_flops
 from jaxformer.models.vit import IMAGES
 from jaxformer.parallel import metadata
 
-STACK = {"norm": LayerNorm(1e-6), "dropout": 0.0, "attention_dropout": 0.0}
+STACK: dict[str, Any] = {"norm": LayerNorm(1e-6), "dropout": 0.0, "attention_dropout": 0.0}
 EPSILON = 1e-6
 """Minimum length of a vector that is scaled to length 1."""
 

@@ -4,7 +4,7 @@ the encoder of VideoMAE (Tong et al. 2022).
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import flax.linen as nn
 import flax.struct
@@ -25,7 +25,7 @@ from jaxformer.models.base import InputSpec, Model, ModelOutput
 from jaxformer.models.flops import linear_flops, stack_flops
 
 CLIPS = InputSpec("bzyxn", "pixels of the frames, from 0 to 255", "uint8")
-STACK = {"norm": LayerNorm(1e-6), "dropout": 0.0, "attention_dropout": 0.0}
+STACK: dict[str, Any] = {"norm": LayerNorm(1e-6), "dropout": 0.0, "attention_dropout": 0.0}
 
 
 @flax.struct.dataclass
@@ -201,7 +201,7 @@ class VideoVit(Model):
         return hidden[:, int(self.class_token) :].mean(axis=1, dtype=jnp.float32).astype(hidden.dtype)
 
 
-def video_mae_encoder(**fields) -> Transformer:
+def video_mae_encoder(**fields: Any) -> Transformer:
     """Returns a stack of VideoMAE (Tong et al. 2022): keys without biases, and no last norm.
 
     Args:

@@ -140,8 +140,9 @@ class Segmentations(Predictor[Any]):
     def _scaled(self, picture: PreparedPicture) -> np.ndarray:
         """Resizes a picture so that its shorter side has `edge` pixels, and at least that of a window."""
         width, height = picture.picture.size
-        scale = max(picture.edge, self.model.image) / min(width, height)
-        size = tuple(max(self.model.image, round(length * scale)) for length in (width, height))
+        least = self.model.image
+        scale = max(picture.edge, least) / min(width, height)
+        size = max(least, round(width * scale)), max(least, round(height * scale))
         return pixels(picture.picture.resize(size, Image.Resampling.BILINEAR))
 
     def _windows(self, image: np.ndarray):

@@ -76,17 +76,16 @@ class SegmentedImages(ImageTask):
             raise InputError(f"{name}: a mask of {across} × {rows} pixels; its image has {width} × {height}")
         if self.objects is None:
             return found
-        return FieldValues({**found.values, "mask": self._of_objects(mask, example, name)}, found.size)
+        objects = columns.value(example, self.objects, "data.task.objects")
+        return FieldValues({**found.values, "mask": self._of_objects(mask, objects, name)}, found.size)
 
-    def _of_objects(self, mask: LabelMap, example: Mapping[str, Any], name: str) -> LabelMap:
+    def _of_objects(self, mask: LabelMap, objects: Mapping[str, Any], name: str) -> LabelMap:
         """Replaces the numbers of objects in a mask by their labels."""
-        labels = np.asarray(columns.value(example, self.objects, "data.task.objects")["label"], int) + 1
+        labels = np.asarray(objects["label"], int) + 1
         last = int(mask.labels[mask.labels != IGNORED].max(initial=0))
         if last > len(labels) or labels.max(initial=0) >= len(self.labels):
-            raise InputError(
-                f"{name}: object {last} of {len(labels)}; expected objects with labels up to the last of "
-                f"data.task.labels, {self.labels[-1]}"
-            )
+            expected = f"expected objects with labels up to the last of data.task.labels, {self.labels[-1]}"
+            raise InputError(f"{name}: object {last} of {len(labels)}; {expected}")
         lookup = np.full(256, IGNORED, np.uint8)
         lookup[: len(labels) + 1] = [0, *labels]
         return LabelMap(lookup[mask.labels])

@@ -58,8 +58,8 @@ class CutOut:
     def placed(self, side: float, degrees: float) -> Image.Image:
         """Returns the picture with a longer side of `side` pixels, turned clockwise by some degrees."""
         scale = side / max(self.picture.size)
-        size = tuple(max(1, round(length * scale)) for length in self.picture.size)
-        return self.picture.resize(size).rotate(-degrees, Image.Resampling.BICUBIC, expand=True)
+        width, height = (max(1, round(length * scale)) for length in self.picture.size)
+        return self.picture.resize((width, height)).rotate(-degrees, Image.Resampling.BICUBIC, expand=True)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -80,7 +80,7 @@ def inputs(model: Model, texts: Sequence[np.ndarray], pad: int, seed: int = 0) -
     sizes = {"b": ROWS} | model.fixed_sizes()
     if limits is None:
         shapes = {name: [sizes[letter] for letter in spec.axes] for name, spec in model.inputs().items()}
-        pixels = model.pixel_input
+        (pixels,) = (name for name in PIXEL_INPUTS if name in shapes)
         others = {name: rng.random(shape, np.float32) for name, shape in shapes.items() if name != pixels}
         for name, values in (
             ("within range", rng.uniform(-1, 1, shapes[pixels])),
