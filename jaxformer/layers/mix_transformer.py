@@ -101,6 +101,6 @@ class MixMlp(Mlp):
         kernel = self.param("mix_kernel", init, (3, 3, inner)).astype(compute_dtype(dtype))
         bias = self.param("mix_bias", metadata.with_axes(nn.initializers.zeros, "f"), (inner,))
         parts = zip(shifted(square(y), 3, 1), kernel.reshape(9, inner), strict=True)
-        mixed = sum(part * row for part, row in parts).reshape(y.shape) + bias.astype(y.dtype)
+        mixed = sum((part * row for part, row in parts), jnp.zeros((), y.dtype)).reshape(y.shape) + bias.astype(y.dtype)
         y = activation(self.activation)(mixed)
         return Linear("btf,fd->btd", (inner, width), self.bias, dtype, name="down")(y), {}

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -40,8 +40,8 @@ class VideoClassification(ImageClassification):
           key: PRNG key for dropout. If None, the model is evaluated without label smoothing, and the counts of each
             label are added.
         """
-        clips = batch["clips"]
-        return super().__call__(model, params, {**batch, "clips": views_of(clips, model.frames)}, key)
+        clips, classifier = batch["clips"], cast(Any, model)  # Of clips, not of images.
+        return super().__call__(classifier, params, {**batch, "clips": views_of(clips, model.frames)}, key)
 
     def log_probabilities(self, output: Any, labels: jax.Array) -> jax.Array:
         views = jax.nn.log_softmax(output.logits)

@@ -125,7 +125,8 @@ class ClipField(Field[Clip]):
 
     def for_evaluation(self) -> "ClipField":
         settings: dict[str, Any] = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return ClipViews(**settings | {"augmentation": None})
+        settings["augmentation"] = None
+        return ClipViews(**settings)
 
     def read(self, example: Mapping[str, Any], path: str = "data.task.clip.column") -> ClipLike:
         clip = columns.value(example, self.column, path)

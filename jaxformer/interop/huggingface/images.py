@@ -283,7 +283,7 @@ def write_preprocessor(folder: Path, model: Any, image: ImageField | None = None
         )
     crops = image.fit != "stretch" or image.edge != image.size
     value = {
-        "image_processor_type": CLIP_PROCESSORS.get(model_type) or _processor_for(image, crops),
+        "image_processor_type": CLIP_PROCESSORS.get(model_type or "") or _processor_for(image, crops),
         **({"offset": False} if model_type == "vivit" else {}),
         "do_convert_rgb": model.channels == 3,
         "do_resize": image.fit != "none",

@@ -40,7 +40,7 @@ class Sides:
     round: Callable[[torch.nn.Module], None]
     """Function that rounds the weights of a PyTorch model to the dtype of the export, in place."""
 
-    def predict(self, inputs: Sequence[str]) -> list[Any]:
+    def predict(self, inputs: Sequence[Any]) -> list[Any]:
         """Returns the answers of the run to raw inputs."""
         with on_cpu():
             return self.run.predict(list(inputs))

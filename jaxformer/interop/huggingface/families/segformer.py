@@ -30,12 +30,12 @@ def _stage(number: int) -> list[ParamMapping]:
     """Returns the parameter mappings of a stage, counted from 0."""
     ours, encoder = STAGES[number], "segformer.encoder"
     blocks, theirs = f"{ours}/blocks", f"{encoder}.block.{number}.{{l}}"
-    parts = (f"{theirs}.attention.self.{name}" for name in ("query", "key", "value"))
+    query, key, value = (f"{theirs}.attention.self.{name}" for name in ("query", "key", "value"))
     return [
         *linear(f"{ours}_patches/patch", f"{encoder}.patch_embeddings.{number}.proj", CONVOLUTION),
         *norm(f"{ours}_patches/norm", f"{encoder}.patch_embeddings.{number}.layer_norm"),
         *norm(f"{blocks}/attention_norm", f"{theirs}.layer_norm_1"),
-        *attention(f"{blocks}/attention", *parts, f"{theirs}.attention.output.dense"),
+        *attention(f"{blocks}/attention", query, key, value, f"{theirs}.attention.output.dense"),
         *linear(f"{blocks}/attention/reduction", f"{theirs}.attention.self.sr", CONVOLUTION),
         *norm(f"{blocks}/attention/reduction_norm", f"{theirs}.attention.self.layer_norm"),
         *norm(f"{blocks}/mlp_norm", f"{theirs}.layer_norm_2"),
@@ -119,7 +119,7 @@ def build(reader: ConfigReader, names: Collection[str]) -> SegFormer:
             raise reader.error(name, values, "four whole numbers above 0")
     activation = reader.choice("hidden_act", ACTIVATIONS, "gelu")
     dropout, attention_dropout = reader.rate("hidden_dropout_prob"), reader.rate("attention_probs_dropout_prob")
-    stages = {
+    stages: dict[str, Any] = {
         name: segformer_stage(
             width,
             depth,
