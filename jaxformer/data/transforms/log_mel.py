@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import numpy as np
 import scipy.fft
@@ -67,7 +68,7 @@ class LogMel:
 
     def _energies(self, frames: np.ndarray) -> np.ndarray:
         """Computes the energies in mel bands, float64 [frames, mels], of frames [frames, window]."""
-        spectrum = np.asarray(scipy.fft.rfft(frames * _hann(self.window), axis=-1))
+        spectrum: Any = scipy.fft.rfft(frames * _hann(self.window), axis=-1)
         return (spectrum.real**2 + spectrum.imag**2) @ mel_filters(self.mels, self.rate, self.window)
 
 
