@@ -42,8 +42,9 @@ def loss_and_gradient(experiment: Experiment, params, batch, key) -> tuple[Means
         return gradient(batch, key, None)
     if isinstance(objective, BatchObjective):
         return _by_cached_vectors(experiment, objective, params, batch, key)
-    # Only the weights are used, so the compiler removes the rest of this pass.
-    totals = {name: mean.weight for name, mean in objective(model, model_params(experiment, params), batch).items()}
+    # Only the weights are used, so the compiler removes the rest of this pass. Without a key, there may be other terms.
+    terms = objective(model, model_params(experiment, params), batch)
+    totals = {name: mean.weight for name, mean in terms.items() if is_mean(mean)}
 
     def body(total, numbered):
         number, micro = numbered
